@@ -1,0 +1,6 @@
+"""Move a running LXC container from one host to another: what every stage is made of, and the command line.
+
+`docs/architecture.md` is the map of the modules.
+"""
+
+__version__ = "0.1.0"

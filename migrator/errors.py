@@ -1,0 +1,423 @@
+"""Every error that a user can meet: a class each, with its message, its cure and its exit status.
+
+The docstring of a class is its message and `cure` tells what to do; both are filled in with the fields that the
+error was raised with. The table in docs/errors.md is made from this module.
+
+Exit statuses
+    0       done
+    1       done, with warnings (`check`)
+    2       wrong usage, or an error without a number of its own
+    3-5     a stage failed after it had frozen the container; the number tells where the container is now
+    10-99   one cause each; the container runs (or is where it was before the command)
+    128+N   ended by signal N
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+EXIT_OK = 0
+EXIT_WARNINGS = 1
+EXIT_USAGE = 2
+SIGNAL_BASE = 128
+
+
+class MigratorError(Exception):
+    """{reason}"""
+
+    status: ClassVar[int] = 2
+    cure: ClassVar[str] = ""
+
+    def __init__(self, **fields: Any) -> None:
+        self.fields = fields
+        self.host: str | None = None  # set when the error comes from the other host
+        super().__init__(self.message)
+
+    @classmethod
+    def code(cls) -> str:
+        """The class's name in words joined by hyphens: what `--json` and the protocol call it."""
+        name = cls.__name__.removesuffix("Error") if cls is not MigratorError else "Error"
+        return "".join(f"-{c.lower()}" if c.isupper() else c for c in name).lstrip("-")
+
+    @property
+    def message(self) -> str:
+        return _fill(self.__doc__ or "", self.fields)
+
+    @property
+    def hint(self) -> str:
+        return _fill(self.cure, self.fields)
+
+    def __str__(self) -> str:
+        return f"{self.host}: {self.message}" if self.host else self.message
+
+    def to_json(self) -> dict[str, Any]:
+        """The error as `--json` prints it and as the protocol carries it."""
+        data: dict[str, Any] = {
+            "code": self.code(),
+            "message": self.message,
+            "cure": self.hint,
+            "status": self.status,
+            "fields": {key: str(value) for key, value in self.fields.items()},
+        }
+        if self.host:
+            data["host"] = self.host
+        return data
+
+
+class _Blank(dict[str, Any]):
+    """A field that the other host's older version did not send shows as its name, not as a KeyError."""
+
+    def __missing__(self, key: str) -> str:
+        return f"<{key}>"
+
+
+def _fill(template: str, fields: dict[str, Any]) -> str:
+    return " ".join(template.split()).format_map(_Blank(fields))
+
+
+class UsageError(MigratorError):
+    """{reason}"""
+
+
+class InternalError(MigratorError):
+    """Internal error: {reason}"""
+
+    cure = "Run the command again with --debug and report what it prints."
+
+
+# --- After the freeze: where is the container now? ------------------------------------------------------------
+
+
+class OutcomeError(MigratorError):
+    """Base of the three outcomes; `cause` is the error that led to it."""
+
+    def __init__(self, cause: MigratorError, **fields: Any) -> None:
+        self.cause = cause
+        super().__init__(cause=str(cause), cause_cure=cause.hint, **fields)
+
+    def to_json(self) -> dict[str, Any]:
+        return super().to_json() | {"cause": self.cause.to_json()}
+
+
+class SourceRunsAgain(OutcomeError):
+    """{cause} The container {name} was thawed and runs on on this host."""
+
+    status = 3
+    cure = "{cause_cure} Then run again: {next}"
+
+
+class SourceStillFrozen(OutcomeError):
+    """{cause} The container {name} is still frozen on {source}, with all its memory."""
+
+    status = 4
+    cure = "{cause_cure} Then either go on with: {next} -- or give up and thaw it with: {rollback}"
+
+
+class SourceStateUnknown(OutcomeError):
+    """{cause} Whether {destination} may run the container {name} is not known; it is kept frozen here."""
+
+    status = 5
+    cure = "When {destination} can be reached again: {rollback}"
+
+
+# --- This host and its programs -------------------------------------------------------------------------------
+
+
+class NotRoot(MigratorError):
+    """{command} needs root: it freezes processes and makes snapshots."""
+
+    status = 10
+    cure = "Run it as root, for example with sudo."
+
+
+class ProgramMissing(MigratorError):
+    """The program {program} is not installed."""
+
+    status = 11
+    cure = "Install it: apt-get install {package}"
+
+
+class PackageMissing(MigratorError):
+    """The Python package {module} cannot be imported: {reason}"""
+
+    status = 12
+    cure = "Install it: apt-get install {package}, in a virtual environment made with --system-site-packages."
+
+
+class CommandFailed(MigratorError):
+    """{command} failed with {outcome}: {output}"""
+
+    status = 13
+    cure = "Run it by hand to see more."
+
+
+class CommandTimeout(MigratorError):
+    """{command} did not end within {limit} seconds and was killed."""
+
+    status = 14
+
+
+class Interrupted(MigratorError):
+    """Interrupted by {signal}."""
+
+    @property
+    def exit_status(self) -> int:
+        return SIGNAL_BASE + int(self.fields.get("number", 2))
+
+
+class JournalBroken(MigratorError):
+    """The journal {path} cannot be used: {reason}"""
+
+    status = 15
+    cure = "Look at it with: sqlite3 {path} .dump -- and keep a copy of it before you change anything."
+
+
+class Busy(MigratorError):
+    """Another migrator command works on {name} at this moment (process {pid})."""
+
+    status = 16
+    cure = "Wait until it has ended, or see what it does with: migrator status {name}"
+
+
+# --- Names and containers -------------------------------------------------------------------------------------
+
+
+class InvalidName(MigratorError):
+    """{what} {name} is not a valid name: {reason}."""
+
+    status = 20
+    cure = "Names have 1 to 63 letters, digits, '.', '_' or '-' and begin with a letter or digit."
+
+
+class ContainerNotFound(MigratorError):
+    """There is no container {name} in {lxcpath}."""
+
+    status = 21
+    cure = "See what there is with: lxc-ls -f -P {lxcpath}"
+
+
+class ContainerNotRunning(MigratorError):
+    """The container {name} is {state}, not RUNNING."""
+
+    status = 22
+    cure = "Start it with: lxc-start -P {lxcpath} {name}"
+
+
+class ContainerExists(MigratorError):
+    """{host_name} already has a container {name} in {lxcpath} that did not come from this one."""
+
+    status = 23
+    cure = "Rename or remove it there, or choose another path with --destination-lxcpath."
+
+
+class ConfigInvalid(MigratorError):
+    """The configuration of {name} cannot be carried over: {reason}"""
+
+    status = 24
+
+
+class AlreadyMigrating(MigratorError):
+    """{name} is already being migrated to {peer} (migration {id})."""
+
+    status = 25
+    cure = "Go on with: {next} -- or give that migration up with: migrator rollback {name}"
+
+
+class NoMigration(MigratorError):
+    """There is no migration of {name} on this host that {stage} could go on with."""
+
+    status = 26
+    cure = "It begins with: {next}"
+
+
+class OutOfOrder(MigratorError):
+    """{stage} cannot run now: {missing}."""
+
+    status = 27
+    cure = "Next: {next}"
+
+
+class ContainerChanged(MigratorError):
+    """{name} has changed since prepare-data: {reason}."""
+
+    status = 28
+    cure = "Send it again: {next}"
+
+
+class AlreadyRuns(MigratorError):
+    """{name} already runs on {destination}: rolling back would lose what it did there."""
+
+    status = 29
+    cure = "Complete the migration with: {next} -- and move it back with a new migration from there."
+
+
+# --- Preflight ------------------------------------------------------------------------------------------------
+
+
+class Blocked(MigratorError):
+    """{name} cannot be moved to {destination}: {findings}."""
+
+    status = 30
+    cure = "See each finding and its cure with: {check} -- accept one by name with --ignore CODE."
+
+
+# --- The other host -------------------------------------------------------------------------------------------
+
+
+class DestinationInvalid(MigratorError):
+    """{destination} is not a destination: {reason}."""
+
+    status = 40
+    cure = "Write it as [user@]host[:port], with an IPv6 address in brackets."
+
+
+class TunnelNotBuilt(MigratorError):
+    """peer:{peer}: paired peers behind NAT are not supported by this version."""
+
+    status = 41
+    cure = "Use a destination that SSH reaches: [user@]host[:port]."
+
+
+class HostUnreachable(MigratorError):
+    """{destination} cannot be reached: {reason}."""
+
+    status = 42
+    cure = "Check name, address, port and firewall with: ssh -v {destination}"
+
+
+class HostKeyUnknown(MigratorError):
+    """{destination} is not in known_hosts; it shows the {key_type} key {fingerprint}."""
+
+    status = 43
+    cure = "Compare the fingerprint on {destination} with: ssh-keygen -lf {key_file} -- if it is the same, add --accept-new-host-key."
+
+
+class HostKeyChanged(MigratorError):
+    """THE HOST KEY OF {destination} HAS CHANGED: it shows the {key_type} key {fingerprint}, but known_hosts has another.
+    Somebody may be listening."""
+
+    status = 44
+    cure = "Find out why. If the key was changed on purpose: ssh-keygen -R {known_hosts_name}"
+
+
+class SshRefused(MigratorError):
+    """{destination} refused the login as {user}: {reason}."""
+
+    status = 45
+    cure = "Let this host's root in: ssh-copy-id {destination}"
+
+
+class RemoteMissing(MigratorError):
+    """migrator cannot be started on {destination}: {reason}."""
+
+    status = 46
+    cure = "Install the same version of migrator there, and see that `ssh {destination} migrator --version` works."
+
+
+class ProtocolError(MigratorError):
+    """The other host does not follow the protocol: {reason}."""
+
+    status = 47
+    cure = "Install the same version of migrator on both hosts."
+
+
+class ConnectionLost(MigratorError):
+    """The connection to {destination} broke: {reason}."""
+
+    status = 48
+    cure = "Check the network and that host."
+
+
+# --- Data -----------------------------------------------------------------------------------------------------
+
+
+class NoSpace(MigratorError):
+    """{where} has {free} free, but {needed} are needed for {what}."""
+
+    status = 50
+    cure = "Make room there, for example with: migrator cleanup"
+
+
+class SegmentDamaged(MigratorError):
+    """Segment {segment} of {file} does not match its digest."""
+
+    status = 51
+    cure = "Its disk or memory may be failing. The data must be sent again."
+
+
+class NotBtrfs(MigratorError):
+    """{path} is not on btrfs or is not a subvolume."""
+
+    status = 52
+    cure = "Make the container's root file system a subvolume: btrfs subvolume create NEW, then copy with cp -a --reflink."
+
+
+class SendFailed(MigratorError):
+    """btrfs send of {snapshot} failed: {reason}"""
+
+    status = 53
+
+
+class ReceiveFailed(MigratorError):
+    """btrfs receive into {path} failed: {reason}"""
+
+    status = 54
+
+
+class SnapshotFailed(MigratorError):
+    """The subvolume {path} could not be {action}: {reason}"""
+
+    status = 55
+
+
+# --- Memory ---------------------------------------------------------------------------------------------------
+
+
+class FreezeFailed(MigratorError):
+    """The container {name} did not freeze within {limit} seconds."""
+
+    status = 60
+    cure = "A process in uninterruptible sleep may hold it up: ps -eo pid,stat,wchan,cmd | grep ' D'"
+
+
+class DumpFailed(MigratorError):
+    """CRIU could not dump {name}: {reason}"""
+
+    status = 61
+    cure = "The whole log is {log}."
+
+
+class RestoreFailed(MigratorError):
+    """{name} could not be restored: {reason}"""
+
+    status = 62
+    cure = "The whole log is {log}."
+
+
+class DowntimeExceeded(MigratorError):
+    """{name} was frozen for {seconds} seconds, longer than --max-downtime allows."""
+
+    status = 63
+    cure = "Raise --max-downtime, or send the data again first so that less is left."
+
+
+def by_code() -> dict[str, type[MigratorError]]:
+    """Every error class under its code: how an error from the other host finds its class again."""
+    found: dict[str, type[MigratorError]] = {}
+    waiting: list[type[MigratorError]] = [MigratorError]
+    while waiting:
+        cls = waiting.pop()
+        waiting += cls.__subclasses__()
+        found[cls.code()] = cls
+    return found
+
+
+def from_json(data: dict[str, Any], host: str) -> MigratorError:
+    """The error that the other host sent, as an exception that names that host."""
+    cls = by_code().get(str(data.get("code")), InternalError)
+    fields = data.get("fields")
+    if issubclass(cls, OutcomeError) or not isinstance(fields, dict):
+        cls, fields = InternalError, {"reason": str(data.get("message"))[:1000]}
+    error = cls(**{str(key): str(value)[:4000] for key, value in fields.items()})
+    error.host = host
+    return error

@@ -1,0 +1,80 @@
+"""What a command says while it works: to stderr, so that stdout stays for data.
+
+Plain lines, colour only on a terminal that wants it (NO_COLOR), and JSON lines with `--json`.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import os
+import sys
+import time
+from typing import Any
+
+
+class Level(enum.IntEnum):
+    QUIET = 0  # errors only (-q)
+    NORMAL = 1
+    VERBOSE = 2  # what is done and how long it took (-v)
+    DEBUG = 3  # every program that is started (--debug)
+
+
+level = Level.NORMAL
+as_json = False
+
+_STYLES = {"error": "\033[31;1m", "warning": "\033[33;1m", "cure": "\033[36m", "debug": "\033[2m"}
+
+
+def colour() -> bool:
+    """Whether stderr takes colour: a terminal, and NO_COLOR (no-color.org) is not set."""
+    return sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def say(kind: str, text: str, **fields: Any) -> None:
+    """One line to stderr; with `--json` an object with `type`, `time` (seconds since 1970) and `message`."""
+    if as_json:
+        line = json.dumps({"type": kind, "time": round(time.time(), 3), "message": text, **fields})
+    else:
+        prefix = {"error": "migrator: ", "warning": "migrator: warning: ", "cure": "  "}.get(kind, "")
+        line = f"{prefix}{text}"
+        if kind in _STYLES and colour():
+            line = f"{_STYLES[kind]}{line}\033[0m"
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except (BrokenPipeError, ValueError):  # nobody listens any more; the work goes on
+        pass
+
+
+def info(text: str, **fields: Any) -> None:
+    if level >= Level.NORMAL:
+        say("info", text, **fields)
+
+
+def verbose(text: str, **fields: Any) -> None:
+    if level >= Level.VERBOSE:
+        say("verbose", text, **fields)
+
+
+def debug(text: str) -> None:
+    if level >= Level.DEBUG:
+        say("debug", text)
+
+
+def trace(text: str) -> None:
+    """A program that is being started, as the shell's `set -x` shows it."""
+    debug(f"+ {text}")
+
+
+def warning(text: str, **fields: Any) -> None:
+    if level >= Level.NORMAL:
+        say("warning", text, **fields)
+
+
+def error(text: str, **fields: Any) -> None:
+    say("error", text, **fields)
+
+
+def cure(text: str) -> None:
+    if not as_json:  # the JSON error carries its cure itself
+        say("cure", text)

@@ -1,0 +1,206 @@
+"""The one way to start a program.
+
+Argument lists and never a shell, stdin closed unless a file is given, a minimal environment, a time limit, and a
+failure that shows the command as one could paste it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shlex
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+from migrator import log
+from migrator.errors import CommandFailed, CommandTimeout, ProgramMissing
+
+DEFAULT_LIMIT = 60.0  # seconds
+ERROR_TAIL = 2000  # bytes of a program's output that an error message shows
+
+# Which Debian package brings a program that is not there.
+PACKAGES = {
+    "btrfs": "btrfs-progs",
+    "criu": "criu",
+    "ip": "iproute2",
+    "nft": "nftables",
+    "sysctl": "procps",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Completed:
+    argv: tuple[str, ...]
+    status: int  # as subprocess: negative for a signal
+    stdout: bytes
+    stderr: bytes
+    seconds: float
+
+    @property
+    def text(self) -> str:
+        return self.stdout.decode(errors="replace")
+
+
+def shown(argv: Sequence[str | os.PathLike[str]]) -> str:
+    """The command as one could paste it into a shell."""
+    return shlex.join(os.fspath(a) for a in argv)
+
+
+def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """What programs get to see: a fixed locale so that output can be read, and nothing private."""
+    keep = {key: os.environ[key] for key in ("PATH", "HOME", "TERM") if key in os.environ}
+    path = keep.get("PATH") or "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    for folder in ("/usr/local/sbin", "/usr/sbin", "/sbin"):  # ssh and cron leave these out
+        if folder not in path.split(":"):
+            path += f":{folder}"
+    return keep | {"PATH": path, "LC_ALL": "C.UTF-8"} | dict(extra or {})
+
+
+def outcome(status: int) -> str:
+    """An exit status in words."""
+    if status < 0:
+        try:
+            return signal.Signals(-status).name
+        except ValueError:
+            return f"signal {-status}"
+    return f"exit status {status}"
+
+
+def run(
+    argv: Sequence[str | os.PathLike[str]],
+    *,
+    limit: float = DEFAULT_LIMIT,
+    check: bool = True,
+    stdin: int | IO[bytes] | None = None,
+    stdout: int | IO[bytes] | None = None,
+    env: Mapping[str, str] | None = None,
+    pass_fds: Sequence[int] = (),
+) -> Completed:
+    """Run a program to its end.
+
+    `limit` is in seconds. `stdin` and `stdout` take an open file; without one stdin is closed and stdout is
+    captured. Raises ProgramMissing, CommandTimeout and, if `check`, CommandFailed.
+    """
+    begun = time.monotonic()
+    with started(argv, stdin=stdin, stdout=stdout, env=env, pass_fds=pass_fds) as program:
+        status = program.wait(limit)
+        captured = program.captured()
+        error = program.error_output()
+    done = Completed(program.argv, status, captured, error, time.monotonic() - begun)
+    log.debug(f"{shown(argv)}: {outcome(status)} after {done.seconds * 1000:.0f} ms")
+    if check and status != 0:
+        raise program.failure(status)
+    return done
+
+
+class Program:
+    """A program that runs; made by `started`."""
+
+    def __init__(self, argv: tuple[str, ...], process: subprocess.Popen[bytes],
+                 out: IO[bytes] | None, err: IO[bytes]) -> None:
+        self.argv = argv
+        self.process = process
+        self._out = out
+        self._err = err
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def stdout(self) -> IO[bytes]:
+        """The reading end, when it was started with `stdout=subprocess.PIPE`."""
+        assert self.process.stdout is not None
+        return self.process.stdout
+
+    @property
+    def stdin(self) -> IO[bytes]:
+        """The writing end, when it was started with `stdin=subprocess.PIPE`."""
+        assert self.process.stdin is not None
+        return self.process.stdin
+
+    def wait(self, limit: float) -> int:
+        """Its exit status; raises CommandTimeout (and kills its process group) after `limit` seconds."""
+        try:
+            return self.process.wait(limit)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise CommandTimeout(command=shown(self.argv), limit=f"{limit:g}") from None
+
+    def finish(self, limit: float = DEFAULT_LIMIT) -> None:
+        """Wait for the end and raise CommandFailed unless it was a good one."""
+        status = self.wait(limit)
+        if status != 0:
+            raise self.failure(status)
+
+    def kill(self) -> None:
+        """End the program and what it started (it leads a process group of its own)."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def captured(self) -> bytes:
+        return _read_back(self._out) if self._out else b""
+
+    def error_output(self) -> bytes:
+        return _read_back(self._err)
+
+    def failure(self, status: int) -> CommandFailed:
+        text = (self.error_output() or self.captured())[-ERROR_TAIL:].decode(errors="replace").strip()
+        return CommandFailed(command=shown(self.argv), outcome=outcome(status), output=text or "no output")
+
+
+@contextlib.contextmanager
+def started(
+    argv: Sequence[str | os.PathLike[str]],
+    *,
+    stdin: int | IO[bytes] | None = None,
+    stdout: int | IO[bytes] | None = None,
+    env: Mapping[str, str] | None = None,
+    pass_fds: Sequence[int] = (),
+) -> Iterator[Program]:
+    """Start a program and hand it over while it runs; it is killed if the block is left before its end.
+
+    Output that nobody reads goes to temporary files, never to a pipe: a daemon that keeps them open (LXC's monitor
+    does) cannot block us.
+    """
+    words = tuple(os.fspath(a) for a in argv)
+    with contextlib.ExitStack() as stack:
+        err = stack.enter_context(tempfile.TemporaryFile())
+        out = stack.enter_context(tempfile.TemporaryFile()) if stdout is None else None
+        log.trace(shown(words))
+        try:
+            process = subprocess.Popen(
+                words,
+                stdin=subprocess.DEVNULL if stdin is None else stdin,
+                stdout=out if stdout is None else stdout,
+                stderr=err,
+                env=environment(env),
+                pass_fds=tuple(pass_fds),
+                process_group=0,
+            )
+        except FileNotFoundError:
+            name = Path(words[0]).name
+            raise ProgramMissing(program=name, package=PACKAGES.get(name, name.split("-")[0])) from None
+        program = Program(words, process, out, err)
+        try:
+            yield program
+        finally:
+            if process.poll() is None:
+                program.kill()
+            for pipe in (process.stdin, process.stdout):
+                if pipe:
+                    with contextlib.suppress(OSError):
+                        pipe.close()
+
+
+def _read_back(file: IO[bytes]) -> bytes:
+    file.flush()
+    file.seek(0)
+    return file.read()
