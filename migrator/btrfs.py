@@ -1,0 +1,174 @@
+"""Subvolumes and their streams: pybtrfs for the first, `btrfs send | btrfs receive` for the second.
+
+pybtrfs is imported only when a subvolume is looked at. Its errors carry no path, so ours do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import subprocess
+import uuid as uuid_module
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from migrator.errors import CommandFailed, NotBtrfs, PackageMissing, ReceiveFailed, SendFailed, SnapshotFailed
+from migrator.run import Program, shown, started
+
+STREAM_LIMIT = 24 * 3600.0  # seconds; the transfer has a shorter limit of its own on silence
+DRAIN_LIMIT = 600.0  # seconds that `btrfs receive` may work on after its last byte
+
+
+def _pybtrfs() -> Any:
+    try:
+        import pybtrfs
+    except ImportError as error:
+        raise PackageMissing(module="pybtrfs", package="python3-pip, then pip install pybtrfs", reason=error) from error
+    return pybtrfs
+
+
+@dataclasses.dataclass(frozen=True)
+class Subvolume:
+    """A subvolume's identity (btrfs-subvolume(8))."""
+
+    path: Path
+    uuid: str
+    received_uuid: str  # the uuid that it had on the host it was sent from, or ""
+    read_only: bool
+    generation: int
+
+    @property
+    def stream_uuid(self) -> str:
+        """What `btrfs send -p` calls this subvolume to the receiver: the uuid where it was first made."""
+        return self.received_uuid or self.uuid
+
+
+def is_subvolume(path: Path) -> bool:
+    """Whether `path` is the top of a subvolume; False for what does not exist."""
+    return path.is_dir() and bool(_pybtrfs().is_subvolume(str(path)))
+
+
+def info(path: Path) -> Subvolume:
+    """A subvolume's identity; raises NotBtrfs."""
+    if not is_subvolume(path):
+        raise NotBtrfs(path=path)
+    found = _pybtrfs().subvolume_info(str(path))
+    return Subvolume(
+        path=path,
+        uuid=_uuid(found.uuid),
+        received_uuid=_uuid(found.received_uuid),
+        read_only=bool(_pybtrfs().get_subvolume_read_only(str(path))),
+        generation=int(found.generation),
+    )
+
+
+def _uuid(value: Any) -> str:
+    raw = value if isinstance(value, bytes) else uuid_module.UUID(str(value)).bytes if value else bytes(16)
+    return "" if not any(raw) else str(uuid_module.UUID(bytes=raw))
+
+
+def snapshot_command(source: Path, target: Path, *, read_only: bool) -> list[str]:
+    return ["btrfs", "subvolume", "snapshot", *(["-r"] if read_only else []), str(source), str(target)]
+
+
+def snapshot(source: Path, target: Path, *, read_only: bool) -> Subvolume:
+    """A snapshot of `source` at `target`, which must not exist; raises SnapshotFailed."""
+    with _failing_as("snapshotted", source):
+        _pybtrfs().create_snapshot(str(source), str(target), read_only=read_only)
+    return info(target)
+
+
+def delete(path: Path) -> None:
+    """Remove a subvolume; nothing happens when it is not there. Raises SnapshotFailed."""
+    if is_subvolume(path):
+        with _failing_as("deleted", path):
+            _pybtrfs().delete_subvolume(str(path), recursive=True)
+
+
+def sync(path: Path) -> None:
+    """Commit what was done on this file system to its disk."""
+    with _failing_as("synced", path):
+        _pybtrfs().sync(str(path))
+
+
+@contextlib.contextmanager
+def _failing_as(action: str, path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, _pybtrfs().BtrfsUtilError) as error:
+        raise SnapshotFailed(path=path, action=action, reason=error) from error
+
+
+def send_command(snapshot: Path, parent: Path | None) -> list[str]:
+    return ["btrfs", "send", "-q", *(["-p", str(parent)] if parent else []), str(snapshot)]
+
+
+def receive_command(folder: Path) -> list[str]:
+    # -e ends at the end mark of one stream, so that a stream cut short is an error and not an early success.
+    return ["btrfs", "receive", "-q", "-e", str(folder)]
+
+
+class SendStream:
+    """The stream of `btrfs send`, to be read; a send that fails raises SendFailed at its end."""
+
+    def __init__(self, program: Program, snapshot: Path) -> None:
+        self._program = program
+        self._snapshot = snapshot
+
+    def readinto(self, buffer: memoryview | bytearray) -> int:
+        """Like a raw file's: fills some of `buffer`, 0 at the end; raises SendFailed where the send failed."""
+        count = self._program.stdout.readinto(buffer)  # type: ignore[attr-defined]
+        if not count:
+            status = self._program.wait(DRAIN_LIMIT)
+            if status != 0:
+                failure = self._program.failure(status)
+                raise SendFailed(snapshot=self._snapshot, reason=failure.fields["output"])
+        return int(count or 0)
+
+
+@contextlib.contextmanager
+def send(snapshot: Path, parent: Path | None = None) -> Iterator[SendStream]:
+    """The send stream of a read-only snapshot, in full or as increment on `parent`."""
+    with started(send_command(snapshot, parent), stdout=subprocess.PIPE) as program:
+        _widen(program.stdout.fileno())
+        yield SendStream(program, snapshot)
+
+
+def receive(stream: Iterable[bytes | memoryview], folder: Path) -> None:
+    """Feed a send stream to `btrfs receive` in `folder`; raises ReceiveFailed.
+
+    A receive that broke off leaves a subvolume without received_uuid: the caller knows its name and removes it.
+    """
+    with started(receive_command(folder), stdin=subprocess.PIPE) as program:
+        _widen(program.stdin.fileno())
+        try:
+            with program.stdin:
+                for chunk in stream:
+                    program.stdin.write(chunk)
+        except BrokenPipeError:
+            pass  # it has failed; its own message says why
+        try:
+            program.finish(DRAIN_LIMIT)
+        except CommandFailed as error:
+            raise ReceiveFailed(path=folder, reason=error.fields["output"]) from error
+
+
+def _widen(fd: int) -> None:
+    """A pipe of 1 MiB instead of 64 KiB: fewer switches between the programs at its two ends."""
+    import fcntl
+
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, 1 << 20)
+
+
+def describe(snapshot: Path, parent: Path | None) -> str:
+    """The send as it could be pasted, for `--dry-run`."""
+    return shown(send_command(snapshot, parent))
+
+
+def free_bytes(path: Path) -> int:
+    """Bytes that may still be written to the file system of `path`."""
+    stat = os.statvfs(path)
+    return stat.f_bavail * stat.f_frsize

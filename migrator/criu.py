@@ -1,0 +1,67 @@
+"""CRIU: the dump, driven directly, and what its logs say.
+
+`lxc-checkpoint` cannot dump a container that was itself restored (lxc#4643), so the dump goes without it; the restore
+stays with LXC, which then owns the container (`migrator.lxc.restore`).
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from migrator.errors import CommandFailed, DumpFailed
+from migrator.lxc import CGROUP
+from migrator.run import run
+
+GHOST_LIMIT = "256M"  # deleted files that are still open travel in the images up to this size
+
+# Read by CRIU from $CRIU_CONFIG_FILE (criu(8), configuration files): what lxc-checkpoint does not pass on.
+RESTORE_CONFIG = f"""\
+ghost-limit {GHOST_LIMIT}
+"""
+
+
+def dump_command(pid: int, cgroup: Path, images: Path, mounts: list[str]) -> list[str]:
+    """The dump of the container whose first process is `pid`.
+
+    The options are those that liblxc gives at a dump and expects at the restore (src/lxc/criu.c, exec_criu), and:
+    --leave-running, so that the frozen source can be thawed when anything fails later; --freeze-cgroup of the cgroup
+    that is already frozen, which CRIU leaves as it is. `mounts` are the targets of the container's bind mounts.
+    """
+    controllers = (cgroup / "cgroup.controllers").read_text().split()
+    inside = "/" + str(cgroup.relative_to(CGROUP))
+    command = [
+        "criu", "dump", "--tree", str(pid), "--images-dir", str(images), "--log-file", "dump.log", "-v2",
+        "--leave-running", "--freeze-cgroup", str(cgroup),
+        "--cgroup-root", f"{','.join(controllers)}:{inside}" if controllers else inside,
+        "--manage-cgroups=full", "--tcp-established", "--skip-in-flight", "--file-locks", "--link-remap",
+        "--force-irmap", "--ghost-limit", GHOST_LIMIT,
+        "--ext-mount-map", "auto", "--enable-external-sharing", "--enable-external-masters",
+        "--enable-fs", "hugetlbfs", "--enable-fs", "tracefs",
+    ]
+    for target in mounts:
+        command += ["--ext-mount-map", f"/{target.lstrip('/')}:{target.lstrip('/')}"]
+    return command
+
+
+def dump(name: str, command: list[str], images: Path, *, limit: float) -> None:
+    """Run a command of `dump_command`; raises DumpFailed with CRIU's own reason."""
+    try:
+        run(command, limit=limit)
+    except CommandFailed as error:
+        text = reason(images / "dump.log") or error.fields["output"]
+        raise DumpFailed(name=name, reason=text, log=images / "dump.log") from error
+
+
+# What a log says when nothing is wrong, or after the real error.
+_NOISE = re.compile(r"Can't setup RLIMIT_NOFILE|Dumping FAILED|Restoring FAILED|Killing processes")
+
+
+def reason(log: Path) -> str:
+    """The first real errors in a log of CRIU, shortened to a line; "" when there is none."""
+    try:
+        lines = log.read_text(errors="replace").splitlines()
+    except OSError:
+        return ""
+    errors = [re.sub(r"^\(\d+\.\d+\)\s*(\d+:\s*)?", "", line) for line in lines if "Error (" in line]
+    return "; ".join(dict.fromkeys(line for line in errors if not _NOISE.search(line)))[:600]

@@ -1,0 +1,219 @@
+"""The journal: what this host knows of each migration, written before a step is taken and after its outcome.
+
+One SQLite file a host with full synchronisation: when a call returns, the record has survived a power cut
+(sqlite.org/pragma.html#pragma_synchronous). `docs/states.md` says what the states mean.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from migrator import states
+from migrator.errors import JournalBroken, MigratorError
+from migrator.states import Event, Owner, Role, State
+
+DEFAULT_PATH = Path("/var/lib/migrator/journal.db")
+SCHEMA_VERSION = 1
+WAIT_FOR_LOCK = 10.0  # seconds
+
+_SCHEMA = """
+CREATE TABLE migrations (
+    id TEXT NOT NULL, role TEXT NOT NULL, name TEXT NOT NULL, lxcpath TEXT NOT NULL, peer TEXT NOT NULL,
+    state TEXT NOT NULL, owner TEXT NOT NULL, detail TEXT NOT NULL, created REAL NOT NULL, updated REAL NOT NULL,
+    PRIMARY KEY (id, role)
+) STRICT;
+CREATE TABLE events (
+    number INTEGER PRIMARY KEY, id TEXT NOT NULL, role TEXT NOT NULL, time REAL NOT NULL,
+    step TEXT NOT NULL, phase TEXT NOT NULL, detail TEXT NOT NULL
+) STRICT;
+CREATE INDEX events_by_migration ON events (id, role, number);
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One event: `step` with `phase` begin, done or failed; `time` in seconds since 1970."""
+
+    time: float
+    step: str
+    phase: str
+    detail: dict[str, Any]
+
+
+class Migration:
+    """One migration as this host sees it. Reads are of the last write through this object."""
+
+    def __init__(self, journal: Journal, row: sqlite3.Row) -> None:
+        self._journal = journal
+        self.id: str = row["id"]
+        self.role = Role(row["role"])
+        self.name: str = row["name"]
+        self.lxcpath = Path(row["lxcpath"])
+        self.peer: str = row["peer"]  # as given with -d on the source; the source's host name on the destination
+        self.state = State(row["state"])
+        self.owner = Owner(row["owner"])
+        self.detail: dict[str, Any] = json.loads(row["detail"])
+        self.created: float = row["created"]
+        self.updated: float = row["updated"]
+
+    @property
+    def ended(self) -> bool:
+        return self.state in states.ENDED
+
+    def move(self, event: Event, **detail: Any) -> None:
+        """Take the step that `event` names in the state machine, durably; `detail` is merged into the record."""
+        new = states.after(self.role, self.state, event)
+        owner = states.owner(new, self.state)
+        if new is State.ROLLING_BACK and self.state is State.ROLLING_BACK:
+            owner = self.owner
+        self._write(new, owner, str(event), "done", detail)
+
+    def note(self, step: str, **detail: Any) -> None:
+        """Record something without a change of state; `detail` is merged into the record."""
+        self._write(self.state, self.owner, step, "done", detail)
+
+    @contextlib.contextmanager
+    def step(self, step: str) -> Iterator[dict[str, Any]]:
+        """Record that `step` begins, and how it ended; what the block puts into the dict goes with the record."""
+        self._event(step, "begin", {})
+        detail: dict[str, Any] = {}
+        try:
+            yield detail
+        except BaseException as error:
+            text = str(error) if isinstance(error, MigratorError) else repr(error)
+            self._event(step, "failed", {"reason": text[:2000]})
+            raise
+        self._event(step, "done", detail)
+
+    def events(self) -> list[Record]:
+        """What happened, oldest first."""
+        rows = self._journal.rows(
+            "SELECT time, step, phase, detail FROM events WHERE id = ? AND role = ? ORDER BY number", self.id, self.role
+        )
+        return [Record(row["time"], row["step"], row["phase"], json.loads(row["detail"])) for row in rows]
+
+    def _event(self, step: str, phase: str, detail: dict[str, Any]) -> None:
+        with self._journal.transaction() as db:
+            self._insert_event(db, time.time(), step, phase, detail)
+
+    def _write(self, state: State, owner: Owner, step: str, phase: str, detail: dict[str, Any]) -> None:
+        now = time.time()
+        merged = self.detail | detail
+        with self._journal.transaction() as db:
+            db.execute(
+                "UPDATE migrations SET state = ?, owner = ?, detail = ?, updated = ? WHERE id = ? AND role = ?",
+                (state, owner, json.dumps(merged), now, self.id, self.role),
+            )
+            self._insert_event(db, now, step, phase, {"state": state} | detail)
+        self.state, self.owner, self.detail, self.updated = state, owner, merged, now
+
+    def _insert_event(
+        self, db: sqlite3.Connection, now: float, step: str, phase: str, detail: dict[str, Any]
+    ) -> None:
+        db.execute(
+            "INSERT INTO events (id, role, time, step, phase, detail) VALUES (?, ?, ?, ?, ?, ?)",
+            (self.id, self.role, now, step, phase, json.dumps(detail)),
+        )
+
+
+class Journal:
+    """An open journal. Use it as a context manager, or call `close`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._db = self._open(path)
+
+    @staticmethod
+    def _open(path: Path) -> sqlite3.Connection:
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            os.close(os.open(path, os.O_CREAT | os.O_CLOEXEC, 0o600))
+            # Threads take turns: a transaction is made by one of them from begin to end.
+            db = sqlite3.connect(path, timeout=WAIT_FOR_LOCK, isolation_level=None, check_same_thread=False)
+            db.row_factory = sqlite3.Row
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = FULL")
+            version = db.execute("PRAGMA user_version").fetchone()[0]
+            if version == 0:
+                db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+            elif version != SCHEMA_VERSION:
+                raise JournalBroken(path=path, reason=f"it has schema {version}, this version knows {SCHEMA_VERSION}")
+        except (OSError, sqlite3.Error) as error:
+            raise JournalBroken(path=path, reason=error) from error
+        return db
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._db.close()
+
+    def rows(self, query: str, *values: Any) -> list[sqlite3.Row]:
+        try:
+            return self._db.execute(query, values).fetchall()
+        except sqlite3.Error as error:
+            raise JournalBroken(path=self.path, reason=error) from error
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """All or nothing, and on disk when the block has been left."""
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._db
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+            self._db.execute("COMMIT")
+        except sqlite3.Error as error:
+            raise JournalBroken(path=self.path, reason=error) from error
+
+    def create(
+        self, *, id: str, role: Role, name: str, lxcpath: Path, peer: str, event: Event, **detail: Any
+    ) -> Migration:
+        """A new migration, in the state that `event` leads to from nothing."""
+        now = time.time()
+        state = states.after(role, None, event)
+        with self.transaction() as db:
+            db.execute(
+                "INSERT INTO migrations VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (id, role, name, str(lxcpath), peer, state, states.owner(state), json.dumps(detail), now, now),
+            )
+        migration = self.by_id(id, role)
+        assert migration is not None
+        migration.note(str(event))
+        return migration
+
+    def by_id(self, id: str, role: Role) -> Migration | None:
+        rows = self.rows("SELECT * FROM migrations WHERE id = ? AND role = ?", id, role)
+        return Migration(self, rows[0]) if rows else None
+
+    def latest(self, name: str, lxcpath: Path, role: Role | None = None) -> Migration | None:
+        """The newest migration of a container on this host, in one role or in either."""
+        rows = self.rows(
+            "SELECT * FROM migrations WHERE name = ? AND lxcpath = ? AND role LIKE ? ORDER BY created DESC LIMIT 1",
+            name, str(lxcpath), role or "%",
+        )
+        return Migration(self, rows[0]) if rows else None
+
+    def all(self, name: str | None = None) -> list[Migration]:
+        """Every migration, oldest first."""
+        rows = self.rows("SELECT * FROM migrations WHERE ? IS NULL OR name = ? ORDER BY created", name, name)
+        return [Migration(self, row) for row in rows]
+
+    def forget(self, migration: Migration) -> None:
+        """Remove a migration that has ended, with its events."""
+        with self.transaction() as db:
+            for table in ("migrations", "events"):
+                db.execute(f"DELETE FROM {table} WHERE id = ? AND role = ?", (migration.id, migration.role))  # noqa: S608

@@ -1,0 +1,196 @@
+"""A container on this host, through python3-lxc, and the cgroup that its processes live in.
+
+python3-lxc comes with the distribution and is imported only when a container is looked at.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from migrator.errors import (
+    CommandFailed,
+    ContainerNotFound,
+    ContainerNotRunning,
+    FreezeFailed,
+    PackageMissing,
+    RestoreFailed,
+)
+from migrator.run import run
+
+CGROUP = Path("/sys/fs/cgroup")
+POLL = 0.002  # seconds between two looks at a cgroup file
+FREEZE_LIMIT = 10.0  # seconds
+STOP_LIMIT = 30.0  # seconds
+
+
+def _lxc() -> Any:
+    try:
+        import lxc
+    except ImportError as error:
+        raise PackageMissing(module="lxc", package="python3-lxc", reason=error) from error
+    return lxc
+
+
+def default_lxcpath() -> Path:
+    """Where LXC keeps containers unless told otherwise (`lxc.lxcpath` in lxc.conf, see lxc.system.conf(5))."""
+    return Path(str(_lxc().default_config_path))
+
+
+class Container:
+    """One container. Raises ContainerNotFound when it has no configuration."""
+
+    def __init__(self, name: str, lxcpath: Path) -> None:
+        self.name = name
+        self.lxcpath = lxcpath
+        if not self.config_file.is_file():
+            raise ContainerNotFound(name=name, lxcpath=lxcpath)
+        self._container = _lxc().Container(name, str(lxcpath))
+
+    @property
+    def folder(self) -> Path:
+        return self.lxcpath / self.name
+
+    @property
+    def config_file(self) -> Path:
+        return self.folder / "config"
+
+    @property
+    def state(self) -> str:
+        """LXC's word for it: STOPPED, RUNNING, FROZEN, ..."""
+        return str(self._container.state)
+
+    @property
+    def init_pid(self) -> int:
+        """The container's first process as this host sees it; raises ContainerNotRunning."""
+        pid = int(self._container.init_pid)
+        if pid <= 0:
+            raise ContainerNotRunning(name=self.name, lxcpath=self.lxcpath, state=self.state)
+        return pid
+
+    def config_item(self, key: str) -> str:
+        """A configuration item's value; several values are joined by newlines, an unset one is ""."""
+        try:
+            value = self._container.get_config_item(key)
+        except KeyError:
+            return ""
+        return "\n".join(value) if isinstance(value, list) else str(value or "")
+
+    @property
+    def rootfs(self) -> Path:
+        """The root file system's folder, without LXC's storage prefix (`btrfs:`, `dir:`)."""
+        return rootfs_path(self.config_item("lxc.rootfs.path"))
+
+    @property
+    def cgroup(self) -> Path:
+        """The cgroup v2 folder that holds all of the container's processes.
+
+        Read from the process itself: it isn't always `lxc.payload.NAME` (a stale one makes it `lxc.payload.NAME-1`,
+        and a systemd inside moves itself on into `init.scope`).
+        """
+        return payload_cgroup(Path(f"/proc/{self.init_pid}/cgroup").read_text())
+
+    def mapped_root(self) -> tuple[int, int]:
+        """User and group id on this host of the container's root: 0, 0 without a user namespace."""
+        uid = gid = 0
+        for line in self.config_item("lxc.idmap").splitlines():
+            kind, inside, outside, _count = line.split()
+            if inside == "0":
+                uid, gid = (int(outside), gid) if kind == "u" else (uid, int(outside))
+        return uid, gid
+
+
+def rootfs_path(value: str) -> Path:
+    """The folder in a value of `lxc.rootfs.path` such as `btrfs:/pool/c1/rootfs`."""
+    head, colon, rest = value.partition(":")
+    return Path(rest if colon and not head.startswith("/") else value)
+
+
+def payload_cgroup(proc_cgroup: str) -> Path:
+    """The payload's cgroup folder from the text of /proc/PID/cgroup (cgroups(7)): the part up to LXC's own name."""
+    for line in proc_cgroup.splitlines():
+        hierarchy, _controllers, path = line.split(":", 2)
+        if hierarchy == "0":
+            parts = Path(path).parts
+            for depth, part in enumerate(parts):
+                if part.startswith("lxc.payload"):
+                    return CGROUP.joinpath(*parts[1 : depth + 1])
+            return CGROUP.joinpath(*parts[1:])
+    raise ValueError("no cgroup v2 line")
+
+
+def is_frozen(cgroup: Path) -> bool:
+    """Whether every process below `cgroup` has stopped (cgroup.events, cgroup-v2.rst in the kernel's documents)."""
+    return "frozen 1" in (cgroup / "cgroup.events").read_text()
+
+
+def freeze(cgroup: Path, name: str, limit: float = FREEZE_LIMIT) -> None:
+    """Stop every process below `cgroup`; raises FreezeFailed, with the processes running again, after `limit` seconds."""
+    (cgroup / "cgroup.freeze").write_text("1")
+    if not _wait(lambda: is_frozen(cgroup), limit):
+        thaw(cgroup)
+        raise FreezeFailed(name=name, limit=f"{limit:g}")
+
+
+def thaw(cgroup: Path) -> None:
+    """Let the processes below `cgroup` run again."""
+    (cgroup / "cgroup.freeze").write_text("0")
+
+
+def processes(cgroup: Path) -> list[int]:
+    """The ids of all processes below `cgroup`; empty when it is gone."""
+    found: list[int] = []
+    for folder, _, files in os.walk(cgroup):
+        if "cgroup.procs" in files:
+            with contextlib.suppress(OSError):
+                found += [int(pid) for pid in (Path(folder) / "cgroup.procs").read_text().split()]
+    return found
+
+
+def kill(container: Container) -> None:
+    """End every process of a container at once, also a frozen one, without letting any of them run once more.
+
+    `cgroup.kill` does just that; `lxc-stop` would thaw before the processes are gone. LXC's monitor then cleans up.
+    """
+    (container.cgroup / "cgroup.kill").write_text("1")
+    if not _wait(lambda: container.state == "STOPPED", STOP_LIMIT):
+        run(["lxc-stop", "-k", "-n", container.name, "-P", container.lxcpath], limit=STOP_LIMIT)
+
+
+def restore_command(name: str, lxcpath: Path, images: Path) -> list[str]:
+    """The command that restores a container under a monitor of LXC's own."""
+    return ["lxc-checkpoint", "-r", "-n", name, "-P", str(lxcpath), "-D", str(images), "-l", "INFO",
+            "-o", str(images / "lxc.log")]
+
+
+def restore(container: Container, images: Path, *, limit: float) -> None:
+    """Restore a container from CRIU images under a proper LXC monitor.
+
+    `lxc-checkpoint` gives CRIU no option for larger ghost files, but CRIU reads the file that $CRIU_CONFIG_FILE names.
+    Raises RestoreFailed, after everything that the attempt left running has been ended.
+    """
+    from migrator import criu
+
+    config = images / "criu.conf"
+    config.write_text(criu.RESTORE_CONFIG)
+    try:
+        run(restore_command(container.name, container.lxcpath, images), limit=limit,
+            env={"CRIU_CONFIG_FILE": str(config)})
+        if container.state != "RUNNING":
+            raise RestoreFailed(name=container.name, reason=f"it is {container.state} after the restore",
+                                log=images / "restore.log")
+    except CommandFailed as error:
+        reason = criu.reason(images / "restore.log") or error.fields["output"]
+        raise RestoreFailed(name=container.name, reason=reason, log=images / "restore.log") from error
+
+
+def _wait(condition: Any, limit: float) -> bool:
+    end = time.monotonic() + limit
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(POLL)
+    return True

@@ -1,0 +1,59 @@
+"""Names that come from a command line or from the other host, before any of them becomes part of a path."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from pathlib import Path, PurePosixPath
+
+from migrator.errors import InvalidName
+
+# LXC puts the name into a cgroup's, an abstract socket's and a host's name; 63 is the limit of the last (RFC 1123).
+_CONTAINER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_MIGRATION = re.compile(r"[0-9a-f]{8}")
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_INTERFACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,14}")
+PATH_MAX = 4096
+
+
+def container_name(name: str) -> str:
+    """The name itself if LXC can use it and it is safe in a path; raises InvalidName."""
+    if len(name) > 63:
+        raise InvalidName(what="The container name", name=repr(name[:20] + "…"), reason=f"it has {len(name)} characters")
+    if not _CONTAINER.fullmatch(name):
+        raise InvalidName(what="The container name", name=repr(name), reason="it has characters that a name cannot have")
+    return name
+
+
+def migration_id(text: str) -> str:
+    """The id itself if it is one that `new_migration_id` makes; raises InvalidName."""
+    if not _MIGRATION.fullmatch(text):
+        raise InvalidName(what="The migration id", name=repr(text[:20]), reason="it is not 8 hexadecimal digits")
+    return text
+
+
+def new_migration_id() -> str:
+    """Eight random hexadecimal digits: short enough to type, and part of the name of all that a migration makes."""
+    return secrets.token_hex(4)
+
+
+def uuid(text: str) -> str:
+    """A subvolume's UUID in the usual lower-case form; raises InvalidName."""
+    if not _UUID.fullmatch(text):
+        raise InvalidName(what="The UUID", name=repr(text[:40]), reason="it is malformed")
+    return text
+
+
+def interface_name(name: str) -> str:
+    """A network interface's name (at most 15 bytes, IFNAMSIZ); raises InvalidName."""
+    if not _INTERFACE.fullmatch(name):
+        raise InvalidName(what="The interface name", name=repr(name[:20]), reason="it is malformed")
+    return name
+
+
+def lxcpath(text: str) -> Path:
+    """An absolute path without `..`, without control characters; raises InvalidName."""
+    path = PurePosixPath(text)
+    if len(text) > PATH_MAX or not path.is_absolute() or ".." in path.parts or not text.isprintable():
+        raise InvalidName(what="The LXC path", name=repr(text[:40]), reason="it must be absolute and without '..'")
+    return Path(path)
