@@ -128,7 +128,7 @@ def is_frozen(cgroup: Path) -> bool:
 
 
 def freeze(cgroup: Path, name: str, limit: float = FREEZE_LIMIT) -> None:
-    """Stop every process below `cgroup`; raises FreezeFailed, with the processes running again, after `limit` seconds."""
+    """Stop every process below `cgroup`; raises FreezeFailed (and thaws) after `limit` seconds."""
     (cgroup / "cgroup.freeze").write_text("1")
     if not _wait(lambda: is_frozen(cgroup), limit):
         thaw(cgroup)

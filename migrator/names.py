@@ -19,9 +19,10 @@ PATH_MAX = 4096
 def container_name(name: str) -> str:
     """The name itself if LXC can use it and it is safe in a path; raises InvalidName."""
     if len(name) > 63:
-        raise InvalidName(what="The container name", name=repr(name[:20] + "…"), reason=f"it has {len(name)} characters")
+        reason = f"it has {len(name)} characters"
+        raise InvalidName(what="The container name", name=repr(name[:20] + "…"), reason=reason)
     if not _CONTAINER.fullmatch(name):
-        raise InvalidName(what="The container name", name=repr(name), reason="it has characters that a name cannot have")
+        raise InvalidName(what="The container name", name=repr(name), reason="not all of its characters are allowed")
     return name
 
 

@@ -1,0 +1,164 @@
+"""A container's configuration file: carried to the other host, rewritten for it, and fenced against start.
+
+Pure functions of text where possible. The file's own order and comments are kept (lxc.container.conf(5)).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from migrator.errors import ConfigInvalid
+
+SIZE_LIMIT = 1 << 20  # bytes, of one file
+INCLUDE_LIMIT = 64  # files
+FENCE_BEGIN = "# BEGIN migrator fence"
+FENCE_END = "# END migrator fence"
+FENCE_HOOK = "migrator-fence"  # in the container's folder
+INCLUDE_FOLDER = "migrator-include"
+
+_LINE = re.compile(r"^\s*(?P<key>lxc\.[A-Za-z0-9_.-]+)\s*=\s*(?P<value>.*?)\s*$")
+_FENCE = re.compile(rf"\n?{re.escape(FENCE_BEGIN)}.*?{re.escape(FENCE_END)}\n?", re.DOTALL)
+
+
+@dataclasses.dataclass(frozen=True)
+class Carried:
+    """A configuration on its way: the file's text, and the text of each file that it includes, by its path."""
+
+    text: str
+    includes: dict[str, str]
+
+    @property
+    def digest(self) -> str:
+        """Changes with any byte of it."""
+        parts = [self.text, *(f"{path}\0{text}" for path, text in sorted(self.includes.items()))]
+        return hashlib.sha256("\0\0".join(parts).encode()).hexdigest()
+
+
+def items(text: str) -> list[tuple[str, str]]:
+    """The keys and values of a configuration, in their order."""
+    return [(m["key"], m["value"]) for m in map(_LINE.match, text.splitlines()) if m]
+
+
+def read(config_file: Path, name: str) -> Carried:
+    """The configuration without our fence, and what it includes; raises ConfigInvalid."""
+    text = unfenced(_read(config_file, name))
+    includes: dict[str, str] = {}
+    waiting = _included(text)
+    while waiting:
+        path = waiting.pop()
+        if path in includes:
+            continue
+        if len(includes) >= INCLUDE_LIMIT:
+            raise ConfigInvalid(name=name, reason=f"it includes more than {INCLUDE_LIMIT} files")
+        for file in _files_of(Path(path)):
+            includes[str(file)] = _read(file, name)
+            waiting += _included(includes[str(file)])
+    return Carried(text, includes)
+
+
+def _included(text: str) -> list[str]:
+    return [value for key, value in items(text) if key == "lxc.include"]
+
+
+def _files_of(path: Path) -> list[Path]:
+    """An include names a file, or a folder whose *.conf files are meant."""
+    return sorted(path.glob("*.conf")) if path.is_dir() else [path]
+
+
+def _read(path: Path, name: str) -> str:
+    try:
+        if path.stat().st_size > SIZE_LIMIT:
+            raise ConfigInvalid(name=name, reason=f"{path} is larger than {SIZE_LIMIT} bytes")
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigInvalid(name=name, reason=f"{path} cannot be read: {error}") from error
+
+
+def rewritten(text: str, *, rootfs: Path, bridges: Mapping[str, str], includes: Mapping[str, str]) -> str:
+    """The configuration for another host.
+
+    `rootfs` is the root file system's folder there, `bridges` maps bridge names here to those there, and `includes`
+    maps included paths that the other host lacks to the copies that travel along.
+    """
+    lines = []
+    for line in text.splitlines():
+        match = _LINE.match(line)
+        if match:
+            key, value = match["key"], match["value"]
+            if key == "lxc.rootfs.path":
+                prefix = re.match(r"[a-z]+:(?=/)", value)
+                line = f"{key} = {prefix[0] if prefix else ''}{rootfs}"
+            elif re.fullmatch(r"lxc\.net\.\d+\.link", key) and value in bridges:
+                line = f"{key} = {bridges[value]}"
+            elif key == "lxc.include" and value in includes:
+                line = f"{key} = {includes[value]}"
+        lines.append(line)
+    return "\n".join(lines) + "\n"
+
+
+def unfenced(text: str) -> str:
+    """The configuration without our fence."""
+    return _FENCE.sub("\n", text).rstrip("\n") + "\n"
+
+
+def fenced(text: str, hook: Path, migration: str) -> str:
+    """The configuration with a fence: no start at boot, and a hook that refuses every other start."""
+    return (
+        f"{unfenced(text)}\n{FENCE_BEGIN} ({migration})\n"
+        f"lxc.start.auto = 0\nlxc.hook.pre-start = {hook}\n{FENCE_END}\n"
+    )
+
+
+def fence_of(text: str) -> str:
+    """The id of the migration that fenced this configuration, or ""."""
+    match = re.search(rf"{re.escape(FENCE_BEGIN)} \(([0-9a-f]+)\)", text)
+    return match[1] if match else ""
+
+
+def fence(folder: Path, text: str, migration: str, message: str) -> None:
+    """Write a container's configuration so that it cannot be started, with `message` for who tries."""
+    hook = folder / FENCE_HOOK
+    quoted = message.replace("'", "'\\''")
+    script = f"#!/bin/sh\n# lxc.hook.pre-start, see migrator(1)\nprintf '%s\\n' '{quoted}' | tee /dev/stderr\nexit 1\n"
+    write_file(hook, script, mode=0o755)
+    write_file(folder / "config", fenced(text, hook, migration))
+
+
+def unfence(folder: Path) -> None:
+    """Let a container be started again."""
+    config = folder / "config"
+    write_file(config, unfenced(config.read_text()))
+    (folder / FENCE_HOOK).unlink(missing_ok=True)
+
+
+def missing_includes(paths: Iterable[str]) -> list[str]:
+    """Those of `paths` that this host does not have."""
+    return [path for path in paths if not Path(path).exists()]
+
+
+def write_file(path: Path, text: str, *, mode: int | None = None) -> None:
+    """Replace a file as a whole and durably: whoever reads it sees the old text or the new one.
+
+    Without `mode` (permission bits) the old file's is kept, 0644 for a new one.
+    """
+    if mode is None:
+        mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o644
+    temporary = path.with_name(f".{path.name}.new")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+    with os.fdopen(fd, "w") as file:
+        os.fchmod(fd, mode)
+        file.write(text)
+        file.flush()
+        os.fsync(fd)
+    temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -1,0 +1,186 @@
+"""A container's network on its host: unplugged while frozen, plugged in again at a rollback, announced after a restore.
+
+A frozen container's kernel still answers: it acknowledges data that then lies in the receive queue of a socket whose
+owner lives on elsewhere. So the host's end of each veth leaves its bridge before the dump, and nothing that the source
+says afterwards (not even the resets when its processes are ended) gets out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import dataclasses
+import ipaddress
+import json
+import os
+import socket
+import struct
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from migrator import log
+from migrator.run import run
+
+ANNOUNCEMENTS = (0.0, 0.05, 0.15, 0.4, 1.0)  # seconds after the restore; a switch may miss one
+_ETH_ARP, _ETH_IPV6 = 0x0806, 0x86DD
+_CLONE_NEWNET = 0x40000000
+
+
+@dataclasses.dataclass(frozen=True)
+class Port:
+    """One veth of a container: its two ends, and the bridge that the host's end is plugged into ("" for none)."""
+
+    inside: str
+    outside: str
+    bridge: str
+
+    def to_json(self) -> dict[str, str]:
+        return dataclasses.asdict(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Address:
+    """What is to be announced: an address and the hardware address that it lives at."""
+
+    interface: str
+    mac: str
+    address: ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+def _inside(pid: int) -> list[str]:
+    return ["nsenter", f"--net=/proc/{pid}/ns/net", "--"]
+
+
+def ports(pid: int) -> list[Port]:
+    """The veths of the container whose first process is `pid`."""
+    inside = _links([*_inside(pid), "ip", "-j", "link", "show", "type", "veth"])
+    outside = {link["ifindex"]: link for link in _links(["ip", "-j", "link", "show", "type", "veth"])}
+    found = []
+    for link in inside:
+        peer = outside.get(link.get("link_index"))
+        if peer:
+            found.append(Port(link["ifname"], peer["ifname"], peer.get("master", "")))
+    return found
+
+
+def _links(argv: list[str]) -> list[dict[str, Any]]:
+    # With nothing to show, ip prints an empty list, or nothing.
+    return [link for link in json.loads(run(argv).text or "[]") if link]
+
+
+def unplug_command(port: Port) -> list[str]:
+    return ["ip", "link", "set", port.outside, "nomaster"]
+
+
+def plug_command(port: Port) -> list[str]:
+    return ["ip", "link", "set", port.outside, "master", port.bridge]
+
+
+def unplug(found: Sequence[Port]) -> None:
+    """Take the container off its bridges; inside nothing changes, not even the link's state."""
+    for port in found:
+        if port.bridge:
+            run(unplug_command(port))
+
+
+def plug(found: Sequence[Port]) -> None:
+    """Undo `unplug`."""
+    for port in found:
+        if port.bridge:
+            run(plug_command(port))
+
+
+def remove(found: Sequence[Port]) -> None:
+    """Delete the veths: what the container's kernel still has to send goes nowhere."""
+    for port in found:
+        run(["ip", "link", "delete", port.outside], check=False)
+
+
+def addresses(pid: int) -> list[Address]:
+    """The container's own addresses that others may know: of global and link scope, not of the loopback."""
+    found = []
+    for link in _links([*_inside(pid), "ip", "-j", "address"]):
+        if link.get("link_type") != "ether":
+            continue
+        for entry in link.get("addr_info", ()):
+            if entry.get("local"):
+                found.append(Address(link["ifname"], link["address"], ipaddress.ip_address(entry["local"])))
+    return found
+
+
+def gratuitous_arp(mac: bytes, address: ipaddress.IPv4Address) -> bytes:
+    """An ARP request for one's own address, to everybody (RFC 5227, section 3)."""
+    frame = b"\xff" * 6 + mac + struct.pack("!H", _ETH_ARP)
+    return frame + struct.pack("!HHBBH", 1, 0x0800, 6, 4, 1) + mac + address.packed + bytes(6) + address.packed
+
+
+def unsolicited_advertisement(mac: bytes, address: ipaddress.IPv6Address) -> bytes:
+    """A neighbour advertisement that nobody asked for, to all nodes, override set (RFC 4861, section 7.2.6)."""
+    target = ipaddress.IPv6Address("ff02::1").packed
+    body = struct.pack("!BBHI", 136, 0, 0, 0x20000000) + address.packed + b"\x02\x01" + mac
+    pseudo = address.packed + target + struct.pack("!II", len(body), 58)
+    checksum = _checksum(pseudo + body)
+    body = body[:2] + struct.pack("!H", checksum) + body[4:]
+    header = struct.pack("!IHBB", 0x60000000, len(body), 58, 255) + address.packed + target
+    return b"\x33\x33\x00\x00\x00\x01" + mac + struct.pack("!H", _ETH_IPV6) + header + body
+
+
+def _checksum(data: bytes) -> int:
+    """The Internet checksum (RFC 1071) of an even number of bytes."""
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF
+
+
+def frames(found: Sequence[Address]) -> list[tuple[str, bytes]]:
+    """The announcements of `found`, each with the interface that it leaves by."""
+    result = []
+    for entry in found:
+        mac = bytes.fromhex(entry.mac.replace(":", ""))
+        if isinstance(entry.address, ipaddress.IPv4Address):
+            result.append((entry.interface, gratuitous_arp(mac, entry.address)))
+        else:
+            result.append((entry.interface, unsolicited_advertisement(mac, entry.address)))
+    return result
+
+
+def announce(pid: int, times: Sequence[float] = ANNOUNCEMENTS) -> threading.Thread:
+    """Tell the neighbourhood where the container is now, `times` seconds from now; LXC and CRIU don't.
+
+    Sent from inside its network namespace, so that the bridge learns the port too. Returns the thread that does it.
+    """
+    thread = threading.Thread(target=_announce, args=(pid, times), name="announce")
+    thread.start()
+    return thread
+
+
+def _announce(pid: int, times: Sequence[float]) -> None:
+    try:
+        begun = time.monotonic()
+        to_send = frames(addresses(pid))
+        if not to_send:
+            return
+        with contextlib.ExitStack() as stack:
+            # Only this thread moves into the namespace, and it ends there.
+            with Path(f"/proc/{pid}/ns/net").open() as namespace:
+                _setns(namespace.fileno())
+            sockets = {}
+            for name in {interface for interface, _ in to_send}:
+                sockets[name] = stack.enter_context(socket.socket(socket.AF_PACKET, socket.SOCK_RAW))
+                sockets[name].bind((name, 0))
+            for at in times:
+                time.sleep(max(0.0, begun + at - time.monotonic()))
+                for name, frame in to_send:
+                    sockets[name].send(frame)
+    except Exception as error:  # the container runs; neighbours learn from its traffic
+        log.warning(f"The new place of the container could not be announced: {error}")
+
+
+def _setns(fd: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)  # os.setns is there only from Python 3.12 on
+    if libc.setns(fd, _CLONE_NEWNET) != 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
