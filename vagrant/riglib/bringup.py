@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`rig up`: from whatever is there to a rig that runs as asked."""
+
+import time
+from typing import Any
+
+from riglib import hosts, install, network, paths, rootfs, state
+from riglib.nat import Nat
+from riglib.run import say
+
+
+def bring_up(nat_a: Nat, nat_b: Nat, mbit: int | None) -> None:
+    """Start the rig, or bring one that already runs with these options up to date."""
+    options = {"nat_a": str(nat_a), "nat_b": str(nat_b), "mbit": mbit}
+    with state.lock(paths.LOCK) as lock:
+        started = time.monotonic()
+        current = state.load()
+        roots = list(rootfs.ensure(lock))
+        if not usable(current, options, roots):
+            state.clean()
+            current = build(options, roots, network.plan(nat_a, nat_b))
+        update(current)
+        say(f"'{paths.INSTANCE}' is up ({time.monotonic() - started:.1f} s)")
+
+
+def usable(current: dict[str, Any], options: dict[str, Any], roots: list[str]) -> bool:
+    """Tell whether a rig runs that is complete, made from these root file systems, and as asked."""
+    same = current.get("phase") == "up" and current.get("options") == options and current.get("roots") == roots
+    return same and all(state.alive(host) for host in all_hosts(options))
+
+
+def all_hosts(options: dict[str, Any]) -> list[str]:
+    """Return every host that these options need, hidden ones too."""
+    second = [f"nat{side}2" for side in "ab" if options[f"nat_{side}"].startswith("double")]
+    return [*hosts.HOSTS, "switch", *second]
+
+
+def build(options: dict[str, Any], roots: list[str], plan: network.Plan) -> dict[str, Any]:
+    """Start all hosts and connect them; the state says `building` until that is done."""
+    current = {"phase": "building", "options": options, "roots": roots, "addresses": plan.addresses}
+    state.save(current)
+    names = all_hosts(options)
+    for host in names:
+        hosts.start(host, roots[0])
+    pids = {host: paths.host_pid(host) for host in names}
+    for host in names:
+        hosts.wait_booted(host)
+    network.build(plan, pids)
+    if options["mbit"]:
+        network.shape(plan, pids, options["mbit"])
+    hosts.introduce(plan.addresses)
+    current["phase"] = "up"
+    state.save(current)
+    return current
+
+
+def update(current: dict[str, Any]) -> None:
+    """Install what changed in the working tree since the last time, and save the state."""
+    steps = (
+        ("helpers", [*install.helper_files(), "vagrant/provision.sh"], install.install_helpers),
+        ("migrator", install.package_files(), install.install_migrator),
+    )
+    for name, files, step in steps:
+        wanted = install.digest(files)
+        if current.get(name) != wanted:
+            step()
+            current[name] = wanted
+    state.save(current)

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The command line of `vagrant/rig`: parser and dispatch."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+
+from riglib import nat, network, paths, state
+from riglib.errors import NotBuilt, NotRunning, RigError
+from riglib.hosts import HOSTS
+from riglib.run import inside
+
+EPILOG = """exit status: 0 done; 2 wrong arguments; 3 the rig failed; 4 the rig or the host does not run; 5 not built yet;
+6 a program that the rig started failed; 7 the rig is held by another process.
+`exec` answers with the command's own status (128+N after signal N), 125 when the rig failed, 126 or 127 when the command cannot run.
+MIGRATOR_RIG=NAME works on an instance of that name, beside the default one."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    top = argparse.ArgumentParser(
+        prog="rig",
+        description="Two LXC hosts on one machine, to move containers between.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    up = commands.add_parser("up", help="start the rig, or bring a running one up to date")
+    up.add_argument("--vm", action="store_true", help="two virtual machines instead of namespaces (not built yet)")
+    types = ", ".join(nat.KINDS)
+    for side in "ab":
+        up.add_argument(f"--nat-{side}", metavar="TYPE", default="none", help=f"what host{side} is behind: {types}; TYPE,{nat.NO_INPUT_DROP}")
+    up.add_argument("--mbit", type=int, metavar="N", help="limit hosta's and hostb's links to N Mbit/s each way")
+
+    execute = commands.add_parser("exec", help="run a command in a host", usage="rig exec HOST -- COMMAND...")
+    execute.add_argument("host", metavar="HOST", help=f"one of {', '.join(HOSTS)}")
+
+    copy = commands.add_parser("copy", help="copy a file into a host")
+    copy.add_argument("file", metavar="FILE")
+    copy.add_argument("target", metavar="HOST:PATH")
+
+    status = commands.add_parser("status", help="tell what runs; exit status 4 when the rig is down")
+    status.add_argument("--json", action="store_true")
+
+    commands.add_parser("down", help="end the rig and remove every trace of it")
+    return top
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one command; every failure becomes one line and an exit status here."""
+    options = parser().parse_args(arguments)
+    try:
+        if os.geteuid() != 0:
+            raise RigError("the rig needs root", hint="sudo vagrant/rig ...")
+        commands = {"up": up, "copy": copy, "status": status, "down": down}
+        return commands[options.command](options)
+    except RigError as error:
+        print(f"rig: {error}" + (f" (cure: {error.hint})" if error.hint else ""), file=sys.stderr)
+        return error.status
+
+
+def up(options: argparse.Namespace) -> int:
+    """Start the rig."""
+    # Only this command needs the builders.
+    from riglib.bringup import bring_up
+
+    if options.vm:
+        raise NotBuilt("the rig of virtual machines is not built yet", hint="leave --vm away: the rig of namespaces")
+    if options.mbit is not None:
+        network.check_mbit(options.mbit)
+    bring_up(nat.parse(options.nat_a), nat.parse(options.nat_b), options.mbit)
+    return 0
+
+
+def copy(options: argparse.Namespace) -> int:
+    """Copy a file into a host, with its permissions."""
+    host, colon, path = options.target.partition(":")
+    if not colon or not path:
+        raise RigError(f"'{options.target}' is not HOST:PATH", hint="rig copy FILE hosta:/tmp/FILE")
+    if not os.path.isfile(options.file):
+        raise RigError(f"no file {options.file}")
+    mode = f"{os.stat(options.file).st_mode & 0o7777:o}"
+    script = 'set -e; to=$1; [ ! -d "$to" ] || to=$to/$3; rm -f "$to.rig-new"; cat >"$to.rig-new"; chmod "$2" "$to.rig-new"; mv "$to.rig-new" "$to"'
+    inside(host, ["sh", "-c", script, "sh", path, mode, os.path.basename(options.file)], file=options.file, timeout=600)
+    return 0
+
+
+def status(options: argparse.Namespace) -> int:
+    """Tell what runs."""
+    loaded = state.load()
+    hosts = {host: {"running": state.alive(host), "addresses": loaded.get("addresses", {}).get(host, [])} for host in HOSTS}
+    complete = loaded.get("phase") == "up" and all(host["running"] for host in hosts.values())
+    told = {"instance": paths.INSTANCE, "up": complete, "phase": loaded.get("phase", "down"), **loaded.get("options", {}), "hosts": hosts}
+    if options.json:
+        print(json.dumps(told, indent=2))
+    elif not loaded:
+        print(f"rig '{paths.INSTANCE}': down")
+    else:
+        print(f"rig '{paths.INSTANCE}': {'up' if complete else 'incomplete (cure: vagrant/rig up)'}")
+        for host, facts in hosts.items():
+            print(f"  {host:<11} {'running' if facts['running'] else 'dead':<8} {' '.join(facts['addresses'])}")
+    return 0 if complete else NotRunning.status
+
+
+def down(_options: argparse.Namespace) -> int:
+    """End the rig."""
+    with state.lock(paths.LOCK, remove=True):
+        state.clean()
+    return 0

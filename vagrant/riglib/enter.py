@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Runs a command inside a host. Kept lean: `rig exec` imports nothing but this."""
+
+import ctypes
+import errno
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+
+from riglib import paths
+from riglib.errors import RigError
+
+EXEC_FAILED = 125
+"""`rig exec` itself failed; 126 and 127 are a command that cannot be run or found, as with env(1)."""
+
+CLONE_NEWNS = 0x00020000
+CLONE_NEWCGROUP = 0x02000000
+CLONE_NEWUTS = 0x04000000
+CLONE_NEWIPC = 0x08000000
+CLONE_NEWPID = 0x20000000
+CLONE_NEWNET = 0x40000000
+ALL_NAMESPACES = CLONE_NEWNS | CLONE_NEWCGROUP | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWPID | CLONE_NEWNET
+PR_SET_PDEATHSIG = 1
+
+ENVIRONMENT = {
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "HOME": "/root",
+    "USER": "root",
+    "LOGNAME": "root",
+    "LANG": "C.UTF-8",
+}
+PASSED_ON = ("TERM", "NO_COLOR", "COLUMNS", "LINES")
+
+# Python 3.11 has neither os.setns nor os.unshare.
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def check(result: int) -> None:
+    """Raise the error of a C library call that answered -1."""
+    if result == -1:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def main_exec(arguments: Sequence[str]) -> int:
+    """Run `rig exec HOST -- COMMAND...`; its exit status is the command's, 128+N when signal N ended it."""
+    host, *command = arguments
+    if command[:1] == ["--"]:
+        del command[0]
+    if not command:
+        print("usage: rig exec HOST -- COMMAND...", file=sys.stderr)
+        return EXEC_FAILED
+    try:
+        return execute(host, command)
+    except RigError as error:
+        print(f"rig: {error}" + (f" (cure: {error.hint})" if error.hint else ""), file=sys.stderr)
+    except OSError as error:
+        print(f"rig: cannot enter {host}: {error.strerror}", file=sys.stderr)
+    return EXEC_FAILED
+
+
+def execute(host: str, command: Sequence[str]) -> int:
+    """Run a command as a child in all namespaces of a host, pass signals on to it, return its exit status."""
+    pidfd = os.pidfd_open(paths.host_pid(host))
+    # The host's cgroup first: what is started here must end with the host, and LXC expects its host's own subtree.
+    with open(f"{paths.cgroup(host)}/init.scope/cgroup.procs", "w", encoding="ascii") as procs:
+        procs.write("0")
+    environment = ENVIRONMENT | {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    check(libc.setns(pidfd, ALL_NAMESPACES))
+    os.close(pidfd)
+    child = 0
+
+    def forward(number: int, _frame: FrameType | None) -> None:
+        if child:
+            os.kill(child, number)
+
+    signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    child = os.fork()
+    if child == 0:
+        run_child(command, environment, signals)
+    for number in signals:
+        signal.signal(number, forward)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return status if status >= 0 else 128 - status
+
+
+def run_child(command: Sequence[str], environment: dict[str, str], blocked: Sequence[signal.Signals]) -> None:
+    """Become the command; never returns."""
+    try:
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, blocked)
+        os.chdir("/root")
+        # os.execvpe would import a module here, from the host's file system.
+        folders = [""] if "/" in command[0] else [f"{folder}/" for folder in environment["PATH"].split(":")]
+        problem = errno.ENOENT
+        for folder in folders:
+            try:
+                os.execve(f"{folder}{command[0]}", list(command), environment)
+            except OSError as error:
+                problem = error.errno if error.errno != errno.ENOENT else problem
+        os.write(2, f"rig: {command[0]}: {os.strerror(problem)}\n".encode())
+        os._exit(127 if problem == errno.ENOENT else 126)
+    finally:
+        os._exit(EXEC_FAILED)

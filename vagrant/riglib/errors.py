@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What can go wrong in the rig, and the exit status that each cause has."""
+
+
+class RigError(Exception):
+    """The rig failed; the message is one line, the hint says how to cure it."""
+
+    status = 3
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class NotRunning(RigError):
+    """The rig, or the host that was named, does not run."""
+
+    status = 4
+
+
+class NotBuilt(RigError):
+    """A part of the interface whose turn has not come yet."""
+
+    status = 5
+
+
+class CommandFailed(RigError):
+    """A program that the rig started failed."""
+
+    status = 6
+
+
+class Busy(RigError):
+    """Another process holds the rig or the cache for longer than we wait."""
+
+    status = 7

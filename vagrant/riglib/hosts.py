@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The rig's hosts: each a process tree in namespaces of its own, on its own root, in its own cgroup."""
+
+import os
+import time
+
+from riglib import paths
+from riglib.enter import ALL_NAMESPACES, check, libc
+from riglib.errors import RigError
+from riglib.run import inside
+from riglib.state import write
+
+LXC_HOSTS = ("hosta", "hostb")
+PLAIN = ("client", "rendezvous", "nata", "natb")
+HIDDEN = ("nata2", "natb2", "switch")
+"""Not for users: the second routers of a double NAT, and the network between all."""
+HOSTS = LXC_HOSTS + PLAIN
+POOL_SIZE = "8G"
+
+
+def start(host: str, root: str) -> None:
+    """Start one host's boot; `wait_booted` waits for its end."""
+    cgroup = paths.cgroup(host)
+    os.makedirs(cgroup, exist_ok=True)
+    directory = f"{paths.LIB}/{host}"
+    os.makedirs(directory, exist_ok=True)
+    command = ["sh", f"{paths.VAGRANT}/riglib/boot.sh", host, root, directory]
+    if host in LXC_HOSTS:
+        command.append(POOL_SIZE)
+    child = os.fork()
+    if child == 0:
+        become(cgroup, command, directory, host)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if status:
+        raise RigError(f"cannot make the namespaces of {host}", hint=f"cat {directory}/boot.log")
+
+
+def become(cgroup: str, command: list[str], directory: str, host: str) -> None:
+    """In a child: enter the cgroup, then new namespaces, leave the host's init behind, write down who it is. Never returns.
+
+    Until its exec the child holds the rig's lock, which it inherited: nobody cleans up between our fork and our entry in the cgroup.
+    """
+    try:
+        with open(f"{cgroup}/cgroup.procs", "w", encoding="ascii") as procs:
+            procs.write("0")
+        log = os.open(f"{directory}/boot.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        os.setsid()
+        check(libc.unshare(ALL_NAMESPACES))
+        init = os.fork()
+        if init == 0:
+            null = os.open("/dev/null", os.O_RDONLY)
+            for source, target in ((null, 0), (log, 1), (log, 2)):
+                os.dup2(source, target)
+            os.execvpe(command[0], command, {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"})
+        write(f"{paths.RUN}/{host}.pid", f"{init} {paths.start_time(init)}\n")
+        os._exit(0)
+    except OSError as error:
+        os.write(2, f"rig: {host}: {error}\n".encode())
+    finally:
+        os._exit(1)
+
+
+def wait_booted(host: str, *, timeout: float = 30) -> None:
+    """Wait until a host has its own root and its init."""
+    deadline = time.monotonic() + timeout
+    while True:
+        pid = paths.host_pid(host)
+        with open(f"/proc/{pid}/comm", encoding="ascii") as comm:
+            if comm.read() == "busybox\n" and os.path.exists(f"/proc/{pid}/root/run/rig-booted"):
+                return
+        if time.monotonic() > deadline:
+            raise RigError(f"{host} does not boot", hint=f"cat {paths.LIB}/{host}/boot.log")
+        time.sleep(0.005)
+
+
+def introduce(addresses: dict[str, list[str]]) -> None:
+    """Let the LXC hosts' root into each other, with host keys that are known, and give every host all names."""
+    names = "127.0.0.1 localhost\n::1 localhost\n"
+    names += "".join(f"{address} {host}\n" for host, listed in addresses.items() for address in listed)
+    for host in HOSTS:
+        inside(host, ["tee", "/etc/hosts"], text=names)
+    host_keys = {host: inside(host, ["cat", "/etc/ssh/ssh_host_ed25519_key.pub"]) for host in LXC_HOSTS}
+    for host, other in zip(LXC_HOSTS, reversed(LXC_HOSTS), strict=True):
+        inside(host, ["tee", "/root/.ssh/authorized_keys"], text=inside(other, ["cat", "/root/.ssh/id_ed25519.pub"]))
+        known = ",".join([other, *addresses.get(other, [])])
+        inside(host, ["tee", "/root/.ssh/known_hosts"], text=f"{known} {host_keys[other]}")

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Puts migrator, from the working tree, and the guests' helpers into the hosts."""
+
+import concurrent.futures
+import glob
+import hashlib
+import os
+import tarfile
+import time
+
+from riglib import paths
+from riglib.hosts import HOSTS, LXC_HOSTS
+from riglib.run import inside, say
+
+TOP_FILES = ("setup.py", "setup.cfg", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "COPYING")
+NOT_PACKAGES = ("tests", "vagrant", "bench", "build")
+HELPERS = "/opt/rig"
+"""Where the hosts find what is in vagrant/guests."""
+
+
+def package_files() -> list[str]:
+    """Return the files of the working tree that the package is built from, relative to the tree."""
+    found = [name for name in TOP_FILES if os.path.isfile(f"{paths.TREE}/{name}")]
+    for package in sorted(glob.glob("*/__init__.py", root_dir=paths.TREE)):
+        top = os.path.dirname(package)
+        if top in NOT_PACKAGES:
+            continue
+        for directory, subdirectories, names in os.walk(f"{paths.TREE}/{top}"):
+            subdirectories[:] = sorted(name for name in subdirectories if name != "__pycache__")
+            found += [os.path.relpath(f"{directory}/{name}", paths.TREE) for name in sorted(names) if not name.endswith(".pyc")]
+    return found
+
+
+def helper_files() -> list[str]:
+    """Return the files of vagrant/guests, relative to the tree."""
+    return sorted(os.path.relpath(file, paths.TREE) for file in glob.glob(f"{paths.VAGRANT}/guests/*.py"))
+
+
+def digest(files: list[str]) -> str:
+    """Return a hash over the names and contents of these files."""
+    total = hashlib.sha256()
+    for name in files:
+        with open(f"{paths.TREE}/{name}", "rb") as file:
+            total.update(f"{name}\0{hashlib.sha256(file.read()).hexdigest()}\0".encode())
+    return total.hexdigest()
+
+
+def archive(files: list[str], name: str) -> str:
+    """Pack these files in a tar archive under the rig's own folder; return its path."""
+    made = f"{paths.LIB}/{name}.tar"
+    with tarfile.open(made, "w") as tar:
+        for file in files:
+            tar.add(f"{paths.TREE}/{file}", file)
+    return made
+
+
+def install_helpers() -> None:
+    """Give every host the programs of vagrant/guests, and provision.sh."""
+    packed = archive([*helper_files(), "vagrant/provision.sh"], "helpers")
+    unpack = ["tar", "-x", "--strip-components=1", "--no-same-owner", "-C", HELPERS]
+    for host in HOSTS:
+        inside(host, ["mkdir", "-p", HELPERS])
+        inside(host, unpack, file=packed)
+
+
+def install_migrator() -> None:
+    """Build migrator in one host and install it in both."""
+    files = package_files()
+    if "setup.py" not in files and "pyproject.toml" not in files:
+        say("warning: the working tree has no setup.py yet; migrator is not installed")
+        return
+    started = time.monotonic()
+    packed = archive(files, "tree")
+    for host in LXC_HOSTS:
+        inside(host, ["sh", "-c", "rm -rf /opt/migrator/tree && mkdir -p /opt/migrator/tree"])
+        inside(host, ["tar", "-x", "--no-same-owner", "-C", "/opt/migrator/tree"], file=packed)
+    install = ["sh", f"{HELPERS}/provision.sh", "migrator", "/opt/migrator/tree"]
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        for done in [pool.submit(inside, host, install, timeout=120) for host in LXC_HOSTS]:
+            done.result()
+    say(f"installed migrator in {time.monotonic() - started:.1f} s")
