@@ -2,9 +2,9 @@
 # Makes a rig host out of fresh namespaces: its own root, /dev, /proc, /sys, then init. Started by hosts.py inside all the new
 # namespaces, in the host's own cgroup; the machine's mounts are still visible, and nothing that is mounted here leaves this namespace.
 #
-#   boot.sh NAME LOWER DIRECTORY [POOL-SIZE]
+#   boot.sh NAME LOWER DIRECTORY [POOL-SIZE GUEST-ROOT]
 set -eu
-name=$1 lower=$2 directory=$3 pool_size=${4:-}
+name=$1 lower=$2 directory=$3 pool_size=${4:-} guests=${5:-}
 root=$directory/root
 
 mount --make-rprivate /
@@ -50,6 +50,9 @@ if [ -n "$pool_size" ]; then
     # mount(8) sets the loop device to autoclear: it goes with this mount namespace.
     mount -t btrfs -o loop,noatime "$directory/pool.img" "$root/pool"
     cp -a "$(findmnt -n -o SOURCE "$root/pool")" "$root/dev/"
+    mkdir -p "$root/opt/rig/debian"
+    mount --bind -o ro "$guests" "$root/opt/rig/debian"
+    mkdir -p "$root/var/log/lxc"
 fi
 
 hostname "$name"

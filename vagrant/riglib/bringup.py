@@ -41,7 +41,7 @@ def build(options: dict[str, Any], roots: list[str], plan: network.Plan) -> dict
     state.save(current)
     names = all_hosts(options)
     for host in names:
-        hosts.start(host, roots[0])
+        hosts.start(host, *roots)
     pids = {host: paths.host_pid(host) for host in names}
     for host in names:
         hosts.wait_booted(host)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from riglib import nat, network, paths, state
 from riglib.errors import NotBuilt, NotRunning, RigError
+from riglib.guests import KINDS, POOL, Guest, make, probe
 from riglib.hosts import HOSTS
 from riglib.run import inside
 
@@ -45,6 +46,21 @@ def parser() -> argparse.ArgumentParser:
     status = commands.add_parser("status", help="tell what runs; exit status 4 when the rig is down")
     status.add_argument("--json", action="store_true")
 
+    guest = commands.add_parser("guest", help="make and start a container to move")
+    guest.add_argument("host", metavar="HOST", help="hosta or hostb")
+    guest.add_argument("name", metavar="NAME")
+    guest.add_argument("kind", metavar="KIND", choices=sorted(KINDS), help=", ".join(sorted(KINDS)))
+    guest.add_argument("--ip", metavar="A", help="address on lxcbr0 (redis: 10.0.3.100; others: no network without it)")
+    guest.add_argument("--size", type=int, metavar="MIB", help="data to hold (redis: 64, memory: 256)")
+    guest.add_argument("--dirty", type=float, metavar="MIB", help="memory: rewritten each second (1)")
+    guest.add_argument("--config", action="append", default=[], metavar="LINE", help="one more line of configuration")
+
+    probe = commands.add_parser("probe", help="ask a guest whether its memory and disk are intact; prints JSON")
+    probe.add_argument("host", metavar="HOST")
+    probe.add_argument("name", metavar="NAME")
+    probe.add_argument("--lxcpath", default=POOL)
+    probe.add_argument("--quick", action="store_true", help="do not verify all of the memory")
+
     commands.add_parser("down", help="end the rig and remove every trace of it")
     return top
 
@@ -55,7 +71,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         if os.geteuid() != 0:
             raise RigError("the rig needs root", hint="sudo vagrant/rig ...")
-        commands = {"up": up, "copy": copy, "status": status, "down": down}
+        commands = {"up": up, "copy": copy, "status": status, "guest": make_guest, "probe": probe_guest, "down": down}
         return commands[options.command](options)
     except RigError as error:
         print(f"rig: {error}" + (f" (cure: {error.hint})" if error.hint else ""), file=sys.stderr)
@@ -103,6 +119,25 @@ def status(options: argparse.Namespace) -> int:
         for host, facts in hosts.items():
             print(f"  {host:<11} {'running' if facts['running'] else 'dead':<8} {' '.join(facts['addresses'])}")
     return 0 if complete else NotRunning.status
+
+
+def make_guest(options: argparse.Namespace) -> int:
+    """Make and start a container to move."""
+    kind = KINDS[options.kind]
+    given = (options.ip, options.size, options.dirty)
+    address, size, dirty = (
+        default if value is None else value for value, default in zip(given, (kind.address, kind.size, kind.dirty), strict=True)
+    )
+    make(Guest(options.host, options.name, options.kind, address, size, dirty, options.config))
+    return 0
+
+
+def probe_guest(options: argparse.Namespace) -> int:
+    """Print what a guest says of itself."""
+    arguments = [options.name, "--lxcpath", options.lxcpath, *(["--quick"] if options.quick else [])]
+    told = probe(options.host, arguments)
+    print(told, end="")
+    return 0 if json.loads(told)["intact"] else 1
 
 
 def down(_options: argparse.Namespace) -> int:

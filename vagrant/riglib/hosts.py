@@ -18,7 +18,7 @@ HOSTS = LXC_HOSTS + PLAIN
 POOL_SIZE = "8G"
 
 
-def start(host: str, root: str) -> None:
+def start(host: str, root: str, guest_root: str) -> None:
     """Start one host's boot; `wait_booted` waits for its end."""
     cgroup = paths.cgroup(host)
     os.makedirs(cgroup, exist_ok=True)
@@ -26,7 +26,7 @@ def start(host: str, root: str) -> None:
     os.makedirs(directory, exist_ok=True)
     command = ["sh", f"{paths.VAGRANT}/riglib/boot.sh", host, root, directory]
     if host in LXC_HOSTS:
-        command.append(POOL_SIZE)
+        command += [POOL_SIZE, guest_root]
     child = os.fork()
     if child == 0:
         become(cgroup, command, directory, host)

@@ -33,7 +33,7 @@ def package_files() -> list[str]:
 
 def helper_files() -> list[str]:
     """Return the files of vagrant/guests, relative to the tree."""
-    return sorted(os.path.relpath(file, paths.TREE) for file in glob.glob(f"{paths.VAGRANT}/guests/*.py"))
+    return sorted(os.path.relpath(file, paths.TREE) for file in glob.glob(f"{paths.VAGRANT}/guests/*.??"))
 
 
 def digest(files: list[str]) -> str:

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The init of a memory guest: holds pages whose content it can work out again, rewrites some each second, verifies them.
+
+It counts like counter.sh beside that, so that its disk is checked too. A full verification is asked for by a file `verify` that holds
+any word; the answer is the file `verified`: that word, and how many pages are as they must be.
+
+    memory.py MEBIBYTES [DIRTY-MEBIBYTES-A-SECOND]
+"""
+
+import json
+import mmap
+import os
+import random
+import signal
+import sys
+import time
+
+PAGE = 4096
+STEP = 0.1
+ROLLING = 64
+"""Pages that are verified in each step without being asked."""
+
+
+class Pages:
+    """The pages; each has a version, and its content follows from its number and version."""
+
+    def __init__(self, mebibytes: int) -> None:
+        self.number = mebibytes * 1024 * 1024 // PAGE
+        self.memory = mmap.mmap(-1, self.number * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self.versions = [0] * self.number
+        self.secret = int.from_bytes(os.urandom(8), "little")
+        for page in range(self.number):
+            self.write(page)
+
+    def content(self, page: int) -> bytes:
+        """Return what a page must hold."""
+        return random.Random(self.secret << 64 | page << 32 | self.versions[page]).randbytes(PAGE)
+
+    def write(self, page: int) -> None:
+        """Give a page its next content."""
+        self.versions[page] += 1
+        self.memory[page * PAGE : (page + 1) * PAGE] = self.content(page)
+
+    def good(self, page: int) -> bool:
+        """Tell whether a page holds what it must."""
+        return self.memory[page * PAGE : (page + 1) * PAGE] == self.content(page)
+
+
+class Counter:
+    """The same counter as counter.sh's, with the same files."""
+
+    def __init__(self) -> None:
+        with open("/proc/sys/kernel/random/uuid", encoding="ascii") as file:
+            self.start = file.read().strip()
+        with open("starts", "a", encoding="ascii") as file:
+            print(self.start, file=file)
+        self.count = self.errors = 0
+
+    def line(self) -> str:
+        """Return the line that the file `count` must hold."""
+        return f"{self.start} {self.count} {self.errors}\n"
+
+    def step(self) -> None:
+        """Verify what was written in the step before, count on."""
+        if self.count:
+            with open("count", encoding="ascii") as file:
+                self.errors += file.read() != self.line()
+        self.count += 1
+        with open("log", "a", encoding="ascii") as file:
+            print(self.count, file=file)
+        with open("count", "w", encoding="ascii") as file:
+            file.write(self.line())
+
+
+def answer(pages: Pages, rolling_bad: int) -> None:
+    """Verify all pages if that is asked for."""
+    try:
+        with open("verify", encoding="ascii") as file:
+            word = file.read()
+        os.unlink("verify")
+    except FileNotFoundError:
+        return
+    bad = sum(not pages.good(page) for page in range(pages.number))
+    told = {"word": word, "pages": pages.number, "bad": bad, "rolling_bad": rolling_bad, "written": sum(pages.versions)}
+    with open("verified.new", "w", encoding="ascii") as file:
+        json.dump(told, file)
+    os.rename("verified.new", "verified")
+
+
+def main() -> None:
+    """Count, dirty, verify, for ever."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    os.chdir("/")
+    pages = Pages(int(sys.argv[1]))
+    dirty = int(float(sys.argv[2]) * 1024 * 1024 / PAGE * STEP) if len(sys.argv) > 2 else 0
+    counter = Counter()
+    position = rolling_bad = 0
+    while True:
+        began = time.monotonic()
+        counter.step()
+        for _ in range(dirty):
+            pages.write(random.randrange(pages.number))
+        for _ in range(ROLLING):
+            position = (position + 1) % pages.number
+            rolling_bad += not pages.good(position)
+        answer(pages, rolling_bad)
+        time.sleep(max(0.0, STEP - (time.monotonic() - began)))
+
+
+if __name__ == "__main__":
+    main()

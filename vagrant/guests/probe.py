@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Asks a guest on this host whether its memory and its disk are intact; prints the answer as JSON.
+
+Every answer has `running`, `state`, `intact`; `start` names the guest's one start (a guest that was started anew has another), `count` goes up
+while it runs. Exit status: 0 intact, 1 not intact or not running.
+
+    probe.py NAME [--lxcpath PATH] [--quick] [--wait SECONDS]
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from typing import Any
+
+from redis_data import verify
+from resp import Connection
+
+MARK = "rig-guest.json"
+"""In the guest's root: its kind, and its address if it has one."""
+
+
+def lxc_info(name: str, lxcpath: str) -> tuple[str, int]:
+    """Return the container's state, and its init's process id (0 when it has none)."""
+    command = ["lxc-info", "-P", lxcpath, "-n", name, "-s", "-p"]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20, check=False)
+    facts = dict(line.replace(" ", "").split(":", 1) for line in done.stdout.splitlines() if ":" in line)
+    return facts.get("State", "ABSENT"), int(facts.get("PID", 0))
+
+
+def read_counter(directory: str) -> tuple[str, int, int]:
+    """Return start id, count and errors; waits while the guest is just writing them."""
+    for _ in range(100):
+        with open(f"{directory}/count", encoding="ascii") as file:
+            fields = file.read().split()
+        if len(fields) == 3:
+            return fields[0], int(fields[1]), int(fields[2])
+        time.sleep(0.003)
+    raise TimeoutError(f"{directory}/count stays empty")
+
+
+def probe_counter(directory: str, *, timeout: float = 5) -> dict[str, Any]:
+    """Ask a counter: does it go on, are its memory, its count and its log of one instant?"""
+    start, first, _ = read_counter(directory)
+    deadline = time.monotonic() + timeout
+    count, errors = first, 0
+    while count < first + 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+        start, count, errors = read_counter(directory)
+    with open(f"{directory}/log", encoding="ascii") as file:
+        lines = file.read().split("\n")[:-1]
+    with open(f"{directory}/starts", encoding="ascii") as file:
+        starts = len(file.read().split())
+    advances = count > first
+    gapless = lines == [str(number) for number in range(1, len(lines) + 1)] and 0 <= len(lines) - count <= 2
+    told = {"start": start, "starts": starts, "count": count, "errors": errors, "advances": advances, "log_gapless": gapless}
+    return told | {"intact": advances and gapless and errors == 0 and starts == 1}
+
+
+def probe_memory(root: str, *, timeout: float = 120) -> dict[str, Any]:
+    """Have a memory guest verify all of its pages."""
+    word = os.urandom(8).hex()
+    with open(f"{root}/verify.new", "w", encoding="ascii") as file:
+        file.write(word)
+    os.rename(f"{root}/verify.new", f"{root}/verify")
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        try:
+            with open(f"{root}/verified", encoding="ascii") as file:
+                told: dict[str, Any] = json.load(file)
+            if told.pop("word") == word:
+                return told | {"intact": told["bad"] == 0 and told["rolling_bad"] == 0}
+        except FileNotFoundError:
+            pass
+        time.sleep(0.02)
+    return {"problem": f"no answer in {timeout:g} s", "intact": False}
+
+
+def probe_redis(address: str, *, quick: bool) -> dict[str, Any]:
+    """Ask a redis guest for its identity, and read back all that was loaded."""
+    server = Connection(address, timeout=10)
+    info = bytes(str(server.ask("INFO", "server") or b""), "ascii").decode("unicode_escape")
+    run_id = info.partition("run_id:")[2].split()[0]
+    told: dict[str, Any] = {"start": run_id, "count": int(server.ask("GET", "counter") or 0), "keys": server.ask("DBSIZE")}
+    if quick:
+        return told | {"intact": True}
+    number, bad = verify(server)
+    return told | {"values": number, "bad": bad, "intact": bad == 0 and number > 0}
+
+
+def probe(name: str, lxcpath: str, *, quick: bool) -> dict[str, Any]:
+    """Return all that a guest says of itself."""
+    state, pid = lxc_info(name, lxcpath)
+    told: dict[str, Any] = {"name": name, "running": state == "RUNNING", "state": state, "intact": False}
+    root = f"/proc/{pid}/root" if pid else f"{lxcpath}/{name}/rootfs"
+    try:
+        with open(f"{root}/{MARK}", encoding="utf-8") as file:
+            guest = json.load(file)
+        told["kind"] = guest["kind"]
+        if state != "RUNNING":
+            if guest["kind"] != "redis":
+                told["start"], told["count"], told["errors"] = read_counter(root)
+            return told
+        if guest["kind"] == "redis":
+            told.update(probe_redis(guest["address"], quick=quick))
+        else:
+            told.update(probe_counter(root))
+        parts = [told["intact"]]
+        if guest["kind"] == "memory" and not quick:
+            told["memory"] = probe_memory(root)
+            parts.append(told["memory"]["intact"])
+        if guest["kind"] == "userns":
+            told["user"] = probe_counter(f"{root}/user")
+            parts.append(told["user"]["intact"])
+        told["intact"] = all(parts)
+    except (OSError, ValueError, LookupError) as error:
+        told["intact"] = False
+        told["problem"] = f"{type(error).__name__}: {error}"
+    return told
+
+
+def main() -> int:
+    """Print what the guest says."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name")
+    parser.add_argument("--lxcpath", default="/pool")
+    parser.add_argument("--quick", action="store_true", help="leave the full verification of the memory away")
+    parser.add_argument("--wait", type=float, default=0.0, metavar="SECONDS", help="ask until the guest is intact")
+    options = parser.parse_args()
+    deadline = time.monotonic() + options.wait
+    told = probe(options.name, options.lxcpath, quick=options.quick)
+    while not told["intact"] and time.monotonic() < deadline:
+        time.sleep(0.05)
+        told = probe(options.name, options.lxcpath, quick=options.quick)
+    print(json.dumps(told))
+    return 0 if told["intact"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Makes containers to move. Each kind can be asked whether its memory and disk are intact: see guests/probe.py."""
+
+import hashlib
+import ipaddress
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from riglib import state
+from riglib.errors import RigError
+from riglib.hosts import LXC_HOSTS
+from riglib.install import HELPERS
+from riglib.run import inside
+
+POOL = "/pool"
+DEBIAN = "/opt/rig/debian"
+"""Where boot.sh shows the cached root file system of Debian guests to each LXC host."""
+IDMAP_BASE = 100000
+NAME_LENGTH = 64
+APPLETS = ("sh", "su", "sleep", "cat", "ls", "ps", "id", "ip", "kill", "mv", "rm", "tail", "ping", "wc")
+PASSWD = "root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000:user:/user:/bin/sh\n"
+GROUP = "root:x:0:\nuser:x:1000:\n"
+REDIS_CONFIG = """bind * -::*
+protected-mode no
+daemonize no
+save ""
+appendonly no
+dir /var/lib/redis
+logfile /var/log/redis/redis.log
+"""
+
+
+@dataclass(frozen=True)
+class Guest:
+    """A container that is to be made."""
+
+    host: str
+    name: str
+    kind: str
+    address: str = ""
+    size: int = 0
+    dirty: float = 0.0
+    extra: list[str] = field(default_factory=list)
+
+    @property
+    def root(self) -> str:
+        """The root file system, a subvolume of its own."""
+        return f"{POOL}/{self.name}/rootfs"
+
+    def run(self, *command: str, text: str = "", timeout: float = 120) -> str:
+        """Run a program on the guest's host."""
+        return inside(self.host, command, text=text, timeout=timeout)
+
+    def put(self, path: str, text: str) -> None:
+        """Write a file of the guest's folder."""
+        self.run("tee", f"{POOL}/{self.name}/{path}", text=text)
+
+
+def tick(guest: Guest) -> list[str]:
+    """Fill the root with busybox and a counter; return the configuration that this needs."""
+    root = guest.root
+    guest.run("mkdir", *(f"{root}/{name}" for name in ("bin", "dev", "etc", "proc", "root", "sys", "tmp", "user", "var")))
+    links = " ".join(APPLETS)
+    guest.run("sh", "-c", f"cp /bin/busybox {root}/bin/ && cd {root}/bin && for name in {links}; do ln -s busybox $name; done")
+    guest.run("cp", f"{HELPERS}/guests/counter.sh", f"{root}/")
+    guest.put("rootfs/etc/passwd", PASSWD)
+    guest.put("rootfs/etc/group", GROUP)
+    return ["lxc.init.cmd = /bin/sh /counter.sh /"]
+
+
+def userns(guest: Guest) -> list[str]:
+    """Two counters in a user namespace, one as root and one not; all files belong to the mapped ids."""
+    tick(guest)
+    user = IDMAP_BASE + 1000
+    guest.run("chown", "-hR", f"{IDMAP_BASE}:{IDMAP_BASE}", guest.root)
+    guest.run("chown", f"{user}:{user}", f"{guest.root}/user")
+    # The mapped root has to come through here to its own root file system.
+    guest.run("chmod", "755", f"{POOL}/{guest.name}")
+    return [
+        f"lxc.idmap = u 0 {IDMAP_BASE} 65536",
+        f"lxc.idmap = g 0 {IDMAP_BASE} 65536",
+        "lxc.init.cmd = /bin/sh /counter.sh / user",
+    ]
+
+
+def memory(guest: Guest) -> list[str]:
+    """Debian with a process that holds pages it can verify."""
+    guest.run("cp", "-a", f"{DEBIAN}/.", f"{guest.root}/")
+    guest.run("cp", f"{HELPERS}/guests/memory.py", f"{guest.root}/")
+    return [f"lxc.init.cmd = /usr/bin/python3 /memory.py {guest.size} {guest.dirty:g}"]
+
+
+def redis(guest: Guest) -> list[str]:
+    """Debian with a Redis server that is the container's init."""
+    guest.run("cp", "-a", f"{DEBIAN}/.", f"{guest.root}/")
+    guest.put("rootfs/etc/redis/rig.conf", REDIS_CONFIG)
+    return ["lxc.init.cmd = /usr/bin/redis-server /etc/redis/rig.conf"]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How one kind is made, and what it has when nothing else is asked for."""
+
+    fill: Callable[[Guest], list[str]]
+    address: str = ""
+    size: int = 0
+    dirty: float = 0.0
+
+
+KINDS = {
+    "tick": Kind(tick),
+    "redis": Kind(redis, address="10.0.3.100", size=64),
+    "memory": Kind(memory, size=256, dirty=1.0),
+    "userns": Kind(userns),
+}
+
+
+def make(guest: Guest) -> None:
+    """Make a guest, start it, and wait until it does what it is for."""
+    check(guest)
+    folder = f"{POOL}/{guest.name}"
+    cure = f"rig exec {guest.host} -- sh -c 'lxc-stop -k -n {guest.name}; btrfs subvolume delete {guest.root}; rm -r {folder}'"
+    try:
+        guest.run("mkdir", folder)
+    except RigError:
+        raise RigError(f"{guest.host} already has a {folder}", hint=cure) from None
+    guest.run("btrfs", "-q", "subvolume", "create", guest.root)
+    lines = [*common_lines(guest), *KINDS[guest.kind].fill(guest), *network_lines(guest), *guest.extra]
+    guest.put("rootfs/rig-guest.json", json.dumps({"kind": guest.kind, "address": guest.address}) + "\n")
+    # Last: a folder without a configuration is no container to LXC.
+    guest.put("config", "\n".join([*lines, ""]))
+    guest.run("lxc-start", "-n", guest.name, "-o", f"/var/log/lxc/{guest.name}.log", "-l", "INFO")
+    if guest.kind == "redis":
+        guest.run("python3", f"{HELPERS}/guests/redis_data.py", "load", guest.address, str(guest.size))
+    guest.run("python3", f"{HELPERS}/guests/probe.py", guest.name, "--quick", "--wait", "60")
+
+
+def check(guest: Guest) -> None:
+    """Refuse what cannot be made."""
+    if guest.host not in LXC_HOSTS:
+        raise RigError(f"{guest.host} runs no containers", hint=f"one of {', '.join(LXC_HOSTS)}")
+    plain = guest.name.replace("-", "").replace("_", "").replace(".", "")
+    if not (plain.isascii() and plain.isalnum() and guest.name[0].isalnum() and len(guest.name) <= NAME_LENGTH):
+        raise RigError(f"'{guest.name}' is no name for a container", hint="letters, digits, dashes, dots, underscores")
+    if guest.kind == "redis" and not guest.address:
+        raise RigError("a redis guest needs an address", hint="--ip 10.0.3.100")
+    if guest.address:
+        try:
+            ipaddress.IPv4Address(guest.address)
+        except ValueError:
+            raise RigError(f"'{guest.address}' is no IPv4 address", hint="--ip 10.0.3.100") from None
+
+
+def common_lines(guest: Guest) -> list[str]:
+    """Return the configuration that all kinds share."""
+    return [
+        f"lxc.uts.name = {guest.name}",
+        f"lxc.rootfs.path = btrfs:{guest.root}",
+        "lxc.mount.auto = proc:mixed sys:mixed",
+        "lxc.console.path = none",
+        "lxc.tty.max = 0",
+        "lxc.signal.halt = SIGTERM",
+        limit_line(guest),
+    ]
+
+
+def limit_line(guest: Guest) -> str:
+    """Return a cgroup limit that this machine has: where the old hierarchies hold all controllers, the core's own one."""
+    if "memory" in guest.run("cat", "/sys/fs/cgroup/cgroup.controllers").split():
+        return f"lxc.cgroup2.memory.max = {256 + 2 * guest.size}M"
+    return "lxc.cgroup2.cgroup.max.descendants = 64"
+
+
+def network_lines(guest: Guest) -> list[str]:
+    """Return the configuration of the guest's network: a fixed address and MAC on lxcbr0, or loopback alone."""
+    if not guest.address:
+        return ["lxc.net.0.type = empty"]
+    mac = hashlib.sha256(guest.name.encode()).hexdigest()
+    last = guest.address.rpartition(".")[2]
+    lines = [
+        "lxc.net.0.type = veth",
+        "lxc.net.0.link = lxcbr0",
+        "lxc.net.0.flags = up",
+        "lxc.net.0.name = eth0",
+        f"lxc.net.0.hwaddr = 00:16:3e:{mac[0:2]}:{mac[2:4]}:{mac[4:6]}",
+        f"lxc.net.0.ipv4.address = {guest.address}/24",
+        f"lxc.net.0.ipv6.address = fd00:3::{last}/64",
+    ]
+    options: dict[str, str] = state.load().get("options", {})
+    if any(options.get(side, "none") != "none" for side in ("nat_a", "nat_b")):
+        lines.append("lxc.net.0.ipv4.gateway = 10.0.3.1")
+    return lines
+
+
+def probe(host: str, arguments: Sequence[str]) -> str:
+    """Return what a guest says of itself, as JSON."""
+    return inside(host, ["python3", f"{HELPERS}/guests/probe.py", *arguments], timeout=200, check=False)
