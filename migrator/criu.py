@@ -53,6 +53,15 @@ def dump(name: str, command: list[str], images: Path, *, limit: float) -> None:
         raise DumpFailed(name=name, reason=text, log=images / "dump.log") from error
 
 
+LOG_FOLDER = Path("/var/log/migrator")
+
+
+def log_path(name: str, action: str) -> Path:
+    """Where the log of a dump or restore that failed is kept, when its images are gone."""
+    LOG_FOLDER.mkdir(mode=0o750, exist_ok=True)
+    return LOG_FOLDER / f"{name}-{action}.log"
+
+
 # What a log says when nothing is wrong, or after the real error.
 _NOISE = re.compile(r"Can't setup RLIMIT_NOFILE|Dumping FAILED|Restoring FAILED|Killing processes")
 

@@ -47,6 +47,10 @@ class MigratorError(Exception):
     def hint(self) -> str:
         return _fill(self.cure, self.fields)
 
+    @property
+    def exit_status(self) -> int:
+        return self.status
+
     def __str__(self) -> str:
         return f"{self.host}: {self.message}" if self.host else self.message
 
@@ -368,6 +372,19 @@ class SnapshotFailed(MigratorError):
     """The subvolume {path} could not be {action}: {reason}"""
 
     status = 55
+
+
+class ReadFailed(MigratorError):
+    """{file} could not be read to be sent: {reason}."""
+
+    status = 56
+
+
+class WriteFailed(MigratorError):
+    """What arrived could not be written to {path}: {reason}."""
+
+    status = 57
+    cure = "Look for errors of that disk: dmesg --level=err,warn"
 
 
 # --- Memory ---------------------------------------------------------------------------------------------------

@@ -55,6 +55,7 @@ class Event(enum.StrEnum):
     THAW = "thaw"  # create-dump failed before the offer; the container runs again
     OFFER = "offer"  # about to hand the token over
     TAKEN = "taken"  # the destination has recorded that it owns the token
+    REFUSED = "refused"  # the destination has answered that it does not take it
     FINISH = "finish"
     FINISHED = "finished"
     ROLL_BACK = "roll-back"
@@ -85,6 +86,7 @@ SOURCE: dict[tuple[State | None, Event], State] = {
     (S.DUMPING, E.THAW): S.PREPARED,
     (S.DUMPING, E.OFFER): S.OFFERED,
     (S.OFFERED, E.TAKEN): S.DUMPED,
+    (S.OFFERED, E.REFUSED): S.DUMPING,
     (S.DUMPED, E.FINISH): S.FINISHING,
     (S.FINISHING, E.FINISH): S.FINISHING,
     (S.FINISHING, E.FINISHED): S.FINISHED,

@@ -26,6 +26,7 @@ ca-certificates
 criu
 iperf3
 iproute2
+iptables
 iputils-arping
 iputils-ping
 kmod

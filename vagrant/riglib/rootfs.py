@@ -23,7 +23,7 @@ SUITE = "forky"
 REQUIREMENTS = ("paramiko", "cryptography", "pyroute2", "blake3", "zstandard", "pybtrfs")
 """Taken only where setup.cfg does not (yet) list the run-time dependencies."""
 
-GUEST_PACKAGES = ("redis-server", "python3-minimal")
+GUEST_PACKAGES = ("redis-server", "python3")
 
 LEFT_OUT = ("/usr/share/man/*", "/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/info/*")
 
