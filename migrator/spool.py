@@ -1,0 +1,236 @@
+"""The destination's spool: streams that arrive, wait, are checked and used.
+
+A stream is a plain file, just as it was sent, with its index beside it (`migrator.segments`): btrfs and CRIU read it
+directly, and every segment can be checked at any time. What has arrived stays when a connection is cut; the sender
+goes on from there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from migrator import segments
+from migrator.errors import Busy, NoSpace, ProtocolError, SegmentDamaged
+from migrator.protocol import SEGMENT_MAX, Connection, Takeover
+from migrator.receiver import Announced, Receiver
+from migrator.report import size
+from migrator.segments import INDEX_SUFFIX, Index, Segment
+
+FILES_MAX = 10_000  # streams in one transfer
+MARGIN = 64 * 1024 * 1024  # bytes that stay free beside what is needed, and a fiftieth of that
+LOCK_NAME = ".receiving"  # begins with a '.': no stream can have that name
+
+
+def check_space(directory: Path, needed: int, *, what: str = "the data") -> None:
+    """Raise NoSpace unless `needed` bytes and a margin are free on the file system of `directory`."""
+    found = os.statvfs(directory)
+    free = found.f_bavail * found.f_frsize
+    wanted = needed + needed // 50 + MARGIN
+    if free < wanted:
+        raise NoSpace(where=directory, free=size(free), needed=size(wanted), what=what)
+
+
+def receive(
+    directory: Path,
+    files: object,
+    *,
+    durable: bool = True,
+    done: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+) -> Takeover:
+    """What the handler of a "transfer" request returns to receive the streams in the request's `files`.
+
+    They are written to `directory`, made if it is not there (not its parents). With `durable` each segment is on disk
+    before it is acknowledged; without it, for memory images and tmpfs, all are at the end. `done` is called with
+    {"files": {name: {"bytes", "digest"}}} when everything has arrived, and what it returns is the answer to the sender.
+
+    Raises ProtocolError and InvalidName for a list that makes no sense, NoSpace, and Busy while another process
+    receives into that directory.
+    """
+    announced = _parse_files(files)
+    with contextlib.suppress(FileExistsError):
+        directory.mkdir(mode=0o700)
+    lock = _lock(directory)
+    folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        receiver = Receiver(directory, folder, announced, [_held(folder, entry.name) for entry in announced], durable)
+        check_space(directory, receiver.missing_bytes, what=announced[0].name if len(announced) == 1 else "the data")
+    except BaseException:
+        os.close(folder)
+        lock.close()
+        raise
+
+    def run(connection: Connection) -> dict[str, Any]:
+        with lock:
+            try:
+                result = receiver.run(connection)
+            finally:
+                os.close(folder)
+            return result if done is None or "aborted" in result else done(result)
+
+    held = {str(number): len(index.segments) for number, index in enumerate(receiver.held) if index.segments}
+    return Takeover({"held": held}, run)
+
+
+def _parse_files(files: object) -> list[Announced]:
+    if not isinstance(files, list) or not 1 <= len(files) <= FILES_MAX:
+        raise ProtocolError(reason=f"a transfer has 1 to {FILES_MAX} files")
+    found = []
+    for entry in files:
+        name, length = (entry.get("name"), entry.get("size")) if isinstance(entry, dict) else (None, None)
+        if not isinstance(name, str) or not (length is None or (isinstance(length, int) and 0 <= length < 1 << 60)):
+            raise ProtocolError(reason="a transfer's file lacks a name or has an impossible size")
+        found.append(Announced(segments.check_name(name), length))
+    if len({entry.name for entry in found}) != len(found):
+        raise ProtocolError(reason="a transfer has two files of the same name")
+    return found
+
+
+def _lock(directory: Path) -> IO[str]:
+    """Keep others from receiving into a directory; raises Busy.
+
+    After a cut the old process may not have noticed yet, and would write what it still has in its buffers.
+    """
+    path = directory / LOCK_NAME
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    lock = os.fdopen(fd, "r+")
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        pid = lock.read(20).strip() or "unknown"
+        lock.close()
+        raise Busy(name=directory, pid=pid) from None
+    lock.truncate(0)
+    lock.write(f"{os.getpid()}\n")
+    lock.flush()
+    return lock
+
+
+def _held(folder: int, name: str) -> Index:
+    """What is already here of a stream: its segments that the index and the file's length vouch for."""
+    try:
+        data_fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+    except FileNotFoundError:
+        return Index([], None)
+    try:
+        length = os.fstat(data_fd).st_size
+    finally:
+        os.close(data_fd)
+    try:
+        index_fd = os.open(name + INDEX_SUFFIX, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+    except FileNotFoundError:
+        return Index([], None)
+    with os.fdopen(index_fd, "rb") as file:
+        index = segments.parse(file.read())
+    there: list[Segment] = []
+    for segment in index.segments:
+        length -= segment.length
+        if length < 0:
+            return Index(there, None)
+        there.append(segment)
+    return index
+
+
+# --- What has arrived -----------------------------------------------------------------------------------------
+
+
+def is_complete(path: Path) -> bool:
+    """Whether all of a stream has arrived. It is not read for that: `verify` and `verified` do."""
+    try:
+        with _open(_index_path(path)) as index:
+            index.seek(max(0, os.fstat(index.fileno()).st_size - segments.LAST_SIZE))
+            return segments.parse_last(index.read(segments.LAST_SIZE)) == path.stat().st_size
+    except FileNotFoundError:
+        return False
+
+
+def verified(path: Path) -> Iterator[memoryview]:
+    """Read a complete stream back, segment by segment, each checked before it is handed out.
+
+    A piece is valid until the next is asked for. Raises SegmentDamaged, having cut the index back to what is good: the
+    next transfer sends the damaged segment and all after it again.
+    """
+    index = _complete_index(path)
+    buffer = memoryview(bytearray(SEGMENT_MAX))
+    with _open(path) as file:
+        offset = 0
+        for number, segment in enumerate(index.segments):
+            piece = buffer[: segment.length]
+            if not _reads_good(file.fileno(), piece, offset, segment):
+                raise _damaged(path, number)
+            yield piece
+            offset += segment.length
+
+
+def verify(*paths: Path) -> None:
+    """Check complete streams on all processors at once; raises SegmentDamaged as `verified` does."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    with contextlib.ExitStack() as stack:
+        pool = stack.enter_context(ThreadPoolExecutor(os.cpu_count()))
+        checks = []
+        for path in paths:
+            index = _complete_index(path)
+            fd = stack.enter_context(_open(path)).fileno()
+            offset = 0
+            for number, segment in enumerate(index.segments):
+                checks.append((path, number, pool.submit(_is_good, fd, offset, segment)))
+                offset += segment.length
+        for path, number, check in checks:
+            if not check.result():
+                pool.shutdown(cancel_futures=True)
+                raise _damaged(path, number)
+
+
+def drop(path: Path) -> None:
+    """Remove a stream and its index; nothing happens where they are not there."""
+    _index_path(path).unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
+
+
+def _index_path(path: Path) -> Path:
+    return path.with_name(path.name + INDEX_SUFFIX)
+
+
+def _open(path: Path) -> IO[bytes]:
+    return os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb", buffering=0)
+
+
+def _complete_index(path: Path) -> Index:
+    try:
+        with _open(_index_path(path)) as file:
+            index = segments.parse(file.read())
+    except FileNotFoundError:
+        index = Index([], None)
+    if index.end is None:
+        raise _damaged(path, len(index.segments))
+    return index
+
+
+def _is_good(fd: int, offset: int, segment: Segment) -> bool:
+    return _reads_good(fd, memoryview(bytearray(segment.length)), offset, segment)
+
+
+def _reads_good(fd: int, piece: memoryview, offset: int, segment: Segment) -> bool:
+    """Fill `piece` with a segment and say whether it is as it was sent. A disk that cannot read is damage too."""
+    done = 0
+    while done < len(piece):
+        try:
+            count = os.preadv(fd, [piece[done:]], offset + done)
+        except OSError:
+            return False
+        if count == 0:
+            return False
+        done += count
+    return segments.digest_of(piece) == segment.digest
+
+
+def _damaged(path: Path, number: int) -> SegmentDamaged:
+    """The error for a segment, and the index cut back so that it no longer vouches for it."""
+    with contextlib.suppress(OSError):
+        os.truncate(_index_path(path), min(segments.lines_size(number), _index_path(path).stat().st_size))
+    return SegmentDamaged(segment=number, file=path)
