@@ -53,6 +53,11 @@ def dump(name: str, command: list[str], images: Path, *, limit: float) -> None:
         raise DumpFailed(name=name, reason=text, log=images / "dump.log") from error
 
 
+def image_files(images: Path) -> list[Path]:
+    """The files of a dump that a restore needs: CRIU's images, and LXC's note of the console."""
+    return sorted(path for path in images.iterdir() if path.suffix == ".img" or path.name == "tty.info")
+
+
 LOG_FOLDER = Path("/var/log/migrator")
 
 

@@ -1,0 +1,48 @@
+"""Which command comes next, written out so that it can be pasted, and on which host."""
+
+from __future__ import annotations
+
+import shlex
+import socket
+from typing import Any
+
+from migrator.journal import Migration
+from migrator.states import Role, next_stage
+
+NEEDS_DESTINATION = {"prepare-data", "create-dump"}
+
+
+def command(stage: str, migration: Migration) -> str:
+    """`stage` as a command for `migration`, where `stage` may say `@source` or `@destination`."""
+    return written(stage, migration.role, migration.name, migration.peer, migration.detail)
+
+
+def next_command(migration: Migration) -> str:
+    """The command that carries a migration on, or "" when it has ended."""
+    stage = next_stage(migration.role, migration.state)
+    return command(stage, migration) if stage else ""
+
+
+def written(stage: str, role: Role, name: str, peer: str, detail: dict[str, Any]) -> str:
+    """As `command`, from the single facts. `detail` may have `destination` and both hosts' LXC paths."""
+    verb, _, place = stage.partition("@")
+    on_source = role is Role.SOURCE if not place else place == "source"
+    words = ["migrator", verb, name]
+    path = detail.get("source_lxcpath" if on_source else "destination_lxcpath")
+    if path and detail.get("lxcpath_given"):
+        words += ["-P", str(path)]
+    if verb in NEEDS_DESTINATION:
+        words += ["-d", str(peer if role is Role.SOURCE else detail.get("destination", "HOST"))]
+    text = shlex.join(words)
+    if not place or (role is Role.SOURCE) == on_source:
+        return text
+    return f"{text}   (on {other_host(role, peer, detail)})"
+
+
+def other_host(role: Role, peer: str, detail: dict[str, Any]) -> str:
+    """The other host's name, as people call it."""
+    return str(detail.get("destination_host") or peer) if role is Role.SOURCE else peer
+
+
+def this_host() -> str:
+    return socket.gethostname()

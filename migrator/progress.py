@@ -1,0 +1,54 @@
+"""Progress of a transfer: a line with rate and time left on a terminal, JSON lines with --json, else nothing."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from migrator import log
+from migrator.report import duration, size
+
+EVERY_TERMINAL = 0.2  # seconds between two updates
+EVERY_JSON = 1.0
+
+
+class Progress:
+    """Shown while its block runs. `total` is in bytes; 0 when it is not known."""
+
+    def __init__(self, what: str, total: int = 0) -> None:
+        self._what = what
+        self._total = total
+        self._begun = self._shown_at = time.monotonic()
+        self._terminal = sys.stderr.isatty() and not log.as_json and log.level >= log.Level.NORMAL
+        self._drawn = False
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._drawn:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+    def update(self, done: int) -> None:
+        """`done` bytes have been sent so far."""
+        now = time.monotonic()
+        if now - self._shown_at < (EVERY_JSON if log.as_json else EVERY_TERMINAL):
+            return
+        self._shown_at = now
+        rate = done / (now - self._begun)
+        left = (self._total - done) / rate if rate and self._total > done else None
+        if log.as_json:
+            log.say("progress", self._what, bytes=done, total=self._total or None, bytes_per_second=round(rate),
+                    seconds_left=round(left, 1) if left is not None else None)
+        elif self._terminal:
+            self._drawn = True
+            print(f"\r\033[K{line(self._what, done, self._total, rate, left)}", end="", file=sys.stderr, flush=True)
+
+
+def line(what: str, done: int, total: int, rate: float, left: float | None) -> str:
+    """The line as a terminal shows it."""
+    text = f"{what}: {size(done)}"
+    if total:
+        text += f" of about {size(total)} ({min(99, done * 100 // total)} %)"
+    text += f", {size(rate)}/s"
+    return text + (f", {duration(left)} left" if left is not None else "")

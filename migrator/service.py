@@ -1,0 +1,78 @@
+"""The destination's end of a connection: what `migrator serve` keeps while it answers one source.
+
+The answers themselves stand in `stages/`, beside the stage that asks for them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from migrator import container_config, lxc, names
+from migrator.container_config import Carried
+from migrator.errors import NoMigration, ProtocolError
+from migrator.journal import Journal, Migration
+from migrator.layout import Layout, locked
+from migrator.states import Role
+
+CONFIG_FILE = "config.json"  # in the spool
+
+
+class Service:
+    """One connection's journal and locks; a container stays locked until the connection ends."""
+
+    def __init__(self, journal: Journal, stack: contextlib.ExitStack) -> None:
+        self.journal = journal
+        self._stack = stack
+        self._locked: set[str] = set()
+
+    def lock(self, name: str) -> None:
+        """Keep other commands off the container `name`; raises Busy."""
+        if name not in self._locked:
+            self._stack.enter_context(locked(name))
+            self._locked.add(name)
+
+    def lxcpath(self, fields: Mapping[str, Any]) -> Path:
+        """The LXC path that the source asked for, or this host's own."""
+        wanted = fields.get("lxcpath")
+        return names.lxcpath(str(wanted)) if wanted else lxc.default_lxcpath()
+
+    def find(self, fields: Mapping[str, Any]) -> Migration | None:
+        """The migration that the source speaks of, locked; None when this host does not know it."""
+        id_ = names.migration_id(str(fields["id"]))
+        migration = self.journal.by_id(id_, Role.DESTINATION)
+        if migration:
+            self.lock(migration.name)
+            migration = self.journal.by_id(id_, Role.DESTINATION)  # it may have moved on before we had the lock
+        return migration
+
+    def migration(self, fields: Mapping[str, Any]) -> Migration:
+        """As `find`; raises NoMigration."""
+        migration = self.find(fields)
+        if migration is None:
+            raise NoMigration(name=fields["id"], stage="the source", next="migrator prepare-data")
+        return migration
+
+
+def keep_config(layout: Layout, fields: Mapping[str, Any]) -> None:
+    """Store the container's configuration as it came from the source, until the container is defined here."""
+    text, includes, bridges = str(fields["config"]), fields["includes"], fields["bridges"]
+    if not isinstance(includes, dict) or not isinstance(bridges, dict):
+        raise ProtocolError(reason="includes and bridges must be objects")
+    if len(includes) > container_config.INCLUDE_LIMIT or len(text) > container_config.SIZE_LIMIT:
+        raise ProtocolError(reason="the configuration is too large")
+    data = {
+        "text": text,
+        "includes": {str(path): str(value) for path, value in includes.items()},
+        "bridges": {names.interface_name(str(a)): names.interface_name(str(b)) for a, b in bridges.items()},
+    }
+    container_config.write_file(layout.spool / CONFIG_FILE, json.dumps(data), mode=0o600)
+
+
+def kept_config(layout: Layout) -> tuple[Carried, dict[str, str]]:
+    """The configuration that `keep_config` stored, and the bridge map."""
+    data = json.loads((layout.spool / CONFIG_FILE).read_text())
+    return Carried(data["text"], data["includes"]), data["bridges"]

@@ -1,0 +1,22 @@
+"""One module a command: its arguments, its work on this host, its answers on the other host, and its undo.
+
+A module has NAME, HELP, a docstring that is its description, `add_arguments(parser)` and `run(args)`; the stages that
+the other host takes part in also have HANDLERS (operation -> answer) and RECEIVERS (kind of data -> where it goes).
+"""
+
+from __future__ import annotations
+
+from stages import (
+    check,
+    cleanup,
+    create_dump,
+    finish,
+    import_data,
+    prepare_data,
+    restore_dump,
+    rollback,
+    serve,
+    status,
+)
+
+ALL = (check, prepare_data, import_data, create_dump, restore_dump, finish, rollback, status, cleanup, serve)

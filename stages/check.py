@@ -1,0 +1,147 @@
+"""Compare both hosts and the container: will the move work, and if not, what is the cure?
+
+Nothing is changed. Without -d only this host and the container are looked at. The exit status is 0 when all is ready,
+1 when there are warnings, and 30 when something blocks the move.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import time
+from typing import Any
+
+from migrator import cli, container_facts, findings, host_facts, layout, log, lxc, preflight, record
+from migrator.case import PlanOptions
+from migrator.cli import Result
+from migrator.container_facts import ContainerFacts
+from migrator.errors import EXIT_OK, EXIT_WARNINGS, Blocked
+from migrator.findings import Finding, Severity, Verdict
+from migrator.host_facts import HostFacts, Query
+from migrator.peer import connected
+from migrator.protocol import Connection
+from migrator.service import Service
+
+NAME = "check"
+HELP = "will this container survive the move? (on the source)"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    cli.add_container(parser)
+    cli.add_destination(parser, required=False)
+    parser.add_argument("--destination-lxcpath", metavar="PATH", help="where the destination keeps its containers")
+    cli.add_map_bridge(parser)
+    add_ignore(parser)
+
+
+def add_ignore(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--ignore", metavar="CODE", action="append", default=[],
+                        help="go on in spite of the finding CODE of `migrator check` (can be repeated)")
+
+
+# --- on the source --------------------------------------------------------------------------------------------
+
+
+def run(args: argparse.Namespace) -> Result:
+    cli.require_root(NAME)
+    name, lxcpath = cli.container_of(args)
+    ignored = findings.check_ignored(args.ignore)
+    container = lxc.Container(name, lxcpath)
+    with contextlib.ExitStack() as stack:
+        there = stack.enter_context(connected(args, args.destination)) if args.destination else None
+        looked = look(args, container, there, full=True)
+    found = findings.apply_ignored(looked.findings, ignored)
+    verdict = findings.verdict(found)
+    status = {Verdict.READY: EXIT_OK, Verdict.WARNINGS: EXIT_WARNINGS, Verdict.BLOCKED: Blocked.status}[verdict]
+    words = {Verdict.READY: f"{name} is ready to move.", Verdict.WARNINGS: f"{name} can move; read the warnings.",
+             Verdict.BLOCKED: f"{name} cannot move as things are."}
+    return Result(
+        {"name": name, "destination": args.destination, "verdict": verdict, "findings": findings.to_json(found),
+         "facts": {"source": record.dump(looked.source), "container": record.dump(looked.container),
+                   "destination": record.dump(looked.destination) if looked.destination else None}},
+        "\n".join(part for part in (findings.render(found), words[verdict]) if part),
+        status,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """Both hosts and the container at one moment, and what was found about them."""
+
+    source: HostFacts
+    destination: HostFacts | None
+    container: ContainerFacts
+    findings: list[Finding]
+
+    @property
+    def disk_bytes(self) -> int:
+        return max(0, self.container.rootfs.used)
+
+
+def look(args: argparse.Namespace, container: lxc.Container, there: Connection | None, *, full: bool,
+         known_copy: bool = False, bridges: dict[str, str] | None = None) -> Look:
+    """Gather the facts on both hosts, at the same time, and draw the findings from them.
+
+    `full` also counts the root file system's bytes, which takes a while on a large one.
+    """
+    facts = container_facts.gather(container, full=full)
+    asked = 0
+    if there:
+        lxcpath = getattr(args, "destination_lxcpath", None)
+        query = preflight.query(facts, lxcpath or "", str(layout.RUNTIME.parent))
+        begun = time.time()
+        asked = there.request("facts", {"query": record.dump(query), "lxcpath": lxcpath, "name": container.name})
+    here = host_facts.gather(Query(str(container.lxcpath), str(layout.RUNTIME.parent)))
+    destination, offset = None, None
+    options = PlanOptions(bridges=bridges if bridges is not None else dict(getattr(args, "map_bridge", [])))
+    if there:
+        reply = there.answer(asked)
+        destination = record.load(HostFacts, reply["facts"])
+        # The other clock was read somewhere between `begun` and now.
+        offset = _offset(begun, destination.time, time.time())
+        options = dataclasses.replace(options, clock_offset=offset, known_copy=known_copy or bool(reply["fenced_copy"]))
+    found = preflight.find(here, destination, facts, options)
+    return Look(here, destination, facts, found)
+
+
+def _offset(begun: float, there: float, ended: float) -> float:
+    """Seconds that the other clock is surely ahead (negative: behind); 0 while it lies within the round trip."""
+    if begun <= there <= ended:
+        return 0.0
+    return there - ended if there > ended else there - begun
+
+
+def before_stage(args: argparse.Namespace, container: lxc.Container, there: Connection, *, full: bool = False,
+                 known_copy: bool = False, bridges: dict[str, str] | None = None) -> Look:
+    """The preflight of a stage: say the warnings, and raise Blocked for what is not named in --ignore."""
+    ignored = findings.check_ignored(args.ignore)
+    looked = look(args, container, there, full=full, known_copy=known_copy, bridges=bridges)
+    found = findings.apply_ignored(looked.findings, ignored)
+    for finding in found:
+        if finding.severity is Severity.WARNING:
+            log.verbose(f"{finding.code}: {finding.message}")
+    errors = [finding for finding in found if finding.severity is Severity.ERROR]
+    if errors:
+        text = "; ".join(f"{finding.code}: {finding.message}" for finding in errors)
+        raise Blocked(name=container.name, destination=there.peer_host, findings=text,
+                      check=f"migrator check {container.name} -d {args.destination}")
+    return looked
+
+
+# --- on the destination ---------------------------------------------------------------------------------------
+
+
+def facts(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
+    """What this host is, for the source's preflight."""
+    from migrator import container_config, names
+
+    query = record.load(Query, fields["query"])
+    lxcpath = service.lxcpath(fields)
+    config = lxcpath / names.container_name(str(fields["name"])) / "config"
+    fenced = config.is_file() and bool(container_config.fence_of(config.read_text(errors="replace")))
+    return {"facts": record.dump(host_facts.gather(dataclasses.replace(query, lxcpath=str(lxcpath)))),
+            "fenced_copy": fenced}
+
+
+HANDLERS = {"facts": facts}

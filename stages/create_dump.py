@@ -1,0 +1,370 @@
+"""Freeze the container, dump its memory, and send that with what has changed on its disk since the last round.
+
+Memory and disk are of one instant: the snapshot is made and the memory dumped while the container is frozen and off
+its network. When all of it has arrived and was verified, the destination takes the ownership over; from then on only
+it may let the container run. The source stays frozen, with all its memory, until `finish` or `rollback`. When anything
+fails before, the container is thawed and runs on. Next comes `migrator restore-dump` on the destination.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import contextlib
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from migrator import advice, btrfs, cli, container_config, criu, layout, log, lxc, network, spool, transfer
+from migrator.advice import this_host
+from migrator.cli import Result
+from migrator.container_facts import ContainerFacts
+from migrator.errors import (
+    ConnectionLost,
+    ContainerChanged,
+    ContainerNotRunning,
+    DowntimeExceeded,
+    InternalError,
+    Interrupted,
+    MigratorError,
+    NoMigration,
+    OutOfOrder,
+    ProtocolError,
+    SourceRunsAgain,
+    SourceStateUnknown,
+    UsageError,
+)
+from migrator.journal import DEFAULT_PATH, Journal, Migration
+from migrator.layout import Layout, locked
+from migrator.peer import connected
+from migrator.progress import Progress
+from migrator.protocol import Connection
+from migrator.report import size
+from migrator.service import Service
+from migrator.states import Event, Role, State, Verdict, decide
+from stages import check, prepare_data
+from stages.rollback import thaw_source
+
+NAME = "create-dump"
+HELP = "freeze the container and send its memory (on the source)"
+INCREMENT = "increment"  # the spooled file with the last disk changes
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    cli.add_container(parser)
+    cli.add_destination(parser)
+    parser.add_argument("--max-downtime", metavar="SECONDS", type=cli.positive, default=120.0,
+                        help="thaw and give up when dump and transfer take longer (default: %(default)g)")
+    check.add_ignore(parser)
+    cli.add_dry_run(parser)
+
+
+# --- on the source --------------------------------------------------------------------------------------------
+
+
+def run(args: argparse.Namespace) -> Result:
+    cli.require_root(NAME)
+    name, lxcpath = cli.container_of(args)
+    container = lxc.Container(name, lxcpath)
+    with Journal(DEFAULT_PATH) as journal, locked(name):
+        migration = journal.latest(name, lxcpath, Role.SOURCE)
+        if migration is None:
+            raise NoMigration(name=name, stage=NAME, next=f"migrator prepare-data {name} -d {args.destination}")
+        if migration.state in (State.DUMPING, State.ROLLING_BACK):
+            _heal(migration)
+        if migration.state is State.PREPARED and container.state != "RUNNING":
+            raise ContainerNotRunning(name=name, lxcpath=lxcpath, state=container.state)
+        with connected(args, args.destination) as there:
+            decision = decide(NAME, migration.state, prepare_data.state_there(there, migration))
+            next_ = advice.command(decision.next_stage, migration) if decision.next_stage else ""
+            if decision.verdict is Verdict.ALREADY:
+                return Result({"migration": migration.id, "name": name, "stage": NAME, "already": True, "next": next_},
+                              f"{name} has already been dumped and handed over. Next: {next_}")
+            if decision.verdict is Verdict.REFUSE:
+                raise OutOfOrder(stage=NAME, missing=decision.missing, next=next_)
+            _refuse_changed(migration, container)
+            looked = check.before_stage(args, container, there, known_copy=True, bridges=migration.detail["bridges"])
+            dump = Dump(args, migration, container, there, looked.container)
+            return dump.described() if args.dry_run else dump.run()
+
+
+def _heal(migration: Migration) -> None:
+    """An earlier create-dump was killed before it offered the token: the container is ours, thaw it and start anew."""
+    if migration.state is State.DUMPING:
+        log.warning(f"An earlier create-dump of {migration.name} was killed; the container is thawed first")
+        thaw_source(migration)
+        migration.move(Event.THAW)
+
+
+def _refuse_changed(migration: Migration, container: lxc.Container) -> None:
+    config = container_config.read(container.config_file, container.name)
+    if config.digest != migration.detail["config_digest"]:
+        next_ = advice.command("prepare-data", migration)
+        raise ContainerChanged(name=container.name, reason="its configuration is another", next=next_)
+    base = Layout(container.lxcpath, container.name, migration.id).snapshot(len(migration.detail["rounds"]))
+    if not btrfs.is_subvolume(base):
+        next_ = advice.command("rollback", migration)
+        raise ContainerChanged(name=container.name, reason=f"the snapshot {base} is gone", next=next_)
+
+
+class Dump:
+    """One create-dump: its steps in their order, and the way back from each."""
+
+    def __init__(self, args: argparse.Namespace, migration: Migration, container: lxc.Container,
+                 there: Connection, facts: ContainerFacts) -> None:
+        self.migration = migration
+        self.container = container
+        self.there = there
+        self.facts = facts
+        self.max_downtime: float = args.max_downtime
+        self.layout = Layout(container.lxcpath, container.name, migration.id)
+        self.base = self.layout.snapshot(len(migration.detail["rounds"]))
+        self.last = self.layout.snapshot(len(migration.detail["rounds"]) + 1)
+        self.pid = container.init_pid
+        self.cgroup = container.cgroup
+        self.ports = network.ports(self.pid)
+        self.images = self.layout.image_folders()[0]
+        self.frozen_since = 0.0
+
+    def described(self) -> Result:
+        """For --dry-run: the commands of both hosts."""
+        here, there = this_host(), self.there.peer_host
+        target = Layout(Path(self.migration.detail["destination_lxcpath"]), self.container.name, self.migration.id)
+        return cli.dry_run([
+            (here, ["tee", f"{self.cgroup}/cgroup.freeze"]),
+            *((here, network.unplug_command(port)) for port in self.ports if port.bridge),
+            (here, btrfs.snapshot_command(self.container.rootfs, self.last, read_only=True)),
+            (here, self.dump_command()),
+            (here, btrfs.send_command(self.last, self.base)),
+            (there, ["tee", str(target.spool / INCREMENT)]),
+            (there, ["tee", f"{target.image_folders()[0]}/*.img"]),
+        ])
+
+    def dump_command(self) -> list[str]:
+        mounts = [entry.target for entry in self.facts.config.mounts if entry.bind]
+        return criu.dump_command(self.pid, self.cgroup, self.images, mounts)
+
+    def run(self) -> Result:
+        """Freeze, dump, send, hand over; the source is thawed when anything fails before the token was offered."""
+        self.there.call("dump-begin", id=self.migration.id)
+        self._prepare()
+        self.frozen_since = time.time()
+        self.migration.move(Event.FREEZE, frozen_at=self.frozen_since, pid=self.pid, cgroup=str(self.cgroup),
+                            ports=[port.to_json() for port in self.ports])
+        try:
+            self._freeze()
+            figures = self._dump_and_send()
+            self.migration.move(Event.OFFER)
+        except BaseException as error:
+            self._undo(_as_ours(error))
+        try:
+            self.there.call("own", id=self.migration.id, snapshot=self.last.name)
+        except (ConnectionLost, ProtocolError, InternalError, Interrupted) as error:
+            raise self._unknown(error) from error
+        except MigratorError as error:
+            self._refused(error)
+        self.migration.move(Event.TAKEN, figures=figures)
+        self.layout.drop_images()
+        next_ = advice.next_command(self.migration)
+        frozen = time.time() - self.frozen_since
+        return Result(
+            {"migration": self.migration.id, "name": self.container.name, "stage": NAME, "already": False,
+             "frozen_at": self.frozen_since, "frozen_seconds": round(frozen, 3), **figures, "next": next_},
+            f"Dumped {size(figures['memory'])} of memory and {size(figures['increment'])} of disk changes. "
+            f"{self.container.name} is frozen since {frozen:.2f} s and belongs to {self.there.peer_host} now. "
+            f"Next: {next_}",
+        )
+
+    # --- the steps ---
+
+    def _prepare(self) -> None:
+        """Everything that can be done before the freeze."""
+        btrfs.delete(self.last)
+        self.images, why = layout.place_images(self.layout, self.facts.memory)
+        log.verbose(f"Images go to {self.images}: {why}")
+        layout.make_images(self.images, self.container.mapped_root())
+
+    def _freeze(self) -> None:
+        with self.migration.step("freeze"):
+            lxc.freeze(self.cgroup, self.container.name)
+            network.unplug(self.ports)
+
+    def _dump_and_send(self) -> dict[str, Any]:
+        """The dump runs beside the snapshot and the sending of its increment; both see the frozen container."""
+        with concurrent.futures.ThreadPoolExecutor(1, "dump") as pool:
+            dumping = pool.submit(self._dump)
+            try:
+                increment = self._send_increment()
+            finally:
+                dump_seconds = dumping.result()  # CRIU must have let go before anybody thaws
+        memory = self._send_images()
+        return {"increment": increment.raw_bytes, "memory": memory.raw_bytes,
+                "wire_bytes": increment.wire_bytes + memory.wire_bytes,
+                "dump_seconds": round(dump_seconds, 3), "send_seconds": round(memory.seconds, 3)}
+
+    def _dump(self) -> float:
+        begun = time.monotonic()
+        criu.dump(self.container.name, self.dump_command(), self.images, limit=self._left())
+        return time.monotonic() - begun
+
+    def _send_increment(self) -> transfer.TransferResult:
+        with self.migration.step("increment") as outcome:
+            made = btrfs.snapshot(self.container.rootfs, self.last, read_only=True)
+            with btrfs.send(self.last, self.base) as stream:
+                sent = transfer.send_files(
+                    self.there, {"kind": "increment", "id": self.migration.id, "uuid": made.uuid},
+                    [transfer.SourceFile(INCREMENT, stream, None)], progress=self._watch,
+                )
+            outcome.update(bytes=sent.raw_bytes, seconds=round(sent.seconds, 3))
+        return sent
+
+    def _send_images(self) -> transfer.TransferResult:
+        paths = criu.image_files(self.images)
+        total = sum(path.stat().st_size for path in paths)
+        with self.migration.step("images") as outcome, contextlib.ExitStack() as stack:
+            progress = stack.enter_context(Progress("memory", total))
+            files = [transfer.SourceFile(path.name, path, path.stat().st_size) for path in paths]
+
+            def watch(done: int) -> None:
+                self._watch(done)
+                progress.update(done)
+
+            sent = transfer.send_files(self.there, {"kind": "images", "id": self.migration.id, "bytes": total},
+                                       files, progress=watch)
+            outcome.update(bytes=sent.raw_bytes, wire=sent.wire_bytes, seconds=round(sent.seconds, 3))
+        return sent
+
+    def _left(self) -> float:
+        """Seconds that the container may still stay frozen; raises DowntimeExceeded when there are none."""
+        left = self.frozen_since + self.max_downtime - time.time()
+        if left <= 0:
+            raise DowntimeExceeded(name=self.container.name, seconds=f"{self.max_downtime:g}")
+        return left
+
+    def _watch(self, _done: int) -> None:
+        self._left()
+
+    # --- the ways back ---
+
+    def _undo(self, error: MigratorError) -> None:
+        """Nobody else was offered the token: thaw, and remove what this attempt has made on both hosts."""
+        thaw_source(self.migration)
+        self.migration.move(Event.THAW, failed=str(error)[:2000])
+        self._drop()
+        try:
+            self.there.call("dump-drop", id=self.migration.id)
+        except MigratorError as trouble:
+            log.verbose(f"{self.there.peer_host} drops the broken dump by itself: {trouble}")
+        if isinstance(error, Interrupted):
+            log.info(f"{self.container.name} was thawed and runs on here.")
+            raise error
+        raise SourceRunsAgain(error, name=self.container.name, next=advice.command(NAME, self.migration)) from error
+
+    def _refused(self, error: MigratorError) -> None:
+        """The destination answered that it does not take the token, so it never will for this dump."""
+        self.migration.move(Event.REFUSED)
+        self._undo(error)
+
+    def _unknown(self, error: MigratorError) -> SourceStateUnknown:
+        return SourceStateUnknown(error, name=self.container.name, destination=self.there.peer_host,
+                                  rollback=advice.command("rollback", self.migration))
+
+    def _drop(self) -> None:
+        self.keep_log()
+        self.layout.drop_images()
+        btrfs.delete(self.last)
+
+    def keep_log(self) -> None:
+        """CRIU's log outlives the images: the error names it."""
+        source = self.images / "dump.log"
+        if source.is_file():
+            container_config.write_file(criu.log_path(self.container.name, "dump"), source.read_text(errors="replace"),
+                                        mode=0o600)
+
+
+def _as_ours(error: BaseException) -> MigratorError:
+    if isinstance(error, MigratorError):
+        return error
+    if log.level >= log.Level.DEBUG:
+        import traceback
+
+        traceback.print_exception(error)
+    return InternalError(reason=f"{type(error).__name__}: {error}")
+
+
+# --- on the destination ---------------------------------------------------------------------------------------
+
+
+def dump_begin(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
+    """A dump is about to come; what is left of an earlier one goes."""
+    migration = service.migration(fields)
+    here = Layout(migration.lxcpath, migration.name, migration.id)
+    migration.move(Event.RECEIVE_DUMP)
+    _drop_dump(here)
+    return {"state": migration.state}
+
+
+def _drop_dump(here: Layout) -> None:
+    here.drop_images()
+    spool.drop(here.spool / INCREMENT)
+
+
+def dump_drop(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
+    """The source has thawed: this dump will never be restored."""
+    migration = service.migration(fields)
+    if migration.state in (State.RECEIVING_DUMP, State.DUMP_RECEIVED):
+        migration.move(Event.DROP_DUMP)
+        _drop_dump(Layout(migration.lxcpath, migration.name, migration.id))
+    return {"state": migration.state}
+
+
+def receive_increment(service: Service, fields: dict[str, Any]) -> tuple[Path, bool]:
+    """Where the increment goes."""
+    migration = service.migration(fields)
+    _must_receive_dump(migration)
+    migration.note("increment", increment_uuid=str(fields["uuid"])[:36])
+    here = Layout(migration.lxcpath, migration.name, migration.id)
+    return here.spool, True
+
+
+def receive_images(service: Service, fields: dict[str, Any]) -> tuple[Path, bool]:
+    """Where the images go: memory if there is enough. They need not be on disk, as the source keeps what they hold."""
+    migration = service.migration(fields)
+    _must_receive_dump(migration)
+    needed = int(fields["bytes"])
+    here = Layout(migration.lxcpath, migration.name, migration.id)
+    folder, why = layout.place_images(here, needed)
+    spool.check_space(folder.parent if folder.parent.is_dir() else folder.parent.parent, needed,
+                      what=f"the memory of {migration.name}")
+    uid, gid = migration.detail["mapped_root"]
+    layout.make_images(folder, (uid, gid))
+    migration.note("images", images=str(folder), why=why)
+    return folder, False
+
+
+def _must_receive_dump(migration: Migration) -> None:
+    if migration.state is not State.RECEIVING_DUMP:
+        raise UsageError(reason=f"migration {migration.id} is in state {migration.state}, it expects no dump")
+
+
+def own(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
+    """Take the token over: from the moment this is recorded, only this host may let the container run."""
+    migration = service.migration(fields)
+    if migration.state is not State.OWNED:
+        here = Layout(migration.lxcpath, migration.name, migration.id)
+        images = here.images()
+        if images is None or not spool.is_complete(here.spool / INCREMENT):
+            raise UsageError(reason="the dump is not complete")
+        uid, gid = migration.detail["mapped_root"]
+        for path in criu.image_files(images):
+            if not spool.is_complete(path):
+                raise UsageError(reason=f"the image {path.name} is not complete")
+            os.chown(path, uid, gid)
+        migration.move(Event.DUMP_RECEIVED)
+        migration.move(Event.OWN)
+    return {"state": migration.state}
+
+
+HANDLERS = {"dump-begin": dump_begin, "dump-drop": dump_drop, "own": own}
+RECEIVERS = {"increment": receive_increment, "images": receive_images}

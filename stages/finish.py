@@ -1,0 +1,124 @@
+"""End a migration that has succeeded: the source's frozen copy is ended, kept on disk, and fenced against start.
+
+First the destination must confirm that the container runs there. The copy's network is taken away before its processes
+end, so that none of its connections is reset. Its stopped root file system stays until `migrator cleanup`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from pathlib import Path
+from typing import Any
+
+from migrator import advice, btrfs, cli, container_config, log, lxc, network
+from migrator.cli import Result
+from migrator.errors import MigratorError, NoMigration, OutOfOrder, UsageError
+from migrator.journal import DEFAULT_PATH, Journal, Migration
+from migrator.layout import Layout, locked
+from migrator.network import Port
+from migrator.peer import connected
+from migrator.service import Service
+from migrator.states import Event, Role, State, Verdict, decide
+from stages import prepare_data
+
+NAME = "finish"
+HELP = "stop and fence the copy that was left behind (on the source)"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    cli.add_container(parser)
+    cli.add_destination(parser, required=False)
+    cli.add_dry_run(parser)
+
+
+# --- on the source --------------------------------------------------------------------------------------------
+
+
+def run(args: argparse.Namespace) -> Result:
+    cli.require_root(NAME)
+    name, lxcpath = cli.container_of(args)
+    with Journal(DEFAULT_PATH) as journal, locked(name):
+        migration = journal.latest(name, lxcpath, Role.SOURCE)
+        if migration is None:
+            raise NoMigration(name=name, stage=NAME, next=f"migrator prepare-data {name} -d HOST")
+        if migration.state is State.FINISHED:
+            return Result({"migration": migration.id, "name": name, "stage": NAME, "already": True},
+                          f"The migration of {name} has already been finished.")
+        with connected(args, args.destination or migration.peer) as there:
+            decision = decide(NAME, migration.state, prepare_data.state_there(there, migration))
+            if decision.verdict is Verdict.REFUSE:
+                raise OutOfOrder(stage=NAME, missing=decision.missing,
+                                 next=advice.command(decision.next_stage, migration))
+            if args.dry_run:
+                return _dry_run(migration)
+            there.call("running", id=migration.id)
+            migration.move(Event.FINISH)
+            stop_and_fence(migration)
+            there.call("finish", id=migration.id)
+        prune(Layout(migration.lxcpath, name, migration.id))
+        migration.move(Event.FINISHED)
+        host = advice.other_host(migration.role, migration.peer, migration.detail)
+        return Result({"migration": migration.id, "name": name, "stage": NAME, "already": False},
+                      f"{name} has moved to {host}. Its root file system is kept here until: migrator cleanup {name}")
+
+
+def stop_and_fence(migration: Migration) -> None:
+    """Fence first, then take the network away, then end the processes; safe to repeat."""
+    container = lxc.Container(migration.name, migration.lxcpath)
+    host = advice.other_host(migration.role, migration.peer, migration.detail)
+    with migration.step("fence"):
+        message = (f"{migration.name} was migrated to {host} (migration {migration.id}) and runs there. To get it back,"
+                   f" migrate it from there. To remove this copy: migrator cleanup {migration.name}")
+        container_config.fence(container.folder, container.config_file.read_text(), migration.id, message)
+    with migration.step("stop"), contextlib.suppress(MigratorError):
+        if container.init_pid == migration.detail["pid"] and Path(migration.detail["cgroup"]).is_dir():
+            network.remove([Port(**port) for port in migration.detail["ports"]])
+            lxc.kill(container)
+    Layout(migration.lxcpath, migration.name, migration.id).drop_images()
+
+
+def prune(layout: Layout) -> None:
+    """Keep only the newest snapshot, which both hosts have: the next move can start from it."""
+    for path in layout.snapshots()[:-1]:
+        btrfs.delete(path)
+
+
+def _dry_run(migration: Migration) -> Result:
+    here = advice.this_host()
+    return cli.dry_run([
+        *((here, ["ip", "link", "delete", port["outside"]]) for port in migration.detail["ports"]),
+        (here, ["tee", f"{migration.detail['cgroup']}/cgroup.kill"]),
+    ])
+
+
+# --- on the destination ---------------------------------------------------------------------------------------
+
+
+def running(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
+    """Raises unless the container runs on this host."""
+    migration = service.migration(fields)
+    container = lxc.Container(migration.name, migration.lxcpath)
+    if migration.state not in (State.RESTORED, State.FINISHED):
+        raise UsageError(reason=f"{migration.name} is {migration.state} here, it has not been restored")
+    return {"state": container.state}
+
+
+def finish(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
+    """The source has stopped its copy for good: what was kept for a way back can go."""
+    migration = service.migration(fields)
+    layout = Layout(migration.lxcpath, migration.name, migration.id)
+    migration.move(Event.FINISHED)
+    btrfs.delete(layout.old / "rootfs")
+    for name in ("config", container_config.FENCE_HOOK):
+        (layout.old / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        layout.old.rmdir()
+    layout.drop_images()
+    layout.drop_spool()
+    prune(layout)
+    log.debug(f"{migration.name} is ours for good")
+    return {"state": migration.state}
+
+
+HANDLERS = {"running": running, "finish": finish}

@@ -1,0 +1,159 @@
+"""Turn what has arrived on this host into a stopped container.
+
+The stream is checked segment by segment against its digests and received into a read-only subvolume, and the
+container is defined with its configuration adapted to this host, fenced against start until it is handed over. Next
+comes `migrator create-dump` on the source, or another round of prepare-data when much has changed meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+
+from migrator import advice, btrfs, cli, container_config, log, spool
+from migrator.advice import this_host
+from migrator.cli import Result
+from migrator.errors import MigratorError, NoMigration, OutOfOrder, ReceiveFailed
+from migrator.journal import DEFAULT_PATH, Journal, Migration
+from migrator.layout import Layout, locked
+from migrator.service import kept_config
+from migrator.states import Event, Role, Verdict, decide
+
+NAME = "import-data"
+HELP = "receive the disk that has arrived (on the destination)"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    cli.add_container(parser)
+    cli.add_dry_run(parser)
+
+
+def run(args: argparse.Namespace) -> Result:
+    cli.require_root(NAME)
+    name, lxcpath = cli.container_of(args)
+    with Journal(DEFAULT_PATH) as journal, locked(name):
+        migration = arrived(journal, name, lxcpath, NAME)
+        decision = decide(NAME, migration.state)
+        layout = Layout(migration.lxcpath, name, migration.id)
+        next_ = advice.command(decision.next_stage, migration) if decision.next_stage else ""
+        if decision.verdict is Verdict.ALREADY:
+            return Result({"migration": migration.id, "name": name, "stage": NAME, "already": True, "next": next_},
+                          f"{name} has already been imported. Next: {next_}")
+        if decision.verdict is Verdict.REFUSE:
+            raise OutOfOrder(stage=NAME, missing=decision.missing, next=next_)
+        if args.dry_run:
+            return cli.dry_run([(this_host(), btrfs.receive_command(layout.folder))])
+        return import_round(migration, layout)
+
+
+def arrived(journal: Journal, name: str, lxcpath: Path, stage: str) -> Migration:
+    """The newest migration of a container to this host; raises NoMigration."""
+    migration = journal.latest(name, lxcpath, Role.DESTINATION)
+    if migration is None:
+        raise NoMigration(name=name, stage=stage, next=f"migrator prepare-data {name} -d {this_host()}   (on its host)")
+    return migration
+
+
+def import_round(migration: Migration, layout: Layout) -> Result:
+    """Receive the newest round and define the container. Safe to repeat after it was killed anywhere."""
+    number = len(migration.detail["rounds"])
+    migration.move(Event.IMPORT)
+    log.info(f"Importing round {number} of {migration.name} (migration {migration.id})")
+    receive(migration, layout, layout.spool / f"disk-{number}", number, migration.detail["rounds"][-1]["uuid"])
+    with migration.step("define"):
+        define(migration, layout)
+    migration.move(Event.IMPORTED)
+    spool.drop(layout.spool / f"disk-{number}")
+    next_ = advice.next_command(migration)
+    return Result({"migration": migration.id, "name": migration.name, "stage": NAME, "already": False,
+                   "round": number, "next": next_},
+                  f"{migration.name} is defined here and stopped. Next: {next_}")
+
+
+def receive(migration: Migration, layout: Layout, file: Path, number: int, uuid: str) -> btrfs.Subvolume:
+    """Receive one spooled stream as the snapshot of round `number`, whose uuid on the source is `uuid`.
+
+    When a stream turns out to be damaged or cannot be received, it must be sent again: the migration's state says so.
+    """
+    target = layout.snapshot(number)
+    with migration.step("receive"):
+        btrfs.delete(target)  # what a killed import left
+        try:
+            btrfs.receive(spool.verified(file), layout.folder)
+            found = btrfs.info(target)
+            if found.received_uuid != uuid:
+                raise ReceiveFailed(path=target, reason=f"it came as {found.received_uuid or 'incomplete'}")
+        except MigratorError:
+            btrfs.delete(target)
+            raise
+        return found
+
+
+def define(migration: Migration, layout: Layout) -> None:
+    """Write the container's configuration for this host, fenced: it is not ours to start yet.
+
+    What the fenced copy of an earlier stay here consists of is kept aside until the migration has ended.
+    """
+    layout.container.mkdir(mode=0o770, exist_ok=True)
+    keep_old(layout)
+    carried, bridges = kept_config(layout)
+    copies: dict[str, str] = {}
+    folder = layout.container / container_config.INCLUDE_FOLDER
+    for number, path in enumerate(container_config.missing_includes(carried.includes)):
+        folder.mkdir(mode=0o755, exist_ok=True)
+        copy = folder / f"{number:02d}-{Path(path).name}"
+        container_config.write_file(copy, carried.includes[path])
+        copies[path] = str(copy)
+    text = container_config.rewritten(carried.text, rootfs=layout.rootfs, bridges=bridges, includes=copies)
+    container_config.fence(layout.container, text, migration.id, arriving_message(migration))
+
+
+def arriving_message(migration: Migration) -> str:
+    return (f"{migration.name} is being moved here from {migration.peer} (migration {migration.id}) and must not be"
+            f" started by hand. See: migrator status {migration.name}")
+
+
+def keep_old(layout: Layout) -> None:
+    """Put the configuration of an earlier stay aside, once; `give_back_old` is the way back."""
+    config = layout.container / "config"
+    kept = layout.old / "config"
+    if config.is_file() and not kept.exists() and container_config.fence_of(config.read_text()) != layout.id:
+        layout.old.mkdir(mode=0o700, exist_ok=True)
+        container_config.write_file(kept, config.read_text())
+        hook = layout.container / container_config.FENCE_HOOK
+        if hook.is_file():
+            container_config.write_file(layout.old / hook.name, hook.read_text(), mode=0o755)
+
+
+def give_back_old(layout: Layout) -> None:
+    """Undo what arriving has changed in the container's folder: the earlier stay's files return, or the folder goes."""
+    old_rootfs = layout.old / "rootfs"
+    if old_rootfs.exists():
+        btrfs.delete(layout.rootfs)
+        old_rootfs.rename(layout.rootfs)
+    if (layout.old / "config").is_file():
+        for name in ("config", container_config.FENCE_HOOK):
+            if (layout.old / name).is_file():
+                text = (layout.old / name).read_text()
+                container_config.write_file(layout.container / name, text, mode=0o755 if name != "config" else None)
+        shutil.rmtree(layout.old)
+        return
+    config = layout.container / "config"
+    if config.is_file() and container_config.fence_of(config.read_text()) not in ("", layout.id):
+        return  # an earlier stay's, which this migration had not touched yet
+    if layout.container.is_dir():
+        btrfs.delete(layout.rootfs)
+        shutil.rmtree(layout.container)
+
+
+def drop_attempt(migration: Migration, layout: Layout) -> None:
+    """Remove everything that this migration has brought to this host."""
+    layout.drop_images()
+    give_back_old(layout)
+    for path in layout.own_snapshots():
+        btrfs.delete(path)
+    layout.drop_spool()
+    layout.tidy()
+
+

@@ -1,0 +1,311 @@
+"""Send a full copy of a running container's disk, or what has changed since the last round.
+
+A read-only snapshot is made while the container runs on, and sent into the destination's spool. When an earlier copy
+is already there (from an imported round, or because the container has been on that host before) only the difference
+to it is sent. Next comes `migrator import-data` on the destination.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from migrator import advice, btrfs, cli, container_config, log, lxc, names, spool, transfer
+from migrator.advice import this_host
+from migrator.cli import Result
+from migrator.errors import (
+    AlreadyMigrating,
+    ConnectionLost,
+    ContainerExists,
+    ContainerNotRunning,
+    InternalError,
+    Interrupted,
+    MigratorError,
+    OutOfOrder,
+    ProtocolError,
+    UsageError,
+)
+from migrator.journal import DEFAULT_PATH, Journal, Migration
+from migrator.layout import Layout, locked
+from migrator.peer import connected
+from migrator.progress import Progress
+from migrator.protocol import Connection
+from migrator.report import size
+from migrator.service import Service, keep_config
+from migrator.states import Event, Role, State, Verdict, decide
+from stages import check
+
+NAME = "prepare-data"
+HELP = "send the disk of a running container (on the source)"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    cli.add_container(parser)
+    cli.add_destination(parser)
+    parser.add_argument("--destination-lxcpath", metavar="PATH", help="where the destination keeps its containers")
+    cli.add_map_bridge(parser)
+    parser.add_argument("--bwlimit", metavar="RATE", type=rate, help="send at most RATE bytes a second (k, M, G)")
+    check.add_ignore(parser)
+    cli.add_dry_run(parser)
+
+
+def rate(text: str) -> int:
+    """Bytes a second with an optional k, M or G (of 1024), for argparse."""
+    factor = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}.get(text[-1:].lower(), 1)
+    value = int(float(text.rstrip("kKmMgG")) * factor)
+    if value <= 0:
+        raise argparse.ArgumentTypeError("must be above zero")
+    return value
+
+
+# --- on the source --------------------------------------------------------------------------------------------
+
+
+def run(args: argparse.Namespace) -> Result:
+    cli.require_root(NAME)
+    name, lxcpath = cli.container_of(args)
+    container = lxc.Container(name, lxcpath)
+    with Journal(DEFAULT_PATH) as journal, locked(name):
+        migration = _unfinished(journal, name, lxcpath, args.destination)
+        if container.state != "RUNNING":
+            raise ContainerNotRunning(name=name, lxcpath=lxcpath, state=container.state)
+        with connected(args, args.destination) as there:
+            if migration:
+                decision = decide(NAME, migration.state, state_there(there, migration))
+                if decision.verdict is Verdict.ALREADY:
+                    return _already(migration, decision.next_stage)
+                if decision.verdict is Verdict.REFUSE:
+                    next_ = advice.command(decision.next_stage, migration)
+                    raise OutOfOrder(stage=NAME, missing=decision.missing, next=next_)
+            checked = check.before_stage(args, container, there, full=True, known_copy=migration is not None)
+            config = container_config.read(container.config_file, name)
+            wanted = migration.detail["destination_lxcpath"] if migration else args.destination_lxcpath
+            fields = {
+                "id": migration.id if migration else names.new_migration_id(),
+                "name": name,
+                "lxcpath": there.call("lxcpath", lxcpath=wanted)["lxcpath"],
+                "lxcpath_given": args.destination_lxcpath is not None,
+                "source_host": this_host(),
+                "source_lxcpath": str(lxcpath),
+                "destination": args.destination,
+                "config": config.text,
+                "includes": config.includes,
+                "bridges": migration.detail["bridges"] if migration else dict(args.map_bridge),
+                "disk_bytes": checked.disk_bytes,
+                "mapped_root": list(container.mapped_root()),
+            }
+            if args.dry_run:
+                return _dry_run(container, there, fields)
+            migration, reply = _begin(args, journal, migration, there, fields)
+            return _send_round(args, migration, container, there, reply, config.digest)
+
+
+def _begin(
+    args: argparse.Namespace, journal: Journal, migration: Migration | None, there: Connection, fields: dict[str, Any]
+) -> tuple[Migration, dict[str, Any]]:
+    """Record the migration here, then there. One that the destination refuses at once has never been."""
+    if migration:
+        return migration, there.call("begin", **fields)
+    migration = journal.create(
+        id=fields["id"], role=Role.SOURCE, name=fields["name"], lxcpath=Path(fields["source_lxcpath"]),
+        peer=args.destination, event=Event.SEND, destination_host=there.peer_host,
+        source_lxcpath=fields["source_lxcpath"], destination_lxcpath=fields["lxcpath"],
+        lxcpath_given=args.lxcpath is not None, bridges=fields["bridges"], rounds=[],
+    )
+    try:
+        return migration, there.call("begin", **fields)
+    except (ConnectionLost, ProtocolError, InternalError, Interrupted):
+        raise  # it may have been recorded there
+    except MigratorError:
+        journal.forget(migration)
+        raise
+
+
+def _unfinished(journal: Journal, name: str, lxcpath: Path, where: str) -> Migration | None:
+    """The migration that this call goes on with, if there is one."""
+    migration = journal.latest(name, lxcpath)
+    if migration is None or migration.ended:
+        return None
+    if migration.role is Role.DESTINATION or migration.peer != where:
+        raise AlreadyMigrating(name=name, peer=migration.peer, id=migration.id, next=advice.next_command(migration))
+    return migration
+
+
+def state_there(there: Connection, migration: Migration) -> State | None:
+    """The destination's state of this migration; None when it doesn't know it."""
+    state = there.call("state", id=migration.id)["state"]
+    return State(state) if state else None
+
+
+def _send_round(
+    args: argparse.Namespace, migration: Migration, container: lxc.Container, there: Connection,
+    reply: dict[str, Any], config_digest: str,
+) -> Result:
+    layout = Layout(container.lxcpath, container.name, migration.id)
+    layout.make_folder()
+    rounds = list(migration.detail["rounds"])
+    if rounds and "bytes" not in rounds[-1] and "uuid" in rounds[-1] and layout.snapshot(len(rounds)).is_dir():
+        log.verbose(f"Going on with round {len(rounds)}, which had broken off")
+        migration.move(Event.SEND)
+    else:
+        rounds = [round_ for round_ in rounds if "bytes" in round_]
+        for leftover in layout.own_snapshots()[len(rounds):]:  # of a round that was killed while it began
+            btrfs.delete(leftover)
+        parent = base_for(layout, reply["subvolumes"])
+        rounds.append({"parent": str(parent.path) if parent else ""})
+        migration.move(Event.SEND, rounds=rounds, config_digest=config_digest)
+        with migration.step("snapshot"):
+            made = btrfs.snapshot(container.rootfs, layout.snapshot(len(rounds)), read_only=True)
+        rounds[-1] |= {"uuid": made.uuid}
+        migration.note("snapshotted", rounds=rounds)
+    number, round_ = len(rounds), rounds[-1]
+    snapshot = layout.snapshot(number)
+    parent_path = Path(round_["parent"]) if round_["parent"] else None
+    log.info(f"Sending {'what has changed' if parent_path else 'the disk'} of {container.name} to {there.peer_host}"
+             f" (migration {migration.id}, round {number})")
+    with migration.step("send") as outcome, btrfs.send(snapshot, parent_path) as stream, \
+            Progress("disk", 0 if parent_path else int(reply["disk_bytes"])) as progress:
+        sent = transfer.send_files(
+            there, {"kind": "disk", "id": migration.id, "round": number},
+            [transfer.SourceFile(f"disk-{number}", stream, None)],
+            progress=progress.update, bytes_per_second=args.bwlimit,
+        )
+        outcome.update(bytes=sent.raw_bytes, wire=sent.wire_bytes, resumed=sent.resumed_bytes,
+                       seconds=round(sent.seconds, 3))
+    there.call("received", id=migration.id, round=number, uuid=round_["uuid"])
+    rounds[-1] = round_ | {"bytes": sent.raw_bytes, "full": parent_path is None}
+    migration.move(Event.SENT, rounds=rounds)
+    next_ = advice.next_command(migration)
+    return Result(
+        {"migration": migration.id, "name": migration.name, "stage": NAME, "already": False, "round": number,
+         "full": parent_path is None, "bytes": sent.raw_bytes, "wire_bytes": sent.wire_bytes,
+         "resumed_bytes": sent.resumed_bytes, "seconds": round(sent.seconds, 3), "next": next_},
+        f"Sent {size(sent.raw_bytes)} ({'the whole disk' if parent_path is None else 'an increment'}) "
+        f"in {sent.seconds:.1f} s. Next: {next_}",
+    )
+
+
+def base_for(layout: Layout, held: list[str]) -> btrfs.Subvolume | None:
+    """The newest snapshot here that the other host has too, under one of the uuids that it holds."""
+    common = [base for base in layout.bases() if base.stream_uuid in held]
+    return common[-1] if common else None
+
+
+def _already(migration: Migration, next_stage: str) -> Result:
+    next_ = advice.command(next_stage, migration)
+    return Result(
+        {"migration": migration.id, "name": migration.name, "stage": NAME, "already": True, "next": next_},
+        f"The data of {migration.name} has already been sent and waits to be imported. Next: {next_}",
+    )
+
+
+def _dry_run(container: lxc.Container, there: Connection, fields: dict[str, Any]) -> Result:
+    layout = Layout(container.lxcpath, container.name, fields["id"])
+    lxcpath = fields["lxcpath"]
+    held = there.call("subvolumes", name=container.name, lxcpath=lxcpath)["subvolumes"]
+    parent = base_for(layout, held)
+    target = Layout(Path(lxcpath), container.name, fields["id"])
+    return cli.dry_run([
+        (this_host(), btrfs.snapshot_command(container.rootfs, layout.snapshot(1), read_only=True)),
+        (this_host(), btrfs.send_command(layout.snapshot(1), parent.path if parent else None)),
+        (there.peer_host, ["tee", str(target.spool / "disk-1")]),
+    ])
+
+
+# --- on the destination ---------------------------------------------------------------------------------------
+
+
+def begin(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
+    """A migration begins, or its next round does: check that there is a place for it and say what is here already."""
+    name, id_ = names.container_name(str(fields["name"])), names.migration_id(str(fields["id"]))
+    service.lock(name)
+    lxcpath = service.lxcpath(fields)
+    layout = Layout(lxcpath, name, id_)
+    disk_bytes = int(fields["disk_bytes"])
+    refuse_foreign(layout)
+    migration = service.journal.by_id(id_, Role.DESTINATION)
+    if migration is None:
+        current = service.journal.latest(name, lxcpath)
+        if current and not current.ended:
+            raise AlreadyMigrating(name=name, peer=current.peer, id=current.id, next=advice.next_command(current))
+        held = [base.stream_uuid for base in layout.bases()]
+        if not held:
+            spool.check_space(lxcpath, disk_bytes * 2, what=f"the disk of {name}, spooled and imported")
+        uid, gid = (int(number) for number in fields["mapped_root"])
+        migration = service.journal.create(
+            id=id_, role=Role.DESTINATION, name=name, lxcpath=lxcpath, peer=str(fields["source_host"])[:253],
+            event=Event.RECEIVE, destination=str(fields["destination"])[:300],
+            source_lxcpath=str(names.lxcpath(str(fields["source_lxcpath"]))), destination_lxcpath=str(lxcpath),
+            lxcpath_given=bool(fields["lxcpath_given"]), rounds=[], mapped_root=[uid, gid],
+        )
+    elif migration.ended or migration.state is State.ABANDONING:
+        raise UsageError(reason=f"migration {id_} has ended on this host")
+    layout.make_folder()
+    layout.spool.mkdir(mode=0o700, exist_ok=True)
+    keep_config(layout, fields)
+    return {
+        "state": migration.state,
+        "disk_bytes": disk_bytes,
+        "subvolumes": [base.stream_uuid for base in layout.bases()],
+    }
+
+
+def refuse_foreign(layout: Layout) -> None:
+    """A container of that name may be here only as the stopped, fenced copy of one that has moved away."""
+    config = layout.container / "config"
+    if config.is_file() and not container_config.fence_of(config.read_text(errors="replace")):
+        raise ContainerExists(host_name=this_host(), name=layout.name, lxcpath=layout.lxcpath)
+    if layout.container.exists() and not config.is_file():
+        raise ContainerExists(host_name=this_host(), name=layout.name, lxcpath=layout.lxcpath)
+
+
+def receive_disk(service: Service, fields: dict[str, Any]) -> tuple[Path, bool]:
+    """Where a round's stream goes, and that it must be on disk before it is acknowledged."""
+    migration = service.migration(fields)
+    number = int(fields["round"])
+    rounds = migration.detail["rounds"]
+    if not 1 <= number <= len(rounds) + 1 or len(rounds) > 1000:
+        raise UsageError(reason=f"round {number} does not follow round {len(rounds)}")
+    migration.move(Event.RECEIVE)
+    return Layout(migration.lxcpath, migration.name, migration.id).spool, True
+
+
+def received(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
+    """All of a round has arrived; remember which subvolume it must become."""
+    migration = service.migration(fields)
+    number, uuid = int(fields["round"]), names.uuid(str(fields["uuid"]))
+    layout = Layout(migration.lxcpath, migration.name, migration.id)
+    if not spool.is_complete(layout.spool / f"disk-{number}"):
+        raise UsageError(reason=f"round {number} is not complete")
+    rounds = [*migration.detail["rounds"][: number - 1], {"uuid": uuid}]
+    migration.move(Event.RECEIVED, rounds=rounds)
+    return {"state": migration.state}
+
+
+def state(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
+    """What this host knows of a migration."""
+    migration = service.journal.by_id(names.migration_id(str(fields["id"])), Role.DESTINATION)
+    return {"state": migration.state if migration else None, "owner": migration.owner if migration else None}
+
+
+def subvolumes(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
+    """The uuids of what increments of a container can start from here."""
+    name = names.container_name(str(fields["name"]))
+    layout = Layout(service.lxcpath(fields), name, "00000000")
+    return {"subvolumes": [base.stream_uuid for base in layout.bases()]}
+
+
+def lxcpath_(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
+    """Where this host keeps its containers, unless the source names another place."""
+    return {"lxcpath": str(service.lxcpath(fields))}
+
+
+HANDLERS = {
+    "begin": begin,
+    "received": received,
+    "state": state,
+    "subvolumes": subvolumes,
+    "lxcpath": lxcpath_,
+}
+RECEIVERS = {"disk": receive_disk}

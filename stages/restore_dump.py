@@ -1,0 +1,232 @@
+"""Let the container run on here: apply the last disk changes and restore its memory.
+
+Everything that has arrived is checked against its digests first. The container runs from a writable snapshot, under a
+monitor of LXC's own, and its new place is announced to the neighbourhood at once. When the restore fails nothing of it
+is left running, and the source still holds the frozen container. Next comes `migrator finish` on the source.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import contextlib
+import os
+import signal
+import time
+from pathlib import Path
+
+from migrator import advice, btrfs, cli, container_config, criu, log, lxc, network, spool
+from migrator.advice import this_host
+from migrator.cli import Result
+from migrator.errors import (
+    InternalError,
+    Interrupted,
+    MigratorError,
+    OutOfOrder,
+    RestoreFailed,
+    SourceStillFrozen,
+)
+from migrator.journal import DEFAULT_PATH, Journal, Migration
+from migrator.layout import Layout, locked
+from migrator.states import Event, State, Verdict, decide
+from stages.create_dump import INCREMENT
+from stages.import_data import arrived, receive
+
+NAME = "restore-dump"
+HELP = "let the container run on here (on the destination)"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    cli.add_container(parser)
+    parser.add_argument("--max-downtime", metavar="SECONDS", type=cli.positive, default=120.0,
+                        help="give the restore up after this long (default: %(default)g)")
+    cli.add_dry_run(parser)
+
+
+def run(args: argparse.Namespace) -> Result:
+    cli.require_root(NAME)
+    name, lxcpath = cli.container_of(args)
+    with Journal(DEFAULT_PATH) as journal, locked(name):
+        migration = arrived(journal, name, lxcpath, NAME)
+        if migration.state is State.RESTORING:
+            settle(migration)
+        decision = decide(NAME, migration.state)
+        next_ = advice.command(decision.next_stage, migration) if decision.next_stage else ""
+        if decision.verdict is Verdict.ALREADY:
+            return Result({"migration": migration.id, "name": name, "stage": NAME, "already": True, "next": next_},
+                          f"{name} already runs here." + (f" Next: {next_}" if next_ else ""))
+        if decision.verdict is Verdict.REFUSE:
+            raise OutOfOrder(stage=NAME, missing=decision.missing, next=next_)
+        restore = Restore(migration, args.max_downtime)
+        return restore.described() if args.dry_run else restore.run()
+
+
+def settle(migration: Migration) -> None:
+    """An earlier restore-dump was killed: either the container runs here, or what the attempt left is removed."""
+    container = lxc.Container(migration.name, migration.lxcpath)
+    cgroup = _running_cgroup(container)
+    if cgroup and lxc.processes(cgroup) and not _restoring_processes(migration):
+        log.warning(f"An earlier restore of {migration.name} was killed after it had succeeded")
+        migration.move(Event.RESTORED, restored_at=time.time())
+        network.announce(container.init_pid).join()
+    else:
+        log.warning(f"An earlier restore of {migration.name} was killed; what it left is removed")
+        clear(migration)
+        migration.move(Event.RESTORE_FAILED)
+
+
+def _running_cgroup(container: lxc.Container) -> Path | None:
+    with contextlib.suppress(MigratorError, OSError):
+        if container.state == "RUNNING":
+            return container.cgroup
+    return None
+
+
+class Restore:
+    """One restore-dump: its steps in their order, and the way back."""
+
+    def __init__(self, migration: Migration, limit: float) -> None:
+        self.migration = migration
+        self.limit = limit
+        self.layout = Layout(migration.lxcpath, migration.name, migration.id)
+        self.images = self.layout.images()
+        self.number = len(migration.detail["rounds"]) + 1
+
+    def described(self) -> Result:
+        """For --dry-run."""
+        here = this_host()
+        images = self.images or self.layout.image_folders()[0]
+        return cli.dry_run([
+            (here, btrfs.receive_command(self.layout.folder)),
+            (here, btrfs.snapshot_command(self.layout.snapshot(self.number), self.layout.rootfs, read_only=False)),
+            (here, lxc.restore_command(self.migration.name, self.migration.lxcpath, images)),
+        ])
+
+    def run(self) -> Result:
+        name, begun = self.migration.name, time.time()
+        self.migration.move(Event.RESTORE)
+        try:
+            images = self._images()
+            self._apply(images)
+            pid = self._restore(images)
+        except BaseException as error:
+            self._undo(error)
+        restored_at = time.time()
+        announcing = network.announce(pid)
+        self.migration.move(Event.RESTORED, restored_at=restored_at)
+        self._tidy()
+        announcing.join()
+        next_ = advice.next_command(self.migration)
+        return Result(
+            {"migration": self.migration.id, "name": name, "stage": NAME, "already": False, "pid": pid,
+             "restored_at": restored_at, "seconds": round(restored_at - begun, 3), "next": next_},
+            f"{name} runs here. Next: {next_}",
+        )
+
+    # --- the steps ---
+
+    def _images(self) -> Path:
+        if self.images is None:
+            raise RestoreFailed(name=self.migration.name, log="not there",
+                                reason="its memory images are gone, as after a reboot")
+        return self.images
+
+    def _apply(self, images: Path) -> None:
+        """Check the images while the increment is received; then put the disk in place."""
+        with concurrent.futures.ThreadPoolExecutor(1, "verify") as pool:
+            verifying = pool.submit(spool.verify, *criu.image_files(images))
+            last = receive(self.migration, self.layout, self.layout.spool / INCREMENT, self.number,
+                           self.migration.detail["increment_uuid"])
+            verifying.result()
+        with self.migration.step("rootfs"):
+            self._put_old_aside()
+            btrfs.snapshot(last.path, self.layout.rootfs, read_only=False)
+            container_config.unfence(self.layout.container)
+
+    def _put_old_aside(self) -> None:
+        if btrfs.is_subvolume(self.layout.rootfs):
+            self.layout.old.mkdir(mode=0o700, exist_ok=True)
+            self.layout.rootfs.rename(self.layout.old / "rootfs")
+
+    def _restore(self, images: Path) -> int:
+        """CRIU and LXC do their part; then the container must be there, with its processes, and not frozen."""
+        with self.migration.step("restore"):
+            container = lxc.Container(self.migration.name, self.migration.lxcpath)
+            lxc.restore(container, images, limit=self.limit)
+            pid, cgroup = container.init_pid, container.cgroup
+            if lxc.is_frozen(cgroup):
+                lxc.thaw(cgroup)
+            if not lxc.processes(cgroup):
+                raise RestoreFailed(name=container.name, reason="it has no processes", log=images / "restore.log")
+            return pid
+
+    def _tidy(self) -> None:
+        self.layout.drop_images()
+        spool.drop(self.layout.spool / INCREMENT)
+
+    # --- the way back ---
+
+    def _undo(self, error: BaseException) -> None:
+        self._keep_log(error)
+        clear(self.migration)
+        self.migration.move(Event.RESTORE_FAILED, failed=str(error)[:2000])
+        ours = error if isinstance(error, MigratorError) else InternalError(reason=f"{type(error).__name__}: {error}")
+        if isinstance(ours, Interrupted):
+            raise ours
+        raise SourceStillFrozen(
+            ours, name=self.migration.name, source=self.migration.peer, next=advice.next_command(self.migration),
+            rollback=advice.command("rollback@source", self.migration),
+        ) from error
+
+    def _keep_log(self, error: BaseException) -> None:
+        """CRIU's log outlives the attempt, where the error says it is."""
+        source = (self.images or Path("/nonexistent")) / "restore.log"
+        if source.is_file():
+            kept = criu.log_path(self.migration.name, "restore")
+            container_config.write_file(kept, source.read_text(errors="replace"), mode=0o600)
+            if isinstance(error, RestoreFailed):
+                error.fields["log"] = kept
+
+
+def clear(migration: Migration) -> None:
+    """End what a failed or killed restore has left running, and take its root file system away again.
+
+    Only processes that belong to this attempt are ended: the monitor and CRIU, known by this migration's images folder
+    in their arguments, and whatever lives in the container's own cgroup.
+    """
+    layout = Layout(migration.lxcpath, migration.name, migration.id)
+    container = lxc.Container(migration.name, migration.lxcpath)
+    with contextlib.suppress(MigratorError, OSError):
+        if cgroup := _running_cgroup(container):
+            (cgroup / "cgroup.kill").write_text("1")
+    for pid in _restoring_processes(migration):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    _wait_stopped(container)
+    container_config.fence(layout.container, (layout.container / "config").read_text(), migration.id,
+                           f"{migration.name} is being moved here; see: migrator status {migration.name}")
+    btrfs.delete(layout.rootfs)
+    old = layout.old / "rootfs"
+    if old.exists():
+        old.rename(layout.rootfs)
+
+
+def _restoring_processes(migration: Migration) -> list[int]:
+    """`lxc-checkpoint -r` and criu restore of this migration's images."""
+    wanted = [str(path).encode() for path in Layout(migration.lxcpath, migration.name, migration.id).image_folders()]
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit() and int(folder.name) != os.getpid():
+            with contextlib.suppress(OSError):
+                arguments = (folder / "cmdline").read_bytes().split(b"\0")
+                if any(path in arguments for path in wanted):
+                    found.append(int(folder.name))
+    return found
+
+
+def _wait_stopped(container: lxc.Container, limit: float = 10.0) -> None:
+    end = time.monotonic() + limit
+    while container.state not in ("STOPPED", "ABORTING") and time.monotonic() < end:
+        time.sleep(0.02)
+
+

@@ -1,0 +1,161 @@
+"""Give a migration up: the container runs on on the source as if nothing had happened.
+
+The destination first records, for good, that it will never let this attempt run; then the source thaws the container,
+and both hosts remove what the attempt has brought them. Without an answer from the destination the source thaws only
+if the container was never handed over. Once the container runs on the destination there is no way back but a new move.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from pathlib import Path
+from typing import Any
+
+from migrator import advice, btrfs, cli, log, lxc, names, network
+from migrator.advice import this_host
+from migrator.cli import Result
+from migrator.errors import (
+    AlreadyRuns,
+    MigratorError,
+    NoMigration,
+    SourceStateUnknown,
+)
+from migrator.journal import DEFAULT_PATH, Journal, Migration
+from migrator.layout import Layout, locked
+from migrator.network import Port
+from migrator.peer import connected
+from migrator.service import Service
+from migrator.states import Event, Owner, Role, State, Verdict, decide
+
+NAME = "rollback"
+HELP = "give a migration up and let the container run on (on the source)"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    cli.add_container(parser)
+    cli.add_destination(parser, required=False)
+    cli.add_dry_run(parser)
+
+
+# --- on the source --------------------------------------------------------------------------------------------
+
+
+def run(args: argparse.Namespace) -> Result:
+    cli.require_root(NAME)
+    name, lxcpath = cli.container_of(args)
+    with Journal(DEFAULT_PATH) as journal, locked(name):
+        migration = journal.latest(name, lxcpath, Role.SOURCE)
+        if migration is None:
+            raise NoMigration(name=name, stage=NAME, next=f"migrator prepare-data {name} -d HOST")
+        decision = decide(NAME, migration.state)
+        if decision.verdict is Verdict.ALREADY:
+            return Result({"migration": migration.id, "name": name, "stage": NAME, "already": True},
+                          f"{name} has already been rolled back.")
+        if decision.verdict is Verdict.REFUSE:
+            host = advice.other_host(migration.role, migration.peer, migration.detail)
+            raise AlreadyRuns(name=name, destination=host,
+                              next=advice.next_command(migration) or f"migrator status {name}")
+        if args.dry_run:
+            return _dry_run(migration)
+        return roll_back(args, migration)
+
+
+def roll_back(args: argparse.Namespace, migration: Migration) -> Result:
+    """Let the destination give the token back for ever, thaw, and clean up."""
+    name = migration.name
+    offered = migration.owner is not Owner.SOURCE
+    left_there = ""
+    try:
+        with connected(args, args.destination or migration.peer) as there:
+            there.call("abandon", id=migration.id, name=name, lxcpath=migration.detail["destination_lxcpath"],
+                       source_host=this_host())
+    except MigratorError as error:
+        if isinstance(error, AlreadyRuns):
+            raise
+        if offered:
+            raise SourceStateUnknown(error, name=name, destination=migration.peer,
+                                     rollback=advice.command(NAME, migration)) from error
+        left_there = f" {migration.peer} could not be told ({error}); clean up there with: migrator cleanup"
+    migration.move(Event.ROLL_BACK, abandoned=not left_there)
+    thawed = thaw_source(migration)
+    drop_attempt(migration)
+    migration.move(Event.ROLLED_BACK)
+    return Result({"migration": migration.id, "name": name, "stage": NAME, "already": False, "thawed": thawed,
+                   "destination_told": not left_there},
+                  f"{name} runs on here.{left_there}")
+
+
+def thaw_source(migration: Migration) -> bool:
+    """Plug the container in again and thaw it, if this migration has frozen it; True if there was something to thaw.
+
+    The process id and cgroup are those of the freeze. If the container was stopped or started anew since, they are
+    nobody's, or another's, and there is nothing to thaw.
+    """
+    if "cgroup" not in migration.detail:
+        return False
+    cgroup, pid = Path(migration.detail["cgroup"]), int(migration.detail["pid"])
+    container = lxc.Container(migration.name, migration.lxcpath)
+    with contextlib.suppress(MigratorError):
+        if container.init_pid == pid and cgroup.is_dir():
+            with migration.step("thaw"):
+                found = [Port(**port) for port in migration.detail["ports"]]
+                network.plug(found)
+                lxc.thaw(cgroup)
+            network.announce(pid, (0.0,)).join()
+            return True
+    log.warning(f"{migration.name} is not the process that was frozen any more; there is nothing to thaw")
+    return False
+
+
+def drop_attempt(migration: Migration) -> None:
+    """Remove what this migration has made on the source; bases of earlier ones stay."""
+    layout = Layout(migration.lxcpath, migration.name, migration.id)
+    layout.drop_images()
+    for path in layout.own_snapshots():
+        btrfs.delete(path)
+    layout.drop_spool()
+    layout.tidy()
+
+
+def _dry_run(migration: Migration) -> Result:
+    commands: list[tuple[str, list[str]]] = []
+    if "cgroup" in migration.detail:
+        found = [Port(**port) for port in migration.detail["ports"]]
+        commands += [(this_host(), network.plug_command(port)) for port in found if port.bridge]
+        commands.append((this_host(), ["tee", f"{migration.detail['cgroup']}/cgroup.freeze"]))
+    layout = Layout(migration.lxcpath, migration.name, migration.id)
+    commands += [(this_host(), ["btrfs", "subvolume", "delete", str(path)]) for path in layout.own_snapshots()]
+    return cli.dry_run(commands)
+
+
+# --- on the destination ---------------------------------------------------------------------------------------
+
+
+def abandon(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
+    """Record that this host will never let this attempt run, then remove what it has brought; safe to repeat.
+
+    An attempt that this host has never heard of is recorded too: a message that was under way must not begin it.
+    """
+    from stages import import_data, restore_dump
+
+    migration = service.find(fields)
+    if migration is None:
+        lxcpath = names.lxcpath(str(fields["lxcpath"]))
+        migration = service.journal.create(
+            id=names.migration_id(str(fields["id"])), role=Role.DESTINATION,
+            name=names.container_name(str(fields["name"])), lxcpath=lxcpath, peer=str(fields["source_host"])[:253],
+            event=Event.ABANDON, rounds=[], destination_lxcpath=str(lxcpath),
+        )
+    if migration.state is State.RESTORING:
+        restore_dump.settle(migration)
+    if migration.state in (State.RESTORED, State.FINISHED):
+        raise AlreadyRuns(name=migration.name, destination=this_host(), next=f"migrator finish {migration.name}")
+    if migration.state is not State.ABANDONED:
+        migration.move(Event.ABANDON)
+        import_data.drop_attempt(migration, Layout(migration.lxcpath, migration.name, migration.id))
+        migration.move(Event.ABANDONED)
+    return {"state": migration.state}
+
+
+HANDLERS = {"abandon": abandon}

@@ -1,0 +1,90 @@
+"""Show the migrations that this host takes or took part in: where each stands, who owns it, and what comes next."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+from migrator import advice, cli, names
+from migrator.cli import Result
+from migrator.errors import NoMigration
+from migrator.journal import DEFAULT_PATH, Journal, Migration
+from migrator.layout import Layout
+from migrator.report import duration, size, table
+
+NAME = "status"
+HELP = "show the migrations of this host"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    cli.add_container(parser, required=False)
+    parser.add_argument("-a", "--all", action="store_true", help="also those that have ended")
+    parser.add_argument("--events", action="store_true", help="with every step that was taken, and when")
+
+
+def run(args: argparse.Namespace) -> Result:
+    cli.require_root(NAME)
+    name = names.container_name(args.name) if args.name else None
+    with Journal(DEFAULT_PATH) as journal:
+        found = [m for m in journal.all(name) if args.all or name or not m.ended]
+        if name and not found:
+            raise NoMigration(name=name, stage=NAME, next=f"migrator prepare-data {name} -d HOST")
+        described = [describe(migration, events=args.events) for migration in found]
+        text = _text(found, events=args.events)
+        return Result({"migrations": described}, text or "No migration is under way.")
+
+
+def describe(migration: Migration, *, events: bool) -> dict[str, Any]:
+    """One migration as `--json` shows it; times in seconds since 1970, sizes in bytes."""
+    data: dict[str, Any] = {
+        "id": migration.id, "name": migration.name, "lxcpath": str(migration.lxcpath), "role": migration.role,
+        "peer": advice.other_host(migration.role, migration.peer, migration.detail), "state": migration.state,
+        "owner": migration.owner, "created": migration.created, "updated": migration.updated,
+        "bytes": sizes(migration), "next": advice.next_command(migration),
+    }
+    data |= {key: migration.detail[key] for key in ("frozen_at", "restored_at") if key in migration.detail}
+    if events:
+        data["events"] = [{"time": e.time, "step": e.step, "phase": e.phase, **e.detail} for e in migration.events()]
+    return data
+
+
+def sizes(migration: Migration) -> dict[str, int]:
+    """What was sent, as far as this host knows, and what lies in its spool: bytes."""
+    rounds = migration.detail.get("rounds", [])
+    found = {
+        "full": sum(r.get("bytes", 0) for r in rounds if r.get("full")),
+        "increment": sum(r.get("bytes", 0) for r in rounds if not r.get("full")),
+        "memory": 0,
+        "spool": 0,
+    }
+    figures = migration.detail.get("figures", {})
+    found["increment"] += figures.get("increment", 0)
+    found["memory"] = figures.get("memory", 0)
+    layout = Layout(migration.lxcpath, migration.name, migration.id)
+    for folder in (layout.spool, layout.images()):
+        if folder and folder.is_dir():
+            found["spool"] += sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+    return found
+
+
+def _text(found: list[Migration], *, events: bool) -> str:
+    if not found:
+        return ""
+    rows = []
+    for migration in found:
+        data = describe(migration, events=False)
+        arrow = "to" if migration.role == "source" else "from"
+        rows.append([
+            migration.name, migration.id, f"{arrow} {data['peer']}", migration.state, migration.owner,
+            duration(time.time() - migration.created), size(sum(data["bytes"].values())), data["next"] or "-",
+        ])
+    text = table(["NAME", "ID", "MOVES", "STATE", "OWNER", "AGE", "SIZE", "NEXT"], rows)
+    if events:
+        for migration in found:
+            text += f"\n\n{migration.name} {migration.id}"
+            for event in migration.events():
+                at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.time))
+                reason = f"  {event.detail['reason']}" if "reason" in event.detail else ""
+                text += f"\n  {at}.{int(event.time % 1 * 1000):03d}  {event.phase:6}  {event.step}{reason}"
+    return text
