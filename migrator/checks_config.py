@@ -1,0 +1,144 @@
+"""Settings that hold on one host only: security modules, user ids, hooks, included files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from migrator.case import Case, Check
+from migrator.config_facts import IdMap
+from migrator.container_facts import ContainerFacts
+from migrator.findings import Finding, Severity, define
+from migrator.host_facts import HostFacts
+
+ERROR, WARNING, INFO = Severity.ERROR, Severity.WARNING, Severity.INFO
+
+APPARMOR_MISSING = define("apparmor-missing", ERROR, """liblxc hands lxc.apparmor.profile to CRIU (--lsm-profile), and
+    the restore fails on a kernel without AppArmor.""")
+APPARMOR_GENERATED = define("apparmor-generated", ERROR, """liblxc hands the word `generated` to CRIU as if it were a
+    profile's name, so the restore fails.""")
+APPARMOR_PROFILE = define("apparmor-profile-missing", ERROR, "The profile that confines the container must be loaded.")
+SELINUX = define("selinux-differs", ERROR, """Processes are restored with the SELinux context that they had; a kernel
+    without SELinux has none, and one with another policy may not know it.""")
+SECCOMP_NOTIFY = define("seccomp-notify", WARNING, """The process that answers the container's system calls
+    (lxc.seccomp.notify.proxy) is lost when the filters are restored.""")
+NO_USERNS = define("user-namespaces-off", ERROR, "The container has a user namespace, which the destination forbids.")
+IDS = define("ids-not-mapped", ERROR, """The destination is itself in a user namespace in which the container's
+    ids do not exist.""")
+SUBIDS = define("subids-missing", WARNING, """LXC starts a container with lxc.idmap only if root may use these ids
+    (/etc/subuid, /etc/subgid): the restored one runs, but could not be started again.""")
+HOOKS = define("hooks", INFO, "Hooks run when a container starts or stops, not when it is restored.")
+HOOK_MISSING = define("hook-missing", WARNING, """A hook that the destination lacks keeps the container from starting
+    again.""")
+SECCOMP_FILE = define("seccomp-profile-missing", WARNING, """The restored container keeps its filters, but could not be
+    started again.""")
+INCLUDE = define("include-unreadable", WARNING, "LXC refuses a configuration whose included file is missing.")
+
+
+def needed_paths(container: ContainerFacts) -> tuple[str, ...]:
+    """Files that the configuration names: hooks' programs and the seccomp profile."""
+    config = container.config
+    paths = [_program(command) for _, command in config.hooks] + [config.seccomp]
+    return tuple(dict.fromkeys(path for path in paths if path.startswith("/")))
+
+
+def _program(command: str) -> str:
+    return command.split()[0] if command.split() else ""
+
+
+def apparmor(case: Case) -> Iterator[Finding]:
+    profile, there = case.container.config.apparmor, case.destination
+    if not profile or not there:
+        return
+    if not there.apparmor:
+        yield APPARMOR_MISSING.found(
+            f"{case.container.name} has lxc.apparmor.profile = {profile}, but {there.name} has no AppArmor.",
+            "Remove lxc.apparmor.profile from the configuration, or boot a kernel with AppArmor there.",
+        )
+    elif profile == "generated":
+        yield APPARMOR_GENERATED.found(
+            f"{case.container.name} has lxc.apparmor.profile = generated, which cannot be restored.",
+            "Name a profile, for example: lxc.apparmor.profile = lxc-container-default-cgns",
+        )
+    elif profile not in ("unconfined", "unchanged", *(there.apparmor_profiles or (profile,))):
+        yield APPARMOR_PROFILE.found(f"{there.name} has not loaded the AppArmor profile {profile}.",
+                                     f"Copy it there and load it: apparmor_parser -r /etc/apparmor.d/{profile}")
+
+
+def selinux(case: Case) -> Iterator[Finding]:
+    there = case.destination
+    if there and bool(case.source.selinux) != bool(there.selinux):
+        with_it, without = (case.source, there) if case.source.selinux else (there, case.source)
+        context = case.container.config.selinux
+        yield SELINUX.found(
+            f"SELinux is on on {with_it.name} and off on {without.name}"
+            + (f", and the container has the context {context}." if context else "."),
+            "Use the same setting and policy on both hosts.",
+            severity=ERROR if context and case.source.selinux else WARNING,
+        )
+
+
+def seccomp(case: Case) -> Iterator[Finding]:
+    config, there = case.container.config, case.destination
+    if config.seccomp_notify:
+        yield SECCOMP_NOTIFY.found(
+            f"{case.container.name} asks {config.seccomp_notify} about system calls.",
+            "Remove lxc.seccomp.notify.proxy and the notify rules and start the container anew.",
+        )
+    if there and config.seccomp.startswith("/") and config.seccomp not in there.present:
+        yield SECCOMP_FILE.found(f"{there.name} has no {config.seccomp} (lxc.seccomp.profile).",
+                                 f"Copy it to {there.name}.")
+
+
+def hooks(case: Case) -> Iterator[Finding]:
+    there = case.destination
+    for key, command in case.container.config.hooks:
+        program = _program(command)
+        if there and program.startswith("/") and program not in there.present:
+            yield HOOK_MISSING.found(f"{there.name} has no {program} ({key}).", f"Copy it to {there.name}.")
+        else:
+            yield HOOKS.found(f"{key} = {command[:200]} will not run at the restore.",
+                              "Run what it does by hand, if the container needs it.")
+    for path in case.container.config.missing_includes:
+        yield INCLUDE.found(f"The configuration of {case.container.name} includes {path}, which cannot be read.",
+                            "Remove that line from the configuration.")
+
+
+def ids(case: Case) -> Iterator[Finding]:
+    maps, there = case.container.config.idmaps, case.destination
+    if not maps or not there:
+        return
+    if there.user_namespaces == 0:
+        yield NO_USERNS.found(f"{there.name} allows no user namespaces.",
+                              f"On {there.name}: sysctl user.max_user_namespaces=15000")
+    for wanted in maps:
+        shown = f"{wanted.kind} {wanted.inside} {wanted.outside} {wanted.count}"
+        known = _of_kind(wanted, there.uid_map)
+        if known and not _covered(wanted, [(entry.inside, entry.count) for entry in known]):
+            yield IDS.found(f"lxc.idmap = {shown} names ids that do not exist on {there.name}.",
+                            f"Give {there.name} these ids where it is itself started.")
+        elif there.has_program("newuidmap") and not _covered(
+            wanted, [(entry.outside, entry.count) for entry in _of_kind(wanted, there.subids)]
+        ):
+            yield _missing_subids(there, wanted, shown)
+
+
+def _missing_subids(there: HostFacts, wanted: IdMap, shown: str) -> Finding:
+    file = "/etc/subuid" if wanted.kind == "u" else "/etc/subgid"
+    return SUBIDS.found(f"lxc.idmap = {shown} is not root's in {file} on {there.name}.",
+                        f"On {there.name}: echo root:{wanted.outside}:{wanted.count} >> {file}")
+
+
+def _of_kind(wanted: IdMap, entries: Iterable[IdMap]) -> list[IdMap]:
+    return [entry for entry in entries if entry.kind == wanted.kind]
+
+
+def _covered(wanted: IdMap, ranges: list[tuple[int, int]]) -> bool:
+    """Whether all ids of `wanted` lie in the ranges (first, count), which may adjoin."""
+    position, end = wanted.outside, wanted.outside + wanted.count
+    for first, count in sorted(ranges):
+        if first <= position < first + count:
+            position = first + count
+    return position >= end
+
+
+CHECKS: tuple[Check, ...] = (apparmor, selinux, seccomp, hooks, ids)

@@ -1,0 +1,78 @@
+"""The container's mounts: what CRIU refuses, and what must exist on the destination."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from migrator.case import Case, Check
+from migrator.container_facts import ContainerFacts
+from migrator.findings import Finding, Severity, define
+from migrator.mount_facts import Mount
+
+ERROR, WARNING, INFO = Severity.ERROR, Severity.WARNING, Severity.INFO
+# Bound from the host by LXC and lxcfs themselves: every host has its own.
+SYSTEM = ("/dev/", "/sys/", "/proc/", "/var/lib/lxcfs/", "/run/lxcfs/")
+
+UNSUPPORTED = define("mount-unsupported", ERROR, """CRIU mounts only the file systems that it knows anew, and takes
+    others from the host only as bind mounts (criu/filesystems.c).""")
+UNREACHABLE = define("mount-unreachable", ERROR, """A bind mount whose source is mounted neither in the container nor on
+    the host cannot be made again ("doesn't have a proper root mount" in criu/mount.c).""")
+MISSING = define("mount-source-missing", ERROR, "A file, folder or device that the container binds from its host.")
+BOUND = define("bind-mount", WARNING, """What lies on the host stays there: the restored container sees the files that
+    the destination has under that path.""")
+CONSOLE = define("console-mounted", ERROR, """A terminal of the host is mounted in the container; its number on the
+    destination is another, or none.""")
+
+
+def externals(container: ContainerFacts) -> list[Mount]:
+    """The mounts whose source the destination must have. The root file system's own snapshot does not count."""
+    return [mount for mount in container.mounts if mount.kind == "external"]
+
+
+def needed_paths(container: ContainerFacts) -> tuple[str, ...]:
+    """Paths that the destination is asked about: the sources of mounts, as they are and as configured."""
+    paths = [mount.host_path for mount in externals(container) if mount.host_path]
+    configured = [entry.source for entry in container.config.mounts if entry.bind and "optional" not in entry.options]
+    return tuple(dict.fromkeys(path for path in [*paths, *configured] if path.startswith("/")))
+
+
+def supported(case: Case) -> Iterator[Finding]:
+    for mount in case.container.mounts:
+        if mount.kind == "unsupported":
+            yield UNSUPPORTED.found(f"{mount.target} in {case.container.name} is a {mount.type} file system.",
+                                    f"Unmount it in the container: umount {mount.target}")
+        elif mount.kind == "unreachable":
+            yield UNREACHABLE.found(f"{mount.target} in {case.container.name} is bound from nowhere within reach.",
+                                    f"Unmount it in the container: umount {mount.target}")
+
+
+def sources(case: Case) -> Iterator[Finding]:
+    there = case.destination
+    present = set(there.present) if there else set()
+    for path in needed_paths(case.container):
+        if _terminal(path):
+            continue
+        if there and path not in present:
+            yield MISSING.found(f"{there.name} has no {path}, which {case.container.name} binds from its host.",
+                                f"Make it on {there.name}, or remove its lxc.mount.entry and unmount it.")
+
+
+def bound(case: Case) -> Iterator[Finding]:
+    for mount in externals(case.container):
+        if _terminal(mount.host_path):
+            yield CONSOLE.found(
+                f"{mount.target} in {case.container.name} is the terminal {mount.host_path} of the host.",
+                "Set lxc.console.path = none and lxc.tty.max = 0 and start the container anew.",
+            )
+        elif mount.host_path and not mount.host_path.startswith(SYSTEM):
+            yield BOUND.found(
+                f"{mount.target} in {case.container.name} is {mount.host_path} of the host and is not moved along.",
+                "See that the destination has the same files there, or copy them into the container.",
+            )
+
+
+def _terminal(path: str) -> bool:
+    return path.startswith("/dev/pts/") or path == "/dev/console"
+
+
+CHECKS: tuple[Check, ...] = (supported, sources, bound)

@@ -1,0 +1,232 @@
+"""The container's network: what CRIU can carry over, and whether the destination has the place free for it."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Iterator
+
+from migrator.case import Case, Check, listed
+from migrator.config_facts import Net
+from migrator.findings import Finding, Severity, define
+from migrator.host_facts import HostFacts
+from migrator.net_facts import Interface
+
+ERROR, WARNING, INFO = Severity.ERROR, Severity.WARNING, Severity.INFO
+BRIDGES = ("bridge", "openvswitch")
+# What liblxc restores (criu_ok in src/lxc/criu.c).
+RESTORABLE = ("veth", "none", "empty", "phys", "macvlan")
+# What CRIU dumps inside a network namespace (dump_one_link in criu/net.c). The kernel itself makes the last three.
+DUMPABLE = ("loopback", "veth", "tun", "bridge", "macvlan", "venet", "sit")
+IGNORED_NAMES = ("sit0", "gre0", "gretap0")
+
+NET_TYPE = define("network-type", ERROR, """liblxc cannot restore this type of network; it can veth, macvlan, phys,
+    empty and none.""")
+HOST_NETWORK = define("host-network", ERROR, """With lxc.net.0.type = none the container uses the host's own addresses
+    and ports: its connections cannot move without the host.""")
+NET_UNTRIED = define("network-not-bridged", WARNING, """macvlan and phys interfaces are restored on the destination's
+    device of that name, but only a veth on a bridge keeps its connections for certain.""")
+BRIDGE = define("bridge-missing", ERROR, "The container's veth is put on a bridge, which the destination must have.")
+NOT_BRIDGE = define("not-a-bridge", ERROR, "The interface that shall take the container's veth is no bridge.")
+LINK = define("link-missing", ERROR, "A macvlan or phys interface needs its parent device on the destination.")
+MTU = define("mtu-smaller", WARNING, """The bridge would drop the container's larger packets; open connections stall
+    as soon as they send much.""")
+SUBNET = define("foreign-subnet", WARNING, """The container keeps its address; where the bridge has addresses of other
+    networks only, nobody may route to it.""")
+ADDRESS_TAKEN = define("address-taken", ERROR, "The container keeps its addresses; no other may have one of them.")
+MAC_TAKEN = define("mac-taken", ERROR, "The container keeps its hardware address; no other may have it on the link.")
+PAIR_TAKEN = define("veth-pair-taken", ERROR, """lxc.net.N.veth.pair names the veth's end on the host, and an interface
+    of that name exists on the destination.""")
+KIND = define("interface-kind", ERROR, "CRIU cannot dump this kind of interface (dump_one_link in criu/net.c).")
+LEASE = define("address-not-configured", INFO, """The address is not in the configuration, perhaps a DHCP lease: it stays
+    as long as the lease, and the server on the destination's network must know it.""")
+SHARED_NS = define("shared-namespace", ERROR, "A namespace that belongs to the host or another container cannot move.")
+
+
+def types(case: Case) -> Iterator[Finding]:
+    name = case.container.name
+    for net in case.container.config.nets:
+        if net.type == "none":
+            yield HOST_NETWORK.found(f"{name} shares the network of its host (lxc.net.{net.index}.type = none).",
+                                     f"Give it an interface of its own: lxc.net.{net.index}.type = veth")
+        elif net.type not in RESTORABLE:
+            yield NET_TYPE.found(f"lxc.net.{net.index}.type = {net.type or '(empty)'} of {name} cannot be restored.",
+                                 f"Use lxc.net.{net.index}.type = veth with a bridge.")
+        elif net.type in ("macvlan", "phys"):
+            yield NET_UNTRIED.found(f"lxc.net.{net.index} of {name} is {net.type} on {net.link or 'no device'}.",
+                                    f"Use lxc.net.{net.index}.type = veth with a bridge.")
+    for entry in case.container.config.shared_namespaces:
+        yield SHARED_NS.found(f"{name} does not have all namespaces to itself: lxc.namespace.{entry}.",
+                              "Remove the line and start the container anew.")
+
+
+def links(case: Case) -> Iterator[Finding]:
+    there = case.destination
+    for net in case.container.config.nets if there else ():
+        if there and net.link and net.type in ("veth", "macvlan", "phys"):
+            wanted = case.options.bridges.get(net.link, net.link)
+            yield from _link(there, net, wanted)
+
+
+def _link(there: HostFacts, net: Net, wanted: str) -> Iterator[Finding]:
+    found = _interface(there, wanted)
+    if net.type != "veth":
+        if found is None:
+            yield LINK.found(f"{there.name} has no interface {wanted} for lxc.net.{net.index} ({net.type}).",
+                             f"Make it there, or map it to another: --map-bridge {net.link}=NAME")
+    elif found is None:
+        have = [interface.name for interface in there.interfaces if interface.kind in BRIDGES]
+        choice = have[0] if len(have) == 1 else "NAME"
+        known = f" (it has {listed(have)})" if have else " and no other"
+        yield BRIDGE.found(
+            f"{there.name} has no bridge {wanted}{known}.",
+            f"Map it: --map-bridge {net.link}={choice} -- or make it there: ip link add {wanted} type bridge && "
+            f"ip link set {wanted} up",
+        )
+    elif found.kind not in BRIDGES:
+        yield NOT_BRIDGE.found(f"{wanted} on {there.name} is {found.kind or 'a physical interface'}, not a bridge.",
+                               f"Map it to a bridge: --map-bridge {net.link}=NAME")
+
+
+def inside(case: Case) -> Iterator[Finding]:
+    for interface in case.container.interfaces:
+        if interface.kind not in DUMPABLE and interface.name not in IGNORED_NAMES:
+            yield KIND.found(
+                f"{case.container.name} has the interface {interface.name} of kind {interface.kind or 'physical'}.",
+                f"Remove it in the container: ip link delete {interface.name} -- if it comes with every network "
+                "namespace: sysctl net.core.fb_tunnels_only_for_init_net=1, and start the container anew.",
+            )
+
+
+def mtu(case: Case) -> Iterator[Finding]:
+    there = case.destination
+    if not there:
+        return
+    for net in case.container.config.nets:
+        bridge = _interface(there, case.options.bridges.get(net.link, net.link)) if net.type == "veth" else None
+        own = next((entry for entry in case.container.interfaces if entry.name == _name_inside(net)), None)
+        if bridge and own and 0 < bridge.mtu < own.mtu:
+            yield MTU.found(
+                f"{bridge.name} on {there.name} has an MTU of {bridge.mtu}, {own.name} in the container of {own.mtu}.",
+                f"On {there.name}: ip link set {bridge.name} mtu {own.mtu}",
+            )
+
+
+def subnet(case: Case) -> Iterator[Finding]:
+    there = case.destination
+    if not there:
+        return
+    for net in case.container.config.nets:
+        bridge = _interface(there, case.options.bridges.get(net.link, net.link)) if net.type == "veth" else None
+        if bridge is None:
+            continue
+        for address in _plain(_own(case, net)):
+            networks = [ip.network for ip in _parsed(bridge.addresses) if ip.version == address.version]
+            if networks and not any(address in network for network in networks):
+                yield SUBNET.found(
+                    f"{address} is in none of the networks of {bridge.name} on {there.name} "
+                    f"({listed([str(network) for network in networks])}).",
+                    "See that the address is routed there, or map to another bridge with --map-bridge.",
+                )
+
+
+def addresses(case: Case) -> Iterator[Finding]:
+    there = case.destination
+    if not there:
+        return
+    mine = {str(ip) for ip in _plain(_all_own(case))}
+    macs = {mac.lower() for mac in _macs(case)}
+    for interface in there.interfaces:
+        for taken in sorted(mine & {str(ip) for ip in _plain(interface.addresses)}):
+            yield _taken(taken, f"{there.name} itself, on {interface.name}")
+    for other in there.containers:
+        if other.name == (case.options.name or case.container.name):
+            continue
+        for taken in sorted(mine & {str(ip) for ip in _plain(other.addresses)}):
+            state = "" if other.running else ", which is stopped"
+            yield _taken(taken, f"the container {other.name} on {there.name}{state}",
+                         ERROR if other.running else WARNING)
+    for neighbour in there.neighbours:
+        if neighbour.address in mine and neighbour.mac and macs and neighbour.mac.lower() not in macs:
+            yield _taken(neighbour.address, f"{neighbour.mac}, which {there.name} has seen on {neighbour.interface}")
+
+
+def _taken(address: str, whose: str, severity: Severity = ERROR) -> Finding:
+    return ADDRESS_TAKEN.found(f"The address {address} belongs to {whose}.",
+                               "Take it away there, or change the container's before the move.", severity=severity)
+
+
+def hardware_addresses(case: Case) -> Iterator[Finding]:
+    there = case.destination
+    for mac in sorted(_macs(case)) if there else ():
+        if there is None:
+            return
+        for interface in there.interfaces:
+            # an end of a veth shows the same address as the other one only when somebody set it so
+            if interface.mac.lower() == mac:
+                yield MAC_TAKEN.found(f"{interface.name} on {there.name} has the MAC {mac} as well.",
+                                      f"Change it there: ip link set {interface.name} address ...")
+        for other in there.containers:
+            if mac in other.macs and other.name != (case.options.name or case.container.name):
+                state = "" if other.running else ", which is stopped"
+                yield MAC_TAKEN.found(f"The container {other.name} on {there.name}{state} has the MAC {mac} as well.",
+                                      "Change lxc.net.0.hwaddr of one of them.",
+                                      severity=ERROR if other.running else WARNING)
+
+
+def pairs(case: Case) -> Iterator[Finding]:
+    there = case.destination
+    for net in case.container.config.nets if there else ():
+        if there and net.pair and _interface(there, net.pair):
+            yield PAIR_TAKEN.found(f"{there.name} already has an interface {net.pair}.",
+                                   f"Remove lxc.net.{net.index}.veth.pair from the configuration; LXC finds a name.")
+
+
+def leases(case: Case) -> Iterator[Finding]:
+    configured = {str(ip) for net in case.container.config.nets for ip in _plain(net.addresses)}
+    for interface in case.container.interfaces:
+        for address in _plain(interface.addresses):
+            if interface.kind == "veth" and str(address) not in configured:
+                yield LEASE.found(f"{address} on {interface.name} is not in {case.container.name}'s configuration.",
+                                  "If it is a DHCP lease, see that the destination's network gives the same one.")
+
+
+def _interface(host: HostFacts, name: str) -> Interface | None:
+    return next((interface for interface in host.interfaces if interface.name == name), None)
+
+
+def _name_inside(net: Net) -> str:
+    return net.name or f"eth{net.index}"
+
+
+def _own(case: Case, net: Net) -> list[str]:
+    inner = [entry for entry in case.container.interfaces if entry.name == _name_inside(net)]
+    return [*net.addresses, *(address for entry in inner for address in entry.addresses)]
+
+
+def _all_own(case: Case) -> list[str]:
+    configured = [address for net in case.container.config.nets for address in net.addresses]
+    return configured + [
+        address for entry in case.container.interfaces if entry.kind != "loopback" for address in entry.addresses
+    ]
+
+
+def _macs(case: Case) -> set[str]:
+    inner = {entry.mac.lower() for entry in case.container.interfaces if entry.kind not in ("loopback", "bridge")}
+    return (inner | {net.hwaddr for net in case.container.config.nets}) - {"", "00:00:00:00:00:00"}
+
+
+def _parsed(texts: Iterable[str]) -> list[ipaddress.IPv4Interface | ipaddress.IPv6Interface]:
+    found = []
+    for text in texts:
+        try:
+            found.append(ipaddress.ip_interface(text))
+        except ValueError:
+            continue
+    return found
+
+
+def _plain(texts: Iterable[str]) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
+    return list(dict.fromkeys(interface.ip for interface in _parsed(texts)))
+
+
+CHECKS: tuple[Check, ...] = (types, links, inside, mtu, subnet, addresses, hardware_addresses, pairs, leases)

@@ -1,0 +1,135 @@
+"""Whether the destination has a place for the container: its name, its disk, its memory, its time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from migrator.case import Case, Check, listed, size
+from migrator.findings import Finding, Severity, define
+
+ERROR, WARNING, INFO = Severity.ERROR, Severity.WARNING, Severity.INFO
+MIB = 1 << 20
+SPARE_DISK = 256 * MIB  # bytes that shall be left: btrfs needs room for its own trees
+SPARE_MEMORY = 64 * MIB
+CLOCK_TOLERANCE = 1.0  # seconds
+
+NOT_RUNNING = define("container-not-running", ERROR, "Only a running container has a memory to be moved.")
+FROZEN = define("container-frozen", WARNING, """Somebody froze the container; it will be frozen no longer once it
+    has moved.""")
+NAME_TAKEN = define("name-taken", ERROR, "The destination has another container of that name in its LXC path.")
+PATH_MISSING = define("lxcpath-missing", ERROR, "The destination's LXC path does not exist.")
+NOT_BTRFS = define("destination-not-btrfs", ERROR, """The disk travels by `btrfs send`; it can be received only on
+    btrfs.""")
+ROOTFS = define("rootfs-not-subvolume", ERROR, "Only a btrfs subvolume can be snapshotted in an instant and sent.")
+NESTED = define("nested-subvolume", ERROR, """A snapshot leaves subvolumes inside the root file system out: their files
+    would be missing on the destination (btrfs-subvolume(8)).""")
+DISK_FULL = define("disk-full", ERROR, "The destination has less room than the container's files take.")
+DISK_TIGHT = define("disk-tight", WARNING, "The container's files fit, but hardly anything would be left.")
+DISK_UNKNOWN = define("disk-size-unknown", INFO, "How much the container's files take was not counted.")
+MEMORY_SHORT = define("memory-short", ERROR, """The destination has less memory free than the container uses; others
+    there would be killed.""")
+MEMORY_TIGHT = define("memory-tight", WARNING, """The memory fits once, but not a second time as images on tmpfs: they
+    go to disk, and the container is frozen for longer.""")
+IMAGES_ROOM = define("images-room", WARNING, "The folder for memory images has less room than the container's memory.")
+CLOCK = define("clock-difference", WARNING, """Programs in the container see the time jump: certificates, leases and
+    tickets may count as expired, and timestamps run backwards.""")
+
+
+def state(case: Case) -> Iterator[Finding]:
+    facts = case.container
+    if facts.state == "FROZEN":
+        yield FROZEN.found(f"{facts.name} is frozen.", f"Let it run: lxc-unfreeze -P {facts.lxcpath} {facts.name}")
+    elif facts.state != "RUNNING":
+        yield NOT_RUNNING.found(f"{facts.name} is {facts.state}.",
+                                f"Start it: lxc-start -P {facts.lxcpath} {facts.name}")
+
+
+def name(case: Case) -> Iterator[Finding]:
+    there = case.destination
+    wanted = case.options.name or case.container.name
+    if there and not case.options.known_copy and any(other.name == wanted for other in there.containers):
+        yield NAME_TAKEN.found(
+            f"{there.name} already has a container {wanted} in {there.storage.path}.",
+            "Rename or remove it there, or choose another path with --destination-lxcpath.",
+        )
+
+
+def storage(case: Case) -> Iterator[Finding]:
+    rootfs = case.container.rootfs
+    if not rootfs.subvolume:
+        where = "no subvolume" if rootfs.filesystem == "btrfs" else f"on {rootfs.filesystem or 'no file system'}"
+        yield ROOTFS.found(
+            f"The root file system {rootfs.path} is {where}.",
+            f"Stop the container, then: btrfs subvolume create {rootfs.path}.new && "
+            f"cp -a --reflink=auto {rootfs.path}/. {rootfs.path}.new/ -- and put it in the old one's place.",
+        )
+    if rootfs.nested:
+        yield NESTED.found(
+            f"{rootfs.path} has subvolumes inside, which a snapshot leaves out: {listed(list(rootfs.nested))}.",
+            f"Turn each into a folder, or remove it: btrfs subvolume delete {rootfs.path}/{rootfs.nested[0]}",
+        )
+    there = case.destination
+    if not there:
+        return
+    if not there.storage.exists:
+        yield PATH_MISSING.found(f"{there.name} has no {there.storage.path}.",
+                                 f"On {there.name}: mkdir -p {there.storage.path}")
+    if there.storage.filesystem != "btrfs":
+        yield NOT_BTRFS.found(
+            f"{there.storage.path} on {there.name} is on {there.storage.filesystem or 'an unknown file system'}.",
+            f"Mount a btrfs file system on {there.storage.path}, or choose another path with --destination-lxcpath.",
+        )
+
+
+def disk_room(case: Case) -> Iterator[Finding]:
+    there = case.destination
+    if not there:
+        return
+    needed = case.options.disk_needed if case.options.disk_needed is not None else case.container.rootfs.used
+    if needed < 0:
+        yield DISK_UNKNOWN.found(f"The size of {case.container.rootfs.path} is not known.",
+                                 f"Compare: du -shx {case.container.rootfs.path} with {size(there.storage.free)} free.")
+        return
+    left = there.storage.free - needed
+    sentence = (f"{there.storage.path} on {there.name} has {size(there.storage.free)} free, and {case.container.name} "
+                f"takes {size(needed)}")
+    if left < 0:
+        yield DISK_FULL.found(f"{sentence}.", f"Make room on {there.name}, for example with: migrator cleanup")
+    elif left < SPARE_DISK:
+        yield DISK_TIGHT.found(f"{sentence}: only {size(left)} would be left.", f"Make room on {there.name}.")
+
+
+def memory_room(case: Case) -> Iterator[Finding]:
+    there, needed = case.destination, case.container.memory
+    if not there or not there.memory_available:
+        return
+    on_tmpfs = there.images.filesystem in ("tmpfs", "ramfs")
+    sentence = (f"{there.name} has {size(there.memory_available)} of memory available, and {case.container.name} "
+                f"uses {size(needed)}")
+    if there.memory_available < needed + SPARE_MEMORY:
+        yield MEMORY_SHORT.found(f"{sentence}.", f"Stop something on {there.name}, or move to a host with more memory.")
+    elif on_tmpfs and there.memory_available < 2 * needed + SPARE_MEMORY:
+        yield MEMORY_TIGHT.found(f"{sentence}, too much to hold the images in memory as well.",
+                                 f"Free memory on {there.name} for a shorter downtime.")
+    elif there.images.free < needed:
+        yield IMAGES_ROOM.found(
+            f"{there.images.path} on {there.name} has {size(there.images.free)} free for {size(needed)} of images.",
+            f"Make it larger: mount -o remount,size={size(2 * needed + SPARE_MEMORY).replace(' ', '')[:-2]} "
+            f"{there.images.path}" if on_tmpfs else f"Make room below {there.images.path}.",
+        )
+
+
+def clock(case: Case) -> Iterator[Finding]:
+    there = case.destination
+    if not there:
+        return
+    offset = case.options.clock_offset
+    if offset is None:
+        offset = there.time - case.source.time
+    if abs(offset) > CLOCK_TOLERANCE:
+        word = "ahead of" if offset > 0 else "behind"
+        yield CLOCK.found(f"The clock of {there.name} is {abs(offset):.1f} seconds {word} that of {case.source.name}.",
+                          "Set both clocks by the same time servers: timedatectl set-ntp true")
+
+
+CHECKS: tuple[Check, ...] = (state, name, storage, disk_room, memory_room, clock)

@@ -1,0 +1,202 @@
+"""What the container's processes have that CRIU cannot dump."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from migrator.case import Case, Check, holder, listed, size
+from migrator.findings import Finding, Severity, define
+from migrator.task_facts import Note
+
+ERROR, WARNING, INFO = Severity.ERROR, Severity.WARNING, Severity.INFO
+GHOST_LIMIT = 256 << 20  # bytes; --ghost-limit of the dump
+
+# What CRIU can dump (dump_one_file in criu/files.c).
+ANON_INODES = frozenset({"eventfd", "eventpoll", "inotify", "fanotify", "signalfd", "timerfd", "pidfd", "bpf-map"})
+BPF = frozenset({"bpf-prog", "bpf_link", "bpf-link", "btf", "bpf_iter", "bpf-token"})
+# By the names in /proc/net/protocols; dump_socket in criu/sockets.c and can_dump_ipproto in criu/sk-inet.c.
+SOCKETS = frozenset({
+    "TCP", "TCPv6", "UDP", "UDPv6", "UDP-Lite", "UDPLITEv6", "UDPLite", "RAW", "RAWv6", "PING", "PINGv6", "UNIX",
+    "UNIX-STREAM", "NETLINK", "PACKET",
+})
+NESTABLE = frozenset({"mnt", "net"})  # CLONE_SUBNS in criu/include/namespaces.h
+SERVICE_OPTIONS = {
+    "uts": "ProtectHostname=no", "ipc": "PrivateIPC=no", "user": "PrivateUsers=no", "pid": "PrivatePIDs=no",
+    "cgroup": "ProtectControlGroups=yes (not private or strict)", "time": "no time namespace",
+}
+
+ATTACHED = define("attached-task", ERROR, """A process that was started from outside, as `lxc-attach` does, is not among
+    the descendants of the container's first process: CRIU does not see it, and it would be lost.""")
+SESSION = define("session-outside", ERROR, """A process whose session leader is outside the container cannot be
+    restored: nobody there could lead its session (dump_one_task in criu/cr-dump.c).""")
+CGROUP = define("outside-cgroup", ERROR, """A process in the container's namespaces but not in its cgroup is not
+    stopped by the freeze: memory and disk would not be of one instant.""")
+OUTSIDE_FILE = define("outside-file", ERROR, """A file that is open on a mount of the host does not exist for the
+    restored process ("Can't lookup mount" in criu/files-reg.c).""")
+TERMINAL = define("terminal-outside", ERROR, """A process has a terminal whose other end is held outside, as on LXC's
+    consoles or in an `lxc-attach`: the other end cannot move along (tty_verify_active_pairs in criu/tty.c).""")
+PIPE = define("pipe-outside", WARNING, """Only one end of the pipe is in the container. If the other end is outside,
+    nothing comes through any more after the move; if it has been closed, all is well.""")
+NESTED = define("nested-namespace", ERROR, """CRIU dumps one UTS, IPC, PID, user, cgroup and time namespace per
+    container; only mount and network namespaces may be nested (generate_ns_id in criu/namespaces.c).""")
+NESTED_OK = define("nested-mount-namespace", INFO, "CRIU dumps nested mount and network namespaces, if more slowly.")
+NS_FILE = define("namespace-file", ERROR, "An open descriptor of a namespace that is not the container's own.")
+TRACED = define("traced-task", ERROR, "A process that is being traced (strace, gdb) cannot be traced by CRIU.")
+SLEEP = define("uninterruptible-task", WARNING, """A process in uninterruptible sleep (state D) cannot be frozen until
+    it wakes; if it does not, the freeze fails and the container runs on.""")
+BPF_FD = define("bpf-descriptor", ERROR, """CRIU cannot dump BPF programs and links, which systemd loads for its
+    services' resource control.""")
+BPF_MAP = define("bpf-map", WARNING, "CRIU dumps BPF maps only if it was built with libbpf.")
+DESCRIPTOR = define("descriptor-kind", ERROR, "CRIU cannot dump this kind of descriptor.")
+SOCKET = define("socket-kind", ERROR, "CRIU cannot dump sockets of this protocol.")
+SOCKET_UNKNOWN = define("socket-unknown", WARNING, "The kernel did not name the protocol of a socket.")
+DEVICE = define("device-open", ERROR, """CRIU dumps open terminals, memory devices such as /dev/null and /dev/random,
+    tun and autofs; the state of other devices lies in the host's kernel and hardware.""")
+SYMLINK = define("inotify-symlink", ERROR, """CRIU opens the watched path again to check it and follows the symbolic
+    link to another inode, so it cannot find the watched one (check_open_handle in criu/fsnotify.c).""")
+WATCH_GONE = define("inotify-deleted", ERROR, "A watched file has been deleted, or something is mounted over it.")
+WATCH_UNKNOWN = define("inotify-unknown", WARNING, "The path of a watched file could not be found.")
+GHOST = define("deleted-file-large", ERROR, """Files that are open though deleted travel in the images, up to 256 MiB
+    each (--ghost-limit).""")
+INCOMPLETE = define("facts-incomplete", WARNING, "There were more processes or descriptors than are looked at.")
+SYSTEMD = define("systemd-guest", WARNING, """systemd uses what CRIU cannot dump unless told not to: nested
+    namespaces, BPF programs, watches on symbolic links.""")
+EMPTY_CGROUPS = define("empty-cgroup", WARNING, """CRIU restores cgroups that have processes in them; a manager such as
+    systemd misses the empty ones.""")
+CHROOT = define("root-not-mount-root", ERROR, """The container's first process has another root folder than its mount
+    namespace, which CRIU refuses ("The root task has another root than mntns").""")
+
+
+def origin(case: Case) -> Iterator[Finding]:
+    for note in case.notes("attached"):
+        yield ATTACHED.found(f"{holder(note)} was started from outside the container.",
+                             f"End it, or the lxc-attach that it belongs to: kill {note.pid}")
+    for note in case.notes("session-outside"):
+        yield SESSION.found(f"The session of {holder(note)} is led from outside the container.",
+                            f"End it: kill {note.pid} -- and start it again with setsid, or as a service.")
+    for note in case.notes("outside-cgroup"):
+        yield CGROUP.found(f"{holder(note)} is not in the container's cgroup, so freezing does not stop it.",
+                           f"End it: kill {note.pid}")
+    for note in case.notes("traced"):
+        yield TRACED.found(f"{note.detail} is being traced.", "Let the tracer detach.")
+    for note in case.notes("uninterruptible"):
+        yield SLEEP.found(f"{holder(note)} is in uninterruptible sleep.",
+                          f"See what it waits for: cat /proc/{note.pid}/stack")
+    if case.running and case.container.init_root != "/":
+        yield CHROOT.found(f"The first process's root folder is {case.container.init_root}.",
+                           "Start the container from a host whose own root is a mount point (not in a chroot).")
+    if not case.container.tasks.complete:
+        yield INCOMPLETE.found(f"{case.container.name} has more processes or descriptors than were looked at.")
+
+
+def files(case: Case) -> Iterator[Finding]:
+    for note in case.notes("outside-file"):
+        yield OUTSIDE_FILE.found(f"{holder(note)} has {note.detail} open, which is a file of the host.",
+                                 f"End it: kill {note.pid} -- and start it again from within the container.")
+    for note in case.notes("terminal-outside"):
+        yield TERMINAL.found(
+            f"{holder(note)} uses the terminal {note.detail}, whose other end is outside the container.",
+            f"Leave that session (kill {note.pid}); if it is the console, set lxc.console.path = none and "
+            "lxc.tty.max = 0 and start the container anew.",
+        )
+    pipes = case.notes("pipe-outside")
+    if pipes:
+        yield PIPE.found(f"{holder(pipes[0])} has {pipes[0].detail} with only one end in the container"
+                         + (f", and {len(pipes) - 1} more are like it." if len(pipes) > 1 else "."),
+                         "Let it write to a file or a socket instead, if the other end is outside.")
+    for note in case.notes("deleted-file"):
+        if note.size > GHOST_LIMIT:
+            yield GHOST.found(f"{holder(note)} has the deleted file {note.detail} of {size(note.size)} open.",
+                              "Let the program reopen its files (often: kill -HUP), or start it anew.")
+
+
+def namespaces(case: Case) -> Iterator[Finding]:
+    for note in case.notes("nested-namespace"):
+        if note.detail in NESTABLE:
+            yield NESTED_OK.found(f"{holder(note)} has a {note.detail} namespace of its own.")
+        else:
+            option = SERVICE_OPTIONS.get(note.detail, "")
+            yield NESTED.found(
+                f"{holder(note)} has a {note.detail} namespace of its own.",
+                "Start it without one" + (f"; for systemd services, {option} in a drop-in such as "
+                "/etc/systemd/system/service.d/migrator.conf in the container." if option else "."),
+            )
+    for note in case.notes("namespace-file"):
+        yield NS_FILE.found(f"{holder(note)} has {note.detail} open, a namespace of others.",
+                            f"End it: kill {note.pid}")
+
+
+def descriptors(case: Case) -> Iterator[Finding]:
+    for note in case.notes("anon-inode"):
+        if note.detail in BPF:
+            yield BPF_FD.found(
+                f"{holder(note)} has a {note.detail} descriptor open.",
+                "Refuse the bpf call in the container: a seccomp profile with `bpf errno 1` (lxc.seccomp.profile).",
+            )
+        elif note.detail == "bpf-map":
+            yield BPF_MAP.found(f"{holder(note)} has a BPF map open.", "See that `ldd $(which criu)` names libbpf.")
+        elif note.detail not in ANON_INODES:
+            yield DESCRIPTOR.found(f"{holder(note)} has a descriptor of kind {note.detail} open.",
+                                   "Configure the program not to use it, or stop it for the move.")
+    for note in case.notes("socket"):
+        if not note.detail:
+            yield SOCKET_UNKNOWN.found(f"{holder(note)} has a socket of unknown protocol.")
+        elif note.detail not in SOCKETS:
+            go = " For Go programs: GODEBUG=multipathtcp=0." if note.detail.startswith("MPTCP") else ""
+            yield SOCKET.found(f"{holder(note)} has a socket of the protocol {note.detail} open.",
+                               f"Configure the program not to use it, or stop it for the move.{go}")
+    for note in case.notes("device"):
+        if not device_dumpable(note):
+            yield DEVICE.found(f"{holder(note)} has the device {note.detail} open.",
+                               "Stop the program for the move, or take the device away from the container.")
+
+
+_DEVICE = re.compile(r"(char|block) (\d{1,9}):(\d{1,9}) ")
+
+
+def device_dumpable(note: Note) -> bool:
+    """Whether CRIU dumps this device when it is open (dump_chrdev in criu/files.c, get_tty_driver in criu/tty.c)."""
+    found = _DEVICE.match(note.detail)
+    if not found or found[1] != "char":
+        return False
+    major, minor = int(found[2]), int(found[3])
+    match major:
+        case 1 | 188 | 204:  # memory devices; serial lines
+            return True
+        case 4:  # virtual terminals
+            return minor <= 63
+        case 5:  # /dev/tty, /dev/console, /dev/ptmx
+            return minor <= 2
+        case 10:  # miscellaneous: tun and autofs
+            return minor in (200, 235)
+    return 136 <= major < 144
+
+
+def watches(case: Case) -> Iterator[Finding]:
+    for note in case.notes("watch-symlink"):
+        yield SYMLINK.found(
+            f"{holder(note)} watches the symbolic link {note.detail}.",
+            f"Make it a regular file in the container: cp --remove-destination $(readlink -f {note.detail}) "
+            f"{note.detail} -- and restart {note.task}.",
+        )
+    for kind, what in (("watch-deleted", "has been deleted"), ("watch-hidden", "is hidden by a mount over it")):
+        for note in case.notes(kind):
+            yield WATCH_GONE.found(f"{holder(note)} watches {note.detail}, which {what}.", f"Restart {note.task}.")
+    unknown = case.notes("watch-unknown")
+    if unknown:
+        yield WATCH_UNKNOWN.found(f"{holder(unknown[0])} watches files whose path is not known: "
+                                  f"{listed([note.detail for note in unknown])}.",
+                                  f"Restart {unknown[0].task} if the dump fails.")
+
+
+def guests(case: Case) -> Iterator[Finding]:
+    if case.container.init_name == "systemd":
+        yield SYSTEMD.found(f"The first process of {case.container.name} is systemd.",
+                            "The operator's guide has the drop-ins and the seccomp profile that it needs.")
+    if case.container.empty_cgroups:
+        yield EMPTY_CGROUPS.found(f"{case.container.name} has {case.container.empty_cgroups} empty cgroups.",
+                                  "Remove those that nobody needs: rmdir below the container's /sys/fs/cgroup.")
+
+
+CHECKS: tuple[Check, ...] = (origin, files, namespaces, descriptors, watches, guests)

@@ -1,0 +1,222 @@
+"""What a container's configuration says that matters for a move, read from the file's text (lxc.container.conf(5)).
+
+No liblxc: the neighbours of the container on the other host are read the same way, and tests need no LXC.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+CONFIG_MAX = 1 << 20  # bytes of one file
+INCLUDE_DEPTH = 8
+_NET_KEY = re.compile(r"lxc\.net\.(\d{1,4})\.([a-z0-9_.]+)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Net:
+    """One `lxc.net.N` section."""
+
+    index: int
+    type: str = ""
+    link: str = ""  # the bridge, or the parent of a macvlan, ipvlan or vlan
+    name: str = ""  # in the container; eth0, eth1, ... when empty
+    hwaddr: str = ""
+    pair: str = ""  # the veth's end on the host
+    addresses: tuple[str, ...] = ()  # with prefix length, as written
+
+
+@dataclasses.dataclass(frozen=True)
+class MountEntry:
+    """One `lxc.mount.entry`, or a line of the file that `lxc.mount.fstab` names: fstab(5)'s first four fields."""
+
+    source: str
+    target: str
+    type: str = "none"
+    options: tuple[str, ...] = ()
+
+    @property
+    def bind(self) -> bool:
+        return "bind" in self.options or "rbind" in self.options
+
+
+@dataclasses.dataclass(frozen=True)
+class IdMap:
+    """One `lxc.idmap`: `count` ids from `inside` on are `outside` and following on the host."""
+
+    kind: str  # "u" or "g"
+    inside: int
+    outside: int
+    count: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    arch: str = ""
+    rootfs: str = ""  # path, without a back end's prefix
+    backend: str = ""  # "dir", "btrfs", "overlay", "lvm", ...; empty when LXC finds out by itself
+    nets: tuple[Net, ...] = ()
+    mounts: tuple[MountEntry, ...] = ()
+    mount_auto: tuple[str, ...] = ()
+    idmaps: tuple[IdMap, ...] = ()
+    apparmor: str = ""
+    selinux: str = ""
+    seccomp: str = ""  # path of the profile
+    seccomp_notify: str = ""  # lxc.seccomp.notify.proxy
+    console: str = ""  # lxc.console.path
+    ttys: int = 0
+    autodev: bool = True
+    hooks: tuple[tuple[str, str], ...] = ()  # (lxc.hook.X, command)
+    includes: tuple[str, ...] = ()  # files outside the container's folder that `lxc.include` names
+    cgroup: tuple[tuple[str, str], ...] = ()  # lxc.cgroup.* and lxc.cgroup2.* limits
+    shared_namespaces: tuple[str, ...] = ()  # lxc.namespace.share.* and .keep
+    missing_includes: tuple[str, ...] = ()
+
+
+Read = Callable[[str], "str | None"]
+
+
+def read_file(path: str) -> str | None:
+    """A configuration file's text, or None when it cannot be read."""
+    try:
+        with Path(path).open("rb") as file:
+            return file.read(CONFIG_MAX).decode(errors="replace")
+    except OSError:
+        return None
+
+
+def read(path: Path) -> Config:
+    """The configuration in this file, its includes followed; an empty one when it cannot be read."""
+    return parse(read_file(str(path)) or "", read_file, list_folder)
+
+
+def list_folder(path: str) -> list[str]:
+    """What `lxc.include` takes from a folder: its *.conf files in order."""
+    try:
+        return sorted(str(entry) for entry in Path(path).iterdir() if entry.suffix == ".conf")
+    except OSError:
+        return []
+
+
+def parse(text: str, read: Read = read_file, folder: Callable[[str], list[str]] = lambda _: []) -> Config:
+    """The configuration in `text`. `read` and `folder` follow `lxc.include`; they answer None and [] if they cannot."""
+    includes: list[str] = []
+    missing: list[str] = []
+    items = list(_items(text, read, folder, includes, missing, 0))
+    values: dict[str, list[str]] = {}
+    for key, value in items:
+        if value:
+            values.setdefault(key, []).append(value)
+        else:
+            values.pop(key, None)  # an empty value takes back what came before
+
+    def last(key: str) -> str:
+        return values.get(key, [""])[-1]
+
+    backend, rootfs = _rootfs(last("lxc.rootfs.path"))
+    fstab = read(last("lxc.mount.fstab")) if last("lxc.mount.fstab") else None
+    return Config(
+        arch=last("lxc.arch"), rootfs=rootfs, backend=backend,
+        nets=_nets(items),
+        mounts=tuple(_mounts([*(fstab or "").splitlines(), *values.get("lxc.mount.entry", [])])),
+        mount_auto=tuple(word for value in values.get("lxc.mount.auto", []) for word in value.split()),
+        idmaps=tuple(_idmaps(values.get("lxc.idmap", []))),
+        apparmor=last("lxc.apparmor.profile"), selinux=last("lxc.selinux.context"),
+        seccomp=last("lxc.seccomp.profile"), seccomp_notify=last("lxc.seccomp.notify.proxy"),
+        console=last("lxc.console.path"), ttys=_number(last("lxc.tty.max")),
+        autodev=last("lxc.autodev") != "0",
+        hooks=tuple(
+            (key, value) for key, found in values.items() if key.startswith("lxc.hook.") and key != "lxc.hook.version"
+            for value in found
+        ),
+        includes=tuple(includes), missing_includes=tuple(missing),
+        cgroup=tuple(
+            (key, value) for key, found in values.items() if key.startswith(("lxc.cgroup.", "lxc.cgroup2."))
+            and not key.endswith((".dir", ".relative")) and ".dir." not in key for value in found
+        ),
+        shared_namespaces=tuple(
+            f"{key.removeprefix('lxc.namespace.')} {value}" for key, found in values.items()
+            if key.startswith(("lxc.namespace.share.", "lxc.namespace.keep")) for value in found
+        ),
+    )
+
+
+def _items(text: str, read: Read, folder: Callable[[str], list[str]], includes: list[str], missing: list[str],
+           depth: int) -> Iterable[tuple[str, str]]:
+    for line in text.splitlines():
+        key, found, value = line.strip().partition("=")
+        if key.startswith("#") or not found:
+            continue
+        key, value = key.strip(), value.strip()
+        if len(value) >= 2 and value[0] == value[-1] and value[0] in "\"'":
+            value = value[1:-1]
+        if key != "lxc.include":
+            yield key, value
+            continue
+        includes.append(value)
+        if depth >= INCLUDE_DEPTH:
+            continue
+        inner = read(value)
+        parts = [inner] if inner is not None else [read(path) or "" for path in folder(value)]
+        if not parts:
+            missing.append(value)
+        for part in parts:
+            yield from _items(part, read, folder, includes, missing, depth + 1)
+
+
+def _rootfs(value: str) -> tuple[str, str]:
+    backend, colon, path = value.partition(":")
+    if colon and backend.isalnum():
+        return backend, path
+    return "", value
+
+
+def _nets(items: list[tuple[str, str]]) -> tuple[Net, ...]:
+    sections: dict[int, dict[str, list[str]]] = {}
+    for key, value in items:
+        if key == "lxc.net" and not value:
+            sections.clear()
+        matched = _NET_KEY.fullmatch(key)
+        if matched:
+            section = sections.setdefault(int(matched[1]), {})
+            section.setdefault(matched[2], []).append(value)
+    return tuple(_net(index, section) for index, section in sorted(sections.items()))
+
+
+def _net(index: int, section: dict[str, list[str]]) -> Net:
+    def last(key: str) -> str:
+        return section.get(key, [""])[-1]
+
+    addresses = [*section.get("ipv4.address", []), *section.get("ipv6.address", [])]
+    return Net(
+        index=index, type=last("type"), link=last("link"), name=last("name"), hwaddr=last("hwaddr").lower(),
+        pair=last("veth.pair"), addresses=tuple(address.split()[0] for address in addresses if address),
+    )
+
+
+def _mounts(lines: Iterable[str]) -> Iterable[MountEntry]:
+    for line in lines:
+        fields = [_unescape(field) for field in line.split()]
+        if len(fields) >= 2 and not fields[0].startswith("#"):
+            kind = fields[2] if len(fields) > 2 else "none"
+            options = tuple(fields[3].split(",")) if len(fields) > 3 else ()
+            yield MountEntry(fields[0], fields[1], kind, options)
+
+
+def _unescape(field: str) -> str:
+    """fstab(5) and /proc/PID/mountinfo write a space as \\040."""
+    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), field)
+
+
+def _idmaps(values: Iterable[str]) -> Iterable[IdMap]:
+    for value in values:
+        fields = value.split()
+        if len(fields) == 4 and fields[0] in ("u", "g", "b") and all(field.isdecimal() for field in fields[1:]):
+            for kind in "ug" if fields[0] == "b" else fields[0]:
+                yield IdMap(kind, *(int(field) for field in fields[1:]))
+
+
+def _number(text: str) -> int:
+    return int(text) if text.isdecimal() and len(text) < 10 else 0

@@ -1,0 +1,165 @@
+"""The facts about a running container that decide whether, and how, it can be moved. Gathered on the source.
+
+`quick` facts take some hundredths of a second and are gathered again right before the freeze; `full` ones add what
+needs a walk through the root file system.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from migrator import config_facts, log, mount_facts, net_facts, task_facts
+from migrator.config_facts import Config
+from migrator.mount_facts import Mount, parse_mountinfo
+from migrator.net_facts import Interface
+from migrator.task_facts import Tasks, read_text
+
+if TYPE_CHECKING:
+    from migrator.lxc import Container
+
+WALK_LIMIT = 20.0  # seconds for adding up the root file system's size
+CGROUPS_MAX = 5_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Rootfs:
+    path: str
+    filesystem: str = ""
+    subvolume: bool = False
+    nested: tuple[str, ...] = ()  # subvolumes inside: a snapshot leaves them out
+    used: int = -1  # bytes on disk; -1 when nobody counted
+
+
+@dataclasses.dataclass(frozen=True)
+class ContainerFacts:
+    name: str
+    lxcpath: str
+    state: str
+    init_pid: int = 0  # on this host; 0 when it does not run
+    init_name: str = ""
+    init_root: str = "/"  # the first process's root as /proc shows it: "/" unless it is in a chroot
+    config: Config = dataclasses.field(default_factory=Config)
+    rootfs: Rootfs = dataclasses.field(default_factory=lambda: Rootfs(""))
+    memory: int = 0  # bytes of pages that must be dumped: anonymous and shared
+    tasks: Tasks = dataclasses.field(default_factory=Tasks)
+    mounts: tuple[Mount, ...] = ()
+    interfaces: tuple[Interface, ...] = ()
+    empty_cgroups: int = 0  # folders below the container's cgroup without any process
+
+
+def gather(container: Container, *, full: bool = True) -> ContainerFacts:
+    """Look at a container. A stopped one has a configuration and a root file system, and no tasks."""
+    begun = time.monotonic()
+    config = config_facts.read(container.config_file)
+    state = container.state
+    facts = ContainerFacts(
+        name=container.name, lxcpath=str(container.lxcpath), state=state, config=config,
+        rootfs=look_at_rootfs(Path(config.rootfs or container.rootfs), full=full),
+    )
+    if state in ("RUNNING", "FROZEN"):
+        facts = _running(facts, container.init_pid, container.cgroup)
+    log.debug(f"facts about {container.name}: {(time.monotonic() - begun) * 1000:.0f} ms")
+    return facts
+
+
+def _running(facts: ContainerFacts, init: int, cgroup: Path) -> ContainerFacts:
+    members, empty = look_at_cgroup(cgroup)
+    tasks = task_facts.gather(init, members)
+    return dataclasses.replace(
+        facts, init_pid=init, init_name=read_text(f"/proc/{init}/comm").strip(),
+        init_root=task_facts.link(f"/proc/{init}/root") or "/", tasks=tasks,
+        memory=memory_of(read_text(str(cgroup / "memory.stat"))) or tasks.memory,
+        mounts=mount_facts.classify(
+            parse_mountinfo(read_text(f"/proc/{init}/mountinfo")), parse_mountinfo(read_text("/proc/self/mountinfo")),
+            [entry.target for entry in facts.config.mounts if entry.bind],
+        ),
+        interfaces=net_facts.interfaces(init), empty_cgroups=empty,
+    )
+
+
+def look_at_cgroup(folder: Path) -> tuple[list[int], int]:
+    """The processes in and below a cgroup, and how many cgroups below it have none."""
+    found: list[int] = []
+    empty = 0
+    for count, (path, folders, files) in enumerate(os.walk(folder)):
+        if count >= CGROUPS_MAX:
+            break
+        here = [int(pid) for pid in read_text(f"{path}/cgroup.procs").split()] if "cgroup.procs" in files else []
+        found += here
+        empty += not here and not folders and path != str(folder)
+    return [pid for pid in found if pid > 0], empty
+
+
+def memory_of(stat: str) -> int:
+    """Bytes that a dump has to save, from a cgroup's memory.stat (cgroup-v2.rst): not the page cache."""
+    total = 0
+    for line in stat.splitlines():
+        key, _, value = line.partition(" ")
+        if key in ("anon", "shmem") and value.isdecimal():
+            total += int(value)
+    return total
+
+
+def look_at_rootfs(path: Path, *, full: bool) -> Rootfs:
+    """The root file system; its size only when `full`."""
+    kind = filesystem(path)
+    if kind != "btrfs":
+        return Rootfs(str(path), kind, used=used_bytes(path) if full else -1)
+    from migrator import btrfs
+
+    subvolume = btrfs.is_subvolume(path)
+    return Rootfs(
+        str(path), kind, subvolume, _nested(path) if subvolume else (), used_bytes(path) if full else -1
+    )
+
+
+def _nested(path: Path) -> tuple[str, ...]:
+    """Subvolumes below a subvolume, relative to it."""
+    import pybtrfs
+
+    try:
+        with pybtrfs.SubvolumeIterator(str(path), top=pybtrfs.subvolume_id(str(path))) as found:
+            return tuple(str(name) for name, _ in found)[:100]
+    except (OSError, pybtrfs.BtrfsUtilError) as error:
+        log.debug(f"no list of the subvolumes in {path}: {error}")
+        return ()
+
+
+def filesystem(path: Path) -> str:
+    """The type of the file system that `path` lies on, as /proc/self/mountinfo names it; "" if unknown."""
+    try:
+        target = os.path.realpath(path, strict=True)
+    except OSError:
+        return ""
+    best = None
+    for line in parse_mountinfo(read_text("/proc/self/mountinfo")):
+        inside = line.target == "/" or target == line.target or target.startswith(line.target + "/")
+        if inside and (best is None or len(line.target) >= len(best.target)):
+            best = line
+    return best.type if best else ""
+
+
+def used_bytes(path: Path) -> int:
+    """What the files below `path` take on disk, without other file systems; -1 when it takes too long to add up."""
+    end = time.monotonic() + WALK_LIMIT
+    total = 0
+    waiting = [str(path)]
+    while waiting:
+        if time.monotonic() > end:
+            return -1
+        try:
+            entries = list(os.scandir(waiting.pop()))
+        except OSError:
+            continue
+        for entry in entries:
+            try:
+                total += entry.stat(follow_symlinks=False).st_blocks * 512
+                if entry.is_dir(follow_symlinks=False) and not os.path.ismount(entry.path):
+                    waiting.append(entry.path)
+            except OSError:
+                continue
+    return total

@@ -1,0 +1,113 @@
+"""What CRIU says about this host: its version, `criu check`, the features we use, and the processor.
+
+Asking takes half a second, so the answers are kept until the next boot or the next CRIU.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from migrator import cpu, log, record
+from migrator.cpu import Cpu
+from migrator.errors import MigratorError
+from migrator.run import environment, run
+
+CACHE = Path("/run/migrator/criu-facts.json")
+LIMIT = 30.0  # seconds for one question
+# Asked with `criu check --feature`; a container can be moved without any of them.
+FEATURES = ("mem_dirty_track", "pagemap_scan", "uffd-noncoop", "network_lock_nftables")
+CONFIGS = ("/etc/criu/default.conf", "/etc/criu/runc.conf")
+OUTPUT_MAX = 2000  # characters
+
+
+@dataclasses.dataclass(frozen=True)
+class CriuFacts:
+    version: str = ""  # empty: not installed
+    check_ok: bool = False
+    check_output: str = ""
+    features: tuple[str, ...] = ()
+    cpu: Cpu | None = None  # None where CRIU knows no way to compare processors
+    config_files: tuple[str, ...] = ()  # that change what CRIU does behind our back
+
+
+def gather(cache: Path = CACHE) -> CriuFacts:
+    """The facts, from the cache if they still hold."""
+    program = shutil.which("criu", path=environment()["PATH"])
+    if program is None:
+        return CriuFacts()
+    stamp = _stamp(program)
+    facts = _cached(cache, stamp)
+    if facts is None:
+        facts = ask()
+        _keep(cache, stamp, facts)
+    configs = tuple(path for path in CONFIGS[:1] if Path(path).is_file())
+    return dataclasses.replace(facts, config_files=configs)
+
+
+def ask() -> CriuFacts:
+    """The facts as CRIU says them now."""
+    version = parse_version(_output(["criu", "--version"])[1])
+    good, output = _output(["criu", "check"])
+    return CriuFacts(
+        version=version, check_ok=good, check_output=output[-OUTPUT_MAX:],
+        features=tuple(feature for feature in FEATURES if _output(["criu", "check", "--feature", feature])[0]),
+        cpu=_cpu(),
+    )
+
+
+def parse_version(text: str) -> str:
+    """The number in what `criu --version` prints."""
+    found = re.search(r"Version:\s*(\d+(?:\.\d+)*)", text)
+    return found[1] if found else ""
+
+
+def _output(argv: list[str]) -> tuple[bool, str]:
+    try:
+        done = run(argv, limit=LIMIT, check=False)
+    except MigratorError as error:
+        return False, str(error)
+    return done.status == 0, (done.text + done.stderr.decode(errors="replace")).strip()
+
+
+def _cpu() -> Cpu | None:
+    with tempfile.TemporaryDirectory(prefix="migrator-cpu-") as folder:
+        good, output = _output(["criu", "cpuinfo", "dump", "--images-dir", folder])
+        try:
+            return cpu.parse_image((Path(folder) / "cpuinfo.img").read_bytes()) if good else None
+        except (OSError, ValueError) as error:
+            log.debug(f"no facts about the processor: {error} {output}")
+            return None
+
+
+def _stamp(program: str) -> dict[str, Any]:
+    found = Path(program).stat()
+    return {
+        "boot": Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+        "criu": [program, found.st_size, found.st_mtime_ns],
+        "kernel": os.uname().release,
+    }
+
+
+def _cached(cache: Path, stamp: dict[str, Any]) -> CriuFacts | None:
+    try:
+        data = json.loads(cache.read_text())
+        return record.load(CriuFacts, data["facts"]) if data["stamp"] == stamp else None
+    except (OSError, ValueError, KeyError, TypeError, MigratorError):
+        return None
+
+
+def _keep(cache: Path, stamp: dict[str, Any], facts: CriuFacts) -> None:
+    try:
+        cache.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=cache.parent, delete=False) as file:
+            json.dump({"stamp": stamp, "facts": record.dump(facts)}, file)
+        Path(file.name).replace(cache)
+    except OSError as error:
+        log.debug(f"CRIU's answers are not kept: {error}")

@@ -1,0 +1,146 @@
+"""Findings: what stands in a move's way, how bad it is, and what to do about it.
+
+Each kind of finding is a `Code`, defined beside the check that reports it; docs/findings.md is made from them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import enum
+from collections.abc import Collection, Iterable
+from typing import Any
+
+from migrator import log
+from migrator.errors import UsageError
+
+
+class Severity(enum.StrEnum):
+    ERROR = "error"  # the move would fail, or lose something
+    WARNING = "warning"  # it may fail, or something will be different afterwards
+    INFO = "info"
+
+
+class Verdict(enum.StrEnum):
+    READY = "ready"
+    WARNINGS = "warnings"
+    BLOCKED = "blocked"
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    code: str
+    severity: Severity
+    message: str  # one sentence with the facts in it
+    cure: str  # what to type or do; "" where there is nothing to do
+
+    def to_json(self) -> dict[str, str]:
+        return {
+            "code": self.code, "severity": self.severity.value, "message": self.message, "cure": self.cure,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Code:
+    """A kind of finding. `explanation` is for the documents: why it matters, and on what that rests."""
+
+    name: str
+    severity: Severity
+    explanation: str
+
+    def found(self, message: str, cure: str = "", *, severity: Severity | None = None) -> Finding:
+        return Finding(self.name, severity or self.severity, message, cure)
+
+
+_codes: dict[str, Code] = {}
+
+
+def define(name: str, severity: Severity, explanation: str) -> Code:
+    """A new kind of finding; its name must be new."""
+    if name in _codes:
+        raise ValueError(f"finding {name} is defined twice")
+    _codes[name] = Code(name, severity, " ".join(explanation.split()))
+    return _codes[name]
+
+
+def codes() -> dict[str, Code]:
+    """Every kind of finding of the modules that have been imported (`migrator.preflight` imports all), by name."""
+    return dict(sorted(_codes.items()))
+
+
+def check_ignored(names: Iterable[str]) -> frozenset[str]:
+    """The codes that `--ignore` names; raises UsageError, with codes that look alike, for one that does not exist."""
+    names = frozenset(names)
+    for name in sorted(names):
+        if name not in _codes:
+            near = difflib.get_close_matches(name, _codes, n=3, cutoff=0.5)
+            hint = f"; did you mean {' or '.join(near)}?" if near else ""
+            raise UsageError(reason=f"--ignore {name}: there is no finding with that code{hint}")
+    return names
+
+
+def apply_ignored(findings: Iterable[Finding], ignored: Collection[str]) -> list[Finding]:
+    """The findings with each error that the user accepts turned into a warning that says so."""
+    return [
+        dataclasses.replace(finding, severity=Severity.WARNING,
+                            message=f"{finding.message} (Blocks a move; accepted with --ignore {finding.code}.)")
+        if finding.severity == Severity.ERROR and finding.code in ignored else finding
+        for finding in findings
+    ]
+
+
+def verdict(findings: Iterable[Finding], ignored: Iterable[str] = ()) -> Verdict:
+    """What the findings mean for the move. Raises UsageError for a code in `ignored` that does not exist."""
+    severities = {finding.severity for finding in apply_ignored(findings, check_ignored(ignored))}
+    if Severity.ERROR in severities:
+        return Verdict.BLOCKED
+    return Verdict.WARNINGS if Severity.WARNING in severities else Verdict.READY
+
+
+def ordered(findings: Iterable[Finding]) -> list[Finding]:
+    """Errors first, in the order in which they were found."""
+    return sorted(findings, key=lambda finding: list(Severity).index(finding.severity))
+
+
+_STYLES = {Severity.ERROR: "\033[31;1m", Severity.WARNING: "\033[33;1m", Severity.INFO: "\033[2m"}
+
+
+def render(findings: Iterable[Finding], *, colour: bool | None = None) -> str:
+    """The findings for people: severity, code and sentence, then the cure, one below the other."""
+    painted = log.colour() if colour is None else colour
+    lines = []
+    for finding in ordered(findings):
+        word = f"{finding.severity.value:<8}"
+        if painted:
+            word = f"{_STYLES[finding.severity]}{word}\033[0m"
+        lines.append(f"{word} {finding.code}: {_printable(finding.message)}")
+        if finding.cure:
+            lines.append(f"{'':8} -> {_printable(finding.cure)}")
+    return "\n".join(lines)
+
+
+def _printable(text: str) -> str:
+    """Names of files and processes come from the container, which may have put a terminal's control codes into them."""
+    return "".join(character if character.isprintable() else f"\\x{ord(character):02x}" for character in text)
+
+
+def to_json(findings: Iterable[Finding]) -> list[dict[str, Any]]:
+    return [finding.to_json() for finding in ordered(findings)]
+
+
+def catalogue() -> str:
+    """docs/findings.md."""
+    lines = [
+        "# Findings of the preflight",
+        "",
+        "Made from the code with `python3 -m migrator.preflight > docs/findings.md`; a test compares them.",
+        "",
+        "An *error* blocks a migration unless its very code is named with `--ignore CODE`. A *warning* does not, but",
+        "changes the exit status of `migrator check`. Some codes are found with a milder or a harder severity than the",
+        "usual one that the table shows; the finding's sentence says why.",
+        "",
+        "| code | usually | why it matters |",
+        "| --- | --- | --- |",
+    ]
+    lines += [f"| `{code.name}` | {code.severity.value} | {code.explanation} |" for code in codes().values()]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,111 @@
+"""What is mounted in a container, and which of it CRIU takes along, takes from the host, or cannot handle.
+
+The classes follow CRIU's own decisions (validate_mounts, resolve_external_mounts and find_best_external_match in
+criu/mount.c), because a mount that it refuses is found only after the container has been frozen.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import posixpath
+import re
+from collections.abc import Collection, Iterable
+
+# The file systems that CRIU mounts anew and fills (fstypes in criu/filesystems.c), and the two that liblxc enables.
+# `fuse` is in CRIU's table too, but only to be refused; aufs and overlay are taken as they are.
+SUPPORTED = frozenset({
+    "proc", "sysfs", "devtmpfs", "binfmt_misc", "tmpfs", "devpts", "simfs", "pstore", "mqueue", "securityfs", "fusectl",
+    "debugfs", "tracefs", "cgroup", "cgroup2", "aufs", "overlay", "autofs", "hugetlbfs",
+})
+# Made anew by LXC or CRIU for each container, though the host has the same file system mounted too.
+OF_EVERY_HOST = frozenset({
+    "cgroup", "cgroup2", "proc", "sysfs", "mqueue", "securityfs", "debugfs", "tracefs", "binfmt_misc", "pstore",
+    "fusectl",
+})
+
+
+@dataclasses.dataclass(frozen=True)
+class MountLine:
+    """One line of /proc/PID/mountinfo (proc_pid_mountinfo(5))."""
+
+    id: int
+    parent: int
+    device: str  # major:minor of the file system
+    root: str  # the part of the file system that is mounted
+    target: str
+    options: frozenset[str]
+    type: str
+    source: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Mount:
+    """One mount in the container."""
+
+    target: str
+    type: str
+    kind: str  # "root", "own", "external" (bound from the host), "unsupported", "unreachable"
+    host_path: str = ""  # of an external one: where the host has it, and where the destination must have it
+    read_only: bool = False
+
+
+def parse_mountinfo(text: str) -> list[MountLine]:
+    """The mounts in the order of the file; lines that do not have the format are left out."""
+    found = []
+    for line in text.splitlines():
+        left, _, right = line.partition(" - ")
+        first, last = left.split(" "), right.split(" ")
+        if len(first) < 6 or len(last) < 2 or not (first[0].isdecimal() and first[1].isdecimal()):
+            continue
+        found.append(MountLine(
+            int(first[0]), int(first[1]), first[2], unescape(first[3]), unescape(first[4]),
+            frozenset(first[5].split(",")), last[0], unescape(last[1]),
+        ))
+    return found
+
+
+def unescape(field: str) -> str:
+    """Spaces and backslashes are written in octal."""
+    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), field)
+
+
+def classify(inside: list[MountLine], outside: list[MountLine], configured: Collection[str] = ()) -> tuple[Mount, ...]:
+    """What each mount in the container is to CRIU. `configured` are the targets of the configuration's bind mounts."""
+    bound = {"/" + target.strip("/") for target in configured}
+    whole = {line.device for line in inside if line.root == "/"}
+    root = next((line for line in inside if line.target == "/"), None)
+    return tuple(_classify(line, root, outside, bound, whole) for line in inside)
+
+
+def _classify(line: MountLine, root: MountLine | None, outside: list[MountLine], bound: set[str],
+              whole: set[str]) -> Mount:
+    read_only = "ro" in line.options
+    if line.target == "/":
+        return Mount("/", line.type, "root", read_only=read_only)
+    if line.type in OF_EVERY_HOST and line.target not in bound:
+        return Mount(line.target, line.type, "own", read_only=read_only)
+    host_path = _host_path(line, outside)
+    if root and line.device == root.device and _below(line.root, root.root) and line.target not in bound:
+        return Mount(line.target, line.type, "own", read_only=read_only)
+    if host_path or line.target in bound:
+        return Mount(line.target, line.type, "external", host_path, read_only)
+    if line.root == "/":
+        kind = "own" if line.type in SUPPORTED else "unsupported"
+    else:
+        kind = "own" if line.device in whole else "unreachable"
+    return Mount(line.target, line.type, kind, read_only=read_only)
+
+
+def _host_path(line: MountLine, outside: Iterable[MountLine]) -> str:
+    """Where the host has what is mounted here, or "" when nothing of the host reaches it."""
+    best: MountLine | None = None
+    for candidate in outside:
+        if candidate.device == line.device and _below(line.root, candidate.root):
+            best = candidate
+    if best is None:
+        return ""
+    return posixpath.normpath(posixpath.join(best.target, posixpath.relpath(line.root, best.root)))
+
+
+def _below(path: str, folder: str) -> bool:
+    return folder == "/" or path == folder or path.startswith(folder + "/")

@@ -1,0 +1,58 @@
+"""Will this container survive the move? A pure function from facts to findings.
+
+    findings = find(source, destination, container, options)
+
+The facts come from `migrator.host_facts` and `migrator.container_facts`; each check is a small function in the list
+of its module. Nothing here looks at the system, so that every finding can be tested with made-up facts.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+
+from migrator import (
+    checks_config,
+    checks_mounts,
+    checks_network,
+    checks_place,
+    checks_software,
+    checks_tasks,
+    log,
+)
+from migrator.case import Case, PlanOptions
+from migrator.container_facts import ContainerFacts
+from migrator.findings import Finding, Severity, Verdict, apply_ignored, catalogue, ordered, render, to_json, verdict
+from migrator.host_facts import HostFacts, Query
+
+__all__ = [
+    "CHECKS", "Finding", "PlanOptions", "Severity", "Verdict", "apply_ignored", "find", "query", "render", "to_json",
+    "verdict",
+]
+
+CHECKS = (
+    *checks_software.CHECKS, *checks_place.CHECKS, *checks_network.CHECKS, *checks_tasks.CHECKS,
+    *checks_mounts.CHECKS, *checks_config.CHECKS,
+)
+
+
+def find(
+    source: HostFacts, destination: HostFacts | None, container: ContainerFacts, options: PlanOptions | None = None
+) -> list[Finding]:
+    """Everything that stands in the way, errors first. Without a destination only what the source can know."""
+    case = Case(source, destination, container, options or PlanOptions())
+    return ordered(_once(finding for check in CHECKS for finding in check(case)))
+
+
+def _once(findings: Iterable[Finding]) -> Iterable[Finding]:
+    return dict.fromkeys(findings)
+
+
+def query(container: ContainerFacts, lxcpath: str, images: str = "/run") -> Query:
+    """What the destination is to look for on this container's behalf."""
+    return Query(lxcpath, images, checks_mounts.needed_paths(container) + checks_config.needed_paths(container))
+
+
+if __name__ == "__main__":
+    log.level = log.Level.QUIET
+    sys.stdout.write(catalogue())

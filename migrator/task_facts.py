@@ -1,0 +1,283 @@
+"""What the processes of a container hold, as far as it decides whether CRIU can dump them: read from /proc.
+
+Processes come and go while we read; what has vanished is left out. Each thing that was seen is a `Note`, and things
+of one kind are counted under the first process that had it, so that a thousand workers make one note.
+"""
+
+# Plain strings: a Path for each of ten thousand looks into /proc would double their cost.
+# ruff: noqa: PTH115, PTH116, PTH123, PTH208
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import stat
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+from migrator import watch_facts
+from migrator.mount_facts import MountLine, parse_mountinfo
+
+TASKS_MAX = 10_000
+DESCRIPTORS_MAX = 100_000
+NOTES_MAX = 2_000
+NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
+PTS = range(136, 144)  # major numbers of UNIX 98 pseudo-terminals (devices.txt)
+PTMX = (5, 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Note:
+    """One thing that a process of the container was seen to have."""
+
+    kind: str
+    detail: str
+    count: int = 1
+    pid: int = 0  # on the host; of the first process that had it
+    task: str = ""  # that process's name
+    size: int = 0  # bytes, of the largest
+
+
+@dataclasses.dataclass(frozen=True)
+class Status:
+    """What we use of /proc/PID/status (proc_pid_status(5))."""
+
+    pid: int
+    name: str
+    state: str  # one letter
+    parent: int
+    tracer: int
+    uids: tuple[int, ...]  # real, effective, saved, file system; as this host sees them
+    session_inside: int  # the session's id in the innermost PID namespace; 0 when its leader is outside
+    levels: int  # how many PID namespaces it is in, counted from ours
+    threads: int
+    memory: int  # bytes, anonymous and shared
+
+
+@dataclasses.dataclass(frozen=True)
+class Tasks:
+    """All the processes together."""
+
+    count: int = 0
+    threads: int = 0
+    uids: tuple[int, ...] = ()  # as the host sees them
+    names: tuple[str, ...] = ()
+    memory: int = 0  # bytes, anonymous and shared, summed over the processes
+    notes: tuple[Note, ...] = ()
+    complete: bool = True  # False when a limit of this module cut the look short
+
+
+def parse_status(text: str) -> Status | None:
+    """The status, or None if the text is not one (the process ended while it was read)."""
+    fields = {}
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        fields[key] = value.strip()
+    try:
+        return Status(
+            pid=int(fields["Pid"]), name=fields["Name"], state=fields["State"][:1], parent=int(fields["PPid"]),
+            tracer=int(fields["TracerPid"]), uids=tuple(int(uid) for uid in fields["Uid"].split()),
+            session_inside=int(fields.get("NSsid", "1").split()[-1]), levels=len(fields.get("NSpid", "0").split()),
+            threads=int(fields.get("Threads", "1")),
+            memory=1024 * sum(int(fields.get(key, "0").split()[0]) for key in ("RssAnon", "RssShmem")),
+        )
+    except (KeyError, ValueError, IndexError):
+        return None
+
+
+def read_text(path: str) -> str:
+    """A file of /proc, or "" when it cannot be read: the process has ended, or we may not."""
+    try:
+        with open(path, "rb") as file:
+            return file.read().decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def link(path: str) -> str:
+    try:
+        return os.readlink(path)
+    except OSError:
+        return ""
+
+
+def gather(init: int, in_cgroup: Collection[int]) -> Tasks:
+    """Look at every process of the container whose first process is `init`.
+
+    `in_cgroup` are the processes in its cgroup, the ones that freezing stops; those that are only in its PID
+    namespace (nsenter(1)) are found besides.
+    """
+    look = _Look(init)
+    pids = _members(init, in_cgroup)
+    statuses = {}
+    for pid in pids[:TASKS_MAX]:
+        status = parse_status(read_text(f"/proc/{pid}/status"))
+        if status:
+            statuses[pid] = status
+    look.complete = len(pids) <= TASKS_MAX
+    for status in statuses.values():
+        _look_at_task(look, status, statuses, in_cgroup)
+        look.descriptors(status)
+    look.half_pairs()
+    return Tasks(
+        count=len(statuses), threads=sum(status.threads for status in statuses.values()),
+        uids=tuple(sorted({uid for status in statuses.values() for uid in status.uids}))[:1000],
+        names=tuple(sorted({status.name for status in statuses.values()}))[:1000],
+        memory=sum(status.memory for status in statuses.values()),
+        notes=tuple(look.notes.values()), complete=look.complete,
+    )
+
+
+def _members(init: int, in_cgroup: Collection[int]) -> list[int]:
+    namespace = link(f"/proc/{init}/ns/pid")
+    found = set(in_cgroup) | {init}
+    with contextlib.suppress(OSError):
+        for entry in os.listdir("/proc"):
+            if entry.isdecimal() and int(entry) not in found and link(f"/proc/{entry}/ns/pid") == namespace != "":
+                found.add(int(entry))
+    return sorted(found)
+
+
+def _look_at_task(look: _Look, status: Status, statuses: dict[int, Status], in_cgroup: Collection[int]) -> None:
+    if not _descends(status, look.init, statuses):
+        look.note("attached", status.name, status)
+    elif status.session_inside == 0:
+        look.note("session-outside", status.name, status)
+    if status.tracer:
+        look.note("traced", f"{status.name} by process {status.tracer}", status)
+    if status.state == "D":
+        look.note("uninterruptible", status.name, status)
+    if in_cgroup and status.pid not in in_cgroup:
+        look.note("outside-cgroup", status.name, status)
+    if status.state == "Z":
+        return
+    for kind in NAMESPACES:
+        found = link(f"/proc/{status.pid}/ns/{kind}")
+        if found and look.namespaces[kind] and found != look.namespaces[kind]:
+            look.note("nested-namespace", kind, status)
+
+
+def _descends(status: Status, init: int, statuses: dict[int, Status]) -> bool:
+    seen = set()
+    while status.pid != init:
+        if status.parent not in statuses or status.parent in seen:
+            return False
+        seen.add(status.parent)
+        status = statuses[status.parent]
+    return True
+
+
+class _Look:
+    """The notes so far, and what is asked again and again while they are made."""
+
+    def __init__(self, init: int) -> None:
+        self.init = init
+        self.notes: dict[tuple[str, str], Note] = {}
+        self.complete = True
+        self.namespaces = {kind: link(f"/proc/{init}/ns/{kind}") for kind in NAMESPACES}
+        self.left = DESCRIPTORS_MAX
+        self.mounts: dict[str, list[MountLine]] = {}  # of each mount namespace
+        self.slaves: dict[tuple[int, int], tuple[str, Status]] = {}  # (devpts, index) of pseudo-terminals
+        self.masters: set[tuple[int, int]] = set()
+        self.pipes: dict[str, tuple[int, Status]] = {}  # which ends of each pipe are open: 1 read, 2 write
+
+    def note(self, kind: str, detail: str, status: Status, size: int = 0) -> None:
+        before = self.notes.get((kind, detail))
+        if before:
+            self.notes[kind, detail] = dataclasses.replace(before, count=before.count + 1, size=max(size, before.size))
+        elif len(self.notes) < NOTES_MAX:
+            self.notes[kind, detail] = Note(kind, detail[:4096], 1, status.pid, status.name, size)
+        else:
+            self.complete = False
+
+    def mount_ids(self, status: Status) -> list[MountLine]:
+        namespace = link(f"/proc/{status.pid}/ns/mnt")
+        if namespace not in self.mounts:
+            self.mounts[namespace] = parse_mountinfo(read_text(f"/proc/{status.pid}/mountinfo"))
+        return self.mounts[namespace]
+
+    def descriptors(self, status: Status) -> None:
+        folder = f"/proc/{status.pid}/fd"
+        try:
+            names = os.listdir(folder)
+        except OSError:
+            return
+        self.left -= len(names)
+        if self.left < 0:
+            self.complete = False
+            return
+        for name in names:
+            with contextlib.suppress(OSError):  # closed meanwhile
+                self.descriptor(status, f"{folder}/{name}", os.readlink(f"{folder}/{name}"))
+
+    def descriptor(self, status: Status, path: str, target: str) -> None:
+        if target.startswith("socket:"):
+            self.note("socket", _protocol(path), status)
+        elif target.startswith("pipe:"):
+            mode = os.lstat(path).st_mode
+            ends = (1 if mode & stat.S_IRUSR else 0) | (2 if mode & stat.S_IWUSR else 0)
+            self.pipes[target] = (self.pipes.get(target, (0, status))[0] | ends, status)
+        elif target.startswith("anon_inode:"):
+            kind = target.removeprefix("anon_inode:").strip("[]")
+            self.note("anon-inode", kind, status)
+            if kind in ("inotify", "fanotify"):
+                self.watches(status, path)
+        elif target.startswith("/"):
+            self.file(status, path, target)
+        elif ":[" in target and target.partition(":[")[0] in NAMESPACES:
+            if target not in self.namespaces.values():
+                self.note("namespace-file", target, status)
+        elif target.startswith("dmabuf:") or target.startswith("mnt:"):
+            self.note("anon-inode", target.partition(":")[0], status)
+
+    def file(self, status: Status, path: str, target: str) -> None:
+        deleted = target.endswith(" (deleted)")
+        if target.startswith("/memfd:"):
+            return
+        found = os.stat(path)
+        if stat.S_ISCHR(found.st_mode) or stat.S_ISBLK(found.st_mode):
+            self.device(status, path, target, found)
+        elif deleted and found.st_nlink == 0:
+            self.note("deleted-file", target.removesuffix(" (deleted)"), status, found.st_blocks * 512)
+        mount = watch_facts.fdinfo(path, "mnt_id")
+        if mount and int(mount) not in {line.id for line in self.mount_ids(status)}:
+            self.note("outside-file", target, status)
+
+    def device(self, status: Status, path: str, target: str, found: os.stat_result) -> None:
+        major, minor = os.major(found.st_rdev), os.minor(found.st_rdev)
+        if stat.S_ISCHR(found.st_mode) and major in PTS:
+            self.slaves.setdefault((found.st_dev, (major - PTS[0]) * 256 + minor), (target, status))
+        elif stat.S_ISCHR(found.st_mode) and (major, minor) == PTMX:
+            index = watch_facts.fdinfo(path, "tty-index")
+            if index:
+                self.masters.add((found.st_dev, int(index)))
+        else:
+            kind = "char" if stat.S_ISCHR(found.st_mode) else "block"
+            self.note("device", f"{kind} {major}:{minor} {target}", status)
+
+    def watches(self, status: Status, path: str) -> None:
+        for kind, shown in watch_facts.watches(path, status.pid, self.mount_ids(status)):
+            self.note(f"watch-{kind}", shown, status)
+
+    def half_pairs(self) -> None:
+        """Terminals and pipes whose other end no process of the container has."""
+        for place, (target, status) in self.slaves.items():
+            if place not in self.masters:
+                self.note("terminal-outside", target, status)
+        for target, (ends, status) in self.pipes.items():
+            if ends != 3:
+                self.note("pipe-outside", target, status)
+
+
+def _protocol(path: str) -> str:
+    """A socket's protocol by the name that /proc/net/protocols has for it, "" when it cannot be asked."""
+    try:
+        return os.getxattr(path, "system.sockprotoname").rstrip(b"\0").decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def read_cgroup(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """Some files of a cgroup folder; those that are not there are left out."""
+    return {name: text for name in names if (text := read_text(str(folder / name)))}
