@@ -1,6 +1,6 @@
 """What `-d` takes: where a container is to go.
 
-    [user@]host[:port]          a host that SSH reaches; an IPv6 address with a port stands in brackets
+    [user@]host[:port]          a host that SSH reaches; an IPv6 address stands in brackets
     ssh://[user@]host[:port]    the same
     peer:NAME                   a paired peer, reached through the tunnel
 
@@ -39,12 +39,14 @@ class Destination:
     port: int | None = None
 
     def __str__(self) -> str:
-        """As one could give it to `-d` and to ssh, which takes a port only in the form of a URL."""
+        """As one could give it to `-d` and to ssh, which takes ports and brackets only in a URL."""
         if self.kind is Kind.PEER:
             return f"peer:{self.host}"
-        host = f"[{self.host}]" if ":" in self.host and self.port else self.host
         user = f"{self.user}@" if self.user else ""
-        return f"ssh://{user}{host}:{self.port}" if self.port else f"{user}{host}"
+        if ":" not in self.host and not self.port:
+            return f"{user}{self.host}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"ssh://{user}{host}" + (f":{self.port}" if self.port else "")
 
 
 def parse(text: str) -> Destination:
@@ -88,9 +90,8 @@ def _host_and_port(text: str) -> tuple[str, int | None]:
             raise ValueError("what stands in brackets is not an IPv6 address")
         return host, _port(after[1:]) if after else None
     if text.count(":") > 1:
-        if _is_ipv6(text):  # as ssh takes it; whoever wants a port must write brackets
-            return text, None
-        raise ValueError("it has more than one ':'")
+        # Where brackets could be left out, ::1:22 would be another address than was meant.
+        raise ValueError("an IPv6 address needs brackets" if _is_ipv6(text) else "it has more than one ':'")
     host, colon, number = text.partition(":")
     if not _HOST.fullmatch(host):
         raise ValueError("the host name is empty or has characters that it must not have")
