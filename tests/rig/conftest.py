@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Fixtures of the tests that need two hosts.
+
+The rig is up from the first test that asks for it until the end of the session, however that ends; afterwards the
+machine must be as it was. `MIGRATOR_RIG` names another instance than `test`, and with `MIGRATOR_RIG_KEEP=1` it is left
+running: both for who works on a test and runs it again and again.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from tests.rig import machine
+from tests.rig.harness import Rig
+
+MARK = "MIGRATOR_TEST_SESSION"
+
+
+@pytest.fixture(scope="session")
+def rig() -> Iterator[Rig]:
+    """The two-host rig, with migrator installed from the working tree."""
+    instance = os.environ.get("MIGRATOR_RIG") or "test"
+    mark = os.environ[MARK] = secrets.token_hex(8)  # every process that this session starts carries it
+    before = machine.state(instance)
+    # pytest ends in an orderly way at Ctrl-C; so it shall when a CI system ends it.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    made = Rig(instance)
+    if os.environ.get("MIGRATOR_RIG_KEEP"):
+        made.up()
+        made.purge()
+        yield made
+        return
+    try:
+        made.down()  # what a killed session has left
+        made.up()
+        yield made
+    finally:
+        made.down()
+    left = [*machine.state(instance) - before, *machine.traces(instance, f"{MARK}={mark}")]
+    assert not left, "the tests have left on this machine:\n" + "\n".join(sorted(left))
+
+
+class CleanHosts:
+    """What a test wants to have overlooked at its end."""
+
+    def __init__(self, rig: Rig) -> None:
+        self.rig = rig
+        self._allowed: set[str] = set()
+
+    def allow(self, *kinds: str) -> None:
+        """Leftovers of these kinds are meant to be: `snapshot` after a migration that has succeeded, for example."""
+        self._allowed |= set(kinds)
+
+    def unexpected(self) -> list[str]:
+        """What has been left on the hosts and is not allowed."""
+        return [line for line in self.rig.leftovers() if line.split(": ")[1] not in self._allowed]
+
+
+@pytest.fixture
+def clean_hosts(rig: Rig) -> Iterator[CleanHosts]:
+    """Two hosts without guests; at the end migrator must have cleaned up after itself, and then all guests go."""
+    hosts = CleanHosts(rig)
+    yield hosts
+    left = hosts.unexpected()
+    resisting = rig.purge()
+    if resisting:  # the next test shall not suffer for it
+        rig.down()
+        rig.up()
+    assert not left, "migrator has left behind:\n" + "\n".join(left)
+    assert not resisting, "this could not be removed from the hosts:\n" + "\n".join(resisting)

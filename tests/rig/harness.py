@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The two-host rig as tests use it: run commands in hosts, make guests and ask them, see what was left behind.
+
+`Rig` is a thin layer over `vagrant/rig`; the fixtures `rig` and `clean_hosts` in conftest.py hand it out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import shlex
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+TREE = Path(__file__).resolve().parents[2]
+PROGRAM = str(TREE / "vagrant" / "rig")
+LXC_HOSTS = ("hosta", "hostb")
+POOL = "/pool"
+DESTINATION = "root@hostb"
+
+EXEC_LIMIT = 120.0  # seconds
+UP_LIMIT = 1500.0  # the first `up` on a machine builds the root file systems
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a command ended."""
+
+    argv: tuple[str, ...]
+    status: int
+    stdout: str
+    stderr: str
+    seconds: float
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """What it printed with --json: the last line of stdout."""
+        lines = self.stdout.splitlines()
+        assert lines, f"no output: {self}"
+        found: dict[str, Any] = json.loads(lines[-1])
+        return found
+
+    @property
+    def error(self) -> dict[str, Any]:
+        """The error of a command that failed with --json."""
+        found: dict[str, Any] = self.json["error"]
+        return found
+
+    def expect(self, status: int) -> Outcome:
+        """Itself, if that is how it ended; else the test fails and shows all that was said."""
+        assert self.status == status, f"exit status {status} was expected: {self}"
+        return self
+
+    def __str__(self) -> str:
+        return f"{shlex.join(self.argv)}: exit status {self.status}\n{self.stdout}{self.stderr}"
+
+
+@dataclasses.dataclass
+class Running:
+    """A command that runs in a host; made by `Rig.start`."""
+
+    argv: tuple[str, ...]
+    process: subprocess.Popen[bytes]
+    out: Path
+    err: Path
+    begun: float
+
+    def wait(self, limit: float = EXEC_LIMIT) -> Outcome:
+        """Wait for its end."""
+        status = self.process.wait(limit)
+        return Outcome(self.argv, status, self.stdout, self.stderr, time.monotonic() - self.begun)
+
+    @property
+    def stdout(self) -> str:
+        """What it has printed so far."""
+        return self.out.read_text(errors="replace")
+
+    @property
+    def stderr(self) -> str:
+        return self.err.read_text(errors="replace")
+
+    def signal(self, number: int) -> None:
+        """Send a signal, which `rig exec` passes on to the command (SIGKILL: which ends it too)."""
+        self.process.send_signal(number)
+
+
+class Rig:
+    """One instance of the two-host rig."""
+
+    def __init__(self, instance: str) -> None:
+        self.instance = instance
+        self._environment = os.environ | {"MIGRATOR_RIG": instance}
+
+    # --- the rig itself ---
+
+    def up(self, *options: str) -> None:
+        """Start it, or bring it up to date with the working tree; remember what hosts look like while they are new."""
+        self._call(["up", *options], limit=UP_LIMIT).expect(0)
+        for host in LXC_HOSTS:
+            self.exec(host, "sh", "-c", _REMEMBER)
+
+    def down(self) -> None:
+        """End it and remove every trace of it."""
+        self._call(["down"]).expect(0)
+
+    def _call(self, arguments: list[str], *, limit: float = EXEC_LIMIT, given: str | None = None) -> Outcome:
+        with self._started(arguments, given) as running:
+            return running.wait(limit)
+
+    @contextlib.contextmanager
+    def _started(self, arguments: list[str], given: str | None = None) -> Iterator[Running]:
+        # Files, not pipes: what a daemon of LXC's keeps open cannot make us wait.
+        with tempfile.TemporaryDirectory(prefix="rig-") as folder:
+            out, err, in_ = Path(folder, "out"), Path(folder, "err"), Path(folder, "in")
+            in_.write_text(given or "")
+            begun = time.monotonic()
+            with out.open("wb") as to, err.open("wb") as to_error, in_.open("rb") as from_:
+                process = subprocess.Popen([PROGRAM, *arguments], stdin=from_, stdout=to, stderr=to_error,
+                                           env=self._environment)
+            try:
+                yield Running(("rig", *arguments), process, out, err, begun)
+            finally:
+                if process.poll() is None:
+                    process.kill()
+                    process.wait()
+
+    # --- commands in hosts ---
+
+    def exec(self, host: str, *argv: str, check: bool = True, input: str | None = None,
+             limit: float = EXEC_LIMIT) -> Outcome:
+        """Run a command in a host; unless `check` is off, the test fails when the command does."""
+        outcome = self._call(["exec", host, "--", *argv], limit=limit, given=input)
+        return outcome.expect(0) if check else outcome
+
+    def sh(self, host: str, script: str, *, check: bool = True, limit: float = EXEC_LIMIT) -> str:
+        """What a shell script prints in a host."""
+        return self.exec(host, "sh", "-c", script, check=check, limit=limit).stdout
+
+    def migrator(self, host: str, *arguments: str, limit: float = EXEC_LIMIT) -> Outcome:
+        """Run migrator in a host, however that ends."""
+        return self.exec(host, "migrator", *arguments, check=False, limit=limit)
+
+    @contextlib.contextmanager
+    def start(self, host: str, *argv: str, input: str | None = None) -> Iterator[Running]:
+        """Start a command in a host and go on while it runs; it is killed if it still does when the block is left."""
+        with self._started(["exec", host, "--", *argv], input) as running:
+            yield running
+
+    def put(self, host: str, path: str, text: str) -> None:
+        """Write a file in a host."""
+        self.exec(host, "tee", path, input=text)
+
+    def read(self, host: str, path: str) -> str:
+        """A file of a host."""
+        return self.exec(host, "cat", path).stdout
+
+    def status(self, host: str, name: str) -> dict[str, Any]:
+        """A container's newest migration as `migrator status` has it on that host."""
+        outcome = self.migrator(host, "status", name, "--json", "--events").expect(0)
+        newest: dict[str, Any] = outcome.json["migrations"][-1]
+        return newest
+
+    # --- guests ---
+
+    def guest(self, host: str, name: str, kind: str, **options: str | float | list[str]) -> None:
+        """Make and start a container: `vagrant/rig guest`; options are ip, size, dirty, config."""
+        arguments = ["guest", host, name, kind]
+        for key, value in options.items():
+            for each in value if isinstance(value, list) else [value]:
+                arguments += [f"--{key}", str(each)]
+        self._call(arguments).expect(0)
+
+    def probe(self, host: str, name: str, *, quick: bool = False) -> dict[str, Any]:
+        """What a guest says of itself: `running`, `intact`, `start` (which start of it this is), `count`."""
+        outcome = self._call(["probe", host, name, *(["--quick"] if quick else [])], limit=240)
+        assert outcome.stdout, str(outcome)
+        return outcome.json
+
+    # --- traces ---
+
+    def leftovers(self) -> list[str]:
+        """What migrator has left on both hosts, each as `HOST: KIND: WHAT`; the kinds stand in `_LEFTOVERS`."""
+        return [f"{host}: {line}" for host in LXC_HOSTS for line in self.sh(host, _LEFTOVERS).splitlines()]
+
+    def purge(self) -> list[str]:
+        """Destroy every guest and all that migrator keeps, on both hosts; returns what resisted, as `leftovers`."""
+        for host in LXC_HOSTS:
+            self.exec(host, "sh", "-c", _PURGE, check=False)
+        return [*self.leftovers(), *(f"{h}: {line}" for h in LXC_HOSTS for line in self.sh(h, _REMAINS).splitlines())]
+
+
+def wait_for(condition: Callable[[], object], what: str, limit: float = 30.0) -> None:
+    """Ask until it is so; the test fails when that takes longer than `limit` seconds."""
+    end = time.monotonic() + limit
+    while not condition():
+        assert time.monotonic() < end, f"after {limit:g} s still not: {what}"
+        time.sleep(0.02)
+
+
+# What tests change of a host's set-up, as it was when the host was new.
+_REMEMBER = "rm -rf /var/lib/rig-new; mkdir /var/lib/rig-new; cp -a /root/.ssh /var/lib/rig-new/"
+
+# Nothing of this is there when no migration is under way; only a migration that succeeded keeps its base snapshot.
+_LEFTOVERS = r"""
+for path in /pool/.migrator/*/*; do
+    [ -e "$path" ] || continue
+    case ${path##*.} in spool | images | old) kind=${path##*.} ;; *) kind=snapshot ;; esac
+    echo "$kind: $path"
+done
+for path in /run/migrator/* /dev/shm/migrator/*; do
+    [ "$path" = /run/migrator/lock ] || [ ! -e "$path" ] || echo "images: $path"
+done
+for folder in /proc/[0-9]*; do
+    name=$(cat "$folder/comm" 2>/dev/null) || continue
+    case $name in
+    criu* | lxc-checkpoint | migrator | btrfs)
+        echo "process: ${folder#/proc/} $(tr '\0' ' ' <"$folder/cmdline" 2>/dev/null)" ;;
+    esac
+done
+nft list tables | sed 's/^/firewall: /'
+iptables-save 2>/dev/null | grep '^-A' | sed 's/^/firewall: /'
+grep migrator /proc/self/mounts | grep -v ' / ' | sed 's/^/mount: /'
+find /pool /run/lxc /root /tmp -xdev -name '.*.new' -o -name 'lxc-checkpoint*' 2>/dev/null | sed 's/^/file: /'
+exit 0
+"""
+
+# What may be there while containers are: not once all of them are gone.
+_REMAINS = r"""
+for cgroup in /sys/fs/cgroup/lxc.*; do
+    [ ! -e "$cgroup" ] || echo "cgroup: $cgroup $(cat "$cgroup/cgroup.procs" | tr '\n' ' ')"
+done
+ip -o link show type veth | grep -v ' eth0@' | sed 's/^[0-9]*: /interface: /; s/: <.*//'
+ls /pool | sed 's/^/container: /'
+exit 0
+"""
+
+_PURGE = r"""
+for folder in /proc/[0-9]*; do
+    name=$(cat "$folder/comm" 2>/dev/null) || continue
+    case $name in criu* | lxc-checkpoint | migrator | btrfs) kill -9 "${folder#/proc/}" ;; esac
+done
+for cgroup in /sys/fs/cgroup/lxc.payload.*; do
+    [ ! -e "$cgroup" ] || echo 1 >"$cgroup/cgroup.kill"
+done
+for config in /pool/*/config; do
+    [ -e "$config" ] || continue
+    folder=${config%/config}
+    timeout 10 lxc-stop -k -P /pool -n "${folder##*/}" 2>/dev/null
+done
+for cgroup in /sys/fs/cgroup/lxc.monitor.*; do
+    [ ! -e "$cgroup" ] || timeout 5 sh -c "while [ -e $cgroup ]; do sleep 0.01; done" || echo 1 >"$cgroup/cgroup.kill"
+done
+find /sys/fs/cgroup/lxc.* -depth -type d -exec rmdir {} + 2>/dev/null
+# Subvolumes have inode 256; the deepest first.
+find /pool -mindepth 1 -depth -type d -inum 256 | while read -r path; do btrfs -q subvolume delete "$path"; done
+rm -rf /pool/* /pool/.migrator /run/migrator /dev/shm/migrator /var/lib/migrator /var/log/migrator
+ip -o link show type veth | grep -v ' eth0@' | sed 's/^[0-9]*: //; s/@.*//' | while read -r link; do
+    ip link delete "$link"
+done
+nft flush ruleset
+rm -rf /root/.ssh && cp -a /var/lib/rig-new/.ssh /root/
+exit 0
+"""
