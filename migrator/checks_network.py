@@ -32,13 +32,13 @@ MTU = define("mtu-smaller", WARNING, """The bridge would drop the container's la
     as soon as they send much.""")
 SUBNET = define("foreign-subnet", WARNING, """The container keeps its address; where the bridge has addresses of other
     networks only, nobody may route to it.""")
-ADDRESS_TAKEN = define("address-taken", ERROR, "The container keeps its addresses; no other may have one of them.")
+ADDRESS_TAKEN = define("address-taken", ERROR, "The container keeps its addresses: nobody else may have one of them.")
 MAC_TAKEN = define("mac-taken", ERROR, "The container keeps its hardware address; no other may have it on the link.")
 PAIR_TAKEN = define("veth-pair-taken", ERROR, """lxc.net.N.veth.pair names the veth's end on the host, and an interface
     of that name exists on the destination.""")
 KIND = define("interface-kind", ERROR, "CRIU cannot dump this kind of interface (dump_one_link in criu/net.c).")
-LEASE = define("address-not-configured", INFO, """The address is not in the configuration, perhaps a DHCP lease: it stays
-    as long as the lease, and the server on the destination's network must know it.""")
+LEASE = define("address-not-configured", INFO, """The address is not in the configuration, perhaps a DHCP lease: it is
+    good as long as the lease, and the server on the destination's network must know it.""")
 SHARED_NS = define("shared-namespace", ERROR, "A namespace that belongs to the host or another container cannot move.")
 
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 
 from migrator.case import Case, Check, holder, listed, size
+from migrator.criu_facts import BPF_MAPS
 from migrator.findings import Finding, Severity, define
 from migrator.task_facts import Note
 
@@ -36,8 +37,8 @@ OUTSIDE_FILE = define("outside-file", ERROR, """A file that is open on a mount o
     restored process ("Can't lookup mount" in criu/files-reg.c).""")
 TERMINAL = define("terminal-outside", ERROR, """A process has a terminal whose other end is held outside, as on LXC's
     consoles or in an `lxc-attach`: the other end cannot move along (tty_verify_active_pairs in criu/tty.c).""")
-PIPE = define("pipe-outside", WARNING, """Only one end of the pipe is in the container. If the other end is outside,
-    nothing comes through any more after the move; if it has been closed, all is well.""")
+PIPE = define("pipe-outside", WARNING, """The other end of the pipe belongs to a process outside: after the move nothing
+    comes through any more.""")
 NESTED = define("nested-namespace", ERROR, """CRIU dumps one UTS, IPC, PID, user, cgroup and time namespace per
     container; only mount and network namespaces may be nested (generate_ns_id in criu/namespaces.c).""")
 NESTED_OK = define("nested-mount-namespace", INFO, "CRIU dumps nested mount and network namespaces, if more slowly.")
@@ -47,7 +48,7 @@ SLEEP = define("uninterruptible-task", WARNING, """A process in uninterruptible 
     it wakes; if it does not, the freeze fails and the container runs on.""")
 BPF_FD = define("bpf-descriptor", ERROR, """CRIU cannot dump BPF programs and links, which systemd loads for its
     services' resource control.""")
-BPF_MAP = define("bpf-map", WARNING, "CRIU dumps BPF maps only if it was built with libbpf.")
+BPF_MAP = define("bpf-map", ERROR, "CRIU dumps BPF maps only if it was built with libbpf (Debian's was not).")
 DESCRIPTOR = define("descriptor-kind", ERROR, "CRIU cannot dump this kind of descriptor.")
 SOCKET = define("socket-kind", ERROR, "CRIU cannot dump sockets of this protocol.")
 SOCKET_UNKNOWN = define("socket-unknown", WARNING, "The kernel did not name the protocol of a socket.")
@@ -100,11 +101,9 @@ def files(case: Case) -> Iterator[Finding]:
             f"Leave that session (kill {note.pid}); if it is the console, set lxc.console.path = none and "
             "lxc.tty.max = 0 and start the container anew.",
         )
-    pipes = case.notes("pipe-outside")
-    if pipes:
-        yield PIPE.found(f"{holder(pipes[0])} has {pipes[0].detail} with only one end in the container"
-                         + (f", and {len(pipes) - 1} more are like it." if len(pipes) > 1 else "."),
-                         "Let it write to a file or a socket instead, if the other end is outside.")
+    for note in case.notes("pipe-outside"):
+        yield PIPE.found(f"{holder(note)} has the {note.detail} outside the container open.",
+                         "Start it without that pipe, or let it write to a file in the container instead.")
     for note in case.notes("deleted-file"):
         if note.size > GHOST_LIMIT:
             yield GHOST.found(f"{holder(note)} has the deleted file {note.detail} of {size(note.size)} open.",
@@ -135,7 +134,10 @@ def descriptors(case: Case) -> Iterator[Finding]:
                 "Refuse the bpf call in the container: a seccomp profile with `bpf errno 1` (lxc.seccomp.profile).",
             )
         elif note.detail == "bpf-map":
-            yield BPF_MAP.found(f"{holder(note)} has a BPF map open.", "See that `ldd $(which criu)` names libbpf.")
+            for host in case.hosts:
+                if host.criu.version and BPF_MAPS not in host.criu.features:
+                    yield BPF_MAP.found(f"{holder(note)} has a BPF map open, and CRIU on {host.name} lacks libbpf.",
+                                        "Configure the program not to use BPF, or build CRIU with libbpf.")
         elif note.detail not in ANON_INODES:
             yield DESCRIPTOR.found(f"{holder(note)} has a descriptor of kind {note.detail} open.",
                                    "Configure the program not to use it, or stop it for the move.")

@@ -90,7 +90,8 @@ def look_at_cgroup(folder: Path) -> tuple[list[int], int]:
             break
         here = [int(pid) for pid in read_text(f"{path}/cgroup.procs").split()] if "cgroup.procs" in files else []
         found += here
-        empty += not here and not folders and path != str(folder)
+        # lxc-attach leaves .lxc behind, which nobody misses
+        empty += not here and not folders and path not in (str(folder), f"{folder}/.lxc")
     return [pid for pid in found if pid > 0], empty
 
 

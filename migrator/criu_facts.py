@@ -23,7 +23,8 @@ CACHE = Path("/run/migrator/criu-facts.json")
 LIMIT = 30.0  # seconds for one question
 # Asked with `criu check --feature`; a container can be moved without any of them.
 FEATURES = ("mem_dirty_track", "pagemap_scan", "uffd-noncoop", "network_lock_nftables")
-CONFIGS = ("/etc/criu/default.conf", "/etc/criu/runc.conf")
+BPF_MAPS = "bpf_maps"  # our own word for it: CRIU has no question for this
+CONFIG = Path("/etc/criu/default.conf")
 OUTPUT_MAX = 2000  # characters
 
 
@@ -45,19 +46,20 @@ def gather(cache: Path = CACHE) -> CriuFacts:
     stamp = _stamp(program)
     facts = _cached(cache, stamp)
     if facts is None:
-        facts = ask()
+        facts = ask(Path(program))
         _keep(cache, stamp, facts)
-    configs = tuple(path for path in CONFIGS[:1] if Path(path).is_file())
-    return dataclasses.replace(facts, config_files=configs)
+    return dataclasses.replace(facts, config_files=(str(CONFIG),) if CONFIG.is_file() else ())
 
 
-def ask() -> CriuFacts:
+def ask(program: Path) -> CriuFacts:
     """The facts as CRIU says them now."""
     version = parse_version(_output(["criu", "--version"])[1])
     good, output = _output(["criu", "check"])
+    features = [feature for feature in FEATURES if _output(["criu", "check", "--feature", feature])[0]]
+    if b"libbpf.so" in program.read_bytes():
+        features.append(BPF_MAPS)
     return CriuFacts(
-        version=version, check_ok=good, check_output=output[-OUTPUT_MAX:],
-        features=tuple(feature for feature in FEATURES if _output(["criu", "check", "--feature", feature])[0]),
+        version=version, check_ok=good, check_output=output[-OUTPUT_MAX:], features=tuple(features),
         cpu=_cpu(),
     )
 

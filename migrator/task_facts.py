@@ -117,9 +117,12 @@ def gather(init: int, in_cgroup: Collection[int]) -> Tasks:
             statuses[pid] = status
     look.complete = len(pids) <= TASKS_MAX
     for status in statuses.values():
+        if _descends(status, init, statuses):
+            look.mounts_of(status.pid)
+    for status in statuses.values():
         _look_at_task(look, status, statuses, in_cgroup)
         look.descriptors(status)
-    look.half_pairs()
+    look.half_pairs(statuses.keys())
     return Tasks(
         count=len(statuses), threads=sum(status.threads for status in statuses.values()),
         uids=tuple(sorted({uid for status in statuses.values() for uid in status.uids}))[:1000],
@@ -148,10 +151,10 @@ def _look_at_task(look: _Look, status: Status, statuses: dict[int, Status], in_c
         look.note("traced", f"{status.name} by process {status.tracer}", status)
     if status.state == "D":
         look.note("uninterruptible", status.name, status)
+    if status.state == "Z":  # cgroup.procs and its namespaces no longer name it
+        return
     if in_cgroup and status.pid not in in_cgroup:
         look.note("outside-cgroup", status.name, status)
-    if status.state == "Z":
-        return
     for kind in NAMESPACES:
         found = link(f"/proc/{status.pid}/ns/{kind}")
         if found and look.namespaces[kind] and found != look.namespaces[kind]:
@@ -178,6 +181,7 @@ class _Look:
         self.namespaces = {kind: link(f"/proc/{init}/ns/{kind}") for kind in NAMESPACES}
         self.left = DESCRIPTORS_MAX
         self.mounts: dict[str, list[MountLine]] = {}  # of each mount namespace
+        self.mount_ids: set[int] = set()  # of all mount namespaces that belong to the container
         self.slaves: dict[tuple[int, int], tuple[str, Status]] = {}  # (devpts, index) of pseudo-terminals
         self.masters: set[tuple[int, int]] = set()
         self.pipes: dict[str, tuple[int, Status]] = {}  # which ends of each pipe are open: 1 read, 2 write
@@ -191,10 +195,12 @@ class _Look:
         else:
             self.complete = False
 
-    def mount_ids(self, status: Status) -> list[MountLine]:
-        namespace = link(f"/proc/{status.pid}/ns/mnt")
+    def mounts_of(self, pid: int) -> list[MountLine]:
+        """The mounts that a process of the container's own has."""
+        namespace = link(f"/proc/{pid}/ns/mnt")
         if namespace not in self.mounts:
-            self.mounts[namespace] = parse_mountinfo(read_text(f"/proc/{status.pid}/mountinfo"))
+            self.mounts[namespace] = parse_mountinfo(read_text(f"/proc/{pid}/mountinfo"))
+            self.mount_ids |= {line.id for line in self.mounts[namespace]}
         return self.mounts[namespace]
 
     def descriptors(self, status: Status) -> None:
@@ -241,7 +247,7 @@ class _Look:
         elif deleted and found.st_nlink == 0:
             self.note("deleted-file", target.removesuffix(" (deleted)"), status, found.st_blocks * 512)
         mount = watch_facts.fdinfo(path, "mnt_id")
-        if mount and int(mount) not in {line.id for line in self.mount_ids(status)}:
+        if mount and int(mount) not in self.mount_ids:
             self.note("outside-file", target, status)
 
     def device(self, status: Status, path: str, target: str, found: os.stat_result) -> None:
@@ -257,17 +263,34 @@ class _Look:
             self.note("device", f"{kind} {major}:{minor} {target}", status)
 
     def watches(self, status: Status, path: str) -> None:
-        for kind, shown in watch_facts.watches(path, status.pid, self.mount_ids(status)):
+        for kind, shown in watch_facts.watches(path, status.pid, self.mounts.get(self.namespaces["mnt"], [])):
             self.note(f"watch-{kind}", shown, status)
 
-    def half_pairs(self) -> None:
-        """Terminals and pipes whose other end no process of the container has."""
+    def half_pairs(self, members: Collection[int]) -> None:
+        """Terminals whose master no process of the container has, and pipes that a process outside holds an end of.
+
+        A pipe with one end only is nothing special, its other end may have been closed: so we look who has it.
+        """
         for place, (target, status) in self.slaves.items():
             if place not in self.masters:
                 self.note("terminal-outside", target, status)
-        for target, (ends, status) in self.pipes.items():
-            if ends != 3:
-                self.note("pipe-outside", target, status)
+        half = {target: status for target, (ends, status) in self.pipes.items() if ends != 3}
+        for target, holder in _holders(half, members).items():
+            self.note("pipe-outside", f"{target} to {holder}", half[target])
+
+
+def _holders(pipes: Collection[str], members: Collection[int]) -> dict[str, str]:
+    """Which of the pipes a process outside the container has open, and that process."""
+    found: dict[str, str] = {}
+    for pid in os.listdir("/proc") if pipes else ():
+        if not pid.isdecimal() or int(pid) in members:
+            continue
+        with contextlib.suppress(OSError):
+            for name in os.listdir(f"/proc/{pid}/fd"):
+                target = link(f"/proc/{pid}/fd/{name}")
+                if target in pipes and target not in found:
+                    found[target] = f"{read_text(f'/proc/{pid}/comm').strip()} (process {pid})"
+    return found
 
 
 def _protocol(path: str) -> str:
