@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+#
+#   make demo     move a running container between two hosts made on this machine, and see the figures
+#   make test     every check and test
+#
+# Both do all of their set-up themselves, on a Debian machine (12 or newer), as root. They also work offline once that is done.
+#
+#   make lint     the linters alone          make docs     man page, shell completion, tables in docs/
+#   make fast     tests without two hosts    make clean    remove what was made here and end the rigs
+#
+# make test ARGS="-k restore -x" hands ARGS to pytest.
+
+PYTHON = python3
+ARGS =
+BIN = .venv/bin
+
+# What the rig is made with: root file systems, namespaces, links, loop devices.
+RIG_PACKAGES = ca-certificates iproute2 mmdebstrap mount nftables python3 uidmap util-linux
+# What the tests need beside that.
+TEST_PACKAGES = btrfs-progs openssh-client openssh-server procps python3-venv shellcheck vagrant vagrant-libvirt
+
+.PHONY: demo test fast lint docs clean rig-packages packages
+.DELETE_ON_ERROR:
+
+demo: rig-packages
+	$(PYTHON) bench/demo.py
+
+test: packages .venv/ready
+	$(BIN)/pytest $(ARGS)
+
+fast: packages .venv/ready
+	$(BIN)/pytest --ignore tests/rig $(ARGS)
+
+lint: packages .venv/ready
+	$(BIN)/pytest -q tests/test_lint.py $(ARGS)
+
+docs: .venv/ready
+	$(BIN)/python -m migrator.manual build/share
+	$(BIN)/python -m migrator.manual --tables docs
+
+rig-packages:
+	@.ci/packages $(RIG_PACKAGES)
+
+packages:
+	@.ci/packages $(RIG_PACKAGES) $(TEST_PACKAGES)
+
+# Run-time dependencies and the `test` extra of setup.cfg; made anew when that file changes.
+.venv/ready: setup.cfg
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
+	[ -x $(BIN)/python ] || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[test]'
+	@touch $@
+
+clean:
+	[ ! -e /run/migrator-rig-test ] || MIGRATOR_RIG=test vagrant/rig down
+	[ ! -e /run/migrator-rig-demo ] || MIGRATOR_RIG=demo vagrant/rig down
+	rm -rf .venv build .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	find . -name __pycache__ -prune -exec rm -rf {} +
