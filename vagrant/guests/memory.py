@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The init of a memory guest: holds pages whose content it can work out again, rewrites some each second, verifies them.
+# ruff: noqa: S311
+"""The init of a memory guest: holds pages whose content it can work out again, rewrites some each second, verifies.
 
-It counts like counter.sh beside that, so that its disk is checked too. A full verification is asked for by a file `verify` that holds
-any word; the answer is the file `verified`: that word, and how many pages are as they must be.
+It counts like counter.sh beside that, so that its disk is checked too. A full verification is asked for by a file
+`verify` that holds any word; the answer is the file `verified`: that word, and how many pages are as they must be.
 
     memory.py MEBIBYTES [DIRTY-MEBIBYTES-A-SECOND]
 """
@@ -14,7 +15,11 @@ import random
 import signal
 import sys
 import time
+from pathlib import Path
 
+COUNT = Path("/count")
+VERIFY = Path("/verify")
+VERIFIED = Path("/verified")
 PAGE = 4096
 STEP = 0.1
 ROLLING = 64
@@ -46,14 +51,18 @@ class Pages:
         return self.memory[page * PAGE : (page + 1) * PAGE] == self.content(page)
 
 
+def append(file: Path, line: object) -> None:
+    """Add a line to a file."""
+    with file.open("a", encoding="ascii") as opened:
+        print(line, file=opened)
+
+
 class Counter:
     """The same counter as counter.sh's, with the same files."""
 
     def __init__(self) -> None:
-        with open("/proc/sys/kernel/random/uuid", encoding="ascii") as file:
-            self.start = file.read().strip()
-        with open("starts", "a", encoding="ascii") as file:
-            print(self.start, file=file)
+        self.start = Path("/proc/sys/kernel/random/uuid").read_text(encoding="ascii").strip()
+        append(Path("/starts"), self.start)
         self.count = self.errors = 0
 
     def line(self) -> str:
@@ -63,34 +72,29 @@ class Counter:
     def step(self) -> None:
         """Verify what was written in the step before, count on."""
         if self.count:
-            with open("count", encoding="ascii") as file:
-                self.errors += file.read() != self.line()
+            self.errors += COUNT.read_text(encoding="ascii") != self.line()
         self.count += 1
-        with open("log", "a", encoding="ascii") as file:
-            print(self.count, file=file)
-        with open("count", "w", encoding="ascii") as file:
-            file.write(self.line())
+        append(Path("/log"), self.count)
+        COUNT.write_text(self.line(), encoding="ascii")
 
 
 def answer(pages: Pages, rolling_bad: int) -> None:
     """Verify all pages if that is asked for."""
     try:
-        with open("verify", encoding="ascii") as file:
-            word = file.read()
-        os.unlink("verify")
+        word = VERIFY.read_text(encoding="ascii")
+        VERIFY.unlink()
     except FileNotFoundError:
         return
     bad = sum(not pages.good(page) for page in range(pages.number))
     told = {"word": word, "pages": pages.number, "bad": bad, "rolling_bad": rolling_bad, "written": sum(pages.versions)}
-    with open("verified.new", "w", encoding="ascii") as file:
-        json.dump(told, file)
-    os.rename("verified.new", "verified")
+    new = VERIFIED.with_suffix(".new")
+    new.write_text(json.dumps(told), encoding="ascii")
+    new.rename(VERIFIED)
 
 
 def main() -> None:
     """Count, dirty, verify, for ever."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    os.chdir("/")
     pages = Pages(int(sys.argv[1]))
     dirty = int(float(sys.argv[2]) * 1024 * 1024 / PAGE * STEP) if len(sys.argv) > 2 else 0
     counter = Counter()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Asks a guest on this host whether its memory and its disk are intact; prints the answer as JSON.
 
-Every answer has `running`, `state`, `intact`; `start` names the guest's one start (a guest that was started anew has another), `count` goes up
-while it runs. Exit status: 0 intact, 1 not intact or not running.
+Every answer has `running`, `state`, `intact`; `start` names the guest's one start (a guest that was started anew has
+another), `count` goes up while it runs. Exit status: 0 intact, 1 not intact or not running.
 
     probe.py NAME [--lxcpath PATH] [--quick] [--wait SECONDS]
 """
@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from redis_data import verify
@@ -30,18 +31,17 @@ def lxc_info(name: str, lxcpath: str) -> tuple[str, int]:
     return facts.get("State", "ABSENT"), int(facts.get("PID", 0))
 
 
-def read_counter(directory: str) -> tuple[str, int, int]:
+def read_counter(directory: Path) -> tuple[str, int, int]:
     """Return start id, count and errors; waits while the guest is just writing them."""
     for _ in range(100):
-        with open(f"{directory}/count", encoding="ascii") as file:
-            fields = file.read().split()
+        fields = (directory / "count").read_text(encoding="ascii").split()
         if len(fields) == 3:
             return fields[0], int(fields[1]), int(fields[2])
         time.sleep(0.003)
     raise TimeoutError(f"{directory}/count stays empty")
 
 
-def probe_counter(directory: str, *, timeout: float = 5) -> dict[str, Any]:
+def probe_counter(directory: Path, *, timeout: float = 5) -> dict[str, Any]:
     """Ask a counter: does it go on, are its memory, its count and its log of one instant?"""
     start, first, _ = read_counter(directory)
     deadline = time.monotonic() + timeout
@@ -49,27 +49,24 @@ def probe_counter(directory: str, *, timeout: float = 5) -> dict[str, Any]:
     while count < first + 2 and time.monotonic() < deadline:
         time.sleep(0.02)
         start, count, errors = read_counter(directory)
-    with open(f"{directory}/log", encoding="ascii") as file:
-        lines = file.read().split("\n")[:-1]
-    with open(f"{directory}/starts", encoding="ascii") as file:
-        starts = len(file.read().split())
+    lines = (directory / "log").read_text(encoding="ascii").split("\n")[:-1]
+    starts = len((directory / "starts").read_text(encoding="ascii").split())
     advances = count > first
     gapless = lines == [str(number) for number in range(1, len(lines) + 1)] and 0 <= len(lines) - count <= 2
-    told = {"start": start, "starts": starts, "count": count, "errors": errors, "advances": advances, "log_gapless": gapless}
+    told = {"start": start, "starts": starts, "count": count, "errors": errors}
+    told |= {"advances": advances, "log_gapless": gapless}
     return told | {"intact": advances and gapless and errors == 0 and starts == 1}
 
 
-def probe_memory(root: str, *, timeout: float = 120) -> dict[str, Any]:
+def probe_memory(root: Path, *, timeout: float = 120) -> dict[str, Any]:
     """Have a memory guest verify all of its pages."""
     word = os.urandom(8).hex()
-    with open(f"{root}/verify.new", "w", encoding="ascii") as file:
-        file.write(word)
-    os.rename(f"{root}/verify.new", f"{root}/verify")
+    (root / "verify.new").write_text(word, encoding="ascii")
+    (root / "verify.new").rename(root / "verify")
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         try:
-            with open(f"{root}/verified", encoding="ascii") as file:
-                told: dict[str, Any] = json.load(file)
+            told: dict[str, Any] = json.loads((root / "verified").read_text(encoding="ascii"))
             if told.pop("word") == word:
                 return told | {"intact": told["bad"] == 0 and told["rolling_bad"] == 0}
         except FileNotFoundError:
@@ -83,7 +80,11 @@ def probe_redis(address: str, *, quick: bool) -> dict[str, Any]:
     server = Connection(address, timeout=10)
     info = bytes(str(server.ask("INFO", "server") or b""), "ascii").decode("unicode_escape")
     run_id = info.partition("run_id:")[2].split()[0]
-    told: dict[str, Any] = {"start": run_id, "count": int(server.ask("GET", "counter") or 0), "keys": server.ask("DBSIZE")}
+    told: dict[str, Any] = {
+        "start": run_id,
+        "count": int(server.ask("GET", "counter") or 0),
+        "keys": server.ask("DBSIZE"),
+    }
     if quick:
         return told | {"intact": True}
     number, bad = verify(server)
@@ -94,10 +95,9 @@ def probe(name: str, lxcpath: str, *, quick: bool) -> dict[str, Any]:
     """Return all that a guest says of itself."""
     state, pid = lxc_info(name, lxcpath)
     told: dict[str, Any] = {"name": name, "running": state == "RUNNING", "state": state, "intact": False}
-    root = f"/proc/{pid}/root" if pid else f"{lxcpath}/{name}/rootfs"
+    root = Path(f"/proc/{pid}/root") if pid else Path(lxcpath, name, "rootfs")
     try:
-        with open(f"{root}/{MARK}", encoding="utf-8") as file:
-            guest = json.load(file)
+        guest = json.loads((root / MARK).read_text(encoding="utf-8"))
         told["kind"] = guest["kind"]
         if state != "RUNNING":
             if guest["kind"] != "redis":
@@ -112,7 +112,7 @@ def probe(name: str, lxcpath: str, *, quick: bool) -> dict[str, Any]:
             told["memory"] = probe_memory(root)
             parts.append(told["memory"]["intact"])
         if guest["kind"] == "userns":
-            told["user"] = probe_counter(f"{root}/user")
+            told["user"] = probe_counter(root / "user")
             parts.append(told["user"]["intact"])
         told["intact"] = all(parts)
     except (OSError, ValueError, LookupError) as error:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """An outside client of a redis guest: increments one key through one TCP connection and checks every answer.
 
-The connection is never opened again: what a migration breaks stays broken. Ends after --seconds, or at SIGTERM or SIGINT, and then
-prints what it saw as JSON. Exit status: 0 nothing lost or wrong, 1 otherwise, 2 wrong arguments.
+The connection is never opened again: what a migration breaks stays broken. Ends after --seconds, or at SIGTERM or
+SIGINT, and then prints what it saw as JSON. Exit status: 0 nothing lost or wrong, 1 otherwise, 2 wrong arguments.
 """
 
 import argparse
@@ -21,7 +21,7 @@ def main() -> int:
     parser.add_argument("--port", type=int, default=6379)
     parser.add_argument("--key", default="counter")
     parser.add_argument("--seconds", type=float, default=600.0)
-    parser.add_argument("--pause", type=float, default=0.001, metavar="SECONDS", help="between an answer and the next request")
+    parser.add_argument("--pause", type=float, default=0.001, metavar="SECONDS", help="before the next request")
     parser.add_argument("--patience", type=float, default=30.0, metavar="SECONDS", help="how long one answer may take")
     options = parser.parse_args()
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
+# ruff: noqa: S311
 """Fills a redis guest with data whose content follows from its key, and verifies it.
 
-    redis_data.py load ADDRESS MEBIBYTES
+redis_data.py load ADDRESS MEBIBYTES
 """
 
 import json

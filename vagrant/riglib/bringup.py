@@ -2,6 +2,7 @@
 """`rig up`: from whatever is there to a rig that runs as asked."""
 
 import time
+from pathlib import Path
 from typing import Any
 
 from riglib import hosts, install, network, paths, rootfs, state
@@ -12,12 +13,12 @@ from riglib.run import say
 def bring_up(nat_a: Nat, nat_b: Nat, mbit: int | None) -> None:
     """Start the rig, or bring one that already runs with these options up to date."""
     options = {"nat_a": str(nat_a), "nat_b": str(nat_b), "mbit": mbit}
-    with state.lock(paths.LOCK) as lock:
+    with state.lock(Path(paths.LOCK)) as lock:
         started = time.monotonic()
         current = state.load()
-        roots = list(rootfs.ensure(lock))
+        roots = [str(root) for root in rootfs.ensure(lock)]
         if not usable(current, options, roots):
-            state.clean()
+            state.clean(hosts.HOSTS)
             current = build(options, roots, network.plan(nat_a, nat_b))
         update(current)
         say(f"'{paths.INSTANCE}' is up ({time.monotonic() - started:.1f} s)")

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from riglib import nat, network, paths, state
 from riglib.errors import NotBuilt, NotRunning, RigError
@@ -13,10 +14,20 @@ from riglib.guests import KINDS, POOL, Guest, make, probe
 from riglib.hosts import HOSTS
 from riglib.run import inside
 
-EPILOG = """exit status: 0 done; 2 wrong arguments; 3 the rig failed; 4 the rig or the host does not run; 5 not built yet;
-6 a program that the rig started failed; 7 the rig is held by another process.
-`exec` answers with the command's own status (128+N after signal N), 125 when the rig failed, 126 or 127 when the command cannot run.
-MIGRATOR_RIG=NAME works on an instance of that name, beside the default one."""
+EPILOG = """exit status: 0 done; 2 wrong arguments; 3 the rig failed; 4 the rig or the host does not run;
+5 not built yet; 6 a program that the rig started failed; 7 the rig is held by another process.
+`exec` answers with the command's own status (128+N after signal N); 125 when the rig failed, 126 or 127
+when the command cannot be run or found. `probe`: 0 intact, 1 not intact.
+MIGRATOR_RIG=NAME works on a rig of that name, beside the default one."""
+
+PUT = """set -e
+to=$1
+[ ! -d "$to" ] || to=$to/$3
+cat >"$to.rig-new"
+chmod "$2" "$to.rig-new"
+mv "$to.rig-new" "$to"
+"""
+"""Puts standard input in a file of a host, which is never seen half."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -28,24 +39,38 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    add_rig_commands(commands)
+    add_guest_commands(commands)
+    return top
 
+
+def add_rig_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add what is about the rig and its hosts."""
     up = commands.add_parser("up", help="start the rig, or bring a running one up to date")
     up.add_argument("--vm", action="store_true", help="two virtual machines instead of namespaces (not built yet)")
-    types = ", ".join(nat.KINDS)
+    types = f"{', '.join(nat.KINDS)}; or TYPE,{nat.NO_INPUT_DROP}"
     for side in "ab":
-        up.add_argument(f"--nat-{side}", metavar="TYPE", default="none", help=f"what host{side} is behind: {types}; TYPE,{nat.NO_INPUT_DROP}")
+        about = f"the NAT that host{side} is behind: {types}"
+        up.add_argument(f"--nat-{side}", metavar="TYPE", default="none", help=about)
     up.add_argument("--mbit", type=int, metavar="N", help="limit hosta's and hostb's links to N Mbit/s each way")
 
-    execute = commands.add_parser("exec", help="run a command in a host", usage="rig exec HOST -- COMMAND...")
-    execute.add_argument("host", metavar="HOST", help=f"one of {', '.join(HOSTS)}")
+    # Parsed by enter.main_exec; here for the help alone.
+    commands.add_parser("exec", help="run a command in a host", usage="rig exec HOST -- COMMAND...").add_argument(
+        "host", metavar="HOST", help=f"one of {', '.join(HOSTS)}"
+    )
 
     copy = commands.add_parser("copy", help="copy a file into a host")
-    copy.add_argument("file", metavar="FILE")
+    copy.add_argument("file", metavar="FILE", type=Path)
     copy.add_argument("target", metavar="HOST:PATH")
 
-    status = commands.add_parser("status", help="tell what runs; exit status 4 when the rig is down")
+    status = commands.add_parser("status", help="tell what runs; exit status 4 when the rig is not up")
     status.add_argument("--json", action="store_true")
 
+    commands.add_parser("down", help="end the rig and remove every trace of it")
+
+
+def add_guest_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add what is about the containers to move."""
     guest = commands.add_parser("guest", help="make and start a container to move")
     guest.add_argument("host", metavar="HOST", help="hosta or hostb")
     guest.add_argument("name", metavar="NAME")
@@ -55,27 +80,29 @@ def parser() -> argparse.ArgumentParser:
     guest.add_argument("--dirty", type=float, metavar="MIB", help="memory: rewritten each second (1)")
     guest.add_argument("--config", action="append", default=[], metavar="LINE", help="one more line of configuration")
 
-    probe = commands.add_parser("probe", help="ask a guest whether its memory and disk are intact; prints JSON")
-    probe.add_argument("host", metavar="HOST")
-    probe.add_argument("name", metavar="NAME")
-    probe.add_argument("--lxcpath", default=POOL)
-    probe.add_argument("--quick", action="store_true", help="do not verify all of the memory")
-
-    commands.add_parser("down", help="end the rig and remove every trace of it")
-    return top
+    asked = commands.add_parser("probe", help="ask a guest whether its memory and disk are intact; prints JSON")
+    asked.add_argument("host", metavar="HOST")
+    asked.add_argument("name", metavar="NAME")
+    asked.add_argument("--lxcpath", default=POOL)
+    asked.add_argument("--quick", action="store_true", help="do not verify all of the memory")
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run one command; every failure becomes one line and an exit status here."""
     options = parser().parse_args(arguments)
+    commands = {"up": up, "copy": copy, "status": status, "guest": make_guest, "probe": probe_guest, "down": down}
     try:
-        if os.geteuid() != 0:
-            raise RigError("the rig needs root", hint="sudo vagrant/rig ...")
-        commands = {"up": up, "copy": copy, "status": status, "guest": make_guest, "probe": probe_guest, "down": down}
+        check_root()
         return commands[options.command](options)
     except RigError as error:
         print(f"rig: {error}" + (f" (cure: {error.hint})" if error.hint else ""), file=sys.stderr)
         return error.status
+
+
+def check_root() -> None:
+    """Refuse to start without what every command needs."""
+    if os.geteuid() != 0:
+        raise RigError("the rig needs root", hint="sudo vagrant/rig ...")
 
 
 def up(options: argparse.Namespace) -> int:
@@ -96,39 +123,48 @@ def copy(options: argparse.Namespace) -> int:
     host, colon, path = options.target.partition(":")
     if not colon or not path:
         raise RigError(f"'{options.target}' is not HOST:PATH", hint="rig copy FILE hosta:/tmp/FILE")
-    if not os.path.isfile(options.file):
-        raise RigError(f"no file {options.file}")
-    mode = f"{os.stat(options.file).st_mode & 0o7777:o}"
-    script = 'set -e; to=$1; [ ! -d "$to" ] || to=$to/$3; rm -f "$to.rig-new"; cat >"$to.rig-new"; chmod "$2" "$to.rig-new"; mv "$to.rig-new" "$to"'
-    inside(host, ["sh", "-c", script, "sh", path, mode, os.path.basename(options.file)], file=options.file, timeout=600)
+    if not options.file.is_file():
+        raise RigError(f"no file {options.file}", hint=f"ls -l {options.file}")
+    paths.host_pid(host)
+    mode = f"{options.file.stat().st_mode & 0o7777:o}"
+    inside(host, ["sh", "-c", PUT, "sh", path, mode, options.file.name], file=options.file, timeout=600)
     return 0
 
 
 def status(options: argparse.Namespace) -> int:
     """Tell what runs."""
     loaded = state.load()
-    hosts = {host: {"running": state.alive(host), "addresses": loaded.get("addresses", {}).get(host, [])} for host in HOSTS}
-    complete = loaded.get("phase") == "up" and all(host["running"] for host in hosts.values())
-    told = {"instance": paths.INSTANCE, "up": complete, "phase": loaded.get("phase", "down"), **loaded.get("options", {}), "hosts": hosts}
+    addresses = loaded.get("addresses", {})
+    running = {host: state.alive(host) for host in HOSTS}
+    complete = loaded.get("phase") == "up" and all(running.values())
     if options.json:
+        told = {"instance": paths.INSTANCE, "up": complete, "phase": loaded.get("phase", "down")}
+        told |= loaded.get("options", {})
+        told["hosts"] = {host: {"running": running[host], "addresses": addresses.get(host, [])} for host in HOSTS}
         print(json.dumps(told, indent=2))
     elif not loaded:
         print(f"rig '{paths.INSTANCE}': down")
     else:
         print(f"rig '{paths.INSTANCE}': {'up' if complete else 'incomplete (cure: vagrant/rig up)'}")
-        for host, facts in hosts.items():
-            print(f"  {host:<11} {'running' if facts['running'] else 'dead':<8} {' '.join(facts['addresses'])}")
+        for host in HOSTS:
+            print(f"  {host:<11} {'running' if running[host] else 'dead':<8} {' '.join(addresses.get(host, []))}")
     return 0 if complete else NotRunning.status
 
 
 def make_guest(options: argparse.Namespace) -> int:
     """Make and start a container to move."""
     kind = KINDS[options.kind]
-    given = (options.ip, options.size, options.dirty)
-    address, size, dirty = (
-        default if value is None else value for value, default in zip(given, (kind.address, kind.size, kind.dirty), strict=True)
+    make(
+        Guest(
+            options.host,
+            options.name,
+            options.kind,
+            address=kind.address if options.ip is None else options.ip,
+            size=kind.size if options.size is None else options.size,
+            dirty=kind.dirty if options.dirty is None else options.dirty,
+            extra=options.config,
+        )
     )
-    make(Guest(options.host, options.name, options.kind, address, size, dirty, options.config))
     return 0
 
 
@@ -142,6 +178,6 @@ def probe_guest(options: argparse.Namespace) -> int:
 
 def down(_options: argparse.Namespace) -> int:
     """End the rig."""
-    with state.lock(paths.LOCK, remove=True):
-        state.clean()
+    with state.lock(Path(paths.LOCK), remove=True):
+        state.clean(HOSTS)
     return 0

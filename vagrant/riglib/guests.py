@@ -18,9 +18,10 @@ DEBIAN = "/opt/rig/debian"
 """Where boot.sh shows the cached root file system of Debian guests to each LXC host."""
 IDMAP_BASE = 100000
 NAME_LENGTH = 64
+FOLDERS = ("bin", "dev", "etc", "proc", "root", "sys", "tmp", "user", "var")
 APPLETS = ("sh", "su", "sleep", "cat", "ls", "ps", "id", "ip", "kill", "mv", "rm", "tail", "ping", "wc")
-PASSWD = "root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000:user:/user:/bin/sh\n"
-GROUP = "root:x:0:\nuser:x:1000:\n"
+ACCOUNTS = "root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000:user:/user:/bin/sh\n"
+GROUPS = "root:x:0:\nuser:x:1000:\n"
 REDIS_CONFIG = """bind * -::*
 protected-mode no
 daemonize no
@@ -60,12 +61,12 @@ class Guest:
 def tick(guest: Guest) -> list[str]:
     """Fill the root with busybox and a counter; return the configuration that this needs."""
     root = guest.root
-    guest.run("mkdir", *(f"{root}/{name}" for name in ("bin", "dev", "etc", "proc", "root", "sys", "tmp", "user", "var")))
-    links = " ".join(APPLETS)
-    guest.run("sh", "-c", f"cp /bin/busybox {root}/bin/ && cd {root}/bin && for name in {links}; do ln -s busybox $name; done")
+    guest.run("mkdir", *(f"{root}/{name}" for name in FOLDERS))
+    guest.run("cp", "/bin/busybox", f"{root}/bin/")
+    guest.run("sh", "-c", 'cd "$0" && for name; do ln -s busybox "$name"; done', f"{root}/bin", *APPLETS)
     guest.run("cp", f"{HELPERS}/guests/counter.sh", f"{root}/")
-    guest.put("rootfs/etc/passwd", PASSWD)
-    guest.put("rootfs/etc/group", GROUP)
+    guest.put("rootfs/etc/passwd", ACCOUNTS)
+    guest.put("rootfs/etc/group", GROUPS)
     return ["lxc.init.cmd = /bin/sh /counter.sh /"]
 
 
@@ -120,7 +121,7 @@ def make(guest: Guest) -> None:
     """Make a guest, start it, and wait until it does what it is for."""
     check(guest)
     folder = f"{POOL}/{guest.name}"
-    cure = f"rig exec {guest.host} -- sh -c 'lxc-stop -k -n {guest.name}; btrfs subvolume delete {guest.root}; rm -r {folder}'"
+    cure = f"rig exec {guest.host} -- lxc-destroy -f -n {guest.name}"
     try:
         guest.run("mkdir", folder)
     except RigError:
@@ -166,7 +167,7 @@ def common_lines(guest: Guest) -> list[str]:
 
 
 def limit_line(guest: Guest) -> str:
-    """Return a cgroup limit that this machine has: where the old hierarchies hold all controllers, the core's own one."""
+    """Return a cgroup limit that this machine has: where v1 hierarchies hold all controllers, the core's own one."""
     if "memory" in guest.run("cat", "/sys/fs/cgroup/cgroup.controllers").split():
         return f"lxc.cgroup2.memory.max = {256 + 2 * guest.size}M"
     return "lxc.cgroup2.cgroup.max.descendants = 64"

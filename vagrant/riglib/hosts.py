@@ -3,6 +3,7 @@
 
 import os
 import time
+from pathlib import Path
 
 from riglib import paths
 from riglib.enter import ALL_NAMESPACES, check, libc
@@ -20,11 +21,11 @@ POOL_SIZE = "8G"
 
 def start(host: str, root: str, guest_root: str) -> None:
     """Start one host's boot; `wait_booted` waits for its end."""
-    cgroup = paths.cgroup(host)
-    os.makedirs(cgroup, exist_ok=True)
-    directory = f"{paths.LIB}/{host}"
-    os.makedirs(directory, exist_ok=True)
-    command = ["sh", f"{paths.VAGRANT}/riglib/boot.sh", host, root, directory]
+    cgroup = Path(paths.cgroup(host))
+    cgroup.mkdir(parents=True, exist_ok=True)
+    directory = Path(paths.LIB, host)
+    directory.mkdir(parents=True, exist_ok=True)
+    command = ["sh", f"{paths.VAGRANT}/riglib/boot.sh", host, root, str(directory)]
     if host in LXC_HOSTS:
         command += [POOL_SIZE, guest_root]
     child = os.fork()
@@ -35,15 +36,15 @@ def start(host: str, root: str, guest_root: str) -> None:
         raise RigError(f"cannot make the namespaces of {host}", hint=f"cat {directory}/boot.log")
 
 
-def become(cgroup: str, command: list[str], directory: str, host: str) -> None:
-    """In a child: enter the cgroup, then new namespaces, leave the host's init behind, write down who it is. Never returns.
+def become(cgroup: Path, command: list[str], directory: Path, host: str) -> None:
+    """In a child: enter cgroup and namespaces, leave the host's init behind, write down who it is. Never returns.
 
-    Until its exec the child holds the rig's lock, which it inherited: nobody cleans up between our fork and our entry in the cgroup.
+    Until its end the child holds the rig's lock, which it inherited: nobody cleans up between our fork and our entry in
+    the cgroup.
     """
     try:
-        with open(f"{cgroup}/cgroup.procs", "w", encoding="ascii") as procs:
-            procs.write("0")
-        log = os.open(f"{directory}/boot.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        (cgroup / "cgroup.procs").write_text("0", encoding="ascii")
+        log = os.open(directory / "boot.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         os.setsid()
         check(libc.unshare(ALL_NAMESPACES))
         init = os.fork()
@@ -51,8 +52,8 @@ def become(cgroup: str, command: list[str], directory: str, host: str) -> None:
             null = os.open("/dev/null", os.O_RDONLY)
             for source, target in ((null, 0), (log, 1), (log, 2)):
                 os.dup2(source, target)
-            os.execvpe(command[0], command, {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"})
-        write(f"{paths.RUN}/{host}.pid", f"{init} {paths.start_time(init)}\n")
+            os.execvpe(command[0], command, {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"})  # noqa: S606
+        write(Path(paths.RUN, f"{host}.pid"), f"{init} {paths.start_time(init)}\n")
         os._exit(0)
     except OSError as error:
         os.write(2, f"rig: {host}: {error}\n".encode())
@@ -64,10 +65,9 @@ def wait_booted(host: str, *, timeout: float = 30) -> None:
     """Wait until a host has its own root and its init."""
     deadline = time.monotonic() + timeout
     while True:
-        pid = paths.host_pid(host)
-        with open(f"/proc/{pid}/comm", encoding="ascii") as comm:
-            if comm.read() == "busybox\n" and os.path.exists(f"/proc/{pid}/root/run/rig-booted"):
-                return
+        process = Path("/proc", str(paths.host_pid(host)))
+        if (process / "comm").read_text(encoding="utf-8") == "busybox\n" and (process / "root/run/rig-booted").exists():
+            return
         if time.monotonic() > deadline:
             raise RigError(f"{host} does not boot", hint=f"cat {paths.LIB}/{host}/boot.log")
         time.sleep(0.005)

@@ -2,16 +2,16 @@
 """Puts migrator, from the working tree, and the guests' helpers into the hosts."""
 
 import concurrent.futures
-import glob
 import hashlib
-import os
 import tarfile
 import time
+from pathlib import Path
 
 from riglib import paths
 from riglib.hosts import HOSTS, LXC_HOSTS
 from riglib.run import inside, say
 
+TREE = Path(paths.TREE)
 TOP_FILES = ("setup.py", "setup.cfg", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "COPYING")
 NOT_PACKAGES = ("tests", "vagrant", "bench", "build")
 HELPERS = "/opt/rig"
@@ -20,37 +20,33 @@ HELPERS = "/opt/rig"
 
 def package_files() -> list[str]:
     """Return the files of the working tree that the package is built from, relative to the tree."""
-    found = [name for name in TOP_FILES if os.path.isfile(f"{paths.TREE}/{name}")]
-    for package in sorted(glob.glob("*/__init__.py", root_dir=paths.TREE)):
-        top = os.path.dirname(package)
-        if top in NOT_PACKAGES:
-            continue
-        for directory, subdirectories, names in os.walk(f"{paths.TREE}/{top}"):
-            subdirectories[:] = sorted(name for name in subdirectories if name != "__pycache__")
-            found += [os.path.relpath(f"{directory}/{name}", paths.TREE) for name in sorted(names) if not name.endswith(".pyc")]
+    found = [name for name in TOP_FILES if (TREE / name).is_file()]
+    for package in sorted(TREE.glob("*/__init__.py")):
+        if package.parent.name not in NOT_PACKAGES:
+            files = (file for file in package.parent.rglob("*") if file.is_file() and file.suffix != ".pyc")
+            found += sorted(str(file.relative_to(TREE)) for file in files)
     return found
 
 
 def helper_files() -> list[str]:
     """Return the files of vagrant/guests, relative to the tree."""
-    return sorted(os.path.relpath(file, paths.TREE) for file in glob.glob(f"{paths.VAGRANT}/guests/*.??"))
+    return sorted(str(file.relative_to(TREE)) for file in (TREE / "vagrant/guests").glob("*.??"))
 
 
 def digest(files: list[str]) -> str:
     """Return a hash over the names and contents of these files."""
     total = hashlib.sha256()
     for name in files:
-        with open(f"{paths.TREE}/{name}", "rb") as file:
-            total.update(f"{name}\0{hashlib.sha256(file.read()).hexdigest()}\0".encode())
+        total.update(f"{name}\0{hashlib.sha256((TREE / name).read_bytes()).hexdigest()}\0".encode())
     return total.hexdigest()
 
 
-def archive(files: list[str], name: str) -> str:
+def archive(files: list[str], name: str) -> Path:
     """Pack these files in a tar archive under the rig's own folder; return its path."""
-    made = f"{paths.LIB}/{name}.tar"
+    made = Path(paths.LIB, f"{name}.tar")
     with tarfile.open(made, "w") as tar:
         for file in files:
-            tar.add(f"{paths.TREE}/{file}", file)
+            tar.add(TREE / file, file)
     return made
 
 

@@ -10,8 +10,8 @@
 | double             | port-restricted, twice in a row                                                |
 | blocked            | no UDP at all; TCP as with port-restricted                                     |
 
-A real router usually drops what it does not expect. One that does not (`TYPE,no-input-drop`) lets a peer's first packet create a
-conntrack entry of its own, which moves the outbound mapping to another port: tunnels have to cope with both.
+A real router usually drops what it does not expect. One that does not (`TYPE,no-input-drop`) lets a peer's first packet
+create a conntrack entry of its own, which moves the outbound mapping to another port: tunnels have to cope with both.
 """
 
 from dataclasses import dataclass
@@ -50,20 +50,30 @@ def router_rules(nat: Nat) -> str:
     """Return the rules of a router between lan0 and wan0."""
     filtering = []
     if nat.input_drop:
-        filtering.append('chain input { type filter hook input priority filter; iifname "wan0" udp dport 1024-65535 drop; }')
+        filtering.append(
+            chain("input", "filter hook input priority filter", 'iifname "wan0" udp dport 1024-65535 drop')
+        )
     if nat.kind == "blocked":
-        filtering.append("chain forward { type filter hook forward priority filter; meta l4proto udp drop; }")
+        filtering.append(chain("forward", "filter hook forward priority filter", "meta l4proto udp drop"))
     return "\n".join(["flush ruleset", "table ip rig {", *cone(nat.kind), masquerade(nat.kind), *filtering, "}", ""])
 
 
+def chain(name: str, hook: str, rule: str) -> str:
+    """Return a chain of one rule."""
+    return f"chain {name} {{ type {hook}; {rule}; }}"
+
+
 def masquerade(kind: str) -> str:
-    """Return the chain that gives outgoing packets the router's address; plain masquerade keeps the port where it is free."""
+    """Return the chain that gives outgoing packets the router's address.
+
+    Plain masquerade keeps the port where that is free.
+    """
     how = "masquerade fully-random" if kind == "symmetric" else "masquerade"
-    return f'chain out {{ type nat hook postrouting priority srcnat; oifname "wan0" {how}; }}'
+    return chain("out", "nat hook postrouting priority srcnat", f'oifname "wan0" {how}')
 
 
 def cone(kind: str) -> list[str]:
-    """Return what makes a masquerading router a cone: it remembers which inside address uses a port, and lets others in to it."""
+    """Return what makes a masquerading router a cone: it learns which inside address uses a port, lets others in."""
     if kind not in ("full-cone", "address-restricted"):
         return []
     learn = "update @mapped { udp sport : ip saddr }"
@@ -75,10 +85,10 @@ def cone(kind: str) -> list[str]:
         allowed = "ip saddr . udp dport @spoken "
     return [
         *sets,
-        # Before masquerade changes it, the source address is the inside one. A type nat chain sees the first packet of a flow only;
-        # a filter chain sees them all, and each one keeps the mapping alive.
-        f'chain learn {{ type filter hook postrouting priority srcnat - 10; oifname "wan0" meta l4proto udp {learn}; }}',
-        f'chain in {{ type nat hook prerouting priority dstnat; iifname "wan0" {allowed}dnat to udp dport map @mapped; }}',
+        # Before masquerade changes it, the source address is the inside one. A type nat chain sees the first packet of
+        # a flow only; a filter chain sees them all, and each one keeps the mapping alive.
+        chain("learn", "filter hook postrouting priority srcnat - 10", f'oifname "wan0" meta l4proto udp {learn}'),
+        chain("in", "nat hook prerouting priority dstnat", f'iifname "wan0" {allowed}dnat to udp dport map @mapped'),
     ]
 
 
@@ -88,7 +98,7 @@ def host_rules() -> str:
         [
             "flush ruleset",
             "table ip rig {",
-            'chain out { type nat hook postrouting priority srcnat; ip saddr 10.0.3.0/24 oifname "eth0" masquerade; }',
+            chain("out", "nat hook postrouting priority srcnat", 'ip saddr 10.0.3.0/24 oifname "eth0" masquerade'),
             "}",
             "",
         ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The network between the hosts. Every link is made inside the rig's namespaces; the machine's own network is never touched.
+"""The network between the hosts. Every link is made inside the rig's namespaces; the machine's own is never touched.
 
 Without NAT all hosts share one L2 segment, so that a container's address can move:
 
@@ -30,6 +30,7 @@ WAN = {
 """Outside addresses; hosta's and hostb's are used where that host is not behind a NAT while the other is."""
 RENDEZVOUS_SECOND = "203.0.113.5"
 WAN_NETWORKS = ("198.51.100.0/24", "203.0.113.0/24")
+BRIDGE = "forward_delay 0 stp_state 0 mcast_snooping 0"
 INSIDE = {"hosta": 1, "hostb": 2}
 ROUTER = {"hosta": "nata", "hostb": "natb"}
 
@@ -62,7 +63,8 @@ class Plan:
 
 def plan(nat_a: Nat = NONE, nat_b: Nat = NONE) -> Plan:
     """Return the network for these NAT types."""
-    made = Plan([], {"switch": ["link add sw type bridge forward_delay 0 stp_state 0 mcast_snooping 0", "link set sw up"]}, {}, {})
+    made = Plan([], {}, {}, {})
+    made.add("switch", f"link add sw type bridge {BRIDGE}", "link set sw up")
     if nat_a.kind == nat_b.kind == "none":
         plan_lan(made)
     else:
@@ -85,7 +87,8 @@ def plan_lan(made: Plan) -> None:
         if host in LXC_HOSTS:
             made.add(host, *bridge_lines(f"10.0.3.{number}/24", f"fd00:3::{number}/64"), "link set eth0 master lxcbr0")
         else:
-            made.add(host, f"address add 10.0.3.{number}/24 dev eth0", f"address add fd00:3::{number}/64 dev eth0 nodad")
+            made.add(host, f"address add 10.0.3.{number}/24 dev eth0")
+            made.add(host, f"address add fd00:3::{number}/64 dev eth0 nodad")
 
 
 def plan_wan(made: Plan, nats: dict[str, Nat]) -> None:
@@ -118,18 +121,20 @@ def plan_router(made: Plan, host: str, nat: Nat) -> None:
         nearest, middle = f"{router}2", f"100.64.{INSIDE[host]}"
         made.link(Port(router, "lan0"), Port(nearest, "wan0"))
         made.add(router, "link set lan0 up", f"address add {middle}.1/24 dev lan0")
-        made.add(nearest, "link set wan0 up", f"address add {middle}.2/24 dev wan0", f"route add default via {middle}.1")
+        made.add(nearest, "link set wan0 up", f"address add {middle}.2/24 dev wan0")
+        made.add(nearest, f"route add default via {middle}.1")
         made.rules[nearest] = router_rules(nat)
     made.link(Port(nearest, "lan0"), Port(host, "eth0"))
     made.add(nearest, "link set lan0 up", f"address add {net}.1/24 dev lan0")
-    made.add(host, "link set eth0 up", f"address add {net}.2/24 dev eth0", f"route add default via {net}.1")
+    made.add(host, "link set eth0 up", f"address add {net}.2/24 dev eth0")
+    made.add(host, f"route add default via {net}.1")
     made.addresses[host] = []
 
 
 def bridge_lines(address: str, address6: str) -> list[str]:
     """Return the lines that make lxcbr0, as `provision.sh bridge` does on a virtual machine."""
     return [
-        "link add lxcbr0 type bridge forward_delay 0 stp_state 0 mcast_snooping 0",
+        f"link add lxcbr0 type bridge {BRIDGE}",
         f"address add {address} dev lxcbr0",
         f"address add {address6} dev lxcbr0 nodad",
         "link set lxcbr0 up",
@@ -144,14 +149,14 @@ def outside_lines(address: str, interface: str) -> list[str]:
 
 def build(made: Plan, pids: dict[str, int]) -> None:
     """Make the network inside the running hosts."""
-    # A link is born with each end in its namespace: `ip` needs both process ids, so it runs in the machine's PID namespace.
-    links = [
-        f"link add {one.interface} type veth peer name {other.interface} netns {pids[other.host]}" for one, other in made.links if one.host == "switch"
-    ]
-    ip("switch", pids, links)
+    # A link is born with each end in its namespace: `ip` has to know the other's process id, so it runs in the
+    # machine's PID namespace.
+    links: dict[str, list[str]] = {}
     for one, other in made.links:
-        if one.host != "switch":
-            ip(one.host, pids, [f"link add {one.interface} type veth peer name {other.interface} netns {pids[other.host]}"])
+        line = f"link add {one.interface} type veth peer name {other.interface} netns {pids[other.host]}"
+        links.setdefault(one.host, []).append(line)
+    for host, lines in links.items():
+        ip(host, pids, lines)
     for host, lines in made.lines.items():
         ip(host, pids, lines)
     for host, rules in made.rules.items():
@@ -171,13 +176,12 @@ def shape(made: Plan, pids: dict[str, int], mbit: int) -> None:
             for port in (one, other):
                 # Enough for one offloaded segment, or for 10 ms at this rate.
                 burst = max(mbit * 1250, 128 * 1024)
-                command = ["nsenter", "--net", "-t", str(pids[port.host]), "tc", "qdisc", "replace", "dev", port.interface, "root"]
-                run([*command, "tbf", "rate", f"{mbit}mbit", "burst", str(burst), "latency", "50ms"])
+                shaper = ["tc", "qdisc", "replace", "dev", port.interface, "root", "tbf"]
+                limits = ["rate", f"{mbit}mbit", "burst", str(burst), "latency", "50ms"]
+                run(["nsenter", "--net", "-t", str(pids[port.host]), *shaper, *limits])
 
 
 def check_mbit(mbit: int) -> None:
     """Refuse a rate that cannot be shaped."""
     if not 1 <= mbit <= 100_000:
         raise RigError(f"--mbit {mbit} is out of range", hint="1 to 100000")
-
-

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Where one rig instance keeps its things. Several run side by side: the environment variable MIGRATOR_RIG names the instance."""
+# ruff: noqa: PTH120, PTH123
+"""Where one rig instance keeps its things.
+
+Several run side by side: the environment variable MIGRATOR_RIG names the instance. Strings, not pathlib: see enter.py.
+"""
 
 import os
 

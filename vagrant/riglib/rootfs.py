@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The cached root file systems: one for all rig hosts, one for the guests that need more than busybox.
 
-Each is a directory under /var/cache/migrator-rig whose name ends in a hash of what it is made from. It is built under another name and
-renamed when complete, so that a killed build is never taken for a root file system.
+Each is a directory under /var/cache/migrator-rig whose name ends in a hash of what it is made from. It is built under
+another name and renamed when complete, so that a killed build is never taken for a root file system.
 """
 
 import concurrent.futures
 import configparser
-import glob
 import hashlib
 import os
+import shlex
 import shutil
 import time
+from pathlib import Path
 
 from riglib import paths
 from riglib.run import run, say
@@ -23,6 +24,9 @@ SUITE = "forky"
 REQUIREMENTS = ("paramiko", "cryptography", "pyroute2", "blake3", "zstandard", "pybtrfs")
 """Taken only where setup.cfg does not (yet) list the run-time dependencies."""
 
+PROVISION = Path(paths.VAGRANT, "provision.sh")
+INITTAB = Path(paths.VAGRANT, "riglib/inittab")
+CACHE = Path(paths.CACHE)
 GUEST_PACKAGES = ("redis-server", "python3")
 
 LEFT_OUT = ("/usr/share/man/*", "/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/info/*")
@@ -31,7 +35,7 @@ LEFT_OUT = ("/usr/share/man/*", "/usr/share/doc/*", "/usr/share/locale/*", "/usr
 def requirements() -> list[str]:
     """Return migrator's run-time dependencies, as setup.cfg lists them."""
     config = configparser.ConfigParser()
-    config.read(f"{paths.TREE}/setup.cfg", encoding="utf-8")
+    config.read(Path(paths.TREE, "setup.cfg"), encoding="utf-8")
     listed = config.get("options", "install_requires", fallback="")
     return [line.strip() for line in listed.splitlines() if line.strip()] or list(REQUIREMENTS)
 
@@ -41,27 +45,27 @@ def key(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
-def host_root() -> str:
+def host_root() -> Path:
     """Return where the root file system of the hosts is, or is to be."""
-    with open(f"{paths.VAGRANT}/provision.sh", encoding="utf-8") as script:
-        return f"{paths.CACHE}/host-{key(SUITE, script.read(), *LEFT_OUT, *requirements())}"
+    made_by = [PROVISION.read_text(encoding="utf-8"), INITTAB.read_text(encoding="utf-8")]
+    return CACHE / f"host-{key(SUITE, *made_by, *LEFT_OUT, *requirements())}"
 
 
-def guest_root() -> str:
+def guest_root() -> Path:
     """Return where the root file system of Debian guests is, or is to be."""
-    return f"{paths.CACHE}/guest-{key(SUITE, *LEFT_OUT, *GUEST_PACKAGES)}"
+    return CACHE / f"guest-{key(SUITE, *LEFT_OUT, *GUEST_PACKAGES)}"
 
 
-def ensure(state_lock: int) -> tuple[str, str]:
+def ensure(state_lock: int) -> tuple[Path, Path]:
     """Build what is not cached yet; return the roots of hosts and guests.
 
     The builders inherit the rig's lock: no later `up` meets one that outlived us.
     """
     host, guest = host_root(), guest_root()
-    if os.path.isdir(host) and os.path.isdir(guest):
+    if host.is_dir() and guest.is_dir():
         return host, guest
-    with lock(f"{paths.CACHE}/.lock", timeout=1200) as cache_lock:
-        missing = [root for root in (host, guest) if not os.path.isdir(root)]
+    with lock(CACHE / ".lock", timeout=1200) as cache_lock:
+        missing = [root for root in (host, guest) if not root.is_dir()]
         with concurrent.futures.ThreadPoolExecutor() as pool:
             builds = [pool.submit(build, root, root == host, (state_lock, cache_lock)) for root in missing]
             for done in builds:
@@ -70,31 +74,31 @@ def ensure(state_lock: int) -> tuple[str, str]:
     return host, guest
 
 
-def build(root: str, is_host: bool, locks: tuple[int, int]) -> None:
+def build(root: Path, is_host: bool, locks: tuple[int, int]) -> None:
     """Make one root file system, in namespaces of its own that end with the builder."""
     started = time.monotonic()
     say(f"building {root} (once; Debian {SUITE})")
-    unfinished = f"{paths.CACHE}/.building-{os.path.basename(root)}"
-    if os.path.exists(unfinished):
+    unfinished = CACHE / f".building-{root.name}"
+    if unfinished.exists():
         shutil.rmtree(unfinished)
     command = ["mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", "--format=directory"]
     # The testing suite's Release file is not refreshed in time on every mirror.
     command.append('--aptopt=Acquire::Check-Valid-Until "false"')
     command += [f"--dpkgopt=path-exclude={path}" for path in LEFT_OUT]
     if is_host:
-        provision = f"{paths.VAGRANT}/provision.sh"
-        packages = run(["sh", provision, "list"]).split()
+        packages = run(["sh", str(PROVISION), "list"]).split()
         command += [f"--include={','.join(packages)}"]
-        command += [f"--customize-hook=copy-in {provision} /tmp", f"--customize-hook={pip_certificates()}"]
-        for phase in ("lxc", "ssh", "venv " + " ".join(f"'{name}'" for name in requirements())):
+        command += [f"--customize-hook=copy-in {PROVISION} /tmp", f"--customize-hook={pip_certificates()}"]
+        for phase in ("lxc", "ssh", f"venv {shlex.join(requirements())}"):
             command.append(f'--customize-hook=chroot "$1" env SSL_CERT_FILE=/tmp/ca.crt sh /tmp/provision.sh {phase}')
         command.append('--customize-hook=rm -f "$1"/tmp/* "$1"/etc/ssh/ssh_host_*')
-        command.append(f"--customize-hook=copy-in {paths.VAGRANT}/riglib/inittab /etc")
+        command.append(f"--customize-hook=copy-in {INITTAB} /etc")
     else:
         command.append(f"--include={','.join(GUEST_PACKAGES)}")
     namespaces = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
-    run([*namespaces, *command, SUITE, unfinished], timeout=1200, environment={"PIP_FIND_LINKS": ""}, pass_fds=locks)
-    os.rename(unfinished, root)
+    whole = [*namespaces, *command, SUITE, str(unfinished)]
+    run(whole, timeout=1200, environment={"PIP_FIND_LINKS": ""}, pass_fds=locks)
+    unfinished.rename(root)
     say(f"built {root} in {time.monotonic() - started:.0f} s")
 
 
@@ -104,11 +108,11 @@ def pip_certificates() -> str:
     return f'cp "{machine}" "$1/tmp/ca.crt"'
 
 
-def remove_old(*kept: str) -> None:
+def remove_old(*kept: Path) -> None:
     """Remove what was built from earlier versions, unless a rig still runs on it."""
     used = set(kept)
-    for run_directory in glob.glob("/run/migrator-rig*"):
-        used.update(load(run_directory).get("roots", ()))
-    for root in glob.glob(f"{paths.CACHE}/host-*") + glob.glob(f"{paths.CACHE}/guest-*"):
+    for directory in Path("/run").glob("migrator-rig*"):
+        used.update(Path(root) for root in load(str(directory)).get("roots", ()))
+    for root in (*CACHE.glob("host-*"), *CACHE.glob("guest-*"), *CACHE.glob(".building-*")):
         if root not in used:
             shutil.rmtree(root, ignore_errors=True)

@@ -7,11 +7,13 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from riglib import paths
 from riglib.errors import CommandFailed
 
-MINIMAL = ("PATH", "HOME", "LANG", "TERM", "TMPDIR", "MIGRATOR_RIG")
+KEPT = ("PATH", "HOME", "TERM", "TMPDIR", "MIGRATOR_RIG")
+"""What a program sees of our environment."""
 
 
 def run(
@@ -19,7 +21,7 @@ def run(
     *,
     timeout: float = 60,
     text: str = "",
-    file: str = "",
+    file: Path | None = None,
     check: bool = True,
     environment: Mapping[str, str] | None = None,
     pass_fds: Sequence[int] = (),
@@ -28,32 +30,44 @@ def run(
 
     Raises CommandFailed unless it exits 0, or `check` is off.
     """
-    kept = {name: os.environ[name] for name in MINIMAL if name in os.environ}
-    kept["LC_ALL"] = "C.UTF-8"
+    kept = {name: os.environ[name] for name in KEPT if name in os.environ} | {"LC_ALL": "C.UTF-8"}
     pasted = shlex.join(command)
-    try:
-        with contextlib.ExitStack() as stack:
-            given = {"stdin": stack.enter_context(open(file, "rb"))} if file else {"input": text.encode()}
-            done = subprocess.run(
-                list(command),
-                **given,
-                capture_output=True,
-                timeout=timeout,
-                env=kept | dict(environment or {}),
-                pass_fds=pass_fds,
-                check=False,
+    with contextlib.ExitStack() as stack:
+        try:
+            process = stack.enter_context(
+                subprocess.Popen(
+                    list(command),
+                    stdin=stack.enter_context(file.open("rb")) if file else subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    env=kept | dict(environment or {}),
+                    pass_fds=pass_fds,
+                )
             )
-    except subprocess.TimeoutExpired:
-        raise CommandFailed(f"no end after {timeout:g} s: {pasted}") from None
-    except OSError as error:
-        raise CommandFailed(f"{error.strerror}: {pasted}", hint=f"install {command[0]}") from None
-    if check and done.returncode:
-        told = (done.stderr.strip() or done.stdout.strip()).decode("utf-8", "replace").splitlines()
-        raise CommandFailed(f"exit status {done.returncode}: {pasted}: {' | '.join(told[-3:])}")
-    return done.stdout.decode("utf-8", "replace")
+        except OSError as error:
+            raise CommandFailed(f"{error.strerror}: {pasted}", hint=f"install {command[0]}") from None
+        try:
+            output, errors = process.communicate(None if file else text.encode(), timeout=timeout)
+        except BaseException as error:
+            process.kill()
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise CommandFailed(f"no end after {timeout:g} s: {pasted}") from None
+            raise
+    if check and process.returncode:
+        told = (errors.strip() or output.strip()).decode("utf-8", "replace").splitlines()
+        raise CommandFailed(f"exit status {process.returncode}: {pasted}: {' | '.join(told[-3:])}")
+    return output.decode("utf-8", "replace")
 
 
-def inside(host: str, command: Sequence[str], *, timeout: float = 60, text: str = "", file: str = "", check: bool = True) -> str:
+def inside(
+    host: str,
+    command: Sequence[str],
+    *,
+    timeout: float = 60,
+    text: str = "",
+    file: Path | None = None,
+    check: bool = True,
+) -> str:
     """Run a program inside a host, by the same way that `rig exec` takes."""
     rig = [sys.executable, "-S", f"{paths.VAGRANT}/rig", "exec", host, "--"]
     return run([*rig, *command], timeout=timeout, text=text, file=file, check=check)

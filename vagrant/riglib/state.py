@@ -1,36 +1,37 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What the rig knows of itself on disk, its lock, and how every trace of it is removed.
 
-Whatever `up` makes hangs on one of three things that are named before it is made: the rig's cgroup (all processes, and with them all
-namespaces, mounts, interfaces and loop devices), RUN and LIB. So a killed `up` leaves nothing that `clean` would not find.
+Whatever `up` makes hangs on one of three things whose names are known before anything is made: the rig's cgroup (all
+processes, and with them all namespaces, mounts, interfaces and loop devices), RUN and LIB. So `clean` finds all that a
+killed `up` left.
 """
 
 import contextlib
 import fcntl
-import glob
 import json
 import os
 import shutil
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from riglib import paths
+from riglib import legacy, paths
 from riglib.errors import Busy, RigError
 from riglib.run import run
 
 
 @contextlib.contextmanager
-def lock(file: str, *, timeout: float = 300, remove: bool = False) -> Iterator[int]:
-    """Hold a lock file. Its descriptor is yielded: a child that inherits it holds the lock after our death until it ends."""
+def lock(file: Path, *, timeout: float = 300, remove: bool = False) -> Iterator[int]:
+    """Hold a lock file; yield its descriptor: a child that inherits it holds the lock until its own end, too."""
     deadline = time.monotonic() + timeout
-    os.makedirs(os.path.dirname(file), exist_ok=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
     while True:
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The file may have been removed by the one who held it before us; then nobody else would see our lock.
-            if os.fstat(descriptor).st_ino == os.stat(file).st_ino:
+            # Who held it before us may have removed the file; then nobody else would see our lock.
+            if os.fstat(descriptor).st_ino == file.stat().st_ino:
                 break
         except FileNotFoundError:
             pass
@@ -44,31 +45,30 @@ def lock(file: str, *, timeout: float = 300, remove: bool = False) -> Iterator[i
         yield descriptor
     finally:
         if remove:
-            os.unlink(file)
+            file.unlink()
         os.close(descriptor)
 
 
 def load(directory: str = paths.RUN) -> dict[str, Any]:
     """Return a rig's state; empty when there is no such rig."""
     try:
-        with open(f"{directory}/state.json", encoding="utf-8") as file:
-            loaded: dict[str, Any] = json.load(file)
-            return loaded
+        loaded: dict[str, Any] = json.loads(Path(directory, "state.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
+    return loaded
 
 
 def save(state: dict[str, Any]) -> None:
     """Write the rig's state: whole, or not at all."""
-    write(f"{paths.RUN}/state.json", json.dumps(state, indent=1))
+    write(Path(paths.RUN, "state.json"), json.dumps(state, indent=1))
 
 
-def write(file: str, text: str) -> None:
+def write(file: Path, text: str) -> None:
     """Write a file under a temporary name, then rename it."""
-    os.makedirs(os.path.dirname(file), exist_ok=True)
-    with open(f"{file}.new", "w", encoding="utf-8") as new:
-        new.write(text)
-    os.rename(f"{file}.new", file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    new = file.with_name(f"{file.name}.new")
+    new.write_text(text, encoding="utf-8")
+    new.rename(file)
 
 
 def alive(host: str) -> bool:
@@ -80,37 +80,47 @@ def alive(host: str) -> bool:
     return True
 
 
-def clean() -> None:
+def clean(hosts: tuple[str, ...]) -> None:
     """Remove every trace of this rig instance. Safe to repeat, and on a rig in any state."""
-    kill_cgroup(paths.cgroup())
+    v1 = legacy.host_folders(hosts)
+    kill_cgroup(Path(paths.cgroup()))
+    legacy.sweep(v1)
     free_loops()
     for directory in (paths.LIB, paths.RUN):
         shutil.rmtree(directory, ignore_errors=True)
-        if os.path.exists(directory):
+        if Path(directory).exists():
             raise RigError(f"cannot remove {directory}", hint=f"fuser -vm {directory}")
 
 
-def kill_cgroup(top: str, *, timeout: float = 30) -> None:
-    """End every process in the rig's own cgroup and remove the cgroup; frozen containers are ended too."""
-    if not os.path.isdir(top):
+def kill_cgroup(top: Path, *, timeout: float = 30) -> None:
+    """End every process in the rig's own cgroup, frozen ones too, and remove the cgroup."""
+    if not top.is_dir():
         return
     deadline = time.monotonic() + timeout
     while True:
-        with open(f"{top}/cgroup.kill", "w", encoding="ascii") as kill:
-            kill.write("1")
-        with open(f"{top}/cgroup.events", encoding="ascii") as events:
-            if "populated 0" in events.read() and remove_cgroup(top):
-                return
+        (top / "cgroup.kill").write_text("1", encoding="ascii")
+        if "populated 0" in (top / "cgroup.events").read_text(encoding="ascii") and remove_cgroup(top):
+            return
+        legacy.thaw(processes(top))
         if time.monotonic() > deadline:
-            raise RigError(f"processes in {top} do not end", hint=f"cat {top}/cgroup.procs {top}/*/cgroup.procs")
+            raise RigError(f"processes in {top} do not end: {processes(top)}", hint="cat /proc/PID/stack")
         time.sleep(0.01)
 
 
-def remove_cgroup(top: str) -> bool:
+def processes(top: Path) -> list[int]:
+    """Return the ids of all processes in a cgroup and below it."""
+    found = []
+    for file in top.rglob("cgroup.procs"):
+        with contextlib.suppress(OSError):
+            found += [int(pid) for pid in file.read_text(encoding="ascii").split()]
+    return found
+
+
+def remove_cgroup(top: Path) -> bool:
     """Remove a cgroup and all below it; false when a process still is in the way."""
     try:
         for directory, _, _ in os.walk(top, topdown=False):
-            os.rmdir(directory)
+            Path(directory).rmdir()
     except OSError:
         return False
     return True
@@ -119,15 +129,15 @@ def remove_cgroup(top: str) -> bool:
 def loops() -> list[str]:
     """Return the loop devices whose file belongs to this rig instance."""
     found = []
-    for file in glob.glob("/sys/block/loop*/loop/backing_file"):
-        with contextlib.suppress(OSError), open(file, encoding="utf-8", errors="replace") as backing:
-            if backing.read().startswith(f"{paths.LIB}/"):
-                found.append("/dev/" + file.split("/")[3])
+    for file in Path("/sys/block").glob("loop*/loop/backing_file"):
+        with contextlib.suppress(OSError):
+            if file.read_text(encoding="utf-8", errors="replace").startswith(f"{paths.LIB}/"):
+                found.append(f"/dev/{file.parts[3]}")
     return found
 
 
 def free_loops(*, timeout: float = 30) -> None:
-    """Wait until the kernel has freed the rig's loop devices: they are autoclear, and go with the mount namespace of their host."""
+    """Wait until the kernel has freed the rig's loop devices: autoclear, they go with their host's mount namespace."""
     deadline = time.monotonic() + timeout
     while left := loops():
         if time.monotonic() > deadline:
