@@ -1,0 +1,235 @@
+"""`make demo`: a running container leaves one host and carries on on another, its client still connected.
+
+Two hosts are made on this machine (vagrant/rig). One runs a Redis server in a container; an outside client increments
+a counter in it through one TCP connection, which is never opened again. The container is moved stage by stage, by the
+commands that one would type. Then the figures: a table, and build/demo.json. Both hosts are gone afterwards.
+
+Exit status: 0 all is as promised, 1 something was lost or took too long, 2 a command failed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+TREE = Path(__file__).resolve().parents[1]
+RIG = str(TREE / "vagrant" / "rig")
+REPORT = TREE / "build" / "demo.json"
+ENVIRONMENT = os.environ | {"MIGRATOR_RIG": "demo"}
+
+NAME, ADDRESS = "shop", "10.0.3.100"
+STAGES: tuple[tuple[str, str, list[str]], ...] = (
+    ("check", "hosta", ["-d", "root@hostb"]),
+    ("prepare-data", "hosta", ["-d", "root@hostb"]),
+    ("import-data", "hostb", []),
+    ("create-dump", "hosta", ["-d", "root@hostb"]),
+    ("restore-dump", "hostb", []),
+    ("finish", "hosta", []),
+)
+
+# What the demo promises.
+LONGEST_GAP_MS = 2500.0
+FROZEN_MS = 1500.0
+
+
+class DemoFailed(Exception):
+    """A command did not do what it was there for."""
+
+
+def main() -> int:
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)  # so that the hosts go then too
+    if os.geteuid() != 0:
+        print("The demo needs root: it makes namespaces, loop devices and containers.", file=sys.stderr)
+        return 2
+    try:
+        with two_hosts():
+            figures = demonstrate()
+    except (DemoFailed, subprocess.SubprocessError, OSError) as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("demo: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+    REPORT.parent.mkdir(exist_ok=True)
+    REPORT.write_text(json.dumps(figures, indent=2) + "\n")
+    title("Figures")
+    print(table(figures))
+    print(f"These figures are in {REPORT.relative_to(TREE)} too.")
+    broken = broken_promises(figures)
+    for line in broken:
+        print(f"demo: {line}", file=sys.stderr)
+    return 1 if broken else 0
+
+
+# --- the hosts ------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def two_hosts() -> Iterator[None]:
+    """Both hosts, and the client's, while the block runs."""
+    title("Two hosts on this machine")
+    try:
+        rig("down")  # what a killed demo has left
+        rig("up", limit=1800)
+        yield
+    finally:
+        rig("down")
+
+
+def rig(*arguments: str, limit: float = 180) -> None:
+    """Run `vagrant/rig`, which says itself what it does."""
+    done = subprocess.run([RIG, *arguments], env=ENVIRONMENT, stdin=subprocess.DEVNULL, timeout=limit, check=False)
+    if done.returncode:
+        raise DemoFailed(f"vagrant/rig {shlex.join(arguments)}: exit status {done.returncode}")
+
+
+def on(host: str, *command: str, show: bool = True) -> str:
+    """Run a command in a host, shown as one would see it there; returns what it printed."""
+    if show:
+        print(bold(f"{host}# {shlex.join(command)}"), flush=True)
+    # A file: a daemon of LXC's that keeps a pipe open would make us wait for ever.
+    with tempfile.TemporaryFile() as out:
+        status = subprocess.run([RIG, "exec", host, "--", *command], env=ENVIRONMENT, stdin=subprocess.DEVNULL,
+                                stdout=out, timeout=180, check=False).returncode
+        out.seek(0)
+        text = out.read().decode(errors="replace")
+    if show:
+        print(text, end="", flush=True)
+    if status:
+        raise DemoFailed(f"{shlex.join(command)} on {host}: exit status {status}\n{'' if show else text}".rstrip())
+    return text
+
+
+# --- the move -------------------------------------------------------------------------------------------------
+
+
+def demonstrate() -> dict[str, Any]:
+    """Move the container under its client; returns the figures."""
+    title("A container with a Redis server that holds 64 MiB, and a client on a third host")
+    rig("guest", "hosta", NAME, "redis", "--ip", ADDRESS)
+    on("hosta", "lxc-ls", "--fancy")
+    with counting_client() as client:
+        time.sleep(1)
+        title("The move, stage by stage")
+        seconds = {}
+        for stage, host, arguments in STAGES:
+            begun = time.monotonic()
+            on(host, "migrator", stage, NAME, *arguments)
+            seconds[stage] = time.monotonic() - begun
+        time.sleep(2)
+    title("Afterwards")
+    on("hosta", "lxc-ls", "--fancy")
+    on("hostb", "lxc-ls", "--fancy")
+    seen = client[0]
+    probe = verified()
+    if probe["count"] < seen["requests"]:
+        seen["lost"] += seen["requests"] - probe["count"]
+    source, destination = (migration(host) for host in ("hosta", "hostb"))
+    return {
+        "frozen_ms": round((destination["restored_at"] - source["frozen_at"]) * 1000, 1),
+        "client": {key: seen[key] for key in ("requests", "lost", "wrong", "longest_gap_ms")},
+        "bytes": {key: source["bytes"][key] for key in ("full", "increment", "memory")},
+        "stages": [{"name": stage, "seconds": round(taken, 3)} for stage, taken in seconds.items()],
+        "values_verified": probe["values"],
+    }
+
+
+@contextlib.contextmanager
+def counting_client() -> Iterator[list[dict[str, Any]]]:
+    """A client that asks without pause while the block runs; the list then holds what it saw."""
+    command = ["python3", "/opt/rig/guests/redis_client.py", ADDRESS]
+    print(bold(f"client# {shlex.join(command)} &"), flush=True)
+    seen: list[dict[str, Any]] = []
+    with tempfile.TemporaryFile() as out:
+        process = subprocess.Popen([RIG, "exec", "client", "--", *command], env=ENVIRONMENT, stdin=subprocess.DEVNULL,
+                                   stdout=out)
+        try:
+            yield seen
+            process.terminate()
+            process.wait(40)
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+        out.seek(0)
+        text = out.read().decode()
+    if not text:
+        raise DemoFailed(f"the client ended with exit status {process.returncode} and told nothing")
+    seen.append(json.loads(text))
+    if seen[0]["problem"]:
+        raise DemoFailed(f"the client's connection broke: {seen[0]['problem']}")
+
+
+def verified() -> dict[str, Any]:
+    """Read every value back from the server where it is now."""
+    text = on("hostb", "python3", "/opt/rig/guests/probe.py", NAME, show=False)
+    probe: dict[str, Any] = json.loads(text)
+    if not probe["intact"]:
+        raise DemoFailed(f"the server is not intact: {text}")
+    print(f"All {probe['values']} values are intact, the counter stands at {probe['count']}.")
+    return probe
+
+
+def migration(host: str) -> dict[str, Any]:
+    """The migration as that host's journal has it."""
+    found: dict[str, Any] = json.loads(on(host, "migrator", "status", NAME, "--json", show=False))["migrations"][-1]
+    return found
+
+
+# --- the figures ----------------------------------------------------------------------------------------------
+
+
+def broken_promises(figures: dict[str, Any]) -> list[str]:
+    client = figures["client"]
+    broken = []
+    if client["lost"] or client["wrong"]:
+        broken.append(f"the client lost {client['lost']} answers, and {client['wrong']} were wrong")
+    if client["longest_gap_ms"] > LONGEST_GAP_MS:
+        broken.append(f"the client waited {client['longest_gap_ms']} ms for an answer, {LONGEST_GAP_MS:g} are promised")
+    if figures["frozen_ms"] > FROZEN_MS:
+        broken.append(f"the container was frozen for {figures['frozen_ms']} ms, {FROZEN_MS:g} are promised")
+    return broken
+
+
+def table(figures: dict[str, Any]) -> str:
+    client, sent = figures["client"], figures["bytes"]
+    rows = [
+        ("frozen, from freeze to thaw", f"{figures['frozen_ms']:.0f} ms"),
+        ("client: requests", f"{client['requests']}"),
+        ("client: answers lost / wrong", f"{client['lost']} / {client['wrong']}"),
+        ("client: longest wait for an answer", f"{client['longest_gap_ms']:.0f} ms"),
+        ("sent while it ran: disk", mebibytes(sent["full"])),
+        ("sent while it was frozen: disk changes", mebibytes(sent["increment"])),
+        ("sent while it was frozen: memory", mebibytes(sent["memory"])),
+        *((f"time taken by {stage['name']}", f"{stage['seconds']:.2f} s") for stage in figures["stages"]),
+    ]
+    left = max(len(name) for name, _ in rows)
+    right = max(len(value) for _, value in rows)
+    return "\n".join(f"  {name.ljust(left)}  {value.rjust(right)}" for name, value in rows)
+
+
+def mebibytes(count: int) -> str:
+    return f"{count / (1 << 20):.1f} MiB"
+
+
+def title(text: str) -> None:
+    print(f"\n{bold(f'== {text} ==')}", flush=True)
+
+
+def bold(text: str) -> str:
+    return f"\033[1m{text}\033[0m" if sys.stdout.isatty() and not os.environ.get("NO_COLOR") else text
+
+
+if __name__ == "__main__":
+    sys.exit(main())
