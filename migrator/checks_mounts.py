@@ -20,6 +20,8 @@ UNREACHABLE = define("mount-unreachable", ERROR, """A bind mount whose source is
 MISSING = define("mount-source-missing", ERROR, "A file, folder or device that the container binds from its host.")
 BOUND = define("bind-mount", WARNING, """What lies on the host stays there: the restored container sees the files that
     the destination has under that path.""")
+SYMLINK = define("bind-source-symlink", ERROR, """CRIU binds the very file that the configuration names, and a symbolic
+    link cannot be mounted ("Failed to move_mount" in criu/mount-v2.c); lxc-start follows it, the restore does not.""")
 CONSOLE = define("console-mounted", ERROR, """A terminal of the host is mounted in the container; its number on the
     destination is another, or none.""")
 
@@ -48,11 +50,13 @@ def supported(case: Case) -> Iterator[Finding]:
 
 def sources(case: Case) -> Iterator[Finding]:
     there = case.destination
-    present = set(there.present) if there else set()
     for path in needed_paths(case.container):
         if _terminal(path):
             continue
-        if there and path not in present:
+        if there and there.present.get(path) == "symlink":
+            yield SYMLINK.found(f"{path} is a symbolic link on {there.name}, and {case.container.name} binds it.",
+                                f"Write the real path into lxc.mount.entry; on {there.name}: realpath {path}")
+        elif there and path not in there.present:
             yield MISSING.found(f"{there.name} has no {path}, which {case.container.name} binds from its host.",
                                 f"Make it on {there.name}, or remove its lxc.mount.entry and unmount it.")
 

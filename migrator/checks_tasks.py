@@ -39,6 +39,8 @@ TERMINAL = define("terminal-outside", ERROR, """A process has a terminal whose o
     consoles or in an `lxc-attach`: the other end cannot move along (tty_verify_active_pairs in criu/tty.c).""")
 PIPE = define("pipe-outside", WARNING, """The other end of the pipe belongs to a process outside: after the move nothing
     comes through any more.""")
+UNIX = define("unix-socket-outside", ERROR, """A UNIX socket that is connected with a process of the host, for example
+    through a folder bound from there, cannot be dumped ("External socket is used" in criu/sk-unix.c).""")
 NESTED = define("nested-namespace", ERROR, """CRIU dumps one UTS, IPC, PID, user, cgroup and time namespace per
     container; only mount and network namespaces may be nested (generate_ns_id in criu/namespaces.c).""")
 NESTED_OK = define("nested-mount-namespace", INFO, "CRIU dumps nested mount and network namespaces, if more slowly.")
@@ -104,6 +106,10 @@ def files(case: Case) -> Iterator[Finding]:
     for note in case.notes("pipe-outside"):
         yield PIPE.found(f"{holder(note)} has the {note.detail} outside the container open.",
                          "Start it without that pipe, or let it write to a file in the container instead.")
+    for note in case.notes("unix-outside"):
+        yield UNIX.found(f"{holder(note)} is connected with a process of the host by the UNIX {note.detail}.",
+                         f"Find its path: nsenter -t {case.container.init_pid} -n ss -xp -- and do not bind it from the "
+                         "host.")
     for note in case.notes("deleted-file"):
         if note.size > GHOST_LIMIT:
             yield GHOST.found(f"{holder(note)} has the deleted file {note.detail} of {size(note.size)} open.",

@@ -11,6 +11,7 @@ import hashlib
 import importlib.util
 import os
 import shutil
+import stat
 import time
 from pathlib import Path
 
@@ -96,7 +97,7 @@ class HostFacts:
     uid_map: tuple[IdMap, ...] = ()  # the ids that exist here, when this host is itself in a user namespace
     subids: tuple[IdMap, ...] = ()  # root's in /etc/subuid ("u") and /etc/subgid ("g")
     time_namespaces: bool = False
-    present: tuple[str, ...] = ()  # those of the query's paths that exist
+    present: dict[str, str] = dataclasses.field(default_factory=dict)  # of the query's paths: see `path_kind`
 
     def has_program(self, name: str) -> bool:
         return name in self.programs
@@ -148,15 +149,21 @@ def gather(query: Query) -> HostFacts:
         uid_map=parse_id_map("u", read_text("/proc/self/uid_map")) + parse_id_map("g", read_text("/proc/self/gid_map")),
         subids=parse_subids("u", read_text("/etc/subuid")) + parse_subids("g", read_text("/etc/subgid")),
         time_namespaces=Path("/proc/self/ns/time").exists(),
-        present=tuple(path for path in query.paths[:PATHS_MAX] if path.startswith("/") and _exists(path)),
+        present={path: kind for path in query.paths[:PATHS_MAX] if path.startswith("/") and (kind := path_kind(path))},
     )
 
 
-def _exists(path: str) -> bool:
+def path_kind(path: str) -> str:
+    """What there is: "folder", "file", "symlink" (to something), "device" or "other"; "" for nothing."""
     try:
-        return Path(path).exists()
-    except (OSError, ValueError):  # too long a name, or a zero byte in it
-        return False
+        mode = Path(path).lstat().st_mode
+        if stat.S_ISLNK(mode):
+            return "symlink" if Path(path).exists() else ""
+    except (OSError, ValueError):  # ValueError: a zero byte in the name
+        return ""
+    if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
+        return "device"
+    return "folder" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else "other"
 
 
 def _identity() -> str:
@@ -196,11 +203,11 @@ def storage(path: Path) -> Storage:
     while not there.exists() and there != there.parent:
         there = there.parent
     try:
-        stat = os.statvfs(there)
+        room = os.statvfs(there)
     except OSError:
         return Storage(str(path))
-    block = stat.f_frsize
-    return Storage(str(path), path.exists(), filesystem(there), stat.f_bavail * block, stat.f_blocks * block)
+    block = room.f_frsize
+    return Storage(str(path), path.exists(), filesystem(there), room.f_bavail * block, room.f_blocks * block)
 
 
 def active(unix_sockets: str, lxcpath: str) -> frozenset[str]:

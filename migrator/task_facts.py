@@ -16,7 +16,7 @@ import stat
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from migrator import watch_facts
+from migrator import unix_facts, watch_facts
 from migrator.mount_facts import MountLine, parse_mountinfo
 
 TASKS_MAX = 10_000
@@ -185,6 +185,7 @@ class _Look:
         self.slaves: dict[tuple[int, int], tuple[str, Status]] = {}  # (devpts, index) of pseudo-terminals
         self.masters: set[tuple[int, int]] = set()
         self.pipes: dict[str, tuple[int, Status]] = {}  # which ends of each pipe are open: 1 read, 2 write
+        self.unix_sockets: dict[int, Status] = {}  # by inode
 
     def note(self, kind: str, detail: str, status: Status, size: int = 0) -> None:
         before = self.notes.get((kind, detail))
@@ -219,7 +220,10 @@ class _Look:
 
     def descriptor(self, status: Status, path: str, target: str) -> None:
         if target.startswith("socket:"):
-            self.note("socket", _protocol(path), status)
+            protocol = _protocol(path)
+            self.note("socket", protocol, status)
+            if protocol.startswith("UNIX") and target[8:-1].isdecimal():
+                self.unix_sockets.setdefault(int(target[8:-1]), status)
         elif target.startswith("pipe:"):
             mode = os.lstat(path).st_mode
             ends = (1 if mode & stat.S_IRUSR else 0) | (2 if mode & stat.S_IWUSR else 0)
@@ -267,13 +271,15 @@ class _Look:
             self.note(f"watch-{kind}", shown, status)
 
     def half_pairs(self, members: Collection[int]) -> None:
-        """Terminals whose master no process of the container has, and pipes that a process outside holds an end of.
+        """Terminals, UNIX sockets and pipes whose other end no process of the container has.
 
         A pipe with one end only is nothing special, its other end may have been closed: so we look who has it.
         """
         for place, (target, status) in self.slaves.items():
             if place not in self.masters:
                 self.note("terminal-outside", target, status)
+        for inode in sorted(unix_facts.outside(self.init, frozenset(self.unix_sockets)) if self.unix_sockets else ()):
+            self.note("unix-outside", f"socket:[{inode}]", self.unix_sockets[inode])
         half = {target: status for target, (ends, status) in self.pipes.items() if ends != 3}
         for target, holder in _holders(half, members).items():
             self.note("pipe-outside", f"{target} to {holder}", half[target])
