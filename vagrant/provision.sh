@@ -1,21 +1,24 @@
 #!/bin/sh
-# Sets a host of the two-host rig up. One script for both rigs: vagrant/rig calls single phases of it while it builds and starts its
-# namespaces, the Vagrantfile calls `provision.sh all` in a real virtual machine.
+# Sets a host of the two-host rig up. One script for both rigs: vagrant/rig calls single phases of it while it builds and
+# starts its namespaces, the Vagrantfile calls `provision.sh all` in a real virtual machine.
 #
 #   provision.sh list                     print the packages a host needs
 #   provision.sh packages                 install them
 #   provision.sh lxc                      LXC's defaults: /pool as LXC path, lxcbr0, subordinate ids for root
 #   provision.sh ssh                      an sshd for tests: keys only, one fast host key type
 #   provision.sh venv [REQUIREMENT...]    the virtual environment for migrator, with these run-time dependencies in it
-#   provision.sh bridge ADDRESS/LEN [PORT [IPV6/LEN]]   make lxcbr0; PORT (its addresses move to the bridge) becomes its uplink
-#   provision.sh pool [SIZE]              btrfs on a sparse file, mounted at /pool (also after a reboot)
-#   provision.sh migrator DIRECTORY       install migrator from this working tree
-#   provision.sh all ADDRESS/LEN PORT DIRECTORY         everything, for a real virtual machine
+#   provision.sh bridge ADDRESS/LEN [MAC] make lxcbr0; the network card with that MAC becomes its uplink
+#   provision.sh bridge_at_boot ...       the same, now and at every boot
+#   provision.sh pool [SIZE]              btrfs on a sparse file, mounted at /pool, now and at every boot
+#   provision.sh keys                     root's key and who may enter, from $RIG_KEY (a private key)
+#   provision.sh migrator DIRECTORY       install migrator from this working tree, without its dependencies
+#   provision.sh all ADDRESS/LEN MAC DIRECTORY          everything, for a real virtual machine
 #
 # Each phase is safe to repeat.
 set -eu
 
 VENV=/opt/migrator/venv
+BRIDGE="forward_delay 0 stp_state 0 mcast_snooping 0"
 
 list() {
     # python3-lxc is not on PyPI, so the virtual environment sees the system's packages.
@@ -48,12 +51,15 @@ PACKAGES
 packages() {
     export DEBIAN_FRONTEND=noninteractive
     apt-get update -q
-    # shellcheck disable=SC2046  # one word a package
-    apt-get install -q -y --no-install-recommends $(list)
+    # Where the kernel has AppArmor, containers do not start without its programs.
+    apparmor=
+    if grep -qs Y /sys/module/apparmor/parameters/enabled; then apparmor=apparmor; fi
+    # shellcheck disable=SC2046,SC2086  # one word a package, or none
+    apt-get install -q -y --no-install-recommends $(list) $apparmor
 }
 
 lxc() {
-    mkdir -p /pool /etc/lxc
+    mkdir -p /pool /etc/lxc /var/log/lxc
     echo "lxc.lxcpath = /pool" >/etc/lxc/lxc.conf
     cat >/etc/lxc/default.conf <<CONFIG
 lxc.net.0.type = veth
@@ -88,25 +94,37 @@ CONFIG
 
 venv() {
     [ -x $VENV/bin/python ] || python3 -m venv --system-site-packages $VENV
-    $VENV/bin/python -m pip install -q --no-cache-dir --only-binary :all: setuptools wheel "$@"
+    $VENV/bin/python -m pip install -q --no-cache-dir setuptools wheel "$@"
     ln -sf $VENV/bin/migrator /usr/local/bin/migrator
 }
 
+# Print the name of the network card with this MAC. The bridge itself carries its uplink's MAC, but is no device.
+card() {
+    for interface in /sys/class/net/*; do
+        if [ -e "$interface/device" ] && [ "$(tr -d : <"$interface/address")" = "$(echo "$1" | tr -d : | tr A-F a-f)" ]; then
+            basename "$interface"
+            return
+        fi
+    done
+    echo "provision.sh: no network card has the MAC $1" >&2
+    exit 1
+}
+
 bridge() {
-    address=$1 port=${2:-} address6=${3:-}
-    if ! ip link show dev lxcbr0 >/dev/null 2>&1; then
-        ip link add lxcbr0 type bridge forward_delay 0 stp_state 0 mcast_snooping 0
+    address=$1 mac=${2:-}
+    if [ ! -e /sys/class/net/lxcbr0 ]; then
+        # shellcheck disable=SC2086  # several words
+        ip link add lxcbr0 type bridge $BRIDGE
     fi
-    if [ -n "$port" ]; then
+    if [ -n "$mac" ]; then
+        port=$(card "$mac")
         ip address flush dev "$port"
         ip link set dev "$port" master lxcbr0 up
     fi
     ip address replace "$address" dev lxcbr0
-    [ -z "$address6" ] || ip address replace "$address6" dev lxcbr0 nodad
     ip link set dev lxcbr0 up
 }
 
-# A bridge does not survive a reboot: a unit runs `bridge` again.
 bridge_at_boot() {
     install -m 755 "$0" /usr/local/sbin/migrator-provision
     cat >/etc/systemd/system/migrator-bridge.service <<UNIT
@@ -123,13 +141,15 @@ ExecStart=/usr/local/sbin/migrator-provision bridge $*
 WantedBy=multi-user.target
 UNIT
     systemctl daemon-reload
-    systemctl enable -q --now migrator-bridge.service
+    systemctl enable -q migrator-bridge.service
+    systemctl restart migrator-bridge.service
 }
 
 pool() {
     size=${1:-8G} image=/var/lib/migrator-pool.img
     mkdir -p /pool
     if [ ! -e $image ]; then
+        rm -f $image.new
         truncate -s "$size" $image.new
         mkfs.btrfs -q $image.new
         mv $image.new $image
@@ -138,28 +158,36 @@ pool() {
     mountpoint -q /pool || mount /pool
 }
 
+keys() {
+    umask 077
+    echo "$RIG_KEY" >/root/.ssh/id_ed25519
+    ssh-keygen -y -f /root/.ssh/id_ed25519 >/root/.ssh/id_ed25519.pub
+    grep -qsxFf /root/.ssh/id_ed25519.pub /root/.ssh/authorized_keys ||
+        cat /root/.ssh/id_ed25519.pub >>/root/.ssh/authorized_keys
+}
+
 migrator() {
     $VENV/bin/python -m pip install -q --no-cache-dir --force-reinstall --no-deps --no-build-isolation --no-index "$1"
 }
 
 all() {
-    address=$1 port=$2 tree=$3
+    address=$1 mac=$2 tree=$3
     packages
     lxc
     ssh
     [ -e /etc/ssh/ssh_host_ed25519_key ] || ssh-keygen -q -t ed25519 -N '' -f /etc/ssh/ssh_host_ed25519_key
     systemctl restart ssh
-    bridge_at_boot "$address" "$port"
-    pool
-    venv
-    # With its dependencies, unlike `migrator`: nobody listed them to `venv`.
-    [ ! -e "$tree/setup.py" ] || $VENV/bin/python -m pip install -q --no-cache-dir "$tree"
+    [ -z "${RIG_KEY:-}" ] || keys
+    bridge_at_boot "$address" "$mac"
+    pool 8G
+    # The package brings its own list of dependencies.
+    venv "$tree"
 }
 
 phase=${1:-help}
 [ $# -eq 0 ] || shift
 case $phase in
-list | packages | lxc | ssh | venv | bridge | pool | migrator | all) "$phase" "$@" ;;
+list | packages | lxc | ssh | venv | bridge | bridge_at_boot | pool | keys | migrator | all) "$phase" "$@" ;;
 *)
     sed -n '2,/^set -eu/s/^# \{0,1\}//p' "$0"
     [ "$phase" = help ] || exit 2

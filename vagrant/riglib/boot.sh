@@ -18,9 +18,9 @@ mount -t sysfs sysfs "$root/sys"
 mount -t cgroup2 cgroup2 "$root/sys/fs/cgroup"
 mkdir -p "$root/sys/fs/cgroup/init.scope"
 echo 0 >"$root/sys/fs/cgroup/init.scope/cgroup.procs"
-for controller in $(cat "$root/sys/fs/cgroup/cgroup.controllers"); do
-    echo "+$controller" >"$root/sys/fs/cgroup/cgroup.subtree_control" || true
-done
+# LXC delegates what it finds to be delegated. A controller that the machine holds back here is no reason to stop.
+controllers=$(sed 's/[a-z]/+&/; s/ / +/g' "$root/sys/fs/cgroup/cgroup.controllers")
+[ -z "$controllers" ] || echo "$controllers" >"$root/sys/fs/cgroup/cgroup.subtree_control" || true
 mount -t tmpfs -o mode=755 tmpfs "$root/run"
 mkdir "$root/run/sshd" "$root/run/lock" "$root/run/old"
 mount -t tmpfs -o mode=1777 tmpfs "$root/tmp"

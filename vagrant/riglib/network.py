@@ -128,7 +128,8 @@ def plan_router(made: Plan, host: str, nat: Nat) -> None:
     made.add(nearest, "link set lan0 up", f"address add {net}.1/24 dev lan0")
     made.add(host, "link set eth0 up", f"address add {net}.2/24 dev eth0")
     made.add(host, f"route add default via {net}.1")
-    made.addresses[host] = []
+    made.addresses[host] = [f"{net}.2"]
+    made.addresses[router] = [WAN[router]]
 
 
 def bridge_lines(address: str, address6: str) -> list[str]:
