@@ -53,7 +53,13 @@ def test_shown_as_it_could_be_given(text: str) -> None:
     assert parse(str(GOOD[text])) == GOOD[text]
 
 
-@given(st.one_of(st.text(max_size=600), st.text("abz019@:[]%/.-_ \n", max_size=40), st.from_regex(r"(u@)?\[[0-9a-f:%]*\](:[0-9]*)?")))
+@given(
+    st.one_of(
+        st.text(max_size=600),
+        st.text("abz019@:[]%/.-_ \n", max_size=40),
+        st.from_regex(r"(u@)?\[[0-9a-f:%]*\](:[0-9]*)?"),
+    )
+)
 @example("root@hostb:22")
 def test_nothing_dangerous_comes_through(text: str) -> None:
     try:

@@ -1,0 +1,96 @@
+"""Two ends of a connection in one process, and streams that break in chosen ways."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Iterator, Mapping
+
+from migrator.errors import MigratorError
+from migrator.protocol import Connection, Handler, serve
+from migrator.stream import Bytes, FileStream
+
+TIMEOUT = 10.0  # seconds; nothing here should ever take that long
+
+
+def stream_pair() -> tuple[FileStream, FileStream]:
+    ends = socket.socketpair()
+    first, second = (FileStream(fd, fd) for fd in (end.detach() for end in ends))
+    return first, second
+
+
+class Server:
+    """`serve` in a thread of its own; `error` is what ended it."""
+
+    def __init__(self, stream: FileStream, handlers: Mapping[str, Handler], timeout: float = TIMEOUT) -> None:
+        self.connection = Connection(stream, timeout=timeout)
+        self.error: BaseException | None = None
+        self._handlers = handlers
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self.connection.hello()
+            serve(self.connection, self._handlers)
+        except BaseException as error:
+            self.error = error
+        finally:
+            self.connection.close()
+
+    def join(self) -> None:
+        self._thread.join(TIMEOUT)
+        assert not self._thread.is_alive(), "the server did not end"
+
+
+@contextlib.contextmanager
+def connected(handlers: Mapping[str, Handler], stream: CutStream | None = None,
+              timeout: float = TIMEOUT) -> Iterator[tuple[Connection, Server]]:
+    """A connection whose other end answers with `handlers`."""
+    ours, theirs = stream_pair()
+    server = Server(theirs, handlers, timeout)
+    if stream:
+        stream.inner = ours
+    with Connection(stream or ours, timeout=timeout) as connection:
+        try:
+            connection.hello()
+            yield connection, server
+        finally:
+            connection.close()
+            server.join()
+
+
+class CutStream:
+    """A stream that is cut after `limit` written bytes, and in which the byte at `flip` is changed on its way out."""
+
+    def __init__(self, *, limit: int | None = None, flip: int | None = None) -> None:
+        self.inner: FileStream
+        self._limit = limit
+        self._flip = flip
+        self._written = 0
+
+    def settimeout(self, seconds: float) -> None:
+        self.inner.settimeout(seconds)
+
+    def readinto(self, view: memoryview) -> int:
+        return self.inner.readinto(view)
+
+    def write(self, *buffers: Bytes) -> None:
+        data = bytearray(b"".join(buffers))
+        if self._flip is not None and 0 <= self._flip - self._written < len(data):
+            data[self._flip - self._written] ^= 0x20
+        if self._limit is not None and self._written + len(data) > self._limit:
+            self.inner.write(data[: self._limit - self._written])
+            self.inner.close()
+            raise ConnectionResetError("cut")
+        self._written += len(data)
+        self.inner.write(data)
+
+    def close(self) -> None:
+        self.inner.close()
+
+
+def ends_orderly(error: BaseException | None) -> bool:
+    """Whether a server ended as it may, whatever it was sent: at the end of the stream or with an error of ours."""
+    return error is None or isinstance(error, MigratorError)
