@@ -26,14 +26,15 @@ def dump_command(pid: int, cgroup: Path, images: Path, mounts: list[str]) -> lis
 
     The options are those that liblxc gives at a dump and expects at the restore (src/lxc/criu.c, exec_criu), and:
     --leave-running, so that the frozen source can be thawed when anything fails later; --freeze-cgroup of the cgroup
-    that is already frozen, which CRIU leaves as it is. `mounts` are the targets of the container's bind mounts.
+    that is already frozen, which CRIU leaves as it is. The unified hierarchy, whose name for CRIU is empty, is the only
+    one to be dumped: where cgroup v1's freezer is mounted beside it, CRIU would restore its state as FROZEN, and nobody
+    thaws that. --cgroup-root so that an init that has moved itself deeper (systemd) takes the whole payload along.
+    `mounts` are the targets of the container's bind mounts.
     """
-    controllers = (cgroup / "cgroup.controllers").read_text().split()
-    inside = "/" + str(cgroup.relative_to(CGROUP))
     command = [
         "criu", "dump", "--tree", str(pid), "--images-dir", str(images), "--log-file", "dump.log", "-v2",
         "--leave-running", "--freeze-cgroup", str(cgroup),
-        "--cgroup-root", f"{','.join(controllers)}:{inside}" if controllers else inside,
+        "--cgroup-dump-controller", "", "--cgroup-root", f":/{cgroup.relative_to(CGROUP)}",
         "--manage-cgroups=full", "--tcp-established", "--skip-in-flight", "--file-locks", "--link-remap",
         "--force-irmap", "--ghost-limit", GHOST_LIMIT,
         "--ext-mount-map", "auto", "--enable-external-sharing", "--enable-external-masters",

@@ -92,10 +92,10 @@ def run(
         status = program.wait(limit)
         captured = program.captured()
         error = program.error_output()
-    done = Completed(program.argv, status, captured, error, time.monotonic() - begun)
-    log.debug(f"{shown(argv)}: {outcome(status)} after {done.seconds * 1000:.0f} ms")
-    if check and status != 0:
-        raise program.failure(status)
+        done = Completed(program.argv, status, captured, error, time.monotonic() - begun)
+        log.debug(f"{shown(argv)}: {outcome(status)} after {done.seconds * 1000:.0f} ms")
+        if check and status != 0:
+            raise program.failure(status)
     return done
 
 

@@ -154,8 +154,7 @@ class Restore:
             container = lxc.Container(self.migration.name, self.migration.lxcpath)
             lxc.restore(container, images, limit=self.limit)
             pid, cgroup = container.init_pid, container.cgroup
-            if lxc.is_frozen(cgroup):
-                lxc.thaw(cgroup)
+            lxc.thaw(cgroup)  # it was frozen when it was dumped, and CRIU restores that too
             if not lxc.processes(cgroup):
                 raise RestoreFailed(name=container.name, reason="it has no processes", log=images / "restore.log")
             return pid
