@@ -76,7 +76,10 @@ def execute(host: str, command: list[str]) -> int:
     child = 0
 
     def forward(number: int, _frame: object) -> None:
-        os.kill(child, number)
+        try:
+            os.kill(child, number)
+        except ProcessLookupError:
+            pass  # it has just ended
 
     _signal.pthread_sigmask(_signal.SIG_BLOCK, FORWARDED)
     child = os.fork()
