@@ -9,7 +9,8 @@ import sys
 from types import FrameType
 
 from migrator import log
-from migrator.errors import EXIT_OK, InternalError, Interrupted, MigratorError
+from migrator.errors import EXIT_OK, InternalError, Interrupted
+from tunnel.errors import DocumentedError
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -25,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
             cli.show(result)
         sys.stdout.flush()
         return result.status if result is not None else EXIT_OK
-    except MigratorError as error:
+    except DocumentedError as error:
         return _report(error)
     except BrokenPipeError:  # `migrator status | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -36,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
         return _report(InternalError(reason=f"{type(error).__name__}: {error}"))
 
 
-def _report(error: MigratorError) -> int:
+def _report(error: DocumentedError) -> int:
     if log.level >= log.Level.DEBUG:
         import traceback
 

@@ -8,13 +8,15 @@ Exit statuses
     1       done, with warnings (`check`)
     2       wrong usage, or an error without a number of its own
     3-5     a stage failed after it had frozen the container; the number tells where the container is now
-    10-99   one cause each; the container runs (or is where it was before the command)
+    10-99   one cause each (70-89: the tunnel); the container runs (or is where it was before the command)
     128+N   ended by signal N
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
+
+from tunnel.errors import DocumentedError
 
 EXIT_OK = 0
 EXIT_WARNINGS = 1
@@ -22,61 +24,8 @@ EXIT_USAGE = 2
 SIGNAL_BASE = 128
 
 
-class MigratorError(Exception):
+class MigratorError(DocumentedError):
     """{reason}"""
-
-    status: ClassVar[int] = 2
-    cure: ClassVar[str] = ""
-
-    def __init__(self, **fields: Any) -> None:
-        self.fields = fields
-        self.host: str | None = None  # set when the error comes from the other host
-        super().__init__(self.message)
-
-    @classmethod
-    def code(cls) -> str:
-        """The class's name in words joined by hyphens: what `--json` and the protocol call it."""
-        name = cls.__name__.removesuffix("Error") if cls is not MigratorError else "Error"
-        return "".join(f"-{c.lower()}" if c.isupper() else c for c in name).lstrip("-")
-
-    @property
-    def message(self) -> str:
-        return _fill(self.__doc__ or "", self.fields)
-
-    @property
-    def hint(self) -> str:
-        return _fill(self.cure, self.fields)
-
-    @property
-    def exit_status(self) -> int:
-        return self.status
-
-    def __str__(self) -> str:
-        return f"{self.host}: {self.message}" if self.host else self.message
-
-    def to_json(self) -> dict[str, Any]:
-        """The error as `--json` prints it and as the protocol carries it."""
-        data: dict[str, Any] = {
-            "code": self.code(),
-            "message": self.message,
-            "cure": self.hint,
-            "status": self.status,
-            "fields": {key: str(value) for key, value in self.fields.items()},
-        }
-        if self.host:
-            data["host"] = self.host
-        return data
-
-
-class _Blank(dict[str, Any]):
-    """A field that the other host's older version did not send shows as its name, not as a KeyError."""
-
-    def __missing__(self, key: str) -> str:
-        return f"<{key}>"
-
-
-def _fill(template: str, fields: dict[str, Any]) -> str:
-    return " ".join(template.split()).format_map(_Blank(fields))
 
 
 class UsageError(MigratorError):
