@@ -109,8 +109,10 @@ DESTINATION: dict[tuple[State | None, Event], State] = {
     (S.IMPORTED, E.RECEIVE): S.RECEIVING,
     (S.IMPORTED, E.RECEIVE_DUMP): S.RECEIVING_DUMP,
     (S.RECEIVING_DUMP, E.RECEIVE_DUMP): S.RECEIVING_DUMP,
+    (S.RECEIVING_DUMP, E.RECEIVE): S.RECEIVING,  # the dump never came, another round of data does
     (S.RECEIVING_DUMP, E.DROP_DUMP): S.IMPORTED,
     (S.RECEIVING_DUMP, E.DUMP_RECEIVED): S.DUMP_RECEIVED,
+    (S.DUMP_RECEIVED, E.RECEIVE): S.RECEIVING,
     (S.DUMP_RECEIVED, E.DROP_DUMP): S.IMPORTED,
     (S.DUMP_RECEIVED, E.RECEIVE_DUMP): S.RECEIVING_DUMP,
     (S.DUMP_RECEIVED, E.OWN): S.OWNED,
@@ -188,6 +190,7 @@ class Decision:
 
 
 GO = Decision(Verdict.GO)
+GIVEN_UP = Decision(Verdict.REFUSE, "the destination has given the migration up", "rollback")  # its last step is left
 
 
 def _already(next_stage: str) -> Decision:
@@ -234,7 +237,11 @@ def decide(stage: str, here: State | None, there: State | None = None) -> Decisi
 
 
 def _prepare_data(here: State | None, there: State | None) -> Decision:
-    if here is None or here in ENDED or here is S.PREPARING:
+    if here is None or here in ENDED:
+        return GO
+    if there in (S.ABANDONING, S.ABANDONED):
+        return GIVEN_UP
+    if here is S.PREPARING:
         return GO
     if here is S.PREPARED:
         if there in (S.RECEIVED, S.IMPORTING):
@@ -245,14 +252,14 @@ def _prepare_data(here: State | None, there: State | None) -> Decision:
 
 
 def _import_data(here: State | None, _there: State | None) -> Decision:
-    if here is None or here in ENDED:
+    if here is None:
         return _refuse("no data has arrived", "prepare-data@source")
+    if here in (S.ABANDONING, S.ABANDONED):
+        return _refuse("the migration was given up", "rollback@source")
     if here in (S.RECEIVED, S.IMPORTING):
         return GO
     if here is S.RECEIVING:
         return _refuse("the data has not arrived completely", "prepare-data@source")
-    if here is S.ABANDONING:
-        return _refuse("the migration is being rolled back", "rollback@source")
     return _already(next_stage(Role.DESTINATION, here))
 
 
@@ -261,6 +268,8 @@ def _create_dump(here: State | None, there: State | None) -> Decision:
         return _refuse("the data has not been sent", "prepare-data")
     if here is S.PREPARING:
         return _refuse("the data has not been sent completely", "prepare-data")
+    if there in (S.ABANDONING, S.ABANDONED):
+        return GIVEN_UP
     if here is S.DUMPED:
         return _already("restore-dump@destination")
     if here is not S.PREPARED:
@@ -277,8 +286,10 @@ def _restore_dump(here: State | None, _there: State | None) -> Decision:
         return GO
     if here in (S.RESTORED, S.FINISHED):
         return _already(next_stage(Role.DESTINATION, here))
-    if here is None or here in ENDED:
+    if here is None:
         return _refuse("no dump has arrived", "prepare-data@source")
+    if here in (S.ABANDONING, S.ABANDONED):
+        return _refuse("the migration was given up", "rollback@source")
     if here in (S.RECEIVING_DUMP, S.DUMP_RECEIVED, S.IMPORTED):
         return _refuse("no complete dump has arrived", "create-dump@source")
     return _refuse(f"no dump has arrived (state {here})", next_stage(Role.DESTINATION, here))
@@ -291,9 +302,13 @@ def _finish(here: State | None, there: State | None) -> Decision:
         return _already("")
     if here is S.FINISHING:
         return GO
-    if here is S.DUMPED:
-        if there in (S.RESTORED, S.FINISHED):
+    if here in (S.OFFERED, S.DUMPED):
+        if there in (S.RESTORED, S.FINISHED):  # with OFFERED: it was taken, only the answer got lost
             return GO
+        if there in (S.ABANDONING, S.ABANDONED):
+            return GIVEN_UP
+        if here is S.OFFERED:
+            return _refuse("whether it was handed over is not known", "rollback")
         return _refuse("it does not run on the destination yet", "restore-dump@destination")
     return _refuse(f"it has not been handed over (state {here})", next_stage(Role.SOURCE, here))
 

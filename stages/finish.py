@@ -53,6 +53,8 @@ def run(args: argparse.Namespace) -> Result:
             if args.dry_run:
                 return _dry_run(migration)
             there.call("running", id=migration.id)
+            if migration.state is State.OFFERED:
+                migration.move(Event.TAKEN)  # the answer that would have said so was lost
             migration.move(Event.FINISH)
             stop_and_fence(migration)
             there.call("finish", id=migration.id)
