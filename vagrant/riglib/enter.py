@@ -76,7 +76,7 @@ def execute(host: str, command: list[str]) -> int:
     child = 0
 
     def forward(number: int, _frame: object) -> None:
-        try:
+        try:  # noqa: SIM105  # contextlib is one more import
             os.kill(child, number)
         except ProcessLookupError:
             pass  # it has just ended

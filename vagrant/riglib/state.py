@@ -49,10 +49,10 @@ def lock(file: Path, *, timeout: float = 300, remove: bool = False) -> Iterator[
         os.close(descriptor)
 
 
-def load(directory: str = paths.RUN) -> dict[str, Any]:
-    """Return a rig's state; empty when there is no such rig."""
+def load(directory: str = "") -> dict[str, Any]:
+    """Return a rig's state, ours if no other is named; empty when there is no such rig."""
     try:
-        loaded: dict[str, Any] = json.loads(Path(directory, "state.json").read_text(encoding="utf-8"))
+        loaded: dict[str, Any] = json.loads(Path(directory or paths.RUN, "state.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return loaded
