@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from migrator import __version__, log
-from migrator.errors import NotRoot
+from migrator.errors import InvalidName, NotRoot
 from migrator.run import shown
 
 DESCRIPTION = "Move a running LXC container from one host to another, its open connections included."
@@ -63,7 +63,7 @@ def make_parser() -> argparse.ArgumentParser:
         )
         stage.add_arguments(sub)
         _add_common(sub)
-        sub.set_defaults(run=stage.run)
+        sub.set_defaults(run=stage.run, usage_error=sub.error)
     return parser
 
 
@@ -111,7 +111,10 @@ def bridge_pair(text: str) -> tuple[str, str]:
     here, equals, there = text.partition("=")
     if not equals:
         raise argparse.ArgumentTypeError("must be HERE=THERE")
-    return names.interface_name(here), names.interface_name(there)
+    try:
+        return names.interface_name(here), names.interface_name(there)
+    except InvalidName as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def positive(text: str) -> float:
@@ -131,10 +134,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
                  else log.Level.VERBOSE if args.verbose else log.Level.NORMAL)
     if hasattr(args, "name_word"):
         if args.name and args.name_word and args.name != args.name_word:
-            parser.error("two different names were given")
+            args.usage_error("two different names were given")
         args.name = args.name or args.name_word
         if args.name_required and not args.name:
-            parser.error(f"{args.command} needs the name of a container")
+            args.usage_error("the name of a container is missing")
     return args
 
 

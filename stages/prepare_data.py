@@ -53,10 +53,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def rate(text: str) -> int:
     """Bytes a second with an optional k, M or G (of 1024), for argparse."""
     factor = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}.get(text[-1:].lower(), 1)
-    value = int(float(text.rstrip("kKmMgG")) * factor)
-    if value <= 0:
+    value = float(text.rstrip("kKmMgG")) * factor
+    if not 1 <= value < 1 << 50:
         raise argparse.ArgumentTypeError("must be above zero")
-    return value
+    return int(value)
 
 
 # --- on the source --------------------------------------------------------------------------------------------
