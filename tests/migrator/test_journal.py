@@ -1,0 +1,221 @@
+"""The journal keeps what it has been told, whatever happens to who told it."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sqlite3
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from migrator.errors import JournalBroken, NoSpace
+from migrator.journal import SCHEMA_VERSION, Journal, Migration
+from migrator.states import Event, IllegalMove, Owner, Role, State
+
+POOL = Path("/pool")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "var" / "journal.db"
+
+
+@pytest.fixture
+def journal(path: Path) -> Iterator[Journal]:
+    with Journal(path) as opened:
+        yield opened
+
+
+def create(journal: Journal, id: str = "0badc0de", role: Role = Role.SOURCE, name: str = "web") -> Migration:
+    event = Event.SEND if role is Role.SOURCE else Event.RECEIVE
+    return journal.create(id=id, role=role, name=name, lxcpath=POOL, peer="hostb", event=event, rounds=[])
+
+
+def test_what_was_written_is_there_after_reopening(path: Path) -> None:
+    with Journal(path) as journal:
+        migration = create(journal)
+        migration.move(Event.SENT, rounds=[{"bytes": 5}])
+        migration.move(Event.FREEZE, frozen_at=12.5)
+    with Journal(path) as journal:
+        found = journal.latest("web", POOL)
+        assert found is not None
+        assert (found.state, found.owner, found.peer, found.lxcpath) == (State.DUMPING, Owner.SOURCE, "hostb", POOL)
+        assert found.detail == {"rounds": [{"bytes": 5}], "frozen_at": 12.5}
+        assert [event.step for event in found.events()] == ["send", "sent", "freeze"]
+        assert [event.detail["state"] for event in found.events()] == ["preparing", "prepared", "dumping"]
+
+
+def test_only_root_can_read_it(journal: Journal, path: Path) -> None:
+    create(journal)
+    for file in path.parent.iterdir():
+        assert stat.S_IMODE(file.stat().st_mode) & 0o077 == 0, file
+
+
+def test_a_move_that_the_table_does_not_have_changes_nothing(journal: Journal) -> None:
+    migration = create(journal)
+    with pytest.raises(IllegalMove):
+        migration.move(Event.TAKEN, lost="yes")
+    found = journal.by_id(migration.id, Role.SOURCE)
+    assert found and found.state is migration.state is State.PREPARING
+    assert "lost" not in found.detail | migration.detail
+    assert len(found.events()) == 1
+
+
+def test_the_owner_stays_unknown_while_a_rollback_is_repeated(journal: Journal) -> None:
+    migration = create(journal)
+    for event in (Event.SENT, Event.FREEZE, Event.OFFER):
+        migration.move(event)
+    assert migration.owner is Owner.UNKNOWN
+    for _ in range(2):
+        migration.move(Event.ROLL_BACK)
+        found = journal.by_id(migration.id, Role.SOURCE)
+        assert found and found.owner is Owner.UNKNOWN
+    migration.move(Event.ROLLED_BACK)
+    found = journal.by_id(migration.id, Role.SOURCE)
+    assert found and found.owner is Owner.SOURCE
+
+
+def test_steps_are_recorded_with_their_end(journal: Journal) -> None:
+    migration = create(journal)
+    with migration.step("snapshot") as outcome:
+        outcome["bytes"] = 3
+    with pytest.raises(NoSpace), migration.step("send"):
+        raise NoSpace(where="/pool", free="1 MiB", needed="2 MiB", what="this")
+    told = [(event.step, event.phase) for event in migration.events()[1:]]
+    assert told == [("snapshot", "begin"), ("snapshot", "done"), ("send", "begin"), ("send", "failed")]
+    assert migration.events()[2].detail == {"bytes": 3}
+    assert "/pool has 1 MiB free" in migration.events()[4].detail["reason"]
+
+
+def test_finding_migrations(journal: Journal) -> None:
+    first = create(journal, "00000001")
+    second = create(journal, "00000002")
+    back = create(journal, "00000002", Role.DESTINATION)  # both roles of one id: one host moves to itself
+    other = create(journal, "00000003", name="db")
+    latest = journal.latest("web", POOL, Role.SOURCE)
+    assert latest and latest.id == second.id
+    newest = journal.latest("web", POOL)
+    assert newest and newest.role is Role.DESTINATION
+    assert journal.latest("web", Path("/elsewhere")) is None
+    assert journal.latest("we", POOL) is None
+    assert [m.id for m in journal.all()] == [first.id, second.id, back.id, other.id]
+    assert [m.id for m in journal.all("db")] == [other.id]
+    journal.forget(second)
+    assert [(m.id, m.role) for m in journal.all("web")] == [(first.id, Role.SOURCE), (second.id, Role.DESTINATION)]
+    assert second.events() == []
+    assert back.events() != []
+
+
+def test_the_same_migration_cannot_begin_twice(journal: Journal) -> None:
+    create(journal)
+    with pytest.raises(JournalBroken, match="UNIQUE"):
+        create(journal)
+    assert len(journal.all()) == 1
+
+
+@pytest.mark.parametrize("content", [b"no database at all" * 100, b"SQLite format 3\0" + bytes(2000)])
+def test_a_broken_file_is_named_and_kept(path: Path, content: bytes) -> None:
+    path.parent.mkdir()
+    path.write_bytes(content)
+    with pytest.raises(JournalBroken) as caught:
+        Journal(path)
+    assert str(path) in str(caught.value)
+    assert str(path) in caught.value.hint
+    assert path.read_bytes() == content
+
+
+def test_a_newer_schema_is_refused(path: Path) -> None:
+    Journal(path).close()
+    with sqlite3.connect(path) as db:
+        db.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+    with pytest.raises(JournalBroken, match=f"schema {SCHEMA_VERSION + 1}"):
+        Journal(path)
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(JournalBroken):
+        Journal(tmp_path / "file" / "journal.db")
+
+
+# --- processes that are killed, and that write at the same time -----------------------------------------------
+
+WRITER = """
+import sys
+from pathlib import Path
+from migrator.journal import Journal
+from migrator.states import Event, Role
+
+name = sys.argv[2]
+with Journal(Path(sys.argv[1])) as journal:
+    migration = journal.create(id=name, role=Role.SOURCE, name=name, lxcpath=Path("/pool"), peer="hostb",
+                               event=Event.SEND, number=0)
+    for number in range(1, int(sys.argv[3]) + 1):
+        migration.move(Event.SENT if number % 2 else Event.SEND, number=number)
+        print(number, flush=True)
+"""
+
+
+def writer(path: Path, name: str, count: int) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", WRITER, str(path), name, str(count)]
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+
+
+def test_a_writer_that_is_killed_leaves_whole_records(path: Path) -> None:
+    dice = random.Random(1)
+    for attempt in range(8):
+        name = f"{attempt:08x}"
+        with writer(path, name, 1_000_000) as process:
+            assert process.stdout
+            assert process.stdout.readline() == "1\n"
+            time.sleep(dice.uniform(0.001, 0.05))
+            process.send_signal(signal.SIGKILL)
+            told = [1, *(int(line) for line in process.stdout if line.endswith("\n"))]
+        with Journal(path) as journal:
+            found = journal.by_id(name, Role.SOURCE)
+            assert found
+            # Every record that was reported is there, and at most the one after it.
+            assert told[-1] <= found.detail["number"] <= told[-1] + 1
+            # State, details and events are of the same moment.
+            events = found.events()
+            assert len(events) == found.detail["number"] + 1
+            assert events[-1].detail["number"] == found.detail["number"]
+            assert events[-1].detail["state"] == found.state
+            assert found.state is (State.PREPARED if found.detail["number"] % 2 else State.PREPARING)
+
+
+def test_a_writer_that_dies_inside_a_transaction_has_written_nothing(journal: Journal, path: Path) -> None:
+    migration = create(journal)
+    child = os.fork()
+    if child == 0:
+        with Journal(path).transaction() as db:  # a connection must not be carried over a fork
+            db.execute("UPDATE migrations SET state = 'finished'")
+            db.execute("DELETE FROM events")
+            os.kill(os.getpid(), signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    found = journal.by_id(migration.id, Role.SOURCE)
+    assert found and found.state is State.PREPARING
+    assert len(found.events()) == 1
+    migration.move(Event.SENT)  # and nothing is locked
+
+
+def test_several_writers_at_once(path: Path) -> None:
+    Journal(path).close()
+    names = [f"{number:08x}" for number in range(4)]
+    running = [writer(path, name, 40) for name in names]
+    assert [process.wait(60) for process in running] == [0] * 4
+    for process in running:
+        assert process.stdout
+        process.stdout.close()
+    with Journal(path) as journal:
+        for name in names:
+            found = journal.by_id(name, Role.SOURCE)
+            assert found and found.detail["number"] == 40
+            assert len(found.events()) == 41

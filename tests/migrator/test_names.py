@@ -1,0 +1,70 @@
+"""What may become part of a path, and what may not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from migrator import names
+from migrator.errors import InvalidName
+
+
+@pytest.mark.parametrize("name", ["c1", "web-1.example_org", "0", "A", "x" * 63, "rootfs", "config"])
+def test_container_names(name: str) -> None:
+    assert names.container_name(name) == name
+
+
+@pytest.mark.parametrize("name", [
+    "", ".", "..", "../x", "/etc", "a/b", "-n", ".hidden", "_x", "a b", "a\n", "a\nb", "a\0", "é", "\uff41", "x" * 64,
+    "x" * 300, "$(id)", "a;b", "a'b", "%s",
+])
+def test_bad_container_names(name: str) -> None:
+    with pytest.raises(InvalidName) as caught:
+        names.container_name(name)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 200
+    assert "63 letters" in caught.value.hint
+
+
+@given(st.text())
+def test_what_passes_stays_in_its_folder(name: str) -> None:
+    try:
+        path = Path("/pool") / names.container_name(name)
+    except InvalidName:
+        return
+    assert path.resolve().parent == Path("/pool")
+    assert name.isascii() and name.isprintable() and not name.startswith("-")
+
+
+def test_new_ids_are_valid_and_differ() -> None:
+    made = {names.new_migration_id() for _ in range(1000)}
+    assert len(made) > 990
+    for id in made:
+        assert names.migration_id(id) == id
+
+
+REFUSED: list[tuple[Callable[[str], object], list[str]]] = [
+    (names.migration_id, ["", "0badc0d", "0badc0de0", "0BADC0DE", "0badc0dg", "0badc0de\n", "../../..", "........"]),
+    (names.uuid, ["", "0", "00000000-0000-0000-0000-00000000000", "00000000-0000-0000-0000-0000000000000",
+                  "00000000-0000-0000-0000-00000000000G", "00000000000000000000000000000000", "a\n"]),
+    (names.interface_name, ["", ".", "-x", "eth0/..", "eth 0", "x" * 16, "br0\n", "a=b", "é0"]),
+    (names.lxcpath, ["", "pool", "./pool", "/pool/../etc", "/..", "/pool\n", "/pool\0", "/" + "x" * 5000]),
+]
+
+
+@pytest.mark.parametrize(("check", "text"), [(check, text) for check, texts in REFUSED for text in texts])
+def test_refused(check: Callable[[str], object], text: str) -> None:
+    with pytest.raises(InvalidName) as caught:
+        check(text)
+    assert len(str(caught.value)) < 250
+
+
+def test_accepted() -> None:
+    assert names.uuid("01234567-89ab-cdef-0123-456789abcdef") == "01234567-89ab-cdef-0123-456789abcdef"
+    assert names.interface_name("br-0.100_x") == "br-0.100_x"
+    assert names.lxcpath("/var/lib/lxc") == Path("/var/lib/lxc")
+    assert names.lxcpath("/srv/my containers") == Path("/srv/my containers")

@@ -1,0 +1,167 @@
+"""How programs are started, and how their failures look."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from migrator import log
+from migrator.errors import CommandFailed, CommandTimeout, ProgramMissing
+from migrator.run import environment, outcome, run, shown, started
+
+
+def test_output_and_status() -> None:
+    done = run(["sh", "-c", "echo out; echo err >&2"])
+    assert (done.status, done.text, done.stderr) == (0, "out\n", b"err\n")
+
+
+def test_nothing_goes_through_a_shell(tmp_path: Path) -> None:
+    hostile = f"$(touch {tmp_path}/made); `id` 'quoted' \"too\" *\n"
+    assert run(["printf", "%s", hostile]).text == hostile
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_stdin_is_closed_unless_given(tmp_path: Path) -> None:
+    assert run(["cat"]).text == ""
+    (tmp_path / "in").write_text("given")
+    with (tmp_path / "in").open("rb") as file:
+        assert run(["cat"], stdin=file).text == "given"
+
+
+def test_output_can_go_to_a_file(tmp_path: Path) -> None:
+    with (tmp_path / "out").open("wb") as file:
+        assert run(["echo", "there"], stdout=file).text == ""
+    assert (tmp_path / "out").read_text() == "there\n"
+
+
+def test_a_failure_can_be_pasted() -> None:
+    with pytest.raises(CommandFailed) as caught:
+        run(["sh", "-c", "echo 'it broke' >&2; exit 7", "a b"])
+    error = caught.value
+    assert error.fields["outcome"] == "exit status 7"
+    assert error.fields["output"] == "it broke"
+    assert shlex.split(error.fields["command"]) == ["sh", "-c", "echo 'it broke' >&2; exit 7", "a b"]
+
+
+def test_a_failure_without_words_says_so_and_stdout_counts() -> None:
+    with pytest.raises(CommandFailed) as caught:
+        run(["false"])
+    assert caught.value.fields["output"] == "no output"
+    with pytest.raises(CommandFailed) as caught:
+        run(["sh", "-c", "echo only here; exit 1"])
+    assert caught.value.fields["output"] == "only here"
+
+
+def test_a_long_output_is_cut() -> None:
+    with pytest.raises(CommandFailed) as caught:
+        run(["sh", "-c", "seq 100000 >&2; exit 1"])
+    assert len(caught.value.fields["output"]) < 2100
+    assert caught.value.fields["output"].endswith("100000")
+
+
+def test_unchecked() -> None:
+    assert run(["sh", "-c", "exit 3"], check=False).status == 3
+
+
+@pytest.mark.parametrize(("status", "words"), [(1, "exit status 1"), (-9, "SIGKILL"), (-200, "signal 200")])
+def test_outcome_in_words(status: int, words: str) -> None:
+    assert outcome(status) == words
+
+
+def test_a_signal_has_its_name() -> None:
+    with pytest.raises(CommandFailed, match="SIGSEGV"):
+        run(["sh", "-c", "kill -SEGV $$"])
+
+
+@pytest.mark.parametrize(("program", "package"), [("no-such-program", "no"), ("criu-is-not-here", "criu")])
+def test_a_missing_program_names_its_package(program: str, package: str) -> None:
+    with pytest.raises(ProgramMissing) as caught:
+        run([program])
+    assert program in str(caught.value)
+    assert package in caught.value.hint
+
+
+def test_known_packages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("migrator.run.environment", lambda _extra=None: {"PATH": str(tmp_path)})
+    with pytest.raises(ProgramMissing) as caught:
+        run(["btrfs", "version"])
+    assert caught.value.hint == "Install it: apt-get install btrfs-progs"
+
+
+def test_the_limit_ends_the_whole_group(tmp_path: Path) -> None:
+    begun = time.monotonic()
+    with pytest.raises(CommandTimeout, match=r"within 0\.3 seconds"):
+        run(["sh", "-c", f"sleep 60 & echo $! >{tmp_path}/pid; wait"], limit=0.3)
+    assert time.monotonic() - begun < 5
+    assert gone(int((tmp_path / "pid").read_text()))
+
+
+def gone(pid: int, limit: float = 5.0) -> bool:
+    end = time.monotonic() + limit
+    while time.monotonic() < end:
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except FileNotFoundError:
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def test_a_daemon_that_keeps_the_output_open_does_not_block(tmp_path: Path) -> None:
+    """As LXC's monitor does."""
+    begun = time.monotonic()
+    done = run(["sh", "-c", f"sleep 60 & echo $! >{tmp_path}/pid; echo started"], limit=10)
+    assert done.text == "started\n"
+    assert time.monotonic() - begun < 5
+    os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+
+
+def test_leaving_the_block_ends_the_program() -> None:
+    with pytest.raises(ZeroDivisionError), started(["sleep", "60"], stdout=subprocess.PIPE) as program:
+        pid = program.pid
+        raise ZeroDivisionError
+    assert gone(pid)
+
+
+def test_pipes() -> None:
+    with started(["tr", "a-z", "A-Z"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as program:
+        program.stdin.write(b"loud")
+        program.stdin.close()
+        assert program.stdout.read() == b"LOUD"
+        program.finish(10)
+
+
+def test_nothing_private_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET", "hush")
+    monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
+    told = dict(line.split("=", 1) for line in run(["env"], env={"EXTRA": "1"}).text.splitlines())
+    assert "SECRET" not in told
+    assert (told["LC_ALL"], told["EXTRA"]) == ("C.UTF-8", "1")
+
+
+@pytest.mark.parametrize("path", ["/usr/bin", "", None])
+def test_programs_for_root_are_found_from_ssh_and_cron(monkeypatch: pytest.MonkeyPatch, path: str | None) -> None:
+    monkeypatch.delenv("PATH") if path is None else monkeypatch.setenv("PATH", path)
+    folders = environment()["PATH"].split(":")
+    assert {"/usr/sbin", "/sbin", "/usr/local/sbin"} <= set(folders)
+    assert len(folders) == len(set(folders))
+
+
+def test_debug_shows_the_command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(log, "level", log.Level.DEBUG)
+    run(["echo", "a b"])
+    err = capfd.readouterr().err
+    assert "+ echo 'a b'" in err
+    assert "exit status 0 after" in err
+
+
+def test_shown_takes_paths() -> None:
+    assert shown(["cat", Path("/a b")]) == "cat '/a b'"
