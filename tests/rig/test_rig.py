@@ -1,0 +1,433 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The rig itself: what it promises to the other tests, and that it leaves nothing on the machine.
+
+Most of it works on an instance of its own, beside the one that the other tests share.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.rig import machine
+from tests.rig.harness import LXC_HOSTS, PROGRAM, TREE, UP_LIMIT, Rig, wait_for
+
+INSTANCE = "test-of-rig"
+RUN = Path(f"/run/migrator-rig-{INSTANCE}")
+EVERY_HOST = (*LXC_HOSTS, "client", "rendezvous", "nata", "natb")
+RENDEZVOUS = ("198.51.100.5", "203.0.113.5")
+CRIU_ROUND_TRIP = """
+set -e
+name=$1 images=/dev/shm/rig-test-$1
+pid=$(lxc-info -n "$name" -p -H)
+cgroup=/sys/fs/cgroup$(sed -n 's/^0:://p' "/proc/$pid/cgroup")
+mkdir "$images"
+chown --reference="/proc/$pid" "$images"
+echo 1 >"$cgroup/cgroup.freeze"
+criu dump -t "$pid" -D "$images" -o dump.log --leave-running --freeze-cgroup "$cgroup" --manage-cgroups=ignore \
+    --network-lock nftables --tcp-established --file-locks --link-remap --ext-mount-map auto --force-irmap \
+    --enable-external-sharing --enable-external-masters --enable-fs hugetlbfs --enable-fs tracefs --ghost-limit 256M
+lxc-stop -k -n "$name"
+timeout 60 lxc-checkpoint -r -n "$name" -D "$images" >/tmp/restored 2>&1 </dev/null
+echo 0 >"$cgroup/cgroup.freeze"
+rm -r "$images"
+"""
+
+
+def call(*arguments: str, given: bytes = b"", limit: float = 60) -> subprocess.CompletedProcess[bytes]:
+    """Run `vagrant/rig` on the instance of this module."""
+    environment = os.environ | {"MIGRATOR_RIG": INSTANCE}
+    return subprocess.run([PROGRAM, *arguments], input=given, capture_output=True, timeout=limit, check=False,
+                          env=environment)
+
+
+def text(*arguments: str) -> str:
+    """What a command that must succeed prints."""
+    done = call(*arguments)
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout.decode()
+
+
+def up(*options: str) -> float:
+    """Start the rig; return how long that took."""
+    begun = time.monotonic()
+    done = call("up", *options, limit=UP_LIMIT)
+    assert done.returncode == 0, done.stderr.decode()
+    return time.monotonic() - begun
+
+
+def left_behind(before: set[str]) -> list[str]:
+    """What of this instance is still on the machine."""
+    return sorted(line for line in [*machine.state(INSTANCE) - before, *machine.traces(INSTANCE, "=")])
+
+
+@pytest.fixture(scope="module")
+def before() -> Iterator[set[str]]:
+    """The machine without this instance of the rig; in the end it is gone again."""
+    call("down")
+    yield machine.state(INSTANCE)
+    call("down")
+
+
+@pytest.fixture(scope="module")
+def own(before: set[str]) -> Rig:
+    """A rig of this module's own, without NAT."""
+    up()
+    return Rig(INSTANCE)
+
+
+# --- exec and copy ---
+
+
+@pytest.mark.parametrize("status", [0, 1, 7, 125, 255])
+def test_exec_answers_with_the_commands_status(own: Rig, status: int) -> None:
+    assert call("exec", "hosta", "--", "sh", "-c", f"exit {status}").returncode == status
+
+
+@pytest.mark.parametrize(
+    ("command", "status"), [("no-such-command", 127), ("/etc/hosts", 126), ("/no/such/command", 127)]
+)
+def test_exec_of_what_cannot_run(own: Rig, command: str, status: int) -> None:
+    done = call("exec", "hosta", "--", command)
+    assert done.returncode == status
+    assert command in done.stderr.decode()
+
+
+def test_exec_of_a_command_that_a_signal_ends(own: Rig) -> None:
+    assert call("exec", "hosta", "--", "sh", "-c", "kill -9 $$").returncode == 128 + 9
+
+
+def test_exec_passes_bytes_through(own: Rig) -> None:
+    data = os.urandom(3_000_001)
+    assert call("exec", "hostb", "--", "cat", given=data).stdout == data
+
+
+def test_exec_keeps_output_and_errors_apart(own: Rig) -> None:
+    done = call("exec", "client", "--", "sh", "-c", "echo out; echo err >&2")
+    assert (done.stdout, done.stderr) == (b"out\n", b"err\n")
+
+
+def test_exec_hands_arguments_over_as_they_are(own: Rig) -> None:
+    words = ["--", "a b", "$HOME", "*", "", "ä", "-x"]
+    assert text("exec", "hosta", "--", "printf", "%s\\n", *words).splitlines() == words
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_exec_passes_signals_on(own: Rig, number: signal.Signals) -> None:
+    script = f"trap 'echo caught; exit 5' {number.name[3:]}; echo ready; while :; do sleep 0.05; done"
+    with own.start("hosta", "sh", "-c", script) as running:
+        wait_for(lambda: running.stdout == "ready\n", "the script runs")
+        running.signal(number)
+        assert running.wait(10).status == 5
+        assert running.stdout == "ready\ncaught\n"
+
+
+def test_exec_takes_its_command_along(own: Rig) -> None:
+    """Who loses patience with `rig exec` and kills it does not leave its command behind."""
+    with own.start("hosta", "sleep", "12345") as running:
+        wait_for(lambda: own.exec("hosta", "pgrep", "-f", "sleep 12345", check=False).status == 0, "it runs")
+        running.signal(signal.SIGKILL)
+        wait_for(lambda: own.exec("hosta", "pgrep", "-f", "sleep 12345", check=False).status == 1, "it is gone")
+
+
+def test_exec_is_fast(own: Rig) -> None:
+    """Tests call it hundreds of times. The best of several: other tests may run beside this one."""
+    taken = []
+    for _ in range(10):
+        begun = time.monotonic()
+        call("exec", "hosta", "--", "true")
+        taken.append(time.monotonic() - begun)
+    assert min(taken) < 0.15
+
+
+def test_copy(own: Rig, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(os.urandom(100_000))
+    file.chmod(0o750)
+    for target in ("/tmp/copied", "/root"):
+        assert call("copy", str(file), f"hostb:{target}").returncode == 0
+        path = target if target != "/root" else "/root/file"
+        assert call("exec", "hostb", "--", "cat", path).stdout == file.read_bytes()
+        assert text("exec", "hostb", "--", "stat", "-c", "%a", path) == "750\n"
+    assert call("copy", str(file), "hostb:/no/such/folder/file").returncode == 6
+
+
+# --- hosts ---
+
+
+def test_status(own: Rig) -> None:
+    told = json.loads(text("status", "--json"))
+    assert (told["instance"], told["up"], told["nat_a"]) == (INSTANCE, True, "none")
+    assert set(told["hosts"]) == set(EVERY_HOST)
+    assert all(host["running"] for host in told["hosts"].values())
+    assert "10.0.3.3" in told["hosts"]["hostb"]["addresses"]
+
+
+@pytest.mark.parametrize("host", EVERY_HOST)
+def test_every_host_is_a_world_of_its_own(own: Rig, host: str) -> None:
+    assert own.sh(host, "hostname") == f"{host}\n"
+    assert own.sh(host, "cat /proc/1/comm") == "busybox\n"
+    assert "10.255" not in own.sh(host, "ip address")
+    for kind in ("mnt", "pid", "net", "uts", "ipc", "cgroup"):
+        seen = own.sh(host, f"readlink /proc/self/ns/{kind}").strip()
+        assert seen != str(Path(f"/proc/self/ns/{kind}").readlink())
+
+
+@pytest.mark.parametrize("host", LXC_HOSTS)
+def test_lxc_hosts_have_what_migrator_needs(own: Rig, host: str) -> None:
+    assert own.sh(host, "findmnt -n -o FSTYPE /pool; findmnt -n -o FSTYPE /run; lxc-config lxc.lxcpath") == (
+        "btrfs\ntmpfs\n/pool\n"
+    )
+    assert own.sh(host, "findmnt -n -o FSTYPE /sys/fs/cgroup; cat /proc/self/cgroup | grep ^0") == (
+        "cgroup2\n0::/init.scope\n"
+    )
+    # `criu check` itself fails where CAP_SYS_RESOURCE is missing; what dumps and restores need is tried below.
+    assert own.sh(host, "python3 -c 'import lxc; print(lxc.version)'")
+    modules = "blake3, cryptography, lxc, paramiko, pybtrfs, pyroute2, zstandard"
+    assert own.sh(host, f"/opt/migrator/venv/bin/python -c 'import {modules}'") == ""
+    assert own.migrator(host, "--version").status == 0
+    other = "hostb" if host == "hosta" else "hosta"
+    assert own.sh(host, f"ssh -o BatchMode=yes {other} hostname") == f"{other}\n"
+
+
+@pytest.mark.parametrize(("host", "other"), [("hosta", "hostb"), ("hosta", "client"), ("client", "hostb"),
+                                              ("rendezvous", "hosta")])
+@pytest.mark.parametrize("family", ["-4", "-6"])
+def test_without_nat_all_share_a_segment(own: Rig, host: str, other: str, family: str) -> None:
+    own.exec(host, "ping", family, "-c", "1", "-W", "2", other)
+    assert " lladdr " in own.sh(host, f"ip {family} neighbour show to $(getent ahosts{family.replace('-', 'v')} {other}"
+                                      " | cut -d' ' -f1 | head -n 1)")
+
+
+def test_a_changed_tree_is_installed_again(own: Rig) -> None:
+    installed = "/opt/migrator/venv/bin/migrator"
+    own.exec("hosta", "rm", installed)
+    up()
+    assert own.exec("hosta", "test", "-e", installed, check=False).status == 1, "nothing had changed"
+    state = RUN / "state.json"
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"migrator": "another hash"}))
+    up()
+    assert own.migrator("hosta", "--version").status == 0
+
+
+# --- guests ---
+
+
+@pytest.mark.parametrize("kind", ["tick", "userns", "memory", "redis"])
+def test_guests_survive_criu(own: Rig, kind: str) -> None:
+    options = {"size": "32", "dirty": "4"} if kind == "memory" else {"size": "8"} if kind == "redis" else {}
+    own.guest("hosta", f"g-{kind}", kind, **options)
+    try:
+        told = own.probe("hosta", f"g-{kind}")
+        assert (told["kind"], told["running"], told["intact"]) == (kind, True, True)
+        own.exec("hosta", "sh", "-c", CRIU_ROUND_TRIP, "sh", f"g-{kind}")
+        after = own.probe("hosta", f"g-{kind}")
+        assert after["intact"], after
+        assert after["start"] == told["start"]
+        assert after["count"] >= told["count"]
+    finally:
+        own.exec("hosta", "lxc-destroy", "-f", "-n", f"g-{kind}", check=False)
+
+
+def test_a_guest_that_is_started_anew_is_told_apart(own: Rig) -> None:
+    own.guest("hosta", "c1", "tick", ip="10.0.3.77")
+    try:
+        first = own.probe("hosta", "c1")
+        assert own.exec("client", "ping", "-c", "1", "-W", "2", "10.0.3.77").status == 0
+        own.sh("hosta", "lxc-stop -k -n c1")
+        stopped = own.probe("hosta", "c1")
+        assert (stopped["running"], stopped["intact"], stopped["start"]) == (False, False, first["start"])
+        own.sh("hosta", "lxc-start -n c1")
+        wait_for(lambda: own.probe("hosta", "c1").get("start") != first["start"], "the guest counts again")
+        assert not own.probe("hosta", "c1")["intact"]
+    finally:
+        own.exec("hosta", "lxc-destroy", "-f", "-n", "c1", check=False)
+    assert own.sh("hosta", "ls /pool") == ""
+
+
+def test_a_damaged_disk_or_memory_is_noticed(own: Rig) -> None:
+    own.guest("hosta", "c1", "tick")
+    try:
+        own.sh("hosta", "sed -i 2d /pool/c1/rootfs/log")
+        told = own.probe("hosta", "c1")
+        assert (told["log_gapless"], told["intact"]) == (False, False)
+    finally:
+        own.exec("hosta", "lxc-destroy", "-f", "-n", "c1", check=False)
+
+
+def test_the_client_counts(own: Rig) -> None:
+    own.guest("hostb", "r1", "redis", size=1)
+    try:
+        with own.start("client", "python3", "/opt/rig/guests/redis_client.py", "10.0.3.100") as client:
+            wait_for(lambda: "connected" in client.stderr, "the client is connected")
+            time.sleep(0.5)
+            own.sh("hostb", "echo 1 >/sys/fs/cgroup/lxc.payload.r1/cgroup.freeze; sleep 0.4;"
+                            "echo 0 >/sys/fs/cgroup/lxc.payload.r1/cgroup.freeze; sleep 0.2")
+            client.signal(signal.SIGTERM)
+            told = client.wait(10).expect(0).json
+        assert (told["lost"], told["wrong"], told["problem"]) == (0, 0, None)
+        assert told["requests"] > 100
+        assert 390 < told["longest_gap_ms"] < 2000
+        assert own.probe("hostb", "r1")["count"] == told["requests"] + 1
+        # One that breaks off is not taken for one that went well.
+        with own.start("client", "python3", "/opt/rig/guests/redis_client.py", "10.0.3.100") as client:
+            wait_for(lambda: "connected" in client.stderr, "the client is connected")
+            own.sh("hostb", "lxc-stop -k -n r1; ip route add unreachable 10.0.3.100")
+            told = client.wait(60).expect(1).json
+        assert told["problem"]
+    finally:
+        own.exec("hostb", "lxc-destroy", "-f", "-n", "r1", check=False)
+        own.exec("hostb", "ip", "route", "del", "unreachable", "10.0.3.100", check=False)
+
+
+# --- up and down ---
+
+
+def test_up_again_changes_nothing(own: Rig) -> None:
+    running = [(RUN / f"{host}.pid").read_text() for host in EVERY_HOST]
+    assert up() < 20
+    assert [(RUN / f"{host}.pid").read_text() for host in EVERY_HOST] == running
+
+
+def test_a_dead_host_is_healed(own: Rig) -> None:
+    pid = int((RUN / "hostb.pid").read_text().split()[0])
+    os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: call("status").returncode == 4, "the rig is incomplete")
+    assert call("exec", "hostb", "--", "true").returncode == 125
+    up()
+    assert own.sh("hostb", "hostname") == "hostb\n"
+
+
+def test_two_at_once_do_not_collide(own: Rig) -> None:
+    environment = os.environ | {"MIGRATOR_RIG": INSTANCE}
+    own.down()
+    both = [subprocess.Popen([PROGRAM, "up"], env=environment, stderr=subprocess.DEVNULL) for _ in range(2)]
+    assert [process.wait(UP_LIMIT) for process in both] == [0, 0]
+    assert own.sh("hosta", "hostname") == "hosta\n"
+
+
+def test_down_leaves_nothing(own: Rig, before: set[str]) -> None:
+    own.guest("hosta", "c1", "tick", ip="10.0.3.50")
+    own.sh("hosta", "echo 1 >/sys/fs/cgroup/lxc.payload.c1/cgroup.freeze")
+    namespaces = {own.sh(host, "readlink /proc/self/ns/net").strip() for host in EVERY_HOST}
+    assert left_behind(before)
+    own.down()
+    assert left_behind(before) == []
+    assert not namespaces & set(network_namespaces())
+    own.down()
+    assert left_behind(before) == []
+
+
+def network_namespaces() -> Iterator[str]:
+    """Every network namespace that a process of this machine is in."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            yield str((folder / "ns/net").readlink())
+
+
+@pytest.mark.parametrize("after", [0.05, 0.15, 0.3, 0.5, 0.8, 1.2, 1.8])
+def test_a_killed_up_is_healed(before: set[str], after: float) -> None:
+    call("down")
+    environment = os.environ | {"MIGRATOR_RIG": INSTANCE}
+    with subprocess.Popen([PROGRAM, "up"], env=environment, stderr=subprocess.DEVNULL) as process:
+        time.sleep(after)
+        process.kill()
+    if after in (0.15, 0.8):
+        up()
+        assert text("exec", "hostb", "--", "hostname") == "hostb\n"
+    call("down")
+    assert left_behind(before) == []
+
+
+def test_a_killed_down_is_finished_by_the_next(before: set[str]) -> None:
+    environment = os.environ | {"MIGRATOR_RIG": INSTANCE}
+    for after in (0.02, 0.05, 0.1):
+        up()
+        with subprocess.Popen([PROGRAM, "down"], env=environment) as process:
+            time.sleep(after)
+            process.kill()
+        call("down")
+        assert left_behind(before) == []
+
+
+# --- NAT ---
+
+ONE, SEVERAL, NONE = "one", "several", "none"
+NATS = {
+    "full-cone": (ONE, ["other address", "other port"], 1),
+    "full-cone,no-input-drop": (ONE, ["other address", "other port"], 1),
+    "address-restricted": (ONE, ["other port"], 1),
+    "port-restricted": (ONE, [], 1),
+    "port-restricted,no-input-drop": (ONE, [], 1),
+    "symmetric": (SEVERAL, [], 1),
+    "double": (ONE, [], 2),
+    "blocked": (NONE, [], 1),
+}
+
+
+@pytest.mark.parametrize("kind", NATS)
+def test_nat(before: set[str], kind: str) -> None:
+    """Each type does what it is named for, on either side."""
+    mapped, let_in, routers = NATS[kind]
+    up("--nat-a", kind, "--nat-b", kind)
+    own = Rig(INSTANCE)
+    for name, host in (("udp_reflector.py", "rendezvous"), ("udp_asker.py", "hosta"), ("udp_asker.py", "hostb")):
+        assert call("copy", str(TREE / "tests/rig" / name), f"{host}:/tmp/").returncode == 0
+    with own.start("rendezvous", "python3", "/tmp/udp_reflector.py", *RENDEZVOUS) as reflector:
+        wait_for(lambda: reflector.stdout, "the reflector listens")
+        for host, outside in (("hosta", "198.51.100.2"), ("hostb", "203.0.113.2")):
+            told = own.exec(host, "python3", "/tmp/udp_asker.py", *RENDEZVOUS).json
+            seen = {tuple(each) if each else None for each in told["mapping"]}
+            assert (NONE if seen == {None} else ONE if len(seen) == 1 else SEVERAL) == mapped
+            assert seen == {None} or {each[0] for each in seen if each} == {outside}
+            assert told["let_in"] == let_in
+    ping = own.exec("hosta", "ping", "-c", "1", "-W", "2", RENDEZVOUS[0]).stdout
+    found = re.search(r"ttl=(\d+)", ping)
+    assert found and int(found[1]) == 64 - routers
+    # Neither host can be reached from the other, by whatever address; TCP to the outside works.
+    for host, other in (("hosta", "10.2.0.2"), ("hosta", "203.0.113.2"), ("hostb", "10.1.0.2")):
+        assert own.exec(host, "ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=2", other, "true",
+                        check=False).status == 255
+    with own.start("rendezvous", "iperf3", "-s", "-1"):
+        time.sleep(0.2)
+        own.exec("hosta", "iperf3", "-c", RENDEZVOUS[0], "-n", "1M")
+
+
+def test_one_side_behind_nat(before: set[str]) -> None:
+    up("--nat-b", "symmetric")
+    own = Rig(INSTANCE)
+    own.exec("hostb", "ping", "-c", "1", "-W", "2", "198.51.100.3")
+    own.exec("hosta", "ping", "-c", "1", "-W", "2", RENDEZVOUS[1])
+    assert own.sh("hosta", "ip -br address show lxcbr0").split()[2] == "10.0.3.1/24"
+
+
+def test_containers_reach_the_outside_through_nat(before: set[str]) -> None:
+    up("--nat-a", "port-restricted", "--nat-b", "port-restricted")
+    own = Rig(INSTANCE)
+    own.guest("hosta", "c1", "tick", ip="10.0.3.50")
+    own.exec("hosta", "lxc-attach", "-n", "c1", "--", "/bin/ping", "-c", "1", RENDEZVOUS[0])
+
+
+def test_shaping(before: set[str]) -> None:
+    up("--mbit", "50")
+    own = Rig(INSTANCE)
+    with own.start("hostb", "iperf3", "-s"):
+        time.sleep(0.2)
+        for direction in ([], ["-R"]):
+            told = own.exec("hosta", "iperf3", "-c", "hostb", "-t", "2", "-J", *direction).stdout
+            rate = json.loads(told)["end"]["sum_received"]["bits_per_second"] / 1e6
+            assert 35 < rate < 60
+    up()
+    with own.start("hostb", "iperf3", "-s", "-1"):
+        time.sleep(0.2)
+        told = own.exec("hosta", "iperf3", "-c", "hostb", "-t", "1", "-J").stdout
+        assert json.loads(told)["end"]["sum_received"]["bits_per_second"] > 200e6
