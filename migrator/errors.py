@@ -367,6 +367,13 @@ class DowntimeExceeded(MigratorError):
     cure = "Raise --max-downtime, or send the data again first so that less is left."
 
 
+class DumpRefused(MigratorError):
+    """The destination does not take {name} over: {reason}."""
+
+    status = 64
+    cure = "Its dump must be sent again."
+
+
 def by_code() -> dict[str, type[MigratorError]]:
     """Every error class under its code: how an error from the other host finds its class again."""
     found: dict[str, type[MigratorError]] = {}

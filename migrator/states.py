@@ -205,8 +205,8 @@ def _refuse(missing: str, next_stage: str) -> Decision:
 NEXT: dict[tuple[Role, State], str] = {
     (Role.SOURCE, S.PREPARING): "prepare-data",
     (Role.SOURCE, S.PREPARED): "import-data@destination",
-    (Role.SOURCE, S.DUMPING): "rollback",
-    (Role.SOURCE, S.OFFERED): "rollback",
+    (Role.SOURCE, S.DUMPING): "create-dump",
+    (Role.SOURCE, S.OFFERED): "create-dump",
     (Role.SOURCE, S.DUMPED): "restore-dump@destination",
     (Role.SOURCE, S.FINISHING): "finish",
     (Role.SOURCE, S.ROLLING_BACK): "rollback",
@@ -272,7 +272,15 @@ def _create_dump(here: State | None, there: State | None) -> Decision:
         return GIVEN_UP
     if here is S.DUMPED:
         return _already("restore-dump@destination")
-    if here is not S.PREPARED:
+    if here is S.OFFERED:
+        if there in (S.OWNED, S.RESTORING):
+            return _already("restore-dump@destination")
+        if there in (S.RESTORED, S.FINISHED):
+            return _already("finish")
+        if there in (S.RECEIVING_DUMP, S.DUMP_RECEIVED):
+            return GO  # the offer was lost: it is made again
+        return GIVEN_UP
+    if here not in (S.PREPARED, S.DUMPING):  # after DUMPING it was killed: it thaws, and begins anew
         return _refuse(f"the migration is in state {here}", next_stage(Role.SOURCE, here) or "status")
     if there in (S.IMPORTED, S.RECEIVING_DUMP, S.DUMP_RECEIVED):
         return GO

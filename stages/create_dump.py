@@ -14,23 +14,23 @@ import contextlib
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from migrator import advice, btrfs, cli, container_config, criu, layout, log, lxc, network, spool, transfer
 from migrator.advice import this_host
 from migrator.cli import Result
 from migrator.container_facts import ContainerFacts
 from migrator.errors import (
-    ConnectionLost,
     ContainerChanged,
     ContainerNotRunning,
     DowntimeExceeded,
+    DumpFailed,
+    DumpRefused,
     InternalError,
     Interrupted,
     MigratorError,
     NoMigration,
     OutOfOrder,
-    ProtocolError,
     SourceRunsAgain,
     SourceStateUnknown,
     UsageError,
@@ -71,18 +71,23 @@ def run(args: argparse.Namespace) -> Result:
         migration = journal.latest(name, lxcpath, Role.SOURCE)
         if migration is None:
             raise NoMigration(name=name, stage=NAME, next=f"migrator prepare-data {name} -d {args.destination}")
-        if migration.state in (State.DUMPING, State.ROLLING_BACK):
+        if migration.state is State.DUMPING:
             _heal(migration)
         if migration.state is State.PREPARED and container.state != "RUNNING":
             raise ContainerNotRunning(name=name, lxcpath=lxcpath, state=container.state)
         with connected(args, args.destination) as there:
-            decision = decide(NAME, migration.state, prepare_data.state_there(there, migration))
+            state_there = prepare_data.state_there(there, migration)
+            decision = decide(NAME, migration.state, state_there)
             next_ = advice.command(decision.next_stage, migration) if decision.next_stage else ""
-            if decision.verdict is Verdict.ALREADY:
-                return Result({"migration": migration.id, "name": name, "stage": NAME, "already": True, "next": next_},
-                              f"{name} has already been dumped and handed over. Next: {next_}")
+            settle_offer(migration, state_there)
             if decision.verdict is Verdict.REFUSE:
                 raise OutOfOrder(stage=NAME, missing=decision.missing, next=next_)
+            if migration.state is State.OFFERED and not args.dry_run:
+                _offer(migration, there)
+                next_ = advice.next_command(migration)
+            if migration.state is State.DUMPED:
+                return Result({"migration": migration.id, "name": name, "stage": NAME, "already": True, "next": next_},
+                              f"{name} has already been dumped and handed over. Next: {next_}")
             _refuse_changed(migration, container)
             looked = check.before_stage(args, container, there, known_copy=True, bridges=migration.detail["bridges"])
             dump = Dump(args, migration, container, there, looked.container)
@@ -90,11 +95,56 @@ def run(args: argparse.Namespace) -> Result:
 
 
 def _heal(migration: Migration) -> None:
-    """An earlier create-dump was killed before it offered the token: the container is ours, thaw it and start anew."""
-    if migration.state is State.DUMPING:
-        log.warning(f"An earlier create-dump of {migration.name} was killed; the container is thawed first")
-        thaw_source(migration)
-        migration.move(Event.THAW)
+    """An earlier create-dump was killed before it offered the token: the container is ours, thaw it and begin anew."""
+    log.warning(f"An earlier create-dump of {migration.name} was killed; the container is thawed first")
+    thaw_source(migration)
+    migration.move(Event.THAW)
+
+
+def settle_offer(migration: Migration, state_there: State | None) -> None:
+    """The answer to an offer was lost, but the destination's state tells it."""
+    if migration.state is State.OFFERED and state_there in (State.OWNED, State.RESTORING, State.RESTORED):
+        migration.move(Event.TAKEN)
+
+
+def _offer(migration: Migration, there: Connection) -> None:
+    """Ask the destination to take the token; safe to repeat. When it says no, the container is thawed."""
+    try:
+        there.call("own", id=migration.id)
+    except DumpRefused as error:
+        migration.move(Event.REFUSED)
+        give_up(migration, there, error)
+    except MigratorError as error:  # also Busy: an offer that was thought lost may be taken at this moment
+        raise SourceStateUnknown(error, name=migration.name, destination=there.peer_host,
+                                 rollback=advice.command("rollback", migration)) from error
+    migration.move(Event.TAKEN)
+
+
+def give_up(migration: Migration, there: Connection, error: MigratorError) -> NoReturn:
+    """Nobody else has the token: thaw, remove what this attempt has made on both hosts, and say so."""
+    thaw_source(migration)
+    migration.move(Event.THAW, failed=str(error)[:2000])
+    here = Layout(migration.lxcpath, migration.name, migration.id)
+    _keep_log(here, error)
+    here.drop_images()
+    btrfs.delete(here.snapshot(len(migration.detail["rounds"]) + 1))
+    try:
+        there.call("dump-drop", id=migration.id)
+    except MigratorError as trouble:
+        log.verbose(f"{there.peer_host} drops the broken dump by itself: {trouble}")
+    if isinstance(error, Interrupted):
+        log.info(f"{migration.name} was thawed and runs on here.")
+        raise error
+    raise SourceRunsAgain(error, name=migration.name, next=advice.command(NAME, migration)) from error
+
+
+def _keep_log(here: Layout, error: MigratorError) -> None:
+    """CRIU's log outlives the images, where the error says it is."""
+    images = here.images()
+    if isinstance(error, DumpFailed) and images and (images / "dump.log").is_file():
+        kept = criu.log_path(here.name, "dump")
+        container_config.write_file(kept, (images / "dump.log").read_text(errors="replace"), mode=0o600)
+        error.fields["log"] = kept
 
 
 def _refuse_changed(migration: Migration, container: lxc.Container) -> None:
@@ -155,16 +205,10 @@ class Dump:
         try:
             self._freeze()
             figures = self._dump_and_send()
-            self.migration.move(Event.OFFER)
+            self.migration.move(Event.OFFER, figures=figures)
         except BaseException as error:
-            self._undo(_as_ours(error))
-        try:
-            self.there.call("own", id=self.migration.id, snapshot=self.last.name)
-        except (ConnectionLost, ProtocolError, InternalError, Interrupted) as error:
-            raise self._unknown(error) from error
-        except MigratorError as error:
-            self._refused(error)
-        self.migration.move(Event.TAKEN, figures=figures)
+            give_up(self.migration, self.there, _as_ours(error))
+        _offer(self.migration, self.there)
         self.layout.drop_images()
         next_ = advice.next_command(self.migration)
         frozen = time.time() - self.frozen_since
@@ -245,43 +289,6 @@ class Dump:
     def _watch(self, _done: int) -> None:
         self._left()
 
-    # --- the ways back ---
-
-    def _undo(self, error: MigratorError) -> None:
-        """Nobody else was offered the token: thaw, and remove what this attempt has made on both hosts."""
-        thaw_source(self.migration)
-        self.migration.move(Event.THAW, failed=str(error)[:2000])
-        self._drop()
-        try:
-            self.there.call("dump-drop", id=self.migration.id)
-        except MigratorError as trouble:
-            log.verbose(f"{self.there.peer_host} drops the broken dump by itself: {trouble}")
-        if isinstance(error, Interrupted):
-            log.info(f"{self.container.name} was thawed and runs on here.")
-            raise error
-        raise SourceRunsAgain(error, name=self.container.name, next=advice.command(NAME, self.migration)) from error
-
-    def _refused(self, error: MigratorError) -> None:
-        """The destination answered that it does not take the token, so it never will for this dump."""
-        self.migration.move(Event.REFUSED)
-        self._undo(error)
-
-    def _unknown(self, error: MigratorError) -> SourceStateUnknown:
-        return SourceStateUnknown(error, name=self.container.name, destination=self.there.peer_host,
-                                  rollback=advice.command("rollback", self.migration))
-
-    def _drop(self) -> None:
-        self.keep_log()
-        self.layout.drop_images()
-        btrfs.delete(self.last)
-
-    def keep_log(self) -> None:
-        """CRIU's log outlives the images: the error names it."""
-        source = self.images / "dump.log"
-        if source.is_file():
-            container_config.write_file(criu.log_path(self.container.name, "dump"), source.read_text(errors="replace"),
-                                        mode=0o600)
-
 
 def _as_ours(error: BaseException) -> MigratorError:
     if isinstance(error, MigratorError):
@@ -351,15 +358,17 @@ def _must_receive_dump(migration: Migration) -> None:
 def own(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     """Take the token over: from the moment this is recorded, only this host may let the container run."""
     migration = service.migration(fields)
+    if migration.state in (State.IMPORTED, State.ABANDONING, State.ABANDONED):
+        raise DumpRefused(name=migration.name, reason=f"it is {migration.state} there")
     if migration.state is not State.OWNED:
         here = Layout(migration.lxcpath, migration.name, migration.id)
         images = here.images()
         if images is None or not spool.is_complete(here.spool / INCREMENT):
-            raise UsageError(reason="the dump is not complete")
+            raise DumpRefused(name=migration.name, reason="not all of its dump has arrived")
         uid, gid = migration.detail["mapped_root"]
         for path in criu.image_files(images):
             if not spool.is_complete(path):
-                raise UsageError(reason=f"the image {path.name} is not complete")
+                raise DumpRefused(name=migration.name, reason=f"the image {path.name} is not complete")
             os.chown(path, uid, gid)
         migration.move(Event.DUMP_RECEIVED)
         migration.move(Event.OWN)

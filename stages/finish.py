@@ -20,7 +20,7 @@ from migrator.network import Port
 from migrator.peer import connected
 from migrator.service import Service
 from migrator.states import Event, Role, State, Verdict, decide
-from stages import prepare_data
+from stages import create_dump, prepare_data
 
 NAME = "finish"
 HELP = "stop and fence the copy that was left behind (on the source)"
@@ -46,7 +46,9 @@ def run(args: argparse.Namespace) -> Result:
             return Result({"migration": migration.id, "name": name, "stage": NAME, "already": True},
                           f"The migration of {name} has already been finished.")
         with connected(args, args.destination or migration.peer) as there:
-            decision = decide(NAME, migration.state, prepare_data.state_there(there, migration))
+            state_there = prepare_data.state_there(there, migration)
+            create_dump.settle_offer(migration, state_there)
+            decision = decide(NAME, migration.state, state_there)
             if decision.verdict is Verdict.REFUSE:
                 raise OutOfOrder(stage=NAME, missing=decision.missing,
                                  next=advice.command(decision.next_stage, migration))

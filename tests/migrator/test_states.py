@@ -97,7 +97,7 @@ def test_the_command_that_comes_next_is_never_refused() -> None:
     """Whoever follows the advice gets on, whatever the other host's state is (as long as it is one that fits)."""
     for (role, state), stage in NEXT.items():
         verb, _, place = stage.partition("@")
-        if not place and verb not in ("finish", "rollback"):  # these two also ask the other host
+        if not place and verb not in ("create-dump", "finish", "rollback"):  # these also ask the other host
             assert decide(verb, state, None).verdict is not Verdict.REFUSE, f"{role} {state}: {verb}"
 
 
@@ -119,6 +119,8 @@ PROGRAMS: dict[str, tuple[str, ...]] = {
     "prepare-data": ("send", "call:begin", "call:receive", "call:received", "sent"),
     "create-dump": ("call:dump-begin", "freeze", "act:freeze", "offer", "call:own", "taken"),
     "undo": ("act:thaw", "thaw", "call:dump-drop"),
+    "offer again": ("call:own", "taken"),
+    "learn": ("taken",),
     "refused": ("refused", "act:thaw", "thaw", "call:dump-drop"),
     "heal": ("act:thaw", "thaw"),
     "rollback": ("call:abandon", "roll-back", "act:thaw", "rolled-back"),
@@ -126,7 +128,7 @@ PROGRAMS: dict[str, tuple[str, ...]] = {
     "finish": ("call:running", "finish", "act:kill", "call:finish", "finished"),
     "finish offered": ("call:running", "taken", "finish", "act:kill", "call:finish", "finished"),
 }
-OK, REFUSED, SILENCE = "ok", "refused", "silence"
+OK, REFUSED, BUSY, SILENCE = "ok", "refused", "busy", "silence"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,7 +204,12 @@ def begin(world: World, stage: str) -> Iterator[World]:
     there = None if stage == "rollback" else world.destination
     if stage == "prepare-data" and world.source in ENDED:
         return  # another migration
-    if decide(stage, world.source, there).verdict is Verdict.GO:
+    verdict = decide(stage, world.source, there).verdict
+    if stage == "create-dump" and world.source is State.OFFERED:
+        if verdict is not Verdict.REFUSE:
+            yield world.but(program="learn" if verdict is Verdict.ALREADY else "offer again")
+        return
+    if verdict is Verdict.GO:
         learns = stage == "finish" and world.source is State.OFFERED
         yield world.but(program="finish offered" if learns else stage)
 
@@ -228,8 +235,8 @@ def go_on(world: World) -> Iterator[World]:
             arrived = there.but(flying=there.flying - {request})
             if answer == OK:
                 yield done(arrived)
-            elif answer == REFUSED:
-                yield from refused(arrived)
+            elif answer == REFUSED or (answer == BUSY and request != "own"):
+                yield from refused(arrived)  # only the word of the one who has the lock counts for `own`
             yield from broken(arrived)  # the answer gets lost
     yield from broken(world)
 
@@ -261,7 +268,7 @@ def failed(world: World) -> Iterator[World]:
 
 def refused(world: World) -> Iterator[World]:
     """The destination has answered with an error."""
-    if world.program == "create-dump" and world.source is State.OFFERED:
+    if world.program in ("create-dump", "offer again") and world.source is State.OFFERED:
         yield world.but(program="refused", step=0, waiting=False)
     elif world.program == "create-dump" and world.source is State.DUMPING:
         yield world.but(program="undo", step=0, waiting=False)
@@ -299,7 +306,7 @@ def answers(world: World, request: str) -> Iterator[tuple[World, str]]:
     """What the destination does with a request; it may be killed between two records."""
     state = world.destination
     if world.restoring:
-        yield world, REFUSED  # restore-dump has the container locked
+        yield world, BUSY  # restore-dump has the container locked
         return
     if request == "abandon" and state is State.RESTORING:
         yield from ((settled, SILENCE) for settled in settle(world))
