@@ -113,7 +113,7 @@ def criu_check(case: Case) -> Iterator[Finding]:
         if host.criu.version and not host.criu.check_ok:
             lines = [line for line in host.criu.check_output.splitlines() if "Error" in line or "error" in line]
             said = (lines or host.criu.check_output.splitlines() or ["nothing"])[0].strip()
-            yield CRIU_CHECK.found(f"criu check fails on {host.name}; it says: {said[:300]}",
+            yield CRIU_CHECK.found(f"criu check fails on {host.name}; it says: {said[:300].rstrip('.')}.",
                                    f"See all of it on {host.name} with: criu check -v4")
 
 

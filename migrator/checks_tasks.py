@@ -108,8 +108,8 @@ def files(case: Case) -> Iterator[Finding]:
                          "Start it without that pipe, or let it write to a file in the container instead.")
     for note in case.notes("unix-outside"):
         yield UNIX.found(f"{holder(note)} is connected with a process of the host by the UNIX {note.detail}.",
-                         f"Find its path: nsenter -t {case.container.init_pid} -n ss -xp -- and do not bind it from the "
-                         "host.")
+                         f"Find its path: nsenter -t {case.container.init_pid} -n ss -xp -- and do not bind it from "
+                         "the host.")
     for note in case.notes("deleted-file"):
         if note.size > GHOST_LIMIT:
             yield GHOST.found(f"{holder(note)} has the deleted file {note.detail} of {size(note.size)} open.",

@@ -19,7 +19,7 @@ from migrator.cpu import Cpu
 from migrator.errors import MigratorError
 from migrator.run import environment, run
 
-CACHE = Path("/run/migrator/criu-facts.json")
+CACHE = Path("/var/cache/migrator/criu-facts.json")
 LIMIT = 30.0  # seconds for one question
 # Asked with `criu check --feature`; a container can be moved without any of them.
 FEATURES = ("mem_dirty_track", "pagemap_scan", "uffd-noncoop", "network_lock_nftables")

@@ -104,7 +104,8 @@ def _host_path(line: MountLine, outside: Iterable[MountLine]) -> str:
             best = candidate
     if best is None:
         return ""
-    return posixpath.normpath(posixpath.join(best.target, posixpath.relpath(line.root, best.root)))
+    rest = line.root[len(best.root.rstrip("/")) :]
+    return posixpath.normpath(f"{best.target}/{rest}") if rest.strip("/") else best.target
 
 
 def _below(path: str, folder: str) -> bool:

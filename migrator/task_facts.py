@@ -182,8 +182,9 @@ class _Look:
         self.left = DESCRIPTORS_MAX
         self.mounts: dict[str, list[MountLine]] = {}  # of each mount namespace
         self.mount_ids: set[int] = set()  # of all mount namespaces that belong to the container
+        self.terminals: set[str] = set()  # the devices of its devpts file systems
         self.slaves: dict[tuple[int, int], tuple[str, Status]] = {}  # (devpts, index) of pseudo-terminals
-        self.masters: set[tuple[int, int]] = set()
+        self.masters: set[tuple[int, int]] = set()  # likewise; a devpts of 0 stands for any
         self.pipes: dict[str, tuple[int, Status]] = {}  # which ends of each pipe are open: 1 read, 2 write
         self.unix_sockets: dict[int, Status] = {}  # by inode
 
@@ -202,6 +203,7 @@ class _Look:
         if namespace not in self.mounts:
             self.mounts[namespace] = parse_mountinfo(read_text(f"/proc/{pid}/mountinfo"))
             self.mount_ids |= {line.id for line in self.mounts[namespace]}
+            self.terminals |= {line.device for line in self.mounts[namespace] if line.type == "devpts"}
         return self.mounts[namespace]
 
     def descriptors(self, status: Status) -> None:
@@ -260,8 +262,9 @@ class _Look:
             self.slaves.setdefault((found.st_dev, (major - PTS[0]) * 256 + minor), (target, status))
         elif stat.S_ISCHR(found.st_mode) and (major, minor) == PTMX:
             index = watch_facts.fdinfo(path, "tty-index")
-            if index:
-                self.masters.add((found.st_dev, int(index)))
+            if index:  # /dev/ptmx may be a device node of its own, outside every devpts
+                shown = f"{os.major(found.st_dev)}:{os.minor(found.st_dev)}"
+                self.masters.add((found.st_dev if shown in self.terminals else 0, int(index)))
         else:
             kind = "char" if stat.S_ISCHR(found.st_mode) else "block"
             self.note("device", f"{kind} {major}:{minor} {target}", status)
@@ -276,7 +279,7 @@ class _Look:
         A pipe with one end only is nothing special, its other end may have been closed: so we look who has it.
         """
         for place, (target, status) in self.slaves.items():
-            if place not in self.masters:
+            if not self.masters & {place, (0, place[1])}:
                 self.note("terminal-outside", target, status)
         for inode in sorted(unix_facts.outside(self.init, frozenset(self.unix_sockets)) if self.unix_sockets else ()):
             self.note("unix-outside", f"socket:[{inode}]", self.unix_sockets[inode])

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""CRIU is asked once, and its answers are kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from migrator import criu_facts
+from migrator.criu_facts import CriuFacts
+from tests.migrator.made_up import CPU, image
+
+
+@pytest.fixture
+def fake_criu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A criu that counts how often it is asked, and writes an image of a processor."""
+    (tmp_path / "cpu").write_bytes(image(CPU))
+    program = tmp_path / "bin" / "criu"
+    program.parent.mkdir()
+    program.write_text(f"""#!/bin/sh
+echo "$*" >>{tmp_path}/calls
+case "$*" in
+*--version) echo "Version: 4.2.1" ;;
+"check --feature pagemap_scan" | check) echo "Looks good." ;;
+cpuinfo*) cp {tmp_path}/cpu "$4/cpuinfo.img" ;;
+*) echo "Error: no" >&2; exit 1 ;;
+esac
+""")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
+    return tmp_path
+
+
+def test_criu_is_asked_once(fake_criu: Path) -> None:
+    cache = fake_criu / "run" / "facts.json"
+    facts = criu_facts.gather(cache)
+    assert (facts.version, facts.check_ok, facts.features) == ("4.2.1", True, ("pagemap_scan",))
+    assert facts.cpu == CPU
+    calls = (fake_criu / "calls").read_text()
+    assert criu_facts.gather(cache) == facts
+    assert (fake_criu / "calls").read_text() == calls
+    (fake_criu / "bin" / "criu").write_text("#!/bin/sh\nexit 1\n")  # another program: asked again
+    assert criu_facts.gather(cache).version == ""
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"stamp": {}}', '{"stamp": {}, "facts": {"version": 3}}', "\xff"])
+def test_a_damaged_cache_is_as_none(fake_criu: Path, text: str) -> None:
+    cache = fake_criu / "facts.json"
+    cache.write_text(text, encoding="latin-1")
+    assert criu_facts.gather(cache).version == "4.2.1"
+
+
+def test_without_criu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("shutil.which", lambda *_, **__: None)
+    assert criu_facts.gather(tmp_path / "cache") == CriuFacts()

@@ -1,0 +1,330 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Facts in, findings out: each code has facts that bring it up; the made-up hosts and container bring up none."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from migrator import preflight
+from migrator.case import PlanOptions
+from migrator.config_facts import IdMap, MountEntry, Net
+from migrator.container_facts import ContainerFacts
+from migrator.findings import (
+    Finding,
+    Severity,
+    Verdict,
+    codes,
+    render,
+    verdict,
+)
+from migrator.host_facts import HostFacts, Other, Storage
+from migrator.mount_facts import Mount
+from migrator.net_facts import Interface, Neighbour
+from tests.migrator.made_up import (
+    BRIDGE,
+    CONTAINER,
+    CPU,
+    DESTINATION,
+    ETH0,
+    GIB,
+    LO,
+    NET,
+    ROOT,
+    SOURCE,
+    anything,
+    change,
+    notes,
+)
+
+ERROR, WARNING, INFO = Severity.ERROR, Severity.WARNING, Severity.INFO
+IDMAP = (IdMap("u", 0, 100_000, 65_536), IdMap("g", 0, 100_000, 65_536))
+WEAKER = dataclasses.replace(CPU, capability=(*CPU.capability[:9], 0xFFFFFFFF & ~(1 << 5), *CPU.capability[10:]))
+BIND = (MountEntry("/srv/data", "srv/data", "none", ("bind", "create=dir")),)
+BOUND = (ROOT, Mount("/srv/data", "btrfs", "external", "/srv/data"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """What is different from the made-up facts; keys are fields, `a.b` for those of a record in a field."""
+
+    source: dict[str, Any] = dataclasses.field(default_factory=dict)
+    destination: dict[str, Any] = dataclasses.field(default_factory=dict)
+    container: dict[str, Any] = dataclasses.field(default_factory=dict)
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    alone: bool = False  # without a destination
+
+    def find(self) -> list[Finding]:
+        return preflight.find(
+            change(SOURCE, self.source), None if self.alone else change(DESTINATION, self.destination),
+            change(CONTAINER, self.container), change(PlanOptions(), self.options),
+        )
+
+
+def task(kind: str, detail: str = "worker", **more: Any) -> Change:
+    """A process of the container was seen to have this."""
+    return Change(container={"tasks.notes": notes((kind, detail), **more)})
+
+
+def net(**fields: Any) -> tuple[Net, ...]:
+    return (dataclasses.replace(NET, **fields),)
+
+
+# (code, severity, change, words of the message or the cure)
+FOUND: list[tuple[str, Severity, Change, str]] = [
+    # software
+    ("criu-missing", ERROR, Change(source={"criu.version": ""}), "not installed on here"),
+    ("criu-missing", ERROR, Change(destination={"criu.version": ""}), "not installed on there"),
+    ("criu-too-old", ERROR, Change(source={"criu.version": "4.0", "kernel": "6.1"}), "CRIU 4.0"),
+    ("criu-too-old", ERROR, Change(source={"criu.version": "3.17.1", "kernel": "6.1"}, alone=True), "4.1 or newer"),
+    ("criu-too-old-for-kernel", ERROR, Change(source={"criu.version": "4.1.1"}), "SO_PASSCRED"),
+    ("criu-too-old-for-kernel", ERROR, Change(source={"criu.version": "4.0", "kernel": "6.13-rc1"}), "vDSO"),
+    ("criu-guard-pages", WARNING, Change(source={"criu.version": "4.1.1", "kernel": "6.13"}), "guard pages"),
+    ("criu-check-failed", ERROR, Change(destination={
+        "criu.check_ok": False, "criu.check_output": "Warn: x\nError (criu/cr-check.c:1): no\n"}), "cr-check.c:1"),
+    ("criu-check-failed", ERROR, Change(destination={"criu.check_ok": False, "criu.check_output": ""}), "nothing"),
+    ("criu-versions-differ", WARNING, Change(source={"criu.version": "4.3"}), "older CRIU"),
+    ("criu-versions-differ", INFO, Change(destination={"criu.version": "4.3"}), "way back"),
+    ("criu-config-file", WARNING, Change(source={"criu.config_files": ("/etc/criu/default.conf",)}), "default.conf"),
+    ("cpu-differs", ERROR, Change(destination={"criu.cpu": WEAKER}), "avx2"),
+    ("cpu-differs", ERROR, Change(destination={"criu.cpu": dataclasses.replace(CPU, xfeatures=7)}), "XSAVE state 0xe0"),
+    ("cpu-unknown", WARNING, Change(destination={"criu.cpu": None}), "of there"),
+    ("architecture-differs", ERROR, Change(destination={"arch": "aarch64"}), "aarch64"),
+    ("page-size-differs", ERROR, Change(destination={"page_size": 65536}), "65536"),
+    ("kernel-older", WARNING, Change(destination={"kernel": "6.12.57"}), "6.12.57"),
+    ("lxc-missing", ERROR, Change(destination={"lxc": ""}), "apt-get install lxc"),
+    ("lxc-versions-differ", WARNING, Change(destination={"lxc": "6.0.4"}), "6.0.4"),
+    ("lxc-versions-differ", INFO, Change(destination={"lxc": "7.0.1"}), "7.0.1"),
+    ("python-lxc-missing", ERROR, Change(source={"python_lxc": False}), "--system-site-packages"),
+    ("program-missing", ERROR, Change(source={"programs": ("criu", "ip", "nsenter", "nft", "tar")}), "btrfs-progs"),
+    ("program-missing", ERROR, Change(source={"programs": ("criu", "ip", "nsenter", "nft", "btrfs")}), "tar"),
+    ("program-missing", ERROR, Change(destination={"programs": ("btrfs", "ip", "nsenter", "nft", "tar")}),
+     "lxc-checkpoint"),
+    ("firewall-tool-missing", ERROR, Change(source={"programs": ("btrfs", "ip", "nsenter", "tar")}), "nftables"),
+    ("migrator-versions-differ", WARNING, Change(destination={"migrator": "0.2"}), "0.2"),
+    ("cgroup-not-unified", ERROR, Change(source={"cgroups": "hybrid"}), "hybrid"),
+    ("cgroup-not-unified", ERROR, Change(destination={"cgroups": ""}), "unknown"),
+    ("cgroup-controller-missing", WARNING, Change(
+        container={"config.cgroup": (("lxc.cgroup2.io.max", "1"),)}), "lxc.cgroup2.io"),
+    ("no-sys-resource", ERROR, Change(destination={"capabilities": 7}, container={"tasks.uids": (0, 33)}), "33"),
+    ("no-time-namespaces", WARNING, Change(destination={"time_namespaces": False}), "-4910 seconds"),
+    ("same-host", ERROR, Change(destination={"identity": "1" * 32}), "this very host"),
+    # place
+    ("container-not-running", ERROR, Change(container={"state": "STOPPED", "init_pid": 0}, alone=True), "lxc-start"),
+    ("container-frozen", WARNING, Change(container={"state": "FROZEN"}), "lxc-unfreeze"),
+    ("name-taken", ERROR, Change(destination={"containers": (Other("c1"),)}), "/pool"),
+    ("name-taken", ERROR, Change(destination={"containers": (Other("c2"),)}, options={"name": "c2"}), "c2"),
+    ("lxcpath-missing", ERROR, Change(destination={"storage.exists": False}), "mkdir -p /pool"),
+    ("destination-not-btrfs", ERROR, Change(destination={"storage.filesystem": "ext4"}), "ext4"),
+    ("rootfs-not-subvolume", ERROR, Change(container={"rootfs.subvolume": False}, alone=True), "no subvolume"),
+    ("rootfs-not-subvolume", ERROR, Change(container={"rootfs.subvolume": False, "rootfs.filesystem": "ext4"}),
+     "on ext4"),
+    ("nested-subvolume", ERROR, Change(container={"rootfs.nested": ("var/lib/machines",)}), "var/lib/machines"),
+    ("disk-full", ERROR, Change(destination={"storage.free": GIB // 2}), "512.0 MiB free"),
+    ("disk-full", ERROR, Change(options={"disk_needed": 60 * GIB}), "60.0 GiB"),
+    ("disk-tight", WARNING, Change(destination={"storage.free": GIB + 1}), "only 1 B"),
+    ("disk-size-unknown", INFO, Change(container={"rootfs.used": -1}), "du -shx"),
+    ("memory-short", ERROR, Change(destination={"memory_available": GIB // 4}), "uses 256.0 MiB"),
+    ("memory-tight", WARNING, Change(destination={"memory_available": GIB // 2}), "images"),
+    ("images-room", WARNING, Change(destination={"images.free": 1000}), "remount,size=576M"),
+    ("images-room", WARNING, Change(destination={"images": Storage("/var/tmp", True, "ext4", 5, 9)}), "/var/tmp"),
+    ("clock-difference", WARNING, Change(destination={"time": SOURCE.time - 90}), "90.0 seconds behind"),
+    ("clock-difference", WARNING, Change(options={"clock_offset": 2.5}), "2.5 seconds ahead of"),
+    # network
+    ("network-type", ERROR, Change(container={"config.nets": net(type="ipvlan")}, alone=True), "ipvlan"),
+    ("host-network", ERROR, Change(container={"config.nets": net(type="none")}), "lxc.net.0.type = none"),
+    ("network-not-bridged", WARNING, Change(container={"config.nets": net(type="macvlan")}), "macvlan on lxcbr0"),
+    ("shared-namespace", ERROR, Change(container={"config.shared_namespaces": ("share.net c0",)}), "share.net c0"),
+    ("bridge-missing", ERROR, Change(destination={"interfaces": (LO, Interface("br7", "bridge"))}),
+     "--map-bridge lxcbr0=br7"),
+    ("bridge-missing", ERROR, Change(options={"bridges": {"lxcbr0": "br9"}}), "no bridge br9 (it has lxcbr0)"),
+    ("bridge-missing", ERROR, Change(destination={"interfaces": (LO,)}), "and no other"),
+    ("not-a-bridge", ERROR, Change(destination={"interfaces": (LO, Interface("lxcbr0", "dummy"))}), "dummy"),
+    ("link-missing", ERROR, Change(container={"config.nets": net(type="phys", link="enp3s0")}), "enp3s0"),
+    ("mtu-smaller", WARNING, Change(destination={"interfaces": (dataclasses.replace(BRIDGE, mtu=1400),)}), "mtu 1500"),
+    ("foreign-subnet", WARNING, Change(destination={
+        "interfaces": (dataclasses.replace(BRIDGE, addresses=("192.168.1.1/24",)),)}), "10.0.3.50 is in none"),
+    ("address-taken", ERROR, Change(destination={"interfaces": (
+        BRIDGE, Interface("eth1", "", "", ("10.0.3.50/16",)))}), "there itself, on eth1"),
+    ("address-taken", ERROR, Change(destination={"containers": (Other("c9", True, ("10.0.3.50/24",)),)}), "c9"),
+    ("address-taken", WARNING, Change(destination={"containers": (Other("c9", False, ("10.0.3.50",)),)}), "stopped"),
+    ("address-taken", ERROR, Change(destination={"neighbours": (
+        Neighbour("10.0.3.50", "52:54:00:00:00:01", "lxcbr0"),)}), "52:54:00:00:00:01"),
+    ("mac-taken", ERROR, Change(destination={"containers": (Other("c9", True, (), (ETH0.mac,)),)}), "c9"),
+    ("mac-taken", WARNING, Change(destination={"containers": (Other("c9", False, (), (ETH0.mac,)),)}), "stopped"),
+    ("mac-taken", ERROR, Change(destination={"interfaces": (BRIDGE, Interface("tap0", "tun", ETH0.mac))}), "tap0"),
+    ("veth-pair-taken", ERROR, Change(container={"config.nets": net(pair="lo")}), "interface lo"),
+    ("interface-kind", ERROR, Change(container={"interfaces": (LO, ETH0, Interface("d0", "dummy"))}), "kind dummy"),
+    ("address-not-configured", INFO, Change(container={"config.nets": net(addresses=())}), "10.0.3.50 on eth0"),
+    # tasks
+    ("attached-task", ERROR, task("attached"), "kill 4712"),
+    ("session-outside", ERROR, task("session-outside"), "setsid"),
+    ("outside-cgroup", ERROR, task("outside-cgroup"), "freezing"),
+    ("traced-task", ERROR, task("traced", "worker by process 1"), "by process 1"),
+    ("uninterruptible-task", WARNING, task("uninterruptible"), "/proc/4712/stack"),
+    ("root-not-mount-root", ERROR, Change(container={"init_root": "/srv/chroot"}), "/srv/chroot"),
+    ("facts-incomplete", WARNING, Change(container={"tasks.complete": False}), "more processes"),
+    ("outside-file", ERROR, task("outside-file", "/root/notes"), "/root/notes"),
+    ("terminal-outside", ERROR, task("terminal-outside", "/dev/pts/3"), "lxc.console.path = none"),
+    ("pipe-outside", WARNING, task("pipe-outside", "pipe:[1] to cat (process 9)"), "to cat (process 9)"),
+    ("unix-socket-outside", ERROR, task("unix-outside", "socket:[7]"), "nsenter -t 4711"),
+    ("deleted-file-large", ERROR, task("deleted-file", "/tmp/big", size=300 << 20), "300.0 MiB"),
+    ("nested-namespace", ERROR, task("nested-namespace", "uts"), "ProtectHostname=no"),
+    ("nested-mount-namespace", INFO, task("nested-namespace", "mnt"), "mnt namespace"),
+    ("namespace-file", ERROR, task("namespace-file", "net:[4026531840]"), "net:[4026531840]"),
+    ("bpf-descriptor", ERROR, task("anon-inode", "bpf-prog"), "seccomp"),
+    ("bpf-map", ERROR, task("anon-inode", "bpf-map"), "libbpf"),
+    ("descriptor-kind", ERROR, task("anon-inode", "io_uring"), "io_uring"),
+    ("socket-kind", ERROR, task("socket", "AF_VSOCK"), "AF_VSOCK"),
+    ("socket-kind", ERROR, task("socket", "MPTCPv6"), "GODEBUG"),
+    ("socket-unknown", WARNING, task("socket", ""), "unknown protocol"),
+    ("device-open", ERROR, task("device", "char 10:229 /dev/fuse"), "/dev/fuse"),
+    ("device-open", ERROR, task("device", "block 7:0 /dev/loop0"), "/dev/loop0"),
+    ("inotify-symlink", ERROR, task("watch-symlink", "/etc/localtime"), "--remove-destination"),
+    ("inotify-deleted", ERROR, task("watch-deleted", "/tmp/x"), "has been deleted"),
+    ("inotify-deleted", ERROR, task("watch-hidden", "/tmp/x"), "hidden"),
+    ("inotify-unknown", WARNING, task("watch-unknown", "inode 5 of device 0:9"), "inode 5"),
+    ("systemd-guest", WARNING, Change(container={"init_name": "systemd"}), "systemd"),
+    ("empty-cgroup", WARNING, Change(container={"empty_cgroups": 3}), "3 empty"),
+    # mounts
+    ("mount-unsupported", ERROR, Change(container={"mounts": (ROOT, Mount("/m", "nfs4", "unsupported"))}), "nfs4"),
+    ("mount-unreachable", ERROR, Change(container={"mounts": (ROOT, Mount("/m", "ext4", "unreachable"))}), "/m"),
+    ("mount-source-missing", ERROR, Change(container={"mounts": BOUND}), "no /srv/data"),
+    ("bind-source-symlink", ERROR, Change(container={"config.mounts": BIND},
+                                          destination={"present": {"/srv/data": "symlink"}}), "realpath /srv/data"),
+    ("bind-mount", WARNING, Change(container={"mounts": BOUND}, destination={"present": {"/srv/data": "folder"}}),
+     "not moved along"),
+    ("console-mounted", ERROR, Change(container={"mounts": (
+        ROOT, Mount("/dev/tty1", "devpts", "external", "/dev/pts/4"))}, alone=True), "lxc.tty.max = 0"),
+    # settings
+    ("apparmor-missing", ERROR, Change(container={"config.apparmor": "unconfined"}), "no AppArmor"),
+    ("apparmor-generated", ERROR, Change(container={"config.apparmor": "generated"}, destination={"apparmor": True}),
+     "generated"),
+    ("apparmor-profile-missing", ERROR, Change(
+        container={"config.apparmor": "mine"}, destination={"apparmor": True, "apparmor_profiles": ("a",)}), "mine"),
+    ("selinux-differs", ERROR, Change(source={"selinux": "enforcing"}, container={"config.selinux": "u:r:t"}), "u:r:t"),
+    ("selinux-differs", WARNING, Change(destination={"selinux": "permissive"}), "on there and off on here"),
+    ("seccomp-notify", WARNING, Change(container={"config.seccomp_notify": "unix:/run/x"}), "unix:/run/x"),
+    ("seccomp-profile-missing", WARNING, Change(container={"config.seccomp": "/etc/s"}), "/etc/s"),
+    ("hooks", INFO, Change(container={"config.hooks": (("lxc.hook.start", "true"),)}), "lxc.hook.start"),
+    ("hook-missing", WARNING, Change(container={"config.hooks": (("lxc.hook.start", "/bin/x -y"),)}), "no /bin/x"),
+    ("include-unreadable", WARNING, Change(container={"config.missing_includes": ("/etc/gone",)}), "/etc/gone"),
+    ("user-namespaces-off", ERROR, Change(
+        container={"config.idmaps": IDMAP}, destination={"user_namespaces": 0}), "max_user_namespaces"),
+    ("ids-not-mapped", ERROR, Change(container={"config.idmaps": IDMAP}, destination={
+        "uid_map": (IdMap("u", 0, 500_000, 65_536), IdMap("g", 0, 500_000, 65_536))}), "u 0 100000 65536"),
+    ("subids-missing", WARNING, Change(container={"config.idmaps": IDMAP}, destination={
+        "subids": (IdMap("u", 0, 100_000, 65_536), IdMap("g", 0, 100_000, 10))}), "/etc/subgid"),
+]
+
+# What is close to a finding and is none.
+NOT_FOUND: list[tuple[str, Change]] = [
+    ("criu-too-old", Change(destination={"criu.version": "4.0", "kernel": "6.1"})),
+    ("criu-too-old-for-kernel", Change(source={"criu.version": "4.1", "kernel": "6.15.9"})),
+    ("criu-too-old-for-kernel", Change(source={"criu.version": "4.1"}, container={"tasks.notes": ()})),
+    ("cpu-differs", Change(source={"criu.cpu": WEAKER})),
+    ("cpu-differs", Change(destination={"arch": "aarch64", "criu.cpu": WEAKER})),
+    ("kernel-older", Change(destination={"kernel": "6.18.1"})),
+    ("kernel-older", Change(destination={"kernel": "custom"})),
+    ("program-missing", Change(container={"mounts": (ROOT,)}, source={"programs": ("btrfs", "ip", "nsenter")})),
+    ("firewall-tool-missing", Change(source={"programs": ("iptables-restore",)})),
+    ("cgroup-controller-missing", Change(container={"config.cgroup": (
+        ("lxc.cgroup2.memory.max", "1G"), ("lxc.cgroup2.devices.allow", "a"))})),
+    ("no-sys-resource", Change(source={"capabilities": 1}, container={"tasks.uids": (0,)})),
+    ("no-sys-resource", Change(source={"capabilities": 1},
+                               container={"tasks.uids": (100_000, 100_033), "config.idmaps": IDMAP})),
+    ("name-taken", Change(destination={"containers": (Other("c1"),)}, options={"known_copy": True})),
+    ("disk-full", Change(destination={"storage.free": GIB // 2}, options={"disk_needed": 1000})),
+    ("clock-difference", Change(destination={"time": SOURCE.time - 90}, options={"clock_offset": 0.02})),
+    ("bridge-missing", Change(destination={"interfaces": (LO, Interface("br7", "bridge"))},
+                              options={"bridges": {"lxcbr0": "br7"}})),
+    ("address-taken", Change(destination={"neighbours": (Neighbour("10.0.3.50", ETH0.mac.upper(), "lxcbr0"),)})),
+    ("address-taken", Change(destination={"containers": (Other("c1", False, ("10.0.3.50",), (ETH0.mac,)),)})),
+    ("mac-taken", Change(destination={"containers": (Other("c1", False, (), (ETH0.mac,)),)})),
+    ("foreign-subnet", Change(destination={"interfaces": (dataclasses.replace(BRIDGE, addresses=()),)})),
+    ("interface-kind", Change(container={"interfaces": (LO, ETH0, Interface("sit0", "sit"), Interface("t", "tun"))})),
+    ("device-open", task("device", "char 5:1 /dev/console")),
+    ("device-open", task("device", "char 10:200 /dev/net/tun")),
+    ("deleted-file-large", task("deleted-file", "/tmp/big", size=256 << 20)),
+    ("bpf-map", Change(container={"tasks.notes": notes(("anon-inode", "bpf-map"))},
+                       source={"criu.features": ("bpf_maps",)}, destination={"criu.features": ("bpf_maps",)})),
+    ("mount-source-missing", Change(container={"mounts": BOUND}, destination={"present": {"/srv/data": "folder"}})),
+    ("mount-source-missing", Change(container={"config.mounts": (
+        MountEntry("/x", "x", "none", ("bind", "optional")), MountEntry("tmpfs", "y", "tmpfs"))})),
+    ("bind-mount", Change(container={"mounts": (ROOT, Mount("/dev/null", "devtmpfs", "external", "/dev/null"))})),
+    ("apparmor-profile-missing", Change(container={"config.apparmor": "mine"}, destination={"apparmor": True})),
+    ("apparmor-missing", Change(container={"config.apparmor": "mine"}, alone=True)),
+    ("subids-missing", Change(container={"config.idmaps": IDMAP[:1]}, destination={
+        "subids": (IdMap("u", 0, 90_000, 20_000), IdMap("u", 0, 110_000, 100_000))})),
+    ("subids-missing", Change(container={"config.idmaps": IDMAP}, destination={"programs": ()})),
+    ("ids-not-mapped", Change(container={"config.idmaps": IDMAP[:1]}, destination={
+        "uid_map": (IdMap("u", 0, 500_000, 200_000),)})),
+    ("root-not-mount-root", Change(container={"init_root": "/x", "init_pid": 0})),
+]
+
+
+def test_good_facts_have_no_findings() -> None:
+    assert preflight.find(SOURCE, DESTINATION, CONTAINER, PlanOptions()) == []
+    assert preflight.find(SOURCE, None, CONTAINER) == []
+    assert verdict([]) is Verdict.READY
+
+
+@pytest.mark.parametrize(("code", "severity", "changed", "words"), FOUND, ids=[case[0] for case in FOUND])
+def test_found(code: str, severity: Severity, changed: Change, words: str) -> None:
+    found = [finding for finding in changed.find() if finding.code == code]
+    assert found, f"only {[finding.code for finding in changed.find()]}"
+    assert {finding.severity for finding in found} == {severity}
+    assert any(words in f"{finding.message} {finding.cure}" for finding in found), found
+
+
+@pytest.mark.parametrize(("code", "changed"), NOT_FOUND, ids=[case[0] for case in NOT_FOUND])
+def test_not_found(code: str, changed: Change) -> None:
+    assert code not in {finding.code for finding in changed.find()}
+
+
+def test_every_code_is_tested() -> None:
+    assert {case[0] for case in FOUND} == set(codes())
+
+
+@pytest.mark.parametrize("changed", [case[2] for case in FOUND], ids=[case[0] for case in FOUND])
+def test_sentences(changed: Change) -> None:
+    """A message is a sentence; a blocking finding has a cure."""
+    for finding in changed.find():
+        assert finding.message.endswith((".", ")"))
+        assert "  " not in finding.message and "\n" not in finding.message
+        assert finding.cure or finding.severity is not Severity.ERROR
+
+
+def test_severity_is_the_codes_own_or_milder() -> None:
+    """Only a code that says so in its test data departs from its usual severity."""
+    departing = {code for code, severity, _, _ in FOUND if severity is not codes()[code].severity}
+    assert departing == {"criu-versions-differ", "lxc-versions-differ", "address-taken", "mac-taken", "selinux-differs"}
+
+
+def test_errors_come_first() -> None:
+    changed = Change(destination={"criu.version": "", "kernel": "5.10", "storage.filesystem": "xfs", "lxc": "7.0.1"})
+    severities = [finding.severity for finding in changed.find()]
+    assert severities == sorted(severities, key=list(Severity).index) and len(set(severities)) == 3
+
+
+def test_query_asks_for_what_the_container_needs() -> None:
+    container = change(CONTAINER, {
+        "mounts": BOUND, "config.mounts": BIND, "config.seccomp": "/etc/s",
+        "config.hooks": (("lxc.hook.start", "/bin/x -y"), ("lxc.hook.stop", "relative")),
+    })
+    assert preflight.query(container, "/pool").paths == ("/srv/data", "/bin/x", "/etc/s")
+
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(anything(HostFacts), st.none() | anything(HostFacts), anything(ContainerFacts), anything(PlanOptions))
+def test_find_never_raises(source: HostFacts, destination: HostFacts | None, container: ContainerFacts,
+                           options: PlanOptions) -> None:
+    found = preflight.find(source, destination, container, options)
+    assert {finding.code for finding in found} <= set(codes())
+    assert render(found, colour=False) or not found
+    verdict(found)

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What processes hold, from /proc: of processes that the tests start themselves."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from migrator import task_facts, unix_facts
+from migrator.task_facts import Tasks, parse_status
+
+STATUS = """\
+Name:\tnginx: worker
+State:\tS (sleeping)
+Tgid:\t4712
+Pid:\t4712
+PPid:\t4711
+TracerPid:\t0
+Uid:\t100033\t100033\t100033\t100033
+NSpid:\t4712\t7
+NSsid:\t0\t0
+Threads:\t4
+RssAnon:\t    1024 kB
+RssShmem:\t       8 kB
+"""
+
+
+def test_status() -> None:
+    status = parse_status(STATUS)
+    assert status is not None
+    assert (status.name, status.state, status.parent, status.uids) == ("nginx: worker", "S", 4711, (100033,) * 4)
+    assert (status.session_inside, status.levels, status.threads, status.memory) == (0, 2, 4, 1032 * 1024)
+    assert parse_status("") is None
+    assert parse_status(STATUS.replace("4711", "x")) is None
+
+
+@given(st.text(), st.integers(0, 20))
+def test_any_status(text: str, cut: int) -> None:
+    parse_status(text)
+    parse_status("\n".join([*STATUS.splitlines()[:cut], text]))
+
+
+WATCHER = r"""
+import ctypes, os, socket, sys, tempfile
+libc = ctypes.CDLL(None)
+folder = sys.argv[1]
+watch = libc.inotify_init1(0); libc.inotify_add_watch(watch, folder.encode(), 2)
+timer = libc.timerfd_create(1, 0)
+gone = open(folder + "/gone", "w"); gone.write("x" * 10000); gone.flush(); os.unlink(gone.name)
+udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+pair = socket.socketpair()
+zero = open("/dev/zero")
+master, slave = os.openpty()
+own = os.pipe()
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def watcher(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process with all kinds of descriptors; its stdin and stdout are pipes to us."""
+    with subprocess.Popen([sys.executable, "-c", WATCHER, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                          stderr=subprocess.DEVNULL) as process:
+        assert process.stdin and process.stdout
+        assert process.stdout.readline() == b"ready\n"
+        yield process
+        process.stdin.close()
+
+
+def look_at(process: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch) -> Tasks:
+    monkeypatch.setattr(task_facts, "_members", lambda *_: [process.pid, 2**22 + 1])  # the second has just ended
+    return task_facts.gather(process.pid, [process.pid])
+
+
+def test_descriptors(watcher: subprocess.Popen[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = look_at(watcher, monkeypatch)
+    found = {(note.kind, note.detail) for note in tasks.notes}
+    assert (tasks.count, tasks.threads, tasks.complete) == (1, 1, True)
+    assert found >= {
+        ("anon-inode", "inotify"), ("anon-inode", "timerfd"), ("socket", "UDP"), ("deleted-file", f"{tmp_path}/gone"),
+        ("device", "char 1:5 /dev/zero"),
+    }
+    kinds = [note.kind for note in tasks.notes]
+    assert kinds.count("pipe-outside") == 2  # its stdin and stdout, and not the one that it has both ends of
+    assert not {"attached", "terminal-outside", "outside-file", "unix-outside", "traced"} & set(kinds)
+    (gone,) = [note for note in tasks.notes if note.kind == "deleted-file"]
+    assert gone.size >= 10000 and gone.pid == watcher.pid
+
+
+def test_pipes_name_the_process_outside(watcher: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    pipes = [note.detail for note in look_at(watcher, monkeypatch).notes if note.kind == "pipe-outside"]
+    assert all(f"(process {os.getpid()})" in detail for detail in pipes)
+
+
+def test_terminal_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    master, slave = os.openpty()
+    try:
+        with subprocess.Popen(["sleep", "60"], stdin=slave) as process:
+            found = [(note.kind, note.detail) for note in look_at(process, monkeypatch).notes]
+            process.kill()
+        assert ("terminal-outside", os.ttyname(slave)) in found
+    finally:
+        os.close(master)
+        os.close(slave)
+
+
+def test_a_process_that_is_no_descendant(monkeypatch: pytest.MonkeyPatch) -> None:
+    with subprocess.Popen(["sleep", "60"]) as init, subprocess.Popen(["sleep", "60"]) as other:
+        monkeypatch.setattr(task_facts, "_members", lambda *_: [init.pid, other.pid])
+        time.sleep(0.05)  # until both have become sleep
+        notes = {note.kind: note.pid for note in task_facts.gather(init.pid, [init.pid]).notes}
+        init.kill()
+        other.kill()
+    assert notes["attached"] == notes["outside-cgroup"] == other.pid
+
+
+def test_limits(watcher: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(task_facts, "DESCRIPTORS_MAX", 3)
+    assert not look_at(watcher, monkeypatch).complete
+    monkeypatch.setattr(task_facts, "DESCRIPTORS_MAX", 1000)
+    monkeypatch.setattr(task_facts, "NOTES_MAX", 2)
+    tasks = look_at(watcher, monkeypatch)
+    assert not tasks.complete and len(tasks.notes) == 2
+
+
+def test_own_unix_sockets_are_known(watcher: subprocess.Popen[bytes]) -> None:
+    """Asked of the kernel: the two ends of its socket pair, and one that has its peer elsewhere."""
+    links = [os.readlink(f"/proc/{watcher.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{watcher.pid}/fd")]  # noqa: PTH115, PTH208
+    inodes = {int(link[8:-1]) for link in links if link.startswith("socket:")}
+    if not unix_facts.parse(unix_facts._ask(os.getpid()))[0]:
+        pytest.skip("entering a network namespace needs root")
+    assert unix_facts.outside(watcher.pid, frozenset(inodes)) == frozenset()
+    assert len(unix_facts.outside(watcher.pid, frozenset([max(inodes)]))) == 1
