@@ -22,6 +22,7 @@ import zstandard
 
 from migrator import segments
 from migrator.errors import (
+    ConnectionLost,
     InternalError,
     MigratorError,
     NoSpace,
@@ -258,7 +259,9 @@ class Receiver:
             if batch:
                 with self._stopping(connection):
                     self._commit(batch)
-                    connection.send(Kind.ACK, ACK.pack(self._acknowledged))
+                    # If the sender is gone, what it has sent is still worth keeping; the reading thread will notice.
+                    with contextlib.suppress(ConnectionLost):
+                        connection.send(Kind.ACK, ACK.pack(self._acknowledged))
 
     def _commit(self, batch: list[_Written]) -> None:
         lines: dict[int, bytes] = {}  # for each index file

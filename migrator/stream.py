@@ -5,9 +5,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import select
 import sys
+import threading
+from collections.abc import Iterator
 from typing import Protocol
 
 Bytes = bytes | bytearray | memoryview
@@ -34,17 +38,26 @@ class ByteStream(Protocol):
 
 
 class FileStream:
-    """A stream over two file descriptors (pipes, sockets), which may be the same one. It owns and closes them."""
+    """A stream over two file descriptors (pipes, sockets), which may be the same one. It owns and closes them.
+
+    `close` may come while other threads read or write: they raise OSError, and the last of them closes the descriptors,
+    so that no number is used again under a thread that still waits on it.
+    """
 
     def __init__(self, read_fd: int, write_fd: int) -> None:
         self._read_fd = read_fd
         self._write_fd = write_fd
-        self._closed = False
         self._limit_ms: int | None = None
+        self._guard = threading.Lock()
+        self._users = 1  # ourselves until closed, and each thread that reads or writes
+        self._closed = False
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._readable = select.poll()
         self._readable.register(read_fd, select.POLLIN)
         self._writable = select.poll()
         self._writable.register(write_fd, select.POLLOUT)
+        for poll in (self._readable, self._writable):
+            poll.register(self._wake, select.POLLIN)
         # A write to a blocking pipe that says it is writable can still block: without this no time limit would hold.
         os.set_blocking(read_fd, False)
         os.set_blocking(write_fd, False)
@@ -67,31 +80,57 @@ class FileStream:
         self._limit_ms = max(1, round(seconds * 1000))
 
     def readinto(self, view: memoryview) -> int:
-        while True:
-            try:
-                return os.readv(self._read_fd, [view])
-            except BlockingIOError:
-                self._wait(self._readable, "sent")
+        with self._in_use():
+            while True:
+                try:
+                    return os.readv(self._read_fd, [view])
+                except BlockingIOError:
+                    self._wait(self._readable, "sent")
 
     def write(self, *buffers: Bytes) -> None:
         waiting = [memoryview(b).cast("B") for b in buffers if len(b)]
-        while waiting:
-            try:
-                written = os.writev(self._write_fd, waiting)
-            except BlockingIOError:
-                self._wait(self._writable, "took")
-                continue
-            while waiting and written >= len(waiting[0]):
-                written -= len(waiting.pop(0))
-            if written:
-                waiting[0] = waiting[0][written:]
-
-    def _wait(self, poll: select.poll, verb: str) -> None:
-        if not poll.poll(self._limit_ms):
-            raise TimeoutError(f"the other side {verb} nothing for {(self._limit_ms or 0) / 1000:g} seconds")
+        with self._in_use():
+            while waiting:
+                try:
+                    written = os.writev(self._write_fd, waiting)
+                except BlockingIOError:
+                    self._wait(self._writable, "took")
+                    continue
+                while waiting and written >= len(waiting[0]):
+                    written -= len(waiting.pop(0))
+                if written:
+                    waiting[0] = waiting[0][written:]
 
     def close(self) -> None:
-        if not self._closed:
+        with self._guard:
+            if self._closed:
+                return
             self._closed = True
-            for fd in {self._read_fd, self._write_fd}:
+        os.eventfd_write(self._wake, 1)
+        self._leave()
+
+    def _wait(self, poll: select.poll, verb: str) -> None:
+        ready = poll.poll(self._limit_ms)
+        if self._closed:
+            raise OSError(errno.EBADF, "it was closed on this side")
+        if not ready:
+            raise TimeoutError(f"the other side {verb} nothing for {(self._limit_ms or 0) / 1000:g} seconds")
+
+    @contextlib.contextmanager
+    def _in_use(self) -> Iterator[None]:
+        with self._guard:
+            if self._closed:
+                raise OSError(errno.EBADF, "it was closed on this side")
+            self._users += 1
+        try:
+            yield
+        finally:
+            self._leave()
+
+    def _leave(self) -> None:
+        with self._guard:
+            self._users -= 1
+            unused = self._users == 0
+        if unused:
+            for fd in {self._read_fd, self._write_fd, self._wake}:
                 os.close(fd)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import threading
 from collections.abc import Iterator, Mapping
@@ -82,7 +83,9 @@ class CutStream:
             data[self._flip - self._written] ^= 0x20
         if self._limit is not None and self._written + len(data) > self._limit:
             self.inner.write(data[: self._limit - self._written])
-            self.inner.close()
+            self._limit = self._written  # and nothing after it
+            with socket.socket(fileno=os.dup(self.inner._write_fd)) as end:
+                end.shutdown(socket.SHUT_WR)  # what has been written still arrives
             raise ConnectionResetError("cut")
         self._written += len(data)
         self.inner.write(data)
