@@ -42,7 +42,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         if log.as_json:
-            print(json.dumps({"error": {"code": "usage", "message": message, "status": 2}}))
+            print(json.dumps({"error": {"code": "usage-error", "message": message, "status": 2}}))
         super().error(message)
 
 

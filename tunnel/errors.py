@@ -15,7 +15,7 @@ class DocumentedError(Exception):
     status: ClassVar[int] = 2
     cure: ClassVar[str] = ""
 
-    def __init__(self, **fields: Any) -> None:
+    def __init__(self, /, **fields: Any) -> None:
         self.fields = fields
         self.host: str | None = None  # set when the error comes from the other host
         super().__init__(self.message)

@@ -1,0 +1,147 @@
+"""What is said while a command works, and where."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+
+import pytest
+
+from migrator import log, progress
+from migrator.log import Level
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture(autouse=True)
+def plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log, "level", Level.NORMAL)
+    monkeypatch.setattr(log, "as_json", False)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+
+
+def say_everything() -> None:
+    log.error("an error")
+    log.cure("its cure")
+    log.warning("a warning")
+    log.info("some information")
+    log.verbose("more of it")
+    log.debug("details")
+
+
+@pytest.mark.parametrize(("level", "said"), [
+    (Level.QUIET, ["migrator: an error", "  its cure"]),
+    (Level.NORMAL, ["migrator: an error", "  its cure", "migrator: warning: a warning", "some information"]),
+    (Level.VERBOSE, ["migrator: an error", "  its cure", "migrator: warning: a warning", "some information",
+                     "more of it"]),
+    (Level.DEBUG, ["migrator: an error", "  its cure", "migrator: warning: a warning", "some information",
+                   "more of it", "details"]),
+])
+def test_levels(level: Level, said: list[str], monkeypatch: pytest.MonkeyPatch,
+                capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(log, "level", level)
+    say_everything()
+    captured = capsys.readouterr()
+    assert captured.err.splitlines() == said
+    assert captured.out == "", "stdout is for results"
+
+
+def test_json_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(log, "as_json", True)
+    say_everything()
+    log.info("with\nfields", bytes=3)
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [line["type"] for line in lines] == ["error", "warning", "info", "info"]  # the error carries its cure itself
+    assert lines[-1]["message"] == "with\nfields"
+    assert lines[-1]["bytes"] == 3
+    assert all(line["time"] > 1.7e9 for line in lines)
+
+
+def test_colour_only_on_a_terminal_that_wants_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    log.error("red")
+    assert terminal.getvalue() == "\033[31;1mmigrator: red\033[0m\n"
+    for variable, value in (("NO_COLOR", "1"), ("TERM", "dumb")):
+        monkeypatch.setenv(variable, value)
+        monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+        log.error("plain")
+        assert terminal.getvalue() == "migrator: plain\n"
+        monkeypatch.delenv(variable)
+    monkeypatch.setattr(sys, "stderr", file := io.StringIO())
+    log.error("plain")
+    assert file.getvalue() == "migrator: plain\n"
+
+
+def test_nobody_listens_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Closed(io.StringIO):
+        def write(self, _text: str) -> int:
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stderr", Closed())
+    log.error("the work goes on")
+
+
+# --- progress -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [100.0]
+    monkeypatch.setattr("migrator.progress.time.monotonic", lambda: now[0])
+    return now
+
+
+def test_progress_on_a_terminal(monkeypatch: pytest.MonkeyPatch, clock: list[float]) -> None:
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    with progress.Progress("disk", 400 << 20) as shown:
+        clock[0] += 2
+        shown.update(100 << 20)
+        shown.update(101 << 20)  # too soon after the last
+        clock[0] += 2
+        shown.update(200 << 20)
+    drawn = terminal.getvalue().split("\r\033[K")
+    assert drawn == ["", "disk: 100.0 MiB of about 400.0 MiB (25 %), 50.0 MiB/s, 6.0 s left",
+                     "disk: 200.0 MiB of about 400.0 MiB (50 %), 50.0 MiB/s, 4.0 s left", ""]
+
+
+def test_an_estimate_never_claims_to_be_done(clock: list[float]) -> None:
+    assert "(99 %)" in progress.line("disk", 500, 400, 10.0, None)
+    assert "%" not in progress.line("disk", 500, 0, 10.0, None)
+
+
+def test_no_progress_elsewhere(capsys: pytest.CaptureFixture[str], clock: list[float]) -> None:
+    with progress.Progress("disk", 400) as shown:
+        clock[0] += 5
+        shown.update(100)
+    assert capsys.readouterr().err == ""
+
+
+def test_no_progress_when_quiet(monkeypatch: pytest.MonkeyPatch, clock: list[float]) -> None:
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    monkeypatch.setattr(log, "level", Level.QUIET)
+    with progress.Progress("disk", 400) as shown:
+        clock[0] += 5
+        shown.update(100)
+    assert terminal.getvalue() == ""
+
+
+def test_progress_as_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+                          clock: list[float]) -> None:
+    monkeypatch.setattr(log, "as_json", True)
+    with progress.Progress("memory", 400) as shown:
+        clock[0] += 2
+        shown.update(100)
+        clock[0] += 0.5
+        shown.update(150)  # a line a second is enough
+    with progress.Progress("disk") as shown:
+        clock[0] += 2
+        shown.update(100)
+    first, second = (json.loads(line) for line in capsys.readouterr().err.splitlines())
+    assert first.items() >= {"type": "progress", "message": "memory", "bytes": 100, "total": 400,
+                             "bytes_per_second": 50, "seconds_left": 6.0}.items()
+    assert second.items() >= {"total": None, "seconds_left": None}.items()
