@@ -246,8 +246,8 @@ def _prepare_data(here: State | None, there: State | None) -> Decision:
     if here is S.PREPARED:
         if there in (S.RECEIVED, S.IMPORTING):
             return _already("import-data@destination")
-        if there in (S.IMPORTED, S.RECEIVING_DUMP, S.DUMP_RECEIVED, None):
-            return GO
+        if there in (S.RECEIVING, S.IMPORTED, S.RECEIVING_DUMP, S.DUMP_RECEIVED, None):
+            return GO  # RECEIVING: what it had received turned out to be damaged
     return _refuse(f"the migration is past it (state {here})", next_stage(Role.SOURCE, here) or "status")
 
 

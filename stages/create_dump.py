@@ -360,7 +360,7 @@ def own(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     migration = service.migration(fields)
     if migration.state in (State.IMPORTED, State.ABANDONING, State.ABANDONED):
         raise DumpRefused(name=migration.name, reason=f"it is {migration.state} there")
-    if migration.state is not State.OWNED:
+    if migration.state not in (State.OWNED, State.RESTORING, State.RESTORED):
         here = Layout(migration.lxcpath, migration.name, migration.id)
         images = here.images()
         if images is None or not spool.is_complete(here.spool / INCREMENT):

@@ -14,7 +14,7 @@ from pathlib import Path
 from migrator import advice, btrfs, cli, container_config, log, spool
 from migrator.advice import this_host
 from migrator.cli import Result
-from migrator.errors import MigratorError, NoMigration, OutOfOrder, ReceiveFailed
+from migrator.errors import MigratorError, NoMigration, OutOfOrder, ReceiveFailed, SegmentDamaged
 from migrator.journal import DEFAULT_PATH, Journal, Migration
 from migrator.layout import Layout, locked
 from migrator.service import kept_config
@@ -60,11 +60,17 @@ def import_round(migration: Migration, layout: Layout) -> Result:
     number = len(migration.detail["rounds"])
     migration.move(Event.IMPORT)
     log.info(f"Importing round {number} of {migration.name} (migration {migration.id})")
-    receive(migration, layout, layout.spool / f"disk-{number}", number, migration.detail["rounds"][-1]["uuid"])
+    file = layout.spool / f"disk-{number}"
+    try:
+        receive(migration, layout, file, number, migration.detail["rounds"][-1]["uuid"])
+    except (SegmentDamaged, ReceiveFailed):
+        spool.drop(file)
+        migration.move(Event.RECEIVE)  # it must be sent again
+        raise
     with migration.step("define"):
         define(migration, layout)
     migration.move(Event.IMPORTED)
-    spool.drop(layout.spool / f"disk-{number}")
+    spool.drop(file)
     next_ = advice.next_command(migration)
     return Result({"migration": migration.id, "name": migration.name, "stage": NAME, "already": False,
                    "round": number, "next": next_},

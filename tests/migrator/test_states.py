@@ -326,7 +326,8 @@ def answers(world: World, request: str) -> Iterator[tuple[World, str]]:
         dropped = state in (State.RECEIVING_DUMP, State.DUMP_RECEIVED)
         yield world.but(destination=State.IMPORTED) if dropped else world, OK
         return
-    if (request, state) in (("own", State.OWNED), ("abandon", State.ABANDONED)):
+    if request == "own" and state in (State.OWNED, State.RESTORING, State.RESTORED) or (
+            request == "abandon" and state is State.ABANDONED):
         yield world, OK
         return
     if request == "abandon" and state in (State.RESTORED, State.FINISHED):
