@@ -1,0 +1,203 @@
+"""A configuration on its way to another host, and the fence around a copy that must not be started."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from migrator import container_config as config
+from migrator.errors import ConfigInvalid
+
+TEXT = """\
+# made by hand
+lxc.uts.name = web
+lxc.rootfs.path = btrfs:/pool/web/rootfs
+  lxc.net.0.type=veth
+lxc.net.0.link = lxcbr0
+lxc.net.1.link = br-storage
+lxc.include = /usr/share/lxc/config/common.conf
+lxc.mount.entry = /srv/lxcbr0 srv none bind 0 0
+lxc.environment = GREETING=a = b
+#lxc.net.0.link = commented
+"""
+
+
+def test_items() -> None:
+    found = config.items(TEXT)
+    assert found[:2] == [("lxc.uts.name", "web"), ("lxc.rootfs.path", "btrfs:/pool/web/rootfs")]
+    assert ("lxc.net.0.type", "veth") in found
+    assert ("lxc.environment", "GREETING=a = b") in found
+    assert ("lxc.net.0.link", "commented") not in found
+    assert config.items("lxc.hook.start =\nnonsense\n = x\n") == [("lxc.hook.start", "")]
+
+
+def rewritten(text: str = TEXT, *, rootfs: str = "/var/lib/lxc/web/rootfs", bridges: dict[str, str] | None = None,
+              includes: dict[str, str] | None = None) -> list[str]:
+    return config.rewritten(text, rootfs=Path(rootfs), bridges=bridges or {}, includes=includes or {}).splitlines()
+
+
+def test_only_what_must_change_changes() -> None:
+    lines = rewritten(bridges={"lxcbr0": "br0"})
+    expected = TEXT.splitlines()
+    expected[2] = "lxc.rootfs.path = btrfs:/var/lib/lxc/web/rootfs"
+    expected[4] = "lxc.net.0.link = br0"
+    assert lines == expected
+
+
+@pytest.mark.parametrize(("before", "after"), [
+    ("/pool/web/rootfs", "/new"), ("btrfs:/pool/web/rootfs", "btrfs:/new"), ("dir:/pool/web/rootfs", "dir:/new"),
+])
+def test_the_storage_prefix_stays(before: str, after: str) -> None:
+    assert rewritten(f"lxc.rootfs.path = {before}\n", rootfs="/new") == [f"lxc.rootfs.path = {after}"]
+
+
+def test_missing_includes_point_to_their_copies() -> None:
+    lines = rewritten(includes={"/usr/share/lxc/config/common.conf": "/pool/web/migrator-include/00-common.conf"})
+    assert "lxc.include = /pool/web/migrator-include/00-common.conf" in lines
+
+
+def test_bridges_are_swapped_and_not_chained() -> None:
+    lines = rewritten(bridges={"lxcbr0": "br-storage", "br-storage": "lxcbr0"})
+    assert "lxc.net.0.link = br-storage" in lines
+    assert "lxc.net.1.link = lxcbr0" in lines
+
+
+# --- reading --------------------------------------------------------------------------------------------------
+
+
+def test_reading_takes_includes_along(tmp_path: Path) -> None:
+    folder = tmp_path / "common.conf.d"
+    folder.mkdir()
+    (folder / "b.conf").write_text("lxc.cap.drop = mknod\n")
+    (folder / "a.conf").write_text(f"lxc.include = {tmp_path}/deep.conf\n")
+    (folder / "README").write_text("not one of them\n")
+    (tmp_path / "deep.conf").write_text(f"lxc.include = {tmp_path}/config\n")  # round in a circle
+    (tmp_path / "config").write_text(f"lxc.include = {folder}\nlxc.uts.name = web\n")
+    carried = config.read(tmp_path / "config", "web")
+    assert carried.text == (tmp_path / "config").read_text()
+    assert carried.includes.keys() == {str(folder / "a.conf"), str(folder / "b.conf"), str(tmp_path / "deep.conf"),
+                                       str(tmp_path / "config")}
+
+
+def test_the_digest_sees_every_change(tmp_path: Path) -> None:
+    (tmp_path / "inc.conf").write_text("lxc.cap.drop = mknod\n")
+    (tmp_path / "config").write_text(f"lxc.include = {tmp_path}/inc.conf\n")
+    first = config.read(tmp_path / "config", "web").digest
+    (tmp_path / "inc.conf").write_text("lxc.cap.drop = sys_time\n")
+    second = config.read(tmp_path / "config", "web").digest
+    (tmp_path / "config").write_text(f"lxc.include = {tmp_path}/inc.conf\nlxc.uts.name = web\n")
+    assert len({first, second, config.read(tmp_path / "config", "web").digest}) == 3
+
+
+def test_a_fence_does_not_count_as_a_change(tmp_path: Path) -> None:
+    (tmp_path / "config").write_text(TEXT.replace("lxc.include", "#lxc.include"))
+    before = config.read(tmp_path / "config", "web").digest
+    config.fence(tmp_path, (tmp_path / "config").read_text(), "0badc0de", "it is elsewhere")
+    assert config.read(tmp_path / "config", "web").digest == before
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"#" * (config.SIZE_LIMIT + 1)])
+def test_what_cannot_be_carried(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "config").write_bytes(content)
+    with pytest.raises(ConfigInvalid, match="web"):
+        config.read(tmp_path / "config", "web")
+
+
+def test_missing_and_endless_includes(tmp_path: Path) -> None:
+    (tmp_path / "config").write_text("lxc.include = /nowhere\n")
+    with pytest.raises(ConfigInvalid, match="/nowhere"):
+        config.read(tmp_path / "config", "web")
+    for number in range(100):
+        (tmp_path / f"{number}").write_text(f"lxc.include = {tmp_path}/{number + 1}\n")
+    with pytest.raises(ConfigInvalid, match="more than 64 files"):
+        config.read(tmp_path / "0", "web")
+
+
+def test_missing_includes(tmp_path: Path) -> None:
+    assert config.missing_includes([str(tmp_path), "/nowhere/x.conf"]) == ["/nowhere/x.conf"]
+
+
+# --- the fence ------------------------------------------------------------------------------------------------
+
+
+def test_fence_and_back(tmp_path: Path) -> None:
+    (tmp_path / "config").write_text(TEXT + "lxc.start.auto = 1\n")
+    config.fence(tmp_path, (tmp_path / "config").read_text(), "0badc0de", "it is elsewhere")
+    text = (tmp_path / "config").read_text()
+    assert config.fence_of(text) == "0badc0de"
+    # What LXC reads last counts.
+    assert [value for key, value in config.items(text) if key == "lxc.start.auto"][-1] == "0"
+    assert ("lxc.hook.pre-start", str(tmp_path / config.FENCE_HOOK)) in config.items(text)
+    config.unfence(tmp_path)
+    assert (tmp_path / "config").read_text() == TEXT + "lxc.start.auto = 1\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["config"]
+
+
+def test_fencing_again_replaces_the_fence(tmp_path: Path) -> None:
+    (tmp_path / "config").write_text(TEXT)
+    for id in ("00000001", "00000002"):
+        config.fence(tmp_path, (tmp_path / "config").read_text(), id, "it is elsewhere")
+    text = (tmp_path / "config").read_text()
+    assert config.fence_of(text) == "00000002"
+    assert text.count(config.FENCE_BEGIN) == 1
+
+
+def test_the_hook_refuses_and_says_why(tmp_path: Path) -> None:
+    message = "web's copy `id` $HOME \"is\" 100% elsewhere\\n"
+    config.fence(tmp_path, TEXT, "0badc0de", message)
+    done = subprocess.run([tmp_path / config.FENCE_HOOK, "web", "lxc", "pre-start"], stdin=subprocess.DEVNULL,
+                          capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stdout == done.stderr == message + "\n"
+
+
+def test_without_fence() -> None:
+    assert config.fence_of(TEXT) == ""
+    assert config.unfenced(TEXT) == TEXT
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r")))
+def test_fencing_loses_nothing(text: str) -> None:
+    once = config.unfenced(text)
+    assert config.unfenced(config.fenced(text, Path("/pool/web/hook"), "0badc0de")) == once
+    assert once.rstrip("\n") == text.rstrip("\n")
+
+
+# --- writing --------------------------------------------------------------------------------------------------
+
+
+def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    path = tmp_path / "config"
+    path.write_text("old")
+    path.chmod(0o640)
+    with path.open() as reader:
+        config.write_file(path, "new")
+        assert reader.read() == "old"
+    assert path.read_text() == "new"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("mode", [None, 0o600, 0o755])
+def test_modes_do_not_depend_on_the_umask(tmp_path: Path, mode: int | None) -> None:
+    old = os.umask(0o077)
+    try:
+        config.write_file(tmp_path / "new", "text", mode=mode)
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == (mode or 0o644)
+
+
+def test_a_link_in_the_way_is_not_followed(tmp_path: Path) -> None:
+    """A container's folder is root's, but what lies in it came from another host."""
+    (tmp_path / "victim").write_text("untouched")
+    (tmp_path / ".config.new").symlink_to(tmp_path / "victim")
+    with pytest.raises(OSError, match="symbolic links"):
+        config.write_file(tmp_path / "config", "text")
+    assert (tmp_path / "victim").read_text() == "untouched"

@@ -1,0 +1,170 @@
+"""Announcements as data: built, and parsed back by the rules of the protocols."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+import struct
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from migrator import network
+from migrator.network import Address, Port
+
+MAC = bytes.fromhex("00163e112233")
+macs = st.binary(min_size=6, max_size=6)
+
+
+@given(macs, st.ip_addresses(v=4))
+def test_gratuitous_arp(mac: bytes, address: ipaddress.IPv4Address) -> None:
+    frame = network.gratuitous_arp(mac, address)
+    to, sender, kind = struct.unpack("!6s6sH", frame[:14])
+    assert (to, sender, kind) == (b"\xff" * 6, mac, 0x0806)
+    hardware, protocol, hlen, plen, operation, sha, spa, tha, tpa = struct.unpack("!HHBBH6s4s6s4s", frame[14:])
+    assert (hardware, protocol, hlen, plen) == (1, 0x0800, 6, 4)
+    assert operation == 1  # a request, which more switches and hosts believe than an answer
+    assert (sha, spa, tpa) == (mac, address.packed, address.packed)
+    assert tha == bytes(6)
+
+
+@given(macs, st.ip_addresses(v=6))
+def test_unsolicited_advertisement(mac: bytes, address: ipaddress.IPv6Address) -> None:
+    frame = network.unsolicited_advertisement(mac, address)
+    assert struct.unpack("!6s6sH", frame[:14]) == (bytes.fromhex("333300000001"), mac, 0x86DD)
+    first, length, next_header, hops, source, target = struct.unpack("!IHBB16s16s", frame[14:54])
+    assert (first >> 28, length, next_header, hops) == (6, 32, 58, 255)
+    assert (source, target) == (address.packed, ipaddress.IPv6Address("ff02::1").packed)
+    body = frame[54:]
+    kind, code, _checksum, flags, told, option, units, link = struct.unpack("!BBHI16sBB6s", body)
+    assert (kind, code, told, option, units, link) == (136, 0, address.packed, 2, 1, mac)
+    assert flags == 0x20000000  # override, not solicited
+    # RFC 4443, section 2.3: summed with the pseudo-header and the checksum itself, all ones come out.
+    pseudo = source + target + struct.pack("!II", len(body), 58)
+    total = sum(struct.unpack(f"!{(len(pseudo) + len(body)) // 2}H", pseudo + body))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    assert total == 0xFFFF
+
+
+def test_frames_follow_the_address_family() -> None:
+    found = network.frames([
+        Address("eth0", "00:16:3e:11:22:33", ipaddress.ip_address("10.0.3.100")),
+        Address("eth1", "00:16:3e:11:22:34", ipaddress.ip_address("fd00:3::100")),
+    ])
+    assert [interface for interface, _ in found] == ["eth0", "eth1"]
+    assert found[0][1] == network.gratuitous_arp(MAC, ipaddress.IPv4Address("10.0.3.100"))
+    assert found[1][1][12:14] == b"\x86\xdd"
+
+
+def test_commands() -> None:
+    port = Port("eth0", "vethAB", "lxcbr0")
+    assert network.unplug_command(port) == ["ip", "link", "set", "vethAB", "nomaster"]
+    assert network.plug_command(port) == ["ip", "link", "set", "vethAB", "master", "lxcbr0"]
+    assert Port(**port.to_json()) == port
+
+
+# --- with real namespaces -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def container() -> Iterator[int]:
+    """The id of a process in a network namespace of its own, whose eth0 is plugged into a bridge beside us.
+
+    All of it is in namespaces of this test's, so nothing of the machine's network is touched.
+    """
+    script = """
+        ip link set lo up
+        ip link add br-test type bridge forward_delay 0 stp_state 0 mcast_snooping 0
+        ip link set br-test up
+        unshare --net sh -c 'echo $$; exec sleep 60' &
+        inside=$!
+        while [ "$(readlink /proc/$inside/ns/net)" = "$(readlink /proc/self/ns/net)" ]; do sleep 0.01; done
+        ip link add veth-out type veth peer name eth0 address 00:16:3e:11:22:33 netns $inside
+        ip link set veth-out master br-test up
+        nsenter --net=/proc/$inside/ns/net sh -c 'ip link set eth0 up; ip address add 10.9.0.1/24 dev eth0;
+            ip address add fd00:9::1/64 dev eth0 nodad; ip link set lo up'
+        echo ready
+        wait $inside
+    """
+    with subprocess.Popen(["unshare", "--net", "--kill-child", "--fork", "sh", "-ec", script], text=True,
+                          stdout=subprocess.PIPE, process_group=0) as process:
+        assert process.stdout
+        pid = int(process.stdout.readline())
+        assert process.stdout.readline() == "ready\n"
+        try:
+            yield pid
+        finally:
+            os.killpg(process.pid, 9)
+
+
+@pytest.fixture
+def host(container: int) -> Iterator[None]:
+    """This thread in the namespace that the bridge is in."""
+    outer = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+    parent = Path(f"/proc/{container}/stat").read_text().rpartition(")")[2].split()[1]
+    inner = os.open(f"/proc/{parent}/ns/net", os.O_RDONLY)
+    network._setns(inner)
+    try:
+        yield
+    finally:
+        network._setns(outer)
+        os.close(outer)
+        os.close(inner)
+
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+
+@needs_root
+def test_ports_and_addresses(container: int, host: None) -> None:
+    assert network.ports(container) == [Port("eth0", "veth-out", "br-test")]
+    told = {(entry.interface, entry.mac, str(entry.address)) for entry in network.addresses(container)}
+    assert {("eth0", "00:16:3e:11:22:33", "10.9.0.1"), ("eth0", "00:16:3e:11:22:33", "fd00:9::1")} <= told
+    assert not any(interface == "lo" for interface, _, _ in told)
+
+
+@needs_root
+def test_unplug_and_plug(container: int, host: None) -> None:
+    found = network.ports(container)
+    network.unplug(found)
+    assert network.ports(container) == [Port("eth0", "veth-out", "")]
+    network.unplug(found)  # safe to repeat
+    network.plug(found)
+    assert network.ports(container) == found
+    network.remove(found)
+    assert network.ports(container) == []
+    network.remove(found)
+
+
+@needs_root
+def test_announcements_arrive(container: int, host: None) -> None:
+    """Both kinds, as often as asked for, on the bridge that the container is plugged into."""
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)) as listener:
+        listener.bind(("veth-out", 3))
+        listener.settimeout(0.2)
+        begun = time.monotonic()
+        network.announce(container, (0.0, 0.1)).join()
+        assert 0.1 <= time.monotonic() - begun < 5
+        seen = []
+        try:
+            while True:
+                seen.append(listener.recv(2000))
+        except TimeoutError:
+            pass
+    arp = network.gratuitous_arp(MAC, ipaddress.IPv4Address("10.9.0.1"))
+    neighbour = network.unsolicited_advertisement(MAC, ipaddress.IPv6Address("fd00:9::1"))
+    assert seen.count(arp) == 2
+    assert seen.count(neighbour) == 2
+
+
+@needs_root
+def test_a_container_that_is_gone_only_makes_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
+    network.announce(2**22 - 1, (0.0,)).join()
+    assert "could not be announced" in capsys.readouterr().err
