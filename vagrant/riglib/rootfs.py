@@ -95,7 +95,18 @@ def build(root: Path, is_host: bool, locks: tuple[int, int]) -> None:
         command.append(f"--customize-hook=copy-in {INITTAB} /etc")
     else:
         command.append(f"--include={','.join(GUEST_PACKAGES)}")
-    namespaces = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    # A builder that outlived us would hold the locks: it is killed with us, and its namespaces with it.
+    namespaces = [
+        "setpriv",
+        "--pdeathsig",
+        "KILL",
+        "unshare",
+        "--mount",
+        "--pid",
+        "--fork",
+        "--kill-child",
+        "--mount-proc",
+    ]
     whole = [*namespaces, *command, SUITE, str(unfinished)]
     run(whole, timeout=1200, environment={"PIP_FIND_LINKS": ""}, pass_fds=locks)
     unfinished.rename(root)
