@@ -67,3 +67,64 @@ def _fill(template: str, fields: dict[str, Any]) -> str:
 
 class TunnelError(DocumentedError):
     """{reason}"""
+
+
+# --- Identity, pairing, signalling (70-75, 89) ----------------------------------------------------------------
+
+
+class TunnelFileUnusable(TunnelError):
+    """{path} cannot be used: {reason}"""
+
+    status = 70
+    cure = "{fix}"
+
+
+class IdentityChanged(TunnelError):
+    """The identity of the peer {name} has changed: {pinned} is pinned, {found} was presented."""
+
+    status = 71
+    cure = (
+        "Somebody may be posing as it. If that host was set up anew and you trust it: migrator peer remove {name} "
+        "on this host, then pair again."
+    )
+
+
+class PeerUnknown(TunnelError):
+    """This host has no peer called {name}."""
+
+    status = 72
+    cure = "Pair with it: migrator peer invite --name {name}; those known are shown by: migrator peer list"
+
+
+class PeerNameRefused(TunnelError):
+    """The peer name {name} cannot be used: {reason}"""
+
+    cure = "{fix}"
+
+
+class RendezvousUnavailable(TunnelError):
+    """No rendezvous server can be used: {reason}"""
+
+    status = 73
+    cure = "Check `servers` in {config}, or name one with --rendezvous; migrator rendezvous starts one."
+
+
+class PairingFailed(TunnelError):
+    """The pairing failed: {reason}"""
+
+    status = 74
+    cure = "The code is used up and nothing was pinned. Begin again: migrator peer invite"
+
+
+class OfferRejected(TunnelError):
+    """An offer was rejected: {reason}"""
+
+    status = 75
+    cure = "Nothing was done with it. If it comes back, the rendezvous or somebody on the way to it is not honest."
+
+
+class PeerAbsent(TunnelError):
+    """The peer {name} does not wait at the rendezvous {server}."""
+
+    status = 89
+    cure = "On that host: systemctl start migrator-agent, or for one move: migrator agent --once"

@@ -1,0 +1,169 @@
+"""The hosts that this one is paired with: a text file, one line a peer, in the manner of known_hosts.
+
+    NAME  mi1:IDENTITY  SECONDS-SINCE-1970  RENDEZVOUS,RENDEZVOUS (or -)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from tunnel import config, files
+from tunnel.config import InvalidServer, Server
+from tunnel.errors import IdentityChanged, PeerNameRefused, PeerUnknown, TunnelFileUnusable
+from tunnel.files import STATE
+from tunnel.identity import PublicIdentity
+from tunnel.wire import Malformed
+
+NAME_MAX = 63
+_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{NAME_MAX - 1}}}")
+_TIME_MAX = 1e12  # seconds since 1970; keeps inf and the like out
+_HEADER = "# Peers of this host: name, identity, when pinned, where it can be rung. See migrator-peer(1).\n"
+
+
+@dataclasses.dataclass(frozen=True)
+class Peer:
+    """A pinned host; `added` in seconds since 1970, `rendezvous` are URLs as `config.Server` has them."""
+
+    name: str
+    public: PublicIdentity
+    rendezvous: tuple[str, ...]
+    added: float
+
+    @property
+    def servers(self) -> tuple[Server, ...]:
+        """Where it can be rung."""
+        return config.parse_servers(self.rendezvous)
+
+
+def checked_name(name: str) -> str:
+    """The name itself if a peer can have it; raises PeerNameRefused."""
+    if not _NAME.fullmatch(name):
+        raise PeerNameRefused(
+            name=repr(name[:20]), reason="it has characters that are not allowed, or too many",
+            fix="Letters, digits, '.', '_' and '-', beginning with a letter or digit, at most 63.",
+        )
+    return name
+
+
+class Peers:
+    """The store. Every call reads the file anew, so that a removed peer is unknown at once to what runs already."""
+
+    def __init__(self, path: Path = STATE / "peers") -> None:
+        self.path = path
+
+    def all(self) -> list[Peer]:
+        """Every peer, by name; raises TunnelFileUnusable."""
+        return sorted(self._read(), key=lambda peer: peer.name)
+
+    def get(self, name: str) -> Peer:
+        """The peer of that name; raises PeerUnknown and TunnelFileUnusable."""
+        checked_name(name)
+        for peer in self._read():
+            if peer.name == name:
+                return peer
+        raise PeerUnknown(name=name)
+
+    def by_identity(self, public: PublicIdentity) -> Peer | None:
+        """The peer with that identity."""
+        return next((peer for peer in self._read() if peer.public == public), None)
+
+    def by_id(self, id: bytes) -> Peer | None:
+        """The peer whose identity has that id (`PublicIdentity.id`)."""
+        return next((peer for peer in self._read() if peer.public.id == id), None)
+
+    def check(self, name: str, public: PublicIdentity) -> None:
+        """Whether `pin` would do it: raises IdentityChanged, PeerNameRefused and TunnelFileUnusable."""
+        _check(self._read(), name, public)
+
+    def pin(self, name: str, public: PublicIdentity, rendezvous: Iterable[str] = ()) -> Peer:
+        """Remember an identity under a name.
+
+        The same once more renews only where it can be rung. Raises IdentityChanged when the name has another
+        identity, PeerNameRefused when the identity has another name, and TunnelFileUnusable.
+        """
+        urls = tuple(server.url for server in config.parse_servers(rendezvous))
+        with files.locked(self.path):
+            peers = self._read()
+            _check(peers, name, public)
+            known = next((peer for peer in peers if peer.name == name), None)
+            # Pairing again by copy and paste need not bring servers along.
+            if known and not urls:
+                urls = known.rendezvous
+            peer = Peer(name, public, urls, known.added if known else round(time.time(), 3))
+            self._write([other for other in peers if other.name != name] + [peer])
+        return peer
+
+    def rename(self, name: str, new: str) -> Peer:
+        """Give a peer another name; raises PeerUnknown, PeerNameRefused and TunnelFileUnusable."""
+        checked_name(new)
+        with files.locked(self.path):
+            peer = self.get(name)
+            peers = self._read()
+            if new != name and any(other.name == new for other in peers):
+                raise _taken(new, "another peer has it")
+            renamed = dataclasses.replace(peer, name=new)
+            self._write([other for other in peers if other.name != name] + [renamed])
+        return renamed
+
+    def remove(self, name: str) -> Peer:
+        """Forget a peer; raises PeerUnknown and TunnelFileUnusable."""
+        with files.locked(self.path):
+            peer = self.get(name)
+            self._write([other for other in self._read() if other.name != name])
+        return peer
+
+    def _read(self) -> list[Peer]:
+        text = files.read_private(self.path) or ""
+        peers: list[Peer] = []
+        for number, line in enumerate(text.splitlines(), 1):
+            if not line.strip() or line.startswith("#"):
+                continue
+            try:
+                peers.append(_parse(line, peers))
+            except (Malformed, ValueError, PeerNameRefused) as error:
+                fix = f"Correct or remove line {number}; a removed peer can be paired again."
+                raise TunnelFileUnusable(path=self.path, reason=f"line {number}: {error}", fix=fix) from None
+        return peers
+
+    def _write(self, peers: list[Peer]) -> None:
+        lines = [
+            f"{peer.name} {peer.public.to_text()} {peer.added:.3f} {','.join(peer.rendezvous) or '-'}\n"
+            for peer in sorted(peers, key=lambda peer: peer.name)
+        ]
+        files.write_private(self.path, _HEADER + "".join(lines), replace=True)
+
+
+def _parse(line: str, before: list[Peer]) -> Peer:
+    fields = line.split()
+    if len(fields) != 4:
+        raise Malformed("it does not have four fields")
+    name, identity, added, urls = fields
+    seconds = float(added)
+    if not 0 <= seconds <= _TIME_MAX:
+        raise Malformed("its time is not one")
+    try:
+        servers = config.parse_servers([] if urls == "-" else urls.split(","))
+    except InvalidServer as error:
+        raise Malformed(str(error)) from None
+    public = PublicIdentity.from_text(identity)
+    if any(name == other.name or public == other.public for other in before):
+        raise Malformed("its name or identity stands there twice")
+    return Peer(checked_name(name), public, tuple(server.url for server in servers), seconds)
+
+
+def _check(peers: list[Peer], name: str, public: PublicIdentity) -> None:
+    checked_name(name)
+    for peer in peers:
+        if peer.name == name and peer.public != public:
+            raise IdentityChanged(name=name, pinned=peer.public.fingerprint, found=public.fingerprint)
+        if peer.public == public and peer.name != name:
+            raise _taken(name, f"that host is pinned already, as {peer.name}",
+                         fix=f"migrator peer rename {peer.name} {name}, or pair under the name {peer.name}")
+
+
+def _taken(name: str, reason: str, fix: str = "Choose another: migrator peer list shows all.") -> PeerNameRefused:
+    return PeerNameRefused(name=name, reason=reason, fix=fix)
