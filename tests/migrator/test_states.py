@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import pytest
 from hypothesis import given
@@ -131,6 +132,13 @@ PROGRAMS: dict[str, tuple[str, ...]] = {
 OK, REFUSED, BUSY, SILENCE = "ok", "refused", "busy", "silence"
 
 
+class Flying(NamedTuple):
+    """A request that has not arrived yet. Its connection has the container locked if it had made a request before."""
+
+    request: str
+    locked: bool
+
+
 @dataclasses.dataclass(frozen=True)
 class World:
     """Both journals, where the programs stand, what is on its way, and where the container really runs."""
@@ -141,7 +149,7 @@ class World:
     program: str = ""  # that runs on the source
     step: int = 0
     waiting: bool = False  # for the answer to the call at `step`
-    flying: frozenset[str] = frozenset()  # requests that have not arrived yet
+    flying: frozenset[Flying] = frozenset()
     restoring: bool = False  # a restore-dump runs on the destination and has the container locked
     runs_here: bool = True
     runs_there: bool = False
@@ -180,11 +188,18 @@ def moves(world: World) -> Iterator[World]:
     """Everything that can happen next."""
     yield from source_moves(world)
     yield from destination_moves(world)
-    for request in world.flying:
-        if not (world.waiting and PROGRAMS[world.program][world.step] == f"call:{request}"):
-            # It arrives late: nobody waits for the answer any more.
-            for there, _ in answers(world, request):
-                yield there.but(flying=there.flying - {request})
+    for late in world.flying - {awaited(world)}:  # nobody waits for the answer any more
+        for there, _ in answers(world, late.request):
+            yield there.but(flying=there.flying - {late})
+
+
+def awaited(world: World) -> Flying | None:
+    """The request whose answer the source's program waits for."""
+    if not world.waiting:
+        return None
+    steps = PROGRAMS[world.program]
+    earlier = any(step.startswith("call:") for step in steps[: world.step])
+    return Flying(steps[world.step].removeprefix("call:"), earlier)
 
 
 def source_moves(world: World) -> Iterator[World]:
@@ -226,16 +241,20 @@ def go_on(world: World) -> Iterator[World]:
         if world.program == "create-dump":  # freeze, dump or sending may fail, or take too long
             yield from failed(world)
         return
-    request = step.removeprefix("call:")
     if not world.waiting:
-        yield world.but(waiting=True, flying=world.flying | {request})
+        sent = world.but(waiting=True)
+        call = awaited(sent)
+        assert call
+        yield sent.but(flying=world.flying | {call})
         return
-    if request in world.flying:
-        for there, answer in answers(world, request):
-            arrived = there.but(flying=there.flying - {request})
+    call = awaited(world)
+    if call in world.flying:
+        for there, answer in answers(world, call.request):
+            # An older connection that has the container locked has ended, or this one would have been told to wait.
+            arrived = there.but(flying=frozenset(other for other in there.flying - {call} if not other.locked))
             if answer == OK:
                 yield done(arrived)
-            elif answer == REFUSED or (answer == BUSY and request != "own"):
+            elif answer == REFUSED or (answer == BUSY and call.request != "own"):
                 yield from refused(arrived)  # only the word of the one who has the lock counts for `own`
             yield from broken(arrived)  # the answer gets lost
     yield from broken(world)
@@ -326,8 +345,8 @@ def answers(world: World, request: str) -> Iterator[tuple[World, str]]:
         dropped = state in (State.RECEIVING_DUMP, State.DUMP_RECEIVED)
         yield world.but(destination=State.IMPORTED) if dropped else world, OK
         return
-    if request == "own" and state in (State.OWNED, State.RESTORING, State.RESTORED) or (
-            request == "abandon" and state is State.ABANDONED):
+    taken = request == "own" and state in (State.OWNED, State.RESTORING, State.RESTORED)
+    if taken or (request == "abandon" and state is State.ABANDONED):
         yield world, OK
         return
     if request == "abandon" and state in (State.RESTORED, State.FINISHED):
@@ -359,6 +378,7 @@ def destination_moves(world: World) -> Iterator[World]:
     if decide("import-data", state).verdict is Verdict.GO:
         importing = world.but(destination=after(Role.DESTINATION, state, Event.IMPORT))
         yield importing
+        yield importing.but(destination=after(Role.DESTINATION, importing.destination, Event.RECEIVE))  # damaged
         yield importing.but(destination=after(Role.DESTINATION, importing.destination, Event.IMPORTED))
     if decide("restore-dump", state).verdict is Verdict.GO:
         if state is State.RESTORING:
@@ -448,7 +468,7 @@ def answered(world: World) -> World:
     """The request arrives, and so does its answer."""
     request = PROGRAMS[world.program][world.step].removeprefix("call:")
     there, answer = [pair for pair in answers(world, request) if pair[1] != SILENCE][-1]
-    there = there.but(flying=there.flying - {request})
+    there = there.but(flying=frozenset())
     return done(there) if answer == OK else next(refused(there))
 
 
