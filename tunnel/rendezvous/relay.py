@@ -1,0 +1,332 @@
+"""The relay: forwards datagrams between the two ends of a session that found no direct path. It reads none of them.
+
+An end is known by the address it joined from (`tunnel.relay_wire`), so that afterwards WireGuard speaks to the relay as
+if that were its peer. UDP is forwarded by a thread of its own, many datagrams a call (udp(7): UDP_GRO, UDP_SEGMENT); an
+end whose network lets no UDP out comes by TCP instead (`tcp_relay`). State lives in memory alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import secrets
+import select
+import socket
+import ssl
+import struct
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from tunnel import relay_wire as wire
+from tunnel.rendezvous.tcp_relay import TcpRelay
+
+UDP_SEGMENT = 103  # linux/udp.h; the socket module has neither
+UDP_GRO = 104
+BATCH = 65535  # the most that one call receives
+BUFFER = 4 * 1024 * 1024  # bytes that a socket may hold; the kernel cuts it to net.core.rmem_max
+COOKIE_WINDOW = 30  # seconds; a cookie is good for this one and the next
+SWEEP = 5.0  # seconds between two looks for ends that are gone
+
+_U16 = struct.Struct("=H")
+_INT = struct.Struct("=i")
+
+# Sends datagrams of `segment` bytes each (the last may be shorter; 0: one datagram) to an end.
+Send = Callable[[memoryview, int], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What one relay gives away. Zero: no limit."""
+
+    token_life: float = 600.0  # seconds from the making of a token to the latest first use
+    idle: float = 90.0  # seconds of silence after which an end is forgotten; WireGuard says something every 25
+    pairs: int = 256
+    pairs_each: int = 8  # pairs that one identity may be part of
+    pair_bytes: int = 4 * 2**40
+    pair_rate: int = 0  # bytes a second, both directions together
+
+
+@dataclasses.dataclass
+class End:
+    """One end that has joined; `send` reaches it."""
+
+    pair: Pair
+    identity: bytes
+    via: object  # where it joined: the UDP socket and address, or the TCP connection
+    send: Send
+    seen: float
+    other: End | None = None
+
+
+@dataclasses.dataclass
+class Pair:
+    """The two ends of a session."""
+
+    session: bytes
+    identities: frozenset[bytes]
+    ends: dict[bytes, End] = dataclasses.field(default_factory=dict)
+    bytes: int = 0
+    allowance: float = 0.0  # bytes that may be forwarded now, where there is a rate
+    refilled: float = 0.0
+
+
+class Relay:
+    """A running relay. `serve` makes it; `token` and `close` may be called from the event loop's thread."""
+
+    def __init__(self, limits: Limits | None = None) -> None:
+        self.limits = limits or Limits()
+        self.udp_port = 0
+        self.tcp_port = 0
+        self.forwarded = 0  # bytes
+        self.dropped = 0  # datagrams for which there was no end, allowance or room
+        self._secret = secrets.token_bytes(32)
+        self._cookies = secrets.token_bytes(32)
+        self._lock = threading.Lock()
+        self._pairs: dict[tuple[bytes, frozenset[bytes]], Pair] = {}
+        self._by_address: dict[tuple[int, tuple[str, int]], End] = {}
+        self._udp: list[socket.socket] = []
+        self._tcp: TcpRelay | None = None
+        self._stop = os.eventfd(0, os.EFD_CLOEXEC)
+        self._thread: threading.Thread | None = None
+
+    @classmethod
+    async def serve(cls, hosts: str | Sequence[str], udp_port: int = 0, tcp_port: int = 0, *,
+                    tls: ssl.SSLContext | None = None, limits: Limits | None = None) -> Relay:
+        """Listen on these addresses; port 0 takes any free one. Raises OSError.
+
+        An address should be one that clients name: what a socket bound to 0.0.0.0 answers may come from another.
+        """
+        relay = cls(limits)
+        try:
+            for host in [hosts] if isinstance(hosts, str) else hosts:
+                relay.udp_port = relay._open(host, relay.udp_port or udp_port)
+            relay._tcp = await TcpRelay.serve(relay, [hosts] if isinstance(hosts, str) else hosts, tcp_port, tls)
+            relay.tcp_port = relay._tcp.port
+            relay._thread = threading.Thread(target=relay._forward_udp, name="migrator-relay", daemon=True)
+            relay._thread.start()
+        except BaseException:
+            await relay.close()
+            raise
+        return relay
+
+    def token(self, session: bytes, own: bytes, peer: bytes) -> tuple[bytes, bytes]:
+        """The claim and the key with which `own` may join the session with `peer`; both are public identities."""
+        expires = int(time.time() + self.limits.token_life)
+        claim = wire.Claim(session, wire.identity_hash(own), wire.identity_hash(peer), expires).pack()
+        return claim, wire.token_key(self._secret, claim)
+
+    async def close(self) -> None:
+        """Stop; safe to repeat."""
+        if self._tcp:
+            await self._tcp.close()
+            self._tcp = None
+        if self._thread:
+            os.eventfd_write(self._stop, 1)
+            self._thread.join()
+            self._thread = None
+        for sock in self._udp:
+            sock.close()
+        if self._stop >= 0:
+            os.close(self._stop)
+            self._stop = -1
+        self._udp.clear()
+
+    # --- Joining ---
+
+    def answer(self, data: bytes, address: tuple[str, int], via: object, send: Send) -> tuple[bytes, End | None] | None:
+        """What to answer to a JOIN from `address`, and the end if it is now one; None where nothing is to be said."""
+        asked = wire.parse_join(data)
+        if asked is None:
+            return None
+        key = wire.token_key(self._secret, asked.packed)
+        if not wire.proved(data, key) or asked.claim.own == asked.claim.peer:
+            return None
+        window = int(time.monotonic() // COOKIE_WINDOW)
+        good = [wire.cookie(self._cookies, address, each) for each in (window, window - 1)]
+        if asked.cookie not in good:
+            return wire.challenge(key, asked.number, good[0]), None
+        with self._lock:
+            end = self._take_in(asked.claim, via, send)
+        if isinstance(end, wire.Refusal):
+            return wire.refused(key, asked.number, end), None
+        return wire.joined(key, asked.number, present=end.other is not None), end
+
+    def _take_in(self, claim: wire.Claim, via: object, send: Send) -> End | wire.Refusal:
+        """The end that this claim makes of who holds it; one that joined before moves to where it joins from now."""
+        identities = frozenset((claim.own, claim.peer))
+        pair = self._pairs.get((claim.session, identities))
+        old = pair.ends.get(claim.own) if pair else None
+        if old is None and claim.expires < time.time():
+            return wire.Refusal.EXPIRED
+        if pair is None:
+            for each in identities:
+                if sum(each in known.identities for known in self._pairs.values()) >= self.limits.pairs_each:
+                    return wire.Refusal.FULL
+            if len(self._pairs) >= self.limits.pairs:
+                return wire.Refusal.FULL
+            pair = Pair(claim.session, identities, refilled=time.monotonic())
+            self._pairs[claim.session, identities] = pair
+        if self.limits.pair_bytes and pair.bytes > self.limits.pair_bytes:
+            return wire.Refusal.QUOTA
+        if old and old.via == via:
+            old.seen = time.monotonic()
+            return old
+        if old:
+            self._forget(old)
+        end = End(pair, claim.own, via, send, time.monotonic(), pair.ends.get(claim.peer))
+        pair.ends[claim.own] = end
+        self._pairs[claim.session, identities] = pair
+        if end.other:
+            end.other.other = end
+        return end
+
+    def leave(self, end: End) -> None:
+        """An end is gone."""
+        with self._lock:
+            if end.pair.ends.get(end.identity) is end:
+                self._forget(end)
+
+    def _forget(self, end: End) -> None:
+        end.pair.ends.pop(end.identity, None)
+        if end.other:
+            end.other.other = None
+        self._by_address = {key: each for key, each in self._by_address.items() if each is not end}
+        if not end.pair.ends:
+            self._pairs.pop((end.pair.session, end.pair.identities), None)
+
+    def sweep(self) -> None:
+        """Forget ends that have been silent for too long."""
+        limit = time.monotonic() - self.limits.idle
+        with self._lock:
+            for end in [end for pair in self._pairs.values() for end in pair.ends.values() if end.seen < limit]:
+                self._forget(end)
+
+    # --- Forwarding ---
+
+    def forward(self, end: End, data: memoryview, segment: int) -> None:
+        """Hand what an end sent to the other one, if that is there and the pair may."""
+        end.seen = time.monotonic()
+        other = end.other
+        if other is None or not self._may(end.pair, len(data), end.seen):
+            self.dropped += 1
+            return
+        self.forwarded += len(data)
+        other.send(data, segment)
+
+    def _may(self, pair: Pair, size: int, now: float) -> bool:
+        """Whether the pair's quota and rate let this pass."""
+        pair.bytes += size
+        if self.limits.pair_bytes and pair.bytes > self.limits.pair_bytes:
+            return False
+        rate = self.limits.pair_rate
+        if rate:
+            pair.allowance = min(rate / 4, pair.allowance + (now - pair.refilled) * rate)  # a quarter second's burst
+            pair.refilled = now
+            if pair.allowance < size:
+                return False
+            pair.allowance -= size
+        return True
+
+    # --- UDP ---
+
+    def _open(self, host: str, port: int) -> int:
+        sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
+        self._udp.append(sock)
+        sock.bind((host, port))
+        sock.setblocking(False)
+        for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
+            sock.setsockopt(socket.SOL_SOCKET, option, BUFFER)
+        with contextlib.suppress(OSError):  # a kernel before 5.0
+            sock.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
+        found: int = sock.getsockname()[1]
+        return found
+
+    def _forward_udp(self) -> None:
+        poll = select.poll()
+        poll.register(self._stop, select.POLLIN)
+        by_fd = {sock.fileno(): sock for sock in self._udp}
+        for fd in by_fd:
+            poll.register(fd, select.POLLIN)
+        buffer = bytearray(BATCH)
+        swept = time.monotonic()
+        while True:
+            for fd, _ in poll.poll(SWEEP * 1000):
+                if fd == self._stop:
+                    return
+                self._drain(by_fd[fd], buffer)
+            if time.monotonic() - swept > SWEEP:
+                swept = time.monotonic()
+                self.sweep()
+
+    def _drain(self, sock: socket.socket, buffer: bytearray) -> None:
+        """Take what one socket has, but let the others have their turn."""
+        view = memoryview(buffer)
+        for _ in range(64):
+            try:
+                size, ancillary, _, sender = sock.recvmsg_into([buffer], 64)
+            except BlockingIOError:
+                return
+            except OSError:  # an ICMP error for something sent before
+                continue
+            segment = next((_INT.unpack(data[:4])[0] for level, kind, data in ancillary
+                            if level == socket.IPPROTO_UDP and kind == UDP_GRO), 0)
+            address = (sender[0], sender[1])
+            data = view[:size]
+            # WireGuard's datagrams begin with 1 to 4; what is sealed by chance may look like ours, so this only asks.
+            if buffer.find(wire.MAGIC, 0, size) >= 0:
+                for each in _split(data, segment):
+                    self._one(sock, address, each)
+                continue
+            end = self._by_address.get((sock.fileno(), address))
+            if end is None:
+                self.dropped += 1
+            else:
+                self.forward(end, data, segment)
+
+    def _one(self, sock: socket.socket, address: tuple[str, int], data: memoryview) -> None:
+        """A datagram that may be a JOIN."""
+        if len(data) == wire.JOIN_SIZE and bytes(data[:5]) == wire.MAGIC + bytes([wire.Type.JOIN]):
+            said = self.answer(bytes(data), address, (sock.fileno(), address), _Udp(sock, address))
+            if said:
+                answer, end = said
+                with contextlib.suppress(OSError):
+                    sock.sendto(answer, address)
+                if end:
+                    with self._lock:
+                        self._by_address[sock.fileno(), address] = end
+        elif end := self._by_address.get((sock.fileno(), address)):
+            self.forward(end, data, 0)
+        else:
+            self.dropped += 1
+
+
+class _Udp:
+    """Sends to one address from one socket; called from the UDP thread and from the event loop."""
+
+    def __init__(self, sock: socket.socket, address: tuple[str, int]) -> None:
+        self._sock = sock
+        self._address = address
+
+    def __call__(self, data: memoryview, segment: int) -> None:
+        try:
+            if segment and len(data) > segment:
+                option = (socket.IPPROTO_UDP, UDP_SEGMENT, _U16.pack(segment))
+                self._sock.sendmsg([data], [option], 0, self._address)
+            else:
+                self._sock.sendto(data, self._address)
+        except BlockingIOError:
+            return  # full: what a router would drop too
+        except OSError:
+            # The way there takes no segments (a device without checksums, a smaller MTU): one by one.
+            for each in _split(data, segment):
+                with contextlib.suppress(OSError):
+                    self._sock.sendto(each, self._address)
+
+
+def _split(data: memoryview, segment: int) -> list[memoryview]:
+    """The datagrams in what one call received."""
+    if not segment or len(data) <= segment:
+        return [data]
+    return [data[at : at + segment] for at in range(0, len(data), segment)]

@@ -1,0 +1,151 @@
+"""The relay's TCP side, for ends whose network lets no UDP out: each datagram behind its length, inside TLS.
+
+TLS adds nothing to WireGuard's own encryption; it is what a firewall expects to see.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from tunnel import relay_wire as wire
+
+if TYPE_CHECKING:
+    from tunnel.rendezvous.relay import End, Relay
+
+JOIN_LIMIT = 10.0  # seconds from the connection to a JOIN that was taken
+UNPROVED_MAX = 64  # connections that have not joined yet
+QUEUE = 1024 * 1024  # bytes that wait for one slow end; beyond that datagrams are dropped, as on any full link
+
+
+class TcpRelay:
+    """Listens for ends that come by TCP."""
+
+    def __init__(self, relay: Relay) -> None:
+        self.port = 0
+        self._relay = relay
+        self._servers: list[asyncio.Server] = []
+        self.connections: set[_Connection] = set()
+
+    @classmethod
+    async def serve(cls, relay: Relay, hosts: Sequence[str], port: int, tls: ssl.SSLContext | None) -> TcpRelay:
+        """Listen on these addresses; raises OSError."""
+        made = cls(relay)
+        loop = asyncio.get_running_loop()
+        for host in hosts:
+            server = await loop.create_server(lambda: _Connection(relay, made), host, made.port or port, ssl=tls)
+            made._servers.append(server)
+            made.port = server.sockets[0].getsockname()[1]
+        return made
+
+    async def close(self) -> None:
+        """Stop listening and end every connection."""
+        for server in self._servers:
+            server.close()
+        for connection in list(self.connections):
+            connection.abort()
+        self._servers.clear()
+
+    def crowded(self) -> bool:
+        """Whether too many connections have not joined yet."""
+        return sum(connection.end is None for connection in self.connections) > UNPROVED_MAX
+
+
+class _Connection(asyncio.Protocol):
+    """One end's connection."""
+
+    def __init__(self, relay: Relay, all_: TcpRelay) -> None:
+        self.end: End | None = None
+        self._relay = relay
+        self._all = all_
+        self._rest = bytearray()
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
+        self._transport: asyncio.Transport | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._address = ("", 0)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)  # noqa: S101
+        self._transport = transport
+        self._address = transport.get_extra_info("peername")[:2]
+        if self._all.crowded():
+            transport.abort()
+            return
+        self._all.connections.add(self)
+        with contextlib.suppress(OSError):
+            transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._timer = self._loop.call_later(JOIN_LIMIT, self.abort)
+
+    def connection_lost(self, _error: Exception | None) -> None:
+        self._all.connections.discard(self)
+        if self._timer:
+            self._timer.cancel()
+        if self.end:
+            self._relay.leave(self.end)
+        self._transport = None
+
+    def abort(self) -> None:
+        """End the connection at once."""
+        if self._transport:
+            self._transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        if self._rest:
+            self._rest += data
+            data = bytes(self._rest)
+        found, used = wire.frames(data)
+        self._rest = bytearray(data[used:])
+        if self.end is None:
+            for each in found:
+                self._before_join(bytes(each))
+            return
+        # Datagrams of one size in a row can leave in one call.
+        start = 0
+        while start < len(found):
+            stop, size = start + 1, len(found[start])
+            while stop < len(found) and stop - start < 40 and len(found[stop]) == size:
+                stop += 1
+            if found[start][:4] == wire.MAGIC:
+                self._before_join(bytes(found[start]))
+                stop = start + 1
+            elif stop - start == 1:
+                self._relay.forward(self.end, found[start], 0)
+            else:
+                self._relay.forward(self.end, memoryview(b"".join(found[start:stop])), size)
+            start = stop
+
+    def _before_join(self, message: bytes) -> None:
+        said = self._relay.answer(message, self._address, self, self.send)
+        if said is None:
+            self.abort()
+            return
+        answer, end = said
+        if self._transport:
+            self._transport.write(wire.framed(answer))
+        if end:
+            self.end = end
+            if self._timer:
+                self._timer.cancel()
+
+    def send(self, data: memoryview, segment: int) -> None:
+        """Queue datagrams for this end; called from the UDP thread too."""
+        framed = wire.framed(data, segment)
+        if threading.get_ident() == self._thread:
+            self._write(framed)
+        else:
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                self._loop.call_soon_threadsafe(self._write, framed)
+
+    def _write(self, framed: bytes) -> None:
+        if self._transport is None:
+            return
+        if self._transport.get_write_buffer_size() > QUEUE:
+            self._relay.dropped += 1
+            return
+        self._transport.write(framed)
