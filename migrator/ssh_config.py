@@ -75,14 +75,14 @@ def load_paramiko(*, match_exec: bool = False) -> Any:
     return paramiko
 
 
-def lookup(destination: Destination, *, home: Path | None = None, system: Path = SYSTEM_CONFIG) -> HostConfig:
+def lookup(destination: Destination) -> HostConfig:
     """What ssh's configuration files and defaults make of a destination.
 
     User and port of the destination come before those of the files. Raises HostUnreachable for a file that cannot be
     understood.
     """
-    home = home or Path.home()
-    texts = [read(home / ".ssh/config", home / ".ssh"), read(system, system.parent)]
+    home = Path.home()
+    texts = [read(home / ".ssh/config", home / ".ssh"), read(SYSTEM_CONFIG, SYSTEM_CONFIG.parent)]
     load_paramiko(match_exec=any(_MATCH_EXEC.search(text) for text in texts))
     from paramiko.config import SSHConfig
 

@@ -58,7 +58,8 @@ def log_in(destination: Destination, config: HostConfig, transport: paramiko.Tra
         try:
             missing = transport.auth_publickey(config.user, key)
         except paramiko.BadAuthenticationType as error:
-            reason = f"it takes no keys, only {', '.join(error.allowed_types)}"
+            others = ", ".join(filter(None, error.allowed_types))
+            reason = f"it takes no keys, only {others}" if others else "it takes no keys"
             break
         except paramiko.AuthenticationException as error:
             reason = "it takes none of the keys that were found"

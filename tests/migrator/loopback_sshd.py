@@ -66,10 +66,11 @@ class Sshd:
     def start(self) -> None:
         config = self.folder / "sshd_config"
         config.write_text("\n".join([
+            *self._options,  # the first line for a keyword counts
             f"Port {self.port}", "ListenAddress 127.0.0.1", "UsePAM no", "StrictModes no", "PidFile none",
             "PasswordAuthentication no", "KbdInteractiveAuthentication no", "PermitRootLogin prohibit-password",
             f"AuthorizedKeysFile {self.folder / 'authorized_keys'}", "PrintMotd no",
-            *(f"HostKey {self.folder / f'host_{kind}'}" for kind in self.host_keys), *self._options, "",
+            *(f"HostKey {self.folder / f'host_{kind}'}" for kind in self.host_keys), "",
         ]))  # fmt: skip
         self._process = subprocess.Popen([SSHD, "-D", "-f", config, "-E", self.folder / "log"], process_group=0)
         deadline = time.monotonic() + 20
