@@ -147,7 +147,9 @@ def addresses(case: Case) -> Iterator[Finding]:
                          ERROR if other.running else WARNING)
     for neighbour in there.neighbours:
         if neighbour.address in mine and neighbour.mac and macs and neighbour.mac.lower() not in macs:
-            yield _taken(neighbour.address, f"{neighbour.mac}, which {there.name} has seen on {neighbour.interface}")
+            whose = f"{neighbour.mac}, which {there.name} has seen on {neighbour.interface}"
+            yield _taken(neighbour.address, whose if neighbour.reachable else f"{whose} some time ago",
+                         ERROR if neighbour.reachable else WARNING)
 
 
 def _taken(address: str, whose: str, severity: Severity = ERROR) -> Finding:

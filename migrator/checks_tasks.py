@@ -78,6 +78,10 @@ def origin(case: Case) -> Iterator[Finding]:
     for note in case.notes("session-outside"):
         yield SESSION.found(f"The session of {holder(note)} is led from outside the container.",
                             f"End it: kill {note.pid} -- and start it again with setsid, or as a service.")
+    for note in case.notes("zombie-session-outside"):
+        yield SESSION.found(f"The session of the zombie {holder(note)} was led from outside the container.",
+                            "Let its parent wait for it; if that is a first process that never does, start the "
+                            "container anew.")
     for note in case.notes("outside-cgroup"):
         yield CGROUP.found(f"{holder(note)} is not in the container's cgroup, so freezing does not stop it.",
                            f"End it: kill {note.pid}")

@@ -49,7 +49,7 @@ class Code:
     explanation: str
 
     def found(self, message: str, cure: str = "", *, severity: Severity | None = None) -> Finding:
-        return Finding(self.name, severity or self.severity, message, cure)
+        return Finding(self.name, severity or self.severity, _printable(message), _printable(cure))
 
 
 _codes: dict[str, Code] = {}
@@ -113,9 +113,9 @@ def render(findings: Iterable[Finding], *, colour: bool | None = None) -> str:
         word = f"{finding.severity.value:<8}"
         if painted:
             word = f"{_STYLES[finding.severity]}{word}\033[0m"
-        lines.append(f"{word} {finding.code}: {_printable(finding.message)}")
+        lines.append(f"{word} {finding.code}: {finding.message}")
         if finding.cure:
-            lines.append(f"{'':8} -> {_printable(finding.cure)}")
+            lines.append(f"{'':8} -> {finding.cure}")
     return "\n".join(lines)
 
 

@@ -35,6 +35,7 @@ class Neighbour:
     address: str
     mac: str
     interface: str
+    reachable: bool = True  # it has answered lately
 
 
 def interfaces(pid: int | None = None) -> tuple[Interface, ...]:
@@ -82,9 +83,14 @@ def _interface(entry: dict[str, Any]) -> Interface:
 def parse_neighbours(data: Any) -> tuple[Neighbour, ...]:
     """From `ip -j neighbour show`; entries without an answer are left out."""
     return tuple(
-        Neighbour(str(entry["dst"]), str(entry["lladdr"]).lower(), str(entry.get("dev", "")))
+        Neighbour(str(entry["dst"]), str(entry["lladdr"]).lower(), str(entry.get("dev", "")), _reachable(entry))
         for entry in _objects(data) if "lladdr" in entry and "dst" in entry
     )
+
+
+def _reachable(entry: dict[str, Any]) -> bool:
+    state = entry.get("state")
+    return isinstance(state, list) and bool({"REACHABLE", "DELAY", "PROBE", "PERMANENT"} & set(map(str, state)))
 
 
 def _objects(data: Any) -> list[dict[str, Any]]:

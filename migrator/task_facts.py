@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import os
 import stat
+import time
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
@@ -23,6 +24,7 @@ TASKS_MAX = 10_000
 DESCRIPTORS_MAX = 100_000
 NOTES_MAX = 2_000
 NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
+WAIT = 0.05  # seconds
 PTS = range(136, 144)  # major numbers of UNIX 98 pseudo-terminals (devices.txt)
 PTMX = (5, 2)
 
@@ -123,6 +125,7 @@ def gather(init: int, in_cgroup: Collection[int]) -> Tasks:
         _look_at_task(look, status, statuses, in_cgroup)
         look.descriptors(status)
     look.half_pairs(statuses.keys())
+    look.still_waiting()
     return Tasks(
         count=len(statuses), threads=sum(status.threads for status in statuses.values()),
         uids=tuple(sorted({uid for status in statuses.values() for uid in status.uids}))[:1000],
@@ -146,11 +149,11 @@ def _look_at_task(look: _Look, status: Status, statuses: dict[int, Status], in_c
     if not _descends(status, look.init, statuses):
         look.note("attached", status.name, status)
     elif status.session_inside == 0:
-        look.note("session-outside", status.name, status)
+        look.note("zombie-session-outside" if status.state == "Z" else "session-outside", status.name, status)
     if status.tracer:
         look.note("traced", f"{status.name} by process {status.tracer}", status)
     if status.state == "D":
-        look.note("uninterruptible", status.name, status)
+        look.waiting.append(status)
     if status.state == "Z":  # cgroup.procs and its namespaces no longer name it
         return
     if in_cgroup and status.pid not in in_cgroup:
@@ -187,6 +190,7 @@ class _Look:
         self.masters: set[tuple[int, int]] = set()  # likewise; a devpts of 0 stands for any
         self.pipes: dict[str, tuple[int, Status]] = {}  # which ends of each pipe are open: 1 read, 2 write
         self.unix_sockets: dict[int, Status] = {}  # by inode
+        self.waiting: list[Status] = []  # those in uninterruptible sleep
 
     def note(self, kind: str, detail: str, status: Status, size: int = 0) -> None:
         before = self.notes.get((kind, detail))
@@ -272,6 +276,15 @@ class _Look:
     def watches(self, status: Status, path: str) -> None:
         for kind, shown in watch_facts.watches(path, status.pid, self.mounts.get(self.namespaces["mnt"], [])):
             self.note(f"watch-{kind}", shown, status)
+
+    def still_waiting(self) -> None:
+        """Who waits for a disk does so for a moment only: it counts if it still does after a while."""
+        if self.waiting:
+            time.sleep(WAIT)
+        for status in self.waiting:
+            again = parse_status(read_text(f"/proc/{status.pid}/status"))
+            if again and again.state == "D":
+                self.note("uninterruptible", status.name, status)
 
     def half_pairs(self, members: Collection[int]) -> None:
         """Terminals, UNIX sockets and pipes whose other end no process of the container has.

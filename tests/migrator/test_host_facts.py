@@ -37,7 +37,9 @@ def test_interfaces() -> None:
 def test_neighbours() -> None:
     data = [{"dst": "10.0.0.9", "dev": "br0", "lladdr": "AA:00:00:00:00:01", "state": ["STALE"]},
             {"dst": "fd00::1", "dev": "br0", "state": ["FAILED"]}]
-    assert parse_neighbours(data) == (Neighbour("10.0.0.9", "aa:00:00:00:00:01", "br0"),)
+    assert parse_neighbours(data) == (Neighbour("10.0.0.9", "aa:00:00:00:00:01", "br0", False),)
+    data[0]["state"] = ["REACHABLE"]
+    assert parse_neighbours(data)[0].reachable
 
 
 @given(JSON)
@@ -45,7 +47,7 @@ def test_any_json_of_ip(data: Any) -> None:
     parse_interfaces(data)
     parse_interfaces([data, {"ifname": "x", "linkinfo": data, "addr_info": data, "flags": data, "mtu": data}])
     parse_neighbours(data)
-    parse_neighbours([data, {"dst": data, "lladdr": data}])
+    parse_neighbours([data, {"dst": data, "lladdr": data, "state": data}])
 
 
 @pytest.mark.parametrize(("text", "version"), [

@@ -154,6 +154,8 @@ FOUND: list[tuple[str, Severity, Change, str]] = [
     ("address-taken", WARNING, Change(destination={"containers": (Other("c9", False, ("10.0.3.50",)),)}), "stopped"),
     ("address-taken", ERROR, Change(destination={"neighbours": (
         Neighbour("10.0.3.50", "52:54:00:00:00:01", "lxcbr0"),)}), "52:54:00:00:00:01"),
+    ("address-taken", WARNING, Change(destination={"neighbours": (
+        Neighbour("10.0.3.50", "52:54:00:00:00:01", "lxcbr0", False),)}), "some time ago"),
     ("mac-taken", ERROR, Change(destination={"containers": (Other("c9", True, (), (ETH0.mac,)),)}), "c9"),
     ("mac-taken", WARNING, Change(destination={"containers": (Other("c9", False, (), (ETH0.mac,)),)}), "stopped"),
     ("mac-taken", ERROR, Change(destination={"interfaces": (BRIDGE, Interface("tap0", "tun", ETH0.mac))}), "tap0"),
@@ -163,6 +165,7 @@ FOUND: list[tuple[str, Severity, Change, str]] = [
     # tasks
     ("attached-task", ERROR, task("attached"), "kill 4712"),
     ("session-outside", ERROR, task("session-outside"), "setsid"),
+    ("session-outside", ERROR, task("zombie-session-outside"), "zombie worker"),
     ("outside-cgroup", ERROR, task("outside-cgroup"), "freezing"),
     ("traced-task", ERROR, task("traced", "worker by process 1"), "by process 1"),
     ("uninterruptible-task", WARNING, task("uninterruptible"), "/proc/4712/stack"),
