@@ -1,0 +1,109 @@
+"""The man page, the completion and docs/errors.md say what the program does."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from migrator import manual
+from migrator.errors import EXIT_USAGE
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def test_the_page_of_errors_is_current() -> None:
+    assert (DOCS / "errors.md").read_text() == manual.errors_page(), "make docs"
+
+
+def test_every_error_is_documented_once() -> None:
+    """Also those of the tunnel: no two share a number, except the one for `no number of its own`."""
+    found = manual.documented()
+    assert {"not-root", "source-still-frozen", "restore-failed"} <= {cls.code() for cls in found}
+    numbered = [cls.status for cls in found if cls.status != EXIT_USAGE]
+    assert len(numbered) == len(set(numbered))
+    assert all("__doc__" in vars(cls) for cls in found)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("share")
+    assert manual.main([str(folder)]) == 0
+    return folder
+
+
+def test_the_man_page_is_good_roff(made: Path) -> None:
+    done = subprocess.run(["groff", "-man", "-ww", "-Tascii", made / manual.PAGE], capture_output=True, text=True,
+                          check=True, stdin=subprocess.DEVNULL)
+    assert done.stderr == ""
+    text = " ".join(re.sub(r"\x1b\[[0-9;]*m|.\x08", "", done.stdout).split())
+    for name, parser in manual.commands().items():
+        assert f"migrator {name}" in text
+        for action in manual.options(parser):
+            assert action.option_strings[-1] in text
+    for cls in manual.documented():
+        assert f"{manual.shown_status(cls)} {cls.code()}" in text
+
+
+def test_roff_takes_nothing_for_a_request() -> None:
+    assert manual.roff(".SH 'x'\n\\fB -- `y`") == "\\&.SH \\(aqx\\(aq\n\\efB \\-\\- \\(gay\\(ga"
+
+
+def test_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert manual.main(["--help"]) == 2
+    assert "python3 -m migrator.manual" in capsys.readouterr().err
+
+
+# --- the completion -------------------------------------------------------------------------------------------
+
+
+def complete(made: Path, *words: str, containers: str = "") -> list[str]:
+    """What bash offers for the last of `words`."""
+    script = """
+        lxc-ls() { echo "$@" >&2; printf '%s\\n' $CONTAINERS; }
+        . "$1"; shift
+        COMP_WORDS=(migrator "$@"); COMP_CWORD=$#
+        _migrator
+        printf '%s\\n' "${COMPREPLY[@]}"
+    """
+    done = subprocess.run(["bash", "-euc", script, "bash", made / manual.COMPLETION, *words], capture_output=True,
+                          text=True, check=True, stdin=subprocess.DEVNULL,
+                          env={"PATH": "/usr/bin:/bin", "CONTAINERS": containers, "HOSTFILE": "/dev/null"})
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize(("words", "offered"), [
+    (["re"], ["restore-dump"]),
+    (["--v"], ["--version"]),
+    (["create-dump", "--max"], ["--max-downtime"]),
+    (["--debug", "status", "--ev"], ["--events"]),
+    (["status", "w"], ["web", "web2"]),
+    (["status", "-n", "d"], ["db"]),
+    (["create-dump", "web", "--max-downtime", ""], []),
+    (["check", "--ignore", "w"], []),
+    (["nonsense", "--"], []),
+])
+def test_completion(made: Path, words: list[str], offered: list[str]) -> None:
+    assert complete(made, *words, containers="web web2 db") == offered
+
+
+def test_completion_of_all_commands(made: Path) -> None:
+    assert set(complete(made, "")) >= set(manual.commands())
+
+
+def test_completion_of_folders(made: Path, tmp_path: Path) -> None:
+    (tmp_path / "pool").mkdir()
+    assert complete(made, "status", "-P", f"{tmp_path}/p") == [f"{tmp_path}/pool"]
+
+
+def test_completion_keeps_the_user_of_a_destination(made: Path) -> None:
+    for name in complete(made, "check", "web", "-d", "root@"):
+        assert name.startswith("root@")
+
+
+def test_the_completion_passes_shellcheck(made: Path) -> None:
+    done = subprocess.run(["shellcheck", "--shell=bash", made / manual.COMPLETION], capture_output=True, text=True,
+                          check=False, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stdout
