@@ -207,7 +207,8 @@ def _field_text(template: str) -> str:
 _COMPLETION = r"""# bash completion for migrator(1), made by migrator.manual
 
 _migrator() {
-    local current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD-1]} command="" path="" options="" word number
+    local current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD-1]}
+    local command="" path="" options="" word number
     COMPREPLY=()
     for ((number = 1; number < COMP_CWORD; number++)); do
         word=${COMP_WORDS[number]}
