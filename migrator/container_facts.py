@@ -16,7 +16,8 @@ from migrator import config_facts, log, mount_facts, net_facts, task_facts
 from migrator.config_facts import Config
 from migrator.mount_facts import Mount, parse_mountinfo
 from migrator.net_facts import Interface
-from migrator.task_facts import Tasks, read_text
+from migrator.proc import link, read_text
+from migrator.task_facts import Tasks
 
 if TYPE_CHECKING:
     from migrator.lxc import Container
@@ -71,7 +72,7 @@ def _running(facts: ContainerFacts, init: int, cgroup: Path) -> ContainerFacts:
     tasks = task_facts.gather(init, members)
     return dataclasses.replace(
         facts, init_pid=init, init_name=read_text(f"/proc/{init}/comm").strip(),
-        init_root=task_facts.link(f"/proc/{init}/root") or "/", tasks=tasks,
+        init_root=link(f"/proc/{init}/root") or "/", tasks=tasks,
         memory=memory_of(read_text(str(cgroup / "memory.stat"))) or tasks.memory,
         mounts=mount_facts.classify(
             parse_mountinfo(read_text(f"/proc/{init}/mountinfo")), parse_mountinfo(read_text("/proc/self/mountinfo")),

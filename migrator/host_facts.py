@@ -22,8 +22,8 @@ from migrator.container_facts import filesystem
 from migrator.criu_facts import CriuFacts
 from migrator.errors import MigratorError
 from migrator.net_facts import Interface, Neighbour
+from migrator.proc import link, read_text
 from migrator.run import environment, run
-from migrator.task_facts import link, read_text
 
 NEIGHBOURS_MAX = 2_000  # containers looked at
 PATHS_MAX = 500

@@ -5,7 +5,7 @@ of one kind are counted under the first process that had it, so that a thousand 
 """
 
 # Plain strings: a Path for each of ten thousand looks into /proc would double their cost.
-# ruff: noqa: PTH115, PTH116, PTH123, PTH208
+# ruff: noqa: PTH115, PTH116, PTH208
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import dataclasses
 import os
 import stat
 import time
-from collections.abc import Collection, Iterable
-from pathlib import Path
+from collections.abc import Collection
 
 from migrator import unix_facts, watch_facts
 from migrator.mount_facts import MountLine, parse_mountinfo
+from migrator.proc import Status, link, parse_status, read_text
 
 TASKS_MAX = 10_000
 DESCRIPTORS_MAX = 100_000
@@ -42,22 +42,6 @@ class Note:
 
 
 @dataclasses.dataclass(frozen=True)
-class Status:
-    """What we use of /proc/PID/status (proc_pid_status(5))."""
-
-    pid: int
-    name: str
-    state: str  # one letter
-    parent: int
-    tracer: int
-    uids: tuple[int, ...]  # real, effective, saved, file system; as this host sees them
-    session_inside: int  # the session's id in the innermost PID namespace; 0 when its leader is outside
-    levels: int  # how many PID namespaces it is in, counted from ours
-    threads: int
-    memory: int  # bytes, anonymous and shared
-
-
-@dataclasses.dataclass(frozen=True)
 class Tasks:
     """All the processes together."""
 
@@ -68,40 +52,6 @@ class Tasks:
     memory: int = 0  # bytes, anonymous and shared, summed over the processes
     notes: tuple[Note, ...] = ()
     complete: bool = True  # False when a limit of this module cut the look short
-
-
-def parse_status(text: str) -> Status | None:
-    """The status, or None if the text is not one (the process ended while it was read)."""
-    fields = {}
-    for line in text.splitlines():
-        key, _, value = line.partition(":")
-        fields[key] = value.strip()
-    try:
-        return Status(
-            pid=int(fields["Pid"]), name=fields["Name"], state=fields["State"][:1], parent=int(fields["PPid"]),
-            tracer=int(fields["TracerPid"]), uids=tuple(int(uid) for uid in fields["Uid"].split()),
-            session_inside=int(fields.get("NSsid", "1").split()[-1]), levels=len(fields.get("NSpid", "0").split()),
-            threads=int(fields.get("Threads", "1")),
-            memory=1024 * sum(int(fields.get(key, "0").split()[0]) for key in ("RssAnon", "RssShmem")),
-        )
-    except (KeyError, ValueError, IndexError):
-        return None
-
-
-def read_text(path: str) -> str:
-    """A file of /proc, or "" when it cannot be read: the process has ended, or we may not."""
-    try:
-        with open(path, "rb") as file:
-            return file.read().decode(errors="replace")
-    except OSError:
-        return ""
-
-
-def link(path: str) -> str:
-    try:
-        return os.readlink(path)
-    except OSError:
-        return ""
 
 
 def gather(init: int, in_cgroup: Collection[int]) -> Tasks:
@@ -321,8 +271,3 @@ def _protocol(path: str) -> str:
         return os.getxattr(path, "system.sockprotoname").rstrip(b"\0").decode(errors="replace")
     except OSError:
         return ""
-
-
-def read_cgroup(folder: Path, names: Iterable[str]) -> dict[str, str]:
-    """Some files of a cgroup folder; those that are not there are left out."""
-    return {name: text for name in names if (text := read_text(str(folder / name)))}

@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from migrator import task_facts, unix_facts
-from migrator.task_facts import Tasks, parse_status
+from migrator.proc import parse_status
+from migrator.task_facts import Tasks
 
 STATUS = """\
 Name:\tnginx: worker

@@ -1,0 +1,62 @@
+"""Files of /proc that the facts about processes are read from (proc(5)).
+
+A process may end while it is looked at: then there is nothing to read, and that is no error.
+"""
+
+# Plain strings: a Path for each of ten thousand looks into /proc would double their cost.
+# ruff: noqa: PTH115, PTH123
+
+from __future__ import annotations
+
+import dataclasses
+import os
+
+
+@dataclasses.dataclass(frozen=True)
+class Status:
+    """What we use of /proc/PID/status (proc_pid_status(5))."""
+
+    pid: int
+    name: str
+    state: str  # one letter
+    parent: int
+    tracer: int
+    uids: tuple[int, ...]  # real, effective, saved, file system; as this host sees them
+    session_inside: int  # the session's id in the innermost PID namespace; 0 when its leader is outside
+    levels: int  # how many PID namespaces it is in, counted from ours
+    threads: int
+    memory: int  # bytes, anonymous and shared
+
+
+def parse_status(text: str) -> Status | None:
+    """The status, or None if the text is not one (the process ended while it was read)."""
+    fields = {}
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        fields[key] = value.strip()
+    try:
+        return Status(
+            pid=int(fields["Pid"]), name=fields["Name"], state=fields["State"][:1], parent=int(fields["PPid"]),
+            tracer=int(fields["TracerPid"]), uids=tuple(int(uid) for uid in fields["Uid"].split()),
+            session_inside=int(fields.get("NSsid", "1").split()[-1]), levels=len(fields.get("NSpid", "0").split()),
+            threads=int(fields.get("Threads", "1")),
+            memory=1024 * sum(int(fields.get(key, "0").split()[0]) for key in ("RssAnon", "RssShmem")),
+        )
+    except (KeyError, ValueError, IndexError):
+        return None
+
+
+def read_text(path: str) -> str:
+    """A file of /proc, or "" when it cannot be read: the process has ended, or we may not."""
+    try:
+        with open(path, "rb") as file:
+            return file.read().decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def link(path: str) -> str:
+    try:
+        return os.readlink(path)
+    except OSError:
+        return ""
