@@ -1,13 +1,4 @@
-"""What two migrators say to each other, over any byte stream (docs/protocol.md has the tables).
-
-Each side first sends a greeting: the magic, the protocol's version and a JSON object with
-
-    program         the version of migrator
-    host            the sender's host name
-    authentication  null; the place where a peer in the tunnel will prove that it knows the shared secret
-
-and then frames: a header (kind u8, flags u8, zero u16, length of the body u32, big-endian) and a body. Control frames
-carry one JSON object; bulk frames carry bytes (`migrator.transfer` and `migrator.spool` say what they mean).
+"""What two migrators say to each other, over any byte stream. `migrator.frames` has the format.
 
 One side calls, the other serves. A request has an id and is answered by exactly one reply or error with the same id. A
 handler may return a Takeover: then its reply is followed by bulk frames in both directions, and these by a second
@@ -19,76 +10,19 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import enum
 import json
-import socket
-import struct
 import threading
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-import migrator
-from migrator import log
+from migrator import frames, log
 from migrator.errors import ConnectionLost, InternalError, MigratorError, ProtocolError, from_json
+from migrator.frames import Frame, Kind
 from migrator.stream import Bytes, ByteStream
 
-MAGIC = b"migrator"
-VERSION = 1
 TIMEOUT = 60.0  # seconds without a sign of life after which the other side is taken for dead
-
-_GREETING = struct.Struct("!8sHI")  # magic, protocol version, length of the JSON that follows
-_HEADER = struct.Struct("!BBHI")  # kind, flags, zero, length of the body
-
-GREETING_MAX = 64 * 1024  # bytes
-CONTROL_MAX = 4 * 1024 * 1024
-SEGMENT_MAX = 4 * 1024 * 1024  # raw bytes in a segment
-
-
-class Kind(enum.IntEnum):
-    # control
-    REQUEST = 1  # {"id", "op", "fields"}
-    REPLY = 2  # {"id", "fields"}
-    ERROR = 3  # {"id", "error"}
-    WORKING = 4  # empty: still there
-    # bulk, from the sender of a transfer
-    FILE = 16  # {"file": its number, "keep": segments that the receiver has and keeps}
-    SEGMENT = 17  # raw length u32, BLAKE3 digest of the raw bytes, then the bytes, compressed if the flag says so
-    FILE_END = 18  # raw length of the whole file u64, digest over its segments' digests
-    END = 19  # empty: that was the last file
-    ABORT = 20  # {"reason"}: there will be no more, forget the file that is not complete
-    # bulk, from the receiver
-    HELD = 32  # number of the file u32, then digests of segments that it has
-    ACK = 33  # how many SEGMENT and FILE_END frames of this transfer are on disk, u64
-    STOP = 34  # empty: something failed here, send ABORT; the error follows as the answer to the request
-
-
-DIGEST_SIZE = 32
-HELD_MAX = 64 * 1024  # digests in one HELD frame
-_LIMITS = {
-    Kind.REQUEST: CONTROL_MAX,
-    Kind.REPLY: CONTROL_MAX,
-    Kind.ERROR: CONTROL_MAX,
-    Kind.WORKING: 0,
-    Kind.FILE: 1024,
-    Kind.SEGMENT: 4 + DIGEST_SIZE + SEGMENT_MAX,
-    Kind.FILE_END: 8 + DIGEST_SIZE,
-    Kind.END: 0,
-    Kind.ABORT: 64 * 1024,
-    Kind.HELD: 4 + HELD_MAX * DIGEST_SIZE,
-    Kind.ACK: 8,
-    Kind.STOP: 0,
-}
-
-
-class Frame(NamedTuple):
-    kind: Kind
-    flags: int
-    body: memoryview
-
-    def json(self) -> dict[str, Any]:
-        """The object in a control frame; raises ProtocolError."""
-        return _parse_json(self.body)
+_SIGN_OF_LIFE = 15.0  # seconds; more often where a timeout is short
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +57,8 @@ class Connection:
         self._named = bool(name)
         self._stream = stream
         self._sending = threading.Lock()
-        self._broken: str | None = None
+        self._in_frame = False  # a frame has been sent in part
+        self._broken: str | None = None  # why nothing can be sent or received any more
         self._last_sent = time.monotonic()
         self._last_id = 0
         self._closed = threading.Event()
@@ -150,34 +85,20 @@ class Connection:
 
         Raises ProtocolError where the other side is no migrator, or one that speaks another version.
         """
-        mine = {"program": migrator.__version__, "host": socket.gethostname(), "authentication": None}
-        body = json.dumps(mine).encode()
         try:
-            self._stream.write(_GREETING.pack(MAGIC, VERSION, len(body)), body)
+            self._stream.write(frames.greeting(self.timeout))
         except OSError as error:
             raise self._lost(_why(error)) from error
-        header = bytearray(_GREETING.size)
+        header = bytearray(frames.GREETING.size)
         if not self._fill(memoryview(header), may_end=True):
             raise self._lost("it ended before the other side had said anything")
-        magic, version, length = _GREETING.unpack(header)
-        if magic != MAGIC:
-            raise ProtocolError(
-                reason=f"it begins with {bytes(header)!a}; if that is text, a start-up file of the shell prints it"
-            )
-        if length > GREETING_MAX:
-            raise ProtocolError(reason=f"it greets with {length} bytes")
-        greeting = bytearray(length)
-        self._fill(memoryview(greeting))
-        if version != VERSION:  # the rest may mean anything; the program's version helps if it can be read
-            raise ProtocolError(reason=f"it speaks version {version}{_said(greeting)}; this one speaks {VERSION}")
-        data = _parse_json(memoryview(greeting))
-        program, host = data.get("program"), data.get("host")
-        if not isinstance(program, str) or not isinstance(host, str):
-            raise ProtocolError(reason="its greeting lacks program or host")
-        self.peer_program, self.peer_host = program[:100], host[:255]
+        body = memoryview(bytearray(frames.greeting_length(bytes(header))))
+        self._fill(body)
+        self.peer_program, self.peer_host, patience = frames.parse_greeting(bytes(header), body)
         if not self._named:
             self.name = self.peer_host
-        threading.Thread(target=self._keep_alive, name="migrator-keepalive", daemon=True).start()
+        interval = min(_SIGN_OF_LIFE, self.timeout / 4, patience / 4)
+        threading.Thread(target=self._keep_alive, args=(interval,), name="migrator-keepalive", daemon=True).start()
 
     # --- Calls ---
 
@@ -192,8 +113,20 @@ class Connection:
         return self._last_id
 
     def answer(self, request: int) -> dict[str, Any]:
-        """Wait for the answer to a request; raises the other side's error."""
-        return self.answer_in(self.receive(), request)
+        """Wait for the answer to a request; raises the other side's error.
+
+        Answers to earlier requests, for which nobody has waited to the end (Ctrl-C), are passed over.
+        """
+        while True:
+            frame = self.receive()
+            if not self._is_stale(frame, request):
+                return self.answer_in(frame, request)
+
+    def _is_stale(self, frame: Frame, request: int) -> bool:
+        if frame.kind not in (Kind.REPLY, Kind.ERROR):
+            return False
+        answered = frame.json().get("id")
+        return isinstance(answered, int) and 0 < answered < request
 
     def answer_in(self, frame: Frame, request: int) -> dict[str, Any]:
         """The answer to `request` that is in a frame; raises the other side's error that is in it."""
@@ -211,23 +144,27 @@ class Connection:
 
     def send_json(self, kind: Kind, data: Mapping[str, Any]) -> None:
         body = json.dumps(data, separators=(",", ":")).encode()
-        if len(body) > _LIMITS[kind]:
+        if len(body) > frames.LIMITS[kind]:
             raise InternalError(reason=f"a {kind.name} of {len(body)} bytes is longer than the protocol allows")
         self.send(kind, body)
 
     def send(self, kind: Kind, *body: Bytes, flags: int = 0) -> None:
         """Send one frame whose body is made of the buffers in `body`."""
-        header = _HEADER.pack(kind, flags, 0, sum(len(b) for b in body))
+        self.send_packed([frames.header(kind, flags, body), *body])
+
+    def send_packed(self, packed: Sequence[Bytes]) -> None:
+        """Send whole frames, each its header (`frames.header`) and its body's buffers."""
         with self._sending:
+            if self._in_frame:  # whatever ended that write, Ctrl-C too
+                raise self._lost(self._broken or "it was interrupted in the middle of a frame")
             if self._broken:
                 raise ConnectionLost(destination=self.name, reason=self._broken)
-            # Whatever ends a write half done, Ctrl-C too, leaves the stream in the middle of a frame.
-            self._broken = "it was interrupted in the middle of a frame"
+            self._in_frame = True
             try:
-                self._stream.write(header, *body)
+                self._stream.write(*packed)
             except OSError as error:
                 raise self._lost(_why(error)) from error
-            self._broken = None
+            self._in_frame = False
             self._last_sent = time.monotonic()
 
     def receive(self, room: Callable[[int], memoryview] | None = None) -> Frame:
@@ -243,16 +180,10 @@ class Connection:
     def receive_or_end(self, room: Callable[[int], memoryview] | None = None) -> Frame | None:
         """As `receive`, but None where the stream ends between two frames."""
         while True:
-            header = bytearray(_HEADER.size)
+            header = bytearray(frames.HEADER.size)
             if not self._fill(memoryview(header), may_end=True):
                 return None
-            number, flags, zero, length = _HEADER.unpack(header)
-            try:
-                kind = Kind(number)
-            except ValueError:
-                raise ProtocolError(reason=f"it sent a frame of the unknown kind {number}") from None
-            if zero or length > _LIMITS[kind]:
-                raise ProtocolError(reason=f"it sent a {kind.name} frame of {length} bytes")
+            kind, flags, length = frames.parse_header(header)
             body = room(length) if room and kind is Kind.SEGMENT else memoryview(bytearray(length))
             self._fill(body)
             if kind is not Kind.WORKING:
@@ -266,6 +197,10 @@ class Connection:
                 count = self._stream.readinto(view[done:])
             except OSError as error:
                 raise self._lost(_why(error)) from error
+            except BaseException:
+                if done or not may_end:  # Ctrl-C in the middle of a frame: its beginning is lost
+                    self._broken = "it was interrupted in the middle of a frame"
+                raise
             if count == 0:
                 if may_end and done == 0:
                     return False
@@ -277,8 +212,7 @@ class Connection:
         self._broken = reason
         return ConnectionLost(destination=self.name, reason=reason)
 
-    def _keep_alive(self) -> None:
-        interval = min(15.0, self.timeout / 4)
+    def _keep_alive(self, interval: float) -> None:
         while not self._closed.wait(interval):
             if time.monotonic() - self._last_sent < interval or self._sending.locked():
                 continue
@@ -332,23 +266,6 @@ def _in_takeover(takeover: Takeover, connection: Connection) -> dict[str, Any]:
         return takeover.run(connection)
     except (ConnectionLost, ProtocolError) as error:
         raise _Fatal(error) from error
-
-
-def _parse_json(body: memoryview) -> dict[str, Any]:
-    try:
-        data = json.loads(bytes(body))
-    except (ValueError, RecursionError):
-        raise ProtocolError(reason="a control frame does not hold JSON") from None
-    if not isinstance(data, dict):
-        raise ProtocolError(reason="a control frame does not hold an object")
-    return data
-
-
-def _said(greeting: bytearray) -> str:
-    try:
-        return f" of the protocol (migrator {str(_parse_json(memoryview(greeting)).get('program'))[:100]!a})"
-    except ProtocolError:
-        return " of the protocol"
 
 
 def _why(error: OSError) -> str:

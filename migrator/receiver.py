@@ -30,7 +30,8 @@ from migrator.errors import (
     SegmentDamaged,
     WriteFailed,
 )
-from migrator.protocol import DIGEST_SIZE, HELD_MAX, SEGMENT_MAX, Connection, Frame, Kind
+from migrator.frames import DIGEST_SIZE, HELD_MAX, SEGMENT_MAX, Frame, Kind
+from migrator.protocol import Connection
 from migrator.report import size
 from migrator.segments import INDEX_SUFFIX, End, Index, Segment
 from migrator.stream import Bytes

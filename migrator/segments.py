@@ -21,7 +21,7 @@ from typing import NamedTuple
 from blake3 import blake3
 
 from migrator.errors import InvalidName
-from migrator.protocol import SEGMENT_MAX
+from migrator.frames import SEGMENT_MAX
 from migrator.stream import Bytes
 
 INDEX_SUFFIX = ".index"

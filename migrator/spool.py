@@ -16,7 +16,8 @@ from typing import IO, Any
 
 from migrator import segments
 from migrator.errors import Busy, NoSpace, ProtocolError, SegmentDamaged
-from migrator.protocol import SEGMENT_MAX, Connection, Takeover
+from migrator.frames import SEGMENT_MAX
+from migrator.protocol import Connection, Takeover
 from migrator.receiver import Announced, Receiver
 from migrator.report import size
 from migrator.segments import INDEX_SUFFIX, Index, Segment

@@ -16,18 +16,19 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import migrator
-from migrator import protocol
+from migrator import frames
 from migrator.errors import ConnectionLost, InternalError, MigratorError, NoSpace, ProtocolError
-from migrator.protocol import Connection, Kind, Takeover
+from migrator.frames import Kind
+from migrator.protocol import Connection, Takeover
 from migrator.stream import FileStream
 from tests.migrator.wire import TIMEOUT, Server, connected, ends_orderly, stream_pair
 
 HEADER = struct.Struct("!BBHI")
 
 
-def greeting(magic: bytes = b"migrator", version: int = protocol.VERSION, body: bytes | None = None) -> bytes:
+def greeting(magic: bytes = b"migrator", version: int = frames.VERSION, body: bytes | None = None) -> bytes:
     if body is None:
-        body = json.dumps({"program": "9.9", "host": "other", "authentication": None}).encode()
+        body = json.dumps({"program": "9.9", "host": "other", "timeout": 60, "authentication": None}).encode()
     return struct.pack("!8sHI", magic, version, len(body)) + body
 
 
@@ -64,7 +65,7 @@ def test_error_keeps_its_class_and_names_the_host() -> None:
 
 
 @pytest.mark.parametrize("wrong", [lambda _: 1 / 0, lambda _: {"not": {1, 2}}, lambda f: f["missing"],
-                                   lambda _: {"long": "x" * (protocol.CONTROL_MAX + 1)}])  # fmt: skip
+                                   lambda _: {"long": "x" * (frames.CONTROL_MAX + 1)}])  # fmt: skip
 def test_unexpected_exception_becomes_an_internal_error(wrong: Any) -> None:
     with connected({"wrong": wrong, "echo": lambda fields: fields}) as (connection, _):
         with pytest.raises(InternalError):
@@ -80,7 +81,7 @@ def test_unknown_operation() -> None:
 def test_too_long_request_is_not_sent() -> None:
     with connected({"echo": lambda fields: fields}) as (connection, _):
         with pytest.raises(InternalError):
-            connection.call("echo", text="x" * protocol.CONTROL_MAX)
+            connection.call("echo", text="x" * frames.CONTROL_MAX)
         assert connection.call("echo", still=1) == {"still": 1}
 
 
@@ -226,7 +227,7 @@ def test_bad_greeting(sent: bytes, message: str) -> None:
 
 def test_length_of_a_greeting_is_bounded() -> None:
     ours, theirs = stream_pair()
-    theirs.write(struct.pack("!8sHI", b"migrator", protocol.VERSION, 0xFFFFFFFF))
+    theirs.write(struct.pack("!8sHI", b"migrator", frames.VERSION, 0xFFFFFFFF))
     tracemalloc.start()
     with Connection(ours, timeout=TIMEOUT) as connection, pytest.raises(ProtocolError, match="4294967295"):
         connection.hello()
@@ -239,7 +240,7 @@ def test_length_of_a_greeting_is_bounded() -> None:
 
 WRONG = [
     frame(0), frame(5), frame(255), frame(Kind.REQUEST, b"x", zero=1),
-    frame(Kind.REQUEST, length=protocol.CONTROL_MAX + 1), frame(Kind.SEGMENT, length=0xFFFFFFFF),
+    frame(Kind.REQUEST, length=frames.CONTROL_MAX + 1), frame(Kind.SEGMENT, length=0xFFFFFFFF),
     frame(Kind.WORKING, b"x"), frame(Kind.REQUEST), frame(Kind.REQUEST, b"[]"), frame(Kind.REQUEST, b"{}"),
     frame(Kind.REQUEST, b'{"id": 1, "op": 2, "fields": {}}'), frame(Kind.REQUEST, b"[" * 100_000),
     frame(Kind.REQUEST, b'{"id":' + b"9" * 10_000 + b"}"), frame(Kind.REPLY, b"{}"), frame(Kind.SEGMENT, b"x" * 40),
@@ -296,8 +297,8 @@ json_values = st.recursive(
 json_bodies = st.dictionaries(st.sampled_from(["id", "op", "fields", "error", "x"]), json_values).map(
     lambda data: json.dumps(data).encode()
 )
-frames = st.builds(frame, st.sampled_from([*Kind, 0, 99]), st.binary(max_size=64) | json_bodies)
-wires = st.lists(frames | st.binary(max_size=30), max_size=6).map(b"".join)
+any_frames = st.builds(frame, st.sampled_from([*Kind, 0, 99]), st.binary(max_size=64) | json_bodies)
+wires = st.lists(any_frames | st.binary(max_size=30), max_size=6).map(b"".join)
 
 
 @settings(max_examples=150, deadline=None)

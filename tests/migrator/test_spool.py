@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from migrator import segments, spool
 from migrator.errors import Busy, InvalidName, MigratorError, NoSpace, ProtocolError, SegmentDamaged
-from migrator.protocol import SEGMENT_MAX, Connection, Kind
+from migrator.frames import SEGMENT_MAX, Kind
+from migrator.protocol import Connection
 from migrator.segments import End, Index, Segment
 from tests.migrator.wire import connected, ends_orderly
 

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from migrator import protocol, receiver, segments, spool, transfer
+from migrator import frames, receiver, segments, source, spool, transfer
 from migrator.errors import (
     CommandFailed,
     ConnectionLost,
@@ -40,7 +40,7 @@ SMALL = 64 * 1024  # what a segment is cut to in tests that want many of them
 
 @pytest.fixture
 def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (protocol, segments, receiver, transfer, spool):
+    for module in (frames, segments, receiver, source, transfer, spool):
         monkeypatch.setattr(module, "SEGMENT_MAX", SMALL)
 
 
@@ -51,7 +51,7 @@ def handlers(directory: Path, *, durable: bool = False) -> dict[str, Any]:
     }
 
 
-def source(name: str, data: bytes, *, sized: bool = True) -> SourceFile:
+def file(name: str, data: bytes, *, sized: bool = True) -> SourceFile:
     return SourceFile(name, io.BytesIO(data), len(data) if sized else None)
 
 
@@ -73,10 +73,10 @@ def mixed(size: int) -> bytes:
 @pytest.mark.parametrize("durable", [True, False])
 @pytest.mark.parametrize("sized", [True, False])
 def test_whole_files(tmp_path: Path, durable: bool, sized: bool) -> None:
-    limit = protocol.SEGMENT_MAX
+    limit = frames.SEGMENT_MAX
     contents = {f"f{size}": mixed(size) for size in (0, 1, limit - 1, limit, limit + 1, 3 * limit + 7)}
     with connected(handlers(tmp_path / "spool", durable=durable)) as (connection, _):
-        result = send_files(connection, {}, [source(name, data, sized=sized) for name, data in contents.items()])
+        result = send_files(connection, {}, [file(name, data, sized=sized) for name, data in contents.items()])
         assert connection.call("echo", still=1) == {"still": 1}
     total = sum(map(len, contents.values()))
     assert (result.raw_bytes, result.resumed_bytes) == (total, 0)
@@ -87,11 +87,11 @@ def test_whole_files(tmp_path: Path, durable: bool, sized: bool) -> None:
 
 
 def test_many_small_files_cost_no_round_trip_each(tmp_path: Path) -> None:
-    files = [source(f"core-{number}.img", b"x" * number) for number in range(1000)]
+    files = [file(f"core-{number}.img", b"x" * number) for number in range(1000)]
     with connected(handlers(tmp_path)) as (connection, _):
         result = send_files(connection, {}, files)
     assert result.seconds < 2
-    assert all(spool.is_complete(tmp_path / file.name) for file in files)
+    assert all(spool.is_complete(tmp_path / sent.name) for sent in files)
 
 
 def test_paths_are_opened_when_their_turn_comes(tmp_path: Path) -> None:
@@ -127,19 +127,19 @@ def test_reader_that_gives_little_at_a_time(tmp_path: Path) -> None:
 
 
 def test_progress(tmp_path: Path) -> None:
-    data = mixed(20 * protocol.SEGMENT_MAX)
+    data = mixed(20 * frames.SEGMENT_MAX)
     seen: list[int] = []
     with connected(handlers(tmp_path)) as (connection, _):
-        send_files(connection, {}, [source("disk-1", data)], progress=seen.append)
+        send_files(connection, {}, [file("disk-1", data)], progress=seen.append)
     assert seen == sorted(seen)
     assert seen[-1] == len(data)
 
 
 def test_compresses_where_it_pays(tmp_path: Path, small_segments: None) -> None:
     with connected(handlers(tmp_path)) as (connection, _):
-        files = [source("text", b"text and more text " * 500_000)]
+        files = [file("text", b"text and more text " * 500_000)]
         text = send_files(connection, {}, files, bytes_per_second=5_000_000)
-        noise = send_files(connection, {}, [source("noise", os.urandom(4_000_000))])
+        noise = send_files(connection, {}, [file("noise", os.urandom(4_000_000))])
     assert text.wire_bytes < text.raw_bytes / 4
     assert noise.raw_bytes < noise.wire_bytes < noise.raw_bytes * 1.01
     assert arrived(tmp_path / "text") == b"text and more text " * 500_000
@@ -147,7 +147,7 @@ def test_compresses_where_it_pays(tmp_path: Path, small_segments: None) -> None:
 
 def test_rate_is_kept(tmp_path: Path, small_segments: None) -> None:
     with connected(handlers(tmp_path)) as (connection, _):
-        result = send_files(connection, {}, [source("noise", os.urandom(2_000_000))], bytes_per_second=2_000_000)
+        result = send_files(connection, {}, [file("noise", os.urandom(2_000_000))], bytes_per_second=2_000_000)
     assert 0.7 < result.seconds < 3
 
 
@@ -175,9 +175,9 @@ def test_cut_anywhere_and_resumed(tmp_path_factory: pytest.TempPathFactory, smal
                                   durable: bool, sizes: list[int]) -> None:
     directory = tmp_path_factory.mktemp("spool")
     contents = {f"disk-{number}": os.urandom(size) for number, size in enumerate(sizes)}
-    first = attempt(directory, [source(*item) for item in contents.items()], CutStream(limit=limit), durable=durable)
+    first = attempt(directory, [file(*item) for item in contents.items()], CutStream(limit=limit), durable=durable)
     assert isinstance(first, TransferResult | ConnectionLost)
-    again = attempt(directory, [source(*item) for item in contents.items()], durable=durable)
+    again = attempt(directory, [file(*item) for item in contents.items()], durable=durable)
     assert isinstance(again, TransferResult)
     for name, data in contents.items():
         assert arrived(directory / name) == data
@@ -187,8 +187,8 @@ def test_cut_anywhere_and_resumed(tmp_path_factory: pytest.TempPathFactory, smal
 
 def test_cut_costs_little(tmp_path: Path, small_segments: None) -> None:
     data = os.urandom(40 * SMALL)
-    assert isinstance(attempt(tmp_path, [source("disk-1", data)], CutStream(limit=30 * SMALL)), ConnectionLost)
-    again = attempt(tmp_path, [source("disk-1", data)])
+    assert isinstance(attempt(tmp_path, [file("disk-1", data)], CutStream(limit=30 * SMALL)), ConnectionLost)
+    again = attempt(tmp_path, [file("disk-1", data)])
     assert isinstance(again, TransferResult)
     assert again.resumed_bytes >= 27 * SMALL
     assert arrived(tmp_path / "disk-1") == data
@@ -196,8 +196,8 @@ def test_cut_costs_little(tmp_path: Path, small_segments: None) -> None:
 
 def test_sending_again_what_is_there_sends_nothing(tmp_path: Path, small_segments: None) -> None:
     data = os.urandom(10 * SMALL + 5)
-    attempt(tmp_path, [source("disk-1", data)])
-    again = attempt(tmp_path, [source("disk-1", data)])
+    attempt(tmp_path, [file("disk-1", data)])
+    again = attempt(tmp_path, [file("disk-1", data)])
     assert isinstance(again, TransferResult)
     assert again.resumed_bytes == len(data)
     assert again.wire_bytes < 200
@@ -208,9 +208,9 @@ def test_sending_again_what_is_there_sends_nothing(tmp_path: Path, small_segment
 def test_other_data_replaces_what_is_there_from_the_difference_on(tmp_path: Path, small_segments: None,
                                                                  changed: int) -> None:
     data = bytearray(os.urandom(10 * SMALL + 5))
-    attempt(tmp_path, [source("disk-1", bytes(data))])
+    attempt(tmp_path, [file("disk-1", bytes(data))])
     data[changed] ^= 1
-    again = attempt(tmp_path, [source("disk-1", bytes(data))])
+    again = attempt(tmp_path, [file("disk-1", bytes(data))])
     assert isinstance(again, TransferResult)
     assert again.resumed_bytes == changed // SMALL * SMALL
     assert arrived(tmp_path / "disk-1") == data
@@ -219,10 +219,10 @@ def test_other_data_replaces_what_is_there_from_the_difference_on(tmp_path: Path
 @pytest.mark.parametrize("length", [0, 1, SMALL, 4 * SMALL + 9])
 def test_shorter_data_replaces_longer(tmp_path: Path, small_segments: None, length: int) -> None:
     data = os.urandom(10 * SMALL + 5)
-    attempt(tmp_path, [source("disk-1", data)])
-    attempt(tmp_path, [source("disk-1", data[:length])])
+    attempt(tmp_path, [file("disk-1", data)])
+    attempt(tmp_path, [file("disk-1", data[:length])])
     assert arrived(tmp_path / "disk-1") == data[:length]
-    attempt(tmp_path, [source("disk-1", data)])
+    attempt(tmp_path, [file("disk-1", data)])
     assert arrived(tmp_path / "disk-1") == data
 
 
@@ -232,30 +232,30 @@ def test_whatever_happened_to_the_spool_sending_again_repairs_it(
         tmp_path_factory: pytest.TempPathFactory, small_segments: None, data: st.DataObject) -> None:
     directory = tmp_path_factory.mktemp("spool")
     content = os.urandom(5 * SMALL + 5)
-    attempt(directory, [source("disk-1", content)])
+    attempt(directory, [file("disk-1", content)])
     for path in (directory / "disk-1", directory / "disk-1.index"):
         match data.draw(st.sampled_from(["leave", "truncate", "append", "remove"])):
             case "truncate":
                 os.truncate(path, data.draw(st.integers(0, path.stat().st_size)))
             case "append":
-                with path.open("ab") as file:
-                    file.write(data.draw(st.binary(max_size=100)))
+                with path.open("ab") as opened:
+                    opened.write(data.draw(st.binary(max_size=100)))
             case "remove":
                 path.unlink()
-    again = attempt(directory, [source("disk-1", content)])
+    again = attempt(directory, [file("disk-1", content)])
     assert isinstance(again, TransferResult)
     assert arrived(directory / "disk-1") == content
 
 
 def test_damage_on_the_disk_is_found_and_sent_again(tmp_path: Path, small_segments: None) -> None:
     data = os.urandom(5 * SMALL)
-    attempt(tmp_path, [source("disk-1", data)])
-    with (tmp_path / "disk-1").open("r+b") as file:
-        file.seek(3 * SMALL + 17)
-        file.write(b"damage")
+    attempt(tmp_path, [file("disk-1", data)])
+    with (tmp_path / "disk-1").open("r+b") as opened:
+        opened.seek(3 * SMALL + 17)
+        opened.write(b"damage")
     with pytest.raises(SegmentDamaged):
         spool.verify(tmp_path / "disk-1")
-    again = attempt(tmp_path, [source("disk-1", data)])
+    again = attempt(tmp_path, [file("disk-1", data)])
     assert isinstance(again, TransferResult)
     assert again.resumed_bytes == 3 * SMALL
     assert arrived(tmp_path / "disk-1") == data
@@ -283,8 +283,8 @@ def test_killed_receiver(tmp_path: Path) -> None:
     with process, Connection(stream, timeout=10) as connection:
         connection.hello()
         with pytest.raises(ConnectionLost):
-            send_files(connection, {}, [source("disk-1", data)], progress=progress, bytes_per_second=80_000_000)
-    again = attempt(tmp_path, [source("disk-1", data)])
+            send_files(connection, {}, [file("disk-1", data)], progress=progress, bytes_per_second=80_000_000)
+    again = attempt(tmp_path, [file("disk-1", data)])
     assert isinstance(again, TransferResult)
     assert again.resumed_bytes >= seen[-1] > 0
     assert arrived(tmp_path / "disk-1") == data
@@ -302,7 +302,7 @@ def test_flipped_byte_is_never_taken_for_good(tmp_path_factory: pytest.TempPathF
     ours_name = "disk-1"
     try:
         with connected(handlers(directory), CutStream(flip=flip), timeout=1.0) as (connection, server):
-            send_files(connection, {}, [source(ours_name, data)])
+            send_files(connection, {}, [file(ours_name, data)])
     except MigratorError:
         pass
     assert ends_orderly(server.error)
@@ -340,11 +340,11 @@ def test_failing_reader(tmp_path: Path, small_segments: None, length: int, error
                         expected: type[MigratorError]) -> None:
     with connected(handlers(tmp_path)) as (connection, server):
         with pytest.raises(expected):
-            send_files(connection, {}, [source("first", b"data"), SourceFile("disk-1", Dying(length, error))])
+            send_files(connection, {}, [file("first", b"data"), SourceFile("disk-1", Dying(length, error))])
         assert connection.call("echo", still=1) == {"still": 1}
         assert not spool.is_complete(tmp_path / "disk-1")
         # and the next transfer works, on the same connection
-        send_files(connection, {}, [source("disk-1", b"other data")])
+        send_files(connection, {}, [file("disk-1", b"other data")])
     assert server.error is None
     assert arrived(tmp_path / "disk-1") == b"other data"
 
@@ -367,7 +367,7 @@ def test_missing_source_file(tmp_path: Path) -> None:
 def test_refused_name(tmp_path: Path) -> None:
     with connected(handlers(tmp_path / "spool")) as (connection, _):
         with pytest.raises(InvalidName):
-            send_files(connection, {}, [source("../f", b"data")])
+            send_files(connection, {}, [file("../f", b"data")])
         assert connection.call("echo", still=1) == {"still": 1}
 
 
@@ -375,7 +375,7 @@ def test_ctrl_c_leaves_the_connection_usable(tmp_path: Path, small_segments: Non
     threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
     with connected(handlers(tmp_path)) as (connection, _):
         with pytest.raises(KeyboardInterrupt):
-            send_files(connection, {}, [source("disk-1", os.urandom(20_000_000))], bytes_per_second=2_000_000)
+            send_files(connection, {}, [file("disk-1", os.urandom(20_000_000))], bytes_per_second=2_000_000)
         assert connection.call("echo", still=1) == {"still": 1}
 
 
@@ -385,7 +385,7 @@ def test_failing_progress_leaves_the_connection_usable(tmp_path: Path) -> None:
 
     with connected(handlers(tmp_path)) as (connection, _):
         with pytest.raises(ZeroDivisionError):
-            send_files(connection, {}, [source("disk-1", os.urandom(20_000_000))], progress=wrong)
+            send_files(connection, {}, [file("disk-1", os.urandom(20_000_000))], progress=wrong)
         assert connection.call("echo", still=1) == {"still": 1}
 
 
@@ -409,12 +409,12 @@ def test_no_room(tmp_path: Path, small_segments: None, durable: bool, limit: int
     data = os.urandom(50 * SMALL)
     with connected(handlers(tmp_path, durable=durable)) as (connection, server):
         with largest_file(limit), pytest.raises(NoSpace) as caught:
-            send_files(connection, {}, [source("disk-1", data)])
+            send_files(connection, {}, [file("disk-1", data)])
         assert str(tmp_path) in str(caught.value)
         assert connection.call("echo", still=1) == {"still": 1}
         assert not spool.is_complete(tmp_path / "disk-1")
         # Room was made: it goes on from where it was.
-        again = send_files(connection, {}, [source("disk-1", data)])
+        again = send_files(connection, {}, [file("disk-1", data)])
     assert server.error is None
     assert again.resumed_bytes == limit // SMALL * SMALL
     assert arrived(tmp_path / "disk-1") == data
@@ -428,7 +428,7 @@ def test_disk_that_fails(tmp_path: Path, small_segments: None, monkeypatch: pyte
         with monkeypatch.context() as patched:
             patched.setattr(os, "fdatasync", fail)
             with pytest.raises(WriteFailed, match="Input/output error"):
-                send_files(connection, {}, [source("disk-1", os.urandom(20 * SMALL))])
+                send_files(connection, {}, [file("disk-1", os.urandom(20 * SMALL))])
         assert connection.call("echo", still=1) == {"still": 1}
     assert not segments.parse((tmp_path / "disk-1.index").read_bytes()).segments
 
@@ -437,7 +437,7 @@ def test_unexpected_failure_of_a_worker(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(receiver.Receiver, "_decode", lambda *_: 1 / 0)
     with connected(handlers(tmp_path)) as (connection, _):
         with pytest.raises(MigratorError, match="ZeroDivisionError while receiving"):
-            send_files(connection, {}, [source("disk-1", b"data")])
+            send_files(connection, {}, [file("disk-1", b"data")])
         assert connection.call("echo", still=1) == {"still": 1}
 
 
@@ -450,9 +450,9 @@ def test_no_threads_and_descriptors_are_left(tmp_path: Path) -> None:
 
     before = state()
     for _ in range(3):
-        attempt(tmp_path, [source("disk-1", os.urandom(10_000))])
+        attempt(tmp_path, [file("disk-1", os.urandom(10_000))])
         attempt(tmp_path, [SourceFile("disk-1", Dying(10_000_000, OSError(5, "no")))])
-        attempt(tmp_path, [source("disk-1", os.urandom(9_000_000))], CutStream(limit=5_000_000))
+        attempt(tmp_path, [file("disk-1", os.urandom(9_000_000))], CutStream(limit=5_000_000))
     deadline = time.monotonic() + 5
     while state() != before and time.monotonic() < deadline:
         time.sleep(0.05)
