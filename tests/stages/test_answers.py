@@ -1,0 +1,254 @@
+"""What a destination answers, asked directly: in order, out of order, and by a source that lies."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import stages
+from migrator import layout
+from migrator.errors import (
+    AlreadyMigrating,
+    AlreadyRuns,
+    ContainerExists,
+    InvalidName,
+    MigratorError,
+    NoMigration,
+    NoSpace,
+    ProtocolError,
+    UsageError,
+)
+from migrator.journal import Journal
+from migrator.layout import Layout
+from migrator.service import Service, kept_config
+from migrator.states import Event, Owner, Role, State
+from stages import serve
+
+ID = "0badc0de"
+UUID = "01234567-89ab-cdef-0123-456789abcdef"
+
+
+class Destination:
+    """A host that answers, with everything that it keeps in a folder of the test's."""
+
+    def __init__(self, journal: Journal, stack: contextlib.ExitStack, pool: Path) -> None:
+        self.journal = journal
+        self.pool = pool
+        self.service = Service(journal, stack)
+        self.layout = Layout(pool, "web", ID)
+
+    def ask(self, op: str, **fields: Any) -> Any:
+        """The answer to a request, with the fields that an honest source would send."""
+        honest = {
+            "id": ID, "name": "web", "lxcpath": str(self.pool), "lxcpath_given": False, "source_host": "hosta",
+            "source_lxcpath": "/pool", "destination": "root@hostb", "config": "lxc.uts.name = web\n", "includes": {},
+            "bridges": {}, "disk_bytes": 1000, "mapped_root": [0, 0], "round": 1, "uuid": UUID, "bytes": 1000,
+        }
+        return serve.handlers(self.service)[op](honest | fields)
+
+    @property
+    def state(self) -> State | None:
+        found = self.journal.by_id(ID, Role.DESTINATION)
+        return found.state if found else None
+
+    def take(self, *events: Event) -> None:
+        """Bring the migration on without doing what the events stand for."""
+        migration = self.journal.by_id(ID, Role.DESTINATION)
+        assert migration
+        for event in events:
+            migration.move(event)
+
+
+@pytest.fixture
+def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(layout, "RUNTIME", tmp_path / "run")
+    monkeypatch.setattr(layout, "SHARED_MEMORY", tmp_path / "shm")
+    # Locks go beside them.
+    monkeypatch.setattr(layout.locked.__wrapped__, "__defaults__", (tmp_path / "run" / "lock",))  # type: ignore
+    (tmp_path / "pool").mkdir()
+    return tmp_path / "pool"
+
+
+@pytest.fixture
+def there(pool: Path) -> Iterator[Destination]:
+    with contextlib.ExitStack() as stack:
+        yield Destination(stack.enter_context(Journal(pool.parent / "journal.db")), stack, pool)
+
+
+def test_a_migration_begins(there: Destination) -> None:
+    assert there.ask("state") == {"state": None, "owner": None}
+    assert there.ask("begin") == {"state": State.RECEIVING, "disk_bytes": 1000, "subvolumes": []}
+    assert there.ask("state") == {"state": State.RECEIVING, "owner": Owner.SOURCE}
+    assert there.layout.spool.is_dir()
+    carried, bridges = kept_config(there.layout)
+    assert (carried.text, carried.includes, bridges) == ("lxc.uts.name = web\n", {}, {})
+    assert there.ask("begin")["state"] == State.RECEIVING  # asked again after the answer was lost
+    assert len(there.journal.all()) == 1
+
+
+def test_one_migration_of_a_container_at_a_time(there: Destination) -> None:
+    there.ask("begin")
+    with pytest.raises(AlreadyMigrating, match=f"migration {ID}"):
+        there.ask("begin", id="00000001")
+    there.ask("abandon")
+    there.ask("begin", id="00000001")
+
+
+@pytest.mark.parametrize("config", [None, "lxc.uts.name = another\n"])
+def test_a_container_that_lives_there_is_not_touched(there: Destination, config: str | None) -> None:
+    there.layout.container.mkdir()
+    if config:
+        (there.layout.container / "config").write_text(config)
+    with pytest.raises(ContainerExists):
+        there.ask("begin")
+    assert there.state is None
+    assert not there.layout.folder.exists()
+
+
+def test_space_is_looked_at_first(there: Destination) -> None:
+    with pytest.raises(NoSpace):
+        there.ask("begin", disk_bytes=1 << 60)
+    assert there.state is None
+    assert list(there.pool.iterdir()) == []
+
+
+def test_what_has_not_arrived_is_not_received(there: Destination) -> None:
+    there.ask("begin")
+    with pytest.raises(UsageError, match="not complete"):
+        there.ask("received")
+    assert there.state is State.RECEIVING
+    with pytest.raises(UsageError, match="does not follow"):
+        there.ask("transfer", kind="disk", round=3, files=[])
+
+
+@pytest.mark.parametrize("op", ["received", "dump-begin", "dump-drop", "own", "running", "finish"])
+def test_nobody_answers_for_a_migration_that_never_began(there: Destination, op: str) -> None:
+    with pytest.raises(NoMigration):
+        there.ask(op)
+
+
+def test_data_of_an_unknown_kind(there: Destination) -> None:
+    with pytest.raises(ProtocolError, match="unknown kind"):
+        there.ask("transfer", kind="keys", files=[])
+
+
+# --- the token ------------------------------------------------------------------------------------------------
+
+
+def test_the_token_is_taken_only_with_a_complete_dump(there: Destination) -> None:
+    there.ask("begin")
+    for events in ((), (Event.RECEIVED, Event.IMPORT, Event.IMPORTED), (Event.RECEIVE_DUMP,)):
+        there.take(*events)
+        with pytest.raises(MigratorError):
+            there.ask("own")
+        assert there.ask("state")["owner"] == Owner.SOURCE
+
+
+def test_a_dump_that_is_not_expected_is_refused(there: Destination) -> None:
+    there.ask("begin")
+    for kind in ("increment", "images"):
+        with pytest.raises(UsageError, match="expects no dump"):
+            there.ask("transfer", kind=kind, files=[])
+
+
+def test_an_abandoned_attempt_never_comes_back(there: Destination) -> None:
+    there.ask("begin")
+    assert there.ask("abandon") == {"state": State.ABANDONED}
+    assert list(there.pool.iterdir()) == []
+    assert there.ask("abandon") == {"state": State.ABANDONED}
+    for op in ("begin", "received", "dump-begin", "own", "finish", "running"):
+        with pytest.raises((MigratorError, AssertionError)):
+            there.ask(op)
+        assert there.state is State.ABANDONED
+
+
+def test_an_attempt_can_be_abandoned_before_it_was_heard_of(there: Destination) -> None:
+    """The message that would have begun it may still be on its way."""
+    assert there.ask("abandon") == {"state": State.ABANDONED}
+    with pytest.raises(UsageError, match="has ended"):
+        there.ask("begin")
+
+
+def test_what_runs_is_not_abandoned(there: Destination) -> None:
+    there.ask("begin")
+    there.take(Event.RECEIVED, Event.IMPORT, Event.IMPORTED, Event.RECEIVE_DUMP, Event.DUMP_RECEIVED, Event.OWN,
+               Event.RESTORE, Event.RESTORED)
+    with pytest.raises(AlreadyRuns):
+        there.ask("abandon")
+    assert there.ask("state") == {"state": State.RESTORED, "owner": Owner.DESTINATION}
+
+
+# --- a source that lies ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("field", "value"), [
+    ("id", "../../../etc"), ("id", ""), ("id", None), ("name", "../x"), ("name", "a/b"), ("name", ""),
+    ("lxcpath", "pool"), ("lxcpath", "/pool/../etc"), ("source_lxcpath", "relative"),
+    ("bridges", {"br0; reboot": "br1"}), ("bridges", {"br0": "../x"}),
+])
+def test_names_from_the_wire_are_checked(there: Destination, field: str, value: object) -> None:
+    before = everything(there.pool.parent)
+    with pytest.raises(InvalidName):
+        there.ask("begin", **{field: value})
+    # A configuration that makes no sense is noticed late, and leaves an empty spool; anything else leaves nothing.
+    made = everything(there.pool.parent) - before
+    assert all(path.is_relative_to(there.layout.folder.parent) or "run" in path.parts for path in made)
+
+
+@pytest.mark.parametrize("fields", [
+    {"includes": []}, {"bridges": "br0"}, {"config": "#" * (2 << 20)},
+    {"includes": dict.fromkeys(map(str, range(99)), "")},
+])
+def test_a_configuration_that_makes_no_sense(there: Destination, fields: dict[str, Any]) -> None:
+    with pytest.raises(ProtocolError):
+        there.ask("begin", **fields)
+
+
+def everything(folder: Path) -> set[Path]:
+    return {Path(top, name) for top, folders, files in os.walk(folder) for name in (*folders, *files)
+            if not name.startswith("journal.db")}
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
+    | st.sampled_from(["../x", "/etc", "/", "a/b", ID, UUID, "web", "hosta\0"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=5,
+)
+keys = st.sampled_from([
+    "id", "name", "lxcpath", "source_lxcpath", "config", "includes", "bridges", "disk_bytes", "kind", "mapped_root",
+    "round", "uuid", "bytes", "files", "source_host", "destination", "query",
+])
+# Besides our own errors, what `serve` answers as an internal one.
+COMPLAINTS = (MigratorError, ValueError, TypeError, KeyError, AttributeError, OverflowError, AssertionError)
+OPS = sorted({"transfer", *(op for stage in stages.ALL for op in getattr(stage, "HANDLERS", ()))} - {"facts"})
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=300)
+@given(st.sampled_from(OPS), st.dictionaries(keys, values, max_size=4))
+def test_nothing_is_made_outside_its_place(there: Destination, op: str, fields: dict[str, Any]) -> None:
+    """Whatever is asked for: an answer or an error, and files only where migrations keep theirs."""
+    fields = fields | {"lxcpath": fields.get("lxcpath", str(there.pool))}
+    if isinstance(fields["lxcpath"], str) and Path(fields["lxcpath"]).is_absolute():
+        fields["lxcpath"] = str(there.pool)  # any absolute path is the source's good right; here it must be this one
+    with contextlib.suppress(*COMPLAINTS):
+        there.ask(op, **fields)
+    top = there.pool.parent
+    allowed = (top / "pool" / ".migrator", top / "run", top / "shm")
+    for path in everything(top) - {top / "pool"}:
+        assert any(path.is_relative_to(place) for place in allowed), f"{op} {fields} made {path}"
+
+
+def test_every_answer_has_a_name_of_its_own() -> None:
+    found: dict[str, Callable[..., object]] = {}
+    for stage in stages.ALL:
+        for op, handler in getattr(stage, "HANDLERS", {}).items():
+            assert op not in found
+            found[op] = handler
+    assert "transfer" not in found

@@ -1,0 +1,122 @@
+"""Parts of stages that can be looked at without two hosts."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import stages
+from migrator import layout
+from migrator.btrfs import Subvolume
+from migrator.layout import Layout
+from stages import check, cleanup, prepare_data, restore_dump
+
+
+def test_a_stage_is_a_module_with_these_names() -> None:
+    for stage in stages.ALL:
+        assert isinstance(stage.NAME, str) and isinstance(stage.HELP, str)
+        assert callable(stage.add_arguments) and callable(stage.run)
+        assert Path(str(stage.__file__)).stem == stage.NAME.replace("-", "_")
+    names = {path.stem for path in Path(str(stages.__file__)).parent.glob("*.py")} - {"__init__"}
+    assert names == {stage.NAME.replace("-", "_") for stage in stages.ALL}, "a module is missing in stages.ALL"
+
+
+@pytest.mark.parametrize(("begun", "there", "ended", "offset"), [
+    (100.0, 100.5, 101.0, 0.0), (100.0, 100.0, 101.0, 0.0), (100.0, 111.0, 101.0, 10.0), (100.0, 90.0, 101.0, -10.0),
+])
+def test_a_clock_is_wrong_only_beyond_the_round_trip(begun: float, there: float, ended: float, offset: float) -> None:
+    assert check._offset(begun, there, ended) == offset
+
+
+@pytest.mark.parametrize(("text", "value"), [("1", 1), ("10k", 10240), ("1.5M", 1572864), ("2g", 2 << 30)])
+def test_rates(text: str, value: int) -> None:
+    assert prepare_data.rate(text) == value
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "k", "", "1T", "nan", "inf", "1e99"])
+def test_bad_rates(text: str) -> None:
+    with pytest.raises((ValueError, argparse.ArgumentTypeError)):
+        prepare_data.rate(text)
+
+
+class Bases(NamedTuple):
+    """What `base_for` looks at of a Layout."""
+
+    found: list[Subvolume]
+
+    def bases(self) -> list[Subvolume]:
+        return self.found
+
+
+def subvolume(number: int, uuid: str, received: str = "") -> Subvolume:
+    return Subvolume(Path(f"/pool/.migrator/web/0badc0de.{number}"), uuid, received, True, number)
+
+
+def test_an_increment_starts_from_the_newest_that_both_have() -> None:
+    here = Bases([subvolume(1, "a"), subvolume(2, "b", "b-of-the-other-host"), subvolume(3, "c")])
+
+    def number(held: list[str]) -> int | None:
+        base = prepare_data.base_for(here, held)  # type: ignore[arg-type]
+        return base.generation if base else None
+
+    assert number([]) is None
+    assert number(["x"]) is None
+    assert number(["a"]) == 1
+    # One that came from the other host is known there by the uuid that it had there.
+    assert number(["a", "b-of-the-other-host"]) == 2
+    assert number(["b"]) is None
+    assert number(["c", "a"]) == 3
+
+
+def test_only_this_migrations_restore_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layout, "RUNTIME", tmp_path)
+
+    class Migration(NamedTuple):
+        id: str
+        lxcpath: Path = tmp_path
+        name: str = "web"
+
+    def restoring(id: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(["sh", "-c", "read x", "criu", "restore", "-D", tmp_path / id], stdin=subprocess.PIPE)
+
+    ours, others = restoring("0badc0de"), restoring("00000001")
+    try:
+        assert restore_dump._restoring_processes(Migration("0badc0de")) == [ours.pid]  # type: ignore[arg-type]
+    finally:
+        for process in (ours, others):
+            process.communicate()
+
+
+def test_cleaning_a_folder_keeps_what_is_alive_and_what_is_not_ours(tmp_path: Path) -> None:
+    folder = Layout(tmp_path, "web", "0badc0de").folder
+    folder.mkdir(parents=True)
+    names = ["0badc0de.spool", "0badc0de.images", "00000001.spool", "00000001.old", "00000001.images", "notes",
+             "00000001.spool.bak", "x.spool"]
+    for name in names:
+        (folder / name / "deep").mkdir(parents=True)
+    gone = {"00000001.spool", "00000001.old", "00000001.images"}
+    dry = cleanup.Cleaner(dry_run=True)
+    cleanup._clean_folder(dry, folder, {"0badc0de"})
+    assert {Path(path).name for path in dry.removed} == gone
+    assert {path.name for path in folder.iterdir()} == set(names)
+    cleanup._clean_folder(cleanup.Cleaner(dry_run=False), folder, {"0badc0de"})
+    assert {path.name for path in folder.iterdir()} == set(names) - gone
+    cleanup._clean_folder(cleanup.Cleaner(dry_run=False), folder / "not-there", set())
+
+
+def test_only_a_fenced_copy_is_a_copy(tmp_path: Path) -> None:
+    here = Layout(tmp_path, "web", "0badc0de")
+    assert not cleanup._is_fenced_copy(here)
+    here.container.mkdir()
+    (here.container / "config").write_text("lxc.uts.name = web\n")
+    assert not cleanup._is_fenced_copy(here)
+    from migrator import container_config
+
+    container_config.fence(here.container, "lxc.uts.name = web\n", "0badc0de", "elsewhere")
+    assert cleanup._is_fenced_copy(here)
+    assert os.access(here.container / container_config.FENCE_HOOK, os.X_OK)

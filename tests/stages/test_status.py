@@ -1,0 +1,125 @@
+"""What `migrator status` shows, and the commands that it advises."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from migrator import advice, layout
+from migrator.cli import parse
+from migrator.errors import NoMigration
+from migrator.journal import Journal, Migration
+from migrator.states import NEXT, Event, Role, State
+from stages import status
+
+POOL = Path("/pool")
+
+
+@pytest.fixture
+def journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Journal]:
+    monkeypatch.setattr(layout, "RUNTIME", tmp_path / "run")
+    monkeypatch.setattr(layout, "SHARED_MEMORY", tmp_path / "shm")
+    monkeypatch.setattr(status, "DEFAULT_PATH", tmp_path / "journal.db")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    with Journal(tmp_path / "journal.db") as opened:
+        yield opened
+
+
+def on_source(journal: Journal, **detail: object) -> Migration:
+    return journal.create(
+        id="0badc0de", role=Role.SOURCE, name="web", lxcpath=POOL, peer="root@10.0.3.3", event=Event.SEND,
+        destination_host="hostb", source_lxcpath="/pool", destination_lxcpath="/var/lib/lxc",
+        **{"lxcpath_given": False, "rounds": [], **detail},
+    )
+
+
+def run(*argv: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = status.run(parse(["status", *argv])).data["migrations"]
+    return found
+
+
+def test_nothing_under_way(journal: Journal) -> None:
+    assert status.run(parse(["status"])).text == "No migration is under way."
+    assert run() == []
+    with pytest.raises(NoMigration):
+        run("web")
+
+
+def test_ended_ones_only_when_asked_for(journal: Journal) -> None:
+    migration = on_source(journal)
+    migration.move(Event.ROLL_BACK)
+    migration.move(Event.ROLLED_BACK)
+    assert run() == []
+    assert len(run("--all")) == len(run("web")) == 1
+
+
+def test_what_is_told(journal: Journal) -> None:
+    migration = on_source(journal, rounds=[{"bytes": 1000, "full": True}, {"bytes": 50, "full": False}, {"parent": ""}])
+    for event in (Event.SENT, Event.FREEZE):
+        migration.move(event, frozen_at=1234.5)
+    migration.move(Event.OFFER, figures={"increment": 7, "memory": 4000})
+    (told,) = run("web", "--events")
+    json.dumps(told)
+    assert told.items() >= {
+        "id": "0badc0de", "name": "web", "role": "source", "peer": "hostb", "state": "offered", "owner": "unknown",
+        "lxcpath": "/pool", "frozen_at": 1234.5, "bytes": {"full": 1000, "increment": 57, "memory": 4000, "spool": 0},
+    }.items()
+    assert "restored_at" not in told
+    assert [(event["step"], event["phase"]) for event in told["events"]] == [
+        ("send", "done"), ("sent", "done"), ("freeze", "done"), ("offer", "done"),
+    ]
+
+
+def test_the_table(journal: Journal) -> None:
+    on_source(journal, rounds=[{"bytes": 5 << 20, "full": True}])
+    head, row = str(status.run(parse(["status"])).text).splitlines()
+    assert head.split() == ["NAME", "ID", "MOVES", "STATE", "OWNER", "AGE", "SIZE", "NEXT"]
+    assert row.split()[:4] == ["web", "0badc0de", "to", "hostb"]
+    assert "5.0 MiB" in row
+    assert row.endswith("migrator prepare-data web -d root@10.0.3.3")
+
+
+def test_what_lies_in_the_spool_counts(journal: Journal, tmp_path: Path) -> None:
+    migration = journal.create(id="00000001", role=Role.DESTINATION, name="db", lxcpath=tmp_path, peer="hosta",
+                               event=Event.RECEIVE, rounds=[])
+    spool = layout.Layout(tmp_path, "db", "00000001").spool
+    spool.mkdir(parents=True)
+    (spool / "disk-1").write_bytes(bytes(3000))
+    assert status.sizes(migration)["spool"] == 3000
+
+
+# --- advice ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("role", "state"), NEXT)
+def test_advice_can_be_pasted(role: Role, state: State) -> None:
+    """Every command that is ever advised is one that the command line takes, on the host that it names."""
+    detail = {"destination": "root@hostb", "destination_host": "hostb", "source_lxcpath": "/a b",
+              "destination_lxcpath": "/pool", "lxcpath_given": True}
+    peer = "root@hostb" if role is Role.SOURCE else "hosta"
+    text = advice.written(NEXT[role, state], role, "web", peer, detail)
+    command, _, place = text.partition("   (on ")
+    argv = shlex.split(command)
+    assert argv[0] == "migrator"
+    args = parse(argv[1:])
+    verb, _, wanted = NEXT[role, state].partition("@")
+    assert args.command == verb
+    assert args.name == "web"
+    assert place == ("" if not wanted else f"{'hostb' if wanted == 'destination' else 'hosta'})")
+    runs_on_source = wanted == "source" if wanted else role is Role.SOURCE
+    assert args.lxcpath == ("/a b" if runs_on_source else "/pool")
+    if "destination" in args and verb in advice.NEEDS_DESTINATION:
+        assert args.destination == "root@hostb"
+
+
+def test_the_path_is_left_out_where_it_is_the_usual_one() -> None:
+    detail = {"source_lxcpath": "/var/lib/lxc", "lxcpath_given": False}
+    assert advice.written("finish", Role.SOURCE, "web", "hostb", detail) == "migrator finish web"
+    assert advice.this_host() == socket.gethostname()
