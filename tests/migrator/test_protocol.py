@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import struct
 import threading
 import time
@@ -136,6 +137,37 @@ def test_long_work_is_not_silence() -> None:
         assert connection.call("slow") == {"done": True}
 
 
+@pytest.mark.parametrize("timeouts", [(0.4, 60.0), (60.0, 0.4)])
+def test_signs_of_life_come_as_often_as_the_other_side_needs_them(timeouts: tuple[float, float]) -> None:
+    ours, theirs = stream_pair()
+
+    def slow(_: dict[str, Any]) -> dict[str, Any]:
+        time.sleep(1.0)
+        return {"done": True}
+
+    server = Server(theirs, {"slow": slow}, timeouts[0])
+    with Connection(ours, timeout=timeouts[1]) as connection:
+        connection.hello()
+        assert connection.call("slow") == {"done": True}
+        time.sleep(1.0)
+        assert connection.call("slow") == {"done": True}
+    server.join()
+
+
+def test_answer_that_nobody_waited_for_is_passed_over() -> None:
+    """As after Ctrl-C: the next call, a rollback say, gets its own answer."""
+
+    def interrupted(fields: dict[str, Any]) -> dict[str, Any]:
+        signal.raise_signal(signal.SIGINT)  # Python runs its handler in the main thread, which waits for the answer
+        time.sleep(0.2)
+        return fields
+
+    with connected({"interrupted": interrupted, "echo": lambda fields: fields}) as (connection, _):
+        with pytest.raises(KeyboardInterrupt):
+            connection.call("interrupted", first=1)
+        assert connection.call("echo", second=2) == {"second": 2}
+
+
 def test_silence_is_the_end() -> None:
     ours, theirs = stream_pair()
     theirs.write(greeting())
@@ -215,6 +247,9 @@ def test_many_threads_may_send() -> None:
     (greeting(body=b"[]"), "object"),
     (greeting(body=b"{"), "JSON"),
     (greeting(body=b"{}"), "lacks"),
+    (greeting(body=b'{"program": "", "host": "", "timeout": 0}'), "timeout"),
+    (greeting(body=b'{"program": "", "host": "", "timeout": NaN}'), "timeout"),
+    (greeting(body=b'{"program": "", "host": "", "timeout": "9"}'), "timeout"),
 ])  # fmt: skip
 def test_bad_greeting(sent: bytes, message: str) -> None:
     ours, theirs = stream_pair()

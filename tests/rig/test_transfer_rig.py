@@ -1,0 +1,75 @@
+"""Transfers into file systems that really are full. Needs root, but not the two hosts."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from migrator import spool
+from migrator.errors import NoSpace
+from migrator.frames import SEGMENT_MAX
+from migrator.transfer import SourceFile, send_files
+from tests.migrator.test_transfer import arrived, handlers
+from tests.migrator.wire import connected
+
+MIB = 1 << 20
+SIZE = 256 * MIB  # of the file systems; mkfs.btrfs wants at least 109 MiB
+
+
+@pytest.fixture(params=["tmpfs", "ext4", "btrfs"])
+def file_system(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """A small file system, mounted."""
+    kind, target = request.param, tmp_path / "mounted"
+    target.mkdir()
+    if kind == "tmpfs":
+        source, options = "tmpfs", f"size={SIZE}"
+    else:
+        image = tmp_path / "image"
+        with image.open("wb") as file:
+            file.truncate(SIZE)
+        subprocess.run([f"mkfs.{kind}", "-q", image], check=True, capture_output=True)
+        source, options = str(image), "loop"
+    subprocess.run(["mount", "-t", kind, "-o", options, source, target], check=True)
+    try:
+        yield target
+    finally:
+        subprocess.run(["umount", target], check=True)
+
+
+def free(path: Path) -> int:
+    found = os.statvfs(path)
+    return found.f_bavail * found.f_frsize
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_full_in_the_middle_and_room_made(file_system: Path, durable: bool) -> None:
+    """It fills up while data arrives: the sender hears of it, and goes on when there is room."""
+    ballast = file_system / "ballast"
+    ballast.write_bytes(os.urandom(96 * MIB))
+    os.sync()
+    data = os.urandom(free(file_system) + 24 * MIB)  # ext4 keeps a twentieth for root
+    with connected(handlers(file_system / "spool", durable=durable), timeout=60) as (connection, server):
+        with pytest.raises(NoSpace) as caught:
+            send_files(connection, {}, [SourceFile("disk-1", io.BytesIO(data))])  # of a size that nobody knows
+        assert str(file_system) in str(caught.value)
+        assert connection.call("echo", still=1) == {"still": 1}
+        assert not spool.is_complete(file_system / "spool/disk-1")
+        shorter = data[: len(data) - 56 * MIB]
+        ballast.unlink()
+        result = send_files(connection, {}, [SourceFile("disk-1", io.BytesIO(shorter))])
+    assert server.error is None
+    assert arrived(file_system / "spool/disk-1") == shorter
+    assert result.resumed_bytes >= len(shorter) // 2
+    assert result.resumed_bytes % SEGMENT_MAX == 0
+
+
+def test_refused_before_it_begins(file_system: Path) -> None:
+    size = free(file_system)
+    with connected(handlers(file_system / "spool")) as (connection, _), pytest.raises(NoSpace):
+        send_files(connection, {}, [SourceFile("disk-1", io.BytesIO(b""), size)])
+    assert not list((file_system / "spool").glob("disk*"))
