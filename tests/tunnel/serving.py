@@ -1,0 +1,58 @@
+"""A rendezvous on loopback, in the test's own event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+from tunnel import rendezvous
+from tunnel.config import Server
+from tunnel.rendezvous import Options, Running
+from tunnel.rendezvous.limits import Limits
+
+LOOPBACK = "127.0.0.1"
+LIMIT = 20.0  # seconds that no test should ever need
+
+
+@dataclasses.dataclass
+class Serving:
+    """A rendezvous that runs; `said` is what it has logged."""
+
+    running: Running
+    said: list[str]
+
+    @property
+    def server(self) -> Server:
+        return Server.parse(self.running.url(LOOPBACK))
+
+
+@contextlib.asynccontextmanager
+async def serving(limits: Limits | None = None, *, relay: bool = False) -> AsyncIterator[Serving]:
+    """A rendezvous on free ports of 127.0.0.1."""
+    options = Options(listen=((LOOPBACK, 0),), udp_ports=(0, 0), relay=relay, relay_ports=(0, 0), limits=limits)
+    said: list[str] = []
+    async with rendezvous.running(options, said.append) as running:
+        yield Serving(running, said)
+
+
+def runs(test: Callable[[], Awaitable[None]]) -> Callable[[], None]:
+    """A test that is a coroutine, with a limit on its time."""
+
+    def wrapper() -> None:
+        asyncio.run(limited())
+
+    async def limited() -> None:
+        async with asyncio.timeout(LIMIT):
+            await test()
+
+    wrapper.__name__ = getattr(test, "__name__", "test")
+    wrapper.__doc__ = test.__doc__
+    return wrapper
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    """Wait until that is so; the test's limit ends it."""
+    while not condition():
+        await asyncio.sleep(0.01)

@@ -1,0 +1,234 @@
+"""Signalling against a real rendezvous on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tests.tunnel.serving import LOOPBACK, eventually, runs, serving
+from tunnel import link, signalling, wire
+from tunnel.config import Server
+from tunnel.errors import PeerAbsent, RendezvousUnavailable
+from tunnel.identity import Identity
+from tunnel.link import DATA_MAX, Link, statement
+from tunnel.signalling import Signalling, wait
+
+DEAD = Server.parse(f"wss://{LOOPBACK}:1#sha256:{'0' * 64}")
+
+
+@runs
+async def test_ring_and_answer() -> None:
+    host, guest = Identity.generate(), Identity.generate()
+    async with (
+        serving() as there,
+        await Signalling.connect([there.server], host, waits=True) as agent,
+        await Signalling.connect([there.server], guest) as caller,
+    ):
+        await caller.ring(host.public, b"offer")
+        rung = await agent.receive(5)
+        assert (rung.sender, rung.data) == (guest.public.id, b"offer")
+        await agent.send(guest.public, b"answer", rung.line)
+        answer = await caller.receive(5)
+        assert (answer.sender, answer.data) == (host.public.id, b"answer")
+
+
+@runs
+async def test_answers_go_to_the_connection_that_asked() -> None:
+    host, guest = Identity.generate(), Identity.generate()
+    async with (
+        serving() as there,
+        await Signalling.connect([there.server], host, waits=True) as agent,
+        await Signalling.connect([there.server], guest, waits=True) as other,
+        await Signalling.connect([there.server], guest) as caller,
+    ):
+        await caller.ring(host.public, b"offer")
+        rung = await agent.receive(5)
+        await agent.send(guest.public, b"answer", rung.line)
+        assert (await caller.receive(5)).data == b"answer"
+        with pytest.raises(TimeoutError):
+            await other.receive(0.1)
+
+
+@runs
+async def test_the_largest_message_passes() -> None:
+    host, guest = Identity.generate(), Identity.generate()
+    async with (
+        serving() as there,
+        await Signalling.connect([there.server], host, waits=True) as agent,
+        await Signalling.connect([there.server], guest) as caller,
+    ):
+        await caller.ring(host.public, bytes(DATA_MAX))
+        assert (await agent.receive(5)).data == bytes(DATA_MAX)
+        with pytest.raises(ValueError, match="more than"):
+            await caller.ring(host.public, bytes(DATA_MAX + 1))
+
+
+@runs
+async def test_absent_peer() -> None:
+    host, guest = Identity.generate(), Identity.generate()
+    async with serving() as there, await Signalling.connect([there.server], guest) as caller:
+        assert not await caller.finds(host.public)
+        with pytest.raises(PeerAbsent) as caught:
+            await caller.ring(host.public, b"offer", "hostb")
+        assert "hostb" in str(caught.value)
+        # One that calls, but does not wait, is not rung either.
+        async with await Signalling.connect([there.server], host):
+            with pytest.raises(PeerAbsent):
+                await caller.ring(host.public, b"offer")
+        # Nor is a connection reached under a wrong name.
+        with pytest.raises(PeerAbsent):
+            await caller.send(host.public, b"offer", "0" * 16)
+
+
+@runs
+async def test_servers_that_are_down_are_skipped() -> None:
+    async with serving() as there:
+        async with await Signalling.connect([DEAD, there.server], Identity.generate()) as found:
+            assert found.server == there.server
+        with pytest.raises(RendezvousUnavailable) as caught:
+            await Signalling.connect([DEAD, DEAD], Identity.generate())
+        assert caught.value.fields["reason"].count("127.0.0.1:1") == 2
+        with pytest.raises(RendezvousUnavailable, match="none is known"):
+            await Signalling.connect([], Identity.generate())
+
+
+@runs
+async def test_the_server_where_the_peer_waits_is_taken() -> None:
+    host, guest = Identity.generate(), Identity.generate()
+    async with (
+        serving() as empty, serving() as there,
+        await Signalling.connect([there.server], host, waits=True),
+        await Signalling.connect([empty.server, there.server], guest, peer=host.public) as caller,
+    ):
+        assert caller.server == there.server
+        async with await Signalling.connect([empty.server], guest, peer=host.public) as other:
+            assert other.server == empty.server
+
+
+@runs
+async def test_another_certificate_is_refused() -> None:
+    async with serving() as there, serving() as other:
+        wrong = Server.parse(f"wss://{LOOPBACK}:{there.running.ports[0]}#sha256:{other.running.sha256.hex()}")
+        with pytest.raises(RendezvousUnavailable, match="not the pinned one"):
+            await Signalling.connect([wrong], Identity.generate())
+        unpinned = Server.parse(f"wss://{LOOPBACK}:{there.running.ports[0]}")
+        with pytest.raises(RendezvousUnavailable, match="not trusted"):
+            await Signalling.connect([unpinned], Identity.generate())
+
+
+@runs
+async def test_who_presents_another_identity_is_refused() -> None:
+    """The signature has to fit the identity, the challenge, and the certificate of the server that asks."""
+    me, other = Identity.generate(), Identity.generate()
+    async with serving() as there:
+        for signed in (
+            lambda c, f: other.sign(statement(c, f)),
+            lambda c, f: me.sign(statement(bytes(32), f)),
+            lambda c, f: me.sign(statement(c, bytes(32))),  # as it would be passed on by a server in between
+            lambda c, f: bytes(64),
+        ):
+            connection = await Link.open(there.server, 5)
+            await connection.send({
+                "type": "present", "identity": me.public.to_text(), "waits": True,
+                "signature": wire.encode(signed(connection.challenge, connection.certificate)),
+            })
+            answer = await connection.receive(5)
+            assert answer == {"type": "refused", "reason": "malformed message: the identity is not proved"}
+            await connection.close()
+
+
+@runs
+async def test_reflectors_and_relay_are_announced() -> None:
+    async with serving() as there, await Signalling.connect([there.server], Identity.generate()) as found:
+        assert found.info.reflectors == tuple((LOOPBACK, port) for port in there.running.udp_ports)
+        assert not found.info.relay
+        with pytest.raises(RendezvousUnavailable, match="no relay here"):
+            await found.relay_token(Identity.generate().public, bytes(16))
+
+
+@runs
+async def test_relay_tokens() -> None:
+    one, two = Identity.generate(), Identity.generate()
+    async with (
+        serving(relay=True) as there,
+        await Signalling.connect([there.server], one) as first,
+        await Signalling.connect([there.server], two) as second,
+    ):
+        ours, theirs = await first.relay_token(two.public, bytes(16)), await second.relay_token(one.public, bytes(16))
+        assert ours.claim != theirs.claim
+        assert ours.key != theirs.key
+        assert ours.host == LOOPBACK
+
+
+@runs
+async def test_the_end_of_the_server_is_noticed() -> None:
+    async with serving() as there:
+        caller = await Signalling.connect([there.server], Identity.generate())
+        waiting = asyncio.create_task(caller.receive())
+        await asyncio.sleep(0)
+    for _ in range(2):
+        with pytest.raises(RendezvousUnavailable):
+            await waiting
+        waiting = asyncio.create_task(caller.receive())
+    with pytest.raises(RendezvousUnavailable):
+        await caller.finds(Identity.generate().public)
+    await caller.close()
+    await asyncio.gather(waiting, return_exceptions=True)
+
+
+@runs
+async def test_waiting_at_every_server_and_coming_back(monkeypatch: pytest.MonkeyPatch | None = None) -> None:
+    host, guest = Identity.generate(), Identity.generate()
+    said: list[str] = []
+    async with serving() as one, serving() as two:
+        rung: list[bytes] = []
+
+        async def agent() -> None:
+            async for connection, message in wait([DEAD, one.server, two.server], host, said.append):
+                rung.append(message.data)
+                await connection.send(guest.public, b"yes " + message.data, message.line)
+
+        task = asyncio.create_task(agent())
+        await eventually(lambda: sum("waiting at" in line for line in said) == 2)
+        assert any("127.0.0.1:1: " in line and "next try" in line for line in said)
+        for there in (one, two):
+            async with await Signalling.connect([there.server], guest) as caller:
+                await caller.ring(host.public, b"offer")
+                assert (await caller.receive(5)).data == b"yes offer"
+        # A second agent of the same identity takes over; the first comes back in its turn, and says so.
+        async with await Signalling.connect([one.server], host, waits=True):
+            await eventually(lambda: any("newer connection" in line for line in said))
+        await eventually(lambda: sum("waiting at" in line for line in said) == 3)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    assert rung == [b"offer", b"offer"]
+
+
+@runs
+async def test_an_inbox_that_nobody_empties_is_bounded() -> None:
+    host, guest = Identity.generate(), Identity.generate()
+    async with (
+        serving() as there,
+        await Signalling.connect([there.server], host, waits=True) as agent,
+        await Signalling.connect([there.server], guest) as caller,
+    ):
+        line = ""
+        for number in range(3):
+            await caller.ring(host.public, b"%d" % number)
+        for _ in range(3):
+            line = (await agent.receive(5)).line
+        assert line
+        for _ in range(signalling.QUEUE_MAX + 5):
+            agent._take({"type": "message", "from": guest.public.id.hex(), "line": line, "data": ""})
+        assert agent._inbox.qsize() == signalling.QUEUE_MAX
+        assert await agent.finds(host.public)  # answers still come
+
+
+def test_what_a_server_may_announce() -> None:
+    for host, port in (("224.0.0.1", 3478), ("0.0.0.0", 3478), ("127.0.0.1", 3478), ("169.254.1.1", 1), ("fe80::1", 1),
+                       ("example.org", 3478), ("192.0.2.1", 0), ("192.0.2.1", 65536), ("192.0.2.1", True)):
+        with pytest.raises(wire.Malformed):
+            link._reflector({"host": host, "port": port}, "192.0.2.9")
+    assert link._reflector({"host": "", "port": 5}, "192.0.2.9") == ("192.0.2.9", 5)
+    assert link._reflector({"host": "192.0.2.1", "port": 5}, "192.0.2.9") == ("192.0.2.1", 5)

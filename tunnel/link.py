@@ -1,0 +1,163 @@
+"""One WebSocket to a rendezvous: TLS, the pinned certificate, and messages that are JSON objects.
+
+What both ends must agree on stands here too: the version, the sizes, and what a peer signs to present itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import hashlib
+import ipaddress
+import ssl
+from typing import Any
+
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import WebSocketException
+
+from tunnel import config, wire
+from tunnel.config import Server
+from tunnel.errors import RendezvousUnavailable
+from tunnel.wire import Malformed
+
+VERSION = 1
+DATA_MAX = 16 * 1024  # bytes that one peer may send another in a message
+MESSAGE_MAX = 24 * 1024  # bytes of a message with such data in base64
+CHALLENGE_SIZE = 32  # bytes
+REFLECTORS_MAX = 8
+KEEPALIVE = 20.0  # seconds between pings: below the half minute after which small routers forget
+ID_HEX = 64  # characters of an identity's id
+
+
+def statement(challenge: bytes, certificate: bytes) -> bytes:
+    """What a peer signs to present itself: good for this connection to the owner of this certificate only."""
+    return b"migrator present 1\0" + challenge + certificate
+
+
+@dataclasses.dataclass(frozen=True)
+class ServerInfo:
+    """What a rendezvous says of itself: where its reflectors are (host, UDP port), and whether it has a relay."""
+
+    reflectors: tuple[tuple[str, int], ...]
+    relay: bool
+
+
+class Link:
+    """A connection that has been greeted. Every failure of it is RendezvousUnavailable."""
+
+    def __init__(self, server: Server, socket: ClientConnection, certificate: bytes, address: str) -> None:
+        self.server = server
+        self.certificate = certificate
+        self.address = address  # of the server, as this host sees it
+        self.challenge = b""
+        self.info = ServerInfo((), relay=False)
+        self._socket = socket
+
+    @classmethod
+    async def open(cls, server: Server, timeout: float) -> Link:
+        """Connect within `timeout` seconds; raises RendezvousUnavailable."""
+        try:
+            async with asyncio.timeout(timeout):
+                return await cls._open(server)
+        except (OSError, WebSocketException, TimeoutError) as error:
+            raise unavailable(server, _reason(error, timeout)) from error
+
+    @classmethod
+    async def _open(cls, server: Server) -> Link:
+        socket = await connect(
+            f"wss://{_bracketed(server.host)}:{server.port}/", ssl=_context(server), compression=None, proxy=None,
+            max_size=MESSAGE_MAX, max_queue=16, user_agent_header=None, ping_interval=KEEPALIVE,
+            ping_timeout=KEEPALIVE, close_timeout=2, open_timeout=None,
+        )
+        try:
+            # Nothing has been said yet but the WebSocket's own opening.
+            link = cls(server, socket, _certificate(socket, server), str(socket.remote_address[0]))
+            link._greet(await link.receive())
+        except BaseException:
+            await socket.close()
+            raise
+        return link
+
+    def _greet(self, hello: dict[str, Any]) -> None:
+        if hello.get("type") != "hello" or hello.get("version") != VERSION:
+            raise unavailable(self.server, f"it does not speak version {VERSION}")
+        try:
+            self.challenge = wire.exactly(hello, "challenge", CHALLENGE_SIZE)
+            found = [_reflector(item, self.address) for item in wire.items(hello, "reflectors", REFLECTORS_MAX)]
+            self.info = ServerInfo(tuple(found), relay=hello.get("relay") is True)
+        except Malformed as error:
+            raise unavailable(self.server, f"it greets wrongly: {error}") from None
+
+    async def send(self, message: dict[str, Any]) -> None:
+        """Send a message; raises RendezvousUnavailable."""
+        try:
+            await self._socket.send(wire.dump(message).decode())
+        except (OSError, WebSocketException) as error:
+            raise unavailable(self.server, _reason(error)) from error
+
+    async def receive(self, timeout: float | None = None) -> dict[str, Any]:
+        """The next message; raises RendezvousUnavailable at the end and after `timeout` seconds, too."""
+        try:
+            async with asyncio.timeout(timeout):
+                return wire.load(await self._socket.recv(), MESSAGE_MAX)
+        except (OSError, WebSocketException) as error:  # TimeoutError is an OSError
+            raise unavailable(self.server, _reason(error, timeout or 0)) from error
+        except Malformed as error:
+            raise unavailable(self.server, f"it sends what it must not: {error}") from None
+
+    async def close(self) -> None:
+        """End the connection; safe to repeat."""
+        await self._socket.close()
+
+
+def unavailable(server: Server | str, reason: str) -> RendezvousUnavailable:
+    """The error that a server failed with."""
+    return RendezvousUnavailable(reason=f"{server}: {reason}", config=config.PATH)
+
+
+def _reflector(item: Any, address: str) -> tuple[str, int]:
+    """A reflector's address and port; an empty address stands for the one that the server was reached at."""
+    if not isinstance(item, dict):
+        raise Malformed("a reflector is not an object")
+    host, port = wire.text(item, "host", 45) or address, wire.integer(item, "port", 1, 65535)
+    try:
+        found = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        raise Malformed("a reflector's host is not an address") from None
+    # A server on the open net has no business with addresses inside of ours.
+    if host != address and (found.is_multicast or found.is_unspecified or found.is_loopback or found.is_link_local):
+        raise Malformed("a reflector's address is not one of a host")
+    return host, port
+
+
+def _context(server: Server) -> ssl.SSLContext:
+    if server.pin:  # then the pin decides, and nothing else
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    else:
+        context = ssl.create_default_context()
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    return context
+
+
+def _certificate(socket: ClientConnection, server: Server) -> bytes:
+    """SHA-256 of the certificate that the server has shown."""
+    shown: bytes = socket.transport.get_extra_info("ssl_object").getpeercert(binary_form=True)
+    found = hashlib.sha256(shown).digest()
+    if server.pin and found != server.pin:
+        raise unavailable(server, "its certificate is not the pinned one: it was replaced, or it is another server")
+    return found
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _reason(error: BaseException, timeout: float = 0) -> str:
+    if isinstance(error, TimeoutError):
+        return f"no answer within {timeout:g} seconds" if timeout else "no answer"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not trusted ({error.verify_message}); is the #sha256: of its URL missing?"
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split())[:200] or type(error).__name__

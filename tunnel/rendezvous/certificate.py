@@ -1,0 +1,96 @@
+"""The server's certificate: given, or made by itself for peers that pin its fingerprint."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import hashlib
+import os
+import secrets
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
+
+from tunnel import files
+from tunnel.errors import TunnelFileUnusable
+
+LIFE = datetime.timedelta(days=365 * 20)  # the pin decides, so a date would only break things
+
+
+@dataclasses.dataclass(frozen=True)
+class Certificate:
+    """What TLS needs, and the SHA-256 that peers pin."""
+
+    context: ssl.SSLContext
+    sha256: bytes
+    self_made: bool
+
+    @classmethod
+    def load(cls, certificate: Path | None, key: Path | None) -> Certificate:
+        """Read both files; make them if neither is there; without names, make a certificate that lasts for this run.
+
+        Raises TunnelFileUnusable.
+        """
+        if certificate is None or key is None:
+            with _in_memory(b"".join(_make())) as both:
+                return cls._read(both, both)
+        if not certificate.exists() and not key.exists():
+            made, secret = _make()
+            files.write_private(key, secret.decode(), replace=False)
+            files.write_private(certificate, made.decode(), replace=False)
+        return cls._read(certificate, key)
+
+    @classmethod
+    def _read(cls, certificate: Path, key: Path) -> Certificate:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        # No tickets: they would let who records the traffic link a peer's connections over all its addresses.
+        context.num_tickets = 0
+        try:
+            context.load_cert_chain(certificate, key, password=_no_password)
+            found = x509.load_pem_x509_certificate(certificate.read_bytes())
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error) or "the two do not fit together"
+            fix = "Both are PEM files; the key has no password. Without either of them both are made."
+            raise TunnelFileUnusable(path=f"{certificate} with {key}", reason=reason, fix=fix) from None
+        sha256 = hashlib.sha256(found.public_bytes(Encoding.DER)).digest()
+        return cls(context, sha256, self_made=found.issuer == found.subject)
+
+
+@contextlib.contextmanager
+def _in_memory(data: bytes) -> Iterator[Path]:
+    """A file for `ssl`, which reads keys from nothing else, that never reaches a disk."""
+    with os.fdopen(os.memfd_create("migrator-certificate"), "wb") as file:
+        file.write(data)
+        file.flush()
+        yield Path(f"/proc/self/fd/{file.fileno()}")
+
+
+def _no_password() -> str:
+    raise ValueError("the key has a password")
+
+
+def _make() -> tuple[bytes, bytes]:
+    """A certificate and its key, in PEM. Its name says nothing: the pin is over the whole of it."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "migrator rendezvous")])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+        .serial_number(secrets.randbits(159) | 1)
+        # A day back, for peers whose clocks are behind.
+        .not_valid_before(now - datetime.timedelta(days=1)).not_valid_after(now + LIFE)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    return (
+        certificate.public_bytes(Encoding.PEM),
+        key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
+    )

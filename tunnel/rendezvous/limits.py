@@ -1,0 +1,178 @@
+"""What one address, and all together, may take of the server: rates, connections, bytes that wait."""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+import socket
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Hashable
+
+Clock = Callable[[], float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rate:
+    """`burst` at once, and `per_second` in the long run."""
+
+    per_second: float
+    burst: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """How much is enough. Several hosts may share an address behind one NAT."""
+
+    connections: int = 1024
+    connections_per_address: int = 32
+    connects: Rate = Rate(2, 30)  # by one address
+    greeting: float = 10.0  # seconds from connecting until a peer has presented itself
+    messages: Rate = Rate(10, 60)  # on one connection
+    rings: Rate = Rate(2, 20)  # by one address: what can wake an agent
+    pairings: Rate = Rate(0.2, 10)  # by one address: what can use up a code
+    reflections: Rate = Rate(20, 200)  # to one address, per reflector
+    lines_per_identity: int = 8
+    nameplates: int = 1000
+    nameplates_per_address: int = 4
+    pairing_life: float = 600.0  # seconds
+    queue: int = 16  # messages that wait for one slow connection
+    queued_bytes: int = 64 * 1024 * 1024  # that wait for all connections together
+    slow: float = 15.0  # seconds that a connection may take for one message
+    addresses: int = 4096  # whose rates are remembered
+
+
+class Bucket:
+    """A token bucket."""
+
+    def __init__(self, rate: Rate, clock: Clock = time.monotonic) -> None:
+        self._rate = rate
+        self._clock = clock
+        self._level = rate.burst
+        self._at = clock()
+
+    def take(self) -> bool:
+        """Whether one more is allowed now."""
+        now = self._clock()
+        self._level = min(self._rate.burst, self._level + (now - self._at) * self._rate.per_second)
+        self._at = now
+        if self._level < 1:
+            return False
+        self._level -= 1
+        return True
+
+
+class Buckets:
+    """A bucket for each key, for the `size` keys that were used last.
+
+    Who has so many addresses that others' buckets are forgotten gets by; that there is a limit on memory matters more.
+    """
+
+    def __init__(self, rate: Rate, size: int, clock: Clock = time.monotonic) -> None:
+        self._rate = rate
+        self._size = size
+        self._clock = clock
+        self._buckets: OrderedDict[Hashable, Bucket] = OrderedDict()
+
+    def take(self, key: Hashable) -> bool:
+        """Whether one more is allowed now for that key."""
+        bucket = self._buckets.get(key)
+        if bucket is None:
+            bucket = self._buckets[key] = Bucket(self._rate, self._clock)
+            if len(self._buckets) > self._size:
+                self._buckets.popitem(last=False)
+        else:
+            self._buckets.move_to_end(key)
+        return bucket.take()
+
+    def __len__(self) -> int:
+        return len(self._buckets)
+
+
+def group(address: str) -> str:
+    """What counts as one address: an IPv4 address, or the /64 that an IPv6 host can choose its addresses from."""
+    found = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(found, ipaddress.IPv4Address):
+        return str(found)
+    if found.ipv4_mapped:
+        return str(found.ipv4_mapped)
+    return str(ipaddress.IPv6Network((found, 64), strict=False))
+
+
+class Door:
+    """Counts connections from when they are accepted, before TLS costs anything, until their sockets are closed."""
+
+    def __init__(self, limits: Limits, clock: Clock = time.monotonic) -> None:
+        self._limits = limits
+        self._connects = Buckets(limits.connects, limits.addresses, clock)
+        self._open: Counter[str] = Counter()
+        self.turned_away = 0
+
+    @property
+    def open(self) -> int:
+        """How many connections there are."""
+        return self._open.total()
+
+    def enter(self, address: str) -> bool:
+        """Whether a connection from there may stay; it is counted if so."""
+        if (self.open >= self._limits.connections
+                or self._open[address] >= self._limits.connections_per_address
+                or not self._connects.take(address)):
+            self._open += Counter()  # drops what is zero
+            self.turned_away += 1
+            return False
+        self._open[address] += 1
+        return True
+
+    def leave(self, address: str) -> None:
+        """A counted connection has ended."""
+        self._open[address] -= 1
+        if not self._open[address]:
+            del self._open[address]
+
+
+class GuardedListener(socket.socket):
+    """A listening socket whose `accept` turns away at the door.
+
+    asyncio calls `accept` itself and leaves no other place to look at an address before TLS begins.
+    """
+
+    door: Door
+
+    @classmethod
+    def open(cls, address: str, port: int, door: Door, backlog: int = 128) -> GuardedListener:
+        """Listen there; `port` 0 takes a free one. Raises OSError."""
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        listener = cls(family, socket.SOCK_STREAM)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(address != "::"))
+            listener.bind((address, port))
+            listener.listen(backlog)
+            listener.setblocking(False)
+        except BaseException:
+            listener.close()
+            raise
+        listener.door = door
+        return listener
+
+    def accept(self) -> tuple[socket.socket, tuple[str, int]]:
+        sock, address = super().accept()
+        key = group(address[0])
+        if not self.door.enter(key):
+            sock.close()
+            raise ConnectionAbortedError  # asyncio goes back to waiting for the next
+        return _Counted(sock, self.door, key), address
+
+
+class _Counted(socket.socket):
+    def __init__(self, sock: socket.socket, door: Door, key: str) -> None:
+        super().__init__(sock.family, sock.type, sock.proto, fileno=sock.detach())
+        self._leave: Callable[[], None] | None = lambda: door.leave(key)
+
+    def close(self) -> None:
+        super().close()
+        leave, self._leave = self._leave, None
+        if leave:
+            leave()

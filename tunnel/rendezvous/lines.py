@@ -1,0 +1,135 @@
+"""The connections that a rendezvous has: a queue for each, and who can be reached over which."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from typing import Any
+
+from websockets.asyncio.server import ServerConnection
+from websockets.exceptions import ConnectionClosed
+
+from tunnel import wire
+from tunnel.rendezvous.limits import Bucket, Limits
+
+
+class Budget:
+    """Bytes that wait for slow connections, all of them together."""
+
+    def __init__(self, limit: int) -> None:
+        self._left = limit
+
+    def take(self, size: int) -> bool:
+        if size > self._left:
+            return False
+        self._left -= size
+        return True
+
+    def give_back(self, size: int) -> None:
+        self._left += size
+
+
+class Line:
+    """A connection with a queue of its own, so that nobody ever waits for somebody else's slowness."""
+
+    def __init__(self, socket: ServerConnection, address: str, limits: Limits, budget: Budget) -> None:
+        self.socket = socket
+        self.address = address
+        self.name = secrets.token_hex(8)
+        self.id = b""  # of the identity that has presented itself
+        self.bucket = Bucket(limits.messages)
+        self._limits = limits
+        self._budget = budget
+        self._queue: asyncio.Queue[bytes] = asyncio.Queue(limits.queue)
+        self._writer = asyncio.create_task(self._write())
+        self.ending = False
+
+    def put(self, message: dict[str, Any]) -> bool:
+        """Queue a message; False if too much waits already."""
+        data = wire.dump(message)
+        if self._queue.full() or not self._budget.take(len(data)):
+            return False
+        self._queue.put_nowait(data)
+        return True
+
+    def end(self, reason: str) -> None:
+        """Close the connection; the reason is for the other side to show."""
+        if not self.ending:
+            self.ending = True
+            self._writer.cancel()
+            self._writer = asyncio.create_task(self._refuse(reason))
+
+    async def close(self) -> None:
+        """Release what the line holds; a refusal that is on its way is waited for."""
+        if not self.ending:
+            self._writer.cancel()
+        await asyncio.gather(self._writer, return_exceptions=True)
+        while not self._queue.empty():
+            self._budget.give_back(len(self._queue.get_nowait()))
+
+    async def _write(self) -> None:
+        with contextlib.suppress(ConnectionClosed):
+            while True:
+                data = await self._queue.get()
+                try:
+                    async with asyncio.timeout(self._limits.slow):
+                        await self.socket.send(data.decode())
+                except TimeoutError:
+                    # It does not even take the packets that would close it in good order.
+                    self.socket.transport.abort()
+                    return
+                finally:
+                    self._budget.give_back(len(data))
+
+    async def _refuse(self, reason: str) -> None:
+        with contextlib.suppress(ConnectionClosed, TimeoutError):
+            async with asyncio.timeout(2.0):
+                await self.socket.send(wire.dump({"type": "refused", "reason": reason}).decode())
+                await self.socket.close(1008)
+            return
+        self.socket.transport.abort()
+
+
+class Switchboard:
+    """Which line leads to whom."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._lines: dict[bytes, dict[str, Line]] = {}
+        self._waiting: dict[bytes, Line] = {}
+
+    def add(self, line: Line, id: bytes, *, waits: bool) -> bool:
+        """Take in a line whose identity has been proved; False if that identity has too many.
+
+        Of two that wait for the same identity the newer one is right: after a change of its address, a host comes
+        back long before its old connection is known to be dead.
+        """
+        own = self._lines.setdefault(id, {})
+        if len(own) >= self._limits.lines_per_identity:
+            return False
+        line.id = id
+        own[line.name] = line
+        if waits:
+            before = self._waiting.get(id)
+            self._waiting[id] = line
+            if before:
+                before.end("the same identity waits over a newer connection")
+        return True
+
+    def remove(self, line: Line) -> None:
+        """The line has ended; safe to repeat."""
+        own = self._lines.get(line.id, {})
+        own.pop(line.name, None)
+        if not own:
+            self._lines.pop(line.id, None)
+        if self._waiting.get(line.id) is line:
+            del self._waiting[line.id]
+
+    def waiting(self, id: bytes) -> Line | None:
+        """Where that identity can be rung."""
+        return self._waiting.get(id)
+
+    def line(self, id: bytes, name: str) -> Line | None:
+        """That identity's connection of that name."""
+        return self._lines.get(id, {}).get(name)

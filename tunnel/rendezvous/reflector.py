@@ -1,0 +1,54 @@
+"""UDP reflectors: tell whoever asks from which address and port it asked. They keep nothing and amplify nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Any
+
+from tunnel import reflection
+from tunnel.rendezvous.limits import Buckets, Limits, group
+
+
+class Reflector(asyncio.DatagramProtocol):
+    """One UDP socket. What is not a request, or one too many, gets no answer."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._buckets = Buckets(limits.reflections, limits.addresses)
+        self._transport: Any = None  # typeshed lacks get_write_buffer_size
+        self.port = 0
+
+    @classmethod
+    async def serve(cls, address: str, port: int, limits: Limits) -> Reflector:
+        """Answer there; `port` 0 takes a free one. Raises OSError."""
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        sock = socket.socket(family, socket.SOCK_DGRAM)
+        try:
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(address != "::"))
+            sock.bind((address, port))
+            sock.setblocking(False)
+            _, protocol = await asyncio.get_running_loop().create_datagram_endpoint(lambda: cls(limits), sock=sock)
+        except BaseException:
+            sock.close()
+            raise
+        protocol.port = sock.getsockname()[1]
+        return protocol
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+
+    def datagram_received(self, data: bytes, address: tuple[Any, ...]) -> None:
+        nonce = reflection.asked(data)
+        if nonce is None or not self._transport or not self._buckets.take(group(address[0])):
+            return
+        if self._transport.get_write_buffer_size() == 0:  # else the net is slower than those who ask
+            self._transport.sendto(reflection.answer(nonce, address[0], address[1]), address)
+
+    def error_received(self, error: Exception) -> None:
+        """ICMP told that an answer did not arrive."""
+
+    def close(self) -> None:
+        """Stop answering; safe to repeat."""
+        if self._transport:
+            self._transport.close()
