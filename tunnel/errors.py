@@ -128,3 +128,34 @@ class PeerAbsent(TunnelError):
 
     status = 89
     cure = "On that host: systemctl start migrator-agent, or for one move: migrator agent --once"
+
+
+# --- Punching, relay, sessions (76-81) ------------------------------------------------------------------------
+
+
+class NoPath(TunnelError):
+    """No path to the peer was found: {reason}"""
+
+    status = 76
+    cure = "A rendezvous started with --relay carries what cannot go directly; --path prefer-direct uses it."
+
+
+class PeerRefuses(TunnelError):
+    """The peer {name} refuses: {reason}"""
+
+    status = 77
+    cure = "See what it says itself: journalctl -u migrator-agent"
+
+
+class PeerSilent(TunnelError):
+    """The peer {name} does not answer: {reason}"""
+
+    status = 78
+    cure = "On that host: systemctl restart migrator-agent"
+
+
+class TunnelBroken(TunnelError):
+    """The tunnel to {name} is broken: {reason}"""
+
+    status = 79
+    cure = "Run the command again; it makes a new tunnel."

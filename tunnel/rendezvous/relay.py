@@ -14,23 +14,17 @@ import secrets
 import select
 import socket
 import ssl
-import struct
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
+from tunnel import gso
 from tunnel import relay_wire as wire
 from tunnel.rendezvous.tcp_relay import TcpRelay
 
-UDP_SEGMENT = 103  # linux/udp.h; the socket module has neither
-UDP_GRO = 104
-BATCH = 65535  # the most that one call receives
-BUFFER = 4 * 1024 * 1024  # bytes that a socket may hold; the kernel cuts it to net.core.rmem_max
 COOKIE_WINDOW = 30  # seconds; a cookie is good for this one and the next
 SWEEP = 5.0  # seconds between two looks for ends that are gone
-
-_U16 = struct.Struct("=H")
-_INT = struct.Struct("=i")
 
 # Sends datagrams of `segment` bytes each (the last may be shorter; 0: one datagram) to an end.
 Send = Callable[[memoryview, int], None]
@@ -236,10 +230,7 @@ class Relay:
         self._udp.append(sock)
         sock.bind((host, port))
         sock.setblocking(False)
-        for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
-            sock.setsockopt(socket.SOL_SOCKET, option, BUFFER)
-        with contextlib.suppress(OSError):  # a kernel before 5.0
-            sock.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
+        gso.enlarge(sock)
         found: int = sock.getsockname()[1]
         return found
 
@@ -249,7 +240,7 @@ class Relay:
         by_fd = {sock.fileno(): sock for sock in self._udp}
         for fd in by_fd:
             poll.register(fd, select.POLLIN)
-        buffer = bytearray(BATCH)
+        buffer = bytearray(gso.BATCH)
         swept = time.monotonic()
         while True:
             for fd, _ in poll.poll(SWEEP * 1000):
@@ -265,18 +256,15 @@ class Relay:
         view = memoryview(buffer)
         for _ in range(64):
             try:
-                size, ancillary, _, sender = sock.recvmsg_into([buffer], 64)
+                size, segment, address = gso.receive(sock, buffer)
             except BlockingIOError:
                 return
             except OSError:  # an ICMP error for something sent before
                 continue
-            segment = next((_INT.unpack(data[:4])[0] for level, kind, data in ancillary
-                            if level == socket.IPPROTO_UDP and kind == UDP_GRO), 0)
-            address = (sender[0], sender[1])
             data = view[:size]
             # WireGuard's datagrams begin with 1 to 4; what is sealed by chance may look like ours, so this only asks.
             if buffer.find(wire.MAGIC, 0, size) >= 0:
-                for each in _split(data, segment):
+                for each in gso.split(data, segment):
                     self._one(sock, address, each)
                 continue
             end = self._by_address.get((sock.fileno(), address))
@@ -288,7 +276,7 @@ class Relay:
     def _one(self, sock: socket.socket, address: tuple[str, int], data: memoryview) -> None:
         """A datagram that may be a JOIN."""
         if len(data) == wire.JOIN_SIZE and bytes(data[:5]) == wire.MAGIC + bytes([wire.Type.JOIN]):
-            said = self.answer(bytes(data), address, (sock.fileno(), address), _Udp(sock, address))
+            said = self.answer(bytes(data), address, (sock.fileno(), address), partial(_send, sock, address))
             if said:
                 answer, end = said
                 with contextlib.suppress(OSError):
@@ -302,31 +290,7 @@ class Relay:
             self.dropped += 1
 
 
-class _Udp:
-    """Sends to one address from one socket; called from the UDP thread and from the event loop."""
 
-    def __init__(self, sock: socket.socket, address: tuple[str, int]) -> None:
-        self._sock = sock
-        self._address = address
-
-    def __call__(self, data: memoryview, segment: int) -> None:
-        try:
-            if segment and len(data) > segment:
-                option = (socket.IPPROTO_UDP, UDP_SEGMENT, _U16.pack(segment))
-                self._sock.sendmsg([data], [option], 0, self._address)
-            else:
-                self._sock.sendto(data, self._address)
-        except BlockingIOError:
-            return  # full: what a router would drop too
-        except OSError:
-            # The way there takes no segments (a device without checksums, a smaller MTU): one by one.
-            for each in _split(data, segment):
-                with contextlib.suppress(OSError):
-                    self._sock.sendto(each, self._address)
-
-
-def _split(data: memoryview, segment: int) -> list[memoryview]:
-    """The datagrams in what one call received."""
-    if not segment or len(data) <= segment:
-        return [data]
-    return [data[at : at + segment] for at in range(0, len(data), segment)]
+def _send(sock: socket.socket, address: tuple[str, int], data: memoryview, segment: int) -> None:
+    """Reaches a UDP end; called from the UDP thread and from the event loop."""
+    gso.send(sock, data, segment, address)

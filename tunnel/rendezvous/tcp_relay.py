@@ -13,6 +13,7 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from tunnel import gso
 from tunnel import relay_wire as wire
 
 if TYPE_CHECKING:
@@ -105,20 +106,12 @@ class _Connection(asyncio.Protocol):
             for each in found:
                 self._before_join(bytes(each))
             return
-        # Datagrams of one size in a row can leave in one call.
-        start = 0
-        while start < len(found):
-            stop, size = start + 1, len(found[start])
-            while stop < len(found) and stop - start < 40 and len(found[stop]) == size:
-                stop += 1
-            if found[start][:4] == wire.MAGIC:
-                self._before_join(bytes(found[start]))
-                stop = start + 1
-            elif stop - start == 1:
-                self._relay.forward(self.end, found[start], 0)
+        for batch, size in gso.runs(found):
+            if batch[:4] == wire.MAGIC:
+                for each in gso.split(batch, size):
+                    self._before_join(bytes(each))
             else:
-                self._relay.forward(self.end, memoryview(b"".join(found[start:stop])), size)
-            start = stop
+                self._relay.forward(self.end, batch, size)
 
     def _before_join(self, message: bytes) -> None:
         said = self._relay.answer(message, self._address, self, self.send)

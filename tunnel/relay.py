@@ -1,0 +1,91 @@
+"""This host's end of a relay: the token, joining by UDP, and the way by TCP where no UDP gets out.
+
+By UDP nothing stands between WireGuard and the relay: the relay knows an end by the address that it joined from, so a
+JOIN from the port that WireGuard will listen on (or does already) is all there is to it. By TCP a local proxy carries
+WireGuard's datagrams (`tunnel.relay_proxy`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import secrets
+from typing import Any
+
+from tunnel import relay_wire, wire
+from tunnel.candidates import probable
+from tunnel.nat import Endpoint
+from tunnel.relay_wire import Answer, Refusal, Type
+from tunnel.wire import Malformed
+
+JOIN_INTERVAL = 0.2  # seconds between two JOINs that were not answered
+REJOIN_INTERVAL = 20.0  # and between two that were, while nothing else is sent
+
+REFUSALS = {
+    Refusal.EXPIRED: "the relay's token has expired",
+    Refusal.FULL: "the relay has no room for another pair",
+    Refusal.QUOTA: "this pair has used up its share of the relay",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class RelayToken:
+    """The right of one end to join its pair at a relay. `key` is secret; `pin`: SHA-256 of the TLS certificate."""
+
+    host: str
+    udp_port: int
+    tcp_port: int
+    claim: bytes
+    key: bytes = dataclasses.field(repr=False)
+    pin: bytes | None = None
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any], pin: bytes | None = None) -> RelayToken:
+        """What the rendezvous sent; raises Malformed."""
+        host = wire.text(data, "host", 45)
+        # A relay on loopback is what tests have; one that a peer could not have either is refused.
+        if not probable(host) and host not in ("127.0.0.1", "::1"):
+            raise Malformed("the relay's host is not an address of one")
+        return cls(
+            host, wire.integer(data, "udp_port", 1, 65535), wire.integer(data, "tcp_port", 1, 65535),
+            wire.exactly(data, "claim", relay_wire.CLAIM_SIZE), wire.exactly(data, "key", relay_wire.KEY_SIZE), pin,
+        )
+
+    @property
+    def udp(self) -> Endpoint:
+        return self.host, self.udp_port
+
+
+class Joining:
+    """The exchange with a relay, without I/O: send `datagram` when it is due, hand what comes to `received`."""
+
+    def __init__(self, token: RelayToken) -> None:
+        self.joined = False
+        self.refused: str | None = None
+        self.due = 0.0  # when the next JOIN should leave
+        self._token = token
+        self._cookie = relay_wire.NO_COOKIE
+        # Unpredictable, so that an answer can only be one to a JOIN of ours; a later one is never smaller.
+        self._numbers = itertools.count(secrets.randbits(62))
+        self._open: set[int] = set()
+
+    def datagram(self, now: float) -> bytes:
+        """A JOIN to send now."""
+        self.due = now + (REJOIN_INTERVAL if self.joined else JOIN_INTERVAL)
+        number = next(self._numbers)
+        self._open = {each for each in self._open if number - each < 16} | {number}
+        return relay_wire.join(self._token.claim, self._token.key, number, self._cookie)
+
+    def received(self, data: bytes, now: float) -> Answer | None:
+        """What the relay answered; None if this is no answer of the relay's to one of our JOINs."""
+        answer = relay_wire.parse_answer(data, self._token.key)
+        if answer is None or answer.number not in self._open:
+            return None
+        self._open.discard(answer.number)
+        if answer.type is Type.CHALLENGE:
+            self._cookie, self.due = answer.cookie, now
+        elif answer.type is Type.JOINED:
+            self.joined, self.due = True, now + REJOIN_INTERVAL
+        elif answer.refusal:
+            self.refused = REFUSALS[answer.refusal]
+        return answer
