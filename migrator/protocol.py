@@ -196,6 +196,8 @@ class Connection:
             try:
                 count = self._stream.readinto(view[done:])
             except OSError as error:
+                if may_end and not done and isinstance(error, ConnectionResetError):
+                    return False  # it went without having read our last sign of life
                 raise self._lost(_why(error)) from error
             except BaseException:
                 if done or not may_end:  # Ctrl-C in the middle of a frame: its beginning is lost

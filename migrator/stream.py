@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import select
 import sys
@@ -15,6 +16,8 @@ from collections.abc import Iterator
 from typing import Protocol
 
 Bytes = bytes | bytearray | memoryview
+# Instead of 64 KiB: sshd then hands over more at a time, and a transfer through it was a third faster.
+PIPE_SIZE = 1 << 20
 
 
 class ByteStream(Protocol):
@@ -69,6 +72,8 @@ class FileStream:
         What anything else prints goes to stderr from now on, so that a stray print cannot end up between two frames.
         """
         sys.stdout.flush()
+        with contextlib.suppress(OSError):  # where it is no pipe
+            fcntl.fcntl(0, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
         stream = cls(os.dup(0), os.dup(1))
         null = os.open(os.devnull, os.O_RDONLY)
         os.dup2(null, 0)
