@@ -122,16 +122,15 @@ async def test_who_presents_another_identity_is_refused() -> None:
     """The signature has to fit the identity, the challenge, and the certificate of the server that asks."""
     me, other = Identity.generate(), Identity.generate()
     async with serving() as there:
-        for signed in (
-            lambda c, f: other.sign(statement(c, f)),
-            lambda c, f: me.sign(statement(bytes(32), f)),
-            lambda c, f: me.sign(statement(c, bytes(32))),  # as it would be passed on by a server in between
-            lambda c, f: bytes(64),
-        ):
+        for wrong in ("signer", "challenge", "certificate", "signature"):
             connection = await Link.open(there.server, 5)
+            challenge = bytes(32) if wrong == "challenge" else connection.challenge
+            # Another certificate: as it would be passed on by a server in between.
+            certificate = bytes(32) if wrong == "certificate" else connection.certificate
+            signature = (other if wrong == "signer" else me).sign(statement(challenge, certificate))
             await connection.send({
                 "type": "present", "identity": me.public.to_text(), "waits": True,
-                "signature": wire.encode(signed(connection.challenge, connection.certificate)),
+                "signature": wire.encode(bytes(64) if wrong == "signature" else signature),
             })
             answer = await connection.receive(5)
             assert answer == {"type": "refused", "reason": "malformed message: the identity is not proved"}
@@ -178,7 +177,7 @@ async def test_the_end_of_the_server_is_noticed() -> None:
 
 
 @runs
-async def test_waiting_at_every_server_and_coming_back(monkeypatch: pytest.MonkeyPatch | None = None) -> None:
+async def test_waiting_at_every_server_and_coming_back() -> None:
     host, guest = Identity.generate(), Identity.generate()
     said: list[str] = []
     async with serving() as one, serving() as two:
@@ -226,7 +225,8 @@ async def test_an_inbox_that_nobody_empties_is_bounded() -> None:
 
 
 def test_what_a_server_may_announce() -> None:
-    for host, port in (("224.0.0.1", 3478), ("0.0.0.0", 3478), ("127.0.0.1", 3478), ("169.254.1.1", 1), ("fe80::1", 1),
+    for host, port in (("224.0.0.1", 3478), ("::", 3478), ("0.0.0.0", 3478),  # noqa: S104
+                       ("127.0.0.1", 3478), ("169.254.1.1", 1), ("fe80::1", 1),
                        ("example.org", 3478), ("192.0.2.1", 0), ("192.0.2.1", 65536), ("192.0.2.1", True)):
         with pytest.raises(wire.Malformed):
             link._reflector({"host": host, "port": port}, "192.0.2.9")
