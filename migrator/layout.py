@@ -13,7 +13,7 @@ import dataclasses
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from migrator import btrfs
@@ -112,12 +112,24 @@ def place_images(layout: Layout, needed: int) -> tuple[Path, str]:
     return layout.image_folders()[2], f"only {available >> 20} MiB of memory are available"
 
 
-def make_images(path: Path, owner: tuple[int, int]) -> None:
-    """An empty images folder that the container's root can reach (CRIU opens files in it from inside)."""
+def make_images(path: Path, mapped_root: int) -> None:
+    """An empty images folder that the container's root, user id `mapped_root` on this host, can reach.
+
+    A restored task opens images after it has become that user, but the one of the time namespace before (prepare_timens
+    in criu/timens.c): then it is still root, without any privilege outside its new user namespace. So root's group may
+    read too.
+    """
     path.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir(mode=0o700)
-    os.chown(path, *owner)
+    give_images([path], mapped_root)
+
+
+def give_images(paths: Iterable[Path], mapped_root: int) -> None:
+    """Let the container's root read these images, or search this folder; see `make_images`."""
+    for path in paths:
+        os.chown(path, mapped_root, 0)
+        path.chmod(0o750 if path.is_dir() else 0o640)
 
 
 def memory_available() -> int:

@@ -93,14 +93,14 @@ class Container:
         """
         return payload_cgroup(Path(f"/proc/{self.init_pid}/cgroup").read_text())
 
-    def mapped_root(self) -> tuple[int, int]:
-        """User and group id on this host of the container's root: 0, 0 without a user namespace."""
-        uid = gid = 0
+    @property
+    def mapped_root(self) -> int:
+        """User id on this host of the container's root: 0 without a user namespace."""
         for line in self.config_item("lxc.idmap").splitlines():
             kind, inside, outside, _count = line.split()
-            if inside == "0":
-                uid, gid = (int(outside), gid) if kind == "u" else (uid, int(outside))
-        return uid, gid
+            if (kind, inside) == ("u", "0"):
+                return int(outside)
+        return 0
 
 
 def rootfs_path(value: str) -> Path:

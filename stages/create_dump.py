@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import contextlib
-import os
 import time
 from pathlib import Path
 from typing import Any, NoReturn
@@ -205,6 +204,7 @@ class Dump:
         try:
             self._freeze()
             figures = self._dump_and_send()
+            self._fence()
             self.migration.move(Event.OFFER, figures=figures)
         except BaseException as error:
             give_up(self.migration, self.there, _as_ours(error))
@@ -227,7 +227,7 @@ class Dump:
         btrfs.delete(self.last)
         self.images, why = layout.place_images(self.layout, self.facts.memory)
         log.verbose(f"Images go to {self.images}: {why}")
-        layout.make_images(self.images, self.container.mapped_root())
+        layout.make_images(self.images, self.container.mapped_root)
 
     def _freeze(self) -> None:
         with self.migration.step("freeze"):
@@ -278,6 +278,13 @@ class Dump:
                                        files, progress=watch)
             outcome.update(bytes=sent.raw_bytes, wire=sent.wire_bytes, seconds=round(sent.seconds, 3))
         return sent
+
+    def _fence(self) -> None:
+        """From the offer on this host must not start the container anew: not by hand, and not at boot after a crash."""
+        container = self.container
+        message = (f"{container.name} is being moved to {self.there.peer_host} (migration {self.migration.id}), which may"
+                   f" run it by now. See: migrator status {container.name}")
+        container_config.fence(container.folder, container.config_file.read_text(), self.migration.id, message)
 
     def _left(self) -> float:
         """Seconds that the container may still stay frozen; raises DowntimeExceeded when there are none."""
@@ -344,8 +351,7 @@ def receive_images(service: Service, fields: dict[str, Any]) -> tuple[Path, bool
     folder, why = layout.place_images(here, needed)
     spool.check_space(folder.parent if folder.parent.is_dir() else folder.parent.parent, needed,
                       what=f"the memory of {migration.name}")
-    uid, gid = migration.detail["mapped_root"]
-    layout.make_images(folder, (uid, gid))
+    layout.make_images(folder, migration.detail["mapped_root"])
     migration.note("images", images=str(folder), why=why)
     return folder, False
 
@@ -365,11 +371,11 @@ def own(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
         images = here.images()
         if images is None or not spool.is_complete(here.spool / INCREMENT):
             raise DumpRefused(name=migration.name, reason="not all of its dump has arrived")
-        uid, gid = migration.detail["mapped_root"]
-        for path in criu.image_files(images):
+        files = criu.image_files(images)
+        for path in files:
             if not spool.is_complete(path):
                 raise DumpRefused(name=migration.name, reason=f"the image {path.name} is not complete")
-            os.chown(path, uid, gid)
+        layout.give_images(files, migration.detail["mapped_root"])
         migration.move(Event.DUMP_RECEIVED)
         migration.move(Event.OWN)
     return {"state": migration.state}

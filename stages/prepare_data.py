@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> Result:
                 "includes": config.includes,
                 "bridges": migration.detail["bridges"] if migration else dict(args.map_bridge),
                 "disk_bytes": checked.disk_bytes,
-                "mapped_root": list(container.mapped_root()),
+                "mapped_root": container.mapped_root,
             }
             if args.dry_run:
                 return _dry_run(container, there, fields)
@@ -232,12 +232,11 @@ def begin(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
         held = [base.stream_uuid for base in layout.bases()]
         if not held:
             spool.check_space(lxcpath, disk_bytes * 2, what=f"the disk of {name}, spooled and imported")
-        uid, gid = (int(number) for number in fields["mapped_root"])
         migration = service.journal.create(
             id=id_, role=Role.DESTINATION, name=name, lxcpath=lxcpath, peer=str(fields["source_host"])[:253],
             event=Event.RECEIVE, destination=str(fields["destination"])[:300],
             source_lxcpath=str(names.lxcpath(str(fields["source_lxcpath"]))), destination_lxcpath=str(lxcpath),
-            lxcpath_given=bool(fields["lxcpath_given"]), rounds=[], mapped_root=[uid, gid],
+            lxcpath_given=bool(fields["lxcpath_given"]), rounds=[], mapped_root=int(fields["mapped_root"]),
         )
     elif migration.ended or migration.state is State.ABANDONING:
         raise UsageError(reason=f"migration {id_} has ended on this host")

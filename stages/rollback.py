@@ -12,7 +12,7 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
-from migrator import advice, btrfs, cli, log, lxc, names, network
+from migrator import advice, btrfs, cli, container_config, log, lxc, names, network
 from migrator.advice import this_host
 from migrator.cli import Result
 from migrator.errors import (
@@ -89,9 +89,13 @@ def roll_back(args: argparse.Namespace, migration: Migration) -> Result:
 def thaw_source(migration: Migration) -> bool:
     """Plug the container in again and thaw it, if this migration has frozen it; True if there was something to thaw.
 
+    Also takes the fence of the offer away: the token is back.
     The process id and cgroup are those of the freeze. If the container was stopped or started anew since, they are
     nobody's, or another's, and there is nothing to thaw.
     """
+    folder = migration.lxcpath / migration.name
+    if container_config.fence_of((folder / "config").read_text(errors="replace")) == migration.id:
+        container_config.unfence(folder)
     if "cgroup" not in migration.detail:
         return False
     cgroup, pid = Path(migration.detail["cgroup"]), int(migration.detail["pid"])
