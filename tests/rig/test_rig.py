@@ -29,12 +29,14 @@ CRIU_ROUND_TRIP = """
 set -e
 name=$1 images=/dev/shm/rig-test-$1
 pid=$(lxc-info -n "$name" -p -H)
-cgroup=/sys/fs/cgroup$(sed -n 's/^0:://p' "/proc/$pid/cgroup")
+payload=$(sed -n 's/^0:://p' "/proc/$pid/cgroup")
+cgroup=/sys/fs/cgroup$payload
 mkdir "$images"
 chown --reference="/proc/$pid" "$images"
 echo 1 >"$cgroup/cgroup.freeze"
-criu dump -t "$pid" -D "$images" -o dump.log --leave-running --freeze-cgroup "$cgroup" --manage-cgroups=ignore \
-    --network-lock nftables --tcp-established --file-locks --link-remap --ext-mount-map auto --force-irmap \
+criu dump -t "$pid" -D "$images" -o dump.log --leave-running --freeze-cgroup "$cgroup" \
+    --manage-cgroups=full --cgroup-dump-controller "" --cgroup-root ":$payload" --network-lock nftables \
+    --tcp-established --file-locks --link-remap --ext-mount-map auto --force-irmap \
     --enable-external-sharing --enable-external-masters --enable-fs hugetlbfs --enable-fs tracefs --ghost-limit 256M
 lxc-stop -k -n "$name"
 timeout 60 lxc-checkpoint -r -n "$name" -D "$images" >/tmp/restored 2>&1 </dev/null
@@ -228,7 +230,7 @@ def test_guests_survive_criu(own: Rig, kind: str) -> None:
     own.guest("hosta", f"g-{kind}", kind, **options)
     try:
         told = own.probe("hosta", f"g-{kind}")
-        assert (told["kind"], told["running"], told["intact"]) == (kind, True, True)
+        assert (told["kind"], told["running"], told["intact"]) == (kind, True, True), told
         own.exec("hosta", "sh", "-c", CRIU_ROUND_TRIP, "sh", f"g-{kind}")
         after = own.probe("hosta", f"g-{kind}")
         assert after["intact"], after
