@@ -21,7 +21,23 @@ ghost-limit {GHOST_LIMIT}
 """
 
 
-def dump_command(pid: int, cgroup: Path, images: Path, mounts: list[str]) -> list[str]:
+CONSOLE_FILE = "tty.info"  # where liblxc looks for the console's name at a restore
+
+
+def console(pid: int) -> str:
+    """CRIU's name of the terminal that LXC has mounted as the container's console; "" when there is none.
+
+    The numbers are those of `load_tty_major_minor` in liblxc's criu.c, which reads them from the images at the restore.
+    """
+    path = Path(f"/proc/{pid}/root/dev/console")
+    mounted = any(line.split()[4] == "/dev/console" for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines())
+    if not mounted:
+        return ""
+    found = path.stat()
+    return f"tty[{found.st_rdev:x}:{found.st_dev:x}]"
+
+
+def dump_command(pid: int, cgroup: Path, images: Path, mounts: list[str], terminal: str = "") -> list[str]:
     """The dump of the container whose first process is `pid`.
 
     The options are those that liblxc gives at a dump and expects at the restore (src/lxc/criu.c, exec_criu), and:
@@ -29,7 +45,7 @@ def dump_command(pid: int, cgroup: Path, images: Path, mounts: list[str]) -> lis
     that is already frozen, which CRIU leaves as it is. The unified hierarchy, whose name for CRIU is empty, is the only
     one to be dumped: where cgroup v1's freezer is mounted beside it, CRIU would restore its state as FROZEN, and nobody
     thaws that. --cgroup-root so that an init that has moved itself deeper (systemd) takes the whole payload along.
-    `mounts` are the targets of the container's bind mounts.
+    `mounts` are the targets of the container's bind mounts, `terminal` is what `console` found.
     """
     command = [
         "criu", "dump", "--tree", str(pid), "--images-dir", str(images), "--log-file", "dump.log", "-v2",
@@ -40,6 +56,8 @@ def dump_command(pid: int, cgroup: Path, images: Path, mounts: list[str]) -> lis
         "--ext-mount-map", "auto", "--enable-external-sharing", "--enable-external-masters",
         "--enable-fs", "hugetlbfs", "--enable-fs", "tracefs",
     ]
+    if terminal:
+        command += ["--ext-mount-map", "/dev/console:console", "--external", terminal]
     for target in mounts:
         command += ["--ext-mount-map", f"/{target.lstrip('/')}:{target.lstrip('/')}"]
     return command
@@ -56,7 +74,7 @@ def dump(name: str, command: list[str], images: Path, *, limit: float) -> None:
 
 def image_files(images: Path) -> list[Path]:
     """The files of a dump that a restore needs: CRIU's images, and LXC's note of the console."""
-    return sorted(path for path in images.iterdir() if path.suffix == ".img" or path.name == "tty.info")
+    return sorted(path for path in images.iterdir() if path.suffix == ".img" or path.name == CONSOLE_FILE)
 
 
 LOG_FOLDER = Path("/var/log/migrator")

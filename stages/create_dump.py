@@ -192,7 +192,7 @@ class Dump:
 
     def dump_command(self) -> list[str]:
         mounts = [entry.target for entry in self.facts.config.mounts if entry.bind]
-        return criu.dump_command(self.pid, self.cgroup, self.images, mounts)
+        return criu.dump_command(self.pid, self.cgroup, self.images, mounts, criu.console(self.pid))
 
     def run(self) -> Result:
         """Freeze, dump, send, hand over; the source is thawed when anything fails before the token was offered."""
@@ -249,6 +249,8 @@ class Dump:
 
     def _dump(self) -> float:
         begun = time.monotonic()
+        if terminal := criu.console(self.pid):
+            (self.images / criu.CONSOLE_FILE).write_text(terminal)
         criu.dump(self.container.name, self.dump_command(), self.images, limit=self._left())
         return time.monotonic() - begun
 
