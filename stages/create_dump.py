@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from migrator import advice, btrfs, cli, container_config, criu, layout, log, lxc, network, spool, transfer
 from migrator.advice import this_host
 from migrator.cli import Result
-from migrator.container_facts import ContainerFacts
+from migrator.preflight.container_facts import ContainerFacts
 from migrator.errors import (
     ContainerChanged,
     ContainerNotRunning,
@@ -284,8 +284,8 @@ class Dump:
     def _fence(self) -> None:
         """From the offer on this host must not start the container anew: not by hand, and not at boot after a crash."""
         container = self.container
-        message = (f"{container.name} is being moved to {self.there.peer_host} (migration {self.migration.id}), which may"
-                   f" run it by now. See: migrator status {container.name}")
+        message = (f"{container.name} is being moved to {self.there.peer_host} (migration {self.migration.id}), which"
+                   f" may run it by now. See: migrator status {container.name}")
         container_config.fence(container.folder, container.config_file.read_text(), self.migration.id, message)
 
     def _left(self) -> float:
