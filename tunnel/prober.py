@@ -162,7 +162,7 @@ class Attempt:
 
     async def _join(self) -> None:
         """Join the relay by UDP, and where it does not answer, by TCP; a relay that fails is one that is not there."""
-        assert self._relay is not None and self._joining is not None  # noqa: S101, PT018
+        assert self._relay is not None and self._joining is not None  # noqa: S101
         begun = time.monotonic()
         while not self._tcp_first and not self._joining.refused:
             now = time.monotonic()

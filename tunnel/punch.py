@@ -32,8 +32,8 @@ SLOWLY = 3.0  # after this long, five times that
 START_DELAY = 0.5  # a responder that hears neither a probe nor `go` begins after this
 NOMINATE_INTERVAL = 0.05
 LINGER = 0.4  # a responder answers repeated nominations for this long
-SEARCH_WIDE = 0.3  # birthday probing begins, on the side of the symmetric NAT
-SEARCH_NARROW = 0.45  # and on the other, so that what it finds has been opened
+SEARCH_WIDE = 0.15  # birthday probing begins, on the side of the symmetric NAT
+SEARCH_NARROW = 0.25  # and on the other, so that what it finds has been opened
 REOPEN = 3.0  # the wide side's second round
 
 WIDE_SOCKETS = 256
@@ -158,8 +158,7 @@ class Punch:
 
     def go(self, now: float) -> list[Action]:
         """The initiator has said through the rendezvous that it has begun."""
-        if self.state is State.OPENING:
-            self.state = State.CHECKING
+        self._check(now)
         return self.tick(now)
 
     def relay_ready(self, now: float) -> list[Action]:
@@ -209,8 +208,7 @@ class Punch:
             return self._failed()
         if self.state is State.OPENING and now < self.begun + START_DELAY:
             return [*self._openers(now), *self._pings(now, only=RELAY)]
-        if self.state is State.OPENING:
-            self.state = State.CHECKING
+        self._check(now)
         actions = self._pings(now)
         if self._config.policy != "relay-only" and self.state is State.CHECKING:
             actions += self._search(now)
@@ -219,6 +217,13 @@ class Punch:
         return actions
 
     # --- Probing ---
+
+    def _check(self, now: float) -> None:
+        """From now on send what may reach the peer's router."""
+        if self.state is State.OPENING:
+            self.state = State.CHECKING
+            for pair in self._pairs.values():
+                pair.due = now
 
     def _openers(self, now: float) -> list[Action]:
         """Open this side's NAT for the peer, with packets that never reach its router."""
@@ -308,8 +313,8 @@ class Punch:
 
     def _pinged(self, where: Where, probe: Probe, now: float) -> list[Action]:
         actions: list[Action] = [self._send(where, Type.PONG, probe.sequence)]
-        if self.state is State.OPENING and where[0] != RELAY:
-            self.state = State.CHECKING  # the initiator has begun
+        if where[0] != RELAY:
+            self._check(now)  # the initiator has begun
         pair = self._pairs.get(where)
         if pair is None:
             if sum(each.learned for each in self._pairs.values()) >= LEARNED_MAX:
@@ -413,8 +418,8 @@ RELAY_PAIR: Where = (RELAY, RELAY_ENDPOINT)
 # |            | PING heard directly, go, 0.5 s over | CHECKING   | PONG; PING to all targets                          |
 # | CHECKING   | tick                                | CHECKING   | PING to all targets every 100 ms                   |
 # |            | PING                                | CHECKING   | PONG; PING back (learns a peer-reflexive target)   |
-# |            | 0.3 s over, symmetric here          | CHECKING   | OpenSockets(256), then openers from all of them    |
-# |            | 0.45 s over, symmetric there        | CHECKING   | PING to guessed ports, 400/s, 2,048 at most        |
+# |            | 0.15 s over, symmetric here         | CHECKING   | OpenSockets(256), then openers from all of them    |
+# |            | 0.25 s over, symmetric there        | CHECKING   | PING to guessed ports, 400/s, 2,048 at most        |
 # |            | PONG, direct (initiator)            | NOMINATING | NOMINATE                                           |
 # |            | PONG by relay, and direct is        | NOMINATING | NOMINATE                                           |
 # |            |   hopeless or had its time          |            |                                                    |
