@@ -159,3 +159,51 @@ class TunnelBroken(TunnelError):
 
     status = 79
     cure = "Run the command again; it makes a new tunnel."
+
+
+# --- WireGuard, interface, path health (82-88) ----------------------------------------------------------------
+
+
+class WireGuardMissing(TunnelError):
+    """This host has no WireGuard that can be used: {reason}"""
+
+    status = 82
+    cure = "Install the package wireguard-go, or start a kernel that has the WireGuard module."
+
+
+class WireGuardFailed(TunnelError):
+    """WireGuard's interface {name} failed: {reason}"""
+
+    status = 83
+    cure = "Run the command again; what is left of the interface is removed then."
+
+
+class InterfaceFailed(TunnelError):
+    """The tunnel's interface {name} could not be set up: {reason}"""
+
+    status = 84
+    cure = "{fix}"
+
+
+class TunnelSilent(TunnelError):
+    """Nothing comes through the tunnel {name}: {reason}"""
+
+    status = 85
+    cure = (
+        "If the handshake succeeded, a firewall on one of the hosts drops what comes from the tunnel: see nft list "
+        "ruleset there. Else try again, or use --path relay-only."
+    )
+
+
+class PathUnstable(TunnelError):
+    """The path to the peer is not good enough to freeze a container now: {reason}"""
+
+    status = 86
+    cure = "Try again when the network is quieter: migrator tunnel ping shows it. Nothing has been frozen."
+
+
+class LeftoversRemain(TunnelError):
+    """Remains of an earlier tunnel could not be removed: {what}"""
+
+    status = 87
+    cure = "Remove them by hand (ip link delete, nft delete table inet), then run the command again."

@@ -1,0 +1,125 @@
+"""Processes by pid and start time, which no other process ever has, and short-lived programs."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import select
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+PROC = Path("/proc")
+ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
+LIMIT = 10.0  # seconds that a short-lived program gets
+_GRACE = 1.0  # seconds between SIGTERM and SIGKILL
+
+
+class ProgramFailed(Exception):
+    """A program could not be started, took too long or ended badly; the text says which and why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Process:
+    """One run of a program: a pid is used again, a pid with its start time is not."""
+
+    pid: int
+    start: int  # clock ticks after boot, field 22 of /proc/PID/stat (proc_pid_stat(5))
+
+    @classmethod
+    def of(cls, pid: int) -> Process | None:
+        """The process that has this pid now, None where none has or it is a zombie."""
+        try:
+            stat = (PROC / str(pid) / "stat").read_text(errors="replace")
+        except OSError:
+            return None
+        fields = stat.rpartition(")")[2].split()  # the name before it may hold anything
+        if fields[0] in "ZX":
+            return None
+        return cls(pid, int(fields[19]))
+
+    @classmethod
+    def current(cls) -> Process:
+        """This process."""
+        found = cls.of(os.getpid())
+        assert found is not None  # noqa: S101
+        return found
+
+    @classmethod
+    def from_json(cls, data: Any) -> Process | None:
+        """The reverse of `to_json`; None for anything else."""
+        if not isinstance(data, dict):
+            return None
+        pid, start = data.get("pid"), data.get("start")
+        if type(pid) is not int or type(start) is not int or not 1 < pid < 1 << 31:
+            return None
+        return cls(pid, start)
+
+    def to_json(self) -> dict[str, int]:
+        return dataclasses.asdict(self)
+
+    def is_alive(self) -> bool:
+        """Whether it still runs."""
+        return Process.of(self.pid) == self
+
+    def end(self) -> None:
+        """SIGTERM, and SIGKILL a second later, to this process and never to one that got its pid; waits for its end."""
+        try:
+            fd = os.pidfd_open(self.pid)
+        except ProcessLookupError:
+            return
+        try:
+            if not self.is_alive():  # asked once the descriptor is there: from now on the two mean the same process
+                return
+            for number in (signal.SIGTERM, signal.SIGKILL):
+                try:
+                    signal.pidfd_send_signal(fd, number)
+                except ProcessLookupError:
+                    return
+                poll = select.poll()
+                poll.register(fd, select.POLLIN)
+                if poll.poll(_GRACE * 1000):
+                    return
+        finally:
+            os.close(fd)
+
+
+def with_command(argv: Sequence[str]) -> Iterator[Process]:
+    """All processes that were started with this very command, whoever started them; the program by name, not path."""
+    for folder in PROC.iterdir():
+        if not folder.name.isdecimal():
+            continue
+        try:
+            words = (folder / "cmdline").read_bytes().rstrip(b"\0").split(b"\0")
+        except OSError:
+            continue
+        if [Path(os.fsdecode(words[0])).name, *map(os.fsdecode, words[1:])] == list(argv):
+            process = Process.of(int(folder.name))
+            if process:
+                yield process
+
+
+def which(program: str) -> str | None:
+    """Where a program is, None where it is not installed."""
+    return shutil.which(program, path=ENVIRONMENT["PATH"])
+
+
+def run(argv: Sequence[str], *, given: str = "", limit: float = LIMIT) -> str:
+    """Run a program to its end and return what it printed; raises ProgramFailed.
+
+    It gets `given` on stdin and an environment without anything of ours, and `limit` seconds.
+    """
+    try:
+        done = subprocess.run(argv, input=given, capture_output=True, text=True, errors="replace", timeout=limit,
+                              env=ENVIRONMENT, check=False, process_group=0)
+    except FileNotFoundError:
+        raise ProgramFailed(f"the program {argv[0]} is not installed") from None
+    except subprocess.TimeoutExpired:
+        raise ProgramFailed(f"{' '.join(argv)} took more than {limit:g} s") from None
+    if done.returncode:
+        said = " ".join((done.stderr or done.stdout).split())[:500]
+        raise ProgramFailed(f"{' '.join(argv)}: exit status {done.returncode}: {said or 'no output'}")
+    return done.stdout

@@ -1,0 +1,6 @@
+"""WireGuard: one interface with one peer, over the kernel's module or wireguard-go."""
+
+from tunnel.wireguard.base import Backend, Endpoint, Stats
+from tunnel.wireguard.picker import Choice, backend, choose, named, warnings
+
+__all__ = ["Backend", "Choice", "Endpoint", "Stats", "backend", "choose", "named", "warnings"]

@@ -1,0 +1,65 @@
+"""What both WireGuard back ends promise: one interface with one peer."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import ClassVar, Protocol
+
+Endpoint = tuple[str, int]  # a numeric address (no zone) and a UDP port
+
+KEY_SIZE = 32  # bytes: private, public and preshared keys alike
+
+
+@dataclasses.dataclass(frozen=True)
+class Stats:
+    """What the back end knows of the interface's peer."""
+
+    last_handshake: float  # seconds since the epoch; 0 before the first one
+    rx_bytes: int  # encrypted, headers of WireGuard included
+    tx_bytes: int
+    endpoint: Endpoint | None  # where the peer was last heard from, or else was told to be
+
+    def handshake_age(self) -> float | None:
+        """Seconds since the last handshake; None before the first one."""
+        return time.time() - self.last_handshake if self.last_handshake else None
+
+
+def ignore(_pid: int) -> None:
+    """For who does not want to know."""
+
+
+class Backend(Protocol):
+    """A way to have a WireGuard interface in this host. All calls block, for milliseconds, and touch `name` alone.
+
+    Keys are raw bytes. Every call raises WireGuardFailed with what the back end said; no key is ever part of it.
+    """
+
+    kind: ClassVar[str]  # "kernel" or "userspace"
+
+    def why_not(self) -> str:
+        """Why this back end cannot be used here, as the system itself answers; empty where it can."""
+
+    def is_supported(self) -> bool:
+        """Whether this back end can be used here."""
+
+    def create(self, name: str, private_key: bytes, listen_port: int, *,
+               started: Callable[[int], None] = ignore) -> None:
+        """Make the interface, without peers and addresses and not up, listening on `listen_port`.
+
+        `started` is called with the process id of a program that serves the interface, as soon as there is one.
+        """
+
+    def set_peer(self, name: str, public_key: bytes, preshared: bytes, endpoint: Endpoint | None, allowed_ip: str,
+                 keepalive: int) -> None:
+        """Give the interface its peer. `allowed_ip` is an address and prefix length, `keepalive` seconds, 0 for none."""
+
+    def set_endpoint(self, name: str, public_key: bytes, endpoint: Endpoint) -> None:
+        """Send to another endpoint from now on; keys, session and counters stay."""
+
+    def stats(self, name: str) -> Stats:
+        """Counters of the interface's peer."""
+
+    def remove(self, name: str) -> None:
+        """Remove the interface and all that serves it; nothing happens where there is none."""
