@@ -37,7 +37,7 @@ lint: packages .venv/ready
 docs: .venv/ready
 	$(BIN)/python -m migrator.manual build/share
 	$(BIN)/python -m migrator.manual --errors >docs/errors.md
-	$(BIN)/python -m migrator.preflight >docs/findings.md
+	$(BIN)/python -m migrator.preflight.checks >docs/findings.md
 
 rig-packages:
 	@.ci/packages $(RIG_PACKAGES)

@@ -242,12 +242,13 @@ class HostKeyUnknown(MigratorError):
     """{destination} is not in known_hosts; it shows the {key_type} key {fingerprint}."""
 
     status = 43
-    cure = "Compare the fingerprint on {destination} with: ssh-keygen -lf {key_file} -- if it is the same, add --accept-new-host-key."
+    cure = """Compare the fingerprint on {destination} with: ssh-keygen -lf {key_file} -- if it is the same, add
+    --accept-new-host-key."""
 
 
 class HostKeyChanged(MigratorError):
-    """THE HOST KEY OF {destination} HAS CHANGED: it shows the {key_type} key {fingerprint}, but known_hosts has another.
-    Somebody may be listening."""
+    """THE HOST KEY OF {destination} HAS CHANGED: it shows the {key_type} key {fingerprint}, but known_hosts has
+    another. Somebody may be listening."""
 
     status = 44
     cure = "Find out why. If the key was changed on purpose: ssh-keygen -R {known_hosts_name}"
@@ -302,7 +303,8 @@ class NotBtrfs(MigratorError):
     """{path} is not on btrfs or is not a subvolume."""
 
     status = 52
-    cure = "Make the container's root file system a subvolume: btrfs subvolume create NEW, then copy with cp -a --reflink."
+    cure = """Make the container's root file system a subvolume: btrfs subvolume create NEW, then copy with
+    cp -a --reflink."""
 
 
 class SendFailed(MigratorError):

@@ -190,8 +190,8 @@ class Journal:
                 "INSERT INTO migrations VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (id, role, name, str(lxcpath), peer, state, states.owner(state), json.dumps(detail), now, now),
             )
-        migration = self.by_id(id, role)
-        assert migration is not None
+        (row,) = self.rows("SELECT * FROM migrations WHERE id = ? AND role = ?", id, role)
+        migration = Migration(self, row)
         migration.note(str(event))
         return migration
 

@@ -128,7 +128,8 @@ def make_images(path: Path, mapped_root: int) -> None:
 def give_images(paths: Iterable[Path], mapped_root: int) -> None:
     """Let the container's root read these images, or search this folder; see `make_images`."""
     for path in paths:
-        os.chown(path, mapped_root, 0)
+        if mapped_root:
+            os.chown(path, mapped_root, 0)
         path.chmod(0o750 if path.is_dir() else 0o640)
 
 

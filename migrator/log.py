@@ -5,6 +5,7 @@ Plain lines, colour only on a terminal that wants it (NO_COLOR), and JSON lines 
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import json
 import os
@@ -40,10 +41,8 @@ def say(kind: str, text: str, **fields: Any) -> None:
         line = f"{prefix}{text}"
         if kind in _STYLES and colour():
             line = f"{_STYLES[kind]}{line}\033[0m"
-    try:
+    with contextlib.suppress(BrokenPipeError, ValueError):  # nobody listens any more; the work goes on
         print(line, file=sys.stderr, flush=True)
-    except (BrokenPipeError, ValueError):  # nobody listens any more; the work goes on
-        pass
 
 
 def info(text: str, **fields: Any) -> None:

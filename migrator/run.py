@@ -116,13 +116,15 @@ class Program:
     @property
     def stdout(self) -> IO[bytes]:
         """The reading end, when it was started with `stdout=subprocess.PIPE`."""
-        assert self.process.stdout is not None
+        if self.process.stdout is None:
+            raise ValueError("stdout is not a pipe")
         return self.process.stdout
 
     @property
     def stdin(self) -> IO[bytes]:
         """The writing end, when it was started with `stdin=subprocess.PIPE`."""
-        assert self.process.stdin is not None
+        if self.process.stdin is None:
+            raise ValueError("stdin is not a pipe")
         return self.process.stdin
 
     def wait(self, limit: float) -> int:

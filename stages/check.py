@@ -12,14 +12,16 @@ import dataclasses
 import time
 from typing import Any
 
-from migrator import cli, container_facts, findings, host_facts, layout, log, lxc, preflight, record
-from migrator.case import PlanOptions
+from migrator import cli, layout, log, lxc
 from migrator.cli import Result
-from migrator.container_facts import ContainerFacts
 from migrator.errors import EXIT_OK, EXIT_WARNINGS, Blocked
-from migrator.findings import Finding, Severity, Verdict
-from migrator.host_facts import HostFacts, Query
 from migrator.peer import connected
+from migrator.preflight import checks as preflight
+from migrator.preflight import container_facts, findings, host_facts, record
+from migrator.preflight.case import PlanOptions
+from migrator.preflight.container_facts import ContainerFacts
+from migrator.preflight.findings import Finding, Severity, Verdict
+from migrator.preflight.host_facts import HostFacts, Query
 from migrator.protocol import Connection
 from migrator.service import Service
 

@@ -18,7 +18,6 @@ from typing import Any, NoReturn
 from migrator import advice, btrfs, cli, container_config, criu, layout, log, lxc, network, spool, transfer
 from migrator.advice import this_host
 from migrator.cli import Result
-from migrator.preflight.container_facts import ContainerFacts
 from migrator.errors import (
     ContainerChanged,
     ContainerNotRunning,
@@ -37,6 +36,7 @@ from migrator.errors import (
 from migrator.journal import DEFAULT_PATH, Journal, Migration
 from migrator.layout import Layout, locked
 from migrator.peer import connected
+from migrator.preflight.container_facts import ContainerFacts
 from migrator.progress import Progress
 from migrator.protocol import Connection
 from migrator.report import size

@@ -12,14 +12,14 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from migrator.config_facts import Config, Net
-from migrator.container_facts import ContainerFacts, Rootfs
-from migrator.cpu import MAGICS, Cpu
-from migrator.criu_facts import CriuFacts
-from migrator.host_facts import PROGRAMS, HostFacts, Storage
-from migrator.mount_facts import Mount
-from migrator.net_facts import Interface
-from migrator.task_facts import Note, Tasks
+from migrator.preflight.config_facts import Config, Net
+from migrator.preflight.container_facts import ContainerFacts, Rootfs
+from migrator.preflight.cpu import MAGICS, Cpu
+from migrator.preflight.criu_facts import CriuFacts
+from migrator.preflight.host_facts import PROGRAMS, HostFacts, Storage
+from migrator.preflight.mount_facts import Mount
+from migrator.preflight.net_facts import Interface
+from migrator.preflight.task_facts import Note, Tasks
 
 GIB = 1 << 30
 CPU = Cpu(vendor=2, family=25, model=1, name="AMD EPYC", capability=(0xFFFFFFFF,) * 19, xfeatures=231,

@@ -8,8 +8,8 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from migrator import config_facts
-from migrator.config_facts import Config, IdMap, MountEntry, Net
+from migrator.preflight import config_facts
+from migrator.preflight.config_facts import Config, IdMap, MountEntry, Net
 
 CONFIG = """
 # a comment = no setting

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from migrator import container_facts, host_facts, net_facts
 from migrator.errors import CommandFailed
-from migrator.task_facts import Tasks
+from migrator.preflight import container_facts, host_facts, net_facts
+from migrator.preflight.task_facts import Tasks
 
 
 def test_memory() -> None:
@@ -55,7 +55,7 @@ def test_a_program_that_fails_is_no_fact(monkeypatch: pytest.MonkeyPatch) -> Non
     def fails(*_: Any, **__: Any) -> None:
         raise CommandFailed(command="ip", outcome="exit status 1", output="no")
 
-    monkeypatch.setattr("migrator.net_facts.run", fails)
-    monkeypatch.setattr("migrator.host_facts.run", fails)
+    monkeypatch.setattr("migrator.preflight.net_facts.run", fails)
+    monkeypatch.setattr("migrator.preflight.host_facts.run", fails)
     assert host_facts._version(["lxc-start", "--version"]) == ""
     assert net_facts.interfaces() == ()

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from migrator import cpu
-from migrator.cpu import Cpu
+from migrator.preflight import cpu
+from migrator.preflight.cpu import Cpu
 from tests.migrator.made_up import CPU, image, varint
 
 

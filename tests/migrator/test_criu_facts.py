@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from migrator import criu_facts
-from migrator.criu_facts import CriuFacts
+from migrator.preflight import criu_facts
+from migrator.preflight.criu_facts import CriuFacts
 from tests.migrator.made_up import CPU, image
 
 

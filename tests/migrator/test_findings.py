@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from migrator.errors import UsageError
-from migrator.findings import (
+from migrator.preflight.checks import find
+from migrator.preflight.findings import (
     Severity,
     Verdict,
     apply_ignored,
@@ -19,7 +20,6 @@ from migrator.findings import (
     to_json,
     verdict,
 )
-from migrator.preflight import find
 from tests.migrator.made_up import CONTAINER, DESTINATION, SOURCE, change, notes
 
 BLOCKING = find(SOURCE, change(DESTINATION, {"storage.filesystem": "ext4"}), CONTAINER)
@@ -84,4 +84,4 @@ def test_json() -> None:
 
 def test_document_is_up_to_date() -> None:
     page = Path(__file__).parents[2] / "docs" / "findings.md"
-    assert page.read_text() == catalogue(), "python3 -m migrator.preflight > docs/findings.md"
+    assert page.read_text() == catalogue(), "python3 -m migrator.preflight.checks > docs/findings.md"

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 
-from migrator import criu_facts, host_facts, record
-from migrator.config_facts import IdMap
-from migrator.criu_facts import CriuFacts
-from migrator.host_facts import HostFacts, Query, version_tuple
-from migrator.net_facts import Interface, Neighbour, parse_interfaces, parse_neighbours
+from migrator.preflight import criu_facts, host_facts, record
+from migrator.preflight.config_facts import IdMap
+from migrator.preflight.criu_facts import CriuFacts
+from migrator.preflight.host_facts import HostFacts, Query, version_tuple
+from migrator.preflight.net_facts import Interface, Neighbour, parse_interfaces, parse_neighbours
 from tests.migrator.made_up import JSON
 
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from migrator import unix_facts
-from migrator.watch_facts import parse_watch
+from migrator.preflight import unix_facts
+from migrator.preflight.watch_facts import parse_watch
 
 
 def test_watch() -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from migrator.mount_facts import MountLine, classify, parse_mountinfo
+from migrator.preflight.mount_facts import MountLine, classify, parse_mountinfo
 from tests.migrator.made_up import anything
 
 INSIDE = """\

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from migrator import preflight
-from migrator.case import PlanOptions
-from migrator.config_facts import IdMap, MountEntry, Net
-from migrator.container_facts import ContainerFacts
-from migrator.findings import (
+from migrator.preflight import checks as preflight
+from migrator.preflight.case import PlanOptions
+from migrator.preflight.config_facts import IdMap, MountEntry, Net
+from migrator.preflight.container_facts import ContainerFacts
+from migrator.preflight.findings import (
     Finding,
     Severity,
     Verdict,
@@ -22,9 +22,9 @@ from migrator.findings import (
     render,
     verdict,
 )
-from migrator.host_facts import HostFacts, Other, Storage
-from migrator.mount_facts import Mount
-from migrator.net_facts import Interface, Neighbour
+from migrator.preflight.host_facts import HostFacts, Other, Storage
+from migrator.preflight.mount_facts import Mount
+from migrator.preflight.net_facts import Interface, Neighbour
 from tests.migrator.made_up import (
     BRIDGE,
     CONTAINER,

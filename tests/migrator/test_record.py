@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 
-from migrator import record
-from migrator.config_facts import Config
-from migrator.container_facts import ContainerFacts
 from migrator.errors import ProtocolError
-from migrator.host_facts import HostFacts, Query
+from migrator.preflight import record
+from migrator.preflight.config_facts import Config
+from migrator.preflight.container_facts import ContainerFacts
+from migrator.preflight.host_facts import HostFacts, Query
 from tests.migrator.made_up import CONTAINER, DESTINATION, JSON, SOURCE, anything
 
 

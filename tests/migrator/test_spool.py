@@ -200,7 +200,7 @@ def test_verifying_is_faster_than_half_a_second_for_a_gibibyte(tmp_path: Path) -
     path = Path("/dev/shm") / f"migrator-test-{os.getpid()}"
     try:
         store(path, piece * 64)  # a quarter
-        best = min(_seconds(lambda: spool.verify(path)) for _ in range(3))
+        best = min(_seconds(lambda: spool.verify(path)) for _ in range(5))
     finally:
         spool.drop(path)
     assert best < 0.5 / 4 * 3, "and three times that on a busy machine"

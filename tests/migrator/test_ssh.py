@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import gc
 import io
 import os
 import re
 import shutil
 import socket
+import statistics
 import subprocess
 import sys
 import threading
@@ -551,48 +553,53 @@ def test_server_that_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         session.close()
 
 
-def test_closing_is_prompt_and_ends_the_program(server: Sshd) -> None:
-    mark = str(server.home / "mark")
+def test_closing_ends_the_program(server: Sshd) -> None:
+    mark = server.home / "mark"
     session = connect(server)
-    stream = session.serve(["sh", "-c", f"echo $$; cat; echo ended > {mark}"])
+    stream = session.serve(["sh", "-c", f"echo; cat; echo ended > {mark}"])
     stream.settimeout(LIMIT)
     stream.readinto(memoryview(bytearray(100)))
-    begun = time.monotonic()
     session.close()
-    assert time.monotonic() - begun < 0.08
     deadline = time.monotonic() + LIMIT
-    while not Path(mark).exists() and time.monotonic() < deadline:
+    while not mark.exists() and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert Path(mark).exists()
+    assert mark.exists()
 
 
 def test_no_threads_and_descriptors_are_left(server: Sshd) -> None:
-    def state() -> tuple[int, int]:
-        return threading.active_count(), len(list(Path("/proc/self/fd").iterdir()))
-
     connect(server).close()
-    before = state()
+    gc.collect()
+    threads, descriptors = threading.active_count(), open_descriptors()
     for _ in range(3):
         with connect(server) as session:
             says(session, "true")
     deadline = time.monotonic() + 5
-    while state() != before and time.monotonic() < deadline:
+    while threading.active_count() > threads and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert state() == before
+    assert threading.active_count() <= threads
+    assert open_descriptors() <= descriptors
+
+
+def open_descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 # --- Speed ---
 
 
-def test_connecting_waits_for_nothing(server: Sshd) -> None:
-    """Without immediate acknowledgements it takes 40 ms more."""
-    def seconds() -> float:
+def test_nothing_waits_for_a_timer(server: Sshd) -> None:
+    """Starting a program would take 40 ms with delayed acknowledgements, closing up to 100 ms with paramiko's timer."""
+    starting, closing = [], []
+    for _ in range(9):
+        session = connect(server)
         begun = time.monotonic()
-        with connect(server) as session:
-            session.serve(["true"])
-            return time.monotonic() - begun
-
-    assert min(seconds() for _ in range(5)) < 0.06
+        session.serve(["true"])
+        started = time.monotonic()
+        session.close()
+        starting.append(started - begun)
+        closing.append(time.monotonic() - started)
+    assert min(starting) < 0.035
+    assert statistics.median(closing) < 0.04
 
 
 def test_heavy_imports_wait_until_they_are_used() -> None:

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from migrator import task_facts, unix_facts
-from migrator.proc import parse_status
-from migrator.task_facts import Tasks
+from migrator.preflight import task_facts, unix_facts
+from migrator.preflight.proc import parse_status
+from migrator.preflight.task_facts import Tasks
 
 STATUS = """\
 Name:\tnginx: worker

@@ -5,11 +5,11 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable, Iterator
 
-from migrator.case import Case, Check, listed
-from migrator.config_facts import Net
-from migrator.findings import Finding, Severity, define
-from migrator.host_facts import HostFacts
-from migrator.net_facts import Interface
+from migrator.preflight.case import Case, Check, listed
+from migrator.preflight.config_facts import Net
+from migrator.preflight.findings import Finding, Severity, define
+from migrator.preflight.host_facts import HostFacts
+from migrator.preflight.net_facts import Interface
 
 ERROR, WARNING, INFO = Severity.ERROR, Severity.WARNING, Severity.INFO
 BRIDGES = ("bridge", "openvswitch")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from migrator.case import Case, Check
-from migrator.config_facts import IdMap
-from migrator.container_facts import ContainerFacts
-from migrator.findings import Finding, Severity, define
-from migrator.host_facts import HostFacts
+from migrator.preflight.case import Case, Check
+from migrator.preflight.config_facts import IdMap
+from migrator.preflight.container_facts import ContainerFacts
+from migrator.preflight.findings import Finding, Severity, define
+from migrator.preflight.host_facts import HostFacts
 
 ERROR, WARNING, INFO = Severity.ERROR, Severity.WARNING, Severity.INFO
 

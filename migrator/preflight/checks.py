@@ -2,8 +2,7 @@
 
     findings = find(source, destination, container, options)
 
-The facts come from `migrator.host_facts` and `migrator.container_facts`; each check is a small function in the list
-of its module. Nothing here looks at the system, so that every finding can be tested with made-up facts.
+The facts come from `host_facts` and `container_facts`; each check is a small function in the list of its module. Nothing here looks at the system, so that every finding can be tested with made-up facts.
 """
 
 from __future__ import annotations
@@ -11,19 +10,22 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 
-from migrator import (
-    checks_config,
-    checks_mounts,
-    checks_network,
-    checks_place,
-    checks_software,
-    checks_tasks,
-    log,
+from migrator import log
+from migrator.preflight import checks_config, checks_mounts, checks_network, checks_place, checks_software, checks_tasks
+from migrator.preflight.case import Case, PlanOptions
+from migrator.preflight.container_facts import ContainerFacts
+from migrator.preflight.findings import (
+    Finding,
+    Severity,
+    Verdict,
+    apply_ignored,
+    catalogue,
+    ordered,
+    render,
+    to_json,
+    verdict,
 )
-from migrator.case import Case, PlanOptions
-from migrator.container_facts import ContainerFacts
-from migrator.findings import Finding, Severity, Verdict, apply_ignored, catalogue, ordered, render, to_json, verdict
-from migrator.host_facts import HostFacts, Query
+from migrator.preflight.host_facts import HostFacts, Query
 
 __all__ = [
     "CHECKS", "Finding", "PlanOptions", "Severity", "Verdict", "apply_ignored", "find", "query", "render", "to_json",

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
-from migrator import cpu
-from migrator.case import Case, Check, listed
-from migrator.findings import Finding, Severity, define
-from migrator.host_facts import CAP_SYS_RESOURCE, version_tuple
+from migrator.preflight import cpu
+from migrator.preflight.case import Case, Check, listed
+from migrator.preflight.findings import Finding, Severity, define
+from migrator.preflight.host_facts import CAP_SYS_RESOURCE, version_tuple
 
 ERROR, WARNING, INFO = Severity.ERROR, Severity.WARNING, Severity.INFO
 INET_SOCKETS = ("TCP", "TCPv6", "UDP", "UDPv6", "UDPLITE", "UDPLITEv6", "RAW", "RAWv6", "PING", "PINGv6")

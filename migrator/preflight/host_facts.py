@@ -1,6 +1,6 @@
 """The facts about a host that decide whether a container can leave it or come to it.
 
-Gathered on both hosts; the destination's come over the wire and are read with `migrator.record`. What the destination
+Gathered on both hosts; the destination's come over the wire and are read with `record`. What the destination
 is asked for depends on the container: `Query` carries it there.
 """
 
@@ -16,13 +16,13 @@ import time
 from pathlib import Path
 
 import migrator
-from migrator import config_facts, criu_facts, net_facts
-from migrator.config_facts import IdMap
-from migrator.container_facts import filesystem
-from migrator.criu_facts import CriuFacts
 from migrator.errors import MigratorError
-from migrator.net_facts import Interface, Neighbour
-from migrator.proc import link, read_text
+from migrator.preflight import config_facts, criu_facts, net_facts
+from migrator.preflight.config_facts import IdMap
+from migrator.preflight.container_facts import filesystem
+from migrator.preflight.criu_facts import CriuFacts
+from migrator.preflight.net_facts import Interface, Neighbour
+from migrator.preflight.proc import link, read_text
 from migrator.run import environment, run
 
 NEIGHBOURS_MAX = 2_000  # containers looked at

@@ -16,9 +16,9 @@ import stat
 import time
 from collections.abc import Collection
 
-from migrator import unix_facts, watch_facts
-from migrator.mount_facts import MountLine, parse_mountinfo
-from migrator.proc import Status, link, parse_status, read_text
+from migrator.preflight import unix_facts, watch_facts
+from migrator.preflight.mount_facts import MountLine, parse_mountinfo
+from migrator.preflight.proc import Status, link, parse_status, read_text
 
 TASKS_MAX = 10_000
 DESCRIPTORS_MAX = 100_000

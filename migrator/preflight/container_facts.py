@@ -12,12 +12,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from migrator import config_facts, log, mount_facts, net_facts, task_facts
-from migrator.config_facts import Config
-from migrator.mount_facts import Mount, parse_mountinfo
-from migrator.net_facts import Interface
-from migrator.proc import link, read_text
-from migrator.task_facts import Tasks
+from migrator import log
+from migrator.preflight import config_facts, mount_facts, net_facts, task_facts
+from migrator.preflight.config_facts import Config
+from migrator.preflight.mount_facts import Mount, parse_mountinfo
+from migrator.preflight.net_facts import Interface
+from migrator.preflight.proc import link, read_text
+from migrator.preflight.task_facts import Tasks
 
 if TYPE_CHECKING:
     from migrator.lxc import Container

@@ -14,9 +14,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from migrator import cpu, log, record
-from migrator.cpu import Cpu
+from migrator import log
 from migrator.errors import MigratorError
+from migrator.preflight import cpu, record
+from migrator.preflight.cpu import Cpu
 from migrator.run import environment, run
 
 CACHE = Path("/var/cache/migrator/criu-facts.json")

@@ -64,7 +64,7 @@ def define(name: str, severity: Severity, explanation: str) -> Code:
 
 
 def codes() -> dict[str, Code]:
-    """Every kind of finding of the modules that have been imported (`migrator.preflight` imports all), by name."""
+    """Every kind of finding of the modules that have been imported (`migrator.preflight.checks` imports all), by name."""
     return dict(sorted(_codes.items()))
 
 
@@ -133,7 +133,7 @@ def catalogue() -> str:
     lines = [
         "# Findings of the preflight",
         "",
-        "Made from the code with `python3 -m migrator.preflight > docs/findings.md`; a test compares them.",
+        "Made from the code with `python3 -m migrator.preflight.checks > docs/findings.md`; a test compares them.",
         "",
         "An *error* blocks a migration unless its very code is named with `--ignore CODE`. A *warning* does not, but",
         "changes the exit status of `migrator check`. Some codes are found with a milder or a harder severity than the",

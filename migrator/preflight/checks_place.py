@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from migrator.case import Case, Check, listed, size
-from migrator.findings import Finding, Severity, define
+from migrator.preflight.case import Case, Check, listed, size
+from migrator.preflight.findings import Finding, Severity, define
 
 ERROR, WARNING, INFO = Severity.ERROR, Severity.WARNING, Severity.INFO
 MIB = 1 << 20

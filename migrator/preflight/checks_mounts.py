@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from migrator.case import Case, Check
-from migrator.container_facts import ContainerFacts
-from migrator.findings import Finding, Severity, define
-from migrator.mount_facts import Mount
+from migrator.preflight.case import Case, Check
+from migrator.preflight.container_facts import ContainerFacts
+from migrator.preflight.findings import Finding, Severity, define
+from migrator.preflight.mount_facts import Mount
 
 ERROR, WARNING, INFO = Severity.ERROR, Severity.WARNING, Severity.INFO
 # Bound from the host by LXC and lxcfs themselves: every host has its own.

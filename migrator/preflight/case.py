@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 
-from migrator.container_facts import ContainerFacts
-from migrator.findings import Finding
-from migrator.host_facts import HostFacts
-from migrator.task_facts import Note
+from migrator.preflight.container_facts import ContainerFacts
+from migrator.preflight.findings import Finding
+from migrator.preflight.host_facts import HostFacts
+from migrator.preflight.task_facts import Note
 
 NAMES_SHOWN = 3
 

@@ -16,7 +16,7 @@ import os
 import stat
 from collections.abc import Iterator
 
-from migrator.mount_facts import MountLine
+from migrator.preflight.mount_facts import MountLine
 
 O_PATH = os.O_PATH
 HANDLE_MAX = 128  # bytes, MAX_HANDLE_SZ

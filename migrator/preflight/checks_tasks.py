@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from migrator.case import Case, Check, holder, listed, size
-from migrator.criu_facts import BPF_MAPS
-from migrator.findings import Finding, Severity, define
-from migrator.task_facts import Note
+from migrator.preflight.case import Case, Check, holder, listed, size
+from migrator.preflight.criu_facts import BPF_MAPS
+from migrator.preflight.findings import Finding, Severity, define
+from migrator.preflight.task_facts import Note
 
 ERROR, WARNING, INFO = Severity.ERROR, Severity.WARNING, Severity.INFO
 GHOST_LIMIT = 256 << 20  # bytes; --ghost-limit of the dump
