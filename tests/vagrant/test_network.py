@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import itertools
+import re
 
 import pytest
 from riglib import nat, network
 from riglib.errors import RigError
+
+from tests.vagrant.conftest import VAGRANT
 
 PAIRS = list(itertools.product(nat.KINDS, repeat=2))
 
@@ -57,3 +60,10 @@ def test_a_host_behind_nat_reaches_nobody_directly(kind: str) -> None:
 def test_rates_out_of_range(mbit: int) -> None:
     with pytest.raises(RigError):
         network.check_mbit(mbit)
+
+
+def test_virtual_machines_have_the_same_addresses() -> None:
+    text = (VAGRANT / "Vagrantfile").read_text()
+    found = {name: int(number) for name, number in re.findall(r'"(host[ab])" => (\d+)', text)}
+    found["client"] = int(re.findall(r"^CLIENT = (\d+)$", text, re.MULTILINE)[0])
+    assert found == {host: network.LAN[host] for host in ("hosta", "hostb", "client")}

@@ -9,25 +9,30 @@ from riglib import hosts, install, network, paths, rootfs, state
 from riglib.nat import Nat
 from riglib.run import say
 
+SHAPING = ("boot.sh", "hosts.py", "nat.py", "network.py")
+"""What of riglib a running rig is made by: when it changes, the rig has to be made anew."""
+
 
 def bring_up(nat_a: Nat, nat_b: Nat, mbit: int | None) -> None:
     """Start the rig, or bring one that already runs with these options up to date."""
     options = {"nat_a": str(nat_a), "nat_b": str(nat_b), "mbit": mbit}
+    shape = install.digest([f"vagrant/riglib/{name}" for name in SHAPING])
     with state.lock(Path(paths.LOCK)) as lock:
         started = time.monotonic()
         current = state.load()
         roots = [str(root) for root in rootfs.ensure(lock)]
-        if not usable(current, options, roots):
+        wanted = {"options": options, "roots": roots, "shape": shape}
+        if not usable(current, wanted):
             state.clean(hosts.HOSTS)
-            current = build(options, roots, network.plan(nat_a, nat_b))
+            current = build(wanted, network.plan(nat_a, nat_b))
         update(current)
         say(f"'{paths.INSTANCE}' is up ({time.monotonic() - started:.1f} s)")
 
 
-def usable(current: dict[str, Any], options: dict[str, Any], roots: list[str]) -> bool:
-    """Tell whether a rig runs that is complete, made from these root file systems, and as asked."""
-    same = current.get("phase") == "up" and current.get("options") == options and current.get("roots") == roots
-    return same and all(state.alive(host) for host in all_hosts(options))
+def usable(current: dict[str, Any], wanted: dict[str, Any]) -> bool:
+    """Tell whether a rig runs that is complete and as wanted."""
+    same = current.get("phase") == "up" and all(current.get(name) == value for name, value in wanted.items())
+    return same and all(state.alive(host) for host in all_hosts(wanted["options"]))
 
 
 def all_hosts(options: dict[str, Any]) -> list[str]:
@@ -36,13 +41,14 @@ def all_hosts(options: dict[str, Any]) -> list[str]:
     return [*hosts.HOSTS, "switch", *second]
 
 
-def build(options: dict[str, Any], roots: list[str], plan: network.Plan) -> dict[str, Any]:
+def build(wanted: dict[str, Any], plan: network.Plan) -> dict[str, Any]:
     """Start all hosts and connect them; the state says `building` until that is done."""
-    current = {"phase": "building", "options": options, "roots": roots, "addresses": plan.addresses}
+    current = {"phase": "building", "addresses": plan.addresses, **wanted}
     state.save(current)
+    options = wanted["options"]
     names = all_hosts(options)
     for host in names:
-        hosts.start(host, *roots)
+        hosts.start(host, *wanted["roots"])
     pids = {host: paths.host_pid(host) for host in names}
     for host in names:
         hosts.wait_booted(host)

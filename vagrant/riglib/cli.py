@@ -97,6 +97,8 @@ def main(arguments: Sequence[str]) -> int:
     except RigError as error:
         print(f"rig: {error}" + (f" (cure: {error.hint})" if error.hint else ""), file=sys.stderr)
         return error.status
+    except KeyboardInterrupt:
+        return 130
 
 
 def check_root() -> None:

@@ -126,15 +126,24 @@ def make(guest: Guest) -> None:
         guest.run("mkdir", folder)
     except RigError:
         raise RigError(f"{guest.host} already has a {folder}", hint=cure) from None
-    guest.run("btrfs", "-q", "subvolume", "create", guest.root)
-    lines = [*common_lines(guest), *KINDS[guest.kind].fill(guest), *network_lines(guest), *guest.extra]
-    guest.put("rootfs/rig-guest.json", json.dumps({"kind": guest.kind, "address": guest.address}) + "\n")
-    # Last: a folder without a configuration is no container to LXC.
-    guest.put("config", "\n".join([*lines, ""]))
+    try:
+        define(guest)
+    except RigError:
+        # Without a configuration it is no container to LXC, and lxc-destroy would not know it.
+        guest.run("sh", "-c", 'btrfs -q subvolume delete "$0/rootfs"; rm -rf "$0"', folder)
+        raise
     guest.run("lxc-start", "-n", guest.name, "-o", f"/var/log/lxc/{guest.name}.log", "-l", "INFO")
     if guest.kind == "redis":
         guest.run("python3", f"{HELPERS}/guests/redis_data.py", "load", guest.address, str(guest.size))
     guest.run("python3", f"{HELPERS}/guests/probe.py", guest.name, "--quick", "--wait", "60")
+
+
+def define(guest: Guest) -> None:
+    """Make a guest's root file system and configuration."""
+    guest.run("btrfs", "-q", "subvolume", "create", guest.root)
+    lines = [*common_lines(guest), *KINDS[guest.kind].fill(guest), *network_lines(guest), *guest.extra]
+    guest.put("rootfs/rig-guest.json", json.dumps({"kind": guest.kind, "address": guest.address}) + "\n")
+    guest.put("config", "\n".join([*lines, ""]))
 
 
 def check(guest: Guest) -> None:
