@@ -62,12 +62,13 @@ def make_parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
         )
         stage.add_arguments(sub)
-        _add_common(sub)
+        add_common(sub)
         sub.set_defaults(run=stage.run, usage_error=sub.error)
     return parser
 
 
-def _add_common(parser: argparse.ArgumentParser) -> None:
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """What every command takes."""
     group = parser.add_argument_group("output")
     group.add_argument("--json", action="store_true", help="results, progress and errors as JSON (docs/json.md)")
     group.add_argument("-v", "--verbose", action="store_true", help="say what is done and how long it takes")

@@ -12,11 +12,14 @@ from stages import (
     create_dump,
     finish,
     import_data,
+    peer,
     prepare_data,
+    rendezvous,
     restore_dump,
     rollback,
     serve,
     status,
 )
 
-ALL = (check, prepare_data, import_data, create_dump, restore_dump, finish, rollback, status, cleanup, serve)
+ALL = (check, prepare_data, import_data, create_dump, restore_dump, finish, rollback, status, cleanup, peer,
+       rendezvous, serve)

@@ -113,7 +113,7 @@ class PairingFailed(TunnelError):
     """The pairing failed: {reason}"""
 
     status = 74
-    cure = "The code is used up and nothing was pinned. Begin again: migrator peer invite"
+    cure = "Nothing was pinned. A code that was tried is used up; begin again: migrator peer invite"
 
 
 class OfferRejected(TunnelError):

@@ -30,8 +30,10 @@ def read_private(path: Path) -> str | None:
             text = file.read(SIZE_MAX + 1)
     except FileNotFoundError:
         return None
-    except (OSError, UnicodeDecodeError) as error:
-        raise _unusable(path, getattr(error, "strerror", None) or "it is not text") from error
+    except UnicodeDecodeError as error:
+        raise _unusable(path, "it is not text") from error
+    except OSError as error:
+        raise _failed(path, error) from error
     if len(text) > SIZE_MAX:
         raise _unusable(path, "it is too large")
     return text
@@ -60,7 +62,7 @@ def write_private(path: Path, text: str, *, replace: bool) -> bool:
     except FileExistsError:
         return False
     except OSError as error:
-        raise _unusable(path, error.strerror or str(error)) from error
+        raise _failed(path, error) from error
     return True
 
 
@@ -72,7 +74,7 @@ def locked(path: Path) -> Iterator[None]:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise _unusable(path, error.strerror or str(error)) from error
+        raise _failed(path, error) from error
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
         yield
@@ -86,6 +88,12 @@ def _sync(folder: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def _failed(path: Path, error: OSError) -> TunnelFileUnusable:
+    if isinstance(error, PermissionError):
+        return _unusable(path, "permission denied", fix="Run it as root, for example with sudo.")
+    return _unusable(path, error.strerror or str(error))
 
 
 def _unusable(path: Path, reason: str, fix: str = "Look at the file and at its folder.") -> TunnelFileUnusable:

@@ -1,0 +1,238 @@
+"""The work behind `migrator peer invite`, `join` and `add`: what `tunnel` offers, brought to a command line."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import select
+import shlex
+import socket
+import sys
+import time
+from typing import Any
+
+from migrator import cli, log
+from migrator.cli import Result
+from migrator.errors import UsageError
+from tunnel import config, exchange, files, mailbox, offline, peers
+from tunnel.codes import Code
+from tunnel.config import Config, InvalidServer, Server
+from tunnel.errors import PairingFailed, TunnelError
+from tunnel.identity import Identity, PublicIdentity
+from tunnel.pairing import Partner
+from tunnel.peers import Peers
+from tunnel.wire import Malformed
+
+# What the other host runs when this one pairs with it over SSH.
+EXCHANGE = ["migrator", "peer", "exchange"]
+SILENCE_LIMIT = 60.0  # seconds
+
+
+class _Pairing:
+    """This host's identity and peers, and the name for the one to come."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.name = peers.checked_name(args.name)
+        self.identity = Identity.load(files.STATE / "identity")
+        self.peers = Peers(files.STATE / "peers")
+        self.servers = _servers(args)
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        return tuple(server.url for server in self.servers)
+
+    def check(self, public: PublicIdentity) -> None:
+        self.peers.check(self.name, public)
+
+    def pin(self, partner: Partner) -> None:
+        self.peers.pin(self.name, partner.public, partner.rendezvous)
+
+
+def run(args: argparse.Namespace) -> Result | None:
+    """One of the actions that pair."""
+    if args.action == "exchange":
+        answer_exchange()
+        return None
+    if args.action == "add":
+        return add(args)
+    if args.offline:
+        return offline_invite(args) if args.action == "invite" else offline_join(args)
+    return invite(args) if args.action == "invite" else join(args)
+
+
+# --- With a code, over a rendezvous ---------------------------------------------------------------------------
+
+
+def invite(args: argparse.Namespace) -> Result:
+    """Raises the errors of `mailbox.invite`."""
+    pairing = _Pairing(args)
+
+    def show(code: Code, server: Server) -> None:
+        # What is configured first is where the other host looks first, too; else it has to be told.
+        configured = not args.rendezvous and server == pairing.servers[0]
+        where = "" if configured else f" --rendezvous {shlex.quote(server.url)}"
+        command = f"migrator peer join {code} --name {_host_name() or 'NAME'}{where}"
+        _print({"code": str(code), "command": command}, str(code))
+        log.info(f"On the other host, within ten minutes: {command}")
+
+    asyncio.run(mailbox.invite(pairing.servers, pairing.identity, show=show, check=pairing.check, pin=pairing.pin))
+    return _paired(pairing)
+
+
+def join(args: argparse.Namespace) -> Result:
+    """Raises the errors of `mailbox.join`."""
+    code = Code.parse(getattr(args, "code", "") or _asked("Code: "))
+    pairing = _Pairing(args)
+    asyncio.run(mailbox.join(pairing.servers, code, pairing.identity, check=pairing.check, pin=pairing.pin))
+    return _paired(pairing)
+
+
+# --- By copy and paste ----------------------------------------------------------------------------------------
+
+
+def offline_invite(args: argparse.Namespace) -> Result:
+    """Raises PairingFailed and what `Peers.pin` raises."""
+    pairing = _Pairing(args)
+    invitation = offline.Invitation(pairing.identity, pairing.urls)
+    _print({"invitation": invitation.text}, invitation.text)
+    log.info("On the other host: migrator peer join --offline "
+             f"--name {_host_name() or 'NAME'} -- and paste the text above there. Then paste its answer here:")
+    partner = invitation.accept(_pasted())
+    pairing.check(partner.public)
+    _compare(pairing, partner)
+    pairing.pin(partner)
+    return _paired(pairing)
+
+
+def offline_join(args: argparse.Namespace) -> Result:
+    """Raises PairingFailed and what `Peers.pin` raises."""
+    if getattr(args, "code", None):
+        raise UsageError(reason="With --offline there is no code; the invitation is pasted, not given as an argument.")
+    pairing = _Pairing(args)
+    log.info("Paste the invitation:")
+    partner, answer = offline.answer(_pasted(), pairing.identity, pairing.urls)
+    pairing.check(partner.public)
+    _compare(pairing, partner)
+    pairing.pin(partner)
+    _print({"answer": answer}, answer)
+    log.info("Paste the text above on the host that has invited.")
+    return _paired(pairing)
+
+
+def _compare(pairing: _Pairing, partner: Partner) -> None:
+    """Have the fingerprints compared where somebody is there to do it; raises PairingFailed."""
+    log.info(f"this host   {pairing.identity.public.fingerprint}")
+    log.info(f"{pairing.name:10}  {partner.public.fingerprint}")
+    if not sys.stdin.isatty():
+        log.warning("The fingerprints were not compared. Do it on both hosts before you rely on them: "
+                    f"migrator peer show, migrator peer show {pairing.name}")
+    elif _asked("Does the other host show the same two fingerprints? (yes or no) ").lower() not in ("yes", "y"):
+        raise PairingFailed(reason="the fingerprints differ or were not compared")
+
+
+def _pasted() -> str:
+    """A text from stdin, whatever line breaks it got on its way; raises PairingFailed."""
+    data = b""
+    until = time.monotonic() + offline.LIFE
+    while not offline.complete(data.decode(errors="replace")):
+        # Not through sys.stdin: what it reads ahead select() cannot see.
+        if not select.select([0], [], [], max(0.0, until - time.monotonic()))[0]:
+            raise PairingFailed(reason="nothing was pasted within an hour")
+        more = os.read(0, 4096)
+        if not more:
+            break
+        data += more
+    return data.decode(errors="replace")
+
+
+# --- Over SSH -------------------------------------------------------------------------------------------------
+
+
+def add(args: argparse.Namespace) -> Result:
+    """Raises the errors of `ssh.connect` and of `exchange.pair`."""
+    from migrator import destination, ssh
+    from migrator.protocol import Connection
+
+    target = destination.parse(args.host)
+    args.name = getattr(args, "name", None) or target.host
+    args.rendezvous = []
+    pairing = _Pairing(args)
+    own_name = peers.checked_name(getattr(args, "own_name", None) or _host_name())
+    with ssh.connect(target, accept_new_host_key=args.accept_new_host_key, timeout=args.timeout) as session:
+        connection = Connection(session.serve(EXCHANGE), timeout=args.timeout)
+        connection.hello()
+
+        def call(op: str, fields: dict[str, Any]) -> dict[str, Any]:
+            answer = connection.call(op, **fields)
+            if "refused" in answer:
+                raise PairingFailed(reason=f"{target} refused: {str(answer['refused'])[:500]}")
+            return answer
+
+        exchange.pair(call, pairing.identity, pairing.peers, name=pairing.name, own_name=own_name,
+                      rendezvous=pairing.urls)
+        connection.close()
+    return _paired(pairing)
+
+
+def answer_exchange() -> None:
+    """The other end of `add`, on stdin and stdout. Whoever may log in as root here may pair this host."""
+    from migrator.protocol import Connection, Handler, serve
+    from migrator.stream import FileStream
+
+    cli.require_root("peer exchange")
+    log.level = min(log.level, log.Level.QUIET)
+    identity, store = Identity.load(files.STATE / "identity"), Peers(files.STATE / "peers")
+    urls = tuple(server.url for server in Config.load(config.PATH).servers)
+
+    def answering(handler: Handler) -> Handler:
+        def answer(fields: dict[str, Any]) -> Any:
+            try:
+                return handler(fields)
+            except (TunnelError, Malformed) as error:
+                return {"refused": str(error)}
+        return answer
+
+    with Connection(FileStream.from_stdio(), timeout=SILENCE_LIMIT) as connection:
+        connection.hello()
+        serve(connection, {
+            "identify": answering(lambda fields: exchange.identify(identity, urls, fields)),
+            "pin": answering(lambda fields: exchange.pin(identity, store, fields)),
+        })
+
+
+# --- What they share ------------------------------------------------------------------------------------------
+
+
+def _servers(args: argparse.Namespace) -> tuple[Server, ...]:
+    if not args.rendezvous:
+        return Config.load(config.PATH).servers
+    try:
+        return config.parse_servers(args.rendezvous)
+    except InvalidServer as error:
+        raise UsageError(reason=f"--rendezvous {error}") from None
+
+
+def _paired(pairing: _Pairing) -> Result:
+    from stages.peer import describe
+
+    peer = pairing.peers.get(pairing.name)
+    text = f"Paired with {peer.name}, whose fingerprint is {peer.public.fingerprint}."
+    return Result({"peer": describe(peer)}, text)
+
+
+def _print(data: dict[str, Any], text: str) -> None:
+    """Part of the result, which somebody waits for before there is a whole."""
+    print(json.dumps(data) if log.as_json else text, flush=True)
+
+
+def _asked(question: str) -> str:
+    if sys.stdin.isatty():
+        print(question, end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip()
+
+
+def _host_name() -> str:
+    """This host's name without its domain, as a proposal for the other side."""
+    return socket.gethostname().partition(".")[0]

@@ -1,0 +1,129 @@
+"""Pair with other hosts, and show, rename or remove those that this host is paired with.
+
+Pairing is done once. `migrator peer invite --name HOSTB` prints a code and waits; on the other host
+`migrator peer join CODE --name HOSTA` completes it. NAME is what this host will call the other. Both then know each
+other's identity, and `-d peer:NAME` moves containers there, through NAT if need be.
+
+A code can be tried once, within ten minutes. Without any server, `--offline` pairs by copy and paste; where SSH works,
+`migrator peer add root@host` needs nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import TYPE_CHECKING, Any
+
+from migrator import cli
+from migrator.cli import Result
+from migrator.report import table
+
+if TYPE_CHECKING:
+    from tunnel.peers import Peer, Peers
+
+NAME = "peer"
+HELP = "pair with hosts behind NAT; show, rename and remove them"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(metavar="ACTION", required=True, dest="action",
+                                    help="invite, join, add, list, show, rename, remove")
+
+    invite = _action(actions, "invite", "print a one-time code for the other host, and wait for it")
+    _add_pairing(invite, required=True)
+    join = _action(actions, "join", "pair with the host that has shown a code")
+    join.add_argument("code", metavar="CODE", nargs="?",
+                      help="the code, such as 7-velvet-harbor; read from standard input if left out")
+    _add_pairing(join, required=True)
+    add = _action(actions, "add", "pair over SSH")
+    add.add_argument("host", metavar="[USER@]HOST[:PORT]", help="the other host, as ssh takes it")
+    add.add_argument("--name", metavar="NAME", help="what this host will call the other (default: HOST)")
+    add.add_argument("--as", metavar="NAME", dest="own_name", help="what the other will call this host (default: its "
+                     "host name)")
+    add.add_argument("--accept-new-host-key", action="store_true", default=False,
+                     help="trust the SSH key of a host that is not in known_hosts yet, and add it")
+    add.add_argument("--timeout", metavar="SECONDS", type=cli.positive, default=30.0,
+                     help="give the connection up after this long without a word (default: %(default)g)")
+
+    _action(actions, "list", "show the hosts that this one is paired with")
+    show = _action(actions, "show", "show a peer's identity, or this host's own")
+    show.add_argument("name", metavar="NAME", nargs="?", help="the peer; this host itself if left out")
+    rename = _action(actions, "rename", "call a peer something else")
+    rename.add_argument("name", metavar="NAME", help="the peer")
+    rename.add_argument("new_name", metavar="NEW", help="its new name")
+    remove = _action(actions, "remove", "forget a peer: nothing it sends is answered any more")
+    remove.add_argument("name", metavar="NAME", help="the peer")
+    _action(actions, "exchange", "")
+
+
+def _action(actions: Any, name: str, help_: str) -> argparse.ArgumentParser:
+    # SUPPRESS: --json and its like may stand before the action, too.
+    parser: argparse.ArgumentParser = actions.add_parser(
+        name, description=help_, **({"help": help_} if help_ else {}), epilog=cli.STATUSES, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter, argument_default=argparse.SUPPRESS,
+    )
+    cli.add_common(parser)
+    return parser
+
+
+def _add_pairing(parser: argparse.ArgumentParser, *, required: bool) -> None:
+    parser.add_argument("--name", metavar="NAME", required=required, help="what this host will call the other")
+    parser.add_argument("--rendezvous", metavar="URL", action="append", default=[],
+                        help="wss://HOST[:PORT][#sha256:HEX], instead of those in /etc/migrator/tunnel.conf "
+                             "(can be repeated)")
+    parser.add_argument("--offline", action="store_true", default=False,
+                        help="without a server: two texts, carried by copy and paste")
+
+
+def run(args: argparse.Namespace) -> Result | None:
+    # The modules behind these load libraries that no other command needs.
+    match args.action:
+        case "list":
+            return _list()
+        case "show":
+            return _show(getattr(args, "name", None))
+        case "rename":
+            peer = _peers().rename(args.name, args.new_name)
+            return Result({"peer": describe(peer)}, f"{args.name} is now called {peer.name}.")
+        case "remove":
+            peer = _peers().remove(args.name)
+            return Result({"removed": describe(peer)}, f"{peer.name} is a peer no more.")
+    from migrator import pair
+
+    return pair.run(args)
+
+
+def _peers() -> Peers:
+    from tunnel import files
+    from tunnel.peers import Peers
+
+    return Peers(files.STATE / "peers")
+
+
+def _list() -> Result:
+    peers = _peers().all()
+    rows = [[peer.name, peer.public.fingerprint, time.strftime("%Y-%m-%d", time.localtime(peer.added)),
+             ", ".join(map(str, peer.servers)) or "-"] for peer in peers]
+    text = table(["NAME", "FINGERPRINT", "PAIRED", "RENDEZVOUS"], rows) if rows else "This host has no peers."
+    return Result({"peers": [describe(peer) for peer in peers]}, text)
+
+
+def _show(name: str | None) -> Result:
+    if name is None:
+        from tunnel import files
+        from tunnel.identity import Identity
+
+        own = Identity.load(files.STATE / "identity").public
+        data = {"fingerprint": own.fingerprint, "identity": own.to_text()}
+        return Result({"own": data}, f"this host\n  fingerprint  {own.fingerprint}")
+    peer = _peers().get(name)
+    added = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(peer.added))
+    lines = [peer.name, f"  fingerprint  {peer.public.fingerprint}", f"  paired       {added}",
+             *(f"  rendezvous   {url}" for url in peer.rendezvous)]
+    return Result({"peer": describe(peer)}, "\n".join(lines))
+
+
+def describe(peer: Peer) -> dict[str, Any]:
+    """A peer as `--json` shows it; `added` in seconds since 1970."""
+    return {"name": peer.name, "fingerprint": peer.public.fingerprint, "identity": peer.public.to_text(),
+            "added": peer.added, "rendezvous": list(peer.rendezvous)}
