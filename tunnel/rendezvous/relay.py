@@ -21,7 +21,7 @@ from functools import partial
 
 from tunnel import gso
 from tunnel import relay_wire as wire
-from tunnel.rendezvous.tcp_relay import TcpRelay
+from tunnel.rendezvous.tcp_relay import TcpRelay, bound
 
 COOKIE_WINDOW = 30  # seconds; a cookie is good for this one and the next
 SWEEP = 5.0  # seconds between two looks for ends that are gone
@@ -226,9 +226,8 @@ class Relay:
     # --- UDP ---
 
     def _open(self, host: str, port: int) -> int:
-        sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
+        sock = bound(host, port, socket.SOCK_DGRAM)
         self._udp.append(sock)
-        sock.bind((host, port))
         sock.setblocking(False)
         gso.enlarge(sock)
         found: int = sock.getsockname()[1]

@@ -24,6 +24,22 @@ UNPROVED_MAX = 64  # connections that have not joined yet
 QUEUE = 1024 * 1024  # bytes that wait for one slow end; beyond that datagrams are dropped, as on any full link
 
 
+def bound(host: str, port: int, kind: socket.SocketKind) -> socket.socket:
+    """A socket on that address; `::` stands for IPv4 too. Raises OSError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, kind)
+    try:
+        if kind == socket.SOCK_STREAM:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(host != "::"))
+        sock.bind((host, port))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
 class TcpRelay:
     """Listens for ends that come by TCP."""
 
@@ -39,7 +55,8 @@ class TcpRelay:
         made = cls(relay)
         loop = asyncio.get_running_loop()
         for host in hosts:
-            server = await loop.create_server(lambda: _Connection(relay, made), host, made.port or port, ssl=tls)
+            sock = bound(host, made.port or port, socket.SOCK_STREAM)
+            server = await loop.create_server(lambda: _Connection(relay, made), sock=sock, ssl=tls)
             made._servers.append(server)
             made.port = server.sockets[0].getsockname()[1]
         return made
