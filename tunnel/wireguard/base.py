@@ -53,7 +53,7 @@ class Backend(Protocol):
 
     def set_peer(self, name: str, public_key: bytes, preshared: bytes, endpoint: Endpoint | None, allowed_ip: str,
                  keepalive: int) -> None:
-        """Give the interface its peer. `allowed_ip` is an address and prefix length, `keepalive` seconds, 0 for none."""
+        """Give the interface its peer. `allowed_ip` has a prefix length; `keepalive` in seconds, 0 for none."""
 
     def set_endpoint(self, name: str, public_key: bytes, endpoint: Endpoint) -> None:
         """Send to another endpoint from now on; keys, session and counters stay."""
