@@ -39,20 +39,15 @@ on the source        migrator finish web
 # --- what there is --------------------------------------------------------------------------------------------
 
 
-def commands() -> dict[str, argparse.ArgumentParser]:
-    """Each command's parser, in the order of the help text."""
+def commands(parser: argparse.ArgumentParser | None = None, above: str = "") -> dict[str, argparse.ArgumentParser]:
+    """Each command's parser, in the order of the help text; those that have actions stand before them: `peer list`."""
+    found: dict[str, argparse.ArgumentParser] = {}
     # argparse has no public way to walk through a parser.
-    for action in cli.make_parser()._actions:
+    for action in (parser or cli.make_parser())._actions:
         if isinstance(action, argparse._SubParsersAction):
-            return dict(action.choices)
-    raise AssertionError
-
-
-def summaries() -> dict[str, str]:
-    """Each command's line in the list of all."""
-    import stages
-
-    return {stage.NAME: stage.HELP for stage in stages.ALL}
+            for name, below in action.choices.items():
+                found |= {f"{above}{name}": below} | commands(below, f"{above}{name} ")
+    return found
 
 
 def options(parser: argparse.ArgumentParser) -> list[argparse.Action]:
@@ -136,13 +131,12 @@ def man_page() -> str:
         "owns the container, and which command comes next.",
         ".SH COMMANDS",
     ]
-    help_ = summaries()
     everywhere = set.intersection(*({action.dest for action in options(parser)} for parser in commands().values()))
     for name, parser in commands().items():
         parts += [f'.SS "migrator {roff(name)}"', _usage(parser), ".PP",
-                  *_paragraphs(parser.description or help_[name])]
+                  *_paragraphs(parser.description or "")]
         for action in parser._actions:
-            if action.dest not in everywhere:
+            if action.dest not in everywhere and not isinstance(action, argparse._SubParsersAction):
                 parts += _described(action)
     parts += [".SH OPTIONS OF EVERY COMMAND"]
     for action in options(parser):
@@ -208,12 +202,15 @@ _COMPLETION = r"""# bash completion for migrator(1), made by migrator.manual
 
 _migrator() {
     local current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD-1]}
-    local command="" path="" options="" word number
+    local command="" path="" options="" containers="" word number
     COMPREPLY=()
     for ((number = 1; number < COMP_CWORD; number++)); do
         word=${COMP_WORDS[number]}
         case ${COMP_WORDS[number-1]} in -P | --lxcpath) path=$word ;; esac
-        [[ -z $command && $word != -* ]] && command=$word
+        case $command in
+        "") [[ $word == -* ]] || command=$word ;;
+        @GROUPS@) [[ $word == -* ]] || command+=" $word" ;;
+        esac
     done
     case $command in
     "") options="@TOP@" ;;
@@ -230,7 +227,7 @@ _migrator() {
     @VALUES@)
         return ;;
     esac
-    if [[ -n $command && $current != -* || $previous == -n || $previous == --name ]]; then
+    if [[ -n $containers && ( $current != -* || $previous == -n || $previous == --name ) ]]; then
         options=$(lxc-ls -1 ${path:+-P "$path"} 2>/dev/null)
     fi
     mapfile -t COMPREPLY < <(compgen -W "$options" -- "$current")
@@ -243,16 +240,21 @@ def completion() -> str:
     """A script for bash that completes commands, options, containers and hosts."""
     known = {"-P", "--lxcpath", "--destination-lxcpath", "-d", "--destination", "-n", "--name"}
     values: dict[str, None] = {}
-    cases = []
+    cases, groups = [], ["-"]
     for name, parser in commands().items():
         flags = [flag for action in options(parser) for flag in action.option_strings]
-        cases.append(f'    {name}) options="{" ".join(flags)}" ;;')
+        actions = [below.removeprefix(f"{name} ") for below in commands() if below.startswith(f"{name} ")]
+        if actions:
+            groups.append(name)
+        takes = " containers=yes" if parser.get_default("name_required") is not None else ""
+        cases.append(f'    "{name}") options="{" ".join([*actions, *flags])}"{takes} ;;')
         for action in options(parser):
             if action.nargs != 0:
                 values |= dict.fromkeys(flag for flag in action.option_strings if flag not in known)
-    top = " ".join([*commands(), *(flag for action in options(cli.make_parser()) for flag in action.option_strings)])
-    text = _COMPLETION.replace("@TOP@", top).replace("@CASES@", "\n".join(cases))
-    return text.replace("@VALUES@", " | ".join(values))
+    top = [name for name in commands() if " " not in name]
+    top += [flag for action in options(cli.make_parser()) for flag in action.option_strings]
+    text = _COMPLETION.replace("@TOP@", " ".join(top)).replace("@CASES@", "\n".join(cases))
+    return text.replace("@GROUPS@", " | ".join(groups)).replace("@VALUES@", " | ".join(values))
 
 
 # --- as a program ---------------------------------------------------------------------------------------------

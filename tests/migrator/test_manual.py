@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import subprocess
 from pathlib import Path
@@ -75,7 +76,7 @@ def complete(made: Path, *words: str, containers: str = "") -> list[str]:
 
 
 @pytest.mark.parametrize(("words", "offered"), [
-    (["re"], ["restore-dump"]),
+    (["rest"], ["restore-dump"]),
     (["--v"], ["--version"]),
     (["create-dump", "--max"], ["--max-downtime"]),
     (["--debug", "status", "--ev"], ["--events"]),
@@ -90,7 +91,15 @@ def test_completion(made: Path, words: list[str], offered: list[str]) -> None:
 
 
 def test_completion_of_all_commands(made: Path) -> None:
-    assert set(complete(made, "")) >= set(manual.commands())
+    assert set(complete(made, "")) >= {name for name in manual.commands() if " " not in name}
+
+
+def test_commands_with_actions() -> None:
+    """They are found at any depth."""
+    top, below, deepest = argparse.ArgumentParser(), argparse.ArgumentParser(), argparse.ArgumentParser()
+    top.add_subparsers().choices["pair"] = below
+    below.add_subparsers().choices["list"] = deepest
+    assert list(manual.commands(top)) == ["pair", "pair list"]
 
 
 def test_completion_of_folders(made: Path, tmp_path: Path) -> None:
