@@ -78,8 +78,8 @@ def test_commands_that_are_shown_exist(page: Path) -> None:
     """Every `migrator COMMAND --option` in a document is one that the command line takes."""
     commands = manual.commands()
     for words in re.findall(r"\bmigrator ([a-z][^\n`|();]*)", page.read_text()):
-        first, second, *_ = [*words.split(), "", ""]
-        command = f"{first} {second}" if f"{first} {second}" in commands else first
+        both = " ".join(words.split()[:2])
+        command = both if both in commands else words.split()[0]
         if command in commands:
             known = {flag for action in manual.options(commands[command]) for flag in action.option_strings}
             # Up to the end of the command: a sentence may go on after " -- " or a comma.
