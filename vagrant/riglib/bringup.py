@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from riglib import hosts, install, network, paths, rootfs, state
+from riglib import hosts, install, network, paths, rendezvous, rootfs, state
 from riglib.nat import Nat
 from riglib.run import say
 
@@ -67,9 +67,16 @@ def update(current: dict[str, Any]) -> None:
         ("helpers", [*install.helper_files(), "vagrant/provision.sh"], install.install_helpers),
         ("migrator", install.package_files(), install.install_migrator),
     )
+    changed = set()
     for name, files, step in steps:
         wanted = install.digest(files)
         if current.get(name) != wanted:
             step()
             current[name] = wanted
+            changed.add(name)
+    if "setup.py" in install.package_files():
+        # IPv4 alone: the routers translate nothing else.
+        addresses = [address for address in current["addresses"]["rendezvous"] if ":" not in address]
+        second = [network.RENDEZVOUS_SECOND] if addresses[0] == network.WAN["rendezvous"] else []
+        rendezvous.serve([*addresses, *second], restart="migrator" in changed)
     state.save(current)

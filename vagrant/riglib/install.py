@@ -7,13 +7,14 @@ import tarfile
 import time
 from pathlib import Path
 
-from riglib import paths
+from riglib import paths, rendezvous
 from riglib.hosts import HOSTS, LXC_HOSTS
 from riglib.run import inside, say
 
 TREE = Path(paths.TREE)
 TOP_FILES = ("setup.py", "setup.cfg", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "COPYING")
 NOT_PACKAGES = ("tests", "vagrant", "bench", "build")
+MIGRATOR_HOSTS = (*LXC_HOSTS, rendezvous.HOST)
 HELPERS = "/opt/rig"
 """Where the hosts find what is in vagrant/guests."""
 
@@ -60,18 +61,18 @@ def install_helpers() -> None:
 
 
 def install_migrator() -> None:
-    """Build migrator in one host and install it in both."""
+    """Build migrator in the hosts that run it, and install it there."""
     files = package_files()
     if "setup.py" not in files and "pyproject.toml" not in files:
         say("warning: the working tree has no setup.py yet; migrator is not installed")
         return
     started = time.monotonic()
     packed = archive(files, "tree")
-    for host in LXC_HOSTS:
+    for host in MIGRATOR_HOSTS:
         inside(host, ["sh", "-c", "rm -rf /opt/migrator/tree && mkdir -p /opt/migrator/tree"])
         inside(host, ["tar", "-x", "--no-same-owner", "-C", "/opt/migrator/tree"], file=packed)
     install = ["sh", f"{HELPERS}/provision.sh", "migrator", "/opt/migrator/tree"]
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        for done in [pool.submit(inside, host, install, timeout=120) for host in LXC_HOSTS]:
+        for done in [pool.submit(inside, host, install, timeout=120) for host in MIGRATOR_HOSTS]:
             done.result()
     say(f"installed migrator in {time.monotonic() - started:.1f} s")
