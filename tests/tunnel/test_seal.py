@@ -1,0 +1,153 @@
+"""Sealed offers: what opens, and everything that must not."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tunnel import wire
+from tunnel.errors import OfferRejected
+from tunnel.identity import Identity, PublicIdentity
+from tunnel.seal import LIFE_MAX, SESSIONS_MAX, SIZE_MAX, Opener, Role, seal
+
+ALICE, BOB, MALLORY = (Identity.generate() for _ in range(3))
+SESSION = bytes(range(16))
+BODY = {"wg": "key", "candidates": [{"address": "192.0.2.1", "port": 7}]}
+
+
+def offer(frm: Identity = ALICE, to: PublicIdentity = BOB.public, *, session: bytes = SESSION, sequence: int = 1,
+          role: Role = "initiator", life: float = 60.0, body: dict[str, Any] = BODY) -> bytes:
+    return seal(frm, to, session=session, role=role, sequence=sequence, expires=time.time() + life, body=body)
+
+
+def opener(frm: Identity = ALICE, me: Identity = BOB) -> Opener:
+    return Opener(me, frm.public)
+
+
+def rejected(reason: str, data: bytes, to: Opener | None = None, **wanted: Any) -> None:
+    with pytest.raises(OfferRejected, match=reason or None):
+        (to or opener()).open(data, **wanted)
+
+
+def test_what_was_sealed_is_opened() -> None:
+    found = opener().open(offer(), SESSION, role="initiator")
+    assert (found.session, found.role, found.sequence, found.body) == (SESSION, "initiator", 1, BODY)
+    assert abs(found.expires - time.time() - 60) < 5
+
+
+def test_nothing_of_it_can_be_seen() -> None:
+    data = offer()
+    for part in (b"192.0.2.1", SESSION, ALICE.public.id, ALICE.public.ed25519, BOB.public.x25519, b"candidates"):
+        assert part not in data
+    assert offer() != offer()
+
+
+def test_only_the_recipient_opens_it() -> None:
+    rejected("not from this peer to this host", offer(), opener(me=MALLORY))
+    # Not even the one who made it.
+    rejected("reflected", offer(), opener(frm=BOB, me=ALICE))
+
+
+def test_somebody_else_cannot_pass_for_the_peer() -> None:
+    rejected("not from this peer", offer(frm=MALLORY))
+    # With the peer's name on it, as a rendezvous could write it there.
+    forger = Identity.generate()
+    forger.public = ALICE.public
+    rejected("changed on the way, or made with another key", offer(frm=forger))
+
+
+def test_swapped_keys_do_not_help() -> None:
+    """The rendezvous tells Alice that its own key was Bob's, opens what she says and seals it for Bob anew."""
+    hybrid = PublicIdentity(BOB.public.ed25519, MALLORY.public.x25519)
+    rejected("not from this peer", offer(to=hybrid))
+    caught = Identity.generate()
+    caught.public, caught.agree = hybrid, MALLORY.agree  # type: ignore[method-assign]
+    body = Opener(caught, ALICE.public).open(offer(to=hybrid)).body  # she would have to have pinned the wrong key
+    rejected("not from this peer", offer(frm=MALLORY, body=body))
+
+
+def test_every_changed_byte_is_noticed() -> None:
+    data = offer()
+    for at in range(len(data)):
+        changed = bytearray(data)
+        changed[at] ^= 0x01
+        rejected("", bytes(changed))
+    for cut in (0, 1, 43, 44, len(data) - 1):
+        rejected("", data[:cut])
+    rejected("changed on the way", data + b"\0")
+
+
+def test_replays_and_older_ones_are_refused() -> None:
+    one = opener()
+    first, second, third = (offer(sequence=n) for n in (1, 2, 3))
+    one.open(first)
+    rejected("replay", first, one)
+    one.open(third)
+    rejected("older", second, one)
+    rejected("older", offer(sequence=3), one)
+    one.open(offer(sequence=4))
+    # Each session and each role counts for itself.
+    one.open(offer(session=bytes(16), sequence=1))
+    one.open(offer(role="responder", sequence=1))
+
+
+def test_reflected_offers_are_told_apart() -> None:
+    ours = seal(BOB, ALICE.public, session=SESSION, role="responder", sequence=1, expires=time.time() + 60, body={})
+    rejected("one of this host's own, reflected", ours)
+    rejected("as this host is one", offer(role="initiator"), role="responder")
+
+
+def test_other_sessions() -> None:
+    rejected("another session", offer(session=bytes(16)), session=SESSION)
+
+
+@pytest.mark.parametrize("life", [-1.0, -1e9, LIFE_MAX + 60, 1e300, float("inf"), float("nan")])
+def test_times_that_are_refused(life: float) -> None:
+    rejected("expired, or the hosts' clocks differ", offer(life=life))
+
+
+def test_a_refused_offer_leaves_no_trace() -> None:
+    """Else somebody could have a good one refused by sending a bad one first."""
+    one = opener()
+    rejected("another session", offer(), one, session=bytes(16))
+    rejected("clocks", offer(life=-5), one)
+    one.open(offer())
+
+
+def test_memory_is_bounded_and_frees_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = opener()
+    for number in range(SESSIONS_MAX):
+        one.open(offer(session=number.to_bytes(16)))
+    rejected("too many sessions", offer(session=b"\xff" * 16), one)
+    later = time.time() + LIFE_MAX + 1
+    monkeypatch.setattr(time, "time", lambda: later)
+    one.open(offer(session=b"\xff" * 16))
+    assert len(one._seen) == 1
+
+
+def test_size() -> None:
+    rejected("too large", bytes(SIZE_MAX + 1))
+    with pytest.raises(ValueError, match="too large"):
+        offer(body={"x": "y" * SIZE_MAX})
+    with pytest.raises(ValueError, match="malformed"):
+        offer(session=b"short")
+
+
+@pytest.mark.parametrize("body", [b"[]", b"1", b"", b"{", b'{"a":1,"a":2}', b'{"a":NaN}', b"[" * 9000, b"\xff",
+                                  b'{"a":' + b"9" * 5000 + b"}"])
+def test_a_body_that_is_none(monkeypatch: pytest.MonkeyPatch, body: bytes) -> None:
+    """From a peer that is paired, and broken."""
+    with monkeypatch.context() as patch:
+        patch.setattr(wire, "dump", lambda _: body)
+        data = offer()
+    rejected("", data)
+
+
+@settings(max_examples=200)
+@given(st.binary(max_size=400) | st.binary(max_size=200).map(lambda rest: offer()[:44] + rest))
+def test_any_bytes_are_rejected_in_one_way(data: bytes) -> None:
+    rejected("", data)
