@@ -59,10 +59,11 @@ class Attempt:
     """A punch under way. `start` begins it, `go` says that the initiator has begun too, `result` waits for its end."""
 
     def __init__(self, local: Local, remote: Remote, key: bytes, role: Role, policy: Policy = "prefer-direct",
-                 relay: RelayToken | None = None, *, limit: float = LIMIT, wide: bool = True) -> None:
+                 relay: RelayToken | None = None, *, limit: float = LIMIT, patience: float = LIMIT,
+                 wide: bool = True) -> None:
         config = punch.Config(
             role=role, key=key, remote=remote.candidates, local_nat=local.nat.kind, remote_nat=remote.nat,
-            policy=policy, opener_ttl=local.opener_ttl, limit=limit, wide=wide,
+            policy=policy, opener_ttl=local.opener_ttl, limit=limit, patience=patience, wide=wide,
         )
         self._sender = local.sender
         self._relay = relay if policy != "direct-only" else None

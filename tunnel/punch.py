@@ -61,6 +61,7 @@ class Config:
     policy: Policy = "prefer-direct"
     opener_ttl: int = 2
     limit: float = 10.0  # seconds until it is given up
+    patience: float = 60.0  # seconds for a direct path, at most, before the relay is taken
     wide: bool = True  # whether sockets can be opened here
     seed: int | None = None
 
@@ -343,7 +344,7 @@ class Punch:
         direct = [(pair.rtt, where) for where, pair in checked if where[0] != RELAY]
         if direct:
             return min(direct)[1]
-        wait = 0.0 if self._config.policy == "relay-only" else self.outlook.wait
+        wait = 0.0 if self._config.policy == "relay-only" else min(self.outlook.wait, self._config.patience)
         return RELAY_PAIR if any(where == RELAY_PAIR for where, _ in checked) and now >= self.begun + wait else None
 
     def _nominate(self, now: float) -> list[Action]:

@@ -1,0 +1,196 @@
+"""Sealed messages between the two sides of one session, over whatever connection to a rendezvous there is now.
+
+What is forged, replayed, reflected or malformed is reported and otherwise ignored: a rendezvous that tampers can only
+make a session fail.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tunnel import offers, seal
+from tunnel.config import Server
+from tunnel.errors import OfferRejected, PeerSilent, RendezvousUnavailable
+from tunnel.identity import Identity
+from tunnel.offers import Type
+from tunnel.peers import Peer
+from tunnel.probes import Role
+from tunnel.relay import RelayToken
+from tunnel.seal import Opener, Sealed
+from tunnel.signalling import Message, Signalling
+from tunnel.wire import Malformed
+
+LIFE = 120.0  # seconds that a message is good for: what hosts' clocks may differ by
+QUEUE_MAX = 16
+
+# Told in words what has happened.
+Tell = Callable[[str], None]
+
+
+class Channel:
+    """One side's end; `Calling` and `Called` know where to send to."""
+
+    def __init__(self, identity: Identity, peer: Peer, session: bytes, role: Role, tell: Tell) -> None:
+        self.identity = identity
+        self.peer = peer
+        self.session = session
+        self.role: Role = role
+        self.tell = tell
+        self._inbox: collections.deque[dict[str, Any]] = collections.deque(maxlen=QUEUE_MAX)  # nobody waited for these
+        self._waiting: list[_Waiting] = []
+        self._sequence = 0
+
+    def _seal(self, kind: Type, body: dict[str, Any]) -> bytes:
+        self._sequence += 1
+        return seal.seal(self.identity, self.peer.public, session=self.session, role=self.role,
+                         sequence=self._sequence, expires=time.time() + LIFE, body={"type": kind, **body})
+
+    def _take(self, sealed: Sealed) -> None:
+        """A message of this session has come."""
+        try:
+            offers.type_of(sealed.body)
+        except Malformed as error:
+            self.tell(f"dropped a message of {self.peer.name}: {error}")
+            return
+        for each in self._waiting:
+            if each.wants(sealed.body) and not each.found.done():
+                each.found.set_result(sealed.body)
+                return
+        self._inbox.append(sealed.body)
+
+    async def send(self, kind: Type, body: dict[str, Any] | None = None) -> None:
+        """Send a message; raises RendezvousUnavailable and PeerAbsent."""
+        raise NotImplementedError
+
+    async def relay_token(self) -> RelayToken | None:
+        """The right to use the relay of the rendezvous in this session, if it has one."""
+        raise NotImplementedError
+
+    async def reflectors(self) -> Sequence[tuple[str, int]]:
+        """The reflectors of the rendezvous."""
+        raise NotImplementedError
+
+    async def close(self) -> None:
+        """End it; safe to repeat."""
+
+    async def receive(self, *kinds: Type, timeout: float | None = None, attempt: int | None = None) -> dict[str, Any]:
+        """The next message of one of these kinds (and about that punch); raises PeerSilent after `timeout` seconds."""
+        waiting = _Waiting(kinds, attempt, asyncio.get_running_loop().create_future())
+        for body in self._inbox:
+            if waiting.wants(body):
+                self._inbox.remove(body)
+                return body
+        self._waiting.append(waiting)
+        try:
+            return await asyncio.wait_for(waiting.found, timeout)
+        except TimeoutError:
+            raise PeerSilent(name=self.peer.name, reason=f"not a word within {timeout:g} seconds") from None
+        finally:
+            self._waiting.remove(waiting)
+
+
+@dataclasses.dataclass(eq=False)
+class _Waiting:
+    """Somebody who waits for a message."""
+
+    kinds: Sequence[Type]
+    attempt: int | None
+    found: asyncio.Future[dict[str, Any]]
+
+    def wants(self, body: dict[str, Any]) -> bool:
+        return body["type"] in self.kinds and (self.attempt is None or body.get("attempt") == self.attempt)
+
+
+async def _token(signalling: Signalling, channel: Channel) -> RelayToken | None:
+    if not signalling.info.relay:
+        return None
+    try:
+        return await signalling.relay_token(channel.peer.public, channel.session)
+    except RendezvousUnavailable as error:  # a relay that is full: try without
+        channel.tell(str(error))
+        return None
+
+
+class Calling(Channel):
+    """The initiator's end: has its own connection to a rendezvous, and makes another when that is lost."""
+
+    def __init__(self, identity: Identity, peer: Peer, session: bytes, servers: Sequence[Server], tell: Tell) -> None:
+        super().__init__(identity, peer, session, "initiator", tell)
+        self._servers = servers
+        self._opener = Opener(identity, peer.public)
+        self._signalling: Signalling | None = None
+        self._reader: asyncio.Task[None] | None = None
+        self._line = ""  # the peer's connection; it waits on others too
+
+    async def _connected(self) -> Signalling:
+        if self._signalling is None:
+            self._signalling = await Signalling.connect(self._servers, self.identity, peer=self.peer.public)
+            self._reader = asyncio.create_task(self._read(self._signalling))
+        return self._signalling
+
+    async def _read(self, signalling: Signalling) -> None:
+        with contextlib.suppress(RendezvousUnavailable):
+            async for message in signalling:
+                self._open(message)
+        self._signalling = None
+        self._line = ""
+
+    def _open(self, message: Message) -> None:
+        if message.sender != self.peer.public.id:
+            return
+        try:
+            self._take(self._opener.open(message.data, self.session, role="responder"))
+            self._line = message.line
+        except OfferRejected as error:
+            self.tell(f"from {self.peer.name}, or in its name: {error}")
+
+    async def send(self, kind: Type, body: dict[str, Any] | None = None) -> None:
+        signalling = await self._connected()
+        data = self._seal(kind, body or {})
+        if self._line:
+            await signalling.send(self.peer.public, data, self._line)
+        else:
+            await signalling.ring(self.peer.public, data, self.peer.name)
+
+    async def relay_token(self) -> RelayToken | None:
+        return await _token(await self._connected(), self)
+
+    async def reflectors(self) -> Sequence[tuple[str, int]]:
+        return (await self._connected()).info.reflectors
+
+    async def close(self) -> None:
+        if self._reader:
+            self._reader.cancel()
+            await asyncio.gather(self._reader, return_exceptions=True)
+        if self._signalling:
+            await self._signalling.close()
+            self._signalling = None
+
+
+class Called(Channel):
+    """The responder's end: answers over the connection on which the initiator was heard last."""
+
+    def __init__(self, identity: Identity, peer: Peer, session: bytes, tell: Tell, over: Signalling, line: str) -> None:
+        super().__init__(identity, peer, session, "responder", tell)
+        self._over = over
+        self._line = line
+
+    def take(self, sealed: Sealed, over: Signalling, line: str) -> None:
+        """A message of this session has come, over this connection."""
+        self._over, self._line = over, line
+        self._take(sealed)
+
+    async def send(self, kind: Type, body: dict[str, Any] | None = None) -> None:
+        await self._over.send(self.peer.public, self._seal(kind, body or {}), self._line)
+
+    async def relay_token(self) -> RelayToken | None:
+        return await _token(self._over, self)
+
+    async def reflectors(self) -> Sequence[tuple[str, int]]:
+        return self._over.info.reflectors
