@@ -127,7 +127,7 @@ def fence(folder: Path, text: str, migration: str, message: str) -> None:
     quoted = message.replace("'", "'\\''")
     # LXC shows a hook's output only in its log, so the message also goes to the stderr of lxc-start itself.
     script = (f"#!/bin/sh\n# lxc.hook.pre-start, see migrator(1)\nprintf '%s\\n' '{quoted}'\n"
-              f"printf '%s\\n' '{quoted}' 2>/dev/null >/proc/$PPID/fd/2\nexit 1\n")
+              f"printf '%s\\n' '{quoted}' 2>/dev/null >>/proc/$PPID/fd/2\nexit 1\n")
     write_file(hook, script, mode=0o755)
     write_file(folder / "config", fenced(text, hook, migration))
 

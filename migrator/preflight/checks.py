@@ -2,7 +2,7 @@
 
     findings = find(source, destination, container, options)
 
-The facts come from `host_facts` and `container_facts`; each check is a small function in the list of its module. Nothing here looks at the system, so that every finding can be tested with made-up facts.
+The facts come from `host_facts` and `container_facts`; each check is a small function in the list of its module.
 """
 
 from __future__ import annotations

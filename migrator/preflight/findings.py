@@ -64,7 +64,7 @@ def define(name: str, severity: Severity, explanation: str) -> Code:
 
 
 def codes() -> dict[str, Code]:
-    """Every kind of finding of the modules that have been imported (`migrator.preflight.checks` imports all), by name."""
+    """Every kind of finding, of the modules that were imported (`migrator.preflight.checks` imports all), by name."""
     return dict(sorted(_codes.items()))
 
 

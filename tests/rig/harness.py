@@ -214,10 +214,11 @@ for path in /pool/.migrator/*/*; do
     echo "$kind: $path"
 done
 for path in /run/migrator/* /dev/shm/migrator/*; do
-    [ "$path" = /run/migrator/lock ] || [ ! -e "$path" ] || echo "images: $path"
+    case $path in */lock | */criu-facts.json) continue ;; esac; [ ! -e "$path" ] || echo "images: $path"
 done
 for folder in /proc/[0-9]*; do
     name=$(cat "$folder/comm" 2>/dev/null) || continue
+    case $(tr '\0' ' ' <"$folder/cmdline" 2>/dev/null) in "[lxc monitor]"*) continue ;; esac  # of a restored container
     case $name in
     criu* | lxc-checkpoint | migrator | btrfs)
         echo "process: ${folder#/proc/} $(tr '\0' ' ' <"$folder/cmdline" 2>/dev/null)" ;;
@@ -263,6 +264,7 @@ rm -rf /pool/* /pool/.migrator /run/migrator /dev/shm/migrator /var/lib/migrator
 ip -o link show type veth | grep -v ' eth0@' | sed 's/^[0-9]*: //; s/@.*//' | while read -r link; do
     ip link delete "$link"
 done
+ip neigh flush all
 nft flush ruleset
 rm -rf /root/.ssh && cp -a /var/lib/rig-new/.ssh /root/
 exit 0

@@ -1,0 +1,463 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What fails: each failure has its own error and exit status, the source runs on, and both hosts are clean."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.rig.conftest import CleanHosts
+from tests.rig.harness import DESTINATION, Outcome, Rig, wait_for
+
+TO_B = ("-d", DESTINATION)
+RUNS_AGAIN, STILL_FROZEN, UNKNOWN = 3, 4, 5
+
+
+@pytest.fixture
+def guest(rig: Rig, clean_hosts: CleanHosts) -> Iterator[Callable[[], None]]:
+    """A tick guest on hosta; the function proves that it is the one that was started and holds what it held."""
+    rig.guest("hosta", "c1", "tick", ip="10.0.3.120")
+    start = rig.probe("hosta", "c1")["start"]
+
+    def intact() -> None:
+        found = rig.probe("hosta", "c1")
+        assert found["running"] and found["intact"] and found["start"] == start, found
+        rig.exec("client", "ping", "-c", "1", "-W", "2", "10.0.3.120")
+
+    yield intact
+
+
+def imported(rig: Rig) -> None:
+    rig.migrator("hosta", "prepare-data", "c1", *TO_B).expect(0)
+    rig.migrator("hostb", "import-data", "c1").expect(0)
+
+
+def dumped(rig: Rig) -> None:
+    imported(rig)
+    rig.migrator("hosta", "create-dump", "c1", *TO_B).expect(0)
+
+
+def roll_back(rig: Rig, intact: Callable[[], None]) -> None:
+    """The end of every test here: the source runs, and nothing of the attempt is left on either host."""
+    rig.migrator("hosta", "rollback", "c1").expect(0)
+    intact()
+    assert rig.sh("hostb", "ls /pool").strip() == ""
+    assert rig.leftovers() == []
+
+
+def failed(outcome: Outcome, status: int, code: str) -> dict[str, object]:
+    """The cause of a failed stage with this outcome, if it is the one expected."""
+    error = outcome.expect(status).error
+    found = error["cause"] if status in (RUNS_AGAIN, STILL_FROZEN, UNKNOWN) else error
+    assert found["code"] == code, outcome
+    assert found["status"] >= 10, "each cause has a number of its own"
+    return dict(error)
+
+
+# --- the dump -------------------------------------------------------------------------------------------------
+
+
+def test_dump_fails(rig: Rig, guest: Callable[[], None]) -> None:
+    """A task that came in by lxc-attach holds files of the outside: CRIU refuses it."""
+    imported(rig)
+    with rig.start("hosta", "sh", "-c", "exec 9</root/.ssh/id_ed25519; exec lxc-attach -n c1 -- sleep 600") as attached:
+        wait_for(lambda: "sleep 600" in rig.sh("hosta", "ps ax"), "the task is attached")
+        blocked = failed(rig.migrator("hosta", "create-dump", "c1", *TO_B, "--json"), 30, "blocked")
+        codes = re.findall(r"([a-z][a-z-]+): ", str(blocked["message"]))
+        assert "attached-task" in codes
+        guest()
+        # A program that stands in for a CRIU that fails in the middle of its work.
+        rig.sh("hosta", "mv /usr/sbin/criu /usr/sbin/criu.real; printf '#!/bin/sh\\n[ \"$1\" = dump ] && { "
+                        "echo \"Error (criu/x.c:1): made up\" >\"$5/dump.log\"; exit 1; }\\nexec criu.real \"$@\"\\n'"
+                        " >/usr/sbin/criu; chmod 755 /usr/sbin/criu")
+        try:
+            ignore = [word for code in set(codes) for word in ("--ignore", code) if code != "blocked"]
+            known = [word for word in ignore if word != "--ignore" and word in ("attached-task", "outside-file",
+                                                                                "session-outside", "outside-cgroup")]
+            outcome = rig.migrator("hosta", "create-dump", "c1", *TO_B, "--json",
+                                   *(word for code in known for word in ("--ignore", code)))
+        finally:
+            rig.sh("hosta", "mv /usr/sbin/criu.real /usr/sbin/criu")
+        error = failed(outcome, RUNS_AGAIN, "dump-failed")
+        assert "made up" in str(error["message"])
+        assert "made up" in rig.read("hosta", "/var/log/migrator/c1-dump.log")
+        attached.signal(9)
+    rig.sh("hosta", "pkill -x sleep", check=False)
+    guest()
+    roll_back(rig, guest)
+
+
+def test_frozen_too_long(rig: Rig, guest: Callable[[], None]) -> None:
+    imported(rig)
+    outcome = rig.migrator("hosta", "create-dump", "c1", *TO_B, "--max-downtime", "0.01", "--json")
+    assert outcome.expect(RUNS_AGAIN).error["cause"]["code"] in ("downtime-exceeded", "command-timeout")
+    guest()
+    # The attempt is over, the migration is not.
+    rig.migrator("hosta", "create-dump", "c1", *TO_B).expect(0)
+    roll_back(rig, guest)
+
+
+# --- the way there --------------------------------------------------------------------------------------------
+
+
+def _kill_serve(rig: Rig) -> None:
+    rig.sh("hostb", "for p in /proc/[0-9]*; do tr '\\0' ' ' <$p/cmdline 2>/dev/null | grep -q 'migrator serve'"
+                    " && kill -9 ${p#/proc/}; done; true", check=False)
+
+
+def test_transfer_of_the_disk_breaks(rig: Rig, guest: Callable[[], None]) -> None:
+    rig.exec("hosta", "dd", "if=/dev/urandom", "of=/pool/c1/rootfs/blob", "bs=1M", "count=64", "status=none")
+    with rig.start("hosta", "migrator", "prepare-data", "c1", *TO_B, "--bwlimit", "8M", "--json") as sending:
+        wait_for(lambda: rig.sh("hostb", "du -sm /pool/.migrator | cut -f1", check=False).strip() not in ("", "0", "1"),
+                 "some of it has arrived")
+        _kill_serve(rig)
+        failed(sending.wait(), 48, "connection-lost")
+    guest()
+    resumed = rig.migrator("hosta", "prepare-data", "c1", *TO_B, "--json").expect(0).json
+    assert resumed["resumed_bytes"] > 0, "it began anew"
+    assert resumed["bytes"] > 64 << 20
+    rig.migrator("hostb", "import-data", "c1").expect(0)
+    roll_back(rig, guest)
+
+
+def test_transfer_of_the_images_breaks(rig: Rig, clean_hosts: CleanHosts) -> None:
+    rig.guest("hosta", "c1", "memory", size=256, ip="10.0.3.120")
+    imported(rig)
+    # A slow line, so that there is time to cut it: the shaper is the kernel's own.
+    rig.sh("hosta", "tc qdisc add dev eth0 root tbf rate 200mbit burst 128k latency 50ms")
+    try:
+        with rig.start("hosta", "migrator", "create-dump", "c1", *TO_B, "--json") as sending:
+            wait_for(lambda: rig.sh("hostb", "ls /run/migrator/*/pages-*.img 2>/dev/null", check=False), "images arrive")
+            _kill_serve(rig)
+            failed(sending.wait(), RUNS_AGAIN, "connection-lost")
+    finally:
+        rig.sh("hosta", "tc qdisc delete dev eth0 root")
+    found = rig.probe("hosta", "c1")
+    assert found["intact"], found
+    rig.migrator("hosta", "create-dump", "c1", *TO_B).expect(0)
+    rig.migrator("hosta", "rollback", "c1").expect(0)
+    assert rig.probe("hosta", "c1")["intact"]
+
+
+def test_destination_disk_full_while_data_arrive(rig: Rig, guest: Callable[[], None]) -> None:
+    rig.exec("hosta", "dd", "if=/dev/urandom", "of=/pool/c1/rootfs/blob", "bs=1M", "count=200", "status=none")
+    _fill(rig, 150)
+    try:
+        # The preflight sees it, and so does the destination itself when it is told to go on.
+        failed(rig.migrator("hosta", "prepare-data", "c1", *TO_B, "--json"), 30, "blocked")
+        outcome = rig.migrator("hosta", "prepare-data", "c1", *TO_B, "--json", "--ignore", "disk-full")
+        failed(outcome, 50, "no-space")
+        guest()
+    finally:
+        rig.exec("hostb", "rm", "-f", "/pool/filler")
+    imported(rig)
+    roll_back(rig, guest)
+
+
+def test_destination_disk_fills_up_while_data_arrive(rig: Rig, guest: Callable[[], None]) -> None:
+    rig.exec("hosta", "dd", "if=/dev/urandom", "of=/pool/c1/rootfs/blob", "bs=1M", "count=300", "status=none")
+    with rig.start("hosta", "migrator", "prepare-data", "c1", *TO_B, "--bwlimit", "40M", "--json") as sending:
+        wait_for(lambda: rig.sh("hostb", "ls /pool/.migrator/c1/*.spool/disk-1", check=False), "data arrive")
+        _fill(rig, 60)
+        failed(sending.wait(), 50, "no-space")
+    guest()
+    rig.exec("hostb", "rm", "-f", "/pool/filler")
+    resumed = rig.migrator("hosta", "prepare-data", "c1", *TO_B, "--json").expect(0).json
+    assert resumed["resumed_bytes"] > 0
+    roll_back(rig, guest)
+
+
+def test_destination_disk_full_at_import(rig: Rig, guest: Callable[[], None]) -> None:
+    rig.exec("hosta", "dd", "if=/dev/urandom", "of=/pool/c1/rootfs/blob", "bs=1M", "count=400", "status=none")
+    rig.migrator("hosta", "prepare-data", "c1", *TO_B).expect(0)
+    _fill(rig, 60)
+    failed(rig.migrator("hostb", "import-data", "c1", "--json"), 54, "receive-failed")
+    guest()
+    rig.exec("hostb", "rm", "-f", "/pool/filler")
+    imported(rig)
+    roll_back(rig, guest)
+
+
+def test_destination_has_no_room_for_images(rig: Rig, guest: Callable[[], None]) -> None:
+    imported(rig)
+    small = "for m in /run /dev/shm; do mount -o remount,size=1m $m; done"
+    rig.sh("hostb", small)
+    _fill(rig, 20)
+    try:
+        outcome = rig.migrator("hosta", "create-dump", "c1", *TO_B, "--json")
+        if outcome.status == 30:  # the preflight has seen it
+            outcome = rig.migrator("hosta", "create-dump", "c1", *TO_B, "--json", "--ignore", "disk-full",
+                                   "--ignore", "memory-short")
+        failed(outcome, RUNS_AGAIN, "no-space")
+        guest()
+    finally:
+        rig.exec("hostb", "rm", "-f", "/pool/filler")
+        rig.sh("hostb", "for m in /run /dev/shm; do mount -o remount,size=50% $m; done")
+    roll_back(rig, guest)
+
+
+def _fill(rig: Rig, leave: int) -> None:
+    """Fill hostb's pool until `leave` MiB are free."""
+    rig.sh("hostb", f"""free=$(df -m --output=avail /pool | tail -1)
+        fallocate -l $((free - {leave}))M /pool/filler 2>/dev/null || true
+        while [ $(df -m --output=avail /pool | tail -1) -gt $(({leave} + 20)) ]; do
+            fallocate -o $(stat -c %s /pool/filler) -l 16M /pool/filler || break; done; sync /pool""")
+
+
+def test_spooled_segment_flipped(rig: Rig, guest: Callable[[], None]) -> None:
+    rig.migrator("hosta", "prepare-data", "c1", *TO_B).expect(0)
+    _flip(rig, "/pool/.migrator/c1/*.spool/disk-1", 300_000)
+    failed(rig.migrator("hostb", "import-data", "c1", "--json"), 51, "segment-damaged")
+    guest()
+    assert "prepare-data" in rig.status("hostb", "c1")["next"]
+    imported(rig)
+    roll_back(rig, guest)
+
+
+def _flip(rig: Rig, pattern: str, offset: int) -> None:
+    rig.exec("hostb", "python3", "-c", f"""import glob
+path, = glob.glob({pattern!r})
+with open(path, "r+b") as file:
+    file.seek({offset}); byte = file.read(1)[0]; file.seek({offset}); file.write(bytes([byte ^ 1]))
+""")
+
+
+# --- the restore ----------------------------------------------------------------------------------------------
+
+
+def test_image_damaged(rig: Rig, guest: Callable[[], None]) -> None:
+    dumped(rig)
+    _flip(rig, "/run/migrator/*/pages-1.img", 5000)
+    error = failed(rig.migrator("hostb", "restore-dump", "c1", "--json"), STILL_FROZEN, "segment-damaged")
+    assert "migrator rollback c1   (on hosta)" in str(error["cure"])
+    assert rig.sh("hostb", "lxc-info -n c1 -sH").strip() == "STOPPED"
+    roll_back(rig, guest)
+
+
+def test_restore_fails(rig: Rig, guest: Callable[[], None]) -> None:
+    """An image that CRIU needs is gone: it fails in the middle, and nothing of the attempt is left running."""
+    dumped(rig)
+    rig.sh("hostb", "rm /run/migrator/*/core-1.img*")
+    error = failed(rig.migrator("hostb", "restore-dump", "c1", "--json"), STILL_FROZEN, "restore-failed")
+    assert "core-1" in str(error["message"])
+    assert "restore.log" in str(error["cure"])
+    assert "lxc-checkpoint" not in rig.sh("hostb", "ps ax")
+    roll_back(rig, guest)
+
+
+def test_images_lost_in_a_reboot_of_the_destination(rig: Rig, guest: Callable[[], None]) -> None:
+    dumped(rig)
+    rig.sh("hostb", "rm -r /run/migrator")
+    failed(rig.migrator("hostb", "restore-dump", "c1", "--json"), STILL_FROZEN, "restore-failed")
+    roll_back(rig, guest)
+
+
+def test_restore_killed(rig: Rig, guest: Callable[[], None]) -> None:
+    """kill -9 of restore-dump while CRIU works; the next restore-dump carries on."""
+    dumped(rig)
+    rig.sh("hostb", "mv /usr/sbin/criu /usr/sbin/criu.real; printf '#!/bin/sh\\nsleep 5\\nexec criu.real \"$@\"\\n'"
+                    " >/usr/sbin/criu; chmod 755 /usr/sbin/criu")
+    with rig.start("hostb", "migrator", "restore-dump", "c1") as restoring:
+        wait_for(lambda: "lxc-checkpoint" in rig.sh("hostb", "ps ax"), "the restore has begun")
+        restoring.signal(9)
+        restoring.wait()
+    rig.sh("hostb", "mv /usr/sbin/criu.real /usr/sbin/criu")
+    assert rig.status("hostb", "c1")["state"] == "restoring"
+    assert rig.status("hostb", "c1")["next"] == "migrator restore-dump c1"
+    rig.migrator("hostb", "restore-dump", "c1").expect(0)
+    rig.migrator("hosta", "finish", "c1").expect(0)
+    found = rig.probe("hostb", "c1")
+    assert found["running"] and found["intact"], found
+    rig.migrator("hosta", "cleanup", "c1").expect(0)
+    rig.migrator("hostb", "cleanup", "c1").expect(0)
+
+
+# --- killed and interrupted -----------------------------------------------------------------------------------
+
+
+def test_create_dump_killed(rig: Rig, guest: Callable[[], None]) -> None:
+    """kill -9 leaves the container frozen; status says so, and create-dump or rollback heals it."""
+    for heal in ("create-dump", "rollback"):
+        imported(rig)
+        with _slow_criu(rig), rig.start("hosta", "migrator", "create-dump", "c1", *TO_B) as dumping:
+            wait_for(lambda: rig.sh("hosta", "lxc-info -n c1 -sH").strip() == "FROZEN", "it is frozen")
+            dumping.signal(9)
+            dumping.wait()
+        here = rig.status("hosta", "c1")
+        assert here["state"] == "dumping"
+        assert here["owner"] == "source"
+        if heal == "create-dump":
+            rig.migrator("hosta", "create-dump", "c1", *TO_B).expect(0)
+        roll_back(rig, guest)
+
+
+class _slow_criu:  # noqa: N801 -- used as a context manager
+    """CRIU begins its dump on hosta only after some seconds."""
+
+    def __init__(self, rig: Rig) -> None:
+        self.rig = rig
+
+    def __enter__(self) -> None:
+        self.rig.sh("hosta", "mv /usr/sbin/criu /usr/sbin/criu.real; printf '#!/bin/sh\\n[ \"$1\" = dump ] && sleep 4\\n"
+                             "exec criu.real \"$@\"\\n' >/usr/sbin/criu; chmod 755 /usr/sbin/criu")
+
+    def __exit__(self, *_: object) -> None:
+        self.rig.sh("hosta", "pkill -x sleep; mv /usr/sbin/criu.real /usr/sbin/criu; sleep 0.5; pkill -x criu", check=False)
+
+
+@pytest.mark.parametrize("number", [2, 15])
+def test_create_dump_interrupted(rig: Rig, guest: Callable[[], None], number: int) -> None:
+    imported(rig)
+    with _slow_criu(rig), rig.start("hosta", "migrator", "create-dump", "c1", *TO_B, "--json") as dumping:
+        wait_for(lambda: rig.sh("hosta", "lxc-info -n c1 -sH").strip() == "FROZEN", "it is frozen")
+        dumping.signal(number)
+        dumping.wait().expect(128 + number)
+    guest()
+    roll_back(rig, guest)
+
+
+def test_unreachable_after_the_hand_over(rig: Rig, guest: Callable[[], None]) -> None:
+    """A source that cannot know keeps its copy frozen and says so."""
+    dumped(rig)
+    rig.sh("hostb", "pkill -x sshd; true", check=False)
+    outcome = rig.migrator("hosta", "rollback", "c1", "--timeout", "3", "--json")
+    failed(outcome, UNKNOWN, "host-unreachable")
+    assert rig.sh("hosta", "lxc-info -n c1 -sH").strip() == "FROZEN"
+    _start_sshd(rig)
+    roll_back(rig, guest)
+
+
+def _start_sshd(rig: Rig) -> None:
+    rig.sh("hostb", "pgrep -x sshd >/dev/null || /usr/sbin/sshd", check=False)
+    wait_for(lambda: rig.exec("hosta", "ssh", "hostb", "true", check=False).status == 0, "sshd answers")
+
+
+# --- SSH ------------------------------------------------------------------------------------------------------
+
+
+def test_host_unreachable(rig: Rig, guest: Callable[[], None]) -> None:
+    begun = time.monotonic()
+    outcome = rig.migrator("hosta", "prepare-data", "c1", "-d", "root@10.0.3.99", "--timeout", "4", "--json")
+    failed(outcome, 42, "host-unreachable")
+    assert time.monotonic() - begun < 12
+    failed(rig.migrator("hosta", "prepare-data", "c1", "-d", "root@hostb:1", "--json"), 42, "host-unreachable")
+    failed(rig.migrator("hosta", "prepare-data", "c1", "-d", "root@nowhere.invalid", "--json"), 42, "host-unreachable")
+    guest()
+
+
+def test_host_key_unknown_and_changed(rig: Rig, guest: Callable[[], None]) -> None:
+    known = rig.read("hosta", "/root/.ssh/known_hosts")
+    rig.sh("hosta", ": >/root/.ssh/known_hosts")
+    error = failed(rig.migrator("hosta", "prepare-data", "c1", *TO_B, "--json"), 43, "host-key-unknown")
+    fingerprint = rig.sh("hostb", "ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub").split()[1]
+    assert fingerprint in str(error["message"])
+    rig.migrator("hosta", "prepare-data", "c1", *TO_B, "--accept-new-host-key").expect(0)
+    assert "hostb" in rig.read("hosta", "/root/.ssh/known_hosts")
+    other = rig.sh("hosta", "rm -f /tmp/k; ssh-keygen -q -t ed25519 -N '' -f /tmp/k; cut -d' ' -f1,2 /tmp/k.pub; rm /tmp/k*")
+    rig.put("hosta", "/root/.ssh/known_hosts", f"hostb {other}")
+    error = failed(rig.migrator("hosta", "create-dump", "c1", *TO_B, "--json"), 44, "host-key-changed")
+    assert "ssh-keygen -R hostb" in str(error["cure"])
+    failed(rig.migrator("hosta", "create-dump", "c1", *TO_B, "--accept-new-host-key", "--json"), 44, "host-key-changed")
+    rig.put("hosta", "/root/.ssh/known_hosts", known)
+    roll_back(rig, guest)
+
+
+def test_login_refused(rig: Rig, guest: Callable[[], None]) -> None:
+    rig.sh("hostb", "mv /root/.ssh/authorized_keys /root/.ssh/not-now")
+    try:
+        error = failed(rig.migrator("hosta", "prepare-data", "c1", *TO_B, "--json"), 45, "ssh-refused")
+        assert "ssh-copy-id" in str(error["cure"])
+    finally:
+        rig.sh("hostb", "mv /root/.ssh/not-now /root/.ssh/authorized_keys")
+    guest()
+
+
+def test_migrator_missing_on_the_destination(rig: Rig, guest: Callable[[], None]) -> None:
+    rig.sh("hostb", "mv /usr/local/bin/migrator /usr/local/bin/not-now")
+    try:
+        failed(rig.migrator("hosta", "prepare-data", "c1", *TO_B, "--json"), 46, "remote-missing")
+    finally:
+        rig.sh("hostb", "mv /usr/local/bin/not-now /usr/local/bin/migrator")
+    guest()
+
+
+# --- names, states, rights ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["../x", "x" * 300, "a\nb", "", "-rf", "a/b", "\u00e9"])
+@pytest.mark.parametrize("stage", ["prepare-data", "import-data", "finish"])
+def test_invalid_names(rig: Rig, clean_hosts: CleanHosts, name: str, stage: str) -> None:
+    destination = TO_B if stage == "prepare-data" else ()
+    outcome = rig.migrator("hosta", stage, f"--name={name}", *destination, "--json")
+    assert outcome.status in (2, 20), outcome
+    assert outcome.status == 20 or name == "", outcome
+    assert rig.leftovers() == []
+
+
+def test_container_absent_or_stopped(rig: Rig, guest: Callable[[], None]) -> None:
+    failed(rig.migrator("hosta", "prepare-data", "c2", *TO_B, "--json"), 21, "container-not-found")
+    imported(rig)
+    rig.exec("hosta", "lxc-stop", "-k", "-n", "c1")
+    error = failed(rig.migrator("hosta", "create-dump", "c1", *TO_B, "--json"), 22, "container-not-running")
+    assert "lxc-start -P /pool c1" in str(error["cure"])
+    rig.migrator("hosta", "rollback", "c1").expect(0)
+    failed(rig.migrator("hosta", "prepare-data", "c1", *TO_B, "--json"), 22, "container-not-running")
+
+
+def test_already_migrating_elsewhere(rig: Rig, guest: Callable[[], None]) -> None:
+    rig.migrator("hosta", "prepare-data", "c1", *TO_B).expect(0)
+    id_ = rig.status("hosta", "c1")["id"]
+    error = failed(rig.migrator("hosta", "prepare-data", "c1", "-d", "root@10.0.3.3", "--json"), 25, "already-migrating")
+    assert id_ in str(error["message"])
+    roll_back(rig, guest)
+
+
+def test_busy(rig: Rig, guest: Callable[[], None]) -> None:
+    imported(rig)
+    with _slow_criu(rig), rig.start("hosta", "migrator", "create-dump", "c1", *TO_B) as dumping:
+        wait_for(lambda: rig.sh("hosta", "lxc-info -n c1 -sH").strip() == "FROZEN", "it is frozen")
+        failed(rig.migrator("hosta", "rollback", "c1", "--json"), 16, "busy")
+        dumping.wait().expect(0)
+    roll_back(rig, guest)
+
+
+def test_a_container_of_that_name_is_there_already(rig: Rig, guest: Callable[[], None]) -> None:
+    rig.guest("hostb", "c1", "tick")
+    there = rig.probe("hostb", "c1")["start"]
+    failed(rig.migrator("hosta", "prepare-data", "c1", *TO_B, "--json"), 30, "blocked")
+    outcome = rig.migrator("hosta", "prepare-data", "c1", *TO_B, "--ignore", "name-taken", "--json")
+    failed(outcome, 23, "container-exists")
+    guest()
+    assert rig.probe("hostb", "c1")["start"] == there
+    rig.migrator("hosta", "status", "c1").expect(26)  # a migration that was refused at once has never been
+
+
+def test_not_root(rig: Rig, guest: Callable[[], None]) -> None:
+    for stage in ("check", "prepare-data", "create-dump", "finish", "rollback", "status", "import-data", "restore-dump"):
+        destination = TO_B if stage in ("prepare-data", "create-dump") else ()
+        argv = ["setpriv", "--reuid=65534", "--clear-groups", "migrator", stage, "c1", *destination, "--json"]
+        failed(rig.exec("hosta", *argv, check=False), 10, "not-root")
+    guest()
+
+
+def test_package_missing(rig: Rig, guest: Callable[[], None]) -> None:
+    rig.sh("hosta", "mv /usr/lib/python3/dist-packages/lxc /usr/lib/python3/dist-packages/lxc-away")
+    try:
+        error = failed(rig.migrator("hosta", "prepare-data", "c1", *TO_B, "--json"), 12, "package-missing")
+        assert "python3-lxc" in str(error["cure"])
+    finally:
+        rig.sh("hosta", "mv /usr/lib/python3/dist-packages/lxc-away /usr/lib/python3/dist-packages/lxc")
+    rig.sh("hostb", "mv /usr/bin/btrfs /usr/bin/btrfs-away")
+    try:
+        outcome = rig.migrator("hosta", "prepare-data", "c1", *TO_B, "--json", "--ignore", "program-missing")
+        assert outcome.status in (0, 30), outcome
+        if outcome.status == 0:
+            failed(rig.migrator("hostb", "import-data", "c1", "--json"), 11, "program-missing")
+    finally:
+        rig.sh("hostb", "mv /usr/bin/btrfs-away /usr/bin/btrfs")
+    guest()
+    if rig.migrator("hosta", "status", "c1").status == 0:
+        roll_back(rig, guest)
