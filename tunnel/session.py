@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
-from tunnel import candidates, gathering, health, interface, leftovers, offers, signalling, wireguard
+from tunnel import candidates, gathering, health, interface, leftovers, offers, signalling, status, wireguard
 from tunnel.channel import Called, Calling, Channel, Tell
 from tunnel.config import Server
 from tunnel.echo import Echo
@@ -42,6 +42,12 @@ def _quiet(_text: str) -> None:
     """For who does not want to know."""
 
 
+def _sweep() -> None:
+    """Remove what killed processes have left; raises LeftoversRemain."""
+    leftovers.sweep()
+    status.sweep()
+
+
 # --- Initiator ---
 
 
@@ -54,7 +60,7 @@ async def open_tunnel(peer: Peer, identity: Identity, servers: Sequence[Server],
     then, nor when it is cancelled.
     """
     begun = time.monotonic()
-    await asyncio.to_thread(leftovers.sweep)
+    await asyncio.to_thread(_sweep)
     backend = await asyncio.to_thread(wireguard.backend)
     channel = Calling(identity, peer, secrets.token_bytes(SESSION_SIZE), servers, tell)
     try:
@@ -169,7 +175,7 @@ async def accept(identity: Identity, peers: Peers, servers: Sequence[Server], ha
 
     Whoever is not paired gets no answer at all. Raises LeftoversRemain and WireGuardMissing before it waits.
     """
-    await asyncio.to_thread(leftovers.sweep)
+    await asyncio.to_thread(_sweep)
     await asyncio.to_thread(wireguard.backend)
     agent = _Agent(identity, peers, handler, policy, program, tell)
     waiting = asyncio.create_task(agent.wait(servers))

@@ -12,7 +12,7 @@ import contextlib
 import time
 from typing import Any
 
-from tunnel import candidates, gathering, health, offers
+from tunnel import candidates, gathering, health, offers, status
 from tunnel.channel import Channel
 from tunnel.echo import Echo
 from tunnel.errors import LeftoversRemain, TunnelBroken, TunnelError
@@ -29,6 +29,7 @@ HEAL_PATIENCE = 1.0  # seconds for a direct path before the relay is taken, in a
 HEAL_PUNCH = 6.0  # seconds for one punch
 HEAL_PAUSE = 0.5
 BACK_LIMIT = 2.0  # seconds for an echo over the healed path
+TELL_INTERVAL = 2.0
 UPGRADE_AFTER = (15.0, 60.0, 300.0)  # seconds on the relay until a direct path is looked for again
 
 
@@ -83,7 +84,8 @@ class Tunnel:
 
     async def start(self) -> None:
         """Begin to watch the path; the MTU is found meanwhile."""
-        self._tasks = [asyncio.create_task(self._run(each)) for each in (self._watch.run, self._listen, self._tune)]
+        work = (self._watch.run, self._listen, self._tune, self._tell)
+        self._tasks = [asyncio.create_task(self._run(each)) for each in work]
         if self.role == "initiator" and self.path.kind == "relay" and self.policy == "prefer-direct":
             self._tasks.append(asyncio.create_task(self._run(self._upgrade)))
 
@@ -106,10 +108,27 @@ class Tunnel:
                 await self._channel.send("close")
         self.echo.close()
         self.path.close()
+        status.remove(self.name)
         try:
             await self.interface.close()
         finally:
             await self._channel.close()
+
+    def to_json(self) -> dict[str, Any]:
+        """What `migrator tunnel status` shows; nothing secret. `rtt_ms` is None while nothing comes back."""
+        now = self._watch.quality()
+        return {
+            "peer": self.peer.name, "role": self.role, "interface": self.name, "backend": self.interface.backend.kind,
+            "path": self.path.kind, "via": self.path.via, "reason": self.path.reason,
+            "rtt_ms": None if now.rtt_ms is None else round(now.rtt_ms, 2), "loss": round(now.loss, 3),
+            "connect_ms": self.path.connect_ms, "setup_ms": self.setup_ms, "mtu": self.mtu, "heals": self.heals,
+        }
+
+    async def _tell(self) -> None:
+        """Keep the file that `migrator tunnel status` reads."""
+        while True:
+            status.write(self.name, self.to_json())
+            await asyncio.sleep(TELL_INTERVAL)
 
     async def _run(self, work: Any) -> None:
         """One of the tasks; the tunnel ends with the first that fails."""
