@@ -124,8 +124,9 @@ def _reflector(item: Any, address: str) -> tuple[str, int]:
         found = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
         raise Malformed("a reflector's host is not an address") from None
-    # A server on the open net has no business with addresses inside of ours.
-    if host != address and (found.is_multicast or found.is_unspecified or found.is_loopback or found.is_link_local):
+    # A server elsewhere has no business with what only this host and its neighbours can reach.
+    near = found.is_link_local or (found.is_loopback and not ipaddress.ip_address(address).is_loopback)
+    if host != address and (near or found.is_multicast or found.is_unspecified):
         raise Malformed("a reflector's address is not one of a host")
     return host, port
 
