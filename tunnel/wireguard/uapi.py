@@ -70,7 +70,7 @@ def parse_endpoint(text: str) -> Endpoint:
     """The reverse of `endpoint_text`; raises ValueError."""
     host, colon, port = text.rpartition(":")
     bracketed = host.startswith("[") and host.endswith("]")
-    if not colon or not port.isascii() or not port.isdecimal() or len(port) > 5:
+    if not colon or "%" in host or not port.isascii() or not port.isdecimal() or len(port) > 5:
         raise ValueError("no endpoint")
     host = host[1:-1] if bracketed else host
     address = ipaddress.IPv6Address(host) if bracketed else ipaddress.IPv4Address(host)
