@@ -87,13 +87,20 @@ def add_container(parser: argparse.ArgumentParser, *, required: bool = True) -> 
 def add_destination(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """-d and how to reach it."""
     parser.add_argument(
-        "-d", "--destination", metavar="[USER@]HOST[:PORT]", required=required,
+        "-d", "--destination", metavar="[USER@]HOST[:PORT]|peer:NAME", required=required,
         help="the host to move to" + ("" if required else "; by default the one that the migration began with"),
     )
     parser.add_argument("--accept-new-host-key", action="store_true",
                         help="trust the SSH key of a host that is not in known_hosts yet, and add it")
     parser.add_argument("--timeout", metavar="SECONDS", type=positive, default=30.0,
                         help="give the connection up after this long without a word (default: %(default)g)")
+    add_path(parser)
+
+
+def add_path(parser: argparse.ArgumentParser) -> None:
+    """--path, for whoever opens tunnels."""
+    parser.add_argument("--path", choices=("prefer-direct", "direct-only", "relay-only"), default="prefer-direct",
+                        help="how to reach a paired peer (default: %(default)s)")
 
 
 def add_dry_run(parser: argparse.ArgumentParser) -> None:

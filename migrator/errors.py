@@ -208,7 +208,7 @@ class AlreadyRuns(MigratorError):
 
 
 class Blocked(MigratorError):
-    """{name} cannot be moved to {destination}: {findings}."""
+    """{name} cannot be moved to {destination}: {findings}"""
 
     status = 30
     cure = "See each finding and its cure with: {check} -- accept one by name with --ignore CODE."
@@ -222,13 +222,6 @@ class DestinationInvalid(MigratorError):
 
     status = 40
     cure = "Write it as [user@]host[:port], with an IPv6 address in brackets."
-
-
-class TunnelNotBuilt(MigratorError):
-    """peer:{peer}: paired peers behind NAT are not supported by this version."""
-
-    status = 41
-    cure = "Use a destination that SSH reaches: [user@]host[:port]."
 
 
 class HostUnreachable(MigratorError):

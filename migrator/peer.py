@@ -7,7 +7,9 @@ import contextlib
 from collections.abc import Iterator
 
 from migrator import destination
+from migrator.destination import Kind
 from migrator.protocol import Connection
+from migrator.stream import ByteStream
 
 # What `migrator serve` is called there; ssh gives a minimal PATH, in which /usr/local/bin is.
 SERVE = ["migrator", "serve"]
@@ -17,16 +19,28 @@ SERVE = ["migrator", "serve"]
 def connected(args: argparse.Namespace, where: str) -> Iterator[Connection]:
     """A connection to the destination `where`, with the command line's options on how to reach it.
 
-    Raises the errors of `destination.parse` and `ssh.connect`, and ProtocolError for another version.
+    Raises the errors of `destination.parse`, `ssh.connect` and `tunnelled.open_stream`, and ProtocolError for another
+    version.
     """
-    from migrator import ssh
-
     target = destination.parse(where)
     with contextlib.ExitStack() as stack:
-        session = ssh.connect(target, accept_new_host_key=args.accept_new_host_key, timeout=args.timeout)
-        stack.callback(session.close)
-        stream = session.serve(SERVE)
+        stream = _stream(args, target, stack)
         connection = Connection(stream, timeout=args.timeout)
         stack.callback(connection.close)
         connection.hello()
         yield connection
+
+
+def _stream(args: argparse.Namespace, target: destination.Destination, stack: contextlib.ExitStack) -> ByteStream:
+    """To `migrator serve` there; the stack closes what the stream needs."""
+    if target.kind is Kind.PEER:
+        from migrator import tunnelled
+
+        through_tunnel = tunnelled.open_stream(target.host, args.path)
+        stack.callback(through_tunnel.close)
+        return through_tunnel
+    from migrator import ssh
+
+    session = ssh.connect(target, accept_new_host_key=args.accept_new_host_key, timeout=args.timeout)
+    stack.callback(session.close)
+    return session.serve(SERVE)

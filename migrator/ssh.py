@@ -19,10 +19,10 @@ from migrator import log, ssh_config
 from migrator.destination import Destination, Kind
 from migrator.errors import (
     ConnectionLost,
+    DestinationInvalid,
     HostUnreachable,
     MigratorError,
     RemoteMissing,
-    TunnelNotBuilt,
 )
 from migrator.run import started
 from migrator.ssh_config import HostConfig
@@ -155,11 +155,11 @@ class SshStream:
 def connect(destination: Destination, *, accept_new_host_key: bool, timeout: float) -> Session:
     """Connect and log in, as ssh's configuration says.
 
-    `timeout` in seconds is for each step: to connect, to agree on keys, to log in. Raises TunnelNotBuilt,
+    `timeout` in seconds is for each step: to connect, to agree on keys, to log in. Raises DestinationInvalid,
     HostUnreachable, HostKeyUnknown, HostKeyChanged and SshRefused.
     """
     if destination.kind is Kind.PEER:
-        raise TunnelNotBuilt(peer=destination.host)
+        raise DestinationInvalid(destination=destination, reason="a paired peer is not reached by SSH here")
     with contextlib.ExitStack() as resources:
         config, transport = _Connector(resources, accept_new_host_key, timeout).connect(destination)
         return Session(destination, config.user, transport, timeout, resources.pop_all())

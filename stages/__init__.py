@@ -7,6 +7,7 @@ the other host takes part in also have HANDLERS (operation -> answer) and RECEIV
 from __future__ import annotations
 
 from stages import (
+    agent,
     check,
     cleanup,
     create_dump,
@@ -19,7 +20,8 @@ from stages import (
     rollback,
     serve,
     status,
+    tunnel,
 )
 
 ALL = (check, prepare_data, import_data, create_dump, restore_dump, finish, rollback, status, cleanup, peer,
-       rendezvous, serve)
+       tunnel, agent, rendezvous, serve)

@@ -23,12 +23,12 @@ from migrator import known_hosts, ssh, ssh_config
 from migrator.destination import Destination, parse
 from migrator.errors import (
     ConnectionLost,
+    DestinationInvalid,
     HostKeyChanged,
     HostKeyUnknown,
     HostUnreachable,
     RemoteMissing,
     SshRefused,
-    TunnelNotBuilt,
 )
 from migrator.protocol import Connection
 from migrator.ssh import Session
@@ -446,7 +446,7 @@ def test_something_else_listens(server: Sshd, greeting: bytes, capfd: pytest.Cap
 
 
 def test_peers_need_the_tunnel() -> None:
-    with pytest.raises(TunnelNotBuilt, match="attic"):
+    with pytest.raises(DestinationInvalid, match="attic"):
         connect("peer:attic")
 
 

@@ -1,0 +1,175 @@
+"""A byte stream to a paired peer, through a tunnel that stands for as long as the stream is open.
+
+The tunnel lives in an event loop on a thread of its own: its echo, its watch and a relay by TCP go on while the
+command's own threads read and write.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import socket
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import migrator
+from migrator import log
+from migrator.errors import ConnectionLost
+from migrator.stream import Bytes, FileStream
+
+if TYPE_CHECKING:
+    from tunnel.health import Quality
+    from tunnel.outlook import Policy
+    from tunnel.service import Purpose
+    from tunnel.tunnel import Tunnel
+
+CLOSE_LIMIT = 15.0  # seconds that taking a tunnel down may need
+T = TypeVar("T")
+
+
+class Loop:
+    """An event loop on a thread of its own."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="migrator-tunnel", daemon=True)
+        self._thread.start()
+
+    def call(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do it there and wait; a signal that ends the wait cancels the work and waits until it has cleaned up."""
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            if not future.done():
+                future.cancel()
+                # `future` is done at once; its task, which undoes what it has made, is not.
+                asyncio.run_coroutine_threadsafe(_others_ended(), self._loop).result(CLOSE_LIMIT)
+            raise
+
+    def close(self) -> None:
+        """End loop and thread; safe to repeat."""
+        if self._thread.is_alive():
+            with contextlib.suppress(concurrent.futures.TimeoutError):
+                asyncio.run_coroutine_threadsafe(_others_ended(cancel=True), self._loop).result(CLOSE_LIMIT)
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(CLOSE_LIMIT)
+            if not self._thread.is_alive():
+                self._loop.close()
+
+
+async def _others_ended(*, cancel: bool = False) -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others if cancel else ():
+        task.cancel()
+    if others:
+        await asyncio.wait(others, timeout=CLOSE_LIMIT)
+
+
+class Opened:
+    """A tunnel that was opened for a command."""
+
+    def __init__(self, loop: Loop, tunnel: Tunnel) -> None:
+        self.tunnel = tunnel
+        self.loop = loop
+
+    def measure(self, *, throughput: bool = True) -> Quality:
+        """What the path is like now."""
+        return self.loop.call(self.tunnel.measure(throughput=throughput))
+
+    def connect(self, purpose: Purpose) -> socket.socket:
+        """A connection to the peer's service inside; raises TunnelBroken."""
+        from tunnel import service
+
+        return self.loop.call(service.connect(self.tunnel, purpose))
+
+    def close(self) -> None:
+        """Take the tunnel down; safe to repeat. Raises LeftoversRemain."""
+        try:
+            self.loop.call(self.tunnel.close())
+        finally:
+            self.loop.close()
+
+
+@contextlib.contextmanager
+def opened(peer_name: str, policy: Policy = "prefer-direct") -> Iterator[Opened]:
+    """A tunnel to a paired peer for as long as the block lasts; raises as `open_stream`."""
+    found = _open(peer_name, policy)
+    try:
+        yield found
+    finally:
+        found.close()
+
+
+def open_stream(peer_name: str, policy: Policy = "prefer-direct") -> TunnelStream:
+    """A stream to `migrator serve` on a paired peer.
+
+    Raises PeerUnknown, RendezvousUnavailable, PeerAbsent, PeerRefuses, NoPath and the other errors of tunnel.errors.
+    Closing the stream takes the tunnel down.
+    """
+    from tunnel.service import Purpose
+
+    found = _open(peer_name, policy)
+    try:
+        return TunnelStream(found, found.connect(Purpose.MIGRATE))
+    except BaseException:
+        found.close()
+        raise
+
+
+def _open(peer_name: str, policy: Policy) -> Opened:
+    from tunnel.config import Config
+    from tunnel.identity import Identity
+    from tunnel.peers import Peers
+    from tunnel.session import open_tunnel
+
+    peer = Peers().get(peer_name)
+    servers = list(dict.fromkeys([*peer.servers, *Config.load().servers]))
+    loop = Loop()
+    try:
+        tunnel = loop.call(open_tunnel(peer, Identity.load(), servers, policy, program=migrator.__version__,
+                                       tell=log.verbose))
+    except BaseException:
+        loop.close()
+        raise
+    log.verbose(f"tunnel to {peer_name}: {tunnel.path.kind}, {tunnel.path.reason} ({tunnel.path.connect_ms:.0f} ms, "
+                f"{tunnel.setup_ms:.0f} ms with signalling)", **{"tunnel": tunnel.to_json()})
+    return Opened(loop, tunnel)
+
+
+class TunnelStream(FileStream):
+    """A byte stream (`migrator.stream.ByteStream`) that owns its tunnel."""
+
+    def __init__(self, found: Opened, connection: socket.socket) -> None:
+        self.opened = found
+        self._name = f"peer:{found.tunnel.peer.name}"
+        number = connection.detach()
+        super().__init__(number, number)
+        self._watcher = asyncio.run_coroutine_threadsafe(self._until_ended(), found.loop._loop)
+
+    async def _until_ended(self) -> None:
+        """A tunnel that is broken ends the stream: nothing will come through it any more."""
+        await self.opened.tunnel.ended.wait()
+        await asyncio.sleep(0.5)  # what came before the end may still be read
+        super().close()
+
+    def readinto(self, view: memoryview) -> int:
+        return self._explained(lambda: super(TunnelStream, self).readinto(view))
+
+    def write(self, *buffers: Bytes) -> None:
+        self._explained(lambda: super(TunnelStream, self).write(*buffers))
+
+    def _explained(self, work: Callable[[], T]) -> T:
+        try:
+            return work()
+        except OSError as error:
+            if self.opened.tunnel.error:
+                raise ConnectionLost(destination=self._name, reason=self.opened.tunnel.error.message) from error
+            raise
+
+    def close(self) -> None:
+        self._watcher.cancel()
+        super().close()
+        self.opened.close()

@@ -1,0 +1,35 @@
+"""Wait for paired hosts that want to move containers here, over an outbound connection to the rendezvous.
+
+This is what a host behind NAT runs so that `-d peer:NAME` reaches it: as a service (systemctl enable --now
+migrator-agent), or for a single session with --once. Only paired peers are answered; see migrator peer.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from migrator import cli
+from migrator.errors import UsageError
+
+NAME = "agent"
+HELP = "wait on a host behind NAT for paired peers"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--once", action="store_true", help="end after one session")
+    cli.add_path(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    cli.require_root(NAME)
+    from migrator import waiting
+    from tunnel.config import Config
+    from tunnel.identity import Identity
+    from tunnel.peers import Peers
+
+    identity, peers = Identity.load(), Peers()
+    servers = dict.fromkeys([*Config.load().servers, *(server for peer in peers.all() for server in peer.servers)])
+    if not servers:
+        raise UsageError(reason="No rendezvous is known: pair with a host first (migrator peer), or name one in "
+                                "/etc/migrator/tunnel.conf")
+    waiting.wait(identity, peers, list(servers), policy=args.path, once=args.once)

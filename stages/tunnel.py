@@ -1,0 +1,134 @@
+"""Look at the way to a paired peer: what path there is and why, how long it takes, how much it carries.
+
+`ping` and `bench` make a tunnel as a migration would, measure it and take it down; `status` shows the tunnels that
+stand now, and whether the peer waits at its rendezvous.
+
+`--json` has: path (direct or relay), reason, rtt_ms, connect_ms (punching alone), setup_ms (all of it), mtu, mbit_s.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import time
+from typing import TYPE_CHECKING, Any
+
+from migrator import cli
+from migrator.cli import Result
+
+if TYPE_CHECKING:
+    from migrator.tunnelled import Opened
+
+NAME = "tunnel"
+HELP = "measure the way to a paired peer; show the tunnels that stand"
+
+BLOCK = 1 << 20  # bytes
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(metavar="ACTION", required=True, dest="action", help="ping, status, bench")
+    ping = _action(actions, "ping", "make a tunnel and measure round trips, losses and the MTU")
+    bench = _action(actions, "bench", "the same, and send data through it")
+    bench.add_argument("--seconds", metavar="N", type=cli.positive, default=3.0, help="for how long (default: 3)")
+    for each in (ping, bench):
+        cli.add_path(each)
+    _action(actions, "status", "show the tunnels to a peer, or all of them", required=False)
+
+
+def _action(actions: Any, name: str, help_: str, *, required: bool = True) -> argparse.ArgumentParser:
+    # SUPPRESS: --json and its like may stand before the action, too.
+    parser: argparse.ArgumentParser = actions.add_parser(
+        name, description=help_, help=help_, epilog=cli.STATUSES, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter, argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument("peer", metavar="PEER", nargs=None if required else "?", default=None, help="the peer's name")
+    cli.add_common(parser)
+    return parser
+
+
+def run(args: argparse.Namespace) -> Result:
+    cli.require_root(NAME)
+    if args.action == "status":
+        return _status(args.peer)
+    from migrator.tunnelled import opened
+
+    with opened(args.peer, args.path) as found:
+        quality = found.measure(throughput=False)
+        mbit_s = _bench(found, args.seconds) if args.action == "bench" else None
+        told = found.tunnel.to_json()
+    told |= {"rtt_ms": _rounded(quality.rtt_ms), "loss": quality.loss, "jitter_ms": round(quality.jitter, 3),
+             "mbit_s": _rounded(mbit_s)}
+    return Result(told, _text(told))
+
+
+def _bench(found: Opened, seconds: float) -> float:
+    """Mbit/s of one TCP stream through the tunnel, counted by who receives it."""
+    import socket
+
+    from tunnel.errors import TunnelBroken
+    from tunnel.service import Purpose
+
+    block, begun = bytes(BLOCK), time.monotonic()
+    try:
+        with found.connect(Purpose.BENCH) as connection:
+            connection.settimeout(30.0)
+            while time.monotonic() - begun < seconds:
+                connection.sendall(block)
+            connection.shutdown(socket.SHUT_WR)
+            count = connection.recv(8, socket.MSG_WAITALL)
+    except OSError as error:
+        raise TunnelBroken(name=found.tunnel.peer.name, reason=error.strerror or str(error)) from error
+    return int.from_bytes(count) * 8 / (time.monotonic() - begun) / 1e6
+
+
+def _status(name: str | None) -> Result:
+    from tunnel import status
+    from tunnel.peers import Peers
+
+    peers = [Peers().get(name)] if name else Peers().all()
+    standing = [told for told in status.all_() if name in (None, told.get("peer"))]
+    waits = {peer.name: _waits(peer) for peer in peers}
+    lines = [_text(told) for told in standing] or ["No tunnel stands."]
+    lines += [f"{peer}: {'waits' if there else 'does not wait' if there is False else 'cannot be looked up'} "
+              "at its rendezvous" for peer, there in waits.items()]
+    return Result({"tunnels": standing, "waits": waits, **(standing[0] if name and standing else {})},
+                  "\n".join(lines))
+
+
+def _waits(peer: Any) -> bool | None:
+    """Whether the peer waits to be rung; None where no rendezvous answers."""
+    import asyncio
+
+    from tunnel.config import Config
+    from tunnel.errors import RendezvousUnavailable
+    from tunnel.identity import Identity
+    from tunnel.signalling import Signalling
+
+    async def ask() -> bool:
+        servers = list(dict.fromkeys([*peer.servers, *Config.load().servers]))
+        async with await Signalling.connect(servers, Identity.load(), peer=peer.public, timeout=5.0) as signalling:
+            return await signalling.finds(peer.public)
+
+    with contextlib.suppress(RendezvousUnavailable):
+        return asyncio.run(ask())
+    return None
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 2)
+
+
+def _text(told: dict[str, Any]) -> str:
+    """A tunnel in words."""
+    rtt = "nothing comes back" if told.get("rtt_ms") is None else f"{told['rtt_ms']} ms"
+    lines = [
+        f"{told.get('peer')}: {told.get('path')} ({told.get('reason')})",
+        f"  round trip  {rtt}, loss {told.get('loss', 0):.0%}",
+        f"  connected   in {told.get('connect_ms')} ms, {told.get('setup_ms')} ms with signalling and WireGuard",
+        f"  MTU         {told.get('mtu')}",
+    ]
+    if told.get("mbit_s") is not None:
+        lines.append(f"  throughput  {told['mbit_s']:.0f} Mbit/s")
+    if told.get("heals"):
+        lines.append(f"  healed      {told['heals']} times")
+    return "\n".join(lines)
