@@ -167,18 +167,21 @@ class Connection:
             self._in_frame = False
             self._last_sent = time.monotonic()
 
-    def receive(self, room: Callable[[int], memoryview] | None = None) -> Frame:
+    def receive(self, room: Callable[[int], memoryview] | None = None, *, at_once: bool = False) -> Frame:
         """The next frame that is not just a sign of life.
 
-        `room` gives memory for the body of a SEGMENT of that many bytes; all other bodies get their own.
+        `room` gives memory for the body of a SEGMENT of that many bytes; all other bodies get their own. With `at_once`
+        the other side has no work to do before it answers: signs of life do not prolong the wait.
         """
-        frame = self.receive_or_end(room)
+        frame = self.receive_or_end(room, at_once=at_once)
         if frame is None:
             raise self._lost("the other side ended it")
         return frame
 
-    def receive_or_end(self, room: Callable[[int], memoryview] | None = None) -> Frame | None:
+    def receive_or_end(self, room: Callable[[int], memoryview] | None = None, *,
+                       at_once: bool = False) -> Frame | None:
         """As `receive`, but None where the stream ends between two frames."""
+        begun = time.monotonic()
         while True:
             header = bytearray(frames.HEADER.size)
             if not self._fill(memoryview(header), may_end=True):
@@ -188,6 +191,8 @@ class Connection:
             self._fill(body)
             if kind is not Kind.WORKING:
                 return Frame(kind, flags, body)
+            if at_once and time.monotonic() - begun > self.timeout:
+                raise self._lost(f"the other side did not go on within {self.timeout:g} seconds")
 
     def _fill(self, view: memoryview, *, may_end: bool = False) -> bool:
         """Read exactly as much as `view` holds; False if the stream ended before it and it may."""
