@@ -10,7 +10,7 @@ import json
 import socket
 import sys
 
-PORTS = (3478, 3479)
+PORTS = (4001, 4002)
 PATIENCE = 0.5
 
 

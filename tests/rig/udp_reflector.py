@@ -15,7 +15,7 @@ import selectors
 import socket
 import sys
 
-PORTS = (3478, 3479)
+PORTS = (4001, 4002)  # migrator's own rendezvous has the usual ones
 
 
 def main() -> None:
