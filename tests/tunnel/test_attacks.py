@@ -1,0 +1,252 @@
+"""A rendezvous that lies, and strangers: they gain nothing, and what they try is reported."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tunnel.serving import LOOPBACK, Serving, runs, serving
+from tunnel import session, wire
+from tunnel.errors import OfferRejected, TunnelError
+from tunnel.identity import Identity, PublicIdentity
+from tunnel.peers import Peers
+from tunnel.rendezvous.server import SignallingServer
+from tunnel.seal import Opener, Role, seal
+from tunnel.signalling import Signalling
+
+ALICE, BOB, EVE = (Identity.generate() for _ in range(3))
+SESSION = bytes(range(16))
+OFFER = {"wg": "alice's key", "candidates": [{"address": "192.0.2.1", "port": 7}]}
+
+# Takes what was to be delivered (from, data); gives what is delivered instead.
+Lie = Callable[[str, bytes], tuple[str, bytes]]
+
+
+class LyingServer:
+    """Changes what the rendezvous passes on. It sees and may change everything but what is sealed."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.lie: Lie = lambda sender, data: (sender, data)
+        self.seen: list[bytes] = []
+        honest = SignallingServer._pass_on
+
+        def pass_on(server: SignallingServer, line: Any, to: bytes, message: dict[str, Any]) -> dict[str, Any]:
+            data = wire.decode(message["data"])
+            self.seen.append(data)
+            sender, changed = self.lie(line.id.hex(), data)
+            liar = _Named(line, bytes.fromhex(sender))
+            return honest(server, liar, to, message | {"data": wire.encode(changed)})  # type: ignore[arg-type]
+
+        patch.setattr(SignallingServer, "_pass_on", pass_on)
+
+
+class _Named:
+    """A line under another's name."""
+
+    def __init__(self, line: Any, id: bytes) -> None:
+        self.id, self.name, self.address = id, line.name, line.address
+
+
+def offer(frm: Identity, to: PublicIdentity, *, role: Role = "initiator", sequence: int = 1,
+          body: dict[str, Any] = OFFER, session_id: bytes = SESSION, life: float = 60) -> bytes:
+    return seal(frm, to, session=session_id, role=role, sequence=sequence, expires=time.time() + life, body=body)
+
+
+class Scene:
+    """Alice calls, Bob waits, and the server in between does as it likes."""
+
+    def __init__(self, there: Serving, alice: Signalling, bob: Signalling, server: LyingServer) -> None:
+        self.there, self.alice, self.bob, self.server = there, alice, bob, server
+        self.bobs_opener, self.alices_opener = Opener(BOB, ALICE.public), Opener(ALICE, BOB.public)
+
+    async def bob_opens(self, sent: bytes) -> dict[str, Any]:
+        await self.alice.ring(BOB.public, sent)
+        message = await self.bob.receive(5)
+        return self.bobs_opener.open(message.data, role="initiator").body
+
+
+@contextlib.asynccontextmanager
+async def scene() -> AsyncIterator[Scene]:
+    with pytest.MonkeyPatch.context() as patch:
+        server = LyingServer(patch)
+        async with (
+            serving() as there,
+            await Signalling.connect([there.server], ALICE) as alice,
+            await Signalling.connect([there.server], BOB, waits=True) as bob,
+        ):
+            yield Scene(there, alice, bob, server)
+
+
+def flipped(data: bytes, at: int) -> bytes:
+    changed = bytearray(data)
+    changed[at] ^= 1
+    return bytes(changed)
+
+
+@runs
+async def test_swapped_keys_and_candidates() -> None:
+    """The server puts an offer of its own in the place of Alice's: with its keys, and its candidates."""
+    forged = {"wg": "eve's key", "candidates": [{"address": "203.0.113.66", "port": 66}]}
+    async with scene() as at:
+        for lie in (
+            lambda sender, _: (sender, offer(EVE, BOB.public, body=forged)),  # in Alice's name
+            lambda _, __: (EVE.public.id.hex(), offer(EVE, BOB.public, body=forged)),  # in its own
+            lambda sender, data: (sender, flipped(data, len(data) - 1)),
+            lambda sender, data: (sender, flipped(data, 10)),  # the ephemeral key
+            lambda sender, data: (sender, data[:44] + offer(EVE, BOB.public, body=forged)[44:]),
+            lambda sender, _: (sender, b""),
+        ):
+            at.server.lie = lie
+            with pytest.raises(OfferRejected):
+                await at.bob_opens(offer(ALICE, BOB.public))
+        # And no trace of it remains: the true one is opened.
+        at.server.lie = lambda sender, data: (sender, data)
+        assert await at.bob_opens(offer(ALICE, BOB.public)) == OFFER
+
+
+@runs
+async def test_the_server_cannot_read() -> None:
+    async with scene() as at:
+        await at.bob_opens(offer(ALICE, BOB.public))
+        assert at.server.seen
+        for secret in (b"alice's key", b"192.0.2.1", b"candidates", SESSION):
+            assert all(secret not in data for data in at.server.seen)
+
+
+@runs
+async def test_replayed_offers() -> None:
+    async with scene() as at:
+        await at.bob_opens(offer(ALICE, BOB.public))
+        first = at.server.seen[0]
+        at.server.lie = lambda sender, _: (sender, first)
+        with pytest.raises(OfferRejected, match="replay"):
+            await at.bob_opens(offer(ALICE, BOB.public, sequence=2))
+        # Held back and delivered late.
+        at.server.lie = lambda sender, data: (sender, data)
+        await at.bob_opens(offer(ALICE, BOB.public, sequence=9))
+        with pytest.raises(OfferRejected, match="older"):
+            await at.bob_opens(offer(ALICE, BOB.public, sequence=8))
+        with pytest.raises(OfferRejected, match="expired"):
+            await at.bob_opens(offer(ALICE, BOB.public, sequence=10, life=-1))
+
+
+@runs
+async def test_reflected_offers() -> None:
+    async with scene() as at:
+        sent = offer(ALICE, BOB.public)
+        await at.alice.ring(BOB.public, sent)
+        rung = await at.bob.receive(5)
+        # Bob's server hands Alice's own offer back to her as his answer.
+        at.server.lie = lambda sender, _: (sender, sent)
+        await at.bob.send(ALICE.public, offer(BOB, ALICE.public, role="responder"), rung.line)
+        answer = await at.alice.receive(5)
+        with pytest.raises(OfferRejected, match="reflected"):
+            at.alices_opener.open(answer.data, SESSION, role="responder")
+
+
+@runs
+async def test_an_offer_meant_for_somebody_else() -> None:
+    """Eve, who is paired with Alice too, passes on to Bob what Alice has offered to her."""
+    async with scene() as at:
+        to_eve = offer(ALICE, EVE.public)
+        at.server.lie = lambda sender, _: (sender, to_eve)
+        with pytest.raises(OfferRejected, match="not from this peer to this host"):
+            await at.bob_opens(offer(ALICE, BOB.public))
+        assert Opener(EVE, ALICE.public).open(to_eve).body == OFFER
+
+
+@runs
+async def test_an_answer_of_another_session() -> None:
+    async with scene() as at:
+        other = offer(BOB, ALICE.public, role="responder", session_id=bytes(16))
+        with pytest.raises(OfferRejected, match="another session"):
+            at.alices_opener.open(other, SESSION, role="responder")
+
+
+# --- Strangers at the agent's door ---
+
+
+class Agent:
+    """The agent as `tunnel.session` has it, but for what comes after an offer was let in."""
+
+    def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
+        self.peers = Peers(folder / "peers")
+        self.let_in: list[dict[str, Any]] = []
+        self.said: list[str] = []
+
+        async def answer(channel: Any, body: dict[str, Any], *_: Any) -> Any:
+            self.let_in.append(body)
+            raise TunnelError(reason="enough of it")
+
+        patch.setattr(session, "_answer", answer)
+
+        async def handler(_: Any) -> None:
+            raise AssertionError
+
+        self._agent = session._Agent(BOB, self.peers, handler, "prefer-direct", "", self.said.append)
+
+    async def wait(self, there: Serving) -> asyncio.Task[None]:
+        task = asyncio.create_task(self._agent.wait([there.server]))
+        while not any("waiting at" in line for line in self.said):
+            await asyncio.sleep(0.01)
+        return task
+
+
+async def rings(there: Serving, frm: Identity, data: bytes) -> list[bytes]:
+    """Ring Bob; everything that comes back within a moment."""
+    async with await Signalling.connect([there.server], frm) as caller:
+        await caller.ring(BOB.public, data)
+        answers = []
+        with contextlib.suppress(TimeoutError):
+            while True:
+                answers.append((await caller.receive(0.3)).data)
+        return answers
+
+
+def test_an_unpaired_or_removed_peer_gets_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = Agent(tmp_path, monkeypatch)
+    body = {"type": "offer", **OFFER}
+
+    @runs
+    async def test() -> None:
+        async with serving() as there:
+            task = await agent.wait(there)
+            # A stranger: his offer is well made, sealed to Bob, and signed by himself.
+            assert await rings(there, EVE, offer(EVE, BOB.public, body=body)) == []
+            assert await rings(there, EVE, b"anything") == []
+            # In the name of a peer, over a stranger's connection or with the stranger's keys.
+            agent.peers.pin("alice", ALICE.public)
+            assert await rings(there, EVE, offer(ALICE, BOB.public, body=body)) == []
+            assert await rings(there, ALICE, offer(EVE, BOB.public, body=body)) == []
+            assert agent.let_in == []
+            assert sum("not paired" in line for line in agent.said) == 3
+            # A peer is answered; once it is removed, it is a stranger, without the agent being started anew.
+            assert await rings(there, ALICE, offer(ALICE, BOB.public, body=body))
+            assert len(agent.let_in) == 1
+            agent.peers.remove("alice")
+            for sequence, session_id in ((2, SESSION), (1, bytes(16))):
+                data = offer(ALICE, BOB.public, sequence=sequence, session_id=session_id, body=body)
+                assert await rings(there, ALICE, data) == []
+            assert len(agent.let_in) == 1
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            # Nothing secret, and nothing of what a stranger wrote, in what was said.
+            said = json.dumps(agent.said)
+            assert "192.0.2.1" not in said
+            assert "alice's key" not in said
+            assert LOOPBACK in said
+
+    test()
+
+
+def test_a_removed_peer_cannot_answer_either() -> None:
+    """Whoever is not pinned cannot be called: there is no opener without a pinned identity."""
+    with pytest.raises(OfferRejected):
+        Opener(ALICE, BOB.public).open(offer(EVE, ALICE.public, role="responder"))
