@@ -66,7 +66,9 @@ def at_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def connect(where: str | Sshd, *, accept: bool = False, timeout: float = LIMIT) -> Session:
     text = where.destination if isinstance(where, Sshd) else where
-    return ssh.connect(parse(text), accept_new_host_key=accept, timeout=timeout)
+    session = ssh.connect(parse(text), accept_new_host_key=accept, timeout=timeout)
+    session.user = "root"  # no sudo, whoever runs the tests
+    return session
 
 
 def configure(server: Sshd, text: str) -> None:
