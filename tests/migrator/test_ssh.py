@@ -196,8 +196,8 @@ def test_host_entry(server: Sshd) -> None:
         assert says(session, "echo", "hello") == "hello\n"
     with pytest.raises(HostUnreachable, match="refused"):
         connect("backup:1")  # the destination's own port comes first
-    with pytest.raises(SshRefused, match="as nobody"):
-        connect("nobody@backup")
+    with pytest.raises(SshRefused, match="as no-such-user"):
+        connect("no-such-user@backup")
 
 
 def test_included_files(server: Sshd) -> None:
