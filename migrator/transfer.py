@@ -28,7 +28,8 @@ WINDOW = 64 * 1024 * 1024  # raw bytes that may be on their way without having b
 AHEAD = 4  # segments that are ready before they can be sent
 AHEAD_SMALL = 64  # the same for smaller frames
 BATCH = 16 * 1024  # bytes of small frames that are sent with one call
-ABORT_LIMIT = 10.0  # seconds for the other side to let go of a transfer that was interrupted here
+ABORT_LIMIT = 3.0  # seconds for the other side to let go of a transfer that was interrupted here
+TICK = 0.1  # seconds between two calls of `progress`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,10 +53,12 @@ def send_files(
     """Send files to the destination's "transfer" handler, which gets `op_fields` and the files' names and sizes.
 
     Segments that are there already are read and compared, but not sent. `progress` is called in this thread with the
-    raw bytes that have been acknowledged so far. `bytes_per_second` limits what goes over the network.
+    raw bytes that have been acknowledged so far, several times a second even when nothing moves; what it raises aborts
+    the transfer. `bytes_per_second` limits what goes over the network.
 
-    Raises what the reader or the destination raised; the connection can be used for further calls then, as after
-    Ctrl-C. After ConnectionLost and ProtocolError it cannot, but what has arrived stays there for the next attempt.
+    Raises what the reader, `progress` or the destination raised; the connection can be used for further calls then, as
+    after Ctrl-C, unless the destination does not let go of the transfer within ABORT_LIMIT: then it is closed. After
+    ConnectionLost and ProtocolError it cannot, but what has arrived stays there for the next attempt.
     """
     begun = time.monotonic()
     sender = _Sender(connection, op_fields, list(files), bytes_per_second)
@@ -108,6 +111,8 @@ class _Sender:
             with self._lock:
                 self._stop_sending()
                 self._end.wait_for(lambda: self._answered, ABORT_LIMIT)
+            if not self._answered:
+                self._connection.close()
             raise
         if self._read_error and not isinstance(self._answer_error, ConnectionLost | ProtocolError):
             raise self._read_error
@@ -117,16 +122,13 @@ class _Sender:
 
     def _wait(self, progress: Callable[[int], None] | None) -> None:
         """Until the destination has answered for the whole."""
-        shown = -1
-        while True:
+        answered = False
+        while not answered:
             with self._lock:
-                answered = self._end.wait_for(lambda: self._answered, 0.1)
+                answered = self._end.wait_for(lambda: self._answered, TICK)
                 done = self._done_bytes
-            if progress and done != shown:
+            if progress and not self._answer_error:
                 progress(done)
-                shown = done
-            if answered:
-                return
 
     def _stop_sending(self) -> None:
         """With the lock held."""

@@ -425,6 +425,40 @@ def test_failing_progress_leaves_the_connection_usable(tmp_path: Path) -> None:
         assert connection.call("echo", still=1) == {"still": 1}
 
 
+class TooLate(Exception):
+    """What a caller's own limit raises."""
+
+
+@pytest.mark.parametrize("lets_go", [True, False])
+def test_progress_is_asked_even_when_nothing_moves(monkeypatch: pytest.MonkeyPatch, lets_go: bool) -> None:
+    """So that the limit on the time frozen holds for a destination that hangs."""
+    over = threading.Event()
+
+    def hang(connection: Connection) -> dict[str, Any]:
+        while connection.receive().kind is not Kind.ABORT:
+            pass
+        if not lets_go:
+            over.wait(10)
+        return {"aborted": True}
+
+    def limit(_: int) -> None:
+        if time.monotonic() - begun > 0.3:
+            raise TooLate
+
+    monkeypatch.setattr(transfer, "ABORT_LIMIT", 0.3)
+    with connected({"transfer": lambda _: Takeover({"held": {}}, hang), "echo": lambda f: f}) as (connection, _):
+        begun = time.monotonic()
+        with pytest.raises(TooLate):
+            send_files(connection, {}, [file("disk-1", os.urandom(20_000_000))], progress=limit, bytes_per_second=1)
+        if lets_go:
+            assert connection.call("echo", still=1) == {"still": 1}
+        else:  # and what comes next is not held up by it
+            with pytest.raises(ConnectionLost, match="closed on this side"):
+                connection.call("echo")
+        assert time.monotonic() - begun < 3
+        over.set()
+
+
 # --- No room ---
 
 
