@@ -11,12 +11,12 @@ import collections
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from tunnel import offers, seal
 from tunnel.config import Server
-from tunnel.errors import OfferRejected, PeerSilent, RendezvousUnavailable
+from tunnel.errors import OfferRejected, PeerAbsent, PeerSilent, RendezvousUnavailable
 from tunnel.identity import Identity
 from tunnel.offers import Type
 from tunnel.peers import Peer
@@ -76,6 +76,12 @@ class Channel:
         """The reflectors of the rendezvous."""
         raise NotImplementedError
 
+    async def renew(self) -> None:
+        """Connect to the rendezvous anew: the connection may have died with the path, and would tell only much later.
+
+        Raises RendezvousUnavailable.
+        """
+
     async def close(self) -> None:
         """End it; safe to repeat."""
 
@@ -125,21 +131,26 @@ class Calling(Channel):
         self._servers = servers
         self._opener = Opener(identity, peer.public)
         self._signalling: Signalling | None = None
-        self._reader: asyncio.Task[None] | None = None
         self._line = ""  # the peer's connection; it waits on others too
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def _connected(self) -> Signalling:
         if self._signalling is None:
             self._signalling = await Signalling.connect(self._servers, self.identity, peer=self.peer.public)
-            self._reader = asyncio.create_task(self._read(self._signalling))
+            self._spawn(self._read(self._signalling))
         return self._signalling
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _read(self, signalling: Signalling) -> None:
         with contextlib.suppress(RendezvousUnavailable):
             async for message in signalling:
                 self._open(message)
-        self._signalling = None
-        self._line = ""
+        if self._signalling is signalling:
+            self._signalling, self._line = None, ""
 
     def _open(self, message: Message) -> None:
         if message.sender != self.peer.public.id:
@@ -154,9 +165,12 @@ class Calling(Channel):
         signalling = await self._connected()
         data = self._seal(kind, body or {})
         if self._line:
-            await signalling.send(self.peer.public, data, self._line)
-        else:
-            await signalling.ring(self.peer.public, data, self.peer.name)
+            try:
+                await signalling.send(self.peer.public, data, self._line)
+                return
+            except PeerAbsent:  # from there; it may wait elsewhere by now
+                self._line = ""
+        await signalling.ring(self.peer.public, data, self.peer.name)
 
     async def relay_token(self) -> RelayToken | None:
         return await _token(await self._connected(), self)
@@ -164,27 +178,38 @@ class Calling(Channel):
     async def reflectors(self) -> Sequence[tuple[str, int]]:
         return (await self._connected()).info.reflectors
 
+    async def renew(self) -> None:
+        old, self._signalling, self._line = self._signalling, None, ""
+        if old:
+            self._spawn(old.close())  # which takes its time where nobody answers
+        await self._connected()
+
     async def close(self) -> None:
-        if self._reader:
-            self._reader.cancel()
-            await asyncio.gather(self._reader, return_exceptions=True)
         if self._signalling:
             await self._signalling.close()
             self._signalling = None
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
 class Called(Channel):
     """The responder's end: answers over the connection on which the initiator was heard last."""
 
-    def __init__(self, identity: Identity, peer: Peer, session: bytes, tell: Tell, over: Signalling, line: str) -> None:
+    def __init__(self, identity: Identity, peer: Peer, session: bytes, tell: Tell, over: Signalling, line: str,
+                 renew: Callable[[], None] = lambda: None) -> None:
         super().__init__(identity, peer, session, "responder", tell)
         self._over = over
+        self._renew = renew
         self._line = line
 
     def take(self, sealed: Sealed, over: Signalling, line: str) -> None:
         """A message of this session has come, over this connection."""
         self._over, self._line = over, line
         self._take(sealed)
+
+    async def renew(self) -> None:
+        self._renew()
 
     async def send(self, kind: Type, body: dict[str, Any] | None = None) -> None:
         await self._over.send(self.peer.public, self._seal(kind, body or {}), self._line)

@@ -30,6 +30,7 @@ from tunnel.wire import Malformed
 
 ANSWER_LIMIT = 15.0  # seconds that a peer may take to answer an offer
 GO_LIMIT = 10.0  # and to begin once it has the answer
+RENEW_INTERVAL = 4.0
 SESSIONS_MAX = 16  # that one agent serves at a time
 SESSIONS_EACH = 4  # of one peer
 
@@ -177,25 +178,23 @@ async def accept(identity: Identity, peers: Peers, servers: Sequence[Server], ha
     """
     await asyncio.to_thread(_sweep)
     await asyncio.to_thread(wireguard.backend)
-    agent = _Agent(identity, peers, handler, policy, program, tell)
-    waiting = asyncio.create_task(agent.wait(servers))
-    served = asyncio.create_task(agent.served.wait())
+    agent = _Agent(identity, peers, servers, handler, policy, program, tell)
     try:
-        await asyncio.wait([waiting, *([served] if once else [])], return_when=asyncio.FIRST_COMPLETED)
-        if waiting.done():
-            waiting.result()
+        agent.renew()
+        await (agent.served.wait() if once else asyncio.Event().wait())
     finally:
-        async with _ended_with_block(waiting, served):
-            pass
         await agent.close()
 
 
 class _Agent:
-    def __init__(self, identity: Identity, peers: Peers, handler: Handler, policy: Policy, program: str,
-                 tell: Tell) -> None:
+    """Waits for rings, and serves each session in a task of its own."""
+
+    def __init__(self, identity: Identity, peers: Peers, servers: Sequence[Server], handler: Handler, policy: Policy,
+                 program: str, tell: Tell) -> None:
         self.served = asyncio.Event()  # a session has come to its end
         self._identity = identity
         self._peers = peers
+        self._servers = servers
         self._handler = handler
         self._policy: Policy = policy
         self._program = program
@@ -203,9 +202,25 @@ class _Agent:
         self._openers: dict[bytes, Opener] = {}
         self._sessions: dict[bytes, Called] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._waiting: asyncio.Task[None] | None = None
+        self._renewed = -RENEW_INTERVAL
 
-    async def wait(self, servers: Sequence[Server]) -> None:
-        async for over, message in signalling.wait(servers, self._identity, self._tell):
+    def renew(self) -> None:
+        """Wait over new connections; the rendezvous takes the newest for the right one. Not too often."""
+        if time.monotonic() - self._renewed >= RENEW_INTERVAL:
+            self._renewed = time.monotonic()
+            if self._waiting:
+                self._waiting.cancel()  # its connections end in their own time
+            self._waiting = self._spawn(self._wait())
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _wait(self) -> None:
+        async for over, message in signalling.wait(self._servers, self._identity, self._tell):
             try:
                 self._rung(over, message)
             except TunnelError as error:  # the store of peers cannot be read
@@ -228,19 +243,16 @@ class _Agent:
             if known.peer.public == peer.public:
                 known.take(sealed, over, message.line)
         elif kind == "offer":
-            channel = Called(self._identity, peer, sealed.session, self._tell, over, message.line)
+            channel = Called(self._identity, peer, sealed.session, self._tell, over, message.line, self.renew)
             self._begin(channel, sealed.body)
 
     def _begin(self, channel: Called, offer: dict[str, Any]) -> None:
         of_peer = sum(each.peer.public == channel.peer.public for each in self._sessions.values())
         if len(self._sessions) >= SESSIONS_MAX or of_peer >= SESSIONS_EACH:
-            work = self._refuse(channel, "it serves too many sessions already")
+            self._spawn(self._refuse(channel, "it serves too many sessions already"))
         else:
             self._sessions[channel.session] = channel
-            work = self._serve(channel, offer)
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+            self._spawn(self._serve(channel, offer))
 
     async def _serve(self, channel: Called, offer: dict[str, Any]) -> None:
         name = channel.peer.name
@@ -278,8 +290,6 @@ async def _until_ended(work: Coroutine[Any, Any, None], tunnel: Tunnel) -> None:
     working, ended = asyncio.create_task(work), asyncio.create_task(tunnel.ended.wait())
     async with _ended_with_block(working, ended):
         await asyncio.wait([working, ended], return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():  # what it was doing may just be ending too
-            await asyncio.wait([working], timeout=2.0)
         if working.done():
             working.result()
 

@@ -15,7 +15,7 @@ from typing import Any
 from tunnel import candidates, gathering, health, offers, status
 from tunnel.channel import Channel
 from tunnel.echo import Echo
-from tunnel.errors import LeftoversRemain, TunnelBroken, TunnelError
+from tunnel.errors import LeftoversRemain, PeerSilent, TunnelBroken, TunnelError
 from tunnel.health import Quality, Watch
 from tunnel.interface import Interface
 from tunnel.keys import SessionKeys
@@ -30,6 +30,7 @@ HEAL_PUNCH = 6.0  # seconds for one punch
 HEAL_PAUSE = 0.5
 BACK_LIMIT = 2.0  # seconds for an echo over the healed path
 TELL_INTERVAL = 2.0
+ASK_AGAIN = (1.0, 1.0, 2.0, 4.0)  # seconds to wait for an answer, each time
 UPGRADE_AFTER = (15.0, 60.0, 300.0)  # seconds on the relay until a direct path is looked for again
 
 
@@ -147,20 +148,23 @@ class Tunnel:
 
     async def _dead(self, reason: str) -> None:
         """Called by the watch; returns once the path is alive, or raises TunnelBroken."""
+        if self.ended.is_set():
+            return
         begun = time.monotonic()
         self._channel.tell(f"the path to {self.peer.name} is dead ({reason})")
         why = reason
         while time.monotonic() - begun < HEAL_LIMIT:
             if self._watch.silent < health.DEAD_AFTER:
                 break  # it came back by itself, or the other side has healed it
-            if self.role == "initiator":
-                try:
+            try:
+                await self._channel.renew()
+                if self.role == "initiator":
                     await self._punch_again(self.policy)
                     if await self._watch.back(BACK_LIMIT):
                         break
                     why = "the new path carries nothing"
-                except (TunnelError, OSError) as error:
-                    why = str(error)
+            except (TunnelError, OSError) as error:
+                why = str(error)
             await asyncio.sleep(HEAL_PAUSE if self.role == "initiator" else health.INTERVAL)
         else:
             raise TunnelBroken(name=self.peer.name, reason=f"{reason}, and healing failed: {why}")
@@ -189,8 +193,7 @@ class Tunnel:
             try:
                 local = await gathering.gather(raw, await self._channel.reflectors())
                 token = None if policy == "direct-only" else await self._channel.relay_token()
-                await self._channel.send("again", {"attempt": number, **offers.side(local, policy)})
-                body = await self._channel.receive("ready", timeout=5.0, attempt=number)
+                body = await self._asked_again(number, {"attempt": number, **offers.side(local, policy)})
                 theirs = offers.read_side(body, _own())
                 attempt = Attempt(local, theirs.remote(), self._keys.probe(number), "initiator", policy, token,
                                   limit=HEAL_PUNCH, patience=HEAL_PATIENCE, wide=False)
@@ -201,6 +204,16 @@ class Tunnel:
                 raise TunnelBroken(name=self.peer.name, reason=f"its answer makes no sense: {error}") from None
             finally:
                 raw.close()
+
+    async def _asked_again(self, number: int, said: dict[str, Any]) -> dict[str, Any]:
+        """Ask until it is ready; its connection to the rendezvous may have died too, and be made anew just now."""
+        for wait in ASK_AGAIN:
+            await self._channel.send("again", said)
+            try:
+                return await self._channel.receive("ready", timeout=wait, attempt=number)
+            except PeerSilent as error:
+                silent = error
+        raise silent
 
     async def _listen(self) -> None:
         """What the peer says through the rendezvous while the tunnel stands."""
