@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Pairing on the rig: over the rendezvous across two NATs, and over SSH where both hosts see each other."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.rig.harness import Rig, Running, wait_for
+
+BEHIND_NAT = ("--nat-a", "port-restricted", "--nat-b", "port-restricted")
+STATE = "/var/lib/migrator"
+CODE = re.compile(r"\d+-[a-z]+-[a-z]+")
+
+
+@pytest.fixture
+def unpaired(rig: Rig) -> Iterator[Rig]:
+    """Two hosts that do not know each other."""
+    forget = f"rm -f {STATE}/peers {STATE}/identity"
+    for host in ("hosta", "hostb"):
+        rig.sh(host, forget)
+    yield rig
+    for host in ("hosta", "hostb"):
+        rig.sh(host, forget)
+
+
+@pytest.fixture(scope="module")
+def nat(rig: Rig) -> Iterator[Rig]:
+    """The rig with each host behind a router of its own."""
+    rig.up(*BEHIND_NAT)
+    yield rig
+    rig.up()
+
+
+def peers(rig: Rig, host: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = rig.migrator(host, "peer", "list", "--json").expect(0).json["peers"]
+    return found
+
+
+def own(rig: Rig, host: str) -> str:
+    return str(rig.migrator(host, "peer", "show", "--json").expect(0).json["own"]["fingerprint"])
+
+
+def code_of(invite: Running) -> str:
+    wait_for(lambda: CODE.match(invite.stdout), "a code")
+    return invite.stdout.split()[0]
+
+
+# The rig without NAT comes first: the fixture `nat` makes it anew.
+
+
+def test_over_ssh(unpaired: Rig) -> None:
+    rig = unpaired
+    added = rig.migrator("hosta", "peer", "add", "root@hostb", "--json").expect(0)
+    assert added.json["peer"]["fingerprint"] == own(rig, "hostb")
+    assert [(peer["name"], peer["fingerprint"]) for peer in peers(rig, "hostb")] == [("hosta", own(rig, "hosta"))]
+    # Both know where the other can be rung: the rendezvous that the rig has configured.
+    for host in ("hosta", "hostb"):
+        assert peers(rig, host)[0]["rendezvous"] == [rig.read(host, "/etc/migrator/tunnel.conf").split()[-1]]
+    # Once more changes nothing.
+    rig.migrator("hosta", "peer", "add", "root@hostb").expect(0)
+    # The other host's identity has changed: nothing is pinned on either side.
+    rig.sh("hostb", f"rm {STATE}/identity {STATE}/peers")
+    changed = rig.migrator("hosta", "peer", "add", "root@hostb", "--json").expect(71)
+    assert changed.error["code"] == "identity-changed"
+    assert peers(rig, "hostb") == []
+    # This host's identity has changed: the other refuses it.
+    rig.migrator("hosta", "peer", "remove", "hostb").expect(0)
+    rig.migrator("hosta", "peer", "add", "root@hostb").expect(0)
+    rig.sh("hosta", f"rm {STATE}/identity {STATE}/peers")
+    refused = rig.migrator("hosta", "peer", "add", "root@hostb").expect(74)
+    assert "has changed" in refused.stderr
+    assert peers(rig, "hosta") == []
+
+
+def test_across_two_nats(nat: Rig, unpaired: Rig) -> None:
+    rig = nat
+    with rig.start("hosta", "migrator", "peer", "invite", "--name", "hostb") as invite:
+        code = code_of(invite)
+        join = rig.migrator("hostb", "peer", "join", code, "--name", "hosta", "--json").expect(0)
+        invited = invite.wait().expect(0)
+    assert join.seconds < 5
+    assert join.json["peer"]["fingerprint"] == own(rig, "hosta")
+    assert own(rig, "hostb") in invited.stdout
+    assert [peer["name"] for peer in peers(rig, "hosta")] == ["hostb"]
+    # Nothing secret in what was said, nor in what the rendezvous has written.
+    said = invited.stdout + invited.stderr + join.stdout + join.stderr
+    said += rig.sh("rendezvous", "cat /var/log/rendezvous.log /run/rendezvous.json")
+    for host in ("hosta", "hostb"):
+        private = [line.split()[1] for line in rig.read(host, f"{STATE}/identity").splitlines()[1:]]
+        assert len(private) == 2
+        assert not any(secret in said for secret in private)
+        assert rig.sh(host, f"stat -c %a {STATE}/identity").strip() == "600"
+    assert code.partition("-")[2] not in join.stdout + rig.sh("rendezvous", "cat /var/log/rendezvous.log")
+
+
+def test_a_wrong_code_burns_across_two_nats(nat: Rig, unpaired: Rig) -> None:
+    rig = nat
+    with rig.start("hosta", "migrator", "peer", "invite", "--name", "hostb") as invite:
+        code = code_of(invite)
+        rig.migrator("hostb", "peer", "join", f"{code.partition('-')[0]}-wrong-words", "--name", "hosta").expect(74)
+        assert "wrong" in invite.wait().expect(74).stderr
+    again = rig.migrator("hostb", "peer", "join", code, "--name", "hosta").expect(74)
+    assert "nobody waits" in again.stderr
+    assert peers(rig, "hosta") == peers(rig, "hostb") == []
+
+
+def test_the_rendezvous_comes_back_with_its_fingerprint(nat: Rig, unpaired: Rig) -> None:
+    rig = nat
+    before = rig.read("hosta", "/etc/migrator/tunnel.conf")
+    rig.sh("rendezvous", "pid=$(cat /run/rendezvous.pid); kill $pid; while [ -e /proc/$pid ]; do sleep 0.1; done")
+    down = rig.migrator("hosta", "peer", "invite", "--name", "hostb", "--json").expect(73)
+    assert down.error["code"] == "rendezvous-unavailable"
+    rig.up(*BEHIND_NAT)
+    assert rig.read("hosta", "/etc/migrator/tunnel.conf") == before
+    with rig.start("hosta", "migrator", "peer", "invite", "--name", "hostb") as invite:
+        rig.migrator("hostb", "peer", "join", code_of(invite), "--name", "hosta").expect(0)
+        invite.wait().expect(0)
+
+
+def test_what_knocks_from_the_net_gets_nothing(nat: Rig) -> None:
+    """The client, which nobody knows, at the rendezvous' port: TLS, and then a goodbye."""
+    script = (
+        "import socket, ssl\n"
+        "context = ssl.create_default_context(); context.check_hostname = False\n"
+        "context.verify_mode = ssl.CERT_NONE\n"
+        "for said in (b'GET / HTTP/1.1\\r\\n\\r\\n', b'\\0' * 20000 + b'\\n'):\n"
+        "    sock = context.wrap_socket(socket.create_connection(('198.51.100.5', 443), 5))\n"
+        "    sock.sendall(said)\n"
+        "    print(len(sock.recv(4096)))\n"
+    )
+    lengths = nat.exec("client", "python3", "-c", script).stdout.split()
+    assert all(int(length) < 1000 for length in lengths)
