@@ -38,9 +38,16 @@ def _stream(args: argparse.Namespace, target: destination.Destination, stack: co
 
         through_tunnel = tunnelled.open_stream(target.host, args.path)
         stack.callback(through_tunnel.close)
+        args.tunnel = through_tunnel.opened
         return through_tunnel
     from migrator import ssh
 
     session = ssh.connect(target, accept_new_host_key=args.accept_new_host_key, timeout=args.timeout)
     stack.callback(session.close)
     return session.serve(SERVE)
+
+
+def require_stable_path(args: argparse.Namespace) -> None:
+    """Before a container is frozen: raises PathUnstable where the way to a peer is not good enough for that."""
+    if tunnel := getattr(args, "tunnel", None):
+        tunnel.require_stable()

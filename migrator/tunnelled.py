@@ -74,10 +74,21 @@ class Opened:
     def __init__(self, loop: Loop, tunnel: Tunnel) -> None:
         self.tunnel = tunnel
         self.loop = loop
+        self._closed = False
 
     def measure(self, *, throughput: bool = True) -> Quality:
         """What the path is like now."""
         return self.loop.call(self.tunnel.measure(throughput=throughput))
+
+    def require_stable(self) -> None:
+        """Measure the path, which takes about a second; raises PathUnstable where nothing should be frozen over it."""
+        from tunnel import health
+        from tunnel.errors import PathUnstable
+
+        good, reason = health.stable(self.measure())
+        if not good:
+            raise PathUnstable(reason=reason)
+        log.verbose(f"path to {self.tunnel.peer.name}: {reason}")
 
     def connect(self, purpose: Purpose) -> socket.socket:
         """A connection to the peer's service inside; raises TunnelBroken."""
@@ -87,6 +98,9 @@ class Opened:
 
     def close(self) -> None:
         """Take the tunnel down; safe to repeat. Raises LeftoversRemain."""
+        if self._closed:
+            return
+        self._closed = True
         try:
             self.loop.call(self.tunnel.close())
         finally:

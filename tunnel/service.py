@@ -15,7 +15,6 @@ The HMACs are HMAC-SHA256 under the secret. Afterwards the stream is the purpose
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import enum
 import hashlib
 import hmac
@@ -111,33 +110,38 @@ async def _let_prove(connection: socket.socket, secret: bytes) -> Purpose:
 
 async def connect(tunnel: Tunnel, purpose: Purpose) -> socket.socket:
     """A connection that both sides have proved, blocking from now on; raises TunnelBroken."""
-    sock = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
+    sock: socket.socket | None = None
     try:
-        sock.setblocking(False)
         async with asyncio.timeout(TIMEOUT):
-            await _connected(sock, tunnel)
+            while (sock := await _connected(tunnel)) is None:
+                await asyncio.sleep(0.02)  # the responder may need a moment longer until it listens
             await _prove(sock, tunnel.secret, purpose)
         sock.setblocking(True)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    except (OSError, ValueError, EOFError) as error:
-        sock.close()
-        reason = "no answer from its service" if isinstance(error, TimeoutError) else str(error)
-        raise TunnelBroken(name=tunnel.peer.name, reason=reason) from error
-    except BaseException:
-        sock.close()
+    except BaseException as error:
+        if sock:
+            sock.close()
+        if isinstance(error, (OSError, ValueError, EOFError)):
+            reason = "no answer from its service" if isinstance(error, TimeoutError) else str(error)
+            raise TunnelBroken(name=tunnel.peer.name, reason=reason) from error
         raise
     return sock
 
 
-async def _connected(sock: socket.socket, tunnel: Tunnel) -> None:
-    """Connect; the responder may need a moment longer until it listens."""
-    loop = asyncio.get_running_loop()
-    sock.bind((tunnel.local_address, 0))
-    while True:
-        with contextlib.suppress(ConnectionRefusedError):
-            await loop.sock_connect(sock, (tunnel.remote_address, tunnel.port))
-            return
-        await asyncio.sleep(0.02)
+async def _connected(tunnel: Tunnel) -> socket.socket | None:
+    """A connection; None where nobody listens. Each try has a socket of its own: one that was refused is spent."""
+    sock = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        sock.bind((tunnel.local_address, 0))
+        await asyncio.get_running_loop().sock_connect(sock, (tunnel.remote_address, tunnel.port))
+    except ConnectionRefusedError:
+        sock.close()
+        return None
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 async def _prove(sock: socket.socket, secret: bytes, purpose: Purpose) -> None:
