@@ -34,7 +34,7 @@ def main() -> None:
             if word == b"where":
                 asked.sendto(json.dumps(sender).encode(), sender)
             elif word == b"knock":
-                for (address, port), other in sockets.items():
+                for (address, _), other in sockets.items():
                     if other is not asked:
                         kind = "address" if address != key.data[0] else "port"
                         other.sendto(f"other {kind}".encode(), sender)
