@@ -9,14 +9,15 @@ import time
 from collections.abc import Sequence
 from typing import Literal
 
-from tunnel import nat, punch, relay_wire
+from tunnel import nat, relay_wire
+from tunnel.actions import RELAY, RELAY_ENDPOINT, Action, Config, Done, Failed, OpenSockets, Send
 from tunnel.candidates import Candidate
 from tunnel.errors import NoPath
 from tunnel.gathering import Local
 from tunnel.nat import Endpoint
 from tunnel.outlook import Policy
 from tunnel.probes import Role
-from tunnel.punch import RELAY, RELAY_ENDPOINT, Action, Done, Failed, OpenSockets, Punch, Send
+from tunnel.punch import Punch
 from tunnel.relay import Joining, RelayToken
 from tunnel.relay_proxy import TcpPath
 
@@ -61,7 +62,7 @@ class Attempt:
     def __init__(self, local: Local, remote: Remote, key: bytes, role: Role, policy: Policy = "prefer-direct",
                  relay: RelayToken | None = None, *, limit: float = LIMIT, patience: float = LIMIT,
                  wide: bool = True) -> None:
-        config = punch.Config(
+        config = Config(
             role=role, key=key, remote=remote.candidates, local_nat=local.nat.kind, remote_nat=remote.nat,
             policy=policy, opener_ttl=local.opener_ttl, limit=limit, patience=patience, wide=wide,
         )

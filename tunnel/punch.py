@@ -13,18 +13,14 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import random
-from collections.abc import Sequence
-from typing import Literal
 
-from tunnel import nat, probes
-from tunnel.candidates import Candidate, private
+from tunnel import probes
+from tunnel.actions import RELAY, RELAY_ENDPOINT, RELAY_PAIR, Action, Config, Done, Failed, OpenSockets, Send, Where
+from tunnel.birthday import WIDE_SOCKETS, Search
+from tunnel.candidates import private
 from tunnel.nat import Endpoint
-from tunnel.outlook import Outlook, Policy, outlook
-from tunnel.probes import Probe, Role, Type
-
-RELAY = -1  # the `via` of what goes through the relay
-RELAY_ENDPOINT: Endpoint = ("relay", 0)  # and where it is sent to
+from tunnel.outlook import Outlook, outlook
+from tunnel.probes import Probe, Type
 
 # Seconds.
 INTERVAL = 0.1  # between two probes to one target
@@ -32,14 +28,6 @@ SLOWLY = 3.0  # after this long, five times that
 START_DELAY = 0.5  # a responder that hears neither a probe nor `go` begins after this
 NOMINATE_INTERVAL = 0.05
 LINGER = 0.4  # a responder answers repeated nominations for this long
-SEARCH_WIDE = 0.15  # birthday probing begins, on the side of the symmetric NAT
-SEARCH_NARROW = 0.25  # and on the other, so that what it finds has been opened
-REOPEN = 3.0  # the wide side's second round
-
-WIDE_SOCKETS = 256
-WIDE_RATE = 2000  # openers a second
-NARROW_PROBES = 2048
-NARROW_RATE = 400  # a second
 
 # What keeps us from being a scanner for whoever sends us candidates.
 TARGET_PINGS = 40  # to one target
@@ -47,62 +35,6 @@ HOST_PINGS = 10  # to one address in a private network
 LEARNED_MAX = 32  # peer-reflexive candidates
 PENDING_MAX = 4096  # probes whose answer is waited for
 NOMINATIONS = 20
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """All that is known before the first packet."""
-
-    role: Role
-    key: bytes
-    remote: Sequence[Candidate]
-    local_nat: nat.Kind = "cone"
-    remote_nat: nat.Kind = "cone"
-    policy: Policy = "prefer-direct"
-    opener_ttl: int = 2
-    limit: float = 10.0  # seconds until it is given up
-    patience: float = 60.0  # seconds for a direct path, at most, before the relay is taken
-    wide: bool = True  # whether sockets can be opened here
-    seed: int | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Send:
-    """Send a datagram: from socket 0, from one of those opened, or through the relay; with this TTL, or the usual."""
-
-    via: int
-    to: Endpoint
-    data: bytes
-    ttl: int | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class OpenSockets:
-    """Open so many more sockets and call `opened`; they are 1, 2, ..."""
-
-    count: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Done:
-    """The path is found and both sides know it."""
-
-    kind: Literal["direct", "relay"]
-    via: int
-    endpoint: Endpoint
-    rtt: float  # seconds
-    reason: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Failed:
-    """There is none."""
-
-    reason: str
-
-
-Action = Send | OpenSockets | Done | Failed
-Where = tuple[int, Endpoint]
 
 
 class State(enum.Enum):
@@ -134,10 +66,9 @@ class Punch:
         self.begun = now
         self.wake = now
         self.rejected = 0  # datagrams that were no fresh probes of the peer
-        self.guessed = 0  # probes to guessed ports
         self.outlook: Outlook = outlook(config.local_nat, config.remote_nat)
         self._config = config
-        self._random = random.Random(config.seed)  # noqa: S311  # guesses a port; no secret
+        self._search = Search(config, self.outlook, now)
         self._replays = probes.Replays()
         self._sequence = 0
         self._pairs: dict[Where, Pair] = {}
@@ -146,10 +77,6 @@ class Punch:
         self._nominated: dict[int, Where] = {}
         self._next_nomination = 0.0
         self._agreed_at = 0.0
-        self._wide = 0  # sockets opened
-        self._wide_asked = False
-        self._wide_sent = 0
-        self._ports: list[int] = []
         if config.policy != "relay-only":
             for each in config.remote:
                 left = HOST_PINGS if private(each.address) else TARGET_PINGS
@@ -170,7 +97,7 @@ class Punch:
 
     def opened(self, count: int, now: float) -> list[Action]:
         """So many sockets have been opened."""
-        self._wide = count
+        self._search.opened(count)
         return self.tick(now)
 
     def received(self, via: int, source: Endpoint, data: bytes, now: float) -> list[Action]:
@@ -212,7 +139,7 @@ class Punch:
         self._check(now)
         actions = self._pings(now)
         if self._config.policy != "relay-only" and self.state is State.CHECKING:
-            actions += self._search(now)
+            actions += self._searched(now)
         if self._config.role == "initiator":
             actions += self._nominate(now)
         return actions
@@ -262,53 +189,12 @@ class Punch:
         data = probes.make(self._config.key, Probe(kind, self._config.role, sequence, echo))
         return Send(where[0], where[1], data, ttl)
 
-    def _search(self, now: float) -> list[Action]:
-        """Birthday probing: a symmetric NAT's many mappings against guesses at their ports."""
-        if self.outlook.search == "wide" and self._config.wide and now >= self.begun + SEARCH_WIDE:
-            return self._search_wide(now)
-        if self.outlook.search == "narrow" and now >= self.begun + SEARCH_NARROW:
-            return self._search_narrow(now)
-        return []
-
-    def _search_wide(self, now: float) -> list[Action]:
-        if not self._wide_asked:
-            self._wide_asked = True
-            return [OpenSockets(WIDE_SOCKETS)]
-        targets = self._guessable()
-        since = now - self.begun - SEARCH_WIDE
-        # The second round goes all the way: should the TTL have been too small for this side's own NAT.
-        due = min(self._wide, int(since * WIDE_RATE) + 1)
-        if since > REOPEN:
-            due = self._wide + min(self._wide, int((since - REOPEN) * WIDE_RATE) + 1)
-        actions: list[Action] = []
-        while targets and self._wide_sent < due:
-            ttl = self._config.opener_ttl if self._wide_sent < self._wide else None
-            via = self._wide_sent % self._wide + 1
-            self._wide_sent += 1
-            actions += [self._ping((via, target), now, ttl) for target in targets[:1]]
-        if self._wide_sent < self._wide:
-            self._wake(now + 0.005)
+    def _searched(self, now: float) -> list[Action]:
+        """Birthday probing, where it is worth while."""
+        actions: list[Action] = [OpenSockets(WIDE_SOCKETS)] if self._search.wants_sockets(now) else []
+        actions += [self._ping(where, now, ttl) for where, ttl in self._search.due(now)]
+        self._wake(self._search.wake(now))
         return actions
-
-    def _search_narrow(self, now: float) -> list[Action]:
-        targets = self._guessable()
-        if not targets:
-            return []
-        if not self._ports:
-            self._ports = self._random.sample(range(1024, 65536), NARROW_PROBES)
-        due = min(NARROW_PROBES, int((now - self.begun - SEARCH_NARROW) * NARROW_RATE) + 1)
-        actions: list[Action] = []
-        while self.guessed < due:
-            actions.append(self._ping((0, (targets[0][0], self._ports[self.guessed])), now))
-            self.guessed += 1
-        if self.guessed < NARROW_PROBES:
-            self._wake(now + 2 / NARROW_RATE)
-        return actions
-
-    def _guessable(self) -> list[Endpoint]:
-        """Where the peer's NAT is: one address, and none in a private network, which may be this side's own."""
-        return [each.endpoint for each in self._config.remote if each.kind == "reflexive" and ":" not in each.address
-                and not private(each.address)]
 
     # --- What the peer said ---
 
@@ -395,7 +281,7 @@ class Punch:
             reason = "the relay was asked for" if self._config.policy == "relay-only" else self.outlook.relay_reason
             return [Done("relay", via, endpoint, rtt, reason)]
         kind = self._pairs[self._chosen].kind
-        return [Done("direct", via, endpoint, rtt, self.outlook.direct_reason(kind, via, self.guessed))]
+        return [Done("direct", via, endpoint, rtt, self.outlook.direct_reason(kind, via, self._search.guessed))]
 
     def _failed(self) -> list[Action]:
         self.state = State.FAILED
@@ -409,9 +295,6 @@ class Punch:
 
     def _wake(self, when: float) -> None:
         self.wake = min(self.wake, when)
-
-
-RELAY_PAIR: Where = (RELAY, RELAY_ENDPOINT)
 
 # | state      | input                               | next       | output                                             |
 # | ---------- | ----------------------------------- | ---------- | -------------------------------------------------- |
