@@ -6,13 +6,18 @@ stays with LXC, which then owns the container (`migrator.lxc.restore`).
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
+import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from migrator.errors import CommandFailed, DumpFailed
 from migrator.lxc import CGROUP
 from migrator.run import run
 
+DUMP_LIMIT = 900.0  # seconds
 GHOST_LIMIT = "256M"  # deleted files that are still open travel in the images up to this size
 
 # Read by CRIU from $CRIU_CONFIG_FILE (criu(8), configuration files): what lxc-checkpoint does not pass on.
@@ -63,13 +68,41 @@ def dump_command(pid: int, cgroup: Path, images: Path, mounts: list[str], termin
     return command
 
 
-def dump(name: str, command: list[str], images: Path, *, limit: float) -> None:
-    """Run a command of `dump_command`; raises DumpFailed with CRIU's own reason."""
+def dump(name: str, command: list[str], images: Path) -> None:
+    """Run a command of `dump_command`; raises DumpFailed with CRIU's own reason.
+
+    CRIU runs code of its own inside the tasks while it dumps them, and takes it out again in the end. Whoever kills it
+    before leaves them broken, so its limit is far beyond any downtime: a dump that takes too long is given up after it.
+    """
     try:
-        run(command, limit=limit)
+        run(command, limit=DUMP_LIMIT)
     except CommandFailed as error:
         text = reason(images / "dump.log") or error.fields["output"]
         raise DumpFailed(name=name, reason=text, log=images / "dump.log") from error
+
+
+def processes(folders: Iterable[Path]) -> list[int]:
+    """The ids of programs (CRIU, lxc-checkpoint) that have one of these images folders as an argument."""
+    wanted = {str(path).encode() for path in folders}
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit() and int(folder.name) != os.getpid():
+            with contextlib.suppress(OSError):
+                if wanted & set((folder / "cmdline").read_bytes().split(b"\0")):
+                    found.append(int(folder.name))
+    return found
+
+
+def wait_for_dump(name: str, folders: Sequence[Path]) -> None:
+    """Wait until no dump into one of these folders is under way; raises DumpFailed where it does not end.
+
+    A killed create-dump leaves CRIU behind, which goes on; its tasks must not be thawed before it has let go of them.
+    """
+    end = time.monotonic() + DUMP_LIMIT
+    while found := processes(folders):
+        if time.monotonic() > end:
+            raise DumpFailed(name=name, reason=f"CRIU does not end (process {found[0]})", log=folders[0] / "dump.log")
+        time.sleep(0.02)
 
 
 def image_files(images: Path) -> list[Path]:

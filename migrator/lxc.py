@@ -93,6 +93,14 @@ class Container:
         """
         return payload_cgroup(Path(f"/proc/{self.init_pid}/cgroup").read_text())
 
+    def tell_frozen(self) -> None:
+        """Let LXC know that the container, already frozen, is frozen."""
+        self._container.freeze()
+
+    def tell_thawed(self) -> None:
+        """Let LXC know that the container runs again."""
+        self._container.unfreeze()
+
     @property
     def mapped_root(self) -> int:
         """User id on this host of the container's root: 0 without a user namespace."""
@@ -127,17 +135,22 @@ def is_frozen(cgroup: Path) -> bool:
     return "frozen 1" in (cgroup / "cgroup.events").read_text()
 
 
-def freeze(cgroup: Path, name: str, limit: float = FREEZE_LIMIT) -> None:
-    """Stop every process below `cgroup`; raises FreezeFailed (and thaws) after `limit` seconds."""
+def freeze(container: Container, cgroup: Path, limit: float = FREEZE_LIMIT) -> None:
+    """Stop every process below `cgroup`; raises FreezeFailed (and thaws) after `limit` seconds.
+
+    Directly, because LXC's own freeze waits without a limit; then LXC is told, so that lxc-ls shows FROZEN.
+    """
     (cgroup / "cgroup.freeze").write_text("1")
     if not _wait(lambda: is_frozen(cgroup), limit):
-        thaw(cgroup)
-        raise FreezeFailed(name=name, limit=f"{limit:g}")
+        thaw(container, cgroup)
+        raise FreezeFailed(name=container.name, limit=f"{limit:g}")
+    container.tell_frozen()
 
 
-def thaw(cgroup: Path) -> None:
-    """Let the processes below `cgroup` run again."""
+def thaw(container: Container, cgroup: Path) -> None:
+    """Let the processes below `cgroup` run again, and tell LXC."""
     (cgroup / "cgroup.freeze").write_text("0")
+    container.tell_thawed()
 
 
 def processes(cgroup: Path) -> list[int]:

@@ -231,7 +231,7 @@ class Dump:
 
     def _freeze(self) -> None:
         with self.migration.step("freeze"):
-            lxc.freeze(self.cgroup, self.container.name)
+            lxc.freeze(self.container, self.cgroup)
             network.unplug(self.ports)
 
     def _dump_and_send(self) -> dict[str, Any]:
@@ -242,6 +242,7 @@ class Dump:
                 increment = self._send_increment()
             finally:
                 dump_seconds = dumping.result()  # CRIU must have let go before anybody thaws
+        self._left()
         memory = self._send_images()
         return {"increment": increment.raw_bytes, "memory": memory.raw_bytes,
                 "wire_bytes": increment.wire_bytes + memory.wire_bytes,
@@ -251,7 +252,7 @@ class Dump:
         begun = time.monotonic()
         if terminal := criu.console(self.pid):
             (self.images / criu.CONSOLE_FILE).write_text(terminal)
-        criu.dump(self.container.name, self.dump_command(), self.images, limit=self._left())
+        criu.dump(self.container.name, self.dump_command(), self.images)
         return time.monotonic() - begun
 
     def _send_increment(self) -> transfer.TransferResult:
@@ -378,7 +379,7 @@ def own(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
             if not spool.is_complete(path):
                 raise DumpRefused(name=migration.name, reason=f"the image {path.name} is not complete")
         layout.give_images(files, migration.detail["mapped_root"])
-        migration.move(Event.DUMP_RECEIVED)
+        migration.move(Event.DUMP_RECEIVED, image_files=[path.name for path in files])
         migration.move(Event.OWN)
     return {"state": migration.state}
 

@@ -64,8 +64,9 @@ def run(args: argparse.Namespace) -> Result:
 def settle(migration: Migration) -> None:
     """An earlier restore-dump was killed: either the container runs here, or what the attempt left is removed."""
     container = lxc.Container(migration.name, migration.lxcpath)
+    layout = Layout(migration.lxcpath, migration.name, migration.id)
     cgroup = _running_cgroup(container)
-    if cgroup and lxc.processes(cgroup) and not _restoring_processes(migration):
+    if cgroup and lxc.processes(cgroup) and not criu.processes(layout.image_folders()):
         log.warning(f"An earlier restore of {migration.name} was killed after it had succeeded")
         migration.move(Event.RESTORED, restored_at=time.time())
         network.announce(container.init_pid).join()
@@ -134,7 +135,7 @@ class Restore:
     def _apply(self, images: Path) -> None:
         """Check the images while the increment is received; then put the disk in place."""
         with concurrent.futures.ThreadPoolExecutor(1, "verify") as pool:
-            verifying = pool.submit(spool.verify, *criu.image_files(images))
+            verifying = pool.submit(spool.verify, *(images / name for name in self.migration.detail["image_files"]))
             last = receive(self.migration, self.layout, self.layout.spool / INCREMENT, self.number,
                            self.migration.detail["increment_uuid"])
             verifying.result()
@@ -154,7 +155,7 @@ class Restore:
             container = lxc.Container(self.migration.name, self.migration.lxcpath)
             lxc.restore(container, images, limit=self.limit)
             pid, cgroup = container.init_pid, container.cgroup
-            lxc.thaw(cgroup)  # it was frozen when it was dumped, and CRIU restores that too
+            lxc.thaw(container, cgroup)  # it was frozen when it was dumped, and CRIU restores that too
             if not lxc.processes(cgroup):
                 raise RestoreFailed(name=container.name, reason="it has no processes", log=images / "restore.log")
             return pid
@@ -198,9 +199,10 @@ def clear(migration: Migration) -> None:
     with contextlib.suppress(MigratorError, OSError):
         if cgroup := _running_cgroup(container):
             (cgroup / "cgroup.kill").write_text("1")
-    for pid in _restoring_processes(migration):
+    for pid in criu.processes(layout.image_folders()):
         with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+            # lxc-checkpoint leads a group (see `run`): the programs that it has started go with it.
+            (os.killpg if os.getpgid(pid) == pid else os.kill)(pid, signal.SIGKILL)
     _wait_stopped(container)
     container_config.fence(layout.container, (layout.container / "config").read_text(), migration.id,
                            f"{migration.name} is being moved here; see: migrator status {migration.name}")
@@ -208,19 +210,6 @@ def clear(migration: Migration) -> None:
     old = layout.old / "rootfs"
     if old.exists():
         old.rename(layout.rootfs)
-
-
-def _restoring_processes(migration: Migration) -> list[int]:
-    """`lxc-checkpoint -r` and criu restore of this migration's images."""
-    wanted = [str(path).encode() for path in Layout(migration.lxcpath, migration.name, migration.id).image_folders()]
-    found = []
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit() and int(folder.name) != os.getpid():
-            with contextlib.suppress(OSError):
-                arguments = (folder / "cmdline").read_bytes().split(b"\0")
-                if any(path in arguments for path in wanted):
-                    found.append(int(folder.name))
-    return found
 
 
 def _wait_stopped(container: lxc.Container, limit: float = 10.0) -> None:

@@ -12,7 +12,7 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
-from migrator import advice, btrfs, cli, container_config, log, lxc, names, network
+from migrator import advice, btrfs, cli, container_config, criu, log, lxc, names, network
 from migrator.advice import this_host
 from migrator.cli import Result
 from migrator.errors import (
@@ -102,10 +102,11 @@ def thaw_source(migration: Migration) -> bool:
     container = lxc.Container(migration.name, migration.lxcpath)
     with contextlib.suppress(MigratorError):
         if container.init_pid == pid and cgroup.is_dir():
+            criu.wait_for_dump(migration.name, Layout(migration.lxcpath, migration.name, migration.id).image_folders())
             with migration.step("thaw"):
                 found = [Port(**port) for port in migration.detail["ports"]]
                 network.plug(found)
-                lxc.thaw(cgroup)
+                lxc.thaw(container, cgroup)
             network.announce(pid, (0.0,)).join()
             return True
     log.warning(f"{migration.name} is not the process that was frozen any more; there is nothing to thaw")

@@ -257,7 +257,11 @@ done
 for cgroup in /sys/fs/cgroup/lxc.monitor.*; do
     [ ! -e "$cgroup" ] || timeout 5 sh -c "while [ -e $cgroup ]; do sleep 0.01; done" || echo 1 >"$cgroup/cgroup.kill"
 done
-find /sys/fs/cgroup/lxc.* -depth -type d -exec rmdir {} + 2>/dev/null
+for try in 1 2 3 4 5 6 7 8 9 10; do  # a monitor that ends holds its own for a moment
+    find /sys/fs/cgroup/lxc.* -depth -type d -exec rmdir {} + 2>/dev/null
+    ls -d /sys/fs/cgroup/lxc.* >/dev/null 2>&1 || break
+    sleep 0.2
+done
 # Subvolumes have inode 256; the deepest first.
 find /pool -mindepth 1 -depth -type d -inum 256 | while read -r path; do btrfs -q subvolume delete "$path"; done
 rm -rf /pool/* /pool/.migrator /run/migrator /dev/shm/migrator /var/lib/migrator /var/log/migrator

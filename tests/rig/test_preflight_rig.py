@@ -29,21 +29,21 @@ sleep 1000 while 1;
 # Freeze, dump as migrator does, thaw; prints what CRIU said, or nothing when it was content.
 DUMP = """
 import pathlib, shutil, sys
-from migrator import container_facts, criu, lxc
-from migrator.errors import DumpFailed
+from migrator import criu, lxc
+from migrator.preflight import container_facts
 container = lxc.Container(sys.argv[1], pathlib.Path("/pool"))
 folder = pathlib.Path("/run/dump-test")
 shutil.rmtree(folder, ignore_errors=True)
 folder.mkdir(mode=0o755)
 cgroup = container.cgroup
 mounts = [entry.target for entry in container_facts.gather(container, full=False).config.mounts if entry.bind]
-lxc.freeze(cgroup, container.name)
+lxc.freeze(container, cgroup)
 try:
-    criu.dump(container.name, criu.dump_command(container.init_pid, cgroup, folder, mounts), folder, limit=20)
+    criu.dump(container.name, criu.dump_command(container.init_pid, cgroup, folder, mounts), folder)
 except Exception as error:
     print(error)
 finally:
-    lxc.thaw(cgroup)
+    lxc.thaw(container, cgroup)
     shutil.rmtree(folder)
 """
 
