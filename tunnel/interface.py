@@ -155,6 +155,8 @@ def _check_ports(inside: Inside) -> None:
     """
     for kind, port in ((socket.SOCK_STREAM, inside.tcp_port), (socket.SOCK_DGRAM, inside.echo_port)):
         with socket.socket(socket.AF_INET6, kind) as probe:
+            if kind == socket.SOCK_STREAM:  # a connection that has ended is no listener
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((inside.local, port))
             except OSError as error:

@@ -194,7 +194,7 @@ def test_quality_of_round_trips() -> None:
     assert quality([]) == Quality(None, 0.0, 0.0)
     assert quality([None, None]) == Quality(None, 1.0, 0.0, None, 2)
     found = quality([0.010, 0.030, None, 0.020], 5.0)
-    assert (found.rtt_ms, found.jitter) == (pytest.approx(20.0), pytest.approx(15.0))
+    assert found.rtt_ms == pytest.approx(20.0) and found.jitter == pytest.approx(15.0)
     assert (found.loss, found.mbit_s, found.echoes) == (0.25, 5.0, 4)
     assert found.to_json()["rtt_ms"] == found.rtt_ms
 
