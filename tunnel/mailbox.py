@@ -17,7 +17,7 @@ from tunnel.link import Link, unavailable
 from tunnel.pairing import LIFE, NOTE_MAX, Pairing, Partner, Side, State
 from tunnel.wire import Malformed
 
-CONNECT = 10.0  # seconds for each server
+CONNECT = 5.0  # seconds for each server
 STEP = 30.0  # seconds for each answer of the other side, which is a program's, not a person's
 
 # Raises an error of `peers` if this host cannot or will not be paired with that identity.

@@ -25,7 +25,7 @@ from tunnel.wire import Malformed
 if TYPE_CHECKING:
     from tunnel.relay import RelayToken
 
-TIMEOUT = 10.0  # seconds, to connect to one server, and for each answer
+TIMEOUT = 5.0  # seconds, to connect to one server, and for each answer
 QUEUE_MAX = 64  # messages not yet taken; more are dropped
 LINE_HEX = 16  # characters of the name of a connection
 BACKOFF = (1.0, 60.0)  # seconds between tries of `wait`: the first, the longest
