@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from tunnel.config import SERVERS_MAX, Config, InvalidServer, Server, parse_servers
 from tunnel.errors import IdentityChanged, PeerNameRefused, PeerUnknown, TunnelFileUnusable
-from tunnel.identity import Identity
+from tunnel.identity import Identity, PublicIdentity
 from tunnel.peers import Peers, checked_name
 
-ONE, TWO, THREE = (Identity.generate().public for _ in range(3))
+ONE, TWO, THREE = (PublicIdentity(bytes([n]) * 32, bytes([n + 1]) * 32) for n in (1, 2, 3))
 URL = "wss://rendezvous.example.org:7443#sha256:" + "0f" * 32
 
 
