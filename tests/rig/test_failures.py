@@ -121,7 +121,8 @@ def test_transfer_of_the_images_breaks(rig: Rig, clean_hosts: CleanHosts) -> Non
     rig.sh("hosta", "tc qdisc add dev eth0 root tbf rate 200mbit burst 128k latency 50ms")
     try:
         with rig.start("hosta", "migrator", "create-dump", "c1", *TO_B, "--json") as sending:
-            wait_for(lambda: rig.sh("hostb", "ls /run/migrator/*/pages-*.img 2>/dev/null", check=False), "images arrive")
+            pages = "ls /run/migrator/*/pages-*.img 2>/dev/null"
+            wait_for(lambda: rig.sh("hostb", pages, check=False), "images arrive")
             _kill_serve(rig)
             failed(sending.wait(), RUNS_AGAIN, "connection-lost")
     finally:
@@ -334,7 +335,8 @@ def frozen(rig: Rig) -> bool:
 @pytest.mark.parametrize("number", [2, 15])
 def test_create_dump_interrupted(rig: Rig, guest: Callable[[], None], number: int) -> None:
     imported(rig)
-    with slow_criu(rig, "hosta", "dump", 3), rig.start("hosta", "migrator", "create-dump", "c1", *TO_B, "--json") as dumping:
+    command = ["migrator", "create-dump", "c1", *TO_B, "--json"]
+    with slow_criu(rig, "hosta", "dump", 3), rig.start("hosta", *command) as dumping:
         wait_for(lambda: frozen(rig), "it is frozen")
         dumping.signal(number)
         dumping.wait().expect(128 + number)
@@ -434,7 +436,8 @@ def test_container_absent_or_stopped(rig: Rig, guest: Callable[[], None]) -> Non
 def test_already_migrating_elsewhere(rig: Rig, guest: Callable[[], None]) -> None:
     rig.migrator("hosta", "prepare-data", "c1", *TO_B).expect(0)
     id_ = rig.status("hosta", "c1")["id"]
-    error = failed(rig.migrator("hosta", "prepare-data", "c1", "-d", "root@10.0.3.3", "--json"), 25, "already-migrating")
+    outcome = rig.migrator("hosta", "prepare-data", "c1", "-d", "root@10.0.3.3", "--json")
+    error = failed(outcome, 25, "already-migrating")
     assert id_ in str(error["message"])
     roll_back(rig, guest)
 
@@ -460,7 +463,8 @@ def test_a_container_of_that_name_is_there_already(rig: Rig, guest: Callable[[],
 
 
 def test_not_root(rig: Rig, guest: Callable[[], None]) -> None:
-    for stage in ("check", "prepare-data", "create-dump", "finish", "rollback", "status", "import-data", "restore-dump"):
+    for stage in ("check", "prepare-data", "create-dump", "finish", "rollback", "status", "import-data",
+                  "restore-dump"):
         destination = TO_B if stage in ("prepare-data", "create-dump") else ()
         argv = ["setpriv", "--reuid=65534", "--clear-groups", "migrator", stage, "c1", *destination, "--json"]
         failed(rig.exec("hosta", *argv, check=False), 10, "not-root")
