@@ -49,7 +49,7 @@ class Destination:
         honest = {
             "id": ID, "name": "web", "lxcpath": str(self.pool), "lxcpath_given": False, "source_host": "hosta",
             "source_lxcpath": "/pool", "destination": "root@hostb", "config": "lxc.uts.name = web\n", "includes": {},
-            "bridges": {}, "disk_bytes": 1000, "mapped_root": [0, 0], "round": 1, "uuid": UUID, "bytes": 1000,
+            "bridges": {}, "disk_bytes": 1000, "mapped_root": 0, "round": 1, "uuid": UUID, "bytes": 1000,
         }
         return serve.handlers(self.service)[op](honest | fields)
 

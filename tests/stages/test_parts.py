@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 import stages
-from migrator import layout
 from migrator.btrfs import Subvolume
 from migrator.layout import Layout
-from stages import check, cleanup, prepare_data, restore_dump
+from stages import check, cleanup, prepare_data
 
 
 def test_a_stage_is_a_module_with_these_names() -> None:
@@ -71,25 +69,6 @@ def test_an_increment_starts_from_the_newest_that_both_have() -> None:
     assert number(["a", "b-of-the-other-host"]) == 2
     assert number(["b"]) is None
     assert number(["c", "a"]) == 3
-
-
-def test_only_this_migrations_restore_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layout, "RUNTIME", tmp_path)
-
-    class Migration(NamedTuple):
-        id: str
-        lxcpath: Path = tmp_path
-        name: str = "web"
-
-    def restoring(id: str) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(["sh", "-c", "read x", "criu", "restore", "-D", tmp_path / id], stdin=subprocess.PIPE)
-
-    ours, others = restoring("0badc0de"), restoring("00000001")
-    try:
-        assert restore_dump._restoring_processes(Migration("0badc0de")) == [ours.pid]  # type: ignore[arg-type]
-    finally:
-        for process in (ours, others):
-            process.communicate()
 
 
 def test_cleaning_a_folder_keeps_what_is_alive_and_what_is_not_ours(tmp_path: Path) -> None:
