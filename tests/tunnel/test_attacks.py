@@ -186,14 +186,15 @@ class Agent:
             raise TunnelError(reason="enough of it")
 
         patch.setattr(session, "_answer", answer)
+        patch.setattr("tunnel.leftovers.sweep", list)
+        patch.setattr("tunnel.wireguard.backend", lambda: None)
 
+    async def wait(self, there: Serving) -> asyncio.Task[None]:
         async def handler(_: Any) -> None:
             raise AssertionError
 
-        self._agent = session._Agent(BOB, self.peers, handler, "prefer-direct", "", self.said.append)
-
-    async def wait(self, there: Serving) -> asyncio.Task[None]:
-        task = asyncio.create_task(self._agent.wait([there.server]))
+        waiting = session.accept(BOB, self.peers, [there.server], handler, tell=self.said.append)
+        task = asyncio.create_task(waiting)
         while not any("waiting at" in line for line in self.said):
             await asyncio.sleep(0.01)
         return task
