@@ -156,6 +156,8 @@ def add(args: argparse.Namespace) -> Result:
     from migrator.protocol import Connection
 
     target = destination.parse(args.host)
+    if target.kind is destination.Kind.PEER:
+        raise UsageError(reason=f"{target} goes through the tunnel; pairing over SSH needs a host that SSH reaches.")
     args.name = getattr(args, "name", None) or target.host
     args.rendezvous = []
     pairing = _Pairing(args)

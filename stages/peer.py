@@ -53,13 +53,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     rename.add_argument("new_name", metavar="NEW", help="its new name")
     remove = _action(actions, "remove", "forget a peer: nothing it sends is answered any more")
     remove.add_argument("name", metavar="NAME", help="the peer")
-    _action(actions, "exchange", "")
+    _action(actions, "exchange", "answer another host's `peer add` (started by it through ssh)")
 
 
 def _action(actions: Any, name: str, help_: str) -> argparse.ArgumentParser:
     # SUPPRESS: --json and its like may stand before the action, too.
     parser: argparse.ArgumentParser = actions.add_parser(
-        name, description=help_, **({"help": help_} if help_ else {}), epilog=cli.STATUSES, allow_abbrev=False,
+        name, help=help_, description=f"{help_[0].upper()}{help_[1:]}.", epilog=cli.STATUSES, allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter, argument_default=argparse.SUPPRESS,
     )
     cli.add_common(parser)
