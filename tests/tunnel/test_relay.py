@@ -1,0 +1,423 @@
+"""The relay on loopback: it forwards between its token's two ends and for nobody else, within its limits."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tunnel import gso, relay_wire
+from tunnel.nat import Endpoint
+from tunnel.relay import Joining, RelayToken
+from tunnel.relay_proxy import TcpPath
+from tunnel.rendezvous.certificate import Certificate
+from tunnel.rendezvous.relay import Limits, Relay
+from tunnel.rendezvous.tcp_relay import UNPROVED_MAX
+
+A, B, C = b"a" * 32, b"b" * 32, b"c" * 32
+SESSION = b"s" * 16
+LIMIT = 10.0  # seconds; nothing here should ever take that long
+Test = Callable[[], Coroutine[Any, Any, None]]
+
+
+def in_loop(test: Test) -> Callable[[], None]:
+    def run() -> None:
+        async def limited() -> None:
+            async with asyncio.timeout(LIMIT):
+                await test()
+
+        asyncio.run(limited())
+
+    run.__name__, run.__doc__ = test.__name__, test.__doc__
+    return run
+
+
+@contextlib.asynccontextmanager
+async def relaying(limits: Limits | None = None) -> AsyncIterator[Relay]:
+    relay = await Relay.serve("127.0.0.1", tls=Certificate.load(None, None).context, limits=limits)
+    try:
+        yield relay
+    finally:
+        await relay.close()
+
+
+def token(relay: Relay, own: bytes = A, peer: bytes = B, session: bytes = SESSION) -> RelayToken:
+    return RelayToken("127.0.0.1", relay.udp_port, relay.tcp_port, *relay.token(session, own, peer))
+
+
+class End:
+    """A UDP socket that can join."""
+
+    def __init__(self) -> None:
+        self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.socket.bind(("127.0.0.1", 0))
+        self.socket.setblocking(False)
+
+    def send(self, data: bytes, to: Endpoint) -> None:
+        self.socket.sendto(data, to)
+
+    async def receive(self, limit: float = 2.0) -> bytes:
+        async with asyncio.timeout(limit):
+            return await asyncio.get_running_loop().sock_recv(self.socket, 65536)
+
+    async def hears_nothing(self, limit: float = 0.15) -> bool:
+        try:
+            await self.receive(limit)
+        except TimeoutError:
+            return True
+        return False
+
+    async def join(self, token: RelayToken) -> Joining:
+        joining = Joining(token)
+        while not joining.joined and not joining.refused:
+            self.send(joining.datagram(time.monotonic()), token.udp)
+            joining.received(await self.receive(), time.monotonic())
+        return joining
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+@contextlib.contextmanager
+def ends(count: int) -> Any:
+    made = [End() for _ in range(count)]
+    try:
+        yield made
+    finally:
+        for end in made:
+            end.close()
+
+
+@in_loop
+async def test_forwards_between_two_ends() -> None:
+    async with relaying() as relay:
+        with ends(2) as (a, b):
+            await a.join(token(relay, A, B))
+            assert relay.dropped == 0
+            a.send(b"nobody is there yet", ("127.0.0.1", relay.udp_port))
+            await b.join(token(relay, B, A))
+            for n in range(20):
+                a.send(b"%d" % n, ("127.0.0.1", relay.udp_port))
+                assert await b.receive() == b"%d" % n
+                b.send(b"-%d" % n, ("127.0.0.1", relay.udp_port))
+                assert await a.receive() == b"-%d" % n
+        assert relay.dropped == 1
+
+
+@in_loop
+async def test_present() -> None:
+    async with relaying() as relay:
+        with ends(2) as (a, b):
+            tokens = token(relay, A, B), token(relay, B, A)
+            await a.join(tokens[0])
+            joining = Joining(tokens[1])
+            b.send(joining.datagram(0.0), tokens[1].udp)
+            joining.received(await b.receive(), 0.0)
+            b.send(joining.datagram(0.0), tokens[1].udp)
+            answer = joining.received(await b.receive(), 0.0)
+            assert answer is not None
+            assert answer.present
+
+
+@in_loop
+async def test_strangers_get_nothing() -> None:
+    """Not in, not out, not an answer; nor who has a token for another session or with another peer."""
+    async with relaying() as relay:
+        with ends(5) as (a, b, stranger, other_session, other_peer):
+            await a.join(token(relay, A, B))
+            await b.join(token(relay, B, A))
+            await other_session.join(token(relay, A, B, b"t" * 16))
+            await other_peer.join(token(relay, C, A))
+            for each in (stranger, other_session, other_peer):
+                magic = relay_wire.MAGIC
+                for data in (b"", b"x", b"\4" + bytes(31), magic, magic + bytes(97), os.urandom(1400)):
+                    each.send(data, ("127.0.0.1", relay.udp_port))
+                assert await each.hears_nothing(0.05)
+            assert await a.hears_nothing(0.05)
+            assert await b.hears_nothing(0.05)
+            a.send(b"still", ("127.0.0.1", relay.udp_port))
+            assert await b.receive() == b"still"
+            assert await stranger.hears_nothing(0.05)
+
+
+@in_loop
+async def test_tokens_are_bound() -> None:
+    """A claim that was changed in any place, or came from another relay, is not even answered."""
+    async with relaying() as relay, relaying() as other:
+        with ends(1) as (a,):
+            good = token(relay)
+            claims = [bytes(c ^ (i == n) for i, c in enumerate(good.claim)) for n in range(0, len(good.claim), 7)]
+            bad_ones = [dataclasses.replace(good, claim=each) for each in claims]
+            bad_ones += [dataclasses.replace(good, key=b"x" * 32)]
+            bad_ones += [dataclasses.replace(token(other), udp_port=good.udp_port)]
+            for bad in bad_ones:
+                a.send(Joining(bad).datagram(0.0), good.udp)
+            assert await a.hears_nothing()
+            # To oneself there is no pair.
+            a.send(Joining(token(relay, A, A)).datagram(0.0), good.udp)
+            assert await a.hears_nothing()
+
+
+@in_loop
+async def test_a_recorded_join_is_worth_nothing_elsewhere() -> None:
+    """The cookie is bound to the address: a replay from another brings a challenge, and moves nothing."""
+    async with relaying() as relay:
+        with ends(3) as (a, b, thief):
+            good = token(relay, A, B)
+            joining, recorded = Joining(good), []
+            while not joining.joined:
+                recorded.append(joining.datagram(0.0))
+                a.send(recorded[-1], good.udp)
+                joining.received(await a.receive(), 0.0)
+            await b.join(token(relay, B, A))
+            for each in recorded:
+                thief.send(each, good.udp)
+                answer = relay_wire.parse_answer(await thief.receive(), good.key)
+                assert answer is not None
+                assert answer.type is relay_wire.Type.CHALLENGE
+            b.send(b"for a", good.udp)
+            assert await a.receive() == b"for a"
+            assert await thief.hears_nothing(0.05)
+
+
+@in_loop
+async def test_moves_with_its_owner() -> None:
+    """After a NAT rebind the same end joins from another address, and the old one is forgotten."""
+    async with relaying() as relay:
+        with ends(3) as (before, b, after):
+            good = token(relay, A, B)
+            await before.join(good)
+            await b.join(token(relay, B, A))
+            await after.join(good)
+            b.send(b"moved", good.udp)
+            assert await after.receive() == b"moved"
+            before.send(b"old", good.udp)
+            assert await b.hears_nothing(0.05)
+
+
+@in_loop
+async def test_expiry() -> None:
+    """A token is for joining soon; who has joined may come back later."""
+    async with relaying(Limits(token_life=-1)) as relay:
+        with ends(1) as (a,):
+            assert (await a.join(token(relay))).refused == "the relay's token has expired"
+    async with relaying(Limits(token_life=1.0)) as relay:
+        with ends(2) as (a, b):
+            good = token(relay)
+            await a.join(good)
+            await asyncio.sleep(2.0)
+            assert (await b.join(good)).joined
+
+
+@in_loop
+async def test_pairs_are_limited() -> None:
+    async with relaying(Limits(pairs=3, pairs_each=2)) as relay:
+        with ends(5) as five:
+            sessions = [bytes([n]) * 16 for n in range(5)]
+            assert (await five[0].join(token(relay, A, B, sessions[0]))).joined
+            assert (await five[1].join(token(relay, A, C, sessions[1]))).joined
+            assert (await five[2].join(token(relay, A, C, sessions[2]))).refused, "A has two"
+            assert (await five[3].join(token(relay, C, B, sessions[3]))).joined
+            assert (await five[4].join(token(relay, b"d" * 32, b"e" * 32, sessions[4]))).refused, "all three are taken"
+        assert len(relay._pairs) == 3
+
+
+@in_loop
+async def test_quota_and_rate() -> None:
+    async with relaying(Limits(pair_bytes=10_000)) as relay:
+        with ends(2) as (a, b):
+            await a.join(token(relay, A, B))
+            await b.join(token(relay, B, A))
+            for _ in range(20):
+                a.send(bytes(1000), ("127.0.0.1", relay.udp_port))
+            got = 0
+            while not await b.hears_nothing(0.1):
+                got += 1
+            assert got == 10
+            assert (await a.join(token(relay, A, B))).refused
+    async with relaying(Limits(pair_rate=40_000)) as relay:
+        with ends(2) as (a, b):
+            await a.join(token(relay, A, B))
+            await b.join(token(relay, B, A))
+            await asyncio.sleep(0.3)
+            for _ in range(50):
+                a.send(bytes(1000), ("127.0.0.1", relay.udp_port))
+            got = 0
+            while not await b.hears_nothing(0.1):
+                got += 1
+            assert 5 <= got <= 15  # a quarter of a second's worth
+
+
+@in_loop
+async def test_idle_ends_are_forgotten() -> None:
+    async with relaying(Limits(idle=0.1)) as relay:
+        with ends(2) as (a, b):
+            await a.join(token(relay, A, B))
+            await b.join(token(relay, B, A))
+            await asyncio.sleep(0.2)
+            relay.sweep()
+            assert not relay._pairs
+            assert not relay._by_address
+            a.send(b"x", ("127.0.0.1", relay.udp_port))
+            assert await b.hears_nothing(0.05)
+
+
+@in_loop
+async def test_segments() -> None:
+    """Datagrams that came in one call leave as they came, whatever stands between them."""
+    async with relaying() as relay:
+        with ends(2) as (a, b):
+            good = token(relay, A, B)
+            await a.join(good)
+            await b.join(token(relay, B, A))
+            datagrams = [bytes([4, n]) + os.urandom(998) for n in range(40)] + [b"\4short"]
+            batch = memoryview(b"".join(datagrams))
+            gso.send(a.socket, batch, 1000, good.udp)
+            assert [await b.receive() for _ in datagrams] == datagrams
+            # One that looks like a message of ours in the middle of them.
+            odd = [os.urandom(relay_wire.JOIN_SIZE) for _ in range(5)]
+            odd[2] = relay_wire.MAGIC + b"\1" + os.urandom(relay_wire.JOIN_SIZE - 5)
+            gso.send(a.socket, memoryview(b"".join(odd)), relay_wire.JOIN_SIZE, good.udp)
+            assert [await b.receive() for _ in range(4)] == [odd[0], odd[1], odd[3], odd[4]]
+
+
+# --- TCP ---
+
+
+@pytest.mark.parametrize("other", ["udp", "tcp"])
+def test_tcp(other: str) -> None:
+    async def test() -> None:
+        async with relaying() as relay:
+            got_a: asyncio.Queue[bytes] = asyncio.Queue()
+            a = await TcpPath.open(token(relay, A, B), got_a.put_nowait, 5.0)
+            datagrams = [os.urandom(size) for size in (1, 100, 1400, 1400, 1400, 9000, 0, 5)]
+            try:
+                if other == "udp":
+                    with ends(1) as (b,):
+                        await b.join(token(relay, B, A))
+                        for each in datagrams:
+                            a.send(each)
+                            assert await b.receive() == each
+                            b.send(each, ("127.0.0.1", relay.udp_port))
+                            assert await got_a.get() == each
+                else:
+                    got_b: asyncio.Queue[bytes] = asyncio.Queue()
+                    tcp = await TcpPath.open(token(relay, B, A), got_b.put_nowait, 5.0)
+                    for each in datagrams:
+                        a.send(each)
+                        assert await got_b.get() == each
+                        tcp.send(each)
+                        assert await got_a.get() == each
+                    tcp.close()
+            finally:
+                a.close()
+
+    in_loop(test)()
+
+
+@in_loop
+async def test_proxy() -> None:
+    """WireGuard's socket speaks to the proxy; nobody else on this host gets anything through it."""
+    async with relaying() as relay:
+        with ends(3) as (wireguard, b, local_user):
+            path = await TcpPath.open(token(relay, A, B), lambda _: None, 5.0)
+            try:
+                await b.join(token(relay, B, A))
+                endpoint = path.proxy(wireguard.socket.getsockname()[1])
+                assert endpoint[0] == "127.0.0.1"
+                batch = [bytes([4]) + os.urandom(1399) for _ in range(30)] + [b"\4end"]
+                gso.send(wireguard.socket, memoryview(b"".join(batch)), 1400, endpoint)
+                assert [await b.receive() for _ in batch] == batch
+                for each in batch:
+                    b.send(each, ("127.0.0.1", relay.udp_port))
+                    assert await wireguard.receive() == each
+                local_user.send(b"\4forged", endpoint)
+                assert await b.hears_nothing(0.1)
+            finally:
+                path.close()
+
+
+@in_loop
+async def test_tcp_with_a_wrong_token_or_pin() -> None:
+    async with relaying() as relay:
+        good = token(relay)
+        for bad in (dataclasses.replace(good, key=b"x" * 32), dataclasses.replace(good, pin=b"p" * 32)):
+            with pytest.raises(OSError, match=r"ended|pinned"):
+                await TcpPath.open(bad, lambda _: None, 5.0)
+        assert not relay._pairs
+
+
+@in_loop
+async def test_tcp_leaves() -> None:
+    async with relaying() as relay:
+        path = await TcpPath.open(token(relay), lambda _: None, 5.0)
+        assert len(relay._pairs) == 1
+        path.close()
+        while relay._pairs:
+            await asyncio.sleep(0.01)
+
+
+@in_loop
+async def test_tcp_crowd() -> None:
+    """Connections that never join are few, and end."""
+    relay = await Relay.serve("127.0.0.1")  # without TLS, to be fast
+    try:
+        crowd = [await asyncio.open_connection("127.0.0.1", relay.tcp_port) for _ in range(UNPROVED_MAX + 10)]
+        ended = [asyncio.create_task(reader.read(1)) for reader, _ in crowd]
+        await asyncio.wait(ended, timeout=0.3)
+        assert sum(task.done() for task in ended) >= 9
+        for _, writer in crowd:
+            writer.close()
+        for task in ended:
+            task.cancel()
+    finally:
+        await relay.close()
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.binary(max_size=300), max_size=10), st.booleans())
+def test_tcp_garbage(pieces: list[bytes], framed: bool) -> None:
+    async def test() -> None:
+        relay = await Relay.serve("127.0.0.1")
+        try:
+            _, writer = await asyncio.open_connection("127.0.0.1", relay.tcp_port)
+            for piece in pieces:
+                writer.write(relay_wire.framed(piece) if framed else piece)
+            with contextlib.suppress(OSError):
+                await writer.drain()
+            writer.close()
+            with ends(2) as (a, b):  # and it still works
+                await a.join(token(relay, A, B))
+                await b.join(token(relay, B, A))
+                a.send(b"hello", ("127.0.0.1", relay.udp_port))
+                assert await b.receive() == b"hello"
+        finally:
+            await relay.close()
+
+    in_loop(test)()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.binary(max_size=1500) | st.binary(max_size=97).map(relay_wire.MAGIC.__add__), max_size=30))
+def test_udp_garbage(datagrams: list[bytes]) -> None:
+    async def test() -> None:
+        async with relaying() as relay:
+            with ends(3) as (a, b, stranger):
+                await a.join(token(relay, A, B))
+                await b.join(token(relay, B, A))
+                for each in datagrams:
+                    stranger.send(each, ("127.0.0.1", relay.udp_port))
+                a.send(b"hello", ("127.0.0.1", relay.udp_port))
+                assert await b.receive() == b"hello"
+                assert await stranger.hears_nothing(0.01)
+
+    in_loop(test)()
