@@ -17,7 +17,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +146,56 @@ def frames(found: Sequence[Address]) -> list[tuple[str, bytes]]:
         else:
             result.append((entry.interface, unsolicited_advertisement(mac, entry.address)))
     return result
+
+
+def hush_dad(pid: int) -> dict[str, str]:
+    """Switch IPv6's duplicate address detection off in a frozen container; returns what each interface had.
+
+    CRIU restores that setting before the addresses. With it on, the kernel probes for a second or two whether anybody
+    else has them, and answers nobody meanwhile (accept_dad in the kernel's ip-sysctl.rst). `bring_back_dad` undoes it.
+    """
+    before: dict[str, str] = {}
+
+    def hush() -> None:
+        for setting in Path("/proc/sys/net/ipv6/conf").glob("*/accept_dad"):
+            value = setting.read_text().strip()
+            if value != "0":
+                before[setting.parent.name] = value
+                setting.write_text("0")
+
+    _in_namespace(pid, hush)
+    return before
+
+
+def bring_back_dad(pid: int, before: Mapping[str, str]) -> None:
+    """Undo `hush_dad`, on either host."""
+
+    def write() -> None:
+        for interface, value in before.items():
+            with contextlib.suppress(OSError):  # an interface that has gone
+                Path("/proc/sys/net/ipv6/conf", interface, "accept_dad").write_text(value)
+
+    if before:
+        _in_namespace(pid, write)
+
+
+def _in_namespace(pid: int, work: Callable[[], None]) -> None:
+    """Do something in a container's network namespace: in a thread that moves there and ends there."""
+    failures: list[OSError] = []
+
+    def go() -> None:
+        try:
+            with Path(f"/proc/{pid}/ns/net").open() as namespace:
+                _setns(namespace.fileno())
+            work()
+        except OSError as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=go, name="netns")
+    thread.start()
+    thread.join()
+    if failures:
+        raise failures[0]
 
 
 def announce(pid: int, times: Sequence[float] = ANNOUNCEMENTS) -> threading.Thread:

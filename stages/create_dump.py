@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any, NoReturn
 
-from migrator import advice, btrfs, cli, container_config, criu, layout, log, lxc, network, spool, transfer
+from migrator import advice, btrfs, cli, container_config, criu, layout, log, lxc, names, network, spool, transfer
 from migrator.advice import this_host
 from migrator.cli import Result
 from migrator.errors import (
@@ -109,7 +109,7 @@ def settle_offer(migration: Migration, state_there: State | None) -> None:
 def _offer(migration: Migration, there: Connection) -> None:
     """Ask the destination to take the token; safe to repeat. When it says no, the container is thawed."""
     try:
-        there.call("own", id=migration.id)
+        there.call("own", id=migration.id, dad=migration.detail.get("dad", {}))
     except DumpRefused as error:
         migration.move(Event.REFUSED)
         give_up(migration, there, error)
@@ -233,6 +233,8 @@ class Dump:
         with self.migration.step("freeze"):
             lxc.freeze(self.container, self.cgroup)
             network.unplug(self.ports)
+            if self.ports:
+                self.migration.note("hush-dad", dad=network.hush_dad(self.pid))
 
     def _dump_and_send(self) -> dict[str, Any]:
         """The dump runs beside the snapshot and the sending of its increment; both see the frozen container."""
@@ -379,7 +381,8 @@ def own(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
             if not spool.is_complete(path):
                 raise DumpRefused(name=migration.name, reason=f"the image {path.name} is not complete")
         layout.give_images(files, migration.detail["mapped_root"])
-        migration.move(Event.DUMP_RECEIVED, image_files=[path.name for path in files])
+        dad = {names.interface_name(str(name)): str(int(value)) for name, value in fields["dad"].items()}
+        migration.move(Event.DUMP_RECEIVED, image_files=[path.name for path in files], dad=dad)
         migration.move(Event.OWN)
     return {"state": migration.state}
 

@@ -69,6 +69,7 @@ def settle(migration: Migration) -> None:
     if cgroup and lxc.processes(cgroup) and not criu.processes(layout.image_folders()):
         log.warning(f"An earlier restore of {migration.name} was killed after it had succeeded")
         migration.move(Event.RESTORED, restored_at=time.time())
+        network.bring_back_dad(container.init_pid, migration.detail["dad"])
         network.announce(container.init_pid).join()
     else:
         log.warning(f"An earlier restore of {migration.name} was killed; what it left is removed")
@@ -114,6 +115,7 @@ class Restore:
             self._undo(error)
         restored_at = time.time()
         announcing = network.announce(pid)
+        network.bring_back_dad(pid, self.migration.detail["dad"])
         self.migration.move(Event.RESTORED, restored_at=restored_at)
         self._tidy()
         announcing.join()

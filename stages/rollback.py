@@ -105,6 +105,7 @@ def thaw_source(migration: Migration) -> bool:
             criu.wait_for_dump(migration.name, Layout(migration.lxcpath, migration.name, migration.id).image_folders())
             with migration.step("thaw"):
                 found = [Port(**port) for port in migration.detail["ports"]]
+                network.bring_back_dad(pid, migration.detail.get("dad", {}))
                 network.plug(found)
                 lxc.thaw(container, cgroup)
             network.announce(pid, (0.0,)).join()

@@ -192,6 +192,8 @@ class Rig:
         """Destroy every guest and all that migrator keeps, on both hosts; returns what resisted, as `leftovers`."""
         for host in LXC_HOSTS:
             self.exec(host, "sh", "-c", _PURGE, check=False)
+        # The next guest with an old one's address has another hardware address.
+        self.exec("client", "ip", "neigh", "flush", "all", check=False)
         return [*self.leftovers(), *(f"{h}: {line}" for h in LXC_HOSTS for line in self.sh(h, _REMAINS).splitlines())]
 
 
@@ -218,6 +220,7 @@ for path in /run/migrator/* /dev/shm/migrator/*; do
 done
 for folder in /proc/[0-9]*; do
     name=$(cat "$folder/comm" 2>/dev/null) || continue
+    [ -s "$folder/cmdline" ] || continue  # it has ended, and waits to be reaped
     case $(tr '\0' ' ' <"$folder/cmdline" 2>/dev/null) in "[lxc monitor]"*) continue ;; esac  # of a restored container
     case $name in
     criu* | lxc-checkpoint | migrator | btrfs)

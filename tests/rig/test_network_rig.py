@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The container's place in the network: nobody answers while it is frozen, and the new place is announced."""
+
+from __future__ import annotations
+
+import re
+
+from tests.rig.conftest import CleanHosts
+from tests.rig.harness import DESTINATION, Rig, wait_for
+
+ADDRESS, ADDRESS6 = "10.0.3.100", "fd00:3::100"
+
+
+def test_silent_while_frozen_and_announced_when_restored(rig: Rig, clean_hosts: CleanHosts) -> None:
+    clean_hosts.allow("snapshot")
+    rig.guest("hosta", "c1", "redis", size=4)
+    mac = rig.sh("hosta", "sed -n 's/^lxc.net.0.hwaddr = //p' /pool/c1/config").strip()
+    rig.exec("client", "ping", "-c", "1", "-W", "2", ADDRESS)
+    rig.migrator("hosta", "prepare-data", "c1", "-d", DESTINATION).expect(0)
+    rig.migrator("hostb", "import-data", "c1").expect(0)
+    rig.migrator("hosta", "create-dump", "c1", "-d", DESTINATION).expect(0)
+    # Data that the frozen copy's kernel acknowledged would be lost: it must not answer anything.
+    assert rig.exec("client", "ping", "-c", "2", "-i", "0.3", "-W", "1", ADDRESS, check=False).status == 1
+    with rig.start("client", "tcpdump", "-l", "-n", "-e", "-i", "eth0", "arp or icmp6") as capture:
+        wait_for(lambda: "listening" in capture.stderr, "tcpdump listens")
+        rig.migrator("hostb", "restore-dump", "c1").expect(0)
+        seen = {
+            "ARP": rf"{mac} > ff:ff:ff:ff:ff:ff.*ARP.*Request who-has {ADDRESS}.* tell {ADDRESS}",
+            "NDP": rf"{mac} > 33:33:00:00:00:01.*neighbor advertisement, tgt is {ADDRESS6}",
+        }
+        for protocol, line in seen.items():
+            wait_for(lambda line=line: len(re.findall(line, capture.stdout)) >= 3,  # type: ignore[misc]
+                     f"{protocol} announces it, repeatedly")
+    rig.exec("client", "ping", "-c", "1", "-W", "1", ADDRESS)
+    rig.exec("client", "ping", "-c", "1", "-W", "1", ADDRESS6)
+    rig.migrator("hosta", "finish", "c1").expect(0)
+    # No reset from the copy's end, no second answer.
+    answers = rig.sh("client", f"arping -D -c 2 -w 2 -I eth0 {ADDRESS} || true")
+    assert len(set(re.findall(r"([0-9A-Fa-f:]{17})", answers))) == 1, answers
+    assert rig.probe("hostb", "c1")["intact"]
+
+
+def test_a_rollback_brings_the_network_back(rig: Rig, clean_hosts: CleanHosts) -> None:
+    rig.guest("hosta", "c1", "tick", ip="10.0.3.130")
+    before = rig.sh("hosta", "bridge link show master lxcbr0")
+    rig.migrator("hosta", "prepare-data", "c1", "-d", DESTINATION).expect(0)
+    rig.migrator("hostb", "import-data", "c1").expect(0)
+    rig.migrator("hosta", "create-dump", "c1", "-d", DESTINATION).expect(0)
+    assert rig.sh("hosta", "bridge link show master lxcbr0") != before
+    rig.migrator("hosta", "rollback", "c1").expect(0)
+    assert rig.sh("hosta", "bridge link show master lxcbr0") == before
+    rig.exec("client", "ping", "-c", "1", "-W", "2", "10.0.3.130")
+    assert rig.probe("hosta", "c1")["intact"]
