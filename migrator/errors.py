@@ -56,14 +56,14 @@ class SourceRunsAgain(OutcomeError):
     """{cause} The container {name} was thawed and runs on on this host."""
 
     status = 3
-    cure = "{cause_cure} Then run again: {next}"
+    cure = "{cause_cure} Try again with: {next}"
 
 
 class SourceStillFrozen(OutcomeError):
     """{cause} The container {name} is still frozen on {source}, with all its memory."""
 
     status = 4
-    cure = "{cause_cure} Then either go on with: {next} -- or give up and thaw it with: {rollback}"
+    cure = "{cause_cure} Go on with: {next} -- or give up and thaw it with: {rollback}"
 
 
 class SourceStateUnknown(OutcomeError):

@@ -31,6 +31,7 @@ from migrator.errors import (
     OutOfOrder,
     SourceRunsAgain,
     SourceStateUnknown,
+    SourceStillFrozen,
     UsageError,
 )
 from migrator.journal import DEFAULT_PATH, Journal, Migration
@@ -40,7 +41,7 @@ from migrator.preflight.container_facts import ContainerFacts
 from migrator.progress import Progress
 from migrator.protocol import Connection
 from migrator.report import size
-from migrator.service import Service
+from migrator.service import Place, Service
 from migrator.states import Event, Role, State, Verdict, decide
 from stages import check, prepare_data
 from stages.rollback import thaw_source
@@ -71,29 +72,35 @@ def run(args: argparse.Namespace) -> Result:
         if migration is None:
             raise NoMigration(name=name, stage=NAME, next=f"migrator prepare-data {name} -d {args.destination}")
         if migration.state is State.DUMPING:
-            _heal(migration)
+            heal(migration)
         if migration.state is State.PREPARED and container.state != "RUNNING":
             raise ContainerNotRunning(name=name, lxcpath=lxcpath, state=container.state)
         with connected(args, args.destination) as there:
-            state_there = prepare_data.state_there(there, migration)
-            decision = decide(NAME, migration.state, state_there)
-            next_ = advice.command(decision.next_stage, migration) if decision.next_stage else ""
-            settle_offer(migration, state_there)
-            if decision.verdict is Verdict.REFUSE:
-                raise OutOfOrder(stage=NAME, missing=decision.missing, next=next_)
-            if migration.state is State.OFFERED and not args.dry_run:
-                _offer(migration, there)
-                next_ = advice.next_command(migration)
-            if migration.state is State.DUMPED:
-                return Result({"migration": migration.id, "name": name, "stage": NAME, "already": True, "next": next_},
-                              f"{name} has already been dumped and handed over. Next: {next_}")
-            _refuse_changed(migration, container)
-            looked = check.before_stage(args, container, there, known_copy=True, bridges=migration.detail["bridges"])
-            dump = Dump(args, migration, container, there, looked.container)
-            return dump.described() if args.dry_run else dump.run()
+            return carry_out(args, migration, container, there)
 
 
-def _heal(migration: Migration) -> None:
+def carry_out(args: argparse.Namespace, migration: Migration, container: lxc.Container, there: Connection) -> Result:
+    """The stage over a connection that is there; `heal` has been called before where it was killed."""
+    name = migration.name
+    state_there = prepare_data.state_there(there, migration)
+    decision = decide(NAME, migration.state, state_there)
+    next_ = advice.command(decision.next_stage, migration) if decision.next_stage else ""
+    settle_offer(migration, state_there)
+    if decision.verdict is Verdict.REFUSE:
+        raise OutOfOrder(stage=NAME, missing=decision.missing, next=next_)
+    if migration.state is State.OFFERED and not args.dry_run:
+        _offer(migration, there)
+        next_ = advice.next_command(migration)
+    if migration.state is State.DUMPED:
+        return Result({"migration": migration.id, "name": name, "stage": NAME, "already": True, "next": next_},
+                      f"{name} has already been dumped and handed over. Next: {next_}")
+    _refuse_changed(migration, container)
+    looked = check.before_stage(args, container, there, known_copy=True, bridges=migration.detail["bridges"])
+    dump = Dump(args, migration, container, there, looked.container)
+    return dump.described() if args.dry_run else dump.run()
+
+
+def heal(migration: Migration) -> None:
     """An earlier create-dump was killed before it offered the token: the container is ours, thaw it and begin anew."""
     log.warning(f"An earlier create-dump of {migration.name} was killed; the container is thawed first")
     thaw_source(migration)
@@ -121,7 +128,12 @@ def _offer(migration: Migration, there: Connection) -> None:
 
 def give_up(migration: Migration, there: Connection, error: MigratorError) -> NoReturn:
     """Nobody else has the token: thaw, remove what this attempt has made on both hosts, and say so."""
-    thaw_source(migration)
+    try:
+        thaw_source(migration)
+    except MigratorError as trouble:
+        log.error(str(error))
+        raise SourceStillFrozen(trouble, name=migration.name, source=this_host(), next=advice.command(NAME, migration),
+                                rollback=advice.command("rollback", migration)) from error
     migration.move(Event.THAW, failed=str(error)[:2000])
     here = Layout(migration.lxcpath, migration.name, migration.id)
     _keep_log(here, error)
@@ -134,7 +146,7 @@ def give_up(migration: Migration, there: Connection, error: MigratorError) -> No
     if isinstance(error, Interrupted):
         log.info(f"{migration.name} was thawed and runs on here.")
         raise error
-    raise SourceRunsAgain(error, name=migration.name, next=advice.command(NAME, migration)) from error
+    raise SourceRunsAgain(error, name=migration.name, next=advice.again(NAME, migration)) from error
 
 
 def _keep_log(here: Layout, error: MigratorError) -> None:
@@ -167,6 +179,7 @@ class Dump:
         self.there = there
         self.facts = facts
         self.max_downtime: float = args.max_downtime
+        self.one_shot = prepare_data.one_shot(args)
         self.layout = Layout(container.lxcpath, container.name, migration.id)
         self.base = self.layout.snapshot(len(migration.detail["rounds"]))
         self.last = self.layout.snapshot(len(migration.detail["rounds"]) + 1)
@@ -262,7 +275,8 @@ class Dump:
             made = btrfs.snapshot(self.container.rootfs, self.last, read_only=True)
             with btrfs.send(self.last, self.base) as stream:
                 sent = transfer.send_files(
-                    self.there, {"kind": "increment", "id": self.migration.id, "uuid": made.uuid},
+                    self.there,
+                    {"kind": "increment", "id": self.migration.id, "uuid": made.uuid, "behind": self.one_shot},
                     [transfer.SourceFile(INCREMENT, stream, None)], progress=self._watch,
                 )
             outcome.update(bytes=sent.raw_bytes, seconds=round(sent.seconds, 3))
@@ -320,13 +334,16 @@ def dump_begin(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     migration = service.migration(fields)
     here = Layout(migration.lxcpath, migration.name, migration.id)
     migration.move(Event.RECEIVE_DUMP)
-    _drop_dump(here)
+    _drop_dump(service, migration, here)
     return {"state": migration.state}
 
 
-def _drop_dump(here: Layout) -> None:
+def _drop_dump(service: Service, migration: Migration, here: Layout) -> None:
     here.drop_images()
     spool.drop(here.spool / INCREMENT)
+    if service.behind:
+        service.behind.wait()
+    btrfs.delete(here.snapshot(len(migration.detail["rounds"]) + 1))  # received behind the transfer
 
 
 def dump_drop(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
@@ -334,20 +351,22 @@ def dump_drop(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     migration = service.migration(fields)
     if migration.state in (State.RECEIVING_DUMP, State.DUMP_RECEIVED):
         migration.move(Event.DROP_DUMP)
-        _drop_dump(Layout(migration.lxcpath, migration.name, migration.id))
+        _drop_dump(service, migration, Layout(migration.lxcpath, migration.name, migration.id))
     return {"state": migration.state}
 
 
-def receive_increment(service: Service, fields: dict[str, Any]) -> tuple[Path, bool]:
+def receive_increment(service: Service, fields: dict[str, Any]) -> Place:
     """Where the increment goes."""
     migration = service.migration(fields)
     _must_receive_dump(migration)
     migration.note("increment", increment_uuid=str(fields["uuid"])[:36])
     here = Layout(migration.lxcpath, migration.name, migration.id)
-    return here.spool, True
+    target = here.snapshot(len(migration.detail["rounds"]) + 1)
+    behind = service.import_behind(here.spool / INCREMENT, target) if fields.get("behind") else None
+    return Place(here.spool, True, behind)
 
 
-def receive_images(service: Service, fields: dict[str, Any]) -> tuple[Path, bool]:
+def receive_images(service: Service, fields: dict[str, Any]) -> Place:
     """Where the images go: memory if there is enough. They need not be on disk, as the source keeps what they hold."""
     migration = service.migration(fields)
     _must_receive_dump(migration)
@@ -358,7 +377,8 @@ def receive_images(service: Service, fields: dict[str, Any]) -> tuple[Path, bool
                       what=f"the memory of {migration.name}")
     layout.make_images(folder, migration.detail["mapped_root"])
     migration.note("images", images=str(folder), why=why)
-    return folder, False
+    service.images_of = migration.id
+    return Place(folder, False)
 
 
 def _must_receive_dump(migration: Migration) -> None:

@@ -18,6 +18,7 @@ from migrator.journal import DEFAULT_PATH, Journal, Migration
 from migrator.layout import Layout, locked
 from migrator.network import Port
 from migrator.peer import connected
+from migrator.protocol import Connection
 from migrator.service import Service
 from migrator.states import Event, Role, State, Verdict, decide
 from stages import create_dump, prepare_data
@@ -46,25 +47,30 @@ def run(args: argparse.Namespace) -> Result:
             return Result({"migration": migration.id, "name": name, "stage": NAME, "already": True},
                           f"The migration of {name} has already been finished.")
         with connected(args, args.destination or migration.peer) as there:
-            state_there = prepare_data.state_there(there, migration)
-            create_dump.settle_offer(migration, state_there)
-            decision = decide(NAME, migration.state, state_there)
-            if decision.verdict is Verdict.REFUSE:
-                raise OutOfOrder(stage=NAME, missing=decision.missing,
-                                 next=advice.command(decision.next_stage, migration))
-            if args.dry_run:
-                return _dry_run(migration)
-            there.call("running", id=migration.id)
-            if migration.state is State.OFFERED:
-                migration.move(Event.TAKEN)  # the answer that would have said so was lost
-            migration.move(Event.FINISH)
-            stop_and_fence(migration)
-            there.call("finish", id=migration.id)
-        prune(Layout(migration.lxcpath, name, migration.id))
-        migration.move(Event.FINISHED)
-        host = advice.other_host(migration.role, migration.peer, migration.detail)
-        return Result({"migration": migration.id, "name": name, "stage": NAME, "already": False},
-                      f"{name} has moved to {host}. Its root file system is kept here until: migrator cleanup {name}")
+            return carry_out(args, migration, there)
+
+
+def carry_out(args: argparse.Namespace, migration: Migration, there: Connection) -> Result:
+    """The stage over a connection that is there."""
+    name = migration.name
+    state_there = prepare_data.state_there(there, migration)
+    create_dump.settle_offer(migration, state_there)
+    decision = decide(NAME, migration.state, state_there)
+    if decision.verdict is Verdict.REFUSE:
+        raise OutOfOrder(stage=NAME, missing=decision.missing, next=advice.command(decision.next_stage, migration))
+    if args.dry_run:
+        return _dry_run(migration)
+    there.call("running", id=migration.id)
+    if migration.state is State.OFFERED:
+        migration.move(Event.TAKEN)  # the answer that would have said so was lost
+    migration.move(Event.FINISH)
+    stop_and_fence(migration)
+    there.call("finish", id=migration.id)
+    prune(Layout(migration.lxcpath, name, migration.id))
+    migration.move(Event.FINISHED)
+    host = advice.other_host(migration.role, migration.peer, migration.detail)
+    return Result({"migration": migration.id, "name": name, "stage": NAME, "already": False},
+                  f"{name} has moved to {host}. Its root file system is kept here until: migrator cleanup {name}")
 
 
 def stop_and_fence(migration: Migration) -> None:

@@ -10,14 +10,16 @@ from __future__ import annotations
 import argparse
 import shutil
 from pathlib import Path
+from typing import Any
 
 from migrator import advice, btrfs, cli, container_config, log, spool
 from migrator.advice import this_host
+from migrator.behind import Behind
 from migrator.cli import Result
 from migrator.errors import MigratorError, NoMigration, OutOfOrder, ReceiveFailed, SegmentDamaged
 from migrator.journal import DEFAULT_PATH, Journal, Migration
 from migrator.layout import Layout, locked
-from migrator.service import kept_config
+from migrator.service import Service, kept_config
 from migrator.states import Event, Role, Verdict, decide
 
 NAME = "import-data"
@@ -55,14 +57,17 @@ def arrived(journal: Journal, name: str, lxcpath: Path, stage: str) -> Migration
     return migration
 
 
-def import_round(migration: Migration, layout: Layout) -> Result:
-    """Receive the newest round and define the container. Safe to repeat after it was killed anywhere."""
+def import_round(migration: Migration, layout: Layout, behind: Behind | None = None) -> Result:
+    """Receive the newest round and define the container. Safe to repeat after it was killed anywhere.
+
+    What `behind` has received while it arrived is not received again.
+    """
     number = len(migration.detail["rounds"])
     migration.move(Event.IMPORT)
     log.info(f"Importing round {number} of {migration.name} (migration {migration.id})")
     file = layout.spool / f"disk-{number}"
     try:
-        receive(migration, layout, file, number, migration.detail["rounds"][-1]["uuid"])
+        receive(migration, layout, file, number, migration.detail["rounds"][-1]["uuid"], behind)
     except (SegmentDamaged, ReceiveFailed):
         spool.drop(file)
         migration.move(Event.RECEIVE)  # it must be sent again
@@ -77,16 +82,18 @@ def import_round(migration: Migration, layout: Layout) -> Result:
                   f"{migration.name} is defined here and stopped. Next: {next_}")
 
 
-def receive(migration: Migration, layout: Layout, file: Path, number: int, uuid: str) -> btrfs.Subvolume:
+def receive(migration: Migration, layout: Layout, file: Path, number: int, uuid: str,
+            behind: Behind | None = None) -> btrfs.Subvolume:
     """Receive one spooled stream as the snapshot of round `number`, whose uuid on the source is `uuid`.
 
     When a stream turns out to be damaged or cannot be received, it must be sent again: the migration's state says so.
     """
     target = layout.snapshot(number)
     with migration.step("receive"):
-        btrfs.delete(target)  # what a killed import left
         try:
-            btrfs.receive(spool.verified(file), layout.folder)
+            if not (behind and behind.brought(target)):
+                btrfs.delete(target)  # what a killed import left
+                btrfs.receive(spool.verified(file), layout.folder)
             found = btrfs.info(target)
             if found.received_uuid != uuid:
                 raise ReceiveFailed(path=target, reason=f"it came as {found.received_uuid or 'incomplete'}")
@@ -163,3 +170,18 @@ def drop_attempt(migration: Migration, layout: Layout) -> None:
     layout.tidy()
 
 
+# --- for a source that does all at once -----------------------------------------------------------------------
+
+
+def import_(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
+    """import-data over the source's own connection."""
+    migration = service.migration(fields)
+    decision = decide(NAME, migration.state)
+    if decision.verdict is Verdict.REFUSE:
+        raise OutOfOrder(stage=NAME, missing=decision.missing, next=advice.command(decision.next_stage, migration))
+    if decision.verdict is Verdict.GO:
+        import_round(migration, Layout(migration.lxcpath, migration.name, migration.id), service.behind)
+    return {"state": migration.state}
+
+
+HANDLERS = {"import": import_}

@@ -32,7 +32,7 @@ from migrator.peer import connected
 from migrator.progress import Progress
 from migrator.protocol import Connection
 from migrator.report import size
-from migrator.service import Service, keep_config
+from migrator.service import Place, Service, keep_config
 from migrator.states import Event, Role, State, Verdict, decide
 from stages import check
 
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> Result:
     name, lxcpath = cli.container_of(args)
     container = lxc.Container(name, lxcpath)
     with Journal(DEFAULT_PATH) as journal, locked(name):
-        migration = _unfinished(journal, name, lxcpath, args.destination)
+        migration = unfinished(journal, name, lxcpath, args.destination)
         if container.state != "RUNNING":
             raise ContainerNotRunning(name=name, lxcpath=lxcpath, state=container.state)
         with connected(args, args.destination) as there:
@@ -79,26 +79,38 @@ def run(args: argparse.Namespace) -> Result:
                     next_ = advice.command(decision.next_stage, migration)
                     raise OutOfOrder(stage=NAME, missing=decision.missing, next=next_)
             checked = check.before_stage(args, container, there, full=True, known_copy=migration is not None)
-            config = container_config.read(container.config_file, name)
-            wanted = migration.detail["destination_lxcpath"] if migration else args.destination_lxcpath
-            fields = {
-                "id": migration.id if migration else names.new_migration_id(),
-                "name": name,
-                "lxcpath": there.call("lxcpath", lxcpath=wanted)["lxcpath"],
-                "lxcpath_given": args.destination_lxcpath is not None,
-                "source_host": this_host(),
-                "source_lxcpath": str(lxcpath),
-                "destination": args.destination,
-                "config": config.text,
-                "includes": config.includes,
-                "bridges": migration.detail["bridges"] if migration else dict(args.map_bridge),
-                "disk_bytes": checked.disk_bytes,
-                "mapped_root": container.mapped_root,
-            }
-            if args.dry_run:
-                return _dry_run(container, there, fields)
-            migration, reply = _begin(args, journal, migration, there, fields)
-            return _send_round(args, migration, container, there, reply, config.digest)
+            return carry_out(args, journal, migration, container, there, checked.disk_bytes)
+
+
+def carry_out(args: argparse.Namespace, journal: Journal, migration: Migration | None, container: lxc.Container,
+              there: Connection, disk_bytes: int) -> Result:
+    """A round, after the preflight; it begins the migration where there is none."""
+    config = container_config.read(container.config_file, container.name)
+    wanted = migration.detail["destination_lxcpath"] if migration else args.destination_lxcpath
+    fields = {
+        "id": migration.id if migration else names.new_migration_id(),
+        "name": container.name,
+        "lxcpath": there.call("lxcpath", lxcpath=wanted)["lxcpath"],
+        "lxcpath_given": args.destination_lxcpath is not None,
+        "source_host": this_host(),
+        "source_lxcpath": str(container.lxcpath),
+        "destination": args.destination,
+        "config": config.text,
+        "includes": config.includes,
+        "bridges": migration.detail["bridges"] if migration else dict(args.map_bridge),
+        "disk_bytes": disk_bytes,
+        "mapped_root": container.mapped_root,
+        "one_shot": one_shot(args),
+    }
+    if args.dry_run:
+        return _dry_run(container, there, fields)
+    migration, reply = _begin(args, journal, migration, there, fields)
+    return _send_round(args, migration, container, there, reply, config.digest)
+
+
+def one_shot(args: argparse.Namespace) -> bool:
+    """Whether `migrator migrate` calls, which has the destination import and restore over the same connection."""
+    return bool(getattr(args, "one_shot", False))
 
 
 def _begin(
@@ -111,7 +123,7 @@ def _begin(
         id=fields["id"], role=Role.SOURCE, name=fields["name"], lxcpath=Path(fields["source_lxcpath"]),
         peer=args.destination, event=Event.SEND, destination_host=there.peer_host,
         source_lxcpath=fields["source_lxcpath"], destination_lxcpath=fields["lxcpath"],
-        lxcpath_given=args.lxcpath is not None, bridges=fields["bridges"], rounds=[],
+        lxcpath_given=args.lxcpath is not None, bridges=fields["bridges"], rounds=[], one_shot=fields["one_shot"],
     )
     try:
         return migration, there.call("begin", **fields)
@@ -122,7 +134,7 @@ def _begin(
         raise
 
 
-def _unfinished(journal: Journal, name: str, lxcpath: Path, where: str) -> Migration | None:
+def unfinished(journal: Journal, name: str, lxcpath: Path, where: str) -> Migration | None:
     """The migration that this call goes on with, if there is one."""
     migration = journal.latest(name, lxcpath)
     if migration is None or migration.ended:
@@ -167,7 +179,7 @@ def _send_round(
     with migration.step("send") as outcome, btrfs.send(snapshot, parent_path) as stream, \
             Progress("disk", 0 if parent_path else int(reply["disk_bytes"])) as progress:
         sent = transfer.send_files(
-            there, {"kind": "disk", "id": migration.id, "round": number},
+            there, {"kind": "disk", "id": migration.id, "round": number, "behind": one_shot(args)},
             [transfer.SourceFile(f"disk-{number}", stream, None)],
             progress=progress.update, bytes_per_second=args.bwlimit,
         )
@@ -237,6 +249,7 @@ def begin(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
             event=Event.RECEIVE, destination=str(fields["destination"])[:300],
             source_lxcpath=str(names.lxcpath(str(fields["source_lxcpath"]))), destination_lxcpath=str(lxcpath),
             lxcpath_given=bool(fields["lxcpath_given"]), rounds=[], mapped_root=int(fields["mapped_root"]),
+            one_shot=bool(fields.get("one_shot")),
         )
     elif migration.ended or migration.state is State.ABANDONING:
         raise UsageError(reason=f"migration {id_} has ended on this host")
@@ -259,7 +272,7 @@ def refuse_foreign(layout: Layout) -> None:
         raise ContainerExists(host_name=this_host(), name=layout.name, lxcpath=layout.lxcpath)
 
 
-def receive_disk(service: Service, fields: dict[str, Any]) -> tuple[Path, bool]:
+def receive_disk(service: Service, fields: dict[str, Any]) -> Place:
     """Where a round's stream goes, and that it must be on disk before it is acknowledged."""
     migration = service.migration(fields)
     number = int(fields["round"])
@@ -267,7 +280,10 @@ def receive_disk(service: Service, fields: dict[str, Any]) -> tuple[Path, bool]:
     if not 1 <= number <= len(rounds) + 1 or len(rounds) > 1000:
         raise UsageError(reason=f"round {number} does not follow round {len(rounds)}")
     migration.move(Event.RECEIVE)
-    return Layout(migration.lxcpath, migration.name, migration.id).spool, True
+    here = Layout(migration.lxcpath, migration.name, migration.id)
+    file = here.spool / f"disk-{number}"
+    behind = service.import_behind(file, here.snapshot(number)) if fields.get("behind") else None
+    return Place(here.spool, True, behind)
 
 
 def received(service: Service, fields: dict[str, Any]) -> dict[str, Any]:

@@ -14,13 +14,14 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 from migrator import advice, btrfs, cli, container_config, criu, log, lxc, network, spool
 from migrator.advice import this_host
 from migrator.cli import Result
 from migrator.errors import (
+    DowntimeExceeded,
     InternalError,
-    Interrupted,
     MigratorError,
     OutOfOrder,
     RestoreFailed,
@@ -28,6 +29,7 @@ from migrator.errors import (
 )
 from migrator.journal import DEFAULT_PATH, Journal, Migration
 from migrator.layout import Layout, locked
+from migrator.service import Service
 from migrator.states import Event, State, Verdict, decide
 from stages.create_dump import INCREMENT
 from stages.import_data import arrived, receive
@@ -87,9 +89,13 @@ def _running_cgroup(container: lxc.Container) -> Path | None:
 class Restore:
     """One restore-dump: its steps in their order, and the way back."""
 
-    def __init__(self, migration: Migration, limit: float) -> None:
+    def __init__(self, migration: Migration, limit: float, service: Service | None = None) -> None:
         self.migration = migration
+        self.end = time.monotonic() + limit
         self.limit = limit
+        # What one and the same process has received and checked is not received and checked again.
+        self.behind = service.behind if service else None
+        self.checked = service is not None and service.images_of == migration.id
         self.layout = Layout(migration.lxcpath, migration.name, migration.id)
         self.images = self.layout.images()
         self.number = len(migration.detail["rounds"]) + 1
@@ -104,7 +110,8 @@ class Restore:
             (here, lxc.restore_command(self.migration.name, self.migration.lxcpath, images)),
         ])
 
-    def run(self) -> Result:
+    def run(self, *, wait: bool = True) -> Result:
+        """Do it; without `wait` the last announcements are made after the return."""
         name, begun = self.migration.name, time.time()
         self.migration.move(Event.RESTORE)
         try:
@@ -118,7 +125,8 @@ class Restore:
         network.bring_back_dad(pid, self.migration.detail["dad"])
         self.migration.move(Event.RESTORED, restored_at=restored_at)
         self._tidy()
-        announcing.join()
+        if wait:
+            announcing.join()
         next_ = advice.next_command(self.migration)
         return Result(
             {"migration": self.migration.id, "name": name, "stage": NAME, "already": False, "pid": pid,
@@ -137,9 +145,10 @@ class Restore:
     def _apply(self, images: Path) -> None:
         """Check the images while the increment is received; then put the disk in place."""
         with concurrent.futures.ThreadPoolExecutor(1, "verify") as pool:
-            verifying = pool.submit(spool.verify, *(images / name for name in self.migration.detail["image_files"]))
+            files = [] if self.checked else [images / name for name in self.migration.detail["image_files"]]
+            verifying = pool.submit(spool.verify, *files)
             last = receive(self.migration, self.layout, self.layout.spool / INCREMENT, self.number,
-                           self.migration.detail["increment_uuid"])
+                           self.migration.detail["increment_uuid"], self.behind)
             verifying.result()
         with self.migration.step("rootfs"):
             self._put_old_aside()
@@ -155,12 +164,19 @@ class Restore:
         """CRIU and LXC do their part; then the container must be there, with its processes, and not frozen."""
         with self.migration.step("restore"):
             container = lxc.Container(self.migration.name, self.migration.lxcpath)
-            lxc.restore(container, images, limit=self.limit)
+            lxc.restore(container, images, limit=self._left())
             pid, cgroup = container.init_pid, container.cgroup
             lxc.thaw(container, cgroup)  # it was frozen when it was dumped, and CRIU restores that too
             if not lxc.processes(cgroup):
                 raise RestoreFailed(name=container.name, reason="it has no processes", log=images / "restore.log")
             return pid
+
+    def _left(self) -> float:
+        """Seconds that this may still take; raises DowntimeExceeded when there are none."""
+        left = self.end - time.monotonic()
+        if left <= 0:
+            raise DowntimeExceeded(name=self.migration.name, seconds=f"{self.limit:g}")
+        return left
 
     def _tidy(self) -> None:
         self.layout.drop_images()
@@ -173,8 +189,6 @@ class Restore:
         clear(self.migration)
         self.migration.move(Event.RESTORE_FAILED, failed=str(error)[:2000])
         ours = error if isinstance(error, MigratorError) else InternalError(reason=f"{type(error).__name__}: {error}")
-        if isinstance(ours, Interrupted):
-            raise ours
         raise SourceStillFrozen(
             ours, name=self.migration.name, source=self.migration.peer, next=advice.next_command(self.migration),
             rollback=advice.command("rollback@source", self.migration),
@@ -220,3 +234,25 @@ def _wait_stopped(container: lxc.Container, limit: float = 10.0) -> None:
         time.sleep(0.02)
 
 
+# --- for a source that does all at once -----------------------------------------------------------------------
+
+
+def restore(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
+    """restore-dump over the source's own connection; `running_for` are the seconds since the container runs here."""
+    migration = service.migration(fields)
+    if migration.state is State.RESTORING:
+        settle(migration)
+    decision = decide(NAME, migration.state)
+    if decision.verdict is Verdict.REFUSE:
+        raise OutOfOrder(stage=NAME, missing=decision.missing, next=advice.command(decision.next_stage, migration))
+    if decision.verdict is Verdict.GO:
+        limit = min(max(float(fields["limit"]), 0.0), 1e6)
+        try:
+            Restore(migration, limit, service).run(wait=False)
+        except SourceStillFrozen as error:  # what that means the source says itself
+            raise error.cause from error
+    restored_at = float(migration.detail["restored_at"])
+    return {"state": migration.state, "restored_at": restored_at, "running_for": time.time() - restored_at}
+
+
+HANDLERS = {"restore": restore}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,12 @@ from migrator.journal import DEFAULT_PATH, Journal, Migration
 from migrator.layout import Layout, locked
 from migrator.network import Port
 from migrator.peer import connected
+from migrator.protocol import Connection
 from migrator.service import Service
 from migrator.states import Event, Owner, Role, State, Verdict, decide
 
 NAME = "rollback"
-HELP = "give a migration up and let the container run on (on the source)"
+HELP = "give a migration up and let the container run on"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,6 +47,9 @@ def run(args: argparse.Namespace) -> Result:
     cli.require_root(NAME)
     name, lxcpath = cli.container_of(args)
     with Journal(DEFAULT_PATH) as journal, locked(name):
+        migration = journal.latest(name, lxcpath)
+        if migration and migration.role is Role.DESTINATION and not migration.ended:
+            return _give_up_here(args, migration)
         migration = journal.latest(name, lxcpath, Role.SOURCE)
         if migration is None:
             raise NoMigration(name=name, stage=NAME, next=f"migrator prepare-data {name} -d HOST")
@@ -58,32 +63,50 @@ def run(args: argparse.Namespace) -> Result:
                               next=advice.next_command(migration) or f"migrator status {name}")
         if args.dry_run:
             return _dry_run(migration)
-        return roll_back(args, migration)
+        return roll_back(migration, lambda: _tell(args, migration))
 
 
-def roll_back(args: argparse.Namespace, migration: Migration) -> Result:
-    """Let the destination give the token back for ever, thaw, and clean up."""
+def _tell(args: argparse.Namespace, migration: Migration) -> None:
+    with connected(args, args.destination or migration.peer) as there:
+        tell(migration, there)
+
+
+def tell(migration: Migration, there: Connection) -> None:
+    """Have the destination record that it will never run this attempt; raises AlreadyRuns where it does."""
+    there.call("abandon", id=migration.id, name=migration.name, lxcpath=migration.detail["destination_lxcpath"],
+               source_host=this_host())
+
+
+def roll_back(migration: Migration, tell: Callable[[], None]) -> Result:
+    """Let the destination give the token back for ever (`tell`), thaw, and clean up."""
     name = migration.name
     offered = migration.owner is not Owner.SOURCE
     left_there = ""
     try:
-        with connected(args, args.destination or migration.peer) as there:
-            there.call("abandon", id=migration.id, name=name, lxcpath=migration.detail["destination_lxcpath"],
-                       source_host=this_host())
+        tell()
     except MigratorError as error:
         if isinstance(error, AlreadyRuns):
             raise
         if offered:
             raise SourceStateUnknown(error, name=name, destination=migration.peer,
                                      rollback=advice.command(NAME, migration)) from error
-        left_there = f" {migration.peer} could not be told ({error}); clean up there with: migrator cleanup"
+        left_there = f" {migration.peer} could not be told ({error}); clean up there with: migrator rollback {name}"
     migration.move(Event.ROLL_BACK, abandoned=not left_there)
     thawed = thaw_source(migration)
     drop_attempt(migration)
     migration.move(Event.ROLLED_BACK)
     return Result({"migration": migration.id, "name": name, "stage": NAME, "already": False, "thawed": thawed,
                    "destination_told": not left_there},
-                  f"{name} runs on here.{left_there}")
+                  f"{_where(migration)}{left_there}")
+
+
+def _where(migration: Migration) -> str:
+    """What has become of the container on its own host."""
+    container = lxc.Container(migration.name, migration.lxcpath)
+    if container.state == "RUNNING":
+        return f"{migration.name} runs on here."
+    return (f"{migration.name} is {container.state} here: the processes that were frozen are gone, as after a reboot."
+            f" Start it from its disk with: lxc-start -P {migration.lxcpath} {migration.name}")
 
 
 def thaw_source(migration: Migration) -> bool:
@@ -138,13 +161,23 @@ def _dry_run(migration: Migration) -> Result:
 # --- on the destination ---------------------------------------------------------------------------------------
 
 
+def _give_up_here(args: argparse.Namespace, migration: Migration) -> Result:
+    """Typed on the destination: this host never runs the attempt. The source thaws when it is told to."""
+    layout = Layout(migration.lxcpath, migration.name, migration.id)
+    if args.dry_run:
+        return cli.dry_run([(this_host(), ["btrfs", "subvolume", "delete", str(path)])
+                            for path in layout.own_snapshots()])
+    _abandon(migration)
+    next_ = advice.command("rollback@source", migration)
+    return Result({"migration": migration.id, "name": migration.name, "stage": NAME, "already": False, "next": next_},
+                  f"{migration.name} will not run here, and nothing of it is left. Next: {next_}")
+
+
 def abandon(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     """Record that this host will never let this attempt run, then remove what it has brought; safe to repeat.
 
     An attempt that this host has never heard of is recorded too: a message that was under way must not begin it.
     """
-    from stages import import_data, restore_dump
-
     migration = service.find(fields)
     if migration is None:
         lxcpath = names.lxcpath(str(fields["lxcpath"]))
@@ -153,6 +186,13 @@ def abandon(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
             name=names.container_name(str(fields["name"])), lxcpath=lxcpath, peer=str(fields["source_host"])[:253],
             event=Event.ABANDON, rounds=[], destination_lxcpath=str(lxcpath),
         )
+    _abandon(migration)
+    return {"state": migration.state}
+
+
+def _abandon(migration: Migration) -> None:
+    from stages import import_data, restore_dump
+
     if migration.state is State.RESTORING:
         restore_dump.settle(migration)
     if migration.state in (State.RESTORED, State.FINISHED):
@@ -161,7 +201,6 @@ def abandon(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
         migration.move(Event.ABANDON)
         import_data.drop_attempt(migration, Layout(migration.lxcpath, migration.name, migration.id))
         migration.move(Event.ABANDONED)
-    return {"state": migration.state}
 
 
 HANDLERS = {"abandon": abandon}

@@ -6,7 +6,6 @@ import argparse
 import contextlib
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import stages
@@ -14,15 +13,14 @@ from migrator import cli, log, spool
 from migrator.errors import ProtocolError
 from migrator.journal import DEFAULT_PATH, Journal
 from migrator.protocol import Connection, Handler, Takeover, serve
-from migrator.service import Service
+from migrator.service import Place, Service
 from migrator.stream import FileStream
 
 NAME = "serve"
 HELP = "answer the other host (started by it through ssh)"
 SILENCE_LIMIT = 60.0  # seconds; a source that works says so more often
 
-# Says where the streams of a transfer go, and whether they must be on disk before they are acknowledged.
-Receiver = Callable[[Service, dict[str, Any]], tuple[Path, bool]]
+Receiver = Callable[[Service, dict[str, Any]], Place]
 
 
 def add_arguments(_parser: argparse.ArgumentParser) -> None:
@@ -55,5 +53,5 @@ def transfer(service: Service, fields: dict[str, Any]) -> Takeover:
     kind = str(fields.get("kind"))
     if kind not in receivers:
         raise ProtocolError(reason=f"it sends data of the unknown kind {kind[:40]!a}")
-    folder, durable = receivers[kind](service, fields)
-    return spool.receive(folder, fields.get("files"), durable=durable)
+    place = receivers[kind](service, fields)
+    return spool.receive(place.folder, fields.get("files"), durable=place.durable, watcher=place.behind)

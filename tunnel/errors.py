@@ -62,7 +62,7 @@ class _Blank(dict[str, Any]):
 
 
 def _fill(template: str, fields: dict[str, Any]) -> str:
-    return " ".join(template.split()).format_map(_Blank(fields))
+    return " ".join(template.split()).format_map(_Blank(fields)).strip()
 
 
 class TunnelError(DocumentedError):

@@ -121,7 +121,7 @@ def test_an_outcome_shows_its_cause_and_the_cures_of_both() -> None:
     cause = NoSpace(where="/pool", free="1 MiB", needed="2 MiB", what="this")
     error = SourceRunsAgain(cause, name="web", next="migrator create-dump web -d hostb")
     assert error.message == f"{cause.message} The container web was thawed and runs on on this host."
-    assert error.hint == f"{cause.hint} Then run again: migrator create-dump web -d hostb"
+    assert error.hint == f"{cause.hint} Try again with: migrator create-dump web -d hostb"
     assert error.exit_status == 3
     assert error.to_json()["cause"] == cause.to_json()
 

@@ -316,3 +316,46 @@ def test_rollback_from_every_stage(rig: Rig, clean_hosts: CleanHosts) -> None:
     rig.migrator("hosta", "finish", "c1").expect(0)
     assert rig.probe("hostb", "c1")["intact"]
     clean_hosts.allow("snapshot")
+
+
+def test_rollback_of_a_way_back_leaves_the_earlier_stay_as_it_was(rig: Rig, clean_hosts: CleanHosts) -> None:
+    """A has the fenced copy of a container that is on B; its way back to A is given up."""
+    clean_hosts.allow("snapshot")
+    rig.guest("hosta", "c1", "tick")
+    move(rig, "c1", "hosta")
+    look = "cd /pool/c1 && ls && cat config migrator-fence && btrfs subvolume show rootfs | grep '^[[:space:]]UUID:'"
+    before = rig.sh("hosta", look)
+    prepare(rig, "c1", "hostb")
+    rig.migrator("hostb", "create-dump", "c1", "-d", "root@hosta").expect(0)
+    rig.migrator("hostb", "rollback", "c1").expect(0)
+    assert rig.sh("hosta", look) == before
+    assert "was migrated to hostb" in rig.sh("hosta", "lxc-start -F -n c1 2>&1 | cat")
+    assert rig.probe("hostb", "c1")["intact"]
+    assert move(rig, "c1", "hostb") < 1 << 20, "the base that both hosts have was lost"
+    assert rig.probe("hosta", "c1")["intact"]
+
+
+def test_rollback_on_the_destination(rig: Rig, clean_hosts: CleanHosts) -> None:
+    """The destination can give an attempt up by itself; the source then learns it from its own rollback."""
+    rig.guest("hosta", "c1", "tick")
+    prepare(rig, "c1", "hosta")
+    rig.migrator("hosta", "create-dump", "c1", "-d", "root@hostb").expect(0)
+    said = rig.migrator("hostb", "rollback", "c1", "--json").expect(0).json
+    assert said["next"] == "migrator rollback c1   (on hosta)"
+    rig.migrator("hostb", "restore-dump", "c1").expect(27)
+    assert rig.sh("hostb", "ls /pool").strip() == ""
+    rig.migrator("hosta", "rollback", "c1").expect(0)
+    assert rig.probe("hosta", "c1")["intact"]
+
+
+def test_rollback_after_the_source_has_lost_its_memory(rig: Rig, clean_hosts: CleanHosts) -> None:
+    """What a reboot of the source does: the frozen processes are gone, and rollback says so."""
+    rig.guest("hosta", "c1", "tick")
+    prepare(rig, "c1", "hosta")
+    rig.migrator("hosta", "create-dump", "c1", "-d", "root@hostb").expect(0)
+    rig.sh("hosta", "echo 1 >/sys/fs/cgroup/lxc.payload.c1/cgroup.kill; lxc-wait -n c1 -s STOPPED -t 10")
+    said = rig.migrator("hosta", "rollback", "c1").expect(0).stdout
+    assert "is STOPPED here" in said
+    assert "lxc-start -P /pool c1" in said
+    rig.exec("hosta", "lxc-start", "-n", "c1")
+    assert rig.probe("hosta", "c1")["running"]
