@@ -167,8 +167,8 @@ def show(result: Result) -> None:
     """Print a result to stdout."""
     if log.as_json:
         print(json.dumps(result.data))
-    elif result.text:
-        print(result.text)
+    elif result.text and not (log.level == log.Level.QUIET and "stage" in result.data):
+        print(result.text)  # with -q only what was asked for (status, check), not what a stage reports
 
 
 def dry_run(commands: Sequence[tuple[str, Sequence[str]]]) -> Result:
