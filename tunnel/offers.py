@@ -6,6 +6,7 @@
 | answer    | responder | the same                                          | yes                                    |
 | refusal   | responder | reason                                            | no                                     |
 | go        | initiator | attempt                                           | I have begun to punch                  |
+| up        | responder |                                                   | WireGuard listens here: begin          |
 | again     | initiator | attempt, nat, candidates, policy                  | the path is dead: let us punch again   |
 | ready     | responder | attempt, nat, candidates, policy                  | yes                                    |
 | close     | either    |                                                   | the session has ended                  |
@@ -25,8 +26,8 @@ from tunnel.outlook import POLICIES, Policy
 from tunnel.prober import Remote
 from tunnel.wire import Malformed
 
-Type = Literal["offer", "answer", "refusal", "go", "again", "ready", "close"]
-TYPES: tuple[Type, ...] = ("offer", "answer", "refusal", "go", "again", "ready", "close")
+Type = Literal["offer", "answer", "refusal", "go", "up", "again", "ready", "close"]
+TYPES: tuple[Type, ...] = ("offer", "answer", "refusal", "go", "up", "again", "ready", "close")
 ATTEMPTS_MAX = 1_000_000
 
 

@@ -30,6 +30,8 @@ from tunnel.wire import Malformed
 
 ANSWER_LIMIT = 15.0  # seconds that a peer may take to answer an offer
 GO_LIMIT = 10.0  # and to begin once it has the answer
+UP_LIMIT = 10.0  # and to have its interface up once there is a path
+ECHO_LIMIT = 12.0  # until something comes through the tunnel: two of WireGuard's handshakes
 RENEW_INTERVAL = 4.0
 SESSIONS_MAX = 16  # that one agent serves at a time
 SESSIONS_EACH = 4  # of one peer
@@ -147,13 +149,25 @@ def _shown(reason: object) -> str:
 
 async def _up(channel: Channel, keys: SessionKeys, path: Path, policy: Policy, backend: wireguard.Backend,
               begun: float) -> Tunnel:
-    """WireGuard over the path, and the first echo."""
+    """WireGuard over the path, and the first echo.
+
+    Two handshakes that cross on the way undo each other, and one that nobody hears is not repeated for five seconds:
+    so the responder is up first and silent until its hand has been shaken, and the initiator waits for its word.
+    """
     made: interface.Interface | None = None
     echo: Echo | None = None
     try:
-        made = await interface.up(keys, path, channel.role, backend=backend)
+        if channel.role == "initiator":
+            body = await channel.receive("up", "refusal", timeout=UP_LIMIT)
+            if body["type"] == "refusal":
+                raise PeerRefuses(name=channel.peer.name, reason=_shown(body.get("reason")))  # noqa: TRY301
+            made = await interface.up(keys, path, channel.role, backend=backend)
+        else:
+            made = await interface.up(keys, path, channel.role, backend=backend, keepalive=0)
+            await channel.send("up")
+            await _shaken(made)
         echo = Echo.open(made.local_address, made.remote_address, made.echo_port)
-        await health.first_answer(made, echo)
+        await health.first_answer(made, echo, limit=ECHO_LIMIT)
         tunnel = Tunnel(channel, keys, made, echo, path, policy, round((time.monotonic() - begun) * 1000, 1))
         await tunnel.start()
     except BaseException:
@@ -164,6 +178,13 @@ async def _up(channel: Channel, keys: SessionKeys, path: Path, policy: Policy, b
             await made.close()
         raise
     return tunnel
+
+
+async def _shaken(made: interface.Interface) -> None:
+    """Until the initiator's handshake has come, or it has had its time."""
+    end = time.monotonic() + ECHO_LIMIT
+    while time.monotonic() < end and not (await made.stats()).last_handshake:
+        await asyncio.sleep(0.02)
 
 
 # --- Responder ---
