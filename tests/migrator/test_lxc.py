@@ -1,0 +1,97 @@
+"""Containers and cgroups: what is read from texts, and what is done to a cgroup's files."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from migrator import lxc
+from migrator.errors import ContainerNotFound, FreezeFailed
+
+
+@pytest.mark.parametrize(("value", "path"), [
+    ("/pool/c1/rootfs", "/pool/c1/rootfs"), ("btrfs:/pool/c1/rootfs", "/pool/c1/rootfs"),
+    ("dir:/pool/c1/rootfs", "/pool/c1/rootfs"), ("/pool/a:b/rootfs", "/pool/a:b/rootfs"),
+])
+def test_rootfs_path(value: str, path: str) -> None:
+    assert lxc.rootfs_path(value) == Path(path)
+
+
+@pytest.mark.parametrize(("text", "path"), [
+    ("0::/lxc.payload.c1\n", "/sys/fs/cgroup/lxc.payload.c1"),
+    ("12:freezer:/x\n1:name=systemd:/\n0::/lxc.payload.c1-1\n", "/sys/fs/cgroup/lxc.payload.c1-1"),
+    ("0::/lxc.payload.c1/init.scope\n", "/sys/fs/cgroup/lxc.payload.c1"),
+    ("0::/user.slice/lxc.payload.c1/lxc.payload.inner\n", "/sys/fs/cgroup/user.slice/lxc.payload.c1"),
+    ("0::/machine.slice/c1\n", "/sys/fs/cgroup/machine.slice/c1"),
+])
+def test_payload_cgroup(text: str, path: str) -> None:
+    assert lxc.payload_cgroup(text) == Path(path)
+
+
+def test_payload_cgroup_without_v2() -> None:
+    with pytest.raises(ValueError, match="v2"):
+        lxc.payload_cgroup("4:freezer:/lxc/c1\n")
+
+
+def test_a_container_without_configuration(tmp_path: Path) -> None:
+    (tmp_path / "c1").mkdir()
+    with pytest.raises(ContainerNotFound):
+        lxc.Container("c1", tmp_path)
+
+
+class Told:
+    """What LXC is told of a container."""
+
+    name = "c1"
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def tell_frozen(self) -> None:
+        self.told.append("frozen")
+
+    def tell_thawed(self) -> None:
+        self.told.append("thawed")
+
+
+@pytest.fixture
+def cgroup(tmp_path: Path) -> Path:
+    (tmp_path / "cgroup.freeze").write_text("0\n")
+    (tmp_path / "cgroup.events").write_text("populated 1\nfrozen 0\n")
+    return tmp_path
+
+
+def test_freezing_waits_until_all_have_stopped(cgroup: Path) -> None:
+    container = Told()
+
+    def kernel() -> None:
+        time.sleep(0.1)
+        (cgroup / "cgroup.events").write_text("populated 1\nfrozen 1\n")
+
+    thread = threading.Thread(target=kernel)
+    begun = time.monotonic()
+    thread.start()
+    lxc.freeze(container, cgroup, limit=10)  # type: ignore[arg-type]
+    assert 0.1 <= time.monotonic() - begun < 5
+    assert (cgroup / "cgroup.freeze").read_text() == "1"
+    assert container.told == ["frozen"]
+    thread.join()
+
+
+def test_what_does_not_freeze_is_thawed(cgroup: Path) -> None:
+    container = Told()
+    with pytest.raises(FreezeFailed, match=r"within 0\.1 seconds"):
+        lxc.freeze(container, cgroup, limit=0.1)  # type: ignore[arg-type]
+    assert (cgroup / "cgroup.freeze").read_text() == "0"
+    assert "frozen" not in container.told
+
+
+def test_processes_at_every_depth(cgroup: Path) -> None:
+    (cgroup / "cgroup.procs").write_text("1\n22\n")
+    (cgroup / "a" / "b").mkdir(parents=True)
+    (cgroup / "a" / "b" / "cgroup.procs").write_text("333\n")
+    assert sorted(lxc.processes(cgroup)) == [1, 22, 333]
+    assert lxc.processes(cgroup / "gone") == []
