@@ -9,7 +9,7 @@ from typing import Any
 from migrator.journal import Migration
 from migrator.states import Role, next_stage
 
-NEEDS_DESTINATION = {"prepare-data", "create-dump"}
+NEEDS_DESTINATION = {"migrate", "prepare-data", "create-dump"}
 
 
 def command(stage: str, migration: Migration) -> str:
@@ -20,7 +20,15 @@ def command(stage: str, migration: Migration) -> str:
 def next_command(migration: Migration) -> str:
     """The command that carries a migration on, or "" when it has ended."""
     stage = next_stage(migration.role, migration.state)
-    return command(stage, migration) if stage else ""
+    return again(stage, migration) if stage else ""
+
+
+def again(stage: str, migration: Migration) -> str:
+    """As `command`; but a migration that `migrator migrate` has begun is carried on by `migrator resume`."""
+    if migration.detail.get("one_shot") and not stage.startswith("rollback"):
+        carries_on = migration.role is Role.SOURCE or stage == "restore-dump"
+        stage = "resume" if carries_on else "resume@source"
+    return command(stage, migration)
 
 
 def written(stage: str, role: Role, name: str, peer: str, detail: dict[str, Any]) -> str:

@@ -14,9 +14,9 @@ import os
 import queue
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import zstandard
 
@@ -53,6 +53,18 @@ class Announced:
     size: int | None
 
 
+class Watcher(Protocol):
+    """Is told what of a file is there to be read, while the rest still arrives."""
+
+    def begin(self, kept: Sequence[Segment]) -> None:
+        """It begins, or goes on behind segments that were there already."""
+
+    def add(self, segment: Segment) -> None: ...
+
+    def end(self, *, complete: bool) -> None:
+        """Nothing more comes. Called also where nothing has begun."""
+
+
 @dataclasses.dataclass
 class _Incoming:
     """A file that is being received."""
@@ -70,18 +82,20 @@ class _Written:
 
     file: _Incoming
     line: bytes  # for the index
-    last: bool
+    segment: Segment | None  # None: that was the last one
 
 
 class Receiver:
     """One transfer into an open directory. `held` is what the directory has of each announced file already."""
 
-    def __init__(self, path: Path, folder: int, announced: list[Announced], held: list[Index], durable: bool) -> None:
+    def __init__(self, path: Path, folder: int, announced: list[Announced], held: list[Index], durable: bool,
+                 watcher: Watcher | None = None) -> None:
         self.held = held
         self._path = path
         self._folder = folder
         self._announced = announced
         self._durable = durable
+        self._watcher = watcher
         self._frames: queue.Queue[Frame | None] = queue.Queue(_QUEUE)
         self._written: queue.Queue[_Written | None] = queue.Queue()
         self._buffers: queue.Queue[bytearray] = queue.Queue()
@@ -112,6 +126,7 @@ class Receiver:
         ]
         for worker in workers:
             worker.start()
+        complete = False
         try:
             complete = self._read_frames(connection)
         finally:
@@ -120,6 +135,8 @@ class Receiver:
             self._written.put(None)
             workers[1].join()
             self._close_files()
+            if self._watcher:
+                self._watcher.end(complete=complete and not self._error and len(self._done) == len(self._announced))
         if self._error:
             raise self._error
         if not complete:
@@ -179,14 +196,14 @@ class Receiver:
             segment, data = self._decode(frame, file, decompressor)
             self._append(file, data)
             file.segments.append(segment)
-            self._written.put(_Written(file, segments.line(segment), last=False))
+            self._written.put(_Written(file, segments.line(segment), segment))
             return
         end = segments.whole(file.segments)
         if len(frame.body) != FILE_END.size or FILE_END.unpack(frame.body) != (end.length, end.digest):
             raise SegmentDamaged(segment=len(file.segments), file=file.name)
         self._done[file.name] = end
         self._file = None
-        self._written.put(_Written(file, segments.last_line(end), last=True))
+        self._written.put(_Written(file, segments.last_line(end), None))
 
     def _begin(self, data: dict[str, Any]) -> _Incoming:
         """Open the next file, cut back to the segments of it that the sender found to be its own."""
@@ -213,6 +230,8 @@ class Receiver:
         self._open.append(file)
         os.ftruncate(data_fd, length)
         os.lseek(index_fd, 0, os.SEEK_END)
+        if self._watcher:
+            self._watcher.begin(kept)
         return file
 
     def _decode(self, frame: Frame, file: _Incoming, zstd: zstandard.ZstdDecompressor) -> tuple[Segment, Bytes]:
@@ -278,8 +297,10 @@ class Receiver:
             if self._durable:
                 os.fdatasync(fd)
         for written in batch:
-            if written.last:
+            if written.segment is None:
                 self._close(written.file)
+            elif self._watcher:
+                self._watcher.add(written.segment)
         self._acknowledged += len(batch)
 
     def _close(self, file: _Incoming) -> None:

@@ -9,9 +9,10 @@ import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from migrator import container_config, lxc, names
+from migrator.behind import Behind
 from migrator.container_config import Carried
 from migrator.errors import NoMigration, ProtocolError
 from migrator.journal import Journal, Migration
@@ -21,6 +22,14 @@ from migrator.states import Role
 CONFIG_FILE = "config.json"  # in the spool
 
 
+class Place(NamedTuple):
+    """Where a transfer goes, whether it must be on disk before it is acknowledged, and who is told as it arrives."""
+
+    folder: Path
+    durable: bool
+    behind: Behind | None = None
+
+
 class Service:
     """One connection's journal and locks; a container stays locked until the connection ends."""
 
@@ -28,12 +37,27 @@ class Service:
         self.journal = journal
         self._stack = stack
         self._locked: set[str] = set()
+        self.behind: Behind | None = None  # the import of what this connection has brought last
+        self.images_of = ""  # the migration whose images this process has checked as they arrived
 
     def lock(self, name: str) -> None:
         """Keep other commands off the container `name`; raises Busy."""
         if name not in self._locked:
             self._stack.enter_context(locked(name))
             self._locked.add(name)
+
+    def import_behind(self, file: Path, target: Path) -> Behind:
+        """The watcher for the transfer of `file`, which becomes the subvolume `target` while it arrives."""
+        if self.behind is None:
+            self._stack.callback(self.wait_behind)
+        self.wait_behind()
+        self.behind = Behind(file, target)
+        return self.behind
+
+    def wait_behind(self) -> None:
+        """Until the import behind the last transfer has ended, in whatever way."""
+        if self.behind:
+            self.behind.wait()
 
     def lxcpath(self, fields: Mapping[str, Any]) -> Path:
         """The LXC path that the source asked for, or this host's own."""

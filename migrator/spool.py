@@ -10,15 +10,16 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from collections.abc import Callable, Iterator
+import queue
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from migrator import segments
-from migrator.errors import Busy, NoSpace, ProtocolError, SegmentDamaged
+from migrator.errors import Busy, ConnectionLost, NoSpace, ProtocolError, SegmentDamaged
 from migrator.frames import SEGMENT_MAX
 from migrator.protocol import Connection, Takeover
-from migrator.receiver import Announced, Receiver
+from migrator.receiver import Announced, Receiver, Watcher
 from migrator.report import size
 from migrator.segments import INDEX_SUFFIX, Index, Segment
 
@@ -41,12 +42,14 @@ def receive(
     files: object,
     *,
     durable: bool = True,
+    watcher: Watcher | None = None,
     done: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
 ) -> Takeover:
     """What the handler of a "transfer" request returns to receive the streams in the request's `files`.
 
     They are written to `directory`, made if it is not there (not its parents). With `durable` each segment is on disk
-    before it is acknowledged; without it, for memory images and tmpfs, all are at the end. `done` is called with
+    before it is acknowledged; without it, for memory images and tmpfs, all are at the end. The `watcher` of a transfer
+    of one file is told what of it is there. `done` is called with
     {"files": {name: {"bytes", "digest"}}} when everything has arrived, and what it returns is the answer to the sender.
 
     Raises ProtocolError and InvalidName for a list that makes no sense, NoSpace, and Busy while another process
@@ -58,7 +61,8 @@ def receive(
     lock = _lock(directory)
     folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        receiver = Receiver(directory, folder, announced, [_held(folder, entry.name) for entry in announced], durable)
+        receiver = Receiver(directory, folder, announced, [_held(folder, entry.name) for entry in announced], durable,
+                            watcher)
         check_space(directory, receiver.missing_bytes, what=announced[0].name if len(announced) == 1 else "the data")
     except BaseException:
         os.close(folder)
@@ -165,6 +169,43 @@ def verified(path: Path) -> Iterator[memoryview]:
                 raise _damaged(path, number)
             yield piece
             offset += segment.length
+
+
+class Follower:
+    """Reads a stream while it still arrives: the pieces of `verified`, each as soon as it is on disk.
+
+    As the `watcher` of a transfer it is told what has arrived; another thread iterates over it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._arrived: queue.SimpleQueue[Segment | bool] = queue.SimpleQueue()
+
+    def begin(self, kept: Sequence[Segment]) -> None:
+        for segment in kept:
+            self._arrived.put(segment)
+
+    def add(self, segment: Segment) -> None:
+        self._arrived.put(segment)
+
+    def end(self, *, complete: bool) -> None:
+        self._arrived.put(complete)
+
+    def __iter__(self) -> Iterator[memoryview]:
+        """Once. Raises ConnectionLost where the rest does not come, and SegmentDamaged."""
+        buffer = memoryview(bytearray(SEGMENT_MAX))
+        with contextlib.ExitStack() as stack:
+            fd, offset, number = -1, 0, 0
+            while not isinstance(segment := self._arrived.get(), bool):
+                if fd < 0:
+                    fd = stack.enter_context(_open(self._path)).fileno()
+                piece = buffer[: segment.length]
+                if not _reads_good(fd, piece, offset, segment):
+                    raise SegmentDamaged(segment=number, file=self._path)
+                yield piece
+                offset, number = offset + segment.length, number + 1
+            if not segment:
+                raise ConnectionLost(destination="the source", reason=f"{self._path.name} has not come to its end")
 
 
 def verify(*paths: Path) -> None:

@@ -236,6 +236,32 @@ def decide(stage: str, here: State | None, there: State | None = None) -> Decisi
     return _DECIDERS[stage](here, there)
 
 
+def step(here: State | None, there: State | None) -> str:
+    """The stage that carries a migration on, for who does them all in turn and knows both states; "" when it has ended.
+
+    It leads forward wherever the destination has not given up. `decide` of that stage agrees with it.
+    """
+    if here in ENDED:
+        return ""
+    if here is S.FINISHING:
+        return "finish"
+    if here is S.ROLLING_BACK or there in (S.ABANDONING, S.ABANDONED):
+        return "rollback"
+    if here in (S.OFFERED, S.DUMPED):
+        if there in (S.RESTORED, S.FINISHED):
+            return "finish"
+        if there in (S.OWNED, S.RESTORING):
+            return "restore-dump"
+        return "create-dump" if here is S.OFFERED and there in (S.RECEIVING_DUMP, S.DUMP_RECEIVED) else "rollback"
+    if here is S.DUMPING:
+        return "create-dump"
+    if here is S.PREPARED and there in (S.RECEIVED, S.IMPORTING):
+        return "import-data"
+    if here is S.PREPARED and there in (S.IMPORTED, S.RECEIVING_DUMP, S.DUMP_RECEIVED):
+        return "create-dump"
+    return "prepare-data"
+
+
 def _prepare_data(here: State | None, there: State | None) -> Decision:
     if here is None or here in ENDED:
         return GO

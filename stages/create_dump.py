@@ -341,8 +341,7 @@ def dump_begin(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
 def _drop_dump(service: Service, migration: Migration, here: Layout) -> None:
     here.drop_images()
     spool.drop(here.spool / INCREMENT)
-    if service.behind:
-        service.behind.wait()
+    service.wait_behind()
     btrfs.delete(here.snapshot(len(migration.detail["rounds"]) + 1))  # received behind the transfer
 
 

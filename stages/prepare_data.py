@@ -124,6 +124,7 @@ def _begin(
         peer=args.destination, event=Event.SEND, destination_host=there.peer_host,
         source_lxcpath=fields["source_lxcpath"], destination_lxcpath=fields["lxcpath"],
         lxcpath_given=args.lxcpath is not None, bridges=fields["bridges"], rounds=[], one_shot=fields["one_shot"],
+        options=getattr(args, "options", {}),
     )
     try:
         return migration, there.call("begin", **fields)
@@ -186,7 +187,8 @@ def _send_round(
         outcome.update(bytes=sent.raw_bytes, wire=sent.wire_bytes, resumed=sent.resumed_bytes,
                        seconds=round(sent.seconds, 3))
     there.call("received", id=migration.id, round=number, uuid=round_["uuid"])
-    rounds[-1] = round_ | {"bytes": sent.raw_bytes, "full": parent_path is None}
+    rounds[-1] = round_ | {"bytes": sent.raw_bytes, "full": parent_path is None, "seconds": round(sent.seconds, 3),
+                           "wire_bytes": sent.wire_bytes}
     migration.move(Event.SENT, rounds=rounds)
     next_ = advice.next_command(migration)
     return Result(

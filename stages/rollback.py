@@ -186,6 +186,7 @@ def abandon(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
             name=names.container_name(str(fields["name"])), lxcpath=lxcpath, peer=str(fields["source_host"])[:253],
             event=Event.ABANDON, rounds=[], destination_lxcpath=str(lxcpath),
         )
+    service.wait_behind()
     _abandon(migration)
     return {"state": migration.state}
 

@@ -1,0 +1,57 @@
+"""The import behind a transfer: `btrfs receive` reads a spooled stream while it still arrives.
+
+It runs in a thread of the process that receives the stream; whoever needs the subvolume waits for it there. The spool
+keeps the stream all the same: when this fails, or the process is killed, it is imported from there.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from migrator import btrfs, log, spool
+from migrator.segments import Segment
+
+
+class Behind:
+    """One stream's import; it begins with the stream."""
+
+    def __init__(self, file: Path, target: Path) -> None:
+        self.target = target
+        self._follower = spool.Follower(file)
+        self._thread: threading.Thread | None = None
+        self._good = False
+
+    # --- what the receiver of the stream tells (receiver.Watcher) ---
+
+    def begin(self, kept: Sequence[Segment]) -> None:
+        self._follower.begin(kept)
+        self._thread = threading.Thread(target=self._receive, name="migrator-import")
+        self._thread.start()
+
+    def add(self, segment: Segment) -> None:
+        self._follower.add(segment)
+
+    def end(self, *, complete: bool) -> None:
+        self._follower.end(complete=complete)
+
+    # ---
+
+    def _receive(self) -> None:
+        try:
+            btrfs.delete(self.target)
+            btrfs.receive(self._follower, self.target.parent)
+            self._good = True
+        except Exception as error:  # it is imported from the spool then
+            log.debug(f"The import behind the transfer failed: {error}")
+
+    def wait(self) -> None:
+        """Until it has ended, in whatever way."""
+        if self._thread:
+            self._thread.join()
+
+    def brought(self, target: Path) -> bool:
+        """Whether `target` is there now, received from the whole stream."""
+        self.wait()
+        return self._good and target == self.target

@@ -1,0 +1,108 @@
+"""What a migration in one go is going to do: how many rounds, and how long the container will be frozen. No I/O."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from migrator.report import duration, size
+
+# Frozen whatever the size: freeze, snapshot, CRIU's start here and there, records in both journals.
+FIXED_SECONDS = 0.35
+# Dump and restore of memory, each byte once, where the images lie in memory.
+SECONDS_PER_BYTE = 1.2 / (1 << 30)
+# A round that carried less, or took less, measures the start of programs and not the network.
+RATE_BYTES, RATE_SECONDS = 1 << 20, 0.01
+
+SMALL_BYTES, SMALL_SECONDS = 1 << 20, 0.3
+SHRINKS = 0.7  # a round is worth it while it carries at most this part of the one before
+
+
+@dataclasses.dataclass(frozen=True)
+class Round:
+    """A round of disk data that has been sent."""
+
+    bytes: int
+    seconds: float
+    full: bool
+
+    @classmethod
+    def from_detail(cls, detail: dict[str, Any]) -> Round:
+        """From the journal's record of a complete round."""
+        return cls(int(detail["bytes"]), float(detail.get("seconds", 0.0)), bool(detail.get("full")))
+
+
+def stop(rounds: Sequence[Round], max_rounds: int) -> tuple[str, str]:
+    """Whether to send no more rounds: the rule that says so and its reason in words; ("", "") to go on."""
+    if not rounds:
+        return "", ""
+    last = rounds[-1]
+    if last.bytes <= SMALL_BYTES or last.seconds <= SMALL_SECONDS:
+        return "small", f"the last round had {size(last.bytes)} and took {duration(last.seconds)}"
+    if len(rounds) >= max_rounds:
+        return "limit", f"--max-rounds {max_rounds} is reached"
+    if len(rounds) > 1 and last.bytes > SHRINKS * rounds[-2].bytes:
+        return "no-gain", f"the container writes as fast as it can be sent: {size(last.bytes)} again"
+    return "", ""
+
+
+def rate(rounds: Sequence[Round]) -> float | None:
+    """Bytes a second, from the largest round; None where none was large enough to tell."""
+    usable = [each for each in rounds if each.bytes >= RATE_BYTES and each.seconds >= RATE_SECONDS]
+    largest = max(usable, key=lambda each: each.bytes, default=None)
+    return largest.bytes / largest.seconds if largest else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is known before and between the rounds."""
+
+    name: str
+    destination: str
+    disk_bytes: int  # of the container's whole disk
+    memory_bytes: int
+    max_rounds: int
+    max_downtime: float
+    rounds: tuple[Round, ...] = ()
+
+    @property
+    def rate(self) -> float | None:
+        return rate(self.rounds)
+
+    @property
+    def frozen_seconds(self) -> float | None:
+        """How long it will be frozen; None while the network's rate is not known."""
+        if self.rate is None:
+            return None
+        changed = self.rounds[-1].bytes if not self.rounds[-1].full else 0
+        return FIXED_SECONDS + self.memory_bytes * SECONDS_PER_BYTE + (self.memory_bytes + changed) / self.rate
+
+    def to_json(self) -> dict[str, Any]:
+        frozen, bytes_per_second = self.frozen_seconds, self.rate
+        return {
+            "disk_bytes": self.disk_bytes, "memory_bytes": self.memory_bytes, "max_rounds": self.max_rounds,
+            "max_downtime": self.max_downtime, "rounds": len(self.rounds),
+            "bytes_per_second": None if bytes_per_second is None else round(bytes_per_second),
+            "predicted_frozen_seconds": None if frozen is None else round(frozen, 3),
+        }
+
+    @property
+    def text(self) -> str:
+        """For people, before the first round."""
+        return (f"Plan: move {self.name} to {self.destination}. Disk {size(self.disk_bytes)}, sent while it runs, in up "
+                f"to {self.max_rounds} rounds; memory {size(self.memory_bytes)}, sent while it is frozen. "
+                f"{self.prediction} It is thawed here if that takes longer than {duration(self.max_downtime)}.")
+
+    @property
+    def prediction(self) -> str:
+        frozen, bytes_per_second = self.frozen_seconds, self.rate
+        if frozen is None or bytes_per_second is None:
+            return "The network's rate is not known yet, and so is the time frozen."
+        return f"At {size(bytes_per_second)}/s it will be frozen for about {duration(frozen)}."
+
+
+def compared(predicted: float | None, actual: float) -> str:
+    """Predicted against actual, in words."""
+    known = "which could not be predicted" if predicted is None else f"predicted {predicted:.2f} s"
+    return f"Frozen for {actual:.2f} s ({known})."
