@@ -7,8 +7,9 @@ Each side first sends a greeting: the magic, the protocol's version and a JSON o
     timeout         seconds of silence after which the sender takes the other side for dead
     authentication  null; the place where a peer in the tunnel will prove that it knows the shared secret
 
-and then frames: a header (kind u8, flags u8, zero u16, length of the body u32, big-endian) and a body. Control frames
-carry one JSON object; bulk frames carry bytes (`migrator.transfer` and `migrator.receiver` say what they mean).
+and then frames: a header (kind u8, flags u8, check u16, length of the body u32, big-endian) and a body. Control frames
+carry one JSON object; bulk frames carry bytes (`migrator.transfer` and `migrator.receiver` say what they mean). The
+check is over the rest of the header: nobody shall wait for the rest of a body that was never so long.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import enum
 import json
 import socket
 import struct
+import zlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -27,7 +29,7 @@ from migrator.stream import Bytes
 MAGIC = b"migrator"
 VERSION = 1
 GREETING = struct.Struct("!8sHI")  # magic, protocol version, length of the JSON that follows
-HEADER = struct.Struct("!BBHI")  # kind, flags, zero, length of the body
+HEADER = struct.Struct("!BBHI")  # kind, flags, check, length of the body
 
 GREETING_MAX = 64 * 1024  # bytes
 CONTROL_MAX = 4 * 1024 * 1024
@@ -122,19 +124,26 @@ def parse_greeting(head: bytes, body: memoryview) -> Greeting:
 
 def header(kind: Kind, flags: int, body: Sequence[Bytes]) -> bytes:
     """The header of a frame whose body is made of these buffers."""
-    return HEADER.pack(kind, flags, 0, sum(len(part) for part in body))
+    length = sum(len(part) for part in body)
+    return HEADER.pack(kind, flags, _check(kind, flags, length), length)
 
 
 def parse_header(head: bytes | bytearray) -> tuple[Kind, int, int]:
     """Kind, flags and length of the body, checked against the kind's limit; raises ProtocolError."""
-    number, flags, zero, length = HEADER.unpack(head)
+    number, flags, check, length = HEADER.unpack(head)
+    if check != _check(number, flags, length):
+        raise ProtocolError(reason=f"it sent {bytes(head)!a} where a frame was due")
     try:
         kind = Kind(number)
     except ValueError:
         raise ProtocolError(reason=f"it sent a frame of the unknown kind {number}") from None
-    if zero or length > LIMITS[kind]:
+    if length > LIMITS[kind]:
         raise ProtocolError(reason=f"it sent a {kind.name} frame of {length} bytes")
     return kind, flags, length
+
+
+def _check(kind: int, flags: int, length: int) -> int:
+    return zlib.crc32(HEADER.pack(kind, flags, 0, length)) & 0xFFFF
 
 
 def parse_json(body: memoryview) -> dict[str, Any]:

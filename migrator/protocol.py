@@ -93,7 +93,7 @@ class Connection:
         if not self._fill(memoryview(header), may_end=True):
             raise self._lost("it ended before the other side had said anything")
         body = memoryview(bytearray(frames.greeting_length(bytes(header))))
-        self._fill(body)
+        self._fill(body, deadline=time.monotonic() + self.timeout)
         self.peer_program, self.peer_host, patience = frames.parse_greeting(bytes(header), body)
         if not self._named:
             self.name = self.peer_host
@@ -194,8 +194,11 @@ class Connection:
             if at_once and time.monotonic() - begun > self.timeout:
                 raise self._lost(f"the other side did not go on within {self.timeout:g} seconds")
 
-    def _fill(self, view: memoryview, *, may_end: bool = False) -> bool:
-        """Read exactly as much as `view` holds; False if the stream ended before it and it may."""
+    def _fill(self, view: memoryview, *, may_end: bool = False, deadline: float | None = None) -> bool:
+        """Read exactly as much as `view` holds; False if the stream ended before it and it may.
+
+        Without a deadline it may take as long as it will while bytes come at all.
+        """
         done = 0
         while done < len(view):
             try:
@@ -213,6 +216,8 @@ class Connection:
                     return False
                 raise self._lost("it ended in the middle of a message")
             done += count
+            if deadline and done < len(view) and time.monotonic() > deadline:
+                raise self._lost(f"the greeting was not complete within {self.timeout:g} seconds")
         return True
 
     def _lost(self, reason: str) -> ConnectionLost:

@@ -10,6 +10,7 @@ import struct
 import threading
 import time
 import tracemalloc
+import zlib
 from typing import Any
 
 import pytest
@@ -33,8 +34,10 @@ def greeting(magic: bytes = b"migrator", version: int = frames.VERSION, body: by
     return struct.pack("!8sHI", magic, version, len(body)) + body
 
 
-def frame(kind: int, body: bytes = b"", length: int | None = None, zero: int = 0) -> bytes:
-    return HEADER.pack(kind, 0, zero, len(body) if length is None else length) + body
+def frame(kind: int, body: bytes = b"", length: int | None = None, wrong: int = 0) -> bytes:
+    length = len(body) if length is None else length
+    check = zlib.crc32(HEADER.pack(kind, 0, 0, length)) & 0xFFFF
+    return HEADER.pack(kind, 0, check ^ wrong, length) + body
 
 
 # --- Calls ---
@@ -271,10 +274,40 @@ def test_length_of_a_greeting_is_bounded() -> None:
     theirs.close()
 
 
+def test_greeting_that_never_ends() -> None:
+    ours, theirs = stream_pair()
+    theirs.write(struct.pack("!8sHI", b"migrator", frames.VERSION, 60_000))
+
+    def trickle() -> None:
+        with contextlib.suppress(OSError):
+            for _ in range(100):
+                theirs.write(b" ")
+                time.sleep(0.1)
+
+    thread = threading.Thread(target=trickle)
+    thread.start()
+    with Connection(ours, timeout=0.4) as connection, pytest.raises(ConnectionLost, match="greeting was not complete"):
+        connection.hello()
+    theirs.close()
+    thread.join()
+
+
 # --- Frames that are none ---
 
+
+@given(st.sampled_from([*Kind]), st.integers(0, 255), st.binary(max_size=20), st.integers(0, 63))
+def test_no_header_is_one_bit_away_from_another(kind: Kind, flags: int, body: bytes, bit: int) -> None:
+    """Or a damaged length would make us wait for what never comes."""
+    whole = frames.header(kind, flags, [body])
+    with contextlib.suppress(ProtocolError):
+        assert frames.parse_header(whole) == (kind, flags, len(body))
+    damaged = (int.from_bytes(whole, "big") ^ 1 << bit).to_bytes(8, "big")
+    with pytest.raises(ProtocolError):
+        frames.parse_header(damaged)
+
+
 WRONG = [
-    frame(0), frame(5), frame(255), frame(Kind.REQUEST, b"x", zero=1),
+    frame(0), frame(5), frame(255), frame(Kind.END, wrong=1),
     frame(Kind.REQUEST, length=frames.CONTROL_MAX + 1), frame(Kind.SEGMENT, length=0xFFFFFFFF),
     frame(Kind.WORKING, b"x"), frame(Kind.REQUEST), frame(Kind.REQUEST, b"[]"), frame(Kind.REQUEST, b"{}"),
     frame(Kind.REQUEST, b'{"id": 1, "op": 2, "fields": {}}'), frame(Kind.REQUEST, b"[" * 100_000),
