@@ -1,10 +1,10 @@
 """Small questions and answers through a tunnel: one UDP socket asks, and answers what the peer asks.
 
-A datagram is a header (magic, kind u8, three zero bytes, number u64, big-endian) and zeros up to its size:
+A datagram is a header (magic, kind u8, three zero bytes, number u64, big-endian) and what its kind adds:
 
-    ASK     answer this, at the same size      -> ANSWER with the same number
+    ASK     zeros up to its size               -> ANSWER with the same number
     ANSWER
-    LOAD    one of many that measure the rate; the number is the train's
+    LOAD    one of many that measure the rate; the number is the train's; zeros up to its size
     COUNT   what has arrived of that train?    -> ARRIVED
     ARRIVED datagrams u32, bytes u64, microseconds from the first to the last u64
 
@@ -214,7 +214,7 @@ class Echo:
         if kind == LOAD:
             self._count(number, len(data), arrived)
         elif kind == ASK:
-            self._put(ANSWER, number, data[HEADER.size :])
+            self._put(ANSWER, number)
         elif kind == ANSWER:
             if waiting := self._waiting.pop(number, None):
                 self.heard = time.monotonic()

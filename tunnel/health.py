@@ -150,16 +150,16 @@ async def tune(interface: Interface, echo: Echo, endpoint: Endpoint) -> int:
     """Set the interface's MTU to what the path carries, and return it. To be called again after a heal.
 
     Echoes of several sizes are sent at once; where the largest comes back it takes two round trips, else 0.4 s.
-    Each side finds out for what it sends itself, and an answer that does not fit there is lost as well.
+    Answers are small: each side finds out for what it sends itself.
     """
     patience = max(_PATIENCE, 3 * (await echo.ask(timeout=2.0) or 0.0))
     if interface.backend.kind == "kernel":  # which lets routers fragment its packets, so that echoes tell nothing
         most = await mtu.from_routers(endpoint)
     else:
         most = mtu.from_route(endpoint)
-    if most > interface.mtu:
+    if most != interface.mtu:
         await interface.set_mtu(most)
-    largest = await _largest(echo, [size for size in mtu.STEPS if size <= most], patience)
+    largest = await _largest(echo, [most, *(size for size in mtu.STEPS if size < most)], patience)
     # wireguard-go asks for no fragments, until a router refuses a packet; from then on the kernel cuts them itself.
     # Such an echo comes back, but a path is slow that way: what the kernel has learnt meanwhile counts.
     found = min(largest, mtu.from_route(endpoint))
@@ -185,7 +185,7 @@ async def _largest(echo: Echo, sizes: list[int], patience: float) -> int:
         for size in sizes:
             if size not in back:
                 echo.send(answered(size), size=size - UDP_HEADERS)
-        while max(back) < max(sizes, default=0) and (left := begun + until * patience - time.monotonic()) > 0:
+        while max(back) < max(sizes) and (left := begun + until * patience - time.monotonic()) > 0:
             news.clear()
             try:
                 await asyncio.wait_for(news.wait(), left)

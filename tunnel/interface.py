@@ -10,17 +10,20 @@ import asyncio
 import contextlib
 import dataclasses
 import socket
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, TypeVar
 
 from tunnel import addresses, firewall, leftovers, mtu, processes, wireguard
 from tunnel.addresses import Inside, Role
-from tunnel.errors import InterfaceFailed, LeftoversRemain
+from tunnel.errors import InterfaceFailed, LeftoversRemain, WireGuardFailed
 from tunnel.netlink import said
 from tunnel.processes import Process
 from tunnel.wireguard import Backend, Endpoint, Stats
 
 KEEPALIVE = 15  # seconds; NAT mappings and the relay's live for thirty or more
+HOLD = 2.0  # seconds for which a new endpoint is defended: longer than packets are under way
+_HOLD_INTERVAL = 0.05  # seconds
 _IFA_F_NODAD = 0x02  # the address is there at once: nobody else can have it
 _NO_LINK_LOCAL = 1  # IN6_ADDR_GEN_MODE_NONE
 
@@ -63,14 +66,34 @@ class Interface:
     backend: Backend
     record: leftovers.Record
     _peer_public: bytes = dataclasses.field(repr=False)
+    _holding: asyncio.Future[None] | None = dataclasses.field(default=None, repr=False)
 
     async def stats(self) -> Stats:
         """WireGuard's counters; raises WireGuardFailed."""
         return await _finished(lambda: self.backend.stats(self.name))
 
-    async def set_endpoint(self, endpoint: Endpoint) -> None:
-        """Send to another endpoint from now on, under everything that runs through the tunnel."""
+    async def set_endpoint(self, endpoint: Endpoint, *, hold: float = HOLD) -> None:
+        """Send to another endpoint from now on, under everything that runs through the tunnel.
+
+        WireGuard sends to where it was last heard from, so packets that are still under way on the old path would lead
+        back to it, and two sides could keep each other there. For `hold` seconds a step back to the old endpoint is
+        undone, as long as this object lives; a step to any other is the peer's and stays.
+        """
+        before = (await self.stats()).endpoint
         await _finished(lambda: self.backend.set_endpoint(self.name, self._peer_public, endpoint))
+        if self._holding:
+            self._holding.cancel()
+        self._holding = None
+        if before not in (None, endpoint) and hold > 0:
+            self._holding = asyncio.ensure_future(self._hold(before, endpoint, hold))
+
+    async def _hold(self, before: Endpoint | None, endpoint: Endpoint, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        with contextlib.suppress(WireGuardFailed):  # it has been removed: whoever uses it will be told
+            while time.monotonic() < end:
+                await asyncio.sleep(_HOLD_INTERVAL)
+                if (await self.stats()).endpoint == before:
+                    await _finished(lambda: self.backend.set_endpoint(self.name, self._peer_public, endpoint))
 
     async def set_mtu(self, size: int) -> None:
         """Set another MTU, in bytes; raises InterfaceFailed."""
@@ -84,6 +107,8 @@ class Interface:
 
     async def close(self) -> None:
         """Remove the interface and all that belongs to it; safe to repeat. Raises LeftoversRemain."""
+        if self._holding:
+            self._holding.cancel()
         problems = await _finished(lambda: leftovers.remove(self.record))
         if problems:
             raise LeftoversRemain(what="; ".join(problems))

@@ -94,7 +94,7 @@ async def echoes() -> AsyncIterator[tuple[Echo, Echo, Between]]:
 # --- Echo ---
 
 
-def test_an_echo_comes_back_both_ways_at_its_size() -> None:
+def test_an_echo_comes_back_small_both_ways() -> None:
     async def work() -> None:
         async with echoes() as (one, two, between):
             sizes: set[tuple[int, int]] = set()
@@ -107,7 +107,7 @@ def test_an_echo_comes_back_both_ways_at_its_size() -> None:
             for asking, size in ((one, HEADER.size), (two, 1232), (one, 1372)):
                 took = await asking.ask(size=size)
                 assert took is not None and 0.1 <= took < 0.5
-            assert sizes == {(side, size) for side in (0, 1) for size in (HEADER.size, 1232, 1372)}
+            assert sizes == {(0, HEADER.size), (1, HEADER.size), (1, 1232), (0, 1372)}
 
     run(work())
 
@@ -328,7 +328,7 @@ def test_the_first_answer() -> None:
     run(work())
 
 
-@pytest.mark.parametrize(("most", "found"), [(9000, 1420), (1412, 1412), (1399, 1380), (1300, 1300), (1200, 1280)])
+@pytest.mark.parametrize(("most", "found"), [(9000, 1420), (1412, 1408), (1399, 1392), (1300, 1296), (1200, 1280)])
 def test_the_mtu_of_a_path_that_swallows_what_is_too_big(most: int, found: int) -> None:
     async def work() -> None:
         async with echoes() as (one, _, between):

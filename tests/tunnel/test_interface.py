@@ -169,10 +169,11 @@ def test_a_process_that_ignores_a_request_is_killed() -> None:
 
 
 def test_processes_are_found_by_their_command() -> None:
-    with subprocess.Popen(["sleep", "61.25"]) as child:
-        assert [process.pid for process in processes.with_command(["sleep", "61.25"])] == [child.pid]
-        assert list(processes.with_command(["sleep", "61.2"])) == []
+    seconds = f"60.{os.getpid()}7"
+    with subprocess.Popen(["sleep", seconds]) as child:
+        found = [list(processes.with_command(["sleep", each])) for each in (seconds, seconds[:-1])]
         child.kill()
+    assert [[process.pid for process in each] for each in found] == [[child.pid], []]
 
 
 def test_programs() -> None:
@@ -282,6 +283,7 @@ class FakeBackend:
 
     def __init__(self, fail: Exception | None = None, hold: threading.Event | None = None) -> None:
         self.told: list[str] = []
+        self.endpoint: Endpoint | None = None
         self._fail = fail
         self._hold = hold
 
@@ -311,9 +313,10 @@ class FakeBackend:
 
     def set_endpoint(self, name: str, public_key: bytes, endpoint: Endpoint) -> None:
         self.told.append(f"endpoint {endpoint}")
+        self.endpoint = endpoint
 
     def stats(self, name: str) -> Stats:
-        return Stats(0.0, 0, 0, None)
+        return Stats(0.0, 0, 0, self.endpoint)
 
     def remove(self, name: str) -> None:
         self.told.append(f"remove {name}")
@@ -366,6 +369,29 @@ def test_up_and_close(links: Links, removed: list[str]) -> None:
         await made.close()
         assert removed == ALL * 2
         assert leftovers.records() == []
+
+    asyncio.run(run())
+
+
+def test_late_packets_do_not_lead_back_to_the_old_endpoint(links: Links, removed: list[str]) -> None:
+    old, new, moved = ("192.0.2.1", 1), ("192.0.2.2", 2), ("192.0.2.3", 3)
+
+    async def run() -> None:
+        backend = FakeBackend()
+        made = await interface.up(Keys(), Path_(), "responder", backend=backend)
+        backend.endpoint = old
+        await made.set_endpoint(new, hold=0.5)
+        backend.endpoint = old
+        await asyncio.sleep(0.2)
+        assert backend.endpoint == new
+        backend.endpoint = moved  # the peer itself has moved on
+        await asyncio.sleep(0.2)
+        assert backend.endpoint == moved
+        await asyncio.sleep(0.3)
+        backend.endpoint = old  # later, so it means it
+        await asyncio.sleep(0.2)
+        assert backend.endpoint == old
+        await made.close()
 
     asyncio.run(run())
 
