@@ -119,6 +119,8 @@ class Attempt:
             self._timer.cancel()
         if self._tcp and (path is None or path.proxy is None):
             self._tcp.close()
+        if self._relay and self._joining and self._joining.joined and (path is None or path.kind != "relay"):
+            self._sender.send(0, self._relay.udp, self._joining.leave())
         self._sender.receiver = None
         if not keep:
             self._sender.close()

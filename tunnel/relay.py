@@ -76,6 +76,10 @@ class Joining:
         self._open = {each for each in self._open if number - each < 16} | {number}
         return relay_wire.join(self._token.claim, self._token.key, number, self._cookie)
 
+    def leave(self) -> bytes:
+        """What frees this end's place at once; nothing answers it."""
+        return relay_wire.join(self._token.claim, self._token.key, next(self._numbers), self._cookie, leave=True)
+
     def received(self, data: bytes, now: float) -> Answer | None:
         """What the relay answered; None if this is no answer of the relay's to one of our JOINs."""
         answer = relay_wire.parse_answer(data, self._token.key)

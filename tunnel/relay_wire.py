@@ -13,6 +13,7 @@ answer is never longer than the request.
 | CHALLENGE | `MRL1`, 2, number u64 of the JOIN, cookie 16, MAC 16                     |
 | JOINED    | `MRL1`, 3, number u64 of the JOIN, u8: 1 if the peer is there too, MAC 16 |
 | REFUSED   | `MRL1`, 4, number u64 of the JOIN, reason u8, MAC 16                     |
+| LEAVE     | as JOIN with 5 in place of 1, and the cookie that was good for that      |
 
 A MAC is HMAC-SHA256 under the token's key, cut to 16 bytes. Identities appear as hashes. Over TCP each message and each
 datagram follows its length, u16.
@@ -47,6 +48,7 @@ class Type(enum.IntEnum):
     CHALLENGE = 2
     JOINED = 3
     REFUSED = 4
+    LEAVE = 5
 
 
 class Refusal(enum.IntEnum):
@@ -70,10 +72,13 @@ class Claim(NamedTuple):
 
 
 class Join(NamedTuple):
+    """A JOIN or a LEAVE."""
+
     claim: Claim
     packed: bytes
     cookie: bytes
     number: int
+    leaves: bool = False
 
 
 class Answer(NamedTuple):
@@ -102,17 +107,17 @@ def cookie(secret: bytes, address: tuple[str, int], window: int) -> bytes:
     return hmac.digest(secret, said, hashlib.sha256)[:COOKIE_SIZE]
 
 
-def join(claim: bytes, key: bytes, number: int, brought: bytes = NO_COOKIE) -> bytes:
-    """A JOIN; `number` is what its answer is known by."""
-    return _sealed(key, _JOIN.pack(MAGIC, Type.JOIN, claim, brought, number))
+def join(claim: bytes, key: bytes, number: int, brought: bytes = NO_COOKIE, *, leave: bool = False) -> bytes:
+    """A JOIN, or a LEAVE; `number` is what its answer is known by."""
+    return _sealed(key, _JOIN.pack(MAGIC, Type.LEAVE if leave else Type.JOIN, claim, brought, number))
 
 
 def parse_join(data: bytes) -> Join | None:
-    """The JOIN in a datagram, not proved yet; None if it is none."""
-    if len(data) != JOIN_SIZE or not data.startswith(MAGIC) or data[4] != Type.JOIN:
+    """The JOIN or LEAVE in a datagram, not proved yet; None if it is neither."""
+    if len(data) != JOIN_SIZE or not data.startswith(MAGIC) or data[4] not in (Type.JOIN, Type.LEAVE):
         return None
-    _, _, packed, brought, number = _JOIN.unpack_from(data)
-    return Join(Claim(*_CLAIM.unpack(packed)), packed, brought, number)
+    _, kind, packed, brought, number = _JOIN.unpack_from(data)
+    return Join(Claim(*_CLAIM.unpack(packed)), packed, brought, number, kind == Type.LEAVE)
 
 
 def proved(data: bytes, key: bytes) -> bool:

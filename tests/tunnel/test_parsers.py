@@ -54,7 +54,9 @@ def test_relay_garbage(data: bytes) -> None:
 @given(st.binary(min_size=16, max_size=16), st.integers(0, 2**64 - 1))
 def test_relay_messages(cookie: bytes, number: int) -> None:
     data = relay_wire.join(CLAIM.pack(), KEY, number, cookie)
-    assert relay_wire.parse_join(data) == (CLAIM, CLAIM.pack(), cookie, number)
+    assert relay_wire.parse_join(data) == (CLAIM, CLAIM.pack(), cookie, number, False)
+    leave = relay_wire.join(CLAIM.pack(), KEY, number, cookie, leave=True)
+    assert relay_wire.parse_join(leave) == (CLAIM, CLAIM.pack(), cookie, number, True)
     assert relay_wire.proved(data, KEY)
     assert not relay_wire.proved(data, b"x" * 32)
     for answer in (

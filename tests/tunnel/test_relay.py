@@ -20,7 +20,8 @@ from tunnel.nat import Endpoint
 from tunnel.relay import Joining, RelayToken
 from tunnel.relay_proxy import TcpPath
 from tunnel.rendezvous.certificate import Certificate
-from tunnel.rendezvous.relay import Limits, Relay
+from tunnel.rendezvous.pairs import Limits
+from tunnel.rendezvous.relay import Relay
 from tunnel.rendezvous.tcp_relay import UNPROVED_MAX
 
 A, B, C = b"a" * 32, b"b" * 32, b"c" * 32
@@ -228,7 +229,36 @@ async def test_pairs_are_limited() -> None:
             assert (await five[2].join(token(relay, A, C, sessions[2]))).refused, "A has two"
             assert (await five[3].join(token(relay, C, B, sessions[3]))).joined
             assert (await five[4].join(token(relay, b"d" * 32, b"e" * 32, sessions[4]))).refused, "all three are taken"
-        assert len(relay._pairs) == 3
+        assert len(relay.pairs) == 3
+
+
+@in_loop
+async def test_a_silent_pair_makes_place() -> None:
+    async with relaying(Limits(pairs_each=1, silent=0.2)) as relay:
+        with ends(2) as (a, b):
+            assert (await a.join(token(relay, A, B, b"1" * 16))).joined
+            assert (await b.join(token(relay, A, C, b"2" * 16))).refused
+            await asyncio.sleep(0.3)
+            assert (await b.join(token(relay, A, C, b"2" * 16))).joined
+            assert relay.pairs.sessions == [b"2" * 16]
+            a.send(b"x", ("127.0.0.1", relay.udp_port))
+            assert await b.hears_nothing(0.05)
+
+
+@in_loop
+async def test_leave() -> None:
+    """An end that does not need the relay frees its place; nobody else can do that for it."""
+    async with relaying() as relay:
+        with ends(2) as (a, thief):
+            good = token(relay)
+            joining = await a.join(good)
+            thief.send(joining.leave(), good.udp)
+            thief.send(Joining(good).leave(), good.udp)
+            assert await thief.hears_nothing(0.1)
+            assert relay.pairs
+            a.send(joining.leave(), good.udp)
+            assert await a.hears_nothing(0.1)
+            assert not relay.pairs
 
 
 @in_loop
@@ -264,9 +294,9 @@ async def test_idle_ends_are_forgotten() -> None:
             await a.join(token(relay, A, B))
             await b.join(token(relay, B, A))
             await asyncio.sleep(0.2)
-            relay.sweep()
-            assert not relay._pairs
-            assert not relay._by_address
+            relay.pairs.sweep()
+            assert not relay.pairs
+            assert not relay.pairs.by_via
             a.send(b"x", ("127.0.0.1", relay.udp_port))
             assert await b.hears_nothing(0.05)
 
@@ -353,16 +383,16 @@ async def test_tcp_with_a_wrong_token_or_pin() -> None:
         for bad in (dataclasses.replace(good, key=b"x" * 32), dataclasses.replace(good, pin=b"p" * 32)):
             with pytest.raises(OSError, match=r"ended|pinned"):
                 await TcpPath.open(bad, lambda _: None, 5.0)
-        assert not relay._pairs
+        assert not relay.pairs
 
 
 @in_loop
 async def test_tcp_leaves() -> None:
     async with relaying() as relay:
         path = await TcpPath.open(token(relay), lambda _: None, 5.0)
-        assert len(relay._pairs) == 1
+        assert len(relay.pairs) == 1
         path.close()
-        while relay._pairs:
+        while relay.pairs:
             await asyncio.sleep(0.01)
 
 

@@ -8,7 +8,6 @@ end whose network lets no UDP out comes by TCP instead (`tcp_relay`). State live
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import secrets
 import select
@@ -16,54 +15,17 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Hashable, Sequence
 from functools import partial
 
 from tunnel import gso
 from tunnel import relay_wire as wire
+from tunnel.nat import Endpoint
+from tunnel.rendezvous.pairs import End, Limits, Pairs, Send
 from tunnel.rendezvous.tcp_relay import TcpRelay, bound
 
 COOKIE_WINDOW = 30  # seconds; a cookie is good for this one and the next
 SWEEP = 5.0  # seconds between two looks for ends that are gone
-
-# Sends datagrams of `segment` bytes each (the last may be shorter; 0: one datagram) to an end.
-Send = Callable[[memoryview, int], None]
-
-
-@dataclasses.dataclass(frozen=True)
-class Limits:
-    """What one relay gives away. Zero: no limit."""
-
-    token_life: float = 600.0  # seconds from the making of a token to the latest first use
-    idle: float = 90.0  # seconds of silence after which an end is forgotten; WireGuard says something every 25
-    pairs: int = 256
-    pairs_each: int = 8  # pairs that one identity may be part of
-    pair_bytes: int = 4 * 2**40
-    pair_rate: int = 0  # bytes a second, both directions together
-
-
-@dataclasses.dataclass
-class End:
-    """One end that has joined; `send` reaches it."""
-
-    pair: Pair
-    identity: bytes
-    via: object  # where it joined: the UDP socket and address, or the TCP connection
-    send: Send
-    seen: float
-    other: End | None = None
-
-
-@dataclasses.dataclass
-class Pair:
-    """The two ends of a session."""
-
-    session: bytes
-    identities: frozenset[bytes]
-    ends: dict[bytes, End] = dataclasses.field(default_factory=dict)
-    bytes: int = 0
-    allowance: float = 0.0  # bytes that may be forwarded now, where there is a rate
-    refilled: float = 0.0
 
 
 class Relay:
@@ -71,15 +33,13 @@ class Relay:
 
     def __init__(self, limits: Limits | None = None) -> None:
         self.limits = limits or Limits()
+        self.pairs = Pairs(self.limits)
         self.udp_port = 0
         self.tcp_port = 0
         self.forwarded = 0  # bytes
         self.dropped = 0  # datagrams for which there was no end, allowance or room
         self._secret = secrets.token_bytes(32)
         self._cookies = secrets.token_bytes(32)
-        self._lock = threading.Lock()
-        self._pairs: dict[tuple[bytes, frozenset[bytes]], Pair] = {}
-        self._by_address: dict[tuple[int, tuple[str, int]], End] = {}
         self._udp: list[socket.socket] = []
         self._tcp: TcpRelay | None = None
         self._stop = os.eventfd(0, os.EFD_CLOEXEC)
@@ -129,7 +89,7 @@ class Relay:
 
     # --- Joining ---
 
-    def answer(self, data: bytes, address: tuple[str, int], via: object, send: Send) -> tuple[bytes, End | None] | None:
+    def answer(self, data: bytes, address: Endpoint, via: Hashable, send: Send) -> tuple[bytes, End | None] | None:
         """What to answer to a JOIN from `address`, and the end if it is now one; None where nothing is to be said."""
         asked = wire.parse_join(data)
         if asked is None:
@@ -140,62 +100,14 @@ class Relay:
         window = int(time.monotonic() // COOKIE_WINDOW)
         good = [wire.cookie(self._cookies, address, each) for each in (window, window - 1)]
         if asked.cookie not in good:
-            return wire.challenge(key, asked.number, good[0]), None
-        with self._lock:
-            end = self._take_in(asked.claim, via, send)
+            return None if asked.leaves else (wire.challenge(key, asked.number, good[0]), None)
+        if asked.leaves:
+            self.pairs.leave(asked.claim, via)
+            return None
+        end = self.pairs.join(asked.claim, via, send)
         if isinstance(end, wire.Refusal):
             return wire.refused(key, asked.number, end), None
         return wire.joined(key, asked.number, present=end.other is not None), end
-
-    def _take_in(self, claim: wire.Claim, via: object, send: Send) -> End | wire.Refusal:
-        """The end that this claim makes of who holds it; one that joined before moves to where it joins from now."""
-        identities = frozenset((claim.own, claim.peer))
-        pair = self._pairs.get((claim.session, identities))
-        old = pair.ends.get(claim.own) if pair else None
-        if old is None and claim.expires < time.time():
-            return wire.Refusal.EXPIRED
-        if pair is None:
-            for each in identities:
-                if sum(each in known.identities for known in self._pairs.values()) >= self.limits.pairs_each:
-                    return wire.Refusal.FULL
-            if len(self._pairs) >= self.limits.pairs:
-                return wire.Refusal.FULL
-            pair = Pair(claim.session, identities, refilled=time.monotonic())
-            self._pairs[claim.session, identities] = pair
-        if self.limits.pair_bytes and pair.bytes > self.limits.pair_bytes:
-            return wire.Refusal.QUOTA
-        if old and old.via == via:
-            old.seen = time.monotonic()
-            return old
-        if old:
-            self._forget(old)
-        end = End(pair, claim.own, via, send, time.monotonic(), pair.ends.get(claim.peer))
-        pair.ends[claim.own] = end
-        self._pairs[claim.session, identities] = pair
-        if end.other:
-            end.other.other = end
-        return end
-
-    def leave(self, end: End) -> None:
-        """An end is gone."""
-        with self._lock:
-            if end.pair.ends.get(end.identity) is end:
-                self._forget(end)
-
-    def _forget(self, end: End) -> None:
-        end.pair.ends.pop(end.identity, None)
-        if end.other:
-            end.other.other = None
-        self._by_address = {key: each for key, each in self._by_address.items() if each is not end}
-        if not end.pair.ends:
-            self._pairs.pop((end.pair.session, end.pair.identities), None)
-
-    def sweep(self) -> None:
-        """Forget ends that have been silent for too long."""
-        limit = time.monotonic() - self.limits.idle
-        with self._lock:
-            for end in [end for pair in self._pairs.values() for end in pair.ends.values() if end.seen < limit]:
-                self._forget(end)
 
     # --- Forwarding ---
 
@@ -203,25 +115,11 @@ class Relay:
         """Hand what an end sent to the other one, if that is there and the pair may."""
         end.seen = time.monotonic()
         other = end.other
-        if other is None or not self._may(end.pair, len(data), end.seen):
+        if other is None or not self.pairs.may(end.pair, len(data), end.seen):
             self.dropped += 1
             return
         self.forwarded += len(data)
         other.send(data, segment)
-
-    def _may(self, pair: Pair, size: int, now: float) -> bool:
-        """Whether the pair's quota and rate let this pass."""
-        pair.bytes += size
-        if self.limits.pair_bytes and pair.bytes > self.limits.pair_bytes:
-            return False
-        rate = self.limits.pair_rate
-        if rate:
-            pair.allowance = min(rate / 4, pair.allowance + (now - pair.refilled) * rate)  # a quarter second's burst
-            pair.refilled = now
-            if pair.allowance < size:
-                return False
-            pair.allowance -= size
-        return True
 
     # --- UDP ---
 
@@ -248,7 +146,7 @@ class Relay:
                 self._drain(by_fd[fd], buffer)
             if time.monotonic() - swept > SWEEP:
                 swept = time.monotonic()
-                self.sweep()
+                self.pairs.sweep()
 
     def _drain(self, sock: socket.socket, buffer: bytearray) -> None:
         """Take what one socket has, but let the others have their turn."""
@@ -266,7 +164,7 @@ class Relay:
                 for each in gso.split(data, segment):
                     self._one(sock, address, each)
                 continue
-            end = self._by_address.get((sock.fileno(), address))
+            end = self.pairs.by_via.get((sock.fileno(), address))
             if end is None:
                 self.dropped += 1
             else:
@@ -274,16 +172,12 @@ class Relay:
 
     def _one(self, sock: socket.socket, address: tuple[str, int], data: memoryview) -> None:
         """A datagram that may be a JOIN."""
-        if len(data) == wire.JOIN_SIZE and bytes(data[:5]) == wire.MAGIC + bytes([wire.Type.JOIN]):
+        if len(data) == wire.JOIN_SIZE and data[:4] == wire.MAGIC and data[4] in (wire.Type.JOIN, wire.Type.LEAVE):
             said = self.answer(bytes(data), address, (sock.fileno(), address), partial(_send, sock, address))
             if said:
-                answer, end = said
                 with contextlib.suppress(OSError):
-                    sock.sendto(answer, address)
-                if end:
-                    with self._lock:
-                        self._by_address[sock.fileno(), address] = end
-        elif end := self._by_address.get((sock.fileno(), address)):
+                    sock.sendto(said[0], address)
+        elif end := self.pairs.by_via.get((sock.fileno(), address)):
             self.forward(end, data, 0)
         else:
             self.dropped += 1

@@ -17,7 +17,8 @@ from tunnel import gso
 from tunnel import relay_wire as wire
 
 if TYPE_CHECKING:
-    from tunnel.rendezvous.relay import End, Relay
+    from tunnel.rendezvous.pairs import End
+    from tunnel.rendezvous.relay import Relay
 
 JOIN_LIMIT = 10.0  # seconds from the connection to a JOIN that was taken
 UNPROVED_MAX = 64  # connections that have not joined yet
@@ -105,7 +106,7 @@ class _Connection(asyncio.Protocol):
         if self._timer:
             self._timer.cancel()
         if self.end:
-            self._relay.leave(self.end)
+            self._relay.pairs.gone(self.end)
         self._transport = None
 
     def abort(self) -> None:

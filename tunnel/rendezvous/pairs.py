@@ -1,0 +1,157 @@
+"""Who has joined the relay: pairs of ends, with what each may take. In memory alone; called from several threads."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from collections.abc import Callable, Hashable
+
+from tunnel import relay_wire as wire
+
+# Sends datagrams of `segment` bytes each (the last may be shorter; 0: one datagram) to an end.
+Send = Callable[[memoryview, int], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What one relay gives away. Zero: no limit."""
+
+    token_life: float = 600.0  # seconds from the making of a token to the latest first use
+    idle: float = 90.0  # seconds of silence after which an end is forgotten; WireGuard says something every 25
+    silent: float = 5.0  # after which a pair makes place for another; peers echo five times a second
+    pairs: int = 256
+    pairs_each: int = 16  # pairs that one identity may be part of
+    pair_bytes: int = 4 * 2**40
+    pair_rate: int = 0  # bytes a second, both directions together
+
+
+@dataclasses.dataclass
+class End:
+    """One end that has joined; `send` reaches it."""
+
+    pair: Pair
+    identity: bytes
+    via: Hashable  # where it joined: the UDP socket's number and the address, or the TCP connection
+    send: Send
+    seen: float
+    other: End | None = None
+
+
+@dataclasses.dataclass
+class Pair:
+    """The two ends of a session."""
+
+    session: bytes
+    identities: frozenset[bytes]
+    ends: dict[bytes, End] = dataclasses.field(default_factory=dict)
+    bytes: int = 0
+    allowance: float = 0.0  # bytes that may be forwarded now, where there is a rate
+    refilled: float = 0.0
+
+    def heard(self) -> float:
+        """time.monotonic() of the last sign of life."""
+        return max((end.seen for end in self.ends.values()), default=0.0)
+
+
+class Pairs:
+    """All pairs that there are."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._lock = threading.Lock()
+        self._pairs: dict[tuple[bytes, frozenset[bytes]], Pair] = {}
+        self.by_via: dict[object, End] = {}  # to be read without the lock
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    @property
+    def sessions(self) -> list[bytes]:
+        return [pair.session for pair in self._pairs.values()]
+
+    def leave(self, claim: wire.Claim, via: Hashable) -> None:
+        """The end that joined with this claim from there is gone."""
+        with self._lock:
+            pair = self._pairs.get((claim.session, frozenset((claim.own, claim.peer))))
+            end = pair.ends.get(claim.own) if pair else None
+            if end and end.via == via:
+                self._forget(end)
+
+    def join(self, claim: wire.Claim, via: Hashable, send: Send) -> End | wire.Refusal:
+        """The end that this claim makes of who holds it; one that joined before moves to where it joins from now."""
+        with self._lock:
+            identities = frozenset((claim.own, claim.peer))
+            pair = self._pairs.get((claim.session, identities))
+            old = pair.ends.get(claim.own) if pair else None
+            if old is None and claim.expires < time.time():
+                return wire.Refusal.EXPIRED
+            if pair is None and not self._room(identities):
+                return wire.Refusal.FULL
+            if pair is None:
+                pair = Pair(claim.session, identities, refilled=time.monotonic())
+            if self._limits.pair_bytes and pair.bytes > self._limits.pair_bytes:
+                return wire.Refusal.QUOTA
+            if old and old.via == via:
+                old.seen = time.monotonic()
+                return old
+            for before in (old, self.by_via.get(via)):
+                if before:
+                    self._forget(before)
+            return self._add(pair, claim, via, send)
+
+    def _add(self, pair: Pair, claim: wire.Claim, via: Hashable, send: Send) -> End:
+        end = End(pair, claim.own, via, send, time.monotonic(), pair.ends.get(claim.peer))
+        pair.ends[claim.own] = self.by_via[via] = end
+        self._pairs[pair.session, pair.identities] = pair  # forgetting its last end has taken it out
+        if end.other:
+            end.other.other = end
+        return end
+
+    def _room(self, identities: frozenset[bytes]) -> bool:
+        """Whether there may be another pair of these two; one that is silent makes place for it."""
+        for each, most in [*((each, self._limits.pairs_each) for each in identities), (None, self._limits.pairs)]:
+            found = [pair for pair in self._pairs.values() if each is None or each in pair.identities]
+            if len(found) < most:
+                continue
+            oldest = min(found, key=Pair.heard)
+            if oldest.heard() > time.monotonic() - self._limits.silent:
+                return False
+            for end in list(oldest.ends.values()):
+                self._forget(end)
+        return True
+
+    def gone(self, end: End) -> None:
+        """That end's connection has ended."""
+        with self._lock:
+            if end.pair.ends.get(end.identity) is end:
+                self._forget(end)
+
+    def _forget(self, end: End) -> None:
+        end.pair.ends.pop(end.identity, None)
+        if end.other:
+            end.other.other = None
+        self.by_via.pop(end.via, None)
+        if not end.pair.ends:
+            self._pairs.pop((end.pair.session, end.pair.identities), None)
+
+    def sweep(self) -> None:
+        """Forget ends that have been silent for too long."""
+        limit = time.monotonic() - self._limits.idle
+        with self._lock:
+            for end in [end for pair in self._pairs.values() for end in pair.ends.values() if end.seen < limit]:
+                self._forget(end)
+
+    def may(self, pair: Pair, size: int, now: float) -> bool:
+        """Whether the pair's quota and rate let this pass."""
+        pair.bytes += size
+        if self._limits.pair_bytes and pair.bytes > self._limits.pair_bytes:
+            return False
+        rate = self._limits.pair_rate
+        if rate:
+            pair.allowance = min(rate / 4, pair.allowance + (now - pair.refilled) * rate)  # a quarter second's burst
+            pair.refilled = now
+            if pair.allowance < size:
+                return False
+            pair.allowance -= size
+        return True
