@@ -109,7 +109,8 @@ def main(arguments: list[str]) -> int:
         for cell in measure(rig, types, args.repetitions):
             cells.append(cell)
             print(f"{cell.initiator} -> {cell.responder}: {'/'.join(sorted(cell.paths))}, {cell.connect_ms:.0f} ms, "
-                  f"{cell.mbit_s or 0:.0f} Mbit/s {cell.verdict()}", file=sys.stderr, flush=True)
+                  f"{cell.mbit_s or 0:.0f} Mbit/s", *([f"-- {cell.verdict()}"] if cell.verdict() else []),
+                  *{run["error"]["message"] for run in cell.runs if "error" in run}, file=sys.stderr, flush=True)
     except (AssertionError, OSError) as error:
         print(f"nat_matrix: {error}", file=sys.stderr)
         return 2

@@ -103,7 +103,7 @@ def router_rules(kind: str) -> str:
     """The rig's own rules for this type of NAT."""
     sys.path.insert(0, str(TREE / "vagrant"))
     try:
-        from riglib import nat
+        from riglib import nat as types
     finally:
         sys.path.pop(0)
-    return nat.router_rules(nat.parse(kind))
+    return types.router_rules(types.parse(kind))
