@@ -90,8 +90,8 @@ class Plan:
     @property
     def text(self) -> str:
         """For people, before the first round."""
-        return (f"Plan: move {self.name} to {self.destination}. Disk {size(self.disk_bytes)}, sent while it runs, in up "
-                f"to {self.max_rounds} rounds; memory {size(self.memory_bytes)}, sent while it is frozen. "
+        return (f"Plan: move {self.name} to {self.destination}. Disk {size(self.disk_bytes)}, sent while it runs, in "
+                f"up to {self.max_rounds} rounds; memory {size(self.memory_bytes)}, sent while it is frozen. "
                 f"{self.prediction} It is thawed here if that takes longer than {duration(self.max_downtime)}.")
 
     @property

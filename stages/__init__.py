@@ -13,15 +13,17 @@ from stages import (
     create_dump,
     finish,
     import_data,
+    migrate,
     peer,
     prepare_data,
     rendezvous,
     restore_dump,
+    resume,
     rollback,
     serve,
     status,
     tunnel,
 )
 
-ALL = (check, prepare_data, import_data, create_dump, restore_dump, finish, rollback, status, cleanup, peer,
-       tunnel, agent, rendezvous, serve)
+ALL = (check, migrate, resume, prepare_data, import_data, create_dump, restore_dump, finish, rollback, status, cleanup,
+       peer, tunnel, agent, rendezvous, serve)

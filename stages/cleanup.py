@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> Result:
         if args.name:
             name, lxcpath = cli.container_of(args)
             with locked(name):
-                _clean_container(cleaner, journal, name, lxcpath, keep_copy=args.keep_copy)
+                clean_container(cleaner, journal, name, lxcpath, keep_copy=args.keep_copy)
                 free = btrfs.free_bytes(lxcpath)
         else:
             lxcpath = Path(args.lxcpath) if args.lxcpath else lxc.default_lxcpath()
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> Result:
                   f"{text}\n{size(free)} are free in {lxcpath}.")
 
 
-def _clean_container(cleaner: Cleaner, journal: Journal, name: str, lxcpath: Path, *, keep_copy: bool) -> None:
+def clean_container(cleaner: Cleaner, journal: Journal, name: str, lxcpath: Path, *, keep_copy: bool) -> None:
     migration = journal.latest(name, lxcpath)
     if migration is None:
         raise ContainerNotFound(name=name, lxcpath=lxcpath)

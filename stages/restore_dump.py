@@ -50,17 +50,23 @@ def run(args: argparse.Namespace) -> Result:
     name, lxcpath = cli.container_of(args)
     with Journal(DEFAULT_PATH) as journal, locked(name):
         migration = arrived(journal, name, lxcpath, NAME)
-        if migration.state is State.RESTORING:
-            settle(migration)
-        decision = decide(NAME, migration.state)
-        next_ = advice.command(decision.next_stage, migration) if decision.next_stage else ""
-        if decision.verdict is Verdict.ALREADY:
-            return Result({"migration": migration.id, "name": name, "stage": NAME, "already": True, "next": next_},
-                          f"{name} already runs here." + (f" Next: {next_}" if next_ else ""))
-        if decision.verdict is Verdict.REFUSE:
-            raise OutOfOrder(stage=NAME, missing=decision.missing, next=next_)
-        restore = Restore(migration, args.max_downtime)
-        return restore.described() if args.dry_run else restore.run()
+        return carry_out(migration, args.max_downtime, dry_run=args.dry_run)
+
+
+def carry_out(migration: Migration, limit: float, *, dry_run: bool = False) -> Result:
+    """The stage, with the container locked."""
+    if migration.state is State.RESTORING:
+        settle(migration)
+    decision = decide(NAME, migration.state)
+    next_ = advice.again(decision.next_stage, migration) if decision.next_stage else ""
+    if decision.verdict is Verdict.ALREADY:
+        return Result(
+            {"migration": migration.id, "name": migration.name, "stage": NAME, "already": True, "next": next_},
+            f"{migration.name} already runs here." + (f" Next: {next_}" if next_ else ""))
+    if decision.verdict is Verdict.REFUSE:
+        raise OutOfOrder(stage=NAME, missing=decision.missing, next=next_)
+    restore = Restore(migration, limit)
+    return restore.described() if dry_run else restore.run()
 
 
 def settle(migration: Migration) -> None:

@@ -194,7 +194,7 @@ def test_root_is_needed_for_everything(monkeypatch: pytest.MonkeyPatch, capsys: 
     for command, parser in manual.commands().items():
         if parser.get_default("name_required") is None and command != "serve":
             continue
-        needed = ["-d", "hostb"] if command in ("prepare-data", "create-dump") else []
+        needed = ["-d", "hostb"] if command in ("migrate", "prepare-data", "create-dump") else []
         name = [] if command == "serve" else ["web"]
         assert main([command, *name, *needed]) == NotRoot.status
         assert f"migrator {command} needs root" in capsys.readouterr().err

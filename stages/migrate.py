@@ -1,0 +1,69 @@
+"""Move a running container to another host in one go: all stages one after the other, over one connection.
+
+Both hosts and the container are compared. The disk is sent while the container runs, and imported on the destination
+while it arrives, in rounds as long as they get smaller. Then the container is frozen, its memory and the last changes
+are sent, and it runs on there. When something fails after the freeze, the container is thawed and runs on here, as far
+as that is safe. Ctrl-C gives the attempt up; a second one ends the program at once. Broken off in whatever way, it goes
+on with `migrator resume`.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from migrator import cli, log, lxc
+from migrator.cli import Result
+from migrator.journal import DEFAULT_PATH, Journal
+from stages import check, prepare_data
+from stages.drive import Drive, locked_for
+
+NAME = "migrate"
+HELP = "move a running container in one go (on the source)"
+
+# What `migrator resume` goes on with unless it is told otherwise.
+OPTIONS = ("max_downtime", "max_rounds", "bwlimit", "ignore", "undefine_source")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    cli.add_container(parser)
+    cli.add_destination(parser)
+    parser.add_argument("--destination-lxcpath", metavar="PATH", help="where the destination keeps its containers")
+    cli.add_map_bridge(parser)
+    add_options(parser)
+    cli.add_dry_run(parser)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Those in OPTIONS."""
+    parser.add_argument("--max-downtime", metavar="SECONDS", type=cli.positive, default=120.0,
+                        help="thaw here and give up when the container is frozen for longer (default: 120)")
+    parser.add_argument("--max-rounds", metavar="N", type=rounds, default=5,
+                        help="send the disk at most this many times before the freeze (default: 5)")
+    parser.add_argument("--bwlimit", metavar="RATE", type=prepare_data.rate,
+                        help="send at most RATE bytes a second (k, M, G) while the container runs")
+    check.add_ignore(parser)
+    copy = parser.add_mutually_exclusive_group()
+    copy.add_argument("--keep-source", dest="undefine_source", action="store_false", default=False,
+                      help="keep the stopped, fenced copy here (the default)")
+    copy.add_argument("--undefine-source", dest="undefine_source", action="store_true",
+                      help="remove the copy here once the container runs there")
+
+
+def rounds(text: str) -> int:
+    """A number of rounds, for argparse."""
+    value = int(text)
+    if not 1 <= value <= 100:
+        raise argparse.ArgumentTypeError("must be from 1 to 100")
+    return value
+
+
+def run(args: argparse.Namespace) -> Result:
+    cli.require_root(NAME)
+    name, lxcpath = cli.container_of(args)
+    container = lxc.Container(name, lxcpath)
+    with Journal(DEFAULT_PATH) as journal, locked_for(journal, name, lxcpath):
+        migration = prepare_data.unfinished(journal, name, lxcpath, args.destination)
+        args.options = {key: getattr(args, key) for key in OPTIONS}
+        if migration:
+            log.info(f"Going on with migration {migration.id}")
+        return Drive(args, journal, container, migration).run()
