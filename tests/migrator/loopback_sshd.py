@@ -116,8 +116,9 @@ def _free_port() -> int:
 
 def _descendants(pid: int) -> list[int]:
     found = []
-    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        found += [*_descendants(int(child)), int(child)]
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            found += [*_descendants(int(child)), int(child)]
     return found
 
 
