@@ -255,6 +255,8 @@ async def _keep_waiting(server: Server, identity: Identity, inbox: asyncio.Queue
             if time.monotonic() - begun > STABLE:
                 pause = BACKOFF[0]
             tell(f"{error.fields['reason']}; next try in {pause:.0f} s")
+        except Exception as error:  # a host that is not waiting any more must not look as if it were
+            tell(f"{server}: {type(error).__name__}: {error}; next try in {pause:.0f} s")
         # Not all agents at the same instant after the server was started anew.
         await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311
         pause = min(longest, pause * 2)

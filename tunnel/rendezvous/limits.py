@@ -118,7 +118,6 @@ class Door:
         if (self.open >= self._limits.connections
                 or self._open[address] >= self._limits.connections_per_address
                 or not self._connects.take(address)):
-            self._open += Counter()  # drops what is zero
             self.turned_away += 1
             return False
         self._open[address] += 1
