@@ -208,7 +208,8 @@ def test_by_copy_and_paste(hosts: tuple[Path, Path]) -> None:
     assert last(migrator(one, "peer", "list", "--json"))["peers"][0]["fingerprint"] in fingerprints
     refused = migrator(two, "peer", "join", "--offline", "--name", "x", status=74, given="nonsense\n")
     assert "damaged, or not one" in refused.err
-    assert "not given as an argument" in migrator(two, "peer", "join", invitation, "--offline", "--name", "x", status=2).err
+    refused = migrator(two, "peer", "join", invitation, "--offline", "--name", "x", status=2)
+    assert "not given as an argument" in refused.err
 
 
 @pytest.mark.parametrize(("answer", "status"), [("yes", 0), ("no", 74), ("", 74)])
