@@ -17,7 +17,7 @@ from typing import Any
 from tunnel import mtu
 from tunnel.echo import UDP_HEADERS, Arrived, Echo
 from tunnel.errors import TunnelSilent
-from tunnel.interface import Interface
+from tunnel.interface import GREETING, Interface
 from tunnel.wireguard import Endpoint
 
 INTERVAL = 0.2  # seconds between two echoes of a watch
@@ -130,6 +130,8 @@ async def first_answer(interface: Interface, echo: Echo, *, limit: float = 5.0) 
     Raises TunnelSilent, which tells whether WireGuard has shaken hands at all.
     """
     end = time.monotonic() + limit
+    if interface.role == "responder":  # whose echoes would make its WireGuard speak first, see interface.up
+        await interface.shaken(min(GREETING, limit / 2))
     answer: asyncio.Future[float] = asyncio.get_running_loop().create_future()
 
     def answered(seconds: float) -> None:

@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, Protocol, TypeVar
 
 from tunnel import addresses, firewall, leftovers, mtu, processes, wireguard
@@ -24,6 +24,8 @@ from tunnel.wireguard import Backend, Endpoint, Stats
 KEEPALIVE = 15  # seconds; NAT mappings and the relay's live for thirty or more
 HOLD = 2.0  # seconds for which a new endpoint is defended: longer than packets are under way
 _HOLD_INTERVAL = 0.05  # seconds
+GREETING = 3.0  # seconds for which a responder leaves the first word to the initiator
+_SHAKEN_INTERVAL = 0.02  # seconds
 _IFA_F_NODAD = 0x02  # the address is there at once: nobody else can have it
 _NO_LINK_LOCAL = 1  # IN6_ADDR_GEN_MODE_NONE
 
@@ -66,6 +68,7 @@ class Interface:
     backend: Backend
     record: leftovers.Record
     _peer_public: bytes = dataclasses.field(repr=False)
+    _tasks: set[asyncio.Future[None]] = dataclasses.field(default_factory=set, repr=False)
     _holding: asyncio.Future[None] | None = dataclasses.field(default=None, repr=False)
 
     async def stats(self) -> Stats:
@@ -85,7 +88,7 @@ class Interface:
             self._holding.cancel()
         self._holding = None
         if before not in (None, endpoint) and hold > 0:
-            self._holding = asyncio.ensure_future(self._hold(before, endpoint, hold))
+            self._holding = self._beside(self._hold(before, endpoint, hold))
 
     async def _hold(self, before: Endpoint | None, endpoint: Endpoint, seconds: float) -> None:
         end = time.monotonic() + seconds
@@ -105,10 +108,31 @@ class Interface:
         await _finished(change)
         self.mtu = size
 
+    async def shaken(self, limit: float = GREETING) -> bool:
+        """Wait for WireGuard's first handshake; False without one within `limit` seconds."""
+        end = time.monotonic() + limit
+        while not (await self.stats()).last_handshake:
+            if time.monotonic() > end:
+                return False
+            await asyncio.sleep(_SHAKEN_INTERVAL)
+        return True
+
+    async def _greeted(self, keepalive: int) -> None:
+        """A responder's first word: after the initiator's, or after it has waited for that long enough."""
+        with contextlib.suppress(WireGuardFailed):  # it has been removed
+            await self.shaken()
+            await _finished(lambda: self.backend.set_keepalive(self.name, self._peer_public, keepalive))
+
+    def _beside(self, work: Coroutine[Any, Any, None]) -> asyncio.Future[None]:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
     async def close(self) -> None:
         """Remove the interface and all that belongs to it; safe to repeat. Raises LeftoversRemain."""
-        if self._holding:
-            self._holding.cancel()
+        for task in self._tasks:
+            task.cancel()
         problems = await _finished(lambda: leftovers.remove(self.record))
         if problems:
             raise LeftoversRemain(what="; ".join(problems))
@@ -119,6 +143,10 @@ async def up(keys: Keys, path: Path, role: Role, *, backend: Backend | None = No
     """Make a session's interface over a path; whatever ends it early, Ctrl-C too, leaves nothing behind.
 
     `size` is the MTU to begin with, in bytes, instead of what the kernel knows of the way to the endpoint.
+
+    The initiator's WireGuard shakes hands at once, the responder's keeps quiet until then: two initiations that cross
+    on their way make each other void, and WireGuard tries again after five seconds only, maybe to cross again. So does
+    an initiation that nobody hears: the responder's interface should be up first.
 
     Raises WireGuardMissing, WireGuardFailed, and InterfaceFailed.
     """
@@ -134,10 +162,12 @@ async def up(keys: Keys, path: Path, role: Role, *, backend: Backend | None = No
         _peer_public=keys.peer_public,
     )  # fmt: skip
     try:
-        await _finished(lambda: _make(made, inside, keys, path, keepalive))
+        await _finished(lambda: _make(made, inside, keys, path, 0 if inside.listens else keepalive))
     except BaseException:
         await _finished(lambda: leftovers.remove(made.record))
         raise
+    if inside.listens and keepalive:
+        made._beside(made._greeted(keepalive))
     return made
 
 

@@ -293,15 +293,20 @@ class FakeInterface:
 
     name: str = "mig-00010203"
     mtu: int = mtu.MAX
-    shaken: bool = True
+    shaking: bool = True
     kind: str = "userspace"
+    role: str = "initiator"
 
     @property
     def backend(self) -> FakeInterface:
         return self
 
     async def stats(self) -> Stats:
-        return Stats(time.time() if self.shaken else 0.0, 0, 0, None)
+        return Stats(time.time() if self.shaking else 0.0, 0, 0, None)
+
+    async def shaken(self, limit: float) -> bool:
+        await asyncio.sleep(0.0 if self.shaking else limit)
+        return self.shaking
 
     async def set_mtu(self, size: int) -> None:
         self.mtu = size
@@ -323,7 +328,9 @@ def test_the_first_answer() -> None:
             with pytest.raises(TunnelSilent, match="handshake succeeded, but no echo"):
                 await health.first_answer(fake(), one, limit=0.1)
             with pytest.raises(TunnelSilent, match="got no handshake"):
-                await health.first_answer(fake(shaken=False), one, limit=0.1)
+                await health.first_answer(fake(shaking=False), one, limit=0.1)
+            with pytest.raises(TunnelSilent, match="got no handshake"):
+                await health.first_answer(fake(shaking=False, role="responder"), one, limit=0.2)
 
     run(work())
 

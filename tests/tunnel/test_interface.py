@@ -284,6 +284,7 @@ class FakeBackend:
     def __init__(self, fail: Exception | None = None, hold: threading.Event | None = None) -> None:
         self.told: list[str] = []
         self.endpoint: Endpoint | None = None
+        self.last_handshake = 0.0
         self._fail = fail
         self._hold = hold
 
@@ -315,8 +316,11 @@ class FakeBackend:
         self.told.append(f"endpoint {endpoint}")
         self.endpoint = endpoint
 
+    def set_keepalive(self, name: str, public_key: bytes, seconds: int) -> None:
+        self.told.append(f"keepalive {seconds}")
+
     def stats(self, name: str) -> Stats:
-        return Stats(0.0, 0, 0, self.endpoint)
+        return Stats(self.last_handshake, 0, 0, self.endpoint)
 
     def remove(self, name: str) -> None:
         self.told.append(f"remove {name}")
@@ -354,7 +358,7 @@ def test_up_and_close(links: Links, removed: list[str]) -> None:
         inside = addresses.inside(SESSION, "responder")
         assert (made.name, made.local_address, made.remote_address) == (inside.name, inside.local, inside.remote)
         assert (made.port, made.echo_port, made.mtu) == (inside.tcp_port, inside.echo_port, mtu.MAX)
-        peer = f"peer ('127.0.0.1', 40001) {inside.remote}/128 {interface.KEEPALIVE}"
+        peer = f"peer ('127.0.0.1', 40001) {inside.remote}/128 0"
         assert backend.told == ["create mig-00010203 40002", peer]
         assert [what for what, _ in links.asked] == ["firewall", "link set", "addr add", "link set", "route add"]
         assert links.asked[2][1] == {"index": 7, "address": inside.local, "prefixlen": 128, "flags": 2}
@@ -369,6 +373,25 @@ def test_up_and_close(links: Links, removed: list[str]) -> None:
         await made.close()
         assert removed == ALL * 2
         assert leftovers.records() == []
+
+    asyncio.run(run())
+
+
+def test_the_responder_leaves_the_first_word_to_the_initiator(links: Links, removed: list[str]) -> None:
+    async def run() -> None:
+        backend = FakeBackend()
+        made = await interface.up(Keys(), Path_(), "responder", backend=backend)
+        assert backend.told[-1].endswith("/128 0")
+        await asyncio.sleep(0.1)
+        assert not any(word.startswith("keepalive") for word in backend.told)
+        backend.last_handshake = 1.0
+        await asyncio.sleep(0.1)
+        assert backend.told[-1] == f"keepalive {interface.KEEPALIVE}"
+        await made.close()
+        backend = FakeBackend()
+        made = await interface.up(Keys(), Path_(), "initiator", backend=backend)
+        assert backend.told[-1].endswith(f"/128 {interface.KEEPALIVE}")
+        await made.close()
 
     asyncio.run(run())
 

@@ -72,6 +72,11 @@ def test_uapi_requests() -> None:
         f"set=1\npublic_key={PUBLIC.hex()}\npreshared_key={PRESHARED.hex()}\nendpoint=203.0.113.5:40001\n"
         "persistent_keepalive_interval=15\nreplace_allowed_ips=true\nallowed_ip=fd00::2/128\n\n"
     )
+    assert uapi.set_keepalive(PUBLIC, 15).decode() == (
+        f"set=1\npublic_key={PUBLIC.hex()}\nupdate_only=true\npersistent_keepalive_interval=15\n\n"
+    )
+    with pytest.raises(ValueError, match="interval"):
+        uapi.set_keepalive(PUBLIC, 65536)
     assert uapi.set_endpoint(PUBLIC, ("2001:db8::1", 40001)).decode() == (
         f"set=1\npublic_key={PUBLIC.hex()}\nupdate_only=true\nendpoint=[2001:db8::1]:40001\n\n"
     )
@@ -371,6 +376,11 @@ def test_kernel_endpoint_message_over_ipv6(sent: list[bytes]) -> None:
         # struct sockaddr_in6: family, port, flow information, address, scope
         4: struct.pack("=H", socket.AF_INET6) + struct.pack("!HI", 40001, 0) + address + bytes(4),
     }
+
+
+def test_kernel_keepalive_message(sent: list[bytes]) -> None:
+    Kernel().set_keepalive(NAME, PUBLIC, 15)
+    assert only_peer(sent[0]) == {1: PUBLIC, 3: struct.pack("=I", 0x4), 5: struct.pack("=H", 15)}
 
 
 def test_kernel_peer_without_endpoint(sent: list[bytes]) -> None:

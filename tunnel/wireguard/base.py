@@ -58,6 +58,9 @@ class Backend(Protocol):
     def set_endpoint(self, name: str, public_key: bytes, endpoint: Endpoint) -> None:
         """Send to another endpoint from now on; keys, session and counters stay."""
 
+    def set_keepalive(self, name: str, public_key: bytes, seconds: int) -> None:
+        """Send something at least that often from now on (0: no more), and once now."""
+
     def stats(self, name: str) -> Stats:
         """Counters of the interface's peer."""
 

@@ -76,6 +76,11 @@ class Kernel:
             _set(name, peer={"public_key": to_base64(public_key), "update_only": True, **_endpoint(endpoint)})
 
     @apart
+    def set_keepalive(self, name: str, public_key: bytes, seconds: int) -> None:
+        with _reported(name):
+            _set(name, peer={"public_key": to_base64(public_key), "update_only": True, "persistent_keepalive": seconds})
+
+    @apart
     def stats(self, name: str) -> Stats:
         from pyroute2 import WireGuard
 

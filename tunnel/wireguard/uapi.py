@@ -35,13 +35,11 @@ def set_device(private_key: bytes, listen_port: int) -> bytes:
 
 def set_peer(public_key: bytes, preshared: bytes, endpoint: Endpoint | None, allowed_ip: str, keepalive: int) -> bytes:
     """A request that makes a peer or sets all there is to it."""
-    if not 0 <= keepalive <= 0xFFFF:
-        raise ValueError(f"a keepalive interval of {keepalive} s")
     return _request(
         ("public_key", to_hex(public_key)),
         ("preshared_key", to_hex(preshared)),
         *([("endpoint", endpoint_text(endpoint))] if endpoint else []),
-        ("persistent_keepalive_interval", str(keepalive)),
+        ("persistent_keepalive_interval", str(_interval(keepalive))),
         ("replace_allowed_ips", "true"),
         ("allowed_ip", str(ipaddress.ip_network(allowed_ip))),
     )
@@ -50,6 +48,12 @@ def set_peer(public_key: bytes, preshared: bytes, endpoint: Endpoint | None, all
 def set_endpoint(public_key: bytes, endpoint: Endpoint) -> bytes:
     """A request that moves a peer that is there to another endpoint."""
     return _request(("public_key", to_hex(public_key)), ("update_only", "true"), ("endpoint", endpoint_text(endpoint)))
+
+
+def set_keepalive(public_key: bytes, seconds: int) -> bytes:
+    """A request that sets how often a peer that is there gets something."""
+    interval = ("persistent_keepalive_interval", str(_interval(seconds)))
+    return _request(("public_key", to_hex(public_key)), ("update_only", "true"), interval)
 
 
 def _request(*lines: tuple[str, str]) -> bytes:
@@ -75,6 +79,12 @@ def parse_endpoint(text: str) -> Endpoint:
     host = host[1:-1] if bracketed else host
     address = ipaddress.IPv6Address(host) if bracketed else ipaddress.IPv4Address(host)
     return str(address), _port(int(port))
+
+
+def _interval(seconds: int) -> int:
+    if not 0 <= seconds <= 0xFFFF:
+        raise ValueError(f"a keepalive interval of {seconds} s")
+    return seconds
 
 
 def _port(port: int) -> int:

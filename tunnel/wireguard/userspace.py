@@ -85,6 +85,9 @@ class Userspace:
     def set_endpoint(self, name: str, public_key: bytes, endpoint: Endpoint) -> None:
         self._set(name, uapi.set_endpoint(public_key, endpoint))
 
+    def set_keepalive(self, name: str, public_key: bytes, seconds: int) -> None:
+        self._set(name, uapi.set_keepalive(public_key, seconds))
+
     def stats(self, name: str) -> Stats:
         answer = self._ask(name, uapi.GET)
         try:
