@@ -4,7 +4,7 @@
 | --------- | --------- | ------------------------------------------------- | -------------------------------------- |
 | offer     | initiator | wg, eph, nat, candidates, policy, program         | let us open a session                  |
 | answer    | responder | the same                                          | yes                                    |
-| refusal   | responder | reason                                            | no                                     |
+| refusal   | responder | reason, code (of the error)                       | no                                     |
 | go        | initiator | attempt                                           | I have begun to punch                  |
 | up        | responder |                                                   | WireGuard listens here: begin          |
 | again     | initiator | attempt, nat, candidates, policy                  | the path is dead: let us punch again   |

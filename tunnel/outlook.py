@@ -21,6 +21,11 @@ class Outlook:
     here: nat.Kind
     there: nat.Kind
 
+    @property
+    def hopeless(self) -> bool:
+        """Whether only the peer's own address, in the same network, could still answer."""
+        return self.wait < 1.0
+
     def direct_reason(self, kind: str, via: int, guessed: int) -> str:
         """Why a direct path of this kind of candidate worked."""
         nats = f"{_NAMES[self.here]} here, {_NAMES[self.there]} there"

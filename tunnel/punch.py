@@ -27,6 +27,7 @@ INTERVAL = 0.1  # between two probes to one target
 SLOWLY = 3.0  # after this long, five times that
 START_DELAY = 0.5  # a responder that hears neither a probe nor `go` begins after this
 NOMINATE_INTERVAL = 0.05
+HOPELESS_LIMIT = 2.0
 LINGER = 0.4  # a responder answers repeated nominations for this long
 
 # What keeps us from being a scanner for whoever sends us candidates.
@@ -77,6 +78,9 @@ class Punch:
         self._nominated: dict[int, Where] = {}
         self._next_nomination = 0.0
         self._agreed_at = 0.0
+        # Where no direct path is to be expected, who wants no other need not wait long.
+        self._limit = min(config.limit, HOPELESS_LIMIT if config.policy == "direct-only" and self.outlook.hopeless
+                          else config.limit)
         if config.policy != "relay-only":
             for each in config.remote:
                 left = HOST_PINGS if private(each.address) else TARGET_PINGS
@@ -132,7 +136,7 @@ class Punch:
         if self.state is State.AGREED:
             self._wake(self._agreed_at + LINGER)
             return self._done() if now >= self._agreed_at + LINGER else []
-        if now >= self.begun + self._config.limit:
+        if now >= self.begun + self._limit:
             return self._failed()
         if self.state is State.OPENING and now < self.begun + START_DELAY:
             return [*self._openers(now), *self._pings(now, only=RELAY)]

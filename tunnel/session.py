@@ -106,7 +106,7 @@ async def _gathered(channel: Channel, policy: Policy) -> tuple[Local, RelayToken
 def _read(channel: Channel, ours: Ours, body: dict[str, Any], policy: Policy) -> tuple[SessionKeys, Side, Policy]:
     """What the peer's offer or answer says; raises Malformed and PeerRefuses."""
     if body["type"] == "refusal":
-        raise PeerRefuses(name=channel.peer.name, reason=_shown(body.get("reason")))
+        raise _refusal(channel, body)
     own = {address for _, address in candidates.own_addresses()}
     side = offers.read_side(body, own)
     keys = ours.agree(offers.read_keys(body, channel.peer.public.id))
@@ -139,12 +139,16 @@ async def _ended_with_block(*tasks: asyncio.Task[Any]) -> AsyncIterator[None]:
 
 
 async def _refused(channel: Channel) -> None:
-    body = await channel.receive("refusal", timeout=3600)
-    raise PeerRefuses(name=channel.peer.name, reason=_shown(body.get("reason")))
+    raise _refusal(channel, await channel.receive("refusal", timeout=3600))
 
 
-def _shown(reason: object) -> str:
-    return reason[:200] if isinstance(reason, str) and reason.isprintable() else "no reason given"
+def _refusal(channel: Channel, body: dict[str, Any]) -> TunnelError:
+    """What the peer's refusal is to the user."""
+    said = body.get("reason")
+    reason = said[:200] if isinstance(said, str) and said.isprintable() else "no reason given"
+    if body.get("code") == NoPath.code():  # it has only given up a moment sooner
+        return NoPath(reason=reason)
+    return PeerRefuses(name=channel.peer.name, reason=reason)
 
 
 async def _up(channel: Channel, keys: SessionKeys, path: Path, policy: Policy, backend: wireguard.Backend,
@@ -158,9 +162,7 @@ async def _up(channel: Channel, keys: SessionKeys, path: Path, policy: Policy, b
     echo: Echo | None = None
     try:
         if channel.role == "initiator":
-            body = await channel.receive("up", "refusal", timeout=UP_LIMIT)
-            if body["type"] == "refusal":
-                raise PeerRefuses(name=channel.peer.name, reason=_shown(body.get("reason")))  # noqa: TRY301
+            await _peer_up(channel)
             made = await interface.up(keys, path, channel.role, backend=backend)
         else:
             made = await interface.up(keys, path, channel.role, backend=backend, keepalive=0)
@@ -178,6 +180,12 @@ async def _up(channel: Channel, keys: SessionKeys, path: Path, policy: Policy, b
             await made.close()
         raise
     return tunnel
+
+
+async def _peer_up(channel: Channel) -> None:
+    body = await channel.receive("up", "refusal", timeout=UP_LIMIT)
+    if body["type"] == "refusal":
+        raise _refusal(channel, body)
 
 
 async def _shaken(made: interface.Interface) -> None:
@@ -287,7 +295,7 @@ class _Agent:
             self._tell(f"{name} has gone")
         except TunnelError as error:
             self._tell(f"{name}: {error}")
-            await self._refuse(channel, error.message)
+            await self._refuse(channel, str(error.fields.get("reason", error.message)), error.code())
         except Malformed as error:
             self._tell(f"{name} sends an offer that makes no sense: {error}")
         except Exception as error:  # one session shall not end the others
@@ -296,9 +304,9 @@ class _Agent:
             self._sessions.pop(channel.session, None)
             self.served.set()
 
-    async def _refuse(self, channel: Called, reason: str) -> None:
+    async def _refuse(self, channel: Called, reason: str, code: str = "") -> None:
         with contextlib.suppress(TunnelError):
-            await channel.send("refusal", {"reason": reason[:200]})
+            await channel.send("refusal", {"reason": reason[:200], "code": code})
 
     async def close(self) -> None:
         for task in list(self._tasks):

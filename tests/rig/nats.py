@@ -12,11 +12,10 @@ import contextlib
 import re
 import sys
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 from tests.rig.harness import TREE, Rig, wait_for
 
-Side = Literal["a", "b"]
 OUTSIDE = {"a": "198.51.100", "b": "203.0.113"}
 CODE = re.compile(r"\d+-[a-z]+-[a-z]+")
 INITIATOR, RESPONDER = "hosta", "hostb"
@@ -34,7 +33,7 @@ class Nats:
     def __init__(self, rig: Rig, *, a: bool = True, b: bool = True) -> None:
         """Bring the rig up, with a NAT on side a and on side b, and pair the hosts."""
         self.rig = rig
-        self._behind: dict[Side, bool] = {"a": a, "b": b}
+        self._behind: dict[str, bool] = {"a": a, "b": b}
         kinds = {side: "double" if behind else "none" for side, behind in self._behind.items()}
         rig.up("--nat-a", kinds["a"], "--nat-b", kinds["b"])
         if a or b:
@@ -52,7 +51,7 @@ class Nats:
                 self.rig.sh(f"nat{side}", f"ip route replace 10.{number}.0.0/24 via 100.64.{number}.2")
         self.rig.sh("client", f"ip route replace {OUTSIDE['b']}.0/24 via {OUTSIDE['a']}.1")
 
-    def set(self, side: Side, kind: str) -> None:
+    def set(self, side: str, kind: str) -> None:
         """Give a side that has a NAT another type of it, as `rig up --nat-a` takes it."""
         assert self._behind[side] != (kind == "none"), "that needs a rig of its own"
         if kind == "none":
@@ -62,7 +61,7 @@ class Nats:
         inner = rules if kind.startswith("double") else "flush ruleset\n"
         self.rig.exec(f"nat{side}2", "nft", "-f", "-", input=inner)
 
-    def rebind(self, side: Side) -> None:
+    def rebind(self, side: str) -> None:
         """Give a side's outer router another address: every mapping and every connection through it is gone."""
         old, new, other = f"{OUTSIDE[side]}.2/24", f"{OUTSIDE[side]}.22/24", OUTSIDE["b" if side == "a" else "a"]
         now = self.rig.sh(f"nat{side}", "ip -4 -o address show dev wan0")

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Tunnels through real NATs: representative pairs (bench/nat_matrix has all), the agent, healing, what is left behind.
+
+A rig of its own, whose NAT types change while it runs; the session's other tests keep theirs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.rig.harness import LXC_HOSTS, Rig, wait_for
+from tests.rig.nats import INITIATOR, RESPONDER, Nats
+
+NO_DROP = "no-input-drop"
+SOON = 500.0  # ms, from the first probe to a path
+PAIRS = [
+    ("full-cone", "port-restricted", "direct"),
+    ("port-restricted", "port-restricted", "direct"),
+    (f"port-restricted,{NO_DROP}", f"port-restricted,{NO_DROP}", "direct"),
+    ("double", f"port-restricted,{NO_DROP}", "direct"),
+    (f"symmetric,{NO_DROP}", f"address-restricted,{NO_DROP}", "direct"),
+    ("full-cone", "symmetric", "direct"),
+    ("symmetric", "symmetric", "relay"),
+    ("blocked", "port-restricted", "relay"),
+    ("blocked", "blocked", "relay"),
+]
+SEARCHED = [("symmetric", "port-restricted"), (f"port-restricted,{NO_DROP}", f"symmetric,{NO_DROP}")]
+
+
+@pytest.fixture(scope="module")
+def nats() -> Iterator[Nats]:
+    rig = Rig(f"{os.environ.get('MIGRATOR_RIG') or 'test'}-nat")
+    try:
+        yield Nats(rig)
+    finally:
+        if not os.environ.get("MIGRATOR_RIG_KEEP"):
+            rig.down()
+
+
+@pytest.fixture
+def agent(nats: Nats) -> Iterator[Any]:
+    """An agent between two port-restricted NATs; at the end nothing of a tunnel is left on either host."""
+    for side in ("a", "b"):
+        nats.set(side, "port-restricted")
+    with nats.agent() as running:
+        yield running
+    assert not left(nats.rig)
+
+
+def left(rig: Rig) -> list[str]:
+    """What tunnels have left on the hosts."""
+    script = """
+        ip -o link show | grep -o 'mig-[0-9a-f]*' | sed 's/^/interface: /'
+        nft list tables | grep mig- ; ls /var/run/wireguard 2>/dev/null; pgrep -l wireguard-go
+        find /run/migrator -type f 2>/dev/null; true"""
+    return [f"{host}: {line}" for host in LXC_HOSTS for line in rig.sh(host, script).splitlines()]
+
+
+@pytest.mark.parametrize(("a", "b", "path"), PAIRS)
+def test_pair(nats: Nats, a: str, b: str, path: str) -> None:
+    nats.set("a", a)
+    nats.set("b", b)
+    with nats.agent():
+        told = nats.tunnel("ping")
+    assert told.get("path") == path, told
+    assert told["connect_ms"] < SOON
+    assert told["reason"]
+    assert told["rtt_ms"] < 100
+    assert told["loss"] == 0
+    assert 1280 <= told["mtu"] <= 1420
+    assert told["via"] == ("tcp" if a == "blocked" else "udp")
+    assert not left(nats.rig)
+
+
+@pytest.mark.parametrize(("a", "b"), SEARCHED)
+def test_symmetric_against_port_restricted(nats: Nats, a: str, b: str) -> None:
+    nats.set("a", a)
+    nats.set("b", b)
+    with nats.agent():
+        told = nats.tunnel("ping", "--path", "direct-only")
+    assert told.get("path") == "direct", told
+    assert "guessed port" in told["reason"]
+
+
+def test_policies(nats: Nats, agent: Any) -> None:
+    assert nats.tunnel("ping", "--path", "relay-only")["path"] == "relay"
+    assert nats.tunnel("ping", "--path", "direct-only")["path"] == "direct"
+
+
+def test_no_way_without_a_relay(nats: Nats, agent: Any) -> None:
+    nats.set("a", "blocked")
+    told = nats.tunnel("ping", "--path", "direct-only")
+    assert told["error"]["code"] == "no-path"
+    assert "lets no UDP out" in told["error"]["message"]
+
+
+def standing(rig: Rig, host: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = rig.migrator(host, "tunnel", "status", "--json").json["tunnels"]
+    return found
+
+
+def test_status(nats: Nats, agent: Any) -> None:
+    rig = nats.rig
+    assert rig.migrator(INITIATOR, "tunnel", "status", RESPONDER, "--json").expect(0).json == {
+        "tunnels": [], "waits": {RESPONDER: True},
+    }
+    with rig.start(INITIATOR, "migrator", "tunnel", "bench", RESPONDER, "--seconds", "15") as running:
+        for host, peer in ((INITIATOR, RESPONDER), (RESPONDER, INITIATOR)):
+            wait_for(lambda: standing(rig, host), f"a tunnel on {host}")  # noqa: B023  # called within this round
+            (tunnel,) = standing(rig, host)
+            assert (tunnel["peer"], tunnel["path"]) == (peer, "direct")
+        running.signal(2)  # and it takes everything down
+        running.wait(30).expect(130)
+
+
+@pytest.mark.parametrize("side", ["a", "b"])
+def test_rebind(nats: Nats, agent: Any, side: str) -> None:
+    """The router gets another address in the middle of a transfer: it goes on within three seconds."""
+    rig = nats.rig
+    with rig.start(INITIATOR, "migrator", "tunnel", "bench", RESPONDER, "--seconds", "8", "--json", "-v") as running:
+        wait_for(lambda: "tunnel to" in running.stderr, "a tunnel")
+        wait_for(lambda: agent.stderr.count("is connected"), "the other end of it")
+        nats.rebind(side)
+        outcome = running.wait(60).expect(0)
+    assert outcome.json["heals"] >= 1
+    assert outcome.json["path"] == "direct"
+    lines = [json.loads(line) for line in outcome.stderr.splitlines()]
+    dead = next(line["time"] for line in lines if "is dead" in line["message"])
+    alive = next(line["time"] for line in lines if "alive again" in line["message"])
+    assert alive - dead < 2.0  # it is called dead one second after the last echo
+
+
+@pytest.mark.parametrize("host", [INITIATOR, RESPONDER])
+def test_killed(nats: Nats, host: str) -> None:
+    """After kill -9 of either side the next command leaves nothing of the old tunnel, and works."""
+    rig = nats.rig
+    for side in ("a", "b"):
+        nats.set(side, "port-restricted")
+    with nats.agent() as agent, \
+            rig.start(INITIATOR, "migrator", "tunnel", "bench", RESPONDER, "--seconds", "50") as running:
+        wait_for(lambda: "is connected" in agent.stderr, "a tunnel")
+        (agent if host == RESPONDER else running).signal(9)
+        (agent if host == RESPONDER else running).process.wait(10)
+        if host == INITIATOR:
+            assert nats.tunnel("ping")["path"] == "direct"
+        else:
+            running.signal(2)
+            running.process.wait(30)
+            with nats.agent():
+                assert nats.tunnel("ping")["path"] == "direct"
+    assert not left(rig)
+
+
+def test_once(nats: Nats) -> None:
+    for side in ("a", "b"):
+        nats.set(side, "port-restricted")
+    rig = nats.rig
+    with rig.start(RESPONDER, "migrator", "agent", "--once") as running:
+        wait_for(lambda: "waiting at" in running.stderr, "an agent that waits")
+        assert nats.tunnel("ping")["path"] == "direct"
+        running.wait(15).expect(0)
+    told = nats.tunnel("ping")
+    assert told["error"]["code"] == "peer-absent"
+
+
+def test_a_removed_peer_gets_nothing(nats: Nats, agent: Any) -> None:
+    rig = nats.rig
+    assert nats.tunnel("ping")["path"] == "direct"
+    peers = rig.read(RESPONDER, "/var/lib/migrator/peers")
+    try:
+        rig.migrator(RESPONDER, "peer", "remove", INITIATOR).expect(0)
+        told = nats.tunnel("ping")
+        assert told["error"]["code"] == "peer-silent"
+        assert "not paired" in agent.stderr
+    finally:
+        rig.put(RESPONDER, "/var/lib/migrator/peers", peers)
+        rig.sh(RESPONDER, "chmod 600 /var/lib/migrator/peers")
+
+
+def test_a_local_user_gets_nothing_through_the_tunnel(nats: Nats, agent: Any) -> None:
+    """Any user of the initiator's host can reach the responder's tunnel address; the service wants the secret."""
+    rig = nats.rig
+    script = """
+import socket, sys
+sock = socket.create_connection((sys.argv[1], int(sys.argv[2])), 5)
+hello = sock.recv(100)
+sock.sendall(bytes([1]) + bytes(64))
+print(hello[:4].decode(), len(sock.recv(100)))
+"""
+    with rig.start(INITIATOR, "migrator", "tunnel", "bench", RESPONDER, "--seconds", "6") as running:
+        wait_for(lambda: "is connected" in agent.stderr, "a tunnel")
+        listening = rig.sh(RESPONDER, "ss -Hlnt").split()
+        address, port = next(re.findall(r"\[(fd.*)\]:(\d+)", word)[0] for word in listening if word.startswith("[fd"))
+        found = rig.exec(INITIATOR, "setpriv", "--reuid=65534", "--clear-groups", "python3", "-c", script, address,
+                         port).stdout
+        running.wait(30).expect(0)
+    assert found.split() == ["MGT1", "0"]
