@@ -26,6 +26,7 @@ from migrator.states import (
     decide,
     next_stage,
     owner,
+    step,
 )
 
 STAGES = ("prepare-data", "import-data", "create-dump", "restore-dump", "finish", "rollback")
@@ -126,6 +127,10 @@ PROGRAMS: dict[str, tuple[str, ...]] = {
     "heal": ("act:thaw", "thaw"),
     "rollback": ("call:abandon", "roll-back", "act:thaw", "rolled-back"),
     "rollback alone": ("roll-back", "act:thaw", "rolled-back"),
+    # What migrate and resume ask for over their own connection.
+    "import over": ("call:import",),
+    "restore over": ("call:restore",),
+    "restore offered": ("taken", "call:restore"),
     "finish": ("call:running", "finish", "act:kill", "call:finish", "finished"),
     "finish offered": ("call:running", "taken", "finish", "act:kill", "call:finish", "finished"),
 }
@@ -206,6 +211,7 @@ def source_moves(world: World) -> Iterator[World]:
     if not world.program:
         for stage in ("prepare-data", "create-dump", "finish", "rollback"):
             yield from begin(world, stage)
+        yield from begin_over(world)
         return
     yield world.but(program="", step=0, waiting=False)  # killed
     yield from go_on(world)
@@ -227,6 +233,15 @@ def begin(world: World, stage: str) -> Iterator[World]:
     if verdict is Verdict.GO:
         learns = stage == "finish" and world.source is State.OFFERED
         yield world.but(program="finish offered" if learns else stage)
+
+
+def begin_over(world: World) -> Iterator[World]:
+    """migrate or resume has the destination do its next stage."""
+    stage = step(world.source, world.destination)
+    if stage == "import-data":
+        yield world.but(program="import over")
+    elif stage == "restore-dump":
+        yield world.but(program="restore offered" if world.source is State.OFFERED else "restore over")
 
 
 def go_on(world: World) -> Iterator[World]:
@@ -317,7 +332,7 @@ def unanswered_rollback(world: World) -> Iterator[World]:
 REQUESTS: dict[str, tuple[Event, ...]] = {
     "receive": (Event.RECEIVE,), "received": (Event.RECEIVED,), "dump-begin": (Event.RECEIVE_DUMP,),
     "own": (Event.DUMP_RECEIVED, Event.OWN), "abandon": (Event.ABANDON, Event.ABANDONED),
-    "finish": (Event.FINISHED,),
+    "finish": (Event.FINISHED,), "import": (Event.IMPORT, Event.IMPORTED),
 }
 
 
@@ -327,10 +342,21 @@ def answers(world: World, request: str) -> Iterator[tuple[World, str]]:
     if world.restoring:
         yield world, BUSY  # restore-dump has the container locked
         return
-    if request == "abandon" and state is State.RESTORING:
+    if request in ("abandon", "restore") and state is State.RESTORING:
         yield from ((settled, SILENCE) for settled in settle(world))
         for settled in settle(world):
             yield from answers(settled, request)
+        return
+    if request in ("import", "restore"):
+        verdict = decide({"import": "import-data", "restore": "restore-dump"}[request], state).verdict
+        if verdict is not Verdict.GO:
+            yield world, OK if verdict is Verdict.ALREADY else REFUSED
+            return
+    if request == "restore":
+        begun = world.but(destination=after(Role.DESTINATION, state, Event.RESTORE))
+        yield begun.but(restoring=True), SILENCE  # the connection breaks, the restore goes on
+        yield begun.but(destination=after(Role.DESTINATION, begun.destination, Event.RESTORE_FAILED)), REFUSED
+        yield begun.but(destination=after(Role.DESTINATION, begun.destination, Event.RESTORED), runs_there=True), OK
         return
     if request == "begin":
         if state is None:
@@ -439,6 +465,35 @@ def test_the_advice_leads_to_an_end_from_everywhere(worlds: set[World]) -> None:
         assert here.source in ENDED, f"no end: {world} stays at {here}"
         check(here)
         assert here.runs_here or here.runs_there
+
+
+def test_migrate_and_resume_lead_to_an_end_from_everywhere(worlds: set[World]) -> None:
+    """Take the steps that `states.step` chooses: none is refused, and it ends; forward, unless it was given up."""
+    for world in {world.but(flying=frozenset()) for world in worlds if world.idle and world.source}:
+        here = world
+        for _ in range(12):
+            if here.source in ENDED:
+                break
+            here = driven(here)
+        assert here.source in ENDED, f"no end: {world} stays at {here}"
+        assert step(here.source, here.destination) == ""
+        check(here)
+        if world.destination not in (State.ABANDONING, State.ABANDONED) and world.source not in ENDED:
+            lost = world.source in (State.OFFERED, State.DUMPED) and world.destination not in (
+                State.RECEIVING_DUMP, State.DUMP_RECEIVED, State.OWNED, State.RESTORING, State.RESTORED,
+                State.FINISHED)
+            forward = world.source is not State.ROLLING_BACK and not lost
+            assert (here.source is State.FINISHED and here.runs_there) == forward, f"{world} ends as {here}"
+
+
+def driven(world: World) -> World:
+    """One step of the driver, with a network that works."""
+    stage = step(world.source, world.destination)
+    started = next(begin_over(world), None) or next(begin(world, stage), None)
+    assert started, f"{stage} refuses in {world}"
+    while started.program:
+        started = next(go_on(started)) if not started.waiting else answered(started)
+    return started
 
 
 def follow(world: World) -> World:

@@ -1,0 +1,121 @@
+"""The pure parts of migrate and resume: when rounds stop, what is predicted, what options a resume takes."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from migrator import plan
+from migrator.plan import Plan, Round
+from stages import migrate, resume
+
+MIB = 1 << 20
+GIB = 1 << 30
+
+
+def sent(*rounds: tuple[int, float]) -> list[Round]:
+    """Rounds of (MiB, seconds), the first one full."""
+    return [Round(size * MIB, seconds, number == 0) for number, (size, seconds) in enumerate(rounds)]
+
+
+@pytest.mark.parametrize(("rounds", "rule"), [
+    ([], ""),
+    ([(4000, 40.0)], ""),
+    ([(4000, 40.0), (400, 4.0)], ""),
+    ([(4000, 40.0), (400, 4.0), (40, 0.4)], ""),
+    ([(4000, 40.0), (400, 4.0), (40, 0.4), (20, 0.2)], "small"),
+    ([(4000, 40.0), (1, 2.0)], "small"),
+    ([(100, 0.3)], "small"),
+    ([(4000, 40.0), (3000, 30.0)], "no-gain"),
+    ([(4000, 40.0), (400, 4.0), (390, 4.0)], "no-gain"),
+    ([(4000, 40.0), (2000, 20.0), (1000, 10.0), (500, 5.0), (250, 2.5)], "limit"),
+])
+def test_when_rounds_stop(rounds: list[tuple[int, float]], rule: str) -> None:
+    found, why = plan.stop(sent(*rounds), 5)
+    assert found == rule
+    assert bool(why) == bool(rule)
+
+
+@given(st.lists(st.builds(Round, st.integers(0, 1 << 50), st.floats(0, 1e6), st.booleans()), max_size=12),
+       st.integers(1, 9))
+def test_rounds_always_stop(rounds: list[Round], most: int) -> None:
+    if len(rounds) >= most:
+        assert plan.stop(rounds, most)[0]
+    if not rounds:
+        assert not plan.stop(rounds, most)[0]
+
+
+def test_the_rate_is_that_of_the_largest_round() -> None:
+    assert plan.rate([]) is None
+    assert plan.rate(sent((0, 0.05))) is None, "the start of programs tells nothing of the network"
+    assert plan.rate(sent((100, 2.0), (1, 0.1))) == 50 * MIB
+
+
+def planned(*rounds: tuple[int, float], memory: int = GIB) -> Plan:
+    return Plan("web", "beta", 10 * GIB, memory, 5, 120.0, tuple(sent(*rounds)))
+
+
+def test_the_prediction() -> None:
+    unknown = planned()
+    assert unknown.frozen_seconds is None and "not known" in unknown.text
+    first = planned((1000, 10.0)).frozen_seconds
+    assert first is not None
+    assert first == pytest.approx(plan.FIXED_SECONDS + plan.SECONDS_PER_BYTE * GIB + 10.24)
+    second = planned((1000, 10.0), (100, 1.0)).frozen_seconds
+    assert second == pytest.approx(first + 1.0), "the last changes are sent while it is frozen, too"
+    assert "120" in planned((1000, 10.0)).text or "2 min" in planned((1000, 10.0)).text
+
+
+@given(st.integers(0, 1 << 45), st.integers(1, 1 << 40), st.floats(0.01, 1e6))
+def test_more_memory_takes_longer(memory: int, size: int, seconds: float) -> None:
+    rounds = (Round(size + plan.RATE_BYTES, seconds, True),)
+    less, more = (Plan("web", "beta", 0, m, 5, 9.0, rounds).frozen_seconds for m in (memory, memory + GIB))
+    assert less is not None and more is not None and plan.FIXED_SECONDS <= less < more
+
+
+def test_predicted_against_actual() -> None:
+    assert plan.compared(0.5, 0.62) == "Frozen for 0.62 s (predicted 0.50 s)."
+    assert "not be predicted" in plan.compared(None, 0.62)
+
+
+def test_a_round_of_an_earlier_version_has_no_seconds() -> None:
+    assert Round.from_detail({"bytes": 7, "full": True, "uuid": "x"}) == Round(7, 0.0, True)
+
+
+class Recorded:
+    """What `resume.complete` looks at of a migration."""
+
+    def __init__(self, **options: Any) -> None:
+        self.peer = "root@beta"
+        self.detail = {"options": options} if options else {}
+
+
+def resumed(*argv: str, **options: Any) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    resume.add_arguments(parser)
+    args = parser.parse_args(["web", *argv])
+    resume.complete(args, Recorded(**options))  # type: ignore[arg-type]
+    return args
+
+
+def test_a_resume_goes_on_with_the_options_of_the_beginning() -> None:
+    begun = {"max_downtime": 5.0, "max_rounds": 2, "bwlimit": 1000, "ignore": ["x"], "undefine_source": True}
+    again = resumed(**begun)
+    assert {key: getattr(again, key) for key in migrate.OPTIONS} == begun
+    assert again.destination == "root@beta"
+    other = resumed("--max-downtime", "9", "--keep-source", "--ignore", "y", "-d", "beta", **begun)
+    assert (other.max_downtime, other.undefine_source, other.ignore) == (9.0, False, ["y"])
+    assert (other.bwlimit, other.destination) == (1000, "beta")
+
+
+def test_a_resume_of_stages_by_hand_has_the_defaults_of_migrate() -> None:
+    parser = argparse.ArgumentParser()
+    migrate.add_arguments(parser)
+    fresh = parser.parse_args(["web", "-d", "beta"])
+    bare = resumed()
+    assert {key: getattr(bare, key) or None for key in migrate.OPTIONS} == {
+        key: getattr(fresh, key) or None for key in migrate.OPTIONS}
