@@ -155,8 +155,8 @@ async def _up(channel: Channel, keys: SessionKeys, path: Path, policy: Policy, b
               begun: float) -> Tunnel:
     """WireGuard over the path, and the first echo.
 
-    Two handshakes that cross on the way undo each other, and one that nobody hears is not repeated for five seconds:
-    so the responder is up first and silent until its hand has been shaken, and the initiator waits for its word.
+    A handshake that nobody hears is not repeated for five seconds, so the responder is up first (and silent, see
+    `interface.up`), and the initiator waits for its word.
     """
     made: interface.Interface | None = None
     echo: Echo | None = None
@@ -165,9 +165,8 @@ async def _up(channel: Channel, keys: SessionKeys, path: Path, policy: Policy, b
             await _peer_up(channel)
             made = await interface.up(keys, path, channel.role, backend=backend)
         else:
-            made = await interface.up(keys, path, channel.role, backend=backend, keepalive=0)
+            made = await interface.up(keys, path, channel.role, backend=backend)
             await channel.send("up")
-            await _shaken(made)
         echo = Echo.open(made.local_address, made.remote_address, made.echo_port)
         await health.first_answer(made, echo, limit=ECHO_LIMIT)
         tunnel = Tunnel(channel, keys, made, echo, path, policy, round((time.monotonic() - begun) * 1000, 1))
@@ -186,13 +185,6 @@ async def _peer_up(channel: Channel) -> None:
     body = await channel.receive("up", "refusal", timeout=UP_LIMIT)
     if body["type"] == "refusal":
         raise _refusal(channel, body)
-
-
-async def _shaken(made: interface.Interface) -> None:
-    """Until the initiator's handshake has come, or it has had its time."""
-    end = time.monotonic() + ECHO_LIMIT
-    while time.monotonic() < end and not (await made.stats()).last_handshake:
-        await asyncio.sleep(0.02)
 
 
 # --- Responder ---
