@@ -42,6 +42,7 @@ ACK = struct.Struct("!Q")
 COMPRESSED = 1  # flag of a SEGMENT
 
 _QUEUE = 8  # frames that wait to be written
+_UNSYNCED = 32  # what waits to be synced: as many small files may be open, and as many again that are being synced
 _SMALL = 64 * 1024  # bytes; a smaller segment gets memory of its own and leaves the large buffers alone
 
 
@@ -97,7 +98,7 @@ class Receiver:
         self._durable = durable
         self._watcher = watcher
         self._frames: queue.Queue[Frame | None] = queue.Queue(_QUEUE)
-        self._written: queue.Queue[_Written | None] = queue.Queue()
+        self._written: queue.Queue[_Written | None] = queue.Queue(_UNSYNCED)
         self._buffers: queue.Queue[bytearray] = queue.Queue()
         self._spare_buffers = _QUEUE + 2
         self._failing = threading.Lock()
@@ -271,10 +272,9 @@ class Receiver:
             found = self._written.get()
             while found is not None:
                 batch.append(found)
-                try:
-                    found = self._written.get_nowait()
-                except queue.Empty:
+                if len(batch) == _UNSYNCED or self._written.empty():
                     break
+                found = self._written.get()
             ended = found is None
             if batch:
                 with self._stopping(connection):
