@@ -1,0 +1,195 @@
+"""The listener inside the tunnel, on loopback: it asks for the session's secret, both ways, before anything else."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+import socket
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tunnel import service
+from tunnel.errors import TunnelBroken
+from tunnel.service import Purpose
+
+SECRET = b"s" * 32
+LIMIT = 10.0  # seconds; nothing here should ever take that long
+
+
+@dataclasses.dataclass
+class Peer:
+    name: str = "attic"
+
+
+@dataclasses.dataclass
+class FakeTunnel:
+    """What the service needs of a tunnel; both ends are this host."""
+
+    port: int
+    secret: bytes = SECRET
+    local_address: str = "::1"
+    remote_address: str = "::1"
+    peer: Peer = dataclasses.field(default_factory=Peer)
+
+
+def free_port() -> int:
+    with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as sock:
+        sock.bind(("::1", 0))
+        found: int = sock.getsockname()[1]
+        return found
+
+
+def in_loop(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
+    def run() -> None:
+        async def limited() -> None:
+            async with asyncio.timeout(LIMIT):
+                await test()
+
+        asyncio.run(limited())
+
+    run.__name__, run.__doc__ = test.__name__, test.__doc__
+    return run
+
+
+@contextlib.asynccontextmanager
+async def listening(**fields: Any) -> AsyncIterator[tuple[Any, list[Purpose]]]:
+    """A service that answers `hello` to whoever gets in; with what those were for."""
+    tunnel, served = FakeTunnel(free_port(), **fields), []
+
+    async def serve(purpose: Purpose, connection: socket.socket) -> None:
+        served.append(purpose)
+        with connection:
+            connection.sendall(b"hello")
+
+    task = asyncio.create_task(service.listen(tunnel, serve))  # type: ignore[arg-type]
+    try:
+        yield tunnel, served
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@pytest.mark.parametrize("purpose", Purpose)
+def test_who_knows_the_secret_gets_in(purpose: Purpose) -> None:
+    async def test() -> None:
+        async with listening() as (tunnel, served):
+            with await service.connect(tunnel, purpose) as connection:
+                assert connection.getblocking()
+                assert await asyncio.to_thread(connection.recv, 100) == b"hello"
+            assert served == [purpose]
+
+    in_loop(test)()
+
+
+@in_loop
+async def test_a_wrong_secret() -> None:
+    async with listening() as (tunnel, served):
+        with pytest.raises(TunnelBroken):
+            await service.connect(dataclasses.replace(tunnel, secret=b"x" * 32), Purpose.MIGRATE)
+        assert not served
+
+
+@in_loop
+async def test_waits_for_the_listener() -> None:
+    tunnel: Any = FakeTunnel(free_port())
+    connecting = asyncio.create_task(service.connect(tunnel, Purpose.MIGRATE))
+    await asyncio.sleep(0.1)
+
+    async def serve(_purpose: Purpose, connection: socket.socket) -> None:
+        connection.close()
+
+    listener = asyncio.create_task(service.listen(tunnel, serve))
+    (await connecting).close()
+    listener.cancel()
+    await asyncio.gather(listener, return_exceptions=True)
+
+
+@in_loop
+async def test_a_listener_that_does_not_know_the_secret() -> None:
+    """A local user may be faster than the service: the initiator tells it nothing."""
+    heard: list[bytes] = []
+
+    async def impostor(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"MGT1" + os.urandom(32))
+        heard.append(await reader.read(100))
+        writer.write(heard[-1][-32:])  # its own proof, reflected
+        heard.append(await reader.read(100))
+        writer.close()
+
+    server = await asyncio.start_server(impostor, "::1", 0)
+    tunnel: Any = FakeTunnel(server.sockets[0].getsockname()[1])
+    with pytest.raises(TunnelBroken, match="does not know"):
+        await service.connect(tunnel, Purpose.MIGRATE)
+    await asyncio.sleep(0.05)
+    assert len(heard[0]) == 1 + 32 + 32
+    assert heard[1] == b""
+    server.close()
+
+
+@in_loop
+async def test_from_elsewhere() -> None:
+    """Not the peer's tunnel address: not even a greeting."""
+    async with listening(remote_address="fd00::2") as (tunnel, served):
+        while True:
+            with contextlib.suppress(ConnectionRefusedError):
+                reader, writer = await asyncio.open_connection("::1", tunnel.port)
+                break
+            await asyncio.sleep(0.01)
+        assert await reader.read() == b""
+        writer.close()
+        assert not served
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.binary(max_size=200), st.booleans())
+def test_garbage(data: bytes, whole: bool) -> None:
+    """No garbage gets in, and whoever knows the secret still does."""
+
+    async def test() -> None:
+        async with listening() as (tunnel, served):
+            (await service.connect(tunnel, Purpose.BENCH)).close()
+            reader, writer = await asyncio.open_connection("::1", tunnel.port)
+            writer.write(data.ljust(65, b"\0") if whole else data)
+            writer.write_eof()
+            with contextlib.suppress(ConnectionResetError):
+                assert (await reader.read())[36:] == b""
+            writer.close()
+            (await service.connect(tunnel, Purpose.MIGRATE)).close()
+            assert served == [Purpose.BENCH, Purpose.MIGRATE]
+
+    in_loop(test)()
+
+
+@in_loop
+async def test_replay() -> None:
+    """What was recorded of one connection proves nothing in another: each has random bytes of its own."""
+    async with listening() as (tunnel, served):
+        recorded: list[bytes] = []
+
+        async def tap(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            there, back = await asyncio.open_connection("::1", tunnel.port)
+            writer.write(await there.readexactly(36))
+            recorded.append(await reader.readexactly(65))
+            back.write(recorded[0])
+            writer.write(await there.read(100))
+            writer.close()
+            back.close()
+
+        server = await asyncio.start_server(tap, "::1", 0)
+        tapped = dataclasses.replace(tunnel, port=server.sockets[0].getsockname()[1])
+        (await service.connect(tunnel, Purpose.MIGRATE)).close()  # it listens
+        (await service.connect(tapped, Purpose.MIGRATE)).close()
+        served.clear()
+        reader, writer = await asyncio.open_connection("::1", tunnel.port)
+        await reader.readexactly(36)
+        writer.write(recorded[0])
+        assert await reader.read() == b""
+        assert not served
+        writer.close()
+        server.close()
