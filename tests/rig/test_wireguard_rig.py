@@ -245,6 +245,18 @@ def test_interrupted_at_any_moment(hosts: Rig, milliseconds: int) -> None:
     assert hosts.sh("hosta", LEFT) == ""
 
 
+@pytest.mark.parametrize("milliseconds", [0, 10, 20, 30, 40, 60, 90])
+def test_killed_at_any_moment(hosts: Rig, milliseconds: int) -> None:
+    with one_end(hosts, "hosta", secrets.token_hex(16)) as end:
+        end.wait("begins")
+        pid = hosts.sh("hosta", f"pgrep -f '^{PYTHON} {HERE}'").strip()
+        time.sleep(milliseconds / 1000)
+        hosts.sh("hosta", f"kill -9 {pid}")
+        end.running.wait()
+    hosts.exec("hosta", PYTHON, HERE, "sweep")
+    assert hosts.sh("hosta", LEFT) == ""
+
+
 def test_a_port_that_is_taken_is_told_and_nothing_stays(hosts: Rig) -> None:
     code = f"import socket, time\ns = socket.socket(2, 2)\ns.bind(('', {PORTS['hosta']}))\nprint(1, flush=True)\n"
     with hosts.start("hosta", PYTHON, "-c", f"{code}time.sleep(60)") as taken:
