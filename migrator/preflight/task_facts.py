@@ -106,12 +106,20 @@ def _look_at_task(look: _Look, status: Status, statuses: dict[int, Status], in_c
         look.waiting.append(status)
     if status.state == "Z":  # cgroup.procs and its namespaces no longer name it
         return
-    if in_cgroup and status.pid not in in_cgroup:
+    if in_cgroup and not _is_in(in_cgroup, status.pid):
         look.note("outside-cgroup", status.name, status)
     for kind in NAMESPACES:
         found = link(f"/proc/{status.pid}/ns/{kind}")
         if found and look.namespaces[kind] and found != look.namespaces[kind]:
             look.note("nested-namespace", kind, status)
+
+
+def _is_in(in_cgroup: Collection[int], pid: int) -> bool:
+    """Whether a process is in the container's cgroup; where it was born after that was read, its own file tells."""
+    if pid in in_cgroup:
+        return True
+    own = read_text(f"/proc/{pid}/cgroup")
+    return not own or any(own == read_text(f"/proc/{other}/cgroup") for other in in_cgroup)
 
 
 def _descends(status: Status, init: int, statuses: dict[int, Status]) -> bool:

@@ -118,10 +118,16 @@ def test_a_process_that_is_no_descendant(monkeypatch: pytest.MonkeyPatch) -> Non
     with subprocess.Popen(["sleep", "60"]) as init, subprocess.Popen(["sleep", "60"]) as other:
         monkeypatch.setattr(task_facts, "_members", lambda *_: [init.pid, other.pid])
         time.sleep(0.05)  # until both have become sleep
+        # One that is in no list of the cgroup yet, but in the cgroup: it was born a moment ago.
+        young = {note.kind: note.pid for note in task_facts.gather(init.pid, [init.pid]).notes}
+        real = task_facts.read_text
+        elsewhere = f"/proc/{other.pid}/cgroup"
+        monkeypatch.setattr(task_facts, "read_text", lambda path: "0::/x\n" if path == elsewhere else real(path))
         notes = {note.kind: note.pid for note in task_facts.gather(init.pid, [init.pid]).notes}
         init.kill()
         other.kill()
-    assert notes["attached"] == notes["outside-cgroup"] == other.pid
+    assert young["attached"] == notes["attached"] == notes["outside-cgroup"] == other.pid
+    assert "outside-cgroup" not in young
 
 
 def test_limits(watcher: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
