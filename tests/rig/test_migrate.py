@@ -1,0 +1,307 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""migrate and resume between two real hosts: what arrives, what a failure in each phase leaves, what heals it."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from tests.rig.conftest import CleanHosts
+from tests.rig.harness import DESTINATION, Outcome, Rig, wait_for
+from tests.rig.test_failures import RUNS_AGAIN, failed, frozen, slow_criu
+
+TO_B = ("-d", DESTINATION)
+ALL_AT_ONCE = ("migrator", "migrate", "c1", *TO_B, "--json")
+HOSTS = ("hosta", "hostb")
+
+
+def other(host: str) -> str:
+    return HOSTS[1 - HOSTS.index(host)]
+
+
+def migrate(rig: Rig, name: str, source: str, *options: str) -> Outcome:
+    return rig.migrator(source, "migrate", name, "-d", f"root@{other(source)}", "--json", *options)
+
+
+def events(outcome: Outcome, kind: str) -> list[dict[str, object]]:
+    """What it said on its way, of one kind."""
+    lines = [json.loads(line) for line in outcome.stderr.splitlines() if line.startswith("{")]
+    return [line for line in lines if line["type"] == kind]
+
+
+def runs_only_on(rig: Rig, host: str, start: str = "") -> None:
+    """One copy runs, it is intact, it is the one that was started, and nothing of an attempt is left."""
+    found = rig.probe(host, "c1")
+    assert found["running"] and found["intact"], found
+    assert not start or found["start"] == start, "it was started anew"
+    state = rig.exec(other(host), "lxc-info", "-n", "c1", "-sH", check=False)
+    assert state.status or state.stdout.strip() == "STOPPED", state
+    left = [line for line in rig.leftovers() if ": snapshot: " not in line]
+    assert not left, left
+
+
+# --- it works -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "options"), [("tick", {}), ("memory", {"size": 128, "dirty": 4}), ("userns", {})])
+def test_there_and_back(rig: Rig, clean_hosts: CleanHosts, kind: str, options: dict[str, float]) -> None:
+    clean_hosts.allow("snapshot")
+    rig.guest("hosta", "c1", kind, **options)
+    start = rig.probe("hosta", "c1")["start"]
+    full = []
+    for source in ("hosta", "hostb", "hosta"):
+        done = migrate(rig, "c1", source).expect(0)
+        runs_only_on(rig, other(source), start)
+        assert rig.status(source, "c1")["state"] == rig.status(other(source), "c1")["state"] == "finished"
+        assert 0 < done.json["frozen_seconds"] < 10
+        full.append(done.json["rounds"][0]["full"])
+        (planned,) = events(done, "plan")
+        assert planned["memory_bytes"] and planned["bytes_per_second"] is None
+        assert [event["round"] for event in events(done, "round")] == list(range(1, len(done.json["rounds"]) + 1))
+    assert full == [True, False, False], "the way back starts from what is there already"
+
+
+def test_the_client_keeps_its_connection(rig: Rig, clean_hosts: CleanHosts) -> None:
+    clean_hosts.allow("snapshot")
+    rig.guest("hosta", "c1", "redis", ip="10.0.3.100")
+    with rig.start("client", "python3", "/opt/rig/guests/redis_client.py", "10.0.3.100", "--seconds", "60") as client:
+        wait_for(lambda: "connected" in client.stderr, "the client is connected")
+        done = migrate(rig, "c1", "hosta").expect(0).json
+        client.signal(15)
+        seen = json.loads(client.wait().stdout)
+    assert seen["lost"] == seen["wrong"] == 0 and seen["problem"] is None, seen
+    assert seen["requests"] > 100, seen
+    assert seen["longest_gap_ms"] < 2500, (seen, done)
+    assert done["predicted_frozen_seconds"] > 0
+    runs_only_on(rig, "hostb")
+
+
+def test_dry_run_changes_nothing(rig: Rig, clean_hosts: CleanHosts) -> None:
+    rig.guest("hosta", "c1", "tick")
+    shown = migrate(rig, "c1", "hosta", "--dry-run").expect(0).json
+    assert shown["plan"]["memory_bytes"] > 0
+    assert ["btrfs", "send"] in [command["argv"][:2] for command in shown["dry_run"]]
+    rig.migrator("hosta", "status", "c1").expect(26)
+    assert rig.leftovers() == []
+    runs_only_on(rig, "hosta")
+
+
+def test_undefine_source(rig: Rig, clean_hosts: CleanHosts) -> None:
+    clean_hosts.allow("snapshot")
+    rig.guest("hosta", "c1", "tick")
+    assert migrate(rig, "c1", "hosta", "--undefine-source").expect(0).json["removed"]
+    assert rig.sh("hosta", "ls /pool").strip() == ""
+    assert rig.probe("hostb", "c1")["intact"]
+
+
+def test_rounds_end_at_the_limit(rig: Rig, clean_hosts: CleanHosts) -> None:
+    clean_hosts.allow("snapshot")
+    rig.guest("hosta", "c1", "tick")
+    rig.exec("hosta", "dd", "if=/dev/urandom", "of=/pool/c1/rootfs/blob", "bs=1M", "count=16", "status=none")
+    done = migrate(rig, "c1", "hosta", "--max-rounds", "1", "--bwlimit", "16M").expect(0)
+    assert len(done.json["rounds"]) == 1
+    assert events(done, "rounds")[0]["rule"] == "limit"
+    assert rig.sh("hostb", "sha256sum </pool/c1/rootfs/blob") == rig.sh("hosta", "sha256sum </pool/c1/rootfs/blob")
+
+
+def test_two_at_once_and_the_same_one_twice(rig: Rig, clean_hosts: CleanHosts) -> None:
+    clean_hosts.allow("snapshot")
+    rig.guest("hosta", "c1", "memory", size=64)
+    rig.guest("hostb", "c2", "tick")
+    outcomes: dict[str, Outcome] = {}
+
+    def go(name: str, source: str) -> None:
+        outcomes[name] = migrate(rig, name, source)
+
+    with slow_criu(rig, "hosta", "dump", 2):
+        threads = [threading.Thread(target=go, args=pair) for pair in (("c1", "hosta"), ("c2", "hostb"))]
+        for thread in threads:
+            thread.start()
+        wait_for(lambda: frozen(rig), "it is frozen")
+        refused = failed(migrate(rig, "c1", "hosta"), 25, "already-migrating")
+        for thread in threads:
+            thread.join()
+    assert str(outcomes["c1"].expect(0).json["migration"]) in str(refused["message"])
+    outcomes["c2"].expect(0)
+    assert rig.probe("hostb", "c1")["intact"] and rig.probe("hosta", "c2")["intact"]
+
+
+# --- it fails -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def guest(rig: Rig, clean_hosts: CleanHosts) -> Callable[[str], None]:
+    """A tick guest on hosta; the function proves that it runs, intact and only there, on a host."""
+    clean_hosts.allow("snapshot")
+    rig.guest("hosta", "c1", "tick", ip="10.0.3.120")
+    start = rig.probe("hosta", "c1")["start"]
+
+    def there(host: str) -> None:
+        runs_only_on(rig, host, start)
+        rig.exec("client", "ping", "-c", "1", "-W", "2", "10.0.3.120")
+
+    return there
+
+
+def test_frozen_for_too_long_while_it_is_dumped(rig: Rig, guest: Callable[[str], None]) -> None:
+    with slow_criu(rig, "hosta", "dump", 2):
+        error = failed(migrate(rig, "c1", "hosta", "--max-downtime", "1"), RUNS_AGAIN, "downtime-exceeded")
+    assert "migrator resume c1" in str(error["cure"])
+    assert rig.probe("hosta", "c1")["intact"]
+    rig.migrator("hosta", "resume", "c1", "--max-downtime", "60", "--json").expect(0)
+    guest("hostb")
+
+
+def test_frozen_for_too_long_while_it_is_restored(rig: Rig, guest: Callable[[str], None]) -> None:
+    with slow_criu(rig, "hostb", "restore", 5):
+        error = failed(migrate(rig, "c1", "hosta", "--max-downtime", "3"), RUNS_AGAIN, "command-timeout")
+    assert f"migrator migrate c1 -d {DESTINATION}" in str(error["cure"])
+    guest("hosta")
+    assert rig.sh("hostb", "ls /pool").strip() == ""
+    assert rig.status("hosta", "c1")["state"] == "rolled-back"
+
+
+def test_dump_fails(rig: Rig, guest: Callable[[str], None]) -> None:
+    rig.exec("hosta", "lxc-attach", "-n", "c1", "--", "sh", "-c",
+             "setsid unshare -u sleep 600 </dev/null >/dev/null 2>&1 &")
+    wait_for(lambda: "sleep 600" in rig.sh("hosta", "ps ax"), "the task runs")
+    failed(migrate(rig, "c1", "hosta"), 30, "blocked")
+    rig.migrator("hosta", "status", "c1").expect(26)
+    failed(migrate(rig, "c1", "hosta", "--ignore", "nested-namespace"), RUNS_AGAIN, "dump-failed")
+    rig.sh("hosta", "pkill -x sleep")
+    rig.migrator("hosta", "resume", "c1").expect(0)
+    guest("hostb")
+
+
+def test_restore_fails(rig: Rig, guest: Callable[[str], None]) -> None:
+    rig.exec("hostb", "mv", "/usr/bin/lxc-checkpoint", "/usr/bin/lxc-checkpoint.away")
+    try:
+        outcome = migrate(rig, "c1", "hosta", "--ignore", "program-missing")
+    finally:
+        rig.exec("hostb", "mv", "/usr/bin/lxc-checkpoint.away", "/usr/bin/lxc-checkpoint")
+    failed(outcome, RUNS_AGAIN, "program-missing")
+    guest("hosta")
+    assert rig.sh("hostb", "ls /pool").strip() == ""
+    migrate(rig, "c1", "hosta").expect(0)
+    guest("hostb")
+
+
+# --- killed and interrupted -----------------------------------------------------------------------------------
+
+
+def kill_serve(rig: Rig) -> None:
+    rig.sh("hostb", "for p in /proc/[0-9]*; do tr '\\0' ' ' <$p/cmdline 2>/dev/null | grep -q 'migrator serve'"
+                    " && kill -9 ${p#/proc/}; done; true", check=False)
+
+
+def arrived(rig: Rig) -> int:
+    return int(rig.sh("hostb", "stat -c %s /pool/.migrator/c1/*.spool/disk-1 2>/dev/null || echo 0"))
+
+
+@pytest.mark.parametrize("victim", ["source", "serve"])
+def test_killed_while_the_disk_is_sent(rig: Rig, guest: Callable[[str], None], victim: str) -> None:
+    rig.exec("hosta", "dd", "if=/dev/urandom", "of=/pool/c1/rootfs/blob", "bs=1M", "count=48", "status=none")
+    with rig.start("hosta", *ALL_AT_ONCE, "--bwlimit", "10M", "--max-rounds", "2") as running:
+        wait_for(lambda: arrived(rig) > 12 << 20, "some of it has arrived")
+        if victim == "source":
+            running.signal(9)
+            running.wait()
+        else:
+            kill_serve(rig)
+            failed(running.wait(), 48, "connection-lost")
+    assert rig.probe("hosta", "c1")["intact"]
+    assert rig.status("hosta", "c1")["next"] == "migrator resume c1"
+    assert rig.status("hostb", "c1")["next"] == "migrator resume c1   (on hosta)"
+    error = failed(rig.migrator("hostb", "resume", "c1", "--json"), 27, "out-of-order")
+    assert "migrator resume c1   (on hosta)" in str(error["cure"])
+    resumed = rig.migrator("hosta", "resume", "c1", "--json", "--bwlimit", "1G").expect(0)
+    assert int(str(events(resumed, "round")[0]["resumed_bytes"])) > 8 << 20, "it began anew"
+    guest("hostb")
+    assert rig.sh("hostb", "sha256sum </pool/c1/rootfs/blob") == rig.sh("hosta", "sha256sum </pool/c1/rootfs/blob")
+
+
+@pytest.mark.parametrize("victim", ["source", "serve"])
+def test_killed_while_it_is_dumped(rig: Rig, guest: Callable[[str], None], victim: str) -> None:
+    with slow_criu(rig, "hosta", "dump", 3), rig.start("hosta", *ALL_AT_ONCE) as running:
+        wait_for(lambda: frozen(rig), "it is frozen")
+        if victim == "source":
+            running.signal(9)
+            running.wait()
+            assert rig.status("hosta", "c1")["state"] == "dumping"
+        else:
+            kill_serve(rig)
+            failed(running.wait(), RUNS_AGAIN, "connection-lost")
+    assert rig.status("hosta", "c1")["next"] == "migrator resume c1"
+    rig.migrator("hosta", "resume", "c1").expect(0)
+    guest("hostb")
+
+
+@pytest.mark.parametrize("victim", ["source", "serve", "both"])
+def test_killed_while_it_is_restored(rig: Rig, guest: Callable[[str], None], victim: str) -> None:
+    """After the hand-over. A source that lives rolls back or finishes by itself; else `resume` does what is right."""
+    with slow_criu(rig, "hostb", "restore", 3), rig.start("hosta", *ALL_AT_ONCE) as running:
+        wait_for(lambda: "lxc-checkpoint" in rig.sh("hostb", "ps ax"), "the restore has begun")
+        if victim != "serve":
+            running.signal(9)
+        if victim != "source":
+            kill_serve(rig)
+        outcome = running.wait()
+    if victim == "serve":  # the restore may have succeeded without it, by the time the source asks
+        if outcome.status:
+            failed(outcome, RUNS_AGAIN, "connection-lost")
+        guest("hosta" if outcome.status else "hostb")
+        return
+    assert frozen(rig)
+    assert rig.status("hosta", "c1")["next"] == "migrator resume c1"
+
+    def healed() -> bool:  # the restore of a source that was killed still runs for a while, and has the lock
+        return rig.migrator("hosta", "resume", "c1").status == 0
+
+    wait_for(healed, "resume has done it")
+    guest("hostb")
+
+
+@pytest.mark.parametrize(("phase", "number"), [("send", 2), ("dump", 2), ("dump", 15), ("restore", 2)])
+def test_interrupted(rig: Rig, guest: Callable[[str], None], phase: str, number: int) -> None:
+    """One Ctrl-C: the container runs on here, and nothing is left, unless it runs there by then."""
+    if phase == "send":
+        rig.exec("hosta", "dd", "if=/dev/urandom", "of=/pool/c1/rootfs/blob", "bs=1M", "count=48", "status=none")
+    begun = {"send": lambda: arrived(rig) > 8 << 20, "dump": lambda: frozen(rig),
+             "restore": lambda: "lxc-checkpoint" in rig.sh("hostb", "ps ax")}
+    host = "hostb" if phase == "restore" else "hosta"
+    command = [*ALL_AT_ONCE, "--bwlimit", "10M"]
+    with slow_criu(rig, host, phase, 3), rig.start("hosta", *command) as running:
+        wait_for(begun[phase], f"{phase} has begun")
+        running.signal(number)
+        outcome = running.wait()
+    if phase == "restore":  # it cannot be called back once it is under way
+        outcome.expect(0)
+        guest("hostb")
+        return
+    outcome.expect(128 + number)
+    guest("hosta")
+    assert rig.sh("hostb", "ls /pool").strip() == ""
+    assert rig.leftovers() == []
+    assert rig.status("hosta", "c1")["state"] == "rolled-back"
+
+
+def test_interrupted_twice_ends_at_once(rig: Rig, guest: Callable[[str], None]) -> None:
+    with slow_criu(rig, "hosta", "dump", 3), rig.start("hosta", *ALL_AT_ONCE) as running:
+        wait_for(lambda: frozen(rig), "it is frozen")
+        running.signal(2)
+        wait_for(lambda: rig.status("hosta", "c1")["state"] == "dumping", "it waits for CRIU")
+        running.signal(2)
+        assert running.wait().status != 0
+    rig.migrator("hosta", "resume", "c1").expect(0)
+    guest("hostb")
+
+
+def test_a_failed_finish_is_made_up_for(rig: Rig, guest: Callable[[str], None]) -> None:
+    """Killed between the restore and the end: the copy here stays frozen and fenced until `resume`."""
+    migrate(rig, "c1", "hosta").expect(0)
+    guest("hostb")
+    again = rig.migrator("hosta", "resume", "c1", "--json").expect(0).json
+    assert again["already"] is True
