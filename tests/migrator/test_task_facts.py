@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from migrator.preflight import task_facts, unix_facts
-from migrator.preflight.proc import parse_status
+from migrator.preflight.proc import parse_status, read_text
 from migrator.preflight.task_facts import Tasks
 
 STATUS = """\
@@ -120,9 +120,8 @@ def test_a_process_that_is_no_descendant(monkeypatch: pytest.MonkeyPatch) -> Non
         time.sleep(0.05)  # until both have become sleep
         # One that is in no list of the cgroup yet, but in the cgroup: it was born a moment ago.
         young = {note.kind: note.pid for note in task_facts.gather(init.pid, [init.pid]).notes}
-        real = task_facts.read_text
         elsewhere = f"/proc/{other.pid}/cgroup"
-        monkeypatch.setattr(task_facts, "read_text", lambda path: "0::/x\n" if path == elsewhere else real(path))
+        monkeypatch.setattr(task_facts, "read_text", lambda path: "0::/x\n" if path == elsewhere else read_text(path))
         notes = {note.kind: note.pid for note in task_facts.gather(init.pid, [init.pid]).notes}
         init.kill()
         other.kill()
