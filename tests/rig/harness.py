@@ -25,6 +25,7 @@ POOL = "/pool"
 DESTINATION = "root@hostb"
 
 EXEC_LIMIT = 120.0  # seconds
+PROCESS_LIMIT = 5.0
 UP_LIMIT = 1500.0  # the first `up` on a machine builds the root file systems
 
 
@@ -185,8 +186,16 @@ class Rig:
     # --- traces ---
 
     def leftovers(self) -> list[str]:
-        """What migrator has left on both hosts, each as `HOST: KIND: WHAT`; the kinds stand in `_LEFTOVERS`."""
-        return [f"{host}: {line}" for host in LXC_HOSTS for line in self.sh(host, _LEFTOVERS).splitlines()]
+        """What migrator has left on both hosts, each as `HOST: KIND: WHAT`; the kinds stand in `_LEFTOVERS`.
+
+        Processes get a moment to end: what serves a source learns only from the end of its connection that it is over.
+        """
+        end = time.monotonic() + PROCESS_LIMIT
+        while True:
+            found = [f"{host}: {line}" for host in LXC_HOSTS for line in self.sh(host, _LEFTOVERS).splitlines()]
+            if time.monotonic() > end or not any(": process: " in line for line in found):
+                return found
+            time.sleep(0.2)
 
     def purge(self) -> list[str]:
         """Destroy every guest and all that migrator keeps, on both hosts; returns what resisted, as `leftovers`."""
@@ -220,12 +229,12 @@ for path in /run/migrator/* /dev/shm/migrator/*; do
 done
 for folder in /proc/[0-9]*; do
     name=$(cat "$folder/comm" 2>/dev/null) || continue
-    [ -s "$folder/cmdline" ] || continue  # it has ended, and waits to be reaped
-    case $(tr '\0' ' ' <"$folder/cmdline" 2>/dev/null) in "[lxc monitor]"*) continue ;; esac  # of a restored container
-    case $name in
-    criu* | lxc-checkpoint | migrator | btrfs)
-        echo "process: ${folder#/proc/} $(tr '\0' ' ' <"$folder/cmdline" 2>/dev/null)" ;;
+    words=$(tr '\0' ' ' <"$folder/cmdline" 2>/dev/null)
+    case $words in
+    "") continue ;; # it has ended, and waits to be reaped
+    "[lxc monitor]"*) continue ;; # of a restored container
     esac
+    case $name in criu* | lxc-checkpoint | migrator | btrfs) echo "process: ${folder#/proc/} $words" ;; esac
 done
 nft list tables | sed 's/^/firewall: /'
 iptables-save 2>/dev/null | grep '^-A' | sed 's/^/firewall: /'
