@@ -22,11 +22,12 @@ MARK = "MIGRATOR_TEST_SESSION"
 
 
 @pytest.fixture(scope="session")
-def rig() -> Iterator[Rig]:
+def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     """The two-host rig, with migrator installed from the working tree."""
     instance = os.environ.get("MIGRATOR_RIG") or "test"
     mark = os.environ[MARK] = secrets.token_hex(8)  # every process that this session starts carries it
-    before = machine.state(instance)
+    temporary = tmp_path_factory.getbasetemp()
+    before = machine.state(instance, temporary)
     # pytest ends in an orderly way at Ctrl-C; so it shall when a CI system ends it.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     made = Rig(instance)
@@ -41,7 +42,7 @@ def rig() -> Iterator[Rig]:
         yield made
     finally:
         made.down()
-    left = [*machine.state(instance) - before, *machine.traces(instance, f"{MARK}={mark}")]
+    left = [*machine.state(instance, temporary) - before, *machine.traces(instance, f"{MARK}={mark}")]
     assert not left, "the tests have left on this machine:\n" + "\n".join(sorted(left))
 
 

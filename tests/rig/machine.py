@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a rig could leave on the machine that it runs on. Other instances, which may run beside it, are not counted."""
+"""What tests could leave on the machine. Other rigs, and other sessions of tests, may run beside them: not counted."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
-def state(instance: str) -> set[str]:
-    """Mounts, loop devices, interfaces, firewall tables, cgroups and files that may be `instance`'s."""
+def state(instance: str, temporary: Path | None = None) -> set[str]:
+    """Mounts, loop devices, interfaces, firewall tables, cgroups and files that may be `instance`'s.
+
+    What lies in pytest's temporary folders is another session's, unless `temporary` says that it is this one's.
+    """
     own = _name(instance)
     found = {f"mount: {line}" for line in Path("/proc/self/mounts").read_text().splitlines()}
     for file in Path("/sys/block").glob("loop*/loop/backing_file"):
@@ -26,7 +29,7 @@ def state(instance: str) -> set[str]:
         found |= {f"cgroup: {path}" for path in hierarchy.iterdir() if path.is_dir() and not _others(path.name, own)}
     found |= {f"file: {path}" for folder in ("/run", "/run/lock", "/run/netns", "/var/lib") if Path(folder).is_dir()
               for path in Path(folder).iterdir() if "migrator" in path.name and not _others(path.name, own)}
-    return found
+    return {line for line in found if "/pytest-of-" not in line or (temporary and str(temporary) in line)}
 
 
 def traces(instance: str, mark: str) -> set[str]:

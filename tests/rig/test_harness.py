@@ -42,16 +42,17 @@ def test_a_frozen_guest_is_purged(rig: Rig, clean_hosts: CleanHosts) -> None:
     assert rig.sh("hosta", "ls /pool") == ""
 
 
-def test_the_machine_is_watched(rig: Rig) -> None:
+def test_the_machine_is_watched(rig: Rig, tmp_path_factory: pytest.TempPathFactory) -> None:
     """A process that a test has started shows, and so does all that the rig itself is made of."""
     mark = f"{MARK}={os.environ[MARK]}"
-    before = machine.state(rig.instance)
+    temporary = tmp_path_factory.getbasetemp()
+    before = machine.state(rig.instance, temporary)
     with subprocess.Popen(["sleep", "60"]) as process:
         try:
             assert any(str(process.pid) in line for line in machine.traces(rig.instance, mark))
         finally:
             process.kill()
-    assert machine.state(rig.instance) == before
+    assert machine.state(rig.instance, temporary) == before
     # The rig itself is such a trace, as long as it runs.
     kinds = {line.split(": ")[0] for line in before if "migrator-rig" in line}
     assert kinds >= {"file", "cgroup", "loop device"}
