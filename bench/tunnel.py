@@ -244,7 +244,7 @@ def measure(mib: int, rounds: int, kind: str, folder: str) -> dict[str, Any]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mib", type=int, default=1024)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--kind", choices=("random", "memory"), default="random")
     parser.add_argument("--to", metavar="FOLDER", default="/dev/shm")  # noqa: S108
     parser.add_argument("--json", action="store_true")

@@ -298,6 +298,14 @@ def test_the_mtu_is_what_the_path_carries(hosts: Rig) -> None:
             assert " mtu 1328 " in hosts.sh("hosta", f"ip link show dev {ours.up['name']}")
             assert theirs.ask("tune", "tuned")["mtu"] == 1420  # the other direction is as it was
         assert ours.ask("tune", "tuned")["mtu"] == 1420
+        hosts.sh("hosta", "ip route replace 10.0.3.3/32 dev lxcbr0 mtu 1350")  # as a router that has said it
+        try:
+            assert ours.ask("tune", "tuned")["mtu"] == 1290
+            found = ours.ask("measure", "measured")
+            assert found["loss"] == 0.0 and found["mbit_s"] > 10
+        finally:
+            hosts.sh("hosta", "ip route del 10.0.3.3/32 dev lxcbr0")
+        assert ours.ask("tune", "tuned")["mtu"] == 1420
 
 
 def test_replayed_packets_change_nothing(hosts: Rig) -> None:
