@@ -32,7 +32,7 @@ ANSWER_LIMIT = 15.0  # seconds that a peer may take to answer an offer
 GO_LIMIT = 10.0  # and to begin once it has the answer
 UP_LIMIT = 10.0  # and to have its interface up once there is a path
 ECHO_LIMIT = 12.0  # until something comes through the tunnel: two of WireGuard's handshakes
-RENEW_INTERVAL = 4.0
+RENEW_INTERVAL = 3.0
 SESSIONS_MAX = 16  # that one agent serves at a time
 SESSIONS_EACH = 4  # of one peer
 
@@ -224,15 +224,16 @@ class _Agent:
         self._sessions: dict[bytes, Called] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._waiting: asyncio.Task[None] | None = None
-        self._renewed = -RENEW_INTERVAL
+        self._renewed = 0.0
 
     def renew(self) -> None:
         """Wait over new connections; the rendezvous takes the newest for the right one. Not too often."""
-        if time.monotonic() - self._renewed >= RENEW_INTERVAL:
+        if self._waiting and time.monotonic() - self._renewed < RENEW_INTERVAL:
+            return
+        if self._waiting:
             self._renewed = time.monotonic()
-            if self._waiting:
-                self._waiting.cancel()  # its connections end in their own time
-            self._waiting = self._spawn(self._wait())
+            self._waiting.cancel()  # its connections end in their own time
+        self._waiting = self._spawn(self._wait())
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)

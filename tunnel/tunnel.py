@@ -30,7 +30,7 @@ HEAL_PUNCH = 6.0  # seconds for one punch
 HEAL_PAUSE = 0.5
 BACK_LIMIT = 2.0  # seconds for an echo over the healed path
 TELL_INTERVAL = 2.0
-ASK_AGAIN = (1.0, 1.0, 2.0, 4.0)  # seconds to wait for an answer, each time
+ASK_AGAIN = (0.5, 0.7, 1.0, 2.0, 4.0)  # seconds to wait for an answer, each time
 UPGRADE_AFTER = (15.0, 60.0, 300.0)  # seconds on the relay until a direct path is looked for again
 
 
