@@ -1,7 +1,8 @@
 """The journal: what this host knows of each migration, written before a step is taken and after its outcome.
 
-One SQLite file a host with full synchronisation: when a call returns, the record has survived a power cut
-(sqlite.org/pragma.html#pragma_synchronous). `docs/states.md` says what the states mean.
+One SQLite file a host with full synchronisation: when a state or a note is recorded, it has survived a power cut
+(sqlite.org/pragma.html#pragma_synchronous). Steps within a state are only told; they survive a crash of the program,
+and a power cut from the next state on. `docs/states.md` says what the states mean.
 """
 
 from __future__ import annotations
@@ -101,7 +102,7 @@ class Migration:
         return [Record(row["time"], row["step"], row["phase"], json.loads(row["detail"])) for row in rows]
 
     def _event(self, step: str, phase: str, detail: dict[str, Any]) -> None:
-        with self._journal.transaction() as db:
+        with self._journal.transaction(synced=False) as db:  # a sync takes long, and a container may be frozen
             self._insert_event(db, time.time(), step, phase, detail)
 
     def _write(self, state: State, owner: Owner, step: str, phase: str, detail: dict[str, Any]) -> None:
@@ -166,9 +167,11 @@ class Journal:
             raise JournalBroken(path=self.path, reason=error) from error
 
     @contextlib.contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
-        """All or nothing, and on disk when the block has been left."""
+    def transaction(self, *, synced: bool = True) -> Iterator[sqlite3.Connection]:
+        """All or nothing, and on disk when the block has been left, unless `synced` is off."""
         try:
+            # With a write-ahead log, NORMAL leaves the sync to the next transaction that is FULL.
+            self._db.execute(f"PRAGMA synchronous = {'FULL' if synced else 'NORMAL'}")
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield self._db

@@ -12,6 +12,7 @@ import argparse
 import concurrent.futures
 import contextlib
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -34,6 +35,7 @@ from migrator.errors import (
     SourceStillFrozen,
     UsageError,
 )
+from migrator.growing import POLL, Growing
 from migrator.journal import DEFAULT_PATH, Journal, Migration
 from migrator.layout import Layout, locked
 from migrator.peer import connected
@@ -222,7 +224,8 @@ class Dump:
         except BaseException as error:
             give_up(self.migration, self.there, _as_ours(error))
         _offer(self.migration, self.there)
-        self.layout.drop_images()
+        if not self.one_shot:  # there it still holds the container up; finish does it
+            self.layout.drop_images()
         next_ = advice.next_command(self.migration)
         frozen = time.time() - self.frozen_since
         return Result(
@@ -255,13 +258,15 @@ class Dump:
             dumping = pool.submit(self._dump)
             try:
                 increment = self._send_increment()
+                early = self._send_pages(dumping.done)
             finally:
                 dump_seconds = dumping.result()  # CRIU must have let go before anybody thaws
         self._left()
-        memory = self._send_images()
-        return {"increment": increment.raw_bytes, "memory": memory.raw_bytes,
-                "wire_bytes": increment.wire_bytes + memory.wire_bytes,
-                "dump_seconds": round(dump_seconds, 3), "send_seconds": round(memory.seconds, 3)}
+        rest = self._send_images(early)
+        sent = [*early.values(), rest]
+        return {"increment": increment.raw_bytes, "memory": sum(each.raw_bytes for each in sent),
+                "wire_bytes": increment.wire_bytes + sum(each.wire_bytes for each in sent),
+                "dump_seconds": round(dump_seconds, 3), "send_seconds": round(rest.seconds, 3)}
 
     def _dump(self) -> float:
         begun = time.monotonic()
@@ -282,8 +287,27 @@ class Dump:
             outcome.update(bytes=sent.raw_bytes, seconds=round(sent.seconds, 3))
         return sent
 
-    def _send_images(self) -> transfer.TransferResult:
-        paths = criu.image_files(self.images)
+    def _send_pages(self, has_ended: Callable[[], bool]) -> dict[str, transfer.TransferResult]:
+        """Send memory while CRIU still dumps it: it writes one file of pages after the other, each to its end."""
+        sent: dict[str, transfer.TransferResult] = {}
+        with self.migration.step("pages") as outcome:
+            while not has_ended():
+                path, next_ = (self.images / f"pages-{len(sent) + ahead}.img" for ahead in (1, 2))
+                if not path.exists():
+                    self._left()
+                    time.sleep(POLL)
+                    continue
+                with Growing(path, lambda next_=next_: has_ended() or next_.exists()) as reader:  # type: ignore[misc]
+                    fields = {"kind": "images", "id": self.migration.id, "bytes": self.facts.memory, "first": not sent}
+                    sent[path.name] = transfer.send_files(
+                        self.there, fields, [transfer.SourceFile(path.name, reader, None)], progress=self._watch)
+            outcome.update(bytes=sum(each.raw_bytes for each in sent.values()), files=len(sent))
+        return sent
+
+    def _send_images(self, early: dict[str, transfer.TransferResult]) -> transfer.TransferResult:
+        """All images but those that were sent early to their end."""
+        paths = [path for path in criu.image_files(self.images)
+                 if path.name not in early or path.stat().st_size != early[path.name].raw_bytes]
         total = sum(path.stat().st_size for path in paths)
         with self.migration.step("images") as outcome, contextlib.ExitStack() as stack:
             progress = stack.enter_context(Progress("memory", total))
@@ -293,8 +317,8 @@ class Dump:
                 self._watch(done)
                 progress.update(done)
 
-            sent = transfer.send_files(self.there, {"kind": "images", "id": self.migration.id, "bytes": total},
-                                       files, progress=watch)
+            fields = {"kind": "images", "id": self.migration.id, "bytes": total, "first": not early}
+            sent = transfer.send_files(self.there, fields, files, progress=watch)
             outcome.update(bytes=sent.raw_bytes, wire=sent.wire_bytes, seconds=round(sent.seconds, 3))
         return sent
 
@@ -369,13 +393,15 @@ def receive_images(service: Service, fields: dict[str, Any]) -> Place:
     """Where the images go: memory if there is enough. They need not be on disk, as the source keeps what they hold."""
     migration = service.migration(fields)
     _must_receive_dump(migration)
-    needed = int(fields["bytes"])
     here = Layout(migration.lxcpath, migration.name, migration.id)
-    folder, why = layout.place_images(here, needed)
-    spool.check_space(folder.parent if folder.parent.is_dir() else folder.parent.parent, needed,
-                      what=f"the memory of {migration.name}")
-    layout.make_images(folder, migration.detail["mapped_root"])
-    migration.note("images", images=str(folder), why=why)
+    folder = None if fields.get("first", True) else here.images()
+    if folder is None:
+        needed = int(fields["bytes"])
+        folder, why = layout.place_images(here, needed)
+        spool.check_space(folder.parent if folder.parent.is_dir() else folder.parent.parent, needed,
+                          what=f"the memory of {migration.name}")
+        layout.make_images(folder, migration.detail["mapped_root"])
+        migration.note("images", images=str(folder), why=why)
     service.images_of = migration.id
     return Place(folder, False)
 

@@ -64,7 +64,10 @@ def test_the_prediction() -> None:
     assert unknown.frozen_seconds is None and "not known" in unknown.text
     first = planned((1000, 10.0)).frozen_seconds
     assert first is not None
-    assert first == pytest.approx(plan.FIXED_SECONDS + plan.SECONDS_PER_BYTE * GIB + 10.24)
+    assert first == pytest.approx(plan.FIXED_SECONDS + plan.RESTORE_SECONDS_PER_BYTE * GIB + 10.24)
+    fast = planned((10_000, 1.0)).frozen_seconds
+    assert fast == pytest.approx(
+        plan.FIXED_SECONDS + (plan.RESTORE_SECONDS_PER_BYTE + plan.DUMP_SECONDS_PER_BYTE) * GIB)
     second = planned((1000, 10.0), (100, 1.0)).frozen_seconds
     assert second == pytest.approx(first + 1.0), "the last changes are sent while it is frozen, too"
     assert "120" in planned((1000, 10.0)).text or "2 min" in planned((1000, 10.0)).text
