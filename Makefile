@@ -23,7 +23,7 @@ TEST_PACKAGES = btrfs-progs groff-base openssh-client openssh-server procps pyth
 .DELETE_ON_ERROR:
 
 demo: rig-packages
-	$(PYTHON) bench/demo.py
+	$(PYTHON) -m bench.demo
 
 test: packages .venv/ready
 	$(BIN)/pytest $(ARGS)

@@ -2,7 +2,8 @@
 
 Two hosts are made on this machine (vagrant/rig). One runs a Redis server in a container; an outside client increments
 a counter in it through one TCP connection, which is never opened again. The container is moved stage by stage, by the
-commands that one would type. Then the figures: a table, and build/demo.json. Both hosts are gone afterwards.
+commands that one would type, and back by the one command that does all of that. Then the same between two hosts that
+are both behind NAT (bench/demo_nat.py). At last the figures: a table, and build/demo.json. Then the hosts are gone.
 
 Exit status: 0 all is as promised, 1 something was lost or took too long, 2 a command failed.
 """
@@ -19,15 +20,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-TREE = Path(__file__).resolve().parents[1]
-RIG = str(TREE / "vagrant" / "rig")
-REPORT = TREE / "build" / "demo.json"
-ENVIRONMENT = os.environ | {"MIGRATOR_RIG": "demo"}
+from bench import demo_nat
+from bench.hosts import ENVIRONMENT, NAME, RIG, TREE, DemoFailed, bold, frozen_ms, migration, on, rig, title, two_hosts
 
-NAME, ADDRESS = "shop", "10.0.3.100"
+REPORT = TREE / "build" / "demo.json"
+
+ADDRESS = "10.0.3.100"
 STAGES: tuple[tuple[str, str, list[str]], ...] = (
     ("check", "hosta", ["-d", "root@hostb"]),
     ("prepare-data", "hosta", ["-d", "root@hostb"]),
@@ -42,10 +42,6 @@ LONGEST_GAP_MS = 2500.0
 FROZEN_MS = 1500.0
 
 
-class DemoFailed(Exception):
-    """A command did not do what it was there for."""
-
-
 def main() -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)  # so that the hosts go then too
@@ -53,8 +49,12 @@ def main() -> int:
         print("The demo needs root: it makes namespaces, loop devices and containers.", file=sys.stderr)
         return 2
     try:
+        title("Two hosts on this machine")
         with two_hosts():
             figures = demonstrate()
+        title("The same two hosts, each behind a NAT of its own: SSH does not get through")
+        with two_hosts("--nat-a", demo_nat.NAT, "--nat-b", demo_nat.NAT):
+            figures["nat"] = demo_nat.demonstrate()
     except (DemoFailed, subprocess.SubprocessError, OSError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 2
@@ -70,45 +70,6 @@ def main() -> int:
     for line in broken:
         print(f"demo: {line}", file=sys.stderr)
     return 1 if broken else 0
-
-
-# --- the hosts ------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def two_hosts() -> Iterator[None]:
-    """Both hosts, and the client's, while the block runs."""
-    title("Two hosts on this machine")
-    try:
-        rig("down")  # what a killed demo has left
-        rig("up", limit=1800)
-        yield
-    finally:
-        rig("down")
-
-
-def rig(*arguments: str, limit: float = 180) -> None:
-    """Run `vagrant/rig`, which says itself what it does."""
-    done = subprocess.run([RIG, *arguments], env=ENVIRONMENT, stdin=subprocess.DEVNULL, timeout=limit, check=False)
-    if done.returncode:
-        raise DemoFailed(f"vagrant/rig {shlex.join(arguments)}: exit status {done.returncode}")
-
-
-def on(host: str, *command: str, show: bool = True) -> str:
-    """Run a command in a host, shown as one would see it there; returns what it printed."""
-    if show:
-        print(bold(f"{host}# {shlex.join(command)}"), flush=True)
-    # A file: a daemon of LXC's that keeps a pipe open would make us wait for ever.
-    with tempfile.TemporaryFile() as out:
-        status = subprocess.run([RIG, "exec", host, "--", *command], env=ENVIRONMENT, stdin=subprocess.DEVNULL,
-                                stdout=out, timeout=180, check=False).returncode
-        out.seek(0)
-        text = out.read().decode(errors="replace")
-    if show:
-        print(text, end="", flush=True)
-    if status:
-        raise DemoFailed(f"{shlex.join(command)} on {host}: exit status {status}\n{'' if show else text}".rstrip())
-    return text
 
 
 # --- the move -------------------------------------------------------------------------------------------------
@@ -127,20 +88,26 @@ def demonstrate() -> dict[str, Any]:
             begun = time.monotonic()
             on(host, "migrator", stage, NAME, *arguments)
             seconds[stage] = time.monotonic() - begun
+        on("hosta", "lxc-ls", "--fancy")
+        on("hostb", "lxc-ls", "--fancy")
+        source, destination = (migration(host) for host in ("hosta", "hostb"))
+        title("And back, in one command")
+        begun = time.monotonic()
+        on("hostb", "migrator", "migrate", NAME, "-d", "root@hosta")
+        seconds_back = time.monotonic() - begun
         time.sleep(2)
     title("Afterwards")
-    on("hosta", "lxc-ls", "--fancy")
-    on("hostb", "lxc-ls", "--fancy")
     seen = client[0]
-    probe = verified()
+    probe = verified("hosta")
     if probe["count"] < seen["requests"]:
         seen["lost"] += seen["requests"] - probe["count"]
-    source, destination = (migration(host) for host in ("hosta", "hostb"))
     return {
-        "frozen_ms": round((destination["restored_at"] - source["frozen_at"]) * 1000, 1),
+        "frozen_ms": frozen_ms(source, destination),
         "client": {key: seen[key] for key in ("requests", "lost", "wrong", "longest_gap_ms")},
         "bytes": {key: source["bytes"][key] for key in ("full", "increment", "memory")},
         "stages": [{"name": stage, "seconds": round(taken, 3)} for stage, taken in seconds.items()],
+        "one_command": {"frozen_ms": frozen_ms(migration("hostb"), migration("hosta")),
+                        "seconds": round(seconds_back, 3)},
         "values_verified": probe["values"],
     }
 
@@ -171,20 +138,14 @@ def counting_client() -> Iterator[list[dict[str, Any]]]:
         raise DemoFailed(f"the client's connection broke: {seen[0]['problem']}")
 
 
-def verified() -> dict[str, Any]:
+def verified(host: str) -> dict[str, Any]:
     """Read every value back from the server where it is now."""
-    text = on("hostb", "python3", "/opt/rig/guests/probe.py", NAME, show=False)
+    text = on(host, "python3", "/opt/rig/guests/probe.py", NAME, show=False)
     probe: dict[str, Any] = json.loads(text)
     if not probe["intact"]:
         raise DemoFailed(f"the server is not intact: {text}")
     print(f"All {probe['values']} values are intact, the counter stands at {probe['count']}.")
     return probe
-
-
-def migration(host: str) -> dict[str, Any]:
-    """The migration as that host's journal has it."""
-    found: dict[str, Any] = json.loads(on(host, "migrator", "status", NAME, "--json", show=False))["migrations"][-1]
-    return found
 
 
 # --- the figures ----------------------------------------------------------------------------------------------
@@ -213,6 +174,9 @@ def table(figures: dict[str, Any]) -> str:
         ("sent while it was frozen: disk changes", mebibytes(sent["increment"])),
         ("sent while it was frozen: memory", mebibytes(sent["memory"])),
         *((f"time taken by {stage['name']}", f"{stage['seconds']:.2f} s") for stage in figures["stages"]),
+        ("back in one command: frozen", f"{figures['one_command']['frozen_ms']:.0f} ms"),
+        ("back in one command: time taken", f"{figures['one_command']['seconds']:.2f} s"),
+        *demo_nat.rows(figures["nat"]),
     ]
     left = max(len(name) for name, _ in rows)
     right = max(len(value) for _, value in rows)
@@ -221,14 +185,6 @@ def table(figures: dict[str, Any]) -> str:
 
 def mebibytes(count: int) -> str:
     return f"{count / (1 << 20):.1f} MiB"
-
-
-def title(text: str) -> None:
-    print(f"\n{bold(f'== {text} ==')}", flush=True)
-
-
-def bold(text: str) -> str:
-    return f"\033[1m{text}\033[0m" if sys.stdout.isatty() and not os.environ.get("NO_COLOR") else text
 
 
 if __name__ == "__main__":
