@@ -201,7 +201,8 @@ class Drive:
 
     def _give_up(self, error: MigratorError) -> None:
         """Take the token back and thaw; SourceStateUnknown where the destination does not answer."""
-        log.warning(f"{error} The attempt is rolled back.")
+        cause = error.cause if isinstance(error, OutcomeError) else error
+        log.warning(f"{cause} The attempt is rolled back.")
         migration = self._of
         try:
             rollback.roll_back(migration, self._tell)
@@ -209,9 +210,8 @@ class Drive:
             log.warning(f"{migration.name} runs on {migration.detail['destination_host']} already.")
             self._try_finish(error)
             return
-        if isinstance(error, Interrupted):
-            raise error
-        cause = error.cause if isinstance(error, OutcomeError) else error
+        if isinstance(cause, Interrupted):
+            raise cause
         again = advice.written("migrate", Role.SOURCE, migration.name, migration.peer, migration.detail)
         raise SourceRunsAgain(cause, name=migration.name, next=again) from error
 

@@ -1,0 +1,127 @@
+"""The import behind a transfer: a stream is read while it arrives, and one that breaks off is never taken for whole."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from migrator import btrfs, frames, receiver, segments, source, spool, transfer
+from migrator.behind import Behind
+from migrator.errors import ConnectionLost, MigratorError, SegmentDamaged
+from migrator.segments import Segment
+from migrator.transfer import SourceFile
+from tests.migrator.wire import CutStream, connected
+
+SEGMENT = 4096
+
+
+@pytest.fixture
+def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (frames, segments, receiver, source, transfer, spool):
+        monkeypatch.setattr(module, "SEGMENT_MAX", SEGMENT)
+
+
+class Received:
+    """Takes the place of btrfs: what was fed to `receive`, and how that ended."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.data = b""
+        self.whole = False
+        monkeypatch.setattr(btrfs, "delete", lambda _: None)
+        monkeypatch.setattr(btrfs, "receive", self.receive)
+
+    def receive(self, stream: Iterable[memoryview], _folder: Path) -> None:
+        self.data, self.whole = b"", False
+        for piece in stream:
+            self.data += piece
+        self.whole = True
+
+
+def attempt(folder: Path, data: bytes, stream: CutStream | None = None) -> Behind:
+    """Send `data` with an import behind it; the import, which has ended."""
+    importing = Behind(folder / "disk-1", folder / "target")
+    handlers = {"transfer": lambda fields: spool.receive(folder, fields["files"], watcher=importing)}
+    try:
+        with connected(handlers, stream) as (connection, _):
+            transfer.send_files(connection, {}, [SourceFile("disk-1", _Reader(data))])
+    except MigratorError:
+        assert stream
+    importing.wait()
+    return importing
+
+
+class _Reader:
+    def __init__(self, data: bytes) -> None:
+        self._data = memoryview(data)
+
+    def readinto(self, buffer: memoryview) -> int:
+        count = min(len(buffer), len(self._data))
+        buffer[:count] = self._data[:count]
+        self._data = self._data[count:]
+        return count
+
+
+@pytest.mark.parametrize("size", [0, 1, SEGMENT, 10 * SEGMENT + 7])
+def test_it_is_imported_while_it_arrives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_segments: None,
+                                         size: int) -> None:
+    received, data = Received(monkeypatch), os.urandom(size)
+    done = attempt(tmp_path, data)
+    assert received.whole and received.data == data
+    assert done.brought(tmp_path / "target")
+    assert not done.brought(tmp_path / "another")
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(limit=st.integers(200, 60_000))
+def test_cut_anywhere_it_is_not_whole_and_the_next_one_begins_at_the_beginning(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, small_segments: None, limit: int,
+) -> None:
+    received, data, folder = Received(monkeypatch), os.urandom(60_000), tmp_path_factory.mktemp("cut")
+    done = attempt(folder, data, CutStream(limit=limit))
+    if not done.brought(folder / "target"):
+        assert not received.whole and data.startswith(received.data)
+    again = attempt(folder, data)
+    assert again.brought(folder / "target") and received.data == data
+
+
+def test_the_reader_waits_for_what_has_not_arrived(tmp_path: Path) -> None:
+    path, piece = tmp_path / "disk-1", os.urandom(100)
+    path.write_bytes(piece * 2)
+    follower, found = spool.Follower(path), []
+
+    def follow() -> None:
+        for got in follower:
+            found.append(bytes(got))
+
+    thread = threading.Thread(target=follow)
+    thread.start()
+    segment = Segment(100, segments.digest_of(piece))
+    follower.begin([segment])
+    thread.join(0.2)
+    assert thread.is_alive() and found == [piece]
+    follower.add(segment)
+    follower.end(complete=True)
+    thread.join(10)
+    assert not thread.is_alive() and found == [piece, piece]
+
+
+def test_a_damaged_piece_is_not_handed_out(tmp_path: Path) -> None:
+    path = tmp_path / "disk-1"
+    path.write_bytes(b"a" * 100)
+    follower = spool.Follower(path)
+    follower.begin([Segment(100, segments.digest_of(b"b" * 100))])
+    with pytest.raises(SegmentDamaged):
+        next(iter(follower))
+
+
+def test_a_stream_without_an_end_is_an_error(tmp_path: Path) -> None:
+    follower = spool.Follower(tmp_path / "disk-1")
+    follower.end(complete=False)
+    with pytest.raises(ConnectionLost):
+        list(follower)
