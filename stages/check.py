@@ -96,7 +96,10 @@ def look(args: argparse.Namespace, container: lxc.Container, there: Connection |
         asked = there.request("facts", {"query": record.dump(query), "lxcpath": lxcpath, "name": container.name})
     here = host_facts.gather(Query(str(container.lxcpath), str(layout.RUNTIME.parent)))
     destination, offset = None, None
-    options = PlanOptions(bridges=bridges if bridges is not None else dict(getattr(args, "map_bridge", [])))
+    options = PlanOptions(
+        tunnel=_tunnel_warnings(args),
+        bridges=bridges if bridges is not None else dict(getattr(args, "map_bridge", [])),
+    )
     if there:
         reply = there.answer(asked)
         destination = record.load(HostFacts, reply["facts"])
@@ -105,6 +108,15 @@ def look(args: argparse.Namespace, container: lxc.Container, there: Connection |
         options = dataclasses.replace(options, clock_offset=offset, known_copy=known_copy or bool(reply["fenced_copy"]))
     found = preflight.find(here, destination, facts, options)
     return Look(here, destination, facts, found)
+
+
+def _tunnel_warnings(args: argparse.Namespace) -> tuple[str, ...]:
+    """What this host's WireGuard should better be, where the destination is a paired peer."""
+    if getattr(args, "tunnel", None) is None:
+        return ()
+    from tunnel import wireguard
+
+    return tuple(wireguard.warnings(wireguard.backend()))
 
 
 def _offset(begun: float, there: float, ended: float) -> float:

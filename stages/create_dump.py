@@ -38,7 +38,7 @@ from migrator.errors import (
 from migrator.growing import POLL, Growing
 from migrator.journal import DEFAULT_PATH, Journal, Migration
 from migrator.layout import Layout, locked
-from migrator.peer import connected
+from migrator.peer import connected, require_stable_path
 from migrator.preflight.container_facts import ContainerFacts
 from migrator.progress import Progress
 from migrator.protocol import Connection
@@ -99,7 +99,10 @@ def carry_out(args: argparse.Namespace, migration: Migration, container: lxc.Con
     _refuse_changed(migration, container)
     looked = check.before_stage(args, container, there, known_copy=True, bridges=migration.detail["bridges"])
     dump = Dump(args, migration, container, there, looked.container)
-    return dump.described() if args.dry_run else dump.run()
+    if args.dry_run:
+        return dump.described()
+    require_stable_path(args)
+    return dump.run()
 
 
 def heal(migration: Migration) -> None:

@@ -132,6 +132,7 @@ FOUND: list[tuple[str, Severity, Change, str]] = [
     ("memory-tight", WARNING, Change(destination={"memory_available": GIB // 2}), "images"),
     ("images-room", WARNING, Change(destination={"images.free": 1000}), "remount,size=576M"),
     ("images-room", WARNING, Change(destination={"images": Storage("/var/tmp", True, "ext4", 5, 9)}), "/var/tmp"),
+    ("wireguard-slow", WARNING, Change(options={"tunnel": ("wireguard-go 0.0.20220316 is old.",)}), "is old"),
     ("clock-difference", WARNING, Change(destination={"time": SOURCE.time - 90}), "90.0 seconds behind"),
     ("clock-difference", WARNING, Change(options={"clock_offset": 2.5}), "2.5 seconds ahead of"),
     # network
