@@ -32,7 +32,7 @@ from migrator.errors import (
 )
 from migrator.journal import Journal, Migration
 from migrator.layout import locked
-from migrator.peer import connected, require_stable_path
+from migrator.peer import connected
 from migrator.plan import Plan, Round
 from migrator.protocol import Connection
 from migrator.report import duration, size
@@ -158,7 +158,6 @@ class Drive:
 
     def _dump(self, there: Connection) -> None:
         if self.plan and self._of.state is State.PREPARED:
-            require_stable_path(self.args)
             _say("freeze", self.plan.prediction, **self.plan.to_json())
         done = create_dump.carry_out(self.args, self._of, self.container, there)
         self.dumped = done.data
