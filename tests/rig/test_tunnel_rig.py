@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from tests.rig.harness import LXC_HOSTS, Rig, wait_for
-from tests.rig.nats import INITIATOR, RESPONDER, Nats
+from tests.rig.nats import INITIATOR, RESPONDER, Nats, pair
 
 NO_DROP = "no-input-drop"
 SOON = 500.0  # ms, from the first probe to a path
@@ -58,7 +59,7 @@ def left(rig: Rig) -> list[str]:
     script = """
         ip -o link show | grep -o 'mig-[0-9a-f]*' | sed 's/^/interface: /'
         nft list tables | grep mig- ; ls /var/run/wireguard 2>/dev/null; pgrep -l wireguard-go
-        find /run/migrator -type f 2>/dev/null; true"""
+        find /run/migrator/tunnel* -type f 2>/dev/null; true"""
     return [f"{host}: {line}" for host in LXC_HOSTS for line in rig.sh(host, script).splitlines()]
 
 
@@ -201,3 +202,47 @@ print(hello[:4].decode(), len(sock.recv(100)))
                          port).stdout
         running.wait(30).expect(0)
     assert found.split() == ["MGT1", "0"]
+
+
+# --- Moving a container ---
+
+
+@pytest.fixture
+def guest(nats: Nats, agent: Any) -> Iterator[str]:
+    """A container on the initiator, with a file large enough for something to happen while it is sent."""
+    rig = nats.rig
+    rig.guest(INITIATOR, "c1", "tick")
+    yield "c1"
+    resisting = rig.purge()
+    pair(rig)  # that is gone too
+    assert not resisting
+
+
+def test_move(nats: Nats, guest: str) -> None:
+    """Every stage with `-d peer:NAME`, across two port-restricted NATs."""
+    rig, there = nats.rig, ("-d", f"peer:{RESPONDER}")
+    rig.migrator(INITIATOR, "check", guest, *there).expect(0)
+    rig.migrator(INITIATOR, "prepare-data", guest, *there).expect(0)
+    rig.migrator(RESPONDER, "import-data", guest).expect(0)
+    rig.migrator(INITIATOR, "create-dump", guest, *there).expect(0)
+    rig.migrator(RESPONDER, "restore-dump", guest).expect(0)
+    rig.migrator(INITIATOR, "finish", guest).expect(0)
+    assert rig.probe(RESPONDER, guest)["intact"]
+    assert not left(rig)
+
+
+def test_rebind_during_prepare_data(nats: Nats, guest: str) -> None:
+    """A router gets another address while the disk is sent: the tunnel heals, and every byte arrives."""
+    rig, big = nats.rig, f"/pool/{guest}/rootfs/big"
+    rig.sh(INITIATOR, f"head -c {800 << 20} /dev/urandom >{big}; sync {big}")
+    with rig.start(INITIATOR, "migrator", "prepare-data", guest, "-d", f"peer:{RESPONDER}", "--json", "-v") as running:
+        wait_for(lambda: "tunnel to" in running.stderr, "a tunnel")
+        time.sleep(1.0)
+        nats.rebind("a")
+        outcome = running.wait(120).expect(0)
+    assert "alive again" in outcome.stderr, "it was over before the path died"
+    rig.migrator(RESPONDER, "import-data", guest).expect(0)
+    sums = [rig.sh(host, "find /pool -name big -exec sha256sum {} +").split()[0] for host in (INITIATOR, RESPONDER)]
+    assert sums[0] == sums[1]
+    rig.migrator(INITIATOR, "rollback", guest).expect(0)
+    assert rig.probe(INITIATOR, guest)["intact"]
