@@ -39,30 +39,36 @@ class Loop:
 
     def call(self, work: Coroutine[Any, Any, T]) -> T:
         """Do it there and wait; a signal that ends the wait cancels the work and waits until it has cleaned up."""
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        ended = threading.Event()
+
+        async def to_its_end() -> T:
+            try:
+                return await work
+            finally:
+                ended.set()
+
+        future = asyncio.run_coroutine_threadsafe(to_its_end(), self._loop)
         try:
             return future.result()
         except BaseException:
-            if not future.done():
-                future.cancel()
-                # `future` is done at once; its task, which undoes what it has made, is not.
-                asyncio.run_coroutine_threadsafe(_others_ended(), self._loop).result(CLOSE_LIMIT)
+            if future.cancel() or future.cancelled():
+                ended.wait(CLOSE_LIMIT)  # `future` is done at once; what undoes the work is not
             raise
 
     def close(self) -> None:
         """End loop and thread; safe to repeat."""
         if self._thread.is_alive():
             with contextlib.suppress(concurrent.futures.TimeoutError):
-                asyncio.run_coroutine_threadsafe(_others_ended(cancel=True), self._loop).result(CLOSE_LIMIT)
+                asyncio.run_coroutine_threadsafe(_others_ended(), self._loop).result(CLOSE_LIMIT)
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(CLOSE_LIMIT)
             if not self._thread.is_alive():
                 self._loop.close()
 
 
-async def _others_ended(*, cancel: bool = False) -> None:
+async def _others_ended() -> None:
     others = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in others if cancel else ():
+    for task in others:
         task.cancel()
     if others:
         await asyncio.wait(others, timeout=CLOSE_LIMIT)

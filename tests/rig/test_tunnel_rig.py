@@ -158,6 +158,19 @@ def test_killed(nats: Nats, host: str) -> None:
     assert not left(rig)
 
 
+def test_interrupted(nats: Nats, agent: Any) -> None:
+    """Ctrl-C at any moment while a tunnel is made leaves nothing, on either side."""
+    rig = nats.rig
+    for delay in (0.2, 0.3, 0.35, 0.4, 0.45, 0.5):
+        with rig.start(INITIATOR, "migrator", "tunnel", "ping", RESPONDER) as running:
+            time.sleep(delay)
+            running.signal(2)
+            assert running.wait(20).status in (0, 130, 254, -2)
+        assert not [line for line in left(rig) if line.startswith(INITIATOR)]
+    wait_for(lambda: not left(rig), "nothing left of them", 20)
+    assert nats.tunnel("ping")["path"] == "direct"
+
+
 def test_once(nats: Nats) -> None:
     for side in ("a", "b"):
         nats.set(side, "port-restricted")

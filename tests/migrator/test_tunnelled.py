@@ -1,0 +1,142 @@
+"""The thread that a command's tunnel lives in, and the stream through it; the tunnel is a fake."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from migrator.errors import ConnectionLost
+from migrator.tunnelled import Loop, Opened, TunnelStream
+from tunnel.errors import TunnelBroken
+
+
+@dataclasses.dataclass
+class Peer:
+    name: str = "attic"
+
+
+class FakeTunnel:
+    """What a stream needs of a tunnel."""
+
+    def __init__(self) -> None:
+        self.peer = Peer()
+        self.ended = asyncio.Event()
+        self.error: TunnelBroken | None = None
+        self.closed = 0
+
+    async def close(self) -> None:
+        self.closed += 1
+        self.ended.set()
+
+
+@pytest.fixture
+def loop() -> Iterator[Loop]:
+    made = Loop()
+    yield made
+    made.close()
+
+
+def test_result_and_error(loop: Loop) -> None:
+    async def good() -> int:
+        await asyncio.sleep(0)
+        return 7
+
+    async def bad() -> None:
+        raise TunnelBroken(name="attic", reason="it fell")
+
+    assert loop.call(good()) == 7
+    with pytest.raises(TunnelBroken):
+        loop.call(bad())
+
+
+def test_an_interrupt_waits_until_all_is_undone(loop: Loop) -> None:
+    """Ctrl-C while a tunnel is made: the command ends when what was made is gone, and not before."""
+    steps: list[str] = []
+    main = threading.get_ident()
+
+    async def work() -> None:
+        steps.append("made")
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(0.2)
+            steps.append("undone")
+
+    def interrupt() -> None:
+        while not steps:
+            time.sleep(0.01)
+        import signal
+
+        signal.pthread_kill(main, signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    begun = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        loop.call(work())
+    assert steps == ["made", "undone"]
+    assert time.monotonic() - begun < 5
+
+
+def test_close_ends_what_still_runs() -> None:
+    loop, ended = Loop(), threading.Event()
+
+    async def begin() -> None:
+        async def background() -> None:
+            try:
+                await asyncio.sleep(60)
+            finally:
+                ended.set()
+
+        loop.task = asyncio.create_task(background())  # type: ignore[attr-defined]
+        await asyncio.sleep(0)
+
+    loop.call(begin())
+    loop.close()
+    loop.close()
+    assert ended.is_set()
+
+
+def stream(loop: Loop) -> tuple[TunnelStream, FakeTunnel, socket.socket]:
+    ours, theirs = socket.socketpair()
+    tunnel: Any = FakeTunnel()
+    made = TunnelStream(Opened(loop, tunnel), ours)
+    made.settimeout(5)
+    return made, tunnel, theirs
+
+
+def test_stream() -> None:
+    made, tunnel, theirs = stream(Loop())
+    made.write(b"there", b" and ")
+    assert theirs.recv(100) == b"there and "
+    theirs.sendall(b"back")
+    buffer = bytearray(100)
+    assert made.readinto(memoryview(buffer)) == 4
+    made.close()
+    made.close()
+    assert tunnel.closed == 1
+    assert theirs.recv(100) == b""
+    theirs.close()
+
+
+def test_a_broken_tunnel_ends_the_stream_and_says_why() -> None:
+    loop = Loop()
+    made, tunnel, theirs = stream(loop)
+
+    async def breaks() -> None:
+        tunnel.error = TunnelBroken(name="attic", reason="healing failed")
+        tunnel.ended.set()
+
+    threading.Timer(0.1, lambda: loop.call(breaks())).start()
+    begun = time.monotonic()
+    with pytest.raises(ConnectionLost, match="healing failed"):
+        made.readinto(memoryview(bytearray(10)))
+    assert time.monotonic() - begun < 4
+    made.close()
+    theirs.close()
