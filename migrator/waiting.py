@@ -17,13 +17,13 @@ from migrator import log
 from migrator.errors import MigratorError
 from migrator.run import started
 from tunnel import service
+from tunnel.agent import accept
 from tunnel.config import Server
 from tunnel.identity import Identity
 from tunnel.notify import notify
 from tunnel.outlook import Policy
 from tunnel.peers import Peers
 from tunnel.service import Purpose
-from tunnel.session import accept
 from tunnel.tunnel import Tunnel
 
 STOP_LIMIT = 20.0  # seconds that a session may take to end in an orderly way
@@ -32,7 +32,7 @@ BENCH_BUFFER = 1 << 20
 
 
 def wait(identity: Identity, peers: Peers, servers: Sequence[Server], *, policy: Policy, once: bool) -> None:
-    """Serve paired peers until SIGTERM or SIGINT, or with `once` a single session; raises as `session.accept`."""
+    """Serve paired peers until SIGTERM or SIGINT, or with `once` a single session; raises as `agent.accept`."""
     asyncio.run(_wait(identity, peers, servers, policy, once))
 
 

@@ -35,7 +35,7 @@ UPGRADE_AFTER = (15.0, 60.0, 300.0)  # seconds on the relay until a direct path 
 
 
 class Tunnel:
-    """One end of a session's tunnel; `session.open_tunnel` and `session.accept` make it."""
+    """One end of a session's tunnel; `session.open_tunnel` and `agent.accept` make it."""
 
     def __init__(self, channel: Channel, keys: SessionKeys, interface: Interface, echo: Echo, path: Path,
                  policy: Policy, setup_ms: float) -> None:

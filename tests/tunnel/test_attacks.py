@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from tests.tunnel.serving import LOOPBACK, Serving, runs, serving
-from tunnel import session, wire
+from tunnel import agent as agents
+from tunnel import wire
 from tunnel.errors import OfferRejected, TunnelError
 from tunnel.identity import Identity, PublicIdentity
 from tunnel.peers import Peers
@@ -185,7 +186,7 @@ class Agent:
             self.let_in.append(body)
             raise TunnelError(reason="enough of it")
 
-        patch.setattr(session, "_answer", answer)
+        patch.setattr(agents, "_answer", answer)
         patch.setattr("tunnel.leftovers.sweep", list)
         patch.setattr("tunnel.wireguard.backend", lambda: None)
 
@@ -193,7 +194,7 @@ class Agent:
         async def handler(_: Any) -> None:
             raise AssertionError
 
-        waiting = session.accept(BOB, self.peers, [there.server], handler, tell=self.said.append)
+        waiting = agents.accept(BOB, self.peers, [there.server], handler, tell=self.said.append)
         task = asyncio.create_task(waiting)
         while not any("waiting at" in line for line in self.said):
             await asyncio.sleep(0.01)

@@ -1,0 +1,191 @@
+"""The side that waits: answers paired peers' offers and serves their sessions, each in a task of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+from tunnel import offers, signalling, wireguard
+from tunnel.channel import Called, Tell
+from tunnel.config import Server
+from tunnel.errors import NoPath, OfferRejected, RendezvousUnavailable, TunnelError
+from tunnel.identity import Identity
+from tunnel.keys import Ours
+from tunnel.outlook import Policy
+from tunnel.peers import Peers
+from tunnel.prober import Attempt
+from tunnel.seal import Opener
+from tunnel.session import ended_with_block, gathered, quiet, read, sweep, up
+from tunnel.signalling import Signalling
+from tunnel.tunnel import Tunnel
+from tunnel.wire import Malformed
+
+GO_LIMIT = 10.0  # seconds that an initiator may take to begin once it has the answer
+RENEW_INTERVAL = 3.0  # seconds
+SESSIONS_MAX = 16  # that are served at a time
+SESSIONS_EACH = 4  # of one peer
+
+# Called with each tunnel that is up; the tunnel is closed when it returns.
+Handler = Callable[[Tunnel], Coroutine[Any, Any, None]]
+
+
+async def accept(identity: Identity, peers: Peers, servers: Sequence[Server], handler: Handler, *,
+                 policy: Policy = "prefer-direct", once: bool = False, program: str = "",
+                 tell: Tell = quiet) -> None:
+    """Wait for paired peers at all servers and serve their sessions, until cancelled; with `once`, a single one.
+
+    Whoever is not paired gets no answer at all. Raises LeftoversRemain and WireGuardMissing before it waits.
+    """
+    await asyncio.to_thread(sweep)
+    await asyncio.to_thread(wireguard.backend)
+    agent = _Agent(identity, peers, servers, handler, policy, program, tell)
+    try:
+        agent.renew()
+        await (agent.served.wait() if once else asyncio.Event().wait())
+    finally:
+        await agent.close()
+
+
+class _Agent:
+    """Waits for rings, and serves each session in a task of its own."""
+
+    def __init__(self, identity: Identity, peers: Peers, servers: Sequence[Server], handler: Handler, policy: Policy,
+                 program: str, tell: Tell) -> None:
+        self.served = asyncio.Event()  # a session has come to its end
+        self._identity = identity
+        self._peers = peers
+        self._servers = servers
+        self._handler = handler
+        self._policy: Policy = policy
+        self._program = program
+        self._tell = tell
+        self._openers: dict[bytes, Opener] = {}
+        self._sessions: dict[bytes, Called] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._waiting: asyncio.Task[None] | None = None
+        self._renewed = 0.0
+
+    def renew(self) -> None:
+        """Wait over new connections; the rendezvous takes the newest for the right one. Not too often."""
+        if self._waiting and time.monotonic() - self._renewed < RENEW_INTERVAL:
+            return
+        if self._waiting:
+            self._renewed = time.monotonic()
+            self._waiting.cancel()  # its connections end in their own time
+        self._waiting = self._spawn(self._wait())
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _wait(self) -> None:
+        async for over, message in signalling.wait(self._servers, self._identity, self._tell):
+            try:
+                self._rung(over, message)
+            except TunnelError as error:  # the store of peers cannot be read
+                self._tell(str(error))
+
+    def _rung(self, over: Signalling, message: signalling.Message) -> None:
+        peer = self._peers.by_id(message.sender)
+        if peer is None:
+            self._tell(f"a host that is not paired has rung (its id begins with {message.sender[:4].hex()})")
+            self._openers.pop(message.sender, None)
+            return
+        opener = self._openers.setdefault(peer.public.id, Opener(self._identity, peer.public))
+        try:
+            sealed = opener.open(message.data, role="initiator")
+            kind = offers.type_of(sealed.body)
+        except (OfferRejected, Malformed) as error:
+            self._tell(f"from {peer.name}, or in its name: {error}")
+            return
+        if known := self._sessions.get(sealed.session):
+            if known.peer.public == peer.public:
+                known.take(sealed, over, message.line)
+        elif kind == "offer":
+            channel = Called(self._identity, peer, sealed.session, self._tell, over, message.line, self.renew)
+            self._begin(channel, sealed.body)
+
+    def _begin(self, channel: Called, offer: dict[str, Any]) -> None:
+        of_peer = sum(each.peer.public == channel.peer.public for each in self._sessions.values())
+        if len(self._sessions) >= SESSIONS_MAX or of_peer >= SESSIONS_EACH:
+            self._spawn(self._refuse(channel, "it serves too many sessions already"))
+        else:
+            self._sessions[channel.session] = channel
+            self._spawn(self._serve(channel, offer))
+
+    async def _serve(self, channel: Called, offer: dict[str, Any]) -> None:
+        name = channel.peer.name
+        try:
+            tunnel = await _answer(channel, offer, self._policy, self._program)
+            self._tell(f"{name} is connected: {tunnel.path.kind}, {tunnel.path.reason}")
+            try:
+                await _until_ended(self._handler(tunnel), tunnel)
+            finally:
+                await tunnel.close()
+            self._tell(f"{name} has gone")
+        except TunnelError as error:
+            self._tell(f"{name}: {error}")
+            await self._refuse(channel, str(error.fields.get("reason", error.message)), error.code())
+        except Malformed as error:
+            self._tell(f"{name} sends an offer that makes no sense: {error}")
+        except Exception as error:  # one session shall not end the others
+            self._tell(f"{name}: {type(error).__name__}: {error}")
+        finally:
+            self._sessions.pop(channel.session, None)
+            self.served.set()
+
+    async def _refuse(self, channel: Called, reason: str, code: str = "") -> None:
+        with contextlib.suppress(TunnelError):
+            await channel.send("refusal", {"reason": reason[:200], "code": code})
+
+    async def close(self) -> None:
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+async def _until_ended(work: Coroutine[Any, Any, None], tunnel: Tunnel) -> None:
+    """Do `work` for as long as the tunnel stands."""
+    working, ended = asyncio.create_task(work), asyncio.create_task(tunnel.ended.wait())
+    async with ended_with_block(working, ended):
+        await asyncio.wait([working, ended], return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            working.result()
+
+
+async def _answer(channel: Called, offer: dict[str, Any], policy: Policy, program: str) -> Tunnel:
+    """The responder's side of `open_tunnel`; raises TunnelError and Malformed."""
+    begun = time.monotonic()
+    backend = await asyncio.to_thread(wireguard.backend)
+    ours = Ours(channel.session, "responder", channel.identity.public.id)
+    keys, theirs, agreed = read(channel, ours, offer, policy)
+    local, token = await gathered(channel, agreed)
+    try:
+        attempt = Attempt(local, theirs.remote(), keys.probe(0), "responder", agreed, token)
+        # Its NAT is opened before the initiator learns where to send to: see tunnel.punch.
+        attempt.start()
+        said = {"program": program, **offers.keys(ours.public), **offers.side(local, agreed)}
+
+        async def go() -> None:
+            await channel.receive("go", timeout=GO_LIMIT, attempt=0)
+            attempt.go()
+
+        async with ended_with_block(asyncio.create_task(go())):
+            await _send_answer(channel, said)
+            path = await attempt.result()
+    except BaseException:
+        local.sender.close()
+        raise
+    return await up(channel, keys, path, agreed, backend, begun)
+
+
+async def _send_answer(channel: Called, said: dict[str, Any]) -> None:
+    try:
+        await channel.send("answer", said)
+    except RendezvousUnavailable as error:
+        raise NoPath(reason=f"the answer could not be sent: {error}") from error
