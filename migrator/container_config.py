@@ -21,6 +21,7 @@ FENCE_BEGIN = "# BEGIN migrator fence"
 FENCE_END = "# END migrator fence"
 FENCE_HOOK = "migrator-fence"  # in the container's folder
 INCLUDE_FOLDER = "migrator-include"
+RESTORES = "MIGRATOR_RESTORES"  # environment variable: the id of the migration whose restore may pass the fence
 
 _LINE = re.compile(r"^\s*(?P<key>lxc\.[A-Za-z0-9_.-]+)\s*=\s*(?P<value>.*?)\s*$")
 _FENCE = re.compile(rf"\n?{re.escape(FENCE_BEGIN)}.*?{re.escape(FENCE_END)}\n?", re.DOTALL)
@@ -122,21 +123,29 @@ def fence_of(text: str) -> str:
 
 
 def fence(folder: Path, text: str, migration: str, message: str) -> None:
-    """Write a container's configuration so that it cannot be started, with `message` for who tries."""
+    """Write a container's configuration so that it cannot be started, with `message` for who tries.
+
+    Only a restore by this very migration passes the hook, which names it in $MIGRATOR_RESTORES: so the fence can stay
+    until the container runs, and a crash before that leaves nothing that could be started.
+    """
     hook = folder / FENCE_HOOK
     quoted = message.replace("'", "'\\''")
     # LXC shows a hook's output only in its log, so the message also goes to the stderr of lxc-start itself.
-    script = (f"#!/bin/sh\n# lxc.hook.pre-start, see migrator(1)\nprintf '%s\\n' '{quoted}'\n"
+    script = (f"#!/bin/sh\n# lxc.hook.pre-start, see migrator(1)\n"
+              f'[ "${RESTORES}" != {migration} ] || exit 0\n'
+              f"printf '%s\\n' '{quoted}'\n"
               f"printf '%s\\n' '{quoted}' 2>/dev/null >>/proc/$PPID/fd/2\nexit 1\n")
     write_file(hook, script, mode=0o755)
     write_file(folder / "config", fenced(text, hook, migration))
 
 
-def unfence(folder: Path) -> None:
-    """Let a container be started again."""
+def unfence(folder: Path, migration: str) -> None:
+    """Let a container be started again, if it was `migration` that fenced it."""
     config = folder / "config"
-    write_file(config, unfenced(config.read_text()))
-    (folder / FENCE_HOOK).unlink(missing_ok=True)
+    text = config.read_text(errors="surrogateescape")
+    if fence_of(text) == migration:
+        write_file(config, unfenced(text))
+        (folder / FENCE_HOOK).unlink(missing_ok=True)
 
 
 def missing_includes(paths: Iterable[str]) -> list[str]:

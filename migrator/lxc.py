@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from migrator.container_config import RESTORES
 from migrator.errors import (
     CommandFailed,
     ContainerNotFound,
@@ -179,10 +180,11 @@ def restore_command(name: str, lxcpath: Path, images: Path) -> list[str]:
             "-o", str(images / "lxc.log")]
 
 
-def restore(container: Container, images: Path, *, limit: float) -> None:
+def restore(container: Container, images: Path, migration: str, *, limit: float) -> None:
     """Restore a container from CRIU images under a proper LXC monitor.
 
     `lxc-checkpoint` gives CRIU no option for larger ghost files, but CRIU reads the file that $CRIU_CONFIG_FILE names.
+    The container may be fenced by `migration`: its hook lets this one pass.
     Raises RestoreFailed, after everything that the attempt left running has been ended.
     """
     from migrator import criu
@@ -191,7 +193,7 @@ def restore(container: Container, images: Path, *, limit: float) -> None:
     config.write_text(criu.RESTORE_CONFIG)
     try:
         run(restore_command(container.name, container.lxcpath, images), limit=limit,
-            env={"CRIU_CONFIG_FILE": str(config)})
+            env={"CRIU_CONFIG_FILE": str(config), RESTORES: migration})
         if container.state != "RUNNING":
             raise RestoreFailed(name=container.name, reason=f"it is {container.state} after the restore",
                                 log=images / "restore.log")

@@ -119,6 +119,7 @@ def finish(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     migration = service.migration(fields)
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     migration.move(Event.FINISHED)
+    container_config.unfence(layout.container, migration.id)  # where a killed restore-dump had not come to it
     btrfs.delete(layout.old / "rootfs")
     for name in ("config", container_config.FENCE_HOOK):
         (layout.old / name).unlink(missing_ok=True)

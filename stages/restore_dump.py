@@ -77,6 +77,7 @@ def settle(migration: Migration) -> None:
     if cgroup and lxc.processes(cgroup) and not criu.processes(layout.image_folders()):
         log.warning(f"An earlier restore of {migration.name} was killed after it had succeeded")
         migration.move(Event.RESTORED, restored_at=time.time())
+        container_config.unfence(layout.container, migration.id)
         network.bring_back_dad(container.init_pid, migration.detail["dad"])
         network.announce(container.init_pid).join()
     else:
@@ -130,6 +131,7 @@ class Restore:
         announcing = network.announce(pid)
         network.bring_back_dad(pid, self.migration.detail["dad"])
         self.migration.move(Event.RESTORED, restored_at=restored_at)
+        container_config.unfence(self.layout.container, self.migration.id)
         self._tidy()
         if wait:
             announcing.join()
@@ -159,7 +161,6 @@ class Restore:
         with self.migration.step("rootfs"):
             self._put_old_aside()
             btrfs.snapshot(last.path, self.layout.rootfs, read_only=False)
-            container_config.unfence(self.layout.container)
 
     def _put_old_aside(self) -> None:
         if btrfs.is_subvolume(self.layout.rootfs):
@@ -170,7 +171,7 @@ class Restore:
         """CRIU and LXC do their part; then the container must be there, with its processes, and not frozen."""
         with self.migration.step("restore"):
             container = lxc.Container(self.migration.name, self.migration.lxcpath)
-            lxc.restore(container, images, limit=self._left())
+            lxc.restore(container, images, self.migration.id, limit=self._left())
             pid, cgroup = container.init_pid, container.cgroup
             lxc.thaw(container, cgroup)  # it was frozen when it was dumped, and CRIU restores that too
             if not lxc.processes(cgroup):

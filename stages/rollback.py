@@ -116,9 +116,7 @@ def thaw_source(migration: Migration) -> bool:
     The process id and cgroup are those of the freeze. If the container was stopped or started anew since, they are
     nobody's, or another's, and there is nothing to thaw.
     """
-    folder = migration.lxcpath / migration.name
-    if container_config.fence_of((folder / "config").read_text(errors="replace")) == migration.id:
-        container_config.unfence(folder)
+    container_config.unfence(migration.lxcpath / migration.name, migration.id)
     if "cgroup" not in migration.detail:
         return False
     cgroup, pid = Path(migration.detail["cgroup"]), int(migration.detail["pid"])

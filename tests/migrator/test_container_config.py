@@ -134,7 +134,9 @@ def test_fence_and_back(tmp_path: Path) -> None:
     # What LXC reads last counts.
     assert [value for key, value in config.items(text) if key == "lxc.start.auto"][-1] == "0"
     assert ("lxc.hook.pre-start", str(tmp_path / config.FENCE_HOOK)) in config.items(text)
-    config.unfence(tmp_path)
+    config.unfence(tmp_path, "00000001")  # another migration's
+    assert (tmp_path / "config").read_text() == text
+    config.unfence(tmp_path, "0badc0de")
     assert (tmp_path / "config").read_text() == TEXT + "lxc.start.auto = 1\n"
     assert [path.name for path in tmp_path.iterdir()] == ["config"]
 
@@ -156,6 +158,14 @@ def test_the_hook_refuses_and_says_why(tmp_path: Path) -> None:
     done = subprocess.run(["sh", "-c", lxc], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     assert done.stdout == f"1\n{message}\n"
     assert done.stderr == message + "\n"
+
+
+def test_only_the_restore_of_that_migration_passes_the_hook(tmp_path: Path) -> None:
+    config.fence(tmp_path, TEXT, "0badc0de", "elsewhere")
+    for id, status in (("0badc0de", 0), ("00000001", 1), ("", 1)):
+        done = subprocess.run([tmp_path / config.FENCE_HOOK], env={"PATH": "/usr/bin:/bin", config.RESTORES: id},
+                              stdin=subprocess.DEVNULL, capture_output=True, check=False)
+        assert done.returncode == status
 
 
 def test_without_fence() -> None:

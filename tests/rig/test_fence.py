@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from tests.rig.conftest import CleanHosts
-from tests.rig.harness import DESTINATION, Rig
+from tests.rig.harness import DESTINATION, Rig, wait_for
+from tests.rig.test_failures import slow_criu
 
 
 def prepared(rig: Rig) -> None:
@@ -45,3 +46,19 @@ def test_after_a_rollback_it_starts_as_before(rig: Rig, clean_hosts: CleanHosts)
     assert rig.read("hosta", "/pool/c1/config") == before
     assert rig.sh("hosta", "ls /pool/c1").split() == ["config", "rootfs"]
     rig.sh("hosta", "lxc-stop -n c1 -t 10 && lxc-start -n c1")
+
+
+def test_a_destination_that_crashed_while_restoring_does_not_start_it_anew(rig: Rig, clean_hosts: CleanHosts) -> None:
+    """A start at boot would be one without memory, on a disk that the source's frozen memory does not know."""
+    prepared(rig)
+    start = rig.probe("hosta", "c1")["start"]
+    rig.migrator("hosta", "create-dump", "c1", "-d", DESTINATION).expect(0)
+    with slow_criu(rig, "hostb", "restore", 5), rig.start("hostb", "migrator", "restore-dump", "c1") as restoring:
+        wait_for(lambda: rig.sh("hostb", "pgrep -x lxc-checkpoint", check=False), "the restore has begun")
+        restoring.signal(9)
+        # What a reboot does: every process ends, and /run is empty.
+        rig.sh("hostb", "pkill -9 -x 'migrator|lxc-checkpoint|criu|sleep'; rm -rf /run/migrator /run/lxc; true")
+    refuses_to_start(rig, "hostb")
+    rig.migrator("hosta", "rollback", "c1").expect(0)
+    found = rig.probe("hosta", "c1")
+    assert found["intact"] and found["start"] == start
