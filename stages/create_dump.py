@@ -304,7 +304,8 @@ class Dump:
                     fields = {"kind": "images", "id": self.migration.id, "bytes": self.facts.memory, "first": not sent}
                     sent[path.name] = transfer.send_files(
                         self.there, fields, [transfer.SourceFile(path.name, reader, None)], progress=self._watch)
-            outcome.update(bytes=sum(each.raw_bytes for each in sent.values()), files=len(sent))
+            outcome.update(bytes=sum(each.raw_bytes for each in sent.values()), files=len(sent),
+                           wire=sum(each.wire_bytes for each in sent.values()))
         return sent
 
     def _send_images(self, early: dict[str, transfer.TransferResult]) -> transfer.TransferResult:
