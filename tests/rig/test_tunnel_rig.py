@@ -165,7 +165,8 @@ def test_interrupted(nats: Nats, agent: Any) -> None:
         with rig.start(INITIATOR, "migrator", "tunnel", "ping", RESPONDER) as running:
             time.sleep(delay)
             running.signal(2)
-            assert running.wait(20).status in (0, 130, 254, -2)
+            outcome = running.wait(20)
+            assert outcome.status in (0, 130) or "Interrupt" in outcome.stderr
         assert not [line for line in left(rig) if line.startswith(INITIATOR)]
     wait_for(lambda: not left(rig), "nothing left of them", 20)
     assert nats.tunnel("ping")["path"] == "direct"
