@@ -19,8 +19,8 @@ def main(argv: list[str] | None = None) -> int:
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
-    args = cli.parse(sys.argv[1:] if argv is None else argv)
     try:
+        args = cli.parse(sys.argv[1:] if argv is None else argv)
         result = args.run(args)
         if result is not None:
             cli.show(result)
