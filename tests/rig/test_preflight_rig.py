@@ -292,7 +292,8 @@ def test_facts_are_quick(guest: Rig) -> None:
     """They are gathered once more right before the freeze: 150 ms are the limit, the best of three counts."""
     measure = """
 import pathlib, time
-from migrator import container_facts, lxc
+from migrator import lxc
+from migrator.preflight import container_facts
 container = lxc.Container("redis", pathlib.Path("/pool"))
 for _ in range(3):
     begun = time.perf_counter()
@@ -307,7 +308,7 @@ def test_processors_are_compared_as_criu_does(guest: Rig) -> None:
     """Images of processors that have more or less than this one: our verdict and that of `criu cpuinfo check`."""
     script = """
 import dataclasses, json, pathlib, subprocess, tempfile
-from migrator import cpu
+from migrator.preflight import cpu
 def varint(number):
     out = b""
     while number > 127:
