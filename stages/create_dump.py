@@ -14,7 +14,7 @@ import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from migrator import advice, btrfs, cli, container_config, criu, layout, log, lxc, names, network, spool, transfer
 from migrator.advice import this_host
@@ -23,16 +23,11 @@ from migrator.errors import (
     ContainerChanged,
     ContainerNotRunning,
     DowntimeExceeded,
-    DumpFailed,
     DumpRefused,
     InternalError,
-    Interrupted,
     MigratorError,
     NoMigration,
     OutOfOrder,
-    SourceRunsAgain,
-    SourceStateUnknown,
-    SourceStillFrozen,
     UsageError,
 )
 from migrator.growing import POLL, Growing
@@ -45,7 +40,7 @@ from migrator.protocol import Connection
 from migrator.report import size
 from migrator.service import Place, Service
 from migrator.states import Event, Role, State, Verdict, decide
-from stages import check, prepare_data
+from stages import check, offer, prepare_data
 from stages.rollback import thaw_source
 
 NAME = "create-dump"
@@ -87,11 +82,11 @@ def carry_out(args: argparse.Namespace, migration: Migration, container: lxc.Con
     state_there = prepare_data.state_there(there, migration)
     decision = decide(NAME, migration.state, state_there)
     next_ = advice.command(decision.next_stage, migration) if decision.next_stage else ""
-    settle_offer(migration, state_there)
+    offer.settle(migration, state_there)
     if decision.verdict is Verdict.REFUSE:
         raise OutOfOrder(stage=NAME, missing=decision.missing, next=next_)
     if migration.state is State.OFFERED and not args.dry_run:
-        _offer(migration, there)
+        offer.make(migration, there)
         next_ = advice.next_command(migration)
     if migration.state is State.DUMPED:
         return Result({"migration": migration.id, "name": name, "stage": NAME, "already": True, "next": next_},
@@ -110,57 +105,6 @@ def heal(migration: Migration) -> None:
     log.warning(f"An earlier create-dump of {migration.name} was killed; the container is thawed first")
     thaw_source(migration)
     migration.move(Event.THAW)
-
-
-def settle_offer(migration: Migration, state_there: State | None) -> None:
-    """The answer to an offer was lost, but the destination's state tells it."""
-    if migration.state is State.OFFERED and state_there in (State.OWNED, State.RESTORING, State.RESTORED):
-        migration.move(Event.TAKEN)
-
-
-def _offer(migration: Migration, there: Connection) -> None:
-    """Ask the destination to take the token; safe to repeat. When it says no, the container is thawed."""
-    try:
-        there.call("own", id=migration.id, dad=migration.detail.get("dad", {}))
-    except DumpRefused as error:
-        migration.move(Event.REFUSED)
-        give_up(migration, there, error)
-    except MigratorError as error:  # also Busy: an offer that was thought lost may be taken at this moment
-        raise SourceStateUnknown(error, name=migration.name, destination=there.peer_host,
-                                 rollback=advice.command("rollback", migration)) from error
-    migration.move(Event.TAKEN)
-
-
-def give_up(migration: Migration, there: Connection, error: MigratorError) -> NoReturn:
-    """Nobody else has the token: thaw, remove what this attempt has made on both hosts, and say so."""
-    try:
-        thaw_source(migration)
-    except MigratorError as trouble:
-        log.error(str(error))
-        raise SourceStillFrozen(trouble, name=migration.name, source=this_host(), next=advice.command(NAME, migration),
-                                rollback=advice.command("rollback", migration)) from error
-    migration.move(Event.THAW, failed=str(error)[:2000])
-    here = Layout(migration.lxcpath, migration.name, migration.id)
-    _keep_log(here, error)
-    here.drop_images()
-    btrfs.delete(here.snapshot(len(migration.detail["rounds"]) + 1))
-    try:
-        there.call("dump-drop", id=migration.id)
-    except MigratorError as trouble:
-        log.verbose(f"{there.peer_host} drops the broken dump by itself: {trouble}")
-    if isinstance(error, Interrupted):
-        log.info(f"{migration.name} was thawed and runs on here.")
-        raise error
-    raise SourceRunsAgain(error, name=migration.name, next=advice.again(NAME, migration)) from error
-
-
-def _keep_log(here: Layout, error: MigratorError) -> None:
-    """CRIU's log outlives the images, where the error says it is."""
-    images = here.images()
-    if isinstance(error, DumpFailed) and images and (images / "dump.log").is_file():
-        kept = criu.log_path(here.name, "dump")
-        container_config.write_file(kept, (images / "dump.log").read_text(errors="replace"), mode=0o600)
-        error.fields["log"] = kept
 
 
 def _refuse_changed(migration: Migration, container: lxc.Container) -> None:
@@ -225,8 +169,8 @@ class Dump:
             self._fence()
             self.migration.move(Event.OFFER, figures=figures)
         except BaseException as error:
-            give_up(self.migration, self.there, _as_ours(error))
-        _offer(self.migration, self.there)
+            offer.give_up(self.migration, self.there, _as_ours(error))
+        offer.make(self.migration, self.there)
         if not self.one_shot:  # there it still holds the container up; finish does it
             self.layout.drop_images()
         next_ = advice.next_command(self.migration)

@@ -37,7 +37,7 @@ from migrator.plan import Plan, Round
 from migrator.protocol import Connection
 from migrator.report import duration, size
 from migrator.states import Role, State, step
-from stages import check, cleanup, create_dump, finish, prepare_data, rollback
+from stages import check, cleanup, create_dump, finish, offer, prepare_data, rollback
 
 BUSY_LIMIT = 60.0  # seconds that the destination may take to notice that an earlier connection is gone
 
@@ -165,7 +165,7 @@ class Drive:
 
     def _restore(self, there: Connection) -> None:
         """What is left of the time frozen is the restore's; after a break it has all of it anew."""
-        create_dump.settle_offer(self._of, State.OWNED)
+        offer.settle(self._of, State.OWNED)
         left = self.args.max_downtime - (time.time() - self.frozen_since if self.frozen_since else 0)
         if left <= 0:
             raise DowntimeExceeded(name=self._of.name, seconds=f"{self.args.max_downtime:g}")

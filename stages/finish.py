@@ -21,7 +21,7 @@ from migrator.peer import connected
 from migrator.protocol import Connection
 from migrator.service import Service
 from migrator.states import Event, Role, State, Verdict, decide
-from stages import create_dump, prepare_data
+from stages import offer, prepare_data
 
 NAME = "finish"
 HELP = "stop and fence the copy that was left behind (on the source)"
@@ -54,7 +54,7 @@ def carry_out(args: argparse.Namespace, migration: Migration, there: Connection)
     """The stage over a connection that is there."""
     name = migration.name
     state_there = prepare_data.state_there(there, migration)
-    create_dump.settle_offer(migration, state_there)
+    offer.settle(migration, state_there)
     decision = decide(NAME, migration.state, state_there)
     if decision.verdict is Verdict.REFUSE:
         raise OutOfOrder(stage=NAME, missing=decision.missing, next=advice.command(decision.next_stage, migration))

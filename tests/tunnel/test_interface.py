@@ -171,6 +171,9 @@ def test_a_process_that_ignores_a_request_is_killed() -> None:
 def test_processes_are_found_by_their_command() -> None:
     seconds = f"60.{os.getpid()}7"
     with subprocess.Popen(["sleep", seconds]) as child:
+        end = time.monotonic() + 5
+        while not list(processes.with_command(["sleep", seconds])) and time.monotonic() < end:
+            time.sleep(0.01)  # the kernel shows the arguments a moment after exec has succeeded
         found = [list(processes.with_command(["sleep", each])) for each in (seconds, seconds[:-1])]
         child.kill()
     assert [[process.pid for process in each] for each in found] == [[child.pid], []]

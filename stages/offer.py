@@ -1,0 +1,75 @@
+"""The offer of the ownership token to the destination, and the way back where it was not made or not taken."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+from migrator import advice, btrfs, container_config, criu, log
+from migrator.advice import this_host
+from migrator.errors import (
+    DumpFailed,
+    DumpRefused,
+    Interrupted,
+    MigratorError,
+    SourceRunsAgain,
+    SourceStateUnknown,
+    SourceStillFrozen,
+)
+from migrator.journal import Migration
+from migrator.layout import Layout
+from migrator.protocol import Connection
+from migrator.states import Event, State
+from stages.rollback import thaw_source
+
+
+def settle(migration: Migration, state_there: State | None) -> None:
+    """The answer to an offer was lost, but the destination's state tells it."""
+    if migration.state is State.OFFERED and state_there in (State.OWNED, State.RESTORING, State.RESTORED):
+        migration.move(Event.TAKEN)
+
+
+def make(migration: Migration, there: Connection) -> None:
+    """Ask the destination to take the token; safe to repeat. When it says no, the container is thawed."""
+    try:
+        there.call("own", id=migration.id, dad=migration.detail.get("dad", {}))
+    except DumpRefused as error:
+        migration.move(Event.REFUSED)
+        give_up(migration, there, error)
+    except MigratorError as error:  # also Busy: an offer that was thought lost may be taken at this moment
+        raise SourceStateUnknown(error, name=migration.name, destination=there.peer_host,
+                                 rollback=advice.command("rollback", migration)) from error
+    migration.move(Event.TAKEN)
+
+
+def give_up(migration: Migration, there: Connection, error: MigratorError) -> NoReturn:
+    """Nobody else has the token: thaw, remove what this attempt has made on both hosts, and say so."""
+    try:
+        thaw_source(migration)
+    except MigratorError as trouble:
+        log.error(str(error))
+        raise SourceStillFrozen(
+            trouble, name=migration.name, source=this_host(), next=advice.command("create-dump", migration),
+            rollback=advice.command("rollback", migration),
+        ) from error
+    migration.move(Event.THAW, failed=str(error)[:2000])
+    here = Layout(migration.lxcpath, migration.name, migration.id)
+    _keep_log(here, error)
+    here.drop_images()
+    btrfs.delete(here.snapshot(len(migration.detail["rounds"]) + 1))
+    try:
+        there.call("dump-drop", id=migration.id)
+    except MigratorError as trouble:
+        log.verbose(f"{there.peer_host} drops the broken dump by itself: {trouble}")
+    if isinstance(error, Interrupted):
+        log.info(f"{migration.name} was thawed and runs on here.")
+        raise error
+    raise SourceRunsAgain(error, name=migration.name, next=advice.again("create-dump", migration)) from error
+
+
+def _keep_log(here: Layout, error: MigratorError) -> None:
+    """CRIU's log outlives the images, where the error says it is."""
+    images = here.images()
+    if isinstance(error, DumpFailed) and images and (images / "dump.log").is_file():
+        kept = criu.log_path(here.name, "dump")
+        container_config.write_file(kept, (images / "dump.log").read_text(errors="replace"), mode=0o600)
+        error.fields["log"] = kept
