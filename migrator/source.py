@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -74,6 +75,17 @@ class Source:
         self._held = held
         self._compress = compress
         self._compressor = _Compressor()
+        self._spare: collections.deque[bytearray] = collections.deque()  # new memory costs a fault for each page
+
+    def recycle(self, frame: Outgoing) -> None:
+        """Take the memory of a frame back that has been sent; it must not be looked at any more."""
+        if frame.kind is Kind.SEGMENT and not frame.flags:
+            self._take_back(frame.body[1])
+
+    def _take_back(self, data: Bytes) -> None:
+        buffer = data.obj if isinstance(data, memoryview) else data
+        if isinstance(buffer, bytearray) and len(buffer) == SEGMENT_MAX:
+            self._spare.append(buffer)
 
     def frames(self) -> Iterator[Outgoing | Skipped]:
         """All that is to be sent, in order. Raises ReadFailed, and what a reader raises."""
@@ -86,10 +98,11 @@ class Source:
         held = self._held[number]
         keep: int | None = None  # how many of its segments the destination keeps; None while all were the same
         seen: list[Segment] = []
-        for data in _pieces(file, reader):
+        for data in _pieces(file, reader, self._spare):
             segment = Segment(len(data), segments.digest_of(data))
             if keep is None and len(seen) < len(held) and held[len(seen)] == segment.digest:
-                yield Skipped(len(data))
+                self._take_back(data)
+                yield Skipped(segment.length)
             else:
                 if keep is None:
                     keep = len(seen)
@@ -110,6 +123,7 @@ class Source:
         packed = self._compressor.try_on(data) if self._compress() else None
         if packed is None:
             return Outgoing(Kind.SEGMENT, (head, data), 0, segment.length)
+        self._take_back(data)
         return Outgoing(Kind.SEGMENT, (head, packed), COMPRESSED, segment.length)
 
 
@@ -150,12 +164,12 @@ def _opened(file: SourceFile) -> Iterator[Readable]:
         yield opened
 
 
-def _pieces(file: SourceFile, reader: Readable) -> Iterator[memoryview]:
-    """A file in pieces of SEGMENT_MAX, the last one shorter; each in memory of its own."""
+def _pieces(file: SourceFile, reader: Readable, spare: collections.deque[bytearray]) -> Iterator[memoryview]:
+    """A file in pieces of SEGMENT_MAX, the last one shorter, each in memory of its own: of `spare` while there is some."""
     # One byte more than a known size shows whether it is the right one.
     size = SEGMENT_MAX if file.size is None else min(SEGMENT_MAX, file.size + 1)
     while True:
-        buffer = memoryview(bytearray(size))
+        buffer = memoryview(spare.pop() if spare and size == SEGMENT_MAX else bytearray(size))
         piece = buffer[: _fill(reader, buffer, file.name)]
         if piece:
             yield piece

@@ -223,6 +223,9 @@ class _Sender:
                 for frame in batch:
                     packed += (header(frame.kind, frame.flags, frame.body), *frame.body)
                 self._connection.send_packed(packed)
+                packed.clear()
+                for frame in batch:
+                    self.source.recycle(frame)
                 size = sum(frame.wire_bytes for frame in batch)
                 self.wire_bytes += size
                 if batch[-1].kind is Kind.END:
