@@ -165,7 +165,7 @@ def _opened(file: SourceFile) -> Iterator[Readable]:
 
 
 def _pieces(file: SourceFile, reader: Readable, spare: collections.deque[bytearray]) -> Iterator[memoryview]:
-    """A file in pieces of SEGMENT_MAX, the last one shorter, each in memory of its own: of `spare` while there is some."""
+    """A file in pieces of SEGMENT_MAX, the last one shorter; each has memory of its own, if possible of `spare`."""
     # One byte more than a known size shows whether it is the right one.
     size = SEGMENT_MAX if file.size is None else min(SEGMENT_MAX, file.size + 1)
     while True:
