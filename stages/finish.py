@@ -106,7 +106,7 @@ def _dry_run(migration: Migration) -> Result:
 
 
 def running(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
-    """Raises unless the container has been restored on this host; tells its state, as it may have been stopped since."""
+    """Raises unless the container was restored on this host; tells its state, as it may have been stopped since."""
     migration = service.migration(fields)
     container = lxc.Container(migration.name, migration.lxcpath)
     if migration.state not in (State.RESTORED, State.FINISHED):
