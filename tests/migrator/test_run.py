@@ -103,6 +103,11 @@ def test_the_limit_ends_the_whole_group(tmp_path: Path) -> None:
     assert gone(int((tmp_path / "pid").read_text()))
 
 
+def test_the_end_is_noticed_at_once() -> None:
+    """A container may be frozen meanwhile. By looking now and then it would be seen 40 ms late each time."""
+    assert min(run(["sleep", "0.07"], limit=10).seconds for _ in range(5)) < 0.1
+
+
 def gone(pid: int, limit: float = 5.0) -> bool:
     end = time.monotonic() + limit
     while time.monotonic() < end:
