@@ -9,43 +9,24 @@ fails before, the container is thawed and runs on. Next comes `migrator restore-
 from __future__ import annotations
 
 import argparse
-import concurrent.futures
-import contextlib
-import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from migrator import advice, btrfs, cli, container_config, criu, layout, log, lxc, names, network, spool, transfer
-from migrator.advice import this_host
+from migrator import advice, btrfs, cli, container_config, criu, layout, log, lxc, names, spool
 from migrator.cli import Result
-from migrator.errors import (
-    ContainerChanged,
-    ContainerNotRunning,
-    DowntimeExceeded,
-    DumpRefused,
-    InternalError,
-    MigratorError,
-    NoMigration,
-    OutOfOrder,
-    UsageError,
-)
-from migrator.growing import POLL, Growing
+from migrator.errors import ContainerChanged, ContainerNotRunning, DumpRefused, NoMigration, OutOfOrder, UsageError
 from migrator.journal import DEFAULT_PATH, Journal, Migration
 from migrator.layout import Layout, locked
 from migrator.peer import connected, require_stable_path
-from migrator.preflight.container_facts import ContainerFacts
-from migrator.progress import Progress
 from migrator.protocol import Connection
-from migrator.report import size
 from migrator.service import Place, Service
 from migrator.states import Event, Role, State, Verdict, decide
 from stages import check, offer, prepare_data
+from stages.dump import Dump
+from stages.handover import INCREMENT
 from stages.rollback import thaw_source
 
 NAME = "create-dump"
 HELP = "freeze the container and send its memory (on the source)"
-INCREMENT = "increment"  # the spooled file with the last disk changes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -116,186 +97,6 @@ def _refuse_changed(migration: Migration, container: lxc.Container) -> None:
     if not btrfs.is_subvolume(base):
         next_ = advice.command("rollback", migration)
         raise ContainerChanged(name=container.name, reason=f"the snapshot {base} is gone", next=next_)
-
-
-class Dump:
-    """One create-dump: its steps in their order, and the way back from each."""
-
-    def __init__(self, args: argparse.Namespace, migration: Migration, container: lxc.Container,
-                 there: Connection, facts: ContainerFacts) -> None:
-        self.migration = migration
-        self.container = container
-        self.there = there
-        self.facts = facts
-        self.max_downtime: float = args.max_downtime
-        self.one_shot = prepare_data.one_shot(args)
-        self.layout = Layout(container.lxcpath, container.name, migration.id)
-        self.base = self.layout.snapshot(len(migration.detail["rounds"]))
-        self.last = self.layout.snapshot(len(migration.detail["rounds"]) + 1)
-        self.pid = container.init_pid
-        self.cgroup = container.cgroup
-        self.ports = network.ports(self.pid)
-        self.images = self.layout.image_folders()[0]
-        self.frozen_since = 0.0
-
-    def described(self) -> Result:
-        """For --dry-run: the commands of both hosts."""
-        here, there = this_host(), self.there.peer_host
-        target = Layout(Path(self.migration.detail["destination_lxcpath"]), self.container.name, self.migration.id)
-        return cli.dry_run([
-            (here, ["tee", f"{self.cgroup}/cgroup.freeze"]),
-            *((here, network.unplug_command(port)) for port in self.ports if port.bridge),
-            (here, btrfs.snapshot_command(self.container.rootfs, self.last, read_only=True)),
-            (here, self.dump_command()),
-            (here, btrfs.send_command(self.last, self.base)),
-            (there, ["tee", str(target.spool / INCREMENT)]),
-            (there, ["tee", f"{target.image_folders()[0]}/*.img"]),
-        ])
-
-    def dump_command(self) -> list[str]:
-        mounts = [entry.target for entry in self.facts.config.mounts if entry.bind]
-        return criu.dump_command(self.pid, self.cgroup, self.images, mounts, criu.console(self.pid))
-
-    def run(self) -> Result:
-        """Freeze, dump, send, hand over; the source is thawed when anything fails before the token was offered."""
-        self.there.call("dump-begin", id=self.migration.id)
-        self._prepare()
-        self.frozen_since = time.time()
-        self.migration.move(Event.FREEZE, frozen_at=self.frozen_since, pid=self.pid, cgroup=str(self.cgroup),
-                            ports=[port.to_json() for port in self.ports])
-        try:
-            self._freeze()
-            figures = self._dump_and_send()
-            self._fence()
-            self.migration.move(Event.OFFER, figures=figures)
-        except BaseException as error:
-            offer.give_up(self.migration, self.there, _as_ours(error))
-        offer.make(self.migration, self.there)
-        if not self.one_shot:  # there it still holds the container up; finish does it
-            self.layout.drop_images()
-        next_ = advice.next_command(self.migration)
-        frozen = time.time() - self.frozen_since
-        return Result(
-            {"migration": self.migration.id, "name": self.container.name, "stage": NAME, "already": False,
-             "frozen_at": self.frozen_since, "frozen_seconds": round(frozen, 3), **figures, "next": next_},
-            f"Dumped {size(figures['memory'])} of memory and {size(figures['increment'])} of disk changes. "
-            f"{self.container.name} is frozen since {frozen:.2f} s and belongs to {self.there.peer_host} now. "
-            f"Next: {next_}",
-        )
-
-    # --- the steps ---
-
-    def _prepare(self) -> None:
-        """Everything that can be done before the freeze."""
-        btrfs.delete(self.last)
-        self.images, why = layout.place_images(self.layout, self.facts.memory)
-        log.verbose(f"Images go to {self.images}: {why}")
-        layout.make_images(self.images, self.container.mapped_root)
-
-    def _freeze(self) -> None:
-        with self.migration.step("freeze"):
-            lxc.freeze(self.container, self.cgroup)
-            network.unplug(self.ports)
-            if self.ports:
-                self.migration.note("hush-dad", dad=network.hush_dad(self.pid))
-
-    def _dump_and_send(self) -> dict[str, Any]:
-        """The dump runs beside the snapshot and the sending of its increment; both see the frozen container."""
-        with concurrent.futures.ThreadPoolExecutor(1, "dump") as pool:
-            dumping = pool.submit(self._dump)
-            try:
-                increment = self._send_increment()
-                early = self._send_pages(dumping.done)
-            finally:
-                dump_seconds = dumping.result()  # CRIU must have let go before anybody thaws
-        self._left()
-        rest = self._send_images(early)
-        sent = [*early.values(), rest]
-        return {"increment": increment.raw_bytes, "memory": sum(each.raw_bytes for each in sent),
-                "wire_bytes": increment.wire_bytes + sum(each.wire_bytes for each in sent),
-                "dump_seconds": round(dump_seconds, 3), "send_seconds": round(rest.seconds, 3)}
-
-    def _dump(self) -> float:
-        begun = time.monotonic()
-        if terminal := criu.console(self.pid):
-            (self.images / criu.CONSOLE_FILE).write_text(terminal)
-        criu.dump(self.container.name, self.dump_command(), self.images)
-        return time.monotonic() - begun
-
-    def _send_increment(self) -> transfer.TransferResult:
-        with self.migration.step("increment") as outcome:
-            made = btrfs.snapshot(self.container.rootfs, self.last, read_only=True)
-            with btrfs.send(self.last, self.base) as stream:
-                sent = transfer.send_files(
-                    self.there,
-                    {"kind": "increment", "id": self.migration.id, "uuid": made.uuid, "behind": self.one_shot},
-                    [transfer.SourceFile(INCREMENT, stream, None)], progress=self._watch,
-                )
-            outcome.update(bytes=sent.raw_bytes, seconds=round(sent.seconds, 3))
-        return sent
-
-    def _send_pages(self, has_ended: Callable[[], bool]) -> dict[str, transfer.TransferResult]:
-        """Send memory while CRIU still dumps it: it writes one file of pages after the other, each to its end."""
-        sent: dict[str, transfer.TransferResult] = {}
-        with self.migration.step("pages") as outcome:
-            while not has_ended():
-                path, next_ = (self.images / f"pages-{len(sent) + ahead}.img" for ahead in (1, 2))
-                if not path.exists():
-                    self._left()
-                    time.sleep(POLL)
-                    continue
-                with Growing(path, lambda next_=next_: has_ended() or next_.exists()) as reader:  # type: ignore[misc]
-                    fields = {"kind": "images", "id": self.migration.id, "bytes": self.facts.memory, "first": not sent}
-                    sent[path.name] = transfer.send_files(
-                        self.there, fields, [transfer.SourceFile(path.name, reader, None)], progress=self._watch)
-            outcome.update(bytes=sum(each.raw_bytes for each in sent.values()), files=len(sent),
-                           wire=sum(each.wire_bytes for each in sent.values()))
-        return sent
-
-    def _send_images(self, early: dict[str, transfer.TransferResult]) -> transfer.TransferResult:
-        """All images but those that were sent early to their end."""
-        paths = [path for path in criu.image_files(self.images)
-                 if path.name not in early or path.stat().st_size != early[path.name].raw_bytes]
-        total = sum(path.stat().st_size for path in paths)
-        with self.migration.step("images") as outcome, contextlib.ExitStack() as stack:
-            progress = stack.enter_context(Progress("memory", total))
-            files = [transfer.SourceFile(path.name, path, path.stat().st_size) for path in paths]
-
-            def watch(done: int) -> None:
-                self._watch(done)
-                progress.update(done)
-
-            fields = {"kind": "images", "id": self.migration.id, "bytes": total, "first": not early}
-            sent = transfer.send_files(self.there, fields, files, progress=watch)
-            outcome.update(bytes=sent.raw_bytes, wire=sent.wire_bytes, seconds=round(sent.seconds, 3))
-        return sent
-
-    def _fence(self) -> None:
-        """From the offer on this host must not start the container anew: not by hand, and not at boot after a crash."""
-        container = self.container
-        message = (f"{container.name} is being moved to {self.there.peer_host} (migration {self.migration.id}), which"
-                   f" may run it by now. See: migrator status {container.name}")
-        container_config.fence(container.folder, container.config_file.read_text(), self.migration.id, message)
-
-    def _left(self) -> float:
-        """Seconds that the container may still stay frozen; raises DowntimeExceeded when there are none."""
-        left = self.frozen_since + self.max_downtime - time.time()
-        if left <= 0:
-            raise DowntimeExceeded(name=self.container.name, seconds=f"{self.max_downtime:g}")
-        return left
-
-    def _watch(self, _done: int) -> None:
-        self._left()
-
-
-def _as_ours(error: BaseException) -> MigratorError:
-    if isinstance(error, MigratorError):
-        return error
-    if log.level >= log.Level.DEBUG:
-        import traceback
-
-        traceback.print_exception(error)
-    return InternalError(reason=f"{type(error).__name__}: {error}")
 
 
 # --- on the destination ---------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ from migrator.journal import DEFAULT_PATH, Journal, Migration
 from migrator.layout import Layout, locked
 from migrator.service import Service
 from migrator.states import Event, State, Verdict, decide
-from stages.create_dump import INCREMENT
+from stages.handover import INCREMENT
 from stages.import_data import arrived, receive
 
 NAME = "restore-dump"

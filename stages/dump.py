@@ -1,0 +1,146 @@
+"""The memory of a container, dumped while it is frozen and off its network, and sent with the last disk changes."""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import contextlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+from migrator import advice, cli, criu, layout, log, lxc, network, transfer
+from migrator.advice import this_host
+from migrator.cli import Result
+from migrator.growing import POLL, Growing
+from migrator.journal import Migration
+from migrator.preflight.container_facts import ContainerFacts
+from migrator.progress import Progress
+from migrator.protocol import Connection
+from migrator.report import size
+from stages.handover import Handover
+
+
+class Dump(Handover):
+    """Freeze, dump, send; the source is thawed when anything fails before the token was offered."""
+
+    def __init__(self, args: argparse.Namespace, migration: Migration, container: lxc.Container,
+                 there: Connection, facts: ContainerFacts) -> None:
+        super().__init__(args, migration, container, there)
+        self.facts = facts
+        self.pid = container.init_pid
+        self.cgroup = container.cgroup
+        self.ports = network.ports(self.pid)
+        self.images = self.layout.image_folders()[0]
+
+    def described(self) -> Result:
+        """For --dry-run: the commands of both hosts."""
+        here, there = this_host(), self.there.peer_host
+        snapshot, *send = self.increment_commands()
+        return cli.dry_run([
+            (here, ["tee", f"{self.cgroup}/cgroup.freeze"]),
+            *((here, network.unplug_command(port)) for port in self.ports if port.bridge),
+            snapshot,
+            (here, self.dump_command()),
+            *send,
+            (there, ["tee", f"{self.target.image_folders()[0]}/*.img"]),
+        ])
+
+    def dump_command(self) -> list[str]:
+        mounts = [entry.target for entry in self.facts.config.mounts if entry.bind]
+        return criu.dump_command(self.pid, self.cgroup, self.images, mounts, criu.console(self.pid))
+
+    def prepare(self) -> None:
+        self.images, why = layout.place_images(self.layout, self.facts.memory)
+        log.verbose(f"Images go to {self.images}: {why}")
+        layout.make_images(self.images, self.container.mapped_root)
+
+    def record(self) -> dict[str, Any]:
+        return {"frozen_at": self.still_since, "pid": self.pid, "cgroup": str(self.cgroup),
+                "ports": [port.to_json() for port in self.ports]}
+
+    def take(self) -> dict[str, Any]:
+        self._freeze()
+        figures = self._dump_and_send()
+        self.fence()
+        return figures
+
+    def result(self, figures: dict[str, Any], still: float) -> Result:
+        if not self.one_shot:  # there it still holds the container up; finish does it
+            self.layout.drop_images()
+        next_ = advice.next_command(self.migration)
+        return Result(
+            {"migration": self.migration.id, "name": self.container.name, "stage": "create-dump", "already": False,
+             "frozen_at": self.still_since, "frozen_seconds": round(still, 3), **figures, "next": next_},
+            f"Dumped {size(figures['memory'])} of memory and {size(figures['increment'])} of disk changes. "
+            f"{self.container.name} is frozen since {still:.2f} s and belongs to {self.there.peer_host} now. "
+            f"Next: {next_}",
+        )
+
+    # --- the steps ---
+
+    def _freeze(self) -> None:
+        with self.migration.step("freeze"):
+            lxc.freeze(self.container, self.cgroup)
+            network.unplug(self.ports)
+            if self.ports:
+                self.migration.note("hush-dad", dad=network.hush_dad(self.pid))
+
+    def _dump_and_send(self) -> dict[str, Any]:
+        """The dump runs beside the snapshot and the sending of its increment; both see the frozen container."""
+        with concurrent.futures.ThreadPoolExecutor(1, "dump") as pool:
+            dumping = pool.submit(self._dump)
+            try:
+                increment = self.send_increment()
+                early = self._send_pages(dumping.done)
+            finally:
+                dump_seconds = dumping.result()  # CRIU must have let go before anybody thaws
+        self.left()
+        rest = self._send_images(early)
+        sent = [*early.values(), rest]
+        return {"increment": increment.raw_bytes, "memory": sum(each.raw_bytes for each in sent),
+                "wire_bytes": increment.wire_bytes + sum(each.wire_bytes for each in sent),
+                "dump_seconds": round(dump_seconds, 3), "send_seconds": round(rest.seconds, 3)}
+
+    def _dump(self) -> float:
+        begun = time.monotonic()
+        if terminal := criu.console(self.pid):
+            (self.images / criu.CONSOLE_FILE).write_text(terminal)
+        criu.dump(self.container.name, self.dump_command(), self.images)
+        return time.monotonic() - begun
+
+    def _send_pages(self, has_ended: Callable[[], bool]) -> dict[str, transfer.TransferResult]:
+        """Send memory while CRIU still dumps it: it writes one file of pages after the other, each to its end."""
+        sent: dict[str, transfer.TransferResult] = {}
+        with self.migration.step("pages") as outcome:
+            while not has_ended():
+                path, next_ = (self.images / f"pages-{len(sent) + ahead}.img" for ahead in (1, 2))
+                if not path.exists():
+                    self.left()
+                    time.sleep(POLL)
+                    continue
+                with Growing(path, lambda next_=next_: has_ended() or next_.exists()) as reader:  # type: ignore[misc]
+                    fields = {"kind": "images", "id": self.migration.id, "bytes": self.facts.memory, "first": not sent}
+                    sent[path.name] = transfer.send_files(
+                        self.there, fields, [transfer.SourceFile(path.name, reader, None)], progress=self.watch)
+            outcome.update(bytes=sum(each.raw_bytes for each in sent.values()), files=len(sent),
+                           wire=sum(each.wire_bytes for each in sent.values()))
+        return sent
+
+    def _send_images(self, early: dict[str, transfer.TransferResult]) -> transfer.TransferResult:
+        """All images but those that were sent early to their end."""
+        paths = [path for path in criu.image_files(self.images)
+                 if path.name not in early or path.stat().st_size != early[path.name].raw_bytes]
+        total = sum(path.stat().st_size for path in paths)
+        with self.migration.step("images") as outcome, contextlib.ExitStack() as stack:
+            progress = stack.enter_context(Progress("memory", total))
+            files = [transfer.SourceFile(path.name, path, path.stat().st_size) for path in paths]
+
+            def watch(done: int) -> None:
+                self.watch(done)
+                progress.update(done)
+
+            fields = {"kind": "images", "id": self.migration.id, "bytes": total, "first": not early}
+            sent = transfer.send_files(self.there, fields, files, progress=watch)
+            outcome.update(bytes=sent.raw_bytes, wire=sent.wire_bytes, seconds=round(sent.seconds, 3))
+        return sent

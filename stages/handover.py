@@ -1,0 +1,131 @@
+"""From the moment that the container stands still to the one that the destination has it: what all ways have in common.
+
+Disk, and memory where it comes along, are taken of one instant and sent, the copy here is fenced, the token is offered.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+from migrator import btrfs, container_config, log, lxc, transfer
+from migrator.advice import this_host
+from migrator.cli import Result
+from migrator.errors import DowntimeExceeded, InternalError, MigratorError
+from migrator.journal import Migration
+from migrator.layout import Layout
+from migrator.protocol import Connection
+from migrator.states import Event
+from stages import offer, prepare_data
+
+INCREMENT = "increment"  # the spooled file with the last disk changes
+
+
+class Handover(ABC):
+    """One create-dump: its steps in their order, and the way back from each."""
+
+    def __init__(self, args: argparse.Namespace, migration: Migration, container: lxc.Container,
+                 there: Connection) -> None:
+        self.migration = migration
+        self.container = container
+        self.there = there
+        self.max_downtime: float = args.max_downtime
+        self.one_shot = prepare_data.one_shot(args)
+        self.layout = Layout(container.lxcpath, container.name, migration.id)
+        self.base = self.layout.snapshot(len(migration.detail["rounds"]))
+        self.last = self.layout.snapshot(len(migration.detail["rounds"]) + 1)
+        self.still_since = 0.0  # by time.time()
+
+    def run(self) -> Result:
+        """Do it; the container runs on here when anything fails before the token was offered."""
+        self.there.call("dump-begin", id=self.migration.id)
+        btrfs.delete(self.last)
+        self.prepare()
+        self.still_since = time.time()
+        self.migration.move(Event.FREEZE, **self.record())
+        try:
+            figures = self.take()
+            self.fence()
+            self.migration.move(Event.OFFER, figures=figures)
+        except BaseException as error:
+            offer.give_up(self.migration, self.there, _as_ours(error))
+        offer.make(self.migration, self.there)
+        return self.result(figures, time.time() - self.still_since)
+
+    # --- what each way does in its own manner ---
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Everything that can be done while the container runs."""
+
+    @abstractmethod
+    def record(self) -> dict[str, Any]:
+        """What the journal must know before the container is touched: enough to give it back after a crash."""
+
+    @abstractmethod
+    def take(self) -> dict[str, Any]:
+        """Bring it to a stand and send what makes it up; returns sizes in bytes and times in seconds."""
+
+    @abstractmethod
+    def result(self, figures: dict[str, Any], still: float) -> Result:
+        """The destination has it, `still` seconds after it came to a stand."""
+
+    # --- steps that all have in common ---
+
+    def send_increment(self) -> transfer.TransferResult:
+        """What has changed on the disk since the last round."""
+        with self.migration.step("increment") as outcome:
+            made = btrfs.snapshot(self.container.rootfs, self.last, read_only=True)
+            with btrfs.send(self.last, self.base) as stream:
+                sent = transfer.send_files(
+                    self.there,
+                    {"kind": "increment", "id": self.migration.id, "uuid": made.uuid, "behind": self.one_shot},
+                    [transfer.SourceFile(INCREMENT, stream, None)], progress=self.watch,
+                )
+            outcome.update(bytes=sent.raw_bytes, seconds=round(sent.seconds, 3))
+        return sent
+
+    def increment_commands(self) -> list[tuple[str, list[str]]]:
+        """`send_increment` for --dry-run."""
+        here, there = this_host(), self.there.peer_host
+        return [
+            (here, btrfs.snapshot_command(self.container.rootfs, self.last, read_only=True)),
+            (here, btrfs.send_command(self.last, self.base)),
+            (there, ["tee", str(self.target.spool / INCREMENT)]),
+        ]
+
+    @property
+    def target(self) -> Layout:
+        """Where things lie on the destination."""
+        return Layout(Path(self.migration.detail["destination_lxcpath"]), self.container.name, self.migration.id)
+
+    def fence(self) -> None:
+        """From the offer on this host must not start the container anew: not by hand, and not at boot after a crash."""
+        container = self.container
+        message = (f"{container.name} is being moved to {self.there.peer_host} (migration {self.migration.id}), which"
+                   f" may run it by now. See: migrator status {container.name}")
+        container_config.fence(container.folder, container.config_file.read_text(), self.migration.id, message)
+
+    def left(self) -> float:
+        """Seconds that the container may still stand still; raises DowntimeExceeded when there are none."""
+        left = self.still_since + self.max_downtime - time.time()
+        if left <= 0:
+            raise DowntimeExceeded(name=self.container.name, seconds=f"{self.max_downtime:g}")
+        return left
+
+    def watch(self, _done: int) -> None:
+        """Progress of a transfer."""
+        self.left()
+
+
+def _as_ours(error: BaseException) -> MigratorError:
+    if isinstance(error, MigratorError):
+        return error
+    if log.level >= log.Level.DEBUG:
+        import traceback
+
+        traceback.print_exception(error)
+    return InternalError(reason=f"{type(error).__name__}: {error}")
