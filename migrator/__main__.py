@@ -8,16 +8,18 @@ import signal
 import sys
 from types import FrameType
 
-from migrator import log
+from migrator import holder, log
 from migrator.errors import EXIT_OK, InternalError, Interrupted
 from tunnel.errors import DocumentedError
+
+_BY_HAND = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns its exit status."""
     from migrator import cli
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in (*_BY_HAND, holder.ABORT):
         signal.signal(number, _interrupt)
     try:
         args = cli.parse(sys.argv[1:] if argv is None else argv)
@@ -52,10 +54,25 @@ def _report(error: DocumentedError) -> int:
 
 
 def _interrupt(number: int, _frame: FrameType | None) -> None:
-    """The first signal stops the work in an orderly way, undoing what is half done; the second ends the program."""
-    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    """The first signal stops the work in an orderly way, undoing what is half done; a second one by hand ends it.
+
+    `migrator abort` asks once or several times: only the first counts, and none after a signal by hand.
+    """
+    for each in _BY_HAND:
         signal.signal(each, signal.SIG_DFL)
-    raise Interrupted(signal=signal.Signals(number).name, number=number)
+    signal.signal(holder.ABORT, lambda *_: None)
+    by = "migrator abort" if number == holder.ABORT else signal.Signals(number).name
+    if holder.holds():
+        log.at_signal(f"Interrupted by {by}: {_what_follows(sys.argv[1:2])}")
+    raise Interrupted(signal=by, number=signal.SIGINT if number == holder.ABORT else number)
+
+
+def _what_follows(command: list[str]) -> str:
+    """What a command does now, and what a second Ctrl-C would do."""
+    if command in (["migrate"], ["resume"]):
+        return ("giving the attempt up, so that the container runs on here. A second Ctrl-C ends this at once and"
+                " leaves the rest to `migrator resume` or `migrator rollback`.")
+    return "stopping in an orderly way. A second Ctrl-C ends this at once."
 
 
 if __name__ == "__main__":

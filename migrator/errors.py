@@ -132,6 +132,20 @@ class Busy(MigratorError):
     cure = "Wait until it has ended, or see what it does with: migrator status {name}"
 
 
+class StillUnderWay(MigratorError):
+    """{command} (process {pid}) still works on {name} after {seconds} seconds."""
+
+    status = 17
+    cure = "See what it does with: migrator status {name} -- and wait on with: migrator wait {name}"
+
+
+class HolderUnknown(MigratorError):
+    """{command} (process {pid}) works on {name}, and does not listen to `migrator abort`."""
+
+    status = 18
+    cure = "Press Ctrl-C where it was started, or wait until it has ended: migrator wait {name}"
+
+
 # --- Names and containers -------------------------------------------------------------------------------------
 
 
@@ -202,6 +216,30 @@ class AlreadyRuns(MigratorError):
 
     status = 29
     cure = "Complete the migration with: {next} -- and move it back with a new migration from there."
+
+
+# --- Jobs -----------------------------------------------------------------------------------------------------
+
+
+class BrokenOff(MigratorError):
+    """Nobody works on the migration {id} of {name}, which is {state}."""
+
+    status = 32
+    cure = "Go on with: {next} -- or give it up with: {rollback}"
+
+
+class RolledBack(MigratorError):
+    """The migration {id} of {name} was rolled back; the container stays on {source}."""
+
+    status = 33
+    cure = "Begin anew with: {next}"
+
+
+class AbortElsewhere(MigratorError):
+    """{name} is being moved here from {source}, which decides what becomes of it."""
+
+    status = 34
+    cure = "Stop it there: {next}"
 
 
 # --- Preflight ------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from migrator import btrfs
+from migrator import btrfs, holder
 from migrator.errors import Busy
 
 RUNTIME = Path("/run/migrator")
@@ -142,7 +142,7 @@ def memory_available() -> int:
 
 
 @contextlib.contextmanager
-def locked(name: str, folder: Path = RUNTIME / "lock") -> Iterator[None]:
+def locked(name: str, folder: Path = holder.LOCKS) -> Iterator[None]:
     """Keep other migrator commands off a container for a while; raises Busy. The lock ends with this process."""
     import fcntl
 
@@ -153,10 +153,9 @@ def locked(name: str, folder: Path = RUNTIME / "lock") -> Iterator[None]:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            pid = os.pread(fd, 20, 0).decode(errors="replace").strip() or "?"
-            raise Busy(name=name, pid=pid) from None
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
-        yield
+            found = holder.of(name, folder)
+            raise Busy(name=name, pid=found.pid if found else "?") from None
+        with holder.recorded(fd):
+            yield
     finally:
         os.close(fd)

@@ -34,15 +34,23 @@ def colour() -> bool:
 
 def say(kind: str, text: str, **fields: Any) -> None:
     """One line to stderr; with `--json` an object with `type`, `time` (seconds since 1970) and `message`."""
-    if as_json:
-        line = json.dumps({"type": kind, "time": round(time.time(), 3), "message": text, **fields})
-    else:
-        prefix = {"error": "migrator: ", "warning": "migrator: warning: ", "cure": "  "}.get(kind, "")
-        line = f"{prefix}{text}"
-        if kind in _STYLES and colour():
-            line = f"{_STYLES[kind]}{line}\033[0m"
     with contextlib.suppress(BrokenPipeError, ValueError):  # nobody listens any more; the work goes on
-        print(line, file=sys.stderr, flush=True)
+        print(_line(kind, text, fields), file=sys.stderr, flush=True)
+
+
+def _line(kind: str, text: str, fields: dict[str, Any]) -> str:
+    if as_json:
+        return json.dumps({"type": kind, "time": round(time.time(), 3), "message": text, **fields})
+    prefix = {"error": "migrator: ", "warning": "migrator: warning: ", "cure": "  "}.get(kind, "")
+    line = f"{prefix}{text}"
+    return f"{_STYLES[kind]}{line}\033[0m" if kind in _STYLES and colour() else line
+
+
+def at_signal(text: str) -> None:
+    """A warning from a signal handler, which may have interrupted a print: past Python's buffers."""
+    if level >= Level.NORMAL:
+        with contextlib.suppress(OSError):
+            os.write(2, f"{_line('warning', text, {})}\n".encode())
 
 
 def info(text: str, **fields: Any) -> None:

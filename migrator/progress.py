@@ -1,11 +1,11 @@
-"""Progress of a transfer: a line with rate and time left on a terminal, JSON lines with --json, else nothing."""
+"""Progress of a transfer: a line with rate and time left on a terminal, JSON lines with --json; and for `status`."""
 
 from __future__ import annotations
 
 import sys
 import time
 
-from migrator import log
+from migrator import holder, log
 from migrator.report import duration, size
 
 EVERY_TERMINAL = 0.2  # seconds between two updates
@@ -35,6 +35,7 @@ class Progress:
         if now - self._shown_at < (EVERY_JSON if log.as_json else EVERY_TERMINAL):
             return
         self._shown_at = now
+        holder.publish(self._what, done, self._total)
         rate = done / (now - self._begun)
         left = (self._total - done) / rate if rate and self._total > done else None
         if log.as_json:

@@ -7,6 +7,7 @@ the other host takes part in also have HANDLERS (operation -> answer) and RECEIV
 from __future__ import annotations
 
 from stages import (
+    abort,
     agent,
     check,
     cleanup,
@@ -23,7 +24,8 @@ from stages import (
     serve,
     status,
     tunnel,
+    wait,
 )
 
-ALL = (check, migrate, resume, prepare_data, import_data, create_dump, restore_dump, finish, rollback, status, cleanup,
-       peer, tunnel, agent, rendezvous, serve)
+ALL = (check, migrate, resume, prepare_data, import_data, create_dump, restore_dump, finish, rollback, status, wait,
+       abort, cleanup, peer, tunnel, agent, rendezvous, serve)

@@ -97,10 +97,10 @@ def roll_back(migration: Migration, tell: Callable[[], None]) -> Result:
     migration.move(Event.ROLLED_BACK)
     return Result({"migration": migration.id, "name": name, "stage": NAME, "already": False, "thawed": thawed,
                    "destination_told": not left_there},
-                  f"{_where(migration)}{left_there}")
+                  f"{where(migration)}{left_there}")
 
 
-def _where(migration: Migration) -> str:
+def where(migration: Migration) -> str:
     """What has become of the container on its own host."""
     container = lxc.Container(migration.name, migration.lxcpath)
     if container.state == "RUNNING":

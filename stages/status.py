@@ -6,9 +6,10 @@ import argparse
 import time
 from typing import Any
 
-from migrator import advice, cli, names
+from migrator import advice, cli, holder, names
 from migrator.cli import Result
 from migrator.errors import NoMigration
+from migrator.holder import Holder
 from migrator.journal import DEFAULT_PATH, Journal, Migration
 from migrator.layout import Layout
 from migrator.report import duration, size, table
@@ -30,18 +31,20 @@ def run(args: argparse.Namespace) -> Result:
         found = [m for m in journal.all(name) if args.all or name or not m.ended]
         if name and not found:
             raise NoMigration(name=name, stage=NAME, next=f"migrator prepare-data {name} -d HOST")
-        described = [describe(migration, events=args.events) for migration in found]
-        text = _text(found, events=args.events)
+        workers = {m.id: None if m.ended else holder.of(m.name) for m in found}
+        described = [describe(m, events=args.events, worker=workers[m.id]) for m in found]
+        text = _text(found, workers, events=args.events)
         return Result({"migrations": described}, text or "No migration is under way.")
 
 
-def describe(migration: Migration, *, events: bool) -> dict[str, Any]:
-    """One migration as `--json` shows it; times in seconds since 1970, sizes in bytes."""
+def describe(migration: Migration, *, events: bool, worker: Holder | None) -> dict[str, Any]:
+    """One migration as `--json` shows it; times in seconds since 1970, sizes in bytes. `worker` works on it now."""
     data: dict[str, Any] = {
         "id": migration.id, "name": migration.name, "lxcpath": str(migration.lxcpath), "role": migration.role,
         "peer": advice.other_host(migration.role, migration.peer, migration.detail), "state": migration.state,
         "owner": migration.owner, "created": migration.created, "updated": migration.updated,
         "bytes": sizes(migration), "next": advice.next_command(migration),
+        "working": worker.to_json() | {"step": step_under_way(migration)} if worker else None,
     }
     data |= {key: migration.detail[key] for key in ("frozen_at", "restored_at") if key in migration.detail}
     if events:
@@ -68,18 +71,52 @@ def sizes(migration: Migration) -> dict[str, int]:
     return found
 
 
-def _text(found: list[Migration], *, events: bool) -> str:
+def step_under_way(migration: Migration) -> str | None:
+    """The step that has begun last and not ended."""
+    begun: list[str] = []
+    for event in migration.events():
+        if event.phase == "begin":
+            begun.append(event.step)
+        elif event.step in begun:
+            begun.remove(event.step)
+    return begun[-1] if begun else None
+
+
+def line(migration: Migration, worker: Holder | None, *, volatile: bool = True) -> str:
+    """Where a migration stands, in a line: `web 0badc0de: preparing (migrate, process 12, send, 5.0 MiB of 9.1 MiB)`.
+
+    Without `volatile` it is the same as long as state, step and process are.
+    """
+    return f"{migration.name} {migration.id}: {migration.state} ({now(migration, worker, volatile=volatile)})"
+
+
+def now(migration: Migration, worker: Holder | None, *, volatile: bool = True) -> str:
+    """Who works on a migration, at what, and how far that is."""
+    if worker is None:
+        return "nobody works on it"
+    words = [worker.command, f"process {worker.pid}"]
+    if step := step_under_way(migration):
+        words.append(step)
+    if volatile and worker.progress:
+        total = worker.progress["total"]
+        words.append(size(worker.progress["bytes"]) + (f" of about {size(total)}" if total else ""))
+    return ", ".join(words)
+
+
+def _text(found: list[Migration], workers: dict[str, Holder | None], *, events: bool) -> str:
     if not found:
         return ""
     rows = []
     for migration in found:
-        data = describe(migration, events=False)
+        worker = workers[migration.id]
+        data = describe(migration, events=False, worker=worker)
         arrow = "to" if migration.role == "source" else "from"
         rows.append([
             migration.name, migration.id, f"{arrow} {data['peer']}", migration.state, migration.owner,
-            duration(time.time() - migration.created), size(sum(data["bytes"].values())), data["next"] or "-",
+            duration(time.time() - migration.created), size(sum(data["bytes"].values())),
+            now(migration, worker) if worker else "-", data["next"] or "-",
         ])
-    text = table(["NAME", "ID", "MOVES", "STATE", "OWNER", "AGE", "SIZE", "NEXT"], rows)
+    text = table(["NAME", "ID", "MOVES", "STATE", "OWNER", "AGE", "SIZE", "NOW", "NEXT"], rows)
     if events:
         for migration in found:
             text += f"\n\n{migration.name} {migration.id}"

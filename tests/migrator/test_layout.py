@@ -140,11 +140,3 @@ def test_one_command_at_a_time(tmp_path: Path) -> None:
         pass
     with locked("web", folder):
         pass
-
-
-def test_the_lock_says_who_has_it_now(tmp_path: Path) -> None:
-    folder = tmp_path / "lock"
-    folder.mkdir()
-    (folder / "web").write_text("4194303000\n")
-    with locked("web", folder):
-        assert (folder / "web").read_text() == f"{os.getpid()}\n"

@@ -80,7 +80,7 @@ def test_what_is_told(journal: Journal) -> None:
 def test_the_table(journal: Journal) -> None:
     on_source(journal, rounds=[{"bytes": 5 << 20, "full": True}])
     head, row = str(status.run(parse(["status"])).text).splitlines()
-    assert head.split() == ["NAME", "ID", "MOVES", "STATE", "OWNER", "AGE", "SIZE", "NEXT"]
+    assert head.split() == ["NAME", "ID", "MOVES", "STATE", "OWNER", "AGE", "SIZE", "NOW", "NEXT"]
     assert row.split()[:4] == ["web", "0badc0de", "to", "hostb"]
     assert "5.0 MiB" in row
     assert row.endswith("migrator prepare-data web -d root@10.0.3.3")

@@ -1,0 +1,150 @@
+"""Who works on a container at this moment: the process that has its lock, and how far it says it has come.
+
+The lock file holds `PID STARTED COMMAND` on its first line, and on the second what `publish` was told, as JSON.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from migrator.errors import HolderUnknown
+
+LOCKS = Path("/run/migrator/lock")
+ABORT = signal.SIGUSR1  # what `migrator abort` sends: as a first Ctrl-C, however often it comes (migrator/__main__.py)
+_PROGRESS_WIDTH = 200  # bytes of the second line: each write replaces all of it
+
+_held: list[tuple[int, int]] = []  # of this process: the descriptor of each lock, and where its second line begins
+
+
+@dataclasses.dataclass(frozen=True)
+class Holder:
+    """A process that has the lock on a container."""
+
+    pid: int
+    started: int  # clock ticks from boot to its start (proc_pid_stat(5)): tells it from a later one of that id
+    command: str  # what it was called with: migrate, serve, ...; "?" while it has not said so
+    progress: dict[str, Any] = dataclasses.field(default_factory=dict)  # `what`, `bytes`, `total` (or null)
+
+    @property
+    def began(self) -> float:
+        """Its start in seconds since 1970."""
+        return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + self.started / os.sysconf("SC_CLK_TCK")
+
+    def to_json(self) -> dict[str, Any]:
+        return {"pid": self.pid, "command": self.command, "progress": self.progress or None}
+
+
+@contextlib.contextmanager
+def recorded(fd: int) -> Iterator[None]:
+    """Write into the lock file `fd`, which this process has locked, who that is."""
+    head = f"{os.getpid()} {_started(os.getpid())} {' '.join(sys.argv[1:2]) or '?'}\n".encode()
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, head, 0)
+    _held.append((fd, len(head)))
+    try:
+        yield
+    finally:
+        _held.remove((fd, len(head)))
+
+
+def holds() -> bool:
+    """Whether this process has a lock."""
+    return bool(_held)
+
+
+def publish(what: str, done: int, total: int) -> None:
+    """Let others see how many bytes of a transfer are there; `total` is 0 where it is not known."""
+    line = json.dumps({"what": what, "bytes": done, "total": total or None})
+    for fd, at in _held:
+        os.pwrite(fd, f"{line:<{_PROGRESS_WIDTH}}\n".encode(), at)
+
+
+def of(name: str, folder: Path = LOCKS) -> Holder | None:
+    """Who has the container's lock now; None when nobody has.
+
+    The kernel says who (/proc/locks, proc_locks(5)): to try the lock would keep others off it meanwhile.
+    """
+    path = folder / name
+    try:
+        inode = path.stat().st_ino
+    except FileNotFoundError:
+        return None
+    for line in Path("/proc/locks").read_text().splitlines():
+        words = line.split()
+        if words[1:4] == ["FLOCK", "ADVISORY", "WRITE"] and words[5].rsplit(":", 1)[1] == str(inode):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ends at this moment
+                return _described(int(words[4]), path.read_text(errors="replace"))
+    return None
+
+
+def _described(pid: int, text: str) -> Holder:
+    """The holder, with what it has written about itself into its lock file so far."""
+    started = _started(pid)
+    first, _, second = text.partition("\n")
+    words = first.split(maxsplit=2)
+    if words[:2] != [str(pid), str(started)] or len(words) < 3:
+        return Holder(pid, started, "?")
+    progress: dict[str, Any] = {}
+    with contextlib.suppress(ValueError):
+        progress = json.loads(second)
+    return Holder(pid, started, words[2], progress)
+
+
+def ask_to_stop(name: str, holder: Holder, folder: Path = LOCKS) -> None:
+    """Send a process what a Ctrl-C is, if it still is the one that has the lock; safe to repeat.
+
+    Raises HolderUnknown where it does not listen to that, as no command of ours would.
+    """
+    with contextlib.suppress(ProcessLookupError), _pidfd(holder.pid) as fd:
+        now = of(name, folder)
+        if now is None or (now.pid, now.started) != (holder.pid, holder.started):
+            return  # it has ended, and what has its id now was never meant
+        if not _catches(holder.pid, ABORT):
+            raise HolderUnknown(name=name, pid=holder.pid, command=holder.command)
+        signal.pidfd_send_signal(fd, ABORT)
+
+
+def has_ended(holder: Holder, limit: float) -> bool:
+    """Whether a process ends within `limit` seconds."""
+    try:
+        with _pidfd(holder.pid) as fd:
+            if _started(holder.pid) != holder.started:
+                return True
+            poll = select.poll()
+            poll.register(fd, select.POLLIN)
+            return bool(poll.poll(limit * 1000))
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+@contextlib.contextmanager
+def _pidfd(pid: int) -> Iterator[int]:
+    """A process by a descriptor (pidfd_open(2)), which never comes to mean another one; raises ProcessLookupError."""
+    fd = os.pidfd_open(pid)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _started(pid: int) -> int:
+    """Field 22 of proc_pid_stat(5); the program's name before it is in brackets and may hold any character."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+
+
+def _catches(pid: int, number: signal.Signals) -> bool:
+    """Whether a process has a handler for a signal (SigCgt in proc_pid_status(5))."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("SigCgt:"):
+            return bool(int(line.split()[1], 16) >> (number - 1) & 1)
+    return False

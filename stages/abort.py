@@ -1,0 +1,103 @@
+"""Stop the migration of a container from another terminal, and let the container run on here.
+
+Whoever works on it is asked to stop, as by Ctrl-C, and this command waits until it has; then, if anything is left to
+undo, it is rolled back as by `migrator rollback`. It is safe to type it again, also while it waits. What runs on the
+destination already is not called back: the exit status is 29 then.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+from migrator import advice, cli, criu, holder, log
+from migrator.cli import Result
+from migrator.errors import AbortElsewhere, AlreadyRuns, Busy, StillUnderWay
+from migrator.holder import Holder
+from migrator.journal import DEFAULT_PATH, Journal, Migration
+from migrator.states import Owner, Role, State
+from stages import rollback
+
+NAME = "abort"
+HELP = "stop a migration that is under way (on the source)"
+
+ASKED = {"migrate", "resume", "prepare-data", "create-dump"}  # these are asked to stop; others end soon
+LIMIT = criu.DUMP_LIMIT + 60.0  # seconds: nobody stops CRIU while it dumps
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    cli.add_container(parser)
+    cli.add_destination(parser, required=False)
+
+
+def run(args: argparse.Namespace) -> Result:
+    cli.require_root(NAME)
+    name, lxcpath = cli.container_of(args)
+    args.dry_run = False
+    end = time.monotonic() + LIMIT
+    with Journal(DEFAULT_PATH) as journal:
+        before = journal.latest(name, lxcpath)
+        stopped: Holder | None = None
+        while True:
+            if worker := _worker(journal, name, lxcpath):
+                stopped = stopped or worker
+                _stop(name, worker, end)
+                continue
+            migration = journal.latest(name, lxcpath)
+            if migration is None or migration.ended:
+                return _ended(name, migration, before, stopped)
+            if migration.role is Role.DESTINATION and migration.owner is Owner.DESTINATION:
+                raise _elsewhere(migration)
+            try:
+                done = rollback.run(args)
+            except Busy:  # somebody was quicker; perhaps another abort
+                time.sleep(0.05)
+                continue
+            return Result(done.data | {"stage": NAME, "stopped": stopped.to_json() if stopped else None}, done.text)
+
+
+def _worker(journal: Journal, name: str, lxcpath: Path) -> Holder | None:
+    """Who works on this container here; raises AbortElsewhere where that is done for a source."""
+    worker = holder.of(name)
+    if worker is None:
+        return None
+    migration = journal.latest(name, lxcpath)
+    if migration is None or migration.ended:
+        if worker.command == "serve":
+            return None  # it has just ended, or begins at this moment: nothing is here that could be given up
+        if any(other.lxcpath != lxcpath and not other.ended for other in journal.all(name)):
+            return None  # it is another container's of that name, in another LXC path
+    elif migration.role is Role.DESTINATION:
+        raise _elsewhere(migration)
+    return worker
+
+
+def _elsewhere(migration: Migration) -> AbortElsewhere:
+    return AbortElsewhere(name=migration.name, source=migration.peer, next=advice.command(f"{NAME}@source", migration))
+
+
+def _stop(name: str, worker: Holder, end: float) -> None:
+    if worker.command in ASKED:
+        log.info(f"Stopping {worker.command} (process {worker.pid}), which works on {name}")
+        holder.ask_to_stop(name, worker)
+    if not holder.has_ended(worker, max(0.0, end - time.monotonic())):
+        raise StillUnderWay(name=name, pid=worker.pid, command=worker.command, seconds=f"{LIMIT:g}")
+
+
+def _ended(name: str, migration: Migration | None, before: Migration | None, stopped: Holder | None) -> Result:
+    """What has become of it, where nothing is left to undo; raises AlreadyRuns where it was too late."""
+    new = migration if migration and not (before and before.ended and before.id == migration.id) else None
+    data: dict[str, Any] = {
+        "migration": new.id if new else None, "name": name, "stage": NAME, "already": stopped is None,
+        "stopped": stopped.to_json() if stopped else None,
+    }
+    if stopped is None:
+        return Result(data, f"No migration of {name} is under way.")
+    if new is None:
+        return Result(data, f"{stopped.command} was stopped before it had begun a migration of {name}.")
+    if new.state is State.FINISHED:
+        raise AlreadyRuns(name=name, destination=advice.other_host(new.role, new.peer, new.detail),
+                          next=f"migrator status {name}")
+    return Result(data, f"{stopped.command} was stopped, and has rolled back. {rollback.where(new)}")

@@ -1,0 +1,88 @@
+"""Wait until the migration of a container has ended, or until nobody works on it any more.
+
+Each change of state is told on stderr. The exit status is 0 when the container has moved, 33 when the migration was
+rolled back, 32 when it has been broken off, and 17 when --timeout was over first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+
+from migrator import advice, cli, holder, log
+from migrator.cli import Result
+from migrator.errors import BrokenOff, NoMigration, RolledBack, StillUnderWay
+from migrator.holder import Holder
+from migrator.journal import DEFAULT_PATH, Journal, Migration
+from migrator.states import Role, State
+from stages import status
+
+NAME = "wait"
+HELP = "wait until a migration has ended"
+
+POLL = 0.1  # seconds
+# Seconds without anybody at work after which it counts as broken off: a source may have lost its connection and come
+# back over a new one.
+GRACE = {Role.SOURCE: 1.0, Role.DESTINATION: 10.0}
+BEGINS = {"migrate", "prepare-data", "serve", "?"}  # commands that hold a container before a migration is recorded
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    cli.add_container(parser)
+    parser.add_argument("--timeout", metavar="SECONDS", type=cli.positive, default=math.inf,
+                        help="wait no longer than this (default: for ever)")
+
+
+def run(args: argparse.Namespace) -> Result:
+    cli.require_root(NAME)
+    name, lxcpath = cli.container_of(args)
+    end = time.monotonic() + args.timeout
+    earlier = ""  # a migration that had ended before the one that is waited for began
+    seen = time.monotonic()  # when somebody was last seen at work, or this began
+    told = ""
+    with Journal(DEFAULT_PATH) as journal:
+        while True:
+            now, worker = time.monotonic(), holder.of(name)  # before the journal: what it wrote last is there then
+            migration = journal.latest(name, lxcpath)
+            if migration and migration.ended:
+                if worker and worker.command in BEGINS and worker.began > migration.updated:
+                    earlier = migration.id
+                if migration.id != earlier:
+                    return _outcome(migration)
+            current = migration if migration and migration.id != earlier else None
+            if worker:
+                seen = now
+            elif now - seen > (GRACE[current.role] if current else 0):
+                raise _nobody(name, current)
+            if current and (line := status.line(current, worker, volatile=False)) != told:
+                told = line
+                _tell(current, worker, line)
+            if now > end:
+                raise StillUnderWay(name=name, pid=worker.pid if worker else "?",
+                                    command=worker.command if worker else "?", seconds=f"{args.timeout:g}")
+            time.sleep(min(POLL, max(0.0, end - now)))
+
+
+def _tell(migration: Migration, worker: Holder | None, line: str) -> None:
+    if log.level >= log.Level.NORMAL:
+        log.say("state", line, **status.describe(migration, events=False, worker=worker))
+
+
+def _outcome(migration: Migration) -> Result:
+    """Of a migration that has ended."""
+    host = advice.other_host(migration.role, migration.peer, migration.detail)
+    if migration.state is not State.FINISHED:
+        raise RolledBack(name=migration.name, id=migration.id,
+                         source=advice.this_host() if migration.role is Role.SOURCE else host,
+                         next=advice.command("migrate@source", migration))
+    where = f"to {host}" if migration.role is Role.SOURCE else f"here from {host}"
+    return Result({"migration": migration.id, "name": migration.name, "state": migration.state},
+                  f"{migration.name} has moved {where}.")
+
+
+def _nobody(name: str, migration: Migration | None) -> NoMigration | BrokenOff:
+    if migration is None:
+        return NoMigration(name=name, stage=NAME, next=f"migrator migrate {name} -d HOST")
+    return BrokenOff(name=name, id=migration.id, state=migration.state, next=advice.next_command(migration),
+                     rollback=advice.command("rollback@source", migration))

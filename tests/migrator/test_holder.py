@@ -1,0 +1,89 @@
+"""Who has the lock on a container: found out without disturbing it, and stopped only if it is the right process."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from migrator import holder
+from migrator.errors import HolderUnknown
+from migrator.layout import locked
+
+# The third argument says whether it listens to `migrator abort`.
+WORKER = """
+import signal, sys, time
+from pathlib import Path
+from migrator import holder
+from migrator.layout import locked
+if sys.argv[3] == "listens":
+    signal.signal(holder.ABORT, lambda *_: sys.exit(7))
+with locked("web", Path(sys.argv[2])):
+    holder.publish("disk", 5, 9)
+    holder.publish("disk", 1234567, 0)
+    print("locked", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "lock"
+
+
+@pytest.fixture(params=["listens"])
+def worker(folder: Path, request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-c", WORKER, "migrate", str(folder), request.param]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout and process.stdout.readline() == "locked\n"
+        yield process
+        process.kill()
+
+
+def test_who_it_is_and_how_far(worker: subprocess.Popen[str], folder: Path) -> None:
+    found = holder.of("web", folder)
+    assert found and (found.pid, found.command) == (worker.pid, "migrate")
+    assert found.progress == {"what": "disk", "bytes": 1234567, "total": None}
+    assert abs(found.began - time.time()) < 30
+    assert holder.of("db", folder) is None
+    worker.kill()
+    worker.wait()
+    assert holder.of("web", folder) is None, "it says so only while it lives"
+    with locked("web", folder):
+        mine = holder.of("web", folder)
+        assert mine and mine.pid == os.getpid() and not mine.progress
+        assert holder.holds()
+    assert holder.of("web", folder) is None and not holder.holds()
+
+
+def test_it_is_asked_to_stop(worker: subprocess.Popen[str], folder: Path) -> None:
+    found = holder.of("web", folder)
+    assert found and not holder.has_ended(found, 0)
+    holder.ask_to_stop("web", found, folder)
+    assert holder.has_ended(found, 10)
+    assert worker.wait() == 7
+    holder.ask_to_stop("web", found, folder)  # it has ended: nothing happens
+
+
+def test_another_process_of_that_id_is_left_alone(worker: subprocess.Popen[str], folder: Path) -> None:
+    found = holder.of("web", folder)
+    assert found
+    earlier = dataclasses.replace(found, started=found.started - 1)
+    holder.ask_to_stop("web", earlier, folder)
+    assert holder.has_ended(earlier, 0), "the one that was meant has ended"
+    assert not holder.has_ended(found, 0.3)
+
+
+@pytest.mark.parametrize("worker", ["is deaf"], indirect=True)
+def test_who_would_die_of_it_is_not_asked(worker: subprocess.Popen[str], folder: Path) -> None:
+    found = holder.of("web", folder)
+    assert found
+    with pytest.raises(HolderUnknown, match=f"process {worker.pid}"):
+        holder.ask_to_stop("web", found, folder)
+    assert not holder.has_ended(found, 0.3)

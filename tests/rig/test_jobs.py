@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Job control from another terminal: status, wait and abort while a migration is under way between two real hosts."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+from tests.rig.conftest import CleanHosts
+from tests.rig.harness import Outcome, Rig, Running, wait_for
+from tests.rig.test_failures import failed, frozen, slow_criu
+from tests.rig.test_migrate import ALL_AT_ONCE, arrived, events, guest, runs_only_on
+
+__all__ = ["guest"]
+
+
+def given_up(rig: Rig, outcome: Outcome) -> None:
+    """The command that was aborted says so; the container runs on hosta, and nothing of the attempt is left."""
+    assert "Interrupted by migrator abort: giving the attempt up" in outcome.expect(130).stderr
+    runs_only_on(rig, "hosta")
+    assert rig.status("hosta", "c1")["state"] == "rolled-back"
+    assert rig.leftovers() == [] and rig.sh("hostb", "ls /pool").strip() == ""
+
+
+@contextlib.contextmanager
+def waiting(rig: Rig, *hosts: str) -> Iterator[list[Running]]:
+    with contextlib.ExitStack() as stack:
+        started = [stack.enter_context(rig.start(host, "migrator", "wait", "c1", "--json")) for host in hosts]
+        wait_for(lambda: all("state" in each.stderr for each in started), "they wait")
+        yield started
+
+
+def test_abort_while_the_disk_is_sent(rig: Rig, guest: Callable[[str], None]) -> None:
+    rig.exec("hosta", "dd", "if=/dev/urandom", "of=/pool/c1/rootfs/blob", "bs=1M", "count=48", "status=none")
+    with rig.start("hosta", *ALL_AT_ONCE, "--bwlimit", "6M") as running:
+        wait_for(lambda: arrived(rig) > 8 << 20, "some of it has arrived")
+        working = rig.status("hosta", "c1")["working"]
+        assert (working["command"], working["step"]) == ("migrate", "send")
+        assert rig.sh("hosta", f"tr '\\0' ' ' </proc/{working['pid']}/cmdline").strip().endswith("--bwlimit 6M")
+        assert 1 << 20 < working["progress"]["bytes"] < working["progress"]["total"]
+        there = rig.status("hostb", "c1")
+        assert there["working"]["command"] == "serve" and there["bytes"]["spool"] > 8 << 20
+        failed(rig.migrator("hosta", "wait", "c1", "--timeout", "0.3", "--json"), 17, "still-under-way")
+        assert "migrator abort c1   (on hosta)" in str(
+            failed(rig.migrator("hostb", "abort", "c1", "--json"), 34, "abort-elsewhere")["cure"])
+        with waiting(rig, "hosta", "hostb") as waits:
+            done = rig.migrator("hosta", "abort", "c1", "--json").expect(0).json
+            assert done["stopped"]["pid"] == working["pid"] and not done["already"]
+            given_up(rig, running.wait())
+            for each in waits:
+                failed(each.wait(), 33, "rolled-back")
+    again = rig.migrator("hosta", "abort", "c1", "--json").expect(0).json
+    assert again["already"] is True and again["stopped"] is None
+    failed(rig.migrator("hosta", "wait", "c1", "--json"), 33, "rolled-back")
+
+
+def test_a_second_abort_does_not_kill(rig: Rig, guest: Callable[[str], None]) -> None:
+    """While CRIU dumps, a second Ctrl-C would end the program and leave the container frozen."""
+    with slow_criu(rig, "hosta", "dump", 4), rig.start("hosta", *ALL_AT_ONCE) as running:
+        wait_for(lambda: "criu dump" in rig.sh("hosta", "ps ax"), "it waits for CRIU")
+        with rig.start("hosta", "migrator", "abort", "c1") as first:
+            wait_for(lambda: "Interrupted" in running.stderr, "it has heard the first")
+            rig.migrator("hosta", "abort", "c1").expect(0)
+            first.wait().expect(0)
+        given_up(rig, running.wait())
+
+
+def test_abort_and_wait_where_nobody_works(rig: Rig, guest: Callable[[str], None]) -> None:
+    with slow_criu(rig, "hosta", "dump", 3), rig.start("hosta", *ALL_AT_ONCE) as running:
+        wait_for(lambda: frozen(rig), "it is frozen")
+        with waiting(rig, "hosta") as (watched,):
+            running.signal(9)
+            assert "migrator resume c1" in str(failed(watched.wait(), 32, "broken-off")["cure"])
+    assert rig.status("hosta", "c1")["working"] is None
+    done = rig.migrator("hosta", "abort", "c1", "--json").expect(0).json
+    assert done["thawed"] and done["stopped"] is None
+    guest("hosta")
+    assert rig.leftovers() == []
+
+
+def test_too_late_to_abort(rig: Rig, guest: Callable[[str], None]) -> None:
+    with slow_criu(rig, "hostb", "restore", 2), rig.start("hosta", *ALL_AT_ONCE) as running:
+        wait_for(lambda: "lxc-checkpoint" in rig.sh("hostb", "ps ax"), "the restore has begun")
+        with waiting(rig, "hosta", "hostb") as waits:
+            failed(rig.migrator("hosta", "abort", "c1", "--json"), 29, "already-runs")
+            for each in waits:
+                outcome = each.wait().expect(0)
+                assert events(outcome, "state")[0]["working"] and outcome.json["state"] == "finished"
+        running.wait().expect(0)
+    guest("hostb")
+
+
+def test_without_a_migration(rig: Rig, clean_hosts: CleanHosts) -> None:
+    assert rig.migrator("hosta", "abort", "c1", "--json").expect(0).json["already"] is True
+    failed(rig.migrator("hosta", "wait", "c1", "--json"), 26, "no-migration")
