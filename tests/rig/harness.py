@@ -267,7 +267,9 @@ for config in /pool/*/config; do
     timeout 10 lxc-stop -k -P /pool -n "${folder##*/}" 2>/dev/null
 done
 for cgroup in /sys/fs/cgroup/lxc.monitor.*; do
-    [ ! -e "$cgroup" ] || timeout 5 sh -c "while [ -e $cgroup ]; do sleep 0.01; done" || echo 1 >"$cgroup/cgroup.kill"
+    # That of a restored container stays when its monitor has ended.
+    timeout 5 sh -c "while grep -qs 'populated 1' $cgroup/cgroup.events; do sleep 0.01; done" ||
+        echo 1 >"$cgroup/cgroup.kill"
 done
 for try in 1 2 3 4 5 6 7 8 9 10; do  # a monitor that ends holds its own for a moment
     find /sys/fs/cgroup/lxc.* -depth -type d -exec rmdir {} + 2>/dev/null
