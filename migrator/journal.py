@@ -125,6 +125,24 @@ class Migration:
         )
 
 
+def _version(db: sqlite3.Connection) -> int:
+    """Of the tables; 0 where there are none yet."""
+    return int(db.execute("PRAGMA user_version").fetchone()[0])
+
+
+def _use_wal(db: sqlite3.Connection) -> None:
+    """Write ahead; for this one change SQLite does not wait by itself while another command makes it too."""
+    end = time.monotonic() + WAIT_FOR_LOCK
+    while True:
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > end:
+                raise
+            time.sleep(0.01)
+
+
 class Journal:
     """An open journal. Use it as a context manager, or call `close`."""
 
@@ -140,12 +158,19 @@ class Journal:
             # Threads take turns: a transaction is made by one of them from begin to end.
             db = sqlite3.connect(path, timeout=WAIT_FOR_LOCK, isolation_level=None, check_same_thread=False)
             db.row_factory = sqlite3.Row
-            db.execute("PRAGMA journal_mode = WAL")
+            _use_wal(db)
             db.execute("PRAGMA synchronous = FULL")
-            version = db.execute("PRAGMA user_version").fetchone()[0]
+            version = _version(db)
             if version == 0:
-                db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
-            elif version != SCHEMA_VERSION:
+                db.execute("BEGIN IMMEDIATE")
+                version = _version(db)  # another command may have made the tables meanwhile
+                if version == 0:
+                    for statement in _SCHEMA.split(";"):
+                        db.execute(statement)
+                    db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+                    version = SCHEMA_VERSION
+                db.execute("COMMIT")
+            if version != SCHEMA_VERSION:
                 raise JournalBroken(path=path, reason=f"it has schema {version}, this version knows {SCHEMA_VERSION}")
         except (OSError, sqlite3.Error) as error:
             raise JournalBroken(path=path, reason=error) from error

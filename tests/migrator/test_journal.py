@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import random
 import signal
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,30 @@ def test_what_was_written_is_there_after_reopening(path: Path) -> None:
         assert found.detail == {"rounds": [{"bytes": 5}], "frozen_at": 12.5}
         assert [event.step for event in found.events()] == ["send", "sent", "freeze"]
         assert [event.detail["state"] for event in found.events()] == ["preparing", "prepared", "dumping"]
+
+
+def test_many_open_a_new_one_at_once(tmp_path: Path) -> None:
+    """The first commands on a host may be two that were started together."""
+    forks = multiprocessing.get_context("fork")
+    for attempt in range(10):
+        path = tmp_path / str(attempt) / "journal.db"
+        path.parent.mkdir()
+        together = forks.Barrier(8)
+        children = [forks.Process(target=begin, args=(path, together, number)) for number in range(8)]
+        for child in children:
+            child.start()
+        for child in children:
+            child.join()
+        assert [child.exitcode for child in children] == [0] * 8
+        with Journal(path) as journal:
+            assert len(journal.all()) == 8
+
+
+def begin(path: Path, together: Barrier, number: int) -> None:
+    """What one of several does at the same moment."""
+    together.wait()
+    with Journal(path) as journal:
+        create(journal, f"{number:08x}")
 
 
 def test_only_root_can_read_it(journal: Journal, path: Path) -> None:
