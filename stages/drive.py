@@ -190,7 +190,7 @@ class Drive:
         state = self.migration.state
         if state is State.FINISHING:
             self._try_finish(error)
-        elif state in (State.OFFERED, State.DUMPED) or (interrupted and state is not State.DUMPING):
+        elif state in (State.OFFERED, State.DUMPED) or interrupted:
             self._give_up(error)
         else:
             if not isinstance(error, OutcomeError):  # that one says itself how to go on
