@@ -24,6 +24,7 @@ from migrator.states import Event, Owner, Role, State
 DEFAULT_PATH = Path("/var/lib/migrator/journal.db")
 SCHEMA_VERSION = 1
 WAIT_FOR_LOCK = 10.0  # seconds
+KEPT = 20  # migrations of a container that have ended; older ones are forgotten when the next one begins
 
 _SCHEMA = """
 CREATE TABLE migrations (
@@ -221,7 +222,16 @@ class Journal:
         (row,) = self.rows("SELECT * FROM migrations WHERE id = ? AND role = ?", id, role)
         migration = Migration(self, row)
         migration.note(str(event))
+        self._forget_old(name, lxcpath)
         return migration
+
+    def _forget_old(self, name: str, lxcpath: Path) -> None:
+        """Forget what has ended long ago, but never the newest that succeeded: its snapshot is the next one's base."""
+        ended = [each for each in reversed(self.all(name)) if each.ended and each.lxcpath == lxcpath]
+        succeeded = next((each.id for each in ended if each.state is State.FINISHED), "")
+        for migration in ended[KEPT:]:
+            if migration.id != succeeded:
+                self.forget(migration)
 
     def by_id(self, id: str, role: Role) -> Migration | None:
         rows = self.rows("SELECT * FROM migrations WHERE id = ? AND role = ?", id, role)

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from migrator.errors import JournalBroken, NoSpace
-from migrator.journal import SCHEMA_VERSION, Journal, Migration
+from migrator.journal import KEPT, SCHEMA_VERSION, Journal, Migration
 from migrator.states import Event, IllegalMove, Owner, Role, State
 
 POOL = Path("/pool")
@@ -137,6 +137,30 @@ def test_finding_migrations(journal: Journal) -> None:
     assert [(m.id, m.role) for m in journal.all("web")] == [(first.id, Role.SOURCE), (second.id, Role.DESTINATION)]
     assert second.events() == []
     assert back.events() != []
+
+
+SUCCESS = (Event.SENT, Event.FREEZE, Event.OFFER, Event.TAKEN, Event.FINISH, Event.FINISHED)
+FAILURE = (Event.ROLL_BACK, Event.ROLLED_BACK)
+
+
+def test_what_has_ended_long_ago_is_forgotten(journal: Journal, path: Path) -> None:
+    """However often a container moves; but not what is under way, other containers', or the last that succeeded."""
+    under_way, other = create(journal, "0000aaaa"), create(journal, "0000bbbb", name="db")
+    for event in FAILURE:
+        other.move(event)
+    sizes = []
+    for number in range(3 * KEPT):
+        migration = create(journal, f"{number:08x}")
+        for event in SUCCESS if number == KEPT else FAILURE:
+            migration.move(event, padding="x" * 2000)
+        sizes.append(path.stat().st_size + path.with_name("journal.db-wal").stat().st_size)
+    create(journal, "0000cccc")
+    numbers = [KEPT, *range(2 * KEPT, 3 * KEPT)]
+    assert [m.id for m in journal.all("web")] == [under_way.id, *(f"{number:08x}" for number in numbers), "0000cccc"]
+    assert journal.all("db")[0].events()
+    (events,) = journal.rows("SELECT count(DISTINCT id) FROM events")
+    assert events[0] == len(journal.all())
+    assert max(sizes[2 * KEPT :]) <= 1.2 * sizes[2 * KEPT - 1]
 
 
 def test_the_same_migration_cannot_begin_twice(journal: Journal) -> None:
