@@ -74,7 +74,7 @@ def carry_out(args: argparse.Namespace, migration: Migration, container: lxc.Con
                       f"{name} has already been dumped and handed over. Next: {next_}")
     _refuse_changed(migration, container)
     looked = check.before_stage(args, container, there, known_copy=True, bridges=migration.detail["bridges"])
-    dump = Dump(args, migration, container, there, looked.container)
+    dump = Dump(args, migration, container, there, looked)
     if args.dry_run:
         return dump.described()
     require_stable_path(args)

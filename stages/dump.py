@@ -14,10 +14,10 @@ from migrator.advice import this_host
 from migrator.cli import Result
 from migrator.growing import POLL, Growing
 from migrator.journal import Migration
-from migrator.preflight.container_facts import ContainerFacts
 from migrator.progress import Progress
 from migrator.protocol import Connection
 from migrator.report import size
+from stages import check
 from stages.handover import Handover
 
 
@@ -25,9 +25,11 @@ class Dump(Handover):
     """Freeze, dump, send; the source is thawed when anything fails before the token was offered."""
 
     def __init__(self, args: argparse.Namespace, migration: Migration, container: lxc.Container,
-                 there: Connection, facts: ContainerFacts) -> None:
+                 there: Connection, looked: check.Look) -> None:
         super().__init__(args, migration, container, there)
-        self.facts = facts
+        self.facts = looked.container
+        self.nftables_lock = all(host and criu.NFTABLES_LOCK in host.criu.features
+                                 for host in (looked.source, looked.destination))
         self.pid = container.init_pid
         self.cgroup = container.cgroup
         self.ports = network.ports(self.pid)
@@ -48,7 +50,8 @@ class Dump(Handover):
 
     def dump_command(self) -> list[str]:
         mounts = [entry.target for entry in self.facts.config.mounts if entry.bind]
-        return criu.dump_command(self.pid, self.cgroup, self.images, mounts, criu.console(self.pid))
+        return criu.dump_command(self.pid, self.cgroup, self.images, mounts, criu.console(self.pid),
+                                 nftables_lock=self.nftables_lock)
 
     def prepare(self) -> None:
         self.images, why = layout.place_images(self.layout, self.facts.memory)
@@ -61,9 +64,7 @@ class Dump(Handover):
 
     def take(self) -> dict[str, Any]:
         self._freeze()
-        figures = self._dump_and_send()
-        self.fence()
-        return figures
+        return self._dump_and_send()
 
     def result(self, figures: dict[str, Any], still: float) -> Result:
         if not self.one_shot:  # there it still holds the container up; finish does it

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from migrator import log
+from migrator.criu import NFTABLES_LOCK
 from migrator.errors import MigratorError
 from migrator.preflight import cpu, record
 from migrator.preflight.cpu import Cpu
@@ -23,7 +24,7 @@ from migrator.run import environment, run
 CACHE = Path("/var/cache/migrator/criu-facts.json")
 LIMIT = 30.0  # seconds for one question
 # Asked with `criu check --feature`; a container can be moved without any of them.
-FEATURES = ("mem_dirty_track", "pagemap_scan", "uffd-noncoop", "network_lock_nftables")
+FEATURES = ("mem_dirty_track", "pagemap_scan", "uffd-noncoop", NFTABLES_LOCK)
 BPF_MAPS = "bpf_maps"  # our own word for it: CRIU has no question for this
 CONFIG = Path("/etc/criu/default.conf")
 OUTPUT_MAX = 2000  # characters
