@@ -38,6 +38,7 @@ docs: .venv/ready
 	$(BIN)/python -m migrator.manual build/share
 	$(BIN)/python -m migrator.manual --errors >docs/errors.md
 	$(BIN)/python -m migrator.preflight.checks >docs/findings.md
+	$(BIN)/python -m tests.migrator.explorer >docs/model.md
 
 rig-packages:
 	@.ci/packages $(RIG_PACKAGES)

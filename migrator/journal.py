@@ -73,10 +73,7 @@ class Migration:
     def move(self, event: Event, **detail: Any) -> None:
         """Take the step that `event` names in the state machine, durably; `detail` is merged into the record."""
         new = states.after(self.role, self.state, event)
-        owner = states.owner(new, self.state)
-        if new is State.ROLLING_BACK and self.state is State.ROLLING_BACK:
-            owner = self.owner
-        self._write(new, owner, str(event), "done", detail)
+        self._write(new, states.owner(new), str(event), "done", detail)
 
     def note(self, step: str, **detail: Any) -> None:
         """Record something without a change of state; `detail` is merged into the record."""

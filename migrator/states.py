@@ -163,14 +163,12 @@ def after(role: Role, state: State | None, event: Event) -> State:
         raise IllegalMove(f"{role}: {event} in state {state}") from None
 
 
-def owner(state: State, before: State | None = None) -> Owner:
+def owner(state: State) -> Owner:
     """Who owns the token as far as a host in `state` knows.
 
-    While it rolls back a source knows no more than it did `before`; on a destination that abandons, the token has
-    gone back the moment that is recorded.
+    A source rolls back only with the destination's word, or before it has offered the token; on a destination that
+    abandons, the token has gone back the moment that is recorded.
     """
-    if state is S.ROLLING_BACK and before in (S.OFFERED, S.DUMPED):
-        return Owner.UNKNOWN
     return _OWNER.get(state, Owner.SOURCE)
 
 
@@ -316,7 +314,7 @@ def _create_dump(here: State | None, there: State | None) -> Decision:
 
 
 def _restore_dump(here: State | None, _there: State | None) -> Decision:
-    if here in (S.OWNED, S.RESTORING):
+    if here in (S.DUMP_RECEIVED, S.OWNED, S.RESTORING):  # DUMP_RECEIVED: the offer came, to take it was not recorded
         return GO
     if here in (S.RESTORED, S.FINISHED):
         return _already(next_stage(Role.DESTINATION, here))
@@ -324,7 +322,7 @@ def _restore_dump(here: State | None, _there: State | None) -> Decision:
         return _refuse("no dump has arrived", "prepare-data@source")
     if here in (S.ABANDONING, S.ABANDONED):
         return _refuse("the migration was given up", "rollback@source")
-    if here in (S.RECEIVING_DUMP, S.DUMP_RECEIVED, S.IMPORTED):
+    if here in (S.RECEIVING_DUMP, S.IMPORTED):
         return _refuse("no complete dump has arrived", "create-dump@source")
     return _refuse(f"no dump has arrived (state {here})", next_stage(Role.DESTINATION, here))
 

@@ -11,16 +11,16 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from migrator import advice, btrfs, cli, container_config, criu, layout, log, lxc, names, spool
+from migrator import advice, btrfs, cli, container_config, layout, log, lxc, spool
 from migrator.cli import Result
-from migrator.errors import ContainerChanged, ContainerNotRunning, DumpRefused, NoMigration, OutOfOrder, UsageError
+from migrator.errors import ContainerChanged, ContainerNotRunning, NoMigration, OutOfOrder, UsageError
 from migrator.journal import DEFAULT_PATH, Journal, Migration
 from migrator.layout import Layout, locked
 from migrator.peer import connected, require_stable_path
 from migrator.protocol import Connection
 from migrator.service import Place, Service
 from migrator.states import Event, Role, State, Verdict, decide
-from stages import check, offer, prepare_data
+from stages import check, offer, prepare_data, take
 from stages.dump import Dump
 from stages.handover import INCREMENT
 from stages.rollback import thaw_source
@@ -102,35 +102,10 @@ def _refuse_changed(migration: Migration, container: lxc.Container) -> None:
 # --- on the destination ---------------------------------------------------------------------------------------
 
 
-def dump_begin(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
-    """A dump is about to come; what is left of an earlier one goes."""
-    migration = service.migration(fields)
-    here = Layout(migration.lxcpath, migration.name, migration.id)
-    migration.move(Event.RECEIVE_DUMP)
-    _drop_dump(service, migration, here)
-    return {"state": migration.state}
-
-
-def _drop_dump(service: Service, migration: Migration, here: Layout) -> None:
-    here.drop_images()
-    spool.drop(here.spool / INCREMENT)
-    service.wait_behind()
-    btrfs.delete(here.snapshot(len(migration.detail["rounds"]) + 1))  # received behind the transfer
-
-
-def dump_drop(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
-    """The source has thawed: this dump will never be restored."""
-    migration = service.migration(fields)
-    if migration.state in (State.RECEIVING_DUMP, State.DUMP_RECEIVED):
-        migration.move(Event.DROP_DUMP)
-        _drop_dump(service, migration, Layout(migration.lxcpath, migration.name, migration.id))
-    return {"state": migration.state}
-
-
 def receive_increment(service: Service, fields: dict[str, Any]) -> Place:
     """Where the increment goes."""
     migration = service.migration(fields)
-    _must_receive_dump(migration)
+    _must_receive_dump(migration, fields)
     migration.note("increment", increment_uuid=str(fields["uuid"])[:36])
     here = Layout(migration.lxcpath, migration.name, migration.id)
     target = here.snapshot(len(migration.detail["rounds"]) + 1)
@@ -141,7 +116,7 @@ def receive_increment(service: Service, fields: dict[str, Any]) -> Place:
 def receive_images(service: Service, fields: dict[str, Any]) -> Place:
     """Where the images go: memory if there is enough. They need not be on disk, as the source keeps what they hold."""
     migration = service.migration(fields)
-    _must_receive_dump(migration)
+    _must_receive_dump(migration, fields)
     here = Layout(migration.lxcpath, migration.name, migration.id)
     folder = None if fields.get("first", True) else here.images()
     if folder is None:
@@ -155,31 +130,10 @@ def receive_images(service: Service, fields: dict[str, Any]) -> Place:
     return Place(folder, False)
 
 
-def _must_receive_dump(migration: Migration) -> None:
-    if migration.state is not State.RECEIVING_DUMP:
-        raise UsageError(reason=f"migration {migration.id} is in state {migration.state}, it expects no dump")
+def _must_receive_dump(migration: Migration, fields: dict[str, Any]) -> None:
+    if migration.state is not State.RECEIVING_DUMP or int(fields["attempt"]) != offer.attempt(migration):
+        raise UsageError(reason=f"migration {migration.id} is in state {migration.state}, it does not expect this dump")
 
 
-def own(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
-    """Take the token over: from the moment this is recorded, only this host may let the container run."""
-    migration = service.migration(fields)
-    if migration.state in (State.IMPORTED, State.ABANDONING, State.ABANDONED):
-        raise DumpRefused(name=migration.name, reason=f"it is {migration.state} there")
-    if migration.state not in (State.OWNED, State.RESTORING, State.RESTORED):
-        here = Layout(migration.lxcpath, migration.name, migration.id)
-        images = here.images()
-        if images is None or not spool.is_complete(here.spool / INCREMENT):
-            raise DumpRefused(name=migration.name, reason="not all of its dump has arrived")
-        files = criu.image_files(images)
-        for path in files:
-            if not spool.is_complete(path):
-                raise DumpRefused(name=migration.name, reason=f"the image {path.name} is not complete")
-        layout.give_images(files, migration.detail["mapped_root"])
-        dad = {names.interface_name(str(name)): str(int(value)) for name, value in fields["dad"].items()}
-        migration.move(Event.DUMP_RECEIVED, image_files=[path.name for path in files], dad=dad)
-        migration.move(Event.OWN)
-    return {"state": migration.state}
-
-
-HANDLERS = {"dump-begin": dump_begin, "dump-drop": dump_drop, "own": own}
+HANDLERS = take.HANDLERS
 RECEIVERS = {"increment": receive_increment, "images": receive_images}

@@ -17,7 +17,7 @@ from migrator.journal import Migration
 from migrator.progress import Progress
 from migrator.protocol import Connection
 from migrator.report import size
-from stages import check
+from stages import check, offer
 from stages.handover import Handover
 
 
@@ -121,7 +121,8 @@ class Dump(Handover):
                     time.sleep(POLL)
                     continue
                 with Growing(path, lambda next_=next_: has_ended() or next_.exists()) as reader:  # type: ignore[misc]
-                    fields = {"kind": "images", "id": self.migration.id, "bytes": self.facts.memory, "first": not sent}
+                    fields = {"kind": "images", **offer.named(self.migration), "bytes": self.facts.memory,
+                              "first": not sent}
                     sent[path.name] = transfer.send_files(
                         self.there, fields, [transfer.SourceFile(path.name, reader, None)], progress=self.watch)
             outcome.update(bytes=sum(each.raw_bytes for each in sent.values()), files=len(sent),
@@ -141,7 +142,7 @@ class Dump(Handover):
                 self.watch(done)
                 progress.update(done)
 
-            fields = {"kind": "images", "id": self.migration.id, "bytes": total, "first": not early}
+            fields = {"kind": "images", **offer.named(self.migration), "bytes": total, "first": not early}
             sent = transfer.send_files(self.there, fields, files, progress=watch)
             outcome.update(bytes=sent.raw_bytes, wire=sent.wire_bytes, seconds=round(sent.seconds, 3))
         return sent

@@ -41,7 +41,9 @@ class Handover(ABC):
 
     def run(self) -> Result:
         """Do it; the container runs on here when anything fails before the token was offered."""
-        self.there.call("dump-begin", id=self.migration.id)
+        # A number that no dump has had: what is still on its way of an earlier one finds another number there.
+        self.migration.note("attempt", attempt=offer.attempt(self.migration) + 1)
+        self.there.call("dump-begin", **offer.named(self.migration))
         btrfs.delete(self.last)
         self.prepare()
         self.still_since = time.time()
@@ -82,7 +84,7 @@ class Handover(ABC):
             with btrfs.send(self.last, self.base) as stream:
                 sent = transfer.send_files(
                     self.there,
-                    {"kind": "increment", "id": self.migration.id, "uuid": made.uuid, "behind": self.one_shot},
+                    {"kind": "increment", **offer.named(self.migration), "uuid": made.uuid, "behind": self.one_shot},
                     [transfer.SourceFile(INCREMENT, stream, None)], progress=self.watch,
                 )
             outcome.update(bytes=sent.raw_bytes, seconds=round(sent.seconds, 3))

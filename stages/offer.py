@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from migrator import advice, btrfs, container_config, criu, log
 from migrator.advice import this_host
@@ -22,6 +22,16 @@ from migrator.states import Event, State
 from stages.rollback import thaw_source
 
 
+def attempt(migration: Migration) -> int:
+    """The number of the latest dump, on either host; 0 before the first."""
+    return int(migration.detail.get("attempt", 0))
+
+
+def named(migration: Migration) -> dict[str, Any]:
+    """What a request about the latest dump carries, so that one which arrives late does nothing to a newer dump."""
+    return {"id": migration.id, "attempt": attempt(migration)}
+
+
 def settle(migration: Migration, state_there: State | None) -> None:
     """The answer to an offer was lost, but the destination's state tells it."""
     if migration.state is State.OFFERED and state_there in (State.OWNED, State.RESTORING, State.RESTORED):
@@ -31,7 +41,7 @@ def settle(migration: Migration, state_there: State | None) -> None:
 def make(migration: Migration, there: Connection) -> None:
     """Ask the destination to take the token; safe to repeat. When it says no, the container is thawed."""
     try:
-        there.call("own", id=migration.id, dad=migration.detail.get("dad", {}))
+        there.call("own", **named(migration), dad=migration.detail.get("dad", {}))
     except DumpRefused as error:
         migration.move(Event.REFUSED)
         give_up(migration, there, error)
@@ -57,7 +67,7 @@ def give_up(migration: Migration, there: Connection, error: MigratorError) -> No
     here.drop_images()
     btrfs.delete(here.snapshot(len(migration.detail["rounds"]) + 1))
     try:
-        there.call("dump-drop", id=migration.id)
+        there.call("dump-drop", **named(migration))
     except MigratorError as trouble:
         log.verbose(f"{there.peer_host} drops the broken dump by itself: {trouble}")
     if isinstance(error, Interrupted):

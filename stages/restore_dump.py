@@ -66,7 +66,16 @@ def carry_out(migration: Migration, limit: float, *, dry_run: bool = False) -> R
     if decision.verdict is Verdict.REFUSE:
         raise OutOfOrder(stage=NAME, missing=decision.missing, next=next_)
     restore = Restore(migration, limit)
-    return restore.described() if dry_run else restore.run()
+    if dry_run:
+        return restore.described()
+    take_offered(migration)
+    return restore.run()
+
+
+def take_offered(migration: Migration) -> None:
+    """All has arrived and the offer had come: a crash kept this host from recording that it takes the token."""
+    if migration.state is State.DUMP_RECEIVED:
+        migration.move(Event.OWN)
 
 
 def settle(migration: Migration) -> None:
@@ -254,6 +263,7 @@ def restore(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
         raise OutOfOrder(stage=NAME, missing=decision.missing, next=advice.command(decision.next_stage, migration))
     if decision.verdict is Verdict.GO:
         limit = min(max(float(fields["limit"]), 0.0), 1e6)
+        take_offered(migration)
         try:
             Restore(migration, limit, service).run(wait=False)
         except SourceStillFrozen as error:  # what that means the source says itself

@@ -94,7 +94,8 @@ def test_a_move_that_the_table_does_not_have_changes_nothing(journal: Journal) -
     assert len(found.events()) == 1
 
 
-def test_the_owner_stays_unknown_while_a_rollback_is_repeated(journal: Journal) -> None:
+def test_the_owner_is_known_again_once_a_rollback_is_recorded(journal: Journal) -> None:
+    """It is recorded only with the destination's word, and that never has to be had again."""
     migration = create(journal)
     for event in (Event.SENT, Event.FREEZE, Event.OFFER):
         migration.move(event)
@@ -102,7 +103,7 @@ def test_the_owner_stays_unknown_while_a_rollback_is_repeated(journal: Journal) 
     for _ in range(2):
         migration.move(Event.ROLL_BACK)
         found = journal.by_id(migration.id, Role.SOURCE)
-        assert found and found.owner is Owner.UNKNOWN
+        assert found and found.owner is Owner.SOURCE
     migration.move(Event.ROLLED_BACK)
     found = journal.by_id(migration.id, Role.SOURCE)
     assert found and found.owner is Owner.SOURCE

@@ -13,11 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import stages
-from migrator import layout
+from migrator import layout, segments
 from migrator.errors import (
     AlreadyMigrating,
     AlreadyRuns,
     ContainerExists,
+    DumpRefused,
     InvalidName,
     MigratorError,
     NoMigration,
@@ -30,6 +31,7 @@ from migrator.layout import Layout
 from migrator.service import Service, kept_config
 from migrator.states import Event, Owner, Role, State
 from stages import serve
+from stages.handover import INCREMENT
 
 ID = "0badc0de"
 UUID = "01234567-89ab-cdef-0123-456789abcdef"
@@ -50,6 +52,7 @@ class Destination:
             "id": ID, "name": "web", "lxcpath": str(self.pool), "lxcpath_given": False, "source_host": "hosta",
             "source_lxcpath": "/pool", "destination": "root@hostb", "config": "lxc.uts.name = web\n", "includes": {},
             "bridges": {}, "disk_bytes": 1000, "mapped_root": 0, "round": 1, "uuid": UUID, "bytes": 1000,
+            "attempt": 1, "dad": {},
         }
         return serve.handlers(self.service)[op](honest | fields)
 
@@ -151,10 +154,76 @@ def test_the_token_is_taken_only_with_a_complete_dump(there: Destination) -> Non
         assert there.ask("state")["owner"] == Owner.SOURCE
 
 
+def at_the_dump(there: Destination, attempt: int = 1) -> None:
+    there.ask("begin")
+    there.take(Event.RECEIVED, Event.IMPORT, Event.IMPORTED)
+    there.ask("dump-begin", attempt=attempt)
+
+
+def arrives(there: Destination) -> None:
+    """A dump, as small as one can be."""
+    images = there.layout.image_folders()[0]
+    layout.make_images(images, 0)
+    for path in (there.layout.spool / INCREMENT, images / "core-1.img"):
+        path.write_bytes(b"")
+        path.with_name(path.name + segments.INDEX_SUFFIX).write_bytes(segments.last_line(segments.whole([])))
+
+
+def test_an_offer_is_taken_once_and_answered_again(there: Destination) -> None:
+    at_the_dump(there)
+    arrives(there)
+    assert there.ask("own") == there.ask("own") == {"state": State.OWNED}
+    with pytest.raises(UsageError, match="with dump 1"):
+        there.ask("own", attempt=2)
+    assert there.state is State.OWNED
+    with pytest.raises(UsageError, match="not newer"):
+        there.ask("dump-begin")
+    assert there.ask("dump-drop")["state"] == State.OWNED
+    assert there.layout.images()
+
+
+def test_a_late_offer_of_an_earlier_dump_takes_nothing(there: Destination) -> None:
+    """The source has thawed since and dumps anew: to take the token now would make two owners."""
+    at_the_dump(there)
+    there.ask("dump-drop")
+    there.ask("dump-begin", attempt=2)
+    arrives(there)
+    with pytest.raises(DumpRefused, match="dump 1"):
+        there.ask("own")
+    there.ask("dump-drop")  # that is late too
+    assert there.state is State.RECEIVING_DUMP
+    for kind in ("increment", "images"):
+        with pytest.raises(UsageError, match="does not expect"):
+            there.ask("transfer", kind=kind, files=[])
+    assert there.ask("own", attempt=2)["state"] == State.OWNED
+
+
+def test_a_refusal_holds_when_the_offer_comes_again(there: Destination) -> None:
+    at_the_dump(there)
+    with pytest.raises(DumpRefused, match="not all"):
+        there.ask("own")
+    assert there.state is State.IMPORTED, "recorded before it was said"
+    arrives(there)
+    with pytest.raises(DumpRefused):
+        there.ask("own")
+    with pytest.raises(DumpRefused):  # of a dump whose beginning never arrived
+        there.ask("own", attempt=5)
+    with pytest.raises(UsageError, match="not newer"):
+        there.ask("dump-begin", attempt=5)
+    assert there.ask("state")["owner"] == Owner.SOURCE
+
+
+def test_an_offer_is_taken_after_a_crash_between_two_records(there: Destination) -> None:
+    at_the_dump(there)
+    arrives(there)
+    there.take(Event.DUMP_RECEIVED)
+    assert there.ask("own")["state"] == State.OWNED
+
+
 def test_a_dump_that_is_not_expected_is_refused(there: Destination) -> None:
     there.ask("begin")
     for kind in ("increment", "images"):
-        with pytest.raises(UsageError, match="expects no dump"):
+        with pytest.raises(UsageError, match="does not expect"):
             there.ask("transfer", kind=kind, files=[])
 
 

@@ -1,0 +1,36 @@
+"""What `migrator resume` does where a migration was broken off, as functions of what is known; without I/O.
+
+The model in tests/migrator/ runs these very functions. `stages.heal` acts on them.
+"""
+
+from __future__ import annotations
+
+from migrator.states import ENDED, State, step
+
+# On the destination: it has the token, or has only to write down that it has.
+MAY_RESTORE = {State.DUMP_RECEIVED, State.OWNED}
+
+
+def on_source(here: State, there: State | None, *, images: bool) -> str:
+    """The stage that comes next on the source, "" when the migration has ended: forward, as long as that can succeed.
+
+    `images` tells whether the destination still has the memory images, which a reboot takes away where they lay in
+    memory. Without them it is never restored there.
+    """
+    stage = step(here, there)
+    return "rollback" if stage == "restore-dump" and there is State.OWNED and not images else stage
+
+
+def on_destination(here: State, source: State | None, *, images: bool) -> str:
+    """What this host does: `restore-dump`, `rollback` (it gives the migration up), or "" where the source must act.
+
+    `source` is what the source has answered, None where it could not be asked. Once it has rolled back (forced, without
+    this host's word) nothing of that migration may run here any more.
+    """
+    if source is State.ROLLED_BACK:
+        return "" if here in (State.RESTORED, *ENDED) else "rollback"
+    if here not in MAY_RESTORE:
+        return ""
+    if images:
+        return "restore-dump"
+    return "rollback" if here is State.OWNED else ""

@@ -1,0 +1,99 @@
+"""The destination's part in handing the ownership token over: a dump begins, is dropped, and the token is taken.
+
+The requests carry the number of the dump that they are about, so that one which arrives late, from a connection that
+is long gone, does nothing to a newer dump. docs/states.md has the protocol.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from migrator import btrfs, criu, layout, names, spool
+from migrator.errors import DumpRefused, UsageError
+from migrator.journal import Migration
+from migrator.layout import Layout
+from migrator.service import Service
+from migrator.states import Event, State
+from stages.handover import INCREMENT
+from stages.offer import attempt
+
+TAKEN = {State.OWNED, State.RESTORING, State.RESTORED, State.FINISHED}
+ARRIVING = {State.RECEIVING_DUMP, State.DUMP_RECEIVED}
+
+
+def dump_begin(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
+    """A dump is about to come; what is left of an earlier one goes."""
+    migration, number = service.migration(fields), int(fields["attempt"])
+    if number <= attempt(migration):
+        raise UsageError(reason=f"dump {number} of migration {migration.id} is not newer than the last one here")
+    migration.move(Event.RECEIVE_DUMP, attempt=number)
+    _drop_dump(service, migration)
+    return {"state": migration.state}
+
+
+def dump_drop(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
+    """The source has thawed: this dump will never be restored."""
+    migration = service.migration(fields)
+    if int(fields["attempt"]) == attempt(migration):
+        _close(service, migration)
+    return {"state": migration.state}
+
+
+def own(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
+    """Take the token over: from the moment this is recorded, only this host may let the container run.
+
+    Only DumpRefused lets the source thaw, and it is the last word on that dump: it is recorded before it is said, so
+    that the same offer, should it arrive once more and late, is refused again.
+    """
+    migration, number = service.migration(fields), int(fields["attempt"])
+    latest = attempt(migration)
+    if migration.state in TAKEN:
+        if number != latest:
+            raise UsageError(reason=f"the token of migration {migration.id} was taken with dump {latest}")
+        return {"state": migration.state}
+    try:
+        _take(migration, number, fields)
+    except DumpRefused:
+        if number > latest:
+            migration.note("refused", attempt=number)
+        if number >= latest:
+            _close(service, migration)
+        raise
+    return {"state": migration.state}
+
+
+def _take(migration: Migration, number: int, fields: dict[str, Any]) -> None:
+    """Raises DumpRefused unless it is the latest dump, and every file of it is here as it was sent."""
+    if number != attempt(migration) or migration.state not in ARRIVING:
+        raise DumpRefused(name=migration.name, reason=f"it does not expect dump {number}, it is {migration.state}")
+    here = Layout(migration.lxcpath, migration.name, migration.id)
+    images = here.images()
+    if images is None or not spool.is_complete(here.spool / INCREMENT):
+        raise DumpRefused(name=migration.name, reason="not all of its dump has arrived")
+    files = criu.image_files(images)
+    for path in files:
+        if not spool.is_complete(path):
+            raise DumpRefused(name=migration.name, reason=f"the image {path.name} is not complete")
+    layout.give_images(files, migration.detail["mapped_root"])
+    dad = {names.interface_name(str(name)): str(int(value)) for name, value in fields["dad"].items()}
+    if migration.state is State.RECEIVING_DUMP:
+        migration.move(Event.DUMP_RECEIVED, image_files=[path.name for path in files], dad=dad)
+    migration.move(Event.OWN)
+
+
+def _close(service: Service, migration: Migration) -> None:
+    """Record that the token of the latest dump will never be taken, and remove that dump."""
+    if migration.state in ARRIVING:
+        migration.move(Event.DROP_DUMP)
+        _drop_dump(service, migration)
+
+
+def _drop_dump(service: Service, migration: Migration) -> None:
+    here = Layout(migration.lxcpath, migration.name, migration.id)
+    here.drop_images()
+    spool.drop(here.spool / INCREMENT)
+    service.wait_behind()
+    btrfs.delete(here.snapshot(len(migration.detail["rounds"]) + 1))  # received behind the transfer
+
+
+HANDLERS = {"dump-begin": dump_begin, "dump-drop": dump_drop, "own": own}

@@ -1,0 +1,239 @@
+"""The search through every world of `tests.migrator.model`, and the table of what it has seen (docs/model.md).
+
+`python -m tests.migrator.explorer` prints that page; with `--dumps N` it looks at more attempts than the tests do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import dataclasses
+
+from migrator.healing import on_destination, on_source
+from migrator.states import ENDED, Role, State, Verdict, decide, next_stage
+from tests.migrator import model
+from tests.migrator.model import FROZEN, OK, RAN_THERE, RUNS, STOPPED, Message, World
+
+
+class Broken(AssertionError):
+    """A world in which something does not hold, with the shortest way that leads there."""
+
+
+@dataclasses.dataclass
+class Explored:
+    """Every world that can be reached, with the number of steps that it takes to get there."""
+
+    depth: dict[World, int]
+    transitions: collections.Counter[str]  # by what happens
+
+    @property
+    def idle(self) -> list[World]:
+        """Where no program runs and nothing is under way any more: what an operator finds the next morning."""
+        found = {world._replace(flying=frozenset()) for world in self.depth if world.idle and world.source}
+        return sorted(found, key=repr)
+
+
+def explore() -> Explored:
+    """Breadth first, to the end; raises Broken."""
+    first = World()
+    before: dict[World, tuple[World, str] | None] = {first: None}
+    found = Explored({first: 0}, collections.Counter())
+    waiting = collections.deque([first])
+    while waiting:
+        world = waiting.popleft()
+        for label, reached in model.moves(world):
+            found.transitions[label] += 1
+            if reached in before:
+                continue
+            before[reached] = (world, label)
+            found.depth[reached] = found.depth[world] + 1
+            waiting.append(reached)
+            try:
+                model.check(reached)
+            except AssertionError as error:
+                raise Broken(f"{error}:\n{_way(before, reached)}") from None
+    return found
+
+
+def _way(before: dict[World, tuple[World, str] | None], world: World) -> str:
+    lines = []
+    while last := before[world]:
+        here = f"source {world.source} {world.here}, destination {world.destination} {world.there}"
+        lines.append(f"  {last[1]}: {here}")
+        world = last[0]
+    return "\n".join(reversed(lines))
+
+
+# --- the ways out ---------------------------------------------------------------------------------------------
+#
+# From every idle world, with a network that works and nothing that fails any more.
+
+
+def by_advice(world: World) -> World:
+    """Type what `migrator status` advises on the source, and when that is refused, what the answer advises."""
+    assert world.source
+    if world.source in ENDED:
+        return there_typed(world, "rollback")  # `rollback` on the source, once more: it tells the destination
+    verb, _, place = next_stage(Role.SOURCE, world.source).partition("@")
+    on_source_ = not place
+    for _ in range(4):
+        here, there = (world.source, world.destination) if on_source_ else (world.destination, None)
+        decision = decide(verb, here, there)
+        if decision.verdict is Verdict.GO or (verb == "create-dump" and here is State.DUMPING):
+            break
+        verb, _, place = decision.next_stage.partition("@")
+        on_source_ = on_source_ if not place else place == "source"
+    else:
+        raise Broken(f"the advice goes round in circles: {world}")
+    if on_source_:
+        return typed(world, verb)
+    after = there_typed(world, verb)
+    # A restore without images fails, and its error advises this.
+    return typed(after, "rollback") if after.destination is State.OWNED else after
+
+
+def by_resume(world: World) -> World:
+    """`migrator resume` on the source: one step of it."""
+    assert world.source
+    if world.source in ENDED:
+        return there_typed(world, "rollback")
+    if world.source is State.DUMPING:
+        world = finished(world._replace(program="heal"))
+    stage = on_source(world.source or State.PREPARING, world.destination, images=bool(world.images))
+    over = next(model.begin_over(world), None) if stage in ("import-data", "restore-dump") else None
+    return finished(over) if over else typed(world, stage)
+
+
+def by_resume_there(world: World) -> World:
+    """`migrator resume` on the destination, which then has the source do the same."""
+    if world.destination is State.RESTORING:
+        world = model.settled(world)
+    if world.destination:
+        act = on_destination(world.destination, world.source, images=bool(world.images))
+        if act:
+            world = there_typed(world, act)
+    return world if world.source in ENDED else by_resume(world)
+
+
+def typed(world: World, stage: str) -> World:
+    """A command on the source that succeeds."""
+    if world.here == STOPPED and not world.fenced_here and world.source in (State.PREPARING, State.PREPARED):
+        world = world._replace(here=RUNS)  # which the command asks for, as after any reboot
+    dumps, model.DUMPS = model.DUMPS, world.attempt + 1
+    try:
+        started = next(model.begin(world, stage), None)
+    finally:
+        model.DUMPS = dumps
+    if started is None:
+        raise Broken(f"{stage} refuses in {world}")
+    return finished(started)
+
+
+def finished(world: World) -> World:
+    """The program on the source, to its end."""
+    while world.program:
+        if world.waiting:
+            there, answer = last_answer(world, model.awaited(world))
+            world = next(model.answered(there, answer))
+        else:
+            world = next(model.go_on(world))
+    return world._replace(flying=frozenset())
+
+
+def there_typed(world: World, command: str) -> World:
+    return last_answer(world, Message(model.TYPED_THERE[command], 0))[0]
+
+
+def last_answer(world: World, message: Message) -> tuple[World, str]:
+    """How the destination answers when nothing comes between; OK where that is possible."""
+    found = [pair for pair in model.answers(world, message) if pair[1] != model.LOST]
+    return next((pair for pair in found if pair[1] == OK), found[-1])
+
+
+WAYS = {"the advice of status": by_advice, "resume on the source": by_resume, "resume there": by_resume_there}
+
+
+def ends(world: World, way: str) -> World:
+    """Follow one of WAYS to the end; raises Broken where there is none, or where it then runs nowhere."""
+    here = world
+    for _ in range(14):
+        if here.source in ENDED and not pending(here):
+            break
+        here = WAYS[way](here)
+        try:
+            model.check(here)
+        except AssertionError as error:
+            raise Broken(f"{error}: {way} leads from {world} to {here}") from None
+    else:
+        raise Broken(f"{way} does not lead to an end: {world} stays at {here}")
+    on = (here.may_run_here, here.may_run_there)
+    if on != ((False, True) if here.source is State.FINISHED else (True, False)) or here.here == FROZEN:
+        raise Broken(f"{way} leads from {world} to where it cannot run: {here}")
+    return here
+
+
+def pending(world: World) -> bool:
+    """A forced rollback is behind us, the destination has come back, and does not know."""
+    known = world.destination in (None, State.ABANDONED)
+    return world.forced and not world.gone and not known and world.destination not in RAN_THERE
+
+
+# --- the page -------------------------------------------------------------------------------------------------
+
+PAGE = """\
+# What the model has seen
+
+`tests/migrator/model.py` is a model of both hosts together. It moves by the functions that the program moves by
+(`after`, `decide` and `step` of `migrator/states.py`, and `migrator/healing.py`), and `tests/migrator/explorer.py`
+goes through everything that can happen, breadth first, until there is nothing new: with up to {dumps} attempts at a
+dump, each broken off at any point, and any number of rounds, crashes, reboots and commands. This page is made by
+`make docs`; a test compares it with what a new search finds.
+
+| | |
+| --- | --- |
+| worlds: both journals, both programs, messages, fences, images, and where the container runs | {worlds} |
+| pairs of states of source and destination among them | {pairs} |
+| transitions | {transitions} |
+| steps from the beginning to the farthest world | {depth} |
+| worlds at rest, from each of which all three ways below lead to an end | {idle} |
+
+In each of these worlds
+
+- at most one copy runs, and where one runs nothing but a fence that stands could keep the other from being started;
+- the container runs, or can be started, only on the host that owns the token;
+- the source's copy is ended only after the destination has recorded that it runs there;
+
+and from each world at rest, once the network works, each of these leads to an end with exactly one copy that runs or
+may be started: the command that `migrator status` names, `migrator resume` on the source, `migrator resume` on the
+destination.
+
+A forced rollback is part of it: the destination is gone, and comes back with its journal when the source has rolled
+back. It may then run nothing, as it asks the source first. What no program can do anything about is left out: a
+destination that had run the container before it was given up for lost.
+
+| what happens | transitions |
+| --- | --- |
+{rows}
+
+How it is known that the search finds errors: `tests/migrator/test_states.py` breaks one rule after the other (the
+source thaws while its offer is open, the offer goes out before the fence stands, a refusal is not recorded, an offer
+does not say for which dump it is, the source does not wait for the destination's word, ...) and expects two copies.
+"""
+
+
+def page(found: Explored) -> str:
+    rows = "\n".join(f"| {label} | {count} |" for label, count in sorted(found.transitions.items()))
+    pairs = len({(world.source, world.destination) for world in found.depth})
+    return PAGE.format(dumps=model.DUMPS, worlds=len(found.depth), pairs=pairs, depth=max(found.depth.values()),
+                       transitions=found.transitions.total(), idle=len(found.idle), rows=rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dumps", type=int, default=model.DUMPS, help="attempts at a dump (default: %(default)s)")
+    model.DUMPS = parser.parse_args().dumps
+    print(page(explore()), end="")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,480 @@
+"""Both hosts together, as a model that `tests.migrator.explorer` searches completely.
+
+It moves by the very functions of `migrator.states` that the program moves by, and knows beside them which records are
+written in which order around which acts and messages. Keep it in step with stages/*.py. What can happen at any moment:
+
+  - a message arrives late, from a connection that is long gone, and more than once; an answer is lost
+  - the program on either host is killed between any two steps, each durable write being one
+  - either host is rebooted: processes and memory are gone, images that lay in memory too (or not: they lay on disk)
+  - somebody types any command on either host, or starts the container with LXC wherever no fence stands
+  - the destination is lost, a rollback is forced on the source, and the destination comes back after all, rebooted
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from migrator.healing import on_destination
+from migrator.states import ENDED, Event, IllegalMove, Owner, Role, State, Verdict, after, decide, owner, step
+
+S = State
+DUMPS = 3  # attempts at a dump: an older one's messages can harm a newer one
+
+# What the programs on the source do. A word alone is the record of that event; `call:` asks the destination and waits
+# for the answer; `act:` does something to the container.
+PROGRAMS: dict[str, tuple[str, ...]] = {
+    "prepare-data": ("send", "call:begin", "call:receive", "call:received", "sent"),
+    "create-dump": ("number", "call:dump-begin", "freeze", "act:freeze", "call:images", "act:fence", "offer",
+                    "call:own", "taken"),
+    "undo": ("act:unfence", "act:thaw", "thaw", "call:dump-drop"),
+    "offer again": ("call:own", "taken"),
+    "learn": ("taken",),
+    "refused": ("refused", "act:unfence", "act:thaw", "thaw", "call:dump-drop"),
+    "heal": ("act:unfence", "act:thaw", "thaw"),
+    "rollback": ("call:abandon", "roll-back", "act:unfence", "act:thaw", "rolled-back"),
+    "rollback alone": ("roll-back", "act:unfence", "act:thaw", "rolled-back"),
+    "rollback forced": ("force", "roll-back", "act:unfence", "act:thaw", "rolled-back"),
+    "import over": ("call:import",),
+    "restore over": ("call:restore",),
+    "restore offered": ("taken", "call:restore"),
+    "finish": ("call:running", "finish", "act:fence", "act:kill", "call:finish", "finished"),
+    "finish offered": ("call:running", "taken", "finish", "act:fence", "act:kill", "call:finish", "finished"),
+}
+RUNS, FROZEN, STOPPED = "runs", "frozen", "stopped"
+OK = "ok"
+REFUSED = "refused"  # the one error that is the destination's last word: DumpRefused, AlreadyRuns
+TROUBLE = "trouble"  # any other error
+LOST = "lost"  # no answer
+
+NUMBERED = {"dump-begin", "images", "own", "dump-drop"}
+ARRIVING = {S.RECEIVING_DUMP, S.DUMP_RECEIVED}
+TAKEN = {S.OWNED, S.RESTORING, S.RESTORED, S.FINISHED}
+PAST = TAKEN | {S.ABANDONING, S.ABANDONED}
+RAN_THERE = {S.RESTORED, S.FINISHED}
+
+
+class Message(NamedTuple):
+    request: str
+    attempt: int  # 0 where the request does not carry it
+
+
+class World(NamedTuple):
+    """Both journals, where the programs stand, what may still arrive, and what the container really does."""
+
+    source: State | None = None
+    attempt: int = 0
+    forced: bool = False
+    here: str = RUNS
+    fenced_here: bool = False
+    program: str = ""  # that runs on the source
+    step: int = 0
+    waiting: bool = False  # for the answer to the call at `step`
+    destination: State | None = None
+    attempt_there: int = 0
+    images: int = 0  # of which attempt all of them lie there
+    restoring: bool = False  # a restore runs on the destination, and has the container locked
+    there: str = STOPPED
+    fenced_there: bool = True
+    gone: bool = False  # the destination, as far as anybody can tell
+    flying: frozenset[Message] = frozenset()  # sent, and may arrive at any time, any number of times
+
+    @property
+    def source_owner(self) -> Owner:
+        return owner(self.source) if self.source else Owner.SOURCE
+
+    @property
+    def destination_owner(self) -> Owner:
+        return owner(self.destination) if self.destination else Owner.SOURCE
+
+    @property
+    def idle(self) -> bool:
+        return not self.program and not self.restoring
+
+    @property
+    def may_run_here(self) -> bool:
+        """It runs, or whoever likes can start it."""
+        return self.here == RUNS or (self.here == STOPPED and not self.fenced_here)
+
+    @property
+    def may_run_there(self) -> bool:
+        return not self.gone and (self.there == RUNS or not self.fenced_there)
+
+
+Moves = Iterator[tuple[str, World]]
+
+
+def check(world: World) -> None:
+    """What must hold in every world."""
+    assert not (world.here == RUNS and world.there == RUNS and not world.gone), "two copies run"
+    assert not (world.may_run_here and world.may_run_there), "one runs, and nothing keeps the other from being started"
+    both = world.source_owner is Owner.SOURCE and world.destination_owner is Owner.DESTINATION
+    assert not both or world.forced, "two owners"
+    if world.may_run_here:
+        assert world.source_owner is Owner.SOURCE, "it may run on the source, which does not have the token"
+    if world.may_run_there:
+        assert world.destination_owner is Owner.DESTINATION, "it may run on the destination without the token"
+    if world.source in (S.FINISHING, S.FINISHED):
+        assert world.destination in RAN_THERE, "the source's copy is ended, and it has never run on the destination"
+    if world.source is S.ROLLED_BACK and not world.program:
+        assert world.may_run_here, "rolled back, and it can run nowhere"
+
+
+def moves(world: World) -> Moves:
+    """Everything that can happen next."""
+    yield from source_moves(world)
+    if not world.gone:
+        yield from destination_moves(world)
+        for message in world.flying:
+            for changed, _ in answers(world, message):
+                yield f"{message.request} arrives late", changed
+    elif world.source in ENDED and world.destination not in RAN_THERE and not world.program:
+        back = rebooted_there(world, images=True)._replace(gone=False, flying=frozenset())
+        yield "the destination comes back", back  # its connections have died with it
+
+
+# --- the source -----------------------------------------------------------------------------------------------
+
+
+def source_moves(world: World) -> Moves:
+    if world.program:
+        yield "the source's program is killed", world._replace(program="", step=0, waiting=False)
+        for changed in go_on(world):
+            yield world.program, changed
+    else:
+        for stage in ("prepare-data", "create-dump", "finish", "rollback"):
+            for changed in begin(world, stage):
+                yield f"{stage} is typed", changed
+        for changed in begin_over(world):
+            yield "resume is typed on the source", changed
+        if world.source in (S.OFFERED, S.DUMPED) and not world.restoring and world.there == STOPPED:
+            yield "rollback is forced", world._replace(program="rollback forced", gone=True)
+    if world.here != STOPPED or world.program:
+        yield "the source is rebooted", world._replace(here=STOPPED, program="", step=0, waiting=False)
+    if world.here == STOPPED and not world.fenced_here:
+        yield "it is started on the source", world._replace(here=RUNS)
+
+
+def begin(world: World, stage: str) -> Iterator[World]:
+    """A command is typed on the source. It may ask the destination for its state first, which changes nothing."""
+    if stage == "create-dump" and world.source is S.DUMPING:
+        yield world._replace(program="heal")
+        return
+    if world.gone and stage != "rollback":
+        return
+    if stage in ("prepare-data", "create-dump") and world.source in (None, S.PREPARING, S.PREPARED) \
+            and world.here != RUNS:
+        return  # ContainerNotRunning
+    if stage == "create-dump" and world.source is S.PREPARED and world.attempt == DUMPS:
+        return
+    if stage == "prepare-data" and world.source in ENDED:
+        return  # another migration
+    verdict = decide(stage, world.source, None if stage == "rollback" else world.destination).verdict
+    if stage == "create-dump" and world.source is S.OFFERED:
+        if verdict is not Verdict.REFUSE:
+            yield world._replace(program="learn" if verdict is Verdict.ALREADY else "offer again")
+    elif stage == "rollback" and world.source is S.ROLLING_BACK:
+        yield world._replace(program="rollback alone")  # the destination's word is on record, or was not needed
+    elif verdict is Verdict.GO:
+        learns = stage == "finish" and world.source is S.OFFERED
+        yield world._replace(program="finish offered" if learns else stage)
+
+
+def begin_over(world: World) -> Iterator[World]:
+    """migrate or resume has the destination do its next stage."""
+    if world.gone:
+        return
+    stage = step(world.source, world.destination)
+    if stage == "import-data":
+        yield world._replace(program="import over")
+    elif stage == "restore-dump":
+        yield world._replace(program="restore offered" if world.source is S.OFFERED else "restore over")
+
+
+def go_on(world: World) -> Iterator[World]:
+    """The program takes its next step."""
+    steps = PROGRAMS[world.program]
+    if world.step == len(steps):
+        yield world._replace(program="", step=0)
+        return
+    word = steps[world.step]
+    if not word.startswith("call:"):
+        yield done(act(world, word))
+        if world.program == "create-dump" and world.source is S.DUMPING:
+            yield undone(world)  # freeze, dump or sending fail, take too long, or are interrupted
+        return
+    message = awaited(world)
+    if not world.waiting:
+        yield kept(world._replace(waiting=True, flying=world.flying | {message}))
+        return
+    if not world.gone:
+        for there, answer in answers(world, message):
+            yield from answered(there, answer)
+    yield from broken(world)
+
+
+def awaited(world: World) -> Message:
+    request = PROGRAMS[world.program][world.step].removeprefix("call:")
+    return Message(request, world.attempt if request in NUMBERED else 0)
+
+
+def done(world: World) -> World:
+    return world._replace(step=world.step + 1, waiting=False)
+
+
+def act(world: World, word: str) -> World:
+    match word:
+        case "number":
+            return world._replace(attempt=world.attempt + 1)
+        case "force":
+            return world._replace(forced=True)
+        case "act:freeze":
+            return world._replace(here=FROZEN)
+        case "act:thaw":
+            return world._replace(here=RUNS)  # from its disk, where the memory has gone
+        case "act:fence":
+            return world._replace(fenced_here=True)
+        case "act:unfence":
+            return world._replace(fenced_here=False)
+        case "act:kill":
+            return world._replace(here=STOPPED)
+    return world._replace(source=after(Role.SOURCE, world.source, Event(word)))
+
+
+def answered(world: World, answer: str) -> Iterator[World]:
+    """What the program does with an answer."""
+    if answer == OK:
+        yield done(world)
+    elif answer == REFUSED and world.source is S.OFFERED and world.program in ("create-dump", "offer again"):
+        yield world._replace(program="refused", step=0, waiting=False)
+    elif answer == REFUSED and world.program == "rollback":
+        yield world._replace(program="", step=0, waiting=False)  # it runs there already
+    elif answer != LOST:
+        yield from broken(world)
+
+
+def broken(world: World) -> Iterator[World]:
+    """The connection breaks while the program waits, or there is an error that settles nothing."""
+    if world.program == "create-dump" and world.source is S.DUMPING:
+        yield undone(world)
+    elif world.program == "rollback" and world.source_owner is Owner.SOURCE:
+        yield world._replace(program="rollback alone", step=0, waiting=False)
+    else:
+        yield world._replace(program="", step=0, waiting=False)
+
+
+def undone(world: World) -> World:
+    return world._replace(program="undo", step=0, waiting=False)
+
+
+# --- the destination ------------------------------------------------------------------------------------------
+
+
+def moved(world: World, event: Event) -> World:
+    return world._replace(destination=after(Role.DESTINATION, world.destination, event))
+
+
+def kept(world: World) -> World:
+    """Without the messages that can have no effect any more, whatever happens."""
+    return world._replace(flying=frozenset(message for message in world.flying if not inert(world, message)))
+
+
+def inert(world: World, message: Message) -> bool:
+    state = world.destination
+    match message.request:
+        case "running":
+            return True
+        case "abandon":
+            return state in (S.ABANDONED, *RAN_THERE)
+        case "restore":
+            return state in (S.ABANDONING, S.ABANDONED, *RAN_THERE)
+        case "finish":
+            return state is S.FINISHED and not world.fenced_there
+        case "begin":
+            return state is not None
+        case "dump-begin":
+            return state in PAST or message.attempt <= world.attempt_there
+        case "images" | "own" | "dump-drop":
+            old = message.attempt < world.attempt_there
+            return state in PAST or old or (message.attempt == world.attempt_there and state not in ARRIVING)
+    return state in PAST
+
+
+def answers(world: World, message: Message) -> Iterator[tuple[World, str]]:
+    """What the destination does with a request, and answers; it may be killed between two records."""
+    if world.restoring:
+        yield world, TROUBLE  # a restore has the container locked
+        return
+    try:
+        for changed, answer in HANDLERS[message.request](world, message.attempt):
+            yield kept(changed), answer
+            if answer != LOST:
+                yield kept(changed), LOST
+    except IllegalMove:
+        yield world, TROUBLE
+
+
+Answers = Iterator[tuple[World, str]]
+
+
+def _begin(world: World, _: int) -> Answers:
+    if world.destination is None:
+        yield moved(world, Event.RECEIVE), OK
+    else:
+        yield world, TROUBLE if world.destination in (*ENDED, S.ABANDONING) else OK
+
+
+def _receive(world: World, _: int) -> Answers:
+    yield moved(world, Event.RECEIVE), OK
+
+
+def _received(world: World, _: int) -> Answers:
+    yield moved(world, Event.RECEIVED), OK
+
+
+def _import(world: World, _: int) -> Answers:
+    if decide("import-data", world.destination).verdict is not Verdict.GO:
+        yield world, OK if decide("import-data", world.destination).verdict is Verdict.ALREADY else TROUBLE
+        return
+    world = moved(world, Event.IMPORT)
+    yield world, LOST
+    yield moved(world, Event.RECEIVE), TROUBLE  # damaged
+    yield moved(world, Event.IMPORTED), OK
+
+
+def _dump_begin(world: World, attempt: int) -> Answers:
+    if attempt <= world.attempt_there:
+        yield world, TROUBLE
+        return
+    yield moved(world, Event.RECEIVE_DUMP)._replace(attempt_there=attempt, images=0), OK
+
+
+def _images(world: World, attempt: int) -> Answers:
+    expected = world.destination is S.RECEIVING_DUMP and attempt == world.attempt_there
+    yield (world._replace(images=attempt), OK) if expected else (world, TROUBLE)
+
+
+def _dump_drop(world: World, attempt: int) -> Answers:
+    yield closed(world) if attempt == world.attempt_there else world, OK
+
+
+def closed(world: World) -> World:
+    return moved(world, Event.DROP_DUMP)._replace(images=0) if world.destination in ARRIVING else world
+
+
+def _own(world: World, attempt: int) -> Answers:
+    latest = world.attempt_there
+    if world.destination in TAKEN:
+        yield world, OK if attempt == latest else TROUBLE
+    elif attempt != latest or world.destination not in ARRIVING or world.images != attempt:
+        yield refusal(world, attempt), REFUSED
+    else:
+        if world.destination is S.RECEIVING_DUMP:
+            world = moved(world, Event.DUMP_RECEIVED)
+            yield world, LOST
+        yield moved(world, Event.OWN), OK
+
+
+def refusal(world: World, attempt: int) -> World:
+    """It is recorded before it is said, so that the same offer is never taken later."""
+    if attempt >= world.attempt_there:
+        world = closed(world)
+    return world._replace(attempt_there=max(attempt, world.attempt_there))
+
+
+def _abandon(world: World, _: int) -> Answers:
+    if world.destination is S.RESTORING:
+        world = settled(world)
+        yield world, LOST
+    if world.destination in RAN_THERE:
+        yield world, REFUSED
+    elif world.destination is S.ABANDONED:
+        yield world, OK
+    else:
+        world = moved(world, Event.ABANDON)
+        yield world, LOST
+        yield moved(world, Event.ABANDONED)._replace(images=0), OK
+
+
+def _restore(world: World, _: int) -> Answers:
+    if world.destination is S.RESTORING:
+        world = settled(world)
+        yield world, LOST
+    verdict = decide("restore-dump", world.destination).verdict
+    if verdict is not Verdict.GO:
+        yield world, OK if verdict is Verdict.ALREADY else TROUBLE
+        return
+    if world.destination is S.DUMP_RECEIVED:
+        world = moved(world, Event.OWN)
+        yield world, LOST
+    world = moved(world, Event.RESTORE)
+    yield world._replace(restoring=True), LOST  # it goes on by itself, see `restore_moves`
+    yield moved(world, Event.RESTORE_FAILED), TROUBLE
+    if world.images:
+        yield moved(world, Event.RESTORED)._replace(there=RUNS, fenced_there=False, images=0), OK
+
+
+def _running(world: World, _: int) -> Answers:
+    yield world, OK if world.destination in RAN_THERE else TROUBLE
+
+
+def _finish(world: World, _: int) -> Answers:
+    world = moved(world, Event.FINISHED)
+    yield world, LOST
+    yield world._replace(fenced_there=False), OK
+
+
+HANDLERS: dict[str, Callable[[World, int], Answers]] = {
+    "begin": _begin, "receive": _receive, "received": _received, "import": _import, "dump-begin": _dump_begin,
+    "images": _images, "dump-drop": _dump_drop, "own": _own, "abandon": _abandon, "restore": _restore,
+    "running": _running, "finish": _finish,
+}
+
+
+def settled(world: World) -> World:
+    """After a restore that was killed: either it runs, or what is left is ended and fenced."""
+    if world.there == RUNS:
+        return moved(world, Event.RESTORED)._replace(fenced_there=False)
+    return moved(world, Event.RESTORE_FAILED)._replace(fenced_there=True)
+
+
+def destination_moves(world: World) -> Moves:
+    """Commands that are typed on the destination, and what befalls it."""
+    if world.restoring:
+        yield from restore_moves(world)
+    else:
+        for command in TYPED_THERE if world.destination else ():
+            for changed, _ in typed_there(world, command):
+                yield f"{command} is typed on the destination", changed
+    if world.there == RUNS or world.restoring or world.images:
+        yield "the destination is rebooted", rebooted_there(world, images=False)
+        yield "the destination is rebooted", rebooted_there(world, images=True)
+    if world.there == STOPPED and not world.fenced_there:
+        yield "it is started on the destination", world._replace(there=RUNS)
+
+
+TYPED_THERE = {"import-data": "import", "restore-dump": "restore", "rollback": "abandon"}
+
+
+def typed_there(world: World, command: str) -> Answers:
+    """The same as the request; but who types restore-dump hours later has the source asked first."""
+    if command == "restore-dump" and world.destination and world.forced:
+        command = on_destination(world.destination, world.source, images=bool(world.images)) or command
+    return answers(world, Message(TYPED_THERE[command], 0))
+
+
+def restore_moves(world: World) -> Moves:
+    label = "restore-dump"
+    if world.destination is S.RESTORED:
+        yield label, world._replace(restoring=False, fenced_there=False, images=0)
+    elif world.there == RUNS:
+        yield label, kept(moved(world, Event.RESTORED))
+    elif world.images:
+        yield label, world._replace(there=RUNS)
+    if world.destination is S.RESTORING:  # the attempt fails: what it has started is ended, then that is recorded
+        yield label, moved(world, Event.RESTORE_FAILED)._replace(restoring=False, there=STOPPED)
+    yield "the destination's program is killed", world._replace(restoring=False)
+
+
+def rebooted_there(world: World, *, images: bool) -> World:
+    return world._replace(restoring=False, there=STOPPED, images=world.images if images else 0)
