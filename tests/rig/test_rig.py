@@ -38,7 +38,8 @@ criu dump -t "$pid" -D "$images" -o dump.log --leave-running --freeze-cgroup "$c
     --manage-cgroups=full --cgroup-dump-controller "" --cgroup-root ":$payload" --network-lock nftables \
     --tcp-established --file-locks --link-remap --ext-mount-map auto --force-irmap \
     --enable-external-sharing --enable-external-masters --enable-fs hugetlbfs --enable-fs tracefs --ghost-limit 256M
-lxc-stop -k -n "$name"
+echo 1 >"$cgroup/cgroup.kill"  # lxc-stop would thaw it first, and it would count on
+lxc-wait -n "$name" -s STOPPED -t 10
 timeout 60 lxc-checkpoint -r -n "$name" -D "$images" >/tmp/restored 2>&1 </dev/null
 echo 0 >"$cgroup/cgroup.freeze"
 rm -r "$images"

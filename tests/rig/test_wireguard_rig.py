@@ -331,7 +331,10 @@ def test_replayed_packets_change_nothing(hosts: Rig) -> None:
                     assert hosts.exec("client", *replay).stdout.strip() == "0"  # and from another, which learns nothing
                 assert count() == 0
                 after = theirs.ask("stats", "stats")
-                assert (after["endpoint"], after["last_handshake"]) == (before["endpoint"], before["last_handshake"])
+                assert after["endpoint"] == before["endpoint"]
+                # No handshake, unless by chance a real one was due: then the other end took part in it.
+                if after["last_handshake"] != before["last_handshake"]:
+                    assert abs(after["last_handshake"] - ours.ask("stats", "stats")["last_handshake"]) < 1
                 hosts.exec("hosta", *ping)
                 assert count() == 5
             assert not ours.events("dead") and not theirs.events("dead")
