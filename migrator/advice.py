@@ -10,6 +10,7 @@ from migrator.journal import Migration
 from migrator.states import Role, next_stage
 
 NEEDS_DESTINATION = {"migrate", "prepare-data", "create-dump"}
+BEGINS = {"migrate", "prepare-data"}
 
 
 def command(stage: str, migration: Migration) -> str:
@@ -32,15 +33,18 @@ def again(stage: str, migration: Migration) -> str:
 
 
 def written(stage: str, role: Role, name: str, peer: str, detail: dict[str, Any]) -> str:
-    """As `command`, from the single facts. `detail` may have `destination` and both hosts' LXC paths."""
+    """As `command`, from the single facts. `detail` may have `destination`, `other_name` and both hosts' LXC paths."""
     verb, _, place = stage.partition("@")
     on_source = role is Role.SOURCE if not place else place == "source"
-    words = ["migrator", verb, name]
+    other_name = str(detail.get("other_name") or name)
+    words = ["migrator", verb, name if on_source == (role is Role.SOURCE) else other_name]
     path = detail.get("source_lxcpath" if on_source else "destination_lxcpath")
     if path and detail.get("lxcpath_given"):
         words += ["-P", str(path)]
     if verb in NEEDS_DESTINATION:
         words += ["-d", str(peer if role is Role.SOURCE else detail.get("destination", "HOST"))]
+    if verb in BEGINS and other_name != name:
+        words += ["--new-name", other_name if role is Role.SOURCE else name]
     text = shlex.join(words)
     if not place or (role is Role.SOURCE) == on_source:
         return text
@@ -50,6 +54,12 @@ def written(stage: str, role: Role, name: str, peer: str, detail: dict[str, Any]
 def other_host(role: Role, peer: str, detail: dict[str, Any]) -> str:
     """The other host's name, as people call it."""
     return str(detail.get("destination_host") or peer) if role is Role.SOURCE else peer
+
+
+def moved_to(migration: Migration) -> str:
+    """Where a container has moved, for whom it has left: the host, and its name there if that is another."""
+    host = other_host(migration.role, migration.peer, migration.detail)
+    return host if migration.other_name == migration.name else f"{host} as {migration.other_name}"
 
 
 def this_host() -> str:

@@ -81,17 +81,21 @@ def _read(path: Path, name: str) -> str:
         raise ConfigInvalid(name=name, reason=f"{path} cannot be read: {error}") from error
 
 
-def rewritten(text: str, *, rootfs: Path, bridges: Mapping[str, str], includes: Mapping[str, str]) -> str:
+def rewritten(text: str, *, rootfs: Path, bridges: Mapping[str, str], includes: Mapping[str, str],
+              new_name: str = "") -> str:
     """The configuration for another host.
 
     `rootfs` is the root file system's folder there, `bridges` maps bridge names here to those there, and `includes`
-    maps included paths that the other host lacks to the copies that travel along.
+    maps included paths that the other host lacks to the copies that travel along. With a `new_name` that becomes its
+    host name at the next start, as lxc-copy would have it (do_lxcapi_clone in src/lxc/lxccontainer.c).
     """
     lines = []
     for line in text.splitlines():
         match = _LINE.match(line)
         if match:
             key, value = match["key"], match["value"]
+            if new_name and key in ("lxc.uts.name", "lxc.utsname"):
+                continue
             if key == "lxc.rootfs.path":
                 prefix = re.match(r"[a-z]+:(?=/)", value)
                 line = f"{key} = {prefix[0] if prefix else ''}{rootfs}"
@@ -100,6 +104,8 @@ def rewritten(text: str, *, rootfs: Path, bridges: Mapping[str, str], includes: 
             elif key == "lxc.include" and value in includes:
                 line = f"{key} = {includes[value]}"
         lines.append(line)
+    if new_name:
+        lines.append(f"lxc.uts.name = {new_name}")  # at the end, so that no include has the last word
     return "\n".join(lines) + "\n"
 
 

@@ -174,7 +174,7 @@ class ContainerExists(MigratorError):
     """{host_name} already has a container {name} in {lxcpath} that did not come from this one."""
 
     status = 23
-    cure = "Rename or remove it there, or choose another path with --destination-lxcpath."
+    cure = "Rename or remove it there, or choose another name with --new-name."
 
 
 class ConfigInvalid(MigratorError):

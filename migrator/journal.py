@@ -67,6 +67,11 @@ class Migration:
         self.updated: float = row["updated"]
 
     @property
+    def other_name(self) -> str:
+        """What the container is called on the other host."""
+        return str(self.detail.get("other_name") or self.name)
+
+    @property
     def ended(self) -> bool:
         return self.state in states.ENDED
 

@@ -12,9 +12,10 @@ import dataclasses
 import time
 from typing import Any
 
-from migrator import cli, layout, log, lxc
+from migrator import cli, identity, layout, log, lxc, names
 from migrator.cli import Result
 from migrator.errors import EXIT_OK, EXIT_WARNINGS, Blocked
+from migrator.journal import DEFAULT_PATH, Journal
 from migrator.peer import connected
 from migrator.preflight import checks as preflight
 from migrator.preflight import container_facts, findings, host_facts, record
@@ -33,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     cli.add_container(parser)
     cli.add_destination(parser, required=False)
     parser.add_argument("--destination-lxcpath", metavar="PATH", help="where the destination keeps its containers")
+    parser.add_argument("--new-name", metavar="NEW", help="what the container shall be called on the destination")
     cli.add_map_bridge(parser)
     add_ignore(parser)
 
@@ -93,12 +95,13 @@ def look(args: argparse.Namespace, container: lxc.Container, there: Connection |
         lxcpath = getattr(args, "destination_lxcpath", None)
         query = preflight.query(facts, lxcpath or "", str(layout.RUNTIME.parent))
         begun = time.time()
-        asked = there.request("facts", {"query": record.dump(query), "lxcpath": lxcpath, "name": container.name})
+        asked = there.request("facts", {"query": record.dump(query), "lxcpath": lxcpath, **_named(args, container)})
     here = host_facts.gather(Query(str(container.lxcpath), str(layout.RUNTIME.parent)))
     destination, offset = None, None
     options = PlanOptions(
         tunnel=_tunnel_warnings(args),
         bridges=bridges if bridges is not None else dict(getattr(args, "map_bridge", [])),
+        name=identity.new_name(args),
     )
     if there:
         reply = there.answer(asked)
@@ -108,6 +111,16 @@ def look(args: argparse.Namespace, container: lxc.Container, there: Connection |
         options = dataclasses.replace(options, clock_offset=offset, known_copy=known_copy or bool(reply["fenced_copy"]))
     found = preflight.find(here, destination, facts, options)
     return Look(here, destination, facts, found)
+
+
+def _named(args: argparse.Namespace, container: lxc.Container) -> dict[str, str]:
+    """What the destination must know to tell an earlier copy of this container from another container."""
+    wanted = identity.new_name(args)
+    if not wanted:
+        return {"name": container.name}
+    with Journal(DEFAULT_PATH) as journal:
+        return {"name": wanted, "source_name": container.name,
+                "origin": identity.origin(journal, container.name, container.lxcpath)}
 
 
 def _tunnel_warnings(args: argparse.Namespace) -> tuple[str, ...]:
@@ -148,12 +161,11 @@ def before_stage(args: argparse.Namespace, container: lxc.Container, there: Conn
 
 def facts(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     """What this host is, for the source's preflight."""
-    from migrator import container_config, names
-
     query = record.load(Query, fields["query"])
     lxcpath = service.lxcpath(fields)
-    config = lxcpath / names.container_name(str(fields["name"])) / "config"
-    fenced = config.is_file() and bool(container_config.fence_of(config.read_text(errors="replace")))
+    here = layout.Layout(lxcpath, names.container_name(str(fields["name"])), "")
+    fenced = identity.is_own_copy(service.journal, here, str(fields.get("origin", "")),
+                                  renamed=fields.get("source_name", here.name) != here.name)
     return {"facts": record.dump(host_facts.gather(dataclasses.replace(query, lxcpath=str(lxcpath)))),
             "fenced_copy": fenced}
 

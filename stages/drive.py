@@ -254,13 +254,14 @@ class Drive:
         predicted = self.plan.frozen_seconds if self.plan else None
         seconds = time.monotonic() - self.begun
         host = migration.detail["destination_host"]
-        text = f"{migration.name} has moved to {host} in {duration(seconds)}."
+        text = f"{migration.name} has moved to {advice.moved_to(migration)} in {duration(seconds)}."
         if self.frozen_seconds is not None:
             text += f" {plan.compared(predicted, self.frozen_seconds)}"
         kept = "" if removed else f" The stopped copy is kept here until: migrator cleanup {migration.name}"
         return Result({
             "migration": migration.id, "name": migration.name, "stage": self.args.command, "already": False,
-            "destination": host, "rounds": [dataclasses.asdict(each) for each in self._rounds()],
+            "destination": host, "new_name": migration.other_name,
+            "rounds": [dataclasses.asdict(each) for each in self._rounds()],
             "frozen_seconds": None if self.frozen_seconds is None else round(self.frozen_seconds, 3),
             "predicted_frozen_seconds": None if predicted is None else round(predicted, 3),
             **{key: self.dumped.get(key) for key in ("increment", "memory", "dump_seconds", "send_seconds")},

@@ -68,18 +68,18 @@ def carry_out(args: argparse.Namespace, migration: Migration, there: Connection)
     there.call("finish", id=migration.id)
     prune(Layout(migration.lxcpath, name, migration.id))
     migration.move(Event.FINISHED)
-    host = advice.other_host(migration.role, migration.peer, migration.detail)
     return Result({"migration": migration.id, "name": name, "stage": NAME, "already": False},
-                  f"{name} has moved to {host}. Its root file system is kept here until: migrator cleanup {name}")
+                  f"{name} has moved to {advice.moved_to(migration)}."
+                  f" Its root file system is kept here until: migrator cleanup {name}")
 
 
 def stop_and_fence(migration: Migration) -> None:
     """Fence first, then take the network away, then end the processes; safe to repeat."""
     container = lxc.Container(migration.name, migration.lxcpath)
-    host = advice.other_host(migration.role, migration.peer, migration.detail)
     with migration.step("fence"):
-        message = (f"{migration.name} was migrated to {host} (migration {migration.id}) and runs there. To get it back,"
-                   f" migrate it from there. To remove this copy: migrator cleanup {migration.name}")
+        message = (f"{migration.name} was migrated to {advice.moved_to(migration)} (migration {migration.id}) and runs"
+                   f" there. To get it back, migrate it from there. To remove this copy: migrator cleanup"
+                   f" {migration.name}")
         container_config.fence(container.folder, container.config_file.read_text(), migration.id, message)
     with migration.step("stop"), contextlib.suppress(MigratorError):
         if container.init_pid == migration.detail["pid"] and Path(migration.detail["cgroup"]).is_dir():

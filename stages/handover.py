@@ -102,7 +102,8 @@ class Handover(ABC):
     @property
     def target(self) -> Layout:
         """Where things lie on the destination."""
-        return Layout(Path(self.migration.detail["destination_lxcpath"]), self.container.name, self.migration.id)
+        migration = self.migration
+        return Layout(Path(migration.detail["destination_lxcpath"]), migration.other_name, migration.id)
 
     def fence(self) -> None:
         """From the offer on this host must not start the container anew: not by hand, and not at boot after a crash."""

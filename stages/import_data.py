@@ -118,7 +118,8 @@ def define(migration: Migration, layout: Layout) -> None:
         copy = folder / f"{number:02d}-{Path(path).name}"
         container_config.write_file(copy, carried.includes[path])
         copies[path] = str(copy)
-    text = container_config.rewritten(carried.text, rootfs=layout.rootfs, bridges=bridges, includes=copies)
+    text = container_config.rewritten(carried.text, rootfs=layout.rootfs, bridges=bridges, includes=copies,
+                                      new_name="" if migration.other_name == migration.name else migration.name)
     container_config.fence(layout.container, text, migration.id, arriving_message(migration))
 
 

@@ -27,7 +27,7 @@ OPTIONS = ("max_downtime", "max_rounds", "bwlimit", "ignore", "undefine_source")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     cli.add_container(parser)
     cli.add_destination(parser)
-    parser.add_argument("--destination-lxcpath", metavar="PATH", help="where the destination keeps its containers")
+    prepare_data.add_place(parser)
     cli.add_map_bridge(parser)
     add_options(parser)
     cli.add_dry_run(parser)

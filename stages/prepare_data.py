@@ -11,13 +11,12 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from migrator import advice, btrfs, cli, container_config, log, lxc, names, spool, transfer
+from migrator import advice, btrfs, cli, container_config, identity, log, lxc, names, spool, transfer
 from migrator.advice import this_host
 from migrator.cli import Result
 from migrator.errors import (
     AlreadyMigrating,
     ConnectionLost,
-    ContainerExists,
     ContainerNotRunning,
     InternalError,
     Interrupted,
@@ -43,11 +42,18 @@ HELP = "send the disk of a running container (on the source)"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     cli.add_container(parser)
     cli.add_destination(parser)
-    parser.add_argument("--destination-lxcpath", metavar="PATH", help="where the destination keeps its containers")
+    add_place(parser)
     cli.add_map_bridge(parser)
     parser.add_argument("--bwlimit", metavar="RATE", type=rate, help="send at most RATE bytes a second (k, M, G)")
     check.add_ignore(parser)
     cli.add_dry_run(parser)
+
+
+def add_place(parser: argparse.ArgumentParser) -> None:
+    """What the container's place on the destination is called."""
+    parser.add_argument("--destination-lxcpath", metavar="PATH", help="where the destination keeps its containers")
+    parser.add_argument("--new-name", metavar="NEW", help="what the container is called on the destination; its own"
+                        " host name changes only when it is started anew")
 
 
 def rate(text: str) -> int:
@@ -87,9 +93,12 @@ def carry_out(args: argparse.Namespace, journal: Journal, migration: Migration |
     """A round, after the preflight; it begins the migration where there is none."""
     config = container_config.read(container.config_file, container.name)
     wanted = migration.detail["destination_lxcpath"] if migration else args.destination_lxcpath
+    id_ = migration.id if migration else names.new_migration_id()
     fields = {
-        "id": migration.id if migration else names.new_migration_id(),
-        "name": container.name,
+        "id": id_,
+        "name": identity.name_there(args, migration, container.name),
+        "source_name": container.name,
+        "origin": identity.origin(journal, container.name, container.lxcpath) or id_,
         "lxcpath": there.call("lxcpath", lxcpath=wanted)["lxcpath"],
         "lxcpath_given": args.destination_lxcpath is not None,
         "source_host": this_host(),
@@ -120,8 +129,9 @@ def _begin(
     if migration:
         return migration, there.call("begin", **fields)
     migration = journal.create(
-        id=fields["id"], role=Role.SOURCE, name=fields["name"], lxcpath=Path(fields["source_lxcpath"]),
-        peer=args.destination, event=Event.SEND, destination_host=there.peer_host,
+        id=fields["id"], role=Role.SOURCE, name=fields["source_name"], lxcpath=Path(fields["source_lxcpath"]),
+        peer=args.destination, event=Event.SEND, destination_host=there.peer_host, other_name=fields["name"],
+        origin=fields["origin"],
         source_lxcpath=fields["source_lxcpath"], destination_lxcpath=fields["lxcpath"],
         lxcpath_given=args.lxcpath is not None, bridges=fields["bridges"], rounds=[], one_shot=fields["one_shot"],
         options=getattr(args, "options", {}),
@@ -217,9 +227,9 @@ def _already(migration: Migration, next_stage: str) -> Result:
 def _dry_run(container: lxc.Container, there: Connection, fields: dict[str, Any]) -> Result:
     layout = Layout(container.lxcpath, container.name, fields["id"])
     lxcpath = fields["lxcpath"]
-    held = there.call("subvolumes", name=container.name, lxcpath=lxcpath)["subvolumes"]
+    held = there.call("subvolumes", name=fields["name"], lxcpath=lxcpath)["subvolumes"]
     parent = base_for(layout, held)
-    target = Layout(Path(lxcpath), container.name, fields["id"])
+    target = Layout(Path(lxcpath), fields["name"], fields["id"])
     return cli.dry_run([
         (this_host(), btrfs.snapshot_command(container.rootfs, layout.snapshot(1), read_only=True)),
         (this_host(), btrfs.send_command(layout.snapshot(1), parent.path if parent else None)),
@@ -237,8 +247,10 @@ def begin(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     lxcpath = service.lxcpath(fields)
     layout = Layout(lxcpath, name, id_)
     disk_bytes = int(fields["disk_bytes"])
-    refuse_foreign(layout)
+    source_name = names.container_name(str(fields.get("source_name", name)))
+    origin = names.migration_id(str(fields.get("origin", id_)))
     migration = service.journal.by_id(id_, Role.DESTINATION)
+    identity.refuse_foreign(service.journal, layout, origin, renamed=source_name != name)
     if migration is None:
         current = service.journal.latest(name, lxcpath)
         if current and not current.ended:
@@ -248,7 +260,7 @@ def begin(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
             spool.check_space(lxcpath, disk_bytes * 2, what=f"the disk of {name}, spooled and imported")
         migration = service.journal.create(
             id=id_, role=Role.DESTINATION, name=name, lxcpath=lxcpath, peer=str(fields["source_host"])[:253],
-            event=Event.RECEIVE, destination=str(fields["destination"])[:300],
+            event=Event.RECEIVE, destination=str(fields["destination"])[:300], other_name=source_name, origin=origin,
             source_lxcpath=str(names.lxcpath(str(fields["source_lxcpath"]))), destination_lxcpath=str(lxcpath),
             lxcpath_given=bool(fields["lxcpath_given"]), rounds=[], mapped_root=int(fields["mapped_root"]),
             one_shot=bool(fields.get("one_shot")),
@@ -263,15 +275,6 @@ def begin(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
         "disk_bytes": disk_bytes,
         "subvolumes": [base.stream_uuid for base in layout.bases()],
     }
-
-
-def refuse_foreign(layout: Layout) -> None:
-    """A container of that name may be here only as the stopped, fenced copy of one that has moved away."""
-    config = layout.container / "config"
-    if config.is_file() and not container_config.fence_of(config.read_text(errors="replace")):
-        raise ContainerExists(host_name=this_host(), name=layout.name, lxcpath=layout.lxcpath)
-    if layout.container.exists() and not config.is_file():
-        raise ContainerExists(host_name=this_host(), name=layout.name, lxcpath=layout.lxcpath)
 
 
 def receive_disk(service: Service, fields: dict[str, Any]) -> Place:

@@ -73,8 +73,8 @@ def _tell(args: argparse.Namespace, migration: Migration) -> None:
 
 def tell(migration: Migration, there: Connection) -> None:
     """Have the destination record that it will never run this attempt; raises AlreadyRuns where it does."""
-    there.call("abandon", id=migration.id, name=migration.name, lxcpath=migration.detail["destination_lxcpath"],
-               source_host=this_host())
+    there.call("abandon", id=migration.id, name=migration.other_name, source_name=migration.name,
+               lxcpath=migration.detail["destination_lxcpath"], source_host=this_host())
 
 
 def roll_back(migration: Migration, tell: Callable[[], None]) -> Result:
@@ -90,7 +90,8 @@ def roll_back(migration: Migration, tell: Callable[[], None]) -> Result:
         if offered:
             raise SourceStateUnknown(error, name=name, destination=migration.peer,
                                      rollback=advice.command(NAME, migration)) from error
-        left_there = f" {migration.peer} could not be told ({error}); clean up there with: migrator rollback {name}"
+        left_there = (f" {migration.peer} could not be told ({error}); clean up there with: migrator rollback "
+                      f"{migration.other_name}")
     migration.move(Event.ROLL_BACK, abandoned=not left_there)
     thawed = thaw_source(migration)
     drop_attempt(migration)
@@ -183,6 +184,7 @@ def abandon(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
             id=names.migration_id(str(fields["id"])), role=Role.DESTINATION,
             name=names.container_name(str(fields["name"])), lxcpath=lxcpath, peer=str(fields["source_host"])[:253],
             event=Event.ABANDON, rounds=[], destination_lxcpath=str(lxcpath),
+            other_name=names.container_name(str(fields.get("source_name", fields["name"]))),
         )
     service.wait_behind()
     _abandon(migration)
@@ -195,7 +197,7 @@ def _abandon(migration: Migration) -> None:
     if migration.state is State.RESTORING:
         restore_dump.settle(migration)
     if migration.state in (State.RESTORED, State.FINISHED):
-        raise AlreadyRuns(name=migration.name, destination=this_host(), next=f"migrator finish {migration.name}")
+        raise AlreadyRuns(name=migration.name, destination=this_host(), next=f"migrator finish {migration.other_name}")
     if migration.state is not State.ABANDONED:
         migration.move(Event.ABANDON)
         import_data.drop_attempt(migration, Layout(migration.lxcpath, migration.name, migration.id))

@@ -42,7 +42,8 @@ def describe(migration: Migration, *, events: bool, worker: Holder | None) -> di
     data: dict[str, Any] = {
         "id": migration.id, "name": migration.name, "lxcpath": str(migration.lxcpath), "role": migration.role,
         "peer": advice.other_host(migration.role, migration.peer, migration.detail), "state": migration.state,
-        "owner": migration.owner, "created": migration.created, "updated": migration.updated,
+        "peer_name": migration.other_name, "owner": migration.owner,
+        "created": migration.created, "updated": migration.updated,
         "bytes": sizes(migration), "next": advice.next_command(migration),
         "working": worker.to_json() | {"step": step_under_way(migration)} if worker else None,
     }
@@ -112,7 +113,7 @@ def _text(found: list[Migration], workers: dict[str, Holder | None], *, events: 
         data = describe(migration, events=False, worker=worker)
         arrow = "to" if migration.role == "source" else "from"
         rows.append([
-            migration.name, migration.id, f"{arrow} {data['peer']}", migration.state, migration.owner,
+            migration.name, migration.id, f"{arrow} {advice.moved_to(migration)}", migration.state, migration.owner,
             duration(time.time() - migration.created), size(sum(data["bytes"].values())),
             now(migration, worker) if worker else "-", data["next"] or "-",
         ])

@@ -76,7 +76,7 @@ def _outcome(migration: Migration) -> Result:
         raise RolledBack(name=migration.name, id=migration.id,
                          source=advice.this_host() if migration.role is Role.SOURCE else host,
                          next=advice.command("migrate@source", migration))
-    where = f"to {host}" if migration.role is Role.SOURCE else f"here from {host}"
+    where = f"to {advice.moved_to(migration)}" if migration.role is Role.SOURCE else f"here from {host}"
     return Result({"migration": migration.id, "name": migration.name, "state": migration.state},
                   f"{migration.name} has moved {where}.")
 

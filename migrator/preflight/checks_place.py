@@ -52,7 +52,7 @@ def name(case: Case) -> Iterator[Finding]:
     if there and not case.options.known_copy and any(other.name == wanted for other in there.containers):
         yield NAME_TAKEN.found(
             f"{there.name} already has a container {wanted} in {there.storage.path}.",
-            "Rename or remove it there, or choose another path with --destination-lxcpath.",
+            "Rename or remove it there, or choose another name with --new-name.",
         )
 
 

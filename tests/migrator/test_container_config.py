@@ -62,6 +62,13 @@ def test_missing_includes_point_to_their_copies() -> None:
     assert "lxc.include = /pool/web/migrator-include/00-common.conf" in lines
 
 
+def test_a_new_name_is_the_host_name_of_the_next_start() -> None:
+    lines = config.rewritten(f"{TEXT}lxc.utsname = old\n", rootfs=Path("/pool/shop/rootfs"), bridges={}, includes={},
+                             new_name="shop").splitlines()
+    assert [line for line in lines if "uts" in line] == ["lxc.uts.name = shop"]
+    assert lines[-1] == "lxc.uts.name = shop", "no include has the last word"
+
+
 def test_bridges_are_swapped_and_not_chained() -> None:
     lines = rewritten(bridges={"lxcbr0": "br-storage", "br-storage": "lxcbr0"})
     assert "lxc.net.0.link = br-storage" in lines

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import stages
-from migrator import layout, segments
+from migrator import container_config, layout, segments
 from migrator.errors import (
     AlreadyMigrating,
     AlreadyRuns,
@@ -113,6 +113,29 @@ def test_a_container_that_lives_there_is_not_touched(there: Destination, config:
         there.ask("begin")
     assert there.state is None
     assert not there.layout.folder.exists()
+
+
+@pytest.mark.parametrize(("source_name", "origin", "taken"), [
+    ("web", "00000002", True),  # under the same name every fenced copy counts
+    ("shop", "00000001", True),  # the container that has left this copy comes back under its old name
+    ("shop", "00000002", False),  # another container's copy
+])
+def test_whose_fenced_copy_gives_way(there: Destination, source_name: str, origin: str, taken: bool) -> None:
+    there.layout.container.mkdir()
+    container_config.fence(there.layout.container, "lxc.uts.name = web\n", "00000003", "it has moved")
+    went = there.journal.create(id="00000003", role=Role.SOURCE, name="web", lxcpath=there.pool, peer="hosta",
+                                event=Event.SEND, origin="00000001")
+    went.move(Event.ROLL_BACK)  # however it ended
+    went.move(Event.ROLLED_BACK)
+    asked = {"source_name": source_name, "origin": origin}
+    if taken:
+        there.ask("begin", **asked)
+        there.ask("begin", **asked)
+        migration = there.journal.by_id(ID, Role.DESTINATION)
+        assert migration and migration.other_name == source_name and migration.detail["origin"] == origin
+    else:
+        with pytest.raises(ContainerExists):
+            there.ask("begin", **asked)
 
 
 def test_space_is_looked_at_first(there: Destination) -> None:

@@ -98,11 +98,12 @@ def test_what_lies_in_the_spool_counts(journal: Journal, tmp_path: Path) -> None
 # --- advice ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("other_name", ["web", "shop"])
 @pytest.mark.parametrize(("role", "state"), NEXT)
-def test_advice_can_be_pasted(role: Role, state: State) -> None:
+def test_advice_can_be_pasted(role: Role, state: State, other_name: str) -> None:
     """Every command that is ever advised is one that the command line takes, on the host that it names."""
     detail = {"destination": "root@hostb", "destination_host": "hostb", "source_lxcpath": "/a b",
-              "destination_lxcpath": "/pool", "lxcpath_given": True}
+              "destination_lxcpath": "/pool", "lxcpath_given": True, "other_name": other_name}
     peer = "root@hostb" if role is Role.SOURCE else "hosta"
     text = advice.written(NEXT[role, state], role, "web", peer, detail)
     command, _, place = text.partition("   (on ")
@@ -111,12 +112,15 @@ def test_advice_can_be_pasted(role: Role, state: State) -> None:
     args = parse(argv[1:])
     verb, _, wanted = NEXT[role, state].partition("@")
     assert args.command == verb
-    assert args.name == "web"
+    assert args.name == (other_name if place else "web")
     assert place == ("" if not wanted else f"{'hostb' if wanted == 'destination' else 'hosta'})")
     runs_on_source = wanted == "source" if wanted else role is Role.SOURCE
     assert args.lxcpath == ("/a b" if runs_on_source else "/pool")
     if "destination" in args and verb in advice.NEEDS_DESTINATION:
         assert args.destination == "root@hostb"
+    if "new_name" in args:
+        there = other_name if role is Role.SOURCE else "web"
+        assert args.new_name == (None if other_name == "web" else there)
 
 
 def test_the_path_is_left_out_where_it_is_the_usual_one() -> None:
