@@ -92,7 +92,7 @@ def add_destination(parser: argparse.ArgumentParser, *, required: bool = True) -
     )
     parser.add_argument("--accept-new-host-key", action="store_true",
                         help="trust the SSH key of a host that is not in known_hosts yet, and add it")
-    parser.add_argument("--timeout", metavar="SECONDS", type=positive, default=30.0,
+    parser.add_argument("--timeout", metavar="SECONDS", type=positive, default=15.0,
                         help="give the connection up after this long without a word (default: %(default)g)")
     add_path(parser)
 

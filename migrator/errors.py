@@ -44,7 +44,7 @@ class InternalError(MigratorError):
 class OutcomeError(MigratorError):
     """Base of the three outcomes; `cause` is the error that led to it."""
 
-    def __init__(self, cause: MigratorError, **fields: Any) -> None:
+    def __init__(self, cause: DocumentedError, **fields: Any) -> None:
         self.cause = cause
         super().__init__(cause=str(cause), cause_cure=cause.hint, **fields)
 

@@ -25,10 +25,22 @@ def connected(args: argparse.Namespace, where: str) -> Iterator[Connection]:
     target = destination.parse(where)
     with contextlib.ExitStack() as stack:
         stream = _stream(args, target, stack)
-        connection = Connection(stream, timeout=args.timeout)
+        connection = Connection(stream, timeout=_patience(args, target))
         stack.callback(connection.close)
         connection.hello()
         yield connection
+
+
+def _patience(args: argparse.Namespace, target: destination.Destination) -> float:
+    """Seconds of silence after which the other host is taken for dead.
+
+    A tunnel notices by itself when its path dies, and heals it or breaks: the protocol must not give up before that.
+    """
+    if target.kind is Kind.SSH:
+        return float(args.timeout)
+    from migrator.tunnelled import PATIENCE
+
+    return max(float(args.timeout), PATIENCE)
 
 
 def _stream(args: argparse.Namespace, target: destination.Destination, stack: contextlib.ExitStack) -> ByteStream:

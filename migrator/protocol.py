@@ -21,7 +21,7 @@ from migrator.errors import ConnectionLost, InternalError, MigratorError, Protoc
 from migrator.frames import Frame, Kind
 from migrator.stream import Bytes, ByteStream
 
-TIMEOUT = 60.0  # seconds without a sign of life after which the other side is taken for dead
+TIMEOUT = 15.0  # seconds without a sign of life after which the other side is taken for dead
 _SIGN_OF_LIFE = 15.0  # seconds; more often where a timeout is short
 
 
@@ -54,6 +54,8 @@ class Connection:
         self.timeout = timeout
         self.peer_host = ""  # both as the other side's greeting has them
         self.peer_program = ""
+        self.peer_timeout = timeout  # seconds of silence after which the other side takes this one for dead
+        self.acknowledged = 0  # bytes of bulk data that the other side has taken over this connection
         self._named = bool(name)
         self._stream = stream
         self._sending = threading.Lock()
@@ -88,17 +90,22 @@ class Connection:
         try:
             self._stream.write(frames.greeting(self.timeout))
         except OSError as error:
-            raise self._lost(_why(error)) from error
+            raise self._lost(self._why(error)) from error
         header = bytearray(frames.GREETING.size)
         if not self._fill(memoryview(header), may_end=True):
             raise self._lost("it ended before the other side had said anything")
         body = memoryview(bytearray(frames.greeting_length(bytes(header))))
         self._fill(body, deadline=time.monotonic() + self.timeout)
-        self.peer_program, self.peer_host, patience = frames.parse_greeting(bytes(header), body)
+        self.peer_program, self.peer_host, self.peer_timeout = frames.parse_greeting(bytes(header), body)
         if not self._named:
             self.name = self.peer_host
-        interval = min(_SIGN_OF_LIFE, self.timeout / 4, patience / 4)
+        interval = min(_SIGN_OF_LIFE, self.timeout / 4, self.peer_timeout / 4)
         threading.Thread(target=self._keep_alive, args=(interval,), name="migrator-keepalive", daemon=True).start()
+
+    def adopt_timeout(self, least: float, most: float) -> None:
+        """Be as patient as the other side, within these limits in seconds: then both notice at about the same time."""
+        self.timeout = min(max(self.peer_timeout, least), most)
+        self._stream.settimeout(self.timeout)
 
     # --- Calls ---
 
@@ -163,7 +170,7 @@ class Connection:
             try:
                 self._stream.write(*packed)
             except OSError as error:
-                raise self._lost(_why(error)) from error
+                raise self._lost(self._why(error)) from error
             self._in_frame = False
             self._last_sent = time.monotonic()
 
@@ -206,7 +213,7 @@ class Connection:
             except OSError as error:
                 if may_end and not done and isinstance(error, ConnectionResetError):
                     return False  # it went without having read our last sign of life
-                raise self._lost(_why(error)) from error
+                raise self._lost(self._why(error)) from error
             except BaseException:
                 if done or not may_end:  # Ctrl-C in the middle of a frame: its beginning is lost
                     self._broken = "it was interrupted in the middle of a frame"
@@ -219,6 +226,11 @@ class Connection:
             if deadline and done < len(view) and time.monotonic() > deadline:
                 raise self._lost(f"the greeting was not complete within {self.timeout:g} seconds")
         return True
+
+    def _why(self, error: OSError) -> str:
+        if isinstance(error, TimeoutError) and not str(error):  # paramiko's says nothing
+            return f"there was no sign of life for {self.timeout:g} seconds"
+        return error.strerror or str(error) or type(error).__name__
 
     def _lost(self, reason: str) -> ConnectionLost:
         self._broken = reason
@@ -278,10 +290,6 @@ def _in_takeover(takeover: Takeover, connection: Connection) -> dict[str, Any]:
         return takeover.run(connection)
     except (ConnectionLost, ProtocolError) as error:
         raise _Fatal(error) from error
-
-
-def _why(error: OSError) -> str:
-    return error.strerror or str(error) or type(error).__name__
 
 
 def _traceback(error: BaseException) -> str:

@@ -11,10 +11,11 @@ from typing import Protocol
 
 import zstandard
 
-from migrator import segments
+from migrator import log, segments
 from migrator.errors import MigratorError, ReadFailed
 from migrator.frames import SEGMENT_MAX, Kind
 from migrator.receiver import COMPRESSED, FILE_END, SEGMENT_HEAD
+from migrator.report import size
 from migrator.segments import End, Segment
 from migrator.stream import Bytes
 
@@ -106,10 +107,12 @@ class Source:
             else:
                 if keep is None:
                     keep = len(seen)
+                    _tell_differs(file.name, seen, len(held))
                     yield _begin(number, keep)
                 yield self._segment(segment, data)
             seen.append(segment)
         if keep is None:
+            _tell_differs(file.name, seen, len(held))
             yield _begin(number, len(seen))
         end = segments.whole(seen)
         if file.size is not None and end.length != file.size:
@@ -125,6 +128,14 @@ class Source:
             return Outgoing(Kind.SEGMENT, (head, data), 0, segment.length)
         self._take_back(data)
         return Outgoing(Kind.SEGMENT, (head, packed), COMPRESSED, segment.length)
+
+
+def _tell_differs(name: str, same: list[Segment], held: int) -> None:
+    """Say so where the destination has `held` segments of a file, and only those in `same` are what is sent now."""
+    if held > len(same) and log.level >= log.Level.NORMAL:
+        kept = sum(segment.length for segment in same)
+        log.say("sent-anew", f"What the destination has of {name} is not what is sent now: all after the first "
+                f"{size(kept)} is sent anew.", file=name, kept_bytes=kept, dropped_segments=held - len(same))
 
 
 def _begin(number: int, keep: int) -> Outgoing:

@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import os
 import queue
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -180,6 +181,7 @@ class Follower:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._arrived: queue.SimpleQueue[Segment | bool] = queue.SimpleQueue()
+        self._broken = threading.Event()
 
     def begin(self, kept: Sequence[Segment]) -> None:
         for segment in kept:
@@ -189,6 +191,8 @@ class Follower:
         self._arrived.put(segment)
 
     def end(self, *, complete: bool) -> None:
+        if not complete:
+            self._broken.set()  # what is there but has not been read is of no use, and somebody may wait for us
         self._arrived.put(complete)
 
     def __iter__(self) -> Iterator[memoryview]:
@@ -196,7 +200,7 @@ class Follower:
         buffer = memoryview(bytearray(SEGMENT_MAX))
         with contextlib.ExitStack() as stack:
             fd, offset, number = -1, 0, 0
-            while not isinstance(segment := self._arrived.get(), bool):
+            while not isinstance(segment := self._arrived.get(), bool) and not self._broken.is_set():
                 if fd < 0:
                     fd = stack.enter_context(_open(self._path)).fileno()
                 piece = buffer[: segment.length]
@@ -204,7 +208,7 @@ class Follower:
                     raise SegmentDamaged(segment=number, file=self._path)
                 yield piece
                 offset, number = offset + segment.length, number + 1
-            if not segment:
+            if not segment or self._broken.is_set():
                 raise ConnectionLost(destination="the source", reason=f"{self._path.name} has not come to its end")
 
 

@@ -11,6 +11,7 @@ import os
 import shlex
 import socket
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -93,6 +94,7 @@ class SshStream:
     def __init__(self, channel: paramiko.Channel, destination: Destination) -> None:
         self._channel = channel
         self._destination = destination
+        self._heard = 0.0  # time.monotonic() of the last byte that was read
         self._stderr = b""
         self._reading_stderr = threading.Lock()
 
@@ -104,6 +106,7 @@ class SshStream:
         self._read_stderr()
         if not data:
             self._raise_failure()
+        self._heard = time.monotonic()
         view[: len(data)] = data
         return len(data)
 
@@ -112,10 +115,13 @@ class SshStream:
         for buffer in (b"".join(buffers),) if small else buffers:
             rest = memoryview(buffer)
             while rest:
+                begun = time.monotonic()
                 try:
                     sent = self._channel.send(rest)  # type: ignore[arg-type]
                 except TimeoutError:
-                    raise
+                    if self._heard < begun:
+                        raise
+                    continue  # it is there, and only busy
                 except OSError:
                     sent = 0
                 if not sent:

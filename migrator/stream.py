@@ -12,6 +12,7 @@ import os
 import select
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -28,7 +29,10 @@ class ByteStream(Protocol):
     """
 
     def settimeout(self, seconds: float) -> None:
-        """How long one read or write may go without a single byte moving."""
+        """How long one read or write may go without a single byte moving.
+
+        A write goes on while another thread reads something now and then: the other side is there, and only busy.
+        """
 
     def readinto(self, view: memoryview) -> int:
         """Wait for data, fill as much of `view` as is there and return how much; 0 at the end of the stream."""
@@ -51,6 +55,7 @@ class FileStream:
         self._read_fd = read_fd
         self._write_fd = write_fd
         self._limit_ms: int | None = None
+        self._heard = 0.0  # time.monotonic() of the last byte that was read
         self._guard = threading.Lock()
         self._users = 1  # ourselves until closed, and each thread that reads or writes
         self._closed = False
@@ -88,9 +93,13 @@ class FileStream:
         with self._in_use():
             while True:
                 try:
-                    return os.readv(self._read_fd, [view])
+                    count = os.readv(self._read_fd, [view])
                 except BlockingIOError:
-                    self._wait(self._readable, "sent")
+                    if not self._wait(self._readable):
+                        raise self._silent("sent") from None
+                else:
+                    self._heard = time.monotonic()
+                    return count
 
     def write(self, *buffers: Bytes) -> None:
         waiting = [memoryview(b).cast("B") for b in buffers if len(b)]
@@ -99,7 +108,9 @@ class FileStream:
                 try:
                     written = os.writev(self._write_fd, waiting)
                 except BlockingIOError:
-                    self._wait(self._writable, "took")
+                    begun = time.monotonic()
+                    if not self._wait(self._writable) and self._heard < begun:
+                        raise self._silent("took") from None
                     continue
                 while waiting and written >= len(waiting[0]):
                     written -= len(waiting.pop(0))
@@ -114,12 +125,15 @@ class FileStream:
         os.eventfd_write(self._wake, 1)
         self._leave()
 
-    def _wait(self, poll: select.poll, verb: str) -> None:
+    def _wait(self, poll: select.poll) -> bool:
+        """Whether it is ready within the limit."""
         ready = poll.poll(self._limit_ms)
         if self._closed:
             raise OSError(errno.EBADF, "it was closed on this side")
-        if not ready:
-            raise TimeoutError(f"the other side {verb} nothing for {(self._limit_ms or 0) / 1000:g} seconds")
+        return bool(ready)
+
+    def _silent(self, verb: str) -> TimeoutError:
+        return TimeoutError(f"the other side {verb} nothing for {(self._limit_ms or 0) / 1000:g} seconds")
 
     @contextlib.contextmanager
     def _in_use(self) -> Iterator[None]:

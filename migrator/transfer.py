@@ -186,6 +186,7 @@ class _Sender:
                 length = self._unacknowledged.popleft()
                 self._in_flight -= length
                 self._done_bytes += length
+                self._connection.acknowledged += length
             self._work.notify()
 
     # --- Reading ---

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tunnel.tunnel import Tunnel
 
 CLOSE_LIMIT = 15.0  # seconds that taking a tunnel down may need
+PATIENCE = 75.0  # seconds of silence within a tunnel: longer than it tries to heal (tunnel.tunnel.HEAL_LIMIT)
 T = TypeVar("T")
 
 

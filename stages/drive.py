@@ -32,14 +32,15 @@ from migrator.errors import (
 )
 from migrator.journal import Journal, Migration
 from migrator.layout import locked
-from migrator.peer import connected
 from migrator.plan import Plan, Round
 from migrator.protocol import Connection
 from migrator.report import duration, size
 from migrator.states import Role, State, step
 from stages import check, cleanup, create_dump, finish, offer, prepare_data, rollback
+from stages.reconnect import Link, as_ours, cause_of, say
+from tunnel.errors import DocumentedError
 
-BUSY_LIMIT = 60.0  # seconds that the destination may take to notice that an earlier connection is gone
+BUSY_LIMIT = 60.0  # seconds that the destination may take to end what an earlier connection has begun
 
 
 @contextlib.contextmanager
@@ -67,28 +68,50 @@ class Drive:
         self.journal = journal
         self.container = container
         self.migration = migration
-        self.begun = time.monotonic()
-        self.frozen_since = 0.0  # by time.time(), where this process has frozen it
+        self.begun_at = time.time()
         self.frozen_seconds: float | None = None
         self.dumped: dict[str, Any] = {}
         self.ended: Result | None = None  # by a rollback
         self.plan: Plan | None = None
-        self._connection = contextlib.ExitStack()
+        self._link = Link(args)
 
     def run(self) -> Result:
-        with self._connection:
+        with self._link:
             try:
-                self._ahead()
+                while not self._came_through():
+                    pass
             except BaseException as error:
-                self._back(_as_ours(error))
+                self._back(as_ours(error))
         return self.ended or self._result()
+
+    def _came_through(self) -> bool:
+        """Go to the end; False where the connection was lost on the way and another try makes sense."""
+        try:
+            self._ahead()
+            return True
+        except DocumentedError as error:
+            found = self._recorded()
+            if found and (self.migration or not found.ended):  # else it is an earlier one
+                self.migration = found
+            self._link.wait_after(error, self._frozen_left())
+            return False
+
+    def _frozen_left(self) -> float | None:
+        """Seconds that the container, which may be the destination's by now, may stay frozen; None where it is not.
+
+        They count from the freeze; after a break, `migrator resume` has all of them anew.
+        """
+        if self.migration is None or self.migration.state not in (State.OFFERED, State.DUMPED):
+            return None
+        since = max(self.begun_at, float(self.migration.detail.get("frozen_at", 0.0)))
+        return since + float(self.args.max_downtime) - time.time()
 
     # --- forward ---
 
     def _ahead(self) -> None:
         if self.migration and self.migration.state is State.DUMPING:
             create_dump.heal(self.migration)
-        there = self._connect()
+        there = self._link.connect()
         while stage := self._next(there):
             if stage in ("prepare-data", "create-dump") and self.plan is None:
                 self.plan = self._look(there)
@@ -97,10 +120,7 @@ class Drive:
                     return
             {"prepare-data": self._prepare, "import-data": self._import, "create-dump": self._dump,
              "restore-dump": self._restore, "finish": self._finish, "rollback": self._roll_back}[stage](there)
-
-    def _connect(self) -> Connection:
-        self.there: Connection | None = self._connection.enter_context(connected(self.args, self.args.destination))
-        return self.there
+            self._link.progressed()
 
     def _next(self, there: Connection) -> str:
         if self.migration is None:
@@ -113,7 +133,7 @@ class Drive:
     def _more_rounds(self) -> bool:
         rule, why = plan.stop(self._rounds(), self.args.max_rounds)
         if rule:
-            _say("rounds", f"No more rounds: {why}.", rule=rule, rounds=len(self._rounds()))
+            say("rounds", f"No more rounds: {why}.", rule=rule, rounds=len(self._rounds()))
         return not rule
 
     def _rounds(self) -> tuple[Round, ...]:
@@ -131,7 +151,7 @@ class Drive:
         found = Plan(self.container.name, there.peer_host, looked.disk_bytes, looked.container.memory,
                      self.args.max_rounds, self.args.max_downtime, self._rounds())
         if not self.args.dry_run:
-            _say("plan", found.text, **found.to_json())
+            say("plan", found.text, **found.to_json())
         return found
 
     def _prepare(self, there: Connection) -> None:
@@ -140,8 +160,8 @@ class Drive:
         self.migration = self._recorded()
         if self.plan:
             self.plan = dataclasses.replace(self.plan, rounds=self._rounds())
-        _say("round", f"Round {done.data['round']}: {size(done.data['bytes'])} in {duration(done.data['seconds'])}.",
-             **{key: done.data[key] for key in ("round", "full", "bytes", "wire_bytes", "resumed_bytes", "seconds")})
+        say("round", f"Round {done.data['round']}: {size(done.data['bytes'])} in {duration(done.data['seconds'])}.",
+            **{key: done.data[key] for key in ("round", "full", "bytes", "wire_bytes", "resumed_bytes", "seconds")})
 
     def _recorded(self) -> Migration | None:
         return self.journal.latest(self.container.name, self.container.lxcpath, Role.SOURCE)
@@ -158,16 +178,15 @@ class Drive:
 
     def _dump(self, there: Connection) -> None:
         if self.plan and self._of.state is State.PREPARED:
-            _say("freeze", self.plan.prediction, **self.plan.to_json())
+            say("freeze", self.plan.prediction, **self.plan.to_json())
         done = create_dump.carry_out(self.args, self._of, self.container, there)
         self.dumped = done.data
-        self.frozen_since = done.data.get("frozen_at", 0.0)
 
     def _restore(self, there: Connection) -> None:
-        """What is left of the time frozen is the restore's; after a break it has all of it anew."""
+        """What is left of the time frozen is the restore's."""
         offer.settle(self._of, State.OWNED)
-        left = self.args.max_downtime - (time.time() - self.frozen_since if self.frozen_since else 0)
-        if left <= 0:
+        left = self._frozen_left()
+        if left is None or left <= 0:
             raise DowntimeExceeded(name=self._of.name, seconds=f"{self.args.max_downtime:g}")
         done = there.call("restore", id=self._of.id, limit=left)
         running_since = time.time() - float(done["running_for"])
@@ -181,7 +200,7 @@ class Drive:
 
     # --- back ---
 
-    def _back(self, error: MigratorError) -> None:
+    def _back(self, error: DocumentedError) -> None:
         """After a failure: the container shall run, here if possible. Returns only where it runs there after all."""
         self.migration = self._recorded()
         if self.migration is None or self.migration.ended:
@@ -198,9 +217,9 @@ class Drive:
                          f"{advice.again('create-dump', self.migration)}")
             raise error
 
-    def _give_up(self, error: MigratorError) -> None:
+    def _give_up(self, error: DocumentedError) -> None:
         """Take the token back and thaw; SourceStateUnknown where the destination does not answer."""
-        cause = error.cause if isinstance(error, OutcomeError) else error
+        cause = cause_of(error)
         log.warning(f"{cause} The attempt is rolled back.")
         migration = self._of
         try:
@@ -215,36 +234,35 @@ class Drive:
         raise SourceRunsAgain(cause, name=migration.name, next=again) from error
 
     def _tell(self) -> None:
-        """Have the destination give the token back, over the connection that is there or else a new one."""
-        with contextlib.suppress(ConnectionLost, ProtocolError):
-            if self.there:
-                rollback.tell(self._of, self.there)
-                return
-        self._connection.close()
-        self._with_new_connection(lambda there: rollback.tell(self._of, there))
+        """Have the destination give the token back."""
+        self._over_any_connection(lambda there: rollback.tell(self._of, there))
 
-    def _try_finish(self, error: MigratorError) -> None:
+    def _try_finish(self, error: DocumentedError) -> None:
         """It runs there: what is left to do needs a connection that works."""
         try:
-            self._connection.close()
-            self._with_new_connection(self._finish)
+            self._over_any_connection(self._finish)
         except MigratorError as trouble:
             log.warning(f"{trouble} {self._of.name} runs on {self._of.detail['destination_host']}; the rest is done "
                         f"by: {advice.next_command(self._of)}")
             raise error from trouble
 
-    def _with_new_connection(self, call: Callable[[Connection], None]) -> None:
-        """The destination may need a moment to see that the old connection, which has the container locked, is gone."""
-        end = time.monotonic() + BUSY_LIMIT
+    def _over_any_connection(self, call: Callable[[Connection], None]) -> None:
+        """Over the connection that is there, or a new one; while the container is frozen, for as long as that may last.
+
+        What an earlier connection has begun, and has the container locked for, gets its time to end.
+        """
+        begun, old = time.monotonic(), self._link.there
         while True:
             try:
-                with connected(self.args, self.args.destination) as there:
-                    call(there)
-                    return
-            except Busy:
-                if time.monotonic() > end:
-                    raise
-                time.sleep(0.2)
+                call(self._link.connect())
+                return
+            except DocumentedError as error:
+                if old and isinstance(error, ConnectionLost | ProtocolError):
+                    old = None
+                    self._link.close()
+                    continue
+                busy = begun + BUSY_LIMIT - time.monotonic() if isinstance(error, Busy) else 0.0
+                self._link.wait_after(error, max(self._frozen_left() or 0.0, busy))
 
     # --- what is said ---
 
@@ -252,7 +270,7 @@ class Drive:
         migration = self._of
         removed = self._undefine() if self.args.undefine_source else []
         predicted = self.plan.frozen_seconds if self.plan else None
-        seconds = time.monotonic() - self.begun
+        seconds = time.time() - self.begun_at
         host = migration.detail["destination_host"]
         text = f"{migration.name} has moved to {advice.moved_to(migration)} in {duration(seconds)}."
         if self.frozen_seconds is not None:
@@ -277,16 +295,3 @@ class Drive:
         """For --dry-run: the plan, and the commands of the round that would come first."""
         stage = prepare_data.carry_out(self.args, self.journal, self.migration, self.container, there, 0)
         return Result({**stage.data, "plan": plan.to_json()}, f"{plan.text}\n{stage.text}")
-
-
-def _say(kind: str, text: str, **fields: Any) -> None:
-    """A line for people, or an event of --json (docs/json.md)."""
-    if log.level >= log.Level.NORMAL:
-        log.say(kind, text, **fields)
-
-
-def _as_ours(error: BaseException) -> MigratorError:
-    if isinstance(error, MigratorError):
-        return error
-    log.debug(f"{type(error).__name__}: {error}")
-    return InternalError(reason=f"{type(error).__name__}: {error}")

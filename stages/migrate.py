@@ -21,7 +21,7 @@ NAME = "migrate"
 HELP = "move a running container in one go (on the source)"
 
 # What `migrator resume` goes on with unless it is told otherwise.
-OPTIONS = ("max_downtime", "max_rounds", "bwlimit", "ignore", "undefine_source")
+OPTIONS = ("max_downtime", "max_rounds", "bwlimit", "reconnect", "ignore", "undefine_source")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,12 +41,23 @@ def add_options(parser: argparse.ArgumentParser) -> None:
                         help="send the disk at most this many times before the freeze (default: 5)")
     parser.add_argument("--bwlimit", metavar="RATE", type=prepare_data.rate,
                         help="send at most RATE bytes a second (k, M, G) while the container runs")
+    parser.add_argument("--reconnect", metavar="SECONDS", type=seconds, default=300.0,
+                        help="try again for this long when the connection is lost, counted from the last progress; "
+                        "0: give up at once (default: 300)")
     check.add_ignore(parser)
     copy = parser.add_mutually_exclusive_group()
     copy.add_argument("--keep-source", dest="undefine_source", action="store_false", default=False,
                       help="keep the stopped, fenced copy here (the default)")
     copy.add_argument("--undefine-source", dest="undefine_source", action="store_true",
                       help="remove the copy here once the container runs there")
+
+
+def seconds(text: str) -> float:
+    """A number of seconds, for argparse."""
+    value = float(text)
+    if not 0 <= value < 1e9:
+        raise argparse.ArgumentTypeError("must be 0 or more")
+    return value
 
 
 def rounds(text: str) -> int:

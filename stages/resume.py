@@ -49,7 +49,8 @@ def run(args: argparse.Namespace) -> Result:
 
 def complete(args: argparse.Namespace, migration: Migration) -> None:
     """Fill in what was not given: from the migration's beginning, or else the defaults of `migrator migrate`."""
-    stored = {"max_downtime": 120.0, "max_rounds": 5, "ignore": [], **(migration.detail.get("options") or {})}
+    stored = {"max_downtime": 120.0, "max_rounds": 5, "reconnect": 300.0, "ignore": [],
+              **(migration.detail.get("options") or {})}
     for key in migrate.OPTIONS:
         if getattr(args, key) is None:
             setattr(args, key, stored.get(key))

@@ -29,6 +29,7 @@ from migrator.peer import connected
 from migrator.protocol import Connection
 from migrator.service import Service
 from migrator.states import Event, Owner, Role, State, Verdict, decide
+from tunnel.errors import DocumentedError
 
 NAME = "rollback"
 HELP = "give a migration up and let the container run on"
@@ -84,9 +85,9 @@ def roll_back(migration: Migration, tell: Callable[[], None]) -> Result:
     left_there = ""
     try:
         tell()
-    except MigratorError as error:
-        if isinstance(error, AlreadyRuns):
-            raise
+    except AlreadyRuns:
+        raise
+    except DocumentedError as error:  # the tunnel's too
         if offered:
             raise SourceStateUnknown(error, name=name, destination=migration.peer,
                                      rollback=advice.command(NAME, migration)) from error

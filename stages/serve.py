@@ -18,7 +18,9 @@ from migrator.stream import FileStream
 
 NAME = "serve"
 HELP = "answer the other host (started by it through ssh)"
-SILENCE_LIMIT = 60.0  # seconds; a source that works says so more often
+# After silence of this many seconds the source is taken for dead, and its lock on the container goes: as many as the
+# source itself waits for us (--timeout), within these limits.
+SILENCE_LEAST, SILENCE_MOST = 5.0, 300.0
 
 Receiver = Callable[[Service, dict[str, Any]], Place]
 
@@ -32,8 +34,9 @@ def run(_args: argparse.Namespace) -> None:
     log.level = min(log.level, log.Level.QUIET)
     with contextlib.ExitStack() as stack:
         service = Service(stack.enter_context(Journal(DEFAULT_PATH)), stack)
-        connection = stack.enter_context(Connection(FileStream.from_stdio(), timeout=SILENCE_LIMIT))
+        connection = stack.enter_context(Connection(FileStream.from_stdio()))
         connection.hello()
+        connection.adopt_timeout(SILENCE_LEAST, SILENCE_MOST)
         serve(connection, handlers(service))
 
 

@@ -106,7 +106,8 @@ def resumed(*argv: str, **options: Any) -> argparse.Namespace:
 
 
 def test_a_resume_goes_on_with_the_options_of_the_beginning() -> None:
-    begun = {"max_downtime": 5.0, "max_rounds": 2, "bwlimit": 1000, "ignore": ["x"], "undefine_source": True}
+    begun = {"max_downtime": 5.0, "max_rounds": 2, "bwlimit": 1000, "reconnect": 7.0, "ignore": ["x"],
+             "undefine_source": True}
     again = resumed(**begun)
     assert {key: getattr(again, key) for key in migrate.OPTIONS} == begun
     assert again.destination == "root@beta"

@@ -1,0 +1,135 @@
+"""The driver's connection to the destination: what counts as lost, how long it is waited for, and made anew.
+
+A transfer goes on where the last acknowledged segment ended; the driver asks for the state of the destination again
+and takes it from there. Whoever calls says until when that may take: see `Link.wait_after`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import time
+from typing import Any, Self
+
+from migrator import log
+from migrator.errors import Busy, ConnectionLost, HostUnreachable, InternalError, OutcomeError
+from migrator.peer import connected
+from migrator.protocol import Connection
+from migrator.report import duration
+from tunnel.errors import (
+    DocumentedError,
+    NoPath,
+    PeerAbsent,
+    PeerSilent,
+    RendezvousUnavailable,
+    TunnelBroken,
+    TunnelSilent,
+)
+
+LOST = (ConnectionLost, HostUnreachable, NoPath, PeerAbsent, PeerSilent, RendezvousUnavailable, TunnelBroken,
+        TunnelSilent)
+HURRY = 1.0  # seconds at most, while a container is frozen or the destination is there
+PAUSES = (0.2, 0.5, 1.0, 2.0, 3.0)  # seconds before each new try; the last one from then on
+
+
+def cause_of(error: DocumentedError) -> DocumentedError:
+    """What has happened, without the outcome that it led to."""
+    return error.cause if isinstance(error, OutcomeError) else error
+
+
+def as_ours(error: BaseException) -> DocumentedError:
+    """The error itself, if it is one that users know; else what it looks like to them."""
+    if isinstance(error, DocumentedError):
+        return error
+    log.debug(f"{type(error).__name__}: {error}")
+    return InternalError(reason=f"{type(error).__name__}: {error}")
+
+
+def is_lost(error: DocumentedError) -> bool:
+    """Whether the destination may do what was asked of it once the network, or an earlier connection's end, lets it.
+
+    Until the destination notices that a connection is gone, and while it ends what was begun over it, the container is
+    locked there.
+    """
+    cause = cause_of(error)
+    return isinstance(cause, LOST) or (isinstance(cause, Busy) and bool(cause.host))
+
+
+class Link:
+    """One connection after the other to the same destination."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.there: Connection | None = None
+        self._args = args
+        self._stack = contextlib.ExitStack()
+        self._was_there = False
+        self._lost_at = 0.0  # time.monotonic() of the first loss since the last progress; 0 where there was none
+        self._told = False  # that it was lost
+        self._tries = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def connect(self) -> Connection:
+        """The connection that is there, or a new one; raises as `peer.connected`."""
+        if self.there is None:
+            self.there = self._stack.enter_context(connected(self._args, self._args.destination))
+            self._was_there = True
+            if self._told:
+                self._told = False
+                seconds = time.monotonic() - self._lost_at
+                say("reconnected", f"Connected to {self.there.peer_host} again after {duration(seconds)}.",
+                    seconds=round(seconds, 3), tries=self._tries)
+        return self.there
+
+    def close(self) -> None:
+        """End the connection; safe to repeat."""
+        self.there = None
+        with contextlib.suppress(DocumentedError):  # a tunnel of which something is left: the next one removes it
+            self._stack.close()
+
+    def progressed(self) -> None:
+        """Something was completed: what is lost from now on is waited for anew."""
+        self._lost_at, self._told, self._tries = 0.0, False, 0
+
+    def wait_after(self, error: DocumentedError, left: float | None = None) -> None:
+        """Wait a little, so that the caller can try again; raises `error` where that makes no sense any more.
+
+        There are `left` seconds for it; by default --reconnect, counted from the last progress. The very first
+        connection is not waited for: a wrong name, or a host that is down, is told at once.
+        """
+        if not is_lost(error) or not self._was_there:
+            raise error
+        if self.there and self.there.acknowledged and not isinstance(error, OutcomeError):
+            self.progressed()  # nothing is kept of a dump that broke off
+        now = time.monotonic()
+        self._lost_at = self._lost_at or now
+        hurry = left is not None
+        if left is None:
+            left = self._lost_at + self._args.reconnect - now
+        if left <= 0:
+            raise error
+        cause = cause_of(error)
+        if not isinstance(cause, Busy):
+            self.close()
+        self._tell(cause, left)
+        pause = PAUSES[min(self._tries, len(PAUSES) - 1)]
+        self._tries += 1
+        time.sleep(min(pause, left, HURRY if hurry or isinstance(cause, Busy) else pause))
+
+    def _tell(self, cause: DocumentedError, left: float) -> None:
+        if self._told:
+            log.verbose(f"{cause} Trying again, with {duration(left)} left.")
+            return
+        self._told = True
+        say("waiting", f"{cause} Trying again for up to {duration(left)}.", error=cause.to_json(),
+            seconds_left=round(left, 3))
+
+
+def say(kind: str, text: str, **fields: Any) -> None:
+    """A line for people, or an event of --json (docs/json.md)."""
+    if log.level >= log.Level.NORMAL:
+        log.say(kind, text, **fields)

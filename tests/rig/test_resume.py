@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The connection is lost, hosts restart, disks fill up: migrate goes on by itself or with `resume`, where it was."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.rig.conftest import CleanHosts
+from tests.rig.harness import Rig, Running, wait_for
+from tests.rig.test_failures import RUNS_AGAIN, UNKNOWN, empty, failed, fill, frozen, slow_criu, start_sshd
+from tests.rig.test_migrate import ALL_AT_ONCE, HOSTS, arrived, events, guest_there
+
+MIB = 1 << 20
+GIB = 1 << 30
+guest = pytest.fixture(guest_there)
+
+
+@pytest.fixture(autouse=True)
+def link(rig: Rig) -> Iterator[None]:
+    """What a test that failed has cut or filled shall not fail the next one."""
+    yield
+    rig.sh("hosta", "ip link set eth0 up")
+    start_sshd(rig)
+    empty(rig)
+
+
+def said(running: Running, kind: str) -> list[dict[str, object]]:
+    """What a command has said so far, of one kind."""
+    lines = [json.loads(line) for line in running.stderr.splitlines() if line.startswith("{") and line.endswith("}")]
+    return [line for line in lines if line["type"] == kind]
+
+
+def drop_connections(rig: Rig) -> None:
+    """Break every SSH connection between the hosts, as a firewall that restarts does: both sides are told."""
+    rig.sh("hosta", "ss -tK dport = 22 >/dev/null")
+
+
+def stop_sshd(rig: Rig) -> None:
+    rig.sh("hostb", "pkill -x sshd; pkill -x sshd-session; true", check=False)
+
+
+def on_the_wire(rig: Rig) -> int:
+    """Bytes that hosta has sent."""
+    return int(rig.read("hosta", "/sys/class/net/eth0/statistics/tx_bytes"))
+
+
+def blob(rig: Rig, size: int) -> None:
+    """A file in the guest that cannot be compressed."""
+    rig.sh("hosta", f"head -c {size} /dev/urandom >/pool/c1/rootfs/blob; sync /pool/c1/rootfs/blob")
+
+
+def same_blob(rig: Rig) -> bool:
+    sums = [rig.sh(host, "sha256sum </pool/c1/rootfs/blob") for host in HOSTS]
+    return sums[0] == sums[1]
+
+
+# --- while the container runs ---------------------------------------------------------------------------------
+
+
+def test_five_cuts_in_a_gibibyte(rig: Rig, guest: Callable[[str], None]) -> None:
+    """It goes on by itself after each, and little is sent twice."""
+    blob(rig, GIB)
+    before = on_the_wire(rig)
+    with rig.start("hosta", *ALL_AT_ONCE, "--max-rounds", "1", "--bwlimit", "80M") as running:
+        for cut in range(5):
+            wait_for(lambda: arrived(rig) > (cut + 0.7) * GIB / 6, "more has arrived")  # noqa: B023
+            drop_connections(rig)
+            wait_for(lambda: len(said(running, "reconnected")) == cut + 1, "it is connected again")  # noqa: B023
+        wait_for(lambda: said(running, "round"), "all of it is there", 60)
+        sent = on_the_wire(rig) - before
+        outcome = running.wait().expect(0)
+    assert len(events(outcome, "waiting")) == len(events(outcome, "reconnected")) == 5
+    (round_,) = events(outcome, "round")
+    size = int(str(round_["bytes"]))
+    assert GIB < size < 1.01 * GIB
+    assert sent < 1.1 * size, f"{sent / size:.3f} of it went over the network"
+    guest("hostb")
+    assert same_blob(rig)
+
+
+def test_link_down(rig: Rig, guest: Callable[[str], None]) -> None:
+    """No packet tells anybody: both hosts notice by the silence, soon, and it goes on when the link is back."""
+    blob(rig, 48 * MIB)
+    with rig.start("hosta", *ALL_AT_ONCE, "--bwlimit", "6M", "--max-rounds", "2") as running:
+        wait_for(lambda: arrived(rig) > 8 * MIB, "some of it has arrived")
+        rig.sh("hosta", "ip link set eth0 down")
+        begun = time.monotonic()
+        wait_for(lambda: said(running, "waiting"), "the source has noticed")
+        noticed = time.monotonic() - begun
+        wait_for(lambda: "migrator serve" not in rig.sh("hostb", "ps ax"), "the destination has noticed")
+        assert rig.probe("hosta", "c1", quick=True)["running"]
+        rig.sh("hosta", "ip link set eth0 up")
+        outcome = running.wait().expect(0)
+    assert noticed < 20
+    assert int(str(events(outcome, "round")[0]["resumed_bytes"])) >= 8 * MIB
+    guest("hostb")
+    assert same_blob(rig)
+
+
+def test_interrupted_while_it_waits(rig: Rig, guest: Callable[[str], None]) -> None:
+    """And the destination, which cannot be told, is cleaned up there."""
+    blob(rig, 48 * MIB)
+    with rig.start("hosta", *ALL_AT_ONCE, "--bwlimit", "10M") as running:
+        wait_for(lambda: arrived(rig) > 4 * MIB, "some of it has arrived")
+        stop_sshd(rig)
+        wait_for(lambda: said(running, "waiting"), "it waits")
+        running.signal(2)
+        running.wait().expect(130)
+    assert rig.status("hosta", "c1")["state"] == "rolled-back"
+    rig.migrator("hostb", "rollback", "c1").expect(0)
+    guest("hosta")
+    assert rig.leftovers() == []
+
+
+def restart(rig: Rig, host: str) -> None:
+    """What a restart does to migrator: its processes and sshd's are gone, and what was in memory. The guest stays."""
+    rig.sh(host, "pkill -9 -x sshd; pkill -9 -x sshd-session; pkill -9 -x migrator; pkill -9 -x btrfs;"
+                 "rm -rf /run/migrator /dev/shm/migrator; true", check=False)
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_host_restarted(rig: Rig, guest: Callable[[str], None], host: str) -> None:
+    """The spool outlives it. `resume` goes on from there, and both hosts say so."""
+    blob(rig, 48 * MIB)
+    with rig.start("hosta", *ALL_AT_ONCE, "--bwlimit", "10M", "--max-rounds", "2", "--reconnect", "0") as running:
+        wait_for(lambda: arrived(rig) > 12 * MIB, "some of it has arrived")
+        behind = rig.sh("hostb", "stat -c %s /pool/.migrator/c1/*.1/blob", check=False)
+        assert int(behind or 0) > 0, "it is imported while it arrives"
+        restart(rig, host)
+        outcome = running.wait()
+        if host == "hostb":
+            failed(outcome, 48, "connection-lost")
+    rig.sh(host, "/usr/sbin/sshd")
+    assert rig.probe("hosta", "c1")["intact"]
+    assert rig.status("hosta", "c1")["next"] == "migrator resume c1"
+    assert rig.status("hostb", "c1")["next"] == "migrator resume c1   (on hosta)"
+    error = failed(rig.migrator("hostb", "resume", "c1", "--json"), 27, "out-of-order")
+    assert "migrator resume c1   (on hosta)" in str(error["cure"])
+    resumed = rig.migrator("hosta", "resume", "c1", "--json", "--bwlimit", "1G").expect(0)
+    assert int(str(events(resumed, "round")[0]["resumed_bytes"])) >= 8 * MIB, "it began anew"
+    guest("hostb")
+    assert same_blob(rig)
+
+
+def test_destination_disk_fills_up(rig: Rig, guest: Callable[[str], None]) -> None:
+    blob(rig, 300 * MIB)
+    with rig.start("hosta", *ALL_AT_ONCE, "--bwlimit", "40M") as running:
+        wait_for(lambda: arrived(rig) > 4 * MIB, "data arrive")
+        fill(rig, 60)
+        failed(running.wait(), 50, "no-space")
+    assert rig.probe("hosta", "c1")["intact"]
+    held = arrived(rig)
+    assert rig.migrator("hosta", "resume", "c1", "--json").status in (30, 50), "without room it does not begin"
+    assert arrived(rig) == held
+    empty(rig)
+    resumed = rig.migrator("hosta", "resume", "c1", "--json", "--bwlimit", "1G").expect(0)
+    assert int(str(events(resumed, "round")[0]["resumed_bytes"])) >= held - 4 * MIB
+    guest("hostb")
+    assert same_blob(rig)
+
+
+def test_a_stream_that_differs_is_sent_anew(rig: Rig, guest: Callable[[str], None]) -> None:
+    """What the destination has is not what is being sent, from the third segment on."""
+    blob(rig, 48 * MIB)
+    with rig.start("hosta", *ALL_AT_ONCE, "--bwlimit", "10M") as running:
+        wait_for(lambda: arrived(rig) > 20 * MIB, "some of it has arrived")
+        running.signal(9)
+        running.wait()
+    wait_for(lambda: "migrator serve" not in rig.sh("hostb", "ps ax"), "the destination has ended it")
+    rig.exec("hostb", "/opt/migrator/venv/bin/python", "-c", """
+import glob, pathlib
+from migrator import segments
+path = pathlib.Path(glob.glob("/pool/.migrator/c1/*.spool/disk-1")[0])
+index = path.with_name(path.name + segments.INDEX_SUFFIX)
+held = segments.parse(index.read_bytes()).segments
+data = bytearray(path.read_bytes())
+at = sum(segment.length for segment in held[:2])
+data[at] ^= 1  # such as another stream has it: its own digest is right
+held[2] = segments.Segment(held[2].length, segments.digest_of(data[at : at + held[2].length]))
+path.write_bytes(data)
+index.write_bytes(b"".join(segments.line(segment) for segment in held))
+""")
+    resumed = rig.migrator("hosta", "resume", "c1", "--json", "--bwlimit", "1G").expect(0)
+    assert events(resumed, "round")[0]["resumed_bytes"] == 8 * MIB
+    (told,) = events(resumed, "sent-anew")
+    assert told["kept_bytes"] == 8 * MIB and int(str(told["dropped_segments"])) >= 2
+    guest("hostb")
+    assert same_blob(rig)
+
+
+def test_the_same_snapshot_is_always_the_same_stream(rig: Rig, clean_hosts: CleanHosts) -> None:
+    """What going on rests on; where it is not so, the digests tell (the test above)."""
+    rig.sh("hosta", """cd /pool && btrfs -q subvolume create s && cd s
+        for i in $(seq 300); do mkdir -p d$((i % 7)); head -c $((i * 997)) /dev/urandom >d$((i % 7))/f$i; done
+        head -c 3000000 /dev/urandom >big; ln big hard; ln -s big soft; mkfifo fifo; setfattr -n user.a -v b big || true
+        cd .. && btrfs -q subvolume snapshot -r s s1
+        cd s && for i in $(seq 50); do
+            dd if=/dev/urandom of=big bs=4096 count=1 seek=$((i * 13)) conv=notrunc status=none; done; mv d1/f1 d2/g; rm d3/f3; cd .. && btrfs -q subvolume snapshot -r s s2""")
+    send = "btrfs -q send {} /pool/s2 | sha256sum"
+    first = [rig.sh("hosta", send.format(parent)) for parent in ("", "-p /pool/s1")]
+    # What may change where the file system keeps things.
+    rig.sh("hosta", "btrfs -q filesystem defragment -r /pool/s; btrfs balance start --full-balance -q /pool;"
+                    "echo 3 >/proc/sys/vm/drop_caches")
+    assert [rig.sh("hosta", send.format(parent)) for parent in ("", "-p /pool/s1")] == first
+    rig.sh("hosta", "btrfs -q subvolume delete /pool/s /pool/s1 /pool/s2")
+
+
+# --- after the hand-over --------------------------------------------------------------------------------------
+
+
+def test_connection_lost_while_it_is_restored(rig: Rig, guest: Callable[[str], None]) -> None:
+    """The restore is not broken, only waited for."""
+    with slow_criu(rig, "hostb", "restore", 4), rig.start("hosta", *ALL_AT_ONCE) as running:
+        wait_for(lambda: "lxc-checkpoint" in rig.sh("hostb", "ps ax"), "the restore has begun")
+        drop_connections(rig)
+        outcome = running.wait().expect(0)
+    assert events(outcome, "waiting") and events(outcome, "reconnected")
+    guest("hostb")
+
+
+def test_unreachable_until_the_time_is_up(rig: Rig, guest: Callable[[str], None]) -> None:
+    """Then it stays frozen, as nobody knows whether it runs there; with the destination back it is finished."""
+    command = (*ALL_AT_ONCE, "--max-downtime", "6")
+    with slow_criu(rig, "hostb", "restore", 2), rig.start("hosta", *command) as running:
+        wait_for(lambda: "lxc-checkpoint" in rig.sh("hostb", "ps ax"), "the restore has begun")
+        stop_sshd(rig)
+        outcome = running.wait()
+    failed(outcome, UNKNOWN, "host-unreachable")
+    assert outcome.seconds > 6
+    assert frozen(rig)
+    start_sshd(rig)
+    rig.migrator("hosta", "resume", "c1", "--json").expect(0)
+    guest("hostb")
+
+
+def test_reachable_again_before_the_time_is_up(rig: Rig, guest: Callable[[str], None]) -> None:
+    with slow_criu(rig, "hostb", "restore", 2), rig.start("hosta", *ALL_AT_ONCE) as running:
+        wait_for(lambda: "lxc-checkpoint" in rig.sh("hostb", "ps ax"), "the restore has begun")
+        stop_sshd(rig)
+        wait_for(lambda: said(running, "waiting"), "it has noticed")
+        start_sshd(rig)
+        running.wait().expect(0)
+    guest("hostb")
+
+
+def test_images_lost_while_the_connection_is(rig: Rig, guest: Callable[[str], None]) -> None:
+    """The destination restarts after it has taken over: it can never run it, so the source takes it back."""
+    with slow_criu(rig, "hostb", "restore", 3), rig.start("hosta", *ALL_AT_ONCE) as running:
+        wait_for(lambda: "lxc-checkpoint" in rig.sh("hostb", "ps ax"), "the restore has begun")
+        rig.sh("hostb", "pkill -9 -x lxc-checkpoint; pkill -9 -x criu; true", check=False)
+        restart(rig, "hostb")
+        rig.sh("hostb", "/usr/sbin/sshd")
+        failed(running.wait(), RUNS_AGAIN, "restore-failed")
+    guest("hosta")
