@@ -199,7 +199,8 @@ def test_the_same_snapshot_is_always_the_same_stream(rig: Rig, clean_hosts: Clea
         head -c 3000000 /dev/urandom >big; ln big hard; ln -s big soft; mkfifo fifo; setfattr -n user.a -v b big || true
         cd .. && btrfs -q subvolume snapshot -r s s1
         cd s && for i in $(seq 50); do
-            dd if=/dev/urandom of=big bs=4096 count=1 seek=$((i * 13)) conv=notrunc status=none; done; mv d1/f1 d2/g; rm d3/f3; cd .. && btrfs -q subvolume snapshot -r s s2""")
+            dd if=/dev/urandom of=big bs=4096 count=1 seek=$((i * 13)) conv=notrunc status=none; done
+        mv d1/f1 d2/g; rm d3/f3; cd .. && btrfs -q subvolume snapshot -r s s2""")
     send = "btrfs -q send {} /pool/s2 | sha256sum"
     first = [rig.sh("hosta", send.format(parent)) for parent in ("", "-p /pool/s1")]
     # What may change where the file system keeps things.
