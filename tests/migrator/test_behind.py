@@ -120,6 +120,19 @@ def test_a_damaged_piece_is_not_handed_out(tmp_path: Path) -> None:
         next(iter(follower))
 
 
+def test_what_was_not_read_when_it_broke_off_is_not_waited_for(tmp_path: Path) -> None:
+    path, piece = tmp_path / "disk-1", os.urandom(100)
+    path.write_bytes(piece * 3)
+    segment = Segment(100, segments.digest_of(piece))
+    follower = spool.Follower(path)
+    follower.begin([segment] * 3)
+    pieces = iter(follower)
+    assert bytes(next(pieces)) == piece
+    follower.end(complete=False)
+    with pytest.raises(ConnectionLost):
+        next(pieces)
+
+
 def test_a_stream_without_an_end_is_an_error(tmp_path: Path) -> None:
     follower = spool.Follower(tmp_path / "disk-1")
     follower.end(complete=False)

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 import migrator
 from migrator import frames
 from migrator.errors import ConnectionLost, InternalError, MigratorError, NoSpace, ProtocolError
-from migrator.frames import Kind
+from migrator.frames import Frame, Kind
 from migrator.protocol import Connection, Takeover
 from migrator.stream import FileStream
 from tests.migrator.wire import TIMEOUT, Server, connected, ends_orderly, stream_pair
@@ -191,6 +191,48 @@ def test_a_peer_that_takes_nothing_is_the_end() -> None:
             connection.call("anything", text="x" * 3_000_000)
         with pytest.raises(ConnectionLost):  # and stays so: half a frame is out
             connection.send(Kind.END)
+    theirs.close()
+
+
+def test_a_peer_that_is_busy_is_not_dead() -> None:
+    """It takes nothing for longer than the limit, a slow disk say, but says all the time that it is there."""
+    ours, theirs = stream_pair()
+    theirs.write(greeting())
+    size = 3_000_000
+    taken: list[int] = []
+
+    def busy() -> None:
+        for _ in range(12):
+            theirs.write(frames.header(Kind.WORKING, 0, ()))
+            time.sleep(0.1)
+        view = memoryview(bytearray(1 << 20))
+        while sum(taken) < size:
+            taken.append(theirs.readinto(view))
+        theirs.write(frames.header(Kind.END, 0, ()))
+
+    with Connection(ours, timeout=0.4) as connection:
+        connection.hello()
+        threading.Thread(target=busy, daemon=True).start()
+        heard: list[Frame] = []
+        reader = threading.Thread(target=lambda: heard.append(connection.receive()))
+        reader.start()
+        connection.send_json(Kind.REQUEST, {"text": "x" * size})
+        reader.join(5)
+        assert heard and heard[0].kind is Kind.END
+    theirs.close()
+
+
+@pytest.mark.parametrize(("wanted", "timeout"), [(0.3, 0.3), (0.01, 0.1), (900.0, 300.0)])
+def test_the_server_is_as_patient_as_its_caller(wanted: float, timeout: float) -> None:
+    ours, theirs = stream_pair()
+    theirs.write(greeting(body=b'{"program": "1", "host": "a", "timeout": %f}' % wanted))
+    with Connection(ours, timeout=60) as connection:
+        connection.hello()
+        connection.adopt_timeout(0.1, 300)
+        assert connection.timeout == timeout
+        if timeout < 1:
+            with pytest.raises(ConnectionLost, match=f"nothing for {timeout:g} seconds"):
+                connection.receive()
     theirs.close()
 
 

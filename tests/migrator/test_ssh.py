@@ -538,6 +538,26 @@ def test_silent_program(server: Sshd) -> None:
             stream.write(bytes(20_000_000))
 
 
+def test_busy_program(server: Sshd) -> None:
+    """It takes nothing for longer than the limit, but says now and then that it is there."""
+    script = "for i in $(seq 15); do echo busy; sleep 0.1; done; head -c 8000000 >/dev/null; echo done"
+    with connect(server) as session:
+        stream = session.serve(["sh", "-c", script])
+        stream.settimeout(0.5)
+        said = bytearray()
+
+        def listen() -> None:
+            view = memoryview(bytearray(100))
+            while not said.endswith(b"done\n"):
+                said.extend(view[: stream.readinto(view)])
+
+        reader = threading.Thread(target=listen, daemon=True)
+        reader.start()
+        stream.write(bytes(8_000_000))
+        reader.join(10)
+        assert said.endswith(b"done\n")
+
+
 def test_server_that_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Sshd(tmp_path) as server:
         at_home(server.home, monkeypatch)

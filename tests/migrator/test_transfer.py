@@ -242,14 +242,18 @@ def test_sending_again_what_is_there_sends_nothing(tmp_path: Path, small_segment
 
 @pytest.mark.parametrize("changed", [0, 3 * SMALL, 10 * SMALL + 4])
 def test_other_data_replaces_what_is_there_from_the_difference_on(tmp_path: Path, small_segments: None,
+                                                                 capsys: pytest.CaptureFixture[str],
                                                                  changed: int) -> None:
     data = bytearray(os.urandom(10 * SMALL + 5))
     attempt(tmp_path, [file("disk-1", bytes(data))])
+    attempt(tmp_path, [file("disk-1", bytes(data))])
+    assert not capsys.readouterr().err
     data[changed] ^= 1
     again = attempt(tmp_path, [file("disk-1", bytes(data))])
     assert isinstance(again, TransferResult)
     assert again.resumed_bytes == changed // SMALL * SMALL
     assert arrived(tmp_path / "disk-1") == data
+    assert "disk-1 is not what is sent now" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("length", [0, 1, SMALL, 4 * SMALL + 9])
