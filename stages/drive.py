@@ -25,7 +25,6 @@ from migrator.errors import (
     DowntimeExceeded,
     InternalError,
     Interrupted,
-    MigratorError,
     OutcomeError,
     ProtocolError,
     SourceRunsAgain,
@@ -241,7 +240,7 @@ class Drive:
         """It runs there: what is left to do needs a connection that works."""
         try:
             self._over_any_connection(self._finish)
-        except MigratorError as trouble:
+        except DocumentedError as trouble:
             log.warning(f"{trouble} {self._of.name} runs on {self._of.detail['destination_host']}; the rest is done "
                         f"by: {advice.next_command(self._of)}")
             raise error from trouble

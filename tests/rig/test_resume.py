@@ -147,8 +147,8 @@ def test_host_restarted(rig: Rig, guest: Callable[[str], None], host: str) -> No
 
 
 def test_destination_disk_fills_up(rig: Rig, guest: Callable[[str], None]) -> None:
-    blob(rig, 300 * MIB)
-    with rig.start("hosta", *ALL_AT_ONCE, "--bwlimit", "40M") as running:
+    blob(rig, 200 * MIB)
+    with rig.start("hosta", *ALL_AT_ONCE, "--bwlimit", "30M") as running:
         wait_for(lambda: arrived(rig) > 4 * MIB, "data arrive")
         fill(rig, 60)
         failed(running.wait(), 50, "no-space")
