@@ -9,7 +9,7 @@ import sys
 from types import FrameType
 
 from migrator import holder, log
-from migrator.errors import EXIT_OK, InternalError, Interrupted
+from migrator.errors import EXIT_OK, Interrupted, as_ours
 from tunnel.errors import DocumentedError
 
 _BY_HAND = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if log.level >= log.Level.DEBUG:
             raise
-        return _report(InternalError(reason=f"{type(error).__name__}: {error}"))
+        return _report(as_ours(error))
 
 
 def _report(error: DocumentedError) -> int:

@@ -14,6 +14,7 @@ Exit statuses
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 from tunnel.errors import DocumentedError
@@ -369,6 +370,13 @@ class WriteFailed(MigratorError):
     cure = "Look for errors of that disk: dmesg --level=err,warn"
 
 
+class DiskFull(MigratorError):
+    """There was no room left for what had to be written: {reason}."""
+
+    status = 58
+    cure = "Make room there, for example with: migrator cleanup"
+
+
 # --- Memory ---------------------------------------------------------------------------------------------------
 
 
@@ -405,6 +413,20 @@ class DumpRefused(MigratorError):
 
     status = 64
     cure = "Its dump must be sent again."
+
+
+def as_ours(error: BaseException, doing: str = "") -> DocumentedError:
+    """The error itself, if it is one that users know; else what it looks like to them. `doing` says when it came."""
+    if isinstance(error, DocumentedError):
+        return error
+    ours: MigratorError
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        ours = DiskFull(reason=f"{error.filename}: {error.strerror}" if error.filename else error.strerror)
+    else:
+        kind = f"{type(error).__name__} in {doing}" if doing else type(error).__name__
+        ours = InternalError(reason=f"{kind}: {str(error)[:1000]}")
+    ours.__cause__ = error  # for the traceback of --debug
+    return ours
 
 
 def by_code() -> dict[str, type[MigratorError]]:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from migrator import frames, log
-from migrator.errors import ConnectionLost, InternalError, MigratorError, ProtocolError, from_json
+from migrator.errors import ConnectionLost, InternalError, MigratorError, ProtocolError, as_ours, from_json
 from migrator.frames import Frame, Kind
 from migrator.stream import Bytes, ByteStream
 
@@ -249,8 +249,8 @@ class Connection:
 def serve(connection: Connection, handlers: Mapping[str, Handler]) -> None:
     """Answer requests until the other side ends the connection.
 
-    A MigratorError from a handler becomes an error reply, any other exception an InternalError. Raises ConnectionLost
-    and ProtocolError when the connection is of no use any more.
+    A MigratorError from a handler becomes an error reply, any other exception what `as_ours` makes of it. Raises
+    ConnectionLost and ProtocolError when the connection is of no use any more.
     """
     while (frame := connection.receive_or_end()) is not None:
         if frame.kind is not Kind.REQUEST:
@@ -274,8 +274,7 @@ def serve(connection: Connection, handlers: Mapping[str, Handler]) -> None:
             connection.send_json(Kind.ERROR, {"id": request, "error": error.to_json()})
         except Exception as error:
             log.debug(_traceback(error))
-            failure = InternalError(reason=f"{type(error).__name__} in {op[:100]}: {str(error)[:1000]}")
-            connection.send_json(Kind.ERROR, {"id": request, "error": failure.to_json()})
+            connection.send_json(Kind.ERROR, {"id": request, "error": as_ours(error, op[:100]).to_json()})
 
 
 class _Fatal(Exception):

@@ -28,6 +28,7 @@ from migrator.errors import (
     OutcomeError,
     ProtocolError,
     SourceRunsAgain,
+    as_ours,
 )
 from migrator.journal import Journal, Migration
 from migrator.layout import locked
@@ -36,7 +37,7 @@ from migrator.protocol import Connection
 from migrator.report import duration, size
 from migrator.states import Role, State, step
 from stages import check, cleanup, create_dump, finish, offer, prepare_data, rollback
-from stages.reconnect import Link, as_ours, cause_of, say
+from stages.reconnect import Link, cause_of, say
 from tunnel.errors import DocumentedError
 
 BUSY_LIMIT = 60.0  # seconds that the destination may take to end what an earlier connection has begun

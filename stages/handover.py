@@ -11,10 +11,10 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
-from migrator import btrfs, container_config, log, lxc, transfer
+from migrator import btrfs, container_config, lxc, transfer
 from migrator.advice import this_host
 from migrator.cli import Result
-from migrator.errors import DowntimeExceeded, InternalError, MigratorError
+from migrator.errors import DowntimeExceeded, as_ours
 from migrator.journal import Migration
 from migrator.layout import Layout
 from migrator.protocol import Connection
@@ -53,7 +53,7 @@ class Handover(ABC):
             self.fence()
             self.migration.move(Event.OFFER, figures=figures)
         except BaseException as error:
-            offer.give_up(self.migration, self.there, _as_ours(error))
+            offer.give_up(self.migration, self.there, as_ours(error))
         offer.make(self.migration, self.there)
         return self.result(figures, time.time() - self.still_since)
 
@@ -122,13 +122,3 @@ class Handover(ABC):
     def watch(self, _done: int) -> None:
         """Progress of a transfer."""
         self.left()
-
-
-def _as_ours(error: BaseException) -> MigratorError:
-    if isinstance(error, MigratorError):
-        return error
-    if log.level >= log.Level.DEBUG:
-        import traceback
-
-        traceback.print_exception(error)
-    return InternalError(reason=f"{type(error).__name__}: {error}")

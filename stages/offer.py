@@ -20,6 +20,7 @@ from migrator.layout import Layout
 from migrator.protocol import Connection
 from migrator.states import Event, State
 from stages.rollback import thaw_source
+from tunnel.errors import DocumentedError
 
 
 def attempt(migration: Migration) -> int:
@@ -51,7 +52,7 @@ def make(migration: Migration, there: Connection) -> None:
     migration.move(Event.TAKEN)
 
 
-def give_up(migration: Migration, there: Connection, error: MigratorError) -> NoReturn:
+def give_up(migration: Migration, there: Connection, error: DocumentedError) -> NoReturn:
     """Nobody else has the token: thaw, remove what this attempt has made on both hosts, and say so."""
     try:
         thaw_source(migration)
@@ -76,7 +77,7 @@ def give_up(migration: Migration, there: Connection, error: MigratorError) -> No
     raise SourceRunsAgain(error, name=migration.name, next=advice.again("create-dump", migration)) from error
 
 
-def _keep_log(here: Layout, error: MigratorError) -> None:
+def _keep_log(here: Layout, error: DocumentedError) -> None:
     """CRIU's log outlives the images, where the error says it is."""
     images = here.images()
     if isinstance(error, DumpFailed) and images and (images / "dump.log").is_file():

@@ -18,6 +18,7 @@ from migrator.errors import (
     AlreadyMigrating,
     ConnectionLost,
     ContainerNotRunning,
+    DiskFull,
     InternalError,
     Interrupted,
     MigratorError,
@@ -138,7 +139,7 @@ def _begin(
     )
     try:
         return migration, there.call("begin", **fields)
-    except (ConnectionLost, ProtocolError, InternalError, Interrupted):
+    except (ConnectionLost, ProtocolError, InternalError, DiskFull, Interrupted):
         raise  # it may have been recorded there
     except MigratorError:
         journal.forget(migration)

@@ -12,7 +12,7 @@ import time
 from typing import Any, Self
 
 from migrator import log
-from migrator.errors import Busy, ConnectionLost, HostUnreachable, InternalError, OutcomeError
+from migrator.errors import Busy, ConnectionLost, HostUnreachable, OutcomeError
 from migrator.peer import connected
 from migrator.protocol import Connection
 from migrator.report import duration
@@ -35,14 +35,6 @@ PAUSES = (0.2, 0.5, 1.0, 2.0, 3.0)  # seconds before each new try; the last one 
 def cause_of(error: DocumentedError) -> DocumentedError:
     """What has happened, without the outcome that it led to."""
     return error.cause if isinstance(error, OutcomeError) else error
-
-
-def as_ours(error: BaseException) -> DocumentedError:
-    """The error itself, if it is one that users know; else what it looks like to them."""
-    if isinstance(error, DocumentedError):
-        return error
-    log.debug(f"{type(error).__name__}: {error}")
-    return InternalError(reason=f"{type(error).__name__}: {error}")
 
 
 def is_lost(error: DocumentedError) -> bool:

@@ -21,11 +21,11 @@ from migrator.advice import this_host
 from migrator.cli import Result
 from migrator.errors import (
     DowntimeExceeded,
-    InternalError,
     MigratorError,
     OutOfOrder,
     RestoreFailed,
     SourceStillFrozen,
+    as_ours,
 )
 from migrator.journal import DEFAULT_PATH, Journal, Migration
 from migrator.layout import Layout, locked
@@ -204,10 +204,9 @@ class Restore:
         self._keep_log(error)
         clear(self.migration)
         self.migration.move(Event.RESTORE_FAILED, failed=str(error)[:2000])
-        ours = error if isinstance(error, MigratorError) else InternalError(reason=f"{type(error).__name__}: {error}")
         raise SourceStillFrozen(
-            ours, name=self.migration.name, source=self.migration.peer, next=advice.next_command(self.migration),
-            rollback=advice.command("rollback@source", self.migration),
+            as_ours(error), name=self.migration.name, source=self.migration.peer,
+            next=advice.next_command(self.migration), rollback=advice.command("rollback@source", self.migration),
         ) from error
 
     def _keep_log(self, error: BaseException) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import string
 
@@ -130,3 +131,13 @@ def test_an_interruption_ends_like_its_signal() -> None:
     error = Interrupted(signal="SIGTERM", number=15)
     assert error.exit_status == 143
     assert str(error) == "Interrupted by SIGTERM."
+
+
+def test_what_others_raise_becomes_an_error_of_ours() -> None:
+    full = errors.as_ours(OSError(errno.ENOSPC, "No space left on device", "/pool/x"), "import")
+    assert (full.code(), full.status) == ("disk-full", 58)
+    assert "/pool/x" in full.message
+    assert errors.as_ours(full) is full
+    other = errors.as_ours(PermissionError(errno.EACCES, "Permission denied"), "import")
+    assert isinstance(other, InternalError)
+    assert "PermissionError in import" in other.message
