@@ -71,7 +71,8 @@ class SourceStateUnknown(OutcomeError):
     """{cause} Whether {destination} may run the container {name} is not known; it is kept frozen here."""
 
     status = 5
-    cure = "When {destination} can be reached again: {rollback}"
+    cure = """When {destination} can be reached again: {rollback} -- if it is lost for good, see what that would risk:
+    migrator rollback {name} --force"""
 
 
 # --- This host and its programs -------------------------------------------------------------------------------
@@ -413,6 +414,30 @@ class DumpRefused(MigratorError):
 
     status = 64
     cure = "Its dump must be sent again."
+
+
+class StartFailed(MigratorError):
+    """{name} could not be started: {reason}"""
+
+    status = 65
+    cure = "The whole log is {log}."
+
+
+# --- Ownership ------------------------------------------------------------------------------------------------
+
+
+class SourceNeeded(MigratorError):
+    """{known} What is left to do must be done on {source}, which could not be told: {reason}"""
+
+    status = 66
+    cure = "Type there: {next}"
+
+
+class ForceRefused(MigratorError):
+    """{name} is not rolled back by force: {reason}. {risk}"""
+
+    status = 67
+    cure = "Only when that is certain: {command}"
 
 
 def as_ours(error: BaseException, doing: str = "") -> DocumentedError:

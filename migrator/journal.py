@@ -75,6 +75,11 @@ class Migration:
     def ended(self) -> bool:
         return self.state in states.ENDED
 
+    @property
+    def owes(self) -> bool:
+        """A rollback was forced, and the destination has not heard of it yet."""
+        return bool(self.detail.get("forced")) and not self.detail.get("abandoned")
+
     def move(self, event: Event, **detail: Any) -> None:
         """Take the step that `event` names in the state machine, durably; `detail` is merged into the record."""
         new = states.after(self.role, self.state, event)
@@ -232,7 +237,7 @@ class Journal:
         ended = [each for each in reversed(self.all(name)) if each.ended and each.lxcpath == lxcpath]
         succeeded = next((each.id for each in ended if each.state is State.FINISHED), "")
         for migration in ended[KEPT:]:
-            if migration.id != succeeded:
+            if migration.id != succeeded and not migration.owes:
                 self.forget(migration)
 
     def by_id(self, id: str, role: Role) -> Migration | None:

@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> Result:
             free = btrfs.free_bytes(lxcpath)
         if args.forget and not args.dry_run:
             for migration in journal.all(args.name):
-                if migration.ended:
+                if migration.ended and not migration.owes:
                     journal.forget(migration)
     verb = "Would remove" if args.dry_run else "Removed"
     text = "\n".join(f"{verb} {path}" for path in cleaner.removed) or "There is nothing to remove."

@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from migrator import advice, btrfs, cli, container_config, identity, log, lxc, names, spool, transfer
+from migrator import advice, aftermath, btrfs, cli, container_config, identity, log, lxc, names, spool, transfer
 from migrator.advice import this_host
 from migrator.cli import Result
 from migrator.errors import (
@@ -305,9 +305,10 @@ def received(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def state(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
-    """What this host knows of a migration."""
+    """What this host knows of a migration, and whether it still has the memory images."""
     migration = service.journal.by_id(names.migration_id(str(fields["id"])), Role.DESTINATION)
-    return {"state": migration.state if migration else None, "owner": migration.owner if migration else None}
+    return {"state": migration.state if migration else None, "owner": migration.owner if migration else None,
+            "images": aftermath.images_are_here(migration) if migration else False}
 
 
 def subvolumes(service: Service, fields: dict[str, Any]) -> dict[str, Any]:

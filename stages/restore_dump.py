@@ -46,10 +46,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Result:
+    from stages import heal  # which needs this module
+
     cli.require_root(NAME)
     name, lxcpath = cli.container_of(args)
     with Journal(DEFAULT_PATH) as journal, locked(name):
         migration = arrived(journal, name, lxcpath, NAME)
+        heal.ask_first(migration)
         return carry_out(migration, args.max_downtime, dry_run=args.dry_run)
 
 

@@ -1,58 +1,48 @@
 """Carry on a migration that was broken off, wherever it stands: forward, unless the destination has given it up.
 
 On the source it takes the stages that are left, as `migrator migrate` would, over one connection. On the destination it
-restores the container where that host has taken it over, and otherwise says what to type on the source. Options that
-are not given are those of the `migrator migrate` that began it.
+restores the container where that host has taken it over and still has its memory, or else gives it back; then it has
+the source do the rest, over SSH. Options that are not given are those of the `migrator migrate` that began it.
+
+With --all it does so for every unfinished migration of this host. With --all --at-boot, as migrator-resume.service has
+it, it only brings each container to where it may run, and leaves data that were under way for later.
 """
 
 from __future__ import annotations
 
 import argparse
 
-from migrator import advice, cli, lxc
+from migrator import cli
 from migrator.cli import Result
-from migrator.errors import NoMigration, OutOfOrder
-from migrator.journal import DEFAULT_PATH, Journal, Migration
-from migrator.states import Role, State
-from stages import migrate, restore_dump
-from stages.drive import Drive, locked_for
+from stages import heal, migrate
 
 NAME = "resume"
 HELP = "carry on a migration that was broken off"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    cli.add_container(parser)
+    cli.add_container(parser, required=False)
     cli.add_destination(parser, required=False)
+    parser.add_argument("-s", "--source", metavar="[USER@]HOST[:PORT]",
+                        help="typed on the destination: how to reach the source (default: by its host name)")
+    parser.add_argument("--all", action="store_true", help="every unfinished migration of this host")
+    parser.add_argument("--at-boot", action="store_true",
+                        help="with --all: only bring each container to where it may run")
     migrate.add_options(parser)
     parser.set_defaults(**dict.fromkeys(migrate.OPTIONS))
 
 
 def run(args: argparse.Namespace) -> Result:
     cli.require_root(NAME)
-    name, lxcpath = cli.container_of(args)
-    with Journal(DEFAULT_PATH) as journal, locked_for(journal, name, lxcpath):
-        migration = journal.latest(name, lxcpath)
-        if migration is None:
-            raise NoMigration(name=name, stage=NAME, next=f"migrator migrate {name} -d HOST")
-        if migration.ended:
-            return Result({"migration": migration.id, "name": name, "stage": NAME, "already": True},
-                          f"The migration of {name} has ended ({migration.state}): there is nothing to carry on.")
-        if migration.role is Role.SOURCE:
-            complete(args, migration)
-            return Drive(args, journal, lxc.Container(name, lxcpath), migration).run()
-        if migration.state in (State.OWNED, State.RESTORING):
-            return restore_dump.carry_out(migration, args.max_downtime or 120.0)
-        raise OutOfOrder(stage=f"{NAME} on this host", missing="the source decides what comes next",
-                         next=advice.command(f"{NAME}@source", migration))
+    if args.all:
+        if args.name:
+            args.usage_error("--all does not go with a name")
+        return heal.every(args)
+    if not args.name:
+        args.usage_error("the name of a container is missing")
+    if args.at_boot:
+        args.usage_error("--at-boot goes with --all")
+    return heal.one(args, *cli.container_of(args))
 
 
-def complete(args: argparse.Namespace, migration: Migration) -> None:
-    """Fill in what was not given: from the migration's beginning, or else the defaults of `migrator migrate`."""
-    stored = {"max_downtime": 120.0, "max_rounds": 5, "reconnect": 300.0, "ignore": [],
-              **(migration.detail.get("options") or {})}
-    for key in migrate.OPTIONS:
-        if getattr(args, key) is None:
-            setattr(args, key, stored.get(key))
-    args.destination = args.destination or migration.peer
-    args.dry_run, args.map_bridge, args.destination_lxcpath = False, [], None
+HANDLERS = heal.HANDLERS

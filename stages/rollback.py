@@ -8,17 +8,15 @@ if the container was never handed over. Once the container runs on the destinati
 from __future__ import annotations
 
 import argparse
-import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from migrator import advice, btrfs, cli, container_config, criu, log, lxc, names, network
+from migrator import advice, aftermath, btrfs, cli, container_config, criu, lxc, names, network
 from migrator.advice import this_host
 from migrator.cli import Result
 from migrator.errors import (
     AlreadyRuns,
-    MigratorError,
     NoMigration,
     SourceStateUnknown,
 )
@@ -38,6 +36,9 @@ HELP = "give a migration up and let the container run on"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     cli.add_container(parser)
     cli.add_destination(parser, required=False)
+    parser.add_argument("--force", metavar="ID", nargs="?", const="",
+                        help="without the destination's word, when that host is lost for good: see what that risks by"
+                             " leaving the migration's ID out")
     cli.add_dry_run(parser)
 
 
@@ -46,16 +47,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Result:
     cli.require_root(NAME)
+    from stages import force  # which needs this module
+
     name, lxcpath = cli.container_of(args)
     with Journal(DEFAULT_PATH) as journal, locked(name):
         migration = journal.latest(name, lxcpath)
         if migration and migration.role is Role.DESTINATION and not migration.ended:
-            return _give_up_here(args, migration)
+            return give_up_here(migration, dry_run=args.dry_run)
         migration = journal.latest(name, lxcpath, Role.SOURCE)
         if migration is None:
             raise NoMigration(name=name, stage=NAME, next=f"migrator prepare-data {name} -d HOST")
+        source = migration
         decision = decide(NAME, migration.state)
         if decision.verdict is Verdict.ALREADY:
+            if told := force.tell_late(migration, lambda: _tell(args, source)):
+                return told
             return Result({"migration": migration.id, "name": name, "stage": NAME, "already": True},
                           f"{name} has already been rolled back.")
         if decision.verdict is Verdict.REFUSE:
@@ -64,7 +70,10 @@ def run(args: argparse.Namespace) -> Result:
                               next=advice.next_command(migration) or f"migrator status {name}")
         if args.dry_run:
             return _dry_run(migration)
-        return roll_back(migration, lambda: _tell(args, migration))
+        given = getattr(args, "force", None)
+        if given is not None:
+            return force.roll_back(migration, given, lambda: _tell(args, source))
+        return roll_back(migration, lambda: _tell(args, source))
 
 
 def _tell(args: argparse.Namespace, migration: Migration) -> None:
@@ -78,27 +87,33 @@ def tell(migration: Migration, there: Connection) -> None:
                lxcpath=migration.detail["destination_lxcpath"], source_host=this_host())
 
 
-def roll_back(migration: Migration, tell: Callable[[], None]) -> Result:
-    """Let the destination give the token back for ever (`tell`), thaw, and clean up."""
+def roll_back(migration: Migration, tell: Callable[[], None] | None) -> Result:
+    """Let the destination give the token back for ever (`tell`), thaw, and clean up.
+
+    Without `tell` that is forced: the destination is lost. What was recorded as told, or forced, is not told again.
+    """
     name = migration.name
     offered = migration.owner is not Owner.SOURCE
+    forced = tell is None or bool(migration.detail.get("forced"))
     left_there = ""
-    try:
-        tell()
-    except AlreadyRuns:
-        raise
-    except DocumentedError as error:  # the tunnel's too
-        if offered:
-            raise SourceStateUnknown(error, name=name, destination=migration.peer,
-                                     rollback=advice.command(NAME, migration)) from error
-        left_there = (f" {migration.peer} could not be told ({error}); clean up there with: migrator rollback "
-                      f"{migration.other_name}")
-    migration.move(Event.ROLL_BACK, abandoned=not left_there)
+    if tell and not forced and not migration.detail.get("abandoned"):
+        try:
+            tell()
+        except AlreadyRuns:
+            raise
+        except DocumentedError as error:  # the tunnel's too
+            if offered:
+                raise SourceStateUnknown(error, name=name, destination=migration.peer,
+                                         rollback=advice.command(NAME, migration)) from error
+            left_there = (f" {migration.peer} could not be told ({error}); clean up there with: migrator rollback "
+                          f"{migration.other_name}")
+    told = not left_there and not forced
+    migration.move(Event.ROLL_BACK, abandoned=told, forced=forced, held=aftermath.held(migration))
     thawed = thaw_source(migration)
     drop_attempt(migration)
     migration.move(Event.ROLLED_BACK)
     return Result({"migration": migration.id, "name": name, "stage": NAME, "already": False, "thawed": thawed,
-                   "destination_told": not left_there},
+                   "destination_told": told},
                   f"{where(migration)}{left_there}")
 
 
@@ -107,34 +122,33 @@ def where(migration: Migration) -> str:
     container = lxc.Container(migration.name, migration.lxcpath)
     if container.state == "RUNNING":
         return f"{migration.name} runs on here."
-    return (f"{migration.name} is {container.state} here: the processes that were frozen are gone, as after a reboot."
-            f" Start it from its disk with: lxc-start -P {migration.lxcpath} {migration.name}")
+    return (f"{migration.name} is {container.state} here."
+            f" Start it with: lxc-start -P {migration.lxcpath} {migration.name}")
 
 
 def thaw_source(migration: Migration) -> bool:
     """Plug the container in again and thaw it, if this migration has frozen it; True if there was something to thaw.
 
-    Also takes the fence of the offer away: the token is back.
-    The process id and cgroup are those of the freeze. If the container was stopped or started anew since, they are
-    nobody's, or another's, and there is nothing to thaw.
+    Also takes the fence of the offer away: the token is back. The process id and cgroup are those of the freeze. If
+    these are gone, as after a reboot, the container is started from its disk; one that somebody has started is left
+    alone. Raises StartFailed.
     """
     container_config.unfence(migration.lxcpath / migration.name, migration.id)
     if "cgroup" not in migration.detail:
         return False
+    if not aftermath.memory_is_here(migration):
+        aftermath.start_from_disk(migration)
+        return False
     cgroup, pid = Path(migration.detail["cgroup"]), int(migration.detail["pid"])
     container = lxc.Container(migration.name, migration.lxcpath)
-    with contextlib.suppress(MigratorError):
-        if container.init_pid == pid and cgroup.is_dir():
-            criu.wait_for_dump(migration.name, Layout(migration.lxcpath, migration.name, migration.id).image_folders())
-            with migration.step("thaw"):
-                found = [Port(**port) for port in migration.detail["ports"]]
-                network.bring_back_dad(pid, migration.detail.get("dad", {}))
-                network.plug(found)
-                lxc.thaw(container, cgroup)
-            network.announce(pid, (0.0,)).join()
-            return True
-    log.warning(f"{migration.name} is not the process that was frozen any more; there is nothing to thaw")
-    return False
+    criu.wait_for_dump(migration.name, Layout(migration.lxcpath, migration.name, migration.id).image_folders())
+    with migration.step("thaw"):
+        found = [Port(**port) for port in migration.detail["ports"]]
+        network.bring_back_dad(pid, migration.detail.get("dad", {}))
+        network.plug(found)
+        lxc.thaw(container, cgroup)
+    network.announce(pid, (0.0,)).join()
+    return True
 
 
 def drop_attempt(migration: Migration) -> None:
@@ -161,13 +175,13 @@ def _dry_run(migration: Migration) -> Result:
 # --- on the destination ---------------------------------------------------------------------------------------
 
 
-def _give_up_here(args: argparse.Namespace, migration: Migration) -> Result:
+def give_up_here(migration: Migration, *, dry_run: bool = False) -> Result:
     """Typed on the destination: this host never runs the attempt. The source thaws when it is told to."""
     layout = Layout(migration.lxcpath, migration.name, migration.id)
-    if args.dry_run:
+    if dry_run:
         return cli.dry_run([(this_host(), ["btrfs", "subvolume", "delete", str(path)])
                             for path in layout.own_snapshots()])
-    _abandon(migration)
+    _abandon(migration, here=True)
     next_ = advice.command("rollback@source", migration)
     return Result({"migration": migration.id, "name": migration.name, "stage": NAME, "already": False, "next": next_},
                   f"{migration.name} will not run here, and nothing of it is left. Next: {next_}")
@@ -192,7 +206,8 @@ def abandon(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     return {"state": migration.state}
 
 
-def _abandon(migration: Migration) -> None:
+def _abandon(migration: Migration, *, here: bool = False) -> None:
+    """`here` where the source does not know of it yet."""
     from stages import import_data, restore_dump
 
     if migration.state is State.RESTORING:
@@ -200,7 +215,7 @@ def _abandon(migration: Migration) -> None:
     if migration.state in (State.RESTORED, State.FINISHED):
         raise AlreadyRuns(name=migration.name, destination=this_host(), next=f"migrator finish {migration.other_name}")
     if migration.state is not State.ABANDONED:
-        migration.move(Event.ABANDON)
+        migration.move(Event.ABANDON, given_up_here=here or bool(migration.detail.get("given_up_here")))
         import_data.drop_attempt(migration, Layout(migration.lxcpath, migration.name, migration.id))
         migration.move(Event.ABANDONED)
 

@@ -6,7 +6,7 @@ import argparse
 import time
 from typing import Any
 
-from migrator import advice, cli, holder, names
+from migrator import advice, aftermath, cli, holder, names
 from migrator.cli import Result
 from migrator.errors import NoMigration
 from migrator.holder import Holder
@@ -44,7 +44,7 @@ def describe(migration: Migration, *, events: bool, worker: Holder | None) -> di
         "peer": advice.other_host(migration.role, migration.peer, migration.detail), "state": migration.state,
         "peer_name": migration.other_name, "owner": migration.owner,
         "created": migration.created, "updated": migration.updated,
-        "bytes": sizes(migration), "next": advice.next_command(migration),
+        "bytes": sizes(migration), "next": aftermath.next_command(migration), "note": aftermath.note(migration),
         "working": worker.to_json() | {"step": step_under_way(migration)} if worker else None,
     }
     data |= {key: migration.detail[key] for key in ("frozen_at", "restored_at") if key in migration.detail}
@@ -118,6 +118,9 @@ def _text(found: list[Migration], workers: dict[str, Holder | None], *, events: 
             now(migration, worker) if worker else "-", data["next"] or "-",
         ])
     text = table(["NAME", "ID", "MOVES", "STATE", "OWNER", "AGE", "SIZE", "NOW", "NEXT"], rows)
+    for migration in found:
+        if told := aftermath.note(migration):
+            text += f"\n\n{migration.name} {migration.id}: {told}"
     if events:
         for migration in found:
             text += f"\n\n{migration.name} {migration.id}"

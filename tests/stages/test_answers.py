@@ -86,9 +86,9 @@ def there(pool: Path) -> Iterator[Destination]:
 
 
 def test_a_migration_begins(there: Destination) -> None:
-    assert there.ask("state") == {"state": None, "owner": None}
+    assert there.ask("state") == {"state": None, "owner": None, "images": False}
     assert there.ask("begin") == {"state": State.RECEIVING, "disk_bytes": 1000, "subvolumes": []}
-    assert there.ask("state") == {"state": State.RECEIVING, "owner": Owner.SOURCE}
+    assert there.ask("state") == {"state": State.RECEIVING, "owner": Owner.SOURCE, "images": False}
     assert there.layout.spool.is_dir()
     carried, bridges = kept_config(there.layout)
     assert (carried.text, carried.includes, bridges) == ("lxc.uts.name = web\n", {}, {})
@@ -274,7 +274,7 @@ def test_what_runs_is_not_abandoned(there: Destination) -> None:
                Event.RESTORE, Event.RESTORED)
     with pytest.raises(AlreadyRuns):
         there.ask("abandon")
-    assert there.ask("state") == {"state": State.RESTORED, "owner": Owner.DESTINATION}
+    assert there.ask("state") == {"state": State.RESTORED, "owner": Owner.DESTINATION, "images": False}
 
 
 # --- a source that lies ---------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from migrator import plan
 from migrator.plan import Plan, Round
-from stages import migrate, resume
+from stages import heal, migrate, resume
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -90,7 +90,7 @@ def test_a_round_of_an_earlier_version_has_no_seconds() -> None:
 
 
 class Recorded:
-    """What `resume.complete` looks at of a migration."""
+    """What `heal.complete` looks at of a migration."""
 
     def __init__(self, **options: Any) -> None:
         self.peer = "root@beta"
@@ -101,7 +101,7 @@ def resumed(*argv: str, **options: Any) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     resume.add_arguments(parser)
     args = parser.parse_args(["web", *argv])
-    resume.complete(args, Recorded(**options))  # type: ignore[arg-type]
+    heal.complete(args, Recorded(**options))  # type: ignore[arg-type]
     return args
 
 

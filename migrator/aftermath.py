@@ -1,0 +1,102 @@
+"""What a crash or a reboot has left of a migration on this host: the frozen memory, the images, the container.
+
+A reboot ends what was frozen, and empties /run and /dev/shm, where images usually lie. The journal knows nothing of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+from migrator import advice, criu, log, lxc
+from migrator.errors import CommandFailed, MigratorError, StartFailed
+from migrator.journal import Migration
+from migrator.layout import Layout
+from migrator.run import run
+from migrator.states import FROZEN, Role, State
+
+START_LIMIT = 120.0  # seconds
+
+
+def memory_is_here(migration: Migration) -> bool:
+    """On the source: whether the process that this migration has frozen is still there."""
+    if "cgroup" not in migration.detail:
+        return False
+    with contextlib.suppress(MigratorError):
+        container = lxc.Container(migration.name, migration.lxcpath)
+        return container.init_pid == migration.detail["pid"] and Path(migration.detail["cgroup"]).is_dir()
+    return False
+
+
+def images_are_here(migration: Migration) -> bool:
+    """On the destination: whether all that a restore needs of the memory is still there."""
+    folder = Layout(migration.lxcpath, migration.name, migration.id).images()
+    wanted = migration.detail.get("image_files", [])
+    return folder is not None and bool(wanted) and all((folder / name).is_file() for name in wanted)
+
+
+def held(migration: Migration) -> bool:
+    """On the source: whether it is this migration that keeps the container from running, and must let it run again."""
+    if migration.state is State.ROLLING_BACK:
+        return bool(migration.detail.get("held"))
+    return migration.state in FROZEN
+
+
+def start_from_disk(migration: Migration) -> None:
+    """The frozen memory is gone: start the container as after any reboot, unless somebody has done so. StartFailed."""
+    container = lxc.Container(migration.name, migration.lxcpath)
+    if not held(migration) or container.state != "STOPPED":
+        log.warning(f"{migration.name} is not the process that was frozen any more; there is nothing to thaw")
+        return
+    log.warning(f"The memory of {migration.name} is gone, as after a reboot: it is started from its disk")
+    log_file = criu.log_path(migration.name, "start")
+    with migration.step("start"):
+        try:
+            run(["lxc-start", "-d", "-n", migration.name, "-P", migration.lxcpath, "-o", log_file, "-l", "WARN"],
+                limit=START_LIMIT)
+        except CommandFailed as error:
+            raise StartFailed(name=migration.name, reason=error.fields["output"], log=log_file) from error
+
+
+def note(migration: Migration) -> str:
+    """What this host knows beyond its journal's state, in a sentence or two for `migrator status`; "" where nothing."""
+    if migration.role is Role.SOURCE:
+        return _on_source(migration)
+    return _on_destination(migration)
+
+
+def _on_source(migration: Migration) -> str:
+    there = advice.other_host(migration.role, migration.peer, migration.detail)
+    if migration.state is State.ROLLED_BACK and migration.owes:
+        return (f"Rolled back by force: {there} has never said that it does not run it. Should that host come back,"
+                f" type there, before anything else: migrator rollback {migration.other_name}")
+    if migration.state not in FROZEN or migration.state is State.FINISHING:
+        return ""
+    memory = ("It is frozen here, with all its memory." if memory_is_here(migration)
+              else "The memory that was frozen here is gone, as after a reboot.")
+    if migration.state is State.OFFERED:
+        return f"{memory} The token was offered to {there}: only that host knows whether it has taken it."
+    if migration.state is State.DUMPED:
+        return f"{memory} {there} has the token: it runs there, or may be restored there at any time."
+    if not memory_is_here(migration) and held(migration):
+        return f"{memory} This host has the token: it can be started from its disk."
+    return ""
+
+
+def _on_destination(migration: Migration) -> str:
+    if migration.state is State.OWNED and not images_are_here(migration):
+        return (f"This host has the token, but the memory images are gone, as after a reboot: it can only be given back"
+                f" to {migration.peer}.")
+    if migration.state is State.RESTORED:
+        with contextlib.suppress(MigratorError):
+            if lxc.Container(migration.name, migration.lxcpath).state == "STOPPED":
+                return (f"It has run here and is stopped now, as after a reboot. Start it with: lxc-start -P "
+                        f"{migration.lxcpath} {migration.name}")
+    return ""
+
+
+def next_command(migration: Migration) -> str:
+    """As `advice.next_command`, with what is left here in mind."""
+    if migration.role is Role.DESTINATION and migration.state is State.OWNED and not images_are_here(migration):
+        return advice.command("resume", migration)
+    return advice.next_command(migration)

@@ -1,0 +1,62 @@
+"""A rollback without the destination's word, for a destination that is lost for good."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from migrator import advice, aftermath
+from migrator.cli import Result
+from migrator.errors import ForceRefused, SourceStateUnknown
+from migrator.journal import Migration
+from migrator.states import Owner, State
+from stages import rollback
+
+KNOWN = {
+    State.OFFERED: "{there} was offered the token and has not answered: it may have taken it, and may run {name}.",
+    State.DUMPED: "{there} has taken the token: it runs {name}, or may at any time.",
+}
+RISK = (" If that host lives, or ever comes back with this container, two copies write to what they share and answer"
+        " under one address, and what either has done since is lost to the other. So first make sure that it stays"
+        " off: without power, or with its disk destroyed.")
+
+
+def roll_back(migration: Migration, given: str, tell: Callable[[], None]) -> Result:
+    """Thaw, or start from the disk, without an answer; `given` must be the migration's id.
+
+    A destination that does answer is believed, as in any rollback. Raises ForceRefused.
+    """
+    if migration.owner is Owner.SOURCE:
+        return rollback.roll_back(migration, tell)  # nobody else's word is needed
+    there = advice.other_host(migration.role, migration.peer, migration.detail)
+    if given != migration.id:
+        what = f"{given} is not the id of its migration" if given else "the id of its migration is missing"
+        known = KNOWN[migration.state].format(there=there, name=migration.name)
+        raise ForceRefused(name=migration.name, reason=what, risk=known + RISK,
+                           command=f"{advice.command('rollback', migration)} --force {migration.id}")
+    try:
+        return rollback.roll_back(migration, tell)
+    except SourceStateUnknown as error:
+        if error.cause.host:  # it is not lost: that error came from there
+            raise
+    done = rollback.roll_back(migration, None)
+    migration.note("forced", forced_at=time.time())
+    return Result(done.data | {"forced": True},
+                  f"{done.text} {there} was not asked: it must never run migration {migration.id} of {migration.name}."
+                  f" Should it come back, type there, before anything else: migrator rollback {migration.other_name}")
+
+
+def tell_late(migration: Migration, tell: Callable[[], None]) -> Result | None:
+    """After a forced rollback: tell the destination, now that it can be reached; None where there is nothing to tell.
+
+    Raises what `tell` raises, AlreadyRuns where there are two copies now.
+    """
+    if not migration.owes:
+        return None
+    tell()
+    migration.note("abandoned", abandoned=True)
+    there = advice.other_host(migration.role, migration.peer, migration.detail)
+    return Result({"migration": migration.id, "name": migration.name, "stage": rollback.NAME, "already": False,
+                   "destination_told": True},
+                  f"{there} knows now that migration {migration.id} of {migration.name} was given up. "
+                  f"{aftermath.note(migration)}".rstrip())

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""After a reboot of either host: status tells the truth on both, and resume on either heals. And what --force does."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import pytest
+
+from tests.rig.conftest import CleanHosts
+from tests.rig.harness import DESTINATION, Rig, wait_for
+from tests.rig.test_failures import UNKNOWN, failed, frozen, slow_criu
+from tests.rig.test_fence import refuses_to_start
+
+TO_B = ("-d", DESTINATION)
+
+
+def reboot(rig: Rig, host: str) -> None:
+    """What a reboot does: every process of containers and of migrator ends, memory is empty, what is on disk is kept.
+
+    Then LXC starts the containers that want to be started at boot.
+    """
+    rig.sh(host, r"""
+        for folder in /proc/[0-9]*; do
+            name=$(cat "$folder/comm" 2>/dev/null) || continue
+            case $name in criu* | lxc-* | migrator) kill -9 "${folder#/proc/}" ;; esac
+        done
+        for cgroup in /sys/fs/cgroup/lxc.payload.* /sys/fs/cgroup/lxc.monitor.*; do
+            [ ! -e "$cgroup" ] || echo 1 >"$cgroup/cgroup.kill"
+        done
+        for try in $(seq 100); do
+            find /sys/fs/cgroup/lxc.* -depth -type d -exec rmdir {} + 2>/dev/null
+            ls -d /sys/fs/cgroup/lxc.* >/dev/null 2>&1 || break
+            sleep 0.05
+        done
+        rm -rf /run/migrator /dev/shm/migrator /run/lxc
+        ip -o link show type veth | grep -v ' eth0@' | sed 's/^[0-9]*: //; s/@.*//' | while read -r link; do
+            ip link delete "$link"
+        done
+        lxc-autostart; true""")
+    assert "FROZEN" not in rig.sh(host, "lxc-ls -f")
+
+
+@pytest.fixture
+def guest(rig: Rig, clean_hosts: CleanHosts) -> str:
+    """A tick guest on hosta that is started at boot, imported on hostb; returns its start."""
+    clean_hosts.allow("snapshot")
+    rig.guest("hosta", "c1", "tick", ip="10.0.3.120", config=["lxc.start.auto = 1"])
+    rig.migrator("hosta", "prepare-data", "c1", *TO_B).expect(0)
+    rig.migrator("hostb", "import-data", "c1").expect(0)
+    return str(rig.probe("hosta", "c1")["start"])
+
+
+def dumped(rig: Rig) -> None:
+    rig.migrator("hosta", "create-dump", "c1", *TO_B).expect(0)
+
+
+def killed_while_dumping(rig: Rig) -> None:
+    with slow_criu(rig, "hosta", "dump", 3), rig.start("hosta", "migrator", "create-dump", "c1", *TO_B) as dumping:
+        wait_for(lambda: frozen(rig), "it is frozen")
+        dumping.signal(9)
+        dumping.wait()
+        reboot(rig, "hosta")
+
+
+def runs_only_on(rig: Rig, host: str, start: str, *, starts: int = 1) -> None:
+    """One copy runs, here, and the other host could not start its own.
+
+    It is the one whose first start this was, with all its memory; or with two `starts`, one from the same disk anew.
+    """
+    found = rig.probe(host, "c1")
+    assert found["running"] and found["advances"] and found["errors"] == 0 and found["starts"] == starts, found
+    assert found["intact"] == (found["start"] == start) == (starts == 1), found
+    other = {"hosta": "hostb", "hostb": "hosta"}[host]
+    if rig.exec(other, "lxc-info", "-n", "c1", check=False).status == 0:
+        refuses_to_start(rig, other)
+    rig.exec("client", "ping", "-c", "1", "-W", "2", "10.0.3.120")
+
+
+def states(rig: Rig) -> tuple[str, str]:
+    return rig.status("hosta", "c1")["state"], rig.status("hostb", "c1")["state"]
+
+
+# --- the source -----------------------------------------------------------------------------------------------
+
+
+def test_source_rebooted_while_it_was_dumped(rig: Rig, guest: str) -> None:
+    """The token is here: it is started from its disk, at boot already; the move goes on when it is told to."""
+    rig.sh("hosta", "sed -i 's/lxc.start.auto = 1/lxc.start.auto = 0/' /pool/c1/config")
+    rig.migrator("hosta", "prepare-data", "c1", *TO_B).expect(0)  # the configuration has changed
+    rig.migrator("hostb", "import-data", "c1").expect(0)
+    killed_while_dumping(rig)
+    here = rig.status("hosta", "c1")
+    assert here["state"] == "dumping" and here["owner"] == "source"
+    assert "memory" in here["note"] and "gone" in here["note"], here["note"]
+    told = rig.migrator("hosta", "resume", "--all", "--at-boot", "--json").expect(0).json
+    assert [each["status"] for each in told["migrations"]] == [0]
+    runs_only_on(rig, "hosta", guest, starts=2)
+    assert states(rig)[0] == "prepared"
+    rig.migrator("hosta", "resume", "--all").expect(0)
+    runs_only_on(rig, "hostb", guest, starts=2)
+
+
+def test_source_rebooted_after_the_hand_over(rig: Rig, guest: str) -> None:
+    """Only the destination may run it, and has all of it: typed there, or by the source's unit at boot."""
+    dumped(rig)
+    reboot(rig, "hosta")
+    here = rig.status("hosta", "c1")
+    assert here["state"] == "dumped" and here["owner"] == "destination"
+    assert "gone" in here["note"] and "hostb has the token" in here["note"], here["note"]
+    refuses_to_start(rig, "hosta")
+    told = rig.migrator("hosta", "resume", "--all", "--at-boot", "--json").expect(0).json
+    assert told["migrations"][0]["name"] == "c1"
+    runs_only_on(rig, "hostb", guest)
+    assert states(rig) == ("finished", "finished")
+
+
+# --- the destination ------------------------------------------------------------------------------------------
+
+
+def test_destination_rebooted_with_the_token(rig: Rig, guest: str) -> None:
+    """Its images are gone: it gives the token back, and has the source thaw."""
+    dumped(rig)
+    reboot(rig, "hostb")
+    there = rig.status("hostb", "c1")
+    assert there["owner"] == "destination" and "images are gone" in there["note"], there
+    assert there["next"] == "migrator resume c1"
+    done = rig.migrator("hostb", "resume", "c1", "--json").expect(0)
+    assert done.json["source"]["thawed"] is True
+    runs_only_on(rig, "hosta", guest)
+    assert states(rig) == ("rolled-back", "abandoned")
+    assert rig.migrator("hostb", "resume", "c1", "--json").expect(0).json["already"] is True
+
+
+def test_both_rebooted_and_the_source_cannot_be_reached(rig: Rig, guest: str) -> None:
+    """Each says what it knows; what the destination gave back is on record, and the source starts it from its disk."""
+    dumped(rig)
+    reboot(rig, "hosta")
+    reboot(rig, "hostb")
+    error = failed(rig.migrator("hostb", "resume", "c1", "-s", "root@10.0.3.250", "--timeout", "2", "--json"),
+                   66, "source-needed")
+    assert "migrator resume c1   (on hosta)" in str(error["cure"])
+    assert states(rig) == ("dumped", "abandoned")
+    refuses_to_start(rig, "hosta")
+    rig.migrator("hosta", "resume", "--all", "--at-boot").expect(0)
+    runs_only_on(rig, "hosta", guest, starts=2)
+    assert rig.migrator("hostb", "resume", "c1").expect(0)  # which tells hosta, and learns that it is done
+
+
+def test_resume_there_restores_and_has_the_source_finish(rig: Rig, guest: str) -> None:
+    dumped(rig)
+    rig.migrator("hostb", "resume", "c1").expect(0)
+    runs_only_on(rig, "hostb", guest)
+    assert states(rig) == ("finished", "finished")
+
+
+# --- lost for good --------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def cut_off(rig: Rig) -> Iterator[None]:
+    """hostb does not answer any more."""
+    rig.sh("hostb", "ip link set eth0 down")
+    try:
+        yield
+    finally:
+        rig.sh("hostb", "ip link set eth0 up")
+
+
+def test_forced_for_a_destination_that_is_lost(rig: Rig, guest: str) -> None:
+    dumped(rig)
+    id_ = rig.status("hosta", "c1")["id"]
+    with cut_off(rig):
+        unknown = failed(rig.migrator("hosta", "resume", "c1", "--timeout", "2", "--json"), UNKNOWN, "host-unreachable")
+        assert "--force" in str(unknown["cure"])
+        for given in ((), ("0badc0de",)):
+            refused = rig.migrator("hosta", "rollback", "c1", "--timeout", "2", "--json", "--force", *given)
+            error = failed(refused, 67, "force-refused")
+            assert "two copies" in str(error["message"])
+            assert str(error["cure"]).endswith(f"migrator rollback c1 --force {id_}")
+            assert frozen(rig)
+        forced = rig.migrator("hosta", "rollback", "c1", "--force", id_, "--timeout", "2", "--json").expect(0).json
+        assert forced["forced"] is True and forced["thawed"] is True
+        found = rig.probe("hosta", "c1")
+        assert found["intact"] and found["start"] == guest
+        assert "by force" in rig.status("hosta", "c1")["note"]
+    # It comes back after all, with the token and all images: asked first, the source tells it what has become of it.
+    assert rig.status("hostb", "c1")["owner"] == "destination"
+    rig.migrator("hostb", "resume", "--all", "--at-boot").expect(0)
+    runs_only_on(rig, "hosta", guest)
+    assert states(rig) == ("rolled-back", "abandoned")
+    assert rig.leftovers() == []
+
+
+def test_force_is_not_for_a_destination_that_answers(rig: Rig, guest: str) -> None:
+    dumped(rig)
+    id_ = rig.status("hosta", "c1")["id"]
+    rig.migrator("hostb", "restore-dump", "c1").expect(0)
+    failed(rig.migrator("hosta", "rollback", "c1", "--force", id_, "--json"), 29, "already-runs")
+    rig.migrator("hosta", "resume", "c1").expect(0)
+    runs_only_on(rig, "hostb", guest)
