@@ -113,7 +113,9 @@ class Drive:
             create_dump.heal(self.migration)
         there = self._link.connect()
         while stage := self._next(there):
-            if stage in ("prepare-data", "create-dump") and self.plan is None:
+            # An offer that was lost is made again as it was: the container is frozen.
+            offered = self.migration is not None and self.migration.state is State.OFFERED
+            if stage in ("prepare-data", "create-dump") and self.plan is None and not offered:
                 self.plan = self._look(there)
                 if self.args.dry_run:
                     self.ended = self._described(self.plan, there)
