@@ -17,7 +17,8 @@ BIN = .venv/bin
 # What the rig is made with: root file systems, namespaces, links, loop devices.
 RIG_PACKAGES = ca-certificates iproute2 mmdebstrap mount nftables python3 uidmap util-linux
 # What the tests need beside that.
-TEST_PACKAGES = btrfs-progs groff-base openssh-client openssh-server procps python3-venv shellcheck vagrant vagrant-libvirt
+TEST_PACKAGES = btrfs-progs groff-base openssh-client openssh-server procps python3-venv shellcheck systemd vagrant \
+    vagrant-libvirt
 
 .PHONY: demo test fast lint docs clean rig-packages packages
 .DELETE_ON_ERROR:

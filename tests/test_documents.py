@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
+import inspect
 import re
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+import stages
 from migrator import cli, manual
 from migrator.states import TABLES, Event, Role, State, next_stage, owner
+from tests.migrator import model
 
 TREE = Path(__file__).parents[1]
 DOCS = TREE / "docs"
@@ -54,6 +63,105 @@ def test_every_move_is_listed(role: Role) -> None:
         for old in olds.split(", "):
             listed.add((None if old == "(nothing)" else State(old.strip("`")), Event(event), State(new.strip("`"))))
     assert listed == {(old, event, new) for (old, event), new in TABLES[role].items()}
+
+
+def recorded(function: Callable[..., object], seen: set[object] | None = None) -> set[str]:
+    """The events that a function of a stage, or one that it calls there, can put on record, by their source."""
+    seen = set() if seen is None else seen
+    if function in seen:
+        return set()
+    seen.add(function)
+    tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    space: dict[str, object] = dict(vars(sys.modules[function.__module__]))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            space |= {alias.name: getattr(importlib.import_module(node.module), alias.name, None)
+                      or importlib.import_module(f"{node.module}.{alias.name}") for alias in node.names}
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "Event":
+            found.add(str(Event[node.attr]))
+        if isinstance(node, ast.Call):
+            called: object = None
+            if isinstance(node.func, ast.Name):
+                called = space.get(node.func.id)
+            elif isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name):
+                called = getattr(space.get(node.func.value.id), node.func.attr, None)
+            if callable(called) and str(getattr(called, "__module__", "")).startswith("stages"):
+                found |= recorded(called, seen)
+    return found
+
+
+def around(request: str) -> tuple[set[str], set[str]]:
+    """What the model's programs record last before a request, and next after it, before they ask anything else."""
+    before, after = set(), set()
+    for steps in model.PROGRAMS.values():
+        for place in (number for number, word in enumerate(steps) if word == f"call:{request}"):
+            earlier = [word for word in steps[:place] if ":" not in word]
+            before |= set(earlier[-1:])
+            for word in steps[place + 1:]:
+                if word.startswith("call:"):
+                    break
+                if not word.startswith("act:"):
+                    after.add(word)
+                    break
+    if request == "own":
+        after.add(model.PROGRAMS["refused"][0])
+    return {"attempt" if word == "number" else word for word in before}, after
+
+
+def test_every_message_is_explained() -> None:
+    """What the table says is written around each request is what the handlers and the model's programs write."""
+    handlers = {op: handler for stage in stages.ALL for kind in ("HANDLERS", "RECEIVERS")
+                for op, handler in getattr(stage, kind, {}).items()}
+    text = (DOCS / "states.md").read_text()
+    table = rows(text, "| request | source, before | destination, before it answers | source, after | what it is |")
+    explained = set()
+    for requests, before, there, after, what in table:
+        assert what
+        for request in re.findall(r"`([a-z-]+)`", requests):
+            explained.add(request)
+            assert set(there.split(", ")) - {""} == recorded(handlers[request]), request
+            modelled = {"disk": "receive", "increment": "images"}.get(request, request)
+            assert (set(before.split(", ")) - {""}, set(after.split(", ")) - {""}) == around(modelled), request
+    assert explained == set(handlers)
+    names = {"disk": "receive", "increment": "images"}
+    assert set(model.HANDLERS) <= {names.get(request, request) for request in explained}
+
+
+def test_the_limits_are_those_of_the_code() -> None:
+    """Each is a constant of the module that is named, or the default of an option."""
+    table = rows((DOCS / "states.md").read_text(), "| limit | seconds | in | when it passes |")
+    assert len(table) > 10
+    for limit, seconds, place, what in table:
+        assert what
+        if place == "option of `migrate`":
+            known = {flag: action.default for action in manual.options(manual.commands()["migrate"])
+                     for flag in action.option_strings}
+            assert float(seconds) == known[limit.strip("`")], limit
+            continue
+        module, _, name = place.strip("`").rpartition(".")
+        assert float(seconds) == getattr(importlib.import_module(module), name), limit
+
+
+# --- systemd/ -------------------------------------------------------------------------------------------------
+
+UNITS = sorted((TREE / "systemd").glob("*.service"))
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
+def test_units_start_what_there_is(unit: Path, tmp_path: Path) -> None:
+    """systemd takes the file as it is, and migrator the command line in it."""
+    text = unit.read_text()
+    (command,) = re.findall(r"^ExecStart=/usr/local/bin/migrator (.*)$", text, re.MULTILINE)
+    words = [word for word in re.sub(r"\$\{[A-Z_]+\}", "/x", command).split() if not word.startswith("$")]
+    assert cli.parse(words).run
+    copy = tmp_path / unit.name
+    copy.write_text(text.replace("/usr/local/bin/migrator", "/bin/true"))
+    done = subprocess.run(["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", str(copy)],
+                          capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and unit.name not in done.stderr, done.stderr
+    assert unit.name in "".join(page.read_text() for page in PAGES) or unit.stem in (TREE / "README.md").read_text()
 
 
 # --- all of them ----------------------------------------------------------------------------------------------
