@@ -26,6 +26,7 @@ CGROUP = Path("/sys/fs/cgroup")
 POLL = 0.002  # seconds between two looks at a cgroup file
 FREEZE_LIMIT = 10.0  # seconds
 STOP_LIMIT = 30.0  # seconds
+END_LIMIT = 2.0  # seconds that a killed process may take to leave its cgroup
 
 
 def _lxc() -> Any:
@@ -172,6 +173,22 @@ def kill(container: Container) -> None:
     (container.cgroup / "cgroup.kill").write_text("1")
     if not _wait(lambda: container.state == "STOPPED", STOP_LIMIT):
         run(["lxc-stop", "-k", "-n", container.name, "-P", container.lxcpath], limit=STOP_LIMIT)
+
+
+def drop_cgroups(name: str) -> None:
+    """Remove what LXC, killed while it restored a container, has left: empty cgroups. The next start would have to take
+    other names, and nobody would ever remove these. One in which a process lives is another container's, and stays.
+    """
+    tops = [CGROUP / f"lxc.{kind}.{name}" for kind in ("payload", "monitor")]
+
+    def gone() -> bool:
+        for top in tops:
+            for folder, _, _ in os.walk(top, topdown=False) if not processes(top) else ():
+                with contextlib.suppress(OSError):
+                    Path(folder).rmdir()
+        return not any(top.is_dir() for top in tops)
+
+    _wait(gone, END_LIMIT)
 
 
 def restore_command(name: str, lxcpath: Path, images: Path) -> list[str]:

@@ -238,6 +238,7 @@ def clear(migration: Migration) -> None:
             # lxc-checkpoint leads a group (see `run`): the programs that it has started go with it.
             (os.killpg if os.getpgid(pid) == pid else os.kill)(pid, signal.SIGKILL)
     _wait_stopped(container)
+    lxc.drop_cgroups(migration.name)
     container_config.fence(layout.container, (layout.container / "config").read_text(), migration.id,
                            f"{migration.name} is being moved here; see: migrator status {migration.name}")
     btrfs.delete(layout.rootfs)

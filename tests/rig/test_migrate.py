@@ -163,7 +163,7 @@ def test_frozen_for_too_long_while_it_is_restored(rig: Rig, guest: Callable[[str
         error = failed(migrate(rig, "c1", "hosta", "--max-downtime", "3"), RUNS_AGAIN, "command-timeout")
     assert f"migrator migrate c1 -d {DESTINATION}" in str(error["cure"])
     guest("hosta")
-    assert rig.sh("hostb", "ls /pool").strip() == ""
+    assert rig.sh("hostb", "ls /pool; ls -d /sys/fs/cgroup/lxc.*.c1", check=False).strip() == ""
     assert rig.status("hosta", "c1")["state"] == "rolled-back"
 
 
