@@ -25,6 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from bench.page import put
 from tests.rig.harness import Rig
 from tests.rig.nats import Nats
 
@@ -34,7 +35,6 @@ TYPES = ("none", "full-cone", "address-restricted", "port-restricted", "port-res
 SEARCHES = 10  # repetitions where a port has to be guessed
 CONE_LIMIT = 500.0  # ms
 SEARCH_LIMIT = 3000.0  # ms, in nine of ten
-BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 SHORT = {"none": "none", "full-cone": "full cone", "address-restricted": "address-restr.",
          "port-restricted": "port-restr.", "port-restricted,no-input-drop": "port-restr., no drop",
          "symmetric": "symmetric", "symmetric,no-input-drop": "symmetric, no drop", "double": "double",
@@ -183,14 +183,6 @@ def outcome(cell: Cell | None) -> str:
 
 def rate(cell: Cell | None) -> str:
     return f"{cell.mbit_s:.0f}" if cell and cell.mbit_s else ""
-
-
-def put(text: str, output: Path) -> None:
-    """Write the tables between the marks of a file, or a new file."""
-    old = output.read_text() if output.exists() else f"{BEGIN}\n{END}\n"
-    before, _, rest = old.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    output.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ def main() -> int:
     parser.add_argument("--key", default="counter")
     parser.add_argument("--seconds", type=float, default=600.0)
     parser.add_argument("--pause", type=float, default=0.001, metavar="SECONDS", help="before the next request")
+    parser.add_argument("--gaps", type=float, metavar="SECONDS", help="list every wait that is longer than this")
     parser.add_argument("--patience", type=float, default=30.0, metavar="SECONDS", help="how long one answer may take")
     options = parser.parse_args()
 
@@ -31,6 +32,7 @@ def main() -> int:
 
     requests = lost = wrong = 0
     longest = longest_at = 0.0
+    gaps = []
     problem = None
     began = time.monotonic()
     try:
@@ -46,6 +48,8 @@ def main() -> int:
             now = time.monotonic()
             if now - last > longest:
                 longest, longest_at = now - last, last - began
+            if options.gaps is not None and now - last > options.gaps:
+                gaps.append({"until": round(time.time(), 3), "ms": round((now - last) * 1000, 1)})
             last = now
             expected += 1
             if answer != expected:
@@ -63,6 +67,8 @@ def main() -> int:
         "seconds": round(time.monotonic() - began, 3),
         "problem": problem,
     }
+    if options.gaps is not None:
+        told["gaps"] = gaps
     print(json.dumps(told), flush=True)
     return 1 if problem or lost or wrong else 0
 

@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A short run of bench/endurance.py: a container that moves to and fro under load loses nothing, and nothing grows."""
+
+from __future__ import annotations
+
+from bench import endurance
+from tests.rig.conftest import CleanHosts
+from tests.rig.harness import Rig
+
+TRIPS = 3
+
+
+def test_nothing_is_lost_and_nothing_grows(rig: Rig, clean_hosts: CleanHosts) -> None:
+    clean_hosts.allow("snapshot")
+    rig.guest("hosta", endurance.NAME, "redis", ip=endurance.ADDRESS)
+    run = endurance.Run("redis")
+    for hop in endurance.go(rig, run, TRIPS):
+        assert not hop.failures, hop
+    assert run.client["requests"] > 100 * len(run.hops), run.client
+    assert all(hop.gap_ms and hop.gap_ms > hop.frozen_ms / 2 for hop in run.hops), run.hops
+    assert endurance.wrong(run) == []
