@@ -138,14 +138,26 @@ def is_frozen(cgroup: Path) -> bool:
 
 
 def freeze(container: Container, cgroup: Path, limit: float = FREEZE_LIMIT) -> None:
-    """Stop every process below `cgroup`; raises FreezeFailed (and thaws) after `limit` seconds.
+    """Stop every process below `cgroup` where CRIU can dump it; raises FreezeFailed (and thaws) after `limit` seconds.
 
     Directly, because LXC's own freeze waits without a limit; then LXC is told, so that lxc-ls shows FROZEN.
+
+    A task that has just called vfork(2), as posix_spawn(3) does, cannot be interrupted until its child has executed its
+    program. The kernel counts it as frozen (wait_for_vfork_done in kernel/fork.c), but CRIU waits 10 seconds for it and
+    then fails. So the container gets a moment to come through that, and is frozen again.
     """
-    (cgroup / "cgroup.freeze").write_text("1")
-    if not _wait(lambda: is_frozen(cgroup), limit):
-        thaw(container, cgroup)
-        raise FreezeFailed(name=container.name, limit=f"{limit:g}")
+    end = time.monotonic() + limit
+    while True:
+        (cgroup / "cgroup.freeze").write_text("1")
+        # "Frozen" comes a little early: some may still be on their way to where they stop.
+        still = _wait(lambda: is_frozen(cgroup) and "R" not in states(cgroup), end - time.monotonic())
+        if still and "D" not in states(cgroup):
+            break
+        (cgroup / "cgroup.freeze").write_text("0")
+        if time.monotonic() > end:
+            container.tell_thawed()
+            raise FreezeFailed(name=container.name, limit=f"{limit:g}")
+        time.sleep(POLL)
     container.tell_frozen()
 
 
@@ -157,11 +169,24 @@ def thaw(container: Container, cgroup: Path) -> None:
 
 def processes(cgroup: Path) -> list[int]:
     """The ids of all processes below `cgroup`; empty when it is gone."""
+    return _ids(cgroup, "cgroup.procs")
+
+
+def states(cgroup: Path) -> set[str]:
+    """The states that threads below `cgroup` are in, as proc_pid_stat(5) has them: R runs, D cannot be interrupted."""
+    found = set()
+    for thread in _ids(cgroup, "cgroup.threads"):
+        with contextlib.suppress(OSError):
+            found.add(chr(Path(f"/proc/{thread}/stat").read_bytes().rpartition(b") ")[2][0]))
+    return found
+
+
+def _ids(cgroup: Path, file: str) -> list[int]:
     found: list[int] = []
     for folder, _, files in os.walk(cgroup):
-        if "cgroup.procs" in files:
+        if file in files:
             with contextlib.suppress(OSError):
-                found += [int(pid) for pid in (Path(folder) / "cgroup.procs").read_text().split()]
+                found += [int(each) for each in (Path(folder) / file).read_text().split()]
     return found
 
 

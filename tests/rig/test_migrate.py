@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -106,6 +107,35 @@ def test_rounds_end_at_the_limit(rig: Rig, clean_hosts: CleanHosts) -> None:
     assert len(done.json["rounds"]) == 1
     assert events(done, "rounds")[0]["rule"] == "limit"
     assert rig.sh("hostb", "sha256sum </pool/c1/rootfs/blob") == rig.sh("hosta", "sha256sum </pool/c1/rootfs/blob")
+
+
+SPAWN = """
+import os, time
+if os.fork():
+    os.execv("/usr/bin/python3", ["python3", "/memory.py", "16", "1"])
+os.mkfifo("/fifo")
+os.posix_spawn("/bin/sleep", ["sleep", "600"], {}, file_actions=[
+    (os.POSIX_SPAWN_OPEN, 9, "/fifo", os.O_RDONLY, 0), (os.POSIX_SPAWN_CLOSE, 9)])
+time.sleep(600)
+"""
+
+
+def test_a_task_that_waits_in_vfork(rig: Rig, clean_hosts: CleanHosts) -> None:
+    """It cannot be interrupted until its child has executed its program, here once somebody has opened the FIFO."""
+    clean_hosts.allow("snapshot")
+    rig.guest("hosta", "c1", "memory", size=16)
+    rig.put("hosta", "/pool/c1/rootfs/spawn.py", SPAWN)
+    rig.sh("hosta", "cd /pool/c1 && lxc-stop -k -n c1 && rm rootfs/starts rootfs/log rootfs/count && "
+                    "sed -i 's|^lxc.init.cmd.*|lxc.init.cmd = /usr/bin/python3 /spawn.py|' config && lxc-start -n c1")
+    wait_for(lambda: re.search(r"^D +\S+ /spawn", rig.sh("hosta", "ps -eo stat=,args="), re.M), "it waits in vfork")
+    with rig.start("hosta", *ALL_AT_ONCE) as running:
+        wait_for(lambda: "dumping" in rig.migrator("hosta", "status", "c1").stdout, "it is being frozen")
+        time.sleep(0.5)
+        assert rig.status("hosta", "c1")["events"][-1]["step"] == "freeze", "CRIU would wait for it in vain"
+        rig.sh("hosta", ": >/pool/c1/rootfs/fifo")
+        running.wait().expect(0)
+    runs_only_on(rig, "hostb")
+    assert "sleep 600" in rig.sh("hostb", "ps ax")
 
 
 def test_two_at_once_and_the_same_one_twice(rig: Rig, clean_hosts: CleanHosts) -> None:
