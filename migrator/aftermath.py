@@ -49,10 +49,15 @@ def start_from_disk(migration: Migration) -> None:
         log.warning(f"{migration.name} is not the process that was frozen any more; there is nothing to thaw")
         return
     log.warning(f"The memory of {migration.name} is gone, as after a reboot: it is started from its disk")
+    start(migration, container)
+
+
+def start(migration: Migration, container: lxc.Container) -> None:
+    """Start a container from its disk, as `lxc-start` does; raises StartFailed."""
     log_file = criu.log_path(migration.name, "start")
     with migration.step("start"):
         try:
-            run(["lxc-start", "-d", "-n", migration.name, "-P", migration.lxcpath, "-o", log_file, "-l", "WARN"],
+            run(["lxc-start", "-d", "-n", container.name, "-P", container.lxcpath, "-o", log_file, "-l", "WARN"],
                 limit=START_LIMIT)
         except CommandFailed as error:
             raise StartFailed(name=migration.name, reason=error.fields["output"], log=log_file) from error

@@ -25,10 +25,9 @@ from migrator.errors import (
     from_json,
 )
 from migrator.journal import DEFAULT_PATH, Journal, Migration
-from migrator.layout import Layout
 from migrator.peer import connected
 from migrator.service import Service
-from migrator.states import Role, State
+from migrator.states import ENDED, Role, State
 from stages import create_dump, force, migrate, restore_dump, rollback
 from stages.drive import Drive, locked_for
 from tunnel.errors import DocumentedError
@@ -134,7 +133,7 @@ def _on_destination(args: argparse.Namespace, migration: Migration, *, at_boot: 
     if migration.state is State.RESTORING:
         restore_dump.settle(migration)
     if migration.state is State.RESTORED:
-        container_config.unfence(Layout(migration.lxcpath, migration.name, migration.id).container, migration.id)
+        _complete_restored(migration)
     if migration.ended:
         return _ended(migration)
     there: State | None = None
@@ -148,6 +147,16 @@ def _on_destination(args: argparse.Namespace, migration: Migration, *, at_boot: 
         log.warning(f"{migration.name} cannot be restored here ({why}): this host gives it up")
         return rollback.give_up_here(migration)
     return _result(migration, f"{migration.name} is {migration.state} here. {aftermath.note(migration)}".rstrip())
+
+
+def _complete_restored(migration: Migration) -> None:
+    """A crash between the record and the end of the fence: if that was a reboot, nobody could start it since."""
+    container = lxc.Container(migration.name, migration.lxcpath)
+    if container_config.fence_of(container.config_file.read_text(errors="replace")) == migration.id:
+        container_config.unfence(container.folder, migration.id)
+        if container.state == "STOPPED":
+            log.warning(f"{migration.name} had run here before a reboot: it is started from its disk")
+            aftermath.start(migration, container)
 
 
 def _is_all(migration: Migration, *, at_boot: bool) -> bool:
@@ -165,9 +174,7 @@ def state_of_source(args: argparse.Namespace, migration: Migration, *, must: boo
     A source whose administrator has given this host up for lost runs the container again.
     """
     try:
-        with connected(args, source_of(args, migration)) as there:
-            answer = there.call("source-state", id=migration.id)
-            return State(answer["state"]) if answer["state"] else None
+        return _ask(args, migration)
     except Interrupted:
         raise
     except DocumentedError as error:
@@ -178,6 +185,12 @@ def state_of_source(args: argparse.Namespace, migration: Migration, *, must: boo
                                ) from error
         log.warning(f"{migration.peer} cannot be asked whether it runs {migration.name} again: {error}")
         return None
+
+
+def _ask(args: argparse.Namespace, migration: Migration) -> State | None:
+    with connected(args, source_of(args, migration)) as there:
+        answer = there.call("source-state", id=migration.id)
+    return State(answer["state"]) if answer["state"] else None
 
 
 def ask_first(migration: Migration) -> None:
@@ -197,19 +210,20 @@ def source_of(args: argparse.Namespace, migration: Migration) -> str:
 def _source_acts(args: argparse.Namespace, migration: Migration, done: Result) -> Result:
     """Have the source carry it on: `migrator resume` there, over SSH; raises its error, or SourceNeeded."""
     next_ = advice.command(f"{NAME}@source", migration)
-    argv = shlex.split(next_.partition("   (on ")[0])
-    log.info(f"{done.text.partition(' Next: ')[0]} {migration.peer} is told to go on.")
+    known = done.text.partition(" Next: ")[0]
     try:
-        answer = _run_on_source(args, migration, [*argv, "--json"])
+        answer: dict[str, Any] | None = None
+        there = _ask(args, migration)
+        if there is not None and there not in ENDED:  # else its newest migration of that name is another one
+            log.info(f"{known} {migration.peer} is told to go on.")
+            answer = _run_on_source(args, migration, [*shlex.split(next_.partition("   (on ")[0]), "--json"])
     except DocumentedError as error:
         if isinstance(error, Interrupted) or error.host:
             raise
-        raise SourceNeeded(known=done.text.partition(" Next: ")[0], source=migration.peer,
-                           reason=str(error).rstrip("."), next=next_) from error
+        raise SourceNeeded(known=known, source=migration.peer, reason=str(error).rstrip("."), next=next_) from error
     if migration.state is State.ABANDONED:
         migration.note("source-knows", source_knows=True)
-    return Result(done.data | {"next": "", "source": answer}, f"{done.text.partition(' Next: ')[0]} {migration.peer} "
-                  f"has done what was left.")
+    return Result(done.data | {"next": "", "source": answer}, f"{known} {migration.peer} has done what was left.")
 
 
 def _run_on_source(args: argparse.Namespace, migration: Migration, argv: list[str]) -> dict[str, Any]:

@@ -145,11 +145,16 @@ def test_both_rebooted_and_the_source_cannot_be_reached(rig: Rig, guest: str) ->
     refuses_to_start(rig, "hosta")
     rig.migrator("hosta", "resume", "--all", "--at-boot").expect(0)
     runs_only_on(rig, "hosta", guest, starts=2)
-    assert rig.migrator("hostb", "resume", "c1").expect(0)  # which tells hosta, and learns that it is done
+    # Asked once more, hosta has nothing left to do.
+    assert rig.migrator("hostb", "resume", "c1", "--json").expect(0).json["source"] is None
 
 
 def test_resume_there_restores_and_has_the_source_finish(rig: Rig, guest: str) -> None:
+    """At boot not before the source was asked: it may have been told that this host is lost."""
     dumped(rig)
+    unasked = rig.migrator("hostb", "resume", "--all", "--at-boot", "-s", "root@10.0.3.250", "--timeout", "2", "--json")
+    assert unasked.expect(66).json["migrations"][0]["error"]["code"] == "source-needed"
+    assert states(rig) == ("dumped", "owned")
     rig.migrator("hostb", "resume", "c1").expect(0)
     runs_only_on(rig, "hostb", guest)
     assert states(rig) == ("finished", "finished")
