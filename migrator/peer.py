@@ -16,15 +16,17 @@ SERVE = ["migrator", "serve"]
 
 
 @contextlib.contextmanager
-def connected(args: argparse.Namespace, where: str) -> Iterator[Connection]:
+def connected(args: argparse.Namespace, where: str, limit: float | None = None) -> Iterator[Connection]:
     """A connection to the destination `where`, with the command line's options on how to reach it.
+
+    Each step of making one over SSH may take `limit` seconds, by default --timeout.
 
     Raises the errors of `destination.parse`, `ssh.connect` and `tunnelled.open_stream`, and ProtocolError for another
     version.
     """
     target = destination.parse(where)
     with contextlib.ExitStack() as stack:
-        stream = _stream(args, target, stack)
+        stream = _stream(args, target, stack, limit)
         connection = Connection(stream, timeout=_patience(args, target))
         stack.callback(connection.close)
         connection.hello()
@@ -43,7 +45,8 @@ def _patience(args: argparse.Namespace, target: destination.Destination) -> floa
     return max(float(args.timeout), PATIENCE)
 
 
-def _stream(args: argparse.Namespace, target: destination.Destination, stack: contextlib.ExitStack) -> ByteStream:
+def _stream(args: argparse.Namespace, target: destination.Destination, stack: contextlib.ExitStack,
+            limit: float | None) -> ByteStream:
     """To `migrator serve` there; the stack closes what the stream needs."""
     if target.kind is Kind.PEER:
         from migrator import tunnelled
@@ -54,7 +57,7 @@ def _stream(args: argparse.Namespace, target: destination.Destination, stack: co
         return through_tunnel
     from migrator import ssh
 
-    session = ssh.connect(target, accept_new_host_key=args.accept_new_host_key, timeout=args.timeout)
+    session = ssh.connect(target, accept_new_host_key=args.accept_new_host_key, timeout=args.timeout, limit=limit)
     stack.callback(session.close)
     return session.serve(SERVE)
 

@@ -38,7 +38,7 @@ class Service:
         self._stack = stack
         self._locked: set[str] = set()
         self.behind: Behind | None = None  # the import of what this connection has brought last
-        self.images_of = ""  # the migration whose images this process has checked as they arrived
+        self.images_of = ""  # the migration all of whose images this process has checked as they arrived
 
     def lock(self, name: str) -> None:
         """Keep other commands off the container `name`; raises Busy."""

@@ -158,16 +158,18 @@ class SshStream:
             raise ConnectionLost(destination=self._destination, reason=said or "the connection was closed")
 
 
-def connect(destination: Destination, *, accept_new_host_key: bool, timeout: float) -> Session:
+def connect(destination: Destination, *, accept_new_host_key: bool, timeout: float,
+            limit: float | None = None) -> Session:
     """Connect and log in, as ssh's configuration says.
 
-    `timeout` in seconds is for each step: to connect, to agree on keys, to log in. Raises DestinationInvalid,
-    HostUnreachable, HostKeyUnknown, HostKeyChanged and SshRefused.
+    `limit` in seconds is for each step (to connect, to agree on keys, to log in), by default `timeout`, which is for
+    what is sent later to be acknowledged. Raises DestinationInvalid, HostUnreachable, HostKeyUnknown, HostKeyChanged
+    and SshRefused.
     """
     if destination.kind is Kind.PEER:
         raise DestinationInvalid(destination=destination, reason="a paired peer is not reached by SSH here")
     with contextlib.ExitStack() as resources:
-        config, transport = _Connector(resources, accept_new_host_key, timeout).connect(destination)
+        config, transport = _Connector(resources, accept_new_host_key, timeout, limit).connect(destination)
         return Session(destination, config.user, transport, timeout, resources.pop_all())
     raise AssertionError
 
@@ -175,10 +177,12 @@ def connect(destination: Destination, *, accept_new_host_key: bool, timeout: flo
 class _Connector:
     """Makes connections, and keeps in `resources` what must be closed after them."""
 
-    def __init__(self, resources: contextlib.ExitStack, accept_new: bool, timeout: float) -> None:
+    def __init__(self, resources: contextlib.ExitStack, accept_new: bool, timeout: float,
+                 limit: float | None) -> None:
         self._resources = resources
         self._accept_new = accept_new
         self._timeout = timeout
+        self._limit = max(limit, 0.1) if limit is not None else timeout
         self._hosts = 0
 
     def connect(self, destination: Destination,
@@ -188,7 +192,7 @@ class _Connector:
         if self._hosts > HOSTS_MAX:
             raise HostUnreachable(destination=destination, reason="too many jump hosts, one behind another")
         config = ssh_config.lookup(destination)
-        limit = min(self._timeout, config.connect_timeout or self._timeout)
+        limit = min(self._limit, config.connect_timeout or self._limit)
         try:
             sock = self._open_socket(destination, config, jumps or config.proxy_jump, limit)
             transport = _start_transport(sock, config, self._resources, limit)
@@ -218,7 +222,7 @@ class _Connector:
                 proxy = started(argv, stdin=theirs.fileno(), stdout=theirs.fileno(), env=env)
                 self._resources.enter_context(proxy)
             return ours
-        return _open_tcp(config.host, config.port, limit)
+        return _open_tcp(config.host, config.port, limit, self._timeout)
 
 
 class _PromptSocket(socket.socket):
@@ -235,12 +239,12 @@ class _PromptSocket(socket.socket):
         return data
 
 
-def _open_tcp(host: str, port: int, limit: float) -> _PromptSocket:
+def _open_tcp(host: str, port: int, limit: float, timeout: float) -> _PromptSocket:
     plain = socket.create_connection((host, port), limit)
     sock = _PromptSocket(fileno=plain.detach())
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     # paramiko itself would try for ever to send to a host that does not take anything any more.
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(limit * 1000))
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(timeout * 1000))
     return sock
 
 

@@ -118,7 +118,7 @@ def receive_images(service: Service, fields: dict[str, Any]) -> Place:
     migration = service.migration(fields)
     _must_receive_dump(migration, fields)
     here = Layout(migration.lxcpath, migration.name, migration.id)
-    folder = None if fields.get("first", True) else here.images()
+    folder = here.images()  # of the same dump: when it began, those of an earlier one were dropped
     if folder is None:
         needed = int(fields["bytes"])
         folder, why = layout.place_images(here, needed)
@@ -126,7 +126,7 @@ def receive_images(service: Service, fields: dict[str, Any]) -> Place:
                           what=f"the memory of {migration.name}")
         layout.make_images(folder, migration.detail["mapped_root"])
         migration.note("images", images=str(folder), why=why)
-    service.images_of = migration.id
+        service.images_of = migration.id
     return Place(folder, False)
 
 

@@ -73,7 +73,7 @@ class Drive:
         self.dumped: dict[str, Any] = {}
         self.ended: Result | None = None  # by a rollback
         self.plan: Plan | None = None
-        self._link = Link(args)
+        self._link = args.link = Link(args)
 
     def run(self) -> Result:
         with self._link:
@@ -111,8 +111,7 @@ class Drive:
     def _ahead(self) -> None:
         if self.migration and self.migration.state is State.DUMPING:
             create_dump.heal(self.migration)
-        there = self._link.connect()
-        while stage := self._next(there):
+        while stage := self._next(there := self._link.connect()):  # a stage may have made another
             # An offer that was lost is made again as it was: the container is frozen.
             offered = self.migration is not None and self.migration.state is State.OFFERED
             if stage in ("prepare-data", "create-dump") and self.plan is None and not offered:

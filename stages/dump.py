@@ -7,6 +7,7 @@ import concurrent.futures
 import contextlib
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from migrator import advice, cli, criu, layout, log, lxc, network, transfer
@@ -17,7 +18,7 @@ from migrator.journal import Migration
 from migrator.progress import Progress
 from migrator.protocol import Connection
 from migrator.report import size
-from stages import check, offer
+from stages import check
 from stages.handover import Handover
 
 
@@ -120,13 +121,13 @@ class Dump(Handover):
                     self.left()
                     time.sleep(POLL)
                     continue
-                with Growing(path, lambda next_=next_: has_ended() or next_.exists()) as reader:  # type: ignore[misc]
-                    fields = {"kind": "images", **offer.named(self.migration), "bytes": self.facts.memory,
-                              "first": not sent}
-                    sent[path.name] = transfer.send_files(
-                        self.there, fields, [transfer.SourceFile(path.name, reader, None)], progress=self.watch)
+                growing = partial(Growing, path, partial(_either, has_ended, next_.exists))
+                sent[path.name] = self.send(
+                    {"kind": "images", "bytes": self.facts.memory},
+                    lambda stack: [transfer.SourceFile(path.name, stack.enter_context(growing()))])  # noqa: B023
             outcome.update(bytes=sum(each.raw_bytes for each in sent.values()), files=len(sent),
-                           wire=sum(each.wire_bytes for each in sent.values()))
+                           wire=sum(each.wire_bytes for each in sent.values()),
+                           resumed=sum(each.resumed_bytes for each in sent.values()))
         return sent
 
     def _send_images(self, early: dict[str, transfer.TransferResult]) -> transfer.TransferResult:
@@ -142,7 +143,11 @@ class Dump(Handover):
                 self.watch(done)
                 progress.update(done)
 
-            fields = {"kind": "images", **offer.named(self.migration), "bytes": total, "first": not early}
-            sent = transfer.send_files(self.there, fields, files, progress=watch)
-            outcome.update(bytes=sent.raw_bytes, wire=sent.wire_bytes, seconds=round(sent.seconds, 3))
+            sent = self.send({"kind": "images", "bytes": total}, lambda _stack: files, watch)
+            outcome.update(bytes=sent.raw_bytes, wire=sent.wire_bytes, resumed=sent.resumed_bytes,
+                           seconds=round(sent.seconds, 3))
         return sent
+
+
+def _either(one: Callable[[], bool], other: Callable[[], bool]) -> bool:
+    return one() or other()

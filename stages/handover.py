@@ -6,8 +6,10 @@ Disk, and memory where it comes along, are taken of one instant and sent, the co
 from __future__ import annotations
 
 import argparse
+import contextlib
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ from migrator.layout import Layout
 from migrator.protocol import Connection
 from migrator.states import Event
 from stages import offer, prepare_data
+from stages.reconnect import Link
+from tunnel.errors import DocumentedError
 
 INCREMENT = "increment"  # the spooled file with the last disk changes
 
@@ -34,6 +38,7 @@ class Handover(ABC):
         self.there = there
         self.max_downtime: float = args.max_downtime
         self.one_shot = prepare_data.one_shot(args)
+        self.link: Link | None = getattr(args, "link", None)  # of the driver, that can make new connections
         self.layout = Layout(container.lxcpath, container.name, migration.id)
         self.base = self.layout.snapshot(len(migration.detail["rounds"]))
         self.last = self.layout.snapshot(len(migration.detail["rounds"]) + 1)
@@ -81,14 +86,29 @@ class Handover(ABC):
         """What has changed on the disk since the last round."""
         with self.migration.step("increment") as outcome:
             made = btrfs.snapshot(self.container.rootfs, self.last, read_only=True)
-            with btrfs.send(self.last, self.base) as stream:
-                sent = transfer.send_files(
-                    self.there,
-                    {"kind": "increment", **offer.named(self.migration), "uuid": made.uuid, "behind": self.one_shot},
-                    [transfer.SourceFile(INCREMENT, stream, None)], progress=self.watch,
-                )
-            outcome.update(bytes=sent.raw_bytes, seconds=round(sent.seconds, 3))
+            sent = self.send(
+                {"kind": "increment", "uuid": made.uuid, "behind": self.one_shot},
+                lambda stack: [transfer.SourceFile(INCREMENT, stack.enter_context(btrfs.send(self.last, self.base)))],
+            )
+            outcome.update(bytes=sent.raw_bytes, wire=sent.wire_bytes, resumed=sent.resumed_bytes,
+                           seconds=round(sent.seconds, 3))
         return sent
+
+    def send(self, fields: dict[str, Any], files: Callable[[contextlib.ExitStack], list[transfer.SourceFile]],
+             watch: Callable[[int], None] | None = None) -> transfer.TransferResult:
+        """Send a part of it; where the connection breaks, the rest over a new one, if that can be had at once.
+
+        `files` opens what is sent, for each connection from its beginning.
+        """
+        while True:
+            try:
+                with contextlib.ExitStack() as stack:
+                    return transfer.send_files(self.there, {**fields, **offer.named(self.migration)}, files(stack),
+                                               progress=watch or self.watch)
+            except DocumentedError as error:
+                if self.link is None:
+                    raise
+                self.there = self.link.at_once(error, self.left())
 
     def increment_commands(self) -> list[tuple[str, list[str]]]:
         """`send_increment` for --dry-run."""

@@ -28,6 +28,7 @@ from tunnel.errors import (
 
 LOST = (ConnectionLost, HostUnreachable, NoPath, PeerAbsent, PeerSilent, RendezvousUnavailable, TunnelBroken,
         TunnelSilent)
+BRIDGE = 5.0  # seconds that a container which is frozen here waits for a new connection, before it is thawed
 HURRY = 1.0  # seconds at most, while a container is frozen or the destination is there
 PAUSES = (0.2, 0.5, 1.0, 2.0, 3.0)  # seconds before each new try; the last one from then on
 
@@ -65,10 +66,10 @@ class Link:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def connect(self) -> Connection:
-        """The connection that is there, or a new one; raises as `peer.connected`."""
+    def connect(self, limit: float | None = None) -> Connection:
+        """The connection that is there, or a new one; raises as `peer.connected`, and takes `limit` seconds as that."""
         if self.there is None:
-            self.there = self._stack.enter_context(connected(self._args, self._args.destination))
+            self.there = self._stack.enter_context(connected(self._args, self._args.destination, limit))
             self._was_there = True
             if self._told:
                 self._told = False
@@ -111,6 +112,26 @@ class Link:
         pause = PAUSES[min(self._tries, len(PAUSES) - 1)]
         self._tries += 1
         time.sleep(min(pause, left, HURRY if hurry or isinstance(cause, Busy) else pause))
+
+    def at_once(self, error: DocumentedError, left: float) -> Connection:
+        """A new connection while a container is frozen here; raises `error` if none can be had within BRIDGE seconds.
+
+        Not after a silence, which has taken long enough; nor through a tunnel, which heals by itself while it can.
+        """
+        end = time.monotonic() + min(BRIDGE, left)
+        trouble = error
+        while not isinstance(error.__cause__, TimeoutError) and not self._args.destination.startswith("peer:"):
+            try:
+                self.wait_after(trouble, end - time.monotonic())
+                return self.connect(end - time.monotonic())
+            except DocumentedError as another:
+                if another is trouble:  # the time is up, or it was no lost connection
+                    break
+                if not is_lost(another):
+                    raise
+                trouble = another
+        self._told = False
+        raise error
 
     def _tell(self, cause: DocumentedError, left: float) -> None:
         if self._told:

@@ -12,7 +12,7 @@ import pytest
 from tests.rig.conftest import CleanHosts
 from tests.rig.harness import Rig, Running, wait_for
 from tests.rig.test_failures import RUNS_AGAIN, UNKNOWN, empty, failed, fill, frozen, slow_criu, start_sshd
-from tests.rig.test_migrate import ALL_AT_ONCE, HOSTS, arrived, events, guest_there
+from tests.rig.test_migrate import ALL_AT_ONCE, HOSTS, arrived, events, guest_there, runs_only_on
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -258,3 +258,44 @@ def test_images_lost_while_the_connection_is(rig: Rig, guest: Callable[[str], No
         rig.sh("hostb", "/usr/sbin/sshd")
         failed(running.wait(), RUNS_AGAIN, "restore-failed")
     guest("hosta")
+
+
+# --- while it is frozen here ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def memory_guest(rig: Rig, clean_hosts: CleanHosts) -> Iterator[str]:
+    """A guest with enough memory for something to happen while it is sent over a slow line; its start."""
+    clean_hosts.allow("snapshot")
+    rig.guest("hosta", "c1", "memory", size=192)
+    rig.sh("hosta", "tc qdisc add dev eth0 root tbf rate 300mbit burst 128k latency 50ms")
+    yield rig.probe("hosta", "c1")["start"]
+    rig.sh("hosta", "tc qdisc delete dev eth0 root", check=False)
+
+
+def images_there(rig: Rig) -> int:
+    return int(rig.sh("hostb", "cat /run/migrator/*/pages-*.img 2>/dev/null | wc -c"))
+
+
+def test_images_go_on_over_a_new_connection(rig: Rig, memory_guest: str) -> None:
+    """A connection that can be had again at once: the same freeze, and no page is sent twice but those on their way."""
+    with rig.start("hosta", *ALL_AT_ONCE) as running:
+        wait_for(lambda: images_there(rig) > 64 * MIB, "pages arrive")
+        drop_connections(rig)
+        outcome = running.wait().expect(0)
+    assert len(events(outcome, "freeze")) == len(events(outcome, "reconnected")) == 1
+    runs_only_on(rig, "hostb", memory_guest)
+    steps = [event for event in rig.status("hosta", "c1")["events"] if event["step"] in ("pages", "images")]
+    assert sum(event.get("resumed", 0) for event in steps) >= 48 * MIB
+
+
+def test_it_is_thawed_when_the_destination_is_away_for_longer(rig: Rig, memory_guest: str) -> None:
+    with rig.start("hosta", *ALL_AT_ONCE) as running:
+        wait_for(lambda: images_there(rig) > 16 * MIB, "pages arrive")
+        stop_sshd(rig)
+        wait_for(lambda: not frozen(rig), "it runs again, while nobody is there")
+        assert rig.probe("hosta", "c1", quick=True)["running"]
+        start_sshd(rig)
+        outcome = running.wait().expect(0)
+    assert len(events(outcome, "freeze")) == 2
+    runs_only_on(rig, "hostb", memory_guest)

@@ -15,6 +15,7 @@ from migrator.errors import (
     Busy,
     ConnectionLost,
     HostUnreachable,
+    Interrupted,
     NoSpace,
     ProtocolError,
     RemoteMissing,
@@ -79,9 +80,18 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 @pytest.fixture
-def link(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> Link:
+def answers() -> list[DocumentedError]:
+    """What the next attempts to connect end with; after these they succeed."""
+    return []
+
+
+@pytest.fixture
+def link(monkeypatch: pytest.MonkeyPatch, clock: Clock, answers: list[DocumentedError]) -> Link:
     @contextlib.contextmanager
-    def connected(_args: argparse.Namespace, _where: str) -> Iterator[There]:
+    def connected(_args: argparse.Namespace, _where: str, limit: float | None = None) -> Iterator[There]:
+        if answers:
+            clock.now += min(3.0, limit or 3.0)
+            raise answers.pop(0)
         yield There()
 
     monkeypatch.setattr(reconnect, "connected", connected)
@@ -176,3 +186,51 @@ def test_each_loss_is_told_once(link: Link, clock: Clock, monkeypatch: pytest.Mo
     assert [kind for kind, _ in said] == ["waiting", "reconnected"] * 2
     assert said[0][1]["error"]["code"] == "connection-lost" and said[0][1]["seconds_left"] == 60
     assert said[1][1]["tries"] == 4
+
+
+# --- at once, while a container is frozen here ---
+
+
+def test_a_connection_that_can_be_had_at_once(link: Link, clock: Clock, answers: list[DocumentedError]) -> None:
+    old, begun = link.connect(), clock.now
+    answers += [LOST]
+    new = link.at_once(SourceRunsAgain(LOST, name="web", next="x"), 60)
+    assert new is link.there and new is not old
+    assert clock.now - begun < reconnect.BRIDGE
+
+
+@pytest.mark.parametrize("left", [60.0, 2.0])
+def test_one_that_cannot(link: Link, clock: Clock, answers: list[DocumentedError], left: float) -> None:
+    link.connect()
+    begun = clock.now
+    answers += [HostUnreachable(destination="beta", reason="refused") for _ in range(100)]
+    with pytest.raises(ConnectionLost):
+        link.at_once(LOST, left)
+    assert clock.now - begun == pytest.approx(min(left, reconnect.BRIDGE), abs=0.01)
+    answers.clear()
+    link.wait_after(LOST)  # thawed, it goes on as ever
+    link.connect()
+
+
+@pytest.mark.parametrize("case", ["silence", "tunnel", "another error"])
+def test_when_it_is_not_tried(link: Link, clock: Clock, case: str) -> None:
+    link._args.destination = "peer:beta" if case == "tunnel" else "beta"
+    link.connect()
+    error: DocumentedError = ConnectionLost(destination="beta", reason="x")
+    if case == "silence":
+        error.__cause__ = TimeoutError()
+    elif case == "another error":
+        error = NoSpace(where="/pool", free="1", needed="2", what="it")
+    begun = clock.now
+    with pytest.raises(type(error)) as caught:
+        link.at_once(error, 60)
+    assert caught.value is error and clock.now == begun
+
+
+@pytest.mark.parametrize("another", [Interrupted(signal="SIGINT"), RemoteMissing(destination="beta", reason="gone")])
+def test_what_is_no_lost_connection_ends_it(link: Link, answers: list[DocumentedError],
+                                            another: DocumentedError) -> None:
+    link.connect()
+    answers += [HostUnreachable(destination="beta", reason="refused"), another]
+    with pytest.raises(type(another)):
+        link.at_once(LOST, 60)
