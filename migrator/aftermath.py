@@ -30,6 +30,8 @@ def memory_is_here(migration: Migration) -> bool:
 
 def images_are_here(migration: Migration) -> bool:
     """On the destination: whether all that a restore needs of the memory is still there."""
+    if not migration.memory:
+        return True
     folder = Layout(migration.lxcpath, migration.name, migration.id).images()
     wanted = migration.detail.get("image_files", [])
     return folder is not None and bool(wanted) and all((folder / name).is_file() for name in wanted)
@@ -77,13 +79,14 @@ def _on_source(migration: Migration) -> str:
                 f" type there, before anything else: migrator rollback {migration.other_name}")
     if migration.state not in FROZEN or migration.state is State.FINISHING:
         return ""
-    memory = ("It is frozen here, with all its memory." if memory_is_here(migration)
+    memory = ("It is stopped here, with all of its disk." if not migration.memory else
+              "It is frozen here, with all its memory." if memory_is_here(migration)
               else "The memory that was frozen here is gone, as after a reboot.")
     if migration.state is State.OFFERED:
         return f"{memory} The token was offered to {there}: only that host knows whether it has taken it."
     if migration.state is State.DUMPED:
         return f"{memory} {there} has the token: it runs there, or may be restored there at any time."
-    if not memory_is_here(migration) and held(migration):
+    if migration.memory and not memory_is_here(migration) and held(migration):
         return f"{memory} This host has the token: it can be started from its disk."
     return ""
 

@@ -20,8 +20,8 @@ exit status:
   0      done
   1      done, with warnings (check)
   2      wrong usage, or an error without a number of its own
-  3      failed after the freeze; the container was thawed and runs on on the source
-  4      failed after the freeze; the container is still frozen on the source
+  3      failed after the freeze; the container was thawed (--no-memory: started again) and runs on on the source
+  4      failed after the freeze; the container is still frozen (--no-memory: stopped) on the source
   5      failed after the freeze; whether the destination may run it is not known, so it stays frozen
   10-99  one cause each, the container is where it was: see migrator(1) or docs/errors.md
   128+N  ended by signal N

@@ -7,7 +7,7 @@ Exit statuses
     0       done
     1       done, with warnings (`check`)
     2       wrong usage, or an error without a number of its own
-    3-5     a stage failed after it had frozen the container; the number tells where the container is now
+    3-5     a stage failed after it had frozen (or stopped) the container; the number tells where the container is now
     10-99   one cause each (70-89: the tunnel); the container runs (or is where it was before the command)
     128+N   ended by signal N
 """
@@ -73,6 +73,30 @@ class SourceStateUnknown(OutcomeError):
     status = 5
     cure = """When {destination} can be reached again: {rollback} -- if it is lost for good, see what that would risk:
     migrator rollback {name} --force"""
+
+
+# The same with --no-memory.
+
+
+class SourceStartedAgain(SourceRunsAgain):
+    """{cause} The container {name} was started again on this host."""
+
+
+class SourceStillStopped(SourceStillFrozen):
+    """{cause} The container {name} is stopped on {source}, with all of its disk."""
+
+    cure = "{cause_cure} Go on with: {next} -- or give up and start it again there with: {rollback}"
+
+
+class SourceStoppedUnknown(SourceStateUnknown):
+    """{cause} Whether {destination} may run the container {name} is not known; it is kept stopped here."""
+
+
+def outcome(cls: type[OutcomeError], *, memory: bool) -> type[OutcomeError]:
+    """One of the three outcomes, as it is with or without memory."""
+    stopped = {SourceRunsAgain: SourceStartedAgain, SourceStillFrozen: SourceStillStopped,
+               SourceStateUnknown: SourceStoppedUnknown}
+    return cls if memory else stopped[cls]
 
 
 # --- This host and its programs -------------------------------------------------------------------------------
@@ -251,7 +275,7 @@ class Blocked(MigratorError):
     """{name} cannot be moved to {destination}: {findings}"""
 
     status = 30
-    cure = "See each finding and its cure with: {check} -- accept one by name with --ignore CODE."
+    cure = "See each finding and its cure with: {check} -- accept one by name with --ignore CODE. {instead}"
 
 
 # --- The other host -------------------------------------------------------------------------------------------
@@ -403,7 +427,7 @@ class RestoreFailed(MigratorError):
 
 
 class DowntimeExceeded(MigratorError):
-    """{name} was frozen for {seconds} seconds, longer than --max-downtime allows."""
+    """{name} stood still for {seconds} seconds, longer than --max-downtime allows."""
 
     status = 63
     cure = "Raise --max-downtime, or send the data again first so that less is left."

@@ -80,6 +80,16 @@ class Migration:
         """A rollback was forced, and the destination has not heard of it yet."""
         return bool(self.detail.get("forced")) and not self.detail.get("abandoned")
 
+    @property
+    def memory(self) -> bool:
+        """Whether its memory moves along; False with --no-memory."""
+        return bool(self.detail.get("memory", True))
+
+    @property
+    def still_at(self) -> float:
+        """On the source: when it was frozen, or with --no-memory stopped; seconds since 1970, 0 for never."""
+        return float(self.detail.get("frozen_at" if self.memory else "stopped_at", 0.0))
+
     def move(self, event: Event, **detail: Any) -> None:
         """Take the step that `event` names in the state machine, durably; `detail` is merged into the record."""
         new = states.after(self.role, self.state, event)

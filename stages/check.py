@@ -10,9 +10,10 @@ import argparse
 import contextlib
 import dataclasses
 import time
+from collections.abc import Collection
 from typing import Any
 
-from migrator import cli, identity, layout, log, lxc, names
+from migrator import cli, identity, layout, log, lxc, names, plan
 from migrator.cli import Result
 from migrator.errors import EXIT_OK, EXIT_WARNINGS, Blocked
 from migrator.journal import DEFAULT_PATH, Journal
@@ -36,7 +37,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--destination-lxcpath", metavar="PATH", help="where the destination keeps its containers")
     parser.add_argument("--new-name", metavar="NEW", help="what the container shall be called on the destination")
     cli.add_map_bridge(parser)
+    add_no_memory(parser)
     add_ignore(parser)
+
+
+def add_no_memory(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--no-memory", action="store_true", default=False,
+                        help="for what cannot be dumped: stop it here, and start it anew there from its disk")
+
+
+def add_stop_timeout(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--stop-timeout", metavar="SECONDS", type=cli.positive, default=plan.STOP_TIMEOUT,
+                        help="with --no-memory: kill what has not ended after this long (default: 60)")
 
 
 def add_ignore(parser: argparse.ArgumentParser) -> None:
@@ -54,14 +66,20 @@ def run(args: argparse.Namespace) -> Result:
     container = lxc.Container(name, lxcpath)
     with contextlib.ExitStack() as stack:
         there = stack.enter_context(connected(args, args.destination)) if args.destination else None
-        looked = look(args, container, there, full=True)
+        looked = look(args, container, there, full=True, memory=not args.no_memory)
     found = findings.apply_ignored(looked.findings, ignored)
     verdict = findings.verdict(found)
     status = {Verdict.READY: EXIT_OK, Verdict.WARNINGS: EXIT_WARNINGS, Verdict.BLOCKED: Blocked.status}[verdict]
     words = {Verdict.READY: f"{name} is ready to move.", Verdict.WARNINGS: f"{name} can move; read the warnings.",
              Verdict.BLOCKED: f"{name} cannot move as things are."}
+    instead = looked.instead(ignored) if verdict is Verdict.BLOCKED else None
+    if instead:
+        words[verdict] += f" {_instead(name, args)}"
     return Result(
-        {"name": name, "destination": args.destination, "verdict": verdict, "findings": findings.to_json(found),
+        {"name": name, "destination": args.destination, "verdict": verdict, "memory": not args.no_memory,
+         "without_memory": {"verdict": instead, "command": _command(name, args), "price": plan.price(name)}
+         if instead else None,
+         "findings": findings.to_json(found),
          "facts": {"source": record.dump(looked.source), "container": record.dump(looked.container),
                    "destination": record.dump(looked.destination) if looked.destination else None}},
         "\n".join(part for part in (findings.render(found), words[verdict]) if part),
@@ -76,15 +94,33 @@ class Look:
     source: HostFacts
     destination: HostFacts | None
     container: ContainerFacts
+    options: PlanOptions
     findings: list[Finding]
 
     @property
     def disk_bytes(self) -> int:
         return max(0, self.container.rootfs.used)
 
+    def instead(self, ignored: Collection[str]) -> Verdict | None:
+        """What the verdict would be with --no-memory; None where that is asked for already, or would not do either."""
+        if not self.options.memory:
+            return None
+        options = dataclasses.replace(self.options, memory=False)
+        found = preflight.find(self.source, self.destination, self.container, options)
+        verdict = findings.verdict(found, ignored)
+        return None if verdict is Verdict.BLOCKED else verdict
+
+
+def _instead(name: str, args: argparse.Namespace) -> str:
+    return f"It can without its memory: {_command(name, args)} -- {plan.price(name)}"
+
+
+def _command(name: str, args: argparse.Namespace) -> str:
+    return f"migrator migrate {name} -d {args.destination or 'HOST'} --no-memory"
+
 
 def look(args: argparse.Namespace, container: lxc.Container, there: Connection | None, *, full: bool,
-         known_copy: bool = False, bridges: dict[str, str] | None = None) -> Look:
+         known_copy: bool = False, bridges: dict[str, str] | None = None, memory: bool = True) -> Look:
     """Gather the facts on both hosts, at the same time, and draw the findings from them.
 
     `full` also counts the root file system's bytes, which takes a while on a large one.
@@ -100,7 +136,7 @@ def look(args: argparse.Namespace, container: lxc.Container, there: Connection |
     destination, offset = None, None
     options = PlanOptions(
         tunnel=_tunnel_warnings(args),
-        bridges=bridges if bridges is not None else dict(getattr(args, "map_bridge", [])),
+        bridges=bridges if bridges is not None else dict(getattr(args, "map_bridge", [])), memory=memory,
         name=identity.new_name(args),
     )
     if there:
@@ -110,7 +146,7 @@ def look(args: argparse.Namespace, container: lxc.Container, there: Connection |
         offset = _offset(begun, destination.time, time.time())
         options = dataclasses.replace(options, clock_offset=offset, known_copy=known_copy or bool(reply["fenced_copy"]))
     found = preflight.find(here, destination, facts, options)
-    return Look(here, destination, facts, found)
+    return Look(here, destination, facts, options, found)
 
 
 def _named(args: argparse.Namespace, container: lxc.Container) -> dict[str, str]:
@@ -140,10 +176,10 @@ def _offset(begun: float, there: float, ended: float) -> float:
 
 
 def before_stage(args: argparse.Namespace, container: lxc.Container, there: Connection, *, full: bool = False,
-                 known_copy: bool = False, bridges: dict[str, str] | None = None) -> Look:
+                 known_copy: bool = False, bridges: dict[str, str] | None = None, memory: bool = True) -> Look:
     """The preflight of a stage: say the warnings, and raise Blocked for what is not named in --ignore."""
     ignored = findings.check_ignored(args.ignore)
-    looked = look(args, container, there, full=full, known_copy=known_copy, bridges=bridges)
+    looked = look(args, container, there, full=full, known_copy=known_copy, bridges=bridges, memory=memory)
     found = findings.apply_ignored(looked.findings, ignored)
     for finding in found:
         if finding.severity is Severity.WARNING:
@@ -151,8 +187,10 @@ def before_stage(args: argparse.Namespace, container: lxc.Container, there: Conn
     errors = [finding for finding in found if finding.severity is Severity.ERROR]
     if errors:
         text = "; ".join(f"{finding.code}: {finding.message}" for finding in errors)
+        instead = looked.instead(ignored)
         raise Blocked(name=container.name, destination=there.peer_host, findings=text,
-                      check=f"migrator check {container.name} -d {args.destination}")
+                      check=f"migrator check {container.name} -d {args.destination}",
+                      instead=_instead(container.name, args) if instead else "")
     return looked
 
 

@@ -24,6 +24,7 @@ from stages import check, offer, prepare_data, take
 from stages.dump import Dump
 from stages.handover import INCREMENT
 from stages.rollback import thaw_source
+from stages.stop import Stop
 
 NAME = "create-dump"
 HELP = "freeze the container and send its memory (on the source)"
@@ -34,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     cli.add_destination(parser)
     parser.add_argument("--max-downtime", metavar="SECONDS", type=cli.positive, default=120.0,
                         help="thaw and give up when dump and transfer take longer (default: %(default)g)")
+    check.add_stop_timeout(parser)
     check.add_ignore(parser)
     cli.add_dry_run(parser)
 
@@ -73,8 +75,10 @@ def carry_out(args: argparse.Namespace, migration: Migration, container: lxc.Con
         return Result({"migration": migration.id, "name": name, "stage": NAME, "already": True, "next": next_},
                       f"{name} has already been dumped and handed over. Next: {next_}")
     _refuse_changed(migration, container)
-    looked = check.before_stage(args, container, there, known_copy=True, bridges=migration.detail["bridges"])
-    dump = Dump(args, migration, container, there, looked)
+    looked = check.before_stage(args, container, there, known_copy=True, bridges=migration.detail["bridges"],
+                                memory=migration.memory)
+    dump = (Dump(args, migration, container, there, looked) if migration.memory
+            else Stop(args, migration, container, there))
     if args.dry_run:
         return dump.described()
     require_stable_path(args)
@@ -82,8 +86,8 @@ def carry_out(args: argparse.Namespace, migration: Migration, container: lxc.Con
 
 
 def heal(migration: Migration) -> None:
-    """An earlier create-dump was killed before it offered the token: the container is ours, thaw it and begin anew."""
-    log.warning(f"An earlier create-dump of {migration.name} was killed; the container is thawed first")
+    """An earlier create-dump was killed before it offered the token: the container is ours, and it begins anew."""
+    log.warning(f"An earlier create-dump of {migration.name} was killed; the container runs on first")
     thaw_source(migration)
     migration.move(Event.THAW)
 
@@ -117,6 +121,8 @@ def receive_images(service: Service, fields: dict[str, Any]) -> Place:
     """Where the images go: memory if there is enough. They need not be on disk, as the source keeps what they hold."""
     migration = service.migration(fields)
     _must_receive_dump(migration, fields)
+    if not migration.memory:
+        raise UsageError(reason=f"migration {migration.id} moves no memory")
     here = Layout(migration.lxcpath, migration.name, migration.id)
     folder = here.images()  # of the same dump: when it began, those of an earlier one were dropped
     if folder is None:

@@ -29,6 +29,7 @@ from migrator.errors import (
     ProtocolError,
     SourceRunsAgain,
     as_ours,
+    outcome,
 )
 from migrator.journal import Journal, Migration
 from migrator.layout import locked
@@ -69,7 +70,7 @@ class Drive:
         self.container = container
         self.migration = migration
         self.begun_at = time.time()
-        self.frozen_seconds: float | None = None
+        self.still_seconds: float | None = None  # frozen, or with --no-memory stopped
         self.dumped: dict[str, Any] = {}
         self.ended: Result | None = None  # by a rollback
         self.plan: Plan | None = None
@@ -103,7 +104,7 @@ class Drive:
         """
         if self.migration is None or self.migration.state not in (State.OFFERED, State.DUMPED):
             return None
-        since = max(self.begun_at, float(self.migration.detail.get("frozen_at", 0.0)))
+        since = max(self.begun_at, self.migration.still_at)
         return since + float(self.args.max_downtime) - time.time()
 
     # --- forward ---
@@ -111,6 +112,8 @@ class Drive:
     def _ahead(self) -> None:
         if self.migration and self.migration.state is State.DUMPING:
             create_dump.heal(self.migration)
+        if self.migration:
+            prepare_data.choose(self.args, self.migration)
         while stage := self._next(there := self._link.connect()):  # a stage may have made another
             # An offer that was lost is made again as it was: the container is frozen.
             offered = self.migration is not None and self.migration.state is State.OFFERED
@@ -147,10 +150,12 @@ class Drive:
             raise ContainerNotRunning(name=self.container.name, lxcpath=self.container.lxcpath,
                                       state=self.container.state)
         bridges = self.migration.detail["bridges"] if self.migration else None
-        looked = check.before_stage(self.args, self.container, there, full=True, bridges=bridges,
+        memory = prepare_data.with_memory(self.args, self.migration)
+        looked = check.before_stage(self.args, self.container, there, full=True, bridges=bridges, memory=memory,
                                     known_copy=self.migration is not None)
-        found = Plan(self.container.name, there.peer_host, looked.disk_bytes, looked.container.memory,
-                     self.args.max_rounds, self.args.max_downtime, self._rounds())
+        found = Plan(self.container.name, there.peer_host, looked.disk_bytes,
+                     looked.container.memory if memory else None, self.args.max_rounds,
+                     self.args.max_downtime, self._rounds(), self.args.stop_timeout)
         if not self.args.dry_run:
             say("plan", found.text, **found.to_json())
         return found
@@ -179,7 +184,7 @@ class Drive:
 
     def _dump(self, there: Connection) -> None:
         if self.plan and self._of.state is State.PREPARED:
-            say("freeze", self.plan.prediction, **self.plan.to_json())
+            say("freeze" if self._of.memory else "stop", self.plan.prediction, **self.plan.to_json())
         done = create_dump.carry_out(self.args, self._of, self.container, there)
         self.dumped = done.data
 
@@ -191,7 +196,7 @@ class Drive:
             raise DowntimeExceeded(name=self._of.name, seconds=f"{self.args.max_downtime:g}")
         done = there.call("restore", id=self._of.id, limit=left)
         running_since = time.time() - float(done["running_for"])
-        self.frozen_seconds = running_since - float(self._of.detail["frozen_at"])
+        self.still_seconds = running_since - self._of.still_at
 
     def _finish(self, there: Connection) -> None:
         finish.carry_out(self.args, self._of, there)
@@ -232,7 +237,8 @@ class Drive:
         if isinstance(cause, Interrupted):
             raise cause
         again = advice.written("migrate", Role.SOURCE, migration.name, migration.peer, migration.detail)
-        raise SourceRunsAgain(cause, name=migration.name, next=again) from error
+        runs_again = outcome(SourceRunsAgain, memory=migration.memory)
+        raise runs_again(cause, name=migration.name, next=again) from error
 
     def _tell(self) -> None:
         """Have the destination give the token back."""
@@ -270,20 +276,22 @@ class Drive:
     def _result(self) -> Result:
         migration = self._of
         removed = self._undefine() if self.args.undefine_source else []
-        predicted = self.plan.frozen_seconds if self.plan else None
+        predicted = self.plan.still_seconds if self.plan else None
+        word = "frozen" if migration.memory else "stopped"
         seconds = time.time() - self.begun_at
         host = migration.detail["destination_host"]
         text = f"{migration.name} has moved to {advice.moved_to(migration)} in {duration(seconds)}."
-        if self.frozen_seconds is not None:
-            text += f" {plan.compared(predicted, self.frozen_seconds)}"
+        if self.still_seconds is not None:
+            text += f" {plan.compared(predicted, self.still_seconds, self.dumped.get('stop_seconds'))}"
         kept = "" if removed else f" The stopped copy is kept here until: migrator cleanup {migration.name}"
         return Result({
             "migration": migration.id, "name": migration.name, "stage": self.args.command, "already": False,
             "destination": host, "new_name": migration.other_name,
             "rounds": [dataclasses.asdict(each) for each in self._rounds()],
-            "frozen_seconds": None if self.frozen_seconds is None else round(self.frozen_seconds, 3),
-            "predicted_frozen_seconds": None if predicted is None else round(predicted, 3),
-            **{key: self.dumped.get(key) for key in ("increment", "memory", "dump_seconds", "send_seconds")},
+            f"{word}_seconds": None if self.still_seconds is None else round(self.still_seconds, 3),
+            f"predicted_{word}_seconds": None if predicted is None else round(predicted, 3),
+            **{key: self.dumped.get(key) for key in ("increment", "memory", "send_seconds",
+                                                     "dump_seconds" if migration.memory else "stop_seconds")},
             "seconds": round(seconds, 3), "removed": removed,
         }, text + kept)
 

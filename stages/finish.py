@@ -82,7 +82,8 @@ def stop_and_fence(migration: Migration) -> None:
                    f" {migration.name}")
         container_config.fence(container.folder, container.config_file.read_text(), migration.id, message)
     with migration.step("stop"), contextlib.suppress(MigratorError):
-        if container.init_pid == migration.detail["pid"] and Path(migration.detail["cgroup"]).is_dir():
+        frozen = "pid" in migration.detail  # without its memory it has been stopped before
+        if frozen and container.init_pid == migration.detail["pid"] and Path(migration.detail["cgroup"]).is_dir():
             network.remove([Port(**port) for port in migration.detail["ports"]])
             lxc.kill(container)
     Layout(migration.lxcpath, migration.name, migration.id).drop_images()
@@ -96,6 +97,8 @@ def prune(layout: Layout) -> None:
 
 def _dry_run(migration: Migration) -> Result:
     here = advice.this_host()
+    if not migration.memory:
+        return cli.dry_run([])
     return cli.dry_run([
         *((here, ["ip", "link", "delete", port["outside"]]) for port in migration.detail["ports"]),
         (here, ["tee", f"{migration.detail['cgroup']}/cgroup.kill"]),

@@ -43,19 +43,21 @@ class Handover(ABC):
         self.base = self.layout.snapshot(len(migration.detail["rounds"]))
         self.last = self.layout.snapshot(len(migration.detail["rounds"]) + 1)
         self.still_since = 0.0  # by time.time()
+        self.fenced = False
 
     def run(self) -> Result:
         """Do it; the container runs on here when anything fails before the token was offered."""
         # A number that no dump has had: what is still on its way of an earlier one finds another number there.
         self.migration.note("attempt", attempt=offer.attempt(self.migration) + 1)
-        self.there.call("dump-begin", **offer.named(self.migration))
+        self.there.call("dump-begin", **offer.named(self.migration), memory=self.migration.memory)
         btrfs.delete(self.last)
         self.prepare()
         self.still_since = time.time()
         self.migration.move(Event.FREEZE, **self.record())
         try:
             figures = self.take()
-            self.fence()
+            if not self.fenced:
+                self.fence()
             self.migration.move(Event.OFFER, figures=figures)
         except BaseException as error:
             offer.give_up(self.migration, self.there, as_ours(error))
@@ -131,6 +133,7 @@ class Handover(ABC):
         message = (f"{container.name} is being moved to {self.there.peer_host} (migration {self.migration.id}), which"
                    f" may run it by now. See: migrator status {container.name}")
         container_config.fence(container.folder, container.config_file.read_text(), self.migration.id, message)
+        self.fenced = True
 
     def left(self) -> float:
         """Seconds that the container may still stand still; raises DowntimeExceeded when there are none."""

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from migrator import advice, aftermath, container_config, destination, healing, log, lxc
+from migrator import advice, aftermath, container_config, destination, healing, log, lxc, plan
 from migrator.cli import Result
 from migrator.errors import (
     ConnectionLost,
@@ -23,6 +23,7 @@ from migrator.errors import (
     SourceNeeded,
     SourceStateUnknown,
     from_json,
+    outcome,
 )
 from migrator.journal import DEFAULT_PATH, Journal, Migration
 from migrator.peer import connected
@@ -107,8 +108,9 @@ def _can_go_on(args: argparse.Namespace, migration: Migration) -> bool:
         raise
     except DocumentedError as error:
         log.warning(aftermath.note(migration))
-        raise SourceStateUnknown(error, name=migration.name, destination=args.destination,
-                                 rollback=advice.command(NAME, migration)) from error
+        raise outcome(SourceStateUnknown, memory=migration.memory)(
+            error, name=migration.name, destination=args.destination, rollback=advice.command(NAME, migration),
+        ) from error
     there_state = State(answer["state"]) if answer["state"] else None
     stage = healing.on_source(migration.state, there_state, images=bool(answer.get("images", True)))
     return stage != "rollback" or there_state is not State.OWNED
@@ -117,7 +119,7 @@ def _can_go_on(args: argparse.Namespace, migration: Migration) -> bool:
 def complete(args: argparse.Namespace, migration: Migration) -> None:
     """Fill in what was not given: from the migration's beginning, or else the defaults of `migrator migrate`."""
     stored = {"max_downtime": 120.0, "max_rounds": 5, "reconnect": 300.0, "ignore": [],
-              **(migration.detail.get("options") or {})}
+              "stop_timeout": plan.STOP_TIMEOUT, **(migration.detail.get("options") or {})}
     for key in migrate.OPTIONS:
         if getattr(args, key) is None:
             setattr(args, key, stored.get(key))

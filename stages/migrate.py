@@ -21,7 +21,7 @@ NAME = "migrate"
 HELP = "move a running container in one go (on the source)"
 
 # What `migrator resume` goes on with unless it is told otherwise.
-OPTIONS = ("max_downtime", "max_rounds", "bwlimit", "reconnect", "ignore", "undefine_source")
+OPTIONS = ("max_downtime", "max_rounds", "bwlimit", "reconnect", "stop_timeout", "ignore", "undefine_source")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Those in OPTIONS."""
+    """Those in OPTIONS, and --no-memory, which is recorded on both hosts."""
+    check.add_no_memory(parser)
+    check.add_stop_timeout(parser)
     parser.add_argument("--max-downtime", metavar="SECONDS", type=cli.positive, default=120.0,
                         help="thaw here and give up when the container is frozen for longer (default: 120)")
     parser.add_argument("--max-rounds", metavar="N", type=rounds, default=5,

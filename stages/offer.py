@@ -14,6 +14,7 @@ from migrator.errors import (
     SourceRunsAgain,
     SourceStateUnknown,
     SourceStillFrozen,
+    outcome,
 )
 from migrator.journal import Migration
 from migrator.layout import Layout
@@ -47,18 +48,19 @@ def make(migration: Migration, there: Connection) -> None:
         migration.move(Event.REFUSED)
         give_up(migration, there, error)
     except MigratorError as error:  # also Busy: an offer that was thought lost may be taken at this moment
-        raise SourceStateUnknown(error, name=migration.name, destination=there.peer_host,
-                                 rollback=advice.command("rollback", migration)) from error
+        raise outcome(SourceStateUnknown, memory=migration.memory)(
+            error, name=migration.name, destination=there.peer_host, rollback=advice.command("rollback", migration),
+        ) from error
     migration.move(Event.TAKEN)
 
 
 def give_up(migration: Migration, there: Connection, error: DocumentedError) -> NoReturn:
     """Nobody else has the token: thaw, remove what this attempt has made on both hosts, and say so."""
     try:
-        thaw_source(migration)
+        thawed = thaw_source(migration)
     except MigratorError as trouble:
         log.error(str(error))
-        raise SourceStillFrozen(
+        raise outcome(SourceStillFrozen, memory=migration.memory)(
             trouble, name=migration.name, source=this_host(), next=advice.command("create-dump", migration),
             rollback=advice.command("rollback", migration),
         ) from error
@@ -72,9 +74,12 @@ def give_up(migration: Migration, there: Connection, error: DocumentedError) -> 
     except MigratorError as trouble:
         log.verbose(f"{there.peer_host} drops the broken dump by itself: {trouble}")
     if isinstance(error, Interrupted):
-        log.info(f"{migration.name} was thawed and runs on here.")
+        log.info(f"{migration.name} runs on here.")
         raise error
-    raise SourceRunsAgain(error, name=migration.name, next=advice.again("create-dump", migration)) from error
+    if not (thawed or migration.memory):
+        raise error  # it had not been stopped yet
+    again = outcome(SourceRunsAgain, memory=migration.memory)
+    raise again(error, name=migration.name, next=advice.again("create-dump", migration)) from error
 
 
 def _keep_log(here: Layout, error: DocumentedError) -> None:

@@ -46,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_place(parser)
     cli.add_map_bridge(parser)
     parser.add_argument("--bwlimit", metavar="RATE", type=rate, help="send at most RATE bytes a second (k, M, G)")
+    check.add_no_memory(parser)
     check.add_ignore(parser)
     cli.add_dry_run(parser)
 
@@ -85,13 +86,16 @@ def run(args: argparse.Namespace) -> Result:
                 if decision.verdict is Verdict.REFUSE:
                     next_ = advice.command(decision.next_stage, migration)
                     raise OutOfOrder(stage=NAME, missing=decision.missing, next=next_)
-            checked = check.before_stage(args, container, there, full=True, known_copy=migration is not None)
+            checked = check.before_stage(args, container, there, full=True, known_copy=migration is not None,
+                                         memory=with_memory(args, migration))
             return carry_out(args, journal, migration, container, there, checked.disk_bytes)
 
 
 def carry_out(args: argparse.Namespace, journal: Journal, migration: Migration | None, container: lxc.Container,
               there: Connection, disk_bytes: int) -> Result:
     """A round, after the preflight; it begins the migration where there is none."""
+    if migration and not args.dry_run:
+        choose(args, migration)
     config = container_config.read(container.config_file, container.name)
     wanted = migration.detail["destination_lxcpath"] if migration else args.destination_lxcpath
     id_ = migration.id if migration else names.new_migration_id()
@@ -111,6 +115,7 @@ def carry_out(args: argparse.Namespace, journal: Journal, migration: Migration |
         "disk_bytes": disk_bytes,
         "mapped_root": container.mapped_root,
         "one_shot": one_shot(args),
+        "memory": with_memory(args, migration),
     }
     if args.dry_run:
         return _dry_run(container, there, fields)
@@ -121,6 +126,20 @@ def carry_out(args: argparse.Namespace, journal: Journal, migration: Migration |
 def one_shot(args: argparse.Namespace) -> bool:
     """Whether `migrator migrate` calls, which has the destination import and restore over the same connection."""
     return bool(getattr(args, "one_shot", False))
+
+
+def with_memory(args: argparse.Namespace, migration: Migration | None) -> bool:
+    """Whether the memory moves along: --no-memory is given now, or was before."""
+    return not args.no_memory and (migration is None or migration.memory)
+
+
+def choose(args: argparse.Namespace, migration: Migration) -> None:
+    """Record --no-memory in a migration that has begun without; the destination learns it with the next request."""
+    if args.no_memory and migration.memory:
+        if migration.state not in (State.PREPARING, State.PREPARED):
+            raise OutOfOrder(stage="--no-memory", missing=f"the migration is past it (state {migration.state})",
+                             next=advice.next_command(migration))
+        migration.note("no-memory", memory=False)
 
 
 def _begin(
@@ -135,7 +154,7 @@ def _begin(
         origin=fields["origin"],
         source_lxcpath=fields["source_lxcpath"], destination_lxcpath=fields["lxcpath"],
         lxcpath_given=args.lxcpath is not None, bridges=fields["bridges"], rounds=[], one_shot=fields["one_shot"],
-        options=getattr(args, "options", {}),
+        memory=fields["memory"], options=getattr(args, "options", {}),
     )
     try:
         return migration, there.call("begin", **fields)
@@ -264,7 +283,7 @@ def begin(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
             event=Event.RECEIVE, destination=str(fields["destination"])[:300], other_name=source_name, origin=origin,
             source_lxcpath=str(names.lxcpath(str(fields["source_lxcpath"]))), destination_lxcpath=str(lxcpath),
             lxcpath_given=bool(fields["lxcpath_given"]), rounds=[], mapped_root=int(fields["mapped_root"]),
-            one_shot=bool(fields.get("one_shot")),
+            one_shot=bool(fields.get("one_shot")), memory=bool(fields.get("memory", True)),
         )
     elif migration.ended or migration.state is State.ABANDONING:
         raise UsageError(reason=f"migration {id_} has ended on this host")

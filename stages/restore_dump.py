@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from migrator import advice, btrfs, cli, container_config, criu, log, lxc, network, spool
+from migrator import advice, btrfs, cli, container_config, criu, log, lxc, network, no_memory, spool
 from migrator.advice import this_host
 from migrator.cli import Result
 from migrator.errors import (
@@ -26,6 +26,7 @@ from migrator.errors import (
     RestoreFailed,
     SourceStillFrozen,
     as_ours,
+    outcome,
 )
 from migrator.journal import DEFAULT_PATH, Journal, Migration
 from migrator.layout import Layout, locked
@@ -85,8 +86,7 @@ def settle(migration: Migration) -> None:
     """An earlier restore-dump was killed: either the container runs here, or what the attempt left is removed."""
     container = lxc.Container(migration.name, migration.lxcpath)
     layout = Layout(migration.lxcpath, migration.name, migration.id)
-    cgroup = _running_cgroup(container)
-    if cgroup and lxc.processes(cgroup) and not criu.processes(layout.image_folders()):
+    if _has_come_up(migration, container, layout):
         log.warning(f"An earlier restore of {migration.name} was killed after it had succeeded")
         migration.move(Event.RESTORED, restored_at=time.time())
         container_config.unfence(layout.container, migration.id)
@@ -96,6 +96,14 @@ def settle(migration: Migration) -> None:
         log.warning(f"An earlier restore of {migration.name} was killed; what it left is removed")
         clear(migration)
         migration.move(Event.RESTORE_FAILED)
+
+
+def _has_come_up(migration: Migration, container: lxc.Container, layout: Layout) -> bool:
+    """Whether a restore that was killed had brought the container up."""
+    if not migration.memory:
+        return no_memory.runs(container, migration.id)
+    cgroup = _running_cgroup(container)
+    return bool(cgroup and lxc.processes(cgroup) and not criu.processes(layout.image_folders()))
 
 
 def _running_cgroup(container: lxc.Container) -> Path | None:
@@ -118,28 +126,36 @@ class Restore:
         self.layout = Layout(migration.lxcpath, migration.name, migration.id)
         self.images = self.layout.images()
         self.number = len(migration.detail["rounds"]) + 1
+        self.runs_since = 0.0  # by time.time(), where that was before the end of the last step
 
     def described(self) -> Result:
         """For --dry-run."""
         here = this_host()
         images = self.images or self.layout.image_folders()[0]
+        container = lxc.Container(self.migration.name, self.migration.lxcpath)
         return cli.dry_run([
             (here, btrfs.receive_command(self.layout.folder)),
             (here, btrfs.snapshot_command(self.layout.snapshot(self.number), self.layout.rootfs, read_only=False)),
-            (here, lxc.restore_command(self.migration.name, self.migration.lxcpath, images)),
+            (here, lxc.restore_command(self.migration.name, self.migration.lxcpath, images) if self.migration.memory
+             else no_memory.start_command(container, self.plain_config, criu.log_path(container.name, "start"))),
         ])
+
+    @property
+    def plain_config(self) -> Path:
+        """The configuration without the fence."""
+        return self.layout.spool / "config.start"
 
     def run(self, *, wait: bool = True) -> Result:
         """Do it; without `wait` the last announcements are made after the return."""
         name, begun = self.migration.name, time.time()
         self.migration.move(Event.RESTORE)
         try:
-            images = self._images()
+            images = self._images() if self.migration.memory else None
             self._apply(images)
-            pid = self._restore(images)
+            pid = self._restore(images) if images else self._start()
         except BaseException as error:
             self._undo(error)
-        restored_at = time.time()
+        restored_at = self.runs_since or time.time()
         announcing = network.announce(pid)
         network.bring_back_dad(pid, self.migration.detail["dad"])
         self.migration.move(Event.RESTORED, restored_at=restored_at)
@@ -162,10 +178,11 @@ class Restore:
                                 reason="its memory images are gone, as after a reboot")
         return self.images
 
-    def _apply(self, images: Path) -> None:
+    def _apply(self, images: Path | None) -> None:
         """Check the images while the increment is received; then put the disk in place."""
         with concurrent.futures.ThreadPoolExecutor(1, "verify") as pool:
-            files = [] if self.checked else [images / name for name in self.migration.detail["image_files"]]
+            names = self.migration.detail["image_files"] if images and not self.checked else []
+            files = [images / name for name in names] if images else []
             verifying = pool.submit(spool.verify, *files)
             last = receive(self.migration, self.layout, self.layout.spool / INCREMENT, self.number,
                            self.migration.detail["increment_uuid"], self.behind)
@@ -190,6 +207,18 @@ class Restore:
                 raise RestoreFailed(name=container.name, reason="it has no processes", log=images / "restore.log")
             return pid
 
+    def _start(self) -> int:
+        """The disk is all that came: the container is started anew."""
+        with self.migration.step("start"):
+            container = lxc.Container(self.migration.name, self.migration.lxcpath)
+            container_config.write_file(self.plain_config, container_config.unfenced(container.config_file.read_text()),
+                                        mode=0o600)
+            pid = no_memory.start(container, self.migration.id, config=self.plain_config, limit=self._left())
+            self.runs_since = time.time()
+            network.announce(pid, (0.0,)).join()
+            no_memory.stay(container, self.migration.id, pid)
+            return pid
+
     def _left(self) -> float:
         """Seconds that this may still take; raises DowntimeExceeded when there are none."""
         left = self.end - time.monotonic()
@@ -207,7 +236,7 @@ class Restore:
         self._keep_log(error)
         clear(self.migration)
         self.migration.move(Event.RESTORE_FAILED, failed=str(error)[:2000])
-        raise SourceStillFrozen(
+        raise outcome(SourceStillFrozen, memory=self.migration.memory)(
             as_ours(error), name=self.migration.name, source=self.migration.peer,
             next=advice.next_command(self.migration), rollback=advice.command("rollback@source", self.migration),
         ) from error
@@ -230,6 +259,8 @@ def clear(migration: Migration) -> None:
     """
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     container = lxc.Container(migration.name, migration.lxcpath)
+    if not migration.memory:
+        no_memory.end(container, migration.id)
     with contextlib.suppress(MigratorError, OSError):
         if cgroup := _running_cgroup(container):
             (cgroup / "cgroup.kill").write_text("1")

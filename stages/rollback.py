@@ -12,13 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from migrator import advice, aftermath, btrfs, cli, container_config, criu, lxc, names, network
+from migrator import advice, aftermath, btrfs, cli, container_config, criu, lxc, names, network, no_memory
 from migrator.advice import this_host
 from migrator.cli import Result
 from migrator.errors import (
     AlreadyRuns,
     NoMigration,
     SourceStateUnknown,
+    outcome,
 )
 from migrator.journal import DEFAULT_PATH, Journal, Migration
 from migrator.layout import Layout, locked
@@ -103,8 +104,9 @@ def roll_back(migration: Migration, tell: Callable[[], None] | None) -> Result:
             raise
         except DocumentedError as error:  # the tunnel's too
             if offered:
-                raise SourceStateUnknown(error, name=name, destination=migration.peer,
-                                         rollback=advice.command(NAME, migration)) from error
+                raise outcome(SourceStateUnknown, memory=migration.memory)(
+                    error, name=name, destination=migration.peer, rollback=advice.command(NAME, migration),
+                ) from error
             left_there = (f" {migration.peer} could not be told ({error}); clean up there with: migrator rollback "
                           f"{migration.other_name}")
     told = not left_there and not forced
@@ -131,8 +133,10 @@ def thaw_source(migration: Migration) -> bool:
 
     Also takes the fence of the offer away: the token is back. The process id and cgroup are those of the freeze. If
     these are gone, as after a reboot, the container is started from its disk; one that somebody has started is left
-    alone. Raises StartFailed.
+    alone. One that was stopped, to move without its memory, is started again. Raises StartFailed.
     """
+    if not migration.memory:
+        return no_memory.start_again(migration)
     container_config.unfence(migration.lxcpath / migration.name, migration.id)
     if "cgroup" not in migration.detail:
         return False

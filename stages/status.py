@@ -42,12 +42,13 @@ def describe(migration: Migration, *, events: bool, worker: Holder | None) -> di
     data: dict[str, Any] = {
         "id": migration.id, "name": migration.name, "lxcpath": str(migration.lxcpath), "role": migration.role,
         "peer": advice.other_host(migration.role, migration.peer, migration.detail), "state": migration.state,
-        "peer_name": migration.other_name, "owner": migration.owner,
+        "peer_name": migration.other_name, "owner": migration.owner, "memory": migration.memory,
         "created": migration.created, "updated": migration.updated,
         "bytes": sizes(migration), "next": aftermath.next_command(migration), "note": aftermath.note(migration),
         "working": worker.to_json() | {"step": step_under_way(migration)} if worker else None,
     }
-    data |= {key: migration.detail[key] for key in ("frozen_at", "restored_at") if key in migration.detail}
+    times = ("frozen_at", "stopped_at", "restored_at")
+    data |= {key: migration.detail[key] for key in times if key in migration.detail}
     if events:
         data["events"] = [{"time": e.time, "step": e.step, "phase": e.phase, **e.detail} for e in migration.events()]
     return data

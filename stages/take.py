@@ -26,7 +26,7 @@ def dump_begin(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     migration, number = service.migration(fields), int(fields["attempt"])
     if number <= attempt(migration):
         raise UsageError(reason=f"dump {number} of migration {migration.id} is not newer than the last one here")
-    migration.move(Event.RECEIVE_DUMP, attempt=number)
+    migration.move(Event.RECEIVE_DUMP, attempt=number, memory=bool(fields.get("memory", True)))
     _drop_dump(service, migration)
     return {"state": migration.state}
 
@@ -68,9 +68,9 @@ def _take(migration: Migration, number: int, fields: dict[str, Any]) -> None:
         raise DumpRefused(name=migration.name, reason=f"it does not expect dump {number}, it is {migration.state}")
     here = Layout(migration.lxcpath, migration.name, migration.id)
     images = here.images()
-    if images is None or not spool.is_complete(here.spool / INCREMENT):
+    if (images is None) is migration.memory or not spool.is_complete(here.spool / INCREMENT):
         raise DumpRefused(name=migration.name, reason="not all of its dump has arrived")
-    files = criu.image_files(images)
+    files = criu.image_files(images) if images else []
     for path in files:
         if not spool.is_complete(path):
             raise DumpRefused(name=migration.name, reason=f"the image {path.name} is not complete")

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 
 from migrator.preflight.container_facts import ContainerFacts
-from migrator.preflight.findings import Finding
+from migrator.preflight.findings import Finding, Severity
 from migrator.preflight.host_facts import HostFacts
 from migrator.preflight.task_facts import Note
 
@@ -23,6 +23,7 @@ class PlanOptions:
     disk_needed: int | None = None  # bytes to be sent to the destination's disk; None: the whole root file system
     tunnel: tuple[str, ...] = ()  # what is not good about this host's WireGuard, where a tunnel is used
     clock_offset: float | None = None  # seconds that the destination's clock is ahead; None: from the facts' times
+    memory: bool = True  # False with --no-memory: it is stopped here and started there
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +40,16 @@ class Case:
     @property
     def running(self) -> bool:
         return self.container.init_pid > 0
+
+    @property
+    def hinders_start(self) -> Severity:
+        """How bad it is that the container cannot be started on the destination."""
+        return Severity.WARNING if self.options.memory else Severity.ERROR
+
+    @property
+    def hinders_restore(self) -> Severity:
+        """How bad it is that it cannot be restored as it was; started anew it only differs."""
+        return Severity.ERROR if self.options.memory else Severity.WARNING
 
     def notes(self, kind: str) -> list[Note]:
         return [note for note in self.container.tasks.notes if note.kind == kind]

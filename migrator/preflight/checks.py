@@ -24,6 +24,7 @@ from migrator.preflight.findings import (
     render,
     to_json,
     verdict,
+    without_memory,
 )
 from migrator.preflight.host_facts import HostFacts, Query
 
@@ -43,7 +44,8 @@ def find(
 ) -> list[Finding]:
     """Everything that stands in the way, errors first. Without a destination only what the source can know."""
     case = Case(source, destination, container, options or PlanOptions())
-    return ordered(_once(finding for check in CHECKS for finding in check(case)))
+    found = list(_once(finding for check in CHECKS for finding in check(case)))
+    return ordered(found if case.options.memory else without_memory(found))
 
 
 def _once(findings: Iterable[Finding]) -> Iterable[Finding]:

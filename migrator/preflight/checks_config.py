@@ -11,11 +11,13 @@ from migrator.preflight.findings import Finding, Severity, define
 from migrator.preflight.host_facts import HostFacts
 
 ERROR, WARNING, INFO = Severity.ERROR, Severity.WARNING, Severity.INFO
+# Those that run on the host before the container does (lxc.container.conf(5)).
+START_HOOKS = ("lxc.hook.pre-start", "lxc.hook.pre-mount", "lxc.hook.mount", "lxc.hook.autodev", "lxc.hook.start-host")
 
 APPARMOR_MISSING = define("apparmor-missing", ERROR, """liblxc hands lxc.apparmor.profile to CRIU (--lsm-profile), and
-    the restore fails on a kernel without AppArmor.""")
+    the restore fails on a kernel without AppArmor. Started anew there it is not confined.""")
 APPARMOR_GENERATED = define("apparmor-generated", ERROR, """liblxc hands the word `generated` to CRIU as if it were a
-    profile's name, so the restore fails.""")
+    profile's name, so the restore fails.""", memory_only=True)
 APPARMOR_PROFILE = define("apparmor-profile-missing", ERROR, "The profile that confines the container must be loaded.")
 SELINUX = define("selinux-differs", ERROR, """Processes are restored with the SELinux context that they had; a kernel
     without SELinux has none, and one with another policy may not know it.""")
@@ -26,7 +28,7 @@ IDS = define("ids-not-mapped", ERROR, """The destination is itself in a user nam
     ids do not exist.""")
 SUBIDS = define("subids-missing", WARNING, """LXC starts a container with lxc.idmap only if root may use these ids
     (/etc/subuid, /etc/subgid): the restored one runs, but could not be started again.""")
-HOOKS = define("hooks", INFO, "Hooks run when a container starts or stops, not when it is restored.")
+HOOKS = define("hooks", INFO, "Hooks run when a container starts or stops, not when it is restored.", memory_only=True)
 HOOK_MISSING = define("hook-missing", WARNING, """A hook that the destination lacks keeps the container from starting
     again.""")
 SECCOMP_FILE = define("seccomp-profile-missing", WARNING, """The restored container keeps its filters, but could not be
@@ -53,6 +55,7 @@ def apparmor(case: Case) -> Iterator[Finding]:
         yield APPARMOR_MISSING.found(
             f"{case.container.name} has lxc.apparmor.profile = {profile}, but {there.name} has no AppArmor.",
             "Remove lxc.apparmor.profile from the configuration, or boot a kernel with AppArmor there.",
+            severity=case.hinders_restore,
         )
     elif profile == "generated":
         yield APPARMOR_GENERATED.found(
@@ -86,7 +89,7 @@ def seccomp(case: Case) -> Iterator[Finding]:
         )
     if there and config.seccomp.startswith("/") and config.seccomp not in there.present:
         yield SECCOMP_FILE.found(f"{there.name} has no {config.seccomp} (lxc.seccomp.profile).",
-                                 f"Copy it to {there.name}.")
+                                 f"Copy it to {there.name}.", severity=case.hinders_start)
 
 
 def hooks(case: Case) -> Iterator[Finding]:
@@ -94,13 +97,15 @@ def hooks(case: Case) -> Iterator[Finding]:
     for key, command in case.container.config.hooks:
         program = _program(command)
         if there and program.startswith("/") and program not in there.present:
-            yield HOOK_MISSING.found(f"{there.name} has no {program} ({key}).", f"Copy it to {there.name}.")
+            severity = case.hinders_start if key in START_HOOKS else None
+            yield HOOK_MISSING.found(f"{there.name} has no {program} ({key}).", f"Copy it to {there.name}.",
+                                     severity=severity)
         else:
             yield HOOKS.found(f"{key} = {command[:200]} will not run at the restore.",
                               "Run what it does by hand, if the container needs it.")
     for path in case.container.config.missing_includes:
         yield INCLUDE.found(f"The configuration of {case.container.name} includes {path}, which cannot be read.",
-                            "Remove that line from the configuration.")
+                            "Remove that line from the configuration.", severity=case.hinders_start)
 
 
 def ids(case: Case) -> Iterator[Finding]:
@@ -119,13 +124,14 @@ def ids(case: Case) -> Iterator[Finding]:
         elif there.has_program("newuidmap") and not _covered(
             wanted, [(entry.outside, entry.count) for entry in _of_kind(wanted, there.subids)]
         ):
-            yield _missing_subids(there, wanted, shown)
+            yield _missing_subids(case, there, wanted, shown)
 
 
-def _missing_subids(there: HostFacts, wanted: IdMap, shown: str) -> Finding:
+def _missing_subids(case: Case, there: HostFacts, wanted: IdMap, shown: str) -> Finding:
     file = "/etc/subuid" if wanted.kind == "u" else "/etc/subgid"
     return SUBIDS.found(f"lxc.idmap = {shown} is not root's in {file} on {there.name}.",
-                        f"On {there.name}: echo root:{wanted.outside}:{wanted.count} >> {file}")
+                        f"On {there.name}: echo root:{wanted.outside}:{wanted.count} >> {file}",
+                        severity=case.hinders_start)
 
 
 def _of_kind(wanted: IdMap, entries: Iterable[IdMap]) -> list[IdMap]:

@@ -14,16 +14,17 @@ ERROR, WARNING, INFO = Severity.ERROR, Severity.WARNING, Severity.INFO
 SYSTEM = ("/dev/", "/sys/", "/proc/", "/var/lib/lxcfs/", "/run/lxcfs/")
 
 UNSUPPORTED = define("mount-unsupported", ERROR, """CRIU mounts only the file systems that it knows anew, and takes
-    others from the host only as bind mounts (criu/filesystems.c).""")
+    others from the host only as bind mounts (criu/filesystems.c).""", memory_only=True)
 UNREACHABLE = define("mount-unreachable", ERROR, """A bind mount whose source is mounted neither in the container nor on
-    the host cannot be made again ("doesn't have a proper root mount" in criu/mount.c).""")
+    the host cannot be made again ("doesn't have a proper root mount" in criu/mount.c).""", memory_only=True)
 MISSING = define("mount-source-missing", ERROR, "A file, folder or device that the container binds from its host.")
 BOUND = define("bind-mount", WARNING, """What lies on the host stays there: the restored container sees the files that
     the destination has under that path.""")
 SYMLINK = define("bind-source-symlink", ERROR, """CRIU binds the very file that the configuration names, and a symbolic
-    link cannot be mounted ("Failed to move_mount" in criu/mount-v2.c); lxc-start follows it, the restore does not.""")
+    link cannot be mounted ("Failed to move_mount" in criu/mount-v2.c); lxc-start follows it, the restore does not.""",
+    memory_only=True)
 CONSOLE = define("console-mounted", ERROR, """A terminal of the host is mounted in the container as /dev/ttyN; LXC makes
-    none at a restore. (/dev/console is no hindrance: LXC makes a new one.)""")
+    none at a restore. (/dev/console is no hindrance: LXC makes a new one.)""", memory_only=True)
 
 
 def externals(container: ContainerFacts) -> list[Mount]:
@@ -34,8 +35,13 @@ def externals(container: ContainerFacts) -> list[Mount]:
 def needed_paths(container: ContainerFacts) -> tuple[str, ...]:
     """Paths that the destination is asked about: the sources of mounts, as they are and as configured."""
     paths = [mount.host_path for mount in externals(container) if mount.host_path]
-    configured = [entry.source for entry in container.config.mounts if entry.bind and "optional" not in entry.options]
-    return tuple(dict.fromkeys(path for path in [*paths, *configured] if path.startswith("/")))
+    return tuple(dict.fromkeys(path for path in [*paths, *_configured(container)] if path.startswith("/")))
+
+
+def _configured(container: ContainerFacts) -> list[str]:
+    """What LXC binds when it starts the container, and must find."""
+    return [entry.source for entry in container.config.mounts
+            if entry.bind and "optional" not in entry.options and entry.source.startswith("/")]
 
 
 def supported(case: Case) -> Iterator[Finding]:
@@ -50,7 +56,7 @@ def supported(case: Case) -> Iterator[Finding]:
 
 def sources(case: Case) -> Iterator[Finding]:
     there = case.destination
-    for path in needed_paths(case.container):
+    for path in needed_paths(case.container) if case.options.memory else _configured(case.container):
         if _terminal(path):
             continue
         if there and there.present.get(path) == "symlink":

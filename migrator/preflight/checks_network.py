@@ -20,14 +20,14 @@ DUMPABLE = ("loopback", "veth", "tun", "bridge", "macvlan", "venet", "sit")
 IGNORED_NAMES = ("sit0", "gre0", "gretap0")
 
 NET_TYPE = define("network-type", ERROR, """liblxc cannot restore this type of network; it can veth, macvlan, phys,
-    empty and none.""")
+    empty and none.""", memory_only=True)
 HOST_NETWORK = define("host-network", ERROR, """With lxc.net.0.type = none the container uses the host's own addresses
-    and ports: its connections cannot move without the host.""")
+    and ports: its connections cannot move without the host. Started anew there it has that host's.""")
 NET_UNTRIED = define("network-not-bridged", WARNING, """macvlan and phys interfaces are restored on the destination's
-    device of that name, but only a veth on a bridge keeps its connections for certain.""")
+    device of that name, but only a veth on a bridge keeps its connections for certain.""", memory_only=True)
 BRIDGE = define("bridge-missing", ERROR, "The container's veth is put on a bridge, which the destination must have.")
 NOT_BRIDGE = define("not-a-bridge", ERROR, "The interface that shall take the container's veth is no bridge.")
-LINK = define("link-missing", ERROR, "A macvlan or phys interface needs its parent device on the destination.")
+LINK = define("link-missing", ERROR, "An interface that is no veth needs its parent device on the destination.")
 MTU = define("mtu-smaller", WARNING, """The bridge would drop the container's larger packets; open connections stall
     as soon as they send much.""")
 SUBNET = define("foreign-subnet", WARNING, """The container keeps its address; where the bridge has addresses of other
@@ -36,7 +36,8 @@ ADDRESS_TAKEN = define("address-taken", ERROR, "The container keeps its addresse
 MAC_TAKEN = define("mac-taken", ERROR, "The container keeps its hardware address; no other may have it on the link.")
 PAIR_TAKEN = define("veth-pair-taken", ERROR, """lxc.net.N.veth.pair names the veth's end on the host, and an interface
     of that name exists on the destination.""")
-KIND = define("interface-kind", ERROR, "CRIU cannot dump this kind of interface (dump_one_link in criu/net.c).")
+KIND = define("interface-kind", ERROR, "CRIU cannot dump this kind of interface (dump_one_link in criu/net.c).",
+    memory_only=True)
 LEASE = define("address-not-configured", INFO, """The address is not in the configuration, perhaps a DHCP lease: it is
     good as long as the lease, and the server on the destination's network must know it.""")
 SHARED_NS = define("shared-namespace", ERROR, "A namespace that belongs to the host or another container cannot move.")
@@ -47,7 +48,8 @@ def types(case: Case) -> Iterator[Finding]:
     for net in case.container.config.nets:
         if net.type == "none":
             yield HOST_NETWORK.found(f"{name} shares the network of its host (lxc.net.{net.index}.type = none).",
-                                     f"Give it an interface of its own: lxc.net.{net.index}.type = veth")
+                                     f"Give it an interface of its own: lxc.net.{net.index}.type = veth",
+                                     severity=case.hinders_restore)
         elif net.type not in RESTORABLE:
             yield NET_TYPE.found(f"lxc.net.{net.index}.type = {net.type or '(empty)'} of {name} cannot be restored.",
                                  f"Use lxc.net.{net.index}.type = veth with a bridge.")
@@ -62,7 +64,7 @@ def types(case: Case) -> Iterator[Finding]:
 def links(case: Case) -> Iterator[Finding]:
     there = case.destination
     for net in case.container.config.nets if there else ():
-        if there and net.link and net.type in ("veth", "macvlan", "phys"):
+        if there and net.link and net.type in ("veth", "macvlan", "phys", "ipvlan", "vlan"):
             wanted = case.options.bridges.get(net.link, net.link)
             yield from _link(there, net, wanted)
 

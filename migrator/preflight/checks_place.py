@@ -17,6 +17,8 @@ CLOCK_TOLERANCE = 1.0  # seconds
 NOT_RUNNING = define("container-not-running", ERROR, "Only a running container has a memory to be moved.")
 FROZEN = define("container-frozen", WARNING, """Somebody froze the container; it will be frozen no longer once it
     has moved.""")
+EPHEMERAL = define("ephemeral", WARNING, """LXC destroys a container with lxc.ephemeral the moment it stops: no copy is
+    kept, and with --no-memory, where it must be stopped first, all would be lost.""")
 NAME_TAKEN = define("name-taken", ERROR, "The destination has another container of that name in its LXC path.")
 PATH_MISSING = define("lxcpath-missing", ERROR, "The destination's LXC path does not exist.")
 NOT_BTRFS = define("destination-not-btrfs", ERROR, """The disk travels by `btrfs send`; it can be received only on
@@ -28,11 +30,11 @@ DISK_FULL = define("disk-full", ERROR, "The destination has less room than the c
 DISK_TIGHT = define("disk-tight", WARNING, "The container's files fit, but hardly anything would be left.")
 DISK_UNKNOWN = define("disk-size-unknown", INFO, "How much the container's files take was not counted.")
 MEMORY_SHORT = define("memory-short", ERROR, """The destination has less memory free than the container uses; others
-    there would be killed.""")
+    there would be killed. A container that is started anew may need less.""")
 MEMORY_TIGHT = define("memory-tight", WARNING, """The memory fits once, but not a second time as images on tmpfs: they
-    go to disk, and the container is frozen for longer.""")
+    go to disk, and the container is frozen for longer.""", memory_only=True)
 IMAGES_ROOM = define("images-room", WARNING, """The memory images find no room on a tmpfs and go to disk: the container
-    is frozen for longer.""")
+    is frozen for longer.""", memory_only=True)
 CLOCK = define("clock-difference", WARNING, """Programs in the container see the time jump: certificates, leases and
     tickets may count as expired, and timestamps run backwards.""")
 
@@ -44,6 +46,9 @@ def state(case: Case) -> Iterator[Finding]:
     elif facts.state != "RUNNING":
         yield NOT_RUNNING.found(f"{facts.name} is {facts.state}.",
                                 f"Start it: lxc-start -P {facts.lxcpath} {facts.name}")
+    if facts.config.ephemeral:
+        yield EPHEMERAL.found(f"{facts.name} is ephemeral: LXC destroys it when it stops.",
+                              "Set lxc.ephemeral = 0 and start the container anew.", severity=case.hinders_start)
 
 
 def name(case: Case) -> Iterator[Finding]:
@@ -109,7 +114,8 @@ def memory_room(case: Case) -> Iterator[Finding]:
     sentence = (f"{there.name} has {size(there.memory_available)} of memory available, and {case.container.name} "
                 f"uses {size(needed)}")
     if there.memory_available < needed + SPARE_MEMORY:
-        yield MEMORY_SHORT.found(f"{sentence}.", f"Stop something on {there.name}, or move to a host with more memory.")
+        yield MEMORY_SHORT.found(f"{sentence}.", f"Stop something on {there.name}, or move to a host with more memory.",
+                                 severity=case.hinders_restore)
     elif on_tmpfs and there.memory_available < 2 * needed + SPARE_MEMORY:
         yield MEMORY_TIGHT.found(f"{sentence}, too much to hold the images in memory as well.",
                                  f"Free memory on {there.name} for a shorter downtime.")

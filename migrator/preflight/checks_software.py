@@ -14,23 +14,28 @@ ERROR, WARNING, INFO = Severity.ERROR, Severity.WARNING, Severity.INFO
 INET_SOCKETS = ("TCP", "TCPv6", "UDP", "UDPv6", "UDPLITE", "UDPLITEv6", "RAW", "RAWv6", "PING", "PINGv6")
 CRIU_CURE = "apt-get install criu (Debian testing and backports have newer ones)"
 
-CRIU_MISSING = define("criu-missing", ERROR, "CRIU dumps and restores the memory; both hosts need it.")
+CRIU_MISSING = define("criu-missing", ERROR, "CRIU dumps and restores the memory; both hosts need it.",
+    memory_only=True)
 CRIU_OLD = define("criu-too-old", ERROR, """The dump is made of a container that is already frozen, and it must stay
-    frozen; CRIU does that from 4.1 on (commit 4196268ee, "seize: enable support for frozen containers").""")
+    frozen; CRIU does that from 4.1 on (commit 4196268ee, "seize: enable support for frozen containers").""",
+    memory_only=True)
 CRIU_KERNEL = define("criu-too-old-for-kernel", ERROR, """Some kernels changed what CRIU relies on: from 6.13 on the
-    vDSO has one more mapping (CRIU 4.1), from 6.16 on SO_PASSCRED cannot be asked of network sockets (CRIU 4.2).""")
+    vDSO has one more mapping (CRIU 4.1), from 6.16 on SO_PASSCRED cannot be asked of network sockets (CRIU 4.2).""",
+    memory_only=True)
 CRIU_GUARDS = define("criu-guard-pages", WARNING, """From 6.13 on programs can have guard pages made with
-    MADV_GUARD_INSTALL; CRIU carries them over from 4.2 on.""")
-CRIU_CHECK = define("criu-check-failed", ERROR, "`criu check` finds that this kernel cannot be dumped or restored on.")
+    MADV_GUARD_INSTALL; CRIU carries them over from 4.2 on.""", memory_only=True)
+CRIU_CHECK = define("criu-check-failed", ERROR, "`criu check` finds that this kernel cannot be dumped or restored on.",
+    memory_only=True)
 CRIU_DIFFERS = define("criu-versions-differ", WARNING, """CRIU reads images of older versions, but not always those of
-    newer ones.""")
+    newer ones.""", memory_only=True)
 CRIU_CONFIG = define("criu-config-file", WARNING, """CRIU reads this file before its command line, so it may change how
-    containers are dumped and restored.""")
+    containers are dumped and restored.""", memory_only=True)
 CPU_DIFFERS = define("cpu-differs", ERROR, """A restored process goes on with the instructions that it chose when it
-    started. The comparison is that of `criu cpuinfo check`.""")
-CPU_UNKNOWN = define("cpu-unknown", WARNING, "`criu cpuinfo dump` gave nothing, so the processors cannot be compared.")
+    started. The comparison is that of `criu cpuinfo check`.""", memory_only=True)
+CPU_UNKNOWN = define("cpu-unknown", WARNING, "`criu cpuinfo dump` gave nothing, so the processors cannot be compared.",
+    memory_only=True)
 ARCHITECTURE = define("architecture-differs", ERROR, "Machine code of one architecture does not run on another.")
-PAGE_SIZE = define("page-size-differs", ERROR, "Memory is laid out in pages of the source's size.")
+PAGE_SIZE = define("page-size-differs", ERROR, "Memory is laid out in pages of the source's size.", memory_only=True)
 KERNEL_OLDER = define("kernel-older", WARNING, """Programs may use system calls, socket options or file systems that an
     older kernel does not have; the restore would fail, and the container would go on at the source.""")
 LXC_MISSING = define("lxc-missing", ERROR, "LXC runs the container on both hosts.")
@@ -39,16 +44,17 @@ LXC_DIFFERS = define("lxc-versions-differ", WARNING, """Configuration keys and t
 PYTHON_LXC = define("python-lxc-missing", ERROR, "python3-lxc tells migrator a container's state and settings.")
 PROGRAM = define("program-missing", ERROR, "A program that the move needs is not installed.")
 FIREWALL = define("firewall-tool-missing", ERROR, """CRIU blocks established connections with nft or iptables-restore
-    while they are dumped and restored.""")
+    while they are dumped and restored.""", memory_only=True)
 MIGRATOR = define("migrator-versions-differ", WARNING, "Both hosts must speak the same protocol.")
 CGROUPS = define("cgroup-not-unified", ERROR, """The container is frozen through cgroup v2, and CRIU restores its
     cgroups in one hierarchy.""")
 CONTROLLERS = define("cgroup-controller-missing", WARNING, """The configuration limits a resource whose cgroup
-    controller the destination does not offer: the limit would not hold there.""")
+    controller the destination does not offer: the limit would not hold there, and LXC refuses to start it.""")
 NO_RESOURCE = define("no-sys-resource", ERROR, """Without CAP_SYS_RESOURCE CRIU cannot read and set the limits of
-    processes that are not root's (prlimit(2)), except in a container with a user namespace of its own.""")
+    processes that are not root's (prlimit(2)), except in a container with a user namespace of its own.""",
+    memory_only=True)
 TIME_NAMESPACE = define("no-time-namespaces", WARNING, """CRIU carries the monotonic clock over in a time namespace
-    (time_namespaces(7)); without it timeouts in the container may fire early or late.""")
+    (time_namespaces(7)); without it timeouts in the container may fire early or late.""", memory_only=True)
 WIREGUARD = define("wireguard-slow", WARNING, """wireguard-go had no segmentation offload before its snapshot of
     2023-12-11: data go through the tunnel at a fifth of the speed.""")
 SAME_HOST = define("same-host", ERROR, "Source and destination are one and the same system.")
@@ -201,14 +207,18 @@ def lxc(case: Case) -> Iterator[Finding]:
 
 # Program, package, and whether it is needed: by every move, or only where the container gives it work.
 _PROGRAMS = (("btrfs", "btrfs-progs"), ("ip", "iproute2"), ("nsenter", "util-linux"))
+_STARTED = (("lxc-start", "lxc"), ("lxc-stop", "lxc"))  # with --no-memory: on the source for the way back
 
 
 def programs(case: Case) -> Iterator[Finding]:
     needed = list(_PROGRAMS)
-    if any(mount.type == "tmpfs" and mount.kind == "own" for mount in case.container.mounts):
+    if not case.options.memory:
+        needed += [program for program in _STARTED if all(host.lxc for host in case.hosts)]
+    elif any(mount.type == "tmpfs" and mount.kind == "own" for mount in case.container.mounts):
         needed.append(("tar", "tar"))  # CRIU packs what lies in a tmpfs (tmpfs_dump in criu/filesystems.c)
     for host in case.hosts:
-        wanted = [*needed, ("lxc-checkpoint", "lxc")] if host is case.destination and host.lxc else needed
+        restores = host is case.destination and host.lxc and case.options.memory
+        wanted = [*needed, ("lxc-checkpoint", "lxc")] if restores else needed
         for name, package in wanted:
             if not host.has_program(name):
                 yield PROGRAM.found(f"The program {name} is not installed on {host.name}.",
@@ -246,6 +256,7 @@ def cgroups(case: Case) -> Iterator[Finding]:
             f"The configuration sets lxc.cgroup2.{missing[0]}.*, but {there.name} lacks the cgroup controllers: "
             f"{listed(missing)}.",
             f"On {there.name}: echo +{missing[0]} > /sys/fs/cgroup/cgroup.subtree_control, or remove the limit.",
+            severity=case.hinders_start,
         )
 
 

@@ -28,47 +28,58 @@ SERVICE_OPTIONS = {
 }
 
 ATTACHED = define("attached-task", ERROR, """A process that was started from outside, as `lxc-attach` does, is not among
-    the descendants of the container's first process: CRIU does not see it, and it would be lost.""")
+    the descendants of the container's first process: CRIU does not see it, and it would be lost.""", memory_only=True)
 SESSION = define("session-outside", ERROR, """A process whose session leader is outside the container cannot be
-    restored: nobody there could lead its session (dump_one_task in criu/cr-dump.c).""")
+    restored: nobody there could lead its session (dump_one_task in criu/cr-dump.c).""", memory_only=True)
 CGROUP = define("outside-cgroup", ERROR, """A process in the container's namespaces but not in its cgroup is not
-    stopped by the freeze: memory and disk would not be of one instant.""")
+    stopped by the freeze: memory and disk would not be of one instant.""", memory_only=True)
 OUTSIDE_FILE = define("outside-file", ERROR, """A file that is open on a mount of the host does not exist for the
-    restored process ("Can't lookup mount" in criu/files-reg.c).""")
+    restored process ("Can't lookup mount" in criu/files-reg.c).""", memory_only=True)
 TERMINAL = define("terminal-outside", ERROR, """A process has a terminal whose other end is held outside, as on LXC's
-    consoles or in an `lxc-attach`: the other end cannot move along (tty_verify_active_pairs in criu/tty.c).""")
+    consoles or in an `lxc-attach`: the other end cannot move along (tty_verify_active_pairs in criu/tty.c).""",
+    memory_only=True)
 PIPE = define("pipe-outside", WARNING, """The other end of the pipe belongs to a process outside: after the move nothing
-    comes through any more.""")
+    comes through any more.""", memory_only=True)
 UNIX = define("unix-socket-outside", ERROR, """A UNIX socket that is connected with a process of the host, for example
-    through a folder bound from there, cannot be dumped ("External socket is used" in criu/sk-unix.c).""")
+    through a folder bound from there, cannot be dumped ("External socket is used" in criu/sk-unix.c).""",
+    memory_only=True)
 NESTED = define("nested-namespace", ERROR, """CRIU dumps one UTS, IPC, PID, user, cgroup and time namespace per
-    container; only mount and network namespaces may be nested (generate_ns_id in criu/namespaces.c).""")
-NESTED_OK = define("nested-mount-namespace", INFO, "CRIU dumps nested mount and network namespaces, if more slowly.")
-NS_FILE = define("namespace-file", ERROR, "An open descriptor of a namespace that is not the container's own.")
-TRACED = define("traced-task", ERROR, "A process that is being traced (strace, gdb) cannot be traced by CRIU.")
+    container; only mount and network namespaces may be nested (generate_ns_id in criu/namespaces.c).""",
+    memory_only=True)
+NESTED_OK = define("nested-mount-namespace", INFO, "CRIU dumps nested mount and network namespaces, if more slowly.",
+    memory_only=True)
+NS_FILE = define("namespace-file", ERROR, "An open descriptor of a namespace that is not the container's own.",
+    memory_only=True)
+TRACED = define("traced-task", ERROR, "A process that is being traced (strace, gdb) cannot be traced by CRIU.",
+    memory_only=True)
 SLEEP = define("uninterruptible-task", WARNING, """A process in uninterruptible sleep (state D) cannot be frozen until
     it wakes; if it does not, the freeze fails and the container runs on.""")
 BPF_FD = define("bpf-descriptor", ERROR, """CRIU cannot dump BPF programs and links, which systemd loads for its
-    services' resource control.""")
-BPF_MAP = define("bpf-map", ERROR, "CRIU dumps BPF maps only if it was built with libbpf (Debian's was not).")
-DESCRIPTOR = define("descriptor-kind", ERROR, "CRIU cannot dump this kind of descriptor.")
-SOCKET = define("socket-kind", ERROR, "CRIU cannot dump sockets of this protocol.")
-SOCKET_UNKNOWN = define("socket-unknown", WARNING, "The kernel did not name the protocol of a socket.")
+    services' resource control.""", memory_only=True)
+BPF_MAP = define("bpf-map", ERROR, "CRIU dumps BPF maps only if it was built with libbpf (Debian's was not).",
+    memory_only=True)
+DESCRIPTOR = define("descriptor-kind", ERROR, "CRIU cannot dump this kind of descriptor.", memory_only=True)
+SOCKET = define("socket-kind", ERROR, "CRIU cannot dump sockets of this protocol.", memory_only=True)
+SOCKET_UNKNOWN = define("socket-unknown", WARNING, "The kernel did not name the protocol of a socket.",
+    memory_only=True)
 DEVICE = define("device-open", ERROR, """CRIU dumps open terminals, memory devices such as /dev/null and /dev/random,
-    tun and autofs; the state of other devices lies in the host's kernel and hardware.""")
+    tun and autofs; the state of other devices lies in the host's kernel and hardware.""", memory_only=True)
 SYMLINK = define("inotify-symlink", ERROR, """CRIU opens the watched path again to check it and follows the symbolic
-    link to another inode, so it cannot find the watched one (check_open_handle in criu/fsnotify.c).""")
-WATCH_GONE = define("inotify-deleted", ERROR, "A watched file has been deleted, or something is mounted over it.")
-WATCH_UNKNOWN = define("inotify-unknown", WARNING, "The path of a watched file could not be found.")
+    link to another inode, so it cannot find the watched one (check_open_handle in criu/fsnotify.c).""",
+    memory_only=True)
+WATCH_GONE = define("inotify-deleted", ERROR, "A watched file has been deleted, or something is mounted over it.",
+    memory_only=True)
+WATCH_UNKNOWN = define("inotify-unknown", WARNING, "The path of a watched file could not be found.", memory_only=True)
 GHOST = define("deleted-file-large", ERROR, """Files that are open though deleted travel in the images, up to 256 MiB
-    each (--ghost-limit).""")
-INCOMPLETE = define("facts-incomplete", WARNING, "There were more processes or descriptors than are looked at.")
+    each (--ghost-limit).""", memory_only=True)
+INCOMPLETE = define("facts-incomplete", WARNING, "There were more processes or descriptors than are looked at.",
+    memory_only=True)
 SYSTEMD = define("systemd-guest", WARNING, """systemd uses what CRIU cannot dump unless told not to: nested
-    namespaces, BPF programs, watches on symbolic links.""")
+    namespaces, BPF programs, watches on symbolic links.""", memory_only=True)
 EMPTY_CGROUPS = define("empty-cgroup", WARNING, """CRIU restores cgroups that have processes in them; a manager such as
-    systemd misses the empty ones.""")
+    systemd misses the empty ones.""", memory_only=True)
 CHROOT = define("root-not-mount-root", ERROR, """The container's first process has another root folder than its mount
-    namespace, which CRIU refuses ("The root task has another root than mntns").""")
+    namespace, which CRIU refuses ("The root task has another root than mntns").""", memory_only=True)
 
 
 def origin(case: Case) -> Iterator[Finding]:

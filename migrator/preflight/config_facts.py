@@ -68,6 +68,7 @@ class Config:
     console: str = ""  # lxc.console.path
     ttys: int = 0
     autodev: bool = True
+    ephemeral: bool = False
     hooks: tuple[tuple[str, str], ...] = ()  # (lxc.hook.X, command)
     includes: tuple[str, ...] = ()  # files outside the container's folder that `lxc.include` names
     cgroup: tuple[tuple[str, str], ...] = ()  # lxc.cgroup.* and lxc.cgroup2.* limits
@@ -126,7 +127,7 @@ def parse(text: str, read: Read = read_file, folder: Callable[[str], list[str]] 
         apparmor=last("lxc.apparmor.profile"), selinux=last("lxc.selinux.context"),
         seccomp=last("lxc.seccomp.profile"), seccomp_notify=last("lxc.seccomp.notify.proxy"),
         console=last("lxc.console.path"), ttys=_number(last("lxc.tty.max")),
-        autodev=last("lxc.autodev") != "0",
+        autodev=last("lxc.autodev") != "0", ephemeral=last("lxc.ephemeral") == "1",
         hooks=tuple(
             (key, value) for key, found in values.items() if key.startswith("lxc.hook.") and key != "lxc.hook.version"
             for value in found

@@ -42,11 +42,15 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class Code:
-    """A kind of finding. `explanation` is for the documents: why it matters, and on what that rests."""
+    """A kind of finding. `explanation` is for the documents: why it matters, and on what that rests.
+
+    A `memory_only` one stands in the way of the memory alone: with --no-memory it does not exist.
+    """
 
     name: str
     severity: Severity
     explanation: str
+    memory_only: bool = False
 
     def found(self, message: str, cure: str = "", *, severity: Severity | None = None) -> Finding:
         return Finding(self.name, severity or self.severity, _printable(message), _printable(cure))
@@ -55,17 +59,22 @@ class Code:
 _codes: dict[str, Code] = {}
 
 
-def define(name: str, severity: Severity, explanation: str) -> Code:
+def define(name: str, severity: Severity, explanation: str, *, memory_only: bool = False) -> Code:
     """A new kind of finding; its name must be new."""
     if name in _codes:
         raise ValueError(f"finding {name} is defined twice")
-    _codes[name] = Code(name, severity, " ".join(explanation.split()))
+    _codes[name] = Code(name, severity, " ".join(explanation.split()), memory_only)
     return _codes[name]
 
 
 def codes() -> dict[str, Code]:
     """Every kind of finding, of the modules that were imported (`migrator.preflight.checks` imports all), by name."""
     return dict(sorted(_codes.items()))
+
+
+def without_memory(findings: Iterable[Finding]) -> list[Finding]:
+    """Those that still matter where no memory is moved."""
+    return [finding for finding in findings if not _codes[finding.code].memory_only]
 
 
 def check_ignored(names: Iterable[str]) -> frozenset[str]:
@@ -137,10 +146,12 @@ def catalogue() -> str:
         "",
         "An *error* blocks a migration unless its very code is named with `--ignore CODE`. A *warning* does not, but",
         "changes the exit status of `migrator check`. Some codes are found with a milder or a harder severity than the",
-        "usual one that the table shows; the finding's sentence says why.",
+        "usual one that the table shows; the finding's sentence says why. Those of the memory *only* do not exist with",
+        "`--no-memory`: the container is stopped and started anew there.",
         "",
-        "| code | usually | why it matters |",
-        "| --- | --- | --- |",
+        "| code | usually | memory | why it matters |",
+        "| --- | --- | --- | --- |",
     ]
-    lines += [f"| `{code.name}` | {code.severity.value} | {code.explanation} |" for code in codes().values()]
+    lines += [f"| `{code.name}` | {code.severity.value} | {'only' if code.memory_only else ''} | {code.explanation} |"
+              for code in codes().values()]
     return "\n".join(lines) + "\n"

@@ -27,8 +27,8 @@ from migrator.run import environment, run
 
 NEIGHBOURS_MAX = 2_000  # containers looked at
 PATHS_MAX = 500
-PROGRAMS = ("criu", "btrfs", "ip", "nsenter", "lxc-checkpoint", "lxc-start", "newuidmap", "nft", "iptables-restore",
-            "tar")
+PROGRAMS = ("criu", "btrfs", "ip", "nsenter", "lxc-checkpoint", "lxc-start", "lxc-stop", "newuidmap", "nft",
+            "iptables-restore", "tar")
 SHARED_MEMORY = "/dev/shm"  # noqa: S108 -- only measured
 CAP_SYS_RESOURCE = 1 << 24  # capabilities(7), linux/capability.h
 

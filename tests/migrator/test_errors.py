@@ -61,7 +61,8 @@ def test_message_and_cure(cls: type[MigratorError]) -> None:
 
 
 def test_each_cause_has_a_status_of_its_own() -> None:
-    numbered = [cls for cls in CLASSES if cls.status != errors.EXIT_USAGE]
+    # An outcome with --no-memory is the same outcome in other words.
+    numbered = [cls for cls in CLASSES if cls.status != errors.EXIT_USAGE and cls.__base__ not in CLASSES]
     assert len({cls.status for cls in numbered}) == len(numbered)
     others = {cls.code() for cls in CLASSES if cls.status == errors.EXIT_USAGE}
     assert others == {"usage-error", "internal-error", "interrupted"}

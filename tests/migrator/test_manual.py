@@ -23,7 +23,7 @@ def test_every_error_is_documented_once() -> None:
     """Also those of the tunnel: no two share a number, except the one for `no number of its own`."""
     found = manual.documented()
     assert {"not-root", "source-still-frozen", "restore-failed"} <= {cls.code() for cls in found}
-    numbered = [cls.status for cls in found if cls.status != EXIT_USAGE]
+    numbered = [cls.status for cls in found if cls.status != EXIT_USAGE and cls.__base__ not in found]
     assert len(numbered) == len(set(numbered))
     assert all("__doc__" in vars(cls) for cls in found)
 

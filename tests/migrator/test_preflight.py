@@ -116,6 +116,7 @@ FOUND: list[tuple[str, Severity, Change, str]] = [
     # place
     ("container-not-running", ERROR, Change(container={"state": "STOPPED", "init_pid": 0}, alone=True), "lxc-start"),
     ("container-frozen", WARNING, Change(container={"state": "FROZEN"}), "lxc-unfreeze"),
+    ("ephemeral", WARNING, Change(container={"config.ephemeral": True}, alone=True), "destroys it"),
     ("name-taken", ERROR, Change(destination={"containers": (Other("c1"),)}), "/pool"),
     ("name-taken", ERROR, Change(destination={"containers": (Other("c2"),)}, options={"name": "c2"}), "c2"),
     ("lxcpath-missing", ERROR, Change(destination={"storage.exists": False}), "mkdir -p /pool"),
@@ -225,6 +226,26 @@ FOUND: list[tuple[str, Severity, Change, str]] = [
         "subids": (IdMap("u", 0, 100_000, 65_536), IdMap("g", 0, 100_000, 10))}), "/etc/subgid"),
 ]
 
+# With --no-memory: what is no hindrance to a start (None), and what is a greater or a lesser one than to a restore.
+STARTED: list[tuple[str, Severity | None, Change]] = [
+    ("program-missing", None, Change(destination={"programs": ("btrfs", "ip", "nsenter", "lxc-start", "lxc-stop")})),
+    ("program-missing", ERROR, Change(destination={"programs": ("btrfs", "ip", "nsenter", "lxc-stop")})),
+    ("program-missing", ERROR, Change(source={"programs": ("btrfs", "ip", "nsenter", "lxc-start")})),
+    ("ephemeral", ERROR, Change(container={"config.ephemeral": True})),
+    ("memory-short", WARNING, Change(destination={"memory_available": GIB // 4})),
+    ("host-network", WARNING, Change(container={"config.nets": net(type="none")})),
+    ("link-missing", ERROR, Change(container={"config.nets": net(type="ipvlan", link="enp3s0")})),
+    ("apparmor-missing", WARNING, Change(container={"config.apparmor": "unconfined"})),
+    ("seccomp-profile-missing", ERROR, Change(container={"config.seccomp": "/etc/s"})),
+    ("hook-missing", ERROR, Change(container={"config.hooks": (("lxc.hook.pre-start", "/bin/x -y"),)})),
+    ("hook-missing", WARNING, Change(container={"config.hooks": (("lxc.hook.post-stop", "/bin/x -y"),)})),
+    ("include-unreadable", ERROR, Change(container={"config.missing_includes": ("/etc/gone",)})),
+    ("subids-missing", ERROR, Change(container={"config.idmaps": IDMAP})),
+    ("cgroup-controller-missing", ERROR, Change(container={"config.cgroup": (("lxc.cgroup2.io.max", "1"),)})),
+    ("mount-source-missing", None, Change(container={"mounts": BOUND})),
+    ("mount-source-missing", ERROR, Change(container={"mounts": BOUND, "config.mounts": BIND})),
+]
+
 # What is close to a finding and is none.
 NOT_FOUND: list[tuple[str, Change]] = [
     ("criu-too-old", Change(destination={"criu.version": "4.0", "kernel": "6.1"})),
@@ -288,6 +309,23 @@ def test_found(code: str, severity: Severity, changed: Change, words: str) -> No
 @pytest.mark.parametrize(("code", "changed"), NOT_FOUND, ids=[case[0] for case in NOT_FOUND])
 def test_not_found(code: str, changed: Change) -> None:
     assert code not in {finding.code for finding in changed.find()}
+
+
+@pytest.mark.parametrize(("code", "severity", "changed"), STARTED, ids=[case[0] for case in STARTED])
+def test_found_without_memory(code: str, severity: Severity | None, changed: Change) -> None:
+    found = {finding.severity for finding in without_memory(changed) if finding.code == code}
+    assert found == ({severity} if severity else set())
+
+
+@pytest.mark.parametrize(("code", "changed"), [(case[0], case[2]) for case in FOUND], ids=[case[0] for case in FOUND])
+def test_without_memory_only_what_is_of_it_alone_is_not_found(code: str, changed: Change) -> None:
+    if (code, None) in {case[:2] for case in STARTED}:
+        return  # it depends on which program, or which mount
+    assert (code in {finding.code for finding in without_memory(changed)}) is not codes()[code].memory_only
+
+
+def without_memory(changed: Change) -> list[Finding]:
+    return dataclasses.replace(changed, options=changed.options | {"memory": False}).find()
 
 
 def test_every_code_is_tested() -> None:

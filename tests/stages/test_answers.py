@@ -236,6 +236,23 @@ def test_a_refusal_holds_when_the_offer_comes_again(there: Destination) -> None:
     assert there.ask("state")["owner"] == Owner.SOURCE
 
 
+@pytest.mark.parametrize("memory", [False, True])
+def test_without_memory_the_disk_is_all_that_must_have_arrived(there: Destination, memory: bool) -> None:
+    there.ask("begin", memory=True)
+    there.take(Event.RECEIVED, Event.IMPORT, Event.IMPORTED)
+    there.ask("dump-begin", memory=memory)  # it may have been chosen since
+    if not memory:
+        with pytest.raises(UsageError, match="no memory"):
+            there.ask("transfer", kind="images", files=[])
+    arrives(there)
+    there.layout.drop_images()
+    if memory:
+        with pytest.raises(DumpRefused, match="not all"):
+            there.ask("own")
+    else:
+        assert there.ask("own") == {"state": State.OWNED}
+
+
 def test_an_offer_is_taken_after_a_crash_between_two_records(there: Destination) -> None:
     at_the_dump(there)
     arrives(there)
@@ -315,7 +332,7 @@ values = st.recursive(
 )
 keys = st.sampled_from([
     "id", "name", "lxcpath", "source_lxcpath", "config", "includes", "bridges", "disk_bytes", "kind", "mapped_root",
-    "round", "uuid", "bytes", "files", "source_host", "destination", "query",
+    "round", "uuid", "bytes", "files", "source_host", "destination", "query", "memory",
 ])
 # Besides our own errors, what `serve` answers as an internal one.
 COMPLAINTS = (MigratorError, ValueError, TypeError, KeyError, AttributeError, OverflowError, AssertionError)

@@ -55,20 +55,20 @@ def test_the_rate_is_that_of_the_largest_round() -> None:
     assert plan.rate(sent((100, 2.0), (1, 0.1))) == 50 * MIB
 
 
-def planned(*rounds: tuple[int, float], memory: int = GIB) -> Plan:
+def planned(*rounds: tuple[int, float], memory: int | None = GIB) -> Plan:
     return Plan("web", "beta", 10 * GIB, memory, 5, 120.0, tuple(sent(*rounds)))
 
 
 def test_the_prediction() -> None:
     unknown = planned()
-    assert unknown.frozen_seconds is None and "not known" in unknown.text
-    first = planned((1000, 10.0)).frozen_seconds
+    assert unknown.still_seconds is None and "not known" in unknown.text
+    first = planned((1000, 10.0)).still_seconds
     assert first is not None
     assert first == pytest.approx(plan.FIXED_SECONDS + plan.RESTORE_SECONDS_PER_BYTE * GIB + 10.24)
-    fast = planned((10_000, 1.0)).frozen_seconds
+    fast = planned((10_000, 1.0)).still_seconds
     assert fast == pytest.approx(
         plan.FIXED_SECONDS + (plan.RESTORE_SECONDS_PER_BYTE + plan.DUMP_SECONDS_PER_BYTE) * GIB)
-    second = planned((1000, 10.0), (100, 1.0)).frozen_seconds
+    second = planned((1000, 10.0), (100, 1.0)).still_seconds
     assert second == pytest.approx(first + 1.0), "the last changes are sent while it is frozen, too"
     assert "120" in planned((1000, 10.0)).text or "2 min" in planned((1000, 10.0)).text
 
@@ -76,13 +76,25 @@ def test_the_prediction() -> None:
 @given(st.integers(0, 1 << 45), st.integers(1, 1 << 40), st.floats(0.01, 1e6))
 def test_more_memory_takes_longer(memory: int, size: int, seconds: float) -> None:
     rounds = (Round(size + plan.RATE_BYTES, seconds, True),)
-    less, more = (Plan("web", "beta", 0, m, 5, 9.0, rounds).frozen_seconds for m in (memory, memory + GIB))
+    less, more = (Plan("web", "beta", 0, m, 5, 9.0, rounds).still_seconds for m in (memory, memory + GIB))
     assert less is not None and more is not None and plan.FIXED_SECONDS <= less < more
 
 
 def test_predicted_against_actual() -> None:
     assert plan.compared(0.5, 0.62) == "Frozen for 0.62 s (predicted 0.50 s)."
     assert "not be predicted" in plan.compared(None, 0.62)
+
+
+def test_without_memory_it_is_the_last_changes_that_count() -> None:
+    """What its programs take to end nobody knows before: it is told apart."""
+    unknown = planned(memory=None)
+    assert unknown.still_seconds is None and "without its memory" in unknown.text and "killed" in unknown.text
+    found = planned((1000, 10.0), (100, 1.0), memory=None)
+    assert found.still_seconds == pytest.approx(plan.FIXED_SECONDS_STOPPED + 1.0)
+    assert "frozen" not in found.text and "to end" in found.prediction
+    assert {"predicted_stopped_seconds", "memory_bytes"} <= found.to_json().keys()
+    assert "predicted_frozen_seconds" not in found.to_json()
+    assert plan.compared(0.5, 3.25, 2.75) == "Stopped for 3.25 s: 2.75 s to end, 0.50 s to move (predicted 0.50 s)."
 
 
 def test_a_round_of_an_earlier_version_has_no_seconds() -> None:
@@ -106,8 +118,8 @@ def resumed(*argv: str, **options: Any) -> argparse.Namespace:
 
 
 def test_a_resume_goes_on_with_the_options_of_the_beginning() -> None:
-    begun = {"max_downtime": 5.0, "max_rounds": 2, "bwlimit": 1000, "reconnect": 7.0, "ignore": ["x"],
-             "undefine_source": True}
+    begun = {"max_downtime": 5.0, "max_rounds": 2, "bwlimit": 1000, "reconnect": 7.0, "stop_timeout": 9.0,
+             "ignore": ["x"], "undefine_source": True}
     again = resumed(**begun)
     assert {key: getattr(again, key) for key in migrate.OPTIONS} == begun
     assert again.destination == "root@beta"

@@ -1,0 +1,63 @@
+"""A container that moves without its memory: stopped in order, and what has changed on its disk sent."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+from migrator import advice, cli, lxc, no_memory
+from migrator.advice import this_host
+from migrator.cli import Result
+from migrator.errors import ContainerChanged
+from migrator.journal import Migration
+from migrator.protocol import Connection
+from migrator.report import size
+from stages.handover import Handover
+
+
+class Stop(Handover):
+    """Fence, stop, send; the source starts the container again when anything fails before the token was offered."""
+
+    def __init__(self, args: argparse.Namespace, migration: Migration, container: lxc.Container,
+                 there: Connection) -> None:
+        super().__init__(args, migration, container, there)
+        self.stop_timeout: float = args.stop_timeout
+
+    def described(self) -> Result:
+        """For --dry-run: the commands of both hosts."""
+        return cli.dry_run([(this_host(), no_memory.stop_command(self.container)), *self.increment_commands()])
+
+    def prepare(self) -> None:
+        """There is nothing to prepare."""
+
+    def record(self) -> dict[str, Any]:
+        return {"stopped_at": self.still_since, "stop_timeout": self.stop_timeout, "stopping": False,
+                "init": no_memory.init_of(self.container)}
+
+    def take(self) -> dict[str, Any]:
+        """The fence comes first: between the stop and the offer nobody may start the container, not even at boot."""
+        self.fence()
+        self.migration.note("stopping", stopping=True)
+        begun = time.monotonic()
+        with self.migration.step("stop") as outcome:
+            outcome["killed"] = killed = no_memory.stop(self.container, self.stop_timeout)
+        stop_seconds = time.monotonic() - begun
+        self.left()
+        increment = self.send_increment()
+        if self.container.state != "STOPPED":  # a reboot in spite of all that
+            raise ContainerChanged(name=self.container.name, reason="it runs again, though it was stopped",
+                                   next=advice.command("create-dump", self.migration))
+        return {"increment": increment.raw_bytes, "memory": 0, "wire_bytes": increment.wire_bytes,
+                "stop_seconds": round(stop_seconds, 3), "killed": killed, "send_seconds": round(increment.seconds, 3)}
+
+    def result(self, figures: dict[str, Any], still: float) -> Result:
+        next_ = advice.next_command(self.migration)
+        ended = "killed" if figures["killed"] else "stopped"
+        return Result(
+            {"migration": self.migration.id, "name": self.container.name, "stage": "create-dump", "already": False,
+             "stopped_at": self.still_since, "stopped_seconds": round(still, 3), **figures, "next": next_},
+            f"Sent {size(figures['increment'])} of disk changes. {self.container.name} was {ended} within "
+            f"{figures['stop_seconds']:.2f} s, {still:.2f} s ago, and belongs to {self.there.peer_host} now. "
+            f"Next: {next_}",
+        )

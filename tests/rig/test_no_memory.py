@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""--no-memory between two real hosts: what CRIU cannot dump is stopped here and started there, once, or here again."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.rig.conftest import CleanHosts
+from tests.rig.harness import Rig, wait_for
+from tests.rig.test_failures import RUNS_AGAIN, failed
+from tests.rig.test_fence import refuses_to_start
+from tests.rig.test_migrate import ALL_AT_ONCE, TO_B, events, migrate, other
+
+LOG = "/pool/c1/rootfs/log"
+WITHOUT = (*ALL_AT_ONCE, "--no-memory")
+
+
+def block(rig: Rig, host: str) -> None:
+    """Give the container what CRIU cannot dump: a process with a host name of its own."""
+    rig.exec(host, "lxc-attach", "-n", "c1", "--", "sh", "-c",
+             "setsid unshare -u sleep 600 </dev/null >/dev/null 2>&1 &")
+    wait_for(lambda: "sleep 600" in rig.sh(host, "ps ax"), "the task runs")
+
+
+def runs_only_on(rig: Rig, host: str, starts: int) -> None:
+    """One copy runs, it was started so many times, what it had on disk is there, and nothing of an attempt is left."""
+    found = rig.probe(host, "c1")
+    assert found["running"] and found["advances"] and found["errors"] == 0 and found["starts"] == starts, found
+    state = rig.exec(other(host), "lxc-info", "-n", "c1", "-sH", check=False)
+    assert state.status or state.stdout.strip() == "STOPPED", state
+    left = [line for line in rig.leftovers() if ": snapshot: " not in line]
+    assert not left, left
+    rig.exec("client", "ping", "-c", "1", "-W", "2", "10.0.3.120")
+
+
+def brought_all(rig: Rig, source: str) -> None:
+    """The destination's log goes on exactly where the copy left behind ends: not a line of it was lost."""
+    before = rig.read(source, LOG)
+    after = rig.read(other(source), LOG)
+    assert before and after.startswith(before) and after[len(before):].startswith("1\n"), "some of it was lost"
+
+
+@pytest.fixture
+def guest(rig: Rig, clean_hosts: CleanHosts) -> Callable[[str, int], None]:
+    """A guest on hosta; the function proves that it runs only on a host, started so many times."""
+    clean_hosts.allow("snapshot")
+    rig.guest("hosta", "c1", "tick", ip="10.0.3.120")
+    return lambda host, starts: runs_only_on(rig, host, starts)
+
+
+def test_there_and_back(rig: Rig, guest: Callable[[str, int], None]) -> None:
+    for starts, source in ((2, "hosta"), (3, "hostb")):
+        block(rig, source)
+        destination = f"root@{other(source)}"
+        blocked = failed(migrate(rig, "c1", source), 30, "blocked")
+        assert "--no-memory" in str(blocked["cure"]) and "processes" in str(blocked["cure"])
+        looked = rig.migrator(source, "check", "c1", "-d", destination, "--json").expect(30).json
+        assert looked["without_memory"]["command"] == f"migrator migrate c1 -d {destination} --no-memory"
+        free = rig.migrator(source, "check", "c1", "-d", destination, "--no-memory", "--json").json
+        assert free["verdict"] != "blocked" and free["memory"] is False
+        assert "nested-namespace" not in {finding["code"] for finding in free["findings"]}
+        done = migrate(rig, "c1", source, "--no-memory").expect(0)
+        guest(other(source), starts)
+        brought_all(rig, source)
+        refuses_to_start(rig, source)
+        assert 0 < done.json["stop_seconds"] < done.json["stopped_seconds"] < 10
+        assert "frozen_seconds" not in done.json and done.json["memory"] == 0
+        (planned,) = events(done, "plan")
+        assert planned["memory_bytes"] is None
+        assert events(done, "stop") and not events(done, "freeze")
+        for host in (source, other(source)):
+            status = rig.status(host, "c1")
+            assert status["state"] == "finished" and status["memory"] is False
+    # It can be started anew from within, though it was started behind a fence.
+    rig.sh("hosta", "nsenter -t $(lxc-info -n c1 -pH) -a /bin/busybox reboot -f")
+    wait_for(lambda: rig.probe("hosta", "c1", quick=True).get("starts") == 4, "it has rebooted")
+
+
+def test_what_has_been_sent_serves_without_memory_too(rig: Rig, guest: Callable[[str, int], None]) -> None:
+    block(rig, "hosta")
+    failed(migrate(rig, "c1", "hosta", "--ignore", "nested-namespace"), RUNS_AGAIN, "dump-failed")
+    rounds = rig.status("hosta", "c1")["bytes"]["full"]
+    done = rig.migrator("hosta", "resume", "c1", "--no-memory", "--json").expect(0).json
+    assert done["rounds"][0]["bytes"] == rounds
+    guest("hostb", 2)
+    brought_all(rig, "hosta")
+
+
+def test_stages_by_hand(rig: Rig, guest: Callable[[str, int], None]) -> None:
+    for stage in ("rollback", "restore-dump"):
+        block(rig, "hosta")
+        rig.migrator("hosta", "prepare-data", "c1", *TO_B, "--no-memory").expect(0)
+        rig.migrator("hostb", "import-data", "c1").expect(0)
+        shown = rig.migrator("hosta", "create-dump", "c1", *TO_B, "--dry-run", "--json").expect(0).json["dry_run"]
+        assert shown[0]["argv"][:3] == ["lxc-stop", "-n", "c1"]
+        dumped = rig.migrator("hosta", "create-dump", "c1", *TO_B, "--json").expect(0).json
+        assert dumped["memory"] == 0 and not dumped["killed"]
+        if stage == "rollback":
+            assert rig.migrator("hosta", "rollback", "c1", "--json").expect(0).json["thawed"]
+            guest("hosta", 2)
+    for host in ("hosta", "hostb"):
+        refuses_to_start(rig, host)
+    with slow(rig, "hostb", "lxc-start", 2), rig.start("hostb", "migrator", "restore-dump", "c1") as restoring:
+        wait_for(lambda: rig.sh("hostb", "pgrep -x lxc-start", check=False), "it is being started")
+        restoring.signal(9)
+        restoring.wait()
+    assert rig.status("hostb", "c1")["state"] == "restoring"
+    rig.migrator("hostb", "restore-dump", "c1", "--json").expect(0)
+    rig.migrator("hosta", "finish", "c1").expect(0)
+    guest("hostb", 3)
+    brought_all(rig, "hosta")
+
+
+def test_the_start_fails_there(rig: Rig, clean_hosts: CleanHosts) -> None:
+    clean_hosts.allow("snapshot")
+    rig.sh("hosta", "ln -sf /bin/true /usr/local/bin/only-here")
+    rig.guest("hosta", "c1", "tick", ip="10.0.3.120", config="lxc.hook.pre-start = /usr/local/bin/only-here")
+    failed(migrate(rig, "c1", "hosta", "--no-memory"), 30, "blocked")
+    error = failed(migrate(rig, "c1", "hosta", "--no-memory", "--ignore", "hook-missing"), RUNS_AGAIN, "start-failed")
+    assert error["code"] == "source-started-again"
+    runs_only_on(rig, "hosta", 2)
+    assert rig.sh("hostb", "ls /pool").strip() == ""
+    assert rig.leftovers() == []
+
+
+@contextlib.contextmanager
+def slow(rig: Rig, host: str, program: str, seconds: int, when: str = "true") -> Iterator[None]:
+    """A program does its work only after some seconds, `when` that is so: time to kill who waits for it."""
+    path = rig.sh(host, f"command -v {program}").strip()
+    script = f'#!/bin/sh\n{when} && sleep {seconds}\nexec {path}.real "$@"\n'
+    rig.exec(host, "mv", path, f"{path}.real")
+    rig.put(host, path, script)
+    rig.exec(host, "chmod", "755", path)
+    try:
+        yield
+    finally:
+        rig.exec(host, "mv", f"{path}.real", path)
+
+
+def stopped(rig: Rig) -> bool:
+    return rig.sh("hosta", "lxc-info -n c1 -sH").strip() == "STOPPED"
+
+
+WHILE_STOPPED = '[ "$1" = send ] && [ "$(lxc-info -n c1 -sH)" = STOPPED ]'
+
+
+@pytest.mark.parametrize("heal", ["resume", "rollback"])
+def test_killed_between_stop_and_offer(rig: Rig, guest: Callable[[str, int], None], heal: str) -> None:
+    with slow(rig, "hosta", "btrfs", 4, WHILE_STOPPED), rig.start("hosta", *WITHOUT) as running:
+        wait_for(lambda: stopped(rig), "it is stopped")
+        running.signal(9)
+        running.wait()
+    status = rig.status("hosta", "c1")
+    assert (status["state"], status["owner"]) == ("dumping", "source")
+    refuses_to_start(rig, "hosta")
+    rig.migrator("hosta", heal, "c1").expect(0)
+    guest("hostb" if heal == "resume" else "hosta", 3 if heal == "resume" else 2)
+
+
+def test_killed_while_it_ends(rig: Rig, clean_hosts: CleanHosts) -> None:
+    """Its init does not listen: what was asked to end is ended for certain before it is started again."""
+    rig.guest("hosta", "c1", "tick", ip="10.0.3.120", config="lxc.signal.halt = SIGWINCH")
+    with rig.start("hosta", *WITHOUT, "--stop-timeout", "3") as running:
+        asked = '"step": "stop", "phase": "begin"'
+        wait_for(lambda: asked in rig.migrator("hosta", "status", "c1", "--events", "--json").stdout, "it is to end")
+        running.signal(9)
+        running.wait()
+    assert not stopped(rig)
+    rig.migrator("hosta", "rollback", "c1").expect(0)
+    runs_only_on(rig, "hosta", 2)
+    assert rig.leftovers() == []
+
+
+@pytest.mark.parametrize("started", [False, True])
+def test_interrupted(rig: Rig, guest: Callable[[str, int], None], started: bool) -> None:
+    """One Ctrl-C: it is started again here, unless somebody was quicker."""
+    with slow(rig, "hosta", "btrfs", 4, WHILE_STOPPED), rig.start("hosta", *WITHOUT) as running:
+        wait_for(lambda: stopped(rig), "it is stopped")
+        if started:  # past the fence
+            rig.sh("hosta", "sed '/BEGIN migrator/,/END migrator/d' /pool/c1/config >/tmp/plain; "
+                            "lxc-start -n c1 -f /tmp/plain")
+        running.signal(2)
+        running.wait().expect(130)
+    guest("hosta", 2)
+    assert rig.sh("hostb", "ls /pool").strip() == ""
+    assert rig.leftovers() == []
+    assert rig.status("hosta", "c1")["state"] == "rolled-back"
+
+
+def test_stopped_for_too_long(rig: Rig, guest: Callable[[str, int], None]) -> None:
+    with slow(rig, "hosta", "btrfs", 4, WHILE_STOPPED):
+        outcome = migrate(rig, "c1", "hosta", "--no-memory", "--max-downtime", "2")
+    error = failed(outcome, RUNS_AGAIN, "downtime-exceeded")
+    assert error["code"] == "source-started-again"
+    assert "migrator resume c1" in str(error["cure"])
+    rig.migrator("hosta", "resume", "c1", "--max-downtime", "60").expect(0)
+    guest("hostb", 3)
