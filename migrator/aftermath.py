@@ -8,14 +8,11 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from migrator import advice, criu, log, lxc
-from migrator.errors import CommandFailed, MigratorError, StartFailed
+from migrator import advice, log, lxc, no_memory
+from migrator.errors import MigratorError
 from migrator.journal import Migration
 from migrator.layout import Layout
-from migrator.run import run
 from migrator.states import FROZEN, Role, State
-
-START_LIMIT = 120.0  # seconds
 
 
 def memory_is_here(migration: Migration) -> bool:
@@ -29,7 +26,7 @@ def memory_is_here(migration: Migration) -> bool:
 
 
 def images_are_here(migration: Migration) -> bool:
-    """On the destination: whether all that a restore needs of the memory is still there."""
+    """On the destination: whether all that a restore needs of the memory, if anything, is still there."""
     if not migration.memory:
         return True
     folder = Layout(migration.lxcpath, migration.name, migration.id).images()
@@ -56,13 +53,8 @@ def start_from_disk(migration: Migration) -> None:
 
 def start(migration: Migration, container: lxc.Container) -> None:
     """Start a container from its disk, as `lxc-start` does; raises StartFailed."""
-    log_file = criu.log_path(migration.name, "start")
     with migration.step("start"):
-        try:
-            run(["lxc-start", "-d", "-n", container.name, "-P", container.lxcpath, "-o", log_file, "-l", "WARN"],
-                limit=START_LIMIT)
-        except CommandFailed as error:
-            raise StartFailed(name=migration.name, reason=error.fields["output"], log=log_file) from error
+        no_memory.start(container, migration.id)
 
 
 def note(migration: Migration) -> str:

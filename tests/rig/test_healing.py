@@ -86,20 +86,29 @@ def states(rig: Rig) -> tuple[str, str]:
 
 
 def test_source_rebooted_while_it_was_dumped(rig: Rig, guest: str) -> None:
-    """The token is here: it is started from its disk, at boot already; the move goes on when it is told to."""
+    """The token is here: it is started from its disk, at boot already; the move goes on when it is told to.
+
+    Another one, whose data was under way, is left alone at boot; that it cannot go on afterwards stops nothing else.
+    """
+    rig.guest("hosta", "c2", "tick")
+    rig.migrator("hosta", "prepare-data", "c2", *TO_B).expect(0)
+    rig.migrator("hosta", "rollback", "c1").expect(0)  # so that c2's is the older one
     rig.sh("hosta", "sed -i 's/lxc.start.auto = 1/lxc.start.auto = 0/' /pool/c1/config")
-    rig.migrator("hosta", "prepare-data", "c1", *TO_B).expect(0)  # the configuration has changed
+    rig.migrator("hosta", "prepare-data", "c1", *TO_B).expect(0)
     rig.migrator("hostb", "import-data", "c1").expect(0)
     killed_while_dumping(rig)
     here = rig.status("hosta", "c1")
     assert here["state"] == "dumping" and here["owner"] == "source"
     assert "memory" in here["note"] and "gone" in here["note"], here["note"]
     told = rig.migrator("hosta", "resume", "--all", "--at-boot", "--json").expect(0).json
-    assert [each["status"] for each in told["migrations"]] == [0]
+    assert [(each["name"], each["status"]) for each in told["migrations"]] == [("c2", 0), ("c1", 0)]
+    assert rig.sh("hosta", "lxc-info -n c2 -sH").strip() == "STOPPED"
     runs_only_on(rig, "hosta", guest, starts=2)
     assert states(rig)[0] == "prepared"
-    rig.migrator("hosta", "resume", "--all").expect(0)
+    told = rig.migrator("hosta", "resume", "--all", "--json").expect(22).json
+    assert [(each["name"], each["status"]) for each in told["migrations"]] == [("c2", 22), ("c1", 0)]
     runs_only_on(rig, "hostb", guest, starts=2)
+    rig.migrator("hosta", "rollback", "c2").expect(0)
 
 
 def test_source_rebooted_after_the_hand_over(rig: Rig, guest: str) -> None:

@@ -1,0 +1,132 @@
+"""What a host knows after a crash, and when a rollback can be forced."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from migrator import aftermath, layout
+from migrator.errors import Busy, ForceRefused, HostUnreachable, MigratorError, SourceStateUnknown
+from migrator.journal import Journal, Migration
+from migrator.states import Event, Owner, Role, State
+from stages import force, heal, rollback
+
+
+@pytest.fixture
+def journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Journal]:
+    monkeypatch.setattr(layout, "RUNTIME", tmp_path / "run")
+    monkeypatch.setattr(layout, "SHARED_MEMORY", tmp_path / "shm")
+    with Journal(tmp_path / "journal.db") as opened:
+        yield opened
+
+
+def offered(journal: Journal) -> Migration:
+    migration = journal.create(id="0badc0de", role=Role.SOURCE, name="web", lxcpath=journal.path.parent,
+                               peer="root@hostb", event=Event.SEND, destination_host="hostb", rounds=[],
+                               destination_lxcpath="/pool", pid=1, cgroup="/nowhere", ports=[])
+    for event in (Event.SENT, Event.FREEZE, Event.OFFER):
+        migration.move(event)
+    return migration
+
+
+def owned(journal: Journal, **detail: object) -> Migration:
+    migration = journal.create(id="0badc0de", role=Role.DESTINATION, name="web", lxcpath=journal.path.parent,
+                               peer="hosta", event=Event.RECEIVE, rounds=[], destination="root@hostb", **detail)
+    for event in (Event.RECEIVED, Event.IMPORT, Event.IMPORTED, Event.RECEIVE_DUMP, Event.DUMP_RECEIVED, Event.OWN):
+        migration.move(event)
+    return migration
+
+
+def test_images_are_there_when_all_of_them_are(journal: Journal) -> None:
+    migration = owned(journal, image_files=["core-1.img", "pages-1.img"])
+    assert not aftermath.images_are_here(migration)
+    assert "images are gone" in aftermath.note(migration)
+    assert aftermath.next_command(migration) == "migrator resume web"
+    folder = layout.Layout(migration.lxcpath, "web", migration.id).image_folders()[1]
+    folder.mkdir(parents=True)
+    (folder / "core-1.img").touch()
+    assert not aftermath.images_are_here(migration)
+    (folder / "pages-1.img").touch()
+    assert aftermath.images_are_here(migration)
+    assert aftermath.note(migration) == ""
+    assert aftermath.next_command(migration) == "migrator restore-dump web"
+
+
+def test_without_memory_there_is_none_to_lose(journal: Journal) -> None:
+    assert aftermath.images_are_here(owned(journal, memory=False))
+
+
+def test_what_a_source_knows(journal: Journal) -> None:
+    migration = offered(journal)
+    assert "gone, as after a reboot" in aftermath.note(migration)
+    assert "only that host knows" in aftermath.note(migration)
+    migration.move(Event.TAKEN)
+    assert "hostb has the token" in aftermath.note(migration)
+
+
+@pytest.mark.parametrize("given", ["", "0badc0d", "0BADC0DE", "web"])
+def test_force_needs_the_very_id(journal: Journal, given: str) -> None:
+    migration = offered(journal)
+    with pytest.raises(ForceRefused, match="two copies") as refused:
+        force.roll_back(migration, given, lambda: pytest.fail("nobody is to be asked"))
+    assert refused.value.hint.endswith("migrator rollback web --force 0badc0de")
+    assert migration.state is State.OFFERED
+
+
+def test_a_destination_that_answers_is_not_lost(journal: Journal) -> None:
+    """Not even where it answers with an error: what it then does nobody here knows."""
+    migration = offered(journal)
+
+    def tell() -> None:
+        error = Busy(name="web", pid=12)
+        error.host = "hostb"
+        raise error
+
+    with pytest.raises(SourceStateUnknown, match="Another migrator"):
+        force.roll_back(migration, "0badc0de", tell)
+    assert migration.state is State.OFFERED and migration.owner is Owner.UNKNOWN
+
+
+def test_a_forced_rollback_is_remembered_until_the_destination_knows(journal: Journal) -> None:
+    migration = offered(journal)
+    migration.move(Event.ROLL_BACK, forced=True, abandoned=False)
+    migration.move(Event.ROLLED_BACK)
+    assert migration.owes and "by force" in aftermath.note(migration)
+    for number in range(25):  # however often it moves meanwhile
+        later = journal.create(id=f"{number:08x}", role=Role.SOURCE, name="web", lxcpath=migration.lxcpath,
+                               peer="root@hostc", event=Event.SEND, rounds=[])
+        later.move(Event.ROLL_BACK)
+        later.move(Event.ROLLED_BACK)
+    found = journal.by_id("0badc0de", Role.SOURCE)
+    assert found and found.owes
+
+    def unreachable() -> None:
+        raise HostUnreachable(destination="hostb", reason="no answer")
+
+    with pytest.raises(HostUnreachable):
+        force.tell_late(found, unreachable)
+    assert found.owes
+    assert force.tell_late(found, lambda: None)
+    found = journal.by_id("0badc0de", Role.SOURCE)
+    assert found and not found.owes and force.tell_late(found, unreachable) is None
+
+
+def test_a_rollback_that_is_recorded_asks_nobody_again(journal: Journal) -> None:
+    """It broke off between the record and the thaw: the destination's word is on disk, or was forced."""
+    for detail in ({"abandoned": True}, {"forced": True}):
+        migration = offered(journal)
+        migration.move(Event.ROLL_BACK, held=True, **detail)
+        with pytest.raises((MigratorError, OSError)):  # there is no container here to be thawed
+            rollback.roll_back(migration, lambda: pytest.fail("it is asked again"))
+        assert migration.state is State.ROLLING_BACK and migration.owner is Owner.SOURCE
+        migration.move(Event.ROLLED_BACK)
+        journal.forget(migration)
+
+
+@pytest.mark.parametrize(("statuses", "gravest"), [
+    ([], 0), ([0, 0], 0), ([0, 42, 22], 42), ([3, 42], 3), ([5, 3, 66], 5), ([1, 0], 1),
+])
+def test_the_gravest_status(statuses: list[int], gravest: int) -> None:
+    assert heal.worst(statuses) == gravest
