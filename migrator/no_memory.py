@@ -84,8 +84,8 @@ def start_again(migration: Migration) -> bool:
     return started
 
 
-def start_command(container: lxc.Container, config: Path | None, log_file: Path) -> list[str]:
-    command = ["lxc-start", "-d", "-n", container.name, "-P", str(container.lxcpath)]
+def start_command(name: str, lxcpath: Path, config: Path | None, log_file: Path) -> list[str]:
+    command = ["lxc-start", "-d", "-n", name, "-P", str(lxcpath)]
     return [*command, *(("-f", str(config)) if config else ()), "-o", str(log_file), "-l", "WARN"]
 
 
@@ -99,7 +99,7 @@ def start(container: lxc.Container, migration: str, *, config: Path | None = Non
     log_file = criu.log_path(container.name, "start")
     log_file.unlink(missing_ok=True)
     try:
-        run(start_command(container, config, log_file), limit=limit, env={RESTORES: migration})
+        run(start_command(container.name, container.lxcpath, config, log_file), limit=limit, env={RESTORES: migration})
         return container.init_pid
     except BaseException as error:
         end(container, migration)

@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> Result:
         migration = journal.latest(name, lxcpath, Role.SOURCE)
         if migration is None:
             raise NoMigration(name=name, stage=NAME, next=f"migrator prepare-data {name} -d {args.destination}")
-        if migration.state is State.DUMPING:
+        if migration.state is State.DUMPING and not args.dry_run:
             heal(migration)
         if migration.state is State.PREPARED and container.state != "RUNNING":
             raise ContainerNotRunning(name=name, lxcpath=lxcpath, state=container.state)
@@ -77,12 +77,18 @@ def carry_out(args: argparse.Namespace, migration: Migration, container: lxc.Con
     _refuse_changed(migration, container)
     looked = check.before_stage(args, container, there, known_copy=True, bridges=migration.detail["bridges"],
                                 memory=migration.memory)
-    dump = (Dump(args, migration, container, there, looked) if migration.memory
-            else Stop(args, migration, container, there))
+    dump = handover(args, migration, container, there, looked)
     if args.dry_run:
         return dump.described()
     require_stable_path(args)
     return dump.run()
+
+
+def handover(args: argparse.Namespace, migration: Migration, container: lxc.Container, there: Connection,
+             looked: check.Look) -> Dump | Stop:
+    """The way in which this container is handed over: with its memory or without."""
+    return (Dump(args, migration, container, there, looked) if migration.memory
+            else Stop(args, migration, container, there))
 
 
 def heal(migration: Migration) -> None:

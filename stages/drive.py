@@ -119,9 +119,6 @@ class Drive:
             offered = self.migration is not None and self.migration.state is State.OFFERED
             if stage in ("prepare-data", "create-dump") and self.plan is None and not offered:
                 self.plan = self._look(there)
-                if self.args.dry_run:
-                    self.ended = self._described(self.plan, there)
-                    return
             {"prepare-data": self._prepare, "import-data": self._import, "create-dump": self._dump,
              "restore-dump": self._restore, "finish": self._finish, "rollback": self._roll_back}[stage](there)
             self._link.progressed()
@@ -156,8 +153,7 @@ class Drive:
         found = Plan(self.container.name, there.peer_host, looked.disk_bytes,
                      looked.container.memory if memory else None, self.args.max_rounds,
                      self.args.max_downtime, self._rounds(), self.args.stop_timeout)
-        if not self.args.dry_run:
-            say("plan", found.text, **found.to_json())
+        say("plan", found.text, **found.to_json())
         return found
 
     def _prepare(self, there: Connection) -> None:
@@ -299,8 +295,3 @@ class Drive:
         cleaner = cleanup.Cleaner(dry_run=False)
         cleanup.clean_container(cleaner, self.journal, self.container.name, self.container.lxcpath, keep_copy=False)
         return cleaner.removed
-
-    def _described(self, plan: Plan, there: Connection) -> Result:
-        """For --dry-run: the plan, and the commands of the round that would come first."""
-        stage = prepare_data.carry_out(self.args, self.journal, self.migration, self.container, there, 0)
-        return Result({**stage.data, "plan": plan.to_json()}, f"{plan.text}\n{stage.text}")

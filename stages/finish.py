@@ -59,7 +59,7 @@ def carry_out(args: argparse.Namespace, migration: Migration, there: Connection)
     if decision.verdict is Verdict.REFUSE:
         raise OutOfOrder(stage=NAME, missing=decision.missing, next=advice.command(decision.next_stage, migration))
     if args.dry_run:
-        return _dry_run(migration)
+        return described(migration)
     there.call("running", id=migration.id)
     if migration.state is State.OFFERED:
         migration.move(Event.TAKEN)  # the answer that would have said so was lost
@@ -95,7 +95,8 @@ def prune(layout: Layout) -> None:
         btrfs.delete(path)
 
 
-def _dry_run(migration: Migration) -> Result:
+def described(migration: Migration) -> Result:
+    """For --dry-run."""
     here = advice.this_host()
     if not migration.memory:
         return cli.dry_run([])

@@ -45,8 +45,14 @@ def run(args: argparse.Namespace) -> Result:
         if decision.verdict is Verdict.REFUSE:
             raise OutOfOrder(stage=NAME, missing=decision.missing, next=next_)
         if args.dry_run:
-            return cli.dry_run([(this_host(), btrfs.receive_command(layout.folder))])
+            return described(migration)
         return import_round(migration, layout)
+
+
+def described(migration: Migration) -> Result:
+    """For --dry-run."""
+    layout = Layout(migration.lxcpath, migration.name, migration.id)
+    return cli.dry_run([(this_host(), btrfs.receive_command(layout.folder))])
 
 
 def arrived(journal: Journal, name: str, lxcpath: Path, stage: str) -> Migration:

@@ -14,7 +14,7 @@ import argparse
 from migrator import cli, log, lxc
 from migrator.cli import Result
 from migrator.journal import DEFAULT_PATH, Journal
-from stages import check, prepare_data
+from stages import check, dry_run, prepare_data
 from stages.drive import Drive, locked_for
 
 NAME = "migrate"
@@ -77,6 +77,8 @@ def run(args: argparse.Namespace) -> Result:
     with Journal(DEFAULT_PATH) as journal, locked_for(journal, name, lxcpath):
         migration = prepare_data.unfinished(journal, name, lxcpath, args.destination)
         args.options = {key: getattr(args, key) for key in OPTIONS}
+        if args.dry_run:
+            return dry_run.run(args, journal, container, migration)
         if migration:
             log.info(f"Going on with migration {migration.id}")
         return Drive(args, journal, container, migration).run()

@@ -118,7 +118,8 @@ def carry_out(args: argparse.Namespace, journal: Journal, migration: Migration |
         "memory": with_memory(args, migration),
     }
     if args.dry_run:
-        return _dry_run(container, there, fields)
+        done = sum("bytes" in round_ for round_ in migration.detail["rounds"]) if migration else 0
+        return _dry_run(container, there, fields, done + 1)
     migration, reply = _begin(args, journal, migration, there, fields)
     return _send_round(args, migration, container, there, reply, config.digest)
 
@@ -244,16 +245,16 @@ def _already(migration: Migration, next_stage: str) -> Result:
     )
 
 
-def _dry_run(container: lxc.Container, there: Connection, fields: dict[str, Any]) -> Result:
+def _dry_run(container: lxc.Container, there: Connection, fields: dict[str, Any], number: int) -> Result:
     layout = Layout(container.lxcpath, container.name, fields["id"])
     lxcpath = fields["lxcpath"]
     held = there.call("subvolumes", name=fields["name"], lxcpath=lxcpath)["subvolumes"]
     parent = base_for(layout, held)
     target = Layout(Path(lxcpath), fields["name"], fields["id"])
     return cli.dry_run([
-        (this_host(), btrfs.snapshot_command(container.rootfs, layout.snapshot(1), read_only=True)),
-        (this_host(), btrfs.send_command(layout.snapshot(1), parent.path if parent else None)),
-        (there.peer_host, ["tee", str(target.spool / "disk-1")]),
+        (this_host(), btrfs.snapshot_command(container.rootfs, layout.snapshot(number), read_only=True)),
+        (this_host(), btrfs.send_command(layout.snapshot(number), parent.path if parent else None)),
+        (there.peer_host, ["tee", str(target.spool / f"disk-{number}")]),
     ])
 
 

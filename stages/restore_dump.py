@@ -132,12 +132,12 @@ class Restore:
         """For --dry-run."""
         here = this_host()
         images = self.images or self.layout.image_folders()[0]
-        container = lxc.Container(self.migration.name, self.migration.lxcpath)
+        name, lxcpath = self.migration.name, self.migration.lxcpath
         return cli.dry_run([
             (here, btrfs.receive_command(self.layout.folder)),
             (here, btrfs.snapshot_command(self.layout.snapshot(self.number), self.layout.rootfs, read_only=False)),
-            (here, lxc.restore_command(self.migration.name, self.migration.lxcpath, images) if self.migration.memory
-             else no_memory.start_command(container, self.plain_config, criu.log_path(container.name, "start"))),
+            (here, lxc.restore_command(name, lxcpath, images) if self.migration.memory
+             else no_memory.start_command(name, lxcpath, self.plain_config, criu.LOG_FOLDER / f"{name}-start.log")),
         ])
 
     @property

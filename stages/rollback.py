@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> Result:
             raise AlreadyRuns(name=name, destination=host,
                               next=advice.next_command(migration) or f"migrator status {name}")
         if args.dry_run:
-            return _dry_run(migration)
+            return described(migration)
         given = getattr(args, "force", None)
         if given is not None:
             return force.roll_back(migration, given, lambda: _tell(args, source))
@@ -165,7 +165,8 @@ def drop_attempt(migration: Migration) -> None:
     layout.tidy()
 
 
-def _dry_run(migration: Migration) -> Result:
+def described(migration: Migration) -> Result:
+    """For --dry-run."""
     commands: list[tuple[str, list[str]]] = []
     if "cgroup" in migration.detail:
         found = [Port(**port) for port in migration.detail["ports"]]

@@ -81,11 +81,24 @@ def test_the_client_keeps_its_connection(rig: Rig, clean_hosts: CleanHosts) -> N
     runs_only_on(rig, "hostb")
 
 
+def ids(words: set[str]) -> set[str]:
+    """Of the migrations whose snapshots are named."""
+    return {found[1] for word in words if (found := re.fullmatch(r"/pool/.migrator/c1/([0-9a-f]{8})\.\d+", word))}
+
+
 def test_dry_run_changes_nothing(rig: Rig, clean_hosts: CleanHosts) -> None:
     rig.guest("hosta", "c1", "tick")
     shown = migrate(rig, "c1", "hosta", "--dry-run").expect(0).json
     assert shown["plan"]["memory_bytes"] > 0
-    assert ["btrfs", "send"] in [command["argv"][:2] for command in shown["dry_run"]]
+    told = [(command["stage"], command["host"], *command["argv"][:2]) for command in shown["dry_run"]]
+    order = [("prepare-data", "hosta", "btrfs", "send"), ("import-data", "hostb", "btrfs", "receive"),
+             ("create-dump", "hosta", "criu", "dump"), ("create-dump", "hosta", "btrfs", "send"),
+             ("restore-dump", "hostb", "btrfs", "receive"), ("restore-dump", "hostb", "lxc-checkpoint", "-r"),
+             ("finish", "hosta", "tee", "/sys/fs/cgroup/lxc.payload.c1/cgroup.kill")]
+    assert sorted(order, key=told.index) == order
+    words = {word for command in shown["dry_run"] for word in command["argv"]}
+    snapshots = [f"/pool/.migrator/c1/{id_}.{number}" for id_ in ids(words) for number in (1, 2)]
+    assert len(snapshots) == 2 and words >= {*snapshots}, "one migration's, with a snapshot for each round"
     rig.migrator("hosta", "status", "c1").expect(26)
     assert rig.leftovers() == []
     runs_only_on(rig, "hosta")
