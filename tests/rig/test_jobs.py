@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from tests.rig.conftest import CleanHosts
 from tests.rig.harness import Outcome, Rig, Running, wait_for
 from tests.rig.test_failures import failed, frozen, slow_criu
-from tests.rig.test_migrate import ALL_AT_ONCE, arrived, events, guest, runs_only_on
+from tests.rig.test_migrate import ALL_AT_ONCE, arrived, events, guest, migrate, runs_only_on
 
 __all__ = ["guest"]
 
@@ -72,6 +72,8 @@ def test_abort_and_wait_where_nobody_works(rig: Rig, guest: Callable[[str], None
             running.signal(9)
             assert "migrator resume c1" in str(failed(watched.wait(), 32, "broken-off")["cure"])
     assert rig.status("hosta", "c1")["working"] is None
+    shown = migrate(rig, "c1", "hosta", "--dry-run").expect(0).json
+    assert shown["dry_run"][0]["stage"] == "create-dump" and frozen(rig), "it heals nothing"
     done = rig.migrator("hosta", "abort", "c1", "--json").expect(0).json
     assert done["thawed"] and done["stopped"] is None
     guest("hosta")

@@ -99,6 +99,8 @@ def test_dry_run_changes_nothing(rig: Rig, clean_hosts: CleanHosts) -> None:
     words = {word for command in shown["dry_run"] for word in command["argv"]}
     snapshots = [f"/pool/.migrator/c1/{id_}.{number}" for id_ in ids(words) for number in (1, 2)]
     assert len(snapshots) == 2 and words >= {*snapshots}, "one migration's, with a snapshot for each round"
+    shown = migrate(rig, "c1", "hosta", "--dry-run", "--no-memory").expect(0).json
+    assert {"lxc-stop", "lxc-start"} < {command["argv"][0] for command in shown["dry_run"]}
     rig.migrator("hosta", "status", "c1").expect(26)
     assert rig.leftovers() == []
     runs_only_on(rig, "hosta")

@@ -6,7 +6,7 @@ from __future__ import annotations
 import shlex
 
 from tests.rig.conftest import CleanHosts
-from tests.rig.harness import DESTINATION, LXC_HOSTS, Rig, wait_for
+from tests.rig.harness import DESTINATION, Rig, wait_for
 from tests.rig.test_failures import failed, slow_criu
 from tests.rig.test_migrate import ALL_AT_ONCE, kill_serve, migrate, other
 
@@ -109,7 +109,8 @@ def test_killed_and_resumed(rig: Rig, clean_hosts: CleanHosts) -> None:
         running.signal(9)
         kill_serve(rig)
         running.wait()
-    for host, name in zip(reversed(LXC_HOSTS), ("c2", "c1"), strict=True):
+    for host, name in (("hosta", "c1"), ("hostb", "c2")):
         assert rig.status(host, name)["next"] == f"migrator resume {name}"
-        wait_for(lambda: rig.migrator(host, "resume", name).status == 0, f"{host} has healed")  # noqa: B023
+    wait_for(lambda: rig.migrator("hostb", "resume", "c2").status == 0, "it has healed")
+    assert rig.status("hosta", "c1")["state"] == "finished", "the source was told, by its container's name there"
     lives(rig, "hostb", "c2", start)
