@@ -225,7 +225,7 @@ class Drive:
         log.warning(f"{cause} The attempt is rolled back.")
         migration = self._of
         try:
-            rollback.roll_back(migration, self._tell)
+            done = rollback.roll_back(migration, self._tell)
         except AlreadyRuns:
             log.warning(f"{migration.name} runs on {migration.detail['destination_host']} already.")
             self._try_finish(error)
@@ -233,7 +233,7 @@ class Drive:
         if isinstance(cause, Interrupted):
             raise cause
         again = advice.written("migrate", Role.SOURCE, migration.name, migration.peer, migration.detail)
-        runs_again = outcome(SourceRunsAgain, memory=migration.memory)
+        runs_again = outcome(SourceRunsAgain, memory=migration.memory and bool(done.data["thawed"]))
         raise runs_again(cause, name=migration.name, next=again) from error
 
     def _tell(self) -> None:

@@ -78,7 +78,7 @@ def give_up(migration: Migration, there: Connection, error: DocumentedError) -> 
         raise error
     if not (thawed or migration.memory):
         raise error  # it had not been stopped yet
-    again = outcome(SourceRunsAgain, memory=migration.memory)
+    again = outcome(SourceRunsAgain, memory=migration.memory and thawed)  # a reboot has taken the memory
     raise again(error, name=migration.name, next=advice.again("create-dump", migration)) from error
 
 

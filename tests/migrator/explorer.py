@@ -186,8 +186,8 @@ PAGE = """\
 `tests/migrator/model.py` is a model of both hosts together. It moves by the functions that the program moves by
 (`after`, `decide` and `step` of `migrator/states.py`, and `migrator/healing.py`), and `tests/migrator/explorer.py`
 goes through everything that can happen, breadth first, until there is nothing new: with up to {dumps} attempts at a
-dump, each broken off at any point, and any number of rounds, crashes, reboots and commands. This page is made by
-`make docs`; a test compares it with what a new search finds.
+dump (or a stop, with --no-memory), each broken off at any point, by a failure, a signal or a crash, and any number of
+rounds, reboots and commands. This page is made by `make docs`; a test compares it with what a new search finds.
 
 | | |
 | --- | --- |

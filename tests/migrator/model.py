@@ -27,6 +27,8 @@ PROGRAMS: dict[str, tuple[str, ...]] = {
     "prepare-data": ("send", "call:begin", "call:receive", "call:received", "sent"),
     "create-dump": ("number", "call:dump-begin", "freeze", "act:freeze", "call:images", "act:fence", "offer",
                     "call:own", "taken"),
+    "create-dump --no-memory": ("number", "call:dump-begin", "freeze", "act:fence", "act:stop", "call:images",
+                                "act:fence", "offer", "call:own", "taken"),
     "undo": ("act:unfence", "act:thaw", "thaw", "call:dump-drop"),
     "offer again": ("call:own", "taken"),
     "learn": ("taken",),
@@ -41,6 +43,7 @@ PROGRAMS: dict[str, tuple[str, ...]] = {
     "finish": ("call:running", "finish", "act:fence", "act:kill", "call:finish", "finished"),
     "finish offered": ("call:running", "taken", "finish", "act:fence", "act:kill", "call:finish", "finished"),
 }
+DUMPING_PROGRAMS = ("create-dump", "create-dump --no-memory")
 RUNS, FROZEN, STOPPED = "runs", "frozen", "stopped"
 OK = "ok"
 REFUSED = "refused"  # the one error that is the destination's last word: DumpRefused, AlreadyRuns
@@ -178,6 +181,8 @@ def begin(world: World, stage: str) -> Iterator[World]:
     elif verdict is Verdict.GO:
         learns = stage == "finish" and world.source is S.OFFERED
         yield world._replace(program="finish offered" if learns else stage)
+        if stage == "create-dump":
+            yield world._replace(program="create-dump --no-memory")
 
 
 def begin_over(world: World) -> Iterator[World]:
@@ -200,7 +205,7 @@ def go_on(world: World) -> Iterator[World]:
     word = steps[world.step]
     if not word.startswith("call:"):
         yield done(act(world, word))
-        if world.program == "create-dump" and world.source is S.DUMPING:
+        if world.program in DUMPING_PROGRAMS and world.source is S.DUMPING:
             yield undone(world)  # freeze, dump or sending fail, take too long, or are interrupted
         return
     message = awaited(world)
@@ -236,7 +241,7 @@ def act(world: World, word: str) -> World:
             return world._replace(fenced_here=True)
         case "act:unfence":
             return world._replace(fenced_here=False)
-        case "act:kill":
+        case "act:kill" | "act:stop":
             return world._replace(here=STOPPED)
     return world._replace(source=after(Role.SOURCE, world.source, Event(word)))
 
@@ -245,7 +250,7 @@ def answered(world: World, answer: str) -> Iterator[World]:
     """What the program does with an answer."""
     if answer == OK:
         yield done(world)
-    elif answer == REFUSED and world.source is S.OFFERED and world.program in ("create-dump", "offer again"):
+    elif answer == REFUSED and world.source is S.OFFERED and world.program in (*DUMPING_PROGRAMS, "offer again"):
         yield world._replace(program="refused", step=0, waiting=False)
     elif answer == REFUSED and world.program == "rollback":
         yield world._replace(program="", step=0, waiting=False)  # it runs there already
@@ -255,7 +260,7 @@ def answered(world: World, answer: str) -> Iterator[World]:
 
 def broken(world: World) -> Iterator[World]:
     """The connection breaks while the program waits, or there is an error that settles nothing."""
-    if world.program == "create-dump" and world.source is S.DUMPING:
+    if world.program in DUMPING_PROGRAMS and world.source is S.DUMPING:
         yield undone(world)
     elif world.program == "rollback" and world.source_owner is Owner.SOURCE:
         yield world._replace(program="rollback alone", step=0, waiting=False)

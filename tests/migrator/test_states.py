@@ -187,6 +187,13 @@ def the_offer_goes_out_before_the_fence_stands(patch: pytest.MonkeyPatch) -> Non
              "call:own", "act:fence", "taken")
 
 
+@mutant("two copies run|one runs|without the token|does not have the token")
+def what_is_stopped_to_move_is_fenced_only_afterwards(patch: pytest.MonkeyPatch) -> None:
+    """Somebody starts it in between: where nothing is frozen, the fence alone keeps it from running."""
+    programs(patch, "create-dump --no-memory", "number", "call:dump-begin", "freeze", "act:stop", "call:images",
+             "act:fence", "offer", "call:own", "taken")
+
+
 @mutant("two owners|two copies run|one runs")
 def a_refusal_is_not_recorded(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(model, "refusal", lambda world, _: world)
