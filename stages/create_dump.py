@@ -4,6 +4,9 @@ Memory and disk are of one instant: the snapshot is made and the memory dumped w
 its network. When all of it has arrived and was verified, the destination takes the ownership over; from then on only
 it may let the container run. The source stays frozen, with all its memory, until `finish` or `rollback`. When anything
 fails before, the container is thawed and runs on. Next comes `migrator restore-dump` on the destination.
+
+What was begun with --no-memory is stopped instead, once it is fenced, and only the last changes on its disk are sent.
+When anything fails it is started again.
 """
 
 from __future__ import annotations

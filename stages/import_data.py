@@ -8,6 +8,7 @@ comes `migrator create-dump` on the source, or another round of prepare-data whe
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,9 @@ def define(migration: Migration, layout: Layout) -> None:
 
     What the fenced copy of an earlier stay here consists of is kept aside until the migration has ended.
     """
-    layout.container.mkdir(mode=0o770, exist_ok=True)
+    if not layout.container.exists():  # as lxc-create makes it: a mapped root must get through to its root file system
+        layout.container.mkdir(mode=0o770)
+        os.chown(layout.container, migration.detail["mapped_root"], 0)
     keep_old(layout)
     carried, bridges = kept_config(layout)
     copies: dict[str, str] = {}

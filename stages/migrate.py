@@ -5,6 +5,8 @@ while it arrives, in rounds as long as they get smaller. Then the container is f
 are sent, and it runs on there. When something fails after the freeze, the container is thawed and runs on here, as far
 as that is safe. Ctrl-C gives the attempt up; a second one ends the program at once. Broken off in whatever way, it goes
 on with `migrator resume`.
+
+With --no-memory the container is stopped instead, and started anew on the destination: for what CRIU cannot dump.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 Everything that has arrived is checked against its digests first. The container runs from a writable snapshot, under a
 monitor of LXC's own, and its new place is announced to the neighbourhood at once. When the restore fails nothing of it
 is left running, and the source still holds the frozen container. Next comes `migrator finish` on the source.
+
+What was begun with --no-memory is started anew, from its disk.
 """
 
 from __future__ import annotations

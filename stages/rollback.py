@@ -168,7 +168,10 @@ def drop_attempt(migration: Migration) -> None:
 def described(migration: Migration) -> Result:
     """For --dry-run."""
     commands: list[tuple[str, list[str]]] = []
-    if "cgroup" in migration.detail:
+    if not migration.memory and migration.detail.get("stopping"):
+        container = lxc.Container(migration.name, migration.lxcpath)
+        commands.append((this_host(), no_memory.start_command(container, None, criu.log_path(container.name, "start"))))
+    elif "cgroup" in migration.detail:
         found = [Port(**port) for port in migration.detail["ports"]]
         commands += [(this_host(), network.plug_command(port)) for port in found if port.bridge]
         commands.append((this_host(), ["tee", f"{migration.detail['cgroup']}/cgroup.freeze"]))

@@ -45,9 +45,9 @@ def brought_all(rig: Rig, source: str) -> None:
 
 @pytest.fixture
 def guest(rig: Rig, clean_hosts: CleanHosts) -> Callable[[str, int], None]:
-    """A guest on hosta; the function proves that it runs only on a host, started so many times."""
+    """A guest with a user namespace on hosta; the function proves that it runs only on a host, started so often."""
     clean_hosts.allow("snapshot")
-    rig.guest("hosta", "c1", "tick", ip="10.0.3.120")
+    rig.guest("hosta", "c1", "userns", ip="10.0.3.120")
     return lambda host, starts: runs_only_on(rig, host, starts)
 
 
@@ -98,11 +98,14 @@ def test_stages_by_hand(rig: Rig, guest: Callable[[str, int], None]) -> None:
         assert shown[0]["argv"][:3] == ["lxc-stop", "-n", "c1"]
         dumped = rig.migrator("hosta", "create-dump", "c1", *TO_B, "--json").expect(0).json
         assert dumped["memory"] == 0 and not dumped["killed"]
+        assert rig.status("hosta", "c1")["note"].startswith("It is stopped here")
         if stage == "rollback":
             assert rig.migrator("hosta", "rollback", "c1", "--json").expect(0).json["thawed"]
             guest("hosta", 2)
     for host in ("hosta", "hostb"):
         refuses_to_start(rig, host)
+    rig.sh("hostb", "rm -rf /run/migrator")  # a reboot takes nothing that is needed
+    assert rig.status("hostb", "c1")["note"] == ""
     with slow(rig, "hostb", "lxc-start", 2), rig.start("hostb", "migrator", "restore-dump", "c1") as restoring:
         wait_for(lambda: rig.sh("hostb", "pgrep -x lxc-start", check=False), "it is being started")
         restoring.signal(9)
