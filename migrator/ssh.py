@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     import paramiko
 
 KEEPALIVE = 15  # seconds
+TCP_RTO_MAX_MS = 44  # linux/tcp.h, since Linux 6.15: the longest wait before what was lost is sent again
 ERROR_TAIL = 4000  # bytes of what the remote command printed that an error shows
 HOSTS_MAX = 8  # on the way to a destination
 # The remote's half of the window is the remote's to choose (OpenSSH: 2 MiB); this is for what it sends to us.
@@ -245,6 +246,8 @@ def _open_tcp(host: str, port: int, limit: float, timeout: float) -> _PromptSock
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     # paramiko itself would try for ever to send to a host that does not take anything any more.
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(timeout * 1000))
+    with contextlib.suppress(OSError):  # a link that was down for some seconds is used at once when it is back
+        sock.setsockopt(socket.IPPROTO_TCP, TCP_RTO_MAX_MS, 1000)
     return sock
 
 

@@ -17,6 +17,7 @@ import pytest
 
 from tests.rig.harness import LXC_HOSTS, Rig, wait_for
 from tests.rig.nats import INITIATOR, RESPONDER, Nats, pair
+from tests.rig.test_migrate import arrived, events, kill_serve
 
 NO_DROP = "no-input-drop"
 SOON = 500.0  # ms, from the first probe to a path
@@ -260,3 +261,18 @@ def test_rebind_during_prepare_data(nats: Nats, guest: str) -> None:
     assert sums[0] == sums[1]
     rig.migrator(INITIATOR, "rollback", guest).expect(0)
     assert rig.probe(INITIATOR, guest)["intact"]
+
+
+def test_migrate_goes_on_through_a_new_tunnel(nats: Nats, guest: str) -> None:
+    """What serves on the other host is killed while the disk is sent: a new tunnel, and on where it was."""
+    rig = nats.rig
+    rig.sh(INITIATOR, f"head -c {48 << 20} /dev/urandom >/pool/{guest}/rootfs/blob")
+    command = ("migrator", "migrate", guest, "-d", f"peer:{RESPONDER}", "--json", "--bwlimit", "10M")
+    with rig.start(INITIATOR, *command) as running:
+        wait_for(lambda: arrived(rig) > 12 << 20, "some of it has arrived")
+        kill_serve(rig)
+        outcome = running.wait(120).expect(0)
+    assert len(events(outcome, "waiting")) == len(events(outcome, "reconnected")) == 1
+    assert int(str(events(outcome, "round")[0]["resumed_bytes"])) >= 8 << 20
+    assert rig.probe(RESPONDER, guest)["intact"]
+    assert not left(rig)
