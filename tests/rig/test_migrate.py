@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import contextlib
 import json
 import re
-import threading
 import time
 from collections.abc import Callable
 
@@ -153,26 +154,30 @@ def test_a_task_that_waits_in_vfork(rig: Rig, clean_hosts: CleanHosts) -> None:
     assert "sleep 600" in rig.sh("hostb", "ps ax")
 
 
-def test_two_at_once_and_the_same_one_twice(rig: Rig, clean_hosts: CleanHosts) -> None:
+def test_four_at_once_and_the_same_one_twice(rig: Rig, clean_hosts: CleanHosts) -> None:
+    """Two each way: none disturbs another, and a container is moved by one at a time."""
     clean_hosts.allow("snapshot")
     rig.guest("hosta", "c1", "memory", size=64)
-    rig.guest("hostb", "c2", "tick")
-    outcomes: dict[str, Outcome] = {}
-
-    def go(name: str, source: str) -> None:
-        outcomes[name] = migrate(rig, name, source)
-
-    with slow_criu(rig, "hosta", "dump", 2):
-        threads = [threading.Thread(target=go, args=pair) for pair in (("c1", "hosta"), ("c2", "hostb"))]
-        for thread in threads:
-            thread.start()
+    rig.guest("hostb", "c2", "tick", ip="10.0.3.120")
+    rig.guest("hosta", "c3", "redis", ip="10.0.3.100")
+    rig.guest("hostb", "c4", "userns")
+    sources = {"c1": "hosta", "c2": "hostb", "c3": "hosta", "c4": "hostb"}
+    starts = {name: rig.probe(host, name)["start"] for name, host in sources.items()}
+    with contextlib.ExitStack() as stack:
+        for host in HOSTS:
+            stack.enter_context(slow_criu(rig, host, "dump", 2))
+        pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(len(sources)))
+        moves = {name: pool.submit(migrate, rig, name, host) for name, host in sources.items()}
         wait_for(lambda: frozen(rig), "it is frozen")
         refused = failed(migrate(rig, "c1", "hosta"), 25, "already-migrating")
-        for thread in threads:
-            thread.join()
-    assert str(outcomes["c1"].expect(0).json["migration"]) in str(refused["message"])
-    outcomes["c2"].expect(0)
-    assert rig.probe("hostb", "c1")["intact"] and rig.probe("hosta", "c2")["intact"]
+    done = {name: move.result().expect(0).json for name, move in moves.items()}
+    assert str(done["c1"]["migration"]) in str(refused["message"])
+    migrations = [rig.status(other(host), name) for name, host in sources.items()]
+    assert max(each["created"] for each in migrations) < min(each["restored_at"] for each in migrations), "all at once"
+    for name, host in sources.items():
+        found = rig.probe(other(host), name)
+        assert found["intact"] and found["start"] == starts[name], found
+        assert rig.sh(host, f"lxc-info -n {name} -sH").strip() == "STOPPED"
 
 
 # --- it fails -------------------------------------------------------------------------------------------------
