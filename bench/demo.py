@@ -22,7 +22,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from bench import demo_nat
+from bench import demo_nat, waits
 from bench.hosts import ENVIRONMENT, NAME, RIG, TREE, DemoFailed, bold, frozen_ms, migration, on, rig, title, two_hosts
 
 REPORT = TREE / "build" / "demo.json"
@@ -37,9 +37,11 @@ STAGES: tuple[tuple[str, str, list[str]], ...] = (
     ("finish", "hosta", []),
 )
 
-# What the demo promises.
+# What the demo promises: by hand, where two commands lie between freeze and thaw, and in one command.
 LONGEST_GAP_MS = 2500.0
 FROZEN_MS = 1500.0
+ONE_COMMAND_LONGEST_GAP_MS = 1000.0
+ONE_COMMAND_FROZEN_MS = 600.0
 
 
 def main() -> int:
@@ -99,6 +101,7 @@ def demonstrate() -> dict[str, Any]:
     title("Afterwards")
     seen = client[0]
     probe = verified("hosta")
+    back, arrived = (migration(host) for host in ("hostb", "hosta"))
     if probe["count"] < seen["requests"]:
         seen["lost"] += seen["requests"] - probe["count"]
     return {
@@ -106,8 +109,9 @@ def demonstrate() -> dict[str, Any]:
         "client": {key: seen[key] for key in ("requests", "lost", "wrong", "longest_gap_ms")},
         "bytes": {key: source["bytes"][key] for key in ("full", "increment", "memory")},
         "stages": [{"name": stage, "seconds": round(taken, 3)} for stage, taken in seconds.items()],
-        "one_command": {"frozen_ms": frozen_ms(migration("hostb"), migration("hosta")),
-                        "seconds": round(seconds_back, 3)},
+        "one_command": {"frozen_ms": frozen_ms(back, arrived), "seconds": round(seconds_back, 3),
+                        "longest_gap_ms": waits.longest(seen["gaps"], back["frozen_at"], arrived["restored_at"])},
+        "load": round(os.getloadavg()[0], 2),
         "values_verified": probe["values"],
     }
 
@@ -115,7 +119,7 @@ def demonstrate() -> dict[str, Any]:
 @contextlib.contextmanager
 def counting_client() -> Iterator[list[dict[str, Any]]]:
     """A client that asks without pause while the block runs; the list then holds what it saw."""
-    command = ["python3", "/opt/rig/guests/redis_client.py", ADDRESS]
+    command = ["python3", "/opt/rig/guests/redis_client.py", ADDRESS, "--gaps", waits.WORTH_A_NOTE]
     print(bold(f"client# {shlex.join(command)} &"), flush=True)
     seen: list[dict[str, Any]] = []
     with tempfile.TemporaryFile() as out:
@@ -152,14 +156,19 @@ def verified(host: str) -> dict[str, Any]:
 
 
 def broken_promises(figures: dict[str, Any]) -> list[str]:
-    client = figures["client"]
+    client, one_command = figures["client"], figures["one_command"]
     broken = []
     if client["lost"] or client["wrong"]:
         broken.append(f"the client lost {client['lost']} answers, and {client['wrong']} were wrong")
-    if client["longest_gap_ms"] > LONGEST_GAP_MS:
-        broken.append(f"the client waited {client['longest_gap_ms']} ms for an answer, {LONGEST_GAP_MS:g} are promised")
-    if figures["frozen_ms"] > FROZEN_MS:
-        broken.append(f"the container was frozen for {figures['frozen_ms']} ms, {FROZEN_MS:g} are promised")
+    for what, value, promised in (
+        ("the client waited", client["longest_gap_ms"], LONGEST_GAP_MS),
+        ("the container was frozen", figures["frozen_ms"], FROZEN_MS),
+        ("in one command the client waited", one_command["longest_gap_ms"], ONE_COMMAND_LONGEST_GAP_MS),
+        ("in one command the container was frozen", one_command["frozen_ms"], ONE_COMMAND_FROZEN_MS),
+    ):
+        if value > promised:
+            broken.append(f"{what} for {value} ms, {promised:g} are promised where nothing else runs (the load average"
+                          f" is {figures['load']} on {os.cpu_count()} cores)")
     return broken
 
 
@@ -175,6 +184,7 @@ def table(figures: dict[str, Any]) -> str:
         ("sent while it was frozen: memory", mebibytes(sent["memory"])),
         *((f"time taken by {stage['name']}", f"{stage['seconds']:.2f} s") for stage in figures["stages"]),
         ("back in one command: frozen", f"{figures['one_command']['frozen_ms']:.0f} ms"),
+        ("back in one command: longest wait", f"{figures['one_command']['longest_gap_ms']:.0f} ms"),
         ("back in one command: time taken", f"{figures['one_command']['seconds']:.2f} s"),
         *demo_nat.rows(figures["nat"]),
     ]

@@ -27,7 +27,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bench import traces
+from bench import traces, waits
 from bench.growth import grown, growth_table
 from bench.page import put
 from tests.rig.harness import LXC_HOSTS, Rig, Running, wait_for
@@ -38,7 +38,6 @@ GUESTS = ("redis", "tick", "memory")
 FIRST = 10  # hops at either end of the run that are held against each other, if there are so many
 SLOWER, SLACK_MS = 1.25, 100.0  # a median that is beyond this factor and this much is a trend
 RUNS_AGAIN = 3  # exit status: failed after the freeze, and the container runs on where it was
-GAP_SECONDS = 0.05  # a wait of the client's that is worth a note
 OF_THE_GUEST = ("its ", "the container's ")  # what is counted before the first move already
 SETTLE_SECONDS = 8.0  # for processes that are about to end
 
@@ -119,7 +118,7 @@ def go(rig: Rig, run: Run, trips: int) -> Iterator[Hop]:
             client.signal(15)
             run.client = client.wait().json
             for hop in run.hops:
-                hop.gap_ms = gap_of(hop, run.client["gaps"])
+                hop.gap_ms = waits.longest(run.client["gaps"], hop.frozen_at, hop.frozen_at + hop.frozen_ms / 1000)
     run.probe = rig.probe("hosta", NAME)
     run.started_anew = run.probe.get("start") != start
     if client and run.probe["count"] < run.client["requests"]:
@@ -129,7 +128,8 @@ def go(rig: Rig, run: Run, trips: int) -> Iterator[Hop]:
 @contextlib.contextmanager
 def counting_client(rig: Rig) -> Iterator[Running]:
     """The client on the third host; the block begins when it is connected."""
-    command = ["python3", "/opt/rig/guests/redis_client.py", ADDRESS, "--seconds", "86400", "--gaps", str(GAP_SECONDS)]
+    command = ["python3", "/opt/rig/guests/redis_client.py", ADDRESS, "--seconds", "86400",
+               "--gaps", waits.WORTH_A_NOTE]
     with rig.start("client", *command) as running:
         wait_for(lambda: "connected" in running.stderr, "the client is connected")
         time.sleep(0.5)
@@ -169,13 +169,6 @@ def counted(rig: Rig, earlier: list[dict[str, dict[str, int]]]) -> dict[str, dic
         if not earlier or time.monotonic() > end or not grown([earlier[0], found]):
             return found
         time.sleep(0.3)
-
-
-def gap_of(hop: Hop, gaps: list[dict[str, float]]) -> float:
-    """The client's longest wait that ended after the freeze and began before the thaw."""
-    thaw = hop.frozen_at + hop.frozen_ms / 1000
-    near = [gap["ms"] for gap in gaps if gap["until"] > hop.frozen_at and gap["until"] - gap["ms"] / 1000 < thaw]
-    return max(near, default=0.0)
 
 
 # --- the verdict ----------------------------------------------------------------------------------------------

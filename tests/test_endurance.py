@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from bench import growth
-from bench.endurance import Hop, Run, gap_of, tables, wrong
+from bench import growth, waits
+from bench.endurance import Hop, Run, tables, wrong
 from migrator.journal import KEPT
 
 HOST = {"veths": 2, "migrations in the journal": 2, "its memory in bytes": 90 << 20}
@@ -73,9 +73,9 @@ def test_a_failed_attempt_is_told() -> None:
     assert wrong(run) == ["hop 4 needed another attempt: exit status 3: CRIU"]
 
 
-def test_a_gap_belongs_to_its_hop() -> None:
-    hop = Hop(1, "hosta", "hostb", 500.0, 1.0, 1000.0)
+def test_a_wait_belongs_to_its_move() -> None:
     gaps = [{"until": 999.9, "ms": 70.0}, {"until": 1000.8, "ms": 750.0}, {"until": 1001.0, "ms": 60.0},
             {"until": 1003.0, "ms": 2100.0}]
-    assert gap_of(hop, gaps) == 750.0
-    assert gap_of(hop, []) == 0.0
+    assert waits.longest(gaps, 1000.0, 1000.5) == 750.0
+    assert waits.longest(gaps[2:3], 1000.0, 1000.5) == 0.0
+    assert waits.longest([], 1000.0, 1000.5) == 0.0
