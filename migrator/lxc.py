@@ -200,6 +200,20 @@ def kill(container: Container) -> None:
         run(["lxc-stop", "-k", "-n", container.name, "-P", container.lxcpath], limit=STOP_LIMIT)
 
 
+def rooted(name: str, rootfs: Path) -> list[int]:
+    """The processes that live in `rootfs`, a subvolume, among those in payload cgroups that a container `name` may have.
+
+    So one can be told that was being restored and whose command line is the container's program already.
+    """
+    found = []
+    for cgroup in CGROUP.glob(f"lxc.payload.{name}*"):
+        for pid in processes(cgroup):
+            with contextlib.suppress(OSError):
+                if Path(f"/proc/{pid}/root/.").stat().st_dev == rootfs.stat().st_dev:
+                    found.append(pid)
+    return found
+
+
 def drop_cgroups(name: str) -> None:
     """Remove what LXC, killed while it restored a container, has left: empty cgroups. The next start would have to take
     other names, and nobody would ever remove these. One in which a process lives is another container's, and stays.

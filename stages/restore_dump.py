@@ -257,7 +257,7 @@ def clear(migration: Migration) -> None:
     """End what a failed or killed restore has left running, and take its root file system away again.
 
     Only processes that belong to this attempt are ended: the monitor and CRIU, known by this migration's images folder
-    in their arguments, and whatever lives in the container's own cgroup.
+    in their arguments, and whatever lives in the container's own cgroup or root file system.
     """
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     container = lxc.Container(migration.name, migration.lxcpath)
@@ -270,6 +270,9 @@ def clear(migration: Migration) -> None:
         with contextlib.suppress(ProcessLookupError):
             # lxc-checkpoint leads a group (see `run`): the programs that it has started go with it.
             (os.killpg if os.getpgid(pid) == pid else os.kill)(pid, signal.SIGKILL)
+    for pid in lxc.rooted(migration.name, layout.rootfs):  # half restored, and waiting for a CRIU that is gone
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     _wait_stopped(container)
     lxc.drop_cgroups(migration.name)
     container_config.fence(layout.container, (layout.container / "config").read_text(), migration.id,

@@ -242,6 +242,33 @@ def test_restore_fails(rig: Rig, guest: Callable[[str], None]) -> None:
     guest("hostb")
 
 
+# Kills CRIU when it has made the container's tasks, in the moment before it lets them run.
+KILLS_CRIU = """#!/bin/sh
+case "$*" in *restore*) ;; *) exec criu.real "$@" ;; esac
+criu.real "$@" &
+until grep -qs memory.py /proc/[0-9]*/cmdline; do :; done
+kill -9 $!
+exit 1
+"""
+
+
+def test_criu_is_killed_while_it_restores(rig: Rig, clean_hosts: CleanHosts) -> None:
+    """The tasks that it has made already wait for it for ever, unless somebody ends them."""
+    clean_hosts.allow("snapshot")
+    rig.guest("hosta", "c1", "memory", size=256)
+    start = rig.probe("hosta", "c1")["start"]
+    rig.exec("hostb", "mv", "/usr/sbin/criu", "/usr/sbin/criu.real")
+    try:
+        rig.put("hostb", "/usr/sbin/criu", KILLS_CRIU)
+        rig.exec("hostb", "chmod", "755", "/usr/sbin/criu")
+        migrate(rig, "c1", "hosta", "--max-downtime", "20").expect(RUNS_AGAIN)
+    finally:
+        rig.exec("hostb", "mv", "/usr/sbin/criu.real", "/usr/sbin/criu")
+    runs_only_on(rig, "hosta", start)
+    left = rig.sh("hostb", "ps -eo args= | grep '[m]emory.py'; ls -d /pool/c1 /sys/fs/cgroup/lxc.*.c1", check=False)
+    assert left == ""
+
+
 # --- killed and interrupted -----------------------------------------------------------------------------------
 
 
