@@ -169,8 +169,8 @@ def described(migration: Migration) -> Result:
     """For --dry-run."""
     commands: list[tuple[str, list[str]]] = []
     if not migration.memory and migration.detail.get("stopping"):
-        container = lxc.Container(migration.name, migration.lxcpath)
-        commands.append((this_host(), no_memory.start_command(container, None, criu.log_path(container.name, "start"))))
+        name, log_file = migration.name, criu.LOG_FOLDER / f"{migration.name}-start.log"
+        commands.append((this_host(), no_memory.start_command(name, migration.lxcpath, None, log_file)))
     elif "cgroup" in migration.detail:
         found = [Port(**port) for port in migration.detail["ports"]]
         commands += [(this_host(), network.plug_command(port)) for port in found if port.bridge]
