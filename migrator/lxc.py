@@ -201,7 +201,7 @@ def kill(container: Container) -> None:
 
 
 def rooted(name: str, rootfs: Path) -> list[int]:
-    """The processes that live in `rootfs`, a subvolume, among those in payload cgroups that a container `name` may have.
+    """The processes that live in `rootfs`, a subvolume, of those in payload cgroups that container `name` may have.
 
     So one can be told that was being restored and whose command line is the container's program already.
     """
