@@ -66,6 +66,7 @@ def start_again(migration: Migration) -> bool:
     stopping = bool(migration.detail.get("stopping"))
     fenced = container_config.fence_of(container.config_file.read_text(errors="replace")) == migration.id
     if stopping and init_of(container) == migration.detail["init"]:
+        log.info(f"{migration.name} was told to end, and is started again when it has")
         with migration.step("stop"):  # it may have been told to end, or not: now it ends for certain
             stop(container, float(migration.detail["stop_timeout"]))
     container_config.unfence(container.folder, migration.id)
