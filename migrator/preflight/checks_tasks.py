@@ -31,6 +31,9 @@ ATTACHED = define("attached-task", ERROR, """A process that was started from out
     the descendants of the container's first process: CRIU does not see it, and it would be lost.""", memory_only=True)
 SESSION = define("session-outside", ERROR, """A process whose session leader is outside the container cannot be
     restored: nobody there could lead its session (dump_one_task in criu/cr-dump.c).""", memory_only=True)
+ZOMBIES = define("zombie-session", ERROR, """Where both a session's leader and another process of it are zombies of the
+    first process, a restore never ends: CRIU 4.2 attaches the second to a helper below the leader
+    (prepare_pstree_ids in criu/pstree.c), and they wait for each other.""", memory_only=True)
 CGROUP = define("outside-cgroup", ERROR, """A process in the container's namespaces but not in its cgroup is not
     stopped by the freeze: memory and disk would not be of one instant.""", memory_only=True)
 OUTSIDE_FILE = define("outside-file", ERROR, """A file that is open on a mount of the host does not exist for the
@@ -93,6 +96,9 @@ def origin(case: Case) -> Iterator[Finding]:
         yield SESSION.found(f"The session of the zombie {holder(note)} was led from outside the container.",
                             "Let its parent wait for it; if that is a first process that never does, start the "
                             "container anew.")
+    for note in case.notes("zombie-session"):
+        yield ZOMBIES.found(f"The zombie {holder(note)} and the leader of its session wait to be waited for.",
+                            "Let the container have a first process that does so, such as tini, and start it anew.")
     for note in case.notes("outside-cgroup"):
         yield CGROUP.found(f"{holder(note)} is not in the container's cgroup, so freezing does not stop it.",
                            f"End it: kill {note.pid}")

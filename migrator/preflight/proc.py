@@ -17,6 +17,7 @@ class Status:
     """What we use of /proc/PID/status (proc_pid_status(5))."""
 
     pid: int
+    inside: int  # the process's id in the innermost PID namespace
     name: str
     state: str  # one letter
     parent: int
@@ -36,7 +37,8 @@ def parse_status(text: str) -> Status | None:
         fields[key] = value.strip()
     try:
         return Status(
-            pid=int(fields["Pid"]), name=fields["Name"], state=fields["State"][:1], parent=int(fields["PPid"]),
+            pid=int(fields["Pid"]), inside=int(fields.get("NSpid", fields["Pid"]).split()[-1]),
+            name=fields["Name"], state=fields["State"][:1], parent=int(fields["PPid"]),
             tracer=int(fields["TracerPid"]), uids=tuple(int(uid) for uid in fields["Uid"].split()),
             session_inside=int(fields.get("NSsid", "1").split()[-1]), levels=len(fields.get("NSpid", "0").split()),
             threads=int(fields.get("Threads", "1")),

@@ -100,6 +100,10 @@ def _look_at_task(look: _Look, status: Status, statuses: dict[int, Status], in_c
         look.note("attached", status.name, status)
     elif status.session_inside == 0:
         look.note("zombie-session-outside" if status.state == "Z" else "session-outside", status.name, status)
+    elif status.state == "Z" and status.parent == look.init and any(
+            other.state == "Z" and other.inside == status.session_inside and other is not status
+            for other in statuses.values()):
+        look.note("zombie-session", status.name, status)
     if status.tracer:
         look.note("traced", f"{status.name} by process {status.tracer}", status)
     if status.state == "D":

@@ -168,6 +168,7 @@ FOUND: list[tuple[str, Severity, Change, str]] = [
     ("attached-task", ERROR, task("attached"), "kill 4712"),
     ("session-outside", ERROR, task("session-outside"), "setsid"),
     ("session-outside", ERROR, task("zombie-session-outside"), "zombie worker"),
+    ("zombie-session", ERROR, task("zombie-session"), "tini"),
     ("outside-cgroup", ERROR, task("outside-cgroup"), "freezing"),
     ("traced-task", ERROR, task("traced", "worker by process 1"), "by process 1"),
     ("uninterruptible-task", WARNING, task("uninterruptible"), "/proc/4712/stack"),

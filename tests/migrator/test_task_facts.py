@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -38,6 +40,7 @@ def test_status() -> None:
     status = parse_status(STATUS)
     assert status is not None
     assert (status.name, status.state, status.parent, status.uids) == ("nginx: worker", "S", 4711, (100033,) * 4)
+    assert (status.pid, status.inside) == (4712, 7)
     assert (status.session_inside, status.levels, status.threads, status.memory) == (0, 2, 4, 1032 * 1024)
     assert parse_status("") is None
     assert parse_status(STATUS.replace("4711", "x")) is None
@@ -47,6 +50,43 @@ def test_status() -> None:
 def test_any_status(text: str, cut: int) -> None:
     parse_status(text)
     parse_status("\n".join([*STATUS.splitlines()[:cut], text]))
+
+
+# A first process that waits for nobody, and a session below it: a leader, and a process whose parent has ended.
+NEGLIGENT = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER: orphans become its own
+leader = os.fork()
+if not leader:
+    os.setsid()
+    if not os.fork():
+        orphan = os.fork()
+        if orphan:
+            print(orphan, flush=True)
+            os._exit(0)
+    signal.pause()
+print(leader, flush=True)
+signal.pause()
+"""
+
+
+def test_a_zombie_whose_leader_is_one() -> None:
+    with subprocess.Popen([sys.executable, "-c", NEGLIGENT], stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        pids = {int(process.stdout.readline()) for _ in range(2)}
+        try:
+            leader, orphan = sorted(pids)
+            for victim, expected in ((orphan, []), (leader, [2])):  # the orphan's parent is one too
+                os.kill(victim, signal.SIGKILL)
+                while read_text(f"/proc/{victim}/stat").rpartition(")")[2].split()[0] != "Z":
+                    time.sleep(0.01)
+                notes = task_facts.gather(process.pid, [*pids, process.pid]).notes
+                assert [note.count for note in notes if note.kind == "zombie-session"] == expected
+        finally:
+            process.kill()
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
 
 WATCHER = r"""
