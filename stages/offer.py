@@ -14,6 +14,7 @@ from migrator.errors import (
     SourceRunsAgain,
     SourceStateUnknown,
     SourceStillFrozen,
+    SourceStillStopped,
     outcome,
 )
 from migrator.journal import Migration
@@ -58,9 +59,12 @@ def give_up(migration: Migration, there: Connection, error: DocumentedError) -> 
     """Nobody else has the token: thaw, remove what this attempt has made on both hosts, and say so."""
     try:
         thawed = thaw_source(migration)
+    except SourceStillStopped:
+        log.error(str(error))
+        raise
     except MigratorError as trouble:
         log.error(str(error))
-        raise outcome(SourceStillFrozen, memory=migration.memory)(
+        raise SourceStillFrozen(
             trouble, name=migration.name, source=this_host(), next=advice.command("create-dump", migration),
             rollback=advice.command("rollback", migration),
         ) from error

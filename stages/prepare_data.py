@@ -137,10 +137,10 @@ def with_memory(args: argparse.Namespace, migration: Migration | None) -> bool:
 def choose(args: argparse.Namespace, migration: Migration) -> None:
     """Record --no-memory in a migration that has begun without; the destination learns it with the next request."""
     if args.no_memory and migration.memory:
-        if migration.state not in (State.PREPARING, State.PREPARED):
-            raise OutOfOrder(stage="--no-memory", missing=f"the migration is past it (state {migration.state})",
-                             next=advice.next_command(migration))
-        migration.note("no-memory", memory=False)
+        if migration.state in (State.PREPARING, State.PREPARED):
+            migration.note("no-memory", memory=False)
+        else:
+            log.warning(f"--no-memory comes too late: the memory of {migration.name} has been dumped, and moves along")
 
 
 def _begin(

@@ -17,8 +17,11 @@ from migrator.advice import this_host
 from migrator.cli import Result
 from migrator.errors import (
     AlreadyRuns,
+    CommandTimeout,
     NoMigration,
     SourceStateUnknown,
+    SourceStillStopped,
+    StartFailed,
     outcome,
 )
 from migrator.journal import DEFAULT_PATH, Journal, Migration
@@ -133,10 +136,11 @@ def thaw_source(migration: Migration) -> bool:
 
     Also takes the fence of the offer away: the token is back. The process id and cgroup are those of the freeze. If
     these are gone, as after a reboot, the container is started from its disk; one that somebody has started is left
-    alone. One that was stopped, to move without its memory, is started again. Raises StartFailed.
+    alone. Raises StartFailed. One that was stopped, to move without its memory, is started again; raises
+    SourceStillStopped.
     """
     if not migration.memory:
-        return no_memory.start_again(migration)
+        return _start_again(migration)
     container_config.unfence(migration.lxcpath / migration.name, migration.id)
     if "cgroup" not in migration.detail:
         return False
@@ -153,6 +157,15 @@ def thaw_source(migration: Migration) -> bool:
         lxc.thaw(container, cgroup)
     network.announce(pid, (0.0,)).join()
     return True
+
+
+def _start_again(migration: Migration) -> bool:
+    try:
+        return no_memory.start_again(migration)
+    except (StartFailed, CommandTimeout) as error:
+        raise SourceStillStopped(error, name=migration.name, source=this_host(),
+                                 next=advice.command("resume", migration), rollback=advice.command(NAME, migration),
+                                 ) from error
 
 
 def drop_attempt(migration: Migration) -> None:

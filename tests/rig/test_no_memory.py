@@ -10,7 +10,7 @@ import pytest
 
 from tests.rig.conftest import CleanHosts
 from tests.rig.harness import Rig, wait_for
-from tests.rig.test_failures import RUNS_AGAIN, failed
+from tests.rig.test_failures import RUNS_AGAIN, STILL_FROZEN, failed
 from tests.rig.test_fence import refuses_to_start
 from tests.rig.test_migrate import ALL_AT_ONCE, TO_B, events, migrate, other
 
@@ -117,15 +117,23 @@ def test_stages_by_hand(rig: Rig, guest: Callable[[str, int], None]) -> None:
     brought_all(rig, "hosta")
 
 
-def test_the_start_fails_there(rig: Rig, clean_hosts: CleanHosts) -> None:
+def test_the_start_fails_there_and_then_here_too(rig: Rig, clean_hosts: CleanHosts) -> None:
     clean_hosts.allow("snapshot")
-    rig.sh("hosta", "ln -sf /bin/true /usr/local/bin/only-here")
+    rig.put("hosta", "/usr/local/bin/only-here", "#!/bin/sh\n[ ! -e /run/not-even-here ]\n")
+    rig.exec("hosta", "chmod", "755", "/usr/local/bin/only-here")
     rig.guest("hosta", "c1", "tick", ip="10.0.3.120", config="lxc.hook.pre-start = /usr/local/bin/only-here")
     failed(migrate(rig, "c1", "hosta", "--no-memory"), 30, "blocked")
     error = failed(migrate(rig, "c1", "hosta", "--no-memory", "--ignore", "hook-missing"), RUNS_AGAIN, "start-failed")
     assert error["code"] == "source-started-again"
     runs_only_on(rig, "hosta", 2)
     assert rig.sh("hostb", "ls /pool").strip() == ""
+    assert rig.leftovers() == []
+    rig.exec("hosta", "touch", "/run/not-even-here")
+    error = failed(migrate(rig, "c1", "hosta", "--no-memory", "--ignore", "hook-missing"), STILL_FROZEN, "start-failed")
+    assert error["code"] == "source-still-stopped" and "migrator rollback c1" in str(error["cure"])
+    rig.exec("hosta", "rm", "/run/not-even-here")
+    rig.migrator("hosta", "rollback", "c1").expect(0)
+    runs_only_on(rig, "hosta", 3)
     assert rig.leftovers() == []
 
 
