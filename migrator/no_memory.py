@@ -72,17 +72,19 @@ def start_again(migration: Migration) -> bool:
     container_config.unfence(container.folder, migration.id)
     if not stopping and not (fenced and container.state == "STOPPED"):  # then a reboot was quicker
         return False
-    end(container, migration.id)  # a start that was killed
-    started = container.state == "STOPPED"
-    if started:
-        with migration.step("start"):
-            pid = start(container, migration.id)
-            stay(container, migration.id, pid)
-        network.announce(pid, (0.0,)).join()
+    by_us = True
+    if runs(container, migration.id):
+        by_us = bool(_ours(migration.id))  # its program was killed, but what it had started came up
+        if not by_us:
+            log.warning(f"{migration.name} has been started by somebody else, and runs")
     else:
-        log.warning(f"{migration.name} has been started by somebody else, and runs")
+        end(container, migration.id)
+        with migration.step("start"):
+            stay(container, migration.id, start(container, migration.id))
+    with contextlib.suppress(ContainerNotRunning):
+        network.announce(container.init_pid, (0.0,)).join()
     migration.note("started", stopping=False)
-    return started
+    return by_us
 
 
 def start_command(name: str, lxcpath: Path, config: Path | None, log_file: Path) -> list[str]:

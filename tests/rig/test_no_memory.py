@@ -167,8 +167,20 @@ def test_killed_between_stop_and_offer(rig: Rig, guest: Callable[[str, int], Non
     status = rig.status("hosta", "c1")
     assert (status["state"], status["owner"]) == ("dumping", "source")
     refuses_to_start(rig, "hosta")
-    rig.migrator("hosta", heal, "c1").expect(0)
-    guest("hostb" if heal == "resume" else "hosta", 3 if heal == "resume" else 2)
+    if heal == "resume":
+        rig.migrator("hosta", "resume", "c1").expect(0)
+        guest("hostb", 3)
+        return
+    with slow(rig, "hosta", "lxc-start", 3):  # killed too: what it had begun is waited for, and not done once more
+        with rig.start("hosta", "migrator", "rollback", "c1") as healing:
+            wait_for(lambda: rig.sh("hosta", "pgrep -x lxc-start", check=False), "it is being started")
+            healing.signal(9)
+            healing.wait()
+        done = rig.migrator("hosta", "rollback", "c1", "--json").expect(0).json
+    assert done["thawed"] is True
+    guest("hosta", 2)
+    steps = [event["phase"] for event in rig.status("hosta", "c1")["events"] if event["step"] == "start"]
+    assert steps == ["begin"], "it was started by the one that was killed"
 
 
 def test_killed_while_it_ends(rig: Rig, clean_hosts: CleanHosts) -> None:
