@@ -38,6 +38,14 @@ def check_space(directory: Path, needed: int, *, what: str = "the data") -> None
         raise NoSpace(where=directory, free=size(free), needed=size(wanted), what=what)
 
 
+def size_of(directory: Path) -> int:
+    """Bytes that have arrived in a spool; 0 where there is none."""
+    try:
+        return sum(entry.stat().st_size for entry in os.scandir(directory))
+    except FileNotFoundError:
+        return 0
+
+
 def receive(
     directory: Path,
     files: object,

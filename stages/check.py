@@ -136,6 +136,7 @@ def look(args: argparse.Namespace, container: lxc.Container, there: Connection |
     destination, offset = None, None
     options = PlanOptions(
         tunnel=_tunnel_warnings(args),
+        disk_needed=0 if known_copy else None,  # part of it is there: prepare_data.begin counts what is not
         bridges=bridges if bridges is not None else dict(getattr(args, "map_bridge", [])), memory=memory,
         name=identity.new_name(args),
     )

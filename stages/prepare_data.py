@@ -276,9 +276,7 @@ def begin(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
         current = service.journal.latest(name, lxcpath)
         if current and not current.ended:
             raise AlreadyMigrating(name=name, peer=current.peer, id=current.id, next=advice.next_command(current))
-        held = [base.stream_uuid for base in layout.bases()]
-        if not held:
-            spool.check_space(lxcpath, disk_bytes * 2, what=f"the disk of {name}, spooled and imported")
+        _check_space(layout, fields)
         migration = service.journal.create(
             id=id_, role=Role.DESTINATION, name=name, lxcpath=lxcpath, peer=str(fields["source_host"])[:253],
             event=Event.RECEIVE, destination=str(fields["destination"])[:300], other_name=source_name, origin=origin,
@@ -288,6 +286,8 @@ def begin(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
         )
     elif migration.ended or migration.state is State.ABANDONING:
         raise UsageError(reason=f"migration {id_} has ended on this host")
+    else:
+        _check_space(layout, fields)
     layout.make_folder()
     layout.spool.mkdir(mode=0o700, exist_ok=True)
     keep_config(layout, fields)
@@ -296,6 +296,19 @@ def begin(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
         "disk_bytes": disk_bytes,
         "subvolumes": [base.stream_uuid for base in layout.bases()],
     }
+
+
+def _check_space(layout: Layout, fields: dict[str, Any]) -> None:
+    """Raise NoSpace unless the whole disk, or what of it has not arrived yet, fits twice: spooled and imported.
+
+    How large an increment will be nobody knows; nor what the rest of one that has begun will be.
+    """
+    if layout.bases():
+        return
+    disk = int(fields["disk_bytes"])
+    missing = max(0, disk - spool.size_of(layout.spool))
+    imported_too = missing if fields.get("one_shot") else disk  # it is imported while it arrives, or later
+    spool.check_space(layout.lxcpath, missing + imported_too, what=f"the disk of {layout.name}, spooled and imported")
 
 
 def receive_disk(service: Service, fields: dict[str, Any]) -> Place:

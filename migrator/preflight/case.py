@@ -20,7 +20,7 @@ class PlanOptions:
     bridges: Mapping[str, str] = dataclasses.field(default_factory=dict)  # --map-bridge: here -> there
     name: str = ""  # the container's name on the destination; "" for the same
     known_copy: bool = False  # the destination's container of that name is an earlier stage of this one
-    disk_needed: int | None = None  # bytes to be sent to the destination's disk; None: the whole root file system
+    disk_needed: int | None = None  # bytes to be sent to the destination's disk; None: all of it; 0: not known
     tunnel: tuple[str, ...] = ()  # what is not good about this host's WireGuard, where a tunnel is used
     clock_offset: float | None = None  # seconds that the destination's clock is ahead; None: from the facts' times
     memory: bool = True  # False with --no-memory: it is stopped here and started there

@@ -90,7 +90,7 @@ def storage(case: Case) -> Iterator[Finding]:
 
 def disk_room(case: Case) -> Iterator[Finding]:
     there = case.destination
-    if not there:
+    if not there or case.options.disk_needed == 0:
         return
     needed = case.options.disk_needed if case.options.disk_needed is not None else case.container.rootfs.used
     if needed < 0:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.rig.conftest import CleanHosts
-from tests.rig.harness import Rig, Running, wait_for
+from tests.rig.harness import DESTINATION, Rig, Running, wait_for
 from tests.rig.test_failures import RUNS_AGAIN, UNKNOWN, empty, failed, fill, frozen, slow_criu, start_sshd
 from tests.rig.test_migrate import ALL_AT_ONCE, HOSTS, arrived, events, guest_there, runs_only_on
 
@@ -162,6 +162,15 @@ def test_destination_disk_fills_up(rig: Rig, guest: Callable[[str], None]) -> No
     assert int(str(events(resumed, "round")[0]["resumed_bytes"])) >= held - 4 * MIB
     guest("hostb")
     assert same_blob(rig)
+
+
+def test_a_tight_disk_needs_room_only_for_what_is_missing(rig: Rig, guest: Callable[[str], None]) -> None:
+    blob(rig, 200 * MIB)
+    rig.migrator("hosta", "prepare-data", "c1", "-d", DESTINATION).expect(0)
+    rig.migrator("hostb", "import-data", "c1").expect(0)
+    fill(rig, 140)
+    rig.migrator("hosta", "resume", "c1").expect(0)
+    guest("hostb")
 
 
 def test_a_stream_that_differs_is_sent_anew(rig: Rig, guest: Callable[[str], None]) -> None:

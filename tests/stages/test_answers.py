@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import stages
-from migrator import container_config, layout, segments
+from migrator import btrfs, container_config, layout, segments
 from migrator.errors import (
     AlreadyMigrating,
     AlreadyRuns,
@@ -143,6 +143,19 @@ def test_space_is_looked_at_first(there: Destination) -> None:
         there.ask("begin", disk_bytes=1 << 60)
     assert there.state is None
     assert list(there.pool.iterdir()) == []
+
+
+def test_of_a_disk_that_has_arrived_in_part_only_the_rest_must_fit(there: Destination) -> None:
+    there.ask("begin")
+    disk = btrfs.free_bytes(there.pool) + (1 << 30)
+    for one_shot in (True, False):
+        with pytest.raises(NoSpace):
+            there.ask("begin", disk_bytes=disk, one_shot=one_shot)
+    with (there.layout.spool / "disk-1").open("wb") as file:
+        file.truncate(disk - 1000)
+    there.ask("begin", disk_bytes=disk, one_shot=True)
+    with pytest.raises(NoSpace):  # it will be imported only later
+        there.ask("begin", disk_bytes=disk, one_shot=False)
 
 
 def test_what_has_not_arrived_is_not_received(there: Destination) -> None:
