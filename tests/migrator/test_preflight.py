@@ -265,6 +265,7 @@ NOT_FOUND: list[tuple[str, Change]] = [
                                container={"tasks.uids": (100_000, 100_033), "config.idmaps": IDMAP})),
     ("name-taken", Change(destination={"containers": (Other("c1"),)}, options={"known_copy": True})),
     ("disk-full", Change(destination={"storage.free": GIB // 2}, options={"disk_needed": 1000})),
+    ("disk-full", Change(destination={"storage.free": 1}, options={"disk_needed": 0})),  # it is counted there
     ("clock-difference", Change(destination={"time": SOURCE.time - 90}, options={"clock_offset": 0.02})),
     ("bridge-missing", Change(destination={"interfaces": (LO, Interface("br7", "bridge"))},
                               options={"bridges": {"lxcbr0": "br7"}})),
