@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import json
 import shlex
@@ -13,9 +14,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from migrator import advice, aftermath, container_config, destination, healing, log, lxc, plan
+from migrator import advice, aftermath, container_config, destination, healing, log, lxc, names, plan
 from migrator.cli import Result
 from migrator.errors import (
+    Busy,
     ConnectionLost,
     InternalError,
     Interrupted,
@@ -191,7 +193,7 @@ def state_of_source(args: argparse.Namespace, migration: Migration, *, must: boo
 
 def _ask(args: argparse.Namespace, migration: Migration) -> State | None:
     with connected(args, source_of(args, migration)) as there:
-        answer = there.call("source-state", id=migration.id)
+        answer = there.call("source-state", id=migration.id, state=migration.state)
     return State(answer["state"]) if answer["state"] else None
 
 
@@ -253,10 +255,17 @@ def _run_on_source(args: argparse.Namespace, migration: Migration, argv: list[st
 
 
 def source_state(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
-    """What this host, the source, knows of a migration."""
-    from migrator import names
+    """What this host, the source, knows of a migration; `state` is the asking destination's own.
 
-    migration = service.journal.by_id(names.migration_id(str(fields["id"])), Role.SOURCE)
+    After a forced rollback the source learns by it that the destination knows.
+    """
+    id_ = names.migration_id(str(fields["id"]))
+    migration = service.journal.by_id(id_, Role.SOURCE)
+    if migration and migration.owes and fields.get("state") == State.ABANDONED:
+        with contextlib.suppress(Busy):
+            service.lock(migration.name)
+            migration = service.journal.by_id(id_, Role.SOURCE) or migration
+            migration.note("abandoned", abandoned=True)
     return {"state": migration.state if migration else None, "owner": migration.owner if migration else None}
 
 

@@ -111,17 +111,25 @@ def test_source_rebooted_while_it_was_dumped(rig: Rig, guest: str) -> None:
     rig.migrator("hosta", "rollback", "c2").expect(0)
 
 
-def test_source_rebooted_after_the_hand_over(rig: Rig, guest: str) -> None:
-    """Only the destination may run it, and has all of it: typed there, or by the source's unit at boot."""
+@pytest.mark.parametrize(("host", "command"), [("hosta", ("--all", "--at-boot")), ("hostb", ("c1",))])
+def test_source_rebooted_after_the_hand_over(rig: Rig, guest: str, host: str, command: tuple[str, ...]) -> None:
+    """Only the destination may run it, and has all of it: by the source's unit at boot, or typed there."""
     dumped(rig)
     reboot(rig, "hosta")
     here = rig.status("hosta", "c1")
     assert here["state"] == "dumped" and here["owner"] == "destination"
     assert "gone" in here["note"] and "hostb has the token" in here["note"], here["note"]
     refuses_to_start(rig, "hosta")
-    told = rig.migrator("hosta", "resume", "--all", "--at-boot", "--json").expect(0).json
-    assert told["migrations"][0]["name"] == "c1"
+    rig.migrator(host, "resume", *command).expect(0)
     runs_only_on(rig, "hostb", guest)
+    assert states(rig) == ("finished", "finished")
+
+
+def test_resume_there_after_a_reboot_of_the_source_while_it_was_dumped(rig: Rig, guest: str) -> None:
+    """The source has the token: it has started the container again at boot, and goes on as it is told."""
+    killed_while_dumping(rig)
+    rig.migrator("hostb", "resume", "c1").expect(0)
+    runs_only_on(rig, "hostb", guest, starts=2)
     assert states(rig) == ("finished", "finished")
 
 
@@ -204,6 +212,7 @@ def test_forced_for_a_destination_that_is_lost(rig: Rig, guest: str) -> None:
     rig.migrator("hostb", "resume", "--all", "--at-boot").expect(0)
     runs_only_on(rig, "hosta", guest)
     assert states(rig) == ("rolled-back", "abandoned")
+    assert rig.status("hosta", "c1")["note"] == "", "and it knows that hostb knows"
     assert rig.leftovers() == []
 
 
