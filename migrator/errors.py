@@ -457,6 +457,13 @@ class SourceNeeded(MigratorError):
     cure = "Type there: {next}"
 
 
+class SourceFailed(MigratorError):
+    """{source} was told to go on with {name}, and could not: {reason}"""
+
+    status = 68
+    cure = "See there: {next}"
+
+
 class ForceRefused(MigratorError):
     """{name} is not rolled back by force: {reason}. {risk}"""
 

@@ -34,6 +34,7 @@ from migrator.journal import DEFAULT_PATH, Journal, Migration
 from migrator.layout import Layout, locked
 from migrator.service import Service
 from migrator.states import Event, State, Verdict, decide
+from stages import ask_source
 from stages.handover import INCREMENT
 from stages.import_data import arrived, receive
 
@@ -49,13 +50,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Result:
-    from stages import heal  # which needs this module
-
     cli.require_root(NAME)
     name, lxcpath = cli.container_of(args)
     with Journal(DEFAULT_PATH) as journal, locked(name):
         migration = arrived(journal, name, lxcpath, NAME)
-        heal.ask_first(migration)
+        ask_source.ask_first(migration)
         return carry_out(migration, args.max_downtime, dry_run=args.dry_run)
 
 

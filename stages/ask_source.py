@@ -1,0 +1,132 @@
+"""How a destination asks its source, and has it act: the one way round in which a destination connects.
+
+A source whose administrator has given this host up for lost runs the container again, and says so to whoever asks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import shlex
+import time
+from typing import Any
+
+from migrator import advice, destination, log, names
+from migrator.cli import Result
+from migrator.errors import Busy, ConnectionLost, InternalError, Interrupted, SourceFailed, SourceNeeded, from_json
+from migrator.journal import Migration
+from migrator.peer import connected
+from migrator.service import Service
+from migrator.states import ENDED, Role, State
+from stages import rollback
+from tunnel.errors import DocumentedError
+
+RESUME = "resume"
+OUTCOMES = (3, 4, 5)  # exit statuses
+ASK_AFTER = 60.0  # seconds with the token after which the source is asked first: it may have been given up for lost
+ASK_LIMIT = 10.0  # seconds for that
+SOURCE_LIMIT = 86400.0  # seconds without a word on stdout: `resume` there has limits of its own, and prints at its end
+
+
+def state_of_source(args: argparse.Namespace, migration: Migration, *, must: bool) -> State | None:
+    """The source's state of this migration; None where it does not know it, or (unless it `must`) cannot be asked.
+
+    A source whose administrator has given this host up for lost runs the container again.
+    """
+    try:
+        return _ask(args, migration)
+    except Interrupted:
+        raise
+    except DocumentedError as error:
+        if must:
+            raise SourceNeeded(known=f"{migration.name} is not restored before {migration.peer} has been asked whether "
+                                     f"it runs it again.", source=migration.peer, reason=str(error).rstrip("."),
+                               next=f"migrator {RESUME} {migration.name}   (on this host, to restore it unasked)",
+                               ) from error
+        log.warning(f"{migration.peer} cannot be asked whether it runs {migration.name} again: {error}")
+        return None
+
+
+def _ask(args: argparse.Namespace, migration: Migration) -> State | None:
+    with connected(args, source_of(args, migration)) as there:
+        answer = there.call("source-state", id=migration.id, state=migration.state)
+    return State(answer["state"]) if answer["state"] else None
+
+
+def ask_first(migration: Migration) -> None:
+    """For who types restore-dump long after the token was taken: gives it up where the source runs it again."""
+    if migration.state is not State.OWNED or time.time() - migration.updated < ASK_AFTER:
+        return
+    args = argparse.Namespace(timeout=ASK_LIMIT, accept_new_host_key=False, path="prefer-direct")
+    if state_of_source(args, migration, must=False) is State.ROLLED_BACK:
+        log.warning(f"{migration.name} runs on its source again: this host gives it up")
+        rollback.give_up_here(migration)
+
+
+def source_of(args: argparse.Namespace, migration: Migration) -> str:
+    return str(getattr(args, "source", None) or migration.peer)
+
+
+def act(args: argparse.Namespace, migration: Migration, done: Result) -> Result:
+    """Have the source carry it on: `migrator resume` there, over SSH; raises its error, or SourceNeeded."""
+    next_ = advice.command(f"{RESUME}@source", migration)
+    known = done.text.partition(" Next: ")[0]
+    try:
+        answer: dict[str, Any] | None = None
+        there = _ask(args, migration)
+        if there is not None and there not in ENDED:  # else its newest migration of that name is another one
+            log.info(f"{known} {migration.peer} is told to go on.")
+            answer = _run_on_source(args, migration, [*shlex.split(next_.partition("   (on ")[0]), "--json"])
+    except DocumentedError as error:
+        if isinstance(error, Interrupted | SourceFailed) or error.host:
+            raise
+        raise SourceNeeded(known=known, source=migration.peer, reason=str(error).rstrip("."), next=next_) from error
+    if migration.state is State.ABANDONED:
+        migration.note("source-knows", source_knows=True)
+    return Result(done.data | {"next": "", "source": answer}, f"{known} {migration.peer} has done what was left.")
+
+
+def _run_on_source(args: argparse.Namespace, migration: Migration, argv: list[str]) -> dict[str, Any]:
+    """What a command prints there with --json; raises the error that it prints."""
+    from migrator import ssh
+
+    target = destination.parse(source_of(args, migration))
+    with ssh.connect(target, accept_new_host_key=args.accept_new_host_key, timeout=args.timeout) as session:
+        stream = session.serve(argv)
+        stream.settimeout(SOURCE_LIMIT)
+        said, buffer = b"", bytearray(65536)
+        try:
+            while count := stream.readinto(memoryview(buffer)):
+                said += buffer[:count]
+        except ConnectionLost:
+            if not said.strip():
+                raise
+    try:
+        answer = json.loads(said.splitlines()[-1])
+    except (ValueError, IndexError) as error:
+        raise InternalError(reason=f"{target} answered {said[-200:]!r}") from error
+    if isinstance(answer, dict) and isinstance(answer.get("error"), dict):
+        if answer["error"].get("status") in OUTCOMES:  # these say where a container is as seen from there
+            raise SourceFailed(source=migration.peer, name=migration.other_name, reason=answer["error"].get("message"),
+                               next=advice.command("status@source", migration))
+        raise from_json(answer["error"], migration.peer)
+    return dict(answer)
+
+
+def source_state(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
+    """What this host, the source, knows of a migration; `state` is the asking destination's own.
+
+    After a forced rollback the source learns by it that the destination knows.
+    """
+    id_ = names.migration_id(str(fields["id"]))
+    migration = service.journal.by_id(id_, Role.SOURCE)
+    if migration and migration.owes and fields.get("state") == State.ABANDONED:
+        with contextlib.suppress(Busy):
+            service.lock(migration.name)
+            migration = service.journal.by_id(id_, Role.SOURCE) or migration
+            migration.note("abandoned", abandoned=True)
+    return {"state": migration.state if migration else None, "owner": migration.owner if migration else None}
+
+
+HANDLERS = {"source-state": source_state}
