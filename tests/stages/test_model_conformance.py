@@ -1,0 +1,119 @@
+"""What the model says of the destination is what its handlers do: both are asked the same, in any order, side by side."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from migrator import layout
+from migrator.errors import AlreadyRuns, DumpRefused
+from migrator.journal import Journal
+from migrator.states import Event, Role, State
+from tests.migrator import model
+from tests.migrator.model import Message, World
+from tests.stages.test_answers import ID, Destination, arrives
+
+# Asked of both. "arrives" stands for all data of the dump; "restored" for a restore that has succeeded, with what it
+# removes; "killed" for a restore of which only the beginning was recorded.
+requests = st.sampled_from(["dump-begin", "dump-begin", "arrives", "own", "own", "own", "dump-drop", "abandon",
+                            "running", "finish", "begin", "restored", "killed"])
+asked = st.lists(st.tuples(requests, st.integers(1, 3)), max_size=12)
+
+
+@pytest.fixture(autouse=True)
+def no_container(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A killed restore left nothing that runs; what it takes to see that needs LXC, which is not there."""
+    from stages import restore_dump
+
+    def settle(migration: object) -> None:
+        migration.move(Event.RESTORE_FAILED)  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(restore_dump, "settle", settle)
+
+
+@settings(deadline=None, max_examples=60)
+@given(asked)
+def test_model_and_handlers_agree(requests: list[tuple[str, int]]) -> None:
+    with contextlib.ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
+        top = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        patch.setattr(layout, "RUNTIME", top / "run")
+        patch.setattr(layout, "SHARED_MEMORY", top / "shm")
+        patch.setattr(layout.locked.__wrapped__, "__defaults__", (top / "run" / "lock",))  # type: ignore
+        (top / "pool").mkdir()
+        there = Destination(stack.enter_context(Journal(top / "journal.db")), stack, top / "pool")
+        there.ask("begin")
+        there.take(Event.RECEIVED, Event.IMPORT, Event.IMPORTED)
+        world = World(destination=State.IMPORTED)
+        for request, attempt in requests:
+            expected = modelled(world, request, attempt)
+            answer = real(there, request, attempt)
+            found = [each for each, said in expected if (seen(each), said) == (known(there), answer)]
+            assert found, f"{request} {attempt} in {seen(world)}: {answer} {known(there)}, the model has {expected}"
+            world = found[0]
+
+
+def modelled(world: World, request: str, attempt: int) -> list[tuple[World, str]]:
+    """What the model lets happen: the worlds after it, with what is answered."""
+    state = world.destination
+    if request == "arrives":
+        return [(world._replace(images=world.attempt_there), "") if state is State.RECEIVING_DUMP else (world, "")]
+    if request in ("restored", "killed"):
+        if state is not State.OWNED:
+            return [(world, "")]
+        begun = model.moved(world, Event.RESTORE)
+        return [(model.moved(begun, Event.RESTORED)._replace(images=0) if request == "restored" else begun, "")]
+    found = list(model.answers(world, Message(request, attempt)))
+    return [(each, said) for each, said in found if said != model.LOST]
+
+
+def real(there: Destination, request: str, attempt: int) -> str:
+    """Do the same with the handlers, each over a connection of its own as far as what they remember goes."""
+    if request == "arrives":
+        if there.state is State.RECEIVING_DUMP:
+            arrives(there)
+        return ""
+    if request in ("restored", "killed"):
+        if there.state is State.OWNED:
+            there.take(Event.RESTORE, *([Event.RESTORED] if request == "restored" else []))
+            if request == "restored":
+                there.layout.drop_images()
+        return ""
+    try:
+        if request == "running" and there.state in (State.RESTORED, State.FINISHED):
+            return model.OK  # it asks LXC for more than the model knows
+        if request == "finish" and there.state in (State.RESTORED, State.FINISHED):
+            there.take(Event.FINISHED)
+            return model.OK
+        there.ask(request, attempt=attempt)
+    except (DumpRefused, AlreadyRuns):
+        return model.REFUSED
+    except Exception:  # whatever it is, the source does not take it for the last word
+        return model.TROUBLE
+    return model.OK
+
+
+def seen(world: World) -> tuple[object, ...]:
+    images = bool(world.images) and world.destination is not State.IMPORTED  # which has no use for them
+    return world.destination, world.attempt_there, images
+
+
+def known(there: Destination) -> tuple[object, ...]:
+    migration = there.journal.by_id(ID, Role.DESTINATION)
+    assert migration
+    images = there.layout.images()
+    complete = images is not None and (images / "core-1.img").exists()
+    return migration.state, int(migration.detail.get("attempt", 0)), complete and migration.state is not State.IMPORTED
+
+
+def test_the_comparison_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that takes the token without looking at the number is told apart."""
+    honest = model.HANDLERS["own"]
+    monkeypatch.setitem(model.HANDLERS, "own", lambda world, _: honest(world, world.attempt_there))
+    inner = test_model_and_handlers_agree.hypothesis.inner_test  # type: ignore[attr-defined]
+    with pytest.raises(AssertionError, match="the model has"):
+        inner([("dump-begin", 1), ("dump-begin", 2), ("arrives", 1), ("own", 1)])
