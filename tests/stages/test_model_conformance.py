@@ -1,4 +1,4 @@
-"""What the model says of the destination is what its handlers do: both are asked the same, in any order, side by side."""
+"""The model of the destination does what its handlers do: both are asked the same, in any order, side by side."""
 
 from __future__ import annotations
 
