@@ -34,9 +34,11 @@ def main() -> None:
 def of_the_host() -> dict[str, int]:
     """What is the host's: counts, and bytes where the name says so."""
     cgroups = [path for path in CGROUP.rglob("*") if path.is_dir()]
+    pool = os.statvfs(POOL)
     dying = dict(line.split() for line in (CGROUP / "cgroup.stat").read_text().splitlines())
     return {
         "subvolumes": lines("btrfs", "subvolume", "list", str(POOL)),
+        "bytes of the disk": (pool.f_blocks - pool.f_bfree) * pool.f_frsize,
         "files of migrations on disk": sum(1 for _ in (POOL / ".migrator").glob("*/*")),
         "files in memory": files([Path("/run/migrator"), Path("/dev/shm")]),  # noqa: S108
         "temporary files": files([Path("/tmp"), Path("/run/lxc")]),  # noqa: S108
