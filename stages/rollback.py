@@ -118,7 +118,7 @@ def roll_back(migration: Migration, tell: Callable[[], None] | None) -> Result:
     drop_attempt(migration)
     migration.move(Event.ROLLED_BACK)
     return Result({"migration": migration.id, "name": name, "stage": NAME, "already": False, "thawed": thawed,
-                   "destination_told": told},
+                   "destination_told": told, "forced": forced},
                   f"{where(migration)}{left_there}")
 
 
