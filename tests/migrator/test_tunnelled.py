@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import dataclasses
 import socket
@@ -12,8 +13,11 @@ from typing import Any
 
 import pytest
 
+from migrator import destination, peer, tunnelled
 from migrator.errors import ConnectionLost
 from migrator.tunnelled import Loop, Opened, TunnelStream
+from tunnel import health
+from tunnel import tunnel as tunnels
 from tunnel.errors import TunnelBroken
 
 
@@ -140,3 +144,11 @@ def test_a_broken_tunnel_ends_the_stream_and_says_why() -> None:
     assert time.monotonic() - begun < 4
     made.close()
     theirs.close()
+
+
+@pytest.mark.parametrize(("where", "timeout", "patience"), [
+    ("beta", 9.0, 9.0), ("peer:beta", 9.0, tunnelled.PATIENCE), ("peer:beta", 99.0, 99.0),
+])
+def test_the_protocol_is_more_patient_than_a_tunnel_that_heals(where: str, timeout: float, patience: float) -> None:
+    assert tunnelled.PATIENCE > health.DEAD_AFTER + tunnels.HEAL_LIMIT + 5
+    assert peer._patience(argparse.Namespace(timeout=timeout), destination.parse(where)) == patience
