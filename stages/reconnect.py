@@ -96,11 +96,11 @@ class Link:
         """
         if not is_lost(error) or not self._was_there:
             raise error
-        if self.there and self.there.acknowledged and not isinstance(error, OutcomeError):
+        hurry = left is not None
+        if not hurry and self.there and self.there.acknowledged and not isinstance(error, OutcomeError):
             self.progressed()  # nothing is kept of a dump that broke off
         now = time.monotonic()
         self._lost_at = self._lost_at or now
-        hurry = left is not None
         if left is None:
             left = self._lost_at + self._args.reconnect - now
         if left <= 0:
@@ -120,7 +120,8 @@ class Link:
         """
         end = time.monotonic() + min(BRIDGE, left)
         trouble = error
-        while not isinstance(error.__cause__, TimeoutError) and not self._args.destination.startswith("peer:"):
+        heals = self._args.destination.startswith("peer:")
+        while self._args.reconnect and not heals and not isinstance(error.__cause__, TimeoutError):
             try:
                 self.wait_after(trouble, end - time.monotonic())
                 return self.connect(end - time.monotonic())

@@ -212,7 +212,7 @@ def test_one_that_cannot(link: Link, clock: Clock, answers: list[DocumentedError
     link.connect()
 
 
-@pytest.mark.parametrize("case", ["silence", "tunnel", "another error"])
+@pytest.mark.parametrize("case", ["silence", "tunnel", "another error", "never"])
 def test_when_it_is_not_tried(link: Link, clock: Clock, case: str) -> None:
     link._args.destination = "peer:beta" if case == "tunnel" else "beta"
     link.connect()
@@ -221,10 +221,25 @@ def test_when_it_is_not_tried(link: Link, clock: Clock, case: str) -> None:
         error.__cause__ = TimeoutError()
     elif case == "another error":
         error = NoSpace(where="/pool", free="1", needed="2", what="it")
+    elif case == "never":
+        link._args.reconnect = 0.0
     begun = clock.now
     with pytest.raises(type(error)) as caught:
         link.at_once(error, 60)
     assert caught.value is error and clock.now == begun
+
+
+def test_what_arrives_of_a_dump_is_no_progress(link: Link, clock: Clock) -> None:
+    """Else a link that comes and goes would have it frozen and thawed for ever."""
+    begun = clock.now
+    with pytest.raises(SourceRunsAgain):
+        while clock.now < begun + 10_000:
+            link.connect().acknowledged = 4096
+            link.at_once(LOST, 60).acknowledged = 4096
+            clock.now += 5
+            link.wait_after(SourceRunsAgain(LOST, name="web", next="x"))
+            clock.now += 5
+    assert clock.now < begun + 100
 
 
 @pytest.mark.parametrize("another", [Interrupted(signal="SIGINT"), RemoteMissing(destination="beta", reason="gone")])
