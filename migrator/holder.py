@@ -69,6 +69,12 @@ def publish(what: str, done: int, total: int) -> None:
         os.pwrite(fd, f"{line:<{_PROGRESS_WIDTH}}\n".encode(), at)
 
 
+def publish_end() -> None:
+    """The transfer that `publish` told of is over."""
+    for fd, at in _held:
+        os.pwrite(fd, b" " * _PROGRESS_WIDTH, at)
+
+
 def of(name: str, folder: Path = LOCKS) -> Holder | None:
     """Who has the container's lock now; None when nobody has.
 

@@ -26,6 +26,7 @@ class Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
+        holder.publish_end()
         if self._drawn:
             print("\r\033[K", end="", file=sys.stderr, flush=True)
 

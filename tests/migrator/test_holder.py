@@ -56,9 +56,11 @@ def test_who_it_is_and_how_far(worker: subprocess.Popen[str], folder: Path) -> N
     worker.wait()
     assert holder.of("web", folder) is None, "it says so only while it lives"
     with locked("web", folder):
-        mine = holder.of("web", folder)
-        assert mine and mine.pid == os.getpid() and not mine.progress
         assert holder.holds()
+        holder.publish("disk", 1, 2)
+        assert (mine := holder.of("web", folder)) and mine.pid == os.getpid() and mine.progress
+        holder.publish_end()
+        assert (mine := holder.of("web", folder)) and not mine.progress
     assert holder.of("web", folder) is None and not holder.holds()
 
 

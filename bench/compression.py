@@ -1,0 +1,77 @@
+"""Whether compressing what is sent shortens the time frozen: a container is moved to and fro, in turn with and without.
+
+    python -m bench.compression [--rounds N] [--mbit N] [--mebibytes N] [--json]
+
+`zstd` is as migrator does it: a segment is compressed when it would have to wait for the network anyway; `never` sends
+all as it is. Both take turns in the same run on the same two hosts, between which a link of --mbit lies (default: as
+fast as this machine). Judge the ratio of their medians, not the figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from typing import Any
+
+from bench.hosts import NAME, on, rig, two_hosts
+
+WAYS = {
+    "zstd": "",
+    "never": "migrator.source._Compressor.try_on = lambda *_: None",
+}
+PROGRAM = """\
+import resource, sys, migrator.source, migrator.__main__
+{}
+status = migrator.__main__.main()
+used = resource.getrusage(resource.RUSAGE_SELF)
+print(used.ru_utime + used.ru_stime)
+sys.exit(status)
+"""
+
+
+def hop(source: str, destination: str, way: str) -> dict[str, Any]:
+    """One move: what `migrator migrate --json` prints of it, and the processor's seconds that it used on the source."""
+    program = PROGRAM.format(WAYS[way])
+    text = on(source, "/opt/migrator/venv/bin/python", "-c", program, "migrate", NAME, "-d", f"root@{destination}",
+              "--json", "-q", show=False)
+    result, used = text.splitlines()[-2:]
+    return {**json.loads(result), "cpu_seconds": float(used)}
+
+
+def measure(rounds: int, mebibytes: int) -> dict[str, list[dict[str, Any]]]:
+    rig("guest", "hosta", NAME, "redis", "--ip", "10.0.3.100", "--size", str(mebibytes))
+    found: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
+    hosts = ("hosta", "hostb")
+    hop(*hosts, "zstd")  # the whole disk
+    for number in range(rounds * len(WAYS)):
+        hosts = (hosts[1], hosts[0])
+        way = [*WAYS][(number + number // len(WAYS)) % len(WAYS)]  # so that each way takes both directions
+        found[way].append(hop(*hosts, way))
+        print(f"{way}: frozen for {found[way][-1]['frozen_seconds'] * 1000:.0f} ms", file=sys.stderr)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--mbit", type=int)
+    parser.add_argument("--mebibytes", type=int, default=128)
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    with two_hosts(*(["--mbit", str(args.mbit)] if args.mbit else [])):
+        found = measure(args.rounds, args.mebibytes)
+    medians = {way: {key: statistics.median(hop[key] for hop in hops) for key in ("frozen_seconds", "cpu_seconds")}
+               for way, hops in found.items()}
+    if args.json:
+        print(json.dumps({"mbit": args.mbit, "mebibytes": args.mebibytes, "medians": medians, "hops": found}, indent=2))
+        return
+    for way, median in medians.items():
+        print(f"{way:8} frozen for {median['frozen_seconds'] * 1000:5.0f} ms, "
+              f"{median['frozen_seconds'] / medians['zstd']['frozen_seconds']:.2f} of zstd; "
+              f"{median['cpu_seconds']:.2f} s of the source's processor")
+
+
+if __name__ == "__main__":
+    main()
