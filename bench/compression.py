@@ -4,7 +4,8 @@
 
 The ways: `judged`, as migrator does it (migrator/compression.py); `always`, whenever a segment would have to wait for
 the network anyway; and `never`. They take turns in the same run on the same two hosts, between which a link of --mbit
-lies (default: as fast as this machine). Judge the ratios of their medians, not the figures.
+lies (default: as fast as this machine). Judge the ratios of their medians, not the figures. On a busy machine with two
+cores, `judged` to `always` to `never` was 1 to 1.19 to 1.11 without a limit, and 1 to 1.16 to 1.95 with --mbit 400.
 """
 
 from __future__ import annotations

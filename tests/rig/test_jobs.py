@@ -72,6 +72,7 @@ def test_abort_and_wait_where_nobody_works(rig: Rig, guest: Callable[[str], None
             running.signal(9)
             assert "migrator resume c1" in str(failed(watched.wait(), 32, "broken-off")["cure"])
     assert rig.status("hosta", "c1")["working"] is None
+    wait_for(lambda: "criu" not in rig.sh("hosta", "ps ax"), "CRIU, which was left behind, has ended")
     shown = migrate(rig, "c1", "hosta", "--dry-run").expect(0).json
     assert shown["dry_run"][0]["stage"] == "create-dump" and frozen(rig), "it heals nothing"
     done = rig.migrator("hosta", "abort", "c1", "--json").expect(0).json
