@@ -464,6 +464,14 @@ class SourceFailed(MigratorError):
     cure = "See there: {next}"
 
 
+class TwoCopies(MigratorError):
+    """THERE ARE TWO COPIES OF {name}: it has run on {destination}, and its rollback was forced on {source}."""
+
+    status = 69
+    cure = """Keep one of them. To give up the one on {destination}, type there: lxc-stop -k -P {lxcpath} {there} -- and
+    then: migrator resume {there}"""
+
+
 class ForceRefused(MigratorError):
     """{name} is not rolled back by force: {reason}. {risk}"""
 

@@ -50,7 +50,8 @@ def state_of_source(args: argparse.Namespace, migration: Migration, *, must: boo
 
 def _ask(args: argparse.Namespace, migration: Migration) -> State | None:
     with connected(args, source_of(args, migration)) as there:
-        answer = there.call("source-state", id=migration.id, state=migration.state)
+        never = migration.state is State.ABANDONED or bool(migration.detail.get("given_way"))
+        answer = there.call("source-state", id=migration.id, never=never)
     return State(answer["state"]) if answer["state"] else None
 
 
@@ -115,13 +116,13 @@ def _run_on_source(args: argparse.Namespace, migration: Migration, argv: list[st
 
 
 def source_state(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
-    """What this host, the source, knows of a migration; `state` is the asking destination's own.
+    """What this host, the source, knows of a migration.
 
-    After a forced rollback the source learns by it that the destination knows.
+    After a forced rollback it learns by `never` that the destination knows, and will never let the container run.
     """
     id_ = names.migration_id(str(fields["id"]))
     migration = service.journal.by_id(id_, Role.SOURCE)
-    if migration and migration.owes and fields.get("state") == State.ABANDONED:
+    if migration and migration.owes and fields.get("never") is True:
         with contextlib.suppress(Busy):
             service.lock(migration.name)
             migration = service.journal.by_id(id_, Role.SOURCE) or migration

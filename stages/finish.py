@@ -124,6 +124,13 @@ def finish(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     migration.move(Event.FINISHED)
     container_config.unfence(layout.container, migration.id)  # where a killed restore-dump had not come to it
+    drop_way_back(layout)
+    log.debug(f"{migration.name} is ours for good")
+    return {"state": migration.state}
+
+
+def drop_way_back(layout: Layout) -> None:
+    """Remove what was kept on the destination until it was certain that the container stays."""
     btrfs.delete(layout.old / "rootfs")
     for name in ("config", container_config.FENCE_HOOK):
         (layout.old / name).unlink(missing_ok=True)
@@ -132,8 +139,6 @@ def finish(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     layout.drop_images()
     layout.drop_spool()
     prune(layout)
-    log.debug(f"{migration.name} is ours for good")
-    return {"state": migration.state}
 
 
 HANDLERS = {"running": running, "finish": finish}

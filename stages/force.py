@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable
 
 from migrator import advice, aftermath
+from migrator.advice import this_host
 from migrator.cli import Result
-from migrator.errors import ForceRefused, SourceStateUnknown
+from migrator.errors import AlreadyRuns, ForceRefused, SourceStateUnknown, TwoCopies
 from migrator.journal import Migration
 from migrator.states import Owner, State
 from stages import rollback
@@ -49,13 +50,17 @@ def roll_back(migration: Migration, given: str, tell: Callable[[], None]) -> Res
 def tell_late(migration: Migration, tell: Callable[[], None]) -> Result | None:
     """After a forced rollback: tell the destination, now that it can be reached; None where there is nothing to tell.
 
-    Raises what `tell` raises, AlreadyRuns where there are two copies now.
+    Raises what `tell` raises, TwoCopies where it has run there.
     """
     if not migration.owes:
         return None
-    tell()
-    migration.note("abandoned", abandoned=True)
     there = advice.other_host(migration.role, migration.peer, migration.detail)
+    try:
+        tell()
+    except AlreadyRuns as error:
+        raise TwoCopies(name=migration.name, there=migration.other_name, destination=there, source=this_host(),
+                        lxcpath=migration.detail["destination_lxcpath"]) from error
+    migration.note("abandoned", abandoned=True)
     return Result({"migration": migration.id, "name": migration.name, "stage": rollback.NAME, "already": False,
                    "destination_told": True},
                   f"{there} knows now that migration {migration.id} of {migration.name} was given up. "

@@ -11,17 +11,20 @@ from pathlib import Path
 from typing import Any
 
 from migrator import advice, aftermath, container_config, healing, log, lxc, plan
+from migrator.advice import this_host
 from migrator.cli import Result
 from migrator.errors import (
     Interrupted,
     NoMigration,
     SourceStateUnknown,
+    TwoCopies,
     outcome,
 )
 from migrator.journal import DEFAULT_PATH, Journal, Migration
+from migrator.layout import Layout
 from migrator.peer import connected
-from migrator.states import Role, State
-from stages import ask_source, create_dump, force, migrate, restore_dump, rollback
+from migrator.states import Event, Role, State
+from stages import ask_source, create_dump, finish, force, migrate, restore_dump, rollback
 from stages.drive import Drive, locked_for
 from tunnel.errors import DocumentedError
 
@@ -123,8 +126,8 @@ def _on_destination(args: argparse.Namespace, migration: Migration, *, at_boot: 
     """What this host can do by itself."""
     if migration.state is State.RESTORING:
         restore_dump.settle(migration)
-    if migration.state is State.RESTORED:
-        _complete_restored(migration)
+    if migration.state is State.RESTORED and (given_way := _complete_restored(args, migration, at_boot=at_boot)):
+        return given_way
     if migration.ended:
         return _ended(migration)
     there: State | None = None
@@ -140,14 +143,32 @@ def _on_destination(args: argparse.Namespace, migration: Migration, *, at_boot: 
     return _result(migration, f"{migration.name} is {migration.state} here. {aftermath.note(migration)}".rstrip())
 
 
-def _complete_restored(migration: Migration) -> None:
-    """A crash between the record and the end of the fence: if that was a reboot, nobody could start it since."""
+def _complete_restored(args: argparse.Namespace, migration: Migration, *, at_boot: bool) -> Result | None:
+    """It has run here. Where the source, which had given this host up for lost, runs it again, this copy gives way.
+
+    A crash between the record and the end of the fence is made good: nobody could start it since, if it was a reboot.
+    Raises TwoCopies.
+    """
     container = lxc.Container(migration.name, migration.lxcpath)
-    if container_config.fence_of(container.config_file.read_text(errors="replace")) == migration.id:
+    config = container.config_file.read_text(errors="replace")
+    fenced = container_config.fence_of(config) == migration.id
+    if ask_source.state_of_source(args, migration, must=at_boot and fenced) is State.ROLLED_BACK:
+        if container.state != "STOPPED":
+            raise TwoCopies(name=migration.name, there=migration.name, destination=this_host(), source=migration.peer,
+                            lxcpath=migration.lxcpath)
+        message = (f"{migration.name} runs on {migration.peer} again. To remove this copy: migrator cleanup "
+                   f"{migration.name}")
+        container_config.fence(container.folder, config, migration.id, message)
+        migration.move(Event.FINISHED, given_way=True)
+        finish.drop_way_back(Layout(migration.lxcpath, migration.name, migration.id))
+        ask_source.state_of_source(args, migration, must=False)  # which tells it
+        return _result(migration, f"{message}.")
+    if fenced:
         container_config.unfence(container.folder, migration.id)
         if container.state == "STOPPED":
             log.warning(f"{migration.name} had run here before a reboot: it is started from its disk")
             aftermath.start(migration, container)
+    return None
 
 
 def _is_all(migration: Migration, *, at_boot: bool) -> bool:

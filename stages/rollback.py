@@ -231,6 +231,8 @@ def _abandon(migration: Migration, *, here: bool = False) -> None:
     """`here` where the source does not know of it yet."""
     from stages import import_data, restore_dump
 
+    if migration.detail.get("given_way"):
+        return  # it had run here, and was stopped and fenced when the source had long been forced to go on without it
     if migration.state is State.RESTORING:
         restore_dump.settle(migration)
     if migration.state in (State.RESTORED, State.FINISHED):

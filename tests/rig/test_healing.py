@@ -216,6 +216,24 @@ def test_forced_for_a_destination_that_is_lost(rig: Rig, guest: str) -> None:
     assert rig.leftovers() == []
 
 
+def test_forced_though_it_had_run_there(rig: Rig, guest: str) -> None:
+    """What nobody can prevent is told, and the copy that was given up gives way as soon as it is stopped."""
+    dumped(rig)
+    id_ = rig.status("hosta", "c1")["id"]
+    rig.migrator("hostb", "restore-dump", "c1").expect(0)
+    with cut_off(rig):
+        rig.migrator("hosta", "rollback", "c1", "--force", id_, "--timeout", "2").expect(0)
+    for host, command in (("hosta", ("rollback", "c1")), ("hostb", ("resume", "c1"))):
+        error = failed(rig.migrator(host, *command, "--json"), 69, "two-copies")
+        assert "lxc-stop -k -P /pool c1" in str(error["cure"])
+    rig.exec("hostb", "lxc-stop", "-k", "-P", "/pool", "c1")
+    rig.migrator("hostb", "resume", "c1").expect(0)
+    runs_only_on(rig, "hosta", guest)
+    assert rig.status("hosta", "c1")["note"] == "", "it knows"
+    assert rig.migrator("hostb", "cleanup", "c1").expect(0)
+    assert rig.sh("hostb", "ls /pool").strip() == ""
+
+
 def test_force_is_not_for_a_destination_that_answers(rig: Rig, guest: str) -> None:
     dumped(rig)
     id_ = rig.status("hosta", "c1")["id"]
