@@ -343,8 +343,11 @@ def test_unreachable_after_the_hand_over(rig: Rig, guest: Callable[[], None]) ->
 
 
 def start_sshd(rig: Rig) -> None:
-    rig.sh("hostb", "pgrep -x sshd >/dev/null || /usr/sbin/sshd", check=False)
-    wait_for(lambda: rig.exec("hosta", "ssh", "hostb", "true", check=False).status == 0, "sshd answers")
+    def answers() -> bool:  # one that was killed may still be there when it is looked for
+        rig.sh("hostb", "pgrep -x sshd >/dev/null || /usr/sbin/sshd", check=False)
+        return rig.exec("hosta", "ssh", "hostb", "true", check=False).status == 0
+
+    wait_for(answers, "sshd answers")
 
 
 # --- SSH ------------------------------------------------------------------------------------------------------
