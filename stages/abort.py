@@ -100,4 +100,6 @@ def _ended(name: str, migration: Migration | None, before: Migration | None, sto
     if new.state is State.FINISHED:
         raise AlreadyRuns(name=name, destination=advice.other_host(new.role, new.peer, new.detail),
                           next=f"migrator status {name}")
-    return Result(data, f"{stopped.command} was stopped, and has rolled back. {rollback.where(new)}")
+    there = "" if new.detail.get("abandoned") else (
+        f" {new.peer} could not be told; clean up there with: migrator rollback {new.other_name}")
+    return Result(data, f"{stopped.command} was stopped, and has rolled back. {rollback.where(new)}{there}")

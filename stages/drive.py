@@ -231,6 +231,7 @@ class Drive:
             self._try_finish(error)
             return
         if isinstance(cause, Interrupted):
+            log.info(done.text)
             raise cause
         again = advice.written("migrate", Role.SOURCE, migration.name, migration.peer, migration.detail)
         runs_again = outcome(SourceRunsAgain, memory=migration.memory and bool(done.data["thawed"]))

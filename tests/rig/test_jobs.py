@@ -56,7 +56,7 @@ def test_abort_while_the_disk_is_sent(rig: Rig, guest: Callable[[str], None]) ->
 
 def test_a_second_abort_does_not_kill(rig: Rig, guest: Callable[[str], None]) -> None:
     """While CRIU dumps, a second Ctrl-C would end the program and leave the container frozen."""
-    with slow_criu(rig, "hosta", "dump", 4), rig.start("hosta", *ALL_AT_ONCE) as running:
+    with slow_criu(rig, "hosta", "dump", 3), rig.start("hosta", *ALL_AT_ONCE) as running:
         wait_for(lambda: "criu dump" in rig.sh("hosta", "ps ax"), "it waits for CRIU")
         with rig.start("hosta", "migrator", "abort", "c1") as first:
             wait_for(lambda: "Interrupted" in running.stderr, "it has heard the first")
