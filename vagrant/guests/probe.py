@@ -110,7 +110,7 @@ def probe(name: str, lxcpath: str, *, quick: bool) -> dict[str, Any]:
         else:
             told.update(probe_counter(root))
         parts = [told["intact"]]
-        if guest["kind"] == "memory" and not quick:
+        if guest["kind"] in ("memory", "talk") and not quick:
             told["memory"] = probe_memory(root)
             parts.append(told["memory"]["intact"])
         if guest["kind"] == "userns":

@@ -19,7 +19,8 @@ DEBIAN = "/opt/rig/debian"
 IDMAP_BASE = 100000
 NAME_LENGTH = 64
 FOLDERS = ("bin", "dev", "etc", "proc", "root", "sys", "tmp", "user", "var")
-APPLETS = ("sh", "su", "sleep", "cat", "ls", "ps", "id", "ip", "kill", "mv", "rm", "tail", "ping", "wc")
+APPLETS = ("sh", "su", "sleep", "cat", "ls", "ps", "id", "ip", "kill", "mv", "rm", "tail", "ping", "wc", "nc", "head",
+           "base64", "md5sum")  # fmt: skip
 ACCOUNTS = "root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000:user:/user:/bin/sh\n"
 GROUPS = "root:x:0:\nuser:x:1000:\n"
 REDIS_CONFIG = """bind * -::*
@@ -85,6 +86,13 @@ def userns(guest: Guest) -> list[str]:
     ]
 
 
+def talk(guest: Guest) -> list[str]:
+    """Busybox with a counter, pages that it can verify, and a service that answers at port 7."""
+    tick(guest)
+    guest.run("cp", f"{HELPERS}/guests/talk.sh", f"{guest.root}/")
+    return ["lxc.init.cmd = /bin/sh /talk.sh"]
+
+
 def memory(guest: Guest) -> list[str]:
     """Debian with a process that holds pages it can verify."""
     guest.run("cp", "-a", f"{DEBIAN}/.", f"{guest.root}/")
@@ -114,6 +122,7 @@ KINDS = {
     "redis": Kind(redis, address="10.0.3.100", size=64),
     "memory": Kind(memory, size=256, dirty=1.0),
     "userns": Kind(userns),
+    "talk": Kind(talk),
 }
 
 
