@@ -65,7 +65,7 @@ def test_five_cuts_in_a_gibibyte(rig: Rig, guest: Callable[[str], None]) -> None
     """It goes on by itself after each, and little is sent twice."""
     blob(rig, GIB)
     before = on_the_wire(rig)
-    with rig.start("hosta", *ALL_AT_ONCE, "--max-rounds", "1", "--bwlimit", "80M") as running:
+    with rig.start("hosta", *ALL_AT_ONCE, "--max-rounds", "1", "--bwlimit", "120M") as running:
         for cut in range(5):
             wait_for(lambda: arrived(rig) > (cut + 0.7) * GIB / 6, "more has arrived")  # noqa: B023
             drop_connections(rig)
@@ -84,7 +84,7 @@ def test_five_cuts_in_a_gibibyte(rig: Rig, guest: Callable[[str], None]) -> None
 
 def test_link_down(rig: Rig, guest: Callable[[str], None]) -> None:
     """No packet tells anybody: both hosts notice by the silence, soon, and it goes on when the link is back."""
-    blob(rig, 48 * MIB)
+    blob(rig, 28 * MIB)
     with rig.start("hosta", *ALL_AT_ONCE, "--bwlimit", "6M", "--max-rounds", "2") as running:
         wait_for(lambda: arrived(rig) > 8 * MIB, "some of it has arrived")
         rig.sh("hosta", "ip link set eth0 down")
