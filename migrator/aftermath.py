@@ -67,6 +67,8 @@ def note(migration: Migration) -> str:
 def _on_source(migration: Migration) -> str:
     there = advice.other_host(migration.role, migration.peer, migration.detail)
     if migration.state is State.ROLLED_BACK and migration.owes:
+        if not migration.detail.get("forced"):
+            return f"{there} could not be told. To have it remove what had arrived: migrator resume {migration.name}"
         return (f"Rolled back by force: {there} has never said that it does not run it. Should that host come back,"
                 f" type there, before anything else: migrator rollback {migration.other_name}")
     if migration.state not in FROZEN or migration.state is State.FINISHING:

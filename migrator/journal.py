@@ -77,8 +77,8 @@ class Migration:
 
     @property
     def owes(self) -> bool:
-        """A rollback was forced, and the destination has not heard of it yet."""
-        return bool(self.detail.get("forced")) and not self.detail.get("abandoned")
+        """It was rolled back, by force or before the token was offered, and the destination has not heard of it yet."""
+        return self.detail.get("abandoned") is False
 
     @property
     def memory(self) -> bool:
@@ -94,6 +94,12 @@ class Migration:
         """Take the step that `event` names in the state machine, durably; `detail` is merged into the record."""
         new = states.after(self.role, self.state, event)
         self._write(new, states.owner(new), str(event), "done", detail)
+
+    def refresh(self) -> None:
+        """Take over what is recorded: an exception may have come between a write and this object's learning of it."""
+        (row,) = self._journal.rows(
+            "SELECT state, owner, detail FROM migrations WHERE id = ? AND role = ?", self.id, self.role)
+        self.state, self.owner, self.detail = State(row["state"]), Owner(row["owner"]), json.loads(row["detail"])
 
     def note(self, step: str, **detail: Any) -> None:
         """Record something without a change of state; `detail` is merged into the record."""

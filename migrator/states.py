@@ -55,7 +55,7 @@ class Event(enum.StrEnum):
     THAW = "thaw"  # create-dump failed before the offer; the container runs again
     OFFER = "offer"  # about to hand the token over
     TAKEN = "taken"  # the destination has recorded that it owns the token
-    REFUSED = "refused"  # the destination has answered that it does not take it
+    REFUSED = "refused"  # the destination has answered that it does not take it, or was never asked
     FINISH = "finish"
     FINISHED = "finished"
     ROLL_BACK = "roll-back"

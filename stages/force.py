@@ -48,7 +48,7 @@ def roll_back(migration: Migration, given: str, tell: Callable[[], None]) -> Res
 
 
 def tell_late(migration: Migration, tell: Callable[[], None]) -> Result | None:
-    """After a forced rollback: tell the destination, now that it can be reached; None where there is nothing to tell.
+    """After a rollback without the destination's word: tell it, now that it can be reached; None where it knows.
 
     Raises what `tell` raises, TwoCopies where it has run there.
     """

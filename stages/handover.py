@@ -60,6 +60,7 @@ class Handover(ABC):
                 self.fence()
             self.migration.move(Event.OFFER, figures=figures)
         except BaseException as error:
+            offer.withdraw(self.migration)
             offer.give_up(self.migration, self.there, as_ours(error))
         offer.make(self.migration, self.there)
         return self.result(figures, time.time() - self.still_since)

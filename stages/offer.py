@@ -55,6 +55,16 @@ def make(migration: Migration, there: Connection) -> None:
     migration.move(Event.TAKEN)
 
 
+def withdraw(migration: Migration) -> None:
+    """An offer that was recorded but not made is none any more; before anything thaws.
+
+    Ctrl-C can come between the two. Were it left recorded, a later `resume` would make it, of a container that runs.
+    """
+    migration.refresh()
+    if migration.state is State.OFFERED:
+        migration.move(Event.REFUSED)
+
+
 def give_up(migration: Migration, there: Connection, error: DocumentedError) -> NoReturn:
     """Nobody else has the token: thaw, remove what this attempt has made on both hosts, and say so."""
     try:

@@ -54,6 +54,15 @@ def cut_for_long(column: Column) -> None:
     _mend(column.rig)
 
 
+def interrupt_while_cut(column: Column) -> None:
+    """Ctrl-C, and the destination cannot be told."""
+    _cut(column.rig)
+    interrupt(column)
+    column.release()
+    column.wait_for_ends()
+    _mend(column.rig)
+
+
 def fill_disk(column: Column) -> None:
     """The destination's pool is full until every source has given up or got through."""
     fill(column.rig)
@@ -92,12 +101,14 @@ def empty(rig: Rig) -> None:
     wait_for(lambda: int(rig.sh(DESTINATION, "df -m --output=avail /pool | tail -1")) > 2000, "there is room again")
 
 
+GIVES_UP_SOON = ("--timeout", PATIENCE, "--reconnect", "2", "--max-downtime", "30")
+INTERRUPTED_WHILE_CUT = Fault("SIGINT, link down", interrupt_while_cut, GIVES_UP_SOON)
 FAULTS = (
     Fault("source killed", kill_source),
     Fault("destination killed", kill_destination),
     Fault("both killed", kill_both),
     Fault("link down 5 s", cut_shortly),
-    Fault("link down for long", cut_for_long, ("--timeout", PATIENCE, "--reconnect", "2", "--max-downtime", "30")),
+    Fault("link down for long", cut_for_long, GIVES_UP_SOON),
     Fault("destination disk full", fill_disk),
     Fault("SIGINT", interrupt),
 )

@@ -13,7 +13,7 @@ import pytest
 
 from tests.rig import fault_table
 from tests.rig.conftest import CleanHosts
-from tests.rig.fault_kinds import FAULTS
+from tests.rig.fault_kinds import FAULTS, INTERRUPTED_WHILE_CUT
 from tests.rig.fault_steps import Step, hooked, steps_of
 from tests.rig.faults import Column, Fault
 from tests.rig.harness import Rig
@@ -50,6 +50,20 @@ def test_fault(rig: Rig, clean_hosts: CleanHosts, steps: list[Step], columns: Co
     wrong = [f"{guest.step.role}: {guest.step}: {guest.cell}\n{guest.outcome}" for guest in guests
              if guest.cell not in fault_table.GOOD]
     assert not wrong, "\n".join(wrong)
+
+
+def test_interrupted_while_the_link_is_down(rig: Rig, clean_hosts: CleanHosts, steps: list[Step]) -> None:
+    """Two faults at once: what was given up without the destination's word is told when it can be."""
+    clean_hosts.allow("snapshot")
+    chosen = [step for step in steps if step.state and step.step in ("sent", "freeze", "offer", "imported", "own")]
+    with hooked(rig):
+        guests = Column(rig, INTERRUPTED_WHILE_CUT, chosen, "after").run()
+    cells = {str(guest.step): guest.cell for guest in guests}
+    assert cells == {
+        "sent: prepared": "runs on, then back", "freeze: dumping": "runs on, then back",
+        "offer: offered": "runs on, then back", "imported: imported": "runs on, then back",
+        "own: owned": "frozen, then moved",
+    }
 
 
 @pytest.mark.skipif(bool(STEP), reason="only some steps were asked for")

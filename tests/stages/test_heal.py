@@ -11,7 +11,7 @@ from migrator import aftermath, layout
 from migrator.errors import Busy, ForceRefused, HostUnreachable, MigratorError, SourceStateUnknown
 from migrator.journal import Journal, Migration
 from migrator.states import Event, Owner, Role, State
-from stages import force, heal, rollback
+from stages import force, heal, offer, rollback
 
 
 @pytest.fixture
@@ -23,10 +23,16 @@ def journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Journal
 
 
 def offered(journal: Journal) -> Migration:
+    migration = dumping(journal)
+    migration.move(Event.OFFER)
+    return migration
+
+
+def dumping(journal: Journal) -> Migration:
     migration = journal.create(id="0badc0de", role=Role.SOURCE, name="web", lxcpath=journal.path.parent,
                                peer="root@hostb", event=Event.SEND, destination_host="hostb", rounds=[],
                                destination_lxcpath="/pool", pid=1, cgroup="/nowhere", ports=[])
-    for event in (Event.SENT, Event.FREEZE, Event.OFFER):
+    for event in (Event.SENT, Event.FREEZE):
         migration.move(event)
     return migration
 
@@ -111,6 +117,29 @@ def test_a_forced_rollback_is_remembered_until_the_destination_knows(journal: Jo
     assert force.tell_late(found, lambda: None)
     found = journal.by_id("0badc0de", Role.SOURCE)
     assert found and not found.owes and force.tell_late(found, unreachable) is None
+
+
+def test_an_offer_that_was_not_made_is_withdrawn(journal: Journal) -> None:
+    """Ctrl-C came when it was on disk: whoever holds the migration may not even know that it is."""
+    unaware = dumping(journal)
+    recorded = journal.by_id(unaware.id, Role.SOURCE)
+    assert recorded
+    recorded.move(Event.OFFER, figures={"memory": 1})
+    assert unaware.state is State.DUMPING
+    offer.withdraw(unaware)
+    assert unaware.state is State.DUMPING and unaware.detail["figures"] == {"memory": 1}
+    again = journal.by_id(unaware.id, Role.SOURCE)
+    assert again and again.state is State.DUMPING and again.owner is Owner.SOURCE
+
+
+def test_a_rollback_before_the_offer_is_told_late_too(journal: Journal) -> None:
+    migration = dumping(journal)
+    migration.move(Event.ROLL_BACK, forced=False, abandoned=False)
+    migration.move(Event.ROLLED_BACK)
+    assert migration.owes and "migrator resume web" in aftermath.note(migration)
+    assert force.tell_late(migration, lambda: None)
+    found = journal.by_id(migration.id, Role.SOURCE)
+    assert found and not found.owes and aftermath.note(found) == ""
 
 
 def test_a_rollback_that_is_recorded_asks_nobody_again(journal: Journal) -> None:
