@@ -52,6 +52,7 @@ class Hop:
     frozen_ms: float
     seconds: float
     frozen_at: float  # seconds since 1970
+    load: float = 0.0  # the machine's load average afterwards
     gap_ms: float | None = None
     failures: list[str] = dataclasses.field(default_factory=list)  # of attempts before the one that succeeded
 
@@ -144,7 +145,7 @@ def move(rig: Rig, source: str, destination: str, number: int) -> Hop:
         if outcome.status == 0:
             frozen_at = float(rig.status(source, NAME)["frozen_at"])
             return Hop(number, source, destination, round(outcome.json["frozen_seconds"] * 1000, 1),
-                       outcome.json["seconds"], frozen_at, failures=failures)
+                       outcome.json["seconds"], frozen_at, os.getloadavg()[0], failures=failures)
         failures.append(f"exit status {outcome.status}: {outcome.error['message']}")
         keep_logs(rig, number)
         if outcome.status != RUNS_AGAIN or len(failures) > 2:
@@ -212,7 +213,8 @@ def tables(run: Run) -> str:
     when = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
     again = sum(len(hop.failures) for hop in run.hops)
     lines = [f"Measured {when}, Linux {platform.release()}, {os.cpu_count()} cores: {len(run.counts)} round trips of a "
-             f"`{run.guest}` guest, {len(run.hops)} moves, {again} failed attempts."]
+             f"`{run.guest}` guest, {len(run.hops)} moves, {again} failed attempts. The machine's load average was "
+             f"{statistics.median(hop.load for hop in run.hops):.1f} (median)."]
     if run.client:
         lines += ["", f"The client asked {run.client['requests']} times in {run.client['seconds']:.0f} s through one "
                   f"connection; answers lost: {run.client['lost']}, wrong: {run.client['wrong']}."]

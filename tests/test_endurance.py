@@ -16,7 +16,8 @@ HOST = {"veths": 2, "migrations in the journal": 2, "its memory in bytes": 90 <<
 
 def good() -> Run:
     """Twelve trips with nothing wrong."""
-    hops = [Hop(number, "hosta", "hostb", 500.0 + number % 5, 1.0, 1000.0 + number, 600.0) for number in range(1, 25)]
+    hops = [Hop(number, "hosta", "hostb", 500.0 + number % 5, 1.0, 1000.0 + number, 2.0, 600.0)
+            for number in range(1, 25)]
     return Run("redis", hops, [{"hosta": dict(HOST), "hostb": {"veths": 1}} for _ in range(12)],
                {"requests": 9000, "lost": 0, "wrong": 0, "problem": None, "seconds": 60.0}, {"intact": True})
 
