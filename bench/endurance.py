@@ -190,8 +190,9 @@ def wrong(run: Run) -> list[str]:
     for what, values in series(run).items():
         first, last = ends(values)
         if len(values) >= 2 * FIRST and statistics.median(last) > SLOWER * statistics.median(first) + SLACK_MS:
-            found.append(f"{what}: the median went from {statistics.median(first):.0f} to "
-                         f"{statistics.median(last):.0f} ms")
+            before, after = (statistics.median(end) for end in ends([hop.load for hop in run.hops]))
+            found.append(f"{what}: the median went from {statistics.median(first):.0f} to {statistics.median(last):.0f}"
+                         f" ms, while the machine's load average went from {before:.1f} to {after:.1f}")
     return found + grown(run.counts)
 
 
