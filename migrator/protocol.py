@@ -17,7 +17,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from migrator import frames, log
-from migrator.compression import NetworkRate
 from migrator.errors import ConnectionLost, InternalError, MigratorError, ProtocolError, as_ours, from_json
 from migrator.frames import Frame, Kind
 from migrator.stream import Bytes, ByteStream
@@ -57,7 +56,6 @@ class Connection:
         self.peer_program = ""
         self.peer_timeout = timeout  # seconds of silence after which the other side takes this one for dead
         self.acknowledged = 0  # bytes of bulk data that the other side has taken over this connection
-        self.network = NetworkRate()  # of bulk data
         self._named = bool(name)
         self._stream = stream
         self._sending = threading.Lock()

@@ -172,7 +172,7 @@ class _Sender:
         listed = [{"name": file.name, "size": file.size} for file in self._files]
         request = self._connection.request("transfer", {**self._op_fields, "files": listed})
         held = _read_held(self._connection, self._connection.answer(request), len(listed))
-        self.source = Source(self._files, held, self._compression_pays)
+        self.source = Source(self._files, held, self._is_network_busy)
         for target, name in ((self._read, "read"), (self._send, "send")):
             threading.Thread(target=target, name=f"migrator-{name}", daemon=True).start()
         return request
@@ -191,17 +191,16 @@ class _Sender:
 
     # --- Reading ---
 
-    def _compression_pays(self) -> bool:
-        """Whether a segment would have to wait anyway, for a network that is slower than zstd."""
+    def _is_network_busy(self) -> bool:
+        """Whether a segment would have to wait anyway: then compressing it costs no time."""
         with self._lock:
-            return (self._sending or bool(self._ready)) and self._connection.network.is_slow
+            return self._sending or bool(self._ready)
 
     def _read(self) -> None:
         try:
             for item in self.source.frames():
                 with self._lock:
-                    large = AHEAD if self._connection.network.known else 1  # until then it would be in the dark
-                    most = large if item.raw_bytes >= SEGMENT_MAX // 8 else AHEAD_SMALL
+                    most = AHEAD if item.raw_bytes >= SEGMENT_MAX // 8 else AHEAD_SMALL
                     self._room.wait_for(lambda: self._stop or len(self._ready) < most)  # noqa: B023
                     if self._stop:
                         return
@@ -224,9 +223,7 @@ class _Sender:
                 packed: list[Bytes] = []
                 for frame in batch:
                     packed += (header(frame.kind, frame.flags, frame.body), *frame.body)
-                begun = time.monotonic()
                 self._connection.send_packed(packed)
-                seconds = time.monotonic() - begun
                 packed.clear()
                 for frame in batch:
                     self.source.recycle(frame)
@@ -238,7 +235,6 @@ class _Sender:
                     self._sending = False
                     if pause := self._pace.after(size):
                         self._work.wait_for(lambda: self._stop, pause)
-                self._connection.network.add(size, seconds + pause)
             self._connection.send_json(Kind.ABORT, {"reason": str(self._read_error or "it was stopped")[:4000]})
         except BaseException as error:
             with self._lock:  # what the destination said before the connection broke tells more
