@@ -7,8 +7,8 @@ all as it is. Both take turns in the same run on the same two hosts, between whi
 fast as this machine). Judge the ratio of their medians, not the figures.
 
 On a busy machine with two cores `never` was 0.85 to 0.95 of `zstd` without a limit, where zstd takes the processor from
-CRIU, and 2.1 times `zstd` with --mbit 400. Leaving zstd out where the network showed more than 150 MB/s saved a tenth of
-the processor's time, but no time frozen that could be told from the noise of 70 moves each: so it was not kept.
+CRIU, and 2.1 times `zstd` with --mbit 400. Leaving zstd out where the network showed more than 150 MB/s saved a tenth
+of the processor's time, but no time frozen that could be told from the noise of 70 moves each: so it was not kept.
 """
 
 from __future__ import annotations
