@@ -139,16 +139,21 @@ def test_the_start_fails_there_and_then_here_too(rig: Rig, clean_hosts: CleanHos
 
 @contextlib.contextmanager
 def slow(rig: Rig, host: str, program: str, seconds: int, when: str = "true") -> Iterator[None]:
-    """A program does its work only after some seconds, `when` that is so: time to kill who waits for it."""
+    """A program does its work only after some seconds, `when` that is so: time to kill who waits for it.
+
+    It keeps its name, by which it is known that it is at work.
+    """
     path = rig.sh(host, f"command -v {program}").strip()
-    script = f'#!/bin/sh\n{when} && sleep {seconds}\nexec {path}.real "$@"\n'
-    rig.exec(host, "mv", path, f"{path}.real")
+    real = f"/opt/real/{program}"
+    script = f'#!/bin/sh\n{when} && sleep {seconds}\nexec {real} "$@"\n'
+    rig.exec(host, "mkdir", "-p", "/opt/real")
+    rig.exec(host, "mv", path, real)
     rig.put(host, path, script)
     rig.exec(host, "chmod", "755", path)
     try:
         yield
     finally:
-        rig.exec(host, "mv", f"{path}.real", path)
+        rig.exec(host, "mv", real, path)
 
 
 def stopped(rig: Rig) -> bool:
