@@ -52,11 +52,14 @@ def stop(rounds: Sequence[Round], max_rounds: int) -> tuple[str, str]:
     return "", ""
 
 
-def rate(rounds: Sequence[Round]) -> float | None:
-    """Bytes a second, from the largest round; None where none was large enough to tell."""
+def rate(rounds: Sequence[Round], measured: float | None = None) -> float | None:
+    """Bytes a second: what was `measured` or, where that was more, the largest round had; None where nothing tells.
+
+    The network carries at least either: a round may have waited for disks, or for --bwlimit.
+    """
     usable = [each for each in rounds if each.bytes >= RATE_BYTES and each.seconds >= RATE_SECONDS]
     largest = max(usable, key=lambda each: each.bytes, default=None)
-    return largest.bytes / largest.seconds if largest else None
+    return max(measured or 0.0, largest.bytes / largest.seconds if largest else 0.0) or None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,10 +74,11 @@ class Plan:
     max_downtime: float
     rounds: tuple[Round, ...] = ()
     stop_timeout: float = STOP_TIMEOUT
+    measured: float | None = None  # bytes a second, see `migrator.bandwidth`
 
     @property
     def rate(self) -> float | None:
-        return rate(self.rounds)
+        return rate(self.rounds, self.measured)
 
     @property
     def still_seconds(self) -> float | None:

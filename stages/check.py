@@ -13,7 +13,7 @@ import time
 from collections.abc import Collection
 from typing import Any
 
-from migrator import cli, identity, layout, log, lxc, names, plan
+from migrator import bandwidth, cli, identity, layout, log, lxc, names, plan
 from migrator.cli import Result
 from migrator.errors import EXIT_OK, EXIT_WARNINGS, Blocked
 from migrator.journal import DEFAULT_PATH, Journal
@@ -209,4 +209,4 @@ def facts(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
             "fenced_copy": fenced}
 
 
-HANDLERS = {"facts": facts}
+HANDLERS = {"facts": facts, "measure": bandwidth.answer}

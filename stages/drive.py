@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from migrator import advice, log, lxc, plan
+from migrator import advice, bandwidth, log, lxc, plan
 from migrator.cli import Result
 from migrator.errors import (
     AlreadyMigrating,
@@ -152,7 +152,7 @@ class Drive:
                                     known_copy=self.migration is not None)
         found = Plan(self.container.name, there.peer_host, looked.disk_bytes,
                      looked.container.memory if memory else None, self.args.max_rounds,
-                     self.args.max_downtime, self._rounds(), self.args.stop_timeout)
+                     self.args.max_downtime, self._rounds(), self.args.stop_timeout, bandwidth.measure(there))
         say("plan", found.text, **found.to_json())
         return found
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from migrator import identity, lxc, names
+from migrator import bandwidth, identity, lxc, names
 from migrator.cli import Result
 from migrator.errors import ContainerNotRunning
 from migrator.journal import Journal, Migration
@@ -39,7 +39,8 @@ def run(args: argparse.Namespace, journal: Journal, container: lxc.Container, mi
         looked = check.before_stage(args, container, there, full=True, known_copy=migration is not None,
                                     bridges=migration.detail["bridges"] if migration else None, memory=memory)
         plan = Plan(container.name, there.peer_host, looked.disk_bytes, looked.container.memory if memory else None,
-                    args.max_rounds, args.max_downtime, stop_timeout=args.stop_timeout)
+                    args.max_rounds, args.max_downtime, stop_timeout=args.stop_timeout,
+                    measured=bandwidth.measure(there))
         found = _described(args, migration, container, there, looked, first)
         return Result({**found.data, "plan": plan.to_json()}, f"{plan.text}\n{found.text}")
 

@@ -62,7 +62,7 @@ def test_there_and_back(rig: Rig, clean_hosts: CleanHosts, kind: str, options: d
         assert 0 < done.json["frozen_seconds"] < 10
         full.append(done.json["rounds"][0]["full"])
         (planned,) = events(done, "plan")
-        assert planned["memory_bytes"] and planned["bytes_per_second"] is None
+        assert planned["memory_bytes"] and planned["bytes_per_second"] and planned["predicted_frozen_seconds"]
         assert [event["round"] for event in events(done, "round")] == list(range(1, len(done.json["rounds"]) + 1))
     assert full == [True, False, False], "the way back starts from what is there already"
 

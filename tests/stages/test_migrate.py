@@ -53,6 +53,9 @@ def test_the_rate_is_that_of_the_largest_round() -> None:
     assert plan.rate([]) is None
     assert plan.rate(sent((0, 0.05))) is None, "the start of programs tells nothing of the network"
     assert plan.rate(sent((100, 2.0), (1, 0.1))) == 50 * MIB
+    assert plan.rate(sent((100, 2.0)), 70 * MIB) == 70 * MIB, "the round had waited for something else"
+    assert plan.rate(sent((100, 2.0)), 7 * MIB) == 50 * MIB
+    assert plan.rate([], 7 * MIB) == 7 * MIB
 
 
 def planned(*rounds: tuple[int, float], memory: int | None = GIB) -> Plan:
