@@ -88,7 +88,7 @@ class Plan:
         """
         if self.rate is None:
             return None
-        changed = self.rounds[-1].bytes if not self.rounds[-1].full else 0
+        changed = self.rounds[-1].bytes if self.rounds and not self.rounds[-1].full else 0
         if self.memory_bytes is None:
             return FIXED_SECONDS_STOPPED + changed / self.rate
         # Memory is sent while it is dumped: the slower of both counts.

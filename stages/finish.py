@@ -119,9 +119,11 @@ def running(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def finish(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
-    """The source has stopped its copy for good: what was kept for a way back can go."""
+    """The source has stopped its copy for good: what was kept for a way back can go, once all of it is on this disk."""
     migration = service.migration(fields)
     layout = Layout(migration.lxcpath, migration.name, migration.id)
+    if btrfs.is_subvolume(layout.rootfs):
+        btrfs.sync(layout.rootfs)  # what programs had brought safely to the source's disk is safe here too
     migration.move(Event.FINISHED)
     container_config.unfence(layout.container, migration.id)  # where a killed restore-dump had not come to it
     drop_way_back(layout)

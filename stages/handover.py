@@ -52,6 +52,7 @@ class Handover(ABC):
         self.there.call("dump-begin", **offer.named(self.migration), memory=self.migration.memory)
         btrfs.delete(self.last)
         self.prepare()
+        btrfs.sync(self.container.rootfs)  # what is not on disk yet would be written while it stands still
         self.still_since = time.time()
         self.migration.move(Event.FREEZE, **self.record())
         try:

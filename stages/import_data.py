@@ -81,6 +81,7 @@ def import_round(migration: Migration, layout: Layout, behind: Behind | None = N
         raise
     with migration.step("define"):
         define(migration, layout)
+    btrfs.sync(layout.folder)  # `btrfs receive` does not; the spooled copy goes, and the last snapshot shall be quick
     migration.move(Event.IMPORTED)
     spool.drop(file)
     next_ = advice.next_command(migration)

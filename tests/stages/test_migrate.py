@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from typing import Any
 
 import pytest
@@ -65,7 +66,10 @@ def planned(*rounds: tuple[int, float], memory: int | None = GIB) -> Plan:
 def test_the_prediction() -> None:
     unknown = planned()
     assert unknown.still_seconds is None and "not known" in unknown.text
+    measured = dataclasses.replace(unknown, measured=100.0 * MIB).still_seconds
+    assert measured is not None, "before the first round"
     first = planned((1000, 10.0)).still_seconds
+    assert first == pytest.approx(measured)
     assert first is not None
     assert first == pytest.approx(plan.FIXED_SECONDS + plan.RESTORE_SECONDS_PER_BYTE * GIB + 10.24)
     fast = planned((10_000, 1.0)).still_seconds
