@@ -103,7 +103,12 @@ class SshStream:
         self._channel.settimeout(seconds)
 
     def readinto(self, view: memoryview) -> int:
-        data = self._channel.recv(len(view))
+        import paramiko
+
+        try:
+            data = self._channel.recv(len(view))
+        except (EOFError, paramiko.SSHException) as error:  # recv sends too, now and then
+            raise ConnectionResetError(reason_of(error)) from error
         self._read_stderr()
         if not data:
             self._raise_failure()
@@ -112,6 +117,8 @@ class SshStream:
         return len(data)
 
     def write(self, *buffers: Bytes) -> None:
+        import paramiko
+
         small = sum(len(buffer) for buffer in buffers) <= 16 * 1024  # one packet instead of several
         for buffer in (b"".join(buffers),) if small else buffers:
             rest = memoryview(buffer)
@@ -123,7 +130,7 @@ class SshStream:
                     if self._heard < begun:
                         raise
                     continue  # it is there, and only busy
-                except OSError:
+                except (OSError, EOFError, paramiko.SSHException):  # paramiko raises them as it comes
                     sent = 0
                 if not sent:
                     self._raise_failure()
