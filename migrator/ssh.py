@@ -138,7 +138,10 @@ class SshStream:
                 rest = rest[sent:]
 
     def close(self) -> None:
-        self._channel.close()
+        import paramiko
+
+        with contextlib.suppress(OSError, EOFError, paramiko.SSHException):  # it says goodbye
+            self._channel.close()
 
     def stderr(self) -> str:
         """The end of what the program has printed on stderr."""
