@@ -349,13 +349,12 @@ def test_rollback_on_the_destination(rig: Rig, clean_hosts: CleanHosts) -> None:
 
 
 def test_rollback_after_the_source_has_lost_its_memory(rig: Rig, clean_hosts: CleanHosts) -> None:
-    """What a reboot of the source does: the frozen processes are gone, and rollback says so."""
+    """What a reboot of the source does: the frozen processes are gone; rollback says so, and starts it from its disk."""
     rig.guest("hosta", "c1", "tick")
     prepare(rig, "c1", "hosta")
     rig.migrator("hosta", "create-dump", "c1", "-d", "root@hostb").expect(0)
     rig.sh("hosta", "echo 1 >/sys/fs/cgroup/lxc.payload.c1/cgroup.kill; lxc-wait -n c1 -s STOPPED -t 10")
-    said = rig.migrator("hosta", "rollback", "c1").expect(0).stdout
-    assert "is STOPPED here" in said
-    assert "lxc-start -P /pool c1" in said
-    rig.exec("hosta", "lxc-start", "-n", "c1")
-    assert rig.probe("hosta", "c1")["running"]
+    start = rig.probe("hosta", "c1").get("start")
+    done = rig.migrator("hosta", "rollback", "c1").expect(0)
+    assert "started from its disk" in done.stderr and "runs on here" in done.stdout
+    wait_for(lambda: rig.probe("hosta", "c1").get("start") not in (None, start), "it counts again")
