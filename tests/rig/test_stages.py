@@ -349,7 +349,7 @@ def test_rollback_on_the_destination(rig: Rig, clean_hosts: CleanHosts) -> None:
 
 
 def test_rollback_after_the_source_has_lost_its_memory(rig: Rig, clean_hosts: CleanHosts) -> None:
-    """What a reboot of the source does: the frozen processes are gone; rollback says so, and starts it from its disk."""
+    """What a reboot of the source does: the frozen processes are gone; rollback says so and starts it from its disk."""
     rig.guest("hosta", "c1", "tick")
     prepare(rig, "c1", "hosta")
     rig.migrator("hosta", "create-dump", "c1", "-d", "root@hostb").expect(0)
