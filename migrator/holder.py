@@ -47,7 +47,7 @@ class Holder:
 @contextlib.contextmanager
 def recorded(fd: int) -> Iterator[None]:
     """Write into the lock file `fd`, which this process has locked, who that is."""
-    head = f"{os.getpid()} {_started(os.getpid())} {' '.join(sys.argv[1:2]) or '?'}\n".encode()
+    head = f"{os.getpid()} {start_time(os.getpid())} {' '.join(sys.argv[1:2]) or '?'}\n".encode()
     os.ftruncate(fd, 0)
     os.pwrite(fd, head, 0)
     _held.append((fd, len(head)))
@@ -95,7 +95,7 @@ def of(name: str, folder: Path = LOCKS) -> Holder | None:
 
 def _described(pid: int, text: str) -> Holder:
     """The holder, with what it has written about itself into its lock file so far."""
-    started = _started(pid)
+    started = start_time(pid)
     first, _, second = text.partition("\n")
     words = first.split(maxsplit=2)
     if words[:2] != [str(pid), str(started)] or len(words) < 3:
@@ -124,7 +124,7 @@ def has_ended(holder: Holder, limit: float) -> bool:
     """Whether a process ends within `limit` seconds."""
     try:
         with _pidfd(holder.pid) as fd:
-            if _started(holder.pid) != holder.started:
+            if start_time(holder.pid) != holder.started:
                 return True
             poll = select.poll()
             poll.register(fd, select.POLLIN)
@@ -143,8 +143,11 @@ def _pidfd(pid: int) -> Iterator[int]:
         os.close(fd)
 
 
-def _started(pid: int) -> int:
-    """Field 22 of proc_pid_stat(5); the program's name before it is in brackets and may hold any character."""
+def start_time(pid: int) -> int:
+    """When a process began, in clock ticks since boot: with its id it means one process for ever. Raises OSError.
+
+    Field 22 of proc_pid_stat(5); the program's name before it is in brackets and may hold any character.
+    """
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
 
 

@@ -11,7 +11,7 @@ import signal
 import time
 from pathlib import Path
 
-from migrator import container_config, criu, log, lxc, network
+from migrator import container_config, criu, holder, log, lxc, network
 from migrator.container_config import RESTORES
 from migrator.errors import CommandFailed, ContainerNotRunning, StartFailed
 from migrator.journal import Migration
@@ -26,11 +26,11 @@ POLL = 0.01
 def init_of(container: lxc.Container) -> list[int] | None:
     """Which start of a container this is: its first process, and when that began, in ticks since the host's boot.
 
-    None where it does not run (starttime in proc_pid_stat(5)).
+    None where it does not run.
     """
     with contextlib.suppress(ContainerNotRunning, OSError):
         pid = container.init_pid
-        return [pid, int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])]
+        return [pid, holder.start_time(pid)]
     return None
 
 
