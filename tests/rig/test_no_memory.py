@@ -107,7 +107,7 @@ def test_stages_by_hand(rig: Rig, guest: Callable[[str, int], None]) -> None:
     rig.sh("hostb", "rm -rf /run/migrator")  # a reboot takes nothing that is needed
     assert rig.status("hostb", "c1")["note"] == ""
     with slow(rig, "hostb", "lxc-start", 2), rig.start("hostb", "migrator", "restore-dump", "c1") as restoring:
-        wait_for(lambda: rig.sh("hostb", "pgrep -x lxc-start", check=False), "it is being started")
+        wait_for(lambda: starting(rig, "hostb"), "it is being started")
         restoring.signal(9)
         restoring.wait()
     assert rig.status("hostb", "c1")["state"] == "restoring"
@@ -160,6 +160,11 @@ def stopped(rig: Rig) -> bool:
     return rig.sh("hosta", "lxc-info -n c1 -sH").strip() == "STOPPED"
 
 
+def starting(rig: Rig, host: str) -> bool:
+    """lxc-start is at work; not the one that the preflight asks for its version."""
+    return "lxc-start -d -n c1" in rig.exec(host, "ps", "-eo", "args").stdout
+
+
 WHILE_STOPPED = '[ "$1" = send ] && [ "$(lxc-info -n c1 -sH)" = STOPPED ]'
 
 
@@ -178,7 +183,7 @@ def test_killed_between_stop_and_offer(rig: Rig, guest: Callable[[str, int], Non
         return
     with slow(rig, "hosta", "lxc-start", 3):  # killed too: what it had begun is waited for, and not done once more
         with rig.start("hosta", "migrator", "rollback", "c1") as healing:
-            wait_for(lambda: rig.sh("hosta", "pgrep -x lxc-start", check=False), "it is being started")
+            wait_for(lambda: starting(rig, "hosta"), "it is being started")
             healing.signal(9)
             healing.wait()
         done = rig.migrator("hosta", "rollback", "c1", "--json").expect(0).json
