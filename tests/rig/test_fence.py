@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from tests.rig.conftest import CleanHosts
-from tests.rig.harness import DESTINATION, Rig, wait_for
-from tests.rig.test_failures import slow_criu
+from tests.rig.harness import DESTINATION, Rig
+from tests.rig.held import held
 
 
 def prepared(rig: Rig) -> None:
@@ -26,7 +26,7 @@ def test_a_source_that_crashed_after_the_hand_over_does_not_start_it_again(rig: 
     refuses_to_start(rig, "hostb")
     rig.migrator("hosta", "create-dump", "c1", "-d", DESTINATION).expect(0)
     # What a reboot does to a frozen container.
-    rig.sh("hosta", "echo 1 >/sys/fs/cgroup/lxc.payload.c1/cgroup.kill; lxc-wait -n c1 -s STOPPED -t 10")
+    rig.sh("hosta", "echo 1 >/sys/fs/cgroup/lxc.payload.c1/cgroup.kill; lxc-wait -n c1 -s STOPPED -t 60")
     refuses_to_start(rig, "hosta")
     rig.migrator("hostb", "restore-dump", "c1").expect(0)
     rig.migrator("hosta", "finish", "c1").expect(0)
@@ -53,8 +53,9 @@ def test_a_destination_that_crashed_while_restoring_does_not_start_it_anew(rig: 
     prepared(rig)
     start = rig.probe("hosta", "c1")["start"]
     rig.migrator("hosta", "create-dump", "c1", "-d", DESTINATION).expect(0)
-    with slow_criu(rig, "hostb", "restore", 5), rig.start("hostb", "migrator", "restore-dump", "c1") as restoring:
-        wait_for(lambda: rig.sh("hostb", "pgrep -x lxc-checkpoint", check=False), "the restore has begun")
+    restore = ("migrator", "restore-dump", "c1")
+    with held(rig, "hostb", "criu", '[ "$1" = restore ]') as hold, rig.start("hostb", *restore) as restoring:
+        hold.wait("the restore has begun")
         restoring.signal(9)
         # What a reboot does: every process ends, and /run is empty.
         rig.sh("hostb", "pkill -9 -x 'migrator|lxc-checkpoint|criu|sleep'; rm -rf /run/migrator /run/lxc; true")
