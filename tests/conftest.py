@@ -7,8 +7,13 @@ import os
 from collections.abc import Generator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 ON_CI = os.environ.get("CI") == "true"
+
+# How long an example takes to make or to run tells of the machine, not of the code.
+settings.register_profile("ours", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("ours")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
