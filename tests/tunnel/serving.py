@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
 
+from tests.tunnel import steady
 from tunnel import rendezvous
 from tunnel.config import Server
 from tunnel.rendezvous import Options, Running
 from tunnel.rendezvous.limits import Limits
 
 LOOPBACK = "127.0.0.1"
-LIMIT = 20.0  # seconds that no test should ever need
+LIMIT = 60.0  # seconds that no test should ever need
 
 
 @dataclasses.dataclass
@@ -37,15 +39,11 @@ async def serving(limits: Limits | None = None, *, relay: bool = False) -> Async
         yield Serving(running, said)
 
 
-def runs(test: Callable[[], Awaitable[None]]) -> Callable[[], None]:
+def runs(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
     """A test that is a coroutine, with a limit on its time."""
 
     def wrapper() -> None:
-        asyncio.run(limited())
-
-    async def limited() -> None:
-        async with asyncio.timeout(LIMIT):
-            await test()
+        steady.run(test(), LIMIT)
 
     wrapper.__name__ = getattr(test, "__name__", "test")
     wrapper.__doc__ = test.__doc__

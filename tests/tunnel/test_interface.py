@@ -22,6 +22,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.tunnel.serving import eventually
 from tunnel import addresses, firewall, interface, leftovers, mtu, processes
 from tunnel.errors import InterfaceFailed, LeftoversRemain, WireGuardFailed
 from tunnel.leftovers import Record
@@ -145,7 +146,8 @@ def test_a_process_is_known_by_pid_and_start() -> None:
         assert Process.from_json(nonsense) is None
 
 
-def test_only_the_process_that_is_meant_is_ended() -> None:
+def test_only_the_process_that_is_meant_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "_GRACE", 60.0)
     with subprocess.Popen(["sleep", "60"]) as child:
         found = Process.of(child.pid)
         assert found is not None
@@ -171,7 +173,7 @@ def test_a_process_that_ignores_a_request_is_killed() -> None:
 def test_processes_are_found_by_their_command() -> None:
     seconds = f"60.{os.getpid()}7"
     with subprocess.Popen(["sleep", seconds]) as child:
-        end = time.monotonic() + 5
+        end = time.monotonic() + 60
         while not list(processes.with_command(["sleep", seconds])) and time.monotonic() < end:
             time.sleep(0.01)  # the kernel shows the arguments a moment after exec has succeeded
         found = [list(processes.with_command(["sleep", each])) for each in (seconds, seconds[:-1])]
@@ -306,7 +308,7 @@ class FakeBackend:
         assert record.server == Process.current()
         if self._hold:
             self.told.append("create begins")
-            self._hold.wait(5)
+            self._hold.wait(60)
         if self._fail:
             raise self._fail
         self.told.append(f"create {name} {listen_port}")
@@ -388,8 +390,7 @@ def test_the_responder_leaves_the_first_word_to_the_initiator(links: Links, remo
         await asyncio.sleep(0.1)
         assert not any(word.startswith("keepalive") for word in backend.told)
         backend.last_handshake = 1.0
-        await asyncio.sleep(0.1)
-        assert backend.told[-1] == f"keepalive {interface.KEEPALIVE}"
+        await eventually(lambda: backend.told[-1] == f"keepalive {interface.KEEPALIVE}")
         await made.close()
         backend = FakeBackend()
         made = await interface.up(Keys(), Path_(), "initiator", backend=backend)
@@ -408,12 +409,13 @@ def test_late_packets_do_not_lead_back_to_the_old_endpoint(links: Links, removed
         backend.endpoint = old
         await made.set_endpoint(new, hold=0.5)
         backend.endpoint = old
-        await asyncio.sleep(0.2)
-        assert backend.endpoint == new
+        await eventually(lambda: backend.endpoint == new)
         backend.endpoint = moved  # the peer itself has moved on
         await asyncio.sleep(0.2)
         assert backend.endpoint == moved
-        await asyncio.sleep(0.3)
+        holding = made._holding
+        assert holding
+        await eventually(holding.done)
         backend.endpoint = old  # later, so it means it
         await asyncio.sleep(0.2)
         assert backend.endpoint == old
@@ -488,8 +490,11 @@ def test_ports_that_are_taken_are_not_opened() -> None:
 def test_closing_in_a_hurry_waits_for_the_thread(
     links: Links, removed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    begun, goes_on = threading.Event(), threading.Event()
+
     def slow(_name: str) -> None:
-        time.sleep(0.1)
+        begun.set()
+        goes_on.wait(60)
         removed.append("slow")
 
     async def run() -> None:
@@ -497,8 +502,11 @@ def test_closing_in_a_hurry_waits_for_the_thread(
         monkeypatch.setattr(firewall, "remove", slow)
         removed.clear()
         closing = asyncio.ensure_future(made.close())
-        await asyncio.sleep(0.02)
+        await eventually(begun.is_set)
         closing.cancel()
+        await asyncio.sleep(0.02)
+        assert not closing.done() and removed == []
+        goes_on.set()
         with pytest.raises(asyncio.CancelledError):
             await closing
         assert removed[0] == "slow" and leftovers.records() == []

@@ -336,7 +336,7 @@ def test_servers_that_are_down_are_skipped(hosts: tuple[Host, Host]) -> None:
 def test_the_limits_of_codes(hosts: tuple[Host, Host]) -> None:
     """One address can neither take all nameplates nor try many, and what waits too long is sent away."""
     one, two = hosts
-    limits = Limits(nameplates_per_address=2, pairings=Rate(0.0, 6), pairing_life=0.3)
+    limits = Limits(nameplates_per_address=2, pairings=Rate(0.0, 6), pairing_life=1.5)
 
     @runs
     async def test() -> None:

@@ -170,7 +170,7 @@ async def test_too_many_connections_are_turned_away_before_tls() -> None:
 
 @runs
 async def test_who_says_nothing_is_sent_away() -> None:
-    async with serving(Limits(greeting=0.3)) as there:
+    async with serving(Limits(greeting=1.0)) as there:
         silent = socket.create_connection((LOOPBACK, there.running.ports[0]))  # not even TLS
         link = await Link.open(there.server, 5)
         assert await ends(link) == "it took too long to present itself"
@@ -222,7 +222,7 @@ async def test_too_many_connections_of_one_identity() -> None:
 async def test_who_does_not_read_costs_little_and_holds_nobody_up() -> None:
     """A slow peer's queue fills up; who sends is told, others go on, and the slow one is cut off."""
     slow, fast = Identity.generate(), Identity.generate()
-    limits = Limits(messages=FAST, rings=FAST, slow=0.5, queue=4)
+    limits = Limits(messages=FAST, rings=FAST, slow=1.0, queue=4)
     async with serving(limits) as there:
         link = await presented(there, slow, waits=True)
         # Read nothing any more: neither WebSocket frames nor TCP.
@@ -283,7 +283,7 @@ async def test_oversized_messages_end_the_connection() -> None:
 
 @runs
 async def test_what_is_not_a_websocket_gets_nothing() -> None:
-    async with serving(Limits(greeting=1.0)) as there:
+    async with serving(Limits(greeting=2.0)) as there:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE

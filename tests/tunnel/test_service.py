@@ -6,20 +6,22 @@ import asyncio
 import contextlib
 import dataclasses
 import os
+import random
 import socket
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.tunnel.serving import eventually
+from tests.tunnel.serving import runs as in_loop
 from tunnel import service
 from tunnel.errors import TunnelBroken
 from tunnel.service import Purpose
 
 SECRET = b"s" * 32
-LIMIT = 10.0  # seconds; nothing here should ever take that long
 
 
 @dataclasses.dataclass
@@ -39,22 +41,12 @@ class FakeTunnel:
 
 
 def free_port() -> int:
-    with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as sock:
-        sock.bind(("::1", 0))
-        found: int = sock.getsockname()[1]
-        return found
-
-
-def in_loop(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
-    def run() -> None:
-        async def limited() -> None:
-            async with asyncio.timeout(LIMIT):
-                await test()
-
-        asyncio.run(limited())
-
-    run.__name__, run.__doc__ = test.__name__, test.__doc__
-    return run
+    """A free port that no connection gets by chance until it is listened on: below net.ipv4.ip_local_port_range."""
+    while True:
+        port = random.randrange(10_000, 32_768)
+        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as sock, contextlib.suppress(OSError):
+            sock.bind(("::1", port))
+            return port
 
 
 @contextlib.asynccontextmanager
@@ -126,7 +118,7 @@ async def test_a_listener_that_does_not_know_the_secret() -> None:
     tunnel: Any = FakeTunnel(server.sockets[0].getsockname()[1])
     with pytest.raises(TunnelBroken, match="does not know"):
         await service.connect(tunnel, Purpose.MIGRATE)
-    await asyncio.sleep(0.05)
+    await eventually(lambda: len(heard) == 2)
     assert len(heard[0]) == 1 + 32 + 32
     assert heard[1] == b""
     server.close()

@@ -190,7 +190,7 @@ async def test_waiting_at_every_server_and_coming_back() -> None:
 
         task = asyncio.create_task(agent())
         await eventually(lambda: sum("waiting at" in line for line in said) == 2)
-        assert any("127.0.0.1:1: " in line and "next try" in line for line in said)
+        await eventually(lambda: any("127.0.0.1:1: " in line and "next try" in line for line in said))
         for there in (one, two):
             async with await Signalling.connect([there.server], guest) as caller:
                 await caller.ring(host.public, b"offer")

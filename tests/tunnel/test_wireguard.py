@@ -192,7 +192,6 @@ def answering(folder: Path, answer: Callable[[bytes], bytes]) -> Iterator[list[b
 @pytest.fixture
 def sockets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(userspace, "SOCKETS", tmp_path)
-    monkeypatch.setattr(userspace, "ANSWER_LIMIT", 0.3)
     return tmp_path
 
 
@@ -215,7 +214,9 @@ def test_userspace_asks_its_socket(sockets: Path) -> None:
     (b"nonsense\n\n", "makes no sense"),
     (b"a" * (uapi.ANSWER_MAX + 1), "broke its answer off"),
 ])  # fmt: skip
-def test_userspace_reports_what_goes_wrong_and_no_key(sockets: Path, answer: bytes, reason: str) -> None:
+def test_userspace_reports_what_goes_wrong_and_no_key(sockets: Path, monkeypatch: pytest.MonkeyPatch, answer: bytes,
+                                                      reason: str) -> None:
+    monkeypatch.setattr(userspace, "ANSWER_LIMIT", 60.0 if answer else 0.3)
     with answering(sockets, lambda _: answer), pytest.raises(WireGuardFailed, match=reason) as caught:
         Userspace().set_peer(NAME, PUBLIC, PRESHARED, None, "fd00::2/128", 15)
     assert not shows_a_secret(f"{caught.value} {caught.value.to_json()}")
