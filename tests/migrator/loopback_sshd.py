@@ -27,7 +27,7 @@ class Sshd:
         self.folder = folder
         self.home = folder / "home"
         self.user = getpass.getuser()
-        self.port = _free_port()
+        self.port = 0  # until it is started
         self.host_keys = host_keys
         self._options = options
         self._process: subprocess.Popen[bytes] | None = None
@@ -52,6 +52,7 @@ class Sshd:
         shutil.copy(self.home / ".ssh/id_ed25519.pub", self.folder / "authorized_keys")
         if os.geteuid() == 0:
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
+        self.port = _free_port()  # not earlier: until it is listened on, any program may get it
         self.start()
         return self
 
@@ -72,8 +73,13 @@ class Sshd:
             f"AuthorizedKeysFile {self.folder / 'authorized_keys'}", "PrintMotd no",
             *(f"HostKey {self.folder / f'host_{kind}'}" for kind in self.host_keys), "",
         ]))  # fmt: skip
+        settings = subprocess.run([SSHD, "-T", "-f", config], stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                                  check=False).stdout
+        if "persourcepenalties" in settings.lower():  # OpenSSH 9.8 shuts out who is often refused
+            with config.open("a") as file:
+                file.write("PerSourcePenalties no\n")
         self._process = subprocess.Popen([SSHD, "-D", "-f", config, "-E", self.folder / "log"], process_group=0)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while time.monotonic() < deadline and self._process.poll() is None:
             try:
                 socket.create_connection(("127.0.0.1", self.port), 1).close()
