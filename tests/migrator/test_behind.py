@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -78,7 +79,7 @@ def test_it_is_imported_while_it_arrives(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(limit=st.integers(200, 60_000))
+@given(limit=st.integers(400, 60_000))
 def test_cut_anywhere_it_is_not_whole_and_the_next_one_begins_at_the_beginning(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, small_segments: None, limit: int,
 ) -> None:
@@ -103,11 +104,13 @@ def test_the_reader_waits_for_what_has_not_arrived(tmp_path: Path) -> None:
     thread.start()
     segment = Segment(100, segments.digest_of(piece))
     follower.begin([segment])
+    while not found and thread.is_alive():
+        time.sleep(0.01)
     thread.join(0.2)
     assert thread.is_alive() and found == [piece]
     follower.add(segment)
     follower.end(complete=True)
-    thread.join(10)
+    thread.join(60)
     assert not thread.is_alive() and found == [piece, piece]
 
 

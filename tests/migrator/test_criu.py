@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,6 +48,8 @@ def running(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A program with an images folder among its arguments."""
     command = ["sh", "-c", "read x", "criu", "dump", "-D", str(tmp_path / "0badc0de")]
     with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+        while not Path(f"/proc/{process.pid}/cmdline").read_bytes():
+            time.sleep(0.01)  # the kernel shows the arguments a moment after exec has succeeded
         yield process
         process.communicate()
 

@@ -83,21 +83,20 @@ def container() -> Iterator[int]:
         ip link set lo up
         ip link add br-test type bridge forward_delay 0 stp_state 0 mcast_snooping 0
         ip link set br-test up
-        unshare --net sh -c 'echo $$; exec sleep 60' &
+        unshare --net sleep 600 &
         inside=$!
         while [ "$(readlink /proc/$inside/ns/net)" = "$(readlink /proc/self/ns/net)" ]; do sleep 0.01; done
         ip link add veth-out type veth peer name eth0 address 00:16:3e:11:22:33 netns $inside
         ip link set veth-out master br-test up
         nsenter --net=/proc/$inside/ns/net sh -c 'ip link set eth0 up; ip address add 10.9.0.1/24 dev eth0;
             ip address add fd00:9::1/64 dev eth0 nodad; ip link set lo up'
-        echo ready
+        echo $inside
         wait $inside
     """
     with subprocess.Popen(["unshare", "--net", "--kill-child", "--fork", "sh", "-ec", script], text=True,
                           stdout=subprocess.PIPE, process_group=0) as process:
         assert process.stdout
         pid = int(process.stdout.readline())
-        assert process.stdout.readline() == "ready\n"
         try:
             yield pid
         finally:
@@ -151,7 +150,7 @@ def test_announcements_arrive(container: int, host: None) -> None:
         listener.settimeout(0.2)
         begun = time.monotonic()
         network.announce(container, (0.0, 0.1)).join()
-        assert 0.1 <= time.monotonic() - begun < 5
+        assert 0.1 <= time.monotonic() - begun < 30
         seen = []
         try:
             while True:

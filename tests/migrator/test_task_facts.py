@@ -77,6 +77,8 @@ def test_a_zombie_whose_leader_is_one() -> None:
         try:
             pids |= {int(process.stdout.readline()) for _ in range(2)}
             leader, orphan = sorted(pids)
+            while (status := parse_status(read_text(f"/proc/{orphan}/status"))) and status.parent != process.pid:
+                time.sleep(0.01)  # its parent is about to end
             for victim, expected in ((orphan, []), (leader, [2])):  # the orphan's parent is one too
                 os.kill(victim, signal.SIGKILL)
                 while read_text(f"/proc/{victim}/stat").rpartition(")")[2].split()[0] != "Z":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import dataclasses
+import signal
 import socket
 import threading
 import time
@@ -76,8 +77,7 @@ def test_an_interrupt_waits_until_all_is_undone(loop: Loop) -> None:
     def interrupt() -> None:
         while not steps:
             time.sleep(0.01)
-        import signal
-
+        time.sleep(0.3)  # until the other thread waits for it
         signal.pthread_kill(main, signal.SIGINT)
 
     threading.Thread(target=interrupt).start()
@@ -85,7 +85,7 @@ def test_an_interrupt_waits_until_all_is_undone(loop: Loop) -> None:
     with pytest.raises(KeyboardInterrupt):
         loop.call(work())
     assert steps == ["made", "undone"]
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 30
 
 
 def test_close_ends_what_still_runs() -> None:
@@ -111,7 +111,7 @@ def stream(loop: Loop) -> tuple[TunnelStream, FakeTunnel, socket.socket]:
     ours, theirs = socket.socketpair()
     tunnel: Any = FakeTunnel()
     made = TunnelStream(Opened(loop, tunnel), ours)
-    made.settimeout(5)
+    made.settimeout(60)
     return made, tunnel, theirs
 
 
@@ -141,7 +141,7 @@ def test_a_broken_tunnel_ends_the_stream_and_says_why() -> None:
     begun = time.monotonic()
     with pytest.raises(ConnectionLost, match="healing failed"):
         made.readinto(memoryview(bytearray(10)))
-    assert time.monotonic() - begun < 4
+    assert time.monotonic() - begun < 30
     made.close()
     theirs.close()
 
