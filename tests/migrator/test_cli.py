@@ -216,11 +216,11 @@ import stages.status
 def run(args):
     try:
         print("started", flush=True)
-        time.sleep(30)
+        time.sleep(300)
     finally:
         print("undone", flush=True)
         if "stubborn" in sys.argv:
-            time.sleep(30)
+            time.sleep(300)
 
 stages.status.run = run
 sys.exit(main(["status"]))
@@ -233,7 +233,7 @@ def test_a_signal_ends_it_in_order(number: signal.Signals) -> None:
                           text=True) as process:
         assert process.stdout and process.stdout.readline() == "started\n"
         process.send_signal(number)
-        out, err = process.communicate(timeout=10)
+        out, err = process.communicate(timeout=60)
     assert out == "undone\n"
     assert err == f"migrator: Interrupted by {number.name}.\n"
     assert process.returncode == 128 + number
@@ -246,7 +246,7 @@ def test_the_second_signal_ends_it_at_once() -> None:
         process.terminate()
         assert process.stdout.readline() == "undone\n"
         process.terminate()
-        assert process.wait(10) == -signal.SIGTERM
+        assert process.wait(60) == -signal.SIGTERM
 
 
 def test_a_reader_that_has_seen_enough(tmp_path: Path) -> None:

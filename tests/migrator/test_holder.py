@@ -68,7 +68,7 @@ def test_it_is_asked_to_stop(worker: subprocess.Popen[str], folder: Path) -> Non
     found = holder.of("web", folder)
     assert found and not holder.has_ended(found, 0)
     holder.ask_to_stop("web", found, folder)
-    assert holder.has_ended(found, 10)
+    assert holder.has_ended(found, 50)
     assert worker.wait() == 7
     holder.ask_to_stop("web", found, folder)  # it has ended: nothing happens
 

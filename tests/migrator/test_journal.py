@@ -201,9 +201,11 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
 WRITER = """
 import sys
 from pathlib import Path
+from migrator import journal as journals
 from migrator.journal import Journal
 from migrator.states import Event, Role
 
+journals.WAIT_FOR_LOCK = 60.0  # the kernel's locks are not fair, and a disk may be slow
 name = sys.argv[2]
 with Journal(Path(sys.argv[1])) as journal:
     migration = journal.create(id=name, role=Role.SOURCE, name=name, lxcpath=Path("/pool"), peer="hostb",

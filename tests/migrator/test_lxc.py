@@ -74,8 +74,8 @@ def test_freezing_waits_until_all_have_stopped(cgroup: Path) -> None:
     thread = threading.Thread(target=kernel)
     begun = time.monotonic()
     thread.start()
-    lxc.freeze(container, cgroup, limit=10)  # type: ignore[arg-type]
-    assert 0.1 <= time.monotonic() - begun < 5
+    lxc.freeze(container, cgroup, limit=60)  # type: ignore[arg-type]
+    assert 0.1 <= time.monotonic() - begun < 30
     assert (cgroup / "cgroup.freeze").read_text() == "1"
     assert container.told == ["frozen"]
     thread.join()

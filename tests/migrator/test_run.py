@@ -97,18 +97,19 @@ def test_known_packages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
 
 def test_the_limit_ends_the_whole_group(tmp_path: Path) -> None:
     begun = time.monotonic()
-    with pytest.raises(CommandTimeout, match=r"within 0\.3 seconds"):
-        run(["sh", "-c", f"sleep 60 & echo $! >{tmp_path}/pid; wait"], limit=0.3)
-    assert time.monotonic() - begun < 5
+    with pytest.raises(CommandTimeout, match="within 2 seconds"):
+        run(["sh", "-c", f"sleep 60 & echo $! >{tmp_path}/pid; wait"], limit=2)
+    assert time.monotonic() - begun < 30
     assert gone(int((tmp_path / "pid").read_text()))
 
 
 def test_the_end_is_noticed_at_once() -> None:
     """A container may be frozen meanwhile. By looking now and then it would be seen 40 ms late each time."""
-    assert min(run(["sleep", "0.07"], limit=10).seconds for _ in range(5)) < 0.1
+    in_time = sum(run(["sleep", "0.07"], limit=60).seconds < 0.1 for _ in range(15))
+    assert in_time >= 3, "on a busy machine most may take longer"
 
 
-def gone(pid: int, limit: float = 5.0) -> bool:
+def gone(pid: int, limit: float = 30.0) -> bool:
     end = time.monotonic() + limit
     while time.monotonic() < end:
         try:
@@ -123,9 +124,9 @@ def gone(pid: int, limit: float = 5.0) -> bool:
 def test_a_daemon_that_keeps_the_output_open_does_not_block(tmp_path: Path) -> None:
     """As LXC's monitor does."""
     begun = time.monotonic()
-    done = run(["sh", "-c", f"sleep 60 & echo $! >{tmp_path}/pid; echo started"], limit=10)
+    done = run(["sh", "-c", f"sleep 60 & echo $! >{tmp_path}/pid; echo started"], limit=50)
     assert done.text == "started\n"
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 30
     os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
 
 
@@ -141,7 +142,7 @@ def test_pipes() -> None:
         program.stdin.write(b"loud")
         program.stdin.close()
         assert program.stdout.read() == b"LOUD"
-        program.finish(10)
+        program.finish(60)
 
 
 def test_nothing_private_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,7 @@ from migrator.frames import Kind
 from migrator.protocol import Connection, Takeover
 from migrator.stream import FileStream
 from migrator.transfer import SourceFile, TransferResult, send_files
-from tests.migrator.wire import CutStream, connected, ends_orderly
+from tests.migrator.wire import TIMEOUT, CutStream, connected, ends_orderly
 
 SMALL = 64 * 1024  # what a segment is cut to in tests that want many of them
 
@@ -174,7 +174,7 @@ def test_progress(tmp_path: Path) -> None:
 def test_compresses_where_it_pays(tmp_path: Path, small_segments: None) -> None:
     with connected(handlers(tmp_path)) as (connection, _):
         files = [file("text", b"text and more text " * 500_000)]
-        text = send_files(connection, {}, files, bytes_per_second=5_000_000)
+        text = send_files(connection, {}, files, bytes_per_second=1_000_000)
         noise = send_files(connection, {}, [file("noise", os.urandom(4_000_000))])
     assert text.wire_bytes < text.raw_bytes / 4
     assert noise.raw_bytes < noise.wire_bytes < noise.raw_bytes * 1.01
@@ -184,7 +184,7 @@ def test_compresses_where_it_pays(tmp_path: Path, small_segments: None) -> None:
 def test_rate_is_kept(tmp_path: Path, small_segments: None) -> None:
     with connected(handlers(tmp_path)) as (connection, _):
         result = send_files(connection, {}, [file("noise", os.urandom(2_000_000))], bytes_per_second=2_000_000)
-    assert 0.7 < result.seconds < 3
+    assert 0.7 < result.seconds < 10
 
 
 # --- Cut and resumed ---
@@ -206,7 +206,7 @@ def attempt(directory: Path, files: list[SourceFile], stream: CutStream | None =
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.integers(100, 900_000), st.booleans(), st.lists(st.integers(0, 300_000), min_size=1, max_size=4))
+@given(st.integers(400, 900_000), st.booleans(), st.lists(st.integers(0, 300_000), min_size=1, max_size=4))
 def test_cut_anywhere_and_resumed(tmp_path_factory: pytest.TempPathFactory, small_segments: None, limit: int,
                                   durable: bool, sizes: list[int]) -> None:
     directory = tmp_path_factory.mktemp("spool")
@@ -320,10 +320,10 @@ def test_killed_receiver(tmp_path: Path) -> None:
             process.kill()
 
     stream = FileStream(os.dup(process.stdout.fileno()), os.dup(process.stdin.fileno()))
-    with process, Connection(stream, timeout=10) as connection:
+    with process, Connection(stream, timeout=TIMEOUT) as connection:
         connection.hello()
         with pytest.raises(ConnectionLost):
-            send_files(connection, {}, [file("disk-1", data)], progress=progress, bytes_per_second=80_000_000)
+            send_files(connection, {}, [file("disk-1", data)], progress=progress, bytes_per_second=20_000_000)
     again = attempt(tmp_path, [file("disk-1", data)])
     assert isinstance(again, TransferResult)
     assert again.resumed_bytes >= seen[-1] > 0
@@ -411,15 +411,26 @@ def test_refused_name(tmp_path: Path) -> None:
         assert connection.call("echo", still=1) == {"still": 1}
 
 
-def test_ctrl_c_leaves_the_connection_usable(tmp_path: Path, small_segments: None) -> None:
-    threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+def test_ctrl_c_leaves_the_connection_usable(tmp_path: Path, small_segments: None,
+                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    pressed: list[threading.Timer] = []
+
+    def under_way(done: int) -> None:
+        if done and not pressed:
+            pressed.append(threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT)))
+            pressed[0].start()
+
+    monkeypatch.setattr(transfer, "ABORT_LIMIT", TIMEOUT)
     with connected(handlers(tmp_path)) as (connection, _):
         with pytest.raises(KeyboardInterrupt):
-            send_files(connection, {}, [file("disk-1", os.urandom(20_000_000))], bytes_per_second=2_000_000)
+            send_files(connection, {}, [file("disk-1", os.urandom(20_000_000))], progress=under_way,
+                       bytes_per_second=1_000_000)
         assert connection.call("echo", still=1) == {"still": 1}
 
 
-def test_failing_progress_leaves_the_connection_usable(tmp_path: Path) -> None:
+def test_failing_progress_leaves_the_connection_usable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "ABORT_LIMIT", TIMEOUT)
+
     def wrong(_: int) -> None:
         raise ZeroDivisionError
 
@@ -442,14 +453,14 @@ def test_progress_is_asked_even_when_nothing_moves(monkeypatch: pytest.MonkeyPat
         while connection.receive().kind is not Kind.ABORT:
             pass
         if not lets_go:
-            over.wait(10)
+            over.wait(TIMEOUT)
         return {"aborted": True}
 
     def limit(_: int) -> None:
         if time.monotonic() - begun > 0.3:
             raise TooLate
 
-    monkeypatch.setattr(transfer, "ABORT_LIMIT", 0.3)
+    monkeypatch.setattr(transfer, "ABORT_LIMIT", TIMEOUT if lets_go else 0.3)
     with connected({"transfer": lambda _: Takeover({"held": {}}, hang), "echo": lambda f: f}) as (connection, _):
         begun = time.monotonic()
         with pytest.raises(TooLate):
@@ -459,7 +470,7 @@ def test_progress_is_asked_even_when_nothing_moves(monkeypatch: pytest.MonkeyPat
         else:  # and what comes next is not held up by it
             with pytest.raises(ConnectionLost, match="closed on this side"):
                 connection.call("echo")
-        assert time.monotonic() - begun < 3
+        assert time.monotonic() - begun < TIMEOUT / 2
         over.set()
 
 
@@ -528,8 +539,9 @@ def test_no_threads_and_descriptors_are_left(tmp_path: Path) -> None:
         attempt(tmp_path, [file("disk-1", os.urandom(10_000))])
         attempt(tmp_path, [SourceFile("disk-1", Dying(10_000_000, OSError(5, "no")))])
         attempt(tmp_path, [file("disk-1", os.urandom(9_000_000))], CutStream(limit=5_000_000))
-    deadline = time.monotonic() + 10
-    while threading.active_count() > threads_before and time.monotonic() < deadline:
+    deadline = time.monotonic() + TIMEOUT
+    while time.monotonic() < deadline and (threading.active_count() > threads_before
+                                           or descriptors() > descriptors_before):
         time.sleep(0.05)
     assert threading.active_count() <= threads_before
     assert descriptors() <= descriptors_before

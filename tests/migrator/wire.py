@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping
 
 from migrator.errors import MigratorError
 from migrator.protocol import Connection, Handler, serve
-from migrator.stream import Bytes, FileStream
+from migrator.stream import Bytes, ByteStream, FileStream
 
-TIMEOUT = 10.0  # seconds; nothing here should ever take that long
+TIMEOUT = 60.0  # seconds; nothing here should ever take that long
 
 
 def stream_pair() -> tuple[FileStream, FileStream]:
@@ -27,13 +27,14 @@ class Server:
     def __init__(self, stream: FileStream, handlers: Mapping[str, Handler], timeout: float = TIMEOUT) -> None:
         self.connection = Connection(stream, timeout=timeout)
         self.error: BaseException | None = None
+        self._stream = stream
         self._handlers = handlers
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
         try:
-            self.connection.hello()
+            greet(self.connection, self._stream)
             serve(self.connection, self._handlers)
         except BaseException as error:
             self.error = error
@@ -43,6 +44,13 @@ class Server:
     def join(self) -> None:
         self._thread.join(TIMEOUT)
         assert not self._thread.is_alive(), "the server did not end"
+
+
+def greet(connection: Connection, stream: ByteStream) -> None:
+    """Say hello; a greeting may be late on a busy machine, however short the connection's timeout is."""
+    stream.settimeout(TIMEOUT)
+    connection.hello()
+    stream.settimeout(connection.timeout)
 
 
 @contextlib.contextmanager
@@ -55,7 +63,7 @@ def connected(handlers: Mapping[str, Handler], stream: CutStream | None = None,
         stream.inner = ours
     with Connection(stream or ours, timeout=timeout) as connection:
         try:
-            connection.hello()
+            greet(connection, stream or ours)
             yield connection, server
         finally:
             connection.close()
