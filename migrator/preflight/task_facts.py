@@ -24,7 +24,7 @@ TASKS_MAX = 10_000
 DESCRIPTORS_MAX = 100_000
 NOTES_MAX = 2_000
 NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
-WAIT = 0.05  # seconds
+WAIT, WAITS = 0.05, 10  # seconds, and how often
 PTS = range(136, 144)  # major numbers of UNIX 98 pseudo-terminals (devices.txt)
 PTMX = (5, 2)
 
@@ -240,13 +240,15 @@ class _Look:
             self.note(f"watch-{kind}", shown, status)
 
     def still_waiting(self) -> None:
-        """Who waits for a disk does so for a moment only: it counts if it still does after a while."""
-        if self.waiting:
+        """Who waits for a disk, even a busy one, does so for moments only: it counts if it does whenever we look."""
+        waiting = self.waiting
+        for _ in range(WAITS):
+            if not waiting:
+                return
             time.sleep(WAIT)
-        for status in self.waiting:
-            again = parse_status(read_text(f"/proc/{status.pid}/status"))
-            if again and again.state == "D":
-                self.note("uninterruptible", status.name, status)
+            waiting = [status for status in waiting if _state(status.pid) == "D"]
+        for status in waiting:
+            self.note("uninterruptible", status.name, status)
 
     def half_pairs(self, members: Collection[int]) -> None:
         """Terminals, UNIX sockets and pipes whose other end no process of the container has.
@@ -277,9 +279,17 @@ def _holders(pipes: Collection[str], members: Collection[int]) -> dict[str, str]
     return found
 
 
+def _state(pid: int) -> str:
+    """A process's state now, one letter; "" when it has ended."""
+    status = parse_status(read_text(f"/proc/{pid}/status"))
+    return status.state if status else ""
+
+
 def _protocol(path: str) -> str:
     """A socket's protocol by the name that /proc/net/protocols has for it, "" when it cannot be asked."""
     try:
         return os.getxattr(path, "system.sockprotoname").rstrip(b"\0").decode(errors="replace")
+    except FileNotFoundError:  # closed meanwhile
+        raise
     except OSError:
         return ""

@@ -46,6 +46,24 @@ def test_status() -> None:
     assert parse_status(STATUS.replace("4711", "x")) is None
 
 
+@pytest.mark.parametrize(("states", "noted"), [("SSSS", False), ("DDDSDDDDDDDDDDDD", False), ("D" * 100, True)])
+def test_who_waits_for_a_busy_disk_is_not_stuck(states: str, noted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = iter(states)
+    status = parse_status(STATUS)
+    assert status is not None
+    monkeypatch.setattr(task_facts, "WAIT", 0.0)
+    monkeypatch.setattr(task_facts, "read_text", lambda path: STATUS.replace("S (", f"{next(seen)} ("))
+    look = task_facts._Look(os.getpid())
+    look.waiting = [status]
+    look.still_waiting()
+    assert [kind for kind, _ in look.notes] == ["uninterruptible"] * noted
+
+
+def test_a_socket_that_is_closed_meanwhile_is_not_one_of_an_unknown_protocol() -> None:
+    with pytest.raises(FileNotFoundError):  # which `descriptors` takes for what it is
+        task_facts._protocol("/proc/self/fd/1000000")
+
+
 @given(st.text(), st.integers(0, 20))
 def test_any_status(text: str, cut: int) -> None:
     parse_status(text)
