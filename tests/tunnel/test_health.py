@@ -349,6 +349,26 @@ def test_the_mtu_of_a_path_that_swallows_what_is_too_big(most: int, found: int) 
     run(work())
 
 
+def test_the_mtu_when_this_process_is_held_up() -> None:
+    """For longer than large echoes are waited for: what came back meanwhile counts."""
+
+    async def work() -> None:
+        async with echoes() as (one, _, between):
+            held_up: list[int] = []
+
+            def hold_up(size: int, side: int) -> float:
+                if size > 100 and not held_up:
+                    held_up.append(size)
+                    time.sleep(1.5)
+                return 0.0
+
+            between.rule = hold_up
+            assert await health.tune(fake(mtu=1280), one, ("127.0.0.1", 9)) == mtu.MAX
+            assert held_up
+
+    run(work())
+
+
 def test_the_mtu_of_a_path_that_loses_now_and_then() -> None:
     async def work() -> None:
         async with echoes() as (one, _, between):
