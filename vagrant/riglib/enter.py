@@ -97,6 +97,7 @@ def run_child(command: list[str], environment: dict[str, str]) -> None:
     try:
         libc.prctl(PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0)
         _signal.signal(_signal.SIGPIPE, _signal.SIG_DFL)
+        _signal.signal(_signal.SIGINT, _signal.SIG_DFL)  # one that waits already is the command's, no KeyboardInterrupt
         _signal.pthread_sigmask(_signal.SIG_UNBLOCK, FORWARDED)
         os.chdir("/root")
         # os.execvpe would import a module here, from the host's file system.
