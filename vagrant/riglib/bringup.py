@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from riglib import hosts, install, network, paths, rendezvous, rootfs, state
+from riglib.errors import RigError
 from riglib.nat import Nat
 from riglib.run import say
 
@@ -62,18 +63,26 @@ def build(wanted: dict[str, Any], plan: network.Plan) -> dict[str, Any]:
 
 
 def update(current: dict[str, Any]) -> None:
-    """Install what changed in the working tree since the last time, and save the state."""
+    """Install what changed in the working tree since the last time, and save the state.
+
+    It says `updating` meanwhile: when we are killed, the installers run on, and the next `up` would work against them.
+    """
     steps = (
         ("helpers", [*install.helper_files(), "vagrant/provision.sh"], install.install_helpers),
         ("migrator", install.package_files(), install.install_migrator),
     )
-    changed = set()
-    for name, files, step in steps:
-        wanted = install.digest(files)
-        if current.get(name) != wanted:
-            step()
-            current[name] = wanted
-            changed.add(name)
+    wanted = {name: install.digest(files) for name, files, _ in steps}
+    changed = {name for name in wanted if current.get(name) != wanted[name]}
+    if changed:
+        state.save(current | {"phase": "updating"})
+    try:
+        for name, _, step in steps:
+            if name in changed:
+                step()
+                current[name] = wanted[name]
+    except RigError:
+        state.save(current)
+        raise
     if "setup.py" in install.package_files():
         # IPv4 alone: the routers translate nothing else.
         addresses = [address for address in current["addresses"]["rendezvous"] if ":" not in address]
