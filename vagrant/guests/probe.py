@@ -33,7 +33,7 @@ def lxc_info(name: str, lxcpath: str) -> tuple[str, int]:
 
 def read_counter(directory: Path) -> tuple[str, int, int]:
     """Return start id, count and errors; waits while the guest is just writing them."""
-    for _ in range(100):
+    for _ in range(1000):
         fields = (directory / "count").read_text(encoding="ascii").split()
         if len(fields) == 3:
             return fields[0], int(fields[1]), int(fields[2])

@@ -61,7 +61,7 @@ def become(cgroup: Path, command: list[str], directory: Path, host: str) -> None
         os._exit(1)
 
 
-def wait_booted(host: str, *, timeout: float = 30) -> None:
+def wait_booted(host: str, *, timeout: float = 100) -> None:
     """Wait until a host has its own root and its init."""
     deadline = time.monotonic() + timeout
     while True:

@@ -92,7 +92,7 @@ def clean(hosts: tuple[str, ...]) -> None:
             raise RigError(f"cannot remove {directory}", hint=f"fuser -vm {directory}")
 
 
-def kill_cgroup(top: Path, *, timeout: float = 30) -> None:
+def kill_cgroup(top: Path, *, timeout: float = 100) -> None:
     """End every process in the rig's own cgroup, frozen ones too, and remove the cgroup."""
     if not top.is_dir():
         return
@@ -136,7 +136,7 @@ def loops() -> list[str]:
     return found
 
 
-def free_loops(*, timeout: float = 30) -> None:
+def free_loops(*, timeout: float = 100) -> None:
     """Wait until the kernel has freed the rig's loop devices: autoclear, they go with their host's mount namespace."""
     deadline = time.monotonic() + timeout
     while left := loops():
