@@ -25,7 +25,7 @@ POOL = "/pool"
 DESTINATION = "root@hostb"
 
 EXEC_LIMIT = 120.0  # seconds
-PROCESS_LIMIT = 5.0
+PROCESS_LIMIT = 20.0
 UP_LIMIT = 1500.0  # the first `up` on a machine builds the root file systems
 
 
@@ -108,7 +108,7 @@ class Rig:
 
     def down(self) -> None:
         """End it and remove every trace of it."""
-        self._call(["down"]).expect(0)
+        self._call(["down"], limit=2 * EXEC_LIMIT).expect(0)
 
     def _call(self, arguments: list[str], *, limit: float = EXEC_LIMIT, given: str | None = None) -> Outcome:
         with self._started(arguments, given) as running:
@@ -268,10 +268,10 @@ for config in /pool/*/config; do
 done
 for cgroup in /sys/fs/cgroup/lxc.monitor.*; do
     # That of a restored container stays when its monitor has ended.
-    timeout 5 sh -c "while grep -qs 'populated 1' $cgroup/cgroup.events; do sleep 0.01; done" ||
+    timeout 20 sh -c "while grep -qs 'populated 1' $cgroup/cgroup.events; do sleep 0.01; done" ||
         echo 1 >"$cgroup/cgroup.kill"
 done
-for try in 1 2 3 4 5 6 7 8 9 10; do  # a monitor that ends holds its own for a moment
+for try in $(seq 100); do  # a monitor that ends holds its own for a moment
     find /sys/fs/cgroup/lxc.* -depth -type d -exec rmdir {} + 2>/dev/null
     ls -d /sys/fs/cgroup/lxc.* >/dev/null 2>&1 || break
     sleep 0.2
