@@ -48,6 +48,11 @@ def traces(instance: str, mark: str) -> set[str]:
     return found
 
 
+def others(text: str, instance: str) -> bool:
+    """Whether a path or name is of a rig that is not this instance."""
+    return _others(text, _name(instance))
+
+
 def _name(instance: str) -> str:
     return "migrator-rig" if instance == "rig" else f"migrator-rig-{instance}"
 

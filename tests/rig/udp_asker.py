@@ -6,28 +6,31 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import socket
 import sys
 
 PORTS = (4001, 4002)
-PATIENCE = 0.5
+PATIENCE = 4.0  # seconds; the machine may be busy, and only behind a router that lets nothing through is it used up
+AFTERWARDS = 0.5  # seconds, for what was sent before the last answer
 
 
 def mapping(addresses: list[str]) -> list[object]:
     """How one socket is seen by each of the four; None where there is no answer."""
-    found: list[object] = []
+    found: dict[tuple[str, int], object] = dict.fromkeys(itertools.product(addresses, PORTS))
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
         asking.settimeout(PATIENCE)
         asking.bind(("", 0))
-        for address in addresses:
-            for port in PORTS:
-                asking.sendto(b"where", (address, port))
-                try:
-                    found.append(json.loads(asking.recv(100)))
-                except TimeoutError:
-                    found.append(None)
-    return found
+        for asked in found:
+            asking.sendto(b"where", asked)
+        try:
+            while None in found.values():
+                data, sender = asking.recvfrom(100)
+                found[sender] = json.loads(data)
+        except TimeoutError:
+            pass
+    return list(found.values())
 
 
 def let_in(address: str) -> list[str]:
@@ -39,7 +42,11 @@ def let_in(address: str) -> list[str]:
         asking.sendto(b"knock", (address, PORTS[0]))
         try:
             while True:
-                found.add(asking.recv(100).decode())
+                data, sender = asking.recvfrom(100)
+                if sender == (address, PORTS[0]):  # which says that the others have knocked
+                    asking.settimeout(AFTERWARDS)
+                else:
+                    found.add(data.decode())
         except TimeoutError:
             return sorted(found)
 

@@ -2,7 +2,7 @@
 """Runs on the rendezvous: tells who sends how it is seen from outside, and knocks from elsewhere when asked to.
 
 Listens on two addresses, two ports each. `where` is answered with the sender's address; `knock` is answered from the
-three other sockets, each with its own name.
+three other sockets, each with its own name, and then from the one that was asked.
 
     udp_reflector.py ADDRESS ADDRESS
 """
@@ -38,6 +38,7 @@ def main() -> None:
                     if other is not asked:
                         kind = "address" if address != key.data[0] else "port"
                         other.sendto(f"other {kind}".encode(), sender)
+                asked.sendto(b"done", sender)
 
 
 if __name__ == "__main__":
