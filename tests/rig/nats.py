@@ -76,11 +76,11 @@ class Nats:
     def agent(self, *options: str) -> Iterator[Any]:
         """`migrator agent` on the responder, ready to be rung."""
         with self.rig.start(RESPONDER, "migrator", "agent", "-v", *options) as running:
-            wait_for(lambda: "waiting at" in running.stderr, "an agent that waits", 15)
+            wait_for(lambda: "waiting at" in running.stderr, "an agent that waits")
             yield running
             running.signal(15)
             with contextlib.suppress(Exception):
-                running.wait(30)
+                running.wait(60)
 
     def tunnel(self, action: str, *options: str) -> dict[str, Any]:
         """What `migrator tunnel ACTION` tells on the initiator; with `error` if it failed."""
@@ -95,7 +95,7 @@ def pair(rig: Rig) -> None:
     with rig.start(INITIATOR, "migrator", "peer", "invite", "--name", RESPONDER) as invite:
         wait_for(lambda: CODE.match(invite.stdout), "a code")
         rig.migrator(RESPONDER, "peer", "join", invite.stdout.split()[0], "--name", INITIATOR).expect(0)
-        invite.wait(20).expect(0)
+        invite.wait().expect(0)
 
 
 def router_rules(kind: str) -> str:
