@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.rig.harness import Rig, Running, wait_for
+from tunnel import mailbox
 
 BEHIND_NAT = ("--nat-a", "port-restricted", "--nat-b", "port-restricted")
 STATE = "/var/lib/migrator"
@@ -82,7 +83,7 @@ def test_across_two_nats(nat: Rig, unpaired: Rig) -> None:
         code = code_of(invite)
         join = rig.migrator("hostb", "peer", "join", code, "--name", "hosta", "--json").expect(0)
         invited = invite.wait().expect(0)
-    assert join.seconds < 5
+    assert join.seconds < mailbox.STEP  # nobody has waited in vain
     assert join.json["peer"]["fingerprint"] == own(rig, "hosta")
     assert own(rig, "hostb") in invited.stdout
     assert [peer["name"] for peer in peers(rig, "hosta")] == ["hostb"]
@@ -129,8 +130,11 @@ def test_what_knocks_from_the_net_gets_nothing(nat: Rig) -> None:
         "context.verify_mode = ssl.CERT_NONE\n"
         "for said in (b'GET / HTTP/1.1\\r\\n\\r\\n', b'\\0' * 20000 + b'\\n'):\n"
         "    sock = context.wrap_socket(socket.create_connection(('198.51.100.5', 443), 5))\n"
-        "    sock.sendall(said)\n"
-        "    print(len(sock.recv(4096)))\n"
+        "    try:\n"
+        "        sock.sendall(said)\n"
+        "        print(len(sock.recv(4096)))\n"
+        "    except (ConnectionError, ssl.SSLError):  # the door is shut before all has been said\n"
+        "        print(0)\n"
     )
     lengths = nat.exec("client", "python3", "-c", script).stdout.split()
-    assert all(int(length) < 1000 for length in lengths)
+    assert len(lengths) == 2 and all(int(length) < 1000 for length in lengths)
