@@ -261,10 +261,19 @@ def _open_tcp(host: str, port: int, limit: float, timeout: float) -> _PromptSock
     return sock
 
 
-def _wake(sock: Any) -> None:
-    """End a socket so that paramiko's thread notices at once; it looks only every 100 ms whether it was closed."""
-    with contextlib.suppress(AttributeError, OSError):
-        sock.shutdown(socket.SHUT_RDWR)
+def _end(sock: Any, transport: paramiko.Transport) -> None:
+    """End a transport and the socket that it runs over.
+
+    The socket first, so that paramiko's thread notices at once; it looks only every 100 ms whether it was closed.
+    Through a jump host, whose connection may be gone, both say goodbye: that is waited for before anything else ends.
+    """
+    import paramiko
+
+    for work in (lambda: sock.shutdown(socket.SHUT_RDWR), transport.close):
+        with contextlib.suppress(AttributeError, OSError, EOFError, paramiko.SSHException):
+            work()
+    if transport.is_alive():
+        transport.join(1.0)
 
 
 def _start_transport(sock: Any, config: HostConfig, resources: contextlib.ExitStack,
@@ -273,8 +282,7 @@ def _start_transport(sock: Any, config: HostConfig, resources: contextlib.ExitSt
     import paramiko
 
     transport = paramiko.Transport(sock, default_window_size=WINDOW)
-    resources.callback(transport.close)
-    resources.callback(_wake, sock)
+    resources.callback(_end, sock, transport)
     transport.banner_timeout = transport.handshake_timeout = transport.auth_timeout = limit
     transport.packetizer.REKEY_BYTES = REKEY_BYTES
     options = transport.get_security_options()

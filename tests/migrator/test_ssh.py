@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -289,6 +290,16 @@ def test_proxy_jump(server: Sshd, jumps: str) -> None:
     assert (server.folder / "log").read_text().count("Accepted publickey") == before + 2 + jumps.count(",")
 
 
+def test_jump_host_that_is_gone(server: Sshd) -> None:
+    """To close what went through it is no error."""
+    configure(server, f"Host first backup\n HostName 127.0.0.1\n Port {server.port}\n User {server.user}\n"
+                      "Host backup\n ProxyJump first\n")
+    session = connect("backup")
+    through: Any = session.transport.sock
+    through.transport.sock.close()  # before paramiko has noticed
+    session.close()
+
+
 def test_jump_host_that_is_not_known(server: Sshd) -> None:
     configure(server, f"Host first\n HostName 127.0.0.1\n Port {server.port}\n HostKeyAlias stranger\n"
                       f"Host backup\n HostName 127.0.0.1\n Port {server.port}\n ProxyJump first\n")
@@ -542,10 +553,10 @@ def test_silent_program(server: Sshd) -> None:
 
 def test_busy_program(server: Sshd) -> None:
     """It takes nothing for longer than the limit, but says now and then that it is there."""
-    script = "for i in $(seq 30); do echo busy; sleep 0.1; done; head -c 8000000 >/dev/null; echo done"
+    script = "for i in $(seq 60); do echo busy; sleep 0.1; done; head -c 8000000 >/dev/null; echo done"
     with connect(server) as session:
         stream = session.serve(["sh", "-c", script])
-        stream.settimeout(2.0)
+        stream.settimeout(4.0)
         said = bytearray()
 
         def listen() -> None:
