@@ -23,7 +23,7 @@ from migrator.errors import ConnectionLost, InternalError, MigratorError, NoSpac
 from migrator.frames import Frame, Kind
 from migrator.protocol import Connection, Takeover
 from migrator.stream import FileStream
-from tests.migrator.wire import TIMEOUT, Server, connected, ends_orderly, greet, stream_pair
+from tests.migrator.wire import TIMEOUT, Server, connected, ends_orderly, stream_pair
 
 HEADER = struct.Struct("!BBHI")
 
@@ -131,28 +131,28 @@ def test_takeover_that_meets_nonsense_ends_the_connection() -> None:
 
 def test_long_work_is_not_silence() -> None:
     def slow(_: dict[str, Any]) -> dict[str, Any]:
-        time.sleep(3.0)
+        time.sleep(1.2)
         return {"done": True}
 
-    with connected({"slow": slow}, timeout=2.0) as (connection, _):
+    with connected({"slow": slow}, timeout=0.4) as (connection, _):
         assert connection.call("slow") == {"done": True}
-        time.sleep(3.0)  # nor is a caller that does something else for a while
+        time.sleep(1.2)  # nor is a caller that does something else for a while
         assert connection.call("slow") == {"done": True}
 
 
-@pytest.mark.parametrize("timeouts", [(2.0, 60.0), (60.0, 2.0)])
+@pytest.mark.parametrize("timeouts", [(0.4, 60.0), (60.0, 0.4)])
 def test_signs_of_life_come_as_often_as_the_other_side_needs_them(timeouts: tuple[float, float]) -> None:
     ours, theirs = stream_pair()
 
     def slow(_: dict[str, Any]) -> dict[str, Any]:
-        time.sleep(3.0)
+        time.sleep(1.0)
         return {"done": True}
 
     server = Server(theirs, {"slow": slow}, timeouts[0])
     with Connection(ours, timeout=timeouts[1]) as connection:
-        greet(connection, ours)
+        connection.hello()
         assert connection.call("slow") == {"done": True}
-        time.sleep(3.0)
+        time.sleep(1.0)
         assert connection.call("slow") == {"done": True}
     server.join()
 
@@ -173,7 +173,7 @@ def test_answer_that_nobody_waited_for_is_passed_over() -> None:
 
 
 def test_silence_is_the_end() -> None:
-    ours, theirs = stream_pair()
+    ours, theirs = stream_pair(FileStream)
     theirs.write(greeting())
     with Connection(ours, name="hostb", timeout=0.2) as connection:
         connection.hello()
@@ -183,7 +183,7 @@ def test_silence_is_the_end() -> None:
 
 
 def test_a_peer_that_takes_nothing_is_the_end() -> None:
-    ours, theirs = stream_pair()
+    ours, theirs = stream_pair(FileStream)
     theirs.write(greeting())
     with Connection(ours, timeout=0.2) as connection:
         connection.hello()
@@ -202,7 +202,7 @@ def test_a_peer_that_is_busy_is_not_dead() -> None:
     taken: list[int] = []
 
     def busy() -> None:
-        for _ in range(30):
+        for _ in range(12):
             theirs.write(frames.header(Kind.WORKING, 0, ()))
             time.sleep(0.1)
         view = memoryview(bytearray(1 << 20))
@@ -210,7 +210,7 @@ def test_a_peer_that_is_busy_is_not_dead() -> None:
             taken.append(theirs.readinto(view))
         theirs.write(frames.header(Kind.END, 0, ()))
 
-    with Connection(ours, timeout=2.0) as connection:
+    with Connection(ours, timeout=0.4) as connection:
         connection.hello()
         threading.Thread(target=busy, daemon=True).start()
         heard: list[Frame] = []
