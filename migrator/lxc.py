@@ -26,7 +26,7 @@ CGROUP = Path("/sys/fs/cgroup")
 POLL = 0.002  # seconds between two looks at a cgroup file
 FREEZE_LIMIT = 10.0  # seconds
 STOP_LIMIT = 30.0  # seconds
-END_LIMIT = 2.0  # seconds that a killed process may take to leave its cgroup
+END_LIMIT = 10.0  # seconds that a killed process may take to leave its cgroup: it gives its memory back first
 
 
 def _lxc() -> Any:
