@@ -107,11 +107,16 @@ def wait_for_dump(name: str, folders: Sequence[Path]) -> None:
 
     A killed create-dump leaves CRIU behind, which goes on; its tasks must not be thawed before it has let go of them.
     """
-    end = time.monotonic() + DUMP_LIMIT
-    while found := processes(folders):
-        if time.monotonic() > end:
-            raise DumpFailed(name=name, reason=f"CRIU does not end (process {found[0]})", log=folders[0] / "dump.log")
+    if left := left_after(DUMP_LIMIT, folders):
+        raise DumpFailed(name=name, reason=f"CRIU does not end (process {left[0]})", log=folders[0] / "dump.log")
+
+
+def left_after(limit: float, folders: Sequence[Path]) -> list[int]:
+    """Those of `processes` that have not ended after `limit` seconds."""
+    end = time.monotonic() + limit
+    while (found := processes(folders)) and time.monotonic() < end:
         time.sleep(0.02)
+    return found
 
 
 def image_files(images: Path) -> list[Path]:

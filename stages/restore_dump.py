@@ -41,6 +41,8 @@ from stages.import_data import arrived, receive
 NAME = "restore-dump"
 HELP = "let the container run on here (on the destination)"
 
+SETTLE_LIMIT = 10.0  # seconds that CRIU, left behind by a restore-dump that was killed, may take to come to its end
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     cli.add_container(parser)
@@ -103,8 +105,10 @@ def _has_come_up(migration: Migration, container: lxc.Container, layout: Layout)
     """Whether a restore that was killed had brought the container up."""
     if not migration.memory:
         return no_memory.runs(container, migration.id)
+    if criu.left_after(SETTLE_LIMIT, layout.image_folders()):
+        return False  # it hangs; LXC answers no question about the container before it has ended
     cgroup = _running_cgroup(container)
-    return bool(cgroup and lxc.processes(cgroup) and not criu.processes(layout.image_folders()))
+    return bool(cgroup and lxc.processes(cgroup))
 
 
 def _running_cgroup(container: lxc.Container) -> Path | None:
@@ -262,13 +266,13 @@ def clear(migration: Migration) -> None:
     container = lxc.Container(migration.name, migration.lxcpath)
     if not migration.memory:
         no_memory.end(container, migration.id)
-    with contextlib.suppress(MigratorError, OSError):
-        if cgroup := _running_cgroup(container):
-            (cgroup / "cgroup.kill").write_text("1")
     for pid in criu.processes(layout.image_folders()):
         with contextlib.suppress(ProcessLookupError):
             # lxc-checkpoint leads a group (see `run`): the programs that it has started go with it.
             (os.killpg if os.getpgid(pid) == pid else os.kill)(pid, signal.SIGKILL)
+    with contextlib.suppress(MigratorError, OSError):
+        if cgroup := _running_cgroup(container):  # LXC does not answer while it restores
+            (cgroup / "cgroup.kill").write_text("1")
     for pid in lxc.rooted(migration.name, layout.rootfs):  # half restored, and waiting for a CRIU that is gone
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
