@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import secrets
 import signal
+import subprocess
 from collections.abc import Iterator
 
 import pytest
@@ -70,7 +71,7 @@ def clean_hosts(rig: Rig) -> Iterator[CleanHosts]:
     try:
         left = hosts.unexpected()
         resisting = rig.purge()
-    except AssertionError:  # a host does not even answer
+    except (AssertionError, subprocess.TimeoutExpired):  # a host does not even answer
         rig.down()
         rig.up()
         raise

@@ -10,7 +10,9 @@ import contextlib
 import dataclasses
 import json
 import os
+import select
 import shlex
+import signal
 import subprocess
 import tempfile
 import time
@@ -87,8 +89,33 @@ class Running:
         return self.err.read_text(errors="replace")
 
     def signal(self, number: int) -> None:
-        """Send a signal, which `rig exec` passes on to the command (SIGKILL: which ends it too)."""
-        self.process.send_signal(number)
+        """Send a signal, which `rig exec` passes on to the command.
+
+        SIGKILL ends `rig exec`, and the command with it. It is waited for: until then it may have a container locked.
+        """
+        if number != signal.SIGKILL:
+            self.process.send_signal(number)
+            return
+        with contextlib.ExitStack() as stack:
+            commands = []
+            for pid in _children(self.process.pid):
+                with contextlib.suppress(ProcessLookupError):
+                    commands.append(os.pidfd_open(pid))
+                    stack.callback(os.close, commands[-1])
+            self.process.kill()
+            for fd in commands:
+                ended, _, _ = select.select([fd], [], [], PROCESS_LIMIT)
+                assert ended, f"{shlex.join(self.argv)} was killed and does not end"
+
+
+def _children(pid: int) -> list[int]:
+    """The ids of a process's children, in proc_pid_stat(5) the second field behind the program's name."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            if int(path.read_text().rpartition(")")[2].split()[1]) == pid:
+                found.append(int(path.parent.name))
+    return found
 
 
 class Rig:
@@ -153,6 +180,10 @@ class Rig:
         with self._started(["exec", host, "--", *argv], input) as running:
             yield running
 
+    def kill_serve(self) -> None:
+        """Kill the `migrator serve` that answers a source on hostb."""
+        self.sh("hostb", _KILL_SERVE)
+
     def put(self, host: str, path: str, text: str) -> None:
         """Write a file in a host."""
         self.exec(host, "tee", path, input=text)
@@ -206,7 +237,7 @@ class Rig:
         return [*self.leftovers(), *(f"{h}: {line}" for h in LXC_HOSTS for line in self.sh(h, _REMAINS).splitlines())]
 
 
-def wait_for(condition: Callable[[], object], what: str, limit: float = 30.0) -> None:
+def wait_for(condition: Callable[[], object], what: str, limit: float = 120.0) -> None:
     """Ask until it is so; the test fails when that takes longer than `limit` seconds."""
     end = time.monotonic() + limit
     while not condition():
@@ -214,19 +245,21 @@ def wait_for(condition: Callable[[], object], what: str, limit: float = 30.0) ->
         time.sleep(0.02)
 
 
+# The words that are looked for are this shell's own too.
+_KILL_SERVE = r"""
+for folder in /proc/[0-9]*; do
+    [ "$folder" != /proc/$$ ] || continue
+    case $(tr '\0' ' ' 2>/dev/null <"$folder/cmdline") in *"migrator serve"*) kill -9 "${folder#/proc/}" ;; esac
+done 2>/dev/null
+exit 0
+"""
+
 # What tests change of a host's set-up, as it was when the host was new.
 _REMEMBER = "rm -rf /var/lib/rig-new; mkdir /var/lib/rig-new; cp -a /root/.ssh /var/lib/rig-new/"
 
 # Nothing of this is there when no migration is under way; only a migration that succeeded keeps its base snapshot.
+# Processes come first: as long as there is one it may still be removing the rest.
 _LEFTOVERS = r"""
-for path in /pool/.migrator/*/*; do
-    [ -e "$path" ] || continue
-    case ${path##*.} in spool | images | old) kind=${path##*.} ;; *) kind=snapshot ;; esac
-    echo "$kind: $path"
-done
-for path in /run/migrator/* /dev/shm/migrator/*; do
-    case $path in */lock | */criu-facts.json) continue ;; esac; [ ! -e "$path" ] || echo "images: $path"
-done
 for folder in /proc/[0-9]*; do
     name=$(cat "$folder/comm" 2>/dev/null) || continue
     words=$(tr '\0' ' ' <"$folder/cmdline" 2>/dev/null)
@@ -235,6 +268,14 @@ for folder in /proc/[0-9]*; do
     "[lxc monitor]"*) continue ;; # of a restored container
     esac
     case $name in criu* | lxc-checkpoint | migrator | btrfs) echo "process: ${folder#/proc/} $words" ;; esac
+done
+for path in /pool/.migrator/*/*; do
+    [ -e "$path" ] || continue
+    case ${path##*.} in spool | images | old) kind=${path##*.} ;; *) kind=snapshot ;; esac
+    echo "$kind: $path"
+done
+for path in /run/migrator/* /dev/shm/migrator/*; do
+    case $path in */lock | */criu-facts.json) continue ;; esac; [ ! -e "$path" ] || echo "images: $path"
 done
 nft list tables | sed 's/^/firewall: /'
 iptables-save 2>/dev/null | grep '^-A' | sed 's/^/firewall: /'

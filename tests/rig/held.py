@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Holds a program of a host before it does its work: time to kill who waits for it, however slow the machine is."""
+"""Holds a program of a host before it does its work: time to do something meanwhile, however slow the machine is."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from tests.rig.harness import Rig, wait_for
 
 FOLDER = "/opt/held"
+DUMP, RESTORE = '[ "$1" = dump ]', '[ "$1" = restore ]'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,20 +19,43 @@ class Hold:
 
     rig: Rig
     host: str
-    program: str
+    path: str
 
     @property
-    def folder(self) -> str:
-        return f"{FOLDER}/{self.program}"
+    def real(self) -> str:
+        """The program itself. It stays: what is let go still needs it."""
+        return f"{FOLDER}/{self.path.rpartition('/')[2]}"
 
-    def wait(self, what: str) -> None:
-        """Until somebody has started it, and waits for it."""
-        look = ("test", "-e", f"{self.folder}/reached")
-        wait_for(lambda: self.rig.exec(self.host, *look, check=False).status == 0, what)
+    @property
+    def waiting(self) -> str:
+        """The folder in which each that is held has one of its own. Where this one has gone, none can be made."""
+        return f"{self.real}.waiting"
+
+    def wait(self, what: str, count: int = 1) -> None:
+        """Until so many have been started, and wait."""
+        wait_for(lambda: len(self.rig.sh(self.host, f"ls {self.waiting}").split()) >= count, what)
+
+    def spare(self) -> None:
+        """Hold none of those who come from now on; who waits already goes on waiting."""
+        self.rig.sh(self.host, f"cp -p {self.real} {self.path}.new && mv {self.path}.new {self.path}")
 
     def release(self) -> None:
-        """Let it do its work, now and from now on."""
-        self.rig.exec(self.host, "rm", "-f", f"{self.folder}/closed")
+        """Let them do their work, all at the same moment, and whoever comes from now on."""
+        self.rig.sh(self.host, f"mv {self.waiting} {self.waiting}.not; rm -rf {self.waiting}.not")
+
+
+@contextlib.contextmanager
+def instead_of(rig: Rig, host: str, program: str, script: str) -> Iterator[Hold]:
+    """A shell script in a program's place, under its name. `REAL` in the script is the program itself."""
+    hold = Hold(rig, host, rig.sh(host, f"readlink -f $(command -v {program})").strip())
+    rig.sh(host, f"rm -rf {hold.waiting}; mkdir -p {hold.waiting}; cp -p --remove-destination {hold.path} {hold.real}")
+    rig.put(host, f"{hold.path}.new", script.replace("WAITING", hold.waiting).replace("REAL", hold.real))
+    try:
+        rig.sh(host, f"chmod 755 {hold.path}.new && mv {hold.path}.new {hold.path}")
+        yield hold
+    finally:
+        hold.release()
+        hold.spare()
 
 
 @contextlib.contextmanager
@@ -40,22 +64,11 @@ def held(rig: Rig, host: str, program: str, when: str = "true") -> Iterator[Hold
 
     It keeps its name, by which it is known that it is at work.
     """
-    hold = Hold(rig, host, program)
-    path = rig.sh(host, f"readlink -f $(command -v {program})").strip()
-    real = f"{hold.folder}/{program}"  # which stays: what is held at the end of the block still needs it
-    rig.sh(host, f"set -e; mkdir -p {hold.folder}; cd {hold.folder}; "
-                 f"rm -f reached {program}; cp -p {path} {program}; : >closed")
     script = f"""#!/bin/sh
-if {when} && [ -e {hold.folder}/closed ]; then
-    : >{hold.folder}/reached
-    while [ -e {hold.folder}/closed ]; do sleep 0.02; done
+if {when} && mkdir WAITING/$$ 2>/dev/null; then
+    while [ -e WAITING/$$ ]; do sleep 0.02; done
 fi
-exec {real} "$@"
+exec REAL "$@"
 """
-    rig.put(host, f"{path}.held", script)
-    rig.sh(host, f"chmod 755 {path}.held && mv {path}.held {path}")
-    try:
+    with instead_of(rig, host, program, script) as hold:
         yield hold
-    finally:
-        hold.release()
-        rig.sh(host, f"cp -p {real} {path}.held && mv {path}.held {path}")

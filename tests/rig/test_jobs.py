@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 
 from tests.rig.conftest import CleanHosts
 from tests.rig.harness import Outcome, Rig, Running, wait_for
-from tests.rig.test_failures import failed, frozen, slow_criu
+from tests.rig.held import DUMP, RESTORE, held
+from tests.rig.test_failures import failed, frozen
 from tests.rig.test_migrate import ALL_AT_ONCE, arrived, events, guest, migrate, runs_only_on
 
 __all__ = ["guest"]
@@ -30,14 +31,20 @@ def waiting(rig: Rig, *hosts: str) -> Iterator[list[Running]]:
         yield started
 
 
+def sent(rig: Rig) -> int:
+    """Bytes, as the process that sends them says."""
+    return int((rig.status("hosta", "c1")["working"]["progress"] or {"bytes": 0})["bytes"])
+
+
 def test_abort_while_the_disk_is_sent(rig: Rig, guest: Callable[[str], None]) -> None:
-    rig.exec("hosta", "dd", "if=/dev/urandom", "of=/pool/c1/rootfs/blob", "bs=1M", "count=48", "status=none")
-    with rig.start("hosta", *ALL_AT_ONCE, "--bwlimit", "6M") as running:
+    rig.exec("hosta", "dd", "if=/dev/urandom", "of=/pool/c1/rootfs/blob", "bs=1M", "count=200", "status=none")
+    with rig.start("hosta", *ALL_AT_ONCE, "--bwlimit", "4M") as running:  # long enough for all that is asked meanwhile
         wait_for(lambda: arrived(rig) > 8 << 20, "some of it has arrived")
+        wait_for(lambda: sent(rig) > 1 << 20, "the source has heard so")
         working = rig.status("hosta", "c1")["working"]
         assert (working["command"], working["step"]) == ("migrate", "send")
-        assert rig.sh("hosta", f"tr '\\0' ' ' </proc/{working['pid']}/cmdline").strip().endswith("--bwlimit 6M")
-        assert 1 << 20 < working["progress"]["bytes"] < working["progress"]["total"]
+        assert rig.sh("hosta", f"tr '\\0' ' ' </proc/{working['pid']}/cmdline").strip().endswith("--bwlimit 4M")
+        assert 0 < working["progress"]["bytes"] < working["progress"]["total"]
         there = rig.status("hostb", "c1")
         assert there["working"]["command"] == "serve" and there["bytes"]["spool"] > 8 << 20
         failed(rig.migrator("hosta", "wait", "c1", "--timeout", "0.3", "--json"), 17, "still-under-way")
@@ -56,18 +63,22 @@ def test_abort_while_the_disk_is_sent(rig: Rig, guest: Callable[[str], None]) ->
 
 def test_a_second_abort_does_not_kill(rig: Rig, guest: Callable[[str], None]) -> None:
     """While CRIU dumps, a second Ctrl-C would end the program and leave the container frozen."""
-    with slow_criu(rig, "hosta", "dump", 3), rig.start("hosta", *ALL_AT_ONCE) as running:
-        wait_for(lambda: "criu dump" in rig.sh("hosta", "ps ax"), "it waits for CRIU")
-        with rig.start("hosta", "migrator", "abort", "c1") as first:
+    abort = ("migrator", "abort", "c1")
+    with held(rig, "hosta", "criu", DUMP) as criu, rig.start("hosta", *ALL_AT_ONCE) as running:
+        criu.wait("CRIU has begun")
+        with rig.start("hosta", *abort) as first:
             wait_for(lambda: "Interrupted" in running.stderr, "it has heard the first")
-            rig.migrator("hosta", "abort", "c1").expect(0)
+            with rig.start("hosta", *abort) as second:
+                wait_for(lambda: "Stopping" in second.stderr, "it hears the second")
+                criu.release()
+                second.wait().expect(0)
             first.wait().expect(0)
         given_up(rig, running.wait())
 
 
 def test_abort_and_wait_where_nobody_works(rig: Rig, guest: Callable[[str], None]) -> None:
-    with slow_criu(rig, "hosta", "dump", 3), rig.start("hosta", *ALL_AT_ONCE) as running:
-        wait_for(lambda: frozen(rig), "it is frozen")
+    with held(rig, "hosta", "criu", DUMP) as criu, rig.start("hosta", *ALL_AT_ONCE) as running:
+        criu.wait("CRIU has begun")
         with waiting(rig, "hosta") as (watched,):
             running.signal(9)
             assert "migrator resume c1" in str(failed(watched.wait(), 32, "broken-off")["cure"])
@@ -82,10 +93,13 @@ def test_abort_and_wait_where_nobody_works(rig: Rig, guest: Callable[[str], None
 
 
 def test_too_late_to_abort(rig: Rig, guest: Callable[[str], None]) -> None:
-    with slow_criu(rig, "hostb", "restore", 2), rig.start("hosta", *ALL_AT_ONCE) as running:
-        wait_for(lambda: "lxc-checkpoint" in rig.sh("hostb", "ps ax"), "the restore has begun")
+    with held(rig, "hostb", "criu", RESTORE) as criu, rig.start("hosta", *ALL_AT_ONCE) as running:
+        criu.wait("CRIU has begun")
         with waiting(rig, "hosta", "hostb") as waits:
-            failed(rig.migrator("hosta", "abort", "c1", "--json"), 29, "already-runs")
+            with rig.start("hosta", "migrator", "abort", "c1", "--json") as aborting:
+                wait_for(lambda: "Interrupted" in running.stderr, "it has heard it")
+                criu.release()
+                failed(aborting.wait(), 29, "already-runs")
             for each in waits:
                 outcome = each.wait().expect(0)
                 assert events(outcome, "state")[0]["working"] and outcome.json["state"] == "finished"

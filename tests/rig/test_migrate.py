@@ -14,7 +14,9 @@ import pytest
 
 from tests.rig.conftest import CleanHosts
 from tests.rig.harness import DESTINATION, Outcome, Rig, wait_for
+from tests.rig.held import DUMP, RESTORE, held, instead_of
 from tests.rig.test_failures import RUNS_AGAIN, failed, frozen, slow_criu
+from tests.rig.test_stages import waits_no_longer_than_tcp
 
 TO_B = ("-d", DESTINATION)
 ALL_AT_ONCE = ("migrator", "migrate", "c1", *TO_B, "--json")
@@ -59,7 +61,7 @@ def test_there_and_back(rig: Rig, clean_hosts: CleanHosts, kind: str, options: d
         done = migrate(rig, "c1", source).expect(0)
         runs_only_on(rig, other(source), start)
         assert rig.status(source, "c1")["state"] == rig.status(other(source), "c1")["state"] == "finished"
-        assert 0 < done.json["frozen_seconds"] < 10
+        assert 0 < done.json["frozen_seconds"] < done.json["seconds"]
         full.append(done.json["rounds"][0]["full"])
         (planned,) = events(done, "plan")
         assert planned["memory_bytes"] and planned["bytes_per_second"] and planned["predicted_frozen_seconds"]
@@ -70,14 +72,14 @@ def test_there_and_back(rig: Rig, clean_hosts: CleanHosts, kind: str, options: d
 def test_the_client_keeps_its_connection(rig: Rig, clean_hosts: CleanHosts) -> None:
     clean_hosts.allow("snapshot")
     rig.guest("hosta", "c1", "redis", ip="10.0.3.100")
-    with rig.start("client", "python3", "/opt/rig/guests/redis_client.py", "10.0.3.100", "--seconds", "60") as client:
+    with rig.start("client", "python3", "/opt/rig/guests/redis_client.py", "10.0.3.100") as client:
         wait_for(lambda: "connected" in client.stderr, "the client is connected")
         done = migrate(rig, "c1", "hosta").expect(0).json
         client.signal(15)
         seen = json.loads(client.wait().stdout)
     assert seen["lost"] == seen["wrong"] == 0 and seen["problem"] is None, seen
     assert seen["requests"] > 100, seen
-    assert seen["longest_gap_ms"] < 2500, (seen, done)
+    assert waits_no_longer_than_tcp(seen, done["frozen_seconds"]), (seen, done)
     assert done["predicted_frozen_seconds"] > 0
     runs_only_on(rig, "hostb")
 
@@ -143,7 +145,9 @@ def test_a_task_that_waits_in_vfork(rig: Rig, clean_hosts: CleanHosts) -> None:
     rig.put("hosta", "/pool/c1/rootfs/spawn.py", SPAWN)
     rig.sh("hosta", "cd /pool/c1 && lxc-stop -k -n c1 && rm rootfs/starts rootfs/log rootfs/count && "
                     "sed -i 's|^lxc.init.cmd.*|lxc.init.cmd = /usr/bin/python3 /spawn.py|' config && lxc-start -n c1")
-    wait_for(lambda: re.search(r"^D +\S+ /spawn", rig.sh("hosta", "ps -eo stat=,args="), re.M), "it waits in vfork")
+    # Not for its disk, from which nothing is read once the FIFO is there.
+    look = "[ -p /pool/c1/rootfs/fifo ] && ps -eo stat=,args="
+    wait_for(lambda: re.search(r"^D +\S+ /spawn", rig.sh("hosta", look, check=False), re.M), "it waits in vfork")
     with rig.start("hosta", *ALL_AT_ONCE) as running:
         wait_for(lambda: "dumping" in rig.migrator("hosta", "status", "c1").stdout, "it is being frozen")
         time.sleep(0.5)
@@ -164,11 +168,11 @@ def test_four_at_once_and_the_same_one_twice(rig: Rig, clean_hosts: CleanHosts) 
     sources = {"c1": "hosta", "c2": "hostb", "c3": "hosta", "c4": "hostb"}
     starts = {name: rig.probe(host, name)["start"] for name, host in sources.items()}
     with contextlib.ExitStack() as stack:
-        for host in HOSTS:
-            stack.enter_context(slow_criu(rig, host, "dump", 2))
         pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(len(sources)))
+        holds = [stack.enter_context(held(rig, host, "criu", DUMP)) for host in HOSTS]
         moves = {name: pool.submit(migrate, rig, name, host) for name, host in sources.items()}
-        wait_for(lambda: frozen(rig), "it is frozen")
+        for criu in holds:
+            criu.wait("CRIU has begun", 2)
         refused = failed(migrate(rig, "c1", "hosta"), 25, "already-migrating")
     done = {name: move.result().expect(0).json for name, move in moves.items()}
     assert str(done["c1"]["migration"]) in str(refused["message"])
@@ -191,7 +195,7 @@ def guest_there(rig: Rig, clean_hosts: CleanHosts) -> Callable[[str], None]:
 
     def there(host: str) -> None:
         runs_only_on(rig, host, start)
-        rig.exec("client", "ping", "-c", "1", "-W", "2", "10.0.3.120")
+        rig.exec("client", "ping", "-c", "1", "-w", "5", "10.0.3.120")
 
     return there
 
@@ -209,8 +213,8 @@ def test_frozen_for_too_long_while_it_is_dumped(rig: Rig, guest: Callable[[str],
 
 
 def test_frozen_for_too_long_while_it_is_restored(rig: Rig, guest: Callable[[str], None]) -> None:
-    with slow_criu(rig, "hostb", "restore", 5):
-        error = failed(migrate(rig, "c1", "hosta", "--max-downtime", "3"), RUNS_AGAIN, "command-timeout")
+    with held(rig, "hostb", "criu", RESTORE):
+        error = failed(migrate(rig, "c1", "hosta", "--max-downtime", "10"), RUNS_AGAIN, "command-timeout")
     assert f"migrator migrate c1 -d {DESTINATION}" in str(error["cure"])
     guest("hosta")
     assert rig.sh("hostb", "ls /pool; ls -d /sys/fs/cgroup/lxc.*.c1", check=False).strip() == ""
@@ -244,8 +248,8 @@ def test_restore_fails(rig: Rig, guest: Callable[[str], None]) -> None:
 
 # Kills CRIU when it has made the container's tasks, in the moment before it lets them run.
 KILLS_CRIU = """#!/bin/sh
-case "$*" in *restore*) ;; *) exec criu.real "$@" ;; esac
-criu.real "$@" &
+case "$*" in *restore*) ;; *) exec REAL "$@" ;; esac
+REAL "$@" &
 until grep -qs memory.py /proc/[0-9]*/cmdline; do :; done
 kill -9 $!
 exit 1
@@ -257,13 +261,8 @@ def test_criu_is_killed_while_it_restores(rig: Rig, clean_hosts: CleanHosts) -> 
     clean_hosts.allow("snapshot")
     rig.guest("hosta", "c1", "memory", size=256)
     start = rig.probe("hosta", "c1")["start"]
-    rig.exec("hostb", "mv", "/usr/sbin/criu", "/usr/sbin/criu.real")
-    try:
-        rig.put("hostb", "/usr/sbin/criu", KILLS_CRIU)
-        rig.exec("hostb", "chmod", "755", "/usr/sbin/criu")
+    with instead_of(rig, "hostb", "criu", KILLS_CRIU):
         migrate(rig, "c1", "hosta", "--max-downtime", "20").expect(RUNS_AGAIN)
-    finally:
-        rig.exec("hostb", "mv", "/usr/sbin/criu.real", "/usr/sbin/criu")
     runs_only_on(rig, "hosta", start)
     left = rig.sh("hostb", "ps -eo args= | grep '[m]emory.py'; ls -d /pool/c1 /sys/fs/cgroup/lxc.*.c1", check=False)
     assert left == ""
@@ -272,27 +271,27 @@ def test_criu_is_killed_while_it_restores(rig: Rig, clean_hosts: CleanHosts) -> 
 # --- killed and interrupted -----------------------------------------------------------------------------------
 
 
-def kill_serve(rig: Rig) -> None:
-    rig.sh("hostb", "for p in /proc/[0-9]*; do tr '\\0' ' ' <$p/cmdline 2>/dev/null | grep -q 'migrator serve'"
-                    " && kill -9 ${p#/proc/}; done; true", check=False)
-
-
 def arrived(rig: Rig) -> int:
     return int(rig.sh("hostb", "stat -c %s /pool/.migrator/c1/*.spool/disk-1 2>/dev/null || echo 0"))
 
 
 @pytest.mark.parametrize("victim", ["source", "serve"])
 def test_killed_while_it_is_dumped(rig: Rig, guest: Callable[[str], None], victim: str) -> None:
-    with slow_criu(rig, "hosta", "dump", 3), rig.start("hosta", *ALL_AT_ONCE) as running:
-        wait_for(lambda: frozen(rig), "it is frozen")
+    with held(rig, "hosta", "criu", DUMP) as criu, rig.start("hosta", *ALL_AT_ONCE) as running:
+        criu.wait("CRIU has begun")
         if victim == "source":
             running.signal(9)
             running.wait()
             assert rig.status("hosta", "c1")["state"] == "dumping"
             assert rig.status("hosta", "c1")["next"] == "migrator resume c1"
-            rig.migrator("hosta", "resume", "c1").expect(0)
+            with rig.start("hosta", "migrator", "resume", "c1") as resuming:
+                wait_for(lambda: "was killed" in resuming.stderr, "it heals")
+                assert frozen(rig), "CRIU, which was left behind, has not let go yet"
+                criu.release()
+                resuming.wait().expect(0)
         else:  # what CRIU writes goes over a new connection
-            kill_serve(rig)
+            rig.kill_serve()
+            criu.release()
             assert len(events(running.wait().expect(0), "freeze")) == 1
     guest("hostb")
 
@@ -300,24 +299,26 @@ def test_killed_while_it_is_dumped(rig: Rig, guest: Callable[[str], None], victi
 @pytest.mark.parametrize("victim", ["source", "serve", "both"])
 def test_killed_while_it_is_restored(rig: Rig, guest: Callable[[str], None], victim: str) -> None:
     """After the hand-over. A source that lives rolls back or finishes by itself; else `resume` does what is right."""
-    with slow_criu(rig, "hostb", "restore", 3), rig.start("hosta", *ALL_AT_ONCE) as running:
-        wait_for(lambda: "lxc-checkpoint" in rig.sh("hostb", "ps ax"), "the restore has begun")
+
+    def healed() -> bool:  # the restore of a source that was killed still runs for a while, and has the lock
+        return rig.migrator("hosta", "resume", "c1").status == 0
+
+    with held(rig, "hostb", "criu", RESTORE) as criu, rig.start("hosta", *ALL_AT_ONCE) as running:
+        criu.wait("CRIU has begun")
         if victim != "serve":
             running.signal(9)
         if victim != "source":
-            kill_serve(rig)
+            rig.kill_serve()
+        if victim != "serve":
+            assert frozen(rig)
+            assert rig.status("hosta", "c1")["next"] == "migrator resume c1"
+        criu.release()
         outcome = running.wait()
     if victim == "serve":  # the restore may have succeeded without it, by the time the source asks
         if outcome.status:
             failed(outcome, RUNS_AGAIN, "connection-lost")
         guest("hosta" if outcome.status else "hostb")
         return
-    assert frozen(rig)
-    assert rig.status("hosta", "c1")["next"] == "migrator resume c1"
-
-    def healed() -> bool:  # the restore of a source that was killed still runs for a while, and has the lock
-        return rig.migrator("hosta", "resume", "c1").status == 0
-
     wait_for(healed, "resume has done it")
     guest("hostb")
 
@@ -327,13 +328,16 @@ def test_interrupted(rig: Rig, guest: Callable[[str], None], phase: str, number:
     """One Ctrl-C: the container runs on here, and nothing is left, unless it runs there by then."""
     if phase == "send":
         rig.exec("hosta", "dd", "if=/dev/urandom", "of=/pool/c1/rootfs/blob", "bs=1M", "count=48", "status=none")
-    begun = {"send": lambda: arrived(rig) > 8 << 20, "dump": lambda: frozen(rig),
-             "restore": lambda: "lxc-checkpoint" in rig.sh("hostb", "ps ax")}
-    host = "hostb" if phase == "restore" else "hosta"
-    command = [*ALL_AT_ONCE, "--bwlimit", "10M"]
-    with slow_criu(rig, host, phase, 3), rig.start("hosta", *command) as running:
-        wait_for(begun[phase], f"{phase} has begun")
+    host, when = {"send": ("hosta", "false"), "dump": ("hosta", DUMP), "restore": ("hostb", RESTORE)}[phase]
+    command = [*ALL_AT_ONCE, "--bwlimit", "3M"]
+    with held(rig, host, "criu", when) as criu, rig.start("hosta", *command) as running:
+        if phase == "send":
+            wait_for(lambda: arrived(rig) > 8 << 20, "some of it has arrived")
+        else:
+            criu.wait(f"{phase} has begun")
         running.signal(number)
+        wait_for(lambda: "Interrupted" in running.stderr, "it has heard it")
+        criu.release()
         outcome = running.wait()
     if phase == "restore":  # it cannot be called back once it is under way
         outcome.expect(0)
@@ -348,10 +352,10 @@ def test_interrupted(rig: Rig, guest: Callable[[str], None], phase: str, number:
 
 def test_interrupted_twice_ends_at_once(rig: Rig, guest: Callable[[str], None]) -> None:
     """The first is answered when CRIU has let go; the second leaves the container as it is, to `resume`."""
-    with slow_criu(rig, "hosta", "dump", 6), rig.start("hosta", *ALL_AT_ONCE) as running:
-        wait_for(lambda: "criu dump" in rig.sh("hosta", "ps ax"), "it waits for CRIU")
+    with held(rig, "hosta", "criu", DUMP) as criu, rig.start("hosta", *ALL_AT_ONCE) as running:
+        criu.wait("CRIU has begun")
         running.signal(2)
-        time.sleep(0.5)  # two at the same moment are one
+        wait_for(lambda: "Interrupted" in running.stderr, "it has heard the first")  # two at the same moment are one
         running.signal(2)
         assert running.wait().status != 0
         assert rig.status("hosta", "c1")["state"] == "dumping"

@@ -7,8 +7,9 @@ import shlex
 
 from tests.rig.conftest import CleanHosts
 from tests.rig.harness import DESTINATION, Rig, wait_for
-from tests.rig.test_failures import failed, slow_criu
-from tests.rig.test_migrate import ALL_AT_ONCE, kill_serve, migrate, other
+from tests.rig.held import RESTORE, held
+from tests.rig.test_failures import failed
+from tests.rig.test_migrate import ALL_AT_ONCE, migrate, other
 
 LIMIT = "cgroup.max.descendants"  # every cgroup of version 2 has it, whatever controllers there are
 
@@ -103,13 +104,13 @@ def test_killed_and_resumed(rig: Rig, clean_hosts: CleanHosts) -> None:
     clean_hosts.allow("snapshot")
     rig.guest("hosta", "c1", "tick", config=[f"lxc.cgroup2.{LIMIT} = 7"])
     start = rig.probe("hosta", "c1")["start"]
-    with slow_criu(rig, "hostb", "restore", 2), rig.start("hosta", *ALL_AT_ONCE, "--new-name", "c2") as running:
-        wait_for(lambda: "lxc-checkpoint" in rig.sh("hostb", "ps ax"), "the restore has begun")
+    with held(rig, "hostb", "criu", RESTORE) as criu, rig.start("hosta", *ALL_AT_ONCE, "--new-name", "c2") as running:
+        criu.wait("CRIU has begun")
         running.signal(9)
-        kill_serve(rig)
+        rig.kill_serve()
         running.wait()
-    for host, name in (("hosta", "c1"), ("hostb", "c2")):
-        assert rig.status(host, name)["next"] == f"migrator resume {name}"
+        for host, name in (("hosta", "c1"), ("hostb", "c2")):
+            assert rig.status(host, name)["next"] == f"migrator resume {name}"
     wait_for(lambda: rig.migrator("hostb", "resume", "c2").status == 0, "it has healed")
     assert rig.status("hosta", "c1")["state"] == "finished", "the source was told, by its container's name there"
     lives(rig, "hostb", "c2", start)

@@ -18,7 +18,7 @@ import pytest
 
 from tests.rig.harness import LXC_HOSTS, Rig, wait_for
 from tests.rig.nats import INITIATOR, RESPONDER, Nats, pair
-from tests.rig.test_migrate import arrived, events, kill_serve
+from tests.rig.test_migrate import arrived, events
 from tunnel.tunnel import BACK_LIMIT, HEAL_PUNCH
 
 NO_DROP = "no-input-drop"
@@ -279,7 +279,7 @@ def test_migrate_goes_on_through_a_new_tunnel(nats: Nats, guest: str) -> None:
     command = ("migrator", "migrate", guest, "-d", f"peer:{RESPONDER}", "--json", "--bwlimit", "10M")
     with rig.start(INITIATOR, *command) as running:
         wait_for(lambda: arrived(rig) > 12 << 20, "some of it has arrived")
-        kill_serve(rig)
+        rig.kill_serve()
         outcome = running.wait(120).expect(0)
     assert len(events(outcome, "waiting")) == len(events(outcome, "reconnected")) == 1
     assert int(str(events(outcome, "round")[0]["resumed_bytes"])) >= 8 << 20
