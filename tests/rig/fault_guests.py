@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from tests.rig.harness import LXC_HOSTS, Rig
 
-PF_EXITING = 0x4  # include/linux/sched.h
+PF_EXITING, PF_SIGNALED = 0x4, 0x400  # include/linux/sched.h
 SIGKILL_BIT = 1 << (signal.SIGKILL - 1)
 
 
@@ -67,7 +67,8 @@ class Look:
             found = (self._cgroups[0] / f"lxc.payload.{guest.name}" / "cgroup.procs").read_text().split()
         except OSError:
             return False
-        return any(_lives(pid) for pid in found)
+        # Who looks may have been held up between the two: the destination's may have ended before the source's began.
+        return any(_lives(pid) for pid in found) and self.at(guest)[1] == "runs"
 
     @staticmethod
     def _on(cgroup: Path, name: str) -> str:
@@ -111,7 +112,7 @@ def _lives(pid: str) -> bool:
     except OSError:
         return False
     pending = [int(line.split()[1], 16) for line in status.splitlines() if line.startswith(("SigPnd", "ShdPnd"))]
-    return not flags & PF_EXITING and not any(each & SIGKILL_BIT for each in pending)
+    return not flags & (PF_EXITING | PF_SIGNALED) and not any(each & SIGKILL_BIT for each in pending)
 
 
 _PROBE = """

@@ -10,7 +10,7 @@ from tests.rig.harness import LXC_HOSTS, Rig, wait_for
 
 SOURCE, DESTINATION = LXC_HOSTS
 SHORT_CUT = 5.0  # seconds
-PATIENCE = "4"  # seconds of --timeout, where a test has to wait until it is over
+PATIENCE = "8"  # seconds of --timeout, where a test has to wait until it is over
 
 _SIGNAL = """for folder in /proc/[0-9]*; do
     [ "$(cat $folder/comm 2>/dev/null)" != migrator ] || kill -{number} ${{folder#/proc/}} 2>/dev/null

@@ -58,7 +58,7 @@ def steps_of(rig: Rig) -> list[Step]:
 def hooked(rig: Rig) -> Iterator[None]:
     """Both hosts' migrators can be held; the client's kernel asks often, and for long, for a guest that is away."""
     site = "/opt/migrator/venv/lib/python3*/site-packages"
-    sysctls = {"net.ipv4.tcp_rto_max_ms": "1000", "net.ipv4.tcp_retries2": "250"}
+    sysctls = {"net.ipv4.tcp_rto_max_ms": "2000", "net.ipv4.tcp_retries2": "250"}
     before = {key: rig.exec("client", "sysctl", "-n", key).stdout.strip() for key in sysctls}
     try:
         for key, value in sysctls.items():

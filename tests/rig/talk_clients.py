@@ -18,7 +18,7 @@ from pathlib import Path
 
 PORT = 7
 PAUSE = 0.3  # seconds between an answer and the next request
-CONNECT_LIMIT = 10.0
+CONNECT_LIMIT = 60.0
 
 
 class Client:
@@ -31,7 +31,7 @@ class Client:
         self._waiting = False
         self._due = 0.0
         self._received = b""
-        self.socket = socket.create_connection((address, PORT), CONNECT_LIMIT)
+        self.socket = _connected(address)
         self.socket.setblocking(False)
 
     def ask(self) -> None:
@@ -53,6 +53,18 @@ class Client:
                 raise ValueError(f"a wrong answer to request {wanted}: {self._received!r}")
             self.answers, self._word, self._received, self._waiting = wanted, word, b"", False
             self._due = time.monotonic() + PAUSE
+
+
+def _connected(address: str) -> socket.socket:
+    """The guest has only just been started: it refuses until its service listens."""
+    end = time.monotonic() + CONNECT_LIMIT
+    while True:
+        try:
+            return socket.create_connection((address, PORT), CONNECT_LIMIT)
+        except OSError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.05)
 
 
 def main() -> None:

@@ -37,6 +37,7 @@ def columns() -> Columns:
     return {}
 
 
+@pytest.mark.timeout(1800)  # faults.py has limits of its own
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: str(fault.name).replace(" ", "-"))
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_fault(rig: Rig, clean_hosts: CleanHosts, steps: list[Step], columns: Columns, fault: Fault,
