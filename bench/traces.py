@@ -101,7 +101,11 @@ def files(folders: Iterable[Path]) -> int:
 def size(paths: Iterable[Path]) -> int:
     """Add up the bytes of these files and of what lies below these folders."""
     found = (path for start in paths for path in ([start] if start.is_file() else start.rglob("*")))
-    return sum(path.stat().st_size for path in found if path.is_file())
+    total = 0
+    for path in found:
+        with contextlib.suppress(FileNotFoundError):  # it has just been removed
+            total += path.stat().st_size if path.is_file() else 0
+    return total
 
 
 def rows(table: str) -> int:
@@ -149,7 +153,11 @@ def payload(name: str) -> list[int]:
 
 def open_files(pids: Iterable[int]) -> int:
     """Count the file descriptors of these processes."""
-    return sum(len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in pids)
+    found = 0
+    for pid in pids:
+        with contextlib.suppress(FileNotFoundError):  # it has just ended
+            found += len(list(Path(f"/proc/{pid}/fd").iterdir()))
+    return found
 
 
 def resident(pids: Iterable[int]) -> int:
