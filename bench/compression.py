@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Whether compressing what is sent shortens the time frozen: a container is moved to and fro, with and without.
 
     python -m bench.compression [--rounds N] [--mbit N] [--mebibytes N] [--json]

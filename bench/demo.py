@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """`make demo`: a running container leaves one host and carries on on another, its client still connected.
 
 Two hosts are made on this machine (vagrant/rig). One runs a Redis server in a container; an outside client increments

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The second half of `make demo`: the same move between two hosts that are both behind NAT.
 
 They are paired once, by a code that one host shows and the other is given. Then the container moves through a tunnel

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The demo's hosts: the two-host rig under the demo's own name, and commands in it shown as one would see them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """How fast data gets from one host to the other: migrator's transfer against the `ssh` program with a pipe.
 
     python -m bench.transfer [--mib N] [--kind KIND] [--json]

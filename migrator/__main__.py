@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Entry point: signals, the command line, and every exception turned into an exit status in one place."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Which command comes next, written out so that it can be pasted, and on which host."""
 
 from __future__ import annotations

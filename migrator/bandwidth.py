@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """How fast the way to the other host is, measured before anything else has gone over it.
 
 Requests of growing length are timed, until one takes long enough to tell; what it took to ask nothing is taken off. A

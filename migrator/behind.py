@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The import behind a transfer: `btrfs receive` reads a spooled stream while it still arrives.
 
 It runs in a thread of the process that receives the stream; whoever needs the subvolume waits for it there. The spool

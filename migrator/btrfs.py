@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Subvolumes and their streams: pybtrfs for the first, `btrfs send | btrfs receive` for the second.
 
 pybtrfs is imported only when a subvolume is looked at. Its errors carry no path, so ours do.

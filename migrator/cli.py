@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The command line: one parser made from the stages, and how results are shown."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A container's configuration file: carried to the other host, rewritten for it, and fenced against start.
 
 Pure functions of text where possible. The file's own order and comments are kept (lxc.container.conf(5)).

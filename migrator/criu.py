@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """CRIU: the dump, driven directly, and what its logs say.
 
 `lxc-checkpoint` cannot dump a container that was itself restored (lxc#4643), so the dump goes without it; the restore

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What `-d` takes: where a container is to go.
 
     [user@]host[:port]          a host that SSH reaches; an IPv6 address stands in brackets

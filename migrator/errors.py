@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Every error that a user can meet: a class each, with its message, its cure and its exit status.
 
 The docstring of a class is its message and `cure` tells what to do; both are filled in with the fields that the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The format of what goes over a stream: the greeting, and frames.
 
 Each side first sends a greeting: the magic, the protocol's version and a JSON object with

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A file that is read to be sent while a program still writes it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What `migrator resume` does where a migration was broken off, as functions of what is known; without I/O.
 
 The model in tests/migrator/ runs these very functions. `stages.heal` acts on them.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Who works on a container at this moment: the process that has its lock, and how far it says it has come.
 
 The lock file holds `PID STARTED COMMAND` on its first line, and on the second what `publish` was told, as JSON.

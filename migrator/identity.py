@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Which container a copy is of: it may have had another name on each host that it has been on.
 
 A container's *origin* is the id of its first migration. It travels along with each later one, so that a host which a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The journal: what this host knows of each migration, written before a step is taken and after its outcome.
 
 One SQLite file a host with full synchronisation: when a state or a note is recorded, it has survived a power cut

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """known_hosts files (sshd(8), SSH_KNOWN_HOSTS FILE FORMAT): who is known by which key.
 
 Host certificates are not checked: lines marked @cert-authority are passed over.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Where a migration's things lie on a host. Every name carries the migration's id, so that several run side by side.
 
     LXCPATH/.migrator/NAME/ID.N          read-only snapshot of round N, or what was received of it

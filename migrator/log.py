@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What a command says while it works: to stderr, so that stdout stays for data.
 
 Plain lines, colour only on a terminal that wants it (NO_COLOR), and JSON lines with `--json`.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A container on this host, through python3-lxc, and the cgroup that its processes live in.
 
 python3-lxc comes with the distribution and is imported only when a container is looked at.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Names that come from a command line or from the other host, before any of them becomes part of a path."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A container's network on its host: unplugged while frozen, plugged in again at a rollback, announced after a restore.
 
 A frozen container's kernel still answers: it acknowledges data that then lies in the receive queue of a socket whose

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Moving a container without its memory: how it is stopped on one host and started on the other.
 
 For what CRIU cannot dump. The disk travels as ever; processes end on the source and start anew on the destination.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The work behind `migrator peer invite`, `join` and `add`: what `tunnel` offers, brought to a command line."""
 
 from __future__ import annotations

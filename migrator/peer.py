@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The other host as the source sees it: a connection to the `migrator serve` that runs there."""
 
 from __future__ import annotations

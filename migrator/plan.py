@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What a migration in one go is going to do: how many rounds, and how long the container will be frozen. No I/O."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Progress of a transfer: a line with rate and time left on a terminal, JSON lines with --json; and for `status`."""
 
 from __future__ import annotations

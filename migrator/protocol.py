@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What two migrators say to each other, over any byte stream. `migrator.frames` has the format.
 
 One side calls, the other serves. A request has an id and is answered by exactly one reply or error with the same id. A

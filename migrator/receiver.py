@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The receiving end of a transfer: frames become files.
 
 Three threads, so that network, processor and disk work at once: the caller's reads frames; one decompresses, checks

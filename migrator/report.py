@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """How figures and tables are shown to people."""
 
 from __future__ import annotations

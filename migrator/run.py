@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The one way to start a program.
 
 Argument lists and never a shell, stdin closed unless a file is given, a minimal environment, a time limit, and a

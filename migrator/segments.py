@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The segments of a stream, and the index file that holds their digests.
 
 A stream is cut in segments of SEGMENT_MAX raw bytes (the last one may be shorter), each with its BLAKE3 digest. The

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The destination's end of a connection: what `migrator serve` keeps while it answers one source.
 
 The answers themselves stand in `stages/`, beside the stage that asks for them.

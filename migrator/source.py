@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What a transfer sends: files read, cut into segments, compressed where it pays, made into frames."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The destination's spool: streams that arrive, wait, are checked and used.
 
 A stream is a plain file, just as it was sent, with its index beside it (`migrator.segments`): btrfs and CRIU read it

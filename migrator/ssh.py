@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """SSH through paramiko: connect as the `ssh` command would with BatchMode, and run a program there as a byte stream.
 
 Nothing is ever asked. A host is believed only by a key that known_hosts has for it. paramiko is imported when a

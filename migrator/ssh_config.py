@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What ~/.ssh/config and /etc/ssh/ssh_config say about a host, and the one place that imports paramiko."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Host keys and logins: whom to believe, and what to show who we are."""
 
 from __future__ import annotations

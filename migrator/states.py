@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The two state machines of a migration, one on each host, as data and without I/O.
 
 `docs/states.md` explains them. The program moves only through `after`; a stage asks `decide` whether it may run.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Byte streams that the protocol runs over: what they promise, and the one made of file descriptors.
 
 `migrator.ssh` has another, made of an SSH channel.

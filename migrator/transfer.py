@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The sending end of a transfer.
 
 Three threads, so that reading, processor and network work at once: one makes frames (`migrator.source`), one sends

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A byte stream to a paired peer, through a tunnel that stands for as long as the stream is open.
 
 The tunnel lives in an event loop on a thread of its own: its echo, its watch and a relay by TCP go on while the

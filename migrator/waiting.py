@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The agent: what a host behind NAT answers paired peers with. `stages.agent` is its command line."""
 
 from __future__ import annotations

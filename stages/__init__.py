@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """One module a command: its arguments, its work on this host, its answers on the other host, and its undo.
 
 A module has NAME, HELP, a docstring that is its description, `add_arguments(parser)` and `run(args)`; the stages that

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Stop the migration of a container from another terminal, and let the container run on here.
 
 Whoever works on it is asked to stop, as by Ctrl-C, and this command waits until it has; then, if anything is left to

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Wait for paired hosts that want to move containers here, over an outbound connection to the rendezvous.
 
 This is what a host behind NAT runs so that `-d peer:NAME` reaches it: as a service (systemctl enable --now

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """How a destination asks its source, and has it act: the one way round in which a destination connects.
 
 A source whose administrator has given this host up for lost runs the container again, and says so to whoever asks.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Compare both hosts and the container: will the move work, and if not, what is the cure?
 
 Nothing is changed. Without -d only this host and the container are looked at. The exit status is 0 when all is ready,

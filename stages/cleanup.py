@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Remove what migrations have left on this host.
 
 Without a name: the remains of attempts that were rolled back or abandoned, and of commands that were killed. With a

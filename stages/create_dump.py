@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Freeze the container, dump its memory, and send that with what has changed on its disk since the last round.
 
 Memory and disk are of one instant: the snapshot is made and the memory dumped while the container is frozen and off

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The driver of `migrator migrate` and `migrator resume`: step by step, as the states of both hosts have it.
 
 Each step is a stage's own function, called over one connection. When one fails, the container shall run where it may:

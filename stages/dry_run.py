@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """`migrator migrate --dry-run`: the commands of all stages that are left, in their order, each with its host.
 
 They come from the functions that the stages' own --dry-run uses. A stage describes itself by its migration's record. As

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The memory of a container, dumped while it is frozen and off its network, and sent with the last disk changes."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """End a migration that has succeeded: the source's frozen copy is ended, kept on disk, and fenced against start.
 
 First the destination must confirm that the container runs there. The copy's network is taken away before its processes

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A rollback without the destination's word, for a destination that is lost for good."""
 
 from __future__ import annotations

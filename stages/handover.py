@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """From the moment that the container stands still to the one that the destination has it: what all ways have in common.
 
 Disk, and memory where it comes along, are taken of one instant and sent, the copy here is fenced, the token is offered.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What `migrator resume` does on either host, and for every unfinished migration of a host, as at boot.
 
 `migrator.healing` has the decisions; the model in tests/migrator/ tries them all.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Turn what has arrived on this host into a stopped container.
 
 The stream is checked segment by segment against its digests and received into a read-only subvolume, and the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Move a running container to another host in one go: all stages one after the other, over one connection.
 
 Both hosts and the container are compared. The disk is sent while the container runs, and imported on the destination

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The offer of the ownership token to the destination, and the way back where it was not made or not taken."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Pair with other hosts, and show, rename or remove those that this host is paired with.
 
 Pairing is done once. `migrator peer invite --name HOSTB` prints a code and waits; on the other host

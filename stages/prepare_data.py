@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Send a full copy of a running container's disk, or what has changed since the last round.
 
 A read-only snapshot is made while the container runs on, and sent into the destination's spool. When an earlier copy

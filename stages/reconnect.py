@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The driver's connection to the destination: what counts as lost, how long it is waited for, and made anew.
 
 A transfer goes on where the last acknowledged segment ended; the driver asks for the state of the destination again

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Run a rendezvous: the public service through which hosts behind NAT find each other.
 
 It passes on sealed messages between peers, tells them their public addresses (on two UDP ports), and with `--relay`

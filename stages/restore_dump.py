@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Let the container run on here: apply the last disk changes and restore its memory.
 
 Everything that has arrived is checked against its digests first. The container runs from a writable snapshot, under a

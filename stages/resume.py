@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Carry on a migration that was broken off, wherever it stands: forward, unless the destination has given it up.
 
 On the source it takes the stages that are left, as `migrator migrate` would, over one connection. On the destination it

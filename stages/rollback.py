@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Give a migration up: the container runs on on the source as if nothing had happened.
 
 The destination first records, for good, that it will never let this attempt run; then the source thaws the container,

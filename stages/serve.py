@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Answer a source on stdin and stdout. Started by the other host through ssh; not meant to be typed."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Show the migrations that this host takes or took part in: where each stands, who owns it, and what comes next."""
 
 from __future__ import annotations

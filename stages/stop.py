@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A container that moves without its memory: stopped in order, and what has changed on its disk sent."""
 
 from __future__ import annotations

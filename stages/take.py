@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The destination's part in handing the ownership token over: a dump begins, is dropped, and the token is taken.
 
 The requests carry the number of the dump that they are about, so that one which arrives late, from a connection that

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Look at the way to a paired peer: what path there is and why, how long it takes, how much it carries.
 
 `ping` and `bench` make a tunnel as a migration would, measure it and take it down; `status` shows the tunnels that

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Wait until the migration of a container has ended, or until nobody works on it any more.
 
 Each change of state is told on stderr. The exit status is 0 when the container has moved, 33 when the migration was

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What the documents claim about the program is so."""
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ import pytest
 
 TREE = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
+TAG = "# SPDX-License-Identifier: GPL-2.0-or-later"
 
 
 def sources() -> list[Path]:
@@ -54,6 +55,13 @@ def test_mypy() -> None:
 @pytest.mark.parametrize("path", shell_scripts(), ids=lambda path: str(path.relative_to(TREE)))
 def test_shellcheck(path: Path) -> None:
     check("shellcheck", path)
+
+
+def test_each_program_names_its_licence() -> None:
+    """By the tag that REUSE and SPDX have for it, as the first comment."""
+    programs = [*(path for path in sources() if path.suffix == ".py" and path.stat().st_size), *shell_scripts()]
+    without = [path for path in programs if TAG not in path.read_text().splitlines()[:2]]
+    assert len(programs) > 200 and not without
 
 
 def test_shell_scripts_are_found() -> None:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What goes into the punching state machine and what comes out of it."""
 
 from __future__ import annotations

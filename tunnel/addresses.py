@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A session's names and numbers inside its tunnel, which both sides derive from the session's id alone."""
 
 from __future__ import annotations

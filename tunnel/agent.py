@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The side that waits: answers paired peers' offers and serves their sessions, each in a task of its own."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Birthday probing: a symmetric NAT's many mappings against guesses at their ports. Pure; `tunnel.punch` runs it.
 
 A symmetric NAT gives each socket another port towards the peer, and nobody can say which. So that side opens many

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Addresses that a peer may be reached at: this host's own, found out, and the peer's, filtered.
 
 Whatever a peer sends could be somebody else's address: what is probed is capped in number, and what no peer can have is

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Sealed messages between the two sides of one session, over whatever connection to a rendezvous there is now.
 
 What is forged, replayed, reflected or malformed is reported and otherwise ignored: a rendezvous that tampers can only

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """One-time codes such as `7-velvet-harbor`: a nameplate, which is public, and words, which are the secret.
 
 Two words carry 18 bits. That is little for a password and enough for one that can be tried once: whoever guesses wins

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The tunnel's configuration: which rendezvous servers there are, and which certificates they have."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Small questions and answers through a tunnel: one UDP socket asks, and answers what the peer asks.
 
 A datagram is a header (magic, kind u8, three zero bytes, number u64, big-endian) and what its kind adds:

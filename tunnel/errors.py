@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The form of every error that a user can meet, and the errors of the tunnel.
 
 The docstring of a class is its message and `cure` tells what to do; both are filled in with the fields that the error

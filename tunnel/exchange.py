@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Pairing over a channel that is safe already, such as SSH: two questions and their answers.
 
     identify  nonce                                 -> identity, signature over the nonce, rendezvous

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The tunnel's own small files: where they lie, and reading and writing them so that nobody else gets in."""
 
 from __future__ import annotations

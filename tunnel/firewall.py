@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What may come out of a session's tunnel: an nftables table of its own, in which everything else is dropped.
 
 The peer is authenticated, yet all that it needs of this host is one TCP port, the echo and ICMPv6; and nobody else

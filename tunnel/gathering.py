@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Finding out where this host can be reached: its own addresses, what reflectors see, and what NAT that means."""
 
 from __future__ import annotations

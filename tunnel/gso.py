@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Many UDP datagrams in one system call (udp(7): UDP_GRO to receive, UDP_SEGMENT to send)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """How good a tunnel's path is, and noticing within about a second that it is dead.
 
 An echo that comes back has gone both ways, so each side watches the whole path on its own.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """How far a packet must go to be behind this host's own NATs: a short traceroute (ip(7): IP_RECVERR).
 
 A punch's first packet should open all NATs on this side and die before it meets one on the peer's.

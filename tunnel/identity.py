@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A host's identity: an Ed25519 key that signs and an X25519 key that offers are sealed to.
 
 Both are made at first use and lie in one file. Peers pin both public keys together; a hash over the two names the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A session's network interface: WireGuard, its addresses and route, and a firewall around it.
 
 `up` makes it, `Interface.close` removes it; `leftovers.sweep` removes it when neither had the chance. The order of `up`

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The keys of one session: all fresh, all forgotten with it.
 
 Each side makes a WireGuard key pair and an ephemeral X25519 pair, and sends both public keys in its sealed offer. From

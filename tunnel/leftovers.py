@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What a tunnel has put into this host: written down before it is made, and removed whoever is still alive to do it.
 
 Each tunnel has a record, /run/migrator/tunnel/SESSION.json. It names the process that owns the tunnel; once that has

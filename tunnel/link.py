@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """One WebSocket to a rendezvous: TLS, the pinned certificate, and messages that are JSON objects.
 
 What both ends must agree on stands here too: the version, the sizes, and what a peer signs to present itself.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Pairing over a rendezvous: a nameplate is opened or visited, and `pairing` does the rest with what comes and goes."""
 
 from __future__ import annotations

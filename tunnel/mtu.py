@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The tunnel's MTU: what is left of the path's once WireGuard and UDP have taken theirs.
 
 WireGuard over IPv4 adds 60 bytes to a packet, over IPv6 80. 1280 is the least that IPv6 works with; if a path has not

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What kind of NAT this host is behind, from what reflectors saw. Pure.
 
 Only the mapping matters here (RFC 4787 section 4.1), and only that can be told from two reflectors: whom a NAT lets in

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What pyroute2 needs of its callers."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Tell systemd how a service stands: sd_notify(3), without its library."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What peers tell each other inside sealed offers, as JSON objects; strictly read.
 
 | type      | sender    | more                                              | says                                   |

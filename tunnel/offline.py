@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Pairing without any server: an invitation and its answer, carried by people as two words of text.
 
     invitation  MI1.….  inviter's identity, one-time secret (16 bytes), its rendezvous servers; signed

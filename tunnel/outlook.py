@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What two NATs let one expect of each other: how to look for a direct path, for how long, and how to say it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Pairing as a state machine: two hosts that share a code learn each other's identity. No input or output here.
 
     joiner  -> inviter   pake

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The hosts that this one is paired with: a text file, one line a peer, in the manner of known_hosts.
 
     NAME  mi1:IDENTITY  SECONDS-SINCE-1970  RENDEZVOUS,RENDEZVOUS (or -)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The UDP sockets that a punch uses: one random port, over IPv4 and IPv6, and more for birthday probing."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Runs the punching state machine on real sockets, and the relay beside it."""
 
 from __future__ import annotations

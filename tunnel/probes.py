@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The datagrams that two peers punch with: how they are made, proved and told from replays. Pure functions.
 
     "MGP1" | type u8 | role u8 | sequence u64 | echo u64 | MAC 16

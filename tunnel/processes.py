@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Processes by pid and start time, which no other process ever has, and short-lived programs."""
 
 from __future__ import annotations

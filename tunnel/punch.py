@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """How two peers find a path through both their NATs: a state machine without I/O. The table stands at the end.
 
 Both sides run it with the same probe key. What comes in are datagrams, time, and word of what was asked for; what goes

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Sends and receives on a UDP port that WireGuard holds: to punch again under a live interface.
 
 A raw socket (raw(7), ipv6(7)) may send from any port, and gets a copy of what comes to it; a filter in the kernel

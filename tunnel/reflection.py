@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What a UDP reflector is asked and answers: from which address and port a datagram came.
 
 The format is our own, not STUN (RFC 8489): the request is longer than the answer, so that a reflector amplifies nothing

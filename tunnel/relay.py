@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """This host's end of a relay: the token, joining by UDP, and the way by TCP where no UDP gets out.
 
 By UDP nothing stands between WireGuard and the relay: the relay knows an end by the address that it joined from, so a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The way to a relay by TCP, and the local proxy through which WireGuard uses it.
 
 WireGuard speaks UDP only: its endpoint becomes a socket on 127.0.0.1, whose datagrams go to the relay, each behind its

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What is said to a relay before it forwards: tokens and the exchange that proves them. Pure functions, both sides.
 
 The rendezvous hands each end of a session a *token*: a claim that anybody may see, and a key that only that end and the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Offers, signed by one identity and sealed to another, so that a rendezvous can pass them on and do nothing else.
 
     "MGS1" | ephemeral X25519 key (32) | direction (8) | ChaCha20-Poly1305 of: signature (64) | header (33) | JSON body

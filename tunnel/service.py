@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A TCP connection inside the tunnel to what the responder serves, for who knows the session's secret.
 
 Any local user of either host can reach a tunnel address. So both sides prove, each with a MAC over both sides' random

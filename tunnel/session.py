@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A session, from the first offer to a tunnel that carries something. The side that waits is in `tunnel.agent`."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A peer's connection to a rendezvous: ring a peer, pass sealed offers, and wait for being rung.
 
 The rendezvous is not trusted: who a message is from is its claim, until `seal.Opener` has proved it.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What the tunnels of this host are like now, for `migrator tunnel status`: a file each, written by their owners."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A tunnel that stands: its interface, the watch over its path, and healing it.
 
 The initiator decides: it notices that the path is dead, tells the peer through the rendezvous, and both punch again

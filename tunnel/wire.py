@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Strict reading of what comes from the wire: sizes first, then types; one error for all that does not fit."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The words that codes are made of: 512, so that each carries nine bits.
 
 Common English words of four to nine letters, chosen by hand to be told apart on a bad telephone line: no two differ by

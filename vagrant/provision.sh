@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: GPL-2.0-or-later
 # Sets a host of the two-host rig up. One script for both rigs: vagrant/rig calls single phases of it while it builds and
 # starts its namespaces, the Vagrantfile calls `provision.sh all` in a real virtual machine.
 #

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What every check of the preflight is given, and words that several of them need."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Will this container survive the move? A pure function from facts to findings.
 
     findings = find(source, destination, container, options)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Settings that hold on one host only: security modules, user ids, hooks, included files."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The container's mounts: what CRIU refuses, and what must exist on the destination."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The container's network: what CRIU can carry over, and whether the destination has the place free for it."""
 
 from __future__ import annotations

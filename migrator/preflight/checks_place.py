@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Whether the destination has a place for the container: its name, its disk, its memory, its time."""
 
 from __future__ import annotations

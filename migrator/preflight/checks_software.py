@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Kernel, processor, CRIU, LXC and the other programs of both hosts."""
 
 from __future__ import annotations

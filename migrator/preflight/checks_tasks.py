@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What the container's processes have that CRIU cannot dump."""
 
 from __future__ import annotations

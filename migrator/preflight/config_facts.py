@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What a container's configuration says that matters for a move, read from the file's text (lxc.container.conf(5)).
 
 No liblxc: the neighbours of the container on the other host are read the same way, and tests need no LXC.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The facts about a running container that decide whether, and how, it can be moved. Gathered on the source.
 
 `quick` facts take some hundredths of a second and are gathered again right before the freeze; `full` ones add what

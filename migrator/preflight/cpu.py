@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What a program may find out about the processor, and whether another processor has it too.
 
 A process that was restored goes on using the instructions that it chose at its start (the C library picks its

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What CRIU says about this host: its version, `criu check`, the features we use, and the processor.
 
 Asking takes half a second, so the answers are kept until the next boot or the next CRIU.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Findings: what stands in a move's way, how bad it is, and what to do about it.
 
 Each kind of finding is a `Code`, defined beside the check that reports it; docs/findings.md is made from them.

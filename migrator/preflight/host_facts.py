@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The facts about a host that decide whether a container can leave it or come to it.
 
 Gathered on both hosts; the destination's come over the wire and are read with `record`. What the destination

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What is mounted in a container, and which of it CRIU takes along, takes from the host, or cannot handle.
 
 The classes follow CRIU's own decisions (validate_mounts, resolve_external_mounts and find_best_external_match in

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Network interfaces, their addresses, and who is seen on the links: of this host, or of a container.
 
 `ip` in its JSON form, because it is one quick program; pyroute2 takes longer to import than all facts to gather.

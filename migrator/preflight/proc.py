@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Files of /proc that the facts about processes are read from (proc(5)).
 
 A process may end while it is looked at: then there is nothing to read, and that is no error.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Frozen dataclasses to plain data and back, for facts that come from the other host.
 
 `load` trusts nothing: each value must have the type that the field declares, text and lists have limits, and the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What the processes of a container hold, as far as it decides whether CRIU can dump them: read from /proc.
 
 Processes come and go while we read; what has vanished is left out. Each thing that was seen is a `Note`, and things

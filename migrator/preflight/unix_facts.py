@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Which UNIX sockets of a network namespace are connected with which: asked of the kernel by netlink (sock_diag(7)).
 
 /proc/net/unix does not tell a socket's peer, and a socket whose peer is a process of the host (through a folder bound

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Which files a process watches with inotify or fanotify, found as CRIU finds them.
 
 /proc/PID/fdinfo/FD has a watch's inode as a file handle (proc_pid_fdinfo(5)). CRIU opens the handle on a mount of the

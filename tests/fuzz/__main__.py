@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Fuzz what reads from the wire, guided by coverage.
 
     pip install atheris

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Everything that reads bytes from the wire, each as a function that must take any bytes without a surprise.
 
 An error that the parser documents is caught here; whatever else comes out is a finding.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Every parser of wire data under random bytes, and under JSON objects that look like messages."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The search through every world of `tests.migrator.model`, and the table of what it has seen (docs/model.md).
 
 `python -m tests.migrator.explorer` prints that page; with `--dumps N` it looks at more attempts than the tests do.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A real sshd on the loopback interface, for the user who runs it, with a home directory of its own."""
 
 from __future__ import annotations

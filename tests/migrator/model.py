@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Both hosts together, as a model that `tests.migrator.explorer` searches completely.
 
 It moves by the very functions of `migrator.states` that the program moves by, and knows beside them which records are

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """How fast the way is: on a link that carries so much, and on one that is limited by nothing but this machine."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The import behind a transfer: a stream is read while it arrives, and one that breaks off is never taken for whole."""
 
 from __future__ import annotations

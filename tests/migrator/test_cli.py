@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The command line: what it takes, what it answers, and how every failure ends."""
 
 from __future__ import annotations

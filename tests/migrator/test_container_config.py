@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A configuration on its way to another host, and the fence around a copy that must not be started."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """CRIU's command line, its logs, and the processes that it leaves behind."""
 
 from __future__ import annotations

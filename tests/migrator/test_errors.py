@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Every error a user can meet: a message, a cure, a number of its own, and the way over the wire and back."""
 
 from __future__ import annotations

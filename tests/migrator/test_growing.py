@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Reading a file while it is written."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Who has the lock on a container: found out without disturbing it, and stopped only if it is the right process."""
 
 from __future__ import annotations

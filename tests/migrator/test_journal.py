@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The journal keeps what it has been told, whatever happens to who told it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Whom known_hosts vouches for."""
 
 from __future__ import annotations

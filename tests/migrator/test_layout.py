@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Where a migration's things lie, and the lock that keeps commands off each other's containers."""
 
 from __future__ import annotations

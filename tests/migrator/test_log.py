@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What is said while a command works, and where."""
 
 from __future__ import annotations

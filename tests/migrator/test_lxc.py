@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Containers and cgroups: what is read from texts, and what is done to a cgroup's files."""
 
 from __future__ import annotations

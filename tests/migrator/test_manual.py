@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The man page, the completion and docs/errors.md say what the program does."""
 
 from __future__ import annotations

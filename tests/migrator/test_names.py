@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What may become part of a path, and what may not."""
 
 from __future__ import annotations

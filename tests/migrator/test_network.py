@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Announcements as data: built, and parsed back by the rules of the protocols."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Greetings, calls and frames; and what does not look like them."""
 
 from __future__ import annotations

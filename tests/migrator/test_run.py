@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """How programs are started, and how their failures look."""
 
 from __future__ import annotations

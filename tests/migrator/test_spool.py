@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What lies in a spool: names, the index, checking and repairing, space; and a receiver that is sent nonsense."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """SSH against a real sshd: whom we believe, whom it lets in, and how a program there is talked to."""
 
 from __future__ import annotations

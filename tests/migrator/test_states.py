@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The state machines as data, and both of them together: everything that can happen is tried (docs/model.md)."""
 
 from __future__ import annotations

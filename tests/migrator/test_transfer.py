@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Files sent from one end to the other: whole, cut and resumed, damaged, given up, held back."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The thread that a command's tunnel lives in, and the stream through it; the tunnel is a fake."""
 
 from __future__ import annotations

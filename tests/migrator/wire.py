@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Two ends of a connection in one process, and streams that break in chosen ways."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Whoever does not own the container does not start it: not by hand, and not at boot after a crash."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """docs/json.md and the commands agree on every key."""
 
 from __future__ import annotations

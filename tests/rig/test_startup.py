@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Two separate commands lie between freeze and thaw: how long one takes to start is downtime."""
 
 from __future__ import annotations

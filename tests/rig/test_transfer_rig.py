@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Transfers into file systems that really are full. Needs root, but not the two hosts."""
 
 from __future__ import annotations

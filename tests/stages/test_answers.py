@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What a destination answers, asked directly: in order, out of order, and by a source that lies."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What a host knows after a crash, and when a rollback can be forced."""
 
 from __future__ import annotations

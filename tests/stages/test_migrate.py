@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The pure parts of migrate and resume: when rounds stop, what is predicted, what options a resume takes."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The model of the destination does what its handlers do: both are asked the same, in any order, side by side."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Parts of stages that can be looked at without two hosts."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """`migrator peer` and `migrator rendezvous` as programs: what they print, how they end, and that they keep secrets."""
 
 from __future__ import annotations

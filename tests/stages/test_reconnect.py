@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What counts as a lost connection, how long the next one is waited for, and that each is told once."""
 
 from __future__ import annotations

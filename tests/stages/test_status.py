@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What `migrator status` shows, and the commands that it advises."""
 
 from __future__ import annotations

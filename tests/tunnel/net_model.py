@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A tiny model of a network: two hosts behind NATs, one router between these, a relay, and an attacker who sees it all.
 
 Time is simulated; what is lost, doubled and late is decided by a seeded random number generator.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A rendezvous on loopback, in the test's own event loop."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """An event loop that does not see when the machine stands still: of such a pause only a moment counts.
 
 Client, server and network of these tests are one process, so a pause holds up all of them; without this their time

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A rendezvous that lies, and strangers: they gain nothing, and what they try is reported."""
 
 from __future__ import annotations

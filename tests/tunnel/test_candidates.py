@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What may be probed of what a peer sends, and what this host offers of itself."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Codes and the words they are made of."""
 
 from __future__ import annotations

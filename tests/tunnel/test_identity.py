@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Identities: made once, kept to their owner, told apart by their fingerprints."""
 
 from __future__ import annotations

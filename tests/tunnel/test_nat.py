@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What reflectors saw, and what NAT that means; and what two NATs let expect."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Pairing by copy and paste, and over a channel that is safe already."""
 
 from __future__ import annotations

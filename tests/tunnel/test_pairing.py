@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Pairing: the state machine as data, and over a real rendezvous; and what somebody in between can do."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Garbage for every parser of what comes from the wire: each says no, none fails in another way."""
 
 from __future__ import annotations

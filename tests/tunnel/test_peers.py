@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The store of pinned peers, and the configuration of servers."""
 
 from __future__ import annotations

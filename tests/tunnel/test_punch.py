@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The punching state machine: every pair of NATs ends as it should, and nothing that an attacker sends changes it."""
 
 from __future__ import annotations

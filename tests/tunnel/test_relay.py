@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The relay on loopback: it forwards between its token's two ends and for nobody else, within its limits."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The rendezvous itself: its limits hold, its reflectors answer, its certificate is made and kept, it ends in order."""
 
 from __future__ import annotations

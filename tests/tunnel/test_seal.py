@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Sealed offers: what opens, and everything that must not."""
 
 from __future__ import annotations

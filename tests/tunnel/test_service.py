@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The listener inside the tunnel, on loopback: it asks for the session's secret, both ways, before anything else."""
 
 from __future__ import annotations

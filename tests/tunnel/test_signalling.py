@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Signalling against a real rendezvous on loopback."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The rendezvous: an untrusted public service through which peers find each other.
 
 It learns addresses, identities' public keys and times; it keeps nothing on disk but its certificate.

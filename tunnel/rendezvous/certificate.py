@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The server's certificate: given, or made by itself for peers that pin its fingerprint."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What one address, and all together, may take of the server: rates, connections, bytes that wait."""
 
 from __future__ import annotations

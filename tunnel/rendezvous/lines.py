@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The connections that a rendezvous has: a queue for each, and who can be reached over which."""
 
 from __future__ import annotations

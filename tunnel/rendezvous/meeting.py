@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Two hosts that want to pair meet under a nameplate and pass a few notes; neither has an identity here yet."""
 
 from __future__ import annotations

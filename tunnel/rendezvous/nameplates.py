@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Nameplates: short numbers under which two hosts that want to pair find each other, once.
 
 The number says where to meet and is no secret; the words of the code never come here.

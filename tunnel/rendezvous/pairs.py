@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Who has joined the relay: pairs of ends, with what each may take. In memory alone; called from several threads."""
 
 from __future__ import annotations

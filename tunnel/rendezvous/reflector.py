@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """UDP reflectors: tell whoever asks from which address and port it asked. They keep nothing and amplify nothing."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The relay: forwards datagrams between the two ends of a session that found no direct path. It reads none of them.
 
 An end is known by the address it joined from (`tunnel.relay_wire`), so that afterwards WireGuard speaks to the relay as

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The signalling server: greets, checks who presents itself, passes messages on, and keeps nothing."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The relay's TCP side, for ends whose network lets no UDP out: each datagram behind its length, inside TLS.
 
 TLS adds nothing to WireGuard's own encryption; it is what a firewall expects to see.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """WireGuard: one interface with one peer, over the kernel's module or wireguard-go."""
 
 from tunnel.wireguard.base import Backend, Endpoint, Stats

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What both WireGuard back ends promise: one interface with one peer."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The kernel back end: the WireGuard module, spoken to over netlink.
 
 Nothing is left behind by a process that dies but the interface itself. The messages are pyroute2's; what they must look

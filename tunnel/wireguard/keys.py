@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """X25519 keys as WireGuard has them: 32 raw bytes here, base64 or hexadecimal only where a back end wants it."""
 
 from __future__ import annotations

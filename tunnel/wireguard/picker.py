@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Which WireGuard this host has: the kernel's, else wireguard-go."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The text that wireguard-go's socket speaks (https://www.wireguard.com/xplatform/#configuration-protocol).
 
 A request is `set=1` or `get=1`, lines `key=value` and a blank line; an answer is such lines, `errno=N` and a blank

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The userspace back end: one wireguard-go process an interface, spoken to over its UAPI socket.
 
 Keys go through that socket alone, which root alone can reach: neither the program's arguments nor its environment hold

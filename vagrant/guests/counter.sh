@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: GPL-2.0-or-later
 # The init of a tick guest: counts in memory and writes the count to the disk ten times a second. Before each step it reads back what
 # it wrote in the step before: memory and disk that are not of one instant show as an error.
 #

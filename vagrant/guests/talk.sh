@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: GPL-2.0-or-later
 # The init of a talk guest: counts like counter.sh, but slower, holds pages that it verifies when a file `verify` asks for it (the answer
 # is `verified`, as of memory.py), and answers clients at port 7.
 #

@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: GPL-2.0-or-later
 # Makes a rig host out of fresh namespaces: its own root, /dev, /proc, /sys, then init. Started by hosts.py inside all the new
 # namespaces, in the host's own cgroup; the machine's mounts are still visible, and nothing that is mounted here leaves this namespace.
 #
