@@ -151,8 +151,13 @@ class Rig:
             with out.open("wb") as to, err.open("wb") as to_error, in_.open("rb") as from_:
                 process = subprocess.Popen([PROGRAM, *arguments], stdin=from_, stdout=to, stderr=to_error,
                                            env=self._environment)
+            running = Running(("rig", *arguments), process, out, err, begun)
             try:
-                yield Running(("rig", *arguments), process, out, err, begun)
+                yield running
+            except BaseException:  # pytest shows it with what has failed
+                state = "still ran" if process.poll() is None else f"had ended with {process.returncode}"
+                print(f"{shlex.join(running.argv)} {state}:\n{running.stdout}{running.stderr}")
+                raise
             finally:
                 if process.poll() is None:
                     process.kill()
