@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What CRIU says about this host: its version, `criu check`, the features we use, and the processor.
 
-Asking takes half a second, so the answers are kept until the next boot or the next CRIU.
+Asking takes half a second, so good answers are kept until the next boot or the next CRIU.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ def gather(cache: Path = CACHE) -> CriuFacts:
     facts = _cached(cache, stamp)
     if facts is None:
         facts = ask(Path(program))
-        _keep(cache, stamp, facts)
+        if facts.check_ok:  # what fails may fail for this once
+            _keep(cache, stamp, facts)
     return dataclasses.replace(facts, config_files=(str(CONFIG),) if CONFIG.is_file() else ())
 
 

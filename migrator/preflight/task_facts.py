@@ -65,8 +65,7 @@ def gather(init: int, in_cgroup: Collection[int]) -> Tasks:
     pids = _members(init, in_cgroup)
     statuses = {}
     for pid in pids[:TASKS_MAX]:
-        status = parse_status(read_text(f"/proc/{pid}/status"))
-        if status:
+        if status := _status(pid):
             statuses[pid] = status
     look.complete = len(pids) <= TASKS_MAX
     for status in statuses.values():
@@ -280,9 +279,21 @@ def _holders(pipes: Collection[str], members: Collection[int]) -> dict[str, str]
     return found
 
 
+def _status(pid: int) -> Status | None:
+    """A process's status now; None when it has ended.
+
+    Of one that is waited for at this very moment the kernel tells some of it, and 0 for its session, its parent and its
+    own ids (__unhash_process in kernel/exit.c takes them away): nobody finds it any more who asks again.
+    """
+    status = parse_status(read_text(f"/proc/{pid}/status"))
+    if status and not (status.session_inside and status.parent and status.inside):
+        status = parse_status(read_text(f"/proc/{pid}/status"))
+    return status if status and status.state != "X" else None
+
+
 def _state(pid: int) -> str:
     """A process's state now, one letter; "" when it has ended."""
-    status = parse_status(read_text(f"/proc/{pid}/status"))
+    status = _status(pid)
     return status.state if status else ""
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,17 @@ def test_criu_is_asked_once(fake_criu: Path) -> None:
     assert (fake_criu / "calls").read_text() == calls
     (fake_criu / "bin" / "criu").write_text("#!/bin/sh\nexit 1\n")  # another program: asked again
     assert criu_facts.gather(cache).version == ""
+
+
+def test_a_bad_answer_is_not_kept(fake_criu: Path) -> None:
+    """It may come of a busy moment, and would hold up every move until the next boot."""
+    cache, program = fake_criu / "facts.json", fake_criu / "bin" / "criu"
+    good = program.read_text()
+    bad = good.replace('"Looks good."', '"Looks bad."; exit 1')
+    for text in (bad, good.ljust(len(bad))):  # for the cache the same program
+        program.write_text(text)
+        os.utime(program, ns=(0, 0))
+        assert criu_facts.gather(cache).check_ok == (text != bad)
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"stamp": {}}', '{"stamp": {}, "facts": {"version": 3}}', "\xff"])

@@ -46,6 +46,21 @@ def test_status() -> None:
     assert parse_status(STATUS.replace("4711", "x")) is None
 
 
+@pytest.mark.parametrize("first", [
+    STATUS.replace("S (sleeping)", "Z (zombie)"),
+    STATUS.replace("PPid:\t4711", "PPid:\t0").replace("S (sleeping)", "X (dead)"),
+    STATUS.replace("NSsid:\t0\t0", "NSsid:\t1\t1").replace("NSpid:\t4712\t7", "NSpid:\t0"),
+])
+def test_who_is_just_being_waited_for_has_ended(first: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As seen with a process that starts others, which end at once, and a reader beside it."""
+    seen = iter([first, ""])
+    monkeypatch.setattr(task_facts, "read_text", lambda path: next(seen))
+    assert task_facts._status(4712) is None
+    monkeypatch.setattr(task_facts, "read_text", lambda path: STATUS)
+    found = task_facts._status(4712)
+    assert found and found.session_inside == 0, "it is so"
+
+
 @pytest.mark.parametrize(("states", "noted"), [("SSSS", False), ("DDDSDDDDDDDDDDDD", False), ("D" * 100, True)])
 def test_who_waits_for_a_busy_disk_is_not_stuck(states: str, noted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = iter(states)
