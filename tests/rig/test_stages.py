@@ -70,11 +70,6 @@ def test_container_with_a_user_namespace(rig: Rig, clean_hosts: CleanHosts) -> N
     there_and_back_and_there(rig, "c1")
 
 
-def waits_no_longer_than_tcp(seen: dict[str, float], frozen_seconds: float) -> bool:
-    """TCP asks again after each time that is twice the one before; and a busy machine has other things to do."""
-    return seen["longest_gap_ms"] / 1000 < 2 * frozen_seconds + 4
-
-
 def test_client_keeps_its_connection(rig: Rig, clean_hosts: CleanHosts) -> None:
     clean_hosts.allow("snapshot")
     rig.guest("hosta", "c1", "redis")
@@ -87,8 +82,7 @@ def test_client_keeps_its_connection(rig: Rig, clean_hosts: CleanHosts) -> None:
     assert seen["lost"] == seen["wrong"] == 0, seen
     assert seen["problem"] is None, seen
     assert seen["requests"] > 100, seen
-    frozen_seconds = rig.status("hostb", "c1")["restored_at"] - rig.status("hosta", "c1")["frozen_at"]
-    assert waits_no_longer_than_tcp(seen, frozen_seconds), (seen, frozen_seconds)
+    assert seen["longest_gap_ms"] < 2500, seen
     assert rig.probe("hostb", "c1")["intact"]
 
 

@@ -5,27 +5,24 @@ from __future__ import annotations
 
 from tests.rig.harness import LXC_HOSTS, Rig
 
-# Starts of an interpreter that imports asyncio: 150 ms where nothing else runs. It takes four; paramiko would add two.
-LIMIT = 6.0
+LIMIT_MS = 150.0
 
-# Processor time, in which a busy machine shows less, and a yardstick beside it, in which that shows as much.
+# The best of several: this tells how fast it can start, not what else the machine does.
 MEASURE = """
-import resource, subprocess
-def cost(*argv):
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run(argv, stdout=subprocess.DEVNULL, check=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-yardstick = ("/opt/migrator/venv/bin/python", "-c", "import asyncio")
-pairs = [(cost("migrator", "--version"), cost(*yardstick)) for _ in range(15)]
-print(min(each for each, _ in pairs) / min(each for _, each in pairs))
+import subprocess, time
+took = []
+for _ in range(12):
+    begun = time.perf_counter()
+    subprocess.run(["migrator", "--version"], stdout=subprocess.DEVNULL, check=True)
+    took.append(time.perf_counter() - begun)
+print(min(took) * 1000)
 """
 
 
 def test_version_is_quick(rig: Rig) -> None:
     assert rig.exec("hosta", "migrator", "--version").stdout.startswith("migrator ")
     took = float(rig.exec("hosta", "python3", "-c", MEASURE).stdout)
-    assert took < LIMIT
+    assert took < LIMIT_MS
 
 
 def test_help_and_version_need_no_root(rig: Rig) -> None:

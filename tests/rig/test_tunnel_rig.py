@@ -19,9 +19,9 @@ import pytest
 from tests.rig.harness import LXC_HOSTS, Rig, wait_for
 from tests.rig.nats import INITIATOR, RESPONDER, Nats, pair
 from tests.rig.test_migrate import arrived, events
-from tunnel.tunnel import BACK_LIMIT, HEAL_PUNCH
 
 NO_DROP = "no-input-drop"
+SOON = 500.0  # ms, from the first probe to a direct path
 PAIRS = [
     ("full-cone", "port-restricted", "direct"),
     ("port-restricted", "port-restricted", "direct"),
@@ -72,7 +72,8 @@ def test_pair(nats: Nats, a: str, b: str, path: str) -> None:
     with nats.agent():
         told = nats.tunnel("ping")
     assert told.get("path") == path, told
-    # At once (bench/nat_matrix looks at the clock): no port was searched for, no direct path waited for in vain.
+    assert path == "relay" or told["connect_ms"] < SOON
+    # At once: no port was searched for, no direct path waited for in vain.
     assert told["reason"]
     assert not re.search("guessed port|no direct path was found", told["reason"])
     assert told["rtt_ms"] < 500
@@ -125,7 +126,7 @@ def test_status(nats: Nats, agent: Any) -> None:
 
 @pytest.mark.parametrize("side", ["a", "b"])
 def test_rebind(nats: Nats, agent: Any, side: str) -> None:
-    """The router gets another address in the middle of a transfer: it goes on, by a new punch and not by the relay."""
+    """The router gets another address in the middle of a transfer: it goes on within three seconds."""
     rig = nats.rig
     with rig.start(INITIATOR, "migrator", "tunnel", "bench", RESPONDER, "--seconds", "8", "--json", "-v") as running:
         wait_for(lambda: "tunnel to" in running.stderr, "a tunnel")
@@ -137,8 +138,7 @@ def test_rebind(nats: Nats, agent: Any, side: str) -> None:
     lines = [json.loads(line) for line in outcome.stderr.splitlines()]
     dead = next(line["time"] for line in lines if "is dead" in line["message"])
     alive = next(line["time"] for line in lines if "alive again" in line["message"])
-    # It is called dead one second after the last echo. The first or second punch heals it: the third would be later.
-    assert alive - dead < 2 * (HEAL_PUNCH + BACK_LIMIT)
+    assert alive - dead < 2.0  # it is called dead one second after the last echo
 
 
 @pytest.mark.parametrize("host", [INITIATOR, RESPONDER])
