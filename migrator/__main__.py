@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import sys
+from collections.abc import Callable
 from types import FrameType
 
 from migrator import holder, log
@@ -21,19 +23,16 @@ def main(argv: list[str] | None = None) -> int:
     from migrator import cli
 
     for number in (*_BY_HAND, holder.ABORT):
-        signal.signal(number, _interrupt)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup(1), or a job in a script's background
+            signal.signal(number, _interrupt)
     try:
         args = cli.parse(sys.argv[1:] if argv is None else argv)
         result = args.run(args)
         if result is not None:
-            cli.show(result)
-        sys.stdout.flush()
+            _print(lambda: cli.show(result))
         return result.status if result is not None else EXIT_OK
     except DocumentedError as error:
         return _report(error)
-    except BrokenPipeError:  # `migrator status | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_OK
     except Exception as error:
         if log.level >= log.Level.DEBUG:
             raise
@@ -46,12 +45,23 @@ def _report(error: DocumentedError) -> int:
 
         traceback.print_exception(error)
     if log.as_json:
-        print(json.dumps({"error": error.to_json()}))
-        sys.stdout.flush()
+        _print(lambda: print(json.dumps({"error": error.to_json()})))
     log.error(str(error), **({"error": error.to_json()} if log.as_json else {}))
     if error.hint:
         log.cure(error.hint)
     return error.exit_status
+
+
+def _print(show: Callable[[], None]) -> None:
+    """Print to stdout. Where that fails, what has been done stays done, and the exit status tells of that alone."""
+    try:
+        show()
+        sys.stdout.flush()
+    except OSError as error:
+        with contextlib.suppress(OSError):  # what is still buffered goes nowhere, so that the end of Python is quiet
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):  # `migrator status | head` is no failure
+            log.warning(f"The result could not be written to stdout: {error.strerror}")
 
 
 def _interrupt(number: int, _frame: FrameType | None) -> None:
@@ -60,7 +70,8 @@ def _interrupt(number: int, _frame: FrameType | None) -> None:
     `migrator abort` asks once or several times: only the first counts, and none after a signal by hand.
     """
     for each in _BY_HAND:
-        signal.signal(each, signal.SIG_DFL)
+        if signal.getsignal(each) is not signal.SIG_IGN:
+            signal.signal(each, signal.SIG_DFL)
     signal.signal(holder.ABORT, lambda *_: None)
     by = "migrator abort" if number == holder.ABORT else signal.Signals(number).name
     if holder.holds():

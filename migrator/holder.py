@@ -66,14 +66,18 @@ def holds() -> bool:
 def publish(what: str, done: int, total: int) -> None:
     """Let others see how many bytes of a transfer are there; `total` is 0 where it is not known."""
     line = json.dumps({"what": what, "bytes": done, "total": total or None})
-    for fd, at in _held:
-        os.pwrite(fd, f"{line:<{_PROGRESS_WIDTH}}\n".encode(), at)
+    _write_second_line(f"{line:<{_PROGRESS_WIDTH}}\n".encode())
 
 
 def publish_end() -> None:
     """The transfer that `publish` told of is over."""
+    _write_second_line(b" " * _PROGRESS_WIDTH)
+
+
+def _write_second_line(text: bytes) -> None:
     for fd, at in _held:
-        os.pwrite(fd, b" " * _PROGRESS_WIDTH, at)
+        with contextlib.suppress(OSError):  # /run may be full; a transfer does not end for that
+            os.pwrite(fd, text, at)
 
 
 def of(name: str, folder: Path = LOCKS) -> Holder | None:

@@ -35,8 +35,17 @@ def colour() -> bool:
 
 def say(kind: str, text: str, **fields: Any) -> None:
     """One line to stderr; with `--json` an object with `type`, `time` (seconds since 1970) and `message`."""
-    with contextlib.suppress(BrokenPipeError, ValueError):  # nobody listens any more; the work goes on
-        print(_line(kind, text, fields), file=sys.stderr, flush=True)
+    write(f"{_line(kind, text, fields)}\n")
+
+
+def write(text: str) -> None:
+    """Text to stderr, if it can be written; if not, the work goes on.
+
+    A terminal that has been closed answers EIO, a full device ENOSPC, a reader that has ended EPIPE; none of them may
+    keep a frozen container from being thawed.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        print(text, end="", file=sys.stderr, flush=True)
 
 
 def _line(kind: str, text: str, fields: dict[str, Any]) -> str:

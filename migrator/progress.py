@@ -29,7 +29,7 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         holder.publish_end()
         if self._drawn:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
+            log.write("\r\033[K")
 
     def update(self, done: int) -> None:
         """`done` bytes have been sent so far."""
@@ -45,7 +45,7 @@ class Progress:
                     seconds_left=round(left, 1) if left is not None else None)
         elif self._terminal:
             self._drawn = True
-            print(f"\r\033[K{line(self._what, done, self._total, rate, left)}", end="", file=sys.stderr, flush=True)
+            log.write(f"\r\033[K{line(self._what, done, self._total, rate, left)}")
 
 
 def line(what: str, done: int, total: int, rate: float, left: float | None) -> str:

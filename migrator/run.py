@@ -14,7 +14,6 @@ import select
 import shlex
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -170,13 +169,13 @@ def started(
 ) -> Iterator[Program]:
     """Start a program and hand it over while it runs; it is killed if the block is left before its end.
 
-    Output that nobody reads goes to temporary files, never to a pipe: a daemon that keeps them open (LXC's monitor
-    does) cannot block us.
+    Output that nobody reads goes to files, never to a pipe: a daemon that keeps them open (LXC's monitor does) cannot
+    block us. The files are in memory (memfd_create(2)): a container can be thawed where no disk has room.
     """
     words = tuple(os.fspath(a) for a in argv)
     with contextlib.ExitStack() as stack:
-        err = stack.enter_context(tempfile.TemporaryFile())
-        out = stack.enter_context(tempfile.TemporaryFile()) if stdout is None else None
+        err = stack.enter_context(_memory_file())
+        out = stack.enter_context(_memory_file()) if stdout is None else None
         log.trace(shown(words))
         try:
             process = subprocess.Popen(
@@ -217,6 +216,10 @@ def _ends_within(process: subprocess.Popen[bytes], limit: float) -> bool:
         return bool(poll.poll(min(limit * 1000, 2**31 - 1)))
     finally:
         os.close(pidfd)
+
+
+def _memory_file() -> IO[bytes]:
+    return os.fdopen(os.memfd_create("output", os.MFD_CLOEXEC), "w+b")
 
 
 def _read_back(file: IO[bytes]) -> bytes:

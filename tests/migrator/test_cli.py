@@ -20,7 +20,7 @@ import stages
 from migrator import cli, log, manual
 from migrator.__main__ import main
 from migrator.cli import Result
-from migrator.errors import NoSpace, NotRoot
+from migrator.errors import InvalidName, NoSpace, NotRoot
 
 COMMANDS = [stage.NAME for stage in stages.ALL]
 
@@ -248,6 +248,46 @@ def test_the_second_signal_ends_it_at_once() -> None:
         assert process.stdout.readline() == "undone\n"
         process.terminate()
         assert process.wait(60) == -signal.SIGTERM
+
+
+def test_nohup_is_respected() -> None:
+    """What was started with a signal ignored goes on ignoring it, as every program of coreutils does."""
+    with subprocess.Popen(["nohup", sys.executable, "-c", SLOW], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          stdin=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout and process.stdout.readline() == "started\n"
+        process.send_signal(signal.SIGHUP)
+        process.send_signal(signal.SIGTERM)  # the first that counts
+        out, err = process.communicate(timeout=60)
+    assert (out, err) == ("undone\n", "migrator: Interrupted by SIGTERM.\n")
+    assert process.returncode == 128 + signal.SIGTERM
+
+
+DONE = """
+import sys
+from migrator.__main__ import main
+from migrator.cli import Result
+import stages.status
+
+stages.status.run = lambda args: Result({"stage": "status"}, "done", status=1)
+sys.exit(main(["status", *sys.argv[1:]]))
+"""
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_result_that_cannot_be_written_changes_nothing(options: list[str]) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run([sys.executable, "-c", DONE, *options], stdin=subprocess.DEVNULL, stdout=full,
+                              stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1, "what the work ended with"
+    assert "could not be written to stdout: No space left on device" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_an_error_that_cannot_be_written_keeps_its_exit_status() -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run([sys.executable, "-m", "migrator", "status", "no/name", "--json"], check=False,
+                              stdin=subprocess.DEVNULL, stdout=full, stderr=full)
+    assert done.returncode == InvalidName.status
 
 
 def test_a_reader_that_has_seen_enough(tmp_path: Path) -> None:

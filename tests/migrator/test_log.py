@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import sys
 
 import pytest
@@ -78,13 +80,25 @@ def test_colour_only_on_a_terminal_that_wants_it(monkeypatch: pytest.MonkeyPatch
     assert file.getvalue() == "migrator: plain\n"
 
 
-def test_nobody_listens_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Closed(io.StringIO):
-        def write(self, _text: str) -> int:
-            raise BrokenPipeError
+@pytest.mark.parametrize("number", [errno.EPIPE, errno.EIO, errno.ENOSPC, errno.EBADF])
+@pytest.mark.parametrize("where", ["write", "flush"])
+def test_nobody_listens_any_more(monkeypatch: pytest.MonkeyPatch, clock: list[float], where: str, number: int) -> None:
+    """A terminal that was closed, a full device: the work goes on, and so does a transfer that is being shown."""
+    failures = []
 
-    monkeypatch.setattr(sys, "stderr", Closed())
+    class Gone(Terminal):
+        def fail(self, *_: object) -> int:
+            failures.append(number)
+            raise OSError(number, os.strerror(number))
+
+    setattr(Gone, where, Gone.fail)
+    monkeypatch.setattr(sys, "stderr", Gone())
     log.error("the work goes on")
+    log.at_signal("also here")
+    with progress.Progress("disk", 400) as shown:
+        clock[0] += 5
+        shown.update(100)
+    assert len(failures) == 3, "an error, the progress, its end"
 
 
 # --- progress -------------------------------------------------------------------------------------------------
