@@ -7,8 +7,6 @@ stays with LXC, which then owns the container (`migrator.lxc.restore`).
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
 import time
 from collections.abc import Iterable, Sequence
@@ -16,6 +14,7 @@ from pathlib import Path
 
 from migrator.errors import CommandFailed, DumpFailed
 from migrator.lxc import CGROUP
+from migrator.processes import running
 from migrator.run import run
 
 DUMP_LIMIT = 900.0  # seconds
@@ -92,15 +91,9 @@ def dump(name: str, command: list[str], images: Path) -> None:
 
 
 def processes(folders: Iterable[Path]) -> list[int]:
-    """The ids of programs (CRIU, lxc-checkpoint) that have one of these images folders as an argument."""
+    """The ids of root's own programs (CRIU, lxc-checkpoint) that have one of these images folders as an argument."""
     wanted = {str(path).encode() for path in folders}
-    found = []
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit() and int(folder.name) != os.getpid():
-            with contextlib.suppress(OSError):
-                if wanted & set((folder / "cmdline").read_bytes().split(b"\0")):
-                    found.append(int(folder.name))
-    return found
+    return [pid for pid, words in running("criu", "lxc-checkpoint") if wanted & set(words)]
 
 
 def wait_for_dump(name: str, folders: Sequence[Path]) -> None:

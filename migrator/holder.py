@@ -83,19 +83,31 @@ def _write_second_line(text: bytes) -> None:
 def of(name: str, folder: Path = LOCKS) -> Holder | None:
     """Who has the container's lock now; None when nobody has.
 
-    The kernel says who (/proc/locks, proc_locks(5)): to try the lock would keep others off it meanwhile.
+    The kernel says who (/proc/locks, proc_locks(5)): to try the lock would keep others off it meanwhile. It names the
+    file by its inode, which a file of another device may have too, and the device not always as stat(2) does (btrfs):
+    so it must be a process that has this file open.
     """
     path = folder / name
     try:
-        inode = path.stat().st_ino
+        file = path.stat()
     except FileNotFoundError:
         return None
     for line in Path("/proc/locks").read_text().splitlines():
         words = line.split()
-        if words[1:4] == ["FLOCK", "ADVISORY", "WRITE"] and words[5].rsplit(":", 1)[1] == str(inode):
+        if words[1:4] == ["FLOCK", "ADVISORY", "WRITE"] and words[5].rsplit(":", 1)[1] == str(file.st_ino):
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ends at this moment
-                return _described(int(words[4]), path.read_text(errors="replace"))
+                if _has_open(int(words[4]), file):
+                    return _described(int(words[4]), path.read_text(errors="replace"))
     return None
+
+
+def _has_open(pid: int, file: os.stat_result) -> bool:
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            found = descriptor.stat()
+            if (found.st_dev, found.st_ino) == (file.st_dev, file.st_ino):
+                return True
+    return False
 
 
 def _described(pid: int, text: str) -> Holder:

@@ -16,6 +16,7 @@ from migrator import container_config, criu, holder, log, lxc, network
 from migrator.container_config import RESTORES
 from migrator.errors import CommandFailed, ContainerNotRunning, StartFailed
 from migrator.journal import Migration
+from migrator.processes import running
 from migrator.run import run
 
 START_LIMIT = 120.0
@@ -168,9 +169,8 @@ def _ours(migration: str) -> dict[int, list[str]]:
     """
     mark = f"{RESTORES}={migration}".encode()
     found = {}
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            with contextlib.suppress(OSError):
-                if mark in (folder / "environ").read_bytes().split(b"\0"):
-                    found[int(folder.name)] = os.fsdecode((folder / "cmdline").read_bytes()).split("\0")
+    for pid, words in running("lxc-start"):
+        with contextlib.suppress(OSError):
+            if mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                found[pid] = [os.fsdecode(word) for word in words]
     return found

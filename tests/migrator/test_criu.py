@@ -45,9 +45,10 @@ def test_a_log_that_is_not_there_or_not_text(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def running(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A program with an images folder among its arguments."""
-    command = ["sh", "-c", "read x", "criu", "dump", "-D", str(tmp_path / "0badc0de")]
+def dumping(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """CRIU, or a script of that name, with an images folder among its arguments."""
+    (tmp_path / "criu").write_text("read x\n")
+    command = ["sh", str(tmp_path / "criu"), "dump", "-D", str(tmp_path / "0badc0de")]
     with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
         while not Path(f"/proc/{process.pid}/cmdline").read_bytes():
             time.sleep(0.01)  # the kernel shows the arguments a moment after exec has succeeded
@@ -55,19 +56,19 @@ def running(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
         process.communicate()
 
 
-def test_programs_are_known_by_their_images(tmp_path: Path, running: subprocess.Popen[bytes]) -> None:
-    assert criu.processes([tmp_path / "elsewhere", tmp_path / "0badc0de"]) == [running.pid]
+def test_programs_are_known_by_their_images(tmp_path: Path, dumping: subprocess.Popen[bytes]) -> None:
+    assert criu.processes([tmp_path / "elsewhere", tmp_path / "0badc0de"]) == [dumping.pid]
     assert criu.processes([tmp_path / "0badc0d"]) == []
     assert criu.processes([tmp_path]) == []
     assert criu.processes([]) == []
 
 
-def test_a_dump_that_is_under_way_is_waited_for(tmp_path: Path, running: subprocess.Popen[bytes],
+def test_a_dump_that_is_under_way_is_waited_for(tmp_path: Path, dumping: subprocess.Popen[bytes],
                                                 monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(criu, "DUMP_LIMIT", 0.2)
-    with pytest.raises(DumpFailed, match=f"process {running.pid}"):
+    with pytest.raises(DumpFailed, match=f"process {dumping.pid}"):
         criu.wait_for_dump("web", [tmp_path / "0badc0de"])
-    running.communicate()
+    dumping.communicate()
     criu.wait_for_dump("web", [tmp_path / "0badc0de"])
 
 

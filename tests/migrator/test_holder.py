@@ -90,3 +90,30 @@ def test_who_would_die_of_it_is_not_asked(worker: subprocess.Popen[str], folder:
     with pytest.raises(HolderUnknown, match=f"process {worker.pid}"):
         holder.ask_to_stop("web", found, folder)
     assert not holder.has_ended(found, 0.3)
+
+
+# Two file systems whose first files have the same inode number; a stranger locks his, on the other one.
+SAME_INODE = """
+import fcntl, os, subprocess, sys
+from pathlib import Path
+from migrator import holder
+from migrator.layout import locked
+ours, other = Path(sys.argv[1], "ours"), Path(sys.argv[1], "other")
+for folder in (ours, other):
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", folder], check=True)
+    (folder / "web").touch()
+assert (ours / "web").stat().st_ino == (other / "web").stat().st_ino
+stranger = os.open(other / "web", os.O_RDWR)
+fcntl.flock(stranger, fcntl.LOCK_EX)
+print(holder.of("web", ours))
+with locked("web", ours):
+    print(holder.of("web", ours).command)
+"""
+
+
+def test_a_lock_on_another_device_is_somebody_elses(tmp_path: Path) -> None:
+    apart = ["unshare", "--user", "--map-root-user", "--mount"]
+    done = subprocess.run([*apart, sys.executable, "-c", SAME_INODE, tmp_path], capture_output=True, text=True,
+                          check=False, stdin=subprocess.DEVNULL)
+    assert (done.stdout.splitlines(), done.stderr) == (["None", str(tmp_path)], "")

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which process of this host is which program, told so that nobody else's can pass for it.
+
+What a process calls itself, its arguments and its environment are its own to choose, and any user of the host, or a
+container's root, can choose ours.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def running(*programs: str, owner: int | None = None) -> Iterator[tuple[int, list[bytes]]]:
+    """The processes that are one of these programs (names as they are in $PATH), each with its arguments.
+
+    Those of user id `owner` only, by default our own, which is root's. What a killed parent has left is among them, and
+    what was forked without executing anything else (LXC's monitor is still `lxc-start` or `lxc-checkpoint`).
+    """
+    files, names = set(_files(programs)), {os.fsencode(name) for name in programs}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit() and int(folder.name) != os.getpid():
+            with contextlib.suppress(OSError):
+                words = (folder / "cmdline").read_bytes().split(b"\0")
+                if _uid(folder) == (os.geteuid() if owner is None else owner) and _is_one(folder, words, files, names):
+                    yield int(folder.name), words
+
+
+def _files(programs: tuple[str, ...]) -> Iterator[tuple[int, int]]:
+    """Device and inode of each file that these names can mean here."""
+    for folder in os.get_exec_path():
+        for program in programs:
+            with contextlib.suppress(OSError):
+                found = Path(folder, program).stat()
+                yield found.st_dev, found.st_ino
+
+
+def _is_one(folder: Path, words: list[bytes], files: set[tuple[int, int]], names: set[bytes]) -> bool:
+    """By the file that it executes: no other file system has that one, nor does a container.
+
+    A script, or a program whose file has been replaced by an upgrade meanwhile, goes by its path, which means the same
+    file for the two of us only in our own mount namespace.
+    """
+    executed = (folder / "exe").stat()
+    if (executed.st_dev, executed.st_ino) in files:
+        return True
+    named = any(word.rpartition(b"/")[2] in names for word in words[:2])
+    return named and (folder / "ns/mnt").readlink() == Path("/proc/self/ns/mnt").readlink()
+
+
+def _uid(folder: Path) -> int:
+    """A process's real user id (proc_pid_status(5)); the owner of its files in /proc may be root for other reasons."""
+    for line in (folder / "status").read_text().splitlines():
+        if line.startswith("Uid:"):
+            return int(line.split()[1])
+    raise ProcessLookupError(folder.name)

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Root's own programs are told from whatever calls itself like them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from migrator.processes import running
+
+WAIT = "echo up; read x"
+
+
+@contextlib.contextmanager
+def started(*command: str | Path) -> Iterator[int]:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout and process.stdout.readline() == b"up\n"
+        try:
+            yield process.pid
+        finally:
+            process.stdin.close()  # type: ignore[union-attr]
+
+
+@pytest.fixture
+def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A program of that name in $PATH: a file of its own, not a script."""
+    path = tmp_path / "bin" / "criu-of-tests"
+    path.parent.mkdir()
+    shutil.copy(Path("/bin/sh").resolve(), path)
+    monkeypatch.setenv("PATH", f"{path.parent}:{os.environ['PATH']}")
+    return path
+
+
+def pids(name: str, owner: int | None = None) -> list[int]:
+    return [pid for pid, _ in running(name, owner=owner)]
+
+
+def test_a_program_is_known_by_the_file_that_it_executes(program: Path) -> None:
+    with started(program, "-c", WAIT, "word") as pid:
+        ((found, words),) = running(program.name)
+        assert (found, words[3]) == (pid, b"word")
+        assert pids(program.name, owner=os.getuid() + 1) == []
+    assert pids(program.name) == []
+
+
+def test_what_it_says_of_itself_does_not_count(program: Path) -> None:
+    """Another program with the same name and arguments, of another user or not."""
+    with started("bash", "-c", f"exec -a {program} sleep infinity & echo up; read x; kill $!"):
+        assert len(pids("sleep")) >= 1
+        named = [pid for pid in pids("sleep") if os.fsencode(program) in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        assert len(named) == 1
+        # Its first word names ours, and it lives in our mount namespace: as good as a script of that name, and root's.
+        assert set(pids(program.name)) == set(named)
+        assert pids(program.name, owner=os.getuid() + 1) == []
+
+
+def test_a_script_counts_only_in_our_own_mount_namespace(program: Path) -> None:
+    program.unlink()
+    program.write_text(WAIT)
+    with started("sh", program) as pid:
+        assert pids(program.name) == [pid]
+    with started("unshare", "--user", "--map-root-user", "--mount", "sh", program) as pid:
+        assert program.name.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
+        assert pids(program.name) == [], "a container's root can have a file of that name too"
