@@ -40,7 +40,7 @@ def of_the_host() -> dict[str, int]:
         "subvolumes": lines("btrfs", "subvolume", "list", str(POOL)),
         "bytes of the disk": (pool.f_blocks - pool.f_bfree) * pool.f_frsize,
         "files of migrations on disk": sum(1 for _ in (POOL / ".migrator").glob("*/*")),
-        "files in memory": files([Path("/run/migrator"), Path("/dev/shm")]),  # noqa: S108
+        "files in memory": files([Path("/run/migrator")]),
         "temporary files": files([Path("/tmp"), Path("/run/lxc")]),  # noqa: S108
         "bytes of logs": size([Path("/var/log/migrator")]),
         "cgroups": len(cgroups),

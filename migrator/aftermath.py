@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What a crash or a reboot has left of a migration on this host: the frozen memory, the images, the container.
 
-A reboot ends what was frozen, and empties /run and /dev/shm, where images usually lie. The journal knows nothing of it.
+A reboot ends what was frozen, and empties /run, where images usually lie. The journal knows nothing of it.
 """
 
 from __future__ import annotations

@@ -4,12 +4,14 @@
     LXCPATH/.migrator/NAME/ID.N          read-only snapshot of round N, or what was received of it
     LXCPATH/.migrator/NAME/ID.spool/     what has arrived and is not used yet
     LXCPATH/.migrator/NAME/ID.old/       what the arriving container takes the place of
-    /run/migrator/ID/                    memory images, on tmpfs while there is room
+    LXCPATH/.migrator/NAME/ID.images/    memory images, where memory has no room for them
+    /run/migrator/ID/                    memory images, on a tmpfs of their own
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
 import os
 import re
@@ -17,12 +19,13 @@ import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from migrator import btrfs, holder
+from migrator import btrfs, holder, log
 from migrator.errors import Busy
 
 RUNTIME = Path("/run/migrator")
-SHARED_MEMORY = Path("/dev/shm/migrator")  # noqa: S108 -- a folder of ours with mode 0711, made by root
 FOLDER = ".migrator"
+_MS_NOSUID, _MS_NODEV = 2, 4  # mount(2), linux/mount.h
+_MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8  # umount2(2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,11 +86,11 @@ class Layout:
         return next((path for path in self.image_folders() if path.is_dir()), None)
 
     def image_folders(self) -> list[Path]:
-        return [RUNTIME / self.id, SHARED_MEMORY / self.id, self.folder / f"{self.id}.images"]
+        return [RUNTIME / self.id, self.folder / f"{self.id}.images"]
 
     def drop_images(self) -> None:
         for path in self.image_folders():
-            shutil.rmtree(path, ignore_errors=True)
+            remove_images(path)
 
     def drop_spool(self) -> None:
         shutil.rmtree(self.spool, ignore_errors=True)
@@ -104,26 +107,55 @@ def place_images(layout: Layout, needed: int) -> tuple[Path, str]:
 
     Memory is the faster place, as long as what is then left of it is as much again: a restore needs the pages twice.
     """
+    memory, disk = layout.image_folders()
     available = memory_available()
     if 2 * needed < available:
-        for path in layout.image_folders()[:2]:
-            root = path.parent.parent
-            if root.is_dir() and btrfs.free_bytes(root) > needed * 5 // 4 + (16 << 20):
-                return path, f"{root} has room, and {available >> 20} MiB of memory are available"
-    return layout.image_folders()[2], f"only {available >> 20} MiB of memory are available"
+        return memory, f"{available >> 20} MiB of memory are available"
+    return disk, f"only {available >> 20} MiB of memory are available"
 
 
 def make_images(path: Path, mapped_root: int) -> None:
-    """An empty images folder that the container's root, user id `mapped_root` on this host, can reach.
+    """An empty images folder that the container's root, user id `mapped_root` on this host, can reach; nobody else can.
 
+    Below RUNTIME it is a tmpfs that has just been mounted: /run itself is small by default, and in /dev/shm anybody
+    could have made a folder before us. Where it cannot be mounted (in a container, for example) it is a plain folder.
     A restored task opens images after it has become that user, but the one of the time namespace before (prepare_timens
     in criu/timens.c): then it is still root, without any privilege outside its new user namespace. So root's group may
     read too.
     """
     path.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
-    shutil.rmtree(path, ignore_errors=True)
+    remove_images(path)
     path.mkdir(mode=0o700)
+    if path.parent == RUNTIME:
+        try:
+            _mount(path, memory_available() // 2)
+        except OSError as error:
+            log.verbose(f"No tmpfs could be mounted at {path}: {error}")
     give_images([path], mapped_root)
+
+
+def remove_images(path: Path) -> None:
+    """Remove an images folder with all that is in it, mounted or not; safe to repeat.
+
+    A monitor of LXC's keeps its log there open, so the mount goes at once and its memory with the last who uses it.
+    """
+    shutil.rmtree(path, ignore_errors=True)
+    if path.is_mount():
+        if _libc().umount2(os.fsencode(path), _MNT_DETACH | _UMOUNT_NOFOLLOW) != 0:
+            log.verbose(f"{path} could not be unmounted: {os.strerror(ctypes.get_errno())}")
+        with contextlib.suppress(OSError):
+            path.rmdir()
+
+
+def _mount(path: Path, size: int) -> None:
+    """mount(2) of a tmpfs that holds `size` bytes at most."""
+    options = f"size={size},mode=0700".encode()
+    if _libc().mount(b"migrator", os.fsencode(path), b"tmpfs", _MS_NOSUID | _MS_NODEV, options) != 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
 
 
 def give_images(paths: Iterable[Path], mapped_root: int) -> None:

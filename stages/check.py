@@ -130,10 +130,10 @@ def look(args: argparse.Namespace, container: lxc.Container, there: Connection |
     asked = 0
     if there:
         lxcpath = getattr(args, "destination_lxcpath", None)
-        query = preflight.query(facts, lxcpath or "", str(layout.RUNTIME.parent))
+        query = preflight.query(facts, lxcpath or "")
         begun = time.time()
         asked = there.request("facts", {"query": record.dump(query), "lxcpath": lxcpath, **_named(args, container)})
-    here = host_facts.gather(Query(str(container.lxcpath), str(layout.RUNTIME.parent)))
+    here = host_facts.gather(Query(str(container.lxcpath)))
     destination, offset = None, None
     options = PlanOptions(
         tunnel=_tunnel_warnings(args),

@@ -18,7 +18,7 @@ from migrator import advice, btrfs, cli, container_config, lxc
 from migrator.cli import Result
 from migrator.errors import AlreadyMigrating, ContainerNotFound
 from migrator.journal import DEFAULT_PATH, Journal, Migration
-from migrator.layout import FOLDER, RUNTIME, SHARED_MEMORY, Layout, locked
+from migrator.layout import FOLDER, RUNTIME, Layout, locked, remove_images
 from migrator.report import size
 
 NAME = "cleanup"
@@ -99,11 +99,9 @@ def _clean_leftovers(cleaner: Cleaner, journal: Journal, lxcpath: Path) -> None:
     """Things whose names carry the id of a migration that has ended, or that the journal does not know."""
     alive = {migration.id for migration in journal.all() if not migration.ended}
     kept = {migration.id for migration in journal.all() if _keeps_base(migration)}
-    for folder in (RUNTIME, SHARED_MEMORY):
-        if folder.is_dir():
-            for path in folder.iterdir():
-                if re.fullmatch(r"[0-9a-f]{8}", path.name) and path.name not in alive:
-                    cleaner.remove(path, shutil.rmtree)
+    for path in RUNTIME.iterdir() if RUNTIME.is_dir() else ():
+        if re.fullmatch(r"[0-9a-f]{8}", path.name) and path.name not in alive:
+            cleaner.remove(path, remove_images)
     root = lxcpath / FOLDER
     for folder in sorted(root.iterdir()) if root.is_dir() else []:
         with locked(folder.name):

@@ -17,7 +17,7 @@ from typing import Any
 
 from migrator import advice, btrfs, cli, container_config, layout, log, lxc, spool
 from migrator.cli import Result
-from migrator.errors import ContainerChanged, ContainerNotRunning, NoMigration, OutOfOrder, UsageError
+from migrator.errors import ContainerChanged, ContainerNotRunning, NoMigration, NoSpace, OutOfOrder, UsageError
 from migrator.journal import DEFAULT_PATH, Journal, Migration
 from migrator.layout import Layout, locked
 from migrator.peer import connected, require_stable_path
@@ -138,9 +138,12 @@ def receive_images(service: Service, fields: dict[str, Any]) -> Place:
     if folder is None:
         needed = int(fields["bytes"])
         folder, why = layout.place_images(here, needed)
-        spool.check_space(folder.parent if folder.parent.is_dir() else folder.parent.parent, needed,
-                          what=f"the memory of {migration.name}")
         layout.make_images(folder, migration.detail["mapped_root"])
+        try:
+            spool.check_space(folder, needed, what=f"the memory of {migration.name}")
+        except NoSpace:
+            layout.remove_images(folder)
+            raise
         migration.note("images", images=str(folder), why=why)
         service.images_of = migration.id
     return Place(folder, False)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from migrator import advice, cli, criu, layout, log, lxc, network, transfer
+from migrator import advice, cli, criu, layout, log, lxc, network, spool, transfer
 from migrator.advice import this_host
 from migrator.cli import Result
 from migrator.growing import POLL, Growing
@@ -59,6 +59,7 @@ class Dump(Handover):
         self.images, why = layout.place_images(self.layout, self.facts.memory)
         log.verbose(f"Images go to {self.images}: {why}")
         layout.make_images(self.images, self.container.mapped_root)
+        spool.check_space(self.images, self.facts.memory, what=f"the memory of {self.container.name}")
 
     def record(self) -> dict[str, Any]:
         return {"frozen_at": self.still_since, "pid": self.pid, "cgroup": str(self.cgroup),

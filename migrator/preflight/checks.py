@@ -53,9 +53,9 @@ def _once(findings: Iterable[Finding]) -> Iterable[Finding]:
     return dict.fromkeys(findings)
 
 
-def query(container: ContainerFacts, lxcpath: str, images: str = "/run") -> Query:
+def query(container: ContainerFacts, lxcpath: str) -> Query:
     """What the destination is to look for on this container's behalf."""
-    return Query(lxcpath, images, checks_mounts.needed_paths(container) + checks_config.needed_paths(container))
+    return Query(lxcpath, checks_mounts.needed_paths(container) + checks_config.needed_paths(container))
 
 
 if __name__ == "__main__":

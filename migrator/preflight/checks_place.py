@@ -12,7 +12,6 @@ ERROR, WARNING, INFO = Severity.ERROR, Severity.WARNING, Severity.INFO
 MIB = 1 << 20
 SPARE_DISK = 256 * MIB  # bytes that shall be left: btrfs needs room for its own trees
 SPARE_MEMORY = 64 * MIB
-SPARE_IMAGES = 16 * MIB
 CLOCK_TOLERANCE = 1.0  # seconds
 
 NOT_RUNNING = define("container-not-running", ERROR, "Only a running container has a memory to be moved.")
@@ -34,8 +33,6 @@ MEMORY_SHORT = define("memory-short", ERROR, """The destination has less memory 
     there would be killed. A container that is started anew may need less.""")
 MEMORY_TIGHT = define("memory-tight", WARNING, """The memory fits once, but not a second time as images on tmpfs: they
     go to disk, and the container is frozen for longer.""", memory_only=True)
-IMAGES_ROOM = define("images-room", WARNING, """The memory images find no room on a tmpfs and go to disk: the container
-    is frozen for longer.""", memory_only=True)
 CLOCK = define("clock-difference", WARNING, """Programs in the container see the time jump: certificates, leases and
     tickets may count as expired, and timestamps run backwards.""")
 
@@ -111,22 +108,14 @@ def memory_room(case: Case) -> Iterator[Finding]:
     there, needed = case.destination, case.container.memory
     if not there or not there.memory_available:
         return
-    on_tmpfs = there.images.filesystem in ("tmpfs", "ramfs")
     sentence = (f"{there.name} has {size(there.memory_available)} of memory available, and {case.container.name} "
                 f"uses {size(needed)}")
     if there.memory_available < needed + SPARE_MEMORY:
         yield MEMORY_SHORT.found(f"{sentence}.", f"Stop something on {there.name}, or move to a host with more memory.",
                                  severity=case.hinders_restore)
-    elif on_tmpfs and there.memory_available < 2 * needed + SPARE_MEMORY:
+    elif there.memory_available < 2 * needed + SPARE_MEMORY:
         yield MEMORY_TIGHT.found(f"{sentence}, too much to hold the images in memory as well.",
                                  f"Free memory on {there.name} for a shorter downtime.")
-    elif there.images.free < needed * 5 // 4 + SPARE_IMAGES:
-        yield IMAGES_ROOM.found(
-            f"{there.images.path} on {there.name} has {size(there.images.free)} free for {size(needed)} of images, "
-            "which go to disk then.",
-            f"Make it larger: mount -o remount,size={-(-(2 * needed + SPARE_MEMORY) // MIB)}M {there.images.path}"
-            if on_tmpfs else f"Make room below {there.images.path}.",
-        )
 
 
 def clock(case: Case) -> Iterator[Finding]:

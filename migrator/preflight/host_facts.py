@@ -30,7 +30,6 @@ NEIGHBOURS_MAX = 2_000  # containers looked at
 PATHS_MAX = 500
 PROGRAMS = ("criu", "btrfs", "ip", "nsenter", "lxc-checkpoint", "lxc-start", "lxc-stop", "newuidmap", "nft",
             "iptables-restore", "tar")
-SHARED_MEMORY = "/dev/shm"  # noqa: S108 -- only measured
 CAP_SYS_RESOURCE = 1 << 24  # capabilities(7), linux/capability.h
 
 
@@ -39,7 +38,6 @@ class Query:
     """What a host is to look for, besides what it always does."""
 
     lxcpath: str
-    images: str = "/run"  # the folder where memory images would lie, if there is not more room in SHARED_MEMORY
     paths: tuple[str, ...] = ()  # files and devices that the container's mounts need
 
 
@@ -84,7 +82,6 @@ class HostFacts:
     cgroups: str = ""  # "unified", "hybrid", "legacy" or ""
     controllers: tuple[str, ...] = ()  # of cgroup v2
     storage: Storage = dataclasses.field(default_factory=lambda: Storage(""))  # of the LXC path
-    images: Storage = dataclasses.field(default_factory=lambda: Storage(""))  # of the memory images
     memory_total: int = 0  # bytes
     memory_available: int = 0  # bytes, without swapping anything out
     swap_free: int = 0  # bytes
@@ -139,7 +136,6 @@ def gather(query: Query) -> HostFacts:
         criu=criu_facts.gather(), cgroups=_cgroup_layout(),
         controllers=tuple(read_text("/sys/fs/cgroup/cgroup.controllers").split()),
         storage=storage(Path(query.lxcpath)),
-        images=max((storage(Path(path)) for path in (query.images, SHARED_MEMORY)), key=lambda place: place.free),
         memory_total=memory.get("MemTotal", 0), memory_available=memory.get("MemAvailable", 0),
         swap_free=memory.get("SwapFree", 0),
         interfaces=net_facts.interfaces(), neighbours=net_facts.neighbours(),

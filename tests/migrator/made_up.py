@@ -35,7 +35,7 @@ SOURCE = HostFacts(
     name="here", identity="1" * 32, time=1_700_000_000.0, uptime=5000.0, kernel="6.18.4-amd64", arch="x86_64",
     migrator="0.1.0", lxc="7.0.0", python_lxc=True, btrfs_progs="7.1", programs=PROGRAMS, criu=CRIU, cgroups="unified",
     controllers=("cpu", "memory", "pids"), storage=Storage("/pool", True, "btrfs", 50 * GIB, 100 * GIB),
-    images=Storage("/run", True, "tmpfs", 4 * GIB, 4 * GIB), memory_total=16 * GIB, memory_available=8 * GIB,
+    memory_total=16 * GIB, memory_available=8 * GIB,
     interfaces=(LO, BRIDGE), capabilities=2**41 - 1, user_namespaces=10_000, time_namespaces=True,
 )
 DESTINATION = dataclasses.replace(

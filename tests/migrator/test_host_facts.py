@@ -111,7 +111,7 @@ def test_storage_of_what_is_yet_to_be_made(tmp_path: Path) -> None:
 def test_this_host_can_be_looked_at(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Wherever the tests run: nothing is raised for what is missing here, and what was found crosses the wire."""
     monkeypatch.setattr(criu_facts, "gather", CriuFacts)
-    facts = host_facts.gather(Query(str(tmp_path), str(tmp_path), ("/etc/passwd", "relative", "/no/such/file")))
+    facts = host_facts.gather(Query(str(tmp_path), ("/etc/passwd", "relative", "/no/such/file")))
     assert facts.present == {"/etc/passwd": "file"}
     assert facts.name and facts.identity and facts.kernel_version and facts.memory_total > facts.memory_available > 0
     assert record.load(HostFacts, json.loads(json.dumps(record.dump(facts)))) == facts

@@ -7,7 +7,6 @@ import os
 import stat
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,8 +19,7 @@ from migrator.layout import Layout, locked
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Layout:
     monkeypatch.setattr(layout, "RUNTIME", tmp_path / "run" / "migrator")
-    monkeypatch.setattr(layout, "SHARED_MEMORY", tmp_path / "shm" / "migrator")
-    for name in ("run", "shm", "pool"):
+    for name in ("run", "pool"):
         (tmp_path / name).mkdir()
     return Layout(tmp_path / "pool", "web", "0badc0de")
 
@@ -62,22 +60,11 @@ def test_snapshots_are_told_from_the_rest(here: Layout, monkeypatch: pytest.Monk
     assert [path.name for path in here.own_snapshots()] == ["0badc0de.2", "0badc0de.1", "0badc0de.10"]
 
 
-def room(megabytes: dict[str, int], here: Layout) -> Callable[[Path], int]:
-    top = here.lxcpath.parent
-    return lambda path: megabytes[path.relative_to(top).parts[0]] << 20
-
-
-@pytest.mark.parametrize(("needed", "memory", "run", "shm", "place"), [
-    (100, 1000, 1000, 1000, 0),
-    (100, 1000, 100, 1000, 1),  # /run is smaller than it looks: by default a fifth of the memory
-    (100, 1000, 100, 100, 2),
-    (600, 1000, 5000, 5000, 2),  # the restore needs the pages a second time
-    (0, 1000, 1000, 1000, 0),
-])
+@pytest.mark.parametrize(("needed", "memory", "place"), [(100, 1000, 0), (499, 1000, 0), (0, 1000, 0),
+                                                         (600, 1000, 1)])  # the restore needs the pages a second time
 def test_images_go_where_there_is_room(here: Layout, monkeypatch: pytest.MonkeyPatch, needed: int, memory: int,
-                                       run: int, shm: int, place: int) -> None:
+                                       place: int) -> None:
     monkeypatch.setattr(layout, "memory_available", lambda: memory << 20)
-    monkeypatch.setattr("migrator.btrfs.free_bytes", room({"run": run, "shm": shm}, here))
     path, why = layout.place_images(here, needed << 20)
     assert path == here.image_folders()[place]
     assert f"{memory} MiB" in why
@@ -85,18 +72,47 @@ def test_images_go_where_there_is_room(here: Layout, monkeypatch: pytest.MonkeyP
 
 def test_image_folders_are_made_and_dropped(here: Layout) -> None:
     assert here.images() is None
+    for path in here.image_folders():
+        layout.make_images(path, 0)
+        (path / "pages-1.img").write_text("old")
+        layout.make_images(path, 0)  # begins by removing its leftovers
+        assert list(path.iterdir()) == []
+        assert stat.S_IMODE(path.stat().st_mode) == 0o750
+        # The container's root has to come through here.
+        assert stat.S_IMODE(path.parent.stat().st_mode) & 0o011 == 0o011
+        assert here.images() == path
+        here.drop_images()
+        assert here.images() is None and not path.exists()
+        here.drop_images()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount; everybody else gets the plain folder above")
+def test_images_in_memory_are_on_a_tmpfs_of_their_own(here: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What anybody else may have made in a place that is open to all, such as /dev/shm, is never used."""
+    monkeypatch.setattr(layout, "memory_available", lambda: 200 << 20)
     path = here.image_folders()[0]
+    outside = here.lxcpath / "secret"
+    outside.mkdir()
+    (outside / "kept").touch()
+    path.parent.mkdir(parents=True)
+    path.symlink_to(outside)  # as if somebody had been here first
+    with pytest.raises(OSError, match="exists"):
+        layout.make_images(path, 0)
+    assert list(outside.iterdir()) == [outside / "kept"]
+    path.unlink()
     layout.make_images(path, 0)
-    (path / "pages-1.img").write_text("old")
-    layout.make_images(path, 0)  # begins by removing its leftovers
-    assert list(path.iterdir()) == []
-    assert stat.S_IMODE(path.stat().st_mode) == 0o750
-    # The container's root has to come through here.
-    assert stat.S_IMODE(path.parent.stat().st_mode) & 0o011 == 0o011
-    assert here.images() == path
-    here.drop_images()
-    assert here.images() is None
-    here.drop_images()
+    try:
+        (line,) = [each for each in Path("/proc/self/mountinfo").read_text().splitlines() if f" {path} " in each]
+        before, _, after = line.partition(" - ")
+        assert {"nosuid", "nodev"} <= set(before.split()[5].split(","))
+        assert after.split()[:2] == ["tmpfs", "migrator"]
+        found = os.statvfs(path)
+        assert found.f_blocks * found.f_frsize == 100 << 20
+        with (path / "lxc.log").open("w"):  # as a monitor of LXC's keeps it
+            here.drop_images()
+            assert not path.exists()
+    finally:
+        here.drop_images()
 
 
 def test_only_empty_folders_are_tidied_away(here: Layout) -> None:

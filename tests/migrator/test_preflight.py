@@ -22,7 +22,7 @@ from migrator.preflight.findings import (
     render,
     verdict,
 )
-from migrator.preflight.host_facts import HostFacts, Other, Storage
+from migrator.preflight.host_facts import HostFacts, Other
 from migrator.preflight.mount_facts import Mount
 from migrator.preflight.net_facts import Interface, Neighbour
 from tests.migrator.made_up import (
@@ -131,8 +131,6 @@ FOUND: list[tuple[str, Severity, Change, str]] = [
     ("disk-size-unknown", INFO, Change(container={"rootfs.used": -1}), "du -shx"),
     ("memory-short", ERROR, Change(destination={"memory_available": GIB // 4}), "uses 256.0 MiB"),
     ("memory-tight", WARNING, Change(destination={"memory_available": GIB // 2}), "images"),
-    ("images-room", WARNING, Change(destination={"images.free": 1000}), "remount,size=576M"),
-    ("images-room", WARNING, Change(destination={"images": Storage("/var/tmp", True, "ext4", 5, 9)}), "/var/tmp"),
     ("wireguard-slow", WARNING, Change(options={"tunnel": ("wireguard-go 0.0.20220316 is old.",)}), "is old"),
     ("clock-difference", WARNING, Change(destination={"time": SOURCE.time - 90}), "90.0 seconds behind"),
     ("clock-difference", WARNING, Change(options={"clock_offset": 2.5}), "2.5 seconds ahead of"),

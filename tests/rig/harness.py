@@ -279,7 +279,7 @@ for path in /pool/.migrator/*/*; do
     case ${path##*.} in spool | images | old) kind=${path##*.} ;; *) kind=snapshot ;; esac
     echo "$kind: $path"
 done
-for path in /run/migrator/* /dev/shm/migrator/*; do
+for path in /run/migrator/*; do
     case $path in */lock | */criu-facts.json) continue ;; esac; [ ! -e "$path" ] || echo "images: $path"
 done
 nft list tables | sed 's/^/firewall: /'
@@ -324,7 +324,8 @@ for try in $(seq 100); do  # a monitor that ends holds its own for a moment
 done
 # Subvolumes have inode 256; the deepest first.
 find /pool -mindepth 1 -depth -type d -inum 256 | while read -r path; do btrfs -q subvolume delete "$path"; done
-rm -rf /pool/* /pool/.migrator /run/migrator /dev/shm/migrator /var/lib/migrator /var/log/migrator
+umount -l /run/migrator/* 2>/dev/null
+rm -rf /pool/* /pool/.migrator /run/migrator /var/lib/migrator /var/log/migrator
 ip -o link show type veth | grep -v ' eth0@' | sed 's/^[0-9]*: //; s/@.*//' | while read -r link; do
     ip link delete "$link"
 done

@@ -117,7 +117,7 @@ def test_transfer_of_the_images_breaks(rig: Rig, clean_hosts: CleanHosts) -> Non
     rig.sh("hosta", "tc qdisc add dev eth0 root tbf rate 50mbit burst 128k latency 50ms")
     try:
         with rig.start("hosta", "migrator", "create-dump", "c1", *TO_B, "--json") as sending:
-            pages = "ls -d /run/migrator/*/pages-*.img /dev/shm/migrator/*/pages-*.img"
+            pages = "ls -d /run/migrator/*/pages-*.img"
             wait_for(lambda: rig.sh("hostb", pages, check=False), "images arrive")
             rig.kill_serve()
             failed(sending.wait(), RUNS_AGAIN, "connection-lost")
@@ -158,8 +158,9 @@ def test_destination_disk_full_at_import(rig: Rig, guest: Callable[[], None]) ->
 
 def test_destination_has_no_room_for_images(rig: Rig, guest: Callable[[], None]) -> None:
     imported(rig)
-    small = "for m in /run /dev/shm; do mount -o remount,size=1m $m; done"
-    rig.sh("hostb", small)
+    # It has next to no memory left, so images go to disk, where there is no room either.
+    rig.sh("hostb", "sed '/^MemAvailable/s/:.*/: 100 kB/' /proc/meminfo >/tmp/meminfo")
+    rig.sh("hostb", "mount --bind /tmp/meminfo /proc/meminfo")
     fill(rig, 20)
     try:
         outcome = rig.migrator("hosta", "create-dump", "c1", *TO_B, "--json")
@@ -170,7 +171,7 @@ def test_destination_has_no_room_for_images(rig: Rig, guest: Callable[[], None])
         guest()
     finally:
         empty(rig)
-        rig.sh("hostb", "for m in /run /dev/shm; do mount -o remount,size=50% $m; done")
+        rig.sh("hostb", "umount /proc/meminfo")
     roll_back(rig, guest)
 
 
@@ -256,7 +257,7 @@ def test_image_missing(rig: Rig, guest: Callable[[], None]) -> None:
 
 def test_images_lost_in_a_reboot_of_the_destination(rig: Rig, guest: Callable[[], None]) -> None:
     dumped(rig)
-    rig.sh("hostb", "rm -r /run/migrator")
+    rig.sh("hostb", "umount -l /run/migrator/*; rm -rf /run/migrator")
     failed(rig.migrator("hostb", "restore-dump", "c1", "--json"), STILL_FROZEN, "restore-failed")
     roll_back(rig, guest)
 

@@ -35,7 +35,8 @@ def reboot(rig: Rig, host: str) -> None:
             ls -d /sys/fs/cgroup/lxc.* >/dev/null 2>&1 || break
             sleep 0.05
         done
-        rm -rf /run/migrator /dev/shm/migrator /run/lxc
+        umount -l /run/migrator/* 2>/dev/null
+        rm -rf /run/migrator /run/lxc
         ip -o link show type veth | grep -v ' eth0@' | sed 's/^[0-9]*: //; s/@.*//' | while read -r link; do
             ip link delete "$link"
         done

@@ -73,7 +73,6 @@ class Destination:
 @pytest.fixture
 def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(layout, "RUNTIME", tmp_path / "run")
-    monkeypatch.setattr(layout, "SHARED_MEMORY", tmp_path / "shm")
     # Locks go beside them.
     monkeypatch.setattr(layout.locked.__wrapped__, "__defaults__", (tmp_path / "run" / "lock",))  # type: ignore
     (tmp_path / "pool").mkdir()
@@ -83,7 +82,9 @@ def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def there(pool: Path) -> Iterator[Destination]:
     with contextlib.ExitStack() as stack:
-        yield Destination(stack.enter_context(Journal(pool.parent / "journal.db")), stack, pool)
+        made = Destination(stack.enter_context(Journal(pool.parent / "journal.db")), stack, pool)
+        stack.callback(made.layout.drop_images)
+        yield made
 
 
 def test_a_migration_begins(there: Destination) -> None:

@@ -18,7 +18,6 @@ from stages import force, heal, offer, rollback
 @pytest.fixture
 def journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Journal]:
     monkeypatch.setattr(layout, "RUNTIME", tmp_path / "run")
-    monkeypatch.setattr(layout, "SHARED_MEMORY", tmp_path / "shm")
     with Journal(tmp_path / "journal.db") as opened:
         yield opened
 

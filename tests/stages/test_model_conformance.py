@@ -43,10 +43,10 @@ def test_model_and_handlers_agree(requests: list[tuple[str, int]]) -> None:
     with contextlib.ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
         top = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         patch.setattr(layout, "RUNTIME", top / "run")
-        patch.setattr(layout, "SHARED_MEMORY", top / "shm")
         patch.setattr(layout.locked.__wrapped__, "__defaults__", (top / "run" / "lock",))  # type: ignore
         (top / "pool").mkdir()
         there = Destination(stack.enter_context(Journal(top / "journal.db")), stack, top / "pool")
+        stack.callback(layout.remove_images, there.layout.image_folders()[0])
         there.ask("begin")
         there.take(Event.RECEIVED, Event.IMPORT, Event.IMPORTED)
         world = World(destination=State.IMPORTED)

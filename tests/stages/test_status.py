@@ -26,7 +26,6 @@ POOL = Path("/pool")
 @pytest.fixture
 def journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Journal]:
     monkeypatch.setattr(layout, "RUNTIME", tmp_path / "run")
-    monkeypatch.setattr(layout, "SHARED_MEMORY", tmp_path / "shm")
     monkeypatch.setattr(status, "DEFAULT_PATH", tmp_path / "journal.db")
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     with Journal(tmp_path / "journal.db") as opened:
