@@ -130,19 +130,22 @@ class SendStream:
 
 
 @contextlib.contextmanager
-def send(snapshot: Path, parent: Path | None = None) -> Iterator[SendStream]:
-    """The send stream of a read-only snapshot, in full or as increment on `parent`."""
-    with started(send_command(snapshot, parent), stdout=subprocess.PIPE) as program:
+def send(snapshot: Path, parent: Path | None = None, *, limit: float = STREAM_LIMIT) -> Iterator[SendStream]:
+    """The send stream of a read-only snapshot, in full or as increment on `parent`.
+
+    Raises CommandTimeout when the block takes longer than `limit` seconds.
+    """
+    with started(send_command(snapshot, parent), stdout=subprocess.PIPE, limit=limit) as program:
         _widen(program.stdout.fileno())
         yield SendStream(program, snapshot)
 
 
-def receive(stream: Iterable[bytes | memoryview], folder: Path) -> None:
-    """Feed a send stream to `btrfs receive` in `folder`; raises ReceiveFailed.
+def receive(stream: Iterable[bytes | memoryview], folder: Path, *, limit: float = STREAM_LIMIT) -> None:
+    """Feed a send stream to `btrfs receive` in `folder`; raises ReceiveFailed, or CommandTimeout (`limit` in seconds).
 
     A receive that broke off leaves a subvolume without received_uuid: the caller knows its name and removes it.
     """
-    with started(receive_command(folder), stdin=subprocess.PIPE) as program:
+    with started(receive_command(folder), stdin=subprocess.PIPE, limit=limit) as program:
         _widen(program.stdin.fileno())
         try:
             with program.stdin:

@@ -406,6 +406,12 @@ class DiskFull(MigratorError):
 # --- Memory ---------------------------------------------------------------------------------------------------
 
 
+class WatchdogFailed(MigratorError):
+    """Nothing would give the container back if this program were stopped: its watchdog did not start ({reason})."""
+
+    status = 59
+
+
 class FreezeFailed(MigratorError):
     """The container {name} did not freeze within {limit} seconds."""
 

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from migrator import states
+from migrator import log, states
 from migrator.errors import JournalBroken, MigratorError
 from migrator.states import Event, Owner, Role, State
 
@@ -68,6 +68,10 @@ class Migration:
         self.updated: float = row["updated"]
 
     @property
+    def journal_path(self) -> Path:
+        return self._journal.path
+
+    @property
     def other_name(self) -> str:
         """What the container is called on the other host."""
         return str(self.detail.get("other_name") or self.name)
@@ -91,6 +95,11 @@ class Migration:
         """On the source: when it was frozen, or with --no-memory stopped; seconds since 1970, 0 for never."""
         return float(self.detail.get("frozen_at" if self.memory else "stopped_at", 0.0))
 
+    @property
+    def still_since(self) -> float:
+        """On the source: the same by time.monotonic(), which counts anew with each boot; 0 for never."""
+        return float(self.detail.get("still_monotonic", 0.0))
+
     def move(self, event: Event, **detail: Any) -> None:
         """Take the step that `event` names in the state machine, durably; `detail` is merged into the record."""
         new = states.after(self.role, self.state, event)
@@ -107,17 +116,21 @@ class Migration:
         self._write(self.state, self.owner, step, "done", detail)
 
     @contextlib.contextmanager
-    def step(self, step: str) -> Iterator[dict[str, Any]]:
-        """Record that `step` begins, and how it ended; what the block puts into the dict goes with the record."""
-        self._event(step, "begin", {})
+    def step(self, step: str, *, must_be_recorded: bool = True) -> Iterator[dict[str, Any]]:
+        """Record that `step` begins, and how it ended; what the block puts into the dict goes with the record.
+
+        Where the record cannot be made the step is not taken, unless it need not be recorded: it gives something back.
+        """
+        record = self._event if must_be_recorded else self._event_if_possible
+        record(step, "begin", {})
         detail: dict[str, Any] = {}
         try:
             yield detail
         except BaseException as error:
             text = str(error) if isinstance(error, MigratorError) else repr(error)
-            self._event(step, "failed", {"reason": text[:2000]})
+            self._event_if_possible(step, "failed", {"reason": text[:2000]})
             raise
-        self._event(step, "done", detail)
+        record(step, "done", detail)
 
     def events(self) -> list[Record]:
         """What happened, oldest first."""
@@ -129,6 +142,12 @@ class Migration:
     def _event(self, step: str, phase: str, detail: dict[str, Any]) -> None:
         with self._journal.transaction(synced=False) as db:  # a sync takes long, and a container may be frozen
             self._insert_event(db, time.time(), step, phase, detail)
+
+    def _event_if_possible(self, step: str, phase: str, detail: dict[str, Any]) -> None:
+        try:
+            self._event(step, phase, detail)
+        except JournalBroken as error:
+            log.warning(f"The journal could not record that {step} is {phase}: {error}")
 
     def _write(self, state: State, owner: Owner, step: str, phase: str, detail: dict[str, Any]) -> None:
         now = time.time()

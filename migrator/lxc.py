@@ -164,8 +164,13 @@ def freeze(container: Container, cgroup: Path, limit: float = FREEZE_LIMIT) -> N
 
 def thaw(container: Container, cgroup: Path) -> None:
     """Let the processes below `cgroup` run again, and tell LXC."""
-    (cgroup / "cgroup.freeze").write_text("0")
+    thaw_cgroup(cgroup)
     container.tell_thawed()
+
+
+def thaw_cgroup(cgroup: Path) -> None:
+    """Let the processes below `cgroup` run again; raises OSError."""
+    (cgroup / "cgroup.freeze").write_text("0")
 
 
 def processes(cgroup: Path) -> list[int]:

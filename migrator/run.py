@@ -14,6 +14,7 @@ import select
 import shlex
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -143,9 +144,21 @@ class Program:
 
     def kill(self) -> None:
         """End the program and what it started (it leads a process group of its own)."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
+        self.kill_group()
         self.process.wait()
+
+    def kill_group(self) -> None:
+        """As `kill`, without waiting for the end. What has ended and was waited for has no id any more."""
+        if self.process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+
+    def close(self) -> None:
+        """Give back what its pipes and output take."""
+        for file in (self.process.stdin, self.process.stdout, self._out, self._err):
+            if file:
+                with contextlib.suppress(OSError):
+                    file.close()
 
     def captured(self) -> bytes:
         return _read_back(self._out) if self._out else b""
@@ -166,40 +179,83 @@ def started(
     stdout: int | IO[bytes] | None = None,
     env: Mapping[str, str] | None = None,
     pass_fds: Sequence[int] = (),
+    limit: float | None = None,
 ) -> Iterator[Program]:
     """Start a program and hand it over while it runs; it is killed if the block is left before its end.
+
+    With a `limit`, in seconds, it is killed after that and CommandTimeout raised: who feeds it, or reads what it says,
+    does not wait for ever.
 
     Output that nobody reads goes to files, never to a pipe: a daemon that keeps them open (LXC's monitor does) cannot
     block us. The files are in memory (memfd_create(2)): a container can be thawed where no disk has room.
     """
-    words = tuple(os.fspath(a) for a in argv)
-    with contextlib.ExitStack() as stack:
-        err = stack.enter_context(_memory_file())
-        out = stack.enter_context(_memory_file()) if stdout is None else None
-        log.trace(shown(words))
-        try:
-            process = subprocess.Popen(
-                words,
-                stdin=subprocess.DEVNULL if stdin is None else stdin,
-                stdout=out if stdout is None else stdout,
-                stderr=err,
-                env=environment(env),
-                pass_fds=tuple(pass_fds),
-                process_group=0,
-            )
-        except FileNotFoundError:
-            name = Path(words[0]).name
-            raise ProgramMissing(program=name, package=PACKAGES.get(name, name.split("-")[0])) from None
-        program = Program(words, process, out, err)
-        try:
+    program = _start(argv, stdin=stdin, stdout=stdout, env=env, pass_fds=pass_fds, process_group=0)
+    try:
+        with _ended_after(program, limit):
             yield program
-        finally:
-            if process.poll() is None:
-                program.kill()
-            for pipe in (process.stdin, process.stdout):
-                if pipe:
-                    with contextlib.suppress(OSError):
-                        pipe.close()
+    finally:
+        if program.process.poll() is None:
+            program.kill()
+        program.close()
+
+
+def detached(argv: Sequence[str | os.PathLike[str]], *, stdin: int, stdout: int) -> Program:
+    """Start a program that may outlive this one: it has a session of its own, and no signal to ours reaches it."""
+    return _start(argv, stdin=stdin, stdout=stdout, start_new_session=True)
+
+
+def _start(argv: Sequence[str | os.PathLike[str]], *, stdin: int | IO[bytes] | None, stdout: int | IO[bytes] | None,
+           env: Mapping[str, str] | None = None, pass_fds: Sequence[int] = (), process_group: int | None = None,
+           start_new_session: bool = False) -> Program:
+    words = tuple(os.fspath(a) for a in argv)
+    err = _memory_file()
+    out = _memory_file() if stdout is None else None
+    log.trace(shown(words))
+    try:
+        process = subprocess.Popen(
+            words,
+            stdin=subprocess.DEVNULL if stdin is None else stdin,
+            stdout=out if stdout is None else stdout,
+            stderr=err,
+            env=environment(env),
+            pass_fds=tuple(pass_fds),
+            process_group=process_group,
+            start_new_session=start_new_session,
+        )
+    except FileNotFoundError:
+        name = Path(words[0]).name
+        raise ProgramMissing(program=name, package=PACKAGES.get(name, name.split("-")[0])) from None
+    return Program(words, process, out, err)
+
+
+@contextlib.contextmanager
+def _ended_after(program: Program, limit: float | None) -> Iterator[None]:
+    """Kill the program when the block takes longer than `limit` seconds: whoever reads from it or writes to it goes on.
+
+    Raises CommandTimeout then, whatever the block has made of that.
+    """
+    if limit is None:
+        yield
+        return
+    late = threading.Event()
+
+    def end() -> None:
+        late.set()
+        program.kill_group()
+
+    timer = threading.Timer(limit, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    except Exception as error:
+        if late.is_set():
+            raise CommandTimeout(command=shown(program.argv), limit=f"{limit:g}") from error
+        raise
+    finally:
+        timer.cancel()
+    if late.is_set():
+        raise CommandTimeout(command=shown(program.argv), limit=f"{limit:g}")
 
 
 def _ends_within(process: subprocess.Popen[bytes], limit: float) -> bool:

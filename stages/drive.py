@@ -70,7 +70,7 @@ class Drive:
         self.journal = journal
         self.container = container
         self.migration = migration
-        self.begun_at = time.time()
+        self.begun = time.monotonic()
         self.still_seconds: float | None = None  # frozen, or with --no-memory stopped
         self.dumped: dict[str, Any] = {}
         self.ended: Result | None = None  # by a rollback
@@ -105,8 +105,9 @@ class Drive:
         """
         if self.migration is None or self.migration.state not in (State.OFFERED, State.DUMPED):
             return None
-        since = max(self.begun_at, self.migration.still_at)
-        return since + float(self.args.max_downtime) - time.time()
+        now, still = time.monotonic(), self.migration.still_since
+        since = still if self.begun <= still <= now else self.begun
+        return since + float(self.args.max_downtime) - now
 
     # --- forward ---
 
@@ -192,8 +193,9 @@ class Drive:
         if left is None or left <= 0:
             raise DowntimeExceeded(name=self._of.name, seconds=f"{self.args.max_downtime:g}")
         done = there.call("restore", id=self._of.id, limit=left)
-        running_since = time.time() - float(done["running_for"])
-        self.still_seconds = running_since - self._of.still_at
+        running_since = time.monotonic() - float(done["running_for"])
+        still = running_since - self._of.still_since
+        self.still_seconds = still if still >= 0 else None  # it came to a stand before this host was started anew
 
     def _finish(self, there: Connection) -> None:
         finish.carry_out(self.args, self._of, there)
@@ -276,7 +278,7 @@ class Drive:
         removed = self._undefine() if self.args.undefine_source else []
         predicted = self.plan.still_seconds if self.plan else None
         word = "frozen" if migration.memory else "stopped"
-        seconds = time.time() - self.begun_at
+        seconds = time.monotonic() - self.begun
         host = migration.detail["destination_host"]
         text = f"{migration.name} has moved to {advice.moved_to(migration)} in {duration(seconds)}."
         if self.still_seconds is not None:

@@ -14,12 +14,15 @@ from typing import Any
 from migrator import advice, cli, criu, layout, log, lxc, network, spool, transfer
 from migrator.advice import this_host
 from migrator.cli import Result
+from migrator.errors import DowntimeExceeded
 from migrator.growing import POLL, Growing
 from migrator.journal import Migration
 from migrator.progress import Progress
 from migrator.protocol import Connection
 from migrator.report import size
-from stages import check
+from migrator.thawing import Frozen
+from migrator.watchdog import Task, Watchdog
+from stages import check, offer
 from stages.handover import Handover
 
 
@@ -60,6 +63,11 @@ class Dump(Handover):
         log.verbose(f"Images go to {self.images}: {why}")
         layout.make_images(self.images, self.container.mapped_root)
         spool.check_space(self.images, self.facts.memory, what=f"the memory of {self.container.name}")
+        frozen = Frozen(self.container.name, self.container.lxcpath, self.pid, self.cgroup, tuple(self.ports))
+        self.watchdog = Watchdog(Task(
+            frozen, self.migration.id, offer.attempt(self.migration), tuple(map(str, self.layout.image_folders())),
+            self.max_downtime, str(self.migration.journal_path)))
+        self.watchdog.start()
 
     def record(self) -> dict[str, Any]:
         return {"frozen_at": self.still_since, "pid": self.pid, "cgroup": str(self.cgroup),
@@ -68,6 +76,13 @@ class Dump(Handover):
     def take(self) -> dict[str, Any]:
         self._freeze()
         return self._dump_and_send()
+
+    def let_go(self) -> None:
+        if self.watchdog.dismiss():
+            raise DowntimeExceeded(name=self.container.name, seconds=f"{self.max_downtime:g}")
+
+    def unwatched(self) -> None:
+        self.watchdog.dismiss()
 
     def result(self, figures: dict[str, Any], still: float) -> Result:
         if not self.one_shot:  # there it still holds the container up; finish does it
@@ -85,10 +100,13 @@ class Dump(Handover):
 
     def _freeze(self) -> None:
         with self.migration.step("freeze"):
+            self.watchdog.begins()
             lxc.freeze(self.container, self.cgroup)
             network.unplug(self.ports)
             if self.ports:
-                self.migration.note("hush-dad", dad=network.hush_dad(self.pid))
+                dad = network.hush_dad(self.pid)
+                self.watchdog.note_dad(dad)
+                self.migration.note("hush-dad", dad=dad)
 
     def _dump_and_send(self) -> dict[str, Any]:
         """The dump runs beside the snapshot and the sending of its increment; both see the frozen container."""

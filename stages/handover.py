@@ -43,7 +43,8 @@ class Handover(ABC):
         self.layout = Layout(container.lxcpath, container.name, migration.id)
         self.base = self.layout.snapshot(len(migration.detail["rounds"]))
         self.last = self.layout.snapshot(len(migration.detail["rounds"]) + 1)
-        self.still_since = 0.0  # by time.time()
+        self.still_since = 0.0  # by time.time(), for people
+        self._still_since = 0.0  # by time.monotonic(), for limits
         self.fenced = False
 
     def run(self) -> Result:
@@ -54,18 +55,19 @@ class Handover(ABC):
         btrfs.delete(self.last)
         self.prepare()
         btrfs.sync(self.container.rootfs)  # what is not on disk yet would be written while it stands still
-        self.still_since = time.time()
-        self.migration.move(Event.FREEZE, **self.record())
+        self.still_since, self._still_since = time.time(), time.monotonic()
+        self.migration.move(Event.FREEZE, still_monotonic=self._still_since, **self.record())
         try:
             figures = self.take()
             if not self.fenced:
                 self.fence()
+            self.let_go()
             self.migration.move(Event.OFFER, figures=figures)
         except BaseException as error:
             offer.withdraw(self.migration)
-            offer.give_up(self.migration, self.there, as_ours(error))
+            offer.give_up(self.migration, self.there, as_ours(error), self.unwatched)
         offer.make(self.migration, self.there)
-        return self.result(figures, time.time() - self.still_since)
+        return self.result(figures, time.monotonic() - self._still_since)
 
     # --- what each way does in its own manner ---
 
@@ -82,6 +84,14 @@ class Handover(ABC):
         """Bring it to a stand and send what makes it up; returns sizes in bytes and times in seconds."""
 
     @abstractmethod
+    def let_go(self) -> None:
+        """Nobody but this program will give it back; raises DowntimeExceeded where somebody has done so."""
+
+    @abstractmethod
+    def unwatched(self) -> None:
+        """It was given back: nobody has to watch over that any more."""
+
+    @abstractmethod
     def result(self, figures: dict[str, Any], still: float) -> Result:
         """The destination has it, `still` seconds after it came to a stand."""
 
@@ -93,7 +103,8 @@ class Handover(ABC):
             made = btrfs.snapshot(self.container.rootfs, self.last, read_only=True)
             sent = self.send(
                 {"kind": "increment", "uuid": made.uuid, "behind": self.one_shot},
-                lambda stack: [transfer.SourceFile(INCREMENT, stack.enter_context(btrfs.send(self.last, self.base)))],
+                lambda stack: [transfer.SourceFile(INCREMENT, stack.enter_context(
+                    btrfs.send(self.last, self.base, limit=self.left())))],
             )
             outcome.update(bytes=sent.raw_bytes, wire=sent.wire_bytes, resumed=sent.resumed_bytes,
                            seconds=round(sent.seconds, 3))
@@ -140,7 +151,7 @@ class Handover(ABC):
 
     def left(self) -> float:
         """Seconds that the container may still stand still; raises DowntimeExceeded when there are none."""
-        left = self.still_since + self.max_downtime - time.time()
+        left = self._still_since + self.max_downtime - time.monotonic()
         if left <= 0:
             raise DowntimeExceeded(name=self.container.name, seconds=f"{self.max_downtime:g}")
         return left

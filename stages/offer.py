@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from migrator import advice, btrfs, container_config, criu, log
@@ -16,6 +17,7 @@ from migrator.errors import (
     SourceStateUnknown,
     SourceStillFrozen,
     SourceStillStopped,
+    as_ours,
     outcome,
 )
 from migrator.journal import Migration
@@ -60,34 +62,38 @@ def withdraw(migration: Migration) -> None:
     """An offer that was recorded but not made is none any more; before anything thaws.
 
     Ctrl-C can come between the two. Were it left recorded, a later `resume` would make it, of a container that runs.
+    Raises JournalBroken where it was recorded and this cannot be: then the container must stay frozen.
     """
     migration.refresh()
     if migration.state is State.OFFERED:
         migration.move(Event.REFUSED)
 
 
-def give_up(migration: Migration, there: Connection, error: DocumentedError) -> NoReturn:
-    """Nobody else has the token: thaw, remove what this attempt has made on both hosts, and say so."""
+def give_up(migration: Migration, there: Connection, error: DocumentedError,
+            thawed_again: Callable[[], None] = lambda: None) -> NoReturn:
+    """Nobody else has the token: thaw, remove what this attempt has made on both hosts, and say so.
+
+    The container runs before anything is recorded, as what has failed may be the disk that records go to; the attempt's
+    images make room for them then. `thawed_again` is called once it runs.
+    """
     try:
         thawed = thaw_source(migration)
     except SourceStillStopped:
         log.error(str(error))
         raise
-    except MigratorError as trouble:
+    except (MigratorError, OSError) as trouble:
         log.error(str(error))
         raise SourceStillFrozen(
-            trouble, name=migration.name, source=this_host(), next=advice.command("create-dump", migration),
+            as_ours(trouble), name=migration.name, source=this_host(), next=advice.command("create-dump", migration),
             rollback=advice.command("rollback", migration),
         ) from error
-    migration.move(Event.THAW, failed=str(error)[:2000])
-    here = Layout(migration.lxcpath, migration.name, migration.id)
-    _keep_log(here, error)
-    here.drop_images()
-    btrfs.delete(here.snapshot(len(migration.detail["rounds"]) + 1))
+    thawed_again()
+    _drop_dump(migration, there, error)
     try:
-        there.call("dump-drop", **named(migration))
-    except MigratorError as trouble:
-        log.verbose(f"{there.peer_host} drops the broken dump by itself: {trouble}")
+        container_config.unfence(migration.lxcpath / migration.name, migration.id)
+        migration.move(Event.THAW, failed=str(error)[:2000])
+    except (MigratorError, OSError) as trouble:  # the next command finds it being dumped, and begins with the thaw
+        log.warning(f"{migration.name} runs on here, but that could not be recorded: {trouble}")
     if isinstance(error, Interrupted):
         log.info(f"{migration.name} runs on here.")
         raise error
@@ -95,6 +101,21 @@ def give_up(migration: Migration, there: Connection, error: DocumentedError) -> 
         raise error  # it had not been stopped yet
     again = outcome(SourceRunsAgain, memory=migration.memory and thawed)  # a reboot has taken the memory
     raise again(error, name=migration.name, next=advice.again("create-dump", migration)) from error
+
+
+def _drop_dump(migration: Migration, there: Connection, error: DocumentedError) -> None:
+    """Remove what the attempt has made on both hosts. What resists is removed by the next attempt, or its rollback."""
+    here = Layout(migration.lxcpath, migration.name, migration.id)
+    for step in (
+        lambda: _keep_log(here, error),
+        here.drop_images,
+        lambda: btrfs.delete(here.snapshot(len(migration.detail["rounds"]) + 1)),
+        lambda: there.call("dump-drop", **named(migration)),
+    ):
+        try:
+            step()
+        except (MigratorError, OSError) as trouble:
+            log.verbose(f"Of the broken dump something is left for now: {trouble}")
 
 
 def _keep_log(here: Layout, error: DocumentedError) -> None:

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from migrator import advice, aftermath, btrfs, cli, container_config, criu, lxc, names, network, no_memory
+from migrator import advice, aftermath, btrfs, cli, container_config, criu, log, lxc, names, network, no_memory, thawing
 from migrator.advice import this_host
 from migrator.cli import Result
 from migrator.errors import (
     AlreadyRuns,
     CommandTimeout,
+    JournalBroken,
     NoMigration,
     SourceStateUnknown,
     SourceStillStopped,
@@ -32,6 +32,7 @@ from migrator.peer import connected
 from migrator.protocol import Connection
 from migrator.service import Service
 from migrator.states import Event, Owner, Role, State, Verdict, decide
+from migrator.thawing import Frozen
 from tunnel.errors import DocumentedError
 
 NAME = "rollback"
@@ -114,9 +115,20 @@ def roll_back(migration: Migration, tell: Callable[[], None] | None) -> Result:
             left_there = (f" {migration.peer} could not be told ({error}); clean up there with: migrator rollback "
                           f"{migration.other_name}")
     told = not left_there and not forced
-    migration.move(Event.ROLL_BACK, abandoned=told, forced=forced, held=aftermath.held(migration))
+    record = {"abandoned": told, "forced": forced, "held": aftermath.held(migration)}
+    recorded = False
+    try:
+        migration.move(Event.ROLL_BACK, **record)
+        recorded = True
+    except JournalBroken as error:
+        if forced:  # the destination may come back, and must then be told
+            raise
+        log.warning(f"{name} is given back before that is recorded: {error}")
     thawed = thaw_source(migration)
-    drop_attempt(migration)
+    drop_attempt(migration)  # which may make the room that the journal needs
+    if not recorded:
+        migration.move(Event.ROLL_BACK, **record)
+    container_config.unfence(migration.lxcpath / name, migration.id)
     migration.move(Event.ROLLED_BACK)
     return Result({"migration": migration.id, "name": name, "stage": NAME, "already": False, "thawed": thawed,
                    "destination_told": told, "forced": forced},
@@ -133,30 +145,24 @@ def where(migration: Migration) -> str:
 
 
 def thaw_source(migration: Migration) -> bool:
-    """Plug the container in again and thaw it, if this migration has frozen it; True if there was something to thaw.
+    """Plug the container in again and thaw it, if this migration has frozen it; True if so.
 
-    Also takes the fence of the offer away: the token is back. The process id and cgroup are those of the freeze. If
-    these are gone, as after a reboot, the container is started from its disk; one that somebody has started is left
-    alone. Raises StartFailed. One that was stopped, to move without its memory, is started again; raises
-    SourceStillStopped.
+    The process id and cgroup are those of the freeze. If these are gone, as after a reboot, the container is started
+    from its disk, which takes the fence of the offer away; one that somebody has started is left alone. Raises
+    StartFailed, and OSError where it cannot be thawed. One that was stopped, to move without its memory, is started
+    again; raises SourceStillStopped. What cannot be recorded, as on a full disk, keeps nothing from running.
     """
     if not migration.memory:
         return _start_again(migration)
-    container_config.unfence(migration.lxcpath / migration.name, migration.id)
     if "cgroup" not in migration.detail:
         return False
     if not aftermath.memory_is_here(migration):
+        container_config.unfence(migration.lxcpath / migration.name, migration.id)
         aftermath.start_from_disk(migration)
         return False
-    cgroup, pid = Path(migration.detail["cgroup"]), int(migration.detail["pid"])
-    container = lxc.Container(migration.name, migration.lxcpath)
     criu.wait_for_dump(migration.name, Layout(migration.lxcpath, migration.name, migration.id).image_folders())
-    with migration.step("thaw"):
-        found = [Port(**port) for port in migration.detail["ports"]]
-        network.bring_back_dad(pid, migration.detail.get("dad", {}))
-        network.plug(found)
-        lxc.thaw(container, cgroup)
-    network.announce(pid, (0.0,)).join()
+    with migration.step("thaw", must_be_recorded=False):
+        thawing.thaw(Frozen.from_detail(migration.name, migration.lxcpath, migration.detail))
     return True
 
 

@@ -52,6 +52,12 @@ class Stop(Handover):
         return {"increment": increment.raw_bytes, "memory": 0, "wire_bytes": increment.wire_bytes,
                 "stop_seconds": round(stop_seconds, 3), "killed": killed, "send_seconds": round(increment.seconds, 3)}
 
+    def let_go(self) -> None:
+        """What is stopped cannot be thawed: nobody watches over it."""
+
+    def unwatched(self) -> None:
+        """Nobody did."""
+
     def result(self, figures: dict[str, Any], still: float) -> Result:
         next_ = advice.next_command(self.migration)
         ended = "killed" if figures["killed"] else "stopped"

@@ -59,7 +59,8 @@ def test_a_destination_that_crashed_while_restoring_does_not_start_it_anew(rig: 
         hold.wait("the restore has begun")
         restoring.signal(9)
         # What a reboot does: every process ends, and /run is empty.
-        rig.sh("hostb", "pkill -9 -x 'migrator|lxc-checkpoint|criu|sleep'; umount -l /run/migrator/*; rm -rf /run/migrator /run/lxc; true")
+        rig.sh("hostb", "pkill -9 -x 'migrator|lxc-checkpoint|criu|sleep'; umount -l /run/migrator/*;"
+                        "rm -rf /run/migrator /run/lxc; true")
     refuses_to_start(rig, "hostb")
     rig.migrator("hosta", "rollback", "c1").expect(0)
     found = rig.probe("hosta", "c1")

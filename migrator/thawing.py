@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Give a frozen container back: on its network, and running. Nothing here needs a disk, a journal or a terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from migrator import log, lxc, network
+from migrator.errors import MigratorError
+from migrator.network import Port
+
+_BY_HAND = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1}
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen:
+    """What must be known of a container to give it back: written down before it is frozen."""
+
+    name: str
+    lxcpath: Path
+    pid: int  # of its first process
+    cgroup: Path
+    ports: tuple[Port, ...]
+    dad: Mapping[str, str] = dataclasses.field(default_factory=dict)  # see network.hush_dad
+
+    @classmethod
+    def from_detail(cls, name: str, lxcpath: Path, detail: Mapping[str, Any]) -> Self:
+        """As a journal has it, or `to_detail` made it."""
+        ports = tuple(Port(**port) for port in detail["ports"])
+        return cls(name, lxcpath, int(detail["pid"]), Path(detail["cgroup"]), ports, detail.get("dad", {}))
+
+    def to_detail(self) -> dict[str, Any]:
+        return {"pid": self.pid, "cgroup": str(self.cgroup), "ports": [port.to_json() for port in self.ports],
+                "dad": dict(self.dad)}
+
+
+def thaw(frozen: Frozen) -> None:
+    """Plug the container in again and let it run; safe to repeat.
+
+    It runs in the end even where a step on the way fails, such as the bridge having gone; that is only told. Raises
+    OSError where the kernel does not thaw it. No signal comes between the steps.
+    """
+    with _undisturbed():
+        for what, step in (
+            ("IPv6 addresses are not checked for duplicates", lambda: network.bring_back_dad(frozen.pid, frozen.dad)),
+            ("it is not on its bridge", lambda: network.plug(frozen.ports)),
+        ):
+            _try(f"{frozen.name} runs again, but {what}", step)
+        lxc.thaw_cgroup(frozen.cgroup)
+        _try(f"LXC still takes {frozen.name} for frozen",
+             lambda: lxc.Container(frozen.name, frozen.lxcpath).tell_thawed())
+    if frozen.ports:
+        network.announce(frozen.pid, (0.0,)).join()
+
+
+def _try(otherwise: str, step: Callable[[], None]) -> None:
+    try:
+        step()
+    except (MigratorError, OSError) as error:
+        log.warning(f"{otherwise}: {error}")
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Signals by hand wait until the block has ended."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _BY_HAND)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Gives a frozen container back when the program that froze it does not: it was stopped, has hung or was killed.
+
+A process of its own, started before the freeze, in a session of its own, so that no Ctrl-Z, hang-up or `kill` meant for
+that program reaches it. It thaws
+
+- when the freeze has lasted for its limit by the monotonic clock, and
+- when that program has ended without having taken its leave, provided that nobody else has the container's lock and
+  the journal still has it as being dumped;
+
+but not before CRIU has let go of the container. Before the ownership token is offered it is dismissed, and answers
+whether it has thawed: from then on somebody else decides who may run.
+
+Lines of JSON: from the program that freezes, a `Task`, `begins` before the freeze, `dad` (see network.hush_dad) after
+it, and `dismissed`; to it `watching`, then `thawed`, true or false.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+from migrator import criu, holder, log, lxc, thawing
+from migrator.errors import Busy, MigratorError, WatchdogFailed
+from migrator.journal import Journal
+from migrator.layout import locked
+from migrator.run import Program, detached
+from migrator.states import Role, State
+from migrator.thawing import Frozen
+
+FOR_EVER = 1e6  # seconds
+POLL = 0.2  # seconds between two looks: whether CRIU has let go, or whether it was frozen again
+ANSWER_LIMIT = 60.0  # seconds that a watchdog may take to answer; it does nothing else but thaw
+LINE_LIMIT = 1 << 20  # bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What a watchdog is told."""
+
+    frozen: Frozen
+    migration: str  # its id
+    attempt: int  # the number of the dump, as the journal has it
+    images: tuple[str, ...]  # folders that CRIU may dump into
+    limit: float  # seconds
+    journal: str  # its path
+    locks: str = str(holder.LOCKS)  # the folder of the containers' locks
+
+    def to_json(self) -> str:
+        return json.dumps({
+            "name": self.frozen.name, "lxcpath": str(self.frozen.lxcpath), "frozen": self.frozen.to_detail(),
+            "migration": self.migration, "attempt": self.attempt, "images": self.images, "limit": self.limit,
+            "journal": self.journal, "locks": self.locks,
+        })
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        data = json.loads(text)
+        return cls(Frozen.from_detail(data["name"], Path(data["lxcpath"]), data["frozen"]), data["migration"],
+                   data["attempt"], tuple(data["images"]), data["limit"], data["journal"],
+                   data["locks"])
+
+
+class Watchdog:
+    """The watchdog as the program that freezes sees it."""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self._program: Program | None = None
+
+    def start(self) -> None:
+        """Start it; returns when it watches. Raises WatchdogFailed."""
+        self._program = detached([sys.executable, "-I", "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._say(self._task.to_json())
+        if self._answer() != {"watching": True}:
+            self._program.kill()
+            raise WatchdogFailed(reason=self._program.error_output().decode(errors="replace").strip() or "no answer")
+
+    def begins(self) -> None:
+        """The container is about to be frozen: the limit counts from here."""
+        self._say(json.dumps({"begins": True}))
+
+    def note_dad(self, dad: dict[str, str]) -> None:
+        """It is frozen, and this is what its interfaces had before."""
+        self._say(json.dumps({"dad": dad}))
+
+    def dismiss(self) -> bool:
+        """From here on it does nothing any more; returns whether it has thawed the container, or may have."""
+        program, self._program = self._program, None
+        if program is None:
+            return False
+        self._say(json.dumps({"dismissed": True}), program)
+        answer = self._answer(program)
+        program.kill()
+        return bool(answer != {"thawed": False})
+
+    def _say(self, line: str, program: Program | None = None) -> None:
+        if program := program or self._program:
+            with contextlib.suppress(OSError):  # it has ended: `dismiss` learns that
+                program.stdin.write(f"{line}\n".encode())
+                program.stdin.flush()
+
+    def _answer(self, program: Program | None = None) -> Any:
+        """None where it says nothing."""
+        if program := program or self._program:
+            ready, _, _ = select.select([program.stdout], [], [], ANSWER_LIMIT)
+            line = program.stdout.readline(LINE_LIMIT) if ready else b""
+            return json.loads(line) if line.endswith(b"\n") else None
+        return None
+
+
+# --- the process ----------------------------------------------------------------------------------------------
+
+
+class Watch:
+    """What the process does. `lines` tells what happens: the next line, "" at their end, None after so many seconds."""
+
+    def __init__(self, task: Task, lines: Callable[[float], str | None], clock: Callable[[], float]) -> None:
+        self.task = task
+        self.frozen = task.frozen
+        self._lines = lines
+        self._clock = clock
+        self._end: float | None = None  # by the clock, once the freeze has begun
+
+    def run(self) -> bool:
+        """Until it is dismissed, or left alone and not needed any more; returns whether it has thawed."""
+        thawed = False
+        while True:
+            line = self._lines(POLL if thawed else FOR_EVER if self._end is None else self._end - self._clock())
+            if line == "":
+                return self._left_alone() or thawed
+            if line is not None:
+                data = json.loads(line)
+                if data.get("dismissed"):
+                    return thawed
+                if data.get("begins"):
+                    self._end = self._clock() + self.task.limit
+                self.frozen = dataclasses.replace(self.frozen, dad=data.get("dad", self.frozen.dad))
+            elif self._end is not None and (not thawed or self._is_frozen()):  # who goes on after a stop may freeze it
+                self._thaw()
+                thawed = True
+
+    def _left_alone(self) -> bool:
+        """The program that froze it has ended; whoever has the lock now takes care of it first."""
+        while self._is_still_being_dumped():
+            with contextlib.suppress(Busy), locked(self.frozen.name, Path(self.task.locks)):
+                if self._is_still_being_dumped():
+                    self._thaw()
+                    return True
+            time.sleep(POLL)
+        return False
+
+    def _is_still_being_dumped(self) -> bool:
+        """Whether the journal has nothing later than that dump: nobody was offered the token since."""
+        with Journal(Path(self.task.journal)) as journal:
+            found = journal.by_id(self.task.migration, Role.SOURCE)
+            return bool(found and found.state is State.DUMPING and found.detail.get("attempt") == self.task.attempt)
+
+    def _is_frozen(self) -> bool:
+        return self.frozen.cgroup.is_dir() and lxc.is_frozen(self.frozen.cgroup)
+
+    def _thaw(self) -> None:
+        """CRIU runs code of its own in tasks that it dumps: they must not go on before it has taken that out again."""
+        while criu.processes(Path(folder) for folder in self.task.images):
+            time.sleep(POLL)
+        if self.frozen.cgroup.is_dir():
+            thawing.thaw(self.frozen)
+
+
+def main() -> int:
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    log.level = log.Level.QUIET
+    lines = Lines(sys.stdin.fileno())
+    task = Task.from_json(lines(ANSWER_LIMIT) or "null")
+    with contextlib.suppress(MigratorError):  # what has to be loaded for this is loaded before the freeze
+        lxc.Container(task.frozen.name, task.frozen.lxcpath)
+    print(json.dumps({"watching": True}), flush=True)
+    thawed = Watch(task, lines, time.monotonic).run()
+    with contextlib.suppress(OSError):  # nobody listens any more
+        print(json.dumps({"thawed": thawed}), flush=True)
+        os.close(sys.stdout.fileno())
+    return 0
+
+
+class Lines:
+    """The lines of a file descriptor, each waited for with a limit."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._read = b""
+
+    def __call__(self, wait: float) -> str | None:
+        """The next line, "" at the end, None when none has come within `wait` seconds."""
+        end = time.monotonic() + wait
+        while b"\n" not in self._read:
+            ready, _, _ = select.select([self._fd], [], [], max(0.0, end - time.monotonic()))
+            if not ready:
+                return None
+            more = os.read(self._fd, 1 << 16)
+            if not more:
+                return ""
+            self._read += more
+        line, _, self._read = self._read.partition(b"\n")
+        return line.decode()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

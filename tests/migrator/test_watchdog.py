@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The watchdog thaws when it must, once, and never what is not its own any more. The cgroup is a folder."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from migrator import layout, watchdog
+from migrator.journal import Journal, Migration
+from migrator.states import Event, Role
+from migrator.thawing import Frozen
+from migrator.watchdog import Task, Watch
+
+LIMIT = 120.0
+
+
+@pytest.fixture
+def cgroup(tmp_path: Path) -> Path:
+    """A frozen one, as the kernel shows it but for the events, which do not follow."""
+    folder = tmp_path / "cgroup"
+    folder.mkdir()
+    (folder / "cgroup.freeze").write_text("1")
+    (folder / "cgroup.events").write_text("populated 1\nfrozen 1\n")
+    return folder
+
+
+@pytest.fixture
+def migration(tmp_path: Path) -> Iterator[Migration]:
+    """It is being dumped, for the second time."""
+    with Journal(tmp_path / "journal.db") as journal:
+        made = journal.create(id="0badc0de", role=Role.SOURCE, name="web", lxcpath=tmp_path, peer="root@hostb",
+                              event=Event.SEND, attempt=2)
+        made.move(Event.SENT)
+        made.move(Event.FREEZE)
+        yield made
+
+
+def locks(migration: Migration) -> Path:
+    return migration.lxcpath / "run" / "lock"
+
+
+def task(migration: Migration, cgroup: Path, limit: float = LIMIT) -> Task:
+    frozen = Frozen("web", migration.lxcpath, 1, cgroup, ())
+    return Task(frozen, migration.id, 2, (str(cgroup / "images"),), limit, str(migration.journal_path),
+                str(locks(migration)))
+
+
+class Told:
+    """What happens to a watchdog, one thing after the other; a time lets the clock go on by as much."""
+
+    def __init__(self, *what: str | float | Callable[[], object]) -> None:
+        self.what = list(what)
+        self.now = 1000.0
+
+    def __call__(self, wait: float) -> str | None:
+        while self.what and callable(self.what[0]):
+            self.what.pop(0)()  # type: ignore[operator]
+        while self.what and isinstance(self.what[0], float):
+            self.now += min(wait, self.what[0])
+            if self.what[0] > wait:
+                self.what[0] -= wait
+                return None
+            wait -= self.what.pop(0)  # type: ignore[operator]
+            while self.what and callable(self.what[0]):
+                self.what.pop(0)()  # type: ignore[operator]
+        if not self.what:
+            return ""
+        line = self.what.pop(0)
+        return json.dumps({line: {"eth0": "1"} if line == "dad" else True})
+
+
+def watched(made: Task, *what: str | float | Callable[[], object]) -> bool:
+    told = Told(*what)
+    return Watch(made, told, lambda: told.now).run()
+
+
+def frozen(cgroup: Path) -> bool:
+    return (cgroup / "cgroup.freeze").read_text() == "1"
+
+
+def test_dismissed_in_time_it_does_nothing(migration: Migration, cgroup: Path) -> None:
+    assert not watched(task(migration, cgroup), "begins", "dad", LIMIT - 1, "dismissed")
+    assert frozen(cgroup)
+
+
+def test_it_thaws_when_the_time_is_up(migration: Migration, cgroup: Path) -> None:
+    assert watched(task(migration, cgroup), 500.0, "begins", LIMIT - 1, lambda: check(frozen(cgroup)), 2.0,
+                   lambda: check(not frozen(cgroup)), "dismissed")
+
+
+def test_it_thaws_what_is_frozen_once_more_after_that(migration: Migration, cgroup: Path) -> None:
+    """A program that was stopped before it froze goes on, and does so."""
+    assert watched(task(migration, cgroup), "begins", LIMIT + 1, lambda: (cgroup / "cgroup.freeze").write_text("1"),
+                   1.0, lambda: check(not frozen(cgroup)), "dismissed")
+
+
+def test_before_the_freeze_no_time_counts(migration: Migration, cgroup: Path) -> None:
+    assert not watched(task(migration, cgroup), 10 * LIMIT, "dismissed")
+    assert frozen(cgroup)
+
+
+def test_it_thaws_when_it_is_left_alone(migration: Migration, cgroup: Path) -> None:
+    assert watched(task(migration, cgroup), "begins", 1.0)
+    assert not frozen(cgroup)
+
+
+@pytest.mark.parametrize("event", [Event.OFFER, Event.THAW])
+def test_left_alone_it_thaws_nothing_that_has_gone_on(migration: Migration, cgroup: Path, event: Event) -> None:
+    """The token was offered, or another command has healed it."""
+    migration.move(event)
+    assert not watched(task(migration, cgroup), "begins", 1.0)
+    assert frozen(cgroup)
+
+
+def test_left_alone_it_thaws_no_later_dump(migration: Migration, cgroup: Path) -> None:
+    migration.note("attempt", attempt=3)
+    assert not watched(task(migration, cgroup), "begins")
+    assert frozen(cgroup)
+
+
+def test_left_alone_it_leaves_the_work_to_who_has_the_lock(migration: Migration, cgroup: Path,
+                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    holder = layout.locked("web", locks(migration))
+    holder.__enter__()
+    looks = []
+
+    def look(_seconds: float) -> None:
+        assert frozen(cgroup)
+        looks.append(1)
+        if len(looks) == 3:
+            migration.move(Event.OFFER)
+            holder.__exit__(None, None, None)
+
+    monkeypatch.setattr("migrator.watchdog.time.sleep", look)
+    assert not watched(task(migration, cgroup), "begins")
+    assert frozen(cgroup) and len(looks) == 3
+
+
+def test_it_waits_for_criu(migration: Migration, cgroup: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    running = [[7], [7], []]
+    asked: list[list[Path]] = []
+
+    def processes(folders: Iterator[Path]) -> list[int]:
+        asked.append(list(folders))
+        assert frozen(cgroup)
+        return running.pop(0)
+
+    monkeypatch.setattr("migrator.watchdog.criu.processes", processes)
+    assert watched(task(migration, cgroup), "begins")
+    assert asked == [[cgroup / "images"]] * 3 and not frozen(cgroup)
+
+
+def test_the_process(migration: Migration, cgroup: Path) -> None:
+    """In a session of its own; a hang-up, Ctrl-C and Ctrl-Z do nothing, and its answer tells what it did."""
+    for limit, thawed in ((LIMIT, False), (0.0, True)):
+        (cgroup / "cgroup.freeze").write_text("1")
+        dog = watchdog.Watchdog(task(migration, cgroup, limit))
+        dog.start()
+        assert dog._program
+        pid = dog._program.pid
+        session = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[3]
+        assert session == str(pid)
+        for number in ("HUP", "INT", "TERM", "TSTP"):
+            subprocess.run(["kill", f"-{number}", str(pid)], check=True)
+        dog.begins()
+        while thawed and frozen(cgroup):
+            pass  # the test's own limit ends this
+        assert dog.dismiss() is thawed
+        assert not Path(f"/proc/{pid}").exists()
+        assert not dog.dismiss(), "there is none any more"
+
+
+FREEZES = """
+import sys
+from pathlib import Path
+from migrator.thawing import Frozen
+from migrator.watchdog import Task, Watchdog
+dog = Watchdog(Task.from_json(sys.argv[1]))
+dog.start()
+dog.begins()
+print(dog._program.pid, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_whoever_froze_it_is_killed(migration: Migration, cgroup: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", FREEZES, task(migration, cgroup).to_json()], stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE, text=True) as program:
+        assert program.stdout
+        pid = int(program.stdout.readline())
+        assert frozen(cgroup)
+        program.kill()
+    while frozen(cgroup) or Path(f"/proc/{pid}").exists():
+        pass  # the test's own limit ends this
+
+
+def check(condition: bool) -> None:
+    assert condition

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Whatever becomes of the program that has frozen a container: it is given back, and nobody has to type anything."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.rig.conftest import CleanHosts
+from tests.rig.harness import DESTINATION, Rig, Running, wait_for
+from tests.rig.held import DUMP, held
+
+MIGRATE = ("migrator", "migrate", "c1", "-d", DESTINATION, "--json")
+
+
+@pytest.fixture
+def guest(rig: Rig, clean_hosts: CleanHosts) -> str:
+    """A tick guest on hosta; returns its start."""
+    clean_hosts.allow("snapshot")
+    rig.guest("hosta", "c1", "tick", ip="10.0.3.120")
+    return str(rig.probe("hosta", "c1")["start"])
+
+
+def signal(rig: Rig, number: str) -> None:
+    """To the `migrator migrate` on hosta."""
+    rig.sh("hosta", f"pkill -{number} -x migrator")
+
+
+def runs_on(rig: Rig, start: str) -> None:
+    """It counts on where it was, and has its network."""
+    count = rig.probe("hosta", "c1", quick=True)["count"]
+    wait_for(lambda: rig.probe("hosta", "c1", quick=True)["count"] > count, "it counts on")
+    found = rig.probe("hosta", "c1")
+    assert found["intact"] and found["start"] == start, found
+    rig.exec("client", "ping", "-c", "1", "-w", "60", "10.0.3.120")
+
+
+def watched(rig: Rig) -> bool:
+    """Whether a watchdog is there; none is, once all is over."""
+    return bool(rig.sh("hosta", "pgrep -f migrator.watchdo[g]", check=False))
+
+
+def thawed(rig: Rig) -> bool:
+    return rig.sh("hosta", "cat /sys/fs/cgroup/lxc.payload.c1*/cgroup.freeze").strip() == "0"
+
+
+def hold_frozen(rig: Rig, running: Running) -> None:
+    assert running.process.poll() is None, running.stderr
+    assert not thawed(rig) and watched(rig)
+
+
+def test_stopped_while_it_is_frozen(rig: Rig, guest: str) -> None:
+    """Ctrl-Z, or a debugger: past --max-downtime the container runs. Who goes on after that gives the attempt up."""
+    with held(rig, "hosta", "criu", DUMP) as criu, rig.start("hosta", *MIGRATE, "--max-downtime", "5") as running:
+        criu.wait("CRIU has begun")
+        hold_frozen(rig, running)
+        signal(rig, "STOP")
+        criu.release()
+        wait_for(lambda: thawed(rig), "the watchdog thaws it")
+        runs_on(rig, guest)
+        signal(rig, "CONT")
+        outcome = running.wait().expect(3)
+    assert outcome.error["cause"]["code"] == "downtime-exceeded"
+    runs_on(rig, guest)
+    assert not watched(rig)
+    rig.exec("hosta", *MIGRATE)
+    assert rig.probe("hostb", "c1")["start"] == guest
+
+
+def test_killed_while_it_is_frozen(rig: Rig, guest: str) -> None:
+    """It runs as soon as CRIU has let go of it, and not before."""
+    with held(rig, "hosta", "criu", DUMP) as criu, rig.start("hosta", *MIGRATE) as running:
+        criu.wait("CRIU has begun")
+        criu.spare()
+        hold_frozen(rig, running)
+        running.signal(9)
+        running.wait()
+        assert watched(rig) and not thawed(rig)
+        criu.release()
+        wait_for(lambda: thawed(rig), "the watchdog thaws it")
+    runs_on(rig, guest)
+    wait_for(lambda: not watched(rig), "the watchdog has ended")
+    assert rig.status("hosta", "c1")["state"] == "dumping"
+    rig.migrator("hosta", "resume", "c1").expect(0)
+    assert rig.probe("hostb", "c1")["start"] == guest
+
+
+def test_a_terminal_that_has_gone(rig: Rig, guest: str) -> None:
+    """Each line that cannot be written any more, EIO as from a closed terminal or ENOSPC, is no reason for anything."""
+    rig.exec("hosta", "sh", "-c", f"{' '.join(MIGRATE)} >/dev/full 2>&1")
+    assert rig.probe("hostb", "c1")["start"] == guest
+    with held(rig, "hostb", "criu", DUMP) as criu:
+        back = f"exec {' '.join(MIGRATE).replace('hostb', 'hosta')} -v 2>/dev/full"
+        with rig.start("hostb", "sh", "-c", back) as running:
+            criu.wait("CRIU has begun")
+            running.signal(2)
+            criu.release()
+            running.wait().expect(130)
+    found = rig.probe("hostb", "c1")
+    assert found["running"] and found["intact"] and found["start"] == guest, found
