@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Callable
 from types import FrameType
+from typing import TextIO
 
 from migrator import holder, log
 from migrator.errors import EXIT_OK, Interrupted, as_ours
@@ -37,6 +38,8 @@ def main(argv: list[str] | None = None) -> int:
         if log.level >= log.Level.DEBUG:
             raise
         return _report(as_ours(error))
+    finally:
+        _drop_unwritten(sys.stderr)
 
 
 def _report(error: DocumentedError) -> int:
@@ -58,10 +61,20 @@ def _print(show: Callable[[], None]) -> None:
         show()
         sys.stdout.flush()
     except OSError as error:
-        with contextlib.suppress(OSError):  # what is still buffered goes nowhere, so that the end of Python is quiet
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_unwritten(sys.stdout)
         if not isinstance(error, BrokenPipeError):  # `migrator status | head` is no failure
             log.warning(f"The result could not be written to stdout: {error.strerror}")
+
+
+def _drop_unwritten(stream: TextIO) -> None:
+    """What cannot be written goes nowhere: at its end Python would try again, and exit with status 120."""
+    try:
+        stream.flush()
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    except ValueError:
+        pass  # it is closed
 
 
 def _interrupt(number: int, _frame: FrameType | None) -> None:

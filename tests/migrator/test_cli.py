@@ -281,6 +281,10 @@ def test_a_result_that_cannot_be_written_changes_nothing(options: list[str]) -> 
     assert done.returncode == 1, "what the work ended with"
     assert "could not be written to stdout: No space left on device" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+    with Path("/dev/full").open("wb") as full:
+        deaf = subprocess.run([sys.executable, "-c", DONE, *options], stdin=subprocess.DEVNULL, stdout=full,
+                              stderr=full, check=False)
+    assert deaf.returncode == 1
 
 
 def test_an_error_that_cannot_be_written_keeps_its_exit_status() -> None:
