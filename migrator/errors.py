@@ -410,6 +410,7 @@ class WatchdogFailed(MigratorError):
     """Nothing would give the container back if this program were stopped: its watchdog did not start ({reason})."""
 
     status = 59
+    cure = "The container runs on. Find out what keeps a second program from being started here, then type it again."
 
 
 class FreezeFailed(MigratorError):
