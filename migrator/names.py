@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 from pathlib import Path, PurePosixPath
@@ -13,7 +14,8 @@ from migrator.errors import InvalidName
 _CONTAINER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _MIGRATION = re.compile(r"[0-9a-f]{8}")
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-_INTERFACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,14}")
+_INTERFACE = re.compile(r"[^\s/:\x00-\x1f\x7f\"]+")
+_INTERFACE_MAX = 15  # bytes, IFNAMSIZ without the zero at the end
 PATH_MAX = 4096
 
 
@@ -47,8 +49,10 @@ def uuid(text: str) -> str:
 
 
 def interface_name(name: str) -> str:
-    """A network interface's name (at most 15 bytes, IFNAMSIZ); raises InvalidName."""
-    if not _INTERFACE.fullmatch(name):
+    """A network interface's name, as the kernel allows it (dev_valid_name in net/core/dev.c), but for a quotation mark,
+    which nft(8) could not quote; raises InvalidName.
+    """
+    if not _INTERFACE.fullmatch(name) or name in (".", "..") or len(os.fsencode(name)) > _INTERFACE_MAX:
         raise InvalidName(what="The interface name", name=repr(name[:20]), reason="it is malformed")
     return name
 

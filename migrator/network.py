@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A container's network on its host: unplugged while frozen, plugged in again at a rollback, announced after a restore.
+"""A container's network on its host: silenced while frozen, heard again at a rollback, announced after a restore.
 
 A frozen container's kernel still answers: it acknowledges data that then lies in the receive queue of a socket whose
-owner lives on elsewhere. So the host's end of each veth leaves its bridge before the dump, and nothing that the source
-says afterwards (not even the resets when its processes are ended) gets out.
+owner lives on elsewhere. So before the dump a table of nftables drops what comes and goes at the host's end of each
+veth, and nothing that the source says afterwards (not even the resets when its processes are ended) gets out. The port
+stays where it is, with its VLANs and flags, on a bridge of whatever kind or none.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from migrator import log
+from migrator import log, names
 from migrator.run import run
 
 ANNOUNCEMENTS = (0.0, 0.05, 0.15, 0.4, 1.0)  # seconds after the restore; a switch may miss one
@@ -72,26 +73,35 @@ def _links(argv: list[str]) -> list[dict[str, Any]]:
     return [link for link in json.loads(run(argv).text or "[]") if link]
 
 
-def unplug_command(port: Port) -> list[str]:
-    return ["ip", "link", "set", port.outside, "nomaster"]
+def table(migration: str) -> str:
+    """The name of a migration's table."""
+    return f"migrator-{migration}"
 
 
-def plug_command(port: Port) -> list[str]:
-    return ["ip", "link", "set", port.outside, "master", port.bridge]
+def silence_command(migration: str, found: Sequence[Port]) -> list[str]:
+    """Put the table in place, or anew: all of it at once (nft(8), family netdev; egress needs Linux 5.16)."""
+    name = table(migration)
+    devices = ", ".join(f'"{names.interface_name(port.outside)}"' for port in found)
+    where = f"devices = {{ {devices} }} priority -500"
+    chains = " ".join(f"chain {hook} {{ type filter hook {hook} {where}; policy drop; }};"
+                      for hook in ("ingress", "egress"))
+    return ["nft", f"add table netdev {name}; delete table netdev {name}; table netdev {name} {{ {chains} }}"]
 
 
-def unplug(found: Sequence[Port]) -> None:
-    """Take the container off its bridges; inside nothing changes, not even the link's state."""
-    for port in found:
-        if port.bridge:
-            run(unplug_command(port))
+def hear_command(migration: str) -> list[str]:
+    """Remove the table, if it is there."""
+    return ["nft", f"add table netdev {table(migration)}; delete table netdev {table(migration)}"]
 
 
-def plug(found: Sequence[Port]) -> None:
-    """Undo `unplug`."""
-    for port in found:
-        if port.bridge:
-            run(plug_command(port))
+def silence(migration: str, found: Sequence[Port]) -> None:
+    """Let nothing reach the container, nor anything of it get out; inside not even the link's state changes."""
+    if found:
+        run(silence_command(migration, found))
+
+
+def hear(migration: str) -> None:
+    """Undo `silence`; safe to repeat."""
+    run(hear_command(migration))
 
 
 def remove(found: Sequence[Port]) -> None:
@@ -149,27 +159,31 @@ def frames(found: Sequence[Address]) -> list[tuple[str, bytes]]:
     return result
 
 
-def hush_dad(pid: int) -> dict[str, str]:
-    """Switch IPv6's duplicate address detection off in a frozen container; returns what each interface had.
+def dad_settings(pid: int) -> dict[str, str]:
+    """How IPv6's duplicate address detection is set for each interface of a container, where it is not off."""
+    found: dict[str, str] = {}
+
+    def look() -> None:
+        for setting in Path("/proc/sys/net/ipv6/conf").glob("*/accept_dad"):
+            value = setting.read_text().strip()
+            if value != "0":
+                found[setting.parent.name] = value
+
+    _in_namespace(pid, look)
+    return found
+
+
+def hush_dad(pid: int, settings: Mapping[str, str]) -> None:
+    """Switch IPv6's duplicate address detection off in a frozen container, where `dad_settings` found it on.
 
     CRIU restores that setting before the addresses. With it on, the kernel probes for a second or two whether anybody
     else has them, and answers nobody meanwhile (accept_dad in the kernel's ip-sysctl.rst). `bring_back_dad` undoes it.
     """
-    before: dict[str, str] = {}
-
-    def hush() -> None:
-        for setting in Path("/proc/sys/net/ipv6/conf").glob("*/accept_dad"):
-            value = setting.read_text().strip()
-            if value != "0":
-                before[setting.parent.name] = value
-                setting.write_text("0")
-
-    _in_namespace(pid, hush)
-    return before
+    bring_back_dad(pid, dict.fromkeys(settings, "0"))
 
 
 def bring_back_dad(pid: int, before: Mapping[str, str]) -> None:
-    """Undo `hush_dad`, on either host."""
+    """Set it as it was, on either host."""
 
     def write() -> None:
         for interface, value in before.items():

@@ -21,6 +21,7 @@ _BY_HAND = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1}
 class Frozen:
     """What must be known of a container to give it back: written down before it is frozen."""
 
+    migration: str  # its id
     name: str
     lxcpath: Path
     pid: int  # of its first process
@@ -29,10 +30,10 @@ class Frozen:
     dad: Mapping[str, str] = dataclasses.field(default_factory=dict)  # see network.hush_dad
 
     @classmethod
-    def from_detail(cls, name: str, lxcpath: Path, detail: Mapping[str, Any]) -> Self:
+    def from_detail(cls, migration: str, name: str, lxcpath: Path, detail: Mapping[str, Any]) -> Self:
         """As a journal has it, or `to_detail` made it."""
         ports = tuple(Port(**port) for port in detail["ports"])
-        return cls(name, lxcpath, int(detail["pid"]), Path(detail["cgroup"]), ports, detail.get("dad", {}))
+        return cls(migration, name, lxcpath, int(detail["pid"]), Path(detail["cgroup"]), ports, detail.get("dad", {}))
 
     def to_detail(self) -> dict[str, Any]:
         return {"pid": self.pid, "cgroup": str(self.cgroup), "ports": [port.to_json() for port in self.ports],
@@ -40,15 +41,15 @@ class Frozen:
 
 
 def thaw(frozen: Frozen) -> None:
-    """Plug the container in again and let it run; safe to repeat.
+    """Give the container its network again and let it run; safe to repeat.
 
-    It runs in the end even where a step on the way fails, such as the bridge having gone; that is only told. Raises
+    It runs in the end even where a step on the way fails; that is only told. Raises
     OSError where the kernel does not thaw it. No signal comes between the steps.
     """
     with _undisturbed():
         for what, step in (
             ("IPv6 addresses are not checked for duplicates", lambda: network.bring_back_dad(frozen.pid, frozen.dad)),
-            ("it is not on its bridge", lambda: network.plug(frozen.ports)),
+            ("its network does not hear it", lambda: network.hear(frozen.migration) if frozen.ports else None),
         ):
             _try(f"{frozen.name} runs again, but {what}", step)
         lxc.thaw_cgroup(frozen.cgroup)

@@ -49,7 +49,6 @@ class Task:
     """What a watchdog is told."""
 
     frozen: Frozen
-    migration: str  # its id
     attempt: int  # the number of the dump, as the journal has it
     images: tuple[str, ...]  # folders that CRIU may dump into
     limit: float  # seconds
@@ -59,15 +58,15 @@ class Task:
     def to_json(self) -> str:
         return json.dumps({
             "name": self.frozen.name, "lxcpath": str(self.frozen.lxcpath), "frozen": self.frozen.to_detail(),
-            "migration": self.migration, "attempt": self.attempt, "images": self.images, "limit": self.limit,
+            "migration": self.frozen.migration, "attempt": self.attempt, "images": self.images, "limit": self.limit,
             "journal": self.journal, "locks": self.locks,
         })
 
     @classmethod
     def from_json(cls, text: str) -> Self:
         data = json.loads(text)
-        return cls(Frozen.from_detail(data["name"], Path(data["lxcpath"]), data["frozen"]), data["migration"],
-                   data["attempt"], tuple(data["images"]), data["limit"], data["journal"],
+        frozen = Frozen.from_detail(data["migration"], data["name"], Path(data["lxcpath"]), data["frozen"])
+        return cls(frozen, data["attempt"], tuple(data["images"]), data["limit"], data["journal"],
                    data["locks"])
 
 
@@ -163,7 +162,7 @@ class Watch:
     def _is_still_being_dumped(self) -> bool:
         """Whether the journal has nothing later than that dump: nobody was offered the token since."""
         with Journal(Path(self.task.journal)) as journal:
-            found = journal.by_id(self.task.migration, Role.SOURCE)
+            found = journal.by_id(self.frozen.migration, Role.SOURCE)
             return bool(found and found.state is State.DUMPING and found.detail.get("attempt") == self.task.attempt)
 
     def _is_frozen(self) -> bool:

@@ -46,7 +46,7 @@ class Dump(Handover):
         snapshot, *send = self.increment_commands()
         return cli.dry_run([
             (here, ["tee", f"{self.cgroup}/cgroup.freeze"]),
-            *((here, network.unplug_command(port)) for port in self.ports if port.bridge),
+            *([(here, network.silence_command(self.migration.id, self.ports))] if self.ports else []),
             snapshot,
             (here, self.dump_command()),
             *send,
@@ -63,9 +63,10 @@ class Dump(Handover):
         log.verbose(f"Images go to {self.images}: {why}")
         layout.make_images(self.images, self.container.mapped_root)
         spool.check_space(self.images, self.facts.memory, what=f"the memory of {self.container.name}")
-        frozen = Frozen(self.container.name, self.container.lxcpath, self.pid, self.cgroup, tuple(self.ports))
+        frozen = Frozen(self.migration.id, self.container.name, self.container.lxcpath, self.pid, self.cgroup,
+                        tuple(self.ports))
         self.watchdog = Watchdog(Task(
-            frozen, self.migration.id, offer.attempt(self.migration), tuple(map(str, self.layout.image_folders())),
+            frozen, offer.attempt(self.migration), tuple(map(str, self.layout.image_folders())),
             self.max_downtime, str(self.migration.journal_path)))
         self.watchdog.start()
 
@@ -102,11 +103,12 @@ class Dump(Handover):
         with self.migration.step("freeze"):
             self.watchdog.begins()
             lxc.freeze(self.container, self.cgroup)
-            network.unplug(self.ports)
+            network.silence(self.migration.id, self.ports)
             if self.ports:
-                dad = network.hush_dad(self.pid)
+                dad = network.dad_settings(self.pid)
                 self.watchdog.note_dad(dad)
                 self.migration.note("hush-dad", dad=dad)
+                network.hush_dad(self.pid, dad)
 
     def _dump_and_send(self) -> dict[str, Any]:
         """The dump runs beside the snapshot and the sending of its increment; both see the frozen container."""

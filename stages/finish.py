@@ -87,6 +87,8 @@ def stop_and_fence(migration: Migration) -> None:
         if frozen and container.init_pid == migration.detail["pid"] and Path(migration.detail["cgroup"]).is_dir():
             network.remove([Port(**port) for port in migration.detail["ports"]])
             lxc.kill(container)
+    if migration.detail.get("ports"):
+        network.hear(migration.id)
     Layout(migration.lxcpath, migration.name, migration.id).drop_images()
 
 
@@ -104,6 +106,7 @@ def described(migration: Migration) -> Result:
     return cli.dry_run([
         *((here, ["ip", "link", "delete", port["outside"]]) for port in migration.detail["ports"]),
         (here, ["tee", f"{migration.detail['cgroup']}/cgroup.kill"]),
+        *([(here, network.hear_command(migration.id))] if migration.detail["ports"] else []),
     ])
 
 

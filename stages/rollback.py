@@ -27,7 +27,6 @@ from migrator.errors import (
 )
 from migrator.journal import DEFAULT_PATH, Journal, Migration
 from migrator.layout import Layout, locked
-from migrator.network import Port
 from migrator.peer import connected
 from migrator.protocol import Connection
 from migrator.service import Service
@@ -162,7 +161,7 @@ def thaw_source(migration: Migration) -> bool:
         return False
     criu.wait_for_dump(migration.name, Layout(migration.lxcpath, migration.name, migration.id).image_folders())
     with migration.step("thaw", must_be_recorded=False):
-        thawing.thaw(Frozen.from_detail(migration.name, migration.lxcpath, migration.detail))
+        thawing.thaw(Frozen.from_detail(migration.id, migration.name, migration.lxcpath, migration.detail))
     return True
 
 
@@ -192,8 +191,8 @@ def described(migration: Migration) -> Result:
         name, log_file = migration.name, criu.LOG_FOLDER / f"{migration.name}-start.log"
         commands.append((this_host(), no_memory.start_command(name, migration.lxcpath, None, log_file)))
     elif "cgroup" in migration.detail:
-        found = [Port(**port) for port in migration.detail["ports"]]
-        commands += [(this_host(), network.plug_command(port)) for port in found if port.bridge]
+        if migration.detail["ports"]:
+            commands.append((this_host(), network.hear_command(migration.id)))
         commands.append((this_host(), ["tee", f"{migration.detail['cgroup']}/cgroup.freeze"]))
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     commands += [(this_host(), ["btrfs", "subvolume", "delete", str(path)]) for path in layout.own_snapshots()]

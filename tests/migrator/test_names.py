@@ -52,7 +52,7 @@ REFUSED: list[tuple[Callable[[str], object], list[str]]] = [
     (names.migration_id, ["", "0badc0d", "0badc0de0", "0BADC0DE", "0badc0dg", "0badc0de\n", "../../..", "........"]),
     (names.uuid, ["", "0", "00000000-0000-0000-0000-00000000000", "00000000-0000-0000-0000-0000000000000",
                   "00000000-0000-0000-0000-00000000000G", "00000000000000000000000000000000", "a\n"]),
-    (names.interface_name, ["", ".", "-x", "eth0/..", "eth 0", "x" * 16, "br0\n", "a=b", "é0"]),
+    (names.interface_name, ["", ".", "..", "eth0/..", "eth 0", "x" * 16, "é" * 8, "br0\n", "a:b", 'a"b', "a\x7f"]),
     (names.lxcpath, ["", "pool", "./pool", "/pool/../etc", "/..", "/pool\n", "/pool\0", "/" + "x" * 5000]),
 ]
 
@@ -66,6 +66,7 @@ def test_refused(check: Callable[[str], object], text: str) -> None:
 
 def test_accepted() -> None:
     assert names.uuid("01234567-89ab-cdef-0123-456789abcdef") == "01234567-89ab-cdef-0123-456789abcdef"
-    assert names.interface_name("br-0.100_x") == "br-0.100_x"
+    for name in ("br-0.100_x", "_br0", "-x", "a=b", "é0", "x" * 15, "é" * 7):  # all that `ip link add` takes
+        assert names.interface_name(name) == name
     assert names.lxcpath("/var/lib/lxc") == Path("/var/lib/lxc")
     assert names.lxcpath("/srv/my containers") == Path("/srv/my containers")

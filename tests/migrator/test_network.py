@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 import os
 import socket
 import struct
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +20,7 @@ from hypothesis import strategies as st
 
 from migrator import network
 from migrator.network import Address, Port
+from migrator.run import run
 
 MAC = bytes.fromhex("00163e112233")
 macs = st.binary(min_size=6, max_size=6)
@@ -65,10 +68,14 @@ def test_frames_follow_the_address_family() -> None:
 
 
 def test_commands() -> None:
-    port = Port("eth0", "vethAB", "lxcbr0")
-    assert network.unplug_command(port) == ["ip", "link", "set", "vethAB", "nomaster"]
-    assert network.plug_command(port) == ["ip", "link", "set", "vethAB", "master", "lxcbr0"]
-    assert Port(**port.to_json()) == port
+    found = [Port("eth0", "vethAB", "lxcbr0"), Port("eth1", "_x", "")]
+    program, script = network.silence_command("0badc0de", found)
+    assert program == "nft"
+    assert script.startswith("add table netdev migrator-0badc0de; delete table netdev migrator-0badc0de; table ")
+    for hook in ("ingress", "egress"):
+        assert f'hook {hook} devices = {{ "vethAB", "_x" }} priority -500; policy drop;' in script
+    assert network.hear_command("0badc0de") == ["nft", script.partition("; table ")[0]]
+    assert Port(**found[0].to_json()) == found[0]
 
 
 # --- with real namespaces -------------------------------------------------------------------------------------
@@ -131,13 +138,38 @@ def test_ports_and_addresses(container: int, host: None) -> None:
 
 
 @needs_root
-def test_unplug_and_plug(container: int, host: None) -> None:
-    found = network.ports(container)
-    network.unplug(found)
-    assert network.ports(container) == [Port("eth0", "veth-out", "")]
-    network.unplug(found)  # safe to repeat
-    network.plug(found)
-    assert network.ports(container) == found
+def test_silenced_and_heard_again(container: int, host: None) -> None:
+    """Nothing comes through in either direction; the port keeps its place and its flags."""
+    run(["bridge", "link", "set", "dev", "veth-out", "isolated", "on"])
+    run(["ip", "address", "add", "10.9.0.2/24", "dev", "br-test"])
+
+    def shown() -> str:
+        return run(["bridge", "-d", "link"]).text
+
+    inside = ["nsenter", f"--net=/proc/{container}/ns/net"]
+
+    def answers(address: str = "10.9.0.1", *entered: str, patience: int = 60) -> bool:
+        """Nobody listens there, and a kernel that hears us says so at once."""
+        knock = f"import socket; socket.create_connection(({address!r}, 9), {patience})"
+        return "ConnectionRefusedError" in run([*entered, sys.executable, "-c", knock], check=False).stderr.decode()
+
+    def packets() -> list[int]:
+        text = run([*inside, "ip", "-j", "-s", "link", "show", "eth0"]).text
+        return [json.loads(text)[0]["stats64"]["rx"]["packets"]]
+
+    assert answers() and answers("10.9.0.2", *inside)
+    found, before = network.ports(container), shown()
+    network.silence("0badc0de", found)
+    heard = packets()
+    assert not answers(patience=1)
+    assert packets() == heard, "nothing has come in"
+    assert not answers("10.9.0.2", *inside, patience=1)
+    network.silence("0badc0de", found)  # safe to repeat
+    assert (shown(), network.ports(container)) == (before, found)
+    network.hear("0badc0de")
+    network.hear("0badc0de")
+    assert answers()
+    assert run(["nft", "list", "ruleset"]).text == ""
     network.remove(found)
     assert network.ports(container) == []
     network.remove(found)

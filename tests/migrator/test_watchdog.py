@@ -46,8 +46,8 @@ def locks(migration: Migration) -> Path:
 
 
 def task(migration: Migration, cgroup: Path, limit: float = LIMIT) -> Task:
-    frozen = Frozen("web", migration.lxcpath, 1, cgroup, ())
-    return Task(frozen, migration.id, 2, (str(cgroup / "images"),), limit, str(migration.journal_path),
+    frozen = Frozen(migration.id, "web", migration.lxcpath, 1, cgroup, ())
+    return Task(frozen, 2, (str(cgroup / "images"),), limit, str(migration.journal_path),
                 str(locks(migration)))
 
 
