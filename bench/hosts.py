@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The demo's hosts: the two-host rig under the demo's own name, and commands in it shown as one would see them."""
+"""The demo's hosts: the two-host rig under the demo's own name, and commands in it shown as one would see them.
+
+`MIGRATOR_RIG` names another instance of the rig than `demo`, for who wants to run two demos beside each other. Whatever
+runs under that name is ended first.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +11,44 @@ import contextlib
 import json
 import os
 import shlex
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import textwrap
+import time
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from typing import Any
 
 TREE = Path(__file__).resolve().parents[1]
 RIG = str(TREE / "vagrant" / "rig")
+INSTANCE = os.environ.get("MIGRATOR_RIG") or "demo"
+ENVIRONMENT = os.environ | {"MIGRATOR_RIG": INSTANCE}
 NAME = "shop"  # the container
-ENVIRONMENT = os.environ | {"MIGRATOR_RIG": "demo"}
+POOL = "/pool"
+
+# Seconds. None of these is a judgement: they end a demo that hangs, on whatever machine.
+COMMAND_LIMIT = 900.0
+UP_LIMIT = 3600.0  # the first one builds the root file systems
+LEAVING_LIMIT = 120.0  # for what serves the other host to learn that it is over
+
+# What migrator must not have left on a host once `migrator cleanup NAME` has been there: programs, snapshots, what has
+# arrived, memory images, mounts. Its journal and its logs stay.
+LEFT = r"""
+for folder in /proc/[0-9]*; do
+    words=$(tr '\0' ' ' 2>/dev/null <"$folder/cmdline") || continue
+    case $words in "" | "[lxc monitor]"*) continue ;; esac
+    case $(cat "$folder/comm" 2>/dev/null) in
+    criu* | lxc-checkpoint | migrator | btrfs) echo "process ${folder#/proc/}: $words" ;;
+    esac
+done
+find /pool/.migrator -mindepth 1 2>/dev/null
+find /run/migrator /dev/shm/migrator -mindepth 1 -maxdepth 1 2>/dev/null | grep -E '/[0-9a-f]{8}$'
+grep migrator /proc/self/mounts | grep -v ' / ' | sed 's/^/mount: /'
+exit 0
+"""
 
 
 class DemoFailed(Exception):
@@ -25,36 +56,68 @@ class DemoFailed(Exception):
 
 
 @contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Only one demo of this name at a time: it would begin by removing the other's hosts. Raises DemoFailed.
+
+    An abstract socket (unix(7)) is no file: it goes with its process, however that ends.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as taken:
+        try:
+            taken.bind(f"\0migrator-demo-{INSTANCE}")
+        except OSError as error:
+            raise DemoFailed(f"another demo is running on this machine ({error.strerror}); MIGRATOR_RIG=NAME make demo"
+                             " runs one beside it") from None
+        yield
+
+
+@contextlib.contextmanager
 def two_hosts(*options: str) -> Iterator[None]:
     """Both hosts, and the client's, while the block runs; `options` are those of `vagrant/rig up`."""
     try:
         rig("down")  # what a killed demo has left
-        rig("up", *options, limit=1800)
+        rig("up", *options, limit=UP_LIMIT)
         yield
     finally:
-        rig("down")
+        with undisturbed():
+            rig("down", apart=True)
 
 
-def rig(*arguments: str, limit: float = 180) -> None:
-    """Run `vagrant/rig`, which says itself what it does."""
-    done = subprocess.run([RIG, *arguments], env=ENVIRONMENT, stdin=subprocess.DEVNULL, timeout=limit, check=False)
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Clearing up takes a second or two, and is finished however often Ctrl-C is pressed."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(number, signal.SIG_IGN) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+def rig(*arguments: str, limit: float = COMMAND_LIMIT, apart: bool = False) -> None:
+    """Run `vagrant/rig`, which says itself what it does; `apart` from the terminal, whose Ctrl-C it does not get."""
+    done = subprocess.run([RIG, *arguments], env=ENVIRONMENT, stdin=subprocess.DEVNULL, timeout=limit, check=False,
+                          start_new_session=apart)
     if done.returncode:
         raise DemoFailed(f"vagrant/rig {shlex.join(arguments)}: exit status {done.returncode}")
 
 
-def on(host: str, *command: str, show: bool = True) -> str:
-    """Run a command in a host, shown as one would see it there; returns what it printed."""
+def on(host: str, *command: str, show: bool = True, fine: Container[int] = (0,)) -> str:
+    """Run a command in a host, shown as one would see it there; returns what it printed.
+
+    Raises DemoFailed when its exit status is none of those that are `fine`.
+    """
     if show:
-        print(bold(f"{host}# {shlex.join(command)}"), flush=True)
+        typed(host, *command)
     # A file: a daemon of LXC's that keeps a pipe open would make us wait for ever.
     with tempfile.TemporaryFile() as out:
         status = subprocess.run([RIG, "exec", host, "--", *command], env=ENVIRONMENT, stdin=subprocess.DEVNULL,
-                                stdout=out, timeout=180, check=False).returncode
+                                stdout=out, timeout=COMMAND_LIMIT, check=False).returncode
         out.seek(0)
         text = out.read().decode(errors="replace")
     if show:
         print(text, end="", flush=True)
-    if status:
+    if status not in fine:
         raise DemoFailed(f"{shlex.join(command)} on {host}: exit status {status}\n{'' if show else text}".rstrip())
     return text
 
@@ -65,13 +128,53 @@ def migration(host: str) -> dict[str, Any]:
     return found
 
 
-def frozen_ms(source: dict[str, Any], destination: dict[str, Any]) -> float:
-    """From freeze to thaw, by both journals; the two hosts share one clock."""
-    return float(round((destination["restored_at"] - source["frozen_at"]) * 1000, 1))
+def probe(host: str, *options: str) -> dict[str, Any]:
+    """What the container's server says of itself: see vagrant/guests/probe.py."""
+    text = on(host, "python3", "/opt/rig/guests/probe.py", NAME, *options, show=False, fine=(0, 1))
+    try:
+        found: dict[str, Any] = json.loads(text)
+    except ValueError:
+        raise DemoFailed(f"the server on {host} could not be asked: {text or 'no answer'}") from None
+    return found
+
+
+def left(*hosts: str) -> list[str]:
+    """What migrator has left on these hosts, each as `HOST: WHAT`.
+
+    A program that is about to end is waited for.
+    """
+    found: list[str] = []
+
+    def nothing() -> bool:
+        found[:] = [f"{host}: {line}" for host in hosts for line in on(host, "sh", "-c", LEFT, show=False).splitlines()]
+        return not found
+
+    wait_for(nothing, limit=LEAVING_LIMIT)
+    return found
+
+
+def wait_for(condition: Callable[[], object], *, limit: float = COMMAND_LIMIT) -> bool:
+    """Ask until it is so; false when it is not so after `limit` seconds."""
+    end = time.monotonic() + limit
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True
 
 
 def title(text: str) -> None:
-    print(f"\n{bold(f'== {text} ==')}", flush=True)
+    print(f"\n{bold(f'== {text} ==')}\n", flush=True)
+
+
+def say(text: str) -> None:
+    """A paragraph for who watches."""
+    print(f"{textwrap.fill(' '.join(text.split()), 100)}\n", flush=True)
+
+
+def typed(host: str, *command: str, behind: str = "") -> None:
+    """A command as one would type it in that host."""
+    print(bold(f"{host}# {shlex.join(command)}{behind}"), flush=True)
 
 
 def bold(text: str) -> str:
