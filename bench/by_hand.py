@@ -8,8 +8,8 @@ restore` and is what migrator calls: a container that plain CRIU restores is non
 want it. What is timed are these two programs and nothing else; the container is frozen before, as migrator does it
 (CRIU's own freeze looks ten times a second whether it is done), and ended in between. It runs on in the end.
 
-Tells its times on stderr, with --show the two commands too; prints {"dump_ms": [...], "restore_ms": [...]}, an entry a
-round.
+Prints its times, with --show the two commands too, and in the last line {"dump_ms": [...], "restore_ms": [...]}, an
+entry a round.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 
 from migrator import criu, lxc
-from migrator.errors import CommandFailed
+from migrator.errors import CommandFailed, MigratorError
 from migrator.run import run, shown
 
 LIMIT = 600.0  # seconds; for one program
@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
         images.mkdir(mode=0o700)
         try:
             dump, restore = once(lxc.Container(name, lxcpath), images, show=number == 1 and "--show" in arguments)
-        except CommandFailed as error:
+        except MigratorError as error:
             for log in ("restore.log", "dump.log"):
                 if reason := criu.reason(images / log):
                     print(f"{images / log}: {reason}", file=sys.stderr)
@@ -46,8 +46,7 @@ def main(arguments: list[str]) -> int:
             shutil.rmtree(images)
         figures["dump_ms"].append(round(dump * 1000, 1))
         figures["restore_ms"].append(round(restore * 1000, 1))
-        print(f"  dump {dump * 1000:.0f} ms + restore {restore * 1000:.0f} ms = {(dump + restore) * 1000:.0f} ms",
-              file=sys.stderr)
+        print(f"  dump {dump * 1000:.0f} ms + restore {restore * 1000:.0f} ms = {(dump + restore) * 1000:.0f} ms")
     print(json.dumps(figures))
     return 0
 
@@ -76,11 +75,14 @@ def timed(command: list[str], *, show: bool) -> float:
     if show:
         lines = textwrap.wrap(f"{socket.gethostname()}# {shown(command)}", 98, break_long_words=False,
                               break_on_hyphens=False)
-        print(" \\\n    ".join(lines), file=sys.stderr)
+        print(" \\\n    ".join(lines))
     begun = time.monotonic()
     run(command, limit=LIMIT)
     return time.monotonic() - begun
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -39,7 +39,9 @@ def measure(host: str, *, show: bool = False) -> Rounds:
     """Dump and restore the twin ROUNDS times; `show` the commands, too."""
     options = ["--show"] if show else []
     text = on(host, PYTHON, "/opt/rig/by_hand.py", TWIN, POOL, IMAGES, str(ROUNDS), *options, show=False)
-    found: Rounds = json.loads(text)
+    *told, last = text.splitlines()
+    print("\n".join(told), flush=True)
+    found: Rounds = json.loads(last)
     return found
 
 

@@ -44,7 +44,7 @@ for folder in /proc/[0-9]*; do
     criu* | lxc-checkpoint | migrator | btrfs) echo "process ${folder#/proc/}: $words" ;;
     esac
 done
-find /pool/.migrator -mindepth 1 2>/dev/null
+find /pool/.migrator -mindepth 1 -maxdepth 2 2>/dev/null
 find /run/migrator /dev/shm/migrator -mindepth 1 -maxdepth 1 2>/dev/null | grep -E '/[0-9a-f]{8}$'
 grep migrator /proc/self/mounts | grep -v ' / ' | sed 's/^/mount: /'
 exit 0
@@ -79,6 +79,8 @@ def two_hosts(*options: str) -> Iterator[None]:
         yield
     finally:
         with undisturbed():
+            with contextlib.suppress(OSError):  # of a terminal that has been closed
+                print("\nrig: the hosts are removed", file=sys.stderr, flush=True)
             rig("down", apart=True)
 
 
