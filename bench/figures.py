@@ -182,8 +182,8 @@ def table(figures: Figures) -> str:
     bad = number(client["wrong"] + figures["server"]["values_wrong"])
     moves = aligned([
         *HEAD,
-        row("stage by stage", figures, waited(figures), lost, bad),
-        row("back in one command", figures["one_command"], waited(figures["one_command"]), lost, bad),
+        row("stage by stage", figures, waited(figures, client), lost, bad),
+        row("back in one command", figures["one_command"], waited(figures["one_command"], client), lost, bad),
         row("through two NATs", nat, NONE, NONE, number(nat["server"]["values_wrong"])),
     ])
     stages = aligned([["stage", *(stage["name"] for stage in figures["stages"])],
@@ -197,8 +197,10 @@ def row(name: str, move: Move, waited: str, lost: str, bad: str) -> list[str]:
             bad, mebibytes(sent["full"]), mebibytes(sent["increment"] + sent["memory"]), f"{move['seconds']:.2f} s"]
 
 
-def waited(move: WatchedMove) -> str:
-    return milliseconds(move["longest_gap_ms"]) if move["longest_gap_ms"] else f"< {float(waits.WORTH_A_NOTE):.2f} s"
+def waited(move: WatchedMove, client: Client) -> str:
+    if move["longest_gap_ms"]:
+        return milliseconds(move["longest_gap_ms"])
+    return "broken" if client["problem"] else f"< {float(waits.WORTH_A_NOTE):.2f} s"  # nobody waited, if it was broken
 
 
 def legend(figures: Figures) -> str:
