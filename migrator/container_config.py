@@ -6,25 +6,26 @@ Pure functions of text where possible. The file's own order and comments are kep
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import os
+import posixpath
 import re
+import shutil
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from migrator import config_reader
 from migrator.errors import ConfigInvalid
 
-SIZE_LIMIT = 1 << 20  # bytes, of one file
-INCLUDE_LIMIT = 64  # files
 FENCE_BEGIN = "# BEGIN migrator fence"
 FENCE_END = "# END migrator fence"
 FENCE_HOOK = "migrator-fence"  # in the container's folder
-INCLUDE_FOLDER = "migrator-include"
+INCLUDE_FOLDER = "migrator-include"  # in the container's folder: copies of what was included, by migration
 RESTORES = "MIGRATOR_RESTORES"  # environment variable: the id of the migration whose restore may pass the fence
 
-_LINE = re.compile(r"^\s*(?P<key>lxc\.[A-Za-z0-9_.-]+)\s*=\s*(?P<value>.*?)\s*$")
 _FENCE = re.compile(rf"\n?{re.escape(FENCE_BEGIN)}.*?{re.escape(FENCE_END)}\n?", re.DOTALL)
 
 
@@ -42,44 +43,45 @@ class Carried:
         return hashlib.sha256("\0\0".join(parts).encode()).hexdigest()
 
 
-def items(text: str) -> list[tuple[str, str]]:
-    """The keys and values of a configuration, in their order."""
-    return [(m["key"], m["value"]) for m in map(_LINE.match, text.splitlines()) if m]
-
-
 def read(config_file: Path, name: str) -> Carried:
     """The configuration without our fence, and what it includes; raises ConfigInvalid."""
-    text = unfenced(_read(config_file, name))
-    includes: dict[str, str] = {}
-    waiting = _included(text)
-    while waiting:
-        path = waiting.pop()
-        if path in includes:
-            continue
-        if len(includes) >= INCLUDE_LIMIT:
-            raise ConfigInvalid(name=name, reason=f"it includes more than {INCLUDE_LIMIT} files")
-        for file in _files_of(Path(path)):
-            includes[str(file)] = _read(file, name)
-            waiting += _included(includes[str(file)])
-    return Carried(text, includes)
-
-
-def _included(text: str) -> list[str]:
-    return [value for key, value in items(text) if key == "lxc.include"]
-
-
-def _files_of(path: Path) -> list[Path]:
-    """An include names a file, or a folder whose *.conf files are meant."""
-    return sorted(path.glob("*.conf")) if path.is_dir() else [path]
-
-
-def _read(path: Path, name: str) -> str:
     try:
-        if path.stat().st_size > SIZE_LIMIT:
-            raise ConfigInvalid(name=name, reason=f"{path} is larger than {SIZE_LIMIT} bytes")
-        return path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigInvalid(name=name, reason=f"{path} cannot be read: {error}") from error
+        text = unfenced(config_reader.read_file(str(config_file)))
+    except OSError as error:
+        raise ConfigInvalid(name=name, reason=f"{config_file} cannot be read: {error.strerror}") from error
+    reading = config_reader.read(str(config_file), text)
+    if reading.faults:
+        raise ConfigInvalid(name=name, reason="; ".join(f"{path} {what}" for path, what in reading.faults))
+    return Carried(text, reading.includes)
+
+
+def adopted(carried: Carried, folder: Path, there: Callable[[str], bool], *, rootfs: Path,
+            bridges: Mapping[str, str], new_name: str = "") -> tuple[str, dict[Path, str]]:
+    """The configuration for this host, and the copies in `folder` of what it includes and is not `there`.
+
+    A copied file may include others that this host lacks, and a folder is replaced by a file that includes the folder's
+    files one by one: so their order stays, which a folder's is not sure to. What else is as in `rewritten`.
+    """
+    copies: dict[str, str] = {}
+    texts: dict[str, str] = {}
+    waiting = [carried.text]
+    while waiting:
+        for value in config_reader.included(waiting.pop()):
+            if value in copies or there(value):
+                continue
+            text = carried.includes.get(value)
+            if text is None:
+                inside = [path for path in carried.includes if posixpath.dirname(path) == value.rstrip("/")]
+                if not inside and value.endswith("/"):
+                    continue  # LXC takes that for an empty folder
+                text = "".join(f"{config_reader.INCLUDE} = {path}\n" for path in inside)
+            base = re.sub(r"^\d\d-", "", posixpath.basename(value.rstrip("/")))
+            copies[value] = str(folder / f"{len(copies):02d}-{base[:100]}")
+            texts[copies[value]] = text
+            waiting.append(text)
+    return (rewritten(carried.text, rootfs=rootfs, bridges=bridges, includes=copies, new_name=new_name),
+            {Path(path): rewritten(text, rootfs=rootfs, bridges=bridges, includes=copies)
+             for path, text in texts.items()})
 
 
 def rewritten(text: str, *, rootfs: Path, bridges: Mapping[str, str], includes: Mapping[str, str],
@@ -91,19 +93,17 @@ def rewritten(text: str, *, rootfs: Path, bridges: Mapping[str, str], includes: 
     host name at the next start, as lxc-copy would have it (do_lxcapi_clone in src/lxc/lxccontainer.c).
     """
     lines = []
-    for line in text.splitlines():
-        match = _LINE.match(line)
-        if match:
-            key, value = match["key"], match["value"]
-            if new_name and key in ("lxc.uts.name", "lxc.utsname"):
-                continue
-            if key == "lxc.rootfs.path":
-                prefix = re.match(r"[a-z]+:(?=/)", value)
-                line = f"{key} = {prefix[0] if prefix else ''}{rootfs}"
-            elif re.fullmatch(r"lxc\.net\.\d+\.link", key) and value in bridges:
-                line = f"{key} = {bridges[value]}"
-            elif key == "lxc.include" and value in includes:
-                line = f"{key} = {includes[value]}"
+    for line in config_reader.lines(text.removesuffix("\n")):
+        key, value = config_reader.setting(line) or ("", "")
+        if new_name and key in ("lxc.uts.name", "lxc.utsname"):
+            continue
+        if key == "lxc.rootfs.path":
+            prefix = re.match(r"[a-z]+:(?=/)", value)
+            line = f"{key} = {prefix[0] if prefix else ''}{rootfs}"
+        elif re.fullmatch(r"lxc\.net\.\d+\.link", key) and value in bridges:
+            line = f"{key} = {bridges[value]}"
+        elif key == config_reader.INCLUDE and value in includes:
+            line = f"{key} = {includes[value]}"
         lines.append(line)
     if new_name:
         lines.append(f"lxc.uts.name = {new_name}")  # at the end, so that no include has the last word
@@ -155,9 +155,13 @@ def unfence(folder: Path, migration: str) -> None:
         (folder / FENCE_HOOK).unlink(missing_ok=True)
 
 
-def missing_includes(paths: Iterable[str]) -> list[str]:
-    """Those of `paths` that this host does not have."""
-    return [path for path in paths if not Path(path).exists()]
+def drop_copies(folder: Path, keep: str = "", drop: str = "") -> None:
+    """Remove copies of included files from a container's folder: of the migration `drop`, or of all but `keep`."""
+    for path in (folder / INCLUDE_FOLDER).glob("[0-9a-f]" * 8):
+        if path.name == drop or (keep and path.name != keep):
+            shutil.rmtree(path)
+    with contextlib.suppress(OSError):
+        (folder / INCLUDE_FOLDER).rmdir()
 
 
 def write_file(path: Path, text: str, *, mode: int | None = None) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from migrator import container_config, lxc, names
+from migrator import config_reader, container_config, lxc, names
 from migrator.behind import Behind
 from migrator.container_config import Carried
 from migrator.errors import NoMigration, ProtocolError
@@ -87,7 +87,7 @@ def keep_config(layout: Layout, fields: Mapping[str, Any]) -> None:
     text, includes, bridges = str(fields["config"]), fields["includes"], fields["bridges"]
     if not isinstance(includes, dict) or not isinstance(bridges, dict):
         raise ProtocolError(reason="includes and bridges must be objects")
-    if len(includes) > container_config.INCLUDE_LIMIT or len(text) > container_config.SIZE_LIMIT:
+    if len(includes) > config_reader.INCLUDE_LIMIT or len(text) > config_reader.SIZE_LIMIT:
         raise ProtocolError(reason="the configuration is too large")
     data = {
         "text": text,

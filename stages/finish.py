@@ -142,6 +142,7 @@ def drop_way_back(layout: Layout) -> None:
         (layout.old / name).unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         layout.old.rmdir()
+    container_config.drop_copies(layout.container, keep=layout.id)
     layout.drop_images()
     layout.drop_spool()
     prune(layout)

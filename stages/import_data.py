@@ -122,15 +122,18 @@ def define(migration: Migration, layout: Layout) -> None:
         os.chown(layout.container, migration.detail["mapped_root"], 0)
     keep_old(layout)
     carried, bridges = kept_config(layout)
-    copies: dict[str, str] = {}
-    folder = layout.container / container_config.INCLUDE_FOLDER
-    for number, path in enumerate(container_config.missing_includes(carried.includes)):
-        folder.mkdir(mode=0o755, exist_ok=True)
-        copy = folder / f"{number:02d}-{Path(path).name}"
-        container_config.write_file(copy, carried.includes[path])
-        copies[path] = str(copy)
-    text = container_config.rewritten(carried.text, rootfs=layout.rootfs, bridges=bridges, includes=copies,
-                                      new_name="" if migration.other_name == migration.name else migration.name)
+    own = f"{migration.detail['source_lxcpath']}/{migration.other_name}/"  # what lies there is of the container's own
+
+    def there(path: str) -> bool:
+        return path.startswith("/") and not path.startswith(own) and Path(path).exists()
+
+    folder = layout.container / container_config.INCLUDE_FOLDER / layout.id
+    text, copies = container_config.adopted(
+        carried, folder, there, rootfs=layout.rootfs, bridges=bridges,
+        new_name="" if migration.other_name == migration.name else migration.name)
+    for path, copy in copies.items():
+        folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+        container_config.write_file(path, copy)
     container_config.fence(layout.container, text, migration.id, arriving_message(migration))
 
 
@@ -162,6 +165,7 @@ def give_back_old(layout: Layout) -> None:
             if (layout.old / name).is_file():
                 text = (layout.old / name).read_text()
                 container_config.write_file(layout.container / name, text, mode=0o755 if name != "config" else None)
+        container_config.drop_copies(layout.container, drop=layout.id)
         shutil.rmtree(layout.old)
         return
     config = layout.container / "config"

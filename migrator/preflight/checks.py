@@ -55,7 +55,8 @@ def _once(findings: Iterable[Finding]) -> Iterable[Finding]:
 
 def query(container: ContainerFacts, lxcpath: str) -> Query:
     """What the destination is to look for on this container's behalf."""
-    return Query(lxcpath, checks_mounts.needed_paths(container) + checks_config.needed_paths(container))
+    return Query(lxcpath, checks_mounts.needed_paths(container) + checks_config.needed_paths(container),
+                 tuple(include.path for include in container.config.includes))
 
 
 if __name__ == "__main__":

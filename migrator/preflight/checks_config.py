@@ -3,15 +3,17 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Iterator
 
-from migrator.preflight.case import Case, Check
-from migrator.preflight.config_facts import IdMap
+from migrator.preflight.case import Case, Check, listed
+from migrator.preflight.config_facts import IdMap, Include
 from migrator.preflight.container_facts import ContainerFacts
 from migrator.preflight.findings import Finding, Severity, define
 from migrator.preflight.host_facts import HostFacts
 
 ERROR, WARNING, INFO = Severity.ERROR, Severity.WARNING, Severity.INFO
+PACKAGED = "/usr/share/lxc/"  # each host's LXC brings its own
 # Those that run on the host before the container does (lxc.container.conf(5)).
 START_HOOKS = ("lxc.hook.pre-start", "lxc.hook.pre-mount", "lxc.hook.mount", "lxc.hook.autodev", "lxc.hook.start-host")
 
@@ -34,13 +36,18 @@ HOOK_MISSING = define("hook-missing", WARNING, """A hook that the destination la
     again.""")
 SECCOMP_FILE = define("seccomp-profile-missing", WARNING, """The restored container keeps its filters, but could not be
     started again.""")
-INCLUDE = define("include-unreadable", WARNING, "LXC refuses a configuration whose included file is missing.")
+INCLUDE = define("include-unreadable", ERROR, """LXC refuses a configuration whose included file is missing or includes
+    itself; a folder written with a slash at its end may be missing. Only text in UTF-8, 1 MiB in 64 files, is carried
+    over.""")
+INCLUDE_DIFFERS = define("include-differs", WARNING, """No copy travels of an included file that the
+    destination has too: what its own says holds there from the next start on.""")
 
 
 def needed_paths(container: ContainerFacts) -> tuple[str, ...]:
-    """Files that the configuration names: hooks' programs and the seccomp profile."""
+    """Files that the configuration names: hooks' programs, the seccomp profile, folders that it includes."""
     config = container.config
     paths = [_program(command) for _, command in config.hooks] + [config.seccomp]
+    paths += [include.by for include in config.includes if include.by != include.path]
     return tuple(dict.fromkeys(path for path in paths if path.startswith("/")))
 
 
@@ -104,9 +111,31 @@ def hooks(case: Case) -> Iterator[Finding]:
         else:
             yield HOOKS.found(f"{key} = {command[:200]} will not run at the restore.",
                               "Run what it does by hand, if the container needs it.")
-    for path in case.container.config.missing_includes:
-        yield INCLUDE.found(f"The configuration of {case.container.name} includes {path}, which cannot be read.",
-                            "Remove that line from the configuration.", severity=case.hinders_start)
+
+
+def includes(case: Case) -> Iterator[Finding]:
+    container, there = case.container, case.destination
+    config = f"{container.lxcpath}/{container.name}/config"
+    for path, fault in container.config.faults:
+        yield INCLUDE.found(f"The configuration of {container.name} cannot be carried over: {path} {fault}.",
+                            f"Cure that file, or take it out of {config} (lxc.include).")
+    differing = [include.path for include in container.config.includes if there and _differs(include, container, there)]
+    if there and differing:
+        packaged = all(path.startswith(PACKAGED) for path in differing)
+        yield INCLUDE_DIFFERS.found(
+            f"{there.name} has not the same {listed(differing)}, which the configuration of {container.name} includes.",
+            f"Compare them: ssh root@{there.name} cat {shlex.quote(differing[0])} | diff {shlex.quote(differing[0])} -",
+            severity=INFO if packaged else None)
+
+
+def _differs(include: Include, container: ContainerFacts, there: HostFacts) -> bool:
+    """Whether the destination reads another file than this host under that path; a copy travels where it has none."""
+    if include.path.startswith(f"{container.lxcpath}/{container.name}/"):
+        return False  # it always travels
+    found = there.digests.get(include.path)
+    if found is None:
+        return include.by != include.path and include.by in there.present  # it has the folder, without this file
+    return found != include.digest
 
 
 def ids(case: Case) -> Iterator[Finding]:
@@ -148,4 +177,4 @@ def _covered(wanted: IdMap, ranges: list[tuple[int, int]]) -> bool:
     return position >= end
 
 
-CHECKS: tuple[Check, ...] = (apparmor, selinux, seccomp, hooks, ids)
+CHECKS: tuple[Check, ...] = (apparmor, selinux, seccomp, hooks, includes, ids)

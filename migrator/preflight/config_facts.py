@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What a container's configuration says that matters for a move, read from the file's text (lxc.container.conf(5)).
 
-No liblxc: the neighbours of the container on the other host are read the same way, and tests need no LXC.
+`migrator.config_reader` has the rules by which LXC reads it.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-CONFIG_MAX = 1 << 20  # bytes of one file
-INCLUDE_DEPTH = 8
+from migrator import config_reader, container_config
+
 _NET_KEY = re.compile(r"lxc\.net\.(\d{1,4})\.([a-z0-9_.]+)")
 
 
@@ -54,6 +54,15 @@ class IdMap:
 
 
 @dataclasses.dataclass(frozen=True)
+class Include:
+    """A file that the configuration includes and that sets something."""
+
+    path: str
+    by: str  # what `lxc.include` names: the file itself or its folder
+    digest: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     arch: str = ""
     rootfs: str = ""  # path, without a back end's prefix
@@ -71,42 +80,26 @@ class Config:
     autodev: bool = True
     ephemeral: bool = False
     hooks: tuple[tuple[str, str], ...] = ()  # (lxc.hook.X, command)
-    includes: tuple[str, ...] = ()  # files outside the container's folder that `lxc.include` names
+    includes: tuple[Include, ...] = ()
     cgroup: tuple[tuple[str, str], ...] = ()  # lxc.cgroup.* and lxc.cgroup2.* limits
     shared_namespaces: tuple[str, ...] = ()  # lxc.namespace.share.* and .keep
-    missing_includes: tuple[str, ...] = ()
-
-
-Read = Callable[[str], "str | None"]
-
-
-def read_file(path: str) -> str | None:
-    """A configuration file's text, or None when it cannot be read."""
-    try:
-        with Path(path).open("rb") as file:
-            return file.read(CONFIG_MAX).decode(errors="replace")
-    except OSError:
-        return None
+    faults: tuple[tuple[str, str], ...] = ()  # why LXC refuses it, or it cannot be carried: a file, and its fault
 
 
 def read(path: Path) -> Config:
-    """The configuration in this file, its includes followed; an empty one when it cannot be read."""
-    return parse(read_file(str(path)) or "", read_file, list_folder)
-
-
-def list_folder(path: str) -> list[str]:
-    """What `lxc.include` takes from a folder: its *.conf files in order."""
+    """The configuration in this file, its includes followed; one with a fault when it cannot be read."""
     try:
-        return sorted(str(entry) for entry in Path(path).iterdir() if entry.suffix == ".conf")
-    except OSError:
-        return []
+        text = config_reader.read_file(str(path))
+    except OSError as error:
+        return Config(faults=((str(path), f"cannot be read: {error.strerror}"),))
+    return parse(container_config.unfenced(text), str(path))
 
 
-def parse(text: str, read: Read = read_file, folder: Callable[[str], list[str]] = lambda _: []) -> Config:
-    """The configuration in `text`. `read` and `folder` follow `lxc.include`; they answer None and [] if they cannot."""
-    includes: list[str] = []
-    missing: list[str] = []
-    items = list(_items(text, read, folder, includes, missing, 0))
+def parse(text: str, path: str = "config", read_file: Callable[[str], str] = config_reader.read_file,
+          list_folder: Callable[[str], list[str] | None] = config_reader.list_folder) -> Config:
+    """The configuration in `text`, of the file `path`."""
+    reading = config_reader.read(path, text, read_file, list_folder)
+    items = list(reading.settings)
     values: dict[str, list[str]] = {}
     for key, value in items:
         if value:
@@ -118,11 +111,11 @@ def parse(text: str, read: Read = read_file, folder: Callable[[str], list[str]] 
         return values.get(key, [""])[-1]
 
     backend, rootfs = _rootfs(last("lxc.rootfs.path"))
-    fstab = read(last("lxc.mount.fstab")) if last("lxc.mount.fstab") else None
+    fstab = _fstab(last("lxc.mount.fstab"), read_file)
     return Config(
         arch=last("lxc.arch"), rootfs=rootfs, backend=backend,
         nets=_nets(items),
-        mounts=tuple(_mounts([*(fstab or "").splitlines(), *values.get("lxc.mount.entry", [])])),
+        mounts=tuple(_mounts([*config_reader.lines(fstab), *values.get("lxc.mount.entry", [])])),
         mount_auto=tuple(word for value in values.get("lxc.mount.auto", []) for word in value.split()),
         idmaps=tuple(_idmaps(values.get("lxc.idmap", []))),
         apparmor=last("lxc.apparmor.profile"), selinux=last("lxc.selinux.context"),
@@ -133,7 +126,9 @@ def parse(text: str, read: Read = read_file, folder: Callable[[str], list[str]] 
             (key, value) for key, found in values.items() if key.startswith("lxc.hook.") and key != "lxc.hook.version"
             for value in found
         ),
-        includes=tuple(includes), missing_includes=tuple(missing),
+        includes=tuple(Include(path, reading.by[path], config_reader.digest(text))
+                       for path, text in reading.includes.items() if config_reader.settings(text)),
+        faults=reading.faults,
         cgroup=tuple(
             (key, value) for key, found in values.items() if key.startswith(("lxc.cgroup.", "lxc.cgroup2."))
             and not key.endswith((".dir", ".relative")) and ".dir." not in key for value in found
@@ -145,27 +140,11 @@ def parse(text: str, read: Read = read_file, folder: Callable[[str], list[str]] 
     )
 
 
-def _items(text: str, read: Read, folder: Callable[[str], list[str]], includes: list[str], missing: list[str],
-           depth: int) -> Iterable[tuple[str, str]]:
-    for line in text.splitlines():
-        key, found, value = line.strip().partition("=")
-        if key.startswith("#") or not found:
-            continue
-        key, value = key.strip(), value.strip()
-        if len(value) >= 2 and value[0] == value[-1] and value[0] in "\"'":
-            value = value[1:-1]
-        if key != "lxc.include":
-            yield key, value
-            continue
-        includes.append(value)
-        if depth >= INCLUDE_DEPTH:
-            continue
-        inner = read(value)
-        parts = [inner] if inner is not None else [read(path) or "" for path in folder(value)]
-        if not parts:
-            missing.append(value)
-        for part in parts:
-            yield from _items(part, read, folder, includes, missing, depth + 1)
+def _fstab(path: str, read_file: Callable[[str], str]) -> str:
+    try:
+        return read_file(path) if path else ""
+    except (OSError, ValueError):
+        return ""
 
 
 def _rootfs(value: str) -> tuple[str, str]:

@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 import migrator
+from migrator import config_reader
 from migrator.errors import MigratorError
 from migrator.preflight import config_facts, criu_facts, net_facts
 from migrator.preflight.config_facts import IdMap
@@ -39,6 +40,7 @@ class Query:
 
     lxcpath: str
     paths: tuple[str, ...] = ()  # files and devices that the container's mounts need
+    includes: tuple[str, ...] = ()  # files that its configuration includes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +99,7 @@ class HostFacts:
     subids: tuple[IdMap, ...] = ()  # root's in /etc/subuid ("u") and /etc/subgid ("g")
     time_namespaces: bool = False
     present: dict[str, str] = dataclasses.field(default_factory=dict)  # of the query's paths: see `path_kind`
+    digests: dict[str, str] = dataclasses.field(default_factory=dict)  # of the query's includes that are there
 
     def has_program(self, name: str) -> bool:
         return name in self.programs
@@ -149,6 +152,7 @@ def gather(query: Query) -> HostFacts:
         subids=parse_subids("u", read_text("/etc/subuid")) + parse_subids("g", read_text("/etc/subgid")),
         time_namespaces=Path("/proc/self/ns/time").exists(),
         present={path: kind for path in query.paths[:PATHS_MAX] if path.startswith("/") and (kind := path_kind(path))},
+        digests={path: found for path in query.includes[:config_reader.INCLUDE_LIMIT] if (found := digest(path))},
     )
 
 
@@ -163,6 +167,17 @@ def path_kind(path: str) -> str:
     if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
         return "device"
     return "folder" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else "other"
+
+
+def digest(path: str) -> str:
+    """The digest of a configuration that containers include; "" when there is none. Nothing is told of other files."""
+    try:
+        if not (path.startswith("/") and Path(path).is_file()):  # to open a device may do something
+            return ""
+        text = config_reader.read_file(path)
+    except (OSError, ValueError):
+        return ""
+    return config_reader.digest(text) if config_reader.settings(text) else ""
 
 
 def _identity() -> str:

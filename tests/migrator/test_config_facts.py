@@ -8,8 +8,9 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
+from migrator import config_reader, container_config
 from migrator.preflight import config_facts
-from migrator.preflight.config_facts import Config, IdMap, MountEntry, Net
+from migrator.preflight.config_facts import Config, IdMap, Include, MountEntry, Net
 
 CONFIG = """
 # a comment = no setting
@@ -43,9 +44,19 @@ nonsense
 """
 
 
+def parse(text: str, files: dict[str, str]) -> Config:
+    """The configuration where there are these files and no others."""
+    def read_file(path: str) -> str:
+        if path not in files:
+            raise FileNotFoundError(2, "No such file or directory")
+        return files[path]
+
+    return config_facts.parse(text, "config", read_file, lambda _: None)
+
+
 def test_config() -> None:
-    included = {"/usr/share/common.conf": "lxc.seccomp.profile = /usr/share/s\nlxc.tty.max = 1\nlxc.include=/etc/gone"}
-    config = config_facts.parse(CONFIG, included.get)
+    text = "lxc.seccomp.profile = /usr/share/s\nlxc.tty.max = 1\nlxc.include=/etc/gone"
+    config = parse(CONFIG, {"/usr/share/common.conf": text})
     assert config == Config(
         arch="amd64", rootfs="/pool/c1/rootfs", backend="btrfs",
         nets=(
@@ -60,7 +71,8 @@ def test_config() -> None:
         idmaps=(IdMap("u", 0, 100000, 65536), IdMap("u", 70000, 300000, 1), IdMap("g", 70000, 300000, 1)),
         apparmor="generated", seccomp="/usr/share/s", ttys=4, autodev=False,
         hooks=(("lxc.hook.pre-start", "/usr/bin/hook --now"),),
-        includes=("/usr/share/common.conf", "/etc/gone"), missing_includes=("/etc/gone",),
+        includes=(Include("/usr/share/common.conf", "/usr/share/common.conf", config_reader.digest(text)),),
+        faults=(("/etc/gone", "cannot be read: No such file or directory"),),
         cgroup=(("lxc.cgroup2.memory.max", "1G"),), shared_namespaces=("share.net other",),
     )
 
@@ -73,27 +85,35 @@ def test_an_empty_value_takes_back() -> None:
     assert [net.index for net in config.nets] == [1]
 
 
-def test_includes(tmp_path: Path) -> None:
-    """A file, a folder of *.conf, and one that includes itself."""
+def test_includes_that_set_something(tmp_path: Path) -> None:
     (tmp_path / "d").mkdir()
-    (tmp_path / "d" / "b.conf").write_text("lxc.tty.max = 2")
-    (tmp_path / "d" / "a.conf").write_text("lxc.tty.max = 1\nlxc.arch = x")
-    (tmp_path / "d" / "c.txt").write_text("lxc.tty.max = 3")
-    (tmp_path / "config").write_text(f"lxc.include = {tmp_path}/d\nlxc.include = {tmp_path}/config")
-    config = config_facts.read(tmp_path / "config")
-    assert (config.ttys, config.arch, config.missing_includes) == (2, "x", ())
-    assert config_facts.read(tmp_path / "none") == Config()
+    (tmp_path / "d" / "a.conf").write_text("lxc.tty.max = 1\n")
+    (tmp_path / "d" / "b.conf").write_text("# nothing\n")
+    (tmp_path / "config").write_text(f"lxc.include = {tmp_path}/d/\n")
+    found = config_facts.read(tmp_path / "config").includes
+    assert found == (Include(f"{tmp_path}/d/a.conf", f"{tmp_path}/d/", config_reader.digest("lxc.tty.max = 1\n")),)
+
+
+def test_a_fence_of_ours_is_none_of_its_settings(tmp_path: Path) -> None:
+    (tmp_path / "config").write_text("lxc.tty.max = 1\n")
+    container_config.fence(tmp_path, "lxc.tty.max = 1\n", "0badc0de", "it is elsewhere")
+    assert config_facts.read(tmp_path / "config") == Config(ttys=1)
+
+
+def test_no_configuration(tmp_path: Path) -> None:
+    ((path, fault),) = config_facts.read(tmp_path / "none").faults
+    assert path == str(tmp_path / "none") and "No such file" in fault
 
 
 def test_fstab_file() -> None:
     files = {"/etc/fs": "# no\n/a a none bind 0 0\n\n"}
-    assert config_facts.parse("lxc.mount.fstab = /etc/fs", files.get).mounts == (
+    assert parse("lxc.mount.fstab = /etc/fs", files).mounts == (
         MountEntry("/a", "a", "none", ("bind",)),)
 
 
 @given(st.text())
 def test_any_config_can_be_read(text: str) -> None:
-    config_facts.parse(text, lambda _: None)
+    parse(text, {})
 
 
 KEYS = [line.partition("=")[0] for line in CONFIG.splitlines()]
@@ -101,4 +121,4 @@ KEYS = [line.partition("=")[0] for line in CONFIG.splitlines()]
 
 @given(st.lists(st.tuples(st.sampled_from(KEYS), st.text())))
 def test_any_values_can_be_read(items: list[tuple[str, str]]) -> None:
-    config_facts.parse("\n".join(f"{key}={value}" for key, value in items), lambda _: None)
+    parse("\n".join(f"{key}={value}" for key, value in items), {})

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from migrator import container_config as config
-from migrator.errors import ConfigInvalid
+from migrator.config_reader import settings
 
 TEXT = """\
 # made by hand
@@ -29,13 +29,13 @@ lxc.environment = GREETING=a = b
 """
 
 
-def test_items() -> None:
-    found = config.items(TEXT)
+def test_settings() -> None:
+    found = settings(TEXT)
     assert found[:2] == [("lxc.uts.name", "web"), ("lxc.rootfs.path", "btrfs:/pool/web/rootfs")]
     assert ("lxc.net.0.type", "veth") in found
     assert ("lxc.environment", "GREETING=a = b") in found
     assert ("lxc.net.0.link", "commented") not in found
-    assert config.items("lxc.hook.start =\nnonsense\n = x\n") == [("lxc.hook.start", "")]
+    assert settings("lxc.hook.start =\nnonsense\n = x\n") == [("lxc.hook.start", "")]
 
 
 def rewritten(text: str = TEXT, *, rootfs: str = "/var/lib/lxc/web/rootfs", bridges: dict[str, str] | None = None,
@@ -85,12 +85,11 @@ def test_reading_takes_includes_along(tmp_path: Path) -> None:
     (folder / "b.conf").write_text("lxc.cap.drop = mknod\n")
     (folder / "a.conf").write_text(f"lxc.include = {tmp_path}/deep.conf\n")
     (folder / "README").write_text("not one of them\n")
-    (tmp_path / "deep.conf").write_text(f"lxc.include = {tmp_path}/config\n")  # round in a circle
+    (tmp_path / "deep.conf").write_text("lxc.cap.drop = sys_time\n")
     (tmp_path / "config").write_text(f"lxc.include = {folder}\nlxc.uts.name = web\n")
     carried = config.read(tmp_path / "config", "web")
     assert carried.text == (tmp_path / "config").read_text()
-    assert carried.includes.keys() == {str(folder / "a.conf"), str(folder / "b.conf"), str(tmp_path / "deep.conf"),
-                                       str(tmp_path / "config")}
+    assert carried.includes.keys() == {str(folder / "a.conf"), str(folder / "b.conf"), str(tmp_path / "deep.conf")}
 
 
 def test_the_digest_sees_every_change(tmp_path: Path) -> None:
@@ -110,25 +109,77 @@ def test_a_fence_does_not_count_as_a_change(tmp_path: Path) -> None:
     assert config.read(tmp_path / "config", "web").digest == before
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe", b"#" * (config.SIZE_LIMIT + 1)])
-def test_what_cannot_be_carried(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "config").write_bytes(content)
-    with pytest.raises(ConfigInvalid, match="web"):
-        config.read(tmp_path / "config", "web")
+# --- on the other host ----------------------------------------------------------------------------------------
+
+COPIES = Path("/pool/web/migrator-include/0badc0de")
+CARRIED = config.Carried(
+    "lxc.include = /etc/lxc/there.conf\nlxc.include = '/etc/lxc/mine.conf'\nlxc.include = /etc/lxc/mine.d\n"
+    "lxc.include = /etc/lxc/there.d/\nlxc.include = /etc/lxc/gone.d/\nlxc.include = /etc/lxc/empty.d\n",
+    {"/etc/lxc/there.conf": "lxc.tty.max = 1\n", "/etc/lxc/there.d/x.conf": "lxc.tty.max = 2\n",
+     "/etc/lxc/mine.conf": "lxc.net.0.link = lxcbr0\nlxc.include = /etc/lxc/deep.conf\n",
+     "/etc/lxc/mine.d/b.conf": "lxc.tty.max = 3\n", "/etc/lxc/mine.d/a.conf": "lxc.include = /etc/lxc/there.conf\n",
+     "/etc/lxc/deep.conf": "lxc.tty.max = 4\n"},
+)
 
 
-def test_missing_and_endless_includes(tmp_path: Path) -> None:
-    (tmp_path / "config").write_text("lxc.include = /nowhere\n")
-    with pytest.raises(ConfigInvalid, match="/nowhere"):
-        config.read(tmp_path / "config", "web")
-    for number in range(100):
-        (tmp_path / f"{number}").write_text(f"lxc.include = {tmp_path}/{number + 1}\n")
-    with pytest.raises(ConfigInvalid, match="more than 64 files"):
-        config.read(tmp_path / "0", "web")
+def adopted(there: set[str]) -> tuple[list[str], dict[str, list[str]]]:
+    text, copies = config.adopted(CARRIED, COPIES, there.__contains__, rootfs=Path("/new"), bridges={"lxcbr0": "br0"})
+    assert all(path.parent == COPIES for path in copies)
+    return text.splitlines(), {path.name: copy.split("\n")[:-1] for path, copy in copies.items()}
 
 
-def test_missing_includes(tmp_path: Path) -> None:
-    assert config.missing_includes([str(tmp_path), "/nowhere/x.conf"]) == ["/nowhere/x.conf"]
+def test_what_the_other_host_has_is_its_own() -> None:
+    there = {value for _, value in settings(CARRIED.text)}
+    assert adopted(there) == (CARRIED.text.splitlines(), {})
+
+
+def test_what_the_other_host_lacks_comes_as_a_copy() -> None:
+    """Nested ones too; a folder's files in the order in which they were read; a bridge by its name there."""
+    text, copies = adopted({"/etc/lxc/there.conf", "/etc/lxc/there.d/"})
+    assert text == [
+        "lxc.include = /etc/lxc/there.conf", f"lxc.include = {COPIES}/00-mine.conf",
+        f"lxc.include = {COPIES}/01-mine.d", "lxc.include = /etc/lxc/there.d/", "lxc.include = /etc/lxc/gone.d/",
+        f"lxc.include = {COPIES}/02-empty.d",
+    ]
+    by_words = {name.partition("-")[2]: lines for name, lines in copies.items()}
+    paths = {name.partition("-")[2]: f"{COPIES}/{name}" for name in copies}
+    assert by_words == {
+        "mine.conf": ["lxc.net.0.link = br0", f"lxc.include = {paths['deep.conf']}"], "deep.conf": ["lxc.tty.max = 4"],
+        "mine.d": [f"lxc.include = {paths['b.conf']}", f"lxc.include = {paths['a.conf']}"],
+        "b.conf": ["lxc.tty.max = 3"], "a.conf": ["lxc.include = /etc/lxc/there.conf"], "empty.d": [""],
+    }
+
+
+def test_a_copy_is_carried_on_under_its_old_name() -> None:
+    once = config.Carried("lxc.include = /pool/web/migrator-include/0badc0de/00-mine.conf\n",
+                          {"/pool/web/migrator-include/0badc0de/00-mine.conf": "lxc.tty.max = 1\n"})
+    _, copies = config.adopted(once, COPIES, lambda _: False, rootfs=Path("/new"), bridges={})
+    assert [path.name for path in copies] == ["00-mine.conf"]
+
+
+@pytest.mark.parametrize("value", ["/", "//", "..", "/etc/..", "/x\ty/"])
+def test_no_name_from_elsewhere_leads_out_of_the_folder(value: str) -> None:
+    _, copies = config.adopted(config.Carried(f"lxc.include = {value}\n", {value: "lxc.tty.max = 1\n"}), COPIES,
+                               lambda _: False, rootfs=Path("/new"), bridges={})
+    assert [Path(os.path.normpath(path)).parent for path in copies] == [COPIES]
+
+
+def test_copies_go_with_their_migration(tmp_path: Path) -> None:
+    for name in ("0badc0de", "00000001", "mine"):
+        (tmp_path / config.INCLUDE_FOLDER / name).mkdir(parents=True)
+
+    def left() -> set[str]:
+        return {path.name for path in (tmp_path / config.INCLUDE_FOLDER).iterdir()}
+
+    config.drop_copies(tmp_path, drop="00000002")
+    assert left() == {"0badc0de", "00000001", "mine"}
+    config.drop_copies(tmp_path, keep="0badc0de")
+    assert left() == {"0badc0de", "mine"}, "what is not named as we name it is somebody else's"
+    config.drop_copies(tmp_path, drop="0badc0de")
+    assert left() == {"mine"}
+    (tmp_path / config.INCLUDE_FOLDER / "mine").rmdir()
+    config.drop_copies(tmp_path, drop="0badc0de")
+    assert not (tmp_path / config.INCLUDE_FOLDER).exists()
 
 
 # --- the fence ------------------------------------------------------------------------------------------------
@@ -140,8 +191,8 @@ def test_fence_and_back(tmp_path: Path) -> None:
     text = (tmp_path / "config").read_text()
     assert config.fence_of(text) == "0badc0de"
     # What LXC reads last counts.
-    assert [value for key, value in config.items(text) if key == "lxc.start.auto"][-1] == "0"
-    assert ("lxc.hook.pre-start", str(tmp_path / config.FENCE_HOOK)) in config.items(text)
+    assert [value for key, value in settings(text) if key == "lxc.start.auto"][-1] == "0"
+    assert ("lxc.hook.pre-start", str(tmp_path / config.FENCE_HOOK)) in settings(text)
     config.unfence(tmp_path, "00000001")  # another migration's
     assert (tmp_path / "config").read_text() == text
     config.unfence(tmp_path, "0badc0de")

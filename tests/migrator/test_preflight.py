@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from migrator.preflight import checks as preflight
 from migrator.preflight.case import PlanOptions
-from migrator.preflight.config_facts import IdMap, MountEntry, Net
+from migrator.preflight.config_facts import IdMap, Include, MountEntry, Net
 from migrator.preflight.container_facts import ContainerFacts
 from migrator.preflight.findings import (
     Finding,
@@ -46,6 +46,11 @@ IDMAP = (IdMap("u", 0, 100_000, 65_536), IdMap("g", 0, 100_000, 65_536))
 WEAKER = dataclasses.replace(CPU, capability=(*CPU.capability[:9], 0xFFFFFFFF & ~(1 << 5), *CPU.capability[10:]))
 BIND = (MountEntry("/srv/data", "srv/data", "none", ("bind", "create=dir")),)
 BOUND = (ROOT, Mount("/srv/data", "btrfs", "external", "/srv/data"))
+
+
+COMMON = "/usr/share/lxc/config/common.conf"
+INCLUDES = (Include("/etc/lxc/a", "/etc/lxc/a", "1"), Include("/etc/lxc/d/b.conf", "/etc/lxc/d/", "1"),
+            Include(COMMON, COMMON, "1"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,7 +221,14 @@ FOUND: list[tuple[str, Severity, Change, str]] = [
     ("seccomp-profile-missing", WARNING, Change(container={"config.seccomp": "/etc/s"}), "/etc/s"),
     ("hooks", INFO, Change(container={"config.hooks": (("lxc.hook.start", "true"),)}), "lxc.hook.start"),
     ("hook-missing", WARNING, Change(container={"config.hooks": (("lxc.hook.start", "/bin/x -y"),)}), "no /bin/x"),
-    ("include-unreadable", WARNING, Change(container={"config.missing_includes": ("/etc/gone",)}), "/etc/gone"),
+    ("include-unreadable", ERROR, Change(container={"config.faults": (("/etc/gone", "cannot be read: no"),)}),
+     "/etc/gone cannot be read: no."),
+    ("include-differs", WARNING, Change(container={"config.includes": INCLUDES[:1]}, destination={
+        "digests": {"/etc/lxc/a": "2"}}), "has not the same /etc/lxc/a"),
+    ("include-differs", WARNING, Change(container={"config.includes": INCLUDES[1:2]}, destination={
+        "present": {"/etc/lxc/d/": "folder"}}), "/etc/lxc/d/b.conf"),
+    ("include-differs", INFO, Change(container={"config.includes": INCLUDES[2:]}, destination={
+        "digests": {INCLUDES[2].path: "2"}}), "common.conf"),
     ("user-namespaces-off", ERROR, Change(
         container={"config.idmaps": IDMAP}, destination={"user_namespaces": 0}), "max_user_namespaces"),
     ("ids-not-mapped", ERROR, Change(container={"config.idmaps": IDMAP}, destination={
@@ -238,7 +250,7 @@ STARTED: list[tuple[str, Severity | None, Change]] = [
     ("seccomp-profile-missing", ERROR, Change(container={"config.seccomp": "/etc/s"})),
     ("hook-missing", ERROR, Change(container={"config.hooks": (("lxc.hook.pre-start", "/bin/x -y"),)})),
     ("hook-missing", WARNING, Change(container={"config.hooks": (("lxc.hook.post-stop", "/bin/x -y"),)})),
-    ("include-unreadable", ERROR, Change(container={"config.missing_includes": ("/etc/gone",)})),
+    ("include-unreadable", ERROR, Change(container={"config.faults": (("/etc/gone", "cannot be read: no"),)})),
     ("subids-missing", ERROR, Change(container={"config.idmaps": IDMAP})),
     ("cgroup-controller-missing", ERROR, Change(container={"config.cgroup": (("lxc.cgroup2.io.max", "1"),)})),
     ("mount-source-missing", None, Change(container={"mounts": BOUND})),
@@ -289,6 +301,11 @@ NOT_FOUND: list[tuple[str, Change]] = [
     ("ids-not-mapped", Change(container={"config.idmaps": IDMAP[:1]}, destination={
         "uid_map": (IdMap("u", 0, 500_000, 200_000),)})),
     ("root-not-mount-root", Change(container={"init_root": "/x", "init_pid": 0})),
+    ("include-differs", Change(container={"config.includes": INCLUDES}, destination={
+        "digests": {include.path: include.digest for include in INCLUDES}})),
+    ("include-differs", Change(container={"config.includes": INCLUDES})),  # copies of what is not there travel
+    ("include-differs", Change(container={"config.includes": (Include("/pool/c1/own", "/pool/c1/own", "1"),)},
+                               destination={"digests": {"/pool/c1/own": "2"}})),
 ]
 
 
@@ -344,7 +361,8 @@ def test_sentences(changed: Change) -> None:
 def test_severity_is_the_codes_own_or_milder() -> None:
     """Only a code that says so in its test data departs from its usual severity."""
     departing = {code for code, severity, _, _ in FOUND if severity is not codes()[code].severity}
-    assert departing == {"criu-versions-differ", "lxc-versions-differ", "address-taken", "mac-taken", "selinux-differs"}
+    assert departing == {"criu-versions-differ", "lxc-versions-differ", "address-taken", "mac-taken", "selinux-differs",
+                         "include-differs"}
 
 
 def test_errors_come_first() -> None:
@@ -356,9 +374,11 @@ def test_errors_come_first() -> None:
 def test_query_asks_for_what_the_container_needs() -> None:
     container = change(CONTAINER, {
         "mounts": BOUND, "config.mounts": BIND, "config.seccomp": "/etc/s",
-        "config.hooks": (("lxc.hook.start", "/bin/x -y"), ("lxc.hook.stop", "relative")),
+        "config.hooks": (("lxc.hook.start", "/bin/x -y"), ("lxc.hook.stop", "relative")), "config.includes": INCLUDES,
     })
-    assert preflight.query(container, "/pool").paths == ("/srv/data", "/bin/x", "/etc/s")
+    query = preflight.query(container, "/pool")
+    assert query.paths == ("/srv/data", "/bin/x", "/etc/s", "/etc/lxc/d/")
+    assert query.includes == tuple(include.path for include in INCLUDES)
 
 
 

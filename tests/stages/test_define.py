@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A container's configuration arrives, with what it includes, and is taken away again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from migrator import container_config
+from migrator.journal import Journal, Migration
+from migrator.layout import Layout
+from migrator.preflight import config_facts
+from migrator.service import keep_config
+from migrator.states import Event, Role
+from stages import finish, import_data
+
+ID = "0badc0de"
+
+
+@pytest.fixture
+def arriving(tmp_path: Path) -> Iterator[Migration]:
+    """A migration to this host of a container that lies at /far/web on its own."""
+    (tmp_path / "pool").mkdir()
+    with Journal(tmp_path / "journal.db") as journal:
+        yield journal.create(id=ID, role=Role.DESTINATION, name="web", lxcpath=tmp_path / "pool", peer="hosta",
+                             event=Event.RECEIVE, other_name="web", source_lxcpath=str(tmp_path / "far"), mapped_root=0)
+
+
+def define(migration: Migration, text: str, includes: dict[str, str]) -> config_facts.Config:
+    """The container's configuration after this text and these files have come; it must be one that LXC accepts."""
+    layout = Layout(migration.lxcpath, migration.name, migration.id)
+    layout.make_folder()
+    layout.spool.mkdir(exist_ok=True)
+    keep_config(layout, {"config": text, "includes": includes, "bridges": {}})
+    import_data.define(migration, layout)
+    found = config_facts.read(layout.container / "config")
+    assert not found.faults
+    return found
+
+
+def copies(migration: Migration) -> list[str]:
+    folder = migration.lxcpath / "web" / container_config.INCLUDE_FOLDER
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_what_lies_in_the_containers_own_folder_always_travels(arriving: Migration, tmp_path: Path) -> None:
+    """Even where this host has a file of that name, perhaps of an earlier stay."""
+    own = tmp_path / "far" / "web" / "own.conf"
+    own.parent.mkdir(parents=True)
+    own.write_text("lxc.tty.max = 1\n")
+    (tmp_path / "shared.conf").write_text("lxc.arch = here\n")
+    found = define(arriving, f"lxc.include = {own}\nlxc.include = {tmp_path}/shared.conf\n",
+                   {str(own): "lxc.tty.max = 2\n", f"{tmp_path}/shared.conf": "lxc.arch = there\n"})
+    assert (found.ttys, found.arch) == (2, "here")
+    assert copies(arriving) == [f"{ID}/00-own.conf"]
+
+
+def test_a_folder_that_is_missing_here_travels_with_its_files(arriving: Migration) -> None:
+    text = "lxc.include = /nowhere/mine.d\nlxc.include = /nowhere/gone.d/\n"
+    found = define(arriving, text, {"/nowhere/mine.d/b.conf": "lxc.tty.max = 2\n",
+                                    "/nowhere/mine.d/a.conf": "lxc.tty.max = 1\n"})
+    assert found.ttys == 1, "the last of them counts, in the order in which they were read"
+
+
+def test_an_earlier_stay_keeps_its_copies(arriving: Migration) -> None:
+    """Until the container stays for good: before that its old configuration may be given back, and it needs them."""
+    before = arriving.lxcpath / "web" / container_config.INCLUDE_FOLDER / "00000001"
+    before.mkdir(parents=True)
+    (before / "00-x.conf").write_text("lxc.tty.max = 7\n")
+    old = f"lxc.include = {before}/00-x.conf\n"
+    container_config.fence(arriving.lxcpath / "web", old, "00000001", "it has moved")
+    layout = Layout(arriving.lxcpath, "web", ID)
+
+    assert define(arriving, "lxc.include = /nowhere/x.conf\n", {"/nowhere/x.conf": "lxc.tty.max = 2\n"}).ttys == 2
+    assert copies(arriving) == ["00000001/00-x.conf", f"{ID}/00-x.conf"]
+    import_data.give_back_old(layout)
+    assert config_facts.read(layout.container / "config").ttys == 7
+    assert copies(arriving) == ["00000001/00-x.conf"]
+
+    define(arriving, "lxc.include = /nowhere/x.conf\n", {"/nowhere/x.conf": "lxc.tty.max = 2\n"})
+    finish.drop_way_back(layout)
+    assert copies(arriving) == [f"{ID}/00-x.conf"]
