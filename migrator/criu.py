@@ -86,7 +86,7 @@ def dump(name: str, command: list[str], images: Path) -> None:
     try:
         run(command, limit=DUMP_LIMIT)
     except CommandFailed as error:
-        text = reason(images / "dump.log") or error.fields["output"]
+        text = reason(images / "dump.log") or complaint(error.fields["output"])
         raise DumpFailed(name=name, reason=text, log=images / "dump.log") from error
 
 
@@ -127,15 +127,39 @@ def log_path(name: str, action: str) -> Path:
     return LOG_FOLDER / f"{name}-{action}.log"
 
 
-# What a log says when nothing is wrong, or after the real error.
-_NOISE = re.compile(r"Can't setup RLIMIT_NOFILE|Dumping FAILED|Restoring FAILED|Killing processes")
+# After these words CRIU only cleans up.
+_END = re.compile(r"Dumping FAILED|Restoring FAILED")
+# What a log says where nothing is wrong: a limit that root lacks a capability for, and programs that were only tried.
+_NOISE = re.compile(r"Can't setup RLIMIT_NOFILE|Killing processes|exited, status=\d+|"
+                    r"execvp\(\"ip6?tables-[a-z-]+\", \.\.\.\) failed")
+# What only follows from another error.
+_CONSEQUENCE = re.compile(r"Dump files \(pid: \d+\) failed|\d+ killed by signal|cgroupd: recv req error")
+_LOCK = "Locking network failed"  # the one case where a missing iptables is the reason
+_PREFIX = re.compile(r"^(\(\d+\.\d+\)\s*)?(pie:\s*)?(\s*\d+:\s*)?")
+REASON_MAX, REASON_LINES = 600, 4  # characters, lines
 
 
 def reason(log: Path) -> str:
-    """The first real errors in a log of CRIU, shortened to a line; "" when there is none."""
+    """What a log of CRIU's says made it fail: its last real errors, in a line; "" when there is none."""
     try:
         lines = log.read_text(errors="replace").splitlines()
     except OSError:
         return ""
-    errors = [re.sub(r"^\(\d+\.\d+\)\s*(\d+:\s*)?", "", line) for line in lines if "Error (" in line]
-    return "; ".join(dict.fromkeys(line for line in errors if not _NOISE.search(line)))[:600]
+    end = next((number for number, line in enumerate(lines) if _END.search(line)), len(lines))
+    errors = [_PREFIX.sub("", line) for line in lines[:end] if "Error (" in line]
+    real = [line for line in errors if not _NOISE.search(line)]
+    if any(_LOCK in line for line in real):
+        real = [*(line for line in errors if "execvp(" in line), *real]
+    real = [line for line in real if not _CONSEQUENCE.search(line)] or real
+    kept: list[str] = []
+    for line in dict.fromkeys(reversed(real)):
+        if kept and (len(kept) == REASON_LINES or len("; ".join([line, *kept])) > REASON_MAX):
+            break
+        kept.insert(0, line)
+    return "; ".join(kept)[:REASON_MAX]
+
+
+def complaint(output: str) -> str:
+    """What CRIU says when it does not even begin, without the usage that it prints behind; else all of the output."""
+    said = [line for line in output.splitlines() if line.startswith("criu: ") or "Error (" in line]
+    return "; ".join(said) or output

@@ -16,6 +16,7 @@ Exit statuses
 from __future__ import annotations
 
 import errno
+import socket
 from typing import Any
 
 from tunnel.errors import DocumentedError
@@ -420,18 +421,25 @@ class FreezeFailed(MigratorError):
     cure = "A process in uninterruptible sleep may hold it up: ps -eo pid,stat,wchan,cmd | grep ' D'"
 
 
-class DumpFailed(MigratorError):
+class _HasLog:
+    """An error that names the host which has the log."""
+
+    def __init__(self, /, **fields: Any) -> None:
+        super().__init__(**{"host": socket.gethostname()} | fields)
+
+
+class DumpFailed(_HasLog, MigratorError):
     """CRIU could not dump {name}: {reason}"""
 
     status = 61
-    cure = "The whole log is {log}."
+    cure = "The whole log is {log} on {host}."
 
 
-class RestoreFailed(MigratorError):
+class RestoreFailed(_HasLog, MigratorError):
     """{name} could not be restored: {reason}"""
 
     status = 62
-    cure = "The whole log is {log}."
+    cure = "The whole log is {log} on {host}."
 
 
 class DowntimeExceeded(MigratorError):
@@ -518,6 +526,7 @@ def from_json(data: dict[str, Any], host: str) -> MigratorError:
     fields = data.get("fields")
     if issubclass(cls, OutcomeError) or not isinstance(fields, dict):
         cls, fields = InternalError, {"reason": str(data.get("message"))[:1000]}
-    error = cls(**{str(key): str(value)[:4000] for key, value in fields.items()})
+    named = {"host": host} if issubclass(cls, _HasLog) else {}  # an older version does not say
+    error = cls(**named | {str(key): str(value)[:4000] for key, value in fields.items()})
     error.host = host
     return error

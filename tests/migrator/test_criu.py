@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -11,31 +12,134 @@ from pathlib import Path
 import pytest
 
 from migrator import criu
-from migrator.errors import DumpFailed
+from migrator.errors import DumpFailed, RestoreFailed, from_json
 
-# From real dumps and restores.
+RLIMIT = "Error (criu/util.c:1534): rlimit: Can't setup RLIMIT_NOFILE for self: Operation not permitted\n"
+DUMP_FAILED = "Error (criu/cr-dump.c:1975): Dumping FAILED.\n"
+NO_IPTABLES = """\
+Error (criu/util.c:642): execvp("iptables-restore", ...) failed: No such file or directory
+Error (criu/util.c:657): exited, status=1
+Error (criu/util.c:642): execvp("ip6tables-restore", ...) failed: No such file or directory
+Error (criu/util.c:657): exited, status=1
+"""
+
+# Logs of dumps and restores by CRIU 4.2.1, and what was wrong.
 LOGS = {
-    "": "(00.000000) Warn  (compel/src/lib/infect.c:129): Unable to interrupt task: 12\n(00.1) Dumping FAILED.\n",
-    "Error (criu/sk-inet.c:191): inet: Connected TCP socket, consider using --tcp-established option.": """\
+    "nothing": ("", RLIMIT + "Warn  (criu/net.c:534): net: The eth0 veth is in an external netns\n"),
+    "times": ("Error (criu/sk-inet.c:191): inet: Connected TCP socket, consider using --tcp-established option.", """\
 (00.000000) rlimit: RLIMIT_NOFILE unlimited for self
 (00.001000) Error (criu/util.c:642): Can't setup RLIMIT_NOFILE for self
 (00.042215) Error (criu/sk-inet.c:191): inet: Connected TCP socket, consider using --tcp-established option.
 (00.042332) Error (criu/cr-dump.c:2128): Dumping FAILED.
-""",
-    "Error (criu/files-reg.c:2187): Can't open file bin/x: No such file; Error (criu/files-reg.c:1): And another": """\
-(00.080000)      7: Error (criu/files-reg.c:2187): Can't open file bin/x: No such file
-(00.080100)      7: Error (criu/files-reg.c:1): And another
-(00.080200)      9: Error (criu/files-reg.c:2187): Can't open file bin/x: No such file
+"""),
+    "io_uring": (
+        "Error (criu/pie/parasite.c:588): send_fds failed (-22); "
+        "Error (criu/parasite-syscall.c:280): Can't retrieve FDs from socket; "
+        "Error (compel/src/lib/infect-rpc.c:44): Message reply from daemon is trimmed (12/0)", RLIMIT + """\
+pie: 1: Error (criu/pie/parasite.c:588): send_fds failed (-22)
+pie: 1: Close the control socket for writing
+Error (criu/parasite-syscall.c:280): Can't retrieve FDs from socket
+Error (compel/src/lib/infect-rpc.c:44): Message reply from daemon is trimmed (12/0)
+Error (criu/cr-dump.c:1545): Dump files (pid: 703) failed with -1
+""" + DUMP_FAILED),
+    "vsock": ("Error (criu/sockets.c:767): sockets: BUG! Unknown socket collected (family 40)", RLIMIT + """\
+Error (criu/sockets.c:767): sockets: BUG! Unknown socket collected (family 40)
+Error (criu/cr-dump.c:1545): Dump files (pid: 729) failed with -1
+""" + DUMP_FAILED),
+    "a nested namespace, and then the network is unlocked": (
+        "Error (criu/namespaces.c:460): Can't dump nested uts namespace for 758; "
+        "Error (criu/namespaces.c:721): Can't make utsns id", RLIMIT + """\
+Error (criu/namespaces.c:460): Can't dump nested uts namespace for 758
+Error (criu/namespaces.c:721): Can't make utsns id
+iptables-restore: line 3 failed: Bad rule (does a matching rule exist in that chain?).
+Error (criu/util.c:657): exited, status=1
+ip6tables-restore: line 3 failed: Bad rule (does a matching rule exist in that chain?).
+Error (criu/util.c:657): exited, status=1
+""" + DUMP_FAILED),
+    "the same without iptables": (
+        "Error (criu/namespaces.c:460): Can't dump nested uts namespace for 758; "
+        "Error (criu/namespaces.c:721): Can't make utsns id", RLIMIT + NO_IPTABLES + """\
+Error (criu/namespaces.c:460): Can't dump nested uts namespace for 758
+Error (criu/namespaces.c:721): Can't make utsns id
+""" + 4 * NO_IPTABLES + DUMP_FAILED),
+    "a watch on a symbolic link": ("Error (criu/fsnotify.c:284): fsnotify: \tCan't dump that handle", RLIMIT + """\
+Warn  (criu/fsnotify.c:281): fsnotify: \tHandle 0xd6:0x13e1 cannot be opened
+Warn  (criu/irmap.c:105): irmap: Can't stat /no-such-path: No such file or directory
+Error (criu/fsnotify.c:284): fsnotify: \tCan't dump that handle
+Error (criu/cr-dump.c:1545): Dump files (pid: 785) failed with -1
+""" + DUMP_FAILED),
+    "iptables is what is missing": (
+        'Error (criu/util.c:642): execvp("iptables-restore", ...) failed: No such file or directory; '
+        'Error (criu/util.c:642): execvp("ip6tables-restore", ...) failed: No such file or directory; '
+        "Error (criu/net.c:3436): net: Locking network failed: iptables-restore returned -1. This may be connected to "
+        "disabled CONFIG_NETFILTER_XT_MARK kernel build config option.", RLIMIT + NO_IPTABLES + """\
+Error (criu/net.c:3436): net: Locking network failed: iptables-restore returned -1. This may be connected to \
+disabled CONFIG_NETFILTER_XT_MARK kernel build config option.
+""" + 2 * NO_IPTABLES + DUMP_FAILED),
+    "a restore": (
+        "Error (criu/files-reg.c:2353): Can't open file counter.sh on restore: No such file or directory; "
+        "Error (criu/files-reg.c:2267): Can't open file counter.sh: No such file or directory; "
+        "Error (criu/files.c:1221): Unable to open fd=10 id=0x3", RLIMIT + """\
+Error: ipv4: Address already assigned.
+RTNETLINK answers: File exists
+     1: Error (criu/files-reg.c:2353): Can't open file counter.sh on restore: No such file or directory
+     1: Error (criu/files-reg.c:2267): Can't open file counter.sh: No such file or directory
+     1: Error (criu/files.c:1221): Unable to open fd=10 id=0x3
+Error (criu/cr-restore.c:2331): Restoring FAILED.
+Error (criu/cgroup.c:2055): cg: cgroupd: recv req error: No such file or directory
+"""),
+    "a bridge": ("Error (criu/net.c:3899): net: Can't add interface vethUt9QlJ to bridge nobr0: No such device", """\
+Error (criu/net.c:3899): net: Can't add interface vethUt9QlJ to bridge nobr0: No such device
+Error (criu/cr-restore.c:2331): Restoring FAILED.
+"""),
+    "of several processes": (
+        "Error (criu/files-reg.c:2187): Can't open file x: No such file; Error (criu/files-reg.c:1): And another", """\
+(00.080000)      7: Error (criu/files-reg.c:1): And another
+(00.080000)      7: Error (criu/files-reg.c:2187): Can't open file x: No such file
+(00.080100)      9: Error (criu/files-reg.c:1): And another
+(00.085000)      Error (criu/cr-restore.c:1494): 9 killed by signal 9: Killed
 (00.090000) Error (criu/cr-restore.c:2560): Restoring FAILED.
-""",
+"""),
+    "a consequence is better than nothing": (
+        "Error (criu/cr-dump.c:1545): Dump files (pid: 729) failed with -1",
+        RLIMIT + "Error (criu/cr-dump.c:1545): Dump files (pid: 729) failed with -1\n" + DUMP_FAILED),
 }
 
 
-@pytest.mark.parametrize("reason", LOGS)
-def test_the_reason_in_a_log(tmp_path: Path, reason: str) -> None:
+@pytest.mark.parametrize(("reason", "text"), LOGS.values(), ids=list(LOGS))
+def test_the_reason_in_a_log(tmp_path: Path, reason: str, text: str) -> None:
     log = tmp_path / "dump.log"
-    log.write_text(LOGS[reason])
+    log.write_text(text)
     assert criu.reason(log) == reason
+
+
+def test_the_last_errors_are_the_reason(tmp_path: Path) -> None:
+    log = tmp_path / "dump.log"
+    log.write_text("".join(f"Error (criu/x.c:{number}): {'long ' * 30}\n" for number in range(100)) + DUMP_FAILED)
+    found = criu.reason(log)
+    assert "x.c:99" in found and "x.c:97" in found and "x.c:90" not in found
+    assert len(found) <= criu.REASON_MAX
+
+
+@pytest.mark.parametrize(("output", "said"), [
+    ("criu: unrecognized option '--log-level'\n\nUsage:\n  criu dump|pre-dump -t PID [<options>]\n",
+     "criu: unrecognized option '--log-level'"),
+    ("Error (criu/config.c:128): Unsupported configuration file format. Please consult man page criu(8)\n",
+     "Error (criu/config.c:128): Unsupported configuration file format. Please consult man page criu(8)"),
+    ("anything else\n", "anything else\n"),
+])
+def test_what_criu_says_when_it_does_not_begin(output: str, said: str) -> None:
+    assert criu.complaint(output) == said
+
+
+def test_an_error_says_on_which_host_its_log_is() -> None:
+    host = socket.gethostname()
+    for error in (DumpFailed(name="web", reason="x", log="/l"), RestoreFailed(name="web", reason="x", log="/l")):
+        assert error.hint == f"The whole log is /l on {host}."
+        arrived = from_json(error.to_json(), "other-name-for-it")
+        assert arrived.hint == error.hint, "as the host calls itself"
+        older = error.to_json() | {"fields": {"name": "web", "reason": "x", "log": "/l"}}
+        assert from_json(older, "hostb").hint == "The whole log is /l on hostb."
 
 
 def test_a_log_that_is_not_there_or_not_text(tmp_path: Path) -> None:
