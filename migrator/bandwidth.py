@@ -16,19 +16,24 @@ from migrator.protocol import Connection
 
 SIZES = (1 << 16, 1 << 18, 1 << 20, 3 << 20)  # bytes; a request may have 4 MiB (frames.CONTROL_MAX)
 ENOUGH = 0.05  # seconds
+IDLE = 3  # requests for nothing: the quickest of them counts, as any may have had to wait for a processor
 
 
-def measure(there: Connection) -> float:
+def measure(there: Connection) -> float | None:
     """Bytes a second towards the other host; on a fast network, at least so many. Takes a tenth of a second, or as
     long as 64 KiB take. Raises what `Connection.call` raises.
+
+    None where all of it took little longer than to ask nothing: then that, and not the bytes, was what took time. So
+    what is taken off is never more than half, and the answer at most twice too much, whatever else the hosts do.
     """
     data = base64.b64encode(os.urandom(SIZES[-1])).decode()  # not to be compressed
-    idle = _ask(there, "")
-    rate = 0.0
+    idle = min(_ask(there, "") for _ in range(IDLE))
+    rate = None
     for size in SIZES:
         seconds = _ask(there, data[:size])
-        rate = size / max(seconds - idle, 1e-6)
-        if seconds >= ENOUGH:
+        tells = seconds >= 2 * idle
+        rate = size / (seconds - idle) if tells and seconds > idle else None
+        if tells and seconds >= ENOUGH:
             break
     return rate
 

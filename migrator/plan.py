@@ -29,14 +29,16 @@ SHRINKS = 0.7  # a round is worth it while it carries at most this part of the o
 class Round:
     """A round of disk data that has been sent."""
 
-    bytes: int
+    bytes: int  # of the disk, those included that were there from an earlier attempt
+    wire_bytes: int  # that went over the network, compressed
     seconds: float
     full: bool
 
     @classmethod
     def from_detail(cls, detail: dict[str, Any]) -> Round:
         """From the journal's record of a complete round."""
-        return cls(int(detail["bytes"]), float(detail.get("seconds", 0.0)), bool(detail.get("full")))
+        return cls(int(detail["bytes"]), int(detail.get("wire_bytes", 0)), float(detail.get("seconds", 0.0)),
+                   bool(detail.get("full")))
 
 
 def stop(rounds: Sequence[Round], max_rounds: int) -> tuple[str, str]:
@@ -54,13 +56,14 @@ def stop(rounds: Sequence[Round], max_rounds: int) -> tuple[str, str]:
 
 
 def rate(rounds: Sequence[Round], measured: float | None = None) -> float | None:
-    """Bytes a second: what was `measured` or, where that was more, the largest round had; None where nothing tells.
+    """Bytes a second on the wire: what was `measured` or, where that was more, the largest round had; None where
+    nothing tells.
 
     The network carries at least either: a round may have waited for disks, or for --bwlimit.
     """
-    usable = [each for each in rounds if each.bytes >= RATE_BYTES and each.seconds >= RATE_SECONDS]
-    largest = max(usable, key=lambda each: each.bytes, default=None)
-    return max(measured or 0.0, largest.bytes / largest.seconds if largest else 0.0) or None
+    usable = [each for each in rounds if each.wire_bytes >= RATE_BYTES and each.seconds >= RATE_SECONDS]
+    largest = max(usable, key=lambda each: each.wire_bytes, default=None)
+    return max(measured or 0.0, largest.wire_bytes / largest.seconds if largest else 0.0) or None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +92,7 @@ class Plan:
         """
         if self.rate is None:
             return None
-        changed = self.rounds[-1].bytes if self.rounds and not self.rounds[-1].full else 0
+        changed = self.rounds[-1].wire_bytes if self.rounds and not self.rounds[-1].full else 0
         if self.memory_bytes is None:
             return FIXED_SECONDS_STOPPED + changed / self.rate
         # Memory is sent while it is dumped: the slower of both counts.

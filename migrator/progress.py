@@ -31,14 +31,14 @@ class Progress:
         if self._drawn:
             log.write("\r\033[K")
 
-    def update(self, done: int) -> None:
-        """`done` bytes have been sent so far."""
+    def update(self, done: int, resumed: int = 0) -> None:
+        """`done` bytes are there so far, `resumed` of them since an earlier attempt: the rate is that of the others."""
         now = time.monotonic()
         if now - self._shown_at < (EVERY_JSON if log.as_json else EVERY_TERMINAL):
             return
         self._shown_at = now
         holder.publish(self._what, done, self._total)
-        rate = done / (now - self._begun)
+        rate = max(0, done - resumed) / (now - self._begun)
         left = (self._total - done) / rate if rate and self._total > done else None
         if log.as_json:
             log.say("progress", self._what, bytes=done, total=self._total or None, bytes_per_second=round(rate),

@@ -48,14 +48,14 @@ def send_files(
     op_fields: Mapping[str, Any],
     files: Iterable[SourceFile],
     *,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
     bytes_per_second: int | None = None,
 ) -> TransferResult:
     """Send files to the destination's "transfer" handler, which gets `op_fields` and the files' names and sizes.
 
     Segments that are there already are read and compared, but not sent. `progress` is called in this thread with the
-    raw bytes that have been acknowledged so far, several times a second even when nothing moves; what it raises aborts
-    the transfer. `bytes_per_second` limits what goes over the network.
+    raw bytes that are on the destination's disk so far, and how many of them had been there before, several times a
+    second even when nothing moves; what it raises aborts the transfer. `bytes_per_second` limits what goes over the network.
 
     Raises what the reader, `progress` or the destination raised; the connection can be used for further calls then, as
     after Ctrl-C, unless the destination does not let go of the transfer within ABORT_LIMIT: then it is closed. After
@@ -102,7 +102,7 @@ class _Sender:
         self._reply: dict[str, Any] = {}
         self._answer_error: BaseException | None = None  # from the destination or the connection
 
-    def run(self, progress: Callable[[int], None] | None) -> dict[str, Any]:
+    def run(self, progress: Callable[[int, int], None] | None) -> dict[str, Any]:
         """Do it all; the destination's last answer."""
         threading.Thread(target=self._listen, name="migrator-answers", daemon=True).start()
         try:
@@ -121,15 +121,15 @@ class _Sender:
             raise self._answer_error
         return self._reply
 
-    def _wait(self, progress: Callable[[int], None] | None) -> None:
+    def _wait(self, progress: Callable[[int, int], None] | None) -> None:
         """Until the destination has answered for the whole."""
         answered = False
         while not answered:
             with self._lock:
                 answered = self._end.wait_for(lambda: self._answered, TICK)
-                done = self._done_bytes
+                done, resumed = self._done_bytes, self.resumed_bytes
             if progress and not self._answer_error:
-                progress(done)
+                progress(done, resumed)
 
     def _stop_sending(self) -> None:
         """With the lock held."""

@@ -161,9 +161,9 @@ class Dump(Handover):
             progress = stack.enter_context(Progress("memory", total))
             files = [transfer.SourceFile(path.name, path, path.stat().st_size) for path in paths]
 
-            def watch(done: int) -> None:
-                self.watch(done)
-                progress.update(done)
+            def watch(done: int, resumed: int) -> None:
+                self.watch(done, resumed)
+                progress.update(done, resumed)
 
             sent = self.send({"kind": "images", "bytes": total}, lambda _stack: files, watch)
             outcome.update(bytes=sent.raw_bytes, wire=sent.wire_bytes, resumed=sent.resumed_bytes,

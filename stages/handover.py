@@ -111,7 +111,7 @@ class Handover(ABC):
         return sent
 
     def send(self, fields: dict[str, Any], files: Callable[[contextlib.ExitStack], list[transfer.SourceFile]],
-             watch: Callable[[int], None] | None = None) -> transfer.TransferResult:
+             watch: Callable[[int, int], None] | None = None) -> transfer.TransferResult:
         """Send a part of it; where the connection breaks, the rest over a new one, if that can be had at once.
 
         `files` opens what is sent, for each connection from its beginning.
@@ -156,6 +156,6 @@ class Handover(ABC):
             raise DowntimeExceeded(name=self.container.name, seconds=f"{self.max_downtime:g}")
         return left
 
-    def watch(self, _done: int) -> None:
+    def watch(self, _done: int, _resumed: int) -> None:
         """Progress of a transfer."""
         self.left()

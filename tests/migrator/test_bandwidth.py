@@ -3,9 +3,13 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from migrator import bandwidth
 from migrator.protocol import Handler
@@ -14,19 +18,27 @@ from tests.migrator.wire import CutStream, connected
 
 
 class Slow(CutStream):
-    """A stream that carries `rate` bytes a second, by a clock that goes on for nothing else."""
+    """A stream that carries `rate` bytes a second, by a clock that goes on for nothing else but `waits`, one of which
+    each request takes besides: on the way, or because a processor was busy."""
 
-    def __init__(self, rate: float) -> None:
+    def __init__(self, rate: float, waits: Iterable[float] = ()) -> None:
         super().__init__()
         self.rate = rate
         self.now = 1000.0
+        self.waits = iter(waits)
 
     def monotonic(self) -> float:
         return self.now
 
     def write(self, *buffers: Bytes) -> None:
-        self.now += sum(map(len, buffers)) / self.rate
+        self.now += sum(map(len, buffers)) / self.rate + next(self.waits, 0.0)
         super().write(*buffers)
+
+
+def measured(monkeypatch: pytest.MonkeyPatch, link: Slow, asked: list[int] | None = None) -> float | None:
+    with connected(handlers([] if asked is None else asked), link) as (connection, _):
+        monkeypatch.setattr(bandwidth, "time", link)  # only now: the connection's beginning is none of its requests
+        return bandwidth.measure(connection)
 
 
 def handlers(asked: list[int]) -> dict[str, Handler]:
@@ -40,16 +52,34 @@ def handlers(asked: list[int]) -> dict[str, Handler]:
 @pytest.mark.parametrize("rate", [400_000.0, 8_000_000.0])
 def test_a_slow_link(monkeypatch: pytest.MonkeyPatch, rate: float) -> None:
     asked: list[int] = []
-    link = Slow(rate)
-    monkeypatch.setattr(bandwidth, "time", link)
-    with connected(handlers(asked), link) as (connection, _):
-        found = bandwidth.measure(connection)
-    assert found == pytest.approx(rate, rel=0.01)
+    assert measured(monkeypatch, Slow(rate), asked) == pytest.approx(rate, rel=0.01)
     assert sum(asked) < rate, "that would have taken longer than a second"
+
+
+def test_a_long_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The requests of 64 KiB and 256 KiB take hardly longer than one for nothing: they do not tell."""
+    assert measured(monkeypatch, Slow(8_000_000.0, itertools.repeat(0.1))) == pytest.approx(8_000_000, rel=0.05)
+
+
+def test_where_nothing_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow answer to nothing, and then quick ones: once that made 61.0 GiB/s of a link of 4 MiB/s."""
+    assert measured(monkeypatch, Slow(1e12, itertools.repeat(0.2))) is None
+    waits = [0.0, 0.3, 0.4, 0.3, *itertools.repeat(0.05, 9)]
+    found = measured(monkeypatch, Slow(4.0 * (1 << 20), waits))
+    assert found is None or found < 8 * (1 << 20)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.floats(1e5, 1e10), st.lists(st.floats(0, 0.5), max_size=9))
+def test_it_is_never_more_than_twice_too_much(monkeypatch: pytest.MonkeyPatch, rate: float,
+                                              waits: list[float]) -> None:
+    found = measured(monkeypatch, Slow(rate, waits))
+    assert found is None or 0 < found <= 2.01 * rate
 
 
 def test_a_fast_one() -> None:
     asked: list[int] = []
     with connected(handlers(asked)) as (connection, _):
-        assert max(bandwidth.measure(connection) for _ in range(5)) > 1_000_000
-    assert asked[0] == 0 and asked[1] == bandwidth.SIZES[0]
+        found = bandwidth.measure(connection)
+    assert found is None or found > 0
+    assert asked == [0] * bandwidth.IDLE + list(bandwidth.SIZES)[: len(asked) - bandwidth.IDLE]

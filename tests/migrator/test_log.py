@@ -156,7 +156,11 @@ def test_progress_as_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     with progress.Progress("disk") as shown:
         clock[0] += 2
         shown.update(100)
-    first, second = (json.loads(line) for line in capsys.readouterr().err.splitlines())
+    with progress.Progress("disk", 1100) as shown:
+        clock[0] += 2
+        shown.update(900, 800)
+    first, second, third = (json.loads(line) for line in capsys.readouterr().err.splitlines())
     assert first.items() >= {"type": "progress", "message": "memory", "bytes": 100, "total": 400,
                              "bytes_per_second": 50, "seconds_left": 6.0}.items()
     assert second.items() >= {"total": None, "seconds_left": None}.items()
+    assert third.items() >= {"bytes_per_second": 50, "seconds_left": 4.0}.items(), "800 of them were there before"

@@ -167,7 +167,7 @@ def test_progress(tmp_path: Path) -> None:
     data = mixed(20 * frames.SEGMENT_MAX)
     seen: list[int] = []
     with connected(handlers(tmp_path)) as (connection, _):
-        send_files(connection, {}, [file("disk-1", data)], progress=seen.append)
+        send_files(connection, {}, [file("disk-1", data)], progress=lambda done, _: seen.append(done))
     assert seen == sorted(seen)
     assert seen[-1] == len(data)
 
@@ -315,7 +315,7 @@ def test_killed_receiver(tmp_path: Path) -> None:
     assert process.stdin and process.stdout
     seen: list[int] = []
 
-    def progress(done: int) -> None:
+    def progress(done: int, _resumed: int) -> None:
         seen.append(done)
         if done:
             process.kill()
@@ -416,7 +416,7 @@ def test_ctrl_c_leaves_the_connection_usable(tmp_path: Path, small_segments: Non
                                              monkeypatch: pytest.MonkeyPatch) -> None:
     pressed: list[threading.Timer] = []
 
-    def under_way(done: int) -> None:
+    def under_way(done: int, _resumed: int) -> None:
         if done and not pressed:
             pressed.append(threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT)))
             pressed[0].start()
@@ -432,7 +432,7 @@ def test_ctrl_c_leaves_the_connection_usable(tmp_path: Path, small_segments: Non
 def test_failing_progress_leaves_the_connection_usable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transfer, "ABORT_LIMIT", TIMEOUT)
 
-    def wrong(_: int) -> None:
+    def wrong(_done: int, _resumed: int) -> None:
         raise ZeroDivisionError
 
     with connected(handlers(tmp_path)) as (connection, _):
@@ -457,7 +457,7 @@ def test_progress_is_asked_even_when_nothing_moves(monkeypatch: pytest.MonkeyPat
             over.wait(TIMEOUT)
         return {"aborted": True}
 
-    def limit(_: int) -> None:
+    def limit(_done: int, _resumed: int) -> None:
         if time.monotonic() - begun > 0.3:
             raise TooLate
 

@@ -21,7 +21,7 @@ GIB = 1 << 30
 
 def sent(*rounds: tuple[int, float]) -> list[Round]:
     """Rounds of (MiB, seconds), the first one full."""
-    return [Round(size * MIB, seconds, number == 0) for number, (size, seconds) in enumerate(rounds)]
+    return [Round(size * MIB, size * MIB, seconds, number == 0) for number, (size, seconds) in enumerate(rounds)]
 
 
 @pytest.mark.parametrize(("rounds", "rule"), [
@@ -42,7 +42,7 @@ def test_when_rounds_stop(rounds: list[tuple[int, float]], rule: str) -> None:
     assert bool(why) == bool(rule)
 
 
-@given(st.lists(st.builds(Round, st.integers(0, 1 << 50), st.floats(0, 1e6), st.booleans()), max_size=12),
+@given(st.lists(st.builds(Round, st.integers(0, 1 << 50), st.integers(0, 1 << 50), st.floats(0, 1e6), st.booleans()), max_size=12),
        st.integers(1, 9))
 def test_rounds_always_stop(rounds: list[Round], most: int) -> None:
     if len(rounds) >= most:
@@ -58,6 +58,14 @@ def test_the_rate_is_that_of_the_largest_round() -> None:
     assert plan.rate(sent((100, 2.0)), 70 * MIB) == 70 * MIB, "the round had waited for something else"
     assert plan.rate(sent((100, 2.0)), 7 * MIB) == 50 * MIB
     assert plan.rate([], 7 * MIB) == 7 * MIB
+
+
+def test_the_rate_is_what_went_over_the_wire() -> None:
+    """Not what was there from an earlier attempt, or became small by compression."""
+    resumed = Round(61 * GIB, 8 * MIB, 2.0, True)
+    assert plan.rate([resumed]) == 4 * MIB
+    assert "At 4.0 MiB/s" in dataclasses.replace(planned(), rounds=(resumed,)).text
+    assert plan.rate([Round(61 * GIB, 1000, 2.0, True)]) is None
 
 
 def planned(*rounds: tuple[int, float], memory: int | None = GIB) -> Plan:
@@ -83,7 +91,7 @@ def test_the_prediction() -> None:
 
 @given(st.integers(0, 1 << 45), st.integers(1, 1 << 40), st.floats(0.01, 1e6))
 def test_more_memory_takes_longer(memory: int, size: int, seconds: float) -> None:
-    rounds = (Round(size + plan.RATE_BYTES, seconds, True),)
+    rounds = (Round(0, size + plan.RATE_BYTES, seconds, True),)
     less, more = (Plan("web", "beta", 0, m, 5, 9.0, rounds).still_seconds for m in (memory, memory + GIB))
     assert less is not None and more is not None and plan.FIXED_SECONDS <= less < more
 
@@ -106,7 +114,7 @@ def test_without_memory_it_is_the_last_changes_that_count() -> None:
 
 
 def test_a_round_of_an_earlier_version_has_no_seconds() -> None:
-    assert Round.from_detail({"bytes": 7, "full": True, "uuid": "x"}) == Round(7, 0.0, True)
+    assert Round.from_detail({"bytes": 7, "full": True, "uuid": "x"}) == Round(7, 0, 0.0, True)
 
 
 class Recorded:
