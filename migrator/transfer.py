@@ -55,7 +55,8 @@ def send_files(
 
     Segments that are there already are read and compared, but not sent. `progress` is called in this thread with the
     raw bytes that are on the destination's disk so far, and how many of them had been there before, several times a
-    second even when nothing moves; what it raises aborts the transfer. `bytes_per_second` limits what goes over the network.
+    second even when nothing moves; what it raises aborts the transfer. `bytes_per_second` limits what goes over the
+    network.
 
     Raises what the reader, `progress` or the destination raised; the connection can be used for further calls then, as
     after Ctrl-C, unless the destination does not let go of the transfer within ABORT_LIMIT: then it is closed. After

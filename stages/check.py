@@ -2,7 +2,8 @@
 """Compare both hosts and the container: will the move work, and if not, what is the cure?
 
 Nothing is changed. Without -d only this host and the container are looked at. The exit status is 0 when all is ready,
-1 when there are warnings, and 30 when something blocks the move.
+1 when there are warnings, and 30 when something blocks the move. With -q errors and warnings are printed, and nothing
+when there are none.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import argparse
 import contextlib
 import dataclasses
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from migrator import bandwidth, cli, identity, layout, log, lxc, names, plan
@@ -83,9 +84,16 @@ def run(args: argparse.Namespace) -> Result:
          "findings": findings.to_json(found),
          "facts": {"source": record.dump(looked.source), "container": record.dump(looked.container),
                    "destination": record.dump(looked.destination) if looked.destination else None}},
-        "\n".join(part for part in (findings.render(found), words[verdict]) if part),
+        shown(found, words[verdict]),
         status,
     )
+
+
+def shown(found: Iterable[Finding], sentence: str) -> str:
+    """For people: the findings and what they mean; with -q errors and warnings alone, so nothing where all is well."""
+    if log.level == log.Level.QUIET:
+        return findings.render(finding for finding in found if finding.severity is not Severity.INFO)
+    return "\n".join(part for part in (findings.render(found), sentence) if part)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,6 +17,7 @@ from stages import heal, migrate, resume
 
 MIB = 1 << 20
 GIB = 1 << 30
+SIZE = st.integers(0, 1 << 50)
 
 
 def sent(*rounds: tuple[int, float]) -> list[Round]:
@@ -42,8 +43,7 @@ def test_when_rounds_stop(rounds: list[tuple[int, float]], rule: str) -> None:
     assert bool(why) == bool(rule)
 
 
-@given(st.lists(st.builds(Round, st.integers(0, 1 << 50), st.integers(0, 1 << 50), st.floats(0, 1e6), st.booleans()), max_size=12),
-       st.integers(1, 9))
+@given(st.lists(st.builds(Round, SIZE, SIZE, st.floats(0, 1e6), st.booleans()), max_size=12), st.integers(1, 9))
 def test_rounds_always_stop(rounds: list[Round], most: int) -> None:
     if len(rounds) >= most:
         assert plan.stop(rounds, most)[0]
