@@ -31,6 +31,8 @@ CRIU_DIFFERS = define("criu-versions-differ", WARNING, """CRIU reads images of o
     newer ones.""", memory_only=True)
 CRIU_CONFIG = define("criu-config-file", WARNING, """CRIU reads this file before its command line, so it may change how
     containers are dumped and restored.""", memory_only=True)
+CRIU_CONFIG_BAD = define("criu-config-refused", ERROR, """CRIU reads this file before anything else and refuses to do
+    anything; liblxc then says "execing criu failed, is it installed?".""", memory_only=True)
 CPU_DIFFERS = define("cpu-differs", ERROR, """A restored process goes on with the instructions that it chose when it
     started. The comparison is that of `criu cpuinfo check`.""", memory_only=True)
 CPU_UNKNOWN = define("cpu-unknown", WARNING, "`criu cpuinfo dump` gave nothing, so the processors cannot be compared.",
@@ -141,7 +143,12 @@ def criu_same(case: Case) -> Iterator[Finding]:
 
 def criu_config(case: Case) -> Iterator[Finding]:
     for host in case.hosts:
+        for path, fault in host.criu.config_faults:
+            yield CRIU_CONFIG_BAD.found(f"CRIU on {host.name} refuses {path}: {fault.rstrip('.')}.",
+                                        f"Cure that file on {host.name}, or move it away: mv {path} {path}.off")
         for path in host.criu.config_files:
+            if path in dict(host.criu.config_faults):
+                continue
             yield CRIU_CONFIG.found(f"{host.name} has {path}, which changes what CRIU does.",
                                     f"Read it, and move it away for the migration: mv {path} {path}.off")
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from migrator import log
-from migrator.criu import NFTABLES_LOCK
+from migrator.criu import NFTABLES_LOCK, complaint
 from migrator.errors import MigratorError
 from migrator.preflight import cpu, record
 from migrator.preflight.cpu import Cpu
@@ -28,7 +28,9 @@ LIMIT = 30.0  # seconds for one question
 FEATURES = ("mem_dirty_track", "pagemap_scan", "uffd-noncoop", NFTABLES_LOCK)
 BPF_MAPS = "bpf_maps"  # our own word for it: CRIU has no question for this
 CONFIG = Path("/etc/criu/default.conf")
+USER_CONFIG = ".criu/default.conf"  # in $HOME
 OUTPUT_MAX = 2000  # characters
+PLAIN = "--no-default-config"  # what those files say changes no answer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +41,7 @@ class CriuFacts:
     features: tuple[str, ...] = ()
     cpu: Cpu | None = None  # None where CRIU knows no way to compare processors
     config_files: tuple[str, ...] = ()  # that change what CRIU does behind our back
+    config_faults: tuple[tuple[str, str], ...] = ()  # those of them that CRIU refuses, and its words: it does nothing
 
 
 def gather(cache: Path = CACHE) -> CriuFacts:
@@ -52,14 +55,34 @@ def gather(cache: Path = CACHE) -> CriuFacts:
         facts = ask(Path(program))
         if facts.check_ok:  # what fails may fail for this once
             _keep(cache, stamp, facts)
-    return dataclasses.replace(facts, config_files=(str(CONFIG),) if CONFIG.is_file() else ())
+    files = config_files()
+    faults = tuple((path, fault) for path in files if (fault := refused(path)))
+    return dataclasses.replace(facts, config_files=files, config_faults=faults)
+
+
+def config_files() -> tuple[str, ...]:
+    """The files that CRIU reads before its command line (next_config in criu/config.c), as far as they are there."""
+    home = environment().get("HOME")
+    paths = [CONFIG, *([Path(home) / USER_CONFIG] if home else [])]
+    return tuple(str(path) for path in paths if path.is_file())
+
+
+def refused(path: str) -> str:
+    """Why CRIU refuses this configuration file, for example for an option that it does not know; "" when it does not.
+
+    It would refuse every command then, and liblxc would say "execing criu failed, is it installed?".
+    """
+    good, output = _output(["criu", "--config", path, "--version"])
+    if good:
+        return ""
+    return complaint(output).strip().splitlines()[0].removeprefix("criu: ")[:300] if output else "no reason given"
 
 
 def ask(program: Path) -> CriuFacts:
     """The facts as CRIU says them now."""
-    version = parse_version(_output(["criu", "--version"])[1])
-    good, output = _output(["criu", "check"])
-    features = [feature for feature in FEATURES if _output(["criu", "check", "--feature", feature])[0]]
+    version = parse_version(_output(["criu", PLAIN, "--version"])[1])
+    good, output = _output(["criu", PLAIN, "check"])
+    features = [feature for feature in FEATURES if _output(["criu", PLAIN, "check", "--feature", feature])[0]]
     if b"libbpf.so" in program.read_bytes():
         features.append(BPF_MAPS)
     return CriuFacts(
@@ -84,7 +107,7 @@ def _output(argv: list[str]) -> tuple[bool, str]:
 
 def _cpu() -> Cpu | None:
     with tempfile.TemporaryDirectory(prefix="migrator-cpu-") as folder:
-        good, output = _output(["criu", "cpuinfo", "dump", "--images-dir", folder])
+        good, output = _output(["criu", PLAIN, "cpuinfo", "dump", "--images-dir", folder])
         try:
             return cpu.parse_image((Path(folder) / "cpuinfo.img").read_bytes()) if good else None
         except (OSError, ValueError) as error:

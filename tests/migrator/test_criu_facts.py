@@ -22,14 +22,17 @@ def fake_criu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     program.write_text(f"""#!/bin/sh
 echo "$*" >>{tmp_path}/calls
 case "$*" in
+"--config "*/bad*) echo "criu: unrecognized option '--log-level'" >&2; echo >&2; echo "Usage:" >&2; exit 1 ;;
 *--version) echo "Version: 4.2.1" ;;
-"check --feature pagemap_scan" | check) echo "Looks good." ;;
-cpuinfo*) cp {tmp_path}/cpu "$4/cpuinfo.img" ;;
+"--no-default-config check --feature pagemap_scan" | "--no-default-config check") echo "Looks good." ;;
+"--no-default-config cpuinfo"*) cp {tmp_path}/cpu "$5/cpuinfo.img" ;;
 *) echo "Error: no" >&2; exit 1 ;;
 esac
 """)
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
+    monkeypatch.setattr(criu_facts, "CONFIG", tmp_path / "none")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
     return tmp_path
 
 
@@ -54,6 +57,22 @@ def test_a_bad_answer_is_not_kept(fake_criu: Path) -> None:
         program.write_text(text)
         os.utime(program, ns=(0, 0))
         assert criu_facts.gather(cache).check_ok == (text != bad)
+
+
+def test_configuration_files(fake_criu: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are looked at each time, and change none of the answers that are kept."""
+    cache = fake_criu / "facts.json"
+    plain = criu_facts.gather(cache)
+    assert (plain.config_files, plain.config_faults) == ((), ())
+    bad, good = fake_criu / "bad.conf", fake_criu / "home" / ".criu" / "default.conf"
+    good.parent.mkdir(parents=True)
+    for path in (bad, good):
+        path.write_text("x\n")
+    monkeypatch.setattr(criu_facts, "CONFIG", bad)
+    facts = criu_facts.gather(cache)
+    assert facts.config_files == (str(bad), str(good))
+    assert facts.config_faults == ((str(bad), "unrecognized option '--log-level'"),)
+    assert facts.version == plain.version and facts.check_ok
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"stamp": {}}', '{"stamp": {}, "facts": {"version": 3}}', "\xff"])

@@ -95,6 +95,9 @@ FOUND: list[tuple[str, Severity, Change, str]] = [
     ("criu-versions-differ", WARNING, Change(source={"criu.version": "4.3"}), "older CRIU"),
     ("criu-versions-differ", INFO, Change(destination={"criu.version": "4.3"}), "way back"),
     ("criu-config-file", WARNING, Change(source={"criu.config_files": ("/etc/criu/default.conf",)}), "default.conf"),
+    ("criu-config-refused", ERROR, Change(destination={
+        "criu.config_files": ("/etc/criu/default.conf",),
+        "criu.config_faults": (("/etc/criu/default.conf", "unrecognized option '--log-level'"),)}), "'--log-level'."),
     ("cpu-differs", ERROR, Change(destination={"criu.cpu": WEAKER}), "avx2"),
     ("cpu-differs", ERROR, Change(destination={"criu.cpu": dataclasses.replace(CPU, xfeatures=7)}), "XSAVE state 0xe0"),
     ("cpu-unknown", WARNING, Change(destination={"criu.cpu": None}), "of there"),
@@ -262,6 +265,7 @@ NOT_FOUND: list[tuple[str, Change]] = [
     ("criu-too-old", Change(destination={"criu.version": "4.0", "kernel": "6.1"})),
     ("criu-too-old-for-kernel", Change(source={"criu.version": "4.1", "kernel": "6.15.9"})),
     ("criu-too-old-for-kernel", Change(source={"criu.version": "4.1"}, container={"tasks.notes": ()})),
+    ("criu-config-file", Change(source={"criu.config_files": ("/a",), "criu.config_faults": (("/a", "no"),)})),
     ("cpu-differs", Change(source={"criu.cpu": WEAKER})),
     ("cpu-differs", Change(destination={"arch": "aarch64", "criu.cpu": WEAKER})),
     ("kernel-older", Change(destination={"kernel": "6.18.1"})),
