@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
+from migrator.criu import NFTABLES_LOCK
 from migrator.preflight import cpu
 from migrator.preflight.case import Case, Check, listed
 from migrator.preflight.findings import Finding, Severity, define
@@ -46,8 +47,9 @@ LXC_DIFFERS = define("lxc-versions-differ", WARNING, """Configuration keys and t
     major versions of LXC.""")
 PYTHON_LXC = define("python-lxc-missing", ERROR, "python3-lxc tells migrator a container's state and settings.")
 PROGRAM = define("program-missing", ERROR, "A program that the move needs is not installed.")
-FIREWALL = define("firewall-tool-missing", ERROR, """CRIU blocks established connections with nft or iptables-restore
-    while they are dumped and restored.""", memory_only=True)
+FIREWALL = define("firewall-tool-missing", ERROR, """CRIU blocks the container's network while it is dumped and
+    restored (network_lock_internal in criu/net.c): by nftables where it can on both hosts, which needs no program, else
+    by iptables-restore.""", memory_only=True)
 MIGRATOR = define("migrator-versions-differ", WARNING, "Both hosts must speak the same protocol.")
 CGROUPS = define("cgroup-not-unified", ERROR, """The container is frozen through cgroup v2, and CRIU restores its
     cgroups in one hierarchy.""")
@@ -231,10 +233,17 @@ def programs(case: Case) -> Iterator[Finding]:
             if not host.has_program(name):
                 yield PROGRAM.found(f"The program {name} is not installed on {host.name}.",
                                     f"On {host.name}: apt-get install {package}")
-        sockets = any(note.detail.startswith("TCP") for note in case.notes("socket"))
-        if sockets and not (host.has_program("nft") or host.has_program("iptables-restore")):
-            yield FIREWALL.found(f"{host.name} has neither nft nor iptables-restore, which CRIU needs for connections.",
-                                 f"On {host.name}: apt-get install nftables")
+
+
+def firewall(case: Case) -> Iterator[Finding]:
+    without = [host.name for host in case.hosts if host.criu.version and NFTABLES_LOCK not in host.criu.features]
+    own_network = any(net.type != "none" for net in case.container.config.nets)
+    for host in case.hosts if without and own_network else ():
+        if host.criu.version and not host.has_program("iptables-restore"):
+            yield FIREWALL.found(
+                f"{host.name} has no iptables-restore, by which CRIU blocks the container's network for the dump and "
+                f"the restore: CRIU on {listed(without)} cannot use nftables for it.",
+                f"On {host.name}: apt-get install iptables")
 
 
 def versions(case: Case) -> Iterator[Finding]:
@@ -288,5 +297,5 @@ def tunnel(case: Case) -> Iterator[Finding]:
 
 CHECKS: tuple[Check, ...] = (tunnel,
     criu_present, criu_version, criu_for_kernel, criu_check, criu_same, criu_config, processors, machines, lxc,
-    programs, versions, cgroups, capabilities,
+    programs, firewall, versions, cgroups, capabilities,
 )

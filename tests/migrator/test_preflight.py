@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from migrator.criu import NFTABLES_LOCK
 from migrator.preflight import checks as preflight
 from migrator.preflight.case import PlanOptions
 from migrator.preflight.config_facts import IdMap, Include, MountEntry, Net
@@ -48,6 +49,7 @@ BIND = (MountEntry("/srv/data", "srv/data", "none", ("bind", "create=dir")),)
 BOUND = (ROOT, Mount("/srv/data", "btrfs", "external", "/srv/data"))
 
 
+NFT = {"criu.features": (NFTABLES_LOCK,)}
 COMMON = "/usr/share/lxc/config/common.conf"
 INCLUDES = (Include("/etc/lxc/a", "/etc/lxc/a", "1"), Include("/etc/lxc/d/b.conf", "/etc/lxc/d/", "1"),
             Include(COMMON, COMMON, "1"))
@@ -112,7 +114,10 @@ FOUND: list[tuple[str, Severity, Change, str]] = [
     ("program-missing", ERROR, Change(source={"programs": ("criu", "ip", "nsenter", "nft", "btrfs")}), "tar"),
     ("program-missing", ERROR, Change(destination={"programs": ("btrfs", "ip", "nsenter", "nft", "tar")}),
      "lxc-checkpoint"),
-    ("firewall-tool-missing", ERROR, Change(source={"programs": ("btrfs", "ip", "nsenter", "tar")}), "nftables"),
+    ("firewall-tool-missing", ERROR, Change(source={"programs": ("nft",)}), "On here: apt-get install iptables"),
+    ("firewall-tool-missing", ERROR, Change(source=NFT, destination={"programs": ("nft",)}), "CRIU on there cannot"),
+    ("firewall-tool-missing", ERROR, Change(source={"programs": ()}, container={"tasks.notes": ()}),
+     "CRIU on here, there cannot"),
     ("migrator-versions-differ", WARNING, Change(destination={"migrator": "0.2"}), "0.2"),
     ("cgroup-not-unified", ERROR, Change(source={"cgroups": "hybrid"}), "hybrid"),
     ("cgroup-not-unified", ERROR, Change(destination={"cgroups": ""}), "unknown"),
@@ -272,6 +277,10 @@ NOT_FOUND: list[tuple[str, Change]] = [
     ("kernel-older", Change(destination={"kernel": "custom"})),
     ("program-missing", Change(container={"mounts": (ROOT,)}, source={"programs": ("btrfs", "ip", "nsenter")})),
     ("firewall-tool-missing", Change(source={"programs": ("iptables-restore",)})),
+    ("firewall-tool-missing", Change(source={**NFT, "programs": ()}, destination={**NFT, "programs": ()})),
+    ("firewall-tool-missing", Change(source={**NFT, "programs": ()}, alone=True)),
+    ("firewall-tool-missing", Change(source={"programs": ()}, container={"config.nets": net(type="none")})),
+    ("firewall-tool-missing", Change(source={"programs": (), "criu.version": ""}, alone=True)),
     ("cgroup-controller-missing", Change(container={"config.cgroup": (
         ("lxc.cgroup2.memory.max", "1G"), ("lxc.cgroup2.devices.allow", "a"))})),
     ("no-sys-resource", Change(source={"capabilities": 1}, container={"tasks.uids": (0,)})),
