@@ -12,7 +12,15 @@ import sys
 from collections.abc import Iterable
 
 from migrator import log
-from migrator.preflight import checks_config, checks_mounts, checks_network, checks_place, checks_software, checks_tasks
+from migrator.preflight import (
+    checks_apparmor,
+    checks_config,
+    checks_mounts,
+    checks_network,
+    checks_place,
+    checks_software,
+    checks_tasks,
+)
 from migrator.preflight.case import Case, PlanOptions
 from migrator.preflight.container_facts import ContainerFacts
 from migrator.preflight.findings import (
@@ -36,7 +44,7 @@ __all__ = [
 
 CHECKS = (
     *checks_software.CHECKS, *checks_place.CHECKS, *checks_network.CHECKS, *checks_tasks.CHECKS,
-    *checks_mounts.CHECKS, *checks_config.CHECKS,
+    *checks_mounts.CHECKS, *checks_config.CHECKS, *checks_apparmor.CHECKS,
 )
 
 

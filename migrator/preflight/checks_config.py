@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Settings that hold on one host only: security modules, user ids, hooks, included files."""
+"""Settings that hold on one host only: SELinux, seccomp, user ids, hooks, included files."""
 
 from __future__ import annotations
 
@@ -17,11 +17,6 @@ PACKAGED = "/usr/share/lxc/"  # each host's LXC brings its own
 # Those that run on the host before the container does (lxc.container.conf(5)).
 START_HOOKS = ("lxc.hook.pre-start", "lxc.hook.pre-mount", "lxc.hook.mount", "lxc.hook.autodev", "lxc.hook.start-host")
 
-APPARMOR_MISSING = define("apparmor-missing", ERROR, """liblxc hands lxc.apparmor.profile to CRIU (--lsm-profile), and
-    the restore fails on a kernel without AppArmor. Started anew there it is not confined.""")
-APPARMOR_GENERATED = define("apparmor-generated", ERROR, """liblxc hands the word `generated` to CRIU as if it were a
-    profile's name, so the restore fails.""", memory_only=True)
-APPARMOR_PROFILE = define("apparmor-profile-missing", ERROR, "The profile that confines the container must be loaded.")
 SELINUX = define("selinux-differs", ERROR, """Processes are restored with the SELinux context that they had; a kernel
     without SELinux has none, and one with another policy may not know it.""")
 SECCOMP_NOTIFY = define("seccomp-notify", WARNING, """The process that answers the container's system calls
@@ -53,26 +48,6 @@ def needed_paths(container: ContainerFacts) -> tuple[str, ...]:
 
 def _program(command: str) -> str:
     return command.split()[0] if command.split() else ""
-
-
-def apparmor(case: Case) -> Iterator[Finding]:
-    profile, there = case.container.config.apparmor, case.destination
-    if not profile or not there:
-        return
-    if not there.apparmor:
-        yield APPARMOR_MISSING.found(
-            f"{case.container.name} has lxc.apparmor.profile = {profile}, but {there.name} has no AppArmor.",
-            "Remove lxc.apparmor.profile from the configuration, or boot a kernel with AppArmor there.",
-            severity=case.hinders_restore,
-        )
-    elif profile == "generated":
-        yield APPARMOR_GENERATED.found(
-            f"{case.container.name} has lxc.apparmor.profile = generated, which cannot be restored.",
-            "Name a profile, for example: lxc.apparmor.profile = lxc-container-default-cgns",
-        )
-    elif profile not in ("unconfined", "unchanged", *(there.apparmor_profiles or (profile,))):
-        yield APPARMOR_PROFILE.found(f"{there.name} has not loaded the AppArmor profile {profile}.",
-                                     f"Copy it there and load it: apparmor_parser -r /etc/apparmor.d/{profile}")
 
 
 def selinux(case: Case) -> Iterator[Finding]:
@@ -177,4 +152,4 @@ def _covered(wanted: IdMap, ranges: list[tuple[int, int]]) -> bool:
     return position >= end
 
 
-CHECKS: tuple[Check, ...] = (apparmor, selinux, seccomp, hooks, includes, ids)
+CHECKS: tuple[Check, ...] = (selinux, seccomp, hooks, includes, ids)

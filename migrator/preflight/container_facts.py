@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from migrator import log
-from migrator.preflight import config_facts, mount_facts, net_facts, task_facts
+from migrator.preflight import apparmor_facts, config_facts, mount_facts, net_facts, task_facts
+from migrator.preflight.apparmor_facts import AppArmor
 from migrator.preflight.config_facts import Config
 from migrator.preflight.mount_facts import Mount, parse_mountinfo
 from migrator.preflight.net_facts import Interface
@@ -51,6 +52,7 @@ class ContainerFacts:
     tasks: Tasks = dataclasses.field(default_factory=Tasks)
     mounts: tuple[Mount, ...] = ()
     interfaces: tuple[Interface, ...] = ()
+    apparmor: AppArmor = dataclasses.field(default_factory=AppArmor)
     empty_cgroups: int = 0  # folders below the container's cgroup without any process
 
 
@@ -81,6 +83,7 @@ def _running(facts: ContainerFacts, init: int, cgroup: Path) -> ContainerFacts:
             [entry.target for entry in facts.config.mounts if entry.bind],
         ),
         interfaces=net_facts.interfaces(init), empty_cgroups=empty,
+        apparmor=apparmor_facts.gather(init, Path(facts.lxcpath) / facts.name),
     )
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import migrator
 from migrator import config_reader
 from migrator.errors import MigratorError
-from migrator.preflight import config_facts, criu_facts, net_facts
+from migrator.preflight import apparmor_facts, config_facts, criu_facts, net_facts
 from migrator.preflight.config_facts import IdMap
 from migrator.preflight.container_facts import filesystem
 from migrator.preflight.criu_facts import CriuFacts
@@ -30,7 +30,7 @@ from migrator.run import environment, run
 NEIGHBOURS_MAX = 2_000  # containers looked at
 PATHS_MAX = 500
 PROGRAMS = ("criu", "btrfs", "ip", "nsenter", "lxc-checkpoint", "lxc-start", "lxc-stop", "newuidmap", "nft",
-            "iptables-restore", "tar")
+            "iptables-restore", "tar", "apparmor_parser")
 CAP_SYS_RESOURCE = 1 << 24  # capabilities(7), linux/capability.h
 
 
@@ -126,8 +126,7 @@ def gather(query: Query) -> HostFacts:
     """Look at this host. Programs that are missing leave their facts empty; nothing here raises for that."""
     system = os.uname()
     memory = parse_meminfo(read_text("/proc/meminfo"))
-    profiles = read_text("/sys/kernel/security/apparmor/profiles")
-    apparmor = read_text("/sys/module/apparmor/parameters/enabled").strip() == "Y"
+    profiles = read_text(str(apparmor_facts.SECURITY / "profiles"))
     path = environment()["PATH"]
     return HostFacts(
         name=system.nodename, identity=_identity(), time=time.time(), uptime=time.clock_gettime(time.CLOCK_BOOTTIME),
@@ -143,7 +142,7 @@ def gather(query: Query) -> HostFacts:
         swap_free=memory.get("SwapFree", 0),
         interfaces=net_facts.interfaces(), neighbours=net_facts.neighbours(),
         containers=containers(Path(query.lxcpath), active(read_text("/proc/net/unix"), query.lxcpath)),
-        apparmor=apparmor,
+        apparmor=apparmor_facts.enabled(),
         apparmor_profiles=tuple(line.rpartition(" (")[0] for line in profiles.splitlines()) if profiles else None,
         selinux={"1": "enforcing", "0": "permissive"}.get(read_text("/sys/fs/selinux/enforce").strip(), ""),
         capabilities=_capabilities(read_text("/proc/self/status")),

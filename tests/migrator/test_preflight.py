@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from migrator.criu import NFTABLES_LOCK
 from migrator.preflight import checks as preflight
+from migrator.preflight.apparmor_facts import AppArmor
 from migrator.preflight.case import PlanOptions
 from migrator.preflight.config_facts import IdMap, Include, MountEntry, Net
 from migrator.preflight.container_facts import ContainerFacts
@@ -75,6 +76,17 @@ class Change:
 def task(kind: str, detail: str = "worker", **more: Any) -> Change:
     """A process of the container was seen to have this."""
     return Change(container={"tasks.notes": notes((kind, detail), **more)})
+
+
+CGNS = "lxc-container-default-cgns"
+GENERATED = "lxc-c1_</pool>"
+STACKED = f"{GENERATED}//&:lxc-c1_<-pool>:unconfined"
+
+
+def confined(label: str, configured: str = "", *, loaded: tuple[str, ...] | None = (), **files: str) -> Change:
+    """Its processes have this label; the destination has loaded these profiles, () for no AppArmor at all there."""
+    return Change(container={"config.apparmor": configured, "apparmor": AppArmor(label, **files)},
+                  destination={"apparmor": loaded != (), "apparmor_profiles": loaded})
 
 
 def net(**fields: Any) -> tuple[Net, ...]:
@@ -218,11 +230,17 @@ FOUND: list[tuple[str, Severity, Change, str]] = [
     ("console-mounted", ERROR, Change(container={"mounts": (
         ROOT, Mount("/dev/tty1", "devpts", "external", "/dev/pts/4"))}, alone=True), "lxc.tty.max = 0"),
     # settings
-    ("apparmor-missing", ERROR, Change(container={"config.apparmor": "unconfined"}), "no AppArmor"),
-    ("apparmor-generated", ERROR, Change(container={"config.apparmor": "generated"}, destination={"apparmor": True}),
-     "generated"),
-    ("apparmor-profile-missing", ERROR, Change(
-        container={"config.apparmor": "mine"}, destination={"apparmor": True, "apparmor_profiles": ("a",)}), "mine"),
+    ("apparmor-missing", ERROR, confined(CGNS), "no AppArmor"),
+    ("apparmor-generated", ERROR, confined(STACKED, "generated", loaded=(CGNS,), text="/pool/c1/apparmor/a <b>"),
+     "on here: ssh root@there apparmor_parser -r < '/pool/c1/apparmor/a <b>'"),
+    ("apparmor-generated", ERROR, confined(STACKED, "generated", loaded=(CGNS,), binary="/sys/x/raw_data"),
+     "dd if=/sys/x/raw_data bs=64M iflag=fullblock | ssh root@there dd of=/sys/kernel/security/apparmor/.replace"),
+    ("apparmor-generated", ERROR, confined(GENERATED, "", loaded=(CGNS,)), "unconfined: AppArmor then keeps"),
+    ("apparmor-profile-missing", ERROR, confined(CGNS, loaded=("a",)), "/etc/apparmor.d/lxc-containers"),
+    ("apparmor-profile-missing", ERROR, confined("old", "mine", loaded=("old",)), "the AppArmor profile mine"),
+    ("apparmor-profile-missing", WARNING, confined("", "mine", loaded=("old",)), "apparmor_parser -r FILE"),
+    ("apparmor-parser-missing", ERROR, Change(container={"config.apparmor": "generated"}, destination={
+        "apparmor": True, "programs": ("lxc-start",)}), "apt-get install apparmor"),
     ("selinux-differs", ERROR, Change(source={"selinux": "enforcing"}, container={"config.selinux": "u:r:t"}), "u:r:t"),
     ("selinux-differs", WARNING, Change(destination={"selinux": "permissive"}), "on there and off on here"),
     ("seccomp-notify", WARNING, Change(container={"config.seccomp_notify": "unix:/run/x"}), "unix:/run/x"),
@@ -254,7 +272,9 @@ STARTED: list[tuple[str, Severity | None, Change]] = [
     ("memory-short", WARNING, Change(destination={"memory_available": GIB // 4})),
     ("host-network", WARNING, Change(container={"config.nets": net(type="none")})),
     ("link-missing", ERROR, Change(container={"config.nets": net(type="ipvlan", link="enp3s0")})),
-    ("apparmor-missing", WARNING, Change(container={"config.apparmor": "unconfined"})),
+    ("apparmor-missing", WARNING, confined(CGNS)),
+    ("apparmor-profile-missing", ERROR, confined("", "mine", loaded=("a",))),
+    ("apparmor-profile-missing", None, confined("mine", "generated", loaded=("a",))),
     ("seccomp-profile-missing", ERROR, Change(container={"config.seccomp": "/etc/s"})),
     ("hook-missing", ERROR, Change(container={"config.hooks": (("lxc.hook.pre-start", "/bin/x -y"),)})),
     ("hook-missing", WARNING, Change(container={"config.hooks": (("lxc.hook.post-stop", "/bin/x -y"),)})),
@@ -306,8 +326,17 @@ NOT_FOUND: list[tuple[str, Change]] = [
     ("mount-source-missing", Change(container={"config.mounts": (
         MountEntry("/x", "x", "none", ("bind", "optional")), MountEntry("tmpfs", "y", "tmpfs"))})),
     ("bind-mount", Change(container={"mounts": (ROOT, Mount("/dev/null", "devtmpfs", "external", "/dev/null"))})),
-    ("apparmor-profile-missing", Change(container={"config.apparmor": "mine"}, destination={"apparmor": True})),
-    ("apparmor-missing", Change(container={"config.apparmor": "mine"}, alone=True)),
+    # Without AppArmor on either side nothing is confined, whatever the configuration says.
+    ("apparmor-missing", Change(container={"config.apparmor": "generated"})),
+    ("apparmor-missing", Change(container={"config.apparmor": "mine"})),
+    ("apparmor-missing", dataclasses.replace(confined(CGNS), alone=True)),
+    ("apparmor-generated", confined(STACKED, "generated", loaded=(GENERATED,))),
+    ("apparmor-generated", confined(STACKED, "generated", loaded=None)),
+    ("apparmor-generated", confined("", "generated", loaded=(CGNS,))),  # its host had no AppArmor
+    ("apparmor-profile-missing", confined("mine", "mine", loaded=("mine",))),
+    ("apparmor-profile-missing", confined("mine", "mine", loaded=None)),
+    ("apparmor-profile-missing", confined("", "unconfined", loaded=())),
+    ("apparmor-profile-missing", confined(STACKED, "generated", loaded=(GENERATED,))),
     ("subids-missing", Change(container={"config.idmaps": IDMAP[:1]}, destination={
         "subids": (IdMap("u", 0, 90_000, 20_000), IdMap("u", 0, 110_000, 100_000))})),
     ("subids-missing", Change(container={"config.idmaps": IDMAP}, destination={"programs": ()})),
@@ -375,7 +404,7 @@ def test_severity_is_the_codes_own_or_milder() -> None:
     """Only a code that says so in its test data departs from its usual severity."""
     departing = {code for code, severity, _, _ in FOUND if severity is not codes()[code].severity}
     assert departing == {"criu-versions-differ", "lxc-versions-differ", "address-taken", "mac-taken", "selinux-differs",
-                         "include-differs"}
+                         "include-differs", "apparmor-profile-missing"}
 
 
 def test_errors_come_first() -> None:
