@@ -40,21 +40,13 @@ def apparmor(case: Case) -> Iterator[Finding]:
     configured = container.config.apparmor
     if configured == "generated" and not there.has_program("apparmor_parser"):
         yield PARSER.found(f"{there.name} has no apparmor_parser.", f"On {there.name}: apt-get install apparmor")
-    wanted = by_restore(configured, confined) if case.options.memory else []
+    wanted = confined if case.options.memory else []  # a restore gives each process what it had before
     for profile in wanted:
         if not is_loaded(there, profile):
             yield _generated(case, there, profile) if is_generated(profile) else _missing(there, profile, ERROR)
     for profile in by_start(configured):
         if profile not in wanted and not is_loaded(there, profile):
             yield _missing(there, profile, case.hinders_start)
-
-
-def by_restore(configured: str, confined: list[str]) -> list[str]:
-    """The profiles that a restore needs: the one that the configuration names, which LXC hands to CRIU, or those that
-    the processes have. Unconfined ones need none."""
-    if not confined or configured == "unconfined":
-        return []
-    return confined if configured in ("", "generated", "unchanged") else [configured]
 
 
 def by_start(configured: str) -> list[str]:

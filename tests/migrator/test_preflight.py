@@ -237,8 +237,8 @@ FOUND: list[tuple[str, Severity, Change, str]] = [
      "dd if=/sys/x/raw_data bs=64M iflag=fullblock | ssh root@there dd of=/sys/kernel/security/apparmor/.replace"),
     ("apparmor-generated", ERROR, confined(GENERATED, "", loaded=(CGNS,)), "unconfined: AppArmor then keeps"),
     ("apparmor-profile-missing", ERROR, confined(CGNS, loaded=("a",)), "/etc/apparmor.d/lxc-containers"),
-    ("apparmor-profile-missing", ERROR, confined("old", "mine", loaded=("old",)), "the AppArmor profile mine"),
-    ("apparmor-profile-missing", WARNING, confined("", "mine", loaded=("old",)), "apparmor_parser -r FILE"),
+    ("apparmor-profile-missing", ERROR, confined("old", "mine", loaded=("mine",)), "the AppArmor profile old"),
+    ("apparmor-profile-missing", WARNING, confined("old", "mine", loaded=("old",)), "apparmor_parser -r FILE"),
     ("apparmor-parser-missing", ERROR, Change(container={"config.apparmor": "generated"}, destination={
         "apparmor": True, "programs": ("lxc-start",)}), "apt-get install apparmor"),
     ("selinux-differs", ERROR, Change(source={"selinux": "enforcing"}, container={"config.selinux": "u:r:t"}), "u:r:t"),
