@@ -90,10 +90,9 @@ def hooks(case: Case) -> Iterator[Finding]:
 
 def includes(case: Case) -> Iterator[Finding]:
     container, there = case.container, case.destination
-    config = f"{container.lxcpath}/{container.name}/config"
     for path, fault in container.config.faults:
         yield INCLUDE.found(f"The configuration of {container.name} cannot be carried over: {path} {fault}.",
-                            f"Cure that file, or take it out of {config} (lxc.include).")
+                            f"Cure that file, or take it out of {case.config_file} (lxc.include).")
     differing = [include.path for include in container.config.includes if there and _differs(include, container, there)]
     if there and differing:
         packaged = all(path.startswith(PACKAGED) for path in differing)

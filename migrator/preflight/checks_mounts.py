@@ -74,7 +74,7 @@ def bound(case: Case) -> Iterator[Finding]:
             if mount.target != "/dev/console":  # the dump names that one to CRIU, and LXC brings another
                 yield CONSOLE.found(
                     f"{mount.target} in {case.container.name} is the terminal {mount.host_path} of the host.",
-                    "Set lxc.tty.max = 0 and start the container anew.",
+                    case.without_console,
                 )
         elif mount.host_path and not mount.host_path.startswith(SYSTEM):
             yield BOUND.found(
