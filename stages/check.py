@@ -20,9 +20,9 @@ from migrator.cli import Result
 from migrator.errors import EXIT_OK, EXIT_WARNINGS, Blocked
 from migrator.journal import DEFAULT_PATH, Journal
 from migrator.peer import connected
+from migrator.preflight import arp, checks_network, container_facts, findings, host_facts, record
 from migrator.preflight import checks as preflight
-from migrator.preflight import container_facts, findings, host_facts, record
-from migrator.preflight.case import PlanOptions
+from migrator.preflight.case import Case, PlanOptions
 from migrator.preflight.container_facts import ContainerFacts
 from migrator.preflight.findings import Finding, Severity, Verdict
 from migrator.preflight.host_facts import HostFacts, Query
@@ -132,7 +132,8 @@ def look(args: argparse.Namespace, container: lxc.Container, there: Connection |
          known_copy: bool = False, bridges: dict[str, str] | None = None, memory: bool = True) -> Look:
     """Gather the facts on both hosts, at the same time, and draw the findings from them.
 
-    `full` also counts the root file system's bytes, which takes a while on a large one.
+    `full` also counts the root file system's bytes, which takes a while on a large one, and asks on the container's
+    bridge for the other host.
     """
     facts = container_facts.gather(container, full=full)
     asked = 0
@@ -155,6 +156,10 @@ def look(args: argparse.Namespace, container: lxc.Container, there: Connection |
         # The other clock was read somewhere between `begun` and now.
         offset = _offset(begun, destination.time, time.time())
         options = dataclasses.replace(options, clock_offset=offset, known_copy=known_copy or bool(reply["fenced_copy"]))
+        if full:
+            questions = checks_network.to_ask(Case(here, destination, facts, options))
+            answers = {key: who for key, each in questions.items() if (who := arp.who_has(*each)) is not None}
+            options = dataclasses.replace(options, answers=answers)
     found = preflight.find(here, destination, facts, options)
     return Look(here, destination, facts, options, found)
 

@@ -24,6 +24,7 @@ class PlanOptions:
     known_copy: bool = False  # the destination's container of that name is an earlier stage of this one
     disk_needed: int | None = None  # bytes to be sent to the destination's disk; None: all of it; 0: not known
     tunnel: tuple[str, ...] = ()  # what is not good about this host's WireGuard, where a tunnel is used
+    answers: Mapping[str, str] = dataclasses.field(default_factory=dict)  # who answers, see `checks_network.to_ask`
     clock_offset: float | None = None  # seconds that the destination's clock is ahead; None: from the facts' times
     memory: bool = True  # False with --no-memory: it is stopped here and started there
 

@@ -14,6 +14,7 @@ from migrator.preflight.net_facts import Interface
 
 ERROR, WARNING, INFO = Severity.ERROR, Severity.WARNING, Severity.INFO
 BRIDGES = ("bridge", "openvswitch")
+SHARED = "A bridge that both hosts share"  # a headline of README.md
 # What liblxc restores (criu_ok in src/lxc/criu.c).
 RESTORABLE = ("veth", "none", "empty", "phys", "macvlan")
 # What CRIU dumps inside a network namespace (dump_one_link in criu/net.c). The kernel itself makes the last three.
@@ -33,6 +34,8 @@ MTU = define("mtu-smaller", WARNING, """The bridge would drop the container's la
     as soon as they send much.""")
 SUBNET = define("foreign-subnet", WARNING, """The container keeps its address; where the bridge has addresses of other
     networks only, nobody may route to it.""")
+NOT_SHARED = define("bridge-not-shared", WARNING, """The container keeps its address, and its connections live on only
+    where both bridges are one segment. lxc-net gives each host a bridge of its own, all of the same address.""")
 ADDRESS_TAKEN = define("address-taken", ERROR, "The container keeps its addresses: nobody else may have one of them.")
 MAC_TAKEN = define("mac-taken", ERROR, "The container keeps its hardware address; no other may have it on the link.")
 PAIR_TAKEN = define("veth-pair-taken", ERROR, """lxc.net.N.veth.pair names the veth's end on the host, and an interface
@@ -130,6 +133,59 @@ def subnet(case: Case) -> Iterator[Finding]:
                     f"({listed([str(network) for network in networks])}).",
                     "See that the address is routed there, or map to another bridge with --map-bridge.",
                 )
+
+
+def to_ask(case: Case) -> dict[str, tuple[str, str]]:
+    """The questions whose answers tell whether two bridges are one segment: an IPv4 address that the destination has on
+    its bridge, and the bridge here on which somebody must answer for it. Each under a name, as `ADDRESS%BRIDGE`."""
+    found = {}
+    for here, there in _bridges(case):
+        mine = [ip for ip in _parsed(here.addresses) if ip.version == 4]
+        for ip in _parsed(there.addresses):
+            if any(ip.network == own.network for own in mine) and all(ip.ip != own.ip for own in mine):
+                found[f"{ip.ip}%{here.name}"] = (str(ip.ip), here.name)
+    return found
+
+
+def segments(case: Case) -> Iterator[Finding]:
+    source, destination = case.source, case.destination
+    for here, there in _bridges(case) if destination else ():
+        if destination is None:
+            return
+        cure = f'Connect {source.name} and {destination.name} by one bridge: see "{SHARED}" in README.md.'
+        for ip in _same(here, there):
+            yield NOT_SHARED.found(
+                f"{here.name} on {source.name} and {there.name} on {destination.name} both have the address {ip}: they "
+                f"are two networks that look like one, and open connections of {case.container.name} will break.", cure)
+        for address in _plain(there.addresses):
+            answered = case.options.answers.get(f"{address}%{here.name}")
+            if answered is not None and answered not in {interface.mac for interface in destination.interfaces}:
+                whose = f"by {answered}, which is not {destination.name}'s" if answered else "by nobody"
+                yield NOT_SHARED.found(
+                    f"On {here.name} of {source.name} {address}, which {destination.name} has on {there.name}, is "
+                    f"answered for {whose}: these are two networks, and open connections of {case.container.name} "
+                    "will break.", cure)
+
+
+def _bridges(case: Case) -> list[tuple[Interface, Interface]]:
+    """The pairs of bridges, here and there, that the container's veths leave and come to."""
+    found = []
+    for net in case.container.config.nets if case.destination else ():
+        if case.destination and net.type == "veth" and net.link:
+            here = _interface(case.source, net.link)
+            there = _interface(case.destination, case.options.bridges.get(net.link, net.link))
+            if here and there and here.kind in BRIDGES and there.kind in BRIDGES:
+                found.append((here, there))
+    return list(dict.fromkeys(found))
+
+
+def _same(here: Interface, there: Interface) -> list[str]:
+    """The addresses that both bridges have; none where both have the same hardware address too: a gateway that is
+    meant to be everywhere on one segment (anycast)."""
+    if here.mac == there.mac:
+        return []
+    theirs = {str(ip) for ip in _plain(there.addresses)}
+    return [str(ip) for ip in _plain(here.addresses) if str(ip) in theirs]
 
 
 def addresses(case: Case) -> Iterator[Finding]:
@@ -234,4 +290,4 @@ def _plain(texts: Iterable[str]) -> list[ipaddress.IPv4Address | ipaddress.IPv6A
     return list(dict.fromkeys(interface.ip for interface in _parsed(texts)))
 
 
-CHECKS: tuple[Check, ...] = (types, links, inside, mtu, subnet, addresses, hardware_addresses, pairs, leases)
+CHECKS: tuple[Check, ...] = (types, links, inside, mtu, subnet, segments, addresses, hardware_addresses, pairs, leases)

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from migrator.criu import NFTABLES_LOCK
 from migrator.preflight import checks as preflight
+from migrator.preflight import checks_network
 from migrator.preflight.apparmor_facts import AppArmor
-from migrator.preflight.case import PlanOptions
+from migrator.preflight.case import Case, PlanOptions
 from migrator.preflight.config_facts import IdMap, Include, MountEntry, Net
 from migrator.preflight.container_facts import ContainerFacts
 from migrator.preflight.findings import (
@@ -173,6 +174,13 @@ FOUND: list[tuple[str, Severity, Change, str]] = [
     ("mtu-smaller", WARNING, Change(destination={"interfaces": (dataclasses.replace(BRIDGE, mtu=1400),)}), "mtu 1500"),
     ("foreign-subnet", WARNING, Change(destination={
         "interfaces": (dataclasses.replace(BRIDGE, addresses=("192.168.1.1/24",)),)}), "10.0.3.50 is in none"),
+    ("bridge-not-shared", WARNING, Change(destination={"interfaces": (dataclasses.replace(BRIDGE, mac="aa:2"),)}),
+     "both have the address 10.0.3.1"),
+    ("bridge-not-shared", WARNING, Change(options={"answers": {"10.0.3.2%lxcbr0": ""}}), "which there has on lxcbr0"),
+    ("bridge-not-shared", WARNING, Change(options={"answers": {"10.0.3.2%lxcbr0": "aa:00:00:00:00:09"}}),
+     "by aa:00:00:00:00:09, which is not there's"),
+    ("bridge-not-shared", WARNING, Change(options={"bridges": {"lxcbr0": "br1"}}, destination={
+        "interfaces": (LO, Interface("br1", "bridge", "aa:2", ("10.0.3.1/24",), mtu=1500))}), "and br1 on there"),
     ("address-taken", ERROR, Change(destination={"interfaces": (
         BRIDGE, Interface("eth1", "", "", ("10.0.3.50/16",)))}), "there itself, on eth1"),
     ("address-taken", ERROR, Change(destination={"containers": (Other("c9", True, ("10.0.3.50/24",)),)}), "c9"),
@@ -350,6 +358,13 @@ NOT_FOUND: list[tuple[str, Change]] = [
     ("ids-not-mapped", Change(container={"config.idmaps": IDMAP[:1]}, destination={
         "uid_map": (IdMap("u", 0, 500_000, 200_000),)})),
     ("root-not-mount-root", Change(container={"init_root": "/x", "init_pid": 0})),
+    ("bridge-not-shared", Change(options={"answers": {"10.0.3.2%lxcbr0": "aa:00:00:00:00:02"}})),
+    ("bridge-not-shared", Change(options={"answers": {"10.0.3.2%lxcbr0": "aa:00:00:00:00:03"}}, destination={
+        "interfaces": (*DESTINATION.interfaces, Interface("eth0", "", "aa:00:00:00:00:03"))})),  # another of its own
+    ("bridge-not-shared", Change(destination={"interfaces": (LO, BRIDGE)})),  # a gateway that is meant to be everywhere
+    ("bridge-not-shared", Change(destination={"interfaces": (dataclasses.replace(BRIDGE, mac="aa:2"),)},
+                                 container={"config.nets": net(type="macvlan")})),
+    ("bridge-not-shared", Change(destination={"interfaces": (dataclasses.replace(BRIDGE, mac="aa:2"),)}, alone=True)),
     ("include-differs", Change(container={"config.includes": INCLUDES}, destination={
         "digests": {include.path: include.digest for include in INCLUDES}})),
     ("include-differs", Change(container={"config.includes": INCLUDES})),  # copies of what is not there travel
@@ -429,6 +444,22 @@ def test_query_asks_for_what_the_container_needs() -> None:
     assert query.paths == ("/srv/data", "/bin/x", "/etc/s", "/etc/lxc/d/")
     assert query.includes == tuple(include.path for include in INCLUDES)
 
+
+
+@pytest.mark.parametrize(("here", "there", "asked"), [
+    (("10.0.3.1/24",), ("10.0.3.2/24", "fd00:3::2/64"), {"10.0.3.2%lxcbr0": ("10.0.3.2", "lxcbr0")}),
+    (("10.0.3.1/24", "10.0.4.1/24"), ("10.0.4.2/24",), {"10.0.4.2%lxcbr0": ("10.0.4.2", "lxcbr0")}),
+    (("10.0.3.1/24",), ("10.0.3.1/24",), {}),  # one of them would have to answer itself
+    (("10.0.3.1/24",), ("10.0.4.2/24",), {}),  # nobody need answer there
+    (("10.0.3.1/16",), ("10.0.3.2/24",), {}),
+    ((), ("10.0.3.2/24",), {}),
+])
+def test_whom_to_ask_on_the_bridge(here: tuple[str, ...], there: tuple[str, ...],
+                                   asked: dict[str, tuple[str, str]]) -> None:
+    source, destination = (change(host, {"interfaces": (dataclasses.replace(BRIDGE, addresses=addresses),)})
+                           for host, addresses in ((SOURCE, here), (DESTINATION, there)))
+    assert checks_network.to_ask(Case(source, destination, CONTAINER, PlanOptions())) == asked
+    assert checks_network.to_ask(Case(source, None, CONTAINER, PlanOptions())) == {}
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
