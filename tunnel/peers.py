@@ -22,7 +22,7 @@ from tunnel.wire import Malformed
 NAME_MAX = 63
 _NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{NAME_MAX - 1}}}")
 _TIME_MAX = 1e12  # seconds since 1970; keeps inf and the like out
-_HEADER = "# Peers of this host: name, identity, when pinned, where it can be rung. See migrator-peer(1).\n"
+_HEADER = "# Peers of this host: name, identity, when pinned, where it can be rung. See migrator(1).\n"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -34,12 +34,14 @@ def answer(frame: bytes, address: ipaddress.IPv4Address) -> str:
     return str(sender.hex(":"))
 
 
-def who_has(address: str, interface: str) -> str | None:
-    """The hardware address that answers for an IPv4 address on the link of `interface`, "" when nobody does.
+def who_has(address: str, interface: str, expected: str) -> str | None:
+    """The hardware address that answers for an IPv4 address on the link of `interface`: the `expected` one where that
+    is among those that do, else another, "" when nobody does.
 
-    Takes LIMIT seconds when nobody does. None where it could not be asked.
+    A host answers for any of its addresses on any of its interfaces, so the first answer need not be the only one.
+    Takes LIMIT seconds when the expected one does not answer. None where it could not be asked.
     """
-    wanted = ipaddress.IPv4Address(address)
+    wanted, other = ipaddress.IPv4Address(address), ""
     try:
         with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_ARP)) as link:
             link.bind((interface, ETH_ARP))
@@ -47,19 +49,24 @@ def who_has(address: str, interface: str) -> str | None:
             begun = time.monotonic()
             for until in (*PROBES[1:], LIMIT):
                 link.send(question)
-                if found := _listen(link, wanted, begun + until):
+                found = _listen(link, wanted, expected, begun + until)
+                if found == expected:
                     return found
+                other = found or other
     except OSError as error:
         log.debug(f"nobody could be asked for {address} on {interface}: {error}")
         return None
-    return ""
+    return other
 
 
-def _listen(link: socket.socket, wanted: ipaddress.IPv4Address, until: float) -> str:
-    """Look at what has come already, and at what comes until then (time.monotonic())."""
+def _listen(link: socket.socket, wanted: ipaddress.IPv4Address, expected: str, until: float) -> str:
+    """Who answers in what has come already, and in what comes until then (time.monotonic())."""
+    other = ""
     for _ in range(FRAMES_MAX):
         if not select.select([link], [], [], max(0.0, until - time.monotonic()))[0]:
             break
         if found := answer(link.recv(2048), wanted):
-            return found
-    return ""
+            if found == expected:
+                return found
+            other = found
+    return other

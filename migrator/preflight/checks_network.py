@@ -135,15 +135,16 @@ def subnet(case: Case) -> Iterator[Finding]:
                 )
 
 
-def to_ask(case: Case) -> dict[str, tuple[str, str]]:
+def to_ask(case: Case) -> dict[str, tuple[str, str, str]]:
     """The questions whose answers tell whether two bridges are one segment: an IPv4 address that the destination has on
-    its bridge, and the bridge here on which somebody must answer for it. Each under a name, as `ADDRESS%BRIDGE`."""
+    its bridge, the bridge here on which it must answer for it, and with which hardware address. Each under a name, as
+    `ADDRESS%BRIDGE`."""
     found = {}
     for here, there in _bridges(case):
         mine = [ip for ip in _parsed(here.addresses) if ip.version == 4]
         for ip in _parsed(there.addresses):
             if any(ip.network == own.network for own in mine) and all(ip.ip != own.ip for own in mine):
-                found[f"{ip.ip}%{here.name}"] = (str(ip.ip), here.name)
+                found[f"{ip.ip}%{here.name}"] = (str(ip.ip), here.name, there.mac)
     return found
 
 
@@ -159,8 +160,8 @@ def segments(case: Case) -> Iterator[Finding]:
                 f"are two networks that look like one, and open connections of {case.container.name} will break.", cure)
         for address in _plain(there.addresses):
             answered = case.options.answers.get(f"{address}%{here.name}")
-            if answered is not None and answered not in {interface.mac for interface in destination.interfaces}:
-                whose = f"by {answered}, which is not {destination.name}'s" if answered else "by nobody"
+            if answered is not None and answered != there.mac:
+                whose = f"by {answered}, not by {there.mac}" if answered else "by nobody"
                 yield NOT_SHARED.found(
                     f"On {here.name} of {source.name} {address}, which {destination.name} has on {there.name}, is "
                     f"answered for {whose}: these are two networks, and open connections of {case.container.name} "

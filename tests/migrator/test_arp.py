@@ -41,4 +41,4 @@ def test_any_frame_can_be_read(frame: bytes) -> None:
 
 
 def test_where_nobody_can_be_asked() -> None:
-    assert arp.who_has("10.0.3.3", "no-such-link") is None
+    assert arp.who_has("10.0.3.3", "no-such-link", "") is None

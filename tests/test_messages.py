@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the program says refers to nothing that does not exist: documents, their headlines, man pages."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from migrator import manual
+from tests.migrator.test_preflight import FOUND
+
+TREE = Path(__file__).parents[1]
+SOURCES = [path for folder in ("migrator", "stages", "tunnel") for path in sorted((TREE / folder).rglob("*.py"))]
+
+# Those of other projects. Who names another looks it up first, and adds it here.
+MAN_PAGES = {
+    # Linux man-pages
+    "cgroups(7)", "fstab(5)", "ip(7)", "ipv6(7)", "man(7)", "netlink(7)", "open_by_handle_at(2)", "pidfd_open(2)",
+    "posix_spawn(3)", "prlimit(2)", "proc(5)", "proc_locks(5)", "proc_meminfo(5)", "proc_pid_fdinfo(5)",
+    "proc_pid_mountinfo(5)", "proc_pid_stat(5)", "proc_pid_status(5)", "raw(7)", "readdir(3)", "rtnetlink(3)",
+    "sock_diag(7)", "time_namespaces(7)", "udp(7)", "user_namespaces(7)", "vfork(2)", "write(2)",
+    # others'
+    "btrfs-subvolume(8)", "criu(8)", "lxc.container.conf(5)", "lxc.system.conf(5)", "lxc-stop(1)", "nft(8)",
+    "nsenter(1)", "sd_notify(3)", "sshd(8)", "subuid(5)", "wg(8)",
+}
+OWN_PAGES = {f"{manual.PAGE.stem}({manual.PAGE.suffix[1:]})"}
+
+
+def strings(path: Path) -> Iterator[str]:
+    """Every piece of text in a module: messages, cures, help, docstrings."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+
+
+def documents(text: str) -> set[str]:
+    return {name.rstrip(".") for name in re.findall(r"(?<![\w/-])(?:docs/[\w./-]+|[\w/]*README[\w.]*)", text)}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(TREE)))
+def test_documents_and_man_pages_that_are_named_exist(path: Path) -> None:
+    for text in strings(path):
+        for name in documents(text):
+            assert (TREE / name).exists(), text
+        for page in re.findall(r"(?<![\w./-])([a-z][\w.-]*\(\d\))", text):
+            assert page in MAN_PAGES | OWN_PAGES, text
+        assert not re.search(r"\b(guide|handbook)\b", text, re.IGNORECASE), f"which one? {text}"
+
+
+def test_a_document_that_does_not_exist_is_seen() -> None:
+    assert documents("See docs/operators.md, or README.md.") == {"docs/operators.md", "README.md"}
+    assert not (TREE / "docs" / "operators.md").exists()
+
+
+def test_headlines_that_findings_name_exist() -> None:
+    named = set()
+    for _, _, changed, _ in FOUND:
+        for finding in changed.find():
+            named |= set(re.findall(r'"([^"]+)" in ([\w./-]+\.md)', f"{finding.message} {finding.cure}"))
+    assert named
+    for headline, page in named:
+        assert re.search(rf"^#+ {re.escape(headline)}$", (TREE / page).read_text(), re.MULTILINE), f"{page}: {headline}"
