@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 #
 #   make demo     move a running container between two hosts made on this machine, and see the figures
-#   make test     every check and test
+#   make test     the checks and tests of every day
+#   make test-all every test: all cells of the fault matrix, many more examples, the equipment; writes the pages in docs/
 #
-# Both do all of their set-up themselves, on a Debian machine (12 or newer), as root. They also work offline once that is done.
+# All do all of their set-up themselves, on a Debian machine (12 or newer), as root. They also work offline once that is done.
 #
 #   make lint     the linters alone          make docs     man page, shell completion, tables in docs/
 #   make fast     tests without two hosts    make clean    remove what was made here and end the rigs
+#   make bench    how fast it is, as a table (bench/ has more); no test looks at a clock
 #
 # make test ARGS="-k restore -x" hands ARGS to pytest.
 
@@ -14,8 +16,6 @@ PYTHON = python3
 ARGS =
 BIN = .venv/bin
 PYTEST = $(BIN)/pytest
-MATRIX = tests/rig/test_fault_matrix.py
-NONE_IS_RIGHT = || [ $$? -eq 5 ] # pytest's status when ARGS select tests of the other half only
 
 # What the rig is made with: root file systems, namespaces, links, loop devices.
 RIG_PACKAGES = ca-certificates iproute2 mmdebstrap mount nftables python3 uidmap util-linux
@@ -23,24 +23,28 @@ RIG_PACKAGES = ca-certificates iproute2 mmdebstrap mount nftables python3 uidmap
 TEST_PACKAGES = btrfs-progs groff-base openssh-client openssh-server procps python3-venv shellcheck systemd vagrant \
     vagrant-libvirt
 
-.PHONY: demo test test-rest test-matrix fast lint docs clean rig-packages packages
+.PHONY: demo test test-all test-equipment fast bench lint docs clean rig-packages packages
 .DELETE_ON_ERROR:
 
 demo: rig-packages
 	$(PYTHON) -m bench.demo
 
-# Two at a time, on two rigs: the fault matrix waits for conditions, the other tests on a rig also look at the clock.
 test: packages .venv/ready
-	$(MAKE) --no-print-directory -j 2 -k test-rest test-matrix
+	$(PYTEST) $(ARGS)
 
-test-rest:
-	$(PYTEST) --ignore $(MATRIX) $(ARGS) $(NONE_IS_RIGHT)
+# One after the other: nothing runs beside the fault matrix. Pages in docs/ are written here and nowhere else.
+test-all: packages .venv/ready
+	$(BIN)/python -m tests.equipment; equipment=$$?; MIGRATOR_TESTS=all $(PYTEST) $(ARGS) && exit $$equipment
 
-test-matrix:
-	MIGRATOR_RIG=test-matrix $(PYTEST) $(MATRIX) $(ARGS) $(NONE_IS_RIGHT)
+# The tests of the rig alone; tests/equipment.digest records what they have passed for.
+test-equipment: packages .venv/ready
+	$(BIN)/python -m tests.equipment
 
 fast: packages .venv/ready
 	$(PYTEST) --ignore tests/rig $(ARGS)
+
+bench: packages .venv/ready
+	$(BIN)/python -m bench.speeds
 
 lint: packages .venv/ready
 	$(PYTEST) -q tests/test_lint.py $(ARGS)
@@ -65,6 +69,6 @@ packages:
 	@touch $@
 
 clean:
-	for name in test test-matrix demo; do [ ! -e /run/migrator-rig-$$name ] || MIGRATOR_RIG=$$name vagrant/rig down; done
+	for name in test test-of-rig demo endurance bench; do [ ! -e /run/migrator-rig-$$name ] || MIGRATOR_RIG=$$name vagrant/rig down; done
 	rm -rf .venv build .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
 	find . -name __pycache__ -prune -exec rm -rf {} +

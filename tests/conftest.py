@@ -1,24 +1,67 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What all tests share."""
+"""What all tests share.
+
+`MIGRATOR_TESTS=all` is `make test-all`: all cells of the fault matrix, many more examples, and the pages in docs/ that
+tests write.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+import subprocess
+from collections.abc import Generator, Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests import equipment
+
 ON_CI = os.environ.get("CI") == "true"
+EVERYTHING = os.environ.get("MIGRATOR_TESTS") == "all"
 
 # How long an example takes to make or to run tells of the machine, not of the code.
 settings.register_profile("ours", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("ours")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Fast tests first: who made a typing error need not wait for two hosts to hear of it."""
-    items.sort(key=lambda item: "tests/rig/" in item.path.as_posix())
+@pytest.fixture(scope="session", autouse=True)
+def the_tree_stays_as_it_is() -> Iterator[None]:
+    """Pages in docs/ are written by `make test-all` alone. Looked at on CI, where nobody works on it meanwhile."""
+    before = _as_git_sees_it()
+    yield
+    assert EVERYTHING or not ON_CI or _as_git_sees_it() == before, f"the tests have changed files:\n{_as_git_sees_it()}"
+
+
+def _as_git_sees_it() -> str:
+    """Every change of a file that is known to it or would be added; nothing where it does not answer."""
+    git = ["git", "-c", "safe.directory=*", "-C", str(equipment.TREE)]
+    return "".join(subprocess.run([*git, *words], stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                                  check=False).stdout for words in (["status", "--porcelain"], ["diff", "HEAD"]))
+
+
+LEFT_OUT = pytest.StashKey[list[str]]()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Fast tests first: who made a typing error need not wait for two hosts to hear of it. The matrix last.
+
+    Who names files or folders gets all that is in them.
+    """
+    items.sort(key=lambda item: ("tests/rig/" in item.path.as_posix(), "fault_matrix" in item.path.name))
+    if config.args_source is pytest.Config.ArgsSource.ARGS:
+        return
+    nightly = [] if EVERYTHING else [item for item in items if item.get_closest_marker("nightly")]
+    passed = [item for item in items if equipment.is_test(item.path)] if equipment.is_recorded(equipment.TREE) else []
+    left_out = {*nightly, *passed}
+    items[:] = [item for item in items if item not in left_out]
+    config.hook.pytest_deselected(items=list(left_out))
+    config.stash[LEFT_OUT] = [f"left out: {len(those)} {what} (make test-all has them)" for those, what in (
+        (nightly, "that are nightly"), (passed, "of the equipment, which have passed for it as it is")) if those]
+
+
+def pytest_report_collectionfinish(config: pytest.Config) -> list[str]:
+    """Nobody shall take a part for the whole."""
+    return config.stash.get(LEFT_OUT, [])
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""When the tests of the equipment run: whenever it is not the one that they have passed for."""
+
+from __future__ import annotations
+
+import ast
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests import equipment
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A copy of the equipment whose tests have just passed."""
+    for path in equipment.files(equipment.TREE):
+        copy = tmp_path / path.relative_to(equipment.TREE)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(path, copy)
+    (tmp_path / equipment.RECORD).write_text(f"{equipment.digest(tmp_path)}\n")
+    assert equipment.is_recorded(tmp_path)
+    return tmp_path
+
+
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "a file": lambda tree: (tree / "vagrant/riglib/boot.sh").write_text("exit 1\n"),
+    "a new file": lambda tree: (tree / "vagrant/riglib/new.py").touch(),
+    "a file that is gone": lambda tree: (tree / "vagrant/guests/talk.sh").unlink(),
+    "another name": lambda tree: (tree / "vagrant/guests/talk.sh").rename(tree / "vagrant/guests/walk.sh"),
+    "no program any more": lambda tree: (tree / "vagrant/rig").chmod(0o644),
+    "what tests do with it": lambda tree: (tree / "tests/rig/harness.py").write_text(""),
+    "one of its tests": lambda tree: (tree / "tests/rig/test_rig.py").write_text(""),
+    "no record": lambda tree: (tree / equipment.RECORD).unlink(),
+    "a torn record": lambda tree: (tree / equipment.RECORD).write_text(""),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change(tree: Path, change: str) -> None:
+    CHANGES[change](tree)
+    assert not equipment.is_recorded(tree)
+
+
+def test_no_change(tree: Path) -> None:
+    """What people read, what Python leaves there, and what is no part of it."""
+    (tree / "vagrant/README.md").write_text("changed")
+    (tree / "vagrant/riglib/__pycache__").mkdir()
+    (tree / "vagrant/riglib/__pycache__/state.pyc").touch()
+    (tree / "tests/rig/test_migrate.py").touch()
+    (tree / "migrator").mkdir()
+    (tree / "migrator/lxc.py").touch()
+    assert equipment.is_recorded(tree)
+
+
+def test_all_of_it_is_looked_at() -> None:
+    """What its tests import of tests/rig is part of it."""
+    known = {str(path.relative_to(equipment.TREE)) for path in equipment.files(equipment.TREE)}
+    assert {"vagrant/rig", "vagrant/provision.sh", "vagrant/guests/probe.py", "tests/vagrant/test_nat.py"} <= known
+    looked = [name for name in known if name.startswith("tests/rig/")]
+    imported = {name for path in looked for name in imports((equipment.TREE / path).read_text())}
+    assert {f"{name.replace('.', '/')}.py" for name in imported} <= known
+
+
+def imports(text: str) -> set[str]:
+    """Modules of tests.rig that a module imports."""
+    found = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom) and node.module == "tests.rig":
+            found |= {f"tests.rig.{name.name}" for name in node.names}
+        elif isinstance(node, ast.ImportFrom) and str(node.module).startswith("tests.rig."):
+            found.add(str(node.module))
+    return found
+
+
+@pytest.mark.parametrize(("path", "is_one"), [
+    ("tests/rig/test_rig.py", True), ("tests/vagrant/test_nat.py", True), ("tests/rig/test_migrate.py", False),
+    ("tests/tunnel/test_nat.py", False), ("tests/test_equipment.py", False),
+])
+def test_which_tests_are_its_own(path: str, is_one: bool) -> None:
+    assert (equipment.TREE / path).exists()
+    assert equipment.is_test(equipment.TREE / path) == is_one
