@@ -12,14 +12,27 @@ import os
 import secrets
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 
 from tests.rig import machine
 from tests.rig.harness import Rig
+from tests.rig.told import as_text, told
 
 MARK = "MIGRATOR_TEST_SESSION"
+TOLD = pytest.StashKey[bool]()  # of a test: what the hosts knew is in its report already
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A test on the rig that fails tells what both hosts knew then. Fixtures have not cleaned anything up yet."""
+    report = yield
+    rigs = [value for value in getattr(item, "funcargs", {}).values() if isinstance(value, Rig)]
+    if report.failed and report.when != "teardown" and rigs:
+        item.stash[TOLD] = True
+        report.sections += told(rigs[0])
+    return report
 
 
 @pytest.fixture(scope="session")
@@ -64,12 +77,14 @@ class CleanHosts:
 
 
 @pytest.fixture
-def clean_hosts(rig: Rig) -> Iterator[CleanHosts]:
+def clean_hosts(rig: Rig, request: pytest.FixtureRequest) -> Iterator[CleanHosts]:
     """Two hosts without guests; at the end migrator must have cleaned up after itself, and then all guests go."""
     hosts = CleanHosts(rig)
     yield hosts
     try:
         left = hosts.unexpected()
+        if left and TOLD not in request.node.stash:
+            print(as_text(told(rig)))
         resisting = rig.purge()
     except (AssertionError, subprocess.TimeoutExpired):  # a host does not even answer
         rig.down()
