@@ -33,7 +33,11 @@ class Hold:
 
     def wait(self, what: str, count: int = 1) -> None:
         """Until so many have been started, and wait."""
-        wait_for(lambda: len(self.rig.sh(self.host, f"ls {self.waiting}").split()) >= count, what)
+        wait_for(lambda: self.waits() >= count, what)
+
+    def waits(self) -> int:
+        """How many have been started, and wait."""
+        return len(self.rig.sh(self.host, f"ls {self.waiting}", check=False).split())
 
     def spare(self) -> None:
         """Hold none of those who come from now on; who waits already goes on waiting."""
@@ -72,3 +76,51 @@ exec REAL "$@"
 """
     with instead_of(rig, host, program, script) as hold:
         yield hold
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldStream:
+    """What `btrfs send` writes, as far as it may; made by `held_stream`. One that is started anew may go as far."""
+
+    hold: Hold
+
+    def let(self, size: int) -> None:
+        """It may go on until it has written so many bytes."""
+        self.hold.rig.sh(self.hold.host, f"echo {size} >{self.hold.real}.limit.new; "
+                                         f"mv {self.hold.real}.limit.new {self.hold.real}.limit")
+
+    def release(self) -> None:
+        """It may write all there is."""
+        self.let(1 << 60)
+
+
+@contextlib.contextmanager
+def held_stream(rig: Rig, host: str, size: int) -> Iterator[HeldStream]:
+    """Every `btrfs send` of a host waits when it has written so many bytes: what has not arrived yet does not, however
+    slow or fast the machine is."""
+    with instead_of(rig, host, "btrfs", _STREAM) as hold:
+        stream = HeldStream(hold)
+        try:
+            stream.let(size)
+            yield stream
+        finally:
+            stream.release()
+
+
+_STREAM = """#!/usr/bin/python3
+import os, pathlib, subprocess, sys, time
+if sys.argv[1:2] != ["send"]:
+    os.execv("REAL", ["btrfs", *sys.argv[1:]])
+process = subprocess.Popen(["REAL", *sys.argv[1:]], stdout=subprocess.PIPE)
+passed, limit = 0, pathlib.Path("REAL.limit")
+while True:
+    while passed >= (may := int(limit.read_text())):
+        time.sleep(0.02)
+    data = os.read(process.stdout.fileno(), min(1 << 18, may - passed))
+    if not data:
+        break
+    passed += len(data)
+    sys.stdout.buffer.write(data)
+    sys.stdout.flush()
+sys.exit(process.wait())
+"""

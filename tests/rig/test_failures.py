@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from tests.rig.conftest import CleanHosts
 from tests.rig.harness import DESTINATION, Outcome, Rig, wait_for
-from tests.rig.held import DUMP, RESTORE, held, instead_of
+from tests.rig.held import DUMP, RESTORE, held, held_stream, instead_of
 
 TO_B = ("-d", DESTINATION)
 RUNS_AGAIN, STILL_FROZEN, UNKNOWN = 3, 4, 5
@@ -26,7 +25,7 @@ def guest(rig: Rig, clean_hosts: CleanHosts) -> Iterator[Callable[[], None]]:
     def intact() -> None:
         found = rig.probe("hosta", "c1")
         assert found["running"] and found["intact"] and found["start"] == start, found
-        rig.exec("client", "ping", "-c", "1", "-w", "5", "10.0.3.120")
+        rig.reaches("client", "10.0.3.120")
 
     yield intact
 
@@ -97,7 +96,8 @@ def test_frozen_too_long(rig: Rig, guest: Callable[[], None]) -> None:
 
 def test_transfer_of_the_disk_breaks(rig: Rig, guest: Callable[[], None]) -> None:
     rig.exec("hosta", "dd", "if=/dev/urandom", "of=/pool/c1/rootfs/blob", "bs=1M", "count=64", "status=none")
-    with rig.start("hosta", "migrator", "prepare-data", "c1", *TO_B, "--bwlimit", "4M", "--json") as sending:
+    command = ("migrator", "prepare-data", "c1", *TO_B, "--json")
+    with held_stream(rig, "hosta", 10 << 20), rig.start("hosta", *command) as sending:
         arrived = "cat /pool/.migrator/c1/*.spool/disk-1.index"  # what it vouches for is on disk
         wait_for(lambda: rig.sh("hostb", arrived, check=False).count("\n") >= 2, "some of it has arrived")
         rig.kill_serve()
@@ -355,10 +355,8 @@ def start_sshd(rig: Rig) -> None:
 
 
 def test_host_unreachable(rig: Rig, guest: Callable[[], None]) -> None:
-    begun = time.monotonic()
     outcome = rig.migrator("hosta", "prepare-data", "c1", "-d", "root@10.0.3.99", "--timeout", "4", "--json")
     failed(outcome, 42, "host-unreachable")
-    assert time.monotonic() - begun < 60, "it tries for as long as TCP does by itself"
     failed(rig.migrator("hosta", "prepare-data", "c1", "-d", "root@hostb:1", "--json"), 42, "host-unreachable")
     failed(rig.migrator("hosta", "prepare-data", "c1", "-d", "root@nowhere.invalid", "--json"), 42, "host-unreachable")
     guest()
@@ -404,13 +402,9 @@ def test_migrator_missing_on_the_destination(rig: Rig, guest: Callable[[], None]
 # --- names, states, rights ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["../x", "x" * 300, "a\nb", "", "-rf", "a/b", "\u00e9"])
-@pytest.mark.parametrize("stage", ["prepare-data", "import-data", "finish"])
-def test_invalid_names(rig: Rig, clean_hosts: CleanHosts, name: str, stage: str) -> None:
-    destination = TO_B if stage == "prepare-data" else ()
-    outcome = rig.migrator("hosta", stage, f"--name={name}", *destination, "--json")
-    assert outcome.status in (2, 20), outcome
-    assert outcome.status == 20 or name == "", outcome
+def test_invalid_name(rig: Rig, clean_hosts: CleanHosts) -> None:
+    """By the program itself; all names and commands are in tests/stages/test_names_refused.py."""
+    failed(rig.migrator("hosta", "prepare-data", "--name=../x", *TO_B, "--json"), 20, "invalid-name")
     assert rig.leftovers() == []
 
 

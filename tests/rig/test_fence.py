@@ -27,7 +27,7 @@ def test_a_source_that_crashed_after_the_hand_over_does_not_start_it_again(rig: 
     refuses_to_start(rig, "hostb")
     rig.migrator("hosta", "create-dump", "c1", "-d", DESTINATION).expect(0)
     # What a reboot does to a frozen container.
-    rig.sh("hosta", "echo 1 >/sys/fs/cgroup/lxc.payload.c1/cgroup.kill; lxc-wait -n c1 -s STOPPED -t 60")
+    rig.sh("hosta", "echo 1 >/sys/fs/cgroup/lxc.payload.c1/cgroup.kill; lxc-wait -n c1 -s STOPPED -t 200")
     refuses_to_start(rig, "hosta")
     rig.migrator("hostb", "restore-dump", "c1").expect(0)
     rig.migrator("hosta", "finish", "c1").expect(0)

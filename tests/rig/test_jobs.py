@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 from tests.rig.conftest import CleanHosts
 from tests.rig.harness import Outcome, Rig, Running, wait_for
-from tests.rig.held import DUMP, RESTORE, held
+from tests.rig.held import DUMP, RESTORE, held, held_stream
 from tests.rig.test_failures import failed, frozen
 from tests.rig.test_migrate import ALL_AT_ONCE, arrived, events, guest, migrate, runs_only_on
 
@@ -37,16 +37,16 @@ def sent(rig: Rig) -> int:
 
 
 def test_abort_while_the_disk_is_sent(rig: Rig, guest: Callable[[str], None]) -> None:
-    rig.exec("hosta", "dd", "if=/dev/urandom", "of=/pool/c1/rootfs/blob", "bs=1M", "count=200", "status=none")
-    with rig.start("hosta", *ALL_AT_ONCE, "--bwlimit", "4M") as running:  # long enough for all that is asked meanwhile
-        wait_for(lambda: arrived(rig) > 8 << 20, "some of it has arrived")
+    rig.exec("hosta", "dd", "if=/dev/urandom", "of=/pool/c1/rootfs/blob", "bs=1M", "count=32", "status=none")
+    with held_stream(rig, "hosta", 14 << 20), rig.start("hosta", *ALL_AT_ONCE) as running:
+        wait_for(lambda: arrived(rig) >= 12 << 20, "some of it has arrived")
         wait_for(lambda: sent(rig) > 1 << 20, "the source has heard so")
         working = rig.status("hosta", "c1")["working"]
         assert (working["command"], working["step"]) == ("migrate", "send")
-        assert rig.sh("hosta", f"tr '\\0' ' ' </proc/{working['pid']}/cmdline").strip().endswith("--bwlimit 4M")
+        assert rig.sh("hosta", f"tr '\\0' ' ' </proc/{working['pid']}/cmdline").strip().endswith(" ".join(ALL_AT_ONCE))
         assert 0 < working["progress"]["bytes"] < working["progress"]["total"]
         there = rig.status("hostb", "c1")
-        assert there["working"]["command"] == "serve" and there["bytes"]["spool"] > 8 << 20
+        assert there["working"]["command"] == "serve" and there["bytes"]["spool"] >= 12 << 20
         failed(rig.migrator("hosta", "wait", "c1", "--timeout", "0.3", "--json"), 17, "still-under-way")
         assert "migrator abort c1   (on hosta)" in str(
             failed(rig.migrator("hostb", "abort", "c1", "--json"), 34, "abort-elsewhere")["cure"])
