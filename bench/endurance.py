@@ -39,7 +39,7 @@ FIRST = 10  # hops at either end of the run that are held against each other, if
 SLOWER, SLACK_MS = 1.25, 100.0  # a median that is beyond this factor and this much is a trend
 RUNS_AGAIN = 3  # exit status: failed after the freeze, and the container runs on where it was
 OF_THE_GUEST = ("its ", "the container's ")  # what is counted before the first move already
-SETTLE_SECONDS = 8.0  # for processes that are about to end
+SETTLE_SECONDS = 60.0  # for processes that are about to end
 
 
 @dataclasses.dataclass
