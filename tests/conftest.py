@@ -52,9 +52,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     nightly = [] if EVERYTHING else [item for item in items if item.get_closest_marker("nightly")]
     passed = [item for item in items if equipment.is_test(item.path)] if equipment.is_recorded(equipment.TREE) else []
-    left_out = {*nightly, *passed}
-    items[:] = [item for item in items if item not in left_out]
-    config.hook.pytest_deselected(items=list(left_out))
+    items[:] = [item for item in items if item not in nightly and item not in passed]
+    config.hook.pytest_deselected(items=[*nightly, *passed])
     config.stash[LEFT_OUT] = [f"left out: {len(those)} {what} (make test-all has them)" for those, what in (
         (nightly, "that are nightly"), (passed, "of the equipment, which have passed for it as it is")) if those]
 

@@ -7,10 +7,12 @@ import ast
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from tests import equipment
+from tests import conftest, equipment
 
 
 @pytest.fixture
@@ -82,3 +84,27 @@ def imports(text: str) -> set[str]:
 def test_which_tests_are_its_own(path: str, is_one: bool) -> None:
     assert (equipment.TREE / path).exists()
     assert equipment.is_test(equipment.TREE / path) == is_one
+
+
+USUAL, NIGHTLY, RIG = "tests/rig/test_migrate.py", "tests/rig/test_fault_matrix.py", "tests/rig/test_rig.py"
+
+
+@pytest.mark.parametrize(("recorded", "everything", "named", "left_out"), [
+    (True, False, False, {NIGHTLY, RIG}), (False, False, False, {NIGHTLY}), (True, True, False, {RIG}),
+    (False, True, False, set()), (True, False, True, set()),
+])
+def test_what_is_left_out(monkeypatch: pytest.MonkeyPatch, recorded: bool, everything: bool, named: bool,
+                          left_out: set[str]) -> None:
+    """Of a whole run, and told; whoever names a file gets what is in it."""
+    monkeypatch.setattr(conftest, "EVERYTHING", everything)
+    monkeypatch.setattr(equipment, "is_recorded", lambda _: recorded)
+    items: list[Any] = [SimpleNamespace(path=equipment.TREE / path, get_closest_marker=lambda _, p=path: p == NIGHTLY)
+                        for path in (NIGHTLY, RIG, USUAL)]
+    source = pytest.Config.ArgsSource
+    told: list[Any] = []
+    config: Any = SimpleNamespace(args_source=source.ARGS if named else source.TESTPATHS, stash=pytest.Stash(),
+                                  hook=SimpleNamespace(pytest_deselected=lambda items: told.extend(items)))
+    conftest.pytest_collection_modifyitems(config, items)
+    kept = [str(item.path.relative_to(equipment.TREE)) for item in items]
+    assert set(kept) == {USUAL, NIGHTLY, RIG} - left_out and kept[-1] == (USUAL if NIGHTLY in left_out else NIGHTLY)
+    assert len(told) == len(conftest.pytest_report_collectionfinish(config)) == len(left_out)
