@@ -27,7 +27,6 @@ from tunnel.rendezvous import relay as relays
 from tunnel.rendezvous.certificate import Certificate
 from tunnel.rendezvous.pairs import Limits
 from tunnel.rendezvous.relay import Relay
-from tunnel.rendezvous.tcp_relay import UNPROVED_MAX
 
 A, B, C = b"a" * 32, b"b" * 32, b"c" * 32
 SESSION = b"s" * 16
@@ -414,24 +413,6 @@ async def test_tcp_leaves() -> None:
         assert len(relay.pairs) == 1
         path.close()
         await eventually(lambda: not relay.pairs)
-
-
-@in_loop
-async def test_tcp_crowd() -> None:
-    """Connections that never join are few, and end."""
-    relay = await Relay.serve("127.0.0.1")  # without TLS, to be fast
-    try:
-        crowd = [await asyncio.open_connection("127.0.0.1", relay.tcp_port) for _ in range(UNPROVED_MAX + 10)]
-        ended = [asyncio.create_task(reader.read(1)) for reader, _ in crowd]
-        await eventually(lambda: sum(task.done() for task in ended) >= 9)
-        await asyncio.sleep(0.1)
-        assert sum(task.done() for task in ended) <= 10
-        for _, writer in crowd:
-            writer.close()
-        for task in ended:
-            task.cancel()
-    finally:
-        await relay.close()
 
 
 @settings(max_examples=15, deadline=None)

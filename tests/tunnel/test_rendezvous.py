@@ -104,7 +104,7 @@ def test_what_counts_as_one_address() -> None:
 
 def test_the_door_counts() -> None:
     clock = Clock()
-    door = Door(Limits(connections=3, connections_per_address=2, connects=Rate(1, 10)), clock)
+    door = Door(3, 2, Buckets(Rate(1, 10), 100, clock))
     assert [door.enter("a"), door.enter("a"), door.enter("a"), door.enter("b"), door.enter("c")] == [
         True, True, False, True, False]
     door.leave("a")

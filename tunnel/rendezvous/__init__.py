@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import resource
 import signal
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 UDP_PORTS = (3478, 3479)  # STUN's, which firewalls know
 RELAY_PORT = 3480  # UDP and TCP
 CLOSING = 5.0  # seconds that goodbyes may take
+OTHER_FILES = 64  # descriptors beside the connections: sockets that listen, the interpreter's own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +118,7 @@ async def _main(options: Options, started: Callable[[Running], None], tell: Call
         loop.add_signal_handler(number, stop.set)
     # Whoever breaks off in the middle of TLS shall not fill the journal.
     loop.set_exception_handler(lambda _, context: tell(f"{context['message'][:100]}"))
+    _allow_files(options, tell)
     async with running(options, tell) as serving:
         started(serving)
         notify("READY=1")
@@ -123,3 +126,18 @@ async def _main(options: Options, started: Callable[[Running], None], tell: Call
         notify("STOPPING=1")
         tell("closing")
         loop.call_later(CLOSING, lambda: [task.cancel() for task in asyncio.all_tasks()])
+
+
+def _allow_files(options: Options, tell: Callable[[str], None]) -> None:
+    """Let the process have as many descriptors as the limits let connections in (getrlimit(2): 1,024 by default)."""
+    from tunnel.rendezvous import limits, pairs
+
+    needed = (options.limits or limits.Limits()).connections + OTHER_FILES
+    if options.relay:
+        needed += pairs.Limits().connections
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if allowed < needed:
+        tell(f"{allowed} descriptors are allowed here, {needed} are needed when everybody comes: raise LimitNOFILE")

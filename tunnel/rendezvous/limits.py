@@ -28,7 +28,8 @@ class Limits:
     connections: int = 1024
     connections_per_address: int = 32
     connects: Rate = Rate(2, 30)  # by one address
-    greeting: float = 10.0  # seconds from connecting until a peer has presented itself
+    handshake: float = 5.0  # seconds that TLS may take
+    greeting: float = 10.0  # seconds from then until a peer has presented itself
     messages: Rate = Rate(10, 60)  # on one connection
     rings: Rate = Rate(2, 20)  # by one address: what can wake an agent
     pairings: Rate = Rate(0.2, 10)  # by one address: what can use up a code
@@ -100,12 +101,28 @@ def group(address: str) -> str:
     return str(ipaddress.IPv6Network((found, 64), strict=False))
 
 
-class Door:
-    """Counts connections from when they are accepted, before TLS costs anything, until their sockets are closed."""
+def family_of(address: str) -> socket.AddressFamily:
+    """Of the socket that can be bound to it."""
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
 
-    def __init__(self, limits: Limits, clock: Clock = time.monotonic) -> None:
-        self._limits = limits
-        self._connects = Buckets(limits.connects, limits.addresses, clock)
+
+def bind(sock: socket.socket, address: str, port: int) -> None:
+    """Bind it there; `::` stands for IPv4 too. Raises OSError."""
+    if sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(address != "::"))
+    sock.bind((address, port))
+
+
+class Door:
+    """Counts connections from when they are accepted, before TLS costs anything, until their sockets are closed.
+
+    `most` in all, `each` of one address, which opens new ones at a rate.
+    """
+
+    def __init__(self, most: int, each: int, connects: Buckets) -> None:
+        self._most = most
+        self._each = each
+        self._connects = connects
         self._open: Counter[str] = Counter()
         self.turned_away = 0
 
@@ -116,9 +133,7 @@ class Door:
 
     def enter(self, address: str) -> bool:
         """Whether a connection from there may stay; it is counted if so."""
-        if (self.open >= self._limits.connections
-                or self._open[address] >= self._limits.connections_per_address
-                or not self._connects.take(address)):
+        if self.open >= self._most or self._open[address] >= self._each or not self._connects.take(address):
             self.turned_away += 1
             return False
         self._open[address] += 1
@@ -142,13 +157,10 @@ class GuardedListener(socket.socket):
     @classmethod
     def open(cls, address: str, port: int, door: Door, backlog: int = 128) -> GuardedListener:
         """Listen there; `port` 0 takes a free one. Raises OSError."""
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        listener = cls(family, socket.SOCK_STREAM)
+        listener = cls(family_of(address), socket.SOCK_STREAM)
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(address != "::"))
-            listener.bind((address, port))
+            bind(listener, address, port)
             listener.listen(backlog)
             listener.setblocking(False)
         except BaseException:

@@ -9,9 +9,11 @@ import time
 from collections.abc import Callable, Hashable
 
 from tunnel import relay_wire as wire
+from tunnel.rendezvous.limits import Rate
 
 # Sends datagrams of `segment` bytes each (the last may be shorter; 0: one datagram) to an end.
 Send = Callable[[memoryview, int], None]
+CONNECTS = Rate(2, 30)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,9 +24,16 @@ class Limits:
     idle: float = 90.0  # seconds of silence after which an end is forgotten; WireGuard says something every 25
     silent: float = 5.0  # after which a pair makes place for another; peers echo five times a second
     pairs: int = 256
-    pairs_each: int = 16  # pairs that one identity may be part of
+    pairs_each: int = 16  # that one identity has joined
+    pairs_per_address: int = 16  # that were joined from one address, as identities cost nothing
     pair_bytes: int = 4 * 2**40
     pair_rate: int = 0  # bytes a second, both directions together
+    connections: int = 512  # by TCP
+    connections_per_address: int = 32
+    connects: Rate = CONNECTS  # by one address
+    handshake: float = 5.0  # seconds that TLS may take
+    joining: float = 10.0  # seconds from then until an end has joined
+    addresses: int = 4096  # whose rates are remembered
 
 
 @dataclasses.dataclass
@@ -33,6 +42,7 @@ class End:
 
     pair: Pair
     identity: bytes
+    address: str  # it joined from: `limits.group`
     via: Hashable  # where it joined: the UDP socket's number and the address, or the TCP connection
     send: Send
     seen: float
@@ -79,41 +89,55 @@ class Pairs:
             if end and end.via == via:
                 self._forget(end)
 
-    def join(self, claim: wire.Claim, via: Hashable, send: Send) -> End | wire.Refusal:
-        """The end that this claim makes of who holds it; one that joined before moves to where it joins from now."""
+    def join(self, claim: wire.Claim, address: str, via: Hashable, send: Send) -> End | wire.Refusal:
+        """The end that this claim makes of who holds it; one that joined before moves to where it joins from now.
+
+        `address` is what it counts for (`limits.group`).
+        """
         with self._lock:
             identities = frozenset((claim.own, claim.peer))
             pair = self._pairs.get((claim.session, identities))
             old = pair.ends.get(claim.own) if pair else None
             if old is None and claim.expires < time.time():
                 return wire.Refusal.EXPIRED
-            if pair is None and not self._room(identities):
-                return wire.Refusal.FULL
-            if pair is None:
-                pair = Pair(claim.session, identities, refilled=time.monotonic())
-            if self._limits.pair_bytes and pair.bytes > self._limits.pair_bytes:
+            if pair and self._limits.pair_bytes and pair.bytes > self._limits.pair_bytes:
                 return wire.Refusal.QUOTA
             if old and old.via == via:
                 old.seen = time.monotonic()
                 return old
+            if not self._room(claim.own, address, pair):
+                return wire.Refusal.FULL
+            if pair is None:
+                pair = Pair(claim.session, identities, refilled=time.monotonic())
             for before in (old, self.by_via.get(via)):
                 if before:
                     self._forget(before)
-            return self._add(pair, claim, via, send)
+            return self._add(pair, claim, address, via, send)
 
-    def _add(self, pair: Pair, claim: wire.Claim, via: Hashable, send: Send) -> End:
-        end = End(pair, claim.own, via, send, time.monotonic(), pair.ends.get(claim.peer))
+    def _add(self, pair: Pair, claim: wire.Claim, address: str, via: Hashable, send: Send) -> End:
+        end = End(pair, claim.own, address, via, send, time.monotonic(), pair.ends.get(claim.peer))
         pair.ends[claim.own] = self.by_via[via] = end
         self._pairs[pair.session, pair.identities] = pair  # forgetting its last end has taken it out
         if end.other:
             end.other.other = end
         return end
 
-    def _room(self, identities: frozenset[bytes]) -> bool:
-        """Whether there may be another pair of these two; one that is silent makes place for it."""
-        for each, most in [*((each, self._limits.pairs_each) for each in identities), (None, self._limits.pairs)]:
-            found = [pair for pair in self._pairs.values() if each is None or each in pair.identities]
-            if len(found) < most:
+    def _room(self, identity: bytes, address: str, joins: Pair | None) -> bool:
+        """Whether an end may join this pair, or a new one; of those that count a silent one makes place for it.
+
+        A pair counts for who has joined it and from where, never for who is only named as its other end: whoever
+        holds a token may name anybody there.
+        """
+        others = [pair for pair in self._pairs.values() if pair is not joins]
+        counted = [
+            ([pair for pair in others if identity in pair.ends], self._limits.pairs_each),
+            ([pair for pair in others if any(end.address == address for end in pair.ends.values())],
+             self._limits.pairs_per_address),
+        ]
+        if joins is None:
+            counted.append((others, self._limits.pairs))
+        for found, most in counted:
+            if not most or len(found) < most:
                 continue
             oldest = min(found, key=Pair.heard)
             if oldest.heard() > time.monotonic() - self._limits.silent:

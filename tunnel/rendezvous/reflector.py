@@ -8,7 +8,7 @@ import socket
 from typing import Any
 
 from tunnel import reflection
-from tunnel.rendezvous.limits import Buckets, Limits, group
+from tunnel.rendezvous.limits import Buckets, Limits, bind, family_of, group
 
 
 class Reflector(asyncio.DatagramProtocol):
@@ -22,12 +22,9 @@ class Reflector(asyncio.DatagramProtocol):
     @classmethod
     async def serve(cls, address: str, port: int, limits: Limits) -> Reflector:
         """Answer there; `port` 0 takes a free one. Raises OSError."""
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        sock = socket.socket(family, socket.SOCK_DGRAM)
+        sock = socket.socket(family_of(address), socket.SOCK_DGRAM)
         try:
-            if family == socket.AF_INET6:
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(address != "::"))
-            sock.bind((address, port))
+            bind(sock, address, port)
             sock.setblocking(False)
             _, protocol = await asyncio.get_running_loop().create_datagram_endpoint(lambda: cls(limits), sock=sock)
         except BaseException:

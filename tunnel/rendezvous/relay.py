@@ -22,8 +22,9 @@ from functools import partial
 from tunnel import gso
 from tunnel import relay_wire as wire
 from tunnel.nat import Endpoint
+from tunnel.rendezvous.limits import bind, family_of, group
 from tunnel.rendezvous.pairs import End, Limits, Pairs, Send
-from tunnel.rendezvous.tcp_relay import TcpRelay, bound
+from tunnel.rendezvous.tcp_relay import TcpRelay
 
 COOKIE_WINDOW = 30  # seconds; a cookie is good for this one and the next
 SWEEP = 5.0  # seconds between two looks for ends that are gone
@@ -72,6 +73,10 @@ class Relay:
         claim = wire.Claim(session, wire.identity_hash(own), wire.identity_hash(peer), expires).pack()
         return claim, wire.token_key(self._secret, claim)
 
+    def open_connections(self) -> int:
+        """How many there are by TCP, joined or not."""
+        return self._tcp.door.open if self._tcp else 0
+
     async def close(self) -> None:
         """Stop; safe to repeat."""
         if self._tcp:
@@ -105,7 +110,7 @@ class Relay:
         if asked.leaves:
             self.pairs.leave(asked.claim, via)
             return None
-        end = self.pairs.join(asked.claim, via, send)
+        end = self.pairs.join(asked.claim, group(address[0]), via, send)
         if isinstance(end, wire.Refusal):
             return wire.refused(key, asked.number, end), None
         return wire.joined(key, asked.number, present=end.other is not None), end
@@ -125,8 +130,9 @@ class Relay:
     # --- UDP ---
 
     def _open(self, host: str, port: int) -> int:
-        sock = bound(host, port, socket.SOCK_DGRAM)
+        sock = socket.socket(family_of(host), socket.SOCK_DGRAM)
         self._udp.append(sock)
+        bind(sock, host, port)
         sock.setblocking(False)
         gso.enlarge(sock)
         found: int = sock.getsockname()[1]

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tunnel.rendezvous.relay import Relay
 
 RELAY_SESSION_SIZE = 16  # bytes
+GOODBYE = 2.0  # seconds for each of WebSocket's and TLS' last words
 
 
 class SignallingServer:
@@ -34,7 +35,7 @@ class SignallingServer:
 
     def __init__(self, certificate: Certificate, limits: Limits, reflectors: list[dict[str, Any]],
                  relay: Relay | None, relay_host: str, tell: Callable[[str], None]) -> None:
-        self.door = Door(limits)
+        self.door = Door(limits.connections, limits.connections_per_address, Buckets(limits.connects, limits.addresses))
         self._certificate = certificate
         self._limits = limits
         self._reflectors = reflectors
@@ -51,11 +52,12 @@ class SignallingServer:
         """Answer there, too; returns the port, which was chosen if it was 0. Raises OSError."""
         listener = GuardedListener.open(address, port, self.door)
         self._servers.append(await serve(
-            self._handle, sock=listener, ssl=self._certificate.context, ssl_handshake_timeout=self._limits.greeting,
-            open_timeout=self._limits.greeting, compression=None, server_header=None, max_size=MESSAGE_MAX,
+            self._handle, sock=listener, ssl=self._certificate.context, ssl_handshake_timeout=self._limits.handshake,
+            ssl_shutdown_timeout=GOODBYE, open_timeout=self._limits.greeting, compression=None, server_header=None,
+            max_size=MESSAGE_MAX,
             # What is read but not yet handled, per connection; and what TCP has not yet taken.
-            max_queue=4, write_limit=MESSAGE_MAX, ping_interval=KEEPALIVE, ping_timeout=KEEPALIVE, close_timeout=2,
-            logger=_silent(),
+            max_queue=4, write_limit=MESSAGE_MAX, ping_interval=KEEPALIVE, ping_timeout=KEEPALIVE,
+            close_timeout=GOODBYE, logger=_silent(),
         ))
         return int(listener.getsockname()[1])
 

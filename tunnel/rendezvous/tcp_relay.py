@@ -16,30 +16,13 @@ from typing import TYPE_CHECKING
 
 from tunnel import gso
 from tunnel import relay_wire as wire
+from tunnel.rendezvous.limits import Buckets, Door, GuardedListener
 
 if TYPE_CHECKING:
     from tunnel.rendezvous.pairs import End
     from tunnel.rendezvous.relay import Relay
 
-JOIN_LIMIT = 10.0  # seconds from the connection to a JOIN that was taken
-UNPROVED_MAX = 64  # connections that have not joined yet
 QUEUE = 1024 * 1024  # bytes that wait for one slow end; beyond that datagrams are dropped, as on any full link
-
-
-def bound(host: str, port: int, kind: socket.SocketKind) -> socket.socket:
-    """A socket on that address; `::` stands for IPv4 too. Raises OSError."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, kind)
-    try:
-        if kind == socket.SOCK_STREAM:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(host != "::"))
-        sock.bind((host, port))
-    except BaseException:
-        sock.close()
-        raise
-    return sock
 
 
 class TcpRelay:
@@ -48,6 +31,8 @@ class TcpRelay:
     def __init__(self, relay: Relay) -> None:
         self.port = 0
         self._relay = relay
+        limits = relay.limits
+        self.door = Door(limits.connections, limits.connections_per_address, Buckets(limits.connects, limits.addresses))
         self._servers: list[asyncio.Server] = []
         self.connections: set[_Connection] = set()
 
@@ -57,8 +42,12 @@ class TcpRelay:
         made = cls(relay)
         loop = asyncio.get_running_loop()
         for host in hosts:
-            sock = bound(host, made.port or port, socket.SOCK_STREAM)
-            server = await loop.create_server(lambda: _Connection(relay, made), sock=sock, ssl=tls)
+            # Counted from there on: who never finishes TLS is never heard of below.
+            listener = GuardedListener.open(host, made.port or port, made.door)
+            limit = relay.limits.handshake if tls else None
+            server = await loop.create_server(
+                lambda: _Connection(relay, made), sock=listener, ssl=tls, ssl_handshake_timeout=limit,
+                ssl_shutdown_timeout=limit)
             made._servers.append(server)
             made.port = server.sockets[0].getsockname()[1]
         return made
@@ -70,10 +59,6 @@ class TcpRelay:
         for connection in list(self.connections):
             connection.abort()
         self._servers.clear()
-
-    def crowded(self) -> bool:
-        """Whether too many connections have not joined yet."""
-        return sum(connection.end is None for connection in self.connections) > UNPROVED_MAX
 
 
 class _Connection(asyncio.Protocol):
@@ -94,13 +79,10 @@ class _Connection(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)  # noqa: S101
         self._transport = transport
         self._address = transport.get_extra_info("peername")[:2]
-        if self._all.crowded():
-            transport.abort()
-            return
         self._all.connections.add(self)
         with contextlib.suppress(OSError):
             transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._timer = self._loop.call_later(JOIN_LIMIT, self.abort)
+        self._timer = self._loop.call_later(self._relay.limits.joining, self.abort)
 
     def connection_lost(self, _error: Exception | None) -> None:
         self._all.connections.discard(self)
