@@ -9,14 +9,14 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
-from tunnel import offers, signalling, wireguard
+from tunnel import offers, seal, signalling, wireguard
 from tunnel.channel import Called, Tell
 from tunnel.config import Server
 from tunnel.errors import NoPath, OfferRejected, RendezvousUnavailable, TunnelError
 from tunnel.identity import Identity
 from tunnel.keys import Ours
 from tunnel.outlook import Policy
-from tunnel.peers import Peers
+from tunnel.peers import Peer, Peers
 from tunnel.prober import Attempt
 from tunnel.seal import Opener
 from tunnel.session import ended_with_block, gathered, quiet, read, sweep, up
@@ -67,6 +67,7 @@ class _Agent:
         self._sessions: dict[bytes, Called] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._waiting: asyncio.Task[None] | None = None
+        self._saying: asyncio.Task[None] | None = None
         self._renewed = 0.0
 
     def renew(self) -> None:
@@ -103,6 +104,7 @@ class _Agent:
             kind = offers.type_of(sealed.body)
         except (OfferRejected, Malformed) as error:
             self._tell(f"from {peer.name}, or in its name: {error}")
+            self._say_version(over, peer, message)
             return
         if known := self._sessions.get(sealed.session):
             if known.peer.public == peer.public:
@@ -110,6 +112,21 @@ class _Agent:
         elif kind == "offer":
             channel = Called(self._identity, peer, sealed.session, self._tell, over, message.line, self.renew)
             self._begin(channel, sealed.body)
+
+    def _say_version(self, over: Signalling, peer: Peer, message: signalling.Message) -> None:
+        """A peer whose offers are of another version should not have to guess: tell it which one is read here.
+
+        To an offer only, never to such a word itself, and one at a time: whoever can forge the one can forge many.
+        """
+        if seal.other_version(message.data) is None or len(message.data) <= len(seal.VERSION):
+            return
+        if self._saying is None or self._saying.done():
+
+            async def say() -> None:
+                with contextlib.suppress(TunnelError):
+                    await over.send(peer.public, seal.VERSION, message.line)
+
+            self._saying = self._spawn(say())
 
     def _begin(self, channel: Called, offer: dict[str, Any]) -> None:
         of_peer = sum(each.peer.public == channel.peer.public for each in self._sessions.values())

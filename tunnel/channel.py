@@ -46,6 +46,7 @@ class Channel:
         self._inbox: collections.deque[dict[str, Any]] = collections.deque(maxlen=QUEUE_MAX)  # nobody waited for these
         self._waiting: list[_Waiting] = []
         self._sequence = 0
+        self._refused = ""  # why the last message that came in the peer's name was not taken
 
     def _seal(self, kind: Type, body: dict[str, Any]) -> bytes:
         self._sequence += 1
@@ -97,7 +98,10 @@ class Channel:
         try:
             return await asyncio.wait_for(waiting.found, timeout)
         except TimeoutError:
-            raise PeerSilent(name=self.peer.name, reason=f"not a word within {timeout:g} seconds") from None
+            reason = f"not a word within {timeout:g} seconds"
+            if self._refused:
+                reason += f"; what came in its name was not taken: {self._refused}"
+            raise PeerSilent(name=self.peer.name, reason=reason) from None
         finally:
             self._waiting.remove(waiting)
 
@@ -160,6 +164,7 @@ class Calling(Channel):
             self._take(self._opener.open(message.data, self.session, role="responder"))
             self._line = message.line
         except OfferRejected as error:
+            self._refused = str(error.fields["reason"])
             self.tell(f"from {self.peer.name}, or in its name: {error}")
 
     async def send(self, kind: Type, body: dict[str, Any] | None = None) -> None:

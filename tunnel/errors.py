@@ -152,7 +152,7 @@ class PeerSilent(TunnelError):
     """The peer {name} does not answer: {reason}"""
 
     status = 78
-    cure = "On that host: systemctl restart migrator-agent"
+    cure = "See that both hosts have the same version of migrator; then on that host: systemctl restart migrator-agent"
 
 
 class TunnelBroken(TunnelError):

@@ -13,9 +13,10 @@ import functools
 import hashlib
 from pathlib import Path
 
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, InvalidTag
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
 
 from tunnel import files, wire
 from tunnel.errors import TunnelFileUnusable
@@ -26,6 +27,8 @@ KEY_SIZE = 32  # bytes, of each of the four keys
 SIGNATURE_SIZE = 64  # bytes
 FINGERPRINT_BITS = 100
 TEXT_SIZE = 4 + 88  # characters of `to_text`
+ENCRYPTED_EXTRA = 32 + 16  # bytes that `encrypt` adds: the fresh public key in front, the tag at the end
+_HPKE = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.CHACHA20_POLY1305)
 _PREFIX = "mi1:"
 _HEADER = "migrator-identity 1"
 
@@ -67,6 +70,16 @@ class PublicIdentity:
             raise Malformed("it is not a public identity")
         keys = wire.decode(text.removeprefix(_PREFIX), "a public identity")
         return cls(keys[:KEY_SIZE], keys[KEY_SIZE:])
+
+    def encrypt(self, data: bytes, info: bytes) -> bytes:
+        """Only this identity can read it, and only with the same `info`; raises Malformed for a key of small order.
+
+        HPKE (RFC 9180) by a key pair made for it; its public half is in front.
+        """
+        try:
+            return _HPKE.encrypt(data, X25519PublicKey.from_public_bytes(self.x25519), info)
+        except ValueError:
+            raise Malformed("it is not a usable X25519 key") from None
 
     def verify(self, signature: bytes, data: bytes) -> bool:
         """Whether this identity has signed just these bytes."""
@@ -116,12 +129,15 @@ class Identity:
         """An Ed25519 signature. Callers begin `data` with a purpose of their own, so that none passes for another."""
         return self._ed25519.sign(data)
 
-    def agree(self, x25519_public: bytes) -> bytes:
-        """The secret shared with the owner of that X25519 key, 32 bytes; raises Malformed for a key of small order."""
+    def decrypt(self, data: bytes, info: bytes) -> bytes:
+        """What somebody has encrypted to this identity, with the same `info`; raises Malformed.
+
+        It says nothing of who that was: RFC 9180, section 5.1.1, mode base.
+        """
         try:
-            return self._x25519.exchange(X25519PublicKey.from_public_bytes(x25519_public))
-        except ValueError:
-            raise Malformed("it is not a usable X25519 key") from None
+            return _HPKE.decrypt(data, self._x25519, info)
+        except (InvalidTag, ValueError):
+            raise Malformed("it was changed on the way, or made for another key") from None
 
     def _to_text(self) -> str:
         ed25519, x25519 = self._ed25519.private_bytes_raw(), self._x25519.private_bytes_raw()

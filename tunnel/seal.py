@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Offers, signed by one identity and sealed to another, so that a rendezvous can pass them on and do nothing else.
 
-    "MGS1" | ephemeral X25519 key (32) | direction (8) | ChaCha20-Poly1305 of: signature (64) | header (33) | JSON body
+    "MGS2" | direction (8) | HPKE to the recipient, in which: signature (64) | header (33) | JSON body
 
-The key comes from two agreements, ephemeral-static and static-static: only the recipient can open it, and only the two
-can have made it. The signature covers both ids and the ephemeral key, so that a recipient cannot pass an offer on as
-if it had been meant for a third. `direction` is a hash over both ids: it makes nothing secret or safe, but lets the
-recipient tell an offer of its own that comes back from one that is garbage.
+HPKE (RFC 9180, mode base, of the `cryptography` package) keeps it secret: only the recipient can open it. Anybody can
+seal to a recipient, so who has made it is the signature's word alone: Ed25519 by the sender over both ids, header and
+body. It is inside, where nobody else sees whose it is, and names the recipient, who therefore cannot pass an offer on
+as if it had been meant for a third. Not even who holds the recipient's X25519 key can make one in a sender's name.
+`direction` is a hash over both ids: it makes nothing secret or safe, but lets the recipient tell an offer of its own
+that comes back from one that is garbage.
 """
 
 from __future__ import annotations
@@ -17,15 +19,9 @@ import struct
 import time
 from typing import Any, Literal
 
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
-from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-
 from tunnel import wire
 from tunnel.errors import OfferRejected
-from tunnel.identity import KEY_SIZE, SIGNATURE_SIZE, Identity, PublicIdentity
+from tunnel.identity import ENCRYPTED_EXTRA, KEY_SIZE, SIGNATURE_SIZE, Identity, PublicIdentity
 from tunnel.wire import Malformed
 
 Role = Literal["initiator", "responder"]
@@ -34,13 +30,13 @@ SESSION_SIZE = 16  # bytes
 SIZE_MAX = 16 * 1024  # bytes, of a sealed offer
 LIFE_MAX = 300.0  # seconds that an offer may be good for: a replay after a restart reaches no further back
 SESSIONS_MAX = 256  # remembered for each peer
-_MAGIC = b"MGS1"
-_PURPOSE = b"migrator seal 1\0"
+VERSION = b"MGS2"  # begins each offer; a message that is nothing else says which version its sender reads
+_FAMILY = b"MGS"  # what offers of every version begin with
+_PURPOSE = b"migrator seal 2\0"
 _ROLES: tuple[Role, Role] = ("initiator", "responder")
 _HEADER = struct.Struct(f">{SESSION_SIZE}sBQd")  # session, role, sequence, expires
 _DIRECTION_SIZE = 8
-_PUBLIC_SIZE = len(_MAGIC) + KEY_SIZE + _DIRECTION_SIZE
-_NONCE = bytes(12)  # every offer has a key of its own
+_BOX = len(VERSION) + _DIRECTION_SIZE  # where it begins
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,17 +52,23 @@ class Sealed:
 
 def seal(identity: Identity, to: PublicIdentity, *, session: bytes, role: Role, sequence: int, expires: float,
          body: dict[str, Any]) -> bytes:
-    """Make an offer; the sequence grows with each one of a session and role. Raises ValueError if it gets too large."""
-    header = _HEADER.pack(session, _ROLES.index(role), sequence, expires) + wire.dump(body)
-    ephemeral = X25519PrivateKey.generate()
-    public = ephemeral.public_key().public_bytes_raw()
-    opening = _MAGIC + public + _direction(public, identity.public, to)
-    key = _key(ephemeral.exchange(X25519PublicKey.from_public_bytes(to.x25519)), identity.agree(to.x25519), opening)
-    signature = identity.sign(_signed(opening, identity.public, to, header))
-    data = opening + ChaCha20Poly1305(key).encrypt(_NONCE, signature + header, opening)
+    """Make an offer; the sequence grows with each one of a session and role.
+
+    Raises ValueError if it gets too large, and Malformed if `to` has an agreement key that is none.
+    """
+    inner = _HEADER.pack(session, _ROLES.index(role), sequence, expires) + wire.dump(body)
+    context = _context(identity.public, to)
+    box = to.encrypt(identity.sign(context + inner) + inner, context)
+    data = VERSION + _direction(box, identity.public, to) + box
     if len(data) > SIZE_MAX or len(session) != SESSION_SIZE:
         raise ValueError("the offer is too large or its session malformed")
     return data
+
+
+def other_version(data: bytes) -> str | None:
+    """Which version somebody else's message says that it is of, if that is not this one; nothing proves it."""
+    version = data[len(_FAMILY) : len(VERSION)]
+    return version.decode() if data.startswith(_FAMILY) and version.isdigit() and data[:4] != VERSION else None
 
 
 class Opener:
@@ -86,9 +88,9 @@ class Opener:
         With `session` only of that session; with `role` only of a sender in that role, so that what an initiator has
         said is never taken for an answer.
         """
-        opening, inner = self._decrypt(data)
+        inner = self._decrypt(data)
         signature, header = inner[:SIGNATURE_SIZE], inner[SIGNATURE_SIZE:]
-        if not self._from.verify(signature, _signed(opening, self._from, self._identity.public, header)):
+        if not self._from.verify(signature, _context(self._from, self._identity.public) + header):
             raise OfferRejected(reason="its signature is wrong")
         try:
             found = _parse(header)
@@ -101,23 +103,25 @@ class Opener:
         self._remember(found)
         return found
 
-    def _decrypt(self, data: bytes) -> tuple[bytes, bytes]:
+    def _decrypt(self, data: bytes) -> bytes:
         if len(data) > SIZE_MAX:
             raise OfferRejected(reason="it is too large")
-        opening, box = data[:_PUBLIC_SIZE], data[_PUBLIC_SIZE:]
-        if len(box) < SIGNATURE_SIZE + _HEADER.size + 16 or not opening.startswith(_MAGIC):
-            raise OfferRejected(reason="it is not an offer of this version")
-        public, direction = opening[len(_MAGIC) : -_DIRECTION_SIZE], opening[-_DIRECTION_SIZE:]
+        if version := other_version(data):
+            own = VERSION[len(_FAMILY) :].decode()
+            raise OfferRejected(
+                reason=f"it is of version {version}, this host reads {own}: both hosts need the same migrator")
+        direction, box = data[len(VERSION) : _BOX], data[_BOX:]
+        if len(box) < SIGNATURE_SIZE + _HEADER.size + ENCRYPTED_EXTRA or not data.startswith(VERSION):
+            raise OfferRejected(reason="it is not an offer")
         me = self._identity.public
-        if direction == _direction(public, me, self._from):
+        if direction == _direction(box, me, self._from):
             raise OfferRejected(reason="it is one of this host's own, reflected")
-        if direction != _direction(public, self._from, me):
+        if direction != _direction(box, self._from, me):
             raise OfferRejected(reason="it is not from this peer to this host")
         try:
-            key = _key(self._identity.agree(public), self._identity.agree(self._from.x25519), opening)
-            return opening, ChaCha20Poly1305(key).decrypt(_NONCE, box, opening)
-        except (InvalidTag, Malformed):
-            raise OfferRejected(reason="it was changed on the way, or made with another key") from None
+            return self._identity.decrypt(box, _context(self._from, me))
+        except Malformed as error:
+            raise OfferRejected(reason=str(error)) from None
 
     def _remember(self, found: Sealed) -> None:
         now = time.time()
@@ -141,17 +145,14 @@ def _parse(header: bytes) -> Sealed:
     return Sealed(session, _ROLES[role], sequence, expires, wire.load(header[_HEADER.size :], SIZE_MAX))
 
 
-def _direction(ephemeral: bytes, frm: PublicIdentity, to: PublicIdentity) -> bytes:
-    return hashlib.blake2b(ephemeral + frm.id + to.id, digest_size=_DIRECTION_SIZE, person=b"migrator-dir").digest()
+def _direction(box: bytes, frm: PublicIdentity, to: PublicIdentity) -> bytes:
+    fresh = box[:KEY_SIZE]
+    return hashlib.blake2b(fresh + frm.id + to.id, digest_size=_DIRECTION_SIZE, person=b"migrator-dir").digest()
 
 
-def _signed(opening: bytes, frm: PublicIdentity, to: PublicIdentity, header: bytes) -> bytes:
-    return _PURPOSE + frm.id + to.id + opening + header
-
-
-def _key(ephemeral_static: bytes, static_static: bytes, opening: bytes) -> bytes:
-    kdf = HKDF(hashes.SHA256(), 32, salt=None, info=_PURPOSE + opening)
-    return kdf.derive(ephemeral_static + static_static)
+def _context(frm: PublicIdentity, to: PublicIdentity) -> bytes:
+    """What the encryption is bound to and the signature begins with: the purpose, and who speaks to whom."""
+    return _PURPOSE + frm.id + to.id
 
 
 def _article(role: Role) -> str:

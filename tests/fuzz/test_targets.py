@@ -26,7 +26,7 @@ VALUES: st.SearchStrategy[Any] = st.recursive(
     lambda inner: st.lists(inner, max_size=5) | st.dictionaries(WORDS, inner, max_size=4), max_leaves=10,
 )
 MESSAGES = st.dictionaries(WORDS, VALUES, max_size=7).map(lambda found: json.dumps(found).encode())
-DATAGRAMS = st.tuples(st.sampled_from([b"MGR1", b"MGA1", b"MRL1", b"MGS1", b"MI1.", b"MA1.", b"mi1:", b"wss://"]),
+DATAGRAMS = st.tuples(st.sampled_from([b"MGR1", b"MGA1", b"MRL1", b"MGS1", b"MGS2", b"MI1.", b"MA1.", b"mi1:", b"wss://"]),
                       st.binary(max_size=200)).map(b"".join)
 
 

@@ -13,14 +13,15 @@ from typing import Any
 
 import pytest
 
-from tests.tunnel.serving import LOOPBACK, Serving, runs, serving
+from tests.tunnel.serving import LOOPBACK, Serving, eventually, runs, serving
 from tunnel import agent as agents
 from tunnel import wire
-from tunnel.errors import OfferRejected, TunnelError
+from tunnel.channel import Calling
+from tunnel.errors import OfferRejected, PeerSilent, TunnelError
 from tunnel.identity import Identity, PublicIdentity
-from tunnel.peers import Peers
+from tunnel.peers import Peer, Peers
 from tunnel.rendezvous.server import SignallingServer
-from tunnel.seal import Opener, Role, seal
+from tunnel.seal import VERSION, Opener, Role, seal
 from tunnel.signalling import Signalling
 
 ALICE, BOB, EVE = (Identity.generate() for _ in range(3))
@@ -101,7 +102,8 @@ async def test_swapped_keys_and_candidates() -> None:
             lambda sender, _: (sender, offer(EVE, BOB.public, body=forged)),  # in Alice's name
             lambda _, __: (EVE.public.id.hex(), offer(EVE, BOB.public, body=forged)),  # in its own
             lambda sender, data: (sender, flipped(data, len(data) - 1)),
-            lambda sender, data: (sender, flipped(data, 10)),  # the ephemeral key
+            lambda sender, data: (sender, flipped(data, 10)),  # the direction
+            lambda sender, data: (sender, flipped(data, 20)),  # the fresh public key
             lambda sender, data: (sender, data[:44] + offer(EVE, BOB.public, body=forged)[44:]),
             lambda sender, _: (sender, b""),
         ):
@@ -247,6 +249,44 @@ def test_an_unpaired_or_removed_peer_gets_nothing(tmp_path: Path, monkeypatch: p
             assert LOOPBACK in said
 
     test()
+
+
+def test_a_peer_of_another_version_is_told_and_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = Agent(tmp_path, monkeypatch)
+    old = b"MGS1" + bytes(200)
+
+    @runs
+    async def test() -> None:
+        async with serving() as there:
+            task = await agent.wait(there)
+            assert await rings(there, ALICE, old) == []  # a stranger is not
+            agent.peers.pin("alice", ALICE.public)
+            assert await rings(there, ALICE, old) == [VERSION]
+            assert any("version 1" in line for line in agent.said)
+            # Never an answer to such an answer: two agents would go on for ever.
+            assert await rings(there, ALICE, b"MGS1") == []
+            assert agent.let_in == []
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    test()
+
+
+@runs
+async def test_who_calls_a_peer_of_another_version_learns_why() -> None:
+    """And nobody but the peer can end its waiting by that word: a true answer that comes later is taken."""
+    async with serving() as there, await Signalling.connect([there.server], BOB, waits=True) as bob:
+        said: list[str] = []
+        channel = Calling(ALICE, Peer("bob", BOB.public, (), 0.0), SESSION, [there.server], said.append)
+        await channel.send("offer")
+        rung = await bob.receive(5)
+        await bob.send(ALICE.public, b"MGS7", rung.line)
+        await eventually(lambda: bool(said))
+        with pytest.raises(PeerSilent, match="it is of version 7, this host reads 2: both hosts need the same"):
+            await channel.receive("answer", timeout=0.05)
+        await bob.send(ALICE.public, offer(BOB, ALICE.public, role="responder", body={"type": "answer"}), rung.line)
+        assert (await channel.receive("answer"))["type"] == "answer"
+        await channel.close()
 
 
 def test_a_removed_peer_cannot_answer_either() -> None:

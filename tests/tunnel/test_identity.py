@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tunnel import wire
 from tunnel.errors import TunnelFileUnusable
-from tunnel.identity import Identity, PublicIdentity
+from tunnel.identity import ENCRYPTED_EXTRA, Identity, PublicIdentity
 from tunnel.wire import Malformed
 
 IDENTITY = Identity.generate()
@@ -122,9 +122,17 @@ def test_signatures() -> None:
     assert not PublicIdentity(b"\xff" * 32, bytes(32)).verify(signature, b"data")
 
 
-def test_agreement() -> None:
-    other = Identity.generate()
-    assert IDENTITY.agree(other.public.x25519) == other.agree(IDENTITY.public.x25519)
-    for weak in (bytes(32), b"\1" + bytes(31), bytes(31), b""):  # of small order, or no key at all
+def test_encryption() -> None:
+    data = IDENTITY.public.encrypt(b"secret", b"purpose")
+    assert len(data) == len(b"secret") + ENCRYPTED_EXTRA
+    assert IDENTITY.decrypt(data, b"purpose") == b"secret"
+    for wrong in (b"", data[:-1], data + b"x", bytes(32) + data[32:], data[:32] + bytes(len(data) - 32)):
         with pytest.raises(Malformed):
-            IDENTITY.agree(weak)
+            IDENTITY.decrypt(wrong, b"purpose")
+    with pytest.raises(Malformed):
+        IDENTITY.decrypt(data, b"another purpose")
+    with pytest.raises(Malformed):
+        Identity.generate().decrypt(data, b"purpose")
+    for weak in (bytes(32), b"\1" + bytes(31)):  # of small order: everybody knows what such a key agrees on
+        with pytest.raises(Malformed):
+            PublicIdentity(IDENTITY.public.ed25519, weak).encrypt(b"secret", b"purpose")

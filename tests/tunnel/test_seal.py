@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from typing import Any
 
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from tunnel import wire
 from tunnel.errors import OfferRejected
 from tunnel.identity import Identity, PublicIdentity
-from tunnel.seal import LIFE_MAX, SESSIONS_MAX, SIZE_MAX, Opener, Role, seal
+from tunnel.seal import LIFE_MAX, SESSIONS_MAX, SIZE_MAX, VERSION, Opener, Role, other_version, seal
 
 ALICE, BOB, MALLORY = (Identity.generate() for _ in range(3))
 SESSION = bytes(range(16))
@@ -58,7 +60,7 @@ def test_somebody_else_cannot_pass_for_the_peer() -> None:
     # With the peer's name on it, as a rendezvous could write it there.
     forger = Identity.generate()
     forger.public = ALICE.public
-    rejected("changed on the way, or made with another key", offer(frm=forger))
+    rejected("its signature is wrong", offer(frm=forger))
 
 
 def test_swapped_keys_do_not_help() -> None:
@@ -66,9 +68,72 @@ def test_swapped_keys_do_not_help() -> None:
     hybrid = PublicIdentity(BOB.public.ed25519, MALLORY.public.x25519)
     rejected("not from this peer", offer(to=hybrid))
     caught = Identity.generate()
-    caught.public, caught.agree = hybrid, MALLORY.agree  # type: ignore[method-assign]
+    caught.public, caught.decrypt = hybrid, MALLORY.decrypt  # type: ignore[method-assign]
     body = Opener(caught, ALICE.public).open(offer(to=hybrid)).body  # she would have to have pinned the wrong key
     rejected("not from this peer", offer(frm=MALLORY, body=body))
+
+
+# --- Whoever holds the recipient's agreement key can read what is sent to it, and still not speak for anybody ---
+
+
+def opened_by_hand(data: bytes, by: Identity, frm: PublicIdentity, to: PublicIdentity) -> bytes:
+    """What is inside the seal, signature first, for who holds the private key that it was sealed to."""
+    return by.decrypt(data[12:], b"migrator seal 2\0" + frm.id + to.id)
+
+
+def sealed_by_hand(inner: bytes, frm: PublicIdentity, to: PublicIdentity) -> bytes:
+    """An offer as docs/tunnel.md describes it; its making takes no private key at all."""
+    box = to.encrypt(inner, b"migrator seal 2\0" + frm.id + to.id)
+    direction = hashlib.blake2b(box[:32] + frm.id + to.id, digest_size=8, person=b"migrator-dir").digest()
+    return b"MGS2" + direction + box
+
+
+def thief_of_bobs_agreement_key() -> Identity:
+    thief = Identity.generate()
+    thief.decrypt = BOB.decrypt  # type: ignore[method-assign]
+    return thief
+
+
+def test_the_thief_can_read_and_the_format_is_as_described() -> None:
+    inner = opened_by_hand(offer(), thief_of_bobs_agreement_key(), ALICE.public, BOB.public)
+    assert json.loads(inner[64 + 33 :]) == BODY
+    assert opener().open(sealed_by_hand(inner, ALICE.public, BOB.public)).body == BODY
+
+
+@pytest.mark.parametrize("what", ["sequence", "body", "session", "role", "expires", "signature"])
+def test_the_thief_cannot_change_what_alice_has_said(what: str) -> None:
+    inner = opened_by_hand(offer(), thief_of_bobs_agreement_key(), ALICE.public, BOB.public)
+    changed = bytearray(inner)
+    changed[{"signature": 0, "session": 64, "role": 80, "sequence": 88, "expires": 96, "body": -3}[what]] ^= 1
+    rejected("its signature is wrong", sealed_by_hand(bytes(changed), ALICE.public, BOB.public))
+
+
+def test_the_thief_cannot_speak_in_alices_name() -> None:
+    thief = thief_of_bobs_agreement_key()
+    header = opened_by_hand(offer(sequence=2), thief, ALICE.public, BOB.public)[64:]
+    signed = thief.sign(b"migrator seal 2\0" + ALICE.public.id + BOB.public.id + header)
+    for signature in (signed, bytes(64), offer()[:64]):
+        rejected("its signature is wrong", sealed_by_hand(signature + header, ALICE.public, BOB.public))
+
+
+def test_what_was_signed_for_another_is_worth_nothing() -> None:
+    """Mallory, a peer of Alice's too, passes on to Bob what Alice has sealed and signed for her."""
+    inner = opened_by_hand(offer(to=MALLORY.public), MALLORY, ALICE.public, MALLORY.public)
+    rejected("its signature is wrong", sealed_by_hand(inner, ALICE.public, BOB.public))
+
+
+def test_other_versions_are_told_apart() -> None:
+    data = offer()
+    for version, said in ((b"MGS1", "it is of version 1, this host reads 2"), (b"MGS3", "it is of version 3")):
+        for message in (version, version + data[4:], version + bytes(100)):
+            rejected(said, message)
+            assert other_version(message)
+    for message in (VERSION, data, b"", b"MGS", b"MGSx" + data[4:], b"MGR1" + data[4:]):
+        assert other_version(message) is None
+    rejected("it is not an offer", VERSION)
+
+
+# --- Changed, replayed, reflected ---
 
 
 def test_every_changed_byte_is_noticed() -> None:
