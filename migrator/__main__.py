@@ -35,18 +35,16 @@ def main(argv: list[str] | None = None) -> int:
     except DocumentedError as error:
         return _report(error)
     except Exception as error:
-        if log.level >= log.Level.DEBUG:
-            raise
-        return _report(as_ours(error))
+        return _report(as_ours(error), error)
     finally:
         _drop_unwritten(sys.stderr)
 
 
-def _report(error: DocumentedError) -> int:
+def _report(error: DocumentedError, of: BaseException | None = None) -> int:
     if log.level >= log.Level.DEBUG:
         import traceback
 
-        traceback.print_exception(error)
+        log.debug("".join(traceback.format_exception(of or error)))
     if log.as_json:
         _print(lambda: print(json.dumps({"error": error.to_json()})))
     log.error(str(error), **({"error": error.to_json()} if log.as_json else {}))

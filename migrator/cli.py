@@ -7,7 +7,7 @@ import argparse
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -36,6 +36,7 @@ class Result:
     data: dict[str, Any]
     text: str = ""
     status: int = 0
+    paint: Callable[[str], str] = str  # colours, put into what of `text` a terminal is shown
 
 
 class Parser(argparse.ArgumentParser):
@@ -169,7 +170,7 @@ def show(result: Result) -> None:
     if log.as_json:
         print(json.dumps(result.data))
     elif result.text and not (log.level == log.Level.QUIET and "stage" in result.data):
-        print(result.text)  # with -q only what was asked for (status, check), not what a stage reports
+        log.show(result.text, result.paint)  # with -q only what was asked for (status, check), not what a stage reports
 
 
 def dry_run(commands: Sequence[tuple[str, Sequence[str]]]) -> Result:

@@ -16,6 +16,7 @@ Exit statuses
 from __future__ import annotations
 
 import errno
+import itertools
 import socket
 from typing import Any
 
@@ -25,6 +26,8 @@ EXIT_OK = 0
 EXIT_WARNINGS = 1
 EXIT_USAGE = 2
 SIGNAL_BASE = 128
+FIELDS_MAX = 32  # that the other host's error may have
+FIELD_MAX = 4000  # characters of each
 
 
 class MigratorError(DocumentedError):
@@ -526,7 +529,8 @@ def from_json(data: dict[str, Any], host: str) -> MigratorError:
     fields = data.get("fields")
     if issubclass(cls, OutcomeError) or not isinstance(fields, dict):
         cls, fields = InternalError, {"reason": str(data.get("message"))[:1000]}
-    named = {"host": host} if issubclass(cls, _HasLog) else {}  # an older version does not say
-    error = cls(**named | {str(key): str(value)[:4000] for key, value in fields.items()})
-    error.host = host
+    named = {"host": host[:255]} if issubclass(cls, _HasLog) else {}  # an older version does not say
+    some = itertools.islice(fields.items(), FIELDS_MAX)
+    error = cls(**named | {str(key)[:100]: str(value)[:FIELD_MAX] for key, value in some})
+    error.host = host[:255]
     return error

@@ -33,6 +33,7 @@ GREETING = struct.Struct("!8sHI")  # magic, protocol version, length of the JSON
 HEADER = struct.Struct("!BBHI")  # kind, flags, check, length of the body
 
 GREETING_MAX = 64 * 1024  # bytes
+HOST_MAX = 255  # characters of a host's name
 CONTROL_MAX = 4 * 1024 * 1024
 SEGMENT_MAX = 4 * 1024 * 1024  # raw bytes in a segment
 
@@ -116,11 +117,16 @@ def parse_greeting(head: bytes, body: memoryview) -> Greeting:
         raise ProtocolError(reason=f"it speaks version {version}{_said(body)}; this one speaks {VERSION}")
     data = parse_json(body)
     program, host, timeout = data.get("program"), data.get("host"), data.get("timeout")
-    if not isinstance(program, str) or not isinstance(host, str):
+    if not isinstance(program, str) or not isinstance(host, str) or not _is_name(host):
         raise ProtocolError(reason="its greeting lacks program or host")
     if not isinstance(timeout, int | float) or not 0 < timeout < 1e6:
         raise ProtocolError(reason="its greeting lacks a timeout that makes sense")
-    return Greeting(program[:100], host[:255], timeout)
+    return Greeting(program[:100], host, timeout)
+
+
+def _is_name(host: str) -> bool:
+    """Whether that may be what a host is called, as errors and `status` show it: printable, without blanks."""
+    return 0 < len(host) <= HOST_MAX and host.isprintable() and " " not in host
 
 
 def header(kind: Kind, flags: int, body: Sequence[Bytes]) -> bytes:

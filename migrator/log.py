@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What a command says while it works: to stderr, so that stdout stays for data.
 
-Plain lines, colour only on a terminal that wants it (NO_COLOR), and JSON lines with `--json`.
+Plain lines, colour only on a terminal that wants it (NO_COLOR), and JSON lines with `--json`. Whatever is said goes
+through `tunnel.printable` here, as does what `show` prints: much of it was written by another host or a container.
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
+
+from tunnel import printable
 
 
 class Level(enum.IntEnum):
@@ -52,7 +56,7 @@ def _line(kind: str, text: str, fields: dict[str, Any]) -> str:
     if as_json:
         return json.dumps({"type": kind, "time": round(time.time(), 3), "message": text, **fields})
     prefix = {"error": "migrator: ", "warning": "migrator: warning: ", "cure": "  "}.get(kind, "")
-    line = f"{prefix}{text}"
+    line = printable.encodable(f"{prefix}{printable.message(text)}", sys.stderr)
     return f"{_STYLES[kind]}{line}\033[0m" if kind in _STYLES and colour() else line
 
 
@@ -61,6 +65,12 @@ def at_signal(text: str) -> None:
     if level >= Level.NORMAL:
         with contextlib.suppress(OSError):
             os.write(2, f"{_line('warning', text, {})}\n".encode())
+
+
+def show(text: str, paint: Callable[[str], str] = str) -> None:
+    """What the command was asked for, to stdout. Line ends stay: what is from elsewhere has none."""
+    shown = printable.encodable(printable.text(text), sys.stdout)
+    print(paint(shown) if colour() else shown, flush=True)
 
 
 def info(text: str, **fields: Any) -> None:

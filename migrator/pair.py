@@ -227,7 +227,10 @@ def _paired(pairing: _Pairing) -> Result:
 
 def _print(data: dict[str, Any], text: str) -> None:
     """Part of the result, which somebody waits for before there is a whole."""
-    print(json.dumps(data) if log.as_json else text, flush=True)
+    if log.as_json:
+        print(json.dumps(data), flush=True)
+    else:
+        log.show(text)
 
 
 def _asked(question: str) -> str:

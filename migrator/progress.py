@@ -8,6 +8,7 @@ import time
 
 from migrator import holder, log
 from migrator.report import duration, size
+from tunnel import printable
 
 EVERY_TERMINAL = 0.2  # seconds between two updates
 EVERY_JSON = 1.0
@@ -45,7 +46,8 @@ class Progress:
                     seconds_left=round(left, 1) if left is not None else None)
         elif self._terminal:
             self._drawn = True
-            log.write(f"\r\033[K{line(self._what, done, self._total, rate, left)}")
+            shown = printable.line(line(self._what, done, self._total, rate, left))
+            log.write(f"\r\033[K{printable.encodable(shown, sys.stderr)}")
 
 
 def line(what: str, done: int, total: int, rate: float, left: float | None) -> str:

@@ -21,7 +21,7 @@ from tunnel import service
 from tunnel.agent import accept
 from tunnel.config import Server
 from tunnel.identity import Identity
-from tunnel.notify import notify
+from tunnel.notify import notify, status
 from tunnel.outlook import Policy
 from tunnel.peers import Peers
 from tunnel.service import Purpose
@@ -40,7 +40,7 @@ def wait(identity: Identity, peers: Peers, servers: Sequence[Server], *, policy:
 async def _wait(identity: Identity, peers: Peers, servers: Sequence[Server], policy: Policy, once: bool) -> None:
     def tell(text: str) -> None:
         log.info(text)
-        notify(f"STATUS={text}")
+        status(text)
 
     work = asyncio.create_task(
         accept(identity, peers, servers, _serve, policy=policy, once=once, program=migrator.__version__,

@@ -86,6 +86,7 @@ def run(args: argparse.Namespace) -> Result:
                    "destination": record.dump(looked.destination) if looked.destination else None}},
         shown(found, words[verdict]),
         status,
+        paint=findings.painted,
     )
 
 

@@ -43,7 +43,7 @@ def run(args: argparse.Namespace, journal: Journal, container: lxc.Container, mi
                     args.max_rounds, args.max_downtime, stop_timeout=args.stop_timeout,
                     measured=bandwidth.measure(there))
         found = _described(args, migration, container, there, looked, first)
-        return Result({**found.data, "plan": plan.to_json()}, f"{plan.text}\n{found.text}")
+        return Result({**found.data, "plan": plan.to_json()}, f"{plan.text}\n{found.text}", paint=found.paint)
 
 
 def _described(args: argparse.Namespace, migration: Migration | None, container: lxc.Container, there: Connection,

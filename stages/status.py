@@ -14,6 +14,7 @@ from migrator.holder import Holder
 from migrator.journal import DEFAULT_PATH, Journal, Migration
 from migrator.layout import Layout
 from migrator.report import duration, size, table
+from tunnel import printable
 
 NAME = "status"
 HELP = "show the migrations of this host"
@@ -128,6 +129,6 @@ def _text(found: list[Migration], workers: dict[str, Holder | None], *, events: 
             text += f"\n\n{migration.name} {migration.id}"
             for event in migration.events():
                 at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.time))
-                reason = f"  {event.detail['reason']}" if "reason" in event.detail else ""
+                reason = f"  {printable.line(str(event.detail['reason']))}" if "reason" in event.detail else ""
                 text += f"\n  {at}.{int(event.time % 1 * 1000):03d}  {event.phase:6}  {event.step}{reason}"
     return text

@@ -7,6 +7,13 @@ import contextlib
 import os
 import socket
 
+from tunnel import printable
+
+
+def status(text: str) -> None:
+    """What `systemctl status` shows beside the service. One line, whatever is in it: the next would be an order."""
+    notify(f"STATUS={printable.line(text)}")
+
 
 def notify(state: str) -> None:
     """Send for example `READY=1` or `STOPPING=1`; nothing where systemd does not listen."""

@@ -9,11 +9,12 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import enum
+import re
 from collections.abc import Collection, Iterable
 from typing import Any
 
-from migrator import log
 from migrator.errors import UsageError
+from tunnel import printable
 
 
 class Severity(enum.StrEnum):
@@ -54,7 +55,7 @@ class Code:
     memory_only: bool = False
 
     def found(self, message: str, cure: str = "", *, severity: Severity | None = None) -> Finding:
-        return Finding(self.name, severity or self.severity, _printable(message), _printable(cure))
+        return Finding(self.name, severity or self.severity, message, cure)
 
 
 _codes: dict[str, Code] = {}
@@ -113,25 +114,25 @@ def ordered(findings: Iterable[Finding]) -> list[Finding]:
 
 
 _STYLES = {Severity.ERROR: "\033[31;1m", Severity.WARNING: "\033[33;1m", Severity.INFO: "\033[2m"}
+_HEADS = re.compile(rf"^(?:{'|'.join(Severity)})(?= +[a-z0-9-]+: )", re.MULTILINE)
 
 
-def render(findings: Iterable[Finding], *, colour: bool | None = None) -> str:
-    """The findings for people: severity, code and sentence, then the cure, one below the other."""
-    painted = log.colour() if colour is None else colour
+def render(findings: Iterable[Finding]) -> str:
+    """The findings for people: severity, code and sentence, then the cure, one below the other.
+
+    Names of files and processes come from the container, which may have put line ends into them.
+    """
     lines = []
     for finding in ordered(findings):
-        word = f"{finding.severity.value:<8}"
-        if painted:
-            word = f"{_STYLES[finding.severity]}{word}\033[0m"
-        lines.append(f"{word} {finding.code}: {finding.message}")
+        lines.append(f"{finding.severity.value:<8} {finding.code}: {printable.line(finding.message)}")
         if finding.cure:
-            lines.append(f"{'':8} -> {finding.cure}")
+            lines.append(f"{'':8} -> {printable.line(finding.cure)}")
     return "\n".join(lines)
 
 
-def _printable(text: str) -> str:
-    """Names of files and processes come from the container, which may have put a terminal's control codes into them."""
-    return "".join(character if character.isprintable() else f"\\x{ord(character):02x}" for character in text)
+def painted(text: str) -> str:
+    """What `render` has made, with its severities in colour."""
+    return _HEADS.sub(lambda found: f"{_STYLES[Severity(found[0])]}{found[0]}\033[0m", text)
 
 
 def to_json(findings: Iterable[Finding]) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from migrator.preflight.findings import (
     catalogue,
     check_ignored,
     define,
+    painted,
     render,
     to_json,
     verdict,
@@ -59,18 +60,18 @@ def test_a_code_is_defined_once() -> None:
 
 
 def test_render() -> None:
-    assert render(BLOCKING, colour=False).splitlines() == [
+    assert render(BLOCKING).splitlines() == [
         "error    destination-not-btrfs: /pool on there is on ext4.",
         "         -> Mount a btrfs file system on /pool, or choose another path with --destination-lxcpath.",
     ]
     assert render([]) == ""
-    assert "\033[31;1merror" in render(BLOCKING, colour=True)
+    assert painted(render(BLOCKING)).startswith("\033[31;1merror\033[0m    destination-not-btrfs")
 
 
 def test_render_keeps_control_codes_out() -> None:
     """A process in the container may call itself what it likes."""
     seen = notes(("traced", "x\033]0;owned\a\n"), ("anon-inode", "a\033[2J"))
-    text = render(find(SOURCE, DESTINATION, change(CONTAINER, {"tasks.notes": seen})), colour=False)
+    text = render(find(SOURCE, DESTINATION, change(CONTAINER, {"tasks.notes": seen})))
     assert "owned" in text and "[2J" in text
     assert "\033" not in text and "\a" not in text
 

@@ -466,5 +466,5 @@ def test_find_never_raises(source: HostFacts, destination: HostFacts | None, con
                            options: PlanOptions) -> None:
     found = preflight.find(source, destination, container, options)
     assert {finding.code for finding in found} <= set(codes())
-    assert render(found, colour=False) or not found
+    assert render(found) or not found
     verdict(found)
