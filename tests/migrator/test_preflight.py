@@ -170,6 +170,7 @@ FOUND: list[tuple[str, Severity, Change, str]] = [
     ("bridge-missing", ERROR, Change(options={"bridges": {"lxcbr0": "br9"}}), "no bridge br9 (it has lxcbr0)"),
     ("bridge-missing", ERROR, Change(destination={"interfaces": (LO,)}), "and no other"),
     ("not-a-bridge", ERROR, Change(destination={"interfaces": (LO, Interface("lxcbr0", "dummy"))}), "dummy"),
+    ("not-a-bridge", ERROR, Change(destination={"interfaces": (LO, Interface("lxcbr0", "openvswitch"))}), "openvswitch"),
     ("link-missing", ERROR, Change(container={"config.nets": net(type="phys", link="enp3s0")}), "enp3s0"),
     ("mtu-smaller", WARNING, Change(destination={"interfaces": (dataclasses.replace(BRIDGE, mtu=1400),)}), "mtu 1500"),
     ("foreign-subnet", WARNING, Change(destination={
