@@ -108,7 +108,8 @@ def send_command(snapshot: Path, parent: Path | None) -> list[str]:
 
 def receive_command(folder: Path) -> list[str]:
     # -e ends at the end mark of one stream, so that a stream cut short is an error and not an early success.
-    return ["btrfs", "receive", "-q", "-e", str(folder)]
+    # -C lets it see nothing but the folder, whatever paths and links the stream has.
+    return ["btrfs", "receive", "-q", "-e", "-C", str(folder)]
 
 
 class SendStream:

@@ -286,6 +286,20 @@ class Blocked(MigratorError):
 # --- The other host -------------------------------------------------------------------------------------------
 
 
+class NotAllowed(MigratorError):
+    """{host_name} does not let {caller} do that: {reason}."""
+
+    status = 41
+    cure = "{fix}"
+
+
+class ConsentNeeded(MigratorError):
+    """{host_name} does not take from {caller} what reaches out of the container {name}: {lines}."""
+
+    status = 49
+    cure = "Remove these lines and start the container anew, or, to trust them there: {fix}"
+
+
 class DestinationInvalid(MigratorError):
     """{destination} is not a destination: {reason}."""
 

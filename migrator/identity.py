@@ -58,6 +58,13 @@ def is_own_copy(journal: Journal, layout: Layout, origin: str, *, renamed: bool)
     return went is not None and bool(origin) and _origin(went) == origin
 
 
+def is_of(journal: Journal, snapshot: Path, origin: str) -> bool:
+    """Whether a snapshot that migrations keep was made or received by one of the container with that origin."""
+    id_ = snapshot.name.partition(".")[0]
+    found = [journal.by_id(id_, role) for role in (Role.SOURCE, Role.DESTINATION)]
+    return any(each and _origin(each) == origin for each in found)
+
+
 def refuse_foreign(journal: Journal, layout: Layout, origin: str, *, renamed: bool) -> None:
     """A container of that name may be here only as the stopped, fenced copy of one that has moved away."""
     if layout.container.exists() and not is_own_copy(journal, layout, origin, renamed=renamed):

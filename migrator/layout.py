@@ -2,9 +2,9 @@
 """Where a migration's things lie on a host. Every name carries the migration's id, so that several run side by side.
 
     LXCPATH/.migrator/NAME/ID.N          read-only snapshot of round N, or what was received of it
-    LXCPATH/.migrator/NAME/ID.spool/     what has arrived and is not used yet
-    LXCPATH/.migrator/NAME/ID.old/       what the arriving container takes the place of
-    LXCPATH/.migrator/NAME/ID.images/    memory images, where memory has no room for them
+    LXCPATH/.migrator/NAME+/ID.spool/    what has arrived and is not used yet
+    LXCPATH/.migrator/NAME+/ID.old/      what the arriving container takes the place of
+    LXCPATH/.migrator/NAME+/ID.images/   memory images, where memory has no room for them
     /run/migrator/ID/                    memory images, on a tmpfs of their own
 """
 
@@ -24,6 +24,7 @@ from migrator.errors import Busy
 
 RUNTIME = Path("/run/migrator")
 FOLDER = ".migrator"
+WORK = "+"
 _MS_NOSUID, _MS_NODEV = 2, 4  # mount(2), linux/mount.h
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8  # umount2(2)
 
@@ -46,23 +47,32 @@ class Layout:
 
     @property
     def folder(self) -> Path:
-        """Everything that migrations of this container keep on disk."""
+        """The snapshots that migrations of this container keep, and nothing else.
+
+        `btrfs receive` is confined to it, and what it reads may lead it to anything that lies there.
+        """
         return self.lxcpath / FOLDER / self.name
+
+    @property
+    def work(self) -> Path:
+        """Everything else that they keep on disk. No container has such a name."""
+        return self.lxcpath / FOLDER / f"{self.name}{WORK}"
 
     def snapshot(self, round: int) -> Path:
         return self.folder / f"{self.id}.{round}"
 
     @property
     def spool(self) -> Path:
-        return self.folder / f"{self.id}.spool"
+        return self.work / f"{self.id}.spool"
 
     @property
     def old(self) -> Path:
-        return self.folder / f"{self.id}.old"
+        return self.work / f"{self.id}.old"
 
     def make_folder(self) -> None:
-        """Create `folder`, only for root."""
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        """Create `folder` and `work`, only for root."""
+        for path in (self.folder, self.work):
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.folder.parent.chmod(0o700)
 
     def snapshots(self) -> list[Path]:
@@ -86,7 +96,7 @@ class Layout:
         return next((path for path in self.image_folders() if path.is_dir()), None)
 
     def image_folders(self) -> list[Path]:
-        return [RUNTIME / self.id, self.folder / f"{self.id}.images"]
+        return [RUNTIME / self.id, self.work / f"{self.id}.images"]
 
     def drop_images(self) -> None:
         for path in self.image_folders():
@@ -97,7 +107,7 @@ class Layout:
 
     def tidy(self) -> None:
         """Remove the folders that are empty now."""
-        for path in (self.folder, self.folder.parent):
+        for path in (self.work, self.folder, self.folder.parent):
             with contextlib.suppress(OSError):
                 path.rmdir()
 

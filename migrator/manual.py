@@ -25,7 +25,8 @@ FILES = (
     ("/var/lib/migrator/journal.db", "the journal: what this host knows of each migration (SQLite)"),
     ("/var/log/migrator/", "CRIU's logs of dumps and restores that failed"),
     ("/run/migrator/", "locks, and memory images while a migration is under way"),
-    ("LXCPATH/.migrator/NAME/", "snapshots that the next move can start from, and what has arrived"),
+    ("LXCPATH/.migrator/NAME/", "snapshots that the next move can start from"),
+    ("LXCPATH/.migrator/NAME+/", "what has arrived and is not used yet"),
 )
 EXAMPLE = """\
 on the source        migrator check web -d root@hostb

@@ -16,6 +16,7 @@ _MIGRATION = re.compile(r"[0-9a-f]{8}")
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _INTERFACE = re.compile(r"[^\s/:\x00-\x1f\x7f\"]+")
 _INTERFACE_MAX = 15  # bytes, IFNAMSIZ without the zero at the end
+_HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}")
 PATH_MAX = 4096
 
 
@@ -55,6 +56,13 @@ def interface_name(name: str) -> str:
     if not _INTERFACE.fullmatch(name) or name in (".", "..") or len(os.fsencode(name)) > _INTERFACE_MAX:
         raise InvalidName(what="The interface name", name=repr(name[:20]), reason="it is malformed")
     return name
+
+
+def host_name(text: str) -> str:
+    """A host's name as one can be given (hostname(7)); raises InvalidName."""
+    if not _HOST.fullmatch(text):
+        raise InvalidName(what="The host name", name=repr(text[:40]), reason="not all of its characters are allowed")
+    return text
 
 
 def lxcpath(text: str) -> Path:

@@ -14,7 +14,7 @@ import sys
 import time
 from typing import Any
 
-from migrator import cli, log
+from migrator import cli, grant, log
 from migrator.cli import Result
 from migrator.errors import UsageError
 from tunnel import config, exchange, files, mailbox, offline, peers
@@ -39,6 +39,7 @@ class _Pairing:
         self.identity = Identity.load(files.STATE / "identity")
         self.peers = Peers(files.STATE / "peers")
         self.servers = _servers(args)
+        self.words = grant.words_of(receive="receive" in args.allow, lxcpaths=args.lxcpath, hooks=args.accept_hooks)
 
     @property
     def urls(self) -> tuple[str, ...]:
@@ -49,6 +50,12 @@ class _Pairing:
 
     def pin(self, partner: Partner) -> None:
         self.peers.pin(self.name, partner.public, partner.rendezvous)
+        self.allow()
+
+    def allow(self) -> None:
+        """Let it do what this command line says; one that says nothing leaves that as it was."""
+        if self.words:
+            self.peers.allow(self.name, self.words)
 
 
 def run(args: argparse.Namespace) -> Result | None:
@@ -77,6 +84,7 @@ def invite(args: argparse.Namespace) -> Result:
         command = f"migrator peer join {code} --name {_host_name() or 'NAME'}{where}"
         _print({"code": str(code), "command": command}, str(code))
         log.info(f"On the other host, within ten minutes: {command}")
+        log.info("If containers shall be moved there from here, with --allow receive behind it.")
 
     asyncio.run(mailbox.invite(pairing.servers, pairing.identity, show=show, check=pairing.check, pin=pairing.pin))
     return _paired(pairing)
@@ -175,7 +183,9 @@ def add(args: argparse.Namespace) -> Result:
 
         exchange.pair(call, pairing.identity, pairing.peers, name=pairing.name, own_name=own_name,
                       rendezvous=pairing.urls)
+        pairing.allow()
         connection.close()
+    log.info(f"On {target}, for containers to be moved there from here: migrator peer allow {own_name} receive")
     return _paired(pairing)
 
 

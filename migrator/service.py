@@ -12,10 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from migrator import config_reader, container_config, lxc, names
+from migrator import config_reader, container_config, names
 from migrator.behind import Behind
 from migrator.container_config import Carried
 from migrator.errors import NoMigration, ProtocolError
+from migrator.grant import KNOWN_MAX, ROOT, UNFINISHED_MAX, Grant
 from migrator.journal import Journal, Migration
 from migrator.layout import Layout, locked
 from migrator.states import Role
@@ -34,8 +35,10 @@ class Place(NamedTuple):
 class Service:
     """One connection's journal and locks; a container stays locked until the connection ends."""
 
-    def __init__(self, journal: Journal, stack: contextlib.ExitStack) -> None:
+    def __init__(self, journal: Journal, stack: contextlib.ExitStack, grant: Grant = ROOT) -> None:
         self.journal = journal
+        self.grant = grant  # what the other side may do here
+        self.looks = 0  # how often it has had this host looked at
         self._stack = stack
         self._locked: set[str] = set()
         self.behind: Behind | None = None  # the import of what this connection has brought last
@@ -62,16 +65,28 @@ class Service:
 
     def lxcpath(self, fields: Mapping[str, Any]) -> Path:
         """The LXC path that the source asked for, or this host's own."""
-        wanted = fields.get("lxcpath")
-        return names.lxcpath(str(wanted)) if wanted else lxc.default_lxcpath()
+        return self.grant.lxcpath(str(fields.get("lxcpath") or ""))
+
+    def known(self, fields: Mapping[str, Any]) -> Migration | None:
+        """The migration to this host that the source speaks of, which must be its own; None where there is none."""
+        migration = self.journal.by_id(names.migration_id(str(fields["id"])), Role.DESTINATION)
+        if migration:
+            self.grant.check_owner(migration)
+        return migration
+
+    def refuse_crowds(self) -> None:
+        """Raises NotAllowed where a caller who is not root has begun too much."""
+        if self.grant.restricted:
+            own = [each for each in self.journal.all() if each.detail.get("caller") == self.grant.caller]
+            if len(own) >= KNOWN_MAX or sum(not each.ended for each in own) >= UNFINISHED_MAX:
+                raise self.grant.refusal("it has too many migrations here")
 
     def find(self, fields: Mapping[str, Any]) -> Migration | None:
         """The migration that the source speaks of, locked; None when this host does not know it."""
-        id_ = names.migration_id(str(fields["id"]))
-        migration = self.journal.by_id(id_, Role.DESTINATION)
+        migration = self.known(fields)
         if migration:
             self.lock(migration.name)
-            migration = self.journal.by_id(id_, Role.DESTINATION)  # it may have moved on before we had the lock
+            migration = self.known(fields)  # it may have moved on before we had the lock
         return migration
 
     def migration(self, fields: Mapping[str, Any]) -> Migration:
@@ -82,16 +97,19 @@ class Service:
         return migration
 
 
-def keep_config(layout: Layout, fields: Mapping[str, Any]) -> None:
-    """Store the container's configuration as it came from the source, until the container is defined here."""
-    text, includes, bridges = str(fields["config"]), fields["includes"], fields["bridges"]
-    if not isinstance(includes, dict) or not isinstance(bridges, dict):
+def keep_config(layout: Layout, fields: Mapping[str, Any], *, includes: bool = True) -> None:
+    """Store the container's configuration as it came from the source, until the container is defined here.
+
+    Without `includes` nothing that it includes comes along: this host's own files of that name serve.
+    """
+    text, included, bridges = str(fields["config"]), fields["includes"], fields["bridges"]
+    if not isinstance(included, dict) or not isinstance(bridges, dict):
         raise ProtocolError(reason="includes and bridges must be objects")
-    if len(includes) > config_reader.INCLUDE_LIMIT or len(text) > config_reader.SIZE_LIMIT:
+    if len(included) > config_reader.INCLUDE_LIMIT or len(text) > config_reader.SIZE_LIMIT:
         raise ProtocolError(reason="the configuration is too large")
     data = {
         "text": text,
-        "includes": {str(path): str(value) for path, value in includes.items()},
+        "includes": {str(path): str(value) for path, value in included.items()} if includes else {},
         "bridges": {names.interface_name(str(a)): names.interface_name(str(b)) for a, b in bridges.items()},
     }
     container_config.write_file(layout.spool / CONFIG_FILE, json.dumps(data), mode=0o600)

@@ -59,7 +59,7 @@ async def _serve(tunnel: Tunnel) -> None:
     """What a session gets: each connection through its tunnel is one `migrator serve`, or a measurement."""
 
     async def connected(purpose: Purpose, connection: socket.socket) -> None:
-        work = _bench if purpose is Purpose.BENCH else _migrate
+        work = _bench if purpose is Purpose.BENCH else partial(_migrate, tunnel.peer.public.id)
         keep = connection.dup()
         done = _in_thread(partial(work, connection))
         try:
@@ -97,10 +97,13 @@ def _in_thread(work: Callable[[], None]) -> asyncio.Future[None]:
     return done
 
 
-def _migrate(connection: socket.socket) -> None:
-    """Answer one source, in a process of its own: whatever happens to it, the tunnel and other sessions go on."""
+def _migrate(peer: bytes, connection: socket.socket) -> None:
+    """Answer the peer with that id as far as it may ask.
+
+    In a process of its own: whatever happens to it, the tunnel and other sessions go on.
+    """
     try:
-        with started([sys.executable, "-m", "migrator", "serve"], stdin=connection.fileno(),
+        with started([sys.executable, "-m", "migrator", "serve", "--peer", peer.hex()], stdin=connection.fileno(),
                      stdout=connection.fileno()) as program:
             connection.close()
             status = program.process.wait()

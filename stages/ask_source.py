@@ -123,6 +123,8 @@ def source_state(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     """
     id_ = names.migration_id(str(fields["id"]))
     migration = service.journal.by_id(id_, Role.SOURCE)
+    if migration:
+        service.grant.check_destination(migration)
     if migration and migration.owes and fields.get("never") is True:
         with contextlib.suppress(Busy):
             service.lock(migration.name)

@@ -15,9 +15,10 @@ import time
 from collections.abc import Collection, Iterable
 from typing import Any
 
-from migrator import bandwidth, cli, identity, layout, log, lxc, names, plan
+from migrator import bandwidth, cli, consent, identity, layout, log, lxc, names, plan
 from migrator.cli import Result
 from migrator.errors import EXIT_OK, EXIT_WARNINGS, Blocked
+from migrator.grant import FACTS_MAX
 from migrator.journal import DEFAULT_PATH, Journal
 from migrator.peer import connected
 from migrator.preflight import arp, checks_network, container_facts, findings, host_facts, record
@@ -28,6 +29,8 @@ from migrator.preflight.findings import Finding, Severity, Verdict
 from migrator.preflight.host_facts import HostFacts, Query
 from migrator.protocol import Connection
 from migrator.service import Service
+
+PATHS_MAX = 100  # whose existence a caller who is not root learns at a time
 
 NAME = "check"
 HELP = "will this container survive the move? (on the source)"
@@ -167,9 +170,7 @@ def look(args: argparse.Namespace, container: lxc.Container, there: Connection |
 
 def _named(args: argparse.Namespace, container: lxc.Container) -> dict[str, str]:
     """What the destination must know to tell an earlier copy of this container from another container."""
-    wanted = identity.new_name(args)
-    if not wanted:
-        return {"name": container.name}
+    wanted = identity.new_name(args) or container.name
     with Journal(DEFAULT_PATH) as journal:
         return {"name": wanted, "source_name": container.name,
                 "origin": identity.origin(journal, container.name, container.lxcpath)}
@@ -217,11 +218,27 @@ def facts(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     """What this host is, for the source's preflight."""
     query = record.load(Query, fields["query"])
     lxcpath = service.lxcpath(fields)
+    if service.grant.restricted:
+        query = _narrowed(service, query)
     here = layout.Layout(lxcpath, names.container_name(str(fields["name"])), "")
-    fenced = identity.is_own_copy(service.journal, here, str(fields.get("origin", "")),
-                                  renamed=fields.get("source_name", here.name) != here.name)
-    return {"facts": record.dump(host_facts.gather(dataclasses.replace(query, lxcpath=str(lxcpath)))),
-            "fenced_copy": fenced}
+    renamed = fields.get("source_name", here.name) != here.name or service.grant.restricted
+    fenced = identity.is_own_copy(service.journal, here, str(fields.get("origin", "")), renamed=renamed)
+    found = host_facts.gather(dataclasses.replace(query, lxcpath=str(lxcpath)))
+    found = dataclasses.replace(found, hooks_fix=service.grant.hooks_fix)
+    return {"facts": record.dump(found), "fenced_copy": fenced}
+
+
+def _narrowed(service: Service, query: Query) -> Query:
+    """What a caller who is not root may have this host looked at for; raises NotAllowed.
+
+    Whether a path exists it learns of what a container may need that reaches out nowhere; of any other only where it
+    may bring such containers, which could find out as well.
+    """
+    service.looks += 1
+    if service.looks > FACTS_MAX:
+        raise service.grant.refusal("it has asked for this host's facts too often over one connection")
+    paths = query.paths if service.grant.hooks else tuple(filter(consent.may_be_asked, query.paths))
+    return dataclasses.replace(query, images=str(layout.RUNTIME.parent), paths=paths[:PATHS_MAX])
 
 
 HANDLERS = {"facts": facts, "measure": bandwidth.answer}

@@ -18,7 +18,7 @@ from migrator import advice, btrfs, cli, container_config, lxc
 from migrator.cli import Result
 from migrator.errors import AlreadyMigrating, ContainerNotFound
 from migrator.journal import DEFAULT_PATH, Journal, Migration
-from migrator.layout import FOLDER, RUNTIME, Layout, locked, remove_images
+from migrator.layout import FOLDER, RUNTIME, WORK, Layout, locked, remove_images
 from migrator.report import size
 
 NAME = "cleanup"
@@ -85,7 +85,7 @@ def clean_container(cleaner: Cleaner, journal: Journal, name: str, lxcpath: Path
             if btrfs.is_subvolume(rootfs):
                 cleaner.remove(rootfs, btrfs.delete)
             cleaner.remove(layout.container, shutil.rmtree)
-    _clean_folder(cleaner, layout.folder, {migration.id} if not migration.ended else set())
+    _clean_folder(cleaner, layout.work, {migration.id} if not migration.ended else set())
     if not cleaner.dry_run:
         layout.tidy()
 
@@ -103,13 +103,13 @@ def _clean_leftovers(cleaner: Cleaner, journal: Journal, lxcpath: Path) -> None:
         if re.fullmatch(r"[0-9a-f]{8}", path.name) and path.name not in alive:
             cleaner.remove(path, remove_images)
     root = lxcpath / FOLDER
-    for folder in sorted(root.iterdir()) if root.is_dir() else []:
-        with locked(folder.name):
-            layout = Layout(lxcpath, folder.name, "00000000")
+    for name in sorted({path.name.removesuffix(WORK) for path in root.iterdir()} if root.is_dir() else ()):
+        with locked(name):
+            layout = Layout(lxcpath, name, "00000000")
             for path in layout.snapshots():
                 if path.name.split(".")[0] not in alive | kept:
                     cleaner.remove(path, btrfs.delete)
-            _clean_folder(cleaner, folder, alive)
+            _clean_folder(cleaner, layout.work, alive)
             if not cleaner.dry_run:
                 layout.tidy()
 

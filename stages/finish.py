@@ -96,6 +96,7 @@ def prune(layout: Layout) -> None:
     """Keep only the newest snapshot, which both hosts have: the next move can start from it."""
     for path in layout.snapshots()[:-1]:
         btrfs.delete(path)
+    layout.tidy()
 
 
 def described(migration: Migration) -> Result:

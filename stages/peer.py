@@ -3,7 +3,11 @@
 
 Pairing is done once. `migrator peer invite --name HOSTB` prints a code and waits; on the other host
 `migrator peer join CODE --name HOSTA` completes it. NAME is what this host will call the other. Both then know each
-other's identity, and `-d peer:NAME` moves containers there, through NAT if need be.
+other's identity. What the other may do here is said with `--allow receive`, or later by `migrator peer allow HOSTA
+receive`: then its `-d peer:NAME` moves containers here, through NAT if need be. By default it may do nothing.
+
+To receive is to trust: the memory of a container is code that runs here. What in its configuration reaches out of it
+(hooks, mounts, devices) comes along only with `--accept-hooks`.
 
 A code can be tried once, within ten minutes. Without any server, `--offline` pairs by copy and paste; where SSH works,
 `migrator peer add root@host` needs nothing else.
@@ -15,8 +19,9 @@ import argparse
 import time
 from typing import TYPE_CHECKING, Any
 
-from migrator import cli
+from migrator import cli, grant
 from migrator.cli import Result
+from migrator.errors import UsageError
 from migrator.report import table
 
 if TYPE_CHECKING:
@@ -28,7 +33,7 @@ HELP = "pair with hosts behind NAT; show, rename and remove them"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(metavar="ACTION", required=True, dest="action",
-                                    help="invite, join, add, list, show, rename, remove")
+                                    help="invite, join, add, allow, list, show, rename, remove")
 
     invite = _action(actions, "invite", "print a one-time code for the other host, and wait for it")
     _add_pairing(invite, required=True)
@@ -45,6 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                      help="trust the SSH key of a host that is not in known_hosts yet, and add it")
     add.add_argument("--timeout", metavar="SECONDS", type=cli.positive, default=30.0,
                      help="give the connection up after this long without a word (default: %(default)g)")
+    _add_allow(add)
+    allow = _action(actions, "allow", "say what a peer may do here")
+    allow.add_argument("name", metavar="NAME", help="the peer")
+    allow.add_argument("what", metavar="WHAT", choices=("receive", "nothing"),
+                       help="receive: it may move containers here; nothing: it may not")
+    _add_where(allow)
 
     _action(actions, "list", "show the hosts that this one is paired with")
     show = _action(actions, "show", "show a peer's identity, or this host's own")
@@ -76,6 +87,22 @@ def _add_pairing(parser: argparse.ArgumentParser, *, required: bool) -> None:
                         help="without a server: two texts, carried by copy and paste")
 
 
+    _add_allow(parser)
+
+
+def _add_allow(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--allow", metavar="WHAT", action="append", choices=("receive",), default=[],
+                        help="receive: that host may move containers here (default: it may not)")
+    _add_where(parser)
+
+
+def _add_where(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--lxcpath", metavar="PATH", action="append", default=[],
+                        help="where to it may move them (can be repeated; default: this host's LXC path)")
+    parser.add_argument("--accept-hooks", action="store_true", default=False,
+                        help="with what in their configuration reaches out of them: hooks, mounts, devices, includes")
+
+
 def run(args: argparse.Namespace) -> Result | None:
     # The modules behind these load libraries that no other command needs.
     match args.action:
@@ -83,6 +110,8 @@ def run(args: argparse.Namespace) -> Result | None:
             return _list()
         case "show":
             return _show(getattr(args, "name", None))
+        case "allow":
+            return _allow(args)
         case "rename":
             peer = _peers().rename(args.name, args.new_name)
             return Result({"peer": describe(peer)}, f"{args.name} is now called {peer.name}.")
@@ -101,11 +130,19 @@ def _peers() -> Peers:
     return Peers(files.STATE / "peers")
 
 
+def _allow(args: argparse.Namespace) -> Result:
+    receive = args.what == "receive"
+    if not receive and (args.lxcpath or args.accept_hooks):
+        raise UsageError(reason="--lxcpath and --accept-hooks belong to receive")
+    peer = _peers().allow(args.name, grant.words_of(receive=receive, lxcpaths=args.lxcpath, hooks=args.accept_hooks))
+    return Result({"peer": describe(peer)}, f"{peer.name} may {grant.of_peer(peer).text}.")
+
+
 def _list() -> Result:
     peers = _peers().all()
     rows = [[peer.name, peer.public.fingerprint, time.strftime("%Y-%m-%d", time.localtime(peer.added)),
-             ", ".join(map(str, peer.servers)) or "-"] for peer in peers]
-    text = table(["NAME", "FINGERPRINT", "PAIRED", "RENDEZVOUS"], rows) if rows else "This host has no peers."
+             ", ".join(map(str, peer.servers)) or "-", grant.of_peer(peer).text] for peer in peers]
+    text = table(["NAME", "FINGERPRINT", "PAIRED", "RENDEZVOUS", "MAY"], rows) if rows else "This host has no peers."
     return Result({"peers": [describe(peer) for peer in peers]}, text)
 
 
@@ -120,6 +157,7 @@ def _show(name: str | None) -> Result:
     peer = _peers().get(name)
     added = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(peer.added))
     lines = [peer.name, f"  fingerprint  {peer.public.fingerprint}", f"  paired       {added}",
+             f"  may          {grant.of_peer(peer).text}",
              *(f"  rendezvous   {url}" for url in peer.rendezvous)]
     return Result({"peer": describe(peer)}, "\n".join(lines))
 
@@ -127,4 +165,4 @@ def _show(name: str | None) -> Result:
 def describe(peer: Peer) -> dict[str, Any]:
     """A peer as `--json` shows it; `added` in seconds since 1970."""
     return {"name": peer.name, "fingerprint": peer.public.fingerprint, "identity": peer.public.to_text(),
-            "added": peer.added, "rendezvous": list(peer.rendezvous)}
+            "added": peer.added, "rendezvous": list(peer.rendezvous), "allowed": grant.of_peer(peer).to_json()}

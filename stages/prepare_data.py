@@ -249,7 +249,7 @@ def _already(migration: Migration, next_stage: str) -> Result:
 def _dry_run(container: lxc.Container, there: Connection, fields: dict[str, Any], number: int) -> Result:
     layout = Layout(container.lxcpath, container.name, fields["id"])
     lxcpath = fields["lxcpath"]
-    held = there.call("subvolumes", name=fields["name"], lxcpath=lxcpath)["subvolumes"]
+    held = there.call("subvolumes", name=fields["name"], lxcpath=lxcpath, origin=fields["origin"])["subvolumes"]
     parent = base_for(layout, held)
     target = Layout(Path(lxcpath), fields["name"], fields["id"])
     return cli.dry_run([
@@ -265,25 +265,33 @@ def _dry_run(container: lxc.Container, there: Connection, fields: dict[str, Any]
 def begin(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     """A migration begins, or its next round does: check that there is a place for it and say what is here already."""
     name, id_ = names.container_name(str(fields["name"])), names.migration_id(str(fields["id"]))
-    service.lock(name)
     lxcpath = service.lxcpath(fields)
     layout = Layout(lxcpath, name, id_)
     disk_bytes = int(fields["disk_bytes"])
     source_name = names.container_name(str(fields.get("source_name", name)))
     origin = names.migration_id(str(fields.get("origin", id_)))
-    migration = service.journal.by_id(id_, Role.DESTINATION)
-    identity.refuse_foreign(service.journal, layout, origin, renamed=source_name != name)
+    renamed = source_name != name or service.grant.restricted  # a name alone proves nothing
+    service.known(fields)
+    service.grant.check_config(name, str(fields["config"]), int(fields["mapped_root"]))
+    identity.refuse_foreign(service.journal, layout, origin, renamed=renamed)  # before others are kept off it
+    service.lock(name)
+    migration = service.known(fields)
+    identity.refuse_foreign(service.journal, layout, origin, renamed=renamed)
     if migration is None:
+        service.refuse_crowds()
         current = service.journal.latest(name, lxcpath)
         if current and not current.ended:
+            if not service.grant.owns(current) and service.grant.restricted:
+                raise service.grant.refusal(f"{name} is on its way here from elsewhere")
             raise AlreadyMigrating(name=name, peer=current.peer, id=current.id, next=advice.next_command(current))
         _check_space(layout, fields)
         migration = service.journal.create(
-            id=id_, role=Role.DESTINATION, name=name, lxcpath=lxcpath, peer=str(fields["source_host"])[:253],
-            event=Event.RECEIVE, destination=str(fields["destination"])[:300], other_name=source_name, origin=origin,
+            id=id_, role=Role.DESTINATION, name=name, lxcpath=lxcpath,
+            peer=service.grant.source(str(fields["source_host"])), event=Event.RECEIVE,
+            destination=str(fields["destination"])[:300], other_name=source_name, origin=origin,
             source_lxcpath=str(names.lxcpath(str(fields["source_lxcpath"]))), destination_lxcpath=str(lxcpath),
             lxcpath_given=bool(fields["lxcpath_given"]), rounds=[], mapped_root=int(fields["mapped_root"]),
-            one_shot=bool(fields.get("one_shot")), memory=bool(fields.get("memory", True)),
+            one_shot=bool(fields.get("one_shot")), memory=bool(fields.get("memory", True)), caller=service.grant.caller,
         )
     elif migration.ended or migration.state is State.ABANDONING:
         raise UsageError(reason=f"migration {id_} has ended on this host")
@@ -291,12 +299,22 @@ def begin(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
         _check_space(layout, fields)
     layout.make_folder()
     layout.spool.mkdir(mode=0o700, exist_ok=True)
-    keep_config(layout, fields)
+    keep_config(layout, fields, includes=service.grant.hooks)
     return {
         "state": migration.state,
         "disk_bytes": disk_bytes,
-        "subvolumes": [base.stream_uuid for base in layout.bases()],
+        "subvolumes": _bases(service, layout, origin),
     }
+
+
+def _bases(service: Service, layout: Layout, origin: str) -> list[str]:
+    """The uuids of what an increment can start from here.
+
+    Who knows a uuid can have that subvolume made part of what it sends: a caller who is not root learns only those of
+    the container that it brings.
+    """
+    return [base.stream_uuid for base in layout.bases()
+            if not service.grant.restricted or identity.is_of(service.journal, base.path, origin)]
 
 
 def _check_space(layout: Layout, fields: dict[str, Any]) -> None:
@@ -340,7 +358,7 @@ def received(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
 
 def state(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     """What this host knows of a migration, and whether it still has the memory images."""
-    migration = service.journal.by_id(names.migration_id(str(fields["id"])), Role.DESTINATION)
+    migration = service.known(fields)
     return {"state": migration.state if migration else None, "owner": migration.owner if migration else None,
             "images": aftermath.images_are_here(migration) if migration else False}
 
@@ -349,7 +367,7 @@ def subvolumes(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     """The uuids of what increments of a container can start from here."""
     name = names.container_name(str(fields["name"]))
     layout = Layout(service.lxcpath(fields), name, "00000000")
-    return {"subvolumes": [base.stream_uuid for base in layout.bases()]}
+    return {"subvolumes": _bases(service, layout, names.migration_id(str(fields.get("origin", "00000000"))))}
 
 
 def lxcpath_(service: Service, fields: dict[str, Any]) -> dict[str, Any]:

@@ -221,11 +221,13 @@ def abandon(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     """
     migration = service.find(fields)
     if migration is None:
-        lxcpath = names.lxcpath(str(fields["lxcpath"]))
+        lxcpath = service.lxcpath(fields)
+        service.refuse_crowds()
         migration = service.journal.create(
             id=names.migration_id(str(fields["id"])), role=Role.DESTINATION,
-            name=names.container_name(str(fields["name"])), lxcpath=lxcpath, peer=str(fields["source_host"])[:253],
-            event=Event.ABANDON, rounds=[], destination_lxcpath=str(lxcpath),
+            name=names.container_name(str(fields["name"])), lxcpath=lxcpath,
+            peer=service.grant.source(str(fields["source_host"])),
+            event=Event.ABANDON, rounds=[], destination_lxcpath=str(lxcpath), caller=service.grant.caller,
             other_name=names.container_name(str(fields.get("source_name", fields["name"]))),
         )
     service.wait_behind()

@@ -1,17 +1,29 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Answer a source on stdin and stdout. Started by the other host through ssh; not meant to be typed."""
+"""Answer a source on stdin and stdout. Started by the other host through ssh; not meant to be typed.
+
+Who may start it as root may do everything here. `--only WORDS` makes it the one thing that a key may do which stands
+in authorized_keys:
+
+    restrict,command="migrator serve --only receive,lxcpath=/pool,as=hosta" ssh-ed25519 AAAA... root@hosta
+
+WORDS are `receive` (containers may be brought here), `lxcpath=PATH` (to there; can be repeated; by default to this
+host's LXC path), `hooks` (with what in their configuration reaches out of them), `as=NAME` (their migrations are bound
+to that name; give each key its own), `ask` (for a host that containers go to: how the migration stands).
+"""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import stages
-from migrator import cli, log, spool
+from migrator import cli, grant, log, spool
 from migrator.errors import ProtocolError
+from migrator.grant import Grant
 from migrator.journal import DEFAULT_PATH, Journal
 from migrator.protocol import Connection, Handler, Takeover, serve
 from migrator.service import Place, Service
@@ -23,30 +35,58 @@ HELP = "answer the other host (started by it through ssh)"
 # source itself waits for us (--timeout), within these limits.
 SILENCE_LEAST, SILENCE_MOST = 5.0, 300.0
 
+COMMANDS = ("migrator serve", "sudo -n -- migrator serve")  # as `migrator.ssh` asks for it
+
 Receiver = Callable[[Service, dict[str, Any]], Place]
 
 
-def add_arguments(_parser: argparse.ArgumentParser) -> None:
-    pass
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    limited = parser.add_mutually_exclusive_group()
+    limited.add_argument("--only", metavar="WORDS", help="allow just that: for a line of authorized_keys")
+    limited.add_argument("--peer", metavar="ID", help="allow what this paired peer may (used by the agent)")
 
 
-def run(_args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
     cli.require_root(NAME)
     log.level = min(log.level, log.Level.QUIET)
+    granted = grant_of(args)
     with contextlib.ExitStack() as stack:
-        service = Service(stack.enter_context(Journal(DEFAULT_PATH)), stack)
+        service = Service(stack.enter_context(Journal(DEFAULT_PATH)), stack, granted)
         connection = stack.enter_context(Connection(FileStream.from_stdio()))
         connection.hello()
         connection.adopt_timeout(SILENCE_LEAST, SILENCE_MOST)
         serve(connection, handlers(service))
 
 
+def grant_of(args: argparse.Namespace) -> Grant:
+    """What the other side may do; raises UsageError, NotAllowed and TunnelFileUnusable."""
+    if args.only is not None:
+        granted = grant.of_only(args.only)
+        asked = os.environ.get("SSH_ORIGINAL_COMMAND", "")
+        if "SSH_CONNECTION" in os.environ and asked not in COMMANDS:
+            raise granted.refusal(f"its key is for `migrator serve` alone, it asked for {asked[:100]!a}")
+        return granted
+    if args.peer is not None:
+        from tunnel import files
+        from tunnel.peers import Peers
+
+        peer = Peers(files.STATE / "peers").by_id(bytes.fromhex(args.peer))
+        return grant.of_peer(peer) if peer else grant.nobody(args.peer[:16])
+    return grant.ROOT
+
+
 def handlers(service: Service) -> dict[str, Handler]:
-    """Every operation that a stage answers, and the transfer that brings its data."""
-    found: dict[str, Handler] = {"transfer": partial(transfer, service)}
+    """Every operation that a stage answers, and the transfer that brings its data; each if the caller may ask it."""
+    found: dict[str, Callable[[Service, dict[str, Any]], Any]] = {"transfer": transfer}
     for stage in stages.ALL:
-        found |= {op: partial(handler, service) for op, handler in getattr(stage, "HANDLERS", {}).items()}
-    return found
+        found |= getattr(stage, "HANDLERS", {})
+    return {op: partial(_allowed, service, op, handler) for op, handler in found.items()}
+
+
+def _allowed(service: Service, op: str, handler: Callable[[Service, dict[str, Any]], Any],
+             fields: dict[str, Any]) -> Any:
+    service.grant.check(op)
+    return handler(service, fields)
 
 
 def transfer(service: Service, fields: dict[str, Any]) -> Takeover:

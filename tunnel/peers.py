@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The hosts that this one is paired with: a text file, one line a peer, in the manner of known_hosts.
 
-    NAME  mi1:IDENTITY  SECONDS-SINCE-1970  RENDEZVOUS,RENDEZVOUS (or -)
+    NAME  mi1:IDENTITY  SECONDS-SINCE-1970  RENDEZVOUS,RENDEZVOUS (or -)  WORD,WORD (or -)
+
+The words say what the peer may do here. Their meaning is not this package's; a line without them allows nothing.
 """
 
 from __future__ import annotations
@@ -21,18 +23,25 @@ from tunnel.wire import Malformed
 
 NAME_MAX = 63
 _NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{NAME_MAX - 1}}}")
+_WORD = re.compile(r"[a-z]+(=[!-+\--~]+)?")  # printable, without blanks and commas
+WORDS_MAX = 32
+WORD_MAX = 4096 * 3  # characters; a path has up to 4096, and some of them may be quoted
 _TIME_MAX = 1e12  # seconds since 1970; keeps inf and the like out
-_HEADER = "# Peers of this host: name, identity, when pinned, where it can be rung. See migrator(1).\n"
+_HEADER = "# Peers of this host: name, identity, when pinned, where it is rung, what it may do. See migrator-peer(1).\n"
 
 
 @dataclasses.dataclass(frozen=True)
 class Peer:
-    """A pinned host; `added` in seconds since 1970, `rendezvous` are URLs as `config.Server` has them."""
+    """A pinned host; `added` in seconds since 1970, `rendezvous` are URLs as `config.Server` has them.
+
+    `allowed` is what it may do here, in words.
+    """
 
     name: str
     public: PublicIdentity
     rendezvous: tuple[str, ...]
     added: float
+    allowed: tuple[str, ...] = ()
 
     @property
     def servers(self) -> tuple[Server, ...]:
@@ -94,8 +103,19 @@ class Peers:
             # Pairing again by copy and paste need not bring servers along.
             if known and not urls:
                 urls = known.rendezvous
-            peer = Peer(name, public, urls, known.added if known else round(time.time(), 3))
+            added = known.added if known else round(time.time(), 3)
+            peer = Peer(name, public, urls, added, known.allowed if known else ())
             self._write([other for other in peers if other.name != name] + [peer])
+        return peer
+
+    def allow(self, name: str, words: Iterable[str]) -> Peer:
+        """Let a peer do just what these words say; raises PeerUnknown, ValueError and TunnelFileUnusable."""
+        allowed = tuple(words)
+        if not _are_words(allowed):
+            raise ValueError("that cannot be written into the store of peers")
+        with files.locked(self.path):
+            peer = dataclasses.replace(self.get(name), allowed=allowed)
+            self._write([other for other in self._read() if other.name != name] + [peer])
         return peer
 
     def rename(self, name: str, new: str) -> Peer:
@@ -132,7 +152,8 @@ class Peers:
 
     def _write(self, peers: list[Peer]) -> None:
         lines = [
-            f"{peer.name} {peer.public.to_text()} {peer.added:.3f} {','.join(peer.rendezvous) or '-'}\n"
+            f"{peer.name} {peer.public.to_text()} {peer.added:.3f} {','.join(peer.rendezvous) or '-'}"
+            f" {','.join(peer.allowed) or '-'}\n"
             for peer in sorted(peers, key=lambda peer: peer.name)
         ]
         files.write_private(self.path, _HEADER + "".join(lines), replace=True)
@@ -140,9 +161,12 @@ class Peers:
 
 def _parse(line: str, before: list[Peer]) -> Peer:
     fields = line.split()
-    if len(fields) != 4:
-        raise Malformed("it does not have four fields")
-    name, identity, added, urls = fields
+    if len(fields) not in (4, 5):
+        raise Malformed("it does not have four or five fields")
+    name, identity, added, urls = fields[:4]
+    allowed = tuple(fields[4].split(",")) if fields[4:] not in ([], ["-"]) else ()
+    if not _are_words(allowed):
+        raise Malformed("what the peer may is not said in words")
     seconds = float(added)
     if not 0 <= seconds <= _TIME_MAX:
         raise Malformed("its time is not one")
@@ -153,7 +177,11 @@ def _parse(line: str, before: list[Peer]) -> Peer:
     public = PublicIdentity.from_text(identity)
     if any(name == other.name or public == other.public for other in before):
         raise Malformed("its name or identity stands there twice")
-    return Peer(checked_name(name), public, tuple(server.url for server in servers), seconds)
+    return Peer(checked_name(name), public, tuple(server.url for server in servers), seconds, allowed)
+
+
+def _are_words(allowed: tuple[str, ...]) -> bool:
+    return len(allowed) <= WORDS_MAX and all(len(word) <= WORD_MAX and _WORD.fullmatch(word) for word in allowed)
 
 
 def _check(peers: list[Peer], name: str, public: PublicIdentity) -> None:

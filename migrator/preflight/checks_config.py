@@ -6,6 +6,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Iterator
 
+from migrator import consent
 from migrator.preflight.case import Case, Check, listed
 from migrator.preflight.config_facts import IdMap, Include
 from migrator.preflight.container_facts import ContainerFacts
@@ -38,10 +39,14 @@ INCLUDE_DIFFERS = define("include-differs", WARNING, """No copy travels of an in
     destination has too: what its own says holds there from the next start on.""")
 
 
+CONSENT = define("consent-needed", ERROR, """Hooks run as root on the host, and mounts, devices and files outside of the
+    container belong to it: a paired peer brings them along only where it was allowed to (migrator peer allow).""")
+
+
 def needed_paths(container: ContainerFacts) -> tuple[str, ...]:
-    """Files that the configuration names: hooks' programs, the seccomp profile, folders that it includes."""
+    """Files that the configuration names: hooks' programs, the seccomp profile, what it includes of the host's own."""
     config = container.config
-    paths = [_program(command) for _, command in config.hooks] + [config.seccomp]
+    paths = [_program(command) for _, command in config.hooks] + [config.seccomp, *container.included]
     paths += [include.by for include in config.includes if include.by != include.path]
     return tuple(dict.fromkeys(path for path in paths if path.startswith("/")))
 
@@ -70,7 +75,9 @@ def seccomp(case: Case) -> Iterator[Finding]:
             f"{case.container.name} asks {config.seccomp_notify} about system calls.",
             "Remove lxc.seccomp.notify.proxy and the notify rules and start the container anew.",
         )
-    if there and config.seccomp.startswith("/") and config.seccomp not in there.present:
+    if there and config.seccomp.startswith("/") and config.seccomp not in there.present and answered(
+        config.seccomp, there
+    ):
         yield SECCOMP_FILE.found(f"{there.name} has no {config.seccomp} (lxc.seccomp.profile).",
                                  f"Copy it to {there.name}.", severity=case.hinders_start)
 
@@ -79,7 +86,7 @@ def hooks(case: Case) -> Iterator[Finding]:
     there = case.destination
     for key, command in case.container.config.hooks:
         program = _program(command)
-        if there and program.startswith("/") and program not in there.present:
+        if there and program.startswith("/") and program not in there.present and answered(program, there):
             severity = case.hinders_start if key in START_HOOKS else None
             yield HOOK_MISSING.found(f"{there.name} has no {program} ({key}).", f"Copy it to {there.name}.",
                                      severity=severity)
@@ -110,6 +117,26 @@ def _differs(include: Include, container: ContainerFacts, there: HostFacts) -> b
     if found is None:
         return include.by != include.path and include.by in there.present  # it has the folder, without this file
     return found != include.digest
+
+
+def consents(case: Case) -> Iterator[Finding]:
+    there = case.destination
+    if not there or not there.hooks_fix:
+        return
+    lines = [*case.container.reaches,
+             *(f"lxc.include = {path}, which is not there," for path in case.container.included
+               if path not in there.present)]
+    if lines:
+        yield CONSENT.found(
+            f"{there.name} does not take from this host what reaches out of {case.container.name}: "
+            f"{consent.shown(lines)}.",
+            f"Remove that and start the container anew, or on {there.name}, if it trusts this host: {there.hooks_fix}",
+        )
+
+
+def answered(path: str, there: HostFacts) -> bool:
+    """Whether a host that has not named this path lacks it: of most it tells only a host that it trusts."""
+    return not there.hooks_fix or consent.may_be_asked(path)
 
 
 def ids(case: Case) -> Iterator[Finding]:
@@ -151,4 +178,4 @@ def _covered(wanted: IdMap, ranges: list[tuple[int, int]]) -> bool:
     return position >= end
 
 
-CHECKS: tuple[Check, ...] = (selinux, seccomp, hooks, includes, ids)
+CHECKS: tuple[Check, ...] = (selinux, seccomp, hooks, includes, ids, consents)

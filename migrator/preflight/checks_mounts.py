@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from migrator.preflight.case import Case, Check
+from migrator.preflight.checks_config import answered
 from migrator.preflight.container_facts import ContainerFacts
 from migrator.preflight.findings import Finding, Severity, define
 from migrator.preflight.mount_facts import Mount
@@ -63,7 +64,7 @@ def sources(case: Case) -> Iterator[Finding]:
         if there and there.present.get(path) == "symlink":
             yield SYMLINK.found(f"{path} is a symbolic link on {there.name}, and {case.container.name} binds it.",
                                 f"Write the real path into lxc.mount.entry; on {there.name}: realpath {path}")
-        elif there and path not in there.present:
+        elif there and path not in there.present and answered(path, there):
             yield MISSING.found(f"{there.name} has no {path}, which {case.container.name} binds from its host.",
                                 f"Make it on {there.name}, or remove its lxc.mount.entry and unmount it.")
 

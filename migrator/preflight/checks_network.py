@@ -28,8 +28,8 @@ HOST_NETWORK = define("host-network", ERROR, """With lxc.net.0.type = none the c
 NET_UNTRIED = define("network-not-bridged", WARNING, """macvlan and phys interfaces are restored on the destination's
     device of that name, but only a veth on a bridge keeps its connections for certain.""", memory_only=True)
 BRIDGE = define("bridge-missing", ERROR, "The container's veth is put on a bridge, which the destination must have.")
-NOT_BRIDGE = define("not-a-bridge", ERROR, """A restored veth is put on a bridge of the kernel's own. LXC adds it to an Open
-    vSwitch bridge only when it starts the container.""")
+NOT_BRIDGE = define("not-a-bridge", ERROR, """A restored veth is put on a bridge of the kernel's own. LXC adds it to an
+    Open vSwitch bridge only when it starts the container.""")
 LINK = define("link-missing", ERROR, "An interface that is no veth needs its parent device on the destination.")
 MTU = define("mtu-smaller", WARNING, """The bridge would drop the container's larger packets; open connections stall
     as soon as they send much.""")

@@ -13,7 +13,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from migrator import log
+from migrator import consent, log
+from migrator.container_config import unfenced
 from migrator.preflight import apparmor_facts, config_facts, mount_facts, net_facts, task_facts
 from migrator.preflight.apparmor_facts import AppArmor
 from migrator.preflight.config_facts import Config
@@ -53,6 +54,8 @@ class ContainerFacts:
     mounts: tuple[Mount, ...] = ()
     interfaces: tuple[Interface, ...] = ()
     apparmor: AppArmor = dataclasses.field(default_factory=AppArmor)
+    reaches: tuple[str, ...] = ()  # lines of its configuration that reach out of it, wherever it is
+    included: tuple[str, ...] = ()  # what its configuration includes of the host's own files
     empty_cgroups: int = 0  # folders below the container's cgroup without any process
 
 
@@ -60,9 +63,12 @@ def gather(container: Container, *, full: bool = True) -> ContainerFacts:
     """Look at a container. A stopped one has a configuration and a root file system, and no tasks."""
     begun = time.monotonic()
     config = config_facts.read(container.config_file)
+    text = unfenced(read_text(str(container.config_file)))
     state = container.state
     facts = ContainerFacts(
         name=container.name, lxcpath=str(container.lxcpath), state=state, config=config,
+        reaches=tuple(consent.reaching(text, lambda _: True)),
+        included=tuple(filter(consent.is_hosts_own, consent.included(text))),
         rootfs=look_at_rootfs(Path(config.rootfs or container.rootfs), full=full),
     )
     if state in ("RUNNING", "FROZEN"):

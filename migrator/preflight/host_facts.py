@@ -98,6 +98,7 @@ class HostFacts:
     uid_map: tuple[IdMap, ...] = ()  # the ids that exist here, when this host is itself in a user namespace
     subids: tuple[IdMap, ...] = ()  # root's in /etc/subuid ("u") and /etc/subgid ("g")
     time_namespaces: bool = False
+    hooks_fix: str = ""  # what must be done there for it to take what reaches out of a container; "" where it does
     present: dict[str, str] = dataclasses.field(default_factory=dict)  # of the query's paths: see `path_kind`
     digests: dict[str, str] = dataclasses.field(default_factory=dict)  # of the query's includes that are there
 

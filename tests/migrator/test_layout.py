@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from migrator import layout
-from migrator.errors import Busy
+from migrator import layout, names
+from migrator.errors import Busy, InvalidName
 from migrator.layout import Layout, locked
 
 
@@ -33,6 +33,15 @@ def test_every_name_carries_the_id() -> None:
     assert not {made.spool, made.old, *made.image_folders()} & {other.spool, other.old, *other.image_folders()}
 
 
+def test_where_streams_are_received_there_is_nothing_but_snapshots() -> None:
+    """A stream that somebody has made can write into what lies beside the subvolume that it becomes."""
+    made = Layout(Path("/pool"), "web", "0badc0de")
+    for path in (made.spool, made.old, made.container, *made.image_folders()):
+        assert not path.is_relative_to(made.folder)
+    with pytest.raises(InvalidName):
+        names.container_name(made.work.name)
+
+
 def test_the_folder_is_closed_to_others(here: Layout) -> None:
     old = os.umask(0)
     try:
@@ -40,7 +49,7 @@ def test_the_folder_is_closed_to_others(here: Layout) -> None:
         here.make_folder()
     finally:
         os.umask(old)
-    assert stat.S_IMODE(here.folder.stat().st_mode) == 0o700
+    assert stat.S_IMODE(here.folder.stat().st_mode) == stat.S_IMODE(here.work.stat().st_mode) == 0o700
     assert stat.S_IMODE(here.folder.parent.stat().st_mode) == 0o700
 
 

@@ -48,6 +48,7 @@ ERROR, WARNING, INFO = Severity.ERROR, Severity.WARNING, Severity.INFO
 IDMAP = (IdMap("u", 0, 100_000, 65_536), IdMap("g", 0, 100_000, 65_536))
 WEAKER = dataclasses.replace(CPU, capability=(*CPU.capability[:9], 0xFFFFFFFF & ~(1 << 5), *CPU.capability[10:]))
 BIND = (MountEntry("/srv/data", "srv/data", "none", ("bind", "create=dir")),)
+WARY = {"hooks_fix": "migrator peer allow here receive --accept-hooks"}  # takes nothing that reaches out
 BOUND = (ROOT, Mount("/srv/data", "btrfs", "external", "/srv/data"))
 
 
@@ -170,7 +171,7 @@ FOUND: list[tuple[str, Severity, Change, str]] = [
     ("bridge-missing", ERROR, Change(options={"bridges": {"lxcbr0": "br9"}}), "no bridge br9 (it has lxcbr0)"),
     ("bridge-missing", ERROR, Change(destination={"interfaces": (LO,)}), "and no other"),
     ("not-a-bridge", ERROR, Change(destination={"interfaces": (LO, Interface("lxcbr0", "dummy"))}), "dummy"),
-    ("not-a-bridge", ERROR, Change(destination={"interfaces": (LO, Interface("lxcbr0", "openvswitch"))}), "openvswitch"),
+    ("not-a-bridge", ERROR, Change(destination={"interfaces": (LO, Interface("lxcbr0", "openvswitch"))}), "vswitch"),
     ("link-missing", ERROR, Change(container={"config.nets": net(type="phys", link="enp3s0")}), "enp3s0"),
     ("mtu-smaller", WARNING, Change(destination={"interfaces": (dataclasses.replace(BRIDGE, mtu=1400),)}), "mtu 1500"),
     ("foreign-subnet", WARNING, Change(destination={
@@ -273,6 +274,12 @@ FOUND: list[tuple[str, Severity, Change, str]] = [
         container={"config.idmaps": IDMAP}, destination={"user_namespaces": 0}), "max_user_namespaces"),
     ("ids-not-mapped", ERROR, Change(container={"config.idmaps": IDMAP}, destination={
         "uid_map": (IdMap("u", 0, 500_000, 65_536), IdMap("g", 0, 500_000, 65_536))}), "u 0 100000 65536"),
+    ("consent-needed", ERROR, Change(container={"reaches": ("lxc.hook.start-host = /x",)}, destination=WARY),
+     "lxc.hook.start-host = /x"),
+    ("consent-needed", ERROR, Change(container={"included": ("/usr/share/lxc/x.conf",)}, destination=WARY), "x.conf"),
+    ("consent-needed", ERROR, Change(container={"reaches": ("a = b",)}, destination=WARY), "peer allow here receive"),
+    ("mount-source-missing", ERROR, Change(container={"mounts": (
+        ROOT, Mount("/dev/fuse", "devtmpfs", "external", "/dev/fuse"))}, destination=WARY), "/dev/fuse"),
     ("subids-missing", WARNING, Change(container={"config.idmaps": IDMAP}, destination={
         "subids": (IdMap("u", 0, 100_000, 65_536), IdMap("g", 0, 100_000, 10))}), "/etc/subgid"),
 ]
@@ -301,6 +308,14 @@ STARTED: list[tuple[str, Severity | None, Change]] = [
 
 # What is close to a finding and is none.
 NOT_FOUND: list[tuple[str, Change]] = [
+    ("consent-needed", Change(container={"reaches": ("lxc.hook.start-host = /x",)})),
+    ("consent-needed", Change(container={"reaches": ("lxc.hook.start-host = /x",)}, alone=True)),
+    ("consent-needed", Change(container={"included": ("/usr/share/lxc/x.conf",)}, destination={
+        **WARY, "present": {"/usr/share/lxc/x.conf": "file"}})),
+    # Nothing is known of what was not answered; that such a thing is there at all has its own finding.
+    ("mount-source-missing", Change(container={"mounts": BOUND, "config.mounts": BIND}, destination=WARY)),
+    ("hook-missing", Change(container={"config.hooks": (("lxc.hook.post-stop", "/bin/x -y"),)}, destination=WARY)),
+    ("seccomp-profile-missing", Change(container={"config.seccomp": "/srv/s"}, destination=WARY)),
     ("criu-too-old", Change(destination={"criu.version": "4.0", "kernel": "6.1"})),
     ("criu-too-old-for-kernel", Change(source={"criu.version": "4.1", "kernel": "6.15.9"})),
     ("criu-too-old-for-kernel", Change(source={"criu.version": "4.1"}, container={"tasks.notes": ()})),

@@ -94,7 +94,8 @@ def pair(rig: Rig) -> None:
         return
     with rig.start(INITIATOR, "migrator", "peer", "invite", "--name", RESPONDER) as invite:
         wait_for(lambda: CODE.match(invite.stdout), "a code")
-        rig.migrator(RESPONDER, "peer", "join", invite.stdout.split()[0], "--name", INITIATOR).expect(0)
+        rig.migrator(RESPONDER, "peer", "join", invite.stdout.split()[0], "--name", INITIATOR,
+                     "--allow", "receive").expect(0)
         invite.wait().expect(0)
 
 

@@ -98,7 +98,7 @@ def test_transfer_of_the_disk_breaks(rig: Rig, guest: Callable[[], None]) -> Non
     rig.exec("hosta", "dd", "if=/dev/urandom", "of=/pool/c1/rootfs/blob", "bs=1M", "count=64", "status=none")
     command = ("migrator", "prepare-data", "c1", *TO_B, "--json")
     with held_stream(rig, "hosta", 10 << 20), rig.start("hosta", *command) as sending:
-        arrived = "cat /pool/.migrator/c1/*.spool/disk-1.index"  # what it vouches for is on disk
+        arrived = "cat /pool/.migrator/c1+/*.spool/disk-1.index"  # what it vouches for is on disk
         wait_for(lambda: rig.sh("hostb", arrived, check=False).count("\n") >= 2, "some of it has arrived")
         rig.kill_serve()
         failed(sending.wait(), 48, "connection-lost")
@@ -198,7 +198,7 @@ def room(rig: Rig) -> Iterator[None]:
 
 def test_spooled_segment_flipped(rig: Rig, guest: Callable[[], None]) -> None:
     rig.migrator("hosta", "prepare-data", "c1", *TO_B).expect(0)
-    _flip(rig, "/pool/.migrator/c1/*.spool/disk-1", 300_000)
+    _flip(rig, "/pool/.migrator/c1+/*.spool/disk-1", 300_000)
     failed(rig.migrator("hostb", "import-data", "c1", "--json"), 51, "segment-damaged")
     guest()
     assert "prepare-data" in rig.status("hostb", "c1")["next"]

@@ -14,7 +14,7 @@ from tests.rig.harness import Rig, wait_for
 
 PLANTED = {
     "snapshot": "mkdir -p /pool/.migrator/c1 && btrfs -q subvolume create /pool/.migrator/c1/0badc0de.1",
-    "spool": "mkdir -p /pool/.migrator/c1/0badc0de.spool",
+    "spool": "mkdir -p /pool/.migrator/c1+/0badc0de.spool",
     "images": "mkdir -p /run/migrator/0badc0de",
     "firewall": "nft add table inet CRIU-1",
     "process": "cp /bin/sleep /tmp/criu && /tmp/criu 60 >/dev/null 2>&1 &",

@@ -286,7 +286,7 @@ def test_criu_is_killed_while_it_restores(rig: Rig, clean_hosts: CleanHosts) -> 
 
 
 def arrived(rig: Rig) -> int:
-    return int(rig.sh("hostb", "stat -c %s /pool/.migrator/c1/*.spool/disk-1 2>/dev/null || echo 0"))
+    return int(rig.sh("hostb", "stat -c %s /pool/.migrator/c1+/*.spool/disk-1 2>/dev/null || echo 0"))
 
 
 @pytest.mark.parametrize("victim", ["source", "serve"])

@@ -64,7 +64,7 @@ def on_the_wire(rig: Rig) -> int:
 
 def vouched(rig: Rig) -> int:
     """Bytes that have arrived and are on disk: what the destination goes on from, whatever happens to it."""
-    return SEGMENT * int(rig.sh("hostb", "cat /pool/.migrator/c1/*.spool/disk-1.index 2>/dev/null | wc -l"))
+    return SEGMENT * int(rig.sh("hostb", "cat /pool/.migrator/c1+/*.spool/disk-1.index 2>/dev/null | wc -l"))
 
 
 def blob(rig: Rig, size: int) -> None:
@@ -202,7 +202,7 @@ def test_a_stream_that_differs_is_sent_anew(rig: Rig, guest: Callable[[str], Non
     rig.exec("hostb", "/opt/migrator/venv/bin/python", "-c", """
 import glob, pathlib
 from migrator import segments
-path = pathlib.Path(glob.glob("/pool/.migrator/c1/*.spool/disk-1")[0])
+path = pathlib.Path(glob.glob("/pool/.migrator/c1+/*.spool/disk-1")[0])
 index = path.with_name(path.name + segments.INDEX_SUFFIX)
 held = segments.parse(index.read_bytes()).segments
 data = bytearray(path.read_bytes())

@@ -250,6 +250,38 @@ def test_show_rename_remove(hosts: tuple[Path, Path]) -> None:
     migrator(one, "peer", "invite", status=2)
 
 
+def test_what_a_peer_may_do(hosts: tuple[Path, Path]) -> None:
+    one, two = hosts
+    invite = Program(one, "peer", "invite", "--offline", "--name", "hostb")
+    join = migrator(two, "peer", "join", "--offline", "--name", "hosta", "--allow", "receive", "--lxcpath", "/pool",
+                    given=invite.line())
+    assert invite.end(join.out.splitlines()[0]) == 0
+    nothing = {"receive": False, "lxcpaths": [], "hooks": False}
+
+    def allowed(folder: Path, name: str) -> dict[str, Any]:
+        found: dict[str, Any] = last(migrator(folder, "peer", "show", name, "--json"))["peer"]["allowed"]
+        return found
+
+    assert allowed(one, "hostb") == nothing
+    assert allowed(two, "hosta") == {"receive": True, "lxcpaths": ["/pool"], "hooks": False}
+    said = migrator(one, "peer", "allow", "hostb", "receive", "--lxcpath", "/a b", "--lxcpath", "/c", "--accept-hooks")
+    assert said.out == "hostb may move containers to /a b, /c, with hooks.\n"
+    assert allowed(one, "hostb") == {"receive": True, "lxcpaths": ["/a b", "/c"], "hooks": True}
+    assert "move containers to /a b, /c, with hooks" in migrator(one, "peer", "show", "hostb").out
+    assert "move containers to /pool" in migrator(two, "peer", "list").out
+    # What is said replaces what was said before.
+    migrator(one, "peer", "allow", "hostb", "receive")
+    assert allowed(one, "hostb") == {"receive": True, "lxcpaths": [], "hooks": False}
+    assert migrator(one, "peer", "allow", "hostb", "nothing").out == "hostb may do nothing.\n"
+    assert allowed(one, "hostb") == nothing
+    for words in (["hostb", "everything"], ["hostb"], ["hostb", "nothing", "--accept-hooks"],
+                  ["hostb", "nothing", "--lxcpath", "/pool"]):
+        migrator(one, "peer", "allow", *words, status=2)
+    migrator(one, "peer", "allow", "hostb", "receive", "--lxcpath", "../pool", status=20)
+    migrator(one, "peer", "allow", "hostc", "receive", status=72)
+    assert allowed(one, "hostb") == nothing
+
+
 def test_a_host_that_others_could_read_is_refused(hosts: tuple[Path, Path]) -> None:
     one, _ = hosts
     migrator(one, "peer", "show")

@@ -40,6 +40,49 @@ def test_pinned_peers_are_found_again(peers: Peers) -> None:
     assert stat.S_IMODE(peers.path.stat().st_mode) == 0o600
 
 
+def test_what_a_peer_may_do_is_kept(peers: Peers) -> None:
+    """By default nothing; pairing once more, a new name and another peer change nothing of it."""
+    assert peers.pin("hostb", ONE, [URL]).allowed == ()
+    words = ("receive", "lxcpath=/pool", "lxcpath=/srv/a%20b%2Cc", "hooks")
+    assert peers.allow("hostb", words).allowed == words
+    assert Peers(peers.path).get("hostb").allowed == words
+    assert peers.pin("hostb", ONE).allowed == words
+    peers.pin("a", TWO)
+    assert peers.rename("hostb", "b").allowed == words
+    assert peers.get("a").allowed == ()
+    assert peers.allow("b", ()).allowed == ()
+    assert peers.get("b") == peers.by_identity(ONE)
+    # Whoever is forgotten and paired anew begins with nothing.
+    peers.allow("b", words)
+    peers.remove("b")
+    assert peers.pin("b", ONE).allowed == ()
+
+
+def test_a_line_of_before_allows_nothing(peers: Peers) -> None:
+    peers.pin("hostb", ONE, [URL])
+    text = peers.path.read_text()
+    assert text.endswith(" -\n")
+    peers.path.write_text(text.removesuffix(" -\n") + "\n")
+    assert peers.get("hostb").allowed == ()
+    peers.allow("hostb", ("receive",))
+    assert peers.get("hostb").allowed == ("receive",)
+
+
+@pytest.mark.parametrize("words", [
+    ("",), ("a b",), ("a\nb",), ("a,b",), ("a=",), ("=a",), ("A",), ("a=\u00fc",), ("a",) * 33, ("a=" + "x" * 20000,),
+])
+def test_words_that_are_none(peers: Peers, words: tuple[str, ...]) -> None:
+    peers.pin("hostb", ONE)
+    before = peers.path.read_text()
+    with pytest.raises(ValueError, match="cannot be written"):
+        peers.allow("hostb", words)
+    assert peers.path.read_text() == before
+    if words[0].isprintable() and words[0] and " " not in words[0] and "," not in words[0]:
+        peers.path.write_text(before.removesuffix("-\n") + ",".join(words) + "\n")
+        with pytest.raises(TunnelFileUnusable, match="not said in words"):
+            peers.all()
+
+
 def test_a_changed_identity_is_a_hard_failure(peers: Peers) -> None:
     peers.pin("hostb", ONE, [URL])
     before = peers.path.read_text()
@@ -102,7 +145,8 @@ def test_many_at_once_lose_nothing(peers: Peers) -> None:
 
 
 @pytest.mark.parametrize("line", [
-    "hostb", f"hostb {ONE.to_text()}", f"hostb {ONE.to_text()} 1 - more", f"a/b {ONE.to_text()} 1 -",
+    "hostb", f"hostb {ONE.to_text()}", f"hostb {ONE.to_text()} 1 - -more",
+    f"hostb {ONE.to_text()} 1 - - more", f"a/b {ONE.to_text()} 1 -",
     f"hostb {ONE.to_text()[:-4]} 1 -", f"hostb {ONE.to_text()} nan -", f"hostb {ONE.to_text()} soon -",
     f"hostb {ONE.to_text()} inf -", f"hostb {ONE.to_text()} 1 http://x", f"hosta {ONE.to_text()} 1 -",
     f"hostc {TWO.to_text()} 1 -",

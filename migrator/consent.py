@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What of a configuration from elsewhere reaches out of its container, and so takes the receiving host's consent.
+
+A list of what stays inside, not of what does not (lxc.container.conf(5)): a key that is not known here, or one that a
+later LXC brings, reaches out. It is about what is written in the configuration itself; what the receiving host's own
+files say that it includes is that host's business.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+# What a distribution and its administrator keep for LXC on every host; an include from there is the host's own.
+HOST_FOLDERS = ("/usr/share/lxc/", "/etc/lxc/")
+IDS_FROM = 65536  # the first user id that no person and no service of a distribution has (systemd: UIDS-GIDS.md)
+LINES_SHOWN = 5
+
+_INSIDE = re.compile(
+    r"lxc\.(arch|uts\.name|cap\.(drop|keep)|no_new_privs|keyring\.session|group|ephemeral|log\.level|hook\.version"
+    r"|apparmor\.(profile|allow_incomplete|allow_nesting)|selinux\.context|selinux\.context\.keyring"
+    r"|seccomp\.(profile|allow_nesting)|tty\.(max|dir)|pty\.max|console\.(buffer\.size|size|rotate)"
+    r"|signal\.(halt|reboot|stop)|init\.(cmd|cwd|uid|gid|groups)|execute\.cmd|autodev|autodev\.tmpfs\.size"
+    r"|start\.(auto|delay|order)|prlimit\.[a-z]+|sysctl\.net\.[a-z0-9_.]+|time\.offset\.(boot|monotonic)"
+    r"|net\.\d+\.(link|flags|hwaddr|name|mtu|ipv[46]\.(address|gateway))"
+    r"|net\.\d+\.veth\.(pair|mode|n_rxqueues|n_txqueues|ipv[46]\.route|vlan\.id|vlan\.tagged\.id)"
+    r"|cgroup2?\.(?!dir|relative|devices\.allow)[a-z0-9_]+(\.[a-z0-9_]+)*)"
+)
+_VIRTUAL = frozenset({"proc", "sysfs", "tmpfs", "devpts", "mqueue", "ramfs", "hugetlbfs"})
+_NODES = frozenset(f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom", "tty", "net/tun", "fuse"))
+# null, zero, full, random, urandom, tty, console, ptmx; pts; tun, fuse (admin-guide/devices.txt)
+_DEVICES = re.compile(r"c (1:[35789]|5:[012]|136:\*|10:200|10:229) [rwm]+|[abc] \*:\* m")
+_ENVIRONMENT = re.compile(r"(TERM|LANG|LC_[A-Z]+|TZ|HOME|USER|container|container_[a-z]+|[a-z]+_proxy)=.*")
+_PATH_MAX = 4096
+
+
+def reaching(text: str, here: Callable[[str], bool]) -> list[str]:
+    """The lines of a configuration that reach out of the container. `here`: does the receiving host have this path?"""
+    found = []
+    for line in text.replace("\0", "\n\0").splitlines():  # to liblxc the text ends there
+        key, equals, value = (part.strip() for part in line.partition("="))
+        if not key or key.startswith("#"):
+            continue
+        if len(value) >= 2 and value[0] == value[-1] and value[0] in "\"'":
+            value = value[1:-1]
+        if not equals or (value and not _inside(key, value, here)):
+            found.append(line.strip()[:_PATH_MAX])
+    return found
+
+
+def included(text: str) -> list[str]:
+    """The paths that a configuration includes itself."""
+    parts = (line.partition("=") for line in text.splitlines())
+    return [value.strip().strip("\"'") for key, equals, value in parts if equals and key.strip() == "lxc.include"]
+
+
+def shown(lines: list[str]) -> str:
+    """The lines for a message, of which there may be many."""
+    more = len(lines) - LINES_SHOWN
+    return "; ".join(line[:200] for line in lines[:LINES_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def may_be_asked(path: str) -> bool:
+    """Whether a container that reaches out nowhere can need this path of the host: a node or one of LXC's files."""
+    plain = ".." not in path.split("/") and len(path) <= _PATH_MAX
+    return plain and (path in _NODES or path.startswith((*HOST_FOLDERS, "/var/lib/lxcfs/", "/run/lxcfs/")))
+
+
+def _inside(key: str, value: str, here: Callable[[str], bool]) -> bool:
+    match key:
+        case "lxc.include":
+            return is_hosts_own(value) and here(value)
+        case "lxc.rootfs.path":  # is written anew; of the old one its kind stays
+            return bool(re.fullmatch(r"((btrfs|dir):)?/[^:]*", value))
+        case "lxc.idmap":
+            fields = value.split()
+            return len(fields) == 4 and fields[2].isdecimal() and int(fields[2]) >= IDS_FROM
+        case "lxc.console.path":
+            return value in ("none", "auto")
+        case "lxc.mount.auto":
+            return not any(word.startswith("shmounts") for word in value.split())
+        case "lxc.mount.entry":
+            return _mounts_inside(value.split())
+        case "lxc.environment":  # the host's own hooks get it too
+            return bool(_ENVIRONMENT.fullmatch(value))
+        case "lxc.cgroup.devices.allow" | "lxc.cgroup2.devices.allow":
+            return bool(_DEVICES.fullmatch(value))
+    if re.fullmatch(r"lxc\.net\.\d+\.type", key):
+        return value in ("veth", "empty")
+    return bool(_INSIDE.fullmatch(key))
+
+
+def is_hosts_own(path: str) -> bool:
+    """Whether an include is from where each host has its own."""
+    return path.startswith(HOST_FOLDERS) and ".." not in path.split("/")
+
+
+def _mounts_inside(fields: list[str]) -> bool:
+    """An fstab(5) line that mounts nothing of the host's."""
+    if len(fields) < 2:
+        return False
+    options = fields[3].split(",") if len(fields) > 3 else []
+    if "bind" in options or "rbind" in options:
+        return fields[0] in _NODES
+    return len(fields) > 2 and fields[2] in _VIRTUAL and not {"move", "remount"} & set(options)

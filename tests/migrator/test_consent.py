@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What of a configuration stays inside of its container; everything else takes the receiving host's consent."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from migrator import consent
+
+# As lxc-create and the rig make them; none of it is anything that the other host has to be asked about.
+ORDINARY = """
+# Template used to create this container: /usr/share/lxc/templates/lxc-download
+lxc.include = /usr/share/lxc/config/common.conf
+lxc.include = /usr/share/lxc/config/common.conf.d/
+lxc.arch = linux64
+lxc.idmap = u 0 100000 65536
+lxc.idmap = g 0 100000 65536
+lxc.rootfs.path = btrfs:/pool/web/rootfs
+lxc.uts.name = web
+lxc.net.0.type = veth
+lxc.net.0.link = lxcbr0
+lxc.net.0.flags = up
+lxc.net.0.hwaddr = 00:16:3e:01:02:03
+lxc.net.0.veth.pair = vweb
+lxc.net.0.ipv4.address = 10.0.3.5/24
+lxc.net.1.type = empty
+lxc.apparmor.profile = generated
+lxc.apparmor.allow_nesting = 1
+lxc.mount.auto = proc:mixed sys:mixed cgroup:mixed
+lxc.mount.entry = tmpfs tmp tmpfs rw,create=dir 0 0
+lxc.mount.entry = /dev/net/tun dev/net/tun none bind,create=file
+lxc.console.path = none
+lxc.tty.max = 0
+lxc.signal.halt = SIGTERM
+lxc.init.cmd = /bin/sh /counter.sh /
+lxc.cgroup2.memory.max = 400M
+lxc.cgroup2.cgroup.max.descendants = 64
+lxc.cgroup2.devices.deny = a
+lxc.cgroup2.devices.allow = c 1:3 rwm
+lxc.cgroup2.devices.allow = c 136:* rwm
+lxc.cgroup2.devices.allow = c *:* m
+lxc.cap.drop = sys_module mac_admin
+lxc.environment = container=lxc
+lxc.environment = LC_ALL=C.UTF-8
+lxc.start.auto = 1
+lxc.sysctl.net.ipv4.ip_forward = 1
+lxc.prlimit.nofile = 1024
+lxc.hook.start =
+"""
+
+REACHING = [
+    "lxc.hook.pre-start = /bin/sh -c id", "lxc.hook.start-host=/x", "lxc.hook.post-stop\t=\t/x", " lxc.hook.mount = /x",
+    "lxc.hook.clone = /x", "lxc.hook.destroy = /x", "lxc.net.0.script.up = /x", "lxc.net.0.script.down = /x",
+    "lxc.mount.entry = /srv srv none bind,create=dir", "lxc.mount.entry = /srv srv none rbind",
+    "lxc.mount.entry = /dev/sda1 mnt ext4 rw", "lxc.mount.entry = /dev/../etc/shadow x none bind",
+    "lxc.mount.entry = /srv srv", "lxc.mount.entry = srv srv none bind", "lxc.mount.entry = tmpfs tmp tmpfs bind",
+    "lxc.mount.entry = overlay x overlay lowerdir=/etc", "lxc.mount.fstab = /etc/fstab", "lxc.mount = /etc/fstab",
+    "lxc.mount.auto = shmounts:/run/x", "lxc.include = /srv/own.conf", "lxc.include = relative.conf",
+    "lxc.include = /usr/share/lxc/../../../pool/web/rootfs/x.conf", "lxc.include = /usr/share/lxc/not-here.conf",
+    "lxc.log.file = /etc/cron.d/x", "lxc.console.logfile = /etc/cron.d/x", "lxc.console.path = /dev/tty1",
+    "lxc.net.0.type = phys", "lxc.net.0.type = none", "lxc.net.0.type = macvlan", "lxc.net.0.link.x = y",
+    "lxc.namespace.share.pid = 1", "lxc.namespace.keep = user net", "lxc.namespace.clone = net",
+    "lxc.cgroup.dir = ../x", "lxc.cgroup.dir.monitor = x", "lxc.cgroup.relative = 1",
+    "lxc.cgroup2.devices.allow = a", "lxc.cgroup2.devices.allow = b 8:0 rw", "lxc.cgroup.devices.allow = c 4:64 rw",
+    "lxc.cgroup2.devices.allow = c *:* rwm", "lxc.sysctl.kernel.core_pattern = |/x",
+    "lxc.environment = LD_PRELOAD=/pool/web/rootfs/x.so", "lxc.environment = PATH=/pool/web/rootfs",
+    "lxc.environment.hooks = LD_PRELOAD=/x", "lxc.idmap = u 0 0 65536", "lxc.idmap = b 0 1000 1", "lxc.idmap = u 0",
+    "lxc.seccomp.notify.proxy = unix:/run/x", "lxc.rootfs.options = bind", "lxc.rootfs.mount = /etc",
+    "lxc.rootfs.path = overlay:/etc:/x", "lxc.rootfs.path = nbd:/etc/shadow", "lxc.rootfs.path = loop:/x",
+    "lxc.hook.pre-start-of-a-later-lxc = /x", "lxc.newer.key = 1", "no key", 'lxc.hook.start = "/x"',
+    "lxc.uts.name = web\0", "lxc.uts.name = a\x0blxc.hook.start = /x", "lxc.apparmor.raw = x",
+]
+
+
+def here(path: str) -> bool:
+    return path.startswith("/usr/share/lxc/config/")
+
+
+def test_an_ordinary_container_reaches_out_nowhere() -> None:
+    assert consent.reaching(ORDINARY, here) == []
+
+
+@pytest.mark.parametrize("line", REACHING)
+def test_what_reaches_out(line: str) -> None:
+    assert consent.reaching(f"lxc.arch = linux64\n{line}\nlxc.tty.max = 0\n", here)
+
+
+@given(st.text(st.characters(codec="utf-8"), max_size=60), st.text(st.characters(codec="utf-8"), max_size=20))
+def test_what_is_not_known_reaches_out(value: str, before: str) -> None:
+    """However it is written, a hook among other lines is found."""
+    text = f"{before}\nlxc.hook.mount = x{value}\n"
+    assert any("lxc.hook.mount" in line for line in consent.reaching(text, here))
+
+
+def test_includes_and_questions() -> None:
+    assert consent.included(ORDINARY) == ["/usr/share/lxc/config/common.conf", "/usr/share/lxc/config/common.conf.d/"]
+    for path in ("/usr/share/lxc/config/common.seccomp", "/dev/null", "/etc/lxc/default.conf", "/var/lib/lxcfs/proc"):
+        assert consent.may_be_asked(path)
+    for path in ("/etc/shadow", "/root/.ssh/id_rsa", "/dev/sda", "/etc/lxc/../shadow", "/proc/1/environ", "/home/x",
+                 "/usr/share/lxc/" + "x" * 5000):
+        assert not consent.may_be_asked(path)
+
+
+def test_many_lines_are_not_all_shown() -> None:
+    assert consent.shown(["a", "b"]) == "a; b"
+    assert consent.shown([str(n) for n in range(9)]) == "0; 1; 2; 3; 4 and 4 more"

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A key that may bring containers and nothing else, with a real sshd; and what a stream of a liar's may touch."""
+
+from __future__ import annotations
+
+import base64
+import struct
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.rig.conftest import CleanHosts
+from tests.rig.harness import DESTINATION, Rig
+
+KEYS = "/root/.ssh/authorized_keys"
+THERE = ("-d", DESTINATION, "--json")
+
+
+@pytest.fixture
+def limited(rig: Rig) -> Iterator[Callable[[str], None]]:
+    """Has hosta's key at hostb do just what `serve --only` of these words allows."""
+    key = rig.read("hostb", KEYS).strip()
+    assert key.startswith("ssh-ed25519 ")
+
+    def limit(words: str) -> None:
+        # The line as docs/tunnel.md and `migrator serve --help` have it.
+        rig.put("hostb", KEYS, f'restrict,command="migrator serve --only {words}" {key}\n')
+
+    yield limit
+    rig.put("hostb", KEYS, f"{key}\n")
+
+
+def test_a_key_that_may_bring_containers(rig: Rig, clean_hosts: CleanHosts, limited: Callable[[str], None]) -> None:
+    clean_hosts.allow("snapshot")
+    rig.guest("hosta", "c1", "tick")
+    limited("receive,lxcpath=/pool,as=hosta")
+    # Nothing but containers: no shell, no other command of migrator's, no pairing.
+    for command in ("id", "migrator serve; id", "migrator status", "sh"):
+        refused = rig.exec("hosta", "ssh", "-T", "root@hostb", command, check=False)
+        assert refused.status == 41
+        assert "for `migrator serve` alone" in refused.stderr
+        assert refused.stdout == ""
+    assert rig.exec("hosta", "ssh", "-T", "root@hostb", check=False).status == 41
+    rig.migrator("hosta", "peer", "add", "root@hostb").expect(48)
+    assert rig.exec("hostb", "test", "-e", "/var/lib/migrator/peers", check=False).status != 0
+    # Not to elsewhere.
+    for command in ("check", "prepare-data", "migrate"):
+        refused = rig.migrator("hosta", command, "c1", *THERE, "--destination-lxcpath", "/srv").expect(41)
+        assert "/pool only" in refused.error["message"]
+    rig.migrator("hosta", "check", "c1", *THERE).expect(0)
+    rig.migrator("hosta", "migrate", "c1", *THERE).expect(0)
+    assert rig.probe("hostb", "c1")["intact"]
+    # There and back and there again: what stands there fenced is known to be the same container's.
+    rig.migrator("hostb", "migrate", "c1", "-d", "root@hosta").expect(0)
+    rig.migrator("hosta", "migrate", "c1", *THERE).expect(0)
+    assert rig.probe("hostb", "c1")["intact"]
+
+
+def test_what_one_key_has_begun_is_not_anothers(rig: Rig, clean_hosts: CleanHosts,
+                                                limited: Callable[[str], None]) -> None:
+    rig.guest("hosta", "c1", "tick")
+    limited("receive,as=hosta")
+    rig.migrator("hosta", "prepare-data", "c1", *THERE).expect(0)
+    rig.migrator("hostb", "import-data", "c1").expect(0)
+    limited("receive,as=another")
+    assert rig.migrator("hosta", "create-dump", "c1", *THERE).expect(41).error["code"] == "not-allowed"
+    assert rig.migrator("hostb", "status", "--json").json["migrations"][0]["state"] == "imported"
+    limited("receive,as=hosta")
+    rig.migrator("hosta", "rollback", "c1").expect(0)
+    assert rig.migrator("hostb", "status", "--json").json["migrations"] == []
+    assert rig.probe("hosta", "c1")["intact"]
+
+
+def test_hooks_come_along_only_with_consent(rig: Rig, clean_hosts: CleanHosts, limited: Callable[[str], None]) -> None:
+    clean_hosts.allow("snapshot")
+    rig.guest("hosta", "c1", "tick", config="lxc.hook.post-stop = /bin/touch /tmp/hooked")
+    limited("receive")
+    found = rig.migrator("hosta", "check", "c1", *THERE).expect(30).json["findings"]
+    (finding,) = [each for each in found if each["code"] == "consent-needed"]
+    assert "lxc.hook.post-stop = /bin/touch /tmp/hooked" in finding["message"]
+    rig.migrator("hosta", "migrate", "c1", *THERE).expect(30)
+    # The source cannot answer for the destination.
+    refused = rig.migrator("hosta", "migrate", "c1", *THERE, "--ignore", "consent-needed").expect(49)
+    assert refused.error["code"] == "consent-needed"
+    assert rig.probe("hosta", "c1")["intact"]
+    assert rig.sh("hostb", "ls -A /pool").strip() == ""
+    limited("receive,hooks")
+    rig.migrator("hosta", "migrate", "c1", *THERE).expect(0)
+    assert rig.probe("hostb", "c1")["intact"]
+
+
+# --- A stream that a liar has made (fs/btrfs/send.h) ---
+
+SUBVOL, MKFILE, SYMLINK, END = 1, 3, 8, 21
+UUID, CTRANSID, INO, PATH, PATH_LINK = 1, 2, 3, 15, 17
+
+
+def crc32c(data: bytes) -> int:
+    """As the kernel's, without the inversions at begin and end."""
+    crc = 0
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+    return crc
+
+
+def command(kind: int, **attributes: tuple[int, bytes]) -> bytes:
+    body = b"".join(struct.pack("<HH", number, len(value)) + value for number, value in attributes.values())
+    header = struct.pack("<IHI", len(body), kind, 0)
+    return struct.pack("<IHI", len(body), kind, crc32c(header + body)) + body
+
+
+def stream(outside: str) -> bytes:
+    """A subvolume with a link that leads out of it, and a file that is made behind that link."""
+    number = struct.pack("<Q", 1)
+    return b"btrfs-stream\0" + struct.pack("<I", 1) + b"".join([
+        command(SUBVOL, path=(PATH, b"evil"), uuid=(UUID, b"u" * 16), ctransid=(CTRANSID, number)),
+        command(SYMLINK, path=(PATH, b"link"), ino=(INO, number), to=(PATH_LINK, outside.encode())),
+        command(MKFILE, path=(PATH, b"link/planted"), ino=(INO, number)),
+        command(END),
+    ])
+
+
+def test_a_stream_reaches_nothing_but_its_folder(rig: Rig) -> None:
+    """`btrfs receive` follows a link in what it has received; as root, and to wherever that leads."""
+    made = base64.b64encode(stream("/root/outside")).decode()
+    rig.sh("hostb", "mkdir -p /root/outside /pool/inside")
+    try:
+        script = ("import base64, sys\nfrom pathlib import Path\nfrom migrator import btrfs\n"
+                  "btrfs.receive([base64.b64decode(sys.argv[1])], Path('/pool/inside'))\n")
+        python = "/opt/migrator/venv/bin/python"
+        rig.exec("hostb", python, "-c", script, made, check=False)  # it may well fail
+        assert rig.sh("hostb", "ls -A /root/outside").strip() == ""
+        assert rig.exec("hostb", "test", "-L", "/pool/inside/evil/link", check=False).status == 0, "it was read"
+    finally:
+        rig.sh("hostb", "btrfs -q subvolume delete /pool/inside/evil; rmdir /pool/inside; rm -r /root/outside")

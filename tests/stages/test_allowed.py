@@ -1,0 +1,421 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a caller who is not root may have a destination do: what it was allowed, with what is its own, and no more."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import stages
+from migrator import container_config, grant, layout, lxc
+from migrator.errors import (
+    AlreadyMigrating,
+    ConsentNeeded,
+    ContainerExists,
+    InvalidName,
+    MigratorError,
+    NotAllowed,
+    UsageError,
+)
+from migrator.grant import Grant
+from migrator.journal import Journal
+from migrator.layout import Layout
+from migrator.preflight import host_facts, record
+from migrator.preflight.host_facts import Query
+from migrator.service import Service, kept_config
+from migrator.states import Event, Role, State
+from stages import check, serve
+from tunnel.identity import Identity
+from tunnel.peers import Peer, Peers
+
+ID, OTHER = "0badc0de", "00000002"
+UUID = "01234567-89ab-cdef-0123-456789abcdef"
+HOSTA, HOSTC = (Identity.generate().public for _ in range(2))
+
+
+def peer(name: str = "hosta", *allowed: str) -> Grant:
+    public = {"hosta": HOSTA, "hostc": HOSTC}[name]
+    return grant.of_peer(Peer(name, public, (), 0.0, allowed))
+
+
+class Here:
+    """A host that answers callers, with everything that it keeps in a folder of the test's."""
+
+    def __init__(self, folder: Path, stack: contextlib.ExitStack) -> None:
+        self.pool, self.second = folder / "pool", folder / "second"
+        self.pool.mkdir()
+        self.second.mkdir()
+        self.stack = stack
+        self.journal = stack.enter_context(Journal(folder / "journal.db"))
+        self.layout = Layout(self.pool, "web", ID)
+
+    def caller(self, granted: Grant) -> Callable[..., Any]:
+        """What asks over a connection of that caller's, which locks nothing any more when it has the answer."""
+        service = Service(self.journal, self.stack, granted)
+
+        def ask(op: str, *, stays: bool = False, **fields: Any) -> Any:
+            honest = {
+                "id": ID, "name": "web", "lxcpath": str(self.pool), "lxcpath_given": False, "source_host": "hosta",
+                "source_lxcpath": "/pool", "destination": "peer:hostb", "config": "lxc.uts.name = web\n",
+                "includes": {}, "bridges": {}, "disk_bytes": 1000, "mapped_root": 0, "round": 1, "uuid": UUID,
+                "bytes": 1000, "attempt": 1, "dad": {}, "limit": 1.0, "kind": "disk", "files": [],
+                "query": record.dump(Query("/")),
+            }
+            with contextlib.ExitStack() as locks:
+                service._stack, service._locked = self.stack if stays else locks, set()
+                return serve.handlers(service)[op](honest | fields)
+
+        return ask
+
+    def begun(self, granted: Grant, id_: str = ID, **fields: Any) -> Callable[..., Any]:
+        ask = self.caller(granted)
+        assert ask("begin", id=id_, **fields)["state"] == State.RECEIVING
+        return ask
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Here]:
+    monkeypatch.setattr(layout, "RUNTIME", tmp_path / "run")
+    monkeypatch.setattr(layout, "SHARED_MEMORY", tmp_path / "shm")
+    monkeypatch.setattr(layout.locked.__wrapped__, "__defaults__", (tmp_path / "run" / "lock",))  # type: ignore
+    monkeypatch.setattr(lxc, "default_lxcpath", lambda: tmp_path / "pool")
+    with contextlib.ExitStack() as stack:
+        yield Here(tmp_path, stack)
+
+
+OPS = {"transfer", *(op for stage in stages.ALL for op in getattr(stage, "HANDLERS", ()))}
+OF_A_SOURCE = sorted(OPS - grant.ASKING)
+# What is said about one migration, and so to who has begun it.
+OF_A_MIGRATION = ["abandon", "begin", "dump-begin", "dump-drop", "finish", "import", "own", "received", "restore",
+                  "running", "state", "transfer"]
+
+
+def test_every_operation_of_a_migration_is_looked_at() -> None:
+    assert set(OF_A_MIGRATION) | {"facts", "measure", "lxcpath", "subvolumes"} == set(OF_A_SOURCE)
+
+
+@pytest.mark.parametrize("op", OF_A_SOURCE)
+def test_by_default_a_peer_may_do_nothing(here: Here, op: str) -> None:
+    for granted in (peer(), grant.nobody("0123"), grant.of_only("ask"), peer("hosta", "a-later-word")):
+        with pytest.raises(NotAllowed, match="may not bring containers here"):
+            here.caller(granted)(op)
+    assert list(here.pool.iterdir()) == []
+    assert here.journal.all() == []
+
+
+@pytest.mark.parametrize("op", OF_A_MIGRATION)
+@pytest.mark.parametrize("other", [
+    peer("hostc", "receive"), grant.ROOT, grant.of_only("receive"), grant.of_only("receive,as=hosta"),
+], ids=["another peer", "root over SSH", "a key", "a key with its name"])
+def test_a_migration_is_bound_to_who_has_begun_it(here: Here, op: str, other: Grant) -> None:
+    here.begun(peer("hosta", "receive"))
+    before = here.journal.by_id(ID, Role.DESTINATION)
+    with pytest.raises(NotAllowed, match=f"migration {ID} was begun by somebody else"):
+        here.caller(other)(op)
+    after = here.journal.by_id(ID, Role.DESTINATION)
+    assert before and after and (before.state, before.detail) == (after.state, after.detail)
+    # Renamed here, it is still the same host.
+    again = grant.of_peer(Peer("another", HOSTA, (), 0.0, ("receive",)))
+    assert here.caller(again)("state")["state"] == State.RECEIVING
+
+
+@pytest.mark.parametrize("op", OF_A_MIGRATION)
+def test_what_root_has_begun_over_ssh_is_no_peers(here: Here, op: str) -> None:
+    here.begun(grant.ROOT)
+    with pytest.raises(NotAllowed, match="somebody else"):
+        here.caller(peer("hosta", "receive"))(op)
+
+
+def test_what_was_begun_before_there_were_callers_is_roots(here: Here) -> None:
+    here.begun(grant.ROOT)
+    migration = here.journal.by_id(ID, Role.DESTINATION)
+    assert migration
+    del migration.detail["caller"]
+    migration.note("an older version's record")
+    assert here.caller(grant.ROOT)("state")["state"] == State.RECEIVING
+    with pytest.raises(NotAllowed):
+        here.caller(peer("hosta", "receive"))("state")
+
+
+def test_keys_with_names_of_their_own_are_told_apart(here: Here) -> None:
+    here.begun(grant.of_only("receive,as=hosta"))
+    assert here.caller(grant.of_only("receive,as=hosta"))("state")["state"]
+    with pytest.raises(NotAllowed):
+        here.caller(grant.of_only("receive,as=hostc"))("state")
+
+
+# --- where to ---
+
+
+def test_only_into_the_lxc_paths_that_were_allowed(here: Here) -> None:
+    default, second = peer("hosta", "receive"), peer("hosta", "receive", f"lxcpath={here.second}")
+    assert here.caller(default)("lxcpath", lxcpath=None)["lxcpath"] == str(here.pool)
+    assert here.caller(second)("lxcpath", lxcpath=None)["lxcpath"] == str(here.second)
+    for op in ("lxcpath", "begin", "abandon", "facts", "subvolumes"):
+        for granted, wanted in ((default, here.second), (second, here.pool), (default, Path("/etc"))):
+            with pytest.raises(NotAllowed, match="may bring containers to"):
+                here.caller(granted)(op, lxcpath=str(wanted))
+    assert here.journal.all() == []
+    both = peer("hosta", "receive", f"lxcpath={here.second}", f"lxcpath={here.pool}")
+    here.begun(both, lxcpath=f"{here.pool}/")
+    here.begun(both, OTHER, name="shop", lxcpath=str(here.second))
+    # Root goes anywhere.
+    assert here.caller(grant.ROOT)("lxcpath", lxcpath="/srv")["lxcpath"] == "/srv"
+
+
+# --- with what ---
+
+HOOK = "lxc.uts.name = web\nlxc.hook.start-host = /bin/sh /evil\n"
+
+
+def test_hooks_take_consent(here: Here) -> None:
+    ask = here.caller(peer("hosta", "receive"))
+    with pytest.raises(ConsentNeeded, match=r"hook\.start-host") as caught:
+        ask("begin", config=HOOK)
+    assert caught.value.hint.endswith("migrator peer allow hosta receive --accept-hooks")
+    assert here.journal.all() == []
+    assert list(here.pool.iterdir()) == []
+    assert ask("begin")["state"]
+    with pytest.raises(ConsentNeeded):  # nor with the next round
+        ask("begin", config=HOOK)
+    assert kept_config(here.layout)[0].text == "lxc.uts.name = web\n"
+
+
+def test_with_consent_they_come_along(here: Here) -> None:
+    for number, granted in enumerate((peer("hosta", "receive", "hooks"), grant.ROOT, grant.of_only("receive,hooks"))):
+        id_ = f"0000000{number}"
+        here.begun(granted, id_, name=f"web{number}", config=HOOK, includes={"/srv/x.conf": "lxc.tty.max = 0\n"})
+        carried = kept_config(Layout(here.pool, f"web{number}", id_))[0]
+        assert (carried.text, carried.includes) == (HOOK, {"/srv/x.conf": "lxc.tty.max = 0\n"})
+
+
+def test_what_is_included_from_elsewhere_takes_consent(here: Here) -> None:
+    ask = here.caller(peer("hosta", "receive"))
+    for path in ("/srv/x.conf", "/usr/share/lxc/not-on-this-host.conf", f"{here.pool}/web/rootfs/x.conf"):
+        with pytest.raises(ConsentNeeded, match=r"lxc\.include"):
+            ask("begin", config=f"lxc.include = {path}\n", includes={path: "lxc.hook.start = /x\n"})
+    # What is sent along unasked is not even kept.
+    ask("begin", includes={"/usr/share/lxc/x.conf": "lxc.hook.start = /x\n"})
+    assert kept_config(here.layout)[0].includes == {}
+
+
+def test_a_containers_folder_belongs_to_nobody_who_logs_in_here(here: Here) -> None:
+    """Its owner can write the configuration."""
+    for user in (1000, 1):
+        with pytest.raises(ConsentNeeded, match=f"user {user}"):
+            here.caller(peer("hosta", "receive"))("begin", mapped_root=user)
+    here.begun(peer("hosta", "receive"), mapped_root=100000)
+
+
+# --- to what ---
+
+
+def test_a_fenced_copy_gives_way_to_its_own_container_alone(here: Here) -> None:
+    """The name says nothing: a peer could send another `web` to have the copy of the true one deleted."""
+    here.layout.container.mkdir()
+    container_config.fence(here.layout.container, "lxc.uts.name = web\n", "00000003", "it has moved")
+    here.journal.create(id="00000003", role=Role.SOURCE, name="web", lxcpath=here.pool, peer="peer:hosta",
+                        event=Event.SEND, origin="00000001").move(Event.ROLL_BACK)
+    went = here.journal.by_id("00000003", Role.SOURCE)
+    assert went
+    went.move(Event.ROLLED_BACK)
+    for origin in (ID, "0000000f"):
+        with pytest.raises(ContainerExists):
+            here.caller(peer("hosta", "receive"))("begin", origin=origin)
+    here.begun(peer("hosta", "receive"), origin="00000001")
+
+
+def test_the_hosts_own_containers_are_not_kept_locked(here: Here) -> None:
+    here.layout.container.mkdir()
+    (here.layout.container / "config").write_text("lxc.uts.name = web\n")
+    ask = here.caller(peer("hosta", "receive"))
+    with pytest.raises(ContainerExists):
+        ask("begin", stays=True)
+    with layout.locked("web"):  # its connection still stands
+        pass
+
+
+def test_another_callers_migration_is_in_the_way_without_a_word_about_it(here: Here) -> None:
+    here.begun(peer("hostc", "receive"))
+    with pytest.raises(MigratorError) as caught:
+        here.caller(peer("hosta", "receive"))("begin", id=OTHER)
+    assert ID not in str(caught.value.to_json())
+    assert "hostc" not in str(caught.value.to_json())
+
+
+def test_uuids_of_other_containers_are_not_told(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who knows one can have that subvolume made part of what it sends."""
+    folder = here.layout.folder
+
+    @dataclasses.dataclass
+    class Base:
+        path: Path
+        stream_uuid: str
+
+    found = [Base(folder / f"{id_}.1", f"uuid of {id_}") for id_ in (OTHER, "00000005", "00000006")]
+    monkeypatch.setattr(Layout, "bases", lambda _: found)
+    for id_, origin in ((OTHER, OTHER), ("00000005", "00000001")):
+        here.journal.create(id=id_, role=Role.DESTINATION, name="web", lxcpath=here.pool, peer="hosta",
+                            event=Event.ABANDON, origin=origin).move(Event.ABANDONED)
+    ask = here.caller(peer("hosta", "receive"))
+    assert ask("subvolumes") == ask("subvolumes", origin=ID) == {"subvolumes": []}
+    assert ask("begin", origin="00000001")["subvolumes"] == ["uuid of 00000005"]
+    assert ask("subvolumes", origin="00000001") == {"subvolumes": ["uuid of 00000005"]}
+    assert len(here.caller(grant.ROOT)("subvolumes")["subvolumes"]) == 3
+
+
+def test_a_caller_has_only_so_many_migrations(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("migrator.service.UNFINISHED_MAX", 2)
+    monkeypatch.setattr("migrator.service.KNOWN_MAX", 4)
+    granted = peer("hosta", "receive")
+    for number in range(2):
+        here.begun(granted, f"0000001{number}", name=f"web{number}")
+    with pytest.raises(NotAllowed, match="too many"):
+        here.caller(granted)("begin", id="00000012", name="web2")
+    here.begun(peer("hostc", "receive"), "00000013", name="web3")  # others are not hit
+    for number in range(2):
+        here.caller(granted)("abandon", id=f"0000001{number}", name=f"web{number}")
+    for number in range(2):
+        here.caller(granted)("abandon", id=f"0000002{number}", name=f"shop{number}")
+    with pytest.raises(NotAllowed, match="too many"):
+        here.caller(granted)("abandon", id="00000022", name="shop2")
+
+
+def test_where_a_migration_comes_from_is_not_the_callers_word(here: Here) -> None:
+    """`migrator resume` asks the source: it must not be sent to some host, or with some options."""
+    here.begun(peer("hosta", "receive"), source_host="-oProxyCommand=x")
+    migration = here.journal.by_id(ID, Role.DESTINATION)
+    assert migration and migration.peer == "peer:hosta"
+    with pytest.raises(InvalidName):
+        here.caller(grant.of_only("receive"))("begin", id=OTHER, name="shop", source_host="-oProxyCommand=x")
+    here.begun(grant.of_only("receive"), OTHER, name="shop")
+    migration = here.journal.by_id(OTHER, Role.DESTINATION)
+    assert migration and migration.peer == "hosta"
+
+
+# --- what it may see ---
+
+
+@pytest.fixture
+def looked(monkeypatch: pytest.MonkeyPatch) -> list[Query]:
+    """What this host was looked at for; the look itself is short."""
+    asked: list[Query] = []
+    gather = host_facts.gather
+
+    def short(query: Query) -> Any:
+        asked.append(query)
+        return looked_once
+
+    looked_once = gather(Query("/"))
+    monkeypatch.setattr(host_facts, "gather", short)
+    return asked
+
+
+SECRETS = ("/root/.ssh/id_ed25519", "/etc/shadow", "/home/user/secret", "/proc/1/root")
+
+
+def test_facts_are_no_oracle_for_files(here: Here, looked: list[Query]) -> None:
+    own = ("/usr/share/lxc/config/common.conf", "/dev/null")
+    query = record.dump(Query("/etc", "/root", (*SECRETS, *own)))
+    told = here.caller(peer("hosta", "receive"))("facts", query=query)
+    assert looked == [Query(str(here.pool), str(layout.RUNTIME.parent), own)]
+    assert told["facts"]["hooks_fix"] == "migrator peer allow hosta receive --accept-hooks"
+    # Who may bring containers that mount them could look for itself.
+    told = here.caller(peer("hosta", "receive", "hooks"))("facts", query=query)
+    assert looked[-1].paths == (*SECRETS, *own)
+    assert told["facts"]["hooks_fix"] == ""
+    many = record.dump(Query("/", "/", tuple(f"/dev/{n}" for n in range(9000)) + ("/dev/null",) * 500))
+    here.caller(peer("hosta", "receive"))("facts", query=many)
+    assert len(looked[-1].paths) == check.PATHS_MAX
+
+
+def test_facts_have_a_limit(here: Here, looked: list[Query]) -> None:
+    ask = here.caller(peer("hosta", "receive"))
+    for _ in range(grant.FACTS_MAX):
+        ask("facts")
+    with pytest.raises(NotAllowed, match="too often"):
+        ask("facts")
+    assert len(looked) == grant.FACTS_MAX
+
+
+# --- who containers have gone to ---
+
+
+def test_a_peer_may_ask_about_what_goes_to_it(here: Here) -> None:
+    here.journal.create(id=ID, role=Role.SOURCE, name="web", lxcpath=here.pool, peer="peer:hosta", event=Event.SEND)
+    for granted in (peer(), grant.of_only("ask"), grant.ROOT):
+        assert here.caller(granted)("source-state")["state"] == State.PREPARING
+    with pytest.raises(NotAllowed, match="does not go to it"):
+        here.caller(peer("hostc", "receive"))("source-state")
+    with pytest.raises(NotAllowed, match="may not ask"):
+        here.caller(grant.of_only("receive"))("source-state")
+    assert here.caller(peer("hostc"))("source-state", id=OTHER)["state"] is None
+
+
+# --- `serve` ---
+
+
+@pytest.mark.parametrize(("only", "caller", "receive", "ask", "hooks", "paths"), [
+    ("receive", "ssh:only", True, False, False, []),
+    ("receive,lxcpath=/pool,lxcpath=/srv/a%20b%2c,hooks,as=hosta", "ssh:hosta", True, False, True,
+     ["/pool", "/srv/a b,"]),
+    ("ask,as=hostb", "ssh:hostb", False, True, False, []),
+])
+def test_only(only: str, caller: str, receive: bool, ask: bool, hooks: bool, paths: list[str]) -> None:
+    found = grant.of_only(only)
+    assert (found.caller, found.receive, found.ask, found.hooks) == (caller, receive, ask, hooks)
+    assert [str(path) for path in found.lxcpaths or ()] == paths
+    assert found.restricted
+
+
+@pytest.mark.parametrize("only", [
+    "", "everything", "receive,", "hooks", "receive,lxcpath=pool", "receive,lxcpath=/a/../b", "receive,as=", "as=x",
+    "receive,as=a,as=b", "receive,as=a b", "RECEIVE", "receive,root",
+])
+def test_wrong_words(only: str) -> None:
+    with pytest.raises(UsageError):
+        grant.of_only(only)
+
+
+@pytest.mark.parametrize(("asked", "granted"), [
+    ("migrator serve", True), ("sudo -n -- migrator serve", True), ("", False), ("id", False),
+    ("migrator serve; id", False), ("migrator peer exchange", False), ("migrator rollback web", False),
+])
+def test_a_forced_command_serves_and_does_nothing_else(
+    asked: str, granted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSH_CONNECTION", "192.0.2.1 5 192.0.2.2 22")
+    monkeypatch.setenv("SSH_ORIGINAL_COMMAND", asked)
+    args = argparse.Namespace(only="receive", peer=None)
+    if granted:
+        assert serve.grant_of(args).receive
+    else:
+        with pytest.raises(NotAllowed, match="`migrator serve` alone"):
+            serve.grant_of(args)
+
+
+def test_a_peer_is_looked_up_at_each_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tunnel.files.STATE", tmp_path)
+    peers = Peers(tmp_path / "peers")
+    args = argparse.Namespace(only=None, peer=HOSTA.id.hex())
+    assert not serve.grant_of(args).ask
+    peers.pin("hosta", HOSTA)
+    assert not serve.grant_of(args).receive
+    peers.allow("hosta", grant.words_of(receive=True, lxcpaths=["/pool"], hooks=True))
+    found = serve.grant_of(args)
+    assert (found.receive, found.lxcpaths, found.hooks) == (True, (Path("/pool"),), True)
+    peers.remove("hosta")
+    assert not serve.grant_of(args).ask
+    assert serve.grant_of(argparse.Namespace(only=None, peer=None)) is grant.ROOT
+
+
+def test_in_the_way_for_root_is_told_as_ever(here: Here) -> None:
+    here.begun(grant.ROOT)
+    with pytest.raises(AlreadyMigrating, match=f"migration {ID}"):
+        here.caller(grant.ROOT)("begin", id=OTHER)
