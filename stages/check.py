@@ -238,7 +238,7 @@ def _narrowed(service: Service, query: Query) -> Query:
     if service.looks > FACTS_MAX:
         raise service.grant.refusal("it has asked for this host's facts too often over one connection")
     paths = query.paths if service.grant.hooks else tuple(filter(consent.may_be_asked, query.paths))
-    return dataclasses.replace(query, images=str(layout.RUNTIME.parent), paths=paths[:PATHS_MAX])
+    return dataclasses.replace(query, paths=paths[:PATHS_MAX])
 
 
 HANDLERS = {"facts": facts, "measure": bandwidth.answer}

@@ -82,7 +82,6 @@ class Here:
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Here]:
     monkeypatch.setattr(layout, "RUNTIME", tmp_path / "run")
-    monkeypatch.setattr(layout, "SHARED_MEMORY", tmp_path / "shm")
     monkeypatch.setattr(layout.locked.__wrapped__, "__defaults__", (tmp_path / "run" / "lock",))  # type: ignore
     monkeypatch.setattr(lxc, "default_lxcpath", lambda: tmp_path / "pool")
     with contextlib.ExitStack() as stack:
@@ -322,15 +321,15 @@ SECRETS = ("/root/.ssh/id_ed25519", "/etc/shadow", "/home/user/secret", "/proc/1
 
 def test_facts_are_no_oracle_for_files(here: Here, looked: list[Query]) -> None:
     own = ("/usr/share/lxc/config/common.conf", "/dev/null")
-    query = record.dump(Query("/etc", "/root", (*SECRETS, *own)))
+    query = record.dump(Query("/etc", (*SECRETS, *own)))
     told = here.caller(peer("hosta", "receive"))("facts", query=query)
-    assert looked == [Query(str(here.pool), str(layout.RUNTIME.parent), own)]
+    assert looked == [Query(str(here.pool), own)]
     assert told["facts"]["hooks_fix"] == "migrator peer allow hosta receive --accept-hooks"
     # Who may bring containers that mount them could look for itself.
     told = here.caller(peer("hosta", "receive", "hooks"))("facts", query=query)
     assert looked[-1].paths == (*SECRETS, *own)
     assert told["facts"]["hooks_fix"] == ""
-    many = record.dump(Query("/", "/", tuple(f"/dev/{n}" for n in range(9000)) + ("/dev/null",) * 500))
+    many = record.dump(Query("/", tuple(f"/dev/{n}" for n in range(9000)) + ("/dev/null",) * 500))
     here.caller(peer("hosta", "receive"))("facts", query=many)
     assert len(looked[-1].paths) == check.PATHS_MAX
 
