@@ -19,11 +19,11 @@ LINES_SHOWN = 5
 _INSIDE = re.compile(
     r"lxc\.(arch|uts\.name|cap\.(drop|keep)|no_new_privs|keyring\.session|group|ephemeral|log\.level|hook\.version"
     r"|apparmor\.(profile|allow_incomplete|allow_nesting)|selinux\.context|selinux\.context\.keyring"
-    r"|seccomp\.(profile|allow_nesting)|tty\.(max|dir)|pty\.max|console\.(buffer\.size|size|rotate)"
+    r"|seccomp\.(profile|allow_nesting)|tty\.max|pty\.max|console\.(buffer\.size|size|rotate)"
     r"|signal\.(halt|reboot|stop)|init\.(cmd|cwd|uid|gid|groups)|execute\.cmd|autodev|autodev\.tmpfs\.size"
     r"|start\.(auto|delay|order)|prlimit\.[a-z]+|sysctl\.net\.[a-z0-9_.]+|time\.offset\.(boot|monotonic)"
     r"|net\.\d+\.(link|flags|hwaddr|name|mtu|ipv[46]\.(address|gateway))"
-    r"|net\.\d+\.veth\.(pair|mode|n_rxqueues|n_txqueues|ipv[46]\.route|vlan\.id|vlan\.tagged\.id)"
+    r"|net\.\d+\.veth\.(pair|n_rxqueues|n_txqueues)"  # not its routes and VLANs, which are the host's
     r"|cgroup2?\.(?!dir|relative|devices\.allow)[a-z0-9_]+(\.[a-z0-9_]+)*)"
 )
 _VIRTUAL = frozenset({"proc", "sysfs", "tmpfs", "devpts", "mqueue", "ramfs", "hugetlbfs"})
@@ -87,6 +87,8 @@ def _inside(key: str, value: str, here: Callable[[str], bool]) -> bool:
             return bool(_DEVICES.fullmatch(value))
     if re.fullmatch(r"lxc\.net\.\d+\.type", key):
         return value in ("veth", "empty")
+    if re.fullmatch(r"lxc\.net\.\d+\.veth\.mode", key):
+        return value == "bridge"
     return bool(_INSIDE.fullmatch(key))
 
 
@@ -97,7 +99,7 @@ def is_hosts_own(path: str) -> bool:
 
 def _mounts_inside(fields: list[str]) -> bool:
     """An fstab(5) line that mounts nothing of the host's."""
-    if len(fields) < 2:
+    if len(fields) < 2 or ".." in fields[1].split("/"):
         return False
     options = fields[3].split(",") if len(fields) > 3 else []
     if "bind" in options or "rbind" in options:

@@ -24,6 +24,7 @@ lxc.net.0.link = lxcbr0
 lxc.net.0.flags = up
 lxc.net.0.hwaddr = 00:16:3e:01:02:03
 lxc.net.0.veth.pair = vweb
+lxc.net.0.veth.mode = bridge
 lxc.net.0.ipv4.address = 10.0.3.5/24
 lxc.net.1.type = empty
 lxc.apparmor.profile = generated
@@ -61,6 +62,8 @@ REACHING = [
     "lxc.include = /usr/share/lxc/../../../pool/web/rootfs/x.conf", "lxc.include = /usr/share/lxc/not-here.conf",
     "lxc.log.file = /etc/cron.d/x", "lxc.console.logfile = /etc/cron.d/x", "lxc.console.path = /dev/tty1",
     "lxc.net.0.type = phys", "lxc.net.0.type = none", "lxc.net.0.type = macvlan", "lxc.net.0.link.x = y",
+    "lxc.net.0.veth.mode = router", "lxc.net.0.veth.ipv4.route = 192.0.2.1/32", "lxc.net.0.veth.vlan.id = 7",
+    "lxc.net.0.l2proxy = 1", "lxc.tty.dir = ../../etc", "lxc.mount.entry = tmpfs ../../etc tmpfs create=dir",
     "lxc.namespace.share.pid = 1", "lxc.namespace.keep = user net", "lxc.namespace.clone = net",
     "lxc.cgroup.dir = ../x", "lxc.cgroup.dir.monitor = x", "lxc.cgroup.relative = 1",
     "lxc.cgroup2.devices.allow = a", "lxc.cgroup2.devices.allow = b 8:0 rw", "lxc.cgroup.devices.allow = c 4:64 rw",

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -21,7 +20,6 @@ from migrator.errors import (
     InvalidName,
     MigratorError,
     NotAllowed,
-    UsageError,
 )
 from migrator.grant import Grant
 from migrator.journal import Journal
@@ -32,7 +30,7 @@ from migrator.service import Service, kept_config
 from migrator.states import Event, Role, State
 from stages import check, serve
 from tunnel.identity import Identity
-from tunnel.peers import Peer, Peers
+from tunnel.peers import Peer
 
 ID, OTHER = "0badc0de", "00000002"
 UUID = "01234567-89ab-cdef-0123-456789abcdef"
@@ -355,63 +353,6 @@ def test_a_peer_may_ask_about_what_goes_to_it(here: Here) -> None:
     with pytest.raises(NotAllowed, match="may not ask"):
         here.caller(grant.of_only("receive"))("source-state")
     assert here.caller(peer("hostc"))("source-state", id=OTHER)["state"] is None
-
-
-# --- `serve` ---
-
-
-@pytest.mark.parametrize(("only", "caller", "receive", "ask", "hooks", "paths"), [
-    ("receive", "ssh:only", True, False, False, []),
-    ("receive,lxcpath=/pool,lxcpath=/srv/a%20b%2c,hooks,as=hosta", "ssh:hosta", True, False, True,
-     ["/pool", "/srv/a b,"]),
-    ("ask,as=hostb", "ssh:hostb", False, True, False, []),
-])
-def test_only(only: str, caller: str, receive: bool, ask: bool, hooks: bool, paths: list[str]) -> None:
-    found = grant.of_only(only)
-    assert (found.caller, found.receive, found.ask, found.hooks) == (caller, receive, ask, hooks)
-    assert [str(path) for path in found.lxcpaths or ()] == paths
-    assert found.restricted
-
-
-@pytest.mark.parametrize("only", [
-    "", "everything", "receive,", "hooks", "receive,lxcpath=pool", "receive,lxcpath=/a/../b", "receive,as=", "as=x",
-    "receive,as=a,as=b", "receive,as=a b", "RECEIVE", "receive,root",
-])
-def test_wrong_words(only: str) -> None:
-    with pytest.raises(UsageError):
-        grant.of_only(only)
-
-
-@pytest.mark.parametrize(("asked", "granted"), [
-    ("migrator serve", True), ("sudo -n -- migrator serve", True), ("", False), ("id", False),
-    ("migrator serve; id", False), ("migrator peer exchange", False), ("migrator rollback web", False),
-])
-def test_a_forced_command_serves_and_does_nothing_else(
-    asked: str, granted: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SSH_CONNECTION", "192.0.2.1 5 192.0.2.2 22")
-    monkeypatch.setenv("SSH_ORIGINAL_COMMAND", asked)
-    args = argparse.Namespace(only="receive", peer=None)
-    if granted:
-        assert serve.grant_of(args).receive
-    else:
-        with pytest.raises(NotAllowed, match="`migrator serve` alone"):
-            serve.grant_of(args)
-
-
-def test_a_peer_is_looked_up_at_each_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tunnel.files.STATE", tmp_path)
-    peers = Peers(tmp_path / "peers")
-    args = argparse.Namespace(only=None, peer=HOSTA.id.hex())
-    assert not serve.grant_of(args).ask
-    peers.pin("hosta", HOSTA)
-    assert not serve.grant_of(args).receive
-    peers.allow("hosta", grant.words_of(receive=True, lxcpaths=["/pool"], hooks=True))
-    found = serve.grant_of(args)
-    assert (found.receive, found.lxcpaths, found.hooks) == (True, (Path("/pool"),), True)
-    peers.remove("hosta")
-    assert not serve.grant_of(args).ask
-    assert serve.grant_of(argparse.Namespace(only=None, peer=None)) is grant.ROOT
 
 
 def test_in_the_way_for_root_is_told_as_ever(here: Here) -> None:

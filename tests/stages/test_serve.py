@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How `migrator serve` learns what the other side may do: from a key's line, or a peer's."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pytest
+
+from migrator import grant
+from migrator.errors import NotAllowed, UsageError
+from stages import serve
+from tunnel.identity import Identity
+from tunnel.peers import Peers
+
+HOSTA = Identity.generate().public
+
+
+@pytest.mark.parametrize(("only", "caller", "receive", "ask", "hooks", "paths"), [
+    ("receive", "ssh:only", True, False, False, []),
+    ("receive,lxcpath=/pool,lxcpath=/srv/a%20b%2c,hooks,as=hosta", "ssh:hosta", True, False, True,
+     ["/pool", "/srv/a b,"]),
+    ("ask,as=hostb", "ssh:hostb", False, True, False, []),
+])
+def test_only(only: str, caller: str, receive: bool, ask: bool, hooks: bool, paths: list[str]) -> None:
+    found = grant.of_only(only)
+    assert (found.caller, found.receive, found.ask, found.hooks) == (caller, receive, ask, hooks)
+    assert [str(path) for path in found.lxcpaths or ()] == paths
+    assert found.restricted
+
+
+@pytest.mark.parametrize("only", [
+    "", "everything", "receive,", "hooks", "receive,lxcpath=pool", "receive,lxcpath=/a/../b", "receive,as=", "as=x",
+    "receive,as=a,as=b", "receive,as=a b", "RECEIVE", "receive,root",
+])
+def test_wrong_words(only: str) -> None:
+    with pytest.raises(UsageError):
+        grant.of_only(only)
+
+
+@pytest.mark.parametrize(("asked", "granted"), [
+    ("migrator serve", True), ("sudo -n -- migrator serve", True), ("", False), ("id", False),
+    ("migrator serve; id", False), ("migrator peer exchange", False), ("migrator rollback web", False),
+])
+def test_a_forced_command_serves_and_does_nothing_else(
+    asked: str, granted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSH_CONNECTION", "192.0.2.1 5 192.0.2.2 22")
+    monkeypatch.setenv("SSH_ORIGINAL_COMMAND", asked)
+    args = argparse.Namespace(only="receive", peer=None)
+    if granted:
+        assert serve.grant_of(args).receive
+    else:
+        with pytest.raises(NotAllowed, match="`migrator serve` alone"):
+            serve.grant_of(args)
+
+
+def test_a_peer_is_looked_up_at_each_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tunnel.files.STATE", tmp_path)
+    peers = Peers(tmp_path / "peers")
+    args = argparse.Namespace(only=None, peer=HOSTA.id.hex())
+    assert not serve.grant_of(args).ask
+    peers.pin("hosta", HOSTA)
+    assert not serve.grant_of(args).receive
+    peers.allow("hosta", grant.words_of(receive=True, lxcpaths=["/pool"], hooks=True))
+    found = serve.grant_of(args)
+    assert (found.receive, found.lxcpaths, found.hooks) == (True, (Path("/pool"),), True)
+    peers.remove("hosta")
+    assert not serve.grant_of(args).ask
+    assert serve.grant_of(argparse.Namespace(only=None, peer=None)) is grant.ROOT
