@@ -8,6 +8,7 @@ tests write.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from collections.abc import Generator, Iterator
 
@@ -40,6 +41,19 @@ def _as_git_sees_it() -> str:
 
 
 LEFT_OUT = pytest.StashKey[list[str]]()
+
+
+_HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+
+
+@pytest.fixture(autouse=True)
+def _signals() -> Iterator[None]:
+    """main() sets them up for its process; after a test that calls it they are as they were."""
+    before = {number: signal.getsignal(number) for number in _HANDLED}
+    yield
+    for number, handler in before.items():
+        if signal.getsignal(number) is not handler:
+            signal.signal(number, handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
