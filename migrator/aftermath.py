@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from migrator import advice, log, lxc, no_memory
+from migrator import advice, bases, log, lxc, no_memory
 from migrator.errors import MigratorError
 from migrator.journal import Migration
 from migrator.layout import Layout
@@ -60,9 +60,8 @@ def start(migration: Migration, container: lxc.Container) -> None:
 
 def note(migration: Migration) -> str:
     """What this host knows beyond its journal's state, in a sentence or two for `migrator status`; "" where nothing."""
-    if migration.role is Role.SOURCE:
-        return _on_source(migration)
-    return _on_destination(migration)
+    found = _on_source(migration) if migration.role is Role.SOURCE else _on_destination(migration)
+    return " ".join(each for each in (found, bases.note(migration)) if each)
 
 
 def _on_source(migration: Migration) -> str:

@@ -15,10 +15,19 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from migrator.errors import CommandFailed, NotBtrfs, PackageMissing, ReceiveFailed, SendFailed, SnapshotFailed
-from migrator.run import Program, shown, started
+from migrator.errors import (
+    CommandFailed,
+    MigratorError,
+    NotBtrfs,
+    PackageMissing,
+    ReceiveFailed,
+    SendFailed,
+    SnapshotFailed,
+)
+from migrator.run import Program, run, shown, started
 
 STREAM_LIMIT = 24 * 3600.0  # seconds; the transfer has a shorter limit of its own on silence
+CLEAN_LIMIT = 600.0  # seconds that it may take to free what was deleted
 DRAIN_LIMIT = 600.0  # seconds that `btrfs receive` may work on after its last byte
 
 
@@ -171,6 +180,20 @@ def _widen(fd: int) -> None:
 def describe(snapshot: Path, parent: Path | None) -> str:
     """The send as it could be pasted, for `--dry-run`."""
     return shown(send_command(snapshot, parent))
+
+
+def wait_deleted(path: Path) -> None:
+    """Until the room of deleted subvolumes is free, which btrfs sees to behind (btrfs-subvolume(8), sync)."""
+    sync(path)
+    with contextlib.suppress(MigratorError):
+        run(["btrfs", "subvolume", "sync", str(path)], limit=CLEAN_LIMIT)
+    sync(path)  # what was freed can be used again after the next commit
+
+
+def exclusive_bytes(path: Path) -> int:
+    """Bytes that no other subvolume shares with this one: what its removal would free (btrfs-filesystem(8), du)."""
+    said = run(["btrfs", "filesystem", "du", "-s", "--raw", str(path)], limit=DRAIN_LIMIT).text
+    return int(said.splitlines()[-1].split()[1])
 
 
 def free_bytes(path: Path) -> int:

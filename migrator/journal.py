@@ -132,6 +132,11 @@ class Migration:
             raise
         record(step, "done", detail)
 
+    def others(self) -> list[Migration]:
+        """The other migrations of this container on this host, oldest first."""
+        found = [each for each in self._journal.all(self.name) if each.lxcpath == self.lxcpath]
+        return [each for each in found if (each.id, each.role) != (self.id, self.role)]
+
     def events(self) -> list[Record]:
         """What happened, oldest first."""
         rows = self._journal.rows(
@@ -269,11 +274,14 @@ class Journal:
         return migration
 
     def _forget_old(self, name: str, lxcpath: Path) -> None:
-        """Forget what has ended long ago, but never the newest that succeeded: its snapshot is the next one's base."""
+        """Forget what has ended long ago, but nothing whose snapshot is the next one's base.
+
+        These are the newest that succeeded, and attempts that have kept one.
+        """
         ended = [each for each in reversed(self.all(name)) if each.ended and each.lxcpath == lxcpath]
         succeeded = next((each.id for each in ended if each.state is State.FINISHED), "")
         for migration in ended[KEPT:]:
-            if migration.id != succeeded and not migration.owes:
+            if migration.id != succeeded and not migration.owes and not migration.detail.get("kept"):
                 self.forget(migration)
 
     def by_id(self, id: str, role: Role) -> Migration | None:

@@ -3,7 +3,8 @@
 
 Without a name: the remains of attempts that were rolled back or abandoned, and of commands that were killed. With a
 name: also the fenced copy that the container left behind here, and the snapshots that its next move could start from
-(which then is a full one). A container that runs, or that a migration still needs, is never touched.
+(which then is a full one); the container itself need not be there any more. A container that runs, or that a migration
+still needs, is never touched.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from migrator import advice, btrfs, cli, container_config, lxc
+from migrator import advice, bases, btrfs, cli, container_config, lxc
 from migrator.cli import Result
 from migrator.errors import AlreadyMigrating, ContainerNotFound
 from migrator.journal import DEFAULT_PATH, Journal, Migration
 from migrator.layout import FOLDER, RUNTIME, WORK, Layout, locked, remove_images
 from migrator.report import size
+from migrator.states import Role
 
 NAME = "cleanup"
 HELP = "remove what migrations have left on this host"
@@ -39,11 +41,19 @@ class Cleaner:
     def __init__(self, *, dry_run: bool) -> None:
         self.dry_run = dry_run
         self.removed: list[str] = []
+        self.sizes: dict[str, int] = {}  # what removing a subvolume would free, bytes; in a dry run
 
     def remove(self, path: Path, how: Callable[[Path], None]) -> None:
         self.removed.append(str(path))
         if not self.dry_run:
             how(path)
+
+    def measure(self, lxcpath: Path) -> None:
+        """In a dry run: fill `sizes` in."""
+        if self.dry_run and self.removed:
+            btrfs.wait_deleted(lxcpath)  # until then it shares what is left with these
+            self.sizes = {path: btrfs.exclusive_bytes(Path(path)) for path in self.removed
+                          if btrfs.is_subvolume(Path(path))}
 
 
 def run(args: argparse.Namespace) -> Result:
@@ -61,23 +71,28 @@ def run(args: argparse.Namespace) -> Result:
             free = btrfs.free_bytes(lxcpath)
         if args.forget and not args.dry_run:
             for migration in journal.all(args.name):
-                if migration.ended and not migration.owes:
+                if migration.ended and not migration.owes and not bases.paths(migration):
                     journal.forget(migration)
+    cleaner.measure(lxcpath)
     verb = "Would remove" if args.dry_run else "Removed"
-    text = "\n".join(f"{verb} {path}" for path in cleaner.removed) or "There is nothing to remove."
-    return Result({"removed": cleaner.removed, "dry_run": args.dry_run, "free_bytes": free},
+    sizes = {path: f" ({size(bytes_)})" for path, bytes_ in cleaner.sizes.items()}
+    text = "\n".join(f"{verb} {path}{sizes.get(path, '')}" for path in cleaner.removed) or "There is nothing to remove."
+    return Result({"removed": cleaner.removed, "dry_run": args.dry_run, "free_bytes": free, "sizes": cleaner.sizes},
                   f"{text}\n{size(free)} are free in {lxcpath}.")
 
 
 def clean_container(cleaner: Cleaner, journal: Journal, name: str, lxcpath: Path, *, keep_copy: bool) -> None:
-    migration = journal.latest(name, lxcpath)
-    if migration is None:
+    found = [each for each in journal.all(name) if each.lxcpath == lxcpath]
+    layout = Layout(lxcpath, name, "00000000")
+    if not found and not layout.folder.is_dir():  # a journal can be lost
         raise ContainerNotFound(name=name, lxcpath=lxcpath)
-    if not migration.ended:
-        raise AlreadyMigrating(name=name, peer=migration.peer, id=migration.id, next=advice.next_command(migration))
-    layout = Layout(lxcpath, name, migration.id)
+    for each in found:
+        if not each.ended:
+            raise AlreadyMigrating(name=name, peer=each.peer, id=each.id, next=advice.next_command(each))
     for path in layout.snapshots():
         cleaner.remove(path, btrfs.delete)
+    for each in found if not cleaner.dry_run else []:
+        bases.drop(each)
     if not keep_copy and _is_fenced_copy(layout):
         container = lxc.Container(name, lxcpath)
         rootfs = container.rootfs
@@ -85,7 +100,7 @@ def clean_container(cleaner: Cleaner, journal: Journal, name: str, lxcpath: Path
             if btrfs.is_subvolume(rootfs):
                 cleaner.remove(rootfs, btrfs.delete)
             cleaner.remove(layout.container, shutil.rmtree)
-    _clean_folder(cleaner, layout.work, {migration.id} if not migration.ended else set())
+    _clean_folder(cleaner, layout.work, set())
     if not cleaner.dry_run:
         layout.tidy()
 
@@ -102,16 +117,21 @@ def _clean_leftovers(cleaner: Cleaner, journal: Journal, lxcpath: Path) -> None:
     for path in RUNTIME.iterdir() if RUNTIME.is_dir() else ():
         if re.fullmatch(r"[0-9a-f]{8}", path.name) and path.name not in alive:
             cleaner.remove(path, remove_images)
+    given_up = {path for migration in journal.all() if migration.ended for path in bases.paths(migration)
+                if migration.role is Role.DESTINATION or (lxcpath / migration.name).is_dir()}
     root = lxcpath / FOLDER
     for name in sorted({path.name.removesuffix(WORK) for path in root.iterdir()} if root.is_dir() else ()):
         with locked(name):
             layout = Layout(lxcpath, name, "00000000")
             for path in layout.snapshots():
-                if path.name.split(".")[0] not in alive | kept:
+                if path.name.split(".")[0] not in alive | kept and path not in given_up:
                     cleaner.remove(path, btrfs.delete)
             _clean_folder(cleaner, layout.work, alive)
             if not cleaner.dry_run:
                 layout.tidy()
+    for migration in journal.all() if not cleaner.dry_run else []:
+        if migration.ended and not bases.paths(migration):
+            bases.drop(migration)  # only its record still named it
 
 
 def _keeps_base(migration: Migration) -> bool:

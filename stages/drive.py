@@ -13,7 +13,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from migrator import advice, bandwidth, log, lxc, plan
 from migrator.cli import Result
@@ -42,6 +42,7 @@ from stages import check, cleanup, create_dump, finish, offer, prepare_data, rol
 from stages.reconnect import Link, cause_of, say
 from tunnel.errors import DocumentedError
 
+T = TypeVar("T")
 BUSY_LIMIT = 60.0  # seconds that the destination may take to end what an earlier connection has begun
 
 
@@ -240,9 +241,9 @@ class Drive:
         runs_again = outcome(SourceRunsAgain, memory=migration.memory and bool(done.data["thawed"]))
         raise runs_again(cause, name=migration.name, next=again) from error
 
-    def _tell(self) -> None:
+    def _tell(self) -> str:
         """Have the destination give the token back."""
-        self._over_any_connection(lambda there: rollback.tell(self._of, there))
+        return self._over_any_connection(lambda there: rollback.tell(self._of, there))
 
     def _try_finish(self, error: DocumentedError) -> None:
         """It runs there: what is left to do needs a connection that works."""
@@ -253,7 +254,7 @@ class Drive:
                         f"by: {advice.next_command(self._of)}")
             raise error from trouble
 
-    def _over_any_connection(self, call: Callable[[Connection], None]) -> None:
+    def _over_any_connection(self, call: Callable[[Connection], T]) -> T:
         """Over the connection that is there, or a new one; while the container is frozen, for as long as that may last.
 
         What an earlier connection has begun, and has the container locked for, gets its time to end.
@@ -261,8 +262,7 @@ class Drive:
         begun, old = time.monotonic(), self._link.there
         while True:
             try:
-                call(self._link.connect())
-                return
+                return call(self._link.connect())
             except DocumentedError as error:
                 if old and isinstance(error, ConnectionLost | ProtocolError):
                     old = None

@@ -12,7 +12,7 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
-from migrator import advice, btrfs, cli, container_config, log, lxc, network
+from migrator import advice, bases, btrfs, cli, container_config, log, lxc, network
 from migrator.cli import Result
 from migrator.errors import MigratorError, NoMigration, OutOfOrder, UsageError
 from migrator.journal import DEFAULT_PATH, Journal, Migration
@@ -67,7 +67,7 @@ def carry_out(args: argparse.Namespace, migration: Migration, there: Connection)
     migration.move(Event.FINISH)
     stop_and_fence(migration)
     there.call("finish", id=migration.id)
-    prune(Layout(migration.lxcpath, name, migration.id))
+    prune(migration)
     migration.move(Event.FINISHED)
     return Result({"migration": migration.id, "name": name, "stage": NAME, "already": False},
                   f"{name} has moved to {advice.moved_to(migration)}."
@@ -92,10 +92,13 @@ def stop_and_fence(migration: Migration) -> None:
     Layout(migration.lxcpath, migration.name, migration.id).drop_images()
 
 
-def prune(layout: Layout) -> None:
+def prune(migration: Migration) -> None:
     """Keep only the newest snapshot, which both hosts have: the next move can start from it."""
+    layout = Layout(migration.lxcpath, migration.name, migration.id)
     for path in layout.snapshots()[:-1]:
         btrfs.delete(path)
+    for earlier in migration.others():
+        bases.drop(earlier)
     layout.tidy()
 
 
@@ -131,13 +134,14 @@ def finish(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
         btrfs.sync(layout.rootfs)  # what programs had brought safely to the source's disk is safe here too
     migration.move(Event.FINISHED)
     container_config.unfence(layout.container, migration.id)  # where a killed restore-dump had not come to it
-    drop_way_back(layout)
+    drop_way_back(migration)
     log.debug(f"{migration.name} is ours for good")
     return {"state": migration.state}
 
 
-def drop_way_back(layout: Layout) -> None:
+def drop_way_back(migration: Migration) -> None:
     """Remove what was kept on the destination until it was certain that the container stays."""
+    layout = Layout(migration.lxcpath, migration.name, migration.id)
     btrfs.delete(layout.old / "rootfs")
     for name in ("config", container_config.FENCE_HOOK):
         (layout.old / name).unlink(missing_ok=True)
@@ -146,7 +150,7 @@ def drop_way_back(layout: Layout) -> None:
     container_config.drop_copies(layout.container, keep=layout.id)
     layout.drop_images()
     layout.drop_spool()
-    prune(layout)
+    prune(migration)
 
 
 HANDLERS = {"running": running, "finish": finish}

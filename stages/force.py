@@ -23,7 +23,7 @@ RISK = (" If that host lives, or ever comes back with this container, two copies
         " off: without power, or with its disk destroyed.")
 
 
-def roll_back(migration: Migration, given: str, tell: Callable[[], None]) -> Result:
+def roll_back(migration: Migration, given: str, tell: Callable[[], str]) -> Result:
     """Thaw, or start from the disk, without an answer; `given` must be the migration's id.
 
     A destination that does answer is believed, as in any rollback. Raises ForceRefused.
@@ -48,7 +48,7 @@ def roll_back(migration: Migration, given: str, tell: Callable[[], None]) -> Res
                   f" Should it come back, type there, before anything else: migrator rollback {migration.other_name}")
 
 
-def tell_late(migration: Migration, tell: Callable[[], None]) -> Result | None:
+def tell_late(migration: Migration, tell: Callable[[], str]) -> Result | None:
     """After a rollback without the destination's word: tell it, now that it can be reached; None where it knows.
 
     Raises what `tell` raises, TwoCopies where it has run there.
@@ -57,10 +57,11 @@ def tell_late(migration: Migration, tell: Callable[[], None]) -> Result | None:
         return None
     there = advice.other_host(migration.role, migration.peer, migration.detail)
     try:
-        tell()
+        kept = tell()
     except AlreadyRuns as error:
         raise TwoCopies(name=migration.name, there=migration.other_name, destination=there, source=this_host(),
                         lxcpath=migration.detail["destination_lxcpath"]) from error
+    rollback.settle_bases(migration, kept)
     migration.note("abandoned", abandoned=True)
     return Result({"migration": migration.id, "name": migration.name, "stage": rollback.NAME, "already": False,
                    "destination_told": True},

@@ -22,7 +22,6 @@ from migrator.errors import (
     outcome,
 )
 from migrator.journal import DEFAULT_PATH, Journal, Migration
-from migrator.layout import Layout
 from migrator.peer import connected
 from migrator.states import Event, Role, State
 from stages import ask_source, create_dump, finish, force, migrate, restore_dump, rollback
@@ -66,9 +65,9 @@ def _ended(migration: Migration) -> Result:
 def _on_source(args: argparse.Namespace, journal: Journal, migration: Migration, *, at_boot: bool) -> Result:
     complete(args, migration)
 
-    def tell() -> None:
+    def tell() -> str:
         with connected(args, args.destination) as there:
-            rollback.tell(migration, there)
+            return rollback.tell(migration, there)
 
     if migration.ended:
         return force.tell_late(migration, tell) or _ended(migration)
@@ -161,7 +160,7 @@ def _complete_restored(args: argparse.Namespace, migration: Migration, *, at_boo
                    f"{migration.name}")
         container_config.fence(container.folder, config, migration.id, message)
         migration.move(Event.FINISHED, given_way=True)
-        finish.drop_way_back(Layout(migration.lxcpath, migration.name, migration.id))
+        finish.drop_way_back(migration)
         ask_source.state_of_source(args, migration, must=False)  # which tells it
         return _result(migration, f"{message}.")
     if fenced:

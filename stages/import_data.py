@@ -177,11 +177,12 @@ def give_back_old(layout: Layout) -> None:
 
 
 def drop_attempt(migration: Migration, layout: Layout) -> None:
-    """Remove everything that this migration has brought to this host."""
+    """Remove everything that this migration has brought to this host, except what it keeps."""
     layout.drop_images()
     give_back_old(layout)
     for path in layout.own_snapshots():
-        btrfs.delete(path)
+        if path.name not in migration.detail.get("kept", []):
+            btrfs.delete(path)
     layout.drop_spool()
     layout.tidy()
 

@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from migrator import advice, aftermath, btrfs, cli, container_config, identity, log, lxc, names, spool, transfer
+from migrator import advice, aftermath, bases, btrfs, cli, container_config, identity, log, lxc, names, spool, transfer
 from migrator.advice import this_host
 from migrator.cli import Result
 from migrator.errors import (
@@ -117,6 +117,7 @@ def carry_out(args: argparse.Namespace, journal: Journal, migration: Migration |
         "mapped_root": container.mapped_root,
         "one_shot": one_shot(args),
         "memory": with_memory(args, migration),
+        "held": bases.held(Layout(container.lxcpath, container.name, id_)),
     }
     if args.dry_run:
         done = sum("bytes" in round_ for round_ in migration.detail["rounds"]) if migration else 0
@@ -159,12 +160,14 @@ def _begin(
         memory=fields["memory"], options=getattr(args, "options", {}),
     )
     try:
-        return migration, there.call("begin", **fields)
+        reply = there.call("begin", **fields)
     except (ConnectionLost, ProtocolError, InternalError, DiskFull, Interrupted):
         raise  # it may have been recorded there
     except MigratorError:
         journal.forget(migration)
         raise
+    bases.settle(migration, reply["subvolumes"])
+    return migration, reply
 
 
 def unfinished(journal: Journal, name: str, lxcpath: Path, where: str) -> Migration | None:
@@ -267,6 +270,7 @@ def begin(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     name, id_ = names.container_name(str(fields["name"])), names.migration_id(str(fields["id"]))
     lxcpath = service.lxcpath(fields)
     layout = Layout(lxcpath, name, id_)
+    held = bases.asked(fields.get("held"))
     disk_bytes = int(fields["disk_bytes"])
     source_name = names.container_name(str(fields.get("source_name", name)))
     origin = names.migration_id(str(fields.get("origin", id_)))
@@ -284,7 +288,7 @@ def begin(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
             if not service.grant.owns(current) and service.grant.restricted:
                 raise service.grant.refusal(f"{name} is on its way here from elsewhere")
             raise AlreadyMigrating(name=name, peer=current.peer, id=current.id, next=advice.next_command(current))
-        _check_space(layout, fields)
+        _check_space(service.journal, layout, fields, held)
         migration = service.journal.create(
             id=id_, role=Role.DESTINATION, name=name, lxcpath=lxcpath,
             peer=service.grant.source(str(fields["source_host"])), event=Event.RECEIVE,
@@ -293,10 +297,11 @@ def begin(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
             lxcpath_given=bool(fields["lxcpath_given"]), rounds=[], mapped_root=int(fields["mapped_root"]),
             one_shot=bool(fields.get("one_shot")), memory=bool(fields.get("memory", True)), caller=service.grant.caller,
         )
+        bases.settle(migration, held)
     elif migration.ended or migration.state is State.ABANDONING:
         raise UsageError(reason=f"migration {id_} has ended on this host")
     else:
-        _check_space(layout, fields)
+        _check_space(service.journal, layout, fields, held)
     layout.make_folder()
     layout.spool.mkdir(mode=0o700, exist_ok=True)
     keep_config(layout, fields, includes=service.grant.hooks)
@@ -317,17 +322,20 @@ def _bases(service: Service, layout: Layout, origin: str) -> list[str]:
             if not service.grant.restricted or identity.is_of(service.journal, base.path, origin)]
 
 
-def _check_space(layout: Layout, fields: dict[str, Any]) -> None:
+def _check_space(journal: Journal, layout: Layout, fields: dict[str, Any], held: list[str]) -> None:
     """Raise NoSpace unless the whole disk, or what of it has not arrived yet, fits twice: spooled and imported.
 
-    How large an increment will be nobody knows; nor what the rest of one that has begun will be.
+    How large an increment on what both hosts have, `held` by the source, will be nobody knows; nor what the rest of one
+    that has begun will be.
     """
-    if layout.bases():
+    what = f"the disk of {layout.name}, spooled and imported"
+    if set(bases.held(layout)) & set(held):
+        bases.check_space(journal, layout, 0, held, what=what)
         return
     disk = int(fields["disk_bytes"])
     missing = max(0, disk - spool.size_of(layout.spool))
     imported_too = missing if fields.get("one_shot") else disk  # it is imported while it arrives, or later
-    spool.check_space(layout.lxcpath, missing + imported_too, what=f"the disk of {layout.name}, spooled and imported")
+    bases.check_space(journal, layout, missing + imported_too, held, what=what)
 
 
 def receive_disk(service: Service, fields: dict[str, Any]) -> Place:

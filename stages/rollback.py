@@ -9,16 +9,32 @@ if the container was never handed over. Once the container runs on the destinati
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
-from migrator import advice, aftermath, btrfs, cli, container_config, criu, log, lxc, names, network, no_memory, thawing
+from migrator import (
+    advice,
+    aftermath,
+    bases,
+    btrfs,
+    cli,
+    container_config,
+    criu,
+    log,
+    lxc,
+    names,
+    network,
+    no_memory,
+    thawing,
+)
 from migrator.advice import this_host
 from migrator.cli import Result
 from migrator.errors import (
     AlreadyRuns,
     CommandTimeout,
     JournalBroken,
+    MigratorError,
     NoMigration,
     SourceStateUnknown,
     SourceStillStopped,
@@ -81,18 +97,25 @@ def run(args: argparse.Namespace) -> Result:
         return roll_back(migration, lambda: _tell(args, source))
 
 
-def _tell(args: argparse.Namespace, migration: Migration) -> None:
+def _tell(args: argparse.Namespace, migration: Migration) -> str:
     with connected(args, args.destination or migration.peer) as there:
-        tell(migration, there)
+        return tell(migration, there)
 
 
-def tell(migration: Migration, there: Connection) -> None:
-    """Have the destination record that it will never run this attempt; raises AlreadyRuns where it does."""
-    there.call("abandon", id=migration.id, name=migration.other_name, source_name=migration.name,
-               lxcpath=migration.detail["destination_lxcpath"], source_host=this_host())
+def tell(migration: Migration, there: Connection) -> str:
+    """Have the destination record that it will never run this attempt; raises AlreadyRuns where it does.
+
+    Returns the uuid of the snapshot that both hosts have and it keeps, "" where there is none.
+    """
+    held: list[str] = []
+    with contextlib.suppress(MigratorError, OSError):  # a base is not worth a container that stays frozen
+        held = bases.held(Layout(migration.lxcpath, migration.name, migration.id), own=True)
+    answer = there.call("abandon", id=migration.id, name=migration.other_name, source_name=migration.name,
+                        lxcpath=migration.detail["destination_lxcpath"], source_host=this_host(), held=held)
+    return str(answer.get("kept", ""))
 
 
-def roll_back(migration: Migration, tell: Callable[[], None] | None) -> Result:
+def roll_back(migration: Migration, tell: Callable[[], str] | None) -> Result:
     """Let the destination give the token back for ever (`tell`), thaw, and clean up.
 
     Without `tell` that is forced: the destination is lost. What was recorded as told, or forced, is not told again.
@@ -101,9 +124,10 @@ def roll_back(migration: Migration, tell: Callable[[], None] | None) -> Result:
     offered = migration.owner is not Owner.SOURCE
     forced = tell is None or bool(migration.detail.get("forced"))
     left_there = ""
+    kept = list(migration.detail.get("kept", []))
     if tell and not forced and not migration.detail.get("abandoned"):
         try:
-            tell()
+            uuid = tell()
         except AlreadyRuns:
             raise
         except DocumentedError as error:  # the tunnel's too
@@ -113,8 +137,11 @@ def roll_back(migration: Migration, tell: Callable[[], None] | None) -> Result:
                 ) from error
             left_there = (f" {migration.peer} could not be told ({error}); clean up there with: migrator rollback "
                           f"{migration.other_name}")
+            kept = _sent(migration)
+        else:
+            kept = _names_of(migration, uuid)
     told = not left_there and not forced
-    record = {"abandoned": told, "forced": forced, "held": aftermath.held(migration)}
+    record = {"abandoned": told, "forced": forced, "held": aftermath.held(migration), "kept": kept}
     recorded = False
     try:
         migration.move(Event.ROLL_BACK, **record)
@@ -124,14 +151,43 @@ def roll_back(migration: Migration, tell: Callable[[], None] | None) -> Result:
             raise
         log.warning(f"{name} is given back before that is recorded: {error}")
     thawed = thaw_source(migration)
-    drop_attempt(migration)  # which may make the room that the journal needs
+    if not recorded:
+        kept = record["kept"] = []  # room is what is missing
+    drop_attempt(migration, kept)  # which may make the room that the journal needs
     if not recorded:
         migration.move(Event.ROLL_BACK, **record)
     container_config.unfence(migration.lxcpath / name, migration.id)
+    if told and kept:
+        bases.supersede(migration)
     migration.move(Event.ROLLED_BACK)
+    kept_here = [str(path) for path in bases.paths(migration)]
+    text = f" {bases.note(migration)}" if kept_here else ""
     return Result({"migration": migration.id, "name": name, "stage": NAME, "already": False, "thawed": thawed,
-                   "destination_told": told, "forced": forced},
-                  f"{where(migration)}{left_there}")
+                   "destination_told": told, "forced": forced, "kept": kept_here},
+                  f"{where(migration)}{left_there}{text}")
+
+
+def _names_of(migration: Migration, uuid: str) -> list[str]:
+    """This migration's own snapshot with that uuid, as a record has it."""
+    with contextlib.suppress(MigratorError, OSError):
+        if found := bases.common(Layout(migration.lxcpath, migration.name, migration.id), [uuid]):
+            return [found.path.name]
+    return []
+
+
+def _sent(migration: Migration) -> list[str]:
+    """What the destination, which could not be told, may have by now: all rounds that it has acknowledged."""
+    layout = Layout(migration.lxcpath, migration.name, migration.id)
+    return [layout.snapshot(number).name for number, round_ in enumerate(migration.detail["rounds"], 1)
+            if "bytes" in round_]
+
+
+def settle_bases(migration: Migration, uuid: str) -> None:
+    """The destination has heard of the rollback only now; it keeps the snapshot `uuid`."""
+    kept = _names_of(migration, uuid)
+    bases.drop(migration, but=[path for path in bases.paths(migration) if path.name in kept])
+    if kept:
+        bases.supersede(migration)
 
 
 def where(migration: Migration) -> str:
@@ -174,12 +230,13 @@ def _start_again(migration: Migration) -> bool:
                                  ) from error
 
 
-def drop_attempt(migration: Migration) -> None:
-    """Remove what this migration has made on the source; bases of earlier ones stay."""
+def drop_attempt(migration: Migration, kept: list[str]) -> None:
+    """Remove what this migration has made on the source, except what it keeps; bases of earlier ones stay."""
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     layout.drop_images()
     for path in layout.own_snapshots():
-        btrfs.delete(path)
+        if path.name not in kept:
+            btrfs.delete(path)
     layout.drop_spool()
     layout.tidy()
 
@@ -194,9 +251,13 @@ def described(migration: Migration) -> Result:
         if migration.detail["ports"]:
             commands.append((this_host(), network.hear_command(migration.id)))
         commands.append((this_host(), ["tee", f"{migration.detail['cgroup']}/cgroup.freeze"]))
+    return cli.dry_run([*commands, *_deletions(migration, _sent(migration)[-1:])])
+
+
+def _deletions(migration: Migration, kept: list[str]) -> list[tuple[str, list[str]]]:
     layout = Layout(migration.lxcpath, migration.name, migration.id)
-    commands += [(this_host(), ["btrfs", "subvolume", "delete", str(path)]) for path in layout.own_snapshots()]
-    return cli.dry_run(commands)
+    return [(this_host(), ["btrfs", "subvolume", "delete", str(path)])
+            for path in layout.own_snapshots() if path.name not in kept]
 
 
 # --- on the destination ---------------------------------------------------------------------------------------
@@ -204,14 +265,19 @@ def described(migration: Migration) -> Result:
 
 def give_up_here(migration: Migration, *, dry_run: bool = False) -> Result:
     """Typed on the destination: this host never runs the attempt. The source thaws when it is told to."""
-    layout = Layout(migration.lxcpath, migration.name, migration.id)
     if dry_run:
-        return cli.dry_run([(this_host(), ["btrfs", "subvolume", "delete", str(path)])
-                            for path in layout.own_snapshots()])
-    _abandon(migration, here=True)
+        base = bases.common(Layout(migration.lxcpath, migration.name, migration.id), _imported(migration))
+        return cli.dry_run(_deletions(migration, [base.path.name] if base else []))
+    _abandon(migration, _imported(migration), here=True)
     next_ = advice.command("rollback@source", migration)
     return Result({"migration": migration.id, "name": migration.name, "stage": NAME, "already": False, "next": next_},
-                  f"{migration.name} will not run here, and nothing of it is left. Next: {next_}")
+                  f"{migration.name} will not run here, and nothing of it is left but what the next attempt can start"
+                  f" from. Next: {next_}")
+
+
+def _imported(migration: Migration) -> list[str]:
+    """The uuids of what has arrived, which the source has as long as it has not given the migration up."""
+    return [round_["uuid"] for round_ in migration.detail["rounds"]]
 
 
 def abandon(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
@@ -231,12 +297,14 @@ def abandon(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
             other_name=names.container_name(str(fields.get("source_name", fields["name"]))),
         )
     service.wait_behind()
-    _abandon(migration)
-    return {"state": migration.state}
+    held = bases.asked(fields.get("held"))
+    _abandon(migration, held)
+    kept = bases.common(Layout(migration.lxcpath, migration.name, migration.id), held)
+    return {"state": migration.state, "kept": kept.stream_uuid if kept else ""}
 
 
-def _abandon(migration: Migration, *, here: bool = False) -> None:
-    """`here` where the source does not know of it yet."""
+def _abandon(migration: Migration, held: list[str], *, here: bool = False) -> None:
+    """`held` are the snapshots that the source has; `here` where it does not know of it yet."""
     from stages import import_data, restore_dump
 
     if migration.detail.get("given_way"):
@@ -246,9 +314,16 @@ def _abandon(migration: Migration, *, here: bool = False) -> None:
     if migration.state in (State.RESTORED, State.FINISHED):
         raise AlreadyRuns(name=migration.name, destination=this_host(), next=f"migrator finish {migration.other_name}")
     if migration.state is not State.ABANDONED:
-        migration.move(Event.ABANDON, given_up_here=here or bool(migration.detail.get("given_up_here")))
-        import_data.drop_attempt(migration, Layout(migration.lxcpath, migration.name, migration.id))
+        layout = Layout(migration.lxcpath, migration.name, migration.id)
+        base = bases.common(layout, held)
+        migration.move(Event.ABANDON, given_up_here=here or bool(migration.detail.get("given_up_here")),
+                       kept=[base.path.name] if base else [])
+        import_data.drop_attempt(migration, layout)
+        if base:
+            bases.supersede(migration)
         migration.move(Event.ABANDONED)
+    elif not here:  # typed here first: now the source says what it has
+        bases.drop(migration, but=[path for path in bases.paths(migration) if btrfs.info(path).stream_uuid in held])
 
 
 HANDLERS = {"abandon": abandon}

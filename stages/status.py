@@ -7,7 +7,7 @@ import argparse
 import time
 from typing import Any
 
-from migrator import advice, aftermath, cli, holder, names
+from migrator import advice, aftermath, bases, cli, holder, names
 from migrator.cli import Result
 from migrator.errors import NoMigration
 from migrator.holder import Holder
@@ -30,13 +30,19 @@ def run(args: argparse.Namespace) -> Result:
     cli.require_root(NAME)
     name = names.container_name(args.name) if args.name else None
     with Journal(DEFAULT_PATH) as journal:
-        found = [m for m in journal.all(name) if args.all or name or not m.ended]
+        known = journal.all(name)
+        found = [m for m in known if args.all or name or not m.ended]
         if name and not found:
             raise NoMigration(name=name, stage=NAME, next=f"migrator prepare-data {name} -d HOST")
         workers = {m.id: None if m.ended else holder.of(m.name) for m in found}
         described = [describe(m, events=args.events, worker=workers[m.id]) for m in found]
-        text = _text(found, workers, events=args.events)
-        return Result({"migrations": described}, text or "No migration is under way.")
+        kept = [(m, path) for m in known if m.ended for path in bases.paths(m)]
+        text = _text(found, workers, events=args.events) or "No migration is under way."
+        if not name:
+            text = "\n\n".join([text, *(bases.note(m) for m in known if m not in found and bases.note(m))])
+        return Result({"migrations": described, "kept": [
+            {"name": m.name, "lxcpath": str(m.lxcpath), "migration": m.id, "path": str(path),
+             "peer": advice.other_host(m.role, m.peer, m.detail)} for m, path in kept]}, text)
 
 
 def describe(migration: Migration, *, events: bool, worker: Holder | None) -> dict[str, Any]:

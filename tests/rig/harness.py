@@ -204,6 +204,13 @@ class Rig:
         newest: dict[str, Any] = outcome.json["migrations"][-1]
         return newest
 
+    def newest_detail(self, host: str) -> dict[str, Any]:
+        """What the journal there has recorded with the migration that was begun last."""
+        script = ("import sqlite3; db = sqlite3.connect('/var/lib/migrator/journal.db');"
+                  " print(*db.execute('SELECT detail FROM migrations ORDER BY rowid DESC LIMIT 1').fetchone())")
+        found: dict[str, Any] = json.loads(self.exec(host, "python3", "-c", script).stdout)
+        return found
+
     # --- guests ---
 
     def guest(self, host: str, name: str, kind: str, **options: str | float | list[str]) -> None:
@@ -269,7 +276,8 @@ exit 0
 # What tests change of a host's set-up, as it was when the host was new.
 _REMEMBER = "rm -rf /var/lib/rig-new; mkdir /var/lib/rig-new; cp -a /root/.ssh /var/lib/rig-new/"
 
-# Nothing of this is there when no migration is under way; only a migration that succeeded keeps its base snapshot.
+# Nothing of this is there when no migration is under way; only a migration that succeeded keeps its base snapshot. What
+# the record of one that was given up names as its base is no leftover.
 # Processes come first: as long as there is one it may still be removing the rest.
 _LEFTOVERS = r"""
 for folder in /proc/[0-9]*; do
@@ -281,9 +289,15 @@ for folder in /proc/[0-9]*; do
     esac
     case $name in criu* | lxc-checkpoint | migrator | btrfs) echo "process: ${folder#/proc/} $words" ;; esac
 done
+kept=$(ls -d /pool/.migrator/*/*.[0-9]* >/dev/null 2>&1 && python3 -c '
+import json, sqlite3
+journal = sqlite3.connect("/var/lib/migrator/journal.db")
+for name, detail in journal.execute("SELECT name, detail FROM migrations"):
+    print(*(f"/pool/.migrator/{name}/{each}" for each in json.loads(detail).get("kept", [])), sep="\\n")' 2>/dev/null)
 for path in /pool/.migrator/*/*; do
     [ -e "$path" ] || continue
     case ${path##*.} in spool | images | old) kind=${path##*.} ;; *) kind=snapshot ;; esac
+    ! echo "$kept" | grep -qx "$path" || continue
     echo "$kind: $path"
 done
 for path in /run/migrator/*; do

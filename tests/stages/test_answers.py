@@ -284,9 +284,9 @@ def test_a_dump_that_is_not_expected_is_refused(there: Destination) -> None:
 
 def test_an_abandoned_attempt_never_comes_back(there: Destination) -> None:
     there.ask("begin")
-    assert there.ask("abandon") == {"state": State.ABANDONED}
+    assert there.ask("abandon") == {"state": State.ABANDONED, "kept": ""}
     assert list(there.pool.iterdir()) == []
-    assert there.ask("abandon") == {"state": State.ABANDONED}
+    assert there.ask("abandon") == {"state": State.ABANDONED, "kept": ""}
     for op in ("begin", "received", "dump-begin", "own", "finish", "running"):
         with pytest.raises((MigratorError, AssertionError)):
             there.ask(op)
@@ -295,7 +295,7 @@ def test_an_abandoned_attempt_never_comes_back(there: Destination) -> None:
 
 def test_an_attempt_can_be_abandoned_before_it_was_heard_of(there: Destination) -> None:
     """The message that would have begun it may still be on its way."""
-    assert there.ask("abandon") == {"state": State.ABANDONED}
+    assert there.ask("abandon") == {"state": State.ABANDONED, "kept": ""}
     with pytest.raises(UsageError, match="has ended"):
         there.ask("begin")
 

@@ -85,7 +85,7 @@ def test_a_destination_that_answers_is_not_lost(journal: Journal) -> None:
     """Not even where it answers with an error: what it then does nobody here knows."""
     migration = offered(journal)
 
-    def tell() -> None:
+    def tell() -> str:
         error = Busy(name="web", pid=12)
         error.host = "hostb"
         raise error
@@ -108,13 +108,13 @@ def test_a_forced_rollback_is_remembered_until_the_destination_knows(journal: Jo
     found = journal.by_id("0badc0de", Role.SOURCE)
     assert found and found.owes
 
-    def unreachable() -> None:
+    def unreachable() -> str:
         raise HostUnreachable(destination="hostb", reason="no answer")
 
     with pytest.raises(HostUnreachable):
         force.tell_late(found, unreachable)
     assert found.owes
-    assert force.tell_late(found, lambda: None)
+    assert force.tell_late(found, lambda: "")
     found = journal.by_id("0badc0de", Role.SOURCE)
     assert found and not found.owes and force.tell_late(found, unreachable) is None
 
@@ -137,7 +137,7 @@ def test_a_rollback_before_the_offer_is_told_late_too(journal: Journal) -> None:
     migration.move(Event.ROLL_BACK, forced=False, abandoned=False)
     migration.move(Event.ROLLED_BACK)
     assert migration.owes and "migrator resume web" in aftermath.note(migration)
-    assert force.tell_late(migration, lambda: None)
+    assert force.tell_late(migration, lambda: "")
     found = journal.by_id(migration.id, Role.SOURCE)
     assert found and not found.owes and aftermath.note(found) == ""
 

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which snapshots attempts leave behind, and which go when a newer one is there or room is short."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from migrator import bases, btrfs, layout
+from migrator.btrfs import Subvolume
+from migrator.errors import InvalidName, NoSpace
+from migrator.journal import Journal, Migration
+from migrator.layout import Layout, locked
+from migrator.states import Event, Role
+
+
+@dataclasses.dataclass
+class Pool:
+    """A host's LXC path, on which folders stand for subvolumes: `web/0badc0de.1` has the uuid `web/0badc0de.1`."""
+
+    path: Path
+    journal: Journal
+    free: int = 0  # what is free beside what snapshots take: each as many bytes as its name says after '='
+    incomplete: str = ""
+
+    def info(self, path: Path) -> Subvolume:
+        name = f"{path.parent.name}/{path.name}"
+        return Subvolume(path, name, "", name != self.incomplete, path.stat().st_ino)
+
+    def snapshot(self, name: str) -> Path:
+        path = self.path / layout.FOLDER / name
+        path.mkdir(parents=True)
+        return path
+
+    def given_up(self, id: str, *rounds: int, name: str = "web", peer: str = "hostb") -> Migration:
+        migration = self.journal.create(id=id, role=Role.DESTINATION, name=name, lxcpath=self.path, peer=peer,
+                                        event=Event.ABANDON, kept=[f"{id}.{number}" for number in rounds])
+        for number in rounds:
+            self.snapshot(f"{name}/{id}.{number}")
+        migration.move(Event.ABANDONED)
+        return migration
+
+    @property
+    def left(self) -> set[str]:
+        return {f"{path.parent.name}/{path.name}" for path in self.path.glob(f"{layout.FOLDER}/*/*")}
+
+
+@pytest.fixture
+def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pool]:
+    monkeypatch.setattr(layout.locked.__wrapped__, "__defaults__", (tmp_path / "run" / "lock",))  # type: ignore
+    with Journal(tmp_path / "journal.db") as journal:
+        made = Pool(tmp_path / "pool", journal)
+        made.path.mkdir()
+        monkeypatch.setattr(btrfs, "info", made.info)
+        monkeypatch.setattr(btrfs, "delete", lambda path: shutil.rmtree(path, ignore_errors=True))
+        monkeypatch.setattr(btrfs, "wait_deleted", lambda _: None)
+        yield made
+
+
+def test_the_newest_that_both_have(pool: Pool) -> None:
+    here = Layout(pool.path, "web", "0badc0de")
+    for name in ("web/00000001.9", "web/0badc0de.1", "web/0badc0de.2", "web/0badc0de.3"):
+        pool.snapshot(name)
+    everything = ["web/00000001.9", "web/0badc0de.1", "web/0badc0de.2", "web/0badc0de.3"]
+    pool.incomplete = "web/0badc0de.3"
+    found = bases.common(here, everything)
+    assert found and found.path.name == "0badc0de.2", "what is being received is none yet"
+    assert bases.held(here) == everything[:3] and bases.held(here, own=True) == everything[1:3]
+    found = bases.common(here, ["web/0badc0de.1", "web/00000001.9"])
+    assert found and found.path.name == "0badc0de.1"
+    assert bases.common(here, ["web/00000001.9"]) is None, "another migration's"
+
+
+def test_one_for_each_container_and_each_other_host(pool: Pool) -> None:
+    for id_, name, peer in (("00000001", "web", "hostb"), ("00000002", "web", "hostc"), ("00000003", "db", "hostb")):
+        pool.given_up(id_, 1, name=name, peer=peer)
+    newest = pool.given_up("00000004", 2)
+    bases.supersede(newest)
+    assert pool.left == {"web/00000002.1", "db/00000003.1", "web/00000004.2"}
+    assert [each.detail["kept"] for each in pool.journal.all()] == [[], ["00000002.1"], ["00000003.1"], ["00000004.2"]]
+
+
+def test_what_the_other_host_has_not_goes(pool: Pool) -> None:
+    pool.given_up("00000001", 1, 2)
+    pool.given_up("00000002", 1, peer="hostc")
+    begun = pool.journal.create(id="00000003", role=Role.DESTINATION, name="web", lxcpath=pool.path, peer="hostb",
+                                event=Event.RECEIVE)
+    bases.settle(begun, ["web/00000001.2"])
+    assert pool.left == {"web/00000001.2", "web/00000002.1"}
+
+
+@pytest.mark.parametrize(("free", "needed", "left"), [
+    (10, 10, {"web/00000001.1", "db/00000002.1", "web/00000003.1"}),
+    (10, 11, {"db/00000002.1", "web/00000003.1"}),
+    (10, 12, {"web/00000003.1"}),
+    (10, 13, None),
+])
+def test_the_oldest_goes_first_where_room_is_short(pool: Pool, monkeypatch: pytest.MonkeyPatch, free: int, needed: int,
+                                                   left: set[str] | None) -> None:
+    """Each takes one; the one that the next attempt would start from stays."""
+    pool.given_up("00000001", 1)
+    pool.given_up("00000002", 1, name="db")
+    pool.given_up("00000003", 1)
+
+    def check_space(_: Path, needed: int, *, what: str) -> None:
+        if free + 3 - len(pool.left) < needed:
+            raise NoSpace(where=pool.path, free=free, needed=needed, what=what)
+
+    monkeypatch.setattr("migrator.spool.check_space", check_space)
+    here = Layout(pool.path, "web", "00000004")
+    if left is None:
+        with pytest.raises(NoSpace):
+            bases.check_space(pool.journal, here, needed, ["web/00000003.1"], what="the disk")
+        left = {"web/00000003.1"}
+    else:
+        bases.check_space(pool.journal, here, needed, ["web/00000003.1"], what="the disk")
+    assert pool.left == left
+
+
+def test_what_somebody_works_on_is_left_alone(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def check_space(*_: object, what: str) -> None:
+        raise NoSpace(where=pool.path, free=0, needed=1, what=what)
+
+    pool.given_up("00000002", 1, name="db")
+    monkeypatch.setattr("migrator.spool.check_space", check_space)
+    with locked("db"), pytest.raises(NoSpace):
+        bases.check_space(pool.journal, Layout(pool.path, "web", "00000004"), 1, [], what="the disk")
+    assert pool.left == {"db/00000002.1"}
+
+
+def test_a_record_is_forgotten_only_without_its_base(pool: Pool) -> None:
+    pool.given_up("ffffffff", 1, peer="hostc")
+    for number in range(30):
+        pool.given_up(f"{number:08x}")
+    found = pool.journal.by_id("ffffffff", Role.DESTINATION)
+    assert found and bases.note(found)
+    bases.drop(found)
+    assert pool.left == set() and bases.note(found) == ""
+    pool.given_up("00000100")
+    assert pool.journal.by_id("ffffffff", Role.DESTINATION) is None
+
+
+def test_uuids_from_the_wire_are_checked() -> None:
+    uuid = "01234567-89ab-cdef-0123-456789abcdef"
+    assert bases.asked([uuid] * 2000) == [uuid] * bases.HELD_MAX
+    assert bases.asked(None) == bases.asked("x") == []
+    for wrong in ("../x", None, 7, [uuid]):
+        with pytest.raises(InvalidName):
+            bases.asked([wrong])
