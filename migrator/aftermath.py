@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from migrator import advice, bases, log, lxc, no_memory
+from migrator import advice, bases, identity, log, lxc, no_memory
 from migrator.errors import MigratorError
 from migrator.journal import Migration
 from migrator.layout import Layout
@@ -33,6 +33,12 @@ def images_are_here(migration: Migration) -> bool:
     folder = Layout(migration.lxcpath, migration.name, migration.id).images()
     wanted = migration.detail.get("image_files", [])
     return folder is not None and bool(wanted) and all((folder / name).is_file() for name in wanted)
+
+
+def can_be_restored(migration: Migration) -> bool:
+    """On the destination: whether its images are here, and its place has not been taken by another container."""
+    layout = Layout(migration.lxcpath, migration.name, migration.id)
+    return images_are_here(migration) and identity.whose(layout).may_go
 
 
 def held(migration: Migration) -> bool:
@@ -89,6 +95,9 @@ def _on_destination(migration: Migration) -> str:
     if migration.state is State.OWNED and not images_are_here(migration):
         return (f"This host has the token, but the memory images are gone, as after a reboot: it can only be given back"
                 f" to {migration.peer}.")
+    if migration.state is State.OWNED and not can_be_restored(migration):
+        return (f"This host has the token, but what had arrived was removed, or another container has taken its place:"
+                f" it can only be given back to {migration.peer}.")
     if migration.state is State.RESTORED:
         with contextlib.suppress(MigratorError):
             if lxc.Container(migration.name, migration.lxcpath).state == "STOPPED":
@@ -99,6 +108,6 @@ def _on_destination(migration: Migration) -> str:
 
 def next_command(migration: Migration) -> str:
     """As `advice.next_command`, with what is left here in mind."""
-    if migration.role is Role.DESTINATION and migration.state is State.OWNED and not images_are_here(migration):
+    if migration.role is Role.DESTINATION and migration.state is State.OWNED and not can_be_restored(migration):
         return advice.command("resume", migration)
     return advice.next_command(migration)

@@ -48,6 +48,7 @@ class Subvolume:
     received_uuid: str  # the uuid that it had on the host it was sent from, or ""
     read_only: bool
     generation: int
+    parent_uuid: str = ""  # of the subvolume that this is a snapshot of, or ""
 
     @property
     def stream_uuid(self) -> str:
@@ -71,6 +72,7 @@ def info(path: Path) -> Subvolume:
         received_uuid=_uuid(found.received_uuid),
         read_only=bool(_pybtrfs().get_subvolume_read_only(str(path))),
         generation=int(found.generation),
+        parent_uuid=_uuid(found.parent_uuid),
     )
 
 

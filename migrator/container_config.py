@@ -129,8 +129,10 @@ def fence_of(text: str) -> str:
     return match[1] if match else ""
 
 
-def fence(folder: Path, text: str, migration: str, message: str) -> None:
+def fence(folder: Path, text: str, migration: str, message: str, *, place: Path | None = None) -> None:
     """Write a container's configuration so that it cannot be started, with `message` for who tries.
+
+    `place` is where the folder will be, if it is not there yet.
 
     Only a restore by this very migration passes the hook, which names it in $MIGRATOR_RESTORES: so the fence can stay
     until the container runs, and a crash before that leaves nothing that could be started.
@@ -143,7 +145,7 @@ def fence(folder: Path, text: str, migration: str, message: str) -> None:
               f"printf '%s\\n' '{quoted}'\n"
               f"printf '%s\\n' '{quoted}' 2>/dev/null >>/proc/$PPID/fd/2\nexit 1\n")
     write_file(hook, script, mode=0o755)
-    write_file(folder / "config", fenced(text, hook, migration))
+    write_file(folder / "config", fenced(text, (place or folder) / FENCE_HOOK, migration))
 
 
 def unfence(folder: Path, migration: str) -> None:

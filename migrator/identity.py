@@ -8,14 +8,68 @@ container comes back to knows the fenced copy of its earlier stay by it.
 from __future__ import annotations
 
 import argparse
+import enum
+import os
 from pathlib import Path
 
-from migrator import container_config, names
+from migrator import btrfs, container_config, lxc, names
 from migrator.advice import this_host
-from migrator.errors import ContainerExists, UsageError
+from migrator.errors import ContainerExists, ContainerNotFound, UsageError
 from migrator.journal import Journal, Migration
 from migrator.layout import Layout
 from migrator.states import Role, State
+
+
+class Whose(enum.StrEnum):
+    """Whose what stands in a container's place is, for one migration; without I/O, see `whose`."""
+
+    NOBODYS = "nobody's"  # there is nothing
+    OURS = "ours"  # it carries this migration's fence
+    COPY = "copy"  # it carries another one's: the container has been here, and has moved away
+    FOREIGN = "foreign"  # anything else
+
+    @property
+    def may_go(self) -> bool:
+        """It may be removed, overwritten, ended or started on behalf of this migration."""
+        return self is Whose.OURS
+
+    @property
+    def may_be_taken(self) -> bool:
+        """The container may be put there; a copy is kept aside. Which copies may, `refuse_foreign` knows."""
+        return self is not Whose.FOREIGN
+
+
+def whose(layout: Layout) -> Whose:
+    """What stands in the container's place at this moment. Ask with the container locked, and act at once."""
+    if not os.path.lexists(layout.container):
+        return Whose.NOBODYS
+    config = layout.container / "config"
+    fence = container_config.fence_of(config.read_text(errors="replace")) if config.is_file() else ""
+    if not fence:
+        return Whose.FOREIGN
+    return Whose.OURS if fence == layout.id else Whose.COPY
+
+
+def require_ours(layout: Layout) -> None:
+    """Raises ContainerNotFound and ContainerExists unless what has arrived is still there, and no other container."""
+    found = whose(layout)
+    if found is Whose.NOBODYS:
+        raise ContainerNotFound(name=layout.name, lxcpath=layout.lxcpath)
+    if not found.may_go:
+        raise ContainerExists(host_name=this_host(), name=layout.name, lxcpath=layout.lxcpath)
+
+
+def is_source(migration: Migration) -> bool:
+    """On the source: whether what is called so is still the container that the migration was begun with.
+
+    From the offer on it has the migration's fence; should that have been taken away by hand, its snapshots tell it.
+    """
+    layout = Layout(migration.lxcpath, migration.name, migration.id)
+    if whose(layout) is Whose.OURS:
+        return True
+    rootfs = lxc.Container(migration.name, migration.lxcpath).rootfs
+    taken_of = {btrfs.info(path).parent_uuid for path in layout.own_snapshots()}
+    return btrfs.is_subvolume(rootfs) and btrfs.info(rootfs).uuid in taken_of
 
 
 def new_name(args: argparse.Namespace) -> str:
@@ -50,10 +104,10 @@ def is_own_copy(journal: Journal, layout: Layout, origin: str, *, renamed: bool)
 
     Under the same name every fenced copy counts as that. Under a new one it could be another container's.
     """
-    config = layout.container / "config"
-    fence = container_config.fence_of(config.read_text(errors="replace")) if config.is_file() else ""
-    if not fence or not renamed or fence == layout.id:
-        return bool(fence)
+    found = whose(layout)
+    if found is not Whose.COPY or not renamed:
+        return found in (Whose.OURS, Whose.COPY)
+    fence = container_config.fence_of((layout.container / "config").read_text(errors="replace"))
     went = journal.by_id(fence, Role.SOURCE)
     return went is not None and bool(origin) and _origin(went) == origin
 
@@ -67,5 +121,5 @@ def is_of(journal: Journal, snapshot: Path, origin: str) -> bool:
 
 def refuse_foreign(journal: Journal, layout: Layout, origin: str, *, renamed: bool) -> None:
     """A container of that name may be here only as the stopped, fenced copy of one that has moved away."""
-    if layout.container.exists() and not is_own_copy(journal, layout, origin, renamed=renamed):
+    if whose(layout) is not Whose.NOBODYS and not is_own_copy(journal, layout, origin, renamed=renamed):
         raise ContainerExists(host_name=this_host(), name=layout.name, lxcpath=layout.lxcpath)

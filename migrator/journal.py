@@ -55,7 +55,7 @@ class Migration:
     """One migration as this host sees it. Reads are of the last write through this object."""
 
     def __init__(self, journal: Journal, row: sqlite3.Row) -> None:
-        self._journal = journal
+        self.journal = journal
         self.id: str = row["id"]
         self.role = Role(row["role"])
         self.name: str = row["name"]
@@ -69,7 +69,7 @@ class Migration:
 
     @property
     def journal_path(self) -> Path:
-        return self._journal.path
+        return self.journal.path
 
     @property
     def other_name(self) -> str:
@@ -79,6 +79,11 @@ class Migration:
     @property
     def ended(self) -> bool:
         return self.state in states.ENDED
+
+    @property
+    def never_began(self) -> bool:
+        """A source has given it up before this host had heard of it: recorded so that nothing begins it any more."""
+        return bool(self.detail.get("never_began"))
 
     @property
     def owes(self) -> bool:
@@ -107,7 +112,7 @@ class Migration:
 
     def refresh(self) -> None:
         """Take over what is recorded: an exception may have come between a write and this object's learning of it."""
-        (row,) = self._journal.rows(
+        (row,) = self.journal.rows(
             "SELECT state, owner, detail FROM migrations WHERE id = ? AND role = ?", self.id, self.role)
         self.state, self.owner, self.detail = State(row["state"]), Owner(row["owner"]), json.loads(row["detail"])
 
@@ -134,18 +139,18 @@ class Migration:
 
     def others(self) -> list[Migration]:
         """The other migrations of this container on this host, oldest first."""
-        found = [each for each in self._journal.all(self.name) if each.lxcpath == self.lxcpath]
+        found = [each for each in self.journal.all(self.name) if each.lxcpath == self.lxcpath]
         return [each for each in found if (each.id, each.role) != (self.id, self.role)]
 
     def events(self) -> list[Record]:
         """What happened, oldest first."""
-        rows = self._journal.rows(
+        rows = self.journal.rows(
             "SELECT time, step, phase, detail FROM events WHERE id = ? AND role = ? ORDER BY number", self.id, self.role
         )
         return [Record(row["time"], row["step"], row["phase"], json.loads(row["detail"])) for row in rows]
 
     def _event(self, step: str, phase: str, detail: dict[str, Any]) -> None:
-        with self._journal.transaction(synced=False) as db:  # a sync takes long, and a container may be frozen
+        with self.journal.transaction(synced=False) as db:  # a sync takes long, and a container may be frozen
             self._insert_event(db, time.time(), step, phase, detail)
 
     def _event_if_possible(self, step: str, phase: str, detail: dict[str, Any]) -> None:
@@ -157,7 +162,7 @@ class Migration:
     def _write(self, state: State, owner: Owner, step: str, phase: str, detail: dict[str, Any]) -> None:
         now = time.time()
         merged = self.detail | detail
-        with self._journal.transaction() as db:
+        with self.journal.transaction() as db:
             db.execute(
                 "UPDATE migrations SET state = ?, owner = ?, detail = ?, updated = ? WHERE id = ? AND role = ?",
                 (state, owner, json.dumps(merged), now, self.id, self.role),
@@ -273,6 +278,16 @@ class Journal:
         self._forget_old(name, lxcpath)
         return migration
 
+    def never_begin(self, *, id: str, name: str, lxcpath: Path, peer: str, caller: str) -> Migration:
+        """Record that an attempt which this host has never heard of must not begin; see `Migration.never_began`."""
+        migration = self.create(id=id, role=Role.DESTINATION, name=name, lxcpath=lxcpath, peer=peer,
+                                event=Event.ABANDON, never_began=True, caller=caller)
+        migration.move(Event.ABANDONED)
+        rows = self.rows("SELECT * FROM migrations WHERE name = ? ORDER BY created DESC", name)
+        for each in [each for each in (Migration(self, row) for row in rows) if each.never_began][KEPT:]:
+            self.forget(each)
+        return migration
+
     def _forget_old(self, name: str, lxcpath: Path) -> None:
         """Forget what has ended long ago, but nothing whose snapshot is the next one's base.
 
@@ -290,16 +305,13 @@ class Journal:
 
     def latest(self, name: str, lxcpath: Path, role: Role | None = None) -> Migration | None:
         """The newest migration of a container on this host, in one role or in either."""
-        rows = self.rows(
-            "SELECT * FROM migrations WHERE name = ? AND lxcpath = ? AND role LIKE ? ORDER BY created DESC LIMIT 1",
-            name, str(lxcpath), role or "%",
-        )
-        return Migration(self, rows[0]) if rows else None
+        found = [each for each in self.all(name) if each.lxcpath == lxcpath and role in (None, each.role)]
+        return found[-1] if found else None
 
     def all(self, name: str | None = None) -> list[Migration]:
-        """Every migration, oldest first."""
+        """Every migration that has begun here, oldest first."""
         rows = self.rows("SELECT * FROM migrations WHERE ? IS NULL OR name = ? ORDER BY created", name, name)
-        return [Migration(self, row) for row in rows]
+        return [each for each in (Migration(self, row) for row in rows) if not each.never_began]
 
     def forget(self, migration: Migration) -> None:
         """Remove a migration that has ended, with its events."""

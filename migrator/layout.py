@@ -4,6 +4,7 @@
     LXCPATH/.migrator/NAME/ID.N          read-only snapshot of round N, or what was received of it
     LXCPATH/.migrator/NAME+/ID.spool/    what has arrived and is not used yet
     LXCPATH/.migrator/NAME+/ID.old/      what the arriving container takes the place of
+    LXCPATH/.migrator/NAME+/ID.folder/   the container's folder before it is put in its place, and when it goes
     LXCPATH/.migrator/NAME+/ID.images/   memory images, where memory has no room for them
     /run/migrator/ID/                    memory images, on a tmpfs of their own
 """
@@ -27,6 +28,7 @@ FOLDER = ".migrator"
 WORK = "+"
 _MS_NOSUID, _MS_NODEV = 2, 4  # mount(2), linux/mount.h
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8  # umount2(2)
+_AT_FDCWD, _RENAME_NOREPLACE = -100, 1  # linux/fcntl.h, linux/fs.h
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +71,17 @@ class Layout:
     def old(self) -> Path:
         return self.work / f"{self.id}.old"
 
+    @property
+    def beside(self) -> Path:
+        """The container's folder while it is made or removed: what stands in its place always has its fence."""
+        return self.work / f"{self.id}.folder"
+
+    def is_own_rootfs(self) -> bool:
+        """Whether what is in the root file system's place was made by this migration: from one of its snapshots."""
+        if not btrfs.is_subvolume(self.rootfs):
+            return False
+        return btrfs.info(self.rootfs).parent_uuid in {btrfs.info(path).uuid for path in self.own_snapshots()}
+
     def make_folder(self) -> None:
         """Create `folder` and `work`, only for root."""
         for path in (self.folder, self.work):
@@ -101,6 +114,10 @@ class Layout:
     def drop_images(self) -> None:
         for path in self.image_folders():
             remove_images(path)
+
+    def drop_beside(self) -> None:
+        btrfs.delete(self.beside / "rootfs")
+        shutil.rmtree(self.beside, ignore_errors=True)
 
     def drop_spool(self) -> None:
         shutil.rmtree(self.spool, ignore_errors=True)
@@ -182,6 +199,14 @@ def memory_available() -> int:
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
     return 0
+
+
+def put(source: Path, target: Path) -> None:
+    """Rename, and never over anything, not even an empty folder; raises FileExistsError (renameat2(2))."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.renameat2(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), _RENAME_NOREPLACE):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(source), None, str(target))
 
 
 @contextlib.contextmanager

@@ -89,6 +89,11 @@ class Service:
             migration = self.known(fields)  # it may have moved on before we had the lock
         return migration
 
+    def find_locked(self, fields: Mapping[str, Any]) -> Migration | None:
+        """As `find`, and where this host does not know it, under the lock on the container that the source names."""
+        self.lock(names.container_name(str(fields["name"])))
+        return self.find(fields)
+
     def migration(self, fields: Mapping[str, Any]) -> Migration:
         """As `find`; raises NoMigration."""
         migration = self.find(fields)

@@ -100,7 +100,7 @@ def clean_container(cleaner: Cleaner, journal: Journal, name: str, lxcpath: Path
             if btrfs.is_subvolume(rootfs):
                 cleaner.remove(rootfs, btrfs.delete)
             cleaner.remove(layout.container, shutil.rmtree)
-    _clean_folder(cleaner, layout.work, set())
+    _clean_folder(cleaner, layout.work, set(), copies=True)
     if not cleaner.dry_run:
         layout.tidy()
 
@@ -139,11 +139,14 @@ def _keeps_base(migration: Migration) -> bool:
     return migration.state == "finished"
 
 
-def _clean_folder(cleaner: Cleaner, folder: Path, alive: set[str]) -> None:
-    """Spools, images and put-aside files of migrations that are not alive."""
+def _clean_folder(cleaner: Cleaner, folder: Path, alive: set[str], *, copies: bool = False) -> None:
+    """Spools, images and put-aside files of migrations that are not alive.
+
+    With `copies` also what an earlier stay has left, where another container has taken its place.
+    """
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-        match = re.fullmatch(r"([0-9a-f]{8})\.(spool|images|old)", path.name)
-        if match and match[1] not in alive:
+        match = re.fullmatch(r"([0-9a-f]{8})\.(spool|images|old|folder)", path.name)
+        if match and match[1] not in alive and (copies or not (path / "config").exists() or match[2] != "old"):
             cleaner.remove(path, _remove_tree)
 
 

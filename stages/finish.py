@@ -12,7 +12,7 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
-from migrator import advice, bases, btrfs, cli, container_config, log, lxc, network
+from migrator import advice, bases, btrfs, cli, container_config, identity, log, lxc, network
 from migrator.cli import Result
 from migrator.errors import MigratorError, NoMigration, OutOfOrder, UsageError
 from migrator.journal import DEFAULT_PATH, Journal, Migration
@@ -81,7 +81,10 @@ def stop_and_fence(migration: Migration) -> None:
         message = (f"{migration.name} was migrated to {advice.moved_to(migration)} (migration {migration.id}) and runs"
                    f" there. To get it back, migrate it from there. To remove this copy: migrator cleanup"
                    f" {migration.name}")
-        container_config.fence(container.folder, container.config_file.read_text(), migration.id, message)
+        if identity.is_source(migration):
+            container_config.fence(container.folder, container.config_file.read_text(), migration.id, message)
+        else:
+            log.warning(f"{container.folder} is another container by now: it is left alone")
     with migration.step("stop"), contextlib.suppress(MigratorError):
         frozen = "pid" in migration.detail  # without its memory it has been stopped before
         if frozen and container.init_pid == migration.detail["pid"] and Path(migration.detail["cgroup"]).is_dir():

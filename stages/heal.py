@@ -22,6 +22,7 @@ from migrator.errors import (
     outcome,
 )
 from migrator.journal import DEFAULT_PATH, Journal, Migration
+from migrator.layout import Layout
 from migrator.peer import connected
 from migrator.states import Event, Role, State
 from stages import ask_source, create_dump, finish, force, migrate, restore_dump, rollback
@@ -80,7 +81,7 @@ def _on_source(args: argparse.Namespace, journal: Journal, migration: Migration,
         create_dump.heal(migration)
         return _result(migration, f"{_where(migration)} Go on with: {advice.command(NAME, migration)}")
     if migration.state in (State.OFFERED, State.DUMPED) and not _can_go_on(args, migration):
-        log.warning(f"{args.destination} has lost the memory images of {migration.name}, as after a reboot: "
+        log.warning(f"{args.destination} has lost the memory of {migration.name}, as after a reboot, or its container: "
                     f"it cannot be restored there")
         return rollback.roll_back(migration, tell)
     return Drive(args, journal, lxc.Container(migration.name, migration.lxcpath), migration).run()
@@ -133,11 +134,11 @@ def _on_destination(args: argparse.Namespace, migration: Migration, *, at_boot: 
     there: State | None = None
     if migration.state in healing.MAY_RESTORE:
         there = ask_source.state_of_source(args, migration, must=at_boot)
-    act = healing.on_destination(migration.state, there, images=aftermath.images_are_here(migration))
+    act = healing.on_destination(migration.state, there, images=aftermath.can_be_restored(migration))
     if act == "restore-dump":
         return restore_dump.carry_out(migration, args.max_downtime or 120.0)
     if act == "rollback":
-        why = "it runs on its source again" if there is State.ROLLED_BACK else "its memory images are gone"
+        why = "it runs on its source again" if there is State.ROLLED_BACK else "what had arrived is not there any more"
         log.warning(f"{migration.name} cannot be restored here ({why}): this host gives it up")
         return rollback.give_up_here(migration)
     return _result(migration, f"{migration.name} is {migration.state} here. {aftermath.note(migration)}".rstrip())
@@ -158,7 +159,8 @@ def _complete_restored(args: argparse.Namespace, migration: Migration, *, at_boo
                             lxcpath=migration.lxcpath)
         message = (f"{migration.name} runs on {migration.peer} again. To remove this copy: migrator cleanup "
                    f"{migration.name}")
-        container_config.fence(container.folder, config, migration.id, message)
+        if Layout(migration.lxcpath, migration.name, migration.id).is_own_rootfs():  # else it has been destroyed here
+            container_config.fence(container.folder, config, migration.id, message)
         migration.move(Event.FINISHED, given_way=True)
         finish.drop_way_back(migration)
         ask_source.state_of_source(args, migration, must=False)  # which tells it

@@ -14,13 +14,21 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from migrator import advice, btrfs, cli, container_config, log, spool
+from migrator import advice, btrfs, cli, container_config, identity, log, spool
 from migrator.advice import this_host
 from migrator.behind import Behind
 from migrator.cli import Result
-from migrator.errors import MigratorError, NoMigration, OutOfOrder, ReceiveFailed, SegmentDamaged
+from migrator.errors import (
+    ContainerExists,
+    MigratorError,
+    NoMigration,
+    OutOfOrder,
+    ReceiveFailed,
+    SegmentDamaged,
+)
+from migrator.identity import Whose
 from migrator.journal import DEFAULT_PATH, Journal, Migration
-from migrator.layout import Layout, locked
+from migrator.layout import Layout, locked, put
 from migrator.service import Service, kept_config
 from migrator.states import Event, Role, Verdict, decide
 
@@ -115,26 +123,44 @@ def receive(migration: Migration, layout: Layout, file: Path, number: int, uuid:
 def define(migration: Migration, layout: Layout) -> None:
     """Write the container's configuration for this host, fenced: it is not ours to start yet.
 
-    What the fenced copy of an earlier stay here consists of is kept aside until the migration has ended.
+    What the fenced copy of an earlier stay here consists of is kept aside until the migration has ended. Where nothing
+    is, the folder is made beside and put there as a whole, with its fence. Raises ContainerExists where somebody has
+    made a container of that name since the migration began.
     """
-    if not layout.container.exists():  # as lxc-create makes it: a mapped root must get through to its root file system
-        layout.container.mkdir(mode=0o770)
-        os.chown(layout.container, migration.detail["mapped_root"], 0)
+    renamed = migration.other_name != migration.name
+    identity.refuse_foreign(migration.journal, layout, str(migration.detail.get("origin", "")), renamed=renamed)
+    folder = layout.container
+    if identity.whose(layout) is Whose.NOBODYS:
+        folder = layout.beside
+        layout.drop_beside()
+        folder.mkdir(mode=0o770)  # as lxc-create makes it: a mapped root must get through to its root file system
+        if migration.detail["mapped_root"]:
+            os.chown(folder, migration.detail["mapped_root"], 0)
     keep_old(layout)
+    _write_config(migration, layout, folder)
+    if folder == layout.beside:
+        try:
+            put(folder, layout.container)
+        except FileExistsError as error:
+            raise ContainerExists(host_name=this_host(), name=layout.name, lxcpath=layout.lxcpath) from error
+
+
+def _write_config(migration: Migration, layout: Layout, folder: Path) -> None:
+    """Into `folder`, which is the container's, or will be."""
     carried, bridges = kept_config(layout)
     own = f"{migration.detail['source_lxcpath']}/{migration.other_name}/"  # what lies there is of the container's own
 
     def there(path: str) -> bool:
         return path.startswith("/") and not path.startswith(own) and Path(path).exists()
 
-    folder = layout.container / container_config.INCLUDE_FOLDER / layout.id
     text, copies = container_config.adopted(
-        carried, folder, there, rootfs=layout.rootfs, bridges=bridges,
-        new_name="" if migration.other_name == migration.name else migration.name)
+        carried, layout.container / container_config.INCLUDE_FOLDER / layout.id, there, rootfs=layout.rootfs,
+        bridges=bridges, new_name="" if migration.other_name == migration.name else migration.name)
     for path, copy in copies.items():
-        folder.mkdir(mode=0o755, parents=True, exist_ok=True)
-        container_config.write_file(path, copy)
-    container_config.fence(layout.container, text, migration.id, arriving_message(migration))
+        file = folder / Path(path).relative_to(layout.container)
+        file.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        container_config.write_file(file, copy)
+    container_config.fence(folder, text, migration.id, arriving_message(migration), place=layout.container)
 
 
 def arriving_message(migration: Migration) -> str:
@@ -144,36 +170,61 @@ def arriving_message(migration: Migration) -> str:
 
 def keep_old(layout: Layout) -> None:
     """Put the configuration of an earlier stay aside, once; `give_back_old` is the way back."""
-    config = layout.container / "config"
-    kept = layout.old / "config"
-    if config.is_file() and not kept.exists() and container_config.fence_of(config.read_text()) != layout.id:
-        layout.old.mkdir(mode=0o700, exist_ok=True)
-        container_config.write_file(kept, config.read_text())
-        hook = layout.container / container_config.FENCE_HOOK
-        if hook.is_file():
-            container_config.write_file(layout.old / hook.name, hook.read_text(), mode=0o755)
+    if identity.whose(layout) is not Whose.COPY or (layout.old / "config").exists():
+        return
+    layout.old.mkdir(mode=0o700, exist_ok=True)
+    for name in (container_config.FENCE_HOOK, "config"):  # the last one tells that both are there
+        if (layout.container / name).is_file():
+            container_config.write_file(layout.old / name, (layout.container / name).read_text(), mode=_mode(name))
+
+
+def _mode(name: str) -> int | None:
+    return 0o755 if name == container_config.FENCE_HOOK else None
 
 
 def give_back_old(layout: Layout) -> None:
-    """Undo what arriving has changed in the container's folder: the earlier stay's files return, or the folder goes."""
-    old_rootfs = layout.old / "rootfs"
-    if old_rootfs.exists():
-        btrfs.delete(layout.rootfs)
-        old_rootfs.rename(layout.rootfs)
-    if (layout.old / "config").is_file():
-        for name in ("config", container_config.FENCE_HOOK):
+    """Undo what arriving has changed in the container's place: the earlier stay's files return, or the folder goes.
+
+    Nothing is touched that does not carry this migration's own fence; safe to repeat after a crash anywhere.
+    """
+    layout.drop_beside()
+    found, kept = identity.whose(layout), layout.old / "config"
+    if found.may_go and not kept.is_file():
+        _remove(layout)
+    elif found.may_go or (found is Whose.COPY and kept.is_file() and _is_back(layout)):
+        give_back_rootfs(layout)
+        for name in (container_config.FENCE_HOOK, "config"):  # with the last one it is the earlier stay's again
             if (layout.old / name).is_file():
-                text = (layout.old / name).read_text()
-                container_config.write_file(layout.container / name, text, mode=0o755 if name != "config" else None)
+                container_config.write_file(layout.container / name, (layout.old / name).read_text(), mode=_mode(name))
         container_config.drop_copies(layout.container, drop=layout.id)
-        shutil.rmtree(layout.old)
+    elif layout.old.exists() and kept.is_file():
+        log.warning(f"{layout.container} is another container now; what an earlier stay of {layout.name} has left"
+                    f" there is in {layout.old}")
         return
-    config = layout.container / "config"
-    if config.is_file() and container_config.fence_of(config.read_text()) not in ("", layout.id):
-        return  # an earlier stay's, which this migration had not touched yet
-    if layout.container.is_dir():
+    shutil.rmtree(layout.old, ignore_errors=True)
+
+
+def _is_back(layout: Layout) -> bool:
+    """Whether the earlier stay's configuration is in its place, changed or not yet, or again."""
+    return (layout.old / "config").read_text() == (layout.container / "config").read_text()
+
+
+def _remove(layout: Layout) -> None:
+    """The folder that this migration has made: as a whole out of its place first."""
+    if layout.rootfs.exists() and not layout.is_own_rootfs():
+        log.warning(f"{layout.rootfs} was not made by migration {layout.id}: {layout.container} stays")
+        return
+    put(layout.container, layout.beside)
+    layout.drop_beside()
+
+
+def give_back_rootfs(layout: Layout) -> None:
+    """Take away what this migration has put in the root file system's place; that of an earlier stay returns."""
+    if layout.is_own_rootfs():
         btrfs.delete(layout.rootfs)
-        shutil.rmtree(layout.container)
+    old = layout.old / "rootfs"
+    if old.exists() and not layout.rootfs.exists():
+        old.rename(layout.rootfs)
 
 
 def drop_attempt(migration: Migration, layout: Layout) -> None:

@@ -365,10 +365,10 @@ def received(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def state(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
-    """What this host knows of a migration, and whether it still has the memory images."""
+    """What this host knows of a migration, and whether it still has what a restore needs."""
     migration = service.known(fields)
     return {"state": migration.state if migration else None, "owner": migration.owner if migration else None,
-            "images": aftermath.images_are_here(migration) if migration else False}
+            "images": aftermath.can_be_restored(migration) if migration else False}
 
 
 def subvolumes(service: Service, fields: dict[str, Any]) -> dict[str, Any]:

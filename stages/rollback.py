@@ -283,19 +283,17 @@ def _imported(migration: Migration) -> list[str]:
 def abandon(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     """Record that this host will never let this attempt run, then remove what it has brought; safe to repeat.
 
-    An attempt that this host has never heard of is recorded too: a message that was under way must not begin it.
+    An attempt that this host has never heard of is recorded too: a message that was under way must not begin it. It has
+    brought nothing, so nothing is removed: a container of that name is somebody else's.
     """
-    migration = service.find(fields)
+    migration = service.find(fields) or service.find_locked(fields)
     if migration is None:
-        lxcpath = service.lxcpath(fields)
         service.refuse_crowds()
-        migration = service.journal.create(
-            id=names.migration_id(str(fields["id"])), role=Role.DESTINATION,
-            name=names.container_name(str(fields["name"])), lxcpath=lxcpath,
-            peer=service.grant.source(str(fields["source_host"])),
-            event=Event.ABANDON, rounds=[], destination_lxcpath=str(lxcpath), caller=service.grant.caller,
-            other_name=names.container_name(str(fields.get("source_name", fields["name"]))),
-        )
+        service.journal.never_begin(
+            id=names.migration_id(str(fields["id"])), name=names.container_name(str(fields["name"])),
+            lxcpath=service.lxcpath(fields), peer=service.grant.source(str(fields["source_host"])),
+            caller=service.grant.caller)
+        return {"state": State.ABANDONED, "kept": ""}
     service.wait_behind()
     held = bases.asked(fields.get("held"))
     _abandon(migration, held)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from migrator import btrfs, criu, layout, names, spool
-from migrator.errors import DumpRefused, UsageError
+from migrator import advice, btrfs, criu, identity, layout, names, spool
+from migrator.errors import DumpRefused, OutOfOrder, UsageError
 from migrator.journal import Migration
 from migrator.layout import Layout
 from migrator.service import Service
@@ -27,9 +27,24 @@ def dump_begin(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     migration, number = service.migration(fields), int(fields["attempt"])
     if number <= attempt(migration):
         raise UsageError(reason=f"dump {number} of migration {migration.id} is not newer than the last one here")
+    if migration.state in (State.IMPORTED, *ARRIVING):
+        _require_defined(migration)
     migration.move(Event.RECEIVE_DUMP, attempt=number, memory=bool(fields.get("memory", True)))
     _drop_dump(service, migration)
     return {"state": migration.state}
+
+
+def _require_defined(migration: Migration) -> None:
+    """What has been defined here is still there: nothing is frozen in vain.
+
+    Raises OutOfOrder where it was removed, and has it sent and defined again; ContainerExists.
+    """
+    layout = Layout(migration.lxcpath, migration.name, migration.id)
+    if identity.whose(layout) is identity.Whose.NOBODYS:
+        migration.move(Event.RECEIVE)
+        raise OutOfOrder(stage="create-dump", missing=f"{layout.container} was removed",
+                         next=advice.again("prepare-data@source", migration))
+    identity.require_ours(layout)
 
 
 def dump_drop(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
@@ -68,6 +83,8 @@ def _take(migration: Migration, number: int, fields: dict[str, Any]) -> None:
     if number != attempt(migration) or migration.state not in ARRIVING:
         raise DumpRefused(name=migration.name, reason=f"it does not expect dump {number}, it is {migration.state}")
     here = Layout(migration.lxcpath, migration.name, migration.id)
+    if not identity.whose(here).may_go:
+        raise DumpRefused(name=migration.name, reason=f"{here.container} was removed, or is another container's now")
     images = here.images()
     if (images is None) is migration.memory or not spool.is_complete(here.spool / INCREMENT):
         raise DumpRefused(name=migration.name, reason="not all of its dump has arrived")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The search through every world of `tests.migrator.model`, and the table of what it has seen (docs/model.md).
 
-`python -m tests.migrator.explorer` prints that page; with `--dumps N` it looks at more attempts than the tests do.
+`python -m tests.migrator.explorer` prints that page; with `--dumps N` for another number of attempts.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import collections
 import dataclasses
 
 from migrator.healing import on_destination, on_source
+from migrator.identity import Whose
 from migrator.states import ENDED, Role, State, Verdict, decide, next_stage
 from tests.migrator import model
 from tests.migrator.model import FROZEN, OK, RAN_THERE, RUNS, STOPPED, Message, World
@@ -44,25 +45,30 @@ def explore() -> Explored:
         world = waiting.popleft()
         for label, reached in model.moves(world):
             found.transitions[label] += 1
-            if reached in before:
-                continue
-            before[reached] = (world, label)
-            found.depth[reached] = found.depth[world] + 1
-            waiting.append(reached)
+            known = reached in before
+            if not known:
+                before[reached] = (world, label)
+                found.depth[reached] = found.depth[world] + 1
+                waiting.append(reached)
             try:
-                model.check(reached)
+                model.check_move(world, label, reached)
+                if not known:
+                    model.check(reached)
             except AssertionError as error:
-                raise Broken(f"{error}:\n{_way(before, reached)}") from None
+                raise Broken(f"{error}:\n{_way(before, world)}\n  {_line(label, reached)}") from None
     return found
 
 
 def _way(before: dict[World, tuple[World, str] | None], world: World) -> str:
     lines = []
     while last := before[world]:
-        here = f"source {world.source} {world.here}, destination {world.destination} {world.there}"
-        lines.append(f"  {last[1]}: {here}")
+        lines.append(f"  {_line(last[1], world)}")
         world = last[0]
     return "\n".join(reversed(lines))
+
+
+def _line(label: str, world: World) -> str:
+    return f"{label}: source {world.source} {world.here}, destination {world.destination} {world.there} {world.place}"
 
 
 # --- the ways out ---------------------------------------------------------------------------------------------
@@ -100,7 +106,7 @@ def by_resume(world: World) -> World:
         return there_typed(world, "rollback")
     if world.source is State.DUMPING:
         world = finished(world._replace(program="heal"))
-    stage = on_source(world.source or State.PREPARING, world.destination, images=bool(world.images))
+    stage = on_source(world.source or State.PREPARING, world.destination, images=world.restorable)
     over = next(model.begin_over(world), None) if stage in ("import-data", "restore-dump") else None
     return finished(over) if over else typed(world, stage)
 
@@ -110,7 +116,7 @@ def by_resume_there(world: World) -> World:
     if world.destination is State.RESTORING:
         world = model.settled(world)
     if world.destination:
-        act = on_destination(world.destination, world.source, images=bool(world.images))
+        act = on_destination(world.destination, world.source, images=world.restorable)
         if act:
             world = there_typed(world, act)
     return world if world.source in ENDED else by_resume(world)
@@ -155,8 +161,11 @@ WAYS = {"the advice of status": by_advice, "resume on the source": by_resume, "r
 
 
 def ends(world: World, way: str) -> World:
-    """Follow one of WAYS to the end; raises Broken where there is none, or where it then runs nowhere."""
-    here = world
+    """Follow one of WAYS to the end; raises Broken where there is none, or where it then runs nowhere.
+
+    Somebody else's container of that name is removed first, as the error advises that it leads to.
+    """
+    here = world._replace(place=Whose.NOBODYS) if world.place is Whose.FOREIGN else world
     for _ in range(14):
         if here.source in ENDED and not pending(here):
             break
@@ -203,6 +212,8 @@ In each of these worlds
 - at most one copy runs, and where one runs nothing but a fence that stands could keep the other from being started;
 - the container runs, or can be started, only on the host that owns the token;
 - the source's copy is ended only after the destination has recorded that it runs there;
+- a container of that name which somebody else has made on the destination, at whatever moment, stays as it is: it is
+  not removed, not taken over, and not taken for the one that arrives;
 
 and from each world at rest, once the network works, each of these leads to an end with exactly one copy that runs or
 may be started: the command that `migrator status` names, `migrator resume` on the source, `migrator resume` on the
@@ -218,7 +229,8 @@ destination that had run the container before it was given up for lost.
 
 How it is known that the search finds errors: `tests/migrator/test_states.py` breaks one rule after the other (the
 source thaws while its offer is open, the offer goes out before the fence stands, a refusal is not recorded, an offer
-does not say for which dump it is, the source does not wait for the destination's word, ...) and expects two copies.
+does not say for which dump it is, the source does not wait for the destination's word, what stands in the container's
+place is taken for ours, ...) and expects two copies, or a stranger's container that is lost.
 """
 
 
@@ -231,7 +243,7 @@ def page(found: Explored) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--dumps", type=int, default=model.DUMPS, help="attempts at a dump (default: %(default)s)")
+    parser.add_argument("--dumps", type=int, default=model.ALL_DUMPS, help="attempts at a dump (default: %(default)s)")
     model.DUMPS = parser.parse_args().dumps
     print(page(explore()), end="")
 

@@ -9,18 +9,23 @@ written in which order around which acts and messages. Keep it in step with stag
   - either host is rebooted: processes and memory are gone, images that lay in memory too (or not: they lay on disk)
   - somebody types any command on either host, or starts the container with LXC wherever no fence stands
   - the destination is lost, a rollback is forced on the source, and the destination comes back after all, rebooted
+  - somebody makes a container of that name on the destination, where none is or in the place of ours, or removes his
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from migrator.healing import on_destination
+from migrator.identity import Whose
 from migrator.states import ENDED, Event, IllegalMove, Owner, Role, State, Verdict, after, decide, owner, step
 
 S = State
-DUMPS = 3  # attempts at a dump: an older one's messages can harm a newer one
+# Attempts at a dump: an older one's messages can harm a newer one. The page is made with ALL_DUMPS.
+ALL_DUMPS = 3
+DUMPS = ALL_DUMPS if os.environ.get("MIGRATOR_TESTS") == "all" else 2
 
 # What the programs on the source do. A word alone is the record of that event; `call:` asks the destination and waits
 # for the answer; `act:` does something to the container.
@@ -79,7 +84,8 @@ class World(NamedTuple):
     images: int = 0  # of which attempt all of them lie there
     restoring: bool = False  # a restore runs on the destination, and has the container locked
     there: str = STOPPED
-    fenced_there: bool = True
+    fenced_there: bool = True  # or not there at all
+    place: Whose = Whose.NOBODYS  # what is where the container is put there
     gone: bool = False  # the destination, as far as anybody can tell
     flying: frozenset[Message] = frozenset()  # sent, and may arrive at any time, any number of times
 
@@ -96,6 +102,10 @@ class World(NamedTuple):
         return not self.program and not self.restoring
 
     @property
+    def restorable(self) -> bool:
+        return bool(self.images) and self.place.may_go
+
+    @property
     def may_run_here(self) -> bool:
         """It runs, or whoever likes can start it."""
         return self.here == RUNS or (self.here == STOPPED and not self.fenced_here)
@@ -106,6 +116,7 @@ class World(NamedTuple):
 
 
 Moves = Iterator[tuple[str, World]]
+STRANGER = "somebody "  # begins the labels of what others do to containers
 
 
 def check(world: World) -> None:
@@ -122,6 +133,13 @@ def check(world: World) -> None:
         assert world.destination in RAN_THERE, "the source's copy is ended, and it has never run on the destination"
     if world.source is S.ROLLED_BACK and not world.program:
         assert world.may_run_here, "rolled back, and it can run nowhere"
+
+
+def check_move(world: World, label: str, reached: World) -> None:
+    """What must hold of everything that our programs do."""
+    if world.place is Whose.FOREIGN and not label.startswith(STRANGER):
+        assert reached.place is Whose.FOREIGN, "somebody else's container was removed or taken over"
+        assert reached.there == STOPPED, "somebody else's container was taken for the one that is restored"
 
 
 def moves(world: World) -> Moves:
@@ -324,7 +342,9 @@ Answers = Iterator[tuple[World, str]]
 
 
 def _begin(world: World, _: int) -> Answers:
-    if world.destination is None:
+    if not world.place.may_be_taken:
+        yield world, TROUBLE  # ContainerExists
+    elif world.destination is None:
         yield moved(world, Event.RECEIVE), OK
     else:
         yield world, TROUBLE if world.destination in (*ENDED, S.ABANDONING) else OK
@@ -345,12 +365,21 @@ def _import(world: World, _: int) -> Answers:
     world = moved(world, Event.IMPORT)
     yield world, LOST
     yield moved(world, Event.RECEIVE), TROUBLE  # damaged
+    if not world.place.may_be_taken:
+        yield world, TROUBLE  # ContainerExists
+        return
+    world = world._replace(place=Whose.OURS)
+    yield world, LOST
     yield moved(world, Event.IMPORTED), OK
 
 
 def _dump_begin(world: World, attempt: int) -> Answers:
     if attempt <= world.attempt_there:
         yield world, TROUBLE
+        return
+    if not world.place.may_go and world.destination in (S.IMPORTED, *ARRIVING):
+        gone = world.place is Whose.NOBODYS  # it is sent and defined anew
+        yield moved(world, Event.RECEIVE) if gone else world, TROUBLE
         return
     yield moved(world, Event.RECEIVE_DUMP)._replace(attempt_there=attempt, images=0), OK
 
@@ -372,7 +401,7 @@ def _own(world: World, attempt: int) -> Answers:
     latest = world.attempt_there
     if world.destination in TAKEN:
         yield world, OK if attempt == latest else TROUBLE
-    elif attempt != latest or world.destination not in ARRIVING or world.images != attempt:
+    elif attempt != latest or world.destination not in ARRIVING or world.images != attempt or not world.place.may_go:
         yield refusal(world, attempt), REFUSED
     else:
         if world.destination is S.RECEIVING_DUMP:
@@ -399,6 +428,9 @@ def _abandon(world: World, _: int) -> Answers:
     else:
         world = moved(world, Event.ABANDON)
         yield world, LOST
+        if world.place.may_go:
+            world = world._replace(place=Whose.NOBODYS)
+            yield world, LOST
         yield moved(world, Event.ABANDONED)._replace(images=0), OK
 
 
@@ -413,6 +445,9 @@ def _restore(world: World, _: int) -> Answers:
     if world.destination is S.DUMP_RECEIVED:
         world = moved(world, Event.OWN)
         yield world, LOST
+    if not world.place.may_go:
+        yield world, TROUBLE
+        return
     world = moved(world, Event.RESTORE)
     yield world._replace(restoring=True), LOST  # it goes on by itself, see `restore_moves`
     yield moved(world, Event.RESTORE_FAILED), TROUBLE
@@ -457,6 +492,18 @@ def destination_moves(world: World) -> Moves:
         yield "the destination is rebooted", rebooted_there(world, images=True)
     if world.there == STOPPED and not world.fenced_there:
         yield "it is started on the destination", world._replace(there=RUNS)
+    yield from strangers(world)
+
+
+def strangers(world: World) -> Moves:
+    """What somebody does who has nothing to do with the migration, without asking anybody."""
+    if world.place is Whose.FOREIGN:
+        yield f"{STRANGER}removes his container", world._replace(place=Whose.NOBODYS)
+    elif world.place is Whose.NOBODYS:
+        yield f"{STRANGER}makes a container of that name", world._replace(place=Whose.FOREIGN)
+    elif world.destination not in RAN_THERE and world.there == STOPPED and not world.restoring:
+        # What has run there is his who destroys it.
+        yield f"{STRANGER}destroys what has arrived", world._replace(place=Whose.NOBODYS)
 
 
 TYPED_THERE = {"import-data": "import", "restore-dump": "restore", "rollback": "abandon"}
@@ -465,7 +512,7 @@ TYPED_THERE = {"import-data": "import", "restore-dump": "restore", "rollback": "
 def typed_there(world: World, command: str) -> Answers:
     """The same as the request; but who types restore-dump hours later has the source asked first."""
     if command == "restore-dump" and world.destination and world.forced:
-        command = on_destination(world.destination, world.source, images=bool(world.images)) or command
+        command = on_destination(world.destination, world.source, images=world.restorable) or command
     return answers(world, Message(TYPED_THERE[command], 0))
 
 

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from migrator import states
+from migrator.identity import Whose
 from migrator.states import (
     ENDED,
     NEXT,
@@ -144,7 +145,8 @@ def test_every_way_leads_to_an_end(found: Explored, way: str) -> None:
             continue
         given_up = world.source is State.ROLLING_BACK or world.destination in (State.ABANDONING, State.ABANDONED)
         lost = world.source in (State.OFFERED, State.DUMPED) and world.destination not in TAKEN | ARRIVING
-        no_images = world.destination in (State.OWNED, State.RESTORING) and not world.images and world.there != "runs"
+        no_images = world.destination in (State.OWNED, State.RESTORING) and not (
+            world.restorable or world.there == "runs")
         assert (here.source is State.FINISHED) == (not given_up and not lost and not no_images), f"{world}: {here}"
 
 
@@ -157,8 +159,13 @@ def test_a_destination_that_is_gone_leaves_one_way(found: Explored) -> None:
 
 
 def test_the_page_is_current(found: Explored) -> None:
-    """docs/model.md says what this search has seen; `make docs` writes it."""
-    assert (Path(__file__).parents[2] / "docs" / "model.md").read_text() == page(found)
+    """docs/model.md says what this search has seen, with all attempts; `make docs` writes it."""
+    text = (Path(__file__).parents[2] / "docs" / "model.md").read_text()
+    if model.DUMPS == model.ALL_DUMPS:
+        assert text == page(found)
+    else:
+        told = {line.split(" | ")[0].removeprefix("| ") for line in text.splitlines() if line.startswith("| ")}
+        assert told >= set(found.transitions), "something happens of which the page does not tell"
 
 
 # Each breaks one rule of the protocol; what is then to be found stands beside it.
@@ -243,6 +250,16 @@ def what_runs_there_is_abandoned(patch: pytest.MonkeyPatch) -> None:
 @mutant("two copies run|one runs|without the token")
 def the_destination_comes_back_and_asks_nobody(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(model, "on_destination", lambda *_, **__: "restore-dump")
+
+
+@mutant("somebody else's container was removed|taken for the one")
+def what_is_there_is_taken_for_ours(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Whose, "may_go", property(lambda whose: whose is not Whose.NOBODYS))
+
+
+@mutant("somebody else's container was removed or taken over")
+def what_is_there_is_overwritten(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Whose, "may_be_taken", True)
 
 
 @pytest.mark.parametrize("name", MUTANTS)

@@ -57,6 +57,12 @@ class Destination:
         }
         return serve.handlers(self.service)[op](honest | fields)
 
+    def imported(self) -> None:
+        """The first round has arrived and the container is defined; without a disk."""
+        self.take(Event.RECEIVED, Event.IMPORT, Event.IMPORTED)
+        self.layout.container.mkdir()
+        container_config.fence(self.layout.container, "lxc.uts.name = web\n", ID, "it is being moved here")
+
     @property
     def state(self) -> State | None:
         found = self.journal.by_id(ID, Role.DESTINATION)
@@ -194,7 +200,7 @@ def test_the_token_is_taken_only_with_a_complete_dump(there: Destination) -> Non
 
 def at_the_dump(there: Destination, attempt: int = 1) -> None:
     there.ask("begin")
-    there.take(Event.RECEIVED, Event.IMPORT, Event.IMPORTED)
+    there.imported()
     there.ask("dump-begin", attempt=attempt)
 
 
@@ -254,7 +260,7 @@ def test_a_refusal_holds_when_the_offer_comes_again(there: Destination) -> None:
 @pytest.mark.parametrize("memory", [False, True])
 def test_without_memory_the_disk_is_all_that_must_have_arrived(there: Destination, memory: bool) -> None:
     there.ask("begin", memory=True)
-    there.take(Event.RECEIVED, Event.IMPORT, Event.IMPORTED)
+    there.imported()
     there.ask("dump-begin", memory=memory)  # it may have been chosen since
     if not memory:
         with pytest.raises(UsageError, match="no memory"):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from migrator import aftermath, layout
+from migrator import aftermath, container_config, layout
 from migrator.errors import Busy, ForceRefused, HostUnreachable, MigratorError, SourceStateUnknown
 from migrator.journal import Journal, Migration
 from migrator.states import Event, Owner, Role, State
@@ -42,6 +42,9 @@ def owned(journal: Journal, **detail: object) -> Migration:
                                peer="hosta", event=Event.RECEIVE, rounds=[], destination="root@hostb", **detail)
     for event in (Event.RECEIVED, Event.IMPORT, Event.IMPORTED, Event.RECEIVE_DUMP, Event.DUMP_RECEIVED, Event.OWN):
         migration.move(event)
+    folder = migration.lxcpath / "web"
+    folder.mkdir()
+    container_config.fence(folder, "lxc.uts.name = web\n", migration.id, "it is being moved here")
     return migration
 
 
@@ -58,6 +61,9 @@ def test_images_are_there_when_all_of_them_are(journal: Journal) -> None:
     assert aftermath.images_are_here(migration)
     assert aftermath.note(migration) == ""
     assert aftermath.next_command(migration) == "migrator restore-dump web"
+    (migration.lxcpath / "web" / "config").write_text("lxc.uts.name = another\n")
+    assert "another container" in aftermath.note(migration)
+    assert aftermath.next_command(migration) == "migrator resume web"
 
 
 def test_without_memory_there_is_none_to_lose(journal: Journal) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from migrator import layout
 from migrator.errors import AlreadyRuns, DumpRefused
+from migrator.identity import Whose, whose
 from migrator.journal import Journal
 from migrator.states import Event, Role, State
 from tests.migrator import model
@@ -20,9 +22,10 @@ from tests.migrator.model import Message, World
 from tests.stages.test_answers import ID, Destination, arrives
 
 # Asked of both. "arrives" stands for all data of the dump; "restored" for a restore that has succeeded, with what it
-# removes; "killed" for a restore of which only the beginning was recorded.
+# removes; "killed" for a restore of which only the beginning was recorded; "made" for somebody else's container that is
+# made where none is, or takes the place of ours.
 requests = st.sampled_from(["dump-begin", "dump-begin", "arrives", "own", "own", "own", "dump-drop", "abandon",
-                            "running", "finish", "begin", "restored", "killed"])
+                            "running", "finish", "begin", "restored", "killed", "made"])
 asked = st.lists(st.tuples(requests, st.integers(1, 3)), max_size=12)
 
 
@@ -48,8 +51,8 @@ def test_model_and_handlers_agree(requests: list[tuple[str, int]]) -> None:
         there = Destination(stack.enter_context(Journal(top / "journal.db")), stack, top / "pool")
         stack.callback(layout.remove_images, there.layout.image_folders()[0])
         there.ask("begin")
-        there.take(Event.RECEIVED, Event.IMPORT, Event.IMPORTED)
-        world = World(destination=State.IMPORTED)
+        there.imported()
+        world = World(destination=State.IMPORTED, place=Whose.OURS)
         for request, attempt in requests:
             expected = modelled(world, request, attempt)
             answer = real(there, request, attempt)
@@ -61,10 +64,12 @@ def test_model_and_handlers_agree(requests: list[tuple[str, int]]) -> None:
 def modelled(world: World, request: str, attempt: int) -> list[tuple[World, str]]:
     """What the model lets happen: the worlds after it, with what is answered."""
     state = world.destination
+    if request == "made":
+        return [(world if state in model.RAN_THERE else world._replace(place=Whose.FOREIGN), "")]
     if request == "arrives":
         return [(world._replace(images=world.attempt_there), "") if state is State.RECEIVING_DUMP else (world, "")]
     if request in ("restored", "killed"):
-        if state is not State.OWNED:
+        if state is not State.OWNED or not world.place.may_go:
             return [(world, "")]
         begun = model.moved(world, Event.RESTORE)
         return [(model.moved(begun, Event.RESTORED)._replace(images=0) if request == "restored" else begun, "")]
@@ -78,8 +83,14 @@ def real(there: Destination, request: str, attempt: int) -> str:
         if there.state is State.RECEIVING_DUMP:
             arrives(there)
         return ""
+    if request == "made":
+        if there.state not in model.RAN_THERE:
+            shutil.rmtree(there.layout.container, ignore_errors=True)
+            there.layout.container.mkdir()
+            (there.layout.container / "config").write_text("lxc.uts.name = another\n")
+        return ""
     if request in ("restored", "killed"):
-        if there.state is State.OWNED:
+        if there.state is State.OWNED and whose(there.layout).may_go:
             there.take(Event.RESTORE, *([Event.RESTORED] if request == "restored" else []))
             if request == "restored":
                 there.layout.drop_images()
@@ -100,7 +111,7 @@ def real(there: Destination, request: str, attempt: int) -> str:
 
 def seen(world: World) -> tuple[object, ...]:
     images = bool(world.images) and world.destination is not State.IMPORTED  # which has no use for them
-    return world.destination, world.attempt_there, images
+    return world.destination, world.attempt_there, images, world.place
 
 
 def known(there: Destination) -> tuple[object, ...]:
@@ -108,7 +119,8 @@ def known(there: Destination) -> tuple[object, ...]:
     assert migration
     images = there.layout.images()
     complete = images is not None and (images / "core-1.img").exists()
-    return migration.state, int(migration.detail.get("attempt", 0)), complete and migration.state is not State.IMPORTED
+    arrived = complete and migration.state is not State.IMPORTED
+    return migration.state, int(migration.detail.get("attempt", 0)), arrived, whose(there.layout)
 
 
 def test_the_comparison_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:

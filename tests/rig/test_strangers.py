@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Somebody makes a container of the same name on the destination while ours is on its way: his stays, and runs."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.rig.conftest import CleanHosts
+from tests.rig.harness import DESTINATION, Rig, wait_for
+from tests.rig.held import held
+from tests.rig.test_migrate import ALL_AT_ONCE, arrived
+
+TO_B = ("-d", DESTINATION)
+
+
+def makes_his(rig: Rig) -> str:
+    """Somebody's container on hostb, under the name of the one that arrives; how to know it again."""
+    rig.guest("hostb", "c1", "tick", ip="10.0.3.140")
+    return str(rig.probe("hostb", "c1")["start"])
+
+
+def both_are_well(rig: Rig, his: str, ours: str) -> None:
+    for host, start in (("hostb", his), ("hosta", ours)):
+        found = rig.probe(host, "c1")
+        assert found["running"] and found["intact"] and found["start"] == start, (host, found)
+
+
+@pytest.fixture
+def ours(rig: Rig, clean_hosts: CleanHosts) -> str:
+    rig.guest("hosta", "c1", "tick", ip="10.0.3.141")
+    return str(rig.probe("hosta", "c1")["start"])
+
+
+@pytest.mark.parametrize("host", ["hosta", "hostb"])
+def test_while_it_arrives(rig: Rig, ours: str, host: str) -> None:
+    rig.migrator("hosta", "prepare-data", "c1", *TO_B).expect(0)
+    his = makes_his(rig)
+    error = rig.migrator("hostb", "import-data", "c1", "--json").expect(23).error
+    assert error["code"] == "container-exists"
+    rig.migrator(host, "rollback", "c1").expect(0)
+    rig.migrator("hosta", "rollback", "c1").expect(0)
+    both_are_well(rig, his, ours)
+    rig.migrator("hosta", "migrate", "c1", *TO_B).expect(30)
+    both_are_well(rig, his, ours)
+
+
+def test_while_it_arrives_and_ctrl_c(rig: Rig, ours: str) -> None:
+    rig.exec("hosta", "dd", "if=/dev/urandom", "of=/pool/c1/rootfs/blob", "bs=1M", "count=48", "status=none")
+    with rig.start("hosta", *ALL_AT_ONCE, "--bwlimit", "3M") as running:
+        wait_for(lambda: arrived(rig) > 4 << 20, "some of it has arrived")
+        his = makes_his(rig)
+        running.signal(2)
+        running.wait().expect(130)
+    assert rig.status("hosta", "c1")["state"] == "rolled-back"
+    both_are_well(rig, his, ours)
+    assert rig.leftovers() == []
+
+
+def test_the_destination_has_never_heard_of_it(rig: Rig, ours: str) -> None:
+    """The first message was lost; the advised rollback must not be about his."""
+    his = makes_his(rig)
+    rig.migrator("hosta", "migrate", "c1", *TO_B).expect(30)
+    begun = ("from migrator.journal import *; from migrator.states import *; from pathlib import Path;"
+             "Journal(DEFAULT_PATH).create(id='0badc0de', role=Role.SOURCE, name='c1', lxcpath=Path('/pool'),"
+             " peer='root@hostb', event=Event.SEND, destination_host='hostb', rounds=[], destination_lxcpath='/pool')")
+    rig.sh("hosta", f"$(head -1 /usr/local/bin/migrator | cut -c3-) -c \"{begun}\"")
+    rig.migrator("hosta", "rollback", "c1").expect(0)
+    both_are_well(rig, his, ours)
+
+
+@pytest.mark.parametrize("way", ["images gone", "killed"])
+def test_a_failed_restore_leaves_the_earlier_stay_as_it_was(rig: Rig, clean_hosts: CleanHosts, way: str) -> None:
+    """A has the fenced copy of a container that is on B; on its way back to A it is not even put in place."""
+    clean_hosts.allow("snapshot")
+    rig.guest("hosta", "c1", "tick")
+    rig.migrator("hosta", "migrate", "c1", *TO_B).expect(0)
+    look = "cd /pool/c1 && ls && btrfs subvolume show rootfs | grep '^[[:space:]]UUID:' && cat rootfs/log | head -1"
+    before = rig.sh("hosta", look)
+    rig.migrator("hostb", "prepare-data", "c1", "-d", "root@hosta").expect(0)
+    rig.migrator("hosta", "import-data", "c1").expect(0)
+    rig.migrator("hostb", "create-dump", "c1", "-d", "root@hosta").expect(0)
+    if way == "killed":  # before it had put anything in place
+        with held(rig, "hosta", "btrfs", '[ "$1" = receive ]') as receiving, \
+                rig.start("hosta", "migrator", "restore-dump", "c1") as restoring:
+            receiving.wait("it receives the last changes")
+            restoring.signal(9)
+        rig.sh("hosta", "pkill -9 -x btrfs; true")
+    else:
+        rig.sh("hosta", "rm -rf /run/migrator/????????")
+        rig.migrator("hosta", "restore-dump", "c1").expect(4)
+        assert rig.sh("hosta", look) == before
+    rig.migrator("hostb", "rollback", "c1").expect(0)
+    assert rig.probe("hostb", "c1")["intact"]
+    assert rig.sh("hosta", look) == before
+
+
+def test_in_the_place_of_what_has_arrived(rig: Rig, ours: str) -> None:
+    rig.migrator("hosta", "prepare-data", "c1", *TO_B).expect(0)
+    rig.migrator("hostb", "import-data", "c1").expect(0)
+    rig.migrator("hosta", "create-dump", "c1", *TO_B).expect(0)
+    rig.sh("hostb", "rm -r /pool/c1")
+    his = makes_his(rig)
+    assert rig.migrator("hostb", "restore-dump", "c1", "--json").expect(23).error["code"] == "container-exists"
+    rig.migrator("hosta", "rollback", "c1").expect(0)
+    both_are_well(rig, his, ours)
