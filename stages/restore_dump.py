@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from migrator import advice, btrfs, cli, container_config, criu, log, lxc, network, no_memory, spool
+from migrator import advice, btrfs, cli, container_config, criu, identity, log, lxc, network, no_memory, spool
 from migrator.advice import this_host
 from migrator.cli import Result
 from migrator.errors import (
@@ -37,7 +37,7 @@ from migrator.service import Service
 from migrator.states import Event, State, Verdict, decide
 from stages import ask_source
 from stages.handover import INCREMENT
-from stages.import_data import arrived, receive
+from stages.import_data import arrived, give_back_rootfs, receive
 
 NAME = "restore-dump"
 HELP = "let the container run on here (on the destination)"
@@ -90,7 +90,7 @@ def settle(migration: Migration) -> None:
     """An earlier restore-dump was killed: either the container runs here, or what the attempt left is removed."""
     container = lxc.Container(migration.name, migration.lxcpath)
     layout = Layout(migration.lxcpath, migration.name, migration.id)
-    if _has_come_up(migration, container, layout):
+    if identity.whose(layout).may_go and _has_come_up(migration, container, layout):
         log.warning(f"An earlier restore of {migration.name} was killed after it had succeeded")
         migration.move(Event.RESTORED, restored_at=time.time())
         container_config.unfence(layout.container, migration.id)
@@ -154,6 +154,7 @@ class Restore:
     def run(self, *, wait: bool = True) -> Result:
         """Do it; without `wait` the last announcements are made after the return."""
         name, begun = self.migration.name, time.time()
+        identity.require_ours(self.layout)
         self.migration.move(Event.RESTORE)
         try:
             images = self._images() if self.migration.memory else None
@@ -271,6 +272,8 @@ def clear(migration: Migration) -> None:
         with contextlib.suppress(ProcessLookupError):
             # lxc-checkpoint leads a group (see `run`): the programs that it has started go with it.
             (os.killpg if os.getpgid(pid) == pid else os.kill)(pid, signal.SIGKILL)
+    if not identity.whose(layout).may_go:
+        return  # somebody has put another container there
     with contextlib.suppress(MigratorError, OSError):
         if cgroup := _running_cgroup(container):  # LXC does not answer while it restores
             (cgroup / "cgroup.kill").write_text("1")
@@ -281,10 +284,7 @@ def clear(migration: Migration) -> None:
     lxc.drop_cgroups(migration.name)
     container_config.fence(layout.container, (layout.container / "config").read_text(), migration.id,
                            f"{migration.name} is being moved here; see: migrator status {migration.name}")
-    btrfs.delete(layout.rootfs)
-    old = layout.old / "rootfs"
-    if old.exists():
-        old.rename(layout.rootfs)
+    give_back_rootfs(layout)
 
 
 def _wait_stopped(container: lxc.Container, limit: float = 10.0) -> None:
