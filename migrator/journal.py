@@ -283,7 +283,7 @@ class Journal:
         migration = self.create(id=id, role=Role.DESTINATION, name=name, lxcpath=lxcpath, peer=peer,
                                 event=Event.ABANDON, never_began=True, caller=caller)
         migration.move(Event.ABANDONED)
-        rows = self.rows("SELECT * FROM migrations WHERE name = ? ORDER BY created DESC", name)
+        rows = self.rows("SELECT * FROM migrations WHERE name = ? ORDER BY rowid DESC", name)
         for each in [each for each in (Migration(self, row) for row in rows) if each.never_began][KEPT:]:
             self.forget(each)
         return migration
@@ -309,8 +309,8 @@ class Journal:
         return found[-1] if found else None
 
     def all(self, name: str | None = None) -> list[Migration]:
-        """Every migration that has begun here, oldest first."""
-        rows = self.rows("SELECT * FROM migrations WHERE ? IS NULL OR name = ? ORDER BY created", name, name)
+        """Every migration that has begun here, oldest first: in the order in which they were recorded."""
+        rows = self.rows("SELECT * FROM migrations WHERE ? IS NULL OR name = ? ORDER BY rowid", name, name)
         return [each for each in (Migration(self, row) for row in rows) if not each.never_began]
 
     def forget(self, migration: Migration) -> None:

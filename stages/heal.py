@@ -189,7 +189,7 @@ def every(args: argparse.Namespace) -> Result:
     """Each unfinished migration of this host, one after the other; one that fails stops none of the others."""
     with Journal(DEFAULT_PATH) as journal:
         newest = {(each.name, each.lxcpath): each for each in journal.all()}
-        found = [each for each in sorted(newest.values(), key=lambda each: each.created)
+        found = [each for each in newest.values()
                  if not each.ended or (each.role is Role.DESTINATION and not _is_all(each, at_boot=args.at_boot))]
     outcomes: list[dict[str, Any]] = []
     lines = []

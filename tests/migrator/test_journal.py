@@ -145,6 +145,22 @@ SUCCESS = (Event.SENT, Event.FREEZE, Event.OFFER, Event.TAKEN, Event.FINISH, Eve
 FAILURE = (Event.ROLL_BACK, Event.ROLLED_BACK)
 
 
+def test_order_does_not_hang_on_the_clock(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock is behind after a boot without a battery, or was set back by hand."""
+    made = []
+    for number, now in enumerate((2e9, 1e9, 1.5e9)):
+        monkeypatch.setattr("migrator.journal.time.time", lambda now=now: now)
+        made.append(create(journal, id=f"0000000{number}"))
+        made[-1].move(Event.ROLL_BACK)
+        made[-1].move(Event.ROLLED_BACK)
+    found = journal.latest("web", POOL)
+    assert found and found.id == "00000002"
+    assert [each.id for each in journal.all()] == ["00000000", "00000001", "00000002"]
+    for number in range(3, KEPT + 1):
+        create(journal, id=f"{number:08x}").move(Event.ROLL_BACK)
+    assert [each.id for each in journal.all()][:2] == ["00000000", "00000001"], "nothing is forgotten too early"
+
+
 def test_what_has_ended_long_ago_is_forgotten(journal: Journal, path: Path) -> None:
     """However often a container moves; but not what is under way, other containers', or the last that succeeded."""
     under_way, other = create(journal, "0000aaaa"), create(journal, "0000bbbb", name="db")
