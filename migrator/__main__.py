@@ -87,7 +87,9 @@ def _interrupt(number: int, _frame: FrameType | None) -> None:
     by = "migrator abort" if number == holder.ABORT else signal.Signals(number).name
     if holder.holds():
         log.at_signal(f"Interrupted by {by}: {_what_follows(sys.argv[1:2])}")
-    raise Interrupted(signal=by, number=signal.SIGINT if number == holder.ABORT else number)
+    error = Interrupted(signal=by, number=signal.SIGINT if number == holder.ABORT else number)
+    holder.interrupted(error)
+    raise error
 
 
 def _what_follows(command: list[str]) -> str:

@@ -310,6 +310,7 @@ class DestinationInvalid(MigratorError):
 class HostUnreachable(MigratorError):
     """{destination} cannot be reached: {reason}."""
 
+    silent = False  # whether nothing at all came back from that very host's address: not even a refusal
     status = 42
     cure = "Check name, address, port and firewall with: ssh -v {destination}"
 
@@ -506,7 +507,7 @@ class TwoCopies(MigratorError):
 
 
 class ForceRefused(MigratorError):
-    """{name} is not rolled back by force: {reason}. {risk}"""
+    """{name} is not {done} by force: {reason}. {risk}"""
 
     status = 67
     cure = "Only when that is certain: {command}"

@@ -11,6 +11,12 @@ from migrator.states import ENDED, State, step
 # On the destination: it has the token, or has only to write down that it has.
 MAY_RESTORE = {State.DUMP_RECEIVED, State.OWNED}
 
+# What a source answers that has taken the token back, with this host's word or by force: it runs the container, or is
+# about to. One that is still rolling back may have thawed it already.
+TAKEN_BACK = {State.ROLLING_BACK, State.ROLLED_BACK}
+
+ASK_AFTER = 60.0  # seconds with the token after which the source is asked first: it may have been given up for lost
+
 
 def on_source(here: State, there: State | None, *, images: bool) -> str:
     """The stage that comes next on the source, "" when the migration has ended: forward, as long as that can succeed.
@@ -22,13 +28,22 @@ def on_source(here: State, there: State | None, *, images: bool) -> str:
     return "rollback" if stage == "restore-dump" and there is State.OWNED and not images else stage
 
 
+def must_ask(here: State, token_age: float | None) -> bool:
+    """Whether this host asks the source before it restores: it may have been given up for lost meanwhile.
+
+    `token_age` is for how many seconds of this very boot it has had the token; None where it has not taken it in this
+    boot, as where it had been away, or not at all.
+    """
+    return here in MAY_RESTORE and (token_age is None or token_age >= ASK_AFTER)
+
+
 def on_destination(here: State, source: State | None, *, images: bool) -> str:
     """What this host does: `restore-dump`, `rollback` (it gives the migration up), or "" where the source must act.
 
-    `source` is what the source has answered, None where it could not be asked. Once it has rolled back (forced, without
-    this host's word) nothing of that migration may run here any more.
+    `source` is what the source has answered, None where it could not be asked. Once it rolls back (forced, without this
+    host's word) nothing of that migration may run here any more.
     """
-    if source is State.ROLLED_BACK:
+    if source in TAKEN_BACK:
         return "" if here in (State.RESTORED, *ENDED) else "rollback"
     if here not in MAY_RESTORE:
         return ""

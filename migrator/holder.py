@@ -18,12 +18,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from migrator.errors import HolderUnknown
+from migrator.errors import HolderUnknown, Interrupted
 
 LOCKS = Path("/run/migrator/lock")
 ABORT = signal.SIGUSR1  # what `migrator abort` sends: as a first Ctrl-C, however often it comes (migrator/__main__.py)
 _PROGRESS_WIDTH = 200  # bytes of the second line: each write replaces all of it
 
+_interrupted: list[Interrupted] = []
 _held: list[tuple[int, int]] = []  # of this process: the descriptor of each lock, and where its second line begins
 
 
@@ -61,6 +62,22 @@ def recorded(fd: int) -> Iterator[None]:
 def holds() -> bool:
     """Whether this process has a lock."""
     return bool(_held)
+
+
+def this_process() -> tuple[int, int]:
+    """What `Holder.pid` and `Holder.started` are where this process has a lock."""
+    return os.getpid(), start_time(os.getpid())
+
+
+def interrupted(error: Interrupted) -> None:
+    """A signal has asked this process to stop, and `error` is raised for it."""
+    _interrupted.append(error)
+
+
+def check_interrupted() -> None:
+    """Raises what a signal has raised, should it have been lost on its way through somebody else's code."""
+    if _interrupted:
+        raise _interrupted[0]
 
 
 def publish(what: str, done: int, total: int) -> None:

@@ -8,6 +8,7 @@ connection is made, not before.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shlex
 import socket
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 KEEPALIVE = 15  # seconds
 TCP_RTO_MAX_MS = 44  # linux/tcp.h, since Linux 6.15: the longest wait before what was lost is sent again
+NO_ANSWER = {errno.EHOSTUNREACH, errno.EHOSTDOWN}  # beside time-outs; one that refuses a connection is there
 ERROR_TAIL = 4000  # bytes of what the remote command printed that an error shows
 HOSTS_MAX = 8  # on the way to a destination
 # The remote's half of the window is the remote's to choose (OpenSSH: 2 MiB); this is for what it sends to us.
@@ -210,10 +212,8 @@ class _Connector:
             transport = _start_transport(sock, config, self._resources, limit)
         except MigratorError:
             raise
-        except TimeoutError:
-            raise HostUnreachable(destination=destination, reason=f"no answer within {limit:g} seconds") from None
         except Exception as error:
-            raise HostUnreachable(destination=destination, reason=reason_of(error)) from error
+            raise HostUnreachable(destination=destination, reason=_why(error, limit)) from error
         check_host_key(destination, config, transport, self._accept_new)
         log_in(destination, config, transport, limit)
         transport.set_keepalive(KEEPALIVE)
@@ -234,7 +234,16 @@ class _Connector:
                 proxy = started(argv, stdin=theirs.fileno(), stdout=theirs.fileno(), env=env)
                 self._resources.enter_context(proxy)
             return ours
-        return _open_tcp(config.host, config.port, limit, self._timeout)
+        try:
+            return _open_tcp(config.host, config.port, limit, self._timeout)
+        except OSError as error:
+            unreachable = HostUnreachable(destination=destination, reason=_why(error, limit))
+            unreachable.silent = self._hosts == 1 and (isinstance(error, TimeoutError) or error.errno in NO_ANSWER)
+            raise unreachable from error
+
+
+def _why(error: Exception, limit: float) -> str:
+    return f"no answer within {limit:g} seconds" if isinstance(error, TimeoutError) else reason_of(error)
 
 
 class _PromptSocket(socket.socket):

@@ -318,7 +318,7 @@ def _restore_dump(here: State | None, _there: State | None) -> Decision:
     if here in (S.DUMP_RECEIVED, S.OWNED, S.RESTORING):  # DUMP_RECEIVED: the offer came, to take it was not recorded
         return GO
     if here in (S.RESTORED, S.FINISHED):
-        return _already(next_stage(Role.DESTINATION, here))
+        return _already("finish@source")  # also where this host had ended it alone, and the source has come back
     if here is None:
         return _refuse("no dump has arrived", "prepare-data@source")
     if here in (S.ABANDONING, S.ABANDONED):

@@ -10,22 +10,20 @@ import argparse
 import contextlib
 import json
 import shlex
-import time
 from typing import Any
 
-from migrator import advice, destination, log, names
+from migrator import advice, clock, destination, healing, log, names
 from migrator.cli import Result
 from migrator.errors import Busy, ConnectionLost, InternalError, Interrupted, SourceFailed, SourceNeeded, from_json
 from migrator.journal import Migration
 from migrator.peer import connected
 from migrator.service import Service
-from migrator.states import ENDED, Role, State
-from stages import rollback
+from migrator.states import ENDED, Owner, Role, State
+from stages import force, rollback
 from tunnel.errors import DocumentedError
 
 RESUME = "resume"
 OUTCOMES = (3, 4, 5)  # exit statuses
-ASK_AFTER = 60.0  # seconds with the token after which the source is asked first: it may have been given up for lost
 ASK_LIMIT = 10.0  # seconds for that
 SOURCE_LIMIT = 86400.0  # seconds without a word on stdout: `resume` there has limits of its own, and prints at its end
 
@@ -36,7 +34,7 @@ def state_of_source(args: argparse.Namespace, migration: Migration, *, must: boo
     A source whose administrator has given this host up for lost runs the container again.
     """
     try:
-        return _ask(args, migration)
+        return ask(args, migration)
     except Interrupted:
         raise
     except DocumentedError as error:
@@ -49,7 +47,8 @@ def state_of_source(args: argparse.Namespace, migration: Migration, *, must: boo
         return None
 
 
-def _ask(args: argparse.Namespace, migration: Migration) -> State | None:
+def ask(args: argparse.Namespace, migration: Migration) -> State | None:
+    """The source's state of this migration; None where it does not know it. Raises as `connected`."""
     with connected(args, source_of(args, migration)) as there:
         never = migration.state is State.ABANDONED or bool(migration.detail.get("given_way"))
         answer = there.call("source-state", id=migration.id, never=never)
@@ -57,11 +56,11 @@ def _ask(args: argparse.Namespace, migration: Migration) -> State | None:
 
 
 def ask_first(migration: Migration) -> None:
-    """For who types restore-dump long after the token was taken: gives it up where the source runs it again."""
-    if migration.state is not State.OWNED or time.time() - migration.updated < ASK_AFTER:
+    """For who types restore-dump, unless the token has just been taken: gives it up where the source runs it again."""
+    if not healing.must_ask(migration.state, clock.age(migration.detail.get("taken"))):
         return
     args = argparse.Namespace(timeout=ASK_LIMIT, accept_new_host_key=False, path="prefer-direct")
-    if state_of_source(args, migration, must=False) is State.ROLLED_BACK:
+    if state_of_source(args, migration, must=False) in healing.TAKEN_BACK:
         log.warning(f"{migration.name} runs on its source again: this host gives it up")
         rollback.give_up_here(migration)
 
@@ -76,7 +75,7 @@ def act(args: argparse.Namespace, migration: Migration, done: Result) -> Result:
     known = done.text.partition(" Next: ")[0]
     try:
         answer: dict[str, Any] | None = None
-        there = _ask(args, migration)
+        there = ask(args, migration)
         if there is not None and there not in ENDED:  # else its newest migration of that name is another one
             log.info(f"{known} {migration.peer} is told to go on.")
             answer = _run_on_source(args, migration, [*shlex.split(next_.partition("   (on ")[0]), "--json"])
@@ -119,7 +118,8 @@ def _run_on_source(args: argparse.Namespace, migration: Migration, argv: list[st
 def source_state(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     """What this host, the source, knows of a migration.
 
-    After a forced rollback it learns by `never` that the destination knows, and will never let the container run.
+    After a forced rollback it learns by `never` that the destination knows, and will never let the container run. While
+    one is being forced, the destination, which has come back in the middle of it, hears the end of it already.
     """
     id_ = names.migration_id(str(fields["id"]))
     migration = service.journal.by_id(id_, Role.SOURCE)
@@ -130,6 +130,8 @@ def source_state(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
             service.lock(migration.name)
             migration = service.journal.by_id(id_, Role.SOURCE) or migration
             migration.note("abandoned", abandoned=True)
+    if migration and force.is_under_way(migration):
+        return {"state": State.ROLLING_BACK, "owner": Owner.SOURCE}
     return {"state": migration.state if migration else None, "owner": migration.owner if migration else None}
 
 

@@ -1,18 +1,30 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A rollback without the destination's word, for a destination that is lost for good."""
+"""A rollback without the destination's word, for a destination that is lost for good.
+
+Lost is only who gives no sign of life. Who answers is believed, and an error that comes from there, or from the way to
+it, is none: another host key, a refused login, or another migrator there are signs of life.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 
-from migrator import advice, aftermath
+from migrator import advice, aftermath, holder, log
 from migrator.advice import this_host
 from migrator.cli import Result
-from migrator.errors import AlreadyRuns, ForceRefused, SourceStateUnknown, TwoCopies
+from migrator.errors import (
+    AlreadyRuns,
+    ForceRefused,
+    HostUnreachable,
+    Interrupted,
+    SourceStateUnknown,
+    TwoCopies,
+)
 from migrator.journal import Migration
 from migrator.states import Owner, State
 from stages import rollback
+from tunnel.errors import DocumentedError, PeerAbsent, PeerSilent
 
 KNOWN = {
     State.OFFERED: "{there} was offered the token and has not answered: it may have taken it, and may run {name}.",
@@ -34,18 +46,40 @@ def roll_back(migration: Migration, given: str, tell: Callable[[], str]) -> Resu
     if given != migration.id:
         what = f"{given} is not the id of its migration" if given else "the id of its migration is missing"
         known = KNOWN[migration.state].format(there=there, name=migration.name)
-        raise ForceRefused(name=migration.name, reason=what, risk=known + RISK,
+        raise ForceRefused(name=migration.name, done="rolled back", reason=what, risk=known + RISK,
                            command=f"{advice.command('rollback', migration)} --force {migration.id}")
+    migration.note("forcing", forcing=holder.this_process())
     try:
         return rollback.roll_back(migration, tell)
     except SourceStateUnknown as error:
-        if error.cause.host:  # it is not lost: that error came from there
+        if isinstance(error.cause, Interrupted):
+            raise error.cause from error
+        if not is_silence(error.cause):
+            log.warning(f"Not rolled back by force: {there} is not silent, and only a host that gives no sign of life"
+                        f" counts as lost")
             raise
+    holder.check_interrupted()  # whatever has become of the exception on its way
     done = rollback.roll_back(migration, None)
     migration.note("forced", forced_at=time.time())
     return Result(done.data | {"forced": True},
                   f"{done.text} {there} was not asked: it must never run migration {migration.id} of {migration.name}."
                   f" Should it come back, type there, before anything else: migrator rollback {migration.other_name}")
+
+
+def is_silence(error: DocumentedError) -> bool:
+    """Whether the other host gives no sign of life, as far as the network can tell."""
+    if error.host:
+        return False
+    return isinstance(error, PeerAbsent | PeerSilent) or (isinstance(error, HostUnreachable) and error.silent)
+
+
+def is_under_way(migration: Migration) -> bool:
+    """Whether at this moment a process forces the rollback of a migration: what it decides is not to be overtaken."""
+    process = migration.detail.get("forcing")
+    if migration.state not in KNOWN or not process:
+        return False
+    found = holder.of(migration.name)
+    return found is not None and [found.pid, found.started] == list(process)
 
 
 def tell_late(migration: Migration, tell: Callable[[], str]) -> Result | None:

@@ -138,7 +138,7 @@ def _on_destination(args: argparse.Namespace, migration: Migration, *, at_boot: 
     if act == "restore-dump":
         return restore_dump.carry_out(migration, args.max_downtime or 120.0)
     if act == "rollback":
-        why = "it runs on its source again" if there is State.ROLLED_BACK else "what had arrived is not there any more"
+        why = "it runs on its source again" if there in healing.TAKEN_BACK else "what had arrived is not there any more"
         log.warning(f"{migration.name} cannot be restored here ({why}): this host gives it up")
         return rollback.give_up_here(migration)
     return _result(migration, f"{migration.name} is {migration.state} here. {aftermath.note(migration)}".rstrip())
@@ -153,7 +153,7 @@ def _complete_restored(args: argparse.Namespace, migration: Migration, *, at_boo
     container = lxc.Container(migration.name, migration.lxcpath)
     config = container.config_file.read_text(errors="replace")
     fenced = container_config.fence_of(config) == migration.id
-    if ask_source.state_of_source(args, migration, must=at_boot and fenced) is State.ROLLED_BACK:
+    if ask_source.state_of_source(args, migration, must=at_boot and fenced) in healing.TAKEN_BACK:
         if container.state != "STOPPED":
             raise TwoCopies(name=migration.name, there=migration.name, destination=this_host(), source=migration.peer,
                             lxcpath=migration.lxcpath)

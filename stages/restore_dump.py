@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from migrator import advice, btrfs, cli, container_config, criu, identity, log, lxc, network, no_memory, spool
+from migrator import advice, btrfs, cli, clock, container_config, criu, identity, log, lxc, network, no_memory, spool
 from migrator.advice import this_host
 from migrator.cli import Result
 from migrator.errors import (
@@ -57,6 +57,8 @@ def run(args: argparse.Namespace) -> Result:
     name, lxcpath = cli.container_of(args)
     with Journal(DEFAULT_PATH) as journal, locked(name):
         migration = arrived(journal, name, lxcpath, NAME)
+        if migration.state is State.RESTORING:
+            settle(migration)
         ask_source.ask_first(migration)
         return carry_out(migration, args.max_downtime, dry_run=args.dry_run)
 
@@ -83,7 +85,7 @@ def carry_out(migration: Migration, limit: float, *, dry_run: bool = False) -> R
 def take_offered(migration: Migration) -> None:
     """All has arrived and the offer had come: a crash kept this host from recording that it takes the token."""
     if migration.state is State.DUMP_RECEIVED:
-        migration.move(Event.OWN)
+        migration.move(Event.OWN, taken=clock.stamp())
 
 
 def settle(migration: Migration) -> None:

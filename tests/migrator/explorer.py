@@ -140,6 +140,9 @@ def finished(world: World) -> World:
     """The program on the source, to its end."""
     while world.program:
         if world.waiting:
+            if world.gone:
+                world = next(model.broken(world, silence=True))
+                continue
             there, answer = last_answer(world, model.awaited(world))
             world = next(model.answered(there, answer))
         else:
@@ -219,9 +222,11 @@ and from each world at rest, once the network works, each of these leads to an e
 may be started: the command that `migrator status` names, `migrator resume` on the source, `migrator resume` on the
 destination.
 
-A forced rollback is part of it: the destination is gone, and comes back with its journal when the source has rolled
-back. It may then run nothing, as it asks the source first. What no program can do anything about is left out: a
-destination that had run the container before it was given up for lost.
+A forced rollback is part of it: the destination is lost, and comes back with its journal at any moment, also while that
+is being forced. It may then run nothing, as it asks the source first. What no program can do anything about is left
+out: a destination that had run the container before it was given up for lost. There is no clock in it: nothing that is
+decided hangs on one, but that a token which was taken a minute ago, in this very boot, is still the destination's.
+Strangers come only before the last of the dumps.
 
 | what happens | transitions |
 | --- | --- |

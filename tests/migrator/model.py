@@ -8,7 +8,10 @@ written in which order around which acts and messages. Keep it in step with stag
   - the program on either host is killed between any two steps, each durable write being one
   - either host is rebooted: processes and memory are gone, images that lay in memory too (or not: they lay on disk)
   - somebody types any command on either host, or starts the container with LXC wherever no fence stands
-  - the destination is lost, a rollback is forced on the source, and the destination comes back after all, rebooted
+  - the destination is lost, a rollback is forced on the source, and the destination comes back after all, rebooted, at
+    any moment, also in the middle of that
+  - a command is interrupted while it waits for an answer; the destination ends a migration by itself, whose source is
+    lost for good
   - somebody makes a container of that name on the destination, where none is or in the place of ours, or removes his
 """
 
@@ -18,7 +21,7 @@ import os
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from migrator.healing import on_destination
+from migrator.healing import TAKEN_BACK, must_ask
 from migrator.identity import Whose
 from migrator.states import ENDED, Event, IllegalMove, Owner, Role, State, Verdict, after, decide, owner, step
 
@@ -42,7 +45,7 @@ PROGRAMS: dict[str, tuple[str, ...]] = {
     "heal": ("act:unfence", "act:thaw", "thaw"),
     "rollback": ("call:abandon", "roll-back", "act:unfence", "act:thaw", "rolled-back"),
     "rollback alone": ("roll-back", "act:unfence", "act:thaw", "rolled-back"),
-    "rollback forced": ("force", "roll-back", "act:unfence", "act:thaw", "rolled-back"),
+    "rollback forced": ("forcing", "call:abandon", "roll-back", "act:unfence", "act:thaw", "rolled-back"),
     "import over": ("call:import",),
     "restore over": ("call:restore",),
     "restore offered": ("taken", "call:restore"),
@@ -81,6 +84,7 @@ class World(NamedTuple):
     waiting: bool = False  # for the answer to the call at `step`
     destination: State | None = None
     attempt_there: int = 0
+    just_taken: bool = False  # the token was taken in this boot of the destination, and not long ago
     images: int = 0  # of which attempt all of them lie there
     restoring: bool = False  # a restore runs on the destination, and has the container locked
     there: str = STOPPED
@@ -150,9 +154,8 @@ def moves(world: World) -> Moves:
         for message in world.flying:
             for changed, _ in answers(world, message):
                 yield f"{message.request} arrives late", changed
-    elif world.source in ENDED and world.destination not in RAN_THERE and not world.program:
-        back = rebooted_there(world, images=True)._replace(gone=False, flying=frozenset())
-        yield "the destination comes back", back  # its connections have died with it
+    else:
+        yield "the destination comes back", rebooted_there(world, images=True)._replace(gone=False)
 
 
 # --- the source -----------------------------------------------------------------------------------------------
@@ -169,8 +172,11 @@ def source_moves(world: World) -> Moves:
                 yield f"{stage} is typed", changed
         for changed in begin_over(world):
             yield "resume is typed on the source", changed
-        if world.source in (S.OFFERED, S.DUMPED) and not world.restoring and world.there == STOPPED:
-            yield "rollback is forced", world._replace(program="rollback forced", gone=True)
+        if world.source in (S.OFFERED, S.DUMPED):
+            idle_there = not world.restoring and world.there == STOPPED and world.destination not in RAN_THERE
+            if idle_there and not world.gone:  # its connections die with it
+                yield "the destination is lost", world._replace(gone=True, flying=frozenset())
+            yield "rollback is forced", world._replace(program="rollback forced")
     if world.here != STOPPED or world.program:
         yield "the source is rebooted", world._replace(here=STOPPED, program="", step=0, waiting=False)
     if world.here == STOPPED and not world.fenced_here:
@@ -229,12 +235,14 @@ def go_on(world: World) -> Iterator[World]:
         return
     message = awaited(world)
     if not world.waiting:
-        yield kept(world._replace(waiting=True, flying=world.flying | {message}))
+        flying = world.flying if world.gone else world.flying | {message}
+        yield kept(world._replace(waiting=True, flying=flying))
         return
     if not world.gone:
         for there, answer in answers(world, message):
             yield from answered(there, answer)
-    yield from broken(world)
+    for silence in (True, False) if world.gone else (False,):
+        yield from broken(world, silence=silence)
 
 
 def awaited(world: World) -> Message:
@@ -250,8 +258,8 @@ def act(world: World, word: str) -> World:
     match word:
         case "number":
             return world._replace(attempt=world.attempt + 1)
-        case "force":
-            return world._replace(forced=True)
+        case "forcing":
+            return world  # who asks is told from now on, see `told`
         case "act:freeze":
             return world._replace(here=FROZEN)
         case "act:thaw":
@@ -271,20 +279,36 @@ def answered(world: World, answer: str) -> Iterator[World]:
         yield done(world)
     elif answer == REFUSED and world.source is S.OFFERED and world.program in (*DUMPING_PROGRAMS, "offer again"):
         yield world._replace(program="refused", step=0, waiting=False)
-    elif answer == REFUSED and world.program == "rollback":
+    elif answer == REFUSED and world.program in ("rollback", "rollback forced"):
         yield world._replace(program="", step=0, waiting=False)  # it runs there already
     elif answer != LOST:
         yield from broken(world)
 
 
-def broken(world: World) -> Iterator[World]:
-    """The connection breaks while the program waits, or there is an error that settles nothing."""
-    if world.program in DUMPING_PROGRAMS and world.source is S.DUMPING:
+def broken(world: World, *, silence: bool = False) -> Iterator[World]:
+    """The connection breaks while the program waits, it is interrupted, or there is an error that settles nothing.
+
+    With `silence` the destination gives no sign of life.
+    """
+    if world.program == "rollback forced" and is_lost(silence):
+        yield done(world)._replace(forced=True)
+    elif world.program in DUMPING_PROGRAMS and world.source is S.DUMPING:
         yield undone(world)
     elif world.program == "rollback" and world.source_owner is Owner.SOURCE:
         yield world._replace(program="rollback alone", step=0, waiting=False)
     else:
         yield world._replace(program="", step=0, waiting=False)
+
+
+def is_lost(silence: bool) -> bool:
+    """What a forced rollback takes for a host that is lost: nothing but silence."""
+    return silence
+
+
+def told(world: World) -> State | None:
+    """What the source answers when the destination asks for its state."""
+    forcing = world.program == "rollback forced" and world.step > 0
+    return S.ROLLING_BACK if forcing else world.source
 
 
 def undone(world: World) -> World:
@@ -295,7 +319,9 @@ def undone(world: World) -> World:
 
 
 def moved(world: World, event: Event) -> World:
-    return world._replace(destination=after(Role.DESTINATION, world.destination, event))
+    state = after(Role.DESTINATION, world.destination, event)
+    taken = event is Event.OWN or (world.just_taken and state in (S.OWNED, S.RESTORING))
+    return world._replace(destination=state, just_taken=taken)
 
 
 def kept(world: World) -> World:
@@ -487,12 +513,13 @@ def destination_moves(world: World) -> Moves:
         for command in TYPED_THERE if world.destination else ():
             for changed, _ in typed_there(world, command):
                 yield f"{command} is typed on the destination", changed
-    if world.there == RUNS or world.restoring or world.images:
+    if world.there == RUNS or world.restoring or world.images or world.just_taken:
         yield "the destination is rebooted", rebooted_there(world, images=False)
         yield "the destination is rebooted", rebooted_there(world, images=True)
     if world.there == STOPPED and not world.fenced_there:
         yield "it is started on the destination", world._replace(there=RUNS)
-    yield from strangers(world)
+    if world.attempt < max(DUMPS, 2):
+        yield from strangers(world)
 
 
 def strangers(world: World) -> Moves:
@@ -506,14 +533,22 @@ def strangers(world: World) -> Moves:
         yield f"{STRANGER}destroys what has arrived", world._replace(place=Whose.NOBODYS)
 
 
-TYPED_THERE = {"import-data": "import", "restore-dump": "restore", "rollback": "abandon"}
+TYPED_THERE = {"import-data": "import", "restore-dump": "restore", "rollback": "abandon", "finish --force": "finish"}
 
 
 def typed_there(world: World, command: str) -> Answers:
-    """The same as the request; but who types restore-dump hours later has the source asked first."""
-    if command == "restore-dump" and world.destination and world.forced:
-        command = on_destination(world.destination, world.source, images=world.restorable) or command
-    return answers(world, Message(TYPED_THERE[command], 0))
+    """The same as the request; but restore-dump has the source asked first, unless the token has just been taken."""
+    if command == "finish --force" and world.destination is not S.RESTORED:
+        yield world, TROUBLE
+        return
+    if command == "restore-dump":
+        if world.destination is S.RESTORING:
+            world = settled(world)
+            yield world, LOST
+        if world.destination and must_ask(world.destination, 0.0 if world.just_taken else None) \
+                and told(world) in TAKEN_BACK:
+            command = "rollback"
+    yield from answers(world, Message(TYPED_THERE[command], 0))
 
 
 def restore_moves(world: World) -> Moves:
@@ -530,4 +565,5 @@ def restore_moves(world: World) -> Moves:
 
 
 def rebooted_there(world: World, *, images: bool) -> World:
-    return world._replace(restoring=False, there=STOPPED, images=world.images if images else 0)
+    images_left = world.images if images else 0
+    return world._replace(restoring=False, there=STOPPED, images=images_left, just_taken=False)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import gc
 import io
 import os
@@ -422,6 +423,31 @@ def test_nobody_listens(server: Sshd) -> None:
     with pytest.raises(HostUnreachable, match="refused") as caught:
         connect(f"{server.user}@127.0.0.1:1")
     assert caught.value.hint.endswith(f"ssh -v ssh://{server.user}@127.0.0.1:1")
+    assert not caught.value.silent, "something there has refused it"
+
+
+@pytest.mark.parametrize("error", [TimeoutError(), OSError(errno.EHOSTUNREACH, "No route to host")])
+def test_nothing_comes_back(server: Sshd, monkeypatch: pytest.MonkeyPatch, error: OSError) -> None:
+    def create_connection(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("socket.create_connection", create_connection)
+    with pytest.raises(HostUnreachable) as caught:
+        connect(server)
+    assert caught.value.silent
+
+
+@pytest.mark.parametrize("config", ["ProxyJump 127.0.0.1:1", "ProxyCommand exit 1"])
+def test_a_way_there_that_is_broken_says_nothing_of_the_host(server: Sshd, monkeypatch: pytest.MonkeyPatch,
+                                                             config: str) -> None:
+    def create_connection(*_: object) -> None:
+        raise TimeoutError
+
+    (server.home / ".ssh" / "config").write_text(f"Host backup\n  {config}\n")
+    monkeypatch.setattr("socket.create_connection", create_connection)
+    with pytest.raises(HostUnreachable) as caught:
+        connect("backup")
+    assert not caught.value.silent
 
 
 def test_name_that_is_unknown(server: Sshd) -> None:

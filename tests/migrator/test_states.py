@@ -154,7 +154,8 @@ def test_a_destination_that_is_gone_leaves_one_way(found: Explored) -> None:
     """A source that has offered the token and hears nothing: only the forced rollback, and that leads to an end."""
     for world in found.idle:
         if world.gone:
-            here = world if world.source in ENDED else finished(world._replace(program="rollback alone"))
+            program = "rollback alone" if world.source is State.ROLLING_BACK else "rollback forced"
+            here = world if world.source in ENDED else finished(world._replace(program=program))
             assert here.source is State.ROLLED_BACK and here.may_run_here
 
 
@@ -249,7 +250,27 @@ def what_runs_there_is_abandoned(patch: pytest.MonkeyPatch) -> None:
 
 @mutant("two copies run|one runs|without the token")
 def the_destination_comes_back_and_asks_nobody(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(model, "on_destination", lambda *_, **__: "restore-dump")
+    patch.setattr(model, "must_ask", lambda *_: False)
+
+
+@mutant("two copies run|one runs|without the token")
+def the_destination_asks_only_where_it_has_recorded_the_token(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(model, "must_ask", lambda here, age: here is State.OWNED and age is None)
+
+
+@mutant("two copies run|one runs|without the token")
+def a_source_that_is_still_rolling_back_is_not_believed(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(model, "TAKEN_BACK", {State.ROLLED_BACK})
+
+
+@mutant("two copies run|one runs|without the token")
+def who_asks_in_the_middle_of_a_forced_rollback_hears_the_state_before_it(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(model, "told", lambda world: world.source)
+
+
+@mutant("two copies run|one runs|two owners|without the token")
+def an_interrupt_or_any_error_counts_as_silence(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(model, "is_lost", lambda _: True)
 
 
 @mutant("somebody else's container was removed|taken for the one")
@@ -265,6 +286,7 @@ def what_is_there_is_overwritten(patch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", MUTANTS)
 def test_the_search_finds_a_broken_rule(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     change, expected = MUTANTS[name]
+    monkeypatch.setattr(model, "DUMPS", 1)  # unless it needs more
     change(monkeypatch)
     with pytest.raises(Broken, match=expected):
         explore()

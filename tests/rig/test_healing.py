@@ -221,6 +221,27 @@ def test_forced_for_a_destination_that_is_lost(rig: Rig, guest: str) -> None:
     assert rig.leftovers() == []
 
 
+def test_what_is_no_silence_forces_nothing(rig: Rig, guest: str) -> None:
+    """Ctrl-C, and every sign of life: it stays frozen, as if nothing had been typed."""
+    dumped(rig)
+    id_ = rig.status("hosta", "c1")["id"]
+    force = ("migrator", "rollback", "c1", "--force", id_, "--json")
+    with cut_off(rig), rig.start("hosta", *force, "--timeout", "100") as forcing:
+        wait_for(lambda: "forcing" in rig.newest_detail("hosta"), "it asks hostb")
+        forcing.signal(2)
+        forcing.wait().expect(130)
+    assert frozen(rig) and states(rig) == ("dumped", "owned")
+    for file, code in (("/root/.ssh/authorized_keys", "ssh-refused"), ("/usr/local/bin/migrator", "remote-missing")):
+        rig.exec("hostb", "mv", file, f"{file}.not-now")
+        try:
+            failed(rig.exec("hosta", *force, check=False), UNKNOWN, code)
+        finally:
+            rig.exec("hostb", "mv", f"{file}.not-now", file)
+        assert frozen(rig) and states(rig) == ("dumped", "owned")
+    rig.migrator("hosta", "rollback", "c1").expect(0)
+    runs_only_on(rig, "hosta", guest)
+
+
 def test_forced_though_it_had_run_there(rig: Rig, guest: str) -> None:
     """Not while it answers. Later: what nobody can prevent is told, and the copy there gives way once it is stopped."""
     dumped(rig)
