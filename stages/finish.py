@@ -31,6 +31,9 @@ HELP = "stop and fence the copy that was left behind (on the source)"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     cli.add_container(parser)
     cli.add_destination(parser, required=False)
+    parser.add_argument("--force", metavar="ID", nargs="?", const="",
+                        help="on the destination, without the source, when that host is lost for good: see what that"
+                             " means by leaving the migration's ID out")
     cli.add_dry_run(parser)
 
 
@@ -41,6 +44,9 @@ def run(args: argparse.Namespace) -> Result:
     cli.require_root(NAME)
     name, lxcpath = cli.container_of(args)
     with Journal(DEFAULT_PATH) as journal, locked(name):
+        came = journal.latest(name, lxcpath)
+        if came and came.role is Role.DESTINATION and not came.ended:
+            return _on_destination(args, came)
         migration = journal.latest(name, lxcpath, Role.SOURCE)
         if migration is None:
             raise NoMigration(name=name, stage=NAME, next=f"migrator prepare-data {name} -d HOST")
@@ -120,6 +126,17 @@ def described(migration: Migration) -> Result:
 # --- on the destination ---------------------------------------------------------------------------------------
 
 
+def _on_destination(args: argparse.Namespace, migration: Migration) -> Result:
+    """Typed on the destination: the source ends its own copy, unless it is lost for good."""
+    from stages import ask_source, force  # which need this module
+
+    if args.force is None or args.dry_run:
+        raise OutOfOrder(stage=NAME, missing="the copy that was left behind is on the source",
+                         next=advice.command("finish@source", migration))
+    args.source = args.destination
+    return force.finish_alone(migration, args.force, lambda: ask_source.ask(args, migration))
+
+
 def running(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     """Raises unless the container was restored on this host; tells its state, as it may have been stopped since."""
     migration = service.migration(fields)
@@ -132,14 +149,19 @@ def running(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
 def finish(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     """The source has stopped its copy for good: what was kept for a way back can go, once all of it is on this disk."""
     migration = service.migration(fields)
+    end_here(migration)
+    return {"state": migration.state}
+
+
+def end_here(migration: Migration, *, alone: bool = False) -> None:
+    """The container is this host's for good; `alone` where the source could not be asked any more. Safe to repeat."""
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     if btrfs.is_subvolume(layout.rootfs):
         btrfs.sync(layout.rootfs)  # what programs had brought safely to the source's disk is safe here too
-    migration.move(Event.FINISHED)
+    migration.move(Event.FINISHED, forced=alone)
     container_config.unfence(layout.container, migration.id)  # where a killed restore-dump had not come to it
     drop_way_back(migration)
     log.debug(f"{migration.name} is ours for good")
-    return {"state": migration.state}
 
 
 def drop_way_back(migration: Migration) -> None:

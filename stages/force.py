@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A rollback without the destination's word, for a destination that is lost for good.
+"""What is done without the other host's word, where that host is lost for good: a rollback, or the end of a migration.
 
 Lost is only who gives no sign of life. Who answers is believed, and an error that comes from there, or from the way to
 it, is none: another host key, a refused login, or another migrator there are signs of life.
@@ -18,12 +18,14 @@ from migrator.errors import (
     ForceRefused,
     HostUnreachable,
     Interrupted,
+    OutOfOrder,
     SourceStateUnknown,
     TwoCopies,
 )
+from migrator.healing import TAKEN_BACK
 from migrator.journal import Migration
 from migrator.states import Owner, State
-from stages import rollback
+from stages import finish, rollback
 from tunnel.errors import DocumentedError, PeerAbsent, PeerSilent
 
 KNOWN = {
@@ -33,6 +35,11 @@ KNOWN = {
 RISK = (" If that host lives, or ever comes back with this container, two copies write to what they share and answer"
         " under one address, and what either has done since is lost to the other. So first make sure that it stays"
         " off: without power, or with its disk destroyed.")
+
+
+LEFT_BEHIND = ("{there} holds a frozen copy of {name} as long as it is up, with all its memory, and a fence around it."
+               " What was kept here for the way back goes, and with it any use of that copy. If it can be reached, or"
+               " is only off for a while, nothing needs to be forced: finish it from there.")
 
 
 def roll_back(migration: Migration, given: str, tell: Callable[[], str]) -> Result:
@@ -64,6 +71,38 @@ def roll_back(migration: Migration, given: str, tell: Callable[[], str]) -> Resu
     return Result(done.data | {"forced": True},
                   f"{done.text} {there} was not asked: it must never run migration {migration.id} of {migration.name}."
                   f" Should it come back, type there, before anything else: migrator rollback {migration.other_name}")
+
+
+def finish_alone(migration: Migration, given: str, ask: Callable[[], State | None]) -> Result:
+    """End a migration here, on the destination, whose source is lost for good; `given` must be the migration's id.
+
+    `ask` gets the source's state. A source that answers is believed. Raises ForceRefused, TwoCopies, OutOfOrder.
+    """
+    there, name = migration.peer, migration.name
+    if migration.state is not State.RESTORED:
+        raise OutOfOrder(stage="finish --force", missing=f"{name} does not run here, it is {migration.state}",
+                         next=advice.next_command(migration))
+    if given != migration.id:
+        what = f"{given} is not the id of its migration" if given else "the id of its migration is missing"
+        raise ForceRefused(name=name, done="finished", reason=what, risk=LEFT_BEHIND.format(there=there, name=name),
+                           command=f"migrator finish {name} --force {migration.id}")
+    try:
+        known = ask()
+    except DocumentedError as error:
+        if error.host or not isinstance(error, HostUnreachable | PeerAbsent | PeerSilent):
+            raise
+        log.warning(f"{there} cannot be asked: {error}")
+    else:
+        if known in TAKEN_BACK:
+            raise TwoCopies(name=name, there=name, destination=this_host(), source=there, lxcpath=migration.lxcpath)
+        if known is not None:
+            raise OutOfOrder(stage="finish --force", missing=f"{there} answers, it is {known} there",
+                             next=advice.command("finish@source", migration))
+    holder.check_interrupted()
+    finish.end_here(migration, alone=True)
+    return Result({"migration": migration.id, "name": name, "stage": finish.NAME, "already": False, "forced": True},
+                  f"{name} runs here for good. Should {there} come back, its copy does not start; end it there with:"
+                  f" migrator finish {migration.other_name}")
 
 
 def is_silence(error: DocumentedError) -> bool:

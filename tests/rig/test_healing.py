@@ -242,6 +242,28 @@ def test_what_is_no_silence_forces_nothing(rig: Rig, guest: str) -> None:
     runs_only_on(rig, "hosta", guest)
 
 
+def test_finished_without_a_source_that_is_lost(rig: Rig, guest: str) -> None:
+    dumped(rig)
+    rig.migrator("hostb", "restore-dump", "c1").expect(0)
+    id_ = rig.status("hostb", "c1")["id"]
+    error = failed(rig.migrator("hostb", "finish", "c1", "--json"), 27, "out-of-order")
+    assert "(on hosta)" in str(error["cure"])
+    failed(rig.migrator("hostb", "finish", "c1", "--force", "--json"), 67, "force-refused")
+    failed(rig.migrator("hostb", "finish", "c1", "--force", id_, "--json"), 27, "out-of-order")  # it answers
+    rig.sh("hosta", "ip link set eth0 down")
+    try:
+        failed(rig.migrator("hostb", "cleanup", "c1", "--json"), 25, "already-migrating")
+        rig.migrator("hostb", "finish", "c1", "--force", id_, "--timeout", "2").expect(0)
+        rig.migrator("hostb", "cleanup", "c1").expect(0)
+        assert rig.migrator("hostb", "resume", "c1", "--json").expect(0).json["already"] is True
+    finally:
+        rig.sh("hosta", "ip link set eth0 up")
+    # It comes back: its copy is fenced, and ends as if nothing had been.
+    rig.migrator("hosta", "resume", "c1").expect(0)
+    runs_only_on(rig, "hostb", guest)
+    assert states(rig) == ("finished", "finished")
+
+
 def test_forced_though_it_had_run_there(rig: Rig, guest: str) -> None:
     """Not while it answers. Later: what nobody can prevent is told, and the copy there gives way once it is stopped."""
     dumped(rig)

@@ -12,22 +12,25 @@ import pytest
 from migrator import clock, healing, holder, layout
 from migrator.errors import (
     ConnectionLost,
+    ForceRefused,
     HostKeyChanged,
     HostKeyUnknown,
     HostUnreachable,
     Interrupted,
     MigratorError,
+    OutOfOrder,
     ProtocolError,
     RemoteMissing,
     SourceStateUnknown,
     SshRefused,
+    TwoCopies,
 )
 from migrator.healing import ASK_AFTER, must_ask
 from migrator.journal import Journal, Migration
 from migrator.layout import locked
 from migrator.service import Service
-from migrator.states import Owner, State
-from stages import ask_source, force, rollback
+from migrator.states import Event, Owner, Role, State
+from stages import ask_source, finish, force, rollback
 from tests.stages.test_heal import journal, offered, owned  # noqa: F401 -- a fixture
 from tunnel.errors import DocumentedError, NoPath, PeerAbsent, PeerRefuses, PeerSilent, RendezvousUnavailable
 
@@ -152,3 +155,55 @@ def test_a_source_that_takes_it_back_is_believed(journal: Journal, monkeypatch: 
 def test_a_token_that_was_just_taken_needs_no_question(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ask_source, "ask", lambda *_: pytest.fail("it is asked"))
     ask_source.ask_first(owned(journal, taken=clock.stamp()))
+
+
+# --- a source that is lost for good ---------------------------------------------------------------------------
+
+
+def restored(journal: Journal) -> Migration:
+    migration = owned(journal)
+    migration.move(Event.RESTORE)
+    migration.move(Event.RESTORED)
+    return migration
+
+
+@pytest.mark.parametrize("error", SILENT, ids=lambda error: type(error).__name__)
+def test_it_ends_here(journal: Journal, error: DocumentedError) -> None:
+    migration = restored(journal)
+
+    def ask() -> State | None:
+        raise error
+
+    for given in ("", "web", "0badc0d"):
+        with pytest.raises(ForceRefused, match="not finished by force") as refused:
+            force.finish_alone(migration, given, ask)
+        assert refused.value.hint.endswith(f"migrator finish web --force {migration.id}")
+    assert force.finish_alone(migration, migration.id, ask).data["forced"]
+    found = journal.by_id(migration.id, Role.DESTINATION)
+    assert found and found.ended and found.state is State.FINISHED
+
+
+@pytest.mark.parametrize(("answer", "error"), [
+    (State.DUMPED, OutOfOrder), (State.FINISHING, OutOfOrder), (State.ROLLED_BACK, TwoCopies),
+    (State.ROLLING_BACK, TwoCopies), (SshRefused(), SshRefused), (HostKeyChanged(), HostKeyChanged),
+    (Interrupted(signal="SIGINT", number=2), Interrupted),
+])
+def test_a_source_that_lives_is_believed(journal: Journal, answer: State | DocumentedError,
+                                         error: type[DocumentedError]) -> None:
+    migration = restored(journal)
+
+    def ask() -> State | None:
+        if isinstance(answer, DocumentedError):
+            raise answer
+        return answer
+
+    with pytest.raises(error):
+        force.finish_alone(migration, migration.id, ask)
+    assert migration.state is State.RESTORED
+
+
+def test_what_does_not_run_here_is_not_finished(journal: Journal) -> None:
+    migration = owned(journal)
+    with pytest.raises(OutOfOrder, match="does not run here"):
+        force.finish_alone(migration, migration.id, lambda: pytest.fail("it is asked"))
+    assert migration.state is State.OWNED and finish.NAME == "finish"
