@@ -149,8 +149,10 @@ def fence(folder: Path, text: str, migration: str, message: str, *, place: Path 
 
 
 def unfence(folder: Path, migration: str) -> None:
-    """Let a container be started again, if it was `migration` that fenced it."""
+    """Let a container be started again, if it was `migration` that fenced it, and it is still there."""
     config = folder / "config"
+    if not config.is_file():
+        return
     text = config.read_text(errors="surrogateescape")
     if fence_of(text) == migration:
         write_file(config, unfenced(text))
