@@ -86,7 +86,7 @@ def test_a_failed_restore_leaves_the_earlier_stay_as_it_was(rig: Rig, clean_host
             restoring.signal(9)
         rig.sh("hosta", "pkill -9 -x btrfs; true")
     else:
-        rig.sh("hosta", "rm -rf /run/migrator/????????")
+        rig.sh("hosta", "umount -l /run/migrator/????????; rm -rf /run/migrator/????????")
         rig.migrator("hosta", "restore-dump", "c1").expect(4)
         assert rig.sh("hosta", look) == before
     rig.migrator("hostb", "rollback", "c1").expect(0)
