@@ -80,5 +80,5 @@ def test_an_earlier_stay_keeps_its_copies(arriving: Migration) -> None:
     assert copies(arriving) == ["00000001/00-x.conf"]
 
     define(arriving, "lxc.include = /nowhere/x.conf\n", {"/nowhere/x.conf": "lxc.tty.max = 2\n"})
-    finish.drop_way_back(layout)
+    finish.drop_way_back(arriving)
     assert copies(arriving) == [f"{ID}/00-x.conf"]
