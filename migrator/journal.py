@@ -283,8 +283,7 @@ class Journal:
         migration = self.create(id=id, role=Role.DESTINATION, name=name, lxcpath=lxcpath, peer=peer,
                                 event=Event.ABANDON, never_began=True, caller=caller)
         migration.move(Event.ABANDONED)
-        rows = self.rows("SELECT * FROM migrations WHERE name = ? ORDER BY rowid DESC", name)
-        for each in [each for each in (Migration(self, row) for row in rows) if each.never_began][KEPT:]:
+        for each in [each for each in reversed(self._recorded(name)) if each.never_began][KEPT:]:
             self.forget(each)
         return migration
 
@@ -310,8 +309,15 @@ class Journal:
 
     def all(self, name: str | None = None) -> list[Migration]:
         """Every migration that has begun here, oldest first: in the order in which they were recorded."""
+        return [each for each in self._recorded(name) if not each.never_began]
+
+    def of_caller(self, caller: str) -> list[Migration]:
+        """All that a caller has this host remember, also what has never begun."""
+        return [each for each in self._recorded() if each.detail.get("caller") == caller]
+
+    def _recorded(self, name: str | None = None) -> list[Migration]:
         rows = self.rows("SELECT * FROM migrations WHERE ? IS NULL OR name = ? ORDER BY rowid", name, name)
-        return [each for each in (Migration(self, row) for row in rows) if not each.never_began]
+        return [Migration(self, row) for row in rows]
 
     def forget(self, migration: Migration) -> None:
         """Remove a migration that has ended, with its events."""

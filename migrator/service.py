@@ -77,7 +77,7 @@ class Service:
     def refuse_crowds(self) -> None:
         """Raises NotAllowed where a caller who is not root has begun too much."""
         if self.grant.restricted:
-            own = [each for each in self.journal.all() if each.detail.get("caller") == self.grant.caller]
+            own = self.journal.of_caller(self.grant.caller)
             if len(own) >= KNOWN_MAX or sum(not each.ended for each in own) >= UNFINISHED_MAX:
                 raise self.grant.refusal("it has too many migrations here")
 
