@@ -11,6 +11,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from migrator import config_reader
+
 # What a distribution and its administrator keep for LXC on every host; an include from there is the host's own.
 HOST_FOLDERS = ("/usr/share/lxc/", "/etc/lxc/")
 IDS_FROM = 65536  # the first user id that no person and no service of a distribution has (systemd: UIDS-GIDS.md)
@@ -35,23 +37,19 @@ _PATH_MAX = 4096
 
 
 def reaching(text: str, here: Callable[[str], bool]) -> list[str]:
-    """The lines of a configuration that reach out of the container. `here`: does the receiving host have this path?"""
+    """The lines of a configuration that reach out of the container. `here`: does the receiving host have this path?
+
+    The lines are LXC's (`config_reader`); one that could be read in another way than that reaches out, too.
+    """
     found = []
-    for line in text.replace("\0", "\n\0").splitlines():  # to liblxc the text ends there
-        key, equals, value = (part.strip() for part in line.partition("="))
-        if not key or key.startswith("#"):
+    for line in config_reader.lines(text):
+        plain = line.replace("\t", " ").strip(" ")
+        if not plain or (plain.startswith("#") and plain.isprintable()):
             continue
-        if len(value) >= 2 and value[0] == value[-1] and value[0] in "\"'":
-            value = value[1:-1]
-        if not equals or (value and not _inside(key, value, here)):
-            found.append(line.strip()[:_PATH_MAX])
+        key, value = config_reader.setting(line) or ("", "?")
+        if not plain.isprintable() or (value and not _inside(key, value, here)):
+            found.append(plain[:_PATH_MAX])
     return found
-
-
-def included(text: str) -> list[str]:
-    """The paths that a configuration includes itself."""
-    parts = (line.partition("=") for line in text.splitlines())
-    return [value.strip().strip("\"'") for key, equals, value in parts if equals and key.strip() == "lxc.include"]
 
 
 def shown(lines: list[str]) -> str:
@@ -69,7 +67,7 @@ def may_be_asked(path: str) -> bool:
 def _inside(key: str, value: str, here: Callable[[str], bool]) -> bool:
     match key:
         case "lxc.include":
-            return is_hosts_own(value) and here(value)
+            return is_hosts_own(value) and (value.endswith("/") or here(value))  # a folder that is missing is empty
         case "lxc.rootfs.path":  # is written anew; of the old one its kind stays
             return bool(re.fullmatch(r"((btrfs|dir):)?/[^:]*", value))
         case "lxc.idmap":

@@ -237,8 +237,10 @@ def _narrowed(service: Service, query: Query) -> Query:
     service.looks += 1
     if service.looks > FACTS_MAX:
         raise service.grant.refusal("it has asked for this host's facts too often over one connection")
-    paths = query.paths if service.grant.hooks else tuple(filter(consent.may_be_asked, query.paths))
-    return dataclasses.replace(query, paths=paths[:PATHS_MAX])
+    paths, includes = query.paths, query.includes
+    if not service.grant.hooks:
+        paths, includes = (tuple(filter(consent.may_be_asked, each)) for each in (paths, includes))
+    return dataclasses.replace(query, paths=paths[:PATHS_MAX], includes=includes)
 
 
 HANDLERS = {"facts": facts, "measure": bandwidth.answer}

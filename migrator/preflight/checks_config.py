@@ -44,7 +44,7 @@ CONSENT = define("consent-needed", ERROR, """Hooks run as root on the host, and 
 
 
 def needed_paths(container: ContainerFacts) -> tuple[str, ...]:
-    """Files that the configuration names: hooks' programs, the seccomp profile, what it includes of the host's own."""
+    """Files that the configuration names: hooks' programs, the seccomp profile, and what it includes of the host's."""
     config = container.config
     paths = [_program(command) for _, command in config.hooks] + [config.seccomp, *container.included]
     paths += [include.by for include in config.includes if include.by != include.path]
@@ -125,7 +125,7 @@ def consents(case: Case) -> Iterator[Finding]:
         return
     lines = [*case.container.reaches,
              *(f"lxc.include = {path}, which is not there," for path in case.container.included
-               if path not in there.present)]
+               if path not in there.present and not path.endswith("/"))]
     if lines:
         yield CONSENT.found(
             f"{there.name} does not take from this host what reaches out of {case.container.name}: "
