@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from tunnel import offers, seal, signalling, wireguard
 from tunnel.channel import Called, Tell
+from tunnel.clock import now
 from tunnel.config import Server
 from tunnel.errors import NoPath, OfferRejected, RendezvousUnavailable, TunnelError
 from tunnel.identity import Identity
@@ -72,10 +72,10 @@ class _Agent:
 
     def renew(self) -> None:
         """Wait over new connections; the rendezvous takes the newest for the right one. Not too often."""
-        if self._waiting and time.monotonic() - self._renewed < RENEW_INTERVAL:
+        if self._waiting and now() - self._renewed < RENEW_INTERVAL:
             return
         if self._waiting:
-            self._renewed = time.monotonic()
+            self._renewed = now()
             self._waiting.cancel()  # its connections end in their own time
         self._waiting = self._spawn(self._wait())
 
@@ -178,7 +178,7 @@ async def _until_ended(work: Coroutine[Any, Any, None], tunnel: Tunnel) -> None:
 
 async def _answer(channel: Called, offer: dict[str, Any], policy: Policy, program: str) -> Tunnel:
     """The responder's side of `open_tunnel`; raises TunnelError and Malformed."""
-    begun = time.monotonic()
+    begun = now()
     backend = await asyncio.to_thread(wireguard.backend)
     ours = Ours(channel.session, "responder", channel.identity.public.id)
     keys, theirs, agreed = read(channel, ours, offer, policy)

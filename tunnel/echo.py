@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Small questions and answers through a tunnel: one UDP socket asks, and answers what the peer asks.
+"""Small questions and answers through a tunnel: each side asks, and answers what the peer asks.
 
 A datagram is a header (magic, kind u8, three zero bytes, number u64, big-endian) and what its kind adds:
 
@@ -16,13 +16,14 @@ the tunnel, but a user of this host could send to its address, too. What makes n
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import secrets
-import socket
 import struct
-import time
 from collections.abc import Callable
+from typing import Protocol
+
+from tunnel.clock import now
+from tunnel.echo_socket import EchoSocket
 
 MAGIC = b"MGE1"
 ASK, ANSWER, LOAD, COUNT, ARRIVED = range(1, 6)
@@ -31,14 +32,20 @@ HEADER = struct.Struct("!4sB3xQ")
 _COUNTED = struct.Struct("!IQQ")
 UDP_HEADERS = 48  # bytes of IPv6 and UDP before ours
 WAITING_MAX = 1024  # questions without an answer that are remembered
-
-_SOCKET_BUFFER = 4 * 1024 * 1024  # bytes
 _LOAD_CALL = 60_000  # bytes in one call
-_READS = 64  # datagrams before other tasks have their turn
-_SO_TIMESTAMPNS = 35  # asm-generic/socket.h; also the kind of its ancillary message
-_UDP_SEGMENT, _UDP_GRO = 103, 104  # linux/udp.h
-_IPV6_DONTFRAG = 62  # linux/in6.h
-_TIMESPEC = struct.Struct("@qq")
+
+
+class Line(Protocol):
+    """What carries datagrams to the peer, maybe; what comes from there is handed to `Echo.take`."""
+
+    def put(self, datagram: bytes) -> bool:
+        """Send one; False where it could not even be sent."""
+
+    async def put_many(self, datagram: bytes, count: int) -> bool:
+        """Send the same one `count` times; False where all of them have to be tried again."""
+
+    def close(self) -> None:
+        """Carry nothing any more; safe to repeat."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,52 +64,31 @@ class _Train:
     number: int
     datagrams: int = 0
     bytes: int = 0
-    first: int = 0  # nanoseconds, by the kernel's clock
+    first: int = 0  # nanoseconds, by the clock of whoever took it from the network
     last: int = 0
 
 
 class Echo:
-    """The echo of one side. Made by `open`; lives in the running loop until `close`."""
+    """The echo of one side, over `line` (`open` makes one with a UDP socket), in the running loop until `close`."""
 
-    def __init__(self, sock: socket.socket, remote: tuple[str, int]) -> None:
-        self.heard = 0.0  # time.monotonic() of the last answer; 0 before the first
-        self._socket = sock
-        self._remote = remote
+    def __init__(self, line: Line) -> None:
+        self.heard = 0.0  # by the loop's clock, when the last answer came; 0 before the first
+        self._line = line
         self._waiting: dict[int, tuple[float, Callable[[float], None]]] = {}
         self._counting: dict[int, asyncio.Future[Arrived]] = {}
         self._train = _Train(0)
-        self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(sock, self._read)
 
     @classmethod
     def open(cls, local: str, remote: str, port: int, *, remote_port: int | None = None) -> Echo:
         """An echo between two tunnel addresses, on the same port at both ends; raises OSError."""
-        sock = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-        try:
-            sock.bind((local, port))
-            # Larger than the interface's MTU means too large, not two fragments.
-            sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_DONTFRAG, 1)
-            sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
-            for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
-                sock.setsockopt(socket.SOL_SOCKET, option, _SOCKET_BUFFER)
-            with contextlib.suppress(OSError):  # a kernel before 5.0
-                sock.setsockopt(socket.IPPROTO_UDP, _UDP_GRO, 1)
-            return cls(sock, (remote, remote_port or port))
-        except BaseException:
-            sock.close()
-            raise
-
-    @property
-    def port(self) -> int:
-        """The port that it is bound to."""
-        port: int = self._socket.getsockname()[1]
-        return port
+        line = EchoSocket(local, port, (remote, remote_port or port))
+        made = cls(line)
+        line.listen(made.take)
+        return made
 
     def close(self) -> None:
         """Stop asking and answering; safe to repeat. Questions that wait get no answer."""
-        if self._socket.fileno() >= 0:
-            self._loop.remove_reader(self._socket)
-            self._socket.close()
+        self._line.close()
 
     # --- Asking ---
 
@@ -114,7 +100,7 @@ class Echo:
         while len(self._waiting) >= WAITING_MAX:
             self._waiting.pop(next(iter(self._waiting)))  # the oldest
         number = secrets.randbits(64)
-        self._waiting[number] = time.monotonic(), answered
+        self._waiting[number] = now(), answered
         if self._put(ASK, number, bytes(max(0, size - HEADER.size))):
             return True
         del self._waiting[number]
@@ -122,7 +108,7 @@ class Echo:
 
     async def ask(self, *, size: int = HEADER.size, timeout: float = 1.0) -> float | None:
         """Ask once and wait; the seconds that the answer took, None without one within `timeout` seconds."""
-        answer: asyncio.Future[float] = self._loop.create_future()
+        answer: asyncio.Future[float] = asyncio.get_running_loop().create_future()
 
         def answered(seconds: float) -> None:
             if not answer.done():
@@ -147,10 +133,10 @@ class Echo:
         left = -(-total // len(datagram))
         while left:
             count = min(batch, left)
-            if await self._send_batch(datagram, count):
+            if await self._line.put_many(datagram, count):
                 left -= count
         for _ in range(4):
-            found: asyncio.Future[Arrived] = self._loop.create_future()
+            found: asyncio.Future[Arrived] = asyncio.get_running_loop().create_future()
             self._counting[number] = found
             self._put(COUNT, number)
             try:
@@ -161,52 +147,13 @@ class Echo:
                 self._counting.pop(number, None)
         return None
 
-    async def _send_batch(self, datagram: bytes, count: int) -> bool:
-        """Send the same datagram `count` times, in one call where the kernel can; False to try again."""
-        try:
-            if count > 1:
-                segment = [(socket.IPPROTO_UDP, _UDP_SEGMENT, struct.pack("=H", len(datagram)))]
-                self._socket.sendmsg([datagram * count], segment, 0, self._remote)
-            else:
-                self._socket.sendto(datagram, self._remote)
-        except BlockingIOError:
-            await asyncio.sleep(0.001)
-            return False
-        except OSError:  # no segments on this interface, or no way there at all
-            for _ in range(count):
-                with contextlib.suppress(OSError):
-                    self._socket.sendto(datagram, self._remote)
-        await asyncio.sleep(0)
-        return True
-
     # --- Receiving ---
 
     def _put(self, kind: int, number: int, body: bytes = b"") -> bool:
-        try:
-            self._socket.sendto(HEADER.pack(MAGIC, kind, number) + body, self._remote)
-        except OSError:
-            return False
-        return True
+        return self._line.put(HEADER.pack(MAGIC, kind, number) + body)
 
-    def _read(self) -> None:
-        for _ in range(_READS):
-            try:
-                data, ancillary, _, sender = self._socket.recvmsg(65535, 128)
-            except OSError:  # nothing more for now, or a refusal that the kernel reports here
-                return
-            segment, arrived = len(data), time.time_ns()
-            for level, kind, value in ancillary:
-                if level == socket.IPPROTO_UDP and kind == _UDP_GRO:
-                    segment = struct.unpack("=i", value[:4])[0]
-                elif level == socket.SOL_SOCKET and kind == _SO_TIMESTAMPNS and len(value) == _TIMESPEC.size:
-                    seconds, nanoseconds = _TIMESPEC.unpack(value)
-                    arrived = seconds * 1_000_000_000 + nanoseconds
-            if sender[:2] != self._remote:
-                continue
-            for at in range(0, len(data), max(1, segment)):
-                self._take(data[at : at + segment], arrived)
-
-    def _take(self, data: bytes, arrived: int) -> None:
+    def take(self, data: bytes, arrived: int) -> None:
+        """A datagram of the peer's, which arrived at `arrived`, in nanoseconds by a clock of the caller's."""
         if len(data) < HEADER.size:
             return
         magic, kind, number = HEADER.unpack_from(data)
@@ -218,7 +165,7 @@ class Echo:
             self._put(ANSWER, number)
         elif kind == ANSWER:
             if waiting := self._waiting.pop(number, None):
-                self.heard = time.monotonic()
+                self.heard = now()
                 waiting[1](self.heard - waiting[0])
         elif kind == COUNT:
             train = self._train if self._train.number == number else _Train(number)

@@ -11,11 +11,11 @@ import collections
 import dataclasses
 import itertools
 import statistics
-import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from tunnel import mtu
+from tunnel.clock import now
 from tunnel.echo import UDP_HEADERS, Arrived, Echo
 from tunnel.errors import TunnelSilent
 from tunnel.interface import GREETING, Interface
@@ -130,7 +130,7 @@ async def first_answer(interface: Interface, echo: Echo, *, limit: float = 5.0) 
 
     Raises TunnelSilent, which tells whether WireGuard has shaken hands at all.
     """
-    end = time.monotonic() + limit
+    end = now() + limit
     if interface.role == "responder":  # whose echoes would make its WireGuard speak first, see interface.up
         await interface.shaken(min(GREETING, limit / 2))
     answer: asyncio.Future[float] = asyncio.get_running_loop().create_future()
@@ -139,7 +139,7 @@ async def first_answer(interface: Interface, echo: Echo, *, limit: float = 5.0) 
         if not answer.done():
             answer.set_result(seconds)
 
-    while (left := end - time.monotonic()) > 0:
+    while (left := end - now()) > 0:
         echo.send(answered)
         await asyncio.wait([answer], timeout=min(0.05, left))
         if answer.done():
@@ -188,8 +188,8 @@ async def _largest(echo: Echo, sizes: list[int], patience: float) -> int:
             if size not in back:
                 echo.send(answered(size), size=size - UDP_HEADERS)
         # A time of its own for each: when this process is held up, answers lie unread, but for the last one's.
-        end = time.monotonic() + part * patience
-        while max(back) < max(sizes) and (left := end - time.monotonic()) > 0:
+        end = now() + part * patience
+        while max(back) < max(sizes) and (left := end - now()) > 0:
             news.clear()
             try:
                 await asyncio.wait_for(news.wait(), left)
@@ -211,14 +211,14 @@ class Watch:
         self._on_dead = on_dead
         self._interval = interval
         self._limit = limit
-        self._since = 0.0  # time.monotonic() from which on silence counts
+        self._since = 0.0  # the moment from which on silence counts
         self._answers = asyncio.Event()
         self._recent: collections.deque[float | None] = collections.deque(maxlen=RECENT)
 
     @property
     def silent(self) -> float:
         """Seconds since the last answer, or since they began to count."""
-        return time.monotonic() - max(self._echo.heard, self._since)
+        return now() - max(self._echo.heard, self._since)
 
     def quality(self) -> Quality:
         """What the latest echoes tell, but for those that may still come back."""
@@ -227,13 +227,13 @@ class Watch:
     async def back(self, timeout: float) -> bool:
         """Wait for an answer to an echo that is sent from now on; False without one within `timeout` seconds."""
         self._answers.clear()
-        asked = time.monotonic()
+        asked = now()
         end = asked + timeout
 
         def answered(_seconds: float) -> None:
             self._answers.set()
 
-        while (left := end - time.monotonic()) > 0:
+        while (left := end - now()) > 0:
             self._echo.send(answered)
             try:
                 await asyncio.wait_for(self._answers.wait(), min(0.05, left))
@@ -245,20 +245,20 @@ class Watch:
     async def run(self) -> None:
         """Watch until cancelled, or until `on_dead` raises."""
         healing: asyncio.Future[None] | None = None
-        self._since = time.monotonic()
-        due = time.monotonic()
+        self._since = now()
+        due = now()
         try:
             while True:
                 self._send()
                 due += self._interval
-                await asyncio.sleep(max(0.0, due - time.monotonic()))
-                now = time.monotonic()
-                if now - due > self._interval:
+                await asyncio.sleep(max(0.0, due - now()))
+                woken = now()
+                if woken - due > self._interval:
                     # This process was held up, and maybe its answers lie unread: give them time.
-                    self._since, due = now, now
+                    self._since, due = woken, woken
                 if healing and healing.done():
                     healing.result()
-                    healing, self._since = None, now
+                    healing, self._since = None, woken
                 elif not healing and self.silent >= self._limit:
                     self.deaths += 1
                     reason = f"no echo for {self.silent:.1f} s"

@@ -11,12 +11,12 @@ import asyncio
 import contextlib
 import dataclasses
 import socket
-import time
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, Protocol, TypeVar
 
 from tunnel import addresses, firewall, leftovers, mtu, processes, wireguard
 from tunnel.addresses import Inside, Role
+from tunnel.clock import now
 from tunnel.errors import InterfaceFailed, LeftoversRemain, WireGuardFailed
 from tunnel.netlink import said
 from tunnel.processes import Process
@@ -92,9 +92,9 @@ class Interface:
             self._holding = self._beside(self._hold(before, endpoint, hold))
 
     async def _hold(self, before: Endpoint | None, endpoint: Endpoint, seconds: float) -> None:
-        end = time.monotonic() + seconds
+        end = now() + seconds
         with contextlib.suppress(WireGuardFailed):  # it has been removed: whoever uses it will be told
-            while time.monotonic() < end:
+            while now() < end:
                 await asyncio.sleep(_HOLD_INTERVAL)
                 if (await self.stats()).endpoint == before:
                     await _finished(lambda: self.backend.set_endpoint(self.name, self._peer_public, endpoint))
@@ -111,9 +111,9 @@ class Interface:
 
     async def shaken(self, limit: float = GREETING) -> bool:
         """Wait for WireGuard's first handshake; False without one within `limit` seconds."""
-        end = time.monotonic() + limit
+        end = now() + limit
         while not (await self.stats()).last_handshake:
-            if time.monotonic() > end:
+            if now() > end:
                 return False
             await asyncio.sleep(_SHAKEN_INTERVAL)
         return True

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import asyncio
 import re
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from tunnel import config, wire
+from tunnel.clock import now
 from tunnel.codes import Code
 from tunnel.config import SERVERS_MAX, Server
 from tunnel.errors import DocumentedError, PairingFailed, RendezvousUnavailable
@@ -42,7 +42,7 @@ async def invite(servers: Sequence[Server], identity: Identity, *, show: Callabl
         try:
             code = Code.make(nameplate)
             show(code, server)
-            machine = Pairing(Side.INVITER, code, identity, _urls(server, servers), time.monotonic())
+            machine = Pairing(Side.INVITER, code, identity, _urls(server, servers), now())
             return await _run(link, machine, check, pin)
         finally:
             await link.close()
@@ -65,7 +65,7 @@ async def join(servers: Sequence[Server], code: Code, identity: Identity, *, che
         try:
             refusal = await _visited(link, code)
             if not refusal:
-                machine = Pairing(Side.JOINER, code, identity, _urls(server, servers), time.monotonic())
+                machine = Pairing(Side.JOINER, code, identity, _urls(server, servers), now())
                 return await _run(link, machine, check, pin)
         finally:
             await link.close()
@@ -102,7 +102,7 @@ async def _run(link: Link, machine: Pairing, check: Check, pin: Pin) -> Partner:
         for note in machine.start():
             await _send(link, note)
         while True:
-            sent = machine.receive(await _next(link, machine), time.monotonic())
+            sent = machine.receive(await _next(link, machine), now())
             # Refused as early as can be: once the other side has pinned this host, it would stand there alone.
             if machine.partner:
                 check(machine.partner.public)

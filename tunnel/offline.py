@@ -21,6 +21,7 @@ import time
 from typing import Any
 
 from tunnel import wire
+from tunnel.clock import Clock
 from tunnel.errors import PairingFailed
 from tunnel.identity import SIGNATURE_SIZE, TEXT_SIZE, Identity, PublicIdentity
 from tunnel.pairing import Partner, checked_rendezvous
@@ -38,16 +39,17 @@ _PURPOSE = b"migrator offline 1\0"
 class Invitation:
     """The inviter's side; `text` goes to the other host, and `accept` takes what comes back, once."""
 
-    def __init__(self, identity: Identity, rendezvous: tuple[str, ...]) -> None:
+    def __init__(self, identity: Identity, rendezvous: tuple[str, ...], clock: Clock = time.monotonic) -> None:
         self._identity = identity
         self._secret = secrets.token_bytes(SECRET_SIZE)
-        self._until = time.monotonic() + LIFE
+        self._clock = clock
+        self._until = clock() + LIFE
         self._used = False
         self.text = _blob(_INVITATION, identity, rendezvous, b"", {"secret": wire.encode(self._secret)})
 
     def accept(self, text: str) -> Partner:
         """Who has answered; raises PairingFailed."""
-        if self._used or time.monotonic() > self._until:
+        if self._used or self._clock() > self._until:
             raise PairingFailed(reason="the invitation was used already, or an hour has passed")
         self._used = True
         try:

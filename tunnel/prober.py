@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import time
 from collections.abc import Sequence
 from typing import Literal
 
@@ -168,9 +167,9 @@ class Attempt:
     async def _join(self) -> None:
         """Join the relay by UDP, and where it does not answer, by TCP; a relay that fails is one that is not there."""
         assert self._relay is not None and self._joining is not None  # noqa: S101
-        begun = time.monotonic()
+        begun = self._loop.time()
         while not self._tcp_first and not self._joining.refused:
-            now = time.monotonic()
+            now = self._loop.time()
             if not self._joining.joined and now - begun > TCP_AFTER:
                 break
             if now >= self._joining.due:
@@ -185,9 +184,9 @@ class Attempt:
     def _relay_said(self, data: bytes, now: float) -> None:
         assert self._joining is not None  # noqa: S101
         was = self._joining.joined
-        answer = self._joining.received(data, time.monotonic())
+        answer = self._joining.received(data, now)
         if answer and answer.cookie and self._relay:
-            self._sender.send(0, self._relay.udp, self._joining.datagram(time.monotonic()))
+            self._sender.send(0, self._relay.udp, self._joining.datagram(now))
         if self._joining.joined and not was:
             self._act(self._machine.relay_ready(now))
 

@@ -16,7 +16,7 @@ from typing import Any
 PROC = Path("/proc")
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
 LIMIT = 10.0  # seconds that a short-lived program gets
-_GRACE = 1.0  # seconds between SIGTERM and SIGKILL
+GRACE = 1.0  # seconds between SIGTERM and SIGKILL
 
 
 class ProgramFailed(Exception):
@@ -66,8 +66,11 @@ class Process:
         """Whether it still runs."""
         return Process.of(self.pid) == self
 
-    def end(self) -> None:
-        """SIGTERM, and SIGKILL a second later, to this process and never to one that got its pid; waits for its end."""
+    def end(self, grace: float = GRACE) -> None:
+        """SIGTERM, and SIGKILL `grace` seconds later, to this process and never to one that got its pid.
+
+        It is waited for after either.
+        """
         try:
             fd = os.pidfd_open(self.pid)
         except ProcessLookupError:
@@ -82,7 +85,7 @@ class Process:
                     return
                 poll = select.poll()
                 poll.register(fd, select.POLLIN)
-                if poll.poll(_GRACE * 1000):
+                if poll.poll(grace * 1000):
                     return
         finally:
             os.close(fd)

@@ -13,10 +13,10 @@ import contextlib
 import hashlib
 import socket
 import ssl
-import time
 from collections.abc import Callable
 
 from tunnel import gso, relay_wire
+from tunnel.clock import now
 from tunnel.nat import Endpoint
 from tunnel.relay import Joining, RelayToken
 from tunnel.relay_wire import Type
@@ -71,7 +71,7 @@ class TcpPath(asyncio.Protocol):
             raise ConnectionError("the relay's certificate is not the pinned one")
 
     def _join(self) -> None:
-        self.send(self._joining.datagram(time.monotonic()))
+        self.send(self._joining.datagram(now()))
 
     # --- asyncio.Protocol ---
 
@@ -100,7 +100,7 @@ class TcpPath(asyncio.Protocol):
             self._before_wireguard(bytes(each))
 
     def _before_wireguard(self, data: bytes) -> None:
-        answer = self._joining.received(data, time.monotonic())
+        answer = self._joining.received(data, now())
         if answer is None:
             if self._joining.joined:
                 self._on_datagram(data)

@@ -20,6 +20,7 @@ import time
 from typing import Any, Literal
 
 from tunnel import wire
+from tunnel.clock import Clock
 from tunnel.errors import OfferRejected
 from tunnel.identity import ENCRYPTED_EXTRA, KEY_SIZE, SIGNATURE_SIZE, Identity, PublicIdentity
 from tunnel.wire import Malformed
@@ -75,9 +76,11 @@ class Opener:
     """Opens what one peer seals to this host, and remembers what it has seen.
 
     Keep it for as long as the process lives: the memory of one that is thrown away no longer tells a replay.
+    `wall` tells the seconds since 1970.
     """
 
-    def __init__(self, identity: Identity, frm: PublicIdentity) -> None:
+    def __init__(self, identity: Identity, frm: PublicIdentity, wall: Clock = time.time) -> None:
+        self._wall = wall
         self._identity = identity
         self._from = frm
         self._seen: dict[tuple[bytes, Role], tuple[int, float]] = {}
@@ -124,7 +127,7 @@ class Opener:
             raise OfferRejected(reason=str(error)) from None
 
     def _remember(self, found: Sealed) -> None:
-        now = time.time()
+        now = self._wall()
         if not now < found.expires <= now + LIFE_MAX:
             left = found.expires - now
             raise OfferRejected(reason=f"it has expired, or the hosts' clocks differ ({left:+.0f} s left)")

@@ -6,12 +6,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-import time
 from collections.abc import AsyncIterator, Awaitable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from tunnel import candidates, gathering, health, interface, leftovers, offers, status, wireguard
 from tunnel.channel import Calling, Channel, Tell
+from tunnel.clock import now
 from tunnel.config import Server
 from tunnel.echo import Echo
 from tunnel.errors import NoPath, PeerRefuses, TunnelError
@@ -53,7 +53,7 @@ async def open_tunnel(peer: Peer, identity: Identity, servers: Sequence[Server],
     PeerSilent, PeerRefuses, NoPath, and what `interface.up` and `health.first_answer` raise. Nothing is left behind
     then, nor when it is cancelled.
     """
-    begun = time.monotonic()
+    begun = now()
     await asyncio.to_thread(sweep)
     backend = await asyncio.to_thread(wireguard.backend)
     channel = Calling(identity, peer, secrets.token_bytes(SESSION_SIZE), servers, tell)
@@ -160,7 +160,7 @@ async def up(channel: Channel, keys: SessionKeys, path: Path, policy: Policy, ba
             await channel.send("up")
         echo = Echo.open(made.local_address, made.remote_address, made.echo_port)
         await health.first_answer(made, echo, limit=ECHO_LIMIT)
-        tunnel = Tunnel(channel, keys, made, echo, path, policy, round((time.monotonic() - begun) * 1000, 1))
+        tunnel = Tunnel(channel, keys, made, echo, path, policy, round((now() - begun) * 1000, 1))
         await tunnel.start()
     except BaseException:
         if echo:

@@ -12,11 +12,11 @@ import dataclasses
 import hashlib
 import itertools
 import random
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tunnel import config, wire
+from tunnel.clock import now
 from tunnel.config import Server
 from tunnel.errors import PeerAbsent, RendezvousUnavailable
 from tunnel.identity import Identity, PublicIdentity
@@ -246,14 +246,14 @@ async def _keep_waiting(server: Server, identity: Identity, inbox: asyncio.Queue
                         tell: Callable[[str], None]) -> None:
     pause, longest = BACKOFF
     while True:
-        begun = time.monotonic()
+        begun = now()
         try:
             async with await Signalling.connect([server], identity, waits=True) as signalling:
                 tell(f"waiting at {server}")
                 async for message in signalling:
                     await inbox.put((signalling, message))
         except RendezvousUnavailable as error:
-            if time.monotonic() - begun > STABLE:
+            if now() - begun > STABLE:
                 pause = BACKOFF[0]
             tell(f"{error.fields['reason']}; next try in {pause:.0f} s")
         except Exception as error:  # a host that is not waiting any more must not look as if it were

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from typing import Any
 
 from tunnel import candidates, gathering, health, offers, status
 from tunnel.channel import Channel
+from tunnel.clock import now
 from tunnel.echo import Echo
 from tunnel.errors import LeftoversRemain, PeerSilent, TunnelBroken, TunnelError
 from tunnel.health import Quality, Watch
@@ -118,11 +118,11 @@ class Tunnel:
 
     def to_json(self) -> dict[str, Any]:
         """What `migrator tunnel status` shows; nothing secret. `rtt_ms` is None while nothing comes back."""
-        now = self._watch.quality()
+        found = self._watch.quality()
         return {
             "peer": self.peer.name, "role": self.role, "interface": self.name, "backend": self.interface.backend.kind,
             "path": self.path.kind, "via": self.path.via, "reason": self.path.reason,
-            "rtt_ms": None if now.rtt_ms is None else round(now.rtt_ms, 2), "loss": round(now.loss, 3),
+            "rtt_ms": None if found.rtt_ms is None else round(found.rtt_ms, 2), "loss": round(found.loss, 3),
             "connect_ms": self.path.connect_ms, "setup_ms": self.setup_ms, "mtu": self.mtu, "heals": self.heals,
         }
 
@@ -151,10 +151,10 @@ class Tunnel:
         """Called by the watch; returns once the path is alive, or raises TunnelBroken."""
         if self.ended.is_set():
             return
-        begun = time.monotonic()
+        begun = now()
         self._channel.tell(f"the path to {self.peer.name} is dead ({reason})")
         why = reason
-        while time.monotonic() - begun < HEAL_LIMIT:
+        while now() - begun < HEAL_LIMIT:
             if self._watch.silent < health.DEAD_AFTER:
                 break  # it came back by itself, or the other side has healed it
             try:
@@ -170,7 +170,7 @@ class Tunnel:
         else:
             raise TunnelBroken(name=self.peer.name, reason=f"{reason}, and healing failed: {why}")
         self.heals += 1
-        self._channel.tell(f"the path to {self.peer.name} is alive again after {time.monotonic() - begun:.1f} s: "
+        self._channel.tell(f"the path to {self.peer.name} is alive again after {now() - begun:.1f} s: "
                            f"{self.path.kind}, {self.path.reason}")
         await self._tune()
 

@@ -3,20 +3,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import dataclasses
-from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import Any
+from collections.abc import AsyncIterator
 
-from tests.tunnel import steady
 from tunnel import rendezvous
 from tunnel.config import Server
 from tunnel.rendezvous import Options, Running
 from tunnel.rendezvous.limits import Limits
 
 LOOPBACK = "127.0.0.1"
-LIMIT = 60.0  # seconds that no test should ever need
 
 
 @dataclasses.dataclass
@@ -38,20 +34,3 @@ async def serving(limits: Limits | None = None, *, relay: bool = False) -> Async
     said: list[str] = []
     async with rendezvous.running(options, said.append) as running:
         yield Serving(running, said)
-
-
-def runs(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
-    """A test that is a coroutine, with a limit on its time."""
-
-    def wrapper() -> None:
-        steady.run(test(), LIMIT)
-
-    wrapper.__name__ = getattr(test, "__name__", "test")
-    wrapper.__doc__ = test.__doc__
-    return wrapper
-
-
-async def eventually(condition: Callable[[], bool]) -> None:
-    """Wait until that is so; the test's limit ends it."""
-    while not condition():
-        await asyncio.sleep(0.01)

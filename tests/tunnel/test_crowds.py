@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from tests.tunnel.serving import LOOPBACK, eventually, runs, serving
+from tests.tunnel.clock import eventually, pass_time, standing
+from tests.tunnel.serving import LOOPBACK, serving
 from tunnel import relay_wire
 from tunnel.identity import Identity
 from tunnel.relay import Joining, RelayToken
@@ -91,7 +92,7 @@ def identities() -> Iterator[bytes]:
 # --- Descriptors ---
 
 
-@runs
+@standing
 async def test_who_never_finishes_tls_with_the_relay_holds_few_descriptors() -> None:
     async with relaying(connections_per_address=4, connects=FAST, handshake=NEVER, joining=NEVER) as relay:
         assert relay.open_connections() == 0
@@ -111,7 +112,7 @@ async def test_who_never_finishes_tls_with_the_relay_holds_few_descriptors() -> 
         await eventually(lambda: relay.open_connections() == 0)
 
 
-@runs
+@standing
 async def test_all_addresses_together_hold_what_there_is_for_them() -> None:
     async with relaying(connections=6, connections_per_address=4, connects=FAST, handshake=NEVER) as relay:
         with holding(relay.tcp_port, 4), holding(relay.tcp_port, 4, ELSEWHERE) as socks:
@@ -127,7 +128,7 @@ async def test_all_addresses_together_hold_what_there_is_for_them() -> None:
             assert gone == 2
 
 
-@runs
+@standing
 async def test_connecting_to_the_relay_again_and_again_has_a_rate() -> None:
     async with relaying(connects=Rate(0, 3), handshake=NEVER) as relay:
         for _ in range(3):
@@ -138,27 +139,29 @@ async def test_connecting_to_the_relay_again_and_again_has_a_rate() -> None:
             await eventually(lambda: ended(socks) == 1)
 
 
-@runs
+@standing
 async def test_tls_with_the_relay_that_takes_long_is_broken_off() -> None:
     """And long before the end of what joining may take."""
     async with relaying(handshake=0.1, joining=NEVER) as relay:
         with holding(relay.tcp_port, 3) as socks:
             await eventually(lambda: relay.open_connections() == 3)
+            pass_time(0.1)
             await eventually(lambda: relay.open_connections() == 0)
             assert ended(socks) == 3
 
 
-@runs
+@standing
 async def test_tls_with_the_rendezvous_that_takes_long_is_broken_off() -> None:
     """Not only when the time to present oneself is up."""
     async with serving(Limits(handshake=0.1, greeting=NEVER)) as there:
         with holding(there.running.ports[0], 3) as socks:
             await eventually(lambda: there.running.open_connections() == 3)
+            pass_time(0.1)
             await eventually(lambda: there.running.open_connections() == 0)
             assert ended(socks) == 3
 
 
-@runs
+@standing
 async def test_the_relays_crowd_takes_nothing_from_the_signalling() -> None:
     async with serving(Limits(connections_per_address=4), relay=True) as there:
         link = await Signalling.connect([there.server], Identity.generate())
@@ -187,7 +190,7 @@ def test_there_are_descriptors_for_all_who_may_come() -> None:
 # --- Pairs ---
 
 
-@runs
+@standing
 async def test_pairs_of_one_address_are_limited_whatever_it_calls_itself() -> None:
     fresh = identities()
     async with relaying(pairs=20, pairs_per_address=3) as relay:
@@ -203,7 +206,7 @@ async def test_pairs_of_one_address_are_limited_whatever_it_calls_itself() -> No
             assert len(relay.pairs) == 4
 
 
-@runs
+@standing
 async def test_the_second_end_of_a_pair_counts_for_its_address_too() -> None:
     a, b = Identity.generate().public.id, Identity.generate().public.id
     fresh = identities()
@@ -220,7 +223,7 @@ async def test_the_second_end_of_a_pair_counts_for_its_address_too() -> None:
             stack.enter_context(found)
 
 
-@runs
+@standing
 async def test_who_is_named_as_the_other_end_loses_no_place() -> None:
     """A stranger joins as many sessions with the victim as one identity may have; the victim still gets its own."""
     victim, peer = Identity.generate().public.id, Identity.generate().public.id

@@ -22,7 +22,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.tunnel.serving import eventually
+from tests.tunnel.clock import eventually, simulated
 from tunnel import addresses, firewall, interface, leftovers, mtu, processes
 from tunnel.errors import InterfaceFailed, LeftoversRemain, WireGuardFailed
 from tunnel.leftovers import Record
@@ -146,35 +146,33 @@ def test_a_process_is_known_by_pid_and_start() -> None:
         assert Process.from_json(nonsense) is None
 
 
-def test_only_the_process_that_is_meant_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "_GRACE", 60.0)
-    with subprocess.Popen(["sleep", "60"]) as child:
+def test_only_the_process_that_is_meant_is_ended() -> None:
+    with subprocess.Popen(["sleep", "infinity"]) as child:
         found = Process.of(child.pid)
         assert found is not None
         dataclasses.replace(found, start=found.start - 1).end()  # another process that had the pid before
         assert found.is_alive()
-        found.end()
-        assert child.wait(5) == -15
+        found.end(grace=1000)
+        assert child.wait() == -15
     assert not found.is_alive()
     found.end()  # safe to repeat
 
 
 def test_a_process_that_ignores_a_request_is_killed() -> None:
-    code = "import signal, time; signal.signal(15, signal.SIG_IGN); print(flush=True); time.sleep(60)"
+    code = "import signal; signal.signal(15, signal.SIG_IGN); print(flush=True); signal.pause()"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as child:
         assert child.stdout
         child.stdout.readline()
         found = Process.of(child.pid)
         assert found is not None
-        found.end()
-        assert child.wait(5) == -9
+        found.end(grace=0.01)
+        assert child.wait() == -9
 
 
 def test_processes_are_found_by_their_command() -> None:
-    seconds = f"60.{os.getpid()}7"
+    seconds = f"86400.{os.getpid()}7"
     with subprocess.Popen(["sleep", seconds]) as child:
-        end = time.monotonic() + 60
-        while not list(processes.with_command(["sleep", seconds])) and time.monotonic() < end:
+        while not list(processes.with_command(["sleep", seconds])):
             time.sleep(0.01)  # the kernel shows the arguments a moment after exec has succeeded
         found = [list(processes.with_command(["sleep", each])) for each in (seconds, seconds[:-1])]
         child.kill()
@@ -185,8 +183,8 @@ def test_programs() -> None:
     assert processes.run(["cat"], given="text") == "text"
     with pytest.raises(ProgramFailed, match="false: exit status 1: no output"):
         processes.run(["false"])
-    with pytest.raises(ProgramFailed, match=r"sleep 5 took more than 0\.1 s"):
-        processes.run(["sleep", "5"], limit=0.1)
+    with pytest.raises(ProgramFailed, match=r"sleep infinity took more than 0\.1 s"):
+        processes.run(["sleep", "infinity"], limit=0.1)
     with pytest.raises(ProgramFailed, match="not installed"):
         processes.run(["no-such-program-at-all"])
 
@@ -308,7 +306,7 @@ class FakeBackend:
         assert record.server == Process.current()
         if self._hold:
             self.told.append("create begins")
-            self._hold.wait(60)
+            self._hold.wait()
         if self._fail:
             raise self._fail
         self.told.append(f"create {name} {listen_port}")
@@ -356,6 +354,12 @@ def links(monkeypatch: pytest.MonkeyPatch, removed: list[str]) -> Links:
     return found
 
 
+async def turns() -> None:
+    """Everybody who can go on has gone on: each step of what is cancelled here takes one turn of the loop."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
 def test_up_and_close(links: Links, removed: list[str]) -> None:
     async def run() -> None:
         backend = FakeBackend()
@@ -382,46 +386,41 @@ def test_up_and_close(links: Links, removed: list[str]) -> None:
     asyncio.run(run())
 
 
-def test_the_responder_leaves_the_first_word_to_the_initiator(links: Links, removed: list[str]) -> None:
-    async def run() -> None:
-        backend = FakeBackend()
-        made = await interface.up(Keys(), Path_(), "responder", backend=backend)
-        assert backend.told[-1].endswith("/128 0")
-        await asyncio.sleep(0.1)
-        assert not any(word.startswith("keepalive") for word in backend.told)
-        backend.last_handshake = 1.0
-        await eventually(lambda: backend.told[-1] == f"keepalive {interface.KEEPALIVE}")
-        await made.close()
-        backend = FakeBackend()
-        made = await interface.up(Keys(), Path_(), "initiator", backend=backend)
-        assert backend.told[-1].endswith(f"/128 {interface.KEEPALIVE}")
-        await made.close()
-
-    asyncio.run(run())
+@simulated
+async def test_the_responder_leaves_the_first_word_to_the_initiator(links: Links, removed: list[str]) -> None:
+    backend = FakeBackend()
+    made = await interface.up(Keys(), Path_(), "responder", backend=backend)
+    assert backend.told[-1].endswith("/128 0")
+    await asyncio.sleep(interface.GREETING / 2)
+    assert not any(word.startswith("keepalive") for word in backend.told)
+    backend.last_handshake = 1.0
+    await eventually(lambda: backend.told[-1] == f"keepalive {interface.KEEPALIVE}")
+    await made.close()
+    backend = FakeBackend()
+    made = await interface.up(Keys(), Path_(), "initiator", backend=backend)
+    assert backend.told[-1].endswith(f"/128 {interface.KEEPALIVE}")
+    await made.close()
 
 
-def test_late_packets_do_not_lead_back_to_the_old_endpoint(links: Links, removed: list[str]) -> None:
+@simulated
+async def test_late_packets_do_not_lead_back_to_the_old_endpoint(links: Links, removed: list[str]) -> None:
     old, new, moved = ("192.0.2.1", 1), ("192.0.2.2", 2), ("192.0.2.3", 3)
-
-    async def run() -> None:
-        backend = FakeBackend()
-        made = await interface.up(Keys(), Path_(), "responder", backend=backend)
-        backend.endpoint = old
-        await made.set_endpoint(new, hold=0.5)
-        backend.endpoint = old
-        await eventually(lambda: backend.endpoint == new)
-        backend.endpoint = moved  # the peer itself has moved on
-        await asyncio.sleep(0.2)
-        assert backend.endpoint == moved
-        holding = made._holding
-        assert holding
-        await eventually(holding.done)
-        backend.endpoint = old  # later, so it means it
-        await asyncio.sleep(0.2)
-        assert backend.endpoint == old
-        await made.close()
-
-    asyncio.run(run())
+    backend = FakeBackend()
+    made = await interface.up(Keys(), Path_(), "responder", backend=backend)
+    backend.endpoint = old
+    await made.set_endpoint(new, hold=1.0)
+    backend.endpoint = old
+    await eventually(lambda: backend.endpoint == new)
+    backend.endpoint = moved  # the peer itself has moved on
+    await asyncio.sleep(0.5)
+    assert backend.endpoint == moved
+    holding = made._holding
+    assert holding and not holding.done()
+    await eventually(holding.done)
+    backend.endpoint = old  # later, so it means it
+    await asyncio.sleep(10)
+    assert backend.endpoint == old
+    await made.close()
 
 
 def test_what_fails_half_way_is_undone(links: Links, removed: list[str]) -> None:
@@ -438,14 +437,15 @@ def test_a_cancelled_one_is_undone_after_its_thread_has_ended(links: Links, remo
 
     async def run() -> None:
         making = asyncio.ensure_future(interface.up(Keys(), Path_(), "initiator", backend=backend))
-        while not backend.told:
-            await asyncio.sleep(0.001)
+        await eventually(lambda: backend.told)
         removed.clear()
-        for _ in range(3):  # who presses Ctrl-C once presses it again
-            making.cancel()
-            await asyncio.sleep(0.01)
-        assert not making.done() and removed == []
-        hold.set()
+        try:
+            for _ in range(3):  # who presses Ctrl-C once presses it again
+                making.cancel()
+                await turns()
+            assert not making.done() and removed == []
+        finally:
+            hold.set()
         with pytest.raises(asyncio.CancelledError):
             await making
 
@@ -494,7 +494,7 @@ def test_closing_in_a_hurry_waits_for_the_thread(
 
     def slow(_name: str) -> None:
         begun.set()
-        goes_on.wait(60)
+        goes_on.wait()
         removed.append("slow")
 
     async def run() -> None:
@@ -503,10 +503,12 @@ def test_closing_in_a_hurry_waits_for_the_thread(
         removed.clear()
         closing = asyncio.ensure_future(made.close())
         await eventually(begun.is_set)
-        closing.cancel()
-        await asyncio.sleep(0.02)
-        assert not closing.done() and removed == []
-        goes_on.set()
+        try:
+            closing.cancel()
+            await turns()
+            assert not closing.done() and removed == []
+        finally:
+            goes_on.set()
         with pytest.raises(asyncio.CancelledError):
             await closing
         assert removed[0] == "slow" and leftovers.records() == []

@@ -46,13 +46,17 @@ def test_it_is_known_when_a_text_is_complete() -> None:
     assert offline.complete("x" * 5000)
 
 
-def test_an_invitation_is_good_for_an_hour(monkeypatch: pytest.MonkeyPatch) -> None:
-    invitation = Invitation(ALICE, ())
-    _, answer = offline.answer(invitation.text, BOB, ())
-    now = offline.time.monotonic()  # type: ignore[attr-defined]
-    monkeypatch.setattr("time.monotonic", lambda: now + offline.LIFE + 1)
-    with pytest.raises(PairingFailed, match="an hour has passed"):
-        invitation.accept(answer)
+def test_an_invitation_is_good_for_an_hour() -> None:
+    for late, good in ((-1.0, True), (1.0, False)):
+        now = [1000.0]
+        invitation = Invitation(ALICE, (), lambda now=now: now[0])  # type: ignore[misc]
+        _, answer = offline.answer(invitation.text, BOB, ())
+        now[0] += offline.LIFE + late
+        if good:
+            invitation.accept(answer)
+        else:
+            with pytest.raises(PairingFailed, match="an hour has passed"):
+                invitation.accept(answer)
 
 
 def test_an_answer_to_another_invitation_is_refused() -> None:

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.tunnel.serving import eventually, runs, serving
+from tests.tunnel.clock import eventually, pass_time, standing
+from tests.tunnel.serving import serving
 from tunnel import mailbox, wire
 from tunnel.codes import Code
 from tunnel.config import Server
@@ -237,7 +238,7 @@ async def invited(host: Host, *servers: Server) -> tuple[Code, asyncio.Task[Part
 def test_invite_and_join(hosts: tuple[Host, Host]) -> None:
     one, two = hosts
 
-    @runs
+    @standing
     async def test() -> None:
         async with serving() as there:
             code, task = await invited(one, there.server)
@@ -259,7 +260,7 @@ def test_invite_and_join(hosts: tuple[Host, Host]) -> None:
 def test_a_wrong_code_fails_once_and_burns(hosts: tuple[Host, Host]) -> None:
     one, two = hosts
 
-    @runs
+    @standing
     async def test() -> None:
         async with serving() as there:
             code, task = await invited(one, there.server)
@@ -277,7 +278,7 @@ def test_a_wrong_code_fails_once_and_burns(hosts: tuple[Host, Host]) -> None:
 def test_who_comes_and_goes_has_used_the_code_up(hosts: tuple[Host, Host]) -> None:
     one, two = hosts
 
-    @runs
+    @standing
     async def test() -> None:
         async with serving() as there:
             code, task = await invited(one, there.server)
@@ -297,7 +298,7 @@ def test_another_identity_under_the_name_is_refused_on_both_sides(hosts: tuple[H
     one, two = hosts
     before = Identity.generate().public
 
-    @runs
+    @standing
     async def test() -> None:
         async with serving() as there:
             for strict, other in ((one, two), (two, one)):
@@ -319,7 +320,7 @@ def test_servers_that_are_down_are_skipped(hosts: tuple[Host, Host]) -> None:
     one, two = hosts
     dead = Server.parse("wss://127.0.0.1:1")
 
-    @runs
+    @standing
     async def test() -> None:
         async with serving() as empty, serving() as there:
             code, task = await invited(one, dead, there.server)
@@ -339,20 +340,24 @@ def test_the_limits_of_codes(hosts: tuple[Host, Host]) -> None:
     one, two = hosts
     limits = Limits(nameplates_per_address=2, pairings=Rate(0.0, 6), pairing_life=1.5)
 
-    @runs
+    @standing
     async def test() -> None:
         async with serving(limits) as there:
             _, first = await invited(one, there.server)
             _, second = await invited(one, there.server)
             with pytest.raises(RendezvousUnavailable, match="too many codes"):
                 await one.invite(there.server)
+            pass_time(1.5)
             for task in (first, second):
                 with pytest.raises(PairingFailed, match="time is up"):
                     await task
             for number in ("998", "999"):
                 with pytest.raises(PairingFailed, match="nobody waits"):
                     await two.join(Code(number, "a"), there.server)
-            await asyncio.gather(one.invite(there.server), return_exceptions=True)
+            _, third = await invited(one, there.server)
+            pass_time(1.5)
+            with pytest.raises(PairingFailed, match="time is up"):
+                await third
             with pytest.raises(PairingFailed, match="too many pairings"):
                 await two.join(Code("999", "a"), there.server)
 
@@ -363,7 +368,7 @@ def test_a_rendezvous_that_guesses_learns_nothing_and_is_noticed(hosts: tuple[Ho
     """It plays the joiner itself, with the nameplate, which it knows, and words, which it does not."""
     one, _ = hosts
 
-    @runs
+    @standing
     async def test() -> None:
         async with serving() as there:
             code, task = await invited(one, there.server)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from typing import Any
 
 import pytest
@@ -19,16 +18,17 @@ from tunnel.seal import LIFE_MAX, SESSIONS_MAX, SIZE_MAX, VERSION, Opener, Role,
 
 ALICE, BOB, MALLORY = (Identity.generate() for _ in range(3))
 SESSION = bytes(range(16))
+NOW = 1_700_000_000.0
 BODY = {"wg": "key", "candidates": [{"address": "192.0.2.1", "port": 7}]}
 
 
 def offer(frm: Identity = ALICE, to: PublicIdentity = BOB.public, *, session: bytes = SESSION, sequence: int = 1,
           role: Role = "initiator", life: float = 60.0, body: dict[str, Any] = BODY) -> bytes:
-    return seal(frm, to, session=session, role=role, sequence=sequence, expires=time.time() + life, body=body)
+    return seal(frm, to, session=session, role=role, sequence=sequence, expires=NOW + life, body=body)
 
 
 def opener(frm: Identity = ALICE, me: Identity = BOB) -> Opener:
-    return Opener(me, frm.public)
+    return Opener(me, frm.public, lambda: NOW)
 
 
 def rejected(reason: str, data: bytes, to: Opener | None = None, **wanted: Any) -> None:
@@ -39,7 +39,7 @@ def rejected(reason: str, data: bytes, to: Opener | None = None, **wanted: Any) 
 def test_what_was_sealed_is_opened() -> None:
     found = opener().open(offer(), SESSION, role="initiator")
     assert (found.session, found.role, found.sequence, found.body) == (SESSION, "initiator", 1, BODY)
-    assert abs(found.expires - time.time() - 60) < 5
+    assert found.expires == NOW + 60
 
 
 def test_nothing_of_it_can_be_seen() -> None:
@@ -69,7 +69,8 @@ def test_swapped_keys_do_not_help() -> None:
     rejected("not from this peer", offer(to=hybrid))
     caught = Identity.generate()
     caught.public, caught.decrypt = hybrid, MALLORY.decrypt  # type: ignore[method-assign]
-    body = Opener(caught, ALICE.public).open(offer(to=hybrid)).body  # she would have to have pinned the wrong key
+    # She would have to have pinned the wrong key.
+    body = Opener(caught, ALICE.public, lambda: NOW).open(offer(to=hybrid)).body
     rejected("not from this peer", offer(frm=MALLORY, body=body))
 
 
@@ -162,7 +163,7 @@ def test_replays_and_older_ones_are_refused() -> None:
 
 
 def test_reflected_offers_are_told_apart() -> None:
-    ours = seal(BOB, ALICE.public, session=SESSION, role="responder", sequence=1, expires=time.time() + 60, body={})
+    ours = seal(BOB, ALICE.public, session=SESSION, role="responder", sequence=1, expires=NOW + 60, body={})
     rejected("one of this host's own, reflected", ours)
     rejected("as this host is one", offer(role="initiator"), role="responder")
 
@@ -184,14 +185,14 @@ def test_a_refused_offer_leaves_no_trace() -> None:
     one.open(offer())
 
 
-def test_memory_is_bounded_and_frees_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    one = opener()
+def test_memory_is_bounded_and_frees_itself() -> None:
+    now = NOW
+    one = Opener(BOB, ALICE.public, lambda: now)
     for number in range(SESSIONS_MAX):
         one.open(offer(session=number.to_bytes(16)))
     rejected("too many sessions", offer(session=b"\xff" * 16), one)
-    later = time.time() + LIFE_MAX + 1
-    monkeypatch.setattr(time, "time", lambda: later)
-    one.open(offer(session=b"\xff" * 16))
+    now = NOW + LIFE_MAX + 1
+    one.open(offer(session=b"\xff" * 16, life=LIFE_MAX + 60))
     assert len(one._seen) == 1
 
 

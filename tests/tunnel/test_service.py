@@ -16,8 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.tunnel.serving import eventually
-from tests.tunnel.serving import runs as in_loop
+from tests.tunnel.clock import as_time_goes_by, eventually, pass_time, standing
 from tunnel import service
 from tunnel.errors import TunnelBroken
 from tunnel.service import Purpose
@@ -53,14 +52,19 @@ def free_port() -> int:
 @contextlib.asynccontextmanager
 async def listening(**fields: Any) -> AsyncIterator[tuple[Any, list[Purpose]]]:
     """A service that answers `hello` to whoever gets in; with what those were for."""
-    tunnel, served = FakeTunnel(free_port(), **fields), []
+    served = []
 
     async def serve(purpose: Purpose, connection: socket.socket) -> None:
         served.append(purpose)
         with connection:
             connection.sendall(b"hello")
 
-    task = asyncio.create_task(service.listen(tunnel, serve))  # type: ignore[arg-type]
+    while True:
+        tunnel: Any = FakeTunnel(free_port(), **fields)
+        task = asyncio.create_task(service.listen(tunnel, serve))
+        await asyncio.sleep(0)  # now it listens, unless somebody else has got the port meanwhile
+        if not task.done():
+            break
     try:
         yield tunnel, served
     finally:
@@ -77,10 +81,10 @@ def test_who_knows_the_secret_gets_in(purpose: Purpose) -> None:
                 assert await asyncio.to_thread(connection.recv, 100) == b"hello"
             assert served == [purpose]
 
-    in_loop(test)()
+    standing(test)()
 
 
-@in_loop
+@standing
 async def test_a_wrong_secret() -> None:
     async with listening() as (tunnel, served):
         with pytest.raises(TunnelBroken):
@@ -88,22 +92,34 @@ async def test_a_wrong_secret() -> None:
         assert not served
 
 
-@in_loop
-async def test_waits_for_the_listener() -> None:
+@standing
+async def test_waits_for_the_listener(monkeypatch: pytest.MonkeyPatch) -> None:
     tunnel: Any = FakeTunnel(free_port())
+    tries: list[socket.socket | None] = []
+    honest = service._connected
+
+    async def connected(tunnel: Any) -> socket.socket | None:
+        tries.append(await honest(tunnel))
+        return tries[-1]
+
+    monkeypatch.setattr(service, "_connected", connected)
     connecting = asyncio.create_task(service.connect(tunnel, Purpose.MIGRATE))
-    await asyncio.sleep(0.1)
+    for count in range(1, 4):
+        await eventually(lambda: len(tries) == count)  # noqa: B023  # called within this round
+        pass_time(0.02)
 
     async def serve(_purpose: Purpose, connection: socket.socket) -> None:
         connection.close()
 
     listener = asyncio.create_task(service.listen(tunnel, serve))
-    (await connecting).close()
+    await as_time_goes_by(asyncio.shield(connecting), 0.02)
+    connecting.result().close()
+    assert tries[:3] == [None] * 3
     listener.cancel()
     await asyncio.gather(listener, return_exceptions=True)
 
 
-@in_loop
+@standing
 async def test_a_listener_that_does_not_know_the_secret() -> None:
     """A local user may be faster than the service: the initiator tells it nothing."""
     heard: list[bytes] = []
@@ -125,15 +141,11 @@ async def test_a_listener_that_does_not_know_the_secret() -> None:
     server.close()
 
 
-@in_loop
+@standing
 async def test_from_elsewhere() -> None:
     """Not the peer's tunnel address: not even a greeting."""
     async with listening(remote_address="fd00::2") as (tunnel, served):
-        while True:
-            with contextlib.suppress(ConnectionRefusedError):
-                reader, writer = await asyncio.open_connection("::1", tunnel.port)
-                break
-            await asyncio.sleep(0.01)
+        reader, writer = await asyncio.open_connection("::1", tunnel.port)
         assert await reader.read() == b""
         writer.close()
         assert not served
@@ -156,10 +168,10 @@ def test_garbage(data: bytes, whole: bool) -> None:
             (await service.connect(tunnel, Purpose.MIGRATE)).close()
             assert served == [Purpose.BENCH, Purpose.MIGRATE]
 
-    in_loop(test)()
+    standing(test)()
 
 
-@in_loop
+@standing
 async def test_replay() -> None:
     """What was recorded of one connection proves nothing in another: each has random bytes of its own."""
     async with listening() as (tunnel, served):

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Hashable
 
 from tunnel import relay_wire as wire
+from tunnel.clock import Clock
 from tunnel.rendezvous.limits import Rate
 
 # Sends datagrams of `segment` bytes each (the last may be shorter; 0: one datagram) to an end.
@@ -61,15 +62,17 @@ class Pair:
     refilled: float = 0.0
 
     def heard(self) -> float:
-        """time.monotonic() of the last sign of life."""
+        """When the last sign of life came, by the clock of these pairs."""
         return max((end.seen for end in self.ends.values()), default=0.0)
 
 
 class Pairs:
-    """All pairs that there are."""
+    """All pairs that there are. `wall` tells the seconds since 1970 by which tokens expire."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, clock: Clock = time.monotonic, wall: Clock = time.time) -> None:
         self._limits = limits
+        self._clock = clock
+        self._wall = wall
         self._lock = threading.Lock()
         self._pairs: dict[tuple[bytes, frozenset[bytes]], Pair] = {}
         self.by_via: dict[object, End] = {}  # to be read without the lock
@@ -98,24 +101,24 @@ class Pairs:
             identities = frozenset((claim.own, claim.peer))
             pair = self._pairs.get((claim.session, identities))
             old = pair.ends.get(claim.own) if pair else None
-            if old is None and claim.expires < time.time():
+            if old is None and claim.expires < self._wall():
                 return wire.Refusal.EXPIRED
             if pair and self._limits.pair_bytes and pair.bytes > self._limits.pair_bytes:
                 return wire.Refusal.QUOTA
             if old and old.via == via:
-                old.seen = time.monotonic()
+                old.seen = self._clock()
                 return old
             if not self._room(claim.own, address, pair):
                 return wire.Refusal.FULL
             if pair is None:
-                pair = Pair(claim.session, identities, refilled=time.monotonic())
+                pair = Pair(claim.session, identities, refilled=self._clock())
             for before in (old, self.by_via.get(via)):
                 if before:
                     self._forget(before)
             return self._add(pair, claim, address, via, send)
 
     def _add(self, pair: Pair, claim: wire.Claim, address: str, via: Hashable, send: Send) -> End:
-        end = End(pair, claim.own, address, via, send, time.monotonic(), pair.ends.get(claim.peer))
+        end = End(pair, claim.own, address, via, send, self._clock(), pair.ends.get(claim.peer))
         pair.ends[claim.own] = self.by_via[via] = end
         self._pairs[pair.session, pair.identities] = pair  # forgetting its last end has taken it out
         if end.other:
@@ -140,7 +143,7 @@ class Pairs:
             if not most or len(found) < most:
                 continue
             oldest = min(found, key=Pair.heard)
-            if oldest.heard() > time.monotonic() - self._limits.silent:
+            if oldest.heard() > self._clock() - self._limits.silent:
                 return False
             for end in list(oldest.ends.values()):
                 self._forget(end)
@@ -162,7 +165,7 @@ class Pairs:
 
     def sweep(self) -> None:
         """Forget ends that have been silent for too long."""
-        limit = time.monotonic() - self._limits.idle
+        limit = self._clock() - self._limits.idle
         with self._lock:
             for end in [end for pair in self._pairs.values() for end in pair.ends.values() if end.seen < limit]:
                 self._forget(end)

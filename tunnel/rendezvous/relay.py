@@ -21,6 +21,7 @@ from functools import partial
 
 from tunnel import gso
 from tunnel import relay_wire as wire
+from tunnel.clock import Clock
 from tunnel.nat import Endpoint
 from tunnel.rendezvous.limits import bind, family_of, group
 from tunnel.rendezvous.pairs import End, Limits, Pairs, Send
@@ -33,9 +34,11 @@ SWEEP = 5.0  # seconds between two looks for ends that are gone
 class Relay:
     """A running relay. `serve` makes it; `token` and `close` may be called from the event loop's thread."""
 
-    def __init__(self, limits: Limits | None = None) -> None:
+    def __init__(self, limits: Limits | None = None, clock: Clock = time.monotonic, wall: Clock = time.time) -> None:
         self.limits = limits or Limits()
-        self.pairs = Pairs(self.limits)
+        self.pairs = Pairs(self.limits, clock, wall)
+        self._clock = clock
+        self._wall = wall
         self.udp_port = 0
         self.tcp_port = 0
         self.forwarded = 0  # bytes
@@ -49,12 +52,13 @@ class Relay:
 
     @classmethod
     async def serve(cls, hosts: str | Sequence[str], udp_port: int = 0, tcp_port: int = 0, *,
-                    tls: ssl.SSLContext | None = None, limits: Limits | None = None) -> Relay:
+                    tls: ssl.SSLContext | None = None, limits: Limits | None = None,
+                    clock: Clock = time.monotonic, wall: Clock = time.time) -> Relay:
         """Listen on these addresses; port 0 takes any free one. Raises OSError.
 
         An address should be one that clients name: what a socket bound to 0.0.0.0 answers may come from another.
         """
-        relay = cls(limits)
+        relay = cls(limits, clock, wall)
         try:
             for host in [hosts] if isinstance(hosts, str) else hosts:
                 relay.udp_port = relay._open(host, relay.udp_port or udp_port)
@@ -69,7 +73,7 @@ class Relay:
 
     def token(self, session: bytes, own: bytes, peer: bytes) -> tuple[bytes, bytes]:
         """The claim and the key with which `own` may join the session with `peer`; both are public identities."""
-        expires = int(time.time() + self.limits.token_life)
+        expires = int(self._wall() + self.limits.token_life)
         claim = wire.Claim(session, wire.identity_hash(own), wire.identity_hash(peer), expires).pack()
         return claim, wire.token_key(self._secret, claim)
 
@@ -103,7 +107,7 @@ class Relay:
         key = wire.token_key(self._secret, asked.packed)
         if not wire.proved(data, key) or asked.claim.own == asked.claim.peer:
             return None
-        window = int(time.monotonic() // COOKIE_WINDOW)
+        window = int(self._clock() // COOKIE_WINDOW)
         good = [wire.cookie(self._cookies, address, each) for each in (window, window - 1)]
         if asked.cookie not in good:
             return None if asked.leaves else (wire.challenge(key, asked.number, good[0]), None)
@@ -119,7 +123,7 @@ class Relay:
 
     def forward(self, end: End, data: memoryview, segment: int) -> None:
         """Hand what an end sent to the other one, if that is there and the pair may."""
-        end.seen = time.monotonic()
+        end.seen = self._clock()
         other = end.other
         if other is None or not self.pairs.may(end.pair, len(data), end.seen):
             self.dropped += 1
@@ -145,14 +149,14 @@ class Relay:
         for fd in by_fd:
             poll.register(fd, select.POLLIN)
         buffer = bytearray(gso.BATCH)
-        swept = time.monotonic()
+        swept = self._clock()
         while True:
             for fd, _ in poll.poll(SWEEP * 1000):
                 if fd == self._stop:
                     return
                 self._drain(by_fd[fd], buffer)
-            if time.monotonic() - swept > SWEEP:
-                swept = time.monotonic()
+            if self._clock() - swept > SWEEP:
+                swept = self._clock()
                 self.pairs.sweep()
 
     def _drain(self, sock: socket.socket, buffer: bytearray) -> None:

@@ -47,6 +47,9 @@ class Userspace:
 
     kind: ClassVar[str] = "userspace"
 
+    def __init__(self, answer_limit: float = ANSWER_LIMIT) -> None:
+        self._answer_limit = answer_limit
+
     def why_not(self) -> str:
         if processes.which(PROGRAM) is None:
             return f"the program {PROGRAM} is not installed"
@@ -129,10 +132,10 @@ class Userspace:
 
     def _ask(self, name: str, request: bytes) -> bytes:
         """One request on a connection of its own: after one that it refuses, wireguard-go reads no more from it."""
-        end = time.monotonic() + ANSWER_LIMIT
+        end = time.monotonic() + self._answer_limit
         try:
             with socket.socket(socket.AF_UNIX) as uapi_socket:
-                uapi_socket.settimeout(ANSWER_LIMIT)
+                uapi_socket.settimeout(self._answer_limit)
                 uapi_socket.connect(str(socket_path(name)))
                 uapi_socket.sendall(request)
                 answer = bytearray()
