@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import os
 import time
+from collections.abc import Callable
 from typing import Any
 
 from migrator.protocol import Connection
@@ -19,7 +20,7 @@ ENOUGH = 0.05  # seconds
 IDLE = 3  # requests for nothing: the quickest of them counts, as any may have had to wait for a processor
 
 
-def measure(there: Connection) -> float | None:
+def measure(there: Connection, clock: Callable[[], float] = time.monotonic) -> float | None:
     """Bytes a second towards the other host; on a fast network, at least so many. Takes a tenth of a second, or as
     long as 64 KiB take. Raises what `Connection.call` raises.
 
@@ -27,10 +28,10 @@ def measure(there: Connection) -> float | None:
     what is taken off is never more than half, and the answer at most twice too much, whatever else the hosts do.
     """
     data = base64.b64encode(os.urandom(SIZES[-1])).decode()  # not to be compressed
-    idle = min(_ask(there, "") for _ in range(IDLE))
+    idle = min(_ask(there, "", clock) for _ in range(IDLE))
     rate = None
     for size in SIZES:
-        seconds = _ask(there, data[:size])
+        seconds = _ask(there, data[:size], clock)
         tells = seconds >= 2 * idle
         rate = size / (seconds - idle) if tells and seconds > idle else None
         if tells and seconds >= ENOUGH:
@@ -38,10 +39,10 @@ def measure(there: Connection) -> float | None:
     return rate
 
 
-def _ask(there: Connection, data: str) -> float:
-    begun = time.monotonic()
+def _ask(there: Connection, data: str, clock: Callable[[], float]) -> float:
+    begun = clock()
     there.call("measure", data=data)
-    return time.monotonic() - begun
+    return clock() - begun
 
 
 def answer(_service: object, _fields: dict[str, Any]) -> dict[str, Any]:

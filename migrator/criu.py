@@ -96,12 +96,12 @@ def processes(folders: Iterable[Path]) -> list[int]:
     return [pid for pid, words in running("criu", "lxc-checkpoint") if wanted & set(words)]
 
 
-def wait_for_dump(name: str, folders: Sequence[Path]) -> None:
-    """Wait until no dump into one of these folders is under way; raises DumpFailed where it does not end.
+def wait_for_dump(name: str, folders: Sequence[Path], limit: float = DUMP_LIMIT) -> None:
+    """Wait until no dump into one of these folders is under way; raises DumpFailed where one still is after `limit`.
 
     A killed create-dump leaves CRIU behind, which goes on; its tasks must not be thawed before it has let go of them.
     """
-    if left := left_after(DUMP_LIMIT, folders):
+    if left := left_after(limit, folders):
         raise DumpFailed(name=name, reason=f"CRIU does not end (process {left[0]})", log=folders[0] / "dump.log")
 
 

@@ -25,6 +25,7 @@ from migrator.states import Event, Owner, Role, State
 DEFAULT_PATH = Path("/var/lib/migrator/journal.db")
 SCHEMA_VERSION = 1
 WAIT_FOR_LOCK = 10.0  # seconds
+_PAUSE = 0.01  # seconds between two tries for it
 KEPT = 20  # migrations of a container that have ended; older ones are forgotten when the next one begins
 
 _SCHEMA = """
@@ -184,35 +185,40 @@ def _version(db: sqlite3.Connection) -> int:
     return int(db.execute("PRAGMA user_version").fetchone()[0])
 
 
-def _use_wal(db: sqlite3.Connection) -> None:
-    """Write ahead; for this one change SQLite does not wait by itself while another command makes it too."""
-    end = time.monotonic() + WAIT_FOR_LOCK
-    while True:
+def _use_wal(db: sqlite3.Connection, patience: float) -> None:
+    """Write ahead; for this one change SQLite does not wait by itself while another command makes it too.
+
+    As SQLite does, it counts its pauses: who has been held up has not waited.
+    """
+    for left in range(round(patience / _PAUSE), -1, -1):
         try:
             db.execute("PRAGMA journal_mode = WAL")
             return
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > end:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or not left:
                 raise
-            time.sleep(0.01)
+            time.sleep(_PAUSE)
 
 
 class Journal:
-    """An open journal. Use it as a context manager, or call `close`."""
+    """An open journal. Use it as a context manager, or call `close`.
 
-    def __init__(self, path: Path) -> None:
+    Each access waits for others' for up to `patience` seconds.
+    """
+
+    def __init__(self, path: Path, patience: float = WAIT_FOR_LOCK) -> None:
         self.path = path
-        self._db = self._open(path)
+        self._db = self._open(path, patience)
 
     @staticmethod
-    def _open(path: Path) -> sqlite3.Connection:
+    def _open(path: Path, patience: float) -> sqlite3.Connection:
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             os.close(os.open(path, os.O_CREAT | os.O_CLOEXEC, 0o600))
             # Threads take turns: a transaction is made by one of them from begin to end.
-            db = sqlite3.connect(path, timeout=WAIT_FOR_LOCK, isolation_level=None, check_same_thread=False)
+            db = sqlite3.connect(path, timeout=patience, isolation_level=None, check_same_thread=False)
             db.row_factory = sqlite3.Row
-            _use_wal(db)
+            _use_wal(db, patience)
             db.execute("PRAGMA synchronous = FULL")
             version = _version(db)
             if version == 0:

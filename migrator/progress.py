@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 
 from migrator import holder, log
 from migrator.report import duration, size
@@ -17,10 +18,11 @@ EVERY_JSON = 1.0
 class Progress:
     """Shown while its block runs. `total` is in bytes; 0 when it is not known."""
 
-    def __init__(self, what: str, total: int = 0) -> None:
+    def __init__(self, what: str, total: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
         self._what = what
         self._total = total
-        self._begun = self._shown_at = time.monotonic()
+        self._clock = clock
+        self._begun = self._shown_at = clock()
         self._terminal = sys.stderr.isatty() and not log.as_json and log.level >= log.Level.NORMAL
         self._drawn = False
 
@@ -34,7 +36,7 @@ class Progress:
 
     def update(self, done: int, resumed: int = 0) -> None:
         """`done` bytes are there so far, `resumed` of them since an earlier attempt: the rate is that of the others."""
-        now = time.monotonic()
+        now = self._clock()
         if now - self._shown_at < (EVERY_JSON if log.as_json else EVERY_TERMINAL):
             return
         self._shown_at = now

@@ -26,6 +26,11 @@ TIMEOUT = 15.0  # seconds without a sign of life after which the other side is t
 _SIGN_OF_LIFE = 15.0  # seconds; more often where a timeout is short
 
 
+def sign_of_life(ours: float, theirs: float) -> float:
+    """Seconds between two signs of life, where the two sides wait so many seconds for one."""
+    return min(_SIGN_OF_LIFE, ours / 4, theirs / 4)
+
+
 @dataclasses.dataclass(frozen=True)
 class Takeover:
     """What a handler returns when bulk frames are to follow its reply.
@@ -50,7 +55,8 @@ class Connection:
     broke, and ProtocolError when what came makes no sense; the connection is of no use after either.
     """
 
-    def __init__(self, stream: ByteStream, *, name: str = "", timeout: float = TIMEOUT) -> None:
+    def __init__(self, stream: ByteStream, *, name: str = "", timeout: float = TIMEOUT,
+                 clock: Callable[[], float] = time.monotonic) -> None:
         self.name = name or "the other host"
         self.timeout = timeout
         self.peer_host = ""  # both as the other side's greeting has them
@@ -59,10 +65,11 @@ class Connection:
         self.acknowledged = 0  # bytes of bulk data that the other side has taken over this connection
         self._named = bool(name)
         self._stream = stream
+        self._clock = clock
         self._sending = threading.Lock()
         self._in_frame = False  # a frame has been sent in part
         self._broken: str | None = None  # why nothing can be sent or received any more
-        self._last_sent = time.monotonic()
+        self._last_sent = self._clock()
         self._last_id = 0
         self._closed = threading.Event()
         stream.settimeout(timeout)
@@ -96,11 +103,11 @@ class Connection:
         if not self._fill(memoryview(header), may_end=True):
             raise self._lost("it ended before the other side had said anything")
         body = memoryview(bytearray(frames.greeting_length(bytes(header))))
-        self._fill(body, deadline=time.monotonic() + self.timeout)
+        self._fill(body, deadline=self._clock() + self.timeout)
         self.peer_program, self.peer_host, self.peer_timeout = frames.parse_greeting(bytes(header), body)
         if not self._named:
             self.name = self.peer_host
-        interval = min(_SIGN_OF_LIFE, self.timeout / 4, self.peer_timeout / 4)
+        interval = sign_of_life(self.timeout, self.peer_timeout)
         threading.Thread(target=self._keep_alive, args=(interval,), name="migrator-keepalive", daemon=True).start()
 
     def adopt_timeout(self, least: float, most: float) -> None:
@@ -173,7 +180,7 @@ class Connection:
             except OSError as error:
                 raise self._lost(self._why(error)) from error
             self._in_frame = False
-            self._last_sent = time.monotonic()
+            self._last_sent = self._clock()
 
     def receive(self, room: Callable[[int], memoryview] | None = None, *, at_once: bool = False) -> Frame:
         """The next frame that is not just a sign of life.
@@ -189,7 +196,7 @@ class Connection:
     def receive_or_end(self, room: Callable[[int], memoryview] | None = None, *,
                        at_once: bool = False) -> Frame | None:
         """As `receive`, but None where the stream ends between two frames."""
-        begun = time.monotonic()
+        begun = self._clock()
         while True:
             header = bytearray(frames.HEADER.size)
             if not self._fill(memoryview(header), may_end=True):
@@ -199,7 +206,7 @@ class Connection:
             self._fill(body)
             if kind is not Kind.WORKING:
                 return Frame(kind, flags, body)
-            if at_once and time.monotonic() - begun > self.timeout:
+            if at_once and self._clock() - begun > self.timeout:
                 raise self._lost(f"the other side did not go on within {self.timeout:g} seconds")
 
     def _fill(self, view: memoryview, *, may_end: bool = False, deadline: float | None = None) -> bool:
@@ -224,7 +231,7 @@ class Connection:
                     return False
                 raise self._lost("it ended in the middle of a message")
             done += count
-            if deadline and done < len(view) and time.monotonic() > deadline:
+            if deadline and done < len(view) and self._clock() > deadline:
                 raise self._lost(f"the greeting was not complete within {self.timeout:g} seconds")
         return True
 
@@ -239,7 +246,7 @@ class Connection:
 
     def _keep_alive(self, interval: float) -> None:
         while not self._closed.wait(interval):
-            if time.monotonic() - self._last_sent < interval or self._sending.locked():
+            if self._clock() - self._last_sent < interval or self._sending.locked():
                 continue
             try:
                 self.send(Kind.WORKING)

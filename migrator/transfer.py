@@ -269,15 +269,16 @@ class _Sender:
 class _Pace:
     """Holds a sender to a number of bytes a second, on average over a segment."""
 
-    def __init__(self, bytes_per_second: int | None) -> None:
+    def __init__(self, bytes_per_second: int | None, clock: Callable[[], float] = time.monotonic) -> None:
         self._rate = bytes_per_second
-        self._due = time.monotonic()  # when all that was sent so far should have taken until
+        self._clock = clock
+        self._due = clock()  # when all that was sent so far should have taken until
 
     def after(self, size: int) -> float:
         """Seconds to wait after `size` bytes have been sent."""
         if not self._rate:
             return 0.0
-        now = time.monotonic()
+        now = self._clock()
         self._due = max(now - 0.1, self._due) + size / self._rate
         return max(0.0, self._due - now)
 

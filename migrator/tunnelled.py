@@ -32,9 +32,10 @@ T = TypeVar("T")
 
 
 class Loop:
-    """An event loop on a thread of its own."""
+    """An event loop on a thread of its own, in which to clean up takes no more than `close_limit` seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, close_limit: float = CLOSE_LIMIT) -> None:
+        self._close_limit = close_limit
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="migrator-tunnel", daemon=True)
         self._thread.start()
@@ -54,26 +55,27 @@ class Loop:
             return future.result()
         except BaseException:
             if future.cancel() or future.cancelled():
-                ended.wait(CLOSE_LIMIT)  # `future` is done at once; what undoes the work is not
+                ended.wait(self._close_limit)  # `future` is done at once; what undoes the work is not
             raise
 
     def close(self) -> None:
         """End loop and thread; safe to repeat."""
         if self._thread.is_alive():
             with contextlib.suppress(concurrent.futures.TimeoutError):
-                asyncio.run_coroutine_threadsafe(_others_ended(), self._loop).result(CLOSE_LIMIT)
+                others = _others_ended(self._close_limit)
+                asyncio.run_coroutine_threadsafe(others, self._loop).result(self._close_limit)
             self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join(CLOSE_LIMIT)
+            self._thread.join(self._close_limit)
             if not self._thread.is_alive():
                 self._loop.close()
 
 
-async def _others_ended() -> None:
+async def _others_ended(limit: float) -> None:
     others = asyncio.all_tasks() - {asyncio.current_task()}
     for task in others:
         task.cancel()
     if others:
-        await asyncio.wait(others, timeout=CLOSE_LIMIT)
+        await asyncio.wait(others, timeout=limit)
 
 
 class Opened:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.effort import tries
 from tests.fuzz.targets import TARGETS, Target
 from tunnel.identity import Identity
 
@@ -32,7 +33,7 @@ DATAGRAMS = st.tuples(st.sampled_from([b"MGR1", b"MGA1", b"MRL1", b"MGS1", b"MGS
 
 @pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
 def test_any_bytes_are_read_or_refused(target: Target) -> None:
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=tries(40, 1000), deadline=None)
     @given(st.binary(max_size=600) | MESSAGES | DATAGRAMS)
     def test(data: bytes) -> None:
         target(data)

@@ -53,9 +53,15 @@ class Sshd:
         shutil.copy(self.home / ".ssh/id_ed25519.pub", self.folder / "authorized_keys")
         if os.geteuid() == 0:
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
-        self.port = _free_port()  # not earlier: until it is listened on, any program may get it
-        self.start()
-        return self
+        for _ in range(5):
+            self.port = _free_port()
+            try:
+                self.start()
+                return self
+            except RuntimeError as error:  # until a port is listened on, any program may get it
+                if "in use" not in str(error):
+                    raise
+        raise RuntimeError("each port that was free was taken by another program")
 
     def __exit__(self, *_: object) -> None:
         self.stop()
@@ -80,10 +86,9 @@ class Sshd:
             with config.open("a") as file:
                 file.write("PerSourcePenalties no\n")
         self._process = subprocess.Popen([SSHD, "-D", "-f", config, "-E", self.folder / "log"], process_group=0)
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and self._process.poll() is None:
+        while self._process.poll() is None:
             try:
-                socket.create_connection(("127.0.0.1", self.port), 1).close()
+                socket.create_connection(("127.0.0.1", self.port)).close()
             except OSError:
                 time.sleep(0.01)
             else:

@@ -326,7 +326,8 @@ def moved(world: World, event: Event) -> World:
 
 def kept(world: World) -> World:
     """Without the messages that can have no effect any more, whatever happens."""
-    return world._replace(flying=frozenset(message for message in world.flying if not inert(world, message)))
+    dead = [message for message in world.flying if inert(world, message)]
+    return world._replace(flying=world.flying.difference(dead)) if dead else world
 
 
 def inert(world: World, message: Message) -> bool:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How fast the way is: on a link that carries so much, and on one that is limited by nothing but this machine."""
+"""How fast the way is, on links that carry so much by a clock that goes on for nothing else."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from migrator import bandwidth
+from migrator import bandwidth, frames
 from migrator.protocol import Handler
 from migrator.stream import Bytes
+from tests.effort import tries
 from tests.migrator.wire import CutStream, connected
 
 
@@ -27,18 +28,18 @@ class Slow(CutStream):
         self.now = 1000.0
         self.waits = iter(waits)
 
-    def monotonic(self) -> float:
+    def clock(self) -> float:
         return self.now
 
     def write(self, *buffers: Bytes) -> None:
-        self.now += sum(map(len, buffers)) / self.rate + next(self.waits, 0.0)
+        if (size := sum(map(len, buffers))) > frames.HEADER.size:  # a sign of life comes when this machine likes
+            self.now += size / self.rate + next(self.waits, 0.0)
         super().write(*buffers)
 
 
-def measured(monkeypatch: pytest.MonkeyPatch, link: Slow, asked: list[int] | None = None) -> float | None:
+def measured(link: Slow, asked: list[int] | None = None) -> float | None:
     with connected(handlers([] if asked is None else asked), link) as (connection, _):
-        monkeypatch.setattr(bandwidth, "time", link)  # only now: the connection's beginning is none of its requests
-        return bandwidth.measure(connection)
+        return bandwidth.measure(connection, link.clock)
 
 
 def handlers(asked: list[int]) -> dict[str, Handler]:
@@ -50,30 +51,29 @@ def handlers(asked: list[int]) -> dict[str, Handler]:
 
 
 @pytest.mark.parametrize("rate", [400_000.0, 8_000_000.0])
-def test_a_slow_link(monkeypatch: pytest.MonkeyPatch, rate: float) -> None:
+def test_a_slow_link(rate: float) -> None:
     asked: list[int] = []
-    assert measured(monkeypatch, Slow(rate), asked) == pytest.approx(rate, rel=0.01)
+    assert measured(Slow(rate), asked) == pytest.approx(rate, rel=0.01)
     assert sum(asked) < rate, "that would have taken longer than a second"
 
 
-def test_a_long_way(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_way() -> None:
     """The requests of 64 KiB and 256 KiB take hardly longer than one for nothing: they do not tell."""
-    assert measured(monkeypatch, Slow(8_000_000.0, itertools.repeat(0.1))) == pytest.approx(8_000_000, rel=0.05)
+    assert measured(Slow(8_000_000.0, itertools.repeat(0.1))) == pytest.approx(8_000_000, rel=0.05)
 
 
-def test_where_nothing_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_nothing_tells() -> None:
     """A slow answer to nothing, and then quick ones: once that made 61.0 GiB/s of a link of 4 MiB/s."""
-    assert measured(monkeypatch, Slow(1e12, itertools.repeat(0.2))) is None
+    assert measured(Slow(1e12, itertools.repeat(0.2))) is None
     waits = [0.0, 0.3, 0.4, 0.3, *itertools.repeat(0.05, 9)]
-    found = measured(monkeypatch, Slow(4.0 * (1 << 20), waits))
+    found = measured(Slow(4.0 * (1 << 20), waits))
     assert found is None or found < 8 * (1 << 20)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=tries(10, 200))
 @given(st.floats(1e5, 1e10), st.lists(st.floats(0, 0.5), max_size=9))
-def test_it_is_never_more_than_twice_too_much(monkeypatch: pytest.MonkeyPatch, rate: float,
-                                              waits: list[float]) -> None:
-    found = measured(monkeypatch, Slow(rate, waits))
+def test_it_is_never_more_than_twice_too_much(rate: float, waits: list[float]) -> None:
+    found = measured(Slow(rate, waits))
     assert found is None or 0 < found <= 2.01 * rate
 
 

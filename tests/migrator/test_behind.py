@@ -18,6 +18,7 @@ from migrator.behind import Behind
 from migrator.errors import ConnectionLost, MigratorError, SegmentDamaged
 from migrator.segments import Segment
 from migrator.transfer import SourceFile
+from tests.effort import tries
 from tests.migrator.wire import CutStream, connected
 
 SEGMENT = 4096
@@ -79,7 +80,7 @@ def test_it_is_imported_while_it_arrives(tmp_path: Path, monkeypatch: pytest.Mon
     assert not done.brought(tmp_path / "another")
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=tries(10, 200), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(limit=st.integers(400, 60_000))
 def test_cut_anywhere_it_is_not_whole_and_the_next_one_begins_at_the_beginning(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, small_segments: None, limit: int,

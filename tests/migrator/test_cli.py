@@ -234,7 +234,7 @@ def test_a_signal_ends_it_in_order(number: signal.Signals) -> None:
                           text=True) as process:
         assert process.stdout and process.stdout.readline() == "started\n"
         process.send_signal(number)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate()
     assert out == "undone\n"
     assert err == f"migrator: Interrupted by {number.name}.\n"
     assert process.returncode == 128 + number
@@ -247,7 +247,7 @@ def test_the_second_signal_ends_it_at_once() -> None:
         process.terminate()
         assert process.stdout.readline() == "undone\n"
         process.terminate()
-        assert process.wait(60) == -signal.SIGTERM
+        assert process.wait() == -signal.SIGTERM
 
 
 def test_nohup_is_respected() -> None:

@@ -8,7 +8,7 @@ import json
 import string
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from migrator import errors
@@ -25,6 +25,7 @@ from migrator.errors import (
     by_code,
     from_json,
 )
+from tests.effort import tries
 
 CLASSES = [cls for cls in by_code().values() if cls not in (MigratorError, OutcomeError)]
 ANSWERS = [cls for cls in CLASSES if not issubclass(cls, OutcomeError)]
@@ -105,6 +106,7 @@ anything = st.recursive(
 )
 
 
+@settings(max_examples=tries(30, 500))
 @example({"code": "no-space", "fields": {"self": "x", "cls": "y", "": "z"}})
 @given(st.dictionaries(st.sampled_from(["code", "message", "fields", "status", "host"]), anything))
 def test_whatever_the_other_host_sends_is_an_error(data: dict[str, object]) -> None:

@@ -19,7 +19,7 @@ from migrator.layout import locked
 
 # The third argument says whether it listens to `migrator abort`.
 WORKER = """
-import signal, sys, time
+import signal, sys
 from pathlib import Path
 from migrator import holder
 from migrator.layout import locked
@@ -29,13 +29,19 @@ with locked("web", Path(sys.argv[2])):
     holder.publish("disk", 5, 9)
     holder.publish("disk", 1234567, 0)
     print("locked", flush=True)
-    time.sleep(60)
+    signal.pause()
 """
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return tmp_path / "lock"
+
+
+@pytest.fixture
+def earlier() -> float:
+    """Before the worker was started, by the wall clock; the kernel's ticks are coarser."""
+    return time.time() - 1
 
 
 @pytest.fixture(params=["listens"])
@@ -47,11 +53,11 @@ def worker(folder: Path, request: pytest.FixtureRequest) -> Iterator[subprocess.
         process.kill()
 
 
-def test_who_it_is_and_how_far(worker: subprocess.Popen[str], folder: Path) -> None:
+def test_who_it_is_and_how_far(earlier: float, worker: subprocess.Popen[str], folder: Path) -> None:
     found = holder.of("web", folder)
     assert found and (found.pid, found.command) == (worker.pid, "migrate")
     assert found.progress == {"what": "disk", "bytes": 1234567, "total": None}
-    assert abs(found.began - time.time()) < 30
+    assert earlier < found.began < time.time() + 1
     assert holder.of("db", folder) is None
     worker.kill()
     worker.wait()
@@ -69,7 +75,7 @@ def test_it_is_asked_to_stop(worker: subprocess.Popen[str], folder: Path) -> Non
     found = holder.of("web", folder)
     assert found and not holder.has_ended(found, 0)
     holder.ask_to_stop("web", found, folder)
-    assert holder.has_ended(found, 50)
+    assert holder.has_ended(found, 600)
     assert worker.wait() == 7
     holder.ask_to_stop("web", found, folder)  # it has ended: nothing happens
 
@@ -80,7 +86,7 @@ def test_another_process_of_that_id_is_left_alone(worker: subprocess.Popen[str],
     earlier = dataclasses.replace(found, started=found.started - 1)
     holder.ask_to_stop("web", earlier, folder)
     assert holder.has_ended(earlier, 0), "the one that was meant has ended"
-    assert not holder.has_ended(found, 0.3)
+    assert not holder.has_ended(found, 0.05)
 
 
 @pytest.mark.parametrize("worker", ["is deaf"], indirect=True)
@@ -89,7 +95,7 @@ def test_who_would_die_of_it_is_not_asked(worker: subprocess.Popen[str], folder:
     assert found
     with pytest.raises(HolderUnknown, match=f"process {worker.pid}"):
         holder.ask_to_stop("web", found, folder)
-    assert not holder.has_ended(found, 0.3)
+    assert not holder.has_ended(found, 0.05)
 
 
 # Two file systems whose first files have the same inode number; a stranger locks his, on the other one.

@@ -80,9 +80,17 @@ def test_colour_only_on_a_terminal_that_wants_it(monkeypatch: pytest.MonkeyPatch
     assert file.getvalue() == "migrator: plain\n"
 
 
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 @pytest.mark.parametrize("number", [errno.EPIPE, errno.EIO, errno.ENOSPC, errno.EBADF])
 @pytest.mark.parametrize("where", ["write", "flush"])
-def test_nobody_listens_any_more(monkeypatch: pytest.MonkeyPatch, clock: list[float], where: str, number: int) -> None:
+def test_nobody_listens_any_more(monkeypatch: pytest.MonkeyPatch, where: str, number: int) -> None:
     """A terminal that was closed, a full device: the work goes on, and so does a transfer that is being shown."""
     failures = []
 
@@ -95,8 +103,9 @@ def test_nobody_listens_any_more(monkeypatch: pytest.MonkeyPatch, clock: list[fl
     monkeypatch.setattr(sys, "stderr", Gone())
     log.error("the work goes on")
     log.at_signal("also here")
-    with progress.Progress("disk", 400) as shown:
-        clock[0] += 5
+    clock = Clock()
+    with progress.Progress("disk", 400, clock) as shown:
+        clock.now += 5
         shown.update(100)
     assert len(failures) == 3, "an error, the progress, its end"
 
@@ -104,60 +113,56 @@ def test_nobody_listens_any_more(monkeypatch: pytest.MonkeyPatch, clock: list[fl
 # --- progress -------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    now = [100.0]
-    monkeypatch.setattr("migrator.progress.time.monotonic", lambda: now[0])
-    return now
-
-
-def test_progress_on_a_terminal(monkeypatch: pytest.MonkeyPatch, clock: list[float]) -> None:
+def test_progress_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
-    with progress.Progress("disk", 400 << 20) as shown:
-        clock[0] += 2
+    with progress.Progress("disk", 400 << 20, clock) as shown:
+        clock.now += 2
         shown.update(100 << 20)
         shown.update(101 << 20)  # too soon after the last
-        clock[0] += 2
+        clock.now += 2
         shown.update(200 << 20)
     drawn = terminal.getvalue().split("\r\033[K")
     assert drawn == ["", "disk: 100.0 MiB of about 400.0 MiB (25 %), 50.0 MiB/s, 6.0 s left",
                      "disk: 200.0 MiB of about 400.0 MiB (50 %), 50.0 MiB/s, 4.0 s left", ""]
 
 
-def test_an_estimate_never_claims_to_be_done(clock: list[float]) -> None:
+def test_an_estimate_never_claims_to_be_done() -> None:
     assert "(99 %)" in progress.line("disk", 500, 400, 10.0, None)
     assert "%" not in progress.line("disk", 500, 0, 10.0, None)
 
 
-def test_no_progress_elsewhere(capsys: pytest.CaptureFixture[str], clock: list[float]) -> None:
-    with progress.Progress("disk", 400) as shown:
-        clock[0] += 5
+def test_no_progress_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Clock()
+    with progress.Progress("disk", 400, clock) as shown:
+        clock.now += 5
         shown.update(100)
     assert capsys.readouterr().err == ""
 
 
-def test_no_progress_when_quiet(monkeypatch: pytest.MonkeyPatch, clock: list[float]) -> None:
+def test_no_progress_when_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
     monkeypatch.setattr(log, "level", Level.QUIET)
-    with progress.Progress("disk", 400) as shown:
-        clock[0] += 5
+    with progress.Progress("disk", 400, clock) as shown:
+        clock.now += 5
         shown.update(100)
     assert terminal.getvalue() == ""
 
 
-def test_progress_as_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-                          clock: list[float]) -> None:
+def test_progress_as_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Clock()
     monkeypatch.setattr(log, "as_json", True)
-    with progress.Progress("memory", 400) as shown:
-        clock[0] += 2
+    with progress.Progress("memory", 400, clock) as shown:
+        clock.now += 2
         shown.update(100)
-        clock[0] += 0.5
+        clock.now += 0.5
         shown.update(150)  # a line a second is enough
-    with progress.Progress("disk") as shown:
-        clock[0] += 2
+    with progress.Progress("disk", clock=clock) as shown:
+        clock.now += 2
         shown.update(100)
-    with progress.Progress("disk", 1100) as shown:
-        clock[0] += 2
+    with progress.Progress("disk", 1100, clock) as shown:
+        clock.now += 2
         shown.update(900, 800)
     first, second, third = (json.loads(line) for line in capsys.readouterr().err.splitlines())
     assert first.items() >= {"type": "progress", "message": "memory", "bytes": 100, "total": 400,

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from migrator.preflight.mount_facts import MountLine, classify, parse_mountinfo
+from tests.effort import tries
 from tests.migrator.made_up import anything
 
 INSIDE = """\
@@ -63,7 +64,7 @@ def test_any_mountinfo(text: str) -> None:
     classify(parse_mountinfo(text), parse_mountinfo(text))
 
 
-@settings(deadline=None)
+@settings(max_examples=tries(40, 500))
 @given(st.lists(anything(MountLine), max_size=6), st.lists(anything(MountLine), max_size=3))
 def test_any_mounts(inside: list[MountLine], outside: list[MountLine]) -> None:
     assert len(classify(inside, outside)) == len(inside)

@@ -28,6 +28,7 @@ from migrator.preflight.findings import (
 from migrator.preflight.host_facts import HostFacts, Other
 from migrator.preflight.mount_facts import Mount
 from migrator.preflight.net_facts import Interface, Neighbour
+from tests.effort import tries
 from tests.migrator.made_up import (
     BRIDGE,
     CONTAINER,
@@ -476,7 +477,7 @@ def test_whom_to_ask_on_the_bridge(here: tuple[str, ...], there: tuple[str, ...]
     assert checks_network.to_ask(Case(source, None, CONTAINER, PlanOptions())) == {}
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=tries(40, 500), suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(anything(HostFacts), st.none() | anything(HostFacts), anything(ContainerFacts), anything(PlanOptions))
 def test_find_never_raises(source: HostFacts, destination: HostFacts | None, container: ContainerFacts,
                            options: PlanOptions) -> None:

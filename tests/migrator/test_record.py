@@ -15,6 +15,7 @@ from migrator.preflight import record
 from migrator.preflight.config_facts import Config
 from migrator.preflight.container_facts import ContainerFacts
 from migrator.preflight.host_facts import HostFacts, Query
+from tests.effort import tries
 from tests.migrator.made_up import CONTAINER, DESTINATION, JSON, SOURCE, anything
 
 
@@ -23,7 +24,7 @@ def test_facts_come_back_as_they_went(facts: Any) -> None:
     assert record.load(type(facts), json.loads(json.dumps(record.dump(facts)))) == facts
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=tries(20, 300), deadline=None)
 @given(anything(HostFacts) | anything(ContainerFacts))
 def test_any_facts_come_back(facts: Any) -> None:
     assert record.load(type(facts), json.loads(json.dumps(record.dump(facts)))) == facts

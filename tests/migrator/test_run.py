@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import signal
@@ -96,46 +97,47 @@ def test_known_packages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     assert caught.value.hint == "Install it: apt-get install btrfs-progs"
 
 
-def test_the_limit_ends_the_whole_group(tmp_path: Path) -> None:
-    begun = time.monotonic()
-    with pytest.raises(CommandTimeout, match="within 2 seconds"):
-        run(["sh", "-c", f"sleep 60 & echo $! >{tmp_path}/pid; wait"], limit=2)
-    assert time.monotonic() - begun < 30
-    assert gone(int((tmp_path / "pid").read_text()))
+def test_a_limit() -> None:
+    with pytest.raises(CommandTimeout, match=r"within 0\.05 seconds"):
+        run(["sleep", "infinity"], limit=0.05)
 
 
-def test_the_end_is_noticed_at_once() -> None:
-    """A container may be frozen meanwhile. By looking now and then it would be seen 40 ms late each time."""
-    in_time = sum(run(["sleep", "0.07"], limit=60).seconds < 0.1 for _ in range(15))
-    assert in_time >= 3, "on a busy machine most may take longer"
+def test_the_limit_ends_the_whole_group() -> None:
+    with started(["sh", "-c", "sleep infinity & echo $!; wait"], stdout=subprocess.PIPE) as program:
+        child = int(program.stdout.readline())
+        with pytest.raises(CommandTimeout, match="within 0 seconds"):
+            program.wait(0)
+        wait_until_gone(child)
 
 
-def gone(pid: int, limit: float = 30.0) -> bool:
-    end = time.monotonic() + limit
-    while time.monotonic() < end:
-        try:
-            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
-                return True
-        except FileNotFoundError:
-            return True
-        time.sleep(0.01)
-    return False
+def test_the_end_is_noticed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container may be frozen meanwhile. Who looks now and then, and sleeps in between, notices it 40 ms late."""
+    def sleep(_: float) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    assert run(["sleep", "0.01"], limit=600).status == 0
+
+
+def wait_until_gone(pid: int) -> None:
+    """The test's limit ends it."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+            time.sleep(0.01)
 
 
 def test_a_daemon_that_keeps_the_output_open_does_not_block(tmp_path: Path) -> None:
     """As LXC's monitor does."""
-    begun = time.monotonic()
-    done = run(["sh", "-c", f"sleep 60 & echo $! >{tmp_path}/pid; echo started"], limit=50)
+    done = run(["sh", "-c", f"sleep infinity & echo $! >{tmp_path}/pid; echo started"], limit=600)
     assert done.text == "started\n"
-    assert time.monotonic() - begun < 30
-    os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+    os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)  # it still runs
 
 
 def test_leaving_the_block_ends_the_program() -> None:
-    with pytest.raises(ZeroDivisionError), started(["sleep", "60"], stdout=subprocess.PIPE) as program:
+    with pytest.raises(ZeroDivisionError), started(["sleep", "infinity"], stdout=subprocess.PIPE) as program:
         pid = program.pid
         raise ZeroDivisionError
-    assert gone(pid)
+    wait_until_gone(pid)
 
 
 def test_pipes() -> None:
@@ -143,7 +145,7 @@ def test_pipes() -> None:
         program.stdin.write(b"loud")
         program.stdin.close()
         assert program.stdout.read() == b"LOUD"
-        program.finish(60)
+        program.finish(600)
 
 
 def test_nothing_private_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:

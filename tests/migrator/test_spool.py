@@ -7,7 +7,6 @@ import contextlib
 import fcntl
 import os
 import struct
-import time
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from migrator.errors import Busy, InvalidName, MigratorError, NoSpace, ProtocolE
 from migrator.frames import SEGMENT_MAX, Kind
 from migrator.protocol import Connection
 from migrator.segments import End, Index, Segment
+from tests.effort import tries
 from tests.migrator.wire import connected, ends_orderly
 
 MIB = 1 << 20
@@ -196,23 +196,6 @@ def test_many_files_are_verified_at_once(tmp_path: Path) -> None:
         spool.verify(*paths)
 
 
-def test_verifying_is_faster_than_half_a_second_for_a_gibibyte(tmp_path: Path) -> None:
-    piece = os.urandom(SEGMENT_MAX)
-    path = Path("/dev/shm") / f"migrator-test-{os.getpid()}"
-    try:
-        store(path, piece * 64)  # a quarter
-        # Three times that on a busy machine, and there once is enough.
-        assert any(_seconds(lambda: spool.verify(path)) < 0.5 / 4 * 3 for _ in range(30))
-    finally:
-        spool.drop(path)
-
-
-def _seconds(work: Any) -> float:
-    begun = time.monotonic()
-    work()
-    return time.monotonic() - begun
-
-
 # --- Space ---
 
 
@@ -358,7 +341,7 @@ kinds = st.sampled_from([Kind.FILE, Kind.SEGMENT, Kind.FILE_END, Kind.ACK, Kind.
 bulk = st.tuples(kinds, bodies | st.binary(max_size=80), st.integers(0, 3))
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=tries(30, 500), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(bulk, max_size=6), st.booleans())
 def test_a_receiver_survives_any_frames(tmp_path: Path, frames: list[tuple[Kind, bytes, int]], durable: bool) -> None:
     with connected(handlers(tmp_path, durable)) as (connection, server), contextlib.suppress(MigratorError):

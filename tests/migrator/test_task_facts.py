@@ -181,7 +181,7 @@ def test_pipes_name_the_process_outside(watcher: subprocess.Popen[bytes], monkey
 def test_terminal_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     master, slave = os.openpty()
     try:
-        with subprocess.Popen(["sleep", "60"], stdin=slave) as process:
+        with subprocess.Popen(["sleep", "infinity"], stdin=slave) as process:
             found = [(note.kind, note.detail) for note in look_at(process, monkeypatch).notes]
             process.kill()
         assert ("terminal-outside", os.ttyname(slave)) in found
@@ -191,9 +191,11 @@ def test_terminal_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_process_that_is_no_descendant(monkeypatch: pytest.MonkeyPatch) -> None:
-    with subprocess.Popen(["sleep", "60"]) as init, subprocess.Popen(["sleep", "60"]) as other:
+    with subprocess.Popen(["sleep", "infinity"]) as init, subprocess.Popen(["sleep", "infinity"]) as other:
         monkeypatch.setattr(task_facts, "_members", lambda *_: [init.pid, other.pid])
-        time.sleep(0.05)  # until both have become sleep
+        for process in (init, other):
+            while not read_text(f"/proc/{process.pid}/cmdline").startswith("sleep"):
+                time.sleep(0.01)
         # One that is in no list of the cgroup yet, but in the cgroup: it was born a moment ago.
         young = {note.kind: note.pid for note in task_facts.gather(init.pid, [init.pid]).notes}
         elsewhere = f"/proc/{other.pid}/cgroup"

@@ -4,33 +4,41 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
-import select
 import socket
+import struct
 import threading
+import zlib
 from collections.abc import Iterator, Mapping
 
+from migrator import frames
 from migrator.errors import MigratorError
 from migrator.protocol import Connection, Handler, serve
 from migrator.stream import Bytes, FileStream
 
-TIMEOUT = 60.0  # seconds; nothing here should ever take that long
-SLICE = 20  # milliseconds
+HEADER = struct.Struct("!BBHI")
+TIMEOUT = 300.0  # seconds; nothing here should ever take that long, also where the machine stands still for a while
 
 
-class SteadyStream(FileStream):
-    """Does not see when the machine stands still: both ends are in this process, which is held up as a whole."""
-
-    def _wait(self, poll: select.poll) -> bool:
-        limit = self._limit_ms
-        if limit is not None and not any(poll.poll(SLICE) for _ in range(-(-limit // SLICE))):
-            return False
-        return super()._wait(poll)
+def greeting(magic: bytes = b"migrator", version: int = frames.VERSION, body: bytes | None = None,
+             timeout: float = TIMEOUT) -> bytes:
+    """A greeting, byte by byte as docs/protocol.md has it."""
+    if body is None:
+        body = json.dumps({"program": "9.9", "host": "other", "timeout": timeout, "authentication": None}).encode()
+    return struct.pack("!8sHI", magic, version, len(body)) + body
 
 
-def stream_pair(kind: type[FileStream] = SteadyStream) -> tuple[FileStream, FileStream]:
+def frame(kind: int, body: bytes = b"", length: int | None = None, wrong: int = 0) -> bytes:
+    """A frame, byte by byte; its header with a length and a check that may be wrong."""
+    length = len(body) if length is None else length
+    check = zlib.crc32(HEADER.pack(kind, 0, 0, length)) & 0xFFFF
+    return HEADER.pack(kind, 0, check ^ wrong, length) + body
+
+
+def stream_pair() -> tuple[FileStream, FileStream]:
     ends = socket.socketpair()
-    first, second = (kind(fd, fd) for fd in (end.detach() for end in ends))
+    first, second = (FileStream(fd, fd) for fd in (end.detach() for end in ends))
     return first, second
 
 
@@ -59,11 +67,11 @@ class Server:
 
 
 @contextlib.contextmanager
-def connected(handlers: Mapping[str, Handler], stream: CutStream | None = None,
-              timeout: float = TIMEOUT) -> Iterator[tuple[Connection, Server]]:
-    """A connection whose other end answers with `handlers`."""
+def connected(handlers: Mapping[str, Handler], stream: CutStream | None = None, *, timeout: float = TIMEOUT,
+              patience: float = TIMEOUT) -> Iterator[tuple[Connection, Server]]:
+    """A connection whose other end answers with `handlers`, and waits for us no longer than `patience` seconds."""
     ours, theirs = stream_pair()
-    server = Server(theirs, handlers, timeout)
+    server = Server(theirs, handlers, patience)
     if stream:
         stream.inner = ours
     with Connection(stream or ours, timeout=timeout) as connection:

@@ -33,6 +33,7 @@ from migrator.service import Service, kept_config
 from migrator.states import Event, Owner, Role, State
 from stages import serve
 from stages.handover import INCREMENT
+from tests.effort import tries
 
 ID = "0badc0de"
 UUID = "01234567-89ab-cdef-0123-456789abcdef"
@@ -360,7 +361,7 @@ COMPLAINTS = (MigratorError, ValueError, TypeError, KeyError, AttributeError, Ov
 OPS = sorted({"transfer", *(op for stage in stages.ALL for op in getattr(stage, "HANDLERS", ()))} - {"facts"})
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=300)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=tries(100, 2000))
 @given(st.sampled_from(OPS), st.dictionaries(keys, values, max_size=4))
 def test_nothing_is_made_outside_its_place(there: Destination, op: str, fields: dict[str, Any]) -> None:
     """Whatever is asked for: an answer or an error, and files only where migrations keep theirs."""

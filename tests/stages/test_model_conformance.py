@@ -17,6 +17,7 @@ from migrator.errors import AlreadyRuns, DumpRefused
 from migrator.identity import Whose, whose
 from migrator.journal import Journal
 from migrator.states import Event, Role, State
+from tests.effort import tries
 from tests.migrator import model
 from tests.migrator.model import Message, World
 from tests.stages.test_answers import ID, Destination, arrives
@@ -40,7 +41,7 @@ def no_container(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(restore_dump, "settle", settle)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=tries(25, 400))
 @given(asked)
 def test_model_and_handlers_agree(requests: list[tuple[str, int]]) -> None:
     with contextlib.ExitStack() as stack, pytest.MonkeyPatch.context() as patch:

@@ -7,9 +7,10 @@ import ipaddress
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.effort import tries
 from tunnel import candidates
 from tunnel.candidates import CANDIDATES_MAX, RAW_MAX, Candidate, sane
 from tunnel.nat import Observation
@@ -76,6 +77,7 @@ json_values = st.recursive(
 addresses = st.ip_addresses().map(str) | st.text("0123456789abcdef:.%", max_size=46)
 
 
+@settings(max_examples=tries(40, 500))
 @given(st.lists(json_values | st.fixed_dictionaries({
     "kind": st.sampled_from(["host", "reflexive", "ipv6", "relay"]) | st.text(max_size=5),
     "address": addresses, "port": st.integers(-1, 70000),

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.effort import tries
 from tunnel import exchange, offline, wire
 from tunnel.errors import IdentityChanged, PairingFailed
 from tunnel.identity import Identity
@@ -98,7 +99,7 @@ def test_one_does_not_pair_with_oneself() -> None:
         offline.answer(Invitation(ALICE, ()).text, ALICE, ())
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=tries(40, 500), deadline=None)
 @given(st.text(max_size=300) | st.text(max_size=200).map(lambda rest: f"MI1.{rest}.")
        | st.binary(max_size=200).map(lambda rest: f"MI1.{wire.encode(rest)}."))
 def test_any_text_fails_in_one_way(text: str) -> None:
@@ -170,7 +171,7 @@ def test_keys_have_to_be_owned(here: Peers, tmp_path: Path) -> None:
         pair(There(tmp_path, ALICE), here)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=tries(40, 500), deadline=None)
 @given(st.dictionaries(st.sampled_from(["identity", "signature", "rendezvous", "name", "nonce"]),
                        st.none() | st.integers() | st.text(max_size=100) | st.lists(st.text(max_size=9), max_size=3)))
 def test_any_fields_are_malformed(fields: dict[str, Any]) -> None:

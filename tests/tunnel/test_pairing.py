@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.effort import tries
 from tests.tunnel.clock import eventually, pass_time, standing
 from tests.tunnel.serving import serving
 from tunnel import mailbox, wire
@@ -173,7 +174,7 @@ JSON = st.recursive(
 FIELDS = st.fixed_dictionaries({}, optional=dict.fromkeys(("pake", "confirm", "identity", "done", "burned"), JSON))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=tries(10, 200), deadline=None)
 @given(step=st.integers(0, 4), note=st.binary(max_size=5000) | FIELDS.map(lambda found: json.dumps(found).encode()))
 def test_anything_instead_of_a_message_fails_in_one_way(step: int, note: bytes) -> None:
     one, two = machines()
@@ -182,7 +183,7 @@ def test_anything_instead_of_a_message_fails_in_one_way(step: int, note: bytes) 
     assert State.BURNED in (one.state, two.state)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=tries(10, 200), deadline=None)
 @given(body=st.fixed_dictionaries({}, optional=dict.fromkeys(("identity", "signature", "rendezvous"), JSON)))
 def test_anything_inside_the_seal_fails_in_one_way(body: dict[str, Any]) -> None:
     one, two = machines()

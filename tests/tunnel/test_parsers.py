@@ -6,9 +6,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.effort import tries
 from tests.tunnel.test_candidates import json_values
 from tunnel import gso, hops, offers, raw, reflection, relay_wire
 from tunnel.keys import Ours, Public
@@ -102,6 +103,7 @@ def test_joining_garbage(data: bytes) -> None:
     assert not joining.joined
 
 
+@settings(max_examples=tries(40, 500))
 @given(st.dictionaries(st.sampled_from(["host", "udp_port", "tcp_port", "claim", "key"]), json_values))
 def test_token_garbage(data: dict[str, Any]) -> None:
     with pytest.raises(Malformed):
@@ -128,6 +130,7 @@ bodies = st.dictionaries(
 )
 
 
+@settings(max_examples=tries(40, 500))
 @given(bodies)
 def test_offer_garbage(body: dict[str, Any]) -> None:
     for read in (

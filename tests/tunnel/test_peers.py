@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.effort import tries
 from tunnel.config import SERVERS_MAX, Config, InvalidServer, Server, parse_servers
 from tunnel.errors import IdentityChanged, PeerNameRefused, PeerUnknown, TunnelFileUnusable
 from tunnel.identity import Identity, PublicIdentity
@@ -160,7 +161,7 @@ def test_a_damaged_line_is_refused_with_its_number(peers: Peers, line: str) -> N
         peers.all()
 
 
-@settings(max_examples=60)
+@settings(max_examples=tries(30, 300))
 @given(st.text(max_size=300))
 def test_any_file_is_read_or_refused(text: str) -> None:
     with tempfile.TemporaryDirectory() as folder:

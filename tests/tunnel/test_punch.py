@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.effort import tries
 from tests.tunnel.net_model import KEY, KINDS, Kind, Net
 from tunnel import birthday, probes, punch
 from tunnel.actions import Action, Config, Done, Failed, Send
@@ -104,7 +105,7 @@ def test_go_is_not_needed() -> None:
     assert {each.kind for each in ends(net)} == {"direct"}
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=tries(40, 1000), deadline=None)
 @given(
     st.sampled_from([(a, b) for a, b in PAIRS if "symmetric" not in (a, b) and "blocked" not in (a, b)]),
     st.floats(0, 0.3), st.floats(0, 0.5), st.floats(0, 0.5), st.floats(0.0005, 0.15), st.integers(0, 2**32),
@@ -118,7 +119,7 @@ def test_bad_network(pair: tuple[Kind, Kind], loss: float, double: float, late: 
     assert done_a.kind == done_b.kind
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=tries(20, 400), deadline=None)
 @given(st.sampled_from(PAIRS), st.integers(0, 2**32), st.data())
 def test_attacker(pair: tuple[Kind, Kind], seed: int, data: st.DataObject) -> None:
     """Whatever is forged, changed, reflected or replayed: nobody sends the attacker anything, the end is the same."""

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.effort import tries
 from tests.tunnel.clock import eventually, standing
 from tunnel import gso, relay_wire
 from tunnel.nat import Endpoint
@@ -412,7 +413,7 @@ async def test_tcp_leaves() -> None:
         await eventually(lambda: not relay.pairs)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=tries(8, 100), deadline=None)
 @given(st.lists(st.binary(max_size=300), max_size=10), st.booleans())
 def test_tcp_garbage(pieces: list[bytes], framed: bool) -> None:
     async def test() -> None:
@@ -435,7 +436,7 @@ def test_tcp_garbage(pieces: list[bytes], framed: bool) -> None:
     standing(test)()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=tries(10, 200), deadline=None)
 @given(st.lists(st.binary(max_size=1500) | st.binary(max_size=97).map(relay_wire.MAGIC.__add__), max_size=30))
 def test_udp_garbage(datagrams: list[bytes]) -> None:
     async def test() -> None:

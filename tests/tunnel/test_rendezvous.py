@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
+from tests.effort import tries
 from tests.tunnel.clock import as_time_goes_by, eventually, pass_time, standing
 from tests.tunnel.serving import LOOPBACK, Serving, serving
 from tunnel import reflection, rendezvous, wire
@@ -312,7 +313,7 @@ def test_a_peers_messages_are_read_strictly() -> None:
     values = (st.none() | st.booleans() | st.integers() | st.text(max_size=70)
               | st.sampled_from(["send", "find", "token", "00" * 32, "AAAA", "0" * 16]))
 
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=tries(80, 2000), deadline=None)
     @given(st.dictionaries(keys, values, max_size=6))
     def test(message: dict[str, Any]) -> None:
         with contextlib.suppress(Malformed):

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.effort import tries
 from tunnel import wire
 from tunnel.errors import OfferRejected
 from tunnel.identity import Identity, PublicIdentity
@@ -214,7 +215,7 @@ def test_a_body_that_is_none(monkeypatch: pytest.MonkeyPatch, body: bytes) -> No
     rejected("", data)
 
 
-@settings(max_examples=200)
+@settings(max_examples=tries(60, 1000))
 @given(st.binary(max_size=400) | st.binary(max_size=200).map(lambda rest: offer()[:44] + rest))
 def test_any_bytes_are_rejected_in_one_way(data: bytes) -> None:
     rejected("", data)

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.effort import tries
 from tests.tunnel.clock import as_time_goes_by, eventually, pass_time, standing
 from tunnel import service
 from tunnel.errors import TunnelBroken
@@ -151,7 +152,7 @@ async def test_from_elsewhere() -> None:
         assert not served
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=tries(10, 100), deadline=None)
 @given(st.binary(max_size=200), st.booleans())
 def test_garbage(data: bytes, whole: bool) -> None:
     """No garbage gets in, and whoever knows the secret still does."""
