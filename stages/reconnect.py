@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import time
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from migrator import log
 from migrator.errors import Busy, ConnectionLost, HostUnreachable, OutcomeError
@@ -49,15 +49,24 @@ def is_lost(error: DocumentedError) -> bool:
     return isinstance(cause, LOST) or (isinstance(cause, Busy) and bool(cause.host))
 
 
+class Clock(Protocol):
+    """What tells the time, and lets it pass: the module `time`."""
+
+    def monotonic(self) -> float: ...
+
+    def sleep(self, seconds: float, /) -> None: ...
+
+
 class Link:
     """One connection after the other to the same destination."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
+    def __init__(self, args: argparse.Namespace, clock: Clock = time) -> None:
         self.there: Connection | None = None
         self._args = args
+        self._clock = clock
         self._stack = contextlib.ExitStack()
         self._was_there = False
-        self._lost_at = 0.0  # time.monotonic() of the first loss since the last progress; 0 where there was none
+        self._lost_at = 0.0  # by the clock, the first loss since the last progress; 0 where there was none
         self._told = False  # that it was lost
         self._tries = 0
 
@@ -74,7 +83,7 @@ class Link:
             self._was_there = True
             if self._told:
                 self._told = False
-                seconds = time.monotonic() - self._lost_at
+                seconds = self._clock.monotonic() - self._lost_at
                 say("reconnected", f"Connected to {self.there.peer_host} again after {duration(seconds)}.",
                     seconds=round(seconds, 3), tries=self._tries)
         return self.there
@@ -100,7 +109,7 @@ class Link:
         hurry = left is not None
         if not hurry and self.there and self.there.acknowledged and not isinstance(error, OutcomeError):
             self.progressed()  # nothing is kept of a dump that broke off
-        now = time.monotonic()
+        now = self._clock.monotonic()
         self._lost_at = self._lost_at or now
         if left is None:
             left = self._lost_at + self._args.reconnect - now
@@ -112,20 +121,20 @@ class Link:
         self._tell(cause, left)
         pause = PAUSES[min(self._tries, len(PAUSES) - 1)]
         self._tries += 1
-        time.sleep(min(pause, left, HURRY if hurry or isinstance(cause, Busy) else pause))
+        self._clock.sleep(min(pause, left, HURRY if hurry or isinstance(cause, Busy) else pause))
 
     def at_once(self, error: DocumentedError, left: float) -> Connection:
         """A new connection while a container is frozen here; raises `error` if none can be had within BRIDGE seconds.
 
         Not after a silence, which has taken long enough; nor through a tunnel, which heals by itself while it can.
         """
-        end = time.monotonic() + min(BRIDGE, left)
+        end = self._clock.monotonic() + min(BRIDGE, left)
         trouble = error
         heals = self._args.destination.startswith("peer:")
         while self._args.reconnect and not heals and not isinstance(error.__cause__, TimeoutError):
             try:
-                self.wait_after(trouble, end - time.monotonic())
-                return self.connect(end - time.monotonic())
+                self.wait_after(trouble, end - self._clock.monotonic())
+                return self.connect(end - self._clock.monotonic())
             except DocumentedError as another:
                 if another is trouble:  # the time is up, or it was no lost connection
                     break

@@ -3,15 +3,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import pty
 import re
 import signal
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,65 +15,7 @@ from typing import Any
 
 import pytest
 
-TREE = Path(__file__).parents[2]
-LIMIT = 60.0  # seconds
-
-# The program, with its state and configuration in a folder of the test's.
-PROGRAM = """
-import sys
-from pathlib import Path
-from tunnel import config, files
-files.STATE = Path(sys.argv[1])
-config.PATH = files.STATE / "tunnel.conf"
-from migrator.__main__ import main
-sys.exit(main(sys.argv[2:]))
-"""
-
-
-class Program:
-    """A `migrator` that runs; `said` is everything it has printed, on either stream."""
-
-    def __init__(self, folder: Path, *argv: str) -> None:
-        self.argv = [sys.executable, "-c", PROGRAM, str(folder), *argv]
-        self.process = subprocess.Popen(self.argv, cwd=TREE, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                        stderr=subprocess.PIPE, env=os.environ | {"NO_COLOR": "1"})
-        assert self.process.stdin
-        assert self.process.stdout
-        assert self.process.stderr
-        self.stdin, self.stdout = self.process.stdin, self.process.stdout
-        self.err = ""
-        self.out = ""
-        self._reader = threading.Thread(target=self._read, args=(self.process.stderr,))
-        self._reader.start()
-
-    def _read(self, stream: Any) -> None:
-        for line in stream:
-            self.err += line
-
-    def line(self) -> str:
-        """The next line on stdout."""
-        line = self.stdout.readline()
-        self.out += line
-        return line.rstrip("\n")
-
-    def end(self, given: str = "") -> int:
-        """Wait for its end; its exit status. Safe to repeat."""
-        if self.stdin.closed:
-            return self.process.wait(LIMIT)
-        timer = threading.Timer(LIMIT, self.process.kill)
-        timer.start()
-        with contextlib.suppress(BrokenPipeError):
-            self.stdin.write(given)
-            self.stdin.close()
-        self.out += self.stdout.read()
-        status = self.process.wait(LIMIT)
-        timer.cancel()
-        self._reader.join()
-        return status
-
-    @property
-    def said(self) -> str:
-        return self.out + self.err
+from tests.stages.programs import Program
 
 
 @pytest.fixture
@@ -95,7 +33,7 @@ def server(hosts: tuple[Path, Path]) -> Iterator[Program]:
     for folder in hosts:
         (folder / "tunnel.conf").write_text(f"[rendezvous]\nservers = {url}\n")
     yield program
-    if program.process.poll() is None:
+    if program.process.is_alive():
         program.process.terminate()
     assert program.end() == 0
 
@@ -187,10 +125,8 @@ def test_an_interrupted_invitation_ends_at_once(hosts: tuple[Path, Path], server
     one, two = hosts
     invite = Program(one, "peer", "invite", "--name", "hostb")
     code = invite.line()
-    begun = time.monotonic()
-    invite.process.send_signal(signal.SIGINT)
-    assert invite.end() == 128 + signal.SIGINT
-    assert time.monotonic() - begun < 20
+    invite.signal(signal.SIGINT)
+    assert invite.end() == 128 + signal.SIGINT  # ten minutes before its time is up
     assert "Traceback" not in invite.err
     assert "nobody waits" in migrator(two, "peer", "join", code, "--name", "hosta", status=74).err
 
@@ -219,18 +155,14 @@ def test_at_a_terminal_the_fingerprints_are_asked_about(hosts: tuple[Path, Path]
     invite = Program(one, "peer", "invite", "--offline", "--name", "hostb")
     invitation = invite.line()
     ours, theirs = pty.openpty()
-    join = subprocess.Popen([sys.executable, "-c", PROGRAM, str(two), "peer", "join", "--offline", "--name", "hosta"],
-                            cwd=TREE, stdin=theirs, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    os.close(theirs)
-    assert join.stderr
-    said = join.stderr.readline()
+    join = Program(two, "peer", "join", "--offline", "--name", "hosta", terminal=theirs)
     os.write(ours, invitation.encode() + b"\n")
-    while "other host show" not in said:
-        said += join.stderr.read(1)
+    while "other host show" not in join.err and join.process.is_alive():
+        time.sleep(0.01)
     os.write(ours, answer.encode() + b"\n")
-    assert join.wait(LIMIT) == status
+    assert join.end() == status
+    os.close(theirs)
     os.close(ours)
-    join.stderr.close()
     invite.end()
     assert len(last(migrator(two, "peer", "list", "--json"))["peers"]) == (status == 0)
 

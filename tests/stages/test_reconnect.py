@@ -53,7 +53,7 @@ def test_what_is_a_lost_connection(error: DocumentedError, lost: bool) -> None:
 
 
 class Clock:
-    """time, as far as a Link looks at it: it goes on only while something sleeps."""
+    """A clock that goes on only while something sleeps."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -74,10 +74,8 @@ class There:
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    made = Clock()
-    monkeypatch.setattr(reconnect, "time", made)
-    return made
+def clock() -> Clock:
+    return Clock()
 
 
 @pytest.fixture
@@ -96,7 +94,7 @@ def link(monkeypatch: pytest.MonkeyPatch, clock: Clock, answers: list[Documented
         yield There()
 
     monkeypatch.setattr(reconnect, "connected", connected)
-    return Link(argparse.Namespace(destination="beta", reconnect=60.0))
+    return Link(argparse.Namespace(destination="beta", reconnect=60.0), clock)
 
 
 def waits(link: Link, clock: Clock, error: DocumentedError, left: float | None = None, work: float = 0.0) -> float:
