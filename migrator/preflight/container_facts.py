@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from migrator import consent, log
+from migrator import config_reader, consent, log
 from migrator.container_config import unfenced
 from migrator.preflight import apparmor_facts, config_facts, mount_facts, net_facts, task_facts
 from migrator.preflight.apparmor_facts import AppArmor
@@ -63,18 +63,26 @@ def gather(container: Container, *, full: bool = True) -> ContainerFacts:
     """Look at a container. A stopped one has a configuration and a root file system, and no tasks."""
     begun = time.monotonic()
     config = config_facts.read(container.config_file)
-    text = unfenced(read_text(str(container.config_file)))
+    text = _own_text(container)
     state = container.state
     facts = ContainerFacts(
         name=container.name, lxcpath=str(container.lxcpath), state=state, config=config,
         reaches=tuple(consent.reaching(text, lambda _: True)),
-        included=tuple(filter(consent.is_hosts_own, consent.included(text))),
+        included=tuple(filter(consent.is_hosts_own, config_reader.included(text))),
         rootfs=look_at_rootfs(Path(config.rootfs or container.rootfs), full=full),
     )
     if state in ("RUNNING", "FROZEN"):
         facts = _running(facts, container.init_pid, container.cgroup)
     log.debug(f"facts about {container.name}: {(time.monotonic() - begun) * 1000:.0f} ms")
     return facts
+
+
+def _own_text(container: Container) -> str:
+    """What its configuration itself says; that it cannot be read is told as a fault of it."""
+    try:
+        return unfenced(config_reader.read_file(str(container.config_file)))
+    except OSError:
+        return ""
 
 
 def _running(facts: ContainerFacts, init: int, cgroup: Path) -> ContainerFacts:
