@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import json
@@ -241,18 +242,24 @@ class Rig:
         """
         end = time.monotonic() + PROCESS_LIMIT
         while True:
-            found = [f"{host}: {line}" for host in LXC_HOSTS for line in self.sh(host, _LEFTOVERS).splitlines()]
+            found = self._on_both(_LEFTOVERS)
             if time.monotonic() > end or not any(": process: " in line for line in found):
                 return found
             time.sleep(0.2)
 
     def purge(self) -> list[str]:
         """Destroy every guest and all that migrator keeps, on both hosts; returns what resisted, as `leftovers`."""
-        for host in LXC_HOSTS:
-            self.exec(host, "sh", "-c", _PURGE, check=False)
+        left = self._on_both(f"({_PURGE}) >/dev/null 2>&1\n({_LEFTOVERS})\n({_REMAINS})")
         # The next guest with an old one's address has another hardware address.
         self.exec("client", "ip", "neigh", "flush", "all", check=False)
-        return [*self.leftovers(), *(f"{h}: {line}" for h in LXC_HOSTS for line in self.sh(h, _REMAINS).splitlines())]
+        return [*self.leftovers(), *self._on_both(_REMAINS)] if left else []
+
+    def _on_both(self, script: str) -> list[str]:
+        """What a script prints in both hosts at the same time, each line as `HOST: LINE`."""
+        with concurrent.futures.ThreadPoolExecutor(len(LXC_HOSTS)) as pool:
+            texts = pool.map(lambda host: self.sh(host, script), LXC_HOSTS)
+            return [f"{host}: {line}" for host, said in zip(LXC_HOSTS, texts, strict=True)
+                    for line in said.splitlines()]
 
 
 def wait_for(condition: Callable[[], object], what: str, limit: float = 300.0) -> None:

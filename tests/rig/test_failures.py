@@ -111,7 +111,7 @@ def test_transfer_of_the_disk_breaks(rig: Rig, guest: Callable[[], None]) -> Non
 
 
 def test_transfer_of_the_images_breaks(rig: Rig, clean_hosts: CleanHosts) -> None:
-    rig.guest("hosta", "c1", "memory", size=256, ip="10.0.3.120")
+    rig.guest("hosta", "c1", "memory", size=64, ip="10.0.3.120")
     imported(rig)
     # A slow line, so that there is time to cut it: the shaper is the kernel's own.
     rig.sh("hosta", "tc qdisc add dev eth0 root tbf rate 50mbit burst 128k latency 50ms")
@@ -131,7 +131,7 @@ def test_transfer_of_the_images_breaks(rig: Rig, clean_hosts: CleanHosts) -> Non
 
 
 def test_destination_disk_full_while_data_arrive(rig: Rig, guest: Callable[[], None]) -> None:
-    rig.exec("hosta", "dd", "if=/dev/urandom", "of=/pool/c1/rootfs/blob", "bs=1M", "count=200", "status=none")
+    rig.exec("hosta", "dd", "if=/dev/urandom", "of=/pool/c1/rootfs/blob", "bs=1M", "count=180", "status=none")
     fill(rig, 150)
     try:
         # The preflight sees it, and so does the destination itself when it is told to go on.
@@ -146,7 +146,7 @@ def test_destination_disk_full_while_data_arrive(rig: Rig, guest: Callable[[], N
 
 
 def test_destination_disk_full_at_import(rig: Rig, guest: Callable[[], None]) -> None:
-    rig.exec("hosta", "dd", "if=/dev/urandom", "of=/pool/c1/rootfs/blob", "bs=1M", "count=400", "status=none")
+    rig.exec("hosta", "dd", "if=/dev/urandom", "of=/pool/c1/rootfs/blob", "bs=1M", "count=120", "status=none")
     rig.migrator("hosta", "prepare-data", "c1", *TO_B).expect(0)
     fill(rig, 60)
     failed(rig.migrator("hostb", "import-data", "c1", "--json"), 54, "receive-failed")
@@ -262,7 +262,7 @@ def test_images_lost_in_a_reboot_of_the_destination(rig: Rig, guest: Callable[[]
     roll_back(rig, guest)
 
 
-@pytest.mark.parametrize("hangs", [False, True])
+@pytest.mark.parametrize("hangs", [pytest.param(False, marks=pytest.mark.nightly), True])
 def test_restore_killed(rig: Rig, guest: Callable[[], None], hangs: bool) -> None:
     """kill -9 of restore-dump while CRIU works, or hangs for ever; the next restore-dump carries on."""
     dumped(rig)
@@ -315,7 +315,7 @@ def frozen(rig: Rig) -> bool:
     return rig.sh("hosta", "lxc-info -n c1 -sH").strip() == "FROZEN"
 
 
-@pytest.mark.parametrize("number", [2, 15])
+@pytest.mark.parametrize("number", [2, pytest.param(15, marks=pytest.mark.nightly)])
 def test_create_dump_interrupted(rig: Rig, guest: Callable[[], None], number: int) -> None:
     imported(rig)
     command = ["migrator", "create-dump", "c1", *TO_B, "--json"]

@@ -49,7 +49,8 @@ def runs_only_on(rig: Rig, host: str, start: str = "") -> None:
 # --- it works -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("kind", "options"), [("tick", {}), ("memory", {"size": 128, "dirty": 4}), ("userns", {})])
+@pytest.mark.parametrize(("kind", "options"), [
+    pytest.param("tick", {}, marks=pytest.mark.nightly), ("memory", {"size": 64, "dirty": 4}), ("userns", {})])
 def test_there_and_back(rig: Rig, clean_hosts: CleanHosts, kind: str, options: dict[str, float]) -> None:
     clean_hosts.allow("snapshot")
     rig.guest("hosta", "c1", kind, **options)
@@ -169,7 +170,7 @@ def test_four_at_once_and_the_same_one_twice(rig: Rig, clean_hosts: CleanHosts) 
     clean_hosts.allow("snapshot")
     rig.guest("hosta", "c1", "memory", size=64)
     rig.guest("hostb", "c2", "tick", ip="10.0.3.120")
-    rig.guest("hosta", "c3", "redis", ip="10.0.3.100")
+    rig.guest("hosta", "c3", "talk", ip="10.0.3.100")
     rig.guest("hostb", "c4", "userns")
     sources = {"c1": "hosta", "c2": "hostb", "c3": "hosta", "c4": "hostb"}
     starts = {name: rig.probe(host, name)["start"] for name, host in sources.items()}
@@ -273,7 +274,7 @@ exit 1
 def test_criu_is_killed_while_it_restores(rig: Rig, clean_hosts: CleanHosts) -> None:
     """The tasks that it has made already wait for it for ever, unless somebody ends them."""
     clean_hosts.allow("snapshot")
-    rig.guest("hosta", "c1", "memory", size=256)
+    rig.guest("hosta", "c1", "memory", size=64)
     start = rig.probe("hosta", "c1")["start"]
     with instead_of(rig, "hostb", "criu", KILLS_CRIU):
         migrate(rig, "c1", "hosta", "--max-downtime", "200").expect(RUNS_AGAIN)
@@ -337,7 +338,8 @@ def test_killed_while_it_is_restored(rig: Rig, guest: Callable[[str], None], vic
     guest("hostb")
 
 
-@pytest.mark.parametrize(("phase", "number"), [("send", 2), ("dump", 2), ("dump", 15), ("restore", 2)])
+@pytest.mark.parametrize(("phase", "number"), [
+    ("send", 2), ("dump", 2), pytest.param("dump", 15, marks=pytest.mark.nightly), ("restore", 2)])
 def test_interrupted(rig: Rig, guest: Callable[[str], None], phase: str, number: int) -> None:
     """One Ctrl-C: the container runs on here, and nothing is left, unless it runs there by then."""
     if phase == "send":

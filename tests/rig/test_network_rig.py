@@ -13,7 +13,7 @@ ADDRESS, ADDRESS6 = "10.0.3.100", "fd00:3::100"
 
 def test_silent_while_frozen_and_announced_when_restored(rig: Rig, clean_hosts: CleanHosts) -> None:
     clean_hosts.allow("snapshot")
-    rig.guest("hosta", "c1", "redis", size=4)
+    rig.guest("hosta", "c1", "talk", ip=ADDRESS)
     mac = rig.sh("hosta", "sed -n 's/^lxc.net.0.hwaddr = //p' /pool/c1/config").strip()
     rig.reaches("client", ADDRESS)
     rig.migrator("hosta", "prepare-data", "c1", "-d", DESTINATION).expect(0)

@@ -295,7 +295,7 @@ def test_images_lost_while_the_connection_is(rig: Rig, guest: Callable[[str], No
 def memory_guest(rig: Rig, clean_hosts: CleanHosts) -> Iterator[str]:
     """A guest with enough memory for something to happen while it is sent over a slow line; its start."""
     clean_hosts.allow("snapshot")
-    rig.guest("hosta", "c1", "memory", size=160)
+    rig.guest("hosta", "c1", "memory", size=64)
     rig.sh("hosta", "tc qdisc add dev eth0 root tbf rate 100mbit burst 128k latency 50ms")
     yield rig.probe("hosta", "c1")["start"]
     rig.sh("hosta", "tc qdisc delete dev eth0 root", check=False)
@@ -308,19 +308,19 @@ def images_there(rig: Rig) -> int:
 def test_images_go_on_over_a_new_connection(rig: Rig, memory_guest: str) -> None:
     """A connection that can be had again at once: the same freeze, and no page is sent twice but those on their way."""
     with rig.start("hosta", *ALL_AT_ONCE) as running:
-        wait_for(lambda: images_there(rig) > 64 * MIB, "pages arrive")
+        wait_for(lambda: images_there(rig) > 24 * MIB, "pages arrive")
         drop_connections(rig)
         rig.sh("hosta", "tc qdisc delete dev eth0 root")
         outcome = running.wait().expect(0)
     assert len(events(outcome, "freeze")) == len(events(outcome, "reconnected")) == 1
     runs_only_on(rig, "hostb", memory_guest)
     steps = [event for event in rig.status("hosta", "c1")["events"] if event["step"] in ("pages", "images")]
-    assert sum(event.get("resumed", 0) for event in steps) >= 48 * MIB
+    assert sum(event.get("resumed", 0) for event in steps) >= 16 * MIB
 
 
 def test_it_is_thawed_when_the_destination_is_away_for_longer(rig: Rig, memory_guest: str) -> None:
     with rig.start("hosta", *ALL_AT_ONCE) as running:
-        wait_for(lambda: images_there(rig) > 16 * MIB, "pages arrive")
+        wait_for(lambda: images_there(rig) > 8 * MIB, "pages arrive")
         stop_sshd(rig)
         wait_for(lambda: not frozen(rig), "it runs again, while nobody is there")
         assert rig.probe("hosta", "c1", quick=True)["running"]

@@ -57,19 +57,21 @@ def test_tick_goes_there_and_back(rig: Rig, clean_hosts: CleanHosts) -> None:
 
 def test_memory_pages_survive_three_hops(rig: Rig, clean_hosts: CleanHosts) -> None:
     clean_hosts.allow("snapshot")
-    rig.guest("hosta", "c1", "memory", size=256, dirty=4)
+    rig.guest("hosta", "c1", "memory", size=96, dirty=4)
     there_and_back_and_there(rig, "c1")
     found = rig.probe("hostb", "c1")["memory"]
-    assert found["pages"] == 256 * 256
+    assert found["pages"] == 96 * 256
     assert found["bad"] == 0
 
 
+@pytest.mark.nightly  # in one command it moves in test_migrate.py
 def test_container_with_a_user_namespace(rig: Rig, clean_hosts: CleanHosts) -> None:
     clean_hosts.allow("snapshot")
     rig.guest("hosta", "c1", "userns")
     there_and_back_and_there(rig, "c1")
 
 
+@pytest.mark.nightly  # as test_migrate.py has it in one command
 def test_client_keeps_its_connection(rig: Rig, clean_hosts: CleanHosts) -> None:
     clean_hosts.allow("snapshot")
     rig.guest("hosta", "c1", "redis")
@@ -86,6 +88,7 @@ def test_client_keeps_its_connection(rig: Rig, clean_hosts: CleanHosts) -> None:
     assert rig.probe("hostb", "c1")["intact"]
 
 
+@pytest.mark.nightly  # test_migrate.py has four
 def test_two_containers_move_at_the_same_time(rig: Rig, clean_hosts: CleanHosts) -> None:
     clean_hosts.allow("snapshot")
     rig.guest("hosta", "c1", "memory", size=64)

@@ -33,7 +33,7 @@ def inner(rig: Rig, folder: Path, name: str) -> str:
     """What a session says of that test, on the rig that this one has."""
     (folder / "test_inner.py").write_text(FAILS)
     command = [sys.executable, "-m", "pytest", "-c", str(TREE / "setup.cfg"), "--rootdir", str(TREE), "-p",
-               "tests.rig.conftest", "-p", "no:cacheprovider", "-k", name, str(folder / "test_inner.py")]
+               "tests.rig.conftest", "-p", "no:cacheprovider", f"{folder}/test_inner.py::{name}"]
     environment = os.environ | {"MIGRATOR_RIG": rig.instance, "MIGRATOR_RIG_KEEP": "1", "PYTHONPATH": str(TREE)}
     done = subprocess.run(command, cwd=TREE, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,
                           timeout=500, check=False)
@@ -49,7 +49,6 @@ def test_a_test_that_fails(rig: Rig, clean_hosts: CleanHosts, tmp_path: Path) ->
             assert f"--- {title}" in part, said
         assert f'"state": "{state}"' in part, said
     assert "c1 RUNNING populated 1" in said and "Error: a line of a log" in said, said
-    assert said.index("what hosta knew") < said.index("ERROR at teardown"), "before anything was cleaned up"
     assert said.count(" what hosta knew ") == 1, "and once"
 
 
