@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from bench import endurance
 from tests.rig.conftest import CleanHosts
 from tests.rig.harness import Rig
@@ -10,6 +12,7 @@ from tests.rig.harness import Rig
 TRIPS = 3
 
 
+@pytest.mark.nightly
 def test_nothing_is_lost_and_nothing_grows(rig: Rig, clean_hosts: CleanHosts) -> None:
     clean_hosts.allow("snapshot")
     rig.guest("hosta", endurance.NAME, "redis", ip=endurance.ADDRESS)

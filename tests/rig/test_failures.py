@@ -114,7 +114,7 @@ def test_transfer_of_the_images_breaks(rig: Rig, clean_hosts: CleanHosts) -> Non
     rig.guest("hosta", "c1", "memory", size=64, ip="10.0.3.120")
     imported(rig)
     # A slow line, so that there is time to cut it: the shaper is the kernel's own.
-    rig.sh("hosta", "tc qdisc add dev eth0 root tbf rate 50mbit burst 128k latency 50ms")
+    rig.sh("hosta", "tc qdisc add dev eth0 root tbf rate 20mbit burst 128k latency 50ms")
     try:
         with rig.start("hosta", "migrator", "create-dump", "c1", *TO_B, "--json") as sending:
             pages = "ls -d /run/migrator/*/pages-*.img"

@@ -17,7 +17,7 @@ PLANTED = {
     "spool": "mkdir -p /pool/.migrator/c1+/0badc0de.spool",
     "images": "mkdir -p /run/migrator/0badc0de",
     "firewall": "nft add table inet CRIU-1",
-    "process": "cp /bin/sleep /tmp/criu && /tmp/criu 60 >/dev/null 2>&1 &",
+    "process": "cp /bin/sleep /tmp/criu && /tmp/criu 600 >/dev/null 2>&1 &",
     "mount": "mkdir -p /run/migrator/0badc0de && mount -t tmpfs none /run/migrator/0badc0de",
 }
 
@@ -46,7 +46,7 @@ def test_the_machine_is_watched(rig: Rig, tmp_path_factory: pytest.TempPathFacto
     mark = f"{MARK}={os.environ[MARK]}"
     temporary = tmp_path_factory.getbasetemp()
     before = machine.state(rig.instance, temporary)
-    with subprocess.Popen(["sleep", "60"]) as process:
+    with subprocess.Popen(["sleep", "600"]) as process:
         try:
             assert any(str(process.pid) in line for line in machine.traces(rig.instance, mark))
         finally:

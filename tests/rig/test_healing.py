@@ -30,7 +30,7 @@ def reboot(rig: Rig, host: str) -> None:
         for cgroup in /sys/fs/cgroup/lxc.payload.* /sys/fs/cgroup/lxc.monitor.*; do
             [ ! -e "$cgroup" ] || echo 1 >"$cgroup/cgroup.kill"
         done
-        for try in $(seq 400); do
+        for try in $(seq 4000); do
             find /sys/fs/cgroup/lxc.* -depth -type d -exec rmdir {} + 2>/dev/null
             ls -d /sys/fs/cgroup/lxc.* >/dev/null 2>&1 || break
             sleep 0.05

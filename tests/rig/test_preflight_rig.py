@@ -208,7 +208,7 @@ def test_terminal_outside(guest: Rig) -> None:
 def test_traced_task(guest: Rig) -> None:
     ask = f"['lxc-info', '-P', '{POOL}', '-n', '{NAME}', '-pH']"
     seize = (f"import ctypes, subprocess, time; pid = int(subprocess.check_output({ask}));"
-             "print(ctypes.CDLL(None).ptrace(0x4206, pid, 0, 0), flush=True); time.sleep(60)")
+             "print(ctypes.CDLL(None).ptrace(0x4206, pid, 0, 0), flush=True); time.sleep(600)")
     with guest.start("hosta", PYTHON, "-c", seize) as tracer:
         wait_for(lambda: tracer.stdout == "0\n", "it traces")
         assert found(check(guest))["traced-task"] == "error"

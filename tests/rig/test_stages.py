@@ -49,6 +49,7 @@ def there_and_back_and_there(rig: Rig, name: str) -> None:
     assert max(sizes[1:]) < sizes[0] / 4, f"later hops sent more than an increment: {sizes}"
 
 
+@pytest.mark.nightly  # as the one with pages below
 def test_tick_goes_there_and_back(rig: Rig, clean_hosts: CleanHosts) -> None:
     clean_hosts.allow("snapshot")
     rig.guest("hosta", "c1", "tick")
