@@ -24,7 +24,6 @@ FENCE_BEGIN = "# BEGIN migrator fence"
 FENCE_END = "# END migrator fence"
 FENCE_HOOK = "migrator-fence"  # in the container's folder
 INCLUDE_FOLDER = "migrator-include"  # in the container's folder: copies of what was included, by migration
-RESTORES = "MIGRATOR_RESTORES"  # environment variable: the id of the migration whose restore may pass the fence
 
 _FENCE = re.compile(rf"\n?{re.escape(FENCE_BEGIN)}.*?{re.escape(FENCE_END)}\n?", re.DOTALL)
 
@@ -134,14 +133,14 @@ def fence(folder: Path, text: str, migration: str, message: str, *, place: Path 
 
     `place` is where the folder will be, if it is not there yet.
 
-    Only a restore by this very migration passes the hook, which names it in $MIGRATOR_RESTORES: so the fence can stay
-    until the container runs, and a crash before that leaves nothing that could be started.
+    The container's own configuration is the one that is fenced: what restores or starts it for this migration gives LXC
+    another one to read (`restore`, `no_memory`). So the fence can stay until the container runs, and a crash before
+    that leaves nothing that could be started.
     """
     hook = folder / FENCE_HOOK
     quoted = message.replace("'", "'\\''")
     # LXC shows a hook's output only in its log, so the message also goes to the stderr of lxc-start itself.
     script = (f"#!/bin/sh\n# lxc.hook.pre-start, see migrator(1)\n"
-              f'[ "${RESTORES}" != {migration} ] || exit 0\n'
               f"printf '%s\\n' '{quoted}'\n"
               f"printf '%s\\n' '{quoted}' 2>/dev/null >>/proc/$PPID/fd/2\nexit 1\n")
     write_file(hook, script, mode=0o755)

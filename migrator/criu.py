@@ -2,7 +2,7 @@
 """CRIU: the dump, driven directly, and what its logs say.
 
 `lxc-checkpoint` cannot dump a container that was itself restored (lxc#4643), so the dump goes without it; the restore
-stays with LXC, which then owns the container (`migrator.lxc.restore`).
+stays with LXC, which then owns the container (`migrator.restore`).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from migrator import cgroups
 from migrator.errors import CommandFailed, DumpFailed
 from migrator.lxc import CGROUP
 from migrator.processes import running
@@ -20,13 +21,16 @@ from migrator.run import run
 DUMP_LIMIT = 900.0  # seconds
 GHOST_LIMIT = "256M"  # deleted files that are still open travel in the images up to this size
 
-# Read by CRIU from $CRIU_CONFIG_FILE (criu(8), configuration files): what lxc-checkpoint does not pass on.
-RESTORE_CONFIG = f"""\
-ghost-limit {GHOST_LIMIT}
-"""
+def restore_config(lines: Iterable[str] = ()) -> str:
+    """What CRIU reads from $CRIU_CONFIG_FILE at a restore (criu(8), configuration files): options without their dashes.
+
+    A word ends at a space or `#`, and an unknown key makes liblxc ask whether CRIU is installed at all.
+    """
+    return "\n".join([f"ghost-limit {GHOST_LIMIT}", *lines, ""])
 
 
 CONSOLE_FILE = "tty.info"  # where liblxc looks for the console's name at a restore
+NOTES = (CONSOLE_FILE, cgroups.RECORD)
 
 
 def console(pid: int) -> str:
@@ -114,8 +118,8 @@ def left_after(limit: float, folders: Sequence[Path]) -> list[int]:
 
 
 def image_files(images: Path) -> list[Path]:
-    """The files of a dump that a restore needs: CRIU's images, and LXC's note of the console."""
-    return sorted(path for path in images.iterdir() if path.suffix == ".img" or path.name == CONSOLE_FILE)
+    """The files of a dump that a restore needs: CRIU's images, and what was noted beside them."""
+    return sorted(path for path in images.iterdir() if path.suffix == ".img" or path.name in NOTES)
 
 
 LOG_FOLDER = Path("/var/log/migrator")

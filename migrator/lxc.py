@@ -12,18 +12,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-from migrator.container_config import RESTORES
+from migrator import cgroups
 from migrator.errors import (
-    CommandFailed,
     ContainerNotFound,
     ContainerNotRunning,
     FreezeFailed,
     PackageMissing,
-    RestoreFailed,
 )
 from migrator.run import run
 
-CGROUP = Path("/sys/fs/cgroup")
+CGROUP = Path(cgroups.TOP)
 POLL = 0.002  # seconds between two looks at a cgroup file
 FREEZE_LIMIT = 10.0  # seconds
 STOP_LIMIT = 30.0  # seconds
@@ -122,15 +120,7 @@ def rootfs_path(value: str) -> Path:
 
 def payload_cgroup(proc_cgroup: str) -> Path:
     """The payload's cgroup folder from the text of /proc/PID/cgroup (cgroups(7)): the part up to LXC's own name."""
-    for line in proc_cgroup.splitlines():
-        hierarchy, _controllers, path = line.split(":", 2)
-        if hierarchy == "0":
-            parts = Path(path).parts
-            for depth, part in enumerate(parts):
-                if part.startswith("lxc.payload"):
-                    return CGROUP.joinpath(*parts[1 : depth + 1])
-            return CGROUP.joinpath(*parts[1:])
-    raise ValueError("no cgroup v2 line")
+    return Path(cgroups.payload(proc_cgroup))
 
 
 def is_frozen(cgroup: Path) -> bool:
@@ -234,34 +224,6 @@ def drop_cgroups(name: str) -> None:
         return not any(top.is_dir() for top in tops)
 
     _wait(gone, END_LIMIT)
-
-
-def restore_command(name: str, lxcpath: Path, images: Path) -> list[str]:
-    """The command that restores a container under a monitor of LXC's own."""
-    return ["lxc-checkpoint", "-r", "-n", name, "-P", str(lxcpath), "-D", str(images), "-l", "INFO",
-            "-o", str(images / "lxc.log")]
-
-
-def restore(container: Container, images: Path, migration: str, *, limit: float) -> None:
-    """Restore a container from CRIU images under a proper LXC monitor.
-
-    `lxc-checkpoint` gives CRIU no option for larger ghost files, but CRIU reads the file that $CRIU_CONFIG_FILE names.
-    The container may be fenced by `migration`: its hook lets this one pass.
-    Raises RestoreFailed, after everything that the attempt left running has been ended.
-    """
-    from migrator import criu
-
-    config = images / "criu.conf"
-    config.write_text(criu.RESTORE_CONFIG)
-    try:
-        run(restore_command(container.name, container.lxcpath, images), limit=limit,
-            env={"CRIU_CONFIG_FILE": str(config), RESTORES: migration})
-        if container.state != "RUNNING":
-            raise RestoreFailed(name=container.name, reason=f"it is {container.state} after the restore",
-                                log=images / "restore.log")
-    except CommandFailed as error:
-        reason = criu.reason(images / "restore.log") or error.fields["output"]
-        raise RestoreFailed(name=container.name, reason=reason, log=images / "restore.log") from error
 
 
 def _wait(condition: Any, limit: float) -> bool:

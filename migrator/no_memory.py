@@ -13,7 +13,6 @@ import time
 from pathlib import Path
 
 from migrator import container_config, criu, holder, log, lxc, network
-from migrator.container_config import RESTORES
 from migrator.errors import CommandFailed, ContainerNotRunning, StartFailed
 from migrator.journal import Migration
 from migrator.processes import running
@@ -21,6 +20,7 @@ from migrator.run import run
 
 START_LIMIT = 120.0
 END_LIMIT = 30.0
+STARTS = "MIGRATOR_STARTS"  # environment variable of what was started: the id of the migration
 STEADY = 0.3  # seconds that it must have run: what ends sooner has not started
 POLL = 0.01
 
@@ -97,14 +97,13 @@ def start_command(name: str, lxcpath: Path, config: Path | None, log_file: Path)
 def start(container: lxc.Container, migration: str, *, config: Path | None = None, limit: float = START_LIMIT) -> int:
     """Start a container from its disk; returns its first process.
 
-    With `config` from that configuration instead of its own: one without the fence. (That the fence lets `migration`
-    pass would not do: LXC keeps its configuration, and would come back to the fence when the container reboots.)
+    With `config` from that configuration instead of its own: one without the fence.
     Raises StartFailed or CommandTimeout, after everything that the attempt left running has been ended.
     """
     log_file = criu.log_path(container.name, "start")
     log_file.unlink(missing_ok=True)
     try:
-        run(start_command(container.name, container.lxcpath, config, log_file), limit=limit, env={RESTORES: migration})
+        run(start_command(container.name, container.lxcpath, config, log_file), limit=limit, env={STARTS: migration})
         return container.init_pid
     except BaseException as error:
         end(container, migration)
@@ -167,7 +166,7 @@ def _ours(migration: str) -> dict[int, list[str]]:
 
     None of the container is among them, as LXC clears its environment.
     """
-    mark = f"{RESTORES}={migration}".encode()
+    mark = f"{STARTS}={migration}".encode()
     found = {}
     for pid, words in running("lxc-start"):
         with contextlib.suppress(OSError):

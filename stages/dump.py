@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from migrator import advice, cli, criu, layout, log, lxc, network, spool, transfer
+from migrator import advice, cgroups, cli, criu, layout, log, lxc, network, spool, transfer
 from migrator.advice import this_host
 from migrator.cli import Result
 from migrator.errors import DowntimeExceeded
@@ -130,6 +130,7 @@ class Dump(Handover):
         begun = time.monotonic()
         if terminal := criu.console(self.pid):
             (self.images / criu.CONSOLE_FILE).write_text(terminal)
+        (self.images / cgroups.RECORD).write_text(cgroups.owners(str(self.cgroup)))
         criu.dump(self.container.name, self.dump_command(), self.images)
         return time.monotonic() - begun
 

@@ -19,7 +19,22 @@ import time
 from pathlib import Path
 from typing import Any
 
-from migrator import advice, btrfs, cli, clock, container_config, criu, identity, log, lxc, network, no_memory, spool
+from migrator import (
+    advice,
+    btrfs,
+    cli,
+    clock,
+    container_config,
+    criu,
+    identity,
+    log,
+    lxc,
+    network,
+    no_memory,
+    restore,
+    spool,
+    veths,
+)
 from migrator.advice import this_host
 from migrator.cli import Result
 from migrator.errors import (
@@ -75,11 +90,11 @@ def carry_out(migration: Migration, limit: float, *, dry_run: bool = False) -> R
             f"{migration.name} already runs here." + (f" Next: {next_}" if next_ else ""))
     if decision.verdict is Verdict.REFUSE:
         raise OutOfOrder(stage=NAME, missing=decision.missing, next=next_)
-    restore = Restore(migration, limit)
+    stage = Restore(migration, limit)
     if dry_run:
-        return restore.described()
+        return stage.described()
     take_offered(migration)
-    return restore.run()
+    return stage.run()
 
 
 def take_offered(migration: Migration) -> None:
@@ -134,6 +149,8 @@ class Restore:
         self.layout = Layout(migration.lxcpath, migration.name, migration.id)
         self.images = self.layout.images()
         self.number = len(migration.detail["rounds"]) + 1
+        self.container = lxc.Container(migration.name, migration.lxcpath)
+        self.links: list[veths.Veth] = []
         self.runs_since = 0.0  # by time.time(), where that was before the end of the last step
 
     def described(self) -> Result:
@@ -144,7 +161,7 @@ class Restore:
         return cli.dry_run([
             (here, btrfs.receive_command(self.layout.folder)),
             (here, btrfs.snapshot_command(self.layout.snapshot(self.number), self.layout.rootfs, read_only=False)),
-            (here, lxc.restore_command(name, lxcpath, images) if self.migration.memory
+            (here, restore.command(self.layout, images) if self.migration.memory
              else no_memory.start_command(name, lxcpath, self.plain_config, criu.LOG_FOLDER / f"{name}-start.log")),
         ])
 
@@ -188,14 +205,16 @@ class Restore:
         return self.images
 
     def _apply(self, images: Path | None) -> None:
-        """Check the images while the increment is received; then put the disk in place."""
-        with concurrent.futures.ThreadPoolExecutor(1, "verify") as pool:
+        """Check the images and prepare the restore while the increment is received; then put the disk in place."""
+        with concurrent.futures.ThreadPoolExecutor(2, "verify") as pool:
             names = self.migration.detail["image_files"] if images and not self.checked else []
             files = [images / name for name in names] if images else []
             verifying = pool.submit(spool.verify, *files)
+            preparing = pool.submit(restore.prepare, self.container, self.layout, images) if images else None
             last = receive(self.migration, self.layout, self.layout.spool / INCREMENT, self.number,
                            self.migration.detail["increment_uuid"], self.behind)
             verifying.result()
+            self.links = preparing.result() if preparing else []
         with self.migration.step("rootfs"):
             self._put_old_aside()
             btrfs.snapshot(last.path, self.layout.rootfs, read_only=False)
@@ -208,8 +227,8 @@ class Restore:
     def _restore(self, images: Path) -> int:
         """CRIU and LXC do their part; then the container must be there, with its processes, and not frozen."""
         with self.migration.step("restore"):
-            container = lxc.Container(self.migration.name, self.migration.lxcpath)
-            lxc.restore(container, images, self.migration.id, limit=self._left())
+            container = self.container
+            restore.restore(container, self.layout, images, self.links, limit=self._left())
             pid, cgroup = container.init_pid, container.cgroup
             lxc.thaw(container, cgroup)  # it was frozen when it was dumped, and CRIU restores that too
             if not lxc.processes(cgroup):
@@ -219,7 +238,7 @@ class Restore:
     def _start(self) -> int:
         """The disk is all that came: the container is started anew."""
         with self.migration.step("start"):
-            container = lxc.Container(self.migration.name, self.migration.lxcpath)
+            container = self.container
             container_config.write_file(self.plain_config, container_config.unfenced(container.config_file.read_text()),
                                         mode=0o600)
             pid = no_memory.start(container, self.migration.id, config=self.plain_config, limit=self._left())
@@ -284,6 +303,7 @@ def clear(migration: Migration) -> None:
             os.kill(pid, signal.SIGKILL)
     _wait_stopped(container)
     lxc.drop_cgroups(migration.name)
+    veths.remove(migration.id)
     container_config.fence(layout.container, (layout.container / "config").read_text(), migration.id,
                            f"{migration.name} is being moved here; see: migrator status {migration.name}")
     give_back_rootfs(layout)
@@ -298,7 +318,7 @@ def _wait_stopped(container: lxc.Container, limit: float = 10.0) -> None:
 # --- for a source that does all at once -----------------------------------------------------------------------
 
 
-def restore(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
+def restore_for_source(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     """restore-dump over the source's own connection; `running_for` are the seconds since the container runs here."""
     migration = service.migration(fields)
     if migration.state is State.RESTORING:
@@ -317,4 +337,4 @@ def restore(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     return {"state": migration.state, "restored_at": restored_at, "running_for": time.time() - restored_at}
 
 
-HANDLERS = {"restore": restore}
+HANDLERS = {"restore": restore_for_source}

@@ -27,6 +27,8 @@ class Net:
     hwaddr: str = ""
     pair: str = ""  # the veth's end on the host
     addresses: tuple[str, ...] = ()  # with prefix length, as written
+    mtu: int = 0  # 0: that of the link
+    routes: tuple[str, ...] = ()  # of the host, to what lies behind the container (veth.ipv4.route, veth.ipv6.route)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,9 +173,11 @@ def _net(index: int, section: dict[str, list[str]]) -> Net:
         return section.get(key, [""])[-1]
 
     addresses = [*section.get("ipv4.address", []), *section.get("ipv6.address", [])]
+    routes = [*section.get("veth.ipv4.route", []), *section.get("veth.ipv6.route", [])]
     return Net(
         index=index, type=last("type"), link=last("link"), name=last("name"), hwaddr=last("hwaddr").lower(),
         pair=last("veth.pair"), addresses=tuple(address.split()[0] for address in addresses if address),
+        mtu=_number(last("mtu")), routes=tuple(route for route in routes if route),
     )
 
 

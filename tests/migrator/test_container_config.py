@@ -219,14 +219,6 @@ def test_the_hook_refuses_and_says_why(tmp_path: Path) -> None:
     assert done.stderr == message + "\n"
 
 
-def test_only_the_restore_of_that_migration_passes_the_hook(tmp_path: Path) -> None:
-    config.fence(tmp_path, TEXT, "0badc0de", "elsewhere")
-    for id, status in (("0badc0de", 0), ("00000001", 1), ("", 1)):
-        done = subprocess.run([tmp_path / config.FENCE_HOOK], env={"PATH": "/usr/bin:/bin", config.RESTORES: id},
-                              stdin=subprocess.DEVNULL, capture_output=True, check=False)
-        assert done.returncode == status
-
-
 def test_without_fence() -> None:
     assert config.fence_of(TEXT) == ""
     assert config.unfenced(TEXT) == TEXT

@@ -215,11 +215,11 @@ class Rig:
     # --- guests ---
 
     def guest(self, host: str, name: str, kind: str, **options: str | float | list[str]) -> None:
-        """Make and start a container: `vagrant/rig guest`; options are ip, size, dirty, config."""
+        """Make and start a container: `vagrant/rig guest`; options are ip, size, dirty, config, unprivileged (True)."""
         arguments = ["guest", host, name, kind]
         for key, value in options.items():
             for each in value if isinstance(value, list) else [value]:
-                arguments += [f"--{key}", str(each)]
+                arguments += [f"--{key}", *([] if each is True else [str(each)])]
         self._call(arguments).expect(0)
 
     def probe(self, host: str, name: str, *, quick: bool = False) -> dict[str, Any]:

@@ -50,8 +50,9 @@ def runs_only_on(rig: Rig, host: str, start: str = "") -> None:
 
 
 @pytest.mark.parametrize(("kind", "options"), [
-    pytest.param("tick", {}, marks=pytest.mark.nightly), ("memory", {"size": 64, "dirty": 4}), ("userns", {})])
-def test_there_and_back(rig: Rig, clean_hosts: CleanHosts, kind: str, options: dict[str, float]) -> None:
+    pytest.param("tick", {}, marks=pytest.mark.nightly), ("memory", {"size": 64, "dirty": 4}),
+    ("userns", {"ip": "10.0.3.120"})])
+def test_there_and_back(rig: Rig, clean_hosts: CleanHosts, kind: str, options: dict[str, str | float]) -> None:
     clean_hosts.allow("snapshot")
     rig.guest("hosta", "c1", kind, **options)
     start = rig.probe("hosta", "c1")["start"]
@@ -171,7 +172,7 @@ def test_four_at_once_and_the_same_one_twice(rig: Rig, clean_hosts: CleanHosts) 
     rig.guest("hosta", "c1", "memory", size=64)
     rig.guest("hostb", "c2", "tick", ip="10.0.3.120")
     rig.guest("hosta", "c3", "talk", ip="10.0.3.100")
-    rig.guest("hostb", "c4", "userns")
+    rig.guest("hostb", "c4", "userns", ip="10.0.3.121")
     sources = {"c1": "hosta", "c2": "hostb", "c3": "hosta", "c4": "hostb"}
     starts = {name: rig.probe(host, name)["start"] for name, host in sources.items()}
     with contextlib.ExitStack() as stack:

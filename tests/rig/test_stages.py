@@ -68,7 +68,7 @@ def test_memory_pages_survive_three_hops(rig: Rig, clean_hosts: CleanHosts) -> N
 @pytest.mark.nightly  # in one command it moves in test_migrate.py
 def test_container_with_a_user_namespace(rig: Rig, clean_hosts: CleanHosts) -> None:
     clean_hosts.allow("snapshot")
-    rig.guest("hosta", "c1", "userns")
+    rig.guest("hosta", "c1", "userns", ip="10.0.3.112")
     there_and_back_and_there(rig, "c1")
 
 

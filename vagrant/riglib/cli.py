@@ -78,6 +78,7 @@ def add_guest_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPa
     guest.add_argument("--ip", metavar="A", help="address on lxcbr0 (redis: 10.0.3.100; others: no network without it)")
     guest.add_argument("--size", type=int, metavar="MIB", help="data to hold (redis: 64, memory: 256)")
     guest.add_argument("--dirty", type=float, metavar="MIB", help="memory: rewritten each second (1)")
+    guest.add_argument("--unprivileged", action="store_true", help="in a user namespace, its ids from 100000 on")
     guest.add_argument("--config", action="append", default=[], metavar="LINE", help="one more line of configuration")
 
     asked = commands.add_parser("probe", help="ask a guest whether its memory and disk are intact; prints JSON")
@@ -165,6 +166,7 @@ def make_guest(options: argparse.Namespace) -> int:
             size=kind.size if options.size is None else options.size,
             dirty=kind.dirty if options.dirty is None else options.dirty,
             extra=options.config,
+            unprivileged=kind.unprivileged or options.unprivileged,
         )
     )
     return 0

@@ -44,6 +44,7 @@ class Guest:
     size: int = 0
     dirty: float = 0.0
     extra: list[str] = field(default_factory=list)
+    unprivileged: bool = False
 
     @property
     def root(self) -> str:
@@ -72,18 +73,10 @@ def tick(guest: Guest) -> list[str]:
 
 
 def userns(guest: Guest) -> list[str]:
-    """Two counters in a user namespace, one as root and one not; all files belong to the mapped ids."""
+    """Two counters in a user namespace, one as root and one not."""
     tick(guest)
-    user = IDMAP_BASE + 1000
-    guest.run("chown", "-hR", f"{IDMAP_BASE}:{IDMAP_BASE}", guest.root)
-    guest.run("chown", f"{user}:{user}", f"{guest.root}/user")
-    # The mapped root has to come through here to its own root file system.
-    guest.run("chmod", "755", f"{POOL}/{guest.name}")
-    return [
-        f"lxc.idmap = u 0 {IDMAP_BASE} 65536",
-        f"lxc.idmap = g 0 {IDMAP_BASE} 65536",
-        "lxc.init.cmd = /bin/sh /counter.sh / user",
-    ]
+    guest.run("chown", "1000:1000", f"{guest.root}/user")
+    return ["lxc.init.cmd = /bin/sh /counter.sh / user"]
 
 
 def talk(guest: Guest) -> list[str]:
@@ -115,13 +108,14 @@ class Kind:
     address: str = ""
     size: int = 0
     dirty: float = 0.0
+    unprivileged: bool = False
 
 
 KINDS = {
     "tick": Kind(tick),
     "redis": Kind(redis, address="10.0.3.100", size=64),
     "memory": Kind(memory, size=256, dirty=1.0),
-    "userns": Kind(userns),
+    "userns": Kind(userns, unprivileged=True),
     "talk": Kind(talk),
 }
 
@@ -152,7 +146,31 @@ def define(guest: Guest) -> None:
     guest.run("btrfs", "-q", "subvolume", "create", guest.root)
     lines = [*common_lines(guest), *KINDS[guest.kind].fill(guest), *network_lines(guest), *guest.extra]
     guest.put("rootfs/rig-guest.json", json.dumps({"kind": guest.kind, "address": guest.address}) + "\n")
+    if guest.unprivileged:
+        lines += unprivileged(guest)
     guest.put("config", "\n".join([*lines, ""]))
+
+
+SHIFT = """
+import os, sys
+def shift(path):
+    found = os.lstat(path)
+    os.lchown(path, found.st_uid + int(sys.argv[2]), found.st_gid + int(sys.argv[2]))
+    if not os.path.islink(path):
+        os.chmod(path, found.st_mode & 0o7777)  # the change of owner has taken the set-user-id bit
+shift(sys.argv[1])
+for folder, names, files in os.walk(sys.argv[1]):
+    for name in names + files:
+        shift(os.path.join(folder, name))
+"""
+
+
+def unprivileged(guest: Guest) -> list[str]:
+    """Give all files to the mapped ids; return the configuration of the user namespace."""
+    guest.run("python3", "-c", SHIFT, guest.root, str(IDMAP_BASE))
+    # The mapped root has to come through here to its own root file system.
+    guest.run("chmod", "755", f"{POOL}/{guest.name}")
+    return [f"lxc.idmap = u 0 {IDMAP_BASE} 65536", f"lxc.idmap = g 0 {IDMAP_BASE} 65536"]
 
 
 def check(guest: Guest) -> None:

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What CRIU has done when all of a restored container is there and none of it runs yet (criu(8), --action-script).
+
+CRIU starts the script of `script` at each of its stages and gives the restore up when it fails. It does not need the
+program that began the restore: when that one is killed, what it has left under way still ends with a container that
+is whole. A container stands still meanwhile, so it is started without site-packages and imports little.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from migrator import cgroups
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # not at run time: each takes longer to import than what is done here takes to do
+    from collections.abc import Callable
+    from pathlib import Path
+
+STAGE = "post-restore"  # the last in which a failure undoes everything: all tasks are there, the network is locked
+REASON = "at-restore.error"  # in the images folder: why it failed
+
+_START = "import sys; sys.path.insert(0, sys.argv[1]); from migrator import at_restore; at_restore.main(sys.argv[2])"
+
+
+def script(images: str) -> str:
+    """The script that CRIU is given for a restore from the folder `images`."""
+    import shlex
+
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    command = shlex.join([sys.executable, "-I", "-S", "-c", _START, root, images])
+    # CRIU starts it for every stage; a shell says that there is nothing to do sooner than Python.
+    return f"""#!/bin/sh
+[ "$CRTOOLS_SCRIPT_ACTION" = {STAGE} ] || exit 0
+exec {command}
+"""
+
+
+def main(images: str) -> None:
+    """Take all steps; the first that fails ends the program, with its reason in a file beside the images."""
+    init = int(os.environ["CRTOOLS_INIT_PID"])
+    for what, step in STEPS.items():
+        try:
+            step(images, init)
+        except Exception as error:
+            with open(os.path.join(images, REASON), "w") as file:
+                file.write(f"{what}: {error}")
+            sys.exit(f"{what}: {error}")
+
+
+def reason(images: Path) -> str:
+    """Why a restore from this folder was given up here, "" when it was not."""
+    try:
+        return (images / REASON).read_text(errors="replace")[:2000]
+    except OSError:
+        return ""
+
+
+def cgroup_owners(images: str, init: int) -> None:
+    """Give the container's own users their cgroup files back; see `cgroups`."""
+    try:
+        with open(os.path.join(images, cgroups.RECORD)) as file:
+            record = file.read(cgroups.RECORD_LIMIT)
+    except FileNotFoundError:  # dumped by a version that made no record
+        return
+    if record:
+        uids, gids = (cgroups.mapped(_read(f"/proc/{init}/{kind}_map")) for kind in ("uid", "gid"))
+        cgroups.give_back(cgroups.payload(_read(f"/proc/{init}/cgroup")), record, uids, gids)
+
+
+def _read(path: str) -> str:
+    with open(path) as file:
+        return file.read()
+
+
+STEPS: dict[str, Callable[[str, int], None]] = {"the owners of its cgroup's files": cgroup_owners}

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Who owns what below a container's cgroup: looked at when it is dumped, given back when it is restored.
+
+LXC hands an unprivileged container's own root what it needs to manage its cgroup (chown_cgroup_wrapper in liblxc's
+cgfsng.c), and what is made in there belongs to whoever makes it. CRIU makes the cgroups anew as root and leaves their
+files to root, and LXC up to 7.0 does not hand anything over at a restore (lxc#4695 does). Until it has its files back,
+nothing can be moved into such a cgroup: `lxc-attach` and logins fail, and so does each new unit of a systemd inside.
+
+`at_restore` imports it while a container stands still.
+"""
+
+from __future__ import annotations
+
+import os
+
+TOP = "/sys/fs/cgroup"
+RECORD = "cgroup-owners"  # the file that travels beside the images
+RECORD_LIMIT = 16 << 20  # bytes
+ROOT = 0
+
+
+def payload(proc_cgroup: str) -> str:
+    """The payload's cgroup folder from the text of /proc/PID/cgroup (cgroups(7)): the part up to LXC's own name.
+
+    Raises ValueError where there is no cgroup v2.
+    """
+    for line in proc_cgroup.splitlines():
+        hierarchy, _controllers, path = line.split(":", 2)
+        if hierarchy == "0":
+            parts = path.strip("/").split("/")
+            depth = next((number for number, part in enumerate(parts, 1) if part.startswith("lxc.payload")), None)
+            return "/".join([TOP, *parts[:depth]]).rstrip("/")
+    raise ValueError("no cgroup v2 line")
+
+
+def owners(top: str) -> str:
+    """What in the cgroup `top` and below isn't wholly root's: a line `UID GID MODE PATH` for each file and folder.
+
+    The mode is octal, the path starts at `top`, which itself is `.`.
+    """
+    lines = []
+    for folder, _, files in os.walk(top):
+        for path in (folder, *(f"{folder}/{name}" for name in files)):
+            try:
+                found = os.lstat(path)
+            except FileNotFoundError:  # a cgroup that is just being removed
+                continue
+            if found.st_uid != ROOT or found.st_gid != ROOT:
+                below = os.path.relpath(path, top)
+                lines.append(f"{found.st_uid} {found.st_gid} {found.st_mode & 0o777:o} {below}\n")
+    return "".join(lines)
+
+
+def mapped(id_map: str) -> list[tuple[int, int]]:
+    """The ranges of host ids (first, behind the last) in a uid_map or gid_map as the host sees it, and its root's."""
+    ranges = [(ROOT, ROOT + 1)]
+    for line in id_map.splitlines():
+        _inside, outside, count = (int(word) for word in line.split())
+        ranges.append((outside, outside + count))
+    return ranges
+
+
+def give_back(top: str, record: str, uids: list[tuple[int, int]], gids: list[tuple[int, int]]) -> None:
+    """Make everything in the cgroup `top` belong to whom `record` (of `owners`) says; what isn't there is passed over.
+
+    The record comes from another host: raises ValueError where it names ids that are neither root's nor the
+    container's (`uids`, `gids`), or a path that leads out.
+    """
+    for line in record.splitlines():
+        uid, gid, mode, below = line.split(" ", 3)
+        if below.startswith("/") or ".." in below.split("/"):
+            raise ValueError(f"{below!r} is no path in a cgroup")
+        for id_, ranges in ((int(uid), uids), (int(gid), gids)):
+            if not any(first <= id_ < end for first, end in ranges):
+                raise ValueError(f"{below} would belong to {id_}, which is none of the container's ids")
+        path = os.path.join(top, below)
+        try:
+            os.chown(path, int(uid), int(gid), follow_symlinks=False)
+            os.chmod(path, int(mode, 8) & 0o777)
+        except FileNotFoundError:  # CRIU leaves empty cgroups away, and controllers differ from host to host
+            continue

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The veths of a container that is to be restored: made here beforehand, where CRIU cannot make them itself.
+
+Who makes a pair with one end in another network namespace needs CAP_NET_ADMIN in both (since the kernel's commit
+7b735ef81286). A container with a user namespace of its own has it in its own alone, so CRIU asks a helper that stayed
+outside (checkpoint-restore/criu#3006, in 4.2.1; earlier ones get EPERM). But that asks for the interface number of the
+*container's* end in the *host's* namespace: the number is usually taken there, by the host's own card, and the kernel
+answers "Operation not supported" (-95). A pair that is there already is only moved in: `external netdev[eth0]:NAME`
+(move_veth in criu/net.c). That is right with every CRIU since 3.16, so it stays when CRIU is cured.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import secrets
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from migrator.preflight.config_facts import Net
+from migrator.run import run
+
+CLASS_NET = Path("/sys/class/net")
+KERNEL = (5, 13)  # from here on an interface can have a given number in the namespace that it is moved to
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,14}")  # others would not come through CRIU's configuration file
+GONE_LIMIT = 5.0  # seconds that the kernel may take to remove what a failed restore has left
+POLL = 0.01
+
+
+@dataclasses.dataclass(frozen=True)
+class Veth:
+    """A pair that is to be made."""
+
+    number: int  # N of lxc.net.N
+    inside: str  # its name in the container, which CRIU gives it
+    made: str  # what that end is called until then: the mark by which `remove` knows it
+    outside: str  # the name of the host's end
+    bridge: str  # which CRIU plugs it into in the end; "" for none
+    mtu: int  # 0: that of the bridge
+    routes: tuple[str, ...] = ()
+
+    @property
+    def external(self) -> str:
+        """A line for CRIU's configuration file."""
+        return f"external netdev[{self.inside}]:{self.made}"
+
+
+def possible(kernel: tuple[int, int]) -> bool:
+    """Whether pairs can be made beforehand on this kernel."""
+    return kernel >= KERNEL
+
+
+def planned(nets: Iterable[Net], migration: str) -> list[Veth]:
+    """The pairs for the configuration's veths.
+
+    An end on the host without a name of its own is called after the migration. Where the configuration does not say
+    what it is called inside, LXC counts (exec_criu in liblxc's criu.c).
+    """
+    found = []
+    for position, net in enumerate(nets):
+        inside = net.name or f"eth{position}"
+        outside = net.pair or f"veth{migration}{net.index}"
+        if net.type == "veth" and _NAME.fullmatch(inside) and _NAME.fullmatch(outside):
+            found.append(Veth(net.index, inside, f"{_mark(migration)}{net.index}", outside, net.link, net.mtu,
+                              net.routes))
+    return found
+
+
+def _mark(migration: str) -> str:
+    return f"mg{migration}-"
+
+
+def make_command(veth: Veth, mac: str, mtu: int) -> list[str]:
+    """Make a pair as LXC does (netdev_configure_server_veth in liblxc's network.c).
+
+    `mac` is for the host's end: a bridge takes the lowest of its ports' addresses for its own.
+    """
+    sized = ["mtu", str(mtu)] if mtu else []
+    return ["ip", "link", "add", "name", veth.outside, "address", mac, *sized, "type", "veth",
+            "peer", "name", veth.made, *sized]
+
+
+def make(veths: Sequence[Veth]) -> None:
+    """Make the pairs, off their bridges; raises CommandFailed. `remove` takes back what CRIU has not moved away."""
+    for veth in veths:
+        _wait_gone(veth.outside)
+        run(make_command(veth, f"fe:{secrets.token_bytes(5).hex(':')}", veth.mtu or _mtu(veth.bridge)))
+        if veth.bridge:
+            # LXC switches link-local addresses off there: the end that is a bridge's port needs none.
+            setting = Path("/proc/sys/net/ipv6/conf", veth.outside, "disable_ipv6")
+            if setting.exists():
+                setting.write_text("1")
+        else:
+            run(["ip", "link", "set", veth.outside, "up"])
+
+
+def _mtu(bridge: str) -> int:
+    path = CLASS_NET / bridge / "mtu"
+    return int(path.read_text()) if bridge and path.exists() else 0
+
+
+def _wait_gone(name: str) -> None:
+    """Wait for the end of an interface that goes with its namespace, which the kernel removes a little later."""
+    end = time.monotonic() + GONE_LIMIT
+    while (CLASS_NET / name).exists() and time.monotonic() < end:
+        time.sleep(POLL)
+
+
+def route(veths: Sequence[Veth]) -> None:
+    """Add the host's routes to what lies behind a container that runs now; raises CommandFailed."""
+    for veth in veths:
+        for route in veth.routes:
+            run(["ip", "route", "replace", route, "dev", veth.outside])
+
+
+def remove(migration: str) -> None:
+    """Remove the pairs that were made for this migration and are still on the host: of a restore that failed."""
+    for path in CLASS_NET.glob(f"{_mark(migration)}*"):
+        run(["ip", "link", "delete", path.name], check=False)

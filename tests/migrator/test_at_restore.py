@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The program that CRIU starts at each stage of a restore."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from migrator import at_restore, cgroups
+
+
+def start(folder: Path, stage: str) -> subprocess.CompletedProcess[str]:
+    """As CRIU does: with the stage and the container's first process in the environment, and nothing else to go by."""
+    script = folder / "at-restore"
+    script.write_text(at_restore.script(str(folder)))
+    script.chmod(0o700)
+    environment = {"CRTOOLS_SCRIPT_ACTION": stage, "CRTOOLS_INIT_PID": str(os.getpid()), "PATH": "/usr/bin:/bin"}
+    return subprocess.run([str(script)], env=environment, cwd="/", capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "an images' folder"
+    folder.mkdir()
+    return folder
+
+
+def test_other_stages_are_none_of_its_business(images: Path) -> None:
+    (images / cgroups.RECORD).write_text("nonsense")
+    for stage in ("pre-restore", "setup-namespaces", "network-unlock", "pre-resume", "post-resume"):
+        assert start(images, stage).returncode == 0
+    assert at_restore.reason(images) == ""
+
+
+def test_nothing_to_do(images: Path) -> None:
+    assert start(images, at_restore.STAGE).returncode == 0, "an older source made no record"
+    (images / cgroups.RECORD).write_text("")
+    assert start(images, at_restore.STAGE).returncode == 0
+    (images / cgroups.RECORD).write_text("0 0 644 this/cgroup/is/not/here\n")
+    done = start(images, at_restore.STAGE)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_failure_ends_the_restore_and_says_why(images: Path) -> None:
+    (images / cgroups.RECORD).write_text("0 4294967295 644 cgroup.procs\n")
+    done = start(images, at_restore.STAGE)
+    assert done.returncode == 1
+    reason = at_restore.reason(images)
+    assert "cgroup" in reason and "4294967295" in reason
+    assert reason in done.stderr, "it is in CRIU's log as well"
+
+
+def test_it_imports_next_to_nothing() -> None:
+    """The container stands still while it starts."""
+    code = ("import os, sys; before = set(sys.modules); sys.path.insert(0, sys.argv[1])\n"
+            "from migrator import at_restore; print(*set(sys.modules) - before)")
+    root = Path(at_restore.__file__).parents[1]
+    found = subprocess.run([sys.executable, "-I", "-S", "-c", code, root], capture_output=True, text=True,
+                           check=True).stdout
+    assert set(found.split()) == {"__future__", "migrator", "migrator.at_restore", "migrator.cgroups"}

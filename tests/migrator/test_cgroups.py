@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Who owns what below a container's cgroup, before and after."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from migrator import cgroups
+
+USER = os.getuid() or 101000  # somebody else than root, to whom we may give files away
+GROUP = os.getgid() or 101000
+EVERYBODY = [(0, 1 << 32)]
+
+
+@pytest.fixture
+def top(tmp_path: Path) -> Path:
+    """A payload's cgroup as a systemd in a container leaves it: the root cgroup's files, a slice, a user's own."""
+    for folder in ("", "system.slice", "user.slice/user@1000.service", "a name with spaces"):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        for name in ("cgroup.procs", "memory.max"):
+            (tmp_path / folder / name).touch(mode=0o644)
+    return tmp_path
+
+
+def give(path: Path, mode: int) -> None:
+    os.chown(path, USER, GROUP)
+    path.chmod(mode)
+
+
+def look(top: Path) -> dict[str, tuple[int, int, int]]:
+    paths = [top, *top.rglob("*")]
+    return {str(path.relative_to(top)): (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode))
+            for path in paths if (found := path.lstat())}
+
+
+def test_what_was_somebodys_is_his_again(top: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    give(top / "cgroup.procs", 0o664)
+    give(top / "system.slice/cgroup.procs", 0o644)
+    give(top / "user.slice/user@1000.service", 0o755)
+    give(top / "a name with spaces/memory.max", 0o600)
+    before = look(top)
+    record = cgroups.owners(str(top))
+    for path in top.rglob("*"):
+        os.chown(path, os.getuid(), os.getgid())
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    cgroups.give_back(str(top), record, EVERYBODY, EVERYBODY)
+    assert look(top) == before
+
+
+def test_what_is_rights_alone_is_not_recorded(tmp_path: Path) -> None:
+    """A privileged container's cgroup is all root's; there is nothing to be done at the restore."""
+    if os.getuid():
+        pytest.skip("needs a file of root's")
+    (tmp_path / "cgroup.procs").touch()
+    assert cgroups.owners(str(tmp_path)) == ""
+
+
+def test_what_is_not_there_is_passed_over(top: Path) -> None:
+    cgroups.give_back(str(top), f"{USER} {GROUP} 644 gone/cgroup.procs\n{USER} {GROUP} 600 memory.max\n",
+                      EVERYBODY, EVERYBODY)
+    assert stat.S_IMODE((top / "memory.max").stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("line", [
+    "1000 0 644 memory.max",  # a user of the host
+    "0 1000 644 memory.max",
+    "0 0 644 ../memory.max",
+    "0 0 644 system.slice/../../memory.max",
+    "0 0 644 /etc/passwd",
+    "0 0 memory.max",
+    "0 0 rw memory.max",
+])
+def test_a_record_that_is_not_to_be_trusted(top: Path, line: str) -> None:
+    before = look(top)
+    with pytest.raises(ValueError):
+        cgroups.give_back(str(top / "system.slice"), line, cgroups.mapped("0 100000 65536"), [(0, 1)])
+    assert look(top) == before
+
+
+def test_the_ids_of_a_container() -> None:
+    assert cgroups.mapped("         0     100000      65536\n     70000 300000 1\n") == [
+        (0, 1), (100000, 165536), (300000, 300001)]
+    assert cgroups.mapped("0 0 4294967295\n") == [(0, 1), (0, 4294967295)]

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which veths are made before a container is restored, and how."""
+
+from __future__ import annotations
+
+import shlex
+
+import pytest
+
+from migrator import criu, veths
+from migrator.preflight import config_facts
+from migrator.veths import Veth
+
+CONFIG = """
+lxc.net.0.type = veth
+lxc.net.0.link = lxcbr0
+lxc.net.1.type = empty
+lxc.net.2.type = veth
+lxc.net.2.name = lan
+lxc.net.2.veth.pair = c1-lan
+lxc.net.2.mtu = 9000
+lxc.net.2.veth.ipv4.route = 192.0.2.0/24
+lxc.net.2.veth.ipv6.route = 2001:db8::/64
+lxc.net.4.type = veth
+lxc.net.4.link = br1
+lxc.net.5.type = macvlan
+lxc.net.5.link = eth0
+"""
+
+
+def test_each_veth_of_the_configuration() -> None:
+    found = veths.planned(config_facts.parse(CONFIG).nets, "0badc0de")
+    assert found == [
+        Veth(0, "eth0", "mg0badc0de-0", "veth0badc0de0", "lxcbr0", 0),
+        Veth(2, "lan", "mg0badc0de-2", "c1-lan", "", 9000, ("192.0.2.0/24", "2001:db8::/64")),
+        Veth(4, "eth3", "mg0badc0de-4", "veth0badc0de4", "br1", 0),  # LXC counts the sections, whatever their numbers
+    ]
+
+
+def test_names_fit() -> None:
+    (veth,) = veths.planned(config_facts.parse("lxc.net.999.type = veth\n").nets, "0badc0de")
+    assert len(veth.made) <= 15 and len(veth.outside) <= 15
+
+
+@pytest.mark.parametrize("name", ["a#b", "a b", "_br0", "a-name-too-long-", "ä"])
+def test_names_that_cannot_be_told_to_criu(name: str) -> None:
+    """CRIU makes these itself."""
+    text = f"lxc.net.0.type = veth\nlxc.net.0.name = {name}\n"
+    assert veths.planned(config_facts.parse(text).nets, "0badc0de") == []
+
+
+def test_what_criu_is_told() -> None:
+    (first, *_) = veths.planned(config_facts.parse(CONFIG).nets, "0badc0de")
+    assert criu.restore_config([first.external]) == "ghost-limit 256M\nexternal netdev[eth0]:mg0badc0de-0\n"
+
+
+def test_a_pair_is_made_as_lxc_makes_it() -> None:
+    made = Veth(0, "eth0", "mg0badc0de-0", "veth0badc0de0", "lxcbr0", 0)
+    assert shlex.join(veths.make_command(made, "fe:00:00:00:00:01", 1400)) == (
+        "ip link add name veth0badc0de0 address fe:00:00:00:00:01 mtu 1400 type veth peer name mg0badc0de-0 mtu 1400")
+    assert "mtu" not in veths.make_command(made, "fe:00:00:00:00:01", 0)
+
+
+def test_the_kernel_must_be_able_to_number_them() -> None:
+    assert [veths.possible(version) for version in ((5, 10), (5, 13), (6, 1))] == [False, True, True]
