@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import sys
 
-from migrator import cgroups
+from migrator import cgroups, mount_flags
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # not at run time: each takes longer to import than what is done here takes to do
@@ -59,14 +59,28 @@ def reason(images: Path) -> str:
 
 def cgroup_owners(images: str, init: int) -> None:
     """Give the container's own users their cgroup files back; see `cgroups`."""
-    try:
-        with open(os.path.join(images, cgroups.RECORD)) as file:
-            record = file.read(cgroups.RECORD_LIMIT)
-    except FileNotFoundError:  # dumped by a version that made no record
-        return
-    if record:
+    if record := _noted(images, cgroups.RECORD, cgroups.RECORD_LIMIT):
         uids, gids = (cgroups.mapped(_read(f"/proc/{init}/{kind}_map")) for kind in ("uid", "gid"))
-        cgroups.give_back(cgroups.payload(_read(f"/proc/{init}/cgroup")), record, uids, gids)
+        cgroups.give_back(_cgroup(init), record, uids, gids)
+
+
+def mounts(images: str, init: int) -> None:
+    """Forbid on the container's mounts what was forbidden; see `mount_flags`."""
+    if record := _noted(images, mount_flags.RECORD, mount_flags.RECORD_LIMIT):
+        mount_flags.tighten(record, [init, *cgroups.processes(_cgroup(init))])
+
+
+def _cgroup(init: int) -> str:
+    return cgroups.payload(_read(f"/proc/{init}/cgroup"))
+
+
+def _noted(images: str, name: str, limit: int) -> str:
+    """A record beside the images; "" from a version that did not make it."""
+    try:
+        with open(os.path.join(images, name), errors="surrogateescape") as file:
+            return file.read(limit)
+    except FileNotFoundError:
+        return ""
 
 
 def _read(path: str) -> str:
@@ -74,4 +88,7 @@ def _read(path: str) -> str:
         return file.read()
 
 
-STEPS: dict[str, Callable[[str, int], None]] = {"the owners of its cgroup's files": cgroup_owners}
+STEPS: dict[str, Callable[[str, int], None]] = {
+    "the owners of its cgroup's files": cgroup_owners,
+    "what may not be done on its mounts": mounts,
+}

@@ -33,6 +33,24 @@ def payload(proc_cgroup: str) -> str:
     raise ValueError("no cgroup v2 line")
 
 
+def processes(top: str) -> list[int]:
+    """The ids of all processes in the cgroup `top` and below; none when it is gone."""
+    return ids(top, "cgroup.procs")
+
+
+def ids(top: str, name: str) -> list[int]:
+    """What all files `name` in the cgroup `top` and below hold, numbers."""
+    found: list[int] = []
+    for folder, _, files in os.walk(top):
+        if name in files:
+            try:
+                with open(f"{folder}/{name}") as file:
+                    found += [int(word) for word in file.read().split()]
+            except OSError:  # a cgroup that is just being removed
+                continue
+    return found
+
+
 def owners(top: str) -> str:
     """What in the cgroup `top` and below isn't wholly root's: a line `UID GID MODE PATH` for each file and folder.
 

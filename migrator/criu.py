@@ -12,11 +12,12 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from migrator import cgroups
+from migrator import cgroups, mount_flags, terminals
 from migrator.errors import CommandFailed, DumpFailed
 from migrator.lxc import CGROUP
 from migrator.processes import running
 from migrator.run import run
+from migrator.terminals import Terminal
 
 DUMP_LIMIT = 900.0  # seconds
 GHOST_LIMIT = "256M"  # deleted files that are still open travel in the images up to this size
@@ -30,26 +31,11 @@ def restore_config(lines: Iterable[str] = ()) -> str:
 
 
 CONSOLE_FILE = "tty.info"  # where liblxc looks for the console's name at a restore
-NOTES = (CONSOLE_FILE, cgroups.RECORD)
-
-
-def console(pid: int) -> str:
-    """CRIU's name of the terminal that LXC has mounted as the container's console; "" when there is none.
-
-    The numbers are those of `load_tty_major_minor` in liblxc's criu.c, which reads them from the images at the restore.
-    """
-    path = Path(f"/proc/{pid}/root/dev/console")
-    mounted = any(line.split()[4] == "/dev/console" for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines())
-    if not mounted:
-        return ""
-    found = path.stat()
-    return f"tty[{found.st_rdev:x}:{found.st_dev:x}]"
-
-
+NOTES = (CONSOLE_FILE, cgroups.RECORD, mount_flags.RECORD, terminals.RECORD)
 NFTABLES_LOCK = "network_lock_nftables"  # CRIU's word for the feature
 
 
-def dump_command(pid: int, cgroup: Path, images: Path, mounts: list[str], terminal: str = "", *,
+def dump_command(pid: int, cgroup: Path, images: Path, mounts: list[str], ttys: Sequence[Terminal] = (), *,
                  nftables_lock: bool = False) -> list[str]:
     """The dump of the container whose first process is `pid`.
 
@@ -58,7 +44,7 @@ def dump_command(pid: int, cgroup: Path, images: Path, mounts: list[str], termin
     that is already frozen, which CRIU leaves as it is. The unified hierarchy, whose name for CRIU is empty, is the only
     one to be dumped: where cgroup v1's freezer is mounted beside it, CRIU would restore its state as FROZEN, and nobody
     thaws that. --cgroup-root so that an init that has moved itself deeper (systemd) takes the whole payload along.
-    `mounts` are the targets of the container's bind mounts, `terminal` is what `console` found.
+    `mounts` are the targets of the container's bind mounts, `ttys` are those that LXC gave it (`terminals`).
     With `nftables_lock`, for which both hosts need NFTABLES_LOCK, CRIU locks the container's network by a table that it
     makes and removes itself. Else it does so, here and at the restore, by a dozen calls of iptables-restore, which take
     100 ms longer and leave their empty tables in the container.
@@ -74,8 +60,7 @@ def dump_command(pid: int, cgroup: Path, images: Path, mounts: list[str], termin
     ]
     if nftables_lock:
         command += ["--network-lock", "nftables"]
-    if terminal:
-        command += ["--ext-mount-map", "/dev/console:console", "--external", terminal]
+    command += terminals.dump_options(ttys)
     for target in mounts:
         command += ["--ext-mount-map", f"/{target.lstrip('/')}:{target.lstrip('/')}"]
     return command

@@ -165,24 +165,15 @@ def thaw_cgroup(cgroup: Path) -> None:
 
 def processes(cgroup: Path) -> list[int]:
     """The ids of all processes below `cgroup`; empty when it is gone."""
-    return _ids(cgroup, "cgroup.procs")
+    return cgroups.processes(str(cgroup))
 
 
 def states(cgroup: Path) -> set[str]:
     """The states that threads below `cgroup` are in, as proc_pid_stat(5) has them: R runs, D cannot be interrupted."""
     found = set()
-    for thread in _ids(cgroup, "cgroup.threads"):
+    for thread in cgroups.ids(str(cgroup), "cgroup.threads"):
         with contextlib.suppress(OSError):
             found.add(chr(Path(f"/proc/{thread}/stat").read_bytes().rpartition(b") ")[2][0]))
-    return found
-
-
-def _ids(cgroup: Path, file: str) -> list[int]:
-    found: list[int] = []
-    for folder, _, files in os.walk(cgroup):
-        if file in files:
-            with contextlib.suppress(OSError):
-                found += [int(each) for each in (Path(folder) / file).read_text().split()]
     return found
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
-from migrator import at_restore, config_reader, container_config, criu, log, restore_config, veths
+from migrator import at_restore, config_reader, container_config, criu, log, restore_config, terminals, veths
 from migrator.errors import CommandFailed, RestoreFailed
 from migrator.layout import Layout
 from migrator.lxc import Container
@@ -39,35 +40,47 @@ def command(layout: Layout, images: Path) -> list[str]:
             "-o", str(images / "lxc.log"), "--rcfile", str(files.config), "--action-script", str(files.script)]
 
 
-def prepare(container: Container, layout: Layout, images: Path) -> list[veths.Veth]:
-    """Make what a restore from the folder `images` needs: the files, and the veths, which are returned.
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """What `prepare` has made or read for a restore."""
 
-    Raises RestoreFailed.
-    """
+    links: tuple[veths.Veth, ...]
+    terminals: tuple[terminals.Terminal, ...]
+
+
+def prepare(container: Container, layout: Layout, images: Path) -> Prepared:
+    """Make what a restore from the folder `images` needs beforehand: files, veths. Raises RestoreFailed."""
     path = str(container.config_file)
     text = container_config.unfenced(config_reader.read_file(path))
-    links = veths.planned(config_facts.parse(text, path).nets, layout.id) if veths.possible(_kernel()) else []
+    config, settings = config_facts.parse(text, path), config_reader.read(path, text).settings
+    links = veths.planned(config.nets, layout.id) if veths.possible(_kernel()) else []
     veths.remove(layout.id)
-    files = Files.of(layout)
     layout.spool.mkdir(mode=0o700, exist_ok=True)
-    _write(files.config, restore_config.text(config_reader.read(path, text).settings, config_file=path,
-                                             veths={link.number: link.outside for link in links}), 0o600)
-    _write(files.criu, criu.restore_config(link.external for link in links), 0o600)
-    _write(files.script, at_restore.script(str(images)), 0o700)
     try:
+        ttys = terminals.recorded(_read(images / terminals.RECORD), lambda id_: _mapped(config, id_))
+        root = images / "root"
+        root.mkdir(mode=0o755, exist_ok=True)
+        _write(Files.of(layout).config, restore_config.text(
+            settings, container=container.folder, root=root, veths={link.number: link.outside for link in links},
+            console=(images / criu.CONSOLE_FILE).exists(), fstab=_fstab(settings), real=os.path.realpath), 0o600)
+        _write(Files.of(layout).script, at_restore.script(str(images)), 0o700)
         veths.make(links)
-    except CommandFailed as error:
+    except (CommandFailed, ValueError) as error:
         raise RestoreFailed(name=container.name, reason=str(error), log="not there") from error
-    return links
+    return Prepared(tuple(links), tuple(ttys))
 
 
-def restore(container: Container, layout: Layout, images: Path, links: list[veths.Veth], *, limit: float) -> None:
+def restore(container: Container, layout: Layout, images: Path, prepared: Prepared, *, limit: float) -> None:
     """Restore a container from CRIU images, after `prepare`.
 
     Raises RestoreFailed or CommandTimeout, and may have left processes, cgroups and veths then.
     """
+    files = Files.of(layout)
     try:
-        run(command(layout, images), limit=limit, env={"CRIU_CONFIG_FILE": str(Files.of(layout).criu)})
+        with terminals.made(prepared.terminals) as ttys:
+            _write(files.criu, criu.restore_config([*(link.external for link in prepared.links), *ttys.criu]), 0o600)
+            run(command(layout, images), limit=limit, env={"CRIU_CONFIG_FILE": str(files.criu)},
+                pass_fds=ttys.descriptors)
         if container.state != "RUNNING":
             raise RestoreFailed(name=container.name, reason=f"it is {container.state} after the restore",
                                 log=images / "restore.log")
@@ -75,9 +88,28 @@ def restore(container: Container, layout: Layout, images: Path, links: list[veth
         reason = at_restore.reason(images) or criu.reason(images / "restore.log") or error.fields["output"]
         raise RestoreFailed(name=container.name, reason=reason, log=images / "restore.log") from error
     try:
-        veths.route(links)
+        veths.route(prepared.links)
     except CommandFailed as error:
         log.warning(f"{container.name} runs, but a route of this host to it is missing: {error}")
+
+
+def _mapped(config: config_facts.Config, id_: int) -> bool:
+    """Whether an id of this host is root's or one of the container's."""
+    return id_ == 0 or any(each.outside <= id_ < each.outside + each.count for each in config.idmaps)
+
+
+def _fstab(settings: Iterable[tuple[str, str]]) -> str:
+    """The text of the file with mounts that a configuration names, "" where it names none or that is not there."""
+    named = [value for key, value in settings if key == "lxc.mount.fstab" and value]
+    try:
+        return config_reader.read_file(named[-1]) if named else ""
+    except OSError:
+        return ""
+
+
+def _read(path: Path) -> str:
+    """A note beside the images; one that an older version did not make is empty."""
+    return path.read_text() if path.exists() else ""
 
 
 def _write(path: Path, text: str, mode: int) -> None:

@@ -11,7 +11,21 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from migrator import advice, cgroups, cli, criu, layout, log, lxc, network, spool, transfer
+from migrator import (
+    advice,
+    cgroups,
+    cli,
+    criu,
+    layout,
+    log,
+    lxc,
+    mount_flags,
+    network,
+    spool,
+    terminals,
+    transfer,
+    tty_image,
+)
 from migrator.advice import this_host
 from migrator.cli import Result
 from migrator.errors import DowntimeExceeded
@@ -38,6 +52,7 @@ class Dump(Handover):
         self.pid = container.init_pid
         self.cgroup = container.cgroup
         self.ports = network.ports(self.pid)
+        self.terminals = terminals.found(self.pid)
         self.images = self.layout.image_folders()[0]
 
     def described(self) -> Result:
@@ -55,7 +70,7 @@ class Dump(Handover):
 
     def dump_command(self) -> list[str]:
         mounts = [entry.target for entry in self.facts.config.mounts if entry.bind]
-        return criu.dump_command(self.pid, self.cgroup, self.images, mounts, criu.console(self.pid),
+        return criu.dump_command(self.pid, self.cgroup, self.images, mounts, self.terminals,
                                  nftables_lock=self.nftables_lock)
 
     def prepare(self) -> None:
@@ -128,11 +143,23 @@ class Dump(Handover):
 
     def _dump(self) -> float:
         begun = time.monotonic()
-        if terminal := criu.console(self.pid):
-            (self.images / criu.CONSOLE_FILE).write_text(terminal)
-        (self.images / cgroups.RECORD).write_text(cgroups.owners(str(self.cgroup)))
+        self._note()
         criu.dump(self.container.name, self.dump_command(), self.images)
+        tty_image.mend(self.images, tty_image.sessions(cgroups.processes(str(self.cgroup))))
         return time.monotonic() - begun
+
+    def _note(self) -> None:
+        """What CRIU does not dump, in files that go along with its images."""
+        for terminal in self.terminals:
+            if terminal.console:
+                (self.images / criu.CONSOLE_FILE).write_text(terminal.id)
+        notes = {
+            terminals.RECORD: "".join(terminal.line() for terminal in self.terminals),
+            cgroups.RECORD: cgroups.owners(str(self.cgroup)),
+            mount_flags.RECORD: mount_flags.record([self.pid, *cgroups.processes(str(self.cgroup))]),
+        }
+        for name, text in notes.items():
+            (self.images / name).write_text(text, errors="surrogateescape")
 
     def _send_pages(self, has_ended: Callable[[], bool]) -> dict[str, transfer.TransferResult]:
         """Send memory while CRIU still dumps it: it writes one file of pages after the other, each to its end."""

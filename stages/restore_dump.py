@@ -150,7 +150,6 @@ class Restore:
         self.images = self.layout.images()
         self.number = len(migration.detail["rounds"]) + 1
         self.container = lxc.Container(migration.name, migration.lxcpath)
-        self.links: list[veths.Veth] = []
         self.runs_since = 0.0  # by time.time(), where that was before the end of the last step
 
     def described(self) -> Result:
@@ -177,8 +176,8 @@ class Restore:
         self.migration.move(Event.RESTORE)
         try:
             images = self._images() if self.migration.memory else None
-            self._apply(images)
-            pid = self._restore(images) if images else self._start()
+            prepared = self._apply(images)
+            pid = self._restore(images, prepared) if images and prepared else self._start()
         except BaseException as error:
             self._undo(error)
         restored_at = self.runs_since or time.time()
@@ -204,7 +203,7 @@ class Restore:
                                 reason="its memory images are gone, as after a reboot")
         return self.images
 
-    def _apply(self, images: Path | None) -> None:
+    def _apply(self, images: Path | None) -> restore.Prepared | None:
         """Check the images and prepare the restore while the increment is received; then put the disk in place."""
         with concurrent.futures.ThreadPoolExecutor(2, "verify") as pool:
             names = self.migration.detail["image_files"] if images and not self.checked else []
@@ -214,21 +213,22 @@ class Restore:
             last = receive(self.migration, self.layout, self.layout.spool / INCREMENT, self.number,
                            self.migration.detail["increment_uuid"], self.behind)
             verifying.result()
-            self.links = preparing.result() if preparing else []
+            prepared = preparing.result() if preparing else None
         with self.migration.step("rootfs"):
             self._put_old_aside()
             btrfs.snapshot(last.path, self.layout.rootfs, read_only=False)
+        return prepared
 
     def _put_old_aside(self) -> None:
         if btrfs.is_subvolume(self.layout.rootfs):
             self.layout.old.mkdir(mode=0o700, exist_ok=True)
             self.layout.rootfs.rename(self.layout.old / "rootfs")
 
-    def _restore(self, images: Path) -> int:
+    def _restore(self, images: Path, prepared: restore.Prepared) -> int:
         """CRIU and LXC do their part; then the container must be there, with its processes, and not frozen."""
         with self.migration.step("restore"):
             container = self.container
-            restore.restore(container, self.layout, images, self.links, limit=self._left())
+            restore.restore(container, self.layout, images, prepared, limit=self._left())
             pid, cgroup = container.init_pid, container.cgroup
             lxc.thaw(container, cgroup)  # it was frozen when it was dumped, and CRIU restores that too
             if not lxc.processes(cgroup):

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 from collections.abc import Callable, Iterator, Mapping
 
 from migrator.preflight.container_facts import ContainerFacts
@@ -57,13 +56,6 @@ class Case:
     @property
     def config_file(self) -> str:
         return f"{self.container.lxcpath}/{self.container.name}/config"
-
-    @property
-    def without_console(self) -> str:
-        """What to type so that the container has no terminals of LXC's."""
-        where = f"-n {self.container.name} -P {shlex.quote(self.container.lxcpath)}"
-        return (f"On {self.source.name}: printf 'lxc.console.path = none\\nlxc.tty.max = 0\\n' >> "
-                f"{shlex.quote(self.config_file)} && lxc-stop {where} && lxc-start {where}")
 
     def notes(self, kind: str) -> list[Note]:
         return [note for note in self.container.tasks.notes if note.kind == kind]

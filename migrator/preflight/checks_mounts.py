@@ -10,6 +10,7 @@ from migrator.preflight.checks_config import answered
 from migrator.preflight.container_facts import ContainerFacts
 from migrator.preflight.findings import Finding, Severity, define
 from migrator.preflight.mount_facts import Mount
+from migrator.terminals import is_lxcs
 
 ERROR, WARNING, INFO = Severity.ERROR, Severity.WARNING, Severity.INFO
 # Bound from the host by LXC and lxcfs themselves: every host has its own.
@@ -22,11 +23,8 @@ UNREACHABLE = define("mount-unreachable", ERROR, """A bind mount whose source is
 MISSING = define("mount-source-missing", ERROR, "A file, folder or device that the container binds from its host.")
 BOUND = define("bind-mount", WARNING, """What lies on the host stays there: the restored container sees the files that
     the destination has under that path.""")
-SYMLINK = define("bind-source-symlink", ERROR, """CRIU binds the very file that the configuration names, and a symbolic
-    link cannot be mounted ("Failed to move_mount" in criu/mount-v2.c); lxc-start follows it, the restore does not.""",
-    memory_only=True)
-CONSOLE = define("console-mounted", ERROR, """A terminal of the host is mounted in the container as /dev/ttyN; LXC makes
-    none at a restore. (/dev/console is no hindrance: LXC makes a new one.)""", memory_only=True)
+TERMINAL = define("terminal-mounted", ERROR, """A terminal of the host is mounted in the container where LXC mounts
+    none. (LXC's own console and ttys are no hindrance: there will be others in their place.)""", memory_only=True)
 
 
 def externals(container: ContainerFacts) -> list[Mount]:
@@ -61,10 +59,7 @@ def sources(case: Case) -> Iterator[Finding]:
     for path in needed_paths(case.container) if case.options.memory else _configured(case.container):
         if _terminal(path):
             continue
-        if there and there.present.get(path) == "symlink":
-            yield SYMLINK.found(f"{path} is a symbolic link on {there.name}, and {case.container.name} binds it.",
-                                f"Write the real path into lxc.mount.entry; on {there.name}: realpath {path}")
-        elif there and path not in there.present and answered(path, there):
+        if there and path not in there.present and answered(path, there):
             yield MISSING.found(f"{there.name} has no {path}, which {case.container.name} binds from its host.",
                                 f"Make it on {there.name}, or remove its lxc.mount.entry and unmount it.")
 
@@ -72,10 +67,10 @@ def sources(case: Case) -> Iterator[Finding]:
 def bound(case: Case) -> Iterator[Finding]:
     for mount in externals(case.container):
         if _terminal(mount.host_path):
-            if mount.target != "/dev/console":  # the dump names that one to CRIU, and LXC brings another
-                yield CONSOLE.found(
+            if not is_lxcs(mount.target):
+                yield TERMINAL.found(
                     f"{mount.target} in {case.container.name} is the terminal {mount.host_path} of the host.",
-                    case.without_console,
+                    f"Unmount it in the container: umount {mount.target}",
                 )
         elif mount.host_path and not mount.host_path.startswith(SYSTEM):
             yield BOUND.found(

@@ -45,8 +45,6 @@ OUTSIDE_FILE = define("outside-file", ERROR, """A file that is open on a mount o
     restored process ("Can't lookup mount" in criu/files-reg.c).""", memory_only=True)
 TERMINAL = define("terminal-outside", ERROR, """A process has a terminal whose other end is held outside, as in an
     `lxc-attach`: the other end cannot move along (tty_verify_active_pairs in criu/tty.c).""", memory_only=True)
-CONSOLE = define("console-in-use", ERROR, """Login programs such as getty and what was started on LXC's console or
-    terminals hold them; their other ends belong to LXC's monitor and cannot move along.""", memory_only=True)
 PIPE = define("pipe-outside", WARNING, """The other end of the pipe belongs to a process outside: after the move nothing
     comes through any more.""", memory_only=True)
 UNIX = define("unix-socket-outside", ERROR, """A UNIX socket that is connected with a process of the host, for example
@@ -125,15 +123,9 @@ def files(case: Case) -> Iterator[Finding]:
         yield OUTSIDE_FILE.found(f"{holder(note)} has {note.detail} open, which is a file of the host.",
                                  f"End it: kill {note.pid} -- and start it again from within the container.")
     for note in case.notes("terminal-outside"):
-        if not on_console(note):
-            yield TERMINAL.found(
-                f"{holder(note)} uses the terminal {note.detail}, whose other end is outside the container.",
-                f"Leave that session, or end it: kill {note.pid}",
-            )
-    if consoles := [f"{note.task} on {note.detail}" for note in case.notes("terminal-outside") if on_console(note)]:
-        yield CONSOLE.found(
-            f"{case.container.name} has processes on terminals that LXC has made for it: {listed(consoles)}.",
-            case.without_console,
+        yield TERMINAL.found(
+            f"{holder(note)} uses the terminal {note.detail}, whose other end is outside the container.",
+            f"Leave that session, or end it: kill {note.pid}",
         )
     for note in case.notes("pipe-outside"):
         yield PIPE.found(f"{holder(note)} has the {note.detail} outside the container open.",
@@ -146,14 +138,6 @@ def files(case: Case) -> Iterator[Finding]:
         if note.size > GHOST_LIMIT:
             yield GHOST.found(f"{holder(note)} has the deleted file {note.detail} of {size(note.size)} open.",
                               "Let the program reopen its files (often: kill -HUP), or start it anew.")
-
-
-_CONSOLE = re.compile(r"/dev/(lxc/)?(console|tty\d+)")
-
-
-def on_console(note: Note) -> bool:
-    """Whether a terminal whose other end is outside is one that LXC has made: the console, or one of lxc.tty.max."""
-    return bool(_CONSOLE.fullmatch(note.detail))
 
 
 def namespaces(case: Case) -> Iterator[Finding]:

@@ -70,6 +70,11 @@ def unescape(field: str) -> str:
     return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), field)
 
 
+def escape(field: str) -> str:
+    """The way back, for a file in the format of fstab(5)."""
+    return re.sub(r"[\s\\#]", lambda found: f"\\{ord(found[0]):03o}", field)
+
+
 def classify(inside: list[MountLine], outside: list[MountLine], configured: Collection[str] = ()) -> tuple[Mount, ...]:
     """What each mount in the container is to CRIU. `configured` are the targets of the configuration's bind mounts."""
     bound = {"/" + target.strip("/") for target in configured}

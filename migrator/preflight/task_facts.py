@@ -17,6 +17,7 @@ import stat
 import time
 from collections.abc import Collection
 
+from migrator import terminals
 from migrator.preflight import unix_facts, watch_facts
 from migrator.preflight.mount_facts import MountLine, parse_mountinfo
 from migrator.preflight.proc import Status, link, parse_status, read_text
@@ -219,21 +220,26 @@ class _Look:
         elif deleted and found.st_nlink == 0:
             self.note("deleted-file", target.removesuffix(" (deleted)"), status, found.st_blocks * 512)
         mount = watch_facts.fdinfo(path, "mnt_id")
-        if mount and int(mount) not in self.mount_ids:
+        if mount and int(mount) not in self.mount_ids and not self.is_lxcs(_pts(found)):
             self.note("outside-file", target, status)
 
     def device(self, status: Status, path: str, target: str, found: os.stat_result) -> None:
         major, minor = os.major(found.st_rdev), os.minor(found.st_rdev)
-        if stat.S_ISCHR(found.st_mode) and major in PTS:
-            self.slaves.setdefault((found.st_dev, (major - PTS[0]) * 256 + minor), (target, status))
+        if place := _pts(found):
+            self.slaves.setdefault(place, (target, status))
         elif stat.S_ISCHR(found.st_mode) and (major, minor) == PTMX:
             index = watch_facts.fdinfo(path, "tty-index")
             if index:  # /dev/ptmx may be a device node of its own, outside every devpts
-                shown = f"{os.major(found.st_dev)}:{os.minor(found.st_dev)}"
-                self.masters.add((found.st_dev if shown in self.terminals else 0, int(index)))
+                self.masters.add((found.st_dev if _shown(found.st_dev) in self.terminals else 0, int(index)))
         else:
             kind = "char" if stat.S_ISCHR(found.st_mode) else "block"
             self.note("device", f"{kind} {major}:{minor} {target}", status)
+
+    def is_lxcs(self, place: tuple[int, int] | None) -> bool:
+        """Whether a pseudo-terminal is the console, or one of the ttys, that LXC gives a container: they move along,
+        though its monitor has their other ends (`terminals`), and a restored one comes from the host's devpts."""
+        return place is not None and any((line.device, terminals.index(line)) == (_shown(place[0]), place[1])
+                                         for line in self.mounts.get(self.namespaces["mnt"], ()))
 
     def watches(self, status: Status, path: str) -> None:
         for kind, shown in watch_facts.watches(path, status.pid, self.mounts.get(self.namespaces["mnt"], [])):
@@ -256,13 +262,24 @@ class _Look:
         A pipe with one end only is nothing special, its other end may have been closed: so we look who has it.
         """
         for place, (target, status) in self.slaves.items():
-            if not self.masters & {place, (0, place[1])}:
+            if not self.masters & {place, (0, place[1])} and not self.is_lxcs(place):
                 self.note("terminal-outside", target, status)
         for inode in sorted(unix_facts.outside(self.init, frozenset(self.unix_sockets)) if self.unix_sockets else ()):
             self.note("unix-outside", f"socket:[{inode}]", self.unix_sockets[inode])
         half = {target: status for target, (ends, status) in self.pipes.items() if ends != 3}
         for target, holder in _holders(half, members).items():
             self.note("pipe-outside", f"{target} to {holder}", half[target])
+
+
+def _pts(found: os.stat_result) -> tuple[int, int] | None:
+    """The devpts and the number of a pseudo-terminal's slave; None for another file."""
+    major, minor = os.major(found.st_rdev), os.minor(found.st_rdev)
+    return (found.st_dev, (major - PTS[0]) * 256 + minor) if stat.S_ISCHR(found.st_mode) and major in PTS else None
+
+
+def _shown(device: int) -> str:
+    """A file system's device as mountinfo has it."""
+    return f"{os.major(device)}:{os.minor(device)}"
 
 
 def _holders(pipes: Collection[str], members: Collection[int]) -> dict[str, str]:

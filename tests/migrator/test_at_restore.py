@@ -61,4 +61,5 @@ def test_it_imports_next_to_nothing() -> None:
     root = Path(at_restore.__file__).parents[1]
     found = subprocess.run([sys.executable, "-I", "-S", "-c", code, root], capture_output=True, text=True,
                            check=True).stdout
-    assert set(found.split()) == {"__future__", "migrator", "migrator.at_restore", "migrator.cgroups"}
+    assert set(found.split()) == {
+        "__future__", "migrator", *(f"migrator.{name}" for name in ("at_restore", "cgroups", "mount_flags"))}

@@ -3,7 +3,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
+
+import pytest
 
 from migrator import config_reader, container_config, restore_config
 
@@ -16,13 +20,29 @@ FILES = {
 }
 
 
-def restored(text: str, veths: dict[int, str] | None = None) -> list[tuple[str, str]]:
+ADDED = [
+    ("lxc.rootfs.mount", "/run/migrator/0badc0de/root"), ("lxc.console.path", "none"), ("lxc.tty.max", "0"),
+    ("lxc.hook.post-stop", restore_config.reboot_hook(Path("/pool"))),
+]
+REAL = {"/lib": "/usr/lib", "/srv/a b": "/disk/a # b"}
+
+
+def changed(text: str, *, veths: dict[int, str] | None = None, console: bool = False,
+            fstab: str = "") -> list[tuple[str, str]]:
     def folder(path: str) -> list[str] | None:
         return [name for name in FILES if name.startswith(path)] if path.endswith("/") else None
 
     reading = config_reader.read("/pool/c1/config", text, FILES.__getitem__, folder)
-    return config_reader.settings(
-        restore_config.text(reading.settings, config_file="/pool/c1/config", veths=veths or {}))
+    return config_reader.settings(restore_config.text(
+        reading.settings, container=Path("/pool/c1"), root=Path("/run/migrator/0badc0de/root"), veths=veths or {},
+        console=console, fstab=fstab, real=lambda path: REAL.get(path, path)))
+
+
+def restored(text: str, fstab: str = "") -> list[tuple[str, str]]:
+    """All of it but what is always added."""
+    found = changed(text, fstab=fstab)
+    assert found[-4:] == ADDED
+    return found[:-4]
 
 
 def test_what_is_included_stands_where_it_is_named() -> None:
@@ -53,5 +73,65 @@ def test_hooks_of_its_end_are_told_the_containers_own_configuration() -> None:
 def test_all_else_is_as_it_was() -> None:
     text = ("lxc.net.0.type = veth\nlxc.net.0.link = br0\nlxc.cap.drop =\nlxc.cap.drop = sys_time\n"
             "lxc.selinux.context = x\nlxc.environment = A=b c\nlxc.environment = '\"in quotes\"'\n")
-    assert restored(text, {0: "veth0badc0de0"}) == [
-        *config_reader.settings(text), ("lxc.net.0.veth.pair", "veth0badc0de0")]
+    assert restored(text) == config_reader.settings(text)
+    assert changed(text, veths={0: "veth0badc0de0"})[-1] == ("lxc.net.0.veth.pair", "veth0badc0de0")
+
+
+def test_a_console_is_the_hosts_own() -> None:
+    """From the container's own devpts, as with lxc.pty.max, LXC takes one at a start only."""
+    text = "lxc.console.path = none\nlxc.pty.max = 1024\nlxc.tty.max = 4\nlxc.tty.dir = lxc\nlxc.console.logfile = /l\n"
+    assert changed(text, console=True) == [
+        ("lxc.tty.dir", "lxc"), ("lxc.console.logfile", "/l"), ADDED[0], ("lxc.pty.max", "1"), *ADDED[2:]]
+
+
+@pytest.mark.parametrize(("entry", "restored_as"), [
+    ("/lib lib none ro,bind 0 0", "/usr/lib lib none ro,bind 0 0"),  # as the busybox template has it
+    ("/srv/a\\040b srv none rbind,create=dir", "/disk/a\\040\\043\\040b srv none rbind,create=dir"),
+    ("/lib lib tmpfs size=1m 0 0", "/lib lib tmpfs size=1m 0 0"),
+    ("proc proc proc bind 0 0", "proc proc proc bind 0 0"),
+    ("/lib lib", "/lib lib"),
+])
+def test_what_is_bound_is_named_by_its_real_path(entry: str, restored_as: str) -> None:
+    assert restored(f"lxc.mount.entry = {entry}\n") == [("lxc.mount.entry", restored_as)]
+
+
+def test_mounts_of_a_file_of_their_own() -> None:
+    fstab = "# of the container\n\nproc proc proc nodev 0 0\n/srv/a\\040b srv none bind,create=dir\n"
+    text = "lxc.mount.fstab = /etc/lxc/fstab\nlxc.mount.entry = shm dev/shm tmpfs defaults\n"
+    assert restored(text, fstab) == [
+        ("lxc.mount.entry", "shm dev/shm tmpfs defaults"), ("lxc.mount.entry", "proc proc proc nodev 0 0"),
+        ("lxc.mount.entry", "/disk/a\\040\\043\\040b srv none bind,create=dir")]
+
+
+def test_what_is_ephemeral_does_not_come_again() -> None:
+    """LXC destroys it once the hooks have run."""
+    assert changed("lxc.ephemeral = 1\n")[-1] == ("lxc.tty.max", "0")
+
+
+# What LXC's monitor does: when it runs hooks, by popen(3), it has not reaped the first process yet.
+MONITOR = """
+import os, subprocess, sys, time
+init = subprocess.Popen(["sh", "-c", sys.argv[1]])
+while "sleep" not in sys.argv[1] and open(f"/proc/{init.pid}/stat").read().split()[2] != "Z":
+    time.sleep(0.01)
+os.system(f"exec {sys.argv[2]} c1 lxc post-stop")
+init.kill()
+"""
+
+
+@pytest.mark.parametrize(("end", "started"), [
+    ("kill -HUP $$", True), ("kill -INT $$", False), ("kill -KILL $$", False), ("exit 1", False), ("exit 0", False),
+    ("sleep 60", False),
+])
+def test_a_reboot_is_told_from_a_stop(tmp_path: Path, end: str, started: bool) -> None:
+    lxcpath = tmp_path / "an lxc's path"
+    program = tmp_path / "lxc-start"
+    program.write_text(f"#!/bin/sh\nprintf '%s\\n' \"$@\" >{tmp_path}/started; env >>{tmp_path}/started\n")
+    program.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "LXC_NAME": "c1", "SECRET": "of another life"}
+    subprocess.run([sys.executable, "-c", MONITOR, end, restore_config.reboot_hook(lxcpath)], env=environment,
+                   check=True)
+    assert (tmp_path / "started").exists() == started
+    if started:
+        said = (tmp_path / "started").read_text()
+        assert said.startswith(f"-d\n-n\nc1\n-P\n{lxcpath}\n") and "SECRET" not in said

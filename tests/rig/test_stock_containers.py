@@ -1,74 +1,123 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Containers as people have them: unprivileged with a network, with what an administrator does to them afterwards."""
+"""Containers as people have them: made by Debian's packages, privileged and not, with a network and with terminals.
+
+Each is as untouched as it was made. It moves there and back under a client, and afterwards all that an administrator
+does to a container works.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.rig import stock
 from tests.rig.conftest import CleanHosts
 from tests.rig.harness import LXC_HOSTS, Rig, wait_for
 from tests.rig.held import instead_of
 from tests.rig.test_failures import RUNS_AGAIN, failed
 from tests.rig.test_migrate import migrate, other, runs_only_on
 
-REPORT = "/tmp/stock-clients.json"
+REPORT = "/run/stock-clients.json"
 ADDRESS = "10.0.3.130"
+UNPRIVILEGED = pytest.mark.parametrize("unprivileged", [False, True], ids=["privileged", "unprivileged"])
 
 
 @contextlib.contextmanager
-def connected(rig: Rig, address: str = ADDRESS) -> Iterator[None]:
-    """A client of a talk guest keeps one connection for the whole block, and all that it hears is right."""
+def talking(rig: Rig, address: str = ADDRESS) -> Iterator[None]:
+    """A client of talk.sh keeps one connection for the whole block, and all that it hears is right."""
 
-    def heard() -> dict[str, object]:
-        found: dict[str, object] = json.loads(rig.sh("client", f"cat {REPORT} 2>/dev/null || echo '{{}}'"))[address]
+    def answers() -> int:
+        text = rig.sh("client", f"cat {REPORT} 2>/dev/null || echo '{{}}'")
+        found = json.loads(text).get(address, {"problem": None, "answers": 0})
         assert found["problem"] is None, found
-        return found
+        return int(found["answers"])
 
     rig.exec("client", "rm", "-f", REPORT)
-    rig.put("client", "/root/talk_clients.py", Path(__file__).with_name("talk_clients.py").read_text())
-    with rig.start("client", "python3", "/root/talk_clients.py", REPORT, address):
-        wait_for(lambda: rig.sh("client", f"cat {REPORT} 2>/dev/null", check=False) and heard()["answers"], "it talks")
+    rig.put("client", "/run/talk_clients.py", Path(__file__).with_name("talk_clients.py").read_text())
+    with rig.start("client", "python3", "/run/talk_clients.py", REPORT, address):
+        wait_for(answers, "it talks")
         yield
-        before = heard()["answers"]
-        wait_for(lambda: heard()["answers"] != before, "it still talks")
+        before = answers()
+        wait_for(lambda: answers() > before, "it still talks")
 
 
-def ownership(rig: Rig, host: str, name: str) -> str:
-    """Who owns what in a container's cgroup, and what he may do to it."""
-    return rig.sh(host, f"cd /sys/fs/cgroup/lxc.payload.{name} && "
-                        "find . -printf '%p %U %G %m\\n' | grep -v '^./.lxc' | sort")
+@contextlib.contextmanager
+def asking_redis(rig: Rig, address: str) -> Iterator[None]:
+    """A client of Redis keeps one connection for the whole block; nothing is lost or wrong."""
+    with rig.start("client", "python3", "/opt/rig/guests/redis_client.py", address) as client:
+        wait_for(lambda: "connected" in client.stderr, "it is connected")
+        yield
+        client.signal(15)
+        seen = json.loads(client.wait().stdout)
+    assert seen["lost"] == seen["wrong"] == 0 and seen["problem"] is None and seen["requests"] > 0, seen
 
 
-def test_an_unprivileged_container_with_a_network(rig: Rig, clean_hosts: CleanHosts) -> None:
-    """There, back, and there again; attaching to it, stopping and starting it work as ever."""
+def there_and_back(rig: Rig, name: str) -> None:
+    """As `check` has promised; each time it is the same container in every respect."""
+    looks: list[Callable[[Rig, str, str], set[str]]] = [
+        stock.processes, stock.logins, stock.mounts, stock.ownership]
+    before = [look(rig, "hosta", name) for look in looks]
+    for source in ("hosta", "hostb"):
+        there = other(source)
+        checked = rig.migrator(source, "check", name, "-d", f"root@{there}", "--json")
+        assert checked.status in (0, 1), checked
+        migrate(rig, name, source).expect(0)
+        assert [look(rig, there, name) for look in looks] == before
+        assert rig.sh(there, f"lxc-attach -n {name} -- id -u").strip() == "0"
+    outside = rig.sh("hosta", f"lxc-info -n {name} | sed -n 's/^Link: *//p'").strip()
+    assert rig.sh("hosta", f"cat /sys/class/net/{outside}/address").startswith("fe:"), "the bridge keeps its address"
+
+
+def reboots_and_stops(rig: Rig, name: str, logins: set[str], *, halts: bool) -> None:
+    """From inside, and from outside."""
+    def init() -> str:
+        return rig.sh("hosta", f"lxc-info -n {name} -pH 2>/dev/null", check=False).strip()
+
+    before = init()
+    rig.exec("hosta", "kill", "-TERM", before)  # which busybox's init takes for a reboot
+    wait_for(lambda: init() not in ("", before) and stock.logins(rig, "hosta", name) == logins, "it has booted again")
+    rig.exec("hosta", "lxc-stop", "-n", name, *(["-t", "60"] if halts else ["-k"]))
+    assert rig.sh("hosta", f"lxc-info -n {name} -sH").strip() == "STOPPED"
+    wait_for(lambda: not any(stock.veths(rig, host) for host in LXC_HOSTS), "its veths are gone")
+
+
+@UNPRIVILEGED
+def test_lxc_create_busybox(rig: Rig, clean_hosts: CleanHosts, unprivileged: bool) -> None:
+    clean_hosts.allow("snapshot")
+    with stock.network_with_leases(rig):
+        stock.busybox(rig, "hosta", "c1", unprivileged=unprivileged)
+        with talking(rig, stock.address(rig, "hosta", "c1")):
+            there_and_back(rig, "c1")
+        stock.type_at_console(rig, "hosta", "c1", "\n", "built-in shell")
+        reboots_and_stops(rig, "c1", {"tty1", "console"}, halts=True)
+
+
+@UNPRIVILEGED
+def test_debian_with_debians_configuration(rig: Rig, clean_hosts: CleanHosts, unprivileged: bool) -> None:
+    clean_hosts.allow("snapshot")
+    stock.debian(rig, "hosta", "c1", ADDRESS, unprivileged=unprivileged)
+    with asking_redis(rig, ADDRESS):
+        there_and_back(rig, "c1")
+    stock.type_at_console(rig, "hosta", "c1", "\n", "login:")
+    reboots_and_stops(rig, "c1", {"tty1", "tty4", "console"}, halts=False)
+
+
+def test_cgroups_that_were_given_away(rig: Rig, clean_hosts: CleanHosts) -> None:
+    """As a systemd in there makes them, also to its users: each still belongs to whom it belonged."""
     clean_hosts.allow("snapshot")
     rig.guest("hosta", "c1", "talk", ip=ADDRESS, unprivileged=True)
     start = rig.probe("hosta", "c1")["start"]
     rig.sh("hosta", "mkdir -p /sys/fs/cgroup/lxc.payload.c1/own/user && cd /sys/fs/cgroup/lxc.payload.c1/own && "
                     "chown -R 100000:100000 . && chown 101000:101000 user user/cgroup.procs")
-    owners = ownership(rig, "hosta", "c1")
-    with connected(rig):
-        for source in ("hosta", "hostb", "hosta"):
-            migrate(rig, "c1", source).expect(0)
-            runs_only_on(rig, other(source), start)
-            assert ownership(rig, other(source), "c1") == owners
-            assert rig.sh(other(source), "lxc-attach -n c1 -- id -u").strip() == "0"
-    outside = rig.sh("hostb", "lxc-info -n c1 | sed -n 's/^Link: *//p'").strip()
-    assert rig.sh("hostb", f"cat /sys/class/net/{outside}/address").startswith("fe:"), "the bridge keeps its address"
-    rig.sh("hostb", "lxc-stop -n c1 -t 20")
-    assert rig.sh("hostb", "lxc-info -n c1 -sH").strip() == "STOPPED"
-    wait_for(lambda: not any(veths(rig, host) for host in LXC_HOSTS), "its veths are gone")
-    rig.sh("hostb", "cd /pool/c1/rootfs && rm starts log count; lxc-start -n c1")
-    wait_for(lambda: rig.probe("hostb", "c1", quick=True)["intact"], "it has started anew")
-
-
-def veths(rig: Rig, host: str) -> list[str]:
-    return [name for name in rig.sh(host, "ls /sys/class/net").split() if name.startswith(("veth", "mg"))]
+    owners = stock.ownership(rig, "hosta", "c1")
+    with talking(rig):
+        migrate(rig, "c1", "hosta").expect(0)
+        runs_only_on(rig, "hostb", start)
+        assert stock.ownership(rig, "hostb", "c1") == owners
 
 
 # CRIU gives up before it has taken the veth, and (by what a source sends that is not to be trusted) after it.
@@ -90,7 +139,7 @@ def test_a_restore_that_fails_leaves_no_veth(rig: Rig, clean_hosts: CleanHosts, 
     with instead_of(rig, host, "criu", script):
         error = failed(migrate(rig, "c1", "hosta"), RUNS_AGAIN, "restore-failed")
     assert said in str(error["message"])
-    wait_for(lambda: not veths(rig, "hostb"), "none is left")
+    wait_for(lambda: not stock.veths(rig, "hostb"), "none is left")
     runs_only_on(rig, "hosta", start)
     migrate(rig, "c1", "hosta").expect(0)
     runs_only_on(rig, "hostb", start)
