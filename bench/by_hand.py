@@ -24,6 +24,7 @@ from pathlib import Path
 
 from migrator import criu, lxc
 from migrator.errors import CommandFailed, MigratorError
+from migrator.restore import plain_command
 from migrator.run import run, shown
 
 LIMIT = 600.0  # seconds; for one program
@@ -53,12 +54,10 @@ def main(arguments: list[str]) -> int:
 
 def once(container: lxc.Container, images: Path, *, show: bool) -> tuple[float, float]:
     """Dump the container, end it, and restore it; returns the seconds of CRIU's dump and of LXC's restore."""
-    pid, cgroup, terminal = container.init_pid, container.cgroup, criu.console(container.init_pid)
-    if terminal:
-        (images / criu.CONSOLE_FILE).write_text(terminal)
+    pid, cgroup = container.init_pid, container.cgroup
     lock = run(["criu", "check", "--feature", criu.NFTABLES_LOCK], check=False, limit=LIMIT).status == 0
-    dump = criu.dump_command(pid, cgroup, images, [], terminal, nftables_lock=lock)
-    restore = lxc.restore_command(container.name, container.lxcpath, images)
+    dump = criu.dump_command(pid, cgroup, images, [], nftables_lock=lock)
+    restore = plain_command(container.name, container.lxcpath, images)
     lxc.freeze(container, cgroup, limit=LIMIT)
     dump_seconds = timed(dump, show=show)
     lxc.kill(container)

@@ -33,11 +33,17 @@ class Files:
         return cls(layout.spool / "config.restore", layout.spool / "criu.conf", layout.spool / "at-restore")
 
 
+def plain_command(name: str, lxcpath: Path, images: Path) -> list[str]:
+    """The command that restores a container under a monitor of LXC's own, as one would type it."""
+    return ["lxc-checkpoint", "-r", "-n", name, "-P", str(lxcpath), "-D", str(images), "-l", "INFO",
+            "-o", str(images / "lxc.log")]
+
+
 def command(layout: Layout, images: Path) -> list[str]:
-    """The command that restores a container under a monitor of LXC's own."""
+    """The same, with what `prepare` has made for it."""
     files = Files.of(layout)
-    return ["lxc-checkpoint", "-r", "-n", layout.name, "-P", str(layout.lxcpath), "-D", str(images), "-l", "INFO",
-            "-o", str(images / "lxc.log"), "--rcfile", str(files.config), "--action-script", str(files.script)]
+    return [*plain_command(layout.name, layout.lxcpath, images), "--rcfile", str(files.config),
+            "--action-script", str(files.script)]
 
 
 @dataclasses.dataclass(frozen=True)
