@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from riglib import bringup, install, rendezvous, state
+from riglib import bringup, by_readme, install, rendezvous, state
 from riglib.errors import CommandFailed
 
 UP = {"phase": "up", "addresses": {"rendezvous": ["10.0.3.5"]}}
@@ -50,3 +50,17 @@ def test_after_a_failed_update_the_rig_goes_on(end_with: Callable[[BaseException
     assert state.load()["phase"] == "up"
     assert "helpers" in state.load()
     assert "migrator" not in state.load()
+
+
+def test_hosts_by_the_readme_are_booted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """LXC's bridge is started by a helper, and what the page installs comes last; nobody serves at the rendezvous."""
+    done: list[str] = []
+    monkeypatch.setattr(install, "install_helpers", lambda: done.append("helpers"))
+    monkeypatch.setattr(by_readme, "boot", lambda addresses, *, lan: done.append(f"boot {lan}"))
+    monkeypatch.setattr(by_readme, "install_migrator", lambda *, lan: done.append(f"install {lan}"))
+    monkeypatch.setattr(rendezvous, "serve", lambda addresses, *, restart: done.append("serve"))
+    new = UP | {"options": {"hosts": "readme", "nat_a": "none", "nat_b": "symmetric", "mbit": None}}
+    bringup.update(dict(new))
+    assert done == ["helpers", "boot False", "install False"]
+    bringup.update(state.load())
+    assert len(done) == 3

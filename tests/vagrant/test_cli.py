@@ -30,6 +30,7 @@ def rig(*arguments: str, instance: str = "nobody") -> subprocess.CompletedProces
         ((), 2, "usage"),
         (("fly",), 2, "invalid choice"),
         (("up", "--mbit", "fast"), 2, "invalid int"),
+        (("up", "--hosts", "mine"), 2, "invalid choice"),
         (("up", "--mbit", "0"), 3, "out of range"),
         (("up", "--nat-a", "cone"), 3, "unknown NAT type"),
         (("up", "--vm"), 5, "not built yet"),

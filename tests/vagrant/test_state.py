@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +62,36 @@ def test_root_file_systems_are_named_after_what_they_are_made_from(monkeypatch: 
     monkeypatch.setattr(rootfs, "requirements", lambda: ["something-else"])
     assert rootfs.host_root() != before[0]
     assert rootfs.guest_root() == before[1]
+
+
+def test_what_is_built_and_what_is_removed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A build removes what earlier versions have left; what the working tree needs stays, whichever kind it built."""
+    monkeypatch.setattr(rootfs, "CACHE", tmp_path)
+    built: list[str] = []
+
+    def build(root: Path, options: list[str], locks: tuple[int, int]) -> None:
+        assert options and all(options)
+        root.mkdir()
+        built.append(root.name)
+
+    monkeypatch.setattr(rootfs, "build", build)
+    monkeypatch.setattr(rootfs, "check_stable", lambda locks: built.append("check"))
+    for name in ("host-old", "guest-old", "readme-old", ".building-old", "other"):
+        (tmp_path / name).mkdir()
+    host, guest, readme = rootfs.host_root(), rootfs.guest_root(), rootfs.readme_root()
+
+    assert rootfs.ensure(0) == [host, guest]
+    assert sorted(built) == sorted([host.name, guest.name])
+    assert {path.name for path in tmp_path.iterdir()} == {host.name, guest.name, "other", ".lock"}
+
+    assert rootfs.ensure(0, by_readme=True) == [host, guest, readme]
+    assert built[2:] == ["check", readme.name]  # not before it is known that Debian 13 has all of it
+    shutil.rmtree(guest)
+    assert rootfs.ensure(0) == [host, guest]
+    assert readme.is_dir()
+    (tmp_path / "readme-old").mkdir()
+    assert rootfs.ensure(0, by_readme=True) == [host, guest, readme]
+    assert len(built) == 5
 
 
 def test_what_is_installed() -> None:

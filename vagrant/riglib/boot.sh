@@ -3,9 +3,11 @@
 # Makes a rig host out of fresh namespaces: its own root, /dev, /proc, /sys, then init. Started by hosts.py inside all the new
 # namespaces, in the host's own cgroup; the machine's mounts are still visible, and nothing that is mounted here leaves this namespace.
 #
-#   boot.sh NAME LOWER DIRECTORY [POOL-SIZE GUEST-ROOT]
+#   boot.sh NAME LOWER DIRECTORY [POOL-SIZE GUEST-ROOT [DISK]]
+#
+# With DISK, the path of a device, the pool is an empty disk of that name, to be set up by whoever reads the README.
 set -eu
-name=$1 lower=$2 directory=$3 pool_size=${4:-} guests=${5:-}
+name=$1 lower=$2 directory=$3 pool_size=${4:-} guests=${5:-} disk=${6:-}
 root=$directory/root
 
 mount --make-rprivate /
@@ -43,6 +45,15 @@ ln -s /proc/self/fd/2 "$root/dev/stderr"
 
 if [ -n "$pool_size" ]; then
     truncate -s "$pool_size" "$directory/pool.img"
+    mkdir -p "$root/opt/rig/debian"
+    mount --bind -o ro "$guests" "$root/opt/rig/debian"
+fi
+if [ -n "$disk" ]; then
+    # Once it is mounted, state.py's `losetup --detach` sets it to autoclear; before, it frees it.
+    loop=$(losetup --find --show "$directory/pool.img")
+    mkdir -p "$root${disk%/*}"
+    mknod "$root$disk" b 7 "${loop#/dev/loop}"
+elif [ -n "$pool_size" ]; then
     # mkfs of the root file system, whose btrfs-progs are newer than the machine's, or the only ones.
     mount --bind "$directory" "$root/mnt"
     chroot "$root" mkfs.btrfs -q /mnt/pool.img
@@ -51,8 +62,6 @@ if [ -n "$pool_size" ]; then
     # mount(8) sets the loop device to autoclear: it goes with this mount namespace.
     mount -t btrfs -o loop,noatime "$directory/pool.img" "$root/pool"
     cp -a "$(findmnt -n -o SOURCE "$root/pool")" "$root/dev/"
-    mkdir -p "$root/opt/rig/debian"
-    mount --bind -o ro "$guests" "$root/opt/rig/debian"
     mkdir -p "$root/var/log/lxc"
 fi
 
@@ -69,4 +78,6 @@ ip link set dev lo up
 [ -e /etc/ssh/ssh_host_ed25519_key ] || ssh-keygen -q -t ed25519 -N '' -C "root@$name" -f /etc/ssh/ssh_host_ed25519_key
 [ -e /root/.ssh/id_ed25519 ] || ssh-keygen -q -t ed25519 -N '' -C "root@$name" -f /root/.ssh/id_ed25519
 touch /run/rig-booted
-exec /bin/busybox init </dev/null >/dev/null 2>&1
+init=/opt/rig/busybox # on hosts by the README, which may have none of their own
+[ -x $init ] || init=/bin/busybox
+exec $init init </dev/null >/dev/null 2>&1

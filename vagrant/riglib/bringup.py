@@ -5,27 +5,31 @@ import time
 from pathlib import Path
 from typing import Any
 
-from riglib import hosts, install, network, paths, rendezvous, rootfs, state
+from riglib import by_readme, hosts, install, network, paths, rendezvous, rootfs, state
 from riglib.errors import RigError
 from riglib.nat import Nat
 from riglib.run import say
 
-SHAPING = ("boot.sh", "hosts.py", "nat.py", "network.py")
+SHAPING = ("boot.sh", "by_readme.py", "hosts.py", "nat.py", "network.py")
 """What of riglib a running rig is made by: when it changes, the rig has to be made anew."""
 
 
-def bring_up(nat_a: Nat, nat_b: Nat, mbit: int | None) -> None:
+RIG, README = "rig", "readme"
+"""Kinds of hosts: as provision.sh sets them up for tests, or as README.md tells its reader to."""
+
+
+def bring_up(nat_a: Nat, nat_b: Nat, mbit: int | None, kind: str = RIG) -> None:
     """Start the rig, or bring one that already runs with these options up to date."""
-    options = {"nat_a": str(nat_a), "nat_b": str(nat_b), "mbit": mbit}
+    options = {"nat_a": str(nat_a), "nat_b": str(nat_b), "mbit": mbit, "hosts": kind}
     shape = install.digest([f"vagrant/riglib/{name}" for name in SHAPING])
     with state.lock(Path(paths.LOCK)) as lock:
         started = time.monotonic()
         current = state.load()
-        roots = [str(root) for root in rootfs.ensure(lock)]
+        roots = [str(root) for root in rootfs.ensure(lock, by_readme=kind == README)]
         wanted = {"options": options, "roots": roots, "shape": shape}
         if not usable(current, wanted):
             state.clean(hosts.HOSTS)
-            current = build(wanted, network.plan(nat_a, nat_b))
+            current = build(wanted, network.plan(nat_a, nat_b, by_readme=kind == README))
         update(current)
         say(f"'{paths.INSTANCE}' is up ({time.monotonic() - started:.1f} s)")
 
@@ -48,15 +52,19 @@ def build(wanted: dict[str, Any], plan: network.Plan) -> dict[str, Any]:
     state.save(current)
     options = wanted["options"]
     names = all_hosts(options)
+    of_rig, of_guests, *of_readme = wanted["roots"]
     for host in names:
-        hosts.start(host, *wanted["roots"])
+        if of_readme and host in by_readme.HOSTS:
+            hosts.start(host, of_readme[0], of_guests, disk=by_readme.DISK)
+        else:
+            hosts.start(host, of_rig, of_guests)
     pids = {host: paths.host_pid(host) for host in names}
     for host in names:
         hosts.wait_booted(host)
     network.build(plan, pids)
     if options["mbit"]:
         network.shape(plan, pids, options["mbit"])
-    hosts.introduce(plan.addresses)
+    hosts.introduce(plan.addresses, by_readme.ALIASES if of_readme else {})
     current["phase"] = "up"
     state.save(current)
     return current
@@ -67,10 +75,15 @@ def update(current: dict[str, Any]) -> None:
 
     It says `updating` meanwhile: when we are killed, the installers run on, and the next `up` would work against them.
     """
-    steps = (
-        ("helpers", [*install.helper_files(), "vagrant/provision.sh"], install.install_helpers),
-        ("migrator", install.package_files(), install.install_migrator),
-    )
+    options = current.get("options", {})
+    steps = [("helpers", [*install.helper_files(), "vagrant/provision.sh"], install.install_helpers)]
+    if options.get("hosts") == README:
+        lan = options["nat_a"] == options["nat_b"] == "none"
+        steps.append(("booted", [], lambda: by_readme.boot(current["addresses"], lan=lan)))
+        files = [*by_readme.package_files(), "README.md"]
+        steps.append(("migrator", files, lambda: by_readme.install_migrator(lan=lan)))
+    else:
+        steps.append(("migrator", install.package_files(), install.install_migrator))
     wanted = {name: install.digest(files) for name, files, _ in steps}
     changed = {name for name in wanted if current.get(name) != wanted[name]}
     if changed:
@@ -83,7 +96,7 @@ def update(current: dict[str, Any]) -> None:
     except RigError:
         state.save(current)
         raise
-    if "setup.py" in install.package_files():
+    if options.get("hosts") != README and "setup.py" in install.package_files():
         # IPv4 alone: the routers translate nothing else.
         addresses = [address for address in current["addresses"]["rendezvous"] if ":" not in address]
         second = [network.RENDEZVOUS_SECOND] if addresses[0] == network.WAN["rendezvous"] else []

@@ -52,6 +52,8 @@ def add_rig_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPars
     for side in "ab":
         about = f"the NAT that host{side} is behind: {types}"
         up.add_argument(f"--nat-{side}", metavar="TYPE", default="none", help=about)
+    about = "hosts that tests are made for (rig), or new Debian hosts with what README.md has one install (readme)"
+    up.add_argument("--hosts", choices=("rig", "readme"), default="rig", help=about)
     up.add_argument("--mbit", type=int, metavar="N", help="limit hosta's and hostb's links to N Mbit/s each way")
 
     # Parsed by enter.main_exec; here for the help alone.
@@ -117,7 +119,7 @@ def up(options: argparse.Namespace) -> int:
         raise NotBuilt("the rig of virtual machines is not built yet", hint="leave --vm away: the rig of namespaces")
     if options.mbit is not None:
         network.check_mbit(options.mbit)
-    bring_up(nat.parse(options.nat_a), nat.parse(options.nat_b), options.mbit)
+    bring_up(nat.parse(options.nat_a), nat.parse(options.nat_b), options.mbit, options.hosts)
     return 0
 
 

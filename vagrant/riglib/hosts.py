@@ -19,15 +19,15 @@ HOSTS = LXC_HOSTS + PLAIN
 POOL_SIZE = "8G"
 
 
-def start(host: str, root: str, guest_root: str) -> None:
-    """Start one host's boot; `wait_booted` waits for its end."""
+def start(host: str, root: str, guest_root: str, *, disk: str = "") -> None:
+    """Start one host's boot; `wait_booted` waits for its end. `disk`: the device for containers is left empty."""
     cgroup = Path(paths.cgroup(host))
     cgroup.mkdir(parents=True, exist_ok=True)
     directory = Path(paths.LIB, host)
     directory.mkdir(parents=True, exist_ok=True)
     command = ["sh", f"{paths.VAGRANT}/riglib/boot.sh", host, root, str(directory)]
     if host in LXC_HOSTS:
-        command += [POOL_SIZE, guest_root]
+        command += [POOL_SIZE, guest_root, disk]
     child = os.fork()
     if child == 0:
         become(cgroup, command, directory, host)
@@ -73,14 +73,15 @@ def wait_booted(host: str, *, timeout: float = 100) -> None:
         time.sleep(0.005)
 
 
-def introduce(addresses: dict[str, list[str]]) -> None:
+def introduce(addresses: dict[str, list[str]], aliases: dict[str, str]) -> None:
     """Let the LXC hosts' root into each other, with host keys that are known, and give every host all names."""
+    called = {host: [host, aliases[host]] if host in aliases else [host] for host in HOSTS}
     names = "127.0.0.1 localhost\n::1 localhost\n"
-    names += "".join(f"{address} {host}\n" for host, listed in addresses.items() for address in listed)
+    names += "".join(f"{address} {' '.join(called[host])}\n" for host in addresses for address in addresses[host])
     for host in HOSTS:
         inside(host, ["tee", "/etc/hosts"], text=names)
     host_keys = {host: inside(host, ["cat", "/etc/ssh/ssh_host_ed25519_key.pub"]) for host in LXC_HOSTS}
     for host, other in zip(LXC_HOSTS, reversed(LXC_HOSTS), strict=True):
         inside(host, ["tee", "/root/.ssh/authorized_keys"], text=inside(other, ["cat", "/root/.ssh/id_ed25519.pub"]))
-        known = ",".join([other, *addresses.get(other, [])])
+        known = ",".join([*called[other], *addresses.get(other, [])])
         inside(host, ["tee", "/root/.ssh/known_hosts"], text=f"{known} {host_keys[other]}")

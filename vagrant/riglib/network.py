@@ -18,6 +18,9 @@ from riglib.hosts import LXC_HOSTS
 from riglib.nat import NONE, Nat, host_rules, router_rules
 from riglib.run import inside, run
 
+LAN_NETWORK = "10.0.3"
+README_NETWORK = "192.0.2"
+"""The segment of hosts by the README: Debian's lxc-net takes 10.0.3.0/24 for itself."""
 LAN = {"hosta": 2, "hostb": 3, "client": 4, "rendezvous": 5}
 WAN = {
     "nata": "198.51.100.2",
@@ -61,14 +64,14 @@ class Plan:
         self.lines.setdefault(host, []).extend(lines)
 
 
-def plan(nat_a: Nat = NONE, nat_b: Nat = NONE) -> Plan:
-    """Return the network for these NAT types."""
+def plan(nat_a: Nat = NONE, nat_b: Nat = NONE, *, by_readme: bool = False) -> Plan:
+    """Return the network for these NAT types; hosts by the README get their links and no bridges."""
     made = Plan([], {}, {}, {})
     made.add("switch", f"link add sw type bridge {BRIDGE}", "link set sw up")
     if nat_a.kind == nat_b.kind == "none":
-        plan_lan(made)
+        plan_lan(made, README_NETWORK if by_readme else LAN_NETWORK, bridges=not by_readme)
     else:
-        plan_wan(made, {"hosta": nat_a, "hostb": nat_b})
+        plan_wan(made, {"hosta": nat_a, "hostb": nat_b}, bridges=not by_readme)
     return made
 
 
@@ -79,19 +82,21 @@ def plug(made: Plan, host: str) -> None:
     made.add(host, "link set eth0 up")
 
 
-def plan_lan(made: Plan) -> None:
-    """One L2 segment for all."""
+def plan_lan(made: Plan, net: str, *, bridges: bool) -> None:
+    """One L2 segment for all. Without bridges the LXC hosts get no addresses: by_readme.py has them."""
     for host, number in LAN.items():
         plug(made, host)
-        made.addresses[host] = [f"10.0.3.{number}", f"fd00:3::{number}"]
+        made.addresses[host] = [f"{net}.{number}", f"fd00:3::{number}"] if bridges else [f"{net}.{number}"]
+        if host in LXC_HOSTS and not bridges:
+            continue
         if host in LXC_HOSTS:
-            made.add(host, *bridge_lines(f"10.0.3.{number}/24", f"fd00:3::{number}/64"), "link set eth0 master lxcbr0")
+            made.add(host, *bridge_lines(f"{net}.{number}/24", f"fd00:3::{number}/64"), "link set eth0 master lxcbr0")
         else:
-            made.add(host, f"address add 10.0.3.{number}/24 dev eth0")
+            made.add(host, f"address add {net}.{number}/24 dev eth0")
             made.add(host, f"address add fd00:3::{number}/64 dev eth0 nodad")
 
 
-def plan_wan(made: Plan, nats: dict[str, Nat]) -> None:
+def plan_wan(made: Plan, nats: dict[str, Nat], *, bridges: bool) -> None:
     """An outer network, and the LXC hosts behind their routers."""
     for host in ("client", "rendezvous"):
         plug(made, host)
@@ -99,14 +104,15 @@ def plan_wan(made: Plan, nats: dict[str, Nat]) -> None:
         made.addresses[host] = [WAN[host]]
     made.add("rendezvous", f"address add {RENDEZVOUS_SECOND}/24 dev eth0")
     for host, nat in nats.items():
-        made.add(host, *bridge_lines("10.0.3.1/24", "fd00:3::1/64"))
+        if bridges:
+            made.add(host, *bridge_lines("10.0.3.1/24", "fd00:3::1/64"))
+            made.rules[host] = host_rules()
         if nat.kind == "none":
             plug(made, host)
             made.add(host, *outside_lines(WAN[host], "eth0"))
             made.addresses[host] = [WAN[host]]
         else:
             plan_router(made, host, nat)
-        made.rules[host] = host_rules()
 
 
 def plan_router(made: Plan, host: str, nat: Nat) -> None:
