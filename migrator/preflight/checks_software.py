@@ -14,7 +14,7 @@ from migrator.preflight.host_facts import CAP_SYS_RESOURCE, version_tuple
 
 ERROR, WARNING, INFO = Severity.ERROR, Severity.WARNING, Severity.INFO
 INET_SOCKETS = ("TCP", "TCPv6", "UDP", "UDPv6", "UDPLITE", "UDPLITEv6", "RAW", "RAWv6", "PING", "PINGv6")
-CRIU_CURE = "apt-get install criu (Debian testing and backports have newer ones)"
+CRIU_CURE = "apt-get install criu (Debian testing has a newer one)"
 
 CRIU_MISSING = define("criu-missing", ERROR, "CRIU dumps and restores the memory; both hosts need it.",
     memory_only=True)
