@@ -74,7 +74,7 @@ def pair() -> None:
             try:
                 code = shown_code(said, inviting)
                 print(code, flush=True)
-                on("hostb", "migrator", "peer", "join", code, "--name", "hosta")
+                on("hostb", "migrator", "peer", "join", code, "--name", "hosta", "--allow", "receive")
                 if inviting.wait(LIMIT):
                     raise DemoFailed("the invitation failed")
             finally:
