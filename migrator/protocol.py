@@ -121,19 +121,25 @@ class Connection:
         """Ask the other side to do `op` and wait for its answer; raises its error as one of this side."""
         return self.answer(self.request(op, fields))
 
+    def call_within(self, seconds: float, op: str, **fields: Any) -> dict[str, Any]:
+        """As `call`; raises ConnectionLost where the other side says that it is still at work after so many seconds."""
+        return self.answer(self.request(op, fields), within=seconds)
+
     def request(self, op: str, fields: Mapping[str, Any]) -> int:
         """Send a request and return its id, without waiting."""
         self._last_id += 1
+        log.debug(f"{self.name} is asked: {op}")
         self.send_json(Kind.REQUEST, {"id": self._last_id, "op": op, "fields": fields})
         return self._last_id
 
-    def answer(self, request: int) -> dict[str, Any]:
+    def answer(self, request: int, *, within: float | None = None) -> dict[str, Any]:
         """Wait for the answer to a request; raises the other side's error.
 
         Answers to earlier requests, for which nobody has waited to the end (Ctrl-C), are passed over.
         """
+        end = None if within is None else self._clock() + within
         while True:
-            frame = self.receive()
+            frame = self.receive(within=None if end is None else end - self._clock())
             if not self._is_stale(frame, request):
                 return self.answer_in(frame, request)
 
@@ -182,19 +188,19 @@ class Connection:
             self._in_frame = False
             self._last_sent = self._clock()
 
-    def receive(self, room: Callable[[int], memoryview] | None = None, *, at_once: bool = False) -> Frame:
+    def receive(self, room: Callable[[int], memoryview] | None = None, *, within: float | None = None) -> Frame:
         """The next frame that is not just a sign of life.
 
-        `room` gives memory for the body of a SEGMENT of that many bytes; all other bodies get their own. With `at_once`
-        the other side has no work to do before it answers: signs of life do not prolong the wait.
+        `room` gives memory for the body of a SEGMENT of that many bytes; all other bodies get their own. With `within`
+        it must come in so many seconds: signs of life do not prolong the wait.
         """
-        frame = self.receive_or_end(room, at_once=at_once)
+        frame = self.receive_or_end(room, within=within)
         if frame is None:
             raise self._lost("the other side ended it")
         return frame
 
     def receive_or_end(self, room: Callable[[int], memoryview] | None = None, *,
-                       at_once: bool = False) -> Frame | None:
+                       within: float | None = None) -> Frame | None:
         """As `receive`, but None where the stream ends between two frames."""
         begun = self._clock()
         while True:
@@ -206,8 +212,8 @@ class Connection:
             self._fill(body)
             if kind is not Kind.WORKING:
                 return Frame(kind, flags, body)
-            if at_once and self._clock() - begun > self.timeout:
-                raise self._lost(f"the other side did not go on within {self.timeout:g} seconds")
+            if within is not None and self._clock() - begun > within:
+                raise self._lost(f"the other side did not go on within {within:g} seconds")
 
     def _fill(self, view: memoryview, *, may_end: bool = False, deadline: float | None = None) -> bool:
         """Read exactly as much as `view` holds; False if the stream ended before it and it may.

@@ -291,7 +291,7 @@ def _read_held(connection: Connection, reply: dict[str, Any], files: int) -> lis
         raise ProtocolError(reason="its reply to a transfer lacks what it holds")
     missing = {int(key): value for key, value in counts.items() if key.isdecimal() and isinstance(value, int)}
     while any(len(held[number]) < count for number, count in missing.items() if number < files):
-        frame = connection.receive(at_once=True)
+        frame = connection.receive(within=connection.timeout)
         if frame.kind is not Kind.HELD or len(frame.body) <= 4 or len(frame.body) % DIGEST_SIZE != 4:
             raise ProtocolError(reason=f"it sent {frame.kind.name} where the digests of what it holds were due")
         (number,) = struct.unpack_from("!I", frame.body)

@@ -186,6 +186,7 @@ class Drive:
             say("freeze" if self._of.memory else "stop", self.plan.prediction, **self.plan.to_json())
         done = create_dump.carry_out(self.args, self._of, self.container, there)
         self.dumped = done.data
+        self._runs_there(done.data.get("running_for"))
 
     def _restore(self, there: Connection) -> None:
         """What is left of the time frozen is the restore's."""
@@ -193,10 +194,14 @@ class Drive:
         left = self._frozen_left()
         if left is None or left <= 0:
             raise DowntimeExceeded(name=self._of.name, seconds=f"{self.args.max_downtime:g}")
-        done = there.call("restore", id=self._of.id, limit=left)
-        running_since = time.monotonic() - float(done["running_for"])
-        still = running_since - self._of.still_since
-        self.still_seconds = still if still >= 0 else None  # it came to a stand before this host was started anew
+        done = there.call_within(left + offer.ANSWER_LIMIT, "restore", id=self._of.id, limit=left)
+        self._runs_there(done["running_for"])
+
+    def _runs_there(self, seconds: object) -> None:
+        """It has run there for so many seconds; None where it does not yet."""
+        if isinstance(seconds, int | float):
+            still = time.monotonic() - seconds - self._of.still_since
+            self.still_seconds = still if still >= 0 else None  # it came to a stand before this host was started anew
 
     def _finish(self, there: Connection) -> None:
         finish.carry_out(self.args, self._of, there)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -61,13 +62,15 @@ class Handover(ABC):
             figures = self.take()
             if not self.fenced:
                 self.fence()
+            restore_within = self.left() if self.one_shot else None
             self.let_go()
             self.migration.move(Event.OFFER, figures=figures)
         except BaseException as error:
             offer.withdraw(self.migration)
             offer.give_up(self.migration, self.there, as_ours(error), self.unwatched)
-        offer.make(self.migration, self.there)
-        return self.result(figures, time.monotonic() - self._still_since)
+        answer = offer.make(self.migration, self.there, restore_within=restore_within)
+        done = self.result(figures, time.monotonic() - self._still_since)
+        return dataclasses.replace(done, data=done.data | {"running_for": answer.get("running_for")})
 
     # --- what each way does in its own manner ---
 

@@ -27,6 +27,8 @@ from migrator.states import Event, State
 from stages.rollback import thaw_source
 from tunnel.errors import DocumentedError
 
+ANSWER_LIMIT = 60.0  # seconds for what a destination does besides the restore itself
+
 
 def attempt(migration: Migration) -> int:
     """The number of the latest dump, on either host; 0 before the first."""
@@ -44,10 +46,16 @@ def settle(migration: Migration, state_there: State | None) -> None:
         migration.move(Event.TAKEN)
 
 
-def make(migration: Migration, there: Connection) -> None:
-    """Ask the destination to take the token; safe to repeat. When it says no, the container is thawed."""
+def make(migration: Migration, there: Connection, *, restore_within: float | None = None) -> dict[str, Any]:
+    """Ask the destination to take the token; safe to repeat. When it says no, the container is thawed.
+
+    With `restore_within` it also lets the container run, in so many seconds, before it answers: one message instead of
+    two, and of a question for its state between them, while the container stands still. Returns what it says.
+    """
+    asked: dict[str, Any] = {} if restore_within is None else {"restore_within": restore_within}
     try:
-        there.call("own", **named(migration), dad=migration.detail.get("dad", {}))
+        answer = there.call_within((restore_within or 0.0) + ANSWER_LIMIT, "own", **named(migration),
+                                   dad=migration.detail.get("dad", {}), **asked)
     except DumpRefused as error:
         migration.move(Event.REFUSED)
         give_up(migration, there, error)
@@ -56,6 +64,7 @@ def make(migration: Migration, there: Connection) -> None:
             error, name=migration.name, destination=there.peer_host, rollback=advice.command("rollback", migration),
         ) from error
     migration.move(Event.TAKEN)
+    return answer
 
 
 def withdraw(migration: Migration) -> None:

@@ -15,6 +15,7 @@ from migrator.journal import Migration
 from migrator.layout import Layout
 from migrator.service import Service
 from migrator.states import Event, State
+from stages import restore_dump
 from stages.handover import INCREMENT
 from stages.offer import attempt
 
@@ -60,21 +61,26 @@ def own(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
 
     Only DumpRefused lets the source thaw, and it is the last word on that dump: it is recorded before it is said, so
     that the same offer, should it arrive once more and late, is refused again.
+
+    With `restore_within`, in seconds, what that allows is done at once: the answer is that of `restore`. An error from
+    there comes after the token was taken.
     """
     migration, number = service.migration(fields), int(fields["attempt"])
     latest = attempt(migration)
     if migration.state in TAKEN:
         if number != latest:
             raise UsageError(reason=f"the token of migration {migration.id} was taken with dump {latest}")
-        return {"state": migration.state}
-    try:
-        _take(migration, number, fields)
-    except DumpRefused:
-        if number > latest:
-            migration.note("refused", attempt=number)
-        if number >= latest:
-            _close(service, migration)
-        raise
+    else:
+        try:
+            _take(migration, number, fields)
+        except DumpRefused:
+            if number > latest:
+                migration.note("refused", attempt=number)
+            if number >= latest:
+                _close(service, migration)
+            raise
+    if "restore_within" in fields:
+        return restore_dump.restore_for_source(service, {"id": migration.id, "limit": fields["restore_within"]})
     return {"state": migration.state}
 
 

@@ -43,6 +43,9 @@ def _as_git_sees_it() -> str:
 LEFT_OUT = pytest.StashKey[list[str]]()
 
 
+# A shell that runs us in the background has SIGINT ignored, and whatever tests start would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 _HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 

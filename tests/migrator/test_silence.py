@@ -84,8 +84,16 @@ def test_silence_is_the_end() -> None:
 def test_where_there_is_nothing_to_work_at_signs_of_life_do_not_prolong_the_wait() -> None:
     with greeted(*[(0.15, WORKING)] * 20) as (connection, script), \
             pytest.raises(ConnectionLost, match=r"did not go on within 0\.4 seconds"):
-        connection.receive(at_once=True)
+        connection.receive(within=connection.timeout)
     assert script.now == pytest.approx(1000.45)
+
+
+def test_work_that_never_ends_has_a_limit() -> None:
+    """Somebody is there, and says so for ever: whose container stands still meanwhile does not wait for ever."""
+    with greeted(*[(0.3, WORKING)] * 10_000) as (connection, script):
+        with pytest.raises(ConnectionLost, match=r"did not go on within 30 seconds"):
+            connection.call_within(30, "restore")
+        assert script.now == pytest.approx(1030.3, abs=0.31)
 
 
 def test_no_greeting_at_all() -> None:

@@ -385,3 +385,16 @@ def test_a_resume_after_the_end_does_nothing(rig: Rig, guest: Callable[[str], No
     guest("hostb")
     again = rig.migrator("hosta", "resume", "c1", "--json").expect(0).json
     assert again["already"] is True
+
+
+def test_requests_while_it_stands_still(rig: Rig, guest: Callable[[str], None], clean_hosts: CleanHosts) -> None:
+    """As docs/protocol.md has it: its data, and one that ends it."""
+    outcome = rig.migrator("hosta", *ALL_AT_ONCE[1:], "--debug").expect(0)
+    said = [json.loads(line)["message"] for line in outcome.stderr.splitlines()]
+    frozen = next(number for number, text in enumerate(said) if text.startswith("+ nft 'add table netdev migrator-"))
+    asked = [text.rpartition(": ")[2] for text in said[frozen:] if " is asked: " in text]
+    still = asked[: asked.index("own")]
+    processes = int(rig.sh("hostb", "cat /sys/fs/cgroup/lxc.payload.c1/cgroup.procs | wc -l"))
+    assert set(still) == {"transfer"} and 2 <= len(still) <= 2 + processes, asked
+    assert "restore" not in asked, "what `own` has done is not asked for again"
+    guest("hostb")
