@@ -81,13 +81,15 @@ def test_abort_and_wait_where_nobody_works(rig: Rig, guest: Callable[[str], None
         criu.wait("CRIU has begun")
         with waiting(rig, "hosta") as (watched,):
             running.signal(9)
+            running.wait()
+            criu.release()
             assert "migrator resume c1" in str(failed(watched.wait(), 32, "broken-off")["cure"])
-    assert rig.status("hosta", "c1")["working"] is None
+    assert rig.status("hosta", "c1")["working"] is None and not frozen(rig)
     wait_for(lambda: "criu" not in rig.sh("hosta", "ps ax"), "CRIU, which was left behind, has ended")
     shown = migrate(rig, "c1", "hosta", "--dry-run").expect(0).json
-    assert shown["dry_run"][0]["stage"] == "create-dump" and frozen(rig), "it heals nothing"
+    assert shown["dry_run"][0]["stage"] == "create-dump" and rig.status("hosta", "c1")["state"] == "dumping"
     done = rig.migrator("hosta", "abort", "c1", "--json").expect(0).json
-    assert done["thawed"] and done["stopped"] is None
+    assert done["stopped"] is None
     guest("hosta")
     assert rig.leftovers() == []
 
