@@ -15,6 +15,8 @@ from migrator.preflight.net_facts import Interface
 ERROR, WARNING, INFO = Severity.ERROR, Severity.WARNING, Severity.INFO
 BRIDGES = ("bridge",)  # what LXC and CRIU put a restored veth on; neither knows Open vSwitch then
 SHARED = "A bridge that both hosts share"  # a headline of README.md
+# What lxc-net gives every lxcbr0 on every host (LXC_BRIDGE_MAC in its script): LXC 6.0.4 and 7.0, and older ones.
+LXC_NET_MACS = ("10:66:6a:00:00:00", "00:16:3e:00:00:00")
 # What liblxc restores (criu_ok in src/lxc/criu.c).
 RESTORABLE = ("veth", "none", "empty", "phys", "macvlan")
 # What CRIU dumps inside a network namespace (dump_one_link in criu/net.c). The kernel itself makes the last three.
@@ -155,10 +157,11 @@ def segments(case: Case) -> Iterator[Finding]:
         if destination is None:
             return
         cure = f'Connect {source.name} and {destination.name} by one bridge: see "{SHARED}" in README.md.'
-        for ip in _same(here, there):
+        if same := _same(here, there):
             yield NOT_SHARED.found(
-                f"{here.name} on {source.name} and {there.name} on {destination.name} both have the address {ip}: they "
-                f"are two networks that look like one, and open connections of {case.container.name} will break.", cure)
+                f"{here.name} on {source.name} and {there.name} on {destination.name} both have the address "
+                f"{' and '.join(same)}: they are two networks that look like one, and open connections of "
+                f"{case.container.name} will break.", cure)
         for address in _plain(there.addresses):
             answered = case.options.answers.get(f"{address}%{here.name}")
             if answered is not None and answered != there.mac:
@@ -182,9 +185,9 @@ def _bridges(case: Case) -> list[tuple[Interface, Interface]]:
 
 
 def _same(here: Interface, there: Interface) -> list[str]:
-    """The addresses that both bridges have; none where both have the same hardware address too: a gateway that is
-    meant to be everywhere on one segment (anycast)."""
-    if here.mac == there.mac:
+    """The addresses that both bridges have; none where both have the same hardware address too, unless it is lxc-net's:
+    a gateway that is meant to be everywhere on one segment (anycast)."""
+    if here.mac == there.mac and here.mac not in LXC_NET_MACS:
         return []
     theirs = {str(ip) for ip in _plain(there.addresses)}
     return [str(ip) for ip in _plain(here.addresses) if str(ip) in theirs]

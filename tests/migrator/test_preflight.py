@@ -81,6 +81,12 @@ def task(kind: str, detail: str = "worker", **more: Any) -> Change:
     return Change(container={"tasks.notes": notes((kind, detail), **more)})
 
 
+def by_lxc_net(mac: str) -> Change:
+    """Both hosts' bridges are as lxc-net makes them, with the hardware address that it gives every one."""
+    interfaces = (LO, dataclasses.replace(BRIDGE, mac=mac))
+    return Change(source={"interfaces": interfaces}, destination={"interfaces": interfaces})
+
+
 CGNS = "lxc-container-default-cgns"
 GENERATED = "lxc-c1_</pool>"
 STACKED = f"{GENERATED}//&:lxc-c1_<-pool>:unconfined"
@@ -179,6 +185,8 @@ FOUND: list[tuple[str, Severity, Change, str]] = [
         "interfaces": (dataclasses.replace(BRIDGE, addresses=("192.168.1.1/24",)),)}), "10.0.3.50 is in none"),
     ("bridge-not-shared", WARNING, Change(destination={"interfaces": (dataclasses.replace(BRIDGE, mac="aa:2"),)}),
      "both have the address 10.0.3.1"),
+    ("bridge-not-shared", WARNING, by_lxc_net("10:66:6a:00:00:00"), "both have the address 10.0.3.1"),
+    ("bridge-not-shared", WARNING, by_lxc_net("00:16:3e:00:00:00"), "both have the address 10.0.3.1"),
     ("bridge-not-shared", WARNING, Change(options={"answers": {"10.0.3.2%lxcbr0": ""}}), "which there has on lxcbr0"),
     ("bridge-not-shared", WARNING, Change(options={"answers": {"10.0.3.2%lxcbr0": "aa:00:00:00:00:09"}}),
      "by aa:00:00:00:00:09, not by aa:00:00:00:00:02"),
