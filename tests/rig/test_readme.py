@@ -7,7 +7,6 @@ follows on the page is typed here, in its order and as it stands there, but for 
 
 from __future__ import annotations
 
-import contextlib
 import re
 import sys
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.rig.harness import TREE, Rig, Running, wait_for
+from tests.rig.harness import TREE, Rig, wait_for
 
 sys.path.insert(0, str(TREE / "vagrant"))
 try:
@@ -61,9 +60,11 @@ class Reader:
         self.rig = rig
         self.filled: dict[str, str] = {}
         """What the page leaves to its reader."""
+        self.said = ""
+        """What the last line has printed."""
 
-    def type(self, host: str, line: str) -> str:
-        """Type one line on a host; return what it prints. `check` may have warnings."""
+    def type(self, host: str, line: str) -> None:
+        """Type one line on a host. `check` may have warnings."""
         command = self.meant(line)
         if command.startswith("tail "):  # the container needs a moment, and so does whoever reads
             file = command.split()[1]
@@ -72,7 +73,7 @@ class Reader:
         good = (0, 1) if command.startswith("migrator check ") else (0,)
         assert outcome.status in good, f"{host}# {line}\n{outcome}"
         print(f"{host}# {line}\n{outcome.stdout}{outcome.stderr}")
-        return outcome.stdout
+        self.said = outcome.stdout
 
     def meant(self, line: str) -> str:
         """What is typed for a line of the page."""
@@ -120,11 +121,15 @@ class Reader:
         assert len(begun) == (2 if anew else 1), counted
         assert counted == [*range(1, begun[-1] + 1), *range(1, len(counted) - begun[-1] + 1)], counted
 
-    @contextlib.contextmanager
-    def started(self, host: str, line: str) -> Iterator[Running]:
-        """Type a line that does not end before the other host has done something."""
-        with self.rig.start(HOSTS[host], "sh", "-c", self.meant(line)) as running:
-            yield running
+    def pair(self, block: Block) -> None:
+        """Type a code on one host that the other has printed and waits for."""
+        (inviting, invite), (joining, join) = block.prompted
+        (shown,) = [line for line in block.lines if CODE.fullmatch(line)]
+        with self.rig.start(HOSTS[inviting], "sh", "-c", invite) as running:
+            wait_for(lambda: CODE_LINE.search(running.stdout), "a code")
+            self.filled[shown] = CODE_LINE.findall(running.stdout)[0]
+            self.type(joining, join)
+            running.wait().expect(0)
 
 
 @pytest.fixture(scope="module")
@@ -173,21 +178,20 @@ def test_both_hosts_behind_nat(by_readme: Rig) -> None:
     reader.section(SETUP[0])
     reader.section(CONTAINER)
     for block in [block for block in PAGE if block.section == BEHIND_NAT]:
-        lines = [line for _, line in block.prompted]
-        if any("peer invite" in line for line in lines):
-            ((inviting, invite), (joining, join)) = block.prompted
-            with reader.started(inviting, invite) as running:
-                wait_for(lambda: CODE_LINE.search(running.stdout), "a code")
-                (shown,) = [line for line in block.lines if CODE.fullmatch(line)]
-                reader.filled[shown] = CODE_LINE.findall(running.stdout)[0]
-                reader.type(joining, join)
-                running.wait().expect(0)
-            continue
-        reader.block(block)
-        if any("journalctl" in line for line in lines):
-            host, line = block.prompted[-1]
-            reader.filled["FINGERPRINT"] = FINGERPRINT.findall(reader.type(host, line))[0]
+        if any("peer invite" in line for _, line in block.prompted):
+            reader.pair(block)
+        else:
+            reader.block(block)
+        if told := FINGERPRINT.search(reader.said):
+            reader.filled["FINGERPRINT"] = told[1]
     reader.counts_on("beta")
+    # Each host has the lxcbr0 that Debian's lxc-net gives it, and `check` tells them from one that they share.
+    rig.migrator("hosta", "peer", "allow", "beta", "receive").expect(0)
+    with rig.start("hosta", "migrator", "agent") as agent:
+        wait_for(lambda: "waiting at" in agent.stderr, "an agent that waits")
+        checked = rig.migrator("hostb", "check", "web", "-d", "peer:alpha", "--json").expect(1)
+    (found,) = [found for found in checked.json["findings"] if found["code"] == "bridge-not-shared"]
+    assert SETUP[1] in found["cure"]
 
 
 def test_nothing_is_added_that_the_page_has_to_name() -> None:
