@@ -20,7 +20,7 @@ PYTEST = $(BIN)/pytest
 # What the rig is made with: root file systems, namespaces, links, loop devices.
 RIG_PACKAGES = ca-certificates iproute2 mmdebstrap mount nftables python3 uidmap util-linux
 # What the tests need beside that.
-TEST_PACKAGES = btrfs-progs groff-base openssh-client openssh-server procps python3-venv shellcheck systemd vagrant \
+TEST_PACKAGES = btrfs-progs groff-base openssh-client openssh-server procps python3-venv shellcheck strace systemd vagrant \
     vagrant-libvirt
 
 .PHONY: demo test test-all test-equipment fast bench lint docs clean rig-packages packages
