@@ -368,12 +368,20 @@ tried = {}
 for address in sys.argv[1:]:
     one = socket.socket()
     one.setblocking(False)
-    one.connect_ex((address, 22))
+    one.connect_ex((address, 9999))
     tried[one] = address
 _, answered, _ = select.select([], tried, [], 2)
 for one in answered:
     if not one.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
         print(tried[one])
+"""
+# What only this host answers with: the routers are hosts of the rig too, each with an sshd.
+LISTEN = """
+import socket
+listener = socket.create_server(("", 9999))
+print("listening", flush=True)
+while True:
+    listener.accept()
 """
 ONE, SEVERAL, NONE = "one", "several", "none"
 NATS = {
@@ -408,8 +416,13 @@ def test_nat(before: set[str], kind: str) -> None:
     found = re.search(r"ttl=(\d+)", ping)
     assert found and int(found[1]) == 64 - routers
     # Neither host can be reached from the other, by whatever address; TCP to the outside works.
-    for host, others in (("hosta", ("10.2.0.2", "203.0.113.2")), ("hostb", ("10.1.0.2",))):
-        assert own.exec(host, "python3", "-c", CONNECT, *others).stdout == ""
+    with contextlib.ExitStack() as stack:
+        for host in LXC_HOSTS:
+            listening = stack.enter_context(own.start(host, "python3", "-c", LISTEN))
+            wait_for(lambda: "listening" in listening.stdout, f"{host} listens")  # noqa: B023
+            assert own.exec(host, "python3", "-c", CONNECT, "127.0.0.1").stdout == "127.0.0.1\n"
+        for host, others in (("hosta", ("10.2.0.2", "203.0.113.2")), ("hostb", ("10.1.0.2", "198.51.100.2"))):
+            assert own.exec(host, "python3", "-c", CONNECT, *others).stdout == ""
     with iperf_server(own, "rendezvous"):
         own.exec("hosta", "iperf3", "-c", RENDEZVOUS[0], "-n", "1M")
 
