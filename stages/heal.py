@@ -188,7 +188,10 @@ def _is_all(migration: Migration, *, at_boot: bool) -> bool:
 def every(args: argparse.Namespace) -> Result:
     """Each unfinished migration of this host, one after the other; one that fails stops none of the others."""
     with Journal(DEFAULT_PATH) as journal:
-        newest = {(each.name, each.lxcpath): each for each in journal.all()}
+        newest: dict[tuple[str, Path], Migration] = {}
+        for each in journal.all():
+            newest.pop((each.name, each.lxcpath), None)  # so that they come in the order in which they began
+            newest[each.name, each.lxcpath] = each
         found = [each for each in newest.values()
                  if not each.ended or (each.role is Role.DESTINATION and not _is_all(each, at_boot=args.at_boot))]
     outcomes: list[dict[str, Any]] = []

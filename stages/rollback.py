@@ -213,6 +213,8 @@ def thaw_source(migration: Migration) -> bool:
         return False
     if not aftermath.memory_is_here(migration):
         container_config.unfence(migration.lxcpath / migration.name, migration.id)
+        if migration.detail["ports"]:
+            network.hear(migration.id)
         aftermath.start_from_disk(migration)
         return False
     criu.wait_for_dump(migration.name, Layout(migration.lxcpath, migration.name, migration.id).image_folders())
