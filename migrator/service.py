@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,15 +40,36 @@ class Service:
         self.grant = grant  # what the other side may do here
         self.looks = 0  # how often it has had this host looked at
         self._stack = stack
-        self._locked: set[str] = set()
+        self._locked: dict[str, contextlib.ExitStack] = {}
         self.behind: Behind | None = None  # the import of what this connection has brought last
         self.images_of = ""  # the migration all of whose images this process has checked as they arrived
 
     def lock(self, name: str) -> None:
         """Keep other commands off the container `name`; raises Busy."""
         if name not in self._locked:
-            self._stack.enter_context(locked(name))
-            self._locked.add(name)
+            lock = self._stack.enter_context(contextlib.ExitStack())
+            lock.enter_context(locked(name))
+            self._locked[name] = lock
+
+    @contextlib.contextmanager
+    def locking(self, name: str) -> Iterator[Callable[[], None]]:
+        """As `lock`, but the lock goes again where the block is left by an error, or calls what it is given.
+
+        Until then nothing says that the caller has anything to do with a container of that name. A lock that was held
+        before stays.
+        """
+        fresh = name not in self._locked
+        self.lock(name)
+
+        def let_go() -> None:
+            if fresh:
+                self._locked.pop(name).close()
+
+        try:
+            yield let_go
+        except BaseException:
+            let_go()
+            raise
 
     def import_behind(self, file: Path, target: Path) -> Behind:
         """The watcher for the transfer of `file`, which becomes the subvolume `target` while it arrives."""
@@ -88,11 +109,6 @@ class Service:
             self.lock(migration.name)
             migration = self.known(fields)  # it may have moved on before we had the lock
         return migration
-
-    def find_locked(self, fields: Mapping[str, Any]) -> Migration | None:
-        """As `find`, and where this host does not know it, under the lock on the container that the source names."""
-        self.lock(names.container_name(str(fields["name"])))
-        return self.find(fields)
 
     def migration(self, fields: Mapping[str, Any]) -> Migration:
         """As `find`; raises NoMigration."""

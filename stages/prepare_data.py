@@ -270,38 +270,14 @@ def begin(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     name, id_ = names.container_name(str(fields["name"])), names.migration_id(str(fields["id"]))
     lxcpath = service.lxcpath(fields)
     layout = Layout(lxcpath, name, id_)
-    held = bases.asked(fields.get("held"))
     disk_bytes = int(fields["disk_bytes"])
     source_name = names.container_name(str(fields.get("source_name", name)))
     origin = names.migration_id(str(fields.get("origin", id_)))
-    renamed = source_name != name or service.grant.restricted  # a name alone proves nothing
     service.known(fields)
     service.grant.check_config(name, str(fields["config"]), int(fields["mapped_root"]))
-    identity.refuse_foreign(service.journal, layout, origin, renamed=renamed)  # before others are kept off it
-    service.lock(name)
-    migration = service.known(fields)
-    identity.refuse_foreign(service.journal, layout, origin, renamed=renamed)
-    if migration is None:
-        service.refuse_crowds()
-        current = service.journal.latest(name, lxcpath)
-        if current and not current.ended:
-            if not service.grant.owns(current) and service.grant.restricted:
-                raise service.grant.refusal(f"{name} is on its way here from elsewhere")
-            raise AlreadyMigrating(name=name, peer=current.peer, id=current.id, next=advice.next_command(current))
-        _check_space(service.journal, layout, fields, held)
-        migration = service.journal.create(
-            id=id_, role=Role.DESTINATION, name=name, lxcpath=lxcpath,
-            peer=service.grant.source(str(fields["source_host"])), event=Event.RECEIVE,
-            destination=str(fields["destination"])[:300], other_name=source_name, origin=origin,
-            source_lxcpath=str(names.lxcpath(str(fields["source_lxcpath"]))), destination_lxcpath=str(lxcpath),
-            lxcpath_given=bool(fields["lxcpath_given"]), rounds=[], mapped_root=int(fields["mapped_root"]),
-            one_shot=bool(fields.get("one_shot")), memory=bool(fields.get("memory", True)), caller=service.grant.caller,
-        )
-        bases.settle(migration, held)
-    elif migration.ended or migration.state is State.ABANDONING:
-        raise UsageError(reason=f"migration {id_} has ended on this host")
-    else:
-        _check_space(service.journal, layout, fields, held)
+    _refuse_foreign(service, layout, source_name, origin)  # before others are kept off it
+    with service.locking(name):
+        migration = _recorded(service, layout, fields, source_name, origin)
     layout.make_folder()
     layout.spool.mkdir(mode=0o700, exist_ok=True)
     keep_config(layout, fields, includes=service.grant.hooks)
@@ -310,6 +286,41 @@ def begin(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
         "disk_bytes": disk_bytes,
         "subvolumes": _bases(service, layout, origin),
     }
+
+
+def _recorded(service: Service, layout: Layout, fields: dict[str, Any], source_name: str, origin: str) -> Migration:
+    """The migration's record, made if it begins; with the container locked."""
+    held = bases.asked(fields.get("held"))
+    migration = service.known(fields)
+    _refuse_foreign(service, layout, source_name, origin)
+    if migration and (migration.ended or migration.state is State.ABANDONING):
+        raise UsageError(reason=f"migration {layout.id} has ended on this host")
+    if migration:
+        _check_space(service.journal, layout, fields, held)
+        return migration
+    service.refuse_crowds()
+    current = service.journal.latest(layout.name, layout.lxcpath)
+    if current and not current.ended:
+        if not service.grant.owns(current) and service.grant.restricted:
+            raise service.grant.refusal(f"{layout.name} is on its way here from elsewhere")
+        raise AlreadyMigrating(name=layout.name, peer=current.peer, id=current.id, next=advice.next_command(current))
+    _check_space(service.journal, layout, fields, held)
+    migration = service.journal.create(
+        id=layout.id, role=Role.DESTINATION, name=layout.name, lxcpath=layout.lxcpath,
+        peer=service.grant.source(str(fields["source_host"])), event=Event.RECEIVE,
+        destination=str(fields["destination"])[:300], other_name=source_name, origin=origin,
+        source_lxcpath=str(names.lxcpath(str(fields["source_lxcpath"]))), destination_lxcpath=str(layout.lxcpath),
+        lxcpath_given=bool(fields["lxcpath_given"]), rounds=[], mapped_root=int(fields["mapped_root"]),
+        one_shot=bool(fields.get("one_shot")), memory=bool(fields.get("memory", True)), caller=service.grant.caller,
+    )
+    bases.settle(migration, held)
+    return migration
+
+
+def _refuse_foreign(service: Service, layout: Layout, source_name: str, origin: str) -> None:
+    """Raises ContainerExists. Of a caller who is not root a name alone proves nothing."""
+    renamed = source_name != layout.name or service.grant.restricted
+    identity.refuse_foreign(service.journal, layout, origin, renamed=renamed)
 
 
 def _bases(service: Service, layout: Layout, origin: str) -> list[str]:

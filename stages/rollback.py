@@ -288,14 +288,18 @@ def abandon(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     An attempt that this host has never heard of is recorded too: a message that was under way must not begin it. It has
     brought nothing, so nothing is removed: a container of that name is somebody else's.
     """
-    migration = service.find(fields) or service.find_locked(fields)
+    migration = service.find(fields)
     if migration is None:
-        service.refuse_crowds()
-        service.journal.never_begin(
-            id=names.migration_id(str(fields["id"])), name=names.container_name(str(fields["name"])),
-            lxcpath=service.lxcpath(fields), peer=service.grant.source(str(fields["source_host"])),
-            caller=service.grant.caller)
-        return {"state": State.ABANDONED, "kept": ""}
+        name = names.container_name(str(fields["name"]))
+        with service.locking(name) as let_go:
+            migration = service.find(fields)
+            if migration is None:
+                service.refuse_crowds()
+                service.journal.never_begin(
+                    id=names.migration_id(str(fields["id"])), name=name, lxcpath=service.lxcpath(fields),
+                    peer=service.grant.source(str(fields["source_host"])), caller=service.grant.caller)
+                let_go()
+                return {"state": State.ABANDONED, "kept": ""}
     service.wait_behind()
     held = bases.asked(fields.get("held"))
     _abandon(migration, held)

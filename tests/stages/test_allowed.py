@@ -15,6 +15,7 @@ import stages
 from migrator import container_config, grant, layout, lxc
 from migrator.errors import (
     AlreadyMigrating,
+    Busy,
     ConsentNeeded,
     ContainerExists,
     InvalidName,
@@ -66,7 +67,7 @@ class Here:
                 "query": record.dump(Query("/")),
             }
             with contextlib.ExitStack() as locks:
-                service._stack, service._locked = self.stack if stays else locks, set()
+                service._stack, service._locked = self.stack if stays else locks, {}
                 return serve.handlers(service)[op](honest | fields)
 
         return ask
@@ -235,6 +236,24 @@ def test_the_hosts_own_containers_are_not_kept_locked(here: Here) -> None:
     with pytest.raises(ContainerExists):
         ask("begin", stays=True)
     with layout.locked("web"):  # its connection still stands
+        pass
+
+
+def test_a_refusal_leaves_no_lock(here: Here) -> None:
+    """Else who may bring containers could keep everybody off any of them, for as long as its connection stands."""
+    ask = here.caller(peer("hosta", "receive"))
+    here.begun(peer("hostc", "receive"))  # which nobody works on at this moment
+    with pytest.raises(NotAllowed):
+        ask("begin", id=OTHER, stays=True)
+    with pytest.raises(MigratorError):
+        ask("begin", id=OTHER, name="large", disk_bytes=1 << 60, stays=True)
+    assert ask("abandon", id=OTHER, name="own", stays=True)["state"] == State.ABANDONED  # it has never heard of that
+    for name in ("web", "large", "own"):
+        with layout.locked(name):
+            pass
+    # What it has begun is its own.
+    ask("begin", id="00000007", name="shop", stays=True)
+    with pytest.raises(Busy), layout.locked("shop"):
         pass
 
 
