@@ -8,7 +8,7 @@ one TCP connection as the transfer does, before it and after it; all use the ses
 on this one machine, so judge the ratio within a round, not the figures: the median of them is the result. Data goes
 from a file in memory to FOLDER (default /dev/shm; /pool is btrfs on a disk).
 
-Exit status: 0 the ratio is at least 0.9, 1 it is less, 2 something failed.
+It judges nothing, but tells the ratio that is wanted. Exit status: 0 measured, 2 something failed.
 """
 
 from __future__ import annotations
@@ -277,8 +277,9 @@ def report(options: argparse.Namespace) -> int:
         for each in found["rounds"]:
             print(f"iperf3 {each['iperf3']:6.0f} Mbit/s   migrator {each['mbit_s']:6.0f} Mbit/s   "
                   f"ratio {each['ratio']:.2f}   sender's processor {each['cpu_seconds']:.1f} s")  # fmt: skip
-        print(f"{found['mib']} MiB of {found['kind']} data to {found['to']}, MTU {found['mtu']}: {found['ratio']:.2f}")
-    return 0 if found["ratio"] >= GOAL else 1
+        print(f"{found['mib']} MiB of {found['kind']} data to {found['to']}, MTU {found['mtu']}: {found['ratio']:.2f} "
+              f"({GOAL} is wanted)")
+    return 0
 
 
 if __name__ == "__main__":
