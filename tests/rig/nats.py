@@ -34,11 +34,16 @@ class Nats:
         """Bring the rig up, with a NAT on side a and on side b, and pair the hosts."""
         self.rig = rig
         self._behind: dict[str, bool] = {"a": a, "b": b}
-        kinds = {side: "double" if behind else "none" for side, behind in self._behind.items()}
-        rig.up("--nat-a", kinds["a"], "--nat-b", kinds["b"])
+        self._kinds: dict[str, str] = {}
+        self.up()
         if a or b:
             self._route()
         pair(rig)
+
+    def up(self) -> None:
+        """Start what does not run."""
+        kinds = {side: "double" if behind else "none" for side, behind in self._behind.items()}
+        self.rig.up("--nat-a", kinds["a"], "--nat-b", kinds["b"])
 
     def _route(self) -> None:
         self.rig.sh("switch", _HOP)
@@ -54,8 +59,9 @@ class Nats:
     def set(self, side: str, kind: str) -> None:
         """Give a side that has a NAT another type of it, as `rig up --nat-a` takes it."""
         assert self._behind[side] != (kind == "none"), "that needs a rig of its own"
-        if kind == "none":
+        if kind in ("none", self._kinds.get(side)):
             return
+        self._kinds[side] = kind
         rules = router_rules(kind)
         self.rig.exec(f"nat{side}", "nft", "-f", "-", input=rules)
         inner = rules if kind.startswith("double") else "flush ruleset\n"

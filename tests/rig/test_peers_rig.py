@@ -9,31 +9,30 @@ from typing import Any
 
 import pytest
 
-from tests.rig.harness import Rig, Running, wait_for
-from tunnel import mailbox
+from tests.rig.harness import Outcome, Rig, Running, wait_for
+from tests.rig.nats import Nats, pair
+from tests.rig.undisturbed import undisturbed
 
-BEHIND_NAT = ("--nat-a", "port-restricted", "--nat-b", "port-restricted")
+pytest_plugins = ["tests.rig.nat_rig"]
+
 STATE = "/var/lib/migrator"
 CODE = re.compile(r"\d+-[a-z]+-[a-z]+")
 
 
-@pytest.fixture
-def unpaired(rig: Rig) -> Iterator[Rig]:
-    """Two hosts that do not know each other."""
-    forget = f"rm -f {STATE}/peers {STATE}/identity"
+def forget(rig: Rig) -> None:
+    """Two hosts that do not know each other, nor who they were."""
     for host in ("hosta", "hostb"):
-        rig.sh(host, forget)
-    yield rig
-    for host in ("hosta", "hostb"):
-        rig.sh(host, forget)
+        rig.sh(host, f"rm -f {STATE}/peers {STATE}/identity")
 
 
 @pytest.fixture(scope="module")
-def nat(rig: Rig) -> Iterator[Rig]:
-    """The rig with each host behind a router of its own."""
-    rig.up(*BEHIND_NAT)
-    yield rig
-    rig.up()
+def behind(nats: Nats) -> Iterator[Nats]:
+    """The hosts behind two NATs, which are paired again in the end."""
+    for side in ("a", "b"):
+        nats.set(side, "port-restricted")
+    yield nats
+    forget(nats.rig)
+    undisturbed(lambda: pair(nats.rig))
 
 
 def peers(rig: Rig, host: str) -> list[dict[str, Any]]:
@@ -50,11 +49,8 @@ def code_of(invite: Running) -> str:
     return invite.stdout.split()[0]
 
 
-# The rig without NAT comes first: the fixture `nat` makes it anew.
-
-
-def test_over_ssh(unpaired: Rig) -> None:
-    rig = unpaired
+def test_over_ssh(rig: Rig) -> None:
+    forget(rig)
     added = rig.migrator("hosta", "peer", "add", "root@hostb", "--json").expect(0)
     assert added.json["peer"]["fingerprint"] == own(rig, "hostb")
     assert [(peer["name"], peer["fingerprint"]) for peer in peers(rig, "hostb")] == [("hosta", own(rig, "hosta"))]
@@ -75,15 +71,20 @@ def test_over_ssh(unpaired: Rig) -> None:
     refused = rig.migrator("hosta", "peer", "add", "root@hostb").expect(74)
     assert "has changed" in refused.stderr
     assert peers(rig, "hosta") == []
+    forget(rig)
 
 
-def test_across_two_nats(nat: Rig, unpaired: Rig) -> None:
-    rig = nat
-    with rig.start("hosta", "migrator", "peer", "invite", "--name", "hostb") as invite:
-        code = code_of(invite)
-        join = rig.migrator("hostb", "peer", "join", code, "--name", "hosta", "--json").expect(0)
-        invited = invite.wait().expect(0)
-    assert join.seconds < mailbox.STEP  # nobody has waited in vain
+def test_across_two_nats(behind: Nats) -> None:
+    rig = behind.rig
+
+    def paired() -> tuple[Outcome, Outcome, str]:
+        forget(rig)
+        with rig.start("hosta", "migrator", "peer", "invite", "--name", "hostb") as invite:
+            code = code_of(invite)
+            join = rig.migrator("hostb", "peer", "join", code, "--name", "hosta", "--json").expect(0)
+            return join, invite.wait().expect(0), code
+
+    join, invited, code = undisturbed(paired)
     assert join.json["peer"]["fingerprint"] == own(rig, "hosta")
     assert own(rig, "hostb") in invited.stdout
     assert [peer["name"] for peer in peers(rig, "hosta")] == ["hostb"]
@@ -98,43 +99,52 @@ def test_across_two_nats(nat: Rig, unpaired: Rig) -> None:
     assert code.partition("-")[2] not in join.stdout + rig.sh("rendezvous", "cat /var/log/rendezvous.log")
 
 
-def test_a_wrong_code_burns_across_two_nats(nat: Rig, unpaired: Rig) -> None:
-    rig = nat
-    with rig.start("hosta", "migrator", "peer", "invite", "--name", "hostb") as invite:
-        code = code_of(invite)
-        rig.migrator("hostb", "peer", "join", f"{code.partition('-')[0]}-wrong-words", "--name", "hosta").expect(74)
-        assert "wrong" in invite.wait().expect(74).stderr
-    again = rig.migrator("hostb", "peer", "join", code, "--name", "hosta").expect(74)
+def test_a_wrong_code_burns_across_two_nats(behind: Nats) -> None:
+    rig = behind.rig
+
+    def burned() -> str:
+        forget(rig)
+        with rig.start("hosta", "migrator", "peer", "invite", "--name", "hostb") as invite:
+            code = code_of(invite)
+            rig.migrator("hostb", "peer", "join", f"{code.partition('-')[0]}-wrong-words", "--name",
+                         "hosta").expect(74)
+            assert "wrong" in invite.wait().expect(74).stderr
+            return code
+
+    again = rig.migrator("hostb", "peer", "join", undisturbed(burned), "--name", "hosta").expect(74)
     assert "nobody waits" in again.stderr
     assert peers(rig, "hosta") == peers(rig, "hostb") == []
 
 
-def test_the_rendezvous_comes_back_with_its_fingerprint(nat: Rig, unpaired: Rig) -> None:
-    rig = nat
+def test_the_rendezvous_comes_back_with_its_fingerprint(behind: Nats) -> None:
+    rig = behind.rig
     before = rig.read("hosta", "/etc/migrator/tunnel.conf")
-    rig.sh("rendezvous", "pid=$(cat /run/rendezvous.pid); kill $pid; while [ -e /proc/$pid ]; do sleep 0.1; done")
+    rig.sh("rendezvous", "pid=$(cat /run/rendezvous.pid); kill $pid; while [ -e /proc/$pid ]; do sleep 0.02; done")
     down = rig.migrator("hosta", "peer", "invite", "--name", "hostb", "--json").expect(73)
     assert down.error["code"] == "rendezvous-unavailable"
-    rig.up(*BEHIND_NAT)
+    behind.up()
     assert rig.read("hosta", "/etc/migrator/tunnel.conf") == before
-    with rig.start("hosta", "migrator", "peer", "invite", "--name", "hostb") as invite:
-        rig.migrator("hostb", "peer", "join", code_of(invite), "--name", "hosta").expect(0)
-        invite.wait().expect(0)
+
+    def paired() -> None:
+        forget(rig)
+        pair(rig)
+
+    undisturbed(paired)
 
 
-def test_what_knocks_from_the_net_gets_nothing(nat: Rig) -> None:
+def test_what_knocks_from_the_net_gets_nothing(behind: Nats) -> None:
     """The client, which nobody knows, at the rendezvous' port: TLS, and then a goodbye."""
     script = (
         "import socket, ssl\n"
         "context = ssl.create_default_context(); context.check_hostname = False\n"
         "context.verify_mode = ssl.CERT_NONE\n"
         "for said in (b'GET / HTTP/1.1\\r\\n\\r\\n', b'\\0' * 20000 + b'\\n'):\n"
-        "    sock = context.wrap_socket(socket.create_connection(('198.51.100.5', 443), 5))\n"
+        "    sock = context.wrap_socket(socket.create_connection(('198.51.100.5', 443), 60))\n"
         "    try:\n"
         "        sock.sendall(said)\n"
         "        print(len(sock.recv(4096)))\n"
         "    except (ConnectionError, ssl.SSLError):  # the door is shut before all has been said\n"
         "        print(0)\n"
     )
-    lengths = nat.exec("client", "python3", "-c", script).stdout.split()
+    lengths = behind.rig.exec("client", "python3", "-c", script).stdout.split()
     assert len(lengths) == 2 and all(int(length) < 1000 for length in lengths)

@@ -86,7 +86,7 @@ async def holds(role: Role, session: bytes, path: Straight) -> None:
         try:
             tell(event="up", seconds=time.monotonic() - begun, name=made.name, local=made.local_address,
                  remote=made.remote_address, port=made.port, echo=made.echo_port, mtu=made.mtu)  # fmt: skip
-            took = await health.first_answer(made, echo, limit=20)
+            took = await health.first_answer(made, echo, limit=600)
             tell(event="answer", seconds=took, after=time.monotonic() - begun)
             tell(event="tuned", mtu=await health.tune(made, echo, path.endpoint))
             watch = health.Watch(echo, dead)

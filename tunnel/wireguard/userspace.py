@@ -29,6 +29,7 @@ TUN = Path("/dev/net/tun")
 
 START_LIMIT = 5.0  # seconds until it answers
 ANSWER_LIMIT = 5.0  # seconds for one request
+_PAUSE = 0.005  # seconds between two tries to ask it
 _LOG_SIZE = 64 * 1024  # bytes
 _CHILDREN: dict[int, subprocess.Popen[bytes]] = {}  # children of this process, to be waited for
 
@@ -112,14 +113,13 @@ class Userspace:
         socket_path(name).unlink(missing_ok=True)
 
     def _wait_until_it_answers(self, name: str, process: subprocess.Popen[bytes], log: int) -> None:
-        end = time.monotonic() + START_LIMIT
-        while time.monotonic() < end:
+        for _ in range(round(START_LIMIT / _PAUSE)):  # counted: who has been held up has not waited
             if process.poll() is not None:
                 raise WireGuardFailed(name=name, reason=f"{PROGRAM} ended at its start: {_logged(log)}")
             with contextlib.suppress(OSError, WireGuardFailed):
                 self._ask(name, uapi.GET)
                 return
-            time.sleep(0.005)
+            time.sleep(_PAUSE)
         raise WireGuardFailed(name=name, reason=f"{PROGRAM} did not answer within {START_LIMIT:g} s: {_logged(log)}")
 
     def _set(self, name: str, request: bytes) -> None:
