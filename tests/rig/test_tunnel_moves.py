@@ -86,3 +86,23 @@ def test_migrate_goes_on_through_a_new_tunnel(guests: Rig, agent: Running) -> No
 
 def events_so_far(running: Running, kind: str) -> list[str]:
     return [line for line in running.stderr.splitlines() if f'"type": "{kind}"' in line]
+
+
+def test_a_peer_may_do_what_it_was_allowed(nats: Nats, guests: Rig, agent: Running) -> None:
+    """The agent that waits already goes by what is said now; what a peer has begun stays its own."""
+    rig, guest, there = guests, "c3", ("-d", f"peer:{RESPONDER}", "--json")
+    rig.guest(INITIATOR, guest, "tick")
+    rig.migrator(RESPONDER, "peer", "allow", INITIATOR, "nothing").expect(0)
+    for command in ("check", "prepare-data", "migrate"):
+        refused = rig.migrator(INITIATOR, command, guest, *there).expect(41)
+        assert refused.error["cure"].endswith(f"migrator peer allow {INITIATOR} receive")
+    assert nats.tunnel("ping")["path"]  # paired it still is
+    assert rig.sh(RESPONDER, "ls -A /pool").strip() == ""
+    rig.migrator(RESPONDER, "peer", "allow", INITIATOR, "receive", "--lxcpath", "/pool/elsewhere").expect(0)
+    rig.migrator(INITIATOR, "prepare-data", guest, *there, "--destination-lxcpath", "/pool").expect(41)
+    rig.migrator(RESPONDER, "peer", "allow", INITIATOR, "receive").expect(0)
+    rig.migrator(INITIATOR, "prepare-data", guest, *there).expect(0)
+    (arriving,) = rig.migrator(RESPONDER, "status", "--json").expect(0).json["migrations"]
+    assert arriving["peer"] == f"peer:{INITIATOR}"
+    rig.migrator(INITIATOR, "rollback", guest).expect(0)
+    assert rig.probe(INITIATOR, guest)["intact"]

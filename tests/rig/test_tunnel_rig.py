@@ -259,22 +259,3 @@ def test_a_removed_peer_gets_nothing(nats: Nats, agent: Running) -> None:
     finally:
         rig.put(RESPONDER, "/var/lib/migrator/peers", peers)
         rig.sh(RESPONDER, "chmod 600 /var/lib/migrator/peers")
-
-
-def test_a_peer_may_do_what_it_was_allowed(nats: Nats, guest: str) -> None:
-    """The agent that waits already goes by what is said now; what a peer has begun stays its own."""
-    rig, there = nats.rig, ("-d", f"peer:{RESPONDER}", "--json")
-    rig.migrator(RESPONDER, "peer", "allow", INITIATOR, "nothing").expect(0)
-    for command in ("check", "prepare-data", "migrate"):
-        refused = rig.migrator(INITIATOR, command, guest, *there).expect(41)
-        assert refused.error["cure"].endswith(f"migrator peer allow {INITIATOR} receive")
-    assert nats.tunnel("ping")["path"]  # paired it still is
-    assert rig.sh(RESPONDER, "ls -A /pool").strip() == ""
-    rig.migrator(RESPONDER, "peer", "allow", INITIATOR, "receive", "--lxcpath", "/pool/elsewhere").expect(0)
-    rig.migrator(INITIATOR, "prepare-data", guest, *there, "--destination-lxcpath", "/pool").expect(41)
-    rig.migrator(RESPONDER, "peer", "allow", INITIATOR, "receive").expect(0)
-    rig.migrator(INITIATOR, "prepare-data", guest, *there).expect(0)
-    (arriving,) = rig.migrator(RESPONDER, "status", "--json").expect(0).json["migrations"]
-    assert arriving["peer"] == f"peer:{INITIATOR}"
-    rig.migrator(INITIATOR, "rollback", guest).expect(0)
-    assert rig.probe(INITIATOR, guest)["intact"]
