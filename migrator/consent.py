@@ -19,14 +19,16 @@ IDS_FROM = 65536  # the first user id that no person and no service of a distrib
 LINES_SHOWN = 5
 
 _INSIDE = re.compile(
-    r"lxc\.(arch|uts\.name|cap\.(drop|keep)|no_new_privs|keyring\.session|group|ephemeral|log\.level|hook\.version"
+    r"lxc\.(arch|uts\.name|cap\.(drop|keep)|no_new_privs|group|ephemeral|log\.level|hook\.version"
     r"|apparmor\.(profile|allow_incomplete|allow_nesting)|selinux\.context|selinux\.context\.keyring"
     r"|seccomp\.(profile|allow_nesting)|tty\.max|pty\.max|console\.(buffer\.size|size|rotate)"
     r"|signal\.(halt|reboot|stop)|init\.(cmd|cwd|uid|gid|groups)|execute\.cmd|autodev|autodev\.tmpfs\.size"
     r"|start\.(auto|delay|order)|prlimit\.[a-z]+|sysctl\.net\.[a-z0-9_.]+|time\.offset\.(boot|monotonic)"
     r"|net\.\d+\.(link|flags|hwaddr|name|mtu|ipv[46]\.(address|gateway))"
     r"|net\.\d+\.veth\.(pair|n_rxqueues|n_txqueues)"  # not its routes and VLANs, which are the host's
-    r"|cgroup2?\.(?!dir|relative|devices\.allow)[a-z0-9_]+(\.[a-z0-9_]+)*)"
+    # Limits of controllers alone: to cgroup.procs and its like LXC would write as the host's root.
+    r"|cgroup2?\.(memory|cpu|cpuset|cpuacct|io|blkio|pids|hugetlb|rdma|misc)(\.[A-Za-z0-9_]+)+"
+    r"|cgroup2?\.(devices\.deny|cgroup\.max\.(descendants|depth)))"
 )
 _VIRTUAL = frozenset({"proc", "sysfs", "tmpfs", "devpts", "mqueue", "ramfs", "hugetlbfs"})
 _NODES = frozenset(f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom", "tty", "net/tun", "fuse"))
@@ -73,6 +75,8 @@ def _inside(key: str, value: str, here: Callable[[str], bool]) -> bool:
         case "lxc.idmap":
             fields = value.split()
             return len(fields) == 4 and fields[2].isdecimal() and int(fields[2]) >= IDS_FROM
+        case "lxc.keyring.session":  # without one of its own it shares that of whoever starts it
+            return value == "1"
         case "lxc.console.path":
             return value in ("none", "auto")
         case "lxc.mount.auto":

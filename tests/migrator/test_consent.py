@@ -66,6 +66,8 @@ REACHING = [
     "lxc.net.0.veth.mode = router", "lxc.net.0.veth.ipv4.route = 192.0.2.1/32", "lxc.net.0.veth.vlan.id = 7",
     "lxc.net.0.l2proxy = 1", "lxc.tty.dir = ../../etc", "lxc.mount.entry = tmpfs ../../etc tmpfs create=dir",
     "lxc.namespace.share.pid = 1", "lxc.namespace.keep = user net", "lxc.namespace.clone = net",
+    *(f"lxc.cgroup2.cgroup.{file} = 1" for file in ("procs", "threads", "kill", "freeze", "type", "subtree_control")),
+    "lxc.cgroup2.tasks = 1", "lxc.cgroup.release_agent = /x", "lxc.keyring.session = 0",
     "lxc.cgroup.dir = ../x", "lxc.cgroup.dir.monitor = x", "lxc.cgroup.relative = 1",
     "lxc.cgroup2.devices.allow = a", "lxc.cgroup2.devices.allow = b 8:0 rw", "lxc.cgroup.devices.allow = c 4:64 rw",
     "lxc.cgroup2.devices.allow = c *:* rwm", "lxc.sysctl.kernel.core_pattern = |/x",
