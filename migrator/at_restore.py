@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import sys
 
-from migrator import cgroups, mount_flags
+from migrator import cgroup_limits, cgroups, mount_flags
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # not at run time: each takes longer to import than what is done here takes to do
@@ -19,9 +19,14 @@ if TYPE_CHECKING:  # not at run time: each takes longer to import than what is d
     from pathlib import Path
 
 STAGE = "post-restore"  # the last in which a failure undoes everything: all tasks are there, the network is locked
+# The first task is in its cgroup, no other is there yet and no file is open (restore_root_task in criu/cr-restore.c).
+# Earlier the task passes through the container's top cgroup, which it could not do once that has controllers for those
+# below ("No Internal Process Constraint" in cgroup-v2.rst).
+EARLY = "post-setup-namespaces"
+FILTER = "device-filter"  # in the images folder: the program of `device_filter`, in hexadecimal; empty for none
 REASON = "at-restore.error"  # in the images folder: why it failed
 
-_START = "import sys; sys.path.insert(0, sys.argv[1]); from migrator import at_restore; at_restore.main(sys.argv[2])"
+_START = "import sys; sys.path.insert(0, sys.argv[1]); from migrator import at_restore; at_restore.main(*sys.argv[2:])"
 
 
 def script(images: str) -> str:
@@ -31,16 +36,21 @@ def script(images: str) -> str:
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     command = shlex.join([sys.executable, "-I", "-S", "-c", _START, root, images])
     # CRIU starts it for every stage; a shell says that there is nothing to do sooner than Python.
+    controllers = shlex.quote(os.path.join(images, cgroup_limits.CONTROLLERS))
     return f"""#!/bin/sh
-[ "$CRTOOLS_SCRIPT_ACTION" = {STAGE} ] || exit 0
-exec {command}
+case $CRTOOLS_SCRIPT_ACTION in
+    {EARLY}) [ -s {controllers} ] || exit 0 ;;
+    {STAGE}) ;;
+    *) exit 0 ;;
+esac
+exec {command} "$CRTOOLS_SCRIPT_ACTION"
 """
 
 
-def main(images: str) -> None:
-    """Take all steps; the first that fails ends the program, with its reason in a file beside the images."""
+def main(images: str, stage: str) -> None:
+    """Take all steps of a stage; the first that fails ends the program, with its reason in a file beside the images."""
     init = int(os.environ["CRTOOLS_INIT_PID"])
-    for what, step in STEPS.items():
+    for what, step in STEPS[stage].items():
         try:
             step(images, init)
         except Exception as error:
@@ -64,6 +74,27 @@ def cgroup_owners(images: str, init: int) -> None:
         cgroups.give_back(_cgroup(init), record, uids, gids)
 
 
+def controllers(images: str, init: int) -> None:
+    """Enable what its cgroups limit before CRIU opens their files; see `cgroup_limits`."""
+    cgroup_limits.enable(_cgroup(init), _noted(images, cgroup_limits.CONTROLLERS, cgroup_limits.RECORD_LIMIT))
+
+
+def limits(images: str, init: int) -> None:
+    """Set its limits; see `cgroup_limits`."""
+    planned, record = (_noted(images, name, cgroup_limits.RECORD_LIMIT)
+                       for name in (cgroup_limits.PLAN, cgroup_limits.RECORD))
+    if planned or record:
+        cgroup_limits.apply(_cgroup(init), planned, record)
+
+
+def devices(images: str, init: int) -> None:
+    """Let it open the devices that it may, and no other; see `device_filter`."""
+    if program := _noted(images, FILTER, cgroup_limits.RECORD_LIMIT):
+        from migrator import device_filter  # and what that imports, where there is a filter
+
+        device_filter.attach(_cgroup(init), bytes.fromhex(program))
+
+
 def mounts(images: str, init: int) -> None:
     """Forbid on the container's mounts what was forbidden; see `mount_flags`."""
     if record := _noted(images, mount_flags.RECORD, mount_flags.RECORD_LIMIT):
@@ -77,18 +108,23 @@ def _cgroup(init: int) -> str:
 def _noted(images: str, name: str, limit: int) -> str:
     """A record beside the images; "" from a version that did not make it."""
     try:
-        with open(os.path.join(images, name), errors="surrogateescape") as file:
+        with open(os.path.join(images, name), errors="surrogateescape", newline="\n") as file:
             return file.read(limit)
     except FileNotFoundError:
         return ""
 
 
 def _read(path: str) -> str:
-    with open(path) as file:
+    with open(path, newline="\n") as file:
         return file.read()
 
 
-STEPS: dict[str, Callable[[str, int], None]] = {
-    "the owners of its cgroup's files": cgroup_owners,
-    "what may not be done on its mounts": mounts,
+STEPS: dict[str, dict[str, Callable[[str, int], None]]] = {
+    EARLY: {"what its cgroups control": controllers},
+    STAGE: {
+        "the limits of its cgroups": limits,
+        "which devices it may use": devices,
+        "the owners of its cgroup's files": cgroup_owners,
+        "what may not be done on its mounts": mounts,
+    },
 }

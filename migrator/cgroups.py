@@ -24,7 +24,7 @@ def payload(proc_cgroup: str) -> str:
 
     Raises ValueError where there is no cgroup v2.
     """
-    for line in proc_cgroup.splitlines():
+    for line in filter(None, proc_cgroup.split("\n")):
         hierarchy, _controllers, path = line.split(":", 2)
         if hierarchy == "0":
             parts = path.strip("/").split("/")
@@ -84,7 +84,7 @@ def give_back(top: str, record: str, uids: list[tuple[int, int]], gids: list[tup
     The record comes from another host: raises ValueError where it names ids that are neither root's nor the
     container's (`uids`, `gids`), or a path that leads out.
     """
-    for line in record.splitlines():
+    for line in filter(None, record.split("\n")):  # a container may put any other line's end into a cgroup's name
         uid, gid, mode, below = line.split(" ", 3)
         if below.startswith("/") or ".." in below.split("/"):
             raise ValueError(f"{below!r} is no path in a cgroup")

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from migrator import cgroups, mount_flags, terminals
+from migrator import cgroup_limits, cgroups, mount_flags, terminals
 from migrator.errors import CommandFailed, DumpFailed
 from migrator.lxc import CGROUP
 from migrator.processes import running
@@ -31,7 +31,8 @@ def restore_config(lines: Iterable[str] = ()) -> str:
 
 
 CONSOLE_FILE = "tty.info"  # where liblxc looks for the console's name at a restore
-NOTES = (CONSOLE_FILE, cgroups.RECORD, mount_flags.RECORD, terminals.RECORD)
+NOTES = (CONSOLE_FILE, cgroups.RECORD, cgroup_limits.RECORD, cgroup_limits.CONTROLLERS, mount_flags.RECORD,
+         terminals.RECORD)
 NFTABLES_LOCK = "network_lock_nftables"  # CRIU's word for the feature
 
 

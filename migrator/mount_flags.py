@@ -50,7 +50,7 @@ def record(pids: Iterable[int]) -> str:
 def mounts(mountinfo: str) -> dict[str, tuple[set[str], set[str]]]:
     """Of each target the words in FORBID and those in KEEP of what is mounted there, on top."""
     found = {}
-    for line in mountinfo.splitlines():
+    for line in filter(None, mountinfo.split("\n")):  # a container may put any other line's end into a target
         target, words = line.split(" ")[4:6]
         found[target] = set(words.split(",")) & FORBID.keys(), set(words.split(",")) & KEEP.keys()
     return found
@@ -68,7 +68,7 @@ def missing(recorded: dict[str, set[str]], mountinfo: str) -> dict[str, int]:
 def tighten(text: str, pids: Iterable[int]) -> None:
     """Forbid on the mounts of a container, whose processes are `pids`, what a record says; raises OSError."""
     recorded: dict[int, dict[str, set[str]]] = {}
-    for line in text.splitlines():
+    for line in filter(None, text.split("\n")):
         inside, words, target = line.split(" ")
         recorded.setdefault(int(inside), {})[target] = set(words.split(",")) & FORBID.keys()
     for pid in pids:
@@ -112,5 +112,5 @@ def _inside(pid: int) -> int:
 
 
 def _read(path: str) -> str:
-    with open(path, errors="surrogateescape") as file:
+    with open(path, errors="surrogateescape", newline="\n") as file:
         return file.read()

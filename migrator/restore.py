@@ -12,7 +12,18 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from migrator import at_restore, config_reader, container_config, criu, log, restore_config, terminals, veths
+from migrator import (
+    at_restore,
+    cgroup_limits,
+    config_reader,
+    container_config,
+    criu,
+    device_filter,
+    log,
+    restore_config,
+    terminals,
+    veths,
+)
 from migrator.errors import CommandFailed, RestoreFailed
 from migrator.layout import Layout
 from migrator.lxc import Container
@@ -69,9 +80,12 @@ def prepare(container: Container, layout: Layout, images: Path) -> Prepared:
         _write(Files.of(layout).config, restore_config.text(
             settings, container=container.folder, root=root, veths={link.number: link.outside for link in links},
             console=(images / criu.CONSOLE_FILE).exists(), fstab=_fstab(settings), real=os.path.realpath), 0o600)
+        limits = cgroup_limits.configured(settings)
+        _write(images / cgroup_limits.PLAN, cgroup_limits.plan(limits), 0o600)
+        _write(images / at_restore.FILTER, device_filter.program(limits, device_filter.numbers).hex(), 0o600)
         _write(Files.of(layout).script, at_restore.script(str(images)), 0o700)
         veths.make(links)
-    except (CommandFailed, ValueError) as error:
+    except (CommandFailed, OSError, ValueError) as error:
         raise RestoreFailed(name=container.name, reason=str(error), log="not there") from error
     return Prepared(tuple(links), tuple(ttys))
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from migrator import (
     advice,
+    cgroup_limits,
     cgroups,
     cli,
     criu,
@@ -156,6 +157,8 @@ class Dump(Handover):
         notes = {
             terminals.RECORD: "".join(terminal.line() for terminal in self.terminals),
             cgroups.RECORD: cgroups.owners(str(self.cgroup)),
+            cgroup_limits.RECORD: cgroup_limits.record(str(self.cgroup)),
+            cgroup_limits.CONTROLLERS: cgroup_limits.controllers(str(self.cgroup)),
             mount_flags.RECORD: mount_flags.record([self.pid, *cgroups.processes(str(self.cgroup))]),
         }
         for name, text in notes.items():

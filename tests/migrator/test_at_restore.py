@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from migrator import at_restore, cgroups
+from migrator import at_restore, cgroup_limits, cgroups
 
 
 def start(folder: Path, stage: str) -> subprocess.CompletedProcess[str]:
@@ -45,6 +45,25 @@ def test_nothing_to_do(images: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_controllers_are_enabled_before_files_are_opened(images: Path) -> None:
+    """And only of a container whose cgroups control anything, as each start of a Python takes its time."""
+    assert start(images, at_restore.EARLY).returncode == 0, "an older source made no record"
+    (images / cgroup_limits.CONTROLLERS).write_text("none-such\t.\n")
+    done = start(images, at_restore.EARLY)
+    assert done.returncode == 1 and "no cgroup controller none-such" in at_restore.reason(images)
+
+
+@pytest.mark.parametrize(("name", "text", "said"), [
+    (cgroup_limits.PLAN, "none.such 1\n", "no cgroup controller none"),
+    (cgroup_limits.RECORD, "pids.max 1\t../x\n", "is no path in a cgroup"),
+    (at_restore.FILTER, "ff" * 8, "the device filter: "),
+])
+def test_confinement_that_cannot_be_had(images: Path, name: str, text: str, said: str) -> None:
+    (images / name).write_text(text)
+    assert start(images, at_restore.STAGE).returncode == 1
+    assert said in at_restore.reason(images)
+
+
 def test_a_failure_ends_the_restore_and_says_why(images: Path) -> None:
     (images / cgroups.RECORD).write_text("0 4294967295 644 cgroup.procs\n")
     done = start(images, at_restore.STAGE)
@@ -62,4 +81,5 @@ def test_it_imports_next_to_nothing() -> None:
     found = subprocess.run([sys.executable, "-I", "-S", "-c", code, root], capture_output=True, text=True,
                            check=True).stdout
     assert set(found.split()) == {
-        "__future__", "migrator", *(f"migrator.{name}" for name in ("at_restore", "cgroups", "mount_flags"))}
+        "__future__", "migrator",
+        *(f"migrator.{name}" for name in ("at_restore", "cgroup_limits", "cgroups", "mount_flags"))}
