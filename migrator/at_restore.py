@@ -69,19 +69,19 @@ def reason(images: Path) -> str:
 
 def cgroup_owners(images: str, init: int) -> None:
     """Give the container's own users their cgroup files back; see `cgroups`."""
-    if record := _noted(images, cgroups.RECORD, cgroups.RECORD_LIMIT):
+    if record := noted(images, cgroups.RECORD, cgroups.RECORD_LIMIT):
         uids, gids = (cgroups.mapped(_read(f"/proc/{init}/{kind}_map")) for kind in ("uid", "gid"))
-        cgroups.give_back(_cgroup(init), record, uids, gids)
+        cgroups.give_back(_cgroup(init), record, uids, gids, cgroups.delegated())
 
 
 def controllers(images: str, init: int) -> None:
     """Enable what its cgroups limit before CRIU opens their files; see `cgroup_limits`."""
-    cgroup_limits.enable(_cgroup(init), _noted(images, cgroup_limits.CONTROLLERS, cgroup_limits.RECORD_LIMIT))
+    cgroup_limits.enable(_cgroup(init), noted(images, cgroup_limits.CONTROLLERS, cgroup_limits.RECORD_LIMIT))
 
 
 def limits(images: str, init: int) -> None:
     """Set its limits; see `cgroup_limits`."""
-    planned, record = (_noted(images, name, cgroup_limits.RECORD_LIMIT)
+    planned, record = (noted(images, name, cgroup_limits.RECORD_LIMIT)
                        for name in (cgroup_limits.PLAN, cgroup_limits.RECORD))
     if planned or record:
         cgroup_limits.apply(_cgroup(init), planned, record)
@@ -89,7 +89,7 @@ def limits(images: str, init: int) -> None:
 
 def devices(images: str, init: int) -> None:
     """Let it open the devices that it may, and no other; see `device_filter`."""
-    if program := _noted(images, FILTER, cgroup_limits.RECORD_LIMIT):
+    if program := noted(images, FILTER, cgroup_limits.RECORD_LIMIT):
         from migrator import device_filter  # and what that imports, where there is a filter
 
         device_filter.attach(_cgroup(init), bytes.fromhex(program))
@@ -97,7 +97,7 @@ def devices(images: str, init: int) -> None:
 
 def mounts(images: str, init: int) -> None:
     """Forbid on the container's mounts what was forbidden; see `mount_flags`."""
-    if record := _noted(images, mount_flags.RECORD, mount_flags.RECORD_LIMIT):
+    if record := noted(images, mount_flags.RECORD, mount_flags.RECORD_LIMIT):
         mount_flags.tighten(record, [init, *cgroups.processes(_cgroup(init))])
 
 
@@ -105,7 +105,7 @@ def _cgroup(init: int) -> str:
     return cgroups.payload(_read(f"/proc/{init}/cgroup"))
 
 
-def _noted(images: str, name: str, limit: int) -> str:
+def noted(images: str, name: str, limit: int) -> str:
     """A record beside the images; "" from a version that did not make it."""
     try:
         with open(os.path.join(images, name), errors="surrogateescape", newline="\n") as file:

@@ -12,11 +12,16 @@ nothing can be moved into such a cgroup: `lxc-attach` and logins fail, and so do
 from __future__ import annotations
 
 import os
+import stat
 
 TOP = "/sys/fs/cgroup"
 RECORD = "cgroup-owners"  # the file that travels beside the images
 RECORD_LIMIT = 16 << 20  # bytes
 ROOT = 0
+# What in a container's own cgroup is handed to its root: what the kernel says is safe to delegate, or where it says
+# nothing, what liblxc takes then (cgroup-v2.rst, "Delegation"; unified_hierarchy_delegated in liblxc's cgfsng.c).
+DELEGATE = "/sys/kernel/cgroup/delegate"
+_DELEGATED = ("cgroup.procs", "cgroup.threads", "cgroup.subtree_control", "memory.oom.group")
 
 
 def payload(proc_cgroup: str) -> str:
@@ -78,22 +83,52 @@ def mapped(id_map: str) -> list[tuple[int, int]]:
     return ranges
 
 
-def give_back(top: str, record: str, uids: list[tuple[int, int]], gids: list[tuple[int, int]]) -> None:
+def delegated(path: str = DELEGATE) -> set[str]:
+    """The names of the files in a container's own cgroup that may be its root's."""
+    try:
+        with open(path) as file:
+            return set(file.read().split())
+    except OSError:
+        return set(_DELEGATED)
+
+
+def give_back(
+    top: str, record: str, uids: list[tuple[int, int]], gids: list[tuple[int, int]], may_have: set[str]
+) -> None:
     """Make everything in the cgroup `top` belong to whom `record` (of `owners`) says; what isn't there is passed over.
 
-    The record comes from another host: raises ValueError where it names ids that are neither root's nor the
-    container's (`uids`, `gids`), or a path that leads out.
+    The record comes from another host, and its paths from the container: of the files in `top` itself only those that
+    it `may_have` are given to it, as the others are the limits that the host sets. Raises ValueError where the record
+    names ids that are neither root's nor the container's (`uids`, `gids`), or a path that leads out.
     """
     for line in filter(None, record.split("\n")):  # a container may put any other line's end into a cgroup's name
         uid, gid, mode, below = line.split(" ", 3)
-        if below.startswith("/") or ".." in below.split("/"):
+        parts = [] if below == "." else below.split("/")
+        if any(part in ("", ".", "..") for part in parts):
             raise ValueError(f"{below!r} is no path in a cgroup")
         for id_, ranges in ((int(uid), uids), (int(gid), gids)):
             if not any(first <= id_ < end for first, end in ranges):
-                raise ValueError(f"{below} would belong to {id_}, which is none of the container's ids")
-        path = os.path.join(top, below)
-        try:
-            os.chown(path, int(uid), int(gid), follow_symlinks=False)
-            os.chmod(path, int(mode, 8) & 0o777)
-        except FileNotFoundError:  # CRIU leaves empty cgroups away, and controllers differ from host to host
-            continue
+                raise ValueError(f"{below!r} would belong to {id_}, which is none of the container's ids")
+        _give(top, parts, (int(uid), int(gid), int(mode, 8) & 0o777), may_have)
+
+
+def _give(top: str, parts: list[str], owner: tuple[int, int, int], may_have: set[str]) -> None:
+    """Set owner, group and mode of what is at `parts` below `top`; no link on the way is followed."""
+    uid, gid, mode = owner
+    fd = os.open(top, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for part in parts:
+            parent, fd = fd, -1
+            try:
+                fd = os.open(part, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+            finally:
+                os.close(parent)
+        kind = os.fstat(fd).st_mode
+        if stat.S_ISDIR(kind) or (stat.S_ISREG(kind) and (len(parts) > 1 or parts[0] in may_have)):
+            os.chown(f"/proc/self/fd/{fd}", uid, gid)
+            os.chmod(f"/proc/self/fd/{fd}", mode)
+    except (FileNotFoundError, NotADirectoryError):  # CRIU leaves empty cgroups away, and controllers differ by host
+        return
+    finally:
+        if fd >= 0:
+            os.close(fd)

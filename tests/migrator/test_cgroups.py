@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from migrator import cgroups
+from migrator import at_restore, cgroups
 
 USER = os.getuid() or 101000  # somebody else than root, to whom we may give files away
 GROUP = os.getgid() or 101000
 EVERYBODY = [(0, 1 << 32)]
+MAY_HAVE = {"cgroup.procs"}
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def test_what_was_somebodys_is_his_again(top: Path, tmp_path_factory: pytest.Tem
     for path in top.rglob("*"):
         os.chown(path, os.getuid(), os.getgid())
         path.chmod(0o755 if path.is_dir() else 0o644)
-    cgroups.give_back(str(top), record, EVERYBODY, EVERYBODY)
+    cgroups.give_back(str(top), record, EVERYBODY, EVERYBODY, MAY_HAVE)
     assert look(top) == before
 
 
@@ -60,9 +61,9 @@ def test_what_is_rights_alone_is_not_recorded(tmp_path: Path) -> None:
 
 
 def test_what_is_not_there_is_passed_over(top: Path) -> None:
-    cgroups.give_back(str(top), f"{USER} {GROUP} 644 gone/cgroup.procs\n{USER} {GROUP} 600 memory.max\n",
-                      EVERYBODY, EVERYBODY)
-    assert stat.S_IMODE((top / "memory.max").stat().st_mode) == 0o600
+    cgroups.give_back(str(top), f"{USER} {GROUP} 644 gone/cgroup.procs\n{USER} {GROUP} 600 cgroup.procs\n",
+                      EVERYBODY, EVERYBODY, MAY_HAVE)
+    assert stat.S_IMODE((top / "cgroup.procs").stat().st_mode) == 0o600
 
 
 @pytest.mark.parametrize("line", [
@@ -71,13 +72,15 @@ def test_what_is_not_there_is_passed_over(top: Path) -> None:
     "0 0 644 ../memory.max",
     "0 0 644 system.slice/../../memory.max",
     "0 0 644 /etc/passwd",
+    "0 0 644 ./memory.max",
+    "0 0 644 system.slice//memory.max",
     "0 0 memory.max",
     "0 0 rw memory.max",
 ])
 def test_a_record_that_is_not_to_be_trusted(top: Path, line: str) -> None:
     before = look(top)
     with pytest.raises(ValueError):
-        cgroups.give_back(str(top / "system.slice"), line, cgroups.mapped("0 100000 65536"), [(0, 1)])
+        cgroups.give_back(str(top / "system.slice"), line, cgroups.mapped("0 100000 65536"), [(0, 1)], MAY_HAVE)
     assert look(top) == before
 
 
@@ -85,3 +88,50 @@ def test_the_ids_of_a_container() -> None:
     assert cgroups.mapped("         0     100000      65536\n     70000 300000 1\n") == [
         (0, 1), (100000, 165536), (300000, 300001)]
     assert cgroups.mapped("0 0 4294967295\n") == [(0, 1), (0, 4294967295)]
+
+
+@pytest.mark.parametrize("end", ["\r", "\x0b", "\x1c", "\x85", "\u2028", "\udcff"])
+def test_a_name_that_a_container_makes_is_one_name(top: Path, tmp_path_factory: pytest.TempPathFactory, end: str) -> None:
+    """cgroupfs refuses a newline in a name, and nothing else: what looks like another line is none."""
+    folder = top / f"x{end}{USER} {GROUP} 666 memory.max{end}{USER} {GROUP} 644 y"
+    folder.mkdir()
+    (folder / "cgroup.procs").touch()
+    give(folder / "cgroup.procs", 0o640)
+    kept = tmp_path_factory.mktemp("images") / cgroups.RECORD
+    kept.write_text(cgroups.owners(str(top)), errors="surrogateescape")
+    (folder / "cgroup.procs").chmod(0o600)
+    before = look(top)
+    cgroups.give_back(str(top), at_restore.noted(str(kept.parent), cgroups.RECORD, 1 << 20), EVERYBODY, EVERYBODY,
+                      MAY_HAVE)
+    given = str((folder / "cgroup.procs").relative_to(top))
+    assert look(top) == before | {given: (USER, GROUP, 0o640)}
+
+
+def test_the_hosts_limits_stay_the_hosts(top: Path) -> None:
+    """Of the container's own cgroup it gets what is delegated; those below are its own with all their files."""
+    before = look(top)
+    cgroups.give_back(str(top), "".join(f"{USER} {GROUP} 666 {below}memory.max\n" for below in ("", "system.slice/")),
+                      EVERYBODY, EVERYBODY, MAY_HAVE)
+    assert look(top) == before | {"system.slice/memory.max": (USER, GROUP, 0o666)}
+
+
+def test_no_link_is_followed(top: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A cgroup has none; so whatever has one is not to be trusted."""
+    outside = tmp_path_factory.mktemp("outside")
+    (outside / "shadow").touch(mode=0o600)
+    (top / "system.slice/folder").symlink_to(outside)
+    (top / "system.slice/file").symlink_to(outside / "shadow")
+    before = look(outside)
+    cgroups.give_back(str(top), "".join(f"{USER} {GROUP} 666 system.slice/{below}\n"
+                                        for below in ("folder", "folder/shadow", "file")),
+                      EVERYBODY, EVERYBODY, MAY_HAVE)
+    assert look(outside) == before
+
+
+def test_what_is_delegated(tmp_path: Path) -> None:
+    said = tmp_path / "delegate"
+    said.write_text("cgroup.procs\nmemory.reclaim\n")
+    assert cgroups.delegated(str(said)) == {"cgroup.procs", "memory.reclaim"}
+    assert "cgroup.procs" in cgroups.delegated(str(tmp_path / "none")), "an older kernel does not say"
+    for found in (cgroups.delegated(), cgroups.delegated(str(tmp_path / "none"))):
+        assert not {name for name in found if name.endswith((".max", ".high", ".low", ".min", ".weight"))}
