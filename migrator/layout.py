@@ -28,6 +28,8 @@ FOLDER = ".migrator"
 WORK = "+"
 _MS_NOSUID, _MS_NODEV = 2, 4  # mount(2), linux/mount.h
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8  # umount2(2)
+_GROWTH = 256 << 20  # bytes that a container's memory may always grow by between its check and its dump
+_LEAST = 1 << 20  # bytes of a tmpfs: 0 would mean without a limit
 _AT_FDCWD, _RENAME_NOREPLACE = -100, 1  # linux/fcntl.h, linux/fs.h
 
 
@@ -133,32 +135,46 @@ def place_images(layout: Layout, needed: int) -> tuple[Path, str]:
     """Where `needed` bytes of memory images should go, and why, in words.
 
     Memory is the faster place, as long as what is then left of it is as much again: a restore needs the pages twice.
+    What other migrations were promised is not there for this one.
     """
     memory, disk = layout.image_folders()
-    available = memory_available()
+    available = memory_available() - memory_promised()
     if 2 * needed < available:
         return memory, f"{available >> 20} MiB of memory are available"
-    return disk, f"only {available >> 20} MiB of memory are available"
+    return disk, f"only {max(0, available) >> 20} MiB of memory are available"
 
 
-def make_images(path: Path, mapped_root: int) -> None:
-    """An empty images folder that the container's root, user id `mapped_root` on this host, can reach; nobody else can.
+def make_images(path: Path, needed: int) -> None:
+    """An empty images folder for `needed` bytes, only for root: whoever could write there could have root write
+    elsewhere, through a link, or restore something else than what was checked.
 
     Below RUNTIME it is a tmpfs that has just been mounted: /run itself is small by default, and in /dev/shm anybody
     could have made a folder before us. Where it cannot be mounted (in a container, for example) it is a plain folder.
-    A restored task opens images after it has become that user, but the one of the time namespace before (prepare_timens
-    in criu/timens.c): then it is still root, without any privilege outside its new user namespace. So root's group may
-    read too.
+    It holds more than was announced, as a container's memory grows until it is frozen, but no more than half of what
+    is available.
     """
     path.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
     remove_images(path)
     path.mkdir(mode=0o700)
     if path.parent == RUNTIME:
         try:
-            _mount(path, memory_available() // 2)
+            needed = max(0, needed)  # as another host has it
+            half = (memory_available() - memory_promised()) // 2
+            _mount(path, max(_LEAST, min(needed + max(needed // 2, _GROWTH), half)))
         except OSError as error:
             log.verbose(f"No tmpfs could be mounted at {path}: {error}")
-    give_images([path], mapped_root)
+
+
+def memory_promised() -> int:
+    """Bytes that the images of all migrations may still take of memory, and the containers restored from them."""
+    promised = 0
+    with contextlib.suppress(FileNotFoundError):
+        for path in RUNTIME.iterdir():
+            with contextlib.suppress(OSError):  # it goes at this moment
+                if path.is_mount():
+                    found = os.statvfs(path)
+                    promised += (found.f_bfree + found.f_blocks) * found.f_frsize
+    return promised
 
 
 def remove_images(path: Path) -> None:
@@ -185,12 +201,17 @@ def _libc() -> ctypes.CDLL:
     return ctypes.CDLL(None, use_errno=True)
 
 
-def give_images(paths: Iterable[Path], mapped_root: int) -> None:
-    """Let the container's root read these images, or search this folder; see `make_images`."""
-    for path in paths:
-        if mapped_root:
-            os.chown(path, mapped_root, 0)
-        path.chmod(0o750 if path.is_dir() else 0o640)
+def give_images(folder: Path, files: Iterable[Path], group: int) -> None:
+    """Let the container's root, group id `group` on this host, read these images in their folder.
+
+    A restored task opens images after it has become that user, but the one of the time namespace before (prepare_timens
+    in criu/timens.c): then it is still root, without any privilege outside its new user namespace. So they stay root's,
+    and the container's root reads them as their group.
+    """
+    for path, mode in ((folder, 0o750), *((path, 0o640) for path in files)):
+        if group:
+            os.chown(path, -1, group, follow_symlinks=False)
+        path.chmod(mode)
 
 
 def memory_available() -> int:

@@ -25,7 +25,7 @@ from migrator import (
     veths,
 )
 from migrator.errors import CommandFailed, RestoreFailed
-from migrator.layout import Layout
+from migrator.layout import Layout, give_images
 from migrator.lxc import Container
 from migrator.preflight import config_facts
 from migrator.run import run
@@ -84,6 +84,7 @@ def prepare(container: Container, layout: Layout, images: Path) -> Prepared:
         _write(images / cgroup_limits.PLAN, cgroup_limits.plan(limits), 0o600)
         _write(images / at_restore.FILTER, device_filter.program(limits, device_filter.numbers).hex(), 0o600)
         _write(Files.of(layout).script, at_restore.script(str(images)), 0o700)
+        give_images(images, criu.image_files(images), _mapped_group(config))
         veths.make(links)
     except (CommandFailed, OSError, ValueError) as error:
         raise RestoreFailed(name=container.name, reason=str(error), log="not there") from error
@@ -116,6 +117,11 @@ def restore(container: Container, layout: Layout, images: Path, prepared: Prepar
 def _mapped(config: config_facts.Config, id_: int) -> bool:
     """Whether an id of this host is root's or one of the container's."""
     return id_ == 0 or any(each.outside <= id_ < each.outside + each.count for each in config.idmaps)
+
+
+def _mapped_group(config: config_facts.Config) -> int:
+    """Group id on this host of the container's root: 0 without a user namespace."""
+    return next((each.outside for each in config.idmaps if (each.kind, each.inside) == ("g", 0)), 0)
 
 
 def _fstab(settings: Iterable[tuple[str, str]]) -> str:

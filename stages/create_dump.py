@@ -139,7 +139,7 @@ def receive_images(service: Service, fields: dict[str, Any]) -> Place:
     if folder is None:
         needed = int(fields["bytes"])
         folder, why = layout.place_images(here, needed)
-        layout.make_images(folder, migration.detail["mapped_root"])
+        layout.make_images(folder, needed)
         try:
             spool.check_space(folder, needed, what=f"the memory of {migration.name}")
         except NoSpace:

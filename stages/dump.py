@@ -77,7 +77,7 @@ class Dump(Handover):
     def prepare(self) -> None:
         self.images, why = layout.place_images(self.layout, self.facts.memory)
         log.verbose(f"Images go to {self.images}: {why}")
-        layout.make_images(self.images, self.container.mapped_root)
+        layout.make_images(self.images, self.facts.memory)
         spool.check_space(self.images, self.facts.memory, what=f"the memory of {self.container.name}")
         frozen = Frozen(self.migration.id, self.container.name, self.container.lxcpath, self.pid, self.cgroup,
                         tuple(self.ports))
@@ -151,9 +151,6 @@ class Dump(Handover):
 
     def _note(self) -> None:
         """What CRIU does not dump, in files that go along with its images."""
-        for terminal in self.terminals:
-            if terminal.console:
-                (self.images / criu.CONSOLE_FILE).write_text(terminal.id)
         notes = {
             terminals.RECORD: "".join(terminal.line() for terminal in self.terminals),
             cgroups.RECORD: cgroups.owners(str(self.cgroup)),
@@ -161,8 +158,12 @@ class Dump(Handover):
             cgroup_limits.CONTROLLERS: cgroup_limits.controllers(str(self.cgroup)),
             mount_flags.RECORD: mount_flags.record([self.pid, *cgroups.processes(str(self.cgroup))]),
         }
+        for terminal in self.terminals:
+            if terminal.console:
+                notes[criu.CONSOLE_FILE] = terminal.id
         for name, text in notes.items():
-            (self.images / name).write_text(text, errors="surrogateescape")
+            with (self.images / name).open("x", errors="surrogateescape") as file:
+                file.write(text)
 
     def _send_pages(self, has_ended: Callable[[], bool]) -> dict[str, transfer.TransferResult]:
         """Send memory while CRIU still dumps it: it writes one file of pages after the other, each to its end."""

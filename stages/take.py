@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from migrator import advice, btrfs, clock, criu, identity, layout, names, spool
+from migrator import advice, btrfs, clock, criu, identity, names, spool
 from migrator.errors import DumpRefused, OutOfOrder, UsageError
 from migrator.journal import Migration
 from migrator.layout import Layout
@@ -98,7 +98,6 @@ def _take(migration: Migration, number: int, fields: dict[str, Any]) -> None:
     for path in files:
         if not spool.is_complete(path):
             raise DumpRefused(name=migration.name, reason=f"the image {path.name} is not complete")
-    layout.give_images(files, migration.detail["mapped_root"])
     dad = {names.interface_name(str(name)): str(int(value)) for name, value in fields["dad"].items()}
     if migration.state is State.RECEIVING_DUMP:
         migration.move(Event.DUMP_RECEIVED, image_files=[path.name for path in files], dad=dad)

@@ -82,11 +82,12 @@ def test_images_go_where_there_is_room(here: Layout, monkeypatch: pytest.MonkeyP
 def test_image_folders_are_made_and_dropped(here: Layout) -> None:
     assert here.images() is None
     for path in here.image_folders():
-        layout.make_images(path, 0)
+        layout.make_images(path, 1 << 20)
         (path / "pages-1.img").write_text("old")
-        layout.make_images(path, 0)  # begins by removing its leftovers
+        layout.make_images(path, 1 << 20)  # begins by removing its leftovers
         assert list(path.iterdir()) == []
-        assert stat.S_IMODE(path.stat().st_mode) == 0o750
+        found = path.stat()
+        assert (found.st_uid, stat.S_IMODE(found.st_mode)) == (os.geteuid(), 0o700), "nobody can plant a link there"
         # The container's root has to come through here.
         assert stat.S_IMODE(path.parent.stat().st_mode) & 0o011 == 0o011
         assert here.images() == path
@@ -106,10 +107,10 @@ def test_images_in_memory_are_on_a_tmpfs_of_their_own(here: Layout, monkeypatch:
     path.parent.mkdir(parents=True)
     path.symlink_to(outside)  # as if somebody had been here first
     with pytest.raises(OSError, match="exists"):
-        layout.make_images(path, 0)
+        layout.make_images(path, 1 << 20)
     assert list(outside.iterdir()) == [outside / "kept"]
     path.unlink()
-    layout.make_images(path, 0)
+    layout.make_images(path, 1 << 20)
     try:
         (line,) = [each for each in Path("/proc/self/mountinfo").read_text().splitlines() if f" {path} " in each]
         before, _, after = line.partition(" - ")
@@ -122,6 +123,38 @@ def test_images_in_memory_are_on_a_tmpfs_of_their_own(here: Layout, monkeypatch:
             assert not path.exists()
     finally:
         here.drop_images()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_the_containers_root_reads_images_and_cannot_change_them(here: Layout) -> None:
+    """A user of the host may have the same id, and images are checked before they are used."""
+    _, path = here.image_folders()
+    layout.make_images(path, 1 << 20)
+    image = path / "core-1.img"
+    image.touch(mode=0o600)
+    layout.give_images(path, [image], 100000)
+    assert [(each.stat().st_uid, each.stat().st_gid, stat.S_IMODE(each.stat().st_mode)) for each in (path, image)] == [
+        (0, 100000, 0o750), (0, 100000, 0o640)]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
+def test_migrations_side_by_side_share_memory(here: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is used of it yet when the second one begins; each takes what it has announced and half of that more."""
+    monkeypatch.setattr(layout, "memory_available", lambda: 8000 << 20)
+    other = Layout(here.lxcpath, here.name, "89abcdef")
+    try:
+        path, _ = layout.place_images(here, 1000 << 20)
+        layout.make_images(path, 1000 << 20)
+        found = os.statvfs(path)
+        assert found.f_blocks * found.f_frsize == 1500 << 20
+        assert layout.memory_promised() == 3000 << 20, "it arrives there, and is restored from there"
+        assert layout.place_images(other, 2000 << 20)[0] == other.image_folders()[0]
+        assert layout.place_images(other, 3000 << 20)[0] == other.image_folders()[1]
+        layout.make_images(other.image_folders()[0], -1)
+        assert os.statvfs(other.image_folders()[0]).f_blocks, "a nonsense size does not make it boundless"
+    finally:
+        here.drop_images()
+        other.drop_images()
 
 
 def test_only_empty_folders_are_tidied_away(here: Layout) -> None:
