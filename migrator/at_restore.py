@@ -115,7 +115,7 @@ def noted(images: str, name: str, limit: int) -> str:
 
 
 def _read(path: str) -> str:
-    with open(path, newline="\n") as file:
+    with open(path, errors="surrogateescape", newline="\n") as file:
         return file.read()
 
 

@@ -77,7 +77,7 @@ def owners(top: str) -> str:
 def mapped(id_map: str) -> list[tuple[int, int]]:
     """The ranges of host ids (first, behind the last) in a uid_map or gid_map as the host sees it, and its root's."""
     ranges = [(ROOT, ROOT + 1)]
-    for line in id_map.splitlines():
+    for line in filter(None, id_map.split("\n")):
         _inside, outside, count = (int(word) for word in line.split())
         ranges.append((outside, outside + count))
     return ranges

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from migrator import processes
 from migrator.errors import HolderUnknown, Interrupted
 
 LOCKS = Path("/run/migrator/lock")
@@ -182,12 +183,10 @@ def start_time(pid: int) -> int:
 
     Field 22 of proc_pid_stat(5); the program's name before it is in brackets and may hold any character.
     """
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19])
 
 
 def _catches(pid: int, number: signal.Signals) -> bool:
     """Whether a process has a handler for a signal (SigCgt in proc_pid_status(5))."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("SigCgt:"):
-            return bool(int(line.split()[1], 16) >> (number - 1) & 1)
-    return False
+    (mask,) = processes.status(pid, b"SigCgt")
+    return bool(int(mask, 16) >> (number - 1) & 1)

@@ -92,7 +92,7 @@ class Container:
         Read from the process itself: it isn't always `lxc.payload.NAME` (a stale one makes it `lxc.payload.NAME-1`,
         and a systemd inside moves itself on into `init.scope`).
         """
-        return payload_cgroup(Path(f"/proc/{self.init_pid}/cgroup").read_text())
+        return payload_cgroup(os.fsdecode(Path(f"/proc/{self.init_pid}/cgroup").read_bytes()))
 
     def tell_frozen(self) -> None:
         """Let LXC know that the container, already frozen, is frozen."""

@@ -52,7 +52,17 @@ def _is_one(folder: Path, words: list[bytes], files: set[tuple[int, int]], names
 
 def _uid(folder: Path) -> int:
     """A process's real user id (proc_pid_status(5)); the owner of its files in /proc may be root for other reasons."""
-    for line in (folder / "status").read_text().splitlines():
-        if line.startswith("Uid:"):
-            return int(line.split()[1])
-    raise ProcessLookupError(folder.name)
+    return int(status(int(folder.name), b"Uid")[0])
+
+
+def status(pid: int, key: bytes) -> list[bytes]:
+    """The words of a line of /proc/PID/status (proc_pid_status(5)); raises ProcessLookupError, FileNotFoundError.
+
+    The first line is the name that the process has given itself: any bytes, but a newline is written as \\n. What else
+    ends a line in some other place, as a carriage return does, ends none here.
+    """
+    for line in Path(f"/proc/{pid}/status").read_bytes().split(b"\n"):
+        found, _, words = line.partition(b":")
+        if found == key:
+            return words.split()
+    raise ProcessLookupError(pid)

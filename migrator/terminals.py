@@ -59,7 +59,7 @@ def index(line: MountLine) -> int | None:
 def found(pid: int) -> list[Terminal]:
     """The terminals that LXC has mounted in the container whose first process is `pid`."""
     mounted: dict[str, Terminal] = {}
-    for line in parse_mountinfo(Path(f"/proc/{pid}/mountinfo").read_text()):
+    for line in parse_mountinfo(os.fsdecode(Path(f"/proc/{pid}/mountinfo").read_bytes())):
         target = line.target.lstrip("/")
         if index(line) is not None:
             seen = Path(f"/proc/{pid}/root", target).stat()

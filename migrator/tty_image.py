@@ -16,6 +16,8 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+from migrator import processes
+
 IMAGE = "tty-info.img"
 _HEAD = struct.pack("<II", 0x54564319, 0x59453036)  # IMG_COMMON_MAGIC, TTY_INFO_MAGIC in criu/include/magic.h
 _TYPE, _SID, _PGRP, _RDEV, _DEV = 2, 6, 7, 8, 13  # tty_info_entry in images/tty.proto
@@ -41,9 +43,9 @@ def sessions(pids: Iterable[int]) -> dict[Device, Session]:
     return found
 
 
-def _stat(pid: int) -> list[str]:
+def _stat(pid: int) -> list[bytes]:
     """Fields 3 to 8 of /proc/PID/stat (proc_pid_stat(5))."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[:6]
+    return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2].split()[:6]
 
 
 def _device(number: int) -> int:
@@ -54,9 +56,7 @@ def _device(number: int) -> int:
 def _inside(pid: int) -> int:
     """A process's id in its own PID namespace; 0 when it has gone."""
     with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("NSpid:"):
-                return int(line.split()[-1])
+        return int(processes.status(pid, b"NSpid")[-1])
     return 0
 
 

@@ -227,7 +227,7 @@ def storage(path: Path) -> Storage:
 def active(unix_sockets: str, lxcpath: str) -> frozenset[str]:
     """The names of the containers that run, by their monitors' sockets in /proc/net/unix: lxc-ls finds them so."""
     found = set()
-    for line in unix_sockets.splitlines():
+    for line in unix_sockets.split("\n"):  # anybody may put any other line's end into a socket's name
         name = line.rpartition(" @")[2]
         if name.startswith(lxcpath.rstrip("/") + "/") and name.endswith("/command"):
             found.add(name[len(lxcpath.rstrip("/")) + 1 : -len("/command")])

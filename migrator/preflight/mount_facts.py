@@ -53,7 +53,7 @@ class Mount:
 def parse_mountinfo(text: str) -> list[MountLine]:
     """The mounts in the order of the file; lines that do not have the format are left out."""
     found = []
-    for line in text.splitlines():
+    for line in text.split("\n"):  # of what ends a line elsewhere, a mount's names may have anything
         left, _, right = line.partition(" - ")
         first, last = left.split(" "), right.split(" ")
         if len(first) < 6 or len(last) < 2 or not (first[0].isdecimal() and first[1].isdecimal()):

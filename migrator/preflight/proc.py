@@ -33,7 +33,7 @@ class Status:
 def parse_status(text: str) -> Status | None:
     """The status, or None if the text is not one (the process ended while it was read)."""
     fields = {}
-    for line in text.splitlines():
+    for line in text.split("\n"):  # a process may put any other line's end into its name
         key, _, value = line.partition(":")
         fields[key] = value.strip()
     try:

@@ -36,7 +36,7 @@ def fdinfo_lines(fd_path: str) -> list[str]:
     """The lines of fdinfo for a path such as /proc/1/fd/3."""
     try:
         with open(fd_path.replace("/fd/", "/fdinfo/"), "rb") as file:
-            return file.read().decode(errors="replace").splitlines()
+            return file.read().decode(errors="replace").split("\n")
     except OSError:
         return []
 

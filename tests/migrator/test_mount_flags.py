@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
 from migrator import mount_flags
+from migrator.preflight.mount_facts import parse_mountinfo
 
 BEFORE = r"""
 243 76 0:308 /c1/rootfs / rw,noatime shared:60 - btrfs /dev/loop6 rw,subvol=/c1/rootfs
@@ -56,3 +58,13 @@ def test_a_record_of_ourselves_asks_for_nothing() -> None:
 def test_records_that_make_no_sense(record: str) -> None:
     with pytest.raises(ValueError):
         mount_flags.tighten(record, [])
+
+
+def test_a_mounts_names_are_no_lines(tmp_path: Path) -> None:
+    """The kernel writes a newline in octal and leaves alone what else may end a line, in a tmpfs's source for example."""
+    line = "36 35 0:40 / /x ro,nosuid - tmpfs a\rb\x1cc\u2028d\udcff rw\n"
+    assert set(mount_flags.mounts(line)) == {"/x"}
+    assert [each.target for each in parse_mountinfo(line)] == ["/x"]
+    seen = tmp_path / "mountinfo"
+    seen.write_bytes(line.encode(errors="surrogateescape"))
+    assert mount_flags._read(str(seen)) == line

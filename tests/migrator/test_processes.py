@@ -12,13 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from migrator.processes import running
+from migrator import holder, tty_image
+from migrator.preflight.proc import parse_status, read_text
+from migrator.processes import running, status
 
 WAIT = "echo up; read x"
 
 
 @contextlib.contextmanager
-def started(*command: str | Path) -> Iterator[int]:
+def started(*command: str | bytes | Path) -> Iterator[int]:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout and process.stdout.readline() == b"up\n"
         try:
@@ -68,3 +70,22 @@ def test_a_script_counts_only_in_our_own_mount_namespace(program: Path) -> None:
     with started("unshare", "--user", "--map-root-user", "--mount", "sh", program) as pid:
         assert program.name.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
         assert pids(program.name) == [], "a container's root can have a file of that name too"
+
+
+NAMES = [b"\rUid:\t4242", b"x\nUid:\t4242", b"\x1cUid:\t4242", b"\xff\xfe"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_is_no_line_of_its_own(program: Path, name: bytes) -> None:
+    """Whose it is says the kernel; what a process is called says whoever starts it, through a link for example."""
+    link = os.path.join(os.fsencode(program.parent), name)
+    os.symlink(program, link)
+    with started(link, "-c", WAIT) as pid:
+        assert pids(program.name, owner=4242) == []
+        assert pids(program.name, owner=os.getuid()) == [pid]
+        assert status(pid, b"NSpid")[0] == str(pid).encode()
+        assert holder.start_time(pid) > 0
+        assert tty_image._inside(pid) == int(status(pid, b"NSpid")[-1])
+        assert tty_image._stat(pid)[1] == str(os.getpid()).encode()
+        seen = parse_status(read_text(f"/proc/{pid}/status"))
+        assert seen and seen.uids[0] == os.getuid()
