@@ -49,10 +49,14 @@ class Holder:
 
 @contextlib.contextmanager
 def recorded(fd: int) -> Iterator[None]:
-    """Write into the lock file `fd`, which this process has locked, who that is."""
+    """Write into the lock file `fd`, which this process has locked, who that is.
+
+    Where that cannot be written, as /run is full, the lock holds all the same.
+    """
     head = f"{os.getpid()} {start_time(os.getpid())} {' '.join(sys.argv[1:2]) or '?'}\n".encode()
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, head, 0)
+    with contextlib.suppress(OSError):
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, head, 0)
     _held.append((fd, len(head)))
     try:
         yield

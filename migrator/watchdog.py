@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from migrator import criu, holder, log, lxc, thawing
-from migrator.errors import Busy, MigratorError, WatchdogFailed
+from migrator.errors import MigratorError, WatchdogFailed
 from migrator.journal import Journal
 from migrator.layout import locked
 from migrator.run import Program, detached
@@ -135,7 +135,7 @@ class Watch:
         """Until it is dismissed, or left alone and not needed any more; returns whether it has thawed."""
         thawed = False
         while True:
-            line = self._lines(POLL if thawed else FOR_EVER if self._end is None else self._end - self._clock())
+            line = self._lines(self._wait(thawed))
             if line == "":
                 return self._left_alone() or thawed
             if line is not None:
@@ -146,18 +146,31 @@ class Watch:
                     self._end = self._clock() + self.task.limit
                 self.frozen = dataclasses.replace(self.frozen, dad=data.get("dad", self.frozen.dad))
             elif self._end is not None and (not thawed or self._is_frozen()):  # who goes on after a stop may freeze it
-                self._thaw()
-                thawed = True
+                with contextlib.suppress(MigratorError, OSError):  # then once more: nobody else does it
+                    self._thaw()
+                    thawed = True
+
+    def _wait(self, thawed: bool) -> float:
+        """For how many seconds there is nothing to do if nothing happens."""
+        if self._end is None:
+            return FOR_EVER
+        return POLL if thawed else max(POLL, self._end - self._clock())
 
     def _left_alone(self) -> bool:
-        """The program that froze it has ended; whoever has the lock now takes care of it first."""
-        while self._is_still_being_dumped():
-            with contextlib.suppress(Busy), locked(self.frozen.name, Path(self.task.locks)):
-                if self._is_still_being_dumped():
-                    self._thaw()
-                    return True
+        """The program that froze it has ended; whoever has the lock now takes care of it first.
+
+        A full disk, a journal that cannot be read or a file system without a free descriptor may be all right again
+        when it is tried once more; the container stands still until then.
+        """
+        while True:
+            with contextlib.suppress(MigratorError, OSError):
+                if not self._is_still_being_dumped():
+                    return False
+                with locked(self.frozen.name, Path(self.task.locks)):
+                    if self._is_still_being_dumped():
+                        self._thaw()
+                        return True
             time.sleep(POLL)
-        return False
 
     def _is_still_being_dumped(self) -> bool:
         """Whether the journal has nothing later than that dump: nobody was offered the token since."""

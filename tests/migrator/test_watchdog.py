@@ -7,15 +7,17 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from errno import ENOSPC
 from pathlib import Path
 
 import pytest
 
-from migrator import layout, watchdog
+from migrator import layout, thawing, watchdog
+from migrator.errors import Busy, JournalBroken
 from migrator.journal import Journal, Migration
 from migrator.states import Event, Role
 from migrator.thawing import Frozen
-from migrator.watchdog import Task, Watch
+from migrator.watchdog import POLL, Task, Watch
 
 LIMIT = 120.0
 
@@ -124,6 +126,40 @@ def test_left_alone_it_thaws_no_later_dump(migration: Migration, cgroup: Path) -
     assert frozen(cgroup)
 
 
+@pytest.mark.parametrize("left", [["begins", 1.0], ["begins", LIMIT + 1, "dismissed"]], ids=["alone", "too late"])
+def test_what_fails_is_tried_until_it_has_thawed(migration: Migration, cgroup: Path, monkeypatch: pytest.MonkeyPatch,
+                                                 left: list[str | float]) -> None:
+    """A disk that is full for a while, a journal that cannot be read, a kernel that is out of memory."""
+    failures: list[Exception] = [JournalBroken(path="journal.db", reason="disk I/O error"), OSError(ENOSPC, "full")] * 2
+    thaw, dumped = thawing.thaw, Watch._is_still_being_dumped
+
+    def fails() -> None:
+        if failures:
+            assert frozen(cgroup)
+            raise failures.pop()
+
+    monkeypatch.setattr(thawing, "thaw", lambda given: (fails(), thaw(given)))
+    monkeypatch.setattr(Watch, "_is_still_being_dumped", lambda self: (fails(), dumped(self))[1])
+    monkeypatch.setattr("migrator.watchdog.time.sleep", lambda _seconds: None)
+    if left[-1] == "dismissed":
+        left[2:2] = [POLL] * 5
+    assert watched(task(migration, cgroup), *left)
+    assert not frozen(cgroup) and not failures
+
+
+def test_a_lock_needs_no_room(migration: Migration, cgroup: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has it is only written there for others to read."""
+
+    def full(*_: object) -> int:
+        raise OSError(ENOSPC, "full")
+
+    monkeypatch.setattr("migrator.holder.os.pwrite", full)
+    assert watched(task(migration, cgroup), "begins", 1.0)
+    assert not frozen(cgroup)
+    with layout.locked("web", locks(migration)), pytest.raises(Busy), layout.locked("web", locks(migration)):
+        pass
+
+
 def test_left_alone_it_leaves_the_work_to_who_has_the_lock(migration: Migration, cgroup: Path,
                                                            monkeypatch: pytest.MonkeyPatch) -> None:
     holder = layout.locked("web", locks(migration))
@@ -180,7 +216,7 @@ FREEZES = """
 import sys
 from pathlib import Path
 from migrator.thawing import Frozen
-from migrator.watchdog import Task, Watchdog
+from migrator.watchdog import POLL, Task, Watchdog
 dog = Watchdog(Task.from_json(sys.argv[1]))
 dog.start()
 dog.begins()
