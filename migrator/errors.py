@@ -228,6 +228,13 @@ class NoMigration(MigratorError):
     cure = "It begins with: {next}"
 
 
+class NotKnownThere(MigratorError):
+    """{destination} does not know migration {id} of {name}: it is another host, or has lost its journal."""
+
+    status = 35
+    cure = "It was sent to {peer}: see that this names the host that it was sent to, and not another one."
+
+
 class OutOfOrder(MigratorError):
     """{stage} cannot run now: {missing}."""
 

@@ -28,6 +28,24 @@ def on_source(here: State, there: State | None, *, images: bool) -> str:
     return "rollback" if stage == "restore-dump" and there is State.OWNED and not images else stage
 
 
+def is_known(ticket: str, *, known: bool, answered: str) -> bool:
+    """Whether a host that answers for a migration is the one that the source has sent it to.
+
+    That one made up a ticket when it recorded the migration: `ticket` is what the source has, "" before the first answer,
+    and `answered` what this host has. Another host may answer under the same name, and know it from an earlier round.
+    """
+    return known and (not ticket or answered == ticket)
+
+
+def gives_back(ticket: str, *, known: bool, answered: str, offered: bool) -> bool:
+    """Whether a host's word that it will never run the attempt lets the source go on.
+
+    Not the word of one that has never heard of it, or has lost its journal, once the token was `offered`: whoever has
+    taken it may run the container. Before anything was answered, nobody can have.
+    """
+    return is_known(ticket, known=known, answered=answered) or not (ticket or offered)
+
+
 def must_ask(here: State, token_age: float | None) -> bool:
     """Whether this host asks the source before it restores: it may have been given up for lost meanwhile.
 

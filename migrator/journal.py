@@ -92,6 +92,11 @@ class Migration:
         return self.detail.get("abandoned") is False
 
     @property
+    def ticket(self) -> str:
+        """What the destination made up when it recorded this, and the source then learned; see `healing.is_known`."""
+        return str(self.detail.get("ticket", ""))
+
+    @property
     def memory(self) -> bool:
         """Whether its memory moves along; False with --no-memory."""
         return bool(self.detail.get("memory", True))

@@ -18,6 +18,7 @@ from migrator.errors import (
     ForceRefused,
     HostUnreachable,
     Interrupted,
+    NotKnownThere,
     OutOfOrder,
     SourceStateUnknown,
     TwoCopies,
@@ -42,10 +43,11 @@ LEFT_BEHIND = ("{there} holds a frozen copy of {name} as long as it is up, with 
                " is only off for a while, nothing needs to be forced: finish it from there.")
 
 
-def roll_back(migration: Migration, given: str, tell: Callable[[], str]) -> Result:
+def roll_back(migration: Migration, given: str, tell: Callable[[], str], *, elsewhere: bool = False) -> Result:
     """Thaw, or start from the disk, without an answer; `given` must be the migration's id.
 
-    A destination that does answer is believed, as in any rollback. Raises ForceRefused.
+    A destination that does answer is believed, as in any rollback. One that has lost its journal knows nothing to tell:
+    it counts as lost, unless who was asked is `elsewhere` than the container was sent. Raises ForceRefused.
     """
     if migration.owner is Owner.SOURCE:
         return rollback.roll_back(migration, tell)  # nobody else's word is needed
@@ -61,10 +63,13 @@ def roll_back(migration: Migration, given: str, tell: Callable[[], str]) -> Resu
     except SourceStateUnknown as error:
         if isinstance(error.cause, Interrupted):
             raise error.cause from error
-        if not is_silence(error.cause):
+        forgotten = isinstance(error.cause, NotKnownThere) and not elsewhere
+        if not forgotten and not is_silence(error.cause):
             log.warning(f"Not rolled back by force: {there} is not silent, and only a host that gives no sign of life"
                         f" counts as lost")
             raise
+        if forgotten:
+            log.warning(str(error.cause))
     holder.check_interrupted()  # whatever has become of the exception on its way
     done = rollback.roll_back(migration, None)
     migration.note("forced", forced_at=time.time())

@@ -17,6 +17,7 @@ from migrator.cli import Result
 from migrator.errors import (
     Interrupted,
     NoMigration,
+    NotKnownThere,
     SourceStateUnknown,
     TwoCopies,
     outcome,
@@ -25,7 +26,7 @@ from migrator.journal import DEFAULT_PATH, Journal, Migration
 from migrator.layout import Layout
 from migrator.peer import connected
 from migrator.states import Event, Role, State
-from stages import ask_source, create_dump, finish, force, migrate, restore_dump, rollback
+from stages import ask_source, create_dump, finish, force, migrate, prepare_data, restore_dump, rollback
 from stages.drive import Drive, locked_for
 from tunnel.errors import DocumentedError
 
@@ -97,6 +98,10 @@ def _can_go_on(args: argparse.Namespace, migration: Migration) -> bool:
     try:
         with connected(args, args.destination) as there:
             answer = there.call("state", id=migration.id)
+            there_state = prepare_data.state_in(answer, migration)
+            if there_state is None:
+                raise NotKnownThere(destination=there.peer_host, id=migration.id, name=migration.name,
+                                    peer=migration.peer)
     except Interrupted:
         raise
     except DocumentedError as error:
@@ -104,7 +109,6 @@ def _can_go_on(args: argparse.Namespace, migration: Migration) -> bool:
         raise outcome(SourceStateUnknown, memory=migration.memory)(
             error, name=migration.name, destination=args.destination, rollback=advice.command(NAME, migration),
         ) from error
-    there_state = State(answer["state"]) if answer["state"] else None
     stage = healing.on_source(migration.state, there_state, images=bool(answer.get("images", True)))
     return stage != "rollback" or there_state is not State.OWNED
 

@@ -9,10 +9,25 @@ to it is sent. Next comes `migrator import-data` on the destination.
 from __future__ import annotations
 
 import argparse
+import secrets
 from pathlib import Path
 from typing import Any
 
-from migrator import advice, aftermath, bases, btrfs, cli, container_config, identity, log, lxc, names, spool, transfer
+from migrator import (
+    advice,
+    aftermath,
+    bases,
+    btrfs,
+    cli,
+    container_config,
+    healing,
+    identity,
+    log,
+    lxc,
+    names,
+    spool,
+    transfer,
+)
 from migrator.advice import this_host
 from migrator.cli import Result
 from migrator.errors import (
@@ -181,9 +196,14 @@ def unfinished(journal: Journal, name: str, lxcpath: Path, where: str) -> Migrat
 
 
 def state_there(there: Connection, migration: Migration) -> State | None:
-    """The destination's state of this migration; None when it doesn't know it."""
-    state = there.call("state", id=migration.id)["state"]
-    return State(state) if state else None
+    """The destination's state of this migration; None when it doesn't know it, or is not the host that it went to."""
+    return state_in(there.call("state", id=migration.id), migration)
+
+
+def state_in(answer: dict[str, Any], migration: Migration) -> State | None:
+    """The same, as answered."""
+    known = healing.is_known(migration.ticket, known=bool(answer["state"]), answered=str(answer.get("ticket", "")))
+    return State(answer["state"]) if known else None
 
 
 def _send_round(
@@ -193,16 +213,17 @@ def _send_round(
     layout = Layout(container.lxcpath, container.name, migration.id)
     layout.make_folder()
     rounds = list(migration.detail["rounds"])
+    ticket = str(reply.get("ticket", ""))
     if rounds and "bytes" not in rounds[-1] and "uuid" in rounds[-1] and layout.snapshot(len(rounds)).is_dir():
         log.verbose(f"Going on with round {len(rounds)}, which had broken off")
-        migration.move(Event.SEND)
+        migration.move(Event.SEND, ticket=ticket)
     else:
         rounds = [round_ for round_ in rounds if "bytes" in round_]
         for leftover in layout.own_snapshots()[len(rounds):]:  # of a round that was killed while it began
             btrfs.delete(leftover)
         parent = base_for(layout, reply["subvolumes"])
         rounds.append({"parent": str(parent.path) if parent else ""})
-        migration.move(Event.SEND, rounds=rounds, config_digest=config_digest)
+        migration.move(Event.SEND, rounds=rounds, config_digest=config_digest, ticket=ticket)
         with migration.step("snapshot"):
             made = btrfs.snapshot(container.rootfs, layout.snapshot(len(rounds)), read_only=True)
         rounds[-1] |= {"uuid": made.uuid}
@@ -285,6 +306,7 @@ def begin(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
         "state": migration.state,
         "disk_bytes": disk_bytes,
         "subvolumes": _bases(service, layout, origin),
+        "ticket": migration.ticket,
     }
 
 
@@ -312,6 +334,7 @@ def _recorded(service: Service, layout: Layout, fields: dict[str, Any], source_n
         source_lxcpath=str(names.lxcpath(str(fields["source_lxcpath"]))), destination_lxcpath=str(layout.lxcpath),
         lxcpath_given=bool(fields["lxcpath_given"]), rounds=[], mapped_root=int(fields["mapped_root"]),
         one_shot=bool(fields.get("one_shot")), memory=bool(fields.get("memory", True)), caller=service.grant.caller,
+            ticket=secrets.token_hex(16),
     )
     bases.settle(migration, held)
     return migration
@@ -379,6 +402,7 @@ def state(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     """What this host knows of a migration, and whether it still has what a restore needs."""
     migration = service.known(fields)
     return {"state": migration.state if migration else None, "owner": migration.owner if migration else None,
+            "ticket": migration.ticket if migration else "",
             "images": aftermath.can_be_restored(migration) if migration else False}
 
 

@@ -21,6 +21,7 @@ from migrator import (
     cli,
     container_config,
     criu,
+    healing,
     log,
     lxc,
     names,
@@ -36,6 +37,7 @@ from migrator.errors import (
     JournalBroken,
     MigratorError,
     NoMigration,
+    NotKnownThere,
     SourceStateUnknown,
     SourceStillStopped,
     StartFailed,
@@ -93,7 +95,8 @@ def run(args: argparse.Namespace) -> Result:
             return described(migration)
         given = getattr(args, "force", None)
         if given is not None:
-            return force.roll_back(migration, given, lambda: _tell(args, source))
+            return force.roll_back(migration, given, lambda: _tell(args, source),
+                                   elsewhere=args.destination not in (None, migration.peer))
         return roll_back(migration, lambda: _tell(args, source))
 
 
@@ -105,14 +108,23 @@ def _tell(args: argparse.Namespace, migration: Migration) -> str:
 def tell(migration: Migration, there: Connection) -> str:
     """Have the destination record that it will never run this attempt; raises AlreadyRuns where it does.
 
-    Returns the uuid of the snapshot that both hosts have and it keeps, "" where there is none.
+    Returns the uuid of the snapshot that both hosts have and it keeps, "" where there is none. Raises NotKnownThere
+    where another host answers, or one that has lost its journal: its word lets nothing run.
     """
     held: list[str] = []
     with contextlib.suppress(MigratorError, OSError):  # a base is not worth a container that stays frozen
         held = bases.held(Layout(migration.lxcpath, migration.name, migration.id), own=True)
     answer = there.call("abandon", id=migration.id, name=migration.other_name, source_name=migration.name,
                         lxcpath=migration.detail["destination_lxcpath"], source_host=this_host(), held=held)
+    if not healing.gives_back(migration.ticket, known=answer.get("known") is True, offered=offered(migration),
+                              answered=str(answer.get("ticket", ""))):
+        raise NotKnownThere(destination=there.peer_host, id=migration.id, name=migration.name, peer=migration.peer)
     return str(answer.get("kept", ""))
+
+
+def offered(migration: Migration) -> bool:
+    """Whether the token may be with the destination, for all that is known here."""
+    return migration.owner is not Owner.SOURCE
 
 
 def roll_back(migration: Migration, tell: Callable[[], str] | None) -> Result:
@@ -121,7 +133,6 @@ def roll_back(migration: Migration, tell: Callable[[], str] | None) -> Result:
     Without `tell` that is forced: the destination is lost. What was recorded as told, or forced, is not told again.
     """
     name = migration.name
-    offered = migration.owner is not Owner.SOURCE
     forced = tell is None or bool(migration.detail.get("forced"))
     left_there = ""
     kept = list(migration.detail.get("kept", []))
@@ -131,7 +142,7 @@ def roll_back(migration: Migration, tell: Callable[[], str] | None) -> Result:
         except AlreadyRuns:
             raise
         except DocumentedError as error:  # the tunnel's too
-            if offered:
+            if offered(migration):
                 raise outcome(SourceStateUnknown, memory=migration.memory)(
                     error, name=name, destination=migration.peer, rollback=advice.command(NAME, migration),
                 ) from error
@@ -286,7 +297,8 @@ def abandon(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     """Record that this host will never let this attempt run, then remove what it has brought; safe to repeat.
 
     An attempt that this host has never heard of is recorded too: a message that was under way must not begin it. It has
-    brought nothing, so nothing is removed: a container of that name is somebody else's.
+    brought nothing, so nothing is removed: a container of that name is somebody else's. That it is not `known` is said:
+    the host that the token was offered to may be another one, or this one before it lost its journal.
     """
     migration = service.find(fields)
     if migration is None:
@@ -295,16 +307,18 @@ def abandon(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
             migration = service.find(fields)
             if migration is None:
                 service.refuse_crowds()
-                service.journal.never_begin(
+                migration = service.journal.never_begin(
                     id=names.migration_id(str(fields["id"])), name=name, lxcpath=service.lxcpath(fields),
                     peer=service.grant.source(str(fields["source_host"])), caller=service.grant.caller)
                 let_go()
-                return {"state": State.ABANDONED, "kept": ""}
+    if migration.never_began:
+        return {"state": migration.state, "kept": "", "known": False, "ticket": ""}
     service.wait_behind()
     held = bases.asked(fields.get("held"))
     _abandon(migration, held)
     kept = bases.common(Layout(migration.lxcpath, migration.name, migration.id), held)
-    return {"state": migration.state, "kept": kept.stream_uuid if kept else ""}
+    return {"state": migration.state, "kept": kept.stream_uuid if kept else "", "known": True,
+            "ticket": migration.ticket}
 
 
 def _abandon(migration: Migration, held: list[str], *, here: bool = False) -> None:

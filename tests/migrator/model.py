@@ -12,6 +12,7 @@ written in which order around which acts and messages. Keep it in step with stag
     any moment, also in the middle of that
   - a command is interrupted while it waits for an answer; the destination ends a migration by itself, whose source is
     lost for good
+  - a rollback asks another host, as after a wrong -d: it has never heard of the migration, or only of an earlier round
   - somebody makes a container of that name on the destination, where none is or in the place of ours, or removes his
 """
 
@@ -21,7 +22,7 @@ import os
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from migrator.healing import TAKEN_BACK, must_ask
+from migrator.healing import TAKEN_BACK, gives_back, must_ask
 from migrator.identity import Whose
 from migrator.states import ENDED, Event, IllegalMove, Owner, Role, State, Verdict, after, decide, owner, step
 
@@ -241,6 +242,9 @@ def go_on(world: World) -> Iterator[World]:
     if not world.gone:
         for there, answer in answers(world, message):
             yield from answered(there, answer)
+    if message.request == "abandon":
+        for known in (False, True):
+            yield another_answers(world, known=known)
     for silence in (True, False) if world.gone else (False,):
         yield from broken(world, silence=silence)
 
@@ -283,6 +287,15 @@ def answered(world: World, answer: str) -> Iterator[World]:
         yield world._replace(program="", step=0, waiting=False)  # it runs there already
     elif answer != LOST:
         yield from broken(world)
+
+
+def another_answers(world: World, *, known: bool) -> World:
+    """It is not the host that the migration went to; where it is `known` there, it has another ticket."""
+    ticket = "" if world.source is S.PREPARING and world.destination is None else "the one"
+    offered = world.source_owner is not Owner.SOURCE
+    if gives_back(ticket, known=known, answered="another" if known else "", offered=offered):
+        return done(world)
+    return next(broken(world))
 
 
 def broken(world: World, *, silence: bool = False) -> Iterator[World]:

@@ -273,6 +273,16 @@ def an_interrupt_or_any_error_counts_as_silence(patch: pytest.MonkeyPatch) -> No
     patch.setattr(model, "is_lost", lambda _: True)
 
 
+@mutant("two owners|two copies run|one runs")
+def whoever_answers_gives_the_token_back(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(model, "gives_back", lambda *_, **__: True)
+
+
+@mutant("two owners|two copies run|one runs")
+def whoever_has_heard_of_it_gives_the_token_back(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(model, "gives_back", lambda ticket, *, known, answered, offered: known or not offered)
+
+
 @mutant("somebody else's container was removed|taken for the one")
 def what_is_there_is_taken_for_ours(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Whose, "may_go", property(lambda whose: whose is not Whose.NOBODYS))

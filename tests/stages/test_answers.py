@@ -95,9 +95,11 @@ def there(pool: Path) -> Iterator[Destination]:
 
 
 def test_a_migration_begins(there: Destination) -> None:
-    assert there.ask("state") == {"state": None, "owner": None, "images": False}
-    assert there.ask("begin") == {"state": State.RECEIVING, "disk_bytes": 1000, "subvolumes": []}
-    assert there.ask("state") == {"state": State.RECEIVING, "owner": Owner.SOURCE, "images": False}
+    assert there.ask("state") == {"state": None, "owner": None, "ticket": "", "images": False}
+    begun = there.ask("begin")
+    assert begun == {"state": State.RECEIVING, "disk_bytes": 1000, "subvolumes": [], "ticket": begun["ticket"]}
+    assert there.ask("state") == {"state": State.RECEIVING, "owner": Owner.SOURCE, "ticket": begun["ticket"],
+                                  "images": False}
     assert there.layout.spool.is_dir()
     carried, bridges = kept_config(there.layout)
     assert (carried.text, carried.includes, bridges) == ("lxc.uts.name = web\n", {}, {})
@@ -290,10 +292,11 @@ def test_a_dump_that_is_not_expected_is_refused(there: Destination) -> None:
 
 
 def test_an_abandoned_attempt_never_comes_back(there: Destination) -> None:
-    there.ask("begin")
-    assert there.ask("abandon") == {"state": State.ABANDONED, "kept": ""}
+    ticket = there.ask("begin")["ticket"]
+    expected = {"state": State.ABANDONED, "kept": "", "known": True, "ticket": ticket}
+    assert there.ask("abandon") == expected
     assert list(there.pool.iterdir()) == []
-    assert there.ask("abandon") == {"state": State.ABANDONED, "kept": ""}
+    assert there.ask("abandon") == expected
     for op in ("begin", "received", "dump-begin", "own", "finish", "running"):
         with pytest.raises((MigratorError, AssertionError)):
             there.ask(op)
@@ -302,18 +305,20 @@ def test_an_abandoned_attempt_never_comes_back(there: Destination) -> None:
 
 def test_an_attempt_can_be_abandoned_before_it_was_heard_of(there: Destination) -> None:
     """The message that would have begun it may still be on its way."""
-    assert there.ask("abandon") == {"state": State.ABANDONED, "kept": ""}
+    for _ in range(2):
+        assert there.ask("abandon") == {"state": State.ABANDONED, "kept": "", "known": False, "ticket": ""}
     with pytest.raises(UsageError, match="has ended"):
         there.ask("begin")
 
 
 def test_what_runs_is_not_abandoned(there: Destination) -> None:
-    there.ask("begin")
+    ticket = there.ask("begin")["ticket"]
     there.take(Event.RECEIVED, Event.IMPORT, Event.IMPORTED, Event.RECEIVE_DUMP, Event.DUMP_RECEIVED, Event.OWN,
                Event.RESTORE, Event.RESTORED)
     with pytest.raises(AlreadyRuns):
         there.ask("abandon")
-    assert there.ask("state") == {"state": State.RESTORED, "owner": Owner.DESTINATION, "images": False}
+    assert there.ask("state") == {"state": State.RESTORED, "owner": Owner.DESTINATION, "ticket": ticket,
+                                  "images": False}
 
 
 # --- a source that lies ---------------------------------------------------------------------------------------

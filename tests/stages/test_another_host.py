@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A source that has offered the token, and who answers it is another host, or has lost its journal: nothing thaws."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from migrator.errors import ForceRefused, SourceStateUnknown
+from migrator.journal import Journal, Migration
+from migrator.service import Service
+from migrator.states import Event, Owner, Role, State
+from stages import force, heal, prepare_data, rollback
+from tests.stages.test_answers import ID, Destination, pool  # noqa: F401 -- a fixture
+from tests.stages.test_force import nothing_real  # noqa: F401 -- a fixture
+from tunnel.errors import DocumentedError
+
+# ruff: noqa: F811 -- fixtures
+
+
+class Host:
+    """One that is connected to; its answers are those of the handlers."""
+
+    def __init__(self, name: str, destination: Destination) -> None:
+        self.peer_host = name
+        self.destination = destination
+
+    def call(self, op: str, **fields: Any) -> Any:
+        with contextlib.ExitStack() as connection:
+            self.destination.service = Service(self.destination.journal, connection)
+            return self.destination.ask(op, **fields)
+
+
+Hosts = dict[str, Host]
+
+
+@pytest.fixture
+def hosts(pool: Path) -> Iterator[Hosts]:
+    with contextlib.ExitStack() as stack:
+        made = {}
+        for name in ("hostb", "hostc"):
+            (pool / name).mkdir()
+            journal = stack.enter_context(Journal(pool / name / "journal.db"))
+            made[name] = Host(name, Destination(journal, stack, pool / name))
+        yield made
+
+
+@pytest.fixture
+def source(pool: Path, hosts: Hosts) -> Iterator[Migration]:
+    """It has offered the token to hostb."""
+    with Journal(pool / "journal.db") as journal:
+        migration = journal.create(id=ID, role=Role.SOURCE, name="web", lxcpath=pool, peer="root@hostb",
+                                   event=Event.SEND, destination_host="hostb", rounds=[{"bytes": 1}],
+                                   destination_lxcpath=str(pool / "hostb"))
+        begun = hosts["hostb"].call("begin")
+        migration.move(Event.SEND, ticket=begun.get("ticket", ""))
+        for event in (Event.SENT, Event.FREEZE, Event.OFFER):
+            migration.move(event)
+        yield migration
+
+
+def tell(migration: Migration, host: Host) -> str:
+    return rollback.tell(migration, host)  # type: ignore[arg-type]
+
+
+def lost(hosts: Hosts) -> None:
+    """hostb answers from an empty journal, whatever runs there."""
+    journal = hosts["hostb"].destination.journal
+    migration = journal.by_id(ID, Role.DESTINATION)
+    assert migration
+    journal.forget(migration)
+
+
+def also_begun_on(host: Host) -> None:
+    """An earlier round had gone there."""
+    host.call("begin")
+
+
+@pytest.mark.parametrize("taken", [False, True])
+@pytest.mark.parametrize("case", ["another", "another that knows it from an earlier round", "lost"])
+def test_its_word_thaws_nothing(source: Migration, hosts: Hosts, nothing_real: list[str], case: str,
+                                taken: bool) -> None:
+    if taken:
+        source.move(Event.TAKEN)
+    before = source.state
+    host = hosts["hostb" if case == "lost" else "hostc"]
+    if case == "lost":
+        lost(hosts)
+    elif "knows" in case:
+        also_begun_on(host)
+    for _ in range(2):  # it remembers the first time
+        with pytest.raises(SourceStateUnknown, match="does not know migration"):
+            rollback.roll_back(source, lambda: tell(source, host))
+        assert source.state is before and source.owner is not Owner.SOURCE and nothing_real == []
+        assert prepare_data.state_there(host, source) is None  # type: ignore[arg-type]
+
+
+def test_the_host_that_it_went_to_is_believed(source: Migration, hosts: Hosts, nothing_real: list[str]) -> None:
+    """By whichever name it is reached."""
+    assert rollback.roll_back(source, lambda: tell(source, hosts["hostb"])).data["destination_told"]
+    assert source.state is State.ROLLED_BACK and nothing_real == ["thawed"]
+
+
+def test_resume_does_not_go_on_with_it(source: Migration, hosts: Hosts, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heal, "connected", lambda *_: contextlib.nullcontext(hosts["hostc"]))
+    monkeypatch.setattr("migrator.aftermath.note", lambda _: "")
+    with pytest.raises(SourceStateUnknown, match="does not know migration"):
+        heal._can_go_on(argparse.Namespace(destination="root@hostc"), source)
+
+
+def test_what_has_lost_its_journal_is_forced_with_the_id(source: Migration, hosts: Hosts,
+                                                         nothing_real: list[str]) -> None:
+    lost(hosts)
+
+    def asked() -> str:
+        return tell(source, hosts["hostb"])
+
+    with pytest.raises(ForceRefused):
+        force.roll_back(source, "", asked)
+    with pytest.raises(SourceStateUnknown):  # asked at another address than it was sent to
+        force.roll_back(source, ID, asked, elsewhere=True)
+    assert nothing_real == []
+    assert force.roll_back(source, ID, asked).data["forced"]
+    assert source.owes and nothing_real == ["thawed"]
+
+
+def test_before_the_offer_the_container_is_ours(source: Migration, hosts: Hosts, nothing_real: list[str]) -> None:
+    """It runs on whoever answers; but the host that has the data has not heard of it yet."""
+    source.move(Event.REFUSED)
+    assert not rollback.roll_back(source, lambda: tell(source, hosts["hostc"])).data["destination_told"]
+    assert source.owes
+    with pytest.raises(DocumentedError, match="does not know migration"):
+        force.tell_late(source, lambda: tell(source, hosts["hostc"]))
+    assert source.owes and force.tell_late(source, lambda: tell(source, hosts["hostb"]))
+    assert not source.owes
