@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import sys
 
-from migrator import cgroup_limits, cgroups, mount_flags
+from migrator import cgroup_limits, cgroups, let_run, mount_flags
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # not at run time: each takes longer to import than what is done here takes to do
@@ -29,12 +29,12 @@ REASON = "at-restore.error"  # in the images folder: why it failed
 _START = "import sys; sys.path.insert(0, sys.argv[1]); from migrator import at_restore; at_restore.main(*sys.argv[2:])"
 
 
-def script(images: str) -> str:
-    """The script that CRIU is given for a restore from the folder `images`."""
+def script(images: str, mark: str) -> str:
+    """The script that CRIU is given for a restore from the folder `images`; `mark` is a path, see `let_run`."""
     import shlex
 
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    command = shlex.join([sys.executable, "-I", "-S", "-c", _START, root, images])
+    command = shlex.join([sys.executable, "-I", "-S", "-c", _START, root, images, mark])
     # CRIU starts it for every stage; a shell says that there is nothing to do sooner than Python.
     controllers = shlex.quote(os.path.join(images, cgroup_limits.CONTROLLERS))
     return f"""#!/bin/sh
@@ -47,10 +47,16 @@ exec {command} "$CRTOOLS_SCRIPT_ACTION"
 """
 
 
-def main(images: str, stage: str) -> None:
-    """Take all steps of a stage; the first that fails ends the program, with its reason in a file beside the images."""
+def main(images: str, mark: str, stage: str) -> None:
+    """Take all steps of a stage, and last, before the container is let run, make the mark that it is.
+
+    The first that fails ends the program, with its reason in a file beside the images.
+    """
     init = int(os.environ["CRTOOLS_INIT_PID"])
-    for what, step in STEPS[stage].items():
+    steps = dict(STEPS[stage])
+    if stage == STAGE:
+        steps["the mark that it is let run"] = lambda *_: let_run.record(mark)
+    for what, step in steps.items():
         try:
             step(images, init)
         except Exception as error:

@@ -19,6 +19,7 @@ from migrator import (
     container_config,
     criu,
     device_filter,
+    let_run,
     log,
     restore_config,
     terminals,
@@ -83,7 +84,7 @@ def prepare(container: Container, layout: Layout, images: Path) -> Prepared:
         limits = cgroup_limits.configured(settings)
         _write(images / cgroup_limits.PLAN, cgroup_limits.plan(limits), 0o600)
         _write(images / at_restore.FILTER, device_filter.program(limits, device_filter.numbers).hex(), 0o600)
-        _write(Files.of(layout).script, at_restore.script(str(images)), 0o700)
+        _write(Files.of(layout).script, at_restore.script(str(images), str(let_run.mark(layout.spool))), 0o700)
         give_images(images, criu.image_files(images), _mapped_group(config))
         veths.make(links)
     except (CommandFailed, OSError, ValueError) as error:

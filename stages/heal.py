@@ -26,7 +26,7 @@ from migrator.journal import DEFAULT_PATH, Journal, Migration
 from migrator.layout import Layout
 from migrator.peer import connected
 from migrator.states import Event, Role, State
-from stages import ask_source, create_dump, finish, force, migrate, prepare_data, restore_dump, rollback
+from stages import ask_source, create_dump, finish, force, migrate, prepare_data, restore_dump, rollback, settling
 from stages.drive import Drive, locked_for
 from tunnel.errors import DocumentedError
 
@@ -130,7 +130,7 @@ def complete(args: argparse.Namespace, migration: Migration) -> None:
 def _on_destination(args: argparse.Namespace, migration: Migration, *, at_boot: bool) -> Result:
     """What this host can do by itself."""
     if migration.state is State.RESTORING:
-        restore_dump.settle(migration)
+        settling.settle(migration, start=False)
     if migration.state is State.RESTORED and (given_way := _complete_restored(args, migration, at_boot=at_boot)):
         return given_way
     if migration.ended:

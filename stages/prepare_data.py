@@ -334,7 +334,7 @@ def _recorded(service: Service, layout: Layout, fields: dict[str, Any], source_n
         source_lxcpath=str(names.lxcpath(str(fields["source_lxcpath"]))), destination_lxcpath=str(layout.lxcpath),
         lxcpath_given=bool(fields["lxcpath_given"]), rounds=[], mapped_root=int(fields["mapped_root"]),
         one_shot=bool(fields.get("one_shot")), memory=bool(fields.get("memory", True)), caller=service.grant.caller,
-            ticket=secrets.token_hex(16),
+        ticket=secrets.token_hex(16),
     )
     bases.settle(migration, held)
     return migration

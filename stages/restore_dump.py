@@ -12,9 +12,6 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
-import contextlib
-import os
-import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -27,19 +24,17 @@ from migrator import (
     container_config,
     criu,
     identity,
-    log,
+    let_run,
     lxc,
     network,
     no_memory,
     restore,
     spool,
-    veths,
 )
 from migrator.advice import this_host
 from migrator.cli import Result
 from migrator.errors import (
     DowntimeExceeded,
-    MigratorError,
     OutOfOrder,
     RestoreFailed,
     SourceStillFrozen,
@@ -50,14 +45,12 @@ from migrator.journal import DEFAULT_PATH, Journal, Migration
 from migrator.layout import Layout, locked
 from migrator.service import Service
 from migrator.states import Event, State, Verdict, decide
-from stages import ask_source
+from stages import ask_source, settling
 from stages.handover import INCREMENT
-from stages.import_data import arrived, give_back_rootfs, receive
+from stages.import_data import arrived, receive
 
 NAME = "restore-dump"
 HELP = "let the container run on here (on the destination)"
-
-SETTLE_LIMIT = 10.0  # seconds that CRIU, left behind by a restore-dump that was killed, may take to come to its end
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,7 +66,7 @@ def run(args: argparse.Namespace) -> Result:
     with Journal(DEFAULT_PATH) as journal, locked(name):
         migration = arrived(journal, name, lxcpath, NAME)
         if migration.state is State.RESTORING:
-            settle(migration)
+            settling.settle(migration, start=False)
         ask_source.ask_first(migration)
         return carry_out(migration, args.max_downtime, dry_run=args.dry_run)
 
@@ -81,7 +74,7 @@ def run(args: argparse.Namespace) -> Result:
 def carry_out(migration: Migration, limit: float, *, dry_run: bool = False) -> Result:
     """The stage, with the container locked."""
     if migration.state is State.RESTORING:
-        settle(migration)
+        settling.settle(migration)
     decision = decide(NAME, migration.state)
     next_ = advice.again(decision.next_stage, migration) if decision.next_stage else ""
     if decision.verdict is Verdict.ALREADY:
@@ -101,39 +94,6 @@ def take_offered(migration: Migration) -> None:
     """All has arrived and the offer had come: a crash kept this host from recording that it takes the token."""
     if migration.state is State.DUMP_RECEIVED:
         migration.move(Event.OWN, taken=clock.stamp())
-
-
-def settle(migration: Migration) -> None:
-    """An earlier restore-dump was killed: either the container runs here, or what the attempt left is removed."""
-    container = lxc.Container(migration.name, migration.lxcpath)
-    layout = Layout(migration.lxcpath, migration.name, migration.id)
-    if identity.whose(layout).may_go and _has_come_up(migration, container, layout):
-        log.warning(f"An earlier restore of {migration.name} was killed after it had succeeded")
-        migration.move(Event.RESTORED, restored_at=time.time())
-        container_config.unfence(layout.container, migration.id)
-        network.bring_back_dad(container.init_pid, migration.detail["dad"])
-        network.announce(container.init_pid).join()
-    else:
-        log.warning(f"An earlier restore of {migration.name} was killed; what it left is removed")
-        clear(migration)
-        migration.move(Event.RESTORE_FAILED)
-
-
-def _has_come_up(migration: Migration, container: lxc.Container, layout: Layout) -> bool:
-    """Whether a restore that was killed had brought the container up."""
-    if not migration.memory:
-        return no_memory.runs(container, migration.id)
-    if criu.left_after(SETTLE_LIMIT, layout.image_folders()):
-        return False  # it hangs; LXC answers no question about the container before it has ended
-    cgroup = _running_cgroup(container)
-    return bool(cgroup and lxc.processes(cgroup))
-
-
-def _running_cgroup(container: lxc.Container) -> Path | None:
-    with contextlib.suppress(MigratorError, OSError):
-        if container.state == "RUNNING":
-            return container.cgroup
-    return None
 
 
 class Restore:
@@ -173,6 +133,7 @@ class Restore:
         """Do it; without `wait` the last announcements are made after the return."""
         name, begun = self.migration.name, time.time()
         identity.require_ours(self.layout)
+        let_run.drop(let_run.mark(self.layout.spool))
         self.migration.move(Event.RESTORE)
         try:
             images = self._images() if self.migration.memory else None
@@ -183,7 +144,7 @@ class Restore:
         restored_at = self.runs_since or time.time()
         announcing = network.announce(pid)
         network.bring_back_dad(pid, self.migration.detail["dad"])
-        self.migration.move(Event.RESTORED, restored_at=restored_at)
+        settling.record(self.migration, restored_at)
         container_config.unfence(self.layout.container, self.migration.id)
         self._tidy()
         if wait:
@@ -241,6 +202,7 @@ class Restore:
             container = self.container
             container_config.write_file(self.plain_config, container_config.unfenced(container.config_file.read_text()),
                                         mode=0o600)
+            let_run.record(str(let_run.mark(self.layout.spool)))
             pid = no_memory.start(container, self.migration.id, config=self.plain_config, limit=self._left())
             self.runs_since = time.time()
             network.announce(pid, (0.0,)).join()
@@ -262,7 +224,7 @@ class Restore:
 
     def _undo(self, error: BaseException) -> None:
         self._keep_log(error)
-        clear(self.migration)
+        settling.clear(self.migration)
         self.migration.move(Event.RESTORE_FAILED, failed=str(error)[:2000])
         raise outcome(SourceStillFrozen, memory=self.migration.memory)(
             as_ours(error), name=self.migration.name, source=self.migration.peer,
@@ -279,42 +241,6 @@ class Restore:
                 error.fields["log"] = kept
 
 
-def clear(migration: Migration) -> None:
-    """End what a failed or killed restore has left running, and take its root file system away again.
-
-    Only processes that belong to this attempt are ended: the monitor and CRIU, known by this migration's images folder
-    in their arguments, and whatever lives in the container's own cgroup or root file system.
-    """
-    layout = Layout(migration.lxcpath, migration.name, migration.id)
-    container = lxc.Container(migration.name, migration.lxcpath)
-    if not migration.memory:
-        no_memory.end(container, migration.id)
-    for pid in criu.processes(layout.image_folders()):
-        with contextlib.suppress(ProcessLookupError):
-            # lxc-checkpoint leads a group (see `run`): the programs that it has started go with it.
-            (os.killpg if os.getpgid(pid) == pid else os.kill)(pid, signal.SIGKILL)
-    if not identity.whose(layout).may_go:
-        return  # somebody has put another container there
-    with contextlib.suppress(MigratorError, OSError):
-        if cgroup := _running_cgroup(container):  # LXC does not answer while it restores
-            (cgroup / "cgroup.kill").write_text("1")
-    for pid in lxc.rooted(migration.name, layout.rootfs):  # half restored, and waiting for a CRIU that is gone
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    _wait_stopped(container)
-    lxc.drop_cgroups(migration.name)
-    veths.remove(migration.id)
-    container_config.fence(layout.container, (layout.container / "config").read_text(), migration.id,
-                           f"{migration.name} is being moved here; see: migrator status {migration.name}")
-    give_back_rootfs(layout)
-
-
-def _wait_stopped(container: lxc.Container, limit: float = 10.0) -> None:
-    end = time.monotonic() + limit
-    while container.state not in ("STOPPED", "ABORTING") and time.monotonic() < end:
-        time.sleep(0.02)
-
-
 # --- for a source that does all at once -----------------------------------------------------------------------
 
 
@@ -322,7 +248,7 @@ def restore_for_source(service: Service, fields: dict[str, Any]) -> dict[str, An
     """restore-dump over the source's own connection; `running_for` are the seconds since the container runs here."""
     migration = service.migration(fields)
     if migration.state is State.RESTORING:
-        settle(migration)
+        settling.settle(migration)
     decision = decide(NAME, migration.state)
     if decision.verdict is Verdict.REFUSE:
         raise OutOfOrder(stage=NAME, missing=decision.missing, next=advice.command(decision.next_stage, migration))

@@ -323,12 +323,12 @@ def abandon(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
 
 def _abandon(migration: Migration, held: list[str], *, here: bool = False) -> None:
     """`held` are the snapshots that the source has; `here` where it does not know of it yet."""
-    from stages import import_data, restore_dump
+    from stages import import_data, settling
 
     if migration.detail.get("given_way"):
         return  # it had run here, and was stopped and fenced when the source had long been forced to go on without it
     if migration.state is State.RESTORING:
-        restore_dump.settle(migration)
+        settling.settle(migration, start=not here)
     if migration.state in (State.RESTORED, State.FINISHED):
         raise AlreadyRuns(name=migration.name, destination=this_host(), next=f"migrator finish {migration.other_name}")
     if migration.state is not State.ABANDONED:

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from migrator import at_restore, cgroup_limits, cgroups
+from migrator import at_restore, cgroup_limits, cgroups, clock, let_run
 
 
 def start(folder: Path, stage: str) -> subprocess.CompletedProcess[str]:
     """As CRIU does: with the stage and the container's first process in the environment, and nothing else to go by."""
     script = folder / "at-restore"
-    script.write_text(at_restore.script(str(folder)))
+    script.write_text(at_restore.script(str(folder), str(folder / let_run.NAME)))
     script.chmod(0o700)
     environment = {"CRTOOLS_SCRIPT_ACTION": stage, "CRTOOLS_INIT_PID": str(os.getpid()), "PATH": "/usr/bin:/bin"}
     return subprocess.run([str(script)], env=environment, cwd="/", capture_output=True, text=True, check=False)
@@ -34,6 +34,16 @@ def test_other_stages_are_none_of_its_business(images: Path) -> None:
     for stage in ("pre-restore", "setup-namespaces", "network-unlock", "pre-resume", "post-resume"):
         assert start(images, stage).returncode == 0
     assert at_restore.reason(images) == ""
+    assert not let_run.was(images / let_run.NAME), "it does not run yet"
+
+
+def test_the_mark_is_made_before_it_runs_or_it_does_not_run(images: Path) -> None:
+    assert start(images, at_restore.STAGE).returncode == 0
+    assert let_run.boot(images / let_run.NAME) == clock.BOOT_ID.read_text().strip()
+    let_run.drop(images / let_run.NAME)
+    (images / let_run.NAME).mkdir()  # it cannot be made
+    assert start(images, at_restore.STAGE).returncode == 1
+    assert "let run" in at_restore.reason(images)
 
 
 def test_nothing_to_do(images: Path) -> None:
@@ -68,6 +78,7 @@ def test_a_failure_ends_the_restore_and_says_why(images: Path) -> None:
     (images / cgroups.RECORD).write_text("0 4294967295 644 cgroup.procs\n")
     done = start(images, at_restore.STAGE)
     assert done.returncode == 1
+    assert not let_run.was(images / let_run.NAME)
     reason = at_restore.reason(images)
     assert "cgroup" in reason and "4294967295" in reason
     assert reason in done.stderr, "it is in CRIU's log as well"
@@ -82,4 +93,4 @@ def test_it_imports_next_to_nothing() -> None:
                            check=True).stdout
     assert set(found.split()) == {
         "__future__", "migrator",
-        *(f"migrator.{name}" for name in ("at_restore", "cgroup_limits", "cgroups", "mount_flags"))}
+        *(f"migrator.{name}" for name in ("at_restore", "cgroup_limits", "cgroups", "let_run", "mount_flags"))}

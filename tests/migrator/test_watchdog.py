@@ -138,8 +138,16 @@ def test_what_fails_is_tried_until_it_has_thawed(migration: Migration, cgroup: P
             assert frozen(cgroup)
             raise failures.pop()
 
-    monkeypatch.setattr(thawing, "thaw", lambda given: (fails(), thaw(given)))
-    monkeypatch.setattr(Watch, "_is_still_being_dumped", lambda self: (fails(), dumped(self))[1])
+    def thaw_at_last(given: Frozen) -> None:
+        fails()
+        thaw(given)
+
+    def dumped_at_last(self: Watch) -> bool:
+        fails()
+        return dumped(self)
+
+    monkeypatch.setattr(thawing, "thaw", thaw_at_last)
+    monkeypatch.setattr(Watch, "_is_still_being_dumped", dumped_at_last)
     monkeypatch.setattr("migrator.watchdog.time.sleep", lambda _seconds: None)
     if left[-1] == "dismissed":
         left[2:2] = [POLL] * 5

@@ -33,12 +33,12 @@ asked = st.lists(st.tuples(requests, st.integers(1, 3)), max_size=12)
 @pytest.fixture(autouse=True)
 def no_container(monkeypatch: pytest.MonkeyPatch) -> None:
     """A killed restore left nothing that runs; what it takes to see that needs LXC, which is not there."""
-    from stages import restore_dump
+    from stages import settling
 
-    def settle(migration: object) -> None:
+    def settle(migration: object, *, start: bool = True) -> None:
         migration.move(Event.RESTORE_FAILED)  # type: ignore[attr-defined]
 
-    monkeypatch.setattr(restore_dump, "settle", settle)
+    monkeypatch.setattr(settling, "settle", settle)
 
 
 @settings(deadline=None, max_examples=tries(25, 400))

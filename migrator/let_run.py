@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A mark on the destination's disk that a container may have run there, made before any of its tasks does.
+
+The journal says that it runs only when it does; who is killed between the two, or finds the disk full, has not said
+so. The mark lies in the spool of the migration, and names the boot (random(4)). It is made while all tasks stand still
+(`at_restore`), so its imports are few.
+"""
+
+from __future__ import annotations
+
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # not at run time, as in `at_restore`
+    from pathlib import Path
+
+NAME = "let-run"
+_BOOT_ID = "/proc/sys/kernel/random/boot_id"
+
+
+def mark(spool: Path) -> Path:
+    """Where the mark of a migration is."""
+    return spool / NAME
+
+
+def record(path: str) -> None:
+    """Make the mark, durably: file and name. Raises OSError, and then the container must not run."""
+    with open(_BOOT_ID) as file:
+        boot = file.read()
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(fd, "w") as file:
+        file.write(boot)
+        file.flush()
+        os.fsync(fd)
+    folder = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def was(path: Path) -> bool:
+    """Whether the container may have run; one that was not written to its end counts too."""
+    return path.exists()
+
+
+def boot(path: Path) -> str:
+    """The id of the boot in which it was let run, "" where the mark does not say."""
+    return path.read_text(errors="replace").strip()
+
+
+def drop(path: Path) -> None:
+    path.unlink(missing_ok=True)

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a restore that was killed, or has failed, has left: looked at, recorded, and taken away where it never ran.
+
+Whether the container may have run is on disk before it does (`migrator.let_run`). What may have run is not taken away:
+its users may have been answered, and what they have been told is in its root file system alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from pathlib import Path
+
+from migrator import (
+    aftermath,
+    clock,
+    container_config,
+    criu,
+    identity,
+    let_run,
+    log,
+    lxc,
+    network,
+    no_memory,
+    veths,
+)
+from migrator.errors import JournalBroken, MigratorError
+from migrator.journal import Migration
+from migrator.layout import Layout
+from migrator.states import Event
+from stages.import_data import give_back_rootfs
+
+SETTLE_LIMIT = 10.0  # seconds that CRIU, left behind by a restore-dump that was killed, may take to come to its end
+
+
+def settle(migration: Migration, *, start: bool = True) -> None:
+    """An earlier restore-dump was killed, or could not record its end: that is made good.
+
+    Either the container runs here; or it has run here, and a reboot or its own end has stopped it: then it is here
+    that it goes on, from its disk. Or it never ran, and what the attempt left is removed. Raises JournalBroken, with
+    nothing taken away. Without `start` it stays fenced where a reboot has stopped it: for who asks the source first
+    whether it was forced to take it back.
+    """
+    container = lxc.Container(migration.name, migration.lxcpath)
+    layout = Layout(migration.lxcpath, migration.name, migration.id)
+    ours = identity.whose(layout).may_go
+    if ours and _has_come_up(migration, container, layout):
+        log.warning(f"An earlier restore of {migration.name} was killed after it had succeeded")
+        record(migration, time.time())
+        container_config.unfence(layout.container, migration.id)
+        network.bring_back_dad(container.init_pid, migration.detail["dad"])
+        network.announce(container.init_pid).join()
+    elif ours and let_run.was(let_run.mark(layout.spool)) and layout.is_own_rootfs():
+        _settle_stopped(migration, container, layout, start=start)
+    else:
+        log.warning(f"An earlier restore of {migration.name} was killed; what it left is removed")
+        clear(migration)
+        migration.move(Event.RESTORE_FAILED)
+
+
+def _settle_stopped(migration: Migration, container: lxc.Container, layout: Layout, *, start: bool) -> None:
+    """It was let run here and does not any more."""
+    rebooted = let_run.boot(let_run.mark(layout.spool)) != clock.BOOT_ID.read_text().strip()
+    end(migration, container, layout)
+    record(migration, time.time())
+    if rebooted and not start:
+        log.warning(f"{migration.name} had run here before a reboot; from its disk it is started by: "
+                    f"migrator resume {migration.name}")
+        return
+    container_config.unfence(layout.container, migration.id)
+    if rebooted:
+        log.warning(f"{migration.name} had run here before a reboot: it is started from its disk")
+        aftermath.start(migration, container)
+    else:
+        log.warning(f"{migration.name} has run here, and has stopped since. All of its disk is here; start it with: "
+                    f"lxc-start -n {migration.name} -P {migration.lxcpath}")
+
+
+def record(migration: Migration, restored_at: float) -> None:
+    """That it runs here, as of `restored_at` (seconds since 1970). Raises JournalBroken, and it runs on."""
+    try:
+        migration.move(Event.RESTORED, restored_at=restored_at)
+    except JournalBroken:
+        log.warning(f"{migration.name} was let run here, and that stays so, but it could not be recorded. The next "
+                    f"command records it: migrator resume {migration.name}")
+        raise
+
+
+def _has_come_up(migration: Migration, container: lxc.Container, layout: Layout) -> bool:
+    """Whether a restore that was killed had brought the container up."""
+    if not migration.memory:
+        return no_memory.runs(container, migration.id)
+    if criu.left_after(SETTLE_LIMIT, layout.image_folders()):
+        return False  # it hangs; LXC answers no question about the container before it has ended
+    cgroup = _running_cgroup(container)
+    return bool(cgroup and lxc.processes(cgroup))
+
+
+def _running_cgroup(container: lxc.Container) -> Path | None:
+    with contextlib.suppress(MigratorError, OSError):
+        if container.state == "RUNNING":
+            return container.cgroup
+    return None
+
+
+def clear(migration: Migration) -> None:
+    """End what a failed or killed restore has left running, and take its root file system away again."""
+    layout = Layout(migration.lxcpath, migration.name, migration.id)
+    container = lxc.Container(migration.name, migration.lxcpath)
+    if end(migration, container, layout):
+        let_run.drop(let_run.mark(layout.spool))  # first: a mark says that the root file system is to be kept
+        give_back_rootfs(layout)
+
+
+def end(migration: Migration, container: lxc.Container, layout: Layout) -> bool:
+    """End what is left of a restore; False where somebody has put another container there, which is left alone.
+
+    Only processes that belong to this attempt are ended: the monitor and CRIU, known by this migration's images folder
+    in their arguments, and whatever lives in the container's own cgroup or root file system.
+    """
+    if not migration.memory:
+        no_memory.end(container, migration.id)
+    for pid in criu.processes(layout.image_folders()):
+        with contextlib.suppress(ProcessLookupError):
+            # lxc-checkpoint leads a group (see `run`): the programs that it has started go with it.
+            (os.killpg if os.getpgid(pid) == pid else os.kill)(pid, signal.SIGKILL)
+    if not identity.whose(layout).may_go:
+        return False
+    with contextlib.suppress(MigratorError, OSError):
+        if cgroup := _running_cgroup(container):  # LXC does not answer while it restores
+            (cgroup / "cgroup.kill").write_text("1")
+    for pid in lxc.rooted(migration.name, layout.rootfs):  # half restored, and waiting for a CRIU that is gone
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    _wait_stopped(container)
+    lxc.drop_cgroups(migration.name)
+    veths.remove(migration.id)
+    container_config.fence(layout.container, (layout.container / "config").read_text(), migration.id,
+                           f"{migration.name} is being moved here; see: migrator status {migration.name}")
+    return True
+
+
+def _wait_stopped(container: lxc.Container, limit: float = 10.0) -> None:
+    end = time.monotonic() + limit
+    while container.state not in ("STOPPED", "ABORTING") and time.monotonic() < end:
+        time.sleep(0.02)
