@@ -118,6 +118,7 @@ class Migration:
 
     def refresh(self) -> None:
         """Take over what is recorded: an exception may have come between a write and this object's learning of it."""
+        self.journal.end_unfinished()
         (row,) = self.journal.rows(
             "SELECT state, owner, detail FROM migrations WHERE id = ? AND role = ?", self.id, self.role)
         self.state, self.owner, self.detail = State(row["state"]), Owner(row["owner"]), json.loads(row["detail"])
@@ -214,6 +215,7 @@ class Journal:
     def __init__(self, path: Path, patience: float = WAIT_FOR_LOCK) -> None:
         self.path = path
         self._db = self._open(path, patience)
+        self._latest: object = None  # the transaction that began last
 
     @staticmethod
     def _open(path: Path, patience: float) -> sqlite3.Connection:
@@ -258,17 +260,30 @@ class Journal:
 
     @contextlib.contextmanager
     def transaction(self, *, synced: bool = True) -> Iterator[sqlite3.Connection]:
-        """All or nothing, and on disk when the block has been left, unless `synced` is off."""
+        """All or nothing, and on disk when the block has been left, unless `synced` is off.
+
+        A Ctrl-C may come between any two steps, also of this; what it leaves open the next use of the journal ends.
+        """
+        mine = self._latest = object()
         try:
+            self.end_unfinished()
             # With a write-ahead log, NORMAL leaves the sync to the next transaction that is FULL.
             self._db.execute(f"PRAGMA synchronous = {'FULL' if synced else 'NORMAL'}")
-            self._db.execute("BEGIN IMMEDIATE")
             try:
+                self._db.execute("BEGIN IMMEDIATE")
                 yield self._db
-            except BaseException:
+                self._db.execute("COMMIT")
+            finally:
+                if self._latest is mine:  # else it was left behind open, and this is its end, late
+                    self.end_unfinished()
+        except sqlite3.Error as error:
+            raise JournalBroken(path=self.path, reason=error) from error
+
+    def end_unfinished(self) -> None:
+        """Take back what was written in a transaction that an exception has left open; raises JournalBroken."""
+        try:
+            if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
-                raise
-            self._db.execute("COMMIT")
         except sqlite3.Error as error:
             raise JournalBroken(path=self.path, reason=error) from error
 

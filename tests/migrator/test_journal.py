@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import multiprocessing
 import os
 import random
@@ -14,9 +16,11 @@ import sys
 from collections.abc import Iterator
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
+from migrator import journal as journal_module
 from migrator.errors import JournalBroken, NoSpace
 from migrator.journal import KEPT, SCHEMA_VERSION, Journal, Migration
 from migrator.states import Event, IllegalMove, Owner, Role, State
@@ -288,3 +292,47 @@ def test_several_writers_at_once(path: Path) -> None:
             found = journal.by_id(name, Role.SOURCE)
             assert found and found.detail["number"] == 15
             assert len(found.events()) == 16
+
+
+class Pressed:
+    """A Ctrl-C before the `number`-th line that Python takes in the journal, or in the `with` of it."""
+
+    def __init__(self, number: int) -> None:
+        self.left = number
+
+    def __call__(self, frame: FrameType, event: str, _argument: object) -> Pressed | None:
+        if frame.f_code.co_filename not in (journal_module.__file__, contextlib.__file__):
+            return None
+        if event == "line":
+            self.left -= 1
+            if self.left < 0:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+        return self
+
+
+def test_a_ctrl_c_at_any_moment_leaves_no_transaction_open(path: Path) -> None:
+    """Afterwards the object knows what everybody else sees, and the next write is made."""
+    seen = set()
+    for number in itertools.count():
+        with Journal(path) as journal, Journal(path) as other:
+            migration = create(journal, f"{number:08x}")
+            before, kept = sys.gettrace(), None
+            sys.settrace(pressed := Pressed(number))
+            try:
+                migration.move(Event.SENT)
+            except KeyboardInterrupt as error:
+                kept = error  # as long as it is handled, what it has gone through is not cleared away
+            finally:
+                sys.settrace(before)
+            migration.refresh()
+            recorded = other.by_id(migration.id, Role.SOURCE)
+            assert recorded and recorded.state is migration.state, number
+            seen.add(migration.state)
+            with journal.transaction() as db:
+                db.execute("UPDATE migrations SET peer = 'root@hostc' WHERE id = ?", (migration.id,))
+                kept = None  # noqa: F841 - what was left behind ends only now
+            assert other.by_id(migration.id, Role.SOURCE).peer == "root@hostc", number  # type: ignore[union-attr]
+            if pressed.left >= 0:
+                break
+    assert number > 10 and seen == {State.PREPARING, State.PREPARED}
