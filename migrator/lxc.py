@@ -12,11 +12,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from migrator import cgroups
+from migrator import cgroups, log
 from migrator.errors import (
     ContainerNotFound,
     ContainerNotRunning,
     FreezeFailed,
+    MigratorError,
     PackageMissing,
 )
 from migrator.run import run
@@ -24,6 +25,7 @@ from migrator.run import run
 CGROUP = Path(cgroups.TOP)
 POLL = 0.002  # seconds between two looks at a cgroup file
 FREEZE_LIMIT = 10.0  # seconds
+TELL_LIMIT = 10.0  # seconds that a container's monitor may take to hear of it
 STOP_LIMIT = 30.0  # seconds
 END_LIMIT = 10.0  # seconds that a killed process may take to leave its cgroup: it gives its memory back first
 
@@ -96,11 +98,21 @@ class Container:
 
     def tell_frozen(self) -> None:
         """Let LXC know that the container, already frozen, is frozen."""
-        self._container.freeze()
+        self._tell("lxc-freeze", "for running")
 
     def tell_thawed(self) -> None:
         """Let LXC know that the container runs again."""
-        self._container.unfreeze()
+        self._tell("lxc-unfreeze", "for frozen")
+
+    def _tell(self, program: str, otherwise: str) -> None:
+        """By a program, which can be given up: liblxc waits for the container's monitor without a limit.
+
+        Nothing but what lxc-ls shows hangs on it, so a failure is only told.
+        """
+        try:
+            run([program, "-n", self.name, "-P", self.lxcpath], limit=TELL_LIMIT)
+        except (MigratorError, OSError) as error:
+            log.warning(f"LXC still takes {self.name} {otherwise}: {error}")
 
     @property
     def mapped_root(self) -> int:

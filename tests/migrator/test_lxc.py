@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -96,3 +98,41 @@ def test_processes_at_every_depth(cgroup: Path) -> None:
     (cgroup / "a" / "b" / "cgroup.procs").write_text("333\n")
     assert sorted(lxc.processes(cgroup)) == [1, 22, 333]
     assert lxc.processes(cgroup / "gone") == []
+
+
+@pytest.fixture
+def named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> lxc.Container:
+    """A container whose monitor answers whatever the programs of `tmp_path` answer."""
+    (tmp_path / "c1").mkdir()
+    (tmp_path / "c1" / "config").touch()
+    monkeypatch.setattr(lxc, "_lxc", lambda: SimpleNamespace(Container=lambda *_: SimpleNamespace()))
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    return lxc.Container("c1", tmp_path)
+
+
+def program(path: Path, script: str) -> None:
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+
+
+def test_lxc_is_told(named: lxc.Container, cgroup: Path) -> None:
+    for name in ("lxc-freeze", "lxc-unfreeze"):
+        program(cgroup / name, f'echo {name} "$@" $(cat {cgroup}/cgroup.freeze) >>{cgroup}/told')
+    (cgroup / "cgroup.events").write_text("populated 1\nfrozen 1\n")
+    lxc.freeze(named, cgroup, limit=600)
+    lxc.thaw(named, cgroup)
+    assert (cgroup / "told").read_text().splitlines() == [
+        f"lxc-freeze -n c1 -P {cgroup} 1", f"lxc-unfreeze -n c1 -P {cgroup} 0"]
+
+
+@pytest.mark.parametrize("script", ["exec sleep infinity", "exit 1"])
+def test_a_monitor_that_does_not_answer_holds_nobody_up(
+    named: lxc.Container, cgroup: Path, script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was stopped, as by a debugger: the container is thawed before, and the command goes on."""
+    monkeypatch.setattr(lxc, "TELL_LIMIT", 0.1)
+    program(cgroup / "lxc-unfreeze", script)
+    (cgroup / "cgroup.freeze").write_text("1")
+    lxc.thaw(named, cgroup)
+    assert (cgroup / "cgroup.freeze").read_text() == "0"
+    assert "LXC still takes c1 for frozen" in capsys.readouterr().err
