@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from errno import ENOSPC
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -133,21 +134,14 @@ def test_what_fails_is_tried_until_it_has_thawed(migration: Migration, cgroup: P
     failures: list[Exception] = [JournalBroken(path="journal.db", reason="disk I/O error"), OSError(ENOSPC, "full")] * 2
     thaw, dumped = thawing.thaw, Watch._is_still_being_dumped
 
-    def fails() -> None:
+    def after_failures(step: Callable[[Any], Any], given: object) -> Any:
         if failures:
             assert frozen(cgroup)
             raise failures.pop()
+        return step(given)
 
-    def thaw_at_last(given: Frozen) -> None:
-        fails()
-        thaw(given)
-
-    def dumped_at_last(self: Watch) -> bool:
-        fails()
-        return dumped(self)
-
-    monkeypatch.setattr(thawing, "thaw", thaw_at_last)
-    monkeypatch.setattr(Watch, "_is_still_being_dumped", dumped_at_last)
+    monkeypatch.setattr(thawing, "thaw", lambda given: after_failures(thaw, given))
+    monkeypatch.setattr(Watch, "_is_still_being_dumped", lambda self: after_failures(dumped, self))
     monkeypatch.setattr("migrator.watchdog.time.sleep", lambda _seconds: None)
     if left[-1] == "dismissed":
         left[2:2] = [POLL] * 5
