@@ -32,7 +32,8 @@ def is_known(ticket: str, *, known: bool, answered: str) -> bool:
     """Whether a host that answers for a migration is the one that the source has sent it to.
 
     That one made up a ticket when it recorded the migration: `ticket` is what the source has, "" before the first
-    answer, and `answered` what this host has. Another host may answer under the same name, and know it from before.
+    answer, and `answered` what this host has. Another host may answer under the same name, and know the migration from
+    an earlier round.
     """
     return known and (not ticket or answered == ticket)
 

@@ -92,6 +92,14 @@ class Migration:
         return self.detail.get("abandoned") is False
 
     @property
+    def may_be_asked_for(self) -> bool:
+        """It has ended without the other host's word, which may come back: it must not hear that nobody knows of it.
+
+        So too where it was finished by force, until the source has ended its copy, and said so.
+        """
+        return self.owes or (self.state is State.FINISHED and bool(self.detail.get("forced")))
+
+    @property
     def ticket(self) -> str:
         """What the destination made up when it recorded this, and the source then learned; see `healing.is_known`."""
         return str(self.detail.get("ticket", ""))
@@ -321,7 +329,7 @@ class Journal:
         ended = [each for each in reversed(self.all(name)) if each.ended and each.lxcpath == lxcpath]
         succeeded = next((each.id for each in ended if each.state is State.FINISHED), "")
         for migration in ended[KEPT:]:
-            if migration.id != succeeded and not migration.owes and not migration.detail.get("kept"):
+            if migration.id != succeeded and not migration.may_be_asked_for and not migration.detail.get("kept"):
                 self.forget(migration)
 
     def by_id(self, id: str, role: Role) -> Migration | None:

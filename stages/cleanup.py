@@ -70,15 +70,20 @@ def run(args: argparse.Namespace) -> Result:
             _clean_leftovers(cleaner, journal, lxcpath)
             free = btrfs.free_bytes(lxcpath)
         if args.forget and not args.dry_run:
-            for migration in journal.all(args.name):
-                if migration.ended and not migration.owes and not bases.paths(migration):
-                    journal.forget(migration)
+            forget(journal, args.name)
     cleaner.measure(lxcpath)
     verb = "Would remove" if args.dry_run else "Removed"
     sizes = {path: f" ({size(bytes_)})" for path, bytes_ in cleaner.sizes.items()}
     text = "\n".join(f"{verb} {path}{sizes.get(path, '')}" for path in cleaner.removed) or "There is nothing to remove."
     return Result({"removed": cleaner.removed, "dry_run": args.dry_run, "free_bytes": free, "sizes": cleaner.sizes},
                   f"{text}\n{size(free)} are free in {lxcpath}.")
+
+
+def forget(journal: Journal, name: str | None) -> None:
+    """All that has ended, of one container or of all, but what somebody may still ask for."""
+    for migration in journal.all(name):
+        if migration.ended and not migration.may_be_asked_for and not bases.paths(migration):
+            journal.forget(migration)
 
 
 def clean_container(cleaner: Cleaner, journal: Journal, name: str, lxcpath: Path, *, keep_copy: bool) -> None:

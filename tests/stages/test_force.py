@@ -30,7 +30,7 @@ from migrator.journal import Journal, Migration
 from migrator.layout import locked
 from migrator.service import Service
 from migrator.states import Event, Owner, Role, State
-from stages import ask_source, finish, force, rollback
+from stages import ask_source, cleanup, finish, force, rollback
 from tests.stages.test_heal import journal, offered, owned  # noqa: F401 -- a fixture
 from tunnel.errors import DocumentedError, NoPath, PeerAbsent, PeerRefuses, PeerSilent, RendezvousUnavailable
 
@@ -207,3 +207,41 @@ def test_what_does_not_run_here_is_not_finished(journal: Journal) -> None:
     with pytest.raises(OutOfOrder, match="does not run here"):
         force.finish_alone(migration, migration.id, lambda: pytest.fail("it is asked"))
     assert migration.state is State.OWNED and finish.NAME == "finish"
+
+
+def moved_25_times(journal: Journal, after: Migration) -> None:
+    for number in range(25):
+        later = journal.create(id=f"{number:08x}", role=Role.SOURCE, name="web", lxcpath=after.lxcpath,
+                               peer="root@hostc", event=Event.SEND, rounds=[])
+        later.move(Event.ROLL_BACK)
+        later.move(Event.ROLLED_BACK)
+
+
+@pytest.mark.parametrize("how", ["cleanup --forget", "25 later ones"])
+def test_what_ended_without_its_source_is_remembered_until_that_has_ended_its_copy(journal: Journal, how: str) -> None:
+    """It may come back, with its copy frozen or gone, and ask: who then has forgotten lets it run a second one."""
+    migration = restored(journal)
+
+    def ask() -> State | None:
+        raise SILENT[0]
+
+    force.finish_alone(migration, migration.id, ask)
+    succeeded = journal.create(id="feedface", role=Role.DESTINATION, name="web", lxcpath=migration.lxcpath,
+                               peer="hosta", event=Event.RECEIVE, rounds=[])  # which alone keeps what succeeded before
+    with journal.transaction() as db:
+        db.execute("UPDATE migrations SET state = 'finished' WHERE id = ?", (succeeded.id,))
+
+    def forget() -> None:
+        if how == "cleanup --forget":
+            cleanup.forget(journal, None)
+        else:
+            moved_25_times(journal, migration)
+
+    forget()
+    assert journal.by_id(migration.id, Role.DESTINATION)
+    finish.end_here(migration)  # the source has come back
+    for each in journal.all():
+        if each.role is Role.SOURCE:
+            journal.forget(each)
+    forget()
+    assert journal.by_id(migration.id, Role.DESTINATION) is None
