@@ -298,7 +298,7 @@ class Journal:
     def create(
         self, *, id: str, role: Role, name: str, lxcpath: Path, peer: str, event: Event, **detail: Any
     ) -> Migration:
-        """A new migration, in the state that `event` leads to from nothing."""
+        """A new migration, in the state that `event` leads to from nothing; recorded with its event, or not at all."""
         now = time.time()
         state = states.after(role, None, event)
         with self.transaction() as db:
@@ -306,10 +306,13 @@ class Journal:
                 "INSERT INTO migrations VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (id, role, name, str(lxcpath), peer, state, states.owner(state), json.dumps(detail), now, now),
             )
-        (row,) = self.rows("SELECT * FROM migrations WHERE id = ? AND role = ?", id, role)
-        migration = Migration(self, row)
-        migration.note(str(event))
-        self._forget_old(name, lxcpath)
+            (row,) = db.execute("SELECT * FROM migrations WHERE id = ? AND role = ?", (id, role)).fetchall()
+            migration = Migration(self, row)
+            migration._insert_event(db, now, str(event), "done", {"state": state})
+        try:
+            self._forget_old(name, lxcpath)
+        except JournalBroken as error:  # the next one does it
+            log.warning(f"What has ended long ago could not be forgotten: {error}")
         return migration
 
     def never_begin(self, *, id: str, name: str, lxcpath: Path, peer: str, caller: str) -> Migration:

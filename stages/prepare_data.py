@@ -32,14 +32,11 @@ from migrator.advice import this_host
 from migrator.cli import Result
 from migrator.errors import (
     AlreadyMigrating,
-    ConnectionLost,
     ContainerNotRunning,
-    DiskFull,
-    InternalError,
     Interrupted,
     MigratorError,
+    NotAllowed,
     OutOfOrder,
-    ProtocolError,
     UsageError,
 )
 from migrator.journal import DEFAULT_PATH, Journal, Migration
@@ -51,6 +48,7 @@ from migrator.report import size
 from migrator.service import Place, Service, keep_config
 from migrator.states import Event, Role, State, Verdict, decide
 from stages import check
+from tunnel.errors import DocumentedError
 
 NAME = "prepare-data"
 HELP = "send the disk of a running container (on the source)"
@@ -176,13 +174,32 @@ def _begin(
     )
     try:
         reply = there.call("begin", **fields)
-    except (ConnectionLost, ProtocolError, InternalError, DiskFull, Interrupted):
+    except Interrupted:
         raise  # it may have been recorded there
-    except MigratorError:
-        journal.forget(migration)
+    except MigratorError as error:
+        if isinstance(error, NotAllowed) or _has_never_heard(there, migration):
+            journal.forget(migration)
         raise
-    bases.settle(migration, reply["subvolumes"])
+    _settle_bases(migration, reply["subvolumes"])
     return migration, reply
+
+
+def _has_never_heard(there: Connection, migration: Migration) -> bool:
+    """Whether the destination, which has answered with an error, says that it has not recorded the migration."""
+    try:
+        return there.call("state", id=migration.id)["state"] is None
+    except Interrupted:
+        raise
+    except DocumentedError:
+        return False
+
+
+def _settle_bases(migration: Migration, there: list[str]) -> None:
+    """What is not of use any more is worth no migration that has begun: what resists goes with the next one."""
+    try:
+        bases.settle(migration, there)
+    except (MigratorError, OSError) as error:
+        log.warning(f"Of what earlier attempts have kept something is left: {error}")
 
 
 def unfinished(journal: Journal, name: str, lxcpath: Path, where: str) -> Migration | None:
@@ -336,7 +353,7 @@ def _recorded(service: Service, layout: Layout, fields: dict[str, Any], source_n
         one_shot=bool(fields.get("one_shot")), memory=bool(fields.get("memory", True)), caller=service.grant.caller,
         ticket=secrets.token_hex(16),
     )
-    bases.settle(migration, held)
+    _settle_bases(migration, held)
     return migration
 
 

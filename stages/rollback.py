@@ -312,6 +312,8 @@ def abandon(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
                     peer=service.grant.source(str(fields["source_host"])), caller=service.grant.caller)
                 let_go()
     if migration.never_began:
+        if not migration.ended:  # it broke off between two records
+            migration.move(Event.ABANDONED)
         return {"state": migration.state, "kept": "", "known": False, "ticket": ""}
     service.wait_behind()
     held = bases.asked(fields.get("held"))

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The source begins a migration, and the beginning breaks at any point: both hosts know of it, or neither does."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from migrator import bases
+from migrator.errors import AlreadyMigrating, JournalBroken, MigratorError, SnapshotFailed
+from migrator.journal import Journal, Migration
+from migrator.states import Event, Role, State
+from stages import prepare_data
+from tests.stages.test_answers import ID, Destination, pool, there  # noqa: F401 -- fixtures
+
+# ruff: noqa: F811 -- fixtures
+
+
+class There:
+    """The destination, which may answer with an error."""
+
+    peer_host = "hostb"
+
+    def __init__(self, destination: Destination) -> None:
+        self.destination = destination
+
+    def call(self, op: str, **fields: Any) -> Any:
+        return self.destination.ask(op, **fields)
+
+
+def begin(journal: Journal, there: Destination, pool: Path) -> tuple[Migration, dict[str, Any]]:
+    args = argparse.Namespace(destination="root@hostb", lxcpath=None)
+    fields = {"id": ID, "source_name": "web", "name": "web", "source_lxcpath": str(pool), "origin": ID,
+              "lxcpath": str(pool), "bridges": {}, "one_shot": False, "memory": True}
+    return prepare_data._begin(args, journal, None, There(there), fields)  # type: ignore[arg-type]
+
+
+def broken_settle(*_: object) -> None:
+    raise SnapshotFailed(path="/pool", reason="a file system that was made read-only")
+
+
+def test_bases_that_cannot_be_settled_stop_nothing(there: Destination, pool: Path,
+                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    """On either host: the attempt has been recorded there by then."""
+    monkeypatch.setattr(bases, "settle", broken_settle)
+    with Journal(pool / "source.db") as journal:
+        migration, _ = begin(journal, there, pool)
+        assert journal.by_id(ID, Role.SOURCE) and migration.state is State.PREPARING
+    assert there.state is State.RECEIVING
+
+
+def test_a_destination_whose_record_fails_has_none(there: Destination, pool: Path,
+                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    """The row is not there without the event, which are two statements."""
+    honest = Migration._insert_event
+    with monkeypatch.context() as patch:
+        def full(*_: object) -> None:
+            raise JournalBroken(path="journal.db", reason="database or disk is full")
+
+        patch.setattr(Migration, "_insert_event", full)
+        with pytest.raises(JournalBroken):
+            there.ask("begin")
+    assert there.state is None and Migration._insert_event is honest
+    there.ask("begin", id="00000001")
+
+
+@pytest.mark.parametrize(("error", "there_too", "remembered"), [
+    (AlreadyMigrating(name="web", peer="hosta", id="00000001", next=""), False, False),  # it refuses at once
+    (JournalBroken(path="journal.db", reason="full"), True, True),
+    (MigratorError(reason="anything that came after the record"), True, True),
+])
+def test_the_source_forgets_only_what_the_destination_has_not_recorded(
+    there: Destination, pool: Path, monkeypatch: pytest.MonkeyPatch, error: MigratorError, there_too: bool,
+    remembered: bool,
+) -> None:
+    def call(self: There, op: str, **fields: Any) -> Any:
+        if op == "begin":
+            if there_too:
+                self.destination.ask(op, **fields)
+            raise error
+        return self.destination.ask(op, **fields)
+
+    monkeypatch.setattr(There, "call", call)
+    with Journal(pool / "source.db") as journal:
+        with pytest.raises(type(error)):
+            begin(journal, there, pool)
+        assert bool(journal.by_id(ID, Role.SOURCE)) is remembered
+
+
+def test_what_a_destination_does_not_tell_is_remembered(there: Destination, pool: Path,
+                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    def call(*_: object, **__: object) -> Any:
+        raise AlreadyMigrating(name="web", peer="hosta", id="00000001", next="") if _[1] == "begin" else MigratorError(
+            reason="no answer")
+
+    monkeypatch.setattr(There, "call", call)
+    with Journal(pool / "source.db") as journal:
+        with pytest.raises(AlreadyMigrating):
+            begin(journal, there, pool)
+        assert journal.by_id(ID, Role.SOURCE)
+
+
+def test_an_event_stands_beside_the_first_record(tmp_path: Path) -> None:
+    with Journal(tmp_path / "journal.db") as journal:
+        made = journal.create(id=ID, role=Role.SOURCE, name="web", lxcpath=tmp_path, peer="hostb", event=Event.SEND)
+        assert [(each.step, each.phase) for each in made.events()] == [("send", "done")]
