@@ -194,7 +194,8 @@ class Drive:
         left = self._frozen_left()
         if left is None or left <= 0:
             raise DowntimeExceeded(name=self._of.name, seconds=f"{self.args.max_downtime:g}")
-        done = there.call_within(left + offer.ANSWER_LIMIT, "restore", id=self._of.id, limit=left)
+        done = there.call_and_go("restore", first=offer.ANSWER_LIMIT, then=left + offer.ANSWER_LIMIT, id=self._of.id,
+                                 limit=left)
         self._runs_there(done["running_for"])
 
     def _runs_there(self, seconds: object) -> None:

@@ -50,12 +50,16 @@ def make(migration: Migration, there: Connection, *, restore_within: float | Non
     """Ask the destination to take the token; safe to repeat. When it says no, the container is thawed.
 
     With `restore_within` it also lets the container run, in so many seconds, before it answers: one message instead of
-    two, and of a question for its state between them, while the container stands still. Returns what it says.
+    two, and of a question for its state between them, while the container stands still. It prepares that while it hears
+    that this host still waits for it, and never does it unheard. Returns what it says.
     """
-    asked: dict[str, Any] = {} if restore_within is None else {"restore_within": restore_within}
+    asked = {**named(migration), "dad": migration.detail.get("dad", {})}
     try:
-        answer = there.call_within((restore_within or 0.0) + ANSWER_LIMIT, "own", **named(migration),
-                                   dad=migration.detail.get("dad", {}), **asked)
+        if restore_within is None:
+            answer = there.call_within(ANSWER_LIMIT, "own", **asked)
+        else:
+            answer = there.call_and_go("own", first=ANSWER_LIMIT, then=restore_within + ANSWER_LIMIT, **asked,
+                                       restore_within=restore_within)
     except DumpRefused as error:
         migration.move(Event.REFUSED)
         give_up(migration, there, error)

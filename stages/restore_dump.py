@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,10 @@ from migrator import (
 from migrator.advice import this_host
 from migrator.cli import Result
 from migrator.errors import (
+    ConnectionLost,
     DowntimeExceeded,
     OutOfOrder,
+    ProtocolError,
     RestoreFailed,
     SourceStillFrozen,
     as_ours,
@@ -43,6 +46,7 @@ from migrator.errors import (
 )
 from migrator.journal import DEFAULT_PATH, Journal, Migration
 from migrator.layout import Layout, locked
+from migrator.protocol import Leave, Takeover
 from migrator.service import Service
 from migrator.states import Event, State, Verdict, decide
 from stages import ask_source, settling
@@ -99,8 +103,10 @@ def take_offered(migration: Migration) -> None:
 class Restore:
     """One restore-dump: its steps in their order, and the way back."""
 
-    def __init__(self, migration: Migration, limit: float, service: Service | None = None) -> None:
+    def __init__(self, migration: Migration, limit: float, service: Service | None = None,
+                 leave: Callable[[], object] = lambda: None) -> None:
         self.migration = migration
+        self.leave = leave  # returns once the container may be let run, or raises
         self.end = time.monotonic() + limit
         self.limit = limit
         # What one and the same process has received and checked is not received and checked again.
@@ -138,6 +144,7 @@ class Restore:
         try:
             images = self._images() if self.migration.memory else None
             prepared = self._apply(images)
+            self.leave()
             pid = self._restore(images, prepared) if images and prepared else self._start()
         except BaseException as error:
             self._undo(error)
@@ -244,8 +251,12 @@ class Restore:
 # --- for a source that does all at once -----------------------------------------------------------------------
 
 
-def restore_for_source(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
-    """restore-dump over the source's own connection; `running_for` are the seconds since the container runs here."""
+def restore_for_source(service: Service, fields: dict[str, Any],
+                       leave: Callable[[], object] = lambda: None) -> dict[str, Any]:
+    """restore-dump over the source's own connection; `running_for` are the seconds since the container runs here.
+
+    `leave` is called when all is ready, and raises where the container must not be let run.
+    """
     migration = service.migration(fields)
     if migration.state is State.RESTORING:
         settling.settle(migration)
@@ -256,11 +267,30 @@ def restore_for_source(service: Service, fields: dict[str, Any]) -> dict[str, An
         limit = min(max(float(fields["limit"]), 0.0), 1e6)
         take_offered(migration)
         try:
-            Restore(migration, limit, service).run(wait=False)
+            Restore(migration, limit, service, leave).run(wait=False)
         except SourceStillFrozen as error:  # what that means the source says itself
             raise error.cause from error
     restored_at = float(migration.detail["restored_at"])
     return {"state": migration.state, "restored_at": restored_at, "running_for": time.time() - restored_at}
 
 
-HANDLERS = {"restore": restore_for_source}
+def with_leave(service: Service, fields: dict[str, Any], leave: Leave) -> dict[str, Any]:
+    """As `restore_for_source`, for a source that must say that it still waits for it."""
+    try:
+        done = restore_for_source(service, fields, leave.wait)
+    except (ConnectionLost, ProtocolError):
+        raise
+    except Exception:
+        leave.wait()  # it is read before the next request
+        raise
+    leave.wait()
+    return done
+
+
+def restore_over(service: Service, fields: dict[str, Any]) -> Takeover:
+    """restore-dump over the source's own connection; the first answer is only there to be answered."""
+    state = service.migration(fields).state
+    return Takeover({"state": state}, lambda connection: with_leave(service, fields, Leave(connection)))
+
+
+HANDLERS = {"restore": restore_over}

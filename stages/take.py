@@ -13,6 +13,7 @@ from migrator import advice, btrfs, clock, criu, identity, names, spool
 from migrator.errors import DumpRefused, OutOfOrder, UsageError
 from migrator.journal import Migration
 from migrator.layout import Layout
+from migrator.protocol import Leave, Takeover
 from migrator.service import Service
 from migrator.states import Event, State
 from stages import restore_dump
@@ -56,14 +57,15 @@ def dump_drop(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     return {"state": migration.state}
 
 
-def own(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
+def own(service: Service, fields: dict[str, Any]) -> dict[str, Any] | Takeover:
     """Take the token over: from the moment this is recorded, only this host may let the container run.
 
     Only DumpRefused lets the source thaw, and it is the last word on that dump: it is recorded before it is said, so
     that the same offer, should it arrive once more and late, is refused again.
 
-    With `restore_within`, in seconds, what that allows is done at once: the answer is that of `restore`. An error from
-    there comes after the token was taken.
+    With `restore_within`, in seconds, what that allows is done at once: a second answer is that of `restore`. The last
+    step waits until the source has said, after the first answer, that it still waits for this very request: one that
+    has lain in a pipe, as where this host stood still as a whole, finds a source that may run the container again.
     """
     migration, number = service.migration(fields), int(fields["attempt"])
     latest = attempt(migration)
@@ -80,7 +82,9 @@ def own(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
                 _close(service, migration)
             raise
     if "restore_within" in fields:
-        return restore_dump.restore_for_source(service, {"id": migration.id, "limit": fields["restore_within"]})
+        asked = {"id": migration.id, "limit": fields["restore_within"]}
+        return Takeover({"state": migration.state},
+                        lambda connection: restore_dump.with_leave(service, asked, Leave(connection)))
     return {"state": migration.state}
 
 

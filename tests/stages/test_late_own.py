@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""An offer with which the container is to be let run at once, over a connection whose other end may have given up."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import pytest
+
+from migrator.errors import ConnectionLost, MigratorError, ProtocolError, RestoreFailed
+from migrator.frames import Frame, Kind
+from migrator.protocol import Connection, Handler, Leave, Takeover
+from migrator.states import State
+from stages import restore_dump, serve
+from tests.migrator.wire import connected
+from tests.stages.test_answers import ID, Destination, arrives, at_the_dump, pool, there
+
+__all__ = ["pool", "there"]
+
+
+class Restore:
+    """In the place of restore_dump's: a restore that is prepared, and lets run once it has leave."""
+
+    did: list[str]
+
+    def __init__(self, migration: Any, limit: float, service: Any, leave: Any) -> None:
+        self.migration, self.leave = migration, leave
+
+    def run(self, *, wait: bool) -> None:
+        self.did.append("prepared")
+        self.leave()
+        self.did.append("let run")
+        self.migration.note("restored", restored_at=0.0)
+
+
+@pytest.fixture
+def did(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.setattr(restore_dump, "Restore", Restore)
+    monkeypatch.setattr(Restore, "did", [], raising=False)
+    return Restore.did
+
+
+def offer(there: Destination) -> dict[str, Any]:
+    at_the_dump(there)
+    arrives(there)
+    return {"id": ID, "attempt": 1, "dad": {}, "restore_within": 60.0}
+
+
+class Silent(Connection):
+    """The destination's end, over which the source says what it is given."""
+
+    def __init__(self, said: list[Kind]) -> None:
+        self.said, self.timeout = said, 1.0
+
+    def receive(self, room: Any = None, *, within: float | None = None) -> Any:
+        assert within is not None, "it does not wait for ever"
+        if not self.said:
+            raise ConnectionLost(destination="hosta", reason="there was no sign of life for 1 seconds")
+        return Frame(self.said.pop(0), 0, memoryview(b""))
+
+
+def take(there: Destination, said: list[Kind]) -> Any:
+    """What comes of an offer when the source says this after the first answer."""
+    taken = serve.handlers(there.service)["own"](offer(there))
+    assert isinstance(taken, Takeover), "it restores without asking"
+    assert taken.reply == {"state": State.OWNED} and there.state is State.OWNED, "on disk before it is said"
+    return taken.run(Silent(said))
+
+
+def test_a_source_that_waits_has_it_run(there: Destination, did: list[str]) -> None:
+    assert take(there, [Kind.GO])["state"] == State.OWNED
+    assert did == ["prepared", "let run"]
+
+
+def test_a_late_offer_lets_nothing_run(there: Destination, did: list[str]) -> None:
+    with pytest.raises(ConnectionLost):
+        take(there, [])
+    assert did == ["prepared"] and there.state is State.OWNED
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_late_request_to_restore_neither(there: Destination, did: list[str], waits: bool) -> None:
+    serve.handlers(there.service)["own"]({key: value for key, value in offer(there).items() if key != "restore_within"})
+    asked = serve.handlers(there.service)["restore"]({"id": ID, "limit": 60.0})
+    assert isinstance(asked, Takeover), "it restores without asking"
+    with contextlib.nullcontext() if waits else pytest.raises(ConnectionLost):
+        asked.run(Silent([Kind.GO] if waits else []))
+    assert did == ["prepared", *(["let run"] if waits else [])]
+
+
+def test_anything_else_is_no_leave(there: Destination, did: list[str]) -> None:
+    with pytest.raises(ProtocolError, match="REQUEST"):
+        take(there, [Kind.REQUEST])
+    assert did == ["prepared"]
+
+
+def test_both_ends(did: list[str]) -> None:
+    """The word is read also where the restore fails, so that the next request is understood."""
+    def own(fields: dict[str, Any]) -> Takeover:
+        def fails(_service: object, _asked: object, _leave: object) -> dict[str, Any]:
+            raise RestoreFailed(name="web", reason="CRIU says no", log="x")
+
+        def run(connection: Connection) -> dict[str, Any]:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(restore_dump, "restore_for_source", fails)
+                return restore_dump.with_leave(None, {}, Leave(connection))  # type: ignore[arg-type]
+
+        return Takeover({"state": "owned"}, run)
+
+    handlers: dict[str, Handler] = {"own": own, "state": lambda _: {"state": "owned"}}
+    with connected(handlers) as (connection, _):
+        with pytest.raises(RestoreFailed):
+            connection.call_and_go("own", first=60, then=60)
+        assert connection.call("state") == {"state": "owned"}
+
+
+def test_who_has_given_up_says_nothing() -> None:
+    said: list[str] = []
+
+    def own(_: dict[str, Any]) -> Takeover:
+        def run(connection: Connection) -> dict[str, Any]:
+            with contextlib.suppress(MigratorError):
+                Leave(connection).wait()
+                said.append("go")
+            raise ConnectionLost(destination="hosta", reason="gone")
+
+        return Takeover({"state": "owned"}, run)
+
+    with connected({"own": own}) as (connection, _):
+        connection.request("own", {})
+        connection.close()
+    assert said == []
