@@ -236,7 +236,7 @@ def test_bridges_are_mapped_and_includes_travel_along(rig: Rig, clean_hosts: Cle
         rig.migrator("hosta", "create-dump", "c1", "-d", "root@hostb").expect(0)
         rig.migrator("hostb", "restore-dump", "c1").expect(0)
         rig.migrator("hosta", "finish", "c1").expect(0)
-        assert "only-here.conf" in rig.sh("hostb", "ls /pool/c1/migrator-include")
+        assert "only-here.conf" in rig.sh("hostb", "ls /pool/c1/migrator-include/*")
         assert rig.probe("hostb", "c1")["intact"]
         rig.reaches("client", "10.0.3.110")
     finally:
