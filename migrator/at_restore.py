@@ -65,10 +65,10 @@ def main(images: str, mark: str, stage: str) -> None:
             sys.exit(f"{what}: {error}")
 
 
-def reason(images: Path) -> str:
-    """Why a restore from this folder was given up here, "" when it was not."""
+def reason(folder: Path) -> str:
+    """Why a restore was given up here, "" when it was not."""
     try:
-        return (images / REASON).read_text(errors="replace")[:2000]
+        return (folder / REASON).read_text(errors="replace")[:2000]
     except OSError:
         return ""
 

@@ -71,9 +71,10 @@ def prepare(container: Container, layout: Layout, images: Path) -> Prepared:
     path = str(container.config_file)
     text = container_config.unfenced(config_reader.read_file(path))
     config, settings = config_facts.parse(text, path), config_reader.read(path, text).settings
-    links = veths.planned(config.nets, layout.id) if veths.possible(_kernel()) else []
+    links = _links(config, layout)
     veths.remove(layout.id)
     layout.spool.mkdir(mode=0o700, exist_ok=True)
+    (images / at_restore.REASON).unlink(missing_ok=True)
     try:
         ttys = terminals.recorded(_read(images / terminals.RECORD), lambda id_: _mapped(config, id_))
         root = images / "root"
@@ -109,10 +110,18 @@ def restore(container: Container, layout: Layout, images: Path, prepared: Prepar
     except CommandFailed as error:
         reason = at_restore.reason(images) or criu.reason(images / "restore.log") or error.fields["output"]
         raise RestoreFailed(name=container.name, reason=reason, log=images / "restore.log") from error
+
+
+def complete(container: Container, layout: Layout) -> None:
+    """What is done once the container runs; safe to repeat."""
     try:
-        veths.route(prepared.links)
+        veths.route(_links(config_facts.read(container.config_file), layout))
     except CommandFailed as error:
         log.warning(f"{container.name} runs, but a route of this host to it is missing: {error}")
+
+
+def _links(config: config_facts.Config, layout: Layout) -> list[veths.Veth]:
+    return veths.planned(config.nets, layout.id) if veths.possible(_kernel()) else []
 
 
 def _mapped(config: config_facts.Config, id_: int) -> bool:

@@ -153,6 +153,8 @@ class Restore:
         network.bring_back_dad(pid, self.migration.detail["dad"])
         settling.record(self.migration, restored_at)
         container_config.unfence(self.layout.container, self.migration.id)
+        if self.migration.memory:
+            restore.complete(self.container, self.layout)
         self._tidy()
         if wait:
             announcing.join()

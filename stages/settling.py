@@ -24,6 +24,7 @@ from migrator import (
     lxc,
     network,
     no_memory,
+    restore,
     veths,
 )
 from migrator.errors import JournalBroken, MigratorError
@@ -50,6 +51,8 @@ def settle(migration: Migration, *, start: bool = True) -> None:
         log.warning(f"An earlier restore of {migration.name} was killed after it had succeeded")
         record(migration, time.time())
         container_config.unfence(layout.container, migration.id)
+        if migration.memory:
+            restore.complete(container, layout)
         network.bring_back_dad(container.init_pid, migration.detail["dad"])
         network.announce(container.init_pid).join()
     elif ours and let_run.was(let_run.mark(layout.spool)) and layout.is_own_rootfs():
