@@ -27,7 +27,7 @@ IDS = define("ids-not-mapped", ERROR, """The destination is itself in a user nam
     ids do not exist.""")
 SUBIDS = define("subids-missing", WARNING, """LXC starts a container with lxc.idmap only if root may use these ids
     (/etc/subuid, /etc/subgid): the restored one runs, but could not be started again.""")
-HOOKS = define("hooks", INFO, "Hooks run when a container starts or stops, not when it is restored.", memory_only=True)
+HOOKS = define("hooks", INFO, "Hooks of a start are not run when a container is restored.", memory_only=True)
 HOOK_MISSING = define("hook-missing", WARNING, """A hook that the destination lacks keeps the container from starting
     again.""")
 SECCOMP_FILE = define("seccomp-profile-missing", WARNING, """The restored container keeps its filters, but could not be
@@ -90,7 +90,7 @@ def hooks(case: Case) -> Iterator[Finding]:
             severity = case.hinders_start if key in START_HOOKS else None
             yield HOOK_MISSING.found(f"{there.name} has no {program} ({key}).", f"Copy it to {there.name}.",
                                      severity=severity)
-        else:
+        elif key in (*START_HOOKS, "lxc.hook.start"):
             yield HOOKS.found(f"{key} = {command[:200]} will not run at the restore.",
                               "Run what it does by hand, if the container needs it.")
 

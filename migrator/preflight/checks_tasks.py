@@ -83,8 +83,6 @@ INCOMPLETE = define("facts-incomplete", WARNING, "There were more processes or d
     memory_only=True)
 SYSTEMD = define("systemd-guest", WARNING, """systemd uses what CRIU cannot dump unless told not to: nested
     namespaces, BPF programs, watches on symbolic links.""", memory_only=True)
-EMPTY_CGROUPS = define("empty-cgroup", WARNING, """CRIU restores cgroups that have processes in them; a manager such as
-    systemd misses the empty ones.""", memory_only=True)
 CHROOT = define("root-not-mount-root", ERROR, """The container's first process has another root folder than its mount
     namespace, which CRIU refuses ("The root task has another root than mntns").""", memory_only=True)
 
@@ -226,9 +224,6 @@ def guests(case: Case) -> Iterator[Finding]:
     if case.container.init_name == "systemd":
         yield SYSTEMD.found(f"The first process of {case.container.name} is systemd.",
                             f"For fewer errors like those that this check names, type in the container: {DROP_IN}")
-    if case.container.empty_cgroups:
-        yield EMPTY_CGROUPS.found(f"{case.container.name} has {case.container.empty_cgroups} empty cgroups.",
-                                  "Remove those that nobody needs: rmdir below the container's /sys/fs/cgroup.")
 
 
 CHECKS: tuple[Check, ...] = (origin, files, namespaces, descriptors, watches, guests)

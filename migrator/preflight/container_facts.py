@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from migrator import config_reader, consent, log
+from migrator import cgroups, config_reader, consent, log
 from migrator.container_config import unfenced
 from migrator.preflight import apparmor_facts, config_facts, mount_facts, net_facts, task_facts
 from migrator.preflight.apparmor_facts import AppArmor
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from migrator.lxc import Container
 
 WALK_LIMIT = 20.0  # seconds for adding up the root file system's size
-CGROUPS_MAX = 5_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +55,6 @@ class ContainerFacts:
     apparmor: AppArmor = dataclasses.field(default_factory=AppArmor)
     reaches: tuple[str, ...] = ()  # lines of its configuration that reach out of it, wherever it is
     included: tuple[str, ...] = ()  # what its configuration includes of the host's own files
-    empty_cgroups: int = 0  # folders below the container's cgroup without any process
 
 
 def gather(container: Container, *, full: bool = True) -> ContainerFacts:
@@ -86,8 +84,7 @@ def _own_text(container: Container) -> str:
 
 
 def _running(facts: ContainerFacts, init: int, cgroup: Path) -> ContainerFacts:
-    members, empty = look_at_cgroup(cgroup)
-    tasks = task_facts.gather(init, members)
+    tasks = task_facts.gather(init, [pid for pid in cgroups.processes(str(cgroup)) if pid > 0])
     return dataclasses.replace(
         facts, init_pid=init, init_name=read_text(f"/proc/{init}/comm").strip(),
         init_root=link(f"/proc/{init}/root") or "/", tasks=tasks,
@@ -96,23 +93,9 @@ def _running(facts: ContainerFacts, init: int, cgroup: Path) -> ContainerFacts:
             parse_mountinfo(read_text(f"/proc/{init}/mountinfo")), parse_mountinfo(read_text("/proc/self/mountinfo")),
             [entry.target for entry in facts.config.mounts if entry.bind],
         ),
-        interfaces=net_facts.interfaces(init), empty_cgroups=empty,
+        interfaces=net_facts.interfaces(init),
         apparmor=apparmor_facts.gather(init, Path(facts.lxcpath) / facts.name),
     )
-
-
-def look_at_cgroup(folder: Path) -> tuple[list[int], int]:
-    """The processes in and below a cgroup, and how many cgroups below it have none."""
-    found: list[int] = []
-    empty = 0
-    for count, (path, folders, files) in enumerate(os.walk(folder)):
-        if count >= CGROUPS_MAX:
-            break
-        here = [int(pid) for pid in read_text(f"{path}/cgroup.procs").split()] if "cgroup.procs" in files else []
-        found += here
-        # lxc-attach leaves .lxc behind, which nobody misses
-        empty += not here and not folders and path not in (str(folder), f"{folder}/.lxc")
-    return [pid for pid in found if pid > 0], empty
 
 
 def memory_of(stat: str) -> int:

@@ -19,16 +19,6 @@ def test_memory() -> None:
     assert container_facts.memory_of("") == 0
 
 
-def test_cgroup(tmp_path: Path) -> None:
-    cgroups = {".": "1\n", "init.scope": "5\n0\n", "a.slice": "", "a.slice/b": "7\n", "c.slice": "", ".lxc": ""}
-    for name, text in cgroups.items():
-        (tmp_path / name).mkdir(exist_ok=True)
-        (tmp_path / name / "cgroup.procs").write_text(text)
-    pids, empty = container_facts.look_at_cgroup(tmp_path)
-    assert sorted(pids) == [1, 5, 7]
-    assert empty == 1  # c.slice; a.slice has one inside, .lxc does not count
-
-
 def test_used_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "file").write_bytes(os.urandom(100_000))

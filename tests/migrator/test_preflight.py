@@ -237,7 +237,6 @@ FOUND: list[tuple[str, Severity, Change, str]] = [
     ("inotify-deleted", ERROR, task("watch-hidden", "/tmp/x"), "hidden"),
     ("inotify-unknown", WARNING, task("watch-unknown", "inode 5 of device 0:9"), "inode 5"),
     ("systemd-guest", WARNING, Change(container={"init_name": "systemd"}), "systemd"),
-    ("empty-cgroup", WARNING, Change(container={"empty_cgroups": 3}), "3 empty"),
     # mounts
     ("mount-unsupported", ERROR, Change(container={"mounts": (ROOT, Mount("/m", "nfs4", "unsupported"))}), "nfs4"),
     ("mount-unreachable", ERROR, Change(container={"mounts": (ROOT, Mount("/m", "ext4", "unreachable"))}), "/m"),
@@ -317,6 +316,7 @@ NOT_FOUND: list[tuple[str, Change]] = [
     # Nothing is known of what was not answered; that such a thing is there at all has its own finding.
     ("mount-source-missing", Change(container={"mounts": BOUND, "config.mounts": BIND}, destination=WARY)),
     ("hook-missing", Change(container={"config.hooks": (("lxc.hook.post-stop", "/bin/x -y"),)}, destination=WARY)),
+    ("hooks", Change(container={"config.hooks": (("lxc.hook.clone", "true"), ("lxc.hook.post-stop", "true"))})),
     ("seccomp-profile-missing", Change(container={"config.seccomp": "/srv/s"}, destination=WARY)),
     ("criu-too-old", Change(destination={"criu.version": "4.0", "kernel": "6.1"})),
     ("criu-too-old-for-kernel", Change(source={"criu.version": "4.1", "kernel": "6.15.9"})),

@@ -350,7 +350,7 @@ CONFIGURED: dict[str, tuple[list[str], dict[str, str]]] = {
     "tmpfs": (["lxc.mount.entry = tmpfs tmp tmpfs rw,create=dir"], {}),
     "ttys": (["lxc.tty.max = 2"], {}),
     "apparmor": (["lxc.apparmor.profile = generated"], {}),  # nothing is confined without AppArmor
-    "hook": (["lxc.hook.post-stop = /bin/true"], {"hooks": "info"}),
+    "hook": (["lxc.hook.pre-start = /bin/true"], {"hooks": "info"}),
     "limit": (["lxc.cgroup2.pids.max = 100"], {"cgroup-controller-missing": "warning"}),
 }
 
