@@ -15,7 +15,7 @@ from migrator import cgroup_limits, cgroups, let_run, mount_flags
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # not at run time: each takes longer to import than what is done here takes to do
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
 STAGE = "post-restore"  # the last in which a failure undoes everything: all tasks are there, the network is locked
@@ -29,13 +29,17 @@ REASON = "at-restore.error"  # in the images folder: why it failed
 _START = "import sys; sys.path.insert(0, sys.argv[1]); from migrator import at_restore; at_restore.main(*sys.argv[2:])"
 
 
-def script(images: str, mark: str) -> str:
-    """The script that CRIU is given for a restore from the folder `images`; `mark` is a path, see `let_run`."""
+def script(images: str, mark: str, commands: Iterable[Iterable[str]] = ()) -> str:
+    """The script that CRIU is given for a restore from the folder `images`; `mark` is a path, see `let_run`.
+
+    `commands` are the host's, for which the container has to be on its bridges, with its network still locked.
+    """
     import shlex
 
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     command = shlex.join([sys.executable, "-I", "-S", "-c", _START, root, images, mark])
     # CRIU starts it for every stage; a shell says that there is nothing to do sooner than Python.
+    musts = "".join(f"\n    must {shlex.join(words)}" for words in commands)
     controllers = shlex.quote(os.path.join(images, cgroup_limits.CONTROLLERS))
     return f"""#!/bin/sh
 case $CRTOOLS_SCRIPT_ACTION in
@@ -43,6 +47,14 @@ case $CRTOOLS_SCRIPT_ACTION in
     {STAGE}) ;;
     *) exit 0 ;;
 esac
+must() {{
+    said=$("$@" 2>&1 </dev/null) && return
+    echo "$*: $said" >{shlex.quote(os.path.join(images, REASON))}
+    exit 1
+}}
+if [ "$CRTOOLS_SCRIPT_ACTION" = {STAGE} ]; then
+    :{musts}
+fi
 exec {command} "$CRTOOLS_SCRIPT_ACTION"
 """
 

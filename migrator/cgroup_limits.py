@@ -13,6 +13,7 @@ finds the kernel's own value the configuration's holds: it may be that an earlie
 
 from __future__ import annotations
 
+import errno
 import os
 
 from migrator import cgroups
@@ -95,13 +96,17 @@ def plan(limits: Iterable[tuple[str, str]]) -> str:
 def enable(top: str, recorded: str, root: str = cgroups.TOP) -> None:
     """Enable in the cgroup `top` and below the controllers that a record has; raises OSError, ValueError.
 
-    CRIU does so when it has opened all files already, and fails on the memory.events that a systemd watches.
+    CRIU does so when it has opened all files already, and fails on the memory.events that a systemd watches. What
+    cannot be enabled yet, since a task is in the way, is left to it.
     """
     for value, below in _lines(recorded):
         folder = _within(top, below)
         if os.path.isdir(folder):  # CRIU leaves empty cgroups away
             for name in value.split():
-                _delegate(f"{folder}/any", name, root)
+                try:
+                    _delegate(f"{folder}/any", name, root)
+                except BlockingIOError:
+                    return
 
 
 def apply(top: str, planned: str, recorded: str, root: str = cgroups.TOP) -> None:
@@ -221,7 +226,8 @@ def _delegate(folder: str, controller: str, root: str) -> None:
             try:
                 _write(f"{above}/{_SUBTREE}", f"+{controller}")
             except OSError as error:
-                raise OSError(f"{controller} cannot be enabled in {above}: {error.strerror}") from None
+                kind = BlockingIOError if error.errno == errno.EBUSY else OSError
+                raise kind(f"{controller} cannot be enabled in {above}: {error.strerror}") from None
 
 
 def _killed(top: str) -> str:

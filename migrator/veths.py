@@ -14,8 +14,9 @@ from __future__ import annotations
 import dataclasses
 import re
 import secrets
+import shlex
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from migrator.preflight.config_facts import Net
@@ -39,6 +40,9 @@ class Veth:
     bridge: str  # which CRIU plugs it into in the end; "" for none
     mtu: int  # 0: that of the bridge
     routes: tuple[str, ...] = ()
+    vlan: str = ""  # of the bridge's port, see `Net`
+    tagged: tuple[str, ...] = ()
+    script: str = ""  # lxc.net.N.script.up
 
     @property
     def external(self) -> str:
@@ -63,7 +67,7 @@ def planned(nets: Iterable[Net], migration: str) -> list[Veth]:
         outside = net.pair or f"veth{migration}{net.index}"
         if net.type == "veth" and _NAME.fullmatch(inside) and _NAME.fullmatch(outside):
             found.append(Veth(net.index, inside, f"{_mark(migration)}{net.index}", outside, net.link, net.mtu,
-                              net.routes))
+                              net.routes, net.vlan, net.tagged, net.script))
     return found
 
 
@@ -93,6 +97,43 @@ def make(veths: Sequence[Veth]) -> None:
                 setting.write_text("1")
         else:
             run(["ip", "link", "set", veth.outside, "up"])
+
+
+def on_its_bridge(veth: Veth, name: str, version: str, setting: Callable[[str, str], str]) -> list[list[str]]:
+    """What LXC does with a veth's end at the start of the container `name`, once that is on its bridge; CRIU does not.
+
+    The VLANs of its port (setup_veth_native_bridge_vlan in liblxc's network.c), then the command in script.up
+    (run_script_argv in its utils.c), by lxc.hook.version. `setting` answers a setting of a bridge, as the kernel has
+    it. Raises ValueError where LXC would not start the container.
+    """
+    commands = []
+    if veth.vlan or veth.tagged:
+        if setting(veth.bridge, "vlan_filtering") != "1":
+            raise ValueError(f"{veth.bridge or 'no bridge'} does not tell VLANs apart, which lxc.net.{veth.number} needs")
+        default = setting(veth.bridge, "default_pvid")
+        if veth.vlan and default not in ("0", veth.vlan):
+            commands.append(["del", "vid", default])
+        if veth.vlan not in ("", "none"):
+            commands.append(["add", "vid", veth.vlan, "pvid", "untagged"])
+        commands += [["add", "vid", vlan] for vlan in veth.tagged]
+    commands = [["bridge", "vlan", verb, "dev", veth.outside, *words] for verb, *words in commands]
+    if veth.script:
+        link = ["veth", *([veth.bridge] if veth.bridge else []), veth.outside]
+        if version == "1":
+            values = {"TYPE": "up", "SECTION": "net"}
+            network = {"TYPE": "veth", "PEER": veth.outside, "PARENT": veth.bridge}
+            variables = [*(f"LXC_HOOK_{key}={value}" for key, value in values.items()),
+                         *(f"LXC_NET_{key}={value}" for key, value in network.items())]
+            commands.append(["env", *variables, "sh", "-c", f"exec {veth.script} {' '.join(link)}"])
+        else:
+            commands.append(["sh", "-c", f"exec {veth.script} {shlex.join([name, 'net', 'up'])} {' '.join(link)}"])
+    return commands
+
+
+def bridge_setting(bridge: str, name: str) -> str:
+    """A setting of a bridge of this host; "" where there is none."""
+    path = CLASS_NET / bridge / "bridge" / name
+    return path.read_text().strip() if bridge and path.exists() else ""
 
 
 def _mtu(bridge: str) -> int:

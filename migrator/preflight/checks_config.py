@@ -6,7 +6,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Iterator
 
-from migrator import consent
+from migrator import consent, restore_config
 from migrator.preflight.case import Case, Check, listed
 from migrator.preflight.config_facts import IdMap, Include
 from migrator.preflight.container_facts import ContainerFacts
@@ -17,6 +17,7 @@ ERROR, WARNING, INFO = Severity.ERROR, Severity.WARNING, Severity.INFO
 PACKAGED = "/usr/share/lxc/"  # each host's LXC brings its own
 # Those that run on the host before the container does (lxc.container.conf(5)).
 START_HOOKS = ("lxc.hook.pre-start", "lxc.hook.pre-mount", "lxc.hook.mount", "lxc.hook.autodev", "lxc.hook.start-host")
+OTHER_HOOKS = ("lxc.hook.clone", "lxc.hook.destroy")
 
 SELINUX = define("selinux-differs", ERROR, """Processes are restored with the SELinux context that they had; a kernel
     without SELinux has none, and one with another policy may not know it.""")
@@ -27,7 +28,10 @@ IDS = define("ids-not-mapped", ERROR, """The destination is itself in a user nam
     ids do not exist.""")
 SUBIDS = define("subids-missing", WARNING, """LXC starts a container with lxc.idmap only if root may use these ids
     (/etc/subuid, /etc/subgid): the restored one runs, but could not be started again.""")
-HOOKS = define("hooks", INFO, "Hooks of a start are not run when a container is restored.", memory_only=True)
+HOOKS = define("hooks", INFO, """Hooks of a start do not run when a container is restored; those of its end do run
+    in the end.""", memory_only=True)
+NET_SCRIPT = define("net-script-missing", ERROR, """The command of a network runs on the destination before the
+    container does. Where it fails LXC does not start the container, and it is not restored.""")
 HOOK_MISSING = define("hook-missing", WARNING, """A hook that the destination lacks keeps the container from starting
     again.""")
 SECCOMP_FILE = define("seccomp-profile-missing", WARNING, """The restored container keeps its filters, but could not be
@@ -46,7 +50,8 @@ CONSENT = define("consent-needed", ERROR, """Hooks run as root on the host, and 
 def needed_paths(container: ContainerFacts) -> tuple[str, ...]:
     """Files that the configuration names: hooks' programs, the seccomp profile, and what it includes of the host's."""
     config = container.config
-    paths = [_program(command) for _, command in config.hooks] + [config.seccomp, *container.included]
+    commands = [*(command for _, command in config.hooks), *(net.script for net in config.nets)]
+    paths = [_program(command) for command in commands] + [config.seccomp, *container.included]
     paths += [include.by for include in config.includes if include.by != include.path]
     return tuple(dict.fromkeys(path for path in paths if path.startswith("/")))
 
@@ -84,13 +89,18 @@ def seccomp(case: Case) -> Iterator[Finding]:
 
 def hooks(case: Case) -> Iterator[Finding]:
     there = case.destination
+    for net in case.container.config.nets:
+        program = _program(net.script)
+        if there and program.startswith("/") and program not in there.present and answered(program, there):
+            yield NET_SCRIPT.found(f"{there.name} has no {program} (lxc.net.{net.index}.script.up).",
+                                   f"Copy it to {there.name}.")
     for key, command in case.container.config.hooks:
         program = _program(command)
         if there and program.startswith("/") and program not in there.present and answered(program, there):
             severity = case.hinders_start if key in START_HOOKS else None
             yield HOOK_MISSING.found(f"{there.name} has no {program} ({key}).", f"Copy it to {there.name}.",
                                      severity=severity)
-        elif key in (*START_HOOKS, "lxc.hook.start"):
+        elif key not in restore_config.LATER_HOOKS and key not in OTHER_HOOKS:
             yield HOOKS.found(f"{key} = {command[:200]} will not run at the restore.",
                               "Run what it does by hand, if the container needs it.")
 

@@ -29,6 +29,10 @@ HOST_NETWORK = define("host-network", ERROR, """With lxc.net.0.type = none the c
     and ports: its connections cannot move without the host. Started anew there it has that host's.""")
 NET_UNTRIED = define("network-not-bridged", WARNING, """macvlan and phys interfaces are restored on the destination's
     device of that name, but only a veth on a bridge keeps its connections for certain.""", memory_only=True)
+ROUTER = define("veth-router", ERROR, """LXC sets a routed veth up at a start alone: its gateway and the routes to the
+    container's addresses would be missing on the destination, and nobody would reach it.""", memory_only=True)
+VLAN = define("bridge-without-vlans", ERROR, """lxc.net.N.veth.vlan.* sets the VLANs of the veth's port on its bridge,
+    which must tell them apart.""")
 BRIDGE = define("bridge-missing", ERROR, "The container's veth is put on a bridge, which the destination must have.")
 NOT_BRIDGE = define("not-a-bridge", ERROR, """A restored veth is put on a bridge of the kernel's own. LXC adds it to an
     Open vSwitch bridge only when it starts the container.""")
@@ -60,6 +64,9 @@ def types(case: Case) -> Iterator[Finding]:
         elif net.type not in RESTORABLE:
             yield NET_TYPE.found(f"lxc.net.{net.index}.type = {net.type or '(empty)'} of {name} cannot be restored.",
                                  f"Use lxc.net.{net.index}.type = veth with a bridge.")
+        elif net.type == "veth" and net.mode == "router":
+            yield ROUTER.found(f"lxc.net.{net.index} of {name} is routed (veth.mode = router).",
+                               "Move it with --no-memory, or use a bridge.")
         elif net.type in ("macvlan", "phys"):
             yield NET_UNTRIED.found(f"lxc.net.{net.index} of {name} is {net.type} on {net.link or 'no device'}.",
                                     f"Use lxc.net.{net.index}.type = veth with a bridge.")

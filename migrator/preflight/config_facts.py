@@ -29,6 +29,10 @@ class Net:
     addresses: tuple[str, ...] = ()  # with prefix length, as written
     mtu: int = 0  # 0: that of the link
     routes: tuple[str, ...] = ()  # of the host, to what lies behind the container (veth.ipv4.route, veth.ipv6.route)
+    mode: str = ""  # of a veth: bridge (when empty) or router
+    vlan: str = ""  # of the bridge's port, untagged; "none" for none at all; "": the bridge's own
+    tagged: tuple[str, ...] = ()
+    script: str = ""  # script.up, a command of the host's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,6 +182,8 @@ def _net(index: int, section: dict[str, list[str]]) -> Net:
         index=index, type=last("type"), link=last("link"), name=last("name"), hwaddr=last("hwaddr").lower(),
         pair=last("veth.pair"), addresses=tuple(address.split()[0] for address in addresses if address),
         mtu=_number(last("mtu")), routes=tuple(route for route in routes if route),
+        mode=last("veth.mode"), vlan=last("veth.vlan.id"),
+        tagged=tuple(vlan for vlan in section.get("veth.vlan.tagged.id", []) if vlan), script=last("script.up"),
     )
 
 

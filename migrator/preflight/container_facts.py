@@ -55,6 +55,7 @@ class ContainerFacts:
     apparmor: AppArmor = dataclasses.field(default_factory=AppArmor)
     reaches: tuple[str, ...] = ()  # lines of its configuration that reach out of it, wherever it is
     included: tuple[str, ...] = ()  # what its configuration includes of the host's own files
+    controllers: tuple[str, ...] = ()  # that its cgroup gives to those below it
 
 
 def gather(container: Container, *, full: bool = True) -> ContainerFacts:
@@ -94,6 +95,7 @@ def _running(facts: ContainerFacts, init: int, cgroup: Path) -> ContainerFacts:
             [entry.target for entry in facts.config.mounts if entry.bind],
         ),
         interfaces=net_facts.interfaces(init),
+        controllers=tuple(read_text(str(cgroup / "cgroup.subtree_control")).split()),
         apparmor=apparmor_facts.gather(init, Path(facts.lxcpath) / facts.name),
     )
 

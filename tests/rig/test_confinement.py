@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a container may use is after a move what it was before, from the first instruction on."""
+
+from __future__ import annotations
+
+from tests.rig.conftest import CleanHosts
+from tests.rig.harness import Rig, wait_for
+from tests.rig.held import instead_of
+from tests.rig.test_failures import RUNS_AGAIN, failed
+from tests.rig.test_migrate import migrate, other, runs_only_on
+
+# Beside the guest's counter: tries all the time to open a disk of the host.
+TRY = """\
+while :; do
+    if (: </disk) 2>/dev/null; then echo opened >>/opened; fi
+    echo >/tries
+    sleep 0.01
+done &
+exec /bin/sh /counter.sh /
+"""
+STOCK = ["lxc.include = /usr/share/lxc/config/common.conf", "lxc.init.cmd = /bin/sh /try.sh"]
+ALLOWED, DENIED = ("null", "zero", "full", "urandom"), ("disk", "kmsg")
+
+
+def looked(rig: Rig, host: str) -> dict[str, str]:
+    """What opening each node of the container's comes to."""
+    script = "".join(f"(: </{name}) 2>/dev/null && echo {name} yes || echo {name} no\n" for name in (*ALLOWED, *DENIED))
+    made = "mknod /made b 7 1 && echo mknod yes || echo mknod no; rm -f /made\n"
+    text = rig.sh(host, f"lxc-attach -n c1 -- /bin/busybox sh -c '{script}{made}' 2>/dev/null")
+    return dict(line.split() for line in text.splitlines())
+
+
+def tried(rig: Rig, host: str) -> None:
+    """Wait until the container has tried once more."""
+    rig.sh(host, "rm -f /pool/c1/rootfs/tries")
+    wait_for(lambda: rig.sh(host, "ls /pool/c1/rootfs/tries 2>/dev/null", check=False), "it has tried")
+
+
+def start(rig: Rig) -> None:
+    """A guest with LXC's own device rules; its disk has a node of each device."""
+    rig.guest("hosta", "c1", "tick", config=["lxc.start.auto = 0"])
+    rig.exec("hosta", "lxc-stop", "-k", "-n", "c1")
+    rig.sh("hosta", """
+        cd /pool/c1/rootfs && rm -f count log starts && cp /bin/busybox bin/ && ln -sf busybox bin/mknod
+        mknod null c 1 3; mknod zero c 1 5; mknod full c 1 7; mknod urandom c 1 9; mknod kmsg c 1 11
+        mknod disk b $(stat -c '0x%t 0x%T' "$(findmnt -no SOURCE /pool)")""")
+    rig.put("hosta", "/pool/c1/rootfs/try.sh", TRY)
+    before = rig.read("hosta", "/pool/c1/config")
+    kept = [line for line in before.splitlines() if not line.startswith("lxc.init.cmd")]
+    rig.put("hosta", "/pool/c1/config", "\n".join([*STOCK, *kept, ""]))
+    rig.exec("hosta", "lxc-start", "-n", "c1")
+    wait_for(lambda: rig.probe("hosta", "c1", quick=True)["running"], "it runs")
+
+
+def test_devices_that_are_denied(rig: Rig, clean_hosts: CleanHosts) -> None:
+    clean_hosts.allow("snapshot")
+    start(rig)
+    expected = {**dict.fromkeys(ALLOWED, "yes"), **dict.fromkeys(DENIED, "no"), "mknod": "yes"}
+    begun = rig.probe("hosta", "c1")["start"]
+    tried(rig, "hosta")
+    assert looked(rig, "hosta") == expected
+    for source in ("hosta", "hostb"):
+        there = other(source)
+        migrate(rig, "c1", source).expect(0)
+        tried(rig, there)
+        assert looked(rig, there) == expected, f"on {there}"
+        assert rig.sh(there, "ls /pool/c1/rootfs/opened 2>/dev/null", check=False) == "", "it has never opened the disk"
+        runs_only_on(rig, there, begun)
+
+
+def test_confinement_that_cannot_be_had(rig: Rig, clean_hosts: CleanHosts) -> None:
+    """Nothing runs without it: the restore fails, and the source goes on."""
+    clean_hosts.allow("snapshot")
+    rig.guest("hosta", "c1", "tick")
+    begun = rig.probe("hosta", "c1")["start"]
+    script = """#!/bin/sh
+REAL "$@" || exit
+for word; do [ ! -e "$word/cgroup-limits" ] || printf 'pids.max 50\\t.\\n' >>"$word/cgroup-limits"; done
+"""
+    with instead_of(rig, "hosta", "criu", script):
+        error = failed(migrate(rig, "c1", "hosta"), RUNS_AGAIN, "restore-failed")
+    assert "the limits of its cgroups: this host has no cgroup controller pids" in str(error["message"])
+    runs_only_on(rig, "hosta", begun)
+    migrate(rig, "c1", "hosta").expect(0)
+    runs_only_on(rig, "hostb", begun)
