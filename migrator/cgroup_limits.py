@@ -152,7 +152,7 @@ def _same_line(name: str, written: Sequence[str], read: Sequence[str]) -> bool:
     plain, found = ([word for word in words if "=" not in word] for words in (written, read))
     if name == "cpu.max":
         found = found[:len(plain)]  # the second one may be left out
-    return (len(plain) == len(found) and all(_same(name, *pair) for pair in zip(plain, found))
+    return (len(plain) == len(found) and all(_same(name, *pair) for pair in zip(plain, found, strict=True))
             and all(any(_same_pair(name, word, each) for each in read) for word in written if "=" in word))
 
 

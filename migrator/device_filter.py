@@ -102,7 +102,7 @@ def _instructions(allows_all: bool, exceptions: Iterable[Rule]) -> bytes:
         tests = [(0xBC, 1, 3, 0), (0x54, 1, 0, mask), (0x5D, 1, 3, 0)] if mask != _ALL else []
         tests += [(0x55, register, 0, value)
                   for register, value in ((2, _KINDS[kind] or -1), (4, major), (5, minor)) if value >= 0]
-        for left, (op, to, source, imm) in zip(range(len(tests), 0, -1), tests):
+        for left, (op, to, source, imm) in zip(range(len(tests), 0, -1), tests, strict=True):
             code.append(_insn(op, to, source, left + 1 if op & 7 == _JUMP else 0, imm))
         code += [_insn(0xB7, 0, imm=int(not allows_all)), _insn(0x95)]
         if not tests:  # it is about everything, and the kernel refuses what can never be reached
@@ -128,7 +128,8 @@ def attach(top: str, instructions: bytes) -> None:
     try:
         if _count(folder):
             return
-        code, license_ = ctypes.create_string_buffer(instructions, len(instructions)), ctypes.create_string_buffer(b"GPL")
+        code = ctypes.create_string_buffer(instructions, len(instructions))
+        license_ = ctypes.create_string_buffer(b"GPL")
         loaded = _bpf(_PROG_LOAD, struct.pack(
             "=IIQQIIQII16s", _TYPE_CGROUP_DEVICE, len(instructions) // 8, ctypes.addressof(code),
             ctypes.addressof(license_),

@@ -88,7 +88,8 @@ def prepare(container: Container, layout: Layout, images: Path) -> Prepared:
         version = [value for key, value in settings if key == "lxc.hook.version"][-1:]
         commands = [command for link in links for command in veths.on_its_bridge(
             link, container.name, "".join(version), veths.bridge_setting)]
-        _write(Files.of(layout).script, at_restore.script(str(images), str(let_run.mark(layout.spool)), commands), 0o700)
+        mark = str(let_run.mark(layout.spool))
+        _write(Files.of(layout).script, at_restore.script(str(images), mark, commands), 0o700)
         give_images(images, criu.image_files(images), _mapped_group(config))
         veths.make(links)
     except (CommandFailed, OSError, ValueError) as error:

@@ -109,7 +109,8 @@ def on_its_bridge(veth: Veth, name: str, version: str, setting: Callable[[str, s
     commands = []
     if veth.vlan or veth.tagged:
         if setting(veth.bridge, "vlan_filtering") != "1":
-            raise ValueError(f"{veth.bridge or 'no bridge'} does not tell VLANs apart, which lxc.net.{veth.number} needs")
+            raise ValueError(
+                f"{veth.bridge or 'no bridge'} does not tell VLANs apart, which lxc.net.{veth.number} needs")
         default = setting(veth.bridge, "default_pvid")
         if veth.vlan and default not in ("0", veth.vlan):
             commands.append(["del", "vid", default])

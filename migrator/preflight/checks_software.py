@@ -54,7 +54,8 @@ MIGRATOR = define("migrator-versions-differ", WARNING, "Both hosts must speak th
 CGROUPS = define("cgroup-not-unified", ERROR, """The container is frozen through cgroup v2, and CRIU restores its
     cgroups in one hierarchy.""")
 CONTROLLERS = define("cgroup-controller-missing", ERROR, """The container's limits hold on the destination as they did
-    here, or it does not run there: neither is it restored without a controller that they need, nor does LXC start it.""")
+    here, or it does not run there: neither is it restored without a controller that they need, nor does LXC start
+    it.""")
 NO_RESOURCE = define("no-sys-resource", ERROR, """Without CAP_SYS_RESOURCE CRIU cannot read and set the limits of
     processes that are not root's (prlimit(2)), except in a container with a user namespace of its own.""",
     memory_only=True)
@@ -273,7 +274,8 @@ def cgroups(case: Case) -> Iterator[Finding]:
     if missing:
         yield CONTROLLERS.found(
             f"{case.container.name} has limits of cgroup controllers that {there.name} lacks: {listed(missing)}.",
-            f"Boot {there.name} with cgroup_no_v1=all on the kernel's command line if it has them in cgroup v1; or remove "
+            f"Boot {there.name} with cgroup_no_v1=all on the kernel's command line if it has them in cgroup v1; or "
+            "remove "
             f"the limits, lxc.cgroup2.{missing[0]}.* or those of a manager in the container.",
         )
 

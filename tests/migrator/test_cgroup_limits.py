@@ -154,7 +154,7 @@ def test_what_holds_already_is_not_written(top: Path, root: Path, monkeypatch: p
 
 def test_a_kernel_that_takes_it_and_does_not_do_it(top: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cgroup_limits, "_write", lambda *_: None)
-    with pytest.raises(OSError, match="pids.max was set to 50 and is max"):
+    with pytest.raises(OSError, match=r"pids\.max was set to 50 and is max"):
         cgroup_limits.apply(str(top), plan("lxc.cgroup2.pids.max = 50\n"), "", str(root))
 
 
@@ -162,7 +162,7 @@ def test_a_controller_that_was_not_enabled(top: Path, root: Path) -> None:
     """LXC enables its own at the top; in a slice below nobody has."""
     (root / "cgroup.subtree_control").write_text("cpu\n")
     (top / "pids.max").unlink()
-    with pytest.raises(OSError, match="pids.max is not among what"):  # this tree makes no file when one is enabled
+    with pytest.raises(OSError, match=r"pids\.max is not among what"):  # this tree makes no file when one is enabled
         cgroup_limits.apply(str(top), plan("lxc.cgroup2.pids.max = 50\n"), "", str(root))
     assert (root / "cgroup.subtree_control").read_text().startswith("+pids")
 
@@ -191,7 +191,7 @@ def test_cgroups_that_are_not_there_have_no_limit(top: Path, root: Path) -> None
 
 def test_controllers_are_enabled_from_the_top_down(top: Path, root: Path) -> None:
     record = cgroup_limits.controllers(str(top))
-    assert [line.partition("\t")[2] for line in record.splitlines()][0] == "."
+    assert record.splitlines()[0].partition("\t")[2] == "."
     for path in root.rglob("cgroup.subtree_control"):
         path.write_text("\n")
     written: list[str] = []

@@ -91,7 +91,8 @@ def test_the_ids_of_a_container() -> None:
 
 
 @pytest.mark.parametrize("end", ["\r", "\x0b", "\x1c", "\x85", "\u2028", "\udcff"])
-def test_a_name_that_a_container_makes_is_one_name(top: Path, tmp_path_factory: pytest.TempPathFactory, end: str) -> None:
+def test_a_name_that_a_container_makes_is_one_name(top: Path, tmp_path_factory: pytest.TempPathFactory,
+                                                   end: str) -> None:
     """cgroupfs refuses a newline in a name, and nothing else: what looks like another line is none."""
     folder = top / f"x{end}{USER} {GROUP} 666 memory.max{end}{USER} {GROUP} 644 y"
     folder.mkdir()

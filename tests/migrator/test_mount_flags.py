@@ -61,7 +61,7 @@ def test_records_that_make_no_sense(record: str) -> None:
 
 
 def test_a_mounts_names_are_no_lines(tmp_path: Path) -> None:
-    """The kernel writes a newline in octal and leaves alone what else may end a line, in a tmpfs's source for example."""
+    """The kernel writes a newline in octal and leaves alone what else may end a line, as in a tmpfs's source."""
     line = "36 35 0:40 / /x ro,nosuid - tmpfs a\rb\x1cc\u2028d\udcff rw\n"
     assert set(mount_flags.mounts(line)) == {"/x"}
     assert [each.target for each in parse_mountinfo(line)] == ["/x"]

@@ -78,8 +78,8 @@ NAMES = [b"\rUid:\t4242", b"x\nUid:\t4242", b"\x1cUid:\t4242", b"\xff\xfe"]
 @pytest.mark.parametrize("name", NAMES)
 def test_a_name_is_no_line_of_its_own(program: Path, name: bytes) -> None:
     """Whose it is says the kernel; what a process is called says whoever starts it, through a link for example."""
-    link = os.path.join(os.fsencode(program.parent), name)
-    os.symlink(program, link)
+    link = os.path.join(os.fsencode(program.parent), name)  # noqa: PTH118  # bytes
+    os.symlink(program, link)  # noqa: PTH211
     with started(link, "-c", WAIT) as pid:
         assert pids(program.name, owner=4242) == []
         assert pids(program.name, owner=os.getuid()) == [pid]
