@@ -14,7 +14,8 @@ from pathlib import Path
 
 from migrator import advice, btrfs, log, names, spool
 from migrator.btrfs import Subvolume
-from migrator.errors import Busy, NoSpace
+from migrator.errors import Busy, MigratorError, NoSpace
+from migrator.grant import ROOT
 from migrator.journal import Journal, Migration
 from migrator.layout import Layout, locked
 
@@ -70,24 +71,64 @@ def _between_the_same(migration: Migration) -> Iterable[Migration]:
     other = advice.other_host(migration.role, migration.peer, migration.detail)
     for each in migration.others():
         its = advice.other_host(each.role, each.peer, each.detail)
-        if each.ended and each.detail.get("kept") and its == other:
+        if each.ended and each.detail.get("kept") and its == other and _is_proved(migration, each):
             yield each
 
 
-def check_space(journal: Journal, layout: Layout, needed: int, there: Collection[str], *, what: str) -> None:
-    """As `spool.check_space`; before it raises NoSpace, bases are dropped, the oldest first.
+def _is_proved(migration: Migration, earlier: Migration) -> bool:
+    """Whether both come from the same host, and not only by the name that a limited key gives its own."""
+    caller = str(migration.detail.get("caller", ROOT.caller))
+    return not caller.startswith(f"{ROOT.caller}:") or earlier.detail.get("caller") == caller
 
-    Not those that the other host of this migration has too, as `there` says: without these it needs more.
+
+def check_space(journal: Journal, layout: Layout, needed: int, there: Collection[str], *, what: str,
+                caller: str = ROOT.caller) -> None:
+    """As `spool.check_space`; before it raises NoSpace, bases are dropped, the oldest first; none where it is in vain.
+
+    Not those that the other host of this migration has too, as `there` says: without these it needs more. Nor those of
+    a container that another migration is under way of, which may start from them. A `caller` who is not root has only
+    those dropped that it has brought.
     """
-    waiting = [each for each in journal.all() if each.ended and each.lxcpath == layout.lxcpath and paths(each)]
+    try:
+        spool.check_space(layout.lxcpath, needed, what=what)
+        return
+    except NoSpace:
+        waiting = [each for each in _droppable(journal, layout, caller) if _unused(each, layout, there)]
+        spare = _most_that_goes(waiting, layout, there)
+        if not waiting:
+            raise
+    if spare is not None:  # it asks for a fiftieth more than is needed
+        spool.check_space(layout.lxcpath, needed - -(-spare * 50 // 51), what=what)
     while True:
+        _make_room(waiting.pop(0), layout, there)
         try:
             spool.check_space(layout.lxcpath, needed, what=what)
             return
         except NoSpace:
             if not waiting:
                 raise
-        _make_room(waiting.pop(0), layout, there)
+
+
+def _droppable(journal: Journal, layout: Layout, caller: str) -> list[Migration]:
+    found = [each for each in journal.all() if each.lxcpath == layout.lxcpath]
+    under_way = {each.name for each in found if not each.ended and each.id != layout.id}
+    return [each for each in found if each.ended and each.name not in under_way
+            and caller in (ROOT.caller, each.detail.get("caller"))]
+
+
+def _unused(migration: Migration, layout: Layout, there: Collection[str]) -> list[Path]:
+    """What it has kept that the migration of `layout` will not start from."""
+    return [path for path in paths(migration)
+            if migration.name != layout.name or btrfs.info(path).stream_uuid not in there]
+
+
+def _most_that_goes(migrations: Iterable[Migration], layout: Layout, there: Collection[str]) -> int | None:
+    """Bytes that dropping all of them can free at most; None where that cannot be told."""
+    try:
+        return sum(btrfs.total_bytes(path) for each in migrations for path in _unused(each, layout, there))
+    except (MigratorError, OSError, ValueError, IndexError) as error:
+        log.verbose(f"How much room bases take is not known: {error}")
+        return None
 
 
 def _make_room(migration: Migration, layout: Layout, there: Collection[str]) -> None:
@@ -97,11 +138,12 @@ def _make_room(migration: Migration, layout: Layout, there: Collection[str]) -> 
                 stack.enter_context(locked(migration.name))
             except Busy:
                 return
-        used = [path for path in paths(migration) if migration.name == layout.name
-                and btrfs.info(path).stream_uuid in there]
-        if len(used) < len(paths(migration)):
+            if any(not each.ended for each in migration.others() if each.id != layout.id):
+                return  # it has begun since we looked
+        unused = _unused(migration, layout, there)
+        if unused:
             log.info(f"Room is short: the base that was kept of {migration.name} goes (migration {migration.id})")
-            drop(migration, but=used)
+            drop(migration, but=[path for path in paths(migration) if path not in unused])
             btrfs.wait_deleted(layout.lxcpath)
 
 

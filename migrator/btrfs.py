@@ -194,8 +194,17 @@ def wait_deleted(path: Path) -> None:
 
 def exclusive_bytes(path: Path) -> int:
     """Bytes that no other subvolume shares with this one: what its removal would free (btrfs-filesystem(8), du)."""
+    return _used(path)[1]
+
+
+def total_bytes(path: Path) -> int:
+    """Bytes of all that is in a subvolume, shared or not: its removal frees at most so much."""
+    return _used(path)[0]
+
+
+def _used(path: Path) -> list[int]:
     said = run(["btrfs", "filesystem", "du", "-s", "--raw", str(path)], limit=DRAIN_LIMIT).text
-    return int(said.splitlines()[-1].split()[1])
+    return [int(word) for word in said.splitlines()[-1].split()[:2]]
 
 
 def free_bytes(path: Path) -> int:

@@ -335,7 +335,7 @@ def _recorded(service: Service, layout: Layout, fields: dict[str, Any], source_n
     if migration and (migration.ended or migration.state is State.ABANDONING):
         raise UsageError(reason=f"migration {layout.id} has ended on this host")
     if migration:
-        _check_space(service.journal, layout, fields, held)
+        _check_space(service, layout, fields, held)
         return migration
     service.refuse_crowds()
     current = service.journal.latest(layout.name, layout.lxcpath)
@@ -343,7 +343,7 @@ def _recorded(service: Service, layout: Layout, fields: dict[str, Any], source_n
         if not service.grant.owns(current) and service.grant.restricted:
             raise service.grant.refusal(f"{layout.name} is on its way here from elsewhere")
         raise AlreadyMigrating(name=layout.name, peer=current.peer, id=current.id, next=advice.next_command(current))
-    _check_space(service.journal, layout, fields, held)
+    _check_space(service, layout, fields, held)
     migration = service.journal.create(
         id=layout.id, role=Role.DESTINATION, name=layout.name, lxcpath=layout.lxcpath,
         peer=service.grant.source(str(fields["source_host"])), event=Event.RECEIVE,
@@ -373,7 +373,7 @@ def _bases(service: Service, layout: Layout, origin: str) -> list[str]:
             if not service.grant.restricted or identity.is_of(service.journal, base.path, origin)]
 
 
-def _check_space(journal: Journal, layout: Layout, fields: dict[str, Any], held: list[str]) -> None:
+def _check_space(service: Service, layout: Layout, fields: dict[str, Any], held: list[str]) -> None:
     """Raise NoSpace unless the whole disk, or what of it has not arrived yet, fits twice: spooled and imported.
 
     How large an increment on what both hosts have, `held` by the source, will be nobody knows; nor what the rest of one
@@ -381,12 +381,12 @@ def _check_space(journal: Journal, layout: Layout, fields: dict[str, Any], held:
     """
     what = f"the disk of {layout.name}, spooled and imported"
     if set(bases.held(layout)) & set(held):
-        bases.check_space(journal, layout, 0, held, what=what)
+        bases.check_space(service.journal, layout, 0, held, what=what, caller=service.grant.caller)
         return
     disk = int(fields["disk_bytes"])
     missing = max(0, disk - spool.size_of(layout.spool))
     imported_too = missing if fields.get("one_shot") else disk  # it is imported while it arrives, or later
-    bases.check_space(journal, layout, missing + imported_too, held, what=what)
+    bases.check_space(service.journal, layout, missing + imported_too, held, what=what, caller=service.grant.caller)
 
 
 def receive_disk(service: Service, fields: dict[str, Any]) -> Place:

@@ -36,9 +36,11 @@ class Pool:
         path.mkdir(parents=True)
         return path
 
-    def given_up(self, id: str, *rounds: int, name: str = "web", peer: str = "hostb") -> Migration:
+    def given_up(self, id: str, *rounds: int, name: str = "web", peer: str = "hostb",
+                 caller: str = "ssh") -> Migration:
         migration = self.journal.create(id=id, role=Role.DESTINATION, name=name, lxcpath=self.path, peer=peer,
-                                        event=Event.ABANDON, kept=[f"{id}.{number}" for number in rounds])
+                                        event=Event.ABANDON, caller=caller,
+                                        kept=[f"{id}.{number}" for number in rounds])
         for number in rounds:
             self.snapshot(f"{name}/{id}.{number}")
         migration.move(Event.ABANDONED)
@@ -93,15 +95,80 @@ def test_what_the_other_host_has_not_goes(pool: Pool) -> None:
     assert pool.left == {"web/00000001.2", "web/00000002.1"}
 
 
+@pytest.mark.parametrize(("caller", "left"), [
+    ("ssh", set()),  # root
+    ("peer:abcd", set()),  # whose name is proved
+    ("ssh:backup", {"web/00000001.1", "web/00000002.1"}),  # a limited key, which may say any host name
+])
+def test_a_limited_key_drops_only_what_it_has_brought(pool: Pool, caller: str, left: set[str]) -> None:
+    pool.given_up("00000001", 1)
+    pool.given_up("00000002", 1, caller="ssh:another")
+    pool.given_up("00000003", 1, caller=caller)
+    begun = pool.journal.create(id="00000004", role=Role.DESTINATION, name="web", lxcpath=pool.path, peer="hostb",
+                                event=Event.RECEIVE, caller=caller)
+    bases.settle(begun, [])
+    assert pool.left == left
+
+
+@pytest.mark.parametrize(("caller", "left"), [
+    ("ssh", {"web/00000004.1"}), ("ssh:backup", {"db/00000001.1", "web/00000004.1", "web/00000002.1"}),
+])
+def test_room_is_made_of_what_the_caller_may_drop(pool: Pool, monkeypatch: pytest.MonkeyPatch, caller: str,
+                                                  left: set[str]) -> None:
+    """And of nothing that a migration under way may still need."""
+    pool.given_up("00000001", 1, name="db")
+    pool.given_up("00000002", 1)
+    pool.given_up("00000003", 1, name="mail", caller="ssh:backup")
+    pool.given_up("00000004", 1)
+    monkeypatch.setattr("migrator.btrfs.total_bytes", lambda _: 1)
+
+    def check_space(_: Path, needed: int, *, what: str) -> None:
+        if 10 + 4 - len(pool.left) < needed:
+            raise NoSpace(where=pool.path, free=10, needed=needed, what=what)
+
+    monkeypatch.setattr("migrator.spool.check_space", check_space)
+    here = Layout(pool.path, "web", "00000005")
+    bases.check_space(pool.journal, here, 13 if caller == "ssh" else 11, ["web/00000004.1"], what="the disk",
+                      caller=caller)
+    assert pool.left == left
+
+
+def test_what_a_migration_under_way_starts_from_stays(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool.given_up("00000001", 1, name="db")
+    pool.journal.create(id="00000002", role=Role.SOURCE, name="db", lxcpath=pool.path, peer="hostb",
+                        event=Event.SEND, rounds=[{"parent": "00000001.1"}])
+
+    def check_space(*_: object, what: str) -> None:
+        raise NoSpace(where=pool.path, free=0, needed=1, what=what)
+
+    monkeypatch.setattr("migrator.btrfs.total_bytes", lambda _: 1)
+    monkeypatch.setattr("migrator.spool.check_space", check_space)
+    with pytest.raises(NoSpace):
+        bases.check_space(pool.journal, Layout(pool.path, "web", "00000004"), 1, [], what="the disk")
+    assert pool.left == {"db/00000001.1"}
+
+
+def test_nothing_is_dropped_in_vain(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks for more than all of them would free gets nothing of them."""
+    pool.given_up("00000001", 1, name="db")
+    pool.given_up("00000002", 1)
+    monkeypatch.setattr("migrator.btrfs.total_bytes", lambda _: 10)
+    here = Layout(pool.path, "web", "00000004")
+    with pytest.raises(NoSpace):
+        bases.check_space(pool.journal, here, 1 << 60, [], what="the disk")
+    assert pool.left == {"db/00000001.1", "web/00000002.1"}
+
+
 @pytest.mark.parametrize(("free", "needed", "left"), [
     (10, 10, {"web/00000001.1", "db/00000002.1", "web/00000003.1"}),
     (10, 11, {"db/00000002.1", "web/00000003.1"}),
     (10, 12, {"web/00000003.1"}),
-    (10, 13, None),
+    (10, 13, None),  # that is more than all of them take: none goes in vain
 ])
 def test_the_oldest_goes_first_where_room_is_short(pool: Pool, monkeypatch: pytest.MonkeyPatch, free: int, needed: int,
                                                    left: set[str] | None) -> None:
     """Each takes one; the one that the next attempt would start from stays."""
+    monkeypatch.setattr("migrator.btrfs.total_bytes", lambda _: 1)
     pool.given_up("00000001", 1)
     pool.given_up("00000002", 1, name="db")
     pool.given_up("00000003", 1)
@@ -115,7 +182,7 @@ def test_the_oldest_goes_first_where_room_is_short(pool: Pool, monkeypatch: pyte
     if left is None:
         with pytest.raises(NoSpace):
             bases.check_space(pool.journal, here, needed, ["web/00000003.1"], what="the disk")
-        left = {"web/00000003.1"}
+        left = {"web/00000001.1", "db/00000002.1", "web/00000003.1"}
     else:
         bases.check_space(pool.journal, here, needed, ["web/00000003.1"], what="the disk")
     assert pool.left == left
