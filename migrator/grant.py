@@ -87,6 +87,14 @@ class Grant:
         if self.caller.startswith(PEER) and migration.peer != f"{PEER}{self.name}":
             raise self.refusal(f"migration {migration.id} does not go to it")
 
+    def is_destination(self, migration: Migration) -> bool:
+        """Whether this is the host that a migration from here goes to; of a limited key only `as=NAME` tells."""
+        if not self.restricted:
+            return True
+        if self.caller.startswith(PEER):
+            return migration.peer == f"{PEER}{self.name}"
+        return self.caller == f"{_SSH}:{migration.detail.get('destination_host')}"
+
     def check_config(self, name: str, text: str, mapped_root: int) -> None:
         """Raises ConsentNeeded for a configuration that reaches out, where this caller's must not.
 

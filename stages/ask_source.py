@@ -118,14 +118,16 @@ def _run_on_source(args: argparse.Namespace, migration: Migration, argv: list[st
 def source_state(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     """What this host, the source, knows of a migration.
 
-    After a forced rollback it learns by `never` that the destination knows, and will never let the container run. While
+    After a forced rollback it learns by `never` that the destination knows, and will never let the container run; from
+    nobody else, as the reminder that another host may come back with the container would end with it. While
     one is being forced, the destination, which has come back in the middle of it, hears the end of it already.
     """
     id_ = names.migration_id(str(fields["id"]))
     migration = service.journal.by_id(id_, Role.SOURCE)
     if migration:
         service.grant.check_destination(migration)
-    if migration and migration.owes and fields.get("never") is True:
+    never = fields.get("never") is True
+    if migration and migration.owes and never and service.grant.is_destination(migration):
         with contextlib.suppress(Busy):
             service.lock(migration.name)
             migration = service.journal.by_id(id_, Role.SOURCE) or migration

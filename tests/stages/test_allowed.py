@@ -374,6 +374,24 @@ def test_a_peer_may_ask_about_what_goes_to_it(here: Here) -> None:
     assert here.caller(peer("hostc"))("source-state", id=OTHER)["state"] is None
 
 
+@pytest.mark.parametrize(("granted", "peer_", "heard"), [
+    (grant.ROOT, "root@hostb", True),
+    (peer("hosta"), "peer:hosta", True),
+    (grant.of_only("ask,as=hostb"), "root@hostb", True),
+    (grant.of_only("ask,as=hostc"), "root@hostb", False),
+    (grant.of_only("ask"), "root@hostb", False),  # whose key that is, it does not say
+])
+def test_only_the_destination_has_heard_of_a_rollback(here: Here, granted: Grant, peer_: str, heard: bool) -> None:
+    """What is not marked is told by `rollback`: another host must not end the reminder of one that may come back."""
+    migration = here.journal.create(id=ID, role=Role.SOURCE, name="web", lxcpath=here.pool, peer=peer_,
+                                    event=Event.SEND, destination_host="hostb")
+    migration.move(Event.ROLL_BACK, forced=True, abandoned=False)
+    migration.move(Event.ROLLED_BACK)
+    assert here.caller(granted)("source-state", never=True)["state"] == State.ROLLED_BACK
+    found = here.journal.by_id(ID, Role.SOURCE)
+    assert found and found.owes is not heard
+
+
 def test_in_the_way_for_root_is_told_as_ever(here: Here) -> None:
     here.begun(grant.ROOT)
     with pytest.raises(AlreadyMigrating, match=f"migration {ID}"):
