@@ -14,7 +14,7 @@ from typing import Any
 
 from migrator import advice, bases, btrfs, cli, container_config, identity, log, lxc, network
 from migrator.cli import Result
-from migrator.errors import MigratorError, NoMigration, OutOfOrder, UsageError
+from migrator.errors import ForceRefused, MigratorError, NoMigration, OutOfOrder, UsageError
 from migrator.journal import DEFAULT_PATH, Journal, Migration
 from migrator.layout import Layout, locked
 from migrator.network import Port
@@ -32,8 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     cli.add_container(parser)
     cli.add_destination(parser, required=False)
     parser.add_argument("--force", metavar="ID", nargs="?", const="",
-                        help="on the destination, without the source, when that host is lost for good: see what that"
-                             " means by leaving the migration's ID out")
+                        help="without the other host: on the destination, when the source is lost for good; on the"
+                             " source, when the destination has forgotten it. See what that means by leaving the"
+                             " migration's ID out")
     cli.add_dry_run(parser)
 
 
@@ -67,17 +68,40 @@ def carry_out(args: argparse.Namespace, migration: Migration, there: Connection)
         raise OutOfOrder(stage=NAME, missing=decision.missing, next=advice.command(decision.next_stage, migration))
     if args.dry_run:
         return described(migration)
-    there.call("running", id=migration.id)
+    forgotten = migration.state is State.FINISHING and state_there is None
+    if forgotten:
+        _require_id(migration, getattr(args, "force", None), there.peer_host)
+    else:
+        there.call("running", id=migration.id)
     if migration.state is State.OFFERED:
         migration.move(Event.TAKEN)  # the answer that would have said so was lost
     migration.move(Event.FINISH)
     stop_and_fence(migration)
-    there.call("finish", id=migration.id)
+    if not forgotten:
+        there.call("finish", id=migration.id)
     prune(migration)
     migration.move(Event.FINISHED)
     return Result({"migration": migration.id, "name": name, "stage": NAME, "already": False},
                   f"{name} has moved to {advice.moved_to(migration)}."
                   f" Its root file system is kept here until: migrator cleanup {name}")
+
+
+def _require_id(migration: Migration, given: str | None, there: str) -> None:
+    """For a destination that has confirmed that it runs there, and knows nothing of it any more: the id is to be typed.
+
+    Raises OutOfOrder where nothing was forced, and ForceRefused.
+    """
+    command = f"migrator finish {migration.name} --force"
+    unknown = f"{there} does not know the migration"
+    if given is None:
+        raise OutOfOrder(stage=NAME, missing=f"{unknown} any more, or is another host than it was sent to",
+                         next=f"see what it means to end it without that host's word: {command}")
+    if given != migration.id:
+        what = f"{given} is not the id of its migration" if given else "the id of its migration is missing"
+        raise ForceRefused(name=migration.name, done="finished", reason=f"{what}, and {unknown}", risk=(
+            f"{migration.name} has run there, as is recorded here, so the frozen copy is of no use any more: it is"
+            f" ended, and fenced on disk. If {there} is not the host that it went to, give that one with -d instead."),
+            command=f"{command} {migration.id}")
 
 
 def stop_and_fence(migration: Migration) -> None:

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from migrator.errors import ForceRefused, SourceStateUnknown
+from migrator.errors import ForceRefused, OutOfOrder, SourceStateUnknown
 from migrator.journal import Journal, Migration
 from migrator.service import Service
 from migrator.states import Event, Owner, Role, State
-from stages import force, heal, prepare_data, rollback
+from stages import finish, force, heal, prepare_data, rollback
 from tests.stages.test_answers import ID, Destination, pool  # noqa: F401 -- a fixture
 from tests.stages.test_force import nothing_real  # noqa: F401 -- a fixture
 from tunnel.errors import DocumentedError
@@ -138,3 +138,36 @@ def test_before_the_offer_the_container_is_ours(source: Migration, hosts: Hosts,
         force.tell_late(source, lambda: tell(source, hosts["hostc"]))
     assert source.owes and force.tell_late(source, lambda: tell(source, hosts["hostb"]))
     assert not source.owes
+
+
+@pytest.mark.parametrize("state", [State.FINISHING, State.DUMPED])
+def test_a_copy_that_nobody_asks_for_any_more_is_ended_with_the_id(
+    source: Migration, hosts: Hosts, monkeypatch: pytest.MonkeyPatch, state: State,
+) -> None:
+    """It had run there, which is on record here; the destination has forgotten it since."""
+    source.move(Event.TAKEN)
+    if state is State.FINISHING:
+        source.move(Event.FINISH)
+    lost(hosts)
+    ended: list[str] = []
+    monkeypatch.setattr(finish, "stop_and_fence", lambda _: ended.append("fenced"))
+    monkeypatch.setattr(finish, "prune", lambda _: None)
+
+    def typed(given: str | None) -> object:
+        args = argparse.Namespace(force=given, dry_run=False)
+        return finish.carry_out(args, source, hosts["hostb"]).data  # type: ignore[arg-type]
+
+    with pytest.raises(OutOfOrder):
+        typed(None)
+    if state is State.DUMPED:  # whether it has run there nobody knows
+        with pytest.raises(OutOfOrder):
+            typed(ID)
+        assert source.state is state and ended == []
+        return
+    for given in ("", "web"):
+        with pytest.raises(ForceRefused, match="not finished by force") as refused:
+            typed(given)
+        assert refused.value.hint.endswith(f"migrator finish web --force {ID}")
+    assert source.state is state and ended == []
+    assert typed(ID)
+    assert source.state is State.FINISHED and ended == ["fenced"]
