@@ -8,7 +8,6 @@ connection is made, not before.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import shlex
 import socket
@@ -18,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from migrator import destination as destinations
-from migrator import log, ssh_config
+from migrator import log, reaching, ssh_config
 from migrator.destination import Destination, Kind
 from migrator.errors import (
     ConnectionLost,
@@ -37,7 +36,6 @@ if TYPE_CHECKING:
 
 KEEPALIVE = 15  # seconds
 TCP_RTO_MAX_MS = 44  # linux/tcp.h, since Linux 6.15: the longest wait before what was lost is sent again
-NO_ANSWER = {errno.EHOSTUNREACH, errno.EHOSTDOWN}  # beside time-outs; one that refuses a connection is there
 ERROR_TAIL = 4000  # bytes of what the remote command printed that an error shows
 HOSTS_MAX = 8  # on the way to a destination
 # The remote's half of the window is the remote's to choose (OpenSSH: 2 MiB); this is for what it sends to us.
@@ -236,10 +234,11 @@ class _Connector:
             return ours
         try:
             return _open_tcp(config.host, config.port, limit, self._timeout)
-        except OSError as error:
-            unreachable = HostUnreachable(destination=destination, reason=_why(error, limit))
-            unreachable.silent = self._hosts == 1 and (isinstance(error, TimeoutError) or error.errno in NO_ANSWER)
-            raise unreachable from error
+        except reaching.Unreached as tried:
+            unreachable = HostUnreachable(destination=destination, reason=_why(tried.error, limit))
+            if self._hosts == 1:
+                unreachable.silent, unreachable.answered = tried.silent, tried.refused
+            raise unreachable from tried
 
 
 def _why(error: Exception, limit: float) -> str:
@@ -261,7 +260,7 @@ class _PromptSocket(socket.socket):
 
 
 def _open_tcp(host: str, port: int, limit: float, timeout: float) -> _PromptSocket:
-    plain = socket.create_connection((host, port), limit)
+    plain = reaching.connect(host, port, limit)
     sock = _PromptSocket(fileno=plain.detach())
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     # paramiko itself would try for ever to send to a host that does not take anything any more.

@@ -43,11 +43,14 @@ LEFT_BEHIND = ("{there} holds a frozen copy of {name} as long as it is up, with 
                " is only off for a while, nothing needs to be forced: finish it from there.")
 
 
-def roll_back(migration: Migration, given: str, tell: Callable[[], str], *, elsewhere: bool = False) -> Result:
+def roll_back(migration: Migration, given: str, tell: Callable[[], str], *, elsewhere: bool = False,
+              off: bool = False) -> Result:
     """Thaw, or start from the disk, without an answer; `given` must be the migration's id.
 
     A destination that does answer is believed, as in any rollback. One that has lost its journal knows nothing to tell:
-    it counts as lost, unless who was asked is `elsewhere` than the container was sent. Raises ForceRefused.
+    it counts as lost, unless who was asked is `elsewhere` than the container was sent. `off` is the administrator's
+    word that the machine is off, where the network cannot tell: behind a jump host, for a peer, or where a firewall
+    answers for it. Raises ForceRefused.
     """
     if migration.owner is Owner.SOURCE:
         return rollback.roll_back(migration, tell)  # nobody else's word is needed
@@ -64,9 +67,8 @@ def roll_back(migration: Migration, given: str, tell: Callable[[], str], *, else
         if isinstance(error.cause, Interrupted):
             raise error.cause from error
         forgotten = isinstance(error.cause, NotKnownThere) and not elsewhere
-        if not forgotten and not is_silence(error.cause):
-            log.warning(f"Not rolled back by force: {there} is not silent, and only a host that gives no sign of life"
-                        f" counts as lost")
+        if not (forgotten or is_silence(error.cause) or (off and is_unknown(error.cause))):
+            log.warning(_why_not(error.cause, there, f"{advice.command('rollback', migration)} --force {migration.id}"))
             raise
         if forgotten:
             log.warning(str(error.cause))
@@ -110,11 +112,28 @@ def finish_alone(migration: Migration, given: str, ask: Callable[[], State | Non
                   f" migrator finish {migration.other_name}")
 
 
+def _why_not(error: DocumentedError, there: str, command: str) -> str:
+    if is_unknown(error):
+        return (f"Not rolled back by force: from here it cannot be told whether {there} is off. Where you have made"
+                f" sure that it is, and stays so: {command} --machine-is-off")
+    return (f"Not rolled back by force: {there} is not silent, and only a host that gives no sign of life counts as"
+            f" lost")
+
+
 def is_silence(error: DocumentedError) -> bool:
     """Whether the other host gives no sign of life, as far as the network can tell."""
-    if error.host:
+    return not error.host and isinstance(error, HostUnreachable) and error.silent
+
+
+def is_unknown(error: DocumentedError) -> bool:
+    """Whether the network tells neither that the other host lives nor that it is silent.
+
+    A firewall may have answered for it, a jump host be down, a name be unknown. Of a peer one hears only that no agent
+    of migrator's waits there, or answers: the machine may live, and run the container.
+    """
+    if error.host or is_silence(error):
         return False
-    return isinstance(error, PeerAbsent | PeerSilent) or (isinstance(error, HostUnreachable) and error.silent)
+    return isinstance(error, PeerAbsent | PeerSilent) or (isinstance(error, HostUnreachable) and not error.answered)
 
 
 def is_under_way(migration: Migration) -> bool:

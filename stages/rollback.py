@@ -62,6 +62,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", metavar="ID", nargs="?", const="",
                         help="without the destination's word, when that host is lost for good: see what that risks by"
                              " leaving the migration's ID out")
+    parser.add_argument("--machine-is-off", action="store_true",
+                        help="with --force ID: you have made sure that the destination is off and stays so, where it"
+                             " cannot be told from here, as behind a jump host or for a peer")
     cli.add_dry_run(parser)
 
 
@@ -96,7 +99,8 @@ def run(args: argparse.Namespace) -> Result:
         given = getattr(args, "force", None)
         if given is not None:
             return force.roll_back(migration, given, lambda: _tell(args, source),
-                                   elsewhere=args.destination not in (None, migration.peer))
+                                   elsewhere=args.destination not in (None, migration.peer),
+                                   off=getattr(args, "machine_is_off", False))
         return roll_back(migration, lambda: _tell(args, source))
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from migrator import known_hosts, ssh, ssh_config
+from migrator import known_hosts, reaching, ssh, ssh_config
 from migrator.destination import Destination, parse
 from migrator.errors import (
     ConnectionLost,
@@ -33,6 +33,7 @@ from migrator.errors import (
     SshRefused,
 )
 from migrator.protocol import Connection
+from migrator.run import Completed
 from migrator.ssh import Session
 from migrator.stream import ByteStream
 from migrator.transfer import SourceFile, send_files
@@ -425,15 +426,40 @@ def test_nobody_listens(server: Sshd) -> None:
     assert not caught.value.silent, "something there has refused it"
 
 
-@pytest.mark.parametrize("error", [TimeoutError(), OSError(errno.EHOSTUNREACH, "No route to host")])
-def test_nothing_comes_back(server: Sshd, monkeypatch: pytest.MonkeyPatch, error: OSError) -> None:
-    def create_connection(*_: object) -> None:
-        raise error
+def no_route() -> OSError:
+    return OSError(errno.EHOSTUNREACH, "No route to host")
 
+
+@pytest.mark.parametrize(("errors", "on_link", "silent"), [
+    ([TimeoutError()], "", True),
+    ([no_route()], "10.0.0.1 dev eth0 FAILED\n", True),  # this host has asked for it on its own link
+    ([no_route()], "", False),  # it may be a firewall's answer
+    ([no_route()], "10.0.0.1 dev eth0 lladdr 02:00:00:00:00:01 REACHABLE\n", False),  # the host's own firewall
+    ([ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"), TimeoutError()], "", False),
+    ([TimeoutError(), ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")], "", False),
+    ([TimeoutError(), TimeoutError()], "", True),
+])
+def test_what_comes_back_from_all_addresses(server: Sshd, monkeypatch: pytest.MonkeyPatch, errors: list[OSError],
+                                            on_link: str, silent: bool) -> None:
+    """A machine that refuses at its one address is alive, however silent it is at another."""
+    left = list(errors)
+
+    def create_connection(*_: object) -> None:
+        raise left.pop(0)
+
+    def neighbours(argv: list[str], **_: object) -> object:
+        assert argv[:2] == ["ip", "neighbour"]
+        return Completed((*argv,), 0, on_link.encode(), b"", 0.0)
+
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (f"10.0.0.{number}", 22)) for number in range(len(errors))]
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: found)
     monkeypatch.setattr("socket.create_connection", create_connection)
+    monkeypatch.setattr(reaching, "run", neighbours)
     with pytest.raises(HostUnreachable) as caught:
-        connect(server)
-    assert caught.value.silent
+        connect("backup")
+    assert left == [], "each was tried"
+    assert caught.value.silent is silent
+    assert caught.value.answered is any(isinstance(error, ConnectionRefusedError) for error in errors)
 
 
 @pytest.mark.parametrize("config", ["ProxyJump 127.0.0.1:1", "ProxyCommand exit 1"])

@@ -43,9 +43,18 @@ def unreachable(*, silent: bool) -> HostUnreachable:
     return error
 
 
-SILENT = [unreachable(silent=True), PeerAbsent(name="b", server="r"), PeerSilent(name="b", reason="nothing")]
+def refused() -> HostUnreachable:
+    error = unreachable(silent=False)
+    error.answered = True
+    return error
+
+
+SILENT: list[DocumentedError] = [unreachable(silent=True)]
+UNKNOWN: list[DocumentedError] = [
+    unreachable(silent=False), PeerAbsent(name="b", server="r"), PeerSilent(name="b", reason="nothing"),
+]
 ALIVE: list[DocumentedError] = [
-    unreachable(silent=False), HostKeyChanged(), HostKeyUnknown(), SshRefused(), RemoteMissing(), ProtocolError(),
+    refused(), HostKeyChanged(), HostKeyUnknown(), SshRefused(), RemoteMissing(), ProtocolError(),
     ConnectionLost(), NoPath(), PeerRefuses(), RendezvousUnavailable(), MigratorError(reason="?"),
 ]
 
@@ -64,7 +73,9 @@ def nothing_real(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[li
 
 def test_only_silence_is_silence() -> None:
     assert all(force.is_silence(error) for error in SILENT)
-    assert not any(force.is_silence(error) for error in ALIVE)
+    assert not any(force.is_silence(error) for error in ALIVE + UNKNOWN)
+    assert all(force.is_unknown(error) for error in UNKNOWN)
+    assert not any(force.is_unknown(error) for error in ALIVE + SILENT)
     there = unreachable(silent=True)
     there.host = "hostb"  # of a jump of its own
     assert not force.is_silence(there)
@@ -81,8 +92,10 @@ def test_a_silent_host_is_given_up(journal: Journal, nothing_real: list[str], er
     assert migration.state is State.ROLLED_BACK and nothing_real == ["thawed"]
 
 
-@pytest.mark.parametrize("error", ALIVE, ids=lambda error: type(error).__name__)
-def test_who_shows_any_sign_of_life_is_not(journal: Journal, nothing_real: list[str], error: DocumentedError) -> None:
+@pytest.mark.parametrize("error", UNKNOWN, ids=lambda error: type(error).__name__)
+def test_where_it_cannot_be_told_somebody_must_say_that_it_is_off(
+    journal: Journal, nothing_real: list[str], error: DocumentedError, capfd: pytest.CaptureFixture[str],
+) -> None:
     migration = offered(journal)
 
     def tell() -> str:
@@ -90,6 +103,23 @@ def test_who_shows_any_sign_of_life_is_not(journal: Journal, nothing_real: list[
 
     with pytest.raises(SourceStateUnknown):
         force.roll_back(migration, migration.id, tell)
+    assert nothing_real == []
+    assert f"--force {migration.id} --machine-is-off" in " ".join(capfd.readouterr().err.split())
+    assert force.roll_back(migration, migration.id, tell, off=True).data["forced"]
+    assert nothing_real == ["thawed"]
+
+
+@pytest.mark.parametrize("off", [False, True])
+@pytest.mark.parametrize("error", ALIVE, ids=lambda error: type(error).__name__)
+def test_who_shows_any_sign_of_life_is_not(journal: Journal, nothing_real: list[str], error: DocumentedError,
+                                           off: bool) -> None:
+    migration = offered(journal)
+
+    def tell() -> str:
+        raise error
+
+    with pytest.raises(SourceStateUnknown):
+        force.roll_back(migration, migration.id, tell, off=off)
     assert migration.state is State.OFFERED and migration.owner is Owner.UNKNOWN and nothing_real == []
 
 
@@ -167,7 +197,7 @@ def restored(journal: Journal) -> Migration:
     return migration
 
 
-@pytest.mark.parametrize("error", SILENT, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("error", SILENT + UNKNOWN, ids=lambda error: type(error).__name__)
 def test_it_ends_here(journal: Journal, error: DocumentedError) -> None:
     migration = restored(journal)
 
