@@ -8,8 +8,10 @@ written in which order around which acts and messages. Keep it in step with stag
   - the program on either host is killed between any two steps, each durable write being one
   - either host is rebooted: processes and memory are gone, images that lay in memory too (or not: they lay on disk)
   - somebody types any command on either host, or starts the container with LXC wherever no fence stands
-  - the destination is lost, a rollback is forced on the source, and the destination comes back after all, rebooted, at
-    any moment, also in the middle of that
+  - the destination is lost, a rollback is forced on the source, and the destination comes back after all, at any
+    moment, also in the middle of that: rebooted, or as a machine that stood still as a whole and goes on, with all that
+    lay in its pipes. That somebody types restore-dump there within a minute of the token's being taken is left out: no
+    clock of such a machine shows that this minute is over
   - a command is interrupted while it waits for an answer; the destination ends a migration by itself, whose source is
     lost for good
   - a rollback asks another host, as after a wrong -d: it has never heard of the migration, or only of an earlier round
@@ -153,10 +155,12 @@ def moves(world: World) -> Moves:
     if not world.gone:
         yield from destination_moves(world)
         for message in world.flying:
-            for changed, _ in answers(world, message):
+            for changed, _ in answers(world, message, leave=has_leave(world, message)):
                 yield f"{message.request} arrives late", changed
     else:
-        yield "the destination comes back", rebooted_there(world, images=True)._replace(gone=False)
+        back = world._replace(gone=False, just_taken=False)
+        yield "the destination comes back", rebooted_there(back, images=True)._replace(flying=frozenset())
+        yield "the destination goes on", kept(back)
 
 
 # --- the source -----------------------------------------------------------------------------------------------
@@ -175,8 +179,8 @@ def source_moves(world: World) -> Moves:
             yield "resume is typed on the source", changed
         if world.source in (S.OFFERED, S.DUMPED):
             idle_there = not world.restoring and world.there == STOPPED and world.destination not in RAN_THERE
-            if idle_there and not world.gone:  # its connections die with it
-                yield "the destination is lost", world._replace(gone=True, flying=frozenset())
+            if idle_there and not world.gone:
+                yield "the destination is lost", world._replace(gone=True)
             yield "rollback is forced", world._replace(program="rollback forced")
     if world.here != STOPPED or world.program:
         yield "the source is rebooted", world._replace(here=STOPPED, program="", step=0, waiting=False)
@@ -364,13 +368,25 @@ def inert(world: World, message: Message) -> bool:
     return state in PAST
 
 
-def answers(world: World, message: Message) -> Iterator[tuple[World, str]]:
-    """What the destination does with a request, and answers; it may be killed between two records."""
+def has_leave(world: World, message: Message) -> bool:
+    """Whether the source says, asked again by the first answer, that it still waits for this very request."""
+    return world.waiting and awaited(world) == message
+
+
+def answers(world: World, message: Message, *, leave: bool = True) -> Iterator[tuple[World, str]]:
+    """What the destination does with a request, and answers; it may be killed between two records.
+
+    Without `leave` nothing is let run: the restore is prepared, and fails.
+    """
     if world.restoring:
         yield world, TROUBLE  # a restore has the container locked
         return
     try:
         for changed, answer in HANDLERS[message.request](world, message.attempt):
+            if not leave:
+                if changed.there == RUNS != world.there:
+                    continue
+                changed = changed._replace(restoring=False, just_taken=changed.just_taken and world.just_taken)
             yield kept(changed), answer
             if answer != LOST:
                 yield kept(changed), LOST

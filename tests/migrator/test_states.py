@@ -283,6 +283,11 @@ def whoever_has_heard_of_it_gives_the_token_back(patch: pytest.MonkeyPatch) -> N
     patch.setattr(model, "gives_back", lambda ticket, *, known, answered, offered: known or not offered)
 
 
+@mutant("two copies run|one runs|two owners|without the token")
+def a_late_request_lets_it_run_though_nobody_waits_for_it(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(model, "has_leave", lambda *_: True)
+
+
 @mutant("somebody else's container was removed|taken for the one")
 def what_is_there_is_taken_for_ours(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Whose, "may_go", property(lambda whose: whose is not Whose.NOBODYS))
