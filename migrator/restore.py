@@ -7,6 +7,7 @@ that $CRIU_CONFIG_FILE names.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Iterable
@@ -34,15 +35,19 @@ from migrator.run import run
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-    """What LXC and CRIU are given to read; in the spool, as /run may be mounted noexec."""
+    """What LXC and CRIU are given; in the spool, as /run may be mounted noexec."""
 
     config: Path  # the container's configuration for this once
     criu: Path
     script: Path  # see `at_restore`
+    # Where LXC mounts the root file system for CRIU, in a mount namespace of theirs. It lies in no folder that is ever
+    # removed with all that is in it.
+    root: Path
 
     @classmethod
     def of(cls, layout: Layout) -> Files:
-        return cls(layout.spool / "config.restore", layout.spool / "criu.conf", layout.spool / "at-restore")
+        return cls(layout.spool / "config.restore", layout.spool / "criu.conf", layout.spool / "at-restore",
+                   layout.work / f"{layout.id}.root")
 
 
 def plain_command(name: str, lxcpath: Path, images: Path) -> list[str]:
@@ -72,15 +77,15 @@ def prepare(container: Container, layout: Layout, images: Path) -> Prepared:
     text = container_config.unfenced(config_reader.read_file(path))
     config, settings = config_facts.parse(text, path), config_reader.read(path, text).settings
     links = _links(config, layout)
-    veths.remove(layout.id)
+    files = Files.of(layout)
+    clear(layout)
     layout.spool.mkdir(mode=0o700, exist_ok=True)
     (images / at_restore.REASON).unlink(missing_ok=True)
     try:
         ttys = terminals.recorded(_read(images / terminals.RECORD), lambda id_: _mapped(config, id_))
-        root = images / "root"
-        root.mkdir(mode=0o755, exist_ok=True)
-        _write(Files.of(layout).config, restore_config.text(
-            settings, container=container.folder, root=root, veths={link.number: link.outside for link in links},
+        files.root.mkdir(mode=0o755)
+        _write(files.config, restore_config.text(
+            settings, container=container.folder, root=files.root, veths={link.number: link.outside for link in links},
             console=(images / criu.CONSOLE_FILE).exists(), fstab=_fstab(settings), real=os.path.realpath), 0o600)
         limits = cgroup_limits.configured(settings)
         _write(images / cgroup_limits.PLAN, cgroup_limits.plan(limits), 0o600)
@@ -89,7 +94,7 @@ def prepare(container: Container, layout: Layout, images: Path) -> Prepared:
         commands = [command for link in links for command in veths.on_its_bridge(
             link, container.name, "".join(version), veths.bridge_setting)]
         mark = str(let_run.mark(layout.spool))
-        _write(Files.of(layout).script, at_restore.script(str(images), mark, commands), 0o700)
+        _write(files.script, at_restore.script(str(images), mark, commands), 0o700)
         give_images(images, criu.image_files(images), _mapped_group(config))
         veths.make(links)
     except (CommandFailed, OSError, ValueError) as error:
@@ -116,8 +121,16 @@ def restore(container: Container, layout: Layout, images: Path, prepared: Prepar
         raise RestoreFailed(name=container.name, reason=reason, log=images / "restore.log") from error
 
 
+def clear(layout: Layout) -> None:
+    """Remove what `prepare` has made, as far as a container that runs has not taken it; safe to repeat."""
+    veths.remove(layout.id)
+    with contextlib.suppress(OSError):
+        Files.of(layout).root.rmdir()
+
+
 def complete(container: Container, layout: Layout) -> None:
     """What is done once the container runs; safe to repeat."""
+    clear(layout)
     try:
         veths.route(_links(config_facts.read(container.config_file), layout))
     except CommandFailed as error:

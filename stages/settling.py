@@ -25,7 +25,6 @@ from migrator import (
     network,
     no_memory,
     restore,
-    veths,
 )
 from migrator.errors import JournalBroken, MigratorError
 from migrator.journal import Migration
@@ -139,7 +138,7 @@ def end(migration: Migration, container: lxc.Container, layout: Layout) -> bool:
             os.kill(pid, signal.SIGKILL)
     _wait_stopped(container)
     lxc.drop_cgroups(migration.name)
-    veths.remove(migration.id)
+    restore.clear(layout)
     container_config.fence(layout.container, (layout.container / "config").read_text(), migration.id,
                            f"{migration.name} is being moved here; see: migrator status {migration.name}")
     return True

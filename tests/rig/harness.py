@@ -310,6 +310,7 @@ done
 for path in /run/migrator/*; do
     case $path in */lock | */criu-facts.json) continue ;; esac; [ ! -e "$path" ] || echo "images: $path"
 done
+ls -d /sys/class/net/mg* 2>/dev/null | sed 's|^/sys/class/net/|interface: |'  # a veth that no restore has taken
 nft list tables | sed 's/^/firewall: /'
 iptables-save 2>/dev/null | grep '^-A' | sed 's/^/firewall: /'
 grep migrator /proc/self/mounts | grep -v ' / ' | sed 's/^/mount: /'
