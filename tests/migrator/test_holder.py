@@ -19,7 +19,7 @@ from migrator.layout import locked
 
 # The third argument says whether it listens to `migrator abort`.
 WORKER = """
-import signal, sys
+import signal, sys, time
 from pathlib import Path
 from migrator import holder
 from migrator.layout import locked
@@ -29,7 +29,8 @@ with locked("web", Path(sys.argv[2])):
     holder.publish("disk", 5, 9)
     holder.publish("disk", 1234567, 0)
     print("locked", flush=True)
-    signal.pause()
+    while True:  # a signal that comes just before a sleep is noticed after it
+        time.sleep(0.05)
 """
 
 

@@ -20,6 +20,7 @@ from migrator.errors import ConnectionLost
 from migrator.frames import Kind
 from migrator.protocol import Connection, serve, sign_of_life
 from migrator.stream import Bytes, FileStream
+from tests.migrator.threads import until_waits
 from tests.migrator.wire import TIMEOUT, connected, frame, greeting, stream_pair
 
 WORKING = frame(Kind.WORKING)
@@ -245,22 +246,19 @@ def test_a_peer_that_is_busy_is_not_dead() -> None:
 # --- Interrupts ---
 
 
-def test_answer_that_nobody_waited_for_is_passed_over(interruptible: None) -> None:
+def test_answer_that_nobody_waited_for_is_passed_over() -> None:
     """As after Ctrl-C: the next call, a rollback say, gets its own answer."""
-    asking: list[Connection] = []
     caught = threading.Event()
 
     def interrupted(fields: dict[str, Any]) -> dict[str, Any]:
-        while asking[0]._in_frame:  # an interrupt in the middle of a frame ends a connection
-            pass
-        main = threading.main_thread().ident
-        assert main
-        signal.pthread_kill(main, signal.SIGINT)
+        main = threading.main_thread()
+        until_waits(main, "answer", "readinto")  # an interrupt in the middle of a frame ends a connection
+        assert main.ident
+        signal.pthread_kill(main.ident, signal.SIGINT)
         caught.wait()
         return fields
 
     with connected({"interrupted": interrupted, "echo": lambda fields: fields}) as (connection, _):
-        asking.append(connection)
         try:
             with pytest.raises(KeyboardInterrupt):
                 connection.call("interrupted", first=1)

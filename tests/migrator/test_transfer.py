@@ -442,7 +442,7 @@ def test_refused_name(tmp_path: Path) -> None:
         assert connection.call("echo", still=1) == {"still": 1}
 
 
-def test_ctrl_c_leaves_the_connection_usable(tmp_path: Path, small_segments: None, interruptible: None,
+def test_ctrl_c_leaves_the_connection_usable(tmp_path: Path, small_segments: None,
                                              monkeypatch: pytest.MonkeyPatch) -> None:
     pressed: list[threading.Thread] = []
 

@@ -8,9 +8,7 @@ import asyncio
 import dataclasses
 import signal
 import socket
-import sys
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +17,7 @@ import pytest
 from migrator import destination, peer, tunnelled
 from migrator.errors import ConnectionLost
 from migrator.tunnelled import Loop, Opened, TunnelStream
+from tests.migrator.threads import until_waits
 from tunnel import health
 from tunnel import tunnel as tunnels
 from tunnel.errors import TunnelBroken
@@ -65,10 +64,10 @@ def test_result_and_error(loop: Loop) -> None:
         loop.call(bad())
 
 
-def test_an_interrupt_waits_until_all_is_undone(loop: Loop, interruptible: None) -> None:
+def test_an_interrupt_waits_until_all_is_undone(loop: Loop) -> None:
     """Ctrl-C while a tunnel is made: the command ends when what was made is gone, and not before."""
     steps: list[str] = []
-    main = threading.get_ident()
+    main = threading.main_thread()
 
     async def work() -> None:
         steps.append("made")
@@ -79,23 +78,14 @@ def test_an_interrupt_waits_until_all_is_undone(loop: Loop, interruptible: None)
             steps.append("undone")
 
     def interrupt() -> None:
-        while not steps or not {"result", "wait"} <= functions(main):
-            time.sleep(0.001)
-        signal.pthread_kill(main, signal.SIGINT)
+        until_waits(main, "result", "wait")
+        assert main.ident
+        signal.pthread_kill(main.ident, signal.SIGINT)
 
     threading.Thread(target=interrupt).start()
     with pytest.raises(KeyboardInterrupt):
         loop.call(work())
     assert steps == ["made", "undone"]
-
-
-def functions(thread: int) -> set[str]:
-    """What a thread is in."""
-    frame, found = sys._current_frames().get(thread), set()
-    while frame:
-        found.add(frame.f_code.co_name)
-        frame = frame.f_back
-    return found
 
 
 def test_close_ends_what_still_runs() -> None:
@@ -148,11 +138,9 @@ def test_a_broken_tunnel_ends_the_stream_and_says_why() -> None:
         tunnel.ended.set()
 
     def break_it() -> None:
-        while "readinto" not in functions(main):
-            time.sleep(0.001)
+        until_waits(threading.main_thread(), "readinto")
         loop.call(breaks())
 
-    main = threading.get_ident()
     breaking = threading.Thread(target=break_it)
     breaking.start()
     with pytest.raises(ConnectionLost, match="healing failed"):
