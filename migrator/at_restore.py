@@ -93,8 +93,16 @@ def cgroup_owners(images: str, init: int) -> None:
 
 
 def controllers(images: str, init: int) -> None:
-    """Enable what its cgroups limit before CRIU opens their files; see `cgroup_limits`."""
+    """Enable what its cgroups control; see `cgroup_limits`."""
     cgroup_limits.enable(_cgroup(init), noted(images, cgroup_limits.CONTROLLERS, cgroup_limits.RECORD_LIMIT))
+
+
+def early_controllers(images: str, init: int) -> None:
+    """Before CRIU opens their files, as far as it can be done then."""
+    try:  # noqa: SIM105  # contextlib is one more import
+        controllers(images, init)
+    except BlockingIOError:
+        pass  # a task is in the way
 
 
 def limits(images: str, init: int) -> None:
@@ -138,8 +146,9 @@ def _read(path: str) -> str:
 
 
 STEPS: dict[str, dict[str, Callable[[str, int], None]]] = {
-    EARLY: {"what its cgroups control": controllers},
+    EARLY: {"what its cgroups control": early_controllers},
     STAGE: {
+        "what its cgroups control": controllers,
         "the limits of its cgroups": limits,
         "which devices it may use": devices,
         "the owners of its cgroup's files": cgroup_owners,

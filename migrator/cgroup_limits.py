@@ -13,7 +13,6 @@ finds the kernel's own value the configuration's holds: it may be that an earlie
 
 from __future__ import annotations
 
-import errno
 import os
 
 from migrator import cgroups
@@ -51,9 +50,14 @@ def record(top: str) -> str:
         for name in UNSET.keys() & set(files):
             value = _read(f"{folder}/{name}")
             # With cpu.idle the weight reads 0, which cannot be written.
-            if value not in (None, UNSET[name]) and (name, value) != ("cpu.weight", "0"):
+            if value is not None and not _unset(name, value) and (name, value) != ("cpu.weight", "0"):
                 lines.append(f"{name} {value}\t{below}\n")
     return "".join(sorted(lines))
+
+
+def _unset(name: str, value: str) -> bool:
+    """Whether a limit is the kernel's own. That of hugetlb is a number, as large as it can be."""
+    return value == UNSET[name] or (name.startswith("hugetlb.") and value.isdecimal() and int(value) >= 1 << 62)
 
 
 def controllers(top: str) -> str:
@@ -96,17 +100,13 @@ def plan(limits: Iterable[tuple[str, str]]) -> str:
 def enable(top: str, recorded: str, root: str = cgroups.TOP) -> None:
     """Enable in the cgroup `top` and below the controllers that a record has; raises OSError, ValueError.
 
-    CRIU does so when it has opened all files already, and fails on the memory.events that a systemd watches. What
-    cannot be enabled yet, since a task is in the way, is left to it.
+    BlockingIOError where a task is in the way. CRIU would do so too late: see `cgroup_image`.
     """
     for value, below in _lines(recorded):
         folder = _within(top, below)
         if os.path.isdir(folder):  # CRIU leaves empty cgroups away
             for name in value.split():
-                try:
-                    _delegate(f"{folder}/any", name, root)
-                except BlockingIOError:
-                    return
+                _delegate(f"{folder}/any", name, root)
 
 
 def apply(top: str, planned: str, recorded: str, root: str = cgroups.TOP) -> None:
@@ -162,7 +162,7 @@ def _same_pair(name: str, written: str, read: str) -> bool:
 
 
 def _same(name: str, written: str, read: str) -> bool:
-    if written == read:
+    if written == read or (written == "max" and name in UNSET and _unset(name, read)):
         return True
     if name.startswith("cpuset."):
         return _numbers(written) == _numbers(read) != set()
@@ -226,6 +226,8 @@ def _delegate(folder: str, controller: str, root: str) -> None:
             try:
                 _write(f"{above}/{_SUBTREE}", f"+{controller}")
             except OSError as error:
+                import errno
+
                 kind = BlockingIOError if error.errno == errno.EBUSY else OSError
                 raise kind(f"{controller} cannot be enabled in {above}: {error.strerror}") from None
 

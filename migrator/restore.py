@@ -15,6 +15,7 @@ from pathlib import Path
 
 from migrator import (
     at_restore,
+    cgroup_image,
     cgroup_limits,
     config_reader,
     container_config,
@@ -90,6 +91,8 @@ def prepare(container: Container, layout: Layout, images: Path) -> Prepared:
         limits = cgroup_limits.configured(settings)
         _write(images / cgroup_limits.PLAN, cgroup_limits.plan(limits), 0o600)
         _write(images / at_restore.FILTER, device_filter.program(limits, device_filter.numbers).hex(), 0o600)
+        if _read(images / cgroup_limits.CONTROLLERS):
+            cgroup_image.leave_controllers(images)
         version = [value for key, value in settings if key == "lxc.hook.version"][-1:]
         commands = [command for link in links for command in veths.on_its_bridge(
             link, container.name, "".join(version), veths.bridge_setting)]

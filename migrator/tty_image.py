@@ -77,18 +77,18 @@ def mended(image: bytes, found: Mapping[Device, Session]) -> bytes:
         (size,) = struct.unpack_from("<I", image, position)
         record = image[position + 4 : position + 4 + size]
         position += 4 + size
-        fields = list(_fields(record))
-        values = {number: value for number, value, _ in fields if value is not None}
+        found_fields = list(fields(record))
+        values = {number: value for number, value, _ in found_fields if value is not None}
         session = found.get((values.get(_RDEV, 0), values.get(_DEV, 0)))
         if values.get(_TYPE) == _EXTERNAL and values.get(_SID) == 0 and session and all(session):
             new = dict(zip((_SID, _PGRP), session, strict=True))
-            record = b"".join(_varint(number << 3) + _varint(new[number]) if number in new else raw
-                              for number, _, raw in fields)
+            record = b"".join(varint(number << 3) + varint(new[number]) if number in new else raw
+                              for number, _, raw in found_fields)
         out += struct.pack("<I", len(record)) + record
     return bytes(out)
 
 
-def _fields(record: bytes) -> Iterator[tuple[int, int | None, bytes]]:
+def fields(record: bytes) -> Iterator[tuple[int, int | None, bytes]]:
     """The fields of a protocol buffer's message: number, value if it is a number, and all its bytes."""
     position = 0
     while position < len(record):
@@ -110,7 +110,7 @@ def _number(data: bytes, position: int) -> tuple[int, int]:
             return value, position
 
 
-def _varint(value: int) -> bytes:
+def varint(value: int) -> bytes:
     out = bytearray()
     while value > 0x7F:
         out.append(value & 0x7F | 0x80)

@@ -101,6 +101,9 @@ def _link(there: HostFacts, net: Net, wanted: str) -> Iterator[Finding]:
     elif found.kind not in BRIDGES:
         yield NOT_BRIDGE.found(f"{wanted} on {there.name} is {found.kind or 'a physical interface'}, not a bridge.",
                                f"Map it to a bridge: --map-bridge {net.link}=NAME")
+    elif (net.vlan or net.tagged) and not found.vlans:
+        yield VLAN.found(f"{wanted} on {there.name} does not tell VLANs apart, which lxc.net.{net.index} needs.",
+                         f"On {there.name}: ip link set {wanted} type bridge vlan_filtering 1")
 
 
 def inside(case: Case) -> Iterator[Finding]:

@@ -53,9 +53,10 @@ FIREWALL = define("firewall-tool-missing", ERROR, """CRIU blocks the container's
 MIGRATOR = define("migrator-versions-differ", WARNING, "Both hosts must speak the same protocol.")
 CGROUPS = define("cgroup-not-unified", ERROR, """The container is frozen through cgroup v2, and CRIU restores its
     cgroups in one hierarchy.""")
-CONTROLLERS = define("cgroup-controller-missing", ERROR, """The container's limits hold on the destination as they did
-    here, or it does not run there: neither is it restored without a controller that they need, nor does LXC start
-    it.""")
+CONTROLLERS = define("cgroup-controller-missing", ERROR, """The container's limits hold on the destination too, or it
+    does not run there: without a controller that they need it is not restored, and LXC does not start it.""")
+CONTROLLERS_IN_USE = define("cgroup-controller-in-use", ERROR, """A manager in the container, such as systemd, limits
+    its own cgroups by a controller that the destination does not offer.""", memory_only=True)
 NO_RESOURCE = define("no-sys-resource", ERROR, """Without CAP_SYS_RESOURCE CRIU cannot read and set the limits of
     processes that are not root's (prlimit(2)), except in a container with a user namespace of its own.""",
     memory_only=True)
@@ -256,6 +257,9 @@ def versions(case: Case) -> Iterator[Finding]:
         )
 
 
+_OFFER = "Boot {} with cgroup_no_v1=all on the kernel's command line"  # it may have them in cgroup v1
+
+
 def cgroups(case: Case) -> Iterator[Finding]:
     for host in case.hosts:
         if host.cgroups != "unified":
@@ -268,15 +272,17 @@ def cgroups(case: Case) -> Iterator[Finding]:
         return
     wanted = {key.removeprefix("lxc.cgroup2.").split(".")[0] for key, _ in case.container.config.cgroup
               if key.startswith("lxc.cgroup2.")} - {"cgroup", "devices"}  # devices are limited by a BPF program
-    if case.options.memory:
-        wanted |= set(case.container.controllers)
     missing = sorted(wanted - set(there.controllers))
     if missing:
         yield CONTROLLERS.found(
-            f"{case.container.name} has limits of cgroup controllers that {there.name} lacks: {listed(missing)}.",
-            f"Boot {there.name} with cgroup_no_v1=all on the kernel's command line if it has them in cgroup v1; or "
-            "remove "
-            f"the limits, lxc.cgroup2.{missing[0]}.* or those of a manager in the container.",
+            f"The configuration sets lxc.cgroup2.{missing[0]}.*, but {there.name} lacks the cgroup controllers: "
+            f"{listed(missing)}.",
+            f"{_OFFER.format(there.name)}, or remove the limit.",
+        )
+    if in_use := sorted(set(case.container.controllers) - set(there.controllers)):
+        yield CONTROLLERS_IN_USE.found(
+            f"{case.container.name} uses cgroup controllers itself that {there.name} lacks: {listed(in_use)}.",
+            f"{_OFFER.format(there.name)}.",
         )
 
 

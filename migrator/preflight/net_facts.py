@@ -27,6 +27,7 @@ class Interface:
     master: str = ""
     mtu: int = 0
     up: bool = False
+    vlans: bool = False  # a bridge that tells VLANs apart (vlan_filtering)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +67,7 @@ def parse_interfaces(data: Any) -> tuple[Interface, ...]:
 def _interface(entry: dict[str, Any]) -> Interface:
     info = entry.get("linkinfo")
     kind = info.get("info_kind", "") if isinstance(info, dict) else ""
+    data = info.get("info_data") if isinstance(info, dict) else None
     if entry.get("link_type") == "loopback":
         kind = "loopback"
     mtu = entry.get("mtu")
@@ -78,6 +80,7 @@ def _interface(entry: dict[str, Any]) -> Interface:
         ),
         master=str(entry.get("master", "")), mtu=mtu if isinstance(mtu, int) else 0,
         up="UP" in flags if isinstance(flags, list) else False,
+        vlans=isinstance(data, dict) and data.get("vlan_filtering") == 1,
     )
 
 

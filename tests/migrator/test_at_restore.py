@@ -13,10 +13,10 @@ import pytest
 from migrator import at_restore, cgroup_limits, cgroups, clock, let_run
 
 
-def start(folder: Path, stage: str) -> subprocess.CompletedProcess[str]:
+def start(folder: Path, stage: str, *commands: list[str]) -> subprocess.CompletedProcess[str]:
     """As CRIU does: with the stage and the container's first process in the environment, and nothing else to go by."""
     script = folder / "at-restore"
-    script.write_text(at_restore.script(str(folder), str(folder / let_run.NAME)))
+    script.write_text(at_restore.script(str(folder), str(folder / let_run.NAME), commands))
     script.chmod(0o700)
     environment = {"CRTOOLS_SCRIPT_ACTION": stage, "CRTOOLS_INIT_PID": str(os.getpid()), "PATH": "/usr/bin:/bin"}
     return subprocess.run([str(script)], env=environment, cwd="/", capture_output=True, text=True, check=False)
@@ -72,6 +72,19 @@ def test_confinement_that_cannot_be_had(images: Path, name: str, text: str, said
     (images / name).write_text(text)
     assert start(images, at_restore.STAGE).returncode == 1
     assert said in at_restore.reason(images)
+
+
+def test_commands_of_the_host(images: Path) -> None:
+    """At that stage alone, in their order, and before what Python does; the first that fails ends the restore."""
+    done = images / "it's done"
+    note = ["sh", "-c", 'echo "$1" >>"$0"', str(done)]
+    assert start(images, "pre-resume", [*note, "no"]).returncode == 0
+    assert not done.exists()
+    assert start(images, at_restore.STAGE, [*note, "a b"], [*note, "$c"]).returncode == 0
+    assert done.read_text() == "a b\n$c\n"
+    failed = start(images, at_restore.STAGE, ["sh", "-c", "echo 'no such port' >&2; exit 3"], [*note, "never"])
+    assert failed.returncode == 1 and at_restore.reason(images).endswith(": no such port\n")
+    assert done.read_text() == "a b\n$c\n"
 
 
 def test_a_failure_ends_the_restore_and_says_why(images: Path) -> None:

@@ -64,6 +64,14 @@ def test_limits_below_are_as_they_were(top: Path, root: Path, tmp_path_factory: 
     assert (top / "memory.max").read_text() == "max\n"
 
 
+def test_what_nobody_has_set(top: Path) -> None:
+    """In hugetlb that is a number (seen on 6.18); and no weight can be set to what it reads beside cpu.idle."""
+    (top / "hugetlb.2MB.max").write_text("9223372036854771712\n")
+    (top / "cpu.idle").write_text("1\n")
+    (top / "cpu.weight").write_text("0\n")
+    assert cgroup_limits.record(str(top)) == "cpu.idle 1\t.\n"
+
+
 def test_each_limit_is_set_once() -> None:
     """A memory.max that the next line raises would kill tasks before that."""
     planned = plan("lxc.cgroup2.memory.max = 100M\nlxc.cgroup2.io.max = 8:0 rbps=1\nlxc.cgroup2.io.max = 8:16 rbps=1\n"
@@ -122,7 +130,7 @@ HOLDS = [
     ("io.max", "8:0 rbps=2M", "8:16 rbps=1 wbps=max\n8:0 rbps=2097152 wbps=max riops=max wiops=max"),
     ("hugetlb.2MB.max", "3M", "2097152"), ("hugetlb.1GB.max", "1G", "1073741824"),
     ("cgroup.subtree_control", "+memory -pids", "cpu memory"), ("misc.max", "sev 10", "sev_es max\nsev 10"),
-    ("cgroup.max.descendants", "64", "64"),
+    ("cgroup.max.descendants", "64", "64"), ("hugetlb.2MB.max", "max", "9223372036854771712"),
 ]
 HOLDS_NOT = [
     ("memory.max", "400M", "max"), ("memory.max", "400M", "419430401"), ("memory.max", "400M", "400000000"),

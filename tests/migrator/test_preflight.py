@@ -142,8 +142,9 @@ FOUND: list[tuple[str, Severity, Change, str]] = [
     ("migrator-versions-differ", WARNING, Change(destination={"migrator": "0.2"}), "0.2"),
     ("cgroup-not-unified", ERROR, Change(source={"cgroups": "hybrid"}), "hybrid"),
     ("cgroup-not-unified", ERROR, Change(destination={"cgroups": ""}), "unknown"),
-    ("cgroup-controller-missing", WARNING, Change(
+    ("cgroup-controller-missing", ERROR, Change(
         container={"config.cgroup": (("lxc.cgroup2.io.max", "1"),)}), "lxc.cgroup2.io"),
+    ("cgroup-controller-in-use", ERROR, Change(container={"controllers": ("cpuset", "memory")}), "lacks: cpuset"),
     ("no-sys-resource", ERROR, Change(destination={"capabilities": 7}, container={"tasks.uids": (0, 33)}), "33"),
     ("no-time-namespaces", WARNING, Change(destination={"time_namespaces": False}), "-4910 seconds"),
     ("same-host", ERROR, Change(destination={"identity": "1" * 32}), "this very host"),
@@ -263,6 +264,10 @@ FOUND: list[tuple[str, Severity, Change, str]] = [
     ("seccomp-profile-missing", WARNING, Change(container={"config.seccomp": "/etc/s"}), "/etc/s"),
     ("hooks", INFO, Change(container={"config.hooks": (("lxc.hook.start", "true"),)}), "lxc.hook.start"),
     ("hook-missing", WARNING, Change(container={"config.hooks": (("lxc.hook.start", "/bin/x -y"),)}), "no /bin/x"),
+    ("net-script-missing", ERROR, Change(container={"config.nets": net(script="/bin/up x")}), "no /bin/up"),
+    ("veth-router", ERROR, Change(container={"config.nets": net(mode="router")}), "--no-memory"),
+    ("bridge-without-vlans", ERROR, Change(container={"config.nets": net(vlan="7")}), "vlan_filtering 1"),
+    ("bridge-without-vlans", ERROR, Change(container={"config.nets": net(tagged=("7",))}), "vlan_filtering 1"),
     ("include-unreadable", ERROR, Change(container={"config.faults": (("/etc/gone", "cannot be read: no"),)}),
      "/etc/gone cannot be read: no."),
     ("include-differs", WARNING, Change(container={"config.includes": INCLUDES[:1]}, destination={
@@ -332,6 +337,12 @@ NOT_FOUND: list[tuple[str, Change]] = [
     ("firewall-tool-missing", Change(source={**NFT, "programs": ()}, alone=True)),
     ("firewall-tool-missing", Change(source={"programs": ()}, container={"config.nets": net(type="none")})),
     ("firewall-tool-missing", Change(source={"programs": (), "criu.version": ""}, alone=True)),
+    ("hooks", Change(container={"config.hooks": (("lxc.hook.post-stop", "true"), ("lxc.hook.stop", "true"))})),
+    ("net-script-missing", Change(container={"config.nets": net(script="/bin/up")},
+                                  destination={"present": {"/bin/up": "file"}})),
+    ("bridge-without-vlans", Change(container={"config.nets": net(vlan="7")}, destination={
+        "interfaces": (dataclasses.replace(BRIDGE, vlans=True),)})),
+    ("cgroup-controller-in-use", Change(container={"controllers": ("memory", "pids")})),
     ("cgroup-controller-missing", Change(container={"config.cgroup": (
         ("lxc.cgroup2.memory.max", "1G"), ("lxc.cgroup2.devices.allow", "a"))})),
     ("no-sys-resource", Change(source={"capabilities": 1}, container={"tasks.uids": (0,)})),
@@ -458,8 +469,9 @@ def test_query_asks_for_what_the_container_needs() -> None:
         "mounts": BOUND, "config.mounts": BIND, "config.seccomp": "/etc/s",
         "config.hooks": (("lxc.hook.start", "/bin/x -y"), ("lxc.hook.stop", "relative")), "config.includes": INCLUDES,
     })
+    container = change(container, {"config.nets": net(script="/bin/up x")})
     query = preflight.query(container, "/pool")
-    assert query.paths == ("/srv/data", "/bin/x", "/etc/s", "/etc/lxc/d/")
+    assert query.paths == ("/srv/data", "/bin/x", "/bin/up", "/etc/s", "/etc/lxc/d/")
     assert query.includes == tuple(include.path for include in INCLUDES)
 
 

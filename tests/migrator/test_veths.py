@@ -63,3 +63,40 @@ def test_a_pair_is_made_as_lxc_makes_it() -> None:
 
 def test_the_kernel_must_be_able_to_number_them() -> None:
     assert [veths.possible(version) for version in ((5, 10), (5, 13), (6, 1))] == [False, True, True]
+
+
+PORT = "lxc.net.0.type = veth\nlxc.net.0.link = br0\nlxc.net.0.veth.pair = c1-0\n"
+VLANS = {"vlan_filtering": "1", "default_pvid": "1"}
+
+
+def commands(text: str, bridge: dict[str, str], version: str = "") -> list[str]:
+    (veth,) = veths.planned(config_facts.parse(PORT + text).nets, "0badc0de")
+    return [shlex.join(words)
+            for words in veths.on_its_bridge(veth, "c1", version, lambda _, name: bridge.get(name, ""))]
+
+
+@pytest.mark.parametrize(("text", "bridge", "wanted"), [
+    ("", {}, []),
+    ("lxc.net.0.veth.vlan.id = 7\n", VLANS, ["del dev c1-0 vid 1", "add dev c1-0 vid 7 pvid untagged"]),
+    ("lxc.net.0.veth.vlan.id = 1\n", VLANS, ["add dev c1-0 vid 1 pvid untagged"]),
+    ("lxc.net.0.veth.vlan.id = none\n", VLANS, ["del dev c1-0 vid 1"]),
+    ("lxc.net.0.veth.vlan.id = 7\n", VLANS | {"default_pvid": "0"}, ["add dev c1-0 vid 7 pvid untagged"]),
+    ("lxc.net.0.veth.vlan.tagged.id = 8\nlxc.net.0.veth.vlan.tagged.id = 9\n", VLANS,
+     ["add dev c1-0 vid 8", "add dev c1-0 vid 9"]),
+])
+def test_the_vlans_of_its_port(text: str, bridge: dict[str, str], wanted: list[str]) -> None:
+    assert commands(text, bridge) == [f"bridge vlan {words}" for words in wanted]
+
+
+def test_a_bridge_that_knows_no_vlans() -> None:
+    with pytest.raises(ValueError, match="VLANs"):
+        commands("lxc.net.0.veth.vlan.id = 7\n", {"vlan_filtering": "0"})
+
+
+def test_the_command_of_a_network() -> None:
+    """With the arguments, or the environment, that LXC gives it at a start."""
+    text = "lxc.net.0.script.up = /bin/up 'a b'\n"
+    assert commands(text, {}) == [shlex.join(["sh", "-c", "exec /bin/up 'a b' c1 net up veth br0 c1-0"])]
+    assert commands(text, {}, "1") == [shlex.join([
+        "env", "LXC_HOOK_TYPE=up", "LXC_HOOK_SECTION=net", "LXC_NET_TYPE=veth", "LXC_NET_PEER=c1-0",
+        "LXC_NET_PARENT=br0", "sh", "-c", "exec /bin/up 'a b' veth br0 c1-0"])]

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""CRIU's image of a container's cgroups, without the controllers that each gives to those below it.
+
+CRIU enables these when it has opened all files already, so that it does not find the memory.events that a systemd
+watches. And it cannot do it where they are enabled: it writes the file's newline back to the kernel, which refuses
+(restore_cgroup_subtree_control in criu/cgroup.c, up to 4.2.1 at least). So they are taken out of the image, and
+`cgroup_limits.enable` does it in its place, earlier.
+"""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+from migrator.tty_image import fields, varint
+
+IMAGE = "cgroup.img"
+SUBTREE = b"cgroup.subtree_control"
+_HEAD = struct.pack("<II", 0x54564319, 0x59383330)  # IMG_COMMON_MAGIC, CGROUP_MAGIC in criu/include/magic.h
+_BYTES = 2  # the type of a field that is a string or a message of its own
+# images/cgroup.proto: from cgroup_entry by its controllers and their dirs, of which each may have children, to the
+# properties.
+_CONTROLLERS, _DIRS, _CHILDREN, _PROPERTIES, _NAME = 2, 2, 2, 3, 1
+
+
+def leave_controllers(images: Path) -> None:
+    """Rewrite the image of a dump; raises OSError, and ValueError where it makes no sense."""
+    path = images / IMAGE
+    if path.exists():
+        image = path.read_bytes()
+        new = without_controllers(image)
+        if new != image:
+            path.write_bytes(new)
+
+
+def without_controllers(image: bytes) -> bytes:
+    """The image without the property SUBTREE of any cgroup; all else is as it was."""
+    if not image.startswith(_HEAD):
+        return image
+    out = bytearray(_HEAD)
+    position = len(_HEAD)
+    try:
+        while position < len(image):
+            (size,) = struct.unpack_from("<I", image, position)
+            record = _rewritten(image[position + 4 : position + 4 + size], [_CONTROLLERS, _DIRS])
+            out += struct.pack("<I", len(record)) + record
+            position += 4 + size
+    except (IndexError, struct.error) as error:
+        raise ValueError(f"{IMAGE} is damaged") from error
+    return bytes(out)
+
+
+def _rewritten(record: bytes, way: list[int]) -> bytes:
+    """A message; `way` are the numbers of the fields that lead on to a cgroup_dir_entry, none where it is one."""
+    out = b""
+    for number, value, raw in fields(record):
+        onward = number == (way[0] if way else _CHILDREN)
+        if value is None and onward:
+            inner = _rewritten(_content(raw), way[1:])
+            out += varint(number << 3 | _BYTES) + varint(len(inner)) + inner
+        elif way or number != _PROPERTIES or not _is_subtree(_content(raw)):
+            out += raw
+    return out
+
+
+def _is_subtree(record: bytes) -> bool:
+    return any(number == _NAME and _content(raw) == SUBTREE for number, value, raw in fields(record) if value is None)
+
+
+def _content(raw: bytes) -> bytes:
+    """What a field of bytes holds, behind its key and its length."""
+    behind = 1
+    while raw[behind] & 0x80:
+        behind += 1
+    return raw[behind + 1:]
