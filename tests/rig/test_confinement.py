@@ -83,3 +83,24 @@ for word; do [ ! -e "$word/cgroup-limits" ] || printf 'pids.max 50\\t.\\n' >>"$w
     runs_only_on(rig, "hosta", begun)
     migrate(rig, "c1", "hosta").expect(0)
     runs_only_on(rig, "hostb", begun)
+
+
+def test_the_command_of_a_network(rig: Rig, clean_hosts: CleanHosts) -> None:
+    """It runs on the destination as at a start, when the veth is on its bridge; where it fails the source goes on."""
+    clean_hosts.allow("snapshot")
+    for host in ("hosta", "hostb"):
+        rig.put(host, "/run/up", '#!/bin/sh\necho "$* $(cat /sys/class/net/$6/master/ifindex)" >>/run/up.told\n')
+        rig.sh(host, "chmod 700 /run/up; rm -f /run/up.told")
+    rig.guest("hosta", "c1", "talk", ip="10.0.3.131", config=["lxc.net.0.script.up = /bin/sh /run/up"])
+    begun = rig.probe("hosta", "c1")["start"]
+    rig.put("hostb", "/run/up.fails", "#!/bin/sh\necho 'not today' >&2; exit 1\n")
+    rig.sh("hostb", "cp /run/up /run/up.works; cp /run/up.fails /run/up")
+    error = failed(migrate(rig, "c1", "hosta"), RUNS_AGAIN, "restore-failed")
+    assert "not today" in str(error["message"])
+    runs_only_on(rig, "hosta", begun)
+    rig.sh("hostb", "cp /run/up.works /run/up")
+    migrate(rig, "c1", "hosta").expect(0)
+    runs_only_on(rig, "hostb", begun)
+    *words, bridge = rig.read("hostb", "/run/up.told").split()
+    assert words[:5] == ["c1", "net", "up", "veth", "lxcbr0"] and len(words) == 6
+    assert bridge == rig.read("hostb", "/sys/class/net/lxcbr0/ifindex").strip()
