@@ -35,14 +35,14 @@ class Explored:
         return sorted(found, key=repr)
 
 
-def explore() -> Explored:
-    """Breadth first, to the end; raises Broken."""
+def explore(*, deep: bool = False) -> Explored:
+    """Breadth first, to the end; raises Broken, with the shortest way. Depth first it finds sooner what is broken."""
     first = World()
     before: dict[World, tuple[World, str] | None] = {first: None}
     found = Explored({first: 0}, collections.Counter())
     waiting = collections.deque([first])
     while waiting:
-        world = waiting.popleft()
+        world = waiting.pop() if deep else waiting.popleft()
         for label, reached in model.moves(world):
             found.transitions[label] += 1
             known = reached in before

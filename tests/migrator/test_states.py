@@ -304,7 +304,7 @@ def test_the_search_finds_a_broken_rule(name: str, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(model, "DUMPS", 1)  # unless it needs more
     change(monkeypatch)
     with pytest.raises(Broken, match=expected):
-        explore()
+        explore(deep=True)
 
 
 def test_the_model_knows_every_event() -> None:

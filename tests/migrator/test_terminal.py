@@ -144,9 +144,8 @@ def test_findings_are_a_line_each_and_exact_in_json(text: str) -> None:
 @example(EVIL)
 def test_progress_and_pairing(text: str) -> None:
     with terminal() as shown, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("migrator.progress.time.monotonic", iter(range(0, 100, 10)).__next__)
         patch.setattr("migrator.holder.publish", lambda *_: None)
-        with progress.Progress(text, 5) as going:
+        with progress.Progress(text, 5, iter(range(0, 100, 10)).__next__) as going:
             going.update(3)
     assert harmless(shown.getvalue().replace("\r\x1b[K", ""))
     assert shown.getvalue().count("\x1b") <= 2
