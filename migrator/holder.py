@@ -22,6 +22,7 @@ from migrator import processes
 from migrator.errors import HolderUnknown, Interrupted
 
 LOCKS = Path("/run/migrator/lock")
+WATCHDOG = "watchdog"  # what a watchdog is called with: it has the lock for the moment that a thaw takes
 ABORT = signal.SIGUSR1  # what `migrator abort` sends: as a first Ctrl-C, however often it comes (migrator/__main__.py)
 _PROGRESS_WIDTH = 200  # bytes of the second line: each write replaces all of it
 

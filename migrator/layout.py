@@ -27,6 +27,7 @@ from migrator.errors import Busy
 RUNTIME = Path("/run/migrator")
 FOLDER = ".migrator"
 WORK = "+"
+WATCHDOG_LIMIT = 60.0  # seconds that a watchdog may take to thaw a container and end
 _MS_NOSUID, _MS_NODEV = 2, 4  # mount(2), linux/mount.h
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8  # umount2(2)
 _GROWTH = 256 << 20  # bytes that a container's memory may always grow by between its check and its dump
@@ -233,18 +234,24 @@ def put(source: Path, target: Path) -> None:
 
 @contextlib.contextmanager
 def locked(name: str, folder: Path = holder.LOCKS) -> Iterator[None]:
-    """Keep other migrator commands off a container for a while; raises Busy. The lock ends with this process."""
+    """Keep other migrator commands off a container for a while; raises Busy. The lock ends with this process.
+
+    A watchdog, which gives a container back, is waited for: it ends at once.
+    """
     import fcntl
 
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.parent.chmod(0o711)
     fd = os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            found = holder.of(name, folder)
-            raise Busy(name=name, pid=found.pid if found else "?") from None
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                found = holder.of(name, folder)
+                if not (found and found.command == holder.WATCHDOG and holder.has_ended(found, WATCHDOG_LIMIT)):
+                    raise Busy(name=name, pid=found.pid if found else "?") from None
         with holder.recorded(fd):
             yield
     finally:

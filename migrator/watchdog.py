@@ -79,7 +79,8 @@ class Watchdog:
 
     def start(self) -> None:
         """Start it; returns when it watches. Raises WatchdogFailed."""
-        self._program = detached([sys.executable, "-I", "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._program = detached([sys.executable, "-I", "-m", __name__, holder.WATCHDOG],
+                                 stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self._say(self._task.to_json())
         if self._answer() != {"watching": True}:
             self._program.kill()
@@ -166,10 +167,11 @@ class Watch:
             with contextlib.suppress(MigratorError, OSError):
                 if not self._is_still_being_dumped():
                     return False
-                with locked(self.frozen.name, Path(self.task.locks)):
-                    if self._is_still_being_dumped():
-                        self._thaw()
-                        return True
+                if not self._criu_is_at_work():  # who takes the container up meanwhile waits for that too
+                    with locked(self.frozen.name, Path(self.task.locks)):
+                        if self._is_still_being_dumped():
+                            self._thaw()
+                            return True
             time.sleep(POLL)
 
     def _is_still_being_dumped(self) -> bool:
@@ -178,12 +180,15 @@ class Watch:
             found = journal.by_id(self.frozen.migration, Role.SOURCE)
             return bool(found and found.state is State.DUMPING and found.detail.get("attempt") == self.task.attempt)
 
+    def _criu_is_at_work(self) -> bool:
+        return bool(criu.processes(Path(folder) for folder in self.task.images))
+
     def _is_frozen(self) -> bool:
         return self.frozen.cgroup.is_dir() and lxc.is_frozen(self.frozen.cgroup)
 
     def _thaw(self) -> None:
         """CRIU runs code of its own in tasks that it dumps: they must not go on before it has taken that out again."""
-        while criu.processes(Path(folder) for folder in self.task.images):
+        while self._criu_is_at_work():
             time.sleep(POLL)
         if self.frozen.cgroup.is_dir():
             thawing.thaw(self.frozen)

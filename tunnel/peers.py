@@ -27,7 +27,7 @@ _WORD = re.compile(r"[a-z]+(=[!-+\--~]+)?")  # printable, without blanks and com
 WORDS_MAX = 32
 WORD_MAX = 4096 * 3  # characters; a path has up to 4096, and some of them may be quoted
 _TIME_MAX = 1e12  # seconds since 1970; keeps inf and the like out
-_HEADER = "# Peers of this host: name, identity, when pinned, where it is rung, what it may do. See migrator-peer(1).\n"
+_HEADER = "# Peers of this host: name, identity, when pinned, where it is rung, what it may do. See migrator(1).\n"
 
 
 @dataclasses.dataclass(frozen=True)

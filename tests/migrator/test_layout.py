@@ -7,11 +7,12 @@ import os
 import stat
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
-from migrator import layout, names
+from migrator import holder, layout, names
 from migrator.errors import Busy, InvalidName
 from migrator.layout import Layout, locked
 
@@ -199,3 +200,16 @@ def test_one_command_at_a_time(tmp_path: Path) -> None:
         pass
     with locked("web", folder):
         pass
+
+
+def test_a_watchdog_is_waited_for(tmp_path: Path) -> None:
+    """It gives a container back whose program was killed: who types the next command at once need not type it again."""
+    folder = tmp_path / "lock"
+    command = [sys.executable, "-c", HOLDER.replace("sys.argv[1]", "sys.argv[2]"), holder.WATCHDOG, str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as watchdog:
+        assert watchdog.stdout and watchdog.stdin and watchdog.stdout.readline() == "locked\n"
+        ends = threading.Timer(0.2, watchdog.stdin.close)
+        ends.start()
+        with locked("web", folder):
+            assert watchdog.wait() == 0
+        ends.join()
