@@ -46,7 +46,8 @@ def _is_one(folder: Path, words: list[bytes], files: set[tuple[int, int]], names
     executed = (folder / "exe").stat()
     if (executed.st_dev, executed.st_ino) in files:
         return True
-    named = any(word.rpartition(b"/")[2] in names for word in words[:2])
+    path = os.fsencode(os.readlink(folder / "exe")).removesuffix(b" (deleted)")  # noqa: PTH115
+    named = any(word.rpartition(b"/")[2] in names for word in (path, *words[:2]))
     return named and (folder / "ns/mnt").readlink() == Path("/proc/self/ns/mnt").readlink()
 
 

@@ -70,7 +70,8 @@ class Handover(ABC):
             offer.give_up(self.migration, self.there, as_ours(error), self.unwatched)
         answer = offer.make(self.migration, self.there, restore_within=restore_within)
         done = self.result(figures, time.monotonic() - self._still_since)
-        return dataclasses.replace(done, data=done.data | {"running_for": answer.get("running_for")})
+        restored = {"running_for": answer["running_for"]} if "running_for" in answer else {}
+        return dataclasses.replace(done, data=done.data | restored)
 
     # --- what each way does in its own manner ---
 
