@@ -127,7 +127,7 @@ def test_rounds_end_at_the_limit(rig: Rig, clean_hosts: CleanHosts) -> None:
     clean_hosts.allow("snapshot")
     rig.guest("hosta", "c1", "tick")
     rig.exec("hosta", "dd", "if=/dev/urandom", "of=/pool/c1/rootfs/blob", "bs=1M", "count=16", "status=none")
-    done = migrate(rig, "c1", "hosta", "--max-rounds", "1").expect(0)
+    done = migrate(rig, "c1", "hosta", "--max-rounds", "1", "--bwlimit", "8M").expect(0)  # which takes its time
     assert len(done.json["rounds"]) == 1
     assert events(done, "rounds")[0]["rule"] == "limit"
     assert rig.sh("hostb", "sha256sum </pool/c1/rootfs/blob") == rig.sh("hosta", "sha256sum </pool/c1/rootfs/blob")
