@@ -51,6 +51,15 @@ def _install() -> None:
         event(self, step, phase, detail)
         _wait(self, "after", step, phase)
 
+    create = journal.Journal.create
+
+    def paused_create(self: Any, *, event: Any, **given: Any) -> Any:
+        """Its first record is made with the migration itself: there is none to be held before it."""
+        made = create(self, event=event, **given)
+        _wait(made, "after", str(event), "done")
+        return made
+
+    journal.Journal.create = paused_create  # type: ignore[method-assign]
     journal.Migration._write = paused_write  # type: ignore[method-assign]
     journal.Migration._event = paused_event  # type: ignore[method-assign]
 
