@@ -18,6 +18,7 @@ import dataclasses
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -28,6 +29,7 @@ RUNTIME = Path("/run/migrator")
 FOLDER = ".migrator"
 WORK = "+"
 WATCHDOG_LIMIT = 60.0  # seconds that a watchdog may take to thaw a container and end
+UNNAMED_LIMIT = 1.0  # seconds that a process may take to write into its lock who it is
 _MS_NOSUID, _MS_NODEV = 2, 4  # mount(2), linux/mount.h
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8  # umount2(2)
 _GROWTH = 256 << 20  # bytes that a container's memory may always grow by between its check and its dump
@@ -236,9 +238,12 @@ def put(source: Path, target: Path) -> None:
 def locked(name: str, folder: Path = holder.LOCKS) -> Iterator[None]:
     """Keep other migrator commands off a container for a while; raises Busy. The lock ends with this process.
 
-    A watchdog, which gives a container back, is waited for: it ends at once.
+    A watchdog, which gives a container back, is waited for: it ends at once. So is, for a moment, who has not yet said
+    what it is, or has the lock no more.
     """
     import fcntl
+
+    until = time.monotonic() + UNNAMED_LIMIT
 
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.parent.chmod(0o711)
@@ -250,7 +255,9 @@ def locked(name: str, folder: Path = holder.LOCKS) -> Iterator[None]:
                 break
             except BlockingIOError:
                 found = holder.of(name, folder)
-                if not (found and found.command == holder.WATCHDOG and holder.has_ended(found, WATCHDOG_LIMIT)):
+                if (found is None or found.command == "?") and time.monotonic() < until:
+                    time.sleep(0.01)
+                elif not (found and found.command == holder.WATCHDOG and holder.has_ended(found, WATCHDOG_LIMIT)):
                     raise Busy(name=name, pid=found.pid if found else "?") from None
         with holder.recorded(fd):
             yield

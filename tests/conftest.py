@@ -43,9 +43,13 @@ def _as_git_sees_it() -> str:
 LEFT_OUT = pytest.StashKey[list[str]]()
 
 
-# A shell that runs us in the background has SIGINT ignored, and whatever tests start would inherit that.
+# A shell that runs us in the background, or nohup, has these ignored, and whatever tests start would inherit that; a
+# handler is not inherited (signal(7)).
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+for _number in (signal.SIGHUP, signal.SIGQUIT):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, lambda *_: None)
 _HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 
 from migrator import holder, layout, names
 from migrator.errors import Busy, InvalidName
+from migrator.holder import Holder
 from migrator.layout import Layout, locked
 
 
@@ -213,3 +215,20 @@ def test_a_watchdog_is_waited_for(tmp_path: Path) -> None:
         with locked("web", folder):
             assert watchdog.wait() == 0
         ends.join()
+
+
+def test_who_has_not_yet_said_what_it_is_may_be_a_watchdog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lock was given back, or taken, at this very moment: neither is another command at work."""
+    seen: list[Holder | None] = [None, Holder(1, 1, "?"), None]
+    with (tmp_path / "web").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+
+        def of(name: str, folder: Path) -> Holder | None:
+            found = seen.pop(0)
+            if not seen:
+                fcntl.flock(lock, fcntl.LOCK_UN)
+            return found
+
+        monkeypatch.setattr(holder, "of", of)
+        with locked("web", tmp_path):
+            assert not seen

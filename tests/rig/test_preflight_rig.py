@@ -351,7 +351,7 @@ CONFIGURED: dict[str, tuple[list[str], dict[str, str]]] = {
     "ttys": (["lxc.tty.max = 2"], {}),
     "apparmor": (["lxc.apparmor.profile = generated"], {}),  # nothing is confined without AppArmor
     "hook": (["lxc.hook.pre-start = /bin/true"], {"hooks": "info"}),
-    "limit": (["lxc.cgroup2.pids.max = 100"], {"cgroup-controller-missing": "warning"}),
+    "limit": (["lxc.cgroup2.pids.max = 100"], {"cgroup-controller-missing": "error"}),
 }
 
 
