@@ -41,10 +41,12 @@ class Hold:
 
     def spare(self) -> None:
         """Hold none of those who come from now on; who waits already goes on waiting."""
-        self.rig.sh(self.host, f"cp -p {self.real} {self.path}.new && mv {self.path}.new {self.path}")
+        self.rig.sh(self.host, f"[ {self.path} -ef {self.real} ] || "
+                               f"{{ ln -f {self.real} {self.path}.new && mv {self.path}.new {self.path}; }}")
 
     def release(self) -> None:
         """Let them do their work, all at the same moment, and whoever comes from now on."""
+        self.spare()  # first: what they become is to be known by the file that they execute
         self.rig.sh(self.host, f"mv {self.waiting} {self.waiting}.not; rm -rf {self.waiting}.not")
 
 
@@ -52,14 +54,14 @@ class Hold:
 def instead_of(rig: Rig, host: str, program: str, script: str) -> Iterator[Hold]:
     """A shell script in a program's place, under its name. `REAL` in the script is the program itself."""
     hold = Hold(rig, host, rig.sh(host, f"readlink -f $(command -v {program})").strip())
-    rig.sh(host, f"rm -rf {hold.waiting}; mkdir -p {hold.waiting}; cp -p --remove-destination {hold.path} {hold.real}")
+    # The same file under another name: by it, migrator knows whose process one is.
+    rig.sh(host, f"rm -rf {hold.waiting} {hold.path}.new; mkdir -p {hold.waiting}; ln -f {hold.path} {hold.real}")
     rig.put(host, f"{hold.path}.new", script.replace("WAITING", hold.waiting).replace("REAL", hold.real))
     try:
         rig.sh(host, f"chmod 755 {hold.path}.new && mv {hold.path}.new {hold.path}")
         yield hold
     finally:
         hold.release()
-        hold.spare()
 
 
 @contextlib.contextmanager

@@ -55,15 +55,18 @@ part processes
 ps -eo pid,ppid,stat,wchan:24,etime,args --cols 200 2>&1 | grep -E 'PPID|migrator|criu|lxc|btrfs|ssh' |
     grep -Ev 'grep -E|ps -eo|rig-told' | head -n 60
 part files of migrator
-find /pool/.migrator /run/migrator /dev/shm/migrator -mindepth 1 -maxdepth 2 -printf '%s %p\n' 2>/dev/null | head -n 60
+find /pool/.migrator /run/migrator -mindepth 1 -maxdepth 2 -printf '%s %p\n' 2>/dev/null | sort -k 2 | head -n 40
 part room
 df -m /pool /run /dev/shm 2>&1
 cat /proc/loadavg
-ls -t /var/log/migrator/*.log /run/migrator/*/*.log /dev/shm/migrator/*/*.log /var/log/lxc/*.log 2>/dev/null |
-    head -n 6 | while read -r log; do
+ls -t /var/log/migrator/*.log /run/migrator/*/*.log 2>/dev/null | head -n 6 | while read -r log; do
     part "$log"
     grep -n Error "$log" | tail -n 8
     tail -n 12 "$log"
+done | cut -c 1-300
+ls -t /var/log/lxc/*.log 2>/dev/null | head -n 2 | while read -r log; do
+    part "$log"
+    grep -E 'ERROR|WARN|NOTICE' "$log" | tail -n 8
 done | cut -c 1-300
 exit 0
 """

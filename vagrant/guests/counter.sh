@@ -1,6 +1,6 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-2.0-or-later
-# The init of a tick guest: counts in memory and writes the count to the disk ten times a second. Before each step it reads back what
+# The init of a tick guest: counts in memory and writes the count to the disk twenty times a second. Before each step it reads back what
 # it wrote in the step before: memory and disk that are not of one instant show as an error.
 #
 #   counter.sh [DIRECTORY [USER]]    with a user, a second counter runs as that user, in DIRECTORY/user
@@ -19,5 +19,5 @@ while :; do
     count=$((count + 1))
     echo "$count" >>log
     echo "$start $count $errors" >count
-    sleep 0.1
+    sleep 0.05
 done
