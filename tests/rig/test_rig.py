@@ -21,7 +21,7 @@ import pytest
 from tests.rig import machine
 from tests.rig.harness import EXEC_LIMIT, LXC_HOSTS, PROGRAM, TREE, UP_LIMIT, Rig, wait_for
 
-INSTANCE = "test-of-rig"
+INSTANCE = f"{os.environ.get('MIGRATOR_RIG') or 'test'}-of-rig"
 RUN = Path(f"/run/migrator-rig-{INSTANCE}")
 EVERY_HOST = (*LXC_HOSTS, "client", "rendezvous", "nata", "natb")
 RENDEZVOUS = ("198.51.100.5", "203.0.113.5")
