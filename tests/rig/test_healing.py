@@ -160,7 +160,7 @@ def test_both_rebooted_and_the_source_cannot_be_reached(rig: Rig, guest: str) ->
     dumped(rig)
     reboot(rig, "hosta")
     reboot(rig, "hostb")
-    error = failed(rig.migrator("hostb", "resume", "c1", "-s", "root@10.0.3.250", "--timeout", "2", "--json"),
+    error = failed(rig.migrator("hostb", "resume", "c1", "-s", "root@10.0.3.250", "--timeout", "1", "--json"),
                    66, "source-needed")
     assert "migrator resume c1   (on hosta)" in str(error["cure"])
     assert states(rig) == ("dumped", "abandoned")
@@ -174,7 +174,7 @@ def test_both_rebooted_and_the_source_cannot_be_reached(rig: Rig, guest: str) ->
 def test_resume_there_restores_and_has_the_source_finish(rig: Rig, guest: str) -> None:
     """At boot not before the source was asked: it may have been told that this host is lost."""
     dumped(rig)
-    unasked = rig.migrator("hostb", "resume", "--all", "--at-boot", "-s", "root@10.0.3.250", "--timeout", "2", "--json")
+    unasked = rig.migrator("hostb", "resume", "--all", "--at-boot", "-s", "root@10.0.3.250", "--timeout", "1", "--json")
     assert unasked.expect(66).json["migrations"][0]["error"]["code"] == "source-needed"
     assert states(rig) == ("dumped", "owned")
     rig.migrator("hostb", "resume", "c1").expect(0)
@@ -199,15 +199,15 @@ def test_forced_for_a_destination_that_is_lost(rig: Rig, guest: str) -> None:
     dumped(rig)
     id_ = rig.status("hosta", "c1")["id"]
     with cut_off(rig):
-        unknown = failed(rig.migrator("hosta", "resume", "c1", "--timeout", "2", "--json"), UNKNOWN, "host-unreachable")
+        unknown = failed(rig.migrator("hosta", "resume", "c1", "--timeout", "1", "--json"), UNKNOWN, "host-unreachable")
         assert "--force" in str(unknown["cure"])
         for given in ((), ("0badc0de",)):
-            refused = rig.migrator("hosta", "rollback", "c1", "--timeout", "2", "--json", "--force", *given)
+            refused = rig.migrator("hosta", "rollback", "c1", "--timeout", "1", "--json", "--force", *given)
             error = failed(refused, 67, "force-refused")
             assert "two copies" in str(error["message"])
             assert str(error["cure"]).endswith(f"migrator rollback c1 --force {id_}")
             assert frozen(rig)
-        forced = rig.migrator("hosta", "rollback", "c1", "--force", id_, "--timeout", "2", "--json").expect(0).json
+        forced = rig.migrator("hosta", "rollback", "c1", "--force", id_, "--timeout", "1", "--json").expect(0).json
         assert forced["forced"] is True and forced["thawed"] is True
         found = rig.probe("hosta", "c1")
         assert found["intact"] and found["start"] == guest
@@ -253,7 +253,7 @@ def test_finished_without_a_source_that_is_lost(rig: Rig, guest: str) -> None:
     rig.sh("hosta", "ip link set eth0 down")
     try:
         failed(rig.migrator("hostb", "cleanup", "c1", "--json"), 25, "already-migrating")
-        rig.migrator("hostb", "finish", "c1", "--force", id_, "--timeout", "2").expect(0)
+        rig.migrator("hostb", "finish", "c1", "--force", id_, "--timeout", "1").expect(0)
         rig.migrator("hostb", "cleanup", "c1").expect(0)
         assert rig.migrator("hostb", "resume", "c1", "--json").expect(0).json["already"] is True
     finally:
@@ -271,7 +271,7 @@ def test_forced_though_it_had_run_there(rig: Rig, guest: str) -> None:
     rig.migrator("hostb", "restore-dump", "c1").expect(0)
     failed(rig.migrator("hosta", "rollback", "c1", "--force", id_, "--json"), 29, "already-runs")
     with cut_off(rig):
-        rig.migrator("hosta", "rollback", "c1", "--force", id_, "--timeout", "2").expect(0)
+        rig.migrator("hosta", "rollback", "c1", "--force", id_, "--timeout", "1").expect(0)
     for host, command in (("hosta", ("rollback", "c1")), ("hostb", ("resume", "c1"))):
         error = failed(rig.migrator(host, *command, "--json"), 69, "two-copies")
         assert "lxc-stop -k -P /pool c1" in str(error["cure"])

@@ -165,7 +165,7 @@ def test_host_restarted(rig: Rig, guest: Callable[[str], None], host: str) -> No
     assert rig.probe("hosta", "c1")["intact"]
     assert rig.status("hosta", "c1")["next"] == "migrator resume c1"
     assert rig.status("hostb", "c1")["next"] == "migrator resume c1   (on hosta)"
-    nowhere = rig.migrator("hostb", "resume", "c1", "-s", "root@10.0.3.250", "--timeout", "2", "--json")
+    nowhere = rig.migrator("hostb", "resume", "c1", "-s", "root@10.0.3.250", "--timeout", "1", "--json")
     error = failed(nowhere, 66, "source-needed")
     assert "migrator resume c1   (on hosta)" in str(error["cure"])
     resumed = rig.migrator("hosta", "resume", "c1", "--json").expect(0)
