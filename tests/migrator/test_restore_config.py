@@ -111,7 +111,7 @@ def test_what_is_ephemeral_does_not_come_again() -> None:
 # What LXC's monitor does: when it runs hooks, by popen(3), it has not reaped the first process yet.
 MONITOR = """
 import os, subprocess, sys, time
-init = subprocess.Popen(["sh", "-c", sys.argv[1]])
+init = subprocess.Popen(["env", "--default-signal", "sh", "-c", sys.argv[1]])  # as init has it, also with nohup
 while "sleep" not in sys.argv[1] and open(f"/proc/{init.pid}/stat").read().split()[2] != "Z":
     time.sleep(0.01)
 os.system(f"exec {sys.argv[2]} c1 lxc post-stop")
