@@ -180,7 +180,7 @@ def _net(index: int, section: dict[str, list[str]]) -> Net:
     routes = [*section.get("veth.ipv4.route", []), *section.get("veth.ipv6.route", [])]
     return Net(
         index=index, type=last("type"), link=last("link"), name=last("name"), hwaddr=last("hwaddr").lower(),
-        pair=last("veth.pair"), addresses=tuple(address.split()[0] for address in addresses if address),
+        pair=last("veth.pair"), addresses=tuple(address.split()[0] for address in addresses if address.strip()),
         mtu=_number(last("mtu")), routes=tuple(route for route in routes if route),
         mode=last("veth.mode"), vlan=last("veth.vlan.id"),
         tagged=tuple(vlan for vlan in section.get("veth.vlan.tagged.id", []) if vlan), script=last("script.up"),
