@@ -54,7 +54,7 @@ def recorded(fd: int) -> Iterator[None]:
 
     Where that cannot be written, as /run is full, the lock holds all the same.
     """
-    head = f"{os.getpid()} {start_time(os.getpid())} {' '.join(sys.argv[1:2]) or '?'}\n".encode()
+    head = f"{os.getpid()} {start_time(os.getpid())} {' '.join(sys.argv[1:2]) or '-'}\n".encode()
     with contextlib.suppress(OSError):
         os.ftruncate(fd, 0)
         os.pwrite(fd, head, 0)
