@@ -16,6 +16,9 @@ PYTHON = python3
 ARGS =
 BIN = .venv/bin
 PYTEST = $(BIN)/pytest
+# Two tests at a time, each on a rig of its own, and then those beside which nothing runs: the fault matrix. ARGS go to
+# one pytest, which runs one test at a time.
+EVERY_TEST = $(if $(ARGS),$(PYTEST) $(ARGS),$(PYTEST) -n 2 --dist loadfile -m "not alone" && $(PYTEST) -m alone)
 
 # What the rig is made with: root file systems, namespaces, links, loop devices.
 RIG_PACKAGES = ca-certificates iproute2 mmdebstrap mount nftables python3 uidmap util-linux
@@ -30,11 +33,12 @@ demo: rig-packages
 	$(PYTHON) -m bench.demo
 
 test: packages .venv/ready
-	$(PYTEST) $(ARGS)
+	$(EVERY_TEST)
 
-# One after the other: nothing runs beside the fault matrix. Pages in docs/ are written here and nowhere else.
+# Pages in docs/ are written here and nowhere else.
+test-all: export MIGRATOR_TESTS = all
 test-all: packages .venv/ready
-	$(BIN)/python -m tests.equipment; equipment=$$?; MIGRATOR_TESTS=all $(PYTEST) $(ARGS) && exit $$equipment
+	$(BIN)/python -m tests.equipment; equipment=$$?; $(EVERY_TEST) && exit $$equipment
 
 # The tests of the rig alone; tests/equipment.digest records what they have passed for.
 test-equipment: packages .venv/ready
@@ -69,6 +73,6 @@ packages:
 	@touch $@
 
 clean:
-	for name in test test-of-rig demo endurance bench; do [ ! -e /run/migrator-rig-$$name ] || MIGRATOR_RIG=$$name vagrant/rig down; done
+	for name in test test-of-rig $(foreach n,0 1,test-gw$n test-gw$n-nat test-gw$n-of-rig) test-nat demo endurance bench; do [ ! -e /run/migrator-rig-$$name ] || MIGRATOR_RIG=$$name vagrant/rig down; done
 	rm -rf .venv build .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
 	find . -name __pycache__ -prune -exec rm -rf {} +

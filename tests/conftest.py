@@ -11,11 +11,16 @@ import os
 import signal
 import subprocess
 from collections.abc import Generator, Iterator
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from tests import equipment
+
+# Tests that run side by side (pytest-xdist) have a rig each.
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    os.environ["MIGRATOR_RIG"] = f"{os.environ.get('MIGRATOR_RIG') or 'test'}-{worker}"
 
 ON_CI = os.environ.get("CI") == "true"
 EVERYTHING = os.environ.get("MIGRATOR_TESTS") == "all"
@@ -63,13 +68,14 @@ def _signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+@pytest.hookimpl(trylast=True)  # of what `-m` has left
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Fast tests first: who made a typing error need not wait for two hosts to hear of it. The matrix last.
 
     Who names files or folders gets all that is in them.
     """
     items.sort(key=lambda item: ("tests/rig/" in item.path.as_posix(), "fault_matrix" in item.path.name))
-    if config.args_source is pytest.Config.ArgsSource.ARGS:
+    if named(config):
         return
     nightly = [] if EVERYTHING else [item for item in items if item.get_closest_marker("nightly")]
     passed = [item for item in items if equipment.is_test(item.path)] if equipment.is_recorded(equipment.TREE) else []
@@ -79,9 +85,36 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         (nightly, "that are nightly"), (passed, "of the equipment, which have passed for it as it is")) if those]
 
 
-def pytest_report_collectionfinish(config: pytest.Config) -> list[str]:
+# --- with pytest-xdist the tests are collected by workers alone ----------------------------------------------------
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    node.workerinput["named"] = node.config.args_source is pytest.Config.ArgsSource.ARGS
+
+
+def named(config: pytest.Config) -> bool:
+    """Whether files or folders were named."""
+    told = getattr(config, "workerinput", {"named": config.args_source is pytest.Config.ArgsSource.ARGS})
+    return bool(told["named"])
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    getattr(session.config, "workeroutput", {})["left_out"] = session.config.stash.get(LEFT_OUT, [])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    node.config.stash[LEFT_OUT] = getattr(node, "workeroutput", {}).get("left_out", [])
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Nobody shall take a part for the whole."""
-    return config.stash.get(LEFT_OUT, [])
+    for line in config.stash.get(LEFT_OUT, []):
+        terminalreporter.write_line(line)
+
+
+# --- on CI -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.hookimpl(wrapper=True)

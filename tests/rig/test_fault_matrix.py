@@ -21,6 +21,7 @@ from tests.rig.faults import Column, Fault
 from tests.rig.harness import Rig
 from tests.rig.told import as_text, told
 
+pytestmark = pytest.mark.alone  # it has dozens of migrations at work at a time itself
 STEP = os.environ.get("MIGRATOR_FAULT_STEP", "")
 MOMENTS = ("after", "before") if EVERYTHING else ("after",)
 STRUCK_BY = FAULTS if EVERYTHING or STEP else EACH_TIME
