@@ -66,18 +66,18 @@ class _Agent:
         self._openers: dict[bytes, Opener] = {}
         self._sessions: dict[bytes, Called] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._waiting: asyncio.Task[None] | None = None
+        self._waiting: signalling.Waiting | None = None
         self._saying: asyncio.Task[None] | None = None
         self._renewed = 0.0
 
     def renew(self) -> None:
         """Wait over new connections; the rendezvous takes the newest for the right one. Not too often."""
-        if self._waiting and now() - self._renewed < RENEW_INTERVAL:
-            return
-        if self._waiting:
+        if self._waiting is None:
+            self._waiting = signalling.Waiting(self._servers, self._identity, self._tell)
+            self._spawn(self._wait(self._waiting))
+        elif now() - self._renewed >= RENEW_INTERVAL:
             self._renewed = now()
-            self._waiting.cancel()  # its connections end in their own time
-        self._waiting = self._spawn(self._wait())
+            self._waiting.renew()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
@@ -85,8 +85,8 @@ class _Agent:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _wait(self) -> None:
-        async for over, message in signalling.wait(self._servers, self._identity, self._tell):
+    async def _wait(self, waiting: signalling.Waiting) -> None:
+        async for over, message in waiting:
             try:
                 self._rung(over, message)
             except TunnelError as error:  # the store of peers cannot be read
@@ -165,6 +165,8 @@ class _Agent:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._waiting:
+            await self._waiting.close()
 
 
 async def _until_ended(work: Coroutine[Any, Any, None], tunnel: Tunnel) -> None:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 TIMEOUT = 5.0  # seconds, to connect to one server, and for each answer
 QUEUE_MAX = 64  # messages not yet taken; more are dropped
 LINE_HEX = 16  # characters of the name of a connection
-BACKOFF = (1.0, 60.0)  # seconds between tries of `wait`: the first, the longest
+BACKOFF = (1.0, 60.0)  # seconds between tries of `Waiting`: the first, the longest
 STABLE = 30.0  # seconds after which a connection counts as good, and the next try comes soon again
 
 
@@ -224,43 +224,61 @@ class Signalling:
                 future.set_exception(error)
 
 
-async def wait(servers: Sequence[Server], identity: Identity,
-               on_state: Callable[[str], None] | None = None) -> AsyncIterator[tuple[Signalling, Message]]:
+class Waiting:
     """Be rung at every server at once, for ever: what came, and the connection to answer over.
 
     A server that is down is tried again, less and less often. `on_state` is told in words what has changed.
     """
-    inbox: asyncio.Queue[tuple[Signalling, Message]] = asyncio.Queue(QUEUE_MAX)
-    tell = on_state or (lambda _: None)
-    tasks = [asyncio.create_task(_keep_waiting(server, identity, inbox, tell)) for server in servers]
-    try:
+
+    def __init__(self, servers: Sequence[Server], identity: Identity,
+                 on_state: Callable[[str], None] | None = None) -> None:
+        self._identity = identity
+        self._tell = on_state or (lambda _: None)
+        self._inbox: asyncio.Queue[tuple[Signalling, Message]] = asyncio.Queue(QUEUE_MAX)
+        self._tasks: dict[Server, list[asyncio.Task[None]]] = {server: [] for server in servers}  # the newest is last
+        self.renew()
+
+    def renew(self) -> None:
+        """Wait over new connections. Each old one stays until its new one stands, so that no ring is missed."""
+        for server, tasks in self._tasks.items():
+            tasks.append(asyncio.create_task(self._keep_waiting(server)))
+
+    async def _keep_waiting(self, server: Server) -> None:
+        pause, longest = BACKOFF
         while True:
-            yield await inbox.get()
-    finally:
-        for task in tasks:
+            begun = now()
+            try:
+                async with await Signalling.connect([server], self._identity, waits=True) as over:
+                    self._stands(server)
+                    self._tell(f"waiting at {server}")
+                    async for message in over:
+                        await self._inbox.put((over, message))
+            except RendezvousUnavailable as error:
+                if now() - begun > STABLE:
+                    pause = BACKOFF[0]
+                if self._tasks[server][-1] is asyncio.current_task():  # else it has been replaced
+                    self._tell(f"{error.fields['reason']}; next try in {pause:.0f} s")
+            except Exception as error:  # a host that is not waiting any more must not look as if it were
+                self._tell(f"{server}: {type(error).__name__}: {error}; next try in {pause:.0f} s")
+            # Not all agents at the same instant after the server was started anew.
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311
+            pause = min(longest, pause * 2)
+
+    def _stands(self, server: Server) -> None:
+        """This task waits there now: those before it are not needed any more."""
+        tasks = self._tasks[server]
+        while tasks[0] is not asyncio.current_task():
+            tasks.pop(0).cancel()
+
+    async def __aiter__(self) -> AsyncIterator[tuple[Signalling, Message]]:
+        while True:
+            yield await self._inbox.get()
+
+    async def close(self) -> None:
+        every = [task for tasks in self._tasks.values() for task in tasks]
+        for task in every:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _keep_waiting(server: Server, identity: Identity, inbox: asyncio.Queue[tuple[Signalling, Message]],
-                        tell: Callable[[str], None]) -> None:
-    pause, longest = BACKOFF
-    while True:
-        begun = now()
-        try:
-            async with await Signalling.connect([server], identity, waits=True) as signalling:
-                tell(f"waiting at {server}")
-                async for message in signalling:
-                    await inbox.put((signalling, message))
-        except RendezvousUnavailable as error:
-            if now() - begun > STABLE:
-                pause = BACKOFF[0]
-            tell(f"{error.fields['reason']}; next try in {pause:.0f} s")
-        except Exception as error:  # a host that is not waiting any more must not look as if it were
-            tell(f"{server}: {type(error).__name__}: {error}; next try in {pause:.0f} s")
-        # Not all agents at the same instant after the server was started anew.
-        await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311
-        pause = min(longest, pause * 2)
+        await asyncio.gather(*every, return_exceptions=True)
 
 
 def _checked(data: bytes) -> bytes:

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
@@ -14,7 +16,7 @@ from tunnel.config import Server
 from tunnel.errors import PeerAbsent, RendezvousUnavailable
 from tunnel.identity import Identity
 from tunnel.link import DATA_MAX, Link, statement
-from tunnel.signalling import Signalling, wait
+from tunnel.signalling import Message, Signalling, Waiting
 
 DEAD = Server.parse(f"wss://{LOOPBACK}:1#sha256:{'0' * 64}")
 
@@ -184,9 +186,10 @@ async def test_waiting_at_every_server_and_coming_back() -> None:
     said: list[str] = []
     async with serving() as one, serving() as two:
         rung: list[bytes] = []
+        waiting = Waiting([DEAD, one.server, two.server], host, said.append)
 
         async def agent() -> None:
-            async for connection, message in wait([DEAD, one.server, two.server], host, said.append):
+            async for connection, message in waiting:
                 rung.append(message.data)
                 await connection.send(guest.public, b"yes " + message.data, message.line)
 
@@ -206,9 +209,45 @@ async def test_waiting_at_every_server_and_coming_back() -> None:
         assert len(said) == tries, "not all at the same moment, and none before half the time"
         pass_time(signalling.BACKOFF[0])
         await eventually(lambda: sum("waiting at" in line for line in said) == 3)
+        await waiting.close()
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
     assert rung == [b"offer", b"offer"]
+
+
+@standing
+async def test_it_can_be_rung_while_it_renews_its_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The old one ends when the new one stands, not before, and neither drives the other out again and again."""
+    host, guest = Identity.generate(), Identity.generate()
+    said: list[str] = []
+    held = asyncio.Event()
+    connect = Signalling.connect
+    async with serving() as there:
+        waiting = Waiting([there.server], host, said.append)
+        await eventually(lambda: len(said) == 1)
+
+        async def slow(*arguments: Any, **options: Any) -> Signalling:
+            await held.wait()
+            return await connect(*arguments, **options)
+
+        monkeypatch.setattr(Signalling, "connect", slow)
+        waiting.renew()
+        async with await connect([there.server], guest) as caller:
+            await caller.ring(host.public, b"before")
+            held.set()
+            await eventually(lambda: len(waiting._tasks[there.server]) == 1)
+            await caller.ring(host.public, b"after")
+            rung = [message.data async for _, message in first(2, waiting)]
+        assert rung == [b"before", b"after"]
+        await waiting.close()
+    assert set(said) == {f"waiting at {there.server}"}
+
+
+async def first(number: int, waiting: Waiting) -> AsyncIterator[tuple[Signalling, Message]]:
+    async for each in waiting:
+        yield each
+        if (number := number - 1) == 0:
+            return
 
 
 @standing
