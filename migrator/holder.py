@@ -13,7 +13,6 @@ import os
 import select
 import signal
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,11 +37,6 @@ class Holder:
     started: int  # clock ticks from boot to its start (proc_pid_stat(5)): tells it from a later one of that id
     command: str  # what it was called with: migrate, serve, ...; "?" while it has not said so
     progress: dict[str, Any] = dataclasses.field(default_factory=dict)  # `what`, `bytes`, `total` (or null)
-
-    @property
-    def began(self) -> float:
-        """Its start in seconds since 1970."""
-        return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + self.started / os.sysconf("SC_CLK_TCK")
 
     def to_json(self) -> dict[str, Any]:
         return {"pid": self.pid, "command": self.command, "progress": self.progress or None}

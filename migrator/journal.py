@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from migrator import log, states
+from migrator import clock, holder, log, states
 from migrator.errors import JournalBroken, MigratorError
 from migrator.states import Event, Owner, Role, State
 
@@ -80,6 +80,10 @@ class Migration:
     @property
     def ended(self) -> bool:
         return self.state in states.ENDED
+
+    def was_ended_by(self, pid: int, started: int) -> bool:
+        """Whether it was this process of this boot that has ended it."""
+        return self.detail.get("ended_by") == [clock.BOOT_ID.read_text().strip(), pid, started]
 
     @property
     def never_began(self) -> bool:
@@ -177,6 +181,8 @@ class Migration:
     def _write(self, state: State, owner: Owner, step: str, phase: str, detail: dict[str, Any]) -> None:
         now = time.time()
         merged = self.detail | detail
+        if state in states.ENDED and not self.ended:
+            merged["ended_by"] = _this_process()
         with self.journal.transaction() as db:
             db.execute(
                 "UPDATE migrations SET state = ?, owner = ?, detail = ?, updated = ? WHERE id = ? AND role = ?",
@@ -192,6 +198,11 @@ class Migration:
             "INSERT INTO events (id, role, time, step, phase, detail) VALUES (?, ?, ?, ?, ?, ?)",
             (self.id, self.role, now, step, phase, json.dumps(detail)),
         )
+
+
+def _this_process() -> list[Any]:
+    """Boot, process and its start: no other one is ever called so."""
+    return [clock.BOOT_ID.read_text().strip(), *holder.this_process()]
 
 
 def _version(db: sqlite3.Connection) -> int:

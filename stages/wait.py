@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> Result:
             now, worker = time.monotonic(), holder.of(name)  # before the journal: what it wrote last is there then
             migration = journal.latest(name, lxcpath)
             if migration and migration.ended:
-                if worker and worker.command in BEGINS and worker.began > migration.updated:
+                if worker and worker.command in BEGINS and _comes_after(worker, migration):
                     earlier = migration.id
                 if migration.id != earlier:
                     return _outcome(migration)
@@ -63,6 +63,18 @@ def run(args: argparse.Namespace) -> Result:
                 raise StillUnderWay(name=name, pid=worker.pid if worker else "?",
                                     command=worker.command if worker else "?", seconds=f"{args.timeout:g}")
             time.sleep(min(POLL, max(0.0, end - now)))
+
+
+def _comes_after(worker: Holder, migration: Migration) -> bool:
+    """Whether a process at work has come after a migration had ended, so that it may be about to begin another one.
+
+    Whoever ends one has the lock: so another process that had it before the journal was read, and has it still, has got
+    it from whom that was.
+    """
+    if migration.was_ended_by(worker.pid, worker.started):
+        return False
+    still = holder.of(migration.name)
+    return still is not None and (still.pid, still.started) == (worker.pid, worker.started)
 
 
 def _tell(migration: Migration, worker: Holder | None, line: str) -> None:
