@@ -67,7 +67,16 @@ def start(migration: Migration, container: lxc.Container) -> None:
 def note(migration: Migration) -> str:
     """What this host knows beyond its journal's state, in a sentence or two for `migrator status`; "" where nothing."""
     found = _on_source(migration) if migration.role is Role.SOURCE else _on_destination(migration)
-    return " ".join(each for each in (found, bases.note(migration)) if each)
+    return " ".join(each for each in (found, bases.note(migration), aside_note(migration)) if each)
+
+
+def aside_note(migration: Migration) -> str:
+    """On the destination: which root file systems may have run here before a restore failed; "" where none did."""
+    kept = Layout(migration.lxcpath, migration.name, migration.id).set_aside()
+    if migration.role is Role.SOURCE or not kept:
+        return ""
+    return (f"What {migration.name} had written here before a restore failed is kept in {', '.join(map(str, kept))},"
+            f" until: migrator cleanup {migration.name}")
 
 
 def _on_source(migration: Migration) -> str:
@@ -101,6 +110,9 @@ def _on_destination(migration: Migration) -> str:
     if migration.state is State.RESTORED:
         with contextlib.suppress(MigratorError):
             if lxc.Container(migration.name, migration.lxcpath).state == "STOPPED":
+                if identity.whose(Layout(migration.lxcpath, migration.name, migration.id)).may_go:
+                    return (f"It has run here, and was stopped before {migration.peer} had heard of it. Once that host"
+                            f" has been asked, it goes on with: {advice.command('resume', migration)}")
                 return (f"It has run here and is stopped now, as after a reboot. Start it with: lxc-start -P "
                         f"{migration.lxcpath} {migration.name}")
     return ""

@@ -29,15 +29,17 @@ REASON = "at-restore.error"  # in the images folder: why it failed
 _START = "import sys; sys.path.insert(0, sys.argv[1]); from migrator import at_restore; at_restore.main(*sys.argv[2:])"
 
 
-def script(images: str, mark: str, commands: Iterable[Iterable[str]] = ()) -> str:
+def script(images: str, mark: str, end: float, commands: Iterable[Iterable[str]] = ()) -> str:
     """The script that CRIU is given for a restore from the folder `images`; `mark` is a path, see `let_run`.
+
+    The container is let run until `end`, by CLOCK_BOOTTIME, and not after it.
 
     `commands` are the host's, for which the container has to be on its bridges, with its network still locked.
     """
     import shlex
 
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    command = shlex.join([sys.executable, "-I", "-S", "-c", _START, root, images, mark])
+    command = shlex.join([sys.executable, "-I", "-S", "-c", _START, root, images, mark, str(end)])
     # CRIU starts it for every stage; a shell says that there is nothing to do sooner than Python.
     musts = "".join(f"\n    must {shlex.join(words)}" for words in commands)
     controllers = shlex.quote(os.path.join(images, cgroup_limits.CONTROLLERS))
@@ -59,15 +61,15 @@ exec {command} "$CRTOOLS_SCRIPT_ACTION"
 """
 
 
-def main(images: str, mark: str, stage: str) -> None:
-    """Take all steps of a stage, and last, before the container is let run, make the mark that it is.
+def main(images: str, mark: str, end: str, stage: str) -> None:
+    """Take all steps of a stage, and last, before the container is let run, make the mark that it is, if it still may.
 
     The first that fails ends the program, with its reason in a file beside the images.
     """
     init = int(os.environ["CRTOOLS_INIT_PID"])
     steps = dict(STEPS[stage])
     if stage == STAGE:
-        steps["the mark that it is let run"] = lambda *_: let_run.record(mark)
+        steps["the mark that it is let run"] = lambda *_: let_run.record_in_time(mark, float(end))
     for what, step in steps.items():
         try:
             step(images, init)

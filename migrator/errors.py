@@ -231,6 +231,7 @@ class NoMigration(MigratorError):
 class NotKnownThere(MigratorError):
     """{destination} does not know migration {id} of {name}: it is another host, or has lost its journal."""
 
+    forgotten = False  # it goes by the name of the host that it was sent to, and knows none by that id
     status = 35
     cure = "It was sent to {peer}: see that this names the host that it was sent to, and not another one."
 
@@ -497,6 +498,13 @@ class SourceNeeded(MigratorError):
 
     status = 66
     cure = "Type there: {next}"
+
+
+class WordOver(MigratorError):
+    """The source's word that {name} may be let run here is over: this host, or this program, stood still meanwhile."""
+
+    status = 36
+    cure = "Again, the source is asked once more: {next}"
 
 
 class SourceFailed(MigratorError):

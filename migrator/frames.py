@@ -44,7 +44,7 @@ class Kind(enum.IntEnum):
     REPLY = 2  # {"id", "fields"}
     ERROR = 3  # {"id", "error"}
     WORKING = 4  # empty: still there
-    GO = 5  # empty: the caller has read the first of two answers, and still waits for the second
+    GO = 5  # {"within"}: the caller has read the first of two answers, and waits for the second so many seconds
     # bulk, from the sender of a transfer
     FILE = 16  # {"file": its number, "keep": segments that the receiver has and keeps}
     SEGMENT = 17  # raw length u32, BLAKE3 digest of the raw bytes, then the bytes, compressed if the flag says so
@@ -64,7 +64,7 @@ LIMITS = {
     Kind.REPLY: CONTROL_MAX,
     Kind.ERROR: CONTROL_MAX,
     Kind.WORKING: 0,
-    Kind.GO: 0,
+    Kind.GO: 64,
     Kind.FILE: 1024,
     Kind.SEGMENT: 4 + DIGEST_SIZE + SEGMENT_MAX,
     Kind.FILE_END: 8 + DIGEST_SIZE,

@@ -6,6 +6,7 @@ The model in tests/migrator/ runs these very functions. `stages.heal` acts on th
 
 from __future__ import annotations
 
+from migrator.leave import LEAST
 from migrator.states import ENDED, State, step
 
 # On the destination: it has the token, or has only to write down that it has.
@@ -15,7 +16,9 @@ MAY_RESTORE = {State.DUMP_RECEIVED, State.OWNED}
 # about to. One that is still rolling back may have thawed it already.
 TAKEN_BACK = {State.ROLLING_BACK, State.ROLLED_BACK}
 
-ASK_AFTER = 60.0  # seconds with the token after which the source is asked first: it may have been given up for lost
+# What a source answers that does not run the container, and will not before this host has said that it never does: but
+# for a rollback by force, which waits until what this host was told is over (`migrator.leave`).
+LETS_RUN = {State.OFFERED, State.DUMPED, State.FINISHING, State.FINISHED}
 
 
 def on_source(here: State, there: State | None, *, images: bool) -> str:
@@ -47,25 +50,25 @@ def gives_back(ticket: str, *, known: bool, answered: str, offered: bool) -> boo
     return is_known(ticket, known=known, answered=answered) or not (ticket or offered)
 
 
-def must_ask(here: State, token_age: float | None) -> bool:
+def must_ask(left: float | None) -> bool:
     """Whether this host asks the source before it restores: it may have been given up for lost meanwhile.
 
-    `token_age` is for how many seconds of this very boot it has had the token; None where it has not taken it in this
-    boot, as where it had been away, or not at all.
+    `left` is for how many seconds what the source has said still holds; None where it has said nothing to this host
+    since its last boot.
     """
-    return here in MAY_RESTORE and (token_age is None or token_age >= ASK_AFTER)
+    return left is None or left < LEAST
 
 
 def on_destination(here: State, source: State | None, *, images: bool) -> str:
     """What this host does: `restore-dump`, `rollback` (it gives the migration up), or "" where the source must act.
 
-    `source` is what the source has answered, None where it could not be asked. Once it rolls back (forced, without this
-    host's word) nothing of that migration may run here any more.
+    `source` is what the source has answered, None where it could not be asked, or knows nothing of it: then nothing is
+    let run. Once it rolls back (forced, without this host's word) nothing of that migration may run here any more.
     """
     if source in TAKEN_BACK:
         return "" if here in (State.RESTORED, *ENDED) else "rollback"
     if here not in MAY_RESTORE:
         return ""
     if images:
-        return "restore-dump"
+        return "restore-dump" if source in LETS_RUN else ""
     return "rollback" if here is State.OWNED else ""

@@ -140,10 +140,12 @@ class Migration:
         self._write(self.state, self.owner, step, "done", detail)
 
     @contextlib.contextmanager
-    def step(self, step: str, *, must_be_recorded: bool = True) -> Iterator[dict[str, Any]]:
+    def step(self, step: str, *, must_be_recorded: bool = True,
+             end_must_be: bool = True) -> Iterator[dict[str, Any]]:
         """Record that `step` begins, and how it ended; what the block puts into the dict goes with the record.
 
         Where the record cannot be made the step is not taken, unless it need not be recorded: it gives something back.
+        Of one that lets something run only the begin must be: what runs is not ended for want of a record.
         """
         record = self._event if must_be_recorded else self._event_if_possible
         record(step, "begin", {})
@@ -154,7 +156,7 @@ class Migration:
             text = str(error) if isinstance(error, MigratorError) else repr(error)
             self._event_if_possible(step, "failed", {"reason": text[:2000]})
             raise
-        record(step, "done", detail)
+        (record if end_must_be else self._event_if_possible)(step, "done", detail)
 
     def others(self) -> list[Migration]:
         """The other migrations of this container on this host, oldest first."""

@@ -4,6 +4,7 @@
     LXCPATH/.migrator/NAME/ID.N          read-only snapshot of round N, or what was received of it
     LXCPATH/.migrator/NAME+/ID.spool/    what has arrived and is not used yet
     LXCPATH/.migrator/NAME+/ID.old/      what the arriving container takes the place of
+    LXCPATH/.migrator/NAME+/ID.ran.N     a root file system that ran here for a moment, before its restore failed
     LXCPATH/.migrator/NAME+/ID.root/     where LXC mounts its root file system for CRIU; always empty as seen by us
     LXCPATH/.migrator/NAME+/ID.folder/   the container's folder before it is put in its place, and when it goes
     LXCPATH/.migrator/NAME+/ID.images/   memory images, where memory has no room for them
@@ -81,6 +82,15 @@ class Layout:
     def beside(self) -> Path:
         """The container's folder while it is made or removed: what stands in its place always has its fence."""
         return self.work / f"{self.id}.folder"
+
+    def set_aside(self) -> list[Path]:
+        """The root file systems of this migration that may have run here before their restore failed."""
+        return sorted(self.work.glob(f"{self.id}.ran.[0-9]*")) if self.work.is_dir() else []
+
+    def aside(self) -> Path:
+        """Where the next one of these goes."""
+        numbers = [int(path.name.rpartition(".")[2]) for path in self.set_aside()]
+        return self.work / f"{self.id}.ran.{max(numbers, default=0) + 1}"
 
     def is_own_rootfs(self) -> bool:
         """Whether what is in the root file system's place was made by this migration: from one of its snapshots."""

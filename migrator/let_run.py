@@ -9,6 +9,7 @@ so. The mark lies in the spool of the migration, and names the boot (random(4)).
 from __future__ import annotations
 
 import os
+import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # not at run time, as in `at_restore`
@@ -37,6 +38,19 @@ def record(path: str) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def record_in_time(path: str, end: float) -> None:
+    """As `record`, where it may be let run until `end`, by CLOCK_BOOTTIME; raises OSError also where that has passed.
+
+    The clock is looked at last: to make the mark takes as long as the disk does. Then the mark is taken away again;
+    where a crash keeps it, it says no more than that the container may have run.
+    """
+    record(path)
+    late = time.clock_gettime(time.CLOCK_BOOTTIME) - end
+    if late > 0:
+        os.unlink(path)
+        raise TimeoutError(f"the source's word had ended {late:.3f} seconds before")
 
 
 def was(path: Path) -> bool:

@@ -40,32 +40,11 @@ class Takeover:
     bulk frames must have been read: the next frame is a request.
 
     Where no bulk frames follow, the caller may have to say that it has read the reply before the last step is taken
-    (`Connection.go`, `Leave`).
+    (`Connection.call_and_go`, `migrator.leave`).
     """
 
     reply: dict[str, Any]
     run: Callable[[Connection], dict[str, Any]]
-
-
-class Leave:
-    """The caller's word that it has read the first reply of a Takeover, and waits for the second.
-
-    A request may lie in a pipe for hours, as where a machine stands still, and its sender may have given up since. No
-    clock of this machine shows that, as it stood still too. That the caller has answered what was sent to it does.
-    """
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self._awaited = False
-
-    def wait(self) -> None:
-        """Return once it has come; raises ConnectionLost or ProtocolError where it does not. Safe to repeat."""
-        if self._awaited:
-            return
-        self._awaited = True
-        frame = self._connection.receive(within=self._connection.timeout)
-        if frame.kind is not Kind.GO:
-            raise ProtocolError(reason=f"it sent {frame.kind.name} where it should have said to go on")
 
 
 Handler = Callable[[dict[str, Any]], "dict[str, Any] | Takeover"]
@@ -149,15 +128,17 @@ class Connection:
         """As `call`; raises ConnectionLost where the other side says that it is still at work after so many seconds."""
         return self.answer(self.request(op, fields), within=seconds)
 
-    def call_and_go(self, op: str, *, first: float, then: float, **fields: Any) -> dict[str, Any]:
+    def call_and_go(self, op: str, *, first: float, then: float, within: Callable[[], float],
+                    **fields: Any) -> dict[str, Any]:
         """As `call_within`, of what answers twice and waits between them for the word that it may go on.
 
-        `first` and `then` are the limits of the two answers, in seconds. An error as the first answer is raised, and
+        `first` and `then` are the limits of the two answers, in seconds; `within` tells, when the first one is there,
+        for how many seconds that word holds. An error as the first answer is raised, as is what `within` raises, and
         nothing is said then; as the second one it is raised as any other.
         """
         request = self.request(op, fields)
         self.answer(request, within=first)
-        self.send(Kind.GO)
+        self.send_json(Kind.GO, {"within": round(within(), 3)})
         return self.answer(request, within=then)
 
     def request(self, op: str, fields: Mapping[str, Any]) -> int:

@@ -68,6 +68,7 @@ def command(layout: Layout, images: Path) -> list[str]:
 class Prepared:
     """What `prepare` has made or read for a restore."""
 
+    commands: tuple[tuple[str, ...], ...]  # see `at_restore.script`
     links: tuple[veths.Veth, ...]
     terminals: tuple[terminals.Terminal, ...]
 
@@ -96,22 +97,23 @@ def prepare(container: Container, layout: Layout, images: Path) -> Prepared:
         version = [value for key, value in settings if key == "lxc.hook.version"][-1:]
         commands = [command for link in links for command in veths.on_its_bridge(
             link, container.name, "".join(version), veths.bridge_setting)]
-        mark = str(let_run.mark(layout.spool))
-        _write(files.script, at_restore.script(str(images), mark, commands), 0o700)
         give_images(images, criu.image_files(images), _mapped_group(config))
         veths.make(links)
     except (CommandFailed, OSError, ValueError) as error:
         raise RestoreFailed(name=container.name, reason=str(error), log="not there") from error
-    return Prepared(tuple(links), tuple(ttys))
+    return Prepared(tuple(map(tuple, commands)), tuple(links), tuple(ttys))
 
 
-def restore(container: Container, layout: Layout, images: Path, prepared: Prepared, *, limit: float) -> None:
-    """Restore a container from CRIU images, after `prepare`.
+def restore(container: Container, layout: Layout, images: Path, prepared: Prepared, *, limit: float,
+            end: float) -> None:
+    """Restore a container from CRIU images, after `prepare`, in `limit` seconds; it is not let run after `end`.
 
     Raises RestoreFailed or CommandTimeout, and may have left processes, cgroups and veths then.
     """
     files = Files.of(layout)
     try:
+        mark = str(let_run.mark(layout.spool))
+        _write(files.script, at_restore.script(str(images), mark, end, prepared.commands), 0o700)
         with terminals.made(prepared.terminals) as ttys:
             _write(files.criu, criu.restore_config([*(link.external for link in prepared.links), *ttys.criu]), 0o600)
             run(command(layout, images), limit=limit, env={"CRIU_CONFIG_FILE": str(files.criu)},

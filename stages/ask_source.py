@@ -12,7 +12,7 @@ import json
 import shlex
 from typing import Any
 
-from migrator import advice, clock, destination, healing, log, names
+from migrator import advice, clock, destination, healing, leave, log, names
 from migrator.cli import Result
 from migrator.errors import Busy, ConnectionLost, InternalError, Interrupted, SourceFailed, SourceNeeded, from_json
 from migrator.journal import Migration
@@ -28,41 +28,74 @@ ASK_LIMIT = 10.0  # seconds for that
 SOURCE_LIMIT = 86400.0  # seconds without a word on stdout: `resume` there has limits of its own, and prints at its end
 
 
-def state_of_source(args: argparse.Namespace, migration: Migration, *, must: bool) -> State | None:
-    """The source's state of this migration; None where it does not know it, or (unless it `must`) cannot be asked.
-
-    A source whose administrator has given this host up for lost runs the container again.
-    """
+def state_of_source(args: argparse.Namespace, migration: Migration) -> State | None:
+    """The source's state of this migration; None where it does not know it, or cannot be asked, which is warned of."""
     try:
         return ask(args, migration)
     except Interrupted:
         raise
     except DocumentedError as error:
-        if must:
-            raise SourceNeeded(known=f"{migration.name} is not restored before {migration.peer} has been asked whether "
-                                     f"it runs it again.", source=migration.peer, reason=str(error).rstrip("."),
-                               next=f"migrator {RESUME} {migration.name}   (on this host, to restore it unasked)",
-                               ) from error
         log.warning(f"{migration.peer} cannot be asked whether it runs {migration.name} again: {error}")
         return None
 
 
+def _needed(migration: Migration, reason: str) -> SourceNeeded:
+    return SourceNeeded(
+        known=f"{migration.name} is not let run here before {migration.peer} has said that it does not run it again.",
+        source=migration.peer, reason=reason.rstrip("."),
+        next=f"{advice.command(f'{RESUME}@source', migration)} -- if that host is lost for good, see here what that"
+             f" would risk: {advice.command('restore-dump', migration)} --force")
+
+
+def _no_word(found: State | None) -> str:
+    return f"it is {found} there" if found else "it does not know that migration"
+
+
 def ask(args: argparse.Namespace, migration: Migration) -> State | None:
     """The source's state of this migration; None where it does not know it. Raises as `connected`."""
+    return _asked(args, migration)[0]
+
+
+def _asked(args: argparse.Namespace, migration: Migration, **fields: Any) -> tuple[State | None, float]:
+    """And for how many seconds the container may be let run here."""
     with connected(args, source_of(args, migration)) as there:
         never = migration.state is State.ABANDONED or bool(migration.detail.get("given_way"))
-        answer = there.call("source-state", id=migration.id, never=never)
-    return State(answer["state"]) if answer["state"] else None
+        answer = there.call("source-state", id=migration.id, never=never, **fields)
+    return (State(answer["state"]) if answer["state"] else None), float(answer.get("leave", 0.0))
 
 
-def ask_first(migration: Migration) -> None:
-    """For who types restore-dump, unless the token has just been taken: gives it up where the source runs it again."""
-    if not healing.must_ask(migration.state, clock.age(migration.detail.get("taken"))):
-        return
-    args = argparse.Namespace(timeout=ASK_LIMIT, accept_new_host_key=False, path="prefer-direct")
-    if state_of_source(args, migration, must=False) in healing.TAKEN_BACK:
-        log.warning(f"{migration.name} runs on its source again: this host gives it up")
-        rollback.give_up_here(migration)
+def leave_for(args: argparse.Namespace, migration: Migration, limit: float, *, by_hand: bool = False) -> float:
+    """Until when, by `clock.now`, the container may be let run here: 0 where the source runs it again.
+
+    Asks for `limit` seconds; but not where the step is taken `by_hand`, soon after create-dump. Raises SourceNeeded
+    where the source says nothing.
+    """
+    left = clock.left(migration.detail.get("leave")) if by_hand else None
+    since = clock.now()
+    if left is not None and not healing.must_ask(left):
+        return since + left
+    try:
+        found, given = _asked(args, migration, within=limit)
+    except Interrupted:
+        raise
+    except DocumentedError as error:
+        raise _needed(migration, str(error)) from error
+    if found in healing.TAKEN_BACK:
+        return 0.0
+    if found not in healing.LETS_RUN or not 0 < given <= leave.MOST:
+        raise _needed(migration, _no_word(found))
+    return since + min(given, limit)
+
+
+def give_up(migration: Migration) -> Result:
+    """The source runs it again."""
+    log.warning(f"{migration.name} runs on its source again: this host gives it up")
+    return rollback.give_up_here(migration)
+
+
+def quickly() -> argparse.Namespace:
+    """How the source is asked by a command that has no options for that."""
+    return argparse.Namespace(timeout=ASK_LIMIT, accept_new_host_key=False, path="prefer-direct")
 
 
 def source_of(args: argparse.Namespace, migration: Migration) -> str:
@@ -121,6 +154,10 @@ def source_state(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     After a forced rollback it learns by `never` that the destination knows, and will never let the container run; from
     nobody else, as the reminder that another host may come back with the container would end with it. While
     one is being forced, the destination, which has come back in the middle of it, hears the end of it already.
+
+    With `within` it asks for how many seconds it may let the container run. That is recorded before it is said: a
+    rollback that is forced meanwhile waits for it. Raises Busy where somebody works on it, who may have it decided
+    otherwise.
     """
     id_ = names.migration_id(str(fields["id"]))
     migration = service.journal.by_id(id_, Role.SOURCE)
@@ -134,7 +171,16 @@ def source_state(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
             migration.note("abandoned", abandoned=True)
     if migration and force.is_under_way(migration):
         return {"state": State.ROLLING_BACK, "owner": Owner.SOURCE}
-    return {"state": migration.state if migration else None, "owner": migration.owner if migration else None}
+    given = 0.0
+    if migration and "within" in fields and migration.state in healing.LETS_RUN:
+        with service.locking(migration.name) as let_go:
+            migration.refresh()
+            if migration.state in healing.LETS_RUN:
+                given = leave.asked_for(fields["within"])
+                migration.note("leave", **leave.given(migration.detail, given))
+            let_go()
+    return {"state": migration.state if migration else None, "owner": migration.owner if migration else None,
+            "leave": given}
 
 
 HANDLERS = {"source-state": source_state}

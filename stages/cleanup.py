@@ -41,6 +41,7 @@ class Cleaner:
     def __init__(self, *, dry_run: bool) -> None:
         self.dry_run = dry_run
         self.removed: list[str] = []
+        self.kept: list[str] = []  # what somebody may still want: it goes with its container's name alone
         self.sizes: dict[str, int] = {}  # what removing a subvolume would free, bytes; in a dry run
 
     def remove(self, path: Path, how: Callable[[Path], None]) -> None:
@@ -75,8 +76,9 @@ def run(args: argparse.Namespace) -> Result:
     verb = "Would remove" if args.dry_run else "Removed"
     sizes = {path: f" ({size(bytes_)})" for path, bytes_ in cleaner.sizes.items()}
     text = "\n".join(f"{verb} {path}{sizes.get(path, '')}" for path in cleaner.removed) or "There is nothing to remove."
-    return Result({"removed": cleaner.removed, "dry_run": args.dry_run, "free_bytes": free, "sizes": cleaner.sizes},
-                  f"{text}\n{size(free)} are free in {lxcpath}.")
+    kept = "".join(f"\nKept until cleanup is given its container's name: {path}" for path in cleaner.kept)
+    return Result({"removed": cleaner.removed, "kept": cleaner.kept, "dry_run": args.dry_run, "free_bytes": free,
+                   "sizes": cleaner.sizes}, f"{text}{kept}\n{size(free)} are free in {lxcpath}.")
 
 
 def forget(journal: Journal, name: str | None) -> None:
@@ -147,12 +149,16 @@ def _keeps_base(migration: Migration) -> bool:
 def _clean_folder(cleaner: Cleaner, folder: Path, alive: set[str], *, copies: bool = False) -> None:
     """Spools, images and put-aside files of migrations that are not alive.
 
-    With `copies` also what an earlier stay has left, where another container has taken its place.
+    With `copies` also what an earlier stay has left, where another container has taken its place, and what has run here
+    for a moment before its restore failed.
     """
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-        match = re.fullmatch(r"([0-9a-f]{8})\.(spool|images|old|folder)", path.name)
-        if match and match[1] not in alive and (copies or not (path / "config").exists() or match[2] != "old"):
-            cleaner.remove(path, _remove_tree)
+        match = re.fullmatch(r"([0-9a-f]{8})\.(spool|images|old|folder|ran)(\.[0-9]+)?", path.name)
+        is_copy = match and (match[2] == "ran" or (match[2] == "old" and (path / "config").exists()))
+        if match and match[1] not in alive and is_copy and not copies:
+            cleaner.kept.append(str(path))
+        elif match and match[1] not in alive:
+            cleaner.remove(path, btrfs.delete if match[2] == "ran" else _remove_tree)
 
 
 def _remove_tree(path: Path) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from migrator import advice, btrfs, cli, container_config, layout, log, lxc, spool
+from migrator import advice, btrfs, cli, container_config, layout, leave, log, lxc, spool
 from migrator.cli import Result
 from migrator.errors import ContainerChanged, ContainerNotRunning, NoMigration, NoSpace, OutOfOrder, UsageError
 from migrator.journal import DEFAULT_PATH, Journal, Migration
@@ -73,6 +73,7 @@ def carry_out(args: argparse.Namespace, migration: Migration, container: lxc.Con
     if decision.verdict is Verdict.REFUSE:
         raise OutOfOrder(stage=NAME, missing=decision.missing, next=next_)
     if migration.state is State.OFFERED and not args.dry_run:
+        migration.note("leave", **leave.given(migration.detail, leave.BY_HAND))
         offer.make(migration, there)
         next_ = advice.next_command(migration)
     if migration.state is State.DUMPED:

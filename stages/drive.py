@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from migrator import advice, bandwidth, log, lxc, plan
+from migrator import advice, bandwidth, leave, log, lxc, plan
 from migrator.cli import Result
 from migrator.errors import (
     AlreadyMigrating,
@@ -194,8 +194,9 @@ class Drive:
         left = self._frozen_left()
         if left is None or left <= 0:
             raise DowntimeExceeded(name=self._of.name, seconds=f"{self.args.max_downtime:g}")
+        self._of.note("leave", **leave.given(self._of.detail, left))
         done = there.call_and_go("restore", first=offer.ANSWER_LIMIT, then=left + offer.ANSWER_LIMIT, id=self._of.id,
-                                 limit=left)
+                                 limit=left, within=lambda: offer.word(self._of))
         self._runs_there(done["running_for"])
 
     def _runs_there(self, seconds: object) -> None:

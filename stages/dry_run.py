@@ -68,7 +68,7 @@ def _described(args: argparse.Namespace, migration: Migration | None, container:
             prepare_data.NAME: prepare,
             import_data.NAME: lambda: import_data.described(destination),
             create_dump.NAME: dump,
-            restore_dump.NAME: lambda: restore_dump.Restore(destination, 0).described(),
+            restore_dump.NAME: lambda: restore_dump.described(destination),
             finish.NAME: lambda: finish.described(source),
         }
         left = list(stages)[list(stages).index(first):]

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 from pathlib import Path
 from typing import Any
 
 from migrator import advice, bases, btrfs, cli, container_config, identity, log, lxc, network
 from migrator.cli import Result
-from migrator.errors import ForceRefused, MigratorError, NoMigration, OutOfOrder, UsageError
+from migrator.errors import ForceRefused, MigratorError, NoMigration, OutOfOrder, StartFailed, UsageError
 from migrator.journal import DEFAULT_PATH, Journal, Migration
 from migrator.layout import Layout, locked
 from migrator.network import Port
@@ -22,7 +23,7 @@ from migrator.peer import connected
 from migrator.protocol import Connection
 from migrator.service import Service
 from migrator.states import Event, Role, State, Verdict, decide
-from stages import offer, prepare_data
+from stages import offer, prepare_data, settling
 
 NAME = "finish"
 HELP = "stop and fence the copy that was left behind (on the source)"
@@ -182,6 +183,11 @@ def end_here(migration: Migration, *, alone: bool = False) -> None:
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     if btrfs.is_subvolume(layout.rootfs):
         btrfs.sync(layout.rootfs)  # what programs had brought safely to the source's disk is safe here too
+    if settling.stands_fenced(migration):  # and the source's copy has ended: nobody else runs it any more
+        try:
+            settling.go_on(migration, math.inf)
+        except StartFailed as error:  # it is all here, and nothing keeps it from being started
+            log.warning(str(error))
     migration.move(Event.FINISHED, forced=alone)
     container_config.unfence(layout.container, migration.id)  # where a killed restore-dump had not come to it
     drop_way_back(migration)

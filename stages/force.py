@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from migrator import advice, aftermath, holder, log
+from migrator import advice, aftermath, clock, holder, leave, log
 from migrator.advice import this_host
 from migrator.cli import Result
 from migrator.errors import (
@@ -23,12 +23,13 @@ from migrator.errors import (
     SourceStateUnknown,
     TwoCopies,
 )
-from migrator.healing import TAKEN_BACK
+from migrator.healing import MAY_RESTORE, TAKEN_BACK
 from migrator.journal import Migration
 from migrator.states import Owner, State
-from stages import finish, rollback
+from stages import finish, rollback, settling
 from tunnel.errors import DocumentedError, PeerAbsent, PeerSilent
 
+POLL = 0.2  # seconds
 KNOWN = {
     State.OFFERED: "{there} was offered the token and has not answered: it may have taken it, and may run {name}.",
     State.DUMPED: "{there} has taken the token: it runs {name}, or may at any time.",
@@ -61,23 +62,80 @@ def roll_back(migration: Migration, given: str, tell: Callable[[], str], *, else
         raise ForceRefused(name=migration.name, done="rolled back", reason=what, risk=known + RISK,
                            command=f"{advice.command('rollback', migration)} --force {migration.id}")
     migration.note("forcing", forcing=holder.this_process())
-    try:
-        return rollback.roll_back(migration, tell)
-    except SourceStateUnknown as error:
-        if isinstance(error.cause, Interrupted):
-            raise error.cause from error
-        forgotten = isinstance(error.cause, NotKnownThere) and not elsewhere
-        if not (forgotten or is_silence(error.cause) or (off and is_unknown(error.cause))):
-            log.warning(_why_not(error.cause, there, f"{advice.command('rollback', migration)} --force {migration.id}"))
-            raise
-        if forgotten:
-            log.warning(str(error.cause))
-    holder.check_interrupted()  # whatever has become of the exception on its way
+    for last in (False, True):
+        try:
+            return rollback.roll_back(migration, tell)
+        except SourceStateUnknown as error:
+            if isinstance(error.cause, Interrupted):
+                raise error.cause from error
+            forgotten = isinstance(error.cause, NotKnownThere) and not elsewhere
+            if not (forgotten or is_silence(error.cause) or (off and is_unknown(error.cause))):
+                log.warning(_why_not(error.cause, "Not rolled back by force", there,
+                                     f"{advice.command('rollback', migration)} --force {migration.id}"))
+                raise
+            if forgotten:
+                log.warning(str(error.cause))
+        holder.check_interrupted()  # whatever has become of the exception on its way
+        if last or off or not wait_out(migration, there):
+            break
     done = rollback.roll_back(migration, None)
     migration.note("forced", forced_at=time.time())
     return Result(done.data | {"forced": True},
                   f"{done.text} {there} was not asked: it must never run migration {migration.id} of {migration.name}."
                   f" Should it come back, type there, before anything else: migrator rollback {migration.other_name}")
+
+
+def wait_out(migration: Migration, there: str) -> bool:
+    """Until the destination may not let the container run any more on what it was told; False where that is over.
+
+    It may be cut off, or stand still, and not be off. Raises Interrupted.
+    """
+    left = leave.outstanding(migration.detail, leave.SLACK)
+    if left <= 0:
+        return False
+    log.warning(f"For {left:.0f} more seconds {there} may let {migration.name} run, should it be cut off and not off:"
+                f" they are waited for. If you have made sure that it is off, they need not be: --machine-is-off")
+    end = clock.now() + left
+    while (now := clock.now()) < end:
+        holder.check_interrupted()
+        time.sleep(min(POLL, end - now))
+    return True
+
+
+def let_run(migration: Migration, given: str, ask: Callable[[], State | None], *, off: bool = False) -> bool:
+    """Whether the container may run here, on the destination, whose source is lost for good; `given` must be the
+    migration's id.
+
+    `ask` gets the source's state. A source that answers is believed: False where it runs the container again. One that
+    has lost its journal counts as lost. `off` is the administrator's word that the machine is off. Raises ForceRefused,
+    OutOfOrder, and what `ask` raises where that is no silence.
+    """
+    there, name = migration.peer, migration.name
+    command = advice.command("restore-dump", migration)
+    if migration.state not in MAY_RESTORE and not settling.stands_fenced(migration):
+        raise OutOfOrder(stage="restore-dump --force", missing=f"{name} is {migration.state} here",
+                         next=advice.next_command(migration) or f"migrator status {name}")
+    if given != migration.id:
+        what = f"{given} is not the id of its migration" if given else "the id of its migration is missing"
+        raise ForceRefused(name=name, done="let run here", reason=what, command=f"{command} --force {migration.id}",
+                           risk=f"{there} may have been forced to run {name} again, without a word from here." + RISK)
+    try:
+        known = ask()
+    except DocumentedError as error:
+        if isinstance(error, Interrupted) or not (is_silence(error) or (off and is_unknown(error))):
+            log.warning(_why_not(error, "Not let run by force", there, f"{command} --force {migration.id}"))
+            raise
+        log.warning(f"{there} cannot be asked: {error}")
+    else:
+        if known in TAKEN_BACK:
+            return False
+        if known is not None:
+            raise OutOfOrder(stage="restore-dump --force", missing=f"{there} answers, it is {known} there",
+                             next=command)
+        log.warning(f"{there} answers, and does not know the migration")
+    holder.check_interrupted()
+    migration.note("forced", forced_at=time.time())
+    return True
 
 
 def finish_alone(migration: Migration, given: str, ask: Callable[[], State | None]) -> Result:
@@ -89,6 +147,9 @@ def finish_alone(migration: Migration, given: str, ask: Callable[[], State | Non
     if migration.state is not State.RESTORED:
         raise OutOfOrder(stage="finish --force", missing=f"{name} does not run here, it is {migration.state}",
                          next=advice.next_command(migration))
+    if settling.stands_fenced(migration):
+        raise OutOfOrder(stage="finish --force", missing=f"{name} was stopped here, and {there} may run it again",
+                         next=advice.command("resume", migration))
     if given != migration.id:
         what = f"{given} is not the id of its migration" if given else "the id of its migration is missing"
         raise ForceRefused(name=name, done="finished", reason=what, risk=LEFT_BEHIND.format(there=there, name=name),
@@ -112,12 +173,11 @@ def finish_alone(migration: Migration, given: str, ask: Callable[[], State | Non
                   f" migrator finish {migration.other_name}")
 
 
-def _why_not(error: DocumentedError, there: str, command: str) -> str:
+def _why_not(error: DocumentedError, what: str, there: str, command: str) -> str:
     if is_unknown(error):
-        return (f"Not rolled back by force: from here it cannot be told whether {there} is off. Where you have made"
-                f" sure that it is, and stays so: {command} --machine-is-off")
-    return (f"Not rolled back by force: {there} is not silent, and only a host that gives no sign of life counts as"
-            f" lost")
+        return (f"{what}: from here it cannot be told whether {there} is off. Where you have made sure that it is, and"
+                f" stays so: {command} --machine-is-off")
+    return f"{what}: {there} is not silent, and only a host that gives no sign of life counts as lost"
 
 
 def is_silence(error: DocumentedError) -> bool:
@@ -145,9 +205,11 @@ def is_under_way(migration: Migration) -> bool:
     return found is not None and [found.pid, found.started] == list(process)
 
 
-def tell_late(migration: Migration, tell: Callable[[], str]) -> Result | None:
+def tell_late(migration: Migration, tell: Callable[[], str], *, elsewhere: bool = False) -> Result | None:
     """After a rollback without the destination's word: tell it, now that it can be reached; None where it knows.
 
+    A destination that has forgotten the migration, as where it was installed anew, will never hear of it: that is on
+    record then, and nobody is reminded any more; unless who was asked is `elsewhere` than the container was sent.
     Raises what `tell` raises, TwoCopies where it has run there.
     """
     if not migration.owes:
@@ -158,6 +220,15 @@ def tell_late(migration: Migration, tell: Callable[[], str]) -> Result | None:
     except AlreadyRuns as error:
         raise TwoCopies(name=migration.name, there=migration.other_name, destination=there, source=this_host(),
                         lxcpath=migration.detail["destination_lxcpath"]) from error
+    except NotKnownThere as error:
+        if elsewhere or not error.forgotten:
+            raise
+        migration.note("forgotten", abandoned=True, forgotten_there=True)
+        return Result({"migration": migration.id, "name": migration.name, "stage": rollback.NAME, "already": False,
+                       "destination_told": False},
+                      f"{there} answers, and does not know migration {migration.id} of {migration.name} any more, as"
+                      f" where it was installed anew. If only its journal was lost, see there that it does not run:"
+                      f" lxc-ls -f")
     rollback.settle_bases(migration, kept)
     migration.note("abandoned", abandoned=True)
     return Result({"migration": migration.id, "name": migration.name, "stage": rollback.NAME, "already": False,

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from migrator import btrfs, container_config, lxc, transfer
+from migrator import btrfs, container_config, leave, lxc, transfer
 from migrator.advice import this_host
 from migrator.cli import Result
 from migrator.errors import DowntimeExceeded, as_ours
@@ -64,7 +64,8 @@ class Handover(ABC):
                 self.fence()
             restore_within = self.left() if self.one_shot else None
             self.let_go()
-            self.migration.move(Event.OFFER, figures=figures)
+            self.migration.move(Event.OFFER, figures=figures,
+                                **leave.given(self.migration.detail, restore_within or leave.BY_HAND))
         except BaseException as error:
             offer.withdraw(self.migration)
             offer.give_up(self.migration, self.there, as_ours(error), self.unwatched)

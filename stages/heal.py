@@ -46,7 +46,7 @@ def one(args: argparse.Namespace, name: str, lxcpath: Path, *, at_boot: bool = F
                 raise NoMigration(name=name, stage=NAME, next=f"migrator migrate {name} -d HOST")
             if migration.role is Role.SOURCE:
                 return _on_source(args, journal, migration, at_boot=at_boot)
-            done = _on_destination(args, migration, at_boot=at_boot)
+            done = _on_destination(args, migration)
         # The source needs the lock on this host.
         return done if _is_all(migration, at_boot=at_boot) else ask_source.act(args, migration, done)
 
@@ -72,7 +72,8 @@ def _on_source(args: argparse.Namespace, journal: Journal, migration: Migration,
             return rollback.tell(migration, there)
 
     if migration.ended:
-        return force.tell_late(migration, tell) or _ended(migration)
+        elsewhere = args.destination != migration.peer
+        return force.tell_late(migration, tell, elsewhere=elsewhere) or _ended(migration)
     if migration.state is State.ROLLING_BACK:
         return rollback.roll_back(migration, tell)
     if at_boot and migration.state in DATA_FLOWS:
@@ -127,37 +128,42 @@ def complete(args: argparse.Namespace, migration: Migration) -> None:
 # --- on the destination ---------------------------------------------------------------------------------------
 
 
-def _on_destination(args: argparse.Namespace, migration: Migration, *, at_boot: bool) -> Result:
-    """What this host can do by itself."""
+def _on_destination(args: argparse.Namespace, migration: Migration) -> Result:
+    """What this host can do by itself, at boot too; raises SourceNeeded where that hangs on the source's word."""
     if migration.state is State.RESTORING:
-        settling.settle(migration, start=False)
-    if migration.state is State.RESTORED and (given_way := _complete_restored(args, migration, at_boot=at_boot)):
+        settling.settle(migration)
+    if migration.state is State.RESTORED and (given_way := _complete_restored(args, migration)):
         return given_way
     if migration.ended:
         return _ended(migration)
-    there: State | None = None
-    if migration.state in healing.MAY_RESTORE:
-        there = ask_source.state_of_source(args, migration, must=at_boot)
-    act = healing.on_destination(migration.state, there, images=aftermath.can_be_restored(migration))
-    if act == "restore-dump":
-        return restore_dump.carry_out(migration, args.max_downtime or 120.0)
-    if act == "rollback":
-        why = "it runs on its source again" if there in healing.TAKEN_BACK else "what had arrived is not there any more"
-        log.warning(f"{migration.name} cannot be restored here ({why}): this host gives it up")
+    images = aftermath.can_be_restored(migration)
+    if migration.state in healing.MAY_RESTORE and images:
+        limit = args.max_downtime or 120.0
+        end = ask_source.leave_for(args, migration, limit)
+        return restore_dump.carry_out(migration, limit, end) if end else ask_source.give_up(migration)
+    if healing.on_destination(migration.state, None, images=images) == "rollback":
+        log.warning(f"{migration.name} cannot be restored here (what had arrived is not there any more): this host"
+                    f" gives it up")
         return rollback.give_up_here(migration)
     return _result(migration, f"{migration.name} is {migration.state} here. {aftermath.note(migration)}".rstrip())
 
 
-def _complete_restored(args: argparse.Namespace, migration: Migration, *, at_boot: bool) -> Result | None:
+def _complete_restored(args: argparse.Namespace, migration: Migration) -> Result | None:
     """It has run here. Where the source, which had given this host up for lost, runs it again, this copy gives way.
 
     A crash between the record and the end of the fence is made good: nobody could start it since, if it was a reboot.
-    Raises TwoCopies.
+    One that stands fenced is not let go on without the source's word. Raises TwoCopies, SourceNeeded.
     """
     container = lxc.Container(migration.name, migration.lxcpath)
     config = container.config_file.read_text(errors="replace")
     fenced = container_config.fence_of(config) == migration.id
-    if ask_source.state_of_source(args, migration, must=at_boot and fenced) in healing.TAKEN_BACK:
+    end = -1.0
+    if stands := settling.stands_fenced(migration):
+        end = ask_source.leave_for(args, migration, args.max_downtime or 120.0)
+        taken_back = not end
+    else:
+        taken_back = ask_source.state_of_source(args, migration) in healing.TAKEN_BACK
+    if taken_back:
         if container.state != "STOPPED":
             raise TwoCopies(name=migration.name, there=migration.name, destination=this_host(), source=migration.peer,
                             lxcpath=migration.lxcpath)
@@ -167,13 +173,12 @@ def _complete_restored(args: argparse.Namespace, migration: Migration, *, at_boo
             container_config.fence(container.folder, config, migration.id, message)
         migration.move(Event.FINISHED, given_way=True)
         finish.drop_way_back(migration)
-        ask_source.state_of_source(args, migration, must=False)  # which tells it
+        ask_source.state_of_source(args, migration)  # which tells it
         return _result(migration, f"{message}.")
-    if fenced:
+    if stands:
+        settling.go_on(migration, end)
+    elif fenced:
         container_config.unfence(container.folder, migration.id)
-        if container.state == "STOPPED":
-            log.warning(f"{migration.name} had run here before a reboot: it is started from its disk")
-            aftermath.start(migration, container)
     return None
 
 

@@ -6,9 +6,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from migrator import advice, btrfs, container_config, criu, log
+from migrator import advice, btrfs, container_config, criu, leave, log
 from migrator.advice import this_host
 from migrator.errors import (
+    DowntimeExceeded,
     DumpFailed,
     DumpRefused,
     Interrupted,
@@ -46,20 +47,28 @@ def settle(migration: Migration, state_there: State | None) -> None:
         migration.move(Event.TAKEN)
 
 
+def word(migration: Migration) -> float:
+    """For how many seconds the destination may let it run, as is recorded here; raises DowntimeExceeded."""
+    left = leave.outstanding(migration.detail)
+    if left <= 0:
+        raise DowntimeExceeded(name=migration.name, seconds=f"{migration.detail['leave']['lasts']:g}")
+    return left
+
+
 def make(migration: Migration, there: Connection, *, restore_within: float | None = None) -> dict[str, Any]:
     """Ask the destination to take the token; safe to repeat. When it says no, the container is thawed.
 
     With `restore_within` it also lets the container run, in so many seconds, before it answers: one message instead of
     two, and of a question for its state between them, while the container stands still. It prepares that while it hears
-    that this host still waits for it, and never does it unheard. Returns what it says.
+    that this host still waits for it, and never does it unheard. That `leave.given` it so much time, or else
+    `leave.BY_HAND` for a restore-dump that is typed there, has been recorded before. Returns what it says.
     """
     asked = {**named(migration), "dad": migration.detail.get("dad", {})}
+    if restore_within is not None:
+        asked["restore_within"] = restore_within
     try:
-        if restore_within is None:
-            answer = there.call_within(ANSWER_LIMIT, "own", **asked)
-        else:
-            answer = there.call_and_go("own", first=ANSWER_LIMIT, then=restore_within + ANSWER_LIMIT, **asked,
-                                       restore_within=restore_within)
+        answer = there.call_and_go("own", first=ANSWER_LIMIT, then=(restore_within or 0.0) + ANSWER_LIMIT,
+                                   within=lambda: word(migration), **asked)
     except DumpRefused as error:
         migration.move(Event.REFUSED)
         give_up(migration, there, error)

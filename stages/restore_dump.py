@@ -24,6 +24,7 @@ from migrator import (
     clock,
     container_config,
     criu,
+    healing,
     identity,
     let_run,
     lxc,
@@ -35,21 +36,25 @@ from migrator import (
 from migrator.advice import this_host
 from migrator.cli import Result
 from migrator.errors import (
+    CommandFailed,
     ConnectionLost,
     DowntimeExceeded,
     OutOfOrder,
     ProtocolError,
     RestoreFailed,
     SourceStillFrozen,
+    StartFailed,
+    WordOver,
     as_ours,
     outcome,
 )
 from migrator.journal import DEFAULT_PATH, Journal, Migration
 from migrator.layout import Layout, locked
-from migrator.protocol import Leave, Takeover
+from migrator.leave import Leave
+from migrator.protocol import Takeover
 from migrator.service import Service
 from migrator.states import Event, State, Verdict, decide
-from stages import ask_source, settling
+from stages import ask_source, force, settling
 from stages.handover import INCREMENT
 from stages.import_data import arrived, receive
 
@@ -61,6 +66,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     cli.add_container(parser)
     parser.add_argument("--max-downtime", metavar="SECONDS", type=cli.positive, default=120.0,
                         help="give the restore up after this long (default: %(default)g)")
+    parser.add_argument("--force", metavar="ID", nargs="?", const="",
+                        help="without the source's word, when that host is lost for good: see what that risks by"
+                             " leaving the migration's ID out")
+    parser.add_argument("--machine-is-off", action="store_true",
+                        help="with --force ID: you have made sure that the source is off and stays so, where it cannot"
+                             " be told from here")
     cli.add_dry_run(parser)
 
 
@@ -69,16 +80,34 @@ def run(args: argparse.Namespace) -> Result:
     name, lxcpath = cli.container_of(args)
     with Journal(DEFAULT_PATH) as journal, locked(name):
         migration = arrived(journal, name, lxcpath, NAME)
-        if migration.state is State.RESTORING:
-            settling.settle(migration, start=False)
-        ask_source.ask_first(migration)
-        return carry_out(migration, args.max_downtime, dry_run=args.dry_run)
+        if migration.state is State.RESTORING and not args.dry_run:
+            settling.settle(migration)
+        if args.force is not None and not args.dry_run:
+            return _forced(args, migration)
+        if settling.stands_fenced(migration):
+            raise OutOfOrder(stage=NAME, missing=f"{name} has run here, and was stopped since",
+                             next=advice.command("resume", migration))
+        if args.dry_run or migration.state not in healing.MAY_RESTORE:
+            return carry_out(migration, args.max_downtime, 0.0, dry_run=args.dry_run)
+        end = ask_source.leave_for(ask_source.quickly(), migration, args.max_downtime, by_hand=True)
+        if not end:
+            return ask_source.give_up(migration)
+        return carry_out(migration, args.max_downtime, end)
 
 
-def carry_out(migration: Migration, limit: float, *, dry_run: bool = False) -> Result:
-    """The stage, with the container locked."""
-    if migration.state is State.RESTORING:
-        settling.settle(migration)
+def _forced(args: argparse.Namespace, migration: Migration) -> Result:
+    """Let it run here without the source's word, which is lost for good; raises as `force.let_run`."""
+    if not force.let_run(migration, args.force, lambda: ask_source.ask(ask_source.quickly(), migration),
+                         off=args.machine_is_off):
+        return ask_source.give_up(migration)
+    end = clock.now() + args.max_downtime
+    if settling.stands_fenced(migration):
+        settling.go_on(migration, end)
+    return carry_out(migration, args.max_downtime, end)
+
+
+def carry_out(migration: Migration, limit: float, end: float, *, dry_run: bool = False) -> Result:
+    """The stage, with the container locked, in `limit` seconds; it is let run until `end`, by `clock.now`, or not."""
     decision = decide(NAME, migration.state)
     next_ = advice.again(decision.next_stage, migration) if decision.next_stage else ""
     if decision.verdict is Verdict.ALREADY:
@@ -87,27 +116,31 @@ def carry_out(migration: Migration, limit: float, *, dry_run: bool = False) -> R
             f"{migration.name} already runs here." + (f" Next: {next_}" if next_ else ""))
     if decision.verdict is Verdict.REFUSE:
         raise OutOfOrder(stage=NAME, missing=decision.missing, next=next_)
-    stage = Restore(migration, limit)
     if dry_run:
-        return stage.described()
+        return described(migration)
     take_offered(migration)
-    return stage.run()
+    return Restore(migration, limit, leave=lambda: end).run()
+
+
+def described(migration: Migration) -> Result:
+    """For --dry-run."""
+    return Restore(migration, 0.0, leave=lambda: 0.0).described()
 
 
 def take_offered(migration: Migration) -> None:
     """All has arrived and the offer had come: a crash kept this host from recording that it takes the token."""
     if migration.state is State.DUMP_RECEIVED:
-        migration.move(Event.OWN, taken=clock.stamp())
+        migration.move(Event.OWN)
 
 
 class Restore:
     """One restore-dump: its steps in their order, and the way back."""
 
-    def __init__(self, migration: Migration, limit: float, service: Service | None = None,
-                 leave: Callable[[], object] = lambda: None) -> None:
+    def __init__(self, migration: Migration, limit: float, service: Service | None = None, *,
+                 leave: Callable[[], float]) -> None:
         self.migration = migration
-        self.leave = leave  # returns once the container may be let run, or raises
-        self.end = time.monotonic() + limit
+        self.leave = leave  # returns until when the container may be let run, by `clock.now`, or raises
+        self.end = clock.now() + limit
         self.limit = limit
         # What one and the same process has received and checked is not received and checked again.
         self.behind = service.behind if service else None
@@ -144,7 +177,7 @@ class Restore:
         try:
             images = self._images() if self.migration.memory else None
             prepared = self._apply(images)
-            self.leave()
+            self.end = min(self.end, self.leave())
             pid = self._restore(images, prepared) if images and prepared else self._start()
         except BaseException as error:
             self._undo(error)
@@ -196,9 +229,9 @@ class Restore:
 
     def _restore(self, images: Path, prepared: restore.Prepared) -> int:
         """CRIU and LXC do their part; then the container must be there, with its processes, and not frozen."""
-        with self.migration.step("restore"):
+        with self.migration.step("restore", end_must_be=False):
             container = self.container
-            restore.restore(container, self.layout, images, prepared, limit=self._left())
+            restore.restore(container, self.layout, images, prepared, limit=self._left(), end=self.end)
             pid, cgroup = container.init_pid, container.cgroup
             lxc.thaw(container, cgroup)  # it was frozen when it was dumped, and CRIU restores that too
             if not lxc.processes(cgroup):
@@ -207,12 +240,20 @@ class Restore:
 
     def _start(self) -> int:
         """The disk is all that came: the container is started anew."""
-        with self.migration.step("start"):
+        with self.migration.step("start", end_must_be=False):
             container = self.container
             container_config.write_file(self.plain_config, container_config.unfenced(container.config_file.read_text()),
                                         mode=0o600)
-            let_run.record(str(let_run.mark(self.layout.spool)))
-            pid = no_memory.start(container, self.migration.id, config=self.plain_config, limit=self._left())
+            try:
+                let_run.record_in_time(str(let_run.mark(self.layout.spool)), self.end)
+            except TimeoutError as error:
+                raise WordOver(name=container.name, next=advice.again("restore-dump", self.migration)) from error
+            try:
+                pid = no_memory.start(container, self.migration.id, config=self.plain_config, limit=self._left())
+            except StartFailed as error:
+                if isinstance(error.__cause__, CommandFailed):  # LXC itself says that it never came to run
+                    let_run.drop(let_run.mark(self.layout.spool))
+                raise
             self.runs_since = time.time()
             network.announce(pid, (0.0,)).join()
             no_memory.stay(container, self.migration.id, pid)
@@ -220,7 +261,7 @@ class Restore:
 
     def _left(self) -> float:
         """Seconds that this may still take; raises DowntimeExceeded when there are none."""
-        left = self.end - time.monotonic()
+        left = self.end - clock.now()
         if left <= 0:
             raise DowntimeExceeded(name=self.migration.name, seconds=f"{self.limit:g}")
         return left
@@ -233,7 +274,7 @@ class Restore:
 
     def _undo(self, error: BaseException) -> None:
         self._keep_log(error)
-        settling.clear(self.migration)
+        settling.clear(self.migration)  # what may have run is put aside
         self.migration.move(Event.RESTORE_FAILED, failed=str(error)[:2000])
         raise outcome(SourceStillFrozen, memory=self.migration.memory)(
             as_ours(error), name=self.migration.name, source=self.migration.peer,
@@ -254,14 +295,17 @@ class Restore:
 
 
 def restore_for_source(service: Service, fields: dict[str, Any],
-                       leave: Callable[[], object] = lambda: None) -> dict[str, Any]:
+                       leave: Callable[[], float]) -> dict[str, Any]:
     """restore-dump over the source's own connection; `running_for` are the seconds since the container runs here.
 
-    `leave` is called when all is ready, and raises where the container must not be let run.
+    `leave` is called when all is ready, returns until when the container may be let run, by `clock.now`, and raises
+    where it must not be.
     """
     migration = service.migration(fields)
     if migration.state is State.RESTORING:
         settling.settle(migration)
+    if settling.stands_fenced(migration):
+        settling.go_on(migration, leave())
     decision = decide(NAME, migration.state)
     if decision.verdict is Verdict.REFUSE:
         raise OutOfOrder(stage=NAME, missing=decision.missing, next=advice.command(decision.next_stage, migration))
@@ -269,7 +313,7 @@ def restore_for_source(service: Service, fields: dict[str, Any],
         limit = min(max(float(fields["limit"]), 0.0), 1e6)
         take_offered(migration)
         try:
-            Restore(migration, limit, service, leave).run(wait=False)
+            Restore(migration, limit, service, leave=leave).run(wait=False)
         except SourceStillFrozen as error:  # what that means the source says itself
             raise error.cause from error
     restored_at = float(migration.detail["restored_at"])
@@ -291,8 +335,8 @@ def with_leave(service: Service, fields: dict[str, Any], leave: Leave) -> dict[s
 
 def restore_over(service: Service, fields: dict[str, Any]) -> Takeover:
     """restore-dump over the source's own connection; the first answer is only there to be answered."""
-    state = service.migration(fields).state
-    return Takeover({"state": state}, lambda connection: with_leave(service, fields, Leave(connection)))
+    since, state = clock.now(), service.migration(fields).state
+    return Takeover({"state": state}, lambda connection: with_leave(service, fields, Leave(connection, since)))
 
 
 HANDLERS = {"restore": restore_over}

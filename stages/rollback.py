@@ -86,7 +86,8 @@ def run(args: argparse.Namespace) -> Result:
         source = migration
         decision = decide(NAME, migration.state)
         if decision.verdict is Verdict.ALREADY:
-            if told := force.tell_late(migration, lambda: _tell(args, source)):
+            elsewhere = args.destination not in (None, migration.peer)
+            if told := force.tell_late(migration, lambda: _tell(args, source), elsewhere=elsewhere):
                 return told
             return Result({"migration": migration.id, "name": name, "stage": NAME, "already": True},
                           f"{name} has already been rolled back.")
@@ -122,7 +123,10 @@ def tell(migration: Migration, there: Connection) -> str:
                         lxcpath=migration.detail["destination_lxcpath"], source_host=this_host(), held=held)
     if not healing.gives_back(migration.ticket, known=answer.get("known") is True, offered=offered(migration),
                               answered=str(answer.get("ticket", ""))):
-        raise NotKnownThere(destination=there.peer_host, id=migration.id, name=migration.name, peer=migration.peer)
+        error = NotKnownThere(destination=there.peer_host, id=migration.id, name=migration.name, peer=migration.peer)
+        # The host that it was sent to, by the name that it gave itself then, and none that knows an earlier one.
+        error.forgotten = answer.get("known") is False and there.peer_host == migration.detail.get("destination_host")
+        raise error
     return str(answer.get("kept", ""))
 
 
@@ -334,9 +338,12 @@ def _abandon(migration: Migration, held: list[str], *, here: bool = False) -> No
     if migration.detail.get("given_way"):
         return  # it had run here, and was stopped and fenced when the source had long been forced to go on without it
     if migration.state is State.RESTORING:
-        settling.settle(migration, start=not here)
+        settling.settle(migration)
     if migration.state in (State.RESTORED, State.FINISHED):
-        raise AlreadyRuns(name=migration.name, destination=this_host(), next=f"migrator finish {migration.other_name}")
+        next_ = f"migrator finish {migration.other_name}"
+        if here and settling.stands_fenced(migration):
+            next_ = advice.command("resume", migration)  # it has run, and does not
+        raise AlreadyRuns(name=migration.name, destination=this_host(), next=next_)
     if migration.state is not State.ABANDONED:
         layout = Layout(migration.lxcpath, migration.name, migration.id)
         base = bases.common(layout, held)

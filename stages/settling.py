@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 from migrator import (
+    advice,
     aftermath,
     clock,
     container_config,
@@ -26,22 +27,21 @@ from migrator import (
     no_memory,
     restore,
 )
-from migrator.errors import JournalBroken, MigratorError
+from migrator.errors import JournalBroken, MigratorError, WordOver
 from migrator.journal import Migration
 from migrator.layout import Layout
-from migrator.states import Event
+from migrator.states import Event, State
 from stages.import_data import give_back_rootfs
 
 SETTLE_LIMIT = 10.0  # seconds that CRIU, left behind by a restore-dump that was killed, may take to come to its end
 
 
-def settle(migration: Migration, *, start: bool = True) -> None:
+def settle(migration: Migration) -> None:
     """An earlier restore-dump was killed, or could not record its end: that is made good.
 
     Either the container runs here; or it has run here, and a reboot or its own end has stopped it: then it is here
-    that it goes on, from its disk. Or it never ran, and what the attempt left is removed. Raises JournalBroken, with
-    nothing taken away. Without `start` it stays fenced where a reboot has stopped it: for who asks the source first
-    whether it was forced to take it back.
+    that it goes on, from its disk, but fenced until `go_on`: the source may have been forced to take it back meanwhile.
+    Or it never ran, and what the attempt left is removed. Raises JournalBroken, with nothing taken away.
     """
     container = lxc.Container(migration.name, migration.lxcpath)
     layout = Layout(migration.lxcpath, migration.name, migration.id)
@@ -55,29 +55,39 @@ def settle(migration: Migration, *, start: bool = True) -> None:
         network.bring_back_dad(container.init_pid, migration.detail["dad"])
         network.announce(container.init_pid).join()
     elif ours and let_run.was(let_run.mark(layout.spool)) and layout.is_own_rootfs():
-        _settle_stopped(migration, container, layout, start=start)
+        end(migration, container, layout)
+        record(migration, time.time())
     else:
         log.warning(f"An earlier restore of {migration.name} was killed; what it left is removed")
         clear(migration)
         migration.move(Event.RESTORE_FAILED)
 
 
-def _settle_stopped(migration: Migration, container: lxc.Container, layout: Layout, *, start: bool) -> None:
-    """It was let run here and does not any more."""
-    rebooted = let_run.boot(let_run.mark(layout.spool)) != clock.BOOT_ID.read_text().strip()
-    end(migration, container, layout)
-    record(migration, time.time())
-    if rebooted and not start:
-        log.warning(f"{migration.name} had run here before a reboot; from its disk it is started by: "
-                    f"migrator resume {migration.name}")
-        return
+def stands_fenced(migration: Migration) -> bool:
+    """Whether it has run here, and is stopped and fenced now: the source may have been forced to run it again."""
+    if migration.state is not State.RESTORED:
+        return False
+    layout = Layout(migration.lxcpath, migration.name, migration.id)
+    return identity.whose(layout).may_go and lxc.Container(migration.name, migration.lxcpath).state == "STOPPED"
+
+
+def go_on(migration: Migration, end: float) -> None:
+    """Take the fence of one that `stands_fenced` away, and start it from its disk where a reboot has stopped it.
+
+    One that has ended by itself is left as it is. Not after `end`, by `clock.now`: raises WordOver then, and
+    StartFailed.
+    """
+    layout = Layout(migration.lxcpath, migration.name, migration.id)
+    mark = let_run.mark(layout.spool)
+    if clock.now() > end:
+        raise WordOver(name=migration.name, next=advice.command("resume", migration))
     container_config.unfence(layout.container, migration.id)
-    if rebooted:
-        log.warning(f"{migration.name} had run here before a reboot: it is started from its disk")
-        aftermath.start(migration, container)
-    else:
+    if let_run.was(mark) and let_run.boot(mark) == clock.BOOT_ID.read_text().strip():
         log.warning(f"{migration.name} has run here, and has stopped since. All of its disk is here; start it with: "
                     f"lxc-start -n {migration.name} -P {migration.lxcpath}")
+        return
+    log.warning(f"{migration.name} had run here before a reboot: it is started from its disk")
+    aftermath.start(migration, lxc.Container(migration.name, migration.lxcpath))
 
 
 def record(migration: Migration, restored_at: float) -> None:
@@ -108,12 +118,21 @@ def _running_cgroup(container: lxc.Container) -> Path | None:
 
 
 def clear(migration: Migration) -> None:
-    """End what a failed or killed restore has left running, and take its root file system away again."""
+    """End what a failed or killed restore has left running, and take its root file system away again.
+
+    One that may have run is put aside, and only `migrator cleanup NAME` removes it.
+    """
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     container = lxc.Container(migration.name, migration.lxcpath)
-    if end(migration, container, layout):
-        let_run.drop(let_run.mark(layout.spool))  # first: a mark says that the root file system is to be kept
-        give_back_rootfs(layout)
+    if not end(migration, container, layout):
+        return
+    mark = let_run.mark(layout.spool)
+    if let_run.was(mark) and layout.is_own_rootfs():
+        kept = layout.aside()
+        layout.rootfs.rename(kept)
+        log.warning(f"{migration.name} may have run here for a moment; what it has written is kept in {kept}")
+    give_back_rootfs(layout)
+    let_run.drop(mark)  # last: as long as it is there, the root file system is kept
 
 
 def end(migration: Migration, container: lxc.Container, layout: Layout) -> bool:

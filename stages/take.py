@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from migrator import advice, btrfs, clock, criu, identity, names, spool
+from migrator import advice, btrfs, clock, criu, identity, leave, names, spool
 from migrator.errors import DumpRefused, OutOfOrder, UsageError
 from migrator.journal import Migration
 from migrator.layout import Layout
-from migrator.protocol import Leave, Takeover
+from migrator.leave import Leave
+from migrator.protocol import Takeover
 from migrator.service import Service
 from migrator.states import Event, State
 from stages import restore_dump
@@ -57,16 +58,18 @@ def dump_drop(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     return {"state": migration.state}
 
 
-def own(service: Service, fields: dict[str, Any]) -> dict[str, Any] | Takeover:
+def own(service: Service, fields: dict[str, Any]) -> Takeover:
     """Take the token over: from the moment this is recorded, only this host may let the container run.
 
     Only DumpRefused lets the source thaw, and it is the last word on that dump: it is recorded before it is said, so
     that the same offer, should it arrive once more and late, is refused again.
 
-    With `restore_within`, in seconds, what that allows is done at once: a second answer is that of `restore`. The last
-    step waits until the source has said, after the first answer, that it still waits for this very request: one that
-    has lain in a pipe, as where this host stood still as a whole, finds a source that may run the container again.
+    There are two answers. With `restore_within`, in seconds, what that allows is done at once: the second is that of
+    `restore`. Its last step, and without it the record of until when restore-dump may be typed here without asking,
+    waits until the source has said, after the first answer, that it still waits for this very request: one that has
+    lain in a pipe, as where this host stood still as a whole, finds a source that may run the container again.
     """
+    since = clock.now()
     migration, number = service.migration(fields), int(fields["attempt"])
     latest = attempt(migration)
     if migration.state in TAKEN:
@@ -84,7 +87,15 @@ def own(service: Service, fields: dict[str, Any]) -> dict[str, Any] | Takeover:
     if "restore_within" in fields:
         asked = {"id": migration.id, "limit": fields["restore_within"]}
         return Takeover({"state": migration.state},
-                        lambda connection: restore_dump.with_leave(service, asked, Leave(connection)))
+                        lambda connection: restore_dump.with_leave(service, asked, Leave(connection, since)))
+    return Takeover({"state": migration.state}, lambda connection: _by_hand(migration, Leave(connection, since)))
+
+
+def _by_hand(migration: Migration, word: Leave) -> dict[str, Any]:
+    """Somebody is about to type restore-dump here."""
+    end = word.wait()
+    if migration.state is State.OWNED:
+        migration.note("leave", **leave.kept(end, word.seconds))
     return {"state": migration.state}
 
 
@@ -105,7 +116,7 @@ def _take(migration: Migration, number: int, fields: dict[str, Any]) -> None:
     dad = {names.interface_name(str(name)): str(int(value)) for name, value in fields["dad"].items()}
     if migration.state is State.RECEIVING_DUMP:
         migration.move(Event.DUMP_RECEIVED, image_files=[path.name for path in files], dad=dad)
-    migration.move(Event.OWN, taken=clock.stamp())
+    migration.move(Event.OWN)
 
 
 def _close(service: Service, migration: Migration) -> None:

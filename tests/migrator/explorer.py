@@ -9,12 +9,13 @@ from __future__ import annotations
 import argparse
 import collections
 import dataclasses
+from collections.abc import Iterable
 
 from migrator.healing import on_destination, on_source
 from migrator.identity import Whose
 from migrator.states import ENDED, Role, State, Verdict, decide, next_stage
 from tests.migrator import model
-from tests.migrator.model import FROZEN, OK, RAN_THERE, RUNS, STOPPED, Message, World
+from tests.migrator.model import FROZEN, OK, RUNS, STOPPED, Message, World
 
 
 class Broken(AssertionError):
@@ -80,11 +81,12 @@ def by_advice(world: World) -> World:
     """Type what `migrator status` advises on the source, and when that is refused, what the answer advises."""
     assert world.source
     if world.source in ENDED:
-        return there_typed(world, "rollback")  # `rollback` on the source, once more: it tells the destination
+        return told_late(world)
     verb, _, place = next_stage(Role.SOURCE, world.source).partition("@")
     on_source_ = not place
     for _ in range(4):
         here, there = (world.source, world.destination) if on_source_ else (world.destination, None)
+        there = None if verb == "rollback" else there  # it does not ask
         decision = decide(verb, here, there)
         if decision.verdict is Verdict.GO or (verb == "create-dump" and here is State.DUMPING):
             break
@@ -103,7 +105,7 @@ def by_resume(world: World) -> World:
     """`migrator resume` on the source: one step of it."""
     assert world.source
     if world.source in ENDED:
-        return there_typed(world, "rollback")
+        return told_late(world)
     if world.source is State.DUMPING:
         world = finished(world._replace(program="heal"))
     stage = on_source(world.source or State.PREPARING, world.destination, images=world.restorable)
@@ -115,11 +117,18 @@ def by_resume_there(world: World) -> World:
     """`migrator resume` on the destination, which then has the source do the same."""
     if world.destination is State.RESTORING:
         world = model.settled(world)
+    if world.stands_fenced:
+        world = there_typed(world, "resume")
     if world.destination:
-        act = on_destination(world.destination, world.source, images=world.restorable)
+        act = on_destination(world.destination, model.told(world), images=world.restorable)
         if act:
             world = there_typed(world, act)
     return world if world.source in ENDED else by_resume(world)
+
+
+def told_late(world: World) -> World:
+    """`rollback` or `resume` on the source, once more: it tells the destination; where it has run, `resume` there."""
+    return there_typed(world, "resume" if world.stands_fenced or world.mark else "rollback")
 
 
 def typed(world: World, stage: str) -> World:
@@ -142,7 +151,7 @@ def finished(world: World) -> World:
         if world.waiting:
             if world.gone:
                 world = next(model.broken(world, silence=True))
-                continue
+                continue  # a force has waited before
             there, answer = last_answer(world, model.awaited(world))
             world = next(model.answered(there, answer))
         else:
@@ -151,12 +160,16 @@ def finished(world: World) -> World:
 
 
 def there_typed(world: World, command: str) -> World:
-    return last_answer(world, Message(model.TYPED_THERE[command], 0))[0]
+    return last_of(model.typed_there(world, command))[0]
 
 
 def last_answer(world: World, message: Message) -> tuple[World, str]:
+    return last_of(model.answers(world, message))
+
+
+def last_of(answers: Iterable[tuple[World, str]]) -> tuple[World, str]:
     """How the destination answers when nothing comes between; OK where that is possible."""
-    found = [pair for pair in model.answers(world, message) if pair[1] != model.LOST]
+    found = [pair for pair in answers if pair[1] != model.LOST]
     return next((pair for pair in found if pair[1] == OK), found[-1])
 
 
@@ -187,8 +200,8 @@ def ends(world: World, way: str) -> World:
 
 def pending(world: World) -> bool:
     """A forced rollback is behind us, the destination has come back, and does not know."""
-    known = world.destination in (None, State.ABANDONED)
-    return world.forced and not world.gone and not known and world.destination not in RAN_THERE
+    known = world.destination in (None, State.ABANDONED, State.FINISHED)
+    return world.forced and not world.gone and not known
 
 
 # --- the page -------------------------------------------------------------------------------------------------
@@ -222,11 +235,13 @@ and from each world at rest, once the network works, each of these leads to an e
 may be started: the command that `migrator status` names, `migrator resume` on the source, `migrator resume` on the
 destination.
 
-A forced rollback is part of it: the destination is lost, and comes back with its journal at any moment, also while that
-is being forced. It may then run nothing, as it asks the source first. What no program can do anything about is left
-out: a destination that had run the container before it was given up for lost. There is no clock in it: nothing that is
-decided hangs on one, but that a token which was taken a minute ago, in this very boot, is still the destination's.
-Strangers come only before the last of the dumps.
+A forced rollback is part of it: the destination is lost, also in the middle of a restore, and comes back with its
+journal at any moment, also while that is being forced: rebooted, or as it stood still. It may then run nothing, as the
+source's word is over by then, or it asks the source first. So is a destination whose journal is lost, and one that was
+rebooted when it had let the container run and had not recorded it. What no program can do anything about is left out: a
+destination on which LXC runs the container, or may start it, when it is given up for lost. The source's word may be
+over at any moment, on both hosts at once: that its end comes no later there than here is for the clocks, see
+[states.md](states.md#the-sources-word). Strangers come only before the last of the dumps.
 
 | what happens | transitions |
 | --- | --- |
@@ -234,8 +249,9 @@ Strangers come only before the last of the dumps.
 
 How it is known that the search finds errors: `tests/migrator/test_states.py` breaks one rule after the other (the
 source thaws while its offer is open, the offer goes out before the fence stands, a refusal is not recorded, an offer
-does not say for which dump it is, the source does not wait for the destination's word, what stands in the container's
-place is taken for ours, ...) and expects two copies, or a stranger's container that is lost.
+does not say for which dump it is, the source does not wait for the destination's word, nor for the end of its own,
+whether that still holds is not looked at last, what stands in the container's place is taken for ours, ...) and expects
+two copies, or a stranger's container that is lost.
 """
 
 

@@ -10,8 +10,9 @@ written in which order around which acts and messages. Keep it in step with stag
   - somebody types any command on either host, or starts the container with LXC wherever no fence stands
   - the destination is lost, a rollback is forced on the source, and the destination comes back after all, at any
     moment, also in the middle of that: rebooted, or as a machine that stood still as a whole and goes on, with all that
-    lay in its pipes. That somebody types restore-dump there within a minute of the token's being taken is left out: no
-    clock of such a machine shows that this minute is over
+    lay in its pipes, and with a restore under way. Its clock has gone on meanwhile: what the source had said holds no
+    longer there than here. Of a virtual machine whose clock stood still with it that is not so, see docs/states.md
+  - the destination is lost with its journal alone, or was installed anew, and answers that it knows of nothing
   - a command is interrupted while it waits for an answer; the destination ends a migration by itself, whose source is
     lost for good
   - a rollback asks another host, as after a wrong -d: it has never heard of the migration, or only of an earlier round
@@ -24,8 +25,9 @@ import os
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from migrator.healing import TAKEN_BACK, gives_back, must_ask
+from migrator.healing import LETS_RUN, MAY_RESTORE, TAKEN_BACK, gives_back, must_ask
 from migrator.identity import Whose
+from migrator.leave import BY_HAND
 from migrator.states import ENDED, Event, IllegalMove, Owner, Role, State, Verdict, after, decide, owner, step
 
 S = State
@@ -52,6 +54,7 @@ PROGRAMS: dict[str, tuple[str, ...]] = {
     "import over": ("call:import",),
     "restore over": ("call:restore",),
     "restore offered": ("taken", "call:restore"),
+    "finish forced": ("finish", "act:fence", "act:kill", "finished"),
     "finish": ("call:running", "finish", "act:fence", "act:kill", "call:finish", "finished"),
     "finish offered": ("call:running", "taken", "finish", "act:fence", "act:kill", "call:finish", "finished"),
 }
@@ -60,8 +63,10 @@ RUNS, FROZEN, STOPPED = "runs", "frozen", "stopped"
 OK = "ok"
 REFUSED = "refused"  # the one error that is the destination's last word: DumpRefused, AlreadyRuns
 TROUBLE = "trouble"  # any other error
+UNKNOWN = "unknown"  # it has never heard of it: NoMigration, or an abandon that says so
 LOST = "lost"  # no answer
 
+GOES_ON = {"own", "restore"}  # their answer is followed by the source's word that it may be let run, and for how long
 NUMBERED = {"dump-begin", "images", "own", "dump-drop"}
 ARRIVING = {S.RECEIVING_DUMP, S.DUMP_RECEIVED}
 TAKEN = {S.OWNED, S.RESTORING, S.RESTORED, S.FINISHED}
@@ -87,13 +92,15 @@ class World(NamedTuple):
     waiting: bool = False  # for the answer to the call at `step`
     destination: State | None = None
     attempt_there: int = 0
-    just_taken: bool = False  # the token was taken in this boot of the destination, and not long ago
+    word: bool = False  # of the source, that it may be let run there, still holds (`migrator.leave`)
     images: int = 0  # of which attempt all of them lie there
-    restoring: bool = False  # a restore runs on the destination, and has the container locked
+    restoring: bool = False  # a restore or start is under way on the destination, and has the container locked
+    mark: bool = False  # that it may have run there; see `migrator.let_run`
     there: str = STOPPED
     fenced_there: bool = True  # or not there at all
     place: Whose = Whose.NOBODYS  # what is where the container is put there
     gone: bool = False  # the destination, as far as anybody can tell
+    forgot: bool = False  # its journal is lost
     flying: frozenset[Message] = frozenset()  # sent, and may arrive at any time, any number of times
 
     @property
@@ -111,6 +118,11 @@ class World(NamedTuple):
     @property
     def restorable(self) -> bool:
         return bool(self.images) and self.place.may_go
+
+    @property
+    def stands_fenced(self) -> bool:
+        """It has run there, or may have, and does not: see `stages.settling.stands_fenced`."""
+        return self.destination is S.RESTORED and self.there == STOPPED and self.fenced_there and self.place.may_go
 
     @property
     def may_run_here(self) -> bool:
@@ -134,10 +146,11 @@ def check(world: World) -> None:
     assert not both or world.forced, "two owners"
     if world.may_run_here:
         assert world.source_owner is Owner.SOURCE, "it may run on the source, which does not have the token"
-    if world.may_run_there:
+    if world.may_run_there and not world.forgot:
         assert world.destination_owner is Owner.DESTINATION, "it may run on the destination without the token"
     if world.source in (S.FINISHING, S.FINISHED):
-        assert world.destination in RAN_THERE, "the source's copy is ended, and it has never run on the destination"
+        assert world.forgot or world.destination in RAN_THERE, \
+            "the source's copy is ended, and it has never run on the destination"
     if world.source is S.ROLLED_BACK and not world.program:
         assert world.may_run_here, "rolled back, and it can run nowhere"
 
@@ -152,13 +165,15 @@ def check_move(world: World, label: str, reached: World) -> None:
 def moves(world: World) -> Moves:
     """Everything that can happen next."""
     yield from source_moves(world)
+    if world.word:
+        yield "the source's word is over", world._replace(word=False)
     if not world.gone:
         yield from destination_moves(world)
         for message in world.flying:
             for changed, _ in answers(world, message, leave=has_leave(world, message)):
                 yield f"{message.request} arrives late", changed
     else:
-        back = world._replace(gone=False, just_taken=False)
+        back = world._replace(gone=False)
         yield "the destination comes back", rebooted_there(back, images=True)._replace(flying=frozenset())
         yield "the destination goes on", kept(back)
 
@@ -178,10 +193,11 @@ def source_moves(world: World) -> Moves:
         for changed in begin_over(world):
             yield "resume is typed on the source", changed
         if world.source in (S.OFFERED, S.DUMPED):
-            idle_there = not world.restoring and world.there == STOPPED and world.destination not in RAN_THERE
-            if idle_there and not world.gone:
+            if not world.gone and world.there == STOPPED and world.fenced_there:
                 yield "the destination is lost", world._replace(gone=True)
             yield "rollback is forced", world._replace(program="rollback forced")
+    if world.source is S.FINISHING and not world.program and world.forgot:
+        yield "finish is forced on the source", world._replace(program="finish forced")
     if world.here != STOPPED or world.program:
         yield "the source is rebooted", world._replace(here=STOPPED, program="", step=0, waiting=False)
     if world.here == STOPPED and not world.fenced_here:
@@ -248,7 +264,7 @@ def go_on(world: World) -> Iterator[World]:
             yield from answered(there, answer)
     if message.request == "abandon":
         for known in (False, True):
-            yield another_answers(world, known=known)
+            yield from another_answers(world, known=known)
     for silence in (True, False) if world.gone else (False,):
         yield from broken(world, silence=silence)
 
@@ -289,32 +305,42 @@ def answered(world: World, answer: str) -> Iterator[World]:
         yield world._replace(program="refused", step=0, waiting=False)
     elif answer == REFUSED and world.program in ("rollback", "rollback forced"):
         yield world._replace(program="", step=0, waiting=False)  # it runs there already
+    elif answer == UNKNOWN:
+        yield from broken(world, silence=world.there == STOPPED and world.fenced_there)  # as is said in `lost`
     elif answer != LOST:
         yield from broken(world)
 
 
-def another_answers(world: World, *, known: bool) -> World:
+def another_answers(world: World, *, known: bool) -> Iterator[World]:
     """It is not the host that the migration went to; where it is `known` there, it has another ticket."""
     ticket = "" if world.source is S.PREPARING and world.destination is None else "the one"
     offered = world.source_owner is not Owner.SOURCE
     if gives_back(ticket, known=known, answered="another" if known else "", offered=offered):
-        return done(world)
-    return next(broken(world))
+        yield done(world)
+    else:
+        yield from broken(world)
 
 
 def broken(world: World, *, silence: bool = False) -> Iterator[World]:
     """The connection breaks while the program waits, it is interrupted, or there is an error that settles nothing.
 
-    With `silence` the destination gives no sign of life.
+    With `silence` the destination gives no sign of life, or has forgotten it. Then a force first waits until its word
+    is over: nothing happens before that, but what else can.
     """
     if world.program == "rollback forced" and is_lost(silence):
-        yield done(world)._replace(forced=True)
+        if is_over(world):
+            yield done(world)._replace(forced=True)
     elif world.program in DUMPING_PROGRAMS and world.source is S.DUMPING:
         yield undone(world)
     elif world.program == "rollback" and world.source_owner is Owner.SOURCE:
         yield world._replace(program="rollback alone", step=0, waiting=False)
     else:
         yield world._replace(program="", step=0, waiting=False)
+
+
+def is_over(world: World) -> bool:
+    """Whether a forced rollback has waited for long enough."""
+    return not world.word
 
 
 def is_lost(silence: bool) -> bool:
@@ -337,8 +363,8 @@ def undone(world: World) -> World:
 
 def moved(world: World, event: Event) -> World:
     state = after(Role.DESTINATION, world.destination, event)
-    taken = event is Event.OWN or (world.just_taken and state in (S.OWNED, S.RESTORING))
-    return world._replace(destination=state, just_taken=taken)
+    return world._replace(destination=state, mark=world.mark and state is S.RESTORING,
+                          word=world.word and state in (S.OWNED, S.RESTORING, S.RESTORED))
 
 
 def kept(world: World) -> World:
@@ -349,6 +375,8 @@ def kept(world: World) -> World:
 
 def inert(world: World, message: Message) -> bool:
     state = world.destination
+    if world.forgot:
+        return True
     match message.request:
         case "running":
             return True
@@ -381,12 +409,19 @@ def answers(world: World, message: Message, *, leave: bool = True) -> Iterator[t
     if world.restoring:
         yield world, TROUBLE  # a restore has the container locked
         return
+    if world.forgot:
+        yield world, UNKNOWN
+        return
+    if leave and message.request in GOES_ON:
+        world = world._replace(word=True)
     try:
         for changed, answer in HANDLERS[message.request](world, message.attempt):
             if not leave:
                 if changed.there == RUNS != world.there:
                     continue
-                changed = changed._replace(restoring=False, just_taken=changed.just_taken and world.just_taken)
+                changed = changed._replace(restoring=False)
+            if changed.destination not in (S.OWNED, S.RESTORING, S.RESTORED):
+                changed = changed._replace(word=False)
             yield kept(changed), answer
             if answer != LOST:
                 yield kept(changed), LOST
@@ -494,6 +529,11 @@ def _restore(world: World, _: int) -> Answers:
     if world.destination is S.RESTORING:
         world = settled(world)
         yield world, LOST
+    if world.stands_fenced:
+        yield world._replace(restoring=True), LOST  # it goes on by itself, see `restore_moves`
+        yield world, TROUBLE
+        yield gone_on(world), OK
+        return
     verdict = decide("restore-dump", world.destination).verdict
     if verdict is not Verdict.GO:
         yield world, OK if verdict is Verdict.ALREADY else TROUBLE
@@ -515,7 +555,15 @@ def _running(world: World, _: int) -> Answers:
     yield world, OK if world.destination in RAN_THERE else TROUBLE
 
 
+def gone_on(world: World) -> World:
+    """The fence is taken away, and it is started from its disk."""
+    return world._replace(there=RUNS, fenced_there=False, restoring=False, images=0)
+
+
 def _finish(world: World, _: int) -> Answers:
+    if world.stands_fenced:  # the source's copy has ended
+        world = gone_on(world)
+        yield world, LOST
     world = moved(world, Event.FINISHED)
     yield world, LOST
     yield world._replace(fenced_there=False), OK
@@ -529,9 +577,14 @@ HANDLERS: dict[str, Callable[[World, int], Answers]] = {
 
 
 def settled(world: World) -> World:
-    """After a restore that was killed: either it runs, or what is left is ended and fenced."""
+    """After a restore that was killed: either it runs, or what is left is ended and fenced.
+
+    What may have run is not taken away, and not let go on here.
+    """
     if world.there == RUNS:
         return moved(world, Event.RESTORED)._replace(fenced_there=False)
+    if world.mark and world.place.may_go:
+        return moved(world, Event.RESTORED)._replace(fenced_there=True)
     return moved(world, Event.RESTORE_FAILED)._replace(fenced_there=True)
 
 
@@ -540,15 +593,18 @@ def destination_moves(world: World) -> Moves:
     if world.restoring:
         yield from restore_moves(world)
     else:
-        for command in TYPED_THERE if world.destination else ():
+        for command in TYPED_THERE if world.destination and not world.forgot else ():
             for changed, _ in typed_there(world, command):
                 yield f"{command} is typed on the destination", changed
-    if world.there == RUNS or world.restoring or world.images or world.just_taken:
+    if world.there == RUNS or world.restoring or world.images or world.word:
         yield "the destination is rebooted", rebooted_there(world, images=False)
         yield "the destination is rebooted", rebooted_there(world, images=True)
     if world.there == STOPPED and not world.fenced_there:
         yield "it is started on the destination", world._replace(there=RUNS)
-    if world.attempt < max(DUMPS, 2):
+    if world.source in (S.OFFERED, S.DUMPED, S.FINISHING) and not (world.restoring or world.forgot):
+        yield "the destination's journal is lost", kept(world._replace(
+            destination=None, attempt_there=0, images=0, word=False, mark=False, forgot=True))
+    if world.attempt < max(DUMPS, 2) and not world.forgot:
         yield from strangers(world)
 
 
@@ -563,37 +619,62 @@ def strangers(world: World) -> Moves:
         yield f"{STRANGER}destroys what has arrived", world._replace(place=Whose.NOBODYS)
 
 
-TYPED_THERE = {"import-data": "import", "restore-dump": "restore", "rollback": "abandon", "finish --force": "finish"}
+TYPED_THERE = {"import-data": "import", "restore-dump": "restore", "resume": "restore", "rollback": "abandon",
+               "finish --force": "finish"}
 
 
 def typed_there(world: World, command: str) -> Answers:
-    """The same as the request; but restore-dump has the source asked first, unless the token has just been taken."""
-    if command == "finish --force" and world.destination is not S.RESTORED:
+    """The same as the request; but what lets it run has the source asked first, unless its word still holds."""
+    if command == "finish --force" and (world.destination is not S.RESTORED or world.stands_fenced):
         yield world, TROUBLE
         return
-    if command == "restore-dump":
+    if command in ("restore-dump", "resume"):
         if world.destination is S.RESTORING:
             world = settled(world)
             yield world, LOST
-        if world.destination and must_ask(world.destination, 0.0 if world.just_taken else None) \
-                and told(world) in TAKEN_BACK:
-            command = "rollback"
+        if world.stands_fenced and command == "restore-dump":
+            yield world, TROUBLE
+            return
+        if (world.stands_fenced or world.destination in MAY_RESTORE) and must_ask(BY_HAND if world.word else None):
+            said = told(world)
+            if said in TAKEN_BACK and world.stands_fenced:
+                yield moved(world, Event.FINISHED), OK  # it stays fenced: it gives way
+                return
+            if said in TAKEN_BACK:
+                command = "rollback"
+            elif said not in LETS_RUN:
+                yield world, TROUBLE
+                return
+            else:
+                world = world._replace(word=True)
+                yield world, LOST
     yield from answers(world, Message(TYPED_THERE[command], 0))
 
 
 def restore_moves(world: World) -> Moves:
     label = "restore-dump"
-    if world.destination is S.RESTORED:
+    if world.destination is S.RESTORED and world.there == STOPPED and world.fenced_there:
+        yield label, world._replace(restoring=False)  # too late, or it does not start
+        if in_time(world):
+            yield label, gone_on(world)
+    elif world.destination is S.RESTORED:
         yield label, world._replace(restoring=False, fenced_there=False, images=0)
     elif world.there == RUNS:
         yield label, kept(moved(world, Event.RESTORED))
-    elif world.images:
+    elif world.mark and in_time(world):
         yield label, world._replace(there=RUNS)
+    elif world.images and not world.mark:
+        yield label, world._replace(mark=True)
     if world.destination is S.RESTORING:  # the attempt fails: what it has started is ended, then that is recorded
         yield label, moved(world, Event.RESTORE_FAILED)._replace(restoring=False, there=STOPPED)
     yield "the destination's program is killed", world._replace(restoring=False)
 
 
+def in_time(world: World) -> bool:
+    """What is looked at last, once the mark is made: whether the source's word still holds."""
+    return world.word
+
+
 def rebooted_there(world: World, *, images: bool) -> World:
     images_left = world.images if images else 0
-    return world._replace(restoring=False, there=STOPPED, images=images_left, just_taken=False)
+    return world._replace(restoring=False, there=STOPPED, images=images_left, word=False)

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,10 +15,10 @@ import pytest
 from migrator import at_restore, cgroup_limits, cgroups, clock, let_run
 
 
-def start(folder: Path, stage: str, *commands: list[str]) -> subprocess.CompletedProcess[str]:
+def start(folder: Path, stage: str, *commands: list[str], end: float = math.inf) -> subprocess.CompletedProcess[str]:
     """As CRIU does: with the stage and the container's first process in the environment, and nothing else to go by."""
     script = folder / "at-restore"
-    script.write_text(at_restore.script(str(folder), str(folder / let_run.NAME), commands))
+    script.write_text(at_restore.script(str(folder), str(folder / let_run.NAME), end, commands))
     script.chmod(0o700)
     environment = {"CRTOOLS_SCRIPT_ACTION": stage, "CRTOOLS_INIT_PID": str(os.getpid()), "PATH": "/usr/bin:/bin"}
     return subprocess.run([str(script)], env=environment, cwd="/", capture_output=True, text=True, check=False)
@@ -44,6 +46,40 @@ def test_the_mark_is_made_before_it_runs_or_it_does_not_run(images: Path) -> Non
     (images / let_run.NAME).mkdir()  # it cannot be made
     assert start(images, at_restore.STAGE).returncode == 1
     assert "let run" in at_restore.reason(images)
+
+
+def test_what_comes_too_late_does_not_run(images: Path) -> None:
+    """Whatever stood still since the source's word was heard, this program or the whole host: it is looked at last."""
+    slow = ["sh", "-c", "sleep 0.3"]
+    done = start(images, at_restore.STAGE, slow, end=clock.now() + 0.2)
+    assert done.returncode == 1
+    assert not let_run.was(images / let_run.NAME)
+    assert "word had ended" in at_restore.reason(images)
+    assert start(images, at_restore.STAGE, slow, end=clock.now() + 3600).returncode == 0
+    assert let_run.was(images / let_run.NAME)
+
+
+def test_the_clock_is_looked_at_when_the_mark_is_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To write it takes as long as the disk does."""
+    order: list[str] = []
+    record, clock_gettime = let_run.record, time.clock_gettime
+
+    def marks(path: str) -> None:
+        order.append("mark")
+        record(path)
+
+    def looks(which: int) -> float:
+        order.append("clock")
+        return clock_gettime(which)
+
+    monkeypatch.setattr(let_run, "record", marks)
+    monkeypatch.setattr(time, "clock_gettime", looks)
+    mark = tmp_path / let_run.NAME
+    let_run.record_in_time(str(mark), math.inf)
+    assert order == ["mark", "clock"] and let_run.was(mark)
+    with pytest.raises(TimeoutError):
+        let_run.record_in_time(str(mark), 0.0)
+    assert not let_run.was(mark)
 
 
 def test_nothing_to_do(images: Path) -> None:

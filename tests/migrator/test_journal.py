@@ -127,6 +127,24 @@ def test_steps_are_recorded_with_their_end(journal: Journal) -> None:
     assert "/pool has 1 MiB free" in migration.events()[4].detail["reason"]
 
 
+@pytest.mark.parametrize("full_at", ["begin", "done"])
+def test_what_a_step_lets_run_is_not_ended_for_want_of_a_record(journal: Journal, monkeypatch: pytest.MonkeyPatch,
+                                                                full_at: str) -> None:
+    """But it is not begun where that cannot be recorded."""
+    migration = create(journal)
+
+    def event(_self: Migration, _step: str, phase: str, _detail: object) -> None:
+        if phase == full_at:
+            raise JournalBroken(path=journal.path, reason="database or disk is full")
+
+    monkeypatch.setattr(Migration, "_event", event)
+    let_run = []
+    refused = contextlib.nullcontext() if full_at == "done" else pytest.raises(JournalBroken)
+    with refused, migration.step("restore", end_must_be=False):
+        let_run.append(True)
+    assert bool(let_run) is (full_at == "done")
+
+
 def test_finding_migrations(journal: Journal) -> None:
     first = create(journal, "00000001")
     second = create(journal, "00000002")

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from migrator import states
+from migrator.healing import LETS_RUN
 from migrator.identity import Whose
 from migrator.states import (
     ENDED,
@@ -138,7 +139,7 @@ def test_never_two_copies(found: Explored) -> None:
 def test_every_way_leads_to_an_end(found: Explored, way: str) -> None:
     """From wherever it was left: and forward, unless it was given up, or cannot go forward any more."""
     for world in found.idle:
-        if world.gone:
+        if world.gone or world.forgot:
             continue
         here = ends(world, way)
         if way != "resume on the source" or world.source in ENDED:
@@ -146,7 +147,7 @@ def test_every_way_leads_to_an_end(found: Explored, way: str) -> None:
         given_up = world.source is State.ROLLING_BACK or world.destination in (State.ABANDONING, State.ABANDONED)
         lost = world.source in (State.OFFERED, State.DUMPED) and world.destination not in TAKEN | ARRIVING
         no_images = world.destination in (State.OWNED, State.RESTORING) and not (
-            world.restorable or world.there == "runs")
+            world.restorable or world.there == "runs" or (world.mark and world.place.may_go))
         assert (here.source is State.FINISHED) == (not given_up and not lost and not no_images), f"{world}: {here}"
 
 
@@ -155,7 +156,19 @@ def test_a_destination_that_is_gone_leaves_one_way(found: Explored) -> None:
     for world in found.idle:
         if world.gone:
             program = "rollback alone" if world.source is State.ROLLING_BACK else "rollback forced"
-            here = world if world.source in ENDED else finished(world._replace(program=program))
+            here = world if world.source in ENDED else finished(world._replace(program=program, word=False))
+            assert here.source is State.ROLLED_BACK and here.may_run_here
+
+
+def test_a_destination_that_has_forgotten_it_leaves_one_way(found: Explored) -> None:
+    """The forced rollback, where it does not run there; the forced end, where it is on record that it does."""
+    forgotten = [world for world in found.idle if world.forgot and not world.gone]
+    assert {world.source for world in forgotten} >= {State.OFFERED, State.DUMPED, State.FINISHING, State.FINISHED}
+    for world in forgotten:
+        if world.source is State.FINISHING:
+            assert finished(world._replace(program="finish forced")).source is State.FINISHED
+        elif world.source in (State.OFFERED, State.DUMPED) and world.there == "stopped" and world.fenced_there:
+            here = finished(world._replace(program="rollback forced", word=False))
             assert here.source is State.ROLLED_BACK and here.may_run_here
 
 
@@ -255,12 +268,40 @@ def the_destination_comes_back_and_asks_nobody(patch: pytest.MonkeyPatch) -> Non
 
 @mutant("two copies run|one runs|without the token")
 def the_destination_asks_only_where_it_has_recorded_the_token(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(model, "must_ask", lambda here, age: here is State.OWNED and age is None)
+    patch.setattr(model, "MAY_RESTORE", {State.OWNED})
+
+
+@mutant("two copies run|one runs|without the token")
+def what_ran_before_a_reboot_goes_on_unasked(patch: pytest.MonkeyPatch) -> None:
+    """As where an abandon, or a request to restore, arrives late, and finds it killed in the middle of that."""
+    honest = model.settled
+
+    def settled(world: World) -> World:
+        after_ = honest(world)
+        return model.gone_on(after_) if after_.stands_fenced else after_
+
+    patch.setattr(model, "settled", settled)
+
+
+@mutant("two copies run|one runs|without the token")
+def whether_the_word_still_holds_is_not_looked_at_last(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(model, "in_time", lambda _: True)
+
+
+@mutant("two copies run|one runs|two owners|without the token")
+def a_forced_rollback_does_not_wait_until_its_word_is_over(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(model, "is_over", lambda _: True)
+
+
+@mutant("two copies run|one runs")
+def who_has_lost_its_journal_gives_the_token_back(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(model, "UNKNOWN", model.OK)
 
 
 @mutant("two copies run|one runs|without the token")
 def a_source_that_is_still_rolling_back_is_not_believed(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(model, "TAKEN_BACK", {State.ROLLED_BACK})
+    patch.setattr(model, "LETS_RUN", LETS_RUN | {State.ROLLING_BACK})
 
 
 @mutant("two copies run|one runs|without the token")

@@ -10,7 +10,7 @@ import pytest
 
 from tests.rig.conftest import CleanHosts
 from tests.rig.harness import DESTINATION, Rig, wait_for
-from tests.rig.held import held
+from tests.rig.held import RESTORE, Hold, held
 from tests.rig.test_failures import UNKNOWN, failed, frozen
 from tests.rig.test_fence import refuses_to_start
 
@@ -195,8 +195,19 @@ def cut_off(rig: Rig) -> Iterator[None]:
         rig.sh("hostb", "ip link set eth0 up")
 
 
-def test_forced_for_a_destination_that_is_lost(rig: Rig, guest: str) -> None:
+@pytest.fixture
+def restoring(rig: Rig, guest: str) -> Iterator[Hold]:
+    """hostb stands still in the middle of a restore that nobody waits for any more, until that is released."""
     dumped(rig)
+    with held(rig, "hostb", "criu", RESTORE) as criu, rig.start("hostb", "migrator", "restore-dump", "c1") as command:
+        criu.wait("CRIU has begun")
+        command.signal(9)
+        command.wait()
+        yield criu
+
+
+def test_forced_for_a_destination_that_is_lost(rig: Rig, guest: str, restoring: Hold) -> None:
+    """The force waits until what stands still there may not let it run any more, and then it does not."""
     id_ = rig.status("hosta", "c1")["id"]
     with cut_off(rig):
         unknown = failed(rig.migrator("hosta", "resume", "c1", "--timeout", "1", "--json"), UNKNOWN, "host-unreachable")
@@ -212,8 +223,14 @@ def test_forced_for_a_destination_that_is_lost(rig: Rig, guest: str) -> None:
         found = rig.probe("hosta", "c1")
         assert found["intact"] and found["start"] == guest
         assert "by force" in rig.status("hosta", "c1")["note"]
-    # It comes back after all, with the token and all images: asked first, the source tells it what has become of it.
+    # It comes back after all, with the token and all images, and goes on with what it was at: it is too late for that.
     assert rig.status("hostb", "c1")["owner"] == "destination"
+    restoring.release()
+    wait_for(lambda: rig.exec("hostb", "pgrep", "-x", "criu|lxc-checkpoint", check=False).status == 1, "it has ended")
+    said = rig.sh("hostb", "cat /run/migrator/*/at-restore.error /pool/.migrator/*/*/at-restore.error", check=False)
+    assert "word had ended" in said
+    assert rig.sh("hostb", "lxc-info -n c1 -sH").strip() == "STOPPED"
+    # Asked first, the source tells it what has become of it.
     rig.migrator("hostb", "resume", "--all", "--at-boot").expect(0)
     runs_only_on(rig, "hosta", guest)
     assert states(rig) == ("rolled-back", "abandoned")
@@ -271,7 +288,8 @@ def test_forced_though_it_had_run_there(rig: Rig, guest: str) -> None:
     rig.migrator("hostb", "restore-dump", "c1").expect(0)
     failed(rig.migrator("hosta", "rollback", "c1", "--force", id_, "--json"), 29, "already-runs")
     with cut_off(rig):
-        rig.migrator("hosta", "rollback", "c1", "--force", id_, "--timeout", "1").expect(0)
+        off = ("--force", id_, "--machine-is-off")  # which is not so: nothing is waited for
+        rig.migrator("hosta", "rollback", "c1", *off, "--timeout", "1").expect(0)
     for host, command in (("hosta", ("rollback", "c1")), ("hostb", ("resume", "c1"))):
         error = failed(rig.migrator(host, *command, "--json"), 69, "two-copies")
         assert "lxc-stop -k -P /pool c1" in str(error["cure"])

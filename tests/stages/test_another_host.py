@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from migrator.errors import ForceRefused, OutOfOrder, SourceStateUnknown
+from migrator.errors import ForceRefused, NotKnownThere, OutOfOrder, SourceStateUnknown
 from migrator.journal import Journal, Migration
 from migrator.service import Service
 from migrator.states import Event, Owner, Role, State
@@ -127,6 +127,16 @@ def test_what_has_lost_its_journal_is_forced_with_the_id(source: Migration, host
     assert nothing_real == []
     assert force.roll_back(source, ID, asked).data["forced"]
     assert source.owes and nothing_real == ["thawed"]
+    # The reminder ends when that host says so; not on another one's word, or asked elsewhere.
+    also_begun_on(hosts["hostc"])
+    for host, elsewhere in (("hostc", False), ("hostb", True)):
+        with pytest.raises(NotKnownThere):
+            force.tell_late(source, lambda: tell(source, hosts[host]), elsewhere=elsewhere)  # noqa: B023  # at once
+        assert source.owes
+    told = force.tell_late(source, asked)
+    assert told and told.data["destination_told"] is False and "does not know" in told.text
+    found = source.journal.by_id(ID, Role.SOURCE)
+    assert found and not found.owes and force.tell_late(found, lambda: pytest.fail("it is asked")) is None
 
 
 def test_before_the_offer_the_container_is_ours(source: Migration, hosts: Hosts, nothing_real: list[str]) -> None:

@@ -29,6 +29,7 @@ from migrator.errors import (
 )
 from migrator.journal import Journal
 from migrator.layout import Layout
+from migrator.protocol import Takeover
 from migrator.service import Service, kept_config
 from migrator.states import Event, Owner, Role, State
 from stages import serve
@@ -56,7 +57,8 @@ class Destination:
             "bridges": {}, "disk_bytes": 1000, "mapped_root": 0, "round": 1, "uuid": UUID, "bytes": 1000,
             "attempt": 1, "dad": {},
         }
-        return serve.handlers(self.service)[op](honest | fields)
+        answer = serve.handlers(self.service)[op](honest | fields)
+        return answer.reply if op == "own" and isinstance(answer, Takeover) else answer
 
     def imported(self) -> None:
         """The first round has arrived and the container is defined; without a disk."""

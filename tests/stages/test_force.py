@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from migrator import clock, healing, holder, layout
+from migrator import clock, healing, holder, layout, leave
 from migrator.errors import (
+    AlreadyRuns,
+    Busy,
     ConnectionLost,
     ForceRefused,
     HostKeyChanged,
@@ -21,16 +23,18 @@ from migrator.errors import (
     OutOfOrder,
     ProtocolError,
     RemoteMissing,
+    SourceNeeded,
     SourceStateUnknown,
     SshRefused,
     TwoCopies,
 )
-from migrator.healing import ASK_AFTER, must_ask
+from migrator.healing import must_ask
 from migrator.journal import Journal, Migration
 from migrator.layout import locked
+from migrator.leave import BY_HAND, LEAST
 from migrator.service import Service
 from migrator.states import Event, Owner, Role, State
-from stages import ask_source, cleanup, finish, force, rollback
+from stages import ask_source, cleanup, finish, force, rollback, settling
 from tests.stages.test_heal import journal, offered, owned  # noqa: F401 -- a fixture
 from tunnel.errors import DocumentedError, NoPath, PeerAbsent, PeerRefuses, PeerSilent, RendezvousUnavailable
 
@@ -65,10 +69,24 @@ def nothing_real(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[li
     done: list[str] = []
     monkeypatch.setattr(rollback, "thaw_source", lambda _: done.append("thawed"))
     monkeypatch.setattr(rollback, "where", lambda _: "It runs on here.")
+    monkeypatch.setattr(settling, "stands_fenced", lambda _: False)
     monkeypatch.setattr(holder, "_interrupted", [])
     monkeypatch.setattr(layout.locked.__wrapped__, "__defaults__", (tmp_path / "lock",))  # type: ignore
     monkeypatch.setattr(holder.of, "__defaults__", (tmp_path / "lock",))
     yield done
+
+
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """This host's clock, which goes on only where somebody sleeps."""
+    found = [1000.0]
+    monkeypatch.setattr(clock, "now", lambda: found[0])
+
+    def sleep(seconds: float) -> None:
+        found[0] += seconds
+
+    monkeypatch.setattr("time.sleep", sleep)
+    return found
 
 
 def test_only_silence_is_silence() -> None:
@@ -158,12 +176,11 @@ def test_who_asks_in_the_middle_of_it_hears_the_end_already(journal: Journal) ->
 # --- the destination asks before it restores ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("here", "age", "asks"), [
-    (State.OWNED, 0.0, False), (State.OWNED, ASK_AFTER, True), (State.OWNED, None, True),
-    (State.DUMP_RECEIVED, None, True), (State.IMPORTED, None, False), (State.RESTORED, None, False),
+@pytest.mark.parametrize(("left", "asks"), [
+    (BY_HAND, False), (LEAST, False), (LEAST - 0.1, True), (0.0, True), (None, True),
 ])
-def test_when_it_must_ask(here: State, age: float | None, asks: bool) -> None:
-    assert must_ask(here, age) is asks
+def test_when_it_must_ask(left: float | None, asks: bool) -> None:
+    assert must_ask(left) is asks
 
 
 @pytest.mark.parametrize("source", sorted(healing.TAKEN_BACK))
@@ -171,20 +188,184 @@ def test_when_it_must_ask(here: State, age: float | None, asks: bool) -> None:
 def test_a_source_that_takes_it_back_is_believed(journal: Journal, monkeypatch: pytest.MonkeyPatch, source: State,
                                                  here: State) -> None:
     """Whatever the clock of this host shows: it was rebooted since it took the token, or never took it."""
-    migration = owned(journal, taken={"boot": "an earlier one", "seconds": 1.0})
+    migration = owned(journal, leave={"boot": "an earlier one", "until": 1e9, "lasts": 120.0})
     migration.state = here
     monkeypatch.setattr("time.time", lambda: 0.0)
-    monkeypatch.setattr(ask_source, "ask", lambda *_: source)
-    given_up: list[Migration] = []
-    monkeypatch.setattr(rollback, "give_up_here", given_up.append)
-    ask_source.ask_first(migration)
-    assert given_up == [migration]
+    monkeypatch.setattr(ask_source, "_asked", lambda *_, **__: (source, 0.0))
+    assert ask_source.leave_for(ask_source.quickly(), migration, 120.0) == 0.0
     assert healing.on_destination(here, source, images=True) == "rollback"
 
 
-def test_a_token_that_was_just_taken_needs_no_question(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ask_source, "ask", lambda *_: pytest.fail("it is asked"))
-    ask_source.ask_first(owned(journal, taken=clock.stamp()))
+def test_as_long_as_its_word_holds_the_source_is_not_asked(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ask_source, "_asked", lambda *_, **__: pytest.fail("it is asked"))
+    now = clock.now()
+    migration = owned(journal, **leave.kept(now + BY_HAND, BY_HAND))
+    end = ask_source.leave_for(ask_source.quickly(), migration, 3600.0, by_hand=True)
+    assert end == pytest.approx(now + BY_HAND, abs=1.0), "and not for longer"
+    monkeypatch.setattr(ask_source, "_asked", lambda *_, **__: (State.DUMPED, 600.0))
+    end = ask_source.leave_for(ask_source.quickly(), migration, 300.0)
+    assert end == pytest.approx(now + 300.0, abs=1.0), "nobody who types each step by hand waits for that"
+
+
+@pytest.mark.parametrize("said", [
+    SILENT[0], UNKNOWN[0], refused(), SshRefused(), HostKeyChanged(), Busy(name="web", pid=12),
+    None, State.PREPARED, State.DUMPING, State.DUMPED,
+], ids=lambda said: type(said).__name__ if isinstance(said, DocumentedError) else str(said))
+def test_without_its_word_nothing_is_let_run(journal: Journal, monkeypatch: pytest.MonkeyPatch,
+                                             said: DocumentedError | State | None) -> None:
+    """Not where it cannot be asked, nor where it has forgotten it, or has the token, or does not say for how long."""
+    migration = owned(journal)
+
+    def asked(*_: object, **__: object) -> tuple[State | None, float]:
+        if isinstance(said, DocumentedError):
+            raise said
+        return said, 0.0 if said is State.DUMPED else 60.0
+
+    monkeypatch.setattr(ask_source, "_asked", asked)
+    with pytest.raises(SourceNeeded) as refused:
+        ask_source.leave_for(ask_source.quickly(), migration, 120.0)
+    assert "resume web   (on hosta)" in refused.value.hint
+    assert "migrator restore-dump web --force" in refused.value.hint
+    if not isinstance(said, DocumentedError):
+        assert healing.on_destination(State.OWNED, None if said is State.DUMPED else said, images=True) == ""
+
+
+def test_ctrl_c_is_no_answer(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked(*_: object, **__: object) -> tuple[State | None, float]:
+        raise Interrupted(signal="SIGINT", number=2)
+
+    monkeypatch.setattr(ask_source, "_asked", asked)
+    with pytest.raises(Interrupted):
+        ask_source.leave_for(ask_source.quickly(), owned(journal), 120.0)
+
+
+def test_the_source_records_its_word_before_it_gives_it(journal: Journal) -> None:
+    """Who forces meanwhile waits for it; who forces first has the last word; and who works on it is not overtaken."""
+    migration = offered(journal)
+
+    def ask() -> dict[str, object]:
+        with Journal(journal.path) as another, contextlib.ExitStack() as stack:
+            return ask_source.source_state(Service(another, stack), {"id": migration.id, "within": 90.0})
+
+    assert ask() == {"state": State.OFFERED, "owner": Owner.UNKNOWN, "leave": 90.0}
+    migration.refresh()
+    assert 80 < leave.outstanding(migration.detail) <= 90
+    with locked("web"):
+        with pytest.raises(Busy):
+            ask()
+        migration.note("forcing", forcing=holder.this_process())
+        assert ask()["state"] is State.ROLLING_BACK
+    migration.move(Event.ROLL_BACK)
+    assert ask() == {"state": State.ROLLING_BACK, "owner": Owner.SOURCE, "leave": 0.0}
+
+
+# --- a forced rollback waits until the destination's time is over ---------------------------------------------
+
+
+def test_it_waits_and_asks_once_more(journal: Journal, nothing_real: list[str], now: list[float]) -> None:
+    migration = offered(journal)
+    migration.note("leave", **leave.given(migration.detail, 60.0))
+    asked: list[float] = []
+
+    def tell() -> str:
+        asked.append(now[0])
+        assert nothing_real == []
+        raise SILENT[0]
+
+    began = now[0]
+    assert force.roll_back(migration, migration.id, tell).data["forced"]
+    assert asked[0] == began and asked[1] >= began + 60.0 and len(asked) == 2
+    assert nothing_real == ["thawed"]
+
+
+def test_what_answers_meanwhile_is_believed(journal: Journal, nothing_real: list[str], now: list[float]) -> None:
+    """It was cut off, and not off, and has let it run in its time."""
+    migration = offered(journal)
+    migration.note("leave", **leave.given(migration.detail, 60.0))
+    began = now[0]
+
+    def tell() -> str:
+        if now[0] > began:
+            raise AlreadyRuns(name="web", destination="hostb", next="migrator finish web")
+        raise SILENT[0]
+
+    with pytest.raises(AlreadyRuns):
+        force.roll_back(migration, migration.id, tell)
+    assert migration.state is State.OFFERED and nothing_real == []
+
+
+def test_ctrl_c_ends_the_wait(journal: Journal, nothing_real: list[str], now: list[float],
+                              monkeypatch: pytest.MonkeyPatch) -> None:
+    migration = offered(journal)
+    migration.note("leave", **leave.given(migration.detail, 60.0))
+
+    def tell() -> str:
+        raise SILENT[0]
+
+    monkeypatch.setattr("time.sleep", lambda _: holder.interrupted(Interrupted(signal="SIGINT", number=2)))
+    with pytest.raises(Interrupted):
+        force.roll_back(migration, migration.id, tell)
+    assert migration.state is State.OFFERED and nothing_real == []
+
+
+def test_a_machine_that_is_off_lets_nothing_run(journal: Journal, nothing_real: list[str], now: list[float]) -> None:
+    migration = offered(journal)
+    migration.note("leave", **leave.given(migration.detail, 60.0))
+    began = now[0]
+
+    def tell() -> str:
+        raise SILENT[0]
+
+    assert force.roll_back(migration, migration.id, tell, off=True).data["forced"]
+    assert now[0] == began and nothing_real == ["thawed"]
+
+
+# --- and who has lost his source lets it run with the id ------------------------------------------------------
+
+
+def test_let_run_without_a_source_that_is_lost(journal: Journal) -> None:
+    migration = owned(journal)
+
+    def ask() -> State | None:
+        raise SILENT[0]
+
+    for given in ("", "web", "0badc0d"):
+        with pytest.raises(ForceRefused, match="not let run here by force") as refused:
+            force.let_run(migration, given, lambda: pytest.fail("nobody is to be asked"))
+        assert refused.value.hint.endswith(f"migrator restore-dump web --force {migration.id}")
+    assert force.let_run(migration, migration.id, ask)
+    assert force.let_run(migration, migration.id, lambda: None), "it has lost its journal"
+    for state in healing.TAKEN_BACK:
+        assert not force.let_run(migration, migration.id, lambda: state)  # noqa: B023  # called at once
+    for state in healing.LETS_RUN:
+        with pytest.raises(OutOfOrder):
+            force.let_run(migration, migration.id, lambda: state)  # noqa: B023  # called at once
+
+
+@pytest.mark.parametrize(("error", "with_a_word"), [
+    *((error, True) for error in UNKNOWN), *((error, False) for error in ALIVE),
+    (Interrupted(signal="SIGINT", number=2), False),
+], ids=lambda case: type(case).__name__)
+def test_a_source_that_may_live_is_not_lost(journal: Journal, error: DocumentedError, with_a_word: bool) -> None:
+    migration = owned(journal)
+
+    def ask() -> State | None:
+        raise error
+
+    with pytest.raises(type(error)):
+        force.let_run(migration, migration.id, ask)
+    with contextlib.nullcontext() if with_a_word else pytest.raises(type(error)):
+        assert force.let_run(migration, migration.id, ask, off=True)
+
+
+def test_what_stands_fenced_is_not_finished_without_its_source(journal: Journal,
+                                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reboot has stopped it, and the source may have been forced to run it meanwhile."""
+    migration = restored(journal)
+    monkeypatch.setattr(settling, "stands_fenced", lambda _: True)
+    with pytest.raises(OutOfOrder) as refused:
+        force.finish_alone(migration, migration.id, lambda: pytest.fail("it is asked"))
+    assert "migrator resume web" in refused.value.hint
 
 
 # --- a source that is lost for good ---------------------------------------------------------------------------

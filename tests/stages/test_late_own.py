@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
-from migrator.errors import ConnectionLost, MigratorError, ProtocolError, RestoreFailed
+from migrator import clock, healing
+from migrator.errors import ConnectionLost, DowntimeExceeded, MigratorError, ProtocolError, RestoreFailed
 from migrator.frames import Frame, Kind
-from migrator.protocol import Connection, Handler, Leave, Takeover
-from migrator.states import State
+from migrator.leave import Leave
+from migrator.protocol import Connection, Handler, Takeover
+from migrator.states import Role, State
 from stages import restore_dump, serve
 from tests.migrator.wire import connected
 from tests.stages.test_answers import ID, Destination, arrives, at_the_dump, pool, there
@@ -24,13 +26,13 @@ class Restore:
 
     did: list[str]
 
-    def __init__(self, migration: Any, limit: float, service: Any, leave: Any) -> None:
+    def __init__(self, migration: Any, limit: float, service: Any, *, leave: Any) -> None:
         self.migration, self.leave = migration, leave
 
     def run(self, *, wait: bool) -> None:
         self.did.append("prepared")
-        self.leave()
-        self.did.append("let run")
+        if self.leave() > clock.now():
+            self.did.append("let run")
         self.migration.note("restored", restored_at=0.0)
 
 
@@ -57,7 +59,7 @@ class Silent(Connection):
         assert within is not None, "it does not wait for ever"
         if not self.said:
             raise ConnectionLost(destination="hosta", reason="there was no sign of life for 1 seconds")
-        return Frame(self.said.pop(0), 0, memoryview(b""))
+        return Frame(self.said.pop(0), 0, memoryview(b'{"within": 60}'))
 
 
 def take(there: Destination, said: list[Kind]) -> Any:
@@ -71,6 +73,32 @@ def take(there: Destination, said: list[Kind]) -> Any:
 def test_a_source_that_waits_has_it_run(there: Destination, did: list[str]) -> None:
     assert take(there, [Kind.GO])["state"] == State.OWNED
     assert did == ["prepared", "let run"]
+
+
+def test_a_word_that_was_heard_too_late_lets_nothing_run(there: Destination, did: list[str],
+                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    """It had lain in the pipe, as did the offer: this program stood still after its first answer."""
+    taken = serve.handlers(there.service)["own"](offer(there))
+    now = clock.now()
+    monkeypatch.setattr(clock, "now", lambda: now + 61)
+    assert isinstance(taken, Takeover)
+    taken.run(Silent([Kind.GO]))
+    assert did == ["prepared"]
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_by_hand_only_a_source_that_waits_is_not_asked_again(there: Destination, waits: bool) -> None:
+    """An offer that has lain in a pipe for hours gives whoever types restore-dump no time at all."""
+    asked = {key: value for key, value in offer(there).items() if key != "restore_within"}
+    taken = serve.handlers(there.service)["own"](asked)
+    assert isinstance(taken, Takeover) and there.state is State.OWNED
+    with contextlib.nullcontext() if waits else pytest.raises(ConnectionLost):
+        taken.run(Silent([Kind.GO] if waits else []))
+    migration = there.journal.by_id(ID, Role.DESTINATION)
+    assert migration
+    left = clock.left(migration.detail.get("leave"))
+    assert (left is not None and left > 0) is waits
+    assert healing.must_ask(left) is True, "60 seconds are no more than a restore may take"
 
 
 def test_a_late_offer_lets_nothing_run(there: Destination, did: list[str]) -> None:
@@ -104,15 +132,37 @@ def test_both_ends(did: list[str]) -> None:
         def run(connection: Connection) -> dict[str, Any]:
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(restore_dump, "restore_for_source", fails)
-                return restore_dump.with_leave(None, {}, Leave(connection))  # type: ignore[arg-type]
+                return restore_dump.with_leave(None, {}, Leave(connection, clock.now()))  # type: ignore[arg-type]
 
         return Takeover({"state": "owned"}, run)
 
     handlers: dict[str, Handler] = {"own": own, "state": lambda _: {"state": "owned"}}
     with connected(handlers) as (connection, _):
         with pytest.raises(RestoreFailed):
-            connection.call_and_go("own", first=60, then=60)
+            connection.call_and_go("own", first=60, then=60, within=lambda: 60.0)
         assert connection.call("state") == {"state": "owned"}
+
+
+def test_whose_time_is_over_says_nothing() -> None:
+    said: list[str] = []
+
+    def own(_: dict[str, Any]) -> Takeover:
+        def run(connection: Connection) -> dict[str, Any]:
+            with contextlib.suppress(MigratorError):
+                Leave(connection, clock.now()).wait()
+                said.append("go")
+            raise ConnectionLost(destination="hosta", reason="gone")
+
+        return Takeover({"state": "owned"}, run)
+
+    def over() -> float:
+        raise DowntimeExceeded(name="web", seconds="60")
+
+    with connected({"own": own}) as (connection, _):
+        with pytest.raises(DowntimeExceeded):
+            connection.call_and_go("own", first=60, then=60, within=over)
+        connection.close()
+    assert said == []
 
 
 def test_who_has_given_up_says_nothing() -> None:
@@ -121,7 +171,7 @@ def test_who_has_given_up_says_nothing() -> None:
     def own(_: dict[str, Any]) -> Takeover:
         def run(connection: Connection) -> dict[str, Any]:
             with contextlib.suppress(MigratorError):
-                Leave(connection).wait()
+                Leave(connection, clock.now()).wait()
                 said.append("go")
             raise ConnectionLost(destination="hosta", reason="gone")
 

@@ -3,19 +3,21 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from migrator import aftermath, container_config, identity, let_run, lxc
-from migrator.errors import JournalBroken
+from migrator import aftermath, clock, container_config, identity, let_run, lxc
+from migrator.errors import AlreadyRuns, ConnectionLost, JournalBroken, WordOver
 from migrator.identity import Whose
 from migrator.journal import Journal, Migration
 from migrator.layout import Layout
 from migrator.states import Event, Role, State
-from stages import settling
+from stages import cleanup, restore_dump, rollback, settling
 
 ID = "0badc0de"
 
@@ -63,17 +65,75 @@ def mark(migration: Migration, boot: str = "") -> Path:
     return path
 
 
-@pytest.mark.parametrize(("boot", "start", "expected"), [
-    ("an earlier one", True, ["ended", "unfenced", "started"]),
-    ("an earlier one", False, ["ended"]),  # who asks the source first does the rest
-    ("", True, ["ended", "unfenced"]),  # it has ended by itself in this very boot
+@pytest.mark.parametrize(("boot", "then"), [
+    ("an earlier one", ["unfenced", "started"]),
+    ("", ["unfenced"]),  # it has ended by itself in this very boot
 ])
-def test_what_has_run_keeps_its_disk(restoring: Migration, acts: list[str], boot: str, start: bool,
-                                     expected: list[str]) -> None:
+def test_what_has_run_keeps_its_disk_and_its_fence(restoring: Migration, acts: list[str], boot: str,
+                                                   then: list[str]) -> None:
+    """The source may have been forced to run it again: only who has asked it does more, and only in time."""
     mark(restoring, boot)
-    settling.settle(restoring, start=start)
+    settling.settle(restoring)
     assert restoring.state is State.RESTORED
-    assert acts == expected
+    assert acts == ["ended"]
+    with pytest.raises(WordOver):
+        settling.go_on(restoring, clock.now() - 1)
+    assert acts == ["ended"]
+    settling.go_on(restoring, clock.now() + 3600)
+    assert acts == ["ended", *then]
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_a_request_over_the_connection_lets_it_go_on_when_the_source_still_waits(
+    restoring: Migration, acts: list[str], monkeypatch: pytest.MonkeyPatch, running: bool,
+) -> None:
+    """Killed, rebooted, and asked by a request that may have lain in a pipe since."""
+    mark(restoring, "an earlier one")
+    monkeypatch.setattr(lxc, "Container", lambda *_: SimpleNamespace(state="STOPPED"))
+    service = SimpleNamespace(migration=lambda _: restoring)
+
+    def leave() -> float:
+        if not running:
+            raise ConnectionLost(destination="hosta", reason="it is silent")
+        return clock.now() + 60
+
+    with contextlib.nullcontext() if running else pytest.raises(ConnectionLost):
+        restore_dump.restore_for_source(service, {"limit": 60}, leave)  # type: ignore[arg-type]
+    assert restoring.state is State.RESTORED
+    assert acts == (["ended", "unfenced", "started"] if running else ["ended"])
+
+
+def test_an_abandon_lets_nothing_go_on(restoring: Migration, acts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    mark(restoring, "an earlier one")
+    with pytest.raises(AlreadyRuns):
+        rollback._abandon(restoring, [])
+    assert restoring.state is State.RESTORED and acts == ["ended"]
+
+
+@pytest.mark.usefixtures("acts")
+def test_what_has_run_for_a_moment_is_put_aside(restoring: Migration, monkeypatch: pytest.MonkeyPatch,
+                                                capfd: pytest.CaptureFixture[str]) -> None:
+    """However often: its users may have been answered."""
+    here = Layout(restoring.lxcpath, restoring.name, restoring.id)
+    monkeypatch.setattr(Layout, "is_own_rootfs", lambda layout: layout.rootfs.exists())
+    for number in (1, 2):
+        here.rootfs.mkdir(parents=True)
+        (here.rootfs / "written").write_text(f"attempt {number}")
+        mark(restoring)
+        settling.clear(restoring)
+        assert not here.rootfs.exists() and not let_run.was(let_run.mark(here.spool))
+        kept = here.work / f"{ID}.ran.{number}"
+        assert (kept / "written").read_text() == f"attempt {number}"
+        assert str(kept) in capfd.readouterr().err.replace("\n", "")
+    note = aftermath.aside_note(restoring)
+    assert all(str(kept) in note for kept in here.set_aside()) and len(here.set_aside()) == 2
+    cleaner = cleanup.Cleaner(dry_run=True)
+    cleanup._clean_folder(cleaner, here.work, set())
+    assert cleaner.kept == [str(kept) for kept in here.set_aside()]
+    assert not set(cleaner.kept) & set(cleaner.removed)
+    cleaner = cleanup.Cleaner(dry_run=True)
+    cleanup._clean_folder(cleaner, here.work, set(), copies=True)
+    assert set(cleaner.removed) >= {str(kept) for kept in here.set_aside()}, "with its name"
 
 
 def test_what_never_ran_is_removed(restoring: Migration, acts: list[str]) -> None:
@@ -86,6 +146,7 @@ def test_who_is_killed_while_it_is_removed_does_not_take_it_for_one_that_has_run
     restoring: Migration, acts: list[str],
 ) -> None:
     path = mark(restoring)
+    Layout(restoring.lxcpath, "web", ID).rootfs.mkdir(parents=True)
     settling.clear(restoring)
     assert not let_run.was(path)
     settling.settle(restoring)

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The start of a container that came without its memory: when it counts as one that may have run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from migrator import container_config, let_run, lxc, no_memory
+from migrator.errors import CommandFailed, ContainerNotRunning, MigratorError, StartFailed, WordOver
+from migrator.journal import Journal, Migration
+from migrator.layout import Layout
+from migrator.states import Event, Role
+from stages import restore_dump
+
+ID = "0badc0de"
+
+
+@pytest.fixture
+def migration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Migration]:
+    with Journal(tmp_path / "journal.db") as journal:
+        found = journal.create(id=ID, role=Role.DESTINATION, name="web", lxcpath=tmp_path, peer="hosta",
+                               event=Event.RECEIVE, rounds=[], memory=False)
+        Layout(tmp_path, "web", ID).spool.mkdir(parents=True)
+        (tmp_path / "web").mkdir()
+        (tmp_path / "web" / "config").write_text("lxc.uts.name = web\n")
+
+        class Container:
+            config_file = tmp_path / "web" / "config"
+            name = "web"
+
+        monkeypatch.setattr(lxc, "Container", lambda *_: Container())
+        monkeypatch.setattr(container_config, "unfenced", str)
+        yield found
+
+
+def started(cause: MigratorError) -> Callable[..., int]:
+    def start(*_: object, **__: object) -> int:
+        raise StartFailed(name="web", reason="it says no", log="x") from cause
+
+    return start
+
+
+@pytest.mark.parametrize(("cause", "may_have_run"), [
+    (CommandFailed(command="lxc-start", outcome="status 1", output="a hook said no"), False),
+    (ContainerNotRunning(name="web", lxcpath="/pool", state="STOPPED"), True),  # it came up, and its init has ended
+])
+def test_what_lxc_did_not_start_has_not_run(migration: Migration, monkeypatch: pytest.MonkeyPatch,
+                                            cause: MigratorError, may_have_run: bool) -> None:
+    monkeypatch.setattr(no_memory, "start", started(cause))
+    stage = restore_dump.Restore(migration, 60.0, leave=lambda: math.inf)
+    with pytest.raises(StartFailed):
+        stage._start()
+    assert let_run.was(let_run.mark(stage.layout.spool)) is may_have_run
+
+
+def test_what_comes_too_late_is_not_started(migration: Migration, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(no_memory, "start", lambda *_, **__: pytest.fail("it is started"))
+    stage = restore_dump.Restore(migration, 60.0, leave=lambda: math.inf)
+    stage.end = 0.0
+    with pytest.raises(WordOver):
+        stage._start()
+    assert not let_run.was(let_run.mark(stage.layout.spool))
