@@ -20,7 +20,7 @@ from migrator.frames import Kind
 if TYPE_CHECKING:
     from migrator.protocol import Connection
 
-BY_HAND = 120.0  # seconds from create-dump on, for who types restore-dump: he need not ask the source first
+BY_HAND = 600.0  # seconds from create-dump on, for who types restore-dump: he need not ask the source first
 LEAST = 60.0  # seconds that must be left of these, or it is asked all the same: a restore takes its time
 SLACK = 0.01  # a clock that is off by a hundredth is broken: hardware stays below a thousandth
 MOST = 3600.0  # seconds that are given to whoever asks

@@ -198,9 +198,10 @@ def cut_off(rig: Rig) -> Iterator[None]:
 @pytest.fixture
 def restoring(rig: Rig, guest: str) -> Iterator[Hold]:
     """hostb stands still in the middle of a restore that nobody waits for any more, until that is released."""
-    dumped(rig)
-    with held(rig, "hostb", "criu", RESTORE) as criu, rig.start("hostb", "migrator", "restore-dump", "c1") as command:
+    words = ("migrator", "migrate", "c1", "-d", DESTINATION, "--max-downtime", "40")
+    with held(rig, "hostb", "criu", RESTORE) as criu, rig.start("hosta", *words) as command:
         criu.wait("CRIU has begun")
+        rig.kill_serve()
         command.signal(9)
         command.wait()
         yield criu
