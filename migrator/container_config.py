@@ -25,7 +25,7 @@ FENCE_END = "# END migrator fence"
 FENCE_HOOK = "migrator-fence"  # in the container's folder
 INCLUDE_FOLDER = "migrator-include"  # in the container's folder: copies of what was included, by migration
 
-_FENCE = re.compile(rf"\n?{re.escape(FENCE_BEGIN)}.*?{re.escape(FENCE_END)}\n?", re.DOTALL)
+_FENCE = re.compile(rf"\n?{FENCE_BEGIN}((?!{FENCE_BEGIN}).)*?{FENCE_END}\n?", re.DOTALL)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,22 +110,38 @@ def rewritten(text: str, *, rootfs: Path, bridges: Mapping[str, str], includes: 
 
 
 def unfenced(text: str) -> str:
-    """The configuration without our fence."""
-    return _FENCE.sub("\n", text).rstrip("\n") + "\n"
+    """The configuration without our fence, to the byte as it was before; also without one of an older version."""
+
+    def instead(fence: re.Match[str]) -> str:
+        before, after = text[:fence.start()], text[fence.end():]
+        return "\n" if before and after and not before.endswith("\n") else ""  # somebody has added lines behind it
+
+    return _FENCE.sub(instead, text)
 
 
 def fenced(text: str, hook: Path, migration: str) -> str:
-    """The configuration with a fence: no start at boot, and a hook that refuses every other start."""
-    return (
-        f"{unfenced(text)}\n{FENCE_BEGIN} ({migration})\n"
-        f"lxc.start.auto = 0\nlxc.hook.pre-start = {hook}\n{FENCE_END}\n"
-    )
+    """The configuration with a fence: no start at boot, and a hook that refuses every other start.
+
+    Nothing of the container's own happens at a start that is refused. LXC runs hooks in the order of the configuration,
+    and an empty value takes back those before it; after one of pre-start has failed it still runs those of the end, and
+    destroys what is ephemeral (__lxc_start and lxc_end in liblxc's start.c). So the fence stands behind everything, and
+    takes all of that back.
+    """
+    lines = [f"{FENCE_BEGIN} ({migration})", "lxc.start.auto = 0", "lxc.ephemeral = 0",
+             *(f"{key} =" for key in ("lxc.hook.pre-start", "lxc.hook.stop", "lxc.hook.post-stop")),
+             f"lxc.hook.pre-start = {hook}", FENCE_END]
+    return "\n".join([unfenced(text), *lines, ""])
 
 
 def fence_of(text: str) -> str:
-    """The id of the migration that fenced this configuration, or ""."""
-    match = re.search(rf"{re.escape(FENCE_BEGIN)} \(([0-9a-f]+)\)", text)
-    return match[1] if match else ""
+    """The id of the migration that fenced this configuration, or ""; the last fence is the one that counts."""
+    found = re.findall(rf"{FENCE_BEGIN} \(([0-9a-f]+)\)", text)
+    return found[-1] if found else ""
+
+
+def text_of(config: Path) -> str:
+    """A configuration to the byte, as `write_file` writes it; raises OSError."""
+    return config.read_bytes().decode(errors="surrogateescape")
 
 
 def fence(folder: Path, text: str, migration: str, message: str, *, place: Path | None = None) -> None:
@@ -152,7 +168,7 @@ def unfence(folder: Path, migration: str) -> None:
     config = folder / "config"
     if not config.is_file():
         return
-    text = config.read_text(errors="surrogateescape")
+    text = text_of(config)
     if fence_of(text) == migration:
         write_file(config, unfenced(text))
         (folder / FENCE_HOOK).unlink(missing_ok=True)
@@ -176,7 +192,7 @@ def write_file(path: Path, text: str, *, mode: int | None = None) -> None:
         mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o644
     temporary = path.with_name(f".{path.name}.new")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
-    with os.fdopen(fd, "w") as file:
+    with os.fdopen(fd, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         os.fchmod(fd, mode)
         file.write(text)
         file.flush()

@@ -113,7 +113,8 @@ def stop_and_fence(migration: Migration) -> None:
                    f" there. To get it back, migrate it from there. To remove this copy: migrator cleanup"
                    f" {migration.name}")
         if identity.is_source(migration):
-            container_config.fence(container.folder, container.config_file.read_text(), migration.id, message)
+            text = container_config.text_of(container.config_file)
+            container_config.fence(container.folder, text, migration.id, message)
         else:
             log.warning(f"{container.folder} is another container by now: it is left alone")
     with migration.step("stop"), contextlib.suppress(MigratorError):

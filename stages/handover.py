@@ -151,7 +151,8 @@ class Handover(ABC):
         container = self.container
         message = (f"{container.name} is being moved to {self.there.peer_host} (migration {self.migration.id}), which"
                    f" may run it by now. See: migrator status {container.name}")
-        container_config.fence(container.folder, container.config_file.read_text(), self.migration.id, message)
+        text = container_config.text_of(container.config_file)
+        container_config.fence(container.folder, text, self.migration.id, message)
         self.fenced = True
 
     def left(self) -> float:

@@ -155,7 +155,7 @@ def _complete_restored(args: argparse.Namespace, migration: Migration) -> Result
     One that stands fenced is not let go on without the source's word. Raises TwoCopies, SourceNeeded.
     """
     container = lxc.Container(migration.name, migration.lxcpath)
-    config = container.config_file.read_text(errors="replace")
+    config = container_config.text_of(container.config_file)
     fenced = container_config.fence_of(config) == migration.id
     end = -1.0
     if stands := settling.stands_fenced(migration):

@@ -175,11 +175,12 @@ def keep_old(layout: Layout) -> None:
     layout.old.mkdir(mode=0o700, exist_ok=True)
     for name in (container_config.FENCE_HOOK, "config"):  # the last one tells that both are there
         if (layout.container / name).is_file():
-            container_config.write_file(layout.old / name, (layout.container / name).read_text(), mode=_mode(name))
+            _copy(layout.container / name, layout.old / name)
 
 
-def _mode(name: str) -> int | None:
-    return 0o755 if name == container_config.FENCE_HOOK else None
+def _copy(source: Path, target: Path) -> None:
+    mode = 0o755 if source.name == container_config.FENCE_HOOK else None
+    container_config.write_file(target, container_config.text_of(source), mode=mode)
 
 
 def give_back_old(layout: Layout) -> None:
@@ -195,7 +196,7 @@ def give_back_old(layout: Layout) -> None:
         give_back_rootfs(layout)
         for name in (container_config.FENCE_HOOK, "config"):  # with the last one it is the earlier stay's again
             if (layout.old / name).is_file():
-                container_config.write_file(layout.container / name, (layout.old / name).read_text(), mode=_mode(name))
+                _copy(layout.old / name, layout.container / name)
         container_config.drop_copies(layout.container, drop=layout.id)
     elif layout.old.exists() and kept.is_file():
         log.warning(f"{layout.container} is another container now; what an earlier stay of {layout.name} has left"
@@ -206,7 +207,7 @@ def give_back_old(layout: Layout) -> None:
 
 def _is_back(layout: Layout) -> bool:
     """Whether the earlier stay's configuration is in its place, changed or not yet, or again."""
-    return (layout.old / "config").read_text() == (layout.container / "config").read_text()
+    return (layout.old / "config").read_bytes() == (layout.container / "config").read_bytes()
 
 
 def _remove(layout: Layout) -> None:

@@ -242,7 +242,8 @@ class Restore:
         """The disk is all that came: the container is started anew."""
         with self.migration.step("start", end_must_be=False):
             container = self.container
-            container_config.write_file(self.plain_config, container_config.unfenced(container.config_file.read_text()),
+            container_config.write_file(self.plain_config,
+                                        container_config.unfenced(container_config.text_of(container.config_file)),
                                         mode=0o600)
             try:
                 let_run.record_in_time(str(let_run.mark(self.layout.spool)), self.end)

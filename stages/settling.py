@@ -158,7 +158,7 @@ def end(migration: Migration, container: lxc.Container, layout: Layout) -> bool:
     _wait_stopped(container)
     lxc.drop_cgroups(migration.name)
     restore.clear(layout)
-    container_config.fence(layout.container, (layout.container / "config").read_text(), migration.id,
+    container_config.fence(layout.container, container_config.text_of(layout.container / "config"), migration.id,
                            f"{migration.name} is being moved here; see: migrator status {migration.name}")
     return True
 

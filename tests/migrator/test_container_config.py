@@ -192,7 +192,7 @@ def test_fence_and_back(tmp_path: Path) -> None:
     assert config.fence_of(text) == "0badc0de"
     # What LXC reads last counts.
     assert [value for key, value in settings(text) if key == "lxc.start.auto"][-1] == "0"
-    assert ("lxc.hook.pre-start", str(tmp_path / config.FENCE_HOOK)) in settings(text)
+    assert in_effect(text, "lxc.hook.pre-start") == [str(tmp_path / config.FENCE_HOOK)]
     config.unfence(tmp_path, "00000001")  # another migration's
     assert (tmp_path / "config").read_text() == text
     config.unfence(tmp_path, "0badc0de")
@@ -224,11 +224,64 @@ def test_without_fence() -> None:
     assert config.unfenced(TEXT) == TEXT
 
 
-@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r")))
+def in_effect(text: str, key: str) -> list[str]:
+    """What a key has that can stand in a configuration more than once: an empty value takes back those before it."""
+    found: list[str] = []
+    for value in [value for each, value in settings(text) if each == key]:
+        found = [*found, value] if value else []
+    return found
+
+
+@pytest.mark.parametrize("own", [
+    "lxc.hook.pre-start = /own\n", "lxc.hook.pre-start =\nlxc.hook.pre-start = /own\n",
+    "lxc.hook.stop = /own\nlxc.hook.post-stop = /own\n", "lxc.ephemeral = 1\n", "lxc.start.auto = 1",
+])
+def test_a_start_that_is_refused_does_nothing_else(own: str) -> None:
+    """liblxc runs the hooks of the end after one of pre-start has failed, and then destroys what is ephemeral."""
+    text = config.fenced(TEXT + own, Path("/pool/web/hook"), "0badc0de")
+    assert in_effect(text, "lxc.hook.pre-start") == ["/pool/web/hook"]
+    assert in_effect(text, "lxc.hook.stop") == in_effect(text, "lxc.hook.post-stop") == []
+    assert dict(settings(text))["lxc.ephemeral"] == dict(settings(text))["lxc.start.auto"] == "0"
+
+
+@pytest.mark.parametrize("text", ["", "a", "a\n", "a\r\n", "a\r\nb", "\n\na\n\n\n", "ä\n\x0c", "a\udcff\n"])
+def test_fencing_a_file_and_back_changes_no_byte(tmp_path: Path, text: str) -> None:
+    before = text.encode(errors="surrogateescape")
+    (tmp_path / "config").write_bytes(before)
+    for id in ("00000001", "0badc0de"):
+        config.fence(tmp_path, config.text_of(tmp_path / "config"), id, "it is elsewhere")
+    config.unfence(tmp_path, "0badc0de")
+    assert (tmp_path / "config").read_bytes() == before
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])))
 def test_fencing_loses_nothing(text: str) -> None:
-    once = config.unfenced(text)
-    assert config.unfenced(config.fenced(text, Path("/pool/web/hook"), "0badc0de")) == once
-    assert once.rstrip("\n") == text.rstrip("\n")
+    assert config.unfenced(config.fenced(text, Path("/pool/web/hook"), "0badc0de")) == text
+
+
+OLD_FENCE = ("\n# BEGIN migrator fence (0badc0de)\nlxc.start.auto = 0\n"
+             "lxc.hook.pre-start = /pool/web/migrator-fence\n# END migrator fence\n")
+
+
+def test_the_fence_of_an_older_version() -> None:
+    assert config.fence_of(TEXT + OLD_FENCE) == "0badc0de"
+    assert config.unfenced(TEXT + OLD_FENCE) == TEXT
+    again = config.fenced(TEXT + OLD_FENCE, Path("/hook"), "00000001")
+    assert again == config.fenced(TEXT, Path("/hook"), "00000001")
+
+
+@pytest.mark.parametrize("text", ["lxc.tty.max = 1", "lxc.tty.max = 1\n", ""])
+def test_what_somebody_writes_behind_a_fence_stays(text: str) -> None:
+    fenced = config.fenced(text, Path("/hook"), "0badc0de")
+    assert settings(config.unfenced(fenced + "lxc.pty.max = 2\n")) == [*settings(text), ("lxc.pty.max", "2")]
+
+
+def test_a_beginning_without_an_end_takes_nothing_along() -> None:
+    """A configuration from another host may have one."""
+    text = "# BEGIN migrator fence (00000001)\n" + TEXT
+    fenced = config.fenced(text, Path("/hook"), "0badc0de")
+    assert config.fence_of(fenced) == "0badc0de"
+    assert config.unfenced(fenced) == text
 
 
 # --- writing --------------------------------------------------------------------------------------------------

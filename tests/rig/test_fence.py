@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.rig.conftest import CleanHosts
 from tests.rig.harness import DESTINATION, Rig
 from tests.rig.held import held
@@ -47,6 +49,37 @@ def test_after_a_rollback_it_starts_as_before(rig: Rig, clean_hosts: CleanHosts)
     assert rig.read("hosta", "/pool/c1/config") == before
     assert rig.sh("hosta", "ls /pool/c1").split() == ["config", "rootfs"]
     rig.sh("hosta", "lxc-stop -n c1 -t 10 && lxc-start -n c1")
+
+
+@pytest.mark.parametrize("cleared", [[], ["lxc.hook.pre-start ="]], ids=["own-hooks", "after-a-clearing-line"])
+def test_a_start_that_is_refused_runs_no_hook_of_the_container(rig: Rig, clean_hosts: CleanHosts,
+                                                              cleared: list[str]) -> None:
+    clean_hosts.allow("snapshot")
+    for host in ("hosta", "hostb"):
+        rig.put(host, "/run/own-hook", 'echo "$3" >>/run/own-hooks\n')
+        rig.sh(host, "rm -f /run/own-hooks")
+    hooks = [f"lxc.hook.{each} = /bin/sh /run/own-hook" for each in ("pre-start", "stop", "post-stop")]
+    rig.guest("hosta", "c1", "tick", config=[*hooks[:1], *cleared, *hooks])
+    assert set(rig.read("hosta", "/run/own-hooks").split()) == {"pre-start"}, "they do run at a start"
+    rig.migrator("hosta", "migrate", "c1", "-d", DESTINATION).expect(0)
+    rig.sh("hosta", "rm -f /run/own-hooks")
+    refuses_to_start(rig, "hosta")
+    assert rig.sh("hosta", "cat /run/own-hooks 2>/dev/null", check=False) == ""
+    assert rig.sh("hosta", "ls /pool/c1").split() == ["config", "migrator-fence", "rootfs"]
+    # Where it runs they are in force again.
+    rig.sh("hostb", "rm -f /run/own-hooks; lxc-stop -n c1 -t 10 && lxc-start -n c1")
+    assert set(rig.read("hostb", "/run/own-hooks").split()) == {"stop", "post-stop", "pre-start"}
+
+
+def test_a_start_that_is_refused_destroys_nothing(rig: Rig, clean_hosts: CleanHosts) -> None:
+    """LXC destroys what is ephemeral at the end of a start that a hook has refused."""
+    rig.guest("hosta", "c1", "tick", config=["lxc.ephemeral = 1"])
+    rig.migrator("hosta", "prepare-data", "c1", "-d", DESTINATION).expect(0)
+    rig.migrator("hostb", "import-data", "c1").expect(0)
+    before = rig.sh("hostb", "ls /pool/c1")
+    refuses_to_start(rig, "hostb")
+    assert rig.sh("hostb", "ls /pool/c1") == before
+    rig.migrator("hosta", "rollback", "c1").expect(0)
 
 
 def test_a_destination_that_crashed_while_restoring_does_not_start_it_anew(rig: Rig, clean_hosts: CleanHosts) -> None:
