@@ -15,7 +15,8 @@ _CONTAINER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _MIGRATION = re.compile(r"[0-9a-f]{8}")
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _INTERFACE = re.compile(r"[^\s/:\x00-\x1f\x7f\"]+")
-_INTERFACE_MAX = 15  # bytes, IFNAMSIZ without the zero at the end
+# Up to IFNAMSIZ bytes without the zero at the end; \xa0 is one of the kernel's spaces (lib/ctype.c), wherever it stands.
+_KERNELS_INTERFACE = re.compile(rb"[^/:\x00\t-\r \xa0]{1,15}")
 _HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}")
 PATH_MAX = 4096
 
@@ -50,10 +51,23 @@ def uuid(text: str) -> str:
 
 
 def interface_name(name: str) -> str:
-    """A network interface's name, as the kernel allows it (dev_valid_name in net/core/dev.c), but for a quotation mark,
-    which nft(8) could not quote; raises InvalidName.
+    """The name of an interface of a host: what the kernel allows, but for a quotation mark and what cannot be printed;
+    raises InvalidName.
     """
-    if not _INTERFACE.fullmatch(name) or name in (".", "..") or len(os.fsencode(name)) > _INTERFACE_MAX:
+    if not _INTERFACE.fullmatch(name):
+        raise InvalidName(what="The interface name", name=repr(name[:20]), reason="it is malformed")
+    return inside_interface(name)
+
+
+def inside_interface(name: str) -> str:
+    """The name of an interface in a container, whose root may give it any that the kernel allows (dev_valid_name in
+    net/core/dev.c): as it comes it must do for a path, and for no program. Raises InvalidName.
+    """
+    try:
+        raw = os.fsencode(name)
+    except UnicodeEncodeError:
+        raw = b""
+    if not _KERNELS_INTERFACE.fullmatch(raw) or raw in (b".", b".."):
         raise InvalidName(what="The interface name", name=repr(name[:20]), reason="it is malformed")
     return name
 

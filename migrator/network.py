@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from migrator import log, names
+from migrator.errors import InvalidName
 from migrator.run import run
 
 ANNOUNCEMENTS = (0.0, 0.05, 0.15, 0.4, 1.0)  # seconds after the restore; a switch may miss one
@@ -79,13 +80,22 @@ def table(migration: str) -> str:
 
 
 def silence_command(migration: str, found: Sequence[Port]) -> list[str]:
-    """Put the table in place, or anew: all of it at once (nft(8), family netdev; egress needs Linux 5.16)."""
+    """Put the table in place, or anew: all of it at once (nft(8), family netdev; egress needs Linux 5.16).
+
+    Raises InvalidName for an interface that nft could not be told of, or would take for several.
+    """
     name = table(migration)
-    devices = ", ".join(f'"{names.interface_name(port.outside)}"' for port in found)
+    devices = ", ".join(f'"{_quotable(port.outside)}"' for port in found)
     where = f"devices = {{ {devices} }} priority -500"
     chains = " ".join(f"chain {hook} {{ type filter hook {hook} {where}; policy drop; }};"
                       for hook in ("ingress", "egress"))
     return ["nft", f"add table netdev {name}; delete table netdev {name}; table netdev {name} {{ {chains} }}"]
+
+
+def _quotable(name: str) -> str:
+    if set(name) & set("*\\"):
+        raise InvalidName(what="The interface name", name=repr(name), reason="nft(8) takes it for a pattern")
+    return names.interface_name(name)
 
 
 def hear_command(migration: str) -> list[str]:
@@ -107,7 +117,7 @@ def hear(migration: str) -> None:
 def remove(found: Sequence[Port]) -> None:
     """Delete the veths: what the container's kernel still has to send goes nowhere."""
     for port in found:
-        run(["ip", "link", "delete", port.outside], check=False)
+        run(["ip", "link", "delete", "dev", port.outside], check=False)
 
 
 def addresses(pid: int) -> list[Address]:

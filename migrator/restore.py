@@ -115,7 +115,7 @@ def restore(container: Container, layout: Layout, images: Path, prepared: Prepar
         mark = str(let_run.mark(layout.spool))
         _write(files.script, at_restore.script(str(images), mark, end, prepared.commands), 0o700)
         with terminals.made(prepared.terminals) as ttys:
-            _write(files.criu, criu.restore_config([*(link.external for link in prepared.links), *ttys.criu]), 0o600)
+            _write(files.criu, criu.restore_config([*(link.external for link in prepared.links if link.made), *ttys.criu]), 0o600)
             run(command(layout, images), limit=limit, env={"CRIU_CONFIG_FILE": str(files.criu)},
                 pass_fds=ttys.descriptors)
         if container.state != "RUNNING":
@@ -143,7 +143,7 @@ def complete(container: Container, layout: Layout) -> None:
 
 
 def _links(config: config_facts.Config, layout: Layout) -> list[veths.Veth]:
-    return veths.planned(config.nets, layout.id) if veths.possible(_kernel()) else []
+    return veths.planned(config.nets, layout.id, beforehand=veths.possible(_kernel()))
 
 
 def _mapped(config: config_facts.Config, id_: int) -> bool:

@@ -7,6 +7,9 @@ outside (checkpoint-restore/criu#3006, in 4.2.1; earlier ones get EPERM). But th
 *container's* end in the *host's* namespace: the number is usually taken there, by the host's own card, and the kernel
 answers "Operation not supported" (-95). A pair that is there already is only moved in: `external netdev[eth0]:NAME`
 (move_veth in criu/net.c). That is right with every CRIU since 3.16, so it stays when CRIU is cured.
+
+What LXC does on the host with a veth at a start is the same for those that CRIU makes, where it can be told of none: on
+an older kernel, or by a name that does not come through its configuration file.
 """
 
 from __future__ import annotations
@@ -31,11 +34,11 @@ POLL = 0.01
 
 @dataclasses.dataclass(frozen=True)
 class Veth:
-    """A pair that is to be made."""
+    """A pair that is to be there once the container is restored."""
 
     number: int  # N of lxc.net.N
     inside: str  # its name in the container, which CRIU gives it
-    made: str  # what that end is called until then: the mark by which `remove` knows it
+    made: str  # what that end is called until then: the mark by which `remove` knows it; "": CRIU makes the pair
     outside: str  # the name of the host's end
     bridge: str  # which CRIU plugs it into in the end; "" for none
     mtu: int  # 0: that of the bridge
@@ -55,8 +58,8 @@ def possible(kernel: tuple[int, int]) -> bool:
     return kernel >= KERNEL
 
 
-def planned(nets: Iterable[Net], migration: str) -> list[Veth]:
-    """The pairs for the configuration's veths.
+def planned(nets: Iterable[Net], migration: str, *, beforehand: bool) -> list[Veth]:
+    """The pairs for the configuration's veths; `beforehand` is whether they can be made here.
 
     An end on the host without a name of its own is called after the migration. Where the configuration does not say
     what it is called inside, LXC counts (exec_criu in liblxc's criu.c).
@@ -65,9 +68,10 @@ def planned(nets: Iterable[Net], migration: str) -> list[Veth]:
     for position, net in enumerate(nets):
         inside = net.name or f"eth{position}"
         outside = net.pair or f"veth{migration}{net.index}"
-        if net.type == "veth" and _NAME.fullmatch(inside) and _NAME.fullmatch(outside):
-            found.append(Veth(net.index, inside, f"{_mark(migration)}{net.index}", outside, net.link, net.mtu,
-                              net.routes, net.vlan, net.tagged, net.script))
+        made = f"{_mark(migration)}{net.index}" if beforehand and _NAME.fullmatch(inside) else ""
+        if net.type == "veth":
+            found.append(Veth(net.index, inside, made, outside, net.link, net.mtu, net.routes, net.vlan, net.tagged,
+                              net.script))
     return found
 
 
@@ -89,6 +93,8 @@ def make(veths: Sequence[Veth]) -> None:
     """Make the pairs, off their bridges; raises CommandFailed. `remove` takes back what CRIU has not moved away."""
     for veth in veths:
         _wait_gone(veth.outside)
+        if not veth.made:
+            continue
         run(make_command(veth, f"fe:{secrets.token_bytes(5).hex(':')}", veth.mtu or _mtu(veth.bridge)))
         if veth.bridge:
             # LXC switches link-local addresses off there: the end that is a bridge's port needs none.
@@ -96,7 +102,7 @@ def make(veths: Sequence[Veth]) -> None:
             if setting.exists():
                 setting.write_text("1")
         else:
-            run(["ip", "link", "set", veth.outside, "up"])
+            run(["ip", "link", "set", "dev", veth.outside, "up"])
 
 
 def on_its_bridge(veth: Veth, name: str, version: str, setting: Callable[[str, str], str]) -> list[list[str]]:
@@ -119,15 +125,15 @@ def on_its_bridge(veth: Veth, name: str, version: str, setting: Callable[[str, s
         commands += [["add", "vid", vlan] for vlan in veth.tagged]
     commands = [["bridge", "vlan", verb, "dev", veth.outside, *words] for verb, *words in commands]
     if veth.script:
-        link = ["veth", *([veth.bridge] if veth.bridge else []), veth.outside]
+        link = shlex.join(["veth", *([veth.bridge] if veth.bridge else []), veth.outside])
         if version == "1":
             values = {"TYPE": "up", "SECTION": "net"}
             network = {"TYPE": "veth", "PEER": veth.outside, "PARENT": veth.bridge}
             variables = [*(f"LXC_HOOK_{key}={value}" for key, value in values.items()),
                          *(f"LXC_NET_{key}={value}" for key, value in network.items())]
-            commands.append(["env", *variables, "sh", "-c", f"exec {veth.script} {' '.join(link)}"])
+            commands.append(["env", *variables, "sh", "-c", f"exec {veth.script} {link}"])
         else:
-            commands.append(["sh", "-c", f"exec {veth.script} {shlex.join([name, 'net', 'up'])} {' '.join(link)}"])
+            commands.append(["sh", "-c", f"exec {veth.script} {shlex.join([name, 'net', 'up'])} {link}"])
     return commands
 
 
@@ -159,4 +165,4 @@ def route(veths: Sequence[Veth]) -> None:
 def remove(migration: str) -> None:
     """Remove the pairs that were made for this migration and are still on the host: of a restore that failed."""
     for path in CLASS_NET.glob(f"{_mark(migration)}*"):
-        run(["ip", "link", "delete", path.name], check=False)
+        run(["ip", "link", "delete", "dev", path.name], check=False)

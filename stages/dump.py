@@ -75,6 +75,7 @@ class Dump(Handover):
                                  nftables_lock=self.nftables_lock)
 
     def prepare(self) -> None:
+        network.silence_command(self.migration.id, self.ports)  # a name that this cannot do is found out now
         self.images, why = layout.place_images(self.layout, self.facts.memory)
         log.verbose(f"Images go to {self.images}: {why}")
         layout.make_images(self.images, self.facts.memory)

@@ -113,7 +113,7 @@ def _take(migration: Migration, number: int, fields: dict[str, Any]) -> None:
     for path in files:
         if not spool.is_complete(path):
             raise DumpRefused(name=migration.name, reason=f"the image {path.name} is not complete")
-    dad = {names.interface_name(str(name)): str(int(value)) for name, value in fields["dad"].items()}
+    dad = {names.inside_interface(str(name)): str(int(value)) for name, value in fields["dad"].items()}
     if migration.state is State.RECEIVING_DUMP:
         migration.move(Event.DUMP_RECEIVED, image_files=[path.name for path in files], dad=dad)
     migration.move(Event.OWN)

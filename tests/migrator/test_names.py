@@ -52,7 +52,8 @@ REFUSED: list[tuple[Callable[[str], object], list[str]]] = [
     (names.migration_id, ["", "0badc0d", "0badc0de0", "0BADC0DE", "0badc0dg", "0badc0de\n", "../../..", "........"]),
     (names.uuid, ["", "0", "00000000-0000-0000-0000-00000000000", "00000000-0000-0000-0000-0000000000000",
                   "00000000-0000-0000-0000-00000000000G", "00000000000000000000000000000000", "a\n"]),
-    (names.interface_name, ["", ".", "..", "eth0/..", "eth 0", "x" * 16, "é" * 8, "br0\n", "a:b", 'a"b', "a\x7f"]),
+    (names.interface_name, ["", ".", "..", "eth0/..", "eth 0", "x" * 16, "é" * 8, "br0\n", "a:b", 'a"b', "a\x7f", "\ud800"]),
+    (names.inside_interface, ["", ".", "..", "eth0/..", "eth 0", "x" * 16, "é" * 8, "br0\n", "a:b", "a\0", "à", "\ud800"]),
     (names.lxcpath, ["", "pool", "./pool", "/pool/../etc", "/..", "/pool\n", "/pool\0", "/" + "x" * 5000]),
 ]
 
@@ -67,6 +68,8 @@ def test_refused(check: Callable[[str], object], text: str) -> None:
 def test_accepted() -> None:
     assert names.uuid("01234567-89ab-cdef-0123-456789abcdef") == "01234567-89ab-cdef-0123-456789abcdef"
     for name in ("br-0.100_x", "_br0", "-x", "a=b", "é0", "x" * 15, "é" * 7):  # all that `ip link add` takes
-        assert names.interface_name(name) == name
+        assert names.interface_name(name) == names.inside_interface(name) == name
+    for name in ('a"b', "a*", "a\x7f", "\x01", "$(x)", "\udcff", "a\u2003b"):  # all that it takes in a container
+        assert names.inside_interface(name) == name
     assert names.lxcpath("/var/lib/lxc") == Path("/var/lib/lxc")
     assert names.lxcpath("/srv/my containers") == Path("/srv/my containers")

@@ -18,7 +18,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from migrator import network
+from migrator import names, network
+from migrator.errors import InvalidName
 from migrator.network import Address, Port
 from migrator.run import run
 
@@ -76,6 +77,12 @@ def test_commands() -> None:
         assert f'hook {hook} devices = {{ "vethAB", "_x" }} priority -500; policy drop;' in script
     assert network.hear_command("0badc0de") == ["nft", script.partition("; table ")[0]]
     assert Port(**found[0].to_json()) == found[0]
+
+
+@pytest.mark.parametrize("name", ['a"b', "eth*", "a\\b", "x; drop"])
+def test_a_name_that_could_mean_something_else_to_nft(name: str) -> None:
+    with pytest.raises(InvalidName):
+        network.silence_command("0badc0de", [Port("eth0", name, "lxcbr0")])
 
 
 # --- with real namespaces -------------------------------------------------------------------------------------
@@ -173,6 +180,21 @@ def test_silenced_and_heard_again(container: int, host: None) -> None:
     network.remove(found)
     assert network.ports(container) == []
     network.remove(found)
+
+
+@needs_root
+def test_any_interface_of_a_container_is_hushed_and_given_back(container: int, host: None) -> None:
+    """Its root may call it what the kernel allows."""
+    for number, name in enumerate(('a"b', "-x", "$(x)", "*", "\x01", "é", "a\u2003b")):
+        run(["nsenter", f"--net=/proc/{container}/ns/net", "ip", "link", "add", "name", name, "type", "bridge",
+             "forward_delay", str(number * 100)])
+    before = network.dad_settings(container)
+    assert {'a"b', "-x", "$(x)", "*", "\x01", "é", "a\u2003b"} <= before.keys()
+    assert [names.inside_interface(name) for name in json.loads(json.dumps(before))] == list(before)
+    network.hush_dad(container, before)
+    assert network.dad_settings(container) == {}
+    network.bring_back_dad(container, before)
+    assert network.dad_settings(container) == before
 
 
 @needs_root

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 
 import pytest
@@ -29,7 +30,7 @@ lxc.net.5.link = eth0
 
 
 def test_each_veth_of_the_configuration() -> None:
-    found = veths.planned(config_facts.parse(CONFIG).nets, "0badc0de")
+    found = veths.planned(config_facts.parse(CONFIG).nets, "0badc0de", beforehand=True)
     assert found == [
         Veth(0, "eth0", "mg0badc0de-0", "veth0badc0de0", "lxcbr0", 0),
         Veth(2, "lan", "mg0badc0de-2", "c1-lan", "", 9000, ("192.0.2.0/24", "2001:db8::/64")),
@@ -38,19 +39,30 @@ def test_each_veth_of_the_configuration() -> None:
 
 
 def test_names_fit() -> None:
-    (veth,) = veths.planned(config_facts.parse("lxc.net.999.type = veth\n").nets, "0badc0de")
+    (veth,) = veths.planned(config_facts.parse("lxc.net.999.type = veth\n").nets, "0badc0de", beforehand=True)
     assert len(veth.made) <= 15 and len(veth.outside) <= 15
 
 
 @pytest.mark.parametrize("name", ["a#b", "a b", "_br0", "a-name-too-long-", "ä"])
 def test_names_that_cannot_be_told_to_criu(name: str) -> None:
-    """CRIU makes these itself."""
-    text = f"lxc.net.0.type = veth\nlxc.net.0.name = {name}\n"
-    assert veths.planned(config_facts.parse(text).nets, "0badc0de") == []
+    """CRIU makes these itself; the host's end has the name that LXC tells it, so that the rest can be done with it."""
+    text = f"lxc.net.0.type = veth\nlxc.net.0.name = {name}\nlxc.net.0.veth.pair = _out\n"
+    assert veths.planned(config_facts.parse(text).nets, "0badc0de", beforehand=True) == [Veth(0, name, "", "_out", "", 0)]
+
+
+def test_the_name_of_the_host_s_end_is_no_obstacle() -> None:
+    text = "lxc.net.0.type = veth\nlxc.net.0.veth.pair = _out\n"
+    (veth,) = veths.planned(config_facts.parse(text).nets, "0badc0de", beforehand=True)
+    assert veth.made and veth.outside == "_out"
+
+
+def test_where_none_can_be_made_beforehand_nothing_else_differs() -> None:
+    found, other = (veths.planned(config_facts.parse(CONFIG).nets, "0badc0de", beforehand=each) for each in (True, False))
+    assert [dataclasses.replace(veth, made="") for veth in found] == other
 
 
 def test_what_criu_is_told() -> None:
-    (first, *_) = veths.planned(config_facts.parse(CONFIG).nets, "0badc0de")
+    (first, *_) = veths.planned(config_facts.parse(CONFIG).nets, "0badc0de", beforehand=True)
     assert criu.restore_config([first.external]) == "ghost-limit 256M\nexternal netdev[eth0]:mg0badc0de-0\n"
 
 
@@ -70,7 +82,7 @@ VLANS = {"vlan_filtering": "1", "default_pvid": "1"}
 
 
 def commands(text: str, bridge: dict[str, str], version: str = "") -> list[str]:
-    (veth,) = veths.planned(config_facts.parse(PORT + text).nets, "0badc0de")
+    (veth,) = veths.planned(config_facts.parse(PORT + text).nets, "0badc0de", beforehand=True)
     return [shlex.join(words)
             for words in veths.on_its_bridge(veth, "c1", version, lambda _, name: bridge.get(name, ""))]
 
