@@ -73,6 +73,11 @@ def numbers(path: str) -> tuple[str, int, int]:
     raise ValueError(f"{path} is no device")
 
 
+def path(key: str, value: str) -> str:
+    """The device that a rule of `cgroup_limits.configured` names by its path on the host; "" for any other rule."""
+    return value.partition(" ")[0] if key == "devices.allow" and value.startswith("/") else ""
+
+
 def _rule(key: str, value: str, number: Callable[[str], tuple[str, int, int]]) -> Rule | None:
     """None for "all devices", after which what came before no longer counts."""
     import re

@@ -6,9 +6,9 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Iterator
 
-from migrator import consent, restore_config
+from migrator import cgroup_limits, consent, device_filter, restore_config
 from migrator.preflight.case import Case, Check, listed
-from migrator.preflight.config_facts import IdMap, Include
+from migrator.preflight.config_facts import Config, IdMap, Include
 from migrator.preflight.container_facts import ContainerFacts
 from migrator.preflight.findings import Finding, Severity, define
 from migrator.preflight.host_facts import HostFacts
@@ -34,6 +34,10 @@ NET_SCRIPT = define("net-script-missing", ERROR, """The command of a network run
     container does. Where it fails LXC does not start the container, and it is not restored.""")
 HOOK_MISSING = define("hook-missing", WARNING, """A hook that the destination lacks keeps the container from starting
     again.""")
+DEVICE_MISSING = define("device-missing", ERROR, """A rule of lxc.cgroup2.devices.allow may name a device by its path
+    on the host. Where that is no device LXC does not start the container, and it is not restored without its rules.""")
+DEVICE_RULE = define("device-rule", ERROR, """LXC does not start a container with a rule for devices that it cannot read,
+    and it is not restored without its rules.""")
 SECCOMP_FILE = define("seccomp-profile-missing", WARNING, """The restored container keeps its filters, but could not be
     started again.""")
 INCLUDE = define("include-unreadable", ERROR, """LXC refuses a configuration whose included file is missing or includes
@@ -52,8 +56,13 @@ def needed_paths(container: ContainerFacts) -> tuple[str, ...]:
     config = container.config
     commands = [*(command for _, command in config.hooks), *(net.script for net in config.nets)]
     paths = [_program(command) for command in commands] + [config.seccomp, *container.included]
+    paths += [path for rule in _device_rules(config) if (path := device_filter.path(*rule))]
     paths += [include.by for include in config.includes if include.by != include.path]
     return tuple(dict.fromkeys(path for path in paths if path.startswith("/")))
+
+
+def _device_rules(config: Config) -> list[tuple[str, str]]:
+    return [rule for rule in cgroup_limits.configured(config.cgroup) if rule[0].startswith("devices")]
 
 
 def _program(command: str) -> str:
@@ -103,6 +112,27 @@ def hooks(case: Case) -> Iterator[Finding]:
         elif key not in restore_config.LATER_HOOKS and key not in OTHER_HOOKS:
             yield HOOKS.found(f"{key} = {command[:200]} will not run at the restore.",
                               "Run what it does by hand, if the container needs it.")
+
+
+def devices(case: Case) -> Iterator[Finding]:
+    there = case.destination
+
+    def number(path: str) -> tuple[str, int, int]:
+        if there and answered(path, there) and there.present.get(path) not in ("device", "symlink"):
+            raise FileNotFoundError
+        return "c", 0, 0
+
+    for key, value in _device_rules(case.container.config):
+        try:
+            device_filter.program([(key, value)], number)
+        except FileNotFoundError:
+            path = device_filter.path(key, value)
+            yield DEVICE_MISSING.found(
+                f"{there.name if there else ''} has no device {path} (lxc.cgroup2.{key}).",
+                f"Make it there, or take the line out of {case.config_file} and start the container anew.")
+        except ValueError:
+            yield DEVICE_RULE.found(f"lxc.cgroup2.{key} = {value[:200]} of {case.container.name} is no rule for a device.",
+                                    f"Correct it in {case.config_file}.")
 
 
 def includes(case: Case) -> Iterator[Finding]:
@@ -188,4 +218,4 @@ def _covered(wanted: IdMap, ranges: list[tuple[int, int]]) -> bool:
     return position >= end
 
 
-CHECKS: tuple[Check, ...] = (selinux, seccomp, hooks, includes, ids, consents)
+CHECKS: tuple[Check, ...] = (selinux, seccomp, hooks, devices, includes, ids, consents)

@@ -102,6 +102,12 @@ def net(**fields: Any) -> tuple[Net, ...]:
     return (dataclasses.replace(NET, **fields),)
 
 
+def allows(value: str, there: str = "") -> Change:
+    """The container may use these devices; `there` is what the destination has under their path."""
+    return Change(container={"config.cgroup": (("lxc.cgroup2.devices.allow", value),)},
+                  destination={"present": {value.split()[0]: there} if there else {}})
+
+
 # (code, severity, change, words of the message or the cure)
 FOUND: list[tuple[str, Severity, Change, str]] = [
     # software
@@ -265,6 +271,10 @@ FOUND: list[tuple[str, Severity, Change, str]] = [
     ("hooks", INFO, Change(container={"config.hooks": (("lxc.hook.start", "true"),)}), "lxc.hook.start"),
     ("hook-missing", WARNING, Change(container={"config.hooks": (("lxc.hook.start", "/bin/x -y"),)}), "no /bin/x"),
     ("net-script-missing", ERROR, Change(container={"config.nets": net(script="/bin/up x")}), "no /bin/up"),
+    ("device-missing", ERROR, allows("/dev/kvm rw"), "there has no device /dev/kvm"),
+    ("device-missing", ERROR, allows("/dev/kvm rwm", "file"), "Make it there"),
+    ("device-rule", ERROR, allows("/dev/kvm x", "device"), "/dev/kvm x of c1 is no rule"),
+    ("device-rule", ERROR, allows("b 8: r"), "in /pool/c1/config"),
     ("veth-router", ERROR, Change(container={"config.nets": net(mode="router")}), "--no-memory"),
     ("bridge-without-vlans", ERROR, Change(container={"config.nets": net(vlan="7")}), "vlan_filtering 1"),
     ("bridge-without-vlans", ERROR, Change(container={"config.nets": net(tagged=("7",))}), "vlan_filtering 1"),
@@ -323,6 +333,12 @@ NOT_FOUND: list[tuple[str, Change]] = [
     ("hook-missing", Change(container={"config.hooks": (("lxc.hook.post-stop", "/bin/x -y"),)}, destination=WARY)),
     ("hooks", Change(container={"config.hooks": (("lxc.hook.clone", "true"), ("lxc.hook.post-stop", "true"))})),
     ("seccomp-profile-missing", Change(container={"config.seccomp": "/srv/s"}, destination=WARY)),
+    ("device-missing", allows("/dev/kvm rw", "device")),
+    ("device-missing", allows("/dev/serial/by-id/x rw", "symlink")),
+    ("device-missing", allows("c 10:232 rw")),
+    ("device-missing", dataclasses.replace(allows("/srv/kvm rw"), destination=WARY)),
+    ("device-missing", dataclasses.replace(allows("/dev/kvm rw"), alone=True)),
+    ("device-rule", allows("a")),
     ("criu-too-old", Change(destination={"criu.version": "4.0", "kernel": "6.1"})),
     ("criu-too-old-for-kernel", Change(source={"criu.version": "4.1", "kernel": "6.15.9"})),
     ("criu-too-old-for-kernel", Change(source={"criu.version": "4.1"}, container={"tasks.notes": ()})),
@@ -469,9 +485,12 @@ def test_query_asks_for_what_the_container_needs() -> None:
         "mounts": BOUND, "config.mounts": BIND, "config.seccomp": "/etc/s",
         "config.hooks": (("lxc.hook.start", "/bin/x -y"), ("lxc.hook.stop", "relative")), "config.includes": INCLUDES,
     })
-    container = change(container, {"config.nets": net(script="/bin/up x")})
+    container = change(container, {
+        "config.nets": net(script="/bin/up x"),
+        "config.cgroup": (("lxc.cgroup2.devices.allow", "/dev/kvm rw"), ("lxc.cgroup2.devices.allow", "c 1:3 r")),
+    })
     query = preflight.query(container, "/pool")
-    assert query.paths == ("/srv/data", "/bin/x", "/bin/up", "/etc/s", "/etc/lxc/d/")
+    assert query.paths == ("/srv/data", "/bin/x", "/bin/up", "/etc/s", "/dev/kvm", "/etc/lxc/d/")
     assert query.includes == tuple(include.path for include in INCLUDES)
 
 
