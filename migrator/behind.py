@@ -11,7 +11,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from migrator import btrfs, log, spool
+from migrator import incoming, log, spool
 from migrator.segments import Segment
 
 
@@ -20,6 +20,7 @@ class Behind:
 
     def __init__(self, file: Path, target: Path) -> None:
         self.target = target
+        self._spool = file.parent
         self._follower = spool.Follower(file)
         self._thread: threading.Thread | None = None
         self._good = False
@@ -41,8 +42,7 @@ class Behind:
 
     def _receive(self) -> None:
         try:
-            btrfs.delete(self.target)
-            btrfs.receive(self._follower, self.target.parent)
+            incoming.receive(self._follower, self.target, self._spool)
             self._good = True
         except Exception as error:  # it is imported from the spool then
             log.debug(f"The import behind the transfer failed: {error}")

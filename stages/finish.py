@@ -13,7 +13,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from migrator import advice, bases, btrfs, cli, container_config, identity, log, lxc, network
+from migrator import advice, bases, btrfs, cli, container_config, identity, incoming, log, lxc, network
 from migrator.cli import Result
 from migrator.errors import ForceRefused, MigratorError, NoMigration, OutOfOrder, StartFailed, UsageError
 from migrator.journal import DEFAULT_PATH, Journal, Migration
@@ -205,6 +205,7 @@ def drop_way_back(migration: Migration) -> None:
         layout.old.rmdir()
     container_config.drop_copies(layout.container, keep=layout.id)
     layout.drop_images()
+    incoming.clear(layout.folder, layout.spool)
     layout.drop_spool()
     prune(migration)
 

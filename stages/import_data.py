@@ -14,7 +14,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from migrator import advice, btrfs, cli, container_config, identity, log, spool
+from migrator import advice, btrfs, cli, container_config, identity, incoming, log, spool
 from migrator.advice import this_host
 from migrator.behind import Behind
 from migrator.cli import Result
@@ -109,8 +109,7 @@ def receive(migration: Migration, layout: Layout, file: Path, number: int, uuid:
     with migration.step("receive"):
         try:
             if not (behind and behind.brought(target)):
-                btrfs.delete(target)  # what a killed import left
-                btrfs.receive(spool.verified(file), layout.folder)
+                incoming.receive(spool.verified(file), target, layout.spool)
             found = btrfs.info(target)
             if found.received_uuid != uuid:
                 raise ReceiveFailed(path=target, reason=f"it came as {found.received_uuid or 'incomplete'}")
@@ -231,6 +230,7 @@ def give_back_rootfs(layout: Layout) -> None:
 def drop_attempt(migration: Migration, layout: Layout) -> None:
     """Remove everything that this migration has brought to this host, except what it keeps."""
     layout.drop_images()
+    incoming.clear(layout.folder, layout.spool)
     give_back_old(layout)
     for path in layout.own_snapshots():
         if path.name not in migration.detail.get("kept", []):

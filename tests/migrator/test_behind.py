@@ -48,7 +48,8 @@ class Received:
 
 def attempt(folder: Path, data: bytes, stream: CutStream | None = None) -> Behind:
     """Send `data` with an import behind it; the import, which has ended."""
-    importing = Behind(folder / "disk-1", folder / "target")
+    (folder / "snapshots").mkdir(exist_ok=True)
+    importing = Behind(folder / "disk-1", folder / "snapshots" / "target")
     handlers = {"transfer": lambda fields: spool.receive(folder, fields["files"], watcher=importing)}
     try:
         with connected(handlers, stream) as (connection, _):
@@ -76,7 +77,7 @@ def test_it_is_imported_while_it_arrives(tmp_path: Path, monkeypatch: pytest.Mon
     received, data = Received(monkeypatch), os.urandom(size)
     done = attempt(tmp_path, data)
     assert received.whole and received.data == data
-    assert done.brought(tmp_path / "target")
+    assert done.brought(tmp_path / "snapshots" / "target")
     assert not done.brought(tmp_path / "another")
 
 
@@ -87,10 +88,10 @@ def test_cut_anywhere_it_is_not_whole_and_the_next_one_begins_at_the_beginning(
 ) -> None:
     received, data, folder = Received(monkeypatch), os.urandom(60_000), tmp_path_factory.mktemp("cut")
     done = attempt(folder, data, CutStream(limit=limit))
-    if not done.brought(folder / "target"):
+    if not done.brought(folder / "snapshots" / "target"):
         assert not received.whole and data.startswith(received.data)
     again = attempt(folder, data)
-    assert again.brought(folder / "target") and received.data == data
+    assert again.brought(folder / "snapshots" / "target") and received.data == data
 
 
 def test_the_reader_waits_for_what_has_not_arrived(tmp_path: Path) -> None:

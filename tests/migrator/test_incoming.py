@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A stream that brings more than its snapshot: what it brought goes, and nobody else's things. Folders for subvolumes."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pytest
+
+from migrator import btrfs, incoming
+from migrator.errors import ReceiveFailed
+
+TARGET = "0badc0de.1"
+
+
+class Here:
+    """Where snapshots are received; `brings` is what a stream does there."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.spool, self.folder = folder / "spool", folder / "web"
+        self.spool.mkdir()
+        self.folder.mkdir()
+        self.brings: Callable[[], object] = lambda: None
+        monkeypatch.setattr(btrfs, "receive", self._receive)
+        monkeypatch.setattr(btrfs, "is_subvolume", lambda path: path.is_dir() and path.name.endswith((".1", ".sub")))
+        monkeypatch.setattr(btrfs, "delete", self._delete)
+        (self.folder / "notes.txt").write_text("an administrator's")
+        (self.folder / "00000001.1").mkdir()
+
+    def _receive(self, _stream: Iterable[bytes], folder: Path) -> None:
+        (folder / TARGET).mkdir()
+        self.brings()
+
+    def _delete(self, path: Path) -> None:
+        if path.is_dir():
+            for inner in path.iterdir():
+                inner.rmdir()
+            path.rmdir()
+
+    def receive(self) -> None:
+        incoming.receive([], self.folder / TARGET, self.spool)
+
+    def names(self) -> set[str]:
+        return set(os.listdir(self.folder))
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Here:
+    return Here(tmp_path, monkeypatch)
+
+
+BEFORE = {"notes.txt", "00000001.1"}
+
+
+def test_one_that_brings_its_snapshot(here: Here) -> None:
+    for _ in range(2):
+        here.receive()
+        assert here.names() == {*BEFORE, TARGET}
+    assert list(here.spool.iterdir()) == []
+
+
+def subvolume(here: Here) -> None:
+    (here.folder / "other.sub").mkdir()
+    (here.folder / "other.sub" / "inner").mkdir()
+
+
+def other_migrations(here: Here) -> None:
+    (here.folder / "deadbeef.1").mkdir()
+
+
+def tree(here: Here) -> None:
+    (here.folder / "0badc0de.spool" / "a" / "b.sub").mkdir(parents=True)
+    (here.folder / "0badc0de.spool" / "config.json").write_text("{}")
+
+
+def file_and_link(here: Here) -> None:
+    (here.folder / "\x1b[2J").write_text("")
+    (here.folder / "link").symlink_to(here.spool.parent)
+
+
+@pytest.mark.parametrize("brings", [subvolume, other_migrations, tree, file_and_link])
+def test_one_that_brings_more_is_refused(here: Here, brings: Callable[[Here], None]) -> None:
+    here.brings = lambda: brings(here)
+    with pytest.raises(ReceiveFailed, match="brings more"):
+        here.receive()
+    assert here.names() == {*BEFORE, TARGET}
+    assert here.spool.is_dir()
+
+
+def test_one_that_fails_says_why(here: Here) -> None:
+    def fails() -> None:
+        subvolume(here)
+        raise ReceiveFailed(path=here.folder, reason="it is damaged")
+
+    here.brings = fails
+    with pytest.raises(ReceiveFailed, match="damaged"):
+        here.receive()
+    assert here.names() == {*BEFORE, TARGET}
+
+
+def test_what_one_that_was_killed_has_brought_goes_with_the_next(here: Here) -> None:
+    (here.spool / incoming.NOTE).write_text(json.dumps([*here.names(), TARGET]))
+    other_migrations(here)
+    tree(here)
+    here.receive()
+    assert here.names() == {*BEFORE, TARGET}
+
+
+@pytest.mark.parametrize("note", [None, "", "7", "[[]]", '["notes.txt"'])
+def test_without_a_note_nothing_goes(here: Here, note: str | None) -> None:
+    """A power cut can leave an empty one."""
+    if note is not None:
+        (here.spool / incoming.NOTE).write_text(note)
+    assert incoming.clear(here.folder, here.spool) == []
+    assert here.names() == BEFORE
