@@ -9,6 +9,10 @@
     LXCPATH/.migrator/NAME+/ID.folder/   the container's folder before it is put in its place, and when it goes
     LXCPATH/.migrator/NAME+/ID.images/   memory images, where memory has no room for them
     /run/migrator/ID/                    memory images, on a tmpfs of their own
+
+Older versions kept ID.spool, ID.old and ID.images among the snapshots, and memory images in /dev/shm/migrator/ID. What
+is left there of a migration that one of them began is removed with the migration, and never read: whoever sends streams
+can make such things in the first place, and in the second anybody could.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ import dataclasses
 import os
 import re
 import shutil
+import stat
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -27,6 +32,7 @@ from migrator import btrfs, holder, log
 from migrator.errors import Busy
 
 RUNTIME = Path("/run/migrator")
+FORMER_MEMORY = Path("/dev/shm/migrator")  # noqa: S108 -- looked at before it is believed
 FOLDER = ".migrator"
 WORK = "+"
 WATCHDOG_LIMIT = 60.0  # seconds that a watchdog may take to thaw a container and end
@@ -108,7 +114,8 @@ class Layout:
         """The read-only snapshots of this container, of this migration and earlier ones, oldest first."""
         if not self.folder.is_dir():
             return []
-        found = [path for path in self.folder.iterdir() if re.fullmatch(r"[0-9a-f]{8}\.\d+", path.name)]
+        found = [path for path in self.folder.iterdir()
+                 if re.fullmatch(r"[0-9a-f]{8}\.\d+", path.name) and btrfs.is_subvolume(path)]
         return sorted(found, key=lambda path: btrfs.info(path).generation)
 
     def own_snapshots(self) -> list[Path]:
@@ -127,16 +134,33 @@ class Layout:
     def image_folders(self) -> list[Path]:
         return [RUNTIME / self.id, self.work / f"{self.id}.images"]
 
+    def dumped_into(self) -> list[Path]:
+        """Where CRIU may be at work for this migration: `image_folders`, and where older versions had them."""
+        return [*self.image_folders(), FORMER_MEMORY / self.id, self.folder / f"{self.id}.images"]
+
     def drop_images(self) -> None:
-        for path in self.image_folders():
+        for path in [*self.image_folders(), self.folder / f"{self.id}.images"]:
             remove_images(path)
+        for path in former_images():
+            if path.name == self.id:
+                remove_images(path)
+
+    def began_formerly(self) -> bool:
+        """Whether an older version has received what this migration has brought: it is not read any more."""
+        return not self.spool.is_dir() and (self.folder / self.spool.name).is_dir()
+
+    @property
+    def former_old(self) -> Path:
+        """What a migration that an older version began has put aside."""
+        return self.folder / f"{self.id}.old"
 
     def drop_beside(self) -> None:
         btrfs.delete(self.beside / "rootfs")
         shutil.rmtree(self.beside, ignore_errors=True)
 
     def drop_spool(self) -> None:
-        shutil.rmtree(self.spool, ignore_errors=True)
+        for path in (self.spool, self.folder / self.spool.name):
+            shutil.rmtree(path, ignore_errors=True)
 
     def tidy(self) -> None:
         """Remove the folders that are empty now."""
@@ -189,6 +213,20 @@ def memory_promised() -> int:
                     found = os.statvfs(path)
                     promised += (found.f_bfree + found.f_blocks) * found.f_frsize
     return promised
+
+
+def former_images() -> list[Path]:
+    """Folders of memory images that older versions have left in memory; none where somebody else has made their place.
+
+    Anybody may make things in /dev/shm, but rename only what is their own (its sticky bit).
+    """
+    try:
+        found = FORMER_MEMORY.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+            return []
+        return [path for path in FORMER_MEMORY.iterdir() if re.fullmatch(r"[0-9a-f]{8}", path.name)]
+    except OSError:
+        return []
 
 
 def remove_images(path: Path) -> None:

@@ -15,7 +15,7 @@ _CONTAINER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _MIGRATION = re.compile(r"[0-9a-f]{8}")
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _INTERFACE = re.compile(r"[^\s/:\x00-\x1f\x7f\"]+")
-# Up to IFNAMSIZ bytes without the zero at the end; \xa0 is one of the kernel's spaces (lib/ctype.c), wherever it stands.
+# Up to IFNAMSIZ bytes without the zero at the end; \xa0 is a space to the kernel (lib/ctype.c), wherever it stands.
 _KERNELS_INTERFACE = re.compile(rb"[^/:\x00\t-\r \xa0]{1,15}")
 _HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}")
 PATH_MAX = 4096

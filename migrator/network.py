@@ -15,6 +15,7 @@ import dataclasses
 import ipaddress
 import json
 import os
+import re
 import socket
 import struct
 import threading
@@ -24,9 +25,10 @@ from pathlib import Path
 from typing import Any
 
 from migrator import log, names
-from migrator.errors import InvalidName
+from migrator.errors import InvalidName, ProgramMissing
 from migrator.run import run
 
+CLASS_NET = Path("/sys/class/net")
 ANNOUNCEMENTS = (0.0, 0.05, 0.15, 0.4, 1.0)  # seconds after the restore; a switch may miss one
 _ETH_ARP, _ETH_IPV6 = 0x0806, 0x86DD
 _CLONE_NEWNET = 0x40000000
@@ -112,6 +114,36 @@ def silence(migration: str, found: Sequence[Port]) -> None:
 def hear(migration: str) -> None:
     """Undo `silence`; safe to repeat."""
     run(hear_command(migration))
+
+
+def silenced() -> list[str]:
+    """The ids of the migrations whose tables are there; none where there is no nft(8)."""
+    try:
+        said = run(["nft", "list", "tables", "netdev"], check=False).text
+    except ProgramMissing:
+        return []
+    return re.findall(r"^table netdev migrator-([0-9a-f]{8})$", said, re.MULTILINE)
+
+
+def still_silenced(migration: str) -> list[str]:
+    """The interfaces that a migration's table keeps silent, and that are there."""
+    said = run(["nft", "list", "table", "netdev", table(migration)], check=False).text
+    named = re.findall(r'device "?([^ "]+)"? priority|devices = \{ (.*?) \} priority', said)
+    found = {name.strip('"') for one, several in named for name in [one, *several.split(", ")] if name}
+    return sorted(name for name in found if (CLASS_NET / name).exists())
+
+
+def plug(pid: int, recorded: Sequence[Port]) -> None:
+    """Put ports of the container whose first process is `pid` on their bridges again that are on none, as `recorded`.
+
+    Ours leaves them where they are; an older version, which may have begun this, took them off.
+    """
+    away = [port for port in recorded if port.bridge and not (CLASS_NET / port.outside / "master").exists()]
+    if away:
+        own = {port.outside for port in ports(pid) if not port.bridge}
+        for port in away:
+            if port.outside in own:
+                run(["ip", "link", "set", "dev", port.outside, "master", port.bridge])
 
 
 def remove(found: Sequence[Port]) -> None:

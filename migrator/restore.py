@@ -115,7 +115,8 @@ def restore(container: Container, layout: Layout, images: Path, prepared: Prepar
         mark = str(let_run.mark(layout.spool))
         _write(files.script, at_restore.script(str(images), mark, end, prepared.commands), 0o700)
         with terminals.made(prepared.terminals) as ttys:
-            _write(files.criu, criu.restore_config([*(link.external for link in prepared.links if link.made), *ttys.criu]), 0o600)
+            made = (link.external for link in prepared.links if link.made)
+            _write(files.criu, criu.restore_config([*made, *ttys.criu]), 0o600)
             run(command(layout, images), limit=limit, env={"CRIU_CONFIG_FILE": str(files.criu)},
                 pass_fds=ttys.descriptors)
         if container.state != "RUNNING":

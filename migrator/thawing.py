@@ -50,6 +50,7 @@ def thaw(frozen: Frozen) -> None:
         for what, step in (
             ("IPv6 addresses are not checked for duplicates", lambda: network.bring_back_dad(frozen.pid, frozen.dad)),
             ("its network does not hear it", lambda: network.hear(frozen.migration) if frozen.ports else None),
+            ("it is not on its bridge", lambda: network.plug(frozen.pid, frozen.ports)),
         ):
             _try(f"{frozen.name} runs again, but {what}", step)
         lxc.thaw_cgroup(frozen.cgroup)

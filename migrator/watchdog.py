@@ -30,7 +30,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
-from migrator import criu, holder, log, lxc, thawing
+from migrator import criu, holder, log, lxc, network, thawing
 from migrator.errors import MigratorError, WatchdogFailed
 from migrator.journal import Journal
 from migrator.layout import locked
@@ -192,6 +192,8 @@ class Watch:
             time.sleep(POLL)
         if self.frozen.cgroup.is_dir():
             thawing.thaw(self.frozen)
+        elif self.frozen.ports:  # it has ended meanwhile, and what kept its veths silent would stay
+            network.hear(self.frozen.migration)
 
 
 def main() -> int:

@@ -10,16 +10,18 @@ still needs, is never touched.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import re
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from migrator import advice, bases, btrfs, cli, container_config, lxc
+from migrator import advice, bases, btrfs, cli, container_config, incoming, log, lxc, network
 from migrator.cli import Result
-from migrator.errors import AlreadyMigrating, ContainerNotFound
+from migrator.errors import AlreadyMigrating, Busy, ContainerNotFound
 from migrator.journal import DEFAULT_PATH, Journal, Migration
-from migrator.layout import FOLDER, RUNTIME, WORK, Layout, locked, remove_images
+from migrator.layout import FOLDER, RUNTIME, WORK, Layout, former_images, locked, remove_images
 from migrator.report import size
 from migrator.states import Role
 
@@ -45,9 +47,12 @@ class Cleaner:
         self.sizes: dict[str, int] = {}  # what removing a subvolume would free, bytes; in a dry run
 
     def remove(self, path: Path, how: Callable[[Path], None]) -> None:
-        self.removed.append(str(path))
+        self.take_back(str(path), lambda: how(path))
+
+    def take_back(self, what: str, how: Callable[[], None]) -> None:
+        self.removed.append(what)
         if not self.dry_run:
-            how(path)
+            how()
 
     def measure(self, lxcpath: Path) -> None:
         """In a dry run: fill `sizes` in."""
@@ -107,7 +112,10 @@ def clean_container(cleaner: Cleaner, journal: Journal, name: str, lxcpath: Path
             if btrfs.is_subvolume(rootfs):
                 cleaner.remove(rootfs, btrfs.delete)
             cleaner.remove(layout.container, shutil.rmtree)
-    _clean_folder(cleaner, layout.work, set(), copies=True)
+    for folder in (layout.work, layout.folder):
+        _clean_folder(cleaner, folder, set(), copies=True)
+    for id_ in set(network.silenced()) & {each.id for each in found}:
+        _remove_table(cleaner, journal, id_)
     if not cleaner.dry_run:
         layout.tidy()
 
@@ -118,27 +126,70 @@ def _is_fenced_copy(layout: Layout) -> bool:
 
 
 def _clean_leftovers(cleaner: Cleaner, journal: Journal, lxcpath: Path) -> None:
-    """Things whose names carry the id of a migration that has ended, or that the journal does not know."""
-    alive = {migration.id for migration in journal.all() if not migration.ended}
-    kept = {migration.id for migration in journal.all() if _keeps_base(migration)}
-    for path in RUNTIME.iterdir() if RUNTIME.is_dir() else ():
-        if re.fullmatch(r"[0-9a-f]{8}", path.name) and path.name not in alive:
-            cleaner.remove(path, remove_images)
-    given_up = {path for migration in journal.all() if migration.ended for path in bases.paths(migration)
-                if migration.role is Role.DESTINATION or (lxcpath / migration.name).is_dir()}
+    """Things whose names carry the id of a migration that has ended, or that the journal does not know.
+
+    Each is looked up when its container is locked: a migration that begins meanwhile keeps what it makes.
+    """
+    for path in [*(RUNTIME.iterdir() if RUNTIME.is_dir() else ()), *former_images()]:
+        if re.fullmatch(r"[0-9a-f]{8}", path.name):
+            _when_ended(journal, path.name, lambda path=path: cleaner.remove(path, remove_images))  # type: ignore[misc]
+    for id_ in network.silenced():
+        _when_ended(journal, id_, lambda id_=id_: _remove_table(cleaner, journal, id_))  # type: ignore[misc]
     root = lxcpath / FOLDER
-    for name in sorted({path.name.removesuffix(WORK) for path in root.iterdir()} if root.is_dir() else ()):
-        with locked(name):
-            layout = Layout(lxcpath, name, "00000000")
-            for path in layout.snapshots():
-                if path.name.split(".")[0] not in alive | kept and path not in given_up:
-                    cleaner.remove(path, btrfs.delete)
-            _clean_folder(cleaner, layout.work, alive)
-            if not cleaner.dry_run:
-                layout.tidy()
-    for migration in journal.all() if not cleaner.dry_run else []:
-        if migration.ended and not bases.paths(migration):
-            bases.drop(migration)  # only its record still named it
+    names = {path.name.removesuffix(WORK) for path in root.iterdir()} if root.is_dir() else set()
+    for name in sorted(names | {each.name for each in journal.all() if each.ended and each.detail.get("kept")}):
+        try:
+            with locked(name):
+                _clean_name(cleaner, journal, Layout(lxcpath, name, "00000000"))
+        except Busy as error:
+            log.warning(f"What is left of {name} stays: {error}")
+
+
+def _clean_name(cleaner: Cleaner, journal: Journal, layout: Layout) -> None:
+    """What is left of one container's migrations, with the container locked."""
+    known = journal.all(layout.name)
+    alive = {each.id for each in known if not each.ended}
+    kept = {each.id for each in known if _keeps_base(each)}
+    given_up = {path for each in known if each.ended for path in bases.paths(each)
+                if each.role is Role.DESTINATION or layout.container.is_dir()}
+    for path in layout.snapshots():
+        if path.name.split(".")[0] not in alive | kept and path not in given_up:
+            cleaner.remove(path, btrfs.delete)
+    for folder in (layout.work, layout.folder):  # older versions had the second one for all
+        _clean_folder(cleaner, folder, alive)
+    if not cleaner.dry_run:
+        layout.tidy()
+        for each in known:
+            if each.ended and not bases.paths(each):
+                bases.drop(each)  # only its record still named it
+
+
+def _when_ended(journal: Journal, id_: str, remove: Callable[[], None]) -> None:
+    """Remove something that carries a migration's id, if that is not under way, with its container locked.
+
+    A migration is recorded before it makes anything, so what is there already and is not recorded is nobody's.
+    """
+    try:
+        with contextlib.ExitStack() as stack:
+            for name in sorted({each.name for each in _records(journal, id_)}):
+                stack.enter_context(locked(name))
+            if all(each.ended for each in _records(journal, id_)):
+                remove()
+    except Busy as error:
+        log.warning(f"What is left of migration {id_} stays: {error}")
+
+
+def _records(journal: Journal, id_: str) -> list[Migration]:
+    return [found for role in Role if (found := journal.by_id(id_, role))]
+
+
+def _remove_table(cleaner: Cleaner, journal: Journal, id_: str) -> None:
+    """What kept a frozen container silent; of a migration that nobody knows only where that container is gone."""
+    if not _records(journal, id_) and (interfaces := network.still_silenced(id_)):
+        log.warning(f"{', '.join(interfaces)} neither hears nor says anything, for migration {id_}, which this host"
+                    f" does not know. To end that: {shlex.join(network.hear_command(id_))}")
+        return
+    cleaner.take_back(f"nft table netdev {network.table(id_)}", lambda: network.hear(id_))
 
 
 def _keeps_base(migration: Migration) -> bool:
@@ -162,5 +213,7 @@ def _clean_folder(cleaner: Cleaner, folder: Path, alive: set[str], *, copies: bo
 
 
 def _remove_tree(path: Path) -> None:
+    if path.suffix == ".spool" and path.parent.name.endswith(WORK):  # among the snapshots a stream may have made it
+        incoming.clear(path.parent.with_name(path.parent.name.removesuffix(WORK)), path)
     btrfs.delete(path / "rootfs")
     shutil.rmtree(path)

@@ -83,7 +83,7 @@ class Dump(Handover):
         frozen = Frozen(self.migration.id, self.container.name, self.container.lxcpath, self.pid, self.cgroup,
                         tuple(self.ports))
         self.watchdog = Watchdog(Task(
-            frozen, offer.attempt(self.migration), tuple(map(str, self.layout.image_folders())),
+            frozen, offer.attempt(self.migration), tuple(map(str, self.layout.dumped_into())),
             self.max_downtime, str(self.migration.journal_path)))
         self.watchdog.start()
 

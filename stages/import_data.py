@@ -232,6 +232,9 @@ def drop_attempt(migration: Migration, layout: Layout) -> None:
     layout.drop_images()
     incoming.clear(layout.folder, layout.spool)
     give_back_old(layout)
+    if layout.former_old.is_dir():
+        log.warning("An older version of migrator began this: what it has put aside of an earlier stay of"
+                    f" {layout.name} is in {layout.former_old}")
     for path in layout.own_snapshots():
         if path.name not in migration.detail.get("kept", []):
             btrfs.delete(path)

@@ -175,6 +175,9 @@ class Restore:
         let_run.drop(let_run.mark(self.layout.spool))
         self.migration.move(Event.RESTORE)
         try:
+            if self.layout.began_formerly():
+                raise RestoreFailed(name=name, log="not there", reason="an older version of migrator has received what"
+                                    " this one would need, and kept it in another place")
             images = self._images() if self.migration.memory else None
             prepared = self._apply(images)
             self.end = min(self.end, self.leave())

@@ -104,7 +104,7 @@ def _has_come_up(migration: Migration, container: lxc.Container, layout: Layout)
     """Whether a restore that was killed had brought the container up."""
     if not migration.memory:
         return no_memory.runs(container, migration.id)
-    if criu.left_after(SETTLE_LIMIT, layout.image_folders()):
+    if criu.left_after(SETTLE_LIMIT, layout.dumped_into()):
         return False  # it hangs; LXC answers no question about the container before it has ended
     cgroup = _running_cgroup(container)
     return bool(cgroup and lxc.processes(cgroup))
@@ -143,7 +143,7 @@ def end(migration: Migration, container: lxc.Container, layout: Layout) -> bool:
     """
     if not migration.memory:
         no_memory.end(container, migration.id)
-    for pid in criu.processes(layout.image_folders()):
+    for pid in criu.processes(layout.dumped_into()):
         with contextlib.suppress(ProcessLookupError):
             # lxc-checkpoint leads a group (see `run`): the programs that it has started go with it.
             (os.killpg if os.getpgid(pid) == pid else os.kill)(pid, signal.SIGKILL)

@@ -33,6 +33,9 @@ def dump_begin(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     if migration.state in (State.IMPORTED, *ARRIVING):
         _require_defined(migration)
     migration.move(Event.RECEIVE_DUMP, attempt=number, memory=bool(fields.get("memory", True)))
+    here = Layout(migration.lxcpath, migration.name, migration.id)
+    here.make_folder()  # where an older version has begun it they are not there yet
+    here.spool.mkdir(mode=0o700, exist_ok=True)
     _drop_dump(service, migration)
     return {"state": migration.state}
 

@@ -36,8 +36,8 @@ HOOK_MISSING = define("hook-missing", WARNING, """A hook that the destination la
     again.""")
 DEVICE_MISSING = define("device-missing", ERROR, """A rule of lxc.cgroup2.devices.allow may name a device by its path
     on the host. Where that is no device LXC does not start the container, and it is not restored without its rules.""")
-DEVICE_RULE = define("device-rule", ERROR, """LXC does not start a container with a rule for devices that it cannot read,
-    and it is not restored without its rules.""")
+DEVICE_RULE = define("device-rule", ERROR, """LXC does not start a container with a rule for devices that it cannot
+    read, and it is not restored without its rules.""")
 SECCOMP_FILE = define("seccomp-profile-missing", WARNING, """The restored container keeps its filters, but could not be
     started again.""")
 INCLUDE = define("include-unreadable", ERROR, """LXC refuses a configuration whose included file is missing or includes
@@ -131,8 +131,9 @@ def devices(case: Case) -> Iterator[Finding]:
                 f"{there.name if there else ''} has no device {path} (lxc.cgroup2.{key}).",
                 f"Make it there, or take the line out of {case.config_file} and start the container anew.")
         except ValueError:
-            yield DEVICE_RULE.found(f"lxc.cgroup2.{key} = {value[:200]} of {case.container.name} is no rule for a device.",
-                                    f"Correct it in {case.config_file}.")
+            yield DEVICE_RULE.found(
+                f"lxc.cgroup2.{key} = {value[:200]} of {case.container.name} is no rule for a device.",
+                f"Correct it in {case.config_file}.")
 
 
 def includes(case: Case) -> Iterator[Finding]:

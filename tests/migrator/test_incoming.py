@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A stream that brings more than its snapshot: what it brought goes, and nobody else's things. Folders for subvolumes."""
+"""A stream that brings more than its snapshot: what it brought goes, nothing else. Folders stand for subvolumes."""
 
 from __future__ import annotations
 

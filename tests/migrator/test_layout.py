@@ -60,7 +60,7 @@ def test_snapshots_are_told_from_the_rest(here: Layout, monkeypatch: pytest.Monk
     assert here.snapshots() == []
     here.make_folder()
     ages = {"00000001.1": 7, "0badc0de.1": 9, "0badc0de.2": 8, "0badc0de.10": 10}
-    for name in (*ages, "0badc0de.spool", "0badc0de.old", "0badc0de.images", "notes.1", "0badc0de.1.bak"):
+    for name in (*ages, "0badc0de.spool", "0badc0de.old", "0badc0de.images", "notes.1", "0badc0de.1.bak", "00000002.1"):
         (here.folder / name).mkdir()
 
     class Info:
@@ -68,6 +68,7 @@ def test_snapshots_are_told_from_the_rest(here: Layout, monkeypatch: pytest.Monk
             self.generation = ages[path.name]
 
     monkeypatch.setattr("migrator.btrfs.info", Info)
+    monkeypatch.setattr("migrator.btrfs.is_subvolume", lambda path: path.name in ages)
     assert [path.name for path in here.snapshots()] == ["00000001.1", "0badc0de.2", "0badc0de.1", "0badc0de.10"]
     assert [path.name for path in here.own_snapshots()] == ["0badc0de.2", "0badc0de.1", "0badc0de.10"]
 

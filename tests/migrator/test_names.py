@@ -52,8 +52,10 @@ REFUSED: list[tuple[Callable[[str], object], list[str]]] = [
     (names.migration_id, ["", "0badc0d", "0badc0de0", "0BADC0DE", "0badc0dg", "0badc0de\n", "../../..", "........"]),
     (names.uuid, ["", "0", "00000000-0000-0000-0000-00000000000", "00000000-0000-0000-0000-0000000000000",
                   "00000000-0000-0000-0000-00000000000G", "00000000000000000000000000000000", "a\n"]),
-    (names.interface_name, ["", ".", "..", "eth0/..", "eth 0", "x" * 16, "é" * 8, "br0\n", "a:b", 'a"b', "a\x7f", "\ud800"]),
-    (names.inside_interface, ["", ".", "..", "eth0/..", "eth 0", "x" * 16, "é" * 8, "br0\n", "a:b", "a\0", "à", "\ud800"]),
+    (names.interface_name, ["", ".", "..", "eth0/..", "eth 0", "x" * 16, "é" * 8, "br0\n", "a:b", 'a"b', "a\x7f",
+                            "\ud800"]),
+    (names.inside_interface, ["", ".", "..", "eth0/..", "eth 0", "x" * 16, "é" * 8, "br0\n", "a:b", "a\0", "à",
+                              "\ud800"]),
     (names.lxcpath, ["", "pool", "./pool", "/pool/../etc", "/..", "/pool\n", "/pool\0", "/" + "x" * 5000]),
 ]
 

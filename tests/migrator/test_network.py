@@ -176,6 +176,11 @@ def test_silenced_and_heard_again(container: int, host: None) -> None:
     network.hear("0badc0de")
     network.hear("0badc0de")
     assert answers()
+    network.plug(container, found)
+    assert shown() == before
+    run(["ip", "link", "set", "dev", "veth-out", "nomaster"])  # what an older version did
+    network.plug(container, [*found, Port("eth1", "lo", "br-test")])
+    assert network.ports(container) == found and answers()
     assert run(["nft", "list", "ruleset"]).text == ""
     network.remove(found)
     assert network.ports(container) == []

@@ -47,7 +47,8 @@ def test_names_fit() -> None:
 def test_names_that_cannot_be_told_to_criu(name: str) -> None:
     """CRIU makes these itself; the host's end has the name that LXC tells it, so that the rest can be done with it."""
     text = f"lxc.net.0.type = veth\nlxc.net.0.name = {name}\nlxc.net.0.veth.pair = _out\n"
-    assert veths.planned(config_facts.parse(text).nets, "0badc0de", beforehand=True) == [Veth(0, name, "", "_out", "", 0)]
+    found = veths.planned(config_facts.parse(text).nets, "0badc0de", beforehand=True)
+    assert found == [Veth(0, name, "", "_out", "", 0)]
 
 
 def test_the_name_of_the_host_s_end_is_no_obstacle() -> None:
@@ -57,7 +58,8 @@ def test_the_name_of_the_host_s_end_is_no_obstacle() -> None:
 
 
 def test_where_none_can_be_made_beforehand_nothing_else_differs() -> None:
-    found, other = (veths.planned(config_facts.parse(CONFIG).nets, "0badc0de", beforehand=each) for each in (True, False))
+    nets = config_facts.parse(CONFIG).nets
+    found, other = (veths.planned(nets, "0badc0de", beforehand=each) for each in (True, False))
     assert [dataclasses.replace(veth, made="") for veth in found] == other
 
 

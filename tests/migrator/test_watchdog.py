@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -14,9 +16,10 @@ from typing import Any
 
 import pytest
 
-from migrator import layout, thawing, watchdog
+from migrator import layout, network, thawing, watchdog
 from migrator.errors import Busy, JournalBroken
 from migrator.journal import Journal, Migration
+from migrator.network import Port
 from migrator.states import Event, Role
 from migrator.thawing import Frozen
 from migrator.watchdog import POLL, Task, Watch
@@ -112,6 +115,17 @@ def test_before_the_freeze_no_time_counts(migration: Migration, cgroup: Path) ->
 def test_it_thaws_when_it_is_left_alone(migration: Migration, cgroup: Path) -> None:
     assert watched(task(migration, cgroup), "begins", 1.0)
     assert not frozen(cgroup)
+
+
+@pytest.mark.parametrize("rest", [(), (LIMIT + 1, "dismissed")])
+def test_what_has_ended_meanwhile_leaves_no_silence(migration: Migration, cgroup: Path, rest: tuple[str | float, ...],
+                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[str] = []
+    monkeypatch.setattr(network, "hear", heard.append)
+    made = task(migration, cgroup)
+    made = dataclasses.replace(made, frozen=dataclasses.replace(made.frozen, ports=(Port("eth0", "veth1", "br0"),)))
+    watched(made, "begins", lambda: shutil.rmtree(cgroup), *rest)
+    assert set(heard) == {migration.id}
 
 
 @pytest.mark.parametrize("event", [Event.OFFER, Event.THAW])

@@ -91,7 +91,7 @@ def test_hooks_come_along_only_with_consent(rig: Rig, clean_hosts: CleanHosts, l
 
 # --- A stream that a liar has made (fs/btrfs/send.h) ---
 
-SUBVOL, MKFILE, SYMLINK, END = 1, 3, 8, 21
+SUBVOL, MKFILE, MKDIR, SYMLINK, END = 1, 3, 4, 8, 21
 UUID, CTRANSID, INO, PATH, PATH_LINK = 1, 2, 3, 15, 17
 
 
@@ -120,6 +120,36 @@ def stream(outside: str) -> bytes:
         command(MKFILE, path=(PATH, b"link/planted"), ino=(INO, number)),
         command(END),
     ])
+
+
+def wider_stream(name: str) -> bytes:
+    """The subvolume `name`, and beside it another one and a folder with a third one in it."""
+    number = struct.pack("<Q", 1)
+    return b"btrfs-stream\0" + struct.pack("<I", 1) + b"".join([
+        command(SUBVOL, path=(PATH, name.encode()), uuid=(UUID, b"u" * 16), ctransid=(CTRANSID, number)),
+        command(MKDIR, path=(PATH, b"../0badc0de.spool"), ino=(INO, number)),
+        command(MKFILE, path=(PATH, b"../0badc0de.spool/config.json"), ino=(INO, number)),
+        command(SUBVOL, path=(PATH, b"0badc0de.spool/third"), uuid=(UUID, b"w" * 16), ctransid=(CTRANSID, number)),
+        command(SUBVOL, path=(PATH, b"deadbeef.1"), uuid=(UUID, b"v" * 16), ctransid=(CTRANSID, number)),
+        command(MKFILE, path=(PATH, b"blob"), ino=(INO, number)),
+        command(END),
+    ])
+
+
+def test_a_stream_leaves_nothing_but_its_snapshot(rig: Rig) -> None:
+    made = base64.b64encode(wider_stream("0badc0de.1")).decode()
+    rig.sh("hostb", "mkdir -p /pool/inside /pool/spool")
+    python = "/opt/migrator/venv/bin/python"
+    try:
+        script = ("import base64, sys\nfrom pathlib import Path\nfrom migrator import incoming\n"
+                  "target, spool = Path('/pool/inside/0badc0de.1'), Path('/pool/spool')\n"
+                  "incoming.receive([base64.b64decode(sys.argv[1])], target, spool)\n")
+        refused = rig.exec("hostb", python, "-c", script, made, check=False)
+        assert "brings more than that: '0badc0de.spool', 'deadbeef.1'" in refused.stderr, refused
+        assert rig.sh("hostb", "ls -A /pool/inside").split() == ["0badc0de.1"]
+        assert rig.sh("hostb", "ls -A /pool/spool").strip() == ""
+    finally:
+        rig.sh("hostb", "btrfs -q subvolume delete /pool/inside/*.1; rm -rf /pool/inside /pool/spool")
 
 
 def test_a_stream_reaches_nothing_but_its_folder(rig: Rig) -> None:

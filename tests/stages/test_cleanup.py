@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What `migrator cleanup` removes, and what it leaves: of migrations under way, of strangers, of older versions."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from migrator import layout, network
+from migrator.journal import Journal, Migration
+from migrator.layout import Layout, locked
+from migrator.states import Event, Role
+from stages import cleanup
+
+ID, OTHER = "0badc0de", "00000001"
+
+
+class Host:
+    """A host with all that it keeps in a folder of the test's."""
+
+    def __init__(self, journal: Journal, folder: Path) -> None:
+        self.journal = journal
+        self.run, self.pool, self.former = folder / "run", folder / "pool", folder / "shm"
+        self.silent: dict[str, list[str]] = {}  # tables: the interfaces that are still there
+
+    def begin(self, name: str = "web", id: str = ID, role: Role = Role.DESTINATION) -> Migration:
+        """A migration begins: it is recorded, and then has things in all places."""
+        event = Event.RECEIVE if role is Role.DESTINATION else Event.SEND
+        with locked(name):
+            made = self.journal.create(id=id, role=role, name=name, lxcpath=self.pool, peer="hosta", event=event, rounds=[])
+            for path in self.things(name, id):
+                path.mkdir(parents=True)
+            self.silent[id] = []
+        return made
+
+    def ended(self, name: str = "web", id: str = ID) -> Migration:
+        made = self.begin(name, id)
+        made.move(Event.ABANDON)
+        made.move(Event.ABANDONED)
+        return made
+
+    def things(self, name: str = "web", id: str = ID) -> list[Path]:
+        here = Layout(self.pool, name, id)
+        return [self.run / id, here.spool, here.snapshot(1), here.work / f"{id}.images"]
+
+    def clean(self, *, dry_run: bool = False) -> list[str]:
+        cleaner = cleanup.Cleaner(dry_run=dry_run)
+        cleanup._clean_leftovers(cleaner, self.journal, self.pool)
+        return cleaner.removed
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
+    for module in (layout, cleanup):
+        monkeypatch.setattr(module, "RUNTIME", tmp_path / "run")
+    monkeypatch.setattr(layout, "FORMER_MEMORY", tmp_path / "shm")
+    monkeypatch.setattr(layout.locked.__wrapped__, "__defaults__", (tmp_path / "run" / "lock",))  # type: ignore
+    monkeypatch.setattr("migrator.btrfs.is_subvolume", lambda path: path.name.endswith(".1") and path.is_dir())
+    monkeypatch.setattr("migrator.btrfs.delete", lambda path: path.is_dir() and path.rmdir())
+
+    class Info:
+        def __init__(self, _path: Path) -> None:
+            self.generation = 1
+
+    monkeypatch.setattr("migrator.btrfs.info", Info)
+    with Journal(tmp_path / "journal.db") as journal:
+        made = Host(journal, tmp_path)
+        for name, does in {"silenced": lambda: list(made.silent), "still_silenced": lambda id_: made.silent[id_],
+                           "hear": made.silent.pop}.items():
+            monkeypatch.setattr(network, name, does)
+        yield made
+
+
+def test_what_has_ended_goes_and_what_is_under_way_stays(host: Host) -> None:
+    host.ended()
+    host.begin("shop", OTHER)
+    gone = {*map(str, host.things()), f"nft table netdev migrator-{ID}"}
+    assert set(host.clean(dry_run=True)) == gone
+    assert all(path.is_dir() for path in host.things())
+    assert set(host.clean()) == gone
+    assert not any(path.exists() for path in host.things())
+    assert all(path.is_dir() for path in host.things("shop", OTHER))
+    assert host.silent == {OTHER: []}
+    assert host.clean() == []
+
+
+@pytest.mark.parametrize("role", list(Role))
+@pytest.mark.parametrize("at", range(12))
+def test_what_begins_meanwhile_loses_nothing(host: Host, at: int, role: Role, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before any look into the journal, as soon as nobody has its container locked."""
+    host.ended("web", OTHER)
+    looks, begun = 0, False
+    honest = host.journal.rows
+
+    def rows(*given: Any) -> Any:
+        nonlocal looks, begun
+        looks += 1
+        if looks > at and not begun:
+            begun = True
+            try:
+                host.begin(role=role)
+            except layout.Busy:
+                begun = False
+        return honest(*given)
+
+    monkeypatch.setattr(host.journal, "rows", rows)
+    host.clean()
+    assert not any(path.exists() for path in host.things("web", OTHER))
+    if begun:
+        assert all(path.is_dir() for path in host.things())
+        assert ID in host.silent
+    assert begun or looks <= at or at > 4
+
+
+def test_a_container_that_is_worked_on_keeps_nobody_waiting(host: Host, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, id in (("web", ID), ("shop", OTHER)):
+        host.ended(name, id)
+    with locked("web"):
+        host.clean()
+    assert all(path.is_dir() for path in host.things())
+    assert not any(path.exists() for path in host.things("shop", OTHER))
+    assert "What is left of web stays" in capsys.readouterr().err
+    assert set(host.silent) == {ID}
+
+
+def test_a_silence_of_a_migration_that_nobody_knows(host: Host, capsys: pytest.CaptureFixture[str]) -> None:
+    """The journal may have been lost while a copy was frozen: what runs elsewhere has its address."""
+    host.silent |= {ID: ["veth1"], OTHER: []}
+    assert host.clean() == [f"nft table netdev migrator-{OTHER}"]
+    assert set(host.silent) == {ID}
+    assert f"delete table netdev migrator-{ID}" in capsys.readouterr().err
+
+
+def test_with_a_name_its_silence_goes_too(host: Host) -> None:
+    host.ended()
+    host.begin("shop", OTHER)
+    cleaner = cleanup.Cleaner(dry_run=False)
+    cleanup.clean_container(cleaner, host.journal, "web", host.pool, keep_copy=True)
+    assert set(host.silent) == {OTHER}
+    assert f"nft table netdev migrator-{ID}" in cleaner.removed
+
+
+# --- what older versions have left --------------------------------------------------------------------------
+
+
+def former(host: Host, id: str = ID) -> list[Path]:
+    """Where they kept it."""
+    folder = Layout(host.pool, "web", id).folder
+    return [folder / f"{id}.spool", folder / f"{id}.images", host.former / id]
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_the_places_of_older_versions(host: Host, known: bool) -> None:
+    for path in former(host):
+        path.mkdir(parents=True)
+    if known:
+        host.ended()
+    host.clean()
+    assert not any(path.exists() for path in former(host))
+
+
+def test_of_a_migration_under_way_they_stay(host: Host) -> None:
+    host.begin()
+    for path in former(host):
+        path.mkdir(parents=True)
+    host.clean()
+    assert all(path.is_dir() for path in former(host))
+
+
+def test_what_they_have_put_aside_stays_until_it_is_asked_for(host: Host) -> None:
+    host.ended()
+    old = Layout(host.pool, "web", ID).former_old
+    old.mkdir()
+    (old / "config").write_text("lxc.uts.name = web\n")
+    host.clean()
+    assert (old / "config").is_file()
+    cleanup.clean_container(cleanup.Cleaner(dry_run=False), host.journal, "web", host.pool, keep_copy=True)
+    assert not old.exists()
+
+
+@pytest.mark.parametrize("way", ["link", "writable"])
+def test_what_anybody_could_have_made_in_memory_is_left_alone(host: Host, way: str, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    (victim / ID).mkdir(parents=True)
+    if way == "link":
+        host.former.symlink_to(victim)
+    else:
+        victim.rename(host.former)
+        host.former.chmod(0o777)
+    host.clean()
+    assert (host.former / ID).is_dir()
+
+
+def test_a_note_that_a_stream_has_made_is_none(host: Host) -> None:
+    """Among the snapshots it could say that all of them came with a stream."""
+    host.begin()
+    here = Layout(host.pool, "web", "deadbeef")
+    spool = here.folder / here.spool.name
+    spool.mkdir()
+    (spool / "beside.json").write_text(json.dumps([]))
+    host.clean()
+    assert not spool.exists()
+    assert all(path.is_dir() for path in host.things())
+
+
+def drops(host: Host) -> list[Callable[[], None]]:
+    here = Layout(host.pool, "web", ID)
+    return [here.drop_images, here.drop_spool]
+
+
+def test_the_end_of_a_migration_takes_them_along(host: Host) -> None:
+    for id in (ID, OTHER):
+        for path in former(host, id):
+            path.mkdir(parents=True)
+    for drop in drops(host):
+        drop()
+    assert not any(path.exists() for path in former(host))
+    assert all(path.exists() for path in former(host, OTHER))
+    assert [str(path) for path in Layout(host.pool, "web", ID).dumped_into()] == [
+        f"{host.run}/{ID}", f"{host.pool}/.migrator/web+/{ID}.images", *map(os.fspath, former(host)[:0:-1])]
