@@ -108,6 +108,9 @@ def receive(migration: Migration, layout: Layout, file: Path, number: int, uuid:
     target = layout.snapshot(number)
     with migration.step("receive"):
         try:
+            if layout.began_formerly():
+                raise ReceiveFailed(path=target, reason="an older version of migrator has received it, and kept it in"
+                                    " another place")
             if not (behind and behind.brought(target)):
                 incoming.receive(spool.verified(file), target, layout.spool)
             found = btrfs.info(target)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 
 from tests.rig.conftest import CleanHosts
-from tests.rig.harness import DESTINATION, Rig, wait_for
+from tests.rig.harness import DESTINATION, Rig, Running, wait_for
 
 ADDRESS, ADDRESS6 = "10.0.3.100", "fd00:3::100"
 
@@ -46,12 +46,55 @@ def test_a_rollback_brings_the_network_back(rig: Rig, clean_hosts: CleanHosts) -
     rig.sh("hosta", "bridge link set dev _c1 hairpin on isolated on")
     shown = "bridge -d link show dev _c1"
     before = rig.sh("hosta", shown)
+    with rig.start("hosta", "ip", "-o", "monitor", "link") as events:
+        seen(rig, events, "begin")
+        moved_there_and_back(rig)
+        seen(rig, events, "end")
+        own = [line for line in events.stdout.splitlines() if "_c1@" in line]
+    # Off its bridge for a moment it would have lost its VLANs, which not every kernel has.
+    assert not [line for line in own if "master lxcbr0" not in line or line.startswith("Deleted")], own
+    assert rig.sh("hosta", shown) == before
+    rig.reaches("client", "10.0.3.130")
+    assert rig.probe("hosta", "c1")["intact"]
+
+
+def seen(rig: Rig, events: Running, name: str) -> None:
+    """All that happened before has been told."""
+    def told() -> bool:
+        rig.sh("hosta", f"ip link add name _{name} type bridge; ip link delete dev _{name}")
+        return f"_{name}:" in events.stdout
+
+    wait_for(told, f"the {name} is told")
+
+
+def moved_there_and_back(rig: Rig) -> None:
     rig.migrator("hosta", "prepare-data", "c1", "-d", DESTINATION).expect(0)
     rig.migrator("hostb", "import-data", "c1").expect(0)
     rig.migrator("hosta", "create-dump", "c1", "-d", DESTINATION).expect(0)
     assert "netdev migrator-" in rig.sh("hosta", "nft list tables")
     assert rig.exec("client", "ping", "-c", "1", "-W", "1", "10.0.3.130", check=False).status == 1
     rig.migrator("hosta", "rollback", "c1").expect(0)
-    assert rig.sh("hosta", shown) == before
-    rig.reaches("client", "10.0.3.130")
+
+
+def test_an_interface_may_be_called_what_the_kernel_allows(rig: Rig, clean_hosts: CleanHosts) -> None:
+    """By root of the container, and nobody knows before it is frozen."""
+    clean_hosts.allow("snapshot")
+    rig.guest("hosta", "c1", "tick", ip="10.0.3.133")
+    rig.sh("hosta", """nsenter -t $(lxc-info -n c1 -pH) -n ip link add name 'x"y' type bridge""")
+    begun = rig.probe("hosta", "c1")["start"]
+    rig.migrator("hosta", "migrate", "c1", "-d", DESTINATION).expect(0)
+    found = rig.probe("hostb", "c1")
+    assert found["intact"] and found["start"] == begun
+    setting = "'/proc/sys/net/ipv6/conf/x\"y/accept_dad'"
+    assert rig.sh("hostb", f"nsenter -t $(lxc-info -n c1 -pH) -n cat {setting}") == "1\n"
+
+
+def test_a_port_that_could_not_be_silenced_is_found_before_the_freeze(rig: Rig, clean_hosts: CleanHosts) -> None:
+    rig.guest("hosta", "c1", "tick", config=["lxc.net.0.veth.pair = _*"])
+    rig.migrator("hosta", "prepare-data", "c1", "-d", DESTINATION).expect(0)
+    rig.migrator("hostb", "import-data", "c1").expect(0)
+    outcome = rig.migrator("hosta", "create-dump", "c1", "-d", DESTINATION, "--json")
+    assert outcome.error["code"] == "invalid-name", outcome
+    assert not [each for each in rig.status("hosta", "c1")["events"] if each["step"] == "freeze"]
     assert rig.probe("hosta", "c1")["intact"]
+    rig.migrator("hosta", "rollback", "c1").expect(0)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from migrator import layout, network
+from migrator.errors import Busy
 from migrator.journal import Journal, Migration
 from migrator.layout import Layout, locked
 from migrator.states import Event, Role
@@ -32,7 +33,8 @@ class Host:
         """A migration begins: it is recorded, and then has things in all places."""
         event = Event.RECEIVE if role is Role.DESTINATION else Event.SEND
         with locked(name):
-            made = self.journal.create(id=id, role=role, name=name, lxcpath=self.pool, peer="hosta", event=event, rounds=[])
+            made = self.journal.create(id=id, role=role, name=name, lxcpath=self.pool, peer="hosta", event=event,
+                                       rounds=[])
             for path in self.things(name, id):
                 path.mkdir(parents=True)
             self.silent[id] = []
@@ -104,7 +106,7 @@ def test_what_begins_meanwhile_loses_nothing(host: Host, at: int, role: Role, mo
             begun = True
             try:
                 host.begin(role=role)
-            except layout.Busy:
+            except Busy:
                 begun = False
         return honest(*given)
 

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Migrator was replaced by this version while a migration was under way that an older one had begun.
+
+Versions before 2026-11-28 took a frozen container off its bridges, without a table of nftables; they kept what had
+arrived among the snapshots, and images in /dev/shm.
+"""
+
+from __future__ import annotations
+
+from tests.rig.conftest import CleanHosts
+from tests.rig.harness import DESTINATION, Rig
+from tests.rig.test_failures import STILL_FROZEN, failed
+
+TO_B = ("-d", DESTINATION)
+ADDRESS = "10.0.3.137"
+
+
+def received_formerly(rig: Rig) -> None:
+    """On hostb things lie where older versions had them."""
+    rig.sh("hostb", "cd /pool/.migrator && mkdir -p c1 && mv c1+/*.spool c1/ && rm -rf c1+")
+    rig.sh("hostb", "mkdir -p c1; id=$(basename /pool/.migrator/c1/*.spool .spool);"
+                    " mkdir -m 711 /dev/shm/migrator; mkdir /dev/shm/migrator/$id; echo page >/dev/shm/migrator/$id/x")
+
+
+def frozen_formerly(rig: Rig) -> None:
+    """On hosta the container is frozen as they did it."""
+    rig.sh("hosta", "for table in $(nft list tables netdev | grep -o 'migrator-.*'); do nft delete table netdev $table;"
+                    " done; ip link set dev _c1 nomaster")
+    assert rig.exec("client", "ping", "-c", "1", "-W", "1", ADDRESS, check=False).status == 1
+
+
+def dumped(rig: Rig) -> str:
+    rig.guest("hosta", "c1", "tick", ip=ADDRESS, config=["lxc.net.0.veth.pair = _c1"])
+    begun = str(rig.probe("hosta", "c1")["start"])
+    rig.migrator("hosta", "prepare-data", "c1", *TO_B).expect(0)
+    rig.migrator("hostb", "import-data", "c1").expect(0)
+    rig.migrator("hosta", "create-dump", "c1", *TO_B).expect(0)
+    received_formerly(rig)
+    frozen_formerly(rig)
+    return begun
+
+
+def given_back(rig: Rig, begun: str) -> None:
+    rig.migrator("hosta", "rollback", "c1").expect(0)
+    rig.reaches("client", ADDRESS)
+    found = rig.probe("hosta", "c1")
+    assert found["running"] and found["intact"] and found["start"] == begun, found
+    assert rig.leftovers() == []
+    for host in ("hosta", "hostb"):
+        assert rig.sh(host, "ls /dev/shm/migrator 2>/dev/null", check=False) == ""
+    assert rig.sh("hostb", "ls /pool").strip() == ""
+
+
+def test_a_container_that_it_froze_is_given_back(rig: Rig, clean_hosts: CleanHosts) -> None:
+    given_back(rig, dumped(rig))
+
+
+def test_what_it_received_is_not_restored(rig: Rig, clean_hosts: CleanHosts) -> None:
+    begun = dumped(rig)
+    error = failed(rig.migrator("hostb", "restore-dump", "c1", "--json"), STILL_FROZEN, "restore-failed")
+    assert "an older version of migrator" in str(error["message"])
+    given_back(rig, begun)
+
+
+def test_what_it_received_of_the_disk_is_sent_again(rig: Rig, clean_hosts: CleanHosts) -> None:
+    clean_hosts.allow("snapshot")
+    rig.guest("hosta", "c1", "tick", ip=ADDRESS)
+    begun = rig.probe("hosta", "c1")["start"]
+    rig.migrator("hosta", "prepare-data", "c1", *TO_B).expect(0)
+    received_formerly(rig)
+    error = rig.migrator("hostb", "import-data", "c1", "--json").error
+    assert error["code"] == "receive-failed" and "an older version of migrator" in error["message"]
+    for host, *command in (("hosta", "prepare-data", "c1", *TO_B), ("hostb", "import-data", "c1"),
+                           ("hosta", "create-dump", "c1", *TO_B), ("hostb", "restore-dump", "c1"),
+                           ("hosta", "finish", "c1")):
+        rig.migrator(host, *command).expect(0)
+    found = rig.probe("hostb", "c1")
+    assert found["intact"] and found["start"] == begun
+    assert [line for line in rig.leftovers() if ": snapshot: " not in line] == []
+    assert rig.sh("hostb", "ls /dev/shm/migrator").strip() == ""
+
+
+def test_cleanup_knows_its_places(rig: Rig, clean_hosts: CleanHosts) -> None:
+    """Of migrations that have ended, or that the journal does not know; a table for interfaces that are gone, too."""
+    rig.sh("hosta", """
+        mkdir -p -m 700 /pool/.migrator/c1/0badc0de.spool /pool/.migrator/c1/0badc0de.images
+        mkdir -m 711 /dev/shm/migrator; mkdir /dev/shm/migrator/0badc0de
+        ip link add name _gone type veth peer name _gone2
+        nft 'table netdev migrator-0badc0de { chain ingress {
+            type filter hook ingress devices = { "_gone" } priority -500; policy drop; } }'""")
+    refused = rig.migrator("hosta", "cleanup").expect(0)
+    assert "_gone neither hears nor says anything" in refused.stderr, refused
+    assert "migrator-0badc0de" in rig.sh("hosta", "nft list tables")
+    rig.sh("hosta", "ip link delete dev _gone")
+    rig.migrator("hosta", "cleanup").expect(0)
+    assert rig.leftovers() == []
+    assert rig.sh("hosta", "ls /dev/shm/migrator").strip() == ""
