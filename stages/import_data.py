@@ -217,6 +217,7 @@ def _remove(layout: Layout) -> None:
     if layout.rootfs.exists() and not layout.is_own_rootfs():
         log.warning(f"{layout.rootfs} was not made by migration {layout.id}: {layout.container} stays")
         return
+    layout.make_folder()  # where an older version has begun it there is none yet
     put(layout.container, layout.beside)
     layout.drop_beside()
 

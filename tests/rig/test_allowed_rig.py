@@ -123,13 +123,12 @@ def stream(outside: str) -> bytes:
 
 
 def wider_stream(name: str) -> bytes:
-    """The subvolume `name`, and beside it another one and a folder with a third one in it."""
+    """The subvolume `name`, and beside it another one and a folder."""
     number = struct.pack("<Q", 1)
     return b"btrfs-stream\0" + struct.pack("<I", 1) + b"".join([
         command(SUBVOL, path=(PATH, name.encode()), uuid=(UUID, b"u" * 16), ctransid=(CTRANSID, number)),
         command(MKDIR, path=(PATH, b"../0badc0de.spool"), ino=(INO, number)),
         command(MKFILE, path=(PATH, b"../0badc0de.spool/config.json"), ino=(INO, number)),
-        command(SUBVOL, path=(PATH, b"0badc0de.spool/third"), uuid=(UUID, b"w" * 16), ctransid=(CTRANSID, number)),
         command(SUBVOL, path=(PATH, b"deadbeef.1"), uuid=(UUID, b"v" * 16), ctransid=(CTRANSID, number)),
         command(MKFILE, path=(PATH, b"blob"), ino=(INO, number)),
         command(END),

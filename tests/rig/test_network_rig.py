@@ -90,7 +90,7 @@ def test_an_interface_may_be_called_what_the_kernel_allows(rig: Rig, clean_hosts
 
 
 def test_a_port_that_could_not_be_silenced_is_found_before_the_freeze(rig: Rig, clean_hosts: CleanHosts) -> None:
-    rig.guest("hosta", "c1", "tick", config=["lxc.net.0.veth.pair = _*"])
+    rig.guest("hosta", "c1", "tick", ip="10.0.3.138", config=["lxc.net.0.veth.pair = _*"])
     rig.migrator("hosta", "prepare-data", "c1", "-d", DESTINATION).expect(0)
     rig.migrator("hostb", "import-data", "c1").expect(0)
     outcome = rig.migrator("hosta", "create-dump", "c1", "-d", DESTINATION, "--json")

@@ -7,18 +7,29 @@ arrived among the snapshots, and images in /dev/shm.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import pytest
+
 from tests.rig.conftest import CleanHosts
-from tests.rig.harness import DESTINATION, Rig
+from tests.rig.harness import DESTINATION, LXC_HOSTS, Rig
 from tests.rig.test_failures import STILL_FROZEN, failed
 
 TO_B = ("-d", DESTINATION)
 ADDRESS = "10.0.3.137"
 
 
+@pytest.fixture(autouse=True)
+def _memory(rig: Rig) -> Iterator[None]:
+    yield
+    for host in LXC_HOSTS:
+        rig.sh(host, "rm -rf /dev/shm/migrator")
+
+
 def received_formerly(rig: Rig) -> None:
     """On hostb things lie where older versions had them."""
     rig.sh("hostb", "cd /pool/.migrator && mkdir -p c1 && mv c1+/*.spool c1/ && rm -rf c1+")
-    rig.sh("hostb", "mkdir -p c1; id=$(basename /pool/.migrator/c1/*.spool .spool);"
+    rig.sh("hostb", "id=$(basename /pool/.migrator/c1/*.spool .spool);"
                     " mkdir -m 711 /dev/shm/migrator; mkdir /dev/shm/migrator/$id; echo page >/dev/shm/migrator/$id/x")
 
 
@@ -46,7 +57,7 @@ def given_back(rig: Rig, begun: str) -> None:
     found = rig.probe("hosta", "c1")
     assert found["running"] and found["intact"] and found["start"] == begun, found
     assert rig.leftovers() == []
-    for host in ("hosta", "hostb"):
+    for host in LXC_HOSTS:
         assert rig.sh(host, "ls /dev/shm/migrator 2>/dev/null", check=False) == ""
     assert rig.sh("hostb", "ls /pool").strip() == ""
 
@@ -87,7 +98,7 @@ def test_cleanup_knows_its_places(rig: Rig, clean_hosts: CleanHosts) -> None:
         mkdir -m 711 /dev/shm/migrator; mkdir /dev/shm/migrator/0badc0de
         ip link add name _gone type veth peer name _gone2
         nft 'table netdev migrator-0badc0de { chain ingress {
-            type filter hook ingress devices = { "_gone" } priority -500; policy drop; } }'""")
+            type filter hook ingress devices = { "_gone" } priority -500; policy drop; }; }'""")
     refused = rig.migrator("hosta", "cleanup").expect(0)
     assert "_gone neither hears nor says anything" in refused.stderr, refused
     assert "migrator-0badc0de" in rig.sh("hosta", "nft list tables")
