@@ -403,6 +403,7 @@ class ReceiveFailed(MigratorError):
     """btrfs receive into {path} failed: {reason}"""
 
     status = 54
+    cure = "The data must be sent again."
 
 
 class SnapshotFailed(MigratorError):

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A snapshot that is received: what else its stream brings is taken away again, and it is refused.
 
-Who makes a stream by hand can have `btrfs receive` make any subvolume, folder or file beside the one that was announced
-(btrfs-receive(8)), in the folder that it is confined to. What was there before is written down, so that this is told
-from what belongs to others, also after the receive was killed.
+Who makes a stream by hand can have `btrfs receive` make any subvolume, folder or file beside the one that was announced,
+in the folder that it is confined to: it joins paths as they come, `..` too (process_subvol and process_mkdir in
+btrfs-progs' cmds/receive.c). What was there before is written down, so that this is told from what belongs to others,
+also after the receive was killed.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from migrator import btrfs, log
-from migrator.errors import MigratorError, ReceiveFailed
+from migrator.errors import ReceiveFailed
 
-NOTE = "beside.json"  # in the spool, while a stream is received: the names that may lie beside the snapshot
+NOTE = "beside.json"  # in the spool, while a stream is received: what lay beside the snapshot before, and its name
 _SHOWN = 3
 
 
@@ -27,9 +28,10 @@ def receive(stream: Iterable[bytes | memoryview], target: Path, spool: Path) -> 
     Raises ReceiveFailed also where it brings anything else. The caller removes a `target` that is not whole.
     """
     clear(target.parent, spool)
-    btrfs.delete(target)  # what a receive that was killed has left
+    if os.path.lexists(target):
+        _remove(target)  # what a receive that was killed has left
     # Not synced: should a power cut take the note, it also takes what was received later.
-    (spool / NOTE).write_text(json.dumps([*os.listdir(target.parent), target.name]))
+    (spool / NOTE).write_text(json.dumps({"before": _names(target.parent), "target": target.name}))
     try:
         btrfs.receive(stream, target.parent)
     finally:
@@ -40,17 +42,23 @@ def receive(stream: Iterable[bytes | memoryview], target: Path, spool: Path) -> 
 
 
 def clear(folder: Path, spool: Path) -> list[str]:
-    """Remove what the last receive has brought into `folder` beside its snapshot; returns the names."""
+    """Remove what the last receive has brought into `folder` that is not its snapshot; returns the names."""
     try:
-        noted = set(json.loads((spool / NOTE).read_text()))
-    except (OSError, ValueError, TypeError):
+        noted = json.loads((spool / NOTE).read_text())
+        before, target = set(noted["before"]), noted["target"]
+    except (OSError, ValueError, TypeError, KeyError):
         return []
-    brought = [name for name in os.listdir(folder) if name not in noted] if folder.is_dir() else []
+    brought = [name for name in _names(folder) if name not in before
+               and not (name == target and btrfs.is_subvolume(folder / name))]
     for name in brought:
         log.warning(f"{name!r} came with a stream that has no business to bring it: it is removed from {folder}")
         _remove(folder / name)
     (spool / NOTE).unlink()
     return brought
+
+
+def _names(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()] if folder.is_dir() else []
 
 
 def _remove(path: Path) -> None:
@@ -65,5 +73,5 @@ def _remove(path: Path) -> None:
                 if inner.is_dir() and not inner.is_symlink():
                     _remove(inner)
             shutil.rmtree(path)
-    except (MigratorError, OSError, RecursionError) as error:
+    except Exception as error:  # whatever it is called, and however deep it is, a rollback goes on
         log.warning(f"{path} could not be removed: {error}")

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Self
 
 from migrator import log, lxc, network
-from migrator.errors import MigratorError
 from migrator.network import Port
 
 _BY_HAND = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1}
@@ -63,7 +62,7 @@ def thaw(frozen: Frozen) -> None:
 def _try(otherwise: str, step: Callable[[], None]) -> None:
     try:
         step()
-    except (MigratorError, OSError) as error:
+    except Exception as error:  # nothing is worth more than the thaw, which comes after
         log.warning(f"{otherwise}: {error}")
 
 

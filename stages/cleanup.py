@@ -137,7 +137,8 @@ def _clean_leftovers(cleaner: Cleaner, journal: Journal, lxcpath: Path) -> None:
         _when_ended(journal, id_, lambda id_=id_: _remove_table(cleaner, journal, id_))  # type: ignore[misc]
     root = lxcpath / FOLDER
     names = {path.name.removesuffix(WORK) for path in root.iterdir()} if root.is_dir() else set()
-    for name in sorted(names | {each.name for each in journal.all() if each.ended and each.detail.get("kept")}):
+    names |= {each.name for each in journal.all() if each.ended and each.detail.get("kept")}
+    for name in sorted(names - {""}):
         try:
             with locked(name):
                 _clean_name(cleaner, journal, Layout(lxcpath, name, "00000000"))

@@ -175,9 +175,7 @@ class Restore:
         let_run.drop(let_run.mark(self.layout.spool))
         self.migration.move(Event.RESTORE)
         try:
-            if self.layout.began_formerly():
-                raise RestoreFailed(name=name, log="not there", reason="an older version of migrator has received what"
-                                    " this one would need, and kept it in another place")
+            self._refuse_former()
             images = self._images() if self.migration.memory else None
             prepared = self._apply(images)
             self.end = min(self.end, self.leave())
@@ -202,6 +200,11 @@ class Restore:
         )
 
     # --- the steps ---
+
+    def _refuse_former(self) -> None:
+        if self.layout.began_formerly():
+            raise RestoreFailed(name=self.migration.name, log="not there", reason="an older version of migrator has"
+                                " received what this one would need, and kept it in another place")
 
     def _images(self) -> Path:
         if self.images is None:

@@ -58,6 +58,7 @@ def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pool]:
         made = Pool(tmp_path / "pool", journal)
         made.path.mkdir()
         monkeypatch.setattr(btrfs, "info", made.info)
+        monkeypatch.setattr(btrfs, "is_subvolume", lambda path: path.is_dir())
         monkeypatch.setattr(btrfs, "delete", lambda path: shutil.rmtree(path, ignore_errors=True))
         monkeypatch.setattr(btrfs, "wait_deleted", lambda _: None)
         yield made

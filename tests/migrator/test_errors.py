@@ -31,7 +31,7 @@ CLASSES = [cls for cls in by_code().values() if cls not in (MigratorError, Outco
 ANSWERS = [cls for cls in CLASSES if not issubclass(cls, OutcomeError)]
 
 # Where nothing general can be said: the message's reason is all there is.
-WITHOUT_CURE = {"usage-error", "interrupted", "command-timeout", "config-invalid", "send-failed", "receive-failed",
+WITHOUT_CURE = {"usage-error", "interrupted", "command-timeout", "config-invalid", "send-failed",
                 "snapshot-failed", "read-failed"}
 
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -44,7 +43,7 @@ class Here:
         incoming.receive([], self.folder / TARGET, self.spool)
 
     def names(self) -> set[str]:
-        return set(os.listdir(self.folder))
+        return {path.name for path in self.folder.iterdir()}
 
 
 @pytest.fixture
@@ -76,17 +75,25 @@ def tree(here: Here) -> None:
     (here.folder / "0badc0de.spool" / "config.json").write_text("{}")
 
 
+def no_subvolume(here: Here) -> None:
+    """It has the name of the snapshot, and was made by a path that leads out of another one."""
+    (here.folder / TARGET).rmdir()
+    (here.folder / TARGET).write_text("")
+    (here.folder / "other.sub").mkdir()
+
+
 def file_and_link(here: Here) -> None:
     (here.folder / "\x1b[2J").write_text("")
     (here.folder / "link").symlink_to(here.spool.parent)
 
 
-@pytest.mark.parametrize("brings", [subvolume, other_migrations, tree, file_and_link])
+@pytest.mark.parametrize("brings", [subvolume, other_migrations, tree, no_subvolume, file_and_link])
 def test_one_that_brings_more_is_refused(here: Here, brings: Callable[[Here], None]) -> None:
     here.brings = lambda: brings(here)
     with pytest.raises(ReceiveFailed, match="brings more"):
         here.receive()
-    assert here.names() == {*BEFORE, TARGET}
+    assert here.names() - {TARGET} == BEFORE
+    assert not (here.folder / TARGET).is_file()
     assert here.spool.is_dir()
 
 
@@ -102,14 +109,14 @@ def test_one_that_fails_says_why(here: Here) -> None:
 
 
 def test_what_one_that_was_killed_has_brought_goes_with_the_next(here: Here) -> None:
-    (here.spool / incoming.NOTE).write_text(json.dumps([*here.names(), TARGET]))
+    (here.spool / incoming.NOTE).write_text(json.dumps({"before": [*here.names()], "target": TARGET}))
     other_migrations(here)
     tree(here)
     here.receive()
     assert here.names() == {*BEFORE, TARGET}
 
 
-@pytest.mark.parametrize("note", [None, "", "7", "[[]]", '["notes.txt"'])
+@pytest.mark.parametrize("note", [None, "", "7", "[]", "{}", '{"before": [[]], "target": ""}', '{"before": ["a"'])
 def test_without_a_note_nothing_goes(here: Here, note: str | None) -> None:
     """A power cut can leave an empty one."""
     if note is not None:

@@ -79,6 +79,22 @@ def test_commands() -> None:
     assert Port(**found[0].to_json()) == found[0]
 
 
+@pytest.mark.parametrize(("where", "left"), [
+    ('device "veth1"', ["veth1"]), ("devices = { veth1, gone, lo }", ["lo", "veth1"]),
+    ('devices = { "veth1", "-x" }', ["-x", "veth1"]), ('device "gone"', []), ("devices = { gone }", []),
+])
+def test_what_a_table_keeps_silent(where: str, left: list[str], tmp_path: Path,
+                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    """As nft(8) shows it: 1.0.6 and 1.1 with and without quotes."""
+    for name in ("veth1", "lo", "-x"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(network, "CLASS_NET", tmp_path)
+    said = f"table netdev t {{\n\tchain egress {{\n\t\ttype filter hook egress {where} priority -500; policy drop;\n"
+    monkeypatch.setattr(network, "run", lambda *_, **__: subprocess.CompletedProcess([], 0, said))
+    monkeypatch.setattr(subprocess.CompletedProcess, "text", property(lambda done: done.stdout), raising=False)
+    assert network.still_silenced("0badc0de") == left
+
+
 @pytest.mark.parametrize("name", ['a"b', "eth*", "a\\b", "x; drop"])
 def test_a_name_that_could_mean_something_else_to_nft(name: str) -> None:
     with pytest.raises(InvalidName):
@@ -167,6 +183,7 @@ def test_silenced_and_heard_again(container: int, host: None) -> None:
     assert answers() and answers("10.9.0.2", *inside)
     found, before = network.ports(container), shown()
     network.silence("0badc0de", found)
+    assert network.silenced() == ["0badc0de"]
     heard = packets()
     assert not answers(patience=1)
     assert packets() == heard, "nothing has come in"
@@ -175,6 +192,7 @@ def test_silenced_and_heard_again(container: int, host: None) -> None:
     assert (shown(), network.ports(container)) == (before, found)
     network.hear("0badc0de")
     network.hear("0badc0de")
+    assert network.silenced() == []
     assert answers()
     network.plug(container, found)
     assert shown() == before

@@ -204,7 +204,7 @@ def test_a_note_that_a_stream_has_made_is_none(host: Host) -> None:
     here = Layout(host.pool, "web", "deadbeef")
     spool = here.folder / here.spool.name
     spool.mkdir()
-    (spool / "beside.json").write_text(json.dumps([]))
+    (spool / "beside.json").write_text(json.dumps({"before": [], "target": ""}))
     host.clean()
     assert not spool.exists()
     assert all(path.is_dir() for path in host.things())
