@@ -113,8 +113,9 @@ def unfenced(text: str) -> str:
     """The configuration without our fence, to the byte as it was before; also without one of an older version."""
 
     def instead(fence: re.Match[str]) -> str:
-        before, after = text[:fence.start()], text[fence.end():]
-        return "\n" if before and after and not before.endswith("\n") else ""  # somebody has added lines behind it
+        begin, end = fence.span()
+        between = begin > 0 and end < len(text) and text[begin - 1] != "\n"
+        return "\n" if between else ""  # somebody has added lines behind it
 
     return _FENCE.sub(instead, text)
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A snapshot that is received: what else its stream brings is taken away again, and it is refused.
 
-Who makes a stream by hand can have `btrfs receive` make any subvolume, folder or file beside the one that was announced,
-in the folder that it is confined to: it joins paths as they come, `..` too (process_subvol and process_mkdir in
-btrfs-progs' cmds/receive.c). What was there before is written down, so that this is told from what belongs to others,
-also after the receive was killed.
+Who makes a stream by hand can have `btrfs receive` make any subvolume, folder or file beside the one that was
+announced, in the folder that it is confined to: it joins paths as they come, `..` too (process_subvol and process_mkdir
+in btrfs-progs' cmds/receive.c). What was there before is written down, so that this is told from what belongs to
+others, also after the receive was killed.
 """
 
 from __future__ import annotations

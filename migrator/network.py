@@ -28,6 +28,7 @@ from migrator import log, names
 from migrator.errors import InvalidName, ProgramMissing
 from migrator.run import run
 
+KERNEL = (5, 16)  # from here on nftables has a hook for what leaves by an interface
 CLASS_NET = Path("/sys/class/net")
 ANNOUNCEMENTS = (0.0, 0.05, 0.15, 0.4, 1.0)  # seconds after the restore; a switch may miss one
 _ETH_ARP, _ETH_IPV6 = 0x0806, 0x86DD
@@ -82,7 +83,7 @@ def table(migration: str) -> str:
 
 
 def silence_command(migration: str, found: Sequence[Port]) -> list[str]:
-    """Put the table in place, or anew: all of it at once (nft(8), family netdev; egress needs Linux 5.16).
+    """Put the table in place, or anew: all of it at once (nft(8), family netdev; egress since KERNEL).
 
     Raises InvalidName for an interface that nft could not be told of, or would take for several.
     """

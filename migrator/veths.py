@@ -53,7 +53,7 @@ class Veth:
         return f"external netdev[{self.inside}]:{self.made}"
 
 
-def possible(kernel: tuple[int, int]) -> bool:
+def possible(kernel: tuple[int, ...]) -> bool:
     """Whether pairs can be made beforehand on this kernel."""
     return kernel >= KERNEL
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +204,8 @@ def drop_way_back(migration: Migration) -> None:
         (layout.old / name).unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         layout.old.rmdir()
+    btrfs.delete(layout.former_old / "rootfs")
+    shutil.rmtree(layout.former_old, ignore_errors=True)
     container_config.drop_copies(layout.container, keep=layout.id)
     layout.drop_images()
     incoming.clear(layout.folder, layout.spool)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable, Iterator
 
+from migrator import network, veths
 from migrator.preflight.case import Case, Check, listed
 from migrator.preflight.config_facts import Net
 from migrator.preflight.findings import Finding, Severity, define
@@ -31,6 +32,11 @@ NET_UNTRIED = define("network-not-bridged", WARNING, """macvlan and phys interfa
     device of that name, but only a veth on a bridge keeps its connections for certain.""", memory_only=True)
 ROUTER = define("veth-router", ERROR, """LXC sets a routed veth up at a start alone: its gateway and the routes to the
     container's addresses would be missing on the destination, and nobody would reach it.""", memory_only=True)
+UNMADE = define("veth-not-made", ERROR, """CRIU cannot be relied on to make the veth of a container with ids of its own,
+    and it can be made beforehand only from Linux 5.13 on, under a name that CRIU's configuration file takes.""",
+    memory_only=True)
+SILENCE = define("network-not-silenced", ERROR, """While it is frozen the container must neither hear nor say anything:
+    what it says can be dropped at its veth's end on the host from Linux 5.16 on.""", memory_only=True)
 VLAN = define("bridge-without-vlans", ERROR, """lxc.net.N.veth.vlan.* sets the VLANs of the veth's port on its bridge,
     which must tell them apart.""")
 BRIDGE = define("bridge-missing", ERROR, "The container's veth is put on a bridge, which the destination must have.")
@@ -73,6 +79,27 @@ def types(case: Case) -> Iterator[Finding]:
     for entry in case.container.config.shared_namespaces:
         yield SHARED_NS.found(f"{name} does not have all namespaces to itself: lxc.namespace.{entry}.",
                               "Remove the line and start the container anew.")
+
+
+def silence(case: Case) -> Iterator[Finding]:
+    if case.source.kernel_version < network.KERNEL and any(net.type == "veth" for net in case.container.config.nets):
+        yield SILENCE.found(f"{case.source.name} has the kernel {case.source.kernel}.",
+                            f"Boot {case.source.name} with a newer one, or move it with --no-memory.")
+
+
+def made(case: Case) -> Iterator[Finding]:
+    """Those of a container with root's own ids CRIU makes itself."""
+    there, config = case.destination, case.container.config
+    if not there or not config.idmaps:
+        return
+    possible = veths.possible(there.kernel_version)
+    for veth in veths.planned(config.nets, "", beforehand=possible):
+        if not veth.made:
+            why = f"with the name {veth.inside!r}" if possible else f"with the kernel {there.kernel}"
+            yield UNMADE.found(
+                f"lxc.net.{veth.number} of {case.container.name} cannot be made on {there.name} {why}.",
+                f"Set lxc.net.{veth.number}.name to letters and digits and start the container anew, or move it with"
+                " --no-memory." if possible else f"Boot {there.name} with Linux 5.13 or newer.")
 
 
 def links(case: Case) -> Iterator[Finding]:
@@ -305,4 +332,6 @@ def _plain(texts: Iterable[str]) -> list[ipaddress.IPv4Address | ipaddress.IPv6A
     return list(dict.fromkeys(interface.ip for interface in _parsed(texts)))
 
 
-CHECKS: tuple[Check, ...] = (types, links, inside, mtu, subnet, segments, addresses, hardware_addresses, pairs, leases)
+CHECKS: tuple[Check, ...] = (
+    types, silence, made, links, inside, mtu, subnet, segments, addresses, hardware_addresses, pairs, leases,
+)

@@ -91,6 +91,7 @@ def test_what_it_received_of_the_disk_is_sent_again(rig: Rig, clean_hosts: Clean
     received_formerly(rig)
     error = rig.migrator("hostb", "import-data", "c1", "--json").error
     assert error["code"] == "receive-failed" and "an older version of migrator" in error["message"]
+    rig.sh("hostb", "cd /pool/.migrator/c1; id=$(basename *.spool .spool); mkdir $id.old; echo x >$id.old/config")
     for host, *command in (("hosta", "prepare-data", "c1", *TO_B), ("hostb", "import-data", "c1"),
                            ("hosta", "create-dump", "c1", *TO_B), ("hostb", "restore-dump", "c1"),
                            ("hosta", "finish", "c1")):
