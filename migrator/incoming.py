@@ -29,7 +29,7 @@ def receive(stream: Iterable[bytes | memoryview], target: Path, spool: Path) -> 
     """
     clear(target.parent, spool)
     if os.path.lexists(target):
-        _remove(target)  # what a receive that was killed has left
+        remove(target)  # what a receive that was killed has left
     # Not synced: should a power cut take the note, it also takes what was received later.
     (spool / NOTE).write_text(json.dumps({"before": _names(target.parent), "target": target.name}))
     try:
@@ -52,7 +52,10 @@ def clear(folder: Path, spool: Path) -> list[str]:
                and not (name == target and btrfs.is_subvolume(folder / name))]
     for name in brought:
         log.warning(f"{name!r} came with a stream that has no business to bring it: it is removed from {folder}")
-        _remove(folder / name)
+        try:
+            remove(folder / name)
+        except Exception as error:  # whatever it is called, and however deep it is, a rollback goes on
+            log.warning(f"{folder / name} could not be removed: {error}")
     (spool / NOTE).unlink()
     return brought
 
@@ -61,17 +64,14 @@ def _names(folder: Path) -> list[str]:
     return [path.name for path in folder.iterdir()] if folder.is_dir() else []
 
 
-def _remove(path: Path) -> None:
-    """Whatever it is, subvolumes in it too."""
-    try:
-        if path.is_symlink() or not path.is_dir():
-            path.unlink()
-        elif btrfs.is_subvolume(path):
-            btrfs.delete(path)
-        else:
-            for inner in path.iterdir():
-                if inner.is_dir() and not inner.is_symlink():
-                    _remove(inner)
-            shutil.rmtree(path)
-    except Exception as error:  # whatever it is called, and however deep it is, a rollback goes on
-        log.warning(f"{path} could not be removed: {error}")
+def remove(path: Path) -> None:
+    """Remove whatever it is, with the subvolumes in it; raises OSError, SnapshotFailed."""
+    if path.is_symlink() or not path.is_dir():
+        path.unlink()
+    elif btrfs.is_subvolume(path):
+        btrfs.delete(path)
+    else:
+        for inner in path.iterdir():
+            if inner.is_dir() and not inner.is_symlink():
+                remove(inner)
+        shutil.rmtree(path)

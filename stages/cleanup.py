@@ -216,5 +216,4 @@ def _clean_folder(cleaner: Cleaner, folder: Path, alive: set[str], *, copies: bo
 def _remove_tree(path: Path) -> None:
     if path.suffix == ".spool" and path.parent.name.endswith(WORK):  # among the snapshots a stream may have made it
         incoming.clear(path.parent.with_name(path.parent.name.removesuffix(WORK)), path)
-    btrfs.delete(path / "rootfs")
-    shutil.rmtree(path)
+    incoming.remove(path)

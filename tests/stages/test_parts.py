@@ -81,7 +81,11 @@ def test_cleaning_a_folder_keeps_what_is_alive_and_what_is_not_ours(tmp_path: Pa
              "00000001.spool.bak", "x.spool"]
     for name in names:
         (folder / name / "deep").mkdir(parents=True)
+    (folder / "00000002.spool").write_text("")  # a stream may have made it
+    (folder / "00000002.images").symlink_to(tmp_path)
     gone = {"00000001.spool", "00000001.old", "00000001.images"}
+    names += (odd := ["00000002.spool", "00000002.images"])
+    gone |= set(odd)
     dry = cleanup.Cleaner(dry_run=True)
     cleanup._clean_folder(dry, folder, {"0badc0de"})
     assert {Path(path).name for path in dry.removed} == gone
