@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Run the mutants and judge who has survived; see the package's docstring."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.mutants import explained, page
+from tests.mutants.where import TESTS, WHERE
+
+TREE = Path(__file__).resolve().parents[2]
+WORK = TREE / "build" / "mutants"
+COPY = WORK / "tree"
+RESULTS = WORK / "results.json"
+# Of every kind that a mutant could reach out of: see tool.confine.
+UNSHARE = ["unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child", "--net", "--ipc", "--uts"]
+CONFIG = """\
+[tool.mutmut]
+source_paths = ["migrator", "stages", "tunnel"]
+only_mutate = {files}
+also_copy = {also}
+pytest_add_cli_args = ["-p", "no:cacheprovider", "--hypothesis-seed=0"]
+pytest_add_cli_args_test_selection = {tests}
+process_isolation = "forkserver"
+use_git_change_detection = false
+timeout_multiplier = 5.0
+timeout_constant = 4.0
+"""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.mutants", description="Would a test notice?")
+    parser.add_argument("modules", nargs="*", help="parts of names of modules; all without")
+    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
+    args = parser.parse_args()
+    files = [file for file in WHERE if not args.modules or any(part in file for part in args.modules)]
+    found = run(files, args.jobs)
+    unexplained, stale = explained.judge(found, files)
+    for each in unexplained:
+        print(f"\n{each['status']}: {each['file']}\n{each['diff']}")
+    for reason in stale:
+        print(f"\nno such survivor any more: {reason}")
+    print(f"\n{len(found)} mutants, {len(unexplained)} that no test notices and nobody has explained")
+    if not unexplained and not args.modules:
+        page.write(found)
+    return 1 if unexplained or stale else 0
+
+
+def run(files: list[str], jobs: int) -> list[dict[str, Any]]:
+    """What became of the mutants of these files; raises CalledProcessError where mutmut could not begin."""
+    shutil.rmtree(WORK, ignore_errors=True)
+    (WORK / "tmp").mkdir(parents=True)
+    git = ["git", "-c", "safe.directory=*", "-C", str(TREE), "ls-files", "--cached", "--others", "--exclude-standard"]
+    for name in subprocess.run(git, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                               check=True).stdout.splitlines():
+        if (TREE / name).is_file():
+            (COPY / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(TREE / name, COPY / name)
+    also = [path.name for path in COPY.iterdir() if path.name not in ("migrator", "stages", "tunnel", "tests")]
+    (COPY / "pyproject.toml").write_text(
+        CONFIG.format(files=json.dumps(files), also=json.dumps(also), tests=json.dumps(TESTS)))
+    subprocess.run([*UNSHARE, sys.executable, COPY / "tests/mutants/tool.py", str(jobs), RESULTS],
+                   cwd=COPY, stdin=subprocess.DEVNULL, check=True)
+    return list(json.loads(RESULTS.read_text()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The table in docs/reliability.md."""
+
+from __future__ import annotations
+
+import collections
+from pathlib import Path
+from typing import Any
+
+from tests.mutants import explained
+from tests.mutants.where import WHERE
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "reliability.md"
+BEGIN, END = "<!-- mutants: begin -->", "<!-- mutants: end -->"
+
+
+def write(found: list[dict[str, Any]]) -> None:
+    text = PAGE.read_text()
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    PAGE.write_text(f"{before}{BEGIN}\n\n{table(found)}\n{END}{after}")
+
+
+def table(found: list[dict[str, Any]]) -> str:
+    """By module: how many, how many a test noticed, and why the others make no difference."""
+    lines = ["| module | mutants | noticed | without a difference |", "| --- | ---: | ---: | ---: |"]
+    for file in WHERE:
+        of = [each for each in found if each["file"] == file]
+        noticed = sum(each["status"] in ("killed", "timeout") for each in of)
+        lines.append(f"| {file} | {len(of)} | {noticed} | {len(of) - noticed} |")
+    total = collections.Counter(each["status"] in ("killed", "timeout") for each in found)
+    lines.append(f"| all | {len(found)} | {total[True]} | {total[False]} |")
+    reasons: dict[str, list[explained.Change]] = {}
+    for change, reason in explained.read(explained.FILE.read_text()):
+        reasons.setdefault(reason, []).append(change)
+    why = [f"- {reason} ({len(changes)}, {', '.join(sorted({change.file for change in changes}))})"
+           for reason, changes in reasons.items()]
+    return "\n".join([*lines, "", *why, ""])

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""mutmut with our `operators`, in the copy of the tree that it works on. Started by `python -m tests.mutants` alone.
+
+    tool.py JOBS OUTPUT
+
+What became of each mutant is put into OUTPUT as JSON.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+WRITABLE = Path.cwd().parent  # the folder of the copy, of the tests' temporary files and of the output
+
+
+def confine() -> None:
+    """Make everything else read-only, in this mount namespace.
+
+    The caller has made namespaces of every kind for this process: a mutant that takes 0 or -1 for a process id, or /
+    for a folder, finds nobody there and nothing that it can remove.
+    """
+    run = ["mount", "--no-mtab"]
+    subprocess.run([*run, "--bind", WRITABLE, WRITABLE], check=True)
+    for target in _mounts():
+        if target != str(WRITABLE) and not target.startswith(("/proc", "/dev/")):
+            subprocess.run([*run, "-o", "remount,bind,ro", target], check=True)
+    for target in ("/run", "/dev/shm"):
+        subprocess.run([*run, "-t", "tmpfs", "-o", "mode=0755", "tmpfs", target], check=True)
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    os.chdir(Path.cwd())  # what lies there now
+
+
+def _mounts() -> list[str]:
+    """Where something is mounted (proc_pid_mountinfo(5))."""
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    return sorted({line.split()[4].encode().decode("unicode_escape") for line in lines})
+
+
+def main(jobs: str, output: str) -> None:
+    confine()
+    os.environ["TMPDIR"] = str(WRITABLE / "tmp")
+    os.environ["PYTHONPATH"] = str(Path.cwd() / "mutants")  # for the programs that tests start
+    ours = Path(__file__).parent
+    sys.path[:] = [str(ours), *(each for each in sys.path if each != str(ours))]
+    importlib.import_module("operators").install(importlib.import_module("where").is_wanted)
+    del sys.path[0]
+    _quieten()
+    program: Any = importlib.import_module("mutmut.__main__")
+    program._run((), int(jobs))
+    Path(output).write_text(json.dumps(list(_results()), indent=1))
+
+
+def _quieten() -> None:
+    """Two habits of mutmut's that do not go with these tests."""
+    harness: Any = importlib.import_module("mutmut.runners.harness")
+    stats, tests = harness.PytestRunner.run_stats, harness.PytestRunner.run_tests
+
+    def run_stats(self: Any, *, tests: Iterable[str]) -> int:
+        """Only this process counts what is called: a program that a test starts would fail at it."""
+        os.environ.pop("MUTANT_UNDER_TEST", None)
+        return int(stats(self, tests=tests))
+
+    def run_tests(self: Any, *, mutant_name: str | None, tests_: Iterable[str]) -> int:
+        """Each mutant has its own folder for temporary files: pytest keeps the last three of them all."""
+        folder = tempfile.mkdtemp()
+        os.environ["PYTEST_DEBUG_TEMPROOT"] = folder
+        try:
+            return int(tests(self, mutant_name=mutant_name, tests=tests_))
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    harness.PytestRunner.run_stats = run_stats
+    harness.PytestRunner.run_tests = lambda self, *, mutant_name, tests: run_tests(
+        self, mutant_name=mutant_name, tests_=tests)
+
+
+def _results() -> Iterator[dict[str, Any]]:
+    data: Any = importlib.import_module("mutmut.mutation.data")
+    apply: Any = importlib.import_module("mutmut.mutation.diff_apply")
+    status: Any = importlib.import_module("mutmut.stats").status_by_exit_code
+    files: Any = importlib.import_module("mutmut.utils.file_utils")
+    for path in sorted(files.walk_mutatable_files()):
+        found = data.SourceFileMutationData(path=path)
+        found.load()
+        for name, code in found.exit_code_by_key.items():
+            yield {
+                "file": str(path), "name": name, "status": status[code], "seconds": found.durations_by_key.get(name),
+                "diff": "" if status[code] == "killed" else apply.get_diff_for_mutant(name, path=path),
+            }
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
