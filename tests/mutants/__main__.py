@@ -19,6 +19,7 @@ TREE = Path(__file__).resolve().parents[2]
 WORK = TREE / "build" / "mutants"
 COPY = WORK / "tree"
 RESULTS = WORK / "results.json"
+LOG = WORK / "mutmut.log"
 # Of every kind that a mutant could reach out of: see tool.confine.
 UNSHARE = ["unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child", "--net", "--ipc", "--uts"]
 CONFIG = """\
@@ -66,8 +67,9 @@ def run(files: list[str], jobs: int) -> list[dict[str, Any]]:
     also = [path.name for path in COPY.iterdir() if path.name not in ("migrator", "stages", "tunnel", "tests")]
     (COPY / "pyproject.toml").write_text(
         CONFIG.format(files=json.dumps(files), also=json.dumps(also), tests=json.dumps(TESTS)))
-    subprocess.run([*UNSHARE, sys.executable, COPY / "tests/mutants/tool.py", str(jobs), RESULTS],
-                   cwd=COPY, stdin=subprocess.DEVNULL, check=True)
+    with LOG.open("w") as log:  # mutmut counts in place, which is for a terminal
+        subprocess.run([*UNSHARE, sys.executable, COPY / "tests/mutants/tool.py", str(jobs), RESULTS], cwd=COPY,
+                       stdin=subprocess.DEVNULL, stdout=None if sys.stdout.isatty() else log, check=True)
     return list(json.loads(RESULTS.read_text()))
 
 

@@ -29,8 +29,9 @@ BARE = ("property", "contextlib.contextmanager")
 
 def install(wanted: Callable[[str, str], bool]) -> None:
     """Have mutmut work so, in functions of a file whose name (`f` or `Class.f`) is wanted."""
-    known = [(kind, _prose_left_alone if operator is mutators.operator_string else operator)
-             for kind, operator in mutators.mutation_operators]
+    ours = {mutators.operator_string: _prose_left_alone, mutators.operator_arg_removal: _arguments,
+            mutators.operator_assignment: _assignments}
+    known = [(kind, ours.get(operator, operator)) for kind, operator in mutators.mutation_operators]
     mutators.mutation_operators[:] = [
         *known, (cst.Expr, _left_out), (cst.Raise, _left_out), (cst.If, _turned_round), (cst.CompIf, _turned_round),
         (cst.With, _not_entered),
@@ -96,8 +97,25 @@ def _is_bare(function: Any) -> bool:
 
 def _prose_left_alone(node: Any) -> Iterable[Any]:
     """Of a word, a wrong one: case alone tells nothing more."""
-    if " " not in node.value:
+    if isinstance(node, cst.SimpleString) and " " not in node.value:
         yield from list(mutators.operator_string(node))[:1]
+
+
+def _assignments(node: Any) -> Iterable[Any]:
+    if not isinstance(node.value, cst.FormattedString | cst.ConcatenatedString):
+        yield from mutators.operator_assignment(node)
+
+
+def _arguments(node: Any) -> Iterable[Any]:
+    """Of those that are left out, what has a name, and the last: without another the type checker stops it."""
+    for changed in mutators.operator_arg_removal(node):
+        left = len(changed.args) == len(node.args)
+        if left or changed.args == node.args[:-1] or _names_in(changed) != _names_in(node):
+            yield changed
+
+
+def _names_in(call: Any) -> list[str]:
+    return [each.keyword.value for each in call.args if each.keyword]
 
 
 def _left_out(node: Any) -> Iterable[Any]:

@@ -8,6 +8,7 @@ What became of each mutant is put into OUTPUT as JSON.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -71,6 +72,8 @@ def _quieten() -> None:
 
     def run_tests(self: Any, *, mutant_name: str | None, tests_: Iterable[str]) -> int:
         """Each mutant has its own folder for temporary files: pytest keeps the last three of them all."""
+        with contextlib.suppress(PermissionError):
+            os.setsid()  # a mutant that signals its own group does not mean the others
         folder = tempfile.mkdtemp()
         os.environ["PYTEST_DEBUG_TEMPROOT"] = folder
         try:

@@ -1,0 +1,337 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The offer of the token: what each answer records, and in which order a failed attempt is taken back."""
+
+# ruff: noqa: F811 -- fixtures
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from migrator import btrfs, container_config, criu
+from migrator.errors import (
+    Busy,
+    ConnectionLost,
+    DumpFailed,
+    DumpRefused,
+    Interrupted,
+    JournalBroken,
+    MigratorError,
+    SourceRunsAgain,
+    SourceStartedAgain,
+    SourceStateUnknown,
+    SourceStillFrozen,
+    SourceStillStopped,
+    SourceStoppedUnknown,
+)
+from migrator.journal import Journal, Migration
+from migrator.layout import Layout
+from migrator.protocol import Connection
+from migrator.states import Event, Owner, State
+from stages import offer
+from tests.stages.test_heal import dumping, journal, offered  # noqa: F401 -- a fixture
+
+
+class There:
+    """A destination that answers, or does not."""
+
+    peer_host = "hostb"
+
+    def __init__(self, answer: dict[str, Any] | Exception) -> None:
+        self.answer = answer
+        self.asked: list[tuple[str, dict[str, Any], dict[str, Any]]] = []
+
+    def _ask(self, op: str, limits: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
+        self.asked.append((op, limits, fields))
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+    def call(self, op: str, **fields: Any) -> dict[str, Any]:
+        return self._ask(op, {}, fields)
+
+    def call_within(self, seconds: float, op: str, **fields: Any) -> dict[str, Any]:
+        return self._ask(op, {"within": seconds}, fields)
+
+    def call_and_go(self, op: str, *, first: float, then: float, **fields: Any) -> dict[str, Any]:
+        return self._ask(op, {"first": first, "then": then}, fields)
+
+
+def connection(there: There) -> Connection:
+    return cast("Connection", there)
+
+
+@pytest.fixture
+def acts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is done here, in order; nothing of it is real but the fence and the images."""
+    done: list[str] = []
+
+    def thaw(migration: Migration) -> bool:
+        done.append(f"thawed, {migration.state} on record")
+        return True
+
+    monkeypatch.setattr(offer, "thaw_source", thaw)
+    monkeypatch.setattr(btrfs, "delete", lambda path: done.append(f"deleted {path.name}"))
+    monkeypatch.setattr(Layout, "drop_images", lambda _: done.append("images dropped"))
+    unfence = container_config.unfence
+
+    def unfenced(folder: Path, migration: str) -> None:
+        done.append("unfenced")
+        unfence(folder, migration)
+
+    monkeypatch.setattr(container_config, "unfence", unfenced)
+    return done
+
+
+def fence(migration: Migration) -> Path:
+    folder = migration.lxcpath / migration.name
+    folder.mkdir()
+    container_config.fence(folder, "lxc.uts.name = web\n", migration.id, "no")
+    return folder
+
+
+TAKEN_BACK = ["thawed, dumping on record", "images dropped", "deleted 0badc0de.1", "unfenced"]
+
+
+@pytest.mark.parametrize("there", State)
+@pytest.mark.parametrize("here", [State.DUMPING, State.OFFERED])
+def test_a_lost_answer_is_told_by_the_destinations_state(journal: Journal, here: State, there: State) -> None:
+    migration = dumping(journal) if here is State.DUMPING else offered(journal)
+    offer.settle(migration, there)
+    taken = here is State.OFFERED and there in (State.OWNED, State.RESTORING, State.RESTORED)
+    assert migration.state is (State.DUMPED if taken else here)
+
+
+def test_it_names_its_dump(journal: Journal) -> None:
+    migration = offered(journal)
+    assert offer.named(migration) == {"id": "0badc0de", "attempt": 0}
+    migration.note("attempt", attempt=3)
+    assert offer.attempt(migration) == 3 and offer.named(migration) == {"id": "0badc0de", "attempt": 3}
+
+
+@pytest.mark.parametrize(("within", "limits"), [
+    (None, {"within": offer.ANSWER_LIMIT}), (30.0, {"first": offer.ANSWER_LIMIT, "then": 30.0 + offer.ANSWER_LIMIT}),
+])
+def test_what_is_asked_and_answered(journal: Journal, within: float | None, limits: dict[str, float]) -> None:
+    migration = offered(journal)
+    migration.note("attempt", attempt=2, dad={"eth0": "1"})
+    there = There({"state": State.OWNED})
+    assert offer.make(migration, connection(there), restore_within=within) == {"state": State.OWNED}
+    more = {} if within is None else {"restore_within": within}
+    assert there.asked == [("own", limits, {"id": "0badc0de", "attempt": 2, "dad": {"eth0": "1"}} | more)]
+    assert migration.state is State.DUMPED and migration.owner is Owner.DESTINATION
+
+
+def test_without_addresses_there_is_nothing_to_bring_back(journal: Journal) -> None:
+    there = There({})
+    offer.make(offered(journal), connection(there))
+    assert there.asked[0][2]["dad"] == {}
+
+
+@pytest.mark.parametrize("memory", [True, False])
+@pytest.mark.parametrize("error", [ConnectionLost(destination="hostb", reason="?"), Busy(name="web", pid=1),
+                                   Interrupted(signal="SIGINT", number=2)], ids=lambda error: type(error).__name__)
+def test_where_the_answer_does_not_come_it_stays_frozen(journal: Journal, acts: list[str], error: MigratorError,
+                                                        memory: bool) -> None:
+    migration = offered(journal)
+    migration.note("memory", memory=memory)
+    with pytest.raises(SourceStateUnknown) as unknown:
+        offer.make(migration, connection(There(error)))
+    assert type(unknown.value) is (SourceStateUnknown if memory else SourceStoppedUnknown)
+    assert unknown.value.cause is error and unknown.value.__cause__ is error
+    assert migration.state is State.OFFERED and migration.owner is Owner.UNKNOWN and acts == []
+
+
+def test_a_refusal_is_recorded_before_it_thaws(journal: Journal, acts: list[str]) -> None:
+    migration = offered(journal)
+    folder = fence(migration)
+    with pytest.raises(SourceRunsAgain) as again:
+        offer.make(migration, connection(There(DumpRefused(name="web", reason="it is incomplete"))))
+    assert isinstance(again.value.cause, DumpRefused)
+    assert acts == TAKEN_BACK
+    assert migration.state is State.PREPARED and migration.owner is Owner.SOURCE
+    assert "it is incomplete" in migration.detail["failed"]
+    assert container_config.fence_of((folder / "config").read_text()) == ""
+    with Journal(journal.path) as again_read:
+        found = again_read.by_id(migration.id, migration.role)
+        assert found and found.state is State.PREPARED
+
+
+def test_an_offer_that_was_not_made_is_none(journal: Journal) -> None:
+    migration = offered(journal)
+    stale = journal.by_id(migration.id, migration.role)
+    assert stale
+    stale.state = State.DUMPING  # a Ctrl-C has come between the record and this object's learning of it
+    offer.withdraw(stale)
+    assert stale.state is State.DUMPING
+    migration.refresh()
+    assert migration.state is State.DUMPING and migration.owner is Owner.SOURCE
+    offer.withdraw(migration)
+    assert migration.state is State.DUMPING
+
+
+# --- the way back ---------------------------------------------------------------------------------------------
+
+
+def given_up(migration: Migration, there: There, error: MigratorError,
+             thawed_again: Callable[[], None] | None = None) -> BaseException:
+    with pytest.raises(BaseException) as raised:  # noqa: B017, PT011 -- told by the caller
+        if thawed_again:
+            offer.give_up(migration, connection(there), error, thawed_again)
+        else:
+            offer.give_up(migration, connection(there), error)
+    return raised.value
+
+
+def test_it_runs_before_anything_is_recorded_or_removed(journal: Journal, acts: list[str]) -> None:
+    migration = dumping(journal)
+    migration.note("attempt", attempt=2, rounds=[{}, {}])
+    folder = fence(migration)
+    there = There({})
+    error = ConnectionLost(destination="hostb", reason="cut")
+    raised = given_up(migration, there, error, lambda: acts.append("told the watchdog"))
+    assert type(raised) is SourceRunsAgain and raised.cause is error and raised.__cause__ is error
+    assert raised.fields["name"] == "web" and "migrator create-dump web" in raised.hint
+    assert acts == ["thawed, dumping on record", "told the watchdog", "images dropped", "deleted 0badc0de.3",
+                    "unfenced"]
+    assert there.asked == [("dump-drop", {}, {"id": "0badc0de", "attempt": 2})]
+    assert migration.state is State.PREPARED and migration.detail["failed"] == str(error)
+    assert container_config.fence_of((folder / "config").read_text()) == ""
+
+
+@pytest.mark.parametrize("memory", [True, False])
+@pytest.mark.parametrize("trouble", [OSError(5, "Input/output error"), MigratorError(reason="?")])
+def test_what_does_not_thaw_stays_as_it_is(journal: Journal, acts: list[str], monkeypatch: pytest.MonkeyPatch,
+                                           memory: bool, trouble: Exception) -> None:
+    migration = dumping(journal)
+    migration.note("memory", memory=memory)
+    error = ConnectionLost(destination="hostb", reason="cut")
+
+    def stuck(_: Migration) -> bool:
+        raise trouble
+
+    monkeypatch.setattr(offer, "thaw_source", stuck)
+    there = There({})
+    raised = given_up(migration, there, error, lambda: pytest.fail("it does not run"))
+    assert type(raised) is SourceStillFrozen and raised.__cause__ is error
+    assert "migrator create-dump web" in raised.hint and "migrator rollback web" in raised.hint
+    assert raised.fields["name"] == "web" and str(trouble.args[-1] if trouble.args else "") in str(raised)
+    assert acts == [] and there.asked == [] and migration.state is State.DUMPING
+
+
+def test_what_was_stopped_and_does_not_start_is_told_as_that(journal: Journal, acts: list[str],
+                                                             monkeypatch: pytest.MonkeyPatch,
+                                                             capfd: pytest.CaptureFixture[str]) -> None:
+    migration = dumping(journal)
+    stopped = SourceStillStopped(ConnectionLost(destination="hostb", reason="x"), name="web", source="hosta",
+                                 next="", rollback="")
+
+    def stuck(_: Migration) -> bool:
+        raise stopped
+
+    monkeypatch.setattr(offer, "thaw_source", stuck)
+    assert given_up(migration, There({}), DumpRefused(name="web", reason="of this")) is stopped
+    assert acts == [] and migration.state is State.DUMPING
+    assert "of this" in " ".join(capfd.readouterr().err.split()), "what began it is told too"
+
+
+@pytest.mark.parametrize("step", ["images", "snapshot", "there", "fence", "record"])
+@pytest.mark.parametrize("trouble", [OSError(28, "No space left on device"), MigratorError(reason="?")])
+def test_what_resists_keeps_nothing_from_its_turn(journal: Journal, acts: list[str], monkeypatch: pytest.MonkeyPatch,
+                                                  step: str, trouble: Exception) -> None:
+    migration = dumping(journal)
+    fence(migration)
+
+    def fail(*_: object, **__: object) -> None:
+        raise trouble
+
+    there = There(trouble if step == "there" else {})
+    if step == "images":
+        monkeypatch.setattr(Layout, "drop_images", fail)
+    elif step == "snapshot":
+        monkeypatch.setattr(btrfs, "delete", fail)
+    elif step == "fence":
+        monkeypatch.setattr(container_config, "unfence", fail)
+    elif step == "record":
+        monkeypatch.setattr(Migration, "move", fail)
+    assert type(given_up(migration, there, ConnectionLost(destination="hostb", reason="cut"))) is SourceRunsAgain
+    left = {"images": "images dropped", "snapshot": "deleted 0badc0de.1", "fence": "unfenced"}
+    assert acts == [act for act in TAKEN_BACK if act != left.get(step)]
+    assert [op for op, *_ in there.asked] == ["dump-drop"]
+    assert migration.state is (State.DUMPING if step in ("fence", "record") else State.PREPARED)
+
+
+def test_a_ctrl_c_ends_as_one(journal: Journal, acts: list[str]) -> None:
+    migration = dumping(journal)
+    fence(migration)
+    error = Interrupted(signal="SIGINT", number=2)
+    assert given_up(migration, There({}), error) is error
+    assert acts == TAKEN_BACK and migration.state is State.PREPARED
+
+
+@pytest.mark.parametrize(("memory", "thawed", "kind"), [
+    (True, True, SourceRunsAgain), (True, False, SourceStartedAgain), (False, True, SourceStartedAgain),
+    (False, False, None),  # it had not been stopped yet
+])
+def test_what_has_become_of_it_is_told(journal: Journal, acts: list[str], monkeypatch: pytest.MonkeyPatch, memory: bool,
+                                       thawed: bool, kind: type[MigratorError] | None) -> None:
+    migration = dumping(journal)
+    migration.note("memory", memory=memory)
+    fence(migration)
+    monkeypatch.setattr(offer, "thaw_source", lambda _: thawed)
+    error = ConnectionLost(destination="hostb", reason="cut")
+    raised = given_up(migration, There({}), error)
+    assert (type(raised) is kind) if kind else (raised is error)
+
+
+def test_a_long_reason_is_cut_on_record(journal: Journal, acts: list[str]) -> None:
+    migration = dumping(journal)
+    fence(migration)
+    given_up(migration, There({}), ConnectionLost(destination="hostb", reason="x" * 5000))
+    assert len(migration.detail["failed"]) == 2000
+
+
+@pytest.mark.parametrize("error", [DumpFailed(name="web", reason="?", log="gone", host="hosta"),
+                                   ConnectionLost(destination="hostb", reason="cut")],
+                         ids=lambda error: type(error).__name__)
+def test_crius_log_outlives_its_images(journal: Journal, acts: list[str], monkeypatch: pytest.MonkeyPatch,
+                                       tmp_path: Path, error: MigratorError) -> None:
+    migration = dumping(journal)
+    fence(migration)
+    monkeypatch.setattr(criu, "LOG_FOLDER", tmp_path / "log")
+    images = Layout(migration.lxcpath, "web", migration.id).image_folders()[1]
+    images.mkdir(parents=True)
+    (images / "dump.log").write_bytes(b"Error: \xff\n")
+    given_up(migration, There({}), error)
+    kept = tmp_path / "log" / "web-dump.log"
+    assert kept.exists() is isinstance(error, DumpFailed)
+    if isinstance(error, DumpFailed):
+        assert kept.read_text() == "Error: \ufffd\n" and kept.stat().st_mode & 0o777 == 0o600
+        assert error.fields["log"] == kept
+
+
+def test_without_a_log_there_is_none_to_keep(journal: Journal, acts: list[str], monkeypatch: pytest.MonkeyPatch,
+                                             tmp_path: Path) -> None:
+    migration = dumping(journal)
+    fence(migration)
+    monkeypatch.setattr(criu, "LOG_FOLDER", tmp_path / "log")
+    error = DumpFailed(name="web", reason="?", log="gone", host="hosta")
+    given_up(migration, There({}), error)
+    Layout(migration.lxcpath, "web", migration.id).image_folders()[1].mkdir(parents=True)
+    migration.move(Event.FREEZE)
+    given_up(migration, There({}), error)
+    assert error.fields["log"] == "gone" and not (tmp_path / "log").exists()
+
+
+def test_the_journal_says_when_it_cannot_be_withdrawn(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    migration = offered(journal)
+
+    def broken(*_: object, **__: object) -> None:
+        raise JournalBroken(path=journal.path, reason="disk full")
+
+    monkeypatch.setattr(Migration, "move", broken)
+    with pytest.raises(JournalBroken):
+        offer.withdraw(migration)
