@@ -75,3 +75,24 @@ def test_accepted() -> None:
         assert names.inside_interface(name) == name
     assert names.lxcpath("/var/lib/lxc") == Path("/var/lib/lxc")
     assert names.lxcpath("/srv/my containers") == Path("/srv/my containers")
+
+
+def test_the_limits_themselves_are_allowed() -> None:
+    """And who is over them by one is told by how much."""
+    with pytest.raises(InvalidName, match="it has 64 characters"):
+        names.container_name("x" * 64)
+    longest = "/" + "x" * (names.PATH_MAX - 1)
+    assert names.lxcpath(longest) == Path(longest)
+    with pytest.raises(InvalidName):
+        names.lxcpath(longest + "x")
+
+
+@pytest.mark.parametrize("name", ["hosta", "host-a.example.org", "0", "x" * 253])
+def test_host_names(name: str) -> None:
+    assert names.host_name(name) == name
+
+
+@pytest.mark.parametrize("name", ["", "-o", ".a", "_a", "a b", "a\n", "a/b", "a@b", "a\0", "é", "x" * 254, "\x1b[2J"])
+def test_bad_host_names(name: str) -> None:
+    with pytest.raises(InvalidName):
+        names.host_name(name)

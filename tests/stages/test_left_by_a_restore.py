@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How what a killed restore has left is looked at and ended: nothing of anybody else's."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from migrator import container_config, criu, identity, let_run, lxc, network, no_memory, restore
+from migrator.errors import ContainerNotRunning, JournalBroken
+from migrator.identity import Whose
+from migrator.journal import Migration
+from migrator.layout import Layout
+from migrator.states import State
+from stages import settling
+from tests.stages.test_settling import ID, restoring
+
+__all__ = ["restoring"]
+
+
+class Container:
+    """A container as LXC has it; each question is told one state, the last for ever."""
+
+    def __init__(self, name: str, lxcpath: Path) -> None:
+        self.name, self.lxcpath, self.states, self.init_pid = name, lxcpath, ["STOPPED"], 4711
+        self.folder = lxcpath / "cgroup"
+
+    @property
+    def state(self) -> str:
+        return self.states.pop(0) if len(self.states) > 1 else self.states[0]
+
+    @property
+    def cgroup(self) -> Path:
+        if not self.folder.is_dir():
+            raise ContainerNotRunning(name=self.name, lxcpath=self.lxcpath, state="STOPPED")
+        return self.folder
+
+
+@pytest.fixture
+def container(restoring: Migration, monkeypatch: pytest.MonkeyPatch) -> Container:
+    made = Container("web", restoring.lxcpath)
+
+    def known(name: str, lxcpath: Path) -> Container:
+        assert (name, lxcpath) == ("web", restoring.lxcpath)
+        return made
+
+    monkeypatch.setattr(lxc, "Container", known)
+    return made
+
+
+@pytest.fixture
+def acts(restoring: Migration, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is done, in order."""
+    done: list[str] = []
+
+    def act(word: str, answer: object = None) -> Any:
+        def note(*args: object, **more: object) -> object:
+            shown = [str(each) for each in args if isinstance(each, str | int)]
+            done.append(" ".join([word, *shown, *(f"{key}={value}" for key, value in more.items())]))
+            return answer
+        return note
+
+    class Announced:
+        join = staticmethod(act("announced to its end"))
+
+    monkeypatch.setattr(identity, "whose", lambda *_: Whose.OURS)
+    monkeypatch.setattr(criu, "processes", lambda folders: [])
+    monkeypatch.setattr(criu, "left_after", lambda limit, folders: [])
+    monkeypatch.setattr(lxc, "processes", lambda cgroup: [])
+    monkeypatch.setattr(lxc, "rooted", lambda name, rootfs: [])
+    monkeypatch.setattr(lxc, "drop_cgroups", act("cgroups dropped"))
+    monkeypatch.setattr(no_memory, "end", act("start ended"))
+    monkeypatch.setattr(restore, "clear", act("restore cleared"))
+    monkeypatch.setattr(restore, "complete", act("restore completed"))
+    monkeypatch.setattr(network, "bring_back_dad", act("dad"))
+    monkeypatch.setattr(network, "announce", act("announced", Announced))
+    monkeypatch.setattr(settling, "give_back_rootfs", act("deleted"))
+    folder = restoring.lxcpath / "web"
+    folder.mkdir()
+    container_config.fence(folder, "lxc.uts.name = web\n", ID, "no")
+    return done
+
+
+def fence(restoring: Migration) -> str:
+    return container_config.fence_of((restoring.lxcpath / "web" / "config").read_text())
+
+
+def layout_of(migration: Migration) -> Layout:
+    return Layout(migration.lxcpath, migration.name, migration.id)
+
+
+@pytest.mark.parametrize("memory", [True, False])
+def test_what_runs_is_recorded_and_completed(restoring: Migration, container: Container, acts: list[str],
+                                             monkeypatch: pytest.MonkeyPatch, memory: bool) -> None:
+    restoring.note("memory", memory=memory, dad={"eth0": "1"})
+    monkeypatch.setattr(no_memory, "runs", lambda of, id_: (of, id_) == (container, ID))
+    dad: list[object] = []
+    monkeypatch.setattr(network, "bring_back_dad", lambda *args: dad.append(args))
+    container.states = ["RUNNING"]
+    container.folder.mkdir()
+    monkeypatch.setattr(lxc, "processes", lambda cgroup: [4711] if cgroup == container.folder else [])
+    settling.settle(restoring)
+    assert str(restoring.state) == "restored" and restoring.detail["restored_at"] > 0
+    assert fence(restoring) == "" and dad == [(4711, {"eth0": "1"})]
+    assert acts == [*(["restore completed"] if memory else []), "announced 4711", "announced to its end"]
+
+
+@pytest.mark.parametrize(("states", "cgroup", "tasks", "left", "up"), [
+    (["RUNNING"], True, [1], [], True), (["RUNNING"], True, [], [], False), (["STOPPED"], True, [1], [], False),
+    (["RUNNING"], False, [1], [], False), (["RUNNING"], True, [1], [99], False),
+])
+def test_whether_it_has_come_up(restoring: Migration, container: Container, acts: list[str],
+                                monkeypatch: pytest.MonkeyPatch, states: list[str], cgroup: bool, tasks: list[int],
+                                left: list[int], up: bool) -> None:
+    waited: list[tuple[float, list[Path]]] = []
+    container.states = states
+    if cgroup:
+        container.folder.mkdir()
+    monkeypatch.setattr(lxc, "processes", lambda of: tasks)
+
+    def left_after(limit: float, folders: list[Path]) -> list[int]:
+        waited.append((limit, folders))
+        return left
+
+    monkeypatch.setattr(criu, "left_after", left_after)
+    layout = layout_of(restoring)
+    assert settling._has_come_up(restoring, cast("lxc.Container", container), layout) is up
+    assert waited == [(settling.SETTLE_LIMIT, layout.image_folders())]
+
+
+def test_one_that_is_not_ours_is_not_taken_for_it(restoring: Migration, container: Container, acts: list[str],
+                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(identity, "whose", lambda *_: Whose.FOREIGN)
+    monkeypatch.setattr(settling, "_has_come_up", lambda *_: True)
+    monkeypatch.setattr(Layout, "is_own_rootfs", lambda _: True)
+    let_run.record(str(let_run.mark(layout_of(restoring).spool)))
+    settling.settle(restoring)
+    assert restoring.state is State.OWNED and acts == [], "nothing of it is touched"
+
+
+def test_what_has_run_needs_its_own_disk(restoring: Migration, container: Container, acts: list[str],
+                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Layout, "is_own_rootfs", lambda _: False)
+    let_run.record(str(let_run.mark(layout_of(restoring).spool)))
+    settling.settle(restoring)
+    assert restoring.state is State.OWNED and acts[-1] == "deleted"
+
+
+def test_a_record_that_fails_says_so(restoring: Migration, monkeypatch: pytest.MonkeyPatch,
+                                     capfd: pytest.CaptureFixture[str]) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise JournalBroken(path=restoring.journal_path, reason="full")
+
+    monkeypatch.setattr(Migration, "move", full)
+    with pytest.raises(JournalBroken):
+        settling.record(restoring, 1.0)
+    assert "migrator resume web" in " ".join(capfd.readouterr().err.split())
+
+
+# --- ending it ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def processes() -> Iterator[list[subprocess.Popen[bytes]]]:
+    """One that leads a group with a child in it, and two that are in the tests' own group."""
+    made = [subprocess.Popen(["sh", "-c", "sleep 600 & echo; wait"], stdout=subprocess.PIPE, process_group=0),
+            subprocess.Popen(["sleep", "600"]), subprocess.Popen(["sleep", "600"])]
+    assert made[0].stdout
+    made[0].stdout.readline()  # its child has begun
+    yield made
+    for each in made:
+        each.kill()
+        each.wait()
+
+
+def has_ended(pid: int) -> bool:
+    """Or is a zombie, whose new parent takes its time."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2].startswith(b"Z")
+    except FileNotFoundError:
+        return True
+
+
+def test_only_what_belongs_to_it_is_ended(restoring: Migration, container: Container, acts: list[str],
+                                          processes: list[subprocess.Popen[bytes]],
+                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    leader, half_restored, stranger = processes
+    (child,) = (int(each) for each in Path(f"/proc/{leader.pid}/task/{leader.pid}/children").read_text().split())
+    layout = layout_of(restoring)
+    monkeypatch.setattr(criu, "processes", lambda folders: [leader.pid] if folders == layout.image_folders() else [])
+    monkeypatch.setattr(lxc, "rooted",
+                        lambda name, rootfs: [half_restored.pid] if (name, rootfs) == ("web", layout.rootfs) else [])
+    container.states = ["RUNNING", "RUNNING", "STOPPED"]
+    container.folder.mkdir()
+    assert settling.end(restoring, cast("lxc.Container", container), layout) is True
+    assert leader.wait(60) == half_restored.wait(60) == -signal.SIGKILL and stranger.poll() is None
+    while not has_ended(child):
+        time.sleep(0.01)
+    assert (container.folder / "cgroup.kill").read_text() == "1"
+    assert acts == ["cgroups dropped web", "restore cleared"] and container.states == ["STOPPED"]
+    assert fence(restoring) == ID
+    assert "lxc.uts.name = web" in (layout.container / "config").read_text()
+    hook = (layout.container / container_config.FENCE_HOOK).read_text()
+    assert "web is being moved here; see: migrator status web" in hook
+
+
+def test_one_that_has_ended_meanwhile_is_ended(restoring: Migration, container: Container, acts: list[str],
+                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    monkeypatch.setattr(criu, "processes", lambda _: [gone.pid])
+    monkeypatch.setattr(lxc, "rooted", lambda *_: [gone.pid])
+    container.states = ["ABORTING"]
+    assert settling.end(restoring, cast("lxc.Container", container), layout_of(restoring)) is True
+    assert "restore cleared" in acts
+
+
+def test_another_container_in_its_place_is_left_alone(restoring: Migration, container: Container, acts: list[str],
+                                                      processes: list[subprocess.Popen[bytes]],
+                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    """CRIU, which is known by the images folder, is ended all the same."""
+    leader, stranger, _ = processes
+    monkeypatch.setattr(identity, "whose", lambda *_: Whose.FOREIGN)
+    monkeypatch.setattr(criu, "processes", lambda _: [leader.pid])
+    monkeypatch.setattr(lxc, "rooted", lambda *_: [stranger.pid])
+    container.states = ["RUNNING"]
+    container.folder.mkdir()
+    settling.clear(restoring)
+    assert leader.wait(60) == -signal.SIGKILL and stranger.poll() is None
+    assert acts == [] and not (container.folder / "cgroup.kill").exists()
+
+
+@pytest.mark.parametrize("memory", [True, False])
+def test_without_memory_its_start_is_ended(restoring: Migration, container: Container, acts: list[str],
+                                           memory: bool) -> None:
+    restoring.note("memory", memory=memory)
+    let_run.record(str(let_run.mark(layout_of(restoring).spool)))
+    settling.clear(restoring)
+    assert acts == [*([] if memory else [f"start ended {ID}"]), "cgroups dropped web", "restore cleared", "deleted"]
+    assert not let_run.was(let_run.mark(layout_of(restoring).spool))
+
+
+def test_the_wait_for_its_end_has_one(container: Container) -> None:
+    container.states = ["RUNNING"]
+    settling._wait_stopped(cast("lxc.Container", container), 0.05)
+    container.states = ["RUNNING", "STOPPING", "ABORTING", "never"]
+    settling._wait_stopped(cast("lxc.Container", container))
+    assert container.states == ["never"]
