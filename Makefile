@@ -6,6 +6,7 @@
 #
 # All do all of their set-up themselves, on a Debian machine (12 or newer), as root. They also work offline once that is done.
 #
+#   make test-mutants  is there a line that could be wrong and no test would notice? (a quarter of an hour)
 #   make lint     the linters alone          make docs     man page, shell completion, tables in docs/
 #   make fast     tests without two hosts    make clean    remove what was made here and end the rigs
 #   make bench    how fast it is, as a table (bench/ has more); no test looks at a clock
@@ -26,7 +27,7 @@ RIG_PACKAGES = ca-certificates iproute2 mmdebstrap mount nftables python3 uidmap
 TEST_PACKAGES = btrfs-progs groff-base openssh-client openssh-server procps python3-venv shellcheck strace systemd vagrant \
     vagrant-libvirt
 
-.PHONY: demo test test-all test-equipment fast bench lint docs clean rig-packages packages
+.PHONY: demo test test-all test-mutants test-equipment fast bench lint docs clean rig-packages packages
 .DELETE_ON_ERROR:
 
 demo: rig-packages
@@ -38,11 +39,17 @@ test: packages .venv/ready
 # Pages in docs/ are written here and nowhere else.
 test-all: export MIGRATOR_TESTS = all
 test-all: packages .venv/ready
-	$(BIN)/python -m tests.equipment; equipment=$$?; $(EVERY_TEST) && exit $$equipment
+	$(BIN)/python -m tests.equipment; equipment=$$?; $(EVERY_TEST) && $(MAKE) test-mutants && exit $$equipment
 
 # The tests of the rig alone; tests/equipment.digest records what they have passed for.
 test-equipment: packages .venv/ready
 	$(BIN)/python -m tests.equipment
+
+# Mutants of what the promises hang on. mutmut is in no extra of setup.cfg: nothing else needs it, and what stands there
+# is in the digest of the equipment. Its version is a certain one, as tests/mutants/operators.py changes its insides.
+test-mutants: packages .venv/ready
+	$(BIN)/python -m pip install -q --disable-pip-version-check 'mutmut==3.8.1'
+	$(BIN)/python -m tests.mutants
 
 fast: packages .venv/ready
 	$(PYTEST) --ignore tests/rig $(ARGS)

@@ -28,7 +28,7 @@ WHERE: dict[str, tuple[str, ...]] = {
     "tunnel/pairing.py": ("*",),
     "tunnel/seal.py": ("*",),
 }
-TESTS = ("tests/migrator/test_names.py",)
+TESTS = ("tests/migrator", "tests/stages", "tests/tunnel")
 
 
 def is_wanted(file: str, name: str) -> bool:
