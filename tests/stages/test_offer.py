@@ -178,7 +178,7 @@ def test_an_offer_that_was_not_made_is_none(journal: Journal) -> None:
 
 def given_up(migration: Migration, there: There, error: MigratorError,
              thawed_again: Callable[[], None] | None = None) -> BaseException:
-    with pytest.raises(BaseException) as raised:  # noqa: B017, PT011 -- told by the caller
+    with pytest.raises(BaseException) as raised:
         if thawed_again:
             offer.give_up(migration, connection(there), error, thawed_again)
         else:

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a rollback finds: folders in the place of subvolumes, a destination that answers, an earlier attempt."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from migrator import btrfs, container_config
+from migrator.btrfs import Subvolume
+from migrator.errors import (
+    ConnectionLost,
+)
+from migrator.journal import Journal, Migration
+from migrator.layout import Layout
+from migrator.protocol import Connection
+from migrator.states import Event, Role
+from stages import rollback
+
+SENT = "11111111-2222-3333-4444-555555555555"
+CUT = ConnectionLost(destination="root@hostb", reason="cut")
+
+
+@pytest.fixture(autouse=True)
+def disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folders in the place of subvolumes; the uuid of each is what its file `uuid` says."""
+
+    def info(path: Path) -> Subvolume:
+        return Subvolume(path, uuid=(path / "uuid").read_text(), received_uuid="", read_only=True,
+                         generation=int(path.suffix[1:]))
+
+    def delete(path: Path) -> None:
+        if path.exists():
+            shutil.rmtree(path)
+
+    monkeypatch.setattr(btrfs, "is_subvolume", Path.is_dir)
+    monkeypatch.setattr(btrfs, "info", info)
+    monkeypatch.setattr(btrfs, "delete", delete)
+
+
+def snapshot(migration: Migration, number: int, uuid: str) -> Path:
+    path = layout_of(migration).snapshot(number)
+    path.mkdir(parents=True)
+    (path / "uuid").write_text(uuid)
+    return path
+
+
+def layout_of(migration: Migration) -> Layout:
+    return Layout(migration.lxcpath, migration.name, migration.id)
+
+
+def fence(migration: Migration) -> Callable[[], str]:
+    folder = migration.lxcpath / migration.name
+    folder.mkdir()
+    container_config.fence(folder, "lxc.uts.name = web\n", migration.id, "no")
+    return lambda: container_config.fence_of((folder / "config").read_text())
+
+
+@pytest.fixture
+def thaws(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The state on record at each thaw."""
+    done: list[str] = []
+
+    def thaw(migration: Migration) -> bool:
+        found = migration.journal.by_id(migration.id, migration.role)
+        assert found
+        done.append(str(found.state))
+        return True
+
+    monkeypatch.setattr(rollback, "thaw_source", thaw)
+    monkeypatch.setattr(rollback, "where", lambda _: "It runs on here.")
+    return done
+
+
+def refuses(error: Exception) -> Callable[..., str]:
+    def tell(*_: object) -> str:
+        raise error
+    return tell
+
+
+def recorded(migration: Migration) -> Migration:
+    found = migration.journal.by_id(migration.id, migration.role)
+    assert found
+    return found
+
+
+def earlier(journal: Journal, migration: Migration, id_: str, peer: str = "root@hostb") -> tuple[Migration, Path]:
+    """One that was given up before, with the base that it has kept."""
+    made = journal.create(id=id_, role=migration.role, name="web", lxcpath=migration.lxcpath, peer=peer,
+                          event=Event.SEND if migration.role is Role.SOURCE else Event.RECEIVE, rounds=[])
+    base = snapshot(made, 1, "0" * 8 + SENT[8:])
+    for event in ((Event.ROLL_BACK, Event.ROLLED_BACK) if migration.role is Role.SOURCE
+                  else (Event.ABANDON, Event.ABANDONED)):
+        made.move(event, kept=[base.name], abandoned=True)
+    return made, base
+
+
+class There:
+    peer_host = "hostb"
+
+    def __init__(self, answer: dict[str, Any]) -> None:
+        self.answer = answer
+        self.asked: list[tuple[str, dict[str, Any]]] = []
+
+    def call(self, op: str, **fields: Any) -> dict[str, Any]:
+        self.asked.append((op, fields))
+        return self.answer
+
+
+def tell(migration: Migration, there: There) -> str:
+    return rollback.tell(migration, cast("Connection", there))

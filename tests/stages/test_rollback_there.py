@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the destination is asked for a rollback, whose word counts, and what it does."""
+
+# ruff: noqa: F811 -- fixtures
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from migrator import btrfs
+from migrator.btrfs import Subvolume
+from migrator.errors import (
+    AlreadyRuns,
+    NotKnownThere,
+    UsageError,
+)
+from migrator.journal import Journal, Migration
+from migrator.layout import locked
+from migrator.states import Event, Role, State
+from stages import rollback
+from tests.stages.snapshots import (  # noqa: F401 -- fixtures
+    CUT,
+    SENT,
+    There,
+    disk,
+    earlier,
+    fence,
+    layout_of,
+    recorded,
+    refuses,
+    snapshot,
+    tell,
+    thaws,
+)
+from tests.stages.test_answers import UUID, Destination, pool, there  # noqa: F401 -- fixtures
+from tests.stages.test_heal import dumping, journal, offered, owned  # noqa: F401 -- a fixture
+
+
+def test_it_says_which_and_what_it_has(journal: Journal) -> None:
+    migration = offered(journal)
+    migration.note("names", other_name="shop", ticket="t1")
+    snapshot(migration, 1, SENT)
+    _, _ = earlier(journal, migration, "00000001")
+    there = There({"known": True, "ticket": "t1", "kept": SENT})
+    assert tell(migration, there) == SENT
+    assert there.asked == [("abandon", {
+        "id": "0badc0de", "name": "shop", "source_name": "web", "lxcpath": "/pool",
+        "source_host": rollback.this_host(), "held": [SENT]})]
+
+
+def test_what_it_has_may_not_be_known(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    migration = dumping(journal)
+
+    def broken(_: Path) -> Subvolume:
+        raise OSError(5, "Input/output error")
+
+    snapshot(migration, 1, SENT)
+    monkeypatch.setattr(btrfs, "info", broken)
+    there = There({"known": True, "ticket": ""})
+    assert tell(migration, there) == "" and there.asked[0][1]["held"] == []
+
+
+@pytest.mark.parametrize("answer", [
+    {}, {"known": False, "ticket": "t1"}, {"known": 1, "ticket": "t1"}, {"known": True, "ticket": ""}, {"known": True},
+    {"known": True, "ticket": "another"},
+])
+def test_whose_word_is_none(journal: Journal, answer: dict[str, Any]) -> None:
+    migration = offered(journal)
+    migration.note("ticket", ticket="t1")
+    with pytest.raises(NotKnownThere) as refused:
+        tell(migration, There(answer))
+    assert refused.value.fields["id"] == "0badc0de" and refused.value.fields["destination"] == "hostb"
+
+
+# --- on the destination ---------------------------------------------------------------------------------------
+
+
+def received(there: Destination, *uuids: str) -> tuple[Migration, list[Path]]:
+    """So many rounds have arrived."""
+    there.ask("begin")
+    there.imported()
+    migration = there.journal.by_id("0badc0de", Role.DESTINATION)
+    assert migration
+    migration.note("rounds", rounds=[{"uuid": uuid} for uuid in uuids])
+    return migration, [snapshot(migration, number, uuid) for number, uuid in enumerate(uuids, 1)]
+
+
+@pytest.mark.parametrize(("held", "kept"), [([SENT], SENT), ([], ""), (None, ""), ([UUID, SENT], UUID)])
+def test_it_keeps_the_newest_that_both_have(there: Destination, held: list[str] | None, kept: str) -> None:
+    migration, (one, two) = received(there, SENT, UUID)
+    _, base = earlier(there.journal, migration, "00000001", peer="hosta")
+    answer = there.ask("abandon", held=held)
+    assert answer == {"state": State.ABANDONED, "kept": kept, "known": True, "ticket": migration.ticket}
+    assert answer["ticket"]
+    assert [path.is_dir() for path in (one, two)] == [kept == SENT, kept == UUID]
+    assert base.is_dir() is (not kept)
+    found = recorded(migration)
+    assert found.detail["given_up_here"] is False
+    assert found.detail["kept"] == {SENT: ["0badc0de.1"], UUID: ["0badc0de.2"], "": []}[kept]
+    assert not there.layout.container.exists() and not there.layout.spool.exists()
+    assert there.ask("abandon", held=held)["kept"] == kept, "safe to repeat"
+
+
+def test_it_was_typed_there_first(there: Destination) -> None:
+    """What it keeps is what it had imported; the source, which comes later, says what it has itself."""
+    migration, (one, two) = received(there, SENT, UUID)
+    _, base = earlier(there.journal, migration, "00000001", peer="hosta")
+    rollback.give_up_here(migration)
+    assert two.is_dir() and not one.exists() and not base.exists()
+    found = recorded(migration)
+    assert found.state is State.ABANDONED and found.detail["given_up_here"] is True
+    assert there.ask("abandon", held=[SENT])["kept"] == "" and not two.exists()
+    assert recorded(migration).detail["given_up_here"] is True
+
+
+def test_typed_there_again_nothing_more_goes(there: Destination) -> None:
+    migration, (two,) = received(there, SENT)
+    rollback.give_up_here(migration)
+    rollback.give_up_here(migration)
+    assert two.is_dir()
+
+
+def test_what_would_go_is_shown(there: Destination) -> None:
+    migration, (one, two) = received(there, SENT, UUID)
+    three = snapshot(migration, 3, "3" * 8 + SENT[8:])  # half received
+    shown = rollback.give_up_here(migration, dry_run=True)
+    assert [each["argv"][-1] for each in shown.data["dry_run"]] == [str(one), str(three)]
+    migration.note("rounds", rounds=[])
+    shown = rollback.give_up_here(migration, dry_run=True)
+    assert [each["argv"] for each in shown.data["dry_run"]] == [
+        ["btrfs", "subvolume", "delete", str(path)] for path in (one, two, three)]
+    assert recorded(migration).state is State.IMPORTED
+
+
+@pytest.mark.parametrize("state", [State.RESTORED, State.FINISHED])
+def test_what_runs_here_is_not_given_up(there: Destination, state: State) -> None:
+    migration, _ = received(there, SENT)
+    there.take(Event.RECEIVE_DUMP, Event.DUMP_RECEIVED, Event.OWN, Event.RESTORE, Event.RESTORED)
+    if state is State.FINISHED:
+        there.take(Event.FINISHED)
+    migration.refresh()
+    migration.note("names", other_name="shop")
+    with pytest.raises(AlreadyRuns) as refused:
+        there.ask("abandon")
+    assert refused.value.fields["next"] == "migrator finish shop"
+    assert recorded(migration).state is state and there.layout.container.is_dir()
+
+
+def test_what_has_given_way_keeps_what_it_has(there: Destination) -> None:
+    """It had run here, and was stopped when the source had been forced to go on without it."""
+    migration, (one,) = received(there, SENT)
+    there.take(Event.RECEIVE_DUMP, Event.DUMP_RECEIVED, Event.OWN, Event.RESTORE, Event.RESTORED)
+    migration.refresh()
+    migration.note("given_way", given_way=True)
+    assert there.ask("abandon")["state"] == State.RESTORED
+    assert one.is_dir() and there.layout.container.is_dir()
+
+
+@pytest.mark.parametrize("here", [False, True])
+def test_a_restore_that_was_killed_is_settled_first(there: Destination, monkeypatch: pytest.MonkeyPatch,
+                                                    here: bool) -> None:
+    from stages import settling
+
+    migration, _ = received(there, SENT)
+    there.take(Event.RECEIVE_DUMP, Event.DUMP_RECEIVED, Event.OWN, Event.RESTORE)
+    migration.refresh()
+    asked: list[bool] = []
+
+    def settle(of: Migration, *, start: bool) -> None:
+        asked.append(start)
+        of.move(Event.RESTORE_FAILED)
+
+    monkeypatch.setattr(settling, "settle", settle)
+    if here:
+        rollback.give_up_here(migration)
+    else:
+        there.ask("abandon")
+    assert asked == [not here] and recorded(migration).state is State.ABANDONED
+
+
+def test_an_attempt_that_nobody_knows_is_remembered(there: Destination) -> None:
+    unknown = {"state": State.ABANDONED, "kept": "", "known": False, "ticket": ""}
+    assert there.ask("abandon") == unknown
+    with locked("web"):
+        pass  # nothing says that the caller has to do with a container of that name
+    found = there.journal.by_id("0badc0de", Role.DESTINATION)
+    assert found and found.never_began and found.ended
+    assert (found.name, found.lxcpath, found.peer) == ("web", there.pool, "hosta")
+    assert found.detail["caller"] == there.service.grant.caller
+    assert there.ask("abandon") == unknown and len(there.journal.of_caller(there.service.grant.caller)) == 1
+    with pytest.raises(UsageError, match="has ended"):
+        there.ask("begin")
+
+
+def test_one_whose_record_broke_off_is_completed(there: Destination) -> None:
+    there.journal.create(id="0badc0de", role=Role.DESTINATION, name="web", lxcpath=there.pool, peer="hosta",
+                         event=Event.ABANDON, never_began=True, caller=there.service.grant.caller)
+    assert there.ask("abandon")["state"] == State.ABANDONED
+    found = there.journal.by_id("0badc0de", Role.DESTINATION)
+    assert found and found.state is State.ABANDONED
+
+
+def test_it_may_begin_while_the_lock_is_waited_for(there: Destination, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = there.service.find
+    looks: list[object] = []
+
+    def find(fields: Any) -> Migration | None:
+        looks.append(fields)
+        if len(looks) == 1:
+            return None
+        if len(looks) == 2:
+            there.journal.create(id="0badc0de", role=Role.DESTINATION, name="web", lxcpath=there.pool, peer="hosta",
+                                 event=Event.RECEIVE, rounds=[], ticket="t", caller=there.service.grant.caller)
+        return honest(fields)
+
+    monkeypatch.setattr(there.service, "find", find)
+    assert there.ask("abandon") == {"state": State.ABANDONED, "kept": "", "known": True, "ticket": "t"}

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`migrator rollback` as it is typed, on either host."""
+
+# ruff: noqa: F811 -- fixtures
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from migrator import cli
+from migrator.errors import (
+    AlreadyRuns,
+    ConnectionLost,
+    NoMigration,
+    SourceStateUnknown,
+)
+from migrator.journal import Journal, Migration
+from migrator.layout import locked
+from migrator.states import Event, Role, State
+from stages import force, import_data, rollback
+from tests.stages.snapshots import (  # noqa: F401 -- fixtures
+    CUT,
+    SENT,
+    There,
+    disk,
+    earlier,
+    fence,
+    layout_of,
+    recorded,
+    refuses,
+    snapshot,
+    tell,
+    thaws,
+)
+from tests.stages.test_answers import UUID, Destination, pool, there  # noqa: F401 -- fixtures
+from tests.stages.test_heal import dumping, journal, offered, owned  # noqa: F401 -- a fixture
+
+
+@pytest.fixture
+def typed(journal: Journal, monkeypatch: pytest.MonkeyPatch, thaws: list[str],
+          tmp_path: Path) -> Callable[..., cli.Result]:
+    """`migrator rollback web` on this host; nobody can be reached."""
+    monkeypatch.setattr(rollback, "DEFAULT_PATH", journal.path)
+    monkeypatch.setattr(rollback, "connected", refuses(CUT))
+    monkeypatch.setattr(rollback, "locked", lambda name: locked(name, tmp_path / "run" / "lock"))
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+
+    def run(**more: Any) -> cli.Result:
+        honest = {"name": "web", "lxcpath": str(tmp_path), "destination": None, "dry_run": False, "force": None,
+                  "machine_is_off": False}
+        return rollback.run(argparse.Namespace(**honest | more))
+
+    return run
+
+
+def connected_to(there: There, seen: list[str]) -> Any:
+    def connect(_: argparse.Namespace, destination: str) -> Any:
+        seen.append(destination)
+        return contextlib.nullcontext(there)
+    return connect
+
+
+@pytest.mark.parametrize("given", [None, "10.0.0.2"])
+def test_typed_on_the_source(journal: Journal, typed: Callable[..., cli.Result], thaws: list[str],
+                             monkeypatch: pytest.MonkeyPatch, given: str | None) -> None:
+    migration = offered(journal)
+    seen: list[str] = []
+    monkeypatch.setattr(rollback, "connected", connected_to(There({"known": True, "ticket": "", "kept": ""}), seen))
+    migration.note("ticket", ticket="t")
+    with pytest.raises(SourceStateUnknown):
+        typed(destination=given)
+    monkeypatch.setattr(rollback, "connected", connected_to(There({"known": True, "ticket": "t"}), seen))
+    assert typed(destination=given).data["destination_told"] is True
+    assert seen == [given or "root@hostb"] * 2 and thaws == ["rolling-back"]
+    assert recorded(migration).state is State.ROLLED_BACK
+
+
+def test_typed_again(journal: Journal, typed: Callable[..., cli.Result], thaws: list[str]) -> None:
+    migration = offered(journal)
+    migration.move(Event.ROLL_BACK, abandoned=True)
+    migration.move(Event.ROLLED_BACK)
+    assert typed().data == {"migration": "0badc0de", "name": "web", "stage": "rollback", "already": True}
+    assert thaws == []
+
+
+def test_typed_again_where_the_destination_does_not_know(journal: Journal, typed: Callable[..., cli.Result],
+                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    migration = dumping(journal)
+    typed()
+    assert recorded(migration).owes
+    with pytest.raises(ConnectionLost):
+        typed()
+    monkeypatch.setattr(rollback, "connected", connected_to(There({"known": True, "ticket": ""}), []))
+    assert typed().data["destination_told"] is True and not recorded(migration).owes
+
+
+@pytest.mark.parametrize("state", [State.FINISHING, State.FINISHED])
+def test_typed_too_late(journal: Journal, typed: Callable[..., cli.Result], thaws: list[str], state: State) -> None:
+    migration = offered(journal)
+    migration.move(Event.TAKEN)
+    migration.move(Event.FINISH)
+    if state is State.FINISHED:
+        migration.move(Event.FINISHED)
+    with pytest.raises(AlreadyRuns) as refused:
+        typed()
+    expected = "migrator finish web" if state is State.FINISHING else "migrator status web"
+    assert refused.value.fields["next"] == expected and refused.value.fields["destination"] == "hostb"
+    assert thaws == []
+
+
+def test_typed_where_nothing_was_moved(typed: Callable[..., cli.Result]) -> None:
+    with pytest.raises(NoMigration) as refused:
+        typed()
+    assert refused.value.fields["next"] == "migrator prepare-data web -d HOST"
+
+
+def test_tried_out(journal: Journal, typed: Callable[..., cli.Result], thaws: list[str]) -> None:
+    migration = offered(journal)
+    kept, gone = snapshot(migration, 1, SENT), snapshot(migration, 2, UUID)
+    migration.note("rounds", rounds=[{"bytes": 1}])
+    shown = typed(dry_run=True)
+    assert [each["argv"] for each in shown.data["dry_run"]] == [
+        ["tee", "/nowhere/cgroup.freeze"], ["btrfs", "subvolume", "delete", str(gone)]]
+    assert thaws == [] and kept.is_dir() and gone.is_dir() and recorded(migration).state is State.OFFERED
+
+
+@pytest.mark.parametrize(("given", "elsewhere"), [(None, False), ("root@hostb", False), ("root@hostc", True)])
+@pytest.mark.parametrize("off", [False, True])
+def test_forced_it_is_passed_on(journal: Journal, typed: Callable[..., cli.Result], monkeypatch: pytest.MonkeyPatch,
+                                given: str | None, elsewhere: bool, off: bool) -> None:
+    migration = offered(journal)
+    seen: list[Any] = []
+
+    def forced(of: Migration, id_: str, ask: Callable[[], str], **more: bool) -> cli.Result:
+        with pytest.raises(ConnectionLost):
+            ask()
+        seen.append((of.id, id_, more))
+        return cli.Result({}, "")
+
+    monkeypatch.setattr(force, "roll_back", forced)
+    typed(force="0badc0de", destination=given, machine_is_off=off)
+    typed(force="", destination=given, machine_is_off=off)
+    more = {"elsewhere": elsewhere, "off": off}
+    assert seen == [(migration.id, "0badc0de", more), (migration.id, "", more)]
+
+
+def test_typed_on_the_destination(journal: Journal, typed: Callable[..., cli.Result],
+                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    migration = owned(journal)
+    monkeypatch.setattr(import_data, "drop_attempt", lambda *_: None)
+    assert "dry_run" in typed(dry_run=True).data
+    assert recorded(migration).state is State.OWNED
+    given = typed()
+    assert recorded(migration).state is State.ABANDONED and recorded(migration).detail["given_up_here"] is True
+    assert given.data == {"migration": "0badc0de", "name": "web", "stage": "rollback", "already": False,
+                          "next": "migrator rollback web   (on hosta)"}
+    with pytest.raises(NoMigration):
+        typed()  # it has ended here, and this host was no source
+
+
+def test_what_has_come_here_and_gone_on_is_rolled_back_as_a_source(journal: Journal, typed: Callable[..., cli.Result],
+                                                                   thaws: list[str]) -> None:
+    came = owned(journal)
+    came.move(Event.ABANDON)
+    came.move(Event.ABANDONED)
+    journal.create(id="00000002", role=Role.SOURCE, name="web", lxcpath=journal.path.parent, peer="root@hostc",
+                   event=Event.SEND, rounds=[], destination_lxcpath="/pool")
+    assert typed().data["migration"] == "00000002" and thaws == ["rolling-back"]
