@@ -12,9 +12,7 @@ import pytest
 
 from migrator import btrfs, container_config
 from migrator.btrfs import Subvolume
-from migrator.errors import (
-    ConnectionLost,
-)
+from migrator.errors import ConnectionLost
 from migrator.journal import Journal, Migration
 from migrator.layout import Layout
 from migrator.protocol import Connection

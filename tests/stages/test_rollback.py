@@ -27,7 +27,6 @@ from stages import force, rollback
 from tests.stages.snapshots import (  # noqa: F401 -- fixtures
     CUT,
     SENT,
-    There,
     disk,
     earlier,
     fence,
@@ -35,11 +34,10 @@ from tests.stages.snapshots import (  # noqa: F401 -- fixtures
     recorded,
     refuses,
     snapshot,
-    tell,
     thaws,
 )
-from tests.stages.test_answers import UUID, Destination, pool, there  # noqa: F401 -- fixtures
-from tests.stages.test_heal import dumping, journal, offered, owned  # noqa: F401 -- a fixture
+from tests.stages.test_answers import UUID, pool, there  # noqa: F401 -- fixtures
+from tests.stages.test_heal import dumping, journal, offered  # noqa: F401 -- a fixture
 
 
 def test_the_word_is_on_record_before_it_thaws(journal: Journal, thaws: list[str]) -> None:

@@ -12,31 +12,22 @@ import pytest
 
 from migrator import btrfs
 from migrator.btrfs import Subvolume
-from migrator.errors import (
-    AlreadyRuns,
-    NotKnownThere,
-    UsageError,
-)
+from migrator.errors import AlreadyRuns, NotKnownThere, UsageError
 from migrator.journal import Journal, Migration
 from migrator.layout import locked
 from migrator.states import Event, Role, State
 from stages import rollback
 from tests.stages.snapshots import (  # noqa: F401 -- fixtures
-    CUT,
     SENT,
     There,
     disk,
     earlier,
-    fence,
-    layout_of,
     recorded,
-    refuses,
     snapshot,
     tell,
-    thaws,
 )
 from tests.stages.test_answers import UUID, Destination, pool, there  # noqa: F401 -- fixtures
-from tests.stages.test_heal import dumping, journal, offered, owned  # noqa: F401 -- a fixture
+from tests.stages.test_heal import dumping, journal, offered  # noqa: F401 -- a fixture
 
 
 def test_it_says_which_and_what_it_has(journal: Journal) -> None:

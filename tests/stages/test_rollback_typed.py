@@ -29,16 +29,12 @@ from tests.stages.snapshots import (  # noqa: F401 -- fixtures
     SENT,
     There,
     disk,
-    earlier,
-    fence,
-    layout_of,
     recorded,
     refuses,
     snapshot,
-    tell,
     thaws,
 )
-from tests.stages.test_answers import UUID, Destination, pool, there  # noqa: F401 -- fixtures
+from tests.stages.test_answers import UUID, pool, there  # noqa: F401 -- fixtures
 from tests.stages.test_heal import dumping, journal, offered, owned  # noqa: F401 -- a fixture
 
 
