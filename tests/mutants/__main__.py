@@ -31,8 +31,8 @@ pytest_add_cli_args = ["-p", "no:cacheprovider", "--hypothesis-seed=0"]
 pytest_add_cli_args_test_selection = {tests}
 process_isolation = "forkserver"
 use_git_change_detection = false
-timeout_multiplier = 5.0
-timeout_constant = 4.0
+timeout_multiplier = 4.0
+timeout_constant = 10.0
 """
 
 

@@ -18,7 +18,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 WRITABLE = Path.cwd().parent  # the folder of the copy, of the tests' temporary files and of the output
 
@@ -38,6 +38,16 @@ def confine() -> None:
         subprocess.run([*run, "-t", "tmpfs", "-o", "mode=0755", "tmpfs", target], check=True)
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     os.chdir(Path.cwd())  # what lies there now
+    if main := os.fork():
+        _reap_until_the_end_of(main)
+
+
+def _reap_until_the_end_of(main: int) -> NoReturn:
+    """What init does for the processes that lose their parent: tests wait until those are gone."""
+    while True:
+        pid, status = os.wait()
+        if pid == main:
+            sys.exit(os.waitstatus_to_exitcode(status))
 
 
 def _mounts() -> list[str]:

@@ -28,7 +28,21 @@ WHERE: dict[str, tuple[str, ...]] = {
     "tunnel/pairing.py": ("*",),
     "tunnel/seal.py": ("*",),
 }
-TESTS = ("tests/migrator", "tests/stages", "tests/tunnel")
+# What may notice: the tests of these modules, and of what they work in. Each is run in a second, and needs no host.
+TESTS = (
+    *(f"tests/migrator/test_{name}.py" for name in (
+        "bases", "behind", "container_config", "durability", "holder", "journal", "known_hosts", "layout", "names",
+        "spool", "states", "thawing", "transfer", "watchdog")),
+    *(f"tests/stages/test_{name}.py" for name in (
+        "allowed", "another_host", "answers", "begin", "define", "force", "heal", "late_own", "left_by_a_restore",
+        "model_conformance", "offer", "rollback", "rollback_there", "rollback_typed", "settling", "strangers")),
+    *(f"tests/tunnel/test_{name}.py" for name in ("attacks", "offline", "pairing", "parsers", "seal")),
+    # The model takes seconds for each, and goes through the same functions: what it alone would notice is to have its
+    # test in test_decisions.py too.
+    *(f"--deselect=tests/migrator/test_states.py::test_{name}" for name in (
+        "never_two_copies", "every_way_leads_to_an_end", "a_destination_that_is_gone_leaves_one_way",
+        "the_page_is_current", "the_search_finds_a_broken_rule")),
+)
 
 
 def is_wanted(file: str, name: str) -> bool:
