@@ -33,7 +33,11 @@ process_isolation = "forkserver"
 use_git_change_detection = false
 timeout_multiplier = 4.0
 timeout_constant = 10.0
+type_check_command = {mypy}
 """
+# What `make test` has mypy look at, too. Left out are complaints that come of having many versions of a method.
+MYPY = ["--output", "json", "--no-warn-unreachable",
+        *(f"--disable-error-code={code}" for code in ("attr-defined", "has-type", "misc", "no-redef", "unused-ignore"))]
 
 
 def main() -> int:
@@ -66,7 +70,8 @@ def run(files: list[str], jobs: int) -> list[dict[str, Any]]:
             shutil.copy2(TREE / name, COPY / name)
     also = [path.name for path in COPY.iterdir() if path.name not in ("migrator", "stages", "tunnel", "tests")]
     (COPY / "pyproject.toml").write_text(
-        CONFIG.format(files=json.dumps(files), also=json.dumps(also), tests=json.dumps(TESTS)))
+        CONFIG.format(files=json.dumps(files), also=json.dumps(also), tests=json.dumps(TESTS),
+                      mypy=json.dumps([sys.executable, "-m", "mypy", *MYPY, *files])))
     with LOG.open("w") as log:  # mutmut counts in place, which is for a terminal
         subprocess.run([*UNSHARE, sys.executable, COPY / "tests/mutants/tool.py", str(jobs), RESULTS], cwd=COPY,
                        stdin=subprocess.DEVNULL, stdout=None if sys.stdout.isatty() else log, check=True)

@@ -27,10 +27,13 @@ class Change(NamedTuple):
     added: tuple[str, ...]
 
 
+NOTICED = {"killed": "tests", "timeout": "tests", "caught by type check": "mypy"}
+
+
 def judge(found: list[dict[str, Any]], files: list[str]) -> tuple[list[dict[str, Any]], list[str]]:
     """Those that nobody has explained, and what was explained of `files` and has not survived."""
     known = dict(read(FILE.read_text()))
-    survived = [each for each in found if each["status"] not in ("killed", "timeout")]
+    survived = [each for each in found if each["status"] not in NOTICED]
     unexplained = [each for each in survived if change_of(each) not in known]
     there = {change_of(each) for each in survived}
     stale = [f"{change.file}: {' / '.join(change.removed)} -> {' / '.join(change.added)}"

@@ -22,17 +22,16 @@ def write(found: list[dict[str, Any]]) -> None:
 
 
 def table(found: list[dict[str, Any]]) -> str:
-    """By module: how many, how many a test noticed, and why the others make no difference."""
-    lines = ["| module | mutants | noticed | without a difference |", "| --- | ---: | ---: | ---: |"]
-    for file in WHERE:
-        of = [each for each in found if each["file"] == file]
-        noticed = sum(each["status"] in ("killed", "timeout") for each in of)
-        lines.append(f"| {file} | {len(of)} | {noticed} | {len(of) - noticed} |")
-    total = collections.Counter(each["status"] in ("killed", "timeout") for each in found)
-    lines.append(f"| all | {len(found)} | {total[True]} | {total[False]} |")
+    """By module: how many, who noticed how many, and why the others make no difference."""
+    lines = ["| module | mutants | a test notices | mypy notices | make no difference |",
+             "| --- | ---: | ---: | ---: | ---: |"]
+    for file in (*WHERE, "all"):
+        of = [each["status"] for each in found if file in (each["file"], "all")]
+        by = collections.Counter(explained.NOTICED.get(status) for status in of)
+        lines.append(f"| {file} | {len(of)} | {by['tests']} | {by['mypy']} | {by[None]} |")
     reasons: dict[str, list[explained.Change]] = {}
     for change, reason in explained.read(explained.FILE.read_text()):
         reasons.setdefault(reason, []).append(change)
-    why = [f"- {reason} ({len(changes)}, {', '.join(sorted({change.file for change in changes}))})"
+    why = [f"- {reason} ({len(changes)} in {', '.join(sorted({change.file for change in changes}))})"
            for reason, changes in reasons.items()]
-    return "\n".join([*lines, "", *why, ""])
+    return "\n".join([*lines, "", "Why these make no difference:", "", *why, ""])

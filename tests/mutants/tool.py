@@ -107,7 +107,7 @@ def _results() -> Iterator[dict[str, Any]]:
         for name, code in found.exit_code_by_key.items():
             yield {
                 "file": str(path), "name": name, "status": status[code], "seconds": found.durations_by_key.get(name),
-                "diff": "" if status[code] == "killed" else apply.get_diff_for_mutant(name, path=path),
+                "diff": "" if status[code] in ("killed", "timeout", "caught by type check") else apply.get_diff_for_mutant(name, path=path),
             }
 
 
