@@ -131,3 +131,15 @@ words = st.sampled_from(["|1|", "@revoked", " ", "hostb", "ssh-rsa", "AAAA", "\n
 def test_any_text(text: str) -> None:
     for entry in known_hosts.parse(text, "hostb"):
         assert isinstance(entry.key, bytes)
+
+
+def test_all_files_count_and_each_only_so_far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that another user may write, such as a link to a device, does not fill the memory."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.write_text(line("hostb"))
+    two.write_text(line("hostb", OTHER))
+    paths = [tmp_path / "missing", tmp_path, one, two]
+    assert [entry.key for entry in known_hosts.entries(paths, "hostb")] == [KEY, OTHER]
+    monkeypatch.setattr(known_hosts, "SIZE_MAX", len(one.read_text()))
+    two.write_text(line("hosta") + line("hostb", OTHER))
+    assert [entry.key for entry in known_hosts.entries(paths, "hostb")] == [KEY]

@@ -233,3 +233,32 @@ def test_who_has_not_yet_said_what_it_is_may_be_a_watchdog(tmp_path: Path, monke
         monkeypatch.setattr(holder, "of", of)
         with locked("web", tmp_path):
             assert not seen
+
+
+def test_just_twice_is_too_little(here: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layout, "memory_available", lambda: 200 << 20)
+    assert layout.place_images(here, (100 << 20) - 1)[0] == here.image_folders()[0]
+    assert layout.place_images(here, 100 << 20)[0] == here.image_folders()[1]
+    monkeypatch.setattr(layout, "memory_promised", lambda: 300 << 20)
+    assert layout.place_images(here, 1)[1] == "only 0 MiB of memory are available"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_no_link_gives_a_file_elsewhere_away(here: Layout) -> None:
+    outside = here.lxcpath / "secret"
+    outside.touch(mode=0o600)
+    path = here.image_folders()[1]
+    layout.make_images(path, 1)
+    (path / "core-1.img").symlink_to(outside)
+    layout.give_images(path, [path / "core-1.img"], 100000)
+    assert outside.stat().st_gid == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_without_a_group_they_stay_roots(here: Layout) -> None:
+    path = here.image_folders()[1]
+    layout.make_images(path, 1)
+    (path / "core-1.img").touch(mode=0o600)
+    layout.give_images(path, [path / "core-1.img"], 0)
+    assert (path / "core-1.img").stat().st_gid == path.stat().st_gid == 0
+    assert stat.S_IMODE((path / "core-1.img").stat().st_mode) == 0o640

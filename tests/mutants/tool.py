@@ -63,6 +63,7 @@ def main(jobs: str, output: str) -> None:
     ours = Path(__file__).parent
     sys.path[:] = [str(ours), *(each for each in sys.path if each != str(ours))]
     importlib.import_module("operators").install(importlib.import_module("where").is_wanted)
+    importlib.import_module("explained")
     del sys.path[0]
     _quieten()
     program: Any = importlib.import_module("mutmut.__main__")
@@ -97,6 +98,7 @@ def _quieten() -> None:
 
 
 def _results() -> Iterator[dict[str, Any]]:
+    explained: Any = importlib.import_module("explained")
     data: Any = importlib.import_module("mutmut.mutation.data")
     apply: Any = importlib.import_module("mutmut.mutation.diff_apply")
     status: Any = importlib.import_module("mutmut.stats").status_by_exit_code
@@ -105,10 +107,10 @@ def _results() -> Iterator[dict[str, Any]]:
         found = data.SourceFileMutationData(path=path)
         found.load()
         for name, code in found.exit_code_by_key.items():
-            yield {
-                "file": str(path), "name": name, "status": status[code], "seconds": found.durations_by_key.get(name),
-                "diff": "" if status[code] in ("killed", "timeout", "caught by type check") else apply.get_diff_for_mutant(name, path=path),
-            }
+            survived = status[code] not in explained.NOTICED
+            yield {"file": str(path), "name": name, "status": status[code],
+                   "seconds": found.durations_by_key.get(name),
+                   "diff": apply.get_diff_for_mutant(name, path=path) if survived else ""}
 
 
 if __name__ == "__main__":

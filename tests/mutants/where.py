@@ -31,8 +31,9 @@ WHERE: dict[str, tuple[str, ...]] = {
 # What may notice: the tests of these modules, and of what they work in. Each is run in a second, and needs no host.
 TESTS = (
     *(f"tests/migrator/test_{name}.py" for name in (
-        "bases", "behind", "container_config", "decisions", "durability", "holder", "journal", "known_hosts", "layout",
-        "names", "spool", "states", "thawing", "transfer", "watchdog")),
+        "bases", "behind", "container_config", "decisions", "durability", "holder", "journal",
+        "journal_steps", "known_hosts", "layout", "names", "spool", "states", "thawing", "transfer",
+        "watchdog")),
     *(f"tests/stages/test_{name}.py" for name in (
         "allowed", "another_host", "answers", "begin", "define", "force", "heal", "late_own", "left_by_a_restore",
         "model_conformance", "offer", "rollback", "rollback_there", "rollback_typed", "settling", "strangers")),

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the journal keeps of a step, and what becomes of one that it cannot keep."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from migrator.errors import JournalBroken, NoSpace
+from migrator.journal import Journal, Migration
+from migrator.states import Event, Role, State
+
+
+@pytest.fixture
+def migration(tmp_path: Path) -> Iterator[Migration]:
+    with Journal(tmp_path / "journal.db") as journal:
+        yield journal.create(id="0badc0de", role=Role.SOURCE, name="web", lxcpath=tmp_path, peer="root@hostb",
+                             event=Event.SEND)
+
+
+@pytest.fixture
+def full(migration: Migration, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise JournalBroken(path=migration.journal_path, reason="database or disk is full")
+
+    monkeypatch.setattr(Migration, "_insert_event", broken)
+
+
+def test_what_cannot_be_recorded_is_not_done(migration: Migration, full: None) -> None:
+    with pytest.raises(JournalBroken), migration.step("snapshot"):
+        pytest.fail("it is done")
+
+
+def test_what_gives_something_back_is_done_all_the_same(migration: Migration, full: None,
+                                                        capfd: pytest.CaptureFixture[str]) -> None:
+    done = []
+    with migration.step("thaw", must_be_recorded=False):
+        done.append("thawed")
+    assert done
+    told = " ".join(capfd.readouterr().err.split())
+    assert "thaw is begin" in told and "thaw is done" in told
+
+
+def test_its_own_error_is_the_one_that_is_raised(migration: Migration, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though the failure cannot be recorded: the disk has become full in the middle of it."""
+    def broken(*_: object, **__: object) -> None:
+        raise JournalBroken(path=migration.journal_path, reason="database or disk is full")
+
+    with pytest.raises(ZeroDivisionError), migration.step("snapshot"):
+        monkeypatch.setattr(Migration, "_insert_event", broken)
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(("error", "reason"), [
+    (NoSpace(where="/pool", free="1", needed="2", what="the disk"), None),
+    (OSError(5, "Input/output error"), "OSError(5, 'Input/output error')"), (ValueError("x" * 3000), "x" * 1980),
+    (KeyboardInterrupt(), "KeyboardInterrupt()"),
+])
+def test_why_it_failed_is_kept(migration: Migration, error: BaseException, reason: str | None) -> None:
+    with pytest.raises(type(error)), migration.step("snapshot") as detail:
+        detail["bytes"] = 1
+        raise error
+    begun, failed = migration.events()[-2:]
+    assert (begun.step, begun.phase, begun.detail) == ("snapshot", "begin", {})
+    assert (failed.step, failed.phase) == ("snapshot", "failed")
+    if reason is None:
+        assert failed.detail == {"reason": str(error)}
+    else:
+        assert len(failed.detail["reason"]) <= 2000 and reason in failed.detail["reason"]
+    if isinstance(error, ValueError):
+        assert len(failed.detail["reason"]) == 2000
+
+
+def test_what_it_made_goes_with_its_end(migration: Migration) -> None:
+    with migration.step("snapshot") as detail:
+        detail["bytes"] = 1
+    assert [(each.phase, each.detail) for each in migration.events()[-2:]] == [("begin", {}), ("done", {"bytes": 1})]
+
+
+@pytest.mark.parametrize(("memory", "at"), [(True, 12.5), (False, 13.5)])
+def test_since_when_it_stands_still(migration: Migration, memory: bool, at: float) -> None:
+    assert migration.still_at == migration.still_since == 0.0
+    migration.note("memory", memory=memory, frozen_at=12.5, stopped_at=13.5, still_monotonic=7.5)
+    assert migration.still_at == at and migration.still_since == 7.5
+
+
+def test_what_the_records_of_a_move_say(migration: Migration, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.time", lambda: 1234.5)
+    migration.note("attempt", attempt=2)
+    migration.move(Event.SENT, rounds=[1])
+    assert [(each.step, each.phase, each.time, each.detail) for each in migration.events()[-2:]] == [
+        ("attempt", "done", 1234.5, {"state": "preparing", "attempt": 2}),
+        ("sent", "done", 1234.5, {"state": "prepared", "rounds": [1]})]
+    assert migration.updated == 1234.5 and migration.detail == {"attempt": 2, "rounds": [1]}
+    found = migration.journal.by_id(migration.id, migration.role)
+    assert found and found.state is State.PREPARED and found.detail == migration.detail and found.updated == 1234.5
+
+
+def made(journal: Journal, **detail: Any) -> Migration:
+    return journal.create(id="00000001", role=Role.SOURCE, name="web", lxcpath=Path("/pool"), peer="root@hostb",
+                          event=Event.SEND, **detail)
+
+
+@pytest.mark.parametrize(("detail", "owes"), [({}, False), ({"abandoned": True}, False), ({"abandoned": False}, True),
+                                              ({"abandoned": None}, False)])
+def test_what_it_owes(migration: Migration, detail: dict[str, Any], owes: bool) -> None:
+    one = made(migration.journal, **detail)
+    assert one.owes is owes and one.may_be_asked_for is owes
+
+
+def test_what_it_says_of_itself(migration: Migration) -> None:
+    plain = made(migration.journal)
+    assert (plain.other_name, plain.ticket, plain.memory, plain.never_began, plain.ended) == (
+        "web", "", True, False, False)
+    migration.note("names", other_name="shop", ticket="t", memory=False, never_began=True)
+    assert (migration.other_name, migration.ticket, migration.memory, migration.never_began) == (
+        "shop", "t", False, True)
+    migration.note("names", other_name="")
+    assert migration.other_name == "web"
