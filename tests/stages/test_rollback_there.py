@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from migrator import btrfs
+from migrator.advice import this_host
 from migrator.btrfs import Subvolume
 from migrator.errors import AlreadyRuns, NotKnownThere, UsageError
 from migrator.journal import Journal, Migration
@@ -39,7 +40,7 @@ def test_it_says_which_and_what_it_has(journal: Journal) -> None:
     assert tell(migration, there) == SENT
     assert there.asked == [("abandon", {
         "id": "0badc0de", "name": "shop", "source_name": "web", "lxcpath": "/pool",
-        "source_host": rollback.this_host(), "held": [SENT]})]
+        "source_host": this_host(), "held": [SENT]})]
 
 
 def test_what_it_has_may_not_be_known(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
