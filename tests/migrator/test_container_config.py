@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from migrator import container_config as config
 from migrator.config_reader import settings
+from migrator.errors import ConfigInvalid
 
 TEXT = """\
 # made by hand
@@ -316,3 +317,18 @@ def test_a_link_in_the_way_is_not_followed(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="symbolic links"):
         config.write_file(tmp_path / "config", "text")
     assert (tmp_path / "victim").read_text() == "untouched"
+
+
+def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigInvalid, match="config cannot be read: No such file") as refused:
+        config.read(tmp_path / "config", "web")
+    assert refused.value.fields["name"] == "web"
+    (tmp_path / "config").write_text("lxc.include = relative.conf\nlxc.include = /nowhere/at/all.conf\n")
+    with pytest.raises(ConfigInvalid, match=r"/nowhere/at/all\.conf"):
+        config.read(tmp_path / "config", "web")
+
+
+def test_the_digest_does_not_hang_on_the_order_of_includes() -> None:
+    one = config.Carried("a", {"/x": "b", "/y": "c"})
+    assert one.digest == config.Carried("a", {"/y": "c", "/x": "b"}).digest
+    assert one.digest != config.Carried("a", {"/x": "c", "/y": "b"}).digest

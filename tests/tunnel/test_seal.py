@@ -219,3 +219,40 @@ def test_a_body_that_is_none(monkeypatch: pytest.MonkeyPatch, body: bytes) -> No
 @given(st.binary(max_size=400) | st.binary(max_size=200).map(lambda rest: offer()[:44] + rest))
 def test_any_bytes_are_rejected_in_one_way(data: bytes) -> None:
     rejected("", data)
+
+
+def test_it_says_who_it_comes_from() -> None:
+    rejected("it comes from an initiator, as this host is one", offer(role="initiator"), role="responder")
+    rejected("it comes from a responder, as this host is one", offer(role="responder"), role="initiator")
+
+
+def test_the_limits_themselves() -> None:
+    """Of its life, and of the memory of what came: an offer of that very moment is not good any more."""
+    rejected("clocks", offer(life=0.0))
+    opener().open(offer(life=LIFE_MAX))
+    rejected("clocks", offer(life=LIFE_MAX + 0.5))
+    now = NOW
+    one = Opener(BOB, ALICE.public, lambda: now)
+    one.open(offer(sequence=7))
+    now = NOW + LIFE_MAX - 1
+    rejected("older", offer(sequence=6, life=2 * LIFE_MAX - 1), one)  # remembered for as long as one could be good
+    now = NOW + LIFE_MAX
+    one.open(offer(sequence=6, life=2 * LIFE_MAX))
+
+
+def test_each_role_of_each_session_has_its_own_count() -> None:
+    one = opener()
+    one.open(offer(sequence=5))
+    for session, role in ((SESSION, "responder"), (bytes(16), "initiator")):
+        one.open(offer(session=session, role=role, sequence=1))  # type: ignore[arg-type]
+        rejected("replay", offer(session=session, role=role, sequence=1), one)  # type: ignore[arg-type]
+        one.open(offer(session=session, role=role, sequence=2))  # type: ignore[arg-type]
+    rejected("older", offer(sequence=4), one)
+
+
+def test_a_full_memory_still_takes_the_sessions_that_it_knows() -> None:
+    one = opener()
+    for number in range(SESSIONS_MAX):
+        one.open(offer(session=number.to_bytes(16)))
+    one.open(offer(session=(0).to_bytes(16), sequence=2))
+    rejected("too many sessions", offer(session=b"\xff" * 16), one)
