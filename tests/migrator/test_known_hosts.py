@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -143,3 +145,38 @@ def test_all_files_count_and_each_only_so_far(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(known_hosts, "SIZE_MAX", len(one.read_text()))
     two.write_text(line("hosta") + line("hostb", OTHER))
     assert [entry.key for entry in known_hosts.entries(paths, "hostb")] == [KEY]
+
+
+def test_who_appends_at_the_same_time_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stands at the end is looked at when the file is ours alone: it may be a line without its end."""
+    path = tmp_path / "known_hosts"
+
+    def flock(_: int, operation: int) -> None:
+        assert operation == fcntl.LOCK_EX
+        path.write_text("# somebody else's")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    known_hosts.add(path, "hostb", "ssh-ed25519", KEY, hashed=False)
+    assert path.read_text() == f"# somebody else's\n{line('hostb').removesuffix(' a comment' + chr(10))}\n"
+
+
+# A file may grow so far; the first write beyond that is cut short, as on a full disk.
+SHORT = """
+import resource, signal, sys
+from pathlib import Path
+from migrator import known_hosts
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))
+try:
+    known_hosts.add(Path(sys.argv[1]), "hostb", "ssh-ed25519", b"key", hashed=False)
+except OSError as error:
+    print(error)
+"""
+
+
+def test_a_line_that_has_no_room_leaves_nothing_behind(tmp_path: Path) -> None:
+    path = tmp_path / "known_hosts"
+    path.write_text("# mine\n")
+    done = subprocess.run([sys.executable, "-c", SHORT, path, "20"], capture_output=True, text=True, check=True)
+    assert done.stdout == "there is no room for another line\n"
+    assert path.read_text() == "# mine\n"

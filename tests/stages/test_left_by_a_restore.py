@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import pytest
 
-from migrator import container_config, criu, identity, let_run, lxc, network, no_memory, restore
+from migrator import aftermath, container_config, criu, identity, let_run, lxc, network, no_memory, restore
 from migrator.errors import ContainerNotRunning, JournalBroken
 from migrator.identity import Whose
 from migrator.journal import Migration
@@ -208,6 +208,28 @@ def test_only_what_belongs_to_it_is_ended(restoring: Migration, container: Conta
     assert "lxc.uts.name = web" in (layout.container / "config").read_text()
     hook = (layout.container / container_config.FENCE_HOOK).read_text()
     assert "web is being moved here; see: migrator status web" in hook
+
+
+def test_who_leads_no_group_is_ended_alone(restoring: Migration, container: Container, acts: list[str],
+                                           processes: list[subprocess.Popen[bytes]],
+                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    _, member, other = processes
+    monkeypatch.setattr(criu, "processes", lambda _: [member.pid])
+    settling.end(restoring, cast("lxc.Container", container), layout_of(restoring))
+    assert member.wait(60) == -signal.SIGKILL and other.poll() is None
+
+
+def test_after_a_reboot_it_is_started(restoring: Migration, container: Container, acts: list[str],
+                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless it is said otherwise; from its disk, which nothing is taken from."""
+    started: list[tuple[Migration, object]] = []
+    monkeypatch.setattr(Layout, "is_own_rootfs", lambda _: True)
+    monkeypatch.setattr(aftermath, "start", lambda *of: started.append(of))
+    mark = let_run.mark(layout_of(restoring).spool)
+    mark.write_text("an earlier boot")
+    settling.settle(restoring)
+    assert started == [(restoring, container)] and fence(restoring) == "" and "deleted" not in acts
+    assert restoring.detail["restored_at"] > 0
 
 
 def test_one_that_has_ended_meanwhile_is_ended(restoring: Migration, container: Container, acts: list[str],
