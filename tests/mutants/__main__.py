@@ -28,12 +28,12 @@ CONFIG = """\
 source_paths = ["migrator", "stages", "tunnel"]
 only_mutate = {files}
 also_copy = {also}
-pytest_add_cli_args = ["-p", "no:cacheprovider", "--hypothesis-seed=0"]
+pytest_add_cli_args = ["-p", "no:cacheprovider", "-p", "tests.mutants.programs", "--hypothesis-seed=0"]
 pytest_add_cli_args_test_selection = {tests}
 process_isolation = "forkserver"
 use_git_change_detection = false
 timeout_multiplier = 4.0
-timeout_constant = 10.0
+timeout_constant = 5.0
 type_check_command = {mypy}
 """
 # What `make test` has mypy look at, too. Left out are complaints that come of having many versions of a method.

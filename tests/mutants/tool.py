@@ -63,23 +63,28 @@ def main(jobs: str, output: str) -> None:
     ours = Path(__file__).parent
     sys.path[:] = [str(ours), *(each for each in sys.path if each != str(ours))]
     importlib.import_module("operators").install(importlib.import_module("where").is_wanted)
-    importlib.import_module("explained")
+    for name in ("explained", "programs"):
+        importlib.import_module(name)
     del sys.path[0]
-    _quieten()
+    _adapt()
     program: Any = importlib.import_module("mutmut.__main__")
     program._run((), int(jobs))
     Path(output).write_text(json.dumps(list(_results()), indent=1))
 
 
-def _quieten() -> None:
-    """Two habits of mutmut's that do not go with these tests."""
+def _adapt() -> None:
+    """What mutmut does not know of these tests: they start programs, and leave temporary files."""
     harness: Any = importlib.import_module("mutmut.runners.harness")
+    programs: Any = importlib.import_module("programs")
     stats, tests = harness.PytestRunner.run_stats, harness.PytestRunner.run_tests
 
     def run_stats(self: Any, *, tests: Iterable[str]) -> int:
-        """Only this process counts what is called: a program that a test starts would fail at it."""
-        os.environ.pop("MUTANT_UNDER_TEST", None)
-        return int(stats(self, tests=tests))
+        Path("mutants/sitecustomize.py").write_text(programs.SITECUSTOMIZE)
+        os.environ[programs.CALLED] = str(WRITABLE / "called")
+        try:
+            return int(stats(self, tests=tests))
+        finally:
+            del os.environ[programs.CALLED]
 
     def run_tests(self: Any, *, mutant_name: str | None, tests_: Iterable[str]) -> int:
         """Each mutant has its own folder for temporary files: pytest keeps the last three of them all."""
