@@ -116,3 +116,9 @@ def test_a_lock_on_another_device_is_somebody_elses(tmp_path: Path) -> None:
     done = subprocess.run([*apart, sys.executable, "-c", SAME_INODE, tmp_path], capture_output=True, text=True,
                           check=False, stdin=subprocess.DEVNULL)
     assert (done.stdout.splitlines(), done.stderr) == (["None", str(tmp_path)], "")
+
+
+def test_it_is_told_as_json() -> None:
+    assert holder.Holder(7, 9, "migrate").to_json() == {"pid": 7, "command": "migrate", "progress": None}
+    told = holder.Holder(7, 9, "migrate", {"what": "disk"}).to_json()
+    assert told == {"pid": 7, "command": "migrate", "progress": {"what": "disk"}}
