@@ -36,10 +36,11 @@ with Journal(Path(sys.argv[1])) as journal:
 CALL = re.compile(r"(?P<call>\w+)\((?P<fd>\d+)<(?P<path>[^>]*)>(, \"(?P<text>[^\"]*)\")?")
 
 
-@pytest.fixture(scope="module")
-def calls(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+@pytest.fixture
+def calls(tmp_path: Path) -> dict[str, list[str]]:
     """The calls on the journal's files before each word: `write`, or `sync`."""
-    folder = tmp_path_factory.mktemp("journal")
+    folder = tmp_path / "journal"
+    folder.mkdir()
     trace = folder / "trace"
     subprocess.run(["strace", "-f", "-y", "-s", "16", "-e", "trace=write,pwrite64,fsync,fdatasync", "-o", trace,
                     sys.executable, "-c", RECORDS, folder / "journal.db"], check=True, stdin=subprocess.DEVNULL,

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from migrator import holder
+from migrator import holder, processes
 from migrator.errors import HolderUnknown
 from migrator.layout import locked
 
@@ -122,3 +123,10 @@ def test_it_is_told_as_json() -> None:
     assert holder.Holder(7, 9, "migrate").to_json() == {"pid": 7, "command": "migrate", "progress": None}
     told = holder.Holder(7, 9, "migrate", {"what": "disk"}).to_json()
     assert told == {"pid": 7, "command": "migrate", "progress": {"what": "disk"}}
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, holder.ABORT, signal.SIGTERM, signal.SIGRTMAX])
+def test_which_signals_are_caught(monkeypatch: pytest.MonkeyPatch, number: signal.Signals) -> None:
+    for mask, catches in ((1 << number - 1, True), (~(1 << number - 1) & (1 << 64) - 1, False), (0, False)):
+        monkeypatch.setattr(processes, "status", lambda pid, key, mask=mask: [f"{mask:016x}".encode()])
+        assert holder._catches(1, number) is catches

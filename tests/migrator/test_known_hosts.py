@@ -176,7 +176,9 @@ except OSError as error:
 
 def test_a_line_that_has_no_room_leaves_nothing_behind(tmp_path: Path) -> None:
     path = tmp_path / "known_hosts"
-    path.write_text("# mine\n")
-    done = subprocess.run([sys.executable, "-c", SHORT, path, "20"], capture_output=True, text=True, check=True)
+    before = "# mine\n" * 1000
+    path.write_text(before)
+    limit = str(len(before) + 10)
+    done = subprocess.run([sys.executable, "-c", SHORT, path, limit], capture_output=True, text=True, check=True)
     assert done.stdout == "there is no room for another line\n"
-    assert path.read_text() == "# mine\n"
+    assert path.read_text() == before
