@@ -35,8 +35,8 @@ TESTS = (
         "journal_steps", "known_hosts", "layout", "names", "spool", "states", "thawing", "transfer",
         "watchdog")),
     *(f"tests/stages/test_{name}.py" for name in (
-        "allowed", "another_host", "answers", "begin", "define", "force", "heal", "late_own", "left_by_a_restore",
-        "model_conformance", "offer", "rollback", "rollback_there", "rollback_typed", "settling", "strangers")),
+        "allowed", "another_host", "answers", "begin", "define", "force", "force_records", "heal", "late_own",
+        "left_by_a_restore", "model_conformance", "offer", "rollback", "rollback_there", "rollback_typed", "settling", "strangers")),
     *(f"tests/tunnel/test_{name}.py" for name in ("attacks", "offline", "pairing", "parsers", "seal")),
     # The model takes seconds for each, and goes through the same functions: what it alone would notice is to have its
     # test in test_decisions.py too.

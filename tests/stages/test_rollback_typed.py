@@ -16,8 +16,10 @@ import pytest
 from migrator import cli
 from migrator.errors import (
     AlreadyRuns,
+    Busy,
     ConnectionLost,
     NoMigration,
+    NotRoot,
     SourceStateUnknown,
 )
 from migrator.journal import Journal, Migration
@@ -168,3 +170,26 @@ def test_what_has_come_here_and_gone_on_is_rolled_back_as_a_source(journal: Jour
     journal.create(id="00000002", role=Role.SOURCE, name="web", lxcpath=journal.path.parent, peer="root@hostc",
                    event=Event.SEND, rounds=[], destination_lxcpath="/pool")
     assert typed().data["migration"] == "00000002" and thaws == ["rolling-back"]
+
+
+def test_only_root_may(journal: Journal, typed: Callable[..., cli.Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    offered(journal)
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    with pytest.raises(NotRoot, match="migrator rollback"):
+        typed()
+
+
+def test_who_works_on_it_is_not_disturbed(journal: Journal, typed: Callable[..., cli.Result], thaws: list[str],
+                                          tmp_path: Path) -> None:
+    migration = dumping(journal)
+    with locked("web", tmp_path / "run" / "lock"), pytest.raises(Busy):
+        typed()
+    assert thaws == [] and recorded(migration).state is State.DUMPING
+
+
+def test_a_command_line_of_another_kind_forces_nothing(journal: Journal, monkeypatch: pytest.MonkeyPatch,
+                                                       typed: Callable[..., cli.Result]) -> None:
+    """`resume` calls it with its own arguments, which have none for that."""
+    offered(journal)
+    with pytest.raises(SourceStateUnknown):
+        rollback.run(argparse.Namespace(name="web", lxcpath=str(journal.path.parent), destination=None, dry_run=False))

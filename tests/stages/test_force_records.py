@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a force records and says, and that it is none where nobody else's word is needed."""
+
+# ruff: noqa: F811 -- fixtures
+
+from __future__ import annotations
+
+import pytest
+
+from migrator.errors import AlreadyRuns, ForceRefused, NotKnownThere, TwoCopies
+from migrator.journal import Journal
+from migrator.states import Event, Owner, Role, State
+from stages import force
+from tests.stages.test_force import SILENT, nothing_real  # noqa: F401 -- fixtures
+from tests.stages.test_heal import dumping, journal, offered  # noqa: F401 -- a fixture
+from tunnel.errors import DocumentedError
+
+
+def test_before_the_offer_it_is_a_rollback_like_any_other(journal: Journal, nothing_real: list[str]) -> None:
+    """The destination is told, and no id is asked for."""
+    migration = dumping(journal)
+    asked: list[str] = []
+
+    def tell() -> str:
+        asked.append("asked")
+        return ""
+
+    done = force.roll_back(migration, "", tell)
+    assert asked and done.data["forced"] is False and done.data["destination_told"] is True
+    assert nothing_real == ["thawed"] and migration.state is State.ROLLED_BACK and not migration.owes
+
+
+@pytest.mark.parametrize(("given", "what"), [
+    ("", "the id of its migration is missing"), ("feedface", "feedface is not the id of its migration"),
+])
+@pytest.mark.parametrize(("taken", "known"), [
+    (False, "hostb was offered the token and has not answered: it may have taken it, and may run web."),
+    (True, "hostb has taken the token: it runs web, or may at any time."),
+])
+def test_what_it_would_risk_is_said(journal: Journal, given: str, what: str, taken: bool, known: str) -> None:
+    migration = offered(journal)
+    if taken:
+        migration.move(Event.TAKEN)
+    with pytest.raises(ForceRefused) as refused:
+        force.roll_back(migration, given, lambda: pytest.fail("nobody is to be asked"))
+    assert refused.value.fields["reason"] == what and str(refused.value.fields["risk"]).startswith(known)
+    assert "forcing" not in migration.detail and migration.owner is not Owner.SOURCE
+
+
+def test_when_it_was_forced_is_on_record(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.time", lambda: 1234.5)
+    migration = offered(journal)
+    migration.note("names", other_name="shop")
+
+    def tell() -> str:
+        raise SILENT[0]
+
+    done = force.roll_back(migration, migration.id, tell)
+    found = journal.by_id(migration.id, Role.SOURCE)
+    assert found and found.detail["forced_at"] == 1234.5 and found.owes
+    steps = [each.step for each in found.events()]
+    assert steps[-4:] == ["forcing", "roll-back", "rolled-back", "forced"]
+    assert "hostb was not asked" in done.text and done.text.endswith("migrator rollback shop")
+
+
+@pytest.mark.parametrize(("error", "warned"), [
+    (SILENT[0], False), (NotKnownThere(destination="hostb", id="0badc0de", name="web", peer="root@hostb"), True),
+])
+def test_one_that_knows_nothing_more_is_told_of(journal: Journal, capfd: pytest.CaptureFixture[str],
+                                                error: DocumentedError, warned: bool) -> None:
+    migration = offered(journal)
+
+    def tell() -> str:
+        raise error
+
+    assert force.roll_back(migration, migration.id, tell).data["forced"]
+    assert ("does not know migration" in " ".join(capfd.readouterr().err.split())) is warned
+
+
+def test_late_it_may_hear_that_there_are_two(journal: Journal) -> None:
+    migration = offered(journal)
+    migration.note("names", other_name="shop")
+    migration.move(Event.ROLL_BACK, forced=True, abandoned=False)
+    migration.move(Event.ROLLED_BACK)
+    error = AlreadyRuns(name="shop", destination="hostb", next="x")
+
+    def tell() -> str:
+        raise error
+
+    with pytest.raises(TwoCopies) as two:
+        force.tell_late(migration, tell)
+    assert two.value.__cause__ is error and migration.owes
+    assert (two.value.fields["there"], two.value.fields["destination"], two.value.fields["lxcpath"]) == (
+        "shop", "hostb", "/pool")
+    force.tell_late(migration, lambda: "")
+    found = journal.by_id(migration.id, Role.SOURCE)
+    assert found and found.detail["abandoned"] is True and not found.owes
