@@ -326,6 +326,9 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "config").write_text("lxc.include = relative.conf\nlxc.include = /nowhere/at/all.conf\n")
     with pytest.raises(ConfigInvalid, match=r"/nowhere/at/all\.conf"):
         config.read(tmp_path / "config", "web")
+    (tmp_path / "config").write_bytes(b"lxc.uts.name = \xff\n")
+    with pytest.raises(ConfigInvalid, match="config is not text in UTF-8"):
+        config.read(tmp_path / "config", "web")
 
 
 def test_the_digest_does_not_hang_on_the_order_of_includes() -> None:

@@ -130,3 +130,16 @@ def test_which_signals_are_caught(monkeypatch: pytest.MonkeyPatch, number: signa
     for mask, catches in ((1 << number - 1, True), (~(1 << number - 1) & (1 << 64) - 1, False), (0, False)):
         monkeypatch.setattr(processes, "status", lambda pid, key, mask=mask: [f"{mask:016x}".encode()])
         assert holder._catches(1, number) is catches
+
+
+def test_who_is_gone_has_ended(worker: subprocess.Popen[str], folder: Path) -> None:
+    found = holder.of("web", folder)
+    assert found
+    worker.kill()
+    worker.wait()
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    assert holder.has_ended(found, 0)
+    holder.ask_to_stop("web", found, folder)
+    mine = holder.Holder(*holder.this_process(), "?")
+    assert not holder.has_ended(mine, 0)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before, "no descriptor is left open"

@@ -262,3 +262,23 @@ def test_without_a_group_they_stay_roots(here: Layout) -> None:
     layout.give_images(path, [path / "core-1.img"], 0)
     assert (path / "core-1.img").stat().st_gid == path.stat().st_gid == 0
     assert stat.S_IMODE((path / "core-1.img").stat().st_mode) == 0o640
+
+
+@pytest.mark.parametrize(("parent", "ours"), [("of round 2", True), ("of another's", False), ("", False)])
+def test_whose_root_file_system_it_is(here: Layout, monkeypatch: pytest.MonkeyPatch, parent: str, ours: bool) -> None:
+    """By what it is a snapshot of, whatever it is called; a plain folder is somebody else's."""
+    here.make_folder()
+    for path in (here.rootfs, here.snapshot(1), here.snapshot(2), here.folder / "00000001.1"):
+        path.mkdir(parents=True)
+    uuids = {"0badc0de.1": "of round 1", "0badc0de.2": "of round 2", "00000001.1": "of another's", "rootfs": "its own"}
+
+    class Info:
+        def __init__(self, path: Path) -> None:
+            self.generation, self.uuid = 1, uuids[path.name]
+            self.parent_uuid = parent if path.name == "rootfs" else ""
+
+    monkeypatch.setattr("migrator.btrfs.info", Info)
+    monkeypatch.setattr("migrator.btrfs.is_subvolume", lambda path: path == here.rootfs)
+    assert here.is_own_rootfs() is ours
+    monkeypatch.setattr("migrator.btrfs.is_subvolume", lambda path: False)
+    assert here.is_own_rootfs() is False

@@ -31,12 +31,13 @@ WHERE: dict[str, tuple[str, ...]] = {
 # What may notice: the tests of these modules, and of what they work in. Each is run in a second, and needs no host.
 TESTS = (
     *(f"tests/migrator/test_{name}.py" for name in (
-        "bases", "behind", "container_config", "decisions", "durability", "holder", "journal",
+        "bases", "behind", "container_config", "decisions", "durability", "follower", "holder", "journal",
         "journal_steps", "known_hosts", "layout", "names", "spool", "states", "thawing", "transfer",
         "watchdog")),
     *(f"tests/stages/test_{name}.py" for name in (
         "allowed", "another_host", "answers", "begin", "define", "force", "force_records", "heal", "late_own",
-        "left_by_a_restore", "model_conformance", "offer", "rollback", "rollback_there", "rollback_typed", "settling", "strangers")),
+        "left_by_a_restore", "model_conformance", "offer", "rollback", "rollback_there", "rollback_typed",
+        "settling", "strangers")),
     *(f"tests/tunnel/test_{name}.py" for name in ("attacks", "offline", "pairing", "parsers", "seal")),
     # The model takes seconds for each, and goes through the same functions: what it alone would notice is to have its
     # test in test_decisions.py too.
