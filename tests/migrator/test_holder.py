@@ -143,3 +143,19 @@ def test_who_is_gone_has_ended(worker: subprocess.Popen[str], folder: Path) -> N
     mine = holder.Holder(*holder.this_process(), "?")
     assert not holder.has_ended(mine, 0)
     assert len(list(Path("/proc/self/fd").iterdir())) == before, "no descriptor is left open"
+
+
+@pytest.mark.parametrize(("text", "command", "progress"), [
+    (b"{pid} {started} migrate\n", "migrate", {}), (b'{pid} {started} migrate\n{"what": "disk"}\n', "migrate",
+                                                   {"what": "disk"}),
+    (b"{pid} {started} migrate\n{torn", "migrate", {}), (b"{pid} {started}\n", "?", {}), (b"", "?", {}),
+    (b"{pid} 7 migrate\n", "?", {}), (b"7 {started} migrate\n", "?", {}), (b"{pid} {started} \xff\n", "\ufffd", {}),
+])
+def test_what_it_says_of_itself_is_believed_only_of_itself(folder: Path, text: bytes, command: str,
+                                                           progress: dict[str, str]) -> None:
+    """What another one has left in the file, or what was cut off, is not."""
+    pid, started = holder.this_process()
+    with locked("web", folder):
+        (folder / "web").write_bytes(text.replace(b"{pid}", str(pid).encode())
+                                     .replace(b"{started}", str(started).encode()))
+        assert holder.of("web", folder) == holder.Holder(pid, started, command, progress)

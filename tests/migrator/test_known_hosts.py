@@ -52,6 +52,8 @@ def verdict(text: str, name: str = "hostb", key: bytes = KEY) -> Verdict:
     (line("*", OTHER, marker="@revoked"), Verdict.UNKNOWN),
     (line("*", marker="@cert-authority"), Verdict.UNKNOWN),
     ("# " + line("hostb"), Verdict.UNKNOWN),
+    (line("#,hostb"), Verdict.UNKNOWN),
+    (line("hostb").replace("AAAA", "AA!AA"), Verdict.UNKNOWN),
     ("hostb ssh-ed25519 !!!\nhostb\n" + line("hostb"), Verdict.KNOWN),
     ("|1|x|y ssh-ed25519 AAAA\n|1|é|é ssh-rsa AAAA\n|1| a b c\n|1|a|b|c|d k AAAA\n", Verdict.UNKNOWN),
 ])  # fmt: skip

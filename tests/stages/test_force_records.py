@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import pytest
 
-from migrator.errors import AlreadyRuns, ForceRefused, NotKnownThere, TwoCopies
+from migrator import holder
+from migrator.errors import AlreadyRuns, ForceRefused, Interrupted, NotKnownThere, TwoCopies
 from migrator.journal import Journal
 from migrator.states import Event, Owner, Role, State
 from stages import force
-from tests.stages.test_force import SILENT, nothing_real  # noqa: F401 -- fixtures
+from tests.stages.test_force import SILENT, nothing_real, restored  # noqa: F401 -- fixtures
 from tests.stages.test_heal import dumping, journal, offered  # noqa: F401 -- a fixture
 from tunnel.errors import DocumentedError
 
@@ -95,3 +96,27 @@ def test_late_it_may_hear_that_there_are_two(journal: Journal) -> None:
     force.tell_late(migration, lambda: "")
     found = journal.by_id(migration.id, Role.SOURCE)
     assert found and found.detail["abandoned"] is True and not found.owes
+
+
+def test_ctrl_c_ends_nothing_by_force(journal: Journal) -> None:
+    """Though the question for the source's state has swallowed it."""
+    migration = restored(journal)
+
+    def ask() -> State | None:
+        holder.interrupted(Interrupted(signal="SIGINT", number=2))
+        raise SILENT[0]
+
+    with pytest.raises(Interrupted):
+        force.finish_alone(migration, migration.id, ask)
+    assert migration.state is State.RESTORED
+
+
+@pytest.mark.parametrize(("given", "what"), [
+    ("", "the id of its migration is missing"), ("feedface", "feedface is not the id of its migration"),
+])
+def test_what_would_be_left_behind_is_said(journal: Journal, given: str, what: str) -> None:
+    migration = restored(journal)
+    with pytest.raises(ForceRefused) as refused:
+        force.finish_alone(migration, given, lambda: pytest.fail("nobody is to be asked"))
+    assert refused.value.fields["reason"] == what
+    assert str(refused.value.fields["risk"]).startswith("hosta holds a frozen copy of web as long as it is up")

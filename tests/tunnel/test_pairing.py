@@ -19,13 +19,14 @@ from tests.tunnel.clock import eventually, pass_time, standing
 from tests.tunnel.serving import serving
 from tunnel import mailbox, wire
 from tunnel.codes import Code
-from tunnel.config import Server
+from tunnel.config import URL_MAX, Server
 from tunnel.errors import IdentityChanged, PairingFailed, RendezvousUnavailable
 from tunnel.identity import Identity, PublicIdentity
 from tunnel.link import Link
-from tunnel.pairing import LIFE, TRANSITIONS, Pairing, Partner, Side, State
+from tunnel.pairing import LIFE, TRANSITIONS, Pairing, Partner, Side, State, checked_rendezvous
 from tunnel.peers import Peers
 from tunnel.rendezvous.limits import Limits, Rate
+from tunnel.wire import Malformed
 
 CODE = Code("7", "velvet-harbor")
 INVITER, JOINER = Identity.generate(), Identity.generate()
@@ -390,3 +391,9 @@ def test_a_rendezvous_that_guesses_learns_nothing_and_is_noticed(hosts: tuple[Ho
             assert one.pinned == []
 
     test()
+
+
+def test_the_limits_of_what_a_partner_names_as_its_rendezvous() -> None:
+    for urls in (["wss://" + "x" * URL_MAX], [7], [None], ["wss://r.example", 7]):
+        with pytest.raises(Malformed, match="a rendezvous is not a URL"):
+            checked_rendezvous({"rendezvous": urls})
