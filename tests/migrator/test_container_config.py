@@ -335,3 +335,13 @@ def test_the_digest_does_not_hang_on_the_order_of_includes() -> None:
     one = config.Carried("a", {"/x": "b", "/y": "c"})
     assert one.digest == config.Carried("a", {"/y": "c", "/x": "b"}).digest
     assert one.digest != config.Carried("a", {"/x": "c", "/y": "b"}).digest
+
+
+def test_a_fence_goes_from_what_was_edited_and_without_its_hook(tmp_path: Path) -> None:
+    """By hand, meanwhile, in an editor that does not write UTF-8."""
+    config.fence(tmp_path, "lxc.uts.name = web\n", "0badc0de", "no")
+    path = tmp_path / "config"
+    path.write_bytes(b"# M\xfcller\n" + path.read_bytes())
+    (tmp_path / config.FENCE_HOOK).unlink()
+    config.unfence(tmp_path, "0badc0de")
+    assert path.read_bytes() == b"# M\xfcller\nlxc.uts.name = web\n"

@@ -38,7 +38,8 @@ TESTS = (
         "allowed", "another_host", "answers", "begin", "define", "force", "force_records", "heal", "late_own",
         "left_by_a_restore", "model_conformance", "offer", "rollback", "rollback_there", "rollback_typed",
         "settling", "strangers")),
-    *(f"tests/tunnel/test_{name}.py" for name in ("attacks", "offline", "pairing", "parsers", "seal")),
+    *(f"tests/tunnel/test_{name}.py" for name in (
+        "attacks", "offline", "pairing", "pairing_format", "parsers", "seal")),
     # The model takes seconds for each, and goes through the same functions: what it alone would notice is to have its
     # test in test_decisions.py too.
     *(f"--deselect=tests/migrator/test_states.py::test_{name}" for name in (

@@ -256,3 +256,24 @@ def test_a_full_memory_still_takes_the_sessions_that_it_knows() -> None:
         one.open(offer(session=number.to_bytes(16)))
     one.open(offer(session=(0).to_bytes(16), sequence=2))
     rejected("too many sessions", offer(session=b"\xff" * 16), one)
+
+
+@pytest.mark.parametrize("number", [2, 3, 255])
+def test_a_role_that_is_none(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """From a peer that is paired, and broken, or newer."""
+    with monkeypatch.context() as patch:
+        patch.setattr("tunnel.seal._ROLES", ("?",) * number + ("observer",))
+        data = offer(role="observer")  # type: ignore[arg-type]
+    rejected("its role is unknown", data)
+
+
+def test_the_largest_is_opened() -> None:
+    spare = SIZE_MAX - len(offer(body={"x": ""}))
+    largest = offer(body={"x": "y" * spare})
+    assert len(largest) == SIZE_MAX and opener().open(largest).body == {"x": "y" * spare}
+    rejected("too large", largest + b"\0")
+
+
+@pytest.mark.parametrize(("life", "left"), [(-1.0, "-1"), (LIFE_MAX + 60, rf"\+{LIFE_MAX + 60:.0f}")])
+def test_by_how_much_the_clocks_differ_is_said(life: float, left: str) -> None:
+    rejected(rf"\({left} s left\)", offer(life=life))
