@@ -32,7 +32,7 @@ WHERE: dict[str, tuple[str, ...]] = {
 TESTS = (
     *(f"tests/migrator/test_{name}.py" for name in (
         "bases", "behind", "container_config", "decisions", "durability", "follower", "holder", "journal",
-        "journal_steps", "known_hosts", "layout", "names", "spool", "states", "thawing", "transfer",
+        "journal_steps", "known_hosts", "layout", "names", "spool", "spool_reads", "states", "thawing", "transfer",
         "watchdog")),
     *(f"tests/stages/test_{name}.py" for name in (
         "allowed", "another_host", "answers", "begin", "define", "force", "force_records", "heal", "late_own",
