@@ -76,6 +76,7 @@ def run(files: list[str], jobs: int) -> list[dict[str, Any]]:
                       mypy=json.dumps([sys.executable, "-m", "mypy", *MYPY, *files])))
     with LOG.open("w") as log:  # mutmut counts in place, which is for a terminal
         subprocess.run([*UNSHARE, sys.executable, COPY / "tests/mutants/tool.py", str(jobs), RESULTS], cwd=COPY,
+                       env={name: value for name, value in os.environ.items() if name != "MIGRATOR_TESTS"},
                        stdin=subprocess.DEVNULL, stdout=None if sys.stdout.isatty() else log, check=True)
     return list(json.loads(RESULTS.read_text()))
 

@@ -85,7 +85,7 @@ def test_our_inviter_pairs_with_a_joiner_as_described() -> None:
     assert body["identity"] == ALICE.public.to_text() and body["rendezvous"] == list(URLS)
     signed = PURPOSE + b"inviter\0" + theirs.transcript
     assert ALICE.public.verify(data(body, "signature"), signed)
-    assert not ours.paired
+    assert ours.state.name == "CLOSING"
     assert ours.receive(note(done=wire.encode(theirs.derive("done"))), 0.0) == []
     assert ours.paired and ours.partner and ours.partner.public == BOB.public and ours.partner.rendezvous == URLS
 
