@@ -70,3 +70,32 @@ def test_a_busy_spool_names_who_has_it(tmp_path: Path) -> None:
         lock.write_text("1" * 30)
         with pytest.raises(Busy, match=rf"process {'1' * 20}\)"):
             spool._lock(tmp_path)
+
+
+@pytest.mark.parametrize(("length", "kept"), [
+    (3 * SEGMENT_MAX, 3), (3 * SEGMENT_MAX - 1, 2), (2 * SEGMENT_MAX, 2), (SEGMENT_MAX, 1), (SEGMENT_MAX - 1, 0),
+    (0, 0),
+])
+def test_an_index_vouches_for_no_more_than_the_file_has(tmp_path: Path, length: int, kept: int) -> None:
+    """A power cut may have brought the index to the disk before all of the data."""
+    found = store(tmp_path / "disk-1", os.urandom(3 * SEGMENT_MAX))
+    os.truncate(tmp_path / "disk-1", length)
+    folder = os.open(tmp_path, os.O_RDONLY)
+    try:
+        index = spool._held(folder, "disk-1")
+    finally:
+        os.close(folder)
+    assert index.segments == found[:kept] and (index.end is not None) is (kept == 3)
+
+
+@pytest.mark.parametrize("name", ["disk-1", "disk-1.index"])
+def test_no_link_is_taken_for_what_is_here(tmp_path: Path, name: str) -> None:
+    store(tmp_path / "disk-1", b"data")
+    (tmp_path / name).rename(tmp_path / "elsewhere")
+    (tmp_path / name).symlink_to("elsewhere")
+    folder = os.open(tmp_path, os.O_RDONLY)
+    try:
+        with pytest.raises(OSError, match="symbolic links"):
+            spool._held(folder, "disk-1")
+    finally:
+        os.close(folder)
