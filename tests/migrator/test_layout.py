@@ -278,7 +278,7 @@ def test_whose_root_file_system_it_is(here: Layout, monkeypatch: pytest.MonkeyPa
             self.parent_uuid = parent if path.name == "rootfs" else ""
 
     monkeypatch.setattr("migrator.btrfs.info", Info)
-    monkeypatch.setattr("migrator.btrfs.is_subvolume", lambda path: path == here.rootfs)
+    monkeypatch.setattr("migrator.btrfs.is_subvolume", lambda path: path != here.container)
     assert here.is_own_rootfs() is ours
     monkeypatch.setattr("migrator.btrfs.is_subvolume", lambda path: False)
     assert here.is_own_rootfs() is False

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-import os
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -112,7 +112,7 @@ def test_a_signal_by_hand_comes_after_the_last_step(cgroup: Path, acts: list[tup
         acts.append(("signal",))
 
     before = signal.signal(number, caught)
-    monkeypatch.setattr(network, "bring_back_dad", lambda *_: os.kill(os.getpid(), number))
+    monkeypatch.setattr(network, "bring_back_dad", lambda *_: signal.pthread_kill(threading.get_ident(), number))
     try:
         thawing.thaw(frozen(cgroup))
     finally:

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import pytest
 
-from migrator import aftermath, container_config, criu, identity, let_run, lxc, network, no_memory, restore
+from migrator import aftermath, clock, container_config, criu, identity, let_run, lxc, network, no_memory, restore
 from migrator.errors import ContainerNotRunning, JournalBroken
 from migrator.identity import Whose
 from migrator.journal import Migration
@@ -131,7 +131,7 @@ def test_whether_it_has_come_up(restoring: Migration, container: Container, acts
     monkeypatch.setattr(criu, "left_after", left_after)
     layout = layout_of(restoring)
     assert settling._has_come_up(restoring, cast("lxc.Container", container), layout) is up
-    assert waited == [(settling.SETTLE_LIMIT, layout.image_folders())]
+    assert waited == [(settling.SETTLE_LIMIT, layout.dumped_into())]
 
 
 def test_one_that_is_not_ours_is_not_taken_for_it(restoring: Migration, container: Container, acts: list[str],
@@ -193,7 +193,7 @@ def test_only_what_belongs_to_it_is_ended(restoring: Migration, container: Conta
     leader, half_restored, stranger = processes
     (child,) = (int(each) for each in Path(f"/proc/{leader.pid}/task/{leader.pid}/children").read_text().split())
     layout = layout_of(restoring)
-    monkeypatch.setattr(criu, "processes", lambda folders: [leader.pid] if folders == layout.image_folders() else [])
+    monkeypatch.setattr(criu, "processes", lambda folders: [leader.pid] if folders == layout.dumped_into() else [])
     monkeypatch.setattr(lxc, "rooted",
                         lambda name, rootfs: [half_restored.pid] if (name, rootfs) == ("web", layout.rootfs) else [])
     container.states = ["RUNNING", "RUNNING", "STOPPED"]
@@ -221,13 +221,15 @@ def test_who_leads_no_group_is_ended_alone(restoring: Migration, container: Cont
 
 def test_after_a_reboot_it_is_started(restoring: Migration, container: Container, acts: list[str],
                                       monkeypatch: pytest.MonkeyPatch) -> None:
-    """Unless it is said otherwise; from its disk, which nothing is taken from."""
+    """Once that is allowed; from its disk, which nothing is taken from."""
     started: list[tuple[Migration, object]] = []
     monkeypatch.setattr(Layout, "is_own_rootfs", lambda _: True)
     monkeypatch.setattr(aftermath, "start", lambda *of: started.append(of))
     mark = let_run.mark(layout_of(restoring).spool)
     mark.write_text("an earlier boot")
     settling.settle(restoring)
+    assert started == [] and fence(restoring) == ID and "deleted" not in acts
+    settling.go_on(restoring, clock.now() + 3600)
     assert started == [(restoring, container)] and fence(restoring) == "" and "deleted" not in acts
     assert restoring.detail["restored_at"] > 0
 

@@ -11,10 +11,11 @@ from typing import Any, cast
 
 import pytest
 
-from migrator import btrfs, container_config, criu
+from migrator import btrfs, container_config, criu, leave
 from migrator.errors import (
     Busy,
     ConnectionLost,
+    DowntimeExceeded,
     DumpFailed,
     DumpRefused,
     Interrupted,
@@ -43,6 +44,7 @@ class There:
     def __init__(self, answer: dict[str, Any] | Exception) -> None:
         self.answer = answer
         self.asked: list[tuple[str, dict[str, Any], dict[str, Any]]] = []
+        self.told = -1.0  # for how many seconds it may go on
 
     def _ask(self, op: str, limits: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
         self.asked.append((op, limits, fields))
@@ -53,11 +55,11 @@ class There:
     def call(self, op: str, **fields: Any) -> dict[str, Any]:
         return self._ask(op, {}, fields)
 
-    def call_within(self, seconds: float, op: str, **fields: Any) -> dict[str, Any]:
-        return self._ask(op, {"within": seconds}, fields)
-
-    def call_and_go(self, op: str, *, first: float, then: float, **fields: Any) -> dict[str, Any]:
-        return self._ask(op, {"first": first, "then": then}, fields)
+    def call_and_go(self, op: str, *, first: float, then: float, within: Callable[[], float],
+                    **fields: Any) -> dict[str, Any]:
+        answer = self._ask(op, {"first": first, "then": then}, fields)
+        self.told = within()
+        return answer
 
 
 def connection(there: There) -> Connection:
@@ -113,22 +115,36 @@ def test_it_names_its_dump(journal: Journal) -> None:
 
 
 @pytest.mark.parametrize(("within", "limits"), [
-    (None, {"within": offer.ANSWER_LIMIT}), (30.0, {"first": offer.ANSWER_LIMIT, "then": 30.0 + offer.ANSWER_LIMIT}),
+    (None, {"first": offer.ANSWER_LIMIT, "then": offer.ANSWER_LIMIT}),
+    (30.0, {"first": offer.ANSWER_LIMIT, "then": 30.0 + offer.ANSWER_LIMIT}),
 ])
 def test_what_is_asked_and_answered(journal: Journal, within: float | None, limits: dict[str, float]) -> None:
     migration = offered(journal)
-    migration.note("attempt", attempt=2, dad={"eth0": "1"})
+    migration.note("attempt", attempt=2, dad={"eth0": "1"}, **leave.given({}, 60.0))
     there = There({"state": State.OWNED})
     assert offer.make(migration, connection(there), restore_within=within) == {"state": State.OWNED}
     more = {} if within is None else {"restore_within": within}
     assert there.asked == [("own", limits, {"id": "0badc0de", "attempt": 2, "dad": {"eth0": "1"}} | more)]
     assert migration.state is State.DUMPED and migration.owner is Owner.DESTINATION
+    assert 0 < there.told <= 60
 
 
 def test_without_addresses_there_is_nothing_to_bring_back(journal: Journal) -> None:
+    migration = offered(journal)
+    migration.note("attempt", **leave.given({}, 60.0))
     there = There({})
-    offer.make(offered(journal), connection(there))
+    offer.make(migration, connection(there))
     assert there.asked[0][2]["dad"] == {}
+
+
+def test_nobody_goes_on_when_the_word_is_over(journal: Journal, acts: list[str]) -> None:
+    migration = offered(journal)
+    migration.note("attempt", **leave.given({}, 0.0))
+    there = There({"state": State.OWNED})
+    with pytest.raises(SourceStateUnknown) as unknown:
+        offer.make(migration, connection(there), restore_within=30.0)
+    assert isinstance(unknown.value.cause, DowntimeExceeded) and unknown.value.cause.fields["seconds"] == "0"
+    assert there.told == -1.0 and migration.state is State.OFFERED and acts == []
 
 
 @pytest.mark.parametrize("memory", [True, False])

@@ -229,7 +229,7 @@ def test_it_thaws_what_it_has_frozen(journal: Journal, acts: list[str], monkeypa
     monkeypatch.setattr(criu, "wait_for_dump", lambda name, folders: waited.append((name, folders)))
     assert rollback.thaw_source(migration) is True
     assert thawed == [thawing.Frozen("0badc0de", "web", migration.lxcpath, 1, Path("/nowhere"), ())]
-    assert waited == [("web", layout_of(migration).image_folders())] and acts == []
+    assert waited == [("web", layout_of(migration).dumped_into())] and acts == []
     assert [(each.step, each.phase) for each in migration.events()][-2:] == [("thaw", "begin"), ("thaw", "done")]
 
 

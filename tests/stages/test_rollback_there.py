@@ -159,10 +159,10 @@ def test_a_restore_that_was_killed_is_settled_first(there: Destination, monkeypa
     migration, _ = received(there, SENT)
     there.take(Event.RECEIVE_DUMP, Event.DUMP_RECEIVED, Event.OWN, Event.RESTORE)
     migration.refresh()
-    asked: list[bool] = []
+    settled: list[str] = []
 
-    def settle(of: Migration, *, start: bool) -> None:
-        asked.append(start)
+    def settle(of: Migration) -> None:
+        settled.append(of.id)
         of.move(Event.RESTORE_FAILED)
 
     monkeypatch.setattr(settling, "settle", settle)
@@ -170,7 +170,7 @@ def test_a_restore_that_was_killed_is_settled_first(there: Destination, monkeypa
         rollback.give_up_here(migration)
     else:
         there.ask("abandon")
-    assert asked == [not here] and recorded(migration).state is State.ABANDONED
+    assert settled == [migration.id] and recorded(migration).state is State.ABANDONED
 
 
 def test_an_attempt_that_nobody_knows_is_remembered(there: Destination) -> None:
