@@ -10,6 +10,7 @@ import io
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -593,12 +594,18 @@ def test_login_that_is_not_root_uses_sudo(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_silent_program(server: Sshd) -> None:
     with connect(server) as session:
-        stream = session.serve(["sleep", "infinity"])
+        stream = session.serve(["sh", "-c", "echo $$; exec sleep infinity"])
+        pid = b""
+        while not pid.endswith(b"\n"):
+            one = bytearray(1)
+            assert stream.readinto(memoryview(one)) == 1
+            pid += one
         stream.settimeout(0.2)
         with pytest.raises(TimeoutError):
             stream.readinto(memoryview(bytearray(1)))
         with pytest.raises(TimeoutError):
             stream.write(bytes(20_000_000))
+        os.kill(int(pid), signal.SIGKILL)  # which sshd would leave behind
 
 
 class Channel:
