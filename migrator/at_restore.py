@@ -82,7 +82,8 @@ def main(images: str, mark: str, end: str, stage: str) -> None:
 def reason(folder: Path) -> str:
     """Why a restore was given up here, "" when it was not."""
     try:
-        return (folder / REASON).read_text(errors="replace")[:2000]
+        with (folder / REASON).open(errors="replace") as file:
+            return file.read(2000)
     except OSError:
         return ""
 

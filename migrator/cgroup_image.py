@@ -12,9 +12,12 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
+from migrator import limited
 from migrator.tty_image import fields, varint
 
 IMAGE = "cgroup.img"
+LIMIT = 4 << 20  # bytes; a cgroup takes some hundred
+DEPTH_MAX = 128  # of cgroups in each other
 SUBTREE = b"cgroup.subtree_control"
 _HEAD = struct.pack("<II", 0x54564319, 0x59383330)  # IMG_COMMON_MAGIC, CGROUP_MAGIC in criu/include/magic.h
 _BYTES = 2  # the type of a field that is a string or a message of its own
@@ -27,7 +30,7 @@ def leave_controllers(images: Path) -> None:
     """Rewrite the image of a dump; raises OSError, and ValueError where it makes no sense."""
     path = images / IMAGE
     if path.exists():
-        image = path.read_bytes()
+        image = limited.read(path, LIMIT)
         new = without_controllers(image)
         if new != image:
             path.write_bytes(new)
@@ -50,17 +53,19 @@ def without_controllers(image: bytes) -> bytes:
     return bytes(out)
 
 
-def _rewritten(record: bytes, way: list[int]) -> bytes:
+def _rewritten(record: bytes, way: list[int], depth: int = 0) -> bytes:
     """A message; `way` are the numbers of the fields that lead on to a cgroup_dir_entry, none where it is one."""
-    out = b""
+    if depth > DEPTH_MAX:
+        raise ValueError(f"{IMAGE} has cgroups more than {DEPTH_MAX} deep")
+    out = bytearray()
     for number, value, raw in fields(record):
         onward = number == (way[0] if way else _CHILDREN)
         if value is None and onward:
-            inner = _rewritten(_content(raw), way[1:])
+            inner = _rewritten(_content(raw), way[1:], depth + 1)
             out += varint(number << 3 | _BYTES) + varint(len(inner)) + inner
         elif way or number != _PROPERTIES or not _is_subtree(_content(raw)):
             out += raw
-    return out
+    return bytes(out)
 
 
 def _is_subtree(record: bytes) -> bool:

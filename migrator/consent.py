@@ -9,9 +9,9 @@ files say that it includes is that host's business.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
-from migrator import config_reader
+from migrator import cgroup_limits, config_reader, container_config, device_filter
 
 # What a distribution and its administrator keep for LXC on every host; an include from there is the host's own.
 HOST_FOLDERS = ("/usr/share/lxc/", "/etc/lxc/")
@@ -25,15 +25,25 @@ _INSIDE = re.compile(
     r"|signal\.(halt|reboot|stop)|init\.(cmd|cwd|uid|gid|groups)|execute\.cmd|autodev|autodev\.tmpfs\.size"
     r"|start\.(auto|delay|order)|prlimit\.[a-z]+|sysctl\.net\.[a-z0-9_.]+|time\.offset\.(boot|monotonic)"
     r"|net\.\d+\.(link|flags|hwaddr|name|mtu|ipv[46]\.(address|gateway))"
-    r"|net\.\d+\.veth\.(pair|n_rxqueues|n_txqueues)"  # not its routes and VLANs, which are the host's
-    # Limits of controllers alone: to cgroup.procs and its like LXC would write as the host's root.
-    r"|cgroup2?\.(memory|cpu|cpuset|cpuacct|io|blkio|pids|hugetlb|rdma|misc)(\.[A-Za-z0-9_]+)+"
-    r"|cgroup2?\.(devices\.deny|cgroup\.max\.(descendants|depth)))"
+    r"|net\.\d+\.veth\.(n_rxqueues|n_txqueues)"  # not its routes and VLANs, which are the host's
+    r"|cgroup2?\.devices\.deny)"
 )
+# What a container may use at most. Not what is kept from others for it (memory.min, memory.low, cpuset.cpus.partition,
+# cpuset.cpus.exclusive); and to cgroup.procs and its like LXC would write as the host's root.
+_LIMITS = (cgroup_limits.UNSET.keys() - {"memory.min", "memory.low"}) | {"io.max", "io.weight"}
+# Names of interfaces that a host's rules may trust: ours (the tunnel's, and of pairs that are made for a restore), and
+# what VPNs, bridges, virtual machines and cards are called.
+_TRUSTED = re.compile(
+    r"mig-|mg|wg|tun|tap|ppp|ipsec|vti|gre|tailscale|zt|br[-\d]|lxcbr|lxdbr|incusbr|virbr|vmbr|docker|cni|cali|flannel"
+    r"|vnet|vlan|bond|team|dummy|lo\Z|eth\d|en[a-z]*\d|wl|ww")
 _VIRTUAL = frozenset({"proc", "sysfs", "tmpfs", "devpts", "mqueue", "ramfs", "hugetlbfs"})
 _NODES = frozenset(f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom", "tty", "net/tun", "fuse"))
 # null, zero, full, random, urandom, tty, console, ptmx; pts; tun, fuse (admin-guide/devices.txt)
 _DEVICES = re.compile(r"c (1:[35789]|5:[012]|136:\*|10:200|10:229) [rwm]+|[abc] \*:\* m")
+# What takes the place of rules for devices that let a container open any (see `confining`): those of LXC's common.conf,
+# and /dev/net/tun. To make a node is no harm where it cannot be opened.
+_CONFINED = ("c *:* m", "b *:* m", *(f"c {number} rwm" for number in (
+    "1:3", "1:5", "1:7", "1:8", "1:9", "5:0", "5:1", "5:2", "136:*", "10:200", "10:229")))
 _ENVIRONMENT = re.compile(r"(TERM|LANG|LC_[A-Z]+|TZ|HOME|USER|container|container_[a-z]+|[a-z]+_proxy)=.*")
 _PATH_MAX = 4096
 
@@ -41,17 +51,32 @@ _PATH_MAX = 4096
 def reaching(text: str, here: Callable[[str], bool]) -> list[str]:
     """The lines of a configuration that reach out of the container. `here`: does the receiving host have this path?
 
-    The lines are LXC's (`config_reader`); one that could be read in another way than that reaches out, too.
+    The lines are LXC's (`config_reader`); one that could be read in another way than that reaches out, too, and so does
+    what looks like a part of our fence, which is taken out of a configuration wherever it stands.
     """
     found = []
     for line in config_reader.lines(text):
         plain = line.replace("\t", " ").strip(" ")
-        if not plain or (plain.startswith("#") and plain.isprintable()):
+        fence = container_config.FENCE_BEGIN in plain or container_config.FENCE_END in plain
+        if not plain or (plain.startswith("#") and plain.isprintable() and not fence):
             continue
         key, value = config_reader.setting(line) or ("", "?")
-        if not plain.isprintable() or (value and not _inside(key, value, here)):
+        if fence or not plain.isprintable() or (value and not _inside(key, value, here)):
             found.append(plain[:_PATH_MAX])
     return found
+
+
+def confining(settings: Iterable[tuple[str, str]]) -> list[str]:
+    """The lines to add to a configuration, with all that it includes, so that it lets nobody open a host's device.
+
+    A stream of btrfs can have a node of any device, with an owner in the container, and only these rules keep it from
+    being opened: a user namespace does not, as the file system is the host's. LXC's userns.conf takes away those of
+    common.conf. None are added where there are some that begin with `devices.deny = a`; that line alone has no effect
+    (see `device_filter`).
+    """
+    if device_filter.denies(cgroup_limits.configured(settings)):
+        return []
+    return ["lxc.cgroup2.devices.deny = a", *(f"lxc.cgroup2.devices.allow = {rule}" for rule in _CONFINED)]
 
 
 def shown(lines: list[str]) -> str:
@@ -91,7 +116,9 @@ def _inside(key: str, value: str, here: Callable[[str], bool]) -> bool:
         return value in ("veth", "empty")
     if re.fullmatch(r"lxc\.net\.\d+\.veth\.mode", key):
         return value == "bridge"
-    return bool(_INSIDE.fullmatch(key))
+    if re.fullmatch(r"lxc\.net\.\d+\.veth\.pair", key):
+        return not _TRUSTED.match(value)
+    return key.removeprefix("lxc.cgroup2.") in _LIMITS or bool(_INSIDE.fullmatch(key))
 
 
 def is_hosts_own(path: str) -> bool:

@@ -14,7 +14,7 @@ import posixpath
 import re
 import shutil
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from migrator import config_reader
@@ -23,6 +23,7 @@ from migrator.errors import ConfigInvalid
 FENCE_BEGIN = "# BEGIN migrator fence"
 FENCE_END = "# END migrator fence"
 FENCE_HOOK = "migrator-fence"  # in the container's folder
+ROOTFS = "lxc.rootfs.path"
 INCLUDE_FOLDER = "migrator-include"  # in the container's folder: copies of what was included, by migration
 
 _FENCE = re.compile(rf"\n?{FENCE_BEGIN}((?!{FENCE_BEGIN}).)*?{FENCE_END}\n?", re.DOTALL)
@@ -55,11 +56,12 @@ def read(config_file: Path, name: str) -> Carried:
 
 
 def adopted(carried: Carried, folder: Path, there: Callable[[str], bool], *, rootfs: Path,
-            bridges: Mapping[str, str], new_name: str = "") -> tuple[str, dict[Path, str]]:
+            bridges: Mapping[str, str], new_name: str = "", added: Iterable[str] = ()) -> tuple[str, dict[Path, str]]:
     """The configuration for this host, and the copies in `folder` of what it includes and is not `there`.
 
     A copied file may include others that this host lacks, and a folder is replaced by a file that includes the folder's
     files one by one: so their order stays, which a folder's is not sure to. What else is as in `rewritten`.
+    The root file system is `rootfs` alone, whatever all these files say. The lines `added` come before it, at the end.
     """
     copies: dict[str, str] = {}
     texts: dict[str, str] = {}
@@ -78,35 +80,59 @@ def adopted(carried: Carried, folder: Path, there: Callable[[str], bool], *, roo
             copies[value] = str(folder / f"{len(copies):02d}-{base[:100]}")
             texts[copies[value]] = text
             waiting.append(text)
-    return (rewritten(carried.text, rootfs=rootfs, bridges=bridges, includes=copies, new_name=new_name),
-            {Path(path): rewritten(text, rootfs=rootfs, bridges=bridges, includes=copies)
-             for path, text in texts.items()})
+    own = rewritten(carried.text, bridges=bridges, includes=copies, new_name=new_name)
+    last = [*added, f"{ROOTFS} = {_storage(carried)}{rootfs}", ""]  # so that no include has the last word
+    return (own + "\n".join(last),
+            {Path(path): rewritten(text, bridges=bridges, includes=copies) for path, text in texts.items()})
 
 
-def rewritten(text: str, *, rootfs: Path, bridges: Mapping[str, str], includes: Mapping[str, str],
-              new_name: str = "") -> str:
-    """The configuration for another host.
+def _storage(carried: Carried) -> str:
+    """What stands before the root file system's path on the source: `btrfs:`, `dir:` or nothing."""
 
-    `rootfs` is the root file system's folder there, `bridges` maps bridge names here to those there, and `includes`
-    maps included paths that the other host lacks to the copies that travel along. With a `new_name` that becomes its
-    host name at the next start, as lxc-copy would have it (do_lxcapi_clone in src/lxc/lxccontainer.c).
+    def inside(folder: str) -> list[str] | None:
+        return None if folder in carried.includes else [
+            path for path in carried.includes if posixpath.dirname(path) == folder.rstrip("/")]
+
+    read = config_reader.read("", carried.text, lambda path: carried.includes.get(path, ""), inside)
+    found = re.match(r"(btrfs:|dir:)/", rootfs_of(read.settings))
+    return found[1] if found else ""
+
+
+def rootfs_of(settings: Iterable[tuple[str, str]]) -> str:
+    """The root file system that LXC takes: the last one that is named. "" for the host's own."""
+    return next((value for key, value in reversed(list(settings)) if key == ROOTFS), "")
+
+
+def require_rootfs(name: str, config_file: Path, text: str, rootfs: Path) -> None:
+    """Raises ConfigInvalid unless a configuration has just this root file system: without one LXC takes the host's."""
+    found = rootfs_of(config_reader.read(str(config_file), text).settings)
+    if re.sub(r"^(btrfs|dir):(?=/)", "", found) != str(rootfs):
+        raise ConfigInvalid(name=name, reason=f"its root file system is {found or 'that of the host'}, not {rootfs}")
+
+
+def rewritten(text: str, *, bridges: Mapping[str, str], includes: Mapping[str, str], new_name: str = "") -> str:
+    """A text of the configuration for another host, without a root file system, which `adopted` adds.
+
+    `bridges` maps bridge names here to those there, and `includes` maps included paths that the other host lacks to the
+    copies that travel along. With a `new_name` that becomes its host name at the next start, as lxc-copy would have it
+    (do_lxcapi_clone in src/lxc/lxccontainer.c). What is left of a fence goes: taken away later, it could make other
+    lines of what was a comment.
     """
     lines = []
     for line in config_reader.lines(text.removesuffix("\n")):
         key, value = config_reader.setting(line) or ("", "")
         if new_name and key in ("lxc.uts.name", "lxc.utsname"):
             continue
-        if key == "lxc.rootfs.path":
-            prefix = re.match(r"[a-z]+:(?=/)", value)
-            line = f"{key} = {prefix[0] if prefix else ''}{rootfs}"
-        elif re.fullmatch(r"lxc\.net\.\d+\.link", key) and value in bridges:
+        if key == ROOTFS or FENCE_BEGIN in line or FENCE_END in line:
+            continue
+        if re.fullmatch(r"lxc\.net\.\d+\.link", key) and value in bridges:
             line = f"{key} = {bridges[value]}"
         elif key == config_reader.INCLUDE and value in includes:
             line = f"{key} = {includes[value]}"
         lines.append(line)
     if new_name:
         lines.append(f"lxc.uts.name = {new_name}")  # at the end, so that no include has the last word
-    return "\n".join(lines) + "\n"
+    return "".join(f"{line}\n" for line in lines)
 
 
 def unfenced(text: str) -> str:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from migrator import cgroup_limits, cgroups, mount_flags, terminals
+from migrator import cgroup_limits, cgroups, limited, mount_flags, terminals
 from migrator.errors import CommandFailed, DumpFailed
 from migrator.lxc import CGROUP
 from migrator.processes import running
@@ -103,9 +103,14 @@ def left_after(limit: float, folders: Sequence[Path]) -> list[int]:
     return found
 
 
+def is_image(name: str) -> bool:
+    """Whether a file of that name travels with a dump: one of CRIU's images, or what was noted beside them."""
+    return name.endswith(".img") or name in NOTES
+
+
 def image_files(images: Path) -> list[Path]:
-    """The files of a dump that a restore needs: CRIU's images, and what was noted beside them."""
-    return sorted(path for path in images.iterdir() if path.suffix == ".img" or path.name in NOTES)
+    """The files of a dump that a restore needs."""
+    return sorted(path for path in images.iterdir() if is_image(path.name))
 
 
 LOG_FOLDER = Path("/var/log/migrator")
@@ -130,9 +135,9 @@ REASON_MAX, REASON_LINES = 600, 4  # characters, lines
 
 
 def reason(log: Path) -> str:
-    """What a log of CRIU's says made it fail: its last real errors, in a line; "" when there is none."""
+    """What the end of a log of CRIU's says made it fail: its last real errors, in a line; "" when there is none."""
     try:
-        lines = log.read_text(errors="replace").splitlines()
+        lines = limited.tail(log).splitlines()
     except OSError:
         return ""
     end = next((number for number, line in enumerate(lines) if _END.search(line)), len(lines))

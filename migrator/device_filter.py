@@ -62,6 +62,15 @@ def program(settings: Iterable[tuple[str, str]], number: Callable[[str], tuple[s
     return _instructions(allows_all, exceptions) if any_rule else b""
 
 
+def denies(settings: Iterable[tuple[str, str]]) -> bool:
+    """Whether LXC attaches a program that begins by forbidding all devices, for settings as in `program`."""
+    forbidden, any_rule = False, False
+    for key, value in settings:
+        if key.startswith("devices"):
+            forbidden, any_rule = (key == "devices.deny", False) if value == "a" else (forbidden, True)
+    return forbidden and any_rule
+
+
 def numbers(path: str) -> tuple[str, int, int]:
     """Kind, major and minor of a device of this host; raises OSError, ValueError."""
     import stat

@@ -149,6 +149,14 @@ def of_peer(peer: Peer) -> Grant:
     )
 
 
+def recorded(migration: Migration) -> Grant:
+    """What who has begun a migration to this host was allowed to bring along, for `check_config` alone."""
+    detail = migration.detail
+    caller = str(detail.get("caller", _SSH))
+    return Grant(caller=caller, name=migration.peer.removeprefix(PEER), hooks=bool(detail.get("hooks", caller == _SSH)),
+                 hooks_fix=str(detail.get("hooks_fix") or f"migrator rollback {migration.name}, and begin anew"))
+
+
 def nobody(name: str) -> Grant:
     """For a peer that was removed while its tunnel stood."""
     return Grant(caller="", name=name, receive=False, ask=False, lxcpaths=(), hooks=False,

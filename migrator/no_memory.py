@@ -12,7 +12,7 @@ import signal
 import time
 from pathlib import Path
 
-from migrator import container_config, criu, holder, log, lxc, network
+from migrator import container_config, criu, holder, limited, log, lxc, network
 from migrator.errors import CommandFailed, ContainerNotRunning, StartFailed
 from migrator.journal import Migration
 from migrator.processes import running
@@ -124,9 +124,9 @@ def stay(container: lxc.Container, migration: str, pid: int) -> None:
 
 
 def _reason(log_file: Path) -> str:
-    """The first errors in a log of LXC, shortened to a line."""
+    """The first errors at the end of a log of LXC, shortened to a line."""
     with contextlib.suppress(OSError):
-        lines = log_file.read_text(errors="replace").splitlines()
+        lines = limited.tail(log_file).splitlines()
         found = [line.partition(" ERROR ")[2].rpartition(" - ")[2] for line in lines if " ERROR " in line]
         return "; ".join(found[:2])[:600]
     return ""

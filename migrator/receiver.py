@@ -42,6 +42,7 @@ FILE_END = struct.Struct(f"!Q{DIGEST_SIZE}s")  # raw length, digest over the seg
 ACK = struct.Struct("!Q")
 COMPRESSED = 1  # flag of a SEGMENT
 
+MARGIN = 64 * 1024 * 1024  # bytes that stay free on a disk
 _QUEUE = 8  # frames that wait to be written
 _UNSYNCED = 32  # what waits to be synced: as many small files may be open, and as many again that are being synced
 _SMALL = 64 * 1024  # bytes; a smaller segment gets memory of its own and leaves the large buffers alone
@@ -196,6 +197,7 @@ class Receiver:
             raise ProtocolError(reason=f"it sent {frame.kind.name} outside of a file")
         if frame.kind is Kind.SEGMENT:
             segment, data = self._decode(frame, file, decompressor)
+            self._refuse_more(file, segment.length)
             self._append(file, data)
             file.segments.append(segment)
             self._written.put(_Written(file, segments.line(segment), segment))
@@ -256,6 +258,17 @@ class Receiver:
         if len(data) != length or segments.digest_of(data) != digest:
             raise damaged
         return Segment(length, digest), data
+
+    def _refuse_more(self, file: _Incoming, length: int) -> None:
+        """Raises ProtocolError for more than was announced, and ENOSPC where what was not would fill the disk."""
+        announced = self._announced[len(self._done)].size
+        if announced is not None:
+            if file.length + length > announced:
+                raise ProtocolError(reason=f"it sends more of {file.name} than the {announced} bytes that it announced")
+        elif self._durable:
+            found = os.fstatvfs(self._folder)
+            if found.f_bavail * found.f_frsize < MARGIN + length:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _append(self, file: _Incoming, data: Bytes) -> None:
         rest = memoryview(data)

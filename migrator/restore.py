@@ -22,16 +22,19 @@ from migrator import (
     criu,
     device_filter,
     let_run,
+    limited,
     log,
     restore_config,
     terminals,
     veths,
 )
-from migrator.errors import CommandFailed, RestoreFailed
+from migrator.errors import CommandFailed, ConfigInvalid, RestoreFailed
 from migrator.layout import Layout, give_images
 from migrator.lxc import Container
 from migrator.preflight import config_facts
 from migrator.run import run
+
+NOTE_LIMIT = cgroup_limits.RECORD_LIMIT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +87,8 @@ def prepare(container: Container, layout: Layout, images: Path) -> Prepared:
     layout.spool.mkdir(mode=0o700, exist_ok=True)
     (images / at_restore.REASON).unlink(missing_ok=True)
     try:
-        ttys = terminals.recorded(_read(images / terminals.RECORD), lambda id_: _mapped(config, id_))
+        container_config.require_rootfs(container.name, container.config_file, text, layout.rootfs)
+        ttys = terminals.recorded(_noted(images, terminals.RECORD), lambda id_: _mapped(config, id_))
         files.root.mkdir(mode=0o755)
         _write(files.config, restore_config.text(
             settings, container=container.folder, root=files.root, veths={link.number: link.outside for link in links},
@@ -92,14 +96,14 @@ def prepare(container: Container, layout: Layout, images: Path) -> Prepared:
         limits = cgroup_limits.configured(settings)
         _write(images / cgroup_limits.PLAN, cgroup_limits.plan(limits), 0o600)
         _write(images / at_restore.FILTER, device_filter.program(limits, device_filter.numbers).hex(), 0o600)
-        if _read(images / cgroup_limits.CONTROLLERS):
+        if _noted(images, cgroup_limits.CONTROLLERS):
             cgroup_image.leave_controllers(images)
         version = [value for key, value in settings if key == "lxc.hook.version"][-1:]
         commands = [command for link in links for command in veths.on_its_bridge(
             link, container.name, "".join(version), veths.bridge_setting)]
         give_images(images, criu.image_files(images), _mapped_group(config))
         veths.make(links)
-    except (CommandFailed, OSError, ValueError) as error:
+    except (CommandFailed, ConfigInvalid, OSError, ValueError) as error:
         raise RestoreFailed(name=container.name, reason=str(error), log="not there") from error
     return Prepared(tuple(map(tuple, commands)), tuple(links), tuple(ttys))
 
@@ -166,9 +170,10 @@ def _fstab(settings: Iterable[tuple[str, str]]) -> str:
         return ""
 
 
-def _read(path: Path) -> str:
-    """A note beside the images; one that an older version did not make is empty."""
-    return path.read_text() if path.exists() else ""
+def _noted(images: Path, name: str) -> str:
+    """A note beside the images, which another host has sent; one that an older version did not make is empty."""
+    path = images / name
+    return limited.read(path, NOTE_LIMIT).decode(errors="surrogateescape") if path.exists() else ""
 
 
 def _write(path: Path, text: str, mode: int) -> None:

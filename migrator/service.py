@@ -12,23 +12,30 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from migrator import config_reader, container_config, names
+from migrator import config_reader, container_config, limited, names
 from migrator.behind import Behind
 from migrator.container_config import Carried
 from migrator.errors import NoMigration, ProtocolError
+from migrator.frames import CONTROL_MAX
 from migrator.grant import KNOWN_MAX, ROOT, UNFINISHED_MAX, Grant
 from migrator.journal import Journal, Migration
 from migrator.layout import Layout, locked
 from migrator.states import Role
 
 CONFIG_FILE = "config.json"  # in the spool
+_KEPT_LIMIT = 8 * CONTROL_MAX  # bytes: JSON makes up to six of one
 
 
 class Place(NamedTuple):
-    """Where a transfer goes, whether it must be on disk before it is acknowledged, and who is told as it arrives."""
+    """Where a transfer goes, whether it must be on disk before it is acknowledged, and who is told as it arrives.
+
+    `accepts` says which names the sender may give its files: those that belong there, and none of what this host keeps
+    beside them.
+    """
 
     folder: Path
     durable: bool
+    accepts: Callable[[str], bool]
     behind: Behind | None = None
 
 
@@ -138,5 +145,5 @@ def keep_config(layout: Layout, fields: Mapping[str, Any], *, includes: bool = T
 
 def kept_config(layout: Layout) -> tuple[Carried, dict[str, str]]:
     """The configuration that `keep_config` stored, and the bridge map."""
-    data = json.loads((layout.spool / CONFIG_FILE).read_text())
+    data = json.loads(limited.read(layout.spool / CONFIG_FILE, _KEPT_LIMIT))
     return Carried(data["text"], data["includes"]), data["bridges"]

@@ -21,17 +21,16 @@ from migrator import segments
 from migrator.errors import Busy, ConnectionLost, NoSpace, ProtocolError, SegmentDamaged
 from migrator.frames import SEGMENT_MAX
 from migrator.protocol import Connection, Takeover
-from migrator.receiver import Announced, Receiver, Watcher
+from migrator.receiver import MARGIN, Announced, Receiver, Watcher
 from migrator.report import size
 from migrator.segments import INDEX_SUFFIX, Index, Segment
 
 FILES_MAX = 10_000  # streams in one transfer
-MARGIN = 64 * 1024 * 1024  # bytes that stay free beside what is needed, and a fiftieth of that
 LOCK_NAME = ".receiving"  # begins with a '.': no stream can have that name
 
 
 def check_space(directory: Path, needed: int, *, what: str = "the data") -> None:
-    """Raise NoSpace unless `needed` bytes and a margin are free on the file system of `directory`."""
+    """Raise NoSpace unless `needed` bytes and a margin, with a fiftieth of them, are free where `directory` is."""
     found = os.statvfs(directory)
     free = found.f_bavail * found.f_frsize
     wanted = needed + needed // 50 + MARGIN
@@ -52,13 +51,15 @@ def receive(
     files: object,
     *,
     durable: bool = True,
+    accepts: Callable[[str], bool] | None = None,
     watcher: Watcher | None = None,
     done: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
 ) -> Takeover:
     """What the handler of a "transfer" request returns to receive the streams in the request's `files`.
 
     They are written to `directory`, made if it is not there (not its parents). With `durable` each segment is on disk
-    before it is acknowledged; without it, for memory images and tmpfs, all are at the end. The `watcher` of a transfer
+    before it is acknowledged; without it, for memory images and tmpfs, all are at the end. A file whose name `accepts`
+    does not allow is refused before anything is written. The `watcher` of a transfer
     of one file is told what of it is there. `done` is called with
     {"files": {name: {"bytes", "digest"}}} when everything has arrived, and what it returns is the answer to the sender.
 
@@ -66,6 +67,9 @@ def receive(
     receives into that directory.
     """
     announced = _parse_files(files)
+    for entry in announced:
+        if accepts and not accepts(entry.name):
+            raise ProtocolError(reason=f"it sends a file {entry.name}, which has no place there")
     with contextlib.suppress(FileExistsError):
         directory.mkdir(mode=0o700)
     lock = _lock(directory)

@@ -21,6 +21,7 @@ from migrator import processes
 IMAGE = "tty-info.img"
 _HEAD = struct.pack("<II", 0x54564319, 0x59453036)  # IMG_COMMON_MAGIC, TTY_INFO_MAGIC in criu/include/magic.h
 _TYPE, _SID, _PGRP, _RDEV, _DEV = 2, 6, 7, 8, 13  # tty_info_entry in images/tty.proto
+_VARINT_MAX = 10  # bytes of a number (protobuf.dev, Encoding)
 _EXTERNAL = 5  # EXT_TTY
 
 Device = tuple[int, int]  # of a terminal, and of the file system that it is on, as stat(2) has them
@@ -102,12 +103,14 @@ def fields(record: bytes) -> Iterator[tuple[int, int | None, bytes]]:
 
 
 def _number(data: bytes, position: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
+    """The number at a position, and where the next thing stands; raises ValueError, and IndexError at the end."""
+    value = 0
+    for shift in range(0, 7 * _VARINT_MAX, 7):
         byte = data[position]
-        position, value, shift = position + 1, value | (byte & 0x7F) << shift, shift + 7
+        position, value = position + 1, value | (byte & 0x7F) << shift
         if byte < 0x80:
             return value, position
+    raise ValueError("a number is longer than any of a protocol buffer's")
 
 
 def varint(value: int) -> bytes:

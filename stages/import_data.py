@@ -14,10 +14,23 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from migrator import advice, btrfs, cli, container_config, identity, incoming, log, spool
+from migrator import (
+    advice,
+    btrfs,
+    cli,
+    config_reader,
+    consent,
+    container_config,
+    grant,
+    identity,
+    incoming,
+    log,
+    spool,
+)
 from migrator.advice import this_host
 from migrator.behind import Behind
 from migrator.cli import Result
+from migrator.container_config import Carried
 from migrator.errors import (
     ContainerExists,
     MigratorError,
@@ -127,8 +140,13 @@ def define(migration: Migration, layout: Layout) -> None:
 
     What the fenced copy of an earlier stay here consists of is kept aside until the migration has ended. Where nothing
     is, the folder is made beside and put there as a whole, with its fence. Raises ContainerExists where somebody has
-    made a container of that name since the migration began.
+    made a container of that name since the migration began, and ConsentNeeded where the configuration that has been
+    kept is not one that its sender may bring.
     """
+    carried, bridges = kept_config(layout)
+    allowed = grant.recorded(migration)
+    for text in (carried.text, *carried.includes.values()):
+        allowed.check_config(migration.name, text, migration.detail["mapped_root"])
     renamed = migration.other_name != migration.name
     identity.refuse_foreign(migration.journal, layout, str(migration.detail.get("origin", "")), renamed=renamed)
     folder = layout.container
@@ -139,7 +157,7 @@ def define(migration: Migration, layout: Layout) -> None:
         if migration.detail["mapped_root"]:
             os.chown(folder, migration.detail["mapped_root"], 0)
     keep_old(layout)
-    _write_config(migration, layout, folder)
+    _write_config(migration, layout, folder, carried, bridges)
     if folder == layout.beside:
         try:
             put(folder, layout.container)
@@ -147,17 +165,19 @@ def define(migration: Migration, layout: Layout) -> None:
             raise ContainerExists(host_name=this_host(), name=layout.name, lxcpath=layout.lxcpath) from error
 
 
-def _write_config(migration: Migration, layout: Layout, folder: Path) -> None:
+def _write_config(migration: Migration, layout: Layout, folder: Path, carried: Carried,
+                  bridges: dict[str, str]) -> None:
     """Into `folder`, which is the container's, or will be."""
-    carried, bridges = kept_config(layout)
     own = f"{migration.detail['source_lxcpath']}/{migration.other_name}/"  # what lies there is of the container's own
+    trusted = grant.recorded(migration).hooks
 
-    def there(path: str) -> bool:
-        return path.startswith("/") and not path.startswith(own) and Path(path).exists()
+    def there(path: str) -> bool:  # of who is not trusted nothing comes along, wherever it says that its own lies
+        return not trusted or (path.startswith("/") and not path.startswith(own) and Path(path).exists())
 
     text, copies = container_config.adopted(
         carried, layout.container / container_config.INCLUDE_FOLDER / layout.id, there, rootfs=layout.rootfs,
-        bridges=bridges, new_name="" if migration.other_name == migration.name else migration.name)
+        bridges=bridges, new_name="" if migration.other_name == migration.name else migration.name,
+        added=() if trusted else consent.confining(config_reader.read("", carried.text).settings))
     for path, copy in copies.items():
         file = folder / Path(path).relative_to(layout.container)
         file.parent.mkdir(mode=0o755, parents=True, exist_ok=True)

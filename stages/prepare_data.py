@@ -336,6 +336,8 @@ def _recorded(service: Service, layout: Layout, fields: dict[str, Any], source_n
         raise UsageError(reason=f"migration {layout.id} has ended on this host")
     if migration:
         _check_space(service, layout, fields, held)
+        if migration.detail.get("hooks") is not service.grant.hooks:  # it was given since, or taken away
+            migration.note("consent", hooks=service.grant.hooks, hooks_fix=service.grant.hooks_fix)
         return migration
     service.refuse_crowds()
     current = service.journal.latest(layout.name, layout.lxcpath)
@@ -351,6 +353,7 @@ def _recorded(service: Service, layout: Layout, fields: dict[str, Any], source_n
         source_lxcpath=str(names.lxcpath(str(fields["source_lxcpath"]))), destination_lxcpath=str(layout.lxcpath),
         lxcpath_given=bool(fields["lxcpath_given"]), rounds=[], mapped_root=int(fields["mapped_root"]),
         one_shot=bool(fields.get("one_shot")), memory=bool(fields.get("memory", True)), caller=service.grant.caller,
+        hooks=service.grant.hooks, hooks_fix=service.grant.hooks_fix,
         ticket=secrets.token_hex(16),
     )
     _settle_bases(migration, held)
@@ -400,7 +403,7 @@ def receive_disk(service: Service, fields: dict[str, Any]) -> Place:
     here = Layout(migration.lxcpath, migration.name, migration.id)
     file = here.spool / f"disk-{number}"
     behind = service.import_behind(file, here.snapshot(number)) if fields.get("behind") else None
-    return Place(here.spool, True, behind)
+    return Place(here.spool, True, {file.name}.__contains__, behind)
 
 
 def received(service: Service, fields: dict[str, Any]) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from migrator import (
     healing,
     identity,
     let_run,
+    limited,
     lxc,
     network,
     no_memory,
@@ -248,9 +249,9 @@ class Restore:
         """The disk is all that came: the container is started anew."""
         with self.migration.step("start", end_must_be=False):
             container = self.container
-            container_config.write_file(self.plain_config,
-                                        container_config.unfenced(container_config.text_of(container.config_file)),
-                                        mode=0o600)
+            text = container_config.unfenced(container_config.text_of(container.config_file))
+            container_config.require_rootfs(container.name, container.config_file, text, self.layout.rootfs)
+            container_config.write_file(self.plain_config, text, mode=0o600)
             try:
                 let_run.record_in_time(str(let_run.mark(self.layout.spool)), self.end)
             except TimeoutError as error:
@@ -289,11 +290,11 @@ class Restore:
         ) from error
 
     def _keep_log(self, error: BaseException) -> None:
-        """CRIU's log outlives the attempt, where the error says it is."""
+        """The end of CRIU's log outlives the attempt, where the error says it is."""
         source = (self.images or Path("/nonexistent")) / "restore.log"
         if source.is_file():
             kept = criu.log_path(self.migration.name, "restore")
-            container_config.write_file(kept, source.read_text(errors="replace"), mode=0o600)
+            container_config.write_file(kept, limited.tail(source), mode=0o600)
             if isinstance(error, RestoreFailed):
                 error.fields["log"] = kept
 

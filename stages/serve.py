@@ -98,4 +98,5 @@ def transfer(service: Service, fields: dict[str, Any]) -> Takeover:
     if kind not in receivers:
         raise ProtocolError(reason=f"it sends data of the unknown kind {kind[:40]!a}")
     place = receivers[kind](service, fields)
-    return spool.receive(place.folder, fields.get("files"), durable=place.durable, watcher=place.behind)
+    return spool.receive(place.folder, fields.get("files"), durable=place.durable, accepts=place.accepts,
+                         watcher=place.behind)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from migrator import consent
+from migrator import config_reader, consent
 
 # As lxc-create and the rig make them; none of it is anything that the other host has to be asked about.
 ORDINARY = """
@@ -39,6 +39,9 @@ lxc.signal.halt = SIGTERM
 lxc.init.cmd = /bin/sh /counter.sh /
 lxc.cgroup2.memory.max = 400M
 lxc.cgroup2.cgroup.max.descendants = 64
+lxc.cgroup2.cpuset.cpus = 0-1
+lxc.cgroup2.hugetlb.2MB.max = 0
+lxc.cgroup2.io.max = 8:0 rbps=1048576
 lxc.cgroup2.devices.deny = a
 lxc.cgroup2.devices.allow = c 1:3 rwm
 lxc.cgroup2.devices.allow = c 136:* rwm
@@ -76,6 +79,11 @@ REACHING = [
     "lxc.seccomp.notify.proxy = unix:/run/x", "lxc.rootfs.options = bind", "lxc.rootfs.mount = /etc",
     "lxc.rootfs.path = overlay:/etc:/x", "lxc.rootfs.path = nbd:/etc/shadow", "lxc.rootfs.path = loop:/x",
     "lxc.hook.pre-start-of-a-later-lxc = /x", "lxc.newer.key = 1", "no key", 'lxc.hook.start = "/x"',
+    "lxc.cgroup2.memory.min = 1G", "lxc.cgroup2.memory.low = 1G", "lxc.cgroup2.cpuset.cpus.partition = isolated",
+    "lxc.cgroup2.cpuset.cpus.exclusive = 0-62", "lxc.cgroup2.memory.reclaim = 1G", "lxc.cgroup2.io.cost.qos = 8:0",
+    *(f"lxc.net.0.veth.pair = {name}" for name in (
+        "mig-0badc0de", "mg0badc0de-0", "wg0", "tun0", "br0", "br-lan", "virbr1", "docker0", "lo", "eth0", "enp3s0")),
+    "# BEGIN migrator fence# END migrator fence lxc.hook.start = /x", "# END migrator fence",
     "lxc.uts.name = web\x1b", "\x0blxc.hook.start = /x", "# a\rlxc.hook.start = /x", "# a\0lxc.hook.start = /x",
     "# a\x85lxc.hook.start = /x", "lxc.uts.name = a\x0blxc.hook.start = /x", "lxc.apparmor.raw = x",
 ]
@@ -99,6 +107,26 @@ def test_what_is_not_known_reaches_out(value: str, before: str) -> None:
     """However it is written, a hook among other lines is found."""
     text = f"{before}\nlxc.hook.mount = x{value}\n"
     assert any("lxc.hook.mount" in line for line in consent.reaching(text, here))
+
+
+COMMON = [("lxc.cgroup2.devices.deny", "a"), ("lxc.cgroup2.devices.allow", "c *:* m"),
+          ("lxc.cgroup2.devices.allow", "c 1:3 rwm")]
+
+
+@pytest.mark.parametrize(("rules", "added"), [
+    (COMMON, False), ([*COMMON, ("lxc.cgroup2.devices.deny", "b 8:0 rwm")], False),
+    ([("lxc.cgroup2.devices.allow", "a"), *COMMON], False),
+    ([], True),
+    ([*COMMON, ("lxc.cgroup2.devices.deny", ""), ("lxc.cgroup2.devices.allow", "")], True),  # LXC's userns.conf
+    ([*COMMON, ("lxc.cgroup2", "")], True), ([*COMMON, ("lxc.cgroup2.devices.allow", "a")], True),
+    (COMMON[:1], True),  # LXC attaches no program for that
+    (COMMON[1:], True), ([("lxc.cgroup2.devices.deny", "b 8:0 rwm")], True),
+])
+def test_a_container_opens_no_device_of_the_host(rules: list[tuple[str, str]], added: bool) -> None:
+    lines = consent.confining(rules)
+    assert bool(lines) is added
+    assert consent.confining([*rules, *config_reader.settings("\n".join(lines))]) == []
+    assert consent.reaching("\n".join(lines), here) == [], "it can be moved on"
 
 
 def test_what_may_be_asked() -> None:

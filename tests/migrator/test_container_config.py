@@ -16,6 +16,7 @@ from migrator import container_config as config
 from migrator.config_reader import settings
 from migrator.errors import ConfigInvalid
 
+COPIES = Path("/pool/web/migrator-include/0badc0de")
 TEXT = """\
 # made by hand
 lxc.uts.name = web
@@ -39,24 +40,66 @@ def test_settings() -> None:
     assert settings("lxc.hook.start =\nnonsense\n = x\n") == [("lxc.hook.start", "")]
 
 
-def rewritten(text: str = TEXT, *, rootfs: str = "/var/lib/lxc/web/rootfs", bridges: dict[str, str] | None = None,
-              includes: dict[str, str] | None = None) -> list[str]:
-    return config.rewritten(text, rootfs=Path(rootfs), bridges=bridges or {}, includes=includes or {}).splitlines()
+def rewritten(bridges: dict[str, str] | None = None, includes: dict[str, str] | None = None) -> list[str]:
+    return config.rewritten(TEXT, bridges=bridges or {}, includes=includes or {}).splitlines()
 
 
 def test_only_what_must_change_changes() -> None:
-    lines = rewritten(bridges={"lxcbr0": "br0"})
     expected = TEXT.splitlines()
-    expected[2] = "lxc.rootfs.path = btrfs:/var/lib/lxc/web/rootfs"
     expected[4] = "lxc.net.0.link = br0"
-    assert lines == expected
+    del expected[2]
+    assert rewritten({"lxcbr0": "br0"}) == expected
+    assert moved(TEXT, bridges={"lxcbr0": "br0"}) == [*expected, "lxc.rootfs.path = btrfs:/new"]
+
+
+def moved(text: str, bridges: dict[str, str] | None = None) -> list[str]:
+    text, copies = config.adopted(config.Carried(text, {}), COPIES, lambda _: True, rootfs=Path("/new"),
+                                  bridges=bridges or {})
+    assert not copies
+    return text.splitlines()
 
 
 @pytest.mark.parametrize(("before", "after"), [
     ("/pool/web/rootfs", "/new"), ("btrfs:/pool/web/rootfs", "btrfs:/new"), ("dir:/pool/web/rootfs", "dir:/new"),
 ])
 def test_the_storage_prefix_stays(before: str, after: str) -> None:
-    assert rewritten(f"lxc.rootfs.path = {before}\n", rootfs="/new") == [f"lxc.rootfs.path = {after}"]
+    assert moved(f"lxc.rootfs.path = {before}\n") == [f"lxc.rootfs.path = {after}"]
+
+
+@pytest.mark.parametrize(("text", "storage"), [
+    ("", ""),  # LXC would take the host's own
+    ("lxc.rootfs.path = btrfs:/a\nlxc.rootfs.path =\n", ""),
+    ("lxc.rootfs.path = dir:/a\nlxc.rootfs.path = btrfs:/b\n", "btrfs:"),
+    ("lxc.include = /x.conf\n", "dir:"), ("lxc.include = /x.conf\nlxc.rootfs.path = btrfs:/b\n", "btrfs:"),
+    ("lxc.include = /x.d\n", ""), ("lxc.rootfs.path = overlay:/etc:/x\n", ""),
+])
+def test_there_is_one_root_file_system_and_it_is_that_of_the_container(text: str, storage: str) -> None:
+    carried = config.Carried(text, {"/x.conf": "lxc.rootfs.path = dir:/a\nlxc.tty.max = 1\n",
+                                    "/x.d/a.conf": "lxc.rootfs.path = /\n"})
+    own, copies = config.adopted(carried, COPIES, lambda _: False, rootfs=Path("/new"), bridges={}, new_name="shop")
+    assert settings(own)[-1] == ("lxc.rootfs.path", f"{storage}/new")
+    assert [text.count("lxc.rootfs.path") for text in (own, *copies.values())] == [1, *[0] * len(copies)]
+
+
+def test_what_looks_like_a_fence_goes() -> None:
+    """It would be taken out later, and what stands beside it become a line of its own."""
+    text = "# BEGIN migrator fence# END migrator fence lxc.hook.start = /x\nlxc.tty.max = 1\n# END migrator fence\n"
+    lines = moved(text)
+    assert lines == ["lxc.tty.max = 1", "lxc.rootfs.path = /new"]
+    assert config.unfenced(config.fenced("\n".join(lines) + "\n", Path("/hook"), "0badc0de")).splitlines() == lines
+
+
+@pytest.mark.parametrize(("text", "good"), [
+    ("lxc.rootfs.path = btrfs:/pool/web/rootfs\n", True), ("lxc.rootfs.path = /pool/web/rootfs\n", True),
+    ("", False), ("lxc.rootfs.path = /\n", False), ("lxc.rootfs.path = /pool/web/rootfs\nlxc.rootfs.path =\n", False),
+    ("lxc.rootfs.path = overlay:/pool/web/rootfs\n", False),
+])
+def test_nothing_is_run_on_another_root_file_system(text: str, good: bool) -> None:
+    if good:
+        config.require_rootfs("web", Path("/pool/web/config"), text, Path("/pool/web/rootfs"))
+        return
+    with pytest.raises(ConfigInvalid, match="its root file system is"):
+        config.require_rootfs("web", Path("/pool/web/config"), text, Path("/pool/web/rootfs"))
 
 
 def test_missing_includes_point_to_their_copies() -> None:
@@ -65,7 +108,7 @@ def test_missing_includes_point_to_their_copies() -> None:
 
 
 def test_a_new_name_is_the_host_name_of_the_next_start() -> None:
-    lines = config.rewritten(f"{TEXT}lxc.utsname = old\n", rootfs=Path("/pool/shop/rootfs"), bridges={}, includes={},
+    lines = config.rewritten(f"{TEXT}lxc.utsname = old\n", bridges={}, includes={},
                              new_name="shop").splitlines()
     assert [line for line in lines if "uts" in line] == ["lxc.uts.name = shop"]
     assert lines[-1] == "lxc.uts.name = shop", "no include has the last word"
@@ -112,7 +155,6 @@ def test_a_fence_does_not_count_as_a_change(tmp_path: Path) -> None:
 
 # --- on the other host ----------------------------------------------------------------------------------------
 
-COPIES = Path("/pool/web/migrator-include/0badc0de")
 CARRIED = config.Carried(
     "lxc.include = /etc/lxc/there.conf\nlxc.include = '/etc/lxc/mine.conf'\nlxc.include = /etc/lxc/mine.d\n"
     "lxc.include = /etc/lxc/there.d/\nlxc.include = /etc/lxc/gone.d/\nlxc.include = /etc/lxc/empty.d\n",
@@ -126,7 +168,8 @@ CARRIED = config.Carried(
 def adopted(there: set[str]) -> tuple[list[str], dict[str, list[str]]]:
     text, copies = config.adopted(CARRIED, COPIES, there.__contains__, rootfs=Path("/new"), bridges={"lxcbr0": "br0"})
     assert all(path.parent == COPIES for path in copies)
-    return text.splitlines(), {path.name: copy.split("\n")[:-1] for path, copy in copies.items()}
+    assert text.endswith("\nlxc.rootfs.path = /new\n")
+    return text.splitlines()[:-1], {path.name: copy.split("\n")[:-1] for path, copy in copies.items()}
 
 
 def test_what_the_other_host_has_is_its_own() -> None:

@@ -324,6 +324,16 @@ def test_nonsense_ends_the_connection(tmp_path: Path, name: str) -> None:
     assert spool.is_complete(tmp_path / "disk-1") == (name == "no such file")  # the one before it had arrived
 
 
+def test_no_more_comes_than_was_announced(tmp_path: Path) -> None:
+    frames = [(Kind.FILE, b'{"file": 0, "keep": 0}', 0), (Kind.SEGMENT, segment_body(b"x" * 11), 0)]
+    with connected(handlers(tmp_path)) as (client, _):
+        client.call("transfer", files=[{"name": "disk-1", "size": 10}])
+        for kind, body, flags in frames:
+            client.send(kind, body, flags=flags)
+        assert client.receive().kind is Kind.STOP
+    assert not (tmp_path / "disk-1").stat().st_size
+
+
 @pytest.mark.parametrize("name", DAMAGED)
 def test_damage_on_the_way_leaves_the_connection_usable(tmp_path: Path, name: str) -> None:
     tracemalloc.start()

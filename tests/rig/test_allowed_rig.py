@@ -56,6 +56,21 @@ def test_a_key_that_may_bring_containers(rig: Rig, clean_hosts: CleanHosts, limi
     assert rig.probe("hostb", "c1")["intact"]
 
 
+def test_a_device_in_the_stream_is_not_opened(rig: Rig, clean_hosts: CleanHosts,
+                                              limited: Callable[[str], None]) -> None:
+    """EPERM is the filter's word; the kernel's about a loop device that is not there is ENXIO."""
+    clean_hosts.allow("snapshot")
+    rig.guest("hosta", "c1", "tick")
+    rig.sh("hosta", "mknod -m 666 /pool/c1/rootfs/disk b 7 250")
+    opening = ("lxc-attach", "-n", "c1", "-P", "/pool", "--", "/bin/sh", "-c", ": </disk")
+    assert "Operation not permitted" not in rig.exec("hosta", *opening, check=False).stderr
+    limited("receive,lxcpath=/pool,as=hosta")
+    rig.migrator("hosta", "migrate", "c1", *THERE).expect(0)
+    assert "Operation not permitted" in rig.exec("hostb", *opening, check=False).stderr
+    assert rig.probe("hostb", "c1")["intact"]
+    assert "lxc.rootfs.path = btrfs:/pool/c1/rootfs\n" in rig.read("hostb", "/pool/c1/config")
+
+
 def test_what_one_key_has_begun_is_not_anothers(rig: Rig, clean_hosts: CleanHosts,
                                                 limited: Callable[[str], None]) -> None:
     rig.guest("hosta", "c1", "tick")

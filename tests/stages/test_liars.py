@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A source that lies: what it names its files, and a configuration that is not the one that was looked at."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from migrator import config_reader, grant
+from migrator.errors import ConsentNeeded, ProtocolError
+from migrator.frames import CONTROL_MAX
+from migrator.layout import Layout
+from migrator.protocol import Takeover
+from migrator.service import CONFIG_FILE, kept_config
+from migrator.states import Event, Role
+from stages import import_data
+from tests.stages.test_allowed import HOOK, ID, Here, here, peer
+
+__all__ = ["here"]
+
+PLAIN = "lxc.uts.name = web\n"
+
+
+def receiving_a_dump(here: Here, granted: grant.Grant) -> None:
+    here.begun(granted)
+    migration = here.journal.by_id(ID, Role.DESTINATION)
+    assert migration
+    for event in (Event.RECEIVED, Event.IMPORT, Event.IMPORTED):
+        migration.move(event)
+    migration.move(Event.RECEIVE_DUMP, attempt=1, memory=True)
+
+
+@pytest.mark.parametrize("name", [CONFIG_FILE, "beside.json", "let-run", "config.restore", "config.start", "criu.conf",
+                                  "at-restore", "disk-2", "increment", "pages-1.img"])
+@pytest.mark.parametrize("kind", ["disk", "increment"])
+def test_a_stream_has_the_name_that_this_host_gives_it(here: Here, kind: str, name: str) -> None:
+    granted = peer("hosta", "receive")
+    receiving_a_dump(here, granted) if kind == "increment" else here.begun(granted)
+    own = {"disk": "disk-1", "increment": "increment"}[kind]
+    before = {path.name for path in here.layout.spool.iterdir()}
+    if name != own:
+        for names in ([name], [own, name]):
+            with pytest.raises(ProtocolError, match="has no place there"):
+                here.caller(granted)("transfer", kind=kind, files=[{"name": each, "size": None} for each in names])
+    assert {path.name for path in here.layout.spool.iterdir()} == before
+    taken = here.caller(granted)("transfer", kind=kind, files=[{"name": own, "size": None}])
+    assert isinstance(taken, Takeover)
+
+
+@pytest.mark.parametrize("name", ["restore.log", "lxc.log", "at-restore.error", "cgroup-limits.wanted", "device-filter",
+                                  "stats-restore", "x"])
+def test_beside_the_images_lies_only_what_travels(here: Here, name: str) -> None:
+    granted = peer("hosta", "receive")
+    receiving_a_dump(here, granted)
+    here.stack.callback(here.layout.drop_images)
+    with pytest.raises(ProtocolError, match="has no place there"):
+        here.caller(granted)("transfer", kind="images", files=[{"name": name, "size": 1}])
+    sent = [{"name": each, "size": 1} for each in (
+        "pages-1.img", "tmpfs-dev-42.tar.gz.img", "tty.info", "terminals", "cgroup-owners", "cgroup-limits",
+        "cgroup-controllers", "mount-flags")]
+    assert isinstance(here.caller(granted)("transfer", kind="images", files=sent), Takeover)
+
+
+# --- what is defined ---
+
+
+def defined(here: Here, granted: grant.Grant, text: str, *, now: str | None = None,
+            includes: dict[str, str] | None = None) -> str:
+    """The configuration on this host of a container that came with `text`; when it is defined, `now` is kept."""
+    here.begun(granted, config=text, source_lxcpath="/usr/share", source_name="lxc")
+    if now is not None:
+        (here.layout.spool / CONFIG_FILE).write_text(
+            json.dumps({"text": now, "includes": includes or {}, "bridges": {}}))
+    migration = here.journal.by_id(ID, Role.DESTINATION)
+    assert migration
+    import_data.define(migration, here.layout)
+    return (here.layout.container / "config").read_text()
+
+
+@pytest.mark.parametrize(("text", "includes"), [
+    (HOOK, {}), (PLAIN, {"/x.conf": "lxc.hook.start-host = /x\n"}),
+    ("# BEGIN migrator fence# END migrator fence lxc.hook.start-host = /x\n", {}),
+])
+def test_what_is_defined_is_looked_at_once_more(here: Here, text: str, includes: dict[str, str]) -> None:
+    with pytest.raises(ConsentNeeded, match=r"hook\.start-host") as caught:
+        defined(here, peer("hosta", "receive"), PLAIN, now=text, includes=includes)
+    assert "--accept-hooks" in caught.value.hint
+    assert not here.layout.container.exists()
+
+
+def test_consent_that_is_given_later_holds_from_the_next_begin_on(here: Here) -> None:
+    here.begun(peer("hosta", "receive"))
+    here.begun(peer("hosta", "receive", "hooks"), config=HOOK)
+    migration = here.journal.by_id(ID, Role.DESTINATION)
+    assert migration
+    import_data.define(migration, here.layout)
+    assert "hook.start-host" in (here.layout.container / "config").read_text()
+
+
+def test_the_root_file_system_is_never_the_hosts(here: Here) -> None:
+    text = defined(here, peer("hosta", "receive"), PLAIN)
+    found = [value for key, value in config_reader.settings(text) if key == "lxc.rootfs.path"]
+    assert found == [str(here.layout.rootfs)]
+
+
+@pytest.mark.parametrize("granted", [peer("hosta", "receive"), grant.ROOT, peer("hosta", "receive", "hooks")],
+                         ids=["a peer", "root", "a peer that is trusted"])
+def test_without_consent_a_container_opens_no_device_of_the_host(here: Here, granted: grant.Grant) -> None:
+    rules = [value for key, value in config_reader.settings(defined(here, granted, PLAIN)) if "devices" in key]
+    assert (rules[:1] == ["a"]) is not granted.hooks
+    assert ("c 1:3 rwm" in rules) is not granted.hooks
+
+
+def test_a_configuration_that_is_too_large(here: Here) -> None:
+    here.begun(peer("hosta", "receive"))
+    kept: Path = Layout(here.pool, "web", ID).spool / CONFIG_FILE
+    with kept.open("r+b") as file:
+        file.truncate(8 * CONTROL_MAX + 1)
+    with pytest.raises(ValueError, match="larger"):
+        kept_config(here.layout)
