@@ -7,9 +7,8 @@ A reboot ends what was frozen, and empties /run, where images usually lie. The j
 from __future__ import annotations
 
 import contextlib
-from pathlib import Path
 
-from migrator import advice, bases, identity, log, lxc, no_memory
+from migrator import advice, bases, identity, log, lxc, no_memory, remains
 from migrator.errors import MigratorError
 from migrator.journal import Migration
 from migrator.layout import Layout
@@ -17,13 +16,8 @@ from migrator.states import FROZEN, Role, State
 
 
 def memory_is_here(migration: Migration) -> bool:
-    """On the source: whether the process that this migration has frozen is still there."""
-    if "cgroup" not in migration.detail:
-        return False
-    with contextlib.suppress(MigratorError):
-        container = lxc.Container(migration.name, migration.lxcpath)
-        return container.init_pid == migration.detail["pid"] and Path(migration.detail["cgroup"]).is_dir()
-    return False
+    """On the source: whether the process that this migration has frozen is still there, whatever LXC says."""
+    return remains.first_is_here(migration)
 
 
 def images_are_here(migration: Migration) -> bool:
@@ -49,7 +43,11 @@ def held(migration: Migration) -> bool:
 
 
 def start_from_disk(migration: Migration) -> None:
-    """The frozen memory is gone: start the container as after any reboot, unless somebody has done so. StartFailed."""
+    """The frozen memory is gone: start the container as after any reboot, unless somebody has done so.
+
+    Raises StartFailed, also where processes of it are left.
+    """
+    remains.require_none(migration)
     container = lxc.Container(migration.name, migration.lxcpath)
     if not held(migration) or container.state != "STOPPED":
         log.warning(f"{migration.name} is not the process that was frozen any more; there is nothing to thaw")

@@ -11,6 +11,7 @@ nothing can be moved into such a cgroup: `lxc-attach` and logins fail, and so do
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 
@@ -41,6 +42,20 @@ def payload(proc_cgroup: str) -> str:
 def processes(top: str) -> list[int]:
     """The ids of all processes in the cgroup `top` and below; none when it is gone."""
     return ids(top, "cgroup.procs")
+
+
+def populated(top: str) -> bool:
+    """Whether any process lives in the cgroup `top` or below, be it frozen; False when it is gone. Raises OSError.
+
+    One that has ended and is only waited for does not (cgroup.events in cgroup-v2.rst).
+    """
+    try:
+        with open(f"{top}/cgroup.events") as file:
+            return "populated 1" in file.read().split("\n")
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENODEV):  # the second where it goes between the two
+            return False
+        raise
 
 
 def ids(top: str, name: str) -> list[int]:

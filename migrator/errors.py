@@ -491,6 +491,13 @@ class StartFailed(MigratorError):
     cure = "The whole log is {log}."
 
 
+class CopyNotEnded(MigratorError):
+    """Of the copy of {name} that was left here processes still live in {cgroup}: {pids}."""
+
+    status = 88
+    cure = "See what holds them: ps -o pid,stat,wchan,cmd -p {pids} -- when they have ended: {next}"
+
+
 # --- Ownership ------------------------------------------------------------------------------------------------
 
 

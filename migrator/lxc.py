@@ -189,14 +189,19 @@ def states(cgroup: Path) -> set[str]:
     return found
 
 
-def kill(container: Container) -> None:
+def kill(name: str, lxcpath: Path, cgroup: Path) -> None:
     """End every process of a container at once, also a frozen one, without letting any of them run once more.
 
-    `cgroup.kill` does just that; `lxc-stop` would thaw before the processes are gone. LXC's monitor then cleans up.
+    `cgroup.kill` does just that; `lxc-stop` would thaw before the processes are gone. LXC's monitor, if it lives, then
+    cleans up. Look afterwards whether the cgroup is empty: what the kernel cannot interrupt takes longer.
     """
-    (container.cgroup / "cgroup.kill").write_text("1")
-    if not _wait(lambda: container.state == "STOPPED", STOP_LIMIT):
-        run(["lxc-stop", "-k", "-n", container.name, "-P", container.lxcpath], limit=STOP_LIMIT)
+    with contextlib.suppress(FileNotFoundError):  # all have ended
+        (cgroup / "cgroup.kill").write_text("1")
+    _wait(lambda: not cgroups.populated(str(cgroup)), STOP_LIMIT)
+    with contextlib.suppress(ContainerNotFound):
+        container = Container(name, lxcpath)
+        if not _wait(lambda: container.state == "STOPPED", STOP_LIMIT):
+            run(["lxc-stop", "-k", "-n", name, "-P", lxcpath], limit=STOP_LIMIT)
 
 
 def rooted(name: str, rootfs: Path) -> list[int]:

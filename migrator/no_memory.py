@@ -10,10 +10,11 @@ import contextlib
 import os
 import signal
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from migrator import container_config, criu, holder, limited, log, lxc, network
-from migrator.errors import CommandFailed, ContainerNotRunning, StartFailed
+from migrator import cgroups, container_config, criu, holder, layout, limited, log, lxc, network, remains
+from migrator.errors import CommandFailed, ContainerNotRunning, MigratorError, StartFailed
 from migrator.journal import Migration
 from migrator.processes import running
 from migrator.run import run
@@ -25,15 +26,9 @@ STEADY = 0.3  # seconds that it must have run: what ends sooner has not started
 POLL = 0.01
 
 
-def init_of(container: lxc.Container) -> list[int] | None:
-    """Which start of a container this is: its first process, and when that began, in ticks since the host's boot.
-
-    None where it does not run.
-    """
-    with contextlib.suppress(ContainerNotRunning, OSError):
-        pid = container.init_pid
-        return [pid, holder.start_time(pid)]
-    return None
+def cgroup_of(migration: Migration) -> Path | None:
+    """Where the container lives that this migration stops; None where that is not on record."""
+    return Path(migration.detail["cgroup"]) if migration.detail.get("cgroup") else None
 
 
 def stop_command(container: lxc.Container) -> list[str]:
@@ -41,18 +36,19 @@ def stop_command(container: lxc.Container) -> list[str]:
     return ["lxc-stop", "-n", container.name, "-P", str(container.lxcpath), "--nowait"]
 
 
-def stop(container: lxc.Container, limit: float) -> bool:
+def stop(container: lxc.Container, limit: float, cgroup: Path | None) -> bool:
     """End a container in order; past `limit` seconds kill it. Returns whether it had to be killed.
 
+    It has ended when nothing lives in its `cgroup` any more, whatever LXC says.
     We wait ourselves, so that nothing is left waiting, and killing, when this program is killed.
     """
     run(stop_command(container), check=False)
     end = time.monotonic() + limit
-    while container.state != "STOPPED":
+    while container.state != "STOPPED" or (cgroup and cgroups.populated(str(cgroup))):
         if time.monotonic() > end:
             log.warning(f"{container.name} has not ended within {limit:g} seconds and is killed")
             with contextlib.suppress(ContainerNotRunning):  # it has ended after all
-                lxc.kill(container)
+                lxc.kill(container.name, container.lxcpath, cgroup or container.cgroup)
             return True
         time.sleep(POLL)
     return False
@@ -62,17 +58,19 @@ def start_again(migration: Migration) -> bool:
     """On the source, which has the token: start the container if this migration has stopped it; True if so.
 
     Safe to repeat: what a killed program had begun is completed, and what somebody else has started is left alone. Also
-    takes the fence away. Raises StartFailed.
+    takes the fence away, once it runs. What cannot be written, as on a full disk, keeps nothing from running. Raises
+    StartFailed.
     """
     container = lxc.Container(migration.name, migration.lxcpath)
     stopping = bool(migration.detail.get("stopping"))
     fenced = container_config.fence_of(container.config_file.read_text(errors="replace")) == migration.id
-    if stopping and init_of(container) == migration.detail["init"]:
+    if stopping and _lives(migration, container):
         log.info(f"{migration.name} was told to end, and is started again when it has")
-        with migration.step("stop"):  # it may have been told to end, or not: now it ends for certain
-            stop(container, float(migration.detail["stop_timeout"]))
-    container_config.unfence(container.folder, migration.id)
+        # It may have been told to end, or not: now it ends for certain.
+        with migration.step("stop", must_be_recorded=False):
+            stop(container, float(migration.detail["stop_timeout"]), cgroup_of(migration))
     if not stopping and not (fenced and container.state == "STOPPED"):  # then a reboot was quicker
+        _try(f"the fence of {migration.name} stands", lambda: container_config.unfence(container.folder, migration.id))
         return False
     by_us = True
     if runs(container, migration.id):
@@ -81,12 +79,49 @@ def start_again(migration: Migration) -> bool:
             log.warning(f"{migration.name} has been started by somebody else, and runs")
     else:
         end(container, migration.id)
-        with migration.step("start"):
-            stay(container, migration.id, start(container, migration.id))
+        remains.require_none(migration)
+        with migration.step("start", must_be_recorded=False), _unfenced(container, migration.id) as config:
+            stay(container, migration.id, start(container, migration.id, config=config))
     with contextlib.suppress(ContainerNotRunning):
         network.announce(container.init_pid, (0.0,)).join()
-    migration.note("started", stopping=False)
+    _copy(migration.id).unlink(missing_ok=True)  # of a program that was killed meanwhile
+    runs_on = f"{migration.name} runs again here, but"
+    _try(f"{runs_on} its fence stands", lambda: container_config.unfence(container.folder, migration.id))
+    _try(f"{runs_on} that could not be recorded", lambda: migration.note("started", stopping=False))
+    migration.detail["stopping"] = False  # the next record has it, where this one could not be made
     return by_us
+
+
+def _lives(migration: Migration, container: lxc.Container) -> bool:
+    """Whether the start that was to be stopped has not ended, be it that LXC knows nothing of it any more."""
+    if remains.init_of(container) == migration.detail["init"]:
+        return True
+    return not _ours(migration.id) and remains.are_here(migration)
+
+
+def _try(otherwise: str, step: Callable[[], None]) -> None:
+    """What a full disk keeps from being written keeps nothing from running."""
+    try:
+        step()
+    except (MigratorError, OSError) as error:
+        log.warning(f"{otherwise}: {error}")
+
+
+def _copy(migration: str) -> Path:
+    return layout.RUNTIME / f"{migration}.start"
+
+
+@contextlib.contextmanager
+def _unfenced(container: lxc.Container, migration: str) -> Iterator[Path]:
+    """A container's configuration without its fence: in memory, as its disk may be full."""
+    path = _copy(migration)
+    path.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
+    container_config.write_file(path, container_config.unfenced(container_config.text_of(container.config_file)),
+                                mode=0o600)
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def start_command(name: str, lxcpath: Path, config: Path | None, log_file: Path) -> list[str]:
@@ -116,7 +151,7 @@ def start(container: lxc.Container, migration: str, *, config: Path | None = Non
 def stay(container: lxc.Container, migration: str, pid: int) -> None:
     """Raises StartFailed, after it has ended what is left, unless `pid` is still the first process in a moment."""
     time.sleep(STEADY)
-    init = init_of(container)
+    init = remains.init_of(container)
     if init is None or init[0] != pid:
         log_file = criu.log_path(container.name, "start")
         end(container, migration)

@@ -22,6 +22,7 @@ from migrator import (
     lxc,
     mount_flags,
     network,
+    remains,
     spool,
     terminals,
     transfer,
@@ -88,7 +89,8 @@ class Dump(Handover):
         self.watchdog.start()
 
     def record(self) -> dict[str, Any]:
-        return {"frozen_at": self.still_since, "pid": self.pid, "cgroup": str(self.cgroup),
+        return {**remains.record(self.container),
+                "frozen_at": self.still_since, "pid": self.pid, "cgroup": str(self.cgroup),
                 "ports": [port.to_json() for port in self.ports]}
 
     def take(self) -> dict[str, Any]:

@@ -14,9 +14,22 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from migrator import advice, bases, btrfs, cli, container_config, identity, incoming, log, lxc, network
+from migrator import (
+    advice,
+    aftermath,
+    bases,
+    btrfs,
+    cli,
+    container_config,
+    identity,
+    incoming,
+    log,
+    lxc,
+    network,
+    remains,
+)
 from migrator.cli import Result
-from migrator.errors import ForceRefused, MigratorError, NoMigration, OutOfOrder, StartFailed, UsageError
+from migrator.errors import CopyNotEnded, ForceRefused, NoMigration, OutOfOrder, StartFailed, UsageError
 from migrator.journal import DEFAULT_PATH, Journal, Migration
 from migrator.layout import Layout, locked
 from migrator.network import Port
@@ -107,25 +120,37 @@ def _require_id(migration: Migration, given: str | None, there: str) -> None:
 
 
 def stop_and_fence(migration: Migration) -> None:
-    """Fence first, then take the network away, then end the processes; safe to repeat."""
-    container = lxc.Container(migration.name, migration.lxcpath)
+    """Fence first, then take the network away, then end the processes; safe to repeat.
+
+    Raises CopyNotEnded.
+    """
+    folder = migration.lxcpath / migration.name
     with migration.step("fence"):
         message = (f"{migration.name} was migrated to {advice.moved_to(migration)} (migration {migration.id}) and runs"
                    f" there. To get it back, migrate it from there. To remove this copy: migrator cleanup"
                    f" {migration.name}")
-        if identity.is_source(migration):
-            text = container_config.text_of(container.config_file)
-            container_config.fence(container.folder, text, migration.id, message)
+        if not (folder / "config").is_file():
+            log.warning(f"{folder} has no configuration any more: there is nothing to fence")
+        elif identity.is_source(migration):
+            container_config.fence(folder, container_config.text_of(folder / "config"), migration.id, message)
         else:
-            log.warning(f"{container.folder} is another container by now: it is left alone")
-    with migration.step("stop"), contextlib.suppress(MigratorError):
-        frozen = "pid" in migration.detail  # without its memory it has been stopped before
-        if frozen and container.init_pid == migration.detail["pid"] and Path(migration.detail["cgroup"]).is_dir():
-            network.remove([Port(**port) for port in migration.detail["ports"]])
-            lxc.kill(container)
+            log.warning(f"{folder} is another container by now: it is left alone")
+    with migration.step("stop"):
+        _end_copy(migration)
     if migration.detail.get("ports"):
         network.hear(migration.id)
     Layout(migration.lxcpath, migration.name, migration.id).drop_images()
+
+
+def _end_copy(migration: Migration) -> None:
+    """End what was frozen, told by its cgroup: LXC calls it stopped where only its monitor has ended. CopyNotEnded."""
+    if aftermath.memory_is_here(migration):  # without its memory it has been stopped before
+        network.remove([Port(**port) for port in migration.detail.get("ports", [])])
+        lxc.kill(migration.name, migration.lxcpath, Path(migration.detail["cgroup"]))
+    if remains.are_here(migration):
+        cgroup = Path(migration.detail["cgroup"])
+        raise CopyNotEnded(name=migration.name, cgroup=cgroup, next=f"migrator finish {migration.name}",
+                           pids=",".join(map(str, lxc.processes(cgroup))))
 
 
 def prune(migration: Migration) -> None:

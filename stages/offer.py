@@ -105,7 +105,7 @@ def give_up(migration: Migration, there: Connection, error: DocumentedError,
         raise
     except (MigratorError, OSError) as trouble:
         log.error(str(error))
-        raise SourceStillFrozen(
+        raise outcome(SourceStillFrozen, memory=migration.memory)(
             as_ours(trouble), name=migration.name, source=this_host(), next=advice.command("create-dump", migration),
             rollback=advice.command("rollback", migration),
         ) from error

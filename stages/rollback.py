@@ -27,6 +27,7 @@ from migrator import (
     names,
     network,
     no_memory,
+    remains,
     thawing,
 )
 from migrator.advice import this_host
@@ -34,6 +35,7 @@ from migrator.cli import Result
 from migrator.errors import (
     AlreadyRuns,
     CommandTimeout,
+    ContainerNotFound,
     JournalBroken,
     MigratorError,
     NoMigration,
@@ -169,6 +171,9 @@ def roll_back(migration: Migration, tell: Callable[[], str] | None) -> Result:
         if forced:  # the destination may come back, and must then be told
             raise
         log.warning(f"{name} is given back before that is recorded: {error}")
+    if not recorded and not migration.memory:  # its start may need that room too
+        with contextlib.suppress(MigratorError, OSError):
+            drop_attempt(migration, [])
     thawed = thaw_source(migration)
     if not recorded:
         kept = record["kept"] = []  # room is what is missing
@@ -211,26 +216,35 @@ def settle_bases(migration: Migration, uuid: str) -> None:
 
 def where(migration: Migration) -> str:
     """What has become of the container on its own host."""
-    container = lxc.Container(migration.name, migration.lxcpath)
-    if container.state == "RUNNING":
+    try:
+        state = lxc.Container(migration.name, migration.lxcpath).state
+    except ContainerNotFound as error:
+        state = str(error).rstrip(".")
+    if state == "RUNNING":
         return f"{migration.name} runs on here."
-    return (f"{migration.name} is {container.state} here."
+    if remains.are_here(migration):
+        return (f"{migration.name} runs on here, but LXC does not know of it any more: its monitor has ended, or its"
+                f" configuration is gone. Start no second one; to end it: "
+                f"echo 1 >{migration.detail['cgroup']}/cgroup.kill")
+    return (f"{migration.name} is {state} here."
             f" Start it with: lxc-start -P {migration.lxcpath} {migration.name}")
 
 
 def thaw_source(migration: Migration) -> bool:
     """Plug the container in again and thaw it, if this migration has frozen it; True if so.
 
-    The process id and cgroup are those of the freeze. If these are gone, as after a reboot, the container is started
-    from its disk, which takes the fence of the offer away; one that somebody has started is left alone. Raises
-    StartFailed, and OSError where it cannot be thawed. One that was stopped, to move without its memory, is started
-    again; raises SourceStillStopped. What cannot be recorded, as on a full disk, keeps nothing from running.
+    The process id and cgroup are those of the freeze, whatever LXC says: its monitor may have been killed. If these are
+    gone, as after a reboot, the container is started from its disk, which takes the fence of the offer away; one that
+    somebody has started is left alone. Raises StartFailed, and OSError where it cannot be thawed. One that was stopped,
+    to move without its memory, is started again; raises SourceStillStopped. What cannot be recorded, as on a full disk,
+    keeps nothing from running.
     """
     if not migration.memory:
         return _start_again(migration)
     if "cgroup" not in migration.detail:
         return False
     if not aftermath.memory_is_here(migration):
+        remains.require_none(migration)
         container_config.unfence(migration.lxcpath / migration.name, migration.id)
         if migration.detail["ports"]:
             network.hear(migration.id)
@@ -243,6 +257,10 @@ def thaw_source(migration: Migration) -> bool:
 
 
 def _start_again(migration: Migration) -> bool:
+    if migration.state is State.DUMPING:  # its disk may be full: what this attempt has taken of it makes room
+        here = Layout(migration.lxcpath, migration.name, migration.id)
+        with contextlib.suppress(MigratorError, OSError):
+            btrfs.delete(here.snapshot(len(migration.detail["rounds"]) + 1))
     try:
         return no_memory.start_again(migration)
     except (StartFailed, CommandTimeout) as error:
@@ -268,7 +286,7 @@ def described(migration: Migration) -> Result:
     if not migration.memory and migration.detail.get("stopping"):
         name, log_file = migration.name, criu.LOG_FOLDER / f"{migration.name}-start.log"
         commands.append((this_host(), no_memory.start_command(name, migration.lxcpath, None, log_file)))
-    elif "cgroup" in migration.detail:
+    elif migration.memory and "cgroup" in migration.detail:
         if migration.detail["ports"]:
             commands.append((this_host(), network.hear_command(migration.id)))
         commands.append((this_host(), ["tee", f"{migration.detail['cgroup']}/cgroup.freeze"]))

@@ -7,7 +7,7 @@ import argparse
 import time
 from typing import Any
 
-from migrator import advice, cli, lxc, no_memory
+from migrator import advice, cli, lxc, no_memory, remains
 from migrator.advice import this_host
 from migrator.cli import Result
 from migrator.errors import ContainerChanged
@@ -34,7 +34,7 @@ class Stop(Handover):
 
     def record(self) -> dict[str, Any]:
         return {"stopped_at": self.still_since, "stop_timeout": self.stop_timeout, "stopping": False,
-                "init": no_memory.init_of(self.container)}
+                **remains.record(self.container)}
 
     def take(self) -> dict[str, Any]:
         """The fence comes first: between the stop and the offer nobody may start the container, not even at boot."""
@@ -42,15 +42,21 @@ class Stop(Handover):
         self.migration.note("stopping", stopping=True)
         begun = time.monotonic()
         with self.migration.step("stop") as outcome:
-            outcome["killed"] = killed = no_memory.stop(self.container, self.stop_timeout)
+            killed = no_memory.stop(self.container, self.stop_timeout, no_memory.cgroup_of(self.migration))
+            outcome["killed"] = killed
         stop_seconds = time.monotonic() - begun
+        self._must_be_stopped()
         self.left()
         increment = self.send_increment()
-        if self.container.state != "STOPPED":  # a reboot in spite of all that
-            raise ContainerChanged(name=self.container.name, reason="it runs again, though it was stopped",
-                                   next=advice.command("create-dump", self.migration))
+        self._must_be_stopped()
         return {"increment": increment.raw_bytes, "memory": 0, "wire_bytes": increment.wire_bytes,
                 "stop_seconds": round(stop_seconds, 3), "killed": killed, "send_seconds": round(increment.seconds, 3)}
+
+    def _must_be_stopped(self) -> None:
+        """Raises ContainerChanged after a reboot in spite of all that, and where processes live without LXC."""
+        if self.container.state != "STOPPED" or remains.are_here(self.migration):
+            raise ContainerChanged(name=self.container.name, reason="it runs again, though it was stopped",
+                                   next=advice.command("create-dump", self.migration))
 
     def let_go(self) -> None:
         """What is stopped cannot be thawed: nobody watches over it."""

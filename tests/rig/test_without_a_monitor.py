@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""LXC's monitor of a container that stands still is killed, as when memory is short: LXC calls it STOPPED then.
+
+It is not: its tasks and all its memory are in their cgroup. So what is thawed, ended or started is told by that.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.rig.conftest import CleanHosts
+from tests.rig.harness import DESTINATION, Rig, wait_for
+from tests.rig.held import held
+
+TO_B = ("-d", DESTINATION)
+CGROUP = "/sys/fs/cgroup/lxc.payload.c1"
+INIT = f"head -n1 {CGROUP}/cgroup.procs"
+
+
+@pytest.fixture
+def guest(rig: Rig, clean_hosts: CleanHosts) -> str:
+    """A tick guest on hosta whose tasks outlive its monitor, imported on hostb; returns its start."""
+    clean_hosts.allow("snapshot")
+    rig.guest("hosta", "c1", "tick", ip="10.0.3.120", config=["lxc.monitor.signal.pdeath = SIGWINCH"])
+    rig.migrator("hosta", "prepare-data", "c1", *TO_B).expect(0)
+    rig.migrator("hostb", "import-data", "c1").expect(0)
+    return str(rig.probe("hosta", "c1")["start"])
+
+
+def kill_monitor(rig: Rig) -> None:
+    """And see that LXC knows nothing of the container any more, which lives."""
+    rig.sh("hosta", "kill -9 $(pgrep -f '^\\[lxc monitor\\] .* c1$')")
+    wait_for(lambda: rig.sh("hosta", "lxc-info -n c1 -sH").strip() == "STOPPED", "LXC takes it for stopped")
+    assert rig.sh("hosta", INIT).strip(), "it lives"
+
+
+def test_a_rollback_thaws_it(rig: Rig, guest: str) -> None:
+    """It is the same start of the same processes, and no second one beside them."""
+    rig.migrator("hosta", "create-dump", "c1", *TO_B).expect(0)
+    kill_monitor(rig)
+    init = rig.sh("hosta", INIT)
+    assert "with all its memory" in rig.status("hosta", "c1")["note"]
+    told = rig.migrator("hosta", "rollback", "c1", "--json").expect(0).json
+    assert told["thawed"] and told["destination_told"]
+    assert rig.sh("hosta", INIT) == init
+    assert rig.sh("hosta", f"cat {CGROUP}/cgroup.freeze").strip() == "0"
+    assert not rig.sh("hosta", "ls -d /sys/fs/cgroup/lxc.payload.c1-* 2>/dev/null; true").strip(), "one copy"
+    rig.reaches("client", "10.0.3.120")
+    assert rig.status("hosta", "c1")["state"] == "rolled-back"
+
+
+def test_after_a_kill_while_it_is_dumped_it_is_thawed(rig: Rig, guest: str) -> None:
+    command = ("migrator", "create-dump", "c1", *TO_B)
+    with held(rig, "hosta", "criu", '[ "$1" = dump ]') as hold, rig.start("hosta", *command) as dumping:
+        hold.wait("it is dumped")
+        kill_monitor(rig)
+        init = rig.sh("hosta", INIT)
+        dumping.signal(15)
+        hold.release()
+        assert dumping.wait().status != 0
+    assert rig.sh("hosta", INIT) == init
+    assert rig.sh("hosta", f"cat {CGROUP}/cgroup.freeze").strip() == "0"
+    rig.reaches("client", "10.0.3.120")
+    rig.migrator("hosta", "rollback", "c1").expect(0)
+
+
+def test_finish_ends_it(rig: Rig, guest: str) -> None:
+    """Nothing of it is left when the migration has ended."""
+    rig.migrator("hosta", "create-dump", "c1", *TO_B).expect(0)
+    kill_monitor(rig)
+    rig.migrator("hostb", "restore-dump", "c1").expect(0)
+    rig.migrator("hosta", "finish", "c1").expect(0)
+    assert not rig.sh("hosta", f"{INIT} 2>/dev/null; true").strip(), "it has ended"
+    found = rig.probe("hostb", "c1")
+    assert found["running"] and found["intact"] and found["start"] == guest
+    rig.reaches("client", "10.0.3.120")

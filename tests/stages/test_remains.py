@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What stood still on the source, and LXC knows nothing of it any more: its monitor is dead, or its configuration gone.
+
+LXC says STOPPED then, and has no process; the tasks live on in the cgroup that is on record.
+"""
+
+# ruff: noqa: F811 -- fixtures
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from migrator import aftermath, clock, criu, holder, identity, lxc, network, no_memory, remains
+from migrator.errors import ContainerNotRunning, CopyNotEnded, StartFailed
+from migrator.journal import Journal, Migration
+from migrator.states import Event, Role, State
+from stages import finish, rollback
+from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
+
+
+class Monitorless:
+    """As LXC sees a container whose monitor has been killed."""
+
+    state = "STOPPED"
+
+    def __init__(self, name: str, lxcpath: Path) -> None:
+        self.name, self.lxcpath = name, lxcpath
+        self.folder = lxcpath / name
+        self.config_file = self.folder / "config"
+
+    @property
+    def init_pid(self) -> int:
+        raise ContainerNotRunning(name=self.name, lxcpath=self.lxcpath, state="STOPPED")
+
+    def tell_thawed(self) -> None:
+        """Nobody hears it."""
+
+
+@pytest.fixture
+def init() -> Iterator[subprocess.Popen[bytes]]:
+    """The container's first process."""
+    with subprocess.Popen(["sleep", "1000"]) as program:
+        yield program
+        program.kill()
+
+
+@pytest.fixture
+def cgroup(tmp_path: Path, init: subprocess.Popen[bytes]) -> Path:
+    """Its cgroup, frozen; files only."""
+    made = tmp_path / "lxc.payload.web"
+    made.mkdir()
+    (made / "cgroup.freeze").write_text("1")
+    (made / "cgroup.events").write_text("populated 1\nfrozen 1\n")
+    (made / "cgroup.procs").write_text(f"{init.pid}\n")
+    return made
+
+
+def frozen(journal: Journal, folder: Path, pid: int, *events: Event, **detail: object) -> Migration:
+    """One whose first process this is; the folder of its container is made by the test."""
+    record = {"pid": pid, "cgroup": str(folder), "init": [pid, holder.start_time(pid)],
+              "boot": clock.BOOT_ID.read_text().strip(), "ports": []} | detail
+    migration = journal.create(id="0badc0de", role=Role.SOURCE, name="web", lxcpath=journal.path.parent,
+                               peer="root@hostb", event=Event.SEND, destination_host="hostb", rounds=[],
+                               destination_lxcpath="/pool", **record)
+    for event in (Event.SENT, Event.FREEZE, *events):
+        migration.move(event)
+    return migration
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is started from its disk."""
+    names: list[str] = []
+    monkeypatch.setattr(lxc, "Container", Monitorless)
+    monkeypatch.setattr(lxc, "END_LIMIT", 0.05)
+    monkeypatch.setattr(lxc, "STOP_LIMIT", 0.05)
+
+    def start(container: Monitorless, *_: object, **__: object) -> int:
+        names.append(container.name)
+        return 77
+
+    monkeypatch.setattr(no_memory, "start", start)
+    monkeypatch.setattr(criu, "wait_for_dump", lambda *_: None)
+    return names
+
+
+def configured(journal: Journal) -> None:
+    (journal.path.parent / "web").mkdir()
+    (journal.path.parent / "web" / "config").write_text("lxc.uts.name = web\n")
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_it_is_thawed_and_no_second_one_is_started(journal: Journal, cgroup: Path, init: subprocess.Popen[bytes],
+                                                   started: list[str], there: bool) -> None:
+    """Also where its configuration has been renamed or removed."""
+    if there:
+        configured(journal)
+    migration = frozen(journal, cgroup, init.pid)
+    assert aftermath.memory_is_here(migration)
+    assert rollback.thaw_source(migration)
+    assert (cgroup / "cgroup.freeze").read_text() == "0" and started == []
+    assert "Start no second one" in rollback.where(migration)
+
+
+def test_nothing_is_started_beside_what_is_left(journal: Journal, cgroup: Path, init: subprocess.Popen[bytes],
+                                                started: list[str]) -> None:
+    """Its first process has gone, and others live on; when they have ended, it is started."""
+    configured(journal)
+    migration = frozen(journal, cgroup, init.pid)
+    (cgroup / "cgroup.procs").write_text("4242\n")
+    assert not aftermath.memory_is_here(migration)
+    with pytest.raises(StartFailed, match="4242"):
+        rollback.thaw_source(migration)
+    assert started == []
+    (cgroup / "cgroup.events").write_text("populated 0\nfrozen 1\n")
+    assert not rollback.thaw_source(migration)
+    assert started == ["web"]
+
+
+@pytest.mark.parametrize(("procs", "detail", "here"), [
+    ("INIT", {}, True),
+    ("INIT", {"boot": "an earlier one"}, False),  # another start that has the same numbers
+    ("INIT", {"boot": "an earlier one", "init": None}, False),
+    ("INIT", {"boot": None, "init": None}, True),  # begun by an older version
+    ("4242", {"boot": None, "init": None}, False),
+    ("4242", {}, True),  # what has come with it
+    ("4242", {"cgroup": ""}, False),
+    ("4242", {"cgroup": "/nowhere"}, False),
+])
+def test_what_is_left(journal: Journal, cgroup: Path, init: subprocess.Popen[bytes], started: list[str], procs: str,
+                      detail: dict[str, object], here: bool) -> None:
+    (cgroup / "cgroup.procs").write_text(f"{procs.replace('INIT', str(init.pid))}\n")
+    migration = frozen(journal, cgroup, init.pid, **detail)
+    assert remains.are_here(migration) is here
+    assert remains.first_is_here(migration) is (here and procs == "INIT")
+
+
+def test_what_somebody_has_started_since_is_not_left(journal: Journal, cgroup: Path, init: subprocess.Popen[bytes],
+                                                     started: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    migration = frozen(journal, cgroup, init.pid)
+    monkeypatch.setattr(Monitorless, "init_pid", 1)
+    (cgroup / "cgroup.procs").write_text("1\n")
+    assert not remains.are_here(migration) and not remains.first_is_here(migration)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_finish_ends_what_is_left(journal: Journal, cgroup: Path, init: subprocess.Popen[bytes], started: list[str],
+                                  monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
+    """And its network is heard again only then."""
+    if there:
+        configured(journal)
+    heard: list[str] = []
+    monkeypatch.setattr(network, "hear", heard.append)
+    monkeypatch.setattr(network, "remove", lambda _: None)
+    monkeypatch.setattr(identity, "is_source", lambda _: True)
+    port = {"inside": "eth0", "outside": "v", "bridge": "br"}
+    migration = frozen(journal, cgroup, init.pid, Event.OFFER, Event.TAKEN, Event.FINISH, ports=[port])
+    with pytest.raises(CopyNotEnded, match=str(init.pid)):  # these files end nothing
+        finish.stop_and_fence(migration)
+    assert (cgroup / "cgroup.kill").read_text() == "1" and heard == [] and migration.state is State.FINISHING
+    (cgroup / "cgroup.events").write_text("populated 0\nfrozen 0\n")
+    (cgroup / "cgroup.procs").write_text("")
+    finish.stop_and_fence(migration)
+    assert heard == ["0badc0de"]
+
+
+def test_a_stop_has_come_to_its_end_when_nothing_lives(journal: Journal, cgroup: Path, started: list[str],
+                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    configured(journal)
+    monkeypatch.setattr(no_memory, "run", lambda *_, **__: None)
+    assert no_memory.stop(lxc.Container("web", journal.path.parent), 0.05, cgroup), "it had to be killed"
+    assert (cgroup / "cgroup.kill").read_text() == "1"
+    (cgroup / "cgroup.events").write_text("populated 0\n")
+    assert not no_memory.stop(lxc.Container("web", journal.path.parent), 0.05, cgroup)
+
+
+def test_what_was_told_to_end_and_lives_is_not_started_again(journal: Journal, cgroup: Path, started: list[str],
+                                                             init: subprocess.Popen[bytes],
+                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    configured(journal)
+    monkeypatch.setattr(no_memory, "run", lambda *_, **__: None)
+    monkeypatch.setattr(no_memory, "runs", lambda *_: False)
+    migration = frozen(journal, cgroup, init.pid, memory=False, stopping=True, stop_timeout=0.05)
+    with pytest.raises(StartFailed, match=str(init.pid)):
+        no_memory.start_again(migration)
+    assert (cgroup / "cgroup.kill").exists() and started == []

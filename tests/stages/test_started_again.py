@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A container that was stopped to move without its memory is started again here, where nothing can be written any more.
+
+The disk of the journal is full, or the one that the container lies on.
+"""
+
+# ruff: noqa: F811 -- fixtures
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from migrator import container_config, layout, log, lxc, network, no_memory, remains
+from migrator.errors import (
+    ContainerNotRunning,
+    DowntimeExceeded,
+    InternalError,
+    JournalBroken,
+    SourceStartedAgain,
+    SourceStillStopped,
+)
+from migrator.journal import Journal, Migration
+from migrator.states import Event, Role, State
+from stages import offer, rollback
+from tests.stages.snapshots import disk, snapshot  # noqa: F401 -- a fixture
+from tests.stages.test_answers import UUID
+from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
+
+ID = "0badc0de"
+TOO_LATE = DowntimeExceeded(name="web", seconds="120")
+
+
+class Stopped:
+    """As LXC sees it."""
+
+    state = "STOPPED"
+
+    def __init__(self, name: str, lxcpath: Path) -> None:
+        self.name, self.lxcpath = name, lxcpath
+        self.folder = lxcpath / name
+        self.config_file = self.folder / "config"
+
+
+class There:
+    peer_host = "hostb"
+
+    def call(self, *_: object, **__: object) -> dict[str, Any]:
+        return {}
+
+
+@pytest.fixture
+def stopped(journal: Journal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Migration]:
+    """It has been stopped and fenced, and nobody was offered the token."""
+    migration = journal.create(id=ID, role=Role.SOURCE, name="web", lxcpath=journal.path.parent, peer="root@hostb",
+                               event=Event.SEND, memory=False, rounds=[{"bytes": 1}], destination_lxcpath="/pool")
+    migration.move(Event.SENT)
+    migration.move(Event.FREEZE, stopped_at=1.0, stop_timeout=1, stopping=True, init=[1, 1], cgroup="/nowhere")
+    (migration.lxcpath / "web").mkdir()
+    container_config.fence(migration.lxcpath / "web", "lxc.uts.name = web\n", ID, "no")
+    monkeypatch.setattr(layout, "RUNTIME", tmp_path / "run")
+    monkeypatch.setattr(lxc, "Container", Stopped)
+    monkeypatch.setattr(no_memory, "runs", lambda *_: False)
+    monkeypatch.setattr(no_memory, "end", lambda *_: None)
+    monkeypatch.setattr(no_memory, "stay", lambda *_: None)
+    monkeypatch.setattr(network, "announce", lambda *_: pytest.fail("it has no process"))
+    monkeypatch.setattr(remains, "init_of", lambda _: None)
+    yield migration
+
+
+@pytest.fixture
+def started(stopped: Migration, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The configuration of each start, and which rounds are on disk then."""
+    found: list[str] = []
+
+    def start(container: Stopped, id_: str, *, config: Path) -> int:
+        rounds = ",".join(path.name for path in layout.Layout(container.lxcpath, "web", id_).own_snapshots())
+        found.append(f"{config.read_text().strip()}; {rounds}")
+        return 77
+
+    monkeypatch.setattr(no_memory, "start", start)
+    monkeypatch.setattr(Stopped, "init_pid", property(no_process), raising=False)
+    return found
+
+
+def no_process(container: Stopped) -> int:
+    raise ContainerNotRunning(name="web", lxcpath=container.lxcpath, state="STOPPED")
+
+
+def full_journal(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise JournalBroken(path="journal.db", reason="database or disk is full")
+
+    monkeypatch.setattr(Migration, "_event", full)
+    monkeypatch.setattr(Migration, "_write", full)
+
+
+def full_pool(monkeypatch: pytest.MonkeyPatch, pool: Path) -> None:
+    honest = container_config.write_file
+
+    def write(path: Path, text: str, **options: Any) -> None:
+        if path.is_relative_to(pool / "web"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        honest(path, text, **options)
+
+    monkeypatch.setattr(container_config, "write_file", write)
+
+
+def fence_of(migration: Migration) -> str:
+    return container_config.fence_of((migration.lxcpath / "web" / "config").read_text())
+
+
+@pytest.mark.parametrize("full", ["journal", "pool"])
+def test_it_is_started_with_a_full_disk(stopped: Migration, started: list[str], monkeypatch: pytest.MonkeyPatch,
+                                        full: str, tmp_path: Path) -> None:
+    """From an unfenced copy in memory, after what the attempt has taken of the disk is gone."""
+    snapshot(stopped, 1, UUID)
+    snapshot(stopped, 2, UUID)
+    told: list[str] = []
+    monkeypatch.setattr(log, "warning", told.append)
+    if full == "journal":
+        full_journal(monkeypatch)
+    else:
+        full_pool(monkeypatch, stopped.lxcpath)
+    with pytest.raises(SourceStartedAgain):
+        offer.give_up(stopped, There(), TOO_LATE)  # type: ignore[arg-type]
+    assert started == ["lxc.uts.name = web; 0badc0de.1"]
+    assert not list((tmp_path / "run").iterdir())
+    assert (fence_of(stopped) == "") is (full == "journal")
+    assert any("web runs" in line for line in told)
+
+
+def test_what_could_not_be_recorded_is_in_the_next_record(stopped: Migration, started: list[str],
+                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as while_full:
+        full_journal(while_full)
+        assert rollback.thaw_source(stopped)
+    stopped.move(Event.THAW)
+    found = stopped.journal.by_id(ID, Role.SOURCE)
+    assert found and found.state is State.PREPARED and found.detail["stopping"] is False
+    assert fence_of(stopped) == "" and len(started) == 1
+
+
+def test_a_rollback_makes_room_first(stopped: Migration, started: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    snapshot(stopped, 1, UUID)
+    full_journal(monkeypatch)
+    with pytest.raises(JournalBroken):
+        rollback.roll_back(stopped, lambda: UUID)
+    assert started == ["lxc.uts.name = web; "] and fence_of(stopped) == ""
+
+
+def test_where_it_cannot_be_started_nothing_is_said_of_memory(stopped: Migration, started: list[str],
+                                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(no_memory, "start", broken)
+    with pytest.raises(SourceStillStopped, match="stopped on") as still:
+        offer.give_up(stopped, There(), TOO_LATE)  # type: ignore[arg-type]
+    assert isinstance(still.value.cause, InternalError | OSError) or "Input/output" in str(still.value)
+    assert "memory" not in str(still.value)
