@@ -60,7 +60,7 @@ def once(container: lxc.Container, images: Path, *, show: bool) -> tuple[float, 
     restore = plain_command(container.name, container.lxcpath, images)
     lxc.freeze(container, cgroup, limit=LIMIT)
     dump_seconds = timed(dump, show=show)
-    lxc.kill(container)
+    lxc.kill(container.name, container.lxcpath, cgroup)
     lxc.drop_cgroups(container.name)
     restore_seconds = timed(restore, show=show)
     lxc.thaw(container, container.cgroup)

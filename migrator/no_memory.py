@@ -80,7 +80,7 @@ def start_again(migration: Migration) -> bool:
     else:
         end(container, migration.id)
         remains.require_none(migration)
-        with migration.step("start", must_be_recorded=False), _unfenced(container, migration.id) as config:
+        with migration.step("start", must_be_recorded=False), unfenced(container, migration.id) as config:
             stay(container, migration.id, start(container, migration.id, config=config))
     with contextlib.suppress(ContainerNotRunning):
         network.announce(container.init_pid, (0.0,)).join()
@@ -112,7 +112,7 @@ def _copy(migration: str) -> Path:
 
 
 @contextlib.contextmanager
-def _unfenced(container: lxc.Container, migration: str) -> Iterator[Path]:
+def unfenced(container: lxc.Container, migration: str) -> Iterator[Path]:
     """A container's configuration without its fence: in memory, as its disk may be full."""
     path = _copy(migration)
     path.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
@@ -126,7 +126,7 @@ def _unfenced(container: lxc.Container, migration: str) -> Iterator[Path]:
 
 def start_command(name: str, lxcpath: Path, config: Path | None, log_file: Path) -> list[str]:
     command = ["lxc-start", "-d", "-n", name, "-P", str(lxcpath)]
-    return [*command, *(("-f", str(config)) if config else ()), "-o", str(log_file), "-l", "WARN"]
+    return [*command, *(("-f", str(config)) if config else ()), "-o", str(log_file), "-l", "NOTICE"]
 
 
 def start(container: lxc.Container, migration: str, *, config: Path | None = None, limit: float = START_LIMIT) -> int:
@@ -156,6 +156,22 @@ def stay(container: lxc.Container, migration: str, pid: int) -> None:
         log_file = criu.log_path(container.name, "start")
         end(container, migration)
         raise StartFailed(name=container.name, reason=_reason(log_file) or "its first process has ended", log=log_file)
+
+
+def never_ran(error: StartFailed) -> bool:
+    """Whether LXC itself says, and completely, that the container's own program was not executed.
+
+    `lxc-start` ended by itself, and its log has an error; but not that the program was about to be executed (start in
+    liblxc's start.c), unless that failed. With the log of a start that was killed nothing is proved.
+    """
+    cause = error.__cause__
+    if not isinstance(cause, CommandFailed) or not str(cause.fields.get("outcome", "")).startswith("exit status"):
+        return False
+    try:
+        text = Path(str(error.fields["log"])).read_text(errors="replace")
+    except OSError:
+        return False
+    return " ERROR " in text and ("Exec'ing " not in text or "Failed to exec " in text)
 
 
 def _reason(log_file: Path) -> str:

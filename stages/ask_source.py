@@ -13,8 +13,19 @@ import shlex
 from typing import Any
 
 from migrator import advice, clock, destination, healing, leave, log, names
+from migrator.advice import this_host
 from migrator.cli import Result
-from migrator.errors import Busy, ConnectionLost, InternalError, Interrupted, SourceFailed, SourceNeeded, from_json
+from migrator.errors import (
+    Busy,
+    ConnectionLost,
+    InternalError,
+    Interrupted,
+    NotKnownThere,
+    SourceFailed,
+    SourceNeeded,
+    from_json,
+)
+from migrator.grant import PEER
 from migrator.journal import Migration
 from migrator.peer import connected
 from migrator.service import Service
@@ -52,7 +63,10 @@ def _no_word(found: State | None) -> str:
 
 
 def ask(args: argparse.Namespace, migration: Migration) -> State | None:
-    """The source's state of this migration; None where it does not know it. Raises as `connected`."""
+    """The source's state of this migration; None where it does not know it. Raises as `connected`.
+
+    NotKnownThere where another host than the source says so.
+    """
     return _asked(args, migration)[0]
 
 
@@ -61,7 +75,17 @@ def _asked(args: argparse.Namespace, migration: Migration, **fields: Any) -> tup
     with connected(args, source_of(args, migration)) as there:
         never = migration.state is State.ABANDONED or bool(migration.detail.get("given_way"))
         answer = there.call("source-state", id=migration.id, never=never, **fields)
+        if not answer["state"] and not _is_source(there.peer_host, migration):
+            raise NotKnownThere(destination=there.peer_host, id=migration.id, name=migration.name,
+                                peer=migration.peer)
     return (State(answer["state"]) if answer["state"] else None), float(answer.get("leave", 0.0))
+
+
+def _is_source(host: str, migration: Migration) -> bool:
+    """Whether who calls itself so may be the source, for all that its name tells; of a peer its key has told it."""
+    if migration.peer.startswith(PEER):
+        return True
+    return host != this_host() and host == migration.peer.rpartition("@")[2]
 
 
 def leave_for(args: argparse.Namespace, migration: Migration, limit: float, *, by_hand: bool = False) -> float:

@@ -49,9 +49,9 @@ def roll_back(migration: Migration, given: str, tell: Callable[[], str], *, else
     """Thaw, or start from the disk, without an answer; `given` must be the migration's id.
 
     A destination that does answer is believed, as in any rollback. One that has lost its journal knows nothing to tell:
-    it counts as lost, unless who was asked is `elsewhere` than the container was sent. `off` is the administrator's
-    word that the machine is off, where the network cannot tell: behind a jump host, for a peer, or where a firewall
-    answers for it. Raises ForceRefused.
+    it counts as lost, unless who was asked is `elsewhere` than the container was sent, or provably another host. `off`
+    is the administrator's word that the machine is off, where the network cannot tell: behind a jump host, for a peer,
+    or where a firewall answers for it. Raises ForceRefused.
     """
     if migration.owner is Owner.SOURCE:
         return rollback.roll_back(migration, tell)  # nobody else's word is needed
@@ -68,7 +68,7 @@ def roll_back(migration: Migration, given: str, tell: Callable[[], str], *, else
         except SourceStateUnknown as error:
             if isinstance(error.cause, Interrupted):
                 raise error.cause from error
-            forgotten = isinstance(error.cause, NotKnownThere) and not elsewhere
+            forgotten = isinstance(error.cause, NotKnownThere) and error.cause.forgotten and not elsewhere
             if not (forgotten or is_silence(error.cause) or (off and is_unknown(error.cause))):
                 log.warning(_why_not(error.cause, "Not rolled back by force", there,
                                      f"{advice.command('rollback', migration)} --force {migration.id}"))

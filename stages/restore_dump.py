@@ -37,7 +37,6 @@ from migrator import (
 from migrator.advice import this_host
 from migrator.cli import Result
 from migrator.errors import (
-    CommandFailed,
     ConnectionLost,
     DowntimeExceeded,
     OutOfOrder,
@@ -57,7 +56,7 @@ from migrator.service import Service
 from migrator.states import Event, State, Verdict, decide
 from stages import ask_source, force, settling
 from stages.handover import INCREMENT
-from stages.import_data import arrived, receive
+from stages.import_data import arrived, give_back_rootfs, receive
 
 NAME = "restore-dump"
 HELP = "let the container run on here (on the destination)"
@@ -225,6 +224,7 @@ class Restore:
             verifying.result()
             prepared = preparing.result() if preparing else None
         with self.migration.step("rootfs"):
+            give_back_rootfs(self.layout)  # a failed restore may not have come to it, as where the disk was full
             self._put_old_aside()
             btrfs.snapshot(last.path, self.layout.rootfs, read_only=False)
         return prepared
@@ -259,7 +259,7 @@ class Restore:
             try:
                 pid = no_memory.start(container, self.migration.id, config=self.plain_config, limit=self._left())
             except StartFailed as error:
-                if isinstance(error.__cause__, CommandFailed):  # LXC itself says that it never came to run
+                if no_memory.never_ran(error):  # what may have run, if only for a moment, is put aside
                     let_run.drop(let_run.mark(self.layout.spool))
                 raise
             self.runs_since = time.time()

@@ -55,6 +55,7 @@ from migrator.thawing import Frozen
 from tunnel.errors import DocumentedError
 
 NAME = "rollback"
+ABANDON_LIMIT = 600.0  # seconds: a restore that was killed is settled first, and snapshots are removed
 HELP = "give a migration up and let the container run on"
 
 
@@ -121,8 +122,9 @@ def tell(migration: Migration, there: Connection) -> str:
     held: list[str] = []
     with contextlib.suppress(MigratorError, OSError):  # a base is not worth a container that stays frozen
         held = bases.held(Layout(migration.lxcpath, migration.name, migration.id), own=True)
-    answer = there.call("abandon", id=migration.id, name=migration.other_name, source_name=migration.name,
-                        lxcpath=migration.detail["destination_lxcpath"], source_host=this_host(), held=held)
+    answer = there.call_within(
+        ABANDON_LIMIT, "abandon", id=migration.id, name=migration.other_name, source_name=migration.name,
+        lxcpath=migration.detail["destination_lxcpath"], source_host=this_host(), held=held)
     if not healing.gives_back(migration.ticket, known=answer.get("known") is True, offered=offered(migration),
                               answered=str(answer.get("ticket", ""))):
         error = NotKnownThere(destination=there.peer_host, id=migration.id, name=migration.name, peer=migration.peer)
@@ -309,9 +311,10 @@ def give_up_here(migration: Migration, *, dry_run: bool = False) -> Result:
         return cli.dry_run(_deletions(migration, [base.path.name] if base else []))
     _abandon(migration, _imported(migration), here=True)
     next_ = advice.command("rollback@source", migration)
+    left = ("nothing of it is left but what the next attempt can start from" if migration.ended
+            else "what is left of it goes with the next rollback")
     return Result({"migration": migration.id, "name": migration.name, "stage": NAME, "already": False, "next": next_},
-                  f"{migration.name} will not run here, and nothing of it is left but what the next attempt can start"
-                  f" from. Next: {next_}")
+                  f"{migration.name} will not run here, and {left}. Next: {next_}")
 
 
 def _imported(migration: Migration) -> list[str]:
@@ -367,10 +370,13 @@ def _abandon(migration: Migration, held: list[str], *, here: bool = False) -> No
         base = bases.common(layout, held)
         migration.move(Event.ABANDON, given_up_here=here or bool(migration.detail.get("given_up_here")),
                        kept=[base.path.name] if base else [])
-        import_data.drop_attempt(migration, layout)
-        if base:
-            bases.supersede(migration)
-        migration.move(Event.ABANDONED)
+        try:  # the token is back already, and the source must hear it: a disk that fails here freezes nothing there
+            import_data.drop_attempt(migration, layout)
+            if base:
+                bases.supersede(migration)
+            migration.move(Event.ABANDONED)
+        except (MigratorError, OSError) as error:
+            log.warning(f"{migration.name} will not run here, but something of it is left for now: {error}")
     elif not here:  # typed here first: now the source says what it has
         bases.drop(migration, but=[path for path in bases.paths(migration) if btrfs.info(path).stream_uuid in held])
 

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from migrator import (
     advice,
-    aftermath,
     clock,
     container_config,
     criu,
@@ -81,13 +80,19 @@ def go_on(migration: Migration, end: float) -> None:
     mark = let_run.mark(layout.spool)
     if clock.now() > end:
         raise WordOver(name=migration.name, next=advice.command("resume", migration))
-    container_config.unfence(layout.container, migration.id)
     if let_run.was(mark) and let_run.boot(mark) == clock.BOOT_ID.read_text().strip():
+        container_config.unfence(layout.container, migration.id)
         log.warning(f"{migration.name} has run here, and has stopped since. All of its disk is here; start it with: "
                     f"lxc-start -n {migration.name} -P {migration.lxcpath}")
         return
     log.warning(f"{migration.name} had run here before a reboot: it is started from its disk")
-    aftermath.start(migration, lxc.Container(migration.name, migration.lxcpath))
+    container = lxc.Container(migration.name, migration.lxcpath)
+    with migration.step("start"), no_memory.unfenced(container, migration.id) as config:
+        left = end - clock.now()  # once more, and last: records and copies take as long as the disk does
+        if left < 0:
+            raise WordOver(name=migration.name, next=advice.command("resume", migration))
+        no_memory.start(container, migration.id, config=config, limit=min(left, no_memory.START_LIMIT))
+    container_config.unfence(layout.container, migration.id)
 
 
 def record(migration: Migration, restored_at: float) -> None:
@@ -131,8 +136,11 @@ def clear(migration: Migration) -> None:
         kept = layout.aside()
         layout.rootfs.rename(kept)
         log.warning(f"{migration.name} may have run here for a moment; what it has written is kept in {kept}")
-    give_back_rootfs(layout)
-    let_run.drop(mark)  # last: as long as it is there, the root file system is kept
+    try:
+        give_back_rootfs(layout)
+        let_run.drop(mark)  # last: as long as it is there, the root file system is kept
+    except (MigratorError, OSError) as error:  # nothing runs, and that is to be recorded; the next restore removes it
+        log.warning(f"Of the restore of {migration.name} something is left for now: {error}")
 
 
 def end(migration: Migration, container: lxc.Container, layout: Layout) -> bool:
@@ -158,8 +166,14 @@ def end(migration: Migration, container: lxc.Container, layout: Layout) -> bool:
     _wait_stopped(container)
     lxc.drop_cgroups(migration.name)
     restore.clear(layout)
-    container_config.fence(layout.container, container_config.text_of(layout.container / "config"), migration.id,
-                           f"{migration.name} is being moved here; see: migrator status {migration.name}")
+    text = container_config.text_of(layout.container / "config")
+    try:
+        container_config.fence(layout.container, text, migration.id,
+                               f"{migration.name} is being moved here; see: migrator status {migration.name}")
+    except OSError as error:  # a disk that cannot be written keeps nothing from its end, where the fence stands already
+        if container_config.fence_of(text) != migration.id:
+            raise
+        log.warning(f"The fence of {migration.name} could not be written anew, and stands: {error}")
     return True
 
 

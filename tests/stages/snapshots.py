@@ -104,6 +104,9 @@ class There:
         self.answer = answer
         self.asked: list[tuple[str, dict[str, Any]]] = []
 
+    def call_within(self, _: float, op: str, **fields: Any) -> dict[str, Any]:
+        return self.call(op, **fields)
+
     def call(self, op: str, **fields: Any) -> dict[str, Any]:
         self.asked.append((op, fields))
         return self.answer

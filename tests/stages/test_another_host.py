@@ -7,15 +7,17 @@ import argparse
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from migrator.advice import this_host
 from migrator.errors import ForceRefused, NotKnownThere, OutOfOrder, SourceStateUnknown
 from migrator.journal import Journal, Migration
 from migrator.service import Service
 from migrator.states import Event, Owner, Role, State
-from stages import finish, force, heal, prepare_data, rollback
+from stages import ask_source, finish, force, heal, prepare_data, rollback
 from tests.stages.test_answers import ID, Destination, pool  # noqa: F401 -- a fixture
 from tests.stages.test_force import nothing_real  # noqa: F401 -- a fixture
 from tunnel.errors import DocumentedError
@@ -29,6 +31,9 @@ class Host:
     def __init__(self, name: str, destination: Destination) -> None:
         self.peer_host = name
         self.destination = destination
+
+    def call_within(self, _: float, op: str, **fields: Any) -> Any:
+        return self.call(op, **fields)
 
     def call(self, op: str, **fields: Any) -> Any:
         with contextlib.ExitStack() as connection:
@@ -181,3 +186,33 @@ def test_a_copy_that_nobody_asks_for_any_more_is_ended_with_the_id(
     assert source.state is state and ended == []
     assert typed(ID)
     assert source.state is State.FINISHED and ended == ["fenced"]
+
+
+@pytest.mark.parametrize("knows", [False, True])
+def test_another_host_is_none_that_is_lost(source: Migration, hosts: Hosts, nothing_real: list[str],
+                                           knows: bool) -> None:
+    """Its name means another one by now; the one that it went to lives, and runs it."""
+    source.move(Event.TAKEN)
+    hosts["hostb"].destination.take(Event.RECEIVED, Event.IMPORT, Event.IMPORTED, Event.RECEIVE_DUMP,
+                                    Event.DUMP_RECEIVED, Event.OWN, Event.RESTORE, Event.RESTORED)
+    if knows:
+        also_begun_on(hosts["hostc"])
+    with pytest.raises(SourceStateUnknown):
+        force.roll_back(source, ID, lambda: tell(source, hosts["hostc"]))
+    assert nothing_real == [] and source.state is State.DUMPED
+
+
+@pytest.mark.parametrize(("answers", "peer", "counts"), [
+    ("hosta", "hosta", True), ("hosta", "root@hosta", True), ("hostx", "hosta", False), ("HERE", "HERE", False),
+    ("hostx", "peer:hosta", True),  # which its key has told
+])
+def test_who_does_not_know_it_must_be_the_source(pool: Path, monkeypatch: pytest.MonkeyPatch, answers: str, peer: str,
+                                                 counts: bool) -> None:
+    answers, peer = (each.replace("HERE", this_host()) for each in (answers, peer))
+    there = SimpleNamespace(peer_host=answers, call=lambda *_, **__: {"state": None})
+    monkeypatch.setattr(ask_source, "connected", lambda *_: contextlib.nullcontext(there))
+    with Journal(pool / "destination.db") as journal:
+        migration = journal.create(id=ID, role=Role.DESTINATION, name="web", lxcpath=pool, peer=peer,
+                                   event=Event.RECEIVE)
+        with contextlib.nullcontext() if counts else pytest.raises(NotKnownThere):
+            assert ask_source.ask(argparse.Namespace(), migration) is None

@@ -64,9 +64,11 @@ def test_when_it_was_forced_is_on_record(journal: Journal, monkeypatch: pytest.M
     assert "hostb was not asked" in done.text and done.text.endswith("migrator rollback shop")
 
 
-@pytest.mark.parametrize(("error", "warned"), [
-    (SILENT[0], False), (NotKnownThere(destination="hostb", id="0badc0de", name="web", peer="root@hostb"), True),
-])
+FORGOTTEN = NotKnownThere(destination="hostb", id="0badc0de", name="web", peer="root@hostb")
+FORGOTTEN.forgotten = True
+
+
+@pytest.mark.parametrize(("error", "warned"), [(SILENT[0], False), (FORGOTTEN, True)])
 def test_one_that_knows_nothing_more_is_told_of(journal: Journal, capfd: pytest.CaptureFixture[str],
                                                 error: DocumentedError, warned: bool) -> None:
     migration = offered(journal)

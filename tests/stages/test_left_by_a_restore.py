@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
 import time
@@ -12,7 +13,7 @@ from typing import Any, cast
 
 import pytest
 
-from migrator import aftermath, clock, container_config, criu, identity, let_run, lxc, network, no_memory, restore
+from migrator import clock, container_config, criu, identity, let_run, lxc, network, no_memory, restore
 from migrator.errors import ContainerNotRunning, JournalBroken
 from migrator.identity import Whose
 from migrator.journal import Migration
@@ -224,7 +225,14 @@ def test_after_a_reboot_it_is_started(restoring: Migration, container: Container
     """Once that is allowed; from its disk, which nothing is taken from."""
     started: list[tuple[Migration, object]] = []
     monkeypatch.setattr(Layout, "is_own_rootfs", lambda _: True)
-    monkeypatch.setattr(aftermath, "start", lambda *of: started.append(of))
+
+    def start(of: object, id_: str, *, config: Path, limit: float) -> int:
+        assert config == Path("/run/config") and 0 < limit <= no_memory.START_LIMIT and fence(restoring) == ID
+        started.append((restoring, of))
+        return 4711
+
+    monkeypatch.setattr(no_memory, "start", start)
+    monkeypatch.setattr(no_memory, "unfenced", lambda *_: contextlib.nullcontext(Path("/run/config")))
     mark = let_run.mark(layout_of(restoring).spool)
     mark.write_text("an earlier boot")
     settling.settle(restoring)

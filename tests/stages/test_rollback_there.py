@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -210,3 +211,20 @@ def test_it_may_begin_while_the_lock_is_waited_for(there: Destination, monkeypat
 
     monkeypatch.setattr(there.service, "find", find)
     assert there.ask("abandon") == {"state": State.ABANDONED, "kept": "", "known": True, "ticket": "t"}
+
+
+def test_the_token_is_given_back_whatever_the_disk_does(there: Destination, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is read-only by now: what is left goes when it is asked once more."""
+    migration, (one,) = received(there, SENT)
+
+    def read_only(_: Path) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(btrfs, "delete", read_only)
+        for _ in range(2):
+            answer = there.ask("abandon", held=[])
+            assert answer == {"state": State.ABANDONING, "kept": "", "known": True, "ticket": migration.ticket}
+        told = rollback.give_up_here(recorded(migration))
+        assert "what is left of it goes" in told.text and one.is_dir()
+    assert there.ask("abandon", held=[])["state"] is State.ABANDONED and not one.exists()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from migrator import aftermath, clock, container_config, identity, let_run, lxc
+from migrator import aftermath, clock, container_config, identity, let_run, lxc, no_memory, restore
 from migrator.errors import AlreadyRuns, ConnectionLost, JournalBroken, WordOver
 from migrator.identity import Whose
 from migrator.journal import Journal, Migration
@@ -52,7 +53,8 @@ def acts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(settling, "end", act("ended", True))
     monkeypatch.setattr(settling, "give_back_rootfs", act("deleted"))
     monkeypatch.setattr(container_config, "unfence", act("unfenced"))
-    monkeypatch.setattr(aftermath, "start", act("started"))
+    monkeypatch.setattr(no_memory, "start", act("started"))
+    monkeypatch.setattr(no_memory, "unfenced", lambda *_: contextlib.nullcontext(Path("/run/config")))
     monkeypatch.setattr(lxc, "Container", lambda *_: None)
     return done
 
@@ -66,7 +68,7 @@ def mark(migration: Migration, boot: str = "") -> Path:
 
 
 @pytest.mark.parametrize(("boot", "then"), [
-    ("an earlier one", ["unfenced", "started"]),
+    ("an earlier one", ["started", "unfenced"]),
     ("", ["unfenced"]),  # it has ended by itself in this very boot
 ])
 def test_what_has_run_keeps_its_disk_and_its_fence(restoring: Migration, acts: list[str], boot: str,
@@ -81,6 +83,28 @@ def test_what_has_run_keeps_its_disk_and_its_fence(restoring: Migration, acts: l
     assert acts == ["ended"]
     settling.go_on(restoring, clock.now() + 3600)
     assert acts == ["ended", *then]
+
+
+def test_the_clock_is_looked_at_last_before_a_start(restoring: Migration, acts: list[str],
+                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    """The word is over while its begin is recorded, and the container stays fenced."""
+    mark(restoring, "an earlier one")
+    settling.settle(restoring)
+    now = [0.0]
+    monkeypatch.setattr(clock, "now", lambda: now[0])
+    event = Migration._event
+
+    def slow(migration: Migration, *said: Any) -> None:
+        now[0] += 100.0
+        event(migration, *said)
+
+    monkeypatch.setattr(Migration, "_event", slow)
+    with pytest.raises(WordOver):
+        settling.go_on(restoring, 60.0)
+    assert acts == ["ended"]
+    now[0] = 0.0
+    settling.go_on(restoring, 160.0)
+    assert acts == ["ended", "started", "unfenced"]
 
 
 @pytest.mark.parametrize("running", [True, False])
@@ -100,7 +124,7 @@ def test_a_request_over_the_connection_lets_it_go_on_when_the_source_still_waits
     with contextlib.nullcontext() if running else pytest.raises(ConnectionLost):
         restore_dump.restore_for_source(service, {"limit": 60}, leave)  # type: ignore[arg-type]
     assert restoring.state is State.RESTORED
-    assert acts == (["ended", "unfenced", "started"] if running else ["ended"])
+    assert acts == (["ended", "started", "unfenced"] if running else ["ended"])
 
 
 def test_an_abandon_lets_nothing_go_on(restoring: Migration, acts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,3 +192,31 @@ def test_a_full_disk_at_the_record_takes_nothing_away(restoring: Migration, acts
     restoring.refresh()
     settling.settle(restoring)
     assert str(restoring.state) == "restored" and "deleted" not in acts
+
+
+def test_what_never_ran_is_not_kept_by_a_disk_that_cannot_be_written(restoring: Migration, acts: list[str],
+                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_only(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(settling, "give_back_rootfs", read_only)
+    settling.settle(restoring)
+    assert str(restoring.state) == "owned"
+
+
+@pytest.mark.parametrize("stands", [True, False])
+def test_a_fence_that_stands_need_not_be_written(restoring: Migration, monkeypatch: pytest.MonkeyPatch,
+                                                 stands: bool) -> None:
+    def read_only(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    here = Layout(restoring.lxcpath, "web", ID)
+    here.container.mkdir()
+    container_config.fence(here.container, "lxc.uts.name = web\n", ID if stands else "ffffffff", "no")
+    monkeypatch.setattr(identity, "whose", lambda *_: Whose.OURS)
+    monkeypatch.setattr(container_config, "write_file", read_only)
+    monkeypatch.setattr(lxc, "drop_cgroups", lambda _: None)
+    monkeypatch.setattr(restore, "clear", lambda _: None)
+    container: Any = SimpleNamespace(state="STOPPED")
+    with contextlib.nullcontext() if stands else pytest.raises(OSError, match="Read-only"):
+        assert settling.end(restoring, container, here)

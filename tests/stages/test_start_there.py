@@ -37,20 +37,33 @@ def migration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Migra
         yield found
 
 
-def started(cause: MigratorError) -> Callable[..., int]:
+def started(cause: MigratorError, log: Path) -> Callable[..., int]:
     def start(*_: object, **__: object) -> int:
-        raise StartFailed(name="web", reason="it says no", log="x") from cause
+        raise StartFailed(name="web", reason="it says no", log=log) from cause
 
     return start
 
 
-@pytest.mark.parametrize(("cause", "may_have_run"), [
-    (CommandFailed(command="lxc-start", outcome="status 1", output="a hook said no"), False),
-    (ContainerNotRunning(name="web", lxcpath="/pool", state="STOPPED"), True),  # it came up, and its init has ended
+HOOK = "lxc-start web 20261129 ERROR    utils - utils.c:run_buffer:1 - Script exited with status 1\n"
+EXECUTED = "lxc-start web 20261129 NOTICE   start - start.c:start:2375 - Exec'ing \"/sbin/init\"\n"
+NO_INIT = f"{EXECUTED}lxc-start web 20261129 ERROR    start - start.c:start:2378 - Failed to exec \"/sbin/init\"\n"
+ABORTED = f"{EXECUTED}lxc-start web 20261129 ERROR    lxccontainer - Received container state \"ABORTING\"\n"
+
+
+@pytest.mark.parametrize(("cause", "said", "may_have_run"), [
+    (CommandFailed(command="lxc-start", outcome="exit status 1", output=""), HOOK, False),
+    (CommandFailed(command="lxc-start", outcome="exit status 1", output=""), NO_INIT, False),
+    (CommandFailed(command="lxc-start", outcome="exit status 1", output=""), ABORTED, True),  # it ran for a moment
+    (CommandFailed(command="lxc-start", outcome="exit status 1", output=""), "", True),
+    (CommandFailed(command="lxc-start", outcome="exit status 1", output=""), None, True),  # /var/log is full
+    (CommandFailed(command="lxc-start", outcome="SIGKILL", output=""), HOOK, True),
+    (ContainerNotRunning(name="web", lxcpath="/pool", state="STOPPED"), HOOK, True),  # it came up, its init has ended
 ])
-def test_what_lxc_did_not_start_has_not_run(migration: Migration, monkeypatch: pytest.MonkeyPatch,
-                                            cause: MigratorError, may_have_run: bool) -> None:
-    monkeypatch.setattr(no_memory, "start", started(cause))
+def test_what_lxc_did_not_start_has_not_run(migration: Migration, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+                                            cause: MigratorError, said: str | None, may_have_run: bool) -> None:
+    if said is not None:
+        (tmp_path / "start.log").write_text(said)
+    monkeypatch.setattr(no_memory, "start", started(cause, tmp_path / "start.log"))
     stage = restore_dump.Restore(migration, 60.0, leave=lambda: math.inf)
     with pytest.raises(StartFailed):
         stage._start()
