@@ -100,9 +100,13 @@ class Layout:
 
     def is_own_rootfs(self) -> bool:
         """Whether what is in the root file system's place was made by this migration: from one of its snapshots."""
-        if not btrfs.is_subvolume(self.rootfs):
+        return self.is_own(self.rootfs)
+
+    def is_own(self, path: Path) -> bool:
+        """Whether `path` is the top of a subvolume that this migration has made of one of its snapshots."""
+        if not btrfs.is_subvolume(path):
             return False
-        return btrfs.info(self.rootfs).parent_uuid in {btrfs.info(path).uuid for path in self.own_snapshots()}
+        return btrfs.info(path).parent_uuid in {btrfs.info(each).uuid for each in self.own_snapshots()}
 
     def make_folder(self) -> None:
         """Create `folder` and `work`, only for root."""

@@ -210,12 +210,25 @@ def rooted(name: str, rootfs: Path) -> list[int]:
     So one can be told that was being restored and whose command line is the container's program already.
     """
     found = []
-    for cgroup in CGROUP.glob(f"lxc.payload.{name}*"):
-        for pid in processes(cgroup):
-            with contextlib.suppress(OSError):
-                if Path(f"/proc/{pid}/root/.").stat().st_dev == rootfs.stat().st_dev:
-                    found.append(pid)
+    for pid in payload_processes(name):
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{pid}/root/.").stat().st_dev == rootfs.stat().st_dev:
+                found.append(pid)
     return found
+
+
+def payload_processes(name: str) -> list[int]:
+    """The processes in all payload cgroups that container `name` may have, and others whose names begin so."""
+    return [pid for cgroup in CGROUP.glob(f"lxc.payload.{name}*") for pid in processes(cgroup)]
+
+
+def lives_in(name: str, rootfs: Path) -> bool:
+    """Whether a process has `rootfs` as its root, under any spelling of the LXC path, and if its monitor is gone."""
+    for pid in payload_processes(name):
+        with contextlib.suppress(OSError):
+            if os.path.samestat(Path(f"/proc/{pid}/root/.").stat(), rootfs.stat()):
+                return True
+    return False
 
 
 def drop_cgroups(name: str) -> None:

@@ -37,6 +37,7 @@ from migrator import (
 from migrator.advice import this_host
 from migrator.cli import Result
 from migrator.errors import (
+    AlreadyRuns,
     ConnectionLost,
     DowntimeExceeded,
     OutOfOrder,
@@ -172,7 +173,7 @@ class Restore:
         """Do it; without `wait` the last announcements are made after the return."""
         name, begun = self.migration.name, time.time()
         identity.require_ours(self.layout)
-        let_run.drop(let_run.mark(self.layout.spool))
+        self._keep_what_ran()
         self.migration.move(Event.RESTORE)
         try:
             self._refuse_former()
@@ -200,6 +201,22 @@ class Restore:
         )
 
     # --- the steps ---
+
+    def _keep_what_ran(self) -> None:
+        """What an earlier restore has let run is not taken for this one's; raises AlreadyRuns where it still runs.
+
+        That is recorded then: a refusal alone would have the source take the token back.
+        """
+        mark = let_run.mark(self.layout.spool)
+        if let_run.was(mark):
+            name = self.migration.name
+            if self.container.state != "STOPPED" or lxc.lives_in(name, self.layout.rootfs):
+                self.migration.move(Event.RESTORE)
+                settling.settle(self.migration)
+                raise AlreadyRuns(name=name, destination=this_host(),
+                                  next=f"migrator finish {self.migration.other_name}")
+            settling.put_aside(self.migration, self.layout)
+            let_run.drop(mark)
 
     def _refuse_former(self) -> None:
         if self.layout.began_formerly():

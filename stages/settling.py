@@ -44,7 +44,7 @@ def settle(migration: Migration) -> None:
     """
     container = lxc.Container(migration.name, migration.lxcpath)
     layout = Layout(migration.lxcpath, migration.name, migration.id)
-    ours = identity.whose(layout).may_go
+    ours = _is_ours(layout)
     if ours and _has_come_up(migration, container, layout):
         log.warning(f"An earlier restore of {migration.name} was killed after it had succeeded")
         record(migration, time.time())
@@ -53,13 +53,22 @@ def settle(migration: Migration) -> None:
             restore.complete(container, layout)
         network.bring_back_dad(container.init_pid, migration.detail["dad"])
         network.announce(container.init_pid).join()
-    elif ours and let_run.was(let_run.mark(layout.spool)) and layout.is_own_rootfs():
+    elif let_run.was(let_run.mark(layout.spool)) and layout.is_own_rootfs():
         end(migration, container, layout)
         record(migration, time.time())
     else:
         log.warning(f"An earlier restore of {migration.name} was killed; what it left is removed")
         clear(migration)
         migration.move(Event.RESTORE_FAILED)
+
+
+def _is_ours(layout: Layout) -> bool:
+    """Whether what is in its place is what this restore has made.
+
+    By the fence; and should somebody have taken that away meanwhile, by hand or with what writes his configurations, by
+    the root file system, which no container of anybody else's has.
+    """
+    return identity.whose(layout).may_go or layout.is_own_rootfs()
 
 
 def stands_fenced(migration: Migration) -> bool:
@@ -125,22 +134,29 @@ def _running_cgroup(container: lxc.Container) -> Path | None:
 def clear(migration: Migration) -> None:
     """End what a failed or killed restore has left running, and take its root file system away again.
 
-    One that may have run is put aside, and only `migrator cleanup NAME` removes it.
+    One that may have run is put aside, and only `migrator cleanup NAME` removes it. Raises ContainerExists where another
+    container has taken its place, and something of it still runs somewhere else: nothing may be recorded then.
     """
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     container = lxc.Container(migration.name, migration.lxcpath)
     if not end(migration, container, layout):
+        if any(layout.is_own(Path(f"/proc/{pid}/root")) for pid in lxc.payload_processes(migration.name)):
+            identity.require_ours(layout)
         return
-    mark = let_run.mark(layout.spool)
-    if let_run.was(mark) and layout.is_own_rootfs():
+    put_aside(migration, layout)
+    try:
+        give_back_rootfs(layout)
+        let_run.drop(let_run.mark(layout.spool))  # last: as long as it is there, the root file system is kept
+    except (MigratorError, OSError) as error:  # nothing runs, and that is to be recorded; the next restore removes it
+        log.warning(f"Of the restore of {migration.name} something is left for now: {error}")
+
+
+def put_aside(migration: Migration, layout: Layout) -> None:
+    """Its root file system, if it may have run, and does not: what is in its place must be ours."""
+    if let_run.was(let_run.mark(layout.spool)) and layout.is_own_rootfs():
         kept = layout.aside()
         layout.rootfs.rename(kept)
         log.warning(f"{migration.name} may have run here for a moment; what it has written is kept in {kept}")
-    try:
-        give_back_rootfs(layout)
-        let_run.drop(mark)  # last: as long as it is there, the root file system is kept
-    except (MigratorError, OSError) as error:  # nothing runs, and that is to be recorded; the next restore removes it
-        log.warning(f"Of the restore of {migration.name} something is left for now: {error}")
 
 
 def end(migration: Migration, container: lxc.Container, layout: Layout) -> bool:
@@ -155,7 +171,7 @@ def end(migration: Migration, container: lxc.Container, layout: Layout) -> bool:
         with contextlib.suppress(ProcessLookupError):
             # lxc-checkpoint leads a group (see `run`): the programs that it has started go with it.
             (os.killpg if os.getpgid(pid) == pid else os.kill)(pid, signal.SIGKILL)
-    if not identity.whose(layout).may_go:
+    if not _is_ours(layout):
         return False
     with contextlib.suppress(MigratorError, OSError):
         if cgroup := _running_cgroup(container):  # LXC does not answer while it restores

@@ -13,16 +13,17 @@ from typing import Any, cast
 
 import pytest
 
-from migrator import clock, container_config, criu, identity, let_run, lxc, network, no_memory, restore
-from migrator.errors import ContainerNotRunning, JournalBroken
+from migrator import aftermath, clock, container_config, criu, identity, let_run, lxc, network, no_memory, restore
+from migrator.errors import AlreadyRuns, ContainerExists, ContainerNotRunning, JournalBroken
 from migrator.identity import Whose
 from migrator.journal import Migration
 from migrator.layout import Layout
-from migrator.states import State
-from stages import settling
+from migrator.states import Event, State
+from stages import restore_dump, rollback, settling
 from tests.stages.test_settling import ID, restoring
 
 __all__ = ["restoring"]
+WHOSE = identity.whose  # before a test replaces it
 
 
 class Container:
@@ -139,10 +140,77 @@ def test_one_that_is_not_ours_is_not_taken_for_it(restoring: Migration, containe
                                                   monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(identity, "whose", lambda *_: Whose.FOREIGN)
     monkeypatch.setattr(settling, "_has_come_up", lambda *_: True)
-    monkeypatch.setattr(Layout, "is_own_rootfs", lambda _: True)
+    monkeypatch.setattr(Layout, "is_own_rootfs", lambda _: False)
     let_run.record(str(let_run.mark(layout_of(restoring).spool)))
     settling.settle(restoring)
     assert restoring.state is State.OWNED and acts == [], "nothing of it is touched"
+
+
+def unfenced_by_hand(migration: Migration, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by what writes an administrator's configurations; the root file system is the restore's all the same."""
+    monkeypatch.setattr(identity, "whose", WHOSE)
+    monkeypatch.setattr(Layout, "is_own_rootfs", lambda _: True)
+    (migration.lxcpath / "web" / "config").write_text("lxc.uts.name = web\n")
+    let_run.record(str(let_run.mark(layout_of(migration).spool)))
+
+
+def test_a_fence_taken_away_while_it_runs_makes_it_nobody_elses(
+    restoring: Migration, container: Container, acts: list[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Killed when it had been let run, and before that was recorded; then its source asks to abandon it."""
+    restoring.note("dad", dad={})
+    unfenced_by_hand(restoring, monkeypatch)
+    container.states = ["RUNNING"]
+    container.folder.mkdir()
+    monkeypatch.setattr(lxc, "processes", lambda cgroup: [4711])
+    with pytest.raises(AlreadyRuns):
+        rollback._abandon(restoring, [])
+    assert str(restoring.state) == "restored" and "deleted" not in acts
+
+
+def test_a_fence_taken_away_from_what_has_ended(restoring: Migration, container: Container, acts: list[str],
+                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stands fenced again until the source was asked."""
+    unfenced_by_hand(restoring, monkeypatch)
+    settling.settle(restoring)
+    assert str(restoring.state) == "restored" and fence(restoring) == ID and "deleted" not in acts
+
+
+def test_what_runs_beside_another_container_in_its_place_keeps_the_token(
+    restoring: Migration, container: Container, acts: list[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its folder was renamed while it ran, and another one made."""
+    monkeypatch.setattr(identity, "whose", lambda *_: Whose.FOREIGN)
+    monkeypatch.setattr(lxc, "payload_processes", lambda name: [1, 4711] if name == "web" else [])
+    monkeypatch.setattr(Layout, "is_own", lambda _, path: path == Path("/proc/4711/root"))
+    let_run.record(str(let_run.mark(layout_of(restoring).spool)))
+    with pytest.raises(ContainerExists):
+        rollback._abandon(restoring, [])
+    assert restoring.state is State.RESTORING and acts == []
+
+
+@pytest.mark.parametrize("runs", [True, False])
+def test_a_new_restore_takes_what_has_run_for_none_of_its_own(
+    restoring: Migration, container: Container, acts: list[str], monkeypatch: pytest.MonkeyPatch, runs: bool,
+) -> None:
+    restoring.move(Event.RESTORE_FAILED)
+    layout = layout_of(restoring)
+    layout.rootfs.mkdir()
+    (layout.rootfs / "written").touch()
+    monkeypatch.setattr(Layout, "is_own_rootfs", lambda layout: layout.rootfs.is_dir())
+    monkeypatch.setattr(settling, "_has_come_up", lambda *_: False)
+    monkeypatch.setattr(lxc, "lives_in", lambda name, rootfs: runs and rootfs == layout.rootfs)
+    mark = let_run.mark(layout.spool)
+    let_run.record(str(mark))
+    stage = restore_dump.Restore.__new__(restore_dump.Restore)
+    stage.migration, stage.layout, stage.container = restoring, layout, cast("lxc.Container", container)
+    if runs:
+        with pytest.raises(AlreadyRuns):
+            stage._keep_what_ran()
+        assert restoring.state is State.RESTORED and let_run.was(mark) and layout.rootfs.is_dir()
+    else:
+        stage._keep_what_ran()
+        assert (layout.set_aside()[0] / "written").exists() and not let_run.was(mark)
 
 
 def test_what_has_run_needs_its_own_disk(restoring: Migration, container: Container, acts: list[str],
