@@ -12,12 +12,11 @@ import hashlib
 import os
 import posixpath
 import re
-import shutil
 import stat
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from migrator import config_reader
+from migrator import config_reader, removal
 from migrator.errors import ConfigInvalid
 
 FENCE_BEGIN = "# BEGIN migrator fence"
@@ -205,9 +204,42 @@ def drop_copies(folder: Path, keep: str = "", drop: str = "") -> None:
     """Remove copies of included files from a container's folder: of the migration `drop`, or of all but `keep`."""
     for path in (folder / INCLUDE_FOLDER).glob("[0-9a-f]" * 8):
         if path.name == drop or (keep and path.name != keep):
-            shutil.rmtree(path)
+            removal.tree(path)
     with contextlib.suppress(OSError):
         (folder / INCLUDE_FOLDER).rmdir()
+
+
+def strange_in(folder: Path) -> list[Path]:
+    """What lies in a container's folder that is not of migrator's making, nor its root file system's place."""
+    own = {"config", FENCE_HOOK, INCLUDE_FOLDER, *map(_temporary, ("config", FENCE_HOOK))}
+    return sorted(path for path in folder.iterdir()
+                  if path.name not in {*own, "rootfs"} or (path.name == INCLUDE_FOLDER and removal.is_mounted(path)))
+
+
+def remove(folder: Path) -> list[Path]:
+    """Remove a container's folder without its root file system: what is ours in it, and itself if nothing else is.
+
+    Returns what is left, after a warning. The configuration, with its fence, goes last.
+    """
+    for path in (folder / INCLUDE_FOLDER).glob("[0-9a-f]" * 8):
+        removal.tree(path)
+    with contextlib.suppress(OSError):
+        (folder / INCLUDE_FOLDER).rmdir()
+    for name in (_temporary(FENCE_HOOK), _temporary("config"), FENCE_HOOK, "config"):
+        (folder / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        (folder / "rootfs").rmdir()
+    left = sorted(folder.iterdir())
+    if left:
+        removal.tell(left)
+    else:
+        folder.rmdir()
+    return left
+
+
+def _temporary(name: str) -> str:
+    """What a file is called while it is written."""
+    return f".{name}.new"
 
 
 def write_file(path: Path, text: str, *, mode: int | None = None) -> None:
@@ -217,7 +249,7 @@ def write_file(path: Path, text: str, *, mode: int | None = None) -> None:
     """
     if mode is None:
         mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o644
-    temporary = path.with_name(f".{path.name}.new")
+    temporary = path.with_name(_temporary(path.name))
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
     with os.fdopen(fd, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         os.fchmod(fd, mode)

@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from migrator import btrfs, log
+from migrator import btrfs, log, removal
 from migrator.errors import ReceiveFailed
 
 NOTE = "beside.json"  # in the spool, while a stream is received: what lay beside the snapshot before, and its name
@@ -65,13 +64,16 @@ def _names(folder: Path) -> list[str]:
 
 
 def remove(path: Path) -> None:
-    """Remove whatever it is, with the subvolumes in it; raises OSError, SnapshotFailed."""
-    if path.is_symlink() or not path.is_dir():
-        path.unlink()
+    """Remove whatever it is, with the subvolumes in it, but nothing that is mounted there.
+
+    Raises OSError, SnapshotFailed.
+    """
+    if path.is_symlink() or not path.is_dir() or removal.is_mounted(path):
+        removal.tree(path)
     elif btrfs.is_subvolume(path):
         btrfs.delete(path)
     else:
         for inner in path.iterdir():
             if inner.is_dir() and not inner.is_symlink():
                 remove(inner)
-        shutil.rmtree(path)
+        removal.tree(path)

@@ -22,13 +22,12 @@ import ctypes
 import dataclasses
 import os
 import re
-import shutil
 import stat
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from migrator import btrfs, holder, log
+from migrator import btrfs, holder, log, removal
 from migrator.errors import Busy
 
 RUNTIME = Path("/run/migrator")
@@ -160,11 +159,11 @@ class Layout:
 
     def drop_beside(self) -> None:
         btrfs.delete(self.beside / "rootfs")
-        shutil.rmtree(self.beside, ignore_errors=True)
+        removal.tree(self.beside)
 
     def drop_spool(self) -> None:
         for path in (self.spool, self.folder / self.spool.name):
-            shutil.rmtree(path, ignore_errors=True)
+            removal.tree(path)
 
     def tidy(self) -> None:
         """Remove the folders that are empty now."""
@@ -238,7 +237,7 @@ def remove_images(path: Path) -> None:
 
     A monitor of LXC's keeps its log there open, so the mount goes at once and its memory with the last who uses it.
     """
-    shutil.rmtree(path, ignore_errors=True)
+    removal.tree(path, mounted=True)
     if path.is_mount():
         if _libc().umount2(os.fsencode(path), _MNT_DETACH | _UMOUNT_NOFOLLOW) != 0:
             log.verbose(f"{path} could not be unmounted: {os.strerror(ctypes.get_errno())}")

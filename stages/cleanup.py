@@ -13,7 +13,6 @@ import argparse
 import contextlib
 import re
 import shlex
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,6 +43,7 @@ class Cleaner:
         self.dry_run = dry_run
         self.removed: list[str] = []
         self.kept: list[str] = []  # what somebody may still want: it goes with its container's name alone
+        self.left: list[str] = []  # what lies in a container's folder and is not migrator's
         self.sizes: dict[str, int] = {}  # what removing a subvolume would free, bytes; in a dry run
 
     def remove(self, path: Path, how: Callable[[Path], None]) -> None:
@@ -53,6 +53,15 @@ class Cleaner:
         self.removed.append(what)
         if not self.dry_run:
             how()
+
+    def remove_folder(self, path: Path) -> None:
+        """A container's: what others have put there, or mounted, stays, and so the folder."""
+        strange = container_config.strange_in(path)
+        if not self.dry_run:
+            strange = container_config.remove(path)
+        self.left += map(str, strange)
+        if not strange:
+            self.removed.append(str(path))
 
     def measure(self, lxcpath: Path) -> None:
         """In a dry run: fill `sizes` in."""
@@ -82,8 +91,9 @@ def run(args: argparse.Namespace) -> Result:
     sizes = {path: f" ({size(bytes_)})" for path, bytes_ in cleaner.sizes.items()}
     text = "\n".join(f"{verb} {path}{sizes.get(path, '')}" for path in cleaner.removed) or "There is nothing to remove."
     kept = "".join(f"\nKept until cleanup is given its container's name: {path}" for path in cleaner.kept)
-    return Result({"removed": cleaner.removed, "kept": cleaner.kept, "dry_run": args.dry_run, "free_bytes": free,
-                   "sizes": cleaner.sizes}, f"{text}{kept}\n{size(free)} are free in {lxcpath}.")
+    kept += "".join(f"\nLeft, as it is not migrator's: {path}" for path in cleaner.left)
+    return Result({"removed": cleaner.removed, "kept": cleaner.kept, "left": cleaner.left, "dry_run": args.dry_run,
+                   "free_bytes": free, "sizes": cleaner.sizes}, f"{text}{kept}\n{size(free)} are free in {lxcpath}.")
 
 
 def forget(journal: Journal, name: str | None) -> None:
@@ -111,7 +121,7 @@ def clean_container(cleaner: Cleaner, journal: Journal, name: str, lxcpath: Path
         if container.state == "STOPPED":
             if btrfs.is_subvolume(rootfs):
                 cleaner.remove(rootfs, btrfs.delete)
-            cleaner.remove(layout.container, shutil.rmtree)
+            cleaner.remove_folder(layout.container)
     for folder in (layout.work, layout.folder):
         _clean_folder(cleaner, folder, set(), copies=True)
     for id_ in set(network.silenced()) & {each.id for each in found}:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from migrator import (
     lxc,
     network,
     remains,
+    removal,
 )
 from migrator.cli import Result
 from migrator.errors import CopyNotEnded, ForceRefused, NoMigration, OutOfOrder, StartFailed, UsageError
@@ -230,7 +230,7 @@ def drop_way_back(migration: Migration) -> None:
     with contextlib.suppress(OSError):
         layout.old.rmdir()
     btrfs.delete(layout.former_old / "rootfs")
-    shutil.rmtree(layout.former_old, ignore_errors=True)
+    removal.tree(layout.former_old)
     container_config.drop_copies(layout.container, keep=layout.id)
     layout.drop_images()
     incoming.clear(layout.folder, layout.spool)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from migrator import (
     identity,
     incoming,
     log,
+    removal,
     spool,
 )
 from migrator.advice import this_host
@@ -224,7 +224,7 @@ def give_back_old(layout: Layout) -> None:
         log.warning(f"{layout.container} is another container now; what an earlier stay of {layout.name} has left"
                     f" there is in {layout.old}")
         return
-    shutil.rmtree(layout.old, ignore_errors=True)
+    removal.tree(layout.old)
 
 
 def _is_back(layout: Layout) -> bool:
@@ -233,9 +233,16 @@ def _is_back(layout: Layout) -> bool:
 
 
 def _remove(layout: Layout) -> None:
-    """The folder that this migration has made: as a whole out of its place first."""
+    """The folder that this migration has made: as a whole out of its place first.
+
+    Where somebody has put something into it, or mounted something there, that stays, in its place.
+    """
     if layout.rootfs.exists() and not layout.is_own_rootfs():
         log.warning(f"{layout.rootfs} was not made by migration {layout.id}: {layout.container} stays")
+        return
+    if container_config.strange_in(layout.container):
+        btrfs.delete(layout.rootfs)
+        container_config.remove(layout.container)
         return
     layout.make_folder()  # where an older version has begun it there is none yet
     put(layout.container, layout.beside)

@@ -134,8 +134,8 @@ def _running_cgroup(container: lxc.Container) -> Path | None:
 def clear(migration: Migration) -> None:
     """End what a failed or killed restore has left running, and take its root file system away again.
 
-    One that may have run is put aside, and only `migrator cleanup NAME` removes it. Raises ContainerExists where another
-    container has taken its place, and something of it still runs somewhere else: nothing may be recorded then.
+    One that may have run is put aside, and only `migrator cleanup NAME` removes it. Raises ContainerExists where
+    another container has taken its place, and something of it still runs elsewhere: nothing may be recorded then.
     """
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     container = lxc.Container(migration.name, migration.lxcpath)
