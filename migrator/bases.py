@@ -110,7 +110,7 @@ def check_space(journal: Journal, layout: Layout, needed: int, there: Collection
 
 
 def _droppable(journal: Journal, layout: Layout, caller: str) -> list[Migration]:
-    found = [each for each in journal.all() if each.lxcpath == layout.lxcpath]
+    found = [each for each in journal.all() if names.same_path(each.lxcpath, layout.lxcpath)]
     under_way = {each.name for each in found if not each.ended and each.id != layout.id}
     return [each for each in found if each.ended and each.name not in under_way
             and caller in (ROOT.caller, each.detail.get("caller"))]

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from migrator import clock, holder, log, states
+from migrator import clock, holder, log, names, states
 from migrator.errors import JournalBroken, MigratorError
 from migrator.states import Event, Owner, Role, State
 
@@ -160,7 +160,7 @@ class Migration:
 
     def others(self) -> list[Migration]:
         """The other migrations of this container on this host, oldest first."""
-        found = [each for each in self.journal.all(self.name) if each.lxcpath == self.lxcpath]
+        found = [each for each in self.journal.all(self.name) if names.same_path(each.lxcpath, self.lxcpath)]
         return [each for each in found if (each.id, each.role) != (self.id, self.role)]
 
     def events(self) -> list[Record]:
@@ -342,7 +342,7 @@ class Journal:
 
         These are the newest that succeeded, and attempts that have kept one.
         """
-        ended = [each for each in reversed(self.all(name)) if each.ended and each.lxcpath == lxcpath]
+        ended = [each for each in reversed(self.all(name)) if each.ended and names.same_path(each.lxcpath, lxcpath)]
         succeeded = next((each.id for each in ended if each.state is State.FINISHED), "")
         for migration in ended[KEPT:]:
             if migration.id != succeeded and not migration.may_be_asked_for and not migration.detail.get("kept"):
@@ -354,7 +354,8 @@ class Journal:
 
     def latest(self, name: str, lxcpath: Path, role: Role | None = None) -> Migration | None:
         """The newest migration of a container on this host, in one role or in either."""
-        found = [each for each in self.all(name) if each.lxcpath == lxcpath and role in (None, each.role)]
+        found = [each for each in self.all(name)
+                 if role in (None, each.role) and names.same_path(each.lxcpath, lxcpath)]
         return found[-1] if found else None
 
     def all(self, name: str | None = None) -> list[Migration]:

@@ -85,3 +85,16 @@ def lxcpath(text: str) -> Path:
     if len(text) > PATH_MAX or not path.is_absolute() or ".." in path.parts or not text.isprintable():
         raise InvalidName(what="The LXC path", name=repr(text[:40]), reason="it must be absolute and without '..'")
     return Path(path)
+
+
+def same_path(one: Path, other: Path) -> bool:
+    """Whether two LXC paths are one folder, however it is spelled: through a link, or a bind mount.
+
+    Only for comparing: LXC itself knows a running container by the path as it was spelled when it was started.
+    """
+    if one == other:
+        return True
+    try:
+        return one.samefile(other)
+    except OSError:
+        return os.path.realpath(one) == os.path.realpath(other)

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from migrator import advice, cli, criu, holder, log
+from migrator import advice, cli, criu, holder, log, names
 from migrator.cli import Result
 from migrator.errors import AbortElsewhere, AlreadyRuns, Busy, StillUnderWay
 from migrator.holder import Holder
@@ -68,7 +68,8 @@ def _worker(journal: Journal, name: str, lxcpath: Path) -> Holder | None:
     if migration is None or migration.ended:
         if worker.command == "serve":
             return None  # it has just ended, or begins at this moment: nothing is here that could be given up
-        if any(other.lxcpath != lxcpath and not other.ended for other in journal.all(name)):
+        others = [each for each in journal.all(name) if not names.same_path(each.lxcpath, lxcpath)]
+        if any(not each.ended for each in others):
             return None  # it is another container's of that name, in another LXC path
     elif migration.role is Role.DESTINATION:
         raise _elsewhere(migration)

@@ -16,7 +16,7 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
-from migrator import advice, bases, btrfs, cli, container_config, incoming, log, lxc, network
+from migrator import advice, bases, btrfs, cli, container_config, incoming, log, lxc, names, network
 from migrator.cli import Result
 from migrator.errors import AlreadyMigrating, Busy, ContainerNotFound
 from migrator.journal import DEFAULT_PATH, Journal, Migration
@@ -104,7 +104,7 @@ def forget(journal: Journal, name: str | None) -> None:
 
 
 def clean_container(cleaner: Cleaner, journal: Journal, name: str, lxcpath: Path, *, keep_copy: bool) -> None:
-    found = [each for each in journal.all(name) if each.lxcpath == lxcpath]
+    found = [each for each in journal.all(name) if names.same_path(each.lxcpath, lxcpath)]
     layout = Layout(lxcpath, name, "00000000")
     if not found and not layout.folder.is_dir():  # a journal can be lost
         raise ContainerNotFound(name=name, lxcpath=lxcpath)
@@ -146,9 +146,9 @@ def _clean_leftovers(cleaner: Cleaner, journal: Journal, lxcpath: Path) -> None:
     for id_ in network.silenced():
         _when_ended(journal, id_, lambda id_=id_: _remove_table(cleaner, journal, id_))  # type: ignore[misc]
     root = lxcpath / FOLDER
-    names = {path.name.removesuffix(WORK) for path in root.iterdir()} if root.is_dir() else set()
-    names |= {each.name for each in journal.all() if each.ended and each.detail.get("kept")}
-    for name in sorted(names - {""}):
+    found = {path.name.removesuffix(WORK) for path in root.iterdir()} if root.is_dir() else set()
+    found |= {each.name for each in journal.all() if each.ended and each.detail.get("kept")}
+    for name in sorted(found - {""}):
         try:
             with locked(name):
                 _clean_name(cleaner, journal, Layout(lxcpath, name, "00000000"))

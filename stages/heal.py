@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import os
 from pathlib import Path
 from typing import Any
 
@@ -197,10 +198,11 @@ def _is_all(migration: Migration, *, at_boot: bool) -> bool:
 def every(args: argparse.Namespace) -> Result:
     """Each unfinished migration of this host, one after the other; one that fails stops none of the others."""
     with Journal(DEFAULT_PATH) as journal:
-        newest: dict[tuple[str, Path], Migration] = {}
+        newest: dict[tuple[str, str], Migration] = {}
         for each in journal.all():
-            newest.pop((each.name, each.lxcpath), None)  # so that they come in the order in which they began
-            newest[each.name, each.lxcpath] = each
+            key = (each.name, os.path.realpath(each.lxcpath))
+            newest.pop(key, None)  # so that they come in the order in which they began
+            newest[key] = each
         found = [each for each in newest.values()
                  if not each.ended or (each.role is Role.DESTINATION and not _is_all(each, at_boot=args.at_boot))]
     outcomes: list[dict[str, Any]] = []

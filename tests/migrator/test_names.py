@@ -96,3 +96,13 @@ def test_host_names(name: str) -> None:
 def test_bad_host_names(name: str) -> None:
     with pytest.raises(InvalidName):
         names.host_name(name)
+
+
+def test_one_folder_by_two_names(tmp_path: Path) -> None:
+    here, alias, other = tmp_path / "pool", tmp_path / "alias", tmp_path / "other"
+    alias.symlink_to(here)
+    assert names.same_path(here, alias), "also where nothing is there yet"
+    for each in (here, other):
+        each.mkdir()
+    assert names.same_path(here, alias) and names.same_path(alias / "..", tmp_path)
+    assert not names.same_path(here, other) and not names.same_path(here, here / "nowhere")

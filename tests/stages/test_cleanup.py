@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from migrator import layout, network
-from migrator.errors import Busy
+from migrator.errors import AlreadyMigrating, Busy
 from migrator.journal import Journal, Migration
 from migrator.layout import Layout, locked
 from migrator.states import Event, Role
@@ -145,6 +145,25 @@ def test_with_a_name_its_silence_goes_too(host: Host) -> None:
     cleanup.clean_container(cleaner, host.journal, "web", host.pool, keep_copy=True)
     assert set(host.silent) == {OTHER}
     assert f"nft table netdev migrator-{ID}" in cleaner.removed
+
+
+@pytest.mark.parametrize("linked", ["the LXC path", "the record"])
+def test_another_spelling_of_the_path_hides_nothing(host: Host, linked: str) -> None:
+    """LXC's own path is often a link to where there is room."""
+    alias = host.pool.with_name("alias")
+    alias.symlink_to(host.pool)
+    host.pool.mkdir(exist_ok=True)
+    given = host.pool
+    if linked == "the LXC path":
+        given = alias
+    else:
+        host.pool = alias
+    host.begin()
+    with pytest.raises(AlreadyMigrating):
+        cleanup.clean_container(cleanup.Cleaner(dry_run=False), host.journal, "web", given, keep_copy=False)
+    assert all(path.is_dir() for path in host.things())
+    found = host.journal.latest("web", given)
+    assert found and found.id == ID
 
 
 # --- what older versions have left --------------------------------------------------------------------------
