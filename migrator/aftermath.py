@@ -69,11 +69,11 @@ def note(migration: Migration) -> str:
 
 
 def aside_note(migration: Migration) -> str:
-    """On the destination: which root file systems may have run here before a restore failed; "" where none did."""
+    """On the destination: which root file systems may have run here and are kept for that; "" where none did."""
     kept = Layout(migration.lxcpath, migration.name, migration.id).set_aside()
     if migration.role is Role.SOURCE or not kept:
         return ""
-    return (f"What {migration.name} had written here before a restore failed is kept in {', '.join(map(str, kept))},"
+    return (f"What {migration.name} had written here, before a restore failed or in an earlier stay, is kept in {', '.join(map(str, kept))},"
             f" until: migrator cleanup {migration.name}")
 
 

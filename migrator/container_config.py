@@ -22,6 +22,7 @@ from migrator.errors import ConfigInvalid
 FENCE_BEGIN = "# BEGIN migrator fence"
 FENCE_END = "# END migrator fence"
 FENCE_HOOK = "migrator-fence"  # in the container's folder
+SUPERSEDED = "To remove this copy: migrator cleanup"  # in the message of a fence: the container lives on elsewhere
 ROOTFS = "lxc.rootfs.path"
 INCLUDE_FOLDER = "migrator-include"  # in the container's folder: copies of what was included, by migration
 
@@ -198,6 +199,12 @@ def unfence(folder: Path, migration: str) -> None:
     if fence_of(text) == migration:
         write_file(config, unfenced(text))
         (folder / FENCE_HOOK).unlink(missing_ok=True)
+
+
+def is_superseded(folder: Path) -> bool:
+    """Whether the fence says of itself that the container lives on elsewhere."""
+    hook = folder / FENCE_HOOK
+    return hook.is_file() and SUPERSEDED in hook.read_text(errors="replace")
 
 
 def drop_copies(folder: Path, keep: str = "", drop: str = "") -> None:

@@ -112,6 +112,17 @@ def is_own_copy(journal: Journal, layout: Layout, origin: str, *, renamed: bool)
     return went is not None and bool(origin) and _origin(went) == origin
 
 
+def is_superseded(migration: Migration, config: Path) -> bool:
+    """Whether the fenced copy with this configuration is of the container that `migration` brings, on its way back.
+
+    By the record of how it left, which an origin makes its own: a name alone, or a fence, proves that to nobody.
+    """
+    fence = container_config.fence_of(config.read_text(errors="replace"))
+    went = migration.journal.by_id(fence, Role.SOURCE)
+    return (went is not None and went.state is State.FINISHED and went.name == migration.name
+            and _origin(went) == _origin(migration))
+
+
 def is_of(journal: Journal, snapshot: Path, origin: str) -> bool:
     """Whether a snapshot that migrations keep was made or received by one of the container with that origin."""
     id_ = snapshot.name.partition(".")[0]
@@ -121,5 +132,14 @@ def is_of(journal: Journal, snapshot: Path, origin: str) -> bool:
 
 def refuse_foreign(journal: Journal, layout: Layout, origin: str, *, renamed: bool) -> None:
     """A container of that name may be here only as the stopped, fenced copy of one that has moved away."""
-    if whose(layout) is not Whose.NOBODYS and not is_own_copy(journal, layout, origin, renamed=renamed):
+    found = whose(layout)
+    if found is Whose.NOBODYS:
+        return
+    if not is_own_copy(journal, layout, origin, renamed=renamed) or (found is Whose.COPY and _lives(layout)):
         raise ContainerExists(host_name=this_host(), name=layout.name, lxcpath=layout.lxcpath)
+
+
+def _lives(layout: Layout) -> bool:
+    """Whether a fenced copy is at work all the same; LXC may know it by another spelling of its path, or not at all."""
+    container = lxc.Container(layout.name, layout.lxcpath)
+    return container.state != "STOPPED" or lxc.lives_in(layout.name, container.rootfs)

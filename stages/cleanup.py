@@ -22,7 +22,7 @@ from migrator.errors import AlreadyMigrating, Busy, ContainerNotFound
 from migrator.journal import DEFAULT_PATH, Journal, Migration
 from migrator.layout import FOLDER, RUNTIME, WORK, Layout, former_images, locked, remove_images
 from migrator.report import size
-from migrator.states import Role
+from migrator.states import Role, State
 
 NAME = "cleanup"
 HELP = "remove what migrations have left on this host"
@@ -115,10 +115,10 @@ def clean_container(cleaner: Cleaner, journal: Journal, name: str, lxcpath: Path
         cleaner.remove(path, btrfs.delete)
     for each in found if not cleaner.dry_run else []:
         bases.drop(each)
-    if not keep_copy and _is_fenced_copy(layout):
+    if not keep_copy and _is_copy(cleaner, journal, layout):
         container = lxc.Container(name, lxcpath)
         rootfs = container.rootfs
-        if container.state == "STOPPED":
+        if container.state == "STOPPED" and not lxc.lives_in(name, rootfs):
             if btrfs.is_subvolume(rootfs):
                 cleaner.remove(rootfs, btrfs.delete)
             cleaner.remove_folder(layout.container)
@@ -130,9 +130,30 @@ def clean_container(cleaner: Cleaner, journal: Journal, name: str, lxcpath: Path
         layout.tidy()
 
 
-def _is_fenced_copy(layout: Layout) -> bool:
+def _is_copy(cleaner: Cleaner, journal: Journal, layout: Layout) -> bool:
+    """Whether what stands there is a copy that the container has left, or that has given way, by its fence's record.
+
+    Where nobody knows that any more, the fence itself must say so. One that stayed on what moved here is taken away.
+    """
     config = layout.container / "config"
-    return config.is_file() and bool(container_config.fence_of(config.read_text(errors="replace")))
+    fence = container_config.fence_of(config.read_text(errors="replace")) if config.is_file() else ""
+    if not fence:
+        return False
+    records = _records(journal, fence)
+    if not records:
+        copy = container_config.is_superseded(layout.container)
+    else:
+        named = {each.role: each for each in records if each.name == layout.name and each.state is State.FINISHED}
+        came = named.get(Role.DESTINATION)
+        if came and not came.detail.get("given_way") and Role.SOURCE not in named:
+            if not cleaner.dry_run:
+                container_config.unfence(layout.container, fence)
+            return False
+        copy = bool(named)
+    if not copy:
+        log.warning(f"{layout.container} stays: nothing tells that its container lives on elsewhere. See: migrator"
+                    f" status {layout.name}")
+    return copy
 
 
 def _clean_leftovers(cleaner: Cleaner, journal: Journal, lxcpath: Path) -> None:

@@ -36,7 +36,7 @@ from migrator.network import Port
 from migrator.peer import connected
 from migrator.protocol import Connection
 from migrator.service import Service
-from migrator.states import Event, Role, State, Verdict, decide
+from migrator.states import Event, Role, State, Verdict, after, decide
 from stages import offer, prepare_data, settling
 
 NAME = "finish"
@@ -127,8 +127,7 @@ def stop_and_fence(migration: Migration) -> None:
     folder = migration.lxcpath / migration.name
     with migration.step("fence"):
         message = (f"{migration.name} was migrated to {advice.moved_to(migration)} (migration {migration.id}) and runs"
-                   f" there. To get it back, migrate it from there. To remove this copy: migrator cleanup"
-                   f" {migration.name}")
+                   f" there. To get it back, migrate it from there. {container_config.SUPERSEDED} {migration.name}")
         if not (folder / "config").is_file():
             log.warning(f"{folder} has no configuration any more: there is nothing to fence")
         elif identity.is_source(migration):
@@ -206,7 +205,17 @@ def finish(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def end_here(migration: Migration, *, alone: bool = False) -> None:
-    """The container is this host's for good; `alone` where the source could not be asked any more. Safe to repeat."""
+    """The container is this host's for good; `alone` where the source could not be asked any more. Safe to repeat.
+
+    Asked for once more when the container has begun another migration since, that is recorded, and nothing else is
+    done: what lies here is of a later stay. So with one that has given way.
+    """
+    newest = migration.journal.latest(migration.name, migration.lxcpath)
+    later = newest is not None and (newest.id, newest.role) != (migration.id, migration.role)
+    if migration.state is State.FINISHED and (later or migration.detail.get("given_way")):
+        migration.move(Event.FINISHED, forced=alone)
+        return
+    after(migration.role, migration.state, Event.FINISHED)  # raises where it has not come to that
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     if btrfs.is_subvolume(layout.rootfs):
         btrfs.sync(layout.rootfs)  # what programs had brought safely to the source's disk is safe here too
@@ -215,8 +224,9 @@ def end_here(migration: Migration, *, alone: bool = False) -> None:
             settling.go_on(migration, math.inf)
         except StartFailed as error:  # it is all here, and nothing keeps it from being started
             log.warning(str(error))
+    # Where a killed restore-dump had not come to it. First, as it can fail: what has a fence counts as a copy.
+    container_config.unfence(layout.container, migration.id)
     migration.move(Event.FINISHED, forced=alone)
-    container_config.unfence(layout.container, migration.id)  # where a killed restore-dump had not come to it
     drop_way_back(migration)
     log.debug(f"{migration.name} is ours for good")
 
@@ -224,11 +234,7 @@ def end_here(migration: Migration, *, alone: bool = False) -> None:
 def drop_way_back(migration: Migration) -> None:
     """Remove what was kept on the destination until it was certain that the container stays."""
     layout = Layout(migration.lxcpath, migration.name, migration.id)
-    btrfs.delete(layout.old / "rootfs")
-    for name in ("config", container_config.FENCE_HOOK):
-        (layout.old / name).unlink(missing_ok=True)
-    with contextlib.suppress(OSError):
-        layout.old.rmdir()
+    _drop_old(migration, layout)
     btrfs.delete(layout.former_old / "rootfs")
     removal.tree(layout.former_old)
     container_config.drop_copies(layout.container, keep=layout.id)
@@ -236,6 +242,25 @@ def drop_way_back(migration: Migration) -> None:
     incoming.clear(layout.folder, layout.spool)
     layout.drop_spool()
     prune(migration)
+
+
+def _drop_old(migration: Migration, layout: Layout) -> None:
+    """The copy of an earlier stay, if this is the container that it went away as.
+
+    Any other has perhaps no second one: of another container that was called so, or of what had run here and gave way.
+    """
+    if (layout.old / "config").is_file() and not identity.is_superseded(migration, layout.old / "config"):
+        if (layout.old / "rootfs").exists():
+            kept = layout.aside()
+            (layout.old / "rootfs").rename(kept)
+            log.warning(f"What stood in the place of {migration.name} may be the only copy of what it has: it is kept"
+                        f" in {kept}, its configuration in {layout.old}, until: migrator cleanup {migration.name}")
+        return
+    btrfs.delete(layout.old / "rootfs")
+    for name in ("config", container_config.FENCE_HOOK):
+        (layout.old / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        layout.old.rmdir()
 
 
 HANDLERS = {"running": running, "finish": finish}

@@ -168,7 +168,7 @@ def _complete_restored(args: argparse.Namespace, migration: Migration) -> Result
         if container.state != "STOPPED":
             raise TwoCopies(name=migration.name, there=migration.name, destination=this_host(), source=migration.peer,
                             lxcpath=migration.lxcpath)
-        message = (f"{migration.name} runs on {migration.peer} again. To remove this copy: migrator cleanup "
+        message = (f"{migration.name} runs on {migration.peer} again. {container_config.SUPERSEDED} "
                    f"{migration.name}")
         if Layout(migration.lxcpath, migration.name, migration.id).is_own_rootfs():  # else it has been destroyed here
             container_config.fence(container.folder, config, migration.id, message)

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import stages
-from migrator import btrfs, container_config, layout, segments
+from migrator import btrfs, container_config, identity, layout, segments
 from migrator.errors import (
     AlreadyMigrating,
     AlreadyRuns,
@@ -84,6 +84,7 @@ def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(layout, "RUNTIME", tmp_path / "run")
     # Locks go beside them.
     monkeypatch.setattr(layout.locked.__wrapped__, "__defaults__", (tmp_path / "run" / "lock",))  # type: ignore
+    monkeypatch.setattr(identity, "_lives", lambda _: False)  # LXC is not asked: no copy here is at work
     (tmp_path / "pool").mkdir()
     return tmp_path / "pool"
 

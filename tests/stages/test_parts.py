@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -93,16 +92,3 @@ def test_cleaning_a_folder_keeps_what_is_alive_and_what_is_not_ours(tmp_path: Pa
     cleanup._clean_folder(cleanup.Cleaner(dry_run=False), folder, {"0badc0de"})
     assert {path.name for path in folder.iterdir()} == set(names) - gone
     cleanup._clean_folder(cleanup.Cleaner(dry_run=False), folder / "not-there", set())
-
-
-def test_only_a_fenced_copy_is_a_copy(tmp_path: Path) -> None:
-    here = Layout(tmp_path, "web", "0badc0de")
-    assert not cleanup._is_fenced_copy(here)
-    here.container.mkdir()
-    (here.container / "config").write_text("lxc.uts.name = web\n")
-    assert not cleanup._is_fenced_copy(here)
-    from migrator import container_config
-
-    container_config.fence(here.container, "lxc.uts.name = web\n", "0badc0de", "elsewhere")
-    assert cleanup._is_fenced_copy(here)
-    assert os.access(here.container / container_config.FENCE_HOOK, os.X_OK)

@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a fence stands on that is still there when all is over: what may be removed then, and what nobody else has."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from migrator import btrfs, container_config, identity, lxc, network
+from migrator.btrfs import Subvolume
+from migrator.errors import ContainerExists
+from migrator.identity import Whose
+from migrator.journal import Journal, Migration
+from migrator.layout import Layout
+from migrator.states import Event, Role, State
+from stages import cleanup, finish, settling
+
+ID, LATER = "0badc0de", "00000002"
+CONFIG = "lxc.uts.name = web\n"
+ARRIVED = (Event.RECEIVED, Event.IMPORT, Event.IMPORTED, Event.RECEIVE_DUMP, Event.DUMP_RECEIVED, Event.OWN,
+           Event.RESTORE, Event.RESTORED)
+LEFT = (Event.SENT, Event.FREEZE, Event.OFFER, Event.TAKEN, Event.FINISH, Event.FINISHED)
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[Journal]:
+    with Journal(tmp_path / "journal.db") as made:
+        yield made
+
+
+@pytest.fixture
+def state(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """What LXC says of the container, and whether a process is in its root file system; folders are subvolumes."""
+    told = SimpleNamespace(state="STOPPED", lives=False)
+
+    def info(path: Path) -> Subvolume:
+        return Subvolume(path, uuid=path.name, received_uuid="", read_only=True, generation=int(path.suffix[1:] or 0))
+
+    monkeypatch.setattr(btrfs, "is_subvolume", lambda path: path.is_dir() and path.name != "web")
+    monkeypatch.setattr(btrfs, "info", info)
+    monkeypatch.setattr(btrfs, "delete", lambda path: shutil.rmtree(path, ignore_errors=True))
+    monkeypatch.setattr(btrfs, "sync", lambda path: None)
+    monkeypatch.setattr(network, "silenced", list)
+    monkeypatch.setattr(settling, "stands_fenced", lambda _: False)
+    monkeypatch.setattr(lxc, "lives_in", lambda name, rootfs: told.lives)
+    monkeypatch.setattr(lxc, "Container", lambda name, lxcpath: SimpleNamespace(
+        state=told.state, rootfs=lxcpath / name / "rootfs"))
+    return told
+
+
+def begun(journal: Journal, pool: Path, role: Role, *events: Event, id: str = ID, **detail: object) -> Migration:
+    first = Event.RECEIVE if role is Role.DESTINATION else Event.SEND
+    made = journal.create(id=id, role=role, name="web", lxcpath=pool, peer="other", event=first, rounds=[], **detail)
+    for event in events:
+        made.move(event)
+    return made
+
+
+def stands(pool: Path, id: str = ID, message: str = "no") -> Layout:
+    """A container with a fence, in whose root file system something was written."""
+    here = Layout(pool, "web", id)
+    here.make_folder()
+    here.rootfs.mkdir(parents=True)
+    (here.rootfs / "written").touch()
+    container_config.fence(here.container, CONFIG, id, message)
+    return here
+
+
+def clean(journal: Journal, pool: Path, *, dry_run: bool = False) -> list[str]:
+    cleaner = cleanup.Cleaner(dry_run=dry_run)
+    cleanup.clean_container(cleaner, journal, "web", pool, keep_copy=False)
+    return cleaner.removed
+
+
+# --- cleanup NAME ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("state")
+def test_what_has_left_goes(journal: Journal, tmp_path: Path) -> None:
+    begun(journal, tmp_path, Role.SOURCE, *LEFT)
+    here = stands(tmp_path)
+    assert clean(journal, tmp_path, dry_run=True) == [str(here.rootfs), str(here.container)] and here.rootfs.is_dir()
+    assert clean(journal, tmp_path) == [str(here.rootfs), str(here.container)] and not here.container.exists()
+
+
+@pytest.mark.usefixtures("state")
+def test_what_has_given_way_goes(journal: Journal, tmp_path: Path) -> None:
+    begun(journal, tmp_path, Role.DESTINATION, *ARRIVED).move(Event.FINISHED, given_way=True)
+    here = stands(tmp_path)
+    clean(journal, tmp_path)
+    assert not here.container.exists()
+
+
+@pytest.mark.usefixtures("state")
+def test_what_has_arrived_stays_whatever_its_fence_says(journal: Journal, tmp_path: Path) -> None:
+    """It is the only one by now; a crash has kept its fence."""
+    begun(journal, tmp_path, Role.DESTINATION, *ARRIVED, Event.FINISHED)
+    here = stands(tmp_path)
+    assert clean(journal, tmp_path, dry_run=True) == []
+    assert container_config.fence_of((here.container / "config").read_text()) == ID, "a dry run changes nothing"
+    assert clean(journal, tmp_path) == []
+    assert (here.rootfs / "written").exists() and (here.container / "config").read_text() == CONFIG
+
+
+@pytest.mark.usefixtures("state")
+def test_a_fence_that_is_not_known_must_say_so_itself(journal: Journal, tmp_path: Path,
+                                                      capfd: pytest.CaptureFixture[str]) -> None:
+    """A journal can be lost."""
+    here = stands(tmp_path, message="web is being moved here")
+    assert clean(journal, tmp_path) == [] and (here.rootfs / "written").exists()
+    assert str(here.container) in capfd.readouterr().err.replace("\n", "")
+    here.make_folder()
+    container_config.fence(here.container, CONFIG, ID, f"It runs there. {container_config.SUPERSEDED} web")
+    clean(journal, tmp_path)
+    assert not here.container.exists()
+
+
+@pytest.mark.usefixtures("state")
+def test_one_that_was_given_up_is_no_copy(journal: Journal, tmp_path: Path) -> None:
+    begun(journal, tmp_path, Role.SOURCE, Event.SENT, Event.ROLL_BACK, Event.ROLLED_BACK)
+    here = stands(tmp_path)
+    clean(journal, tmp_path)
+    assert (here.rootfs / "written").exists()
+
+
+@pytest.mark.parametrize(("said", "lives"), [("RUNNING", False), ("FROZEN", False), ("STOPPED", True)])
+def test_what_is_at_work_stays(journal: Journal, tmp_path: Path, state: SimpleNamespace, said: str,
+                               lives: bool) -> None:
+    """Also what LXC does not know under this spelling of its path, or whose monitor is gone."""
+    begun(journal, tmp_path, Role.SOURCE, *LEFT)
+    here = stands(tmp_path)
+    state.state, state.lives = said, lives
+    clean(journal, tmp_path)
+    assert (here.rootfs / "written").exists()
+    with pytest.raises(ContainerExists):
+        identity.refuse_foreign(journal, Layout(tmp_path, "web", LATER), ID, renamed=False)
+    state.state, state.lives = "STOPPED", False
+    identity.refuse_foreign(journal, Layout(tmp_path, "web", LATER), ID, renamed=False)
+
+
+@pytest.mark.usefixtures("state")
+def test_what_is_not_migrators_is_told(journal: Journal, tmp_path: Path) -> None:
+    begun(journal, tmp_path, Role.SOURCE, *LEFT)
+    here = stands(tmp_path)
+    (here.container / "data").mkdir()
+    (here.container / "data" / "live").touch()
+    for dry_run in (True, False):
+        cleaner = cleanup.Cleaner(dry_run=dry_run)
+        cleanup.clean_container(cleaner, journal, "web", tmp_path, keep_copy=False)
+        assert cleaner.removed == [str(here.rootfs)] and cleaner.left == [str(here.container / "data")]
+    assert (here.container / "data" / "live").exists() and not (here.container / "config").exists()
+
+
+# --- finish, on the destination -------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("state")
+def test_a_fence_that_cannot_be_taken_away_is_no_end(journal: Journal, tmp_path: Path,
+                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    came = begun(journal, tmp_path, Role.DESTINATION, *ARRIVED)
+    here = stands(tmp_path)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as disk:
+        disk.setattr(container_config, "write_file", full)
+        with pytest.raises(OSError, match="No space"):
+            finish.end_here(came)
+    assert came.state is State.RESTORED
+    finish.end_here(came)
+    assert str(came.state) == "finished" and (here.container / "config").read_text() == CONFIG
+
+
+@pytest.mark.usefixtures("state")
+def test_a_late_finish_leaves_a_later_stay_alone(journal: Journal, tmp_path: Path) -> None:
+    came = begun(journal, tmp_path, Role.DESTINATION, *ARRIVED)
+    came.move(Event.FINISHED, forced=True)
+    begun(journal, tmp_path, Role.DESTINATION, *ARRIVED, Event.FINISHED, id=LATER)
+    begun(journal, tmp_path, Role.SOURCE, Event.SENT, id="00000003")
+    here = Layout(tmp_path, "web", "00000003")
+    copies = here.container / container_config.INCLUDE_FOLDER / LATER
+    for path in (copies, here.snapshot(1), here.snapshot(2)):
+        path.mkdir(parents=True)
+    finish.end_here(came)
+    assert copies.is_dir() and here.snapshot(1).is_dir() and here.snapshot(2).is_dir()
+    assert not came.may_be_asked_for, "that the source has ended its copy is recorded all the same"
+
+
+@pytest.mark.usefixtures("state")
+def test_a_finish_that_broke_off_is_completed(journal: Journal, tmp_path: Path) -> None:
+    came = begun(journal, tmp_path, Role.DESTINATION, *ARRIVED, Event.FINISHED)
+    here = Layout(tmp_path, "web", ID)
+    for path in (here.snapshot(1), here.snapshot(2), here.spool):
+        path.mkdir(parents=True)
+    finish.end_here(came)
+    assert not here.spool.exists() and not here.snapshot(1).exists() and here.snapshot(2).is_dir()
+
+
+@pytest.mark.usefixtures("state")
+def test_what_has_given_way_keeps_its_fence(journal: Journal, tmp_path: Path) -> None:
+    came = begun(journal, tmp_path, Role.DESTINATION, *ARRIVED)
+    came.move(Event.FINISHED, given_way=True)
+    stands(tmp_path)
+    finish.end_here(came)
+    assert identity.whose(Layout(tmp_path, "web", ID)) is Whose.OURS
+
+
+# --- what stood in the place of what has arrived --------------------------------------------------------------
+
+
+def put_aside(pool: Path, came: Migration) -> Layout:
+    """As import-data and restore-dump do it; what was fenced by the first migration."""
+    here = Layout(pool, "web", came.id)
+    here.make_folder()
+    (here.old / "rootfs").mkdir(parents=True)
+    (here.old / "rootfs" / "written").touch()
+    container_config.fence(here.old, CONFIG, ID, "no")
+    return here
+
+
+@pytest.mark.usefixtures("state")
+@pytest.mark.parametrize("why", ["it has given way", "of another origin", "nobody knows it", "not known where from"])
+def test_what_may_be_the_only_one_stays_until_it_is_asked_for(journal: Journal, tmp_path: Path, why: str) -> None:
+    if why == "it has given way":
+        begun(journal, tmp_path, Role.DESTINATION, *ARRIVED).move(Event.FINISHED, given_way=True)
+    elif why != "nobody knows it":
+        begun(journal, tmp_path, Role.SOURCE, *LEFT)
+    origin = {"it has given way": ID, "nobody knows it": ID, "of another origin": "ffffffff"}.get(why, "")
+    came = begun(journal, tmp_path, Role.DESTINATION, *ARRIVED, id=LATER, origin=origin)
+    here = put_aside(tmp_path, came)
+    for _ in range(2):  # safe to repeat
+        finish.end_here(came)
+        (kept,) = here.set_aside()
+        assert (kept / "written").exists() and (here.old / "config").is_file()
+    cleaner = cleanup.Cleaner(dry_run=False)
+    cleanup._clean_folder(cleaner, here.work, set())
+    assert (kept / "written").exists() and set(cleaner.kept) == {str(kept), str(here.old)}
+    clean(journal, tmp_path)
+    assert not kept.exists() and not here.old.exists()
+
+
+@pytest.mark.usefixtures("state")
+def test_the_copy_of_what_comes_back_goes(journal: Journal, tmp_path: Path) -> None:
+    begun(journal, tmp_path, Role.SOURCE, *LEFT)
+    came = begun(journal, tmp_path, Role.DESTINATION, *ARRIVED, id=LATER, origin=ID)
+    here = put_aside(tmp_path, came)
+    finish.end_here(came)
+    assert here.set_aside() == [] and not here.old.exists()
