@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from migrator import container_config
+from migrator import container_config, identity
 from migrator.journal import Journal, Migration
 from migrator.layout import Layout
 from migrator.preflight import config_facts
@@ -20,8 +20,9 @@ ID = "0badc0de"
 
 
 @pytest.fixture
-def arriving(tmp_path: Path) -> Iterator[Migration]:
+def arriving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Migration]:
     """A migration to this host of a container that lies at /far/web on its own."""
+    monkeypatch.setattr(identity, "_lives", lambda _: False)  # LXC is not asked: no copy here is at work
     (tmp_path / "pool").mkdir()
     with Journal(tmp_path / "journal.db") as journal:
         yield journal.create(id=ID, role=Role.DESTINATION, name="web", lxcpath=tmp_path / "pool", peer="hosta",
