@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import stages
-from migrator import container_config, grant, layout, lxc
+from migrator import container_config, grant, identity, layout, lxc
 from migrator.errors import (
     AlreadyMigrating,
     Busy,
@@ -214,8 +214,9 @@ def test_a_containers_folder_belongs_to_nobody_who_logs_in_here(here: Here) -> N
 # --- to what ---
 
 
-def test_a_fenced_copy_gives_way_to_its_own_container_alone(here: Here) -> None:
+def test_a_fenced_copy_gives_way_to_its_own_container_alone(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
     """The name says nothing: a peer could send another `web` to have the copy of the true one deleted."""
+    monkeypatch.setattr(identity, "_lives", lambda _: False)
     here.layout.container.mkdir()
     container_config.fence(here.layout.container, "lxc.uts.name = web\n", "00000003", "it has moved")
     here.journal.create(id="00000003", role=Role.SOURCE, name="web", lxcpath=here.pool, peer="peer:hosta",

@@ -26,7 +26,7 @@ def migration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Migra
                                event=Event.RECEIVE, rounds=[], memory=False)
         Layout(tmp_path, "web", ID).spool.mkdir(parents=True)
         (tmp_path / "web").mkdir()
-        (tmp_path / "web" / "config").write_text("lxc.uts.name = web\n")
+        (tmp_path / "web" / "config").write_text(f"lxc.uts.name = web\nlxc.rootfs.path = btrfs:{tmp_path}/web/rootfs\n")
 
         class Container:
             config_file = tmp_path / "web" / "config"
