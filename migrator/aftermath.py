@@ -73,8 +73,8 @@ def aside_note(migration: Migration) -> str:
     kept = Layout(migration.lxcpath, migration.name, migration.id).set_aside()
     if migration.role is Role.SOURCE or not kept:
         return ""
-    return (f"What {migration.name} had written here, before a restore failed or in an earlier stay, is kept in {', '.join(map(str, kept))},"
-            f" until: migrator cleanup {migration.name}")
+    return (f"What {migration.name} had written here, before a restore failed or in an earlier stay, is kept in"
+            f" {', '.join(map(str, kept))}, until: migrator cleanup {migration.name}")
 
 
 def _on_source(migration: Migration) -> str:

@@ -4,7 +4,7 @@
     LXCPATH/.migrator/NAME/ID.N          read-only snapshot of round N, or what was received of it
     LXCPATH/.migrator/NAME+/ID.spool/    what has arrived and is not used yet
     LXCPATH/.migrator/NAME+/ID.old/      what the arriving container takes the place of
-    LXCPATH/.migrator/NAME+/ID.ran.N     a root file system that ran here before its restore failed, or in an earlier stay
+    LXCPATH/.migrator/NAME+/ID.ran.N     one that ran here before its restore failed, or in an earlier stay
     LXCPATH/.migrator/NAME+/ID.root/     where LXC mounts its root file system for CRIU; always empty as seen by us
     LXCPATH/.migrator/NAME+/ID.folder/   the container's folder before it is put in its place, and when it goes
     LXCPATH/.migrator/NAME+/ID.images/   memory images, where memory has no room for them

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from migrator import cgroups, container_config, criu, holder, layout, limited, log, lxc, network, remains
+from migrator import cgroups, container_config, criu, layout, limited, log, lxc, network, remains
 from migrator.errors import CommandFailed, ContainerNotRunning, MigratorError, StartFailed
 from migrator.journal import Migration
 from migrator.processes import running

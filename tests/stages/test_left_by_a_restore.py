@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import pytest
 
-from migrator import aftermath, clock, container_config, criu, identity, let_run, lxc, network, no_memory, restore
+from migrator import clock, container_config, criu, identity, let_run, lxc, network, no_memory, restore
 from migrator.errors import AlreadyRuns, ContainerExists, ContainerNotRunning, JournalBroken
 from migrator.identity import Whose
 from migrator.journal import Migration
