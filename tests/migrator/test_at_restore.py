@@ -141,5 +141,5 @@ def test_it_imports_next_to_nothing() -> None:
     found = subprocess.run([sys.executable, "-I", "-S", "-c", code, root], capture_output=True, text=True,
                            check=True).stdout
     assert set(found.split()) == {
-        "__future__", "migrator",
+        "__future__", "errno", "migrator",
         *(f"migrator.{name}" for name in ("at_restore", "cgroup_limits", "cgroups", "let_run", "mount_flags"))}
