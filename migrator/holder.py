@@ -43,18 +43,23 @@ class Holder:
 
 
 @contextlib.contextmanager
-def recorded(fd: int) -> Iterator[None]:
+def recorded(fd: int) -> Iterator[tuple[int, int] | None]:
     """Write into the lock file `fd`, which this process has locked, who that is.
 
-    Where that cannot be written, as /run is full, the lock holds all the same.
+    Where that cannot be written, as /run is full, the lock holds all the same. Yields who had it last, as
+    `this_process` has it; None where that is not on record, or nobody had.
     """
+    last = None
+    with contextlib.suppress(OSError, ValueError):
+        pid, started, _command = os.pread(fd, 100, 0).split(maxsplit=2)
+        last = int(pid), int(started)
     head = f"{os.getpid()} {start_time(os.getpid())} {' '.join(sys.argv[1:2]) or '-'}\n".encode()
     with contextlib.suppress(OSError):
         os.ftruncate(fd, 0)
         os.pwrite(fd, head, 0)
     _held.append((fd, len(head)))
     try:
-        yield
+        yield last
     finally:
         _held.remove((fd, len(head)))
 

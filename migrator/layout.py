@@ -286,11 +286,11 @@ def put(source: Path, target: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(name: str, folder: Path = holder.LOCKS) -> Iterator[None]:
+def locked(name: str, folder: Path = holder.LOCKS) -> Iterator[tuple[int, int] | None]:
     """Keep other migrator commands off a container for a while; raises Busy. The lock ends with this process.
 
     A watchdog, which gives a container back, is waited for: it ends at once. So is, for a moment, who has not yet said
-    what it is, or has the lock no more.
+    what it is, or has the lock no more. Yields who had it last, see `holder.recorded`.
     """
     import fcntl
 
@@ -310,7 +310,7 @@ def locked(name: str, folder: Path = holder.LOCKS) -> Iterator[None]:
                     time.sleep(0.01)
                 elif not (found and found.command == holder.WATCHDOG and holder.has_ended(found, WATCHDOG_LIMIT)):
                     raise Busy(name=name, pid=found.pid if found else "?") from None
-        with holder.recorded(fd):
-            yield
+        with holder.recorded(fd) as last:
+            yield last
     finally:
         os.close(fd)

@@ -8,11 +8,13 @@ that program reaches it. It thaws
 - when that program has ended without having taken its leave, provided that nobody else has the container's lock and
   the journal still has it as being dumped;
 
-but not before CRIU has let go of the container. Before the ownership token is offered it is dismissed, and answers
-whether it has thawed: from then on somebody else decides who may run.
+but not before CRIU has let go of the container. Before the ownership token is offered its clock is stopped, and it
+answers whether it has thawed: from then on no clock decides. It stays until the offer is on record, and is dismissed:
+who is killed between the two has offered nothing, and the journal says so.
 
 Lines of JSON: from the program that freezes, a `Task`, `begins` before the freeze, `dad` (see network.hush_dad) after
-it, and `dismissed`; to it `watching`, then `thawed`, true or false.
+it, `clock` where that is stopped, and `dismissed`, or `left`; to it `watching`, and for `clock` `thawed`, true or
+false.
 """
 
 from __future__ import annotations
@@ -54,12 +56,13 @@ class Task:
     limit: float  # seconds
     journal: str  # its path
     locks: str = str(holder.LOCKS)  # the folder of the containers' locks
+    program: tuple[int, int] = dataclasses.field(default_factory=holder.this_process)  # that freezes it
 
     def to_json(self) -> str:
         return json.dumps({
             "name": self.frozen.name, "lxcpath": str(self.frozen.lxcpath), "frozen": self.frozen.to_detail(),
             "migration": self.frozen.migration, "attempt": self.attempt, "images": self.images, "limit": self.limit,
-            "journal": self.journal, "locks": self.locks,
+            "journal": self.journal, "locks": self.locks, "program": self.program,
         })
 
     @classmethod
@@ -67,7 +70,7 @@ class Task:
         data = json.loads(text)
         frozen = Frozen.from_detail(data["migration"], data["name"], Path(data["lxcpath"]), data["frozen"])
         return cls(frozen, data["attempt"], tuple(data["images"]), data["limit"], data["journal"],
-                   data["locks"])
+                   data["locks"], tuple(data["program"]))
 
 
 class Watchdog:
@@ -94,15 +97,25 @@ class Watchdog:
         """It is frozen, and this is what its interfaces had before."""
         self._say(json.dumps({"dad": dad}))
 
-    def dismiss(self) -> bool:
-        """From here on it does nothing any more; returns whether it has thawed the container, or may have."""
+    def stop_clock(self) -> bool:
+        """From here on it thaws only where this program ends; returns whether it has thawed, or may have."""
+        self._say(json.dumps({"clock": "stopped"}))
+        return bool(self._answer() != {"thawed": False})
+
+    def dismiss(self) -> None:
+        """From here on it does nothing any more; safe to repeat."""
         program, self._program = self._program, None
-        if program is None:
-            return False
-        self._say(json.dumps({"dismissed": True}), program)
-        answer = self._answer(program)
-        program.kill()
-        return bool(answer != {"thawed": False})
+        if program is not None:
+            self._say(json.dumps({"dismissed": True}), program)
+            program.kill()
+
+    def leave(self) -> None:
+        """This program could not give it back, and lives on: from here on the journal alone decides. Safe to repeat."""
+        program, self._program = self._program, None
+        if program is not None:
+            self._say(json.dumps({"left": True}), program)
+            with contextlib.suppress(OSError):
+                program.stdin.close()
 
     def _say(self, line: str, program: Program | None = None) -> None:
         if program := program or self._program:
@@ -125,12 +138,16 @@ class Watchdog:
 class Watch:
     """What the process does. `lines` tells what happens: the next line, "" at their end, None after so many seconds."""
 
-    def __init__(self, task: Task, lines: Callable[[float], str | None], clock: Callable[[], float]) -> None:
+    def __init__(self, task: Task, lines: Callable[[float], str | None], clock: Callable[[], float],
+                 answer: Callable[[bool], None]) -> None:
+        """`answer` tells the program whether it has thawed."""
         self.task = task
         self.frozen = task.frozen
         self._lines = lines
+        self._answer = answer
         self._clock = clock
         self._end: float | None = None  # by the clock, once the freeze has begun
+        self._may_be_offered = False  # the program has stopped the clock to offer the token, or may come to it
 
     def run(self) -> bool:
         """Until it is dismissed, or left alone and not needed any more; returns whether it has thawed."""
@@ -145,6 +162,12 @@ class Watch:
                     return thawed
                 if data.get("begins"):
                     self._end = self._clock() + self.task.limit
+                if data.get("left"):
+                    self._may_be_offered = True
+                if data.get("clock"):
+                    if not thawed:
+                        self._end, self._may_be_offered = None, True
+                    self._answer(thawed)
                 self.frozen = dataclasses.replace(self.frozen, dad=data.get("dad", self.frozen.dad))
             elif self._end is not None and (not thawed or self._is_frozen()):  # who goes on after a stop may freeze it
                 with contextlib.suppress(MigratorError, OSError):  # then once more: nobody else does it
@@ -161,18 +184,31 @@ class Watch:
         """The program that froze it has ended; whoever has the lock now takes care of it first.
 
         A full disk, a journal that cannot be read or a file system without a free descriptor may be all right again
-        when it is tried once more; the container stands still until then.
+        when it is tried once more; the container stands still until then. At its limit it is thawed even where the
+        journal cannot be read, if nobody can have offered the token: that program had not come to it, and nobody else
+        has had the lock since.
         """
+        untouched = not self._may_be_offered
         while True:
             with contextlib.suppress(MigratorError, OSError):
-                if not self._is_still_being_dumped():
+                if not self._must_run(untouched):
                     return False
                 if not self._criu_is_at_work():  # who takes the container up meanwhile waits for that too
-                    with locked(self.frozen.name, Path(self.task.locks)):
-                        if self._is_still_being_dumped():
+                    with locked(self.frozen.name, Path(self.task.locks)) as last:
+                        untouched = untouched and last in (self.task.program, holder.this_process())
+                        if self._must_run(untouched):
                             self._thaw()
                             return True
             time.sleep(POLL)
+
+    def _must_run(self, untouched: bool) -> bool:
+        """Whether it is to be thawed, by the journal, or else by the clock; raises MigratorError, OSError."""
+        try:
+            return self._is_still_being_dumped()
+        except (MigratorError, OSError):
+            if untouched and self._end is not None and self._clock() >= self._end:
+                return True
+            raise
 
     def _is_still_being_dumped(self) -> bool:
         """Whether the journal has nothing later than that dump: nobody was offered the token since."""
@@ -205,11 +241,13 @@ def main() -> int:
     with contextlib.suppress(MigratorError):  # what has to be loaded for this is loaded before the freeze
         lxc.Container(task.frozen.name, task.frozen.lxcpath)
     print(json.dumps({"watching": True}), flush=True)
-    thawed = Watch(task, lines, time.monotonic).run()
+    Watch(task, lines, time.monotonic, _answer).run()
+    return 0
+
+
+def _answer(thawed: bool) -> None:
     with contextlib.suppress(OSError):  # nobody listens any more
         print(json.dumps({"thawed": thawed}), flush=True)
-        os.close(sys.stdout.fileno())
-    return 0
 
 
 class Lines:

@@ -97,12 +97,15 @@ class Dump(Handover):
         self._freeze()
         return self._dump_and_send()
 
-    def let_go(self) -> None:
-        if self.watchdog.dismiss():
+    def stop_clock(self) -> None:
+        if self.watchdog.stop_clock():
             raise DowntimeExceeded(name=self.container.name, seconds=f"{self.max_downtime:g}")
 
     def unwatched(self) -> None:
         self.watchdog.dismiss()
+
+    def left_alone(self) -> None:
+        self.watchdog.leave()
 
     def result(self, figures: dict[str, Any], still: float) -> Result:
         if not self.one_shot:  # there it still holds the container up; finish does it

@@ -58,17 +58,24 @@ class Handover(ABC):
         btrfs.sync(self.container.rootfs)  # what is not on disk yet would be written while it stands still
         self.still_since, self._still_since = time.time(), time.monotonic()
         self.migration.move(Event.FREEZE, still_monotonic=self._still_since, **self.record())
+        offering = False  # whether an offer may be on record: where the journal cannot be read, this still knows
         try:
             figures = self.take()
             if not self.fenced:
                 self.fence()
             restore_within = self.left() if self.one_shot else None
-            self.let_go()
+            self.stop_clock()
+            offering = True
             self.migration.move(Event.OFFER, figures=figures,
                                 **leave.given(self.migration.detail, restore_within or leave.BY_HAND))
+            self.unwatched()
         except BaseException as error:
-            offer.withdraw(self.migration)
-            offer.give_up(self.migration, self.there, as_ours(error), self.unwatched)
+            try:
+                if offering:
+                    offer.withdraw(self.migration)
+                offer.give_up(self.migration, self.there, as_ours(error), self.unwatched)
+            finally:
+                self.left_alone()
         answer = offer.make(self.migration, self.there, restore_within=restore_within)
         done = self.result(figures, time.monotonic() - self._still_since)
         restored = {"running_for": answer["running_for"]} if "running_for" in answer else {}
@@ -89,12 +96,16 @@ class Handover(ABC):
         """Bring it to a stand and send what makes it up; returns sizes in bytes and times in seconds."""
 
     @abstractmethod
-    def let_go(self) -> None:
-        """Nobody but this program will give it back; raises DowntimeExceeded where somebody has done so."""
+    def stop_clock(self) -> None:
+        """Nobody gives it back for its time being up; raises DowntimeExceeded where somebody has done so."""
 
     @abstractmethod
     def unwatched(self) -> None:
-        """It was given back: nobody has to watch over that any more."""
+        """It was given back, or the offer is on record: nobody has to watch over it any more."""
+
+    @abstractmethod
+    def left_alone(self) -> None:
+        """This program could not give it back: who watches over it is alone with that now."""
 
     @abstractmethod
     def result(self, figures: dict[str, Any], still: float) -> Result:

@@ -58,11 +58,14 @@ class Stop(Handover):
             raise ContainerChanged(name=self.container.name, reason="it runs again, though it was stopped",
                                    next=advice.command("create-dump", self.migration))
 
-    def let_go(self) -> None:
+    def stop_clock(self) -> None:
         """What is stopped cannot be thawed: nobody watches over it."""
 
     def unwatched(self) -> None:
         """Nobody did."""
+
+    def left_alone(self) -> None:
+        """Nor does anybody then: the next command starts it."""
 
     def result(self, figures: dict[str, Any], still: float) -> Result:
         next_ = advice.next_command(self.migration)

@@ -82,9 +82,9 @@ class Told:
         return json.dumps({line: {"eth0": "1"} if line == "dad" else True})
 
 
-def watched(made: Task, *what: str | float | Callable[[], object]) -> bool:
+def watched(made: Task, *what: str | float | Callable[[], object], answers: list[bool] | None = None) -> bool:
     told = Told(*what)
-    return Watch(made, told, lambda: told.now).run()
+    return Watch(made, told, lambda: told.now, (answers if answers is not None else []).append).run()
 
 
 def frozen(cgroup: Path) -> bool:
@@ -99,6 +99,76 @@ def test_dismissed_in_time_it_does_nothing(migration: Migration, cgroup: Path) -
 def test_it_thaws_when_the_time_is_up(migration: Migration, cgroup: Path) -> None:
     assert watched(task(migration, cgroup), 500.0, "begins", LIMIT - 1, lambda: check(frozen(cgroup)), 2.0,
                    lambda: check(not frozen(cgroup)), "dismissed")
+
+
+def test_whose_clock_is_stopped_waits_for_the_end_of_the_program(migration: Migration, cgroup: Path) -> None:
+    """Killed between that and the record of the offer, it has offered nothing: the journal says so."""
+    answers: list[bool] = []
+    assert not watched(task(migration, cgroup), "begins", "clock", 10 * LIMIT, "dismissed", answers=answers)
+    assert frozen(cgroup) and answers == [False]
+    assert watched(task(migration, cgroup), "begins", "clock", 10 * LIMIT, lambda: check(frozen(cgroup)))
+    assert not frozen(cgroup)
+    (cgroup / "cgroup.freeze").write_text("1")
+    assert not watched(task(migration, cgroup), "begins", "clock", lambda: migration.move(Event.OFFER))
+    assert frozen(cgroup)
+
+
+def test_a_clock_that_is_stopped_too_late_says_so(migration: Migration, cgroup: Path) -> None:
+    answers: list[bool] = []
+    assert watched(task(migration, cgroup), "begins", LIMIT + 1, "clock", "dismissed", answers=answers)
+    assert answers == [True]
+
+
+class Unreadable:
+    """The journal, for ever; the clock goes on with each look, for at most so many."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, looks: int = 2 * int(LIMIT)) -> None:
+        self.looks = looks
+        patch.setattr(Watch, "_is_still_being_dumped", self.broken)
+        patch.setattr("migrator.watchdog.time.sleep", lambda _seconds: self.sleep())
+
+    def broken(self) -> bool:
+        raise JournalBroken(path="journal.db", reason="disk I/O error")
+
+    def sleep(self) -> None:
+        self.told.now += 1
+        self.looks -= 1
+        if not self.looks:
+            raise Never
+
+    def watch(self, made: Task, *what: str | float) -> bool:
+        self.told = Told(*what)
+        return Watch(made, self.told, lambda: self.told.now, lambda _: None).run()
+
+
+class Never(Exception):
+    """It would wait on."""
+
+
+def test_what_was_never_offered_is_thawed_without_the_journal(migration: Migration, cgroup: Path,
+                                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    unreadable = Unreadable(monkeypatch)
+    with layout.locked("web", locks(migration)):
+        pass  # as who froze it had
+    assert unreadable.watch(task(migration, cgroup), "begins", 1.0)
+    assert not frozen(cgroup) and unreadable.told.now >= 1000.0 + LIMIT
+
+
+@pytest.mark.parametrize("last", ["clock", "left", "another", "nobody"])
+def test_what_may_have_been_offered_is_not(migration: Migration, cgroup: Path, monkeypatch: pytest.MonkeyPatch,
+                                           last: str) -> None:
+    """By that program itself, or by whoever had the lock after it."""
+    unreadable = Unreadable(monkeypatch)
+    made = task(migration, cgroup)
+    with layout.locked("web", locks(migration)):
+        pass
+    if last == "another":
+        (locks(migration) / "web").write_text(f"{made.program[0]} {made.program[1] + 1} resume\n")
+    elif last == "nobody":
+        (locks(migration) / "web").write_text("")
+    with pytest.raises(Never):
+        unreadable.watch(made, "begins", *([last] if last in ("clock", "left") else []), 1.0)
+    assert frozen(cgroup)
 
 
 def test_it_thaws_what_is_frozen_once_more_after_that(migration: Migration, cgroup: Path) -> None:
@@ -224,9 +294,24 @@ def test_the_process(migration: Migration, cgroup: Path) -> None:
         dog.begins()
         while thawed and frozen(cgroup):
             time.sleep(0.001)  # the test's own limit ends this
-        assert dog.dismiss() is thawed
+        assert dog.stop_clock() is thawed
+        assert Path(f"/proc/{pid}").exists(), "it stays until the offer is on record"
+        dog.dismiss()
         assert not Path(f"/proc/{pid}").exists()
-        assert not dog.dismiss(), "there is none any more"
+        dog.dismiss()  # there is none any more
+        dog.leave()
+
+
+def test_whose_program_gives_up_goes_on_alone(migration: Migration, cgroup: Path) -> None:
+    dog = watchdog.Watchdog(task(migration, cgroup))
+    dog.start()
+    dog.begins()
+    program = dog._program
+    with layout.locked("web", locks(migration)):
+        dog.leave()
+        assert program and frozen(cgroup)
+    program.process.wait()
+    assert not frozen(cgroup)
 
 
 FREEZES = """
@@ -237,13 +322,17 @@ from migrator.watchdog import POLL, Task, Watchdog
 dog = Watchdog(Task.from_json(sys.argv[1]))
 dog.start()
 dog.begins()
+if sys.argv[2] == "clock":
+    dog.stop_clock()
 print(dog._program.pid, flush=True)
 sys.stdin.read()
 """
 
 
-def test_whoever_froze_it_is_killed(migration: Migration, cgroup: Path) -> None:
-    with subprocess.Popen([sys.executable, "-c", FREEZES, task(migration, cgroup).to_json()], stdin=subprocess.PIPE,
+@pytest.mark.parametrize("when", ["begins", "clock"])
+def test_whoever_froze_it_is_killed(migration: Migration, cgroup: Path, when: str) -> None:
+    command = [sys.executable, "-c", FREEZES, task(migration, cgroup).to_json(), when]
+    with subprocess.Popen(command, stdin=subprocess.PIPE,
                           stdout=subprocess.PIPE, text=True) as program:
         assert program.stdout
         pid = int(program.stdout.readline())

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""From the stand-still to the offer: who watches over the container meanwhile, and what a failure does at each step."""
+
+# ruff: noqa: F811 -- fixtures
+
+from __future__ import annotations
+
+import argparse
+from typing import Any, cast
+
+import pytest
+
+from migrator import btrfs, lxc
+from migrator.cli import Result
+from migrator.errors import DowntimeExceeded, JournalBroken, MigratorError, SourceRunsAgain, SourceStillFrozen
+from migrator.journal import Journal, Migration
+from migrator.protocol import Connection
+from migrator.states import Event, State
+from stages import offer
+from stages.handover import Handover
+from tests.stages.test_heal import dumping, journal  # noqa: F401 -- a fixture
+from tests.stages.test_offer import There
+
+FAILS = MigratorError(reason="it fails")
+
+
+class Plain(Handover):
+    """Notes what is done, with the state that is on record then; fails at one step."""
+
+    def __init__(self, migration: Migration, fails: str = "", error: MigratorError = FAILS) -> None:
+        container = lxc.Container.__new__(lxc.Container)
+        container.name, container.lxcpath = migration.name, migration.lxcpath
+        args = argparse.Namespace(max_downtime=120.0, one_shot=False)
+        super().__init__(args, migration, container, cast("Connection", There({})))
+        self.fenced = True
+        self.fails, self.error = fails, error
+        self.done: list[str] = []
+
+    def _do(self, what: str) -> None:
+        self.done.append(f"{what}, {self.migration.state}")
+        if what == self.fails:
+            raise self.error
+
+    def prepare(self) -> None: ...
+
+    def record(self) -> dict[str, Any]:
+        return {}
+
+    def take(self) -> dict[str, Any]:
+        self._do("take")
+        return {}
+
+    def stop_clock(self) -> None:
+        self._do("stop clock")
+
+    def unwatched(self) -> None:
+        self._do("unwatched")
+
+    def left_alone(self) -> None:
+        self._do("left alone")
+
+    def result(self, figures: dict[str, Any], still: float) -> Result:
+        return Result({}, "")
+
+
+@pytest.fixture
+def migration(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> Migration:
+    monkeypatch.setattr(btrfs, "delete", lambda _: None)
+    monkeypatch.setattr(btrfs, "sync", lambda _: None)
+    monkeypatch.setattr(lxc.Container, "rootfs", "")
+    made = dumping(journal)
+    made.move(Event.THAW)
+    return made
+
+
+@pytest.fixture
+def thawed(monkeypatch: pytest.MonkeyPatch) -> list[State]:
+    """The state on record, at each thaw."""
+    done: list[State] = []
+
+    def thaw(migration: Migration) -> bool:
+        done.append(migration.state)
+        return True
+
+    monkeypatch.setattr(offer, "thaw_source", thaw)
+    return done
+
+
+def test_it_is_watched_until_the_offer_is_on_record(migration: Migration) -> None:
+    made = Plain(migration)
+    made.run()
+    assert made.done == ["take, dumping", "stop clock, dumping", "unwatched, offered"]
+    assert migration.state is State.DUMPED
+
+
+@pytest.mark.parametrize("step", ["take", "stop clock"])
+def test_what_was_never_offered_needs_no_journal_to_be_thawed(migration: Migration, thawed: list[State], step: str,
+                                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise JournalBroken(path="journal.db", reason="disk I/O error")
+
+    made = Plain(migration, step)
+    honest = made._do
+
+    def do(what: str) -> None:
+        if what == step:
+            monkeypatch.setattr(Migration, "move", broken)
+            monkeypatch.setattr(Migration, "refresh", broken)
+        honest(what)
+
+    monkeypatch.setattr(made, "_do", do)
+    with pytest.raises(SourceRunsAgain):
+        made.run()
+    assert thawed == [State.DUMPING] and made.done[-2:] == ["unwatched, dumping", "left alone, dumping"]
+
+
+def test_what_may_be_offered_does(migration: Migration, thawed: list[State], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The record of the offer fails, and then it cannot be read whether it is there: the journal decides, in time."""
+    honest = Migration.move
+
+    def broken(*_: object, **__: object) -> None:
+        raise JournalBroken(path="journal.db", reason="disk I/O error")
+
+    monkeypatch.setattr(Migration, "move", lambda self, event, **detail: (
+        broken if event is Event.OFFER else honest)(self, event, **detail))
+    monkeypatch.setattr(Migration, "refresh", broken)
+    made = Plain(migration)
+    with pytest.raises(JournalBroken):
+        made.run()
+    assert thawed == [] and made.done[-1] == "left alone, dumping"
+
+
+def test_who_cannot_thaw_leaves_it_to_the_watchdog(migration: Migration, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stuck(_: Migration) -> bool:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(offer, "thaw_source", stuck)
+    made = Plain(migration, "stop clock", DowntimeExceeded(name="web", seconds="120"))
+    with pytest.raises(SourceStillFrozen):
+        made.run()
+    assert made.done[-1] == "left alone, dumping"
