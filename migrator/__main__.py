@@ -78,6 +78,7 @@ def _drop_unwritten(stream: TextIO) -> None:
 def _interrupt(number: int, _frame: FrameType | None) -> None:
     """The first signal stops the work in an orderly way, undoing what is half done; a second one by hand ends it.
 
+    What gives a container back is not stopped by the first: see `holder.held_back`.
     `migrator abort` asks once or several times: only the first counts, and none after a signal by hand.
     """
     for each in _BY_HAND:
@@ -89,7 +90,8 @@ def _interrupt(number: int, _frame: FrameType | None) -> None:
         log.at_signal(f"Interrupted by {by}: {_what_follows(sys.argv[1:2])}")
     error = Interrupted(signal=by, number=signal.SIGINT if number == holder.ABORT else number)
     holder.interrupted(error)
-    raise error
+    if not holder.is_held_back():
+        raise error
 
 
 def _what_follows(command: list[str]) -> str:

@@ -26,6 +26,7 @@ ABORT = signal.SIGUSR1  # what `migrator abort` sends: as a first Ctrl-C, howeve
 _PROGRESS_WIDTH = 200  # bytes of the second line: each write replaces all of it
 
 _interrupted: list[Interrupted] = []
+_blocks = 0  # of `held_back`, at this moment
 _held: list[tuple[int, int]] = []  # of this process: the descriptor of each lock, and where its second line begins
 
 
@@ -75,8 +76,31 @@ def this_process() -> tuple[int, int]:
 
 
 def interrupted(error: Interrupted) -> None:
-    """A signal has asked this process to stop, and `error` is raised for it."""
+    """A signal has asked this process to stop, and `error` is raised for it: now, or see `held_back`."""
     _interrupted.append(error)
+
+
+@contextlib.contextmanager
+def held_back(*, raised: bool = True) -> Iterator[None]:
+    """What is done in the block gives a container back: a first signal by hand stops it at its end only.
+
+    It is raised then, if `raised`, and unless something else comes out of the block. A second one ends the process at
+    once. Blocks may stand within each other; the outermost counts.
+    """
+    global _blocks  # noqa: PLW0603 -- signals are the process's, too
+    before = len(_interrupted)
+    _blocks += 1
+    try:
+        yield
+    finally:
+        _blocks -= 1
+    if raised and not _blocks and _interrupted[before:]:
+        raise _interrupted[before]
+
+
+def is_held_back() -> bool:
+    """Whether a first signal by hand has to wait."""
+    return _blocks > 0
 
 
 def check_interrupted() -> None:

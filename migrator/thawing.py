@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -43,7 +44,7 @@ def thaw(frozen: Frozen) -> None:
     """Give the container its network again and let it run; safe to repeat.
 
     It runs in the end even where a step on the way fails; that is only told. Raises
-    OSError where the kernel does not thaw it. No signal comes between the steps.
+    OSError where the kernel does not thaw it. No signal by hand comes between the steps.
     """
     with _undisturbed():
         for what, step in (
@@ -68,9 +69,23 @@ def _try(otherwise: str, step: Callable[[], None]) -> None:
 
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Signals by hand wait until the block has ended."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _BY_HAND)
+    """Signals by hand, the first and any other, wait until the block has ended.
+
+    To mask them would not do: that is a thread's own, the kernel gives them to another thread, of a connection say, and
+    Python's handler interrupts the main thread all the same (signal in Python's library reference).
+    """
+    if threading.current_thread() is not threading.main_thread():  # only that one can, and is interrupted
+        yield
+        return
+    came: list[int] = []
+    before = {number: signal.getsignal(number) for number in _BY_HAND}
+    replaced = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
     try:
+        for number in replaced:
+            signal.signal(number, lambda number, _frame: came.append(number))
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in replaced.items():
+            signal.signal(number, handler)
+        for number in came:
+            signal.raise_signal(number)

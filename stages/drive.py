@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from migrator import advice, bandwidth, leave, log, lxc, plan
+from migrator import advice, bandwidth, holder, leave, log, lxc, plan
 from migrator.cli import Result
 from migrator.errors import (
     AlreadyMigrating,
@@ -84,7 +84,8 @@ class Drive:
                 while not self._came_through():
                     pass
             except BaseException as error:
-                self._back(as_ours(error))
+                with holder.held_back(raised=False):  # it ends either way, and its outcome tells more
+                    self._back(as_ours(error))
         return self.ended or self._result()
 
     def _came_through(self) -> bool:
@@ -93,6 +94,7 @@ class Drive:
             self._ahead()
             return True
         except DocumentedError as error:
+            holder.check_interrupted()  # it came while the container was thawed: nothing is tried again
             found = self._recorded()
             if found and (self.migration or not found.ended):  # else it is an earlier one
                 self.migration = found

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from migrator import btrfs, container_config, leave, lxc, transfer
+from migrator import btrfs, container_config, holder, leave, lxc, transfer
 from migrator.advice import this_host
 from migrator.cli import Result
 from migrator.errors import DowntimeExceeded, as_ours
@@ -70,12 +70,13 @@ class Handover(ABC):
                                 **leave.given(self.migration.detail, restore_within or leave.BY_HAND))
             self.unwatched()
         except BaseException as error:
-            try:
-                if offering:
-                    offer.withdraw(self.migration)
-                offer.give_up(self.migration, self.there, as_ours(error), self.unwatched)
-            finally:
-                self.left_alone()
+            with holder.held_back():
+                try:
+                    if offering:
+                        offer.withdraw(self.migration)
+                    offer.give_up(self.migration, self.there, as_ours(error), self.unwatched)
+                finally:
+                    self.left_alone()
         answer = offer.make(self.migration, self.there, restore_within=restore_within)
         done = self.result(figures, time.monotonic() - self._still_since)
         restored = {"running_for": answer["running_for"]} if "running_for" in answer else {}

@@ -221,6 +221,7 @@ def every(args: argparse.Namespace) -> Result:
             log.cure(error.hint)
             lines.append(f"{migration.name}: not done (exit status {error.exit_status}).")
         outcomes.append(outcome)
+        holder.check_interrupted()  # a signal may have come while that one was given back
     return Result({"stage": NAME, "migrations": outcomes}, "\n".join(lines) or "No migration is unfinished.",
                   status=worst([outcome["status"] for outcome in outcomes]))
 

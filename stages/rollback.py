@@ -22,6 +22,7 @@ from migrator import (
     container_config,
     criu,
     healing,
+    holder,
     log,
     lxc,
     names,
@@ -166,17 +167,18 @@ def roll_back(migration: Migration, tell: Callable[[], str] | None) -> Result:
     told = not left_there and not forced
     record = {"abandoned": told, "forced": forced, "held": aftermath.held(migration), "kept": kept}
     recorded = False
-    try:
-        migration.move(Event.ROLL_BACK, **record)
-        recorded = True
-    except JournalBroken as error:
-        if forced:  # the destination may come back, and must then be told
-            raise
-        log.warning(f"{name} is given back before that is recorded: {error}")
-    if not recorded and not migration.memory:  # its start may need that room too
-        with contextlib.suppress(MigratorError, OSError):
-            drop_attempt(migration, [])
-    thawed = thaw_source(migration)
+    with holder.held_back():
+        try:
+            migration.move(Event.ROLL_BACK, **record)
+            recorded = True
+        except JournalBroken as error:
+            if forced:  # the destination may come back, and must then be told
+                raise
+            log.warning(f"{name} is given back before that is recorded: {error}")
+        if not recorded and not migration.memory:  # its start may need that room too
+            with contextlib.suppress(MigratorError, OSError):
+                drop_attempt(migration, [])
+        thawed = thaw_source(migration)
     if not recorded:
         kept = record["kept"] = []  # room is what is missing
     drop_attempt(migration, kept)  # which may make the room that the journal needs

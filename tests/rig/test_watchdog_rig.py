@@ -84,6 +84,33 @@ def test_killed_while_it_is_frozen(rig: Rig, guest: str) -> None:
     assert rig.probe("hostb", "c1")["start"] == guest
 
 
+KILLED_AS_ONE = """set -e
+top=/sys/fs/cgroup/session.scope
+mkdir $top
+echo 0 >$top/cgroup.procs
+exec migrator migrate c1 -d DESTINATION --json
+"""
+
+
+def test_all_of_its_cgroup_is_killed(rig: Rig, guest: str) -> None:
+    """As systemd does to a session or a unit, and the kernel to one without memory: the watchdog is not among them."""
+    script = KILLED_AS_ONE.replace("DESTINATION", DESTINATION)
+    with held(rig, "hosta", "criu", DUMP) as criu, rig.start("hosta", "sh", "-c", script) as running:
+        criu.wait("CRIU has begun")
+        criu.spare()
+        hold_frozen(rig, running)
+        pid = rig.sh("hosta", "pgrep -f migrator.watchdo[g]").strip()
+        assert rig.sh("hosta", f"cat /proc/{pid}/oom_score_adj").strip() == "-1000"
+        rig.sh("hosta", "echo 1 >/sys/fs/cgroup/session.scope/cgroup.kill")
+        running.wait()
+        wait_for(lambda: thawed(rig), "the watchdog thaws it")
+    runs_on(rig, guest)
+    wait_for(lambda: not watched(rig), "the watchdog has ended")
+    wait_for(lambda: rig.sh("hosta", "rmdir /sys/fs/cgroup/session.scope && echo gone", check=False), "all are gone")
+    rig.migrator("hosta", "rollback", "c1").expect(0)
+    runs_on(rig, guest)
+
+
 def test_a_terminal_that_has_gone(rig: Rig, guest: str) -> None:
     """Each line that cannot be written any more, EIO as from a closed terminal or ENOSPC, is no reason for anything."""
     rig.exec("hosta", "sh", "-c", f"{' '.join(MIGRATE)} >/dev/full 2>&1")
