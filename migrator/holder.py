@@ -87,7 +87,7 @@ def held_back(*, raised: bool = True) -> Iterator[None]:
     It is raised then, if `raised`, and unless something else comes out of the block. A second one ends the process at
     once. Blocks may stand within each other; the outermost counts.
     """
-    global _blocks  # noqa: PLW0603 -- signals are the process's, too
+    global _blocks
     before = len(_interrupted)
     _blocks += 1
     try:

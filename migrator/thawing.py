@@ -14,7 +14,7 @@ from typing import Any, Self
 from migrator import log, lxc, network
 from migrator.network import Port
 
-_BY_HAND = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1}
+_BY_HAND = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,23 +69,20 @@ def _try(otherwise: str, step: Callable[[], None]) -> None:
 
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Signals by hand, the first and any other, wait until the block has ended.
+    """Signals by hand wait until the block has ended.
 
-    To mask them would not do: that is a thread's own, the kernel gives them to another thread, of a connection say, and
-    Python's handler interrupts the main thread all the same (signal in Python's library reference).
+    To block them does not help: the kernel hands a signal to any thread that does not (signal(7)), and one that keeps a
+    connection alive is always there. Python then runs its handler in the main thread, and no other is ever disturbed.
     """
-    if threading.current_thread() is not threading.main_thread():  # only that one can, and is interrupted
-        yield
-        return
     came: list[int] = []
-    before = {number: signal.getsignal(number) for number in _BY_HAND}
-    replaced = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
     try:
-        for number in replaced:
-            signal.signal(number, lambda number, _frame: came.append(number))
-        yield
+        with contextlib.ExitStack() as stack:
+            for number in _BY_HAND if threading.current_thread() is threading.main_thread() else ():
+                before = signal.getsignal(number)
+                if before not in (signal.SIG_IGN, None):  # which stays so
+                    stack.callback(signal.signal, number, before)
+                    signal.signal(number, lambda which, _: came.append(which))
+            yield
     finally:
-        for number, handler in replaced.items():
-            signal.signal(number, handler)
-        for number in came:
+        for number in dict.fromkeys(came):
             signal.raise_signal(number)

@@ -259,8 +259,8 @@ def stand_apart(top: Path = Path(cgroups.TOP), proc: Path = Path("/proc/self")) 
     A session's or a unit's cgroup may be ended as one: by systemd-oomd, by memory.oom.group, at a logout
     (KillUserProcesses in logind.conf(5)), when the unit stops. Nothing does that to the root of the tree: it has no
     cgroup.kill and no limits, may have processes beside its children, and nothing that is left there has to be removed
-    (cgroup-v2.rst). LXC keeps its monitors right below it, for the same reason. systemd, when it is executed anew, moves who
-    is there into its init.scope, which it never ends. Where the root is a container's, with controllers enabled, or
+    (cgroup-v2.rst). LXC keeps its monitors right below it, for the same reason. systemd, when it is executed anew,
+    moves who is there into its init.scope, which it never ends. Where the root is a container's, with controllers enabled, or
     there are v1 hierarchies, the kernel refuses it. And the kernel's own choice of whom to kill when there is no memory
     passes it over (oom_score_adj in proc(5)).
     """

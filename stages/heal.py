@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from migrator import advice, aftermath, container_config, healing, log, lxc, plan
+from migrator import advice, aftermath, container_config, healing, holder, log, lxc, plan
 from migrator.advice import this_host
 from migrator.cli import Result
 from migrator.errors import (
