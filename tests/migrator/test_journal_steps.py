@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from migrator import clock, holder
 from migrator.errors import JournalBroken, NoSpace
 from migrator.journal import Journal, Migration
 from migrator.states import Event, Role, State
@@ -120,3 +121,20 @@ def test_what_it_says_of_itself(migration: Migration) -> None:
         "shop", "t", False, True)
     migration.note("names", other_name="")
     assert migration.other_name == "web"
+
+
+def test_who_has_ended_it(migration: Migration, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The process that has, of this boot; what is noted of it later changes nothing."""
+    pid, started = holder.this_process()
+    migration.note("attempt", attempt=1)
+    migration.move(Event.ROLL_BACK)
+    assert not migration.was_ended_by(pid, started) and "ended_by" not in migration.detail
+    migration.move(Event.ROLLED_BACK)
+    assert migration.was_ended_by(pid, started)
+    assert not migration.was_ended_by(pid + 1, started) and not migration.was_ended_by(pid, started + 1)
+    monkeypatch.setattr(holder, "this_process", lambda: (pid + 1, started))
+    migration.note("abandoned", abandoned=True)
+    assert migration.was_ended_by(pid, started)
+    monkeypatch.setattr(clock, "BOOT_ID", tmp_path / "boot_id")
+    clock.BOOT_ID.write_text("another boot\n")
+    assert not migration.was_ended_by(pid, started)

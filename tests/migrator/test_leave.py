@@ -58,7 +58,7 @@ def test_after_a_reboot_of_the_source_it_is_outstanding_as_a_whole(tmp_path: Pat
 
 @pytest.mark.parametrize(("asked", "given"), [
     (60, 60.0), (0, 0.0), (1e9, leave.MOST), (-1, leave.MOST), (math.nan, leave.MOST), ("60", leave.MOST),
-    (None, leave.MOST),
+    (None, leave.MOST), (leave.MOST, leave.MOST), (leave.MOST + 1, leave.MOST), (0.5, 0.5),
 ])
 def test_who_asks_for_more_than_makes_sense(asked: object, given: float) -> None:
     assert leave.asked_for(asked) == given
@@ -69,12 +69,13 @@ class Said:
 
     timeout = 15.0
 
-    def __init__(self, now: list[float], after: float, body: bytes) -> None:
-        self.now, self.after, self.body = now, after, body
+    def __init__(self, now: list[float], after: float, body: bytes, kind: Kind = Kind.GO) -> None:
+        self.now, self.after, self.body, self.kind = now, after, body, kind
 
     def receive(self, *, within: float) -> Any:
+        assert within == self.timeout
         self.now[0] += self.after
-        return Frame(Kind.GO, 0, memoryview(self.body))
+        return Frame(self.kind, 0, memoryview(self.body))
 
 
 def test_it_counts_from_before_the_first_answer(now: list[float]) -> None:
@@ -85,7 +86,34 @@ def test_it_counts_from_before_the_first_answer(now: list[float]) -> None:
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b'{"within": "60"}', b'{"within": -1}', b'{"within": NaN}',
-                                  b'{"within": Infinity}'])
+                                  b'{"within": Infinity}', b'{"within": 1e6}'])
 def test_a_word_that_does_not_say_for_how_long_is_none(now: list[float], body: bytes) -> None:
     with pytest.raises(ProtocolError):
         Leave(Said(now, 0.0, body), since=now[0]).wait()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("within", [0, 0.5, 999_999])
+def test_for_how_long_it_is_said(now: list[float], within: float) -> None:
+    word = Leave(Said(now, 1.0, b'{"within": %s}' % str(within).encode()), since=now[0])  # type: ignore[arg-type]
+    assert word.seconds == 0.0, "before it has come"
+    assert word.wait() == 1000.0 + within and word.seconds == within
+
+
+@pytest.mark.parametrize("kind", [Kind.REQUEST, Kind.END])
+def test_another_frame_is_no_word(now: list[float], kind: Kind) -> None:
+    with pytest.raises(ProtocolError, match=f"it sent {kind.name} where"):
+        Leave(Said(now, 0.0, b'{"within": 60}', kind), since=now[0]).wait()  # type: ignore[arg-type]
+
+
+def test_what_each_host_writes_down(now: list[float]) -> None:
+    boot = clock.BOOT_ID.read_text().strip()
+    assert leave.given({}, 60.0) == {"leave": {"boot": boot, "until": 1060.0, "lasts": 60.0}}
+    assert leave.kept(1234.0, 60.0) == {"leave": {"boot": boot, "until": 1234.0, "lasts": 60.0}}
+    assert leave.outstanding({"leave": None}) == leave.outstanding({"leave": "?"}) == 0.0
+
+
+def test_a_slower_clock_and_a_reboot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    detail = leave.given({}, 100.0)
+    monkeypatch.setattr(clock, "BOOT_ID", tmp_path / "boot_id")
+    clock.BOOT_ID.write_text("another\n")
+    assert leave.outstanding(detail, 0.01) == pytest.approx(101.0)

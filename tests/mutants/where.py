@@ -14,6 +14,7 @@ WHERE: dict[str, tuple[str, ...]] = {
     "migrator/healing.py": ("*",),
     "migrator/journal.py": ("*",),
     "migrator/layout.py": ("*",),
+    "migrator/leave.py": ("*",),
     "migrator/holder.py": ("*",),
     "migrator/container_config.py": ("*",),
     "migrator/known_hosts.py": ("*",),
@@ -32,12 +33,12 @@ WHERE: dict[str, tuple[str, ...]] = {
 TESTS = (
     *(f"tests/migrator/test_{name}.py" for name in (
         "bases", "behind", "container_config", "decisions", "durability", "follower", "holder", "journal",
-        "journal_steps", "known_hosts", "layout", "names", "spool", "spool_reads", "states", "thawing", "transfer",
-        "watchdog")),
+        "journal_steps", "known_hosts", "layout", "leave", "names", "spool", "spool_reads", "spool_receive", "states",
+        "thawing", "transfer", "watchdog")),
     *(f"tests/stages/test_{name}.py" for name in (
         "allowed", "another_host", "answers", "begin", "define", "force", "force_records", "heal", "late_own",
         "left_by_a_restore", "model_conformance", "offer", "rollback", "rollback_there", "rollback_typed",
-        "settling", "strangers")),
+        "settling", "start_there", "strangers")),
     *(f"tests/tunnel/test_{name}.py" for name in (
         "attacks", "offline", "pairing", "pairing_format", "parsers", "seal")),
     # The model takes seconds for each, and goes through the same functions: what it alone would notice is to have its

@@ -112,3 +112,11 @@ def test_the_last_moment_of_a_code_is_good() -> None:
     assert Pairing(Side.INVITER, CODE, ALICE, URLS, 5.0).receive(hello, 5.0 + LIFE)
     with pytest.raises(PairingFailed, match="ten minutes"):
         Pairing(Side.INVITER, CODE, ALICE, URLS, 5.0).receive(hello, 5.5 + LIFE)
+
+
+def test_who_is_burned_keeps_no_key() -> None:
+    ours, theirs = Pairing(Side.INVITER, CODE, ALICE, URLS, 0.0), Described(Side.JOINER, BOB)
+    ours.receive(note(version=1, pake=wire.encode(theirs.pake)), 0.0)
+    assert len(ours._key) == 32
+    ours.burn("?")
+    assert ours._key == b"" and ours.partner is None

@@ -277,3 +277,11 @@ def test_the_largest_is_opened() -> None:
 @pytest.mark.parametrize(("life", "left"), [(-1.0, "-1"), (LIFE_MAX + 60, rf"\+{LIFE_MAX + 60:.0f}")])
 def test_by_how_much_the_clocks_differ_is_said(life: float, left: str) -> None:
     rejected(rf"\({left} s left\)", offer(life=life))
+
+
+@pytest.mark.parametrize(("length", "reason"), [
+    (0, "it is not an offer"), (64 + 33 - 1, "it is not an offer"), (64 + 33, "its signature is wrong"),
+])
+def test_the_shortest_that_is_looked_into(length: int, reason: str) -> None:
+    """A signature and a header, and no body."""
+    rejected(reason, sealed_by_hand(bytes(length), ALICE.public, BOB.public))
