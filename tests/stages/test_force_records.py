@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import pytest
 
-from migrator import holder
-from migrator.errors import AlreadyRuns, ForceRefused, Interrupted, NotKnownThere, TwoCopies
+from migrator import holder, leave
+from migrator.errors import AlreadyRuns, ForceRefused, Interrupted, NotKnownThere, OutOfOrder, TwoCopies
 from migrator.journal import Journal
+from migrator.layout import locked
 from migrator.states import Event, Owner, Role, State
-from stages import force
-from tests.stages.test_force import SILENT, nothing_real, restored  # noqa: F401 -- fixtures
-from tests.stages.test_heal import dumping, journal, offered  # noqa: F401 -- a fixture
+from stages import force, settling
+from tests.stages.test_force import SILENT, nothing_real, now, restored  # noqa: F401 -- fixtures
+from tests.stages.test_heal import dumping, journal, offered, owned  # noqa: F401 -- a fixture
 from tunnel.errors import DocumentedError
 
 
@@ -122,3 +123,114 @@ def test_what_would_be_left_behind_is_said(journal: Journal, given: str, what: s
         force.finish_alone(migration, given, lambda: pytest.fail("nobody is to be asked"))
     assert refused.value.fields["reason"] == what
     assert str(refused.value.fields["risk"]).startswith("hosta holds a frozen copy of web as long as it is up")
+
+
+# --- waiting for what the destination was told ----------------------------------------------------------------
+
+
+def test_where_it_was_told_nothing_nobody_waits_or_asks_again(journal: Journal, now: list[float]) -> None:
+    migration = offered(journal)
+    asked: list[float] = []
+
+    def tell() -> str:
+        asked.append(now[0])
+        raise SILENT[0]
+
+    assert force.roll_back(migration, migration.id, tell).data["forced"] and len(asked) == 1
+
+
+@pytest.mark.parametrize("seconds", [60.0, 0.1])
+def test_it_is_waited_for_to_the_end_and_no_longer(journal: Journal, monkeypatch: pytest.MonkeyPatch, now: list[float],
+                                                   seconds: float) -> None:
+    """In pieces, between which a Ctrl-C is heard; a clock that is a little slower has its time too."""
+    slept: list[float] = []
+
+    def sleep(piece: float) -> None:
+        slept.append(piece)
+        now[0] += piece
+
+    monkeypatch.setattr("time.sleep", sleep)
+    migration = offered(journal)
+    migration.note("leave", **leave.given({}, seconds))
+    assert force.wait_out(migration, "hostb") is True
+    assert now[0] == pytest.approx(1000.0 + seconds * (1 + leave.SLACK)) and 0 < max(slept) <= force.POLL
+    assert force.wait_out(migration, "hostb") is False
+
+
+# --- letting it run without its source ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("given", "what"), [
+    ("", "the id of its migration is missing"), ("feedface", "feedface is not the id of its migration"),
+])
+def test_what_letting_it_run_would_risk_is_said(journal: Journal, given: str, what: str) -> None:
+    migration = owned(journal)
+    with pytest.raises(ForceRefused) as refused:
+        force.let_run(migration, given, lambda: pytest.fail("nobody is to be asked"))
+    assert refused.value.fields["reason"] == what and "forced_at" not in migration.detail
+    assert str(refused.value.fields["risk"]).startswith("hosta may have been forced to run web again")
+
+
+def test_when_it_was_let_run_by_force_is_on_record(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.time", lambda: 1234.5)
+    migration = owned(journal)
+
+    def ask() -> State | None:
+        raise SILENT[0]
+
+    assert force.let_run(migration, migration.id, ask) is True
+    found = journal.by_id(migration.id, Role.DESTINATION)
+    assert found and found.detail["forced_at"] == 1234.5 and found.events()[-1].step == "forced"
+
+
+@pytest.mark.parametrize("swallowed", [False, True])
+def test_ctrl_c_lets_nothing_run(journal: Journal, swallowed: bool) -> None:
+    migration = owned(journal)
+    signal = Interrupted(signal="SIGINT", number=2)
+
+    def ask() -> State | None:
+        holder.interrupted(signal)
+        raise SILENT[0] if swallowed else signal
+
+    with pytest.raises(Interrupted):
+        force.let_run(migration, migration.id, ask, off=True)
+    assert "forced_at" not in migration.detail
+
+
+@pytest.mark.parametrize("fenced", [False, True])
+def test_what_may_be_let_run(journal: Journal, monkeypatch: pytest.MonkeyPatch, fenced: bool) -> None:
+    """Not what runs already; but what has run here, and stands fenced since a reboot."""
+    migration = restored(journal)
+    monkeypatch.setattr(settling, "stands_fenced", lambda of: fenced and of is migration)
+    if fenced:
+        assert force.let_run(migration, migration.id, lambda: None) is True
+        return
+    with pytest.raises(OutOfOrder, match="web is restored here") as refused:
+        force.let_run(migration, migration.id, lambda: pytest.fail("nobody is to be asked"))
+    assert "restore-dump --force" in str(refused.value)
+
+
+# --- who forces it at this moment -----------------------------------------------------------------------------
+
+
+def test_it_is_under_way_while_that_process_has_the_lock(journal: Journal) -> None:
+    migration = offered(journal)
+    assert not force.is_under_way(migration)
+    with locked("web"):
+        assert not force.is_under_way(migration), "it does something else"
+        pid, started = holder.this_process()
+        for process in ([pid + 1, started], [pid, started + 1]):
+            migration.note("forcing", forcing=process)
+            assert not force.is_under_way(migration)
+        migration.note("forcing", forcing=[pid, started])
+        assert force.is_under_way(migration)
+        migration.move(Event.TAKEN)
+        assert force.is_under_way(migration)
+        migration.move(Event.ROLL_BACK, forced=True)
+        assert not force.is_under_way(migration), "it is decided"
+
+
+def test_it_is_not_when_that_process_has_ended(journal: Journal) -> None:
+    migration = offered(journal)
+    migration.note("forcing", forcing=holder.this_process())
+    assert not force.is_under_way(migration)

@@ -13,8 +13,8 @@ from typing import Any, cast
 
 import pytest
 
-from migrator import clock, container_config, criu, identity, let_run, lxc, network, no_memory, restore
-from migrator.errors import AlreadyRuns, ContainerExists, ContainerNotRunning, JournalBroken
+from migrator import aftermath, clock, container_config, criu, identity, let_run, lxc, network, no_memory, restore
+from migrator.errors import AlreadyRuns, ContainerExists, ContainerNotRunning, JournalBroken, WordOver
 from migrator.identity import Whose
 from migrator.journal import Migration
 from migrator.layout import Layout
@@ -308,6 +308,38 @@ def test_after_a_reboot_it_is_started(restoring: Migration, container: Container
     settling.go_on(restoring, clock.now() + 3600)
     assert started == [(restoring, container)] and fence(restoring) == "" and "deleted" not in acts
     assert restoring.detail["restored_at"] > 0
+
+
+@pytest.mark.parametrize(("state", "whose", "lxc_has_it", "fenced"), [
+    (State.RESTORED, Whose.OURS, "STOPPED", True), (State.RESTORED, Whose.OURS, "RUNNING", False),
+    (State.RESTORED, Whose.FOREIGN, "STOPPED", False), (State.RESTORING, Whose.OURS, "STOPPED", False),
+    (State.FINISHED, Whose.OURS, "STOPPED", False),
+])
+def test_what_stands_fenced(restoring: Migration, container: Container, monkeypatch: pytest.MonkeyPatch, state: State,
+                            whose: Whose, lxc_has_it: str, fenced: bool) -> None:
+    monkeypatch.setattr(identity, "whose", lambda of: whose if of == layout_of(restoring) else Whose.FOREIGN)
+    restoring.state, container.states = state, [lxc_has_it]
+    assert settling.stands_fenced(restoring) is fenced
+
+
+@pytest.mark.parametrize(("boot", "then"), [(None, "started"), ("another", "started"), ("this", "left")])
+def test_it_goes_on_in_its_time_and_only_after_a_reboot(restoring: Migration, container: Container, acts: list[str],
+                                                        monkeypatch: pytest.MonkeyPatch, boot: str | None,
+                                                        then: str) -> None:
+    started: list[tuple[Migration, object]] = []
+    monkeypatch.setattr(aftermath, "start", lambda *of: started.append(of))
+    monkeypatch.setattr(clock, "now", lambda: 1000.0)
+    mark = let_run.mark(layout_of(restoring).spool)
+    if boot:
+        let_run.record(str(mark))
+    if boot == "another":
+        mark.write_text("another")
+    with pytest.raises(WordOver) as over:
+        settling.go_on(restoring, 999.5)
+    assert (over.value.fields["name"], over.value.fields["next"]) == ("web", "migrator resume web")
+    assert fence(restoring) == ID and started == []
+    settling.go_on(restoring, 1000.0)
+    assert fence(restoring) == "" and started == ([(restoring, container)] if then == "started" else [])
 
 
 def test_one_that_has_ended_meanwhile_is_ended(restoring: Migration, container: Container, acts: list[str],

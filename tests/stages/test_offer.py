@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import pytest
 
-from migrator import btrfs, container_config, criu, leave
+from migrator import btrfs, clock, container_config, criu, leave
 from migrator.errors import (
     Busy,
     ConnectionLost,
@@ -135,6 +135,14 @@ def test_without_addresses_there_is_nothing_to_bring_back(journal: Journal) -> N
     there = There({})
     offer.make(migration, connection(there))
     assert there.asked[0][2]["dad"] == {}
+
+
+@pytest.mark.parametrize("seconds", [0.5, 60.0])
+def test_for_how_long_it_may_go_on(journal: Journal, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    monkeypatch.setattr(clock, "now", lambda: 1000.0)
+    migration = offered(journal)
+    migration.note("attempt", **leave.given({}, seconds))
+    assert offer.word(migration) == seconds
 
 
 def test_nobody_goes_on_when_the_word_is_over(journal: Journal, acts: list[str]) -> None:
