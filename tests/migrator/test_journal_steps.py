@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,19 @@ def test_what_gives_something_back_is_done_all_the_same(migration: Migration, fu
     assert done
     told = " ".join(capfd.readouterr().err.split())
     assert "thaw is begin" in told and "thaw is done" in told
+
+
+@pytest.mark.parametrize(("needs", "raises"), [
+    ({}, True), ({"end_must_be": True}, True), ({"end_must_be": False}, False), ({"must_be_recorded": False}, False),
+])
+def test_an_end_that_cannot_be_recorded(migration: Migration, monkeypatch: pytest.MonkeyPatch, needs: dict[str, bool],
+                                        raises: bool) -> None:
+    """The disk has become full in the middle of it."""
+    def broken(*_: object, **__: object) -> None:
+        raise JournalBroken(path=migration.journal_path, reason="database or disk is full")
+
+    with pytest.raises(JournalBroken) if raises else contextlib.nullcontext(), migration.step("snapshot", **needs):
+        monkeypatch.setattr(Migration, "_insert_event", broken)
 
 
 def test_its_own_error_is_the_one_that_is_raised(migration: Migration, monkeypatch: pytest.MonkeyPatch) -> None:

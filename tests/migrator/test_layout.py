@@ -282,3 +282,25 @@ def test_whose_root_file_system_it_is(here: Layout, monkeypatch: pytest.MonkeyPa
     assert here.is_own_rootfs() is ours
     monkeypatch.setattr("migrator.btrfs.is_subvolume", lambda path: False)
     assert here.is_own_rootfs() is False
+
+
+@pytest.mark.parametrize(("spool", "formerly", "began"), [
+    (False, True, True), (True, True, False), (False, False, False), (True, False, False),
+])
+def test_what_an_older_version_began(here: Layout, spool: bool, formerly: bool, began: bool) -> None:
+    here.make_folder()
+    if spool:
+        here.spool.mkdir()
+    if formerly:
+        (here.folder / here.spool.name).mkdir()
+    assert here.began_formerly() is began
+
+
+def test_what_ran_for_a_moment_is_numbered(here: Layout) -> None:
+    """Beyond nine, too, and with gaps; only this migration's."""
+    assert here.set_aside() == [] and here.aside() == here.work / "0badc0de.ran.1"
+    here.make_folder()
+    for name in ("0badc0de.ran.3", "0badc0de.ran.10", "feedface.ran.20", "0badc0de.spool", "0badc0de.ran.x"):
+        (here.work / name).mkdir()
+    assert {path.name for path in here.set_aside()} == {"0badc0de.ran.3", "0badc0de.ran.10"}
+    assert here.aside() == here.work / "0badc0de.ran.11"
