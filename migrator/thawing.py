@@ -84,5 +84,5 @@ def _undisturbed() -> Iterator[None]:
                     signal.signal(number, lambda which, _: came.append(which))
             yield
     finally:
-        for number in dict.fromkeys(came):
-            signal.raise_signal(number)
+        for taken in dict.fromkeys(came):
+            signal.raise_signal(taken)

@@ -260,9 +260,9 @@ def stand_apart(top: Path = Path(cgroups.TOP), proc: Path = Path("/proc/self")) 
     (KillUserProcesses in logind.conf(5)), when the unit stops. Nothing does that to the root of the tree: it has no
     cgroup.kill and no limits, may have processes beside its children, and nothing that is left there has to be removed
     (cgroup-v2.rst). LXC keeps its monitors right below it, for the same reason. systemd, when it is executed anew,
-    moves who is there into its init.scope, which it never ends. Where the root is a container's, with controllers enabled, or
-    there are v1 hierarchies, the kernel refuses it. And the kernel's own choice of whom to kill when there is no memory
-    passes it over (oom_score_adj in proc(5)).
+    moves who is there into its init.scope, which it never ends. Where the root is a container's, with controllers
+    enabled, or there are v1 hierarchies, the kernel refuses it. And the kernel's own choice of whom to kill when there
+    is no memory passes it over (oom_score_adj in proc(5)).
     """
     trouble = []
     for path, text in ((top / "cgroup.procs", "0"), (proc / "oom_score_adj", "-1000")):

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import pytest
 
-from migrator import aftermath, clock, container_config, criu, identity, let_run, lxc, network, no_memory, restore
+from migrator import clock, container_config, criu, identity, let_run, lxc, network, no_memory, restore
 from migrator.errors import AlreadyRuns, ContainerExists, ContainerNotRunning, JournalBroken, WordOver
 from migrator.identity import Whose
 from migrator.journal import Migration
@@ -326,8 +326,10 @@ def test_what_stands_fenced(restoring: Migration, container: Container, monkeypa
 def test_it_goes_on_in_its_time_and_only_after_a_reboot(restoring: Migration, container: Container, acts: list[str],
                                                         monkeypatch: pytest.MonkeyPatch, boot: str | None,
                                                         then: str) -> None:
-    started: list[tuple[Migration, object]] = []
-    monkeypatch.setattr(aftermath, "start", lambda *of: started.append(of))
+    started: list[object] = []
+    monkeypatch.setattr("migrator.layout.RUNTIME", restoring.lxcpath / "run")
+    monkeypatch.setattr(container, "config_file", restoring.lxcpath / "web" / "config", raising=False)
+    monkeypatch.setattr(no_memory, "start", lambda of, id_, **_: started.append((of, id_)))
     monkeypatch.setattr(clock, "now", lambda: 1000.0)
     mark = let_run.mark(layout_of(restoring).spool)
     if boot:
@@ -339,7 +341,7 @@ def test_it_goes_on_in_its_time_and_only_after_a_reboot(restoring: Migration, co
     assert (over.value.fields["name"], over.value.fields["next"]) == ("web", "migrator resume web")
     assert fence(restoring) == ID and started == []
     settling.go_on(restoring, 1000.0)
-    assert fence(restoring) == "" and started == ([(restoring, container)] if then == "started" else [])
+    assert fence(restoring) == "" and started == ([(container, ID)] if then == "started" else [])
 
 
 def test_one_that_has_ended_meanwhile_is_ended(restoring: Migration, container: Container, acts: list[str],
