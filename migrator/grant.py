@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from migrator import consent, lxc, names
 from migrator.advice import this_host
 from migrator.errors import ConsentNeeded, InvalidName, NotAllowed, UsageError
-from migrator.journal import Migration
+from migrator.journal import ROOT_CALLER, Migration
 
 if TYPE_CHECKING:
     from tunnel.peers import Peer
@@ -27,8 +27,8 @@ ASKING = frozenset({"source-state"})  # operations of a host that containers hav
 FACTS_MAX = 32  # times that a connection may have this host looked at
 UNFINISHED_MAX = 64  # migrations of one caller
 KNOWN_MAX = 5000  # that the journal keeps of one caller
+ABANDONS_MAX = 64  # of a connection, of migrations that this host has never heard of
 PEER = "peer:"  # begins both the caller and the destination of a paired host
-_SSH = "ssh"
 _AS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
@@ -36,7 +36,7 @@ _AS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 class Grant:
     """`caller` is whom migrations are bound to; `name` is what people call it, and `fix` how it could get more."""
 
-    caller: str = _SSH
+    caller: str = ROOT_CALLER
     name: str = "root over SSH"
     receive: bool = True
     ask: bool = True
@@ -67,14 +67,18 @@ class Grant:
 
     def owns(self, migration: Migration) -> bool:
         """Whether this caller has begun it; what was begun before callers were recorded is root's."""
-        return bool(migration.detail.get("caller", _SSH) == self.caller)
+        return migration.caller == self.caller
 
     def check_owner(self, migration: Migration) -> None:
         """Raises NotAllowed for a migration that another caller has begun."""
         if not self.owns(migration):
-            raise NotAllowed(host_name=this_host(), caller=self.name,
-                             reason=f"migration {migration.id} was begun by somebody else",
-                             fix=f"Who has begun it can go on; on {this_host()}: migrator status {migration.name}")
+            raise self.not_its_own(migration)
+
+    def not_its_own(self, migration: Migration) -> NotAllowed:
+        """Which is said in the same words of what another caller has begun, and of what goes out from here."""
+        return NotAllowed(host_name=this_host(), caller=self.name,
+                          reason=f"migration {migration.id} was begun by somebody else",
+                          fix=f"Who has begun it can go on; on {this_host()}: migrator status {migration.name}")
 
     def source(self, said: str) -> str:
         """Where migrations of this caller come from, as `-d` would have it; `said` is the name that it gives itself."""
@@ -84,16 +88,33 @@ class Grant:
 
     def check_destination(self, migration: Migration) -> None:
         """Raises NotAllowed for a migration from here that does not go to this peer."""
-        if self.caller.startswith(PEER) and migration.peer != f"{PEER}{self.name}":
+        if self.caller.startswith(PEER) and not self.is_destination(migration):
             raise self.refusal(f"migration {migration.id} does not go to it")
 
+    def check_leave(self, migration: Migration) -> None:
+        """Raises NotAllowed for who is not known to be the host that a migration from here goes to.
+
+        A word that was given to another host would keep a forced rollback waiting.
+        """
+        self.check_destination(migration)
+        if not self.is_destination(migration):
+            there = migration.detail.get("destination_host")
+            raise self.refusal(f"its key is not said to be that of {there}, where migration {migration.id} goes"
+                               f" (as={there})")
+
     def is_destination(self, migration: Migration) -> bool:
-        """Whether this is the host that a migration from here goes to; of a limited key only `as=NAME` tells."""
+        """Whether this is the host that a migration from here goes to; of a limited key only `as=NAME` tells.
+
+        A peer is known by its fingerprint: under its name another host may be paired by now. What an older version has
+        begun says only the name.
+        """
         if not self.restricted:
             return True
         if self.caller.startswith(PEER):
+            if fingerprint := migration.detail.get("destination_fingerprint"):
+                return self.caller == f"{PEER}{fingerprint}"
             return migration.peer == f"{PEER}{self.name}"
-        return self.caller == f"{_SSH}:{migration.detail.get('destination_host')}"
+        return self.caller == f"{ROOT_CALLER}:{migration.detail.get('destination_host')}"
 
     def check_config(self, name: str, text: str, mapped_root: int) -> None:
         """Raises ConsentNeeded for a configuration that reaches out, where this caller's must not.
@@ -176,7 +197,7 @@ def of_only(text: str) -> Grant:
         raise UsageError(reason=f"--only takes receive or ask, and hooks, lxcpath=PATH, as=NAME; not {text[:100]!r}")
     name, hooks = named[0] if named else "this key", "hooks" in plain
     return Grant(
-        caller=f"{_SSH}:{named[0] if named else 'only'}", name=name, receive="receive" in plain, ask="ask" in plain,
+        caller=f"{ROOT_CALLER}:{named[0] if named else 'only'}", name=name, receive="receive" in plain, ask="ask" in plain,
         lxcpaths=paths, hooks=hooks, fix="see `serve --only` in this key's line of authorized_keys",
         hooks_fix="" if hooks else "add hooks to `serve --only` in this key's line of authorized_keys",
     )

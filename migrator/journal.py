@@ -27,6 +27,7 @@ SCHEMA_VERSION = 1
 WAIT_FOR_LOCK = 10.0  # seconds
 _PAUSE = 0.01  # seconds between two tries for it
 KEPT = 20  # migrations of a container that have ended; older ones are forgotten when the next one begins
+ROOT_CALLER = "ssh"  # who has begun what is not recorded with another caller: root, here or over SSH
 
 _SCHEMA = """
 CREATE TABLE migrations (
@@ -50,6 +51,10 @@ class Record:
     step: str
     phase: str
     detail: dict[str, Any]
+
+
+class AlreadyRecorded(Exception):
+    """A migration of that id and role is recorded: another process has been faster."""
 
 
 class Migration:
@@ -76,6 +81,11 @@ class Migration:
     def other_name(self) -> str:
         """What the container is called on the other host."""
         return str(self.detail.get("other_name") or self.name)
+
+    @property
+    def caller(self) -> str:
+        """Who has begun it, as `grant.Grant.caller` has it."""
+        return str(self.detail.get("caller", ROOT_CALLER))
 
     @property
     def ended(self) -> bool:
@@ -311,10 +321,24 @@ class Journal:
     def create(
         self, *, id: str, role: Role, name: str, lxcpath: Path, peer: str, event: Event, **detail: Any
     ) -> Migration:
-        """A new migration, in the state that `event` leads to from nothing; recorded with its event, or not at all."""
+        """A new migration, in the state that `event` leads to from nothing; recorded with its event, or not at all.
+
+        Raises AlreadyRecorded.
+        """
+        migration = self._record(id=id, role=role, name=name, lxcpath=lxcpath, peer=peer, event=event, detail=detail)
+        try:
+            self._forget_old(migration)
+        except JournalBroken as error:  # the next one does it
+            log.warning(f"What has ended long ago could not be forgotten: {error}")
+        return migration
+
+    def _record(self, *, id: str, role: Role, name: str, lxcpath: Path, peer: str, event: Event,
+                detail: dict[str, Any]) -> Migration:
         now = time.time()
         state = states.after(role, None, event)
         with self.transaction() as db:
+            if db.execute("SELECT 1 FROM migrations WHERE id = ? AND role = ?", (id, role)).fetchone():
+                raise AlreadyRecorded(id)
             db.execute(
                 "INSERT INTO migrations VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (id, role, name, str(lxcpath), peer, state, states.owner(state), json.dumps(detail), now, now),
@@ -322,27 +346,33 @@ class Journal:
             (row,) = db.execute("SELECT * FROM migrations WHERE id = ? AND role = ?", (id, role)).fetchall()
             migration = Migration(self, row)
             migration._insert_event(db, now, str(event), "done", {"state": state})
-        try:
-            self._forget_old(name, lxcpath)
-        except JournalBroken as error:  # the next one does it
-            log.warning(f"What has ended long ago could not be forgotten: {error}")
         return migration
 
     def never_begin(self, *, id: str, name: str, lxcpath: Path, peer: str, caller: str) -> Migration:
-        """Record that an attempt which this host has never heard of must not begin; see `Migration.never_began`."""
-        migration = self.create(id=id, role=Role.DESTINATION, name=name, lxcpath=lxcpath, peer=peer,
-                                event=Event.ABANDON, never_began=True, caller=caller)
+        """Record that an attempt which this host has never heard of must not begin; see `Migration.never_began`.
+
+        That takes no lock on the container: it says nothing about it, and a `begin` of the same id that is under way
+        finds the place in the journal taken. Raises AlreadyRecorded where it was the faster one.
+        """
+        migration = self._record(id=id, role=Role.DESTINATION, name=name, lxcpath=lxcpath, peer=peer,
+                                 event=Event.ABANDON, detail={"never_began": True, "caller": caller})
         migration.move(Event.ABANDONED)
-        for each in [each for each in reversed(self._recorded(name)) if each.never_began][KEPT:]:
+        for each in [each for each in self._like(migration, self._recorded(name)) if each.never_began][KEPT:]:
             self.forget(each)
         return migration
 
-    def _forget_old(self, name: str, lxcpath: Path) -> None:
+    @staticmethod
+    def _like(migration: Migration, recorded: list[Migration]) -> list[Migration]:
+        """Those of the same place that the same caller has begun, newest first: no other caller's make way for it."""
+        return [each for each in reversed(recorded)
+                if names.same_path(each.lxcpath, migration.lxcpath) and each.caller == migration.caller]
+
+    def _forget_old(self, begun: Migration) -> None:
         """Forget what has ended long ago, but nothing whose snapshot is the next one's base.
 
         These are the newest that succeeded, and attempts that have kept one.
         """
-        ended = [each for each in reversed(self.all(name)) if each.ended and names.same_path(each.lxcpath, lxcpath)]
+        ended = [each for each in self._like(begun, self.all(begun.name)) if each.ended]
         succeeded = next((each.id for each in ended if each.state is State.FINISHED), "")
         for migration in ended[KEPT:]:
             if migration.id != succeeded and not migration.may_be_asked_for and not migration.detail.get("kept"):
@@ -351,6 +381,13 @@ class Journal:
     def by_id(self, id: str, role: Role) -> Migration | None:
         rows = self.rows("SELECT * FROM migrations WHERE id = ? AND role = ?", id, role)
         return Migration(self, rows[0]) if rows else None
+
+    def unused_id(self) -> str:
+        """For a migration that begins here: what hangs on an id is not told apart by its direction."""
+        while True:
+            id = names.new_migration_id()
+            if not any(self.by_id(id, role) for role in Role):
+                return id
 
     def latest(self, name: str, lxcpath: Path, role: Role | None = None) -> Migration | None:
         """The newest migration of a container on this host, in one role or in either."""
@@ -362,9 +399,13 @@ class Journal:
         """Every migration that has begun here, oldest first: in the order in which they were recorded."""
         return [each for each in self._recorded(name) if not each.never_began]
 
-    def of_caller(self, caller: str) -> list[Migration]:
-        """All that a caller has this host remember, also what has never begun."""
-        return [each for each in self._recorded() if each.detail.get("caller") == caller]
+    def count_of(self, caller: str) -> tuple[int, int]:
+        """How much a caller has this host remember, also of what has never begun, and how much of it has not ended."""
+        ended = sorted(states.ENDED)
+        ((known, unfinished),) = self.rows(
+            f"SELECT count(*), count(*) FILTER (WHERE state NOT IN ({', '.join('?' * len(ended))}))"  # noqa: S608
+            " FROM migrations WHERE json_extract(detail, '$.caller') = ?", *ended, caller)
+        return known, unfinished
 
     def _recorded(self, name: str | None = None) -> list[Migration]:
         rows = self.rows("SELECT * FROM migrations WHERE ? IS NULL OR name = ? ORDER BY rowid", name, name)

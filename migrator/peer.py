@@ -63,6 +63,12 @@ def _stream(args: argparse.Namespace, target: destination.Destination, stack: co
     return session.serve(SERVE)
 
 
+def fingerprint(args: argparse.Namespace) -> str:
+    """Of the peer that `connected` has connected to; "" where that was not through a tunnel."""
+    tunnel = getattr(args, "tunnel", None)
+    return str(tunnel.tunnel.peer.public.fingerprint) if tunnel else ""
+
+
 def require_stable_path(args: argparse.Namespace) -> None:
     """Before a container is frozen: raises PathUnstable where the way to a peer is not good enough for that."""
     if tunnel := getattr(args, "tunnel", None):

@@ -17,7 +17,7 @@ from migrator.behind import Behind
 from migrator.container_config import Carried
 from migrator.errors import NoMigration, ProtocolError
 from migrator.frames import CONTROL_MAX
-from migrator.grant import KNOWN_MAX, ROOT, UNFINISHED_MAX, Grant
+from migrator.grant import ABANDONS_MAX, KNOWN_MAX, ROOT, UNFINISHED_MAX, Grant
 from migrator.journal import Journal, Migration
 from migrator.layout import Layout, locked
 from migrator.states import Role
@@ -46,6 +46,7 @@ class Service:
         self.journal = journal
         self.grant = grant  # what the other side may do here
         self.looks = 0  # how often it has had this host looked at
+        self.abandons = 0  # how many migrations it has given up that this host had never heard of
         self._stack = stack
         self._locked: dict[str, contextlib.ExitStack] = {}
         self.behind: Behind | None = None  # the import of what this connection has brought last
@@ -96,8 +97,15 @@ class Service:
         return self.grant.lxcpath(str(fields.get("lxcpath") or ""))
 
     def known(self, fields: Mapping[str, Any]) -> Migration | None:
-        """The migration to this host that the source speaks of, which must be its own; None where there is none."""
-        migration = self.journal.by_id(names.migration_id(str(fields["id"])), Role.DESTINATION)
+        """The migration to this host that the source speaks of, which must be its own; None where there is none.
+
+        An id names a folder of memory images, ports and a table of the firewall, whichever way the migration goes: one
+        that goes out from here is nobody's who connects to here. Raises NotAllowed.
+        """
+        id_ = names.migration_id(str(fields["id"]))
+        if outgoing := self.journal.by_id(id_, Role.SOURCE):
+            raise self.grant.not_its_own(outgoing)
+        migration = self.journal.by_id(id_, Role.DESTINATION)
         if migration:
             self.grant.check_owner(migration)
         return migration
@@ -105,14 +113,23 @@ class Service:
     def refuse_crowds(self) -> None:
         """Raises NotAllowed where a caller who is not root has begun too much."""
         if self.grant.restricted:
-            own = self.journal.of_caller(self.grant.caller)
-            if len(own) >= KNOWN_MAX or sum(not each.ended for each in own) >= UNFINISHED_MAX:
+            known, unfinished = self.journal.count_of(self.grant.caller)
+            if known >= KNOWN_MAX or unfinished >= UNFINISHED_MAX:
                 raise self.grant.refusal("it has too many migrations here")
 
+    def refuse_abandons(self) -> None:
+        """Count one more migration that never began; raises NotAllowed where a caller who is not root has too many."""
+        self.abandons += 1
+        if self.grant.restricted and self.abandons > ABANDONS_MAX:
+            raise self.grant.refusal("it gives up too many migrations that never began")
+
     def find(self, fields: Mapping[str, Any]) -> Migration | None:
-        """The migration that the source speaks of, locked; None when this host does not know it."""
+        """The migration that the source speaks of, locked; None when this host does not know it.
+
+        One that never began has nothing to do with a container of that name, and locks none.
+        """
         migration = self.known(fields)
-        if migration:
+        if migration and not migration.never_began:
             self.lock(migration.name)
             migration = self.known(fields)  # it may have moved on before we had the lock
         return migration

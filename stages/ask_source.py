@@ -197,6 +197,7 @@ def source_state(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
         return {"state": State.ROLLING_BACK, "owner": Owner.SOURCE}
     given = 0.0
     if migration and "within" in fields and migration.state in healing.LETS_RUN:
+        service.grant.check_leave(migration)
         with service.locking(migration.name) as let_go:
             migration.refresh()
             if migration.state in healing.LETS_RUN:

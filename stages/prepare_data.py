@@ -39,9 +39,9 @@ from migrator.errors import (
     OutOfOrder,
     UsageError,
 )
-from migrator.journal import DEFAULT_PATH, Journal, Migration
+from migrator.journal import DEFAULT_PATH, AlreadyRecorded, Journal, Migration
 from migrator.layout import Layout, locked
-from migrator.peer import connected
+from migrator.peer import connected, fingerprint
 from migrator.progress import Progress
 from migrator.protocol import Connection
 from migrator.report import size
@@ -112,7 +112,7 @@ def carry_out(args: argparse.Namespace, journal: Journal, migration: Migration |
         choose(args, migration)
     config = container_config.read(container.config_file, container.name)
     wanted = migration.detail["destination_lxcpath"] if migration else args.destination_lxcpath
-    id_ = migration.id if migration else names.new_migration_id()
+    id_ = migration.id if migration else journal.unused_id()
     fields = {
         "id": id_,
         "name": identity.name_there(args, migration, container.name),
@@ -167,7 +167,7 @@ def _begin(
     migration = journal.create(
         id=fields["id"], role=Role.SOURCE, name=fields["source_name"], lxcpath=Path(fields["source_lxcpath"]),
         peer=args.destination, event=Event.SEND, destination_host=there.peer_host, other_name=fields["name"],
-        origin=fields["origin"],
+        destination_fingerprint=fingerprint(args), origin=fields["origin"],
         source_lxcpath=fields["source_lxcpath"], destination_lxcpath=fields["lxcpath"],
         lxcpath_given=args.lxcpath is not None, bridges=fields["bridges"], rounds=[], one_shot=fields["one_shot"],
         memory=fields["memory"], options=getattr(args, "options", {}),
@@ -333,7 +333,7 @@ def _recorded(service: Service, layout: Layout, fields: dict[str, Any], source_n
     migration = service.known(fields)
     _refuse_foreign(service, layout, source_name, origin)
     if migration and (migration.ended or migration.state is State.ABANDONING):
-        raise UsageError(reason=f"migration {layout.id} has ended on this host")
+        raise _has_ended(layout.id)
     if migration:
         _check_space(service, layout, fields, held)
         if migration.detail.get("hooks") is not service.grant.hooks:  # it was given since, or taken away
@@ -346,18 +346,25 @@ def _recorded(service: Service, layout: Layout, fields: dict[str, Any], source_n
             raise service.grant.refusal(f"{layout.name} is on its way here from elsewhere")
         raise AlreadyMigrating(name=layout.name, peer=current.peer, id=current.id, next=advice.next_command(current))
     _check_space(service, layout, fields, held)
-    migration = service.journal.create(
-        id=layout.id, role=Role.DESTINATION, name=layout.name, lxcpath=layout.lxcpath,
-        peer=service.grant.source(str(fields["source_host"])), event=Event.RECEIVE,
-        destination=str(fields["destination"])[:300], other_name=source_name, origin=origin,
-        source_lxcpath=str(names.lxcpath(str(fields["source_lxcpath"]))), destination_lxcpath=str(layout.lxcpath),
-        lxcpath_given=bool(fields["lxcpath_given"]), rounds=[], mapped_root=int(fields["mapped_root"]),
-        one_shot=bool(fields.get("one_shot")), memory=bool(fields.get("memory", True)), caller=service.grant.caller,
-        hooks=service.grant.hooks, hooks_fix=service.grant.hooks_fix,
-        ticket=secrets.token_hex(16),
-    )
+    try:
+        migration = service.journal.create(
+            id=layout.id, role=Role.DESTINATION, name=layout.name, lxcpath=layout.lxcpath,
+            peer=service.grant.source(str(fields["source_host"])), event=Event.RECEIVE,
+            destination=str(fields["destination"])[:300], other_name=source_name, origin=origin,
+            source_lxcpath=str(names.lxcpath(str(fields["source_lxcpath"]))), destination_lxcpath=str(layout.lxcpath),
+            lxcpath_given=bool(fields["lxcpath_given"]), rounds=[], mapped_root=int(fields["mapped_root"]),
+            one_shot=bool(fields.get("one_shot")), memory=bool(fields.get("memory", True)),
+            caller=service.grant.caller, hooks=service.grant.hooks, hooks_fix=service.grant.hooks_fix,
+            ticket=secrets.token_hex(16),
+        )
+    except AlreadyRecorded:  # given up before it had begun, at this very moment
+        raise _has_ended(layout.id) from None
     _settle_bases(migration, held)
     return migration
+
+
+def _has_ended(id_: str) -> UsageError:
+    return UsageError(reason=f"migration {id_} has ended on this host")
 
 
 def _refuse_foreign(service: Service, layout: Layout, source_name: str, origin: str) -> None:

@@ -46,7 +46,7 @@ from migrator.errors import (
     StartFailed,
     outcome,
 )
-from migrator.journal import DEFAULT_PATH, Journal, Migration
+from migrator.journal import DEFAULT_PATH, AlreadyRecorded, Journal, Migration
 from migrator.layout import Layout, locked
 from migrator.peer import connected
 from migrator.protocol import Connection
@@ -328,20 +328,11 @@ def abandon(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     """Record that this host will never let this attempt run, then remove what it has brought; safe to repeat.
 
     An attempt that this host has never heard of is recorded too: a message that was under way must not begin it. It has
-    brought nothing, so nothing is removed: a container of that name is somebody else's. That it is not `known` is said:
-    the host that the token was offered to may be another one, or this one before it lost its journal.
+    brought nothing, so nothing is removed, and nobody kept off: a container of that name is somebody else's. That it is
+    not `known` is said: the host that the token was offered to may be another one, or this one before it lost its
+    journal.
     """
-    migration = service.find(fields)
-    if migration is None:
-        name = names.container_name(str(fields["name"]))
-        with service.locking(name) as let_go:
-            migration = service.find(fields)
-            if migration is None:
-                service.refuse_crowds()
-                migration = service.journal.never_begin(
-                    id=names.migration_id(str(fields["id"])), name=name, lxcpath=service.lxcpath(fields),
-                    peer=service.grant.source(str(fields["source_host"])), caller=service.grant.caller)
-                let_go()
+    migration = service.find(fields) or _never_begin(service, fields)
     if migration.never_began:
         if not migration.ended:  # it broke off between two records
             migration.move(Event.ABANDONED)
@@ -352,6 +343,19 @@ def abandon(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     kept = bases.common(Layout(migration.lxcpath, migration.name, migration.id), held)
     return {"state": migration.state, "kept": kept.stream_uuid if kept else "", "known": True,
             "ticket": migration.ticket}
+
+
+def _never_begin(service: Service, fields: dict[str, Any]) -> Migration:
+    """The record of an attempt that was not known here a moment ago; raises Busy where it is just beginning."""
+    name, lxcpath = names.container_name(str(fields["name"])), service.lxcpath(fields)
+    service.refuse_crowds()
+    service.refuse_abandons()
+    try:
+        return service.journal.never_begin(
+            id=names.migration_id(str(fields["id"])), name=name, lxcpath=lxcpath,
+            peer=service.grant.source(str(fields["source_host"])), caller=service.grant.caller)
+    except AlreadyRecorded:
+        return service.migration(fields)
 
 
 def _abandon(migration: Migration, held: list[str], *, here: bool = False) -> None:

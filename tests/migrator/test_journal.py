@@ -22,7 +22,7 @@ import pytest
 
 from migrator import journal as journal_module
 from migrator.errors import JournalBroken, NoSpace
-from migrator.journal import KEPT, SCHEMA_VERSION, Journal, Migration
+from migrator.journal import KEPT, SCHEMA_VERSION, AlreadyRecorded, Journal, Migration
 from migrator.states import Event, IllegalMove, Owner, Role, State
 from tests.effort import tries
 
@@ -204,9 +204,24 @@ def test_what_has_ended_long_ago_is_forgotten(journal: Journal, path: Path) -> N
     assert max(sizes[2 * KEPT :]) <= 1.2 * sizes[2 * KEPT - 1]
 
 
+def test_what_a_caller_has_ended_makes_no_other_callers_forgotten(journal: Journal) -> None:
+    """Root's own, and those of keys and peers: each has its own last ones."""
+    def ended(id: str, **caller: str) -> None:
+        migration = journal.create(id=id, role=Role.DESTINATION, name="web", lxcpath=POOL, peer="hosta",
+                                   event=Event.RECEIVE, **caller)
+        migration.move(Event.ABANDON)
+        migration.move(Event.ABANDONED)
+
+    ended("0000aaaa", caller="ssh")
+    ended("0000bbbb")
+    for number in range(2 * KEPT):
+        ended(f"{number:08x}", caller="peer:q34v")
+    assert [m.id for m in journal.all()][:3] == ["0000aaaa", "0000bbbb", f"{KEPT - 1:08x}"]
+
+
 def test_the_same_migration_cannot_begin_twice(journal: Journal) -> None:
     create(journal)
-    with pytest.raises(JournalBroken, match="UNIQUE"):
+    with pytest.raises(AlreadyRecorded):
         create(journal)
     assert len(journal.all()) == 1
 

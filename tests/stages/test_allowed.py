@@ -304,6 +304,29 @@ def test_a_caller_has_only_so_many_migrations(here: Here, monkeypatch: pytest.Mo
         here.caller(granted)("abandon", id="00000022", name="shop2")
 
 
+def test_nor_may_it_give_up_any_number_that_never_began(here: Here) -> None:
+    """And what others have had recorded so stays: else a late message could begin what root has given up."""
+    here.caller(grant.ROOT)("abandon", id="00000030", name="db")
+    both = peer("hosta", "receive", f"lxcpath={here.pool}", f"lxcpath={here.second}")
+    here.caller(both)("abandon", id="00000031", lxcpath=str(here.second), name="db")
+    ask = here.caller(both)
+    for number in range(grant.ABANDONS_MAX):
+        ask("abandon", id=f"{0x100 + number:08x}", name="db")
+    with pytest.raises(NotAllowed, match="that never began"):
+        ask("abandon", id=OTHER, name="db")
+    assert here.journal.by_id(OTHER, Role.DESTINATION) is None
+    for id_ in ("00000030", "00000031", f"{0x100 + number:08x}"):
+        assert here.journal.by_id(id_, Role.DESTINATION), id_
+    assert here.journal.by_id(f"{0x100:08x}", Role.DESTINATION) is None
+    assert ask("abandon", id=f"{0x100 + number:08x}", name="db")["state"] == State.ABANDONED  # repeated
+
+
+def test_who_has_too_many_keeps_nobody_off(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("migrator.service.KNOWN_MAX", 0)
+    with layout.locked("web"), pytest.raises(NotAllowed, match="too many"):
+        here.caller(peer("hosta", "receive"))("abandon")
+
+
 def test_where_a_migration_comes_from_is_not_the_callers_word(here: Here) -> None:
     """`migrator resume` asks the source: it must not be sent to some host, or with some options."""
     here.begun(peer("hosta", "receive"), source_host="-oProxyCommand=x")

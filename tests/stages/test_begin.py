@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,8 @@ from migrator.journal import Journal, Migration
 from migrator.states import Event, Role, State
 from stages import prepare_data
 from tests.stages.test_answers import ID, Destination, pool, there  # noqa: F401 -- fixtures
+from tunnel.identity import Identity
+from tunnel.peers import Peer
 
 # ruff: noqa: F811 -- fixtures
 
@@ -31,8 +34,8 @@ class There:
         return self.destination.ask(op, **fields)
 
 
-def begin(journal: Journal, there: Destination, pool: Path) -> tuple[Migration, dict[str, Any]]:
-    args = argparse.Namespace(destination="root@hostb", lxcpath=None)
+def begin(journal: Journal, there: Destination, pool: Path, **how: Any) -> tuple[Migration, dict[str, Any]]:
+    args = argparse.Namespace(destination="root@hostb", lxcpath=None, **how)
     fields = {"id": ID, "source_name": "web", "name": "web", "source_lxcpath": str(pool), "origin": ID,
               "lxcpath": str(pool), "bridges": {}, "one_shot": False, "memory": True}
     return prepare_data._begin(args, journal, None, There(there), fields)  # type: ignore[arg-type]
@@ -101,6 +104,18 @@ def test_what_a_destination_does_not_tell_is_remembered(there: Destination, pool
         with pytest.raises(AlreadyMigrating):
             begin(journal, there, pool)
         assert journal.by_id(ID, Role.SOURCE)
+
+
+@pytest.mark.parametrize("through", ["a tunnel", "SSH"])
+def test_a_peer_is_recorded_by_its_fingerprint(there: Destination, pool: Path, through: str) -> None:
+    """Its name may be another host's by the time that somebody asks under it."""
+    public = Identity.generate().public
+    tunnel = SimpleNamespace(tunnel=SimpleNamespace(peer=Peer("hostb", public, (), 0.0)))
+    args = {"tunnel": tunnel} if through == "a tunnel" else {}
+    with Journal(pool / "source.db") as journal:
+        migration, _ = begin(journal, there, pool, **args)
+        recorded = migration.detail["destination_fingerprint"]
+        assert recorded == (public.fingerprint if through == "a tunnel" else "")
 
 
 def test_an_event_stands_beside_the_first_record(tmp_path: Path) -> None:

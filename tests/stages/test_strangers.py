@@ -9,16 +9,18 @@ import contextlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from migrator import container_config
-from migrator.errors import Busy, ContainerExists, DumpRefused, OutOfOrder
+from migrator import bases, container_config
+from migrator.errors import Busy, ContainerExists, DumpRefused, OutOfOrder, UsageError
 from migrator.identity import Whose, whose
 from migrator.journal import Journal, Migration
 from migrator.layout import Layout, locked
+from migrator.service import Service
 from migrator.states import Event, Role, State
-from stages import import_data
+from stages import import_data, rollback
 from tests.stages.test_answers import ID, Destination, arrives, at_the_dump, pool, there  # noqa: F401 -- fixtures
 
 CONFIG = "lxc.uts.name = web\nlxc.rootfs.path = btrfs:/pool/web/rootfs\n"
@@ -149,12 +151,54 @@ def test_it_does_not_hide_the_one_that_is_under_way(there: Destination) -> None:
         there.ask("begin", id="00000001")
 
 
-def test_it_waits_for_who_works_on_that_container(there: Destination) -> None:
-    with contextlib.ExitStack() as stack, Journal(there.journal.path) as journal:
-        stack.enter_context(locked("web"))
+def test_nobody_is_kept_off_a_container_for_it(there: Destination) -> None:
+    """Nor does it wait for who works on that one: it has nothing to do with it."""
+    with locked("web"):
+        for _ in range(2):
+            assert there.ask("abandon", id="00000001")["known"] is False
+    for request in ("abandon", "state", "own"):
+        with contextlib.suppress(DumpRefused):
+            there.ask(request, id="00000001")
+        with locked("web"):
+            pass
+
+
+def test_one_that_is_just_beginning_does_not(there: Destination, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has been looked for, and is not recorded yet, when the source gives it up over another connection."""
+    honest = bases.check_space
+
+    def check_space(*args: Any, **fields: Any) -> None:
+        with contextlib.ExitStack() as stack, Journal(there.journal.path) as journal:
+            fields_ = {"id": ID, "name": "web", "lxcpath": str(there.pool), "source_host": "hosta", "held": []}
+            assert rollback.abandon(Service(journal, stack), fields_)["known"] is False
+        honest(*args, **fields)
+
+    monkeypatch.setattr(bases, "check_space", check_space)
+    with pytest.raises(UsageError, match="has ended"):
+        there.ask("begin")
+    assert there.state is State.ABANDONED
+    assert not there.layout.folder.exists()
+    with locked("web"):
+        pass
+
+
+def test_one_that_has_just_begun_is_given_up_as_any(there: Destination, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was looked for in vain, and is recorded by the time that this would be: by whoever has the container."""
+    honest = Service.refuse_crowds
+    stack = contextlib.ExitStack()
+
+    def refuse_crowds(service: Service) -> None:
+        honest(service)
+        if service is there.service:
+            other = Destination(stack.enter_context(Journal(there.journal.path)), stack, there.pool)
+            other.ask("begin")
+
+    monkeypatch.setattr(Service, "refuse_crowds", refuse_crowds)
+    with stack:
         with pytest.raises(Busy):
-            there.ask("abandon", id="00000001")
-        assert journal.by_id("00000001", Role.DESTINATION) is None
+            there.ask("abandon")
+        assert record(there).state is State.RECEIVING
+    assert there.ask("abandon") | {"ticket": ""} == {"state": State.ABANDONED, "kept": "", "known": True, "ticket": ""}
 
 
 def test_a_few_are_remembered(there: Destination) -> None:
