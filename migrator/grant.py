@@ -173,8 +173,9 @@ def of_peer(peer: Peer) -> Grant:
 def recorded(migration: Migration) -> Grant:
     """What who has begun a migration to this host was allowed to bring along, for `check_config` alone."""
     detail = migration.detail
-    caller = str(detail.get("caller", _SSH))
-    return Grant(caller=caller, name=migration.peer.removeprefix(PEER), hooks=bool(detail.get("hooks", caller == _SSH)),
+    caller = str(detail.get("caller", ROOT_CALLER))
+    return Grant(caller=caller, name=migration.peer.removeprefix(PEER),
+                 hooks=bool(detail.get("hooks", caller == ROOT_CALLER)),
                  hooks_fix=str(detail.get("hooks_fix") or f"migrator rollback {migration.name}, and begin anew"))
 
 
@@ -197,8 +198,8 @@ def of_only(text: str) -> Grant:
         raise UsageError(reason=f"--only takes receive or ask, and hooks, lxcpath=PATH, as=NAME; not {text[:100]!r}")
     name, hooks = named[0] if named else "this key", "hooks" in plain
     return Grant(
-        caller=f"{ROOT_CALLER}:{named[0] if named else 'only'}", name=name, receive="receive" in plain, ask="ask" in plain,
-        lxcpaths=paths, hooks=hooks, fix="see `serve --only` in this key's line of authorized_keys",
+        caller=f"{ROOT_CALLER}:{named[0] if named else 'only'}", name=name, receive="receive" in plain,
+        ask="ask" in plain, lxcpaths=paths, hooks=hooks, fix="see `serve --only` in this key's line of authorized_keys",
         hooks_fix="" if hooks else "add hooks to `serve --only` in this key's line of authorized_keys",
     )
 
