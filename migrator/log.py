@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import io
 import json
 import os
+import select
 import sys
 import time
 from collections.abc import Callable
@@ -28,6 +30,10 @@ class Level(enum.IntEnum):
 
 level = Level.NORMAL
 as_json = False
+PATIENCE = 1.0  # seconds that whoever reads stderr may keep us waiting, until he reads on
+_ATOMIC = select.PIPE_BUF  # bytes that a pipe takes without blocking where poll(2) says that it takes something
+_stuck = False  # stderr has taken nothing for so long
+_cut = False  # and only a part of the line before
 
 _STYLES = {"error": "\033[31;1m", "warning": "\033[33;1m", "cure": "\033[36m", "debug": "\033[2m"}
 
@@ -45,11 +51,31 @@ def say(kind: str, text: str, **fields: Any) -> None:
 def write(text: str) -> None:
     """Text to stderr, if it can be written; if not, the work goes on.
 
-    A terminal that has been closed answers EIO, a full device ENOSPC, a reader that has ended EPIPE; none of them may
-    keep a frozen container from being thawed.
+    A terminal that has been closed answers EIO, a full device ENOSPC, a reader that has ended EPIPE; and one that was
+    stopped (Ctrl-S), a pager that nobody scrolls, or an SSH connection that is dead does not answer at all. None of
+    them may keep a frozen container from being thawed: what is not taken soon is not said.
     """
+    global _cut
     with contextlib.suppress(OSError, ValueError):
-        print(text, end="", file=sys.stderr, flush=True)
+        text, _cut = f"\n{text}" if _cut else text, False
+        for at in range(0, len(text), _ATOMIC // 4):  # of up to four bytes each
+            if not _takes():
+                _cut = at > 0
+                return
+            print(text[at : at + _ATOMIC // 4], end="", file=sys.stderr, flush=True)
+
+
+def _takes() -> bool:
+    """Whether stderr can be written to without blocking; raises OSError, ValueError."""
+    global _stuck
+    try:
+        fd = sys.stderr.fileno()
+    except io.UnsupportedOperation:  # none of the kernel's files
+        return True
+    ready = select.poll()
+    ready.register(fd, select.POLLOUT)
+    _stuck = not ready.poll(0 if _stuck else PATIENCE * 1000)
+    return not _stuck
 
 
 def _line(kind: str, text: str, fields: dict[str, Any]) -> str:
@@ -63,7 +89,9 @@ def _line(kind: str, text: str, fields: dict[str, Any]) -> str:
 def at_signal(text: str) -> None:
     """A warning from a signal handler, which may have interrupted a print: past Python's buffers."""
     if level >= Level.NORMAL:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):
+            if not _takes():
+                return
             os.write(2, f"{_line('warning', text, {})}\n".encode())
 
 

@@ -10,6 +10,7 @@ import socket
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -28,6 +29,7 @@ from tunnel.service import Purpose
 from tunnel.tunnel import Tunnel
 
 STOP_LIMIT = 20.0  # seconds that a session may take to end in an orderly way
+SERVED_EACH, SERVED_MAX = 16, 64  # connections at a time
 BENCH_LIMIT = 60.0  # seconds that one measurement may take
 BENCH_BUFFER = 1 << 20
 
@@ -55,11 +57,41 @@ async def _wait(identity: Identity, peers: Peers, servers: Sequence[Server], pol
     notify("STOPPING=1")
 
 
+class Places:
+    """How many connections are served: of each peer, over all its sessions, and in all. Each is a process."""
+
+    def __init__(self) -> None:
+        self._taken: Counter[bytes] = Counter()
+
+    def take(self, peer: bytes) -> bool:
+        if self._taken[peer] >= SERVED_EACH or self._taken.total() >= SERVED_MAX:
+            return False
+        self._taken[peer] += 1
+        return True
+
+    def give_back(self, peer: bytes) -> None:
+        self._taken[peer] -= 1
+
+
+_places = Places()
+
+
 async def _serve(tunnel: Tunnel) -> None:
     """What a session gets: each connection through its tunnel is one `migrator serve`, or a measurement."""
+    peer = tunnel.peer.public.id
 
     async def connected(purpose: Purpose, connection: socket.socket) -> None:
-        work = _bench if purpose is Purpose.BENCH else partial(_migrate, tunnel.peer.public.id)
+        if not _places.take(peer):
+            log.warning(f"{tunnel.peer.name} has too many connections here: another one is refused")
+            connection.close()
+            return
+        try:
+            await served(purpose, connection)
+        finally:
+            _places.give_back(peer)
+
+    async def served(purpose: Purpose, connection: socket.socket) -> None:
+        work = _bench if purpose is Purpose.BENCH else partial(_migrate, peer)
         keep = connection.dup()
         done = _in_thread(partial(work, connection))
         try:

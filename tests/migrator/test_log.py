@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import json
 import os
+import subprocess
 import sys
+import termios
+import tty
 
 import pytest
 
@@ -169,3 +173,53 @@ def test_progress_as_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
                              "bytes_per_second": 50, "seconds_left": 6.0}.items()
     assert second.items() >= {"total": None, "seconds_left": None}.items()
     assert third.items() >= {"bytes_per_second": 50, "seconds_left": 4.0}.items(), "800 of them were there before"
+
+
+# --- who reads stderr does not read on --------------------------------------------------------------------------------
+
+TALKS = """
+import subprocess
+import sys
+import termios
+import tty
+from migrator import log
+for number in range(3000):
+    log.warning(f"{number} " + "x" * 100)
+log.at_signal("a signal")
+log.warning("y" * 100_000)
+print("the work is done", flush=True)
+sys.stdin.read()
+log.warning("z")
+"""
+
+
+@pytest.mark.parametrize("kind", ["a pipe", "a terminal"])
+def test_who_does_not_read_on_stops_nothing(kind: str) -> None:
+    """A pager that nobody scrolls; Ctrl-S. Said is what fits; and again once it is read."""
+    if kind == "a pipe":
+        ours, its = os.pipe()
+    else:
+        ours, its = os.openpty()
+        tty.setraw(its)
+        termios.tcflow(its, termios.TCOOFF)
+    with subprocess.Popen([sys.executable, "-c", TALKS], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                          stderr=its, env={**os.environ, "NO_COLOR": "1"}) as process:
+        assert process.stdout and process.stdin
+        assert process.stdout.readline() == b"the work is done\n"
+        if kind == "a terminal":
+            termios.tcflow(its, termios.TCOON)
+        os.close(its)
+        os.set_blocking(ours, False)
+        said = b""
+        with contextlib.suppress(BlockingIOError):
+            while more := os.read(ours, 1 << 16):
+                said += more
+        assert b"2999 " not in said
+        process.stdin.close()
+        os.set_blocking(ours, True)
+        while b"z" not in said:
+            said += os.read(ours, 1 << 16)
+    os.close(ours)
+    lines = said.decode().splitlines()
+    assert lines[-1] == "migrator: warning: z", "on a line of its own"
+    assert lines[0].startswith("migrator: warning: 0 x" if kind == "a pipe" else "migrator: warning: z")
