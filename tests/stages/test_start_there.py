@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from migrator import container_config, let_run, lxc, no_memory
-from migrator.errors import CommandFailed, ContainerNotRunning, MigratorError, StartFailed, WordOver
+from migrator.errors import CommandFailed, ConfigInvalid, ContainerNotRunning, MigratorError, StartFailed, WordOver
 from migrator.journal import Journal, Migration
 from migrator.layout import Layout
 from migrator.states import Event, Role
@@ -76,4 +76,16 @@ def test_what_comes_too_late_is_not_started(migration: Migration, monkeypatch: p
     stage.end = 0.0
     with pytest.raises(WordOver):
         stage._start()
+    assert not let_run.was(let_run.mark(stage.layout.spool))
+
+
+def test_nothing_is_started_on_the_hosts_own_root_file_system(migration: Migration,
+                                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    """LXC takes that where a configuration names none."""
+    monkeypatch.setattr(no_memory, "start", lambda *_, **__: pytest.fail("it is started"))
+    (migration.lxcpath / "web" / "config").write_text("lxc.uts.name = web\n")
+    stage = restore_dump.Restore(migration, 60.0, leave=lambda: math.inf)
+    with pytest.raises(ConfigInvalid, match="that of the host"):
+        stage._start()
+    assert not stage.plain_config.exists()
     assert not let_run.was(let_run.mark(stage.layout.spool))
