@@ -179,6 +179,15 @@ def recorded(migration: Migration) -> Grant:
                  hooks_fix=str(detail.get("hooks_fix") or f"migrator rollback {migration.name}, and begin anew"))
 
 
+def of_peer_id(id: bytes) -> Grant:
+    """What the paired host with that id may do, at this moment; raises TunnelFileUnusable."""
+    from tunnel import files
+    from tunnel.peers import Peers
+
+    peer = Peers(files.STATE / "peers").by_id(id)
+    return of_peer(peer) if peer else nobody(id.hex()[:16])
+
+
 def nobody(name: str) -> Grant:
     """For a peer that was removed while its tunnel stood."""
     return Grant(caller="", name=name, receive=False, ask=False, lxcpaths=(), hooks=False,

@@ -15,12 +15,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import migrator
-from migrator import log
-from migrator.errors import MigratorError
+from migrator import grant, log
 from migrator.run import started
 from tunnel import service
 from tunnel.agent import accept
 from tunnel.config import Server
+from tunnel.errors import DocumentedError
 from tunnel.identity import Identity
 from tunnel.notify import notify, status
 from tunnel.outlook import Policy
@@ -29,9 +29,28 @@ from tunnel.service import Purpose
 from tunnel.tunnel import Tunnel
 
 STOP_LIMIT = 20.0  # seconds that a session may take to end in an orderly way
-SERVED_EACH, SERVED_MAX = 16, 64  # connections at a time
 BENCH_LIMIT = 60.0  # seconds that one measurement may take
 BENCH_BUFFER = 1 << 20
+CONNECTIONS_MAX = 16  # that are served at a time, each by a process or a thread of its own
+CONNECTIONS_EACH = 4  # of one peer, over all its sessions
+
+
+class Places:
+    """The connections that are being served, by peer. One that has no place has nothing started for it."""
+
+    def __init__(self) -> None:
+        self._taken: Counter[bytes] = Counter()
+
+    def take(self, peer: bytes) -> bool:
+        """Whether there was one for the peer with that id."""
+        if self._taken[peer] >= CONNECTIONS_EACH or self._taken.total() >= CONNECTIONS_MAX:
+            return False
+        self._taken[peer] += 1
+        return True
+
+    def leave(self, peer: bytes) -> None:
+        self._taken[peer] -= 1
+        self._taken += Counter()  # keeps what is above zero
 
 
 def wait(identity: Identity, peers: Peers, servers: Sequence[Server], *, policy: Policy, once: bool) -> None:
@@ -45,8 +64,8 @@ async def _wait(identity: Identity, peers: Peers, servers: Sequence[Server], pol
         status(text)
 
     work = asyncio.create_task(
-        accept(identity, peers, servers, _serve, policy=policy, once=once, program=migrator.__version__,
-               tell=tell)
+        accept(identity, peers, servers, partial(_serve, Places()), policy=policy, once=once,
+               program=migrator.__version__, tell=tell)
     )
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -57,43 +76,26 @@ async def _wait(identity: Identity, peers: Peers, servers: Sequence[Server], pol
     notify("STOPPING=1")
 
 
-class Places:
-    """How many connections are served: of each peer, over all its sessions, and in all. Each is a process."""
-
-    def __init__(self) -> None:
-        self._taken: Counter[bytes] = Counter()
-
-    def take(self, peer: bytes) -> bool:
-        if self._taken[peer] >= SERVED_EACH or self._taken.total() >= SERVED_MAX:
-            return False
-        self._taken[peer] += 1
-        return True
-
-    def give_back(self, peer: bytes) -> None:
-        self._taken[peer] -= 1
-
-
-_places = Places()
-
-
-async def _serve(tunnel: Tunnel) -> None:
+async def _serve(places: Places, tunnel: Tunnel) -> None:
     """What a session gets: each connection through its tunnel is one `migrator serve`, or a measurement."""
-    peer = tunnel.peer.public.id
+    peer, told = tunnel.peer.public.id, False
 
     async def connected(purpose: Purpose, connection: socket.socket) -> None:
-        if not _places.take(peer):
-            log.warning(f"{tunnel.peer.name} has too many connections here: another one is refused")
+        nonlocal told
+        if not places.take(peer):
             connection.close()
+            if not told:
+                told = True
+                log.warning(f"{tunnel.peer.name} has more connections than are served at a time")
             return
-        try:
-            await served(purpose, connection)
-        finally:
-            _places.give_back(peer)
-
-    async def served(purpose: Purpose, connection: socket.socket) -> None:
         work = _bench if purpose is Purpose.BENCH else partial(_migrate, peer)
-        keep = connection.dup()
-        done = _in_thread(partial(work, connection))
+        with contextlib.ExitStack() as undo:
+            undo.callback(places.leave, peer)
+            undo.enter_context(connection)
+            keep = undo.enter_context(connection.dup())
+            done = _in_thread(partial(work, connection))
+            undo.pop_all()
+        done.add_done_callback(lambda _: places.leave(peer))  # which may be later than the end of the tunnel
         try:
             await asyncio.shield(done)
         except asyncio.CancelledError:
@@ -132,16 +134,20 @@ def _in_thread(work: Callable[[], None]) -> asyncio.Future[None]:
 def _migrate(peer: bytes, connection: socket.socket) -> None:
     """Answer the peer with that id as far as it may ask.
 
-    In a process of its own: whatever happens to it, the tunnel and other sessions go on.
+    In a process of its own: whatever happens to it, the tunnel and other sessions go on. None is started for a peer
+    that may ask nothing at all, as one that was removed while its tunnel stood.
     """
     try:
+        granted = grant.of_peer_id(peer)
+        if not granted.receive and not granted.ask:
+            return
         with started([sys.executable, "-m", "migrator", "serve", "--peer", peer.hex()], stdin=connection.fileno(),
                      stdout=connection.fileno()) as program:
             connection.close()
             status = program.process.wait()
             if status:
                 log.warning(f"{program.failure(status)}")
-    except MigratorError as error:
+    except DocumentedError as error:
         log.warning(str(error))
     finally:
         connection.close()

@@ -1,77 +1,155 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How many connections of paired peers the agent serves."""
+"""The agent: how many connections it serves at a time. They are real, over loopback; what answers is the test's."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import dataclasses
 import socket
-import threading
-from collections.abc import Awaitable, Callable
-from types import SimpleNamespace
+from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from migrator import waiting
-from migrator.waiting import SERVED_EACH, SERVED_MAX, Places
+from migrator import grant, log, waiting
+from migrator.waiting import CONNECTIONS_EACH, CONNECTIONS_MAX, Places
+from tests.tunnel.clock import standing
+from tests.tunnel.test_service import FakeTunnel, free_port
 from tunnel import service
+from tunnel.errors import TunnelBroken
+from tunnel.identity import Identity, PublicIdentity
+from tunnel.peers import Peers
 from tunnel.service import Purpose
 
-
-def test_each_has_its_share_and_all_have_a_bound() -> None:
-    places = Places()
-    peers = [bytes([number]) for number in range(SERVED_MAX // SERVED_EACH + 1)]
-    for peer in peers[:-1]:
-        assert [places.take(peer) for _ in range(SERVED_EACH + 1)] == [True] * SERVED_EACH + [False]
-    assert not places.take(peers[-1]), "all are taken"
-    places.give_back(peers[0])
-    assert places.take(peers[-1]) and not places.take(peers[-1])
+HOSTA, HOSTC = (Identity.generate().public for _ in range(2))
 
 
-def test_a_peer_over_all_its_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is too much is closed before a process is started for it; when one ends there is a place again."""
-    monkeypatch.setattr(waiting, "_places", Places())
-    end = threading.Event()
-    served: list[bytes] = []
+@dataclasses.dataclass
+class Paired:
+    public: PublicIdentity
+    name: str = "hosta"
 
-    def serve(peer: bytes, connection: socket.socket) -> None:
-        served.append(peer)
-        with connection:
-            end.wait()
 
-    monkeypatch.setattr(waiting, "_migrate", serve)
+@contextlib.asynccontextmanager
+async def sessions(places: Places, *peers: PublicIdentity) -> AsyncIterator[list[Any]]:
+    """A tunnel for each, whose connections are served."""
+    found = []
+    async with contextlib.AsyncExitStack() as stack:
+        for public in peers:
+            tunnel: Any = FakeTunnel(free_port(), peer=Paired(public))  # type: ignore[arg-type]
+            task = asyncio.create_task(waiting._serve(places, tunnel))
+            await asyncio.sleep(0)
+            assert not task.done()
+            stack.push_async_callback(asyncio.wait, [task])
+            stack.callback(task.cancel)
+            tunnel.kept = stack.enter_context(contextlib.ExitStack())  # connections, which end before
+            found.append(tunnel)
+        yield found
 
-    async def listen(_tunnel: Any, connected: Callable[[Purpose, socket.socket], Awaitable[None]]) -> None:
-        sessions.append(connected)
 
-    monkeypatch.setattr(service, "listen", listen)
-    sessions: list[Callable[[Purpose, socket.socket], Awaitable[None]]] = []
-    tunnel: Any = SimpleNamespace(peer=SimpleNamespace(name="hostb", public=SimpleNamespace(id=b"b")))
+@pytest.fixture
+def working(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is being done for connections; it says hello, and ends with them."""
+    begun: list[str] = []
 
-    async def ask(session: Any) -> bool:
-        """Whether one more connection is closed at once."""
-        ours, its = socket.socketpair()
-        tasks.append(asyncio.create_task(session(Purpose.MIGRATE, its)))
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        sockets.append(ours)
-        return its.fileno() == -1
+    def work(what: str, connection: socket.socket) -> None:
+        begun.append(what)
+        try:
+            with connection:
+                connection.sendall(b"hello")
+                while connection.recv(100):
+                    pass
+        finally:
+            begun.remove(what)
 
-    tasks: list[asyncio.Task[None]] = []
-    sockets: list[socket.socket] = []
+    monkeypatch.setattr(waiting, "_migrate", lambda peer, connection: work("migrate", connection))
+    monkeypatch.setattr(waiting, "_bench", lambda connection: work("bench", connection))
+    return begun
 
-    async def go() -> None:
-        for _ in range(2):
-            await waiting._serve(tunnel)
-        assert [await ask(sessions[number % 2]) for number in range(SERVED_EACH + 1)] == [False] * SERVED_EACH + [True]
-        end.set()
-        await asyncio.gather(*tasks)
-        end.clear()
-        assert not await ask(sessions[0])
-        end.set()
-        await asyncio.gather(*tasks)
 
-    asyncio.run(go())
-    assert len(served) == SERVED_EACH + 1
-    for each in sockets:
-        each.close()
+async def served(tunnel: Any, purpose: Purpose) -> socket.socket | None:
+    """A connection that is answered; None where it is ended at once."""
+    try:
+        connection = await service.connect(tunnel, purpose)
+    except TunnelBroken:  # its end came with the proof
+        return None
+    tunnel.kept.enter_context(connection)
+    with contextlib.suppress(ConnectionResetError):
+        if await asyncio.to_thread(connection.recv, 100) == b"hello":
+            return connection
+    return None
+
+
+@standing
+async def test_a_peer_has_only_so_many_connections(working: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over all its sessions, whatever they are for; nothing is started for one more."""
+    warned: list[str] = []
+    monkeypatch.setattr(log, "warning", warned.append)
+    async with sessions(Places(), HOSTA, HOSTA, HOSTC) as (one, two, other):
+        kept = []
+        for number in range(CONNECTIONS_EACH):
+            tunnel, purpose = (one, Purpose.MIGRATE) if number % 2 else (two, Purpose.BENCH)
+            kept.append(await served(tunnel, purpose))
+        assert all(kept)
+        for tunnel in (one, two):
+            for purpose in Purpose:
+                assert await served(tunnel, purpose) is None
+        assert len(working) == CONNECTIONS_EACH
+        assert len(warned) == 2 and all("hosta" in text for text in warned), "each session says it once"
+        assert await served(other, Purpose.MIGRATE), "another peer is not hit"
+        assert kept[0]
+        kept[0].close()
+        while not await served(one, Purpose.MIGRATE):  # free once the loop has heard that the work is done
+            pass
+        assert await served(one, Purpose.MIGRATE) is None
+
+
+@standing
+async def test_all_together_have_only_so_many(working: list[str]) -> None:
+    peers = [Identity.generate().public for _ in range(CONNECTIONS_MAX // CONNECTIONS_EACH + 1)]
+    async with sessions(Places(), *peers) as tunnels:
+        for tunnel in tunnels[:-1]:
+            for _ in range(CONNECTIONS_EACH):
+                assert await served(tunnel, Purpose.MIGRATE)
+        assert await served(tunnels[-1], Purpose.MIGRATE) is None
+        assert len(working) == CONNECTIONS_MAX
+
+
+@standing
+async def test_what_cannot_be_started_takes_no_place(working: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    places, honest = Places(), waiting._in_thread
+
+    def none_left(_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async with sessions(places, HOSTA) as (tunnel,):
+        monkeypatch.setattr(waiting, "_in_thread", none_left)
+        for _ in range(CONNECTIONS_EACH + 1):
+            assert await served(tunnel, Purpose.MIGRATE) is None
+        monkeypatch.setattr(waiting, "_in_thread", honest)
+        assert await served(tunnel, Purpose.MIGRATE)
+
+
+@pytest.mark.parametrize(("paired", "started"), [(False, False), (True, True)])
+def test_nothing_is_started_for_who_may_ask_nothing(
+    paired: bool, started: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A peer that was removed while its tunnel stood. One that may not move anything here hears that it may not."""
+    monkeypatch.setattr("tunnel.files.STATE", tmp_path)
+    if paired:
+        Peers(tmp_path / "peers").pin("hosta", HOSTA)
+    programs: list[list[str]] = []
+
+    def start(argv: list[str], **_: Any) -> contextlib.AbstractContextManager[Any]:
+        programs.append(argv)
+        raise OSError
+
+    monkeypatch.setattr(waiting, "started", start)
+    ours, theirs = socket.socketpair()
+    with ours, contextlib.suppress(OSError):
+        waiting._migrate(HOSTA.id, theirs)
+    assert theirs.fileno() == -1
+    assert bool(programs) is started
+    assert grant.of_peer_id(HOSTA.id).ask is paired
