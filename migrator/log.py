@@ -13,9 +13,12 @@ import io
 import json
 import os
 import select
+import socket
+import stat
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from tunnel import printable
@@ -57,25 +60,58 @@ def write(text: str) -> None:
     """
     global _cut
     with contextlib.suppress(OSError, ValueError):
-        text, _cut = f"\n{text}" if _cut else text, False
-        for at in range(0, len(text), _ATOMIC // 4):  # of up to four bytes each
-            if not _takes():
-                _cut = at > 0
-                return
-            print(text[at : at + _ATOMIC // 4], end="", file=sys.stderr, flush=True)
+        try:
+            sys.stderr.fileno()
+        except io.UnsupportedOperation:  # none of the kernel's files
+            print(text, end="", file=sys.stderr, flush=True)
+            return
+        data = (f"\n{text}" if _cut else text).encode(sys.stderr.encoding, "backslashreplace")
+        taken = _put(data)
+        _cut = 0 < taken < len(data) or (_cut and not taken)
 
 
-def _takes() -> bool:
-    """Whether stderr can be written to without blocking; raises OSError, ValueError."""
+def _put(data: bytes) -> int:
+    """Write to stderr what it takes within PATIENCE, or at once where it is stuck; how much that is. Raises OSError."""
     global _stuck
-    try:
-        fd = sys.stderr.fileno()
-    except io.UnsupportedOperation:  # none of the kernel's files
-        return True
+    done, end = 0, time.monotonic() + (0 if _stuck else PATIENCE)
     ready = select.poll()
-    ready.register(fd, select.POLLOUT)
-    _stuck = not ready.poll(0 if _stuck else PATIENCE * 1000)
-    return not _stuck
+    ready.register(sys.stderr.fileno(), select.POLLOUT)
+    with _without_blocking(sys.stderr.fileno()) as put:
+        while done < len(data):
+            left = max(0.0, end - time.monotonic())
+            try:
+                taken = put(data[done : done + _ATOMIC]) if ready.poll(left * 1000) else 0
+            except BlockingIOError:  # a terminal that takes something, but less than a line's end needs
+                taken = 0
+                time.sleep(min(left, 0.01))
+            done += taken
+            if not taken and time.monotonic() >= end:
+                break
+    _stuck = done < len(data)
+    return done
+
+
+@contextlib.contextmanager
+def _without_blocking(fd: int) -> Iterator[Callable[[bytes], int]]:
+    """How to write what a file takes at once; raises OSError.
+
+    That poll(2) says it takes something is not enough: a terminal may take less than is written, and another program
+    may have filled it since. O_NONBLOCK belongs to what is opened (open(2)), which a shell shares with us: so it is
+    opened once more.
+    """
+    kind = os.fstat(fd).st_mode
+    with contextlib.ExitStack() as stack:
+        # A file on disk, too; a terminal that has gone, which says so; and one of another user's, who freezes nothing.
+        put: Callable[[bytes], int] = partial(os.write, fd)
+        if stat.S_ISSOCK(kind):
+            own_socket = stack.enter_context(socket.socket(fileno=os.dup(fd)))
+            put = lambda data: own_socket.send(data, socket.MSG_DONTWAIT)  # noqa: E731
+        elif stat.S_ISFIFO(kind) or stat.S_ISCHR(kind):
+            with contextlib.suppress(OSError):
+                own = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+                stack.callback(os.close, own)
+                put = partial(os.write, own)
+        yield put
 
 
 def _line(kind: str, text: str, fields: dict[str, Any]) -> str:
@@ -90,9 +126,7 @@ def at_signal(text: str) -> None:
     """A warning from a signal handler, which may have interrupted a print: past Python's buffers."""
     if level >= Level.NORMAL:
         with contextlib.suppress(OSError, ValueError):
-            if not _takes():
-                return
-            os.write(2, f"{_line('warning', text, {})}\n".encode())
+            _put(f"{_line('warning', text, {})}\n".encode())
 
 
 def show(text: str, paint: Callable[[str], str] = str) -> None:

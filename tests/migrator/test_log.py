@@ -8,6 +8,7 @@ import errno
 import io
 import json
 import os
+import socket
 import subprocess
 import sys
 import termios
@@ -191,6 +192,25 @@ print("the work is done", flush=True)
 sys.stdin.read()
 log.warning("z")
 """
+
+
+@pytest.mark.parametrize("kind", ["a terminal", "a socket"])
+@pytest.mark.parametrize("length", [50, 700, 3000])
+def test_who_reads_nothing_at_all_stops_nothing(kind: str, length: int) -> None:
+    """A window that is full, whose laptop sleeps: it takes less than is written, though poll(2) says that it takes.
+
+    The flags of what is shared with the shell stay as they are.
+    """
+    ours, its = os.openpty() if kind == "a terminal" else (end.detach() for end in socket.socketpair())
+    talks = TALKS.replace('"x" * 100)', f'"x" * {length})')
+    with subprocess.Popen([sys.executable, "-c", talks], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                          stderr=its, env={**os.environ, "NO_COLOR": "1"}) as process:
+        assert process.stdout and process.stdout.readline() == b"the work is done\n"
+        assert os.get_blocking(its)
+        process.wait()
+        assert os.read(ours, 1 << 16).startswith(b"migrator: warning: 0 x")
+    os.close(its)
+    os.close(ours)
 
 
 @pytest.mark.parametrize("kind", ["a pipe", "a terminal"])
