@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A signal by hand while a container is given back: the first waits until it runs, whatever has begun that."""
+
+# ruff: noqa: F811 -- fixtures
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from migrator import __main__ as program
+from migrator import holder, lxc
+from migrator.errors import ConnectionLost, Interrupted, MigratorError, SourceRunsAgain
+from migrator.journal import Journal, Migration
+from migrator.states import Event, Role, State
+from stages import heal, rollback
+from stages.drive import Drive
+from tests.stages.test_heal import dumping, journal, offered  # noqa: F401 -- a fixture
+
+
+def press() -> None:
+    """Ctrl-C; Python's handler has run when this returns."""
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.fixture(autouse=True)
+def handlers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Those of the program, and no signal so far."""
+    numbers = (*program._BY_HAND, holder.ABORT)
+    before = {number: signal.getsignal(number) for number in numbers}
+    monkeypatch.setattr(holder, "_interrupted", [])
+    for number in numbers:
+        signal.signal(number, program._interrupt)
+    yield
+    for number, each in before.items():
+        signal.signal(number, each)
+
+
+@pytest.fixture
+def acts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What a rollback does, in order; Ctrl-C is pressed while it thaws."""
+    done: list[str] = []
+
+    def thaw(migration: Migration) -> bool:
+        done.append(f"begins to thaw, {migration.state}")
+        press()
+        done.append("thawed")
+        return True
+
+    monkeypatch.setattr(rollback, "thaw_source", thaw)
+    monkeypatch.setattr(rollback, "drop_attempt", lambda *_: done.append("dropped"))
+    monkeypatch.setattr(rollback, "where", lambda _: "")
+    return done
+
+
+def test_it_is_raised_at_once_where_nothing_is_given_back() -> None:
+    with pytest.raises(Interrupted):
+        press()
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL, "a second one ends it"
+
+
+def test_it_waits_until_the_outermost_block_has_ended() -> None:
+    done = []
+    with pytest.raises(Interrupted), holder.held_back():
+        with holder.held_back():
+            press()
+            done.append("inner")
+        done.append("outer")
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL, "a second one ends it, here too"
+    assert done == ["inner", "outer"] and not holder.is_held_back()
+
+
+def test_what_comes_out_of_the_block_counts_more() -> None:
+    with pytest.raises(ZeroDivisionError), holder.held_back():
+        press()
+        raise ZeroDivisionError
+    with pytest.raises(Interrupted):
+        holder.check_interrupted()
+
+
+def test_a_signal_of_before_is_not_raised_once_more() -> None:
+    with pytest.raises(Interrupted):
+        press()
+    with holder.held_back():
+        pass
+
+
+def test_a_rollback_thaws_first(journal: Journal, acts: list[str]) -> None:
+    """Typed by hand: it ends with the container running; the next one does the rest."""
+    migration = offered(journal)
+    with pytest.raises(Interrupted):
+        rollback.roll_back(migration, lambda: "")
+    assert acts == ["begins to thaw, rolling-back", "thawed"] and migration.state is State.ROLLING_BACK
+
+
+def driven(journal: Journal, migration: Migration, monkeypatch: pytest.MonkeyPatch,
+           fails: Callable[[], None]) -> Drive:
+    container = lxc.Container.__new__(lxc.Container)
+    container.name, container.lxcpath = migration.name, migration.lxcpath
+    args = argparse.Namespace(command="migrate", destination="root@hostb", reconnect=300.0, timeout=15.0,
+                              max_downtime=120.0)
+    drive = Drive(args, journal, container, migration)
+    monkeypatch.setattr(drive, "_ahead", fails)
+    monkeypatch.setattr(drive, "_tell", press_and_tell)
+    return drive
+
+
+def press_and_tell() -> str:
+    press()
+    return ""
+
+
+def test_the_way_back_goes_to_its_end(journal: Journal, acts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The restore has failed; the first Ctrl-C comes while the destination is asked for the token."""
+    migration = offered(journal)
+
+    def thaw(_: Migration) -> bool:
+        acts.append("thawed")
+        return True
+
+    monkeypatch.setattr(rollback, "thaw_source", thaw)
+
+    def fails() -> None:
+        raise MigratorError(reason="the restore has failed")
+
+    with pytest.raises(SourceRunsAgain):
+        driven(journal, migration, monkeypatch, fails).run()
+    assert acts == ["thawed", "dropped"]
+    assert (found := journal.by_id(migration.id, migration.role)) and found.state is State.ROLLED_BACK
+
+
+def test_nothing_is_tried_again_after_it(journal: Journal, acts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection was lost while it was dumped, and Ctrl-C came while it was thawed for that."""
+    migration = dumping(journal)
+    monkeypatch.setattr(rollback, "thaw_source", lambda _: False)
+    tries = []
+
+    def fails() -> None:
+        tries.append("tried")
+        with holder.held_back():
+            press()
+            migration.move(Event.THAW)
+            raise ConnectionLost(reason="gone")
+
+    drive = driven(journal, migration, monkeypatch, fails)
+    monkeypatch.setattr(drive, "_tell", lambda: "")
+    with pytest.raises(Interrupted):
+        drive.run()
+    assert tries == ["tried"]
+    assert (found := journal.by_id(migration.id, migration.role)) and found.state is State.ROLLED_BACK
+
+
+def test_no_other_migration_is_begun_after_it(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`resume --all`, whose first one was given back meanwhile."""
+    offered(journal)
+    journal.create(id="00000002", role=Role.SOURCE, name="db", lxcpath=journal.path.parent,
+                   peer="root@hostb", event=Event.SEND)
+    begun = []
+
+    def one(_args: argparse.Namespace, name: str, *_: object, **__: object) -> None:
+        begun.append(name)
+        with holder.held_back():
+            press()
+            raise ConnectionLost(reason="gone")
+
+    monkeypatch.setattr(heal, "DEFAULT_PATH", journal.path)
+    monkeypatch.setattr(heal, "one", one)
+    with pytest.raises(Interrupted):
+        heal.every(argparse.Namespace(at_boot=False))
+    assert begun == ["web"]
