@@ -164,7 +164,8 @@ def test_no_other_migration_is_begun_after_it(journal: Journal, monkeypatch: pyt
     def one(_args: argparse.Namespace, name: str, *_: object, **__: object) -> None:
         begun.append(name)
         with holder.held_back():
-            press()
+            if name == "web":
+                press()
             raise ConnectionLost(reason="gone")
 
     monkeypatch.setattr(heal, "DEFAULT_PATH", journal.path)
