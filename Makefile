@@ -17,9 +17,9 @@ PYTHON = python3
 ARGS =
 BIN = .venv/bin
 PYTEST = $(BIN)/pytest
-# Two tests at a time, each on a rig of its own, and then those beside which nothing runs: the fault matrix. ARGS go to
-# one pytest, which runs one test at a time.
-EVERY_TEST = $(if $(ARGS),$(PYTEST) $(ARGS),$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder -m "not alone" && $(PYTEST) -m alone)
+# Three tests at a time, as most of them wait for something, each on a rig of its own; and then those beside which nothing
+# runs: the fault matrix. ARGS go to one pytest, which runs one test at a time.
+EVERY_TEST = $(if $(ARGS),$(PYTEST) $(ARGS),$(PYTEST) -n 3 --dist loadfile --no-loadscope-reorder -m "not alone" && $(PYTEST) -m alone)
 
 # What the rig is made with: root file systems, namespaces, links, loop devices.
 RIG_PACKAGES = ca-certificates iproute2 mmdebstrap mount nftables python3 uidmap util-linux
