@@ -77,6 +77,7 @@ def test_there_is_one_root_file_system_and_it_is_that_of_the_container(text: str
     carried = config.Carried(text, {"/x.conf": "lxc.rootfs.path = dir:/a\nlxc.tty.max = 1\n",
                                     "/x.d/a.conf": "lxc.rootfs.path = /\n"})
     own, copies = config.adopted(carried, COPIES, lambda _: False, rootfs=Path("/new"), bridges={}, new_name="shop")
+    assert ("lxc.uts.name", "shop") in settings(own)
     assert settings(own)[-1] == ("lxc.rootfs.path", f"{storage}/new")
     assert [text.count("lxc.rootfs.path") for text in (own, *copies.values())] == [1, *[0] * len(copies)]
 
@@ -224,6 +225,37 @@ def test_copies_go_with_their_migration(tmp_path: Path) -> None:
     (tmp_path / config.INCLUDE_FOLDER / "mine").rmdir()
     config.drop_copies(tmp_path, drop="0badc0de")
     assert not (tmp_path / config.INCLUDE_FOLDER).exists()
+
+
+def test_whose_fence_says_that_it_lives_on_elsewhere(tmp_path: Path) -> None:
+    assert not config.is_superseded(tmp_path)
+    hook = tmp_path / config.FENCE_HOOK
+    hook.write_bytes(b"#!/bin/sh\n# \xff\n")
+    assert not config.is_superseded(tmp_path)
+    hook.write_bytes(b"#!/bin/sh\n# \xff " + config.SUPERSEDED.encode())
+    assert config.is_superseded(tmp_path)
+
+
+def test_a_containers_folder_goes_with_what_is_ours_in_it(tmp_path: Path) -> None:
+    folder = tmp_path / "web"
+    for kept in (True, False):
+        (folder / config.INCLUDE_FOLDER / "0badc0de").mkdir(parents=True)
+        (folder / "rootfs").mkdir()
+        for name in ("config", config.FENCE_HOOK, ".config.new", f".{config.FENCE_HOOK}.new"):
+            (folder / name).write_text("")
+        if kept:
+            (folder / "notes").write_text("mine")
+            assert config.remove(folder) == [folder / "notes"] == list(folder.iterdir())
+            (folder / "notes").unlink()
+        else:
+            assert config.remove(folder) == []
+    assert not folder.exists()
+
+
+def test_nothing_named_takes_no_copy_away(tmp_path: Path) -> None:
+    (tmp_path / config.INCLUDE_FOLDER / "0badc0de").mkdir(parents=True)
+    config.drop_copies(tmp_path)
+    assert (tmp_path / config.INCLUDE_FOLDER / "0badc0de").exists()
 
 
 # --- the fence ------------------------------------------------------------------------------------------------

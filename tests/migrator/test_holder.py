@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -159,3 +160,17 @@ def test_what_it_says_of_itself_is_believed_only_of_itself(folder: Path, text: b
         (folder / "web").write_bytes(text.replace(b"{pid}", str(pid).encode())
                                      .replace(b"{started}", str(started).encode()))
         assert holder.of("web", folder) == holder.Holder(pid, started, command, progress)
+
+
+def test_a_program_has_any_name() -> None:
+    """Brackets and blanks in it do not move the field in which the kernel tells when it began."""
+    script = "import ctypes; ctypes.CDLL(None).prctl(15, b') S 1 (x'); print(flush=True); input()"  # PR_SET_NAME
+    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout and process.stdout.readline()
+        assert Path(f"/proc/{process.pid}/comm").read_text() == ") S 1 (x\n"
+        began = holder.start_time(process.pid)
+        ps = subprocess.run(["ps", "-o", "etimes=", "-p", str(process.pid)], capture_output=True, text=True, check=True)
+        up = time.clock_gettime(time.CLOCK_BOOTTIME)
+        assert abs(up - began / os.sysconf("SC_CLK_TCK") - int(ps.stdout)) < 60, "in ticks since the machine's start"
+        assert process.stdin
+        process.stdin.close()

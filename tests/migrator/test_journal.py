@@ -21,6 +21,7 @@ from types import FrameType
 import pytest
 
 from migrator import journal as journal_module
+from migrator import names
 from migrator.errors import JournalBroken, NoSpace
 from migrator.journal import KEPT, SCHEMA_VERSION, AlreadyRecorded, Journal, Migration
 from migrator.states import Event, IllegalMove, Owner, Role, State
@@ -217,6 +218,29 @@ def test_what_a_caller_has_ended_makes_no_other_callers_forgotten(journal: Journ
     for number in range(2 * KEPT):
         ended(f"{number:08x}", caller="peer:q34v")
     assert [m.id for m in journal.all()][:3] == ["0000aaaa", "0000bbbb", f"{KEPT - 1:08x}"]
+
+
+def test_what_has_never_begun_makes_way_for_its_own_kind_alone(journal: Journal) -> None:
+    """Recorded as given up, for a container of that name; the newest of each container stay."""
+    def never(id: str, name: str = "web") -> None:
+        made = journal.never_begin(id=id, name=name, lxcpath=POOL, peer="hosta", caller="ssh")
+        assert made.ended and made.state is State.ABANDONED and made.never_began
+
+    never("0000aaaa", "db")
+    for number in range(KEPT + 2):
+        never(f"{number:08x}")
+    known = [id for (id,) in journal.rows("SELECT id FROM migrations ORDER BY rowid")]
+    assert known == ["0000aaaa", *(f"{number:08x}" for number in range(2, KEPT + 2))]
+    assert journal.all() == []
+
+
+def test_a_new_id_is_one_that_nothing_has(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In either direction."""
+    create(journal, "0000aaaa")
+    create(journal, "0000bbbb", Role.DESTINATION)
+    ids = iter(["0000aaaa", "0000bbbb", "0000cccc"])
+    monkeypatch.setattr(names, "new_migration_id", lambda: next(ids))
+    assert journal.unused_id() == "0000cccc"
 
 
 def test_the_same_migration_cannot_begin_twice(journal: Journal) -> None:

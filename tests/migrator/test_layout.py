@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import errno
 import fcntl
 import os
 import stat
@@ -304,3 +307,30 @@ def test_what_ran_for_a_moment_is_numbered(here: Layout) -> None:
         (here.work / name).mkdir()
     assert {path.name for path in here.set_aside()} == {"0badc0de.ran.3", "0badc0de.ran.10"}
     assert here.aside() == here.work / "0badc0de.ran.11"
+
+
+def test_what_of_memory_is_promised_adds_up(here: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("0badc0de.images", "89abcdef.images"):
+        (layout.RUNTIME / name).mkdir(parents=True)
+    monkeypatch.setattr(Path, "is_mount", lambda path: path.name.endswith(".images"))
+    whole = sum((found.f_bfree + found.f_blocks) * found.f_frsize
+                for found in map(os.statvfs, layout.RUNTIME.iterdir()))
+    (layout.RUNTIME / "lock").mkdir()
+    assert layout.memory_promised() == pytest.approx(whole, rel=0.05), "others write to that file system, too"
+    assert layout.memory_promised() > 1.5 * whole / 2
+
+
+@pytest.mark.parametrize("failed", [False, True])
+def test_a_mount_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failed: bool) -> None:
+    calls: list[tuple[object, ...]] = []
+
+    class LibC:
+        def mount(self, *args: object) -> int:
+            calls.append(args)
+            ctypes.set_errno(errno.EPERM if failed else 0)
+            return -1 if failed else 0
+
+    monkeypatch.setattr(layout, "_libc", LibC)
+    with pytest.raises(PermissionError) if failed else contextlib.nullcontext():
+        layout._mount(tmp_path, 4096)
+    assert calls == [(b"migrator", os.fsencode(tmp_path), b"tmpfs", 6, b"size=4096,mode=0700")]  # nosuid, nodev

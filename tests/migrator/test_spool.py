@@ -248,6 +248,28 @@ def test_one_receiver_at_a_time(tmp_path: Path) -> None:
         third.call("transfer", files=[{"name": "disk-1"}])
 
 
+def test_a_name_that_has_no_place_there_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    folder = tmp_path / "spool"
+    with connected({"transfer": lambda fields: spool.receive(folder, fields["files"],
+                                                             accepts="disk-1".__eq__)}) as (connection, _):
+        with pytest.raises(ProtocolError, match="a file other, which has no place there"):
+            connection.call("transfer", files=[{"name": "disk-1"}, {"name": "other"}])
+        assert not folder.exists()
+        connection.call("transfer", files=[{"name": "disk-1"}])
+        assert folder.is_dir()
+
+
+def test_the_lock_says_who_has_it_now(tmp_path: Path) -> None:
+    """Also where the one before had a longer id."""
+    (tmp_path / spool.LOCK_NAME).write_text("4194303000\n")
+    with spool._lock(tmp_path):
+        assert (tmp_path / spool.LOCK_NAME).read_text() == f"{os.getpid()}\n"
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        with pytest.raises(Busy, match=f"process {os.getpid()}"):
+            spool._lock(tmp_path)
+        assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
 def test_links_in_the_spool_are_not_followed(tmp_path: Path) -> None:
     (tmp_path / "spool").mkdir()
     (tmp_path / "elsewhere").write_bytes(b"precious")
