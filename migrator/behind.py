@@ -47,12 +47,15 @@ class Behind:
         except Exception as error:  # it is imported from the spool then
             log.debug(f"The import behind the transfer failed: {error}")
 
-    def wait(self) -> None:
-        """Until it has ended, in whatever way."""
+    def wait(self, limit: float | None = None) -> None:
+        """Until it has ended, in whatever way; after `limit` seconds it is broken off."""
         if self._thread:
-            self._thread.join()
+            self._thread.join(None if limit is None else max(0.0, limit))
+            if self._thread.is_alive():
+                self._follower.end(complete=False)
+                self._thread.join()
 
-    def brought(self, target: Path) -> bool:
-        """Whether `target` is there now, received from the whole stream."""
-        self.wait()
+    def brought(self, target: Path, limit: float | None = None) -> bool:
+        """Whether `target` is there now, received from the whole stream, within `limit` seconds."""
+        self.wait(limit)
         return self._good and target == self.target

@@ -21,10 +21,12 @@ NOTE = "beside.json"  # in the spool, while a stream is received: what lay besid
 _SHOWN = 3
 
 
-def receive(stream: Iterable[bytes | memoryview], target: Path, spool: Path) -> None:
-    """Feed a stream to `btrfs receive`, which makes the snapshot `target` of it.
+def receive(stream: Iterable[bytes | memoryview], target: Path, spool: Path, *,
+            limit: float = btrfs.STREAM_LIMIT) -> None:
+    """Feed a stream to `btrfs receive`, which makes the snapshot `target` of it, in `limit` seconds.
 
-    Raises ReceiveFailed also where it brings anything else. The caller removes a `target` that is not whole.
+    Raises ReceiveFailed also where it brings anything else, or CommandTimeout. The caller removes a `target` that is
+    not whole.
     """
     clear(target.parent, spool)
     if os.path.lexists(target):
@@ -32,7 +34,7 @@ def receive(stream: Iterable[bytes | memoryview], target: Path, spool: Path) -> 
     # Not synced: should a power cut take the note, it also takes what was received later.
     (spool / NOTE).write_text(json.dumps({"before": _names(target.parent), "target": target.name}))
     try:
-        btrfs.receive(stream, target.parent)
+        btrfs.receive(stream, target.parent, limit=limit)
     finally:
         brought = clear(target.parent, spool)
     if brought:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from migrator import (
@@ -76,33 +77,40 @@ class Prepared:
     terminals: tuple[terminals.Terminal, ...]
 
 
-def prepare(container: Container, layout: Layout, images: Path) -> Prepared:
-    """Make what a restore from the folder `images` needs beforehand: files, veths. Raises RestoreFailed."""
+def prepare(container: Container, layout: Layout, images: Path,
+            making: Callable[[], AbstractContextManager[None]]) -> Prepared:
+    """Make what a restore from the folder `images` needs beforehand: files, veths. Raises RestoreFailed.
+
+    What it looks at may lie on a file server that does not answer; so all is looked at first, and then made `making`
+    it, which raises TimeoutError where that comes too late.
+    """
     path = str(container.config_file)
     text = container_config.unfenced(config_reader.read_file(path))
     config, settings = config_facts.parse(text, path), config_reader.read(path, text).settings
     links = _links(config, layout)
     files = Files.of(layout)
-    clear(layout)
-    layout.spool.mkdir(mode=0o700, exist_ok=True)
-    (images / at_restore.REASON).unlink(missing_ok=True)
     try:
         container_config.require_rootfs(container.name, container.config_file, text, layout.rootfs)
         ttys = terminals.recorded(_noted(images, terminals.RECORD), lambda id_: _mapped(config, id_))
-        files.root.mkdir(mode=0o755)
-        _write(files.config, restore_config.text(
+        adapted = restore_config.text(
             settings, container=container.folder, root=files.root, veths={link.number: link.outside for link in links},
-            console=(images / criu.CONSOLE_FILE).exists(), fstab=_fstab(settings), real=os.path.realpath), 0o600)
+            console=(images / criu.CONSOLE_FILE).exists(), fstab=_fstab(settings), real=os.path.realpath)
         limits = cgroup_limits.configured(settings)
-        _write(images / cgroup_limits.PLAN, cgroup_limits.plan(limits), 0o600)
-        _write(images / at_restore.FILTER, device_filter.program(limits, device_filter.numbers).hex(), 0o600)
-        if _noted(images, cgroup_limits.CONTROLLERS):
-            cgroup_image.leave_controllers(images)
         version = [value for key, value in settings if key == "lxc.hook.version"][-1:]
         commands = [command for link in links for command in veths.on_its_bridge(
             link, container.name, "".join(version), veths.bridge_setting)]
-        give_images(images, criu.image_files(images), _mapped_group(config))
-        veths.make(links)
+        with making():
+            clear(layout)
+            layout.spool.mkdir(mode=0o700, exist_ok=True)
+            (images / at_restore.REASON).unlink(missing_ok=True)
+            files.root.mkdir(mode=0o755)
+            _write(files.config, adapted, 0o600)
+            _write(images / cgroup_limits.PLAN, cgroup_limits.plan(limits), 0o600)
+            _write(images / at_restore.FILTER, device_filter.program(limits, device_filter.numbers).hex(), 0o600)
+            if _noted(images, cgroup_limits.CONTROLLERS):
+                cgroup_image.leave_controllers(images)
+            give_images(images, criu.image_files(images), _mapped_group(config))
+            veths.make(links)
     except (CommandFailed, ConfigInvalid, OSError, ValueError) as error:
         raise RestoreFailed(name=container.name, reason=str(error), log="not there") from error
     return Prepared(tuple(map(tuple, commands)), tuple(links), tuple(ttys))

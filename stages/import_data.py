@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -113,10 +114,11 @@ def import_round(migration: Migration, layout: Layout, behind: Behind | None = N
 
 
 def receive(migration: Migration, layout: Layout, file: Path, number: int, uuid: str,
-            behind: Behind | None = None) -> btrfs.Subvolume:
+            behind: Behind | None = None, left: Callable[[], float] = lambda: btrfs.STREAM_LIMIT) -> btrfs.Subvolume:
     """Receive one spooled stream as the snapshot of round `number`, whose uuid on the source is `uuid`.
 
-    When a stream turns out to be damaged or cannot be received, it must be sent again: the migration's state says so.
+    `left` tells how many seconds that may still take. When a stream turns out to be damaged or cannot be received, it
+    must be sent again: the migration's state says so.
     """
     target = layout.snapshot(number)
     with migration.step("receive"):
@@ -124,8 +126,8 @@ def receive(migration: Migration, layout: Layout, file: Path, number: int, uuid:
             if layout.began_formerly():
                 raise ReceiveFailed(path=target, reason="an older version of migrator has received it, and kept it in"
                                     " another place")
-            if not (behind and behind.brought(target)):
-                incoming.receive(spool.verified(file), target, layout.spool)
+            if not (behind and behind.brought(target, left())):
+                incoming.receive(spool.verified(file), target, layout.spool, limit=left())
             found = btrfs.info(target)
             if found.received_uuid != uuid:
                 raise ReceiveFailed(path=target, reason=f"it came as {found.received_uuid or 'incomplete'}")

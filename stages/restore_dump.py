@@ -11,7 +11,6 @@ What was begun with --no-memory is started anew, from its disk.
 from __future__ import annotations
 
 import argparse
-import concurrent.futures
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -35,6 +34,7 @@ from migrator import (
     spool,
 )
 from migrator.advice import this_host
+from migrator.beside import Beside
 from migrator.cli import Result
 from migrator.errors import (
     AlreadyRuns,
@@ -231,20 +231,19 @@ class Restore:
 
     def _apply(self, images: Path | None) -> restore.Prepared | None:
         """Check the images and prepare the restore while the increment is received; then put the disk in place."""
-        with concurrent.futures.ThreadPoolExecutor(2, "verify") as pool:
+        with Beside(self._left) as beside:
             names = self.migration.detail["image_files"] if images and not self.checked else []
-            files = [images / name for name in names] if images else []
-            verifying = pool.submit(spool.verify, *files)
-            preparing = pool.submit(restore.prepare, self.container, self.layout, images) if images else None
+            verified = beside.begin(spool.verify, *(images / name for name in names if images))
+            prepared = images and beside.begin(restore.prepare, self.container, self.layout, images, beside.making)
             last = receive(self.migration, self.layout, self.layout.spool / INCREMENT, self.number,
-                           self.migration.detail["increment_uuid"], self.behind)
-            verifying.result()
-            prepared = preparing.result() if preparing else None
+                           self.migration.detail["increment_uuid"], self.behind, self._left)
+            verified()
+            made = prepared() if prepared else None
         with self.migration.step("rootfs"):
             give_back_rootfs(self.layout)  # a failed restore may not have come to it, as where the disk was full
             self._put_old_aside()
             btrfs.snapshot(last.path, self.layout.rootfs, read_only=False)
-        return prepared
+        return made
 
     def _put_old_aside(self) -> None:
         if btrfs.is_subvolume(self.layout.rootfs):

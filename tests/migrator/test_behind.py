@@ -39,15 +39,15 @@ class Received:
         monkeypatch.setattr(btrfs, "delete", lambda _: None)
         monkeypatch.setattr(btrfs, "receive", self.receive)
 
-    def receive(self, stream: Iterable[memoryview], _folder: Path) -> None:
+    def receive(self, stream: Iterable[memoryview], _folder: Path, **_: object) -> None:
         self.data, self.whole = b"", False
         for piece in stream:
             self.data += piece
         self.whole = True
 
 
-def attempt(folder: Path, data: bytes, stream: CutStream | None = None) -> Behind:
-    """Send `data` with an import behind it; the import, which has ended."""
+def attempt(folder: Path, data: bytes, stream: CutStream | None = None, *, wait: bool = True) -> Behind:
+    """Send `data` with an import behind it; the import, which has ended, unless one does not `wait`."""
     (folder / "snapshots").mkdir(exist_ok=True)
     importing = Behind(folder / "disk-1", folder / "snapshots" / "target")
     handlers = {"transfer": lambda fields: spool.receive(folder, fields["files"], watcher=importing)}
@@ -56,7 +56,8 @@ def attempt(folder: Path, data: bytes, stream: CutStream | None = None) -> Behin
             transfer.send_files(connection, {}, [SourceFile("disk-1", _Reader(data))])
     except MigratorError:
         assert stream
-    importing.wait()
+    if wait:
+        importing.wait()
     return importing
 
 
@@ -144,3 +145,25 @@ def test_a_stream_without_an_end_is_an_error(tmp_path: Path) -> None:
     follower.end(complete=False)
     with pytest.raises(ConnectionLost):
         list(follower)
+
+
+def test_an_import_that_takes_too_long_is_broken_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                     small_segments: None) -> None:
+    received, slow = Received(monkeypatch), threading.Event()
+
+    def receive(stream: Iterable[memoryview], _folder: Path, **_: object) -> None:
+        for _piece in stream:
+            slow.wait()
+        received.whole = True
+
+    monkeypatch.setattr(btrfs, "receive", receive)
+    importing = attempt(tmp_path, os.urandom(3 * SEGMENT), wait=False)
+    end = importing._follower.end
+
+    def break_off(*, complete: bool) -> None:
+        end(complete=complete)
+        slow.set()  # btrfs comes to its next piece
+
+    monkeypatch.setattr(importing._follower, "end", break_off)
+    assert not importing.brought(tmp_path / "snapshots" / "target", 0.01)
+    assert not received.whole

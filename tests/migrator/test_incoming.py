@@ -29,7 +29,7 @@ class Here:
         (self.folder / "notes.txt").write_text("an administrator's")
         (self.folder / "00000001.1").mkdir()
 
-    def _receive(self, _stream: Iterable[bytes], folder: Path) -> None:
+    def _receive(self, _stream: Iterable[bytes], folder: Path, **_: object) -> None:
         (folder / TARGET).mkdir()
         self.brings()
 

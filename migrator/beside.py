@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Work in threads of their own that is waited for only so long, however it hangs (a file server that is gone).
+
+A thread cannot be ended. So one that nobody waits for any more does not keep the program from its end, and what it
+would still make, behind whoever cleans up, it does not make.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class Beside:
+    """Use it with `with`: from the block's end on nothing is made any more.
+
+    `left` tells how many seconds anything may still take, and raises where there are none.
+    """
+
+    def __init__(self, left: Callable[[], float]) -> None:
+        self._left = left
+        self._making = threading.Lock()
+        self._over = False
+
+    def __enter__(self) -> Beside:
+        return self
+
+    def __exit__(self, _type: type[BaseException] | None, _error: BaseException | None,
+                 _trace: TracebackType | None) -> None:
+        with self._making:
+            self._over = True
+
+    def begin(self, work: Callable[..., T], *args: Any) -> Callable[[], T]:
+        """Begin it; what is returned waits for its result, and raises what it raises, or what `left` does."""
+        future: Future[T] = Future()
+
+        def do() -> None:
+            try:
+                future.set_result(work(*args))
+            except BaseException as error:
+                future.set_exception(error)
+
+        def wait() -> T:
+            while not future.done():
+                with contextlib.suppress(TimeoutError):  # then `left` tells
+                    future.exception(self._left())
+            return future.result()
+
+        threading.Thread(target=do, name=f"migrator-{work.__name__}", daemon=True).start()
+        return wait
+
+    @contextlib.contextmanager
+    def making(self) -> Iterator[None]:
+        """Around what a piece of work makes: short, and with limits of its own. Raises TimeoutError after the end."""
+        with self._making:
+            if self._over:
+                raise TimeoutError("nobody waits for it any more")
+            yield
