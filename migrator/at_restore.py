@@ -111,7 +111,7 @@ def early_controllers(images: str, init: int) -> None:
 def limits(images: str, init: int) -> None:
     """Set its limits; see `cgroup_limits`."""
     planned, record = (noted(images, name, cgroup_limits.RECORD_LIMIT)
-                       for name in (cgroup_limits.PLAN, cgroup_limits.RECORD))
+                       for name in (cgroup_limits.PLAN, cgroup_limits.TAKEN))
     if planned or record:
         cgroup_limits.apply(_cgroup(init), planned, record)
 

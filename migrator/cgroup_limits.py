@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 RECORD = "cgroup-limits"  # travels beside the images: a line `NAME VALUE<tab>PATH` for each limit
+TAKEN = "cgroup-limits.taken"  # made for the restore: what of RECORD is set here, see `taken`
 CONTROLLERS = "cgroup-controllers"  # travels beside the images: a line `CONTROLLERS<tab>PATH` for each cgroup
 PLAN = "cgroup-limits.wanted"  # made for the restore: a line `NAME VALUE` for each setting of the configuration
 RECORD_LIMIT = 16 << 20  # bytes
@@ -36,6 +37,11 @@ UNSET = {
     "memory.swap.high": "max", "memory.swap.max": "max", "memory.zswap.max": "max", "memory.zswap.writeback": "1",
     "pids.max": "max",
 }
+# Not limits, but what a container has before others, at their cost: memory that they are not given even where they die
+# of that, and more of processors and disks than each of them has.
+_BEFORE_OTHERS = ("memory.min", "memory.low", "cpu.uclamp.min")
+_WEIGHTS = ("cpu.weight", "io.weight")
+_FAIR = 100  # what each cgroup weighs unless somebody has set it
 _HUGE = ("64KB", "2MB", "16MB", "32MB", "512MB", "1GB", "16GB")  # sizes of pages on Linux's architectures
 UNSET |= {f"hugetlb.{size}{kind}": "max" for size in _HUGE for kind in (".max", ".rsvd.max")}
 _UNITS = {unit: 1 << 10 * power for power, unit in enumerate("KMGTPE", 1)}  # memparse in the kernel's lib/cmdline.c
@@ -107,6 +113,29 @@ def enable(top: str, recorded: str, root: str = cgroups.TOP) -> None:
         if os.path.isdir(folder):  # CRIU leaves empty cgroups away
             for name in value.split():
                 _delegate(f"{folder}/any", name, root)
+
+
+def favours(name: str, value: str) -> bool:
+    """Whether a setting of a container's cgroup gives it something before all others of its host."""
+    if name in _WEIGHTS:
+        *device, weight = value.split() or [""]
+        return len(device) > 1 or not (weight.isascii() and weight.isdecimal() and int(weight) <= _FAIR)
+    return name in _BEFORE_OTHERS and value not in ("0", UNSET[name])
+
+
+def taken(recorded: str) -> tuple[str, list[str]]:
+    """What of a record may be set for somebody who must not favour his container, and the settings that may not.
+
+    Below the container's own cgroup each of them is about what that has, and nobody else (cgroup-v2.rst).
+    """
+    kept, dropped = "", []
+    for entry, below in _lines(recorded):
+        name, _, value = entry.partition(" ")
+        if below and os.path.normpath(below) == "." and favours(name, value):
+            dropped.append(entry)
+        else:
+            kept += f"{entry}\t{below}\n"
+    return kept, dropped
 
 
 def apply(top: str, planned: str, recorded: str, root: str = cgroups.TOP) -> None:

@@ -28,9 +28,10 @@ _INSIDE = re.compile(
     r"|net\.\d+\.veth\.(n_rxqueues|n_txqueues)"  # not its routes and VLANs, which are the host's
     r"|cgroup2?\.devices\.deny)"
 )
-# What a container may use at most. Not what is kept from others for it (memory.min, memory.low, cpuset.cpus.partition,
-# cpuset.cpus.exclusive); and to cgroup.procs and its like LXC would write as the host's root.
-_LIMITS = (cgroup_limits.UNSET.keys() - {"memory.min", "memory.low"}) | {"io.max", "io.weight"}
+# What a container may use at most. Not what is kept from others for it (memory.min, a weight above theirs, see
+# `favours`; cpuset.cpus.partition, cpuset.cpus.exclusive); and to cgroup.procs and its like LXC would write as the
+# host's root.
+_LIMITS = cgroup_limits.UNSET.keys() | {"io.max", "io.weight"}
 # Names of interfaces that a host's rules may trust: ours (the tunnel's, and of pairs that are made for a restore), and
 # what VPNs, bridges, virtual machines and cards are called.
 _TRUSTED = re.compile(
@@ -118,7 +119,8 @@ def _inside(key: str, value: str, here: Callable[[str], bool]) -> bool:
         return value == "bridge"
     if re.fullmatch(r"lxc\.net\.\d+\.veth\.pair", key):
         return not _TRUSTED.match(value)
-    return key.removeprefix("lxc.cgroup2.") in _LIMITS or bool(_INSIDE.fullmatch(key))
+    name = key.removeprefix("lxc.cgroup2.")
+    return (name in _LIMITS and not cgroup_limits.favours(name, value)) or bool(_INSIDE.fullmatch(key))
 
 
 def is_hosts_own(path: str) -> bool:

@@ -19,6 +19,7 @@ from migrator import (
     cgroup_image,
     cgroup_limits,
     config_reader,
+    consent,
     container_config,
     criu,
     device_filter,
@@ -75,14 +76,15 @@ class Prepared:
     commands: tuple[tuple[str, ...], ...]  # see `at_restore.script`
     links: tuple[veths.Veth, ...]
     terminals: tuple[terminals.Terminal, ...]
+    not_taken: str = ""  # in words: what its cgroup had at the cost of others, see `cgroup_limits.taken`
 
 
 def prepare(container: Container, layout: Layout, images: Path,
-            making: Callable[[], AbstractContextManager[None]]) -> Prepared:
+            making: Callable[[], AbstractContextManager[None]], trusted: bool = True) -> Prepared:
     """Make what a restore from the folder `images` needs beforehand: files, veths. Raises RestoreFailed.
 
     What it looks at may lie on a file server that does not answer; so all is looked at first, and then made `making`
-    it, which raises TimeoutError where that comes too late.
+    it, which raises TimeoutError where that comes too late. Of who is not `trusted` its container is not favoured.
     """
     path = str(container.config_file)
     text = container_config.unfenced(config_reader.read_file(path))
@@ -96,6 +98,9 @@ def prepare(container: Container, layout: Layout, images: Path,
             settings, container=container.folder, root=files.root, veths={link.number: link.outside for link in links},
             console=(images / criu.CONSOLE_FILE).exists(), fstab=_fstab(settings), real=os.path.realpath)
         limits = cgroup_limits.configured(settings)
+        recorded, dropped = _noted(images, cgroup_limits.RECORD), list[str]()
+        if not trusted:
+            recorded, dropped = cgroup_limits.taken(recorded)
         version = [value for key, value in settings if key == "lxc.hook.version"][-1:]
         commands = [command for link in links for command in veths.on_its_bridge(
             link, container.name, "".join(version), veths.bridge_setting)]
@@ -106,6 +111,7 @@ def prepare(container: Container, layout: Layout, images: Path,
             files.root.mkdir(mode=0o755)
             _write(files.config, adapted, 0o600)
             _write(images / cgroup_limits.PLAN, cgroup_limits.plan(limits), 0o600)
+            _write(images / cgroup_limits.TAKEN, recorded, 0o600)
             _write(images / at_restore.FILTER, device_filter.program(limits, device_filter.numbers).hex(), 0o600)
             if _noted(images, cgroup_limits.CONTROLLERS):
                 cgroup_image.leave_controllers(images)
@@ -113,7 +119,11 @@ def prepare(container: Container, layout: Layout, images: Path,
             veths.make(links)
     except (CommandFailed, ConfigInvalid, OSError, ValueError) as error:
         raise RestoreFailed(name=container.name, reason=str(error), log="not there") from error
-    return Prepared(tuple(map(tuple, commands)), tuple(links), tuple(ttys))
+    return Prepared(tuple(map(tuple, commands)), tuple(links), tuple(ttys), _not_taken(dropped))
+
+
+def _not_taken(dropped: list[str]) -> str:
+    return f"its sender may not favour it: {consent.shown(dropped)} is not set" if dropped else ""
 
 
 def restore(container: Container, layout: Layout, images: Path, prepared: Prepared, *, limit: float,
@@ -123,6 +133,8 @@ def restore(container: Container, layout: Layout, images: Path, prepared: Prepar
     Raises RestoreFailed or CommandTimeout, and may have left processes, cgroups and veths then.
     """
     files = Files.of(layout)
+    if prepared.not_taken:
+        log.warning(f"{container.name}: {prepared.not_taken}")
     try:
         mark = str(let_run.mark(layout.spool))
         _write(files.script, at_restore.script(str(images), mark, end, prepared.commands), 0o700)

@@ -23,6 +23,7 @@ from migrator import (
     clock,
     container_config,
     criu,
+    grant,
     healing,
     identity,
     let_run,
@@ -234,26 +235,25 @@ class Restore:
         with Beside(self._left) as beside:
             names = self.migration.detail["image_files"] if images and not self.checked else []
             verified = beside.begin(spool.verify, *(images / name for name in names if images))
-            prepared = images and beside.begin(restore.prepare, self.container, self.layout, images, beside.making)
+            prepared = images and beside.begin(restore.prepare, self.container, self.layout, images, beside.making,
+                                               grant.recorded(self.migration).hooks)
             last = receive(self.migration, self.layout, self.layout.spool / INCREMENT, self.number,
                            self.migration.detail["increment_uuid"], self.behind, self._left)
             verified()
             made = prepared() if prepared else None
         with self.migration.step("rootfs"):
             give_back_rootfs(self.layout)  # a failed restore may not have come to it, as where the disk was full
-            self._put_old_aside()
+            if btrfs.is_subvolume(self.layout.rootfs):
+                self.layout.old.mkdir(mode=0o700, exist_ok=True)
+                self.layout.rootfs.rename(self.layout.old / "rootfs")
             btrfs.snapshot(last.path, self.layout.rootfs, read_only=False)
         return made
 
-    def _put_old_aside(self) -> None:
-        if btrfs.is_subvolume(self.layout.rootfs):
-            self.layout.old.mkdir(mode=0o700, exist_ok=True)
-            self.layout.rootfs.rename(self.layout.old / "rootfs")
-
     def _restore(self, images: Path, prepared: restore.Prepared) -> int:
         """CRIU and LXC do their part; then the container must be there, with its processes, and not frozen."""
-        with self.migration.step("restore", end_must_be=False):
+        with self.migration.step("restore", end_must_be=False) as done:
             container = self.container
+            done |= {"reason": prepared.not_taken} if prepared.not_taken else {}
             restore.restore(container, self.layout, images, prepared, limit=self._left(), end=self.end)
             pid, cgroup = container.init_pid, container.cgroup
             lxc.thaw(container, cgroup)  # it was frozen when it was dumped, and CRIU restores that too

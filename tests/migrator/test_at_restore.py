@@ -101,7 +101,7 @@ def test_controllers_are_enabled_before_files_are_opened(images: Path) -> None:
 
 @pytest.mark.parametrize(("name", "text", "said"), [
     (cgroup_limits.PLAN, "none.such 1\n", "no cgroup controller none"),
-    (cgroup_limits.RECORD, "pids.max 1\t../x\n", "is no path in a cgroup"),
+    (cgroup_limits.TAKEN, "pids.max 1\t../x\n", "is no path in a cgroup"),
     (at_restore.FILTER, "ff" * 8, "the device filter: "),
 ])
 def test_confinement_that_cannot_be_had(images: Path, name: str, text: str, said: str) -> None:

@@ -109,6 +109,23 @@ def test_a_record_that_is_not_to_be_trusted(top: Path, root: Path, line: str) ->
         cgroup_limits.apply(str(top), "", f"{line}\n", str(root))
 
 
+@pytest.mark.parametrize("entry", ["memory.min 1073741824", "memory.low 4096", "memory.min  0", "memory.min max",
+                                   "cpu.weight 101", "cpu.weight 10000", "cpu.weight 1e9", "cpu.uclamp.min 0.01"])
+@pytest.mark.parametrize("place", [".", "./", "./.", ".//."])
+def test_who_may_not_favour_his_container_does_not(top: Path, root: Path, entry: str, place: str) -> None:
+    """Memory that is kept for it, even from a host that dies of that."""
+    limits = f"memory.max 1048576\t.\ncpu.weight 50\t.\ncpu.weight 10000\t{UNIT}\nmemory.low 4096\t{UNIT}\n"
+    kept, dropped = cgroup_limits.taken(f"{entry}\t{place}\n{limits}")
+    assert (kept, dropped) == (limits, [entry])
+
+
+def test_what_is_taken_is_judged_as_what_was_recorded(top: Path, root: Path) -> None:
+    for line in ("pids.max 1", "memory.min 1", "memory.min 1\t../x", "no.such 1\t."):
+        kept, _ = cgroup_limits.taken(f"{line}\n")
+        with pytest.raises(ValueError):
+            cgroup_limits.apply(str(top), "", kept, str(root))
+
+
 def test_a_name_with_other_lines_ends_changes_nothing_above(top: Path) -> None:
     """Whoever makes a cgroup in the container would lift the container's own limit."""
     for end in "\r\x0b\x0c\x1c\x85\u2028":

@@ -39,6 +39,9 @@ lxc.signal.halt = SIGTERM
 lxc.init.cmd = /bin/sh /counter.sh /
 lxc.cgroup2.memory.max = 400M
 lxc.cgroup2.cgroup.max.descendants = 64
+lxc.cgroup2.cpu.weight = 100
+lxc.cgroup2.io.weight = default 50
+lxc.cgroup2.memory.low = 0
 lxc.cgroup2.cpuset.cpus = 0-1
 lxc.cgroup2.hugetlb.2MB.max = 0
 lxc.cgroup2.io.max = 8:0 rbps=1048576
@@ -80,6 +83,8 @@ REACHING = [
     "lxc.rootfs.path = overlay:/etc:/x", "lxc.rootfs.path = nbd:/etc/shadow", "lxc.rootfs.path = loop:/x",
     "lxc.hook.pre-start-of-a-later-lxc = /x", "lxc.newer.key = 1", "no key", 'lxc.hook.start = "/x"',
     "lxc.cgroup2.memory.min = 1G", "lxc.cgroup2.memory.low = 1G", "lxc.cgroup2.cpuset.cpus.partition = isolated",
+    "lxc.cgroup2.cpu.weight = 10000", "lxc.cgroup2.cpu.weight = 0x65",
+    "lxc.cgroup2.io.weight = default 101", "lxc.cgroup2.io.weight = 8:0 101", "lxc.cgroup2.cpu.uclamp.min = 50.00",
     "lxc.cgroup2.cpuset.cpus.exclusive = 0-62", "lxc.cgroup2.memory.reclaim = 1G", "lxc.cgroup2.io.cost.qos = 8:0",
     *(f"lxc.net.0.veth.pair = {name}" for name in (
         "mig-0badc0de", "mg0badc0de-0", "wg0", "tun0", "br0", "br-lan", "virbr1", "docker0", "lo", "eth0", "enp3s0")),

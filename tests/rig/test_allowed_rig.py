@@ -11,6 +11,8 @@ import pytest
 
 from tests.rig.conftest import CleanHosts
 from tests.rig.harness import DESTINATION, Rig
+from tests.rig.held import instead_of
+from tests.rig.test_failures import RUNS_AGAIN, failed
 
 KEYS = "/root/.ssh/authorized_keys"
 THERE = ("-d", DESTINATION, "--json")
@@ -53,6 +55,26 @@ def test_a_key_that_may_bring_containers(rig: Rig, clean_hosts: CleanHosts, limi
     # There and back and there again: what stands there fenced is known to be the same container's.
     rig.migrator("hostb", "migrate", "c1", "-d", "root@hosta").expect(0)
     rig.migrator("hosta", "migrate", "c1", *THERE).expect(0)
+    assert rig.probe("hostb", "c1")["intact"]
+
+
+def test_a_container_is_not_favoured_without_consent(rig: Rig, clean_hosts: CleanHosts,
+                                                     limited: Callable[[str], None]) -> None:
+    """Its source says what its cgroup had: limits are set, but no memory of the host's is kept for it."""
+    clean_hosts.allow("snapshot")
+    rig.guest("hosta", "c1", "tick")
+    script = """#!/bin/sh
+REAL "$@" || exit
+for word; do [ ! -e "$word/cgroup-limits" ] || printf 'memory.min 1073741824\\t.\\n' >>"$word/cgroup-limits"; done
+"""
+    with instead_of(rig, "hosta", "criu", script):
+        # It would be set: the hosts of the rig have no controller for that.
+        error = failed(rig.migrator("hosta", "migrate", "c1", *THERE), RUNS_AGAIN, "restore-failed")
+        assert "no cgroup controller memory" in str(error["message"])
+        limited("receive,lxcpath=/pool,as=hosta")
+        rig.migrator("hosta", "migrate", "c1", *THERE).expect(0)
+    events = rig.migrator("hostb", "status", "c1", "--events").expect(0).stdout
+    assert "memory.min 1073741824" in events
     assert rig.probe("hostb", "c1")["intact"]
 
 

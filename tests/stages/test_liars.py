@@ -49,7 +49,8 @@ def test_a_stream_has_the_name_that_this_host_gives_it(here: Here, kind: str, na
     assert isinstance(taken, Takeover)
 
 
-@pytest.mark.parametrize("name", ["restore.log", "lxc.log", "at-restore.error", "cgroup-limits.wanted", "device-filter",
+@pytest.mark.parametrize("name", ["restore.log", "lxc.log", "at-restore.error", "cgroup-limits.wanted",
+                                  "cgroup-limits.taken", "device-filter",
                                   "stats-restore", "x"])
 def test_beside_the_images_lies_only_what_travels(here: Here, name: str) -> None:
     granted = peer("hosta", "receive")
