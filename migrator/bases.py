@@ -38,6 +38,12 @@ def common(layout: Layout, there: Collection[str]) -> Subvolume | None:
     return next((base for base in reversed(own) if base.stream_uuid in there), None)
 
 
+def for_round(layout: Layout, there: Collection[str]) -> Subvolume | None:
+    """The newest snapshot here that the other host has too, whichever migration has left it."""
+    found = [base for base in layout.bases() if base.stream_uuid in there]
+    return found[-1] if found else None
+
+
 def paths(migration: Migration) -> list[Path]:
     """What a migration that was given up has kept, and is still there."""
     folder = Layout(migration.lxcpath, migration.name, migration.id).folder

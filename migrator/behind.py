@@ -18,9 +18,10 @@ from migrator.segments import Segment
 class Behind:
     """One stream's import; it begins with the stream."""
 
-    def __init__(self, file: Path, target: Path) -> None:
+    def __init__(self, file: Path, target: Path, leave: int = 0) -> None:
         self.target = target
         self._spool = file.parent
+        self._leave = leave  # bytes that stay free
         self._follower = spool.Follower(file)
         self._thread: threading.Thread | None = None
         self._good = False
@@ -42,7 +43,7 @@ class Behind:
 
     def _receive(self) -> None:
         try:
-            incoming.receive(self._follower, self.target, self._spool)
+            incoming.receive(self._follower, self.target, self._spool, leave=self._leave)
             self._good = True
         except Exception as error:  # it is imported from the spool then
             log.debug(f"The import behind the transfer failed: {error}")

@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from migrator import btrfs, log, removal
+from migrator import bounds, btrfs, log, removal, send_stream
 from migrator.errors import ReceiveFailed
 
 NOTE = "beside.json"  # in the spool, while a stream is received: what lay beside the snapshot before, and its name
@@ -22,10 +22,11 @@ _SHOWN = 3
 
 
 def receive(stream: Iterable[bytes | memoryview], target: Path, spool: Path, *,
-            limit: float = btrfs.STREAM_LIMIT) -> None:
+            limit: float = btrfs.STREAM_LIMIT, leave: int = 0) -> None:
     """Feed a stream to `btrfs receive`, which makes the snapshot `target` of it, in `limit` seconds.
 
-    Raises ReceiveFailed also where it brings anything else, or CommandTimeout. The caller removes a `target` that is
+    `leave` bytes stay free: each byte that it writes may cost a block. Raises ReceiveFailed also where it brings
+    anything else, CommandTimeout, or NoSpace. The caller removes a `target` that is
     not whole.
     """
     clear(target.parent, spool)
@@ -34,7 +35,7 @@ def receive(stream: Iterable[bytes | memoryview], target: Path, spool: Path, *,
     # Not synced: should a power cut take the note, it also takes what was received later.
     (spool / NOTE).write_text(json.dumps({"before": _names(target.parent), "target": target.name}))
     try:
-        btrfs.receive(stream, target.parent, limit=limit)
+        btrfs.receive(bounds.leaving(leave, send_stream.plain(stream, target), target), target.parent, limit=limit)
     finally:
         brought = clear(target.parent, spool)
     if brought:

@@ -22,6 +22,7 @@ from typing import Any, Protocol
 import zstandard
 
 from migrator import segments
+from migrator.bounds import MARGIN, Bounds
 from migrator.errors import (
     ConnectionLost,
     InternalError,
@@ -42,7 +43,6 @@ FILE_END = struct.Struct(f"!Q{DIGEST_SIZE}s")  # raw length, digest over the seg
 ACK = struct.Struct("!Q")
 COMPRESSED = 1  # flag of a SEGMENT
 
-MARGIN = 64 * 1024 * 1024  # bytes that stay free on a disk
 _QUEUE = 8  # frames that wait to be written
 _UNSYNCED = 32  # what waits to be synced: as many small files may be open, and as many again that are being synced
 _SMALL = 64 * 1024  # bytes; a smaller segment gets memory of its own and leaves the large buffers alone
@@ -92,13 +92,14 @@ class Receiver:
     """One transfer into an open directory. `held` is what the directory has of each announced file already."""
 
     def __init__(self, path: Path, folder: int, announced: list[Announced], held: list[Index], durable: bool,
-                 watcher: Watcher | None = None) -> None:
+                 watcher: Watcher | None = None, bounds: Bounds | None = None) -> None:
         self.held = held
         self._path = path
         self._folder = folder
         self._announced = announced
         self._durable = durable
         self._watcher = watcher
+        self._bounds = bounds or Bounds(MARGIN if durable else 0)
         self._frames: queue.Queue[Frame | None] = queue.Queue(_QUEUE)
         self._written: queue.Queue[_Written | None] = queue.Queue(_UNSYNCED)
         self._buffers: queue.Queue[bytearray] = queue.Queue()
@@ -197,7 +198,8 @@ class Receiver:
             raise ProtocolError(reason=f"it sent {frame.kind.name} outside of a file")
         if frame.kind is Kind.SEGMENT:
             segment, data = self._decode(frame, file, decompressor)
-            self._refuse_more(file, segment.length)
+            announced = self._announced[len(self._done)].size
+            self._bounds.check(file.name, file.length + segment.length, segment.length, announced, self._folder)
             self._append(file, data)
             file.segments.append(segment)
             self._written.put(_Written(file, segments.line(segment), segment))
@@ -258,17 +260,6 @@ class Receiver:
         if len(data) != length or segments.digest_of(data) != digest:
             raise damaged
         return Segment(length, digest), data
-
-    def _refuse_more(self, file: _Incoming, length: int) -> None:
-        """Raises ProtocolError for more than was announced, and ENOSPC where what was not would fill the disk."""
-        announced = self._announced[len(self._done)].size
-        if announced is not None:
-            if file.length + length > announced:
-                raise ProtocolError(reason=f"it sends more of {file.name} than the {announced} bytes that it announced")
-        elif self._durable:
-            found = os.fstatvfs(self._folder)
-            if found.f_bavail * found.f_frsize < MARGIN + length:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _append(self, file: _Incoming, data: Bytes) -> None:
         rest = memoryview(data)

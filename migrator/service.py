@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from migrator import config_reader, container_config, limited, names
+from migrator import bounds, config_reader, container_config, limited, names
 from migrator.behind import Behind
+from migrator.bounds import Bounds
 from migrator.container_config import Carried
 from migrator.errors import NoMigration, ProtocolError
 from migrator.frames import CONTROL_MAX
@@ -30,13 +31,14 @@ class Place(NamedTuple):
     """Where a transfer goes, whether it must be on disk before it is acknowledged, and who is told as it arrives.
 
     `accepts` says which names the sender may give its files: those that belong there, and none of what this host keeps
-    beside them.
+    beside them; `bounds` how much they may be, of a caller who is not root.
     """
 
     folder: Path
     durable: bool
     accepts: Callable[[str], bool]
     behind: Behind | None = None
+    bounds: Bounds | None = None
 
 
 class Service:
@@ -84,13 +86,18 @@ class Service:
         if self.behind is None:
             self._stack.callback(self.wait_behind)
         self.wait_behind()
-        self.behind = Behind(file, target)
+        leave = bounds.reserve(file.parent) if self.grant.restricted else 0
+        self.behind = Behind(file, target, leave)
         return self.behind
 
     def wait_behind(self) -> None:
         """Until the import behind the last transfer has ended, in whatever way."""
         if self.behind:
             self.behind.wait()
+
+    def disk_bounds(self, migration: Migration) -> Bounds | None:
+        """What the caller's streams of that migration's disk are held to, if to anything."""
+        return bounds.of_disk(migration.lxcpath, migration.detail.get("announced")) if self.grant.restricted else None
 
     def lxcpath(self, fields: Mapping[str, Any]) -> Path:
         """The LXC path that the source asked for, or this host's own."""

@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from migrator import segments
+from migrator.bounds import MARGIN, Bounds
 from migrator.errors import Busy, ConnectionLost, NoSpace, ProtocolError, SegmentDamaged
 from migrator.frames import SEGMENT_MAX
 from migrator.protocol import Connection, Takeover
-from migrator.receiver import MARGIN, Announced, Receiver, Watcher
+from migrator.receiver import Announced, Receiver, Watcher
 from migrator.report import size
 from migrator.segments import INDEX_SUFFIX, Index, Segment
 
@@ -53,6 +54,7 @@ def receive(
     durable: bool = True,
     accepts: Callable[[str], bool] | None = None,
     watcher: Watcher | None = None,
+    bounds: Bounds | None = None,
     done: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
 ) -> Takeover:
     """What the handler of a "transfer" request returns to receive the streams in the request's `files`.
@@ -60,7 +62,7 @@ def receive(
     They are written to `directory`, made if it is not there (not its parents). With `durable` each segment is on disk
     before it is acknowledged; without it, for memory images and tmpfs, all are at the end. A file whose name `accepts`
     does not allow is refused before anything is written. The `watcher` of a transfer
-    of one file is told what of it is there. `done` is called with
+    of one file is told what of it is there; `bounds` is for a sender who is not trusted. `done` is called with
     {"files": {name: {"bytes", "digest"}}} when everything has arrived, and what it returns is the answer to the sender.
 
     Raises ProtocolError and InvalidName for a list that makes no sense, NoSpace, and Busy while another process
@@ -76,7 +78,7 @@ def receive(
     folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         receiver = Receiver(directory, folder, announced, [_held(folder, entry.name) for entry in announced], durable,
-                            watcher)
+                            watcher, bounds)
         check_space(directory, receiver.missing_bytes, what=announced[0].name if len(announced) == 1 else "the data")
     except BaseException:
         os.close(folder)

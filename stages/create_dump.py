@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from migrator import advice, btrfs, cli, container_config, criu, layout, leave, log, lxc, spool
+from migrator import advice, bounds, btrfs, cli, container_config, criu, layout, leave, log, lxc, spool
 from migrator.cli import Result
 from migrator.errors import ContainerChanged, ContainerNotRunning, NoMigration, NoSpace, OutOfOrder, UsageError
 from migrator.journal import DEFAULT_PATH, Journal, Migration
@@ -126,7 +126,7 @@ def receive_increment(service: Service, fields: dict[str, Any]) -> Place:
     here = Layout(migration.lxcpath, migration.name, migration.id)
     target = here.snapshot(len(migration.detail["rounds"]) + 1)
     behind = service.import_behind(here.spool / INCREMENT, target) if fields.get("behind") else None
-    return Place(here.spool, True, {INCREMENT}.__contains__, behind)
+    return Place(here.spool, True, {INCREMENT}.__contains__, behind, service.disk_bounds(migration))
 
 
 def receive_images(service: Service, fields: dict[str, Any]) -> Place:
@@ -148,7 +148,7 @@ def receive_images(service: Service, fields: dict[str, Any]) -> Place:
             raise
         migration.note("images", images=str(folder), why=why)
         service.images_of = migration.id
-    return Place(folder, False, criu.is_image)
+    return Place(folder, False, criu.is_image, None, bounds.of_images(folder) if service.grant.restricted else None)
 
 
 def _must_receive_dump(migration: Migration, fields: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from migrator import (
     advice,
+    bounds,
     btrfs,
     cli,
     config_reader,
@@ -127,7 +128,8 @@ def receive(migration: Migration, layout: Layout, file: Path, number: int, uuid:
                 raise ReceiveFailed(path=target, reason="an older version of migrator has received it, and kept it in"
                                     " another place")
             if not (behind and behind.brought(target, left())):
-                incoming.receive(spool.verified(file), target, layout.spool, limit=left())
+                leave = bounds.for_caller(layout.lxcpath, migration.detail.get("caller"))
+                incoming.receive(spool.verified(file), target, layout.spool, limit=left(), leave=leave)
             found = btrfs.info(target)
             if found.received_uuid != uuid:
                 raise ReceiveFailed(path=target, reason=f"it came as {found.received_uuid or 'incomplete'}")

@@ -9,6 +9,7 @@ to it is sent. Next comes `migrator import-data` on the destination.
 from __future__ import annotations
 
 import argparse
+import math
 import secrets
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from migrator import (
     advice,
     aftermath,
     bases,
+    bounds,
     btrfs,
     cli,
     container_config,
@@ -238,7 +240,7 @@ def _send_round(
         rounds = [round_ for round_ in rounds if "bytes" in round_]
         for leftover in layout.own_snapshots()[len(rounds):]:  # of a round that was killed while it began
             btrfs.delete(leftover)
-        parent = base_for(layout, reply["subvolumes"])
+        parent = bases.for_round(layout, reply["subvolumes"])
         rounds.append({"parent": str(parent.path) if parent else ""})
         migration.move(Event.SEND, rounds=rounds, config_digest=config_digest, ticket=ticket)
         with migration.step("snapshot"):
@@ -273,12 +275,6 @@ def _send_round(
     )
 
 
-def base_for(layout: Layout, held: list[str]) -> btrfs.Subvolume | None:
-    """The newest snapshot here that the other host has too, under one of the uuids that it holds."""
-    common = [base for base in layout.bases() if base.stream_uuid in held]
-    return common[-1] if common else None
-
-
 def _already(migration: Migration, next_stage: str) -> Result:
     next_ = advice.command(next_stage, migration)
     return Result(
@@ -291,7 +287,7 @@ def _dry_run(container: lxc.Container, there: Connection, fields: dict[str, Any]
     layout = Layout(container.lxcpath, container.name, fields["id"])
     lxcpath = fields["lxcpath"]
     held = there.call("subvolumes", name=fields["name"], lxcpath=lxcpath, origin=fields["origin"])["subvolumes"]
-    parent = base_for(layout, held)
+    parent = bases.for_round(layout, held)
     target = Layout(Path(lxcpath), fields["name"], fields["id"])
     return cli.dry_run([
         (this_host(), btrfs.snapshot_command(container.rootfs, layout.snapshot(number), read_only=True)),
@@ -338,6 +334,8 @@ def _recorded(service: Service, layout: Layout, fields: dict[str, Any], source_n
         _check_space(service, layout, fields, held)
         if migration.detail.get("hooks") is not service.grant.hooks:  # it was given since, or taken away
             migration.note("consent", hooks=service.grant.hooks, hooks_fix=service.grant.hooks_fix)
+        if int(fields["disk_bytes"]) > bounds.TIMES * migration.detail.get("announced", math.inf):  # it grows and grows
+            migration.note("announced", announced=int(fields["disk_bytes"]))
         return migration
     service.refuse_crowds()
     current = service.journal.latest(layout.name, layout.lxcpath)
@@ -355,7 +353,7 @@ def _recorded(service: Service, layout: Layout, fields: dict[str, Any], source_n
             lxcpath_given=bool(fields["lxcpath_given"]), rounds=[], mapped_root=int(fields["mapped_root"]),
             one_shot=bool(fields.get("one_shot")), memory=bool(fields.get("memory", True)),
             caller=service.grant.caller, hooks=service.grant.hooks, hooks_fix=service.grant.hooks_fix,
-            ticket=secrets.token_hex(16),
+            ticket=secrets.token_hex(16), announced=int(fields["disk_bytes"]),
         )
     except AlreadyRecorded:  # given up before it had begun, at this very moment
         raise _has_ended(layout.id) from None
@@ -390,13 +388,15 @@ def _check_space(service: Service, layout: Layout, fields: dict[str, Any], held:
     that has begun will be.
     """
     what = f"the disk of {layout.name}, spooled and imported"
+    free = bounds.reserve(layout.lxcpath) if service.grant.restricted else 0
     if set(bases.held(layout)) & set(held):
-        bases.check_space(service.journal, layout, 0, held, what=what, caller=service.grant.caller)
+        bases.check_space(service.journal, layout, free, held, what=what, caller=service.grant.caller)
         return
     disk = int(fields["disk_bytes"])
     missing = max(0, disk - spool.size_of(layout.spool))
     imported_too = missing if fields.get("one_shot") else disk  # it is imported while it arrives, or later
-    bases.check_space(service.journal, layout, missing + imported_too, held, what=what, caller=service.grant.caller)
+    needed = free + missing + imported_too
+    bases.check_space(service.journal, layout, needed, held, what=what, caller=service.grant.caller)
 
 
 def receive_disk(service: Service, fields: dict[str, Any]) -> Place:
@@ -410,7 +410,7 @@ def receive_disk(service: Service, fields: dict[str, Any]) -> Place:
     here = Layout(migration.lxcpath, migration.name, migration.id)
     file = here.spool / f"disk-{number}"
     behind = service.import_behind(file, here.snapshot(number)) if fields.get("behind") else None
-    return Place(here.spool, True, {file.name}.__contains__, behind)
+    return Place(here.spool, True, {file.name}.__contains__, behind, service.disk_bounds(migration))
 
 
 def received(service: Service, fields: dict[str, Any]) -> dict[str, Any]:

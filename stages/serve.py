@@ -95,4 +95,4 @@ def transfer(service: Service, fields: dict[str, Any]) -> Takeover:
         raise ProtocolError(reason=f"it sends data of the unknown kind {kind[:40]!a}")
     place = receivers[kind](service, fields)
     return spool.receive(place.folder, fields.get("files"), durable=place.durable, accepts=place.accepts,
-                         watcher=place.behind)
+                         watcher=place.behind, bounds=place.bounds)

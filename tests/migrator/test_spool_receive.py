@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from migrator import receiver, spool
+from migrator import bounds, spool
 from migrator.errors import Busy, NoSpace, ProtocolError
 from migrator.frames import SEGMENT_MAX, Kind
 from migrator.protocol import Connection
@@ -151,7 +151,7 @@ def test_no_link_is_taken_for_the_spool(tmp_path: Path) -> None:
         spool.receive(tmp_path / "spool", [{"name": "disk-1"}])
 
 
-@pytest.mark.parametrize(("free", "fits"), [(receiver.MARGIN + 102, True), (receiver.MARGIN + 101, False)])
+@pytest.mark.parametrize(("free", "fits"), [(bounds.MARGIN + 102, True), (bounds.MARGIN + 101, False)])
 def test_a_fiftieth_and_a_margin_stay_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int,
                                            fits: bool) -> None:
     class Found:

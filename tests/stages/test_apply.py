@@ -80,7 +80,8 @@ def test_the_limit_reaches_btrfs_and_the_import_behind(migration: Migration, mon
             told.append(limit)
             return False
 
-    def receive(*_: object, limit: float) -> None:
+    def receive(*_: object, limit: float, leave: int) -> None:
+        assert leave == 0, "root has brought it"
         told.append(limit)
         raise EOFError
 

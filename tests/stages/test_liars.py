@@ -3,19 +3,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
 import pytest
 
-from migrator import config_reader, grant
-from migrator.errors import ConsentNeeded, ProtocolError
+from migrator import bounds, config_reader, grant
+from migrator.errors import ConsentNeeded, NoSpace, ProtocolError
 from migrator.frames import CONTROL_MAX
 from migrator.layout import Layout
 from migrator.protocol import Takeover
-from migrator.service import CONFIG_FILE, kept_config
+from migrator.service import CONFIG_FILE, Service, kept_config
 from migrator.states import Event, Role
-from stages import import_data
+from stages import import_data, prepare_data
 from tests.stages.test_allowed import HOOK, ID, Here, here, peer
 
 __all__ = ["here"]
@@ -121,3 +122,23 @@ def test_a_configuration_that_is_too_large(here: Here) -> None:
         file.truncate(8 * CONTROL_MAX + 1)
     with pytest.raises(ValueError, match="larger"):
         kept_config(here.layout)
+
+
+@pytest.mark.parametrize(("granted", "bound"), [(peer("hosta", "receive"), True), (grant.ROOT, False)])
+def test_no_more_of_a_disk_arrives_than_its_sender_announced(here: Here, granted: grant.Grant, bound: bool) -> None:
+    """Of root over SSH any may, who may fill what he likes."""
+    most = {1 << 30: 1 << 30, 2 << 30: 1 << 30, (2 << 30) + 1: (2 << 30) + 1}  # grown beyond what had been left to it
+    for said, believed in most.items():
+        here.begun(granted, disk_bytes=said)
+        with contextlib.ExitStack() as locks:
+            place = prepare_data.receive_disk(Service(here.journal, locks, granted), {"id": ID, "round": 1})
+        assert place.bounds == (bounds.of_disk(here.pool, believed) if bound else None)
+
+
+def test_what_there_is_no_room_for_is_refused(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a twentieth of the file system left, which is the host's own."""
+    monkeypatch.setattr(bounds, "SHARE", 1)
+    with pytest.raises(NoSpace):
+        here.begun(peer("hosta", "receive"))
+    assert here.journal.all() == []
+    here.begun(grant.ROOT)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import pytest
 
 import stages
+from migrator import bases
 from migrator.btrfs import Subvolume
 from migrator.layout import Layout
 from stages import check, cleanup, prepare_data
@@ -45,7 +46,7 @@ def test_bad_rates(text: str) -> None:
 
 
 class Bases(NamedTuple):
-    """What `base_for` looks at of a Layout."""
+    """What `bases.for_round` looks at of a Layout."""
 
     found: list[Subvolume]
 
@@ -61,7 +62,7 @@ def test_an_increment_starts_from_the_newest_that_both_have() -> None:
     here = Bases([subvolume(1, "a"), subvolume(2, "b", "b-of-the-other-host"), subvolume(3, "c")])
 
     def number(held: list[str]) -> int | None:
-        base = prepare_data.base_for(here, held)  # type: ignore[arg-type]
+        base = bases.for_round(here, held)  # type: ignore[arg-type]
         return base.generation if base else None
 
     assert number([]) is None

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How much of this host's room what arrives may take."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from migrator.errors import NoSpace, ProtocolError, UsageError
+from migrator.journal import ROOT_CALLER
+from migrator.report import size
+
+MARGIN = 64 * 1024 * 1024  # bytes that stay free on a disk
+SHARE = 20  # who is not root leaves this part of a file system free, a twentieth
+# What a stream of `btrfs send` may have beyond the bytes of the files that were counted: it names each file, and what
+# belongs to it, in some hundred bytes; and the container writes on.
+SLACK = 4 << 30
+TIMES = 2
+Piece = TypeVar("Piece")
+
+
+@dataclasses.dataclass(frozen=True)
+class Bounds:
+    """What the files of a transfer are held to, beyond the sizes that the sender says."""
+
+    leave: int = MARGIN  # bytes that stay free where they go
+    most: int | None = None  # bytes of each file whose size it does not say
+
+    def check(self, name: str, length: int, more: int, announced: int | None, folder: int) -> None:
+        """A file is to have `length` bytes, `more` of them new; raises ProtocolError, UsageError, OSError (ENOSPC)."""
+        if announced is not None and length > announced:
+            raise ProtocolError(reason=f"it sends more of {name} than the {announced} bytes that it announced")
+        if announced is None and self.most is not None and length > self.most:
+            raise UsageError(reason=f"there is more of {name} than {size(self.most)}, {TIMES} times what was announced"
+                                    f" for the disk and {size(SLACK)}")
+        if self.leave:
+            found = os.fstatvfs(folder)
+            if found.f_bavail * found.f_frsize < self.leave + more:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def reserve(folder: Path) -> int:
+    """Bytes that a sender who is not root leaves free on the file system of a folder."""
+    found = os.statvfs(folder)
+    return max(MARGIN, found.f_blocks * found.f_frsize // SHARE)
+
+
+def for_caller(folder: Path, caller: object) -> int:
+    """The same for what somebody has brought, as the journal calls him; 0 for root."""
+    return 0 if caller in (None, ROOT_CALLER) else reserve(folder)
+
+
+def leaving(leave: int, pieces: Iterable[Piece], path: Path) -> Iterator[Piece]:
+    """Pieces that go to the file system of a path; raises NoSpace once less than `leave` bytes are free there."""
+    for piece in pieces:
+        found = os.statvfs(path.parent)
+        free = found.f_bavail * found.f_frsize
+        if free < leave:
+            what = "what its sender must leave free"
+            raise NoSpace(where=path.parent, free=size(free), needed=size(leave), what=what)
+        yield piece
+
+
+def of_disk(folder: Path, announced: int | None) -> Bounds:
+    """For the stream of a disk, or of what has changed on it, from a sender who is not root.
+
+    How much the latter will be nobody says beforehand; more than all of the disk it is not.
+    """
+    return Bounds(reserve(folder), None if announced is None else TIMES * max(0, announced) + SLACK)
+
+
+def of_images(folder: Path) -> Bounds:
+    """For memory images from a sender who is not root. A file system of their own was made as large as they may be."""
+    return Bounds(0 if os.path.ismount(folder) else reserve(folder))

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How much of a host's room somebody may take who is not root there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from migrator import bounds, btrfs, incoming, spool
+from migrator.bounds import MARGIN, SLACK, Bounds
+from migrator.errors import NoSpace, UsageError
+from migrator.journal import ROOT_CALLER
+from tests.migrator.test_spool import FIRST
+from tests.migrator.test_spool_receive import WHOLE, sent
+from tests.migrator.wire import connected
+
+GIB = 1 << 30
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A file system of 1000 GiB."""
+    found = SimpleNamespace(f_blocks=1000 * GIB, f_bavail=500 * GIB, f_frsize=1)
+    monkeypatch.setattr(os, "statvfs", lambda _: found)
+    monkeypatch.setattr(os, "fstatvfs", lambda _: found)
+    return found
+
+
+def test_a_twentieth_stays_free(disk: SimpleNamespace, tmp_path: Path) -> None:
+    assert bounds.reserve(tmp_path) == 50 * GIB
+    disk.f_blocks = GIB
+    assert bounds.reserve(tmp_path) == MARGIN
+    for caller, leave in ((ROOT_CALLER, 0), (None, 0), ("peer:0123", MARGIN), (f"{ROOT_CALLER}:hosta", MARGIN)):
+        assert bounds.for_caller(tmp_path, caller) == leave
+
+
+def test_a_stream_is_held_to_what_was_announced(disk: SimpleNamespace, tmp_path: Path) -> None:
+    held = bounds.of_disk(tmp_path, 3 * GIB)
+    assert held == Bounds(50 * GIB, 6 * GIB + SLACK)
+    held.check("disk-1", 6 * GIB + SLACK, 1, None, 0)
+    with pytest.raises(UsageError, match="more of disk-1 than 10"):
+        held.check("disk-1", 6 * GIB + SLACK + 1, 1, None, 0)
+    assert bounds.of_disk(tmp_path, -1).most == SLACK
+    assert bounds.of_disk(tmp_path, None).most is None  # an older version has begun it
+
+
+@pytest.mark.parametrize("announced", [None, 1 << 50])
+def test_what_stays_free_does_also_where_the_size_was_said(disk: SimpleNamespace, announced: int | None) -> None:
+    held = Bounds(50 * GIB)
+    disk.f_bavail = 50 * GIB + 7
+    held.check("disk-1", 100, 7, announced, 0)
+    with pytest.raises(OSError, match="No space left"):
+        held.check("disk-1", 100, 8, announced, 0)
+
+
+def test_images_on_a_file_system_of_their_own(tmp_path: Path) -> None:
+    """That is as large as they may be; a plain folder is the host's own disk, or its /run."""
+    assert bounds.of_images(Path("/proc")).leave == 0
+    assert bounds.of_images(tmp_path).leave >= MARGIN
+
+
+@pytest.mark.parametrize(("most", "error"), [(3, UsageError), (4, None)])
+def test_no_more_arrives(tmp_path: Path, most: int, error: type[Exception] | None) -> None:
+    held = Bounds(0, most)
+    handlers = {"transfer": lambda fields: spool.receive(tmp_path, fields["files"], bounds=held)}
+    with connected(handlers) as (connection, _):
+        if error is None:
+            assert sent(connection, *WHOLE)["files"]["disk-1"]["bytes"] == 4
+            return
+        with pytest.raises(error, match="more of disk-1"):
+            sent(connection, *WHOLE)
+    assert (tmp_path / "disk-1").stat().st_size == 0
+    assert WHOLE[0] == FIRST
+
+
+def test_what_is_received_leaves_room_too(disk: SimpleNamespace, tmp_path: Path,
+                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    """A byte that is written may take a block: no bound of the stream bounds that."""
+    taken: list[bytes] = []
+
+    def pieces() -> list[bytes]:
+        return [b"one", b"two"]
+
+    def receive(stream: object, _folder: Path, **_: object) -> None:
+        for piece in stream:  # type: ignore[attr-defined]
+            taken.append(piece)
+            disk.f_bavail -= 451 * GIB
+
+    monkeypatch.setattr(btrfs, "receive", receive)
+    (tmp_path / "spool").mkdir()
+    with pytest.raises(NoSpace, match="must leave free"):
+        incoming.receive(pieces(), tmp_path / "web" / "1", tmp_path / "spool", leave=50 * GIB)
+    assert taken == [b"one"]
