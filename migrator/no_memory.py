@@ -162,14 +162,15 @@ def never_ran(error: StartFailed) -> bool:
     """Whether LXC itself says, and completely, that the container's own program was not executed.
 
     `lxc-start` ended by itself, and its log has an error; but not that the program was about to be executed (start in
-    liblxc's start.c), unless that failed. With the log of a start that was killed nothing is proved.
+    liblxc's start.c), unless that failed. With the log of a start that was killed nothing is proved, nor with one that
+    is too long to be read as a whole: a hook's output goes there too, and the end alone does not tell.
     """
     cause = error.__cause__
     if not isinstance(cause, CommandFailed) or not str(cause.fields.get("outcome", "")).startswith("exit status"):
         return False
     try:
-        text = Path(str(error.fields["log"])).read_text(errors="replace")
-    except OSError:
+        text = limited.read(Path(str(error.fields["log"])), limited.LOG_LIMIT).decode(errors="replace")
+    except (OSError, ValueError):
         return False
     return " ERROR " in text and ("Exec'ing " not in text or "Failed to exec " in text)
 

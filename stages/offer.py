@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from migrator import advice, btrfs, container_config, criu, leave, log
+from migrator import advice, btrfs, container_config, criu, leave, limited, log
 from migrator.advice import this_host
 from migrator.errors import (
     DowntimeExceeded,
@@ -145,5 +145,5 @@ def _keep_log(here: Layout, error: DocumentedError) -> None:
     images = here.images()
     if isinstance(error, DumpFailed) and images and (images / "dump.log").is_file():
         kept = criu.log_path(here.name, "dump")
-        container_config.write_file(kept, (images / "dump.log").read_text(errors="replace"), mode=0o600)
+        container_config.write_file(kept, limited.tail(images / "dump.log"), mode=0o600)
         error.fields["log"] = kept

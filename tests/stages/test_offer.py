@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import pytest
 
-from migrator import btrfs, clock, container_config, criu, leave
+from migrator import btrfs, clock, container_config, criu, leave, limited
 from migrator.errors import (
     Busy,
     ConnectionLost,
@@ -328,7 +328,7 @@ def test_crius_log_outlives_its_images(journal: Journal, acts: list[str], monkey
     monkeypatch.setattr(criu, "LOG_FOLDER", tmp_path / "log")
     images = Layout(migration.lxcpath, "web", migration.id).image_folders()[1]
     images.mkdir(parents=True)
-    (images / "dump.log").write_bytes(b"Error: \xff\n")
+    (images / "dump.log").write_bytes(bytes(limited.LOG_LIMIT) + b"\nError: \xff\n")
     given_up(migration, There({}), error)
     kept = tmp_path / "log" / "web-dump.log"
     assert kept.exists() is isinstance(error, DumpFailed)

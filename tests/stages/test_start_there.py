@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from migrator import container_config, let_run, lxc, no_memory
+from migrator import container_config, let_run, limited, lxc, no_memory
 from migrator.errors import CommandFailed, ConfigInvalid, ContainerNotRunning, MigratorError, StartFailed, WordOver
 from migrator.journal import Journal, Migration
 from migrator.layout import Layout
@@ -47,6 +47,7 @@ def started(cause: MigratorError, log: Path) -> Callable[..., int]:
 HOOK = "lxc-start web 20261129 ERROR    utils - utils.c:run_buffer:1 - Script exited with status 1\n"
 EXECUTED = "lxc-start web 20261129 NOTICE   start - start.c:start:2375 - Exec'ing \"/sbin/init\"\n"
 NO_INIT = f"{EXECUTED}lxc-start web 20261129 ERROR    start - start.c:start:2378 - Failed to exec \"/sbin/init\"\n"
+LONG = f"{HOOK}{'x' * limited.LOG_LIMIT}\n{HOOK}"
 ABORTED = f"{EXECUTED}lxc-start web 20261129 ERROR    lxccontainer - Received container state \"ABORTING\"\n"
 
 
@@ -57,6 +58,7 @@ ABORTED = f"{EXECUTED}lxc-start web 20261129 ERROR    lxccontainer - Received co
     (CommandFailed(command="lxc-start", outcome="exit status 1", output=""), "", True),
     (CommandFailed(command="lxc-start", outcome="exit status 1", output=""), None, True),  # /var/log is full
     (CommandFailed(command="lxc-start", outcome="SIGKILL", output=""), HOOK, True),
+    (CommandFailed(command="lxc-start", outcome="exit status 1", output=""), LONG, True),  # its middle is not read
     (ContainerNotRunning(name="web", lxcpath="/pool", state="STOPPED"), HOOK, True),  # it came up, its init has ended
 ])
 def test_what_lxc_did_not_start_has_not_run(migration: Migration, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
