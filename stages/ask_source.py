@@ -27,7 +27,7 @@ from migrator.errors import (
 )
 from migrator.grant import PEER
 from migrator.journal import Migration
-from migrator.peer import connected
+from migrator.peer import connected, fingerprint
 from migrator.service import Service
 from migrator.states import ENDED, Owner, Role, State
 from stages import force, rollback
@@ -75,14 +75,26 @@ def _asked(args: argparse.Namespace, migration: Migration, **fields: Any) -> tup
     with connected(args, source_of(args, migration)) as there:
         never = migration.state is State.ABANDONED or bool(migration.detail.get("given_way"))
         answer = there.call("source-state", id=migration.id, never=never, **fields)
-        if not answer["state"] and not _is_source(there.peer_host, migration):
+        if not _is_source(there.peer_host, fingerprint(args), answer, migration):
             raise NotKnownThere(destination=there.peer_host, id=migration.id, name=migration.name,
                                 peer=migration.peer)
     return (State(answer["state"]) if answer["state"] else None), float(answer.get("leave", 0.0))
 
 
-def _is_source(host: str, migration: Migration) -> bool:
-    """Whether who calls itself so may be the source, for all that its name tells; of a peer its key has told it."""
+def _is_source(host: str, paired: str, answer: dict[str, Any], migration: Migration) -> bool:
+    """Whether who has answered may be the source: of a host that was `paired` its fingerprint, else the `host` name.
+
+    One that knows the migration also has this host's ticket, as no other has. That it has not before its own record, or
+    where it cannot tell that it is asked by the destination; that takes it back it may say then, but not that the
+    container may run here.
+    """
+    caller = str(migration.detail.get("caller", ""))
+    if paired and caller.startswith(PEER) and caller != f"{PEER}{paired}":
+        return False  # another one is paired under its name by now
+    if answer["state"]:
+        ticket = str(answer.get("ticket") or "")
+        return not (ticket or answer["state"] in healing.LETS_RUN) or healing.is_known(
+            migration.ticket, known=True, answered=ticket)
     if migration.peer.startswith(PEER):
         return True
     return host != this_host() and host == migration.peer.rpartition("@")[2]
@@ -204,8 +216,10 @@ def source_state(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
                 given = leave.asked_for(fields["within"])
                 migration.note("leave", **leave.given(migration.detail, given))
             let_go()
+    # By the ticket it knows this host, under whatever name, for the one that it has the migration from.
+    ticket = migration.ticket if migration and service.grant.is_destination(migration) else ""
     return {"state": migration.state if migration else None, "owner": migration.owner if migration else None,
-            "leave": given}
+            "leave": given, "ticket": ticket}
 
 
 HANDLERS = {"source-state": source_state}

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from migrator import healing
 from migrator.advice import this_host
-from migrator.errors import ForceRefused, NotKnownThere, OutOfOrder, SourceStateUnknown
+from migrator.errors import ForceRefused, NotKnownThere, OutOfOrder, SourceNeeded, SourceStateUnknown
 from migrator.journal import Journal, Migration
 from migrator.service import Service
 from migrator.states import Event, Owner, Role, State
@@ -216,3 +217,47 @@ def test_who_does_not_know_it_must_be_the_source(pool: Path, monkeypatch: pytest
                                    event=Event.RECEIVE)
         with contextlib.nullcontext() if counts else pytest.raises(NotKnownThere):
             assert ask_source.ask(argparse.Namespace(), migration) is None
+
+
+MINE, OTHERS = "1" * 32, "2" * 32
+
+
+@pytest.mark.parametrize(("state", "ticket", "counts"), [
+    *((state, MINE, True) for state in (State.DUMPED, State.ROLLED_BACK, State.PREPARED)),
+    *((state, OTHERS, False) for state in (State.DUMPED, State.ROLLED_BACK, State.PREPARED, State.FINISHED)),
+    *((state, None, False) for state in healing.LETS_RUN),
+    *((state, "", True) for state in healing.TAKEN_BACK),  # by a key that does not say whose it is
+    (State.PREPARING, "", True),  # it has not recorded the first answer yet
+])
+def test_who_says_that_it_may_run_has_the_ticket(pool: Path, monkeypatch: pytest.MonkeyPatch, state: State,
+                                                 ticket: str | None, counts: bool) -> None:
+    """Another host may be reached by the source's name, and answer what it likes."""
+    answer = {"state": state, "leave": 60.0} | ({} if ticket is None else {"ticket": ticket})
+    there = SimpleNamespace(peer_host="hosta", call=lambda *_, **__: answer)
+    monkeypatch.setattr(ask_source, "connected", lambda *_: contextlib.nullcontext(there))
+    with Journal(pool / "destination.db") as journal:
+        migration = journal.create(id=ID, role=Role.DESTINATION, name="web", lxcpath=pool, peer="root@hosta",
+                                   event=Event.RECEIVE, ticket=MINE)
+        with contextlib.nullcontext() if counts else pytest.raises(NotKnownThere):
+            assert ask_source.ask(argparse.Namespace(), migration) is state
+        if not counts:
+            with pytest.raises(SourceNeeded):
+                ask_source.leave_for(argparse.Namespace(), migration, 60.0)
+        migration.detail.pop("ticket")  # an older version has begun it
+        assert ask_source.ask(argparse.Namespace(), migration) is state
+
+
+@pytest.mark.parametrize("state", [None, State.DUMPED, State.ROLLED_BACK])
+@pytest.mark.parametrize(("fingerprint", "counts"), [("THEIRS", True), ("another's", False), ("", True)])
+def test_a_source_that_is_a_peer_is_known_by_its_fingerprint(pool: Path, monkeypatch: pytest.MonkeyPatch,
+                                                             state: State | None, fingerprint: str,
+                                                             counts: bool) -> None:
+    """Its name may be that of another one by now; over SSH (--source) there is none."""
+    there = SimpleNamespace(peer_host="hosta", call=lambda *_, **__: {"state": state, "ticket": MINE})
+    monkeypatch.setattr(ask_source, "connected", lambda *_: contextlib.nullcontext(there))
+    monkeypatch.setattr(ask_source, "fingerprint", lambda _: fingerprint)
+    with Journal(pool / "destination.db") as journal:
+        migration = journal.create(id=ID, role=Role.DESTINATION, name="web", lxcpath=pool, peer="peer:hosta",
+                                   event=Event.RECEIVE, ticket=MINE, caller="peer:THEIRS")
+        with contextlib.nullcontext() if counts else pytest.raises(NotKnownThere):
+            assert ask_source.ask(argparse.Namespace(), migration) is state

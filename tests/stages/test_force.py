@@ -247,7 +247,7 @@ def test_the_source_records_its_word_before_it_gives_it(journal: Journal) -> Non
         with Journal(journal.path) as another, contextlib.ExitStack() as stack:
             return ask_source.source_state(Service(another, stack), {"id": migration.id, "within": 90.0})
 
-    assert ask() == {"state": State.OFFERED, "owner": Owner.UNKNOWN, "leave": 90.0}
+    assert ask() == {"state": State.OFFERED, "owner": Owner.UNKNOWN, "leave": 90.0, "ticket": ""}
     migration.refresh()
     assert 80 < leave.outstanding(migration.detail) <= 90
     with locked("web"):
@@ -256,7 +256,7 @@ def test_the_source_records_its_word_before_it_gives_it(journal: Journal) -> Non
         migration.note("forcing", forcing=holder.this_process())
         assert ask()["state"] is State.ROLLING_BACK
     migration.move(Event.ROLL_BACK)
-    assert ask() == {"state": State.ROLLING_BACK, "owner": Owner.SOURCE, "leave": 0.0}
+    assert ask() == {"state": State.ROLLING_BACK, "owner": Owner.SOURCE, "leave": 0.0, "ticket": ""}
 
 
 # --- a forced rollback waits until the destination's time is over ---------------------------------------------

@@ -16,6 +16,8 @@ from tests.stages.test_allowed import HOSTA, HOSTC, ID, OF_A_MIGRATION, Here, he
 from tunnel.identity import Identity
 from tunnel.peers import Peer
 
+TICKET = "0123456789abcdef" * 2
+
 
 def goes_out(here: Here, peer_: str = "peer:hosta", **detail: object) -> Migration:
     return here.journal.create(id=ID, role=Role.SOURCE, name="db", lxcpath=here.second, peer=peer_, event=Event.SEND,
@@ -62,7 +64,7 @@ def test_a_peer_is_known_by_its_fingerprint(here: Here) -> None:
     assert "leave" not in migration.detail
     renamed = grant.of_peer(Peer("attic", HOSTA, (), 0.0, ()))
     assert here.caller(renamed)("source-state", within=5.0) == {"state": State.DUMPED, "owner": "destination",
-                                                                "leave": 5.0}
+                                                                "leave": 5.0, "ticket": ""}
 
 
 def test_what_an_older_version_has_begun_knows_the_name_alone(here: Here) -> None:
@@ -75,7 +77,7 @@ def test_what_an_older_version_has_begun_knows_the_name_alone(here: Here) -> Non
 @pytest.mark.parametrize(("only", "given"), [("ask", False), ("ask,as=hostc", False), ("ask,as=hosta", True)])
 def test_the_word_is_given_to_the_destination_alone(here: Here, only: str, given: bool) -> None:
     """Whoever had it would keep a forced rollback waiting for as long."""
-    migration = dumped(goes_out(here, "root@hosta"))
+    migration = dumped(goes_out(here, "root@hosta", ticket=TICKET))
     ask = here.caller(grant.of_only(only))
     if given:
         assert ask("source-state", within=5.0)["leave"] == 5.0
@@ -83,5 +85,6 @@ def test_the_word_is_given_to_the_destination_alone(here: Here, only: str, given
         with pytest.raises(NotAllowed, match="as=hosta"):
             ask("source-state", within=5.0)
         assert ask("source-state")["state"] == State.DUMPED
+    assert (ask("source-state")["ticket"] == TICKET) is given, "who has it passes for this host there"
     migration.refresh()
     assert ("leave" in migration.detail) is given
