@@ -19,12 +19,14 @@ from migrator import grant, log
 from migrator.run import started
 from tunnel import service
 from tunnel.agent import accept
+from tunnel.clock import Clock, now
 from tunnel.config import Server
 from tunnel.errors import DocumentedError
 from tunnel.identity import Identity
 from tunnel.notify import notify, status
 from tunnel.outlook import Policy
 from tunnel.peers import Peers
+from tunnel.rendezvous.limits import Buckets, Rate
 from tunnel.service import Purpose
 from tunnel.tunnel import Tunnel
 
@@ -33,20 +35,25 @@ BENCH_LIMIT = 60.0  # seconds that one measurement may take
 BENCH_BUFFER = 1 << 20
 CONNECTIONS_MAX = 16  # that are served at a time, each by a process or a thread of its own
 CONNECTIONS_EACH = 4  # of one peer, over all its sessions
+PACE = Rate(per_second=0.5, burst=20)  # of one peer: a process costs more to start than a connection to make
+PACED_MAX = 1000  # peers whose pace is remembered
 
 
 class Places:
     """The connections that are being served, by peer. One that has no place has nothing started for it."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock = now) -> None:
         self._taken: Counter[bytes] = Counter()
+        self._pace = Buckets(PACE, PACED_MAX, clock)
 
-    def take(self, peer: bytes) -> bool:
-        """Whether there was one for the peer with that id."""
+    def take(self, peer: bytes) -> str:
+        """One for the peer with that id; else why there is none."""
         if self._taken[peer] >= CONNECTIONS_EACH or self._taken.total() >= CONNECTIONS_MAX:
-            return False
+            return "has more connections than are served at a time"
+        if not self._pace.take(peer):
+            return "connects more often than is served"
         self._taken[peer] += 1
-        return True
+        return ""
 
     def leave(self, peer: bytes) -> None:
         self._taken[peer] -= 1
@@ -78,15 +85,15 @@ async def _wait(identity: Identity, peers: Peers, servers: Sequence[Server], pol
 
 async def _serve(places: Places, tunnel: Tunnel) -> None:
     """What a session gets: each connection through its tunnel is one `migrator serve`, or a measurement."""
-    peer, told = tunnel.peer.public.id, False
+    peer = tunnel.peer.public.id
+    told: set[str] = set()
 
     async def connected(purpose: Purpose, connection: socket.socket) -> None:
-        nonlocal told
-        if not places.take(peer):
+        if why := places.take(peer):
             connection.close()
-            if not told:
-                told = True
-                log.warning(f"{tunnel.peer.name} has more connections than are served at a time")
+            if why not in told:
+                told.add(why)
+                log.warning(f"{tunnel.peer.name} {why}")
             return
         work = _bench if purpose is Purpose.BENCH else partial(_migrate, peer)
         with contextlib.ExitStack() as undo:

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import dataclasses
 import socket
+from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ from typing import Any
 import pytest
 
 from migrator import grant, log, waiting
-from migrator.waiting import CONNECTIONS_EACH, CONNECTIONS_MAX, Places
-from tests.tunnel.clock import standing
+from migrator.waiting import CONNECTIONS_EACH, CONNECTIONS_MAX, PACE, Places
+from tests.tunnel.clock import pass_time, standing
 from tests.tunnel.test_service import FakeTunnel, free_port
 from tunnel import service
 from tunnel.errors import TunnelBroken
@@ -115,6 +116,38 @@ async def test_all_together_have_only_so_many(working: list[str]) -> None:
                 assert await served(tunnel, Purpose.MIGRATE)
         assert await served(tunnels[-1], Purpose.MIGRATE) is None
         assert len(working) == CONNECTIONS_MAX
+
+
+@standing
+async def test_a_peer_that_connects_in_a_loop_has_nothing_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each connection, however short, would be a process."""
+    started, warned = Counter[bytes](), list[str]()
+
+    def ended_at_once(peer: bytes, connection: socket.socket) -> None:
+        started[peer] += 1
+        with connection:
+            connection.sendall(b"hello")
+
+    monkeypatch.setattr(waiting, "_migrate", ended_at_once)
+    monkeypatch.setattr(log, "warning", warned.append)
+    places = Places()
+
+    async def one_after_the_other(tunnel: Any, count: int) -> None:
+        for _ in range(count):
+            await served(tunnel, Purpose.MIGRATE)
+            while places._taken.total():
+                await asyncio.sleep(0)
+
+    async with sessions(places, HOSTA, HOSTA, HOSTC) as (one, two, other):
+        for tunnel in (one, two):
+            await one_after_the_other(tunnel, 15)
+        assert started[HOSTA.id] == PACE.burst
+        assert warned == ["hosta connects more often than is served"]
+        await one_after_the_other(other, 1)
+        assert started[HOSTC.id] == 1, "another peer is not hit"
+        pass_time(3 / PACE.per_second)
+        await one_after_the_other(one, 5)
+        assert started[HOSTA.id] == PACE.burst + 3
 
 
 @standing
