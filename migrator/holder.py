@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Who works on a container at this moment: the process that has its lock, and how far it says it has come.
 
-The lock file holds `PID STARTED COMMAND` on its first line, and on the second what `publish` was told, as JSON.
+The lock file holds `PID STARTED COMMAND LXCPATH` on its first line, and on the second what `publish` was told, as JSON.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from migrator import processes
+from migrator import names, processes
 from migrator.errors import HolderUnknown, Interrupted
 
 LOCKS = Path("/run/migrator/lock")
@@ -38,13 +38,18 @@ class Holder:
     started: int  # clock ticks from boot to its start (proc_pid_stat(5)): tells it from a later one of that id
     command: str  # what it was called with: migrate, serve, ...; "?" while it has not said so
     progress: dict[str, Any] = dataclasses.field(default_factory=dict)  # `what`, `bytes`, `total` (or null)
+    lxcpath: str = ""  # of the container: the lock is one for all of its name; "" where that is not known
+
+    def works_on(self, lxcpath: Path) -> bool:
+        """Whether that may be the container in this LXC path, and not another one of its name."""
+        return not self.lxcpath or names.same_path(Path(self.lxcpath), lxcpath)
 
     def to_json(self) -> dict[str, Any]:
         return {"pid": self.pid, "command": self.command, "progress": self.progress or None}
 
 
 @contextlib.contextmanager
-def recorded(fd: int) -> Iterator[tuple[int, int] | None]:
+def recorded(fd: int, lxcpath: Path | None = None) -> Iterator[tuple[int, int] | None]:
     """Write into the lock file `fd`, which this process has locked, who that is.
 
     Where that cannot be written, as /run is full, the lock holds all the same. Yields who had it last, as
@@ -54,7 +59,8 @@ def recorded(fd: int) -> Iterator[tuple[int, int] | None]:
     with contextlib.suppress(OSError, ValueError):
         pid, started, _command = os.pread(fd, 100, 0).split(maxsplit=2)
         last = int(pid), int(started)
-    head = f"{os.getpid()} {start_time(os.getpid())} {' '.join(sys.argv[1:2]) or '-'}\n".encode()
+    where = "" if lxcpath is None or "\n" in str(lxcpath) else f" {lxcpath}"
+    head = os.fsencode(f"{os.getpid()} {start_time(os.getpid())} {' '.join(sys.argv[1:2]) or '-'}{where}\n")
     with contextlib.suppress(OSError):
         os.ftruncate(fd, 0)
         os.pwrite(fd, head, 0)
@@ -143,8 +149,14 @@ def of(name: str, folder: Path = LOCKS) -> Holder | None:
         if words[1:4] == ["FLOCK", "ADVISORY", "WRITE"] and words[5].rsplit(":", 1)[1] == str(file.st_ino):
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ends at this moment
                 if _has_open(int(words[4]), file):
-                    return _described(int(words[4]), path.read_text(errors="replace"))
+                    return _described(int(words[4]), os.fsdecode(path.read_bytes()))
     return None
+
+
+def working_on(name: str, lxcpath: Path) -> Holder | None:
+    """Who has the lock, unless it is known to be for another container of that name, in another LXC path."""
+    found = of(name)
+    return found if found and found.works_on(lxcpath) else None
 
 
 def _has_open(pid: int, file: os.stat_result) -> bool:
@@ -160,13 +172,14 @@ def _described(pid: int, text: str) -> Holder:
     """The holder, with what it has written about itself into its lock file so far."""
     started = start_time(pid)
     first, _, second = text.partition("\n")
-    words = first.split(maxsplit=2)
+    words = first.split(maxsplit=3)
     if words[:2] != [str(pid), str(started)] or len(words) < 3:
         return Holder(pid, started, "?")
     progress: dict[str, Any] = {}
     with contextlib.suppress(ValueError):
         progress = json.loads(second)
-    return Holder(pid, started, words[2], progress)
+    command = os.fsencode(words[2]).decode(errors="replace")
+    return Holder(pid, started, command, progress, "".join(words[3:]))
 
 
 def ask_to_stop(name: str, holder: Holder, folder: Path = LOCKS) -> None:

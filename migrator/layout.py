@@ -286,8 +286,12 @@ def put(source: Path, target: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(name: str, folder: Path = holder.LOCKS) -> Iterator[tuple[int, int] | None]:
+def locked(name: str, folder: Path = holder.LOCKS, *,
+           lxcpath: Path | None = None) -> Iterator[tuple[int, int] | None]:
     """Keep other migrator commands off a container for a while; raises Busy. The lock ends with this process.
+
+    It is one for all containers of that name, as are their cgroups and the logs of LXC and CRIU, and as one LXC path
+    may be spelled in several ways; `lxcpath` is told to who asks which one it is.
 
     A watchdog, which gives a container back, is waited for: it ends at once. So is, for a moment, who has not yet said
     what it is, or has the lock no more. Yields who had it last, see `holder.recorded`.
@@ -310,7 +314,7 @@ def locked(name: str, folder: Path = holder.LOCKS) -> Iterator[tuple[int, int] |
                     time.sleep(0.01)
                 elif not (found and found.command == holder.WATCHDOG and holder.has_ended(found, WATCHDOG_LIMIT)):
                     raise Busy(name=name, pid=found.pid if found else "?") from None
-        with holder.recorded(fd) as last:
+        with holder.recorded(fd, lxcpath) as last:
             yield last
     finally:
         os.close(fd)

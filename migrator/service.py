@@ -54,22 +54,22 @@ class Service:
         self.behind: Behind | None = None  # the import of what this connection has brought last
         self.images_of = ""  # the migration all of whose images this process has checked as they arrived
 
-    def lock(self, name: str) -> None:
+    def lock(self, name: str, lxcpath: Path | None = None) -> None:
         """Keep other commands off the container `name`; raises Busy."""
         if name not in self._locked:
             lock = self._stack.enter_context(contextlib.ExitStack())
-            lock.enter_context(locked(name))
+            lock.enter_context(locked(name, lxcpath=lxcpath))
             self._locked[name] = lock
 
     @contextlib.contextmanager
-    def locking(self, name: str) -> Iterator[Callable[[], None]]:
+    def locking(self, name: str, lxcpath: Path) -> Iterator[Callable[[], None]]:
         """As `lock`, but the lock goes again where the block is left by an error, or calls what it is given.
 
         Until then nothing says that the caller has anything to do with a container of that name. A lock that was held
         before stays.
         """
         fresh = name not in self._locked
-        self.lock(name)
+        self.lock(name, lxcpath)
 
         def let_go() -> None:
             if fresh:
@@ -137,7 +137,7 @@ class Service:
         """
         migration = self.known(fields)
         if migration and not migration.never_began:
-            self.lock(migration.name)
+            self.lock(migration.name, migration.lxcpath)
             migration = self.known(fields)  # it may have moved on before we had the lock
         return migration
 

@@ -53,7 +53,9 @@ def run(args: argparse.Namespace) -> Result:
                 raise _elsewhere(migration)
             try:
                 done = rollback.run(args)
-            except Busy:  # somebody was quicker; perhaps another abort
+            except Busy:  # somebody was quicker; perhaps another abort, or it is about another container of that name
+                if time.monotonic() > end:
+                    raise
                 time.sleep(0.05)
                 continue
             return Result(done.data | {"stage": NAME, "stopped": stopped.to_json() if stopped else None}, done.text)
@@ -61,7 +63,7 @@ def run(args: argparse.Namespace) -> Result:
 
 def _worker(journal: Journal, name: str, lxcpath: Path) -> Holder | None:
     """Who works on this container here; raises AbortElsewhere where that is done for a source."""
-    worker = holder.of(name)
+    worker = holder.working_on(name, lxcpath)
     if worker is None:
         return None
     migration = journal.latest(name, lxcpath)

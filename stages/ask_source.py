@@ -202,7 +202,7 @@ def source_state(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     never = fields.get("never") is True
     if migration and migration.owes and never and service.grant.is_destination(migration):
         with contextlib.suppress(Busy):
-            service.lock(migration.name)
+            service.lock(migration.name, migration.lxcpath)
             migration = service.journal.by_id(id_, Role.SOURCE) or migration
             migration.note("abandoned", abandoned=True)
     if migration and force.is_under_way(migration):
@@ -210,7 +210,7 @@ def source_state(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     given = 0.0
     if migration and "within" in fields and migration.state in healing.LETS_RUN:
         service.grant.check_leave(migration)
-        with service.locking(migration.name) as let_go:
+        with service.locking(migration.name, migration.lxcpath) as let_go:
             migration.refresh()
             if migration.state in healing.LETS_RUN:
                 given = leave.asked_for(fields["within"])

@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> Result:
     cli.require_root(NAME)
     name, lxcpath = cli.container_of(args)
     container = lxc.Container(name, lxcpath)
-    with Journal(DEFAULT_PATH) as journal, locked(name):
+    with Journal(DEFAULT_PATH) as journal, locked(name, lxcpath=lxcpath):
         migration = journal.latest(name, lxcpath, Role.SOURCE)
         if migration is None:
             raise NoMigration(name=name, stage=NAME, next=f"migrator prepare-data {name} -d {args.destination}")

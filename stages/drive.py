@@ -51,7 +51,7 @@ def locked_for(journal: Journal, name: str, lxcpath: Path) -> Iterator[None]:
     """As `locked`; a second request learns which migration is under way."""
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(locked(name))
+            stack.enter_context(locked(name, lxcpath=lxcpath))
         except Busy as error:
             found = journal.latest(name, lxcpath)
             if found is None or found.ended:

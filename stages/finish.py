@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> Result:
     cli.require_root(NAME)
     name, lxcpath = cli.container_of(args)
-    with Journal(DEFAULT_PATH) as journal, locked(name):
+    with Journal(DEFAULT_PATH) as journal, locked(name, lxcpath=lxcpath):
         came = journal.latest(name, lxcpath)
         if came and came.role is Role.DESTINATION and not came.ended:
             return _on_destination(args, came)

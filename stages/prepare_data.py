@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> Result:
     cli.require_root(NAME)
     name, lxcpath = cli.container_of(args)
     container = lxc.Container(name, lxcpath)
-    with Journal(DEFAULT_PATH) as journal, locked(name):
+    with Journal(DEFAULT_PATH) as journal, locked(name, lxcpath=lxcpath):
         migration = unfinished(journal, name, lxcpath, args.destination)
         if container.state != "RUNNING":
             raise ContainerNotRunning(name=name, lxcpath=lxcpath, state=container.state)
@@ -310,7 +310,7 @@ def begin(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     service.known(fields)
     service.grant.check_config(name, str(fields["config"]), int(fields["mapped_root"]))
     _refuse_foreign(service, layout, source_name, origin)  # before others are kept off it
-    with service.locking(name):
+    with service.locking(name, lxcpath):
         migration = _recorded(service, layout, fields, source_name, origin)
     layout.make_folder()
     layout.spool.mkdir(mode=0o700, exist_ok=True)

@@ -80,7 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> Result:
     cli.require_root(NAME)
     name, lxcpath = cli.container_of(args)
-    with Journal(DEFAULT_PATH) as journal, locked(name):
+    with Journal(DEFAULT_PATH) as journal, locked(name, lxcpath=lxcpath):
         migration = arrived(journal, name, lxcpath, NAME)
         if migration.state is State.RESTORING and not args.dry_run:
             settling.settle(migration)

@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> Result:
     from stages import force  # which needs this module
 
     name, lxcpath = cli.container_of(args)
-    with Journal(DEFAULT_PATH) as journal, locked(name):
+    with Journal(DEFAULT_PATH) as journal, locked(name, lxcpath=lxcpath):
         migration = journal.latest(name, lxcpath)
         if migration and migration.role is Role.DESTINATION and not migration.ended:
             return give_up_here(migration, dry_run=args.dry_run)

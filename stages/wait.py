@@ -44,7 +44,8 @@ def run(args: argparse.Namespace) -> Result:
     told = ""
     with Journal(DEFAULT_PATH) as journal:
         while True:
-            now, worker = time.monotonic(), holder.of(name)  # before the journal: what it wrote last is there then
+            now = time.monotonic()
+            worker = holder.working_on(name, lxcpath)  # before the journal: what it wrote last is there then
             migration = journal.latest(name, lxcpath)
             if migration and migration.ended:
                 if worker and worker.command in BEGINS and _comes_after(worker, migration):

@@ -174,3 +174,26 @@ def test_a_program_has_any_name() -> None:
         assert abs(up - began / os.sysconf("SC_CLK_TCK") - int(ps.stdout)) < 60, "in ticks since the machine's start"
         assert process.stdin
         process.stdin.close()
+
+
+@pytest.mark.parametrize("path", ["/pool", "/pool of  mine ", "/p\udcffl", "/a\nb", None])
+def test_which_container_of_that_name_it_is(folder: Path, tmp_path: Path, path: str | None) -> None:
+    """The lock is one for all of its name."""
+    with locked("web", folder, lxcpath=Path(path) if path else None) as last:
+        found = holder.of("web", folder)
+        assert found and found.pid == os.getpid() and last is None
+        told = path not in (None, "/a\nb")
+        assert found.works_on(Path(path or "/pool")) and found.works_on(Path("/second")) is not told
+        holder.publish("disk", 5, 9)
+        again = holder.of("web", folder)
+        assert again and again.progress["bytes"] == 5 and again.lxcpath == found.lxcpath
+    with locked("web", folder) as last:
+        assert last == holder.this_process()
+
+
+def test_one_lxc_path_by_two_names(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "pool").mkdir()
+    (tmp_path / "link").symlink_to("pool")
+    with locked("web", folder, lxcpath=tmp_path / "pool"):
+        found = holder.of("web", folder)
+        assert found and found.works_on(tmp_path / "link")

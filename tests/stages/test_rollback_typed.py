@@ -46,7 +46,7 @@ def typed(journal: Journal, monkeypatch: pytest.MonkeyPatch, thaws: list[str],
     """`migrator rollback web` on this host; nobody can be reached."""
     monkeypatch.setattr(rollback, "DEFAULT_PATH", journal.path)
     monkeypatch.setattr(rollback, "connected", refuses(CUT))
-    monkeypatch.setattr(rollback, "locked", lambda name: locked(name, tmp_path / "run" / "lock"))
+    monkeypatch.setattr(rollback, "locked", lambda name, **_: locked(name, tmp_path / "run" / "lock"))
     monkeypatch.setattr("os.geteuid", lambda: 0)
 
     def run(**more: Any) -> cli.Result:

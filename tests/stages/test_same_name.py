@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Two containers of one name, in two LXC paths: they share a lock, and neither passes for the other."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from migrator import cli, holder, layout
+from migrator.errors import BrokenOff, StillUnderWay
+from migrator.journal import Journal
+from migrator.layout import locked
+from migrator.states import Event, Role
+from stages import abort, status, wait
+
+
+@pytest.fixture
+def at_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Journal]:
+    """Both are under way; somebody works on the one in `pool`."""
+    locks = tmp_path / "run" / "lock"
+    monkeypatch.setattr(holder.of, "__defaults__", (locks,))
+    monkeypatch.setattr(layout.locked.__wrapped__, "__defaults__", (locks,))  # type: ignore[attr-defined]
+    with Journal(tmp_path / "journal.db") as journal:
+        for number, folder in enumerate(("pool", "second")):
+            (tmp_path / folder).mkdir()
+            journal.create(id=f"0000000{number}", role=Role.SOURCE, name="web", lxcpath=tmp_path / folder,
+                           peer="root@hostb", event=Event.SEND, rounds=[])
+        with locked("web", lxcpath=tmp_path / "pool"):
+            yield journal
+
+
+def test_abort_stops_nobody_elses(at_work: Journal, tmp_path: Path) -> None:
+    worker = abort._worker(at_work, "web", tmp_path / "pool")
+    assert worker and (worker.pid, worker.started) == holder.this_process()
+    assert abort._worker(at_work, "web", tmp_path / "second") is None
+
+
+def test_status_names_who_works_on_it(at_work: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(status, "DEFAULT_PATH", at_work.path)
+    monkeypatch.setattr(cli, "require_root", lambda _: None)
+    args = argparse.Namespace(name="web", all=False, events=False)
+    told = {Path(each["lxcpath"]).name: each["working"] for each in status.run(args).data["migrations"]}
+    assert told["pool"]["pid"] == os.getpid() and told["second"] is None
+
+
+def test_wait_sees_that_nobody_works_on_it(at_work: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wait, "DEFAULT_PATH", at_work.path)
+    monkeypatch.setattr(wait, "GRACE", dict.fromkeys(Role, 0.0))
+    monkeypatch.setattr(cli, "require_root", lambda _: None)
+    monkeypatch.setattr(cli, "container_of", lambda args: ("web", args.lxcpath))
+    for folder, timeout, error in (("pool", 0.05, StillUnderWay), ("second", 60.0, BrokenOff)):
+        with pytest.raises(error):
+            wait.run(argparse.Namespace(name="web", timeout=timeout, lxcpath=tmp_path / folder))
