@@ -26,7 +26,6 @@ from migrator import (
     lxc,
     network,
     remains,
-    removal,
 )
 from migrator.cli import Result
 from migrator.errors import CopyNotEnded, ForceRefused, NoMigration, OutOfOrder, StartFailed, UsageError
@@ -234,9 +233,8 @@ def end_here(migration: Migration, *, alone: bool = False) -> None:
 def drop_way_back(migration: Migration) -> None:
     """Remove what was kept on the destination until it was certain that the container stays."""
     layout = Layout(migration.lxcpath, migration.name, migration.id)
-    _drop_old(migration, layout)
-    btrfs.delete(layout.former_old / "rootfs")
-    removal.tree(layout.former_old)
+    for old in (layout.old, layout.former_old):
+        _drop_old(migration, layout, old)
     container_config.drop_copies(layout.container, keep=layout.id)
     layout.drop_images()
     incoming.clear(layout.folder, layout.spool)
@@ -244,23 +242,27 @@ def drop_way_back(migration: Migration) -> None:
     prune(migration)
 
 
-def _drop_old(migration: Migration, layout: Layout) -> None:
+def _drop_old(migration: Migration, layout: Layout, old: Path) -> None:
     """The copy of an earlier stay, if this is the container that it went away as.
 
     Any other has perhaps no second one: of another container that was called so, or of what had run here and gave way.
+    Without its configuration nothing tells.
     """
-    if (layout.old / "config").is_file() and not identity.is_superseded(migration, layout.old / "config"):
-        if (layout.old / "rootfs").exists():
+    rootfs, config = old / "rootfs", old / "config"
+    told = config.is_file()
+    if (told or rootfs.exists()) and not (told and identity.is_superseded(migration, config)):
+        if rootfs.exists():
+            layout.make_folder()  # an older version made only one of the two
             kept = layout.aside()
-            (layout.old / "rootfs").rename(kept)
+            rootfs.rename(kept)
             log.warning(f"What stood in the place of {migration.name} may be the only copy of what it has: it is kept"
-                        f" in {kept}, its configuration in {layout.old}, until: migrator cleanup {migration.name}")
+                        f" in {kept}, its configuration in {old}, until: migrator cleanup {migration.name}")
         return
-    btrfs.delete(layout.old / "rootfs")
+    btrfs.delete(rootfs)
     for name in ("config", container_config.FENCE_HOOK):
-        (layout.old / name).unlink(missing_ok=True)
+        (old / name).unlink(missing_ok=True)
     with contextlib.suppress(OSError):
-        layout.old.rmdir()
+        old.rmdir()
 
 
 HANDLERS = {"running": running, "finish": finish}

@@ -253,3 +253,34 @@ def test_the_copy_of_what_comes_back_goes(journal: Journal, tmp_path: Path) -> N
     here = put_aside(tmp_path, came)
     finish.end_here(came)
     assert here.set_aside() == [] and not here.old.exists()
+
+
+@pytest.mark.usefixtures("state")
+@pytest.mark.parametrize("ours", [True, False])
+def test_what_an_older_version_has_put_aside_is_kept_or_goes_by_the_same_rule(journal: Journal, tmp_path: Path,
+                                                                              ours: bool) -> None:
+    begun(journal, tmp_path, Role.SOURCE, *LEFT)
+    came = begun(journal, tmp_path, Role.DESTINATION, *ARRIVED, id=LATER, origin=ID if ours else "ffffffff")
+    here = put_aside(tmp_path, came)
+    here.old.rename(here.former_old)
+    here.work.rmdir()  # which older versions had not
+    finish.end_here(came)
+    assert [(kept / "written").exists() for kept in here.set_aside()] == ([] if ours else [True])
+    assert here.former_old.exists() is not ours
+    clean(journal, tmp_path)
+    assert here.set_aside() == [] and not here.former_old.exists(), "nor does it stay for ever"
+
+
+@pytest.mark.usefixtures("state")
+def test_what_has_no_configuration_is_nobodys_copy(journal: Journal, tmp_path: Path) -> None:
+    """As what somebody has put in the place of what had arrived."""
+    begun(journal, tmp_path, Role.SOURCE, *LEFT)
+    came = begun(journal, tmp_path, Role.DESTINATION, *ARRIVED, id=LATER, origin=ID)
+    here = put_aside(tmp_path, came)
+    shutil.rmtree(here.old)
+    (here.old / "rootfs").mkdir(parents=True)
+    cleaner = cleanup.Cleaner(dry_run=False)
+    cleanup._clean_folder(cleaner, here.work, set())
+    assert cleaner.kept == [str(here.old)]
+    finish.end_here(came)
+    assert len(here.set_aside()) == 1
