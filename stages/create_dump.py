@@ -100,6 +100,7 @@ def heal(migration: Migration) -> None:
     """An earlier create-dump was killed before it offered the token: the container is ours, and it begins anew."""
     log.warning(f"An earlier create-dump of {migration.name} was killed; the container runs on first")
     thaw_source(migration)
+    offer.drop_here(migration)  # nobody may take it up for days
     container_config.unfence(migration.lxcpath / migration.name, migration.id)
     migration.move(Event.THAW)
 

@@ -128,16 +128,23 @@ def give_up(migration: Migration, there: Connection, error: DocumentedError,
 def _drop_dump(migration: Migration, there: Connection, error: DocumentedError) -> None:
     """Remove what the attempt has made on both hosts. What resists is removed by the next attempt, or its rollback."""
     here = Layout(migration.lxcpath, migration.name, migration.id)
-    for step in (
-        lambda: _keep_log(here, error),
-        here.drop_images,
-        lambda: btrfs.delete(here.snapshot(len(migration.detail["rounds"]) + 1)),
-        lambda: there.call("dump-drop", **named(migration)),
-    ):
-        try:
-            step()
-        except (MigratorError, OSError) as trouble:
-            log.verbose(f"Of the broken dump something is left for now: {trouble}")
+    _try(lambda: _keep_log(here, error))
+    drop_here(migration)
+    _try(lambda: there.call("dump-drop", **named(migration)))
+
+
+def drop_here(migration: Migration) -> None:
+    """Remove what a dump that was given up has made on this host: its memory images may take memory."""
+    here = Layout(migration.lxcpath, migration.name, migration.id)
+    _try(here.drop_images)
+    _try(lambda: btrfs.delete(here.snapshot(len(migration.detail["rounds"]) + 1)))
+
+
+def _try(step: Callable[[], object]) -> None:
+    try:
+        step()
+    except (MigratorError, OSError) as trouble:
+        log.verbose(f"Of the broken dump something is left for now: {trouble}")
 
 
 def _keep_log(here: Layout, error: DocumentedError) -> None:

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A second Ctrl-C behind the thaw, wherever it comes: the program is gone, and the next one completes what is left."""
+
+# ruff: noqa: F811 -- fixtures
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from migrator import __main__ as program
+from migrator import bases, btrfs, container_config, holder
+from migrator.errors import ConnectionLost, SourceRunsAgain
+from migrator.journal import Journal, Migration
+from migrator.layout import Layout
+from migrator.states import Role, State
+from stages import create_dump, offer, rollback
+from tests.stages.test_heal import dumping, journal  # noqa: F401 -- a fixture
+
+CUT = ConnectionLost(destination="hostb", reason="cut")
+
+
+class There:
+    peer_host = "hostb"
+
+    def call(self, op: str, **_: object) -> dict[str, Any]:
+        raise CUT
+
+
+@pytest.fixture
+def left(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> Layout:
+    """What a dump has made, of a container that is frozen, fenced; folders are subvolumes. To thaw is nothing here."""
+    migration = dumping(journal)
+    here = Layout(migration.lxcpath, "web", migration.id)
+    for path in (here.container, here.image_folders()[1], here.snapshot(1)):
+        path.mkdir(parents=True)
+    container_config.fence(here.container, "lxc.uts.name = web\n", migration.id, "no")
+    monkeypatch.setattr(btrfs, "is_subvolume", lambda path: path.is_dir() and path == here.snapshot(1))
+    monkeypatch.setattr(btrfs, "delete", lambda path: shutil.rmtree(path, ignore_errors=True))
+    monkeypatch.setattr(Layout, "own_snapshots", lambda self: [self.snapshot(1)] if self.snapshot(1).is_dir() else [])
+    for module in (offer, rollback, create_dump):
+        monkeypatch.setattr(module, "thaw_source", lambda _: True)
+    monkeypatch.setattr(rollback, "where", lambda _: "")
+    monkeypatch.setattr(bases, "held", lambda *_, **__: [])
+    return here
+
+
+def ends_at(path: Path, work: Callable[[Migration], object], place: tuple[Any, str], times: int,
+            after: bool) -> bool:
+    """Do `work` in a process of its own, where Ctrl-C is pressed twice at a step; whether it came to that."""
+    if child := os.fork():
+        status = os.waitpid(child, 0)[1]
+        assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
+        return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGINT
+    try:
+        signal.signal(signal.SIGINT, program._interrupt)
+        honest, left = getattr(*place), [times]
+
+        def step(*given: Any, **more: Any) -> Any:
+            left[0] -= 1
+            if left[0] == 0 and not after:
+                press_twice()
+            done = honest(*given, **more)
+            if left[0] == 0:
+                press_twice()
+            return done
+
+        setattr(*place, step)
+        with Journal(path) as journal:
+            found = journal.by_id("0badc0de", Role.SOURCE)
+            assert found
+            with holder.held_back():
+                work(found)
+    except SourceRunsAgain:
+        pass
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+
+def press_twice() -> None:
+    for _ in range(2):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def given_up(migration: Migration) -> None:
+    offer.give_up(migration, There(), CUT)  # type: ignore[arg-type]
+
+
+def rolled_back(migration: Migration) -> None:
+    rollback.roll_back(migration, lambda: "")
+
+
+def nothing_left(here: Layout) -> bool:
+    return not (here.images() or here.own_snapshots() or here.work.exists()
+                or container_config.fence_of((here.container / "config").read_text()))
+
+
+IMAGES, SNAPSHOT, FENCE, RECORD = (Layout, "drop_images"), (btrfs, "delete"), (container_config, "unfence"), (
+    Migration, "move")
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize(("work", "place", "times"), [
+    *((given_up, place, 1) for place in (IMAGES, SNAPSHOT, FENCE, RECORD)),
+    *((rolled_back, place, 1) for place in (IMAGES, SNAPSHOT, (Layout, "tidy"), FENCE, RECORD)),
+    (rolled_back, RECORD, 2),
+])
+def test_the_next_start_completes_it(journal: Journal, left: Layout, work: Callable[[Migration], None],
+                                     place: tuple[Any, str], times: int, after: bool) -> None:
+    assert ends_at(journal.path, work, place, times, after)
+    migration = journal.by_id("0badc0de", Role.SOURCE)
+    assert migration
+    if migration.state is State.DUMPING:
+        create_dump.heal(migration)
+        assert str(migration.state) == "prepared" and left.images() is None and not left.snapshot(1).exists()
+        assert not container_config.fence_of((left.container / "config").read_text())
+    if not migration.ended:
+        rollback.roll_back(migration, lambda: "")
+    assert str(migration.state) == "rolled-back" and nothing_left(left)
