@@ -165,7 +165,7 @@ def _complete_restored(args: argparse.Namespace, migration: Migration) -> Result
     else:
         taken_back = ask_source.state_of_source(args, migration) in healing.TAKEN_BACK
     if taken_back:
-        if container.state != "STOPPED":
+        if container.state != "STOPPED" or lxc.lives_in(migration.name, container.rootfs):  # if without its monitor
             raise TwoCopies(name=migration.name, there=migration.name, destination=this_host(), source=migration.peer,
                             lxcpath=migration.lxcpath)
         message = (f"{migration.name} runs on {migration.peer} again. {container_config.SUPERSEDED} "

@@ -72,11 +72,15 @@ def _is_ours(layout: Layout) -> bool:
 
 
 def stands_fenced(migration: Migration) -> bool:
-    """Whether it has run here, and is stopped and fenced now: the source may have been forced to run it again."""
+    """Whether it has run here, and is stopped and fenced now: the source may have been forced to run it again.
+
+    LXC says STOPPED also of what lives on without its monitor.
+    """
     if migration.state is not State.RESTORED:
         return False
     layout = Layout(migration.lxcpath, migration.name, migration.id)
-    return identity.whose(layout).may_go and lxc.Container(migration.name, migration.lxcpath).state == "STOPPED"
+    stopped = lxc.Container(migration.name, migration.lxcpath).state == "STOPPED"
+    return stopped and identity.whose(layout).may_go and not lxc.lives_in(migration.name, layout.rootfs)
 
 
 def go_on(migration: Migration, end: float) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import signal
 import subprocess
@@ -14,12 +15,12 @@ from typing import Any, cast
 import pytest
 
 from migrator import clock, container_config, criu, identity, let_run, lxc, network, no_memory, restore
-from migrator.errors import AlreadyRuns, ContainerExists, ContainerNotRunning, JournalBroken, WordOver
+from migrator.errors import AlreadyRuns, ContainerExists, ContainerNotRunning, JournalBroken, TwoCopies, WordOver
 from migrator.identity import Whose
 from migrator.journal import Migration
 from migrator.layout import Layout
 from migrator.states import Event, State
-from stages import restore_dump, rollback, settling
+from stages import ask_source, finish, heal, restore_dump, rollback, settling
 from tests.stages.test_settling import ID, restoring
 
 __all__ = ["restoring"]
@@ -320,6 +321,41 @@ def test_what_stands_fenced(restoring: Migration, container: Container, monkeypa
     monkeypatch.setattr(identity, "whose", lambda of: whose if of == layout_of(restoring) else Whose.FOREIGN)
     restoring.state, container.states = state, [lxc_has_it]
     assert settling.stands_fenced(restoring) is fenced
+
+
+def test_what_lives_on_without_its_monitor_does_not_stand(restoring: Migration, container: Container,
+                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    """LXC says that it is stopped: it was told to be started, beside the one that runs."""
+    monkeypatch.setattr(identity, "whose", lambda _: Whose.OURS)
+    monkeypatch.setattr(lxc, "lives_in", lambda name, rootfs: (name, rootfs) == ("web", layout_of(restoring).rootfs))
+    restoring.state, container.states = State.RESTORED, ["STOPPED"]
+    assert not settling.stands_fenced(restoring)
+
+
+@pytest.mark.parametrize(("state", "lives", "two"), [
+    ("STOPPED", False, False), ("STOPPED", True, True), ("RUNNING", False, True),
+])
+def test_it_gives_way_only_where_nothing_of_it_runs(restoring: Migration, container: Container, acts: list[str],
+                                                    monkeypatch: pytest.MonkeyPatch, state: str, lives: bool,
+                                                    two: bool) -> None:
+    """The source was forced to run it again. LXC calls stopped what has lost its monitor."""
+    restoring.move(Event.RESTORED, restored_at=1.0)
+    container.states = [state]
+    container.folder = restoring.lxcpath / "web"
+    for name in ("config", "rootfs"):
+        attribute = "config_file" if name == "config" else name
+        monkeypatch.setattr(container, attribute, container.folder / name, raising=False)
+    monkeypatch.setattr(lxc, "lives_in", lambda *_: lives)
+    monkeypatch.setattr(settling, "stands_fenced", lambda _: False)
+    monkeypatch.setattr(ask_source, "state_of_source", lambda *_: State.ROLLED_BACK)
+    monkeypatch.setattr(finish, "drop_way_back", lambda _: acts.append("gave way"))
+    monkeypatch.setattr(Layout, "is_own_rootfs", lambda _: True)
+    if two:
+        with pytest.raises(TwoCopies):
+            heal._complete_restored(argparse.Namespace(), restoring)
+    else:
+        assert heal._complete_restored(argparse.Namespace(), restoring)
+    assert ("gave way" in acts) is not two and (str(restoring.state) == "finished") is not two
 
 
 @pytest.mark.parametrize(("boot", "then"), [(None, "started"), ("another", "started"), ("this", "left")])
