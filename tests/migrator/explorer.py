@@ -241,7 +241,10 @@ source's word is over by then, or it asks the source first. So is a destination 
 rebooted when it had let the container run and had not recorded it. What no program can do anything about is left out: a
 destination on which LXC runs the container, or may start it, when it is given up for lost. The source's word may be
 over at any moment, on both hosts at once: that its end comes no later there than here is for the clocks, see
-[states.md](states.md#the-sources-word). Strangers come only before the last of the dumps.
+[states.md](states.md#the-sources-word). Strangers come only before the last of the dumps, but for who takes the fence
+away from what a restore has let run. LXC's monitor of what runs there may end at any moment, and LXC says of it that it
+is stopped; on the source nothing hangs on the monitor. A fence that is taken away from the source's frozen copy, nobody
+can make up for: that is left out too.
 
 | what happens | transitions |
 | --- | --- |

@@ -17,6 +17,8 @@ written in which order around which acts and messages. Keep it in step with stag
     lost for good
   - a rollback asks another host, as after a wrong -d: it has never heard of the migration, or only of an earlier round
   - somebody makes a container of that name on the destination, where none is or in the place of ours, or removes his
+  - somebody takes the fence away from what a restore has let run; LXC's monitor ends, and what it held runs on. On the
+    source no rule hangs on the monitor, and a fence that is taken away there, nobody can make up for
 """
 
 from __future__ import annotations
@@ -97,6 +99,7 @@ class World(NamedTuple):
     restoring: bool = False  # a restore or start is under way on the destination, and has the container locked
     mark: bool = False  # that it may have run there; see `migrator.let_run`
     there: str = STOPPED
+    monitor: bool = True  # LXC's, of what runs there: without it LXC says that it is stopped
     fenced_there: bool = True  # or not there at all
     place: Whose = Whose.NOBODYS  # what is where the container is put there
     gone: bool = False  # the destination, as far as anybody can tell
@@ -581,8 +584,9 @@ def settled(world: World) -> World:
 
     What may have run is not taken away, and not let go on here.
     """
-    if world.there == RUNS:
+    if world.there == RUNS and world.monitor:
         return moved(world, Event.RESTORED)._replace(fenced_there=False)
+    world = world._replace(there=STOPPED, monitor=True)  # what runs without its monitor is ended
     if world.mark and world.place.may_go:
         return moved(world, Event.RESTORED)._replace(fenced_there=True)
     return moved(world, Event.RESTORE_FAILED)._replace(fenced_there=True)
@@ -604,6 +608,10 @@ def destination_moves(world: World) -> Moves:
     if world.source in (S.OFFERED, S.DUMPED, S.FINISHING) and not (world.restoring or world.forgot):
         yield "the destination's journal is lost", kept(world._replace(
             destination=None, attempt_there=0, images=0, word=False, mark=False, forgot=True))
+    if world.there == RUNS and world.destination in (S.RESTORING, S.RESTORED) and world.monitor:
+        yield "LXC's monitor there ends", world._replace(monitor=False)
+    if world.there == RUNS and world.fenced_there:
+        yield f"{STRANGER}takes the fence away where it runs", world._replace(fenced_there=False)
     if world.attempt < max(DUMPS, 2) and not world.forgot:
         yield from strangers(world)
 
@@ -616,7 +624,7 @@ def strangers(world: World) -> Moves:
         yield f"{STRANGER}makes a container of that name", world._replace(place=Whose.FOREIGN)
     elif world.destination not in RAN_THERE and world.there == STOPPED and not world.restoring:
         # What has run there is his who destroys it.
-        yield f"{STRANGER}destroys what has arrived", world._replace(place=Whose.NOBODYS)
+        yield f"{STRANGER}destroys what has arrived", world._replace(place=Whose.NOBODYS, fenced_there=True)
 
 
 TYPED_THERE = {"import-data": "import", "restore-dump": "restore", "resume": "restore", "rollback": "abandon",
@@ -666,7 +674,8 @@ def restore_moves(world: World) -> Moves:
     elif world.images and not world.mark:
         yield label, world._replace(mark=True)
     if world.destination is S.RESTORING:  # the attempt fails: what it has started is ended, then that is recorded
-        yield label, moved(world, Event.RESTORE_FAILED)._replace(restoring=False, there=STOPPED)
+        yield label, moved(world, Event.RESTORE_FAILED)._replace(restoring=False, there=STOPPED, monitor=True,
+                                                                 fenced_there=True)
     yield "the destination's program is killed", world._replace(restoring=False)
 
 
@@ -677,4 +686,4 @@ def in_time(world: World) -> bool:
 
 def rebooted_there(world: World, *, images: bool) -> World:
     images_left = world.images if images else 0
-    return world._replace(restoring=False, there=STOPPED, images=images_left, word=False)
+    return world._replace(restoring=False, there=STOPPED, monitor=True, images=images_left, word=False)

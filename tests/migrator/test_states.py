@@ -284,6 +284,31 @@ def what_ran_before_a_reboot_goes_on_unasked(patch: pytest.MonkeyPatch) -> None:
 
 
 @mutant("two copies run|one runs|without the token")
+def what_runs_without_its_monitor_counts_as_never_run(patch: pytest.MonkeyPatch) -> None:
+    """LXC calls it stopped."""
+    honest = model.settled
+
+    def settled(world: World) -> World:
+        if world.there == model.RUNS and not world.monitor:
+            return model.moved(world, Event.RESTORE_FAILED)
+        return honest(world)
+
+    patch.setattr(model, "settled", settled)
+
+
+@mutant("without the token")
+def a_fence_that_was_taken_away_is_not_made_anew(patch: pytest.MonkeyPatch) -> None:
+    honest = model.restore_moves
+
+    def restore_moves(world: World) -> model.Moves:
+        for label, changed in honest(world):
+            yield label, changed if changed.destination is State.RESTORED else changed._replace(
+                fenced_there=world.fenced_there)
+
+    patch.setattr(model, "restore_moves", restore_moves)
+
+
+@mutant("two copies run|one runs|without the token")
 def whether_the_word_still_holds_is_not_looked_at_last(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(model, "in_time", lambda _: True)
 
