@@ -47,7 +47,7 @@ from migrator.protocol import Connection
 from migrator.report import size
 from migrator.service import Place, Service, keep_config
 from migrator.states import Event, Role, State, Verdict, decide
-from stages import check
+from stages import check, same_host
 from tunnel.errors import DocumentedError
 
 NAME = "prepare-data"
@@ -109,6 +109,7 @@ def carry_out(args: argparse.Namespace, journal: Journal, migration: Migration |
               there: Connection, disk_bytes: int) -> Result:
     """A round, after the preflight; it begins the migration where there is none."""
     if migration and not args.dry_run:
+        same_host.require(args, migration, there, there.call("state", id=migration.id))
         choose(args, migration)
     config = container_config.read(container.config_file, container.name)
     wanted = migration.detail["destination_lxcpath"] if migration else args.destination_lxcpath

@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
+from migrator import healing
 from migrator.advice import this_host
-from migrator.errors import ForceRefused, NotKnownThere, OutOfOrder, SourceStateUnknown
+from migrator.errors import AlreadyMigrating, ForceRefused, NotKnownThere, OutOfOrder, SourceStateUnknown
 from migrator.journal import Journal, Migration
 from migrator.service import Service
 from migrator.states import Event, Owner, Role, State
-from stages import ask_source, finish, force, heal, prepare_data, rollback
+from stages import ask_source, drive, finish, force, heal, migrate, prepare_data, rollback
 from tests.stages.test_answers import ID, Destination, pool  # noqa: F401 -- a fixture
 from tests.stages.test_force import nothing_real  # noqa: F401 -- a fixture
 from tunnel.errors import DocumentedError
@@ -216,3 +217,70 @@ def test_who_does_not_know_it_must_be_the_source(pool: Path, monkeypatch: pytest
                                    event=Event.RECEIVE)
         with contextlib.nullcontext() if counts else pytest.raises(NotKnownThere):
             assert ask_source.ask(argparse.Namespace(), migration) is None
+
+
+# --- a migration goes on with the host that it has begun with -------------------------------------------------
+
+
+def resumed(pool: Path, journal: Journal, migration: Migration, where: str) -> drive.Drive:
+    """`migrator resume web -d WHERE`, up to the first connection."""
+    args = argparse.Namespace(
+        destination=where, command="resume", no_memory=False, dry_run=False, new_name=None, lxcpath=None, map_bridge=[],
+        destination_lxcpath=None, **dict.fromkeys(migrate.OPTIONS))
+    heal.complete(args, migration)
+    (pool / "config").write_text("lxc.uts.name = web\n")
+    container = SimpleNamespace(name="web", lxcpath=pool, config_file=pool / "config", mapped_root=0)
+    return drive.Drive(args, journal, container, migration)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("answered", [False, True])
+def test_another_host_takes_up_nothing(pool: Path, hosts: Hosts, answered: bool) -> None:
+    """Every record names the first one: whose silence would then let a rollback by force make two copies."""
+    with Journal(pool / "journal.db") as journal:
+        migration = journal.create(id=ID, role=Role.SOURCE, name="web", lxcpath=pool, peer="root@hostc", bridges={},
+                                   event=Event.SEND, destination_host="hostc", rounds=[], one_shot=True, options={},
+                                   destination_lxcpath=str(pool / "hostb"))
+        if answered:
+            migration.move(Event.SEND, ticket=hosts["hostc"].call("begin")["ticket"])
+        ticket, driver = migration.ticket, resumed(pool, journal, migration, "root@hostb")
+        there: Any = hosts["hostb"]
+        for step in (lambda: driver._next(there),
+                     lambda: prepare_data.carry_out(driver.args, journal, migration, driver.container, there, 1)):
+            with pytest.raises(AlreadyMigrating, match="to root@hostc") as refused:
+                step()
+            assert "migrator resume web" in refused.value.hint
+        assert there.destination.state is None and migration.ticket == ticket
+        assert resumed(pool, journal, migration, "root@hostc")._next(hosts["hostc"]) == "prepare-data"  # type: ignore
+
+
+@pytest.mark.parametrize(("where", "answers", "goes_on"), [
+    ("root@10.0.3.2", "hostc", True),  # the same host, as its ticket proves
+    ("root@hostc", "hostx", True),  # it was given another name since
+    ("root@hostc", "forgotten", True),  # it is that host, and has lost its journal
+    ("root@hostc", "hostx, forgotten", False),  # its name means another one by now
+    ("root@10.0.3.2", "forgotten", False),  # nothing proves it
+])
+def test_who_is_the_host_that_it_began_with(pool: Path, hosts: Hosts, where: str, answers: str, goes_on: bool) -> None:
+    with Journal(pool / "journal.db") as journal:
+        migration = journal.create(id=ID, role=Role.SOURCE, name="web", lxcpath=pool, peer="root@hostc",
+                                   event=Event.SEND, destination_host="hostc", rounds=[], options={})
+        there = hosts["hostc"]
+        ticket = there.call("begin")["ticket"]
+        migration.move(Event.SEND, ticket="of a journal that was lost" if "forgotten" in answers else ticket)
+        there.peer_host = "hostx" if "hostx" in answers else "hostc"
+        expected = (contextlib.nullcontext() if goes_on else
+                    pytest.raises(AlreadyMigrating if "10.0.3.2" in where else NotKnownThere))
+        with expected:
+            assert resumed(pool, journal, migration, where)._next(there) == "prepare-data"  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("ticket", "answered", "recorded", "found", "same_place", "is_it"), [
+    ("t", "t", "", "", False, True), ("t", "t", "key", "another", False, True),
+    ("t", "u", "", "", True, True), ("t", "u", "", "", False, False), ("t", "", "", "", True, True),
+    ("", "", "", "", True, True), ("", "", "", "", False, False), ("", "u", "", "", False, False),
+    ("t", "u", "key", "key", False, True), ("t", "u", "key", "another", True, False), ("", "", "key", "", True, False),
+    ("t", "u", "", "key", True, False),  # it has begun over SSH
+])
+def test_what_proves_which_host_it_is(ticket: str, answered: str, recorded: str, found: str, same_place: bool,
+                                      is_it: bool) -> None:
+    assert healing.is_recorded_host(ticket, answered, recorded, found, same_place=same_place) is is_it
