@@ -103,14 +103,16 @@ def run(args: argparse.Namespace) -> Result:
             return described(migration)
         given = getattr(args, "force", None)
         if given is not None:
+            elsewhere = args.destination not in (None, migration.peer)
             return force.roll_back(migration, given, lambda: _tell(args, source),
-                                   elsewhere=args.destination not in (None, migration.peer),
+                                   recorded=(lambda: _tell(args, source, source.peer)) if elsewhere else None,
                                    off=getattr(args, "machine_is_off", False))
         return roll_back(migration, lambda: _tell(args, source))
 
 
-def _tell(args: argparse.Namespace, migration: Migration) -> str:
-    with connected(args, args.destination or migration.peer) as there:
+def _tell(args: argparse.Namespace, migration: Migration, where: str = "") -> str:
+    """At the address that was given, or else the one that it was sent to."""
+    with connected(args, where or args.destination or migration.peer) as there:
         return tell(migration, there)
 
 

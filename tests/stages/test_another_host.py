@@ -14,13 +14,13 @@ import pytest
 
 from migrator import healing
 from migrator.advice import this_host
-from migrator.errors import AlreadyMigrating, ForceRefused, NotKnownThere, OutOfOrder, SourceStateUnknown
+from migrator.errors import AlreadyMigrating, AlreadyRuns, ForceRefused, NotKnownThere, OutOfOrder, SourceStateUnknown
 from migrator.journal import Journal, Migration
 from migrator.service import Service
 from migrator.states import Event, Owner, Role, State
 from stages import ask_source, drive, finish, force, heal, migrate, prepare_data, rollback
 from tests.stages.test_answers import ID, Destination, pool  # noqa: F401 -- a fixture
-from tests.stages.test_force import nothing_real  # noqa: F401 -- a fixture
+from tests.stages.test_force import ALIVE, SILENT, UNKNOWN, nothing_real  # noqa: F401 -- a fixture
 from tunnel.errors import DocumentedError
 
 # ruff: noqa: F811 -- fixtures
@@ -129,7 +129,7 @@ def test_what_has_lost_its_journal_is_forced_with_the_id(source: Migration, host
     with pytest.raises(ForceRefused):
         force.roll_back(source, "", asked)
     with pytest.raises(SourceStateUnknown):  # asked at another address than it was sent to
-        force.roll_back(source, ID, asked, elsewhere=True)
+        force.roll_back(source, ID, asked, recorded=lambda: pytest.fail("it is asked, too"))
     assert nothing_real == []
     assert force.roll_back(source, ID, asked).data["forced"]
     assert source.owes and nothing_real == ["thawed"]
@@ -143,6 +143,35 @@ def test_what_has_lost_its_journal_is_forced_with_the_id(source: Migration, host
     assert told and told.data["destination_told"] is False and "does not know" in told.text
     found = source.journal.by_id(ID, Role.SOURCE)
     assert found and not found.owes and force.tell_late(found, lambda: pytest.fail("it is asked")) is None
+
+
+@pytest.mark.parametrize("off", [False, True])
+@pytest.mark.parametrize("there", ["alive", "in doubt", "it runs", "silent", "forgotten"])
+def test_an_address_that_is_silent_is_not_the_host(source: Migration, hosts: Hosts, nothing_real: list[str],
+                                                   there: str, off: bool) -> None:
+    """`rollback --force ID -d ADDRESS`: where the container was sent is asked too, each time."""
+    asked: list[str] = []
+
+    def elsewhere() -> str:
+        asked.append("elsewhere")
+        raise SILENT[0]
+
+    def recorded() -> str:
+        asked.append("recorded")
+        if there in ("it runs", "forgotten"):
+            return tell(source, hosts["hostb"])
+        raise {"alive": ALIVE, "in doubt": UNKNOWN, "silent": SILENT}[there][0]
+
+    if there == "it runs":
+        hosts["hostb"].destination.take(Event.RECEIVED, Event.IMPORT, Event.IMPORTED, Event.RECEIVE_DUMP,
+                                        Event.DUMP_RECEIVED, Event.OWN, Event.RESTORE, Event.RESTORED)
+    elif there == "forgotten":
+        lost(hosts)
+    forced = there in ("silent", "forgotten") or (off and there == "in doubt")
+    with contextlib.nullcontext() if forced else pytest.raises(AlreadyRuns if there == "it runs" else
+                                                               SourceStateUnknown):
+        assert force.roll_back(source, ID, elsewhere, recorded=recorded, off=off).data["forced"]
+    assert asked == ["elsewhere", "recorded"] and nothing_real == (["thawed"] if forced else [])
 
 
 def test_before_the_offer_the_container_is_ours(source: Migration, hosts: Hosts, nothing_real: list[str]) -> None:
