@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from migrator import clock, holder, log, names, states
-from migrator.errors import JournalBroken, MigratorError
+from migrator.errors import JournalBroken
 from migrator.states import Event, Owner, Role, State
+from tunnel.errors import DocumentedError
 
 DEFAULT_PATH = Path("/var/lib/migrator/journal.db")
 SCHEMA_VERSION = 1
@@ -163,7 +164,7 @@ class Migration:
         try:
             yield detail
         except BaseException as error:
-            text = str(error) if isinstance(error, MigratorError) else repr(error)
+            text = str(error) if isinstance(error, DocumentedError) else repr(error)
             self._event_if_possible(step, "failed", {"reason": text[:2000]})
             raise
         (record if end_must_be else self._event_if_possible)(step, "done", detail)

@@ -120,6 +120,7 @@ class Drive:
         if self.migration:
             prepare_data.choose(self.args, self.migration)
         while stage := self._next(there := self._link.connect()):  # a stage may have made another
+            holder.check_interrupted()  # should the exception have been lost in somebody else's code
             # An offer that was lost is made again as it was: the container is frozen.
             offered = self.migration is not None and self.migration.state is State.OFFERED
             if stage in ("prepare-data", "create-dump") and self.plan is None and not offered:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from migrator import advice, btrfs, container_config, criu, leave, log
+from migrator import advice, btrfs, container_config, criu, holder, leave, log
 from migrator.advice import this_host
 from migrator.errors import (
     DowntimeExceeded,
@@ -70,9 +70,10 @@ def make(migration: Migration, there: Connection, *, restore_within: float | Non
         answer = there.call_and_go("own", first=ANSWER_LIMIT, then=(restore_within or 0.0) + ANSWER_LIMIT,
                                    within=lambda: word(migration), **asked)
     except DumpRefused as error:
-        migration.move(Event.REFUSED)
-        give_up(migration, there, error)
-    except MigratorError as error:  # also Busy: an offer that was thought lost may be taken at this moment
+        with holder.held_back():
+            migration.move(Event.REFUSED)
+            give_up(migration, there, error)
+    except (MigratorError, Interrupted) as error:  # also Busy: an offer thought lost may be taken at this moment
         raise outcome(SourceStateUnknown, memory=migration.memory)(
             error, name=migration.name, destination=there.peer_host, rollback=advice.command("rollback", migration),
         ) from error

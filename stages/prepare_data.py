@@ -175,9 +175,7 @@ def _begin(
     )
     try:
         reply = there.call("begin", **fields)
-    except Interrupted:
-        raise  # it may have been recorded there
-    except MigratorError as error:
+    except MigratorError as error:  # Ctrl-C is none: it may have been recorded there
         if isinstance(error, NotAllowed) or _has_never_heard(there, migration):
             journal.forget(migration)
         raise

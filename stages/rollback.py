@@ -37,6 +37,7 @@ from migrator.errors import (
     AlreadyRuns,
     CommandTimeout,
     ContainerNotFound,
+    Interrupted,
     JournalBroken,
     MigratorError,
     NoMigration,
@@ -150,6 +151,7 @@ def roll_back(migration: Migration, tell: Callable[[], str] | None) -> Result:
     name = migration.name
     forced = tell is None or bool(migration.detail.get("forced"))
     left_there = ""
+    interrupted: Interrupted | None = None
     kept = list(migration.detail.get("kept", []))
     if tell and not forced and not migration.detail.get("abandoned"):
         try:
@@ -161,6 +163,10 @@ def roll_back(migration: Migration, tell: Callable[[], str] | None) -> Result:
                 raise outcome(SourceStateUnknown, memory=migration.memory)(
                     error, name=name, destination=migration.peer, rollback=advice.command(NAME, migration),
                 ) from error
+            if isinstance(error, Interrupted):
+                if not aftermath.held(migration):
+                    raise  # it runs, and nothing has been done
+                interrupted = error
             left_there = (f" {migration.peer} could not be told ({error}); clean up there with: migrator rollback "
                           f"{migration.other_name}")
             kept = _sent(migration)
@@ -181,6 +187,8 @@ def roll_back(migration: Migration, tell: Callable[[], str] | None) -> Result:
             with contextlib.suppress(MigratorError, OSError):
                 drop_attempt(migration, [])
         thawed = thaw_source(migration)
+    if interrupted:
+        raise interrupted
     if not recorded:
         kept = record["kept"] = []  # room is what is missing
     drop_attempt(migration, kept)  # which may make the room that the journal needs
