@@ -47,7 +47,7 @@ from migrator.errors import (
     StartFailed,
     outcome,
 )
-from migrator.journal import DEFAULT_PATH, AlreadyRecorded, Journal, Migration
+from migrator.journal import DEFAULT_PATH, AlreadyRecorded, Journal, Migration, is_busy
 from migrator.layout import Layout, locked
 from migrator.peer import connected
 from migrator.protocol import Connection
@@ -174,25 +174,29 @@ def roll_back(migration: Migration, tell: Callable[[], str] | None) -> Result:
             kept = _names_of(migration, uuid)
     told = not left_there and not forced
     record = {"abandoned": told, "forced": forced, "held": aftermath.held(migration), "kept": kept}
-    recorded = False
+    busy = full = False  # where it could not be recorded
     with holder.held_back():
         try:
-            migration.move(Event.ROLL_BACK, **record)
-            recorded = True
+            with contextlib.nullcontext() if forced else migration.journal.hurried():
+                migration.move(Event.ROLL_BACK, **record)
         except JournalBroken as error:
             if forced:  # the destination may come back, and must then be told
                 raise
+            busy = is_busy(error)
+            full = not busy
             log.warning(f"{name} is given back before that is recorded: {error}")
-        if not recorded and not migration.memory:  # its start may need that room too
+        if full and not migration.memory:  # its start may need that room too
             with contextlib.suppress(MigratorError, OSError):
                 drop_attempt(migration, [])
         thawed = thaw_source(migration)
     if interrupted:
         raise interrupted
-    if not recorded:
+    if busy:
+        migration.move(Event.ROLL_BACK, **record)
+    if full:
         kept = record["kept"] = []  # room is what is missing
     drop_attempt(migration, kept)  # which may make the room that the journal needs
-    if not recorded:
+    if full:
         migration.move(Event.ROLL_BACK, **record)
     container_config.unfence(migration.lxcpath / name, migration.id)
     if told and kept:
