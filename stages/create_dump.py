@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from migrator import advice, btrfs, cli, container_config, criu, layout, leave, log, lxc, spool
+from migrator import advice, btrfs, cli, container_config, criu, holder, layout, leave, log, lxc, spool
 from migrator.cli import Result
 from migrator.errors import ContainerChanged, ContainerNotRunning, NoMigration, NoSpace, OutOfOrder, UsageError
 from migrator.journal import DEFAULT_PATH, Journal, Migration
@@ -97,11 +97,15 @@ def handover(args: argparse.Namespace, migration: Migration, container: lxc.Cont
 
 
 def heal(migration: Migration) -> None:
-    """An earlier create-dump was killed before it offered the token: the container is ours, and it begins anew."""
+    """An earlier create-dump was killed before it offered the token: the container is ours, and it begins anew.
+
+    A first Ctrl-C waits until it runs: one that is told to end, to be started again, would stay stopped.
+    """
     log.warning(f"An earlier create-dump of {migration.name} was killed; the container runs on first")
-    thaw_source(migration)
-    container_config.unfence(migration.lxcpath / migration.name, migration.id)
-    migration.move(Event.THAW)
+    with holder.held_back():
+        thaw_source(migration)
+        container_config.unfence(migration.lxcpath / migration.name, migration.id)
+        migration.move(Event.THAW)
 
 
 def _refuse_changed(migration: Migration, container: lxc.Container) -> None:
