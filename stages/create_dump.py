@@ -69,14 +69,15 @@ def carry_out(args: argparse.Namespace, migration: Migration, container: lxc.Con
     state_there = prepare_data.state_there(there, migration)
     decision = decide(NAME, migration.state, state_there)
     next_ = advice.command(decision.next_stage, migration) if decision.next_stage else ""
-    offer.settle(migration, state_there)
+    if not args.dry_run:
+        offer.settle(migration, state_there)
     if decision.verdict is Verdict.REFUSE:
         raise OutOfOrder(stage=NAME, missing=decision.missing, next=next_)
     if migration.state is State.OFFERED and not args.dry_run:
         migration.note("leave", **leave.given(migration.detail, leave.BY_HAND))
         offer.make(migration, there)
         next_ = advice.next_command(migration)
-    if migration.state is State.DUMPED:
+    if offer.settled(migration, state_there) is State.DUMPED:
         return Result({"migration": migration.id, "name": name, "stage": NAME, "already": True, "next": next_},
                       f"{name} has already been dumped and handed over. Next: {next_}")
     _refuse_changed(migration, container)

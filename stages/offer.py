@@ -41,9 +41,15 @@ def named(migration: Migration) -> dict[str, Any]:
     return {"id": migration.id, "attempt": attempt(migration)}
 
 
+def settled(migration: Migration, state_there: State | None) -> State:
+    """The state here, also where the answer to an offer was lost: the destination's state tells it."""
+    taken = state_there in (State.OWNED, State.RESTORING, State.RESTORED)
+    return State.DUMPED if migration.state is State.OFFERED and taken else migration.state
+
+
 def settle(migration: Migration, state_there: State | None) -> None:
-    """The answer to an offer was lost, but the destination's state tells it."""
-    if migration.state is State.OFFERED and state_there in (State.OWNED, State.RESTORING, State.RESTORED):
+    """Record what `settled` tells."""
+    if settled(migration, state_there) is not migration.state:
         migration.move(Event.TAKEN)
 
 

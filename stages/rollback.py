@@ -52,7 +52,7 @@ from migrator.layout import Layout, locked
 from migrator.peer import connected
 from migrator.protocol import Connection
 from migrator.service import Service
-from migrator.states import Event, Owner, Role, State, Verdict, decide
+from migrator.states import FROZEN, Event, Owner, Role, State, Verdict, decide
 from migrator.thawing import Frozen
 from tunnel.errors import DocumentedError
 
@@ -259,7 +259,7 @@ def thaw_source(migration: Migration) -> bool:
     """
     if not migration.memory:
         return _start_again(migration)
-    if "cgroup" not in migration.detail:
+    if "cgroup" not in migration.detail or not _may_be_frozen(migration):
         return False
     if not aftermath.memory_is_here(migration):
         remains.require_none(migration)
@@ -272,6 +272,11 @@ def thaw_source(migration: Migration) -> bool:
     with migration.step("thaw", must_be_recorded=False):
         thawing.thaw(Frozen.from_detail(migration.id, migration.name, migration.lxcpath, migration.detail))
     return True
+
+
+def _may_be_frozen(migration: Migration) -> bool:
+    """Whether it is this migration that keeps it frozen: once it was thawed, who has frozen it since meant that."""
+    return migration.state in FROZEN and migration.detail.get("held", True) is not False
 
 
 def _start_again(migration: Migration) -> bool:
@@ -304,7 +309,7 @@ def described(migration: Migration) -> Result:
     if not migration.memory and migration.detail.get("stopping"):
         name, log_file = migration.name, criu.LOG_FOLDER / f"{migration.name}-start.log"
         commands.append((this_host(), no_memory.start_command(name, migration.lxcpath, None, log_file)))
-    elif migration.memory and "cgroup" in migration.detail:
+    elif migration.memory and "cgroup" in migration.detail and _may_be_frozen(migration):
         if migration.detail["ports"]:
             commands.append((this_host(), network.hear_command(migration.id)))
         commands.append((this_host(), ["tee", f"{migration.detail['cgroup']}/cgroup.freeze"]))
