@@ -12,7 +12,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import TextIO
 
-from migrator import holder, log
+from migrator import holder, log, standard_files
 from migrator.errors import EXIT_OK, Interrupted, as_ours
 from tunnel.errors import DocumentedError
 
@@ -21,6 +21,7 @@ _BY_HAND = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns its exit status."""
+    standard_files.open_missing()
     from migrator import cli
 
     for number in (*_BY_HAND, holder.ABORT):

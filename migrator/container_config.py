@@ -24,6 +24,7 @@ FENCE_END = "# END migrator fence"
 FENCE_HOOK = "migrator-fence"  # in the container's folder
 SUPERSEDED = "To remove this copy: migrator cleanup"  # in the message of a fence: the container lives on elsewhere
 ROOTFS = "lxc.rootfs.path"
+LINKS = 8  # that a configuration may be behind
 INCLUDE_FOLDER = "migrator-include"  # in the container's folder: copies of what was included, by migration
 
 _FENCE = re.compile(rf"\n?{FENCE_BEGIN}((?!{FENCE_BEGIN}).)*?{FENCE_END}\n?", re.DOTALL)
@@ -249,16 +250,43 @@ def _temporary(name: str) -> str:
     return f".{name}.new"
 
 
+def _target(path: Path) -> Path:
+    """The file that a link leads to, if nobody but root can have made that link, or can put another file there.
+
+    So not through the container's root file system, where the container's own root makes links. Else the path itself.
+    """
+    inside, hop = Path(os.path.realpath(path.parent / "rootfs")), path
+    for _ in range(LINKS):
+        if not hop.is_symlink():
+            return hop if hop.is_file() else path
+        link = hop.lstat()
+        place = Path(os.path.realpath((hop.parent / hop.readlink()).parent))
+        if link.st_uid != os.geteuid() or place.is_relative_to(inside) or not place.is_dir():
+            return path
+        folder = place.stat()
+        if folder.st_uid != os.geteuid() or folder.st_mode & 0o022:
+            return path
+        hop = place / hop.readlink().name
+    return path
+
+
 def write_file(path: Path, text: str, *, mode: int | None = None) -> None:
     """Replace a file as a whole and durably: whoever reads it sees the old text or the new one.
 
-    Without `mode` (permission bits) the old file's is kept, 0644 for a new one.
+    Without `mode` (permission bits) the old file's is kept, 0644 for a new one, and its owner; where the administrator
+    has put a link there, as what keeps a host's configurations in order does, it stays, and its target is replaced.
     """
+    old, temporary = None, path.with_name(_temporary(path.name))
     if mode is None:
-        mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o644
-    temporary = path.with_name(_temporary(path.name))
+        if (target := _target(path)) != path:
+            path, temporary = target, target.with_name(f".{target.name}.migrator")
+        old = path.stat() if path.exists() else None
+        mode = stat.S_IMODE(old.st_mode) if old else 0o644
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
     with os.fdopen(fd, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        if old and not path.is_symlink():
+            with contextlib.suppress(OSError):  # an owner that this host's root cannot give
+                os.fchown(fd, old.st_uid, old.st_gid)
         os.fchmod(fd, mode)
         file.write(text)
         file.flush()

@@ -141,8 +141,10 @@ class CommandTimeout(MigratorError):
     status = 14
 
 
-class Interrupted(MigratorError):
+class Interrupted(DocumentedError):
     """Interrupted by {signal}."""
+
+    # It is no MigratorError: who goes on after such an error, as it is not worth an end, must not go on after this.
 
     @property
     def exit_status(self) -> int:
@@ -566,6 +568,8 @@ def from_json(data: dict[str, Any], host: str) -> MigratorError:
     """The error that the other host sent, as an exception that names that host."""
     cls = by_code().get(str(data.get("code")), InternalError)
     fields = data.get("fields")
+    if data.get("code") == Interrupted.code():  # there; nobody has interrupted what is done here
+        cls, fields = MigratorError, {"reason": str(data.get("message"))[:1000]}
     if issubclass(cls, OutcomeError) or not isinstance(fields, dict):
         cls, fields = InternalError, {"reason": str(data.get("message"))[:1000]}
     named = {"host": host[:255]} if issubclass(cls, _HasLog) else {}  # an older version does not say

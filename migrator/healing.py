@@ -41,6 +41,18 @@ def is_known(ticket: str, *, known: bool, answered: str) -> bool:
     return known and (not ticket or answered == ticket)
 
 
+def is_recorded_host(ticket: str, answered: str, fingerprint: str, found: str, *, same_place: bool) -> bool:
+    """Whether who is connected to is the host that the migration has begun with, so that data may be sent there.
+
+    The `ticket` that it made up proves it, under whatever address it is reached. Without one, as where it has lost its
+    journal, or has never answered, a peer proves it by its key: `fingerprint` is the one on record, `found` this one's.
+    Of a host over SSH it must be the address that is on record, and the name that it gave itself: the `same_place`.
+    """
+    if ticket and answered == ticket:
+        return True
+    return found == fingerprint if fingerprint else same_place and not found
+
+
 def gives_back(ticket: str, *, known: bool, answered: str, offered: bool) -> bool:
     """Whether a host's word that it will never run the attempt lets the source go on.
 

@@ -183,7 +183,7 @@ def _described(pid: int, text: str) -> Holder:
 
 
 def ask_to_stop(name: str, holder: Holder, folder: Path = LOCKS) -> None:
-    """Send a process what a Ctrl-C is, if it still is the one that has the lock; safe to repeat.
+    """Send a process what a Ctrl-C is, if it still is the one that has the lock, stopped or not; safe to repeat.
 
     Raises HolderUnknown where it does not listen to that, as no command of ours would.
     """
@@ -194,6 +194,7 @@ def ask_to_stop(name: str, holder: Holder, folder: Path = LOCKS) -> None:
         if not _catches(holder.pid, ABORT):
             raise HolderUnknown(name=name, pid=holder.pid, command=holder.command)
         signal.pidfd_send_signal(fd, ABORT)
+        signal.pidfd_send_signal(fd, signal.SIGCONT)  # one that was stopped (Ctrl-Z) hears nothing before
 
 
 def has_ended(holder: Holder, limit: float) -> bool:

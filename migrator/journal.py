@@ -19,12 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from migrator import clock, holder, log, names, states
-from migrator.errors import JournalBroken, MigratorError
+from migrator.errors import JournalBroken
 from migrator.states import Event, Owner, Role, State
+from tunnel.errors import DocumentedError
 
 DEFAULT_PATH = Path("/var/lib/migrator/journal.db")
 SCHEMA_VERSION = 1
 WAIT_FOR_LOCK = 10.0  # seconds
+HURRY = 0.2  # seconds, while what is to be recorded keeps a container from running
 _PAUSE = 0.01  # seconds between two tries for it
 KEPT = 20  # migrations of a container that have ended; older ones are forgotten when the next one begins
 ROOT_CALLER = "ssh"  # who has begun what is not recorded with another caller: root, here or over SSH
@@ -55,6 +57,11 @@ class Record:
 
 class AlreadyRecorded(Exception):
     """A migration of that id and role is recorded: another process has been faster."""
+
+
+def is_busy(error: JournalBroken) -> bool:
+    """Whether nothing is wrong with the journal, but others have not let go of it in time."""
+    return isinstance(error.__cause__, sqlite3.Error) and error.__cause__.sqlite_errorcode == sqlite3.SQLITE_BUSY
 
 
 class Migration:
@@ -155,18 +162,23 @@ class Migration:
         """Record that `step` begins, and how it ended; what the block puts into the dict goes with the record.
 
         Where the record cannot be made the step is not taken, unless it need not be recorded: it gives something back.
+        Then nobody who has the journal locked is waited for, either.
         Of one that lets something run only the begin must be: what runs is not ended for want of a record.
         """
-        record = self._event if must_be_recorded else self._event_if_possible
+        record = self._event if must_be_recorded else self._event_at_once
         record(step, "begin", {})
         detail: dict[str, Any] = {}
         try:
             yield detail
         except BaseException as error:
-            text = str(error) if isinstance(error, MigratorError) else repr(error)
+            text = str(error) if isinstance(error, DocumentedError) else repr(error)
             self._event_if_possible(step, "failed", {"reason": text[:2000]})
             raise
         (record if end_must_be else self._event_if_possible)(step, "done", detail)
+
+    def _event_at_once(self, step: str, phase: str, detail: dict[str, Any]) -> None:
+        with self.journal.hurried():
+            self._event_if_possible(step, phase, detail)
 
     def others(self) -> list[Migration]:
         """The other migrations of this container on this host, oldest first."""
@@ -245,6 +257,7 @@ class Journal:
 
     def __init__(self, path: Path, patience: float = WAIT_FOR_LOCK) -> None:
         self.path = path
+        self._patience = patience
         self._db = self._open(path, patience)
         self._latest: object = None  # the transaction that began last
 
@@ -309,6 +322,19 @@ class Journal:
                     self.end_unfinished()
         except sqlite3.Error as error:
             raise JournalBroken(path=self.path, reason=error) from error
+
+    @contextlib.contextmanager
+    def hurried(self) -> Iterator[None]:
+        """Who writes in the block waits no longer than HURRY for others, who may have been stopped in the middle."""
+        self._wait_for(HURRY)
+        try:
+            yield
+        finally:
+            self._wait_for(self._patience)
+
+    def _wait_for(self, seconds: float) -> None:
+        with contextlib.suppress(sqlite3.Error):  # whoever writes next is told
+            self._db.execute(f"PRAGMA busy_timeout = {round(seconds * 1000)}")
 
     def end_unfinished(self) -> None:
         """Take back what was written in a transaction that an exception has left open; raises JournalBroken."""

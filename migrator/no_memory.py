@@ -124,6 +124,22 @@ def unfenced(container: lxc.Container, migration: str) -> Iterator[Path]:
         path.unlink(missing_ok=True)
 
 
+def log_of(name: str, *, anew: bool = False) -> Path:
+    """Where LXC writes the log of a start: what cannot be written there, as on a full disk, keeps nothing from running.
+
+    Then it is in memory, or goes nowhere: lxc-start ends at once where it cannot open its log.
+    """
+    for folder in (criu.LOG_FOLDER, layout.RUNTIME):
+        path = folder / f"{name}-start.log"
+        with contextlib.suppress(OSError):
+            folder.mkdir(mode=0o750 if folder == criu.LOG_FOLDER else 0o711, exist_ok=True)
+            if anew:
+                path.unlink(missing_ok=True)
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+            return path
+    return Path(os.devnull)
+
+
 def start_command(name: str, lxcpath: Path, config: Path | None, log_file: Path) -> list[str]:
     command = ["lxc-start", "-d", "-n", name, "-P", str(lxcpath)]
     return [*command, *(("-f", str(config)) if config else ()), "-o", str(log_file), "-l", "NOTICE"]
@@ -135,8 +151,7 @@ def start(container: lxc.Container, migration: str, *, config: Path | None = Non
     With `config` from that configuration instead of its own: one without the fence.
     Raises StartFailed or CommandTimeout, after everything that the attempt left running has been ended.
     """
-    log_file = criu.log_path(container.name, "start")
-    log_file.unlink(missing_ok=True)
+    log_file = log_of(container.name, anew=True)
     try:
         run(start_command(container.name, container.lxcpath, config, log_file), limit=limit, env={STARTS: migration})
         return container.init_pid
@@ -153,7 +168,7 @@ def stay(container: lxc.Container, migration: str, pid: int) -> None:
     time.sleep(STEADY)
     init = remains.init_of(container)
     if init is None or init[0] != pid:
-        log_file = criu.log_path(container.name, "start")
+        log_file = log_of(container.name)
         end(container, migration)
         raise StartFailed(name=container.name, reason=_reason(log_file) or "its first process has ended", log=log_file)
 
@@ -198,7 +213,7 @@ def end(container: lxc.Container, migration: str) -> None:
     while ours := _ours(migration):
         if time.monotonic() > until:
             raise StartFailed(name=container.name, reason=f"what was started does not end (process {min(ours)})",
-                              log=criu.log_path(container.name, "start"))
+                              log=log_of(container.name))
         starting = _starting(migration)
         for pid in starting:
             with contextlib.suppress(ProcessLookupError):

@@ -37,6 +37,7 @@ from migrator.protocol import Connection
 from migrator.report import size
 from migrator.segments import INDEX_SUFFIX, End, Index, Segment
 from migrator.stream import Bytes
+from tunnel.errors import DocumentedError
 
 SEGMENT_HEAD = struct.Struct(f"!I{DIGEST_SIZE}s")  # raw length, digest
 FILE_END = struct.Struct(f"!Q{DIGEST_SIZE}s")  # raw length, digest over the segments' digests
@@ -105,7 +106,7 @@ class Receiver:
         self._buffers: queue.Queue[bytearray] = queue.Queue()
         self._spare_buffers = _QUEUE + 2
         self._failing = threading.Lock()
-        self._error: MigratorError | None = None
+        self._error: DocumentedError | None = None
         self._file: _Incoming | None = None  # the one that segments are for
         self._open: list[_Incoming] = []  # that one and those before it that are not yet on disk
         self._done: dict[str, End] = {}
@@ -349,8 +350,8 @@ class Receiver:
             with contextlib.suppress(MigratorError):
                 connection.send(Kind.STOP)
 
-    def _described(self, error: Exception) -> MigratorError:
-        if isinstance(error, MigratorError):
+    def _described(self, error: Exception) -> DocumentedError:
+        if isinstance(error, DocumentedError):
             return error
         if not isinstance(error, OSError):
             return InternalError(reason=f"{type(error).__name__} while receiving: {error}")

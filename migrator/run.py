@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO
 
 from migrator import log
-from migrator.errors import CommandFailed, CommandTimeout, ProgramMissing
+from migrator.errors import CommandFailed, CommandTimeout, Interrupted, ProgramMissing
 
 DEFAULT_LIMIT = 60.0  # seconds
 ERROR_TAIL = 2000  # bytes of a program's output that an error message shows
@@ -249,7 +249,7 @@ def _ended_after(program: Program, limit: float | None) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if late.is_set():
+        if late.is_set() and not isinstance(error, Interrupted):
             raise CommandTimeout(command=shown(program.argv), limit=f"{limit:g}") from error
         raise
     finally:

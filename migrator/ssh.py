@@ -23,13 +23,13 @@ from migrator.errors import (
     ConnectionLost,
     DestinationInvalid,
     HostUnreachable,
-    MigratorError,
     RemoteMissing,
 )
 from migrator.run import started
 from migrator.ssh_config import HostConfig
 from migrator.ssh_login import check_host_key, key_types, log_in, reason_of
 from migrator.stream import Bytes
+from tunnel.errors import DocumentedError
 
 if TYPE_CHECKING:
     import paramiko
@@ -208,7 +208,7 @@ class _Connector:
         try:
             sock = self._open_socket(destination, config, jumps or config.proxy_jump, limit)
             transport = _start_transport(sock, config, self._resources, limit)
-        except MigratorError:
+        except DocumentedError:
             raise
         except Exception as error:
             raise HostUnreachable(destination=destination, reason=_why(error, limit)) from error

@@ -32,7 +32,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
-from migrator import cgroups, criu, holder, log, lxc, network, thawing
+from migrator import cgroups, criu, holder, log, lxc, network, standard_files, thawing
 from migrator.errors import MigratorError, WatchdogFailed
 from migrator.journal import Journal
 from migrator.layout import locked
@@ -236,6 +236,7 @@ class Watch:
 
 
 def main() -> int:
+    standard_files.open_missing()
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     log.level = log.Level.QUIET

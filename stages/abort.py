@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Stop the migration of a container from another terminal, and let the container run on here.
 
-Whoever works on it is asked to stop, as by Ctrl-C, and this command waits until it has; then, if anything is left to
-undo, it is rolled back as by `migrator rollback`. It is safe to type it again, also while it waits. What runs on the
-destination already is not called back: the exit status is 29 then.
+Whoever works on it is asked to stop, as by Ctrl-C, and goes on for that where Ctrl-Z has stopped it. This command waits
+until it has ended; then, if anything is left to undo, it is rolled back as by `migrator rollback`. It is safe to type
+it again, also while it waits. What runs on the destination already is not called back: the exit status is 29 then.
 """
 
 from __future__ import annotations

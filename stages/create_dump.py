@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from migrator import advice, bounds, btrfs, cli, container_config, criu, layout, leave, log, lxc, spool
+from migrator import advice, bounds, btrfs, cli, container_config, criu, holder, layout, leave, log, lxc, spool
 from migrator.cli import Result
 from migrator.errors import ContainerChanged, ContainerNotRunning, NoMigration, NoSpace, OutOfOrder, UsageError
 from migrator.journal import DEFAULT_PATH, Journal, Migration
@@ -69,14 +69,15 @@ def carry_out(args: argparse.Namespace, migration: Migration, container: lxc.Con
     state_there = prepare_data.state_there(there, migration)
     decision = decide(NAME, migration.state, state_there)
     next_ = advice.command(decision.next_stage, migration) if decision.next_stage else ""
-    offer.settle(migration, state_there)
+    if not args.dry_run:
+        offer.settle(migration, state_there)
     if decision.verdict is Verdict.REFUSE:
         raise OutOfOrder(stage=NAME, missing=decision.missing, next=next_)
     if migration.state is State.OFFERED and not args.dry_run:
         migration.note("leave", **leave.given(migration.detail, leave.BY_HAND))
         offer.make(migration, there)
         next_ = advice.next_command(migration)
-    if migration.state is State.DUMPED:
+    if offer.settled(migration, state_there) is State.DUMPED:
         return Result({"migration": migration.id, "name": name, "stage": NAME, "already": True, "next": next_},
                       f"{name} has already been dumped and handed over. Next: {next_}")
     _refuse_changed(migration, container)
@@ -97,12 +98,16 @@ def handover(args: argparse.Namespace, migration: Migration, container: lxc.Cont
 
 
 def heal(migration: Migration) -> None:
-    """An earlier create-dump was killed before it offered the token: the container is ours, and it begins anew."""
+    """An earlier create-dump was killed before it offered the token: the container is ours, and it begins anew.
+
+    A first Ctrl-C waits until it runs: one that is told to end, to be started again, would stay stopped.
+    """
     log.warning(f"An earlier create-dump of {migration.name} was killed; the container runs on first")
-    thaw_source(migration)
-    offer.drop_here(migration)  # nobody may take it up for days
-    container_config.unfence(migration.lxcpath / migration.name, migration.id)
-    migration.move(Event.THAW)
+    with holder.held_back():
+        thaw_source(migration)
+        offer.drop_here(migration)  # nobody may take it up for days
+        container_config.unfence(migration.lxcpath / migration.name, migration.id)
+        migration.move(Event.THAW)
 
 
 def _refuse_changed(migration: Migration, container: lxc.Container) -> None:

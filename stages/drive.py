@@ -38,7 +38,7 @@ from migrator.plan import Plan, Round
 from migrator.protocol import Connection
 from migrator.report import duration, size
 from migrator.states import Role, State, step
-from stages import check, cleanup, create_dump, finish, offer, prepare_data, rollback
+from stages import check, cleanup, create_dump, finish, offer, prepare_data, rollback, same_host
 from stages.reconnect import Link, cause_of, say
 from tunnel.errors import DocumentedError
 
@@ -120,6 +120,7 @@ class Drive:
         if self.migration:
             prepare_data.choose(self.args, self.migration)
         while stage := self._next(there := self._link.connect()):  # a stage may have made another
+            holder.check_interrupted()  # should the exception have been lost in somebody else's code
             # An offer that was lost is made again as it was: the container is frozen.
             offered = self.migration is not None and self.migration.state is State.OFFERED
             if stage in ("prepare-data", "create-dump") and self.plan is None and not offered:
@@ -131,7 +132,10 @@ class Drive:
     def _next(self, there: Connection) -> str:
         if self.migration is None:
             return "prepare-data"
-        stage = step(self.migration.state, prepare_data.state_there(there, self.migration))
+        answer = there.call("state", id=self.migration.id)
+        stage = step(self.migration.state, prepare_data.state_in(answer, self.migration))
+        if stage == "prepare-data":  # before anything is looked at there
+            same_host.require(self.args, self.migration, there, answer)
         if stage == "create-dump" and self.migration.state is State.PREPARED and self._more_rounds():
             return "prepare-data"
         return stage

@@ -76,8 +76,9 @@ def carry_out(args: argparse.Namespace, migration: Migration, there: Connection)
     """The stage over a connection that is there."""
     name = migration.name
     state_there = prepare_data.state_there(there, migration)
-    offer.settle(migration, state_there)
-    decision = decide(NAME, migration.state, state_there)
+    decision = decide(NAME, offer.settled(migration, state_there), state_there)
+    if not args.dry_run:
+        offer.settle(migration, state_there)
     if decision.verdict is Verdict.REFUSE:
         raise OutOfOrder(stage=NAME, missing=decision.missing, next=advice.command(decision.next_stage, migration))
     if args.dry_run:

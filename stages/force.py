@@ -44,14 +44,15 @@ LEFT_BEHIND = ("{there} holds a frozen copy of {name} as long as it is up, with 
                " is only off for a while, nothing needs to be forced: finish it from there.")
 
 
-def roll_back(migration: Migration, given: str, tell: Callable[[], str], *, elsewhere: bool = False,
-              off: bool = False) -> Result:
+def roll_back(migration: Migration, given: str, tell: Callable[[], str], *,
+              recorded: Callable[[], str] | None = None, off: bool = False) -> Result:
     """Thaw, or start from the disk, without an answer; `given` must be the migration's id.
 
     A destination that does answer is believed, as in any rollback. One that has lost its journal knows nothing to tell:
-    it counts as lost, unless who was asked is `elsewhere` than the container was sent, or provably another host. `off`
-    is the administrator's word that the machine is off, where the network cannot tell: behind a jump host, for a peer,
-    or where a firewall answers for it. Raises ForceRefused.
+    it counts as lost, unless it is provably another host. Where `tell` asks elsewhere than the container was sent,
+    `recorded` asks there: any other address may be silent, and only a host that is silent at both is lost. `off` is
+    the administrator's word that the machine is off, where the network cannot tell: behind a jump host, for a peer, or
+    where a firewall answers for it. Raises ForceRefused.
     """
     if migration.owner is Owner.SOURCE:
         return rollback.roll_back(migration, tell)  # nobody else's word is needed
@@ -63,19 +64,12 @@ def roll_back(migration: Migration, given: str, tell: Callable[[], str], *, else
                            command=f"{advice.command('rollback', migration)} --force {migration.id}")
     migration.note("forcing", forcing=holder.this_process())
     for last in (False, True):
-        try:
-            return rollback.roll_back(migration, tell)
-        except SourceStateUnknown as error:
-            if isinstance(error.cause, Interrupted):
-                raise error.cause from error
-            forgotten = isinstance(error.cause, NotKnownThere) and error.cause.forgotten and not elsewhere
-            if not (forgotten or is_silence(error.cause) or (off and is_unknown(error.cause))):
-                log.warning(_why_not(error.cause, "Not rolled back by force", there,
-                                     f"{advice.command('rollback', migration)} --force {migration.id}"))
-                raise
-            if forgotten:
-                log.warning(str(error.cause))
-        holder.check_interrupted()  # whatever has become of the exception on its way
+        for ask in (tell, recorded) if recorded else (tell,):
+            try:
+                return rollback.roll_back(migration, ask)
+            except SourceStateUnknown as error:
+                _must_be_lost(migration, error, there, elsewhere=ask is not (recorded or tell), off=off)
+            holder.check_interrupted()  # whatever has become of the exception on its way
         if last or off or not wait_out(migration, there):
             break
     done = rollback.roll_back(migration, None)
@@ -83,6 +77,19 @@ def roll_back(migration: Migration, given: str, tell: Callable[[], str], *, else
     return Result(done.data | {"forced": True},
                   f"{done.text} {there} was not asked: it must never run migration {migration.id} of {migration.name}."
                   f" Should it come back, type there, before anything else: migrator rollback {migration.other_name}")
+
+
+def _must_be_lost(migration: Migration, error: SourceStateUnknown, there: str, *, elsewhere: bool, off: bool) -> None:
+    """Raises what has come of asking a destination, unless that counts as lost; see `roll_back`."""
+    if isinstance(error.cause, Interrupted):
+        raise error.cause from error
+    forgotten = isinstance(error.cause, NotKnownThere) and error.cause.forgotten and not elsewhere
+    if not (forgotten or is_silence(error.cause) or (off and is_unknown(error.cause))):
+        log.warning(_why_not(error.cause, "Not rolled back by force", there,
+                             f"{advice.command('rollback', migration)} --force {migration.id}"))
+        raise error
+    if forgotten:
+        log.warning(str(error.cause))
 
 
 def wait_out(migration: Migration, there: str) -> bool:

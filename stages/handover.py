@@ -65,6 +65,7 @@ class Handover(ABC):
                 self.fence()
             restore_within = self.left() if self.one_shot else None
             self.stop_clock()
+            holder.check_interrupted()  # what was said to be given up is not offered, wherever the exception was lost
             offering = True
             self.migration.move(Event.OFFER, figures=figures,
                                 **leave.given(self.migration.detail, restore_within or leave.BY_HAND))

@@ -35,7 +35,6 @@ from migrator.cli import Result
 from migrator.container_config import Carried
 from migrator.errors import (
     ContainerExists,
-    MigratorError,
     NoMigration,
     OutOfOrder,
     ReceiveFailed,
@@ -46,6 +45,7 @@ from migrator.journal import DEFAULT_PATH, Journal, Migration
 from migrator.layout import Layout, locked, put
 from migrator.service import Service, kept_config
 from migrator.states import Event, Role, Verdict, decide
+from tunnel.errors import DocumentedError
 
 NAME = "import-data"
 HELP = "receive the disk that has arrived (on the destination)"
@@ -133,7 +133,7 @@ def receive(migration: Migration, layout: Layout, file: Path, number: int, uuid:
             found = btrfs.info(target)
             if found.received_uuid != uuid:
                 raise ReceiveFailed(path=target, reason=f"it came as {found.received_uuid or 'incomplete'}")
-        except MigratorError:
+        except DocumentedError:
             btrfs.delete(target)
             raise
         return found

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from migrator import advice, btrfs, container_config, criu, leave, limited, log
+from migrator import advice, btrfs, container_config, criu, holder, leave, limited, log
 from migrator.advice import this_host
 from migrator.errors import (
     DowntimeExceeded,
@@ -41,9 +41,15 @@ def named(migration: Migration) -> dict[str, Any]:
     return {"id": migration.id, "attempt": attempt(migration)}
 
 
+def settled(migration: Migration, state_there: State | None) -> State:
+    """The state here, also where the answer to an offer was lost: the destination's state tells it."""
+    taken = state_there in (State.OWNED, State.RESTORING, State.RESTORED)
+    return State.DUMPED if migration.state is State.OFFERED and taken else migration.state
+
+
 def settle(migration: Migration, state_there: State | None) -> None:
-    """The answer to an offer was lost, but the destination's state tells it."""
-    if migration.state is State.OFFERED and state_there in (State.OWNED, State.RESTORING, State.RESTORED):
+    """Record what `settled` tells."""
+    if settled(migration, state_there) is not migration.state:
         migration.move(Event.TAKEN)
 
 
@@ -70,9 +76,10 @@ def make(migration: Migration, there: Connection, *, restore_within: float | Non
         answer = there.call_and_go("own", first=ANSWER_LIMIT, then=(restore_within or 0.0) + ANSWER_LIMIT,
                                    within=lambda: word(migration), **asked)
     except DumpRefused as error:
-        migration.move(Event.REFUSED)
-        give_up(migration, there, error)
-    except MigratorError as error:  # also Busy: an offer that was thought lost may be taken at this moment
+        with holder.held_back():
+            migration.move(Event.REFUSED)
+            give_up(migration, there, error)
+    except (MigratorError, Interrupted) as error:  # also Busy: an offer thought lost may be taken at this moment
         raise outcome(SourceStateUnknown, memory=migration.memory)(
             error, name=migration.name, destination=there.peer_host, rollback=advice.command("rollback", migration),
         ) from error

@@ -49,7 +49,7 @@ from migrator.protocol import Connection
 from migrator.report import size
 from migrator.service import Place, Service, keep_config
 from migrator.states import Event, Role, State, Verdict, decide
-from stages import check
+from stages import check, same_host
 from tunnel.errors import DocumentedError
 
 NAME = "prepare-data"
@@ -111,6 +111,7 @@ def carry_out(args: argparse.Namespace, journal: Journal, migration: Migration |
               there: Connection, disk_bytes: int) -> Result:
     """A round, after the preflight; it begins the migration where there is none."""
     if migration and not args.dry_run:
+        same_host.require(args, migration, there, there.call("state", id=migration.id))
         choose(args, migration)
     config = container_config.read(container.config_file, container.name)
     wanted = migration.detail["destination_lxcpath"] if migration else args.destination_lxcpath
@@ -176,9 +177,7 @@ def _begin(
     )
     try:
         reply = there.call("begin", **fields)
-    except Interrupted:
-        raise  # it may have been recorded there
-    except MigratorError as error:
+    except MigratorError as error:  # Ctrl-C is none: it may have been recorded there
         if isinstance(error, NotAllowed) or _has_never_heard(there, migration):
             journal.forget(migration)
         raise

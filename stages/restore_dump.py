@@ -11,6 +11,7 @@ What was begun with --no-memory is started anew, from its disk.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -297,7 +298,8 @@ class Restore:
     # --- the way back ---
 
     def _undo(self, error: BaseException) -> None:
-        self._keep_log(error)
+        with contextlib.suppress(OSError):  # its disk is full: that is worth no restore that is not undone
+            self._keep_log(error)
         settling.clear(self.migration)  # what may have run is put aside
         self.migration.move(Event.RESTORE_FAILED, failed=str(error)[:2000])
         raise outcome(SourceStillFrozen, memory=self.migration.memory)(

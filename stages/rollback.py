@@ -37,6 +37,7 @@ from migrator.errors import (
     AlreadyRuns,
     CommandTimeout,
     ContainerNotFound,
+    Interrupted,
     JournalBroken,
     MigratorError,
     NoMigration,
@@ -46,12 +47,12 @@ from migrator.errors import (
     StartFailed,
     outcome,
 )
-from migrator.journal import DEFAULT_PATH, AlreadyRecorded, Journal, Migration
+from migrator.journal import DEFAULT_PATH, AlreadyRecorded, Journal, Migration, is_busy
 from migrator.layout import Layout, locked
 from migrator.peer import connected
 from migrator.protocol import Connection
 from migrator.service import Service
-from migrator.states import Event, Owner, Role, State, Verdict, decide
+from migrator.states import FROZEN, Event, Owner, Role, State, Verdict, decide
 from migrator.thawing import Frozen
 from tunnel.errors import DocumentedError
 
@@ -103,14 +104,16 @@ def run(args: argparse.Namespace) -> Result:
             return described(migration)
         given = getattr(args, "force", None)
         if given is not None:
+            elsewhere = args.destination not in (None, migration.peer)
             return force.roll_back(migration, given, lambda: _tell(args, source),
-                                   elsewhere=args.destination not in (None, migration.peer),
+                                   recorded=(lambda: _tell(args, source, source.peer)) if elsewhere else None,
                                    off=getattr(args, "machine_is_off", False))
         return roll_back(migration, lambda: _tell(args, source))
 
 
-def _tell(args: argparse.Namespace, migration: Migration) -> str:
-    with connected(args, args.destination or migration.peer) as there:
+def _tell(args: argparse.Namespace, migration: Migration, where: str = "") -> str:
+    """At the address that was given, or else the one that it was sent to."""
+    with connected(args, where or args.destination or migration.peer) as there:
         return tell(migration, there)
 
 
@@ -148,6 +151,7 @@ def roll_back(migration: Migration, tell: Callable[[], str] | None) -> Result:
     name = migration.name
     forced = tell is None or bool(migration.detail.get("forced"))
     left_there = ""
+    interrupted: Interrupted | None = None
     kept = list(migration.detail.get("kept", []))
     if tell and not forced and not migration.detail.get("abandoned"):
         try:
@@ -159,6 +163,10 @@ def roll_back(migration: Migration, tell: Callable[[], str] | None) -> Result:
                 raise outcome(SourceStateUnknown, memory=migration.memory)(
                     error, name=name, destination=migration.peer, rollback=advice.command(NAME, migration),
                 ) from error
+            if isinstance(error, Interrupted):
+                if not aftermath.held(migration):
+                    raise  # it runs, and nothing has been done
+                interrupted = error
             left_there = (f" {migration.peer} could not be told ({error}); clean up there with: migrator rollback "
                           f"{migration.other_name}")
             kept = _sent(migration)
@@ -166,23 +174,29 @@ def roll_back(migration: Migration, tell: Callable[[], str] | None) -> Result:
             kept = _names_of(migration, uuid)
     told = not left_there and not forced
     record = {"abandoned": told, "forced": forced, "held": aftermath.held(migration), "kept": kept}
-    recorded = False
+    busy = full = False  # where it could not be recorded
     with holder.held_back():
         try:
-            migration.move(Event.ROLL_BACK, **record)
-            recorded = True
+            with contextlib.nullcontext() if forced else migration.journal.hurried():
+                migration.move(Event.ROLL_BACK, **record)
         except JournalBroken as error:
             if forced:  # the destination may come back, and must then be told
                 raise
+            busy = is_busy(error)
+            full = not busy
             log.warning(f"{name} is given back before that is recorded: {error}")
-        if not recorded and not migration.memory:  # its start may need that room too
+        if full and not migration.memory:  # its start may need that room too
             with contextlib.suppress(MigratorError, OSError):
                 drop_attempt(migration, [])
         thawed = thaw_source(migration)
-    if not recorded:
+    if interrupted:
+        raise interrupted
+    if busy:
+        migration.move(Event.ROLL_BACK, **record)
+    if full:
         kept = record["kept"] = []  # room is what is missing
     drop_attempt(migration, kept)  # which may make the room that the journal needs
-    if not recorded:
+    if full:
         migration.move(Event.ROLL_BACK, **record)
     container_config.unfence(migration.lxcpath / name, migration.id)
     if told and kept:
@@ -245,7 +259,7 @@ def thaw_source(migration: Migration) -> bool:
     """
     if not migration.memory:
         return _start_again(migration)
-    if "cgroup" not in migration.detail:
+    if "cgroup" not in migration.detail or not _may_be_frozen(migration):
         return False
     if not aftermath.memory_is_here(migration):
         remains.require_none(migration)
@@ -258,6 +272,11 @@ def thaw_source(migration: Migration) -> bool:
     with migration.step("thaw", must_be_recorded=False):
         thawing.thaw(Frozen.from_detail(migration.id, migration.name, migration.lxcpath, migration.detail))
     return True
+
+
+def _may_be_frozen(migration: Migration) -> bool:
+    """Whether it is this migration that keeps it frozen: once it was thawed, who has frozen it since meant that."""
+    return migration.state in FROZEN and migration.detail.get("held", True) is not False
 
 
 def _start_again(migration: Migration) -> bool:
@@ -290,7 +309,7 @@ def described(migration: Migration) -> Result:
     if not migration.memory and migration.detail.get("stopping"):
         name, log_file = migration.name, criu.LOG_FOLDER / f"{migration.name}-start.log"
         commands.append((this_host(), no_memory.start_command(name, migration.lxcpath, None, log_file)))
-    elif migration.memory and "cgroup" in migration.detail:
+    elif migration.memory and "cgroup" in migration.detail and _may_be_frozen(migration):
         if migration.detail["ports"]:
             commands.append((this_host(), network.hear_command(migration.id)))
         commands.append((this_host(), ["tee", f"{migration.detail['cgroup']}/cgroup.freeze"]))

@@ -31,7 +31,7 @@ CLASSES = [cls for cls in by_code().values() if cls not in (MigratorError, Outco
 ANSWERS = [cls for cls in CLASSES if not issubclass(cls, OutcomeError)]
 
 # Where nothing general can be said: the message's reason is all there is.
-WITHOUT_CURE = {"usage-error", "interrupted", "command-timeout", "config-invalid", "send-failed",
+WITHOUT_CURE = {"usage-error", "command-timeout", "config-invalid", "send-failed",
                 "snapshot-failed", "read-failed"}
 
 
@@ -67,7 +67,7 @@ def test_each_cause_has_a_status_of_its_own() -> None:
     numbered = [cls for cls in CLASSES if cls.status != errors.EXIT_USAGE and cls.__base__ not in CLASSES]
     assert len({cls.status for cls in numbered}) == len(numbered)
     others = {cls.code() for cls in CLASSES if cls.status == errors.EXIT_USAGE}
-    assert others == {"usage-error", "internal-error", "interrupted"}
+    assert others == {"usage-error", "internal-error"}
 
 
 def test_statuses_keep_to_their_bands() -> None:

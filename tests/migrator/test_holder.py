@@ -75,6 +75,16 @@ def test_it_is_asked_to_stop(worker: subprocess.Popen[str], folder: Path) -> Non
     holder.ask_to_stop("web", found, folder)  # it has ended: nothing happens
 
 
+def test_who_was_stopped_is_asked_too(worker: subprocess.Popen[str], folder: Path) -> None:
+    """Ctrl-Z, or a `kill -STOP`: what is sent then waits for a SIGCONT."""
+    worker.send_signal(signal.SIGSTOP)
+    assert os.waitid(os.P_PID, worker.pid, os.WSTOPPED | os.WNOWAIT)
+    found = holder.of("web", folder)
+    assert found
+    holder.ask_to_stop("web", found, folder)
+    assert holder.has_ended(found, 60) and worker.wait() == 7
+
+
 def test_another_process_of_that_id_is_left_alone(worker: subprocess.Popen[str], folder: Path) -> None:
     found = holder.of("web", folder)
     assert found

@@ -14,13 +14,21 @@ import pytest
 
 from migrator import healing
 from migrator.advice import this_host
-from migrator.errors import ForceRefused, NotKnownThere, OutOfOrder, SourceNeeded, SourceStateUnknown
+from migrator.errors import (
+    AlreadyMigrating,
+    AlreadyRuns,
+    ForceRefused,
+    NotKnownThere,
+    OutOfOrder,
+    SourceNeeded,
+    SourceStateUnknown,
+)
 from migrator.journal import Journal, Migration
 from migrator.service import Service
 from migrator.states import Event, Owner, Role, State
-from stages import ask_source, finish, force, heal, prepare_data, rollback
+from stages import ask_source, drive, finish, force, heal, migrate, prepare_data, rollback
 from tests.stages.test_answers import ID, Destination, pool  # noqa: F401 -- a fixture
-from tests.stages.test_force import nothing_real  # noqa: F401 -- a fixture
+from tests.stages.test_force import ALIVE, SILENT, UNKNOWN, nothing_real  # noqa: F401 -- a fixture
 from tunnel.errors import DocumentedError
 
 # ruff: noqa: F811 -- fixtures
@@ -129,7 +137,7 @@ def test_what_has_lost_its_journal_is_forced_with_the_id(source: Migration, host
     with pytest.raises(ForceRefused):
         force.roll_back(source, "", asked)
     with pytest.raises(SourceStateUnknown):  # asked at another address than it was sent to
-        force.roll_back(source, ID, asked, elsewhere=True)
+        force.roll_back(source, ID, asked, recorded=lambda: pytest.fail("it is asked, too"))
     assert nothing_real == []
     assert force.roll_back(source, ID, asked).data["forced"]
     assert source.owes and nothing_real == ["thawed"]
@@ -143,6 +151,35 @@ def test_what_has_lost_its_journal_is_forced_with_the_id(source: Migration, host
     assert told and told.data["destination_told"] is False and "does not know" in told.text
     found = source.journal.by_id(ID, Role.SOURCE)
     assert found and not found.owes and force.tell_late(found, lambda: pytest.fail("it is asked")) is None
+
+
+@pytest.mark.parametrize("off", [False, True])
+@pytest.mark.parametrize("there", ["alive", "in doubt", "it runs", "silent", "forgotten"])
+def test_an_address_that_is_silent_is_not_the_host(source: Migration, hosts: Hosts, nothing_real: list[str],
+                                                   there: str, off: bool) -> None:
+    """`rollback --force ID -d ADDRESS`: where the container was sent is asked too, each time."""
+    asked: list[str] = []
+
+    def elsewhere() -> str:
+        asked.append("elsewhere")
+        raise SILENT[0]
+
+    def recorded() -> str:
+        asked.append("recorded")
+        if there in ("it runs", "forgotten"):
+            return tell(source, hosts["hostb"])
+        raise {"alive": ALIVE, "in doubt": UNKNOWN, "silent": SILENT}[there][0]
+
+    if there == "it runs":
+        hosts["hostb"].destination.take(Event.RECEIVED, Event.IMPORT, Event.IMPORTED, Event.RECEIVE_DUMP,
+                                        Event.DUMP_RECEIVED, Event.OWN, Event.RESTORE, Event.RESTORED)
+    elif there == "forgotten":
+        lost(hosts)
+    forced = there in ("silent", "forgotten") or (off and there == "in doubt")
+    with contextlib.nullcontext() if forced else pytest.raises(AlreadyRuns if there == "it runs" else
+                                                               SourceStateUnknown):
+        assert force.roll_back(source, ID, elsewhere, recorded=recorded, off=off).data["forced"]
+    assert asked == ["elsewhere", "recorded"] and nothing_real == (["thawed"] if forced else [])
 
 
 def test_before_the_offer_the_container_is_ours(source: Migration, hosts: Hosts, nothing_real: list[str]) -> None:
@@ -261,3 +298,68 @@ def test_a_source_that_is_a_peer_is_known_by_its_fingerprint(pool: Path, monkeyp
                                    event=Event.RECEIVE, ticket=MINE, caller="peer:THEIRS")
         with contextlib.nullcontext() if counts else pytest.raises(NotKnownThere):
             assert ask_source.ask(argparse.Namespace(), migration) is state
+# --- a migration goes on with the host that it has begun with -------------------------------------------------
+
+
+def resumed(pool: Path, journal: Journal, migration: Migration, where: str) -> drive.Drive:
+    """`migrator resume web -d WHERE`, up to the first connection."""
+    args = argparse.Namespace(
+        destination=where, command="resume", no_memory=False, dry_run=False, new_name=None, lxcpath=None, map_bridge=[],
+        destination_lxcpath=None, **dict.fromkeys(migrate.OPTIONS))
+    heal.complete(args, migration)
+    (pool / "config").write_text("lxc.uts.name = web\n")
+    container = SimpleNamespace(name="web", lxcpath=pool, config_file=pool / "config", mapped_root=0)
+    return drive.Drive(args, journal, container, migration)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("answered", [False, True])
+def test_another_host_takes_up_nothing(pool: Path, hosts: Hosts, answered: bool) -> None:
+    """Every record names the first one: whose silence would then let a rollback by force make two copies."""
+    with Journal(pool / "journal.db") as journal:
+        migration = journal.create(id=ID, role=Role.SOURCE, name="web", lxcpath=pool, peer="root@hostc", bridges={},
+                                   event=Event.SEND, destination_host="hostc", rounds=[], one_shot=True, options={},
+                                   destination_lxcpath=str(pool / "hostb"))
+        if answered:
+            migration.move(Event.SEND, ticket=hosts["hostc"].call("begin")["ticket"])
+        ticket, driver = migration.ticket, resumed(pool, journal, migration, "root@hostb")
+        there: Any = hosts["hostb"]
+        for step in (lambda: driver._next(there),
+                     lambda: prepare_data.carry_out(driver.args, journal, migration, driver.container, there, 1)):
+            with pytest.raises(AlreadyMigrating, match="to root@hostc") as refused:
+                step()
+            assert "migrator resume web" in refused.value.hint
+        assert there.destination.state is None and migration.ticket == ticket
+        assert resumed(pool, journal, migration, "root@hostc")._next(hosts["hostc"]) == "prepare-data"  # type: ignore
+
+
+@pytest.mark.parametrize(("where", "answers", "goes_on"), [
+    ("root@10.0.3.2", "hostc", True),  # the same host, as its ticket proves
+    ("root@hostc", "hostx", True),  # it was given another name since
+    ("root@hostc", "forgotten", True),  # it is that host, and has lost its journal
+    ("root@hostc", "hostx, forgotten", False),  # its name means another one by now
+    ("root@10.0.3.2", "forgotten", False),  # nothing proves it
+])
+def test_who_is_the_host_that_it_began_with(pool: Path, hosts: Hosts, where: str, answers: str, goes_on: bool) -> None:
+    with Journal(pool / "journal.db") as journal:
+        migration = journal.create(id=ID, role=Role.SOURCE, name="web", lxcpath=pool, peer="root@hostc",
+                                   event=Event.SEND, destination_host="hostc", rounds=[], options={})
+        there = hosts["hostc"]
+        ticket = there.call("begin")["ticket"]
+        migration.move(Event.SEND, ticket="of a journal that was lost" if "forgotten" in answers else ticket)
+        there.peer_host = "hostx" if "hostx" in answers else "hostc"
+        expected = (contextlib.nullcontext() if goes_on else
+                    pytest.raises(AlreadyMigrating if "10.0.3.2" in where else NotKnownThere))
+        with expected:
+            assert resumed(pool, journal, migration, where)._next(there) == "prepare-data"  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("ticket", "answered", "recorded", "found", "same_place", "is_it"), [
+    ("t", "t", "", "", False, True), ("t", "t", "key", "another", False, True),
+    ("t", "u", "", "", True, True), ("t", "u", "", "", False, False), ("t", "", "", "", True, True),
+    ("", "", "", "", True, True), ("", "", "", "", False, False), ("", "u", "", "", False, False),
+    ("t", "u", "key", "key", False, True), ("t", "u", "key", "another", True, False), ("", "", "key", "", True, False),
+    ("t", "u", "", "key", True, False),  # it has begun over SSH
+])
+def test_what_proves_which_host_it_is(ticket: str, answered: str, recorded: str, found: str, same_place: bool,
+                                      is_it: bool) -> None:
+    assert healing.is_recorded_host(ticket, answered, recorded, found, same_place=same_place) is is_it

@@ -17,7 +17,7 @@ from migrator import holder, lxc
 from migrator.errors import ConnectionLost, Interrupted, MigratorError, SourceRunsAgain
 from migrator.journal import Journal, Migration
 from migrator.states import Event, Role, State
-from stages import heal, rollback
+from stages import create_dump, heal, rollback
 from stages.drive import Drive
 from tests.stages.test_heal import dumping, journal, offered  # noqa: F401 -- a fixture
 
@@ -95,6 +95,20 @@ def test_a_rollback_thaws_first(journal: Journal, acts: list[str]) -> None:
     with pytest.raises(Interrupted):
         rollback.roll_back(migration, lambda: "")
     assert acts == ["begins to thaw, rolling-back", "thawed"] and migration.state is State.ROLLING_BACK
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_what_a_killed_dump_has_left_runs_first(journal: Journal, acts: list[str], monkeypatch: pytest.MonkeyPatch,
+                                                broken: bool) -> None:
+    """Without its memory it was told to end, and would be left so."""
+    migration = dumping(journal)
+    monkeypatch.setattr(create_dump, "thaw_source", rollback.thaw_source)
+    if broken:
+        monkeypatch.setattr("migrator.container_config.unfence", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError if broken else Interrupted):
+        create_dump.heal(migration)
+    assert acts[:2] == ["begins to thaw, dumping", "thawed"]
+    assert migration.state is (State.DUMPING if broken else State.PREPARED)
 
 
 def driven(journal: Journal, migration: Migration, monkeypatch: pytest.MonkeyPatch,

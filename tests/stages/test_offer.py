@@ -34,6 +34,7 @@ from migrator.protocol import Connection
 from migrator.states import Event, Owner, State
 from stages import offer
 from tests.stages.test_heal import dumping, journal, offered  # noqa: F401 -- a fixture
+from tunnel.errors import DocumentedError
 
 
 class There:
@@ -158,7 +159,7 @@ def test_nobody_goes_on_when_the_word_is_over(journal: Journal, acts: list[str])
 @pytest.mark.parametrize("memory", [True, False])
 @pytest.mark.parametrize("error", [ConnectionLost(destination="hostb", reason="?"), Busy(name="web", pid=1),
                                    Interrupted(signal="SIGINT", number=2)], ids=lambda error: type(error).__name__)
-def test_where_the_answer_does_not_come_it_stays_frozen(journal: Journal, acts: list[str], error: MigratorError,
+def test_where_the_answer_does_not_come_it_stays_frozen(journal: Journal, acts: list[str], error: DocumentedError,
                                                         memory: bool) -> None:
     migration = offered(journal)
     migration.note("memory", memory=memory)
@@ -200,7 +201,7 @@ def test_an_offer_that_was_not_made_is_none(journal: Journal) -> None:
 # --- the way back ---------------------------------------------------------------------------------------------
 
 
-def given_up(migration: Migration, there: There, error: MigratorError,
+def given_up(migration: Migration, there: There, error: DocumentedError,
              thawed_again: Callable[[], None] | None = None) -> BaseException:
     with pytest.raises(BaseException) as raised:
         if thawed_again:

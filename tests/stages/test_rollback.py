@@ -298,3 +298,22 @@ def test_where_it_is(journal: Journal, monkeypatch: pytest.MonkeyPatch, state: s
 
     monkeypatch.setattr(lxc, "Container", Container)
     assert rollback.where(migration) == text.format(migration.lxcpath)
+
+
+@pytest.mark.parametrize(("state", "detail", "ours"), [
+    (State.PREPARED, {}, False), (State.PREPARING, {}, False), (State.DUMPING, {}, True), (State.OFFERED, {}, True),
+    (State.ROLLING_BACK, {"held": True}, True), (State.ROLLING_BACK, {"held": False}, False),
+    (State.ROLLING_BACK, {}, True),  # of an older version
+])
+def test_who_has_frozen_it(journal: Journal, monkeypatch: pytest.MonkeyPatch, state: State, detail: dict[str, bool],
+                           ours: bool) -> None:
+    """An earlier dump has failed, and it was thawed: whoever has frozen it since meant that."""
+    thawed: list[str] = []
+    monkeypatch.setattr(thawing, "thaw", lambda frozen: thawed.append(frozen.name))
+    monkeypatch.setattr("migrator.aftermath.memory_is_here", lambda _: True)
+    migration = dumping(journal)
+    migration.state = state
+    migration.detail |= detail
+    assert rollback.thaw_source(migration) is ours and thawed == (["web"] if ours else [])
+    shown = [each["argv"] for each in rollback.described(migration).data["dry_run"]]
+    assert (["tee", "/nowhere/cgroup.freeze"] in shown) is ours

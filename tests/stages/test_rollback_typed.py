@@ -134,18 +134,26 @@ def test_forced_it_is_passed_on(journal: Journal, typed: Callable[..., cli.Resul
                                 given: str | None, elsewhere: bool, off: bool) -> None:
     migration = offered(journal)
     seen: list[Any] = []
+    asked: list[str] = []
 
-    def forced(of: Migration, id_: str, ask: Callable[[], str], **more: bool) -> cli.Result:
-        with pytest.raises(ConnectionLost):
-            ask()
-        seen.append((of.id, id_, more))
+    def connected(_: object, where: str) -> contextlib.AbstractContextManager[Any]:
+        asked.append(where)
+        raise ConnectionLost(destination=where, reason="x")
+
+    def forced(of: Migration, id_: str, ask: Callable[[], str], *, recorded: Callable[[], str] | None,
+               off: bool) -> cli.Result:
+        for each in (ask, recorded):
+            with pytest.raises(ConnectionLost) if each else contextlib.nullcontext():
+                assert each is None or each()
+        seen.append((of.id, id_, off))
         return cli.Result({}, "")
 
+    monkeypatch.setattr(rollback, "connected", connected)
     monkeypatch.setattr(force, "roll_back", forced)
     typed(force="0badc0de", destination=given, machine_is_off=off)
     typed(force="", destination=given, machine_is_off=off)
-    more = {"elsewhere": elsewhere, "off": off}
-    assert seen == [(migration.id, "0badc0de", more), (migration.id, "", more)]
+    assert seen == [(migration.id, "0badc0de", off), (migration.id, "", off)]
+    assert asked == [given or "root@hostb", *(["root@hostb"] if elsewhere else [])] * 2
 
 
 def test_typed_on_the_destination(journal: Journal, typed: Callable[..., cli.Result],

@@ -9,11 +9,20 @@ from pathlib import Path
 
 import pytest
 
-from migrator import container_config, let_run, limited, lxc, no_memory
-from migrator.errors import CommandFailed, ConfigInvalid, ContainerNotRunning, MigratorError, StartFailed, WordOver
+from migrator import container_config, criu, let_run, limited, lxc, no_memory
+from migrator.errors import (
+    CommandFailed,
+    ConfigInvalid,
+    ContainerNotRunning,
+    MigratorError,
+    RestoreFailed,
+    SourceStillFrozen,
+    StartFailed,
+    WordOver,
+)
 from migrator.journal import Journal, Migration
 from migrator.layout import Layout
-from migrator.states import Event, Role
+from migrator.states import Event, Role, State
 from stages import restore_dump
 
 ID = "0badc0de"
@@ -91,3 +100,20 @@ def test_nothing_is_started_on_the_hosts_own_root_file_system(migration: Migrati
         stage._start()
     assert not stage.plain_config.exists()
     assert not let_run.was(let_run.mark(stage.layout.spool))
+
+
+def test_what_fails_is_undone_where_no_log_can_be_kept(migration: Migration, monkeypatch: pytest.MonkeyPatch,
+                                                       tmp_path: Path) -> None:
+    """/var/log is full."""
+    for event in (Event.RECEIVED, Event.IMPORT, Event.IMPORTED, Event.RECEIVE_DUMP, Event.DUMP_RECEIVED, Event.OWN,
+                  Event.RESTORE):
+        migration.move(event)
+    cleared: list[str] = []
+    monkeypatch.setattr("stages.settling.clear", lambda each: cleared.append(each.id))
+    monkeypatch.setattr(criu, "LOG_FOLDER", tmp_path / "no" / "folder")
+    stage = restore_dump.Restore(migration, 60.0, leave=lambda: math.inf)
+    stage.images = tmp_path
+    (tmp_path / "restore.log").write_text("Error\n")
+    with pytest.raises(SourceStillFrozen, match="it says no"):
+        stage._undo(RestoreFailed(name="web", reason="it says no", log="gone", host="hostb"))
+    assert cleared == [ID] and migration.state is State.OWNED

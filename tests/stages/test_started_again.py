@@ -9,13 +9,14 @@ The disk of the journal is full, or the one that the container lies on.
 from __future__ import annotations
 
 import errno
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from migrator import container_config, layout, log, lxc, network, no_memory, remains
+from migrator import container_config, criu, layout, log, lxc, network, no_memory, remains
 from migrator.errors import (
     ContainerNotRunning,
     DowntimeExceeded,
@@ -163,3 +164,38 @@ def test_where_it_cannot_be_started_nothing_is_said_of_memory(stopped: Migration
         offer.give_up(stopped, There(), TOO_LATE)  # type: ignore[arg-type]
     assert isinstance(still.value.cause, InternalError | OSError) or "Input/output" in str(still.value)
     assert "memory" not in str(still.value)
+
+
+@pytest.mark.parametrize("full", ["/var/log", "its own log there", "/run, too"])
+def test_it_is_started_where_no_log_can_be_written(stopped: Migration, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+                                                   full: str) -> None:
+    """lxc-start would end at once; what it says goes to memory, or nowhere."""
+    logs = tmp_path / "var" / "migrator"
+    if full == "its own log there":
+        (logs / "web-start.log").mkdir(parents=True)  # which cannot be opened
+    monkeypatch.setattr(criu, "LOG_FOLDER", logs)
+    if full == "/run, too":
+        (tmp_path / "run" / "web-start.log").mkdir(parents=True)
+    ran: list[list[str]] = []
+    monkeypatch.setattr(no_memory, "run", lambda argv, **_: ran.append(argv))
+    monkeypatch.setattr(Stopped, "init_pid", 77, raising=False)
+    monkeypatch.setattr(network, "announce", lambda *_: threading.Thread(target=str))
+    monkeypatch.setattr(threading.Thread, "join", lambda _: None)
+    with pytest.raises(SourceStartedAgain):
+        offer.give_up(stopped, There(), TOO_LATE)  # type: ignore[arg-type]
+    (argv,) = ran
+    assert argv[0] == "lxc-start"
+    expected = "/dev/null" if full == "/run, too" else str(tmp_path / "run" / "web-start.log")
+    assert argv[argv.index("-o") + 1] == expected
+
+
+def test_the_log_of_a_start_begins_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(criu, "LOG_FOLDER", tmp_path / "log")
+    log_file = no_memory.log_of("web")
+    log_file.write_text("of an earlier one")
+    assert log_file == tmp_path / "log" / "web-start.log" and no_memory.log_of("web").read_text()
+    assert no_memory.log_of("web", anew=True).read_text() == ""
+    log_file.unlink()
+    log_file.symlink_to(tmp_path / "another")
+    monkeypatch.setattr(layout, "RUNTIME", tmp_path / "run")
+    assert no_memory.log_of("web") == tmp_path / "run" / "web-start.log" and not (tmp_path / "another").exists()

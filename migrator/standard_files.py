@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Standard input, output and error are there, whoever has started the program: `2>&-` is no reason to stop half-way.
+
+Python has None for those that are closed, and the next file that is opened takes the number of such a one: what a
+program then writes to its standard error would end in a journal, or on a disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+
+
+def open_missing() -> None:
+    """Open /dev/null on whichever of the three is closed, for this program and those that it starts."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        with contextlib.suppress(OSError):  # a host without /dev/null has worse troubles
+            _open(number)
+            if getattr(sys, name) is None:
+                setattr(sys, name, open(number, mode, encoding="utf-8", errors="backslashreplace",  # noqa: SIM115
+                                        closefd=False))
+
+
+def _open(number: int) -> None:
+    try:
+        os.fstat(number)
+    except OSError:
+        fd = os.open(os.devnull, os.O_RDWR)
+        if fd == number:
+            os.set_inheritable(fd, True)
+        else:
+            os.dup2(fd, number)
+            os.close(fd)

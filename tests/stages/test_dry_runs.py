@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a stage would do is shown as it would do it, and nothing is recorded for that."""
+
+# ruff: noqa: F811 -- fixtures
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import pytest
+
+from migrator.cli import Result
+from migrator.errors import OutOfOrder
+from migrator.journal import Journal
+from migrator.states import Role, State
+from stages import create_dump, finish
+from tests.stages.test_heal import journal, offered  # noqa: F401 -- a fixture
+
+
+class There:
+    """It has taken the token; the answer was lost."""
+
+    peer_host = "hostb"
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+
+    def call(self, op: str, **_: object) -> dict[str, Any]:
+        return {"state": self.state, "ticket": "", "images": True} if op == "state" else {}
+
+
+def shown(journal: Journal, stage: Any, state: State) -> Result:
+    migration = offered(journal)
+    before = len(migration.events())
+    args = argparse.Namespace(dry_run=True, force=None)
+    rest = (None, There(state)) if stage is create_dump else (There(state),)
+    try:
+        found: Result = stage.carry_out(args, migration, *rest)
+    finally:
+        now = journal.by_id(migration.id, Role.SOURCE)
+        assert now and now.state is State.OFFERED and len(now.events()) == before
+    return found
+
+
+@pytest.mark.parametrize("state", [State.OWNED, State.RESTORING, State.RESTORED])
+def test_a_dump_that_was_taken(journal: Journal, state: State) -> None:
+    found = shown(journal, create_dump, state)
+    assert found.data["already"] is True
+    assert found.data["next"].startswith(f"migrator {'finish' if state is State.RESTORED else 'restore-dump'} web")
+
+
+def test_what_runs_there(journal: Journal) -> None:
+    assert shown(journal, finish, State.RESTORED).data["dry_run"][-1]["argv"][0] == "tee"
+
+
+def test_what_does_not_run_there_yet(journal: Journal) -> None:
+    with pytest.raises(OutOfOrder, match="it does not run on the destination yet"):
+        shown(journal, finish, State.OWNED)

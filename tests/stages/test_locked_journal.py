@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Another command has the journal locked, stopped in the middle of a write: what stands still does not wait for it."""
+
+# ruff: noqa: F811 -- fixtures
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from migrator import aftermath, criu, thawing
+from migrator import journal as journals
+from migrator.errors import JournalBroken, SourceRunsAgain
+from migrator.journal import Journal, Migration
+from migrator.states import Event, State
+from stages import offer, rollback
+from tests.stages.test_heal import dumping, journal, offered  # noqa: F401 -- a fixture
+from tests.stages.test_started_again import TOO_LATE, There
+
+
+@pytest.fixture
+def writer(journal: Journal) -> Iterator[sqlite3.Connection]:
+    with contextlib.closing(sqlite3.connect(journal.path, isolation_level=None)) as other:
+        yield other
+
+
+@pytest.fixture
+def done(journal: Journal, writer: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is done: how long each write would wait, in ms, and the thaw; the other one lets go with that."""
+    found: list[str] = []
+    honest = Journal.transaction
+
+    @contextlib.contextmanager
+    def transaction(self: Journal, **how: bool) -> Iterator[sqlite3.Connection]:
+        (patience,) = self._db.execute("PRAGMA busy_timeout").fetchone()
+        with honest(self, **how) as db:
+            found.append(str(patience))
+            yield db
+
+    def thaw(_: object) -> None:
+        found.append("thawed")
+        if writer.in_transaction:
+            writer.execute("ROLLBACK")
+
+    monkeypatch.setattr(journals, "HURRY", 0.001)
+    monkeypatch.setattr(Journal, "transaction", transaction)
+    monkeypatch.setattr(thawing, "thaw", thaw)
+    monkeypatch.setattr(aftermath, "memory_is_here", lambda _: True)
+    monkeypatch.setattr(criu, "wait_for_dump", lambda *_: None)
+    monkeypatch.setattr(rollback, "where", lambda _: "")
+    return found
+
+
+def frozen(journal: Journal, begun: Callable[[Journal], Migration]) -> Migration:
+    migration = begun(journal)
+    migration.detail |= {"pid": 1, "cgroup": "/nowhere", "ports": []}
+    return migration
+
+
+@pytest.mark.parametrize("locked", [False, True])
+def test_a_failed_dump_is_thawed(journal: Journal, writer: sqlite3.Connection, done: list[str], locked: bool) -> None:
+    migration = frozen(journal, dumping)
+    del done[:]
+    if locked:
+        writer.execute("BEGIN IMMEDIATE")
+    with pytest.raises(SourceRunsAgain):
+        offer.give_up(migration, There(), TOO_LATE)  # type: ignore[arg-type]
+    assert done == [*([] if locked else ["1"]), "thawed", "1", "10000"] and migration.state is State.PREPARED
+
+
+@pytest.mark.parametrize("locked", [False, True])
+def test_a_rollback_thaws(journal: Journal, writer: sqlite3.Connection, done: list[str], locked: bool,
+                          monkeypatch: pytest.MonkeyPatch) -> None:
+    """What could not be recorded is then, before anything goes; and a base need not go for that."""
+    migration = frozen(journal, offered)
+    monkeypatch.setattr(rollback, "_names_of", lambda *_: ["0badc0de.1"])
+    monkeypatch.setattr(rollback, "drop_attempt", lambda each, kept: done.append(f"{each.state}, but {kept}"))
+    monkeypatch.setattr("migrator.bases.supersede", lambda _: None)
+    del done[:]
+    if locked:
+        writer.execute("BEGIN IMMEDIATE")
+    rollback.roll_back(migration, lambda: "uuid")
+    first = ["thawed", "1", "10000"] if locked else ["1", "1", "thawed", "1"]
+    assert done == [*first, "rolling-back, but ['0badc0de.1']", "10000"] and migration.state is State.ROLLED_BACK
+
+
+def test_one_that_is_forced_is_recorded_first(journal: Journal, writer: sqlite3.Connection, done: list[str],
+                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    migration = frozen(journal, offered)
+    monkeypatch.setattr(rollback, "drop_attempt", lambda *_: None)
+    del done[:]
+    rollback.roll_back(migration, None)
+    assert done == ["10000", "1", "thawed", "1", "10000"]
+    with Journal(journal.path, patience=0.001) as another:
+        found: Any = another.by_id(migration.id, migration.role)
+        found.state = State.OFFERED
+        del done[:]
+        writer.execute("BEGIN IMMEDIATE")
+        with pytest.raises(JournalBroken) as refused:
+            rollback.roll_back(found, None)
+        assert done == [] and journals.is_busy(refused.value)
+
+
+def test_only_a_lock_is_waited_for_later(journal: Journal) -> None:
+    migration = dumping(journal)
+    journal._db.execute("DROP TABLE events")
+    with pytest.raises(JournalBroken) as broken:
+        migration.move(Event.OFFER)
+    assert not journals.is_busy(broken.value) and not journals.is_busy(JournalBroken(path="x", reason="full"))
