@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from migrator import config_reader, container_config, limited, names
+from migrator.advice import this_host
 from migrator.behind import Behind
 from migrator.container_config import Carried
-from migrator.errors import NoMigration, ProtocolError
+from migrator.errors import NoMigration, NotAllowed, ProtocolError
 from migrator.frames import CONTROL_MAX
-from migrator.grant import ABANDONS_MAX, KNOWN_MAX, ROOT, UNFINISHED_MAX, Grant
+from migrator.grant import ABANDONS_MAX, EVENTS_MAX, EVENTS_SIZE, KNOWN_MAX, ROOT, UNFINISHED_MAX, Grant
 from migrator.journal import Journal, Migration
 from migrator.layout import Layout, locked
 from migrator.states import Role
@@ -122,6 +123,17 @@ class Service:
         self.abandons += 1
         if self.grant.restricted and self.abandons > ABANDONS_MAX:
             raise self.grant.refusal("it gives up too many migrations that never began")
+
+    def refuse_more(self, migration: Migration) -> None:
+        """Raises NotAllowed where a caller who is not root has had too much of a migration recorded.
+
+        To be asked before something begins: what gives a container back, or says where it is, is recorded always.
+        """
+        count, size = migration.length()
+        if self.grant.restricted and (count >= EVENTS_MAX or size >= EVENTS_SIZE):
+            raise NotAllowed(host_name=this_host(), caller=self.grant.name,
+                             reason=f"too much has happened in migration {migration.id} for more of it to begin",
+                             fix="Give it up on its source, with `migrator rollback`, and begin anew.")
 
     def find(self, fields: Mapping[str, Any]) -> Migration | None:
         """The migration that the source speaks of, locked; None when this host does not know it.

@@ -201,8 +201,9 @@ def source_state(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
         with service.locking(migration.name) as let_go:
             migration.refresh()
             if migration.state in healing.LETS_RUN:
+                service.refuse_more(migration)
                 given = leave.asked_for(fields["within"])
-                migration.note("leave", **leave.given(migration.detail, given))
+                migration.note("leave", anew=True, **leave.given(migration.detail, given))
             let_go()
     return {"state": migration.state if migration else None, "owner": migration.owner if migration else None,
             "leave": given}
