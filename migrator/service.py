@@ -18,7 +18,7 @@ from migrator.behind import Behind
 from migrator.container_config import Carried
 from migrator.errors import NoMigration, NotAllowed, ProtocolError
 from migrator.frames import CONTROL_MAX
-from migrator.grant import ABANDONS_MAX, EVENTS_MAX, EVENTS_SIZE, KNOWN_MAX, ROOT, UNFINISHED_MAX, Grant
+from migrator.grant import ABANDONS_MAX, EVENTS_MAX, EVENTS_SIZE, KNOWN_MAX, ROOT, UNFINISHED_MAX, UNKNOWN_MAX, Grant
 from migrator.journal import Journal, Migration
 from migrator.layout import Layout, locked
 from migrator.states import Role
@@ -47,6 +47,7 @@ class Service:
         self.journal = journal
         self.grant = grant  # what the other side may do here
         self.looks = 0  # how often it has had this host looked at
+        self.unknown: set[str] = set()  # ids that it has named, and that are none of its own
         self.abandons = 0  # how many migrations it has given up that this host had never heard of
         self._stack = stack
         self._locked: dict[str, contextlib.ExitStack] = {}
@@ -104,12 +105,21 @@ class Service:
         that goes out from here is nobody's who connects to here. Raises NotAllowed.
         """
         id_ = names.migration_id(str(fields["id"]))
-        if outgoing := self.journal.by_id(id_, Role.SOURCE):
+        outgoing, migration = (self.journal.by_id(id_, role) for role in (Role.SOURCE, Role.DESTINATION))
+        if outgoing or not migration or not self.grant.owns(migration):
+            self.refuse_guesses(id_)
+        if outgoing:
             raise self.grant.not_its_own(outgoing)
-        migration = self.journal.by_id(id_, Role.DESTINATION)
         if migration:
             self.grant.check_owner(migration)
         return migration
+
+    def refuse_guesses(self, id_: str) -> None:
+        """Count an id that is none of the caller's; raises NotAllowed, whatever it is, where there are too many."""
+        self.unknown.add(id_)
+        if self.grant.restricted and len(self.unknown) > UNKNOWN_MAX:
+            self.unknown.discard(id_)
+            raise self.grant.refusal("it has asked for too many migrations that it has not begun over one connection")
 
     def refuse_crowds(self) -> None:
         """Raises NotAllowed where a caller who is not root has begun too much."""

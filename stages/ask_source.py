@@ -185,6 +185,8 @@ def source_state(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     """
     id_ = names.migration_id(str(fields["id"]))
     migration = service.journal.by_id(id_, Role.SOURCE)
+    if not migration or not service.grant.is_destination(migration):
+        service.refuse_guesses(id_)
     if migration:
         service.grant.check_destination(migration)
     never = fields.get("never") is True
