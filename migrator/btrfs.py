@@ -99,6 +99,12 @@ def delete(path: Path) -> None:
             _pybtrfs().delete_subvolume(str(path), recursive=True)
 
 
+def make_writable(path: Path) -> None:
+    """Let a subvolume be changed; one that was received counts as that no more. Raises SnapshotFailed."""
+    with _failing_as("made writable", path):
+        _pybtrfs().set_subvolume_read_only(str(path), False)
+
+
 def sync(path: Path) -> None:
     """Commit what was done on this file system to its disk."""
     with _failing_as("synced", path):

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import enum
 import json
+import re
 import socket
 import struct
 import zlib
@@ -34,6 +35,7 @@ HEADER = struct.Struct("!BBHI")  # kind, flags, check, length of the body
 
 GREETING_MAX = 64 * 1024  # bytes
 HOST_MAX = 255  # characters of a host's name
+_HOST = re.compile(r"\w[\w.-]*")
 CONTROL_MAX = 4 * 1024 * 1024
 SEGMENT_MAX = 4 * 1024 * 1024  # raw bytes in a segment
 
@@ -127,8 +129,11 @@ def parse_greeting(head: bytes, body: memoryview) -> Greeting:
 
 
 def _is_name(host: str) -> bool:
-    """Whether that may be what a host is called, as errors and `status` show it: printable, without blanks."""
-    return 0 < len(host) <= HOST_MAX and host.isprintable() and " " not in host
+    """Whether that may be what a host is called: it stands in commands that people are told to type, unquoted.
+
+    The kernel's own name for a host that was given none is one, too.
+    """
+    return host == "(none)" or (len(host) <= HOST_MAX and bool(_HOST.fullmatch(host)))
 
 
 def header(kind: Kind, flags: int, body: Sequence[Bytes]) -> bytes:

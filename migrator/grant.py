@@ -27,6 +27,9 @@ ASKING = frozenset({"source-state"})  # operations of a host that containers hav
 FACTS_MAX = 32  # times that a connection may have this host looked at
 UNFINISHED_MAX = 64  # migrations of one caller
 KNOWN_MAX = 5000  # that the journal keeps of one caller
+EVENTS_MAX = 10_000  # of a migration, with which a caller may have this host begin more of it
+EVENTS_SIZE = 8 << 20  # bytes of what these tell
+UNKNOWN_MAX = 128  # ids that a connection may name of which nothing is recorded, or nothing of its caller's
 ABANDONS_MAX = 64  # of a connection, of migrations that this host has never heard of
 PEER = "peer:"  # begins both the caller and the destination of a paired host
 _AS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
@@ -75,10 +78,13 @@ class Grant:
             raise self.not_its_own(migration)
 
     def not_its_own(self, migration: Migration) -> NotAllowed:
-        """Which is said in the same words of what another caller has begun, and of what goes out from here."""
+        """Which is said in the same words of what another caller has begun, and of what goes out from here.
+
+        Who has guessed the id learns no more by it: not which container that is.
+        """
         return NotAllowed(host_name=this_host(), caller=self.name,
                           reason=f"migration {migration.id} was begun by somebody else",
-                          fix=f"Who has begun it can go on; on {this_host()}: migrator status {migration.name}")
+                          fix=f"Who has begun it can go on; on {this_host()}: migrator status")
 
     def source(self, said: str) -> str:
         """Where migrations of this caller come from, as `-d` would have it; `said` is the name that it gives itself."""

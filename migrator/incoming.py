@@ -3,19 +3,22 @@
 
 Who makes a stream by hand can have `btrfs receive` make any subvolume, folder or file beside the one that was
 announced, in the folder that it is confined to: it joins paths as they come, `..` too (process_subvol and process_mkdir
-in btrfs-progs' cmds/receive.c). What was there before is written down, so that this is told from what belongs to
-others, also after the receive was killed.
+in btrfs-progs' cmds/receive.c). It can also rename what lies there (process_rename), and give its name to something
+else. So what was there before is written down by what no name changes, to be told from what was brought, and to be
+given its name back, also after the receive was killed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Iterable
+import secrets
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from migrator import bounds, btrfs, log, removal, send_stream
-from migrator.errors import ReceiveFailed
+from migrator.errors import MigratorError, ReceiveFailed
 
 NOTE = "beside.json"  # in the spool, while a stream is received: what lay beside the snapshot before, and its name
 _SHOWN = 3
@@ -32,8 +35,9 @@ def receive(stream: Iterable[bytes | memoryview], target: Path, spool: Path, *,
     clear(target.parent, spool)
     if os.path.lexists(target):
         remove(target)  # what a receive that was killed has left
+    before = {name: _mark(target.parent / name, target.parent) for name in _names(target.parent)}
     # Not synced: should a power cut take the note, it also takes what was received later.
-    (spool / NOTE).write_text(json.dumps({"before": _names(target.parent), "target": target.name}))
+    (spool / NOTE).write_text(json.dumps({"before": before, "target": target.name}))
     try:
         btrfs.receive(bounds.leaving(leave, send_stream.plain(stream, target), target), target.parent, limit=limit)
     finally:
@@ -44,22 +48,105 @@ def receive(stream: Iterable[bytes | memoryview], target: Path, spool: Path, *,
 
 
 def clear(folder: Path, spool: Path) -> list[str]:
-    """Remove what the last receive has brought into `folder` that is not its snapshot; returns the names."""
+    """Undo what the last receive has done in `folder` beside its snapshot; returns the names that it was done to."""
     try:
         noted = json.loads((spool / NOTE).read_text())
-        before, target = set(noted["before"]), noted["target"]
+        # An older version has written down the names alone.
+        before = dict(noted["before"] if isinstance(noted["before"], dict) else dict.fromkeys(noted["before"], ""))
+        target = noted["target"]
     except (OSError, ValueError, TypeError, KeyError):
         return []
-    brought = [name for name in _names(folder) if name not in before
+    taken, kept = _give_back(folder, before)
+    brought = [name for name in _names(folder) if not (name in before and _is(folder / name, folder, before[name]))
                and not (name == target and btrfs.is_subvolume(folder / name))]
     for name in brought:
         log.warning(f"{name!r} came with a stream that has no business to bring it: it is removed from {folder}")
+        if name in kept:
+            log.warning(f"{folder / name} stays: something that was there before is in it")
+            continue
         try:
             remove(folder / name)
         except Exception as error:  # whatever it is called, and however deep it is, a rollback goes on
             log.warning(f"{folder / name} could not be removed: {error}")
     (spool / NOTE).unlink()
-    return brought
+    return [*brought, *taken]
+
+
+def _give_back(folder: Path, before: dict[str, str]) -> tuple[list[str], set[str]]:
+    """Give what was there before its name back.
+
+    Returns the names that were taken away, and what in `folder` still holds something that could not be brought back.
+    """
+    lost = {mark: name for name, mark in before.items() if not _is(folder / name, folder, mark)}
+    if not lost:
+        return [], set()
+    kept: set[str] = set()
+    back: dict[str, Path] = {}
+    for path, mark in list(_look_for(folder, set(lost))):
+        aside = folder / f"{lost[mark]}.{secrets.token_hex(8)}"  # until all that has changed places is there
+        try:
+            _make_room(path, folder)
+            path.rename(aside)
+            back[mark] = aside
+        except (OSError, MigratorError) as error:
+            kept.add(path.relative_to(folder).parts[0])
+            log.warning(f"{path}, which was {folder / lost[mark]}, could not be brought back: {error}")
+    for mark, name in lost.items():
+        if mark in back:
+            if os.path.lexists(folder / name):  # it is not what was there before: that has been put aside by now
+                (folder / name).rename(folder / f"{name}.{secrets.token_hex(8)}")
+            back[mark].rename(folder / name)
+            log.warning(f"A stream that has no business to do so had renamed {folder / name}: it is back")
+        else:
+            log.warning(f"{folder / name} is gone since a stream was received there")
+    return list(lost.values()), kept
+
+
+def _look_for(folder: Path, marks: set[str]) -> Iterator[tuple[Path, str]]:
+    """Where they are now, each once; nothing is searched that is mounted there."""
+    left = [folder]
+    while left and marks:
+        here = left.pop()
+        with contextlib.suppress(OSError):  # too deep for a path: what a stream cannot name, it has not moved there
+            for path in here.iterdir():
+                mark = _mark(path, folder)
+                if mark in marks:
+                    marks.discard(mark)
+                    yield path, mark
+                elif path.is_dir() and not path.is_symlink() and not removal.is_mounted(path):
+                    left.append(path)
+
+
+def _make_room(path: Path, folder: Path) -> None:
+    """What was moved into a snapshot, which is read-only by now, can be taken out of it again."""
+    for parent in path.parents:
+        if parent == folder:
+            return
+        if btrfs.is_subvolume(parent):
+            btrfs.make_writable(parent)
+            return
+
+
+def _mark(path: Path, folder: Path) -> str:
+    """What no other one has, whatever it is called: a subvolume's uuid, else the inode in the subvolume of `folder`.
+
+    "-" where there is nothing, and "" where that cannot be told, as of what is mounted there: it goes by its name.
+    """
+    try:
+        if not path.is_symlink() and btrfs.is_subvolume(path):
+            return btrfs.info(path).uuid
+        found = path.lstat()
+        return str(found.st_ino) if found.st_dev == folder.stat().st_dev else ""
+    except FileNotFoundError:
+        return "-"
+    except Exception as error:  # a library's own: what cannot be told is left alone
+        log.debug(f"{path} cannot be told from others: {error}")
+        return ""
+
+
+def _is(path: Path, folder: Path, mark: str) -> bool:
+    """Whether that is what had this mark, as far as can be told."""
+    return not mark or _mark(path, folder) in ("", mark)
 
 
 def _names(folder: Path) -> list[str]:

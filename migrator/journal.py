@@ -141,9 +141,13 @@ class Migration:
         return float(self.detail.get("still_monotonic", 0.0))
 
     def move(self, event: Event, **detail: Any) -> None:
-        """Take the step that `event` names in the state machine, durably; `detail` is merged into the record."""
+        """Take the step that `event` names in the state machine, durably; `detail` is merged into the record.
+
+        An end that is asked for once more is recorded `anew`: see `note`.
+        """
         new = states.after(self.role, self.state, event)
-        self._write(new, states.owner(new), str(event), "done", detail)
+        again = new is self.state and event in (Event.FINISHED, Event.ABANDON)
+        self._write(new, states.owner(new), str(event), "done", detail, anew=again)
 
     def refresh(self) -> None:
         """Take over what is recorded: an exception may have come between a write and this object's learning of it."""
@@ -152,9 +156,13 @@ class Migration:
             "SELECT state, owner, detail FROM migrations WHERE id = ? AND role = ?", self.id, self.role)
         self.state, self.owner, self.detail = State(row["state"]), Owner(row["owner"]), json.loads(row["detail"])
 
-    def note(self, step: str, **detail: Any) -> None:
-        """Record something without a change of state; `detail` is merged into the record."""
-        self._write(self.state, self.owner, step, "done", detail)
+    def note(self, step: str, *, anew: bool = False, **detail: Any) -> None:
+        """Record something without a change of state; `detail` is merged into the record.
+
+        With `anew` in the place of the last event, if that is the same step: for what the other host may have recorded
+        again and again.
+        """
+        self._write(self.state, self.owner, step, "done", detail, anew=anew)
 
     @contextlib.contextmanager
     def step(self, step: str, *, must_be_recorded: bool = True,
@@ -192,6 +200,12 @@ class Migration:
         )
         return [Record(row["time"], row["step"], row["phase"], json.loads(row["detail"])) for row in rows]
 
+    def length(self) -> tuple[int, int]:
+        """How many events are recorded, and the bytes of what they tell."""
+        ((count, size),) = self.journal.rows(
+            "SELECT count(*), total(length(detail)) FROM events WHERE id = ? AND role = ?", self.id, self.role)
+        return count, int(size)
+
     def _event(self, step: str, phase: str, detail: dict[str, Any]) -> None:
         with self.journal.transaction(synced=False) as db:  # a sync takes long, and a container may be frozen
             self._insert_event(db, time.time(), step, phase, detail)
@@ -202,7 +216,8 @@ class Migration:
         except JournalBroken as error:
             log.warning(f"The journal could not record that {step} is {phase}: {error}")
 
-    def _write(self, state: State, owner: Owner, step: str, phase: str, detail: dict[str, Any]) -> None:
+    def _write(self, state: State, owner: Owner, step: str, phase: str, detail: dict[str, Any], *,
+               anew: bool = False) -> None:
         now = time.time()
         merged = self.detail | detail
         if state in states.ENDED and not self.ended:
@@ -212,6 +227,9 @@ class Migration:
                 "UPDATE migrations SET state = ?, owner = ?, detail = ?, updated = ? WHERE id = ? AND role = ?",
                 (state, owner, json.dumps(merged), now, self.id, self.role),
             )
+            if anew:
+                db.execute("DELETE FROM events WHERE step = ? AND number = "
+                           "(SELECT max(number) FROM events WHERE id = ? AND role = ?)", (step, self.id, self.role))
             self._insert_event(db, now, step, phase, {"state": state} | detail)
         self.state, self.owner, self.detail, self.updated = state, owner, merged, now
 

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from migrator import bounds, config_reader, container_config, limited, names
+from migrator.advice import this_host
 from migrator.behind import Behind
 from migrator.bounds import Bounds
 from migrator.container_config import Carried
-from migrator.errors import NoMigration, ProtocolError
+from migrator.errors import NoMigration, NotAllowed, ProtocolError
 from migrator.frames import CONTROL_MAX
-from migrator.grant import ABANDONS_MAX, KNOWN_MAX, ROOT, UNFINISHED_MAX, Grant
+from migrator.grant import ABANDONS_MAX, EVENTS_MAX, EVENTS_SIZE, KNOWN_MAX, ROOT, UNFINISHED_MAX, UNKNOWN_MAX, Grant
 from migrator.journal import Journal, Migration
 from migrator.layout import Layout, locked
 from migrator.states import Role
@@ -48,6 +49,7 @@ class Service:
         self.journal = journal
         self.grant = grant  # what the other side may do here
         self.looks = 0  # how often it has had this host looked at
+        self.unknown: set[str] = set()  # ids that it has named, and that are none of its own
         self.abandons = 0  # how many migrations it has given up that this host had never heard of
         self._stack = stack
         self._locked: dict[str, contextlib.ExitStack] = {}
@@ -110,12 +112,21 @@ class Service:
         that goes out from here is nobody's who connects to here. Raises NotAllowed.
         """
         id_ = names.migration_id(str(fields["id"]))
-        if outgoing := self.journal.by_id(id_, Role.SOURCE):
+        outgoing, migration = (self.journal.by_id(id_, role) for role in (Role.SOURCE, Role.DESTINATION))
+        if outgoing or not migration or not self.grant.owns(migration):
+            self.refuse_guesses(id_)
+        if outgoing:
             raise self.grant.not_its_own(outgoing)
-        migration = self.journal.by_id(id_, Role.DESTINATION)
         if migration:
             self.grant.check_owner(migration)
         return migration
+
+    def refuse_guesses(self, id_: str) -> None:
+        """Count an id that is none of the caller's; raises NotAllowed, whatever it is, where there are too many."""
+        self.unknown.add(id_)
+        if self.grant.restricted and len(self.unknown) > UNKNOWN_MAX:
+            self.unknown.discard(id_)
+            raise self.grant.refusal("it has asked for too many migrations that it has not begun over one connection")
 
     def refuse_crowds(self) -> None:
         """Raises NotAllowed where a caller who is not root has begun too much."""
@@ -129,6 +140,17 @@ class Service:
         self.abandons += 1
         if self.grant.restricted and self.abandons > ABANDONS_MAX:
             raise self.grant.refusal("it gives up too many migrations that never began")
+
+    def refuse_more(self, migration: Migration) -> None:
+        """Raises NotAllowed where a caller who is not root has had too much of a migration recorded.
+
+        To be asked before something begins: what gives a container back, or says where it is, is recorded always.
+        """
+        count, size = migration.length()
+        if self.grant.restricted and (count >= EVENTS_MAX or size >= EVENTS_SIZE):
+            raise NotAllowed(host_name=this_host(), caller=self.grant.name,
+                             reason=f"too much has happened in migration {migration.id} for more of it to begin",
+                             fix="Give it up on its source, with `migrator rollback`, and begin anew.")
 
     def find(self, fields: Mapping[str, Any]) -> Migration | None:
         """The migration that the source speaks of, locked; None when this host does not know it.

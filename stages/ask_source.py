@@ -197,6 +197,8 @@ def source_state(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     """
     id_ = names.migration_id(str(fields["id"]))
     migration = service.journal.by_id(id_, Role.SOURCE)
+    if not migration or not service.grant.is_destination(migration):
+        service.refuse_guesses(id_)
     if migration:
         service.grant.check_destination(migration)
     never = fields.get("never") is True
@@ -213,8 +215,9 @@ def source_state(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
         with service.locking(migration.name, migration.lxcpath) as let_go:
             migration.refresh()
             if migration.state in healing.LETS_RUN:
+                service.refuse_more(migration)
                 given = leave.asked_for(fields["within"])
-                migration.note("leave", **leave.given(migration.detail, given))
+                migration.note("leave", anew=True, **leave.given(migration.detail, given))
             let_go()
     # By the ticket it knows this host, under whatever name, for the one that it has the migration from.
     ticket = migration.ticket if migration and service.grant.is_destination(migration) else ""

@@ -156,7 +156,8 @@ def look(args: argparse.Namespace, container: lxc.Container, there: Connection |
     )
     if there:
         reply = there.answer(asked)
-        destination = record.load(HostFacts, reply["facts"])
+        # By the name that it has greeted with, which was looked at.
+        destination = dataclasses.replace(record.load(HostFacts, reply["facts"]), name=there.peer_host)
         # The other clock was read somewhere between `begun` and now.
         offset = _offset(begun, destination.time, time.time())
         options = dataclasses.replace(options, clock_offset=offset, known_copy=known_copy or bool(reply["fenced_copy"]))

@@ -128,7 +128,7 @@ def receive_increment(service: Service, fields: dict[str, Any]) -> Place:
     """Where the increment goes."""
     migration = service.migration(fields)
     _must_receive_dump(migration, fields)
-    migration.note("increment", increment_uuid=str(fields["uuid"])[:36])
+    migration.note("increment", anew=True, increment_uuid=str(fields["uuid"])[:36])
     here = Layout(migration.lxcpath, migration.name, migration.id)
     target = here.snapshot(len(migration.detail["rounds"]) + 1)
     behind = service.import_behind(here.spool / INCREMENT, target) if fields.get("behind") else None

@@ -7,6 +7,7 @@ it, is none: another host key, a refused login, or another migrator there are si
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable
 
@@ -226,7 +227,7 @@ def tell_late(migration: Migration, tell: Callable[[], str], *, elsewhere: bool 
         kept = tell()
     except AlreadyRuns as error:
         raise TwoCopies(name=migration.name, there=migration.other_name, destination=there, source=this_host(),
-                        lxcpath=migration.detail["destination_lxcpath"]) from error
+                        lxcpath=shlex.quote(migration.detail["destination_lxcpath"])) from error
     except NotKnownThere as error:
         if elsewhere or not error.forgotten:
             raise

@@ -287,6 +287,7 @@ def import_(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     if decision.verdict is Verdict.REFUSE:
         raise OutOfOrder(stage=NAME, missing=decision.missing, next=advice.command(decision.next_stage, migration))
     if decision.verdict is Verdict.GO:
+        service.refuse_more(migration)
         import_round(migration, Layout(migration.lxcpath, migration.name, migration.id), service.behind)
     return {"state": migration.state}
 

@@ -405,6 +405,7 @@ def receive_disk(service: Service, fields: dict[str, Any]) -> Place:
     rounds = migration.detail["rounds"]
     if not 1 <= number <= len(rounds) + 1 or len(rounds) > 1000:
         raise UsageError(reason=f"round {number} does not follow round {len(rounds)}")
+    service.refuse_more(migration)
     migration.move(Event.RECEIVE)
     here = Layout(migration.lxcpath, migration.name, migration.id)
     file = here.spool / f"disk-{number}"

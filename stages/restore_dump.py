@@ -336,6 +336,7 @@ def restore_for_source(service: Service, fields: dict[str, Any],
     if decision.verdict is Verdict.REFUSE:
         raise OutOfOrder(stage=NAME, missing=decision.missing, next=advice.command(decision.next_stage, migration))
     if decision.verdict is Verdict.GO:
+        service.refuse_more(migration)
         limit = min(max(float(fields["limit"]), 0.0), 1e6)
         take_offered(migration)
         try:

@@ -23,6 +23,8 @@ from stages.offer import attempt
 
 TAKEN = {State.OWNED, State.RESTORING, State.RESTORED, State.FINISHED}
 ARRIVING = {State.RECEIVING_DUMP, State.DUMP_RECEIVED}
+DUMPS_MAX = 10**9  # the highest number of a dump
+INTERFACES_MAX = 512  # whose setting is remembered
 
 
 def dump_begin(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
@@ -30,6 +32,8 @@ def dump_begin(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     migration, number = service.migration(fields), int(fields["attempt"])
     if number <= attempt(migration):
         raise UsageError(reason=f"dump {number} of migration {migration.id} is not newer than the last one here")
+    _check_number(number)
+    service.refuse_more(migration)
     if migration.state in (State.IMPORTED, *ARRIVING):
         _require_defined(migration)
     migration.move(Event.RECEIVE_DUMP, attempt=number, memory=bool(fields.get("memory", True)))
@@ -83,7 +87,8 @@ def own(service: Service, fields: dict[str, Any]) -> Takeover:
             _take(migration, number, fields)
         except DumpRefused:
             if number > latest:
-                migration.note("refused", attempt=number)
+                _check_number(number)
+                migration.note("refused", anew=True, attempt=number)
             if number >= latest:
                 _close(service, migration)
             raise
@@ -98,7 +103,7 @@ def _by_hand(migration: Migration, word: Leave) -> dict[str, Any]:
     """Somebody is about to type restore-dump here."""
     end = word.wait()
     if migration.state is State.OWNED:
-        migration.note("leave", **leave.kept(end, word.seconds))
+        migration.note("leave", anew=True, **leave.kept(end, word.seconds))
     return {"state": migration.state}
 
 
@@ -116,10 +121,25 @@ def _take(migration: Migration, number: int, fields: dict[str, Any]) -> None:
     for path in files:
         if not spool.is_complete(path):
             raise DumpRefused(name=migration.name, reason=f"the image {path.name} is not complete")
-    dad = {names.inside_interface(str(name)): str(int(value)) for name, value in fields["dad"].items()}
+    dad = _dad(migration, fields["dad"])
     if migration.state is State.RECEIVING_DUMP:
         migration.move(Event.DUMP_RECEIVED, image_files=[path.name for path in files], dad=dad)
     migration.move(Event.OWN)
+
+
+def _dad(migration: Migration, said: dict[str, Any]) -> dict[str, str]:
+    """What `network.bring_back_dad` is to bring back: a C int for each interface; raises DumpRefused."""
+    found = {names.inside_interface(str(name)): int(value) for name, value in said.items()}
+    if len(found) > INTERFACES_MAX:
+        raise DumpRefused(name=migration.name, reason=f"it has more than {INTERFACES_MAX} interfaces")
+    if any(abs(value) >= 1 << 31 for value in found.values()):
+        raise DumpRefused(name=migration.name, reason="its accept_dad is no setting of the kernel's")
+    return {name: str(value) for name, value in found.items()}
+
+
+def _check_number(number: int) -> None:
+    if number > DUMPS_MAX:
+        raise UsageError(reason=f"no migration comes to a dump with a number above {DUMPS_MAX}")
 
 
 def _close(service: Service, migration: Migration) -> None:

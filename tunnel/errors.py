@@ -32,7 +32,9 @@ class DocumentedError(Exception):
 
     @property
     def hint(self) -> str:
-        return _fill(self.cure, self.fields)
+        """What to do; where the other host has filled it in it is told as that host's words, not as advice of ours."""
+        text = _fill(self.cure, self.fields)
+        return f"{self.host} says: {text}" if self.host and text and "{" in self.cure else text
 
     @property
     def exit_status(self) -> int:

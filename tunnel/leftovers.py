@@ -99,20 +99,24 @@ def _read(session: bytes, path: Path) -> Record:
 def remove(record: Record) -> list[str]:
     """Remove all that a record stands for and then the record; what could not be removed, and why.
 
-    Each step stands alone, so that one that fails does not keep the others from their work. Safe to repeat.
+    Each step stands alone, so that one that fails does not keep the others from their work; but the firewall goes last,
+    and only once the interface has: until then it is all that stands between the peer and this host. Safe to repeat.
     """
-    name = record.name
-    steps: dict[str, Callable[[], None]] = {
-        f"firewall table {name}": lambda: firewall.remove(name),
-        f"wireguard-go of {name}": lambda: _end_server(record),
-        f"interface {name}": lambda: kernel.Kernel().remove(name),
-    }
-    problems = []
-    for what, step in steps.items():
+    name, problems = record.name, []
+
+    def done(what: str, step: Callable[[], None]) -> bool:
         try:
             step()
         except (TunnelError, processes.ProgramFailed, OSError) as error:
             problems.append(f"{what} ({error})")
+            return False
+        return True
+
+    done(f"wireguard-go of {name}", lambda: _end_server(record))
+    if done(f"interface {name}", lambda: kernel.Kernel().remove(name)):
+        done(f"firewall table {name}", lambda: firewall.remove(name))
+    else:
+        problems.append(f"firewall table {name} (kept, as that interface may still be up)")
     if not problems:
         record.path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # others are in it, or somebody else was faster
@@ -121,6 +125,9 @@ def remove(record: Record) -> list[str]:
 
 
 def _end_server(record: Record) -> None:
+    """A record that cannot be read does not tell which back end it was: there may have been one."""
+    if record.backend == kernel.Kernel.kind:
+        return
     if record.server:
         record.server.end()
     userspace.Userspace().remove(record.name)

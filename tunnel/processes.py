@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import select
@@ -92,18 +93,54 @@ class Process:
 
 
 def with_command(argv: Sequence[str]) -> Iterator[Process]:
-    """All processes that were started with this very command, whoever started them; the program by name, not path."""
+    """The processes that were started with this very command, the program by name, and are what they say.
+
+    Any user of this host and any container's root may call a process so, and none of them may have one ended, or be
+    waited for, by it. So it is one of our own user, outside of containers, and executes the program's very file.
+    """
+    files = set(_files(argv[0]))
     for folder in PROC.iterdir():
-        if not folder.name.isdecimal():
-            continue
-        try:
-            words = (folder / "cmdline").read_bytes().rstrip(b"\0").split(b"\0")
-        except OSError:
-            continue
-        if [Path(os.fsdecode(words[0])).name, *map(os.fsdecode, words[1:])] == list(argv):
-            process = Process.of(int(folder.name))
-            if process:
-                yield process
+        if folder.name.isdecimal():
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                words = (folder / "cmdline").read_bytes().rstrip(b"\0").split(b"\0")
+                if [Path(os.fsdecode(words[0])).name, *map(os.fsdecode, words[1:])] != list(argv):
+                    continue
+                if _uid(folder) == os.geteuid() and _is_beside_us(folder, "pid") and _executes(folder, argv[0], files):
+                    process = Process.of(int(folder.name))
+                    if process:
+                        yield process
+
+
+def _files(program: str) -> Iterator[tuple[int, int]]:
+    """Device and inode of each file that this name can mean here."""
+    for folder in ENVIRONMENT["PATH"].split(":"):
+        with contextlib.suppress(OSError):
+            found = Path(folder, program).stat()
+            yield found.st_dev, found.st_ino
+
+
+def _executes(folder: Path, program: str, files: set[tuple[int, int]]) -> bool:
+    """By its file, which no other file system has; where an upgrade has replaced that meanwhile, by its path.
+
+    A path means the same file for the two of us only in our own mount namespace.
+    """
+    executed = (folder / "exe").stat()
+    if (executed.st_dev, executed.st_ino) in files:
+        return True
+    path, _, end = str((folder / "exe").readlink()).rpartition(" (")
+    known = {os.path.realpath(f"{each}/{program}") for each in ENVIRONMENT["PATH"].split(":")}
+    return end == "deleted)" and path in known and _is_beside_us(folder, "mnt")
+
+
+def _is_beside_us(folder: Path, kind: str) -> bool:
+    """Whether it is in the same namespace as this process."""
+    return (folder / "ns" / kind).readlink() == (PROC / "self/ns" / kind).readlink()
+
+
+def _uid(folder: Path) -> int:
+    """Its real user id (proc_pid_status(5)); its name, which is its own to choose, comes in a line before."""
+    (line,) = (each for each in (folder / "status").read_bytes().split(b"\n") if each.startswith(b"Uid:"))
+    return int(line.split()[1])
 
 
 def which(program: str) -> str | None:

@@ -143,10 +143,11 @@ def includes(case: Case) -> Iterator[Finding]:
                             f"Cure that file, or take it out of {case.config_file} (lxc.include).")
     differing = [include.path for include in container.config.includes if there and _differs(include, container, there)]
     if there and differing:
+        target = shlex.quote(f"root@{there.name}")
         packaged = all(path.startswith(PACKAGED) for path in differing)
         yield INCLUDE_DIFFERS.found(
             f"{there.name} has not the same {listed(differing)}, which the configuration of {container.name} includes.",
-            f"Compare them: ssh root@{there.name} cat {shlex.quote(differing[0])} | diff {shlex.quote(differing[0])} -",
+            f"Compare them: ssh {target} cat {shlex.quote(differing[0])} | diff {shlex.quote(differing[0])} -",
             severity=INFO if packaged else None)
 
 
@@ -171,7 +172,8 @@ def consents(case: Case) -> Iterator[Finding]:
         yield CONSENT.found(
             f"{there.name} does not take from this host what reaches out of {case.container.name}: "
             f"{consent.shown(lines)}.",
-            f"Remove that and start the container anew, or on {there.name}, if it trusts this host: {there.hooks_fix}",
+            f"Remove that and start the container anew, or on {there.name}, if it trusts this host, as it says itself: "
+            f"{there.hooks_fix}",
         )
 
 

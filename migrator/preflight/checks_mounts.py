@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 
 from migrator.preflight.case import Case, Check
@@ -48,10 +49,10 @@ def supported(case: Case) -> Iterator[Finding]:
     for mount in case.container.mounts:
         if mount.kind == "unsupported":
             yield UNSUPPORTED.found(f"{mount.target} in {case.container.name} is a {mount.type} file system.",
-                                    f"Unmount it in the container: umount {mount.target}")
+                                    f"Unmount it in the container: umount {shlex.quote(mount.target)}")
         elif mount.kind == "unreachable":
             yield UNREACHABLE.found(f"{mount.target} in {case.container.name} is bound from nowhere within reach.",
-                                    f"Unmount it in the container: umount {mount.target}")
+                                    f"Unmount it in the container: umount {shlex.quote(mount.target)}")
 
 
 def sources(case: Case) -> Iterator[Finding]:
@@ -70,7 +71,7 @@ def bound(case: Case) -> Iterator[Finding]:
             if not is_lxcs(mount.target):
                 yield TERMINAL.found(
                     f"{mount.target} in {case.container.name} is the terminal {mount.host_path} of the host.",
-                    f"Unmount it in the container: umount {mount.target}",
+                    f"Unmount it in the container: umount {shlex.quote(mount.target)}",
                 )
         elif mount.host_path and not mount.host_path.startswith(SYSTEM):
             yield BOUND.found(

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import ipaddress
+import shlex
 from collections.abc import Iterable, Iterator
 
-from migrator import network, veths
+from migrator import names, network, veths
+from migrator.errors import InvalidName
 from migrator.preflight.case import Case, Check, listed
 from migrator.preflight.config_facts import Net
 from migrator.preflight.findings import Finding, Severity, define
@@ -106,31 +108,42 @@ def links(case: Case) -> Iterator[Finding]:
     there = case.destination
     for net in case.container.config.nets if there else ():
         if there and net.link and net.type in ("veth", "macvlan", "phys", "ipvlan", "vlan"):
-            wanted = case.options.bridges.get(net.link, net.link)
-            yield from _link(there, net, wanted)
+            yield from _link(there, net, case.options.bridges.get(net.link, net.link))
 
 
 def _link(there: HostFacts, net: Net, wanted: str) -> Iterator[Finding]:
-    found = _interface(there, wanted)
+    found, bridge = _interface(there, wanted), shlex.quote(wanted)
     if net.type != "veth":
         if found is None:
             yield LINK.found(f"{there.name} has no interface {wanted} for lxc.net.{net.index} ({net.type}).",
-                             f"Make it there, or map it to another: --map-bridge {net.link}=NAME")
+                             f"Make it there, or map it to another: --map-bridge {_mapped(net)}")
     elif found is None:
-        have = [interface.name for interface in there.interfaces if interface.kind in BRIDGES]
+        have = [each.name for each in there.interfaces if each.kind in BRIDGES and _can_be_named(each.name)]
         choice = have[0] if len(have) == 1 else "NAME"
         known = f" (it has {listed(have)})" if have else " and no other"
         yield BRIDGE.found(
             f"{there.name} has no bridge {wanted}{known}.",
-            f"Map it: --map-bridge {net.link}={choice} -- or make it there: ip link add {wanted} type bridge && "
-            f"ip link set {wanted} up",
+            f"Map it: --map-bridge {_mapped(net, choice)} -- or make it there: ip link add {bridge} type bridge && "
+            f"ip link set {bridge} up",
         )
     elif found.kind not in BRIDGES:
         yield NOT_BRIDGE.found(f"{wanted} on {there.name} is {found.kind or 'a physical interface'}, not a bridge.",
-                               f"Map it to a bridge: --map-bridge {net.link}=NAME")
+                               f"Map it to a bridge: --map-bridge {_mapped(net)}")
     elif (net.vlan or net.tagged) and not found.vlans:
         yield VLAN.found(f"{wanted} on {there.name} does not tell VLANs apart, which lxc.net.{net.index} needs.",
-                         f"On {there.name}: ip link set {wanted} type bridge vlan_filtering 1")
+                         f"On {there.name}: ip link set {bridge} type bridge vlan_filtering 1")
+
+
+def _mapped(net: Net, bridge: str = "NAME") -> str:
+    return shlex.quote(f"{net.link}={bridge}")
+
+
+def _can_be_named(name: str) -> bool:
+    """Whether --map-bridge takes that name, which the destination has told."""
+    try:
+        return bool(names.interface_name(name))
+    except InvalidName:
+        return False
 
 
 def inside(case: Case) -> Iterator[Finding]:
@@ -138,8 +151,8 @@ def inside(case: Case) -> Iterator[Finding]:
         if interface.kind not in DUMPABLE and interface.name not in IGNORED_NAMES:
             yield KIND.found(
                 f"{case.container.name} has the interface {interface.name} of kind {interface.kind or 'physical'}.",
-                f"Remove it in the container: ip link delete {interface.name} -- if it comes with every network "
-                "namespace: sysctl net.core.fb_tunnels_only_for_init_net=1, and start the container anew.",
+                f"Remove it in the container: ip link delete dev {shlex.quote(interface.name)} -- if it comes with "
+                "every network namespace: sysctl net.core.fb_tunnels_only_for_init_net=1, and start it anew.",
             )
 
 
@@ -153,7 +166,7 @@ def mtu(case: Case) -> Iterator[Finding]:
         if bridge and own and 0 < bridge.mtu < own.mtu:
             yield MTU.found(
                 f"{bridge.name} on {there.name} has an MTU of {bridge.mtu}, {own.name} in the container of {own.mtu}.",
-                f"On {there.name}: ip link set {bridge.name} mtu {own.mtu}",
+                f"On {there.name}: ip link set {shlex.quote(bridge.name)} mtu {own.mtu}",
             )
 
 
@@ -267,7 +280,7 @@ def hardware_addresses(case: Case) -> Iterator[Finding]:
             # an end of a veth shows the same address as the other one only when somebody set it so
             if interface.mac.lower() == mac:
                 yield MAC_TAKEN.found(f"{interface.name} on {there.name} has the MAC {mac} as well.",
-                                      f"Change it there: ip link set {interface.name} address ...")
+                                      f"Change it there: ip link set {shlex.quote(interface.name)} address ...")
         for other in there.containers:
             if mac in other.macs and other.name != (case.options.name or case.container.name):
                 state = "" if other.running else ", which is stopped"

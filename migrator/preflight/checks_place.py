@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 
 from migrator.preflight.case import Case, Check, listed, size
@@ -40,10 +41,11 @@ CLOCK = define("clock-difference", WARNING, """Programs in the container see the
 def state(case: Case) -> Iterator[Finding]:
     facts = case.container
     if facts.state == "FROZEN":
-        yield FROZEN.found(f"{facts.name} is frozen.", f"Let it run: lxc-unfreeze -P {facts.lxcpath} {facts.name}")
+        yield FROZEN.found(f"{facts.name} is frozen.",
+                           f"Let it run: lxc-unfreeze -P {shlex.quote(facts.lxcpath)} {facts.name}")
     elif facts.state != "RUNNING":
         yield NOT_RUNNING.found(f"{facts.name} is {facts.state}.",
-                                f"Start it: lxc-start -P {facts.lxcpath} {facts.name}")
+                                f"Start it: lxc-start -P {shlex.quote(facts.lxcpath)} {facts.name}")
     if facts.config.ephemeral:
         yield EPHEMERAL.found(f"{facts.name} is ephemeral: LXC destroys it when it stops.",
                               "Set lxc.ephemeral = 0 and start the container anew.", severity=case.hinders_start)
@@ -62,23 +64,25 @@ def name(case: Case) -> Iterator[Finding]:
 def storage(case: Case) -> Iterator[Finding]:
     rootfs = case.container.rootfs
     if not rootfs.subvolume:
+        new = shlex.quote(f"{rootfs.path}.new")
         where = "no subvolume" if rootfs.filesystem == "btrfs" else f"on {rootfs.filesystem or 'no file system'}"
         yield ROOTFS.found(
             f"The root file system {rootfs.path} is {where}.",
-            f"Stop the container, then: btrfs subvolume create {rootfs.path}.new && "
-            f"cp -a --reflink=auto {rootfs.path}/. {rootfs.path}.new/ -- and put it in the old one's place.",
+            f"Stop the container, then: btrfs subvolume create {new} && "
+            f"cp -a --reflink=auto {shlex.quote(f'{rootfs.path}/.')} {new}/ -- and put it in the old one's place.",
         )
     if rootfs.nested:
         yield NESTED.found(
             f"{rootfs.path} has subvolumes inside, which a snapshot leaves out: {listed(list(rootfs.nested))}.",
-            f"Turn each into a folder, or remove it: btrfs subvolume delete {rootfs.path}/{rootfs.nested[0]}",
+            f"Turn each into a folder, or remove it: btrfs subvolume delete "
+            f"{shlex.quote(f'{rootfs.path}/{rootfs.nested[0]}')}",
         )
     there = case.destination
     if not there:
         return
     if not there.storage.exists:
         yield PATH_MISSING.found(f"{there.name} has no {there.storage.path}.",
-                                 f"On {there.name}: mkdir -p {there.storage.path}")
+                                 f"On {there.name}: mkdir -p {shlex.quote(there.storage.path)}")
     if there.storage.filesystem != "btrfs":
         yield NOT_BTRFS.found(
             f"{there.storage.path} on {there.name} is on {there.storage.filesystem or 'an unknown file system'}.",
@@ -93,7 +97,8 @@ def disk_room(case: Case) -> Iterator[Finding]:
     needed = case.options.disk_needed if case.options.disk_needed is not None else case.container.rootfs.used
     if needed < 0:
         yield DISK_UNKNOWN.found(f"The size of {case.container.rootfs.path} is not known.",
-                                 f"Compare: du -shx {case.container.rootfs.path} with {size(there.storage.free)} free.")
+                                 f"Compare: du -shx {shlex.quote(case.container.rootfs.path)} with "
+                                 f"{size(there.storage.free)} free.")
         return
     left = there.storage.free - needed
     sentence = (f"{there.storage.path} on {there.name} has {size(there.storage.free)} free, and {case.container.name} "

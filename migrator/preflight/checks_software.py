@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Iterator
 
 from migrator.criu import NFTABLES_LOCK
@@ -149,12 +150,16 @@ def criu_config(case: Case) -> Iterator[Finding]:
     for host in case.hosts:
         for path, fault in host.criu.config_faults:
             yield CRIU_CONFIG_BAD.found(f"CRIU on {host.name} refuses {path}: {fault.rstrip('.')}.",
-                                        f"Cure that file on {host.name}, or move it away: mv {path} {path}.off")
+                                        f"Cure that file on {host.name}, or move it away: {_away(path)}")
         for path in host.criu.config_files:
             if path in dict(host.criu.config_faults):
                 continue
             yield CRIU_CONFIG.found(f"{host.name} has {path}, which changes what CRIU does.",
-                                    f"Read it, and move it away for the migration: mv {path} {path}.off")
+                                    f"Read it, and move it away for the migration: {_away(path)}")
+
+
+def _away(path: str) -> str:
+    return shlex.join(["mv", path, f"{path}.off"])
 
 
 def processors(case: Case) -> Iterator[Finding]:

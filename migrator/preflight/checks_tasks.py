@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator
 
 from migrator.preflight.case import Case, Check, holder, listed, size
@@ -205,19 +206,21 @@ def device_dumpable(note: Note) -> bool:
 
 def watches(case: Case) -> Iterator[Finding]:
     for note in case.notes("watch-symlink"):
+        path = shlex.quote(note.detail)
         yield SYMLINK.found(
             f"{holder(note)} watches the symbolic link {note.detail}.",
-            f"Make it a regular file in the container: cp --remove-destination $(readlink -f {note.detail}) "
-            f"{note.detail} -- and restart {note.task}.",
+            f'Make it a regular file in the container: cp --remove-destination "$(readlink -f {path})" {path} '
+            f"-- and restart {shlex.quote(note.task)}.",
         )
     for kind, what in (("watch-deleted", "has been deleted"), ("watch-hidden", "is hidden by a mount over it")):
         for note in case.notes(kind):
-            yield WATCH_GONE.found(f"{holder(note)} watches {note.detail}, which {what}.", f"Restart {note.task}.")
+            yield WATCH_GONE.found(f"{holder(note)} watches {note.detail}, which {what}.",
+                                   f"Restart {shlex.quote(note.task)}.")
     unknown = case.notes("watch-unknown")
     if unknown:
         yield WATCH_UNKNOWN.found(f"{holder(unknown[0])} watches files whose path is not known: "
                                   f"{listed([note.detail for note in unknown])}.",
-                                  f"Restart {unknown[0].task} if the dump fails.")
+                                  f"Restart {shlex.quote(unknown[0].task)} if the dump fails.")
 
 
 def guests(case: Case) -> Iterator[Finding]:

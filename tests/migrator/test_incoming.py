@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
+import types
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
 
 from migrator import btrfs, incoming
-from migrator.errors import ReceiveFailed
+from migrator.errors import ReceiveFailed, SnapshotFailed
 
 TARGET = "0badc0de.1"
 
@@ -24,20 +27,30 @@ class Here:
         self.folder.mkdir()
         self.brings: Callable[[], object] = lambda: None
         monkeypatch.setattr(btrfs, "receive", self._receive)
-        monkeypatch.setattr(btrfs, "is_subvolume", lambda path: path.is_dir() and path.name.endswith((".1", ".sub")))
+        self.subvolumes: set[int] = set()  # by inode, as they may be renamed
+        monkeypatch.setattr(btrfs, "is_subvolume", self._is_subvolume)
         monkeypatch.setattr(btrfs, "delete", self._delete)
+        monkeypatch.setattr(btrfs, "info", lambda path: types.SimpleNamespace(uuid=f"uuid-{path.stat().st_ino}"))
+        self.writable: list[str] = []
+        monkeypatch.setattr(btrfs, "make_writable", lambda path: self.writable.append(path.name))
         (self.folder / "notes.txt").write_text("an administrator's")
         (self.folder / "00000001.1").mkdir()
+        (self.folder / "00000001.1" / "disk").mkdir()
 
     def _receive(self, _stream: Iterable[bytes], folder: Path, **_: object) -> None:
         (folder / TARGET).mkdir()
         self.brings()
 
+    def _is_subvolume(self, path: Path) -> bool:
+        if not path.is_dir():
+            return False
+        if path.name.endswith((".1", ".sub")):
+            self.subvolumes.add(path.stat().st_ino)
+        return path.stat().st_ino in self.subvolumes
+
     def _delete(self, path: Path) -> None:
         if path.is_dir():
-            for inner in path.iterdir():
-                inner.rmdir()
-            path.rmdir()
+            shutil.rmtree(path)
 
     def receive(self) -> None:
         incoming.receive([], self.folder / TARGET, self.spool)
@@ -95,6 +108,92 @@ def test_one_that_brings_more_is_refused(here: Here, brings: Callable[[Here], No
     assert here.names() - {TARGET} == BEFORE
     assert not (here.folder / TARGET).is_file()
     assert here.spool.is_dir()
+
+
+def renamed(here: Here) -> None:
+    (here.folder / "00000001.1").rename(here.folder / "junk.sub")
+
+
+def under_its_name(here: Here) -> None:
+    renamed(here)
+    (here.folder / "00000001.1").mkdir()
+    (here.folder / "00000001.1" / "planted").mkdir()
+
+
+def into_the_snapshot(here: Here) -> None:
+    (here.folder / "00000001.1").rename(here.folder / TARGET / "junk.sub")
+
+
+def as_the_snapshot(here: Here) -> None:
+    (here.folder / TARGET).rmdir()
+    (here.folder / "00000001.1").rename(here.folder / TARGET)
+
+
+def deep_down(here: Here) -> None:
+    (here.folder / "brought" / "a").mkdir(parents=True)
+    under_its_name(here)
+    (here.folder / "junk.sub").rename(here.folder / "brought" / "a" / "b.sub")
+    (here.folder / "notes.txt").rename(here.folder / "brought" / "notes")
+
+
+def changed_about(here: Here) -> None:
+    (here.folder / "notes.txt").rename(here.folder / "x")
+    (here.folder / "00000001.1").rename(here.folder / "notes.txt")
+    (here.folder / "x").rename(here.folder / "00000001.1")
+
+
+def hard_link(here: Here) -> None:
+    (here.folder / "notes").hardlink_to(here.folder / "notes.txt")
+
+
+@pytest.mark.parametrize("brings", [renamed, under_its_name, into_the_snapshot, as_the_snapshot, deep_down,
+                                    changed_about, hard_link])
+@pytest.mark.parametrize("killed", [False, True])
+def test_what_was_there_before_keeps_its_name(here: Here, brings: Callable[[Here], None], killed: bool) -> None:
+    before = {name: (here.folder / name).stat().st_ino for name in BEFORE}
+    if killed:
+        def is_killed() -> None:
+            brings(here)
+            (here.spool / incoming.NOTE).rename(here.spool / "kept")
+
+        here.brings = is_killed
+        with contextlib.suppress(FileNotFoundError):
+            here.receive()
+        (here.spool / "kept").rename(here.spool / incoming.NOTE)
+        assert incoming.clear(here.folder, here.spool)
+    else:
+        here.brings = lambda: brings(here)
+        with pytest.raises(ReceiveFailed, match="brings more"):
+            here.receive()
+    assert here.names() - {TARGET} == BEFORE
+    assert {name: (here.folder / name).stat().st_ino for name in BEFORE} == before
+    assert [path.name for path in (here.folder / "00000001.1").iterdir()] == ["disk"]
+    assert here.writable == ([TARGET] if brings is into_the_snapshot else [])
+
+
+def test_what_holds_what_was_there_before_stays(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where that cannot be taken out of it any more."""
+    def refuse(path: Path) -> None:
+        raise SnapshotFailed(path=path, action="made writable", reason="no")
+
+    def into_another() -> None:
+        (here.folder / "other.sub").mkdir()
+        (here.folder / "00000001.1").rename(here.folder / "other.sub" / "junk.sub")
+
+    monkeypatch.setattr(btrfs, "make_writable", refuse)
+    here.brings = into_another
+    with pytest.raises(ReceiveFailed, match="brings more"):
+        here.receive()
+    assert (here.folder / "other.sub" / "junk.sub" / "disk").is_dir()
+
+
+def test_what_cannot_be_told_goes_by_its_name(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Path) -> None:
+        raise OSError("no answer")
+
+    monkeypatch.setattr(btrfs, "info", fail)
+    here.receive()
+    assert here.names() == {*BEFORE, TARGET}
 
 
 def test_one_that_fails_says_why(here: Here) -> None:

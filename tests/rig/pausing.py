@@ -41,9 +41,10 @@ def _install() -> None:
 
     write, event = journal.Migration._write, journal.Migration._event
 
-    def paused_write(self: Any, state: Any, owner: Any, step: str, phase: str, detail: dict[str, Any]) -> None:
+    def paused_write(self: Any, state: Any, owner: Any, step: str, phase: str, detail: dict[str, Any],
+                     **how: Any) -> None:
         _wait(self, "before", step, phase)
-        write(self, state, owner, step, phase, detail)
+        write(self, state, owner, step, phase, detail, **how)
         _wait(self, "after", step, phase)
 
     def paused_event(self: Any, step: str, phase: str, detail: dict[str, Any]) -> None:

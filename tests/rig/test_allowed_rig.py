@@ -128,8 +128,8 @@ def test_hooks_come_along_only_with_consent(rig: Rig, clean_hosts: CleanHosts, l
 
 # --- A stream that a liar has made (fs/btrfs/send.h) ---
 
-SUBVOL, MKFILE, MKDIR, SYMLINK, END = 1, 3, 4, 8, 21
-UUID, CTRANSID, INO, PATH, PATH_LINK = 1, 2, 3, 15, 17
+SUBVOL, MKFILE, MKDIR, SYMLINK, RENAME, END = 1, 3, 4, 8, 9, 21
+UUID, CTRANSID, INO, PATH, PATH_TO, PATH_LINK = 1, 2, 3, 15, 16, 17
 
 
 def crc32c(data: bytes) -> int:
@@ -186,6 +186,38 @@ def test_a_stream_leaves_nothing_but_its_snapshot(rig: Rig) -> None:
         assert rig.sh("hostb", "ls -A /pool/spool").strip() == ""
     finally:
         rig.sh("hostb", "btrfs -q subvolume delete /pool/inside/*.1; rm -rf /pool/inside /pool/spool")
+
+
+def renaming_stream(name: str, *pairs: tuple[str, str]) -> bytes:
+    """The subvolume `name`, and another one in the place of one that was there, which gets another name."""
+    number = struct.pack("<Q", 1)
+    return b"btrfs-stream\0" + struct.pack("<I", 1) + b"".join([
+        command(SUBVOL, path=(PATH, name.encode()), uuid=(UUID, b"u" * 16), ctransid=(CTRANSID, number)),
+        *(command(RENAME, path=(PATH, old.encode()), to=(PATH_TO, new.encode())) for old, new in pairs),
+        command(SUBVOL, path=(PATH, b"00000001.1"), uuid=(UUID, b"v" * 16), ctransid=(CTRANSID, number)),
+        command(MKFILE, path=(PATH, b"planted"), ino=(INO, number)),
+        command(END),
+    ])
+
+
+def test_a_stream_renames_nothing_that_was_there(rig: Rig) -> None:
+    """Neither a snapshot beside its own, nor what can be moved right into that."""
+    pairs = ("../00000001.1", "../junk"), ("../partial", "inside")
+    made = base64.b64encode(renaming_stream("0badc0de.1", *pairs)).decode()
+    rig.sh("hostb", "mkdir -p /pool/inside /pool/spool && cd /pool/inside && btrfs -q subvolume create 00000001.1 &&"
+                    " touch 00000001.1/ours && btrfs property set 00000001.1 ro true &&"
+                    " btrfs -q subvolume create partial && touch partial/too")
+    script = ("import base64, sys\nfrom pathlib import Path\nfrom migrator import incoming\n"
+              "target, spool = Path('/pool/inside/0badc0de.1'), Path('/pool/spool')\n"
+              "incoming.receive([base64.b64decode(sys.argv[1])], target, spool)\n")
+    try:
+        refused = rig.exec("hostb", "/opt/migrator/venv/bin/python", "-c", script, made, check=False)
+        assert "brings more than that" in refused.stderr, refused
+        found = rig.sh("hostb", "cd /pool/inside; ls -A; ls -A 00000001.1 partial").split()
+        assert found == ["00000001.1", "0badc0de.1", "partial", "00000001.1:", "ours", "partial:", "too"], refused
+    finally:
+        rig.sh("hostb", "cd /pool/inside; for each in */ */*/; do btrfs property set $each ro false; done;"
+                        " btrfs -q subvolume delete */*/ */; rm -rf /pool/inside /pool/spool", check=False)
 
 
 def test_a_stream_reaches_nothing_but_its_folder(rig: Rig) -> None:

@@ -123,6 +123,25 @@ def test_a_migration_is_bound_to_who_has_begun_it(here: Here, op: str, other: Gr
     assert here.caller(again)("state")["state"] == State.RECEIVING
 
 
+def test_who_guesses_an_id_learns_no_name_and_guesses_no_more(here: Here) -> None:
+    here.begun(peer("hosta", "receive"), name="payroll")
+    ask = here.caller(peer("hostc", "receive"))
+    with pytest.raises(NotAllowed, match="somebody else") as refused:
+        ask("state")
+    assert "payroll" not in str(refused.value.to_json())
+    for number in range(1, grant.UNKNOWN_MAX):
+        assert ask("state", id=f"{number:08x}")["state"] is None
+    assert ask("state", id=OTHER)["state"] is None  # one that it has asked for already
+    for op in ("state", "source-state"):
+        with pytest.raises(NotAllowed, match="too many migrations"):
+            ask(op, id="deadbeef")
+    with pytest.raises(NotAllowed, match="somebody else"):
+        ask("state")
+    root = here.caller(grant.ROOT)
+    for number in range(1, grant.UNKNOWN_MAX + 9):
+        assert root("source-state", id=f"{number:08x}")["state"] is None
+
+
 @pytest.mark.parametrize("op", OF_A_MIGRATION)
 def test_what_root_has_begun_over_ssh_is_no_peers(here: Here, op: str) -> None:
     here.begun(grant.ROOT)

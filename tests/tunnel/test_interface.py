@@ -7,13 +7,9 @@ import asyncio
 import contextlib
 import dataclasses
 import ipaddress
-import json
 import os
 import socket
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tunnel.clock import eventually, simulated
-from tunnel import addresses, firewall, interface, leftovers, mtu, processes
+from tunnel import addresses, firewall, interface, leftovers, mtu
 from tunnel.errors import InterfaceFailed, LeftoversRemain, WireGuardFailed
 from tunnel.leftovers import Record
 from tunnel.processes import Process, ProgramFailed
@@ -135,60 +131,6 @@ def test_mtu_of_the_way_to_this_host() -> None:
     assert mtu.from_route(("255.255.255.255", 9)) == mtu.MIN  # refused
 
 
-# --- Processes ---
-
-
-def test_a_process_is_known_by_pid_and_start() -> None:
-    assert Process.current().is_alive()
-    assert Process.from_json(json.loads(json.dumps(Process.current().to_json()))) == Process.current()
-    assert not dataclasses.replace(Process.current(), start=1).is_alive()
-    for nonsense in (None, 1, {}, {"pid": 1, "start": 1}, {"pid": "2", "start": 1}, {"pid": 1 << 40, "start": 1}):
-        assert Process.from_json(nonsense) is None
-
-
-def test_only_the_process_that_is_meant_is_ended() -> None:
-    with subprocess.Popen(["sleep", "infinity"]) as child:
-        found = Process.of(child.pid)
-        assert found is not None
-        dataclasses.replace(found, start=found.start - 1).end()  # another process that had the pid before
-        assert found.is_alive()
-        found.end(grace=1000)
-        assert child.wait() == -15
-    assert not found.is_alive()
-    found.end()  # safe to repeat
-
-
-def test_a_process_that_ignores_a_request_is_killed() -> None:
-    code = "import signal; signal.signal(15, signal.SIG_IGN); print(flush=True); signal.pause()"
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as child:
-        assert child.stdout
-        child.stdout.readline()
-        found = Process.of(child.pid)
-        assert found is not None
-        found.end(grace=0.01)
-        assert child.wait() == -9
-
-
-def test_processes_are_found_by_their_command() -> None:
-    seconds = f"86400.{os.getpid()}7"
-    with subprocess.Popen(["sleep", seconds]) as child:
-        while not list(processes.with_command(["sleep", seconds])):
-            time.sleep(0.01)  # the kernel shows the arguments a moment after exec has succeeded
-        found = [list(processes.with_command(["sleep", each])) for each in (seconds, seconds[:-1])]
-        child.kill()
-    assert [[process.pid for process in each] for each in found] == [[child.pid], []]
-
-
-def test_programs() -> None:
-    assert processes.run(["cat"], given="text") == "text"
-    with pytest.raises(ProgramFailed, match="false: exit status 1: no output"):
-        processes.run(["false"])
-    with pytest.raises(ProgramFailed, match=r"sleep infinity took more than 0\.1 s"):
-        processes.run(["sleep", "infinity"], limit=0.1)
-    with pytest.raises(ProgramFailed, match="not installed"):
-        processes.run(["no-such-program-at-all"])
-
-
 # --- Records and leftovers ---
 
 
@@ -204,7 +146,7 @@ def removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[st
     return found  # type: ignore[return-value]
 
 
-ALL = ["table mig-00010203", "server mig-00010203", "interface mig-00010203"]
+ALL = ["server mig-00010203", "interface mig-00010203", "table mig-00010203"]
 
 
 def test_a_record_is_written_for_its_owner_alone(removed: list[str]) -> None:
@@ -258,8 +200,28 @@ def test_one_step_that_fails_does_not_stop_the_others(removed: list[str], monkey
         patch.setattr(firewall, "remove", refuse)
         with pytest.raises(LeftoversRemain, match=r"firewall table mig-00010203 \(nft.*busy"):
             leftovers.sweep()
-    assert removed == ALL[1:]
+    assert removed == ALL[:2]
     assert leftovers.sweep() == ["mig-00010203"]  # the record had stayed
+
+
+def test_the_firewall_outlives_an_interface_that_cannot_be_removed(removed: list[str],
+                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: object, name: str) -> None:
+        raise WireGuardFailed(name=name, reason="the kernel refused it: busy")
+
+    Record(SESSION, "userspace", DEAD).write()
+    with monkeypatch.context() as patch:
+        patch.setattr(kernel.Kernel, "remove", refuse)
+        with pytest.raises(LeftoversRemain, match=r"interface mig-00010203 .*busy\); firewall table .* \(kept, as"):
+            leftovers.sweep()
+    assert removed == ALL[:1]
+    assert leftovers.sweep() == ["mig-00010203"]
+
+
+def test_no_wireguard_go_is_looked_for_where_the_kernel_served(removed: list[str]) -> None:
+    Record(SESSION, "kernel", DEAD).write()
+    assert leftovers.sweep() == ["mig-00010203"]
+    assert removed == ALL[1:]
 
 
 # --- Making one ---
@@ -492,14 +454,14 @@ def test_closing_in_a_hurry_waits_for_the_thread(
 ) -> None:
     begun, goes_on = threading.Event(), threading.Event()
 
-    def slow(_name: str) -> None:
+    def slow(_self: object, _name: str) -> None:
         begun.set()
         goes_on.wait()
         removed.append("slow")
 
     async def run() -> None:
         made = await interface.up(Keys(), Path_(), "initiator", backend=FakeBackend())
-        monkeypatch.setattr(firewall, "remove", slow)
+        monkeypatch.setattr(userspace.Userspace, "remove", slow)
         removed.clear()
         closing = asyncio.ensure_future(made.close())
         await eventually(begun.is_set)

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How much of the journal another host can fill by asking."""
+
+# ruff: noqa: F811 -- fixtures
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from migrator import grant
+from migrator.errors import DumpRefused, NotAllowed, UsageError
+from migrator.journal import Migration
+from migrator.states import Event, Role, State
+from stages import take
+from tests.stages.test_allowed import HOSTA, ID, Here, here, peer  # noqa: F401 -- a fixture
+from tests.stages.test_answers import Destination, arrives, at_the_dump, pool, there
+from tests.stages.test_outgoing import dumped, goes_out
+
+__all__ = ["pool", "there"]
+
+
+def steps(migration: Migration | None) -> list[str]:
+    assert migration
+    return [each.step for each in migration.events()]
+
+
+def arrived(there: Destination) -> Migration | None:
+    return there.journal.by_id(ID, Role.DESTINATION)
+
+
+@pytest.mark.parametrize("dad", [
+    {f"i{n:x}": 1 for n in range(take.INTERFACES_MAX + 1)}, {"eth0": 1 << 31}, {"eth0": -10**9999},
+])
+def test_an_offer_that_is_too_long_is_refused_for_good(there: Destination, dad: dict[str, int]) -> None:
+    at_the_dump(there)
+    arrives(there)
+    with pytest.raises(DumpRefused, match=r"interfaces|accept_dad"):
+        there.ask("own", dad=dad)
+    assert there.state is State.IMPORTED
+    with pytest.raises(DumpRefused, match="does not expect dump 1"):
+        there.ask("own")
+
+
+def test_an_offer_may_have_many_interfaces(there: Destination) -> None:
+    at_the_dump(there)
+    arrives(there)
+    there.ask("own", dad={f"i{n:x}": "1" for n in range(take.INTERFACES_MAX)})
+    found = arrived(there)
+    assert found and found.state is State.OWNED and len(found.detail["dad"]) == take.INTERFACES_MAX
+
+
+def test_what_is_asked_for_again_is_recorded_once(there: Destination) -> None:
+    at_the_dump(there)
+    before = steps(arrived(there))
+    for _ in range(5):
+        transfer(there, "increment")
+    assert steps(arrived(there)) == [*before, "increment"]
+    for number in range(2, 7):
+        with pytest.raises(DumpRefused):
+            there.ask("own", attempt=number)
+    found = arrived(there)
+    assert steps(found) == [*before, "increment", "refused", "drop-dump", "refused"]
+    assert found and found.detail["attempt"] == 6  # the last word on each of them
+    with pytest.raises(UsageError, match="number above"):
+        there.ask("dump-begin", attempt=10**4000)
+
+
+def transfer(there: Destination, kind: str) -> Any:
+    from stages import create_dump, prepare_data
+
+    receiver = (create_dump.RECEIVERS | prepare_data.RECEIVERS)[kind]
+    return receiver(there.service, {"id": ID, "attempt": 1, "uuid": "x" * 99, "round": 1, "bytes": 10})
+
+
+def test_the_same_state_again_is_recorded_once(here: Here) -> None:
+    migration = dumped(goes_out(here))
+    for number in range(3):
+        migration.note("leave", anew=True, number=number)
+    migration.note("other")
+    migration.note("leave", anew=True, number=7)
+    assert steps(migration)[-3:] == ["leave", "other", "leave"]
+    assert [each.detail["number"] for each in migration.events()[-3::2]] == [2, 7]
+
+
+def test_an_end_that_is_asked_for_again_is_recorded_once(here: Here) -> None:
+    ask = here.begun(peer("hosta", "receive"))
+    assert ask("abandon")["state"] == State.ABANDONED
+    assert steps(here.journal.by_id(ID, Role.DESTINATION)) == ["receive", "abandon", "abandoned"]
+    migration = here.journal.create(id="00000009", role=Role.DESTINATION, name="db", lxcpath=here.pool, peer="x",
+                                    event=Event.RECEIVE)
+    for _ in range(3):
+        migration.move(Event.ABANDON)
+    assert steps(migration) == ["receive", "abandon"]
+
+
+def test_a_destination_that_asks_on_and_on(here: Here) -> None:
+    migration = dumped(goes_out(here, destination_fingerprint=HOSTA.fingerprint))
+    before = steps(migration)
+    for _ in range(5):
+        assert here.caller(peer("hosta"))("source-state", within=5.0)["leave"] == 5.0
+    assert steps(migration) == [*before, "leave"]
+
+
+def filled(migration: Migration | None, count: int, size: int) -> None:
+    assert migration
+    with migration.journal.transaction() as db:
+        for _ in range(count):
+            migration._insert_event(db, time.time(), "x", "done", {"x": "y" * size})
+
+
+@pytest.mark.parametrize(("count", "size"), [(grant.EVENTS_MAX, 0), (9, grant.EVENTS_SIZE // 8)])
+def test_nothing_more_begins_where_too_much_has_happened(here: Here, count: int, size: int) -> None:
+    granted = peer("hosta", "receive")
+    ask = here.begun(granted)
+    migration = here.journal.by_id(ID, Role.DESTINATION)
+    filled(migration, count, size)
+    assert migration
+    with pytest.raises(NotAllowed, match="too much has happened"):
+        ask("transfer")
+    migration.move(Event.RECEIVED, rounds=[{"uuid": "x"}])
+    with pytest.raises(NotAllowed, match="too much has happened"):
+        ask("import")
+    migration.move(Event.IMPORT)
+    migration.move(Event.IMPORTED)
+    here.layout.container.mkdir()
+    with pytest.raises(NotAllowed, match="too much has happened"):
+        ask("dump-begin")
+    length = migration.length()
+    assert ask("abandon")["state"] == State.ABANDONED, "what gives back is recorded for ever"
+    assert migration.length() > length
+
+
+def test_root_may_go_on(here: Here) -> None:
+    ask = here.begun(grant.ROOT)
+    filled(here.journal.by_id(ID, Role.DESTINATION), grant.EVENTS_MAX, 0)
+    with pytest.raises(Exception, match=r".+") as raised:
+        ask("import")
+    assert not isinstance(raised.value, NotAllowed)
+
+
+def test_the_word_is_not_given_for_ever_but_a_rollback_is_recorded(here: Here) -> None:
+    migration = dumped(goes_out(here, destination_fingerprint=HOSTA.fingerprint))
+    filled(migration, grant.EVENTS_MAX, 0)
+    ask = here.caller(peer("hosta"))
+    with pytest.raises(NotAllowed, match="too much has happened"):
+        ask("source-state", within=5.0)
+    assert ask("source-state")["state"] == State.DUMPED
+    migration.move(Event.ROLL_BACK, forced=True, abandoned=False)
+    migration.move(Event.ROLLED_BACK)
+    assert ask("source-state", never=True)["state"] == State.ROLLED_BACK
+    migration.refresh()
+    assert migration.detail["abandoned"] is True
