@@ -125,7 +125,8 @@ def send_command(snapshot: Path, parent: Path | None) -> list[str]:
 
 def receive_command(folder: Path) -> list[str]:
     # -e ends at the end mark of one stream, so that a stream cut short is an error and not an early success.
-    # -C lets it see nothing but the folder, whatever paths and links the stream has.
+    # -C lets it make and write nothing but in the folder, whatever paths and links the stream has. What it clones from
+    # may lie elsewhere on the file system (process_clone in btrfs-progs' cmds/receive.c; docs/tunnel.md).
     return ["btrfs", "receive", "-q", "-e", "-C", str(folder)]
 
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from migrator import cgroups, log
+from migrator import cgroups, log, monitor_socket
 from migrator.errors import (
     ContainerNotFound,
     ContainerNotRunning,
@@ -52,6 +54,7 @@ class Container:
         if not self.config_file.is_file():
             raise ContainerNotFound(name=name, lxcpath=lxcpath)
         self._container = _lxc().Container(name, str(lxcpath))
+        self._told_of_stranger = False
 
     @property
     def folder(self) -> Path:
@@ -63,16 +66,56 @@ class Container:
 
     @property
     def state(self) -> str:
-        """LXC's word for it: STOPPED, RUNNING, FROZEN, ..."""
-        return str(self._container.state)
+        """LXC's word for it: STOPPED, RUNNING, FROZEN, ... STOPPED too where a stranger would answer."""
+        return str(self._asked(lambda: self._container.state) or "STOPPED")
 
     @property
     def init_pid(self) -> int:
-        """The container's first process as this host sees it; raises ContainerNotRunning."""
-        pid = int(self._container.init_pid)
-        if pid <= 0:
+        """The container's first process as this host sees it; raises ContainerNotRunning.
+
+        What doesn't live in a cgroup of that name, nor in its root file system, is none of the container's.
+        """
+        pid = int(self._asked(lambda: self._container.init_pid) or 0)
+        if pid <= 0 or not self._is_its_own(pid):
             raise ContainerNotRunning(name=self.name, lxcpath=self.lxcpath, state=self.state)
         return pid
+
+    def _is_its_own(self, pid: int) -> bool:
+        with contextlib.suppress(OSError, ValueError):
+            if is_payload(self.name, _cgroup_of(pid)):
+                return True
+        with contextlib.suppress(OSError):
+            return os.path.samestat(Path(f"/proc/{pid}/root/.").stat(), self.rootfs.stat())
+        return False
+
+    def _asked(self, question: Callable[[], Any]) -> Any:
+        """LXC's answer, or None where its monitor is not there. Looked at before and after, as it may go meanwhile, and
+        a stranger take its place.
+        """
+        if self._has_monitor():
+            answer = question()
+            if self._has_monitor():
+                return answer
+        return None
+
+    def _has_monitor(self) -> bool:
+        return self._answering() == monitor_socket.ROOT
+
+    def is_impersonated(self) -> bool:
+        """Whether another user than root would answer for LXC's monitor."""
+        return self._answering() not in (None, monitor_socket.ROOT)
+
+    def _answering(self) -> int | None:
+        """The user who answers for the monitor; one that isn't root is told of, once."""
+        held = monitor_socket.holder(self.name, self.lxcpath)
+        if held is None:
+            return None
+        pid, user = held
+        if user != monitor_socket.ROOT and not self._told_of_stranger:
+            self._told_of_stranger = True
+            log.warning(f"Process {pid} of user {user} answers in place of LXC's monitor of {self.name}, and is not "
+                        f"believed; as long as it lives, {self.name} cannot be started")
+        return user
 
     def config_item(self, key: str) -> str:
         """A configuration item's value; several values are joined by newlines, an unset one is ""."""
@@ -94,7 +137,7 @@ class Container:
         Read from the process itself: it isn't always `lxc.payload.NAME` (a stale one makes it `lxc.payload.NAME-1`,
         and a systemd inside moves itself on into `init.scope`).
         """
-        return payload_cgroup(os.fsdecode(Path(f"/proc/{self.init_pid}/cgroup").read_bytes()))
+        return _cgroup_of(self.init_pid)
 
     def tell_frozen(self) -> None:
         """Let LXC know that the container, already frozen, is frozen."""
@@ -107,9 +150,12 @@ class Container:
     def _tell(self, program: str, otherwise: str) -> None:
         """By a program, which can be given up: liblxc waits for the container's monitor without a limit.
 
-        Nothing but what lxc-ls shows hangs on it, so a failure is only told.
+        Nothing but what lxc-ls shows hangs on it, so a failure is only told. A stranger is told nothing: these programs
+        write where he says.
         """
         try:
+            if self.is_impersonated():
+                return
             run([program, "-n", self.name, "-P", self.lxcpath], limit=TELL_LIMIT)
         except (MigratorError, OSError) as error:
             log.warning(f"LXC still takes {self.name} {otherwise}: {error}")
@@ -133,6 +179,15 @@ def rootfs_path(value: str) -> Path:
 def payload_cgroup(proc_cgroup: str) -> Path:
     """The payload's cgroup folder from the text of /proc/PID/cgroup (cgroups(7)): the part up to LXC's own name."""
     return Path(cgroups.payload(proc_cgroup))
+
+
+def _cgroup_of(pid: int) -> Path:
+    return payload_cgroup(os.fsdecode(Path(f"/proc/{pid}/cgroup").read_bytes()))
+
+
+def is_payload(name: str, cgroup: Path) -> bool:
+    """Whether LXC calls the payload's cgroup of container `name` so; with a number where the name was taken."""
+    return re.fullmatch(rf"lxc\.payload\.{re.escape(name)}(-[0-9]+)?", cgroup.name) is not None
 
 
 def is_frozen(cgroup: Path) -> bool:

@@ -23,14 +23,15 @@ RECORD_LIMIT = 16 << 20  # bytes
 FORBID = {"ro": 1, "nosuid": 2, "nodev": 4, "noexec": 8, "nosymfollow": 256}
 KEEP = {"noatime": 1024, "nodiratime": 2048, "relatime": 1 << 21}
 REMOUNT = 32 | 4096  # MS_REMOUNT | MS_BIND: of this mount, not of its file system
+NOTHING = "-"  # for the words of a mount that forbids nothing
 _CLONE_NEWNS = 0x20000
 
 
 def record(pids: Iterable[int]) -> str:
     """What is forbidden on the mounts of the container's processes, in each mount namespace that one of them is in.
 
-    A line `PID FLAGS TARGET` for each mount that forbids anything: a process by its id in the container, the words and
-    the target as in its mountinfo (proc_pid_mountinfo(5)).
+    A line `PID FLAGS TARGET` for each mount of each target where any forbids anything, from the lowest up: a process by
+    its id in the container, the words (NOTHING for none) and the target as in its mountinfo (proc_pid_mountinfo(5)).
     """
     lines = []
     seen = set()
@@ -39,44 +40,86 @@ def record(pids: Iterable[int]) -> str:
             namespace = os.readlink(f"/proc/{pid}/ns/mnt")
             if namespace not in seen:
                 inside = _inside(pid)
-                lines += [f"{inside} {','.join(sorted(forbidden))} {target}\n"
-                          for target, (forbidden, _) in mounts(_read(f"/proc/{pid}/mountinfo")).items() if forbidden]
+                lines += [f"{inside} {','.join(sorted(each.forbidden)) or NOTHING} {target}\n"
+                          for target, found in mounts(_read(f"/proc/{pid}/mountinfo")).items()
+                          if any(each.forbidden for each in found) for each in found]
                 seen.add(namespace)
         except (FileNotFoundError, ProcessLookupError):  # a zombie, which has none
             continue
     return "".join(lines)
 
 
-def mounts(mountinfo: str) -> dict[str, tuple[set[str], set[str]]]:
-    """Of each target the words in FORBID and those in KEEP of what is mounted there, on top."""
-    found = {}
+class Mount:
+    """What one mount forbids, which of KEEP it has, and whether the path of its target leads to it."""
+
+    def __init__(self, words: set[str], *, visible: bool) -> None:
+        self.forbidden, self.kept, self.visible = words & FORBID.keys(), words & KEEP.keys(), visible
+
+
+def mounts(mountinfo: str) -> dict[str, list[Mount]]:
+    """Of each target what is mounted there, from the lowest up: what lies below the top may be laid bare again.
+
+    In the order of what each is mounted on, which a restore keeps, and not that of the lines, which it need not.
+    """
+    lines = {}
     for line in filter(None, mountinfo.split("\n")):  # a container may put any other line's end into a target
-        target, words = line.split(" ")[4:6]
-        found[target] = set(words.split(",")) & FORBID.keys(), set(words.split(",")) & KEEP.keys()
+        id_, parent, _device, _root, target, words = line.split(" ")[:6]
+        lines[id_] = parent, target, set(words.split(","))
+    on: dict[str, dict[str, str]] = {}  # of each mount what is mounted on it, by target
+    for id_, (parent, target, _) in lines.items():
+        if id_ != parent:
+            on.setdefault(parent, {})[target] = id_
+    level = sorted((target, id_) for id_, (parent, target, _) in lines.items() if id_ == parent or parent not in lines)
+    reached = {id_ for _, id_ in level}  # those that nothing on the way to them covers
+    found: dict[str, list[Mount]] = {}
+    while level:
+        beyond = []
+        for target, id_ in level:
+            here = on.get(id_, {})
+            visible = id_ in reached and target not in here
+            found.setdefault(target, []).append(Mount(lines[id_][2], visible=visible))
+            beyond += sorted(here.items())
+            if id_ in reached:
+                reached |= {child for place, child in here.items() if not any(map(here.__contains__, _above(place)))}
+        level = beyond
     return found
 
 
-def missing(recorded: dict[str, set[str]], mountinfo: str) -> dict[str, int]:
-    """The flags for a remount of each target that allows what it did not allow before."""
-    found = {}
-    for target, (forbidden, kept) in mounts(mountinfo).items():
-        if wanted := recorded.get(target, set()) - forbidden:
-            found[target] = sum(FORBID[word] for word in wanted | forbidden) | sum(KEEP[word] for word in kept)
+def _above(target: str) -> list[str]:
+    """The folders that a path leads through: of /a/b the root and /a."""
+    parts = target.rstrip("/").split("/")
+    return ["/".join(parts[:count]) or "/" for count in range(1, len(parts))]
+
+
+def missing(recorded: dict[str, list[set[str]]], mountinfo: str) -> dict[str, int | None]:
+    """The flags for a remount of each target that allows what it did not allow before.
+
+    None where that is a mount below another one, which no remount reaches. Counted from the top: an older version has
+    recorded the uppermost alone.
+    """
+    found: dict[str, int | None] = {}
+    for target, there in mounts(mountinfo).items():
+        for before, now in zip(reversed(recorded.get(target, [])), reversed(there), strict=False):
+            if wanted := before - now.forbidden:
+                flags = [FORBID[word] for word in wanted | now.forbidden] + [KEEP[word] for word in now.kept]
+                found[target] = sum(flags) if now.visible and found.get(target, 0) is not None else None
     return found
 
 
 def tighten(text: str, pids: Iterable[int]) -> None:
     """Forbid on the mounts of a container, whose processes are `pids`, what a record says; raises OSError."""
-    recorded: dict[int, dict[str, set[str]]] = {}
+    recorded: dict[int, dict[str, list[set[str]]]] = {}
     for line in filter(None, text.split("\n")):
         inside, words, target = line.split(" ")
-        recorded.setdefault(int(inside), {})[target] = set(words.split(",")) & FORBID.keys()
+        recorded.setdefault(int(inside), {}).setdefault(target, []).append(set(words.split(",")) & FORBID.keys())
     for pid in pids:
         if recorded and (wanted := recorded.pop(_inside(pid), None)) is not None:
-            if found := missing(wanted, _read(f"/proc/{pid}/mountinfo")):
-                _remount(pid, found)
+            found = missing(wanted, _read(f"/proc/{pid}/mountinfo"))
+            if reached := {target: flags for target, flags in found.items() if flags is not None}:
+                _remount(pid, reached)
             if left := missing(wanted, _read(f"/proc/{pid}/mountinfo")):
-                raise OSError(f"{', '.join(left)} could not be mounted as before")
+                raise OSError(f"{', '.join(left)} could not be mounted as before"
+                              + (", below what is mounted over it" if None in left.values() else ""))
 
 
 def _remount(pid: int, found: dict[str, int]) -> None:

@@ -33,6 +33,7 @@ CLASS_NET = Path("/sys/class/net")
 ANNOUNCEMENTS = (0.0, 0.05, 0.15, 0.4, 1.0)  # seconds after the restore; a switch may miss one
 _ETH_ARP, _ETH_IPV6 = 0x0806, 0x86DD
 _CLONE_NEWNET = 0x40000000
+_NETLINK_ROUTE, _RTM_GETNSID, _NETNSA_PID, _NLM_F_REQUEST, _NLMSG_ERROR = 0, 90, 2, 1, 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,15 +62,40 @@ def _inside(pid: int) -> list[str]:
 
 
 def ports(pid: int) -> list[Port]:
-    """The veths of the container whose first process is `pid`."""
+    """The veths between this host and the container whose first process is `pid`."""
     inside = _links([*_inside(pid), "ip", "-j", "link", "show", "type", "veth"])
-    outside = {link["ifindex"]: link for link in _links(["ip", "-j", "link", "show", "type", "veth"])}
-    found = []
-    for link in inside:
-        peer = outside.get(link.get("link_index"))
-        if peer:
-            found.append(Port(link["ifname"], peer["ifname"], peer.get("master", "")))
-    return found
+    outside = _links(["ip", "-j", "link", "show", "type", "veth"])
+    return between(inside, outside, _namespace_id(pid))  # the id last: where it has none yet, the links give it one
+
+
+def between(inside: Sequence[Mapping[str, Any]], outside: Sequence[Mapping[str, Any]], namespace: int) -> list[Port]:
+    """The pairs among a container's veths and the host's, where the host calls the container's namespace so.
+
+    By what the kernel says of the host's end: the namespace and the index of its peer. What it says inside is no help,
+    as there a peer may lie in a namespace further in, and have the index of anybody's veth on the host.
+    """
+    # Without a link_netnsid the peer is on the host itself.
+    ends = {link.get("link_index"): link for link in outside if link.get("link_netnsid", -1) == namespace >= 0}
+    return [Port(link["ifname"], end["ifname"], end.get("master", ""))
+            for link in inside if (end := ends.get(link["ifindex"]))]
+
+
+def _namespace_id(pid: int) -> int:
+    """What this network namespace calls that of process `pid` (RTM_GETNSID, linux/net_namespace.h); -1 for nothing.
+
+    The id stays as long as the namespace does.
+    """
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_ROUTE) as kernel:
+        attribute = struct.pack("HHI", 8, _NETNSA_PID, pid)
+        kernel.send(struct.pack("IHHII", 16 + 4 + len(attribute), _RTM_GETNSID, _NLM_F_REQUEST, 1, 0) + bytes(4)
+                    + attribute)
+        answer = kernel.recv(4096)
+    kind = struct.unpack_from("IHHII", answer)[1]
+    if kind == _NLMSG_ERROR:
+        error = -struct.unpack_from("i", answer, 16)[0]
+        raise OSError(error, os.strerror(error), f"the network namespace of process {pid}")
+    _length, _attribute, found = struct.unpack_from("HHi", answer, 16 + 4)  # NETNSA_NSID, the only one
+    return int(found)
 
 
 def _links(argv: list[str]) -> list[dict[str, Any]]:

@@ -42,7 +42,8 @@ def stop(container: lxc.Container, limit: float, cgroup: Path | None) -> bool:
     It has ended when nothing lives in its `cgroup` any more, whatever LXC says.
     We wait ourselves, so that nothing is left waiting, and killing, when this program is killed.
     """
-    run(stop_command(container), check=False)
+    if not container.is_impersonated():  # lxc-stop sends the signal to whom it is told
+        run(stop_command(container), check=False)
     end = time.monotonic() + limit
     while container.state != "STOPPED" or (cgroup and cgroups.populated(str(cgroup))):
         if time.monotonic() > end:

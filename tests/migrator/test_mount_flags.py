@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -23,15 +24,15 @@ AFTER = BEFORE.replace("/lib ro,relatime shared:80", "/lib rw,relatime shared:80
                                                                                           "rw,nosuid,noatime")
 
 
-def recorded(mountinfo: str) -> dict[str, set[str]]:
-    return {target: forbidden for target, (forbidden, _) in mount_flags.mounts(mountinfo).items()}
+def recorded(mountinfo: str) -> dict[str, list[set[str]]]:
+    return {target: [each.forbidden for each in found] for target, found in mount_flags.mounts(mountinfo).items()}
 
 
 def test_what_is_forbidden() -> None:
-    """Where one is mounted over another, it counts."""
+    """Where one is mounted over another, from the lowest up."""
     assert recorded(BEFORE) == {
-        "/": set(), "/proc": {"nosuid", "nodev", "noexec"}, "/lib": {"ro"}, "/usr/lib": {"ro"},
-        r"/srv/a\040b": {"nodev"}}
+        "/": [set()], "/proc": [{"nosuid", "nodev", "noexec"}], "/lib": [{"ro"}], "/usr/lib": [{"ro"}],
+        r"/srv/a\040b": [{"ro", "nosymfollow"}, {"nodev"}]}
 
 
 def test_what_is_allowed_that_was_not() -> None:
@@ -44,6 +45,94 @@ def test_what_is_allowed_that_was_not() -> None:
 def test_what_is_forbidden_now_may_stay_so() -> None:
     assert mount_flags.missing(recorded(AFTER), BEFORE) == {r"/srv/a\040b": 2 | 4 | 1024}
     assert mount_flags.missing({}, BEFORE) == {}
+
+
+def table(*mounted: str) -> str:
+    """Lines of mountinfo, from `ID PARENT TARGET WORDS`."""
+    return "".join(f"{id_} {parent} 0:1 / {target} {words} - tmpfs x rw\n"
+                   for id_, parent, target, words in (each.split() for each in mounted))
+
+
+ROOT = "1 0 / rw"
+
+
+def test_one_below_another_that_allows_more_than_before() -> None:
+    """Its root takes the upper one away, and may write to what the host has bound there."""
+    before = table(ROOT, "2 1 /srv ro,nosuid", "3 2 /srv rw")
+    after = table(ROOT, "2 1 /srv rw,nosuid", "3 2 /srv rw")
+    assert mount_flags.missing(recorded(before), before) == {}
+    assert mount_flags.missing(recorded(before), after) == {"/srv": None}
+    both = table(ROOT, "2 1 /srv nosuid", "3 2 /srv rw")
+    assert mount_flags.missing({"/srv": [{"ro"}, {"ro"}]}, both) == {"/srv": None}
+    assert mount_flags.missing({"/srv": [{"nosuid"}, {"ro"}]}, both) == {"/srv": 1}
+
+
+def test_the_order_is_that_of_the_mounts() -> None:
+    """As when a mount was moved onto a later one, or the restore has made them in another order."""
+    before = table(ROOT, "3 1 /srv ro", "2 3 /srv nosuid")
+    assert recorded(before)["/srv"] == [{"ro"}, {"nosuid"}]
+    assert mount_flags.missing(recorded(before), table(ROOT, "2 3 /srv nosuid", "3 1 /srv ro")) == {}
+
+
+def test_the_record_of_an_older_version() -> None:
+    """It has the uppermost alone."""
+    after = table(ROOT, "2 1 /srv rw", "3 2 /srv rw,relatime")
+    assert mount_flags.missing({"/srv": [{"ro"}]}, after) == {"/srv": 1 | 1 << 21}
+
+
+@pytest.mark.parametrize(("mounted", "visible"), [
+    (("2 1 /a rw", "3 1 /ab rw"), "123"),
+    (("2 1 /a rw", "3 2 /a rw"), "13"),
+    (("2 1 /a/b rw", "3 1 /a rw"), "13"),  # what was mounted there lies below the other
+    (("2 1 /a/b rw", "3 1 /a rw", "4 3 /a/b rw"), "134"),
+    (("2 1 /a rw", "3 1 / rw"), "3"),
+    (("2 1 /a rw", "3 2 /a/b rw", "4 1 / rw", "5 4 /a rw"), "45"),
+    (("2 1 /a/b rw", "3 2 /a/b/c rw", "4 1 /a rw"), "14"),
+    (("2 1 /a rw", "3 2 /a/b rw", "4 2 /a/b/c rw"), "123"),
+])
+def test_where_a_path_leads(mounted: tuple[str, ...], visible: str) -> None:
+    """Each mount forbids what tells it apart."""
+    found = mount_flags.mounts(table(ROOT, *mounted))
+    assert sum(map(len, found.values())) == 1 + len(mounted)
+    for id_, target in [("1", "/"), *((each.split()[0], each.split()[2]) for each in mounted)]:
+        told = table(*(f"{each} {'ro' if each.split()[0] == id_ else ''}".replace(" rw ro", " ro")
+                       for each in (ROOT, *mounted)))
+        (its,) = (each for each in mount_flags.mounts(told)[target] if each.forbidden)
+        assert its.visible is (id_ in visible), (id_, target)
+
+
+def test_the_kernel_agrees(tmp_path: Path) -> None:
+    """Mounts of a namespace of our own: what is in the record leads where it says."""
+    script = f"""
+        mount --make-rprivate / && cd {tmp_path} && mkdir -p a/b a/c
+        mount -t tmpfs -o ro x a/c
+        mount -t tmpfs x a && mkdir a/b
+        mount -t tmpfs -o nodev x a/b
+        mount -t tmpfs -o noexec x a/b
+        cat /proc/self/mountinfo
+    """
+    said = subprocess.run(["unshare", "--user", "--map-root-user", "--mount", "sh", "-ec", script],
+                          capture_output=True, text=True, check=True).stdout
+    found = {target.removeprefix(str(tmp_path)): [(sorted(each.forbidden), each.visible) for each in its]
+             for target, its in mount_flags.mounts(said).items() if target.startswith(str(tmp_path))}
+    assert found == {"/a/c": [(["ro"], False)], "/a": [([], True)], "/a/b": [(["nodev"], False), (["noexec"], True)]}
+
+
+def test_a_pile_of_mounts() -> None:
+    """As high as the kernel lets a container make one, and no more work than that."""
+    pile = table(ROOT, *(f"{number} {number - 1} /a ro" for number in range(2, 50_000)))
+    assert [each.visible for each in mount_flags.mounts(pile)["/a"]] == [False] * 49_997 + [True]
+
+
+def test_a_record_has_those_below(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mount_flags, "_read", {
+        "/proc/7/mountinfo": table(ROOT, "2 1 /srv ro,nosuid", "3 2 /srv rw", "4 1 /x rw"),
+        "/proc/7/status": "Name:\tx\nNSpid:\t7\t1\n"}.__getitem__)
+    monkeypatch.setattr(os, "readlink", lambda _: "mnt:[1]")
+    assert mount_flags.record([7]) == "1 nosuid,ro /srv\n1 - /srv\n"
+    mount_flags.tighten(mount_flags.record([7]), [7])
+    with pytest.raises(OSError, match=r"^/srv could not be mounted as before, below what is mounted over it$"):
+        mount_flags.tighten("1 nodev,ro /srv\n1 - /srv\n", [7])
 
 
 def test_a_record_of_ourselves_asks_for_nothing() -> None:

@@ -11,6 +11,7 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -101,6 +102,32 @@ def test_a_name_that_could_mean_something_else_to_nft(name: str) -> None:
         network.silence_command("0badc0de", [Port("eth0", name, "lxcbr0")])
 
 
+def link(index: int, name: str, peer: int, **more: object) -> dict[str, object]:
+    """As `ip -j link` shows a veth."""
+    return {"ifindex": index, "ifname": name, "link_index": peer, **more}
+
+
+OWN = link(57, "vethWEB", 2, master="br0", link_netnsid=3)
+VICTIM = link(41, "vethVICTIM", 2, master="br0", link_netnsid=1)
+INSIDE = [link(2, "eth0", 57, link_netnsid=0), link(9, "v0", 41, link_netnsid=1), link(3, "a", 4), link(4, "b", 3)]
+
+
+def test_a_peer_further_in_is_nobodys_on_the_host() -> None:
+    """The container's root has chosen its index."""
+    assert network.between(INSIDE, [OWN, VICTIM], 3) == [Port("eth0", "vethWEB", "br0")]
+    assert network.between(INSIDE, [OWN, VICTIM], 1) == [Port("eth0", "vethVICTIM", "br0")], "the other's own"
+
+
+def test_what_has_no_end_in_the_container() -> None:
+    on_the_host = [link(3, "x", 4, master="br0"), link(4, "y", 3)]  # no link_netnsid: both ends here
+    assert network.between(INSIDE, on_the_host, -1) == []
+    assert network.between(INSIDE, on_the_host, 0) == []
+    gone = link(57, "vethWEB", 8, link_netnsid=3)  # made after the container was looked at
+    assert network.between(INSIDE, [gone, link(58, "odd", 2, link_netnsid=-1)], 3) == []
+    assert network.between(INSIDE, [link(58, "odd", 2, link_netnsid=-1)], -1) == []
+    assert network.between(INSIDE, [link(58, "vethX", 2, link_netnsid=0)], 0) == [Port("eth0", "vethX", "")]
+
+
 # --- with real namespaces -------------------------------------------------------------------------------------
 
 
@@ -158,6 +185,41 @@ def test_ports_and_addresses(container: int, host: None) -> None:
     told = {(entry.interface, entry.mac, str(entry.address)) for entry in network.addresses(container)}
     assert {("eth0", "00:16:3e:11:22:33", "10.9.0.1"), ("eth0", "00:16:3e:11:22:33", "fd00:9::1")} <= told
     assert not any(interface == "lo" for interface, _, _ in told)
+
+
+def namespace(pid: int | str) -> Path:
+    return Path(f"/proc/{pid}/ns/net").readlink()
+
+
+@needs_root
+def test_a_namespace_in_the_container(container: int, host: None) -> None:
+    """A veth between the two, whose further end has the index of another container's veth on the host."""
+    with subprocess.Popen(["unshare", "--net", "sleep", "infinity"]) as other:
+        try:
+            while namespace(other.pid) == namespace("thread-self"):
+                time.sleep(0.01)
+            run(["ip", "link", "add", "veth-victim", "type", "veth", "peer", "name", "eth0", "netns", str(other.pid)])
+            index = json.loads(run(["ip", "-j", "link", "show", "dev", "veth-victim"]).text)[0]["ifindex"]
+            inner = subprocess.Popen(["nsenter", f"--net=/proc/{container}/ns/net", "unshare", "--net", "sleep", "inf"])
+            try:
+                while namespace(inner.pid) in (namespace("thread-self"), namespace(container)):
+                    time.sleep(0.01)
+                run(["nsenter", f"--net=/proc/{container}/ns/net", "ip", "link", "add", "v0", "type", "veth", "peer",
+                     "name", "v1", "index", str(index), "netns", str(inner.pid)])
+                assert network.ports(container) == [Port("eth0", "veth-out", "br-test")]
+                assert network.ports(other.pid) == [Port("eth0", "veth-victim", "")]
+                assert network.ports(os.getpid()) == network.ports(inner.pid) == []
+            finally:
+                inner.kill()
+                inner.wait()
+        finally:
+            other.kill()
+
+
+@needs_root
+def test_the_namespace_of_a_process_that_has_ended() -> None:
+    with pytest.raises(OSError, match="of process 4194303"):
+        network._namespace_id(2**22 - 1)
 
 
 @needs_root

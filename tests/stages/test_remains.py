@@ -39,6 +39,9 @@ class Monitorless:
     def tell_thawed(self) -> None:
         """Nobody hears it."""
 
+    def is_impersonated(self) -> bool:
+        return False
+
 
 @pytest.fixture
 def init() -> Iterator[subprocess.Popen[bytes]]:

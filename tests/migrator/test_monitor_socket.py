@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Who answers for a container: only root's monitor is believed, and only a first process that is the container's."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from migrator import lxc, monitor_socket, no_memory, remains
+from migrator.errors import CommandTimeout, ContainerNotRunning
+
+Listen = Callable[[], socket.socket]
+
+
+@pytest.fixture
+def listen(tmp_path: Path) -> Iterator[Listen]:
+    """Listens where the monitor of c1 would."""
+    made: list[socket.socket] = []
+
+    def begin() -> socket.socket:
+        made.append(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        made[-1].bind(monitor_socket.address("c1", tmp_path))
+        made[-1].listen()
+        return made[-1]
+
+    yield begin
+    for each in made:
+        each.close()
+
+
+@pytest.fixture
+def container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> lxc.Container:
+    """One that runs, by what liblxc says, with us as its first process. Its root file system is ours."""
+    (tmp_path / "c1").mkdir()
+    (tmp_path / "c1" / "config").touch()
+    said = SimpleNamespace(state="RUNNING", init_pid=os.getpid(), get_config_item=lambda _: "/")
+    monkeypatch.setattr(lxc, "_lxc", lambda: SimpleNamespace(Container=lambda *_: said))
+    monkeypatch.setattr(monitor_socket, "ROOT", os.geteuid())
+    return lxc.Container("c1", tmp_path)
+
+
+def test_addresses() -> None:
+    assert monitor_socket.address("c1", Path("/var/lib/lxc")) == b"\0/var/lib/lxc/c1/command"
+    longest = "n" * (105 - len("/pool//command"))
+    assert monitor_socket.address(longest, Path("/pool")) == f"\0/pool/{longest}/command".encode()
+    hashed = monitor_socket.address(longest + "n", Path("/pool"))
+    assert hashed == b"\0lxc/%016x/command" % monitor_socket._fnv_1a(f"/pool/{longest}n".encode())
+
+
+def test_the_hash() -> None:
+    """Vectors of the hash's authors."""
+    known = {b"": 0xCBF29CE484222325, b"a": 0xAF63DC4C8601EC8C, b"foobar": 0x85944171F73967E8}
+    assert {data: monitor_socket._fnv_1a(data) for data in known} == known
+
+
+def test_the_holder(tmp_path: Path, listen: Listen) -> None:
+    assert monitor_socket.holder("c1", tmp_path) is None
+    listen()
+    assert monitor_socket.holder("c1", tmp_path) == (os.getpid(), os.geteuid())
+    assert monitor_socket.holder("c2", tmp_path) is None
+
+
+def test_one_that_takes_no_connection(tmp_path: Path, listen: Listen, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose it is cannot be told, so nothing is said of the container."""
+    monkeypatch.setattr(monitor_socket, "LIMIT", 1)
+    listen().listen(0)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as waits:
+        waits.connect(monitor_socket.address("c1", tmp_path))
+        with pytest.raises(CommandTimeout, match="LXC's monitor of c1"):
+            monitor_socket.holder("c1", tmp_path)
+
+
+def test_roots_monitor_is_believed(container: lxc.Container, listen: Listen) -> None:
+    listen()
+    assert (container.state, container.init_pid) == ("RUNNING", os.getpid())
+    assert not container.is_impersonated()
+    assert remains.init_of(container) is not None and no_memory.runs(container, "0badc0de")
+
+
+def test_a_stranger_is_not(container: lxc.Container, listen: Listen, monkeypatch: pytest.MonkeyPatch,
+                           capsys: pytest.CaptureFixture[str]) -> None:
+    """Nor is he told anything, as LXC's programs write, and send signals, where they are told."""
+    monkeypatch.setattr(monitor_socket, "ROOT", os.geteuid() + 1)
+    ran: list[object] = []
+    for module in (lxc, no_memory):
+        monkeypatch.setattr(module, "run", lambda argv, **_: ran.append(argv))
+    listen()
+    assert container.state == "STOPPED"
+    with pytest.raises(ContainerNotRunning):
+        _ = container.cgroup
+    assert remains.init_of(container) is None and not no_memory.runs(container, "0badc0de")
+    container.tell_frozen()
+    container.tell_thawed()
+    assert not no_memory.stop(container, 600, None)
+    assert ran == []
+    said = capsys.readouterr().err
+    assert said.count("answers in place of LXC's monitor of c1") == 1, said
+    assert f"Process {os.getpid()} of user {os.geteuid()} " in said
+
+
+def test_nor_one_who_takes_its_place_meanwhile(container: lxc.Container, listen: Listen,
+                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    holders = iter([(1, os.geteuid()), (2, os.geteuid() + 1)])
+    monkeypatch.setattr(monitor_socket, "holder", lambda *_: next(holders))
+    assert container.state == "STOPPED"
+
+
+def test_without_a_monitor_nobody_is_asked(container: lxc.Container) -> None:
+    assert container.state == "STOPPED"
+    with pytest.raises(ContainerNotRunning):
+        _ = container.init_pid
+
+
+def test_a_first_process_that_is_not_the_containers(container: lxc.Container, listen: Listen, tmp_path: Path,
+                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither its root file system nor its cgroup says so."""
+    listen()
+    monkeypatch.setattr(lxc.Container, "rootfs", property(lambda _: tmp_path))
+    monkeypatch.setattr(lxc, "_cgroup_of", lambda _: Path("/sys/fs/cgroup/user.slice"))
+    with pytest.raises(ContainerNotRunning):
+        _ = container.init_pid
+    monkeypatch.setattr(lxc, "_cgroup_of", lambda _: Path("/sys/fs/cgroup/lxc.payload.c1-1"))
+    assert (container.init_pid, container.cgroup.name) == (os.getpid(), "lxc.payload.c1-1")
+
+
+@pytest.mark.parametrize(("name", "cgroup", "is_its"), [
+    ("c1", "lxc.payload.c1", True), ("c1", "lxc.payload.c1-12", True), ("c1", "lxc.payload.c12", False),
+    ("c1", "lxc.monitor.c1", False), ("c.1", "lxc.payload.cx1", False), ("c1", "lxc.payload.c1-", False),
+    ("c1", "lxc.payload.c1-1\n", False), ("c1", "c1", False), ("c1", "xlxc.payload.c1", False),
+])
+def test_payload_names(name: str, cgroup: str, is_its: bool) -> None:
+    assert lxc.is_payload(name, Path("/sys/fs/cgroup", cgroup)) is is_its
+
+
+def test_credentials_are_the_kernels() -> None:
+    """struct ucred: three numbers of four bytes."""
+    assert monitor_socket._CREDENTIALS.size == struct.calcsize("3i") == 12
