@@ -237,7 +237,8 @@ def _clean_folder(cleaner: Cleaner, folder: Path, alive: set[str], *, copies: bo
     """
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         match = re.fullmatch(r"([0-9a-f]{8})\.(spool|images|old|folder|ran)(\.[0-9]+)?", path.name)
-        is_copy = match and (match[2] == "ran" or (match[2] == "old" and (path / "config").exists()))
+        is_copy = match and (match[2] == "ran" or (
+            match[2] == "old" and any((path / name).exists() for name in ("config", "rootfs"))))
         if match and match[1] not in alive and is_copy and not copies:
             cleaner.kept.append(str(path))
         elif match and match[1] not in alive:

@@ -249,14 +249,17 @@ def _drop_old(migration: Migration, layout: Layout) -> None:
 
     Any other has perhaps no second one: of another container that was called so, or of what had run here and gave way.
     """
-    if (layout.old / "config").is_file() and not identity.is_superseded(migration, layout.old / "config"):
-        if (layout.old / "rootfs").exists():
+    config, rootfs = layout.old / "config", layout.old / "rootfs"
+    if not config.is_file() or not identity.is_superseded(migration, config):
+        if rootfs.exists():
             kept = layout.aside()
-            (layout.old / "rootfs").rename(kept)
+            rootfs.rename(kept)
+            configuration = f", its configuration in {layout.old}," if config.is_file() else ""
             log.warning(f"What stood in the place of {migration.name} may be the only copy of what it has: it is kept"
-                        f" in {kept}, its configuration in {layout.old}, until: migrator cleanup {migration.name}")
-        return
-    btrfs.delete(layout.old / "rootfs")
+                        f" in {kept}{configuration} until: migrator cleanup {migration.name}")
+        if config.is_file():
+            return
+    btrfs.delete(rootfs)
     for name in ("config", container_config.FENCE_HOOK):
         (layout.old / name).unlink(missing_ok=True)
     with contextlib.suppress(OSError):

@@ -258,6 +258,18 @@ def give_back_rootfs(layout: Layout) -> None:
         old.rename(layout.rootfs)
 
 
+def put_rootfs_aside(layout: Layout) -> None:
+    """Make room for what has arrived: that of an earlier stay, as `keep_old` has found it, is kept.
+
+    Raises ContainerExists where anything else is there, or the container's place is not ours any more.
+    """
+    identity.require_ours(layout)
+    if btrfs.is_subvolume(layout.rootfs):
+        if not (layout.old / "config").is_file() or (layout.old / "rootfs").exists():
+            raise ContainerExists(host_name=this_host(), name=layout.name, lxcpath=layout.lxcpath)
+        layout.rootfs.rename(layout.old / "rootfs")
+
+
 def drop_attempt(migration: Migration, layout: Layout) -> None:
     """Remove everything that this migration has brought to this host, except what it keeps."""
     layout.drop_images()

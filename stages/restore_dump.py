@@ -57,7 +57,7 @@ from migrator.service import Service
 from migrator.states import Event, State, Verdict, decide
 from stages import ask_source, force, settling
 from stages.handover import INCREMENT
-from stages.import_data import arrived, give_back_rootfs, receive
+from stages.import_data import arrived, give_back_rootfs, put_rootfs_aside, receive
 
 NAME = "restore-dump"
 HELP = "let the container run on here (on the destination)"
@@ -242,14 +242,9 @@ class Restore:
             prepared = preparing.result() if preparing else None
         with self.migration.step("rootfs"):
             give_back_rootfs(self.layout)  # a failed restore may not have come to it, as where the disk was full
-            self._put_old_aside()
+            put_rootfs_aside(self.layout)
             btrfs.snapshot(last.path, self.layout.rootfs, read_only=False)
         return prepared
-
-    def _put_old_aside(self) -> None:
-        if btrfs.is_subvolume(self.layout.rootfs):
-            self.layout.old.mkdir(mode=0o700, exist_ok=True)
-            self.layout.rootfs.rename(self.layout.old / "rootfs")
 
     def _restore(self, images: Path, prepared: restore.Prepared) -> int:
         """CRIU and LXC do their part; then the container must be there, with its processes, and not frozen."""
