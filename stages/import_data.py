@@ -216,6 +216,10 @@ def give_back_old(layout: Layout) -> None:
         _remove(layout)
     elif found.may_go or (found is Whose.COPY and kept.is_file() and _is_back(layout)):
         give_back_rootfs(layout)
+        if (layout.old / "rootfs").exists():
+            log.warning(f"{layout.rootfs} was not made by migration {layout.id}: it stays, and what an earlier stay of"
+                        f" {layout.name} has left there is in {layout.old}")
+            return
         for name in (container_config.FENCE_HOOK, "config"):  # with the last one it is the earlier stay's again
             if (layout.old / name).is_file():
                 _copy(layout.old / name, layout.container / name)

@@ -231,6 +231,7 @@ class Restore:
 
     def _apply(self, images: Path | None) -> restore.Prepared | None:
         """Check the images and prepare the restore while the increment is received; then put the disk in place."""
+        give_back_rootfs(self.layout)  # of a failed restore: known as ours by its increment, which is replaced now
         with concurrent.futures.ThreadPoolExecutor(2, "verify") as pool:
             names = self.migration.detail["image_files"] if images and not self.checked else []
             files = [images / name for name in names] if images else []
@@ -241,7 +242,6 @@ class Restore:
             verifying.result()
             prepared = preparing.result() if preparing else None
         with self.migration.step("rootfs"):
-            give_back_rootfs(self.layout)  # a failed restore may not have come to it, as where the disk was full
             put_rootfs_aside(self.layout)
             btrfs.snapshot(last.path, self.layout.rootfs, read_only=False)
         return prepared

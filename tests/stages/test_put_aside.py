@@ -150,6 +150,45 @@ def test_a_strangers_stays(owned: Migration, disk: Disk, monkeypatch: pytest.Mon
     assert str(owned.state) == State.ABANDONED and found(owned, "of precious") == ["web/rootfs"]
 
 
+def test_a_strangers_beside_an_earlier_stays_own(owned: Migration, disk: Disk,
+                                                 capfd: pytest.CaptureFixture[str]) -> None:
+    """Put there when the earlier stay's had been put aside: both stay, and `cleanup` without a name takes neither."""
+    stayed(owned, disk)
+    layout = layout_of(owned)
+    layout.rootfs.rename(layout.old / "rootfs")
+    disk.make(layout.rootfs, "precious")
+    with pytest.raises(SourceStillStopped):
+        attempt(owned)
+    rollback._abandon(owned, [])
+    cleanup._clean_folder(cleanup.Cleaner(dry_run=False), layout.work, set())
+    assert found(owned, "of precious") == ["web/rootfs"] and str(owned.state) == State.ABANDONED
+    assert found(owned, "of earlier") == [f".migrator/web+/{ID}.old/rootfs"] and (layout.old / "config").is_file()
+    assert str(layout.old) in capfd.readouterr().err.replace("\n", "")
+
+
+def test_what_a_failed_restore_could_not_remove_is_known_by_the_next(owned: Migration, disk: Disk,
+                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its increment is received anew, which is all that tells what was made of it."""
+    stayed(owned, disk)
+
+    def fails(_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as failing:
+        failing.setattr(restore_dump.Restore, "_start", fails)
+        disk.full = 1
+        with pytest.raises(SourceStillStopped):
+            attempt(owned)
+        assert found(owned, "of increment0's") == ["web/rootfs"], "it was left for now"
+        with pytest.raises(SourceStillStopped):
+            attempt(owned)
+        assert found(owned, "of earlier") == ["web/rootfs"] and found(owned, "of increment*") == [
+            f".migrator/web/{ID}.1"]
+    attempt(owned)
+    assert found(owned, "of increment2's") == ["web/rootfs"]
+    assert found(owned, "of earlier") == [f".migrator/web+/{ID}.old/rootfs"]
+
+
 def test_without_an_earlier_stay_nothing_that_was_put_aside_is_removed(owned: Migration, disk: Disk) -> None:
     """An older version put aside whatever was there."""
     attempt(owned)
