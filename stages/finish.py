@@ -226,7 +226,8 @@ def end_here(migration: Migration, *, alone: bool = False) -> None:
             log.warning(str(error))
     # Where a killed restore-dump had not come to it. First, as it can fail: what has a fence counts as a copy.
     container_config.unfence(layout.container, migration.id)
-    migration.move(Event.FINISHED, forced=alone)
+    found = identity.rootfs_uuid(migration)
+    migration.move(Event.FINISHED, forced=alone, **({"rootfs_uuid": found} if found else {}))
     drop_way_back(migration)
     log.debug(f"{migration.name} is ours for good")
 
