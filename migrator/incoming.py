@@ -5,28 +5,39 @@ Who makes a stream by hand can have `btrfs receive` make any subvolume, folder o
 announced, in the folder that it is confined to: it joins paths as they come, `..` too (process_subvol and process_mkdir
 in btrfs-progs' cmds/receive.c). What was there before is written down, so that this is told from what belongs to
 others, also after the receive was killed.
+
+A `btrfs receive` outlives the program that was killed while it fed it, until it has worked off what is in its pipe. It
+opens everything by its path, so it would write into what is received next under the same name: it is ended before.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
 from migrator import btrfs, log, removal
 from migrator.errors import ReceiveFailed
+from migrator.processes import running
 
 NOTE = "beside.json"  # in the spool, while a stream is received: what lay beside the snapshot before, and its name
+END_LIMIT = 60.0  # seconds that a killed `btrfs receive` may take: it ends the write that it is in, on a slow disk
 _SHOWN = 3
 
 
 def receive(stream: Iterable[bytes | memoryview], target: Path, spool: Path) -> None:
     """Feed a stream to `btrfs receive`, which makes the snapshot `target` of it.
 
-    Raises ReceiveFailed also where it brings anything else. The caller removes a `target` that is not whole.
+    Raises ReceiveFailed also where it brings anything else, or an earlier one does not end. The caller removes a
+    `target` that is not whole.
     """
-    clear(target.parent, spool)
+    if left := _end_left(target.parent, spool):
+        raise ReceiveFailed(path=target, reason=f"an earlier `btrfs receive` does not end (process {left[0]})")
+    _take_away(target.parent, spool)
     if os.path.lexists(target):
         remove(target)  # what a receive that was killed has left
     # Not synced: should a power cut take the note, it also takes what was received later.
@@ -34,14 +45,43 @@ def receive(stream: Iterable[bytes | memoryview], target: Path, spool: Path) -> 
     try:
         btrfs.receive(stream, target.parent)
     finally:
-        brought = clear(target.parent, spool)
+        brought = _take_away(target.parent, spool)
     if brought:
         shown = ", ".join(map(repr, sorted(brought)[:_SHOWN]))
         raise ReceiveFailed(path=target, reason=f"its stream brings more than that: {shown}")
 
 
 def clear(folder: Path, spool: Path) -> list[str]:
-    """Remove what the last receive has brought into `folder` that is not its snapshot; returns the names."""
+    """Remove what the last receive has brought into `folder` that is not its snapshot; returns the names.
+
+    Where it was killed, what it has left at work is ended. Ask with the container locked.
+    """
+    if left := _end_left(folder, spool):
+        log.warning(f"A `btrfs receive` that was killed does not end: process {left[0]}")
+    return _take_away(folder, spool)
+
+
+def _end_left(folder: Path, spool: Path) -> list[int]:
+    """End the receives into `folder` that a killed program has left; the ids of those that do not."""
+    if not (spool / NOTE).exists():  # the last one came to its end
+        return []
+    limit = time.monotonic() + END_LIMIT
+    while found := processes(folder):
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if time.monotonic() > limit:
+            break
+        time.sleep(0.01)
+    return found
+
+
+def processes(folder: Path) -> list[int]:
+    """The ids of root's own programs that receive into this folder."""
+    return [pid for pid, words in running("btrfs") if {b"receive", os.fsencode(folder)} <= set(words)]
+
+
+def _take_away(folder: Path, spool: Path) -> list[str]:
     try:
         noted = json.loads((spool / NOTE).read_text())
         before, target = set(noted["before"]), noted["target"]
