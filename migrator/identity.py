@@ -90,9 +90,28 @@ def name_there(args: argparse.Namespace, migration: Migration | None, name: str)
 
 
 def origin(journal: Journal, name: str, lxcpath: Path) -> str:
-    """The origin of a container on this host; "" when it has never moved."""
+    """The origin of a container on this host; "" when it has never moved, as one that was made since under that name.
+
+    What gives way to an origin may be the only copy of a container, so it is nobody's for a name alone.
+    """
     came = journal.latest(name, lxcpath, Role.DESTINATION)
-    return _origin(came) if came and came.state in (State.RESTORED, State.FINISHED) else ""
+    arrived = came is not None and came.state in (State.RESTORED, State.FINISHED)
+    return _origin(came) if came and arrived and _is_what_came(came) else ""
+
+
+def rootfs_uuid(migration: Migration) -> str:
+    """That of the root file system which this migration has brought here; "" where it is not in its place any more."""
+    layout = Layout(migration.lxcpath, migration.name, migration.id)
+    return btrfs.info(layout.rootfs).uuid if layout.is_own_rootfs() else ""
+
+
+def _is_what_came(came: Migration) -> bool:
+    """By the snapshot that its root file system was made of, or what `finish` has recorded: snapshots are removed."""
+    rootfs = Layout(came.lxcpath, came.name, came.id).rootfs
+    if rootfs_uuid(came):
+        return True
+    recorded = came.detail.get("rootfs_uuid")
+    return bool(recorded) and btrfs.is_subvolume(rootfs) and btrfs.info(rootfs).uuid == recorded
 
 
 def _origin(migration: Migration) -> str:

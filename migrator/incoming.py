@@ -6,6 +6,9 @@ announced, in the folder that it is confined to: it joins paths as they come, `.
 in btrfs-progs' cmds/receive.c). It can also rename what lies there (process_rename), and give its name to something
 else. So what was there before is written down by what no name changes, to be told from what was brought, and to be
 given its name back, also after the receive was killed.
+
+A `btrfs receive` outlives the program that was killed while it fed it, until it has worked off what is in its pipe. It
+opens everything by its path, so it would write into what is received next under the same name: it is ended before.
 """
 
 from __future__ import annotations
@@ -14,13 +17,17 @@ import contextlib
 import json
 import os
 import secrets
+import signal
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from migrator import bounds, btrfs, log, removal, send_stream
 from migrator.errors import MigratorError, ReceiveFailed
+from migrator.processes import running
 
 NOTE = "beside.json"  # in the spool, while a stream is received: what lay beside the snapshot before, and its name
+END_LIMIT = 60.0  # seconds that a killed `btrfs receive` may take: it ends the write that it is in, on a slow disk
 _SHOWN = 3
 
 
@@ -29,10 +36,12 @@ def receive(stream: Iterable[bytes | memoryview], target: Path, spool: Path, *,
     """Feed a stream to `btrfs receive`, which makes the snapshot `target` of it, in `limit` seconds.
 
     `leave` bytes stay free: each byte that it writes may cost a block. Raises ReceiveFailed also where it brings
-    anything else, CommandTimeout, or NoSpace. The caller removes a `target` that is
+    anything else, or an earlier one does not end, CommandTimeout, or NoSpace. The caller removes a `target` that is
     not whole.
     """
-    clear(target.parent, spool)
+    if left := _end_left(target.parent, spool):
+        raise ReceiveFailed(path=target, reason=f"an earlier `btrfs receive` does not end (process {left[0]})")
+    _take_away(target.parent, spool)
     if os.path.lexists(target):
         remove(target)  # what a receive that was killed has left
     before = {name: _mark(target.parent / name, target.parent) for name in _names(target.parent)}
@@ -41,14 +50,43 @@ def receive(stream: Iterable[bytes | memoryview], target: Path, spool: Path, *,
     try:
         btrfs.receive(bounds.leaving(leave, send_stream.plain(stream, target), target), target.parent, limit=limit)
     finally:
-        brought = clear(target.parent, spool)
+        brought = _take_away(target.parent, spool)
     if brought:
         shown = ", ".join(map(repr, sorted(brought)[:_SHOWN]))
         raise ReceiveFailed(path=target, reason=f"its stream brings more than that: {shown}")
 
 
 def clear(folder: Path, spool: Path) -> list[str]:
-    """Undo what the last receive has done in `folder` beside its snapshot; returns the names that it was done to."""
+    """Undo what the last receive has done in `folder` beside its snapshot; returns the names that it was done to.
+
+    Where it was killed, what it has left at work is ended. Ask with the container locked.
+    """
+    if left := _end_left(folder, spool):
+        log.warning(f"A `btrfs receive` that was killed does not end: process {left[0]}")
+    return _take_away(folder, spool)
+
+
+def _end_left(folder: Path, spool: Path) -> list[int]:
+    """End the receives into `folder` that a killed program has left; the ids of those that do not."""
+    if not (spool / NOTE).exists():  # the last one came to its end
+        return []
+    limit = time.monotonic() + END_LIMIT
+    while found := processes(folder):
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if time.monotonic() > limit:
+            break
+        time.sleep(0.01)
+    return found
+
+
+def processes(folder: Path) -> list[int]:
+    """The ids of root's own programs that receive into this folder."""
+    return [pid for pid, words in running("btrfs") if {b"receive", os.fsencode(folder)} <= set(words)]
+
+
+def _take_away(folder: Path, spool: Path) -> list[str]:
     try:
         noted = json.loads((spool / NOTE).read_text())
         # An older version has written down the names alone.

@@ -10,7 +10,7 @@ import contextlib
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from migrator.errors import (
 from migrator.run import run
 
 CGROUP = Path(cgroups.TOP)
+PROC = Path("/proc")
 POLL = 0.002  # seconds between two looks at a cgroup file
 FREEZE_LIMIT = 10.0  # seconds
 TELL_LIMIT = 10.0  # seconds that a container's monitor may take to hear of it
@@ -260,28 +261,43 @@ def kill(name: str, lxcpath: Path, cgroup: Path) -> None:
 
 
 def rooted(name: str, rootfs: Path) -> list[int]:
-    """The processes that live in `rootfs`, a subvolume, of those in payload cgroups that container `name` may have.
+    """The processes that live in `rootfs`, a subvolume, of those that container `name` may have.
 
     So one can be told that was being restored and whose command line is the container's program already.
     """
     found = []
     for pid in payload_processes(name):
         with contextlib.suppress(OSError):
-            if Path(f"/proc/{pid}/root/.").stat().st_dev == rootfs.stat().st_dev:
+            if (PROC / f"{pid}/root/.").stat().st_dev == rootfs.stat().st_dev:
                 found.append(pid)
     return found
 
 
 def payload_processes(name: str) -> list[int]:
-    """The processes in all payload cgroups that container `name` may have, and others whose names begin so."""
-    return [pid for cgroup in CGROUP.glob(f"lxc.payload.{name}*") for pid in processes(cgroup)]
+    """The processes that container `name` may have; whose they are, their root tells.
+
+    Those in all payload cgroups of that name, and of names that begin so. And wherever they are all that have another
+    root than this host's: lxc.cgroup.dir, lxc.cgroup.relative (lxc.container.conf(5)) and lxc.cgroup.pattern
+    (lxc.system.conf(5)) have LXC make a container's cgroup somewhere else.
+    """
+    named = [pid for cgroup in CGROUP.glob(f"lxc.payload.{name}*") for pid in processes(cgroup)]
+    return sorted({*named, *_rooted_elsewhere()})
+
+
+def _rooted_elsewhere() -> Iterator[int]:
+    here = Path("/").stat()
+    for folder in PROC.iterdir():
+        if folder.name.isdigit():
+            with contextlib.suppress(OSError):  # it has ended
+                if not os.path.samestat((folder / "root/.").stat(), here):
+                    yield int(folder.name)
 
 
 def lives_in(name: str, rootfs: Path) -> bool:
     """Whether a process has `rootfs` as its root, under any spelling of the LXC path, and if its monitor is gone."""
     for pid in payload_processes(name):
         with contextlib.suppress(OSError):
-            if os.path.samestat(Path(f"/proc/{pid}/root/.").stat(), rootfs.stat()):
+            if os.path.samestat((PROC / f"{pid}/root/.").stat(), rootfs.stat()):
                 return True
     return False
 

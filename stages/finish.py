@@ -226,7 +226,8 @@ def end_here(migration: Migration, *, alone: bool = False) -> None:
             log.warning(str(error))
     # Where a killed restore-dump had not come to it. First, as it can fail: what has a fence counts as a copy.
     container_config.unfence(layout.container, migration.id)
-    migration.move(Event.FINISHED, forced=alone)
+    found = identity.rootfs_uuid(migration)
+    migration.move(Event.FINISHED, forced=alone, **({"rootfs_uuid": found} if found else {}))
     drop_way_back(migration)
     log.debug(f"{migration.name} is ours for good")
 
@@ -251,14 +252,16 @@ def _drop_old(migration: Migration, layout: Layout, old: Path) -> None:
     """
     rootfs, config = old / "rootfs", old / "config"
     told = config.is_file()
-    if (told or rootfs.exists()) and not (told and identity.is_superseded(migration, config)):
+    if not told or not identity.is_superseded(migration, config):
         if rootfs.exists():
             layout.make_folder()  # an older version made only one of the two
             kept = layout.aside()
             rootfs.rename(kept)
+            configuration = f", its configuration in {old}," if told else ""
             log.warning(f"What stood in the place of {migration.name} may be the only copy of what it has: it is kept"
-                        f" in {kept}, its configuration in {old}, until: migrator cleanup {migration.name}")
-        return
+                        f" in {kept}{configuration} until: migrator cleanup {migration.name}")
+        if told:
+            return
     btrfs.delete(rootfs)
     for name in ("config", container_config.FENCE_HOOK):
         (old / name).unlink(missing_ok=True)

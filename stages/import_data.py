@@ -220,6 +220,10 @@ def give_back_old(layout: Layout) -> None:
         _remove(layout)
     elif found.may_go or (found is Whose.COPY and kept.is_file() and _is_back(layout)):
         give_back_rootfs(layout)
+        if (layout.old / "rootfs").exists():
+            log.warning(f"{layout.rootfs} was not made by migration {layout.id}: it stays, and what an earlier stay of"
+                        f" {layout.name} has left there is in {layout.old}")
+            return
         for name in (container_config.FENCE_HOOK, "config"):  # with the last one it is the earlier stay's again
             if (layout.old / name).is_file():
                 _copy(layout.old / name, layout.container / name)
@@ -260,6 +264,18 @@ def give_back_rootfs(layout: Layout) -> None:
     old = layout.old / "rootfs"
     if old.exists() and not layout.rootfs.exists():
         old.rename(layout.rootfs)
+
+
+def put_rootfs_aside(layout: Layout) -> None:
+    """Make room for what has arrived: that of an earlier stay, as `keep_old` has found it, is kept.
+
+    Raises ContainerExists where anything else is there, or the container's place is not ours any more.
+    """
+    identity.require_ours(layout)
+    if btrfs.is_subvolume(layout.rootfs):
+        if not (layout.old / "config").is_file() or (layout.old / "rootfs").exists():
+            raise ContainerExists(host_name=this_host(), name=layout.name, lxcpath=layout.lxcpath)
+        layout.rootfs.rename(layout.old / "rootfs")
 
 
 def drop_attempt(migration: Migration, layout: Layout) -> None:

@@ -59,7 +59,7 @@ from migrator.service import Service
 from migrator.states import Event, State, Verdict, decide
 from stages import ask_source, force, settling
 from stages.handover import INCREMENT
-from stages.import_data import arrived, give_back_rootfs, receive
+from stages.import_data import arrived, give_back_rootfs, put_rootfs_aside, receive
 
 NAME = "restore-dump"
 HELP = "let the container run on here (on the destination)"
@@ -233,6 +233,7 @@ class Restore:
 
     def _apply(self, images: Path | None) -> restore.Prepared | None:
         """Check the images and prepare the restore while the increment is received; then put the disk in place."""
+        give_back_rootfs(self.layout)  # of a failed restore: known as ours by its increment, which is replaced now
         with Beside(self._left) as beside:
             names = self.migration.detail["image_files"] if images and not self.checked else []
             verified = beside.begin(spool.verify, *(images / name for name in names if images))
@@ -243,10 +244,7 @@ class Restore:
             verified()
             made = prepared() if prepared else None
         with self.migration.step("rootfs"):
-            give_back_rootfs(self.layout)  # a failed restore may not have come to it, as where the disk was full
-            if btrfs.is_subvolume(self.layout.rootfs):
-                self.layout.old.mkdir(mode=0o700, exist_ok=True)
-                self.layout.rootfs.rename(self.layout.old / "rootfs")
+            put_rootfs_aside(self.layout)
             btrfs.snapshot(last.path, self.layout.rootfs, read_only=False)
         return made
 

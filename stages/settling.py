@@ -180,7 +180,8 @@ def end(migration: Migration, container: lxc.Container, layout: Layout) -> bool:
     with contextlib.suppress(MigratorError, OSError):
         if cgroup := _running_cgroup(container):  # LXC does not answer while it restores
             (cgroup / "cgroup.kill").write_text("1")
-    for pid in lxc.rooted(migration.name, layout.rootfs):  # half restored, and waiting for a CRIU that is gone
+    # Half restored, and waiting for a CRIU that is gone. In an earlier stay's root file system somebody may be at work.
+    for pid in lxc.rooted(migration.name, layout.rootfs) if layout.is_own_rootfs() else ():
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     _wait_stopped(container)

@@ -38,6 +38,8 @@ DEVICE_MISSING = define("device-missing", ERROR, """A rule of lxc.cgroup2.device
     on the host. Where that is no device LXC does not start the container, and it is not restored without its rules.""")
 DEVICE_RULE = define("device-rule", ERROR, """LXC does not start a container with a rule for devices that it cannot
     read, and it is not restored without its rules.""")
+CGROUP_PLACE = define("cgroup-place", ERROR, """All that a container runs is frozen, and ended, by its cgroup, which is
+    told by LXC's own name for it, lxc.payload. With lxc.cgroup.dir.container it has another.""")
 SECCOMP_FILE = define("seccomp-profile-missing", WARNING, """The restored container keeps its filters, but could not be
     started again.""")
 INCLUDE = define("include-unreadable", ERROR, """LXC refuses a configuration whose included file is missing or includes
@@ -136,6 +138,14 @@ def devices(case: Case) -> Iterator[Finding]:
                 f"Correct it in {case.config_file}.")
 
 
+def cgroup_place(case: Case) -> Iterator[Finding]:
+    place = case.container.config.cgroup_place
+    if place and not any(part.startswith("lxc.payload") for part in place.split("/")):
+        yield CGROUP_PLACE.found(
+            f"The cgroup of {case.container.name} is {place[:200]} (lxc.cgroup.dir.container).",
+            f"Take lxc.cgroup.dir.* out of {case.config_file} and start the container anew.")
+
+
 def includes(case: Case) -> Iterator[Finding]:
     container, there = case.container, case.destination
     for path, fault in container.config.faults:
@@ -221,4 +231,4 @@ def _covered(wanted: IdMap, ranges: list[tuple[int, int]]) -> bool:
     return position >= end
 
 
-CHECKS: tuple[Check, ...] = (selinux, seccomp, hooks, devices, includes, ids, consents)
+CHECKS: tuple[Check, ...] = (selinux, seccomp, hooks, devices, cgroup_place, includes, ids, consents)

@@ -88,6 +88,7 @@ class Config:
     hooks: tuple[tuple[str, str], ...] = ()  # (lxc.hook.X, command)
     includes: tuple[Include, ...] = ()
     cgroup: tuple[tuple[str, str], ...] = ()  # lxc.cgroup.* and lxc.cgroup2.* limits
+    cgroup_place: str = ""  # lxc.cgroup.dir.container: the cgroup itself, without LXC's own name for it
     shared_namespaces: tuple[str, ...] = ()  # lxc.namespace.share.* and .keep
     faults: tuple[tuple[str, str], ...] = ()  # why LXC refuses it, or it cannot be carried: a file, and its fault
 
@@ -139,6 +140,7 @@ def parse(text: str, path: str = "config", read_file: Callable[[str], str] = con
             (key, value) for key, found in values.items() if key.startswith(("lxc.cgroup.", "lxc.cgroup2."))
             and not key.endswith((".dir", ".relative")) and ".dir." not in key for value in found
         ),
+        cgroup_place=last("lxc.cgroup.dir.container"),
         shared_namespaces=tuple(
             f"{key.removeprefix('lxc.namespace.')} {value}" for key, found in values.items()
             if key.startswith(("lxc.namespace.share.", "lxc.namespace.keep")) for value in found

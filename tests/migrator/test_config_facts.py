@@ -36,6 +36,7 @@ lxc.hook.version = 1
 lxc.hook.pre-start = /usr/bin/hook --now
 lxc.cgroup2.memory.max = 1G
 lxc.cgroup.dir = somewhere
+lxc.cgroup.dir.container = lxc/101
 lxc.namespace.share.net = other
 lxc.tty.max = 4
 lxc.autodev = 0
@@ -73,7 +74,8 @@ def test_config() -> None:
         hooks=(("lxc.hook.pre-start", "/usr/bin/hook --now"),),
         includes=(Include("/usr/share/common.conf", "/usr/share/common.conf", config_reader.digest(text)),),
         faults=(("/etc/gone", "cannot be read: No such file or directory"),),
-        cgroup=(("lxc.cgroup2.memory.max", "1G"),), shared_namespaces=("share.net other",),
+        cgroup=(("lxc.cgroup2.memory.max", "1G"),), cgroup_place="lxc/101",
+        shared_namespaces=("share.net other",),
     )
 
 

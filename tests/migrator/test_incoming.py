@@ -6,8 +6,10 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import signal
+import subprocess
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -222,3 +224,68 @@ def test_without_a_note_nothing_goes(here: Here, note: str | None) -> None:
         (here.spool / incoming.NOTE).write_text(note)
     assert incoming.clear(here.folder, here.spool) == []
     assert here.names() == BEFORE
+
+
+# --- what a killed program has left at work -------------------------------------------------------------------
+
+
+class Left:
+    """`btrfs receive`, started as `migrator.btrfs` does it, which waits for its stream."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.started: list[subprocess.Popen[bytes]] = []
+        program = folder / "bin" / "btrfs"
+        program.parent.mkdir()
+        program.write_text("#!/bin/sh\necho begun\nread line\n")
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", str(program.parent), prepend=":")
+
+    def receives(self, folder: Path, *command: str) -> subprocess.Popen[bytes]:
+        words = list(command) or btrfs.receive_command(folder)
+        made = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.started.append(made)
+        assert made.stdout and made.stdout.readline() == b"begun\n"
+        return made
+
+
+@pytest.fixture
+def left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Left]:
+    made = Left(tmp_path, monkeypatch)
+    yield made
+    for each in made.started:
+        each.kill()
+        each.communicate()
+
+
+def test_what_a_killed_program_has_left_at_work_is_ended_first(here: Here, left: Left) -> None:
+    (here.spool / incoming.NOTE).write_text(json.dumps({"before": [*here.names()], "target": TARGET}))
+    ours = left.receives(here.folder)
+    others = [left.receives(here.folder.with_name("web2")), left.receives(here.folder, "btrfs", "scrub",
+                                                                          str(here.folder))]
+    ended: list[int | None] = []
+    here.brings = lambda: ended.append(ours.wait(60))
+    here.receive()
+    assert ended == [-signal.SIGKILL] and [each.poll() for each in others] == [None, None]
+
+
+def test_also_where_it_is_given_up(here: Here, left: Left) -> None:
+    (here.spool / incoming.NOTE).write_text(json.dumps({"before": [*here.names()], "target": TARGET}))
+    ours = left.receives(here.folder)
+    incoming.clear(here.folder, here.spool)
+    assert ours.wait(60) == -signal.SIGKILL
+    assert not (here.spool / incoming.NOTE).exists()
+
+
+def test_one_that_does_not_end_keeps_the_next_from_beginning(here: Here, monkeypatch: pytest.MonkeyPatch,
+                                                             capfd: pytest.CaptureFixture[str]) -> None:
+    """It hangs in the kernel, on a broken disk. A rollback goes on."""
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    (here.spool / incoming.NOTE).write_text(json.dumps({"before": [*here.names()], "target": TARGET}))
+    monkeypatch.setattr(incoming, "processes", lambda folder: [gone.pid] if folder == here.folder else [])
+    monkeypatch.setattr(incoming, "END_LIMIT", 0.0)
+    with pytest.raises(ReceiveFailed, match=f"does not end .process {gone.pid}"):
+        here.receive()
+    assert here.names() == BEFORE and (here.spool / incoming.NOTE).exists()
+    incoming.clear(here.folder, here.spool)
+    assert f"process {gone.pid}" in " ".join(capfd.readouterr().err.split())

@@ -136,3 +136,32 @@ def test_a_monitor_that_does_not_answer_holds_nobody_up(
     lxc.thaw(named, cgroup)
     assert (cgroup / "cgroup.freeze").read_text() == "0"
     assert "LXC still takes c1 for frozen" in capsys.readouterr().err
+
+
+# --- whatever lives in a root file system ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cgroup", ["lxc.payload.c1", "lxc.payload.c1-1", "guests/c1", "lxc/c1/ns", "user.slice"])
+def test_what_lives_in_a_root_file_system_is_found_in_any_cgroup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                                 cgroup: str) -> None:
+    """LXC makes a container's cgroup where lxc.cgroup.dir or lxc.cgroup.pattern has it."""
+    monkeypatch.setattr(lxc, "CGROUP", tmp_path / "cgroup")
+    monkeypatch.setattr(lxc, "PROC", tmp_path / "proc")
+    rootfs, other = tmp_path / "c1" / "rootfs", tmp_path / "c2" / "rootfs"
+    roots = {1: Path("/"), 7: Path("/"), 4711: rootfs, 4712: other}
+    for pid, root in roots.items():
+        root.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "proc" / str(pid)).mkdir(parents=True)
+        (tmp_path / "proc" / str(pid) / "root").symlink_to(root)
+    for word in ("self", "8"):  # the second has ended
+        (tmp_path / "proc" / word).mkdir()
+    (tmp_path / "cgroup" / cgroup).mkdir(parents=True)
+    (tmp_path / "cgroup" / cgroup / "cgroup.procs").write_text("7\n4711\n")
+    assert lxc.lives_in("c1", rootfs) and 4711 in lxc.rooted("c1", rootfs)
+    assert set(lxc.payload_processes("c1")) == {4711, 4712} | ({7} if cgroup.startswith("lxc.payload") else set())
+    assert not lxc.lives_in("c1", tmp_path / "c1")
+
+
+def test_what_lives_nowhere_else_is_the_hosts() -> None:
+    """The real /proc has this very process."""
+    assert os.getpid() not in lxc.payload_processes("none") and not lxc.lives_in("none", Path("/proc"))

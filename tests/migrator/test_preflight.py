@@ -264,6 +264,7 @@ FOUND: list[tuple[str, Severity, Change, str]] = [
     ("apparmor-profile-missing", WARNING, confined("old", "mine", loaded=("old",)), "apparmor_parser -r FILE"),
     ("apparmor-parser-missing", ERROR, Change(container={"config.apparmor": "generated"}, destination={
         "apparmor": True, "programs": ("lxc-start",)}), "apt-get install apparmor"),
+    ("cgroup-place", ERROR, Change(container={"config.cgroup_place": "lxc/101"}), "is lxc/101"),
     ("selinux-differs", ERROR, Change(source={"selinux": "enforcing"}, container={"config.selinux": "u:r:t"}), "u:r:t"),
     ("selinux-differs", WARNING, Change(destination={"selinux": "permissive"}), "on there and off on here"),
     ("seccomp-notify", WARNING, Change(container={"config.seccomp_notify": "unix:/run/x"}), "unix:/run/x"),
@@ -528,3 +529,9 @@ def test_find_never_raises(source: HostFacts, destination: HostFacts | None, con
     assert {finding.code for finding in found} <= set(codes())
     assert render(found) or not found
     verdict(found)
+
+
+@pytest.mark.parametrize("place", ["", "guests/lxc.payload.c1"])
+def test_a_cgroup_that_has_lxcs_own_name_is_told(place: str) -> None:
+    case = change(CONTAINER, {"config.cgroup_place": place})
+    assert "cgroup-place" not in {each.code for each in preflight.find(SOURCE, DESTINATION, case)}

@@ -8,7 +8,8 @@ import pytest
 from tests.rig.conftest import CleanHosts
 from tests.rig.harness import DESTINATION, Rig, wait_for
 from tests.rig.held import held
-from tests.rig.test_migrate import ALL_AT_ONCE, RUNS_AGAIN, arrived
+from tests.rig.test_failures import RUNS_AGAIN
+from tests.rig.test_migrate import ALL_AT_ONCE, arrived
 
 TO_B = ("-d", DESTINATION)
 
