@@ -208,8 +208,11 @@ def runs(container: lxc.Container, migration: str, limit: float = START_LIMIT) -
     return container.state == "RUNNING" and not _starting(migration)
 
 
-def end(container: lxc.Container, migration: str) -> None:
-    """End whatever a `start` of this migration has brought up, and nobody else's; raises StartFailed if it cannot."""
+def end(container: lxc.Container | layout.Layout, migration: str) -> None:
+    """End whatever a `start` of this migration has brought up, and nobody else's; raises StartFailed if it cannot.
+
+    Where the container is not defined any more its `Layout` tells which it is.
+    """
     until = time.monotonic() + END_LIMIT
     while ours := _ours(migration):
         if time.monotonic() > until:

@@ -42,8 +42,11 @@ def settle(migration: Migration) -> None:
     that it goes on, from its disk, but fenced until `go_on`: the source may have been forced to take it back meanwhile.
     Or it never ran, and what the attempt left is removed. Raises JournalBroken, with nothing taken away.
     """
-    container = lxc.Container(migration.name, migration.lxcpath)
     layout = Layout(migration.lxcpath, migration.name, migration.id)
+    if is_removed(layout):
+        _settle_removed(migration, layout)
+        return
+    container = lxc.Container(migration.name, migration.lxcpath)
     ours = _is_ours(layout)
     if ours and _has_come_up(migration, container, layout):
         log.warning(f"An earlier restore of {migration.name} was killed after it had succeeded")
@@ -60,6 +63,21 @@ def settle(migration: Migration) -> None:
         log.warning(f"An earlier restore of {migration.name} was killed; what it left is removed")
         clear(migration)
         migration.move(Event.RESTORE_FAILED)
+
+
+def _settle_removed(migration: Migration, layout: Layout) -> None:
+    if let_run.was(let_run.mark(layout.spool)) and layout.is_own_rootfs():  # only its configuration was removed
+        _end_removed(migration, layout)
+        record(migration, time.time())
+        return
+    log.warning(f"What an earlier restore of {migration.name} had made here was removed")
+    clear(migration)
+    migration.move(Event.RESTORE_FAILED)
+
+
+def is_removed(layout: Layout) -> bool:
+    """Whether LXC knows no container in its place any more: destroyed, say, or renamed."""
+    return not (layout.container / "config").is_file()
 
 
 def _is_ours(layout: Layout) -> bool:
@@ -139,11 +157,13 @@ def clear(migration: Migration) -> None:
     """End what a failed or killed restore has left running, and take its root file system away again.
 
     One that may have run is put aside, and only `migrator cleanup NAME` removes it. Raises ContainerExists where
-    another container has taken its place, and something of it still runs elsewhere: nothing may be recorded then.
+    another container has taken its place, and something of it still runs elsewhere: nothing may be recorded then. Also
+    where the container was removed, and something of it does not end: ContainerNotFound, or as before.
     """
     layout = Layout(migration.lxcpath, migration.name, migration.id)
-    container = lxc.Container(migration.name, migration.lxcpath)
-    if not end(migration, container, layout):
+    if is_removed(layout):
+        _end_removed(migration, layout)
+    elif not end(migration, lxc.Container(migration.name, migration.lxcpath), layout):
         if any(layout.is_own(Path(f"/proc/{pid}/root")) for pid in lxc.payload_processes(migration.name)):
             identity.require_ours(layout)
         return
@@ -171,10 +191,7 @@ def end(migration: Migration, container: lxc.Container, layout: Layout) -> bool:
     """
     if not migration.memory:
         no_memory.end(container, migration.id)
-    for pid in criu.processes(layout.dumped_into()):
-        with contextlib.suppress(ProcessLookupError):
-            # lxc-checkpoint leads a group (see `run`): the programs that it has started go with it.
-            (os.killpg if os.getpgid(pid) == pid else os.kill)(pid, signal.SIGKILL)
+    _end_criu(layout)
     if not _is_ours(layout):
         return False
     with contextlib.suppress(MigratorError, OSError):
@@ -196,6 +213,37 @@ def end(migration: Migration, container: lxc.Container, layout: Layout) -> bool:
             raise
         log.warning(f"The fence of {migration.name} could not be written anew, and stands: {error}")
     return True
+
+
+def lives_in_own(layout: Layout, pid: int) -> bool:
+    """Whether a process lives in a subvolume that this migration has made, wherever that is by now."""
+    with contextlib.suppress(MigratorError, OSError):
+        return layout.is_own(Path(f"/proc/{pid}/root"))
+    return False
+
+
+def _end_removed(migration: Migration, layout: Layout) -> None:
+    """The same where no container is defined in its place any more: LXC cannot be asked, nor anything be fenced."""
+    _end_criu(layout)
+    until = time.monotonic() + lxc.END_LIMIT
+    while left := [pid for pid in lxc.payload_processes(migration.name) if lives_in_own(layout, pid)]:
+        if time.monotonic() > until:
+            identity.require_ours(layout)
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
+    if not migration.memory:
+        no_memory.end(layout, migration.id)  # LXC's monitor has ended with what it had started
+    lxc.drop_cgroups(migration.name)
+    restore.clear(layout)
+
+
+def _end_criu(layout: Layout) -> None:
+    for pid in criu.processes(layout.dumped_into()):
+        with contextlib.suppress(ProcessLookupError):
+            # lxc-checkpoint leads a group (see `run`): the programs that it has started go with it.
+            (os.killpg if os.getpgid(pid) == pid else os.kill)(pid, signal.SIGKILL)
 
 
 def _wait_stopped(container: lxc.Container, limit: float = 10.0) -> None:

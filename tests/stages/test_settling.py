@@ -48,6 +48,7 @@ def acts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return note
 
     monkeypatch.setattr(identity, "whose", lambda *_: Whose.OURS)
+    monkeypatch.setattr(settling, "is_removed", lambda *_: False)
     monkeypatch.setattr(settling, "_has_come_up", lambda *_: False)
     monkeypatch.setattr(Layout, "is_own_rootfs", lambda *_: "deleted" not in done)
     monkeypatch.setattr(settling, "end", act("ended", True))

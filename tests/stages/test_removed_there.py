@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What has arrived is removed on the destination: while it is restored, or when it has run there."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from migrator import btrfs, clock, container_config, criu, identity, let_run, lxc, no_memory, restore
+from migrator.errors import ContainerNotFound, SourceStillStopped
+from migrator.journal import Migration
+from migrator.layout import Layout
+from migrator.states import Event, State
+from stages import restore_dump, rollback, settling
+from tests.stages.test_settling import ID, mark, restoring
+
+__all__ = ["restoring"]
+
+
+@pytest.fixture(autouse=True)
+def no_lxc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Nothing here is a subvolume, or a process of LXC's or CRIU's; LXC itself is not to be asked."""
+
+    def asked() -> None:
+        raise AssertionError("LXC was asked")
+
+    monkeypatch.setattr(lxc, "_lxc", asked)
+    monkeypatch.setattr(lxc, "CGROUP", tmp_path / "cgroup")
+    monkeypatch.setattr(lxc, "END_LIMIT", 0.05)
+    monkeypatch.setattr(btrfs, "is_subvolume", lambda _: False)
+    monkeypatch.setattr(criu, "processes", lambda _: [])
+    monkeypatch.setattr(criu, "LOG_FOLDER", tmp_path / "log")
+    monkeypatch.setattr(restore, "clear", lambda _: None)
+
+
+@contextlib.contextmanager
+def process() -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(["sleep", "1000"]) as made:
+        try:
+            yield made
+        finally:
+            made.kill()
+
+
+def there(migration: Migration) -> Layout:
+    return Layout(migration.lxcpath, migration.name, migration.id)
+
+
+@pytest.mark.parametrize("typed", [True, False])
+def test_one_that_was_removed_while_it_was_restored_is_given_back(restoring: Migration, typed: bool) -> None:
+    restoring.note("rounds", rounds=[])
+    if typed:
+        rollback.give_up_here(restoring)
+    else:
+        rollback._abandon(restoring, [])
+    assert restoring.state is State.ABANDONED
+
+
+@pytest.mark.parametrize("memory", [True, False])
+def test_what_is_left_of_it_is_ended(restoring: Migration, monkeypatch: pytest.MonkeyPatch, memory: bool) -> None:
+    """CRIU by the images folder, what was restored by its root, and nothing else in such a cgroup."""
+    restoring.note("memory", memory=memory)
+    ended: list[object] = []
+    with process() as own, process() as other, process() as of_criu:
+        monkeypatch.setattr(criu, "processes", lambda _: [of_criu.pid])
+        monkeypatch.setattr(lxc, "payload_processes",
+                            lambda name: [pid for pid in (own.pid, other.pid) if Path(f"/proc/{pid}/root/.").exists()])
+        monkeypatch.setattr(Layout, "is_own",
+                            lambda _, path: path == Path(f"/proc/{own.pid}/root") and own.poll() is None)
+        monkeypatch.setattr(no_memory, "end", lambda of, id_: ended.append((of.name, of.lxcpath, id_)))
+        settling.settle(restoring)
+        assert own.wait(10) == of_criu.wait(10) == -signal.SIGKILL
+        assert other.poll() is None
+    assert restoring.state is State.OWNED
+    assert ended == ([] if memory else [("web", restoring.lxcpath, ID)])
+
+
+def test_nothing_is_recorded_as_long_as_it_does_not_end(restoring: Migration, monkeypatch: pytest.MonkeyPatch) -> None:
+    killed: list[tuple[int, int]] = []
+    monkeypatch.setattr(lxc, "payload_processes", lambda name: [4711])
+    monkeypatch.setattr(Layout, "is_own", lambda _, path: path == Path("/proc/4711/root"))
+    monkeypatch.setattr(os, "kill", lambda *args: killed.append(args))
+    with pytest.raises(ContainerNotFound):
+        settling.settle(restoring)
+    assert restoring.state is State.RESTORING and killed[0] == (4711, signal.SIGKILL)
+
+
+def test_what_may_have_run_is_not_taken_away_with_its_configuration(restoring: Migration,
+                                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    mark(restoring)
+    there(restoring).rootfs.mkdir(parents=True)
+    monkeypatch.setattr(Layout, "is_own", lambda layout, path: path == layout.rootfs)
+    settling.settle(restoring)
+    assert restoring.state is State.RESTORED
+    assert there(restoring).rootfs.is_dir() and let_run.was(let_run.mark(there(restoring).spool))
+
+
+def test_it_is_removed_while_the_increment_is_received(restoring: Migration, monkeypatch: pytest.MonkeyPatch) -> None:
+    restoring.move(Event.RESTORE_FAILED)
+    restoring.note("rounds", rounds=[{"uuid": "x"}], dad={}, memory=False, increment_uuid="u")
+    folder = there(restoring).container
+    folder.mkdir()
+    container_config.fence(folder, "lxc.uts.name = web\n", ID, "no")
+    assert identity.whose(there(restoring)).may_go
+    monkeypatch.setattr(lxc, "_lxc", lambda: SimpleNamespace(Container=lambda *_: SimpleNamespace(state="STOPPED")))
+
+    def receive(*_: object) -> Any:
+        shutil.rmtree(folder)
+        return SimpleNamespace(path=there(restoring).snapshot(2))
+
+    def snapshot(_source: Path, target: Path, **_: object) -> None:
+        target.mkdir()
+
+    monkeypatch.setattr(restore_dump, "receive", receive)
+    monkeypatch.setattr(btrfs, "snapshot", snapshot)
+    with pytest.raises(SourceStillStopped):
+        restore_dump.Restore(restoring, 100.0, leave=lambda: clock.now() + 100).run()
+    assert str(restoring.state) == "owned"
+    rollback._abandon(restoring, [])
+    assert str(restoring.state) == "abandoned"
