@@ -103,3 +103,47 @@ def test_in_the_place_of_what_has_arrived(rig: Rig, ours: str) -> None:
     assert rig.migrator("hostb", "restore-dump", "c1", "--json").expect(23).error["code"] == "container-exists"
     rig.migrator("hosta", "rollback", "c1").expect(0)
     both_are_well(rig, his, ours)
+
+
+# Answers as LXC's monitor of c1 would, to whoever asks: that it runs, and that its first process is $1.
+# GET_STATE (3) and GET_INIT_PID (4), and struct lxc_cmd_rsp, are in liblxc's commands.h.
+IMPERSONATES = """
+import os, socket, struct, sys
+os.setuid(65534)
+server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+server.bind("\\0/pool/c1/command")
+server.listen(9)
+print(os.getpid(), flush=True)
+while True:
+    client, _ = server.accept()
+    with client:
+        said = client.recv(4096)
+        if said:
+            value = {3: 2, 4: int(sys.argv[1])}.get(struct.unpack_from("i", said)[0], 0)
+            client.send(struct.pack("iiQ", 0, 0, value))
+"""
+VICTIM = "mkdir /sys/fs/cgroup/victim; echo $$ >/sys/fs/cgroup/victim/cgroup.procs; echo $$; exec sleep infinity"
+
+
+def test_a_user_who_answers_for_lxc(rig: Rig, ours: str, clean_hosts: CleanHosts) -> None:
+    """On the destination, where no monitor holds the socket yet; he names a process of somebody else's."""
+    clean_hosts.allow("snapshot")
+    with rig.start("hostb", "sh", "-c", VICTIM) as victim:
+        wait_for(lambda: victim.stdout.strip(), "it runs")
+        with rig.start("hostb", "python3", "-c", IMPERSONATES, victim.stdout.strip()) as stranger:
+            wait_for(lambda: stranger.stdout.strip(), "he listens")
+            assert "RUNNING" in rig.sh("hostb", "mkdir -p /pool/c1 && touch /pool/c1/config && lxc-info -n c1 -s; "
+                                                "rm -r /pool/c1"), "LXC believes him"
+            outcome = rig.migrator("hosta", "migrate", "c1", *TO_B).expect(3)
+            assert "c1 is running, not restoring" in outcome.stderr, outcome
+            rig.exec("hostb", "kill", "-9", stranger.stdout.strip())
+            stranger.wait()
+        assert rig.exec("hostb", "kill", "-0", victim.stdout.strip(), check=False).status == 0, "it was left alone"
+        rig.exec("hostb", "kill", "-9", victim.stdout.strip())
+        victim.wait()
+    rig.sh("hostb", "until rmdir /sys/fs/cgroup/victim; do sleep 0.1; done 2>/dev/null")
+    found = rig.probe("hosta", "c1")
+    assert found["running"] and found["intact"] and found["start"] == ours, found
+    rig.migrator("hosta", "migrate", "c1", *TO_B).expect(0)
+    found = rig.probe("hostb", "c1")
+    assert found["running"] and found["intact"] and found["start"] == ours, found
