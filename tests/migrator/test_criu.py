@@ -137,9 +137,9 @@ def test_an_error_says_on_which_host_its_log_is() -> None:
     for error in (DumpFailed(name="web", reason="x", log="/l"), RestoreFailed(name="web", reason="x", log="/l")):
         assert error.hint == f"The whole log is /l on {host}."
         arrived = from_json(error.to_json(), "other-name-for-it")
-        assert arrived.hint == error.hint, "as the host calls itself"
+        assert arrived.hint == f"other-name-for-it says: {error.hint}", "as the host calls itself"
         older = error.to_json() | {"fields": {"name": "web", "reason": "x", "log": "/l"}}
-        assert from_json(older, "hostb").hint == "The whole log is /l on hostb."
+        assert from_json(older, "hostb").hint == "hostb says: The whole log is /l on hostb."
 
 
 def test_a_log_that_is_not_there_or_not_text(tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ class Container:
     name, lxcpath = "web", Path("/pool")
     init_pid = property(pressed)
     cgroup = property(pressed)
+    is_impersonated = pressed
     _tell = lxc.Container._tell
     tell_frozen = lxc.Container.tell_frozen
 
