@@ -259,6 +259,14 @@ class AlreadyRuns(MigratorError):
     cure = "Complete the migration with: {next} -- and move it back with a new migration from there."
 
 
+class GoneThere(AlreadyRuns):
+    """{name} has run on {destination}, and is not there any more: it was destroyed, or renamed."""
+
+    status = 31
+    cure = """If it was renamed there, rename it back, and go on. If it was destroyed, what it has done there is lost;
+    the copy on {source}, as it was before the move, is the last one, and runs on with: {next}"""
+
+
 # --- Jobs -----------------------------------------------------------------------------------------------------
 
 

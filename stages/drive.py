@@ -24,6 +24,7 @@ from migrator.errors import (
     ConnectionLost,
     ContainerNotRunning,
     DowntimeExceeded,
+    GoneThere,
     InternalError,
     Interrupted,
     OutcomeError,
@@ -243,6 +244,8 @@ class Drive:
         migration = self._of
         try:
             done = rollback.roll_back(migration, self._tell)
+        except GoneThere:
+            raise
         except AlreadyRuns:
             log.warning(f"{migration.name} runs on {migration.detail['destination_host']} already.")
             self._try_finish(error)

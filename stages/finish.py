@@ -28,7 +28,16 @@ from migrator import (
     remains,
 )
 from migrator.cli import Result
-from migrator.errors import CopyNotEnded, ForceRefused, NoMigration, OutOfOrder, StartFailed, UsageError
+from migrator.errors import (
+    CopyNotEnded,
+    ForceRefused,
+    GoneThere,
+    MigratorError,
+    NoMigration,
+    OutOfOrder,
+    StartFailed,
+    UsageError,
+)
 from migrator.journal import DEFAULT_PATH, Journal, Migration
 from migrator.layout import Layout, locked
 from migrator.network import Port
@@ -85,9 +94,14 @@ def carry_out(args: argparse.Namespace, migration: Migration, there: Connection)
         return described(migration)
     forgotten = migration.state is State.FINISHING and state_there is None
     if forgotten:
-        _require_id(migration, getattr(args, "force", None), there.peer_host)
+        _require_id(migration, getattr(args, "force", None), there.peer_host, "does not know the migration")
     else:
-        there.call("running", id=migration.id)
+        try:
+            there.call("running", id=migration.id)
+        except GoneThere:
+            if migration.state is not State.FINISHING:
+                raise
+            _require_id(migration, getattr(args, "force", None), there.peer_host, "does not have it")
     if migration.state is State.OFFERED:
         migration.move(Event.TAKEN)  # the answer that would have said so was lost
     migration.move(Event.FINISH)
@@ -101,13 +115,13 @@ def carry_out(args: argparse.Namespace, migration: Migration, there: Connection)
                   f" Its root file system is kept here until: migrator cleanup {name}")
 
 
-def _require_id(migration: Migration, given: str | None, there: str) -> None:
-    """For a destination that has confirmed that it runs there, and knows nothing of it any more: the id is to be typed.
+def _require_id(migration: Migration, given: str | None, there: str, lacks: str) -> None:
+    """For a destination that has confirmed that it runs there, and `lacks` it now: the id is to be typed.
 
     Raises OutOfOrder where nothing was forced, and ForceRefused.
     """
     command = f"migrator finish {migration.name} --force"
-    unknown = f"{there} does not know the migration"
+    unknown = f"{there} {lacks}"
     if given is None:
         raise OutOfOrder(stage=NAME, missing=f"{unknown} any more, or is another host than it was sent to",
                          next=f"see what it means to end it without that host's word: {command}")
@@ -189,12 +203,16 @@ def _on_destination(args: argparse.Namespace, migration: Migration) -> Result:
 
 
 def running(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
-    """Raises unless the container was restored on this host; tells its state, as it may have been stopped since."""
+    """Raises unless the container was restored on this host; GoneThere where it was removed before it had finished.
+
+    Once that is on record it stays so, wherever the container has gone since.
+    """
     migration = service.migration(fields)
-    container = lxc.Container(migration.name, migration.lxcpath)
     if migration.state not in (State.RESTORED, State.FINISHED):
         raise UsageError(reason=f"{migration.name} is {migration.state} here, it has not been restored")
-    return {"state": container.state}
+    if settling.is_gone(migration):
+        raise settling.gone(migration)
+    return {"state": migration.state}
 
 
 def finish(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
@@ -230,6 +248,15 @@ def end_here(migration: Migration, *, alone: bool = False) -> None:
     migration.move(Event.FINISHED, forced=alone, **({"rootfs_uuid": found} if found else {}))
     drop_way_back(migration)
     log.debug(f"{migration.name} is ours for good")
+
+
+def give_way(migration: Migration) -> None:
+    """It had run here, and does not: the source goes on with its own copy. What was kept for the way back goes."""
+    migration.move(Event.FINISHED, given_way=True)
+    try:  # the source must hear it
+        drop_way_back(migration)
+    except (MigratorError, OSError) as error:
+        log.warning(f"{migration.name} has given way, but something of it is left for now: {error}")
 
 
 def drop_way_back(migration: Migration) -> None:

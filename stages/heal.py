@@ -26,7 +26,7 @@ from migrator.errors import (
 from migrator.journal import DEFAULT_PATH, Journal, Migration
 from migrator.layout import Layout
 from migrator.peer import connected
-from migrator.states import Event, Role, State
+from migrator.states import Role, State
 from stages import ask_source, create_dump, finish, force, migrate, prepare_data, restore_dump, rollback, settling
 from stages.drive import Drive, locked_for
 from tunnel.errors import DocumentedError
@@ -153,34 +153,42 @@ def _complete_restored(args: argparse.Namespace, migration: Migration) -> Result
     """It has run here. Where the source, which had given this host up for lost, runs it again, this copy gives way.
 
     A crash between the record and the end of the fence is made good: nobody could start it since, if it was a reboot.
-    One that stands fenced is not let go on without the source's word. Raises TwoCopies, SourceNeeded.
+    One that stands fenced is not let go on without the source's word. Raises TwoCopies, SourceNeeded, and GoneThere
+    where it was removed since, and the source has not been told to go on without it.
     """
-    container = lxc.Container(migration.name, migration.lxcpath)
-    config = container_config.text_of(container.config_file)
+    layout = Layout(migration.lxcpath, migration.name, migration.id)
+    removed = settling.is_removed(layout)
+    config = "" if removed else container_config.text_of(layout.container / "config")
     fenced = container_config.fence_of(config) == migration.id
     end = -1.0
-    if stands := settling.stands_fenced(migration):
+    if stands := not removed and settling.stands_fenced(migration):
         end = ask_source.leave_for(args, migration, args.max_downtime or 120.0)
         taken_back = not end
     else:
         taken_back = ask_source.state_of_source(args, migration) in healing.TAKEN_BACK
     if taken_back:
-        if container.state != "STOPPED" or lxc.lives_in(migration.name, container.rootfs):  # if without its monitor
+        if settling.lives_on(layout) if removed else _is_at_work(migration):
             raise TwoCopies(name=migration.name, there=migration.name, destination=this_host(), source=migration.peer,
                             lxcpath=migration.lxcpath)
         message = (f"{migration.name} runs on {migration.peer} again. {container_config.SUPERSEDED} "
                    f"{migration.name}")
-        if Layout(migration.lxcpath, migration.name, migration.id).is_own_rootfs():  # else it has been destroyed here
-            container_config.fence(container.folder, config, migration.id, message)
-        migration.move(Event.FINISHED, given_way=True)
-        finish.drop_way_back(migration)
+        if not removed and layout.is_own_rootfs():  # else it has been destroyed here
+            container_config.fence(layout.container, config, migration.id, message)
+        finish.give_way(migration)
         ask_source.state_of_source(args, migration)  # which tells it
         return _result(migration, f"{message}.")
+    if settling.is_gone(migration):
+        raise settling.gone(migration)
     if stands:
         settling.go_on(migration, end)
     elif fenced:
-        container_config.unfence(container.folder, migration.id)
+        container_config.unfence(layout.container, migration.id)
     return None
+
+
+def _is_at_work(migration: Migration) -> bool:
+    container = lxc.Container(migration.name, migration.lxcpath)
+    return container.state != "STOPPED" or lxc.lives_in(migration.name, container.rootfs)  # if without its monitor
 
 
 def _is_all(migration: Migration, *, at_boot: bool) -> bool:

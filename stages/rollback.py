@@ -104,22 +104,23 @@ def run(args: argparse.Namespace) -> Result:
             return described(migration)
         given = getattr(args, "force", None)
         if given is not None:
-            elsewhere = args.destination not in (None, migration.peer)
-            return force.roll_back(migration, given, lambda: _tell(args, source),
-                                   recorded=(lambda: _tell(args, source, source.peer)) if elsewhere else None,
+            elsewhere, gone = args.destination not in (None, migration.peer), given == source.id
+            sent_to = (lambda: _tell(args, source, source.peer, gone=gone)) if elsewhere else None
+            return force.roll_back(migration, given, lambda: _tell(args, source, gone=gone), recorded=sent_to,
                                    off=getattr(args, "machine_is_off", False))
         return roll_back(migration, lambda: _tell(args, source))
 
 
-def _tell(args: argparse.Namespace, migration: Migration, where: str = "") -> str:
+def _tell(args: argparse.Namespace, migration: Migration, where: str = "", *, gone: bool = False) -> str:
     """At the address that was given, or else the one that it was sent to."""
     with connected(args, where or args.destination or migration.peer) as there:
-        return tell(migration, there)
+        return tell(migration, there, gone=gone)
 
 
-def tell(migration: Migration, there: Connection) -> str:
+def tell(migration: Migration, there: Connection, *, gone: bool = False) -> str:
     """Have the destination record that it will never run this attempt; raises AlreadyRuns where it does.
 
+    GoneThere where it did, and was removed: with `gone`, by force, or when it runs here again, it is recorded then too.
     Returns the uuid of the snapshot that both hosts have and it keeps, "" where there is none. Raises NotKnownThere
     where another host answers, or one that has lost its journal: its word lets nothing run.
     """
@@ -128,7 +129,8 @@ def tell(migration: Migration, there: Connection) -> str:
         held = bases.held(Layout(migration.lxcpath, migration.name, migration.id), own=True)
     answer = there.call_within(
         ABANDON_LIMIT, "abandon", id=migration.id, name=migration.other_name, source_name=migration.name,
-        lxcpath=migration.detail["destination_lxcpath"], source_host=this_host(), held=held)
+        lxcpath=migration.detail["destination_lxcpath"], source_host=this_host(), held=held,
+        gone=gone or migration.state is State.ROLLED_BACK)
     if not healing.gives_back(migration.ticket, known=answer.get("known") is True, offered=offered(migration),
                               answered=str(answer.get("ticket", ""))):
         error = NotKnownThere(destination=there.peer_host, id=migration.id, name=migration.name, peer=migration.peer)
@@ -358,7 +360,7 @@ def abandon(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
         return {"state": migration.state, "kept": "", "known": False, "ticket": ""}
     service.wait_behind()
     held = bases.asked(fields.get("held"))
-    _abandon(migration, held)
+    _abandon(migration, held, gone=fields.get("gone") is True)
     kept = bases.common(Layout(migration.lxcpath, migration.name, migration.id), held)
     return {"state": migration.state, "kept": kept.stream_uuid if kept else "", "known": True,
             "ticket": migration.ticket}
@@ -377,14 +379,19 @@ def _never_begin(service: Service, fields: dict[str, Any]) -> Migration:
         return service.migration(fields)
 
 
-def _abandon(migration: Migration, held: list[str], *, here: bool = False) -> None:
-    """`held` are the snapshots that the source has; `here` where it does not know of it yet."""
-    from stages import import_data, settling
+def _abandon(migration: Migration, held: list[str], *, here: bool = False, gone: bool = False) -> None:
+    """`held` are the snapshots that the source has; `here` where it does not know of it yet; `gone` as in `tell`."""
+    from stages import finish, import_data, settling
 
     if migration.detail.get("given_way"):
         return  # it had run here, and was stopped and fenced when the source had long been forced to go on without it
     if migration.state is State.RESTORING:
         settling.settle(migration)
+    if settling.is_gone(migration):
+        if not gone:
+            raise settling.gone(migration)
+        finish.give_way(migration)
+        return
     if migration.state in (State.RESTORED, State.FINISHED):
         next_ = f"migrator finish {migration.other_name}"
         if here and settling.stands_fenced(migration):

@@ -26,7 +26,7 @@ from migrator import (
     no_memory,
     restore,
 )
-from migrator.errors import JournalBroken, MigratorError, WordOver
+from migrator.errors import GoneThere, JournalBroken, MigratorError, WordOver
 from migrator.journal import Migration
 from migrator.layout import Layout
 from migrator.states import Event, State
@@ -78,6 +78,29 @@ def _settle_removed(migration: Migration, layout: Layout) -> None:
 def is_removed(layout: Layout) -> bool:
     """Whether LXC knows no container in its place any more: destroyed, say, or renamed."""
     return not (layout.container / "config").is_file()
+
+
+def is_gone(migration: Migration) -> bool:
+    """Whether it has run here, and was removed since: LXC has nothing in its place that could run, and nothing of it
+    does, whatever it is called by now. So with one that has given way.
+    """
+    if migration.detail.get("given_way"):
+        return True
+    layout = Layout(migration.lxcpath, migration.name, migration.id)
+    return migration.state is State.RESTORED and is_removed(layout) and not lives_on(layout)
+
+
+def lives_on(layout: Layout) -> bool:
+    """Whether a process in any container's cgroup lives in a subvolume that this migration has made."""
+    return any(lives_in_own(layout, pid)
+               for cgroup in lxc.CGROUP.glob("lxc.payload.*") for pid in lxc.processes(cgroup))
+
+
+def gone(migration: Migration) -> GoneThere:
+    """What the other host, which has the last copy, is told of one that `is_gone`."""
+    command, _, where = advice.command("rollback@source", migration).partition("   ")
+    return GoneThere(name=migration.name, destination=advice.this_host(), source=migration.peer,
+                     next=f"{command} --force {migration.id}   {where}".rstrip())
 
 
 def _is_ours(layout: Layout) -> bool:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import shutil
@@ -16,11 +17,11 @@ from typing import Any
 import pytest
 
 from migrator import btrfs, clock, container_config, criu, identity, let_run, lxc, no_memory, restore
-from migrator.errors import ContainerNotFound, SourceStillStopped
+from migrator.errors import ContainerNotFound, GoneThere, SourceStillStopped
 from migrator.journal import Migration
 from migrator.layout import Layout
 from migrator.states import Event, State
-from stages import restore_dump, rollback, settling
+from stages import ask_source, finish, heal, restore_dump, rollback, settling
 from tests.stages.test_settling import ID, mark, restoring
 
 __all__ = ["restoring"]
@@ -127,3 +128,49 @@ def test_it_is_removed_while_the_increment_is_received(restoring: Migration, mon
     assert str(restoring.state) == "owned"
     rollback._abandon(restoring, [])
     assert str(restoring.state) == "abandoned"
+
+
+def asked(migration: Migration) -> Any:
+    return SimpleNamespace(migration=lambda _: migration, find=lambda _: migration, wait_behind=lambda: None)
+
+
+def test_one_that_ran_and_was_removed_is_given_back_only_by_force(restoring: Migration) -> None:
+    restoring.note("rounds", rounds=[])
+    restoring.move(Event.RESTORED)
+    for request in (finish.running, rollback.abandon):
+        with pytest.raises(GoneThere, match="not there any more") as error:
+            request(asked(restoring), {"id": ID})
+        assert f"migrator rollback web --force {ID}" in error.value.hint
+    assert restoring.state is State.RESTORED
+    assert rollback.abandon(asked(restoring), {"id": ID, "gone": True})["known"] is True
+    assert str(restoring.state) == "finished" and restoring.detail["given_way"]
+    with pytest.raises(GoneThere):  # the answer was lost: the source does not take it for the end of its own copy
+        finish.running(asked(restoring), {"id": ID})
+    assert rollback.abandon(asked(restoring), {"id": ID})["known"] is True
+
+
+def test_what_runs_without_its_configuration_is_not_given_back(restoring: Migration,
+                                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    restoring.move(Event.RESTORED)
+    monkeypatch.setattr(settling, "lives_on", lambda _: True)
+    assert finish.running(asked(restoring), {"id": ID}) == {"state": State.RESTORED}
+    with pytest.raises(rollback.AlreadyRuns, match="already runs"):
+        rollback.abandon(asked(restoring), {"id": ID, "gone": True})
+
+
+def test_finish_is_asked_for_once_more_when_it_has_moved_on(restoring: Migration) -> None:
+    restoring.move(Event.RESTORED)
+    restoring.move(Event.FINISHED)
+    assert finish.running(asked(restoring), {"id": ID}) == {"state": State.FINISHED}
+
+
+@pytest.mark.parametrize("taken_back", [False, True])
+def test_resume_there(restoring: Migration, monkeypatch: pytest.MonkeyPatch, taken_back: bool) -> None:
+    restoring.move(Event.RESTORED)
+    monkeypatch.setattr(ask_source, "state_of_source", lambda *_: State.ROLLED_BACK if taken_back else State.DUMPED)
+    args = argparse.Namespace(max_downtime=None)
+    if taken_back:
+        assert heal._on_destination(args, restoring).data["state"] is State.FINISHED
+    else:
+        with pytest.raises(GoneThere):
+            heal._on_destination(args, restoring)

@@ -41,7 +41,7 @@ def test_it_says_which_and_what_it_has(journal: Journal) -> None:
     assert tell(migration, there) == SENT
     assert there.asked == [("abandon", {
         "id": "0badc0de", "name": "shop", "source_name": "web", "lxcpath": "/pool",
-        "source_host": this_host(), "held": [SENT]})]
+        "source_host": this_host(), "held": [SENT], "gone": False})]
 
 
 def test_what_it_has_may_not_be_known(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
