@@ -117,9 +117,9 @@ def stands_fenced(migration: Migration) -> bool:
 
     LXC says STOPPED also of what lives on without its monitor.
     """
-    if migration.state is not State.RESTORED:
-        return False
     layout = Layout(migration.lxcpath, migration.name, migration.id)
+    if migration.state is not State.RESTORED or is_removed(layout):
+        return False
     stopped = lxc.Container(migration.name, migration.lxcpath).state == "STOPPED"
     return stopped and identity.whose(layout).may_go and not lxc.lives_in(migration.name, layout.rootfs)
 

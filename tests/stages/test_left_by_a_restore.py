@@ -315,6 +315,13 @@ def test_after_a_reboot_it_is_started(restoring: Migration, container: Container
     assert restoring.detail["restored_at"] > 0
 
 
+def defined(migration: Migration) -> None:
+    """LXC knows it."""
+    folder = layout_of(migration).container
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config").touch()
+
+
 @pytest.mark.parametrize(("state", "whose", "lxc_has_it", "fenced"), [
     (State.RESTORED, Whose.OURS, "STOPPED", True), (State.RESTORED, Whose.OURS, "RUNNING", False),
     (State.RESTORED, Whose.FOREIGN, "STOPPED", False), (State.RESTORING, Whose.OURS, "STOPPED", False),
@@ -323,6 +330,7 @@ def test_after_a_reboot_it_is_started(restoring: Migration, container: Container
 def test_what_stands_fenced(restoring: Migration, container: Container, monkeypatch: pytest.MonkeyPatch, state: State,
                             whose: Whose, lxc_has_it: str, fenced: bool) -> None:
     monkeypatch.setattr(identity, "whose", lambda of: whose if of == layout_of(restoring) else Whose.FOREIGN)
+    defined(restoring)
     restoring.state, container.states = state, [lxc_has_it]
     assert settling.stands_fenced(restoring) is fenced
 
@@ -330,6 +338,7 @@ def test_what_stands_fenced(restoring: Migration, container: Container, monkeypa
 def test_what_lives_on_without_its_monitor_does_not_stand(restoring: Migration, container: Container,
                                                           monkeypatch: pytest.MonkeyPatch) -> None:
     """LXC says that it is stopped: it was told to be started, beside the one that runs."""
+    defined(restoring)
     monkeypatch.setattr(identity, "whose", lambda _: Whose.OURS)
     monkeypatch.setattr(lxc, "lives_in", lambda name, rootfs: (name, rootfs) == ("web", layout_of(restoring).rootfs))
     restoring.state, container.states = State.RESTORED, ["STOPPED"]

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from migrator import btrfs, clock, container_config, criu, identity, let_run, lxc, no_memory, restore
-from migrator.errors import ContainerNotFound, GoneThere, SourceStillStopped
+from migrator.errors import AlreadyRuns, ContainerNotFound, GoneThere, SourceStillStopped
 from migrator.journal import Migration
 from migrator.layout import Layout
 from migrator.states import Event, State
@@ -154,7 +154,7 @@ def test_what_runs_without_its_configuration_is_not_given_back(restoring: Migrat
     restoring.move(Event.RESTORED)
     monkeypatch.setattr(settling, "lives_on", lambda _: True)
     assert finish.running(asked(restoring), {"id": ID}) == {"state": State.RESTORED}
-    with pytest.raises(rollback.AlreadyRuns, match="already runs"):
+    with pytest.raises(AlreadyRuns, match="already runs"):
         rollback.abandon(asked(restoring), {"id": ID, "gone": True})
 
 
@@ -162,6 +162,12 @@ def test_finish_is_asked_for_once_more_when_it_has_moved_on(restoring: Migration
     restoring.move(Event.RESTORED)
     restoring.move(Event.FINISHED)
     assert finish.running(asked(restoring), {"id": ID}) == {"state": State.FINISHED}
+
+
+def test_one_that_is_not_there_does_not_stand_fenced(restoring: Migration) -> None:
+    """So what was removed after the source has ended its copy can be finished there."""
+    restoring.move(Event.RESTORED)
+    assert not settling.stands_fenced(restoring)
 
 
 @pytest.mark.parametrize("taken_back", [False, True])
