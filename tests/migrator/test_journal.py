@@ -220,6 +220,13 @@ def test_what_a_caller_has_ended_makes_no_other_callers_forgotten(journal: Journ
     assert [m.id for m in journal.all()][:3] == ["0000aaaa", "0000bbbb", f"{KEPT - 1:08x}"]
 
 
+def test_it_is_closed_at_the_blocks_end(path: Path) -> None:
+    with Journal(path) as journal:
+        assert journal.rows("SELECT 1")
+    with pytest.raises(JournalBroken, match="closed"):
+        journal.rows("SELECT 1")
+
+
 def test_what_has_never_begun_makes_way_for_its_own_kind_alone(journal: Journal) -> None:
     """Recorded as given up, for a container of that name; the newest of each container stay."""
     def never(id: str, name: str = "web") -> None:

@@ -208,6 +208,16 @@ def test_one_command_at_a_time(tmp_path: Path) -> None:
         pass
 
 
+def test_locks_are_only_for_root(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        with locked("web", tmp_path / "run" / "lock"):
+            assert stat.S_IMODE((tmp_path / "run" / "lock").stat().st_mode) == 0o700
+            assert stat.S_IMODE((tmp_path / "run" / "lock" / "web").stat().st_mode) == 0o600
+    finally:
+        os.umask(before)
+
+
 def test_a_watchdog_is_waited_for(tmp_path: Path) -> None:
     """It gives a container back whose program was killed: who types the next command at once need not type it again."""
     folder = tmp_path / "lock"
