@@ -287,7 +287,7 @@ def _drop_old(migration: Migration, layout: Layout, old: Path) -> None:
             configuration = f", its configuration in {old}," if told else ""
             log.warning(f"What stood in the place of {migration.name} may be the only copy of what it has: it is kept"
                         f" in {kept}{configuration} until: migrator cleanup {migration.name}")
-        if told:
+        if told and layout.set_aside():  # also by an earlier finish that was killed
             return
     btrfs.delete(rootfs)
     for name in ("config", container_config.FENCE_HOOK):

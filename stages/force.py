@@ -149,7 +149,8 @@ def let_run(migration: Migration, given: str, ask: Callable[[], State | None], *
 def finish_alone(migration: Migration, given: str, ask: Callable[[], State | None]) -> Result:
     """End a migration here, on the destination, whose source is lost for good; `given` must be the migration's id.
 
-    `ask` gets the source's state. A source that answers is believed. Raises ForceRefused, TwoCopies, OutOfOrder.
+    `ask` gets the source's state. A source that answers is believed. Raises ForceRefused, TwoCopies, OutOfOrder, and
+    GoneThere where it was removed since.
     """
     there, name = migration.peer, migration.name
     if migration.state is not State.RESTORED:
@@ -158,6 +159,8 @@ def finish_alone(migration: Migration, given: str, ask: Callable[[], State | Non
     if settling.stands_fenced(migration):
         raise OutOfOrder(stage="finish --force", missing=f"{name} was stopped here, and {there} may run it again",
                          next=advice.command("resume", migration))
+    if settling.is_gone(migration):
+        raise settling.gone(migration)  # the source's copy is the last one
     if given != migration.id:
         what = f"{given} is not the id of its migration" if given else "the id of its migration is missing"
         raise ForceRefused(name=name, done="finished", reason=what, risk=LEFT_BEHIND.format(there=there, name=name),

@@ -77,7 +77,7 @@ def _settle_removed(migration: Migration, layout: Layout) -> None:
 
 def is_removed(layout: Layout) -> bool:
     """Whether LXC knows no container in its place any more: destroyed, say, or renamed."""
-    return not (layout.container / "config").is_file()
+    return not os.path.lexists(layout.container / "config")  # a link may lead to a disk that is not mounted yet
 
 
 def is_gone(migration: Migration) -> bool:
@@ -92,8 +92,7 @@ def is_gone(migration: Migration) -> bool:
 
 def lives_on(layout: Layout) -> bool:
     """Whether a process in any container's cgroup lives in a subvolume that this migration has made."""
-    return any(lives_in_own(layout, pid)
-               for cgroup in lxc.CGROUP.glob("lxc.payload.*") for pid in lxc.processes(cgroup))
+    return any(lives_in_own(layout, pid) for pid in lxc.payload_processes(""))  # by any name, in any cgroup
 
 
 def gone(migration: Migration) -> GoneThere:
@@ -187,7 +186,7 @@ def clear(migration: Migration) -> None:
     if is_removed(layout):
         _end_removed(migration, layout)
     elif not end(migration, lxc.Container(migration.name, migration.lxcpath), layout):
-        if any(layout.is_own(Path(f"/proc/{pid}/root")) for pid in lxc.payload_processes(migration.name)):
+        if any(lives_in_own(layout, pid) for pid in lxc.payload_processes(migration.name)):
             identity.require_ours(layout)
         return
     put_aside(migration, layout)
