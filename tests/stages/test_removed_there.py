@@ -21,7 +21,7 @@ from migrator.errors import AlreadyRuns, ContainerNotFound, GoneThere, SourceSti
 from migrator.journal import Migration
 from migrator.layout import Layout
 from migrator.states import Event, State
-from stages import ask_source, finish, heal, restore_dump, rollback, settling
+from stages import ask_source, finish, force, heal, restore_dump, rollback, settling
 from tests.stages.test_settling import ID, mark, restoring
 
 __all__ = ["restoring"]
@@ -162,6 +162,34 @@ def test_finish_is_asked_for_once_more_when_it_has_moved_on(restoring: Migration
     restoring.move(Event.RESTORED)
     restoring.move(Event.FINISHED)
     assert finish.running(asked(restoring), {"id": ID}) == {"state": State.FINISHED}
+
+
+def test_what_runs_in_any_cgroup_was_not_removed_for_good(restoring: Migration,
+                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with lxc.cgroup.dir, where its folder was renamed while it runs."""
+    restoring.move(Event.RESTORED)
+    with process() as made:
+        monkeypatch.setattr(lxc, "_rooted_elsewhere", lambda: iter([made.pid]))
+        monkeypatch.setattr(Layout, "is_own", lambda _, path: path == Path(f"/proc/{made.pid}/root"))
+        assert not settling.is_gone(restoring)
+        monkeypatch.setattr(lxc, "_rooted_elsewhere", lambda: iter([]))
+        assert settling.is_gone(restoring)
+
+
+def test_a_configuration_that_cannot_be_reached_was_not_removed(restoring: Migration) -> None:
+    """A link to a disk that is not mounted yet."""
+    folder = there(restoring).container
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config").symlink_to("/not/mounted/config")
+    assert not settling.is_removed(there(restoring))
+
+
+def test_what_was_removed_is_not_finished_by_force(restoring: Migration) -> None:
+    """The last copy is the source's."""
+    restoring.move(Event.RESTORED)
+    with pytest.raises(GoneThere):
+        force.finish_alone(restoring, ID, lambda: pytest.fail("the source is asked"))
+    assert restoring.state is State.RESTORED
 
 
 def test_one_that_is_not_there_does_not_stand_fenced(restoring: Migration) -> None:
