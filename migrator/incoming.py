@@ -23,7 +23,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from migrator import bounds, btrfs, log, removal, send_stream
-from migrator.errors import MigratorError, ReceiveFailed
+from migrator.errors import Interrupted, MigratorError, ReceiveFailed
 from migrator.processes import running
 
 NOTE = "beside.json"  # in the spool, while a stream is received: what lay beside the snapshot before, and its name
@@ -104,6 +104,8 @@ def _take_away(folder: Path, spool: Path) -> list[str]:
             continue
         try:
             remove(folder / name)
+        except Interrupted:
+            raise
         except Exception as error:  # whatever it is called, and however deep it is, a rollback goes on
             log.warning(f"{folder / name} could not be removed: {error}")
     (spool / NOTE).unlink()
@@ -177,6 +179,8 @@ def _mark(path: Path, folder: Path) -> str:
         return str(found.st_ino) if found.st_dev == folder.stat().st_dev else ""
     except FileNotFoundError:
         return "-"
+    except Interrupted:
+        raise
     except Exception as error:  # a library's own: what cannot be told is left alone
         log.debug(f"{path} cannot be told from others: {error}")
         return ""

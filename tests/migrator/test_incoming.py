@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from migrator import btrfs, incoming
-from migrator.errors import ReceiveFailed, SnapshotFailed
+from migrator.errors import Interrupted, ReceiveFailed, SnapshotFailed
 
 TARGET = "0badc0de.1"
 
@@ -289,3 +289,20 @@ def test_one_that_does_not_end_keeps_the_next_from_beginning(here: Here, monkeyp
     assert here.names() == BEFORE and (here.spool / incoming.NOTE).exists()
     incoming.clear(here.folder, here.spool)
     assert f"process {gone.pid}" in " ".join(capfd.readouterr().err.split())
+
+
+def test_ctrl_c_is_no_failure_to_tell_or_to_remove(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends what is done, however well that gets along with what a library raises."""
+    def pressed(*_: object) -> None:
+        raise Interrupted(signal="SIGINT")
+
+    folder, spool = tmp_path / "folder", tmp_path / "spool"
+    for path in (folder, spool):
+        path.mkdir()
+    (folder / "brought").mkdir()
+    (spool / incoming.NOTE).write_text(json.dumps({"before": {}, "target": "0badc0de.1"}))
+    for name in ("is_subvolume", "remove"):
+        with monkeypatch.context() as patch, pytest.raises(Interrupted):
+            patch.setattr(incoming if name == "remove" else btrfs, name, pressed)
+            incoming.clear(folder, spool) if name == "remove" else incoming._mark(folder, tmp_path)
+    assert (spool / incoming.NOTE).exists(), "the next one goes on"
