@@ -364,7 +364,12 @@ def what_is_there_is_overwritten(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Whose, "may_be_taken", True)
 
 
-@pytest.mark.parametrize("name", MUTANTS)
+EACH_TIME = {"the_source_thaws_while_its_offer_is_open", "a_rollback_does_not_wait_for_the_destination",
+             "the_destination_comes_back_and_asks_nobody", "what_is_there_is_overwritten"}  # one of each kind
+
+
+@pytest.mark.parametrize("name", [
+    name if name in EACH_TIME else pytest.param(name, marks=pytest.mark.nightly) for name in MUTANTS])
 def test_the_search_finds_a_broken_rule(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     change, expected = MUTANTS[name]
     monkeypatch.setattr(model, "DUMPS", 1)  # unless it needs more

@@ -94,6 +94,7 @@ def test_frozen_too_long(rig: Rig, guest: Callable[[], None]) -> None:
 # --- the way there --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.nightly  # test_resume.py has cuts
 def test_transfer_of_the_disk_breaks(rig: Rig, guest: Callable[[], None]) -> None:
     rig.exec("hosta", "dd", "if=/dev/urandom", "of=/pool/c1/rootfs/blob", "bs=1M", "count=64", "status=none")
     command = ("migrator", "prepare-data", "c1", *TO_B, "--json")
@@ -110,6 +111,7 @@ def test_transfer_of_the_disk_breaks(rig: Rig, guest: Callable[[], None]) -> Non
     roll_back(rig, guest)
 
 
+@pytest.mark.nightly  # test_resume.py has cuts
 def test_transfer_of_the_images_breaks(rig: Rig, clean_hosts: CleanHosts) -> None:
     rig.guest("hosta", "c1", "memory", size=64, ip="10.0.3.120")
     imported(rig)
@@ -145,6 +147,7 @@ def test_destination_disk_full_while_data_arrive(rig: Rig, guest: Callable[[], N
     roll_back(rig, guest)
 
 
+@pytest.mark.nightly  # in one go in the fault matrix
 def test_destination_disk_full_at_import(rig: Rig, guest: Callable[[], None]) -> None:
     rig.exec("hosta", "dd", "if=/dev/urandom", "of=/pool/c1/rootfs/blob", "bs=1M", "count=120", "status=none")
     rig.migrator("hosta", "prepare-data", "c1", *TO_B).expect(0)
@@ -262,7 +265,8 @@ def test_images_lost_in_a_reboot_of_the_destination(rig: Rig, guest: Callable[[]
     roll_back(rig, guest)
 
 
-@pytest.mark.parametrize("hangs", [pytest.param(False, marks=pytest.mark.nightly), True])
+@pytest.mark.nightly  # in one go in test_migrate.py
+@pytest.mark.parametrize("hangs", [False, True])
 def test_restore_killed(rig: Rig, guest: Callable[[], None], hangs: bool) -> None:
     """kill -9 of restore-dump while CRIU works, or hangs for ever; the next restore-dump carries on."""
     dumped(rig)
@@ -286,6 +290,7 @@ def test_restore_killed(rig: Rig, guest: Callable[[], None], hangs: bool) -> Non
 # --- killed and interrupted -----------------------------------------------------------------------------------
 
 
+@pytest.mark.nightly  # in one go in test_migrate.py and the fault matrix
 def test_create_dump_killed(rig: Rig, guest: Callable[[], None]) -> None:
     """kill -9 leaves the container frozen; status says so, and create-dump or rollback heals it."""
     command = ["migrator", "create-dump", "c1", *TO_B]

@@ -168,6 +168,7 @@ def test_a_task_that_waits_in_vfork(rig: Rig, clean_hosts: CleanHosts) -> None:
     assert "sleep 600" in rig.sh("hostb", "ps ax")
 
 
+@pytest.mark.nightly  # the fault matrix has five at once, test_busy the same one twice
 def test_four_at_once_and_the_same_one_twice(rig: Rig, clean_hosts: CleanHosts) -> None:
     """Two each way: none disturbs another, and a container is moved by one at a time."""
     clean_hosts.allow("snapshot")
@@ -239,6 +240,7 @@ def test_frozen_for_too_long_while_it_is_restored(rig: Rig, guest: Callable[[str
     assert rig.status("hosta", "c1")["state"] == "rolled-back"
 
 
+@pytest.mark.nightly  # by hand in test_failures.py
 def test_dump_fails(rig: Rig, guest: Callable[[str], None]) -> None:
     rig.exec("hosta", "lxc-attach", "-n", "c1", "--", "sh", "-c",
              "setsid unshare -u sleep 600 </dev/null >/dev/null 2>&1 &")
@@ -251,6 +253,7 @@ def test_dump_fails(rig: Rig, guest: Callable[[str], None]) -> None:
     guest("hostb")
 
 
+@pytest.mark.nightly  # by hand in test_failures.py
 def test_restore_fails(rig: Rig, guest: Callable[[str], None]) -> None:
     rig.exec("hostb", "mv", "/usr/bin/lxc-checkpoint", "/usr/bin/lxc-checkpoint.away")
     try:
@@ -293,7 +296,7 @@ def arrived(rig: Rig) -> int:
     return int(rig.sh("hostb", "stat -c %s /pool/.migrator/c1+/*.spool/disk-1 2>/dev/null || echo 0"))
 
 
-@pytest.mark.parametrize("victim", ["source", "serve"])
+@pytest.mark.parametrize("victim", ["source", pytest.param("serve", marks=pytest.mark.nightly)])
 def test_killed_while_it_is_dumped(rig: Rig, guest: Callable[[str], None], victim: str) -> None:
     with held(rig, "hosta", "criu", DUMP) as criu, rig.start("hosta", *ALL_AT_ONCE) as running:
         criu.wait("CRIU has begun")
@@ -312,7 +315,8 @@ def test_killed_while_it_is_dumped(rig: Rig, guest: Callable[[str], None], victi
     guest("hostb")
 
 
-@pytest.mark.parametrize("victim", ["source", "serve", "both"])
+@pytest.mark.parametrize("victim", [
+    "source", *(pytest.param(each, marks=pytest.mark.nightly) for each in ("serve", "both"))])  # both: the fault matrix
 def test_killed_while_it_is_restored(rig: Rig, guest: Callable[[str], None], victim: str) -> None:
     """After the hand-over. A source that lives rolls back or finishes by itself; else `resume` does what is right."""
 
@@ -340,7 +344,8 @@ def test_killed_while_it_is_restored(rig: Rig, guest: Callable[[str], None], vic
 
 
 @pytest.mark.parametrize(("phase", "number"), [
-    ("send", 2), ("dump", 2), pytest.param("dump", 15, marks=pytest.mark.nightly), ("restore", 2)])
+    ("dump", 2), *(pytest.param(*each, marks=pytest.mark.nightly)  # after every state: the fault matrix
+                   for each in (("send", 2), ("dump", 15), ("restore", 2)))])
 def test_interrupted(rig: Rig, guest: Callable[[str], None], phase: str, number: int) -> None:
     """One Ctrl-C: the container runs on here, and nothing is left, unless it runs there by then."""
     if phase == "send":

@@ -147,7 +147,7 @@ def stopped(rig: Rig) -> bool:
     return rig.sh("hosta", "lxc-info -n c1 -sH").strip() == "STOPPED"
 
 
-@pytest.mark.parametrize("heal", ["resume", "rollback"])
+@pytest.mark.parametrize("heal", ["resume", pytest.param("rollback", marks=pytest.mark.nightly)])
 def test_killed_between_stop_and_offer(rig: Rig, guest: Callable[[str, int], None], heal: str) -> None:
     with held(rig, "hosta", "btrfs", SENT_STOPPED) as hold, rig.start("hosta", *WITHOUT) as running:
         hold.wait("it is stopped")

@@ -74,6 +74,7 @@ def test_over_ssh(rig: Rig) -> None:
     forget(rig)
 
 
+@pytest.mark.nightly  # the README is typed behind two NATs
 def test_across_two_nats(behind: Nats) -> None:
     rig = behind.rig
 

@@ -334,6 +334,7 @@ def test_images_go_on_over_a_new_connection(rig: Rig, memory_guest: str) -> None
         assert sum(event.get("resumed", 0) for event in steps) >= 4 * MIB
 
 
+@pytest.mark.nightly  # as the fault matrix, but for a second freeze
 def test_it_is_thawed_when_the_destination_is_away_for_longer(rig: Rig, memory_guest: str) -> None:
     with pages_arrive(rig) as running:
         stop_sshd(rig)

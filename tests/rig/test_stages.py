@@ -56,6 +56,7 @@ def test_tick_goes_there_and_back(rig: Rig, clean_hosts: CleanHosts) -> None:
     there_and_back_and_there(rig, "c1")
 
 
+@pytest.mark.nightly  # test_migrate.py has two hops
 def test_memory_pages_survive_three_hops(rig: Rig, clean_hosts: CleanHosts) -> None:
     clean_hosts.allow("snapshot")
     rig.guest("hosta", "c1", "memory", size=96, dirty=4)

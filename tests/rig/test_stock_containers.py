@@ -23,7 +23,10 @@ from tests.rig.test_migrate import migrate, other, runs_only_on
 
 REPORT = "/run/stock-clients.json"
 ADDRESS = "10.0.3.130"
-UNPRIVILEGED = pytest.mark.parametrize("unprivileged", [False, True], ids=["privileged", "unprivileged"])
+# Each container and each kind of privilege once, and with `make test-all` all four.
+PRIVILEGED, UNPRIVILEGED = pytest.param(False, id="privileged"), pytest.param(True, id="unprivileged")
+PRIVILEGED_TOO = pytest.param(False, id="privileged", marks=pytest.mark.nightly)
+UNPRIVILEGED_TOO = pytest.param(True, id="unprivileged", marks=pytest.mark.nightly)
 
 
 @contextlib.contextmanager
@@ -85,7 +88,7 @@ def reboots_and_stops(rig: Rig, name: str, logins: set[str], *, halts: bool) -> 
     wait_for(lambda: not any(stock.veths(rig, host) for host in LXC_HOSTS), "its veths are gone")
 
 
-@UNPRIVILEGED
+@pytest.mark.parametrize("unprivileged", [PRIVILEGED, UNPRIVILEGED_TOO])
 def test_lxc_create_busybox(rig: Rig, clean_hosts: CleanHosts, unprivileged: bool) -> None:
     clean_hosts.allow("snapshot")
     with stock.network_with_leases(rig):
@@ -96,7 +99,7 @@ def test_lxc_create_busybox(rig: Rig, clean_hosts: CleanHosts, unprivileged: boo
         reboots_and_stops(rig, "c1", {"tty1", "console"}, halts=True)
 
 
-@UNPRIVILEGED
+@pytest.mark.parametrize("unprivileged", [PRIVILEGED_TOO, UNPRIVILEGED])
 def test_debian_with_debians_configuration(rig: Rig, clean_hosts: CleanHosts, unprivileged: bool) -> None:
     clean_hosts.allow("snapshot")
     stock.debian(rig, "hosta", "c1", ADDRESS, unprivileged=unprivileged)

@@ -29,6 +29,7 @@ def guests(nats: Nats, waiting: Running) -> Iterator[Rig]:
     assert not resisting
 
 
+@pytest.mark.nightly  # the README is typed behind two NATs
 def test_move(guests: Rig, agent: Running) -> None:
     """Every stage with `-d peer:NAME`, across two port-restricted NATs."""
     rig, guest, there = guests, "c2", ("-d", f"peer:{RESPONDER}")

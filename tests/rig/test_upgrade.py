@@ -83,6 +83,7 @@ def test_what_it_received_is_not_restored(rig: Rig, clean_hosts: CleanHosts) -> 
     given_back(rig, begun)
 
 
+@pytest.mark.nightly
 def test_what_it_received_of_the_disk_is_sent_again(rig: Rig, clean_hosts: CleanHosts) -> None:
     clean_hosts.allow("snapshot")
     rig.guest("hosta", "c1", "tick", ip=ADDRESS)
