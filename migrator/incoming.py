@@ -14,6 +14,7 @@ opens everything by its path, so it would write into what is received next under
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import secrets
@@ -22,7 +23,7 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from migrator import bounds, btrfs, log, removal, send_stream
+from migrator import bounds, btrfs, log, removal, send_stream, subvolume_uuids
 from migrator.errors import Interrupted, MigratorError, ReceiveFailed
 from migrator.processes import running
 
@@ -47,8 +48,10 @@ def receive(stream: Iterable[bytes | memoryview], target: Path, spool: Path, *,
     before = {name: _mark(target.parent / name, target.parent) for name in _names(target.parent)}
     # Not synced: should a power cut take the note, it also takes what was received later.
     (spool / NOTE).write_text(json.dumps({"before": before, "target": target.name}))
+    may_name = functools.cache(functools.partial(subvolume_uuids.are_all_in, target.parent))
     try:
-        btrfs.receive(bounds.leaving(leave, send_stream.plain(stream, target), target), target.parent, limit=limit)
+        btrfs.receive(bounds.leaving(leave, send_stream.plain(stream, target, may_name), target), target.parent,
+                      limit=limit)
     finally:
         brought = _take_away(target.parent, spool)
     if brought:
