@@ -11,7 +11,7 @@ import dataclasses
 import os
 import subprocess
 import uuid as uuid_module
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -164,12 +164,15 @@ def send(snapshot: Path, parent: Path | None = None, *, limit: float = STREAM_LI
         yield SendStream(program, snapshot)
 
 
-def receive(stream: Iterable[bytes | memoryview], folder: Path, *, limit: float = STREAM_LIMIT) -> None:
+def receive(stream: Iterable[bytes | memoryview], folder: Path, *, limit: float = STREAM_LIMIT,
+            begun: Callable[[Program], None] = lambda _: None) -> None:
     """Feed a send stream to `btrfs receive` in `folder`; raises ReceiveFailed, or CommandTimeout (`limit` in seconds).
 
-    A receive that broke off leaves a subvolume without received_uuid: the caller knows its name and removes it.
+    A receive that broke off leaves a subvolume without received_uuid: the caller knows its name and removes it. `begun`
+    is told which program it is.
     """
     with started(receive_command(folder), stdin=subprocess.PIPE, limit=limit) as program:
+        begun(program)
         _widen(program.stdin.fileno())
         try:
             with program.stdin:
