@@ -102,7 +102,7 @@ class Service:
             self.behind.wait()
 
     def end_behind(self) -> bool:
-        """Break it off, as nobody needs what it makes, and somebody may wait with a frozen container; whether it ends."""
+        """Break it off: nobody needs what it makes, and somebody may wait with a frozen container. Whether it ends."""
         if self.behind is None or self.behind.wait(0.0):
             return True
         log.warning(f"The import of {self.behind.target} was broken off, and does not end yet")
