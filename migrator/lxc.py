@@ -16,6 +16,7 @@ from typing import Any
 
 from migrator import cgroups, log, monitor_socket
 from migrator.errors import (
+    CommandTimeout,
     ContainerNotFound,
     ContainerNotRunning,
     FreezeFailed,
@@ -67,7 +68,10 @@ class Container:
 
     @property
     def state(self) -> str:
-        """LXC's word for it: STOPPED, RUNNING, FROZEN, ... STOPPED too where a stranger would answer."""
+        """LXC's word for it: STOPPED, RUNNING, FROZEN, ... STOPPED too where a stranger would answer.
+
+        Raises CommandTimeout.
+        """
         return str(self._asked(lambda: self._container.state) or "STOPPED")
 
     @property
@@ -171,6 +175,16 @@ class Container:
         return 0
 
 
+def told_state(container: Container) -> str:
+    """Its state, and STOPPED where who listens takes no connection, as a stranger may: its processes tell more."""
+    try:
+        return container.state
+    except CommandTimeout:
+        log.warning(f"LXC's monitor of {container.name} takes no connection, or somebody in its place: what LXC has to"
+                    " say of it is not known")
+        return "STOPPED"
+
+
 def rootfs_path(value: str) -> Path:
     """The folder in a value of `lxc.rootfs.path` such as `btrfs:/pool/c1/rootfs`."""
     head, colon, rest = value.partition(":")
@@ -256,7 +270,7 @@ def kill(name: str, lxcpath: Path, cgroup: Path) -> None:
     _wait(lambda: not cgroups.populated(str(cgroup)), STOP_LIMIT)
     with contextlib.suppress(ContainerNotFound):
         container = Container(name, lxcpath)
-        if not _wait(lambda: container.state == "STOPPED", STOP_LIMIT):
+        if not _wait(lambda: told_state(container) == "STOPPED", STOP_LIMIT):
             run(["lxc-stop", "-k", "-n", name, "-P", lxcpath], limit=STOP_LIMIT)
 
 

@@ -237,7 +237,7 @@ def settle_bases(migration: Migration, uuid: str) -> None:
 def where(migration: Migration) -> str:
     """What has become of the container on its own host."""
     try:
-        state = lxc.Container(migration.name, migration.lxcpath).state
+        state = lxc.told_state(lxc.Container(migration.name, migration.lxcpath))
     except ContainerNotFound as error:
         state = str(error).rstrip(".")
     if state == "RUNNING":

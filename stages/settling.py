@@ -119,7 +119,7 @@ def stands_fenced(migration: Migration) -> bool:
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     if migration.state is not State.RESTORED or is_removed(layout):
         return False
-    stopped = lxc.Container(migration.name, migration.lxcpath).state == "STOPPED"
+    stopped = lxc.told_state(lxc.Container(migration.name, migration.lxcpath)) == "STOPPED"
     return stopped and identity.whose(layout).may_go and not lxc.lives_in(migration.name, layout.rootfs)
 
 
@@ -270,5 +270,5 @@ def _end_criu(layout: Layout) -> None:
 
 def _wait_stopped(container: lxc.Container, limit: float = 10.0) -> None:
     end = time.monotonic() + limit
-    while container.state not in ("STOPPED", "ABORTING") and time.monotonic() < end:
+    while lxc.told_state(container) not in ("STOPPED", "ABORTING") and time.monotonic() < end:
         time.sleep(0.02)
