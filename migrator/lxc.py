@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from migrator import cgroups, log, monitor_socket
+from migrator import cgroups, log, monitor_socket, roots
 from migrator.errors import (
     CommandTimeout,
     ContainerNotFound,
@@ -90,7 +90,7 @@ class Container:
             if is_payload(self.name, _cgroup_of(pid)):
                 return True
         with contextlib.suppress(OSError):
-            return os.path.samestat(Path(f"/proc/{pid}/root/.").stat(), self.rootfs.stat())
+            return roots.of(pid) == roots.at(self.rootfs)
         return False
 
     def _asked(self, question: Callable[[], Any]) -> Any:
@@ -282,7 +282,7 @@ def rooted(name: str, rootfs: Path) -> list[int]:
     found = []
     for pid in payload_processes(name):
         with contextlib.suppress(OSError):
-            if (PROC / f"{pid}/root/.").stat().st_dev == rootfs.stat().st_dev:
+            if roots.of(pid, PROC).device == roots.at(rootfs).device:
                 found.append(pid)
     return found
 
@@ -299,11 +299,12 @@ def payload_processes(name: str) -> list[int]:
 
 
 def _rooted_elsewhere() -> Iterator[int]:
-    here = Path("/").stat()
+    """Of all processes. Where one lives on a mount whose server is gone, that is not waited for: see `roots`."""
+    here = roots.at(Path("/"))
     for folder in PROC.iterdir():
         if folder.name.isdigit():
             with contextlib.suppress(OSError):  # it has ended
-                if not os.path.samestat((folder / "root/.").stat(), here):
+                if roots.of(int(folder.name), PROC) != here:
                     yield int(folder.name)
 
 
@@ -311,7 +312,7 @@ def lives_in(name: str, rootfs: Path) -> bool:
     """Whether a process has `rootfs` as its root, under any spelling of the LXC path, and if its monitor is gone."""
     for pid in payload_processes(name):
         with contextlib.suppress(OSError):
-            if os.path.samestat((PROC / f"{pid}/root/.").stat(), rootfs.stat()):
+            if roots.of(pid, PROC) == roots.at(rootfs):
                 return True
     return False
 

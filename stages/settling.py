@@ -25,6 +25,7 @@ from migrator import (
     network,
     no_memory,
     restore,
+    roots,
 )
 from migrator.errors import GoneThere, JournalBroken, MigratorError, WordOver
 from migrator.journal import Migration
@@ -240,7 +241,7 @@ def end(migration: Migration, container: lxc.Container, layout: Layout) -> bool:
 def lives_in_own(layout: Layout, pid: int) -> bool:
     """Whether a process lives in a subvolume that this migration has made, wherever that is by now."""
     with contextlib.suppress(MigratorError, OSError):
-        return layout.is_own(Path(f"/proc/{pid}/root"))
+        return roots.is_on_btrfs(pid) and layout.is_own(Path(f"/proc/{pid}/root"))
     return False
 
 
