@@ -12,8 +12,8 @@ import pytest
 TREE = Path(__file__).parents[2]
 LIMIT = 120.0  # seconds
 
-# In a mount namespace of its own: FUSE as in <linux/fuse.h>, by hand. Its server answers FUSE_INIT, and that it knows no
-# FUSE_ACCESS, so that one can make it one's root. Whatever else it is asked it tells, and fails: were it silent, who
+# In a mount namespace of its own: FUSE as in <linux/fuse.h>, by hand. Its server answers FUSE_INIT, and that it knows
+# no FUSE_ACCESS, so that one can make it one's root. Whatever else it is asked it tells, and fails: were it silent, who
 # asks would wait for ever, and no signal would end him.
 SCRIPT = '''
 import contextlib, ctypes, errno, os, struct, sys, threading
