@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 from pathlib import Path
 from typing import Any
@@ -39,9 +38,9 @@ def test_what_the_kernel_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
             asked.append(given[:-1])
             return 0
 
-        def name_to_handle_at(self, _at: int, path: bytes, handle: ctypes.Array[ctypes.c_char], *_: object) -> int:
+        def name_to_handle_at(self, _at: int, path: bytes, handle: Any, *_: object) -> int:
             asked.append((path,))
-            handle[4:8] = (0x4D if path == b"/proc/7/root" else 0x81).to_bytes(4, "little")  # type: ignore[assignment]
+            handle[4:8] = (0x4D if path == b"/proc/7/root" else 0x81).to_bytes(4, "little")
             return 0
 
     monkeypatch.setattr(roots, "_libc", Libc)
@@ -52,7 +51,12 @@ def test_what_the_kernel_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_nothing_but_btrfs_is_asked_for_a_subvolume(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Path] = []
-    monkeypatch.setattr(Layout, "is_own", lambda _, path: bool(asked.append(path)) or True)
+
+    def is_own(_: Layout, path: Path) -> bool:
+        asked.append(path)
+        return True
+
+    monkeypatch.setattr(Layout, "is_own", is_own)
     here = Layout(Path("/pool"), "web", "0badc0de")
     for answer in (False, True):
         monkeypatch.setattr(roots, "is_on_btrfs", lambda _, answer=answer: answer)

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from migrator import lxc, monitor_socket, no_memory
-from migrator.errors import CommandTimeout
+from migrator.errors import AlreadyRuns, CommandTimeout
 from migrator.identity import Whose
 from migrator.journal import Journal, Migration
 from migrator.layout import Layout
@@ -90,7 +90,7 @@ def test_and_whether_what_has_run_still_does(owned: Migration, monkeypatch: pyte
     stage.migration, stage.container = owned, container(owned)
     stage.layout = Layout(owned.lxcpath, owned.name, owned.id)
     if lives:
-        with pytest.raises(restore_dump.AlreadyRuns):
+        with pytest.raises(AlreadyRuns):
             stage._keep_what_ran()
     else:
         stage._keep_what_ran()
