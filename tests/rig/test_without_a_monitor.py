@@ -85,5 +85,6 @@ def test_what_was_restored_is_known_by_its_root(rig: Rig, guest: str) -> None:
               "print(*(settling.lives_in_own(here, int(pid)) for pid in sys.argv[2:]), settling.lives_on(here))\n")
     init = rig.sh("hostb", INIT).strip()
     id_ = rig.status("hostb", "c1")["id"]
-    assert rig.exec("hostb", "/opt/migrator/venv/bin/python", "-c", script, id_, init, "1").stdout == "True False True\n"
+    told = rig.exec("hostb", "/opt/migrator/venv/bin/python", "-c", script, id_, init, "1").stdout
+    assert told == "True False True\n"
     rig.migrator("hosta", "finish", "c1").expect(0)
