@@ -12,7 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from migrator import incoming, log, spool
+from migrator.run import Program
 from migrator.segments import Segment
+
+END_LIMIT = 10.0  # seconds that one which was broken off may take, for the write that it is in
 
 
 class Behind:
@@ -25,6 +28,8 @@ class Behind:
         self._follower = spool.Follower(file)
         self._thread: threading.Thread | None = None
         self._good = False
+        self._broken_off = False
+        self._program: Program | None = None
 
     # --- what the receiver of the stream tells (receiver.Watcher) ---
 
@@ -43,20 +48,32 @@ class Behind:
 
     def _receive(self) -> None:
         try:
-            incoming.receive(self._follower, self.target, self._spool, leave=self._leave)
+            incoming.receive(self._follower, self.target, self._spool, leave=self._leave, begun=self._begun)
             self._good = True
         except Exception as error:  # it is imported from the spool then
             log.debug(f"The import behind the transfer failed: {error}")
 
-    def wait(self, limit: float | None = None) -> None:
-        """Until it has ended, in whatever way; after `limit` seconds it is broken off."""
-        if self._thread:
-            self._thread.join(None if limit is None else max(0.0, limit))
-            if self._thread.is_alive():
-                self._follower.end(complete=False)
-                self._thread.join()
+    def _begun(self, program: Program) -> None:
+        self._program = program
+        if self._broken_off:
+            program.kill_group()
+
+    def wait(self, limit: float | None = None) -> bool:
+        """Until it has ended, in whatever way; after `limit` seconds it is broken off. Whether it has ended.
+
+        `btrfs receive` may have all of the stream and be at work for minutes still: it is killed then.
+        """
+        if self._thread is None:
+            return True
+        self._thread.join(None if limit is None else max(0.0, limit))
+        if self._thread.is_alive():
+            self._follower.end(complete=False)
+            self._broken_off = True  # first, as it may begin at this moment
+            if self._program:
+                self._program.kill_group()
+            self._thread.join(END_LIMIT)
+        return not self._thread.is_alive()
 
     def brought(self, target: Path, limit: float | None = None) -> bool:
         """Whether `target` is there now, received from the whole stream, within `limit` seconds."""
-        self.wait(limit)
-        return self._good and target == self.target
+        return self.wait(limit) and self._good and target == self.target

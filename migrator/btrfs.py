@@ -11,7 +11,7 @@ import dataclasses
 import os
 import subprocess
 import uuid as uuid_module
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,11 @@ def info(path: Path) -> Subvolume:
     )
 
 
+def id_of(path: Path) -> int:
+    """The number of the subvolume that `path` lies in, which no other one of its file system has."""
+    return int(_pybtrfs().subvolume_id(str(path)))
+
+
 def _uuid(value: Any) -> str:
     raw = value if isinstance(value, bytes) else uuid_module.UUID(str(value)).bytes if value else bytes(16)
     return "" if not any(raw) else str(uuid_module.UUID(bytes=raw))
@@ -125,8 +130,8 @@ def send_command(snapshot: Path, parent: Path | None) -> list[str]:
 
 def receive_command(folder: Path) -> list[str]:
     # -e ends at the end mark of one stream, so that a stream cut short is an error and not an early success.
-    # -C lets it make and write nothing but in the folder, whatever paths and links the stream has. What it clones from
-    # may lie elsewhere on the file system (process_clone in btrfs-progs' cmds/receive.c; docs/tunnel.md).
+    # -C lets it make and write nothing but in the folder, whatever paths and links the stream has. What it clones from,
+    # or makes a snapshot of, it looks for on the whole file system: see `send_stream`.
     return ["btrfs", "receive", "-q", "-e", "-C", str(folder)]
 
 
@@ -159,12 +164,15 @@ def send(snapshot: Path, parent: Path | None = None, *, limit: float = STREAM_LI
         yield SendStream(program, snapshot)
 
 
-def receive(stream: Iterable[bytes | memoryview], folder: Path, *, limit: float = STREAM_LIMIT) -> None:
+def receive(stream: Iterable[bytes | memoryview], folder: Path, *, limit: float = STREAM_LIMIT,
+            begun: Callable[[Program], None] = lambda _: None) -> None:
     """Feed a send stream to `btrfs receive` in `folder`; raises ReceiveFailed, or CommandTimeout (`limit` in seconds).
 
-    A receive that broke off leaves a subvolume without received_uuid: the caller knows its name and removes it.
+    A receive that broke off leaves a subvolume without received_uuid: the caller knows its name and removes it. `begun`
+    is told which program it is.
     """
     with started(receive_command(folder), stdin=subprocess.PIPE, limit=limit) as program:
+        begun(program)
         _widen(program.stdin.fileno())
         try:
             with program.stdin:

@@ -14,17 +14,19 @@ opens everything by its path, so it would write into what is received next under
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import secrets
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from migrator import bounds, btrfs, log, removal, send_stream
+from migrator import bounds, btrfs, log, removal, send_stream, subvolume_uuids
 from migrator.errors import Interrupted, MigratorError, ReceiveFailed
 from migrator.processes import running
+from migrator.run import Program
 
 NOTE = "beside.json"  # in the spool, while a stream is received: what lay beside the snapshot before, and its name
 END_LIMIT = 60.0  # seconds that a killed `btrfs receive` may take: it ends the write that it is in, on a slow disk
@@ -32,8 +34,11 @@ _SHOWN = 3
 
 
 def receive(stream: Iterable[bytes | memoryview], target: Path, spool: Path, *,
-            limit: float = btrfs.STREAM_LIMIT, leave: int = 0) -> None:
+            limit: float = btrfs.STREAM_LIMIT, leave: int = 0,
+            begun: Callable[[Program], None] = lambda _: None) -> None:
     """Feed a stream to `btrfs receive`, which makes the snapshot `target` of it, in `limit` seconds.
+
+    `begun` is told which program that is, for another thread that may have to end it.
 
     `leave` bytes stay free: each byte that it writes may cost a block. Raises ReceiveFailed also where it brings
     anything else, or an earlier one does not end, CommandTimeout, or NoSpace. The caller removes a `target` that is
@@ -47,8 +52,10 @@ def receive(stream: Iterable[bytes | memoryview], target: Path, spool: Path, *,
     before = {name: _mark(target.parent / name, target.parent) for name in _names(target.parent)}
     # Not synced: should a power cut take the note, it also takes what was received later.
     (spool / NOTE).write_text(json.dumps({"before": before, "target": target.name}))
+    may_name = functools.cache(functools.partial(subvolume_uuids.are_all_in, target.parent))
     try:
-        btrfs.receive(bounds.leaving(leave, send_stream.plain(stream, target), target), target.parent, limit=limit)
+        btrfs.receive(bounds.leaving(leave, send_stream.plain(stream, target, may_name), target), target.parent,
+                      limit=limit, begun=begun)
     finally:
         brought = _take_away(target.parent, spool)
     if brought:

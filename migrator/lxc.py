@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from migrator import cgroups, log, monitor_socket
+from migrator import cgroups, log, monitor_socket, roots
 from migrator.errors import (
+    CommandTimeout,
     ContainerNotFound,
     ContainerNotRunning,
     FreezeFailed,
@@ -67,7 +68,10 @@ class Container:
 
     @property
     def state(self) -> str:
-        """LXC's word for it: STOPPED, RUNNING, FROZEN, ... STOPPED too where a stranger would answer."""
+        """LXC's word for it: STOPPED, RUNNING, FROZEN, ... STOPPED too where a stranger would answer.
+
+        Raises CommandTimeout.
+        """
         return str(self._asked(lambda: self._container.state) or "STOPPED")
 
     @property
@@ -86,7 +90,7 @@ class Container:
             if is_payload(self.name, _cgroup_of(pid)):
                 return True
         with contextlib.suppress(OSError):
-            return os.path.samestat(Path(f"/proc/{pid}/root/.").stat(), self.rootfs.stat())
+            return roots.of(pid) == roots.at(self.rootfs)
         return False
 
     def _asked(self, question: Callable[[], Any]) -> Any:
@@ -169,6 +173,16 @@ class Container:
             if (kind, inside) == ("u", "0"):
                 return int(outside)
         return 0
+
+
+def told_state(container: Container) -> str:
+    """Its state, and STOPPED where who listens takes no connection, as a stranger may: its processes tell more."""
+    try:
+        return container.state
+    except CommandTimeout:
+        log.warning(f"LXC's monitor of {container.name} takes no connection, or somebody in its place: what LXC has to"
+                    " say of it is not known")
+        return "STOPPED"
 
 
 def rootfs_path(value: str) -> Path:
@@ -256,7 +270,7 @@ def kill(name: str, lxcpath: Path, cgroup: Path) -> None:
     _wait(lambda: not cgroups.populated(str(cgroup)), STOP_LIMIT)
     with contextlib.suppress(ContainerNotFound):
         container = Container(name, lxcpath)
-        if not _wait(lambda: container.state == "STOPPED", STOP_LIMIT):
+        if not _wait(lambda: told_state(container) == "STOPPED", STOP_LIMIT):
             run(["lxc-stop", "-k", "-n", name, "-P", lxcpath], limit=STOP_LIMIT)
 
 
@@ -268,7 +282,7 @@ def rooted(name: str, rootfs: Path) -> list[int]:
     found = []
     for pid in payload_processes(name):
         with contextlib.suppress(OSError):
-            if (PROC / f"{pid}/root/.").stat().st_dev == rootfs.stat().st_dev:
+            if roots.of(pid, PROC).device == roots.at(rootfs).device:
                 found.append(pid)
     return found
 
@@ -285,11 +299,12 @@ def payload_processes(name: str) -> list[int]:
 
 
 def _rooted_elsewhere() -> Iterator[int]:
-    here = Path("/").stat()
+    """Of all processes. Where one lives on a mount whose server is gone, that is not waited for: see `roots`."""
+    here = roots.at(Path("/"))
     for folder in PROC.iterdir():
         if folder.name.isdigit():
             with contextlib.suppress(OSError):  # it has ended
-                if not os.path.samestat((folder / "root/.").stat(), here):
+                if roots.of(int(folder.name), PROC) != here:
                     yield int(folder.name)
 
 
@@ -297,7 +312,7 @@ def lives_in(name: str, rootfs: Path) -> bool:
     """Whether a process has `rootfs` as its root, under any spelling of the LXC path, and if its monitor is gone."""
     for pid in payload_processes(name):
         with contextlib.suppress(OSError):
-            if os.path.samestat((PROC / f"{pid}/root/.").stat(), rootfs.stat()):
+            if roots.of(pid, PROC) == roots.at(rootfs):
                 return True
     return False
 

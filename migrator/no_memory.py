@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from migrator import cgroups, container_config, criu, layout, limited, log, lxc, network, remains
-from migrator.errors import CommandFailed, ContainerNotRunning, MigratorError, StartFailed
+from migrator.errors import CommandFailed, CommandTimeout, ContainerNotRunning, MigratorError, StartFailed
 from migrator.journal import Migration
 from migrator.processes import running
 from migrator.run import run
@@ -83,7 +83,7 @@ def start_again(migration: Migration) -> bool:
         remains.require_none(migration)
         with migration.step("start", must_be_recorded=False), unfenced(container, migration.id) as config:
             stay(container, migration.id, start(container, migration.id, config=config))
-    with contextlib.suppress(ContainerNotRunning):
+    with contextlib.suppress(ContainerNotRunning, CommandTimeout):
         network.announce(container.init_pid, (0.0,)).join()
     _copy(migration.id).unlink(missing_ok=True)  # of a program that was killed meanwhile
     runs_on = f"{migration.name} runs again here, but"
@@ -203,9 +203,13 @@ def _reason(log_file: Path) -> str:
 def runs(container: lxc.Container, migration: str, limit: float = START_LIMIT) -> bool:
     """Whether the container runs, when what a killed `start` has left under way is over; at most `limit` seconds on."""
     until = time.monotonic() + limit
-    while (_starting(migration) or container.state not in ("STOPPED", "RUNNING")) and time.monotonic() < until:
+
+    def is_over() -> bool:
+        return not _starting(migration) and lxc.told_state(container) in ("STOPPED", "RUNNING")
+
+    while not is_over() and time.monotonic() < until:
         time.sleep(POLL)
-    return container.state == "RUNNING" and not _starting(migration)
+    return lxc.told_state(container) == "RUNNING" and not _starting(migration)
 
 
 def end(container: lxc.Container | layout.Layout, migration: str) -> None:

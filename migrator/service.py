@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from migrator import bounds, config_reader, container_config, limited, names
+from migrator import bounds, config_reader, container_config, limited, log, names
 from migrator.advice import this_host
 from migrator.behind import Behind
 from migrator.bounds import Bounds
@@ -83,11 +83,15 @@ class Service:
             let_go()
             raise
 
-    def import_behind(self, file: Path, target: Path) -> Behind:
-        """The watcher for the transfer of `file`, which becomes the subvolume `target` while it arrives."""
+    def import_behind(self, file: Path, target: Path) -> Behind | None:
+        """The watcher for the transfer of `file`, which becomes the subvolume `target` while it arrives.
+
+        None where an earlier one does not end: it is imported from the spool then.
+        """
         if self.behind is None:
             self._stack.callback(self.wait_behind)
-        self.wait_behind()
+        if not self.end_behind():
+            return None
         leave = bounds.reserve(file.parent) if self.grant.restricted else 0
         self.behind = Behind(file, target, leave)
         return self.behind
@@ -96,6 +100,13 @@ class Service:
         """Until the import behind the last transfer has ended, in whatever way."""
         if self.behind:
             self.behind.wait()
+
+    def end_behind(self) -> bool:
+        """Break it off: nobody needs what it makes, and somebody may wait with a frozen container. Whether it ends."""
+        if self.behind is None or self.behind.wait(0.0):
+            return True
+        log.warning(f"The import of {self.behind.target} was broken off, and does not end yet")
+        return False
 
     def disk_bounds(self, migration: Migration) -> Bounds | None:
         """What the caller's streams of that migration's disk are held to, if to anything."""

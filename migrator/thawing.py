@@ -46,7 +46,7 @@ def thaw(frozen: Frozen) -> None:
     It runs in the end even where a step on the way fails; that is only told. Raises
     OSError where the kernel does not thaw it. No signal by hand comes between the steps.
     """
-    with _undisturbed():
+    with undisturbed():
         for what, step in (
             ("IPv6 addresses are not checked for duplicates", lambda: network.bring_back_dad(frozen.pid, frozen.dad)),
             ("its network does not hear it", lambda: network.hear(frozen.migration) if frozen.ports else None),
@@ -68,7 +68,7 @@ def _try(otherwise: str, step: Callable[[], None]) -> None:
 
 
 @contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
+def undisturbed() -> Iterator[None]:
     """Signals by hand wait until the block has ended.
 
     To block them does not help: the kernel hands a signal to any thread that does not (signal(7)), and one that keeps a

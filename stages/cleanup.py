@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> Result:
     with Journal(DEFAULT_PATH) as journal:
         if args.name:
             name, lxcpath = cli.container_of(args)
-            with locked(name):
+            with locked(name, lxcpath=lxcpath):
                 clean_container(cleaner, journal, name, lxcpath, keep_copy=args.keep_copy)
                 free = btrfs.free_bytes(lxcpath)
         else:
@@ -171,7 +171,7 @@ def _clean_leftovers(cleaner: Cleaner, journal: Journal, lxcpath: Path) -> None:
     found |= {each.name for each in journal.all() if each.ended and each.detail.get("kept")}
     for name in sorted(found - {""}):
         try:
-            with locked(name):
+            with locked(name, lxcpath=lxcpath):
                 _clean_name(cleaner, journal, Layout(lxcpath, name, "00000000"))
         except Busy as error:
             log.warning(f"What is left of {name} stays: {error}")
@@ -203,8 +203,8 @@ def _when_ended(journal: Journal, id_: str, remove: Callable[[], None]) -> None:
     """
     try:
         with contextlib.ExitStack() as stack:
-            for name in sorted({each.name for each in _records(journal, id_)}):
-                stack.enter_context(locked(name))
+            for name, lxcpath in sorted({each.name: each.lxcpath for each in _records(journal, id_)}.items()):
+                stack.enter_context(locked(name, lxcpath=lxcpath))
             if all(each.ended for each in _records(journal, id_)):
                 remove()
     except Busy as error:

@@ -3,16 +3,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from migrator import advice, btrfs, container_config, criu, holder, leave, limited, log
+from migrator import advice, btrfs, container_config, criu, holder, leave, limited, log, thawing
 from migrator.advice import this_host
 from migrator.errors import (
     DowntimeExceeded,
     DumpFailed,
     DumpRefused,
     Interrupted,
+    JournalBroken,
     MigratorError,
     SourceRunsAgain,
     SourceStateUnknown,
@@ -77,7 +79,6 @@ def make(migration: Migration, there: Connection, *, restore_within: float | Non
                                    within=lambda: word(migration), **asked)
     except DumpRefused as error:
         with holder.held_back():
-            migration.move(Event.REFUSED)
             give_up(migration, there, error)
     except (MigratorError, Interrupted) as error:  # also Busy: an offer thought lost may be taken at this moment
         raise outcome(SourceStateUnknown, memory=migration.memory)(
@@ -94,6 +95,10 @@ def withdraw(migration: Migration) -> None:
     Raises JournalBroken where it was recorded and this cannot be: then the container must stay frozen.
     """
     migration.refresh()
+    _refused(migration)
+
+
+def _refused(migration: Migration) -> None:
     if migration.state is State.OFFERED:
         migration.move(Event.REFUSED)
 
@@ -103,10 +108,11 @@ def give_up(migration: Migration, there: Connection, error: DocumentedError,
     """Nobody else has the token: thaw, remove what this attempt has made on both hosts, and say so.
 
     The container runs before anything is recorded, as what has failed may be the disk that records go to; the attempt's
-    images make room for them then. `thawed_again` is called once it runs.
+    images make room for them then. `thawed_again` is called once it runs. Only that an offer was refused is recorded
+    before, if that can be at once.
     """
     try:
-        thawed = thaw_source(migration)
+        thawed = _thaw(migration)
     except SourceStillStopped:
         log.error(str(error))
         raise
@@ -120,8 +126,9 @@ def give_up(migration: Migration, there: Connection, error: DocumentedError,
     _drop_dump(migration, there, error)
     try:
         container_config.unfence(migration.lxcpath / migration.name, migration.id)
+        _refused(migration)
         migration.move(Event.THAW, failed=str(error)[:2000])
-    except (MigratorError, OSError) as trouble:  # the next command finds it being dumped, and begins with the thaw
+    except (MigratorError, OSError) as trouble:  # the next command begins with the thaw, or rolls an offer back
         log.warning(f"{migration.name} runs on here, but that could not be recorded: {trouble}")
     if isinstance(error, Interrupted):
         log.info(f"{migration.name} runs on here.")
@@ -130,6 +137,25 @@ def give_up(migration: Migration, there: Connection, error: DocumentedError,
         raise error  # it had not been stopped yet
     again = outcome(SourceRunsAgain, memory=migration.memory and thawed)  # a reboot has taken the memory
     raise again(error, name=migration.name, next=advice.again("create-dump", migration)) from error
+
+
+def _thaw(migration: Migration) -> bool:
+    """As `thaw_source`. Of an offer that was refused that is recorded first; where it cannot be it runs all the same.
+
+    For the refusal is on the destination's disk: whoever finds the offer on record here, and asks, is to roll back. No
+    second signal comes between the two, unless the thaw is a start, which takes long.
+    """
+    if migration.state is not State.OFFERED:
+        return thaw_source(migration)
+    with thawing.undisturbed() if migration.memory else contextlib.nullcontext():
+        try:
+            with migration.journal.hurried():
+                _refused(migration)
+        except JournalBroken as error:
+            log.warning(f"{migration.name} is given back before it is recorded that the offer was refused: {error}")
+            if not migration.memory:
+                drop_here(migration)  # its start may need that room too
+        return thaw_source(migration)
 
 
 def _drop_dump(migration: Migration, there: Connection, error: DocumentedError) -> None:

@@ -212,7 +212,7 @@ class Restore:
         mark = let_run.mark(self.layout.spool)
         if let_run.was(mark):
             name = self.migration.name
-            if self.container.state != "STOPPED" or lxc.lives_in(name, self.layout.rootfs):
+            if lxc.told_state(self.container) != "STOPPED" or lxc.lives_in(name, self.layout.rootfs):
                 self.migration.move(Event.RESTORE)
                 settling.settle(self.migration)
                 raise AlreadyRuns(name=name, destination=this_host(),

@@ -237,7 +237,7 @@ def settle_bases(migration: Migration, uuid: str) -> None:
 def where(migration: Migration) -> str:
     """What has become of the container on its own host."""
     try:
-        state = lxc.Container(migration.name, migration.lxcpath).state
+        state = lxc.told_state(lxc.Container(migration.name, migration.lxcpath))
     except ContainerNotFound as error:
         state = str(error).rstrip(".")
     if state == "RUNNING":
@@ -358,7 +358,7 @@ def abandon(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
         if not migration.ended:  # it broke off between two records
             migration.move(Event.ABANDONED)
         return {"state": migration.state, "kept": "", "known": False, "ticket": ""}
-    service.wait_behind()
+    service.end_behind()
     held = bases.asked(fields.get("held"))
     _abandon(migration, held, gone=fields.get("gone") is True)
     kept = bases.common(Layout(migration.lxcpath, migration.name, migration.id), held)

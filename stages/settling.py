@@ -25,6 +25,7 @@ from migrator import (
     network,
     no_memory,
     restore,
+    roots,
 )
 from migrator.errors import GoneThere, JournalBroken, MigratorError, WordOver
 from migrator.journal import Migration
@@ -119,7 +120,7 @@ def stands_fenced(migration: Migration) -> bool:
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     if migration.state is not State.RESTORED or is_removed(layout):
         return False
-    stopped = lxc.Container(migration.name, migration.lxcpath).state == "STOPPED"
+    stopped = lxc.told_state(lxc.Container(migration.name, migration.lxcpath)) == "STOPPED"
     return stopped and identity.whose(layout).may_go and not lxc.lives_in(migration.name, layout.rootfs)
 
 
@@ -240,7 +241,7 @@ def end(migration: Migration, container: lxc.Container, layout: Layout) -> bool:
 def lives_in_own(layout: Layout, pid: int) -> bool:
     """Whether a process lives in a subvolume that this migration has made, wherever that is by now."""
     with contextlib.suppress(MigratorError, OSError):
-        return layout.is_own(Path(f"/proc/{pid}/root"))
+        return roots.is_on_btrfs(pid) and layout.is_own(Path(f"/proc/{pid}/root"))
     return False
 
 
@@ -270,5 +271,5 @@ def _end_criu(layout: Layout) -> None:
 
 def _wait_stopped(container: lxc.Container, limit: float = 10.0) -> None:
     end = time.monotonic() + limit
-    while container.state not in ("STOPPED", "ABORTING") and time.monotonic() < end:
+    while lxc.told_state(container) not in ("STOPPED", "ABORTING") and time.monotonic() < end:
         time.sleep(0.02)

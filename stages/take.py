@@ -153,7 +153,7 @@ def _drop_dump(service: Service, migration: Migration) -> None:
     here = Layout(migration.lxcpath, migration.name, migration.id)
     here.drop_images()
     spool.drop(here.spool / INCREMENT)
-    service.wait_behind()
+    service.end_behind()
     btrfs.delete(here.snapshot(len(migration.detail["rounds"]) + 1))  # received behind the transfer
 
 

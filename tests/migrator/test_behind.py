@@ -3,20 +3,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from migrator import btrfs, frames, receiver, segments, source, spool, transfer
+from migrator import behind, btrfs, frames, incoming, receiver, run, segments, source, spool, transfer
 from migrator.behind import Behind
 from migrator.errors import ConnectionLost, MigratorError, SegmentDamaged
 from migrator.segments import Segment
+from migrator.service import Service
 from migrator.transfer import SourceFile
 from tests.effort import tries
 from tests.migrator.wire import CutStream, connected
@@ -167,3 +171,57 @@ def test_an_import_that_takes_too_long_is_broken_off(tmp_path: Path, monkeypatch
     monkeypatch.setattr(importing._follower, "end", break_off)
     assert not importing.brought(tmp_path / "snapshots" / "target", 0.01)
     assert not received.whole
+
+
+def test_one_that_works_on_behind_its_last_byte_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                         small_segments: None) -> None:
+    """`btrfs receive` has all of it and is not ready yet; a program that reads all and then sleeps stands for it."""
+    script = "cat >/dev/null; echo read >&3; exec sleep 600"
+    read, write = os.pipe()
+    monkeypatch.setattr(btrfs, "receive_command", lambda _: ["sh", "-c", script.replace("&3", f"/dev/fd/{write}")])
+    honest = run.started
+    monkeypatch.setattr(btrfs, "started", lambda *given, **more: honest(*given, pass_fds=(write,), **more))
+    monkeypatch.setattr(btrfs, "delete", lambda _: None)
+    importing = attempt(tmp_path, os.urandom(3 * SEGMENT), wait=False)
+    assert os.read(read, 5) == b"read\n"
+    assert not importing.brought(tmp_path / "snapshots" / "target", 0.01)
+    assert importing.wait()
+    for end in (read, write):
+        os.close(end)
+
+
+def test_one_that_begins_at_the_moment_that_it_is_broken_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ready = threading.Event()
+    killed: list[str] = []
+
+    def receive(*_: object, begun: Callable[[object], None], **__: object) -> None:
+        ready.wait()
+        begun(SimpleNamespace(kill_group=lambda: killed.append("killed")))
+
+    monkeypatch.setattr(incoming, "receive", receive)
+    monkeypatch.setattr(behind, "END_LIMIT", 0.01)
+    importing = Behind(tmp_path / "disk-1", tmp_path / "target")
+    importing.begin([])
+    assert not importing.wait(0.0), "nor is one waited for that does not end"
+    ready.set()
+    assert importing.wait() and killed == ["killed"]
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_what_nobody_needs_any_more_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                      ends: bool) -> None:
+    waited: list[object] = []
+
+    def wait(_: Behind, limit: float | None = None) -> bool:
+        waited.append(limit)
+        return ends
+
+    service = Service(cast("Any", None), contextlib.ExitStack())
+    assert service.end_behind()
+    monkeypatch.setattr(Behind, "wait", wait)
+    first = service.import_behind(tmp_path / "disk-1", tmp_path / "target")
+    assert first and waited == []
+    assert service.end_behind() is ends
+    again = service.import_behind(tmp_path / "disk-1", tmp_path / "target")
+    assert waited == [0.0, 0.0] and service.behind is (again or first)
+    assert (again is not None) is ends, "two would make the same snapshot"

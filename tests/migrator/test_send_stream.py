@@ -1,25 +1,36 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which commands a stream of another host's may have, however it is cut into pieces."""
+"""Which commands a stream of another host's may have, and whom they may name, however it is cut into pieces."""
 
 from __future__ import annotations
 
 import itertools
+import struct
+import uuid
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from migrator import send_stream
+from migrator import send_stream, subvolume_uuids
 from migrator.errors import ReceiveFailed
+from migrator.send_stream import CLONE, CLONE_UUID, HEADER, SNAPSHOT, START, SUBVOL, UUID
 
-FALLOCATE, ENCODED_WRITE, END = 23, 25, 21
+WRITE, FALLOCATE, ENCODED_WRITE, END = 15, 23, 25, 21
+PATH, DATA = 15, 19
+OWN, PARENT, STRANGE = (bytes([number]) * 16 for number in (1, 2, 3))
+KNOWN = {str(uuid.UUID(bytes=PARENT))}
+Command = tuple[int, bytes]
 
 
-def stream(*commands: tuple[int, int]) -> bytes:
-    """Each command's number, and how many bytes its body has."""
-    parts = [send_stream.HEADER.pack(length, command, 0) + b"\xff" * length for command, length in commands]
-    return send_stream.START.pack(send_stream.MAGIC, 1) + b"".join(parts)
+def body(*attributes: tuple[int, bytes]) -> bytes:
+    return b"".join(send_stream.ATTRIBUTE.pack(number, len(value)) + value for number, value in attributes)
+
+
+def stream(*commands: Command, version: int = 1) -> bytes:
+    """Each command's number and its body."""
+    parts = [HEADER.pack(len(text), command, 0) + text for command, text in commands]
+    return START.pack(send_stream.MAGIC, version) + b"".join(parts)
 
 
 def cut(data: bytes, places: list[int]) -> Iterator[bytes]:
@@ -27,29 +38,125 @@ def cut(data: bytes, places: list[int]) -> Iterator[bytes]:
     return (data[first:last] for first, last in itertools.pairwise(ends))
 
 
-PLACES = st.lists(st.integers(0, 200), max_size=12)
-COMMANDS = st.lists(st.tuples(st.integers(1, send_stream.LAST), st.integers(0, 40)), max_size=6)
+def passed(data: bytes, places: list[int]) -> bytes:
+    return b"".join(send_stream.plain(cut(data, places), "/pool", KNOWN.__contains__))
 
 
-@given(COMMANDS, PLACES)
-def test_a_plain_one_passes_as_it_is(commands: list[tuple[int, int]], places: list[int]) -> None:
-    data = stream(*commands, (END, 0))
-    assert b"".join(send_stream.plain(cut(data, places), "/pool")) == data
+def passed_before(refusal: str, data: bytes, places: list[int]) -> int:
+    """How many bytes btrfs has got of a stream that is refused."""
+    count = 0
+    with pytest.raises(ReceiveFailed, match=refusal):
+        for piece in send_stream.plain(cut(data, places), "/pool", KNOWN.__contains__):
+            count += len(piece)
+    return count
+
+
+def made(name: bytes = OWN) -> Command:
+    return SUBVOL, body((PATH, b"0badc0de.1"), (UUID, name))
+
+
+def made_of(parent: bytes, name: bytes = OWN) -> Command:
+    return SNAPSHOT, body((PATH, b"0badc0de.1"), (UUID, name), (CLONE_UUID, parent))
+
+
+def clone(of: bytes) -> Command:
+    return CLONE, body((PATH, b"file"), (CLONE_UUID, of), (22, b"../etc/shadow"))
+
+
+PLACES = st.lists(st.integers(0, 400), max_size=12)
+OTHER = st.sampled_from(sorted(set(range(1, send_stream.LAST + 1)) - {SUBVOL, SNAPSHOT, CLONE}))
+COMMANDS = st.lists(st.tuples(OTHER, st.binary(max_size=40)) | st.sampled_from([clone(OWN), clone(PARENT)]), max_size=6)
+FIRST = st.sampled_from([made(), made_of(PARENT)])
+
+
+@given(FIRST, COMMANDS, PLACES)
+def test_a_plain_one_passes_as_it_is(first: Command, commands: list[Command], places: list[int]) -> None:
+    data = stream(first, *commands, (END, b""))
+    assert passed(data, places) == data
 
 
 @given(COMMANDS, COMMANDS, PLACES, st.sampled_from([FALLOCATE, ENCODED_WRITE, 24, 26, 65535]))
-def test_another_command_is_not_reached(before: list[tuple[int, int]], after: list[tuple[int, int]], places: list[int],
+def test_another_command_is_not_reached(before: list[Command], after: list[Command], places: list[int],
                                         command: int) -> None:
     """However few bytes it has, it may reserve terabytes."""
-    good = stream(*before)
-    passed = b""
-    with pytest.raises(ReceiveFailed, match=f"command {command}"):
-        for piece in send_stream.plain(cut(stream(*before, (command, 7), *after), places), "/pool"):
-            passed += piece
-    assert len(passed) < len(good) + send_stream.HEADER.size, "btrfs has not the whole header of it"
+    good = stream(made(), *before)
+    count = passed_before(f"command {command}", stream(made(), *before, (command, b"7 bytes"), *after), places)
+    assert count < len(good) + HEADER.size, "btrfs has not the whole header of it"
+
+
+@given(FIRST, COMMANDS, COMMANDS, PLACES, st.sampled_from([clone(STRANGE), made_of(STRANGE), made_of(OWN)]))
+def test_what_is_another_containers_is_not_taken(first: Command, before: list[Command], after: list[Command],
+                                                 places: list[int], bad: Command) -> None:
+    begin = stream(first, *before)
+    of = uuid.UUID(bytes=OWN if bad == made_of(OWN) else STRANGE)
+    count = passed_before(f"subvolume {of}", stream(first, *before, bad, *after), places)
+    assert count < len(begin) + HEADER.size + len(bad[1]), "btrfs has not the whole of it"
+
+
+@given(PLACES)
+def test_the_name_of_another_does_not_make_it_its_own(places: list[int]) -> None:
+    """Only the subvolume that is being made is taken from by its own name; with the next one that is looked for."""
+    data = stream(made(STRANGE), clone(STRANGE), made(OWN), clone(STRANGE))
+    assert passed_before(str(uuid.UUID(bytes=STRANGE)), data, places) < len(data)
+
+
+@pytest.mark.parametrize(("command", "text", "refusal"), [
+    (CLONE, body((CLONE_UUID, PARENT), (CLONE_UUID, STRANGE)), "malformed"),  # btrfs takes the last one
+    (CLONE, body((PATH, b"file")), "malformed"),
+    (CLONE, body((CLONE_UUID, PARENT[1:])), "malformed"),
+    (CLONE, body((CLONE_UUID, PARENT)) + b"\0", "malformed"),
+    (CLONE, body((CLONE_UUID, PARENT))[:-1], "malformed"),
+    (CLONE, b"", "has 0 bytes"),
+    (CLONE, body((DATA, b"x" * 65535), (CLONE_UUID, PARENT)), "has 65559 bytes"),
+    (SUBVOL, body((PATH, b"0badc0de.1")), "malformed"),
+    (SNAPSHOT, body((PATH, b"0badc0de.1"), (UUID, OWN)), "malformed"),
+    (SNAPSHOT, body((PATH, b"0badc0de.1"), (CLONE_UUID, PARENT)), "malformed"),
+])
+def test_what_btrfs_might_read_in_another_way(command: int, text: bytes, refusal: str) -> None:
+    passed_before(refusal, stream(made(), (command, text)), [])
+
+
+@pytest.mark.parametrize("version", [0, 2, 3])
+def test_another_version(version: int) -> None:
+    """From the second one on, data has no length in a command, and goes to its end."""
+    assert passed_before(f"version {version}", stream(made(), version=version), []) == 0
 
 
 @given(st.binary(max_size=60), PLACES)
 def test_what_is_no_stream_is_left_to_btrfs(data: bytes, places: list[int]) -> None:
     if not data.startswith(send_stream.MAGIC):
-        assert b"".join(send_stream.plain(cut(data, places), "/pool")) == data
+        assert passed(data, places) == data
+
+
+@given(FIRST, COMMANDS, st.binary(max_size=200), PLACES)
+def test_whatever_follows(first: Command, commands: list[Command], rest: bytes, places: list[int]) -> None:
+    """It passes as it is, or is refused; nothing else."""
+    data = stream(first, *commands) + rest
+    try:
+        assert passed(data, places) == data
+    except ReceiveFailed as error:
+        assert str(error)
+
+
+# --- who has a uuid, as the kernel answers ---
+
+
+def answer(*found: int) -> bytes:
+    item = struct.pack(f"<{len(found)}Q", *found)
+    key = subvolume_uuids._KEY.pack(*[0] * 9, 1 if found else 0, *[0] * 5)
+    return (key + subvolume_uuids._HEADER.pack(7, 1, 2, 252, len(item)) + item).ljust(4096, b"\xff")
+
+
+@pytest.mark.parametrize("found", [(), (257,), (257, 300, 1 << 40)])
+def test_the_answer_to_a_search(found: tuple[int, ...]) -> None:
+    assert subvolume_uuids.ids(answer(*found)) == set(found)
+
+
+@pytest.mark.parametrize(("found", "good"), [
+    ([], False), ([257], True), ([257, 258], True), ([300], False), ([257, 300], False),
+])
+def test_all_that_have_it_must_be_there(monkeypatch: pytest.MonkeyPatch, found: list[int], good: bool) -> None:
+    """One that was removed by the same stream would leave the next one to be found."""
+    monkeypatch.setattr(subvolume_uuids, "_having", lambda *_: set(found))
+    monkeypatch.setattr(subvolume_uuids, "_right_in", lambda _: {257, 258})
+    assert subvolume_uuids.are_all_in(send_stream, "any") is good  # type: ignore[arg-type]

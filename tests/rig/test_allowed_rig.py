@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import base64
+import shlex
 import struct
+import uuid
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -128,7 +130,7 @@ def test_hooks_come_along_only_with_consent(rig: Rig, clean_hosts: CleanHosts, l
 
 # --- A stream that a liar has made (fs/btrfs/send.h) ---
 
-SUBVOL, MKFILE, MKDIR, SYMLINK, RENAME, END = 1, 3, 4, 8, 9, 21
+SUBVOL, SNAPSHOT, MKFILE, MKDIR, SYMLINK, RENAME, CLONE, END = 1, 2, 3, 4, 8, 9, 16, 21
 UUID, CTRANSID, INO, PATH, PATH_TO, PATH_LINK = 1, 2, 3, 15, 16, 17
 
 
@@ -233,3 +235,91 @@ def test_a_stream_reaches_nothing_but_its_folder(rig: Rig) -> None:
         assert rig.exec("hostb", "test", "-L", "/pool/inside/evil/link", check=False).status == 0, "it was read"
     finally:
         rig.sh("hostb", "btrfs -q subvolume delete /pool/inside/evil; rmdir /pool/inside; rm -r /root/outside")
+
+
+RECEIVE = ("import base64, sys\nfrom pathlib import Path\nfrom migrator import btrfs, incoming\n"
+           "stream, target, spool = sys.stdin.buffer.read(), Path('/pool/inside', sys.argv[1]), Path('/pool/spool')\n")
+CHECKED, UNCHECKED = "incoming.receive([stream], target, spool)\n", "btrfs.receive([stream], target.parent)\n"
+
+
+def received(rig: Rig, how: str, file: str, target: str) -> str:
+    """What is said when a stream in a file of hostb's is received there."""
+    python = shlex.join(["/opt/migrator/venv/bin/python", "-c", RECEIVE + how, target])
+    return rig.exec("hostb", "sh", "-c", f"{python} <{file}", check=False).stderr
+
+
+@pytest.mark.parametrize("kind", ["clone", "snapshot"])
+def test_a_stream_takes_from_nobody_else(rig: Rig, kind: str) -> None:
+    """`btrfs receive` looks for what a stream names on the whole file system."""
+    rig.sh("hostb", "mkdir -p /pool/inside /pool/spool && btrfs -q subvolume create /pool/victim && "
+                    "yes secret | head -c 8192 >/pool/victim/file && sync")
+    try:
+        victim = uuid.UUID(rig.sh("hostb", "btrfs subvolume show /pool/victim | sed -n 's/.*\tUUID:[ \t]*//p'").strip())
+        made = base64.b64encode(taking_stream(victim.bytes, kind)).decode()
+        rig.sh("hostb", f"echo {made} | base64 -d >/pool/spool/stream")
+        assert received(rig, UNCHECKED, "/pool/spool/stream", "evil") == ""
+        assert "secret" in rig.sh("hostb", "head -n 1 /pool/inside/evil/file"), "btrfs does as it is told"
+        rig.sh("hostb", "btrfs -q subvolume delete /pool/inside/evil")
+        assert f"takes from subvolume {victim}" in received(rig, CHECKED, "/pool/spool/stream", "evil")
+        assert rig.sh("hostb", "ls -A /pool/inside").strip() == ""
+    finally:
+        rig.sh("hostb", "btrfs -q subvolume delete /pool/inside/* /pool/victim; rm -rf /pool/inside /pool/spool",
+               check=False)
+
+
+def test_a_stream_climbs_nowhere(rig: Rig) -> None:
+    """From what it may name, by its paths and links."""
+    number = struct.pack("<Q", 1)
+    base = b"btrfs-stream\0" + struct.pack("<I", 1) + b"".join([
+        command(SUBVOL, path=(PATH, b"base"), uuid=(UUID, b"b" * 16), ctransid=(CTRANSID, number)),
+        command(SYMLINK, path=(PATH, b"link"), ino=(INO, number), to=(PATH_LINK, b"/pool/victim/file")),
+        command(SYMLINK, path=(PATH, b"up"), ino=(INO, number), to=(PATH_LINK, b"../../victim/file")),
+        command(END),
+    ])
+    rig.sh("hostb", "mkdir -p /pool/inside /pool/spool && btrfs -q subvolume create /pool/victim && "
+                    "yes secret | head -c 8192 >/pool/victim/file && sync")
+    try:
+        rig.sh("hostb", f"echo {base64.b64encode(base).decode()} | base64 -d >/pool/spool/stream")
+        assert received(rig, CHECKED, "/pool/spool/stream", "base") == ""
+        for of, source in ((b"u", b"../../victim/file"), (b"u", b"../base/link"), (b"b", b"../../victim/file"),
+                           (b"b", b"link"), (b"b", b"up"), (b"b", b"../../../pool/victim/file")):
+            made = base64.b64encode(taking_stream(of * 16, "clone", source)).decode()
+            rig.sh("hostb", f"echo {made} | base64 -d >/pool/spool/stream")
+            assert "cannot open" in received(rig, CHECKED, "/pool/spool/stream", "evil"), source
+            assert rig.sh("hostb", "cat /pool/inside/evil/file") == "", source
+    finally:
+        rig.sh("hostb", "btrfs -q subvolume delete /pool/inside/* /pool/victim; rm -rf /pool/inside /pool/spool",
+               check=False)
+
+
+def taking_stream(of: bytes, kind: str, source: bytes = b"file") -> bytes:
+    """The subvolume `evil` with the file of another one: all of that, or the extents."""
+    path, name, number = (PATH, b"evil"), (UUID, b"u" * 16), struct.pack("<Q", 1)
+    begin = [command(SNAPSHOT, path=path, uuid=name, ctransid=(CTRANSID, number), of=(20, of), since=(21, number))]
+    if kind == "clone":
+        begin = [
+            command(SUBVOL, path=path, uuid=name, ctransid=(CTRANSID, number)),
+            command(MKFILE, path=(PATH, b"file"), ino=(INO, number)),
+            command(CLONE, path=(PATH, b"file"), at=(18, bytes(8)), length=(24, struct.pack("<Q", 8192)), of=(20, of),
+                    since=(21, number), source=(22, source), begin=(23, bytes(8))),
+        ]
+    return b"btrfs-stream\0" + struct.pack("<I", 1) + b"".join([*begin, command(END)])
+
+
+def test_a_stream_takes_from_what_came_before_it(rig: Rig) -> None:
+    """As `btrfs send` makes it where a file was copied by reference."""
+    send = "btrfs send -q {} | ssh root@hostb 'cat >/pool/spool/{}'"
+    rig.sh("hostb", "mkdir -p /pool/inside /pool/spool")
+    try:
+        rig.sh("hosta", "btrfs -q subvolume create /pool/c && cd /pool/c && head -c 1M /dev/urandom >first && "
+                        "cp --reflink=always first second && btrfs -q subvolume snapshot -r . /pool/0badc0de.1 && "
+                        "cp --reflink=always first third && btrfs -q subvolume snapshot -r . /pool/0badc0de.2")
+        rig.sh("hosta", send.format("/pool/0badc0de.1", "full"))
+        rig.sh("hosta", send.format("-p /pool/0badc0de.1 /pool/0badc0de.2", "more"))
+        assert int(rig.sh("hostb", "stat -c %s /pool/spool/more")) < 1 << 19, "it takes from the first one"
+        assert received(rig, CHECKED, "/pool/spool/full", "0badc0de.1") == ""
+        assert received(rig, CHECKED, "/pool/spool/more", "0badc0de.2") == ""
+        rig.sh("hostb", "cd /pool/inside/0badc0de.2 && cmp first second && cmp first third")
+    finally:
+        rig.sh("hosta", "btrfs -q subvolume delete /pool/0badc0de.* /pool/c", check=False)
+        rig.sh("hostb", "btrfs -q subvolume delete /pool/inside/*; rm -rf /pool/inside /pool/spool", check=False)

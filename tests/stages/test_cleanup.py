@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from migrator import layout, network
+from migrator import cli, holder, layout, network
 from migrator.errors import AlreadyMigrating, Busy
 from migrator.journal import Journal, Migration
 from migrator.layout import Layout, locked
@@ -227,6 +227,25 @@ def test_a_note_that_a_stream_has_made_is_none(host: Host) -> None:
     host.clean()
     assert not spool.exists()
     assert all(path.is_dir() for path in host.things())
+
+
+def test_it_says_which_container_it_works_on(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another one of that name, in another LXC path, is not taken for the one that is worked on."""
+    host.ended()
+    held: list[str] = []
+
+    def delete(*_: object) -> None:
+        found = holder.of("web", host.run / "lock")
+        assert found
+        held.append(found.lxcpath)
+
+    monkeypatch.setattr("migrator.btrfs.delete", delete)
+    monkeypatch.setattr(cleanup, "remove_images", delete)
+    host.clean()
+    monkeypatch.setattr(cleanup, "DEFAULT_PATH", host.journal.path)
+    monkeypatch.setattr("migrator.cli.require_root", lambda _: None)
+    cleanup.run(cli.parse(["cleanup", "web", "-P", str(host.pool)]))
+    assert held == [str(host.pool)] * 3
 
 
 def drops(host: Host) -> list[Callable[[], None]]:

@@ -170,21 +170,6 @@ def test_where_the_answer_does_not_come_it_stays_frozen(journal: Journal, acts: 
     assert migration.state is State.OFFERED and migration.owner is Owner.UNKNOWN and acts == []
 
 
-def test_a_refusal_is_recorded_before_it_thaws(journal: Journal, acts: list[str]) -> None:
-    migration = offered(journal)
-    folder = fence(migration)
-    with pytest.raises(SourceRunsAgain) as again:
-        offer.make(migration, connection(There(DumpRefused(name="web", reason="it is incomplete"))))
-    assert isinstance(again.value.cause, DumpRefused)
-    assert acts == TAKEN_BACK
-    assert migration.state is State.PREPARED and migration.owner is Owner.SOURCE
-    assert "it is incomplete" in migration.detail["failed"]
-    assert container_config.fence_of((folder / "config").read_text()) == ""
-    with Journal(journal.path) as again_read:
-        found = again_read.by_id(migration.id, migration.role)
-        assert found and found.state is State.PREPARED
-
-
 def test_an_offer_that_was_not_made_is_none(journal: Journal) -> None:
     migration = offered(journal)
     stale = journal.by_id(migration.id, migration.role)

@@ -131,7 +131,7 @@ def test_it_is_removed_while_the_increment_is_received(restoring: Migration, mon
 
 
 def asked(migration: Migration) -> Any:
-    return SimpleNamespace(migration=lambda _: migration, find=lambda _: migration, wait_behind=lambda: None)
+    return SimpleNamespace(migration=lambda _: migration, find=lambda _: migration, end_behind=lambda: None)
 
 
 def test_one_that_ran_and_was_removed_is_given_back_only_by_force(restoring: Migration) -> None:

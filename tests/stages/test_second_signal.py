@@ -17,10 +17,10 @@ import pytest
 
 from migrator import __main__ as program
 from migrator import bases, btrfs, container_config, holder
-from migrator.errors import ConnectionLost, SourceRunsAgain
+from migrator.errors import ConnectionLost, DumpRefused, SourceRunsAgain
 from migrator.journal import Journal, Migration
 from migrator.layout import Layout
-from migrator.states import Role, State
+from migrator.states import Event, Role, State
 from stages import create_dump, offer, rollback
 from tests.stages.test_heal import dumping, journal  # noqa: F401 -- a fixture
 
@@ -125,4 +125,34 @@ def test_the_next_start_completes_it(journal: Journal, left: Layout, work: Calla
         assert not container_config.fence_of((left.container / "config").read_text())
     if not migration.ended:
         rollback.roll_back(migration, lambda: "")
+    assert str(migration.state) == "rolled-back" and nothing_left(left)
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize(("place", "times"), [(RECORD, 1), (IMAGES, 1), (RECORD, 2)])
+def test_where_an_offer_is_refused_it_does_not_keep_it_from_the_thaw(journal: Journal, left: Layout, after: bool,
+                                                                     times: int, place: tuple[Any, str],
+                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = journal.path.with_name("runs")
+
+    def thaw(_: Migration) -> bool:
+        runs.touch()
+        return True
+
+    class Refuses(There):
+        def call_and_go(self, *_: object, **__: object) -> dict[str, Any]:
+            raise DumpRefused(name="web", reason="it is incomplete")
+
+    def offer_it(migration: Migration) -> None:
+        offer.make(migration, Refuses())  # type: ignore[arg-type]
+
+    monkeypatch.setattr(offer, "thaw_source", thaw)
+    made = journal.by_id("0badc0de", Role.SOURCE)
+    assert made
+    made.move(Event.OFFER)
+    ended = ends_at(journal.path, offer_it, place, times, after)
+    assert runs.exists() and ended is ((place, times) != (RECORD, 1))
+    migration = journal.by_id("0badc0de", Role.SOURCE)
+    assert migration and migration.state in (State.DUMPING, State.PREPARED)
+    rollback.roll_back(migration, lambda: "")
     assert str(migration.state) == "rolled-back" and nothing_left(left)

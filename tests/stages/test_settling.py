@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from migrator import aftermath, clock, container_config, identity, let_run, lxc, no_memory, restore
+from migrator import aftermath, clock, container_config, identity, let_run, lxc, no_memory, restore, roots
 from migrator.errors import AlreadyRuns, ConnectionLost, JournalBroken, WordOver
 from migrator.identity import Whose
 from migrator.journal import Journal, Migration
@@ -24,8 +24,9 @@ ID = "0badc0de"
 
 
 @pytest.fixture
-def restoring(tmp_path: Path) -> Iterator[Migration]:
-    """A restore was under way when its program ended."""
+def restoring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Migration]:
+    """A restore was under way when its program ended. Any process may live in a subvolume."""
+    monkeypatch.setattr(roots, "is_on_btrfs", lambda _: True)
     with Journal(tmp_path / "journal.db") as journal:
         migration = journal.create(id=ID, role=Role.DESTINATION, name="web", lxcpath=tmp_path, peer="hosta",
                                    event=Event.RECEIVE)

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Where a process has its root: what is told without asking a file system is what it would have told."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from migrator import lxc, roots
+from migrator.layout import Layout
+from stages import settling
+
+
+@pytest.mark.parametrize("path", ["/", "/proc", "/dev", "/dev/null", "/sys", "/proc/self/root", "/proc/self/cwd"])
+def test_it_is_as_the_file_system_has_it(path: str) -> None:
+    found = Path(path).stat()
+    assert roots.at(Path(path)) == (found.st_dev, found.st_ino)
+
+
+def test_of_a_process(tmp_path: Path) -> None:
+    assert roots.of(os.getpid()) == roots.at(Path("/"))
+    with pytest.raises(FileNotFoundError, match="/proc/0/root"):
+        roots.of(0)
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7" / "root").symlink_to(tmp_path)
+    assert roots.of(7, tmp_path) == roots.at(tmp_path) != roots.at(Path("/"))
+
+
+def test_what_the_kernel_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the numbers of <linux/fcntl.h>; and nothing below /proc/PID/root is looked up."""
+    asked: list[tuple[object, ...]] = []
+
+    class Libc:
+        def statx(self, *given: object) -> int:
+            asked.append(given[:-1])
+            return 0
+
+        def name_to_handle_at(self, _at: int, path: bytes, handle: Any, *_: object) -> int:
+            asked.append((path,))
+            handle[4:8] = (0x4D if path == b"/proc/7/root" else 0x81).to_bytes(4, "little")
+            return 0
+
+    monkeypatch.setattr(roots, "_libc", Libc)
+    roots.of(7)
+    assert (roots.is_on_btrfs(7), roots.is_on_btrfs(8)) == (True, False)
+    assert asked == [(-100, b"/proc/7/root", 0x4000 | 0x800, 0x100), (b"/proc/7/root",), (b"/proc/8/root",)]
+
+
+def test_nothing_but_btrfs_is_asked_for_a_subvolume(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Path] = []
+
+    def is_own(_: Layout, path: Path) -> bool:
+        asked.append(path)
+        return True
+
+    monkeypatch.setattr(Layout, "is_own", is_own)
+    here = Layout(Path("/pool"), "web", "0badc0de")
+    for answer in (False, True):
+        monkeypatch.setattr(roots, "is_on_btrfs", lambda _, answer=answer: answer)
+        assert settling.lives_in_own(here, 7) is answer
+    assert asked == [Path("/proc/7/root")]
+
+
+def test_no_root_is_looked_at_in_another_way(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7" / "root").symlink_to(tmp_path)
+    monkeypatch.setattr(lxc, "PROC", tmp_path)
+    monkeypatch.setattr(lxc, "CGROUP", tmp_path / "cgroup")
+    honest, looks = os.stat, []
+
+    def told(path: Any, *given: Any, **more: Any) -> os.stat_result:
+        looks.append(os.fspath(path))
+        return honest(path, *given, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", told)
+        found = lxc.payload_processes("web"), lxc.lives_in("web", tmp_path), lxc.rooted("web", tmp_path)
+    assert found == ([7], True, [7])
+    assert not [path for path in looks if str(path).startswith(f"{tmp_path}/7/root")]

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""An offer that the destination refuses, for good: the container is given back, whatever the journal does."""
+
+# ruff: noqa: F811 -- fixtures
+
+from __future__ import annotations
+
+import pytest
+
+from migrator import container_config
+from migrator import journal as journals
+from migrator.errors import DumpRefused, JournalBroken, SourceRunsAgain, SourceStartedAgain
+from migrator.journal import Journal, Migration
+from migrator.states import Event, Owner, State
+from stages import offer
+from tests.stages.test_heal import journal, offered  # noqa: F401 -- a fixture
+from tests.stages.test_offer import TAKEN_BACK, There, acts, connection, fence  # noqa: F401 -- a fixture
+
+REFUSAL = DumpRefused(name="web", reason="it is incomplete")
+
+
+def test_a_refusal_is_recorded_before_it_thaws(journal: Journal, acts: list[str]) -> None:
+    migration = offered(journal)
+    folder = fence(migration)
+    with pytest.raises(SourceRunsAgain) as again:
+        offer.make(migration, connection(There(REFUSAL)))
+    assert again.value.cause is REFUSAL
+    assert acts == TAKEN_BACK
+    assert migration.state is State.PREPARED and migration.owner is Owner.SOURCE
+    assert "it is incomplete" in migration.detail["failed"]
+    assert container_config.fence_of((folder / "config").read_text()) == ""
+    with Journal(journal.path) as again_read:
+        found = again_read.by_id(migration.id, migration.role)
+        assert found and found.state is State.PREPARED
+    assert [event.step for event in migration.events()][-2:] == ["refused", "thaw"]
+
+
+@pytest.mark.parametrize("memory", [True, False])
+@pytest.mark.parametrize("failures", [1, 2])
+def test_a_refusal_that_cannot_be_recorded_thaws_all_the_same(journal: Journal, acts: list[str], failures: int,
+                                                              memory: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first time, or neither then nor when what has gone has made room. What was stopped may need that to start."""
+    migration = offered(journal)
+    migration.note("memory", memory=memory)
+    fence(migration)
+    honest, left = Migration.move, [failures]
+
+    def move(self: Migration, event: Event, **detail: object) -> None:
+        if left[0]:
+            left[0] -= 1
+            raise JournalBroken(path=journal.path, reason="database or disk is full")
+        honest(self, event, **detail)
+
+    monkeypatch.setattr(Migration, "move", move)
+    with pytest.raises(SourceRunsAgain if memory else SourceStartedAgain):
+        offer.make(migration, connection(There(REFUSAL)))
+    made_room = [] if memory else TAKEN_BACK[1:3]
+    assert acts == [*made_room, "thawed, offered on record", *TAKEN_BACK[1:]]
+    assert migration.state is (State.PREPARED if failures == 1 else State.OFFERED)
+
+
+def test_who_has_the_journal_locked_is_not_waited_for_when_it_is_refused(journal: Journal, acts: list[str],
+                                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    migration = offered(journal)
+    waits: list[float] = []
+    monkeypatch.setattr(journal, "_wait_for", waits.append)
+    fence(migration)
+    with pytest.raises(SourceRunsAgain):
+        offer.make(migration, connection(There(REFUSAL)))
+    assert waits[0] == journals.HURRY and len(waits) == 2 and acts == TAKEN_BACK
