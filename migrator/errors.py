@@ -260,7 +260,7 @@ class AlreadyRuns(MigratorError):
 
 
 class GoneThere(AlreadyRuns):
-    """{name} has run on {destination}, and is not there any more: it was destroyed, or renamed."""
+    """{name} has run on {destination}, and is not there any more, whatever is called so now: destroyed, or renamed."""
 
     status = 31
     cure = """If it was renamed there, rename it back, and go on. If it was destroyed, what it has done there is lost;
@@ -502,7 +502,7 @@ class StartFailed(MigratorError):
 
 
 class CopyNotEnded(MigratorError):
-    """Of the copy of {name} that was left here processes still live in {cgroup}: {pids}."""
+    """Of the copy of {name} that was left here processes still live in {place}: {pids}."""
 
     status = 88
     cure = "See what holds them: ps -o pid,stat,wchan,cmd -p {pids} -- when they have ended: {next}"

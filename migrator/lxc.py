@@ -274,19 +274,6 @@ def kill(name: str, lxcpath: Path, cgroup: Path) -> None:
             run(["lxc-stop", "-k", "-n", name, "-P", lxcpath], limit=STOP_LIMIT)
 
 
-def rooted(name: str, rootfs: Path) -> list[int]:
-    """The processes that live in `rootfs`, a subvolume, of those that container `name` may have.
-
-    So one can be told that was being restored and whose command line is the container's program already.
-    """
-    found = []
-    for pid in payload_processes(name):
-        with contextlib.suppress(OSError):
-            if roots.of(pid, PROC).device == roots.at(rootfs).device:
-                found.append(pid)
-    return found
-
-
 def payload_processes(name: str) -> list[int]:
     """The processes that container `name` may have; whose they are, their root tells.
 
@@ -294,8 +281,28 @@ def payload_processes(name: str) -> list[int]:
     root than this host's: lxc.cgroup.dir, lxc.cgroup.relative (lxc.container.conf(5)) and lxc.cgroup.pattern
     (lxc.system.conf(5)) have LXC make a container's cgroup somewhere else.
     """
-    named = [pid for cgroup in CGROUP.glob(f"lxc.payload.{name}*") for pid in processes(cgroup)]
-    return sorted({*named, *_rooted_elsewhere()})
+    return sorted({*_named(name), *_rooted_elsewhere()})
+
+
+def container_processes(name: str) -> list[int]:
+    """Those of `payload_processes` that are a container's, and no visitor's.
+
+    Who has a root elsewhere and this host's pid namespace, and is in no cgroup of such a name, has but called
+    chroot: an administrator who looks around. A container that shares that namespace does not move (`check`).
+    """
+    named, ours = set(_named(name)), _pid_namespace("self")
+    return [pid for pid in payload_processes(name) if pid in named or _pid_namespace(pid) not in (None, ours)]
+
+
+def _named(name: str) -> list[int]:
+    return [pid for cgroup in CGROUP.glob(f"lxc.payload.{name}*") for pid in processes(cgroup)]
+
+
+def _pid_namespace(pid: int | str) -> str | None:
+    """None where it has ended."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return os.readlink(PROC / f"{pid}/ns/pid")  # noqa: PTH115 -- it is no path
+    return None
 
 
 def _rooted_elsewhere() -> Iterator[int]:
@@ -309,19 +316,35 @@ def _rooted_elsewhere() -> Iterator[int]:
 
 
 def lives_in(name: str, rootfs: Path) -> bool:
-    """Whether a process has `rootfs` as its root, under any spelling of the LXC path, and if its monitor is gone."""
-    for pid in payload_processes(name):
+    """Whether a process has `rootfs` as its root, under any spelling of the LXC path, and if its monitor is gone.
+
+    Be it a visitor's: so ask before it is removed.
+    """
+    return _has_root(rootfs, payload_processes(name))
+
+
+def runs_in(name: str, rootfs: Path) -> bool:
+    """The same, of a container's processes."""
+    return _has_root(rootfs, container_processes(name))
+
+
+def _has_root(rootfs: Path, pids: list[int]) -> bool:
+    for pid in pids:
         with contextlib.suppress(OSError):
             if roots.of(pid, PROC) == roots.at(rootfs):
                 return True
     return False
 
 
-def drop_cgroups(name: str) -> None:
+def drop_cgroups(name: str, folder: str = "") -> None:
     """Remove what LXC, killed while it restored a container, has left: empty cgroups. The next start would have to take
     other names, and nobody would ever remove these. One in which a process lives is another container's, and stays.
+
+    They lie in `folder` below the top: lxc.cgroup.dir (lxc.container.conf(5)), which stays. Nothing goes above it.
     """
-    tops = [CGROUP / f"lxc.{kind}.{name}" for kind in ("payload", "monitor")]
+    if ".." in folder.split("/"):
+        return
+    tops = [CGROUP / folder.strip("/") / f"lxc.{kind}.{name}" for kind in ("payload", "monitor")]
 
     def gone() -> bool:
         for top in tops:

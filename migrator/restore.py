@@ -37,6 +37,7 @@ from migrator.preflight import config_facts
 from migrator.run import run
 
 NOTE_LIMIT = cgroup_limits.RECORD_LIMIT
+START_CONFIG = "config.start"  # in the spool: of a container that is started anew, without the fence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,6 +157,18 @@ def clear(layout: Layout) -> None:
     veths.remove(layout.id)
     with contextlib.suppress(OSError):
         Files.of(layout).root.rmdir()
+
+
+def cgroup_folder(layout: Layout) -> str:
+    """Where LXC was told to make the cgroups of what was restored, or started, here; "" where it was told nothing.
+
+    From the configuration made for that, as the container's own may be gone.
+    """
+    for path in (Files.of(layout).config, layout.spool / START_CONFIG):
+        with contextlib.suppress(OSError):
+            settings = config_reader.read(str(path), config_reader.read_file(str(path))).settings
+            return next((value for key, value in reversed(settings) if key == "lxc.cgroup.dir"), "")
+    return ""
 
 
 def complete(container: Container, layout: Layout) -> None:

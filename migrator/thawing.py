@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from migrator import log, lxc, network
+from migrator import holder, log, lxc, network
 from migrator.network import Port
 
 _BY_HAND = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
@@ -28,16 +28,29 @@ class Frozen:
     cgroup: Path
     ports: tuple[Port, ...]
     dad: Mapping[str, str] = dataclasses.field(default_factory=dict)  # see network.hush_dad
+    started: int | None = None  # when that process began, see `holder.start_time`; older versions do not say
 
     @classmethod
     def from_detail(cls, migration: str, name: str, lxcpath: Path, detail: Mapping[str, Any]) -> Self:
         """As a journal has it, or `to_detail` made it."""
         ports = tuple(Port(**port) for port in detail["ports"])
-        return cls(migration, name, lxcpath, int(detail["pid"]), Path(detail["cgroup"]), ports, detail.get("dad", {}))
+        pid, (init, started) = int(detail["pid"]), detail.get("init") or (None, None)
+        return cls(migration, name, lxcpath, pid, Path(detail["cgroup"]), ports, detail.get("dad", {}),
+                   started if init == pid else None)
 
     def to_detail(self) -> dict[str, Any]:
         return {"pid": self.pid, "cgroup": str(self.cgroup), "ports": [port.to_json() for port in self.ports],
-                "dad": dict(self.dad)}
+                "dad": dict(self.dad), "init": [self.pid, self.started]}
+
+    def is_here(self) -> bool:
+        """Whether it still is that container which lives in the cgroup; raises OSError.
+
+        Two of one name, in two LXC paths, have it in turn, as have two starts. Another one its owner may have frozen.
+        """
+        try:
+            return self.cgroup.is_dir() and self.started in (None, holder.start_time(self.pid))
+        except (FileNotFoundError, ProcessLookupError):
+            return False
 
 
 def thaw(frozen: Frozen) -> None:

@@ -223,13 +223,15 @@ class Watch:
         return bool(criu.processes(Path(folder) for folder in self.task.images))
 
     def _is_frozen(self) -> bool:
-        return self.frozen.cgroup.is_dir() and lxc.is_frozen(self.frozen.cgroup)
+        with contextlib.suppress(OSError):  # it is looked at again
+            return self.frozen.is_here() and lxc.is_frozen(self.frozen.cgroup)
+        return False
 
     def _thaw(self) -> None:
         """CRIU runs code of its own in tasks that it dumps: they must not go on before it has taken that out again."""
         while self._criu_is_at_work():
             time.sleep(POLL)
-        if self.frozen.cgroup.is_dir():
+        if self.frozen.is_here():
             thawing.thaw(self.frozen)
         elif self.frozen.ports:  # it has ended meanwhile, and what kept its veths silent would stay
             network.hear(self.frozen.migration)

@@ -81,8 +81,9 @@ class Dump(Handover):
         log.verbose(f"Images go to {self.images}: {why}")
         layout.make_images(self.images, self.facts.memory)
         spool.check_space(self.images, self.facts.memory, what=f"the memory of {self.container.name}")
+        init = remains.init_of(self.container)
         frozen = Frozen(self.migration.id, self.container.name, self.container.lxcpath, self.pid, self.cgroup,
-                        tuple(self.ports))
+                        tuple(self.ports), started=init[1] if init and init[0] == self.pid else None)
         self.watchdog = Watchdog(Task(
             frozen, offer.attempt(self.migration), tuple(map(str, self.layout.dumped_into())),
             self.max_downtime, str(self.migration.journal_path)))

@@ -162,7 +162,7 @@ def _end_copy(migration: Migration) -> None:
         lxc.kill(migration.name, migration.lxcpath, Path(migration.detail["cgroup"]))
     if remains.are_here(migration):
         cgroup = Path(migration.detail["cgroup"])
-        raise CopyNotEnded(name=migration.name, cgroup=cgroup, next=f"migrator finish {migration.name}",
+        raise CopyNotEnded(name=migration.name, place=cgroup, next=f"migrator finish {migration.name}",
                            pids=",".join(map(str, lxc.processes(cgroup))))
 
 
@@ -264,7 +264,8 @@ def drop_way_back(migration: Migration) -> None:
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     for old in (layout.old, layout.former_old):
         _drop_old(migration, layout, old)
-    container_config.drop_copies(layout.container, keep=layout.id)
+    if not settling.has_left(layout):  # another container's are its own
+        container_config.drop_copies(layout.container, keep=layout.id)
     layout.drop_images()
     incoming.clear(layout.folder, layout.spool)
     layout.drop_spool()

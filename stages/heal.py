@@ -157,22 +157,22 @@ def _complete_restored(args: argparse.Namespace, migration: Migration) -> Result
     where it was removed since, and the source has not been told to go on without it.
     """
     layout = Layout(migration.lxcpath, migration.name, migration.id)
-    removed = settling.is_removed(layout)
-    config = "" if removed else container_config.text_of(layout.container / "config")
+    left = settling.has_left(layout)
+    config = "" if left else container_config.text_of(layout.container / "config")
     fenced = container_config.fence_of(config) == migration.id
     end = -1.0
-    if stands := not removed and settling.stands_fenced(migration):
+    if stands := not left and settling.stands_fenced(migration):
         end = ask_source.leave_for(args, migration, args.max_downtime or 120.0)
         taken_back = not end
     else:
         taken_back = ask_source.state_of_source(args, migration) in healing.TAKEN_BACK
     if taken_back:
-        if settling.lives_on(layout) if removed else _is_at_work(migration):
+        if settling.is_at_work(layout):
             raise TwoCopies(name=migration.name, there=migration.name, destination=this_host(), source=migration.peer,
                             lxcpath=migration.lxcpath)
         message = (f"{migration.name} runs on {migration.peer} again. {container_config.SUPERSEDED} "
                    f"{migration.name}")
-        if not removed and layout.is_own_rootfs():  # else it has been destroyed here
+        if not left and layout.is_own_rootfs():  # else it has been destroyed here
             container_config.fence(layout.container, config, migration.id, message)
         finish.give_way(migration)
         ask_source.state_of_source(args, migration)  # which tells it
@@ -185,11 +185,6 @@ def _complete_restored(args: argparse.Namespace, migration: Migration) -> Result
         # By LXC's word: who looks into its root file system (chroot) would pass for it.
         container_config.unfence(layout.container, migration.id)
     return None
-
-
-def _is_at_work(migration: Migration) -> bool:
-    container = lxc.Container(migration.name, migration.lxcpath)
-    return container.state != "STOPPED" or lxc.lives_in(migration.name, container.rootfs)  # if without its monitor
 
 
 def _is_all(migration: Migration, *, at_boot: bool) -> bool:

@@ -169,7 +169,7 @@ class Restore:
     @property
     def plain_config(self) -> Path:
         """The configuration without the fence."""
-        return self.layout.spool / "config.start"
+        return self.layout.spool / restore.START_CONFIG
 
     def run(self, *, wait: bool = True) -> Result:
         """Do it; without `wait` the last announcements are made after the return."""
@@ -212,7 +212,7 @@ class Restore:
         mark = let_run.mark(self.layout.spool)
         if let_run.was(mark):
             name = self.migration.name
-            if lxc.told_state(self.container) != "STOPPED" or lxc.lives_in(name, self.layout.rootfs):
+            if lxc.told_state(self.container) != "STOPPED" or lxc.runs_in(name, self.layout.rootfs):
                 self.migration.move(Event.RESTORE)
                 settling.settle(self.migration)
                 raise AlreadyRuns(name=name, destination=this_host(),

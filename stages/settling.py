@@ -27,7 +27,7 @@ from migrator import (
     restore,
     roots,
 )
-from migrator.errors import GoneThere, JournalBroken, MigratorError, WordOver
+from migrator.errors import CopyNotEnded, GoneThere, JournalBroken, MigratorError, WordOver
 from migrator.journal import Migration
 from migrator.layout import Layout
 from migrator.states import Event, State
@@ -88,12 +88,36 @@ def is_gone(migration: Migration) -> bool:
     if migration.detail.get("given_way"):
         return True
     layout = Layout(migration.lxcpath, migration.name, migration.id)
-    return migration.state is State.RESTORED and is_removed(layout) and not lives_on(layout)
+    return migration.state is State.RESTORED and has_left(layout) and not lives_on(layout)
+
+
+def has_left(layout: Layout) -> bool:
+    """Whether what has run here is not in its place any more: nothing is, or another container.
+
+    That is told by the root file system, as what runs has no fence any more. Without the snapshots nothing tells: then
+    it is not said to have left.
+    """
+    if is_removed(layout):
+        return True
+    return not _is_ours(layout) and bool(layout.own_snapshots())
 
 
 def lives_on(layout: Layout) -> bool:
-    """Whether a process in any container's cgroup lives in a subvolume that this migration has made."""
-    return any(lives_in_own(layout, pid) for pid in lxc.payload_processes(""))  # by any name, in any cgroup
+    """Whether a process of any container's lives in a subvolume that this migration has made."""
+    return any(lives_in_own(layout, pid) for pid in lxc.container_processes(""))  # by any name, in any cgroup
+
+
+def is_at_work(layout: Layout) -> bool:
+    """Whether anything of what has run here runs, by LXC's word too where it is in its place; if without its monitor.
+
+    What has another container in its place may do so elsewhere.
+    """
+    if lives_on(layout):
+        return True
+    if has_left(layout):
+        return False
+    container = lxc.Container(layout.name, layout.lxcpath)
+    return container.state != "STOPPED" or lxc.runs_in(layout.name, container.rootfs)
 
 
 def gone(migration: Migration) -> GoneThere:
@@ -118,10 +142,15 @@ def stands_fenced(migration: Migration) -> bool:
     LXC says STOPPED also of what lives on without its monitor.
     """
     layout = Layout(migration.lxcpath, migration.name, migration.id)
-    if migration.state is not State.RESTORED or is_removed(layout):
+    return seems_fenced(migration) and not lxc.runs_in(migration.name, layout.rootfs)
+
+
+def seems_fenced(migration: Migration) -> bool:
+    """The same by LXC's word alone."""
+    layout = Layout(migration.lxcpath, migration.name, migration.id)
+    if migration.state is not State.RESTORED or not identity.whose(layout).may_go:
         return False
-    stopped = lxc.told_state(lxc.Container(migration.name, migration.lxcpath)) == "STOPPED"
-    return stopped and identity.whose(layout).may_go and not lxc.lives_in(migration.name, layout.rootfs)
+    return lxc.told_state(lxc.Container(migration.name, migration.lxcpath)) == "STOPPED"
 
 
 def go_on(migration: Migration, end: float) -> None:
@@ -180,14 +209,14 @@ def clear(migration: Migration) -> None:
     """End what a failed or killed restore has left running, and take its root file system away again.
 
     One that may have run is put aside, and only `migrator cleanup NAME` removes it. Raises ContainerExists where
-    another container has taken its place, and something of it still runs elsewhere: nothing may be recorded then. Also
-    where the container was removed, and something of it does not end: ContainerNotFound, or as before.
+    another container has taken its place, and something of it still runs elsewhere: nothing may be recorded then. Nor
+    where something of it does not end: CopyNotEnded.
     """
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     if is_removed(layout):
         _end_removed(migration, layout)
     elif not end(migration, lxc.Container(migration.name, migration.lxcpath), layout):
-        if any(lives_in_own(layout, pid) for pid in lxc.payload_processes(migration.name)):
+        if lives_on(layout):
             identity.require_ours(layout)
         return
     put_aside(migration, layout)
@@ -210,7 +239,8 @@ def end(migration: Migration, container: lxc.Container, layout: Layout) -> bool:
     """End what is left of a restore; False where somebody has put another container there, which is left alone.
 
     Only processes that belong to this attempt are ended: the monitor and CRIU, known by this migration's images folder
-    in their arguments, and whatever lives in the container's own cgroup or root file system.
+    in their arguments, and whatever lives in the container's own cgroup or root file system, wherever that is by now.
+    Raises CopyNotEnded where that does not end, once it is fenced.
     """
     if not migration.memory:
         no_memory.end(container, migration.id)
@@ -220,13 +250,9 @@ def end(migration: Migration, container: lxc.Container, layout: Layout) -> bool:
     with contextlib.suppress(MigratorError, OSError):
         if cgroup := _running_cgroup(container):  # LXC does not answer while it restores
             (cgroup / "cgroup.kill").write_text("1")
-    # Half restored, and waiting for a CRIU that is gone. In an earlier stay's root file system somebody may be at work.
-    for pid in lxc.rooted(migration.name, layout.rootfs) if layout.is_own_rootfs() else ():
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    left = _kill(layout)
     _wait_stopped(container)
-    lxc.drop_cgroups(migration.name)
-    restore.clear(layout)
+    _clear_up(layout)
     text = container_config.text_of(layout.container / "config")
     try:
         container_config.fence(layout.container, text, migration.id,
@@ -235,6 +261,7 @@ def end(migration: Migration, container: lxc.Container, layout: Layout) -> bool:
         if container_config.fence_of(text) != migration.id:
             raise
         log.warning(f"The fence of {migration.name} could not be written anew, and stands: {error}")
+    _require_none(migration, left)
     return True
 
 
@@ -248,17 +275,45 @@ def lives_in_own(layout: Layout, pid: int) -> bool:
 def _end_removed(migration: Migration, layout: Layout) -> None:
     """The same where no container is defined in its place any more: LXC cannot be asked, nor anything be fenced."""
     _end_criu(layout)
-    until = time.monotonic() + lxc.END_LIMIT
-    while left := [pid for pid in lxc.payload_processes(migration.name) if lives_in_own(layout, pid)]:
+    _require_none(migration, _kill(layout))
+    if not migration.memory:
+        no_memory.end(layout, migration.id)  # LXC's monitor has ended with what it had started
+    _clear_up(layout)
+
+
+def _kill(layout: Layout) -> list[int]:
+    """End what lives in a subvolume that this migration has made, half restored or not; returns what does not end.
+
+    LXC may know nothing of it, and the subvolume be in another place by now. What was put aside is only looked at by
+    who has a reason: what runs in there is another container.
+    """
+    until = time.monotonic() + lxc.STOP_LIMIT
+    while left := [pid for pid in lxc.container_processes(layout.name)
+                   if lives_in_own(layout, pid) and not _is_in(layout.set_aside(), pid)]:
         if time.monotonic() > until:
-            identity.require_ours(layout)
+            return left
         for pid in left:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.02)
-    if not migration.memory:
-        no_memory.end(layout, migration.id)  # LXC's monitor has ended with what it had started
-    lxc.drop_cgroups(migration.name)
+    return []
+
+
+def _is_in(folders: list[Path], pid: int) -> bool:
+    """Whether a process has one of these as its root."""
+    with contextlib.suppress(OSError):
+        return roots.of(pid) in map(roots.at, folders)
+    return False
+
+
+def _require_none(migration: Migration, left: list[int]) -> None:
+    if left:
+        raise CopyNotEnded(name=migration.name, place=f"a root file system of migration {migration.id}",
+                           pids=",".join(map(str, left)), next=advice.command("resume", migration))
+
+
+def _clear_up(layout: Layout) -> None:
+    lxc.drop_cgroups(layout.name, restore.cgroup_folder(layout))
     restore.clear(layout)
 
 

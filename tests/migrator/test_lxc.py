@@ -157,9 +157,50 @@ def test_what_lives_in_a_root_file_system_is_found_in_any_cgroup(tmp_path: Path,
         (tmp_path / "proc" / word).mkdir()
     (tmp_path / "cgroup" / cgroup).mkdir(parents=True)
     (tmp_path / "cgroup" / cgroup / "cgroup.procs").write_text("7\n4711\n")
-    assert lxc.lives_in("c1", rootfs) and 4711 in lxc.rooted("c1", rootfs)
+    assert lxc.lives_in("c1", rootfs)
     assert set(lxc.payload_processes("c1")) == {4711, 4712} | ({7} if cgroup.startswith("lxc.payload") else set())
     assert not lxc.lives_in("c1", tmp_path / "c1")
+
+
+def test_who_has_but_called_chroot_is_no_containers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An administrator looks around in a root file system: he counts where it is to be removed, and is not ended."""
+    monkeypatch.setattr(lxc, "CGROUP", tmp_path / "cgroup")
+    monkeypatch.setattr(lxc, "PROC", tmp_path / "proc")
+    rootfs = tmp_path / "c1" / "rootfs"
+    rootfs.mkdir(parents=True)
+    for pid, namespace in {"self": "pid:[1]", "4711": "pid:[2]", "4712": "pid:[1]", "4713": "pid:[1]"}.items():
+        (tmp_path / "proc" / pid / "ns").mkdir(parents=True)
+        (tmp_path / "proc" / pid / "ns" / "pid").symlink_to(namespace)
+        (tmp_path / "proc" / pid / "root").symlink_to(rootfs)
+    (tmp_path / "proc" / "4714").mkdir()
+    (tmp_path / "proc" / "4714" / "root").symlink_to(rootfs)  # ends at this moment
+    (tmp_path / "cgroup" / "lxc.payload.c1-1" / "user.slice").mkdir(parents=True)
+    (tmp_path / "cgroup" / "lxc.payload.c1-1" / "user.slice" / "cgroup.procs").write_text("4713\n")
+    assert lxc.container_processes("c1") == [4711, 4713]
+    assert lxc.container_processes("") == [4711, 4713] and lxc.container_processes("c2") == [4711]
+    assert lxc.runs_in("c1", rootfs)
+    for ended in (4711, 4713):
+        (tmp_path / "proc" / str(ended) / "root").unlink()
+    assert lxc.lives_in("c1", rootfs) and not lxc.runs_in("c1", rootfs)
+
+
+@pytest.mark.parametrize(("folder", "goes"), [
+    ("", "{}"), ("guests/web", "guests/web/{}"), ("/guests/", "guests/{}"), ("../elsewhere", ""),
+])
+def test_cgroups_that_a_killed_lxc_has_left_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str,
+                                               goes: str) -> None:
+    """Where lxc.cgroup.dir has them made; one in which somebody lives stays, and so does what is called otherwise."""
+    monkeypatch.setattr(lxc, "CGROUP", tmp_path / "cgroup")
+    monkeypatch.setattr(lxc, "END_LIMIT", 0.0)
+    all_ = [f"{place}/lxc.{kind}.{name}" for place in (".", "guests", "guests/web", "../elsewhere")
+            for kind in ("payload", "monitor") for name in ("c1", "c2")]
+    for each in all_:
+        (tmp_path / "cgroup" / each / "init.scope").mkdir(parents=True)
+    lived_in = tmp_path / "cgroup" / goes.format("lxc.monitor.c1")
+    monkeypatch.setattr(lxc, "processes", lambda cgroup: [1] if cgroup == lived_in else [])
+    lxc.drop_cgroups("c1", folder)
+    left = {each for each in all_ if (tmp_path / "cgroup" / each).is_dir()}
+    assert set(all_) - left == {each for each in all_ if goes and Path(each) == Path(goes.format("lxc.payload.c1"))}
 
 
 def test_what_lives_nowhere_else_is_the_hosts() -> None:

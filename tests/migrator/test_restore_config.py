@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from migrator import config_reader, container_config, restore_config
+from migrator import config_reader, container_config, restore, restore_config
+from migrator.layout import Layout
 
 FILES = {
     "/usr/share/lxc/config/common.conf":
@@ -135,3 +136,16 @@ def test_a_reboot_is_told_from_a_stop(tmp_path: Path, end: str, started: bool) -
     if started:
         said = (tmp_path / "started").read_text()
         assert said.startswith(f"-d\n-n\nc1\n-P\n{lxcpath}\n") and "SECRET" not in said
+
+
+@pytest.mark.parametrize(("made", "text", "folder"), [
+    ("config.restore", "lxc.cgroup.dir = guests\nlxc.uts.name = web\nlxc.cgroup.dir = guests/web\n", "guests/web"),
+    ("config.start", "lxc.include = {0}/more\n", "more"), ("config.start", "lxc.uts.name = web\n", ""), ("", "", ""),
+])
+def test_where_its_cgroups_were_made(tmp_path: Path, made: str, text: str, folder: str) -> None:
+    layout = Layout(tmp_path, "web", "0badc0de")
+    layout.spool.mkdir(parents=True)
+    (tmp_path / "more").write_text("lxc.cgroup.dir = more\n")
+    if made:
+        (layout.spool / made).write_text(text.format(tmp_path))
+    assert restore.cgroup_folder(layout) == folder

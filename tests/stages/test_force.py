@@ -70,6 +70,7 @@ def nothing_real(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[li
     monkeypatch.setattr(rollback, "thaw_source", lambda _: done.append("thawed"))
     monkeypatch.setattr(rollback, "where", lambda _: "It runs on here.")
     monkeypatch.setattr(settling, "stands_fenced", lambda _: False)
+    monkeypatch.setattr(settling, "seems_fenced", lambda _: False)
     monkeypatch.setattr(holder, "_interrupted", [])
     monkeypatch.setattr(layout.locked.__wrapped__, "__defaults__", (tmp_path / "lock",))  # type: ignore
     monkeypatch.setattr(holder.of, "__defaults__", (tmp_path / "lock",))
@@ -362,7 +363,7 @@ def test_what_stands_fenced_is_not_finished_without_its_source(journal: Journal,
                                                                monkeypatch: pytest.MonkeyPatch) -> None:
     """A reboot has stopped it, and the source may have been forced to run it meanwhile."""
     migration = restored(journal)
-    monkeypatch.setattr(settling, "stands_fenced", lambda _: True)
+    monkeypatch.setattr(settling, "seems_fenced", lambda _: True)
     with pytest.raises(OutOfOrder) as refused:
         force.finish_alone(migration, migration.id, lambda: pytest.fail("it is asked"))
     assert "migrator resume web" in refused.value.hint

@@ -5,22 +5,26 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import signal
-import subprocess
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
 from migrator import clock, container_config, criu, identity, let_run, lxc, network, no_memory, restore
-from migrator.errors import AlreadyRuns, ContainerExists, ContainerNotRunning, JournalBroken, TwoCopies, WordOver
+from migrator.errors import (
+    AlreadyRuns,
+    ContainerExists,
+    ContainerNotRunning,
+    JournalBroken,
+    OutOfOrder,
+    TwoCopies,
+    WordOver,
+)
 from migrator.identity import Whose
 from migrator.journal import Migration
 from migrator.layout import Layout
 from migrator.states import Event, State
-from stages import ask_source, finish, heal, restore_dump, rollback, settling
+from stages import ask_source, finish, force, heal, restore_dump, rollback, settling
 from tests.stages.test_settling import ID, restoring
 
 __all__ = ["restoring"]
@@ -76,8 +80,9 @@ def acts(restoring: Migration, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(criu, "processes", lambda folders: [])
     monkeypatch.setattr(criu, "left_after", lambda limit, folders: [])
     monkeypatch.setattr(lxc, "processes", lambda cgroup: [])
-    monkeypatch.setattr(lxc, "rooted", lambda name, rootfs: [])
+    monkeypatch.setattr(lxc, "container_processes", lambda name: [])
     monkeypatch.setattr(lxc, "drop_cgroups", act("cgroups dropped"))
+    monkeypatch.setattr(restore, "cgroup_folder", lambda layout: "guests" if layout == layout_of(restoring) else "")
     monkeypatch.setattr(no_memory, "end", act("start ended"))
     monkeypatch.setattr(restore, "clear", act("restore cleared"))
     monkeypatch.setattr(restore, "complete", act("restore completed"))
@@ -182,7 +187,7 @@ def test_what_runs_beside_another_container_in_its_place_keeps_the_token(
 ) -> None:
     """Its folder was renamed while it ran, and another one made."""
     monkeypatch.setattr(identity, "whose", lambda *_: Whose.FOREIGN)
-    monkeypatch.setattr(lxc, "payload_processes", lambda name: [1, 4711] if name == "web" else [])
+    monkeypatch.setattr(lxc, "container_processes", lambda name: [1, 4711] if name == "" else [])
     monkeypatch.setattr(Layout, "is_own", lambda _, path: path == Path("/proc/4711/root"))
     let_run.record(str(let_run.mark(layout_of(restoring).spool)))
     with pytest.raises(ContainerExists):
@@ -200,7 +205,7 @@ def test_a_new_restore_takes_what_has_run_for_none_of_its_own(
     (layout.rootfs / "written").touch()
     monkeypatch.setattr(Layout, "is_own_rootfs", lambda layout: layout.rootfs.is_dir())
     monkeypatch.setattr(settling, "_has_come_up", lambda *_: False)
-    monkeypatch.setattr(lxc, "lives_in", lambda name, rootfs: runs and rootfs == layout.rootfs)
+    monkeypatch.setattr(lxc, "runs_in", lambda name, rootfs: runs and rootfs == layout.rootfs)
     mark = let_run.mark(layout.spool)
     let_run.record(str(mark))
     stage = restore_dump.Restore.__new__(restore_dump.Restore)
@@ -231,66 +236,6 @@ def test_a_record_that_fails_says_so(restoring: Migration, monkeypatch: pytest.M
     with pytest.raises(JournalBroken):
         settling.record(restoring, 1.0)
     assert "migrator resume web" in " ".join(capfd.readouterr().err.split())
-
-
-# --- ending it ------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def processes() -> Iterator[list[subprocess.Popen[bytes]]]:
-    """One that leads a group with a child in it, and two that are in the tests' own group."""
-    made = [subprocess.Popen(["sh", "-c", "sleep 600 & echo; wait"], stdout=subprocess.PIPE, process_group=0),
-            subprocess.Popen(["sleep", "600"]), subprocess.Popen(["sleep", "600"])]
-    assert made[0].stdout
-    made[0].stdout.readline()  # its child has begun
-    yield made
-    for each in made:
-        each.kill()
-        each.wait()
-
-
-def has_ended(pid: int) -> bool:
-    """Or is a zombie, whose new parent takes its time."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2].startswith(b"Z")
-    except FileNotFoundError:
-        return True
-
-
-@pytest.mark.parametrize("own", [True, False])
-def test_only_what_belongs_to_it_is_ended(restoring: Migration, container: Container, acts: list[str],
-                                          processes: list[subprocess.Popen[bytes]],
-                                          monkeypatch: pytest.MonkeyPatch, own: bool) -> None:
-    """Where the root file system is an earlier stay's still, whoever is at work in it is not ended."""
-    leader, half_restored, stranger = processes
-    monkeypatch.setattr(Layout, "is_own_rootfs", lambda _: own)
-    (child,) = (int(each) for each in Path(f"/proc/{leader.pid}/task/{leader.pid}/children").read_text().split())
-    layout = layout_of(restoring)
-    monkeypatch.setattr(criu, "processes", lambda folders: [leader.pid] if folders == layout.dumped_into() else [])
-    monkeypatch.setattr(lxc, "rooted",
-                        lambda name, rootfs: [half_restored.pid] if (name, rootfs) == ("web", layout.rootfs) else [])
-    container.states = ["RUNNING", "RUNNING", "STOPPED"]
-    container.folder.mkdir()
-    assert settling.end(restoring, cast("lxc.Container", container), layout) is True
-    assert leader.wait(60) == -signal.SIGKILL and stranger.poll() is None
-    assert (half_restored.wait(60) == -signal.SIGKILL) if own else half_restored.poll() is None
-    while not has_ended(child):
-        time.sleep(0.01)
-    assert (container.folder / "cgroup.kill").read_text() == "1"
-    assert acts == ["cgroups dropped web", "restore cleared"] and container.states == ["STOPPED"]
-    assert fence(restoring) == ID
-    assert "lxc.uts.name = web" in (layout.container / "config").read_text()
-    hook = (layout.container / container_config.FENCE_HOOK).read_text()
-    assert "web is being moved here; see: migrator status web" in hook
-
-
-def test_who_leads_no_group_is_ended_alone(restoring: Migration, container: Container, acts: list[str],
-                                           processes: list[subprocess.Popen[bytes]],
-                                           monkeypatch: pytest.MonkeyPatch) -> None:
-    _, member, other = processes
-    monkeypatch.setattr(criu, "processes", lambda _: [member.pid])
-    settling.end(restoring, cast("lxc.Container", container), layout_of(restoring))
-    assert member.wait(60) == -signal.SIGKILL and other.poll() is None
 
 
 def test_after_a_reboot_it_is_started(restoring: Migration, container: Container, acts: list[str],
@@ -340,9 +285,23 @@ def test_what_lives_on_without_its_monitor_does_not_stand(restoring: Migration, 
     """LXC says that it is stopped: it was told to be started, beside the one that runs."""
     defined(restoring)
     monkeypatch.setattr(identity, "whose", lambda _: Whose.OURS)
-    monkeypatch.setattr(lxc, "lives_in", lambda name, rootfs: (name, rootfs) == ("web", layout_of(restoring).rootfs))
+    monkeypatch.setattr(lxc, "runs_in", lambda name, rootfs: (name, rootfs) == ("web", layout_of(restoring).rootfs))
     restoring.state, container.states = State.RESTORED, ["STOPPED"]
     assert not settling.stands_fenced(restoring)
+
+
+def test_who_looks_into_its_root_file_system_does_not_make_it_run(restoring: Migration, container: Container,
+                                                                  acts: list[str],
+                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    """LXC says that it is stopped, it is fenced, and its source may have been forced to run it again."""
+    monkeypatch.setattr(lxc, "payload_processes", lambda name: [4711])
+    monkeypatch.setattr(lxc, "_has_root", lambda rootfs, pids: bool(pids))
+    restoring.move(Event.RESTORED)
+    assert settling.stands_fenced(restoring)
+    monkeypatch.setattr(lxc, "container_processes", lambda name: [4711])  # or has namespaces made for that
+    with pytest.raises(OutOfOrder) as refused:
+        force.finish_alone(restoring, ID, lambda: pytest.fail("the source is asked"))
+    assert "migrator resume web" in refused.value.hint and restoring.state is State.RESTORED
 
 
 @pytest.mark.parametrize(("state", "lives", "two"), [
@@ -358,7 +317,7 @@ def test_it_gives_way_only_where_nothing_of_it_runs(restoring: Migration, contai
     for name in ("config", "rootfs"):
         attribute = "config_file" if name == "config" else name
         monkeypatch.setattr(container, attribute, container.folder / name, raising=False)
-    monkeypatch.setattr(lxc, "lives_in", lambda *_: lives)
+    monkeypatch.setattr(lxc, "runs_in", lambda *_: lives)
     monkeypatch.setattr(settling, "stands_fenced", lambda _: False)
     monkeypatch.setattr(ask_source, "state_of_source", lambda *_: State.ROLLED_BACK)
     monkeypatch.setattr(finish, "drop_way_back", lambda _: acts.append("gave way"))
@@ -391,48 +350,3 @@ def test_it_goes_on_in_its_time_and_only_after_a_reboot(restoring: Migration, co
     assert fence(restoring) == ID and started == []
     settling.go_on(restoring, 1000.0)
     assert fence(restoring) == "" and started == ([(container, ID)] if then == "started" else [])
-
-
-def test_one_that_has_ended_meanwhile_is_ended(restoring: Migration, container: Container, acts: list[str],
-                                               monkeypatch: pytest.MonkeyPatch) -> None:
-    gone = subprocess.Popen(["true"])
-    gone.wait()
-    monkeypatch.setattr(criu, "processes", lambda _: [gone.pid])
-    monkeypatch.setattr(Layout, "is_own_rootfs", lambda _: True)
-    monkeypatch.setattr(lxc, "rooted", lambda *_: [gone.pid])
-    container.states = ["ABORTING"]
-    assert settling.end(restoring, cast("lxc.Container", container), layout_of(restoring)) is True
-    assert "restore cleared" in acts
-
-
-def test_another_container_in_its_place_is_left_alone(restoring: Migration, container: Container, acts: list[str],
-                                                      processes: list[subprocess.Popen[bytes]],
-                                                      monkeypatch: pytest.MonkeyPatch) -> None:
-    """CRIU, which is known by the images folder, is ended all the same."""
-    leader, stranger, _ = processes
-    monkeypatch.setattr(identity, "whose", lambda *_: Whose.FOREIGN)
-    monkeypatch.setattr(criu, "processes", lambda _: [leader.pid])
-    monkeypatch.setattr(lxc, "rooted", lambda *_: [stranger.pid])
-    container.states = ["RUNNING"]
-    container.folder.mkdir()
-    settling.clear(restoring)
-    assert leader.wait(60) == -signal.SIGKILL and stranger.poll() is None
-    assert acts == [] and not (container.folder / "cgroup.kill").exists()
-
-
-@pytest.mark.parametrize("memory", [True, False])
-def test_without_memory_its_start_is_ended(restoring: Migration, container: Container, acts: list[str],
-                                           memory: bool) -> None:
-    restoring.note("memory", memory=memory)
-    let_run.record(str(let_run.mark(layout_of(restoring).spool)))
-    settling.clear(restoring)
-    assert acts == [*([] if memory else [f"start ended {ID}"]), "cgroups dropped web", "restore cleared", "deleted"]
-    assert not let_run.was(let_run.mark(layout_of(restoring).spool))
-
-
-def test_the_wait_for_its_end_has_one(container: Container) -> None:
-    container.states = ["RUNNING"]
-    settling._wait_stopped(cast("lxc.Container", container), 0.05)
-    container.states = ["RUNNING", "STOPPING", "ABORTING", "never"]
-    settling._wait_stopped(cast("lxc.Container", container))
-    assert container.states == ["never"]

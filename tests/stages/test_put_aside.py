@@ -63,7 +63,7 @@ class Disk:
 @pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
     monkeypatch.setattr(lxc, "Container", lambda name, lxcpath: SimpleNamespace(name=name, state="STOPPED"))
-    monkeypatch.setattr(lxc, "drop_cgroups", lambda _: None)
+    monkeypatch.setattr(lxc, "drop_cgroups", lambda *_: None)
     monkeypatch.setattr(no_memory, "end", lambda *_: None)
     monkeypatch.setattr(restore, "clear", lambda _: None)
     monkeypatch.setattr(network, "announce", lambda _: SimpleNamespace(join=lambda: None))

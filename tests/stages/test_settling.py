@@ -217,7 +217,7 @@ def test_a_fence_that_stands_need_not_be_written(restoring: Migration, monkeypat
     container_config.fence(here.container, "lxc.uts.name = web\n", ID if stands else "ffffffff", "no")
     monkeypatch.setattr(identity, "whose", lambda *_: Whose.OURS)
     monkeypatch.setattr(container_config, "write_file", read_only)
-    monkeypatch.setattr(lxc, "drop_cgroups", lambda _: None)
+    monkeypatch.setattr(lxc, "drop_cgroups", lambda *_: None)
     monkeypatch.setattr(restore, "clear", lambda _: None)
     container: Any = SimpleNamespace(state="STOPPED")
     with contextlib.nullcontext() if stands else pytest.raises(OSError, match="Read-only"):

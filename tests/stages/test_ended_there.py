@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a failed or killed restore has left is ended, wherever it is by now: nothing of anybody else's."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from migrator import container_config, criu, identity, let_run, lxc
+from migrator.errors import CopyNotEnded
+from migrator.identity import Whose
+from migrator.journal import Migration
+from migrator.layout import Layout
+from migrator.states import State
+from stages import rollback, settling
+from tests.stages.test_left_by_a_restore import Container, acts, container, fence, layout_of
+from tests.stages.test_settling import ID, restoring
+
+__all__ = ["acts", "container", "restoring"]
+
+
+@pytest.fixture
+def processes() -> Iterator[list[subprocess.Popen[bytes]]]:
+    """One that leads a group with a child in it, and two that are in the tests' own group."""
+    made = [subprocess.Popen(["sh", "-c", "sleep 600 & echo; wait"], stdout=subprocess.PIPE, process_group=0),
+            subprocess.Popen(["sleep", "600"]), subprocess.Popen(["sleep", "600"])]
+    assert made[0].stdout
+    made[0].stdout.readline()  # its child has begun
+    yield made
+    for each in made:
+        each.kill()
+        each.wait()
+
+
+def has_ended(pid: int) -> bool:
+    """Or is a zombie, whose new parent takes its time."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2].startswith(b"Z")
+    except FileNotFoundError:
+        return True
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_only_what_belongs_to_it_is_ended(restoring: Migration, container: Container, acts: list[str],
+                                          processes: list[subprocess.Popen[bytes]],
+                                          monkeypatch: pytest.MonkeyPatch, own: bool) -> None:
+    """Its root file system was moved away, or is put aside since; or it is an earlier stay's, where somebody works."""
+    leader, half_restored, stranger = processes
+    monkeypatch.setattr(Layout, "is_own_rootfs", lambda _: False)
+    (child,) = (int(each) for each in Path(f"/proc/{leader.pid}/task/{leader.pid}/children").read_text().split())
+    layout = layout_of(restoring)
+    monkeypatch.setattr(criu, "processes", lambda folders: [leader.pid] if folders == layout.dumped_into() else [])
+    live_in(monkeypatch, own=[half_restored] if own else [], others=[stranger] if own else [half_restored, stranger])
+    container.states = ["RUNNING", "RUNNING", "STOPPED"]
+    container.folder.mkdir()
+    assert settling.end(restoring, cast("lxc.Container", container), layout) is True
+    assert leader.wait(60) == -signal.SIGKILL and stranger.poll() is None
+    assert (half_restored.wait(60) == -signal.SIGKILL) if own else half_restored.poll() is None
+    while not has_ended(child):
+        time.sleep(0.01)
+    assert (container.folder / "cgroup.kill").read_text() == "1"
+    assert acts == ["cgroups dropped web guests", "restore cleared"] and container.states == ["STOPPED"]
+    assert fence(restoring) == ID
+    assert "lxc.uts.name = web" in (layout.container / "config").read_text()
+    hook = (layout.container / container_config.FENCE_HOOK).read_text()
+    assert "web is being moved here; see: migrator status web" in hook
+
+
+def live_in(monkeypatch: pytest.MonkeyPatch, *, own: list[subprocess.Popen[bytes]],
+            others: list[subprocess.Popen[bytes]]) -> None:
+    """These are a container's: some live in a subvolume that the migration has made, some do not."""
+    roots = [Path(f"/proc/{each.pid}/root") for each in own]
+    monkeypatch.setattr(lxc, "container_processes", lambda name: [
+        each.pid for each in (*own, *others) if name == "web" and each.poll() is None])
+    monkeypatch.setattr(Layout, "is_own", lambda _, path: path in roots)
+
+
+@pytest.mark.parametrize("removed", [True, False])
+def test_nothing_is_recorded_as_long_as_it_lives_in_a_root_file_system_that_was_moved_away(
+    restoring: Migration, container: Container, acts: list[str], processes: list[subprocess.Popen[bytes]],
+    monkeypatch: pytest.MonkeyPatch, removed: bool,
+) -> None:
+    """The kernel cannot interrupt it: what stands in its place is fenced again, and the token stays."""
+    killed: list[object] = []
+    monkeypatch.setattr(lxc, "STOP_LIMIT", 0.05)
+    monkeypatch.setattr(Layout, "is_own_rootfs", lambda _: False)
+    live_in(monkeypatch, own=processes[1:2], others=processes[2:])
+    if removed:
+        (layout_of(restoring).container / "config").unlink()
+    else:
+        container_config.unfence(layout_of(restoring).container, ID)
+    with monkeypatch.context() as uninterruptible, pytest.raises(CopyNotEnded) as error:
+        uninterruptible.setattr("stages.settling.os.kill", lambda *args: killed.append(args))
+        rollback._abandon(restoring, [])
+    assert f"migration {ID}: {processes[1].pid}." in str(error.value) and "migrator resume web" in error.value.hint
+    assert set(killed) == {(processes[1].pid, signal.SIGKILL)}
+    assert restoring.state is State.RESTORING and "deleted" not in acts
+    assert removed or fence(restoring) == ID
+
+
+def test_what_runs_in_one_that_was_put_aside_is_not_ended(
+    restoring: Migration, container: Container, acts: list[str], processes: list[subprocess.Popen[bytes]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Somebody has it started, as a container of its own, for what it had written."""
+    kept = layout_of(restoring).aside()
+    kept.symlink_to("/")  # where these processes live
+    live_in(monkeypatch, own=processes[1:2], others=[])
+    settling.clear(restoring)
+    assert processes[1].poll() is None and "deleted" in acts
+
+
+def test_who_leads_no_group_is_ended_alone(restoring: Migration, container: Container, acts: list[str],
+                                           processes: list[subprocess.Popen[bytes]],
+                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    _, member, other = processes
+    monkeypatch.setattr(criu, "processes", lambda _: [member.pid])
+    settling.end(restoring, cast("lxc.Container", container), layout_of(restoring))
+    assert member.wait(60) == -signal.SIGKILL and other.poll() is None
+
+
+def test_one_that_has_ended_meanwhile_is_ended(restoring: Migration, container: Container, acts: list[str],
+                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    monkeypatch.setattr(criu, "processes", lambda _: [gone.pid])
+    monkeypatch.setattr(Layout, "is_own_rootfs", lambda _: True)
+    monkeypatch.setattr(Layout, "is_own", lambda *_: True)
+    looks = [[gone.pid]]
+    monkeypatch.setattr(lxc, "container_processes", lambda _: looks.pop() if looks else [])
+    container.states = ["ABORTING"]
+    assert settling.end(restoring, cast("lxc.Container", container), layout_of(restoring)) is True
+    assert "restore cleared" in acts and not looks
+
+
+def test_another_container_in_its_place_is_left_alone(restoring: Migration, container: Container, acts: list[str],
+                                                      processes: list[subprocess.Popen[bytes]],
+                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    """CRIU, which is known by the images folder, is ended all the same."""
+    leader, stranger, _ = processes
+    monkeypatch.setattr(identity, "whose", lambda *_: Whose.FOREIGN)
+    monkeypatch.setattr(criu, "processes", lambda _: [leader.pid])
+    live_in(monkeypatch, own=[], others=[stranger])
+    container.states = ["RUNNING"]
+    container.folder.mkdir()
+    settling.clear(restoring)
+    assert leader.wait(60) == -signal.SIGKILL and stranger.poll() is None
+    assert acts == [] and not (container.folder / "cgroup.kill").exists()
+
+
+@pytest.mark.parametrize("memory", [True, False])
+def test_without_memory_its_start_is_ended(restoring: Migration, container: Container, acts: list[str],
+                                           memory: bool) -> None:
+    restoring.note("memory", memory=memory)
+    let_run.record(str(let_run.mark(layout_of(restoring).spool)))
+    settling.clear(restoring)
+    assert acts == [*([] if memory else [f"start ended {ID}"]), "cgroups dropped web guests", "restore cleared",
+                    "deleted"]
+    assert not let_run.was(let_run.mark(layout_of(restoring).spool))
+
+
+def test_the_wait_for_its_end_has_one(container: Container) -> None:
+    container.states = ["RUNNING"]
+    settling._wait_stopped(cast("lxc.Container", container), 0.05)
+    container.states = ["RUNNING", "STOPPING", "ABORTING", "never"]
+    settling._wait_stopped(cast("lxc.Container", container))
+    assert container.states == ["never"]
