@@ -16,7 +16,9 @@ written in which order around which acts and messages. Keep it in step with stag
   - a command is interrupted while it waits for an answer; the destination ends a migration by itself, whose source is
     lost for good
   - a rollback asks another host, as after a wrong -d: it has never heard of the migration, or only of an earlier round
-  - somebody makes a container of that name on the destination, where none is or in the place of ours, or removes his
+  - somebody makes a container of that name on the destination, where none is or in the place of ours, or removes his;
+    what has run there he may destroy as long as the source's copy is not being ended. Between the destination's word
+    that it is there and the record that it is, nobody can keep him from that
   - somebody takes the fence away from what a restore has let run; LXC's monitor ends, and what it held runs on. On the
     source no rule hangs on the monitor, and a fence that is taken away there, nobody can make up for
 """
@@ -25,12 +27,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
 from migrator.healing import LETS_RUN, MAY_RESTORE, TAKEN_BACK, gives_back, must_ask
 from migrator.identity import Whose
 from migrator.leave import BY_HAND
-from migrator.states import ENDED, Event, IllegalMove, Owner, Role, State, Verdict, after, decide, owner, step
+from migrator.states import ENDED, Event, IllegalMove, Owner, Role, State, Verdict, after, decide, step
+from tests.migrator.world import FROZEN, RAN_THERE, RUNS, STOPPED, STRANGER, Message, World
 
 S = State
 # Attempts at a dump: an older one's messages can harm a newer one. The page is made with ALL_DUMPS.
@@ -61,7 +63,6 @@ PROGRAMS: dict[str, tuple[str, ...]] = {
     "finish offered": ("call:running", "taken", "finish", "act:fence", "act:kill", "call:finish", "finished"),
 }
 DUMPING_PROGRAMS = ("create-dump", "create-dump --no-memory")
-RUNS, FROZEN, STOPPED = "runs", "frozen", "stopped"
 OK = "ok"
 REFUSED = "refused"  # the one error that is the destination's last word: DumpRefused, AlreadyRuns
 TROUBLE = "trouble"  # any other error
@@ -69,100 +70,14 @@ UNKNOWN = "unknown"  # it has never heard of it: NoMigration, or an abandon that
 LOST = "lost"  # no answer
 
 GOES_ON = {"own", "restore"}  # their answer is followed by the source's word that it may be let run, and for how long
+BY_FORCE = 1  # in an abandon, instead of an attempt: it gives way where it has run, and is not there any more
 NUMBERED = {"dump-begin", "images", "own", "dump-drop"}
 ARRIVING = {S.RECEIVING_DUMP, S.DUMP_RECEIVED}
 TAKEN = {S.OWNED, S.RESTORING, S.RESTORED, S.FINISHED}
 PAST = TAKEN | {S.ABANDONING, S.ABANDONED}
-RAN_THERE = {S.RESTORED, S.FINISHED}
-
-
-class Message(NamedTuple):
-    request: str
-    attempt: int  # 0 where the request does not carry it
-
-
-class World(NamedTuple):
-    """Both journals, where the programs stand, what may still arrive, and what the container really does."""
-
-    source: State | None = None
-    attempt: int = 0
-    forced: bool = False
-    here: str = RUNS
-    fenced_here: bool = False
-    program: str = ""  # that runs on the source
-    step: int = 0
-    waiting: bool = False  # for the answer to the call at `step`
-    destination: State | None = None
-    attempt_there: int = 0
-    word: bool = False  # of the source, that it may be let run there, still holds (`migrator.leave`)
-    images: int = 0  # of which attempt all of them lie there
-    restoring: bool = False  # a restore or start is under way on the destination, and has the container locked
-    mark: bool = False  # that it may have run there; see `migrator.let_run`
-    there: str = STOPPED
-    monitor: bool = True  # LXC's, of what runs there: without it LXC says that it is stopped
-    fenced_there: bool = True  # or not there at all
-    place: Whose = Whose.NOBODYS  # what is where the container is put there
-    gone: bool = False  # the destination, as far as anybody can tell
-    forgot: bool = False  # its journal is lost
-    flying: frozenset[Message] = frozenset()  # sent, and may arrive at any time, any number of times
-
-    @property
-    def source_owner(self) -> Owner:
-        return owner(self.source) if self.source else Owner.SOURCE
-
-    @property
-    def destination_owner(self) -> Owner:
-        return owner(self.destination) if self.destination else Owner.SOURCE
-
-    @property
-    def idle(self) -> bool:
-        return not self.program and not self.restoring
-
-    @property
-    def restorable(self) -> bool:
-        return bool(self.images) and self.place.may_go
-
-    @property
-    def stands_fenced(self) -> bool:
-        """It has run there, or may have, and does not: see `stages.settling.stands_fenced`."""
-        return self.destination is S.RESTORED and self.there == STOPPED and self.fenced_there and self.place.may_go
-
-    @property
-    def may_run_here(self) -> bool:
-        """It runs, or whoever likes can start it."""
-        return self.here == RUNS or (self.here == STOPPED and not self.fenced_here)
-
-    @property
-    def may_run_there(self) -> bool:
-        return not self.gone and (self.there == RUNS or not self.fenced_there)
 
 
 Moves = Iterator[tuple[str, World]]
-STRANGER = "somebody "  # begins the labels of what others do to containers
-
-
-def check(world: World) -> None:
-    """What must hold in every world."""
-    assert not (world.here == RUNS and world.there == RUNS and not world.gone), "two copies run"
-    assert not (world.may_run_here and world.may_run_there), "one runs, and nothing keeps the other from being started"
-    both = world.source_owner is Owner.SOURCE and world.destination_owner is Owner.DESTINATION
-    assert not both or world.forced, "two owners"
-    if world.may_run_here:
-        assert world.source_owner is Owner.SOURCE, "it may run on the source, which does not have the token"
-    if world.may_run_there and not world.forgot:
-        assert world.destination_owner is Owner.DESTINATION, "it may run on the destination without the token"
-    if world.source in (S.FINISHING, S.FINISHED):
-        assert world.forgot or world.destination in RAN_THERE, \
-            "the source's copy is ended, and it has never run on the destination"
-    if world.source is S.ROLLED_BACK and not world.program:
-        assert world.may_run_here, "rolled back, and it can run nowhere"
-
-
-def check_move(world: World, label: str, reached: World) -> None:
-    """What must hold of everything that our programs do."""
-    if world.place is Whose.FOREIGN and not label.startswith(STRANGER):
-        assert reached.place is Whose.FOREIGN, "somebody else's container was removed or taken over"
-        assert reached.there == STOPPED, "somebody else's container was taken for the one that is restored"
 
 
 def moves(world: World) -> Moves:
@@ -274,6 +189,8 @@ def go_on(world: World) -> Iterator[World]:
 
 def awaited(world: World) -> Message:
     request = PROGRAMS[world.program][world.step].removeprefix("call:")
+    if world.program == "rollback forced" and request == "abandon":
+        return Message(request, BY_FORCE)
     return Message(request, world.attempt if request in NUMBERED else 0)
 
 
@@ -384,7 +301,7 @@ def inert(world: World, message: Message) -> bool:
         case "running":
             return True
         case "abandon":
-            return state in (S.ABANDONED, *RAN_THERE)
+            return state in (S.ABANDONED, S.FINISHED) or (state is S.RESTORED and message.attempt != BY_FORCE)
         case "restore":
             return state in (S.ABANDONING, S.ABANDONED, *RAN_THERE)
         case "finish":
@@ -511,11 +428,16 @@ def refusal(world: World, attempt: int) -> World:
     return world._replace(attempt_there=max(attempt, world.attempt_there))
 
 
-def _abandon(world: World, _: int) -> Answers:
+def _abandon(world: World, how: int) -> Answers:
+    if world.given_way:
+        yield world, OK
+        return
     if world.destination is S.RESTORING:
         world = settled(world)
         yield world, LOST
-    if world.destination in RAN_THERE:
+    if world.has_left and how == BY_FORCE:
+        yield gave_way(world), OK
+    elif world.destination in RAN_THERE:
         yield world, REFUSED
     elif world.destination is S.ABANDONED:
         yield world, OK
@@ -526,6 +448,11 @@ def _abandon(world: World, _: int) -> Answers:
             world = world._replace(place=Whose.NOBODYS)
             yield world, LOST
         yield moved(world, Event.ABANDONED)._replace(images=0), OK
+
+
+def gave_way(world: World) -> World:
+    """It stays fenced, or is not there any more."""
+    return moved(world, Event.FINISHED)._replace(given_way=True)
 
 
 def _restore(world: World, _: int) -> Answers:
@@ -555,7 +482,7 @@ def _restore(world: World, _: int) -> Answers:
 
 
 def _running(world: World, _: int) -> Answers:
-    yield world, OK if world.destination in RAN_THERE else TROUBLE
+    yield world, OK if world.destination in RAN_THERE and not (world.has_left or world.given_way) else TROUBLE
 
 
 def gone_on(world: World) -> World:
@@ -564,6 +491,9 @@ def gone_on(world: World) -> World:
 
 
 def _finish(world: World, _: int) -> Answers:
+    if world.given_way:
+        yield world, OK
+        return
     if world.stands_fenced:  # the source's copy has ended
         world = gone_on(world)
         yield world, LOST
@@ -623,8 +553,11 @@ def strangers(world: World) -> Moves:
     elif world.place is Whose.NOBODYS:
         yield f"{STRANGER}makes a container of that name", world._replace(place=Whose.FOREIGN)
     elif world.destination not in RAN_THERE and world.there == STOPPED and not world.restoring:
-        # What has run there is his who destroys it.
         yield f"{STRANGER}destroys what has arrived", world._replace(place=Whose.NOBODYS, fenced_there=True)
+    elif world.destination is S.RESTORED and world.source in (S.OFFERED, S.DUMPED) and not world.restoring \
+            and not (world.program in ("finish", "finish offered") and world.step):
+        yield f"{STRANGER}destroys what has run", world._replace(place=Whose.NOBODYS, there=STOPPED, monitor=True,
+                                                                 fenced_there=True)
 
 
 TYPED_THERE = {"import-data": "import", "restore-dump": "restore", "resume": "restore", "rollback": "abandon",
@@ -633,8 +566,11 @@ TYPED_THERE = {"import-data": "import", "restore-dump": "restore", "resume": "re
 
 def typed_there(world: World, command: str) -> Answers:
     """The same as the request; but what lets it run has the source asked first, unless its word still holds."""
-    if command == "finish --force" and (world.destination is not S.RESTORED or world.stands_fenced):
+    if command == "finish --force" and (world.destination is not S.RESTORED or world.stands_fenced or world.has_left):
         yield world, TROUBLE
+        return
+    if command == "resume" and world.has_left:
+        yield (gave_way(world), OK) if told(world) in TAKEN_BACK else (world, TROUBLE)
         return
     if command in ("restore-dump", "resume"):
         if world.destination is S.RESTORING:
@@ -646,7 +582,7 @@ def typed_there(world: World, command: str) -> Answers:
         if (world.stands_fenced or world.destination in MAY_RESTORE) and must_ask(BY_HAND if world.word else None):
             said = told(world)
             if said in TAKEN_BACK and world.stands_fenced:
-                yield moved(world, Event.FINISHED), OK  # it stays fenced: it gives way
+                yield gave_way(world), OK
                 return
             if said in TAKEN_BACK:
                 command = "rollback"

@@ -45,7 +45,7 @@ TESTS = (
     # test in test_decisions.py too.
     *(f"--deselect=tests/migrator/test_states.py::test_{name}" for name in (
         "never_two_copies", "every_way_leads_to_an_end", "a_destination_that_is_gone_leaves_one_way",
-        "the_page_is_current", "the_search_finds_a_broken_rule")),
+        "the_page_is_current")),
 )
 
 

@@ -19,7 +19,7 @@ from migrator.journal import Journal
 from migrator.states import Event, Role, State
 from tests.effort import tries
 from tests.migrator import model
-from tests.migrator.model import Message, World
+from tests.migrator.world import RAN_THERE, Message, World
 from tests.stages.test_answers import ID, Destination, arrives
 
 # Asked of both. "arrives" stands for all data of the dump; "restored" for a restore that has succeeded, with what it
@@ -66,7 +66,7 @@ def modelled(world: World, request: str, attempt: int) -> list[tuple[World, str]
     """What the model lets happen: the worlds after it, with what is answered."""
     state = world.destination
     if request == "made":
-        return [(world if state in model.RAN_THERE else world._replace(place=Whose.FOREIGN), "")]
+        return [(world if state in RAN_THERE else world._replace(place=Whose.FOREIGN), "")]
     if request == "arrives":
         return [(world._replace(images=world.attempt_there), "") if state is State.RECEIVING_DUMP else (world, "")]
     if request in ("restored", "killed"):
@@ -85,7 +85,7 @@ def real(there: Destination, request: str, attempt: int) -> str:
             arrives(there)
         return ""
     if request == "made":
-        if there.state not in model.RAN_THERE:
+        if there.state not in RAN_THERE:
             shutil.rmtree(there.layout.container, ignore_errors=True)
             there.layout.container.mkdir()
             (there.layout.container / "config").write_text("lxc.uts.name = another\n")

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What `tests.migrator.model` knows of both hosts at one moment, and what must hold in each."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from migrator.identity import Whose
+from migrator.states import Owner, State, owner
+
+S = State
+RUNS, FROZEN, STOPPED = "runs", "frozen", "stopped"
+RAN_THERE = {S.RESTORED, S.FINISHED}
+
+
+class Message(NamedTuple):
+    request: str
+    attempt: int  # 0 where the request does not carry it
+
+
+class World(NamedTuple):
+    """Both journals, where the programs stand, what may still arrive, and what the container really does."""
+
+    source: State | None = None
+    attempt: int = 0
+    forced: bool = False
+    here: str = RUNS
+    fenced_here: bool = False
+    program: str = ""  # that runs on the source
+    step: int = 0
+    waiting: bool = False  # for the answer to the call at `step`
+    destination: State | None = None
+    attempt_there: int = 0
+    word: bool = False  # of the source, that it may be let run there, still holds (`migrator.leave`)
+    images: int = 0  # of which attempt all of them lie there
+    restoring: bool = False  # a restore or start is under way on the destination, and has the container locked
+    mark: bool = False  # that it may have run there; see `migrator.let_run`
+    there: str = STOPPED
+    monitor: bool = True  # LXC's, of what runs there: without it LXC says that it is stopped
+    fenced_there: bool = True  # or not there at all
+    place: Whose = Whose.NOBODYS  # what is where the container is put there
+    given_way: bool = False  # it had run there, and the destination knows that the source goes on with its own
+    gone: bool = False  # the destination, as far as anybody can tell
+    forgot: bool = False  # its journal is lost
+    flying: frozenset[Message] = frozenset()  # sent, and may arrive at any time, any number of times
+
+    @property
+    def source_owner(self) -> Owner:
+        return owner(self.source) if self.source else Owner.SOURCE
+
+    @property
+    def destination_owner(self) -> Owner:
+        return owner(self.destination) if self.destination and not self.given_way else Owner.SOURCE
+
+    @property
+    def idle(self) -> bool:
+        return not self.program and not self.restoring
+
+    @property
+    def restorable(self) -> bool:
+        return bool(self.images) and self.place.may_go
+
+    @property
+    def stands_fenced(self) -> bool:
+        """It has run there, or may have, and does not: see `stages.settling.stands_fenced`."""
+        return self.destination is S.RESTORED and self.there == STOPPED and self.fenced_there and self.place.may_go
+
+    @property
+    def has_left(self) -> bool:
+        """It has run there, and is not in its place any more: see `stages.settling.has_left`."""
+        return self.destination is S.RESTORED and not self.place.may_go
+
+    @property
+    def may_run_here(self) -> bool:
+        """It runs, or whoever likes can start it."""
+        return self.here == RUNS or (self.here == STOPPED and not self.fenced_here)
+
+    @property
+    def may_run_there(self) -> bool:
+        return not self.gone and (self.there == RUNS or not self.fenced_there)
+
+
+STRANGER = "somebody "  # begins the labels of what others do to containers
+
+
+def check(world: World) -> None:
+    """What must hold in every world."""
+    assert not (world.here == RUNS and world.there == RUNS and not world.gone), "two copies run"
+    assert not (world.may_run_here and world.may_run_there), "one runs, and nothing keeps the other from being started"
+    both = world.source_owner is Owner.SOURCE and world.destination_owner is Owner.DESTINATION
+    assert not both or world.forced, "two owners"
+    if world.may_run_here:
+        assert world.source_owner is Owner.SOURCE, "it may run on the source, which does not have the token"
+    if world.may_run_there and not world.forgot:
+        assert world.destination_owner is Owner.DESTINATION, "it may run on the destination without the token"
+    if world.source in (S.FINISHING, S.FINISHED):
+        assert world.forgot or world.destination in RAN_THERE, \
+            "the source's copy is ended, and it has never run on the destination"
+        assert not (world.destination is S.RESTORED and world.place is not Whose.OURS) and not world.given_way, \
+            "the last copy is ended"
+    if world.source is S.ROLLED_BACK and not world.program:
+        assert world.may_run_here, "rolled back, and it can run nowhere"
+
+
+def check_move(world: World, label: str, reached: World) -> None:
+    """What must hold of everything that our programs do."""
+    if world.place is Whose.FOREIGN and not label.startswith(STRANGER):
+        assert reached.place is Whose.FOREIGN, "somebody else's container was removed or taken over"
+        assert reached.there == STOPPED, "somebody else's container was taken for the one that is restored"
