@@ -22,7 +22,7 @@ import textwrap
 import time
 from pathlib import Path
 
-from migrator import criu, lxc
+from migrator import criu, left_cgroups, lxc
 from migrator.errors import CommandFailed, MigratorError
 from migrator.restore import plain_command
 from migrator.run import run, shown
@@ -61,7 +61,7 @@ def once(container: lxc.Container, images: Path, *, show: bool) -> tuple[float, 
     lxc.freeze(container, cgroup, limit=LIMIT)
     dump_seconds = timed(dump, show=show)
     lxc.kill(container.name, container.lxcpath, cgroup)
-    lxc.drop_cgroups(container.name)
+    left_cgroups.drop(container.name)
     restore_seconds = timed(restore, show=show)
     lxc.thaw(container, container.cgroup)
     if container.state != "RUNNING" or not lxc.processes(container.cgroup):

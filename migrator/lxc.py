@@ -336,26 +336,6 @@ def _has_root(rootfs: Path, pids: list[int]) -> bool:
     return False
 
 
-def drop_cgroups(name: str, folder: str = "") -> None:
-    """Remove what LXC, killed while it restored a container, has left: empty cgroups. The next start would have to take
-    other names, and nobody would ever remove these. One in which a process lives is another container's, and stays.
-
-    They lie in `folder` below the top: lxc.cgroup.dir (lxc.container.conf(5)), which stays. Nothing goes above it.
-    """
-    if ".." in folder.split("/"):
-        return
-    tops = [CGROUP / folder.strip("/") / f"lxc.{kind}.{name}" for kind in ("payload", "monitor")]
-
-    def gone() -> bool:
-        for top in tops:
-            for folder, _, _ in os.walk(top, topdown=False) if not processes(top) else ():
-                with contextlib.suppress(OSError):
-                    Path(folder).rmdir()
-        return not any(top.is_dir() for top in tops)
-
-    _wait(gone, END_LIMIT)
-
-
 def _wait(condition: Any, limit: float) -> bool:
     end = time.monotonic() + limit
     while not condition():

@@ -19,6 +19,7 @@ from migrator import (
     container_config,
     criu,
     identity,
+    left_cgroups,
     let_run,
     log,
     lxc,
@@ -313,7 +314,7 @@ def _require_none(migration: Migration, left: list[int]) -> None:
 
 
 def _clear_up(layout: Layout) -> None:
-    lxc.drop_cgroups(layout.name, restore.cgroup_folder(layout))
+    left_cgroups.drop(layout.name, restore.cgroup_folder(layout))
     restore.clear(layout)
 
 

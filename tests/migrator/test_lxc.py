@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from migrator import lxc
+from migrator import left_cgroups, lxc
 from migrator.errors import ContainerNotFound, FreezeFailed
 
 
@@ -198,7 +198,7 @@ def test_cgroups_that_a_killed_lxc_has_left_go(tmp_path: Path, monkeypatch: pyte
         (tmp_path / "cgroup" / each / "init.scope").mkdir(parents=True)
     lived_in = tmp_path / "cgroup" / goes.format("lxc.monitor.c1")
     monkeypatch.setattr(lxc, "processes", lambda cgroup: [1] if cgroup == lived_in else [])
-    lxc.drop_cgroups("c1", folder)
+    left_cgroups.drop("c1", folder)
     left = {each for each in all_ if (tmp_path / "cgroup" / each).is_dir()}
     assert set(all_) - left == {each for each in all_ if goes and Path(each) == Path(goes.format("lxc.payload.c1"))}
 

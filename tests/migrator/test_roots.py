@@ -75,8 +75,10 @@ def test_no_root_is_looked_at_in_another_way(monkeypatch: pytest.MonkeyPatch, tm
         looks.append(os.fspath(path))
         return honest(path, *given, **more)
 
+    (tmp_path / "7" / "ns").mkdir()
+    (tmp_path / "7" / "ns" / "pid").symlink_to("pid:[2]")  # another one than ours
     with monkeypatch.context() as patch:
         patch.setattr(os, "stat", told)
-        found = lxc.payload_processes("web"), lxc.lives_in("web", tmp_path), lxc.rooted("web", tmp_path)
+        found = lxc.payload_processes("web"), lxc.lives_in("web", tmp_path), lxc.container_processes("web")
     assert found == ([7], True, [7])
     assert not [path for path in looks if str(path).startswith(f"{tmp_path}/7/root")]

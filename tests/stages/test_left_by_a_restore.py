@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from migrator import clock, container_config, criu, identity, let_run, lxc, network, no_memory, restore
+from migrator import clock, container_config, criu, identity, left_cgroups, let_run, lxc, network, no_memory, restore
 from migrator.errors import (
     AlreadyRuns,
     ContainerExists,
@@ -81,7 +81,7 @@ def acts(restoring: Migration, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(criu, "left_after", lambda limit, folders: [])
     monkeypatch.setattr(lxc, "processes", lambda cgroup: [])
     monkeypatch.setattr(lxc, "container_processes", lambda name: [])
-    monkeypatch.setattr(lxc, "drop_cgroups", act("cgroups dropped"))
+    monkeypatch.setattr(left_cgroups, "drop", act("cgroups dropped"))
     monkeypatch.setattr(restore, "cgroup_folder", lambda layout: "guests" if layout == layout_of(restoring) else "")
     monkeypatch.setattr(no_memory, "end", act("start ended"))
     monkeypatch.setattr(restore, "clear", act("restore cleared"))

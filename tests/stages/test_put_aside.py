@@ -11,7 +11,7 @@ from typing import cast
 
 import pytest
 
-from migrator import btrfs, clock, container_config, lxc, network, no_memory, restore
+from migrator import btrfs, clock, container_config, left_cgroups, lxc, network, no_memory, restore
 from migrator.btrfs import Subvolume
 from migrator.errors import ContainerExists, SnapshotFailed, SourceStillStopped
 from migrator.journal import Journal, Migration
@@ -63,7 +63,7 @@ class Disk:
 @pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
     monkeypatch.setattr(lxc, "Container", lambda name, lxcpath: SimpleNamespace(name=name, state="STOPPED"))
-    monkeypatch.setattr(lxc, "drop_cgroups", lambda *_: None)
+    monkeypatch.setattr(left_cgroups, "drop", lambda *_: None)
     monkeypatch.setattr(no_memory, "end", lambda *_: None)
     monkeypatch.setattr(restore, "clear", lambda _: None)
     monkeypatch.setattr(network, "announce", lambda _: SimpleNamespace(join=lambda: None))

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from migrator import aftermath, clock, container_config, identity, let_run, lxc, no_memory, restore, roots
+from migrator import aftermath, clock, container_config, identity, left_cgroups, let_run, lxc, no_memory, restore, roots
 from migrator.errors import AlreadyRuns, ConnectionLost, JournalBroken, WordOver
 from migrator.identity import Whose
 from migrator.journal import Journal, Migration
@@ -217,7 +217,7 @@ def test_a_fence_that_stands_need_not_be_written(restoring: Migration, monkeypat
     container_config.fence(here.container, "lxc.uts.name = web\n", ID if stands else "ffffffff", "no")
     monkeypatch.setattr(identity, "whose", lambda *_: Whose.OURS)
     monkeypatch.setattr(container_config, "write_file", read_only)
-    monkeypatch.setattr(lxc, "drop_cgroups", lambda *_: None)
+    monkeypatch.setattr(left_cgroups, "drop", lambda *_: None)
     monkeypatch.setattr(restore, "clear", lambda _: None)
     container: Any = SimpleNamespace(state="STOPPED")
     with contextlib.nullcontext() if stands else pytest.raises(OSError, match="Read-only"):

@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Empty cgroups that LXC has left where it was killed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from pathlib import Path
+
+from migrator import lxc
+
+
+def drop(name: str, folder: str = "") -> None:
+    """Remove what LXC, killed while it restored a container, has left: empty cgroups. The next start would have to take
+    other names, and nobody would ever remove these. One in which a process lives is another container's, and stays.
+
+    They lie in `folder` below the top: lxc.cgroup.dir (lxc.container.conf(5)), which stays. Nothing goes above it.
+    """
+    if ".." in folder.split("/"):
+        return
+    tops = [lxc.CGROUP / folder.strip("/") / f"lxc.{kind}.{name}" for kind in ("payload", "monitor")]
+
+    def gone() -> bool:
+        for top in tops:
+            for folder, _, _ in os.walk(top, topdown=False) if not lxc.processes(top) else ():
+                with contextlib.suppress(OSError):
+                    Path(folder).rmdir()
+        return not any(top.is_dir() for top in tops)
+
+    until = time.monotonic() + lxc.END_LIMIT
+    while not gone() and time.monotonic() < until:
+        time.sleep(lxc.POLL)
