@@ -74,14 +74,14 @@ def test_the_processes_tell_what_stands_fenced(owned: Migration, monkeypatch: py
     owned.move(Event.RESTORE)
     owned.move(Event.RESTORED)
     monkeypatch.setattr("migrator.identity.whose", lambda _: Whose.OURS)
-    monkeypatch.setattr(lxc, "lives_in", lambda *_: lives)
+    monkeypatch.setattr(lxc, "runs_in", lambda *_: lives)
     assert settling.stands_fenced(owned) is not lives
 
 
 @pytest.mark.parametrize("lives", [True, False])
 def test_and_whether_what_has_run_still_does(owned: Migration, monkeypatch: pytest.MonkeyPatch, lives: bool) -> None:
     done: list[str] = []
-    monkeypatch.setattr(lxc, "lives_in", lambda *_: lives)
+    monkeypatch.setattr(lxc, "runs_in", lambda *_: lives)
     monkeypatch.setattr("migrator.let_run.was", lambda _: True)
     monkeypatch.setattr("migrator.let_run.drop", lambda _: done.append("mark dropped"))
     monkeypatch.setattr(settling, "put_aside", lambda *_: done.append("put aside"))
