@@ -141,6 +141,8 @@ def test_one_that_ran_and_was_removed_is_given_back_only_by_force(restoring: Mig
         with pytest.raises(GoneThere, match="not there any more") as error:
             request(asked(restoring), {"id": ID})
         assert f"migrator rollback web --force {ID}" in error.value.hint
+    with pytest.raises(GoneThere):
+        rollback.give_up_here(restoring)
     assert restoring.state is State.RESTORED
     assert rollback.abandon(asked(restoring), {"id": ID, "gone": True})["known"] is True
     assert str(restoring.state) == "finished" and restoring.detail["given_way"]
