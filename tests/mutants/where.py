@@ -32,7 +32,7 @@ WHERE: dict[str, tuple[str, ...]] = {
 # What may notice: the tests of these modules, and of what they work in. Each is run in a second, and needs no host.
 TESTS = (
     *(f"tests/migrator/test_{name}.py" for name in (
-        "bases", "behind", "container_config", "decisions", "durability", "follower", "holder", "journal",
+        "bases", "behind", "bounds", "container_config", "decisions", "durability", "follower", "holder", "journal",
         "journal_steps", "known_hosts", "layout", "leave", "names", "spool", "spool_reads", "spool_receive", "states",
         "thawing", "transfer", "watchdog")),
     *(f"tests/stages/test_{name}.py" for name in (
