@@ -164,7 +164,7 @@ def test_what_has_run_here_and_stands_fenced_is_resumed(there: Destination, monk
 def test_an_import_that_is_under_way_ends_first(there: Destination, monkeypatch: pytest.MonkeyPatch) -> None:
     migration, (one,) = received(there, SENT)
     found: list[bool] = []
-    monkeypatch.setattr(there.service, "wait_behind",
+    monkeypatch.setattr(there.service, "end_behind",
                         lambda: found.append(one.is_dir() and recorded(migration).state is State.IMPORTED))
     there.ask("abandon", held=[])
     assert found == [True] and not one.exists()
