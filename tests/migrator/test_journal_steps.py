@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -152,3 +153,10 @@ def test_who_has_ended_it(migration: Migration, monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(clock, "BOOT_ID", tmp_path / "boot_id")
     clock.BOOT_ID.write_text("another boot\n")
     assert not migration.was_ended_by(pid, started)
+
+
+def test_another_thread_may_record(migration: Migration) -> None:
+    """What is written in the background may tell of it."""
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(migration.note, "other", other=True).result()
+    assert [each.step for each in migration.events()][-1] == "other"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from migrator import container_config, identity
+from migrator import container_config, identity, removal
 from migrator.journal import Journal, Migration
 from migrator.layout import Layout
 from migrator.preflight import config_facts
@@ -95,3 +95,16 @@ def test_what_others_have_put_into_its_folder_stays(arriving: Migration, capfd: 
     assert [path.name for path in layout.container.iterdir()] == ["data"] and not layout.beside.exists()
     assert (layout.container / "data" / "live").read_text() == "somebody's"
     assert str(layout.container / "data") in capfd.readouterr().err.replace("\n", "")
+
+
+@pytest.mark.parametrize("mounted", [False, True])
+def test_what_is_not_of_our_making_is_strange(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mounted: bool) -> None:
+    """So is what we have made, where something is mounted on it."""
+    monkeypatch.setattr(removal, "is_mounted", lambda _: mounted)
+    (tmp_path / "rootfs").mkdir()
+    (tmp_path / container_config.INCLUDE_FOLDER).mkdir()
+    container_config.fence(tmp_path, "lxc.uts.name = web\n", ID, "no")
+    for name in (".config.new", f".{container_config.FENCE_HOOK}.new", "config.bak"):
+        (tmp_path / name).touch()
+    strange = ["config.bak", *([container_config.INCLUDE_FOLDER] if mounted else [])]
+    assert [path.name for path in container_config.strange_in(tmp_path)] == strange

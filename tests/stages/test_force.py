@@ -95,9 +95,9 @@ def test_only_silence_is_silence() -> None:
     assert not any(force.is_silence(error) for error in ALIVE + UNKNOWN)
     assert all(force.is_unknown(error) for error in UNKNOWN)
     assert not any(force.is_unknown(error) for error in ALIVE + SILENT)
-    there = unreachable(silent=True)
-    there.host = "hostb"  # of a jump of its own
-    assert not force.is_silence(there)
+    for there in (unreachable(silent=True), unreachable(silent=False)):
+        there.host = "hostb"  # of a jump of its own
+        assert not force.is_silence(there) and not force.is_unknown(there)
 
 
 @pytest.mark.parametrize("error", SILENT, ids=lambda error: type(error).__name__)

@@ -98,7 +98,7 @@ def test_late_it_may_hear_that_there_are_two(journal: Journal) -> None:
         "shop", "hostb", "/pool")
     force.tell_late(migration, lambda: "")
     found = journal.by_id(migration.id, Role.SOURCE)
-    assert found and found.detail["abandoned"] is True and not found.owes
+    assert found and found.detail["abandoned"] is True and not found.owes and found.events()[-1].step == "abandoned"
 
 
 def test_ctrl_c_ends_nothing_by_force(journal: Journal) -> None:

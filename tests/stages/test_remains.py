@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from migrator import aftermath, clock, criu, holder, identity, lxc, network, no_memory, remains
+from migrator import aftermath, clock, container_config, criu, holder, identity, lxc, network, no_memory, remains
 from migrator.errors import ContainerNotRunning, CopyNotEnded, StartFailed
 from migrator.journal import Journal, Migration
 from migrator.states import Event, Role, State
@@ -107,18 +107,24 @@ def test_it_is_thawed_and_no_second_one_is_started(journal: Journal, cgroup: Pat
     assert rollback.thaw_source(migration)
     assert (cgroup / "cgroup.freeze").read_text() == "0" and started == []
     assert "Start no second one" in rollback.where(migration)
+    assert f"echo 1 >{cgroup}/cgroup.kill" in rollback.where(migration)
 
 
 def test_nothing_is_started_beside_what_is_left(journal: Journal, cgroup: Path, init: subprocess.Popen[bytes],
-                                                started: list[str]) -> None:
+                                                started: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Its first process has gone, and others live on; when they have ended, it is started."""
     configured(journal)
-    migration = frozen(journal, cgroup, init.pid)
+    heard: list[str] = []
+    monkeypatch.setattr(network, "hear", heard.append)
+    migration = frozen(journal, cgroup, init.pid, ports=[{"outside": "v"}])
+    folder = journal.path.parent / "web"
+    container_config.fence(folder, "lxc.uts.name = web\n", migration.id, "no")
     (cgroup / "cgroup.procs").write_text("4242\n")
     assert not aftermath.memory_is_here(migration)
     with pytest.raises(StartFailed, match="4242"):
         rollback.thaw_source(migration)
-    assert started == []
+    assert started == heard == [], "nor may anybody else start it"
+    assert container_config.fence_of((folder / "config").read_text()) == migration.id
     (cgroup / "cgroup.events").write_text("populated 0\nfrozen 1\n")
     assert not rollback.thaw_source(migration)
     assert started == ["web"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import os
 import shutil
 import signal
@@ -16,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from migrator import btrfs, clock, container_config, criu, identity, let_run, lxc, no_memory, restore
+from migrator import btrfs, clock, container_config, criu, identity, left_cgroups, let_run, lxc, no_memory, restore
+from migrator.advice import this_host
 from migrator.errors import AlreadyRuns, CopyNotEnded, GoneThere, SourceStillStopped, TwoCopies
 from migrator.journal import Migration
 from migrator.layout import Layout
@@ -72,7 +74,10 @@ def test_what_is_left_of_it_is_ended(restoring: Migration, monkeypatch: pytest.M
     """CRIU by the images folder, what was restored by its root, and nothing else in such a cgroup."""
     restoring.note("memory", memory=memory)
     ended: list[object] = []
+    left: list[object] = []
+    monkeypatch.setattr(restore, "clear", left.append)
     with process() as own, process() as other, process() as of_criu:
+        monkeypatch.setattr(left_cgroups, "drop", lambda *given: left.append((given[0], own.poll() is not None)))
         monkeypatch.setattr(criu, "processes", lambda _: [of_criu.pid])
         monkeypatch.setattr(lxc, "container_processes",
                             lambda name: [pid for pid in (own.pid, other.pid) if Path(f"/proc/{pid}/root/.").exists()])
@@ -84,6 +89,7 @@ def test_what_is_left_of_it_is_ended(restoring: Migration, monkeypatch: pytest.M
         assert other.poll() is None
     assert restoring.state is State.OWNED
     assert ended == ([] if memory else [("web", restoring.lxcpath, ID)])
+    assert left == [("web", True), there(restoring)], "of what has ended"
 
 
 def test_nothing_is_recorded_as_long_as_it_does_not_end(restoring: Migration, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,10 +106,30 @@ def test_what_may_have_run_is_not_taken_away_with_its_configuration(restoring: M
                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
     mark(restoring)
     there(restoring).rootfs.mkdir(parents=True)
-    monkeypatch.setattr(Layout, "is_own", lambda layout, path: path == layout.rootfs)
-    settling.settle(restoring)
+    with process() as made:
+        monkeypatch.setattr(lxc, "container_processes", lambda _: [made.pid] if made.poll() is None else [])
+        monkeypatch.setattr(Layout, "is_own", lambda layout, path: path in (layout.rootfs,
+                                                                            Path(f"/proc/{made.pid}/root")))
+        settling.settle(restoring)
+        assert made.wait(10) == -signal.SIGKILL
     assert restoring.state is State.RESTORED
     assert there(restoring).rootfs.is_dir() and let_run.was(let_run.mark(there(restoring).spool))
+
+
+@pytest.mark.parametrize("gone", ["its mark", "its root file system"])
+def test_what_never_ran_or_is_gone_altogether_has_not_been_restored(restoring: Migration,
+                                                                    monkeypatch: pytest.MonkeyPatch,
+                                                                    gone: str) -> None:
+    deleted: list[Layout] = []
+    monkeypatch.setattr(settling, "give_back_rootfs", deleted.append)
+    if gone == "its mark":
+        there(restoring).rootfs.mkdir(parents=True)
+        monkeypatch.setattr(Layout, "is_own", lambda layout, path: path == layout.rootfs)
+    else:
+        mark(restoring)
+    settling.settle(restoring)
+    assert restoring.state is State.OWNED and deleted == [there(restoring)]
+    assert not let_run.was(let_run.mark(there(restoring).spool))
 
 
 def test_it_is_removed_while_the_increment_is_received(restoring: Migration, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +167,11 @@ def test_one_that_ran_and_was_removed_is_given_back_only_by_force(restoring: Mig
     for request in (finish.running, rollback.abandon):
         with pytest.raises(GoneThere, match="not there any more") as error:
             request(asked(restoring), {"id": ID})
-        assert f"migrator rollback web --force {ID}" in error.value.hint
+        assert error.value.fields == {"name": "web", "destination": this_host(), "source": "hosta",
+                                      "next": f"migrator rollback web --force {ID}   (on hosta)"}
+        assert error.value.fields["next"] in error.value.hint
+    with pytest.raises(GoneThere):
+        rollback.give_up_here(restoring)
     assert restoring.state is State.RESTORED
     assert rollback.abandon(asked(restoring), {"id": ID, "gone": True})["known"] is True
     assert str(restoring.state) == "finished" and restoring.detail["given_way"]
@@ -176,6 +206,27 @@ def test_what_runs_in_any_cgroup_was_not_removed_for_good(restoring: Migration,
         assert not settling.is_gone(restoring)
         monkeypatch.setattr(lxc, "_rooted_elsewhere", lambda: iter([]))
         assert settling.is_gone(restoring)
+
+
+def test_what_runs_by_another_name_was_not_removed(restoring: Migration, monkeypatch: pytest.MonkeyPatch,
+                                                   tmp_path: Path) -> None:
+    restoring.move(Event.RESTORED)
+    (tmp_path / "cgroup" / "lxc.payload.shop").mkdir(parents=True)
+    with process() as made:
+        (tmp_path / "cgroup" / "lxc.payload.shop" / "cgroup.procs").write_text(f"{made.pid}\n")
+        monkeypatch.setattr(Layout, "is_own", lambda _, path: path == Path(f"/proc/{made.pid}/root"))
+        assert not settling.is_gone(restoring)
+
+
+def test_a_process_that_ends_while_it_is_looked_at_does_not_live(restoring: Migration,
+                                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    def ended(_: Layout, path: Path) -> bool:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(path))
+
+    restoring.move(Event.RESTORED)
+    monkeypatch.setattr(lxc, "payload_processes", lambda _: [4711])
+    monkeypatch.setattr(Layout, "is_own", ended)
+    assert settling.is_gone(restoring)
 
 
 def test_a_configuration_that_cannot_be_reached_was_not_removed(restoring: Migration) -> None:

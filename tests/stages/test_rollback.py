@@ -300,6 +300,12 @@ def test_where_it_is(journal: Journal, monkeypatch: pytest.MonkeyPatch, state: s
     assert rollback.where(migration) == text.format(migration.lxcpath)
 
 
+def test_where_it_is_when_lxc_does_not_know_of_it(journal: Journal) -> None:
+    migration = dumping(journal)
+    migration.lxcpath = Path("/nowhere/BOX")
+    assert "There is no container web in /nowhere/BOX here." in rollback.where(migration)
+
+
 @pytest.mark.parametrize(("state", "detail", "ours"), [
     (State.PREPARED, {}, False), (State.PREPARING, {}, False), (State.DUMPING, {}, True), (State.OFFERED, {}, True),
     (State.ROLLING_BACK, {"held": True}, True), (State.ROLLING_BACK, {"held": False}, False),

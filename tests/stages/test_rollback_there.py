@@ -65,7 +65,7 @@ def test_whose_word_is_none(journal: Journal, answer: dict[str, Any]) -> None:
     migration.note("ticket", ticket="t1")
     with pytest.raises(NotKnownThere) as refused:
         tell(migration, There(answer))
-    assert refused.value.fields["id"] == "0badc0de" and refused.value.fields["destination"] == "hostb"
+    assert refused.value.fields == {"destination": "hostb", "id": "0badc0de", "name": "web", "peer": "root@hostb"}
 
 
 # --- on the destination ---------------------------------------------------------------------------------------
@@ -101,7 +101,7 @@ def test_it_was_typed_there_first(there: Destination) -> None:
     """What it keeps is what it had imported; the source, which comes later, says what it has itself."""
     migration, (one, two) = received(there, SENT, UUID)
     _, base = earlier(there.journal, migration, "00000001", peer="hosta")
-    rollback.give_up_here(migration)
+    assert "nothing of it is left but what" in rollback.give_up_here(migration).text
     assert two.is_dir() and not one.exists() and not base.exists()
     found = recorded(migration)
     assert found.state is State.ABANDONED and found.detail["given_up_here"] is True
@@ -140,6 +140,34 @@ def test_what_runs_here_is_not_given_up(there: Destination, state: State) -> Non
         there.ask("abandon")
     assert refused.value.fields["next"] == "migrator finish shop"
     assert recorded(migration).state is state and there.layout.container.is_dir()
+
+
+@pytest.mark.parametrize("fenced", [True, False])
+@pytest.mark.parametrize("here", [True, False])
+def test_what_has_run_here_and_stands_fenced_is_resumed(there: Destination, monkeypatch: pytest.MonkeyPatch,
+                                                        fenced: bool, here: bool) -> None:
+    """By who types it here; from the source it would only be asked for again."""
+    from stages import settling
+
+    migration, _ = received(there, SENT)
+    there.take(Event.RECEIVE_DUMP, Event.DUMP_RECEIVED, Event.OWN, Event.RESTORE, Event.RESTORED)
+    migration.refresh()
+    monkeypatch.setattr(settling, "stands_fenced", lambda _: fenced)
+    with pytest.raises(AlreadyRuns) as refused:
+        if here:
+            rollback.give_up_here(migration)
+        else:
+            there.ask("abandon")
+    assert refused.value.fields["next"] == ("migrator resume web" if here and fenced else "migrator finish web")
+
+
+def test_an_import_that_is_under_way_ends_first(there: Destination, monkeypatch: pytest.MonkeyPatch) -> None:
+    migration, (one,) = received(there, SENT)
+    found: list[bool] = []
+    monkeypatch.setattr(there.service, "end_behind",
+                        lambda: found.append(one.is_dir() and recorded(migration).state is State.IMPORTED))
+    there.ask("abandon", held=[])
+    assert found == [True] and not one.exists()
 
 
 def test_what_has_given_way_keeps_what_it_has(there: Destination) -> None:
@@ -224,6 +252,8 @@ def test_the_token_is_given_back_whatever_the_disk_does(there: Destination, monk
         for _ in range(2):
             answer = there.ask("abandon", held=[])
             assert answer == {"state": State.ABANDONING, "kept": "", "known": True, "ticket": migration.ticket}
+        assert recorded(migration).detail["given_up_here"] is False
         told = rollback.give_up_here(recorded(migration))
         assert "what is left of it goes" in told.text and one.is_dir()
     assert there.ask("abandon", held=[])["state"] is State.ABANDONED and not one.exists()
+    assert recorded(migration).detail["given_up_here"] is True, "that it was typed here stays on record"

@@ -13,12 +13,14 @@ from typing import Any
 
 import pytest
 
-from migrator import cli
+from migrator import cli, holder
 from migrator.errors import (
     AlreadyRuns,
     Busy,
     ConnectionLost,
+    HostUnreachable,
     NoMigration,
+    NotKnownThere,
     NotRoot,
     SourceStateUnknown,
 )
@@ -46,7 +48,7 @@ def typed(journal: Journal, monkeypatch: pytest.MonkeyPatch, thaws: list[str],
     """`migrator rollback web` on this host; nobody can be reached."""
     monkeypatch.setattr(rollback, "DEFAULT_PATH", journal.path)
     monkeypatch.setattr(rollback, "connected", refuses(CUT))
-    monkeypatch.setattr(rollback, "locked", lambda name, **_: locked(name, tmp_path / "run" / "lock"))
+    monkeypatch.setattr(rollback, "locked", lambda name, **how: locked(name, tmp_path / "run" / "lock", **how))
     monkeypatch.setattr("os.geteuid", lambda: 0)
 
     def run(**more: Any) -> cli.Result:
@@ -96,6 +98,54 @@ def test_typed_again_where_the_destination_does_not_know(journal: Journal, typed
         typed()
     monkeypatch.setattr(rollback, "connected", connected_to(There({"known": True, "ticket": ""}), []))
     assert typed().data["destination_told"] is True and not recorded(migration).owes
+
+
+@pytest.mark.parametrize(("given", "counts"), [(None, True), ("root@hostb", True), ("10.0.0.2", False)])
+def test_typed_again_where_the_destination_has_forgotten_it(journal: Journal, typed: Callable[..., cli.Result],
+                                                            monkeypatch: pytest.MonkeyPatch, given: str | None,
+                                                            counts: bool) -> None:
+    """At the address that it was sent to nobody else answers."""
+    migration = dumping(journal)
+    migration.note("ticket", ticket="t")
+    typed()
+    monkeypatch.setattr(rollback, "connected", connected_to(There({"known": False}), []))
+    with contextlib.nullcontext() if counts else pytest.raises(NotKnownThere):
+        assert typed(destination=given).data["destination_told"] is False
+    found = recorded(migration)
+    assert found.owes is not counts and found.detail["abandoned"] is counts
+    assert found.detail.get("forgotten_there", False) is counts and (found.events()[-1].step == "forgotten") is counts
+
+
+@pytest.mark.parametrize(("id_", "given"), [(None, None), ("0badc0de", None), ("0badc0de", "10.0.0.2")])
+def test_what_was_removed_there_is_given_back_by_force(journal: Journal, typed: Callable[..., cli.Result],
+                                                       monkeypatch: pytest.MonkeyPatch, id_: str | None,
+                                                       given: str | None) -> None:
+    """Without, the destination keeps its word on record, and its way back; it is told that the source runs it again."""
+    migration = offered(journal)
+    there = There({"known": True})
+    monkeypatch.setattr(rollback, "connected", connected_to(there, []))
+    typed(force=id_, destination=given)
+    assert [fields["gone"] for _, fields in there.asked] == [id_ is not None]
+    recorded(migration).note("abandoned", abandoned=False)
+    typed(destination=given)
+    assert there.asked[-1][1]["gone"] is True, "it runs here"
+
+
+def test_forced_at_another_address_it_is_given_back_at_its_own_too(journal: Journal, typed: Callable[..., cli.Result],
+                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    offered(journal)
+    there = There({"known": True})
+
+    def connected(_: object, where: str) -> contextlib.AbstractContextManager[There]:
+        if where == "10.0.0.2":
+            error = HostUnreachable(destination=where, reason="no answer")
+            error.silent = True
+            raise error
+        return contextlib.nullcontext(there)
+
+    monkeypatch.setattr(rollback, "connected", connected)
+    assert typed(force="0badc0de", destination="10.0.0.2").data["destination_told"] is True
+    assert [fields["gone"] for _, fields in there.asked] == [True]
 
 
 @pytest.mark.parametrize("state", [State.FINISHING, State.FINISHED])
@@ -193,6 +243,34 @@ def test_who_works_on_it_is_not_disturbed(journal: Journal, typed: Callable[...,
     with locked("web", tmp_path / "run" / "lock"), pytest.raises(Busy):
         typed()
     assert thaws == [] and recorded(migration).state is State.DUMPING
+
+
+def test_who_is_kept_off_hears_which_one_it_is(journal: Journal, typed: Callable[..., cli.Result],
+                                               monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The lock is one for all containers of that name."""
+    dumping(journal)
+    found: list[holder.Holder | None] = []
+
+    def connected(_: object, where: str) -> contextlib.AbstractContextManager[Any]:
+        found.append(holder.of("web", tmp_path / "run" / "lock"))
+        raise CUT
+
+    monkeypatch.setattr(rollback, "connected", connected)
+    typed()
+    assert [each.lxcpath if each else None for each in found] == [str(tmp_path)]
+
+
+def test_nobody_has_said_that_the_machine_is_off(journal: Journal, typed: Callable[..., cli.Result],
+                                                 thaws: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command line that has no word for it does not say it."""
+    migration = offered(journal)
+    unknown = HostUnreachable(destination="root@hostb", reason="a jump host is down")
+    monkeypatch.setattr(rollback, "connected", refuses(unknown))
+    args = argparse.Namespace(name="web", lxcpath=str(journal.path.parent), destination=None, dry_run=False,
+                              force="0badc0de")
+    with pytest.raises(SourceStateUnknown):
+        rollback.run(args)
+    assert thaws == [] and recorded(migration).state is State.OFFERED
 
 
 def test_a_command_line_of_another_kind_forces_nothing(journal: Journal, monkeypatch: pytest.MonkeyPatch,

@@ -28,7 +28,7 @@ from migrator.errors import (
 from migrator.journal import Journal, Migration
 from migrator.states import Event, Role, State
 from stages import offer, rollback
-from tests.stages.snapshots import disk, snapshot  # noqa: F401 -- a fixture
+from tests.stages.snapshots import SENT, disk, snapshot  # noqa: F401 -- a fixture
 from tests.stages.test_answers import UUID
 from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
 
@@ -152,6 +152,13 @@ def test_a_rollback_makes_room_first(stopped: Migration, started: list[str], mon
     with pytest.raises(JournalBroken):
         rollback.roll_back(stopped, lambda: UUID)
     assert started == ["lxc.uts.name = web; "] and fence_of(stopped) == ""
+
+
+def test_with_room_it_keeps_what_both_hosts_have(stopped: Migration, started: list[str]) -> None:
+    one, two = snapshot(stopped, 1, SENT), snapshot(stopped, 2, UUID)
+    told = rollback.roll_back(stopped, lambda: SENT)
+    assert told.data["kept"] == [str(one)] and one.is_dir() and not two.exists()
+    assert len(started) == 1 and fence_of(stopped) == ""
 
 
 def test_where_it_cannot_be_started_nothing_is_said_of_memory(stopped: Migration, started: list[str],
