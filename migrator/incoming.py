@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from migrator import bounds, btrfs, log, removal, send_stream, subvolume_uuids
+from migrator import bounds, btrfs, container_config, log, removal, send_stream, subvolume_uuids
 from migrator.errors import Interrupted, MigratorError, ReceiveFailed
 from migrator.processes import running
 from migrator.run import Program
@@ -50,8 +50,8 @@ def receive(stream: Iterable[bytes | memoryview], target: Path, spool: Path, *,
     if os.path.lexists(target):
         remove(target)  # what a receive that was killed has left
     before = {name: _mark(target.parent / name, target.parent) for name in _names(target.parent)}
-    # Not synced: should a power cut take the note, it also takes what was received later.
-    (spool / NOTE).write_text(json.dumps({"before": before, "target": target.name}))
+    # Synced: btrfs commits what is received by itself, and of a file that was written before perhaps the name alone.
+    container_config.write_file(spool / NOTE, json.dumps({"before": before, "target": target.name}), mode=0o600)
     may_name = functools.cache(functools.partial(subvolume_uuids.are_all_in, target.parent))
     try:
         btrfs.receive(bounds.leaving(leave, send_stream.plain(stream, target, may_name), target), target.parent,
