@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A restore that failed for a passing reason: the images are still good for the next one."""
+"""What failed for a passing reason is tried again, with what has arrived."""
 
 from __future__ import annotations
 
@@ -35,3 +35,18 @@ def test_restored_at_the_second_try(rig: Rig, clean_hosts: CleanHosts) -> None:
     rig.migrator("hosta", "finish", "c1").expect(0)
     found = rig.probe("hostb", "c1")
     assert found["running"] and found["intact"] and found["start"] == begun, found
+
+
+def test_imported_once_there_is_room(rig: Rig, clean_hosts: CleanHosts) -> None:
+    """What `btrfs receive` says on a full disk is known by its words."""
+    rig.guest("hosta", "c1", "tick")
+    rig.sh("hosta", "head -c 96M /dev/urandom >/pool/c1/rootfs/data")
+    rig.migrator("hosta", "prepare-data", "c1", "-d", DESTINATION).expect(0)
+    rig.sh("hostb", "sync -f /pool; fallocate -l $(($(stat -f -c '%a * %S' /pool) - (40 << 20))) /pool/filled")
+    error = rig.migrator("hostb", "import-data", "c1", "--json").error
+    assert error["code"] == "disk-full", error
+    assert rig.status("hostb", "c1")["next"] == "migrator import-data c1"
+    rig.sh("hostb", "rm /pool/filled; sync -f /pool")
+    rig.migrator("hostb", "import-data", "c1").expect(0)
+    assert rig.sh("hostb", "stat -c %s /pool/.migrator/c1/*.1/data").strip() == str(96 << 20)
+    rig.migrator("hosta", "rollback", "c1").expect(0)
