@@ -135,12 +135,15 @@ def _cgroup(init: int) -> str:
 
 
 def noted(images: str, name: str, limit: int) -> str:
-    """A record beside the images; "" from a version that did not make it."""
+    """A record beside the images; "" from a version that did not make it. Raises ValueError where it is too large."""
     try:
         with open(os.path.join(images, name), errors="surrogateescape", newline="\n") as file:
-            return file.read(limit)
+            text = file.read(limit + 1)
     except FileNotFoundError:
         return ""
+    if len(text) > limit:
+        raise ValueError(f"{name} is larger than {limit} bytes")
+    return text
 
 
 def _read(path: str) -> str:

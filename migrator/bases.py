@@ -3,7 +3,8 @@
 
 The next attempt between the same two hosts sends only what has changed since. The record of a migration that has ended
 so names them in `kept`; there is one for each container and each other host. A newer one takes its place, a migration
-that succeeds drops all of them, and where room is short they are the first to go.
+that succeeds drops all of them (that of who is not root only his own, and those of the same container), and where room
+is short they are the first to go.
 """
 
 from __future__ import annotations

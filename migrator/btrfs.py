@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import os
 import subprocess
 import uuid as uuid_module
@@ -17,6 +18,7 @@ from typing import Any
 
 from migrator.errors import (
     CommandFailed,
+    DiskFull,
     MigratorError,
     NotBtrfs,
     PackageMissing,
@@ -166,7 +168,9 @@ def send(snapshot: Path, parent: Path | None = None, *, limit: float = STREAM_LI
 
 def receive(stream: Iterable[bytes | memoryview], folder: Path, *, limit: float = STREAM_LIMIT,
             begun: Callable[[Program], None] = lambda _: None) -> None:
-    """Feed a send stream to `btrfs receive` in `folder`; raises ReceiveFailed, or CommandTimeout (`limit` in seconds).
+    """Feed a send stream to `btrfs receive` in `folder`, in `limit` seconds.
+
+    Raises DiskFull where it had no room, and could be received once there is some, else ReceiveFailed; CommandTimeout.
 
     A receive that broke off leaves a subvolume without received_uuid: the caller knows its name and removes it. `begun`
     is told which program it is.
@@ -183,7 +187,11 @@ def receive(stream: Iterable[bytes | memoryview], folder: Path, *, limit: float 
         try:
             program.finish(DRAIN_LIMIT)
         except CommandFailed as error:
-            raise ReceiveFailed(path=folder, reason=error.fields["output"]) from error
+            said = str(error.fields["output"])
+            for number in (errno.ENOSPC, errno.EDQUOT):
+                if any(line.endswith(f": {os.strerror(number)}") for line in said.splitlines()):
+                    raise DiskFull(reason=f"{folder}: {os.strerror(number)}") from error
+            raise ReceiveFailed(path=folder, reason=said) from error
 
 
 def _widen(fd: int) -> None:

@@ -5,10 +5,14 @@ CRIU enables these when it has opened all files already, so that it does not fin
 watches. And it cannot do it where they are enabled: it writes the file's newline back to the kernel, which refuses
 (restore_cgroup_subtree_control in criu/cgroup.c, up to 4.2.1 at least). So they are taken out of the image, and
 `cgroup_limits.enable` does it in its place, earlier.
+
+A restore that fails is tried again, and what has arrived is checked against its digests first: it is kept as it came.
 """
 
 from __future__ import annotations
 
+import os
+import stat
 import struct
 from pathlib import Path
 
@@ -16,6 +20,7 @@ from migrator import limited
 from migrator.tty_image import fields, varint
 
 IMAGE = "cgroup.img"
+ARRIVED = f"{IMAGE}.arrived"  # its name while another one is in its place
 LIMIT = 4 << 20  # bytes; a cgroup takes some hundred
 DEPTH_MAX = 128  # of cgroups in each other
 SUBTREE = b"cgroup.subtree_control"
@@ -27,13 +32,35 @@ _CONTROLLERS, _DIRS, _CHILDREN, _PROPERTIES, _NAME = 2, 2, 2, 3, 1
 
 
 def leave_controllers(images: Path) -> None:
-    """Rewrite the image of a dump; raises OSError, and ValueError where it makes no sense."""
-    path = images / IMAGE
-    if path.exists():
-        image = limited.read(path, LIMIT)
-        new = without_controllers(image)
-        if new != image:
-            path.write_bytes(new)
+    """Put an image without them in the place of the dump's, until `put_back`. At every moment one of the two is there.
+
+    Raises OSError, and ValueError where it makes no sense.
+    """
+    put_back(images)
+    path, beside = images / IMAGE, images / f"{IMAGE}.new"
+    if not path.exists():
+        return
+    image = limited.read(path, LIMIT)
+    new = without_controllers(image)
+    if new == image:
+        return
+    beside.unlink(missing_ok=True)
+    found = path.stat()
+    fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "wb") as file:
+        file.write(new)
+        os.fchown(fd, -1, found.st_gid)  # the container's root must be able to read it, see `layout.give_images`
+        os.fchmod(fd, stat.S_IMODE(found.st_mode))
+    os.link(path, images / ARRIVED)
+    beside.replace(path)
+
+
+def put_back(images: Path) -> None:
+    """Put the image of the dump in its place again, as it arrived; safe to repeat, also after it was killed."""
+    arrived = images / ARRIVED
+    if arrived.exists():
+        arrived.replace(images / IMAGE)
+        arrived.unlink(missing_ok=True)  # rename(2) leaves both where they are names of one file
 
 
 def without_controllers(image: bytes) -> bytes:

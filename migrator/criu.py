@@ -33,6 +33,7 @@ def restore_config(lines: Iterable[str] = ()) -> str:
 CONSOLE_FILE = "tty.info"  # where liblxc looks for the console's name at a restore
 NOTES = (CONSOLE_FILE, cgroups.RECORD, cgroup_limits.RECORD, cgroup_limits.CONTROLLERS, mount_flags.RECORD,
          terminals.RECORD)
+NOTE_LIMIT = min(cgroups.RECORD_LIMIT, cgroup_limits.RECORD_LIMIT, mount_flags.RECORD_LIMIT)  # bytes
 NFTABLES_LOCK = "network_lock_nftables"  # CRIU's word for the feature
 
 

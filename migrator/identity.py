@@ -118,6 +118,11 @@ def _origin(migration: Migration) -> str:
     return str(migration.detail.get("origin") or migration.id)
 
 
+def are_of_one(one: Migration, other: Migration) -> bool:
+    """Whether two migrations are of the same container, by its origin."""
+    return _origin(one) == _origin(other)
+
+
 def is_own_copy(journal: Journal, layout: Layout, origin: str, *, renamed: bool) -> bool:
     """Whether what `layout` names here is the container that comes, or the fenced copy of its earlier stay.
 
@@ -139,7 +144,7 @@ def is_superseded(migration: Migration, config: Path) -> bool:
     fence = container_config.fence_of(config.read_text(errors="replace"))
     went = migration.journal.by_id(fence, Role.SOURCE)
     return (went is not None and went.state is State.FINISHED and went.name == migration.name
-            and _origin(went) == _origin(migration))
+            and are_of_one(went, migration))
 
 
 def is_of(journal: Journal, snapshot: Path, origin: str) -> bool:

@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from migrator import bounds, btrfs, log, removal, send_stream, subvolume_uuids
+from migrator import bounds, btrfs, container_config, log, removal, send_stream, subvolume_uuids
 from migrator.errors import Interrupted, MigratorError, ReceiveFailed
 from migrator.processes import running
 from migrator.run import Program
@@ -50,8 +50,8 @@ def receive(stream: Iterable[bytes | memoryview], target: Path, spool: Path, *,
     if os.path.lexists(target):
         remove(target)  # what a receive that was killed has left
     before = {name: _mark(target.parent / name, target.parent) for name in _names(target.parent)}
-    # Not synced: should a power cut take the note, it also takes what was received later.
-    (spool / NOTE).write_text(json.dumps({"before": before, "target": target.name}))
+    # Synced: btrfs commits what is received by itself, and of a file that was written before perhaps the name alone.
+    container_config.write_file(spool / NOTE, json.dumps({"before": before, "target": target.name}), mode=0o600)
     may_name = functools.cache(functools.partial(subvolume_uuids.are_all_in, target.parent))
     try:
         btrfs.receive(bounds.leaving(leave, send_stream.plain(stream, target, may_name), target), target.parent,
@@ -63,14 +63,15 @@ def receive(stream: Iterable[bytes | memoryview], target: Path, spool: Path, *,
         raise ReceiveFailed(path=target, reason=f"its stream brings more than that: {shown}")
 
 
-def clear(folder: Path, spool: Path) -> list[str]:
+def clear(folder: Path, spool: Path, *, but: Callable[[str], bool] = lambda _: False) -> list[str]:
     """Undo what the last receive has done in `folder` beside its snapshot; returns the names that it was done to.
 
-    Where it was killed, what it has left at work is ended. Ask with the container locked.
+    Where it was killed, what it has left at work is ended. What has come there since, as `but` tells by its name, is
+    not taken away. Ask with the container locked.
     """
     if left := _end_left(folder, spool):
         log.warning(f"A `btrfs receive` that was killed does not end: process {left[0]}")
-    return _take_away(folder, spool)
+    return _take_away(folder, spool, but)
 
 
 def _end_left(folder: Path, spool: Path) -> list[int]:
@@ -93,7 +94,7 @@ def processes(folder: Path) -> list[int]:
     return [pid for pid, words in running("btrfs") if {b"receive", os.fsencode(folder)} <= set(words)]
 
 
-def _take_away(folder: Path, spool: Path) -> list[str]:
+def _take_away(folder: Path, spool: Path, but: Callable[[str], bool] = lambda _: False) -> list[str]:
     try:
         noted = json.loads((spool / NOTE).read_text())
         # An older version has written down the names alone.
@@ -103,7 +104,7 @@ def _take_away(folder: Path, spool: Path) -> list[str]:
         return []
     taken, kept = _give_back(folder, before)
     brought = [name for name in _names(folder) if not (name in before and _is(folder / name, folder, before[name]))
-               and not (name == target and btrfs.is_subvolume(folder / name))]
+               and not (name == target and btrfs.is_subvolume(folder / name)) and not but(name)]
     for name in brought:
         log.warning(f"{name!r} came with a stream that has no business to bring it: it is removed from {folder}")
         if name in kept:

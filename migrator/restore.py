@@ -27,6 +27,7 @@ from migrator import (
     limited,
     log,
     restore_config,
+    spool,
     terminals,
     veths,
 )
@@ -80,6 +81,12 @@ class Prepared:
     not_taken: str = ""  # in words: what its cgroup had at the cost of others, see `cgroup_limits.taken`
 
 
+def verify(images: Path, names: Iterable[str]) -> None:
+    """Check the images, which are those files of the folder, as they have arrived; raises SegmentDamaged, OSError."""
+    cgroup_image.put_back(images)  # an earlier restore has failed, or was killed
+    spool.verify(*(images / name for name in names))
+
+
 def prepare(container: Container, layout: Layout, images: Path,
             making: Callable[[], AbstractContextManager[None]], trusted: bool = True) -> Prepared:
     """Make what a restore from the folder `images` needs beforehand: files, veths. Raises RestoreFailed.
@@ -114,8 +121,6 @@ def prepare(container: Container, layout: Layout, images: Path,
             _write(images / cgroup_limits.PLAN, cgroup_limits.plan(limits), 0o600)
             _write(images / cgroup_limits.TAKEN, recorded, 0o600)
             _write(images / at_restore.FILTER, device_filter.program(limits, device_filter.numbers).hex(), 0o600)
-            if _noted(images, cgroup_limits.CONTROLLERS):
-                cgroup_image.leave_controllers(images)
             give_images(images, criu.image_files(images), _mapped_group(config))
             veths.make(links)
     except (CommandFailed, ConfigInvalid, OSError, ValueError) as error:
@@ -129,7 +134,9 @@ def _not_taken(dropped: list[str]) -> str:
 
 def restore(container: Container, layout: Layout, images: Path, prepared: Prepared, *, limit: float,
             end: float) -> None:
-    """Restore a container from CRIU images, after `prepare`, in `limit` seconds; it is not let run after `end`.
+    """Restore a container from CRIU images, after `verify` and `prepare`, in `limit` seconds.
+
+    It is not let run after `end`.
 
     Raises RestoreFailed or CommandTimeout, and may have left processes, cgroups and veths then.
     """
@@ -139,6 +146,7 @@ def restore(container: Container, layout: Layout, images: Path, prepared: Prepar
     try:
         mark = str(let_run.mark(layout.spool))
         _write(files.script, at_restore.script(str(images), mark, end, prepared.commands), 0o700)
+        _leave_controllers(container, images)
         with terminals.made(prepared.terminals) as ttys:
             made = (link.external for link in prepared.links if link.made)
             _write(files.criu, criu.restore_config([*made, *ttys.criu]), 0o600)
@@ -150,6 +158,14 @@ def restore(container: Container, layout: Layout, images: Path, prepared: Prepar
     except CommandFailed as error:
         reason = at_restore.reason(images) or criu.reason(images / "restore.log") or error.fields["output"]
         raise RestoreFailed(name=container.name, reason=reason, log=images / "restore.log") from error
+
+
+def _leave_controllers(container: Container, images: Path) -> None:
+    try:
+        if _noted(images, cgroup_limits.CONTROLLERS):
+            cgroup_image.leave_controllers(images)
+    except (OSError, ValueError) as error:
+        raise RestoreFailed(name=container.name, reason=str(error), log="not there") from error
 
 
 def clear(layout: Layout) -> None:

@@ -19,7 +19,17 @@ from migrator.bounds import Bounds
 from migrator.container_config import Carried
 from migrator.errors import NoMigration, NotAllowed, ProtocolError
 from migrator.frames import CONTROL_MAX
-from migrator.grant import ABANDONS_MAX, EVENTS_MAX, EVENTS_SIZE, KNOWN_MAX, ROOT, UNFINISHED_MAX, UNKNOWN_MAX, Grant
+from migrator.grant import (
+    ABANDONS_MAX,
+    EVENTS_MAX,
+    EVENTS_SIZE,
+    KNOWN_MAX,
+    ORIGINS_MAX,
+    ROOT,
+    UNFINISHED_MAX,
+    UNKNOWN_MAX,
+    Grant,
+)
 from migrator.journal import Journal, Migration
 from migrator.layout import Layout, locked
 from migrator.states import Role
@@ -50,6 +60,7 @@ class Service:
         self.grant = grant  # what the other side may do here
         self.looks = 0  # how often it has had this host looked at
         self.unknown: set[str] = set()  # ids that it has named, and that are none of its own
+        self.origins: set[str] = set()  # of the containers that it has asked about
         self.abandons = 0  # how many migrations it has given up that this host had never heard of
         self._stack = stack
         self._locked: dict[str, contextlib.ExitStack] = {}
@@ -138,6 +149,22 @@ class Service:
         if self.grant.restricted and len(self.unknown) > UNKNOWN_MAX:
             self.unknown.discard(id_)
             raise self.grant.refusal("it has asked for too many migrations that it has not begun over one connection")
+
+    def origin(self, fields: Mapping[str, Any], migration: Migration | None = None) -> str:
+        """The origin of the container that the source speaks of, "" for none; it stays that of its `migration`.
+
+        Who has it counts as who brings that container, so each that is asked about is counted; raises NotAllowed where
+        a caller who is not root tries too many.
+        """
+        if migration:
+            return str(migration.detail.get("origin") or migration.id)
+        found = str(fields.get("origin", fields.get("id", "")))
+        if found:
+            self.origins.add(names.migration_id(found))
+        if self.grant.restricted and len(self.origins) > ORIGINS_MAX:
+            self.origins.discard(found)
+            raise self.grant.refusal("it has asked about too many containers over one connection")
+        return found
 
     def refuse_crowds(self) -> None:
         """Raises NotAllowed where a caller who is not root has begun too much."""

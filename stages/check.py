@@ -223,7 +223,7 @@ def facts(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
         query = _narrowed(service, query)
     here = layout.Layout(lxcpath, names.container_name(str(fields["name"])), "")
     renamed = fields.get("source_name", here.name) != here.name or service.grant.restricted
-    fenced = identity.is_own_copy(service.journal, here, str(fields.get("origin", "")), renamed=renamed)
+    fenced = identity.is_own_copy(service.journal, here, service.origin(fields), renamed=renamed)
     found = host_facts.gather(dataclasses.replace(query, lxcpath=str(lxcpath)))
     found = dataclasses.replace(found, hooks_fix=service.grant.hooks_fix)
     return {"facts": record.dump(found), "fenced_copy": fenced}

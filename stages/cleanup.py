@@ -14,6 +14,7 @@ import contextlib
 import re
 import shlex
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from migrator import advice, bases, btrfs, cli, container_config, incoming, log, lxc, names, network
@@ -123,7 +124,7 @@ def clean_container(cleaner: Cleaner, journal: Journal, name: str, lxcpath: Path
                 cleaner.remove(rootfs, btrfs.delete)
             cleaner.remove_folder(layout.container)
     for folder in (layout.work, layout.folder):
-        _clean_folder(cleaner, folder, set(), copies=True)
+        _clean_folder(cleaner, journal, folder, set(), copies=True)
     for id_ in set(network.silenced()) & {each.id for each in found}:
         _remove_table(cleaner, journal, id_)
     if not cleaner.dry_run:
@@ -188,7 +189,7 @@ def _clean_name(cleaner: Cleaner, journal: Journal, layout: Layout) -> None:
         if path.name.split(".")[0] not in alive | kept and path not in given_up:
             cleaner.remove(path, btrfs.delete)
     for folder in (layout.work, layout.folder):  # older versions had the second one for all
-        _clean_folder(cleaner, folder, alive)
+        _clean_folder(cleaner, journal, folder, alive)
     if not cleaner.dry_run:
         layout.tidy()
         for each in known:
@@ -229,7 +230,7 @@ def _keeps_base(migration: Migration) -> bool:
     return migration.state == "finished"
 
 
-def _clean_folder(cleaner: Cleaner, folder: Path, alive: set[str], *, copies: bool = False) -> None:
+def _clean_folder(cleaner: Cleaner, journal: Journal, folder: Path, alive: set[str], *, copies: bool = False) -> None:
     """Spools, images and put-aside files of migrations that are not alive.
 
     With `copies` also what an earlier stay has left, where another container has taken its place, and what has run here
@@ -242,10 +243,21 @@ def _clean_folder(cleaner: Cleaner, folder: Path, alive: set[str], *, copies: bo
         if match and match[1] not in alive and is_copy and not copies:
             cleaner.kept.append(str(path))
         elif match and match[1] not in alive:
-            cleaner.remove(path, btrfs.delete if match[2] == "ran" else _remove_tree)
+            cleaner.remove(path, btrfs.delete if match[2] == "ran" else partial(_remove_tree, journal))
 
 
-def _remove_tree(path: Path) -> None:
+def _remove_tree(journal: Journal, path: Path) -> None:
     if path.suffix == ".spool" and path.parent.name.endswith(WORK):  # among the snapshots a stream may have made it
-        incoming.clear(path.parent.with_name(path.parent.name.removesuffix(WORK)), path)
+        id_, folder = path.name[:8], path.parent.with_name(path.parent.name.removesuffix(WORK))
+        incoming.clear(folder, path, but=lambda name: _is_not_of(journal, id_, name))
     incoming.remove(path)
+
+
+def _is_not_of(journal: Journal, id_: str, name: str) -> bool:
+    """Whether what is called so among the snapshots may not go as brought by a stream of that migration.
+
+    It is another one's; or nothing tells how long ago that migration was under way, and what has come there since.
+    """
+    other = name.partition(".")[0]
+    known = re.fullmatch(r"[0-9a-f]{8}\.[0-9]+", name) and other != id_ and _records(journal, other)
+    return bool(known) or not _records(journal, id_)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import contextlib
+import os
 import time
 from collections.abc import Callable
 from functools import partial
@@ -30,7 +31,7 @@ from migrator import (
 )
 from migrator.advice import this_host
 from migrator.cli import Result
-from migrator.errors import DowntimeExceeded
+from migrator.errors import DowntimeExceeded, DumpFailed
 from migrator.growing import POLL, Growing
 from migrator.journal import Migration
 from migrator.progress import Progress
@@ -77,6 +78,8 @@ class Dump(Handover):
 
     def prepare(self) -> None:
         network.silence_command(self.migration.id, self.ports)  # a name that this cannot do is found out now
+        with contextlib.suppress(OSError):  # a process ends just now: it is looked at again when it stands still
+            self._notes()
         self.images, why = layout.place_images(self.layout, self.facts.memory)
         log.verbose(f"Images go to {self.images}: {why}")
         layout.make_images(self.images, self.facts.memory)
@@ -156,8 +159,8 @@ class Dump(Handover):
         tty_image.mend(self.images, tty_image.sessions(cgroups.processes(str(self.cgroup))))
         return time.monotonic() - begun
 
-    def _note(self) -> None:
-        """What CRIU does not dump, in files that go along with its images."""
+    def _notes(self) -> dict[str, bytes]:
+        """What CRIU does not dump, by its file's name; raises DumpFailed where the destination would not take it."""
         notes = {
             terminals.RECORD: "".join(terminal.line() for terminal in self.terminals),
             cgroups.RECORD: cgroups.owners(str(self.cgroup)),
@@ -168,9 +171,18 @@ class Dump(Handover):
         for terminal in self.terminals:
             if terminal.console:
                 notes[criu.CONSOLE_FILE] = terminal.id
-        for name, text in notes.items():
-            with (self.images / name).open("x", errors="surrogateescape") as file:
-                file.write(text)
+        found = {name: os.fsencode(text) for name, text in notes.items()}
+        for name, data in found.items():
+            if len(data) > criu.NOTE_LIMIT:
+                raise DumpFailed(name=self.container.name, log="not there",
+                                 reason=f"{name} would be larger than {size(criu.NOTE_LIMIT)}")
+        return found
+
+    def _note(self) -> None:
+        """In files that go along with CRIU's images."""
+        for name, data in self._notes().items():
+            with (self.images / name).open("xb") as file:
+                file.write(data)
 
     def _send_pages(self, has_ended: Callable[[], bool]) -> dict[str, transfer.TransferResult]:
         """Send memory while CRIU still dumps it: it writes one file of pages after the other, each to its end."""

@@ -20,6 +20,7 @@ from migrator import (
     btrfs,
     cli,
     container_config,
+    grant,
     identity,
     incoming,
     log,
@@ -167,12 +168,19 @@ def _end_copy(migration: Migration) -> None:
 
 
 def prune(migration: Migration) -> None:
-    """Keep only the newest snapshot, which both hosts have: the next move can start from it."""
+    """Keep only the newest snapshot, which both hosts have: the next move can start from it.
+
+    Who is not root has only those removed that it has brought, or that are of the same container.
+    """
     layout = Layout(migration.lxcpath, migration.name, migration.id)
-    for path in layout.snapshots()[:-1]:
+    whole = migration.caller == grant.ROOT.caller
+    earlier = [each for each in migration.others()
+               if whole or each.caller == migration.caller or identity.are_of_one(each, migration)]
+    ids = {each.id for each in (migration, *earlier)}
+    for path in [path for path in layout.snapshots() if whole or path.name.partition(".")[0] in ids][:-1]:
         btrfs.delete(path)
-    for earlier in migration.others():
-        bases.drop(earlier)
+    for each in earlier:
+        bases.drop(each)
     layout.tidy()
 
 

@@ -305,8 +305,7 @@ def begin(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     layout = Layout(lxcpath, name, id_)
     disk_bytes = int(fields["disk_bytes"])
     source_name = names.container_name(str(fields.get("source_name", name)))
-    origin = names.migration_id(str(fields.get("origin", id_)))
-    service.known(fields)
+    origin = service.origin(fields, service.known(fields))
     service.grant.check_config(name, str(fields["config"]), int(fields["mapped_root"]))
     _refuse_foreign(service, layout, source_name, origin)  # before others are kept off it
     with service.locking(name, lxcpath):
@@ -437,7 +436,7 @@ def subvolumes(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     """The uuids of what increments of a container can start from here."""
     name = names.container_name(str(fields["name"]))
     layout = Layout(service.lxcpath(fields), name, "00000000")
-    return {"subvolumes": _bases(service, layout, names.migration_id(str(fields.get("origin", "00000000"))))}
+    return {"subvolumes": _bases(service, layout, service.origin(fields))}
 
 
 def lxcpath_(service: Service, fields: dict[str, Any]) -> dict[str, Any]:

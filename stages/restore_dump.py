@@ -236,7 +236,7 @@ class Restore:
         give_back_rootfs(self.layout)  # of a failed restore: known as ours by its increment, which is replaced now
         with Beside(self._left) as beside:
             names = self.migration.detail["image_files"] if images and not self.checked else []
-            verified = beside.begin(spool.verify, *(images / name for name in names if images))
+            verified = beside.begin(restore.verify, images, names) if images else lambda: None
             prepared = images and beside.begin(restore.prepare, self.container, self.layout, images, beside.making,
                                                grant.recorded(self.migration).hooks)
             last = receive(self.migration, self.layout, self.layout.spool / INCREMENT, self.number,

@@ -143,3 +143,11 @@ def test_it_imports_next_to_nothing() -> None:
     assert set(found.split()) == {
         "__future__", "errno", "migrator",
         *(f"migrator.{name}" for name in ("at_restore", "cgroup_limits", "cgroups", "let_run", "mount_flags"))}
+
+
+def test_a_record_is_read_whole_or_not_at_all(images: Path) -> None:
+    """What is cut off its end would not be seen to: a mount that was read-only could be written to."""
+    (images / cgroups.RECORD).write_text("x" * 100)
+    assert at_restore.noted(str(images), cgroups.RECORD, 100) == "x" * 100
+    with pytest.raises(ValueError, match="larger than 99 bytes"):
+        at_restore.noted(str(images), cgroups.RECORD, 99)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import struct
 from pathlib import Path
 
@@ -57,3 +59,31 @@ def test_the_file(tmp_path: Path) -> None:
     path.write_bytes(image(prop("cgroup.subtree_control", "")))
     cgroup_image.leave_controllers(tmp_path)
     assert path.read_bytes() == image()
+
+
+CALLS = [(os, "open"), (os, "fchown"), (os, "fchmod"), (os, "link"), (Path, "unlink"), (Path, "replace")]
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("call", CALLS, ids=[name for _, name in CALLS])
+def test_killed_while_it_is_rewritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: tuple[object, str],
+                                      after: bool) -> None:
+    """At each point the image is there, and what has arrived comes back."""
+    path, arrived = tmp_path / cgroup_image.IMAGE, image(prop("cgroup.subtree_control", "memory"))
+    path.write_bytes(arrived)
+    path.chmod(0o640)
+    real = getattr(*call)
+    for step in (cgroup_image.leave_controllers, cgroup_image.put_back, cgroup_image.leave_controllers):
+        with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+            def killed(*words: object, **more: object) -> None:
+                if after:
+                    real(*words, **more)
+                raise KeyboardInterrupt
+
+            patch.setattr(*call, killed)
+            step(tmp_path)
+        assert path.read_bytes() in (arrived, image())
+    cgroup_image.put_back(tmp_path)
+    assert path.read_bytes() == arrived and not (tmp_path / cgroup_image.ARRIVED).exists()
+    cgroup_image.leave_controllers(tmp_path)
+    assert path.read_bytes() == image() and path.stat().st_mode & 0o777 == 0o640

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -306,3 +307,14 @@ def test_ctrl_c_is_no_failure_to_tell_or_to_remove(tmp_path: Path, monkeypatch: 
             patch.setattr(incoming if name == "remove" else btrfs, name, pressed)
             incoming.clear(folder, spool) if name == "remove" else incoming._mark(folder, tmp_path)
     assert (spool / incoming.NOTE).exists(), "the next one goes on"
+
+
+def test_the_note_is_on_disk_before_anything_is_received(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A power cut may leave what was received, and of a file that was not synced its name alone."""
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.fstat(fd).st_ino))
+    found: list[bool] = []
+    here.brings = lambda: found.append(
+        {path.stat().st_ino for path in (here.spool, here.spool / incoming.NOTE)} <= set(synced))
+    here.receive()
+    assert found == [True]

@@ -263,3 +263,38 @@ def test_the_end_of_a_migration_takes_them_along(host: Host) -> None:
     assert all(path.exists() for path in former(host, OTHER))
     assert [str(path) for path in Layout(host.pool, "web", ID).dumped_into()] == [
         f"{host.run}/{ID}", f"{host.pool}/.migrator/web+/{ID}.images", *map(os.fspath, former(host)[:0:-1])]
+
+
+def brought(host: Host, id: str, *names: str) -> list[Path]:
+    """A receive of that migration was killed a while ago; what is called so has come there since."""
+    here = Layout(host.pool, "web", id)
+    here.make_folder()
+    here.spool.mkdir(exist_ok=True)
+    (here.spool / "beside.json").write_text(json.dumps({"before": {}, "target": f"{id}.1"}))
+    found = [here.folder / name for name in names]
+    for path in found:
+        path.mkdir(exist_ok=True)
+    return found
+
+
+def test_an_old_note_takes_nothing_of_another_migration(host: Host) -> None:
+    """One that begins after the journal was lost: the note says that all but what was there before came with a stream.
+
+    Of what no record is about, nobody knows who has made it.
+    """
+    under_way = host.begin()
+    brought(host, "deadbeef", "somebody's")
+    host.clean()
+    here = Layout(host.pool, "web", ID)
+    assert sorted(path.name for path in here.folder.iterdir()) == [f"{ID}.1", "somebody's"]
+    assert not (here.work / "deadbeef.spool").exists() and not under_way.ended
+
+
+def test_what_a_stream_has_brought_goes_with_its_migration(host: Host) -> None:
+    """Also where another one has begun since, which keeps its own."""
+    host.ended("web", OTHER)
+    host.begin()
+    came, strange = brought(host, OTHER, "0badf00d.1", "strange")
+    host.clean()
+    assert not came.exists() and not strange.exists()
+    assert all(path.is_dir() for path in host.things())

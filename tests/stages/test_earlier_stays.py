@@ -240,7 +240,7 @@ def test_what_may_be_the_only_one_stays_until_it_is_asked_for(journal: Journal, 
         (kept,) = here.set_aside()
         assert (kept / "written").exists() and (here.old / "config").is_file()
     cleaner = cleanup.Cleaner(dry_run=False)
-    cleanup._clean_folder(cleaner, here.work, set())
+    cleanup._clean_folder(cleaner, journal, here.work, set())
     assert (kept / "written").exists() and set(cleaner.kept) == {str(kept), str(here.old)}
     clean(journal, tmp_path)
     assert not kept.exists() and not here.old.exists()
@@ -280,7 +280,7 @@ def test_what_has_no_configuration_is_nobodys_copy(journal: Journal, tmp_path: P
     shutil.rmtree(here.old)
     (here.old / "rootfs").mkdir(parents=True)
     cleaner = cleanup.Cleaner(dry_run=False)
-    cleanup._clean_folder(cleaner, here.work, set())
+    cleanup._clean_folder(cleaner, journal, here.work, set())
     assert cleaner.kept == [str(here.old)]
     finish.end_here(came)
     assert len(here.set_aside()) == 1

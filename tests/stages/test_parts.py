@@ -12,6 +12,7 @@ import pytest
 import stages
 from migrator import bases
 from migrator.btrfs import Subvolume
+from migrator.journal import Journal
 from migrator.layout import Layout
 from stages import check, cleanup, prepare_data
 
@@ -86,10 +87,11 @@ def test_cleaning_a_folder_keeps_what_is_alive_and_what_is_not_ours(tmp_path: Pa
     gone = {"00000001.spool", "00000001.old", "00000001.images"}
     names += (odd := ["00000002.spool", "00000002.images"])
     gone |= set(odd)
-    dry = cleanup.Cleaner(dry_run=True)
-    cleanup._clean_folder(dry, folder, {"0badc0de"})
-    assert {Path(path).name for path in dry.removed} == gone
-    assert {path.name for path in folder.iterdir()} == set(names)
-    cleanup._clean_folder(cleanup.Cleaner(dry_run=False), folder, {"0badc0de"})
-    assert {path.name for path in folder.iterdir()} == set(names) - gone
-    cleanup._clean_folder(cleanup.Cleaner(dry_run=False), folder / "not-there", set())
+    with Journal(tmp_path / "journal.db") as journal:
+        dry = cleanup.Cleaner(dry_run=True)
+        cleanup._clean_folder(dry, journal, folder, {"0badc0de"})
+        assert {Path(path).name for path in dry.removed} == gone
+        assert {path.name for path in folder.iterdir()} == set(names)
+        cleanup._clean_folder(cleanup.Cleaner(dry_run=False), journal, folder, {"0badc0de"})
+        assert {path.name for path in folder.iterdir()} == set(names) - gone
+        cleanup._clean_folder(cleanup.Cleaner(dry_run=False), journal, folder / "not-there", set())

@@ -160,7 +160,7 @@ def test_a_strangers_beside_an_earlier_stays_own(owned: Migration, disk: Disk,
     with pytest.raises(SourceStillStopped):
         attempt(owned)
     rollback._abandon(owned, [])
-    cleanup._clean_folder(cleanup.Cleaner(dry_run=False), layout.work, set())
+    cleanup._clean_folder(cleanup.Cleaner(dry_run=False), owned.journal, layout.work, set())
     assert found(owned, "of precious") == ["web/rootfs"] and str(owned.state) == State.ABANDONED
     assert found(owned, "of earlier") == [f".migrator/web+/{ID}.old/rootfs"] and (layout.old / "config").is_file()
     assert str(layout.old) in capfd.readouterr().err.replace("\n", "")
@@ -197,5 +197,5 @@ def test_without_an_earlier_stay_nothing_that_was_put_aside_is_removed(owned: Mi
     finish.end_here(owned)
     assert found(owned, "of precious") == [f".migrator/web+/{ID}.ran.1"] and not layout.old.exists()
     cleaner = cleanup.Cleaner(dry_run=False)
-    cleanup._clean_folder(cleaner, layout.work, set())
+    cleanup._clean_folder(cleaner, owned.journal, layout.work, set())
     assert cleaner.kept == [str(layout.aside().with_suffix(".1"))] and cleaner.removed == []

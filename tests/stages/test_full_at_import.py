@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The destination's disk is full while what has arrived is imported: it is imported once there is room."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from migrator import btrfs, spool
+from migrator.errors import DiskFull, ReceiveFailed
+from migrator.journal import Journal, Migration
+from migrator.layout import Layout
+from migrator.states import Event, Role, State
+from stages import import_data
+from tests.stages.test_restored_again import arrives
+
+ID, UUID = "0badc0de", "11111111-2222-3333-4444-555555555555"
+FULL, QUOTA = "No space left on device", "Disk quota exceeded"
+
+
+@pytest.fixture
+def migration(tmp_path: Path) -> Iterator[Migration]:
+    layout = Layout(tmp_path / "pool", "web", ID)
+    layout.make_folder()
+    layout.spool.mkdir()
+    arrives(layout.spool / "disk-1", b"a stream")
+    with Journal(tmp_path / "journal.db") as journal:
+        made = journal.create(id=ID, role=Role.DESTINATION, name="web", lxcpath=layout.lxcpath, peer="hosta",
+                              event=Event.RECEIVE, rounds=[{"uuid": UUID}])
+        made.move(Event.RECEIVED)
+        yield made
+
+
+@pytest.fixture
+def says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """What `btrfs receive` says before it fails; after "" it does not."""
+    program = tmp_path / "bin" / "btrfs"
+    program.parent.mkdir()
+    monkeypatch.setenv("PATH", str(program.parent), prepend=":")
+    monkeypatch.setattr(btrfs, "info", lambda _: SimpleNamespace(received_uuid=UUID))
+    monkeypatch.setattr(btrfs, "sync", lambda _: None)
+    monkeypatch.setattr(import_data, "define", lambda *_: None)
+
+    def failing(text: str) -> None:
+        program.write_text(f"#!/bin/sh\ncat >/dev/null\n[ -z '{text}' ] || {{ echo '{text}' >&2; exit 1; }}\n")
+        program.chmod(0o755)
+
+    return failing
+
+
+def imported(migration: Migration) -> None:
+    import_data.import_round(migration, Layout(migration.lxcpath, migration.name, migration.id))
+
+
+def stream(migration: Migration) -> Path:
+    return Layout(migration.lxcpath, migration.name, migration.id).spool / "disk-1"
+
+
+@pytest.mark.parametrize("reason", [FULL, QUOTA])
+def test_what_has_arrived_is_kept(migration: Migration, says: Callable[[str], None], reason: str) -> None:
+    for _ in range(2):
+        says(f"ERROR: write to etc/passwd failed: {reason}")
+        with pytest.raises(DiskFull, match=reason):
+            imported(migration)
+        assert spool.is_complete(stream(migration)) and migration.state is State.IMPORTING
+    says("")
+    imported(migration)
+    assert not stream(migration).exists()
+    assert str(migration.state) == "imported"
+
+
+@pytest.mark.parametrize("said", ["ERROR: crc32 mismatch in command", f"ERROR: creat {FULL} failed: File exists"])
+def test_what_cannot_be_received_is_sent_again(migration: Migration, says: Callable[[str], None], said: str) -> None:
+    """Whatever it calls its files."""
+    says(said)
+    with pytest.raises(ReceiveFailed):
+        imported(migration)
+    assert not stream(migration).exists() and migration.state is State.RECEIVING

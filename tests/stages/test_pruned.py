@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which snapshots go when a migration has succeeded. Folders stand for subvolumes."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from migrator import btrfs
+from migrator.journal import Journal, Migration
+from migrator.layout import Layout
+from migrator.states import Event, Role
+from stages import finish
+
+ID, FIRST, SECOND = "0badc0de", "00000001", "00000002"
+ROOT, P, KEY = "ssh", "peer:0123", "ssh:hosta"
+
+
+class Host:
+    def __init__(self, journal: Journal, pool: Path) -> None:
+        self.journal, self.pool = journal, pool
+        self.generation = 0
+
+    def snapshot(self, id_: str, number: int = 1) -> None:
+        layout = Layout(self.pool, "web", id_)
+        layout.make_folder()
+        self.generation += 1
+        layout.snapshot(number).mkdir()
+        (layout.snapshot(number) / "generation").write_text(str(self.generation))
+
+    def given_up(self, id_: str, caller: str, **detail: object) -> Migration:
+        """One that keeps a base."""
+        made = self.came(id_, caller, kept=[f"{id_}.1"], **detail)
+        made.move(Event.ABANDON)
+        made.move(Event.ABANDONED)
+        return made
+
+    def came(self, id_: str, caller: str, **detail: object) -> Migration:
+        self.snapshot(id_)
+        return self.journal.create(id=id_, role=Role.DESTINATION, name="web", lxcpath=self.pool, peer="hosta",
+                                   event=Event.RECEIVE, rounds=[], caller=caller, **detail)
+
+    def left(self) -> list[str]:
+        return [path.name for path in Layout(self.pool, "web", ID).snapshots()]
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
+    monkeypatch.setattr(btrfs, "is_subvolume", lambda path: (path / "generation").is_file())
+    monkeypatch.setattr(btrfs, "info", lambda path: btrfs.Subvolume(
+        path, path.name, "", True, int((path / "generation").read_text())))
+    monkeypatch.setattr(btrfs, "delete", lambda path: shutil.rmtree(path) if path.is_dir() else None)
+    with Journal(tmp_path / "journal.db") as journal:
+        yield Host(journal, tmp_path / "pool")
+
+
+@pytest.mark.parametrize("caller", [P, KEY])
+@pytest.mark.parametrize("other", [ROOT, "peer:4567", "ssh:hostc"])
+def test_another_callers_stay(host: Host, caller: str, other: str) -> None:
+    """Under a name that two containers have, of two senders."""
+    first = host.given_up(FIRST, other)
+    came = host.came(ID, caller)
+    host.snapshot(ID, 2)
+    host.snapshot("deadbeef")  # of which nothing is recorded
+    finish.prune(came)
+    assert host.left() == [f"{FIRST}.1", f"{ID}.2", "deadbeef.1"]
+    assert first.detail["kept"] == [f"{FIRST}.1"]
+
+
+@pytest.mark.parametrize("caller", [P, KEY])
+def test_its_own_go(host: Host, caller: str) -> None:
+    """What it has brought, and what went from here of the same container."""
+    first = host.given_up(FIRST, caller)
+    host.snapshot(SECOND)
+    host.journal.create(id=SECOND, role=Role.SOURCE, name="web", lxcpath=host.pool, peer="hosta", event=Event.SEND,
+                        rounds=[], origin="0000c350")
+    came = host.came(ID, caller, origin="0000c350")
+    host.snapshot(ID, 2)
+    finish.prune(came)
+    assert host.left() == [f"{ID}.2"]
+    assert host.journal.by_id(first.id, Role.DESTINATION).detail["kept"] == []  # type: ignore[union-attr]
+
+
+def test_the_newest_of_its_own_stays(host: Host) -> None:
+    came = host.came(ID, P)
+    host.snapshot(ID, 2)
+    host.given_up(FIRST, ROOT)
+    finish.prune(came)
+    assert host.left() == [f"{ID}.2", f"{FIRST}.1"]
+
+
+def test_root_has_all_others_go(host: Host) -> None:
+    host.given_up(FIRST, P)
+    host.snapshot("deadbeef")
+    finish.prune(host.came(ID, ROOT))
+    assert host.left() == [f"{ID}.1"]

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A restore that failed is tried again: what it needs of the images is still as it has arrived."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from migrator import btrfs, cgroup_image, cgroup_limits, criu, lxc, restore, segments, spool
+from migrator.errors import CommandFailed, RestoreFailed, SegmentDamaged
+from migrator.journal import Journal
+from migrator.layout import Layout
+from migrator.segments import Segment
+from migrator.states import Event, Role
+from stages import restore_dump
+from tests.migrator.test_cgroup_image import image, prop
+
+ID = "0badc0de"
+CONTROLLERS = prop("cgroup.subtree_control", "memory pids\n")
+
+
+def arrives(path: Path, data: bytes) -> None:
+    """A file with its index, as `spool.receive` leaves it."""
+    path.write_bytes(data)
+    segment = Segment(len(data), segments.digest_of(data))
+    path.with_name(path.name + segments.INDEX_SUFFIX).write_bytes(
+        segments.line(segment) + segments.last_line(segments.whole([segment])))
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    found = Layout(tmp_path, "web", ID).image_folders()[1]
+    found.mkdir(parents=True)
+    arrives(found / cgroup_image.IMAGE, image(CONTROLLERS))
+    arrives(found / "core-1.img", b"core")
+    arrives(found / cgroup_limits.CONTROLLERS, b"memory pids\t.\n")
+    return found
+
+
+@pytest.fixture
+def stage(tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[restore_dump.Restore]:
+    layout = Layout(tmp_path, "web", ID)
+    layout.spool.mkdir(parents=True)
+    layout.container.mkdir()
+    (layout.container / "config").write_text(f"lxc.rootfs.path = btrfs:{layout.rootfs}\nlxc.uts.name = web\n")
+    monkeypatch.setattr(lxc, "Container", lambda name, lxcpath: SimpleNamespace(
+        name=name, folder=lxcpath / name, config_file=lxcpath / name / "config", state="RUNNING", init_pid=1,
+        cgroup=images))
+    monkeypatch.setattr(restore_dump, "receive", lambda *_: SimpleNamespace(path=tmp_path))
+    monkeypatch.setattr(restore_dump, "give_back_rootfs", lambda _: None)
+    monkeypatch.setattr(restore_dump, "put_rootfs_aside", lambda _: None)
+    monkeypatch.setattr(btrfs, "snapshot", lambda *_, **__: None)
+    monkeypatch.setattr(lxc, "thaw", lambda *_: None)
+    monkeypatch.setattr(lxc, "processes", lambda _: [1])
+    with Journal(tmp_path / "journal.db") as journal:
+        migration = journal.create(
+            id=ID, role=Role.DESTINATION, name="web", lxcpath=tmp_path, peer="hosta", event=Event.RECEIVE, rounds=[],
+            memory=True, increment_uuid="x", image_files=[path.name for path in criu.image_files(images)])
+        yield restore_dump.Restore(migration, 3600.0, leave=lambda: math.inf)
+
+
+def restored(stage: restore_dump.Restore, images: Path) -> None:
+    prepared = stage._apply(images)
+    assert prepared
+    stage._restore(images, prepared)
+
+
+@pytest.mark.parametrize("failure", [CommandFailed(command="lxc-checkpoint", exit_status=1, output="no bridge"),
+                                     KeyboardInterrupt()], ids=["failed", "interrupted"])
+def test_what_has_arrived_can_be_restored_again(stage: restore_dump.Restore, images: Path, failure: BaseException,
+                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    """CRIU is given another image of the cgroups than the one that the source's digest is of."""
+    given: list[bytes] = []
+
+    def fails(*_: object, **__: object) -> None:
+        given.append((images / cgroup_image.IMAGE).read_bytes())
+        raise failure
+
+    monkeypatch.setattr(restore, "run", fails)
+    for _ in range(2):
+        with pytest.raises((RestoreFailed, KeyboardInterrupt)):
+            restored(stage, images)
+    monkeypatch.setattr(restore, "run", lambda *_, **__: given.append((images / cgroup_image.IMAGE).read_bytes()))
+    restored(stage, images)
+    assert given == [image()] * 3
+
+
+def test_damage_is_still_found(stage: restore_dump.Restore, images: Path) -> None:
+    """Also of the image that was put aside."""
+    cgroup_image.leave_controllers(images)
+    (images / cgroup_image.ARRIVED).write_bytes(image(CONTROLLERS)[:-1] + b"x")
+    with pytest.raises(SegmentDamaged, match=cgroup_image.IMAGE):
+        stage._apply(images)
+
+
+def test_an_image_that_makes_no_sense(stage: restore_dump.Restore, images: Path) -> None:
+    arrives(images / cgroup_image.IMAGE, image(CONTROLLERS)[:11])
+    with pytest.raises(RestoreFailed, match="damaged"):
+        restored(stage, images)
+    spool.verify(images / cgroup_image.IMAGE)
