@@ -24,6 +24,7 @@ STAGE = "post-restore"  # the last in which a failure undoes everything: all tas
 # below ("No Internal Process Constraint" in cgroup-v2.rst).
 EARLY = "post-setup-namespaces"
 FILTER = "device-filter"  # in the images folder: the program of `device_filter`, in hexadecimal; empty for none
+EARLY_FILTER = "device-filter.early"  # the same, where not even CRIU may open another device for it; else empty
 REASON = "at-restore.error"  # in the images folder: why it failed
 
 _START = "import sys; sys.path.insert(0, sys.argv[1]); from migrator import at_restore; at_restore.main(*sys.argv[2:])"
@@ -42,10 +43,11 @@ def script(images: str, mark: str, end: float, commands: Iterable[Iterable[str]]
     command = shlex.join([sys.executable, "-I", "-S", "-c", _START, root, images, mark, str(end)])
     # CRIU starts it for every stage; a shell says that there is nothing to do sooner than Python.
     musts = "".join(f"\n    must {shlex.join(words)}" for words in commands)
-    controllers = shlex.quote(os.path.join(images, cgroup_limits.CONTROLLERS))
+    early = " || ".join(f"[ -s {shlex.quote(os.path.join(images, name))} ]"
+                        for name in (cgroup_limits.CONTROLLERS, EARLY_FILTER))
     return f"""#!/bin/sh
 case $CRTOOLS_SCRIPT_ACTION in
-    {EARLY}) [ -s {controllers} ] || exit 0 ;;
+    {EARLY}) {early} || exit 0 ;;
     {STAGE}) ;;
     *) exit 0 ;;
 esac
@@ -116,12 +118,20 @@ def limits(images: str, init: int) -> None:
         cgroup_limits.apply(_cgroup(init), planned, record)
 
 
-def devices(images: str, init: int) -> None:
+def devices(images: str, init: int, name: str = FILTER) -> None:
     """Let it open the devices that it may, and no other; see `device_filter`."""
-    if program := noted(images, FILTER, cgroup_limits.RECORD_LIMIT):
+    if program := noted(images, name, cgroup_limits.RECORD_LIMIT):
         from migrator import device_filter  # and what that imports, where there is a filter
 
-        device_filter.attach(_cgroup(init), bytes.fromhex(program))
+        top = _cgroup(init)
+        if cgroups.holds(top, _read("/proc/self/cgroup")):  # by images that somebody has made up
+            raise ValueError(f"{top} is no cgroup of a container's: CRIU is in there")
+        device_filter.attach(top, bytes.fromhex(program))
+
+
+def early_devices(images: str, init: int) -> None:
+    """Before CRIU opens files for it: a filter takes no file away that is open."""
+    devices(images, init, EARLY_FILTER)
 
 
 def mounts(images: str, init: int) -> None:
@@ -152,7 +162,7 @@ def _read(path: str) -> str:
 
 
 STEPS: dict[str, dict[str, Callable[[str, int], None]]] = {
-    EARLY: {"what its cgroups control": early_controllers},
+    EARLY: {"what its cgroups control": early_controllers, "which devices it may have open": early_devices},
     STAGE: {
         "what its cgroups control": controllers,
         "the limits of its cgroups": limits,

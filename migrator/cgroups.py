@@ -39,6 +39,12 @@ def payload(proc_cgroup: str) -> str:
     raise ValueError("no cgroup v2 line")
 
 
+def holds(top: str, proc_cgroup: str) -> bool:
+    """Whether a process is in the cgroup `top`, or below, by the text of its /proc/PID/cgroup."""
+    paths = [line[3:] for line in proc_cgroup.split("\n") if line.startswith("0::")]
+    return any(f"{TOP}{path}/".startswith(f"{top}/") for path in paths)
+
+
 def processes(top: str) -> list[int]:
     """The ids of all processes in the cgroup `top` and below; none when it is gone."""
     return ids(top, "cgroup.procs")

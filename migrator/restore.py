@@ -92,7 +92,8 @@ def prepare(container: Container, layout: Layout, images: Path,
     """Make what a restore from the folder `images` needs beforehand: files, veths. Raises RestoreFailed.
 
     What it looks at may lie on a file server that does not answer; so all is looked at first, and then made `making`
-    it, which raises TimeoutError where that comes too late. Of who is not `trusted` its container is not favoured.
+    it, which raises TimeoutError where that comes too late. Of who is not `trusted` the container is not
+    favoured, and gets no device that it may not open; what another has open stays so, as with `lxc-cgroup`.
     """
     path = str(container.config_file)
     text = container_config.unfenced(config_reader.read_file(path))
@@ -120,7 +121,9 @@ def prepare(container: Container, layout: Layout, images: Path,
             _write(files.config, adapted, 0o600)
             _write(images / cgroup_limits.PLAN, cgroup_limits.plan(limits), 0o600)
             _write(images / cgroup_limits.TAKEN, recorded, 0o600)
-            _write(images / at_restore.FILTER, device_filter.program(limits, device_filter.numbers).hex(), 0o600)
+            devices = device_filter.program(limits, device_filter.numbers).hex()
+            _write(images / at_restore.FILTER, devices, 0o600)
+            _write(images / at_restore.EARLY_FILTER, "" if trusted else devices, 0o600)
             give_images(images, criu.image_files(images), _mapped_group(config))
             veths.make(links)
     except (CommandFailed, ConfigInvalid, OSError, ValueError) as error:

@@ -99,10 +99,28 @@ def test_controllers_are_enabled_before_files_are_opened(images: Path) -> None:
     assert done.returncode == 1 and "no cgroup controller none-such" in at_restore.reason(images)
 
 
+def test_devices_are_denied_before_files_are_opened(images: Path) -> None:
+    (images / at_restore.FILTER).write_text("ff" * 8)
+    assert start(images, at_restore.EARLY).returncode == 0, "not where its sender is trusted"
+    (images / at_restore.EARLY_FILTER).write_text("ff" * 8)
+    done = start(images, at_restore.EARLY)
+    assert done.returncode == 1
+    assert at_restore.reason(images).startswith("which devices it may have open: ")
+
+
+@pytest.mark.parametrize("stage", [at_restore.EARLY, at_restore.STAGE])
+def test_no_filter_for_what_is_not_in_a_cgroup_of_its_own(images: Path, stage: str) -> None:
+    """It would hold for CRIU, and for whatever else of the host is in there. Here that is this test."""
+    for name in (at_restore.FILTER, at_restore.EARLY_FILTER):
+        (images / name).write_text("ff" * 8)
+    assert start(images, stage).returncode == 1
+    assert "is no cgroup of a container's" in at_restore.reason(images)
+
+
 @pytest.mark.parametrize(("name", "text", "said"), [
     (cgroup_limits.PLAN, "none.such 1\n", "no cgroup controller none"),
     (cgroup_limits.TAKEN, "pids.max 1\t../x\n", "is no path in a cgroup"),
-    (at_restore.FILTER, "ff" * 8, "the device filter: "),
+    (at_restore.FILTER, "no program", "which devices it may use: "),
 ])
 def test_confinement_that_cannot_be_had(images: Path, name: str, text: str, said: str) -> None:
     (images / name).write_text(text)

@@ -136,3 +136,13 @@ def test_what_is_delegated(tmp_path: Path) -> None:
     assert "cgroup.procs" in cgroups.delegated(str(tmp_path / "none")), "an older kernel does not say"
     for found in (cgroups.delegated(), cgroups.delegated(str(tmp_path / "none"))):
         assert not {name for name in found if name.endswith((".max", ".high", ".low", ".min", ".weight"))}
+
+
+@pytest.mark.parametrize(("process", "inside"), [
+    ("/lxc.payload.c1", True), ("/lxc.payload.c1/init.scope", True), ("/lxc.payload.c1-1", False), ("/", False),
+    ("/lxc.monitor.c1", False),
+])
+def test_who_is_in_a_cgroup(process: str, inside: bool) -> None:
+    text = f"2:cpuacct:/lxc.payload.c1\n0::{process}\n"
+    assert cgroups.holds(f"{cgroups.TOP}/lxc.payload.c1", text) is inside
+    assert cgroups.holds(cgroups.TOP, text), "the first of all holds everybody"
