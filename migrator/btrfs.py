@@ -78,6 +78,11 @@ def info(path: Path) -> Subvolume:
     )
 
 
+def parent_of(number: int, path: Path) -> str:
+    """The uuid of what the subvolume `number`, anywhere on the file system of `path`, is a snapshot of, or ""."""
+    return _uuid(_pybtrfs().subvolume_info(str(path), number).parent_uuid)
+
+
 def id_of(path: Path) -> int:
     """The number of the subvolume that `path` lies in, which no other one of its file system has."""
     return int(_pybtrfs().subvolume_id(str(path)))

@@ -12,7 +12,7 @@ import enum
 import os
 from pathlib import Path
 
-from migrator import btrfs, container_config, lxc, names
+from migrator import btrfs, container_config, lxc, names, subvolume_uuids
 from migrator.advice import this_host
 from migrator.errors import ContainerExists, ContainerNotFound, UsageError
 from migrator.journal import Journal, Migration
@@ -103,6 +103,19 @@ def rootfs_uuid(migration: Migration) -> str:
     """That of the root file system which this migration has brought here; "" where it is not in its place any more."""
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     return btrfs.info(layout.rootfs).uuid if layout.is_own_rootfs() else ""
+
+
+def has_its_disk(migration: Migration) -> bool:
+    """Whether in its place stands the root file system that this migration has brought here, or a snapshot of that.
+
+    Or a snapshot of one, as where somebody has gone back to what he had put by: by all that its users know it is still
+    the container. But that he has made, so it is nothing that may be removed. Raises OSError.
+    """
+    layout = Layout(migration.lxcpath, migration.name, migration.id)
+    if layout.is_own_rootfs() or not btrfs.is_subvolume(layout.rootfs):
+        return layout.is_own_rootfs()
+    made = {btrfs.info(path).uuid for path in layout.own_snapshots()} | {migration.detail.get("rootfs_uuid")}
+    return any(uuid in made for uuid in subvolume_uuids.ancestors(layout.rootfs))
 
 
 def _is_what_came(came: Migration) -> bool:

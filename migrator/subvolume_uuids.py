@@ -12,6 +12,7 @@ import fcntl
 import os
 import struct
 import uuid as uuid_module
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from migrator import btrfs, log
@@ -33,12 +34,24 @@ def are_all_in(folder: Path, uuid: str) -> bool:
     return bool(found) and found <= _right_in(folder)
 
 
-def _having(folder: Path, uuid: str) -> set[int]:
+def ancestors(path: Path) -> Iterator[str]:
+    """The uuids of what a subvolume is a snapshot of, of what that is one of, and so on.
+
+    It ends with the first that was removed: only that one's own uuid is known. Raises NotBtrfs, OSError.
+    """
+    uuid = btrfs.info(path).parent_uuid
+    while uuid:
+        yield uuid
+        found = _having(path, uuid, _TYPES[:1])
+        uuid = btrfs.parent_of(min(found), path) if found else ""
+
+
+def _having(folder: Path, uuid: str, types: Iterable[int] = _TYPES) -> set[int]:
     """The ids of the subvolumes that have it."""
     found: set[int] = set()
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        for type_ in _TYPES:
+        for type_ in types:
             found |= _looked_up(fd, type_, uuid_module.UUID(uuid).bytes)
     finally:
         os.close(fd)

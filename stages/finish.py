@@ -272,7 +272,7 @@ def drop_way_back(migration: Migration) -> None:
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     for old in (layout.old, layout.former_old):
         _drop_old(migration, layout, old)
-    if not settling.has_left(layout):  # another container's are its own
+    if not settling.is_replaced(layout):  # another container's are its own
         container_config.drop_copies(layout.container, keep=layout.id)
     layout.drop_images()
     incoming.clear(layout.folder, layout.spool)

@@ -157,7 +157,7 @@ def _complete_restored(args: argparse.Namespace, migration: Migration) -> Result
     where it was removed since, and the source has not been told to go on without it.
     """
     layout = Layout(migration.lxcpath, migration.name, migration.id)
-    left = settling.has_left(layout)
+    left = settling.has_left(migration)
     config = "" if left else container_config.text_of(layout.container / "config")
     fenced = container_config.fence_of(config) == migration.id
     end = -1.0
@@ -167,13 +167,16 @@ def _complete_restored(args: argparse.Namespace, migration: Migration) -> Result
     else:
         taken_back = ask_source.state_of_source(args, migration) in healing.TAKEN_BACK
     if taken_back:
-        if settling.is_at_work(layout):
+        if settling.is_at_work(migration):
             raise TwoCopies(name=migration.name, there=migration.name, destination=this_host(), source=migration.peer,
                             lxcpath=migration.lxcpath)
         message = (f"{migration.name} runs on {migration.peer} again. {container_config.SUPERSEDED} "
                    f"{migration.name}")
         if not left and layout.is_own_rootfs():  # else it has been destroyed here
             container_config.fence(layout.container, config, migration.id, message)
+        elif not left:  # what has a fence may be removed, and that is not ours to say of this
+            log.warning(f"What stands in the place of {migration.name} may be a copy of it that somebody has made here:"
+                        f" it is not fenced. Do not start it: {migration.name} runs on {migration.peer}")
         finish.give_way(migration)
         ask_source.state_of_source(args, migration)  # which tells it
         return _result(migration, f"{message}.")

@@ -89,18 +89,25 @@ def is_gone(migration: Migration) -> bool:
     if migration.detail.get("given_way"):
         return True
     layout = Layout(migration.lxcpath, migration.name, migration.id)
-    return migration.state is State.RESTORED and has_left(layout) and not lives_on(layout)
+    return migration.state is State.RESTORED and has_left(migration) and not lives_on(layout)
 
 
-def has_left(layout: Layout) -> bool:
+def has_left(migration: Migration) -> bool:
     """Whether what has run here is not in its place any more: nothing is, or another container.
 
-    That is told by the root file system, as what runs has no fence any more. Without the snapshots nothing tells: then
-    it is not said to have left.
+    With a snapshot of its root file system it is the same one, whoever has put that there.
     """
-    if is_removed(layout):
-        return True
-    return not _is_ours(layout) and bool(layout.own_snapshots())
+    layout = Layout(migration.lxcpath, migration.name, migration.id)
+    return is_removed(layout) or (is_replaced(layout) and not identity.has_its_disk(migration))
+
+
+def is_replaced(layout: Layout) -> bool:
+    """Whether what is in its place has not been made by this migration, and so is nothing of ours to change or remove.
+
+    That is told by the root file system, as what runs has no fence any more. Without the snapshots nothing tells: then
+    it is not said to be another one.
+    """
+    return is_removed(layout) or (not _is_ours(layout) and bool(layout.own_snapshots()))
 
 
 def lives_on(layout: Layout) -> bool:
@@ -108,14 +115,15 @@ def lives_on(layout: Layout) -> bool:
     return any(lives_in_own(layout, pid) for pid in lxc.container_processes(""))  # by any name, in any cgroup
 
 
-def is_at_work(layout: Layout) -> bool:
+def is_at_work(migration: Migration) -> bool:
     """Whether anything of what has run here runs, by LXC's word too where it is in its place; if without its monitor.
 
     What has another container in its place may do so elsewhere.
     """
+    layout = Layout(migration.lxcpath, migration.name, migration.id)
     if lives_on(layout):
         return True
-    if has_left(layout):
+    if has_left(migration):
         return False
     container = lxc.Container(layout.name, layout.lxcpath)
     return container.state != "STOPPED" or lxc.runs_in(layout.name, container.rootfs)
@@ -181,8 +189,11 @@ def go_on(migration: Migration, end: float) -> None:
 
 def record(migration: Migration, restored_at: float) -> None:
     """That it runs here, as of `restored_at` (seconds since 1970). Raises JournalBroken, and it runs on."""
+    made = ""
+    with contextlib.suppress(MigratorError, OSError):
+        made = identity.rootfs_uuid(migration)  # its snapshots may be removed, or somebody puts a copy in its place
     try:
-        migration.move(Event.RESTORED, restored_at=restored_at)
+        migration.move(Event.RESTORED, restored_at=restored_at, **({"rootfs_uuid": made} if made else {}))
     except JournalBroken:
         log.warning(f"{migration.name} was let run here, and that stays so, but it could not be recorded. The next "
                     f"command records it: migrator resume {migration.name}")

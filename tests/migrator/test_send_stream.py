@@ -7,12 +7,13 @@ import itertools
 import struct
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from migrator import send_stream, subvolume_uuids
+from migrator import btrfs, send_stream, subvolume_uuids
 from migrator.errors import ReceiveFailed
 from migrator.send_stream import CLONE, CLONE_UUID, HEADER, SNAPSHOT, START, SUBVOL, UUID
 
@@ -150,6 +151,22 @@ def answer(*found: int) -> bytes:
 @pytest.mark.parametrize("found", [(), (257,), (257, 300, 1 << 40)])
 def test_the_answer_to_a_search(found: tuple[int, ...]) -> None:
     assert subvolume_uuids.ids(answer(*found)) == set(found)
+
+
+@pytest.mark.parametrize(("there", "expected"), [
+    ({}, ["1"]), ({"1": (7, "")}, ["1"]), ({"1": (7, "2"), "2": (8, "3")}, ["1", "2", "3"]),
+])
+def test_what_it_is_a_snapshot_of(monkeypatch: pytest.MonkeyPatch, there: dict[str, tuple[int, str]],
+                                  expected: list[str]) -> None:
+    """As far back as something is there. What was received from it is not it."""
+    def having(_: Path, uuid: str, types: tuple[int, ...]) -> set[int]:
+        assert types == (251,)
+        return {there[uuid][0]} if uuid in there else set()
+
+    monkeypatch.setattr(subvolume_uuids, "_having", having)
+    monkeypatch.setattr(btrfs, "info", lambda path: btrfs.Subvolume(path, "0", "", False, 1, parent_uuid="1"))
+    monkeypatch.setattr(btrfs, "parent_of", lambda number, _: dict(there.values())[number])
+    assert list(subvolume_uuids.ancestors(Path("rootfs"))) == expected
 
 
 @pytest.mark.parametrize(("found", "good"), [

@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 
 # Patterns of functions and methods; with a ! those that are left out, as they only say or ask something.
 WHERE: dict[str, tuple[str, ...]] = {
+    "migrator/aftermath.py": ("where",),
     "migrator/states.py": ("*",),
     "migrator/healing.py": ("*",),
     "migrator/journal.py": ("*",),
@@ -37,7 +38,7 @@ TESTS = (
         "thawing", "transfer", "watchdog", "whose_cgroup")),
     *(f"tests/stages/test_{name}.py" for name in (
         "allowed", "another_host", "answers", "begin", "cleanup", "define", "ended_there", "force",
-        "force_records", "given_back", "heal", "late_own", "left_by_a_restore", "locked_journal",
+        "force_records", "given_back", "heal", "in_its_place", "late_own", "left_by_a_restore", "locked_journal",
         "model_conformance", "not_swallowed", "offer", "remains", "removed_there", "rollback", "rollback_there",
         "rollback_typed", "same_name", "settling", "start_there", "started_again", "strangers")),
     *(f"tests/tunnel/test_{name}.py" for name in (

@@ -282,6 +282,22 @@ def test_finished_without_a_source_that_is_lost(rig: Rig, guest: str) -> None:
     assert states(rig) == ("finished", "finished")
 
 
+def test_a_snapshot_in_its_place_is_still_it(rig: Rig, guest: str) -> None:
+    """Somebody goes back to what he had put by, before the source has finished."""
+    dumped(rig)
+    id_ = rig.status("hosta", "c1")["id"]
+    rig.migrator("hostb", "restore-dump", "c1").expect(0)
+    rig.sh("hostb", """lxc-stop -k -n c1 && cd /pool/c1 && btrfs -q subvolume snapshot -r rootfs /pool/kept &&
+        btrfs -q subvolume delete rootfs && btrfs -q subvolume snapshot /pool/kept rootfs && lxc-start -n c1""")
+    try:
+        failed(rig.migrator("hosta", "rollback", "c1", "--force", id_, "--json"), 29, "already-runs")
+        rig.migrator("hosta", "finish", "c1").expect(0)
+    finally:
+        rig.sh("hostb", "btrfs -q subvolume delete /pool/kept")
+    runs_only_on(rig, "hostb", guest, starts=2)
+    assert states(rig) == ("finished", "finished")
+
+
 def test_forced_though_it_had_run_there(rig: Rig, guest: str) -> None:
     """Not while it answers. Later: what nobody can prevent is told, and the copy there gives way once it is stopped."""
     dumped(rig)

@@ -17,9 +17,20 @@ from typing import Any
 
 import pytest
 
-from migrator import btrfs, clock, container_config, criu, identity, left_cgroups, let_run, lxc, no_memory, restore
+from migrator import (
+    btrfs,
+    clock,
+    container_config,
+    criu,
+    identity,
+    left_cgroups,
+    let_run,
+    lxc,
+    no_memory,
+    restore,
+)
 from migrator.advice import this_host
-from migrator.errors import AlreadyRuns, CopyNotEnded, GoneThere, SourceStillStopped, TwoCopies
+from migrator.errors import AlreadyRuns, CopyNotEnded, GoneThere, SourceStillStopped
 from migrator.journal import Migration
 from migrator.layout import Layout
 from migrator.states import Event, State
@@ -261,57 +272,3 @@ def test_resume_there(restoring: Migration, monkeypatch: pytest.MonkeyPatch, tak
     else:
         with pytest.raises(GoneThere):
             heal._on_destination(args, restoring)
-
-
-# --- another container in its place ---------------------------------------------------------------------------
-
-
-@pytest.fixture
-def replaced(restoring: Migration, monkeypatch: pytest.MonkeyPatch) -> Migration:
-    """It has run, was destroyed, and another one of its name was made, which runs; the snapshots are still here."""
-    restoring.note("rounds", rounds=[])
-    restoring.move(Event.RESTORED)
-    folder = there(restoring).container
-    folder.mkdir()
-    (folder / "config").write_text("lxc.uts.name = web\n")
-    monkeypatch.setattr(lxc, "container_processes", lambda _: [])
-    monkeypatch.setattr(lxc, "Container", lambda *_: SimpleNamespace(state="RUNNING", rootfs=folder / "rootfs"))
-    monkeypatch.setattr(Layout, "own_snapshots", lambda layout: [layout.snapshot(1)])
-    return restoring
-
-
-def test_another_one_in_its_place_is_not_taken_for_it(replaced: Migration) -> None:
-    """The last copy is the source's: it is not ended for that."""
-    for request in (finish.running, rollback.abandon):
-        with pytest.raises(GoneThere):
-            request(asked(replaced), {"id": ID})
-    with pytest.raises(GoneThere):
-        force.finish_alone(replaced, ID, lambda: pytest.fail("the source is asked"))
-    assert replaced.state is State.RESTORED
-    assert rollback.abandon(asked(replaced), {"id": ID, "gone": True})["known"] is True
-    assert replaced.detail["given_way"]
-
-
-def test_another_one_is_no_second_copy(replaced: Migration, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The source was forced to run it again: all that is of its own here goes, and nothing of the other one's."""
-    monkeypatch.setattr(ask_source, "state_of_source", lambda *_: State.ROLLED_BACK)
-    copies = there(replaced).container / container_config.INCLUDE_FOLDER / "feedface"
-    copies.mkdir(parents=True)
-    assert heal._on_destination(argparse.Namespace(max_downtime=None), replaced).data["state"] is State.FINISHED
-    assert copies.is_dir() and (there(replaced).container / "config").read_text() == "lxc.uts.name = web\n"
-
-
-@pytest.mark.parametrize("how", ["runs elsewhere", "its own", "fenced", "no snapshots"])
-def test_what_may_be_it_has_not_left(replaced: Migration, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
-    monkeypatch.setattr(ask_source, "state_of_source", lambda *_: State.ROLLED_BACK)
-    if how == "runs elsewhere":  # its folder was renamed
-        monkeypatch.setattr(settling, "lives_on", lambda _: True)
-    elif how == "its own":
-        monkeypatch.setattr(Layout, "is_own_rootfs", lambda _: True)
-    elif how == "fenced":
-        container_config.fence(there(replaced).container, "", ID, "no")
-    else:  # somebody has removed them: nothing tells
-        monkeypatch.setattr(Layout, "own_snapshots", lambda _: [])
-    assert finish.running(asked(replaced), {"id": ID}) == {"state": State.RESTORED}
-    with pytest.raises(TwoCopies):
-        heal._on_destination(argparse.Namespace(max_downtime=None), replaced)

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What stands on the destination in the place of what has run there: another container, or a snapshot of it."""
+
+from __future__ import annotations
+
+import argparse
+from types import SimpleNamespace
+
+import pytest
+
+from migrator import btrfs, container_config, identity, log, lxc, subvolume_uuids
+from migrator.errors import AlreadyRuns, GoneThere, NotBtrfs, TwoCopies
+from migrator.journal import Migration
+from migrator.layout import Layout
+from migrator.states import Event, State
+from stages import ask_source, finish, force, heal, rollback, settling
+from tests.stages.test_removed_there import asked, no_lxc, there
+from tests.stages.test_settling import ID, restoring
+
+__all__ = ["no_lxc", "restoring"]
+
+
+@pytest.fixture
+def replaced(restoring: Migration, monkeypatch: pytest.MonkeyPatch) -> Migration:
+    """It has run, was destroyed, and another one of its name was made, which runs; the snapshots are still here."""
+    restoring.note("rounds", rounds=[])
+    restoring.move(Event.RESTORED)
+    folder = there(restoring).container
+    folder.mkdir()
+    (folder / "config").write_text("lxc.uts.name = web\n")
+    monkeypatch.setattr(lxc, "container_processes", lambda _: [])
+    monkeypatch.setattr(lxc, "Container", lambda *_: SimpleNamespace(state="RUNNING", rootfs=folder / "rootfs"))
+    monkeypatch.setattr(Layout, "own_snapshots", lambda layout: [layout.snapshot(1)])
+    return restoring
+
+
+def test_another_one_in_its_place_is_not_taken_for_it(replaced: Migration) -> None:
+    """The last copy is the source's: it is not ended for that."""
+    for request in (finish.running, rollback.abandon):
+        with pytest.raises(GoneThere):
+            request(asked(replaced), {"id": ID})
+    with pytest.raises(GoneThere):
+        force.finish_alone(replaced, ID, lambda: pytest.fail("the source is asked"))
+    assert replaced.state is State.RESTORED
+    assert rollback.abandon(asked(replaced), {"id": ID, "gone": True})["known"] is True
+    assert replaced.detail["given_way"]
+
+
+def test_another_one_is_no_second_copy(replaced: Migration, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The source was forced to run it again: all that is of its own here goes, and nothing of the other one's."""
+    monkeypatch.setattr(ask_source, "state_of_source", lambda *_: State.ROLLED_BACK)
+    copies = there(replaced).container / container_config.INCLUDE_FOLDER / "feedface"
+    copies.mkdir(parents=True)
+    assert heal._on_destination(argparse.Namespace(max_downtime=None), replaced).data["state"] is State.FINISHED
+    assert copies.is_dir() and (there(replaced).container / "config").read_text() == "lxc.uts.name = web\n"
+
+
+@pytest.mark.parametrize(("of", "recorded", "ours"), [
+    (["ran"], "ran", True), (["kept", "ran"], "ran", True), (["ran", "round"], None, True), (["round"], None, True),
+    (["ran"], None, False), (["another"], "ran", False), ([], "ran", False),
+])
+def test_a_snapshot_of_it_is_still_it(replaced: Migration, monkeypatch: pytest.MonkeyPatch, of: list[str],
+                                      recorded: str | None, ours: bool) -> None:
+    """Somebody has gone back to what he had put by: what he has made is not removed, but it is no other container."""
+    here = there(replaced)
+    replaced.note("restored", rootfs_uuid=recorded)
+    monkeypatch.setattr(btrfs, "is_subvolume", lambda path: path == here.rootfs)
+    monkeypatch.setattr(btrfs, "info", lambda path: SimpleNamespace(
+        uuid="round" if path == here.snapshot(1) else "new", parent_uuid=""))
+    monkeypatch.setattr(subvolume_uuids, "ancestors", lambda _: iter(of))
+    assert settling.has_left(replaced) is settling.is_gone(replaced) is not ours
+    assert settling.is_replaced(here), "nothing here may be removed"
+    monkeypatch.setattr(ask_source, "state_of_source", lambda *_: State.ROLLED_BACK)
+    if not ours:
+        return
+    copies = here.container / container_config.INCLUDE_FOLDER / "feedface"
+    copies.mkdir(parents=True)
+    assert finish.running(asked(replaced), {"id": ID}) == {"state": State.RESTORED}
+    with pytest.raises(AlreadyRuns):
+        rollback.abandon(asked(replaced), {"id": ID, "gone": True})
+    with pytest.raises(TwoCopies):
+        heal._on_destination(argparse.Namespace(max_downtime=None), replaced)
+    monkeypatch.setattr(lxc, "Container", lambda *_: SimpleNamespace(state="STOPPED", rootfs=here.rootfs))
+    monkeypatch.setattr(lxc, "runs_in", lambda *_: False)
+    warned: list[str] = []
+    monkeypatch.setattr(log, "warning", warned.append)
+    assert heal._on_destination(argparse.Namespace(max_downtime=None), replaced).data["state"] is State.FINISHED
+    assert copies.is_dir() and (here.container / "config").read_text() == "lxc.uts.name = web\n", "it is left alone"
+    assert any("Do not start it" in line for line in warned)
+
+
+@pytest.mark.parametrize("how", ["runs elsewhere", "its own", "fenced", "no snapshots"])
+def test_what_may_be_it_has_not_left(replaced: Migration, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    monkeypatch.setattr(ask_source, "state_of_source", lambda *_: State.ROLLED_BACK)
+    if how == "runs elsewhere":  # its folder was renamed
+        monkeypatch.setattr(settling, "lives_on", lambda _: True)
+    elif how == "its own":
+        monkeypatch.setattr(Layout, "is_own_rootfs", lambda _: True)
+    elif how == "fenced":
+        container_config.fence(there(replaced).container, "", ID, "no")
+    else:  # somebody has removed them: nothing tells
+        monkeypatch.setattr(Layout, "own_snapshots", lambda _: [])
+    assert finish.running(asked(replaced), {"id": ID}) == {"state": State.RESTORED}
+    with pytest.raises(TwoCopies):
+        heal._on_destination(argparse.Namespace(max_downtime=None), replaced)
+
+
+@pytest.mark.parametrize("uuid", ["of its disk", "", None])
+def test_which_disk_has_run_is_on_record(restoring: Migration, monkeypatch: pytest.MonkeyPatch,
+                                         uuid: str | None) -> None:
+    """Its snapshots may be removed, or one of it take its place. What cannot be told keeps nothing back."""
+    def rootfs_uuid(migration: Migration) -> str:
+        if uuid is None:
+            raise NotBtrfs(path=there(migration).rootfs)
+        return uuid
+
+    monkeypatch.setattr(identity, "rootfs_uuid", rootfs_uuid)
+    settling.record(restoring, 1.0)
+    assert restoring.state is State.RESTORED and restoring.detail.get("rootfs_uuid", "") == (uuid or "")
