@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 
 from migrator import advice, bases, identity, log, lxc, no_memory, remains
-from migrator.errors import MigratorError
+from migrator.errors import ContainerNotFound, MigratorError
 from migrator.journal import Migration
 from migrator.layout import Layout
 from migrator.states import FROZEN, Role, State
@@ -60,6 +60,25 @@ def start(migration: Migration, container: lxc.Container) -> None:
     """Start a container from its disk, as `lxc-start` does; raises StartFailed."""
     with migration.step("start"):
         no_memory.start(container, migration.id)
+
+
+def where(migration: Migration) -> str:
+    """What has become of a container that was given back to its own host, in a sentence or two."""
+    name, lxcpath = migration.name, migration.lxcpath
+    try:
+        state = lxc.told_state(lxc.Container(name, lxcpath))
+    except ContainerNotFound:
+        state = ""
+    if state == "RUNNING":
+        return f"{name} runs on here."
+    if remains.are_here(migration):
+        return (f"{name} runs on here, but LXC does not know of it any more: its monitor has ended, or its"
+                f" configuration is gone. Start no second one; to end it: "
+                f"echo 1 >{migration.detail['cgroup']}/cgroup.kill")
+    if not state:
+        return (f"LXC does not know of {name} in {lxcpath} any more: it was removed meanwhile, or renamed. See what"
+                f" there is with: lxc-ls -f -P {lxcpath}")
+    return f"{name} is {state} here. Start it with: lxc-start -P {lxcpath} {name}"
 
 
 def note(migration: Migration) -> str:

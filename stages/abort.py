@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from migrator import advice, cli, criu, holder, log, names
+from migrator import advice, aftermath, cli, criu, holder, log, names
 from migrator.cli import Result
 from migrator.errors import AbortElsewhere, AlreadyRuns, Busy, StillUnderWay
 from migrator.holder import Holder
@@ -106,4 +106,4 @@ def _ended(name: str, migration: Migration | None, before: Migration | None, sto
                           next=f"migrator status {name}")
     there = "" if new.detail.get("abandoned") else (
         f" {new.peer} could not be told; clean up there with: migrator rollback {new.other_name}")
-    return Result(data, f"{stopped.command} was stopped, and has rolled back. {rollback.where(new)}{there}")
+    return Result(data, f"{stopped.command} was stopped, and has rolled back. {aftermath.where(new)}{there}")

@@ -24,7 +24,6 @@ from migrator import (
     healing,
     holder,
     log,
-    lxc,
     names,
     network,
     no_memory,
@@ -36,7 +35,6 @@ from migrator.cli import Result
 from migrator.errors import (
     AlreadyRuns,
     CommandTimeout,
-    ContainerNotFound,
     Interrupted,
     JournalBroken,
     MigratorError,
@@ -187,10 +185,18 @@ def roll_back(migration: Migration, tell: Callable[[], str] | None) -> Result:
             busy = is_busy(error)
             full = not busy
             log.warning(f"{name} is given back before that is recorded: {error}")
-        if full and not migration.memory:  # its start may need that room too
+        makes_room = not busy and not aftermath.memory_is_here(migration)  # for its start
+        if makes_room:
             with contextlib.suppress(MigratorError, OSError):
-                drop_attempt(migration, [])
-        thawed = thaw_source(migration)
+                drop_attempt(migration, [] if full else kept)
+        try:
+            thawed = thaw_source(migration)
+        except (SourceStillStopped, StartFailed, CommandTimeout):
+            if makes_room and kept and not full:  # all that is left for the next one
+                with contextlib.suppress(MigratorError, OSError):
+                    migration.note("kept", kept=[])
+                    drop_attempt(migration, [])
+            raise
     if interrupted:
         raise interrupted
     if busy:
@@ -208,7 +214,7 @@ def roll_back(migration: Migration, tell: Callable[[], str] | None) -> Result:
     text = f" {bases.note(migration)}" if kept_here else ""
     return Result({"migration": migration.id, "name": name, "stage": NAME, "already": False, "thawed": thawed,
                    "destination_told": told, "forced": forced, "kept": kept_here},
-                  f"{where(migration)}{left_there}{text}")
+                  f"{aftermath.where(migration)}{left_there}{text}")
 
 
 def _names_of(migration: Migration, uuid: str) -> list[str]:
@@ -232,22 +238,6 @@ def settle_bases(migration: Migration, uuid: str) -> None:
     bases.drop(migration, but=[path for path in bases.paths(migration) if path.name in kept])
     if kept:
         bases.supersede(migration)
-
-
-def where(migration: Migration) -> str:
-    """What has become of the container on its own host."""
-    try:
-        state = lxc.told_state(lxc.Container(migration.name, migration.lxcpath))
-    except ContainerNotFound as error:
-        state = str(error).rstrip(".")
-    if state == "RUNNING":
-        return f"{migration.name} runs on here."
-    if remains.are_here(migration):
-        return (f"{migration.name} runs on here, but LXC does not know of it any more: its monitor has ended, or its"
-                f" configuration is gone. Start no second one; to end it: "
-                f"echo 1 >{migration.detail['cgroup']}/cgroup.kill")
-    return (f"{migration.name} is {state} here."
-            f" Start it with: lxc-start -P {migration.lxcpath} {migration.name}")
 
 
 def thaw_source(migration: Migration) -> bool:
@@ -282,7 +272,7 @@ def _may_be_frozen(migration: Migration) -> bool:
 
 
 def _start_again(migration: Migration) -> bool:
-    if migration.state is State.DUMPING:  # its disk may be full: what this attempt has taken of it makes room
+    if migration.state is State.DUMPING:  # its disk may be full: the round under way makes room, others may be needed
         here = Layout(migration.lxcpath, migration.name, migration.id)
         with contextlib.suppress(MigratorError, OSError):
             btrfs.delete(here.snapshot(len(migration.detail["rounds"]) + 1))

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from migrator import btrfs, container_config
+from migrator import aftermath, btrfs, container_config
 from migrator.btrfs import Subvolume
 from migrator.errors import ConnectionLost
 from migrator.journal import Journal, Migration
@@ -70,7 +70,7 @@ def thaws(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return True
 
     monkeypatch.setattr(rollback, "thaw_source", thaw)
-    monkeypatch.setattr(rollback, "where", lambda _: "It runs on here.")
+    monkeypatch.setattr(aftermath, "where", lambda _: "It runs on here.")
     return done
 
 

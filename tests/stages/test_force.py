@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from migrator import clock, healing, holder, layout, leave
+from migrator import aftermath, clock, healing, holder, layout, leave
 from migrator.errors import (
     AlreadyRuns,
     Busy,
@@ -68,7 +68,7 @@ def nothing_real(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[li
     """There is no container here; what would be done to it."""
     done: list[str] = []
     monkeypatch.setattr(rollback, "thaw_source", lambda _: done.append("thawed"))
-    monkeypatch.setattr(rollback, "where", lambda _: "It runs on here.")
+    monkeypatch.setattr(aftermath, "where", lambda _: "It runs on here.")
     monkeypatch.setattr(settling, "stands_fenced", lambda _: False)
     monkeypatch.setattr(settling, "seems_fenced", lambda _: False)
     monkeypatch.setattr(holder, "_interrupted", [])

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from migrator import lxc, monitor_socket, no_memory
+from migrator import aftermath, lxc, monitor_socket, no_memory
 from migrator.errors import AlreadyRuns, CommandTimeout
 from migrator.identity import Whose
 from migrator.journal import Journal, Migration
@@ -104,7 +104,7 @@ def test_a_rollback_says_where_it_is(journal: Journal, monkeypatch: pytest.Monke
     (migration.lxcpath / "web" / "config").touch()
     migration.note("record", cgroup="/sys/fs/cgroup/lxc.payload.web")
     monkeypatch.setattr("migrator.remains.are_here", lambda _: lives)
-    assert ("runs on here" if lives else "is STOPPED here") in rollback.where(migration)
+    assert ("runs on here" if lives else "is STOPPED here") in aftermath.where(migration)
 
 
 def test_the_whole_rollback(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:

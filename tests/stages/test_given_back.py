@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from migrator import __main__ as program
-from migrator import holder, lxc
+from migrator import aftermath, holder, lxc
 from migrator.errors import ConnectionLost, Interrupted, MigratorError, SourceRunsAgain
 from migrator.journal import Journal, Migration
 from migrator.states import Event, Role, State
@@ -55,7 +55,8 @@ def acts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(rollback, "thaw_source", thaw)
     monkeypatch.setattr(rollback, "drop_attempt", lambda *_: done.append("dropped"))
-    monkeypatch.setattr(rollback, "where", lambda _: "")
+    monkeypatch.setattr(aftermath, "where", lambda _: "")
+    monkeypatch.setattr(aftermath, "memory_is_here", lambda _: True)
     return done
 
 

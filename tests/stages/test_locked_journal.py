@@ -51,7 +51,7 @@ def done(journal: Journal, writer: sqlite3.Connection, monkeypatch: pytest.Monke
     monkeypatch.setattr(thawing, "thaw", thaw)
     monkeypatch.setattr(aftermath, "memory_is_here", lambda _: True)
     monkeypatch.setattr(criu, "wait_for_dump", lambda *_: None)
-    monkeypatch.setattr(rollback, "where", lambda _: "")
+    monkeypatch.setattr(aftermath, "where", lambda _: "")
     return found
 
 

@@ -106,8 +106,8 @@ def test_it_is_thawed_and_no_second_one_is_started(journal: Journal, cgroup: Pat
     assert aftermath.memory_is_here(migration)
     assert rollback.thaw_source(migration)
     assert (cgroup / "cgroup.freeze").read_text() == "0" and started == []
-    assert "Start no second one" in rollback.where(migration)
-    assert f"echo 1 >{cgroup}/cgroup.kill" in rollback.where(migration)
+    assert "Start no second one" in aftermath.where(migration)
+    assert f"echo 1 >{cgroup}/cgroup.kill" in aftermath.where(migration)
 
 
 def test_nothing_is_started_beside_what_is_left(journal: Journal, cgroup: Path, init: subprocess.Popen[bytes],

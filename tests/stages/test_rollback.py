@@ -297,13 +297,15 @@ def test_where_it_is(journal: Journal, monkeypatch: pytest.MonkeyPatch, state: s
             self.state = state
 
     monkeypatch.setattr(lxc, "Container", Container)
-    assert rollback.where(migration) == text.format(migration.lxcpath)
+    assert aftermath.where(migration) == text.format(migration.lxcpath)
 
 
 def test_where_it_is_when_lxc_does_not_know_of_it(journal: Journal) -> None:
     migration = dumping(journal)
     migration.lxcpath = Path("/nowhere/BOX")
-    assert "There is no container web in /nowhere/BOX here." in rollback.where(migration)
+    assert aftermath.where(migration) == (
+        "LXC does not know of web in /nowhere/BOX any more: it was removed meanwhile, or renamed. See what there is"
+        " with: lxc-ls -f -P /nowhere/BOX")
 
 
 @pytest.mark.parametrize(("state", "detail", "ours"), [

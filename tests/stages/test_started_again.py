@@ -9,6 +9,7 @@ The disk of the journal is full, or the one that the container lies on.
 from __future__ import annotations
 
 import errno
+import sqlite3
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ from migrator.errors import (
     JournalBroken,
     SourceStartedAgain,
     SourceStillStopped,
+    StartFailed,
 )
 from migrator.journal import Journal, Migration
 from migrator.states import Event, Role, State
@@ -159,6 +161,64 @@ def test_with_room_it_keeps_what_both_hosts_have(stopped: Migration, started: li
     told = rollback.roll_back(stopped, lambda: SENT)
     assert told.data["kept"] == [str(one)] and one.is_dir() and not two.exists()
     assert len(started) == 1 and fence_of(stopped) == ""
+
+
+@pytest.mark.parametrize("keeps", ["", UUID])
+def test_a_rollback_makes_room_where_only_the_containers_disk_is_full(
+        stopped: Migration, started: list[str], monkeypatch: pytest.MonkeyPatch, keeps: str) -> None:
+    """What nobody keeps goes before the start; and what is kept when that has failed, for the next one."""
+    rounds = [snapshot(stopped, 1, "0" * 8 + UUID[8:]), snapshot(stopped, 2, UUID)]
+    honest = no_memory.start
+
+    def start(*args: Any, **options: Any) -> int:
+        honest(*args, **options)
+        if any(path.exists() for path in rounds):
+            raise StartFailed(name="web", reason="No space left on device", log="x")
+        return 77
+
+    monkeypatch.setattr(no_memory, "start", start)
+    if keeps:
+        with pytest.raises(SourceStillStopped):
+            rollback.roll_back(stopped, lambda: keeps)
+        assert started.pop(0) == "lxc.uts.name = web; 0badc0de.2" and stopped.state is State.ROLLING_BACK
+    told = rollback.roll_back(stopped, lambda: keeps)
+    assert started == ["lxc.uts.name = web; "] and stopped.state is State.ROLLED_BACK and told.data["kept"] == []
+
+
+def test_a_rollback_makes_no_room_that_is_not_on_record(stopped: Migration, started: list[str],
+                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another program has the journal: this one may be killed, and the next one find what it has recorded."""
+    first = snapshot(stopped, 1, UUID)
+    honest = Migration.move
+
+    def move(of: Migration, event: Event, **detail: Any) -> None:
+        if event is Event.ROLL_BACK and not started:
+            cause = sqlite3.OperationalError("database is locked")
+            cause.sqlite_errorcode = sqlite3.SQLITE_BUSY
+            raise JournalBroken(path="journal.db", reason="database is locked") from cause
+        honest(of, event, **detail)
+
+    monkeypatch.setattr(Migration, "move", move)
+    rollback.roll_back(stopped, lambda: "")
+    assert started == ["lxc.uts.name = web; 0badc0de.1"] and not first.exists()
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_what_a_reboot_has_ended_is_given_room_too(stopped: Migration, monkeypatch: pytest.MonkeyPatch,
+                                                   gone: bool) -> None:
+    """And what is frozen is thawed first: that needs none, and waits."""
+    first = snapshot(stopped, 1, UUID)
+    stopped.note("record", memory=True)
+    there: list[bool] = []
+    monkeypatch.setattr("migrator.aftermath.memory_is_here", lambda _: not gone)
+
+    def thaw(_: Migration) -> bool:
+        there.append(first.exists())
+        return True
+
+    monkeypatch.setattr(rollback, "thaw_source", thaw)
+    rollback.roll_back(stopped, lambda: "")
+    assert there == [not gone] and not first.exists()
 
 
 def test_where_it_cannot_be_started_nothing_is_said_of_memory(stopped: Migration, started: list[str],
