@@ -148,8 +148,9 @@ def _migrate(peer: bytes, connection: socket.socket) -> None:
         granted = grant.of_peer_id(peer)
         if not granted.receive and not granted.ask:
             return
-        with started([sys.executable, "-m", "migrator", "serve", "--peer", peer.hex()], stdin=connection.fileno(),
-                     stdout=connection.fileno()) as program:
+        # -I: root may stand where anybody can put a module that is called as one of ours
+        command = [sys.executable, "-I", "-m", "migrator", "serve", "--peer", peer.hex()]
+        with started(command, stdin=connection.fileno(), stdout=connection.fileno()) as program:
             connection.close()
             status = program.process.wait()
             if status:

@@ -186,3 +186,23 @@ def test_nothing_is_started_for_who_may_ask_nothing(
     assert theirs.fileno() == -1
     assert bool(programs) is started
     assert grant.of_peer_id(HOSTA.id).ask is paired
+
+
+def test_what_lies_where_the_agent_was_typed_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any user may put a module into /tmp, and root may stand there."""
+    for module in ("json.py", "migrator.py"):
+        (tmp_path / module).write_text("import sys\nsys.exit('imported')\n")
+    monkeypatch.setattr("tunnel.files.STATE", tmp_path / "state")
+    Peers(tmp_path / "state" / "peers").pin("hosta", HOSTA)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    honest = waiting.started
+
+    def shows_help(argv: list[str], **given: Any) -> contextlib.AbstractContextManager[Any]:
+        return honest([*argv, "--help"], **given)
+
+    monkeypatch.setattr(waiting, "started", shows_help)
+    ours, theirs = socket.socketpair()
+    with ours:
+        waiting._migrate(HOSTA.id, theirs)
+        assert ours.recv(1 << 16).startswith(b"usage: migrator serve")
