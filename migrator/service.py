@@ -12,14 +12,24 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from migrator import bounds, config_reader, container_config, limited, log, names
+from migrator import bounds, callers, config_reader, container_config, limited, log, names
 from migrator.advice import this_host
 from migrator.behind import Behind
 from migrator.bounds import Bounds
 from migrator.container_config import Carried
 from migrator.errors import NoMigration, NotAllowed, ProtocolError
 from migrator.frames import CONTROL_MAX
-from migrator.grant import ABANDONS_MAX, EVENTS_MAX, EVENTS_SIZE, KNOWN_MAX, ROOT, UNFINISHED_MAX, UNKNOWN_MAX, Grant
+from migrator.grant import (
+    ABANDONS_MAX,
+    EVENTS_MAX,
+    EVENTS_SIZE,
+    KNOWN_MAX,
+    ROOT,
+    TOLD_MAX,
+    UNFINISHED_MAX,
+    UNKNOWN_MAX,
+    Grant,
+)
 from migrator.journal import Journal, Migration
 from migrator.layout import Layout, locked
 from migrator.states import Role
@@ -142,9 +152,22 @@ class Service:
     def refuse_crowds(self) -> None:
         """Raises NotAllowed where a caller who is not root has begun too much."""
         if self.grant.restricted:
-            known, unfinished = self.journal.count_of(self.grant.caller)
+            known, unfinished = callers.count(self.journal, self.grant.caller)
             if known >= KNOWN_MAX or unfinished >= UNFINISHED_MAX:
                 raise self.grant.refusal("it has too many migrations here")
+
+    def refuse_filling(self) -> None:
+        """For who is not root: raises NotAllowed where too much is recorded of it all, NoSpace without room for more.
+
+        What is recorded stays when a migration has ended, and lies where the host may keep much else. To be asked
+        where something begins, as `refuse_more`.
+        """
+        if self.grant.restricted:
+            if callers.told(self.journal, self.grant.caller) >= TOLD_MAX:
+                raise NotAllowed(host_name=this_host(), caller=self.grant.name,
+                                 reason="too much is recorded of its migrations for more to begin",
+                                 fix=f"On {this_host()}: migrator cleanup --forget (removes what has ended)")
+            bounds.check_journal(self.journal.path.parent)
 
     def refuse_abandons(self) -> None:
         """Count one more migration that never began; raises NotAllowed where a caller who is not root has too many."""

@@ -337,6 +337,7 @@ def _recorded(service: Service, layout: Layout, fields: dict[str, Any], source_n
             migration.note("announced", announced=int(fields["disk_bytes"]))
         return migration
     service.refuse_crowds()
+    service.refuse_filling()
     current = service.journal.latest(layout.name, layout.lxcpath)
     if current and not current.ended:
         if not service.grant.owns(current) and service.grant.restricted:
@@ -406,6 +407,7 @@ def receive_disk(service: Service, fields: dict[str, Any]) -> Place:
     if not 1 <= number <= len(rounds) + 1 or len(rounds) > 1000:
         raise UsageError(reason=f"round {number} does not follow round {len(rounds)}")
     service.refuse_more(migration)
+    service.refuse_filling()
     migration.move(Event.RECEIVE)
     here = Layout(migration.lxcpath, migration.name, migration.id)
     file = here.spool / f"disk-{number}"
