@@ -156,11 +156,20 @@ class Service:
             if known >= KNOWN_MAX or unfinished >= UNFINISHED_MAX:
                 raise self.grant.refusal("it has too many migrations here")
 
-    def refuse_filling(self) -> None:
+    def refuse_new(self) -> None:
+        """Raises NotAllowed and NoSpace where no migration of the caller may begin."""
+        self.refuse_crowds()
+        self._refuse_filling()
+
+    def refuse_data(self, migration: Migration) -> None:
+        """Raises NotAllowed and NoSpace where no data of that migration may be brought."""
+        self.refuse_more(migration)
+        self._refuse_filling()
+
+    def _refuse_filling(self) -> None:
         """For who is not root: raises NotAllowed where too much is recorded of it all, NoSpace without room for more.
 
-        What is recorded stays when a migration has ended, and lies where the host may keep much else. To be asked
-        where something begins, as `refuse_more`.
+        What is recorded stays when a migration has ended, and lies where the host may keep much else.
         """
         if self.grant.restricted:
             if callers.told(self.journal, self.grant.caller) >= TOLD_MAX:
