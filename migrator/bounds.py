@@ -15,6 +15,7 @@ from migrator.journal import ROOT_CALLER
 from migrator.report import size
 
 MARGIN = 64 * 1024 * 1024  # bytes that stay free on a disk
+JOURNAL_RESERVE = 1 << 30  # bytes, where a twentieth is more: of the file system with the journal, often the host's own
 SHARE = 20  # who is not root leaves this part of a file system free, a twentieth
 # What a stream of `btrfs send` may have beyond the bytes of the files that were counted: it names each file, and what
 # belongs to it, in some hundred bytes; and the container writes on.
@@ -47,6 +48,14 @@ def reserve(folder: Path) -> int:
     """Bytes that a sender who is not root leaves free on the file system of a folder."""
     found = os.statvfs(folder)
     return max(MARGIN, found.f_blocks * found.f_frsize // SHARE)
+
+
+def check_journal(folder: Path) -> None:
+    """Whether more may be recorded for a sender who is not root; raises NoSpace. `folder`: where the journal lies."""
+    found = os.statvfs(folder)
+    free, needed = found.f_bavail * found.f_frsize, min(reserve(folder), JOURNAL_RESERVE)
+    if free < needed:
+        raise NoSpace(where=folder, free=size(free), needed=size(needed), what="what its sender must leave free")
 
 
 def for_caller(folder: Path, caller: object) -> int:

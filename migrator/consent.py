@@ -23,7 +23,8 @@ _INSIDE = re.compile(
     r"|apparmor\.(profile|allow_incomplete|allow_nesting)|selinux\.context|selinux\.context\.keyring"
     r"|seccomp\.(profile|allow_nesting)|tty\.max|pty\.max|console\.(buffer\.size|size|rotate)"
     r"|signal\.(halt|reboot|stop)|init\.(cmd|cwd|uid|gid|groups)|execute\.cmd|autodev|autodev\.tmpfs\.size"
-    r"|start\.(auto|delay|order)|prlimit\.[a-z]+|sysctl\.net\.[a-z0-9_.]+|time\.offset\.(boot|monotonic)"
+    r"|start\.(auto|delay|order)|sysctl\.net\.[a-z0-9_.]+|time\.offset\.(boot|monotonic)"
+    r"|prlimit\.(as|core|cpu|data|fsize|locks|memlock|msgqueue|nofile|nproc|rss|rttime|sigpending|stack)"
     r"|net\.\d+\.(link|flags|hwaddr|name|mtu|ipv[46]\.(address|gateway))"
     r"|net\.\d+\.veth\.(n_rxqueues|n_txqueues)"  # not its routes and VLANs, which are the host's
     r"|cgroup2?\.devices\.deny)"
@@ -32,11 +33,9 @@ _INSIDE = re.compile(
 # `favours`; cpuset.cpus.partition, cpuset.cpus.exclusive); and to cgroup.procs and its like LXC would write as the
 # host's root.
 _LIMITS = cgroup_limits.UNSET.keys() | {"io.max", "io.weight"}
-# Names of interfaces that a host's rules may trust: ours (the tunnel's, and of pairs that are made for a restore), and
-# what VPNs, bridges, virtual machines and cards are called.
-_TRUSTED = re.compile(
-    r"mig-|mg|wg|tun|tap|ppp|ipsec|vti|gre|tailscale|zt|br[-\d]|lxcbr|lxdbr|incusbr|virbr|vmbr|docker|cni|cali|flannel"
-    r"|vnet|vlan|bond|team|dummy|lo\Z|eth\d|en[a-z]*\d|wl|ww")
+# The host's end of a veth: named as LXC does it by itself, and so as any container's. A rule of the host's may trust
+# another name, such as a VPN's or a card's; of %d the kernel makes a number (dev_alloc_name in net/core/dev.c).
+_PAIR = re.compile(r"veth[A-Za-z0-9_.-]{0,11}")
 _VIRTUAL = frozenset({"proc", "sysfs", "tmpfs", "devpts", "mqueue", "ramfs", "hugetlbfs"})
 _NODES = frozenset(f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom", "tty", "net/tun", "fuse"))
 # null, zero, full, random, urandom, tty, console, ptmx; pts; tun, fuse (admin-guide/devices.txt)
@@ -105,6 +104,8 @@ def _inside(key: str, value: str, here: Callable[[str], bool]) -> bool:
             return value == "1"
         case "lxc.console.path":
             return value in ("none", "auto")
+        case "lxc.prlimit.rtprio" | "lxc.prlimit.nice":  # above others of the host: getrlimit(2)
+            return value in ("0", "0:0")
         case "lxc.mount.auto":
             return not any(word.startswith("shmounts") for word in value.split())
         case "lxc.mount.entry":
@@ -118,7 +119,7 @@ def _inside(key: str, value: str, here: Callable[[str], bool]) -> bool:
     if re.fullmatch(r"lxc\.net\.\d+\.veth\.mode", key):
         return value == "bridge"
     if re.fullmatch(r"lxc\.net\.\d+\.veth\.pair", key):
-        return not _TRUSTED.match(value)
+        return bool(_PAIR.fullmatch(value))
     name = key.removeprefix("lxc.cgroup2.")
     return (name in _LIMITS and not cgroup_limits.favours(name, value)) or bool(_INSIDE.fullmatch(key))
 

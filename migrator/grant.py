@@ -29,6 +29,7 @@ UNFINISHED_MAX = 64  # migrations of one caller
 KNOWN_MAX = 5000  # that the journal keeps of one caller
 EVENTS_MAX = 10_000  # of a migration, with which a caller may have this host begin more of it
 EVENTS_SIZE = 8 << 20  # bytes of what these tell
+TOLD_MAX = 128 << 20  # bytes of what is recorded of all of a caller's migrations, with which it may begin more
 UNKNOWN_MAX = 128  # ids that a connection may name of which nothing is recorded, or nothing of its caller's
 ORIGINS_MAX = 16  # containers that a connection may ask about, by their origins; it brings one
 ABANDONS_MAX = 64  # of a connection, of migrations that this host has never heard of

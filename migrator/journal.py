@@ -443,14 +443,6 @@ class Journal:
         """Every migration that has begun here, oldest first: in the order in which they were recorded."""
         return [each for each in self._recorded(name) if not each.never_began]
 
-    def count_of(self, caller: str) -> tuple[int, int]:
-        """How much a caller has this host remember, also of what has never begun, and how much of it has not ended."""
-        ended = sorted(states.ENDED)
-        ((known, unfinished),) = self.rows(
-            f"SELECT count(*), count(*) FILTER (WHERE state NOT IN ({', '.join('?' * len(ended))}))"  # noqa: S608
-            " FROM migrations WHERE json_extract(detail, '$.caller') = ?", *ended, caller)
-        return known, unfinished
-
     def _recorded(self, name: str | None = None) -> list[Migration]:
         rows = self.rows("SELECT * FROM migrations WHERE ? IS NULL OR name = ? ORDER BY rowid", name, name)
         return [Migration(self, row) for row in rows]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The man page, the shell completion and docs/errors.md, made from the parsers and the errors.
 
-    python3 -m migrator.manual [FOLDER]       man page and bash completion below FOLDER (default: /usr/local/share)
+    python3 -I -m migrator.manual [FOLDER]    man page and bash completion below FOLDER (default: /usr/local/share)
     python3 -m migrator.manual --errors       docs/errors.md, to stdout
 """
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from migrator import bounds, config_reader, container_config, limited, log, names
+from migrator import bounds, callers, config_reader, container_config, limited, log, names
 from migrator.advice import this_host
 from migrator.behind import Behind
 from migrator.bounds import Bounds
@@ -26,6 +26,7 @@ from migrator.grant import (
     KNOWN_MAX,
     ORIGINS_MAX,
     ROOT,
+    TOLD_MAX,
     UNFINISHED_MAX,
     UNKNOWN_MAX,
     Grant,
@@ -169,9 +170,31 @@ class Service:
     def refuse_crowds(self) -> None:
         """Raises NotAllowed where a caller who is not root has begun too much."""
         if self.grant.restricted:
-            known, unfinished = self.journal.count_of(self.grant.caller)
+            known, unfinished = callers.count(self.journal, self.grant.caller)
             if known >= KNOWN_MAX or unfinished >= UNFINISHED_MAX:
                 raise self.grant.refusal("it has too many migrations here")
+
+    def refuse_new(self) -> None:
+        """Raises NotAllowed and NoSpace where no migration of the caller may begin."""
+        self.refuse_crowds()
+        self._refuse_filling()
+
+    def refuse_data(self, migration: Migration) -> None:
+        """Raises NotAllowed and NoSpace where no data of that migration may be brought."""
+        self.refuse_more(migration)
+        self._refuse_filling()
+
+    def _refuse_filling(self) -> None:
+        """For who is not root: raises NotAllowed where too much is recorded of it all, NoSpace without room for more.
+
+        What is recorded stays when a migration has ended, and lies where the host may keep much else.
+        """
+        if self.grant.restricted:
+            if callers.told(self.journal, self.grant.caller) >= TOLD_MAX:
+                raise NotAllowed(host_name=this_host(), caller=self.grant.name,
+                                 reason="too much is recorded of its migrations for more to begin",
+                                 fix=f"On {this_host()}: migrator cleanup --forget (removes what has ended)")
+            bounds.check_journal(self.journal.path.parent)
 
     def refuse_abandons(self) -> None:
         """Count one more migration that never began; raises NotAllowed where a caller who is not root has too many."""

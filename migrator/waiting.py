@@ -28,6 +28,7 @@ from tunnel.outlook import Policy
 from tunnel.peers import Peers
 from tunnel.rendezvous.limits import Buckets, Rate
 from tunnel.service import Purpose
+from tunnel.session import until
 from tunnel.tunnel import Tunnel
 
 STOP_LIMIT = 20.0  # seconds that a session may take to end in an orderly way
@@ -36,6 +37,7 @@ BENCH_BUFFER = 1 << 20
 CONNECTIONS_MAX = 16  # that are served at a time, each by a process or a thread of its own
 CONNECTIONS_EACH = 4  # of one peer, over all its sessions
 PACE = Rate(per_second=0.5, burst=20)  # of one peer: a process costs more to start than a connection to make
+LOOK_INTERVAL = 2.0  # seconds between two looks whether a peer with a session may still do what it might
 PACED_MAX = 1000  # peers whose pace is remembered
 
 
@@ -95,7 +97,7 @@ async def _serve(places: Places, tunnel: Tunnel) -> None:
                 told.add(why)
                 log.warning(f"{tunnel.peer.name} {why}")
             return
-        work = _bench if purpose is Purpose.BENCH else partial(_migrate, peer)
+        work = partial(_bench if purpose is Purpose.BENCH else _migrate, peer)
         with contextlib.ExitStack() as undo:
             undo.callback(places.leave, peer)
             undo.enter_context(connection)
@@ -115,7 +117,23 @@ async def _serve(places: Places, tunnel: Tunnel) -> None:
         finally:
             keep.close()
 
-    await service.listen(tunnel, connected)
+    await until(_withdrawn(peer), service.listen(tunnel, connected))
+    log.warning(f"{tunnel.peer.name} may not do here any more what it might: its session is ended")
+
+
+async def _withdrawn(peer: bytes) -> None:
+    """Until the peer with that id was removed, or may receive no more.
+
+    While the store of peers cannot be read all that a peer asks is refused, and its session stands.
+    """
+    might_receive = False
+    while True:
+        with contextlib.suppress(DocumentedError):
+            found = grant.of_peer_id(peer)
+            if not found.ask or found.receive < might_receive:
+                return
+            might_receive = found.receive
+        await asyncio.sleep(LOOK_INTERVAL)
 
 
 def _in_thread(work: Callable[[], None]) -> asyncio.Future[None]:
@@ -142,14 +160,14 @@ def _migrate(peer: bytes, connection: socket.socket) -> None:
     """Answer the peer with that id as far as it may ask.
 
     In a process of its own: whatever happens to it, the tunnel and other sessions go on. None is started for a peer
-    that may ask nothing at all, as one that was removed while its tunnel stood.
+    that may ask nothing at all.
     """
     try:
-        granted = grant.of_peer_id(peer)
-        if not granted.receive and not granted.ask:
+        if not _may_ask(peer):
             return
-        with started([sys.executable, "-m", "migrator", "serve", "--peer", peer.hex()], stdin=connection.fileno(),
-                     stdout=connection.fileno()) as program:
+        # -I: root may stand where anybody can put a module that is called as one of ours
+        command = [sys.executable, "-I", "-m", "migrator", "serve", "--peer", peer.hex()]
+        with started(command, stdin=connection.fileno(), stdout=connection.fileno()) as program:
             connection.close()
             status = program.process.wait()
             if status:
@@ -160,11 +178,19 @@ def _migrate(peer: bytes, connection: socket.socket) -> None:
         connection.close()
 
 
-def _bench(connection: socket.socket) -> None:
+def _may_ask(peer: bytes) -> bool:
+    """Whether the peer with that id may ask anything; one that was removed while its tunnel stood may not."""
+    granted = grant.of_peer_id(peer)
+    return granted.receive or granted.ask
+
+
+def _bench(peer: bytes, connection: socket.socket) -> None:
     """Read all that comes, and say how much it was: u64."""
     buffer, total = bytearray(BENCH_BUFFER), 0
     end = time.monotonic() + BENCH_LIMIT
-    with contextlib.suppress(OSError), connection:
+    with contextlib.suppress(OSError, DocumentedError), connection:
+        if not _may_ask(peer):
+            return
         connection.settimeout(BENCH_LIMIT)
         while time.monotonic() < end and (size := connection.recv_into(buffer)):
             total += size

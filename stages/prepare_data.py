@@ -335,7 +335,7 @@ def _recorded(service: Service, layout: Layout, fields: dict[str, Any], source_n
         if int(fields["disk_bytes"]) > bounds.TIMES * migration.detail.get("announced", math.inf):  # it grows and grows
             migration.note("announced", announced=int(fields["disk_bytes"]))
         return migration
-    service.refuse_crowds()
+    service.refuse_new()
     current = service.journal.latest(layout.name, layout.lxcpath)
     if current and not current.ended:
         if not service.grant.owns(current) and service.grant.restricted:
@@ -404,7 +404,7 @@ def receive_disk(service: Service, fields: dict[str, Any]) -> Place:
     rounds = migration.detail["rounds"]
     if not 1 <= number <= len(rounds) + 1 or len(rounds) > 1000:
         raise UsageError(reason=f"round {number} does not follow round {len(rounds)}")
-    service.refuse_more(migration)
+    service.refuse_data(migration)
     migration.move(Event.RECEIVE)
     here = Layout(migration.lxcpath, migration.name, migration.id)
     file = here.spool / f"disk-{number}"

@@ -49,13 +49,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     cli.require_root(NAME)
     log.level = min(log.level, log.Level.QUIET)
-    granted = grant_of(args)
+    granted = partial(grant_of, args)
     with contextlib.ExitStack() as stack:
-        service = Service(stack.enter_context(Journal(DEFAULT_PATH)), stack, granted)
+        service = Service(stack.enter_context(Journal(DEFAULT_PATH)), stack, granted())
         connection = stack.enter_context(Connection(FileStream.from_stdio()))
         connection.hello()
         connection.adopt_timeout(SILENCE_LEAST, SILENCE_MOST)
-        serve(connection, handlers(service))
+        serve(connection, handlers(service, granted))
 
 
 def grant_of(args: argparse.Namespace) -> Grant:
@@ -71,16 +71,22 @@ def grant_of(args: argparse.Namespace) -> Grant:
     return grant.ROOT
 
 
-def handlers(service: Service) -> dict[str, Handler]:
-    """Every operation that a stage answers, and the transfer that brings its data; each if the caller may ask it."""
+def handlers(service: Service, granted: Callable[[], Grant] | None = None) -> dict[str, Handler]:
+    """Every operation that a stage answers, and the transfer that brings its data; each if the caller may ask it.
+
+    What it may is asked of `granted` at each request: a connection stands for as long as the other side will, and a
+    peer may have been removed meanwhile, or allowed less.
+    """
     found: dict[str, Callable[[Service, dict[str, Any]], Any]] = {"transfer": transfer}
     for stage in stages.ALL:
         found |= getattr(stage, "HANDLERS", {})
-    return {op: partial(_allowed, service, op, handler) for op, handler in found.items()}
+    return {op: partial(_allowed, service, granted, op, handler) for op, handler in found.items()}
 
 
-def _allowed(service: Service, op: str, handler: Callable[[Service, dict[str, Any]], Any],
-             fields: dict[str, Any]) -> Any:
+def _allowed(service: Service, granted: Callable[[], Grant] | None, op: str,
+             handler: Callable[[Service, dict[str, Any]], Any], fields: dict[str, Any]) -> Any:
+    if granted:
+        service.grant = granted()
     service.grant.check(op)
     return handler(service, fields)
 

@@ -33,7 +33,7 @@ def dump_begin(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     if number <= attempt(migration):
         raise UsageError(reason=f"dump {number} of migration {migration.id} is not newer than the last one here")
     _check_number(number)
-    service.refuse_more(migration)
+    service.refuse_data(migration)
     if migration.state in (State.IMPORTED, *ARRIVING):
         _require_defined(migration)
     migration.move(Event.RECEIVE_DUMP, attempt=number, memory=bool(fields.get("memory", True)))

@@ -19,7 +19,7 @@ from tunnel.outlook import Policy
 from tunnel.peers import Peer, Peers
 from tunnel.prober import Attempt
 from tunnel.seal import Opener
-from tunnel.session import ended_with_block, gathered, quiet, read, sweep, up
+from tunnel.session import ended_with_block, gathered, quiet, read, sweep, until, up
 from tunnel.signalling import Signalling
 from tunnel.tunnel import Tunnel
 from tunnel.wire import Malformed
@@ -142,7 +142,7 @@ class _Agent:
             tunnel = await _answer(channel, offer, self._policy, self._program)
             self._tell(f"{name} is connected: {tunnel.path.kind}, {tunnel.path.reason}")
             try:
-                await _until_ended(self._handler(tunnel), tunnel)
+                await until(tunnel.ended.wait(), self._handler(tunnel))
             finally:
                 await tunnel.close()
             self._tell(f"{name} has gone")
@@ -167,15 +167,6 @@ class _Agent:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._waiting:
             await self._waiting.close()
-
-
-async def _until_ended(work: Coroutine[Any, Any, None], tunnel: Tunnel) -> None:
-    """Do `work` for as long as the tunnel stands."""
-    working, ended = asyncio.create_task(work), asyncio.create_task(tunnel.ended.wait())
-    async with ended_with_block(working, ended):
-        await asyncio.wait([working, ended], return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            working.result()
 
 
 async def _answer(channel: Called, offer: dict[str, Any], policy: Policy, program: str) -> Tunnel:

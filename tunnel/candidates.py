@@ -90,8 +90,13 @@ def probable(address: str) -> bool:
 
 def private(address: str) -> bool:
     """Whether an address is one of a private network or of a provider's NAT (RFC 1918, 6598, 4193)."""
-    ip = ipaddress.ip_address(address)
+    ip = ipaddress.ip_address(address.partition("%")[0])
     return any(ip in net for net in _PRIVATE if net.version == ip.version)
+
+
+def loopback(address: str) -> bool:
+    """Whether an address is one of the host itself; it may have a scope."""
+    return ipaddress.ip_address(address.partition("%")[0]).is_loopback
 
 
 def own_addresses() -> list[tuple[str, str]]:

@@ -11,10 +11,11 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import secrets
+from collections.abc import Collection
 from typing import Any
 
 from tunnel import relay_wire, wire
-from tunnel.candidates import probable
+from tunnel.candidates import PORT_MIN, loopback, private, probable
 from tunnel.nat import Endpoint
 from tunnel.relay_wire import Answer, Refusal, Type
 from tunnel.wire import Malformed
@@ -41,16 +42,27 @@ class RelayToken:
     pin: bytes | None = None
 
     @classmethod
-    def from_json(cls, data: dict[str, Any], pin: bytes | None = None) -> RelayToken:
-        """What the rendezvous sent; raises Malformed."""
-        host = wire.text(data, "host", 45)
-        # A relay on loopback is what tests have; one that a peer could not have either is refused.
-        if not probable(host) and host not in ("127.0.0.1", "::1"):
-            raise Malformed("the relay's host is not an address of one")
-        return cls(
-            host, wire.integer(data, "udp_port", 1, 65535), wire.integer(data, "tcp_port", 1, 65535),
-            wire.exactly(data, "claim", relay_wire.CLAIM_SIZE), wire.exactly(data, "key", relay_wire.KEY_SIZE), pin,
-        )
+    def from_json(cls, data: dict[str, Any], server: str, port: int, *, own: Collection[str] = (),
+                  pin: bytes | None = None) -> RelayToken:
+        """What the rendezvous sent that was reached at the address `server` and that port; raises Malformed.
+
+        This host sends datagrams to where it names, and connects there. At its own address, which a user has chosen,
+        that may be any port; elsewhere no privileged one but its own. What others do not reach only a server names that
+        is there too: `own` addresses of this host one on this host, those of a private network one in such a network.
+        """
+        host = wire.text(data, "host", 45) or server
+        udp, tcp = (wire.integer(data, key, 1, 65535) for key in ("udp_port", "tcp_port"))
+        if host != server:
+            here = loopback(server) or server in own
+            wrong = Malformed("the relay's host is not an address that such a server can name")
+            if not probable(host):
+                raise wrong
+            if not here and (host in own or (private(host) and not private(server))):
+                raise wrong
+            if any(each < PORT_MIN and each != port for each in (udp, tcp)):
+                raise Malformed("the relay's port is a privileged one, of another host than the server")
+        return cls(host, udp, tcp, wire.exactly(data, "claim", relay_wire.CLAIM_SIZE),
+                   wire.exactly(data, "key", relay_wire.KEY_SIZE), pin)
 
     @property
     def udp(self) -> Endpoint:

@@ -129,6 +129,14 @@ async def ended_with_block(*tasks: asyncio.Task[Any]) -> AsyncIterator[None]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+async def until(end: Coroutine[Any, Any, object], work: Coroutine[Any, Any, None]) -> None:
+    """Do `work` until it is done, or `end` is; raises what either raises."""
+    working, ended = asyncio.create_task(work), asyncio.create_task(end)
+    async with ended_with_block(working, ended):
+        for task in (await asyncio.wait([working, ended], return_when=asyncio.FIRST_COMPLETED))[0]:
+            task.result()
+
+
 async def _refused(channel: Channel) -> None:
     raise refusal(channel, await channel.receive("refusal", timeout=3600))
 

@@ -15,7 +15,7 @@ import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tunnel import config, wire
+from tunnel import candidates, config, wire
 from tunnel.clock import now
 from tunnel.config import Server
 from tunnel.errors import PeerAbsent, RendezvousUnavailable
@@ -139,9 +139,8 @@ class Signalling:
         from tunnel.relay import RelayToken
 
         try:
-            token = {key: answer.get(key) for key in ("host", "udp_port", "tcp_port", "claim", "key")}
-            token["host"] = wire.text(answer, "host", 45) or self._link.address
-            return RelayToken.from_json(token, self.server.pin)
+            own = {address for _, address in candidates.own_addresses()}
+            return RelayToken.from_json(answer, self._link.address, self.server.port, own=own, pin=self.server.pin)
         except (Malformed, ValueError, KeyError, TypeError) as error:
             raise unavailable(self.server, f"its relay token is malformed: {error}") from None
 

@@ -24,7 +24,7 @@ lxc.net.0.type = veth
 lxc.net.0.link = lxcbr0
 lxc.net.0.flags = up
 lxc.net.0.hwaddr = 00:16:3e:01:02:03
-lxc.net.0.veth.pair = vweb
+lxc.net.0.veth.pair = veth-web.0
 lxc.net.0.veth.mode = bridge
 lxc.net.0.ipv4.address = 10.0.3.5/24
 lxc.net.1.type = empty
@@ -55,6 +55,9 @@ lxc.environment = LC_ALL=C.UTF-8
 lxc.start.auto = 1
 lxc.sysctl.net.ipv4.ip_forward = 1
 lxc.prlimit.nofile = 1024
+lxc.prlimit.memlock = unlimited
+lxc.prlimit.rtprio = 0
+lxc.prlimit.nice = 0:0
 lxc.hook.start =
 """
 
@@ -87,7 +90,11 @@ REACHING = [
     "lxc.cgroup2.io.weight = default 101", "lxc.cgroup2.io.weight = 8:0 101", "lxc.cgroup2.cpu.uclamp.min = 50.00",
     "lxc.cgroup2.cpuset.cpus.exclusive = 0-62", "lxc.cgroup2.memory.reclaim = 1G", "lxc.cgroup2.io.cost.qos = 8:0",
     *(f"lxc.net.0.veth.pair = {name}" for name in (
-        "mig-0badc0de", "mg0badc0de-0", "wg0", "tun0", "br0", "br-lan", "virbr1", "docker0", "lo", "eth0", "enp3s0")),
+        "mig-0badc0de", "mg0badc0de-0", "wg0", "tun0", "br0", "br-lan", "virbr1", "docker0", "lo", "eth0", "enp3s0",
+        "eth%d", "veth%d", "fwbr100i0", "usb0", "ib0", "web", "xveth0", "veth0 x", "veth/0", "veth:0", "veth\u0660",
+        "veth012345678901")),
+    *(f"lxc.prlimit.{limit}" for limit in (
+        "rtprio = 99", "rtprio = 0:1", "rtprio = unlimited", "nice = 40", "nice = 0:21", "newer = 1")),
     "# BEGIN migrator fence# END migrator fence lxc.hook.start = /x", "# END migrator fence",
     "lxc.uts.name = web\x1b", "\x0blxc.hook.start = /x", "# a\rlxc.hook.start = /x", "# a\0lxc.hook.start = /x",
     "# a\x85lxc.hook.start = /x", "lxc.uts.name = a\x0blxc.hook.start = /x", "lxc.apparmor.raw = x",

@@ -55,7 +55,7 @@ def test_roff_takes_nothing_for_a_request() -> None:
 
 def test_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert manual.main(["--help"]) == 2
-    assert "python3 -m migrator.manual" in capsys.readouterr().err
+    assert "python3 -I -m migrator.manual" in capsys.readouterr().err
 
 
 # --- the completion -------------------------------------------------------------------------------------------

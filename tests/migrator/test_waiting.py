@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from migrator import grant, log, waiting
+from migrator.run import started
 from migrator.waiting import CONNECTIONS_EACH, CONNECTIONS_MAX, PACE, Places
-from tests.tunnel.clock import pass_time, standing
+from tests.tunnel.clock import eventually, pass_time, standing
 from tests.tunnel.test_service import FakeTunnel, free_port
 from tunnel import service
 from tunnel.errors import TunnelBroken
@@ -40,14 +41,33 @@ async def sessions(places: Places, *peers: PublicIdentity) -> AsyncIterator[list
     async with contextlib.AsyncExitStack() as stack:
         for public in peers:
             tunnel: Any = FakeTunnel(free_port(), peer=Paired(public))  # type: ignore[arg-type]
-            task = asyncio.create_task(waiting._serve(places, tunnel))
-            await asyncio.sleep(0)
+            task = tunnel.served = asyncio.create_task(waiting._serve(places, tunnel))
+            await eventually(lambda: task.done() or is_taken(tunnel.port))  # noqa: B023 -- at once
             assert not task.done()
             stack.push_async_callback(asyncio.wait, [task])
             stack.callback(task.cancel)
             tunnel.kept = stack.enter_context(contextlib.ExitStack())  # connections, which end before
             found.append(tunnel)
         yield found
+
+
+def is_taken(port: int) -> bool:
+    with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as sock:
+        try:
+            sock.bind(("::1", port))
+        except OSError:
+            return True
+    return False
+
+
+@pytest.fixture(autouse=True)
+def peers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Peers:
+    """Whom this host is paired with."""
+    monkeypatch.setattr("tunnel.files.STATE", tmp_path / "state")
+    found = Peers(tmp_path / "state" / "peers")
+    found.pin("hosta", HOSTA)
+    found.pin("hostc", HOSTC)
+    return found
 
 
 @pytest.fixture
@@ -66,8 +86,24 @@ def working(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             begun.remove(what)
 
     monkeypatch.setattr(waiting, "_migrate", lambda peer, connection: work("migrate", connection))
-    monkeypatch.setattr(waiting, "_bench", lambda connection: work("bench", connection))
+    monkeypatch.setattr(waiting, "_bench", lambda peer, connection: work("bench", connection))
     return begun
+
+
+async def looked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until the sessions have looked what their peers may do."""
+    looks: list[bytes] = []
+    honest = grant.of_peer_id
+
+    def look(peer: bytes) -> grant.Grant:
+        looks.append(peer)
+        return honest(peer)
+
+    with monkeypatch.context() as context:
+        context.setattr(grant, "of_peer_id", look)
+        pass_time(waiting.LOOK_INTERVAL)
+        await eventually(lambda: HOSTA.id in looks)
+    await asyncio.sleep(0)
 
 
 async def served(tunnel: Any, purpose: Purpose) -> socket.socket | None:
@@ -108,9 +144,11 @@ async def test_a_peer_has_only_so_many_connections(working: list[str], monkeypat
 
 
 @standing
-async def test_all_together_have_only_so_many(working: list[str]) -> None:
-    peers = [Identity.generate().public for _ in range(CONNECTIONS_MAX // CONNECTIONS_EACH + 1)]
-    async with sessions(Places(), *peers) as tunnels:
+async def test_all_together_have_only_so_many(working: list[str], peers: Peers) -> None:
+    many = [Identity.generate().public for _ in range(CONNECTIONS_MAX // CONNECTIONS_EACH + 1)]
+    for number, public in enumerate(many):
+        peers.pin(f"host{number}", public)
+    async with sessions(Places(), *many) as tunnels:
         for tunnel in tunnels[:-1]:
             for _ in range(CONNECTIONS_EACH):
                 assert await served(tunnel, Purpose.MIGRATE)
@@ -165,14 +203,13 @@ async def test_what_cannot_be_started_takes_no_place(working: list[str], monkeyp
         assert await served(tunnel, Purpose.MIGRATE)
 
 
-@pytest.mark.parametrize(("paired", "started"), [(False, False), (True, True)])
+@pytest.mark.parametrize("paired", [False, True])
 def test_nothing_is_started_for_who_may_ask_nothing(
-    paired: bool, started: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    paired: bool, peers: Peers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A peer that was removed while its tunnel stood. One that may not move anything here hears that it may not."""
-    monkeypatch.setattr("tunnel.files.STATE", tmp_path)
-    if paired:
-        Peers(tmp_path / "peers").pin("hosta", HOSTA)
+    if not paired:
+        peers.remove("hosta")
     programs: list[list[str]] = []
 
     def start(argv: list[str], **_: Any) -> contextlib.AbstractContextManager[Any]:
@@ -184,5 +221,81 @@ def test_nothing_is_started_for_who_may_ask_nothing(
     with ours, contextlib.suppress(OSError):
         waiting._migrate(HOSTA.id, theirs)
     assert theirs.fileno() == -1
-    assert bool(programs) is started
+    assert bool(programs) is paired
     assert grant.of_peer_id(HOSTA.id).ask is paired
+
+
+@pytest.mark.parametrize("paired", [False, True])
+def test_nothing_is_measured_for_who_may_ask_nothing(paired: bool, peers: Peers) -> None:
+    if not paired:
+        peers.remove("hosta")
+    ours, theirs = socket.socketpair()
+    with ours:
+        ours.sendall(b"x" * 100)
+        ours.shutdown(socket.SHUT_WR)
+        waiting._bench(HOSTA.id, theirs)
+        assert theirs.fileno() == -1
+        try:
+            answer = ours.recv(100)
+        except ConnectionResetError:  # what it has sent was not read
+            answer = b""
+        assert answer == ((100).to_bytes(8) if paired else b"")
+
+
+@standing
+@pytest.mark.parametrize("removed", [False, True])
+async def test_who_may_ask_no_more_loses_its_sessions(
+    removed: bool, working: list[str], peers: Peers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the connections over them, which it could keep for ever; not those of others, nor for what is added."""
+    for name in ("hosta", "hostc"):
+        peers.allow(name, ["receive"])
+    async with sessions(Places(), HOSTA, HOSTC) as (one, other):
+        for tunnel in (one, other):
+            assert await served(tunnel, Purpose.MIGRATE)
+        peers.allow("hosta", ["receive", "hooks"])
+        peers.rename("hosta", "attic")
+        await looked(monkeypatch)
+        assert await served(one, Purpose.MIGRATE) and len(working) == 3
+        peers.remove("attic") if removed else peers.allow("attic", [])
+        pass_time(waiting.LOOK_INTERVAL)
+        await one.served
+        assert len(working) == 1
+        assert not other.served.done() and await served(other, Purpose.MIGRATE)
+
+
+@standing
+async def test_a_peer_without_a_permission_keeps_its_session(
+    working: list[str], peers: Peers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may ask how the migrations stand that went to it; also while somebody mends the store of peers."""
+    async with sessions(Places(), HOSTA) as (tunnel,):
+        text = peers.path.read_text()
+        for store in ("nonsense\n", text):
+            peers.path.write_text(store)
+            await looked(monkeypatch)
+        assert await served(tunnel, Purpose.MIGRATE) and not tunnel.served.done()
+
+
+@standing
+async def test_who_was_removed_while_its_tunnel_came_up_is_not_served(peers: Peers) -> None:
+    peers.remove("hosta")
+    tunnel: Any = FakeTunnel(free_port(), peer=Paired(HOSTA))  # type: ignore[arg-type]
+    await waiting._serve(Places(), tunnel)
+
+
+def test_what_lies_where_the_agent_was_typed_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any user may put a module into /tmp, and root may stand there."""
+    for module in ("json.py", "migrator.py"):
+        (tmp_path / module).write_text("import sys\nsys.exit('imported')\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+    def shows_help(argv: list[str], **given: Any) -> contextlib.AbstractContextManager[Any]:
+        return started([*argv, "--help"], **given)
+
+    monkeypatch.setattr(waiting, "started", shows_help)
+    ours, theirs = socket.socketpair()
+    with ours:
+        waiting._migrate(HOSTA.id, theirs)
+        assert ours.recv(1 << 16).startswith(b"usage: migrator serve")

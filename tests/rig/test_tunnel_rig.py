@@ -246,11 +246,20 @@ def test_rebind(nats: Nats, agent: Running) -> None:
 
 
 def test_a_removed_peer_gets_nothing(nats: Nats, agent: Running) -> None:
+    """Neither does it keep what it had when it was removed."""
     rig = nats.rig
-    before = agent.stderr.count("is connected")
     peers = rig.read(RESPONDER, "/var/lib/migrator/peers")
     try:
-        rig.migrator(RESPONDER, "peer", "remove", INITIATOR).expect(0)
+        connected = agent.stderr.count("is connected")
+        with rig.start(INITIATOR, *BENCH) as running:
+            wait_for(lambda: agent.stderr.count("is connected") > connected, "a tunnel")
+            rig.migrator(RESPONDER, "peer", "remove", INITIATOR).expect(0)
+            wait_for(lambda: "its session is ended" in agent.stderr, "its session is ended")
+            wait_for(lambda: not standing(rig, RESPONDER), "and its tunnel removed")
+            assert "mig-" not in rig.sh(RESPONDER, "ip -br link; nft list tables")
+            running.signal(signal.SIGINT)  # it may try to heal
+            assert running.wait().status != 0
+        before = agent.stderr.count("is connected")
         with rig.start(INITIATOR, *PING) as running:
             wait_for(lambda: "not paired" in agent.stderr, "a stranger has rung")
             running.signal(signal.SIGINT)  # it waits for an answer

@@ -5,17 +5,20 @@
 
 from __future__ import annotations
 
+import os
 import time
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from migrator import grant
-from migrator.errors import DumpRefused, NotAllowed, UsageError
+from migrator.errors import DumpRefused, NoSpace, NotAllowed, UsageError
 from migrator.journal import Migration
 from migrator.states import Event, Role, State
-from stages import take
-from tests.stages.test_allowed import HOSTA, ID, Here, here, peer  # noqa: F401 -- a fixture
+from stages import cleanup, take
+from tests.stages.test_allowed import HOSTA, ID, OTHER, Here, here, peer  # noqa: F401 -- a fixture
 from tests.stages.test_answers import Destination, arrives, at_the_dump, pool, there
 from tests.stages.test_outgoing import dumped, goes_out
 
@@ -153,3 +156,51 @@ def test_the_word_is_not_given_for_ever_but_a_rollback_is_recorded(here: Here) -
     assert ask("source-state", never=True)["state"] == State.ROLLED_BACK
     migration.refresh()
     assert migration.detail["abandoned"] is True
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_all_of_a_callers_migrations_together_tell_only_so_much(here: Here, ended: bool) -> None:
+    """Each may tell much, an end frees nothing of that, and a caller may have thousands."""
+    granted, least = peer("hosta", "receive"), grant.EVENTS_SIZE // 2
+    ask = here.begun(granted)
+    before = grant.TOLD_MAX // least
+    for number in range(before):
+        other = f"000001{number:02x}"
+        here.begun(granted, other, name=f"web{number}")
+        filled(here.journal.by_id(other, Role.DESTINATION), 1, least)
+        if ended:
+            ask("abandon", id=other, name=f"web{number}")
+    for op, fields in (("begin", {"id": OTHER, "name": "db"}), ("transfer", {})):
+        with pytest.raises(NotAllowed, match="too much is recorded of its migrations") as refused:
+            ask(op, **fields)
+        assert "migrator cleanup --forget" in refused.value.hint
+    here.begun(peer("hostc", "receive"), OTHER, name="shop")  # others are not hit
+    if ended:
+        cleanup.forget(here.journal, None)
+        assert ask("transfer", files=[{"name": "disk-1", "size": None}])
+    assert ask("abandon")["state"] == State.ABANDONED
+
+
+def test_the_journals_disk_is_not_filled(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which is another one than the containers'."""
+    granted, honest, full = peer("hosta", "receive"), os.statvfs, False
+
+    def statvfs(path: Path) -> Any:
+        if full and path == here.journal.path.parent:
+            return SimpleNamespace(f_blocks=100 << 30, f_frsize=1, f_bavail=(1 << 30) - 1)
+        return honest(path)
+
+    monkeypatch.setattr(os, "statvfs", statvfs)
+    ask, root = here.begun(granted), here.caller(grant.ROOT)
+    here.begun(granted, OTHER, name="db")
+    migration = here.journal.by_id(OTHER, Role.DESTINATION)
+    assert migration
+    for event in (Event.RECEIVED, Event.IMPORT, Event.IMPORTED):
+        migration.move(event)
+    full = True
+    for op, fields in (("begin", {"id": "00000003", "name": "shop"}), ("transfer", {}), ("dump-begin", {"id": OTHER})):
+        with pytest.raises(NoSpace, match=r"1\.0 GiB are needed for what its sender must leave free"):
+            ask(op, **fields)
+    assert root("begin", id="00000003", name="shop")["state"] == State.RECEIVING
+    for id_ in (ID, OTHER):
+        assert ask("abandon", id=id_)["state"] == State.ABANDONED

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from migrator import btrfs
+from migrator import btrfs, callers
 from migrator.advice import this_host
 from migrator.btrfs import Subvolume
 from migrator.errors import AlreadyRuns, NotKnownThere, UsageError
@@ -211,7 +211,7 @@ def test_an_attempt_that_nobody_knows_is_remembered(there: Destination) -> None:
     assert found and found.never_began and found.ended
     assert (found.name, found.lxcpath, found.peer) == ("web", there.pool, "hosta")
     assert found.detail["caller"] == there.service.grant.caller
-    assert there.ask("abandon") == unknown and there.journal.count_of(there.service.grant.caller)[0] == 1
+    assert there.ask("abandon") == unknown and callers.count(there.journal, there.service.grant.caller)[0] == 1
     with pytest.raises(UsageError, match="has ended"):
         there.ask("begin")
 

@@ -4,12 +4,16 @@
 from __future__ import annotations
 
 import argparse
+import socket
+import threading
 from pathlib import Path
 
 import pytest
 
-from migrator import grant
+from migrator import cli, grant, log
 from migrator.errors import NotAllowed, UsageError
+from migrator.protocol import Connection
+from migrator.stream import FileStream
 from stages import serve
 from tunnel.identity import Identity
 from tunnel.peers import Peers
@@ -69,3 +73,38 @@ def test_a_peer_is_looked_up_at_each_connection(tmp_path: Path, monkeypatch: pyt
     peers.remove("hosta")
     assert not serve.grant_of(args).ask
     assert serve.grant_of(argparse.Namespace(only=None, peer=None)) is grant.ROOT
+
+
+def test_a_peer_is_looked_up_at_each_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over a connection that stood when it was allowed less, or removed."""
+    monkeypatch.setattr("tunnel.files.STATE", tmp_path)
+    monkeypatch.setattr(cli, "require_root", lambda _: None)
+    monkeypatch.setattr(log, "level", log.level)  # which is another one afterwards
+    monkeypatch.setattr(serve, "DEFAULT_PATH", tmp_path / "journal.db")
+    peers, pool = Peers(tmp_path / "peers"), tmp_path / "pool"
+    peers.pin("hosta", HOSTA)
+    receive = grant.words_of(receive=True, lxcpaths=[str(pool)])
+    peers.allow("hosta", receive)
+    ours, theirs = socket.socketpair()
+    monkeypatch.setattr(FileStream, "from_stdio", lambda: FileStream(theirs.fileno(), theirs.detach()))
+    answering = threading.Thread(target=serve.run, args=[argparse.Namespace(only=None, peer=HOSTA.id.hex())])
+    answering.start()
+    try:
+        with Connection(FileStream(ours.fileno(), ours.detach())) as connection:
+            connection.hello()
+
+            def asked() -> str:
+                return str(connection.call("lxcpath", lxcpath=str(pool))["lxcpath"])
+
+            assert asked() == str(pool)
+            for words in ((), grant.words_of(receive=True, lxcpaths=["/elsewhere"])):
+                peers.allow("hosta", words)
+                with pytest.raises(NotAllowed, match="let hosta do that: it may"):
+                    asked()
+                peers.allow("hosta", receive)
+                assert asked() == str(pool)
+            peers.remove("hosta")
+            with pytest.raises(NotAllowed, match=HOSTA.id.hex()[:16]):
+                asked()
+    finally:
+        answering.join()

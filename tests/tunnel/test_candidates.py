@@ -118,7 +118,7 @@ def test_reflexive() -> None:
 
 @pytest.mark.parametrize(("address", "private"), [
     ("10.0.0.1", True), ("172.16.0.1", True), ("172.32.0.1", False), ("192.168.0.1", True), ("100.64.0.1", True),
-    ("198.51.100.2", False), ("fd00::1", True), ("2001:db8::1", False),
+    ("198.51.100.2", False), ("fd00::1", True), ("2001:db8::1", False), ("fe80::1%eth0", False),
 ])  # fmt: skip
 def test_private(address: str, private: bool) -> None:
     assert candidates.private(address) is private

@@ -107,15 +107,36 @@ def test_joining_garbage(data: bytes) -> None:
 @given(st.dictionaries(st.sampled_from(["host", "udp_port", "tcp_port", "claim", "key"]), json_values))
 def test_token_garbage(data: dict[str, Any]) -> None:
     with pytest.raises(Malformed):
-        RelayToken.from_json(data)
+        RelayToken.from_json(data, "192.0.2.9", 443)
 
 
-@pytest.mark.parametrize("host", ["::", "224.0.0.1", "255.255.255.255", "relay.example", "", "169.254.1.1"])
-def test_token_for_no_host(host: str) -> None:
-    data = {"host": host, "udp_port": 1, "tcp_port": 1, "claim": encode(CLAIM.pack()), "key": encode(KEY)}
-    assert RelayToken.from_json(data | {"host": "192.0.2.1"}).udp == ("192.0.2.1", 1)
-    with pytest.raises(Malformed):
-        RelayToken.from_json(data | {"host": host})
+OWN = ["198.51.100.7", "10.0.3.7"]
+SERVER, PRIVATE = "192.0.2.9", "10.0.3.9"
+
+
+@pytest.mark.parametrize(("server", "host", "ports", "taken"), [
+    *((SERVER, host, (5000, 5000), False) for host in (
+        "::", "224.0.0.1", "255.255.255.255", "relay.example", "169.254.1.1", "fe80::1", "127.0.0.1", "::1",
+        "::ffff:127.0.0.1", "10.0.3.1", "192.168.1.1", "100.64.0.1", "fd00::1", *OWN)),
+    *((PRIVATE, host, (5000, 5000), False) for host in ("127.0.0.1", "::1", "169.254.1.1", *OWN)),
+    *((PRIVATE, host, (5000, 5000), True) for host in ("10.0.3.1", "fd00::1", "192.0.2.1")),
+    *((here, host, (5000, 5000), True) for here in ("127.0.0.1", OWN[0]) for host in ("10.0.3.1", *OWN)),
+    *((server, host, (5000, 5000), True) for server in (SERVER, PRIVATE, "127.0.0.1", "::1", "fe80::1%eth0")
+      for host in ("", server)),
+    (SERVER, "", (22, 53), True), (SERVER, SERVER, (22, 53), True),
+    (SERVER, "192.0.2.1", (5000, 22), False), (SERVER, "192.0.2.1", (53, 5000), False),
+    (SERVER, "192.0.2.1", (443, 443), True), (SERVER, "192.0.2.1", (1024, 65535), True),
+    (SERVER, "192.0.2.1", (5000, 0), False), (SERVER, "", (65536, 5000), False),
+])
+def test_where_a_server_may_send_this_host(server: str, host: str, ports: tuple[int, int], taken: bool) -> None:
+    """Datagrams, and a connection: not behind this host's firewall, to what trusts who is there."""
+    data = {"host": host, "udp_port": ports[0], "tcp_port": ports[1], "claim": encode(CLAIM.pack()), "key": encode(KEY)}
+    if taken:
+        found = RelayToken.from_json(data, server, 443, own=OWN)
+        assert (found.host, found.udp_port, found.tcp_port) == (host or server, *ports)
+    else:
+        with pytest.raises(Malformed):
+            RelayToken.from_json(data, server, 443, own=OWN)
 
 
 def test_token_shows_no_key() -> None:
