@@ -203,10 +203,10 @@ def source_state(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
         service.grant.check_destination(migration)
     never = fields.get("never") is True
     if migration and migration.owes and never and service.grant.is_destination(migration):
-        with contextlib.suppress(Busy):
-            service.lock(migration.name, migration.lxcpath)
+        with contextlib.suppress(Busy), service.locking(migration.name, migration.lxcpath) as let_go:
             migration = service.journal.by_id(id_, Role.SOURCE) or migration
             migration.note("abandoned", abandoned=True)
+            let_go()
     if migration and force.is_under_way(migration):
         return {"state": State.ROLLING_BACK, "owner": Owner.SOURCE}
     given = 0.0

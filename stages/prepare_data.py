@@ -306,9 +306,8 @@ def begin(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     disk_bytes = int(fields["disk_bytes"])
     source_name = names.container_name(str(fields.get("source_name", name)))
     origin = names.migration_id(str(fields.get("origin", id_)))
-    service.known(fields)
     service.grant.check_config(name, str(fields["config"]), int(fields["mapped_root"]))
-    _refuse_foreign(service, layout, source_name, origin)  # before others are kept off it
+    _refuse_others(service, layout, service.known(fields), source_name, origin)  # before others are kept off it
     with service.locking(name, lxcpath):
         migration = _recorded(service, layout, fields, source_name, origin)
     layout.make_folder()
@@ -326,9 +325,7 @@ def _recorded(service: Service, layout: Layout, fields: dict[str, Any], source_n
     """The migration's record, made if it begins; with the container locked."""
     held = bases.asked(fields.get("held"))
     migration = service.known(fields)
-    _refuse_foreign(service, layout, source_name, origin)
-    if migration and (migration.ended or migration.state is State.ABANDONING):
-        raise _has_ended(layout.id)
+    _refuse_others(service, layout, migration, source_name, origin)
     if migration:
         _check_space(service, layout, fields, held)
         if migration.detail.get("hooks") is not service.grant.hooks:  # it was given since, or taken away
@@ -337,11 +334,6 @@ def _recorded(service: Service, layout: Layout, fields: dict[str, Any], source_n
             migration.note("announced", announced=int(fields["disk_bytes"]))
         return migration
     service.refuse_crowds()
-    current = service.journal.latest(layout.name, layout.lxcpath)
-    if current and not current.ended:
-        if not service.grant.owns(current) and service.grant.restricted:
-            raise service.grant.refusal(f"{layout.name} is on its way here from elsewhere")
-        raise AlreadyMigrating(name=layout.name, peer=current.peer, id=current.id, next=advice.next_command(current))
     _check_space(service, layout, fields, held)
     try:
         migration = service.journal.create(
@@ -364,10 +356,22 @@ def _has_ended(id_: str) -> UsageError:
     return UsageError(reason=f"migration {id_} has ended on this host")
 
 
-def _refuse_foreign(service: Service, layout: Layout, source_name: str, origin: str) -> None:
-    """Raises ContainerExists. Of a caller who is not root a name alone proves nothing."""
+def _refuse_others(service: Service, layout: Layout, migration: Migration | None, source_name: str,
+                   origin: str) -> None:
+    """Raises where what is there, or under way there, is not what comes.
+
+    ContainerExists: of a caller who is not root a name alone proves nothing. UsageError where the migration has ended,
+    NotAllowed or AlreadyMigrating where it begins, and another one of that container is under way, from here perhaps.
+    """
     renamed = source_name != layout.name or service.grant.restricted
     identity.refuse_foreign(service.journal, layout, origin, renamed=renamed)
+    if migration and (migration.ended or migration.state is State.ABANDONING):
+        raise _has_ended(layout.id)
+    current = service.journal.latest(layout.name, layout.lxcpath)
+    if not migration and current and not current.ended:
+        if not service.grant.owns(current) and service.grant.restricted:
+            raise service.grant.refusal(f"{layout.name} is on its way here from elsewhere")
+        raise AlreadyMigrating(name=layout.name, peer=current.peer, id=current.id, next=advice.next_command(current))
 
 
 def _bases(service: Service, layout: Layout, origin: str) -> list[str]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import os
 from collections.abc import Callable
 from functools import partial
@@ -82,7 +83,18 @@ def handlers(service: Service) -> dict[str, Handler]:
 def _allowed(service: Service, op: str, handler: Callable[[Service, dict[str, Any]], Any],
              fields: dict[str, Any]) -> Any:
     service.grant.check(op)
-    return handler(service, fields)
+    try:
+        done = handler(service, fields)
+    finally:
+        service.end_request()
+    return dataclasses.replace(done, run=partial(_to_its_end, service, done)) if isinstance(done, Takeover) else done
+
+
+def _to_its_end(service: Service, takeover: Takeover, connection: Connection) -> dict[str, Any]:
+    try:
+        return takeover.run(connection)
+    finally:
+        service.end_request()
 
 
 def transfer(service: Service, fields: dict[str, Any]) -> Takeover:

@@ -46,7 +46,7 @@ def typed(journal: Journal, monkeypatch: pytest.MonkeyPatch, thaws: list[str],
     """`migrator rollback web` on this host; nobody can be reached."""
     monkeypatch.setattr(rollback, "DEFAULT_PATH", journal.path)
     monkeypatch.setattr(rollback, "connected", refuses(CUT))
-    monkeypatch.setattr(rollback, "locked", lambda name, **_: locked(name, tmp_path / "run" / "lock"))
+    monkeypatch.setattr(rollback, "locked", lambda name, **fields: locked(name, tmp_path / "run" / "lock", **fields))
     monkeypatch.setattr("os.geteuid", lambda: 0)
 
     def run(**more: Any) -> cli.Result:
@@ -190,7 +190,7 @@ def test_only_root_may(journal: Journal, typed: Callable[..., cli.Result], monke
 def test_who_works_on_it_is_not_disturbed(journal: Journal, typed: Callable[..., cli.Result], thaws: list[str],
                                           tmp_path: Path) -> None:
     migration = dumping(journal)
-    with locked("web", tmp_path / "run" / "lock"), pytest.raises(Busy):
+    with locked("web", tmp_path / "run" / "lock", lxcpath=migration.lxcpath), pytest.raises(Busy):
         typed()
     assert thaws == [] and recorded(migration).state is State.DUMPING
 
