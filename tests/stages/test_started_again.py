@@ -51,7 +51,7 @@ class Stopped:
 class There:
     peer_host = "hostb"
 
-    def call(self, *_: object, **__: object) -> dict[str, Any]:
+    def call_within(self, *_: object, **__: object) -> dict[str, Any]:
         return {}
 
 
