@@ -22,7 +22,6 @@ from migrator import (
     btrfs,
     cli,
     container_config,
-    healing,
     identity,
     log,
     lxc,
@@ -49,7 +48,7 @@ from migrator.protocol import Connection
 from migrator.report import size
 from migrator.service import Place, Service, keep_config
 from migrator.states import Event, Role, State, Verdict, decide
-from stages import check, same_host
+from stages import check, same_host, standing
 from tunnel.errors import DocumentedError
 
 NAME = "prepare-data"
@@ -96,7 +95,7 @@ def run(args: argparse.Namespace) -> Result:
             raise ContainerNotRunning(name=name, lxcpath=lxcpath, state=container.state)
         with connected(args, args.destination) as there:
             if migration:
-                decision = decide(NAME, migration.state, state_there(there, migration))
+                decision = decide(NAME, migration.state, standing.state(there, migration))
                 if decision.verdict is Verdict.ALREADY:
                     return _already(migration, decision.next_stage)
                 if decision.verdict is Verdict.REFUSE:
@@ -111,7 +110,7 @@ def carry_out(args: argparse.Namespace, journal: Journal, migration: Migration |
               there: Connection, disk_bytes: int) -> Result:
     """A round, after the preflight; it begins the migration where there is none."""
     if migration and not args.dry_run:
-        same_host.require(args, migration, there, there.call("state", id=migration.id))
+        same_host.require(args, migration, there, standing.ask(there, migration.id))
         choose(args, migration)
     config = container_config.read(container.config_file, container.name)
     wanted = migration.detail["destination_lxcpath"] if migration else args.destination_lxcpath
@@ -188,7 +187,7 @@ def _begin(
 def _has_never_heard(there: Connection, migration: Migration) -> bool:
     """Whether the destination, which has answered with an error, says that it has not recorded the migration."""
     try:
-        return there.call("state", id=migration.id)["state"] is None
+        return standing.read(standing.ask(there, migration.id)) is None
     except Interrupted:
         raise
     except DocumentedError:
@@ -211,17 +210,6 @@ def unfinished(journal: Journal, name: str, lxcpath: Path, where: str) -> Migrat
     if migration.role is Role.DESTINATION or migration.peer != where:
         raise AlreadyMigrating(name=name, peer=migration.peer, id=migration.id, next=advice.next_command(migration))
     return migration
-
-
-def state_there(there: Connection, migration: Migration) -> State | None:
-    """The destination's state of this migration; None when it doesn't know it, or is not the host that it went to."""
-    return state_in(there.call("state", id=migration.id), migration)
-
-
-def state_in(answer: dict[str, Any], migration: Migration) -> State | None:
-    """The same, as answered."""
-    known = healing.is_known(migration.ticket, known=bool(answer["state"]), answered=str(answer.get("ticket", "")))
-    return State(answer["state"]) if known else None
 
 
 def _send_round(
