@@ -14,9 +14,15 @@ NEEDS_DESTINATION = {"migrate", "prepare-data", "create-dump"}
 BEGINS = {"migrate", "prepare-data"}
 
 
-def command(stage: str, migration: Migration) -> str:
-    """`stage` as a command for `migration`, where `stage` may say `@source` or `@destination`."""
-    return written(stage, migration.role, migration.name, migration.peer, migration.detail)
+def command(stage: str, migration: Migration, *more: str) -> str:
+    """`stage` as a command for `migration`, where `stage` may say `@source` or `@destination`; `more` are its options.
+    """
+    return written(stage, migration.role, migration.name, migration.peer, migration.detail, *more)
+
+
+def words(stage: str, migration: Migration) -> list[str]:
+    """The same, to be run on that host."""
+    return _words(stage, migration.role, migration.name, migration.peer, migration.detail)
 
 
 def next_command(migration: Migration) -> str:
@@ -33,10 +39,21 @@ def again(stage: str, migration: Migration) -> str:
     return command(stage, migration)
 
 
-def written(stage: str, role: Role, name: str, peer: str, detail: dict[str, Any]) -> str:
+def written(stage: str, role: Role, name: str, peer: str, detail: dict[str, Any], *more: str) -> str:
     """As `command`, from the single facts. `detail` may have `destination`, `other_name` and both hosts' LXC paths."""
-    verb, _, place = stage.partition("@")
-    on_source = role is Role.SOURCE if not place else place == "source"
+    text = shlex.join([*_words(stage, role, name, peer, detail), *more])
+    if _on_source(stage, role) == (role is Role.SOURCE):
+        return text
+    return f"{text}   (on {other_host(role, peer, detail)})"
+
+
+def _on_source(stage: str, role: Role) -> bool:
+    place = stage.partition("@")[2]
+    return role is Role.SOURCE if not place else place == "source"
+
+
+def _words(stage: str, role: Role, name: str, peer: str, detail: dict[str, Any]) -> list[str]:
+    verb, on_source = stage.partition("@")[0], _on_source(stage, role)
     other_name = str(detail.get("other_name") or name)
     words = ["migrator", verb, name if on_source == (role is Role.SOURCE) else other_name]
     path = detail.get("source_lxcpath" if on_source else "destination_lxcpath")
@@ -46,10 +63,7 @@ def written(stage: str, role: Role, name: str, peer: str, detail: dict[str, Any]
         words += ["-d", str(peer if role is Role.SOURCE else detail.get("destination", "HOST"))]
     if verb in BEGINS and other_name != name:
         words += ["--new-name", other_name if role is Role.SOURCE else name]
-    text = shlex.join(words)
-    if not place or (role is Role.SOURCE) == on_source:
-        return text
-    return f"{text}   (on {other_host(role, peer, detail)})"
+    return words
 
 
 def other_host(role: Role, peer: str, detail: dict[str, Any]) -> str:

@@ -142,7 +142,7 @@ def _make_room(migration: Migration, layout: Layout, there: Collection[str]) -> 
     with contextlib.ExitStack() as stack:
         if migration.name != layout.name:  # that one is locked
             try:
-                stack.enter_context(locked(migration.name))
+                stack.enter_context(locked(migration.name, lxcpath=migration.lxcpath))
             except Busy:
                 return
             if any(not each.ended for each in migration.others() if each.id != layout.id):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Who works on a container at this moment: the process that has its lock, and how far it says it has come.
 
-The lock file holds `PID STARTED COMMAND LXCPATH` on its first line, and on the second what `publish` was told, as JSON.
+A lock file holds `PID STARTED COMMAND LXCPATH` on its first line, and on the second what `publish` was told, as JSON.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from migrator import names, processes
 from migrator.errors import HolderUnknown, Interrupted
 
 LOCKS = Path("/run/migrator/lock")
+SERVE = "serve"  # what answers another host is called with
 WATCHDOG = "watchdog"  # what a watchdog is called with: it has the lock for the moment that a thaw takes
 ABORT = signal.SIGUSR1  # what `migrator abort` sends: as a first Ctrl-C, however often it comes (migrator/__main__.py)
 _PROGRESS_WIDTH = 200  # bytes of the second line: each write replaces all of it
@@ -38,10 +39,11 @@ class Holder:
     started: int  # clock ticks from boot to its start (proc_pid_stat(5)): tells it from a later one of that id
     command: str  # what it was called with: migrate, serve, ...; "?" while it has not said so
     progress: dict[str, Any] = dataclasses.field(default_factory=dict)  # `what`, `bytes`, `total` (or null)
-    lxcpath: str = ""  # of the container: the lock is one for all of its name; "" where that is not known
+    lxcpath: str = ""  # of the container, as it was spelled; "" where that is not known
+    file: Path = dataclasses.field(default=Path(), compare=False)  # that is locked
 
     def works_on(self, lxcpath: Path) -> bool:
-        """Whether that may be the container in this LXC path, and not another one of its name."""
+        """Whether that may be the container in this LXC path: the lock of an older version is one for all of a name."""
         return not self.lxcpath or names.same_path(Path(self.lxcpath), lxcpath)
 
     def to_json(self) -> dict[str, Any]:
@@ -132,14 +134,35 @@ def _write_second_line(text: bytes) -> None:
             os.pwrite(fd, text, at)
 
 
-def of(name: str, folder: Path = LOCKS) -> Holder | None:
-    """Who has the container's lock now; None when nobody has.
+def files(name: str, lxcpath: Path) -> list[str]:
+    """The names of the files that are locked for a container: by the LXC path that is its own, and by that folder.
+
+    Both, as one folder may be spelled in several ways (`names.same_path`), and as one path may be a folder of the root
+    file system now, and in a moment that of a disk that is mounted there.
+    """
+    found = [names.in_path(name, lxcpath)]
+    with contextlib.suppress(OSError):
+        folder = lxcpath.stat()
+        found.append(f"{name}@{folder.st_dev}:{folder.st_ino}")
+    return found
+
+
+def of(name: str, lxcpath: Path, folder: Path = LOCKS) -> Holder | None:
+    """Who has the container's lock now; None when nobody has."""
+    for file in files(name, lxcpath):
+        if found := of_file(folder / file):
+            return found
+    older = of_file(folder / name)  # a command of an older version
+    return older if older and older.works_on(lxcpath) else None
+
+
+def of_file(path: Path) -> Holder | None:
+    """Who has locked this file alone.
 
     The kernel says who (/proc/locks, proc_locks(5)): to try the lock would keep others off it meanwhile. It names the
     file by its inode, which a file of another device may have too, and the device not always as stat(2) does (btrfs):
     so it must be a process that has this file open.
     """
-    path = folder / name
     try:
         file = path.stat()
     except FileNotFoundError:
@@ -149,14 +172,8 @@ def of(name: str, folder: Path = LOCKS) -> Holder | None:
         if words[1:4] == ["FLOCK", "ADVISORY", "WRITE"] and words[5].rsplit(":", 1)[1] == str(file.st_ino):
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ends at this moment
                 if _has_open(int(words[4]), file):
-                    return _described(int(words[4]), os.fsdecode(path.read_bytes()))
+                    return _described(int(words[4]), path)
     return None
-
-
-def working_on(name: str, lxcpath: Path) -> Holder | None:
-    """Who has the lock, unless it is known to be for another container of that name, in another LXC path."""
-    found = of(name)
-    return found if found and found.works_on(lxcpath) else None
 
 
 def _has_open(pid: int, file: os.stat_result) -> bool:
@@ -168,27 +185,27 @@ def _has_open(pid: int, file: os.stat_result) -> bool:
     return False
 
 
-def _described(pid: int, text: str) -> Holder:
+def _described(pid: int, file: Path) -> Holder:
     """The holder, with what it has written about itself into its lock file so far."""
     started = start_time(pid)
-    first, _, second = text.partition("\n")
+    first, _, second = os.fsdecode(file.read_bytes()).partition("\n")
     words = first.split(maxsplit=3)
     if words[:2] != [str(pid), str(started)] or len(words) < 3:
-        return Holder(pid, started, "?")
+        return Holder(pid, started, "?", file=file)
     progress: dict[str, Any] = {}
     with contextlib.suppress(ValueError):
         progress = json.loads(second)
     command = os.fsencode(words[2]).decode(errors="replace")
-    return Holder(pid, started, command, progress, "".join(words[3:]))
+    return Holder(pid, started, command, progress, "".join(words[3:]), file)
 
 
-def ask_to_stop(name: str, holder: Holder, folder: Path = LOCKS) -> None:
+def ask_to_stop(name: str, holder: Holder) -> None:
     """Send a process what a Ctrl-C is, if it still is the one that has the lock, stopped or not; safe to repeat.
 
     Raises HolderUnknown where it does not listen to that, as no command of ours would.
     """
     with contextlib.suppress(ProcessLookupError), _pidfd(holder.pid) as fd:
-        now = of(name, folder)
+        now = of_file(holder.file)
         if now is None or (now.pid, now.started) != (holder.pid, holder.started):
             return  # it has ended, and what has its id now was never meant
         if not _catches(holder.pid, ABORT):

@@ -35,7 +35,7 @@ FORMER_MEMORY = Path("/dev/shm/migrator")  # noqa: S108 -- looked at before it i
 FOLDER = ".migrator"
 WORK = "+"
 WATCHDOG_LIMIT = 60.0  # seconds that a watchdog may take to thaw a container and end
-UNNAMED_LIMIT = 1.0  # seconds that a process may take to write into its lock who it is
+MOMENT_LIMIT = 1.0  # seconds that a process may take to write into its lock who it is, or to answer a question
 _MS_NOSUID, _MS_NODEV = 2, 4  # mount(2), linux/mount.h
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8  # umount2(2)
 _GROWTH = 256 << 20  # bytes that a container's memory may always grow by between its check and its dump
@@ -286,35 +286,37 @@ def put(source: Path, target: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(name: str, folder: Path = holder.LOCKS, *,
-           lxcpath: Path | None = None) -> Iterator[tuple[int, int] | None]:
+def locked(name: str, folder: Path = holder.LOCKS, *, lxcpath: Path) -> Iterator[set[tuple[int, int] | None]]:
     """Keep other migrator commands off a container for a while; raises Busy. The lock ends with this process.
 
-    It is one for all containers of that name, as are their cgroups and the logs of LXC and CRIU, and as one LXC path
-    may be spelled in several ways; `lxcpath` is told to who asks which one it is.
+    Another container of that name, in another LXC path, is nobody's business here: see `holder.files`.
 
     A watchdog, which gives a container back, is waited for: it ends at once. So is, for a moment, who has not yet said
-    what it is, or has the lock no more. Yields who had it last, see `holder.recorded`.
+    what it is, has the lock no more, or answers another host: that may be but one question. Yields who had it last, see
+    `holder.recorded`: more than one, where they have spelled the LXC path differently.
     """
-    import fcntl
-
-    until = time.monotonic() + UNNAMED_LIMIT
-
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.parent.chmod(0o711)
-    fd = os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                found = holder.of(name, folder)
-                if (found is None or found.command == "?") and time.monotonic() < until:
-                    time.sleep(0.01)
-                elif not (found and found.command == holder.WATCHDOG and holder.has_ended(found, WATCHDOG_LIMIT)):
-                    raise Busy(name=name, pid=found.pid if found else "?") from None
-        with holder.recorded(fd, lxcpath) as last:
-            yield last
-    finally:
-        os.close(fd)
+    with contextlib.ExitStack() as stack:
+        _take(stack, name, folder / name, shared=True)  # which older versions lock, for all containers of that name
+        taken = [_take(stack, name, folder / file) for file in holder.files(name, lxcpath)]
+        yield {stack.enter_context(holder.recorded(fd, lxcpath)) for fd in taken}
+
+
+def _take(stack: contextlib.ExitStack, name: str, file: Path, *, shared: bool = False) -> int:
+    """Lock a file until the end of `stack`; raises Busy. Returns its descriptor."""
+    import fcntl
+
+    until = time.monotonic() + MOMENT_LIMIT
+    fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    stack.callback(os.close, fd)
+    while True:
+        try:
+            fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            return fd
+        except BlockingIOError:
+            found = holder.of_file(file)
+            if (found is None or found.command in ("?", holder.SERVE)) and time.monotonic() < until:
+                time.sleep(0.01)
+            elif not (found and found.command == holder.WATCHDOG and holder.has_ended(found, WATCHDOG_LIMIT)):
+                raise Busy(name=name, pid=found.pid if found else "?") from None

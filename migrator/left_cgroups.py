@@ -13,7 +13,8 @@ from migrator import lxc
 
 def drop(name: str, folder: str = "") -> None:
     """Remove what LXC, killed while it restored a container, has left: empty cgroups. The next start would have to take
-    other names, and nobody would ever remove these. One in which a process lives is another container's, and stays.
+    other names, and nobody would ever remove these. One in which a process lives is another container's, and stays; so
+    does an empty one as long as a monitor of that name lives: that of another LXC path may be about to fill it.
 
     They lie in `folder` below the top: lxc.cgroup.dir (lxc.container.conf(5)), which stays. Nothing goes above it.
     """
@@ -22,8 +23,8 @@ def drop(name: str, folder: str = "") -> None:
     tops = [lxc.CGROUP / folder.strip("/") / f"lxc.{kind}.{name}" for kind in ("payload", "monitor")]
 
     def gone() -> bool:
-        for top in tops:
-            for folder, _, _ in os.walk(top, topdown=False) if not lxc.processes(top) else ():
+        for top in tops if not any(map(lxc.processes, tops)) else ():
+            for folder, _, _ in os.walk(top, topdown=False):
                 with contextlib.suppress(OSError):
                     Path(folder).rmdir()
         return not any(top.is_dir() for top in tops)

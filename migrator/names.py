@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import secrets
@@ -85,6 +86,14 @@ def lxcpath(text: str) -> Path:
     if len(text) > PATH_MAX or not path.is_absolute() or ".." in path.parts or not text.isprintable():
         raise InvalidName(what="The LXC path", name=repr(text[:40]), reason="it must be absolute and without '..'")
     return Path(path)
+
+
+def in_path(name: str, lxcpath: Path) -> str:
+    """What is told from every other container, of that name too, as the name of a file: `web@` and digits.
+
+    For what lies on this host and of one boot only: through which links the path leads may change.
+    """
+    return f"{name}@{hashlib.blake2b(os.fsencode(os.path.realpath(lxcpath)), digest_size=8).hexdigest()}"
 
 
 def same_path(one: Path, other: Path) -> bool:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from migrator import cgroups, container_config, criu, layout, limited, log, lxc, network, remains
+from migrator import cgroups, container_config, criu, layout, limited, log, lxc, names, network, remains
 from migrator.errors import CommandFailed, CommandTimeout, ContainerNotRunning, MigratorError, StartFailed
 from migrator.journal import Migration
 from migrator.processes import running
@@ -125,13 +125,14 @@ def unfenced(container: lxc.Container, migration: str) -> Iterator[Path]:
         path.unlink(missing_ok=True)
 
 
-def log_of(name: str, *, anew: bool = False) -> Path:
+def log_of(container: lxc.Container | layout.Layout, *, anew: bool = False) -> Path:
     """Where LXC writes the log of a start: what cannot be written there, as on a full disk, keeps nothing from running.
 
-    Then it is in memory, or goes nowhere: lxc-start ends at once where it cannot open its log.
+    Then it is in memory, or goes nowhere: lxc-start ends at once where it cannot open its log. Another container of
+    that name, in another LXC path, may be started at the same time: `never_ran` believes what it reads.
     """
     for folder in (criu.LOG_FOLDER, layout.RUNTIME):
-        path = folder / f"{name}-start.log"
+        path = folder / _log_name(container.name, container.lxcpath)
         with contextlib.suppress(OSError):
             folder.mkdir(mode=0o750 if folder == criu.LOG_FOLDER else 0o711, exist_ok=True)
             if anew:
@@ -141,7 +142,12 @@ def log_of(name: str, *, anew: bool = False) -> Path:
     return Path(os.devnull)
 
 
-def start_command(name: str, lxcpath: Path, config: Path | None, log_file: Path) -> list[str]:
+def _log_name(name: str, lxcpath: Path) -> str:
+    return f"{names.in_path(name, lxcpath)}-start.log"
+
+
+def start_command(name: str, lxcpath: Path, config: Path | None, log_file: Path | None = None) -> list[str]:
+    log_file = log_file or criu.LOG_FOLDER / _log_name(name, lxcpath)
     command = ["lxc-start", "-d", "-n", name, "-P", str(lxcpath)]
     return [*command, *(("-f", str(config)) if config else ()), "-o", str(log_file), "-l", "NOTICE"]
 
@@ -152,7 +158,7 @@ def start(container: lxc.Container, migration: str, *, config: Path | None = Non
     With `config` from that configuration instead of its own: one without the fence.
     Raises StartFailed or CommandTimeout, after everything that the attempt left running has been ended.
     """
-    log_file = log_of(container.name, anew=True)
+    log_file = log_of(container, anew=True)
     try:
         run(start_command(container.name, container.lxcpath, config, log_file), limit=limit, env={STARTS: migration})
         return container.init_pid
@@ -169,7 +175,7 @@ def stay(container: lxc.Container, migration: str, pid: int) -> None:
     time.sleep(STEADY)
     init = remains.init_of(container)
     if init is None or init[0] != pid:
-        log_file = log_of(container.name)
+        log_file = log_of(container)
         end(container, migration)
         raise StartFailed(name=container.name, reason=_reason(log_file) or "its first process has ended", log=log_file)
 
@@ -221,7 +227,7 @@ def end(container: lxc.Container | layout.Layout, migration: str) -> None:
     while ours := _ours(migration):
         if time.monotonic() > until:
             raise StartFailed(name=container.name, reason=f"what was started does not end (process {min(ours)})",
-                              log=log_of(container.name))
+                              log=log_of(container))
         starting = _starting(migration)
         for pid in starting:
             with contextlib.suppress(ProcessLookupError):

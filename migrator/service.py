@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from migrator.advice import this_host
 from migrator.behind import Behind
 from migrator.bounds import Bounds
 from migrator.container_config import Carried
-from migrator.errors import NoMigration, NotAllowed, ProtocolError
+from migrator.errors import JournalBroken, NoMigration, NotAllowed, ProtocolError
 from migrator.frames import CONTROL_MAX
 from migrator.grant import (
     ABANDONS_MAX,
@@ -33,9 +34,10 @@ from migrator.grant import (
 )
 from migrator.journal import Journal, Migration
 from migrator.layout import Layout, locked
-from migrator.states import Role
+from migrator.states import Role, State
 
 CONFIG_FILE = "config.json"  # in the spool
+REST = 0.5  # seconds between two times that who is not root has a container locked, or tries to
 _KEPT_LIMIT = 8 * CONTROL_MAX  # bytes: JSON makes up to six of one
 
 
@@ -54,9 +56,14 @@ class Place(NamedTuple):
 
 
 class Service:
-    """One connection's journal and locks; a container stays locked until the connection ends."""
+    """One connection's journal and locks.
 
-    def __init__(self, journal: Journal, stack: contextlib.ExitStack, grant: Grant = ROOT) -> None:
+    A container stays locked from one request to the next while its migration to here is under way, as long as the
+    connection stands. Any other request has it for itself at most: see `end_request`.
+    """
+
+    def __init__(self, journal: Journal, stack: contextlib.ExitStack, grant: Grant = ROOT,
+                 clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep) -> None:
         self.journal = journal
         self.grant = grant  # what the other side may do here
         self.looks = 0  # how often it has had this host looked at
@@ -64,16 +71,46 @@ class Service:
         self.origins: set[str] = set()  # of the containers that it has asked about
         self.abandons = 0  # how many migrations it has given up that this host had never heard of
         self._stack = stack
-        self._locked: dict[str, contextlib.ExitStack] = {}
+        self._locked: dict[tuple[str, Path], contextlib.ExitStack] = {}
+        self._clock, self._sleep = clock, sleep
+        self._rests_until = 0.0  # by the clock: before that no lock is taken for who is not root
         self.behind: Behind | None = None  # the import of what this connection has brought last
         self.images_of = ""  # the migration all of whose images this process has checked as they arrived
 
-    def lock(self, name: str, lxcpath: Path | None = None) -> None:
-        """Keep other commands off the container `name`; raises Busy."""
-        if name not in self._locked:
-            lock = self._stack.enter_context(contextlib.ExitStack())
+    def lock(self, name: str, lxcpath: Path) -> tuple[str, Path] | None:
+        """Keep other commands off a container; raises Busy. Returns what `_let_go` takes; None where it was locked.
+
+        Who asks again and again, and is not root, has it for a small part of the time only.
+        """
+        if any(name == held and names.same_path(lxcpath, path) for held, path in self._locked):
+            return None
+        if self.grant.restricted and (rest := self._rests_until - self._clock()) > 0:
+            self._sleep(rest)
+        with contextlib.ExitStack() as lock:
+            self._rests_until = self._clock() + REST
             lock.enter_context(locked(name, lxcpath=lxcpath))
-            self._locked[name] = lock
+            self._locked[name, lxcpath] = self._stack.enter_context(lock.pop_all())
+        return name, lxcpath
+
+    def _let_go(self, container: tuple[str, Path]) -> None:
+        self._rests_until = self._clock() + REST
+        self._locked.pop(container).close()
+
+    def end_request(self) -> None:
+        """Let go of every container but those whose migration to here goes on: nobody waits for this connection's end.
+
+        Once it has ended, or was given up, what lies here is its host's, as is what goes out from here.
+        """
+        for container in list(self._locked):
+            with contextlib.suppress(JournalBroken):
+                newest = self.journal.latest(*container)
+                if not (newest and self._goes_on(newest)):
+                    self._let_go(container)
+
+    def _goes_on(self, migration: Migration) -> bool:
+        """Whether it is one to here of this caller's, and not over for this host."""
+        over = migration.ended or migration.state is State.ABANDONING
+        return migration.role is Role.DESTINATION and self.grant.owns(migration) and not over
 
     @contextlib.contextmanager
     def locking(self, name: str, lxcpath: Path) -> Iterator[Callable[[], None]]:
@@ -82,12 +119,11 @@ class Service:
         Until then nothing says that the caller has anything to do with a container of that name. A lock that was held
         before stays.
         """
-        fresh = name not in self._locked
-        self.lock(name, lxcpath)
+        fresh = self.lock(name, lxcpath)
 
         def let_go() -> None:
             if fresh:
-                self._locked.pop(name).close()
+                self._let_go(fresh)
 
         try:
             yield let_go
@@ -216,10 +252,10 @@ class Service:
     def find(self, fields: Mapping[str, Any]) -> Migration | None:
         """The migration that the source speaks of, locked; None when this host does not know it.
 
-        One that never began has nothing to do with a container of that name, and locks none.
+        One that never began has nothing to do with a container of that name, and locks none; nor does one `is_past`.
         """
         migration = self.known(fields)
-        if migration and not migration.never_began:
+        if migration and not migration.never_began and not is_past(migration):
             self.lock(migration.name, migration.lxcpath)
             migration = self.known(fields)  # it may have moved on before we had the lock
         return migration
@@ -230,6 +266,15 @@ class Service:
         if migration is None:
             raise NoMigration(name=fields["id"], stage="the source", next="migrator prepare-data")
         return migration
+
+
+def is_past(migration: Migration) -> bool:
+    """Whether it has ended, and another migration of that container is under way by now, from here perhaps.
+
+    Nothing of it is to be done any more, and so it must keep nobody off a container that may stand frozen.
+    """
+    newest = migration.journal.latest(migration.name, migration.lxcpath)
+    return migration.ended and newest is not None and newest.id != migration.id and not newest.ended
 
 
 def keep_config(layout: Layout, fields: Mapping[str, Any], *, includes: bool = True) -> None:

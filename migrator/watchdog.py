@@ -197,8 +197,8 @@ class Watch:
                 if not self._must_run(untouched):
                     return False
                 if not self._criu_is_at_work():  # who takes the container up meanwhile waits for that too
-                    with locked(self.frozen.name, Path(self.task.locks)) as last:
-                        untouched = untouched and last in (self.task.program, holder.this_process())
+                    with locked(self.frozen.name, Path(self.task.locks), lxcpath=self.frozen.lxcpath) as last:
+                        untouched = untouched and last <= {self.task.program, holder.this_process()}
                         if self._must_run(untouched):
                             self._thaw()
                             return True

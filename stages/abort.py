@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from migrator import advice, aftermath, cli, criu, holder, log, names
+from migrator import advice, aftermath, cli, criu, holder, log
 from migrator.cli import Result
 from migrator.errors import AbortElsewhere, AlreadyRuns, Busy, StillUnderWay
 from migrator.holder import Holder
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> Result:
                 raise _elsewhere(migration)
             try:
                 done = rollback.run(args)
-            except Busy:  # somebody was quicker; perhaps another abort, or it is about another container of that name
+            except Busy:  # somebody was quicker; perhaps another abort
                 if time.monotonic() > end:
                     raise
                 time.sleep(0.05)
@@ -63,16 +63,13 @@ def run(args: argparse.Namespace) -> Result:
 
 def _worker(journal: Journal, name: str, lxcpath: Path) -> Holder | None:
     """Who works on this container here; raises AbortElsewhere where that is done for a source."""
-    worker = holder.working_on(name, lxcpath)
+    worker = holder.of(name, lxcpath)
     if worker is None:
         return None
     migration = journal.latest(name, lxcpath)
     if migration is None or migration.ended:
-        if worker.command == "serve":
+        if worker.command == holder.SERVE:
             return None  # it has just ended, or begins at this moment: nothing is here that could be given up
-        others = [each for each in journal.all(name) if not names.same_path(each.lxcpath, lxcpath)]
-        if any(not each.ended for each in others):
-            return None  # it is another container's of that name, in another LXC path
     elif migration.role is Role.DESTINATION:
         raise _elsewhere(migration)
     return worker

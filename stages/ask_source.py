@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import shlex
+import time
 from typing import Any
 
 from migrator import advice, clock, destination, healing, leave, log, names
@@ -21,6 +21,7 @@ from migrator.errors import (
     InternalError,
     Interrupted,
     NotKnownThere,
+    ProtocolError,
     SourceFailed,
     SourceNeeded,
     from_json,
@@ -30,13 +31,16 @@ from migrator.journal import Migration
 from migrator.peer import connected, fingerprint
 from migrator.service import Service
 from migrator.states import ENDED, Owner, Role, State
-from stages import force, rollback
+from migrator.stream import ByteStream
+from stages import force, rollback, standing
 from tunnel.errors import DocumentedError
 
 RESUME = "resume"
 OUTCOMES = (3, 4, 5)  # exit statuses
 ASK_LIMIT = 10.0  # seconds for that
-SOURCE_LIMIT = 86400.0  # seconds without a word on stdout: `resume` there has limits of its own, and prints at its end
+SOURCE_LIMIT = 86400.0  # seconds: `resume` there has limits of its own, and prints at its end
+AMONG_OTHERS = 600.0  # seconds for the same, where others wait: what is left at boot is but to finish, or to roll back
+SAID_MAX = 1 << 20  # bytes that are kept of what it prints: the last line counts
 
 
 def state_of_source(args: argparse.Namespace, migration: Migration) -> State | None:
@@ -74,11 +78,14 @@ def _asked(args: argparse.Namespace, migration: Migration, **fields: Any) -> tup
     """And for how many seconds the container may be let run here."""
     with connected(args, source_of(args, migration)) as there:
         never = migration.state is State.ABANDONED or bool(migration.detail.get("given_way"))
-        answer = there.call("source-state", id=migration.id, never=never, **fields)
+        answer = there.call_within(standing.LIMIT, "source-state", id=migration.id, never=never, **fields)
+        found, given = standing.read(answer), answer.get("leave", 0.0)
+        if not isinstance(given, int | float):
+            raise ProtocolError(reason="it answers with a leave that is no number")
         if not _is_source(there.peer_host, fingerprint(args), answer, migration):
             raise NotKnownThere(destination=there.peer_host, id=migration.id, name=migration.name,
                                 peer=migration.peer)
-    return (State(answer["state"]) if answer["state"] else None), float(answer.get("leave", 0.0))
+    return found, float(given)
 
 
 def _is_source(host: str, paired: str, answer: dict[str, Any], migration: Migration) -> bool:
@@ -140,18 +147,18 @@ def source_of(args: argparse.Namespace, migration: Migration) -> str:
 
 def act(args: argparse.Namespace, migration: Migration, done: Result) -> Result:
     """Have the source carry it on: `migrator resume` there, over SSH; raises its error, or SourceNeeded."""
-    next_ = advice.command(f"{RESUME}@source", migration)
     known = done.text.partition(" Next: ")[0]
     try:
         answer: dict[str, Any] | None = None
         there = ask(args, migration)
         if there is not None and there not in ENDED:  # else its newest migration of that name is another one
             log.info(f"{known} {migration.peer} is told to go on.")
-            answer = _run_on_source(args, migration, [*shlex.split(next_.partition("   (on ")[0]), "--json"])
+            answer = _run_on_source(args, migration, [*advice.words(f"{RESUME}@source", migration), "--json"])
     except DocumentedError as error:
         if isinstance(error, Interrupted | SourceFailed) or error.host:
             raise
-        raise SourceNeeded(known=known, source=migration.peer, reason=str(error).rstrip("."), next=next_) from error
+        raise SourceNeeded(known=known, source=migration.peer, reason=str(error).rstrip("."),
+                           next=advice.command(f"{RESUME}@source", migration)) from error
     if migration.state is State.ABANDONED:
         migration.note("source-knows", source_knows=True)
     return Result(done.data | {"next": "", "source": answer}, f"{known} {migration.peer} has done what was left.")
@@ -164,24 +171,38 @@ def _run_on_source(args: argparse.Namespace, migration: Migration, argv: list[st
     target = destination.parse(source_of(args, migration))
     with ssh.connect(target, accept_new_host_key=args.accept_new_host_key, timeout=args.timeout) as session:
         stream = session.serve(argv)
-        stream.settimeout(SOURCE_LIMIT)
-        said, buffer = b"", bytearray(65536)
-        try:
-            while count := stream.readinto(memoryview(buffer)):
-                said += buffer[:count]
-        except ConnectionLost:
-            if not said.strip():
-                raise
+        said = _said(stream, AMONG_OTHERS if getattr(args, "all", False) else SOURCE_LIMIT, str(target))
     try:
         answer = json.loads(said.splitlines()[-1])
-    except (ValueError, IndexError) as error:
-        raise InternalError(reason=f"{target} answered {said[-200:]!r}") from error
-    if isinstance(answer, dict) and isinstance(answer.get("error"), dict):
+    except (ValueError, IndexError, RecursionError):
+        answer = None
+    if not isinstance(answer, dict):
+        raise InternalError(reason=f"{target} answered {said[-200:]!r}")
+    if isinstance(answer.get("error"), dict):
         if answer["error"].get("status") in OUTCOMES:  # these say where a container is as seen from there
             raise SourceFailed(source=migration.peer, name=migration.other_name, reason=answer["error"].get("message"),
                                next=advice.command("status@source", migration))
         raise from_json(answer["error"], migration.peer)
-    return dict(answer)
+    return answer
+
+
+def _said(stream: ByteStream, limit: float, where: str) -> bytes:
+    """The end of what is printed there, in `limit` seconds; raises ConnectionLost where that is nothing."""
+    end = time.monotonic() + limit
+    said, buffer = b"", bytearray(65536)
+    try:
+        while (left := end - time.monotonic()) > 0:
+            stream.settimeout(left)
+            if not (count := stream.readinto(memoryview(buffer))):
+                return said
+            said = (said + buffer[:count])[-SAID_MAX:]
+    except TimeoutError:
+        pass
+    except (ConnectionLost, OSError) as error:
+        if said.strip():
+            return said
+        raise error if isinstance(error, ConnectionLost) else ConnectionLost(destination=where, reason=error) from error
+    raise ConnectionLost(destination=where, reason=f"it has not ended within {limit:g} seconds")
 
 
 def source_state(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
@@ -203,10 +224,10 @@ def source_state(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
         service.grant.check_destination(migration)
     never = fields.get("never") is True
     if migration and migration.owes and never and service.grant.is_destination(migration):
-        with contextlib.suppress(Busy):
-            service.lock(migration.name, migration.lxcpath)
+        with contextlib.suppress(Busy), service.locking(migration.name, migration.lxcpath) as let_go:
             migration = service.journal.by_id(id_, Role.SOURCE) or migration
             migration.note("abandoned", abandoned=True)
+            let_go()
     if migration and force.is_under_way(migration):
         return {"state": State.ROLLING_BACK, "owner": Owner.SOURCE}
     given = 0.0

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import re
 import shlex
 from collections.abc import Callable
@@ -193,7 +194,7 @@ def _clean_name(cleaner: Cleaner, journal: Journal, layout: Layout) -> None:
     if not cleaner.dry_run:
         layout.tidy()
         for each in known:
-            if each.ended and not bases.paths(each):
+            if each.ended and not bases.paths(each) and names.same_path(each.lxcpath, layout.lxcpath):
                 bases.drop(each)  # only its record still named it
 
 
@@ -204,8 +205,9 @@ def _when_ended(journal: Journal, id_: str, remove: Callable[[], None]) -> None:
     """
     try:
         with contextlib.ExitStack() as stack:
-            for name, lxcpath in sorted({each.name: each.lxcpath for each in _records(journal, id_)}.items()):
-                stack.enter_context(locked(name, lxcpath=lxcpath))
+            found = {(each.name, os.path.realpath(each.lxcpath)) for each in _records(journal, id_)}
+            for name, lxcpath in sorted(found):
+                stack.enter_context(locked(name, lxcpath=Path(lxcpath)))
             if all(each.ended for each in _records(journal, id_)):
                 remove()
     except Busy as error:

@@ -24,7 +24,7 @@ from migrator.peer import connected, require_stable_path
 from migrator.protocol import Connection
 from migrator.service import Place, Service
 from migrator.states import Event, Role, State, Verdict, decide
-from stages import check, offer, prepare_data, take
+from stages import check, offer, standing, take
 from stages.dump import Dump
 from stages.handover import INCREMENT
 from stages.rollback import thaw_source
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> Result:
 def carry_out(args: argparse.Namespace, migration: Migration, container: lxc.Container, there: Connection) -> Result:
     """The stage over a connection that is there; `heal` has been called before where it was killed."""
     name = migration.name
-    state_there = prepare_data.state_there(there, migration)
+    state_there = standing.state(there, migration)
     decision = decide(NAME, migration.state, state_there)
     next_ = advice.command(decision.next_stage, migration) if decision.next_stage else ""
     if not args.dry_run:

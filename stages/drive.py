@@ -39,7 +39,7 @@ from migrator.plan import Plan, Round
 from migrator.protocol import Connection
 from migrator.report import duration, size
 from migrator.states import Role, State, step
-from stages import check, cleanup, create_dump, finish, offer, prepare_data, rollback, same_host
+from stages import check, cleanup, create_dump, finish, offer, prepare_data, rollback, same_host, standing
 from stages.reconnect import Link, cause_of, say
 from tunnel.errors import DocumentedError
 
@@ -133,8 +133,8 @@ class Drive:
     def _next(self, there: Connection) -> str:
         if self.migration is None:
             return "prepare-data"
-        answer = there.call("state", id=self.migration.id)
-        stage = step(self.migration.state, prepare_data.state_in(answer, self.migration))
+        answer = standing.ask(there, self.migration.id)
+        stage = step(self.migration.state, standing.told(answer, self.migration))
         if stage == "prepare-data":  # before anything is looked at there
             same_host.require(self.args, self.migration, there, answer)
         if stage == "create-dump" and self.migration.state is State.PREPARED and self._more_rounds():

@@ -46,9 +46,10 @@ from migrator.peer import connected
 from migrator.protocol import Connection
 from migrator.service import Service
 from migrator.states import Event, Role, State, Verdict, after, decide
-from stages import offer, prepare_data, settling
+from stages import offer, settling, standing
 
 NAME = "finish"
+ANSWER_LIMIT = 600.0  # seconds: there it is started first, where it was stopped, and snapshots are removed
 HELP = "stop and fence the copy that was left behind (on the source)"
 
 
@@ -85,7 +86,7 @@ def run(args: argparse.Namespace) -> Result:
 def carry_out(args: argparse.Namespace, migration: Migration, there: Connection) -> Result:
     """The stage over a connection that is there."""
     name = migration.name
-    state_there = prepare_data.state_there(there, migration)
+    state_there = standing.state(there, migration)
     decision = decide(NAME, offer.settled(migration, state_there), state_there)
     if not args.dry_run:
         offer.settle(migration, state_there)
@@ -98,7 +99,7 @@ def carry_out(args: argparse.Namespace, migration: Migration, there: Connection)
         _require_id(migration, getattr(args, "force", None), there.peer_host, "does not know the migration")
     else:
         try:
-            there.call("running", id=migration.id)
+            there.call_within(ANSWER_LIMIT, "running", id=migration.id)
         except GoneThere:
             if migration.state is not State.FINISHING:
                 raise
@@ -108,7 +109,7 @@ def carry_out(args: argparse.Namespace, migration: Migration, there: Connection)
     migration.move(Event.FINISH)
     stop_and_fence(migration)
     if not forgotten:
-        there.call("finish", id=migration.id)
+        there.call_within(ANSWER_LIMIT, "finish", id=migration.id)
     prune(migration)
     migration.move(Event.FINISHED)
     return Result({"migration": migration.id, "name": name, "stage": NAME, "already": False},

@@ -212,7 +212,7 @@ def is_under_way(migration: Migration) -> bool:
     process = migration.detail.get("forcing")
     if migration.state not in KNOWN or not process:
         return False
-    found = holder.of(migration.name)
+    found = holder.of(migration.name, migration.lxcpath)
     return found is not None and [found.pid, found.started] == list(process)
 
 

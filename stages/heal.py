@@ -17,17 +17,19 @@ from migrator.advice import this_host
 from migrator.cli import Result
 from migrator.errors import (
     Interrupted,
+    MigratorError,
     NoMigration,
     NotKnownThere,
     SourceStateUnknown,
     TwoCopies,
+    as_ours,
     outcome,
 )
-from migrator.journal import DEFAULT_PATH, Journal, Migration
+from migrator.journal import DEFAULT_PATH, ROOT_CALLER, Journal, Migration
 from migrator.layout import Layout
 from migrator.peer import connected
 from migrator.states import Role, State
-from stages import ask_source, create_dump, finish, force, migrate, prepare_data, restore_dump, rollback, settling
+from stages import ask_source, create_dump, finish, force, migrate, restore_dump, rollback, settling, standing
 from stages.drive import Drive, locked_for
 from tunnel.errors import DocumentedError
 
@@ -99,8 +101,8 @@ def _can_go_on(args: argparse.Namespace, migration: Migration) -> bool:
     """Ask the destination, the only one who knows; raises SourceStateUnknown where it does not answer."""
     try:
         with connected(args, args.destination) as there:
-            answer = there.call("state", id=migration.id)
-            there_state = prepare_data.state_in(answer, migration)
+            answer = standing.ask(there, migration.id)
+            there_state = standing.told(answer, migration)
             if there_state is None:
                 raise NotKnownThere(destination=there.peer_host, id=migration.id, name=migration.name,
                                     peer=migration.peer)
@@ -158,7 +160,7 @@ def _complete_restored(args: argparse.Namespace, migration: Migration) -> Result
     """
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     left = settling.has_left(migration)
-    config = "" if left else container_config.text_of(layout.container / "config")
+    config = "" if left else _text_of(layout.container / "config")
     fenced = container_config.fence_of(config) == migration.id
     end = -1.0
     if stands := not left and settling.stands_fenced(migration):
@@ -190,6 +192,13 @@ def _complete_restored(args: argparse.Namespace, migration: Migration) -> Result
     return None
 
 
+def _text_of(config: Path) -> str:
+    try:
+        return container_config.text_of(config)
+    except OSError as error:  # it may be a link to a disk that is not mounted yet
+        raise MigratorError(reason=f"{config} cannot be read: {error.strerror}") from error
+
+
 def _is_all(migration: Migration, *, at_boot: bool) -> bool:
     """Whether nothing is left that the source must do, or that it will do by itself."""
     if migration.state is State.ABANDONED:
@@ -203,7 +212,11 @@ def _is_all(migration: Migration, *, at_boot: bool) -> bool:
 
 
 def every(args: argparse.Namespace) -> Result:
-    """Each unfinished migration of this host, one after the other; one that fails stops none of the others."""
+    """Each unfinished migration of this host, one after the other; one that fails stops none of the others.
+
+    Those from here come first, as their containers may stand still here, and of those to here root's own: who is not
+    root may have begun many, and each is asked about.
+    """
     with Journal(DEFAULT_PATH) as journal:
         newest: dict[tuple[str, str], Migration] = {}
         for each in journal.all():
@@ -212,6 +225,7 @@ def every(args: argparse.Namespace) -> Result:
             newest[key] = each
         found = [each for each in newest.values()
                  if not each.ended or (each.role is Role.DESTINATION and not _is_all(each, at_boot=args.at_boot))]
+    found.sort(key=lambda each: (each.role is not Role.SOURCE, each.caller != ROOT_CALLER))
     outcomes: list[dict[str, Any]] = []
     lines = []
     for migration in found:
@@ -222,11 +236,13 @@ def every(args: argparse.Namespace) -> Result:
             lines.append(done.text)
         except Interrupted:
             raise
-        except DocumentedError as error:
-            outcome |= {"status": error.exit_status, "error": error.to_json()}
-            log.error(str(error))
-            log.cure(error.hint)
-            lines.append(f"{migration.name}: not done (exit status {error.exit_status}).")
+        except Exception as error:
+            ours = as_ours(error, f"{NAME} {migration.name}")
+            outcome |= {"status": ours.exit_status, "error": ours.to_json()}
+            log.error(str(ours))
+            if ours.hint:
+                log.cure(ours.hint)
+            lines.append(f"{migration.name}: not done (exit status {ours.exit_status}).")
         outcomes.append(outcome)
         holder.check_interrupted()  # a signal may have come while that one was given back
     return Result({"stage": NAME, "migrations": outcomes}, "\n".join(lines) or "No migration is unfinished.",

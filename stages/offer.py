@@ -109,7 +109,8 @@ def give_up(migration: Migration, there: Connection, error: DocumentedError,
 
     The container runs before anything is recorded, as what has failed may be the disk that records go to; the attempt's
     images make room for them then. `thawed_again` is called once it runs. Only that an offer was refused is recorded
-    before, if that can be at once.
+    before, if that can be at once. The other host is told last, and for ANSWER_LIMIT at most. What resists, here or
+    there, is removed by the next attempt, or its rollback.
     """
     try:
         thawed = _thaw(migration)
@@ -123,13 +124,16 @@ def give_up(migration: Migration, there: Connection, error: DocumentedError,
             rollback=advice.command("rollback", migration),
         ) from error
     thawed_again()
-    _drop_dump(migration, there, error)
+    here = Layout(migration.lxcpath, migration.name, migration.id)
+    _try(lambda: _keep_log(here, error))
+    drop_here(migration)
     try:
         container_config.unfence(migration.lxcpath / migration.name, migration.id)
         _refused(migration)
         migration.move(Event.THAW, failed=str(error)[:2000])
     except (MigratorError, OSError) as trouble:  # the next command begins with the thaw, or rolls an offer back
         log.warning(f"{migration.name} runs on here, but that could not be recorded: {trouble}")
+    _try(lambda: there.call_within(ANSWER_LIMIT, "dump-drop", **named(migration)))
     if isinstance(error, Interrupted):
         log.info(f"{migration.name} runs on here.")
         raise error
@@ -156,14 +160,6 @@ def _thaw(migration: Migration) -> bool:
             if not migration.memory:
                 drop_here(migration)  # its start may need that room too
         return thaw_source(migration)
-
-
-def _drop_dump(migration: Migration, there: Connection, error: DocumentedError) -> None:
-    """Remove what the attempt has made on both hosts. What resists is removed by the next attempt, or its rollback."""
-    here = Layout(migration.lxcpath, migration.name, migration.id)
-    _try(lambda: _keep_log(here, error))
-    drop_here(migration)
-    _try(lambda: there.call("dump-drop", **named(migration)))
 
 
 def drop_here(migration: Migration) -> None:

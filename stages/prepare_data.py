@@ -22,7 +22,6 @@ from migrator import (
     btrfs,
     cli,
     container_config,
-    healing,
     identity,
     log,
     lxc,
@@ -49,7 +48,7 @@ from migrator.protocol import Connection
 from migrator.report import size
 from migrator.service import Place, Service, keep_config
 from migrator.states import Event, Role, State, Verdict, decide
-from stages import check, same_host
+from stages import check, same_host, standing
 from tunnel.errors import DocumentedError
 
 NAME = "prepare-data"
@@ -96,7 +95,7 @@ def run(args: argparse.Namespace) -> Result:
             raise ContainerNotRunning(name=name, lxcpath=lxcpath, state=container.state)
         with connected(args, args.destination) as there:
             if migration:
-                decision = decide(NAME, migration.state, state_there(there, migration))
+                decision = decide(NAME, migration.state, standing.state(there, migration))
                 if decision.verdict is Verdict.ALREADY:
                     return _already(migration, decision.next_stage)
                 if decision.verdict is Verdict.REFUSE:
@@ -111,7 +110,7 @@ def carry_out(args: argparse.Namespace, journal: Journal, migration: Migration |
               there: Connection, disk_bytes: int) -> Result:
     """A round, after the preflight; it begins the migration where there is none."""
     if migration and not args.dry_run:
-        same_host.require(args, migration, there, there.call("state", id=migration.id))
+        same_host.require(args, migration, there, standing.ask(there, migration.id))
         choose(args, migration)
     config = container_config.read(container.config_file, container.name)
     wanted = migration.detail["destination_lxcpath"] if migration else args.destination_lxcpath
@@ -188,7 +187,7 @@ def _begin(
 def _has_never_heard(there: Connection, migration: Migration) -> bool:
     """Whether the destination, which has answered with an error, says that it has not recorded the migration."""
     try:
-        return there.call("state", id=migration.id)["state"] is None
+        return standing.read(standing.ask(there, migration.id)) is None
     except Interrupted:
         raise
     except DocumentedError:
@@ -211,17 +210,6 @@ def unfinished(journal: Journal, name: str, lxcpath: Path, where: str) -> Migrat
     if migration.role is Role.DESTINATION or migration.peer != where:
         raise AlreadyMigrating(name=name, peer=migration.peer, id=migration.id, next=advice.next_command(migration))
     return migration
-
-
-def state_there(there: Connection, migration: Migration) -> State | None:
-    """The destination's state of this migration; None when it doesn't know it, or is not the host that it went to."""
-    return state_in(there.call("state", id=migration.id), migration)
-
-
-def state_in(answer: dict[str, Any], migration: Migration) -> State | None:
-    """The same, as answered."""
-    known = healing.is_known(migration.ticket, known=bool(answer["state"]), answered=str(answer.get("ticket", "")))
-    return State(answer["state"]) if known else None
 
 
 def _send_round(
@@ -307,7 +295,7 @@ def begin(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     source_name = names.container_name(str(fields.get("source_name", name)))
     origin = service.origin(fields, service.known(fields))
     service.grant.check_config(name, str(fields["config"]), int(fields["mapped_root"]))
-    _refuse_foreign(service, layout, source_name, origin)  # before others are kept off it
+    _refuse_others(service, layout, service.known(fields), source_name, origin)  # before others are kept off it
     with service.locking(name, lxcpath):
         migration = _recorded(service, layout, fields, source_name, origin)
     layout.make_folder()
@@ -325,9 +313,7 @@ def _recorded(service: Service, layout: Layout, fields: dict[str, Any], source_n
     """The migration's record, made if it begins; with the container locked."""
     held = bases.asked(fields.get("held"))
     migration = service.known(fields)
-    _refuse_foreign(service, layout, source_name, origin)
-    if migration and (migration.ended or migration.state is State.ABANDONING):
-        raise _has_ended(layout.id)
+    _refuse_others(service, layout, migration, source_name, origin)
     if migration:
         _check_space(service, layout, fields, held)
         if migration.detail.get("hooks") is not service.grant.hooks:  # it was given since, or taken away
@@ -336,11 +322,6 @@ def _recorded(service: Service, layout: Layout, fields: dict[str, Any], source_n
             migration.note("announced", announced=int(fields["disk_bytes"]))
         return migration
     service.refuse_new()
-    current = service.journal.latest(layout.name, layout.lxcpath)
-    if current and not current.ended:
-        if not service.grant.owns(current) and service.grant.restricted:
-            raise service.grant.refusal(f"{layout.name} is on its way here from elsewhere")
-        raise AlreadyMigrating(name=layout.name, peer=current.peer, id=current.id, next=advice.next_command(current))
     _check_space(service, layout, fields, held)
     try:
         migration = service.journal.create(
@@ -363,10 +344,22 @@ def _has_ended(id_: str) -> UsageError:
     return UsageError(reason=f"migration {id_} has ended on this host")
 
 
-def _refuse_foreign(service: Service, layout: Layout, source_name: str, origin: str) -> None:
-    """Raises ContainerExists. Of a caller who is not root a name alone proves nothing."""
+def _refuse_others(service: Service, layout: Layout, migration: Migration | None, source_name: str,
+                   origin: str) -> None:
+    """Raises where what is there, or under way there, is not what comes.
+
+    ContainerExists: of a caller who is not root a name alone proves nothing. UsageError where the migration has ended,
+    NotAllowed or AlreadyMigrating where it begins, and another one of that container is under way, from here perhaps.
+    """
     renamed = source_name != layout.name or service.grant.restricted
     identity.refuse_foreign(service.journal, layout, origin, renamed=renamed)
+    if migration and (migration.ended or migration.state is State.ABANDONING):
+        raise _has_ended(layout.id)
+    current = service.journal.latest(layout.name, layout.lxcpath)
+    if not migration and current and not current.ended:
+        if not service.grant.owns(current) and service.grant.restricted:
+            raise service.grant.refusal(f"{layout.name} is on its way here from elsewhere")
+        raise AlreadyMigrating(name=layout.name, peer=current.peer, id=current.id, next=advice.next_command(current))
 
 
 def _bases(service: Service, layout: Layout, origin: str) -> list[str]:

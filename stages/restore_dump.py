@@ -163,7 +163,7 @@ class Restore:
             (here, btrfs.receive_command(self.layout.folder)),
             (here, btrfs.snapshot_command(self.layout.snapshot(self.number), self.layout.rootfs, read_only=False)),
             (here, restore.command(self.layout, images) if self.migration.memory
-             else no_memory.start_command(name, lxcpath, self.plain_config, criu.LOG_FOLDER / f"{name}-start.log")),
+             else no_memory.start_command(name, lxcpath, self.plain_config)),
         ])
 
     @property

@@ -49,7 +49,7 @@ from migrator.journal import DEFAULT_PATH, AlreadyRecorded, Journal, Migration, 
 from migrator.layout import Layout, locked
 from migrator.peer import connected
 from migrator.protocol import Connection
-from migrator.service import Service
+from migrator.service import Service, is_past
 from migrator.states import FROZEN, Event, Owner, Role, State, Verdict, decide
 from migrator.thawing import Frozen
 from tunnel.errors import DocumentedError
@@ -299,8 +299,7 @@ def described(migration: Migration) -> Result:
     """For --dry-run."""
     commands: list[tuple[str, list[str]]] = []
     if not migration.memory and migration.detail.get("stopping"):
-        name, log_file = migration.name, criu.LOG_FOLDER / f"{migration.name}-start.log"
-        commands.append((this_host(), no_memory.start_command(name, migration.lxcpath, None, log_file)))
+        commands.append((this_host(), no_memory.start_command(migration.name, migration.lxcpath, None)))
     elif migration.memory and "cgroup" in migration.detail and _may_be_frozen(migration):
         if migration.detail["ports"]:
             commands.append((this_host(), network.hear_command(migration.id)))
@@ -399,7 +398,7 @@ def _abandon(migration: Migration, held: list[str], *, here: bool = False, gone:
             migration.move(Event.ABANDONED)
         except (MigratorError, OSError) as error:
             log.warning(f"{migration.name} will not run here, but something of it is left for now: {error}")
-    elif not here:  # typed here first: now the source says what it has
+    elif not (here or is_past(migration)):  # typed here first: now the source says what it has
         bases.drop(migration, but=[path for path in bases.paths(migration) if btrfs.info(path).stream_uuid in held])
 
 

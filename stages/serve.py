@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import os
 from collections.abc import Callable
 from functools import partial
@@ -88,7 +89,18 @@ def _allowed(service: Service, granted: Callable[[], Grant] | None, op: str,
     if granted:
         service.grant = granted()
     service.grant.check(op)
-    return handler(service, fields)
+    try:
+        done = handler(service, fields)
+    finally:
+        service.end_request()
+    return dataclasses.replace(done, run=partial(_to_its_end, service, done)) if isinstance(done, Takeover) else done
+
+
+def _to_its_end(service: Service, takeover: Takeover, connection: Connection) -> dict[str, Any]:
+    try:
+        return takeover.run(connection)
+    finally:
+        service.end_request()
 
 
 def transfer(service: Service, fields: dict[str, Any]) -> Takeover:

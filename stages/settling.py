@@ -131,9 +131,8 @@ def is_at_work(migration: Migration) -> bool:
 
 def gone(migration: Migration) -> GoneThere:
     """What the other host, which has the last copy, is told of one that `is_gone`."""
-    command, _, where = advice.command("rollback@source", migration).partition("   ")
     return GoneThere(name=migration.name, destination=advice.this_host(), source=migration.peer,
-                     next=f"{command} --force {migration.id}   {where}".rstrip())
+                     next=advice.command("rollback@source", migration, "--force", migration.id))
 
 
 def _is_ours(layout: Layout) -> bool:

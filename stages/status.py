@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> Result:
         found = [m for m in known if args.all or name or not m.ended]
         if name and not found:
             raise NoMigration(name=name, stage=NAME, next=f"migrator prepare-data {name} -d HOST")
-        workers = {m.id: None if m.ended else holder.working_on(m.name, m.lxcpath) for m in found}
+        workers = {m.id: None if m.ended else holder.of(m.name, m.lxcpath) for m in found}
         described = [describe(m, events=args.events, worker=workers[m.id]) for m in found]
         kept = [(m, path) for m in known if m.ended for path in bases.paths(m)]
         text = _text(found, workers, events=args.events) or "No migration is under way."

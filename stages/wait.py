@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> Result:
     with Journal(DEFAULT_PATH) as journal:
         while True:
             now = time.monotonic()
-            worker = holder.working_on(name, lxcpath)  # before the journal: what it wrote last is there then
+            worker = holder.of(name, lxcpath)  # before the journal: what it wrote last is there then
             migration = journal.latest(name, lxcpath)
             if migration and migration.ended:
                 if worker and worker.command in BEGINS and _comes_after(worker, migration):
@@ -74,7 +74,7 @@ def _comes_after(worker: Holder, migration: Migration) -> bool:
     """
     if migration.was_ended_by(worker.pid, worker.started):
         return False
-    still = holder.of(migration.name)
+    still = holder.of(migration.name, migration.lxcpath)
     return still is not None and (still.pid, still.started) == (worker.pid, worker.started)
 
 

@@ -195,7 +195,7 @@ def test_what_somebody_works_on_is_left_alone(pool: Pool, monkeypatch: pytest.Mo
 
     pool.given_up("00000002", 1, name="db")
     monkeypatch.setattr("migrator.spool.check_space", check_space)
-    with locked("db"), pytest.raises(NoSpace):
+    with locked("db", lxcpath=pool.path), pytest.raises(NoSpace):
         bases.check_space(pool.journal, Layout(pool.path, "web", "00000004"), 1, [], what="the disk")
     assert pool.left == {"db/00000002.1"}
 

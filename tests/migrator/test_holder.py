@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import os
 import signal
 import subprocess
@@ -14,10 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from migrator import holder, processes
-from migrator.errors import HolderUnknown
+from migrator import holder, names, processes
+from migrator.errors import Busy, HolderUnknown
 from migrator.layout import locked
 
+POOL = Path("/pool")
 # The third argument says whether it listens to `migrator abort`.
 WORKER = """
 import signal, sys, time
@@ -26,7 +28,7 @@ from migrator import holder
 from migrator.layout import locked
 if sys.argv[3] == "listens":
     signal.signal(holder.ABORT, lambda *_: sys.exit(7))
-with locked("web", Path(sys.argv[2])):
+with locked("web", Path(sys.argv[2]), lxcpath=Path("/pool")):
     holder.publish("disk", 5, 9)
     holder.publish("disk", 1234567, 0)
     print("locked", flush=True)
@@ -50,56 +52,56 @@ def worker(folder: Path, request: pytest.FixtureRequest) -> Iterator[subprocess.
 
 
 def test_who_it_is_and_how_far(worker: subprocess.Popen[str], folder: Path) -> None:
-    found = holder.of("web", folder)
+    found = holder.of("web", POOL, folder)
     assert found and (found.pid, found.command) == (worker.pid, "migrate")
     assert found.progress == {"what": "disk", "bytes": 1234567, "total": None}
-    assert holder.of("db", folder) is None
+    assert holder.of("db", POOL, folder) is None
     worker.kill()
     worker.wait()
-    assert holder.of("web", folder) is None, "it says so only while it lives"
-    with locked("web", folder):
+    assert holder.of("web", POOL, folder) is None, "it says so only while it lives"
+    with locked("web", folder, lxcpath=POOL):
         assert holder.holds()
         holder.publish("disk", 1, 2)
-        assert (mine := holder.of("web", folder)) and mine.pid == os.getpid() and mine.progress
+        assert (mine := holder.of("web", POOL, folder)) and mine.pid == os.getpid() and mine.progress
         holder.publish_end()
-        assert (mine := holder.of("web", folder)) and not mine.progress
-    assert holder.of("web", folder) is None and not holder.holds()
+        assert (mine := holder.of("web", POOL, folder)) and not mine.progress
+    assert holder.of("web", POOL, folder) is None and not holder.holds()
 
 
 def test_it_is_asked_to_stop(worker: subprocess.Popen[str], folder: Path) -> None:
-    found = holder.of("web", folder)
+    found = holder.of("web", POOL, folder)
     assert found and not holder.has_ended(found, 0)
-    holder.ask_to_stop("web", found, folder)
+    holder.ask_to_stop("web", found)
     assert holder.has_ended(found, 600)
     assert worker.wait() == 7
-    holder.ask_to_stop("web", found, folder)  # it has ended: nothing happens
+    holder.ask_to_stop("web", found)  # it has ended: nothing happens
 
 
 def test_who_was_stopped_is_asked_too(worker: subprocess.Popen[str], folder: Path) -> None:
     """Ctrl-Z, or a `kill -STOP`: what is sent then waits for a SIGCONT."""
     worker.send_signal(signal.SIGSTOP)
     assert os.waitid(os.P_PID, worker.pid, os.WSTOPPED | os.WNOWAIT)
-    found = holder.of("web", folder)
+    found = holder.of("web", POOL, folder)
     assert found
-    holder.ask_to_stop("web", found, folder)
+    holder.ask_to_stop("web", found)
     assert holder.has_ended(found, 60) and worker.wait() == 7
 
 
 def test_another_process_of_that_id_is_left_alone(worker: subprocess.Popen[str], folder: Path) -> None:
-    found = holder.of("web", folder)
+    found = holder.of("web", POOL, folder)
     assert found
     earlier = dataclasses.replace(found, started=found.started - 1)
-    holder.ask_to_stop("web", earlier, folder)
+    holder.ask_to_stop("web", earlier)
     assert holder.has_ended(earlier, 0), "the one that was meant has ended"
     assert not holder.has_ended(found, 0.05)
 
 
 @pytest.mark.parametrize("worker", ["is deaf"], indirect=True)
 def test_who_would_die_of_it_is_not_asked(worker: subprocess.Popen[str], folder: Path) -> None:
-    found = holder.of("web", folder)
+    found = holder.of("web", POOL, folder)
     assert found
     with pytest.raises(HolderUnknown, match=f"process {worker.pid}"):
-        holder.ask_to_stop("web", found, folder)
+        holder.ask_to_stop("web", found)
     assert not holder.has_ended(found, 0.05)
 
 
@@ -113,13 +115,15 @@ ours, other = Path(sys.argv[1], "ours"), Path(sys.argv[1], "other")
 for folder in (ours, other):
     folder.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", folder], check=True)
-    (folder / "web").touch()
-assert (ours / "web").stat().st_ino == (other / "web").stat().st_ino
-stranger = os.open(other / "web", os.O_RDWR)
-fcntl.flock(stranger, fcntl.LOCK_EX)
-print(holder.of("web", ours))
-with locked("web", ours):
-    print(holder.of("web", ours).command)
+    for file in ("web", *holder.files("web", Path("/"))):
+        (folder / file).touch()
+for file in holder.files("web", Path("/")):
+    assert (ours / file).stat().st_ino == (other / file).stat().st_ino
+    stranger = os.open(other / file, os.O_RDWR)
+    fcntl.flock(stranger, fcntl.LOCK_EX)
+print(holder.of("web", Path("/"), ours))
+with locked("web", ours, lxcpath=Path("/")):
+    print(holder.of("web", Path("/"), ours).command)
 """
 
 
@@ -144,13 +148,13 @@ def test_which_signals_are_caught(monkeypatch: pytest.MonkeyPatch, number: signa
 
 
 def test_who_is_gone_has_ended(worker: subprocess.Popen[str], folder: Path) -> None:
-    found = holder.of("web", folder)
+    found = holder.of("web", POOL, folder)
     assert found
     worker.kill()
     worker.wait()
     before = len(list(Path("/proc/self/fd").iterdir()))
     assert holder.has_ended(found, 0)
-    holder.ask_to_stop("web", found, folder)
+    holder.ask_to_stop("web", found)
     mine = holder.Holder(*holder.this_process(), "?")
     assert not holder.has_ended(mine, 0)
     assert len(list(Path("/proc/self/fd").iterdir())) == before, "no descriptor is left open"
@@ -166,10 +170,10 @@ def test_what_it_says_of_itself_is_believed_only_of_itself(folder: Path, text: b
                                                            progress: dict[str, str]) -> None:
     """What another one has left in the file, or what was cut off, is not."""
     pid, started = holder.this_process()
-    with locked("web", folder):
-        (folder / "web").write_bytes(text.replace(b"{pid}", str(pid).encode())
-                                     .replace(b"{started}", str(started).encode()))
-        assert holder.of("web", folder) == holder.Holder(pid, started, command, progress)
+    with locked("web", folder, lxcpath=POOL):
+        (folder / names.in_path("web", POOL)).write_bytes(text.replace(b"{pid}", str(pid).encode())
+                                                          .replace(b"{started}", str(started).encode()))
+        assert holder.of("web", POOL, folder) == holder.Holder(pid, started, command, progress)
 
 
 def test_a_program_has_any_name() -> None:
@@ -186,24 +190,71 @@ def test_a_program_has_any_name() -> None:
         process.stdin.close()
 
 
-@pytest.mark.parametrize("path", ["/pool", "/pool of  mine ", "/p\udcffl", "/a\nb", None])
-def test_which_container_of_that_name_it_is(folder: Path, tmp_path: Path, path: str | None) -> None:
-    """The lock is one for all of its name."""
-    with locked("web", folder, lxcpath=Path(path) if path else None) as last:
-        found = holder.of("web", folder)
-        assert found and found.pid == os.getpid() and last is None
-        told = path not in (None, "/a\nb")
-        assert found.works_on(Path(path or "/pool")) and found.works_on(Path("/second")) is not told
-        holder.publish("disk", 5, 9)
-        again = holder.of("web", folder)
+@pytest.mark.parametrize("path", ["/pool", "/pool of  mine ", "/p\udcffl", "/a\nb"])
+def test_which_container_of_that_name_it_is(folder: Path, path: str) -> None:
+    """Another one, in another LXC path, waits for nobody who works on this one."""
+    with locked("web", folder, lxcpath=Path(path)) as last:
+        found = holder.of("web", Path(path), folder)
+        assert found and found.pid == os.getpid() and last == {None}
+        assert holder.of("web", Path("/second"), folder) is None
+        with locked("web", folder, lxcpath=Path("/second")):
+            holder.publish("disk", 5, 9)
+        again = holder.of("web", Path(path), folder)
         assert again and again.progress["bytes"] == 5 and again.lxcpath == found.lxcpath
-    with locked("web", folder) as last:
-        assert last == holder.this_process()
+    with locked("web", folder, lxcpath=Path(path)) as last:
+        assert last == {holder.this_process()}
 
 
-def test_one_lxc_path_by_two_names(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("first", ["pool", "link", "another"])
+def test_one_lxc_path_by_two_names(folder: Path, tmp_path: Path, first: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`another` is as a bind mount: no link, and the same folder."""
     (tmp_path / "pool").mkdir()
     (tmp_path / "link").symlink_to("pool")
+    stat = Path.stat
+    monkeypatch.setattr(Path, "stat", lambda self, **how: stat(
+        self.with_name("pool") if self.name == "another" else self, **how))
+    with locked("web", folder, lxcpath=tmp_path / first):
+        for second in ("pool", "link", "another"):
+            with pytest.raises(Busy, match=str(os.getpid())), locked("web", folder, lxcpath=tmp_path / second):
+                pass
+            assert (found := holder.of("web", tmp_path / second, folder)) and found.pid == os.getpid()
+
+
+def test_one_lxc_path_before_and_after_its_disk_is_mounted(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "pool").mkdir()
     with locked("web", folder, lxcpath=tmp_path / "pool"):
-        found = holder.of("web", folder)
-        assert found and found.works_on(tmp_path / "link")
+        (tmp_path / "pool").rename(tmp_path / "covered")
+        (tmp_path / "pool").mkdir()
+        with pytest.raises(Busy), locked("web", folder, lxcpath=tmp_path / "pool"):
+            pass
+    with locked("web", folder, lxcpath=tmp_path / "pool") as last:
+        assert last == {holder.this_process(), None}, "who has spelled it otherwise is not known"
+
+
+OLDER = """
+import fcntl, os, sys
+from migrator import holder
+fd = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
+fcntl.flock(fd, fcntl.LOCK_EX)
+pid, started = holder.this_process()
+os.write(fd, f"{pid} {started} migrate /pool\\n".encode())
+print("locked", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_command_of_an_older_version_is_waited_for(folder: Path) -> None:
+    """It may be at work while the program is upgraded; it has locked all of that name, and told which one it is."""
+    folder.mkdir()
+    with subprocess.Popen([sys.executable, "-c", OLDER, str(folder / "web")], stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE, text=True) as older:
+        assert older.stdout and older.stdin and older.stdout.readline() == "locked\n"
+        for path in (POOL, Path("/second")):
+            with pytest.raises(Busy, match=f"process {older.pid}"), locked("web", folder, lxcpath=path):
+                pass
+        found = holder.of("web", POOL, folder)
+        assert found and found.pid == older.pid and holder.of("web", Path("/second"), folder) is None
+        older.stdin.close()
+        older.wait()
+    with locked("web", folder, lxcpath=POOL), (folder / "web").open("r+") as lock, pytest.raises(BlockingIOError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nor does that one begin meanwhile

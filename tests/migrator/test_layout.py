@@ -182,11 +182,12 @@ def test_memory_available_is_what_the_kernel_says() -> None:
 
 # --- the lock -------------------------------------------------------------------------------------------------
 
+POOL = Path("/pool")
 HOLDER = """
 import sys
 from pathlib import Path
 from migrator.layout import locked
-with locked("web", Path(sys.argv[1])):
+with locked("web", Path(sys.argv[1]), lxcpath=Path("/pool")):
     print("locked", flush=True)
     sys.stdin.read()
 """
@@ -197,23 +198,24 @@ def test_one_command_at_a_time(tmp_path: Path) -> None:
     command = [sys.executable, "-c", HOLDER, str(folder)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout and holder.stdout.readline() == "locked\n"
-        with pytest.raises(Busy, match=f"process {holder.pid}"), locked("web", folder):
+        with pytest.raises(Busy, match=f"process {holder.pid}"), locked("web", folder, lxcpath=POOL):
             pass
-        with locked("db", folder):  # another container
+        with locked("db", folder, lxcpath=POOL):  # another container
             pass
         holder.kill()
-    with locked("web", folder):  # it ended with its process, however that ended
+    with locked("web", folder, lxcpath=POOL):  # it ended with its process, however that ended
         pass
-    with locked("web", folder):
+    with locked("web", folder, lxcpath=POOL):
         pass
 
 
 def test_locks_are_only_for_root(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
-        with locked("web", tmp_path / "run" / "lock"):
+        with locked("web", tmp_path / "run" / "lock", lxcpath=POOL):
             assert stat.S_IMODE((tmp_path / "run" / "lock").stat().st_mode) == 0o700
-            assert stat.S_IMODE((tmp_path / "run" / "lock" / "web").stat().st_mode) == 0o600
+            files = list((tmp_path / "run" / "lock").iterdir())
+            assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600} and len(files) > 1
     finally:
         os.umask(before)
 
@@ -226,25 +228,25 @@ def test_a_watchdog_is_waited_for(tmp_path: Path) -> None:
         assert watchdog.stdout and watchdog.stdin and watchdog.stdout.readline() == "locked\n"
         ends = threading.Timer(0.2, watchdog.stdin.close)
         ends.start()
-        with locked("web", folder):
+        with locked("web", folder, lxcpath=POOL):
             assert watchdog.wait() == 0
         ends.join()
 
 
 def test_who_has_not_yet_said_what_it_is_may_be_a_watchdog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The lock was given back, or taken, at this very moment: neither is another command at work."""
-    seen: list[Holder | None] = [None, Holder(1, 1, "?"), None]
+    """The lock was given back, or taken, at this very moment: neither is another command at work, nor is a question."""
+    seen: list[Holder | None] = [None, Holder(1, 1, "?"), Holder(1, 1, "serve"), None]
     with (tmp_path / "web").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
 
-        def of(name: str, folder: Path) -> Holder | None:
+        def of_file(_: Path) -> Holder | None:
             found = seen.pop(0)
             if not seen:
                 fcntl.flock(lock, fcntl.LOCK_UN)
             return found
 
-        monkeypatch.setattr(holder, "of", of)
-        with locked("web", tmp_path):
+        monkeypatch.setattr(holder, "of_file", of_file)
+        with locked("web", tmp_path, lxcpath=POOL):
             assert not seen
 
 

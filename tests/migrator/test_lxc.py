@@ -196,11 +196,14 @@ def test_cgroups_that_a_killed_lxc_has_left_go(tmp_path: Path, monkeypatch: pyte
             for kind in ("payload", "monitor") for name in ("c1", "c2")]
     for each in all_:
         (tmp_path / "cgroup" / each / "init.scope").mkdir(parents=True)
-    lived_in = tmp_path / "cgroup" / goes.format("lxc.monitor.c1")
-    monkeypatch.setattr(lxc, "processes", lambda cgroup: [1] if cgroup == lived_in else [])
-    left_cgroups.drop("c1", folder)
-    left = {each for each in all_ if (tmp_path / "cgroup" / each).is_dir()}
-    assert set(all_) - left == {each for each in all_ if goes and Path(each) == Path(goes.format("lxc.payload.c1"))}
+    ours = [goes.format(f"lxc.{kind}.c1") for kind in ("payload", "monitor")] if goes else []
+    for lived_in in (*ours, None):  # a monitor of that name may be about to fill the other one
+        monkeypatch.setattr(lxc, "processes", lambda cgroup, lived_in=lived_in: [1] if lived_in and (
+            cgroup == tmp_path / "cgroup" / lived_in) else [])
+        left_cgroups.drop("c1", folder)
+        left = {each for each in all_ if (tmp_path / "cgroup" / each).is_dir()}
+        gone = set() if lived_in else {each for each in all_ if Path(each) in map(Path, ours)}
+        assert set(all_) - left == gone
 
 
 def test_what_lives_nowhere_else_is_the_hosts() -> None:

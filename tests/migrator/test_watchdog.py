@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from migrator import layout, network, thawing, watchdog
+from migrator import layout, names, network, thawing, watchdog
 from migrator.errors import Busy, JournalBroken
 from migrator.journal import Journal, Migration
 from migrator.network import Port
@@ -148,7 +148,7 @@ class Never(Exception):
 def test_what_was_never_offered_is_thawed_without_the_journal(migration: Migration, cgroup: Path,
                                                               monkeypatch: pytest.MonkeyPatch) -> None:
     unreadable = Unreadable(monkeypatch)
-    with layout.locked("web", locks(migration)):
+    with layout.locked("web", locks(migration), lxcpath=migration.lxcpath):
         pass  # as who froze it had
     assert unreadable.watch(task(migration, cgroup), "begins", 1.0)
     assert not frozen(cgroup) and unreadable.told.now >= 1000.0 + LIMIT
@@ -160,12 +160,11 @@ def test_what_may_have_been_offered_is_not(migration: Migration, cgroup: Path, m
     """By that program itself, or by whoever had the lock after it."""
     unreadable = Unreadable(monkeypatch)
     made = task(migration, cgroup)
-    with layout.locked("web", locks(migration)):
+    with layout.locked("web", locks(migration), lxcpath=migration.lxcpath):
         pass
-    if last == "another":
-        (locks(migration) / "web").write_text(f"{made.program[0]} {made.program[1] + 1} resume\n")
-    elif last == "nobody":
-        (locks(migration) / "web").write_text("")
+    if last in ("another", "nobody"):
+        text = f"{made.program[0]} {made.program[1] + 1} resume\n" if last == "another" else ""
+        (locks(migration) / names.in_path("web", migration.lxcpath)).write_text(text)
     with pytest.raises(Never):
         unreadable.watch(made, "begins", *([last] if last in ("clock", "left") else []), 1.0)
     assert frozen(cgroup)
@@ -243,13 +242,14 @@ def test_a_lock_needs_no_room(migration: Migration, cgroup: Path, monkeypatch: p
     monkeypatch.setattr("migrator.holder.os.pwrite", full)
     assert watched(task(migration, cgroup), "begins", 1.0)
     assert not frozen(cgroup)
-    with layout.locked("web", locks(migration)), pytest.raises(Busy), layout.locked("web", locks(migration)):
+    with (layout.locked("web", locks(migration), lxcpath=migration.lxcpath), pytest.raises(Busy),
+          layout.locked("web", locks(migration), lxcpath=migration.lxcpath)):
         pass
 
 
 def test_left_alone_it_leaves_the_work_to_who_has_the_lock(migration: Migration, cgroup: Path,
                                                            monkeypatch: pytest.MonkeyPatch) -> None:
-    holder = layout.locked("web", locks(migration))
+    holder = layout.locked("web", locks(migration), lxcpath=migration.lxcpath)
     holder.__enter__()
     looks = []
 
@@ -318,7 +318,7 @@ def test_whose_program_gives_up_goes_on_alone(migration: Migration, cgroup: Path
     dog.start()
     dog.begins()
     program = dog._program
-    with layout.locked("web", locks(migration)):
+    with layout.locked("web", locks(migration), lxcpath=migration.lxcpath):
         dog.leave()
         assert program and frozen(cgroup)
     program.process.wait()

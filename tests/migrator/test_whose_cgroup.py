@@ -54,7 +54,7 @@ def test_what_has_its_cgroup_by_now_is_not_thawed(migration: Migration, cgroup: 
     monkeypatch.setattr(network, "hear", heard.append)
     monkeypatch.setattr(network, "plug", lambda *_: None)
     monkeypatch.setattr(network, "announce", lambda *_: SimpleNamespace(join=lambda: None))
-    with layout.locked("web", locks(migration)):
+    with layout.locked("web", locks(migration), lxcpath=migration.lxcpath):
         pass  # as who froze it had
     with first_process(ended=whose == "ended") as (pid, started):
         started_at = {"another": started - 1, "an older version's": None}.get(whose, started)

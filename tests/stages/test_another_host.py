@@ -26,7 +26,7 @@ from migrator.errors import (
 from migrator.journal import Journal, Migration
 from migrator.service import Service
 from migrator.states import Event, Owner, Role, State
-from stages import ask_source, drive, finish, force, heal, migrate, prepare_data, rollback
+from stages import ask_source, drive, finish, force, heal, migrate, prepare_data, rollback, standing
 from tests.stages.test_answers import ID, Destination, pool  # noqa: F401 -- a fixture
 from tests.stages.test_force import ALIVE, SILENT, UNKNOWN, nothing_real  # noqa: F401 -- a fixture
 from tunnel.errors import DocumentedError
@@ -111,7 +111,7 @@ def test_its_word_thaws_nothing(source: Migration, hosts: Hosts, nothing_real: l
         with pytest.raises(SourceStateUnknown, match="does not know migration"):
             rollback.roll_back(source, lambda: tell(source, host))
         assert source.state is before and source.owner is not Owner.SOURCE and nothing_real == []
-        assert prepare_data.state_there(host, source) is None  # type: ignore[arg-type]
+        assert standing.state(host, source) is None  # type: ignore[arg-type]
 
 
 def test_the_host_that_it_went_to_is_believed(source: Migration, hosts: Hosts, nothing_real: list[str]) -> None:
@@ -247,7 +247,7 @@ def test_another_host_is_none_that_is_lost(source: Migration, hosts: Hosts, noth
 def test_who_does_not_know_it_must_be_the_source(pool: Path, monkeypatch: pytest.MonkeyPatch, answers: str, peer: str,
                                                  counts: bool) -> None:
     answers, peer = (each.replace("HERE", this_host()) for each in (answers, peer))
-    there = SimpleNamespace(peer_host=answers, call=lambda *_, **__: {"state": None})
+    there = SimpleNamespace(peer_host=answers, call_within=lambda *_, **__: {"state": None})
     monkeypatch.setattr(ask_source, "connected", lambda *_: contextlib.nullcontext(there))
     with Journal(pool / "destination.db") as journal:
         migration = journal.create(id=ID, role=Role.DESTINATION, name="web", lxcpath=pool, peer=peer,
@@ -270,7 +270,7 @@ def test_who_says_that_it_may_run_has_the_ticket(pool: Path, monkeypatch: pytest
                                                  ticket: str | None, counts: bool) -> None:
     """Another host may be reached by the source's name, and answer what it likes."""
     answer = {"state": state, "leave": 60.0} | ({} if ticket is None else {"ticket": ticket})
-    there = SimpleNamespace(peer_host="hosta", call=lambda *_, **__: answer)
+    there = SimpleNamespace(peer_host="hosta", call_within=lambda *_, **__: answer)
     monkeypatch.setattr(ask_source, "connected", lambda *_: contextlib.nullcontext(there))
     with Journal(pool / "destination.db") as journal:
         migration = journal.create(id=ID, role=Role.DESTINATION, name="web", lxcpath=pool, peer="root@hosta",
@@ -290,7 +290,7 @@ def test_a_source_that_is_a_peer_is_known_by_its_fingerprint(pool: Path, monkeyp
                                                              state: State | None, fingerprint: str,
                                                              counts: bool) -> None:
     """Its name may be that of another one by now; over SSH (--source) there is none."""
-    there = SimpleNamespace(peer_host="hosta", call=lambda *_, **__: {"state": state, "ticket": MINE})
+    there = SimpleNamespace(peer_host="hosta", call_within=lambda *_, **__: {"state": state, "ticket": MINE})
     monkeypatch.setattr(ask_source, "connected", lambda *_: contextlib.nullcontext(there))
     monkeypatch.setattr(ask_source, "fingerprint", lambda _: fingerprint)
     with Journal(pool / "destination.db") as journal:

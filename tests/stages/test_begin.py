@@ -33,6 +33,9 @@ class There:
     def call(self, op: str, **fields: Any) -> Any:
         return self.destination.ask(op, **fields)
 
+    def call_within(self, _: float, op: str, **fields: Any) -> Any:
+        return self.call(op, **fields)
+
 
 def begin(journal: Journal, there: Destination, pool: Path, **how: Any) -> tuple[Migration, dict[str, Any]]:
     args = argparse.Namespace(destination="root@hostb", lxcpath=None, **how)

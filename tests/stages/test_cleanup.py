@@ -32,7 +32,7 @@ class Host:
     def begin(self, name: str = "web", id: str = ID, role: Role = Role.DESTINATION) -> Migration:
         """A migration begins: it is recorded, and then has things in all places."""
         event = Event.RECEIVE if role is Role.DESTINATION else Event.SEND
-        with locked(name):
+        with locked(name, lxcpath=self.pool):
             made = self.journal.create(id=id, role=role, name=name, lxcpath=self.pool, peer="hosta", event=event,
                                        rounds=[])
             for path in self.things(name, id):
@@ -122,7 +122,7 @@ def test_what_begins_meanwhile_loses_nothing(host: Host, at: int, role: Role, mo
 def test_a_container_that_is_worked_on_keeps_nobody_waiting(host: Host, capsys: pytest.CaptureFixture[str]) -> None:
     for name, id in (("web", ID), ("shop", OTHER)):
         host.ended(name, id)
-    with locked("web"):
+    with locked("web", lxcpath=host.pool):
         host.clean()
     assert all(path.is_dir() for path in host.things())
     assert not any(path.exists() for path in host.things("shop", OTHER))
@@ -235,7 +235,7 @@ def test_it_says_which_container_it_works_on(host: Host, monkeypatch: pytest.Mon
     held: list[str] = []
 
     def delete(*_: object) -> None:
-        found = holder.of("web", host.run / "lock")
+        found = holder.of("web", host.pool, host.run / "lock")
         assert found
         held.append(found.lxcpath)
 
@@ -298,3 +298,13 @@ def test_what_a_stream_has_brought_goes_with_its_migration(host: Host) -> None:
     host.clean()
     assert not came.exists() and not strange.exists()
     assert all(path.is_dir() for path in host.things())
+
+
+def test_a_record_of_another_lxc_path_is_left_to_who_has_that_container(host: Host) -> None:
+    """It is not locked for what is done in this one; its snapshots may lie on a disk that is not mounted now."""
+    for id_, folder in ((ID, host.pool), (OTHER, host.pool.with_name("second"))):
+        made = host.journal.create(id=id_, role=Role.DESTINATION, name="web", lxcpath=folder, peer="hosta",
+                                   event=Event.ABANDON, kept=[f"{id_}.1"])
+        made.move(Event.ABANDONED)
+    host.clean()
+    assert [each.detail["kept"] for each in host.journal.all("web")] == [[], [f"{OTHER}.1"]]

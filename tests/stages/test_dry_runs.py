@@ -26,7 +26,7 @@ class There:
     def __init__(self, state: State) -> None:
         self.state = state
 
-    def call(self, op: str, **_: object) -> dict[str, Any]:
+    def call_within(self, _: float, op: str, **__: object) -> dict[str, Any]:
         return {"state": self.state, "ticket": "", "images": True} if op == "state" else {}
 
 

@@ -169,7 +169,7 @@ def test_who_asks_in_the_middle_of_it_hears_the_end_already(journal: Journal) ->
             raise SshRefused()
 
         assert state() is State.OFFERED
-        with locked("web"), pytest.raises(SourceStateUnknown):
+        with locked("web", lxcpath=migration.lxcpath), pytest.raises(SourceStateUnknown):
             force.roll_back(migration, migration.id, tell)
         assert state() is State.OFFERED, "it has come to nothing"
 
@@ -251,7 +251,7 @@ def test_the_source_records_its_word_before_it_gives_it(journal: Journal) -> Non
     assert ask() == {"state": State.OFFERED, "owner": Owner.UNKNOWN, "leave": 90.0, "ticket": ""}
     migration.refresh()
     assert 80 < leave.outstanding(migration.detail) <= 90
-    with locked("web"):
+    with locked("web", lxcpath=migration.lxcpath):
         with pytest.raises(Busy):
             ask()
         migration.note("forcing", forcing=holder.this_process())

@@ -216,7 +216,7 @@ def test_what_may_be_let_run(journal: Journal, monkeypatch: pytest.MonkeyPatch, 
 def test_it_is_under_way_while_that_process_has_the_lock(journal: Journal) -> None:
     migration = offered(journal)
     assert not force.is_under_way(migration)
-    with locked("web"):
+    with locked("web", lxcpath=migration.lxcpath):
         assert not force.is_under_way(migration), "it does something else"
         pid, started = holder.this_process()
         for process in ([pid + 1, started], [pid, started + 1]):

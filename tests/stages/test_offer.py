@@ -42,19 +42,23 @@ class There:
 
     peer_host = "hostb"
 
-    def __init__(self, answer: dict[str, Any] | Exception) -> None:
-        self.answer = answer
+    def __init__(self, answer: dict[str, Any] | Exception, look: Callable[[], object] = lambda: None) -> None:
+        self.answer, self.look = answer, look  # what happens when it is asked
         self.asked: list[tuple[str, dict[str, Any], dict[str, Any]]] = []
         self.told = -1.0  # for how many seconds it may go on
 
     def _ask(self, op: str, limits: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
         self.asked.append((op, limits, fields))
+        self.look()
         if isinstance(self.answer, Exception):
             raise self.answer
         return self.answer
 
     def call(self, op: str, **fields: Any) -> dict[str, Any]:
         return self._ask(op, {}, fields)
+
+    def call_within(self, limit: float, op: str, **fields: Any) -> dict[str, Any]:
+        return self._ask(op, {"within": limit}, fields)
 
     def call_and_go(self, op: str, *, first: float, then: float, within: Callable[[], float],
                     **fields: Any) -> dict[str, Any]:
@@ -197,17 +201,16 @@ def given_up(migration: Migration, there: There, error: DocumentedError,
 
 
 def test_it_runs_before_anything_is_recorded_or_removed(journal: Journal, acts: list[str]) -> None:
-    migration = dumping(journal)
-    migration.note("attempt", attempt=2, rounds=[{}, {}])
+    (migration := dumping(journal)).note("attempt", attempt=2, rounds=[{}, {}])
     folder = fence(migration)
-    there = There({})
+    there = There({}, lambda: acts.append(f"told there, {migration.state} on record"))
     error = ConnectionLost(destination="hostb", reason="cut")
     raised = given_up(migration, there, error, lambda: acts.append("told the watchdog"))
-    assert type(raised) is SourceRunsAgain and raised.cause is error and raised.__cause__ is error
+    assert type(raised) is SourceRunsAgain and raised.cause is raised.__cause__ is error
     assert raised.fields["name"] == "web" and "migrator create-dump web" in raised.hint
     assert acts == ["thawed, dumping on record", "told the watchdog", "images dropped", "deleted 0badc0de.3",
-                    "unfenced"]
-    assert there.asked == [("dump-drop", {}, {"id": "0badc0de", "attempt": 2})]
+                    "unfenced", "told there, prepared on record"]
+    assert there.asked == [("dump-drop", {"within": offer.ANSWER_LIMIT}, {"id": "0badc0de", "attempt": 2})]
     assert migration.state is State.PREPARED and migration.detail["failed"] == str(error)
     assert container_config.fence_of((folder / "config").read_text()) == ""
 

@@ -48,7 +48,7 @@ def typed(journal: Journal, monkeypatch: pytest.MonkeyPatch, thaws: list[str],
     """`migrator rollback web` on this host; nobody can be reached."""
     monkeypatch.setattr(rollback, "DEFAULT_PATH", journal.path)
     monkeypatch.setattr(rollback, "connected", refuses(CUT))
-    monkeypatch.setattr(rollback, "locked", lambda name, **how: locked(name, tmp_path / "run" / "lock", **how))
+    monkeypatch.setattr(rollback, "locked", lambda name, **fields: locked(name, tmp_path / "run" / "lock", **fields))
     monkeypatch.setattr("os.geteuid", lambda: 0)
 
     def run(**more: Any) -> cli.Result:
@@ -240,19 +240,18 @@ def test_only_root_may(journal: Journal, typed: Callable[..., cli.Result], monke
 def test_who_works_on_it_is_not_disturbed(journal: Journal, typed: Callable[..., cli.Result], thaws: list[str],
                                           tmp_path: Path) -> None:
     migration = dumping(journal)
-    with locked("web", tmp_path / "run" / "lock"), pytest.raises(Busy):
+    with locked("web", tmp_path / "run" / "lock", lxcpath=migration.lxcpath), pytest.raises(Busy):
         typed()
     assert thaws == [] and recorded(migration).state is State.DUMPING
 
 
 def test_who_is_kept_off_hears_which_one_it_is(journal: Journal, typed: Callable[..., cli.Result],
                                                monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The lock is one for all containers of that name."""
     dumping(journal)
     found: list[holder.Holder | None] = []
 
     def connected(_: object, where: str) -> contextlib.AbstractContextManager[Any]:
-        found.append(holder.of("web", tmp_path / "run" / "lock"))
+        found.append(holder.of("web", tmp_path / "run" / "lock", lxcpath=tmp_path))
         raise CUT
 
     monkeypatch.setattr(rollback, "connected", connected)

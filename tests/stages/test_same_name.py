@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Two containers of one name, in two LXC paths: they share a lock, and neither passes for the other."""
+"""Two containers of one name, in two LXC paths: neither passes for the other."""
 
 from __future__ import annotations
 

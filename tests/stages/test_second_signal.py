@@ -30,7 +30,7 @@ CUT = ConnectionLost(destination="hostb", reason="cut")
 class There:
     peer_host = "hostb"
 
-    def call(self, op: str, **_: object) -> dict[str, Any]:
+    def call_within(self, *_: object, **__: object) -> dict[str, Any]:
         raise CUT
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from migrator import container_config, criu, layout, log, lxc, network, no_memory, remains
+from migrator import container_config, criu, layout, log, lxc, names, network, no_memory, remains
 from migrator.errors import (
     ContainerNotRunning,
     DowntimeExceeded,
@@ -28,6 +28,7 @@ from migrator.errors import (
     StartFailed,
 )
 from migrator.journal import Journal, Migration
+from migrator.layout import Layout
 from migrator.states import Event, Role, State
 from stages import offer, rollback
 from tests.stages.snapshots import SENT, disk, snapshot  # noqa: F401 -- a fixture
@@ -52,7 +53,7 @@ class Stopped:
 class There:
     peer_host = "hostb"
 
-    def call(self, *_: object, **__: object) -> dict[str, Any]:
+    def call_within(self, *_: object, **__: object) -> dict[str, Any]:
         return {}
 
 
@@ -238,11 +239,12 @@ def test_it_is_started_where_no_log_can_be_written(stopped: Migration, monkeypat
                                                    full: str) -> None:
     """lxc-start would end at once; what it says goes to memory, or nowhere."""
     logs = tmp_path / "var" / "migrator"
+    file = f"{names.in_path('web', stopped.lxcpath)}-start.log"
     if full == "its own log there":
-        (logs / "web-start.log").mkdir(parents=True)  # which cannot be opened
+        (logs / file).mkdir(parents=True)  # which cannot be opened
     monkeypatch.setattr(criu, "LOG_FOLDER", logs)
     if full == "/run, too":
-        (tmp_path / "run" / "web-start.log").mkdir(parents=True)
+        (tmp_path / "run" / file).mkdir(parents=True)
     ran: list[list[str]] = []
     monkeypatch.setattr(no_memory, "run", lambda argv, **_: ran.append(argv))
     monkeypatch.setattr(Stopped, "init_pid", 77, raising=False)
@@ -252,17 +254,19 @@ def test_it_is_started_where_no_log_can_be_written(stopped: Migration, monkeypat
         offer.give_up(stopped, There(), TOO_LATE)  # type: ignore[arg-type]
     (argv,) = ran
     assert argv[0] == "lxc-start"
-    expected = "/dev/null" if full == "/run, too" else str(tmp_path / "run" / "web-start.log")
+    expected = "/dev/null" if full == "/run, too" else str(tmp_path / "run" / file)
     assert argv[argv.index("-o") + 1] == expected
 
 
 def test_the_log_of_a_start_begins_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(criu, "LOG_FOLDER", tmp_path / "log")
-    log_file = no_memory.log_of("web")
+    web, another = (Layout(tmp_path / path, "web", "00000001") for path in ("pool", "second"))
+    log_file = no_memory.log_of(web)
     log_file.write_text("of an earlier one")
-    assert log_file == tmp_path / "log" / "web-start.log" and no_memory.log_of("web").read_text()
-    assert no_memory.log_of("web", anew=True).read_text() == ""
+    assert log_file.parent == tmp_path / "log" and no_memory.log_of(web).read_text()
+    assert no_memory.log_of(another, anew=True).read_text() == "" and no_memory.log_of(web).read_text()
+    assert no_memory.log_of(web, anew=True).read_text() == ""
     log_file.unlink()
     log_file.symlink_to(tmp_path / "another")
     monkeypatch.setattr(layout, "RUNTIME", tmp_path / "run")
-    assert no_memory.log_of("web") == tmp_path / "run" / "web-start.log" and not (tmp_path / "another").exists()
+    assert no_memory.log_of(web) == tmp_path / "run" / log_file.name and not (tmp_path / "another").exists()

@@ -153,13 +153,13 @@ def test_it_does_not_hide_the_one_that_is_under_way(there: Destination) -> None:
 
 def test_nobody_is_kept_off_a_container_for_it(there: Destination) -> None:
     """Nor does it wait for who works on that one: it has nothing to do with it."""
-    with locked("web"):
+    with locked("web", lxcpath=there.pool):
         for _ in range(2):
             assert there.ask("abandon", id="00000001")["known"] is False
     for request in ("abandon", "state", "own"):
         with contextlib.suppress(DumpRefused):
             there.ask(request, id="00000001")
-        with locked("web"):
+        with locked("web", lxcpath=there.pool):
             pass
 
 
@@ -178,7 +178,7 @@ def test_one_that_is_just_beginning_does_not(there: Destination, monkeypatch: py
         there.ask("begin")
     assert there.state is State.ABANDONED
     assert not there.layout.folder.exists()
-    with locked("web"):
+    with locked("web", lxcpath=there.pool):
         pass
 
 

@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`resume --all`, and what the other host is asked in it: one that lies, or hangs, keeps it from no other container."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from migrator.cli import Result
+from migrator.errors import ConnectionLost, InternalError, MigratorError, ProtocolError
+from migrator.grant import ROOT
+from migrator.journal import Journal
+from migrator.states import Event, Role, State
+from stages import ask_source, heal, restore_dump, settling, standing
+from tests.stages.test_heal import journal, owned  # noqa: F401 -- a fixture
+
+# ruff: noqa: F811 -- fixtures
+
+ALL = argparse.Namespace(all=True, at_boot=True)
+LIES: list[Any] = [{}, {"state": "thawing"}, {"state": 7}, {"state": ["owned"]}, {"state": ""}, {"state": {}}]
+
+
+def record(journal: Journal, name: str, role: Role, caller: str = ROOT.caller) -> None:
+    event = Event.SEND if role is Role.SOURCE else Event.RECEIVE
+    journal.create(id=f"{len(journal.all()) + 1:08x}", role=role, name=name, lxcpath=Path("/pool"), peer="hosta",
+                   event=event, rounds=[], caller=caller)
+
+
+@pytest.fixture
+def one(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[str]]]:
+    """Has every migration resumed; those with an error of that name fail. Returns those that had their turn."""
+    monkeypatch.setattr(heal, "DEFAULT_PATH", journal.path)
+    turns: list[str] = []
+    errors: dict[str, Exception] = {}
+
+    def done(_: argparse.Namespace, name: str, *__: object, **___: object) -> Result:
+        turns.append(name)
+        if name in errors:
+            raise errors[name]
+        return Result({"name": name}, f"{name} is done.")
+
+    def every(**failing: Exception) -> list[str]:
+        errors.update(failing)
+        return turns
+
+    monkeypatch.setattr(heal, "one", done)
+    yield every
+
+
+@pytest.mark.parametrize("error", [
+    ValueError("'thawing' is not a valid State"), KeyError("state"), FileNotFoundError(2, "No such file"),
+    ConnectionLost(destination="hosta", reason="cut"), RecursionError(), OSError(28, "No space left on device"),
+], ids=lambda error: type(error).__name__)
+def test_one_that_fails_stops_none_of_the_others(journal: Journal, one: Callable[..., list[str]],
+                                                 error: Exception) -> None:
+    for name in ("first", "second"):
+        record(journal, name, Role.SOURCE)
+    turns = one(first=error)
+    done = heal.every(ALL)
+    assert turns == ["first", "second"]
+    failed, other = done.data["migrations"]
+    assert failed["status"] == done.status != 0 and failed["error"]["message"] and "result" not in failed
+    assert other["status"] == 0 and other["result"] == {"name": "second"}
+    assert "first: not done" in done.text and "second is done." in done.text
+
+
+def test_who_may_stand_still_here_has_the_first_turn(journal: Journal, one: Callable[..., list[str]]) -> None:
+    """A peer may have begun many, of which each is asked about."""
+    for number in range(3):
+        record(journal, f"peers{number}", Role.DESTINATION, "peer:1234")
+    record(journal, "came", Role.DESTINATION)
+    record(journal, "goes", Role.SOURCE)
+    record(journal, "peers3", Role.DESTINATION, "peer:1234")
+    record(journal, "goes2", Role.SOURCE)
+    turns = one()
+    heal.every(ALL)
+    assert turns == ["goes", "goes2", "came", "peers0", "peers1", "peers2", "peers3"]
+
+
+# --- what the other host says ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("answer", LIES, ids=str)
+def test_a_state_is_read_strictly(journal: Journal, answer: dict[str, Any]) -> None:
+    for read in (standing.read, lambda given: standing.told(given, owned(journal))):
+        with pytest.raises(ProtocolError):
+            read(answer)
+
+
+def test_which_are_states() -> None:
+    assert [standing.read({"state": each}) for each in (*State, None)] == [*State, None]
+
+
+def test_no_question_about_a_state_waits_for_ever(journal: Journal) -> None:
+    """Signs of life do not prolong it."""
+    asked: list[Any] = []
+
+    def call_within(*asked_: Any, **fields: Any) -> dict[str, Any]:
+        asked.append((*asked_, fields))
+        return {"state": None}
+
+    there = SimpleNamespace(call_within=call_within)  # and nothing else
+    assert standing.state(there, owned(journal)) is None  # type: ignore[arg-type]
+    assert asked == [(standing.LIMIT, "state", {"id": "0badc0de"})]
+
+
+@pytest.fixture
+def source(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What it answers; `limit` is how long it was waited for."""
+    said: dict[str, Any] = {}
+
+    @contextmanager
+    def connected(*_: object) -> Iterator[Any]:
+        def call_within(limit: float, op: str, **__: object) -> Any:
+            assert (limit, op) == (standing.LIMIT, "source-state")
+            return said
+
+        yield SimpleNamespace(peer_host="hosta", call_within=call_within)
+
+    monkeypatch.setattr(ask_source, "connected", connected)
+    monkeypatch.setattr(ask_source, "fingerprint", lambda _: "")
+    return said
+
+
+@pytest.mark.parametrize("answer", [*LIES, {"state": "dumped", "leave": "60"}, {"state": "dumped", "leave": None}],
+                         ids=str)
+def test_a_source_that_lies_lets_nothing_run(journal: Journal, source: dict[str, Any], answer: dict[str, Any]) -> None:
+    source |= answer
+    migration = owned(journal, ticket="ab" * 16)
+    with pytest.raises(ProtocolError):
+        ask_source.ask(ask_source.quickly(), migration)
+    assert ask_source.state_of_source(ask_source.quickly(), migration) is None
+    with pytest.raises(MigratorError, match="does not follow the protocol"):
+        ask_source.leave_for(ask_source.quickly(), migration, 60.0)
+
+
+# --- what is run on it ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["/pool", "/x   (on y", "/it's", '/a "b'])
+def test_a_command_is_never_read_out_of_an_advice(journal: Journal, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    """The LXC path is the source's own word."""
+    migration = owned(journal, source_lxcpath=path, lxcpath_given=True, other_name="db")
+    ran: list[list[str]] = []
+
+    def run(_args: object, _migration: object, argv: list[str]) -> dict[str, Any]:
+        ran.append(argv)
+        return {}
+
+    monkeypatch.setattr(ask_source, "ask", lambda *_: State.DUMPED)
+    monkeypatch.setattr(ask_source, "_run_on_source", run)
+    ask_source.act(ask_source.quickly(), migration, Result({}, "Known."))
+    assert ran == [["migrator", "resume", "db", "-P", path, "--json"]]
+    assert settling.gone(migration).hint.count("--force 0badc0de   (on hosta)") == 1
+
+
+class Said:
+    """What is printed there, in parts; an error where one comes."""
+
+    def __init__(self, *parts: bytes | Exception, endless: bytes = b"") -> None:
+        self.parts, self.endless = list(parts), endless
+        self.limits: list[float] = []
+
+    def settimeout(self, seconds: float) -> None:
+        self.limits.append(seconds)
+
+    def readinto(self, view: memoryview) -> int:
+        part = self.parts.pop(0) if self.parts else self.endless
+        if isinstance(part, Exception):
+            raise part
+        view[:len(part)] = part
+        return len(part)
+
+
+def said(stream: Said, limit: float = 600.0) -> bytes:
+    return ask_source._said(stream, limit, "hosta")  # type: ignore[arg-type]
+
+
+def test_only_the_end_of_it_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ask_source, "SAID_MAX", 10)
+    assert said(Said(b"0123456789abc", b"def", b"g")) == b"789abcdefg"
+
+
+def test_who_goes_on_for_ever_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each look at the clock is a second later."""
+    seconds = iter(range(1000))
+    monkeypatch.setattr("stages.ask_source.time.monotonic", lambda: float(next(seconds)))
+    stream = Said(endless=b".")
+    with pytest.raises(ConnectionLost, match="within 5 seconds"):
+        said(stream, 5.0)
+    assert stream.limits == [4.0, 3.0, 2.0, 1.0]
+
+
+def test_what_ends_it() -> None:
+    lost = ConnectionLost(destination="hosta", reason="cut")
+    assert said(Said(b"{}\n", lost)) == said(Said(b"{}\n", OSError(5, "?"))) == b"{}\n"
+    for error in (lost, OSError(5, "?"), TimeoutError()):
+        with pytest.raises(ConnectionLost):
+            said(Said(error))
+    with pytest.raises(ConnectionLost, match="within 600 seconds"):
+        said(Said(b"{}\n", TimeoutError()))
+
+
+@pytest.mark.parametrize("text", [b"", b"[]", b"7", b"null", b'"x"', b"{", b"[" * 100_000])
+@pytest.mark.parametrize("args", [argparse.Namespace(), ALL])
+def test_what_is_no_result(journal: Journal, monkeypatch: pytest.MonkeyPatch, text: bytes,
+                           args: argparse.Namespace) -> None:
+    limits: list[float] = []
+
+    @contextmanager
+    def connect(*_: object, **__: object) -> Iterator[Any]:
+        yield SimpleNamespace(serve=lambda _: None)
+
+    def _said(_: object, limit: float, __: str) -> bytes:
+        limits.append(limit)
+        return text
+
+    monkeypatch.setattr("migrator.ssh.connect", connect)
+    monkeypatch.setattr(ask_source, "_said", _said)
+    asking = argparse.Namespace(**vars(ask_source.quickly()) | vars(args))
+    with pytest.raises(InternalError, match="answered"):
+        ask_source._run_on_source(asking, owned(journal), ["migrator", "resume", "web", "--json"])
+    assert limits == [ask_source.AMONG_OTHERS if args is ALL else ask_source.SOURCE_LIMIT]
+
+
+# --- what is here ---------------------------------------------------------------------------------------------
+
+
+def test_a_configuration_on_a_disk_that_is_not_mounted_yet(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    migration = owned(journal)
+    migration.move(Event.RESTORE)
+    migration.move(Event.RESTORED, restored_at=1.0)
+    config = migration.lxcpath / "web" / "config"
+    config.unlink()
+    config.symlink_to("/nonexistent/web.config")
+    monkeypatch.setattr(restore_dump, "carry_out", lambda *_, **__: pytest.fail("it runs"))
+    with pytest.raises(MigratorError, match=r"web/config cannot be read: No such file"):
+        heal._on_destination(ask_source.quickly(), migration)
+
+
