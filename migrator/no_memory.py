@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from migrator import cgroups, container_config, criu, layout, limited, log, lxc, network, remains
+from migrator import container_config, criu, ending, layout, limited, log, lxc, network, remains
 from migrator.errors import CommandFailed, CommandTimeout, ContainerNotRunning, MigratorError, StartFailed
 from migrator.journal import Migration
 from migrator.processes import running
@@ -24,35 +24,6 @@ END_LIMIT = 30.0
 STARTS = "MIGRATOR_STARTS"  # environment variable of what was started: the id of the migration
 STEADY = 0.3  # seconds that it must have run: what ends sooner has not started
 POLL = 0.01
-
-
-def cgroup_of(migration: Migration) -> Path | None:
-    """Where the container lives that this migration stops; None where that is not on record."""
-    return Path(migration.detail["cgroup"]) if migration.detail.get("cgroup") else None
-
-
-def stop_command(container: lxc.Container) -> list[str]:
-    """Asks the first process to end, with the signal that the container's configuration names."""
-    return ["lxc-stop", "-n", container.name, "-P", str(container.lxcpath), "--nowait"]
-
-
-def stop(container: lxc.Container, limit: float, cgroup: Path | None) -> bool:
-    """End a container in order; past `limit` seconds kill it. Returns whether it had to be killed.
-
-    It has ended when nothing lives in its `cgroup` any more, whatever LXC says.
-    We wait ourselves, so that nothing is left waiting, and killing, when this program is killed.
-    """
-    if not container.is_impersonated():  # lxc-stop sends the signal to whom it is told
-        run(stop_command(container), check=False)
-    end = time.monotonic() + limit
-    while container.state != "STOPPED" or (cgroup and cgroups.populated(str(cgroup))):
-        if time.monotonic() > end:
-            log.warning(f"{container.name} has not ended within {limit:g} seconds and is killed")
-            with contextlib.suppress(ContainerNotRunning):  # it has ended after all
-                lxc.kill(container.name, container.lxcpath, cgroup or container.cgroup)
-            return True
-        time.sleep(POLL)
-    return False
 
 
 def start_again(migration: Migration) -> bool:
@@ -69,7 +40,7 @@ def start_again(migration: Migration) -> bool:
         log.info(f"{migration.name} was told to end, and is started again when it has")
         # It may have been told to end, or not: now it ends for certain.
         with migration.step("stop", must_be_recorded=False):
-            stop(container, float(migration.detail["stop_timeout"]), cgroup_of(migration))
+            ending.stop(migration, container, float(migration.detail["stop_timeout"]))
     if not stopping and not (fenced and container.state == "STOPPED"):  # then a reboot was quicker
         _try(f"the fence of {migration.name} stands", lambda: container_config.unfence(container.folder, migration.id))
         return False
@@ -95,7 +66,7 @@ def start_again(migration: Migration) -> bool:
 
 def _lives(migration: Migration, container: lxc.Container) -> bool:
     """Whether the start that was to be stopped has not ended, be it that LXC knows nothing of it any more."""
-    if remains.init_of(container) == migration.detail["init"]:
+    if remains.is_known(migration, container):
         return True
     return not _ours(migration.id) and remains.are_here(migration)
 
