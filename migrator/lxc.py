@@ -48,12 +48,12 @@ def default_lxcpath() -> Path:
 
 
 class Container:
-    """One container. Raises ContainerNotFound when it has no configuration."""
+    """One container. Raises ContainerNotFound when it has no configuration, unless it need not have one."""
 
-    def __init__(self, name: str, lxcpath: Path) -> None:
+    def __init__(self, name: str, lxcpath: Path, *, defined: bool = True) -> None:
         self.name = name
         self.lxcpath = lxcpath
-        if not self.config_file.is_file():
+        if defined and not self.config_file.is_file():
             raise ContainerNotFound(name=name, lxcpath=lxcpath)
         self._container = _lxc().Container(name, str(lxcpath))
         self._told_of_stranger = False

@@ -13,8 +13,15 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from migrator import container_config, criu, ending, layout, limited, log, lxc, network, remains
-from migrator.errors import CommandFailed, CommandTimeout, ContainerNotRunning, MigratorError, StartFailed
+from migrator import advice, container_config, criu, ending, identity, layout, limited, log, lxc, network, remains
+from migrator.errors import (
+    CommandFailed,
+    CommandTimeout,
+    ContainerNotFound,
+    ContainerNotRunning,
+    MigratorError,
+    StartFailed,
+)
 from migrator.journal import Migration
 from migrator.processes import running
 from migrator.run import run
@@ -33,8 +40,14 @@ def start_again(migration: Migration) -> bool:
     takes the fence away, once it runs. What cannot be written, as on a full disk, keeps nothing from running. Raises
     StartFailed.
     """
-    container = lxc.Container(migration.name, migration.lxcpath)
     stopping = bool(migration.detail.get("stopping"))
+    if not stopping and not (migration.lxcpath / migration.name / "config").is_file():
+        return False  # it was removed meanwhile
+    if stopping and is_gone(migration):
+        _try("That could not be recorded", lambda: migration.note("gone", stopping=False))
+        migration.detail["stopping"] = False
+        return False
+    container = lxc.Container(migration.name, migration.lxcpath)
     fenced = container_config.fence_of(container.config_file.read_text(errors="replace")) == migration.id
     if stopping and _lives(migration, container):
         log.info(f"{migration.name} was told to end, and is started again when it has")
@@ -62,6 +75,27 @@ def start_again(migration: Migration) -> bool:
     _try(f"{runs_on} that could not be recorded", lambda: migration.note("started", stopping=False))
     migration.detail["stopping"] = False  # the next record has it, where this one could not be made
     return by_us
+
+
+def is_gone(migration: Migration) -> bool:
+    """Whether the container has no place here any more, and so is not to be started; says so.
+
+    What was removed needs no start, and what somebody has made in its place is his. Raises ContainerNotFound where
+    nothing of the migration is there either: all of it may lie on what is not mounted yet.
+    """
+    try:
+        if identity.is_source(migration) or not identity.source_uuids(migration):
+            return False  # of an older version, its snapshots may have made room already
+        if not lxc.Container(migration.name, migration.lxcpath).rootfs.exists():
+            return False  # the start itself will tell what is missing
+        found = "another container has its place by now, and is left alone"
+    except ContainerNotFound:
+        if not layout.Layout(migration.lxcpath, migration.name, migration.id).own_snapshots():
+            raise
+        found = "it was removed, or renamed"
+    log.warning(f"{migration.name} is not started here: {found}. Should it be put back, it may start again after:"
+                f" {advice.command('rollback', migration)}")
+    return True
 
 
 def _lives(migration: Migration, container: lxc.Container) -> bool:

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from migrator import cgroups, clock, holder, lxc
+from migrator import btrfs, cgroups, clock, holder, lxc
 from migrator.errors import MigratorError, StartFailed
 from migrator.journal import Migration
 
@@ -23,6 +23,8 @@ def record(container: lxc.Container) -> dict[str, Any]:
     found: dict[str, Any] = {"init": init_of(container), "boot": clock.BOOT_ID.read_text().strip(), "cgroup": ""}
     with contextlib.suppress(MigratorError, OSError):
         found["cgroup"] = str(container.cgroup)
+    with contextlib.suppress(MigratorError, OSError):
+        found["rootfs_uuid"] = btrfs.info(container.rootfs).uuid
     return found
 
 

@@ -204,6 +204,7 @@ def test_what_was_told_to_end_and_lives_is_not_started_again(journal: Journal, c
                                                              init: subprocess.Popen[bytes],
                                                              monkeypatch: pytest.MonkeyPatch) -> None:
     configured(journal)
+    container_config.fence(journal.path.parent / "web", "lxc.uts.name = web\n", "0badc0de", "no")
     monkeypatch.setattr(no_memory, "runs", lambda *_: False)
     migration = frozen(journal, cgroup, init.pid, memory=False, stopping=True, stop_timeout=0.05)
     with pytest.raises(StartFailed, match=str(init.pid)):
