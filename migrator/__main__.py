@@ -8,7 +8,9 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
+from functools import partial
 from types import FrameType
 from typing import TextIO
 
@@ -17,6 +19,7 @@ from migrator.errors import EXIT_OK, Interrupted, as_ours
 from tunnel.errors import DocumentedError
 
 _BY_HAND = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+TOGETHER = 0.5  # seconds: a SIGTERM this soon after a first signal was sent along with it
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -77,14 +80,15 @@ def _drop_unwritten(stream: TextIO) -> None:
 
 
 def _interrupt(number: int, _frame: FrameType | None) -> None:
-    """The first signal stops the work in an orderly way, undoing what is half done; a second one by hand ends it.
+    """The first signal stops the work in an orderly way, undoing what is half done; a second Ctrl-C ends it.
 
     What gives a container back is not stopped by the first: see `holder.held_back`.
     `migrator abort` asks once or several times: only the first counts, and none after a signal by hand.
     """
+    again = partial(_once_more, time.monotonic())
     for each in _BY_HAND:
         if signal.getsignal(each) is not signal.SIG_IGN:
-            signal.signal(each, signal.SIG_DFL)
+            signal.signal(each, signal.SIG_DFL if each == signal.SIGINT else again)
     signal.signal(holder.ABORT, lambda *_: None)
     by = "migrator abort" if number == holder.ABORT else signal.Signals(number).name
     if holder.holds():
@@ -93,6 +97,18 @@ def _interrupt(number: int, _frame: FrameType | None) -> None:
     holder.interrupted(error)
     if not holder.is_held_back():
         raise error
+
+
+def _once_more(first: float, number: int, _frame: FrameType | None) -> None:
+    """SIGTERM or SIGHUP after the first signal, which came at `first` by time.monotonic().
+
+    Nobody types SIGHUP: a terminal that closes sends it twice, by the shell (SIGNALS in bash(1)) and by the kernel when
+    that has ended (disassociate_ctty in its tty_jobctrl.c). The end of a session sends it along with SIGTERM
+    (SendSIGHUP= in systemd.kill(5)), and timeout(1) sends SIGTERM to its child and to all of its group.
+    """
+    if number == signal.SIGTERM and time.monotonic() - first > TOGETHER:
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
 
 
 def _what_follows(command: list[str]) -> str:

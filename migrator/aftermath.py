@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 
-from migrator import advice, bases, identity, log, lxc, no_memory, remains
+from migrator import advice, bases, container_config, identity, log, lxc, no_memory, remains
 from migrator.errors import ContainerNotFound, MigratorError
 from migrator.journal import Migration
 from migrator.layout import Layout
@@ -43,11 +43,15 @@ def held(migration: Migration) -> bool:
 
 
 def start_from_disk(migration: Migration) -> None:
-    """The frozen memory is gone: start the container as after any reboot, unless somebody has done so.
+    """The frozen memory is gone: start the container as after any reboot, unless somebody has done so, or it is gone.
 
-    Raises StartFailed, also where processes of it are left.
+    First its fence is taken away. Raises StartFailed, also where processes of it are left.
     """
     remains.require_none(migration)
+    gone = no_memory.is_gone(migration)
+    container_config.unfence(migration.lxcpath / migration.name, migration.id)
+    if gone:
+        return
     container = lxc.Container(migration.name, migration.lxcpath)
     if not held(migration) or container.state != "STOPPED":
         log.warning(f"{migration.name} is not the process that was frozen any more; there is nothing to thaw")

@@ -51,6 +51,21 @@ def paths(migration: Migration) -> list[Path]:
     return [folder / name for name in migration.detail.get("kept", []) if (folder / name).is_dir()]
 
 
+def acknowledged(migration: Migration) -> list[str]:
+    """The names of all rounds that the other host has acknowledged: what it may have, should it not be heard of."""
+    layout = Layout(migration.lxcpath, migration.name, migration.id)
+    return [layout.snapshot(number).name for number, round_ in enumerate(migration.detail["rounds"], 1)
+            if "bytes" in round_]
+
+
+def last_copy(migration: Migration) -> list[str]:
+    """The name of its newest snapshot, for where the container itself is not here any more; says that it is kept."""
+    found = Layout(migration.lxcpath, migration.name, migration.id).own_snapshots()[-1:]
+    for path in found:
+        log.warning(f"{path} is kept, as it may be the last copy of {migration.name}, until: migrator cleanup")
+    return [path.name for path in found]
+
+
 def drop(migration: Migration, *, but: Collection[Path] = ()) -> None:
     """Remove what a migration has kept, except `but`."""
     found = paths(migration)

@@ -7,19 +7,20 @@ stays with LXC, which then owns the container (`migrator.restore`).
 
 from __future__ import annotations
 
+import itertools
 import re
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from migrator import cgroup_limits, cgroups, limited, mount_flags, terminals
+from migrator import cgroup_limits, cgroups, limited, log, mount_flags, terminals
 from migrator.errors import CommandFailed, DumpFailed
 from migrator.lxc import CGROUP
 from migrator.processes import running
-from migrator.run import run
+from migrator.run import started
 from migrator.terminals import Terminal
 
-DUMP_LIMIT = 900.0  # seconds
+DUMP_LIMIT = 900.0  # seconds; a dump itself has none
 GHOST_LIMIT = "256M"  # deleted files that are still open travel in the images up to this size
 
 def restore_config(lines: Iterable[str] = ()) -> str:
@@ -72,10 +73,17 @@ def dump(name: str, command: list[str], images: Path) -> None:
     """Run a command of `dump_command`; raises DumpFailed with CRIU's own reason.
 
     CRIU runs code of its own inside the tasks while it dumps them, and takes it out again in the end. Whoever kills it
-    before leaves them broken, so its limit is far beyond any downtime: a dump that takes too long is given up after it.
+    before leaves them broken, and so it is waited for without a limit: a dump that takes too long is given up after it.
+    Every DUMP_LIMIT seconds that is said.
     """
     try:
-        run(command, limit=DUMP_LIMIT)
+        with started(command) as program:
+            for times in itertools.count(1):
+                if program.ends_within(DUMP_LIMIT):
+                    break
+                log.warning(f"CRIU has not dumped {name} within {times * DUMP_LIMIT:g} seconds: it is waited for"
+                            f" (process {program.pid}), as to kill it would leave the container's processes broken")
+            program.finish()
     except CommandFailed as error:
         text = reason(images / "dump.log") or complaint(error.fields["output"])
         raise DumpFailed(name=name, reason=text, log=images / "dump.log") from error

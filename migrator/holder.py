@@ -92,8 +92,8 @@ def interrupted(error: Interrupted) -> None:
 def held_back(*, raised: bool = True) -> Iterator[None]:
     """What is done in the block gives a container back: a first signal by hand stops it at its end only.
 
-    It is raised then, if `raised`, and unless something else comes out of the block. A second one ends the process at
-    once. Blocks may stand within each other; the outermost counts.
+    It is raised then, if `raised`, and unless something else comes out of the block. A second Ctrl-C ends the process
+    at once. Blocks may stand within each other; the outermost counts.
     """
     global _blocks
     before = len(_interrupted)

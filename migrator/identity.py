@@ -14,7 +14,7 @@ from pathlib import Path
 
 from migrator import btrfs, container_config, lxc, names, subvolume_uuids
 from migrator.advice import this_host
-from migrator.errors import ContainerExists, ContainerNotFound, UsageError
+from migrator.errors import ContainerExists, ContainerNotFound, MigratorError, UsageError
 from migrator.journal import Journal, Migration
 from migrator.layout import Layout
 from migrator.states import Role, State
@@ -62,14 +62,28 @@ def require_ours(layout: Layout) -> None:
 def is_source(migration: Migration) -> bool:
     """On the source: whether what is called so is still the container that the migration was begun with.
 
-    From the offer on it has the migration's fence; should that have been taken away by hand, its snapshots tell it.
+    From the offer on it has the migration's fence; should that have been taken away by hand, its root file system tells
+    it: by what was recorded when it was brought to a stand, or by the snapshots. Raises ContainerNotFound.
     """
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     if whose(layout) is Whose.OURS:
         return True
     rootfs = lxc.Container(migration.name, migration.lxcpath).rootfs
-    taken_of = {btrfs.info(path).parent_uuid for path in layout.own_snapshots()}
-    return btrfs.is_subvolume(rootfs) and btrfs.info(rootfs).uuid in taken_of
+    return btrfs.is_subvolume(rootfs) and btrfs.info(rootfs).uuid in source_uuids(migration)
+
+
+def source_uuids(migration: Migration) -> set[str]:
+    """On the source: which one is its root file system's; none where nothing tells that any more."""
+    snapshots = Layout(migration.lxcpath, migration.name, migration.id).own_snapshots()
+    return ({btrfs.info(path).parent_uuid for path in snapshots} | {migration.detail.get("rootfs_uuid", "")}) - {""}
+
+
+def is_there(migration: Migration) -> bool:
+    """On the source: whether the container is certainly still in its place; False where that cannot be told."""
+    try:
+        return is_source(migration)
+    except (MigratorError, OSError):
+        return False
 
 
 def new_name(args: argparse.Namespace) -> str:

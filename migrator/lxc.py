@@ -48,12 +48,12 @@ def default_lxcpath() -> Path:
 
 
 class Container:
-    """One container. Raises ContainerNotFound when it has no configuration."""
+    """One container. Raises ContainerNotFound when it has no configuration, unless it need not have one."""
 
-    def __init__(self, name: str, lxcpath: Path) -> None:
+    def __init__(self, name: str, lxcpath: Path, *, defined: bool = True) -> None:
         self.name = name
         self.lxcpath = lxcpath
-        if not self.config_file.is_file():
+        if defined and not self.config_file.is_file():
             raise ContainerNotFound(name=name, lxcpath=lxcpath)
         self._container = _lxc().Container(name, str(lxcpath))
         self._told_of_stranger = False
@@ -223,7 +223,7 @@ def freeze(container: Container, cgroup: Path, limit: float = FREEZE_LIMIT) -> N
     while True:
         (cgroup / "cgroup.freeze").write_text("1")
         # "Frozen" comes a little early: some may still be on their way to where they stop.
-        still = _wait(lambda: is_frozen(cgroup) and "R" not in states(cgroup), end - time.monotonic())
+        still = wait(lambda: is_frozen(cgroup) and "R" not in states(cgroup), end - time.monotonic())
         if still and "D" not in states(cgroup):
             break
         (cgroup / "cgroup.freeze").write_text("0")
@@ -257,21 +257,6 @@ def states(cgroup: Path) -> set[str]:
         with contextlib.suppress(OSError):
             found.add(chr(Path(f"/proc/{thread}/stat").read_bytes().rpartition(b") ")[2][0]))
     return found
-
-
-def kill(name: str, lxcpath: Path, cgroup: Path) -> None:
-    """End every process of a container at once, also a frozen one, without letting any of them run once more.
-
-    `cgroup.kill` does just that; `lxc-stop` would thaw before the processes are gone. LXC's monitor, if it lives, then
-    cleans up. Look afterwards whether the cgroup is empty: what the kernel cannot interrupt takes longer.
-    """
-    with contextlib.suppress(FileNotFoundError):  # all have ended
-        (cgroup / "cgroup.kill").write_text("1")
-    _wait(lambda: not cgroups.populated(str(cgroup)), STOP_LIMIT)
-    with contextlib.suppress(ContainerNotFound):
-        container = Container(name, lxcpath)
-        if not _wait(lambda: told_state(container) == "STOPPED", STOP_LIMIT):
-            run(["lxc-stop", "-k", "-n", name, "-P", lxcpath], limit=STOP_LIMIT)
 
 
 def payload_processes(name: str) -> list[int]:
@@ -336,7 +321,8 @@ def _has_root(rootfs: Path, pids: list[int]) -> bool:
     return False
 
 
-def _wait(condition: Any, limit: float) -> bool:
+def wait(condition: Callable[[], bool], limit: float) -> bool:
+    """Whether it comes true within `limit` seconds."""
     end = time.monotonic() + limit
     while not condition():
         if time.monotonic() > end:

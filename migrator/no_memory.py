@@ -13,8 +13,28 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from migrator import cgroups, container_config, criu, layout, limited, log, lxc, names, network, remains
-from migrator.errors import CommandFailed, CommandTimeout, ContainerNotRunning, MigratorError, StartFailed
+from migrator import (
+    advice,
+    container_config,
+    criu,
+    ending,
+    identity,
+    layout,
+    limited,
+    log,
+    lxc,
+    names,
+    network,
+    remains,
+)
+from migrator.errors import (
+    CommandFailed,
+    CommandTimeout,
+    ContainerNotFound,
+    ContainerNotRunning,
+    MigratorError,
+    StartFailed,
+)
 from migrator.journal import Migration
 from migrator.processes import running
 from migrator.run import run
@@ -26,35 +46,6 @@ STEADY = 0.3  # seconds that it must have run: what ends sooner has not started
 POLL = 0.01
 
 
-def cgroup_of(migration: Migration) -> Path | None:
-    """Where the container lives that this migration stops; None where that is not on record."""
-    return Path(migration.detail["cgroup"]) if migration.detail.get("cgroup") else None
-
-
-def stop_command(container: lxc.Container) -> list[str]:
-    """Asks the first process to end, with the signal that the container's configuration names."""
-    return ["lxc-stop", "-n", container.name, "-P", str(container.lxcpath), "--nowait"]
-
-
-def stop(container: lxc.Container, limit: float, cgroup: Path | None) -> bool:
-    """End a container in order; past `limit` seconds kill it. Returns whether it had to be killed.
-
-    It has ended when nothing lives in its `cgroup` any more, whatever LXC says.
-    We wait ourselves, so that nothing is left waiting, and killing, when this program is killed.
-    """
-    if not container.is_impersonated():  # lxc-stop sends the signal to whom it is told
-        run(stop_command(container), check=False)
-    end = time.monotonic() + limit
-    while container.state != "STOPPED" or (cgroup and cgroups.populated(str(cgroup))):
-        if time.monotonic() > end:
-            log.warning(f"{container.name} has not ended within {limit:g} seconds and is killed")
-            with contextlib.suppress(ContainerNotRunning):  # it has ended after all
-                lxc.kill(container.name, container.lxcpath, cgroup or container.cgroup)
-            return True
-        time.sleep(POLL)
-    return False
-
-
 def start_again(migration: Migration) -> bool:
     """On the source, which has the token: start the container if this migration has stopped it; True if so.
 
@@ -62,14 +53,20 @@ def start_again(migration: Migration) -> bool:
     takes the fence away, once it runs. What cannot be written, as on a full disk, keeps nothing from running. Raises
     StartFailed.
     """
-    container = lxc.Container(migration.name, migration.lxcpath)
     stopping = bool(migration.detail.get("stopping"))
+    if not stopping and not (migration.lxcpath / migration.name / "config").is_file():
+        return False  # it was removed meanwhile
+    if stopping and is_gone(migration):
+        _try("That could not be recorded", lambda: migration.note("gone", stopping=False))
+        migration.detail["stopping"] = False
+        return False
+    container = lxc.Container(migration.name, migration.lxcpath)
     fenced = container_config.fence_of(container.config_file.read_text(errors="replace")) == migration.id
     if stopping and _lives(migration, container):
         log.info(f"{migration.name} was told to end, and is started again when it has")
         # It may have been told to end, or not: now it ends for certain.
         with migration.step("stop", must_be_recorded=False):
-            stop(container, float(migration.detail["stop_timeout"]), cgroup_of(migration))
+            ending.stop(migration, container, float(migration.detail["stop_timeout"]))
     if not stopping and not (fenced and container.state == "STOPPED"):  # then a reboot was quicker
         _try(f"the fence of {migration.name} stands", lambda: container_config.unfence(container.folder, migration.id))
         return False
@@ -93,9 +90,30 @@ def start_again(migration: Migration) -> bool:
     return by_us
 
 
+def is_gone(migration: Migration) -> bool:
+    """Whether the container has no place here any more, and so is not to be started; says so.
+
+    What was removed needs no start, and what somebody has made in its place is his. Raises ContainerNotFound where
+    nothing of the migration is there either: all of it may lie on what is not mounted yet.
+    """
+    try:
+        if identity.is_source(migration) or not identity.source_uuids(migration):
+            return False  # of an older version, its snapshots may have made room already
+        if not lxc.Container(migration.name, migration.lxcpath).rootfs.exists():
+            return False  # the start itself will tell what is missing
+        found = "another container has its place by now, and is left alone"
+    except ContainerNotFound:
+        if not layout.Layout(migration.lxcpath, migration.name, migration.id).own_snapshots():
+            raise
+        found = "it was removed, or renamed"
+    log.warning(f"{migration.name} is not started here: {found}. Should it be put back, it may start again after:"
+                f" {advice.command('rollback', migration)}")
+    return True
+
+
 def _lives(migration: Migration, container: lxc.Container) -> bool:
     """Whether the start that was to be stopped has not ended, be it that LXC knows nothing of it any more."""
-    if remains.init_of(container) == migration.detail["init"]:
+    if remains.is_known(migration, container):
         return True
     return not _ours(migration.id) and remains.are_here(migration)
 

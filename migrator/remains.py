@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from migrator import cgroups, clock, holder, lxc
+from migrator import btrfs, cgroups, clock, holder, lxc
 from migrator.errors import MigratorError, StartFailed
 from migrator.journal import Migration
 
@@ -23,6 +23,8 @@ def record(container: lxc.Container) -> dict[str, Any]:
     found: dict[str, Any] = {"init": init_of(container), "boot": clock.BOOT_ID.read_text().strip(), "cgroup": ""}
     with contextlib.suppress(MigratorError, OSError):
         found["cgroup"] = str(container.cgroup)
+    with contextlib.suppress(MigratorError, OSError):
+        found["rootfs_uuid"] = btrfs.info(container.rootfs).uuid
     return found
 
 
@@ -37,24 +39,40 @@ def init_of(container: lxc.Container) -> list[int] | None:
     return None
 
 
+def is_known(migration: Migration, container: lxc.Container) -> bool | None:
+    """Whether the start that LXC knows of is the one on record, and no other; None where it knows of none."""
+    found = init_of(container)
+    return None if found is None else _is_on_record(migration, found)
+
+
+def _is_on_record(migration: Migration, found: list[int]) -> bool:
+    """Older versions did not record when it began, nor in which boot."""
+    pid, began = migration.detail.get("init") or [migration.detail.get("pid"), None]
+    return _in_this_boot(migration) and found[0] == pid and began in (None, found[1])
+
+
+def _in_this_boot(migration: Migration) -> bool:
+    return migration.detail.get("boot") in (None, clock.BOOT_ID.read_text().strip())
+
+
 def are_here(migration: Migration) -> bool:
     """Whether any process lives in the cgroup that was brought to a stand, but one that was started there since."""
-    cgroup, boot = migration.detail.get("cgroup", ""), migration.detail.get("boot")
-    if not cgroup or boot not in (None, clock.BOOT_ID.read_text().strip()) or not cgroups.populated(cgroup):
+    cgroup = migration.detail.get("cgroup", "")
+    if not cgroup or not _in_this_boot(migration) or not cgroups.populated(cgroup):
         return False
     if first_is_here(migration):
         return True
-    return boot is not None and not _was_started_anew(migration)
+    return migration.detail.get("boot") is not None and not _was_started_anew(migration)
 
 
 def first_is_here(migration: Migration) -> bool:
     """Whether the first process of that start lives in that cgroup, and with it all the container's memory."""
-    cgroup, boot = migration.detail.get("cgroup", ""), migration.detail.get("boot")
-    init = migration.detail.get("init") or [migration.detail.get("pid"), None]  # older versions did not record it
-    if not cgroup or boot not in (None, clock.BOOT_ID.read_text().strip()) or init[0] not in cgroups.processes(cgroup):
+    cgroup = migration.detail.get("cgroup", "")
+    pid = (migration.detail.get("init") or [migration.detail.get("pid")])[0]
+    if not cgroup or not _in_this_boot(migration) or pid not in cgroups.processes(cgroup):
         return False
     try:
-        return init[1] is None or holder.start_time(init[0]) == init[1]
+        return _is_on_record(migration, [pid, holder.start_time(pid)])
     except (FileNotFoundError, ProcessLookupError):
         return False
 
@@ -74,6 +92,5 @@ def require_none(migration: Migration) -> None:
 def _was_started_anew(migration: Migration) -> bool:
     """LXC knows another start of it."""
     with contextlib.suppress(MigratorError):
-        init = init_of(lxc.Container(migration.name, migration.lxcpath))
-        return init is not None and init[0] != (migration.detail.get("init") or [migration.detail.get("pid")])[0]
+        return is_known(migration, lxc.Container(migration.name, migration.lxcpath)) is False
     return False

@@ -131,10 +131,14 @@ class Program:
 
     def wait(self, limit: float) -> int:
         """Its exit status; raises CommandTimeout (and kills its process group) after `limit` seconds."""
-        if not _ends_within(self.process, limit):
+        if not self.ends_within(limit):
             self.kill()
             raise CommandTimeout(command=shown(self.argv), limit=f"{limit:g}")
         return self.process.wait()
+
+    def ends_within(self, limit: float) -> bool:
+        """Whether it ends within `limit` seconds; it goes on where it does not."""
+        return _ends_within(self.process, limit)
 
     def finish(self, limit: float = DEFAULT_LIMIT) -> None:
         """Wait for the end and raise CommandFailed unless it was a good one."""

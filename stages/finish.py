@@ -20,6 +20,7 @@ from migrator import (
     btrfs,
     cli,
     container_config,
+    ending,
     grant,
     identity,
     incoming,
@@ -161,7 +162,7 @@ def _end_copy(migration: Migration) -> None:
     """End what was frozen, told by its cgroup: LXC calls it stopped where only its monitor has ended. CopyNotEnded."""
     if aftermath.memory_is_here(migration):  # without its memory it has been stopped before
         network.remove([Port(**port) for port in migration.detail.get("ports", [])])
-        lxc.kill(migration.name, migration.lxcpath, Path(migration.detail["cgroup"]))
+        ending.kill(migration)
     if remains.are_here(migration):
         cgroup = Path(migration.detail["cgroup"])
         raise CopyNotEnded(name=migration.name, place=cgroup, next=f"migrator finish {migration.name}",

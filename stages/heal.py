@@ -28,8 +28,18 @@ from migrator.errors import (
 from migrator.journal import DEFAULT_PATH, ROOT_CALLER, Journal, Migration
 from migrator.layout import Layout
 from migrator.peer import connected
-from migrator.states import Role, State
-from stages import ask_source, create_dump, finish, force, migrate, restore_dump, rollback, settling, standing
+from migrator.states import Owner, Role, State
+from stages import (
+    ask_source,
+    create_dump,
+    finish,
+    force,
+    migrate,
+    restore_dump,
+    rollback,
+    settling,
+    standing,
+)
 from stages.drive import Drive, locked_for
 from tunnel.errors import DocumentedError
 
@@ -89,7 +99,9 @@ def _on_source(args: argparse.Namespace, journal: Journal, migration: Migration,
         log.warning(f"{args.destination} has lost the memory of {migration.name}, as after a reboot, or its container: "
                     f"it cannot be restored there")
         return rollback.roll_back(migration, tell)
-    return Drive(args, journal, lxc.Container(migration.name, migration.lxcpath), migration).run()
+    # Once it was handed over nothing of it is needed here any more: what is left there may have been removed.
+    container = lxc.Container(migration.name, migration.lxcpath, defined=migration.owner is Owner.SOURCE)
+    return Drive(args, journal, container, migration).run()
 
 
 def _where(migration: Migration) -> str:

@@ -23,6 +23,7 @@ from migrator import (
     criu,
     healing,
     holder,
+    identity,
     log,
     names,
     network,
@@ -90,6 +91,8 @@ def run(args: argparse.Namespace) -> Result:
         decision = decide(NAME, migration.state)
         if decision.verdict is Verdict.ALREADY:
             elsewhere = args.destination not in (None, migration.peer)
+            if not args.dry_run:  # it may have been renamed meanwhile
+                container_config.unfence(migration.lxcpath / name, migration.id)
             if told := force.tell_late(migration, lambda: _tell(args, source), elsewhere=elsewhere):
                 return told
             return Result({"migration": migration.id, "name": name, "stage": NAME, "already": True},
@@ -169,7 +172,7 @@ def roll_back(migration: Migration, tell: Callable[[], str] | None) -> Result:
                 interrupted = error
             left_there = (f" {migration.peer} could not be told ({error}); clean up there with: migrator rollback "
                           f"{migration.other_name}")
-            kept = _sent(migration)
+            kept = bases.acknowledged(migration)
         else:
             kept = _names_of(migration, uuid)
     told = not left_there and not forced
@@ -185,7 +188,8 @@ def roll_back(migration: Migration, tell: Callable[[], str] | None) -> Result:
             busy = is_busy(error)
             full = not busy
             log.warning(f"{name} is given back before that is recorded: {error}")
-        makes_room = not busy and not aftermath.memory_is_here(migration)  # for its start
+        # For its start; where it is gone there may be no other copy.
+        makes_room = not busy and not aftermath.memory_is_here(migration) and identity.is_there(migration)
         if makes_room:
             with contextlib.suppress(MigratorError, OSError):
                 drop_attempt(migration, [] if full else kept)
@@ -203,7 +207,8 @@ def roll_back(migration: Migration, tell: Callable[[], str] | None) -> Result:
         migration.move(Event.ROLL_BACK, **record)
     if full:
         kept = record["kept"] = []  # room is what is missing
-    drop_attempt(migration, kept)  # which may make the room that the journal needs
+    gone = not thawed and record["held"] and not identity.is_there(migration)
+    drop_attempt(migration, [*kept, *(bases.last_copy(migration) if gone else [])])  # which may make room for records
     if full:
         migration.move(Event.ROLL_BACK, **record)
     container_config.unfence(migration.lxcpath / name, migration.id)
@@ -223,13 +228,6 @@ def _names_of(migration: Migration, uuid: str) -> list[str]:
         if found := bases.common(Layout(migration.lxcpath, migration.name, migration.id), [uuid]):
             return [found.path.name]
     return []
-
-
-def _sent(migration: Migration) -> list[str]:
-    """What the destination, which could not be told, may have by now: all rounds that it has acknowledged."""
-    layout = Layout(migration.lxcpath, migration.name, migration.id)
-    return [layout.snapshot(number).name for number, round_ in enumerate(migration.detail["rounds"], 1)
-            if "bytes" in round_]
 
 
 def settle_bases(migration: Migration, uuid: str) -> None:
@@ -255,7 +253,6 @@ def thaw_source(migration: Migration) -> bool:
         return False
     if not aftermath.memory_is_here(migration):
         remains.require_none(migration)
-        container_config.unfence(migration.lxcpath / migration.name, migration.id)
         if migration.detail["ports"]:
             network.hear(migration.id)
         aftermath.start_from_disk(migration)
@@ -304,7 +301,7 @@ def described(migration: Migration) -> Result:
         if migration.detail["ports"]:
             commands.append((this_host(), network.hear_command(migration.id)))
         commands.append((this_host(), ["tee", f"{migration.detail['cgroup']}/cgroup.freeze"]))
-    return cli.dry_run([*commands, *_deletions(migration, _sent(migration)[-1:])])
+    return cli.dry_run([*commands, *_deletions(migration, bases.acknowledged(migration)[-1:])])
 
 
 def _deletions(migration: Migration, kept: list[str]) -> list[tuple[str, list[str]]]:

@@ -7,7 +7,7 @@ import argparse
 import time
 from typing import Any
 
-from migrator import advice, cli, lxc, no_memory, remains
+from migrator import advice, cli, ending, lxc, remains
 from migrator.advice import this_host
 from migrator.cli import Result
 from migrator.errors import ContainerChanged
@@ -27,7 +27,7 @@ class Stop(Handover):
 
     def described(self) -> Result:
         """For --dry-run: the commands of both hosts."""
-        return cli.dry_run([(this_host(), no_memory.stop_command(self.container)), *self.increment_commands()])
+        return cli.dry_run([(this_host(), ending.stop_command(self.container)), *self.increment_commands()])
 
     def prepare(self) -> None:
         """There is nothing to prepare."""
@@ -42,7 +42,7 @@ class Stop(Handover):
         self.migration.note("stopping", stopping=True)
         begun = time.monotonic()
         with self.migration.step("stop") as outcome:
-            killed = no_memory.stop(self.container, self.stop_timeout, no_memory.cgroup_of(self.migration))
+            killed = ending.stop(self.migration, self.container, self.stop_timeout)
             outcome["killed"] = killed
         stop_seconds = time.monotonic() - begun
         self._must_be_stopped()

@@ -27,9 +27,9 @@ MAN_PAGES = {
     "sock_diag(7)", "stat(2)", "statx(2)", "symlink(7)", "syscalls(2)", "time_namespaces(7)", "udp(7)", "unix(7)",
     "user_namespaces(7)", "vfork(2)", "write(2)",
     # others'
-    "btrfs-filesystem(8)", "btrfs-subvolume(8)", "criu(8)", "ip-neighbour(8)", "logind.conf(5)", "lxc-cgroup(1)",
-    "lxc-stop(1)", "lxc.container.conf(5)", "lxc.system.conf(5)", "nft(8)", "nohup(1)", "nsenter(1)",
-    "sd_notify(3)", "sshd(8)", "subuid(5)", "wg(8)",
+    "bash(1)", "btrfs-filesystem(8)", "btrfs-subvolume(8)", "criu(8)", "ip-neighbour(8)", "logind.conf(5)",
+    "lxc-cgroup(1)", "lxc-stop(1)", "lxc.container.conf(5)", "lxc.system.conf(5)", "nft(8)", "nohup(1)", "nsenter(1)",
+    "sd_notify(3)", "sshd(8)", "subuid(5)", "systemd.kill(5)", "timeout(1)", "wg(8)",
 }
 OWN_PAGES = {f"{manual.PAGE.stem}({manual.PAGE.suffix[1:]})"}
 

@@ -241,14 +241,17 @@ def test_a_signal_ends_it_in_order(number: signal.Signals) -> None:
     assert process.returncode == 128 + number
 
 
-def test_the_second_signal_ends_it_at_once() -> None:
-    with subprocess.Popen([sys.executable, "-c", SLOW, "stubborn"], stdout=subprocess.PIPE,
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_the_second_ctrl_c_ends_it_at_once_and_no_hang_up(number: signal.Signals) -> None:
+    """The kernel delivers a SIGHUP before a SIGINT (next_signal in its signal.c)."""
+    with subprocess.Popen(["env", "--default-signal", sys.executable, "-c", SLOW, "stubborn"], stdout=subprocess.PIPE,
                           text=True) as process:
         assert process.stdout and process.stdout.readline() == "started\n"
-        process.terminate()
+        process.send_signal(number)
         assert process.stdout.readline() == "undone\n"
-        process.terminate()
-        assert process.wait() == -signal.SIGTERM
+        process.send_signal(signal.SIGHUP)
+        process.send_signal(signal.SIGINT)
+        assert process.wait() == -signal.SIGINT
 
 
 def test_nohup_is_respected() -> None:

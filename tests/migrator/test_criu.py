@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import socket
 import subprocess
 import time
@@ -11,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from migrator import criu
+from migrator import criu, log
 from migrator.errors import DumpFailed, RestoreFailed, from_json
 
 RLIMIT = "Error (criu/util.c:1534): rlimit: Can't setup RLIMIT_NOFILE for self: Operation not permitted\n"
@@ -184,6 +186,27 @@ def test_a_dump_that_is_under_way_is_waited_for(tmp_path: Path, dumping: subproc
     monkeypatch.setattr(criu, "processes", processes)
     criu.wait_for_dump("web", [tmp_path / "0badc0de"], limit=600)
     assert looks == 3
+
+
+@pytest.mark.parametrize("status", [0, 1])
+def test_a_dump_is_never_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int) -> None:
+    """It runs code of its own in the tasks: where it takes ever so long, that is said, and it is waited for."""
+    os.mkfifo(tmp_path / "end")
+    (tmp_path / "criu").write_text(f'read x <"$1"/end\necho ended >"$1"/marks\nexit {status}\n')
+    said: list[str] = []
+
+    def warning(text: str) -> None:
+        said.append(text)
+        if len(said) == 2:
+            (tmp_path / "end").write_text("\n")
+
+    monkeypatch.setattr(criu, "DUMP_LIMIT", 0.25)
+    monkeypatch.setattr(log, "warning", warning)
+    with contextlib.nullcontext() if status == 0 else pytest.raises(DumpFailed):
+        criu.dump("web", ["sh", str(tmp_path / "criu"), str(tmp_path)], tmp_path)
+    assert (tmp_path / "marks").read_text() == "ended\n"
+    assert [text.partition(": ")[0] for text in said[:2]] == [
+        f"CRIU has not dumped web within {seconds} seconds" for seconds in ("0.25", "0.5")]
 
 
 def test_only_images_travel(tmp_path: Path) -> None:

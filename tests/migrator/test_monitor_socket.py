@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from migrator import lxc, monitor_socket, no_memory, remains
+from migrator import ending, lxc, monitor_socket, no_memory, remains
 from migrator.errors import CommandTimeout, ContainerNotRunning
 
 Listen = Callable[[], socket.socket]
@@ -88,7 +88,7 @@ def test_a_stranger_is_not(container: lxc.Container, listen: Listen, monkeypatch
     """Nor is he told anything, as LXC's programs write, and send signals, where they are told."""
     monkeypatch.setattr(monitor_socket, "ROOT", os.geteuid() + 1)
     ran: list[object] = []
-    for module in (lxc, no_memory):
+    for module in (lxc, no_memory, ending):
         monkeypatch.setattr(module, "run", lambda argv, **_: ran.append(argv))
     listen()
     assert container.state == "STOPPED"
@@ -97,7 +97,7 @@ def test_a_stranger_is_not(container: lxc.Container, listen: Listen, monkeypatch
     assert remains.init_of(container) is None and not no_memory.runs(container, "0badc0de")
     container.tell_frozen()
     container.tell_thawed()
-    assert not no_memory.stop(container, 600, None)
+    assert not ending.stop(SimpleNamespace(detail={"init": [os.getpid(), None]}), container, 600)  # type: ignore[arg-type]
     assert ran == []
     said = capsys.readouterr().err
     assert said.count("answers in place of LXC's monitor of c1") == 1, said

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -64,6 +65,36 @@ def test_it_is_raised_at_once_where_nothing_is_given_back() -> None:
     with pytest.raises(Interrupted):
         press()
     assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL, "a second one ends it"
+
+
+def ended_by(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The signals that would have ended this process, by that clock, whose last moment stays."""
+    fatal: list[int] = []
+    monkeypatch.setattr(time, "monotonic", lambda: clock.pop(0) if clock[1:] else clock[0])
+    monkeypatch.setattr(signal, "raise_signal", fatal.append)
+    return fatal
+
+
+@pytest.mark.parametrize("first", [signal.SIGHUP, signal.SIGTERM, holder.ABORT])
+@pytest.mark.parametrize("then", [signal.SIGHUP, signal.SIGTERM])
+def test_what_comes_along_with_the_first_ends_nothing(first: signal.Signals, then: signal.Signals,
+                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal that closes hangs up twice; the end of a session, and timeout(1), send as much."""
+    fatal = ended_by([1000.0, 1000.4], monkeypatch)
+    with pytest.raises(Interrupted), holder.held_back():
+        os.kill(os.getpid(), first)
+        for _ in range(2):
+            os.kill(os.getpid(), then)
+    assert not fatal and len(holder._interrupted) == 1
+
+
+def test_later_it_is_a_second_sigterm_that_ends_it_and_never_a_hang_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    fatal = ended_by([1000.0, 1000.6], monkeypatch)
+    with pytest.raises(Interrupted), holder.held_back():
+        for number in (signal.SIGHUP, signal.SIGHUP, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+    assert fatal == [signal.SIGTERM]
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_it_waits_until_the_outermost_block_has_ended() -> None:

@@ -14,7 +14,19 @@ from pathlib import Path
 
 import pytest
 
-from migrator import aftermath, clock, container_config, criu, holder, identity, lxc, network, no_memory, remains
+from migrator import (
+    aftermath,
+    clock,
+    container_config,
+    criu,
+    ending,
+    holder,
+    identity,
+    lxc,
+    network,
+    no_memory,
+    remains,
+)
 from migrator.errors import ContainerNotRunning, CopyNotEnded, StartFailed
 from migrator.journal import Journal, Migration
 from migrator.states import Event, Role, State
@@ -88,6 +100,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(no_memory, "start", start)
     monkeypatch.setattr(criu, "wait_for_dump", lambda *_: None)
+    monkeypatch.setattr(ending, "run", lambda *_, **__: pytest.fail("LXC knows nothing of it"))
     return names
 
 
@@ -178,20 +191,20 @@ def test_finish_ends_what_is_left(journal: Journal, cgroup: Path, init: subproce
 
 
 def test_a_stop_has_come_to_its_end_when_nothing_lives(journal: Journal, cgroup: Path, started: list[str],
-                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+                                                       init: subprocess.Popen[bytes]) -> None:
     configured(journal)
-    monkeypatch.setattr(no_memory, "run", lambda *_, **__: None)
-    assert no_memory.stop(lxc.Container("web", journal.path.parent), 0.05, cgroup), "it had to be killed"
+    migration = frozen(journal, cgroup, init.pid, memory=False)
+    assert ending.stop(migration, lxc.Container("web", journal.path.parent), 0.05), "it had to be killed"
     assert (cgroup / "cgroup.kill").read_text() == "1"
     (cgroup / "cgroup.events").write_text("populated 0\n")
-    assert not no_memory.stop(lxc.Container("web", journal.path.parent), 0.05, cgroup)
+    assert not ending.stop(migration, lxc.Container("web", journal.path.parent), 0.05)
 
 
 def test_what_was_told_to_end_and_lives_is_not_started_again(journal: Journal, cgroup: Path, started: list[str],
                                                              init: subprocess.Popen[bytes],
                                                              monkeypatch: pytest.MonkeyPatch) -> None:
     configured(journal)
-    monkeypatch.setattr(no_memory, "run", lambda *_, **__: None)
+    container_config.fence(journal.path.parent / "web", "lxc.uts.name = web\n", "0badc0de", "no")
     monkeypatch.setattr(no_memory, "runs", lambda *_: False)
     migration = frozen(journal, cgroup, init.pid, memory=False, stopping=True, stop_timeout=0.05)
     with pytest.raises(StartFailed, match=str(init.pid)):

@@ -251,7 +251,7 @@ def test_who_is_kept_off_hears_which_one_it_is(journal: Journal, typed: Callable
     found: list[holder.Holder | None] = []
 
     def connected(_: object, where: str) -> contextlib.AbstractContextManager[Any]:
-        found.append(holder.of("web", tmp_path / "run" / "lock", lxcpath=tmp_path))
+        found.append(holder.of("web", tmp_path, tmp_path / "run" / "lock"))
         raise CUT
 
     monkeypatch.setattr(rollback, "connected", connected)

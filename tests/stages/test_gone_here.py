@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A source whose container was removed while it stood still, or has given its name to another one."""
+
+# ruff: noqa: F811 -- fixtures
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from migrator import btrfs, cli, container_config, criu, lxc, no_memory, remains
+from migrator.btrfs import Subvolume
+from migrator.errors import ContainerNotFound, ContainerNotRunning, SourceStillStopped, StartFailed
+from migrator.journal import Journal, Migration
+from migrator.states import Event, Role, State
+from stages import heal, rollback
+from tests.stages.snapshots import fence, layout_of, thaws  # noqa: F401 -- a fixture
+from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
+from tests.stages.test_rollback_typed import typed  # noqa: F401 -- a fixture
+
+ID = "0badc0de"
+HONEST = lxc.Container
+ITS_OWN, ANOTHER = "11111111-2222-3333-4444-555555555555", "66666666-7777-8888-9999-000000000000"
+
+
+class Stopped:
+    """As LXC sees it."""
+
+    state, cgroup = "STOPPED", Path("/nowhere")
+
+    def __init__(self, name: str, lxcpath: Path) -> None:
+        self.name, self.lxcpath = name, lxcpath
+        self.folder = lxcpath / name
+        self.config_file, self.rootfs = self.folder / "config", self.folder / "rootfs"
+        if not self.config_file.is_file():
+            raise ContainerNotFound(name=name, lxcpath=lxcpath)
+
+    @property
+    def init_pid(self) -> int:
+        raise ContainerNotRunning(name=self.name, lxcpath=self.lxcpath, state="STOPPED")
+
+
+@pytest.fixture(autouse=True)
+def host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It was rebooted. Folders are subvolumes; their files tell the uuid, and of which one it was taken."""
+
+    def info(path: Path) -> Subvolume:
+        uuid, parent = (path / "uuid").read_text().split("<")
+        return Subvolume(path, uuid, "", read_only=True, generation=int(path.suffix[1:] or 0), parent_uuid=parent)
+
+    monkeypatch.setattr(btrfs, "is_subvolume", Path.is_dir)
+    monkeypatch.setattr(btrfs, "info", info)
+    monkeypatch.setattr(btrfs, "delete", lambda path: shutil.rmtree(path, ignore_errors=True))
+    monkeypatch.setattr(lxc, "Container", Stopped)
+    monkeypatch.setattr(criu, "LOG_FOLDER", tmp_path / "log")
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The fence of what is started from its disk: of none but what this migration has stopped."""
+    found: list[str] = []
+
+    def start(container: Stopped, _: str, **__: object) -> int:
+        found.append(container_config.fence_of(container.config_file.read_text()))
+        return 77
+
+    monkeypatch.setattr(no_memory, "start", start)
+    monkeypatch.setattr(no_memory, "stay", lambda *_: None)
+    return found
+
+
+def subvolume(path: Path, uuid: str, parent: str = "") -> None:
+    path.mkdir(parents=True)
+    (path / "uuid").write_text(f"{uuid}<{parent}")
+
+
+def begun(journal: Journal, *events: Event, **detail: object) -> Migration:
+    """With its two snapshots, taken of a root file system that is not there."""
+    record = {"pid": 1, "cgroup": "/nowhere", "ports": [], "init": [1, 1], "boot": "an earlier one"} | detail
+    migration = journal.create(id=ID, role=Role.SOURCE, name="web", lxcpath=journal.path.parent, peer="root@hostb",
+                               event=Event.SEND, destination_host="hostb", rounds=[], destination_lxcpath="/pool",
+                               stop_timeout=1, **record)
+    for event in events:
+        migration.move(event)
+    for number in (1, 2):
+        subvolume(layout_of(migration).snapshot(number), f"snapshot {number}", ITS_OWN)
+    return migration
+
+
+DUMPED = (Event.SENT, Event.FREEZE, Event.OFFER, Event.TAKEN)
+WAYS = pytest.mark.parametrize("way", [{}, {"memory": False, "stopping": True}], ids=["memory", "disk"])
+
+
+def put(migration: Migration, uuid: str = "") -> Path:
+    """A container of that name, with this root file system, or none."""
+    folder = layout_of(migration).container
+    folder.mkdir()
+    (folder / "config").write_text("lxc.uts.name = web\n")
+    if uuid:
+        subvolume(folder / "rootfs", uuid)
+    return folder / "config"
+
+
+@WAYS
+def test_another_one_is_not_started(journal: Journal, started: list[str], way: dict[str, Any],
+                                    capsys: pytest.CaptureFixture[str]) -> None:
+    migration = begun(journal, *DUMPED, **way)
+    config = put(migration, ANOTHER)
+    before = config.read_text()
+    done = rollback.roll_back(migration, lambda: "")
+    assert started == [] and done.data["thawed"] is False and migration.state is State.ROLLED_BACK
+    assert config.read_text() == before and (config.parent / "rootfs" / "uuid").is_file()
+    said = capsys.readouterr().err
+    assert "another container has its place by now, and is left alone" in said
+    assert f"{layout_of(migration).snapshot(2)} is kept, as it may be the last copy of web" in said
+    assert [path.name for path in layout_of(migration).own_snapshots()] == [f"{ID}.2"]
+
+
+@WAYS
+def test_it_is_known_by_its_root_file_system_where_its_fence_was_taken_away(journal: Journal, started: list[str],
+                                                                            way: dict[str, Any]) -> None:
+    migration = begun(journal, *DUMPED, **way)
+    put(migration, ITS_OWN)
+    rollback.roll_back(migration, lambda: "")
+    assert started == [""] and layout_of(migration).own_snapshots() == []
+
+
+@WAYS
+def test_by_its_fence_where_its_snapshots_were_removed(journal: Journal, started: list[str],
+                                                       way: dict[str, Any]) -> None:
+    migration = begun(journal, *DUMPED, **way)
+    shutil.rmtree(layout_of(migration).folder)
+    fenced = fence(migration)
+    rollback.roll_back(migration, lambda: "")
+    assert len(started) == 1 and fenced() == ""
+
+
+@WAYS
+@pytest.mark.parametrize(("recorded", "found", "starts"), [
+    (ITS_OWN, ITS_OWN, True), (ITS_OWN, ANOTHER, False), ("", ANOTHER, True),
+], ids=["own", "another's", "an older version"])
+def test_by_what_was_recorded_where_neither_is_left(journal: Journal, started: list[str], way: dict[str, Any],
+                                                    recorded: str, found: str, starts: bool) -> None:
+    """An earlier rollback may have taken the fence and the snapshots away before a start that has failed."""
+    migration = begun(journal, *DUMPED, **way, **({"rootfs_uuid": recorded} if recorded else {}))
+    shutil.rmtree(layout_of(migration).folder)
+    put(migration, found)
+    rollback.roll_back(migration, lambda: "")
+    assert started == [""] * starts
+
+
+@WAYS
+def test_a_start_that_has_failed_is_tried_again(journal: Journal, started: list[str], way: dict[str, Any],
+                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    migration = begun(journal, *DUMPED, **way, rootfs_uuid=ITS_OWN)
+    put(migration, ITS_OWN)
+
+    def fails(*_: object, **__: object) -> int:
+        raise StartFailed(name="web", reason="no room", log="web-start.log")
+
+    with monkeypatch.context() as first, pytest.raises((StartFailed, SourceStillStopped)):
+        first.setattr(no_memory, "start", fails)
+        rollback.roll_back(migration, lambda: "")
+    assert layout_of(migration).own_snapshots() == []
+    rollback.roll_back(migration, lambda: "")
+    assert started == [""]
+
+
+def test_its_root_file_system_is_recorded_when_it_is_brought_to_a_stand(journal: Journal) -> None:
+    put(begun(journal), ITS_OWN)
+    assert remains.record(lxc.Container("web", journal.path.parent))["rootfs_uuid"] == ITS_OWN
+
+
+@WAYS
+def test_a_root_file_system_that_is_not_mounted_is_no_other_one(journal: Journal, started: list[str],
+                                                                way: dict[str, Any]) -> None:
+    """The start fails then, and is tried again."""
+    migration = begun(journal, *DUMPED, **way)
+    put(migration)
+    rollback.thaw_source(migration)
+    assert len(started) == 1
+
+
+@WAYS
+def test_what_was_removed_needs_no_start(journal: Journal, started: list[str], way: dict[str, Any],
+                                         capsys: pytest.CaptureFixture[str]) -> None:
+    migration = begun(journal, *DUMPED, **way)
+    done = rollback.roll_back(migration, lambda: "")
+    assert started == [] and done.data["kept"] == [] and migration.state is State.ROLLED_BACK
+    assert "it was removed, or renamed" in capsys.readouterr().err
+    assert [path.name for path in layout_of(migration).own_snapshots()] == [f"{ID}.2"]
+
+
+@WAYS
+def test_what_is_not_mounted_may_come(journal: Journal, started: list[str], way: dict[str, Any]) -> None:
+    migration = begun(journal, *DUMPED, **way)
+    shutil.rmtree(layout_of(migration).folder)
+    for _ in range(2):
+        with pytest.raises(ContainerNotFound):
+            rollback.roll_back(migration, lambda: "")
+        assert str(migration.state) == "rolling-back"
+    fence(migration)
+    rollback.roll_back(migration, lambda: "")
+    assert len(started) == 1 and migration.ended
+
+
+def test_what_was_never_stopped_may_have_been_removed(journal: Journal, started: list[str]) -> None:
+    migration = begun(journal, Event.SENT, memory=False)
+    rollback.roll_back(migration, lambda: "")
+    assert started == [] and migration.state is State.ROLLED_BACK
+
+
+def test_once_it_was_found_gone_no_later_rollback_starts_it(journal: Journal, started: list[str],
+                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was put back in between, stopped: that is somebody's own doing."""
+    migration = begun(journal, *DUMPED[:2], memory=False, stopping=True)
+    assert rollback.thaw_source(migration) is False
+    migration.move(Event.THAW)
+    put(migration, ITS_OWN)
+    rollback.roll_back(migration, lambda: "")
+    assert started == []
+
+
+def test_one_that_is_renamed_back_loses_its_fence(journal: Journal, started: list[str], thaws: list[str],
+                                                  typed: Callable[..., cli.Result]) -> None:
+    migration = begun(journal, *DUMPED)
+    rollback.roll_back(migration, lambda: "")
+    fenced = fence(migration)
+    assert typed(dry_run=True).data["already"] and fenced() == ID
+    assert typed().data["already"] and fenced() == ""
+
+
+@pytest.mark.parametrize("events", [DUMPED[:3], DUMPED, (*DUMPED, Event.FINISH)])
+def test_what_was_handed_over_goes_on_without_it(journal: Journal, monkeypatch: pytest.MonkeyPatch,
+                                                 events: tuple[Event, ...]) -> None:
+    driven: list[tuple[str, str]] = []
+    monkeypatch.setattr(lxc, "Container", HONEST)
+    monkeypatch.setattr(lxc, "_lxc", lambda: SimpleNamespace(Container=lambda *_: None))
+    monkeypatch.setattr(heal, "_can_go_on", lambda *_: True)
+    monkeypatch.setattr(heal, "complete", lambda *_: None)
+    monkeypatch.setattr(heal, "Drive", lambda _args, _journal, container, found: SimpleNamespace(
+        run=lambda: driven.append((container.state, found.id))))
+    migration = begun(journal, *events)
+    heal._on_source(argparse.Namespace(destination="root@hostb"), journal, migration, at_boot=False)
+    assert driven == [("STOPPED", ID)]
+
+
+def test_before_that_it_must_be_there(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lxc, "Container", HONEST)
+    monkeypatch.setattr(heal, "complete", lambda *_: None)
+    migration = begun(journal, Event.SENT)
+    with pytest.raises(ContainerNotFound):
+        heal._on_source(argparse.Namespace(destination="root@hostb"), journal, migration, at_boot=False)
