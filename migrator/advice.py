@@ -33,6 +33,11 @@ def again(stage: str, migration: Migration) -> str:
     return command(stage, migration)
 
 
+def anew(migration: Migration) -> str:
+    """On the source: what moves it once more where an attempt of the driver's was given up."""
+    return written("migrate", Role.SOURCE, migration.name, migration.peer, migration.detail)
+
+
 def written(stage: str, role: Role, name: str, peer: str, detail: dict[str, Any]) -> str:
     """As `command`, from the single facts. `detail` may have `destination`, `other_name` and both hosts' LXC paths."""
     verb, _, place = stage.partition("@")

@@ -47,10 +47,24 @@ def are_here(migration: Migration) -> bool:
     return boot is not None and not _was_started_anew(migration)
 
 
+def recorded_init(migration: Migration) -> list[Any]:
+    """As `init_of` has found it before it was brought to a stand; older versions recorded its id alone."""
+    return migration.detail.get("init") or [migration.detail.get("pid"), None]
+
+
+def was_thawed(migration: Migration) -> bool:
+    """Whether what was brought to a stand goes on, as after an lxc-unfreeze that somebody has typed."""
+    if not first_is_here(migration):
+        return False
+    with contextlib.suppress(FileNotFoundError):  # it has ended
+        return not (migration.memory and lxc.is_frozen(Path(migration.detail["cgroup"])))
+    return False
+
+
 def first_is_here(migration: Migration) -> bool:
     """Whether the first process of that start lives in that cgroup, and with it all the container's memory."""
     cgroup, boot = migration.detail.get("cgroup", ""), migration.detail.get("boot")
-    init = migration.detail.get("init") or [migration.detail.get("pid"), None]  # older versions did not record it
+    init = recorded_init(migration)
     if not cgroup or boot not in (None, clock.BOOT_ID.read_text().strip()) or init[0] not in cgroups.processes(cgroup):
         return False
     try:
@@ -75,5 +89,5 @@ def _was_started_anew(migration: Migration) -> bool:
     """LXC knows another start of it."""
     with contextlib.suppress(MigratorError):
         init = init_of(lxc.Container(migration.name, migration.lxcpath))
-        return init is not None and init[0] != (migration.detail.get("init") or [migration.detail.get("pid")])[0]
+        return init is not None and init[0] != recorded_init(migration)[0]
     return False

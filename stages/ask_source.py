@@ -12,7 +12,7 @@ import json
 import shlex
 from typing import Any
 
-from migrator import advice, clock, destination, healing, leave, log, names
+from migrator import advice, clock, destination, healing, leave, log, names, standing
 from migrator.advice import this_host
 from migrator.cli import Result
 from migrator.errors import (
@@ -193,7 +193,7 @@ def source_state(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
 
     With `within` it asks for how many seconds it may let the container run. That is recorded before it is said: a
     rollback that is forced meanwhile waits for it. Raises Busy where somebody works on it, who may have it decided
-    otherwise.
+    otherwise, and OutOfOrder where it runs here, past its fence.
     """
     id_ = names.migration_id(str(fields["id"]))
     migration = service.journal.by_id(id_, Role.SOURCE)
@@ -216,6 +216,7 @@ def source_state(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
             migration.refresh()
             if migration.state in healing.LETS_RUN:
                 service.refuse_more(migration)
+                standing.require(migration, "restore-dump")
                 given = leave.asked_for(fields["within"])
                 migration.note("leave", anew=True, **leave.given(migration.detail, given))
             let_go()

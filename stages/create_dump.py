@@ -15,7 +15,21 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from migrator import advice, bounds, btrfs, cli, container_config, criu, holder, layout, leave, log, lxc, spool
+from migrator import (
+    advice,
+    bounds,
+    btrfs,
+    cli,
+    container_config,
+    criu,
+    holder,
+    layout,
+    leave,
+    log,
+    lxc,
+    spool,
+    standing,
+)
 from migrator.cli import Result
 from migrator.errors import ContainerChanged, ContainerNotRunning, NoMigration, NoSpace, OutOfOrder, UsageError
 from migrator.journal import DEFAULT_PATH, Journal, Migration
@@ -74,6 +88,7 @@ def carry_out(args: argparse.Namespace, migration: Migration, container: lxc.Con
     if decision.verdict is Verdict.REFUSE:
         raise OutOfOrder(stage=NAME, missing=decision.missing, next=next_)
     if migration.state is State.OFFERED and not args.dry_run:
+        standing.require(migration, NAME, advice.anew(migration) if prepare_data.one_shot(args) else "")
         migration.note("leave", **leave.given(migration.detail, leave.BY_HAND))
         offer.make(migration, there)
         next_ = advice.next_command(migration)

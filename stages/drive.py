@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from migrator import advice, bandwidth, holder, leave, log, lxc, plan
+from migrator import advice, bandwidth, holder, leave, log, lxc, plan, standing
 from migrator.cli import Result
 from migrator.errors import (
     AlreadyMigrating,
@@ -201,6 +201,7 @@ class Drive:
         left = self._frozen_left()
         if left is None or left <= 0:
             raise DowntimeExceeded(name=self._of.name, seconds=f"{self.args.max_downtime:g}")
+        standing.require(self._of, "restore-dump", advice.anew(self._of))
         self._of.note("leave", **leave.given(self._of.detail, left))
         done = there.call_and_go("restore", first=offer.ANSWER_LIMIT, then=left + offer.ANSWER_LIMIT, id=self._of.id,
                                  limit=left, within=lambda: offer.word(self._of))
@@ -253,9 +254,8 @@ class Drive:
         if isinstance(cause, Interrupted):
             log.info(done.text)
             raise cause
-        again = advice.written("migrate", Role.SOURCE, migration.name, migration.peer, migration.detail)
         runs_again = outcome(SourceRunsAgain, memory=migration.memory and bool(done.data["thawed"]))
-        raise runs_again(cause, name=migration.name, next=again) from error
+        raise runs_again(cause, name=migration.name, next=advice.anew(migration)) from error
 
     def _tell(self) -> str:
         """Have the destination give the token back."""

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from migrator import btrfs, container_config, holder, leave, lxc, transfer
+from migrator import btrfs, container_config, holder, leave, lxc, standing, transfer
 from migrator.advice import this_host
 from migrator.cli import Result
 from migrator.errors import DowntimeExceeded, as_ours
@@ -99,7 +99,10 @@ class Handover(ABC):
 
     @abstractmethod
     def stop_clock(self) -> None:
-        """Nobody gives it back for its time being up; raises DowntimeExceeded where somebody has done so."""
+        """Nobody gives it back for its time being up.
+
+        Raises DowntimeExceeded where the watchdog has done so, and ContainerChanged where somebody else has.
+        """
 
     @abstractmethod
     def unwatched(self) -> None:
@@ -162,10 +165,8 @@ class Handover(ABC):
     def fence(self) -> None:
         """From the offer on this host must not start the container anew: not by hand, and not at boot after a crash."""
         container = self.container
-        message = (f"{container.name} is being moved to {self.there.peer_host} (migration {self.migration.id}), which"
-                   f" may run it by now. See: migrator status {container.name}")
         text = container_config.text_of(container.config_file)
-        container_config.fence(container.folder, text, self.migration.id, message)
+        container_config.fence(container.folder, text, self.migration.id, standing.message(self.migration))
         self.fenced = True
 
     def left(self) -> float:

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from migrator import advice, btrfs, container_config, criu, holder, leave, limited, log, thawing
+from migrator import advice, btrfs, container_config, criu, holder, leave, limited, log, standing, thawing
 from migrator.advice import this_host
 from migrator.errors import (
     DowntimeExceeded,
@@ -56,7 +56,11 @@ def settle(migration: Migration, state_there: State | None) -> None:
 
 
 def word(migration: Migration) -> float:
-    """For how many seconds the destination may let it run, as is recorded here; raises DowntimeExceeded."""
+    """For how many seconds the destination may let it run, as is recorded here; raises DowntimeExceeded.
+
+    OutOfOrder where it runs here, past all that was to keep it from that.
+    """
+    standing.require(migration, "restore-dump")
     left = leave.outstanding(migration.detail)
     if left <= 0:
         raise DowntimeExceeded(name=migration.name, seconds=f"{migration.detail['leave']['lasts']:g}")
