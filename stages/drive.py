@@ -299,7 +299,8 @@ class Drive:
         text = f"{migration.name} has moved to {advice.moved_to(migration)} in {duration(seconds)}."
         if self.still_seconds is not None:
             text += f" {plan.compared(predicted, self.still_seconds, self.dumped.get('stop_seconds'))}"
-        kept = "" if removed else f" The stopped copy is kept here until: migrator cleanup {migration.name}"
+        gone = not self.container.config_file.is_file()
+        kept = "" if gone else f" The stopped copy is kept here until: migrator cleanup {migration.name}"
         return Result({
             "migration": migration.id, "name": migration.name, "stage": self.args.command, "already": False,
             "destination": host, "new_name": migration.other_name,

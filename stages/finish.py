@@ -38,6 +38,7 @@ from migrator.errors import (
     MigratorError,
     NoMigration,
     OutOfOrder,
+    SnapshotFailed,
     StartFailed,
     UsageError,
 )
@@ -301,14 +302,16 @@ def _drop_old(migration: Migration, layout: Layout, old: Path) -> None:
     """
     rootfs, config = old / "rootfs", old / "config"
     told = config.is_file()
-    if not told or not identity.is_superseded(migration, config):
+    inner = _nested(rootfs)
+    if inner or not told or not identity.is_superseded(migration, config):
         if rootfs.exists():
             layout.make_folder()  # an older version made only one of the two
             kept = layout.aside()
             rootfs.rename(kept)
             configuration = f", its configuration in {old}," if told else ""
-            log.warning(f"What stood in the place of {migration.name} may be the only copy of what it has: it is kept"
-                        f" in {kept}{configuration} until: migrator cleanup {migration.name}")
+            why = "has subvolumes inside, which no move takes along" if inner else "may be the only copy of what it has"
+            log.warning(f"What stood in the place of {migration.name} {why}: it is kept in {kept}{configuration} until:"
+                        f" migrator cleanup {migration.name}")
         if told and layout.set_aside():  # also by an earlier finish that was killed
             return
     btrfs.delete(rootfs)
@@ -316,6 +319,15 @@ def _drop_old(migration: Migration, layout: Layout, old: Path) -> None:
         (old / name).unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         old.rmdir()
+
+
+def _nested(rootfs: Path) -> bool:
+    """Whether subvolumes are, or may be, inside what stood in the container's place: no snapshot has taken them."""
+    try:
+        return btrfs.is_subvolume(rootfs) and bool(btrfs.nested(rootfs))
+    except SnapshotFailed as error:
+        log.verbose(str(error))
+        return True
 
 
 HANDLERS = {"running": running, "finish": finish}

@@ -15,10 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from migrator import btrfs, container_config, holder, leave, lxc, standing, transfer
+from migrator import advice, btrfs, container_config, holder, leave, lxc, standing, transfer
 from migrator.advice import this_host
 from migrator.cli import Result
-from migrator.errors import DowntimeExceeded, as_ours
+from migrator.errors import ContainerChanged, DowntimeExceeded, as_ours
 from migrator.journal import Migration
 from migrator.layout import Layout
 from migrator.protocol import Connection
@@ -39,6 +39,7 @@ class Handover(ABC):
         self.container = container
         self.there = there
         self.max_downtime: float = args.max_downtime
+        self.ignore: list[str] = getattr(args, "ignore", [])
         self.one_shot = prepare_data.one_shot(args)
         self.link: Link | None = getattr(args, "link", None)  # of the driver, that can make new connections
         self.layout = Layout(container.lxcpath, container.name, migration.id)
@@ -121,6 +122,7 @@ class Handover(ABC):
     def send_increment(self) -> transfer.TransferResult:
         """What has changed on the disk since the last round."""
         with self.migration.step("increment") as outcome:
+            self._refuse_nested()
             made = btrfs.snapshot(self.container.rootfs, self.last, read_only=True)
             sent = self.send(
                 {"kind": "increment", "uuid": made.uuid, "behind": self.one_shot},
@@ -130,6 +132,17 @@ class Handover(ABC):
             outcome.update(bytes=sent.raw_bytes, wire=sent.wire_bytes, resumed=sent.resumed_bytes,
                            seconds=round(sent.seconds, 3))
         return sent
+
+    def _refuse_nested(self) -> None:
+        """A snapshot leaves subvolumes out, and any user may have made one since the preflight has looked for them.
+
+        Raises ContainerChanged, and SnapshotFailed where that cannot be told.
+        """
+        if {"nested-subvolume", "nested-unknown"} & set(self.ignore):
+            return
+        if found := btrfs.nested(self.container.rootfs):
+            raise ContainerChanged(name=self.container.name, next=advice.again("create-dump", self.migration),
+                                   reason=f"its disk has subvolumes inside, which a snapshot leaves out: {found[0]}")
 
     def send(self, fields: dict[str, Any], files: Callable[[contextlib.ExitStack], list[transfer.SourceFile]],
              watch: Callable[[int, int], None] | None = None) -> transfer.TransferResult:
