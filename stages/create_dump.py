@@ -71,8 +71,8 @@ def run(args: argparse.Namespace) -> Result:
             raise NoMigration(name=name, stage=NAME, next=f"migrator prepare-data {name} -d {args.destination}")
         if migration.state is State.DUMPING and not args.dry_run:
             heal(migration)
-        if migration.state is State.PREPARED and container.state != "RUNNING":
-            raise ContainerNotRunning(name=name, lxcpath=lxcpath, state=container.state)
+        if migration.state is State.PREPARED:
+            _require_running(container)
         with connected(args, args.destination) as there:
             return carry_out(args, migration, container, there)
 
@@ -98,6 +98,7 @@ def carry_out(args: argparse.Namespace, migration: Migration, container: lxc.Con
     _refuse_changed(migration, container)
     looked = check.before_stage(args, container, there, known_copy=True, bridges=migration.detail["bridges"],
                                 memory=migration.memory)
+    _require_running(container)
     dump = handover(args, migration, container, there, looked)
     if args.dry_run:
         return dump.described()
@@ -123,6 +124,12 @@ def heal(migration: Migration) -> None:
         offer.drop_here(migration)  # nobody may take it up for days
         container_config.unfence(migration.lxcpath / migration.name, migration.id)
         migration.move(Event.THAW)
+
+
+def _require_running(container: lxc.Container) -> None:
+    """What stands still by now was frozen by somebody else, and is not given back by a move."""
+    if (state := container.state) != "RUNNING":
+        raise ContainerNotRunning(name=container.name, lxcpath=container.lxcpath, state=state)
 
 
 def _refuse_changed(migration: Migration, container: lxc.Container) -> None:

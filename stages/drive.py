@@ -234,7 +234,8 @@ class Drive:
             self._give_up(error)
         else:
             if not isinstance(error, OutcomeError):  # that one says itself how to go on
-                log.info(f"{self.migration.name} runs on here, and what has been sent is kept. Go on with: "
+                does = "stays as it is" if isinstance(error, ContainerNotRunning) else "runs on"
+                log.info(f"{self.migration.name} {does} here, and what has been sent is kept. Go on with: "
                          f"{advice.again('create-dump', self.migration)}")
             raise error
 
