@@ -203,8 +203,8 @@ class Drive:
             raise DowntimeExceeded(name=self._of.name, seconds=f"{self.args.max_downtime:g}")
         standing.require(self._of, "restore-dump", advice.anew(self._of))
         self._of.note("leave", **leave.given(self._of.detail, left))
-        done = there.call_and_go("restore", first=offer.ANSWER_LIMIT, then=left + offer.ANSWER_LIMIT, id=self._of.id,
-                                 limit=left, within=lambda: offer.word(self._of))
+        done = there.call_and_go("restore", **offer.limits(left), id=self._of.id, limit=left,
+                                 within=lambda: offer.word(self._of))
         self._runs_there(done["running_for"])
 
     def _runs_there(self, seconds: object) -> None:

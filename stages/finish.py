@@ -44,7 +44,6 @@ from migrator.errors import (
 )
 from migrator.journal import DEFAULT_PATH, Journal, Migration
 from migrator.layout import Layout, locked
-from migrator.network import Port
 from migrator.peer import connected
 from migrator.protocol import Connection
 from migrator.service import Service
@@ -173,12 +172,24 @@ def stop_and_fence(migration: Migration) -> None:
 def _end_copy(migration: Migration) -> None:
     """End what was frozen, told by its cgroup: LXC calls it stopped where only its monitor has ended. CopyNotEnded."""
     if aftermath.memory_is_here(migration):  # without its memory it has been stopped before
-        network.remove([Port(**port) for port in migration.detail.get("ports", [])])
+        _unplug(migration)
         lxc.kill(migration.name, migration.lxcpath, Path(migration.detail["cgroup"]))
     if remains.are_here(migration):
         cgroup = Path(migration.detail["cgroup"])
         raise CopyNotEnded(name=migration.name, place=cgroup, next=f"migrator finish {migration.name}",
                            pids=",".join(map(str, lxc.processes(cgroup))))
+
+
+def _unplug(migration: Migration) -> None:
+    """Take the veths of the copy that is frozen here away. By their names alone they could be another container's."""
+    if not migration.detail.get("ports"):
+        return
+    try:
+        found = network.ports(remains.recorded_init(migration)[0])
+        if aftermath.memory_is_here(migration):  # else its process may be another one by now
+            network.remove(found)
+    except (MigratorError, OSError) as error:  # nothing gets through them, and they go with its processes
+        log.verbose(f"The network of {migration.name} is left to its end: {error}")
 
 
 def prune(migration: Migration) -> None:
