@@ -20,7 +20,7 @@ from migrator.layout import Layout
 from migrator.preflight import container_facts
 from migrator.protocol import Connection
 from migrator.states import Event, Role, State
-from stages import cleanup, finish, handover, offer
+from stages import cleanup, drive, finish, handover, offer
 from tests.stages.test_handover import Plain
 from tests.stages.test_heal import dumping, journal  # noqa: F401 -- a fixture
 from tests.stages.test_offer import There
@@ -246,3 +246,19 @@ def test_finish_keeps_the_copy_of_an_earlier_stay_that_has_some(
     finish._drop_old(came, here, here.old)
     kept = here.set_aside()
     assert util.deleted == [] and len(kept) == 1 and (kept[0] / ".subvolume").exists()
+
+
+@pytest.mark.parametrize("stays", [True, False])
+def test_a_move_says_whether_its_source_was_undefined(journal: Journal, moved: Layout, util: Util, stays: bool) -> None:
+    if stays:
+        subvolume(moved.rootfs / "srv" / "made")
+    migration = journal.by_id(moved.id, Role.SOURCE)
+    assert migration
+    migration.note("host", destination_host="hostb")
+    container = lxc.Container.__new__(lxc.Container)
+    container.name, container.lxcpath = "web", moved.lxcpath
+    container.config_file = moved.container / "config"  # type: ignore[misc]
+    args = argparse.Namespace(command="migrate", undefine_source=True, reconnect=0.0, timeout=15.0)
+    done = drive.Drive(args, journal, container, migration)._result()
+    assert ("The stopped copy is kept here until: migrator cleanup web" in done.text) is stays
+    assert (str(moved.container) in done.data["removed"]) is not stays
