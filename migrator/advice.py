@@ -39,6 +39,11 @@ def again(stage: str, migration: Migration) -> str:
     return command(stage, migration)
 
 
+def anew(migration: Migration) -> str:
+    """On the source: what moves it once more where an attempt of the driver's was given up."""
+    return written("migrate", Role.SOURCE, migration.name, migration.peer, migration.detail)
+
+
 def written(stage: str, role: Role, name: str, peer: str, detail: dict[str, Any], *more: str) -> str:
     """As `command`, from the single facts. `detail` may have `destination`, `other_name` and both hosts' LXC paths."""
     text = shlex.join([*_words(stage, role, name, peer, detail), *more])

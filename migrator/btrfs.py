@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import itertools
 import os
 import subprocess
 import uuid as uuid_module
@@ -29,6 +30,8 @@ from migrator.errors import (
 from migrator.run import Program, run, shown, started
 
 STREAM_LIMIT = 24 * 3600.0  # seconds; the transfer has a shorter limit of its own on silence
+NESTED_MAX = 100  # subvolumes inside another one that are told
+NESTED_TRIES = 3
 CLEAN_LIMIT = 600.0  # seconds that it may take to free what was deleted
 DRAIN_LIMIT = 600.0  # seconds that `btrfs receive` may work on after its last byte
 
@@ -104,11 +107,36 @@ def snapshot(source: Path, target: Path, *, read_only: bool) -> Subvolume:
     return info(target)
 
 
-def delete(path: Path) -> None:
-    """Remove a subvolume; nothing happens when it is not there. Raises SnapshotFailed."""
+def nested(path: Path) -> list[str]:
+    """Subvolumes inside a subvolume, relative to it, up to NESTED_MAX; raises SnapshotFailed where that cannot be told.
+
+    A snapshot leaves them out (btrfs-subvolume(8)).
+    """
+    for left in reversed(range(NESTED_TRIES)):
+        try:
+            with _failing_as("searched for others", path), _pybtrfs().SubvolumeIterator(
+                    str(path), top=id_of(path)) as found:
+                return [os.fsdecode(name) for name, _ in itertools.islice(found, NESTED_MAX)]
+        except SnapshotFailed:  # as where one was deleted meanwhile
+            if not left:
+                raise
+    return []
+
+
+def delete(path: Path, *, inner: bool = False) -> None:
+    """Remove a subvolume; nothing happens when it is not there. Raises SnapshotFailed.
+
+    Also where it has others inside, which are somebody's: with `inner` they go too.
+    """
     if is_subvolume(path):
-        with _failing_as("deleted", path):
-            _pybtrfs().delete_subvolume(str(path), recursive=True)
+        try:
+            with _failing_as("deleted", path):
+                _pybtrfs().delete_subvolume(str(path), recursive=inner)
+        except SnapshotFailed as error:
+            with contextlib.suppress(SnapshotFailed):
+                if found := nested(path):
+                    error.fields["reason"] = f"it has subvolumes inside: {', '.join(found[:5])}"
+            raise
 
 
 def make_writable(path: Path) -> None:

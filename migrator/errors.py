@@ -200,7 +200,7 @@ class ContainerNotRunning(MigratorError):
     """The container {name} is {state}, not RUNNING."""
 
     status = 22
-    cure = "Start it with: lxc-start -P {lxcpath} {name}"
+    cure = "Start it with: lxc-start -P {lxcpath} {name} -- or, where it is frozen: lxc-unfreeze -P {lxcpath} {name}"
 
 
 class ContainerExists(MigratorError):

@@ -211,7 +211,7 @@ def remove(path: Path) -> None:
     if path.is_symlink() or not path.is_dir() or removal.is_mounted(path):
         removal.tree(path)
     elif btrfs.is_subvolume(path):
-        btrfs.delete(path)
+        btrfs.delete(path, inner=True)
     else:
         for inner in path.iterdir():
             if inner.is_dir() and not inner.is_symlink():

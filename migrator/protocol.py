@@ -132,14 +132,15 @@ class Connection:
                     **fields: Any) -> dict[str, Any]:
         """As `call_within`, of what answers twice and waits between them for the word that it may go on.
 
-        `first` and `then` are the limits of the two answers, in seconds; `within` tells, when the first one is there,
-        for how many seconds that word holds. An error as the first answer is raised, as is what `within` raises, and
-        nothing is said then; as the second one it is raised as any other.
+        `first` and `then` are the limits of the two answers, in seconds from the request on; `within` tells, when the
+        first one is there, for how many seconds that word holds. An error as the first answer is raised, as is what
+        `within` raises, and nothing is said then; as the second one it is raised as any other.
         """
+        end = self._clock() + then
         request = self.request(op, fields)
         self.answer(request, within=first)
         self.send_json(Kind.GO, {"within": round(within(), 3)})
-        return self.answer(request, within=then)
+        return self.answer(request, within=end - self._clock())
 
     def request(self, op: str, fields: Mapping[str, Any]) -> int:
         """Send a request and return its id, without waiting."""

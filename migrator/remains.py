@@ -47,7 +47,7 @@ def is_known(migration: Migration, container: lxc.Container) -> bool | None:
 
 def _is_on_record(migration: Migration, found: list[int]) -> bool:
     """Older versions did not record when it began, nor in which boot."""
-    pid, began = migration.detail.get("init") or [migration.detail.get("pid"), None]
+    pid, began = recorded_init(migration)
     return _in_this_boot(migration) and found[0] == pid and began in (None, found[1])
 
 
@@ -65,10 +65,24 @@ def are_here(migration: Migration) -> bool:
     return migration.detail.get("boot") is not None and not _was_started_anew(migration)
 
 
+def recorded_init(migration: Migration) -> list[Any]:
+    """As `init_of` has found it before it was brought to a stand; older versions recorded its id alone."""
+    return migration.detail.get("init") or [migration.detail.get("pid"), None]
+
+
+def was_thawed(migration: Migration) -> bool:
+    """Whether what was brought to a stand goes on, as after an lxc-unfreeze that somebody has typed."""
+    if not first_is_here(migration):
+        return False
+    with contextlib.suppress(FileNotFoundError):  # it has ended
+        return not (migration.memory and lxc.is_frozen(Path(migration.detail["cgroup"])))
+    return False
+
+
 def first_is_here(migration: Migration) -> bool:
     """Whether the first process of that start lives in that cgroup, and with it all the container's memory."""
     cgroup = migration.detail.get("cgroup", "")
-    pid = (migration.detail.get("init") or [migration.detail.get("pid")])[0]
+    pid = recorded_init(migration)[0]
     if not cgroup or not _in_this_boot(migration) or pid not in cgroups.processes(cgroup):
         return False
     try:

@@ -12,7 +12,7 @@ import json
 import time
 from typing import Any
 
-from migrator import advice, clock, destination, healing, leave, log, names
+from migrator import advice, clock, destination, healing, leave, log, names, standing
 from migrator.advice import this_host
 from migrator.cli import Result
 from migrator.errors import (
@@ -32,7 +32,7 @@ from migrator.peer import connected, fingerprint
 from migrator.service import Service
 from migrator.states import ENDED, Owner, Role, State
 from migrator.stream import ByteStream
-from stages import force, rollback, standing
+from stages import ask_state, force, rollback
 from tunnel.errors import DocumentedError
 
 RESUME = "resume"
@@ -78,8 +78,8 @@ def _asked(args: argparse.Namespace, migration: Migration, **fields: Any) -> tup
     """And for how many seconds the container may be let run here."""
     with connected(args, source_of(args, migration)) as there:
         never = migration.state is State.ABANDONED or bool(migration.detail.get("given_way"))
-        answer = there.call_within(standing.LIMIT, "source-state", id=migration.id, never=never, **fields)
-        found, given = standing.read(answer), answer.get("leave", 0.0)
+        answer = there.call_within(ask_state.LIMIT, "source-state", id=migration.id, never=never, **fields)
+        found, given = ask_state.read(answer), answer.get("leave", 0.0)
         if not isinstance(given, int | float):
             raise ProtocolError(reason="it answers with a leave that is no number")
         if not _is_source(there.peer_host, fingerprint(args), answer, migration):
@@ -214,7 +214,7 @@ def source_state(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
 
     With `within` it asks for how many seconds it may let the container run. That is recorded before it is said: a
     rollback that is forced meanwhile waits for it. Raises Busy where somebody works on it, who may have it decided
-    otherwise.
+    otherwise, and OutOfOrder where it runs here, past its fence.
     """
     id_ = names.migration_id(str(fields["id"]))
     migration = service.journal.by_id(id_, Role.SOURCE)
@@ -237,6 +237,7 @@ def source_state(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
             migration.refresh()
             if migration.state in healing.LETS_RUN:
                 service.refuse_more(migration)
+                standing.require(migration, "restore-dump")
                 given = leave.asked_for(fields["within"])
                 migration.note("leave", anew=True, **leave.given(migration.detail, given))
             let_go()

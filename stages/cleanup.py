@@ -56,6 +56,18 @@ class Cleaner:
         if not self.dry_run:
             how()
 
+    def leaves(self, rootfs: Path) -> bool:
+        """Whether a root file system stays, and what belongs to it, for the subvolumes in it: no migration sends these.
+
+        Raises SnapshotFailed where it cannot be told.
+        """
+        inner = btrfs.nested(rootfs) if btrfs.is_subvolume(rootfs) else []
+        if inner:
+            log.warning(f"{rootfs} stays, as it has subvolumes inside, which have not moved with it. When one is of no"
+                        f" use any more: btrfs subvolume delete {shlex.quote(f'{rootfs}/{inner[0]}')}")
+            self.left += [f"{rootfs}/{name}" for name in inner]
+        return bool(inner)
+
     def remove_folder(self, path: Path) -> None:
         """A container's: what others have put there, or mounted, stays, and so the folder."""
         strange = container_config.strange_in(path)
@@ -120,7 +132,7 @@ def clean_container(cleaner: Cleaner, journal: Journal, name: str, lxcpath: Path
     if not keep_copy and _is_copy(cleaner, journal, layout):
         container = lxc.Container(name, lxcpath)
         rootfs = container.rootfs
-        if container.state == "STOPPED" and not lxc.lives_in(name, rootfs):
+        if container.state == "STOPPED" and not lxc.lives_in(name, rootfs) and not cleaner.leaves(rootfs):
             if btrfs.is_subvolume(rootfs):
                 cleaner.remove(rootfs, btrfs.delete)
             cleaner.remove_folder(layout.container)
@@ -244,7 +256,8 @@ def _clean_folder(cleaner: Cleaner, journal: Journal, folder: Path, alive: set[s
             (path / name).exists() for name in ("config", "rootfs"))))
         if match and match[1] not in alive and is_copy and not copies:
             cleaner.kept.append(str(path))
-        elif match and match[1] not in alive:
+        elif match and match[1] not in alive and not (
+                is_copy and cleaner.leaves(path if match[2] == "ran" else path / "rootfs")):
             cleaner.remove(path, btrfs.delete if match[2] == "ran" else partial(_remove_tree, journal))
 
 

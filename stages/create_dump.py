@@ -15,7 +15,21 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from migrator import advice, bounds, btrfs, cli, container_config, criu, holder, layout, leave, log, lxc, spool
+from migrator import (
+    advice,
+    bounds,
+    btrfs,
+    cli,
+    container_config,
+    criu,
+    holder,
+    layout,
+    leave,
+    log,
+    lxc,
+    spool,
+    standing,
+)
 from migrator.cli import Result
 from migrator.errors import ContainerChanged, ContainerNotRunning, NoMigration, NoSpace, OutOfOrder, UsageError
 from migrator.journal import DEFAULT_PATH, Journal, Migration
@@ -24,7 +38,7 @@ from migrator.peer import connected, require_stable_path
 from migrator.protocol import Connection
 from migrator.service import Place, Service
 from migrator.states import Event, Role, State, Verdict, decide
-from stages import check, offer, standing, take
+from stages import ask_state, check, offer, prepare_data, take
 from stages.dump import Dump
 from stages.handover import INCREMENT
 from stages.rollback import thaw_source
@@ -57,8 +71,8 @@ def run(args: argparse.Namespace) -> Result:
             raise NoMigration(name=name, stage=NAME, next=f"migrator prepare-data {name} -d {args.destination}")
         if migration.state is State.DUMPING and not args.dry_run:
             heal(migration)
-        if migration.state is State.PREPARED and container.state != "RUNNING":
-            raise ContainerNotRunning(name=name, lxcpath=lxcpath, state=container.state)
+        if migration.state is State.PREPARED:
+            _require_running(container)
         with connected(args, args.destination) as there:
             return carry_out(args, migration, container, there)
 
@@ -66,7 +80,7 @@ def run(args: argparse.Namespace) -> Result:
 def carry_out(args: argparse.Namespace, migration: Migration, container: lxc.Container, there: Connection) -> Result:
     """The stage over a connection that is there; `heal` has been called before where it was killed."""
     name = migration.name
-    state_there = standing.state(there, migration)
+    state_there = ask_state.state(there, migration)
     decision = decide(NAME, migration.state, state_there)
     next_ = advice.command(decision.next_stage, migration) if decision.next_stage else ""
     if not args.dry_run:
@@ -74,6 +88,7 @@ def carry_out(args: argparse.Namespace, migration: Migration, container: lxc.Con
     if decision.verdict is Verdict.REFUSE:
         raise OutOfOrder(stage=NAME, missing=decision.missing, next=next_)
     if migration.state is State.OFFERED and not args.dry_run:
+        standing.require(migration, NAME, advice.anew(migration) if prepare_data.one_shot(args) else "")
         migration.note("leave", **leave.given(migration.detail, leave.BY_HAND))
         offer.make(migration, there)
         next_ = advice.next_command(migration)
@@ -83,6 +98,7 @@ def carry_out(args: argparse.Namespace, migration: Migration, container: lxc.Con
     _refuse_changed(migration, container)
     looked = check.before_stage(args, container, there, known_copy=True, bridges=migration.detail["bridges"],
                                 memory=migration.memory)
+    _require_running(container)
     dump = handover(args, migration, container, there, looked)
     if args.dry_run:
         return dump.described()
@@ -108,6 +124,12 @@ def heal(migration: Migration) -> None:
         offer.drop_here(migration)  # nobody may take it up for days
         container_config.unfence(migration.lxcpath / migration.name, migration.id)
         migration.move(Event.THAW)
+
+
+def _require_running(container: lxc.Container) -> None:
+    """What stands still by now was frozen by somebody else, and is not given back by a move."""
+    if (state := container.state) != "RUNNING":
+        raise ContainerNotRunning(name=container.name, lxcpath=container.lxcpath, state=state)
 
 
 def _refuse_changed(migration: Migration, container: lxc.Container) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from migrator import advice, bandwidth, holder, leave, log, lxc, plan
+from migrator import advice, bandwidth, holder, leave, log, lxc, plan, standing
 from migrator.cli import Result
 from migrator.errors import (
     AlreadyMigrating,
@@ -39,7 +39,7 @@ from migrator.plan import Plan, Round
 from migrator.protocol import Connection
 from migrator.report import duration, size
 from migrator.states import Role, State, step
-from stages import check, cleanup, create_dump, finish, offer, prepare_data, rollback, same_host, standing
+from stages import ask_state, check, cleanup, create_dump, finish, offer, prepare_data, rollback, same_host
 from stages.reconnect import Link, cause_of, say
 from tunnel.errors import DocumentedError
 
@@ -133,8 +133,8 @@ class Drive:
     def _next(self, there: Connection) -> str:
         if self.migration is None:
             return "prepare-data"
-        answer = standing.ask(there, self.migration.id)
-        stage = step(self.migration.state, standing.told(answer, self.migration))
+        answer = ask_state.ask(there, self.migration.id)
+        stage = step(self.migration.state, ask_state.told(answer, self.migration))
         if stage == "prepare-data":  # before anything is looked at there
             same_host.require(self.args, self.migration, there, answer)
         if stage == "create-dump" and self.migration.state is State.PREPARED and self._more_rounds():
@@ -201,9 +201,10 @@ class Drive:
         left = self._frozen_left()
         if left is None or left <= 0:
             raise DowntimeExceeded(name=self._of.name, seconds=f"{self.args.max_downtime:g}")
+        standing.require(self._of, "restore-dump", advice.anew(self._of))
         self._of.note("leave", **leave.given(self._of.detail, left))
-        done = there.call_and_go("restore", first=offer.ANSWER_LIMIT, then=left + offer.ANSWER_LIMIT, id=self._of.id,
-                                 limit=left, within=lambda: offer.word(self._of))
+        done = there.call_and_go("restore", **offer.limits(left), id=self._of.id, limit=left,
+                                 within=lambda: offer.word(self._of))
         self._runs_there(done["running_for"])
 
     def _runs_there(self, seconds: object) -> None:
@@ -233,7 +234,8 @@ class Drive:
             self._give_up(error)
         else:
             if not isinstance(error, OutcomeError):  # that one says itself how to go on
-                log.info(f"{self.migration.name} runs on here, and what has been sent is kept. Go on with: "
+                does = "stays as it is" if isinstance(error, ContainerNotRunning) else "runs on"
+                log.info(f"{self.migration.name} {does} here, and what has been sent is kept. Go on with: "
                          f"{advice.again('create-dump', self.migration)}")
             raise error
 
@@ -253,9 +255,8 @@ class Drive:
         if isinstance(cause, Interrupted):
             log.info(done.text)
             raise cause
-        again = advice.written("migrate", Role.SOURCE, migration.name, migration.peer, migration.detail)
         runs_again = outcome(SourceRunsAgain, memory=migration.memory and bool(done.data["thawed"]))
-        raise runs_again(cause, name=migration.name, next=again) from error
+        raise runs_again(cause, name=migration.name, next=advice.anew(migration)) from error
 
     def _tell(self) -> str:
         """Have the destination give the token back."""
@@ -299,7 +300,8 @@ class Drive:
         text = f"{migration.name} has moved to {advice.moved_to(migration)} in {duration(seconds)}."
         if self.still_seconds is not None:
             text += f" {plan.compared(predicted, self.still_seconds, self.dumped.get('stop_seconds'))}"
-        kept = "" if removed else f" The stopped copy is kept here until: migrator cleanup {migration.name}"
+        gone = not self.container.config_file.is_file()
+        kept = "" if gone else f" The stopped copy is kept here until: migrator cleanup {migration.name}"
         return Result({
             "migration": migration.id, "name": migration.name, "stage": self.args.command, "already": False,
             "destination": host, "new_name": migration.other_name,

@@ -23,13 +23,13 @@ from migrator.plan import Plan
 from migrator.protocol import Connection
 from migrator.run import shown
 from migrator.states import FROZEN, Event, Role, step
-from stages import check, create_dump, finish, import_data, prepare_data, restore_dump, rollback, standing
+from stages import ask_state, check, create_dump, finish, import_data, prepare_data, restore_dump, rollback
 
 
 def run(args: argparse.Namespace, journal: Journal, container: lxc.Container, migration: Migration | None) -> Result:
     """The plan, and every command from the stage on that comes next."""
     with connected(args, args.destination) as there:
-        first = step(migration.state, standing.state(there, migration)) if migration else prepare_data.NAME
+        first = step(migration.state, ask_state.state(there, migration)) if migration else prepare_data.NAME
         if migration and first == rollback.NAME:
             return rollback.described(migration)
         if first not in (prepare_data.NAME, import_data.NAME, create_dump.NAME):

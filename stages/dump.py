@@ -31,7 +31,7 @@ from migrator import (
 )
 from migrator.advice import this_host
 from migrator.cli import Result
-from migrator.errors import DowntimeExceeded, DumpFailed
+from migrator.errors import ContainerChanged, DowntimeExceeded, DumpFailed
 from migrator.growing import POLL, Growing
 from migrator.journal import Migration
 from migrator.progress import Progress
@@ -104,6 +104,9 @@ class Dump(Handover):
     def stop_clock(self) -> None:
         if self.watchdog.stop_clock():
             raise DowntimeExceeded(name=self.container.name, seconds=f"{self.max_downtime:g}")
+        if remains.was_thawed(self.migration):
+            raise ContainerChanged(name=self.container.name, reason="somebody has thawed it while it was dumped",
+                                   next=advice.again("create-dump", self.migration))
 
     def unwatched(self) -> None:
         self.watchdog.dismiss()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from migrator import (
     lxc,
     network,
     remains,
+    standing,
 )
 from migrator.cli import Result
 from migrator.errors import (
@@ -37,17 +39,17 @@ from migrator.errors import (
     MigratorError,
     NoMigration,
     OutOfOrder,
+    SnapshotFailed,
     StartFailed,
     UsageError,
 )
 from migrator.journal import DEFAULT_PATH, Journal, Migration
 from migrator.layout import Layout, locked
-from migrator.network import Port
 from migrator.peer import connected
 from migrator.protocol import Connection
 from migrator.service import Service
 from migrator.states import Event, Role, State, Verdict, after, decide
-from stages import offer, settling, standing
+from stages import ask_state, offer, settling
 
 NAME = "finish"
 ANSWER_LIMIT = 600.0  # seconds: there it is started first, where it was stopped, and snapshots are removed
@@ -87,7 +89,7 @@ def run(args: argparse.Namespace) -> Result:
 def carry_out(args: argparse.Namespace, migration: Migration, there: Connection) -> Result:
     """The stage over a connection that is there."""
     name = migration.name
-    state_there = standing.state(there, migration)
+    state_there = ask_state.state(there, migration)
     decision = decide(NAME, offer.settled(migration, state_there), state_there)
     if not args.dry_run:
         offer.settle(migration, state_there)
@@ -105,6 +107,7 @@ def carry_out(args: argparse.Namespace, migration: Migration, there: Connection)
             if migration.state is not State.FINISHING:
                 raise
             _require_id(migration, getattr(args, "force", None), there.peer_host, "does not have it")
+    _refuse_second(migration)
     if migration.state is State.OFFERED:
         migration.move(Event.TAKEN)  # the answer that would have said so was lost
     migration.move(Event.FINISH)
@@ -116,6 +119,17 @@ def carry_out(args: argparse.Namespace, migration: Migration, there: Connection)
     return Result({"migration": migration.id, "name": name, "stage": NAME, "already": False},
                   f"{name} has moved to {advice.moved_to(migration)}."
                   f" Its root file system is kept here until: migrator cleanup {name}")
+
+
+def _refuse_second(migration: Migration) -> None:
+    """What was started here past the fence has run on with this disk: nobody but its administrator ends that."""
+    if standing.started_anew(migration):
+        standing.restore_fence(migration)
+        stop = shlex.join(["lxc-stop", "-P", str(migration.lxcpath), "-n", migration.name])
+        raise OutOfOrder(
+            stage=NAME, next=f"{stop} -- and then: {advice.again(NAME, migration)}",
+            missing=f"{migration.name} has run on {advice.moved_to(migration)}, and somebody has started it here too,"
+                    f" past its fence. What it has written here since is not there")
 
 
 def _require_id(migration: Migration, given: str | None, there: str, lacks: str) -> None:
@@ -143,12 +157,11 @@ def stop_and_fence(migration: Migration) -> None:
     """
     folder = migration.lxcpath / migration.name
     with migration.step("fence"):
-        message = (f"{migration.name} was migrated to {advice.moved_to(migration)} (migration {migration.id}) and runs"
-                   f" there. To get it back, migrate it from there. {container_config.SUPERSEDED} {migration.name}")
         if not (folder / "config").is_file():
             log.warning(f"{folder} has no configuration any more: there is nothing to fence")
         elif identity.is_source(migration):
-            container_config.fence(folder, container_config.text_of(folder / "config"), migration.id, message)
+            container_config.fence(folder, container_config.text_of(folder / "config"), migration.id,
+                                   standing.message(migration))
         else:
             log.warning(f"{folder} is another container by now: it is left alone")
     with migration.step("stop"):
@@ -161,12 +174,24 @@ def stop_and_fence(migration: Migration) -> None:
 def _end_copy(migration: Migration) -> None:
     """End what was frozen, told by its cgroup: LXC calls it stopped where only its monitor has ended. CopyNotEnded."""
     if aftermath.memory_is_here(migration):  # without its memory it has been stopped before
-        network.remove([Port(**port) for port in migration.detail.get("ports", [])])
+        _unplug(migration)
         ending.kill(migration)
     if remains.are_here(migration):
         cgroup = Path(migration.detail["cgroup"])
         raise CopyNotEnded(name=migration.name, place=cgroup, next=f"migrator finish {migration.name}",
                            pids=",".join(map(str, lxc.processes(cgroup))))
+
+
+def _unplug(migration: Migration) -> None:
+    """Take the veths of the copy that is frozen here away. By their names alone they could be another container's."""
+    if not migration.detail.get("ports"):
+        return
+    try:
+        found = network.ports(remains.recorded_init(migration)[0])
+        if aftermath.memory_is_here(migration):  # else its process may be another one by now
+            network.remove(found)
+    except (MigratorError, OSError) as error:  # nothing gets through them, and they go with its processes
+        log.verbose(f"The network of {migration.name} is left to its end: {error}")
 
 
 def prune(migration: Migration) -> None:
@@ -290,14 +315,16 @@ def _drop_old(migration: Migration, layout: Layout, old: Path) -> None:
     """
     rootfs, config = old / "rootfs", old / "config"
     told = config.is_file()
-    if not told or not identity.is_superseded(migration, config):
+    inner = _nested(rootfs)
+    if inner or not told or not identity.is_superseded(migration, config):
         if rootfs.exists():
             layout.make_folder()  # an older version made only one of the two
             kept = layout.aside()
             rootfs.rename(kept)
             configuration = f", its configuration in {old}," if told else ""
-            log.warning(f"What stood in the place of {migration.name} may be the only copy of what it has: it is kept"
-                        f" in {kept}{configuration} until: migrator cleanup {migration.name}")
+            why = "has subvolumes inside, which no move takes along" if inner else "may be the only copy of what it has"
+            log.warning(f"What stood in the place of {migration.name} {why}: it is kept in {kept}{configuration} until:"
+                        f" migrator cleanup {migration.name}")
         if told and layout.set_aside():  # also by an earlier finish that was killed
             return
     btrfs.delete(rootfs)
@@ -305,6 +332,15 @@ def _drop_old(migration: Migration, layout: Layout, old: Path) -> None:
         (old / name).unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         old.rmdir()
+
+
+def _nested(rootfs: Path) -> bool:
+    """Whether subvolumes are, or may be, inside what stood in the container's place: no snapshot has taken them."""
+    try:
+        return btrfs.is_subvolume(rootfs) and bool(btrfs.nested(rootfs))
+    except SnapshotFailed as error:
+        log.verbose(str(error))
+        return True
 
 
 HANDLERS = {"running": running, "finish": finish}

@@ -15,10 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from migrator import btrfs, container_config, holder, leave, lxc, transfer
+from migrator import advice, btrfs, container_config, holder, leave, lxc, standing, transfer
 from migrator.advice import this_host
 from migrator.cli import Result
-from migrator.errors import DowntimeExceeded, as_ours
+from migrator.errors import ContainerChanged, DowntimeExceeded, as_ours
 from migrator.journal import Migration
 from migrator.layout import Layout
 from migrator.protocol import Connection
@@ -39,6 +39,7 @@ class Handover(ABC):
         self.container = container
         self.there = there
         self.max_downtime: float = args.max_downtime
+        self.ignore: list[str] = getattr(args, "ignore", [])
         self.one_shot = prepare_data.one_shot(args)
         self.link: Link | None = getattr(args, "link", None)  # of the driver, that can make new connections
         self.layout = Layout(container.lxcpath, container.name, migration.id)
@@ -99,7 +100,10 @@ class Handover(ABC):
 
     @abstractmethod
     def stop_clock(self) -> None:
-        """Nobody gives it back for its time being up; raises DowntimeExceeded where somebody has done so."""
+        """Nobody gives it back for its time being up.
+
+        Raises DowntimeExceeded where the watchdog has done so, and ContainerChanged where somebody else has.
+        """
 
     @abstractmethod
     def unwatched(self) -> None:
@@ -118,6 +122,7 @@ class Handover(ABC):
     def send_increment(self) -> transfer.TransferResult:
         """What has changed on the disk since the last round."""
         with self.migration.step("increment") as outcome:
+            self._refuse_nested()
             made = btrfs.snapshot(self.container.rootfs, self.last, read_only=True)
             sent = self.send(
                 {"kind": "increment", "uuid": made.uuid, "behind": self.one_shot},
@@ -127,6 +132,17 @@ class Handover(ABC):
             outcome.update(bytes=sent.raw_bytes, wire=sent.wire_bytes, resumed=sent.resumed_bytes,
                            seconds=round(sent.seconds, 3))
         return sent
+
+    def _refuse_nested(self) -> None:
+        """A snapshot leaves subvolumes out, and any user may have made one since the preflight has looked for them.
+
+        Raises ContainerChanged, and SnapshotFailed where that cannot be told.
+        """
+        if {"nested-subvolume", "nested-unknown"} & set(self.ignore):
+            return
+        if found := btrfs.nested(self.container.rootfs):
+            raise ContainerChanged(name=self.container.name, next=advice.again("create-dump", self.migration),
+                                   reason=f"its disk has subvolumes inside, which a snapshot leaves out: {found[0]}")
 
     def send(self, fields: dict[str, Any], files: Callable[[contextlib.ExitStack], list[transfer.SourceFile]],
              watch: Callable[[int, int], None] | None = None) -> transfer.TransferResult:
@@ -162,10 +178,8 @@ class Handover(ABC):
     def fence(self) -> None:
         """From the offer on this host must not start the container anew: not by hand, and not at boot after a crash."""
         container = self.container
-        message = (f"{container.name} is being moved to {self.there.peer_host} (migration {self.migration.id}), which"
-                   f" may run it by now. See: migrator status {container.name}")
         text = container_config.text_of(container.config_file)
-        container_config.fence(container.folder, text, self.migration.id, message)
+        container_config.fence(container.folder, text, self.migration.id, standing.message(self.migration))
         self.fenced = True
 
     def left(self) -> float:

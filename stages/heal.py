@@ -31,6 +31,7 @@ from migrator.peer import connected
 from migrator.states import Owner, Role, State
 from stages import (
     ask_source,
+    ask_state,
     create_dump,
     finish,
     force,
@@ -38,7 +39,6 @@ from stages import (
     restore_dump,
     rollback,
     settling,
-    standing,
 )
 from stages.drive import Drive, locked_for
 from tunnel.errors import DocumentedError
@@ -113,8 +113,8 @@ def _can_go_on(args: argparse.Namespace, migration: Migration) -> bool:
     """Ask the destination, the only one who knows; raises SourceStateUnknown where it does not answer."""
     try:
         with connected(args, args.destination) as there:
-            answer = standing.ask(there, migration.id)
-            there_state = standing.told(answer, migration)
+            answer = ask_state.ask(there, migration.id)
+            there_state = ask_state.told(answer, migration)
             if there_state is None:
                 raise NotKnownThere(destination=there.peer_host, id=migration.id, name=migration.name,
                                     peer=migration.peer)

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from migrator import advice, btrfs, container_config, criu, holder, leave, limited, log, thawing
+from migrator import advice, btrfs, container_config, criu, holder, leave, limited, log, standing, thawing
 from migrator.advice import this_host
 from migrator.errors import (
     DowntimeExceeded,
@@ -30,7 +30,7 @@ from migrator.states import Event, State
 from stages.rollback import thaw_source
 from tunnel.errors import DocumentedError
 
-ANSWER_LIMIT = 60.0  # seconds for what a destination does besides the restore itself
+ANSWER_LIMIT = 60.0  # seconds for what a destination does besides the restore itself, as to undo one that has failed
 
 
 def attempt(migration: Migration) -> int:
@@ -55,8 +55,22 @@ def settle(migration: Migration, state_there: State | None) -> None:
         migration.move(Event.TAKEN)
 
 
+def limits(left: float | None) -> dict[str, float]:
+    """How long the destination may take to say that it has the token, and what comes of that, as `call_and_go` has it.
+
+    `left` is what remains of the time that the container may stand still; None where nothing is to be restored yet.
+    """
+    if left is None:
+        return {"first": ANSWER_LIMIT, "then": 2 * ANSWER_LIMIT}
+    return {"first": min(ANSWER_LIMIT, left), "then": left + ANSWER_LIMIT}
+
+
 def word(migration: Migration) -> float:
-    """For how many seconds the destination may let it run, as is recorded here; raises DowntimeExceeded."""
+    """For how many seconds the destination may let it run, as is recorded here; raises DowntimeExceeded.
+
+    OutOfOrder where it runs here, past all that was to keep it from that.
+    """
+    standing.require(migration, "restore-dump")
     left = leave.outstanding(migration.detail)
     if left <= 0:
         raise DowntimeExceeded(name=migration.name, seconds=f"{migration.detail['leave']['lasts']:g}")
@@ -75,8 +89,7 @@ def make(migration: Migration, there: Connection, *, restore_within: float | Non
     if restore_within is not None:
         asked["restore_within"] = restore_within
     try:
-        answer = there.call_and_go("own", first=ANSWER_LIMIT, then=(restore_within or 0.0) + ANSWER_LIMIT,
-                                   within=lambda: word(migration), **asked)
+        answer = there.call_and_go("own", **limits(restore_within), within=lambda: word(migration), **asked)
     except DumpRefused as error:
         with holder.held_back():
             give_up(migration, there, error)

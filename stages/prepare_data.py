@@ -48,7 +48,7 @@ from migrator.protocol import Connection
 from migrator.report import size
 from migrator.service import Place, Service, keep_config
 from migrator.states import Event, Role, State, Verdict, decide
-from stages import check, same_host, standing
+from stages import ask_state, check, same_host
 from tunnel.errors import DocumentedError
 
 NAME = "prepare-data"
@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> Result:
             raise ContainerNotRunning(name=name, lxcpath=lxcpath, state=container.state)
         with connected(args, args.destination) as there:
             if migration:
-                decision = decide(NAME, migration.state, standing.state(there, migration))
+                decision = decide(NAME, migration.state, ask_state.state(there, migration))
                 if decision.verdict is Verdict.ALREADY:
                     return _already(migration, decision.next_stage)
                 if decision.verdict is Verdict.REFUSE:
@@ -110,7 +110,7 @@ def carry_out(args: argparse.Namespace, journal: Journal, migration: Migration |
               there: Connection, disk_bytes: int) -> Result:
     """A round, after the preflight; it begins the migration where there is none."""
     if migration and not args.dry_run:
-        same_host.require(args, migration, there, standing.ask(there, migration.id))
+        same_host.require(args, migration, there, ask_state.ask(there, migration.id))
         choose(args, migration)
     config = container_config.read(container.config_file, container.name)
     wanted = migration.detail["destination_lxcpath"] if migration else args.destination_lxcpath
@@ -187,7 +187,7 @@ def _begin(
 def _has_never_heard(there: Connection, migration: Migration) -> bool:
     """Whether the destination, which has answered with an error, says that it has not recorded the migration."""
     try:
-        return standing.read(standing.ask(there, migration.id)) is None
+        return ask_state.read(ask_state.ask(there, migration.id)) is None
     except Interrupted:
         raise
     except DocumentedError:

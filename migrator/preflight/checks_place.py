@@ -27,6 +27,8 @@ NOT_BTRFS = define("destination-not-btrfs", ERROR, """The disk travels by `btrfs
 ROOTFS = define("rootfs-not-subvolume", ERROR, "Only a btrfs subvolume can be snapshotted in an instant and sent.")
 NESTED = define("nested-subvolume", ERROR, """A snapshot leaves subvolumes inside the root file system out: their files
     would be missing on the destination (btrfs-subvolume(8)).""")
+NESTED_UNKNOWN = define("nested-unknown", ERROR, """Whether the root file system has subvolumes inside, which a snapshot
+    leaves out, could not be seen.""")
 DISK_FULL = define("disk-full", ERROR, "The destination has less room than the container's files take.")
 DISK_TIGHT = define("disk-tight", WARNING, "The container's files fit, but hardly anything would be left.")
 DISK_UNKNOWN = define("disk-size-unknown", INFO, "How much the container's files take was not counted.")
@@ -77,6 +79,10 @@ def storage(case: Case) -> Iterator[Finding]:
             f"Turn each into a folder, or remove it: btrfs subvolume delete "
             f"{shlex.quote(f'{rootfs.path}/{rootfs.nested[0]}')}",
         )
+    if rootfs.nested_unknown:
+        yield NESTED_UNKNOWN.found(
+            f"Which subvolumes are inside {rootfs.path} could not be seen: {rootfs.nested_unknown.rstrip('.')}.",
+            f"Check once more; see too: btrfs subvolume list -o {shlex.quote(rootfs.path)}")
     there = case.destination
     if not there:
         return

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from migrator import cgroups, config_reader, consent, log
 from migrator.container_config import unfenced
+from migrator.errors import SnapshotFailed
 from migrator.preflight import apparmor_facts, config_facts, mount_facts, net_facts, task_facts
 from migrator.preflight.apparmor_facts import AppArmor
 from migrator.preflight.config_facts import Config
@@ -35,6 +36,7 @@ class Rootfs:
     filesystem: str = ""
     subvolume: bool = False
     nested: tuple[str, ...] = ()  # subvolumes inside: a snapshot leaves them out
+    nested_unknown: str = ""  # why these could not be told
     used: int = -1  # bytes on disk; -1 when nobody counted
 
 
@@ -117,22 +119,13 @@ def look_at_rootfs(path: Path, *, full: bool) -> Rootfs:
         return Rootfs(str(path), kind, used=used_bytes(path) if full else -1)
     from migrator import btrfs
 
-    subvolume = btrfs.is_subvolume(path)
-    return Rootfs(
-        str(path), kind, subvolume, _nested(path) if subvolume else (), used_bytes(path) if full else -1
-    )
-
-
-def _nested(path: Path) -> tuple[str, ...]:
-    """Subvolumes below a subvolume, relative to it."""
-    import pybtrfs
-
-    try:
-        with pybtrfs.SubvolumeIterator(str(path), top=pybtrfs.subvolume_id(str(path))) as found:
-            return tuple(str(name) for name, _ in found)[:100]
-    except (OSError, pybtrfs.BtrfsUtilError) as error:
-        log.debug(f"no list of the subvolumes in {path}: {error}")
-        return ()
+    subvolume, nested, unknown = btrfs.is_subvolume(path), [], ""
+    if subvolume:
+        try:
+            nested = btrfs.nested(path)
+        except SnapshotFailed as error:
+            unknown = str(error)
+    return Rootfs(str(path), kind, subvolume, tuple(nested), unknown, used_bytes(path) if full else -1)
 
 
 def filesystem(path: Path) -> str:

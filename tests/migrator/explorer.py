@@ -83,6 +83,8 @@ def by_advice(world: World) -> World:
     assert world.source
     if world.source in ENDED:
         return told_late(world)
+    if runs_again(world):
+        return typed(world, "rollback")  # which the error of what is advised advises
     verb, _, place = next_stage(Role.SOURCE, world.source).partition("@")
     on_source_ = not place
     for _ in range(4):
@@ -102,6 +104,11 @@ def by_advice(world: World) -> World:
     return typed(after, "rollback") if after.destination is State.OWNED else after
 
 
+def runs_again(world: World) -> bool:
+    """On the source, where the token is offered or away, and no word is given any more."""
+    return world.source in (State.OFFERED, State.DUMPED) and not model.stands_still(world)
+
+
 def by_resume(world: World) -> World:
     """`migrator resume` on the source: one step of it."""
     assert world.source
@@ -109,6 +116,8 @@ def by_resume(world: World) -> World:
         return told_late(world)
     if world.source is State.DUMPING:
         world = finished(world._replace(program="heal"))
+    if runs_again(world):
+        return typed(world, "rollback")
     stage = on_source(world.source or State.PREPARING, world.destination, images=world.restorable)
     over = next(model.begin_over(world), None) if stage in ("import-data", "restore-dump") else None
     return finished(over) if over else typed(world, stage)
@@ -229,7 +238,7 @@ rounds, reboots and commands. This page is made by `make docs`; a test compares 
 In each of these worlds
 
 - at most one copy runs, and where one runs nothing but a fence that stands could keep the other from being started;
-- the container runs, or can be started, only on the host that owns the token;
+- the container runs, or can be started, only on the host that owns the token, unless somebody has seen to that himself;
 - the source's copy is ended only after the destination has recorded that it runs there, and is asked once more whether
   what has run is still there: destroyed, or another container in its place, it is the last copy that is kept;
 - a container of that name which somebody else has made on the destination, at whatever moment, stays as it is: it is
@@ -247,8 +256,9 @@ destination on which LXC runs the container, or may start it, when it is given u
 over at any moment, on both hosts at once: that its end comes no later there than here is for the clocks, see
 [states.md](states.md#the-sources-word). Strangers come only before the last of the dumps, but for who takes the fence
 away from what a restore has let run. LXC's monitor of what runs there may end at any moment, and LXC says of it that it
-is stopped; on the source nothing hangs on the monitor. A fence that is taken away from the source's frozen copy, nobody
-can make up for: that is left out too.
+is stopped; on the source nothing hangs on the monitor. The source's copy may be thawed by somebody, or lose its fence
+and be started: no word is given any more then, the token is taken back. While a word that was given before still holds,
+and where it may have run on the destination, nobody can make up for that: it is left out too.
 
 | what happens | transitions |
 | --- | --- |
@@ -257,9 +267,9 @@ can make up for: that is left out too.
 How it is known that the search finds errors: `tests/migrator/test_broken_rules.py` breaks one rule after the other (the
 source thaws while its offer is open, the offer goes out before the fence stands, a refusal is not recorded, an offer
 does not say for which dump it is, the source does not wait for the destination's word, nor for the end of its own,
-whether that still holds is not looked at last, what stands in the container's place is taken for ours, what has run is
-not looked for before the source's copy is ended, ...) and expects two copies, a stranger's container that is lost, or
-the last copy.
+whether that still holds is not looked at last, nor whether the source's copy still stands still, what stands in the
+container's place is taken for ours, what has run is not looked for before the source's copy is ended, ...) and expects
+two copies, a stranger's container that is lost, or the last copy.
 """
 
 

@@ -20,7 +20,9 @@ written in which order around which acts and messages. Keep it in step with stag
     what has run there he may destroy as long as the source's copy is not being ended. Between the destination's word
     that it is there and the record that it is, nobody can keep him from that
   - somebody takes the fence away from what a restore has let run; LXC's monitor ends, and what it held runs on. On the
-    source no rule hangs on the monitor, and a fence that is taken away there, nobody can make up for
+    source no rule hangs on the monitor
+  - somebody thaws what stands still on the source, or takes its fence away, so that it can be started; but not while
+    the source's word holds, nor where it may have run on the destination: for that nobody can make up
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from collections.abc import Callable, Iterator
 from migrator.healing import LETS_RUN, MAY_RESTORE, TAKEN_BACK, gives_back, must_ask
 from migrator.identity import Whose
 from migrator.leave import BY_HAND
-from migrator.states import ENDED, Event, IllegalMove, Owner, Role, State, Verdict, after, decide, step
+from migrator.states import ENDED, Event, IllegalMove, Owner, Role, State, Verdict, after, decide, owner, step
 from tests.migrator.world import FROZEN, RAN_THERE, RUNS, STOPPED, STRANGER, Message, World
 
 S = State
@@ -120,6 +122,22 @@ def source_moves(world: World) -> Moves:
         yield "the source is rebooted", world._replace(here=STOPPED, program="", step=0, waiting=False)
     if world.here == STOPPED and not world.fenced_here:
         yield "it is started on the source", world._replace(here=RUNS)
+    if world.source in (S.OFFERED, S.DUMPED) and never_ran_there(world) and world.attempt < max(DUMPS, 2):
+        if world.here == FROZEN:
+            yield f"{STRANGER}thaws it on the source", world._replace(here=RUNS, past=True)
+        if world.fenced_here:
+            yield f"{STRANGER}takes the fence away on the source", world._replace(fenced_here=False, past=True)
+
+
+def never_ran_there(world: World) -> bool:
+    """Nor may it at this moment."""
+    return not (world.word or world.restoring or world.mark) and world.fenced_there and world.there == STOPPED \
+        and world.destination not in RAN_THERE
+
+
+def stands_still(world: World) -> bool:
+    """On the source, which looks before it offers the token again, or says that it may be let run there."""
+    return world.here != RUNS
 
 
 def begin(world: World, stage: str) -> Iterator[World]:
@@ -138,6 +156,8 @@ def begin(world: World, stage: str) -> Iterator[World]:
         return  # another migration
     verdict = decide(stage, world.source, None if stage == "rollback" else world.destination).verdict
     if stage == "create-dump" and world.source is S.OFFERED:
+        if verdict is not Verdict.ALREADY and not stands_still(world):
+            return
         if verdict is not Verdict.REFUSE:
             yield world._replace(program="learn" if verdict is Verdict.ALREADY else "offer again")
     elif stage == "rollback" and world.source is S.ROLLING_BACK:
@@ -156,6 +176,8 @@ def begin_over(world: World) -> Iterator[World]:
     stage = step(world.source, world.destination)
     if stage == "import-data":
         yield world._replace(program="import over")
+    elif stage == "restore-dump" and not stands_still(world):
+        yield world._replace(program="rollback")
     elif stage == "restore-dump":
         yield world._replace(program="restore offered" if world.source is S.OFFERED else "restore over")
 
@@ -178,8 +200,9 @@ def go_on(world: World) -> Iterator[World]:
         yield kept(world._replace(waiting=True, flying=flying))
         return
     if not world.gone:
-        for there, answer in answers(world, message):
-            yield from answered(there, answer)
+        leave = stands_still(world) or message.request not in GOES_ON
+        for there, answer in answers(world, message, leave=leave):
+            yield from answered(there, answer if leave or answer != OK else TROUBLE)
     if message.request == "abandon":
         for known in (False, True):
             yield from another_answers(world, known=known)
@@ -214,7 +237,8 @@ def act(world: World, word: str) -> World:
             return world._replace(fenced_here=False)
         case "act:kill" | "act:stop":
             return world._replace(here=STOPPED)
-    return world._replace(source=after(Role.SOURCE, world.source, Event(word)))
+    state = after(Role.SOURCE, world.source, Event(word))
+    return world._replace(source=state, past=world.past and owner(state) is not Owner.SOURCE)
 
 
 def answered(world: World, answer: str) -> Iterator[World]:
@@ -318,7 +342,12 @@ def inert(world: World, message: Message) -> bool:
 
 def has_leave(world: World, message: Message) -> bool:
     """Whether the source says, asked again by the first answer, that it still waits for this very request."""
-    return world.waiting and awaited(world) == message
+    return world.waiting and awaited(world) == message and (stands_still(world) or message.request not in GOES_ON)
+
+
+def given(world: World) -> World:
+    """The source's word, once its fence stands again."""
+    return world._replace(word=True, fenced_here=True, past=False)
 
 
 def answers(world: World, message: Message, *, leave: bool = True) -> Iterator[tuple[World, str]]:
@@ -333,7 +362,7 @@ def answers(world: World, message: Message, *, leave: bool = True) -> Iterator[t
         yield world, UNKNOWN
         return
     if leave and message.request in GOES_ON:
-        world = world._replace(word=True)
+        world = given(world) if has_leave(world, message) else world._replace(word=True)
     try:
         for changed, answer in HANDLERS[message.request](world, message.attempt):
             if not leave:
@@ -586,11 +615,11 @@ def typed_there(world: World, command: str) -> Answers:
                 return
             if said in TAKEN_BACK:
                 command = "rollback"
-            elif said not in LETS_RUN:
+            elif said not in LETS_RUN or not stands_still(world):
                 yield world, TROUBLE
                 return
             else:
-                world = world._replace(word=True)
+                world = given(world)
                 yield world, LOST
     yield from answers(world, Message(TYPED_THERE[command], 0))
 

@@ -78,7 +78,7 @@ def a_rollback_does_not_wait_for_the_destination(patch: pytest.MonkeyPatch) -> N
     programs(patch, "rollback", *model.PROGRAMS["rollback alone"])
 
 
-@mutant("two owners")
+@mutant("two owners|one runs")
 def a_rollback_is_recorded_before_the_answer(patch: pytest.MonkeyPatch) -> None:
     programs(patch, "rollback", "roll-back", "call:abandon", "act:unfence", "act:thaw", "rolled-back")
 
@@ -149,6 +149,16 @@ def whether_the_word_still_holds_is_not_looked_at_last(patch: pytest.MonkeyPatch
 @mutant("two copies run|one runs|two owners|without the token")
 def a_forced_rollback_does_not_wait_until_its_word_is_over(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(model, "is_over", lambda _: True)
+
+
+@mutant("two copies run|one runs|does not have the token")
+def whether_it_still_stands_still_is_not_looked_at_before_a_word(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(model, "stands_still", lambda _: True)
+
+
+@mutant("two copies run|one runs|does not have the token")
+def a_fence_that_was_taken_away_is_not_put_back_before_a_word(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(model, "given", lambda world: world._replace(word=True))
 
 
 @mutant("two copies run|one runs")

@@ -51,7 +51,7 @@ class Here:
             self.subvolumes.add(path.stat().st_ino)
         return path.stat().st_ino in self.subvolumes
 
-    def _delete(self, path: Path) -> None:
+    def _delete(self, path: Path, **_: bool) -> None:
         if path.is_dir():
             shutil.rmtree(path)
 

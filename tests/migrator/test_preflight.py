@@ -166,6 +166,7 @@ FOUND: list[tuple[str, Severity, Change, str]] = [
     ("rootfs-not-subvolume", ERROR, Change(container={"rootfs.subvolume": False, "rootfs.filesystem": "ext4"}),
      "on ext4"),
     ("nested-subvolume", ERROR, Change(container={"rootfs.nested": ("var/lib/machines",)}), "var/lib/machines"),
+    ("nested-unknown", ERROR, Change(container={"rootfs.nested_unknown": "EIO."}), "EIO"),
     ("disk-full", ERROR, Change(destination={"storage.free": GIB // 2}), "512.0 MiB free"),
     ("disk-full", ERROR, Change(options={"disk_needed": 60 * GIB}), "60.0 GiB"),
     ("disk-tight", WARNING, Change(destination={"storage.free": GIB + 1}), "only 1 B"),

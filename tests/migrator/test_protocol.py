@@ -86,6 +86,24 @@ def test_takeover_has_two_answers() -> None:
         assert connection.call("echo", still=1) == {"still": 1}
 
 
+def test_both_answers_of_a_takeover_are_waited_for_from_the_request_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the first one has taken the second one has no more."""
+    now, limits = [1000.0], []
+
+    def answer(_: int, *, within: float) -> dict[str, Any]:
+        limits.append(within)
+        now[0] += 7.0
+        return {}
+
+    with connected({}) as (connection, _):
+        monkeypatch.setattr(connection, "_clock", lambda: now[0])
+        monkeypatch.setattr(connection, "answer", answer)
+        monkeypatch.setattr(connection, "request", lambda *_: 1)
+        monkeypatch.setattr(connection, "send_json", lambda *_: None)
+        connection.call_and_go("take", first=10.0, then=30.0, within=lambda: 5.0)
+    assert limits == [10.0, 23.0]
+
+
 def test_takeover_that_fails_answers_with_its_error() -> None:
     def run(_: Connection) -> dict[str, Any]:
         raise NoSpace(where="/pool", free=1, needed=2, what="it")

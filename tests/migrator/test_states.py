@@ -23,7 +23,7 @@ from migrator.states import (
     next_stage,
 )
 from tests.migrator import model
-from tests.migrator.explorer import WAYS, Explored, ends, explore, finished, page
+from tests.migrator.explorer import WAYS, Explored, ends, explore, finished, page, runs_again
 from tests.migrator.model import ARRIVING, TAKEN
 
 STAGES = ("prepare-data", "import-data", "create-dump", "restore-dump", "finish", "rollback")
@@ -141,7 +141,7 @@ def test_every_way_leads_to_an_end(found: Explored, way: str) -> None:
         if way != "resume on the source" or world.source in ENDED:
             continue
         given_up = (world.source is State.ROLLING_BACK or world.destination in (State.ABANDONING, State.ABANDONED)
-                    or world.has_left or world.given_way)
+                    or world.has_left or world.given_way or runs_again(world))
         lost = world.source in (State.OFFERED, State.DUMPED) and world.destination not in TAKEN | ARRIVING
         no_images = world.destination in (State.OWNED, State.RESTORING) and not (
             world.restorable or world.there == "runs" or (world.mark and world.place.may_go))

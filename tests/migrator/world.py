@@ -26,6 +26,7 @@ class World(NamedTuple):
     forced: bool = False
     here: str = RUNS
     fenced_here: bool = False
+    past: bool = False  # somebody has thawed it there, or taken its fence away, while it was to stand still
     program: str = ""  # that runs on the source
     step: int = 0
     waiting: bool = False  # for the answer to the call at `step`
@@ -89,7 +90,7 @@ def check(world: World) -> None:
     assert not (world.may_run_here and world.may_run_there), "one runs, and nothing keeps the other from being started"
     both = world.source_owner is Owner.SOURCE and world.destination_owner is Owner.DESTINATION
     assert not both or world.forced, "two owners"
-    if world.may_run_here:
+    if world.may_run_here and not world.past:
         assert world.source_owner is Owner.SOURCE, "it may run on the source, which does not have the token"
     if world.may_run_there and not world.forgot:
         assert world.destination_owner is Owner.DESTINATION, "it may run on the destination without the token"

@@ -7,7 +7,7 @@ import pytest
 
 from tests.rig.conftest import CleanHosts
 from tests.rig.harness import DESTINATION, Rig
-from tests.rig.held import held
+from tests.rig.held import RESTORE, held
 
 
 def prepared(rig: Rig) -> None:
@@ -98,3 +98,49 @@ def test_a_destination_that_crashed_while_restoring_does_not_start_it_anew(rig: 
     rig.migrator("hosta", "rollback", "c1").expect(0)
     found = rig.probe("hosta", "c1")
     assert found["intact"] and found["start"] == start
+
+
+def test_what_runs_past_its_fence_is_not_handed_over(rig: Rig, clean_hosts: CleanHosts) -> None:
+    """What keeps a host's configurations in order has written it anew, and a reboot has started it."""
+    prepared(rig)
+    before = rig.read("hosta", "/pool/c1/config")
+    rig.migrator("hosta", "create-dump", "c1", "-d", DESTINATION).expect(0)
+    rig.sh("hosta", "echo 1 >/sys/fs/cgroup/lxc.payload.c1/cgroup.kill; lxc-wait -n c1 -s STOPPED -t 200")
+    rig.put("hosta", "/pool/c1/config", before)
+    rig.sh("hosta", "lxc-autostart")
+    init = rig.sh("hosta", "lxc-info -n c1 -pH")
+    failed = rig.migrator("hosta", "resume", "c1", "--json").expect(3).json["error"]
+    assert "where it was to stand still" in failed["message"]
+    assert rig.sh("hosta", "lxc-info -n c1 -pH") == init, "it is left as it is"
+    assert rig.read("hosta", "/pool/c1/config") == before
+    assert rig.status("hosta", "c1")["state"] == "rolled-back" and rig.status("hostb", "c1")["state"] == "abandoned"
+
+
+def test_a_fence_that_was_taken_away_is_put_back(rig: Rig, clean_hosts: CleanHosts) -> None:
+    clean_hosts.allow("snapshot")
+    prepared(rig)
+    before = rig.read("hosta", "/pool/c1/config")
+    rig.migrator("hosta", "create-dump", "c1", "-d", DESTINATION).expect(0)
+    rig.put("hosta", "/pool/c1/config", before)
+    with held(rig, "hostb", "criu", RESTORE) as hold, rig.start("hosta", "migrator", "resume", "c1") as going_on:
+        hold.wait("it is restored")
+        assert "migrator fence" in rig.read("hosta", "/pool/c1/config")
+        hold.release()
+        going_on.wait().expect(0)
+    assert rig.probe("hostb", "c1")["intact"]
+    refuses_to_start(rig, "hosta")
+
+
+def test_a_copy_with_subvolumes_inside_stays(rig: Rig, clean_hosts: CleanHosts) -> None:
+    """Whoever has made them: no move takes them along."""
+    clean_hosts.allow("snapshot")
+    rig.guest("hosta", "c1", "tick")
+    rig.migrator("hosta", "migrate", "c1", "-d", DESTINATION).expect(0)
+    rig.sh("hosta", "btrfs subvolume create /pool/c1/rootfs/made && echo 1 >/pool/c1/rootfs/made/last")
+    told = rig.migrator("hosta", "cleanup", "c1", "--json").expect(0).json
+    assert told["left"] == ["/pool/c1/rootfs/made"]
+    assert rig.read("hosta", "/pool/c1/rootfs/made/last") == "1\n"
+    refuses_to_start(rig, "hosta")
+    rig.sh("hosta", "btrfs subvolume delete /pool/c1/rootfs/made")
+    rig.migrator("hosta", "cleanup", "c1").expect(0)
+    assert rig.sh("hosta", "ls /pool").split() == []

@@ -26,7 +26,7 @@ from migrator.errors import (
 from migrator.journal import Journal, Migration
 from migrator.service import Service
 from migrator.states import Event, Owner, Role, State
-from stages import ask_source, drive, finish, force, heal, migrate, prepare_data, rollback, standing
+from stages import ask_source, ask_state, drive, finish, force, heal, migrate, prepare_data, rollback
 from tests.stages.test_answers import ID, Destination, pool  # noqa: F401 -- a fixture
 from tests.stages.test_force import ALIVE, SILENT, UNKNOWN, nothing_real  # noqa: F401 -- a fixture
 from tunnel.errors import DocumentedError
@@ -111,7 +111,7 @@ def test_its_word_thaws_nothing(source: Migration, hosts: Hosts, nothing_real: l
         with pytest.raises(SourceStateUnknown, match="does not know migration"):
             rollback.roll_back(source, lambda: tell(source, host))
         assert source.state is before and source.owner is not Owner.SOURCE and nothing_real == []
-        assert standing.state(host, source) is None  # type: ignore[arg-type]
+        assert ask_state.state(host, source) is None  # type: ignore[arg-type]
 
 
 def test_the_host_that_it_went_to_is_believed(source: Migration, hosts: Hosts, nothing_real: list[str]) -> None:

@@ -63,7 +63,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
     monkeypatch.setattr(layout, "FORMER_MEMORY", tmp_path / "shm")
     monkeypatch.setattr(layout.locked.__wrapped__, "__defaults__", (tmp_path / "run" / "lock",))  # type: ignore
     monkeypatch.setattr("migrator.btrfs.is_subvolume", lambda path: path.name.endswith(".1") and path.is_dir())
-    monkeypatch.setattr("migrator.btrfs.delete", lambda path: path.is_dir() and path.rmdir())
+    monkeypatch.setattr("migrator.btrfs.delete", lambda path, **_: path.is_dir() and path.rmdir())
 
     class Info:
         def __init__(self, _path: Path) -> None:

@@ -44,7 +44,8 @@ def state(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
     monkeypatch.setattr(btrfs, "is_subvolume", lambda path: path.is_dir() and path.name != "web")
     monkeypatch.setattr(btrfs, "info", info)
-    monkeypatch.setattr(btrfs, "delete", lambda path: shutil.rmtree(path, ignore_errors=True))
+    monkeypatch.setattr(btrfs, "nested", lambda _: [])
+    monkeypatch.setattr(btrfs, "delete", lambda path, **_: shutil.rmtree(path, ignore_errors=True))
     monkeypatch.setattr(btrfs, "sync", lambda path: None)
     monkeypatch.setattr(network, "silenced", list)
     monkeypatch.setattr(settling, "stands_fenced", lambda _: False)

@@ -17,7 +17,7 @@ from migrator.errors import ConnectionLost, InternalError, MigratorError, Protoc
 from migrator.grant import ROOT
 from migrator.journal import Journal
 from migrator.states import Event, Role, State
-from stages import ask_source, heal, restore_dump, settling, standing
+from stages import ask_source, ask_state, heal, restore_dump, settling
 from tests.stages.test_heal import journal, owned  # noqa: F401 -- a fixture
 
 # ruff: noqa: F811 -- fixtures
@@ -88,13 +88,13 @@ def test_who_may_stand_still_here_has_the_first_turn(journal: Journal, one: Call
 
 @pytest.mark.parametrize("answer", LIES, ids=str)
 def test_a_state_is_read_strictly(journal: Journal, answer: dict[str, Any]) -> None:
-    for read in (standing.read, lambda given: standing.told(given, owned(journal))):
+    for read in (ask_state.read, lambda given: ask_state.told(given, owned(journal))):
         with pytest.raises(ProtocolError):
             read(answer)
 
 
 def test_which_are_states() -> None:
-    assert [standing.read({"state": each}) for each in (*State, None)] == [*State, None]
+    assert [ask_state.read({"state": each}) for each in (*State, None)] == [*State, None]
 
 
 def test_no_question_about_a_state_waits_for_ever(journal: Journal) -> None:
@@ -106,8 +106,8 @@ def test_no_question_about_a_state_waits_for_ever(journal: Journal) -> None:
         return {"state": None}
 
     there = SimpleNamespace(call_within=call_within)  # and nothing else
-    assert standing.state(there, owned(journal)) is None  # type: ignore[arg-type]
-    assert asked == [(standing.LIMIT, "state", {"id": "0badc0de"})]
+    assert ask_state.state(there, owned(journal)) is None  # type: ignore[arg-type]
+    assert asked == [(ask_state.LIMIT, "state", {"id": "0badc0de"})]
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def source(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     @contextmanager
     def connected(*_: object) -> Iterator[Any]:
         def call_within(limit: float, op: str, **__: object) -> Any:
-            assert (limit, op) == (standing.LIMIT, "source-state")
+            assert (limit, op) == (ask_state.LIMIT, "source-state")
             return said
 
         yield SimpleNamespace(peer_host="hosta", call_within=call_within)

@@ -12,11 +12,18 @@ import pytest
 
 from migrator import btrfs, lxc
 from migrator.cli import Result
-from migrator.errors import DowntimeExceeded, JournalBroken, MigratorError, SourceRunsAgain, SourceStillFrozen
+from migrator.errors import (
+    ContainerNotRunning,
+    DowntimeExceeded,
+    JournalBroken,
+    MigratorError,
+    SourceRunsAgain,
+    SourceStillFrozen,
+)
 from migrator.journal import Journal, Migration
 from migrator.protocol import Connection
 from migrator.states import Event, State
-from stages import offer
+from stages import check, create_dump, offer
 from stages.handover import Handover
 from tests.stages.test_heal import dumping, journal  # noqa: F401 -- a fixture
 from tests.stages.test_offer import There
@@ -139,3 +146,42 @@ def test_who_cannot_thaw_leaves_it_to_the_watchdog(migration: Migration, monkeyp
     with pytest.raises(SourceStillFrozen):
         made.run()
     assert made.done[-1] == "left alone, dumping"
+
+
+# --- before it --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("driver", [True, False])
+@pytest.mark.parametrize("state", ["FROZEN", "STOPPED", "RUNNING"])
+def test_what_somebody_has_brought_to_a_stand_since_the_preflight_is_not_handed_over(
+        migration: Migration, monkeypatch: pytest.MonkeyPatch, state: str, driver: bool) -> None:
+    """The rounds may have taken hours: it would be thawed on either host."""
+    done: list[str] = []
+
+    class Begun:
+        def run(self) -> Result:
+            done.append("begun")
+            return Result({}, "")
+
+    container = lxc.Container.__new__(lxc.Container)
+    container.name, container.lxcpath = migration.name, migration.lxcpath
+    monkeypatch.setattr(lxc.Container, "state", state)
+    monkeypatch.setattr(create_dump, "_refuse_changed", lambda *_: None)
+    monkeypatch.setattr(create_dump, "require_stable_path", lambda _: None)
+    monkeypatch.setattr(create_dump, "handover", lambda *_: Begun())
+    monkeypatch.setattr(check, "before_stage", lambda *_, **__: done.append("preflight"))
+    migration.note("begun", bridges={})
+    there = There({"state": State.IMPORTED, "ticket": ""})
+    args = argparse.Namespace(dry_run=False, one_shot=driver)
+
+    def carry_out() -> None:
+        create_dump.carry_out(args, migration, container, cast("Connection", there))
+
+    if state == "RUNNING":
+        carry_out()
+        assert done == ["preflight", "begun"]
+    else:
+        with pytest.raises(ContainerNotRunning, match=state) as raised:
+            carry_out()
+        assert done == ["preflight"] and f"lxc-unfreeze -P {migration.lxcpath} web" in raised.value.hint
+        assert migration.state is State.PREPARED

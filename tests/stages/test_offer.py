@@ -120,8 +120,9 @@ def test_it_names_its_dump(journal: Journal) -> None:
 
 
 @pytest.mark.parametrize(("within", "limits"), [
-    (None, {"first": offer.ANSWER_LIMIT, "then": offer.ANSWER_LIMIT}),
-    (30.0, {"first": offer.ANSWER_LIMIT, "then": 30.0 + offer.ANSWER_LIMIT}),
+    (None, {"first": offer.ANSWER_LIMIT, "then": 2 * offer.ANSWER_LIMIT}),
+    (30.0, {"first": 30.0, "then": 30.0 + offer.ANSWER_LIMIT}),
+    (300.0, {"first": offer.ANSWER_LIMIT, "then": 300.0 + offer.ANSWER_LIMIT}),
 ])
 def test_what_is_asked_and_answered(journal: Journal, within: float | None, limits: dict[str, float]) -> None:
     migration = offered(journal)

@@ -8,6 +8,7 @@ LXC says STOPPED then, and has no process; the tasks live on in the cgroup that 
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +28,7 @@ from migrator import (
     no_memory,
     remains,
 )
-from migrator.errors import ContainerNotRunning, CopyNotEnded, StartFailed
+from migrator.errors import CommandFailed, ContainerNotRunning, CopyNotEnded, StartFailed
 from migrator.journal import Journal, Migration
 from migrator.states import Event, Role, State
 from stages import finish, rollback
@@ -177,6 +178,7 @@ def test_finish_ends_what_is_left(journal: Journal, cgroup: Path, init: subproce
         configured(journal)
     heard: list[str] = []
     monkeypatch.setattr(network, "hear", heard.append)
+    monkeypatch.setattr(network, "ports", lambda _: [])
     monkeypatch.setattr(network, "remove", lambda _: None)
     monkeypatch.setattr(identity, "is_source", lambda _: True)
     port = {"inside": "eth0", "outside": "v", "bridge": "br"}
@@ -188,6 +190,31 @@ def test_finish_ends_what_is_left(journal: Journal, cgroup: Path, init: subproce
     (cgroup / "cgroup.procs").write_text("")
     finish.stop_and_fence(migration)
     assert heard == ["0badc0de"]
+
+
+@pytest.mark.parametrize("what", ["it has them", "none any more", "not to be told", "it ends meanwhile"])
+def test_only_its_own_veths_are_taken_away(journal: Journal, cgroup: Path, init: subprocess.Popen[bytes],
+                                           started: list[str], monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    """Its configuration may name the host's end: another container's can have that name since."""
+    port = network.Port("eth0", "veth-web", "br")
+    asked: list[int] = []
+    removed: list[network.Port] = []
+
+    def ports(pid: int) -> list[network.Port]:
+        asked.append(pid)
+        if what == "not to be told":
+            raise CommandFailed(command="nsenter", outcome="exit status 1", output="no")
+        if what == "it ends meanwhile":
+            (cgroup / "cgroup.procs").write_text("")
+        return [port] if what in ("it has them", "it ends meanwhile") else []
+
+    monkeypatch.setattr(network, "ports", ports)
+    monkeypatch.setattr(network, "remove", removed.extend)
+    migration = frozen(journal, cgroup, init.pid, Event.OFFER, Event.TAKEN, Event.FINISH, ports=[port.to_json()])
+    with contextlib.suppress(CopyNotEnded):
+        finish._end_copy(migration)
+    assert asked == [init.pid] and removed == ([port] if what == "it has them" else [])
+    assert (cgroup / "cgroup.kill").exists()
 
 
 def test_a_stop_has_come_to_its_end_when_nothing_lives(journal: Journal, cgroup: Path, started: list[str],

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Whether what was brought to a stand on the source still stands still: looked at before its destination is told so.
+
+From the offer on the fence keeps it from being started, and nobody thaws it. But a fence is text, which somebody may
+take away (what keeps a host's configurations in order does), and anybody may type lxc-unfreeze. So before the token is
+offered once more, and before the word is given that it may be let run there, the source looks, and puts the fence back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+from migrator import advice, container_config, identity, log, lxc, remains
+from migrator.errors import ContainerNotFound, OutOfOrder
+from migrator.journal import Migration
+from migrator.layout import Layout
+from migrator.states import State
+
+
+def require(migration: Migration, stage: str, next_: str = "") -> None:
+    """See to it that it cannot be started here; raises OutOfOrder where it runs, so that `stage` must not go on.
+
+    What comes then, `next_`, is a rollback unless the caller does that.
+    """
+    restore_fence(migration)
+    if runs(migration):
+        raise OutOfOrder(
+            stage=stage, next=next_ or advice.command("rollback", migration),
+            missing=f"{migration.name} runs on {advice.this_host()}, where it was to stand still: somebody has thawed"
+                    f" it, or started it past its fence")
+
+
+def restore_fence(migration: Migration) -> None:
+    """Put the fence back where somebody has taken it away; another container of that name gets none."""
+    folder = migration.lxcpath / migration.name
+    try:
+        text = container_config.text_of(folder / "config")
+    except OSError:
+        return  # there is nothing that could be started
+    if container_config.fence_of(text) != migration.id and identity.is_source(migration):
+        log.warning(f"Somebody has taken the fence of {migration.name} away: it is put back")
+        container_config.fence(folder, text, migration.id, message(migration))
+
+
+def message(migration: Migration) -> str:
+    """What the fence says to whoever tries to start it."""
+    if migration.state in (State.FINISHING, State.FINISHED):
+        return (f"{migration.name} was migrated to {advice.moved_to(migration)} (migration {migration.id}) and runs"
+                f" there. To get it back, migrate it from there. {container_config.SUPERSEDED} {migration.name}")
+    return (f"{migration.name} is being moved to {migration.detail['destination_host']} (migration {migration.id}),"
+            f" which may run it by now. See: migrator status {migration.name}")
+
+
+def runs(migration: Migration) -> bool:
+    """Whether it runs here: what was brought to a stand, thawed by somebody, or another start of it."""
+    return remains.was_thawed(migration) or started_anew(migration)
+
+
+def started_anew(migration: Migration) -> bool:
+    """Whether another start of it than the one that was brought to a stand lives here, be it that LXC has lost it."""
+    still = remains.first_is_here(migration)
+    rootfs = Layout(migration.lxcpath, migration.name, migration.id).rootfs
+    with contextlib.suppress(ContainerNotFound):  # it may have been started before its configuration was removed
+        container = lxc.Container(migration.name, migration.lxcpath)
+        if not identity.is_source(migration):
+            return False  # another one has its name
+        init = remains.init_of(container)
+        if init is not None:
+            return not still or init[0] != remains.recorded_init(migration)[0]
+        if not still and lxc.told_state(container) != "STOPPED":
+            return True  # on its way to that, or from it
+        rootfs = container.rootfs
+    return not still and lxc.runs_in(migration.name, rootfs)

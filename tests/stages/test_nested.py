@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Subvolumes inside a root file system: no snapshot takes them along, so none is lost without a word."""
+
+# ruff: noqa: F811 -- fixtures
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from migrator import btrfs, container_config, identity, lxc, network
+from migrator.errors import ContainerChanged, SnapshotFailed, SourceStartedAgain
+from migrator.journal import Journal, Migration
+from migrator.layout import Layout
+from migrator.preflight import container_facts
+from migrator.protocol import Connection
+from migrator.states import Event, Role, State
+from stages import cleanup, drive, finish, handover, offer
+from tests.stages.test_handover import Plain
+from tests.stages.test_heal import dumping, journal  # noqa: F401 -- a fixture
+from tests.stages.test_offer import There
+
+
+class Util:
+    """pybtrfs, over folders: a subvolume is one that has a file `.subvolume`."""
+
+    class BtrfsUtilError(Exception):
+        pass
+
+    def __init__(self) -> None:
+        self.fails = 0  # searches that break off
+        self.deleted: list[Path] = []
+
+    def is_subvolume(self, path: str) -> bool:
+        return (Path(path) / ".subvolume").exists()
+
+    def subvolume_id(self, _: str) -> int:
+        return 256
+
+    def SubvolumeIterator(self, path: str, *, top: int) -> Util.Search:
+        assert top == 256
+        return self.Search(self, Path(path))
+
+    class Search:
+        def __init__(self, util: Util, path: Path) -> None:
+            self.util, self.path = util, path
+
+        def __enter__(self) -> Util.Search:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def __iter__(self) -> Iterator[tuple[str, int]]:
+            if self.util.fails:
+                self.util.fails -= 1
+                raise Util.BtrfsUtilError("Could not look up the inode")
+            for found in sorted(self.path.rglob(".subvolume")):
+                if found.parent != self.path:
+                    yield str(found.parent.relative_to(self.path)), 257
+
+    def delete_subvolume(self, path: str, *, recursive: bool) -> None:
+        with self.Search(self, Path(path)) as inside:
+            if not recursive and list(inside):
+                raise OSError(39, "Directory not empty")
+        self.deleted.append(Path(path))
+        shutil.rmtree(path)
+
+
+@pytest.fixture(autouse=True)
+def util(monkeypatch: pytest.MonkeyPatch) -> Util:
+    made = Util()
+    monkeypatch.setattr(btrfs, "_pybtrfs", lambda: made)
+    return made
+
+
+def subvolume(path: Path) -> Path:
+    path.mkdir(parents=True)
+    (path / ".subvolume").touch()
+    return path
+
+
+# --- they are seen --------------------------------------------------------------------------------------------
+
+
+def test_one_that_goes_meanwhile_does_not_hide_the_others(tmp_path: Path, util: Util) -> None:
+    subvolume(subvolume(tmp_path / "rootfs") / "var/lib/keep")
+    util.fails = btrfs.NESTED_TRIES - 1
+    assert btrfs.nested(tmp_path / "rootfs") == ["var/lib/keep"]
+
+
+def test_what_cannot_be_told_is_no_none(tmp_path: Path, util: Util, monkeypatch: pytest.MonkeyPatch) -> None:
+    rootfs = subvolume(tmp_path / "rootfs")
+    monkeypatch.setattr(container_facts, "filesystem", lambda _: "btrfs")
+    assert container_facts.look_at_rootfs(rootfs, full=False).nested_unknown == ""
+    util.fails = btrfs.NESTED_TRIES
+    found = container_facts.look_at_rootfs(rootfs, full=False)
+    assert found.nested == () and "Could not look up the inode" in found.nested_unknown
+
+
+class Stopped(Plain):
+    """Takes the disk alone."""
+
+    def take(self) -> dict[str, Any]:
+        self.send_increment()
+        return {}
+
+    def stop_clock(self) -> None: ...
+
+
+@pytest.fixture
+def migration(journal: Journal, util: Util, monkeypatch: pytest.MonkeyPatch) -> Migration:
+    monkeypatch.setattr(btrfs, "sync", lambda _: None)
+    monkeypatch.setattr(lxc.Container, "rootfs", subvolume(journal.path.parent / "web" / "rootfs"))
+    monkeypatch.setattr(offer, "thaw_source", lambda _: False)
+    made = dumping(journal)
+    made.move(Event.THAW)
+    return made
+
+
+def test_one_that_was_made_since_the_preflight_stops_the_move(migration: Migration) -> None:
+    subvolume(migration.lxcpath / "web" / "rootfs" / "srv" / "made")
+    with pytest.raises(SourceStartedAgain) as raised:
+        Stopped(migration).run()
+    assert isinstance(raised.value.cause, ContainerChanged) and "srv/made" in str(raised.value)
+    assert migration.state is State.PREPARED
+
+
+def test_nor_does_it_go_on_where_that_cannot_be_told(migration: Migration, util: Util) -> None:
+    util.fails = 100
+    with pytest.raises(SourceStartedAgain) as raised:
+        Stopped(migration).run()
+    assert isinstance(raised.value.cause, SnapshotFailed)
+
+
+@pytest.mark.parametrize("code", ["nested-subvolume", "nested-unknown", "clock-difference"])
+def test_who_has_said_that_they_may_stay_behind_is_not_asked_again(
+        migration: Migration, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    subvolume(migration.lxcpath / "web" / "rootfs" / "srv" / "made")
+    asked: list[Path] = []
+
+    def nested(path: Path) -> list[str]:
+        asked.append(path)
+        return []
+
+    monkeypatch.setattr(btrfs, "nested", nested)
+    made = Stopped(migration)
+    made.ignore = [code]
+    made._refuse_nested()
+    assert bool(asked) is (code == "clock-difference")
+
+
+def test_what_is_ignored_comes_with_the_command(migration: Migration) -> None:
+    container = lxc.Container.__new__(lxc.Container)
+    container.name, container.lxcpath = "web", migration.lxcpath
+
+    class Bare(Plain):
+        def __init__(self) -> None:
+            handover.Handover.__init__(self, argparse.Namespace(max_downtime=1.0, ignore=["nested-subvolume"]),
+                                       migration, container, cast("Connection", There({})))
+
+    assert Bare().ignore == ["nested-subvolume"]
+
+
+# --- and stay -------------------------------------------------------------------------------------------------
+
+
+def test_a_subvolume_is_not_deleted_with_what_is_inside(tmp_path: Path, util: Util) -> None:
+    rootfs = subvolume(tmp_path / "rootfs")
+    subvolume(rootfs / "srv" / "made")
+    with pytest.raises(SnapshotFailed, match="it has subvolumes inside: srv/made"):
+        btrfs.delete(rootfs)
+    assert util.deleted == []
+    btrfs.delete(rootfs, inner=True)
+    assert util.deleted == [rootfs]
+
+
+@pytest.fixture
+def moved(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> Layout:
+    """A container that has left this host, with its fenced copy."""
+
+    class Copy:
+        state = "STOPPED"
+
+        def __init__(self, name: str, lxcpath: Path) -> None:
+            self.rootfs = lxcpath / name / "rootfs"
+
+    monkeypatch.setattr(lxc, "Container", Copy)
+    monkeypatch.setattr(lxc, "lives_in", lambda *_: False)
+    monkeypatch.setattr(network, "silenced", list)
+    pool = journal.path.parent
+    subvolume(pool / "web" / "rootfs")
+    container_config.fence(pool / "web", "lxc.uts.name = web\n", "0badc0de", "moved")
+    made = journal.create(id="0badc0de", role=Role.SOURCE, name="web", lxcpath=pool, peer="root@hostb",
+                          event=Event.SEND, rounds=[])
+    for event in (Event.SENT, Event.FREEZE, Event.OFFER, Event.TAKEN, Event.FINISH, Event.FINISHED):
+        made.move(event)
+    return Layout(pool, "web", "0badc0de")
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_cleanup_leaves_the_copy_that_has_some(journal: Journal, moved: Layout, util: Util, dry_run: bool) -> None:
+    subvolume(moved.rootfs / "srv" / "made")
+    cleaner = cleanup.Cleaner(dry_run=dry_run)
+    cleanup.clean_container(cleaner, journal, "web", moved.lxcpath, keep_copy=False)
+    assert util.deleted == [] and cleaner.removed == []
+    assert cleaner.left == [str(moved.rootfs / "srv" / "made")]
+    assert container_config.fence_of((moved.container / "config").read_text()) == moved.id
+
+
+def test_cleanup_removes_the_copy_that_has_none(journal: Journal, moved: Layout, util: Util) -> None:
+    cleaner = cleanup.Cleaner(dry_run=False)
+    cleanup.clean_container(cleaner, journal, "web", moved.lxcpath, keep_copy=False)
+    assert util.deleted == [moved.rootfs] and cleaner.left == []
+
+
+@pytest.mark.parametrize("kind", ["old", "ran"])
+def test_cleanup_leaves_what_was_put_aside(journal: Journal, moved: Layout, util: Util, kind: str) -> None:
+    aside = moved.work / f"00000001.{kind}"
+    rootfs = subvolume(aside if kind == "ran" else aside / "rootfs")
+    inner = subvolume(rootfs / "srv" / "made")
+    cleaner = cleanup.Cleaner(dry_run=False)
+    cleanup.clean_container(cleaner, journal, "web", moved.lxcpath, keep_copy=True)
+    assert util.deleted == [] and cleaner.left == [str(inner)] and inner.is_dir()
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_finish_keeps_the_copy_of_an_earlier_stay_that_has_some(
+        journal: Journal, moved: Layout, util: Util, monkeypatch: pytest.MonkeyPatch, told: bool) -> None:
+    """Also where it cannot be told whether it has."""
+    monkeypatch.setattr(identity, "is_superseded", lambda *_: True)
+    came = journal.create(id="00000002", role=Role.DESTINATION, name="web", lxcpath=moved.lxcpath, peer="hosta",
+                          event=Event.RECEIVE, rounds=[])
+    here = Layout(moved.lxcpath, "web", came.id)
+    here.make_folder()
+    rootfs = subvolume(here.old / "rootfs")
+    (here.old / "config").write_text("lxc.uts.name = web\n")
+    if told:
+        subvolume(rootfs / "srv" / "made")
+    else:
+        util.fails = 100
+    finish._drop_old(came, here, here.old)
+    kept = here.set_aside()
+    assert util.deleted == [] and len(kept) == 1 and (kept[0] / ".subvolume").exists()
+
+
+@pytest.mark.parametrize("stays", [True, False])
+def test_a_move_says_whether_its_source_was_undefined(journal: Journal, moved: Layout, util: Util, stays: bool) -> None:
+    if stays:
+        subvolume(moved.rootfs / "srv" / "made")
+    migration = journal.by_id(moved.id, Role.SOURCE)
+    assert migration
+    migration.note("host", destination_host="hostb")
+    container = lxc.Container.__new__(lxc.Container)
+    container.name, container.lxcpath = "web", moved.lxcpath
+    container.config_file = moved.container / "config"  # type: ignore[misc]
+    args = argparse.Namespace(command="migrate", undefine_source=True, reconnect=0.0, timeout=15.0)
+    done = drive.Drive(args, journal, container, migration)._result()
+    assert ("The stopped copy is kept here until: migrator cleanup web" in done.text) is stays
+    assert (str(moved.container) in done.data["removed"]) is not stays

@@ -1,0 +1,291 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What was brought to a stand on the source runs there again, past its fence: its destination is given no word."""
+
+# ruff: noqa: F811 -- fixtures
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from migrator import container_config, identity, leave, lxc, remains, standing
+from migrator.errors import (
+    ContainerChanged,
+    ContainerNotFound,
+    ContainerNotRunning,
+    OutOfOrder,
+    SourceStateUnknown,
+    SourceStoppedUnknown,
+)
+from migrator.journal import Journal, Migration
+from migrator.protocol import Connection
+from migrator.service import Service
+from migrator.states import Event, State
+from stages import ask_source, create_dump, drive, finish, offer
+from stages.dump import Dump
+from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
+from tests.stages.test_remains import Monitorless, cgroup, frozen, init  # noqa: F401 -- fixtures
+
+OTHER_BOOT = "00000000-0000-4000-8000-000000000000"
+
+
+class Known(Monitorless):
+    """As LXC sees it: with its monitor, by the process that stands in for its first one."""
+
+    pid = 0
+    rootfs = Path("/nowhere/rootfs")
+
+    @property
+    def state(self) -> str:  # type: ignore[override]
+        return "RUNNING" if self.pid else "STOPPED"
+
+    @property
+    def init_pid(self) -> int:
+        if not self.pid:
+            raise ContainerNotRunning(name=self.name, lxcpath=self.lxcpath, state="STOPPED")
+        return self.pid
+
+
+class There:
+    """A destination that does whatever it is asked."""
+
+    peer_host = "hostb"
+
+    def __init__(self, state: State = State.RECEIVING_DUMP) -> None:
+        self.state = state
+        self.asked: list[str] = []
+        self.told = -1.0  # for how many seconds it may let it run
+
+    def call(self, op: str, **_: Any) -> dict[str, Any]:
+        self.asked.append(op)
+        return {"state": self.state, "ticket": ""}
+
+    def call_within(self, _limit: float, op: str, **fields: Any) -> dict[str, Any]:
+        return self.call(op, **fields)
+
+    def call_and_go(self, op: str, *, within: Callable[[], float], **_: Any) -> dict[str, Any]:
+        self.asked.append(op)
+        self.told = within()
+        return {"state": State.OWNED, "running_for": 0.0}
+
+
+@pytest.fixture(autouse=True)
+def known(monkeypatch: pytest.MonkeyPatch) -> type[Known]:
+    class Here(Known):
+        pass
+
+    monkeypatch.setattr(lxc, "Container", Here)
+    monkeypatch.setattr(lxc, "runs_in", lambda *_: False)
+    monkeypatch.setattr(identity, "is_source", lambda _: True)
+    return Here
+
+
+def config(migration: Migration) -> Path:
+    return migration.lxcpath / migration.name / "config"
+
+
+def handed_over(journal: Journal, folder: Path, pid: int, *, fence: bool = True, **detail: object) -> Migration:
+    """Frozen and offered; its fence stands, or was taken away."""
+    migration = frozen(journal, folder, pid, Event.OFFER, attempt=1, **detail)
+    migration.note("leave", **leave.given({}, 60.0))
+    config(migration).parent.mkdir()
+    config(migration).write_text("lxc.start.auto = 1\n")
+    if fence:
+        container_config.fence(config(migration).parent, "lxc.start.auto = 1\n", migration.id, "no")
+    return migration
+
+
+def args(**fields: object) -> argparse.Namespace:
+    return argparse.Namespace(dry_run=False, ignore=[], max_downtime=120.0, **fields)
+
+
+def offers_again(migration: Migration, there: There, **fields: object) -> None:
+    create_dump.carry_out(args(**fields), migration, lxc.Container(migration.name, migration.lxcpath),
+                          cast("Connection", there))
+
+
+@pytest.mark.parametrize("memory", [True, False])
+def test_a_lost_offer_is_not_made_again_where_a_reboot_has_started_it(
+        journal: Journal, cgroup: Path, init: subprocess.Popen[bytes], known: type[Known], memory: bool) -> None:
+    migration = handed_over(journal, cgroup, init.pid, fence=False, boot=OTHER_BOOT, memory=memory)
+    known.pid = init.pid
+    there = There()
+    with pytest.raises(OutOfOrder, match="runs on") as raised:
+        offers_again(migration, there)
+    assert there.asked == ["state"] and migration.state is State.OFFERED
+    assert raised.value.hint == "Next: migrator rollback web"
+    assert container_config.fence_of(config(migration).read_text()) == migration.id
+
+
+def test_the_driver_rolls_back_by_itself(journal: Journal, cgroup: Path, init: subprocess.Popen[bytes],
+                                         known: type[Known]) -> None:
+    migration = handed_over(journal, cgroup, init.pid, boot=OTHER_BOOT)
+    known.pid = init.pid
+    with pytest.raises(OutOfOrder) as raised:
+        offers_again(migration, There(), one_shot=True)
+    assert raised.value.hint == "Next: migrator migrate web -d root@hostb"
+
+
+def test_what_still_stands_is_offered_again(journal: Journal, cgroup: Path, init: subprocess.Popen[bytes],
+                                            known: type[Known]) -> None:
+    """Also where its fence is gone: that is put back first."""
+    migration = handed_over(journal, cgroup, init.pid, fence=False)
+    known.pid = init.pid
+    there = There()
+    offers_again(migration, there)
+    assert there.asked == ["state", "own"] and there.told > 0 and migration.state is State.DUMPED
+    assert container_config.fence_of(config(migration).read_text()) == migration.id
+    assert "is being moved to hostb" in (config(migration).parent / container_config.FENCE_HOOK).read_text()
+
+
+@pytest.mark.parametrize(("memory", "unknown"), [(True, SourceStateUnknown), (False, SourceStoppedUnknown)])
+def test_no_word_is_given_for_what_was_started_since_the_offer(
+        journal: Journal, cgroup: Path, init: subprocess.Popen[bytes], known: type[Known], memory: bool,
+        unknown: type[Exception]) -> None:
+    migration = handed_over(journal, cgroup, init.pid, boot=OTHER_BOOT, memory=memory)
+    known.pid = init.pid
+    there = There()
+    with pytest.raises(unknown):
+        offer.make(migration, cast("Connection", there))
+    assert there.told == -1.0 and migration.state is State.OFFERED
+
+
+def test_nor_is_it_let_run_there_by_the_driver(journal: Journal, cgroup: Path, init: subprocess.Popen[bytes],
+                                               known: type[Known]) -> None:
+    migration = handed_over(journal, cgroup, init.pid, boot=OTHER_BOOT)
+    migration.move(Event.TAKEN)
+    known.pid = init.pid
+    driver = drive.Drive(args(reconnect=0.0, timeout=15.0), journal, lxc.Container("web", migration.lxcpath), migration)
+    there = There(State.OWNED)
+    with pytest.raises(OutOfOrder):
+        driver._restore(cast("Connection", there))
+    assert there.asked == []
+
+
+def test_who_asks_whether_he_may_let_it_run_hears_that_it_runs(
+        journal: Journal, cgroup: Path, init: subprocess.Popen[bytes], known: type[Known],
+        monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("migrator.layout.locked.__wrapped__.__defaults__", (tmp_path / "lock",))
+    migration = handed_over(journal, cgroup, init.pid, boot=OTHER_BOOT)
+    migration.move(Event.TAKEN)
+    before = migration.detail["leave"]
+    known.pid = init.pid
+    with contextlib.ExitStack() as stack:
+        service = Service(journal, stack)
+        with pytest.raises(OutOfOrder, match="runs on"):
+            ask_source.source_state(service, {"id": migration.id, "within": 90.0})
+        migration.refresh()
+        assert migration.detail["leave"] == before
+        assert ask_source.source_state(service, {"id": migration.id})["state"] is State.DUMPED
+        known.pid = 0
+        assert ask_source.source_state(service, {"id": migration.id, "within": 90.0})["leave"] == 90.0
+
+
+# --- what counts as that --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("memory", [True, False])
+def test_it_was_thawed_by_somebody(journal: Journal, cgroup: Path, init: subprocess.Popen[bytes],
+                                   known: type[Known], memory: bool) -> None:
+    migration = handed_over(journal, cgroup, init.pid, memory=memory)
+    known.pid = init.pid
+    assert standing.runs(migration) is not memory  # stopped, it is not there at all
+    (cgroup / "cgroup.events").write_text("populated 1\nfrozen 0\n")
+    assert standing.runs(migration) and not standing.started_anew(migration)
+    (cgroup / "cgroup.events").unlink()  # it ends at this moment
+    assert standing.runs(migration) is not memory
+
+
+def test_beside_the_frozen_one_another_was_started(journal: Journal, cgroup: Path, init: subprocess.Popen[bytes],
+                                                   known: type[Known]) -> None:
+    """Its monitor was killed, so LXC let it be started."""
+    migration = handed_over(journal, cgroup, init.pid)
+    assert not standing.runs(migration)
+    with subprocess.Popen(["sleep", "1000"]) as second:
+        known.pid = second.pid
+        assert standing.started_anew(migration)
+        second.kill()
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_what_runs_without_a_monitor_is_told_by_its_root(
+        journal: Journal, cgroup: Path, init: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch,
+        there: bool) -> None:
+    """Also where its configuration has been removed."""
+    migration = handed_over(journal, cgroup, init.pid, boot=OTHER_BOOT)
+    asked: list[Path] = []
+
+    def runs_in(_: str, rootfs: Path) -> bool:
+        asked.append(rootfs)
+        return True
+
+    monkeypatch.setattr(lxc, "runs_in", runs_in)
+    if not there:
+        class Missing(Known):
+            def __init__(self, name: str, lxcpath: Path) -> None:
+                raise ContainerNotFound(name=name, lxcpath=lxcpath)
+
+        monkeypatch.setattr(lxc, "Container", Missing)
+        config(migration).unlink()
+    assert standing.runs(migration)
+    assert asked == [Known.rootfs if there else migration.lxcpath / "web" / "rootfs"]
+
+
+def test_while_it_is_being_started(journal: Journal, cgroup: Path, init: subprocess.Popen[bytes],
+                                   known: type[Known], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(known, "state", "STARTING")
+    assert standing.runs(handed_over(journal, cgroup, init.pid, boot=OTHER_BOOT))
+
+
+def test_another_container_of_its_name_is_nothing_to_it(
+        journal: Journal, cgroup: Path, init: subprocess.Popen[bytes], known: type[Known],
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    migration = handed_over(journal, cgroup, init.pid, fence=False, boot=OTHER_BOOT)
+    monkeypatch.setattr(identity, "is_source", lambda _: False)
+    known.pid = init.pid
+    standing.require(migration, "restore-dump")
+    assert config(migration).read_text() == "lxc.start.auto = 1\n"
+
+
+# --- before the offer, and at the end -------------------------------------------------------------------------
+
+
+def test_a_dump_of_what_was_thawed_meanwhile_is_not_offered(
+        journal: Journal, cgroup: Path, init: subprocess.Popen[bytes]) -> None:
+    class Clock:
+        def stop_clock(self) -> bool:
+            return False
+
+    dump = Dump.__new__(Dump)
+    dump.migration, dump.container = frozen(journal, cgroup, init.pid), lxc.Container("web", journal.path.parent)
+    dump.watchdog = Clock()  # type: ignore[assignment]
+    dump.stop_clock()
+    (cgroup / "cgroup.events").write_text("populated 1\nfrozen 0\n")
+    assert remains.was_thawed(dump.migration)
+    with pytest.raises(ContainerChanged, match="somebody has thawed it"):
+        dump.stop_clock()
+
+
+@pytest.mark.parametrize("finishing", [True, False])
+def test_no_end_is_recorded_where_a_second_one_runs(
+        journal: Journal, cgroup: Path, init: subprocess.Popen[bytes], known: type[Known], finishing: bool) -> None:
+    """It is not killed: somebody has started it. But nor is it let go on being started."""
+    migration = handed_over(journal, cgroup, init.pid, fence=False, boot=OTHER_BOOT)
+    for event in (Event.TAKEN, Event.FINISH) if finishing else (Event.TAKEN,):
+        migration.move(event)
+    state = migration.state
+    known.pid = init.pid
+    there = There(State.RESTORED)
+    with pytest.raises(OutOfOrder, match="started it here too") as raised:
+        finish.carry_out(args(), migration, cast("Connection", there))
+    assert there.asked == ["state", "running"] and migration.state is state
+    assert raised.value.hint == f"Next: lxc-stop -P {migration.lxcpath} -n web -- and then: migrator finish web"
+    hook = (config(migration).parent / container_config.FENCE_HOOK).read_text()
+    assert (container_config.SUPERSEDED in hook) is finishing
+    assert init.poll() is None and container_config.fence_of(config(migration).read_text()) == migration.id
