@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 
-from migrator import advice, bases, identity, log, lxc, no_memory, remains
-from migrator.errors import MigratorError
+from migrator import advice, bases, identity, log, lxc, lxc_disk, no_memory, remains
+from migrator.errors import DiskAway, MigratorError
 from migrator.journal import Migration
 from migrator.layout import Layout
 from migrator.states import FROZEN, Role, State
@@ -30,9 +30,12 @@ def images_are_here(migration: Migration) -> bool:
 
 
 def can_be_restored(migration: Migration) -> bool:
-    """On the destination: whether its images are here, and its place has not been taken by another container."""
+    """On the destination: whether its images are here, and its place has not been taken by another container.
+
+    Or whether that may be so, as its disk is not there: who tries is told, and nothing is given up for it.
+    """
     layout = Layout(migration.lxcpath, migration.name, migration.id)
-    return images_are_here(migration) and identity.whose(layout).may_go
+    return not lxc_disk.is_here(layout) or (images_are_here(migration) and identity.whose(layout).may_go)
 
 
 def held(migration: Migration) -> bool:
@@ -99,6 +102,11 @@ def _on_source(migration: Migration) -> str:
 
 
 def _on_destination(migration: Migration) -> str:
+    if migration.state in (State.OWNED, State.RESTORING, State.RESTORED):
+        try:
+            lxc_disk.require(Layout(migration.lxcpath, migration.name, migration.id))
+        except DiskAway as error:
+            return f"{error} {error.hint}"
     if migration.state is State.OWNED and not images_are_here(migration):
         return (f"This host has the token, but the memory images are gone, as after a reboot: it can only be given back"
                 f" to {migration.peer}.")

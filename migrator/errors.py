@@ -267,6 +267,16 @@ class GoneThere(AlreadyRuns):
     the copy on {source}, as it was before the move, is the last one, and runs on with: {next}"""
 
 
+class DiskAway(MigratorError):
+    """What migrator keeps of {name} below {lxcpath} on {host_name} is not to be seen there ({reason}): it is not
+    mounted, or is another disk."""
+
+    status = 39
+    cure = """Nothing is taken for lost or removed before it is seen. Mount it on {host_name} (findmnt -T {lxcpath}
+    tells what is there now), then run the command again. Only if that disk is lost for good, with whatever {name} has
+    done there, tell that host so: mkdir -p {spool}"""
+
+
 # --- Jobs -----------------------------------------------------------------------------------------------------
 
 

@@ -24,6 +24,7 @@ from migrator import (
     incoming,
     log,
     lxc,
+    lxc_disk,
     network,
     remains,
 )
@@ -226,7 +227,7 @@ def end_here(migration: Migration, *, alone: bool = False) -> None:
     """The container is this host's for good; `alone` where the source could not be asked any more. Safe to repeat.
 
     Asked for once more when the container has begun another migration since, that is recorded, and nothing else is
-    done: what lies here is of a later stay. So with one that has given way.
+    done: what lies here is of a later stay. So with one that has given way. Raises DiskAway.
     """
     newest = migration.journal.latest(migration.name, migration.lxcpath)
     later = newest is not None and (newest.id, newest.role) != (migration.id, migration.role)
@@ -235,6 +236,8 @@ def end_here(migration: Migration, *, alone: bool = False) -> None:
         return
     after(migration.role, migration.state, Event.FINISHED)  # raises where it has not come to that
     layout = Layout(migration.lxcpath, migration.name, migration.id)
+    if migration.state is State.RESTORED:
+        lxc_disk.require(layout)  # a fence that is not seen would stay
     if btrfs.is_subvolume(layout.rootfs):
         btrfs.sync(layout.rootfs)  # what programs had brought safely to the source's disk is safe here too
     if settling.stands_fenced(migration):  # and the source's copy has ended: nobody else runs it any more
@@ -264,7 +267,7 @@ def drop_way_back(migration: Migration) -> None:
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     for old in (layout.old, layout.former_old):
         _drop_old(migration, layout, old)
-    if not settling.has_left(layout):  # another container's are its own
+    if lxc_disk.is_here(layout) and not settling.has_left(layout):  # another container's are its own
         container_config.drop_copies(layout.container, keep=layout.id)
     layout.drop_images()
     incoming.clear(layout.folder, layout.spool)

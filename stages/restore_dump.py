@@ -15,7 +15,6 @@ import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from migrator import (
     advice,
@@ -30,6 +29,7 @@ from migrator import (
     let_run,
     limited,
     lxc,
+    lxc_disk,
     network,
     no_memory,
     restore,
@@ -40,10 +40,8 @@ from migrator.beside import Beside
 from migrator.cli import Result
 from migrator.errors import (
     AlreadyRuns,
-    ConnectionLost,
     DowntimeExceeded,
     OutOfOrder,
-    ProtocolError,
     RestoreFailed,
     SourceStillFrozen,
     StartFailed,
@@ -53,8 +51,6 @@ from migrator.errors import (
 )
 from migrator.journal import DEFAULT_PATH, Journal, Migration
 from migrator.layout import Layout, locked
-from migrator.leave import Leave
-from migrator.protocol import Takeover
 from migrator.service import Service
 from migrator.states import Event, State, Verdict, decide
 from stages import ask_source, force, settling
@@ -110,7 +106,10 @@ def _forced(args: argparse.Namespace, migration: Migration) -> Result:
 
 
 def carry_out(migration: Migration, limit: float, end: float, *, dry_run: bool = False) -> Result:
-    """The stage, with the container locked, in `limit` seconds; it is let run until `end`, by `clock.now`, or not."""
+    """The stage, with the container locked, in `limit` seconds; it is let run until `end`, by `clock.now`, or not.
+
+    Raises DiskAway, with nothing recorded.
+    """
     decision = decide(NAME, migration.state)
     next_ = advice.again(decision.next_stage, migration) if decision.next_stage else ""
     if decision.verdict is Verdict.ALREADY:
@@ -121,6 +120,7 @@ def carry_out(migration: Migration, limit: float, end: float, *, dry_run: bool =
         raise OutOfOrder(stage=NAME, missing=decision.missing, next=next_)
     if dry_run:
         return described(migration)
+    lxc_disk.require(Layout(migration.lxcpath, migration.name, migration.id))
     take_offered(migration)
     return Restore(migration, limit, leave=lambda: end).run()
 
@@ -313,55 +313,3 @@ class Restore:
             container_config.write_file(kept, limited.tail(source), mode=0o600)
             if isinstance(error, RestoreFailed):
                 error.fields["log"] = kept
-
-
-# --- for a source that does all at once -----------------------------------------------------------------------
-
-
-def restore_for_source(service: Service, fields: dict[str, Any],
-                       leave: Callable[[], float]) -> dict[str, Any]:
-    """restore-dump over the source's own connection; `running_for` are the seconds since the container runs here.
-
-    `leave` is called when all is ready, returns until when the container may be let run, by `clock.now`, and raises
-    where it must not be.
-    """
-    migration = service.migration(fields)
-    if migration.state is State.RESTORING:
-        settling.settle(migration)
-    if settling.stands_fenced(migration):
-        settling.go_on(migration, leave())
-    decision = decide(NAME, migration.state)
-    if decision.verdict is Verdict.REFUSE:
-        raise OutOfOrder(stage=NAME, missing=decision.missing, next=advice.command(decision.next_stage, migration))
-    if decision.verdict is Verdict.GO:
-        service.refuse_more(migration)
-        limit = min(max(float(fields["limit"]), 0.0), 1e6)
-        take_offered(migration)
-        try:
-            Restore(migration, limit, service, leave=leave).run(wait=False)
-        except SourceStillFrozen as error:  # what that means the source says itself
-            raise error.cause from error
-    restored_at = float(migration.detail["restored_at"])
-    return {"state": migration.state, "restored_at": restored_at, "running_for": time.time() - restored_at}
-
-
-def with_leave(service: Service, fields: dict[str, Any], leave: Leave) -> dict[str, Any]:
-    """As `restore_for_source`, for a source that must say that it still waits for it."""
-    try:
-        done = restore_for_source(service, fields, leave.wait)
-    except (ConnectionLost, ProtocolError):
-        raise
-    except Exception:
-        leave.wait()  # it is read before the next request
-        raise
-    leave.wait()
-    return done
-
-
-def restore_over(service: Service, fields: dict[str, Any]) -> Takeover:
-    """restore-dump over the source's own connection; the first answer is only there to be answered."""
-    since, state = clock.now(), service.migration(fields).state
-    return Takeover({"state": state}, lambda connection: with_leave(service, fields, Leave(connection, since)))
-
-
-HANDLERS = {"restore": restore_over}

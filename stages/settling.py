@@ -23,6 +23,7 @@ from migrator import (
     let_run,
     log,
     lxc,
+    lxc_disk,
     network,
     no_memory,
     restore,
@@ -42,10 +43,11 @@ def settle(migration: Migration) -> None:
 
     Either the container runs here; or it has run here, and a reboot or its own end has stopped it: then it is here
     that it goes on, from its disk, but fenced until `go_on`: the source may have been forced to take it back meanwhile.
-    Or it never ran, and what the attempt left is removed. Raises JournalBroken, with nothing taken away.
+    Or it never ran, and what the attempt left is removed. Raises JournalBroken, or DiskAway, with nothing taken away.
     """
     layout = Layout(migration.lxcpath, migration.name, migration.id)
-    if is_removed(layout):
+    lxc_disk.require(layout)  # the mark is on it
+    if lxc_disk.is_removed(layout):
         _settle_removed(migration, layout)
         return
     container = lxc.Container(migration.name, migration.lxcpath)
@@ -77,14 +79,9 @@ def _settle_removed(migration: Migration, layout: Layout) -> None:
     migration.move(Event.RESTORE_FAILED)
 
 
-def is_removed(layout: Layout) -> bool:
-    """Whether LXC knows no container in its place any more: destroyed, say, or renamed."""
-    return not os.path.lexists(layout.container / "config")  # a link may lead to a disk that is not mounted yet
-
-
 def is_gone(migration: Migration) -> bool:
     """Whether it has run here, and was removed since: LXC has nothing in its place that could run, and nothing of it
-    does, whatever it is called by now. So with one that has given way.
+    does, whatever it is called by now. So with one that has given way. Raises DiskAway.
     """
     if migration.detail.get("given_way"):
         return True
@@ -96,11 +93,14 @@ def has_left(layout: Layout) -> bool:
     """Whether what has run here is not in its place any more: nothing is, or another container.
 
     That is told by the root file system, as what runs has no fence any more. Without the snapshots nothing tells: then
-    it is not said to have left.
+    it is not said to have left. Raises DiskAway.
     """
-    if is_removed(layout):
+    if _is_ours(layout):
+        return False
+    lxc_disk.require(layout)
+    if lxc_disk.is_removed(layout):
         return True
-    return not _is_ours(layout) and bool(layout.own_snapshots())
+    return not _is_ours(layout) and bool(layout.own_snapshots())  # its disk may have been mounted only now
 
 
 def lives_on(layout: Layout) -> bool:
@@ -211,10 +211,10 @@ def clear(migration: Migration) -> None:
 
     One that may have run is put aside, and only `migrator cleanup NAME` removes it. Raises ContainerExists where
     another container has taken its place, and something of it still runs elsewhere: nothing may be recorded then. Nor
-    where something of it does not end: CopyNotEnded.
+    where something of it does not end: CopyNotEnded; or where its disk is gone: DiskAway.
     """
     layout = Layout(migration.lxcpath, migration.name, migration.id)
-    if is_removed(layout):
+    if lxc_disk.is_removed(layout):
         _end_removed(migration, layout)
     elif not end(migration, lxc.Container(migration.name, migration.lxcpath), layout):
         if lives_on(layout):

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from migrator import btrfs, clock, container_config, criu, identity, let_run, lxc, no_memory, restore
+from migrator import btrfs, clock, container_config, criu, identity, let_run, lxc, lxc_disk, no_memory, restore
 from migrator.errors import AlreadyRuns, CopyNotEnded, GoneThere, SourceStillStopped, TwoCopies
 from migrator.journal import Migration
 from migrator.layout import Layout
@@ -183,7 +183,7 @@ def test_a_configuration_that_cannot_be_reached_was_not_removed(restoring: Migra
     folder = there(restoring).container
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config").symlink_to("/not/mounted/config")
-    assert not settling.is_removed(there(restoring))
+    assert not lxc_disk.is_removed(there(restoring))
 
 
 def test_what_was_removed_is_not_finished_by_force(restoring: Migration) -> None:

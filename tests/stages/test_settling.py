@@ -12,13 +12,25 @@ from typing import Any
 
 import pytest
 
-from migrator import aftermath, clock, container_config, identity, left_cgroups, let_run, lxc, no_memory, restore, roots
+from migrator import (
+    aftermath,
+    clock,
+    container_config,
+    identity,
+    left_cgroups,
+    let_run,
+    lxc,
+    lxc_disk,
+    no_memory,
+    restore,
+    roots,
+)
 from migrator.errors import AlreadyRuns, ConnectionLost, JournalBroken, WordOver
 from migrator.identity import Whose
 from migrator.journal import Journal, Migration
 from migrator.layout import Layout
 from migrator.states import Event, Role, State
-from stages import cleanup, restore_dump, rollback, settling
+from stages import cleanup, restore_over, rollback, settling
 
 ID = "0badc0de"
 
@@ -49,7 +61,7 @@ def acts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return note
 
     monkeypatch.setattr(identity, "whose", lambda *_: Whose.OURS)
-    monkeypatch.setattr(settling, "is_removed", lambda *_: False)
+    monkeypatch.setattr(lxc_disk, "is_removed", lambda *_: False)
     monkeypatch.setattr(settling, "_has_come_up", lambda *_: False)
     monkeypatch.setattr(Layout, "is_own_rootfs", lambda *_: "deleted" not in done)
     monkeypatch.setattr(settling, "end", act("ended", True))
@@ -124,7 +136,7 @@ def test_a_request_over_the_connection_lets_it_go_on_when_the_source_still_waits
         return clock.now() + 60
 
     with contextlib.nullcontext() if running else pytest.raises(ConnectionLost):
-        restore_dump.restore_for_source(service, {"limit": 60}, leave)  # type: ignore[arg-type]
+        restore_over.restore_for_source(service, {"limit": 60}, leave)  # type: ignore[arg-type]
     assert restoring.state is State.RESTORED
     assert acts == (["ended", "started", "unfenced"] if running else ["ended"])
 
