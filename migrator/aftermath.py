@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 
-from migrator import advice, bases, identity, log, lxc, lxc_disk, no_memory, remains
-from migrator.errors import DiskAway, MigratorError
+from migrator import advice, bases, clock, identity, let_run, log, lxc, lxc_disk, no_memory, remains
+from migrator.errors import DiskAway, MigratorError, StoppedThere
 from migrator.journal import Migration
 from migrator.layout import Layout
 from migrator.states import FROZEN, Role, State
@@ -36,6 +36,30 @@ def can_be_restored(migration: Migration) -> bool:
     """
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     return not lxc_disk.is_here(layout) or (images_are_here(migration) and identity.whose(layout).may_go)
+
+
+def has_stopped(migration: Migration) -> bool:
+    """On the destination: of one that has run here and is stopped, whether it was let run in this very boot.
+
+    By itself, or with who had it restored: it may not have come to run at all, and the source has its memory. Without
+    memory there is none to lose, and one that ran before a reboot goes on from its disk.
+    """
+    mark = let_run.mark(Layout(migration.lxcpath, migration.name, migration.id).spool)
+    return migration.memory and let_run.was(mark) and let_run.boot(mark) == clock.BOOT_ID.read_text().strip()
+
+
+def stopped(migration: Migration) -> StoppedThere:
+    """What is said of one that `has_stopped`."""
+    return StoppedThere(
+        name=migration.name, destination=advice.this_host(), source=migration.peer, there=migration.name,
+        rootfs=Layout(migration.lxcpath, migration.name, migration.id).rootfs, lxcpath=migration.lxcpath,
+        start=advice.command("restore-dump", migration), back=by_force(migration))
+
+
+def by_force(migration: Migration) -> str:
+    """On the destination: how the source takes it back, once nothing of it is here."""
+    command, _, where = advice.command("rollback@source", migration).partition("   ")
+    return f"{command} --force {migration.id}   {where}".rstrip()
 
 
 def held(migration: Migration) -> bool:
@@ -117,6 +141,9 @@ def _on_destination(migration: Migration) -> str:
         with contextlib.suppress(MigratorError):
             if lxc.Container(migration.name, migration.lxcpath).state == "STOPPED":
                 if identity.whose(Layout(migration.lxcpath, migration.name, migration.id)).may_go:
+                    if has_stopped(migration):
+                        found = stopped(migration)
+                        return f"{found} {found.hint}"
                     return (f"It has run here, and was stopped before {migration.peer} had heard of it. Once that host"
                             f" has been asked, it goes on with: {advice.command('resume', migration)}")
                 return (f"It has run here and is stopped now, as after a reboot. Start it with: lxc-start -P "

@@ -267,6 +267,16 @@ class GoneThere(AlreadyRuns):
     the copy on {source}, as it was before the move, is the last one, and runs on with: {next}"""
 
 
+class StoppedThere(AlreadyRuns):
+    """{name} was let run on {destination}, and had stopped before that could be recorded: it has run there for a while,
+    for a moment, or not at all."""
+
+    status = 38
+    cure = """Unless {source} was rebooted since, its memory is still frozen there: one of the two is lost, and only you
+    can choose. To keep what it has written on {destination} ({rootfs}), and start it from there, type on that host:
+    {start} -- to keep the memory instead, destroy it there (lxc-destroy -P {lxcpath} -n {there}), then: {back}"""
+
+
 class DiskAway(MigratorError):
     """What migrator keeps of {name} below {lxcpath} on {host_name} is not to be seen there ({reason}): it is not
     mounted, or is another disk."""

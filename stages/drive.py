@@ -30,6 +30,7 @@ from migrator.errors import (
     OutcomeError,
     ProtocolError,
     SourceRunsAgain,
+    StoppedThere,
     as_ours,
     outcome,
 )
@@ -244,7 +245,7 @@ class Drive:
         migration = self._of
         try:
             done = rollback.roll_back(migration, self._tell)
-        except GoneThere:
+        except (GoneThere, StoppedThere):
             raise
         except AlreadyRuns:
             log.warning(f"{migration.name} runs on {migration.detail['destination_host']} already.")

@@ -206,13 +206,15 @@ def _on_destination(args: argparse.Namespace, migration: Migration) -> Result:
 def running(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     """Raises unless the container was restored on this host; GoneThere where it was removed before it had finished.
 
-    Once that is on record it stays so, wherever the container has gone since.
+    StoppedThere where it has run, and does not, and the source's copy may be of more use. Once that is on record it
+    stays so, wherever the container has gone since.
     """
     migration = service.migration(fields)
     if migration.state not in (State.RESTORED, State.FINISHED):
         raise UsageError(reason=f"{migration.name} is {migration.state} here, it has not been restored")
     if settling.is_gone(migration):
         raise settling.gone(migration)
+    settling.refuse_stopped(migration)
     return {"state": migration.state}
 
 
@@ -240,7 +242,10 @@ def end_here(migration: Migration, *, alone: bool = False) -> None:
         lxc_disk.require(layout)  # a fence that is not seen would stay
     if btrfs.is_subvolume(layout.rootfs):
         btrfs.sync(layout.rootfs)  # what programs had brought safely to the source's disk is safe here too
-    if settling.stands_fenced(migration):  # and the source's copy has ended: nobody else runs it any more
+    if settling.stands_fenced(migration) and aftermath.has_stopped(migration):
+        log.warning(f"{migration.name} has run here, and has stopped since. All of its disk is here; start it with: "
+                    f"lxc-start -n {migration.name} -P {migration.lxcpath}")
+    elif settling.stands_fenced(migration):  # and the source's copy has ended: nobody else runs it any more
         try:
             settling.go_on(migration, math.inf)
         except StartFailed as error:  # it is all here, and nothing keeps it from being started

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from migrator import (
     advice,
+    aftermath,
     btrfs,
     cli,
     clock,
@@ -83,14 +84,21 @@ def run(args: argparse.Namespace) -> Result:
             settling.settle(migration)
         if args.force is not None and not args.dry_run:
             return _forced(args, migration)
-        if settling.stands_fenced(migration):
+        stands = settling.stands_fenced(migration)
+        chosen = stands and aftermath.has_stopped(migration)
+        if stands and not chosen:
             raise OutOfOrder(stage=NAME, missing=f"{name} has run here, and was stopped since",
                              next=advice.command("resume", migration))
-        if args.dry_run or migration.state not in healing.MAY_RESTORE:
+        if args.dry_run or not (chosen or migration.state in healing.MAY_RESTORE):
             return carry_out(migration, args.max_downtime, 0.0, dry_run=args.dry_run)
-        end = ask_source.leave_for(ask_source.quickly(), migration, args.max_downtime, by_hand=True)
+        end = ask_source.leave_for(ask_source.quickly(), migration, args.max_downtime, by_hand=not chosen)
+        if not end and chosen:
+            raise OutOfOrder(stage=NAME, missing=f"{name} runs on {migration.peer} again",
+                             next=advice.command("resume", migration))
         if not end:
             return ask_source.give_up(migration)
+        if chosen:
+            settling.go_on(migration, end)
         return carry_out(migration, args.max_downtime, end)
 
 

@@ -31,6 +31,7 @@ def restore_for_source(service: Service, fields: dict[str, Any],
     migration = service.migration(fields)
     if migration.state is State.RESTORING:
         settling.settle(migration)
+    settling.refuse_stopped(migration)
     if settling.stands_fenced(migration):
         settling.go_on(migration, leave())
     decision = decide(NAME, migration.state)

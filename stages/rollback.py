@@ -393,6 +393,7 @@ def _abandon(migration: Migration, held: list[str], *, here: bool = False, gone:
         finish.give_way(migration)
         return
     if migration.state in (State.RESTORED, State.FINISHED):
+        settling.refuse_stopped(migration)
         next_ = f"migrator finish {migration.other_name}"
         if here and settling.stands_fenced(migration):
             next_ = advice.command("resume", migration)  # it has run, and does not

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from migrator import (
     advice,
+    aftermath,
     clock,
     container_config,
     criu,
@@ -123,9 +124,8 @@ def is_at_work(layout: Layout) -> bool:
 
 def gone(migration: Migration) -> GoneThere:
     """What the other host, which has the last copy, is told of one that `is_gone`."""
-    command, _, where = advice.command("rollback@source", migration).partition("   ")
     return GoneThere(name=migration.name, destination=advice.this_host(), source=migration.peer,
-                     next=f"{command} --force {migration.id}   {where}".rstrip())
+                     next=aftermath.by_force(migration))
 
 
 def _is_ours(layout: Layout) -> bool:
@@ -154,22 +154,22 @@ def seems_fenced(migration: Migration) -> bool:
     return lxc.told_state(lxc.Container(migration.name, migration.lxcpath)) == "STOPPED"
 
 
-def go_on(migration: Migration, end: float) -> None:
-    """Take the fence of one that `stands_fenced` away, and start it from its disk where a reboot has stopped it.
+def refuse_stopped(migration: Migration) -> None:
+    """Raises StoppedThere where it `stands_fenced`, and its memory may be worth more than what has run here."""
+    if aftermath.has_stopped(migration) and stands_fenced(migration):
+        raise aftermath.stopped(migration)
 
-    One that has ended by itself is left as it is. Not after `end`, by `clock.now`: raises WordOver then, and
-    StartFailed.
+
+def go_on(migration: Migration, end: float) -> None:
+    """Take the fence of one that `stands_fenced` away, and start it from its disk.
+
+    Ask `refuse_stopped` before, unless somebody has chosen that. Not after `end`, by `clock.now`: raises WordOver then,
+    and StartFailed.
     """
     layout = Layout(migration.lxcpath, migration.name, migration.id)
-    mark = let_run.mark(layout.spool)
     if clock.now() > end:
         raise WordOver(name=migration.name, next=advice.command("resume", migration))
-    if let_run.was(mark) and let_run.boot(mark) == clock.BOOT_ID.read_text().strip():
-        container_config.unfence(layout.container, migration.id)
-        log.warning(f"{migration.name} has run here, and has stopped since. All of its disk is here; start it with: "
-                    f"lxc-start -n {migration.name} -P {migration.lxcpath}")
-        return
-    log.warning(f"{migration.name} had run here before a reboot: it is started from its disk")
+    log.warning(f"{migration.name} had run here, and has stopped since: it is started from its disk")
     container = lxc.Container(migration.name, migration.lxcpath)
     with migration.step("start"), no_memory.unfenced(container, migration.id) as config:
         left = end - clock.now()  # once more, and last: records and copies take as long as the disk does
