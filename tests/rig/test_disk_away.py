@@ -11,7 +11,8 @@ from tests.rig.test_healing import dumped, guest, reboot, runs_only_on, states  
 # ruff: noqa: F811 -- fixtures
 
 
-def test_what_has_run_is_neither_given_up_nor_said_to_run(rig: Rig, guest: str) -> None:
+def killed_before_the_record(rig: Rig) -> str:
+    """It runs on hostb, and who has restored it was killed before that was recorded; the migration's id."""
     dumped(rig)
     with hooked(rig):
         rig.put("hostb", f"{PAUSES}/c1", "before destination restored done 1")
@@ -19,7 +20,12 @@ def test_what_has_run_is_neither_given_up_nor_said_to_run(rig: Rig, guest: str) 
             wait_for(lambda: "reached" in rig.sh("hostb", f"ls {PAUSES}"), "it runs, and that is about to be recorded")
             restoring.signal(9)
             restoring.wait()
-        reboot(rig, "hostb")
+    return str(rig.status("hosta", "c1")["id"])
+
+
+def test_what_has_run_is_neither_given_up_nor_said_to_run(rig: Rig, guest: str) -> None:
+    killed_before_the_record(rig)
+    reboot(rig, "hostb")
     rig.sh("hostb", "mount -t tmpfs none /pool")  # another disk
     try:
         for host, words in (("hostb", ("resume", "c1")), ("hostb", ("rollback", "c1"))):
@@ -36,3 +42,17 @@ def test_what_has_run_is_neither_given_up_nor_said_to_run(rig: Rig, guest: str) 
     rig.migrator("hosta", "resume", "c1").expect(0)
     runs_only_on(rig, "hostb", guest, starts=2)
     assert states(rig) == ("finished", "finished")
+
+
+def test_what_has_stopped_goes_back_once_it_is_destroyed(rig: Rig, guest: str) -> None:
+    """By the commands of the error: the memory is what its administrator chooses."""
+    id_ = killed_before_the_record(rig)
+    rig.sh("hostb", "lxc-stop -k -n c1")
+    cure = str(failed(rig.migrator("hosta", "resume", "c1", "--json"), 38, "stopped-there")["cure"])
+    assert frozen(rig)
+    destroy, back = "lxc-destroy -P /pool -n c1", f"migrator rollback c1 --force {id_}"
+    assert destroy in cure and back in cure
+    rig.sh("hostb", destroy)
+    rig.exec("hosta", *back.split()).expect(0)
+    runs_only_on(rig, "hosta", guest)
+    assert states(rig) == ("rolled-back", "finished")
