@@ -26,6 +26,7 @@ from migrator import (
     identity,
     incoming,
     log,
+    lxc_disk,
     removal,
     spool,
 )
@@ -285,7 +286,13 @@ def put_rootfs_aside(layout: Layout) -> None:
 
 
 def drop_attempt(migration: Migration, layout: Layout) -> None:
-    """Remove everything that this migration has brought to this host, except what it keeps."""
+    """Remove everything that this migration has brought to this host, except what it keeps.
+
+    Raises DiskAway where it was given up while its disk was not there, and that is not back.
+    """
+    if migration.detail.get("disk_away"):
+        lxc_disk.require(layout)
+        migration.note("disk", disk_away=False)  # the spool goes too, and this may be repeated
     layout.drop_images()
     incoming.clear(layout.folder, layout.spool)
     give_back_old(layout)

@@ -25,6 +25,7 @@ from migrator import (
     holder,
     log,
     lxc,
+    lxc_disk,
     names,
     network,
     no_memory,
@@ -401,7 +402,9 @@ def _abandon(migration: Migration, held: list[str], *, here: bool = False, gone:
     if migration.state is not State.ABANDONED:
         layout = Layout(migration.lxcpath, migration.name, migration.id)
         base = bases.common(layout, held)
+        away = migration.state not in (State.RECEIVING, State.ABANDONING) and not lxc_disk.is_here(layout)
         migration.move(Event.ABANDON, given_up_here=here or bool(migration.detail.get("given_up_here")),
+                       disk_away=away or bool(migration.detail.get("disk_away")),
                        kept=[base.path.name] if base else [])
         try:  # the token is back already, and the source must hear it: a disk that fails here freezes nothing there
             import_data.drop_attempt(migration, layout)

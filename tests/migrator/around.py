@@ -54,5 +54,7 @@ def unseen(world: World, request: str, does: Callable[[World], Iterator[tuple[Wo
         return
     for changed, answer in does(world._replace(away=False, place=Whose.NOBODYS, images=0, mark=False)):
         mark = world.mark and changed.destination is S.RESTORING
+        if changed.destination is S.ABANDONED:  # what is on it is still to be removed
+            changed = changed._replace(destination=S.ABANDONING)
         yield changed._replace(away=True, place=world.place, images=world.images, mark=mark, there=world.there,
                                fenced_there=world.fenced_there, restoring=False), answer

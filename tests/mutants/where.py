@@ -37,9 +37,9 @@ TESTS = (
         "journal_steps", "known_hosts", "layout", "leave", "names", "spool", "spool_reads", "spool_receive", "states",
         "thawing", "transfer", "watchdog", "whose_cgroup")),
     *(f"tests/stages/test_{name}.py" for name in (
-        "allowed", "another_host", "answers", "begin", "cleanup", "define", "disk_away", "ended_there", "force", "force_records",
-        "given_back", "heal", "late_own", "left_by_a_restore", "model_conformance", "offer", "rollback",
-        "rollback_there", "rollback_typed", "settling", "start_there", "stopped_there", "strangers")),
+        "allowed", "another_host", "answers", "begin", "cleanup", "define", "disk_away", "ended_there", "force",
+        "force_records", "given_back", "heal", "late_own", "left_by_a_restore", "model_conformance", "offer",
+        "rollback", "rollback_there", "rollback_typed", "settling", "start_there", "stopped_there", "strangers")),
     *(f"tests/tunnel/test_{name}.py" for name in (
         "attacks", "offline", "pairing", "pairing_format", "parsers", "seal")),
     # The model takes seconds for each, and goes through the same functions: what it alone would notice is to have its

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from migrator import aftermath, btrfs, container_config, criu, layout, let_run, lxc, lxc_disk, restore
+from migrator.btrfs import Subvolume
 from migrator.errors import DiskAway, GoneThere
 from migrator.journal import Journal
 from migrator.layout import Layout
@@ -33,8 +35,8 @@ def host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(restore, "clear", lambda _: None)
     monkeypatch.setattr(btrfs, "sync", lambda _: None)
     monkeypatch.setattr(btrfs, "is_subvolume", lambda path: (path / "uuid").is_file())
-    monkeypatch.setattr(btrfs, "info", lambda path: SimpleNamespace(
-        uuid=(path / "uuid").read_text(), parent_uuid="snapshot", generation=1))
+    monkeypatch.setattr(btrfs, "info", lambda path: Subvolume(
+        path, (path / "uuid").read_text(), "", read_only=True, generation=1, parent_uuid="snapshot"))
     monkeypatch.setattr(lxc, "CGROUP", tmp_path / "cgroup")
     monkeypatch.setattr(lxc, "container_processes", lambda _: [])
     monkeypatch.setattr(lxc, "_lxc", lambda: SimpleNamespace(Container=lambda *_: SimpleNamespace(
@@ -196,10 +198,17 @@ def test_what_has_arrived_is_not_given_up_for_it(make: Callable[..., There], mon
             asked(there)
     assert there.migration.state is State.OWNED
     assert str(there.pool) in aftermath.note(there.migration)
-    rollback.abandon(there.service, {"id": ID})
-    assert str(there.migration.state) == "abandoned"
+    for _ in range(2):
+        assert rollback.abandon(there.service, {"id": ID})["state"] == "abandoning"
     there.mount()
     assert container_config.fence_of((there.layout.container / "config").read_text()) == ID
+    monkeypatch.setattr(btrfs, "delete", lambda path: shutil.rmtree(path, ignore_errors=True))
+    with monkeypatch.context() as killed:
+        killed.setattr(Layout, "tidy", lambda _: pytest.fail("killed"))
+        with pytest.raises(pytest.fail.Exception):
+            rollback.abandon(there.service, {"id": ID})
+    rollback.abandon(there.service, {"id": ID})
+    assert str(there.migration.state) == "abandoned" and not there.layout.container.exists()
 
 
 def test_it_is_not_sent_again_for_it(make: Callable[..., There]) -> None:

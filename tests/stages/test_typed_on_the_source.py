@@ -19,8 +19,8 @@ CAME = (Event.RECEIVED, Event.IMPORT, Event.IMPORTED, Event.RECEIVE_DUMP, Event.
 @pytest.fixture
 def stayed(tmp_path: Path) -> Migration:
     """It has come here, and that has ended."""
-    came = Journal(tmp_path / "journal.db").create(
-        id="00000001", role=Role.DESTINATION, name="web", lxcpath=tmp_path, peer="hosta", event=Event.RECEIVE, rounds=[])
+    came = Journal(tmp_path / "journal.db").create(id="00000001", role=Role.DESTINATION, name="web", lxcpath=tmp_path,
+                                                   peer="hosta", event=Event.RECEIVE, rounds=[])
     for event in CAME:
         came.move(event)
     return came
