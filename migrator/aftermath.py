@@ -8,8 +8,20 @@ from __future__ import annotations
 
 import contextlib
 
-from migrator import advice, bases, container_config, identity, log, lxc, no_memory, remains
-from migrator.errors import ContainerNotFound, MigratorError
+from migrator import (
+    advice,
+    bases,
+    clock,
+    container_config,
+    identity,
+    let_run,
+    log,
+    lxc,
+    lxc_disk,
+    no_memory,
+    remains,
+)
+from migrator.errors import ContainerNotFound, DiskAway, MigratorError, StoppedThere
 from migrator.journal import Migration
 from migrator.layout import Layout
 from migrator.states import FROZEN, Role, State
@@ -30,9 +42,35 @@ def images_are_here(migration: Migration) -> bool:
 
 
 def can_be_restored(migration: Migration) -> bool:
-    """On the destination: whether its images are here, and its place has not been taken by another container."""
+    """On the destination: whether its images are here, and its place has not been taken by another container.
+
+    Or whether that may be so, as its disk is not there: who tries is told, and nothing is given up for it.
+    """
     layout = Layout(migration.lxcpath, migration.name, migration.id)
-    return images_are_here(migration) and identity.whose(layout).may_go
+    return not lxc_disk.is_here(layout) or (images_are_here(migration) and identity.whose(layout).may_go)
+
+
+def has_stopped(migration: Migration) -> bool:
+    """On the destination: of one that has run here and is stopped, whether it was let run in this very boot.
+
+    By itself, or with who had it restored: it may not have come to run at all, and the source has its memory. Without
+    memory there is none to lose, and one that ran before a reboot goes on from its disk.
+    """
+    mark = let_run.mark(Layout(migration.lxcpath, migration.name, migration.id).spool)
+    return migration.memory and let_run.was(mark) and let_run.boot(mark) == clock.BOOT_ID.read_text().strip()
+
+
+def stopped(migration: Migration) -> StoppedThere:
+    """What is said of one that `has_stopped`."""
+    return StoppedThere(
+        name=migration.name, destination=advice.this_host(), source=migration.peer, there=migration.name,
+        rootfs=Layout(migration.lxcpath, migration.name, migration.id).rootfs, lxcpath=migration.lxcpath,
+        start=advice.command("restore-dump", migration), back=by_force(migration))
+
+
+def by_force(migration: Migration) -> str:
+    """On the destination: how the source takes it back, once nothing of it is here."""
+    return advice.command("rollback@source", migration, "--force", migration.id)
 
 
 def held(migration: Migration) -> bool:
@@ -122,6 +160,11 @@ def _on_source(migration: Migration) -> str:
 
 
 def _on_destination(migration: Migration) -> str:
+    if migration.state in (State.OWNED, State.RESTORING, State.RESTORED):
+        try:
+            lxc_disk.require(Layout(migration.lxcpath, migration.name, migration.id))
+        except DiskAway as error:
+            return f"{error} {error.hint}"
     if migration.state is State.OWNED and not images_are_here(migration):
         return (f"This host has the token, but the memory images are gone, as after a reboot: it can only be given back"
                 f" to {migration.peer}.")
@@ -132,6 +175,9 @@ def _on_destination(migration: Migration) -> str:
         with contextlib.suppress(MigratorError):
             if lxc.Container(migration.name, migration.lxcpath).state == "STOPPED":
                 if identity.whose(Layout(migration.lxcpath, migration.name, migration.id)).may_go:
+                    if has_stopped(migration):
+                        found = stopped(migration)
+                        return f"{found} {found.hint}"
                     return (f"It has run here, and was stopped before {migration.peer} had heard of it. Once that host"
                             f" has been asked, it goes on with: {advice.command('resume', migration)}")
                 return (f"It has run here and is stopped now, as after a reboot. Start it with: lxc-start -P "

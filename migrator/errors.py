@@ -267,6 +267,26 @@ class GoneThere(AlreadyRuns):
     the copy on {source}, as it was before the move, is the last one, and runs on with: {next}"""
 
 
+class StoppedThere(AlreadyRuns):
+    """{name} was let run on {destination}, and had stopped before that could be recorded: it has run there for a while,
+    for a moment, or not at all."""
+
+    status = 38
+    cure = """Unless {source} was rebooted since, its memory is still frozen there: one of the two is lost, and only you
+    can choose. To keep what it has written on {destination} ({rootfs}), and start it from there, type on that host:
+    {start} -- to keep the memory instead, destroy it there (lxc-destroy -P {lxcpath} -n {there}), then: {back}"""
+
+
+class DiskAway(MigratorError):
+    """What migrator keeps of {name} below {lxcpath} on {host_name} is not to be seen there ({reason}): it is not
+    mounted, or is another disk."""
+
+    status = 39
+    cure = """Nothing is taken for lost or removed before it is seen. Mount it on {host_name} (findmnt -T {lxcpath}
+    tells what is there now), then run the command again. Only if that disk is lost for good, with whatever {name} has
+    done there, tell that host so: mkdir -p {spool}"""
+
+
 # --- Jobs -----------------------------------------------------------------------------------------------------
 
 

@@ -80,6 +80,11 @@ class Layout:
         return self.work / f"{self.id}.spool"
 
     @property
+    def former_spool(self) -> Path:
+        """Where older versions had it."""
+        return self.folder / self.spool.name
+
+    @property
     def old(self) -> Path:
         return self.work / f"{self.id}.old"
 
@@ -150,7 +155,7 @@ class Layout:
 
     def began_formerly(self) -> bool:
         """Whether an older version has received what this migration has brought: it is not read any more."""
-        return not self.spool.is_dir() and (self.folder / self.spool.name).is_dir()
+        return not self.spool.is_dir() and self.former_spool.is_dir()
 
     @property
     def former_old(self) -> Path:
@@ -162,7 +167,7 @@ class Layout:
         removal.tree(self.beside)
 
     def drop_spool(self) -> None:
-        for path in (self.spool, self.folder / self.spool.name):
+        for path in (self.spool, self.former_spool):
             removal.tree(path)
 
     def tidy(self) -> None:

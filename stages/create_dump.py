@@ -38,7 +38,7 @@ from migrator.peer import connected, require_stable_path
 from migrator.protocol import Connection
 from migrator.service import Place, Service
 from migrator.states import Event, Role, State, Verdict, decide
-from stages import ask_state, check, offer, prepare_data, take
+from stages import ask_state, check, offer, prepare_data, restore_over, take
 from stages.dump import Dump
 from stages.handover import INCREMENT
 from stages.rollback import thaw_source
@@ -184,5 +184,5 @@ def _must_receive_dump(migration: Migration, fields: dict[str, Any]) -> None:
         raise UsageError(reason=f"migration {migration.id} is in state {migration.state}, it does not expect this dump")
 
 
-HANDLERS = take.HANDLERS
+HANDLERS = take.HANDLERS | restore_over.HANDLERS
 RECEIVERS = {"increment": receive_increment, "images": receive_images}

@@ -30,6 +30,7 @@ from migrator.errors import (
     OutcomeError,
     ProtocolError,
     SourceRunsAgain,
+    StoppedThere,
     as_ours,
     outcome,
 )
@@ -246,7 +247,7 @@ class Drive:
         migration = self._of
         try:
             done = rollback.roll_back(migration, self._tell)
-        except GoneThere:
+        except (GoneThere, StoppedThere):
             raise
         except AlreadyRuns:
             log.warning(f"{migration.name} runs on {migration.detail['destination_host']} already.")

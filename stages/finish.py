@@ -27,6 +27,7 @@ from migrator import (
     incoming,
     log,
     lxc,
+    lxc_disk,
     network,
     remains,
     standing,
@@ -240,13 +241,15 @@ def _on_destination(args: argparse.Namespace, migration: Migration) -> Result:
 def running(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     """Raises unless the container was restored on this host; GoneThere where it was removed before it had finished.
 
-    Once that is on record it stays so, wherever the container has gone since.
+    StoppedThere where it has run, and does not, and the source's copy may be of more use. Once that is on record it
+    stays so, wherever the container has gone since.
     """
     migration = service.migration(fields)
     if migration.state not in (State.RESTORED, State.FINISHED):
         raise UsageError(reason=f"{migration.name} is {migration.state} here, it has not been restored")
     if settling.is_gone(migration):
         raise settling.gone(migration)
+    settling.refuse_stopped(migration)
     return {"state": migration.state}
 
 
@@ -261,7 +264,7 @@ def end_here(migration: Migration, *, alone: bool = False) -> None:
     """The container is this host's for good; `alone` where the source could not be asked any more. Safe to repeat.
 
     Asked for once more when the container has begun another migration since, that is recorded, and nothing else is
-    done: what lies here is of a later stay. So with one that has given way.
+    done: what lies here is of a later stay. So with one that has given way. Raises DiskAway.
     """
     newest = migration.journal.latest(migration.name, migration.lxcpath)
     later = newest is not None and (newest.id, newest.role) != (migration.id, migration.role)
@@ -270,9 +273,14 @@ def end_here(migration: Migration, *, alone: bool = False) -> None:
         return
     after(migration.role, migration.state, Event.FINISHED)  # raises where it has not come to that
     layout = Layout(migration.lxcpath, migration.name, migration.id)
+    if migration.state is State.RESTORED:
+        lxc_disk.require(layout)  # a fence that is not seen would stay
     if btrfs.is_subvolume(layout.rootfs):
         btrfs.sync(layout.rootfs)  # what programs had brought safely to the source's disk is safe here too
-    if settling.stands_fenced(migration):  # and the source's copy has ended: nobody else runs it any more
+    if settling.stands_fenced(migration) and aftermath.has_stopped(migration):
+        log.warning(f"{migration.name} has run here, and has stopped since. All of its disk is here; start it with: "
+                    f"lxc-start -n {migration.name} -P {migration.lxcpath}")
+    elif settling.stands_fenced(migration):  # and the source's copy has ended: nobody else runs it any more
         try:
             settling.go_on(migration, math.inf)
         except StartFailed as error:  # it is all here, and nothing keeps it from being started
@@ -299,7 +307,7 @@ def drop_way_back(migration: Migration) -> None:
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     for old in (layout.old, layout.former_old):
         _drop_old(migration, layout, old)
-    if not settling.is_replaced(layout):  # another container's are its own
+    if lxc_disk.is_here(layout) and not settling.is_replaced(layout):  # another container's are its own
         container_config.drop_copies(layout.container, keep=layout.id)
     layout.drop_images()
     incoming.clear(layout.folder, layout.spool)

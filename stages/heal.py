@@ -167,8 +167,8 @@ def _complete_restored(args: argparse.Namespace, migration: Migration) -> Result
     """It has run here. Where the source, which had given this host up for lost, runs it again, this copy gives way.
 
     A crash between the record and the end of the fence is made good: nobody could start it since, if it was a reboot.
-    One that stands fenced is not let go on without the source's word. Raises TwoCopies, SourceNeeded, and GoneThere
-    where it was removed since, and the source has not been told to go on without it.
+    One that stands fenced is not let go on without the source's word. Raises TwoCopies, SourceNeeded, DiskAway, and
+    where the source has not been told to go on without it, GoneThere or StoppedThere.
     """
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     left = settling.has_left(migration)
@@ -197,6 +197,7 @@ def _complete_restored(args: argparse.Namespace, migration: Migration) -> Result
     if settling.is_gone(migration):
         raise settling.gone(migration)
     if stands:
+        settling.refuse_stopped(migration)
         settling.go_on(migration, end)
     elif fenced and lxc.Container(migration.name, migration.lxcpath).state != "STOPPED":
         # By LXC's word: who looks into its root file system (chroot) would pass for it.

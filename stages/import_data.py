@@ -26,6 +26,7 @@ from migrator import (
     identity,
     incoming,
     log,
+    lxc_disk,
     removal,
     spool,
 )
@@ -81,9 +82,15 @@ def described(migration: Migration) -> Result:
 
 
 def arrived(journal: Journal, name: str, lxcpath: Path, stage: str) -> Migration:
-    """The newest migration of a container to this host; raises NoMigration."""
-    migration = journal.latest(name, lxcpath, Role.DESTINATION)
-    if migration is None:
+    """The migration of a container to this host, if that is its newest; raises NoMigration.
+
+    OutOfOrder where it is on its way from here: what it says of an earlier stay would be taken for this move's.
+    """
+    migration = journal.latest(name, lxcpath)
+    if migration and migration.role is Role.SOURCE and not migration.ended:
+        raise OutOfOrder(stage=stage, missing=f"this host is the source of {name}",
+                         next=advice.again(f"{stage}@destination", migration))
+    if migration is None or migration.role is Role.SOURCE:
         raise NoMigration(name=name, stage=stage, next=f"migrator prepare-data {name} -d {this_host()}   (on its host)")
     return migration
 
@@ -279,7 +286,13 @@ def put_rootfs_aside(layout: Layout) -> None:
 
 
 def drop_attempt(migration: Migration, layout: Layout) -> None:
-    """Remove everything that this migration has brought to this host, except what it keeps."""
+    """Remove everything that this migration has brought to this host, except what it keeps.
+
+    Raises DiskAway where it was given up while its disk was not there, and that is not back.
+    """
+    if migration.detail.get("disk_away"):
+        lxc_disk.require(layout)
+        migration.note("disk", disk_away=False)  # the spool goes too, and this may be repeated
     layout.drop_images()
     incoming.clear(layout.folder, layout.spool)
     give_back_old(layout)

@@ -15,10 +15,10 @@ import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from migrator import (
     advice,
+    aftermath,
     btrfs,
     cli,
     clock,
@@ -30,6 +30,7 @@ from migrator import (
     let_run,
     limited,
     lxc,
+    lxc_disk,
     network,
     no_memory,
     restore,
@@ -40,10 +41,8 @@ from migrator.beside import Beside
 from migrator.cli import Result
 from migrator.errors import (
     AlreadyRuns,
-    ConnectionLost,
     DowntimeExceeded,
     OutOfOrder,
-    ProtocolError,
     RestoreFailed,
     SourceStillFrozen,
     StartFailed,
@@ -53,8 +52,6 @@ from migrator.errors import (
 )
 from migrator.journal import DEFAULT_PATH, Journal, Migration
 from migrator.layout import Layout, locked
-from migrator.leave import Leave
-from migrator.protocol import Takeover
 from migrator.service import Service
 from migrator.states import Event, State, Verdict, decide
 from stages import ask_source, force, settling
@@ -87,14 +84,21 @@ def run(args: argparse.Namespace) -> Result:
             settling.settle(migration)
         if args.force is not None and not args.dry_run:
             return _forced(args, migration)
-        if settling.stands_fenced(migration):
+        stands = settling.stands_fenced(migration)
+        chosen = stands and aftermath.has_stopped(migration)
+        if stands and not chosen:
             raise OutOfOrder(stage=NAME, missing=f"{name} has run here, and was stopped since",
                              next=advice.command("resume", migration))
-        if args.dry_run or migration.state not in healing.MAY_RESTORE:
+        if args.dry_run or not (chosen or migration.state in healing.MAY_RESTORE):
             return carry_out(migration, args.max_downtime, 0.0, dry_run=args.dry_run)
-        end = ask_source.leave_for(ask_source.quickly(), migration, args.max_downtime, by_hand=True)
+        end = ask_source.leave_for(ask_source.quickly(), migration, args.max_downtime, by_hand=not chosen)
+        if not end and chosen:
+            raise OutOfOrder(stage=NAME, missing=f"{name} runs on {migration.peer} again",
+                             next=advice.command("resume", migration))
         if not end:
             return ask_source.give_up(migration)
+        if chosen:
+            settling.go_on(migration, end)
         return carry_out(migration, args.max_downtime, end)
 
 
@@ -110,7 +114,10 @@ def _forced(args: argparse.Namespace, migration: Migration) -> Result:
 
 
 def carry_out(migration: Migration, limit: float, end: float, *, dry_run: bool = False) -> Result:
-    """The stage, with the container locked, in `limit` seconds; it is let run until `end`, by `clock.now`, or not."""
+    """The stage, with the container locked, in `limit` seconds; it is let run until `end`, by `clock.now`, or not.
+
+    Raises DiskAway, with nothing recorded.
+    """
     decision = decide(NAME, migration.state)
     next_ = advice.again(decision.next_stage, migration) if decision.next_stage else ""
     if decision.verdict is Verdict.ALREADY:
@@ -121,6 +128,7 @@ def carry_out(migration: Migration, limit: float, end: float, *, dry_run: bool =
         raise OutOfOrder(stage=NAME, missing=decision.missing, next=next_)
     if dry_run:
         return described(migration)
+    lxc_disk.require(Layout(migration.lxcpath, migration.name, migration.id))
     take_offered(migration)
     return Restore(migration, limit, leave=lambda: end).run()
 
@@ -313,55 +321,3 @@ class Restore:
             container_config.write_file(kept, limited.tail(source), mode=0o600)
             if isinstance(error, RestoreFailed):
                 error.fields["log"] = kept
-
-
-# --- for a source that does all at once -----------------------------------------------------------------------
-
-
-def restore_for_source(service: Service, fields: dict[str, Any],
-                       leave: Callable[[], float]) -> dict[str, Any]:
-    """restore-dump over the source's own connection; `running_for` are the seconds since the container runs here.
-
-    `leave` is called when all is ready, returns until when the container may be let run, by `clock.now`, and raises
-    where it must not be.
-    """
-    migration = service.migration(fields)
-    if migration.state is State.RESTORING:
-        settling.settle(migration)
-    if settling.stands_fenced(migration):
-        settling.go_on(migration, leave())
-    decision = decide(NAME, migration.state)
-    if decision.verdict is Verdict.REFUSE:
-        raise OutOfOrder(stage=NAME, missing=decision.missing, next=advice.command(decision.next_stage, migration))
-    if decision.verdict is Verdict.GO:
-        service.refuse_more(migration)
-        limit = min(max(float(fields["limit"]), 0.0), 1e6)
-        take_offered(migration)
-        try:
-            Restore(migration, limit, service, leave=leave).run(wait=False)
-        except SourceStillFrozen as error:  # what that means the source says itself
-            raise error.cause from error
-    restored_at = float(migration.detail["restored_at"])
-    return {"state": migration.state, "restored_at": restored_at, "running_for": time.time() - restored_at}
-
-
-def with_leave(service: Service, fields: dict[str, Any], leave: Leave) -> dict[str, Any]:
-    """As `restore_for_source`, for a source that must say that it still waits for it."""
-    try:
-        done = restore_for_source(service, fields, leave.wait)
-    except (ConnectionLost, ProtocolError):
-        raise
-    except Exception:
-        leave.wait()  # it is read before the next request
-        raise
-    leave.wait()
-    return done
-
-
-def restore_over(service: Service, fields: dict[str, Any]) -> Takeover:
-    """restore-dump over the source's own connection; the first answer is only there to be answered."""
-    since, state = clock.now(), service.migration(fields).state
-    return Takeover({"state": state}, lambda connection: with_leave(service, fields, Leave(connection, since)))
-
-
-HANDLERS = {"restore": restore_over}

@@ -25,6 +25,7 @@ from migrator import (
     holder,
     identity,
     log,
+    lxc_disk,
     names,
     network,
     no_memory,
@@ -379,6 +380,7 @@ def _abandon(migration: Migration, held: list[str], *, here: bool = False, gone:
         finish.give_way(migration)
         return
     if migration.state in (State.RESTORED, State.FINISHED):
+        settling.refuse_stopped(migration)
         next_ = f"migrator finish {migration.other_name}"
         if here and settling.stands_fenced(migration):
             next_ = advice.command("resume", migration)  # it has run, and does not
@@ -386,7 +388,9 @@ def _abandon(migration: Migration, held: list[str], *, here: bool = False, gone:
     if migration.state is not State.ABANDONED:
         layout = Layout(migration.lxcpath, migration.name, migration.id)
         base = bases.common(layout, held)
+        away = migration.state not in (State.RECEIVING, State.ABANDONING) and not lxc_disk.is_here(layout)
         migration.move(Event.ABANDON, given_up_here=here or bool(migration.detail.get("given_up_here")),
+                       disk_away=away or bool(migration.detail.get("disk_away")),
                        kept=[base.path.name] if base else [])
         try:  # the token is back already, and the source must hear it: a disk that fails here freezes nothing there
             import_data.drop_attempt(migration, layout)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from migrator import (
     advice,
+    aftermath,
     clock,
     container_config,
     criu,
@@ -23,6 +24,7 @@ from migrator import (
     let_run,
     log,
     lxc,
+    lxc_disk,
     network,
     no_memory,
     restore,
@@ -42,10 +44,11 @@ def settle(migration: Migration) -> None:
 
     Either the container runs here; or it has run here, and a reboot or its own end has stopped it: then it is here
     that it goes on, from its disk, but fenced until `go_on`: the source may have been forced to take it back meanwhile.
-    Or it never ran, and what the attempt left is removed. Raises JournalBroken, with nothing taken away.
+    Or it never ran, and what the attempt left is removed. Raises JournalBroken, or DiskAway, with nothing taken away.
     """
     layout = Layout(migration.lxcpath, migration.name, migration.id)
-    if is_removed(layout):
+    lxc_disk.require(layout)  # the mark is on it
+    if lxc_disk.is_removed(layout):
         _settle_removed(migration, layout)
         return
     container = lxc.Container(migration.name, migration.lxcpath)
@@ -77,14 +80,9 @@ def _settle_removed(migration: Migration, layout: Layout) -> None:
     migration.move(Event.RESTORE_FAILED)
 
 
-def is_removed(layout: Layout) -> bool:
-    """Whether LXC knows no container in its place any more: destroyed, say, or renamed."""
-    return not os.path.lexists(layout.container / "config")  # a link may lead to a disk that is not mounted yet
-
-
 def is_gone(migration: Migration) -> bool:
     """Whether it has run here, and was removed since: LXC has nothing in its place that could run, and nothing of it
-    does, whatever it is called by now. So with one that has given way.
+    does, whatever it is called by now. So with one that has given way. Raises DiskAway.
     """
     if migration.detail.get("given_way"):
         return True
@@ -95,19 +93,24 @@ def is_gone(migration: Migration) -> bool:
 def has_left(migration: Migration) -> bool:
     """Whether what has run here is not in its place any more: nothing is, or another container.
 
-    With a snapshot of its root file system it is the same one, whoever has put that there.
+    With a snapshot of its root file system it is the same one, whoever has put that there. Raises DiskAway.
     """
     layout = Layout(migration.lxcpath, migration.name, migration.id)
-    return is_removed(layout) or (is_replaced(layout) and not identity.has_its_disk(migration))
+    return is_replaced(layout) and (lxc_disk.is_removed(layout) or not identity.has_its_disk(migration))
 
 
 def is_replaced(layout: Layout) -> bool:
     """Whether what is in its place has not been made by this migration, and so is nothing of ours to change or remove.
 
     That is told by the root file system, as what runs has no fence any more. Without the snapshots nothing tells: then
-    it is not said to be another one.
+    it is not said to be another one. Raises DiskAway.
     """
-    return is_removed(layout) or (not _is_ours(layout) and bool(layout.own_snapshots()))
+    if _is_ours(layout):
+        return False
+    lxc_disk.require(layout)
+    if lxc_disk.is_removed(layout):
+        return True
+    return not _is_ours(layout) and bool(layout.own_snapshots())  # its disk may have been mounted only now
 
 
 def lives_on(layout: Layout) -> bool:
@@ -132,7 +135,7 @@ def is_at_work(migration: Migration) -> bool:
 def gone(migration: Migration) -> GoneThere:
     """What the other host, which has the last copy, is told of one that `is_gone`."""
     return GoneThere(name=migration.name, destination=advice.this_host(), source=migration.peer,
-                     next=advice.command("rollback@source", migration, "--force", migration.id))
+                     next=aftermath.by_force(migration))
 
 
 def _is_ours(layout: Layout) -> bool:
@@ -161,22 +164,22 @@ def seems_fenced(migration: Migration) -> bool:
     return lxc.told_state(lxc.Container(migration.name, migration.lxcpath)) == "STOPPED"
 
 
-def go_on(migration: Migration, end: float) -> None:
-    """Take the fence of one that `stands_fenced` away, and start it from its disk where a reboot has stopped it.
+def refuse_stopped(migration: Migration) -> None:
+    """Raises StoppedThere where it `stands_fenced`, and its memory may be worth more than what has run here."""
+    if aftermath.has_stopped(migration) and stands_fenced(migration):
+        raise aftermath.stopped(migration)
 
-    One that has ended by itself is left as it is. Not after `end`, by `clock.now`: raises WordOver then, and
-    StartFailed.
+
+def go_on(migration: Migration, end: float) -> None:
+    """Take the fence of one that `stands_fenced` away, and start it from its disk.
+
+    Ask `refuse_stopped` before, unless somebody has chosen that. Not after `end`, by `clock.now`: raises WordOver then,
+    and StartFailed.
     """
     layout = Layout(migration.lxcpath, migration.name, migration.id)
-    mark = let_run.mark(layout.spool)
     if clock.now() > end:
         raise WordOver(name=migration.name, next=advice.command("resume", migration))
-    if let_run.was(mark) and let_run.boot(mark) == clock.BOOT_ID.read_text().strip():
-        container_config.unfence(layout.container, migration.id)
-        log.warning(f"{migration.name} has run here, and has stopped since. All of its disk is here; start it with: "
-                    f"lxc-start -n {migration.name} -P {migration.lxcpath}")
-        return
-    log.warning(f"{migration.name} had run here before a reboot: it is started from its disk")
+    log.warning(f"{migration.name} had run here, and has stopped since: it is started from its disk")
     container = lxc.Container(migration.name, migration.lxcpath)
     with migration.step("start"), no_memory.unfenced(container, migration.id) as config:
         left = end - clock.now()  # once more, and last: records and copies take as long as the disk does
@@ -221,10 +224,10 @@ def clear(migration: Migration) -> None:
 
     One that may have run is put aside, and only `migrator cleanup NAME` removes it. Raises ContainerExists where
     another container has taken its place, and something of it still runs elsewhere: nothing may be recorded then. Nor
-    where something of it does not end: CopyNotEnded.
+    where something of it does not end: CopyNotEnded; or where its disk is gone: DiskAway.
     """
     layout = Layout(migration.lxcpath, migration.name, migration.id)
-    if is_removed(layout):
+    if lxc_disk.is_removed(layout):
         _end_removed(migration, layout)
     elif not end(migration, lxc.Container(migration.name, migration.lxcpath), layout):
         if lives_on(layout):

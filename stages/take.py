@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from migrator import advice, btrfs, clock, criu, identity, leave, names, spool
+from migrator import advice, btrfs, clock, criu, identity, leave, lxc_disk, names, spool
 from migrator.errors import DumpRefused, OutOfOrder, UsageError
 from migrator.journal import Migration
 from migrator.layout import Layout
@@ -17,7 +17,7 @@ from migrator.leave import Leave
 from migrator.protocol import Takeover
 from migrator.service import Service
 from migrator.states import Event, State
-from stages import restore_dump
+from stages import restore_over
 from stages.handover import INCREMENT
 from stages.offer import attempt
 
@@ -47,9 +47,10 @@ def dump_begin(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
 def _require_defined(migration: Migration) -> None:
     """What has been defined here is still there: nothing is frozen in vain.
 
-    Raises OutOfOrder where it was removed, and has it sent and defined again; ContainerExists.
+    Raises OutOfOrder where it was removed, and has it sent and defined again; ContainerExists, DiskAway.
     """
     layout = Layout(migration.lxcpath, migration.name, migration.id)
+    lxc_disk.require(layout)
     if identity.whose(layout) is identity.Whose.NOBODYS:
         migration.move(Event.RECEIVE)
         raise OutOfOrder(stage="create-dump", missing=f"{layout.container} was removed",
@@ -95,7 +96,7 @@ def own(service: Service, fields: dict[str, Any]) -> Takeover:
     if "restore_within" in fields:
         asked = {"id": migration.id, "limit": fields["restore_within"]}
         return Takeover({"state": migration.state},
-                        lambda connection: restore_dump.with_leave(service, asked, Leave(connection, since)))
+                        lambda connection: restore_over.with_leave(service, asked, Leave(connection, since)))
     return Takeover({"state": migration.state}, lambda connection: _by_hand(migration, Leave(connection, since)))
 
 

@@ -189,9 +189,9 @@ WAYS = {"the advice of status": by_advice, "resume on the source": by_resume, "r
 def ends(world: World, way: str) -> World:
     """Follow one of WAYS to the end; raises Broken where there is none, or where it then runs nowhere.
 
-    Somebody else's container of that name is removed first, as the error advises that it leads to.
+    Somebody else's container of that name is removed first, and a disk that is away is mounted, as the errors advise.
     """
-    here = world._replace(place=Whose.NOBODYS) if world.place is Whose.FOREIGN else world
+    here = world._replace(away=False, place=Whose.NOBODYS if world.place is Whose.FOREIGN else world.place)
     for _ in range(14):
         if here.source in ENDED and not pending(here):
             break
@@ -243,6 +243,8 @@ In each of these worlds
   what has run is still there: destroyed, or another container in its place, it is the last copy that is kept;
 - a container of that name which somebody else has made on the destination, at whatever moment, stays as it is: it is
   not removed, not taken over, and not taken for the one that arrives;
+- what may have run on the destination is not given up before somebody has destroyed it, also where its disk is not
+  there and shows nothing of it;
 
 and from each world at rest, once the network works, each of these leads to an end with exactly one copy that runs or
 may be started: the command that `migrator status` names, `migrator resume` on the source, `migrator resume` on the
@@ -255,10 +257,12 @@ rebooted when it had let the container run and had not recorded it. What no prog
 destination on which LXC runs the container, or may start it, when it is given up for lost. The source's word may be
 over at any moment, on both hosts at once: that its end comes no later there than here is for the clocks, see
 [states.md](states.md#the-sources-word). Strangers come only before the last of the dumps, but for who takes the fence
-away from what a restore has let run. LXC's monitor of what runs there may end at any moment, and LXC says of it that it
-is stopped; on the source nothing hangs on the monitor. The source's copy may be thawed by somebody, or lose its fence
-and be started: no word is given any more then, the token is taken back. While a word that was given before still holds,
-and where it may have run on the destination, nobody can make up for that: it is left out too.
+away from what a restore has let run. The disk with the destination's LXC path may not be there for a while, from
+*owned* on; one that is lost for good is, once that was said there, as good as a container that was destroyed. LXC's
+monitor of what runs there may end at any moment, and LXC says of it that it is stopped; on the source nothing hangs on
+the monitor. The source's copy may be thawed by somebody, or lose its fence and be started: no word is given any more
+then, the token is taken back. While a word that was given before still holds, and where it may have run on the
+destination, nobody can make up for that: it is left out too.
 
 | what happens | transitions |
 | --- | --- |

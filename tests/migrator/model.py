@@ -19,6 +19,8 @@ written in which order around which acts and messages. Keep it in step with stag
   - somebody makes a container of that name on the destination, where none is or in the place of ours, or removes his;
     what has run there he may destroy as long as the source's copy is not being ended. Between the destination's word
     that it is there and the record that it is, nobody can keep him from that
+  - the disk with the LXC path is not there on the destination for a while, as after a boot without it: what lies on it
+    is not to be seen, and cannot be started, and all of it is there again at any moment
   - somebody takes the fence away from what a restore has let run; LXC's monitor ends, and what it held runs on. On the
     source no rule hangs on the monitor
   - somebody thaws what stands still on the source, or takes its fence away, so that it can be started; but not while
@@ -34,6 +36,7 @@ from migrator.healing import LETS_RUN, MAY_RESTORE, TAKEN_BACK, gives_back, must
 from migrator.identity import Whose
 from migrator.leave import BY_HAND
 from migrator.states import ENDED, Event, IllegalMove, Owner, Role, State, Verdict, after, decide, owner, step
+from tests.migrator.around import disk, strangers, unseen
 from tests.migrator.world import FROZEN, RAN_THERE, RUNS, STOPPED, STRANGER, Message, World
 
 S = State
@@ -361,6 +364,9 @@ def answers(world: World, message: Message, *, leave: bool = True) -> Iterator[t
     if world.forgot:
         yield world, UNKNOWN
         return
+    if world.away:
+        yield from unseen(world, message.request, lambda seen: answers(seen, message, leave=leave), TROUBLE)
+        return
     if leave and message.request in GOES_ON:
         world = given(world) if has_leave(world, message) else world._replace(word=True)
     try:
@@ -511,6 +517,8 @@ def _restore(world: World, _: int) -> Answers:
 
 
 def _running(world: World, _: int) -> Answers:
+    if world.stands_fenced:
+        yield world, TROUBLE  # it has stopped in the boot in which it was let run: somebody has to choose
     yield world, OK if world.destination in RAN_THERE and not (world.has_left or world.given_way) else TROUBLE
 
 
@@ -562,7 +570,7 @@ def destination_moves(world: World) -> Moves:
     if world.there == RUNS or world.restoring or world.images or world.word:
         yield "the destination is rebooted", rebooted_there(world, images=False)
         yield "the destination is rebooted", rebooted_there(world, images=True)
-    if world.there == STOPPED and not world.fenced_there:
+    if world.there == STOPPED and not (world.fenced_there or world.away):
         yield "it is started on the destination", world._replace(there=RUNS)
     if world.source in (S.OFFERED, S.DUMPED, S.FINISHING) and not (world.restoring or world.forgot):
         yield "the destination's journal is lost", kept(world._replace(
@@ -571,22 +579,9 @@ def destination_moves(world: World) -> Moves:
         yield "LXC's monitor there ends", world._replace(monitor=False)
     if world.there == RUNS and world.fenced_there:
         yield f"{STRANGER}takes the fence away where it runs", world._replace(fenced_there=False)
-    if world.attempt < max(DUMPS, 2) and not world.forgot:
+    yield from disk(world)
+    if world.attempt < max(DUMPS, 2) and not (world.forgot or world.away):
         yield from strangers(world)
-
-
-def strangers(world: World) -> Moves:
-    """What somebody does who has nothing to do with the migration, without asking anybody."""
-    if world.place is Whose.FOREIGN:
-        yield f"{STRANGER}removes his container", world._replace(place=Whose.NOBODYS)
-    elif world.place is Whose.NOBODYS:
-        yield f"{STRANGER}makes a container of that name", world._replace(place=Whose.FOREIGN)
-    elif world.destination not in RAN_THERE and world.there == STOPPED and not world.restoring:
-        yield f"{STRANGER}destroys what has arrived", world._replace(place=Whose.NOBODYS, fenced_there=True)
-    elif world.destination is S.RESTORED and world.source in (S.OFFERED, S.DUMPED) and not world.restoring \
-            and not (world.program in ("finish", "finish offered") and world.step):
-        yield f"{STRANGER}destroys what has run", world._replace(place=Whose.NOBODYS, there=STOPPED, monitor=True,
-                                                                 fenced_there=True)
 
 
 TYPED_THERE = {"import-data": "import", "restore-dump": "restore", "resume": "restore", "rollback": "abandon",
@@ -595,6 +590,10 @@ TYPED_THERE = {"import-data": "import", "restore-dump": "restore", "resume": "re
 
 def typed_there(world: World, command: str) -> Answers:
     """The same as the request; but what lets it run has the source asked first, unless its word still holds."""
+    if world.away:
+        request = command if command == "resume" else TYPED_THERE[command]
+        yield from unseen(world, request, lambda seen: typed_there(seen, command), TROUBLE)
+        return
     if command == "finish --force" and (world.destination is not S.RESTORED or world.stands_fenced or world.has_left):
         yield world, TROUBLE
         return
@@ -605,13 +604,13 @@ def typed_there(world: World, command: str) -> Answers:
         if world.destination is S.RESTORING:
             world = settled(world)
             yield world, LOST
-        if world.stands_fenced and command == "restore-dump":
+        if world.stands_fenced:  # restore-dump in the boot in which it was let run, resume in a later one
             yield world, TROUBLE
-            return
-        if (world.stands_fenced or world.destination in MAY_RESTORE) and must_ask(BY_HAND if world.word else None):
+        if (world.stands_fenced or world.destination in MAY_RESTORE) and must_ask(
+                BY_HAND if world.word and not world.stands_fenced else None):
             said = told(world)
             if said in TAKEN_BACK and world.stands_fenced:
-                yield gave_way(world), OK
+                yield (gave_way(world), OK) if command == "resume" else (world, TROUBLE)
                 return
             if said in TAKEN_BACK:
                 command = "rollback"

@@ -11,7 +11,7 @@ from migrator import states
 from migrator.healing import LETS_RUN
 from migrator.identity import Whose
 from migrator.states import Event, State
-from tests.migrator import model
+from tests.migrator import around, model
 from tests.migrator.explorer import Broken, explore
 from tests.migrator.world import RAN_THERE, RUNS, World
 
@@ -213,13 +213,25 @@ def what_has_run_is_not_looked_at_before_the_end_of_the_copy(patch: pytest.Monke
                   lambda world, _: iter([(world, model.OK if world.destination in RAN_THERE else model.TROUBLE)]))
 
 
-@mutant("the last copy is ended|taken for the one")
+@mutant("the last copy is ended|taken for the one|one runs")
 def another_one_is_taken_for_what_has_run(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(World, "has_left", property(
         lambda world: world.destination is State.RESTORED and world.place is Whose.NOBODYS))
 
 
-EACH_TIME = {"the_source_thaws_while_its_offer_is_open", "a_rollback_does_not_wait_for_the_destination",
+@mutant("one runs|without the token|does not have the token")
+def a_disk_that_is_not_there_has_nothing_on_it_any_more(patch: pytest.MonkeyPatch) -> None:
+    """What has run counts as destroyed."""
+    patch.setitem(around.NEEDS_THE_DISK, State.RESTORED, set())
+
+
+@mutant("what may have run is given up")
+def a_mark_that_is_not_seen_was_not_made(patch: pytest.MonkeyPatch) -> None:
+    patch.setitem(around.NEEDS_THE_DISK, State.RESTORING, set())
+
+
+EACH_TIME = {"a_disk_that_is_not_there_has_nothing_on_it_any_more", "a_mark_that_is_not_seen_was_not_made",
+             "the_source_thaws_while_its_offer_is_open", "a_rollback_does_not_wait_for_the_destination",
              "the_destination_comes_back_and_asks_nobody", "what_is_there_is_overwritten"}  # one of each kind
 
 

@@ -41,6 +41,7 @@ class World(NamedTuple):
     fenced_there: bool = True  # or not there at all
     place: Whose = Whose.NOBODYS  # what is where the container is put there
     given_way: bool = False  # it had run there, and the destination knows that the source goes on with its own
+    away: bool = False  # the disk with the LXC path there: what lies on it stays as it is
     gone: bool = False  # the destination, as far as anybody can tell
     forgot: bool = False  # its journal is lost
     flying: frozenset[Message] = frozenset()  # sent, and may arrive at any time, any number of times
@@ -78,7 +79,7 @@ class World(NamedTuple):
 
     @property
     def may_run_there(self) -> bool:
-        return not self.gone and (self.there == RUNS or not self.fenced_there)
+        return not self.gone and (self.there == RUNS or not (self.fenced_there or self.away))
 
 
 STRANGER = "somebody "  # begins the labels of what others do to containers
@@ -108,3 +109,6 @@ def check_move(world: World, label: str, reached: World) -> None:
     if world.place is Whose.FOREIGN and not label.startswith(STRANGER):
         assert reached.place is Whose.FOREIGN, "somebody else's container was removed or taken over"
         assert reached.there == STOPPED, "somebody else's container was taken for the one that is restored"
+    if world.mark and world.place is Whose.OURS and not (world.restoring or label.startswith(STRANGER)):
+        known = reached.forgot or reached.destination in (S.RESTORING, *RAN_THERE)
+        assert known, "what may have run is given up"

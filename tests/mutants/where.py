@@ -15,6 +15,7 @@ WHERE: dict[str, tuple[str, ...]] = {
     "migrator/healing.py": ("*",),
     "migrator/journal.py": ("*",),
     "migrator/layout.py": ("*",),
+    "migrator/lxc_disk.py": ("*",),
     "migrator/leave.py": ("*",),
     "migrator/holder.py": ("*",),
     "migrator/container_config.py": ("*",),
@@ -37,10 +38,11 @@ TESTS = (
         "journal_steps", "known_hosts", "layout", "leave", "names", "spool", "spool_reads", "spool_receive", "states",
         "thawing", "transfer", "watchdog", "whose_cgroup")),
     *(f"tests/stages/test_{name}.py" for name in (
-        "allowed", "another_host", "answers", "begin", "cleanup", "define", "ended_there", "ending", "force",
-        "force_records", "given_back", "gone_here", "heal", "in_its_place", "late_own", "left_by_a_restore",
-        "locked_journal", "model_conformance", "not_swallowed", "offer", "remains", "removed_there", "rollback",
-        "rollback_there", "rollback_typed", "same_name", "settling", "start_there", "started_again", "strangers")),
+        "allowed", "another_host", "answers", "begin", "cleanup", "define", "disk_away", "ended_there",
+        "ending", "force", "force_records", "given_back", "gone_here", "heal", "in_its_place", "late_own",
+        "left_by_a_restore", "locked_journal", "model_conformance", "not_swallowed", "offer", "remains",
+        "removed_there", "rollback", "rollback_there", "rollback_typed", "same_name", "settling", "start_there",
+        "started_again", "stopped_there", "strangers")),
     *(f"tests/tunnel/test_{name}.py" for name in (
         "attacks", "offline", "pairing", "pairing_format", "parsers", "seal")),
     # The model takes seconds for each, and goes through the same functions: what it alone would notice is to have its

@@ -60,6 +60,8 @@ def begun(journal: Journal, pool: Path, role: Role, *events: Event, id: str = ID
     made = journal.create(id=id, role=role, name="web", lxcpath=pool, peer="other", event=first, rounds=[], **detail)
     for event in events:
         made.move(event)
+    if made.state is State.RESTORED:
+        Layout(pool, "web", id).spool.mkdir(parents=True)
     return made
 
 
@@ -264,6 +266,7 @@ def test_what_an_older_version_has_put_aside_is_kept_or_goes_by_the_same_rule(jo
     came = begun(journal, tmp_path, Role.DESTINATION, *ARRIVED, id=LATER, origin=ID if ours else "ffffffff")
     here = put_aside(tmp_path, came)
     here.old.rename(here.former_old)
+    here.spool.rename(here.former_spool)
     here.work.rmdir()  # which older versions had not
     finish.end_here(came)
     assert [(kept / "written").exists() for kept in here.set_aside()] == ([] if ours else [True])
@@ -283,5 +286,6 @@ def test_what_has_no_configuration_is_nobodys_copy(journal: Journal, tmp_path: P
     cleaner = cleanup.Cleaner(dry_run=False)
     cleanup._clean_folder(cleaner, journal, here.work, set())
     assert cleaner.kept == [str(here.old)]
+    here.spool.mkdir()  # of which that cleanup did not know that it is needed
     finish.end_here(came)
     assert len(here.set_aside()) == 1

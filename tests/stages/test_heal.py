@@ -45,6 +45,7 @@ def owned(journal: Journal, **detail: object) -> Migration:
     folder = migration.lxcpath / "web"
     folder.mkdir()
     container_config.fence(folder, "lxc.uts.name = web\n", migration.id, "it is being moved here")
+    layout.Layout(migration.lxcpath, "web", migration.id).spool.mkdir(parents=True)
     return migration
 
 

@@ -14,7 +14,7 @@ from migrator.frames import Frame, Kind
 from migrator.leave import Leave
 from migrator.protocol import Connection, Handler, Takeover
 from migrator.states import Role, State
-from stages import restore_dump, serve
+from stages import restore_over, serve
 from tests.migrator.wire import connected
 from tests.stages.test_answers import ID, Destination, arrives, at_the_dump, pool, there
 
@@ -38,7 +38,7 @@ class Restore:
 
 @pytest.fixture
 def did(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    monkeypatch.setattr(restore_dump, "Restore", Restore)
+    monkeypatch.setattr(restore_over, "Restore", Restore)
     monkeypatch.setattr(Restore, "did", [], raising=False)
     return Restore.did
 
@@ -131,8 +131,8 @@ def test_both_ends(did: list[str]) -> None:
 
         def run(connection: Connection) -> dict[str, Any]:
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(restore_dump, "restore_for_source", fails)
-                return restore_dump.with_leave(None, {}, Leave(connection, clock.now()))  # type: ignore[arg-type]
+                patch.setattr(restore_over, "restore_for_source", fails)
+                return restore_over.with_leave(None, {}, Leave(connection, clock.now()))  # type: ignore[arg-type]
 
         return Takeover({"state": "owned"}, run)
 

@@ -330,23 +330,16 @@ def test_it_gives_way_only_where_nothing_of_it_runs(restoring: Migration, contai
     assert ("gave way" in acts) is not two and (str(restoring.state) == "finished") is not two
 
 
-@pytest.mark.parametrize(("boot", "then"), [(None, "started"), ("another", "started"), ("this", "left")])
-def test_it_goes_on_in_its_time_and_only_after_a_reboot(restoring: Migration, container: Container, acts: list[str],
-                                                        monkeypatch: pytest.MonkeyPatch, boot: str | None,
-                                                        then: str) -> None:
+def test_it_goes_on_in_its_time(restoring: Migration, container: Container, acts: list[str],
+                                monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[object] = []
     monkeypatch.setattr("migrator.layout.RUNTIME", restoring.lxcpath / "run")
     monkeypatch.setattr(container, "config_file", restoring.lxcpath / "web" / "config", raising=False)
     monkeypatch.setattr(no_memory, "start", lambda of, id_, **_: started.append((of, id_)))
     monkeypatch.setattr(clock, "now", lambda: 1000.0)
-    mark = let_run.mark(layout_of(restoring).spool)
-    if boot:
-        let_run.record(str(mark))
-    if boot == "another":
-        mark.write_text("another")
     with pytest.raises(WordOver) as over:
         settling.go_on(restoring, 999.5)
     assert (over.value.fields["name"], over.value.fields["next"]) == ("web", "migrator resume web")
     assert fence(restoring) == ID and started == []
     settling.go_on(restoring, 1000.0)
-    assert fence(restoring) == "" and started == ([(container, ID)] if then == "started" else [])
+    assert fence(restoring) == "" and started == [(container, ID)]

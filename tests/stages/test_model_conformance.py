@@ -12,21 +12,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from migrator import layout
+from migrator import layout, lxc_disk
 from migrator.errors import AlreadyRuns, DumpRefused
 from migrator.identity import Whose, whose
-from migrator.journal import Journal
+from migrator.journal import Journal, Migration
+from migrator.layout import Layout
 from migrator.states import Event, Role, State
 from tests.effort import tries
-from tests.migrator import model
+from tests.migrator import around, model
 from tests.migrator.world import RAN_THERE, Message, World
 from tests.stages.test_answers import ID, Destination, arrives
 
 # Asked of both. "arrives" stands for all data of the dump; "restored" for a restore that has succeeded, with what it
 # removes; "killed" for a restore of which only the beginning was recorded; "made" for somebody else's container that is
-# made where none is, or takes the place of ours.
+# made where none is, or takes the place of ours; "disk" for the disk with the LXC path that goes, or comes back.
 requests = st.sampled_from(["dump-begin", "dump-begin", "arrives", "own", "own", "own", "dump-drop", "abandon",
-                            "running", "finish", "begin", "restored", "killed", "made"])
+                            "running", "finish", "begin", "restored", "killed", "made", "disk"])
 asked = st.lists(st.tuples(requests, st.integers(1, 3)), max_size=12)
 
 
@@ -35,8 +36,9 @@ def no_container(monkeypatch: pytest.MonkeyPatch) -> None:
     """A killed restore left nothing that runs; what it takes to see that needs LXC, which is not there."""
     from stages import settling
 
-    def settle(migration: object, *, start: bool = True) -> None:
-        migration.move(Event.RESTORE_FAILED)  # type: ignore[attr-defined]
+    def settle(migration: Migration) -> None:
+        lxc_disk.require(Layout(migration.lxcpath, migration.name, migration.id))
+        migration.move(Event.RESTORE_FAILED)
 
     monkeypatch.setattr(settling, "settle", settle)
 
@@ -65,12 +67,14 @@ def test_model_and_handlers_agree(requests: list[tuple[str, int]]) -> None:
 def modelled(world: World, request: str, attempt: int) -> list[tuple[World, str]]:
     """What the model lets happen: the worlds after it, with what is answered."""
     state = world.destination
+    if request == "disk":
+        return [(changed, "") for _, changed in around.disk(world)] or [(world, "")]
     if request == "made":
-        return [(world if state in RAN_THERE else world._replace(place=Whose.FOREIGN), "")]
+        return [(world if state in RAN_THERE or world.away else world._replace(place=Whose.FOREIGN), "")]
     if request == "arrives":
         return [(world._replace(images=world.attempt_there), "") if state is State.RECEIVING_DUMP else (world, "")]
     if request in ("restored", "killed"):
-        if state is not State.OWNED or not world.place.may_go:
+        if state is not State.OWNED or world.away or not world.place.may_go:
             return [(world, "")]
         begun = model.moved(world, Event.RESTORE)
         return [(model.moved(begun, Event.RESTORED)._replace(images=0) if request == "restored" else begun, "")]
@@ -84,8 +88,17 @@ def real(there: Destination, request: str, attempt: int) -> str:
         if there.state is State.RECEIVING_DUMP:
             arrives(there)
         return ""
+    away = away_from(there).exists()
+    if request == "disk":
+        if away:
+            shutil.rmtree(there.pool)
+            away_from(there).rename(there.pool)
+        elif there.state in around.NEEDS_THE_DISK:
+            there.pool.rename(away_from(there))
+            there.pool.mkdir()
+        return ""
     if request == "made":
-        if there.state not in RAN_THERE:
+        if there.state not in RAN_THERE and not away:
             shutil.rmtree(there.layout.container, ignore_errors=True)
             there.layout.container.mkdir()
             (there.layout.container / "config").write_text("lxc.uts.name = another\n")
@@ -97,9 +110,9 @@ def real(there: Destination, request: str, attempt: int) -> str:
                 there.layout.drop_images()
         return ""
     try:
-        if request == "running" and there.state in (State.RESTORED, State.FINISHED):
+        if request == "running" and not away and there.state in (State.RESTORED, State.FINISHED):
             return model.OK  # it asks LXC for more than the model knows
-        if request == "finish" and there.state in (State.RESTORED, State.FINISHED):
+        if request == "finish" and not away and there.state in (State.RESTORED, State.FINISHED):
             there.take(Event.FINISHED)
             return model.OK
         there.ask(request, attempt=attempt)
@@ -110,18 +123,30 @@ def real(there: Destination, request: str, attempt: int) -> str:
     return model.OK
 
 
+def away_from(there: Destination) -> Path:
+    """Where the disk with its LXC path is while it is away."""
+    return there.pool.with_name("disk")
+
+
+def has_a_use_for_images(state: State | None, place: Whose) -> bool:
+    """Given up while the disk was away, it keeps those on the disk, and not those in memory."""
+    return not (state is State.IMPORTED or (state is State.ABANDONED and place is Whose.OURS))
+
+
 def seen(world: World) -> tuple[object, ...]:
-    images = bool(world.images) and world.destination is not State.IMPORTED  # which has no use for them
+    images = bool(world.images) and has_a_use_for_images(world.destination, world.place)
     return world.destination, world.attempt_there, images, world.place
 
 
 def known(there: Destination) -> tuple[object, ...]:
     migration = there.journal.by_id(ID, Role.DESTINATION)
     assert migration
+    disk = away_from(there)
+    place = whose(Layout(disk if disk.exists() else there.pool, "web", ID))
     images = there.layout.images()
     complete = images is not None and (images / "core-1.img").exists()
-    arrived = complete and migration.state is not State.IMPORTED
-    return migration.state, int(migration.detail.get("attempt", 0)), arrived, whose(there.layout)
+    arrived = complete and has_a_use_for_images(migration.state, place)
+    return migration.state, int(migration.detail.get("attempt", 0)), arrived, place
 
 
 def test_the_comparison_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,6 +81,7 @@ def test_another_container_of_that_name_takes_no_copys_place(owned: Migration, d
             comes.move(event)
         layout = layout_of(comes)
         layout.make_folder()
+        layout.spool.mkdir()
         layout.container.mkdir()
         (layout.container / "config").write_text("lxc.uts.name = web\n")
         disk.make(layout.old / "rootfs", "only-copy")

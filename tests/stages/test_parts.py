@@ -24,7 +24,7 @@ def test_a_stage_is_a_module_with_these_names() -> None:
         assert Path(str(stage.__file__)).stem == stage.NAME.replace("-", "_")
     names = {path.stem for path in Path(str(stages.__file__)).parent.glob("*.py")} - {
         "__init__", "ask_source", "ask_state", "drive", "dry_run", "dump", "force", "handover", "heal", "offer",
-        "reconnect", "same_host", "settling", "stop", "take"}
+        "reconnect", "restore_over", "same_host", "settling", "stop", "take"}
     assert names == {stage.NAME.replace("-", "_") for stage in stages.ALL}, "a module is missing in stages.ALL"
 
 

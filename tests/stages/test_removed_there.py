@@ -26,8 +26,10 @@ from migrator import (
     left_cgroups,
     let_run,
     lxc,
+    lxc_disk,
     no_memory,
     restore,
+    roots,
 )
 from migrator.advice import this_host
 from migrator.errors import AlreadyRuns, CopyNotEnded, GoneThere, SourceStillStopped
@@ -231,13 +233,19 @@ def test_what_runs_by_another_name_was_not_removed(restoring: Migration, monkeyp
 
 def test_a_process_that_ends_while_it_is_looked_at_does_not_live(restoring: Migration,
                                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Path] = []
+
     def ended(_: Layout, path: Path) -> bool:
+        if path != Path("/proc/4711/root"):
+            return False
+        asked.append(path)
         raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(path))
 
     restoring.move(Event.RESTORED)
-    monkeypatch.setattr(lxc, "payload_processes", lambda _: [4711])
+    monkeypatch.setattr(lxc, "container_processes", lambda _: [4711])
+    monkeypatch.setattr(roots, "is_on_btrfs", lambda _: True)
     monkeypatch.setattr(Layout, "is_own", ended)
-    assert settling.is_gone(restoring)
+    assert settling.is_gone(restoring) and asked
 
 
 def test_a_configuration_that_cannot_be_reached_was_not_removed(restoring: Migration) -> None:
@@ -245,7 +253,7 @@ def test_a_configuration_that_cannot_be_reached_was_not_removed(restoring: Migra
     folder = there(restoring).container
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config").symlink_to("/not/mounted/config")
-    assert not settling.is_removed(there(restoring))
+    assert not lxc_disk.is_removed(there(restoring))
 
 
 def test_what_was_removed_is_not_finished_by_force(restoring: Migration) -> None:

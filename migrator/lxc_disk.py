@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Whether the disk that an LXC path lies on is there: what is not to be seen was removed only if it is.
+
+A mount that has failed, or is late (`nofail`), a volume that nobody has unlocked yet, an `umount` for a check: then an
+empty folder stands there, or another disk, and shows neither the container nor the mark that it has run. What tells is
+the spool of the migration, which is kept below the LXC path until the migration has ended here, and which nothing of
+LXC's removes along with a container. It is looked for in the very folder that the container is looked for in, held open
+meanwhile: so nothing that is mounted between the two looks makes them disagree.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from migrator.advice import this_host
+from migrator.errors import DiskAway
+from migrator.layout import Layout
+
+
+def require(layout: Layout) -> None:
+    """Raises DiskAway unless what this migration, which has not ended here, keeps below its LXC path is there."""
+    with _opened(layout):
+        pass
+
+
+def is_here(layout: Layout) -> bool:
+    """The same as an answer; also False once the migration has ended, and what it has kept was removed."""
+    try:
+        require(layout)
+    except DiskAway:
+        return False
+    return True
+
+
+def is_removed(layout: Layout) -> bool:
+    """Whether LXC knows no container in its place any more: destroyed, say, or renamed.
+
+    Raises DiskAway where that cannot be told. A link may lead to a disk that is not mounted yet: that is there.
+    """
+    if os.path.lexists(layout.container / "config"):
+        return False
+    with _opened(layout) as folder:
+        return not _is_in(folder, layout.container / "config", layout)
+
+
+@contextlib.contextmanager
+def _opened(layout: Layout) -> Iterator[int]:
+    """The LXC path; raises DiskAway unless it has the spool of the migration, or an older version's, in it."""
+    try:
+        folder = os.open(layout.lxcpath, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise _away(layout, str(error)) from error
+    try:
+        if not any(_is_in(folder, path, layout) for path in (layout.spool, layout.former_spool)):
+            raise _away(layout, f"{layout.spool} is missing")
+        yield folder
+    finally:
+        os.close(folder)
+
+
+def _is_in(folder: int, path: Path, layout: Layout) -> bool:
+    try:
+        os.lstat(path.relative_to(layout.lxcpath), dir_fd=folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:  # a disk that cannot be read says nothing about what is on it
+        raise _away(layout, str(error)) from error
+    return True
+
+
+def _away(layout: Layout, reason: str) -> DiskAway:
+    return DiskAway(name=layout.name, host_name=this_host(), lxcpath=layout.lxcpath, reason=reason, spool=layout.spool)

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""restore-dump over the source's own connection, for one that does all at once.
+
+The destination's part: the source, which still has the container frozen, is asked last whether it waits for it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from migrator import advice, clock, lxc_disk
+from migrator.errors import ConnectionLost, OutOfOrder, ProtocolError, SourceStillFrozen
+from migrator.layout import Layout
+from migrator.leave import Leave
+from migrator.protocol import Takeover
+from migrator.service import Service
+from migrator.states import State, Verdict, decide
+from stages import settling
+from stages.restore_dump import NAME, Restore, take_offered
+
+
+def restore_for_source(service: Service, fields: dict[str, Any],
+                       leave: Callable[[], float]) -> dict[str, Any]:
+    """restore-dump over the source's own connection; `running_for` are the seconds since the container runs here.
+
+    `leave` is called when all is ready, returns until when the container may be let run, by `clock.now`, and raises
+    where it must not be.
+    """
+    migration = service.migration(fields)
+    if migration.state is State.RESTORING:
+        settling.settle(migration)
+    settling.refuse_stopped(migration)
+    if settling.stands_fenced(migration):
+        settling.go_on(migration, leave())
+    decision = decide(NAME, migration.state)
+    if decision.verdict is Verdict.REFUSE:
+        raise OutOfOrder(stage=NAME, missing=decision.missing, next=advice.command(decision.next_stage, migration))
+    if decision.verdict is Verdict.GO:
+        service.refuse_more(migration)
+        lxc_disk.require(Layout(migration.lxcpath, migration.name, migration.id))
+        limit = min(max(float(fields["limit"]), 0.0), 1e6)
+        take_offered(migration)
+        try:
+            Restore(migration, limit, service, leave=leave).run(wait=False)
+        except SourceStillFrozen as error:  # what that means the source says itself
+            raise error.cause from error
+    restored_at = float(migration.detail["restored_at"])
+    return {"state": migration.state, "restored_at": restored_at, "running_for": time.time() - restored_at}
+
+
+def with_leave(service: Service, fields: dict[str, Any], leave: Leave) -> dict[str, Any]:
+    """As `restore_for_source`, for a source that must say that it still waits for it."""
+    try:
+        done = restore_for_source(service, fields, leave.wait)
+    except (ConnectionLost, ProtocolError):
+        raise
+    except Exception:
+        leave.wait()  # it is read before the next request
+        raise
+    leave.wait()
+    return done
+
+
+def restore_over(service: Service, fields: dict[str, Any]) -> Takeover:
+    """restore-dump over the source's own connection; the first answer is only there to be answered."""
+    since, state = clock.now(), service.migration(fields).state
+    return Takeover({"state": state}, lambda connection: with_leave(service, fields, Leave(connection, since)))
+
+
+HANDLERS = {"restore": restore_over}

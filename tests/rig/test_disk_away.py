@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A destination that has let the container run comes back without the disk with its LXC path, and then with it."""
+
+from __future__ import annotations
+
+from tests.rig.fault_steps import PAUSES, hooked
+from tests.rig.harness import Rig, wait_for
+from tests.rig.test_failures import failed, frozen
+from tests.rig.test_healing import dumped, guest, reboot, runs_only_on, states  # noqa: F401 -- a fixture
+
+# ruff: noqa: F811 -- fixtures
+
+
+def killed_before_the_record(rig: Rig) -> str:
+    """It runs on hostb, and who has restored it was killed before that was recorded; the migration's id."""
+    dumped(rig)
+    with hooked(rig):
+        rig.put("hostb", f"{PAUSES}/c1", "before destination restored done 1")
+        with rig.start("hostb", "migrator", "restore-dump", "c1") as restoring:
+            wait_for(lambda: "reached" in rig.sh("hostb", f"ls {PAUSES}"), "it runs, and that is about to be recorded")
+            restoring.signal(9)
+            restoring.wait()
+    return str(rig.status("hosta", "c1")["id"])
+
+
+def test_what_has_run_is_neither_given_up_nor_said_to_run(rig: Rig, guest: str) -> None:
+    killed_before_the_record(rig)
+    reboot(rig, "hostb")
+    rig.sh("hostb", "mount -t tmpfs none /pool")  # another disk
+    try:
+        for host, words in (("hostb", ("resume", "c1")), ("hostb", ("rollback", "c1"))):
+            failed(rig.migrator(host, *words, "--json"), 39, "disk-away")
+        failed(rig.migrator("hosta", "rollback", "c1", "--json"), 5, "disk-away")
+        assert frozen(rig) and states(rig) == ("dumped", "restoring")
+    finally:
+        rig.sh("hostb", "umount /pool")
+    for host, words in (("hosta", ("resume", "c1")), ("hosta", ("rollback", "c1")), ("hostb", ("resume", "c1"))):
+        failed(rig.migrator(host, *words, "--json"), 38, "stopped-there")  # the rig's hosts share one boot
+    assert frozen(rig) and states(rig) == ("dumped", "restored")
+    assert rig.sh("hostb", "lxc-info -n c1 -sH").strip() == "STOPPED"
+    rig.migrator("hostb", "restore-dump", "c1").expect(0)
+    rig.migrator("hosta", "resume", "c1").expect(0)
+    runs_only_on(rig, "hostb", guest, starts=2)
+    assert states(rig) == ("finished", "finished")
+
+
+def test_what_has_stopped_goes_back_once_it_is_destroyed(rig: Rig, guest: str) -> None:
+    """By the commands of the error: the memory is what its administrator chooses."""
+    id_ = killed_before_the_record(rig)
+    rig.sh("hostb", "lxc-stop -k -n c1")
+    cure = str(failed(rig.migrator("hosta", "resume", "c1", "--json"), 38, "stopped-there")["cure"])
+    assert frozen(rig)
+    destroy, back = "lxc-destroy -P /pool -n c1", f"migrator rollback c1 --force {id_}"
+    assert destroy in cure and back in cure
+    rig.sh("hostb", destroy)
+    rig.exec("hosta", *back.split()).expect(0)
+    runs_only_on(rig, "hosta", guest)
+    assert states(rig) == ("rolled-back", "finished")

@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The disk with a destination's LXC path is not there: nothing on it is taken for removed, or for never made."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from migrator import aftermath, btrfs, container_config, criu, layout, let_run, lxc, lxc_disk, restore
+from migrator.btrfs import Subvolume
+from migrator.errors import DiskAway, GoneThere
+from migrator.journal import Journal
+from migrator.layout import Layout
+from migrator.states import Event, Role, State
+from stages import ask_source, finish, force, heal, prepare_data, restore_over, rollback, take
+
+ID = "0badc0de"
+BOOT = argparse.Namespace(max_downtime=None)
+OWN = (Event.RECEIVED, Event.IMPORT, Event.IMPORTED, Event.RECEIVE_DUMP, Event.DUMP_RECEIVED, Event.OWN)
+
+
+@pytest.fixture(autouse=True)
+def host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Nothing runs, and the source cannot be asked; a subvolume is a folder with the file `uuid`."""
+    monkeypatch.setattr(layout, "RUNTIME", tmp_path / "run")
+    monkeypatch.setattr(criu, "processes", lambda _: [])
+    monkeypatch.setattr(restore, "clear", lambda _: None)
+    monkeypatch.setattr(btrfs, "sync", lambda _: None)
+    monkeypatch.setattr(btrfs, "is_subvolume", lambda path: (path / "uuid").is_file())
+    monkeypatch.setattr(btrfs, "info", lambda path: Subvolume(
+        path, (path / "uuid").read_text(), "", read_only=True, generation=1, parent_uuid="snapshot"))
+    monkeypatch.setattr(lxc, "CGROUP", tmp_path / "cgroup")
+    monkeypatch.setattr(lxc, "container_processes", lambda _: [])
+    monkeypatch.setattr(lxc, "_lxc", lambda: SimpleNamespace(Container=lambda *_: SimpleNamespace(
+        state="STOPPED", defined=True, get_config_item=lambda _: "")))
+    monkeypatch.setattr(ask_source, "state_of_source", lambda *_: None)
+
+
+class There:
+    """A destination; its LXC path is a mount of its own."""
+
+    def __init__(self, journal: Journal, pool: Path, *events: Event) -> None:
+        pool.mkdir()
+        self.pool, self.disk = pool, pool.with_name("disk")
+        self.migration = journal.create(
+            id=ID, role=Role.DESTINATION, name="web", lxcpath=pool, peer="hosta", event=Event.RECEIVE, rounds=[],
+            dad={}, image_files=["core-1.img"], attempt=1)
+        for event in events:
+            self.migration.move(event)
+        self.layout = Layout(pool, "web", ID)
+        self.layout.make_folder()
+        self.layout.spool.mkdir()
+        self.layout.container.mkdir()
+        for path, uuid in ((self.layout.snapshot(1), "snapshot"), (self.layout.rootfs, "own")):
+            path.mkdir()
+            (path / "uuid").write_text(uuid)
+        images = self.layout.image_folders()[1]
+        images.mkdir()
+        (images / "core-1.img").touch()
+        container_config.fence(self.layout.container, "lxc.uts.name = web\n", ID, "it is being moved here")
+
+    def umount(self) -> None:
+        self.pool.rename(self.disk)
+        self.pool.mkdir()
+
+    def mount(self) -> None:
+        for path in (self.pool, *self.pool.rglob("*")):
+            assert path.is_dir(), "nothing was written below the mount point"
+        self.pool.rename(self.pool.with_name("below"))
+        self.disk.rename(self.pool)
+
+    @property
+    def service(self) -> Any:
+        return SimpleNamespace(migration=lambda _: self.migration, find=lambda _: self.migration,
+                               known=lambda _: self.migration, end_behind=lambda: None, refuse_more=lambda _: None,
+                               refuse_data=lambda _: None)
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Callable[..., There]]:
+    with Journal(tmp_path / "journal.db") as journal:
+        yield lambda *events: There(journal, tmp_path / "pool", *OWN, *events)
+
+
+# What is asked for, of whom nobody can know what lies on that disk.
+ASKED: dict[str, Callable[[There], object]] = {
+    "at boot": lambda there: heal._on_destination(BOOT, there.migration),
+    "rollback": lambda there: rollback.abandon(there.service, {"id": ID}),
+    "rollback --force": lambda there: rollback.abandon(there.service, {"id": ID, "gone": True}),
+    "rollback there": lambda there: rollback.give_up_here(there.migration),
+}
+BEFORE_THE_END: dict[str, Callable[[There], object]] = {
+    "running": lambda there: finish.running(there.service, {"id": ID}),
+    "finish": lambda there: finish.finish(there.service, {"id": ID}),
+    "finish --force there": lambda there: force.finish_alone(there.migration, ID, lambda: pytest.fail("is asked")),
+}
+
+
+def restore_asked(there: There) -> object:
+    return restore_over.restore_for_source(there.service, {"id": ID, "limit": 60}, lambda: pytest.fail("goes on"))
+
+
+@pytest.mark.parametrize("asked", [*ASKED, "restore"])
+@pytest.mark.parametrize("marked", [True, False])
+def test_what_a_killed_restore_has_left_is_not_settled(make: Callable[..., There], asked: str, marked: bool) -> None:
+    """The mark that it has run may be on that disk."""
+    there = make(Event.RESTORE)
+    if marked:
+        let_run.record(str(let_run.mark(there.layout.spool)))
+    there.umount()
+    with pytest.raises(DiskAway, match=str(there.pool)):
+        (ASKED | {"restore": restore_asked})[asked](there)
+    assert there.migration.state is State.RESTORING
+    assert str(there.pool) in aftermath.note(there.migration)
+    there.mount()
+    assert let_run.was(let_run.mark(there.layout.spool)) is marked
+    assert there.layout.rootfs.is_dir()
+
+
+@pytest.mark.parametrize("asked", [*ASKED, *BEFORE_THE_END])
+def test_what_has_run_was_not_destroyed(make: Callable[..., There], asked: str) -> None:
+    """No fence stands on it any more: it is started with that disk, and the source's copy must not run then."""
+    there = make(Event.RESTORE, Event.RESTORED)
+    container_config.unfence(there.layout.container, ID)
+    there.umount()
+    with pytest.raises(DiskAway):
+        (ASKED | BEFORE_THE_END)[asked](there)
+    assert there.migration.state is State.RESTORED
+    there.mount()
+    assert finish.running(there.service, {"id": ID}) == {"state": State.RESTORED}
+
+
+@pytest.mark.parametrize("what", ["nothing", "another container"])
+def test_another_disk_is_no_answer(make: Callable[..., There], what: str) -> None:
+    """What lies there belongs to a stranger, or below the mount point."""
+    there = make(Event.RESTORE, Event.RESTORED)
+    there.umount()
+    if what == "nothing":
+        there.pool.rmdir()
+    else:
+        there.layout.container.mkdir()
+        (there.layout.container / "config").write_text("lxc.uts.name = web\n")
+    for asked in (ASKED["at boot"], BEFORE_THE_END["running"], ASKED["rollback --force"]):
+        with pytest.raises(DiskAway):
+            asked(there)
+    assert there.migration.state is State.RESTORED
+
+
+def test_a_disk_that_cannot_be_read_is_no_answer(make: Callable[..., There], monkeypatch: pytest.MonkeyPatch) -> None:
+    there = make(Event.RESTORE, Event.RESTORED)
+    there.layout.rootfs.joinpath("uuid").write_text("another")
+    (there.layout.container / "config").unlink()
+    honest = os.lstat
+
+    def lstat(path: Any, **where: Any) -> os.stat_result:
+        if Path(path).name == "config":
+            raise OSError(errno.EIO, "Input/output error")
+        return honest(path, **where)
+
+    monkeypatch.setattr(os, "lstat", lstat)
+    with pytest.raises(DiskAway, match="Input/output error"):
+        lxc_disk.is_removed(there.layout)
+
+
+def test_it_may_be_mounted_between_two_looks(make: Callable[..., There], monkeypatch: pytest.MonkeyPatch) -> None:
+    """At boot."""
+    there = make(Event.RESTORE, Event.RESTORED)
+    container_config.unfence(there.layout.container, ID)
+    there.umount()
+    honest = os.path.lexists
+
+    def lexists(path: Any) -> bool:
+        found = honest(path)
+        if Path(path).name == "web" and there.disk.exists():
+            there.mount()
+        return found
+
+    monkeypatch.setattr(os.path, "lexists", lexists)
+    assert finish.running(there.service, {"id": ID}) == {"state": State.RESTORED}
+    assert not there.disk.exists()
+
+
+def test_what_has_arrived_is_not_given_up_for_it(make: Callable[..., There], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The memory may be on that disk, and the source have lost its own; but who types rollback gets it."""
+    there = make()
+    monkeypatch.setattr(ask_source, "leave_for", lambda *_, **__: 1e9)
+    there.umount()
+    assert prepare_data.state(there.service, {"id": ID})["images"] is True
+    for asked in (ASKED["at boot"], restore_asked):
+        with pytest.raises(DiskAway):
+            asked(there)
+    assert there.migration.state is State.OWNED
+    assert str(there.pool) in aftermath.note(there.migration)
+    for _ in range(2):
+        assert rollback.abandon(there.service, {"id": ID})["state"] == "abandoning"
+    there.mount()
+    assert container_config.fence_of((there.layout.container / "config").read_text()) == ID
+    monkeypatch.setattr(btrfs, "delete", lambda path: shutil.rmtree(path, ignore_errors=True))
+    with monkeypatch.context() as killed:
+        killed.setattr(Layout, "tidy", lambda _: pytest.fail("killed"))
+        with pytest.raises(pytest.fail.Exception):
+            rollback.abandon(there.service, {"id": ID})
+    rollback.abandon(there.service, {"id": ID})
+    assert str(there.migration.state) == "abandoned" and not there.layout.container.exists()
+
+
+def test_it_is_not_sent_again_for_it(make: Callable[..., There]) -> None:
+    there = make()
+    there.migration.state = State.IMPORTED
+    there.umount()
+    with pytest.raises(DiskAway):
+        take.dump_begin(there.service, {"id": ID, "attempt": 2})
+    assert there.migration.state is State.IMPORTED
+
+
+def test_one_that_is_lost_for_good(make: Callable[..., There]) -> None:
+    """The cure leads on: from then on it is as if it had been destroyed there."""
+    there = make(Event.RESTORE, Event.RESTORED)
+    there.umount()
+    with pytest.raises(DiskAway) as away:
+        rollback.abandon(there.service, {"id": ID})
+    assert f"mkdir -p {there.layout.spool}" in away.value.hint
+    there.layout.spool.mkdir(parents=True)
+    with pytest.raises(GoneThere):
+        rollback.abandon(there.service, {"id": ID})
+    assert rollback.abandon(there.service, {"id": ID, "gone": True})["known"] is True
+    assert there.migration.detail["given_way"]
+
+
+def test_a_killed_restore_on_one_that_is_lost_for_good(make: Callable[..., There]) -> None:
+    there = make(Event.RESTORE)
+    there.umount()
+    there.layout.spool.mkdir(parents=True)
+    rollback.abandon(there.service, {"id": ID})
+    assert there.migration.state is State.ABANDONED
+
+
+def test_the_end_can_be_repeated_though_the_spool_went_with_it(make: Callable[..., There],
+                                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    there = make(Event.RESTORE, Event.RESTORED)
+    container_config.unfence(there.layout.container, ID)
+    with monkeypatch.context() as killed:
+        killed.setattr(finish, "prune", lambda _: pytest.fail("killed"))
+        with pytest.raises(pytest.fail.Exception):
+            finish.end_here(there.migration)
+    assert not there.layout.spool.exists() and there.migration.state is State.FINISHED
+    finish.end_here(there.migration)
+
+
+def test_a_migration_that_an_older_version_began(make: Callable[..., There]) -> None:
+    there = make(Event.RESTORE, Event.RESTORED)
+    there.layout.spool.rename(there.layout.former_spool)
+    assert lxc_disk.is_here(there.layout)
+    there.layout.drop_spool()
+    assert not lxc_disk.is_here(there.layout)
