@@ -25,7 +25,7 @@ START = struct.Struct(f"<{len(MAGIC)}sI")  # and the version
 HEADER = struct.Struct("<IHI")
 LAST = 22  # BTRFS_SEND_C_MAX_V1
 SUBVOL, SNAPSHOT, CLONE = 1, 2, 16  # BTRFS_SEND_C_
-NAMES_MAX = 1 << 16  # bytes of one of these, as btrfs sends none that is longer (BTRFS_SEND_BUF_SIZE_V1)
+COMMAND_MAX = 1 << 16  # bytes of any, with its header, as btrfs sends none that is longer (BTRFS_SEND_BUF_SIZE_V1)
 ATTRIBUTE = struct.Struct("<HH")  # number and length of each part of a command's body
 UUID, CLONE_UUID = 1, 20  # BTRFS_SEND_A_
 
@@ -34,9 +34,9 @@ def plain(stream: Iterable[bytes | memoryview], path: object,
           may_name: Callable[[str], bool]) -> Iterator[bytes | memoryview]:
     """The stream, piece by piece; raises ReceiveFailed, for `path`, before the piece with what it must not have.
 
-    That is a command of a later version, or one that names a subvolume which is neither the one that the stream makes
-    nor, by its uuid, one that it `may_name`. `btrfs receive` never has the whole of such a command. What does not begin
-    as a stream does is left to it to refuse.
+    That is a command of a later version, one that is longer than `btrfs send` makes any, or one that names a subvolume
+    which is neither the one that the stream makes nor, by its uuid, one that it `may_name`. `btrfs receive` never has
+    the whole of such a command. What does not begin as a stream does is left to it to refuse.
     """
     commands = _commands(path, may_name)
     left, kept = next(commands)
@@ -75,11 +75,13 @@ def _commands(path: object, may_name: Callable[[str], bool]) -> Generator[tuple[
         length, command, _ = HEADER.unpack((yield HEADER.size, True))
         if command > LAST:
             raise ReceiveFailed(path=path, reason=f"command {command} in its stream is none of version 1")
+        if HEADER.size + length > COMMAND_MAX:  # btrfs would make room for all of it before it looks at it
+            raise ReceiveFailed(path=path, reason=f"command {command} in its stream has {length} bytes")
         if command not in (SUBVOL, SNAPSHOT, CLONE):
             if length:
                 yield length, False
             continue
-        if not 0 < length <= NAMES_MAX:
+        if not length:
             raise ReceiveFailed(path=path, reason=f"command {command} in its stream has {length} bytes")
         try:
             found = _attributes((yield length, True))

@@ -19,6 +19,7 @@ from migrator.send_stream import CLONE, CLONE_UUID, HEADER, SNAPSHOT, START, SUB
 
 WRITE, FALLOCATE, ENCODED_WRITE, END = 15, 23, 25, 21
 PATH, DATA = 15, 19
+LARGEST = 65536 - 10  # bytes of a command behind its header (BTRFS_SEND_BUF_SIZE_V1)
 OWN, PARENT, STRANGE = (bytes([number]) * 16 for number in (1, 2, 3))
 KNOWN = {str(uuid.UUID(bytes=PARENT))}
 Command = tuple[int, bytes]
@@ -83,6 +84,21 @@ def test_another_command_is_not_reached(before: list[Command], after: list[Comma
     good = stream(made(), *before)
     count = passed_before(f"command {command}", stream(made(), *before, (command, b"7 bytes"), *after), places)
     assert count < len(good) + HEADER.size, "btrfs has not the whole header of it"
+
+
+@given(FIRST, COMMANDS, PLACES, OTHER, st.sampled_from([LARGEST + 1, (1 << 32) - 1]))
+def test_a_length_is_refused_before_btrfs_makes_room_for_it(first: Command, before: list[Command], places: list[int],
+                                                            command: int, length: int) -> None:
+    good = stream(first, *before)
+    data = good + HEADER.pack(length, command, 0) + b"what btrfs would wait for the rest of"
+    count = passed_before(f"command {command} in its stream has {length} bytes", data, places)
+    assert count < len(good) + HEADER.size, "btrfs has not the whole header of it"
+
+
+@given(PLACES)
+def test_the_longest_that_btrfs_makes_passes(places: list[int]) -> None:
+    data = stream(made(), (WRITE, bytes(LARGEST)), (CLONE, body((CLONE_UUID, PARENT), (DATA, bytes(LARGEST - 24)))))
+    assert passed(data, places) == data
 
 
 @given(FIRST, COMMANDS, COMMANDS, PLACES, st.sampled_from([clone(STRANGE), made_of(STRANGE), made_of(OWN)]))
