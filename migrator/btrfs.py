@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from migrator import no_devices
 from migrator.errors import (
     CommandFailed,
     DiskFull,
@@ -166,7 +167,7 @@ def send_command(snapshot: Path, parent: Path | None) -> list[str]:
 def receive_command(folder: Path) -> list[str]:
     # -e ends at the end mark of one stream, so that a stream cut short is an error and not an early success.
     # -C lets it make and write nothing but in the folder, whatever paths and links the stream has. What it clones from,
-    # or makes a snapshot of, it looks for on the whole file system: see `send_stream`.
+    # or makes a snapshot of, it looks for on the whole file system: see `send_stream`; of devices see `no_devices`.
     return ["btrfs", "receive", "-q", "-e", "-C", str(folder)]
 
 
@@ -206,9 +207,15 @@ def receive(stream: Iterable[bytes | memoryview], folder: Path, *, limit: float 
     Raises DiskFull where it had no room, and could be received once there is some, else ReceiveFailed; CommandTimeout.
 
     A receive that broke off leaves a subvolume without received_uuid: the caller knows its name and removes it. `begun`
-    is told which program it is.
+    is told which program it is. It opens no device, whatever the stream says.
     """
-    with started(receive_command(folder), stdin=subprocess.PIPE, limit=limit) as program:
+    def within() -> None:
+        try:
+            no_devices.enter()
+        except OSError as error:
+            raise ReceiveFailed(path=folder, reason=f"devices could not be kept from it: {error}") from error
+
+    with started(receive_command(folder), stdin=subprocess.PIPE, limit=limit, within=within) as program:
         begun(program)
         _widen(program.stdin.fileno())
         try:

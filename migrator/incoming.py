@@ -91,7 +91,8 @@ def _end_left(folder: Path, spool: Path) -> list[int]:
 
 def processes(folder: Path) -> list[int]:
     """The ids of root's own programs that receive into this folder."""
-    return [pid for pid, words in running("btrfs") if {b"receive", os.fsencode(folder)} <= set(words)]
+    found = running("btrfs", root=folder)  # see `no_devices` for why it is in another mount namespace, -C for its root
+    return [pid for pid, words in found if {b"receive", os.fsencode(folder)} <= set(words)]
 
 
 def _take_away(folder: Path, spool: Path, but: Callable[[str], bool] = lambda _: False) -> list[str]:

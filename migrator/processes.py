@@ -13,18 +13,22 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
-def running(*programs: str, owner: int | None = None) -> Iterator[tuple[int, list[bytes]]]:
+def running(*programs: str, owner: int | None = None, root: Path | None = None) -> Iterator[tuple[int, list[bytes]]]:
     """The processes that are one of these programs (names as they are in $PATH), each with its arguments.
 
     Those of user id `owner` only, by default our own, which is root's. What a killed parent has left is among them, and
     what was forked without executing anything else (LXC's monitor is still `lxc-start` or `lxc-checkpoint`).
+
+    In a mount namespace of its own a script, or what an upgrade has replaced, counts only if its root directory is
+    `root`: a folder of ours in which no container can be.
     """
     files, names = set(_files(programs)), {os.fsencode(name) for name in programs}
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit() and int(folder.name) != os.getpid():
             with contextlib.suppress(OSError):
                 words = (folder / "cmdline").read_bytes().split(b"\0")
-                if _uid(folder) == (os.geteuid() if owner is None else owner) and _is_one(folder, words, files, names):
+                if _uid(folder) == (os.geteuid() if owner is None else owner) and _is_one(folder, words, files, names,
+                                                                                             root):
                     yield int(folder.name), words
 
 
@@ -37,18 +41,20 @@ def _files(programs: tuple[str, ...]) -> Iterator[tuple[int, int]]:
                 yield found.st_dev, found.st_ino
 
 
-def _is_one(folder: Path, words: list[bytes], files: set[tuple[int, int]], names: set[bytes]) -> bool:
+def _is_one(folder: Path, words: list[bytes], files: set[tuple[int, int]], names: set[bytes],
+            root: Path | None) -> bool:
     """By the file that it executes: no other file system has that one, nor does a container.
 
     A script, or a program whose file has been replaced by an upgrade meanwhile, goes by its path, which means the same
-    file for the two of us only in our own mount namespace.
+    file for the two of us only in our own mount namespace, or where it has come out of that into a chroot of ours.
     """
     executed = (folder / "exe").stat()
     if (executed.st_dev, executed.st_ino) in files:
         return True
     path = os.fsencode(os.readlink(folder / "exe")).removesuffix(b" (deleted)")  # noqa: PTH115
     named = any(word.rpartition(b"/")[2] in names for word in (path, *words[:2]))
-    return named and (folder / "ns/mnt").readlink() == Path("/proc/self/ns/mnt").readlink()
+    return named and ((folder / "ns/mnt").readlink() == Path("/proc/self/ns/mnt").readlink()
+                      or (root is not None and (folder / "root").samefile(root)))
 
 
 def _uid(folder: Path) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import select
 import shlex
@@ -16,7 +17,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -184,6 +185,7 @@ def started(
     env: Mapping[str, str] | None = None,
     pass_fds: Sequence[int] = (),
     limit: float | None = None,
+    within: Callable[[], None] | None = None,
 ) -> Iterator[Program]:
     """Start a program and hand it over while it runs; it is killed if the block is left before its end.
 
@@ -192,8 +194,12 @@ def started(
 
     Output that nobody reads goes to files, never to a pipe: a daemon that keeps them open (LXC's monitor does) cannot
     block us. The files are in memory (memfd_create(2)): a container can be thawed where no disk has room.
+
+    It is started by a thread that `within` was called in, if given, and is in whatever namespaces that has put the
+    thread. Where `within` raises anything it is not started.
     """
-    program = _start(argv, stdin=stdin, stdout=stdout, env=env, pass_fds=pass_fds, process_group=0)
+    start = functools.partial(_start, argv, stdin=stdin, stdout=stdout, env=env, pass_fds=pass_fds, process_group=0)
+    program = start() if within is None else _start_within(within, start)
     try:
         with _ended_after(program, limit):
             yield program
@@ -201,6 +207,25 @@ def started(
         if program.process.poll() is None:
             program.kill()
         program.close()
+
+
+def _start_within(within: Callable[[], None], start: Callable[[], Program]) -> Program:
+    from concurrent.futures import ThreadPoolExecutor
+
+    def work() -> Program:
+        within()
+        return start()
+
+    with ThreadPoolExecutor(1) as pool:
+        made = pool.submit(work)
+        try:
+            return made.result()
+        except Interrupted:
+            with contextlib.suppress(Exception):  # what has not been started need not be killed
+                program = made.result()
+                program.kill()
+                program.close()
+            raise
 
 
 def detached(argv: Sequence[str | os.PathLike[str]], *, stdin: int, stdout: int) -> Program:

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from migrator import behind, btrfs, frames, incoming, receiver, run, segments, source, spool, transfer
+from migrator import behind, btrfs, frames, incoming, no_devices, receiver, run, segments, source, spool, transfer
 from migrator.behind import Behind
 from migrator.errors import ConnectionLost, MigratorError, SegmentDamaged
 from migrator.segments import Segment
@@ -181,6 +181,7 @@ def test_one_that_works_on_behind_its_last_byte_is_ended(tmp_path: Path, monkeyp
     monkeypatch.setattr(btrfs, "receive_command", lambda _: ["sh", "-c", script.replace("&3", f"/dev/fd/{write}")])
     honest = run.started
     monkeypatch.setattr(btrfs, "started", lambda *given, **more: honest(*given, pass_fds=(write,), **more))
+    monkeypatch.setattr(no_devices, "enter", lambda: None)
     monkeypatch.setattr(btrfs, "delete", lambda _: None)
     importing = attempt(tmp_path, os.urandom(3 * SEGMENT), wait=False)
     assert os.read(read, 5) == b"read\n"

@@ -40,8 +40,8 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def pids(name: str, owner: int | None = None) -> list[int]:
-    return [pid for pid, _ in running(name, owner=owner)]
+def pids(name: str, owner: int | None = None, root: Path | None = None) -> list[int]:
+    return [pid for pid, _ in running(name, owner=owner, root=root)]
 
 
 def test_a_program_is_known_by_the_file_that_it_executes(program: Path) -> None:
@@ -71,6 +71,23 @@ def test_a_script_counts_only_in_our_own_mount_namespace(program: Path) -> None:
     with started("unshare", "--user", "--map-root-user", "--mount", "sh", program) as pid:
         assert program.name.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
         assert pids(program.name) == [], "a container's root can have a file of that name too"
+        assert pids(program.name, root=program.parent) == pids(program.name, root=program / "gone") == []
+
+
+def test_it_counts_where_it_has_our_folder_for_its_root(program: Path) -> None:
+    """As `btrfs receive` has that was started apart, and in a chroot; by now an upgrade has replaced its file."""
+    apart = "unshare", "--user", "--map-root-user", "--mount"
+    for folder in ("lib", "lib64", "usr"):
+        if Path("/", folder).exists():
+            (program.parent / folder).mkdir()
+    script = ('for each in lib lib64 usr; do [ ! -d "$1/$each" ] || mount --rbind "/$each" "$1/$each"; done; '
+              'exec chroot "$1" "/$2" -c "echo up; read x"')
+    with started(*apart, "sh", "-ec", script, "sh", program.parent, program.name) as pid:
+        assert pids(program.name) == [pid], "by its file"
+        program.rename(program.with_name("before"))
+        shutil.copy(program.with_name("before"), program)
+        assert pids(program.name) == pids(program.name, root=program) == []
+        assert pids(program.name, root=program.parent) == [pid]
 
 
 NAMES = [b"\rUid:\t4242", b"x\nUid:\t4242", b"\x1cUid:\t4242", b"\xff\xfe"]

@@ -8,13 +8,16 @@ import os
 import shlex
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from migrator import log
-from migrator.errors import CommandFailed, CommandTimeout, ProgramMissing
+from migrator import run as run_module
+from migrator.errors import CommandFailed, CommandTimeout, Interrupted, ProgramMissing
 from migrator.run import environment, outcome, run, shown, started
 
 
@@ -174,3 +177,29 @@ def test_debug_shows_the_command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.
 
 def test_shown_takes_paths() -> None:
     assert shown(["cat", Path("/a b")]) == "cat '/a b'"
+
+
+def test_ctrl_c_while_it_is_being_started_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may have been started by then, and nobody would know of it."""
+    made: list[run_module.Program] = []
+    honest = run_module._start
+
+    def start(*given: Any, **more: Any) -> run_module.Program:
+        made.append(honest(*given, **more))
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+        assert seen.wait(60)
+        return made[0]
+
+    def pressed(*_: object) -> None:
+        seen.set()
+        raise Interrupted(signal="SIGUSR1", number=signal.SIGUSR1)
+
+    seen = threading.Event()
+    monkeypatch.setattr(run_module, "_start", start)
+    before = signal.signal(signal.SIGUSR1, pressed)
+    try:
+        with pytest.raises(Interrupted), started(["sleep", "600"], within=lambda: None):
+            raise AssertionError("it goes on")
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert [each.process.returncode for each in made] == [-signal.SIGKILL]

@@ -12,7 +12,7 @@ import os
 import secrets
 import signal
 import subprocess
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 
 import pytest
 
@@ -20,6 +20,7 @@ from tests.rig import machine
 from tests.rig.harness import Rig
 from tests.rig.told import as_text, told
 
+KEYS = "/root/.ssh/authorized_keys"
 MARK = "MIGRATOR_TEST_SESSION"
 TOLD = pytest.StashKey[bool]()  # of a test: what the hosts knew is in its report already
 
@@ -95,3 +96,17 @@ def clean_hosts(rig: Rig, request: pytest.FixtureRequest) -> Iterator[CleanHosts
         rig.up()
     assert not left, "migrator has left behind:\n" + "\n".join(left)
     assert not resisting, "this could not be removed from the hosts:\n" + "\n".join(resisting)
+
+
+@pytest.fixture
+def limited(rig: Rig) -> Iterator[Callable[[str], None]]:
+    """Has hosta's key at hostb do just what `serve --only` of these words allows."""
+    key = rig.read("hostb", KEYS).strip()
+    assert key.startswith("ssh-ed25519 ")
+
+    def limit(words: str) -> None:
+        # The line as docs/tunnel.md and `migrator serve --help` have it.
+        rig.put("hostb", KEYS, f'restrict,command="migrator serve --only {words}" {key}\n')
+
+    yield limit
+    rig.put("hostb", KEYS, f"{key}\n")

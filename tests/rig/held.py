@@ -68,10 +68,10 @@ def instead_of(rig: Rig, host: str, program: str, script: str) -> Iterator[Hold]
 def held(rig: Rig, host: str, program: str, when: str = "true") -> Iterator[Hold]:
     """Whoever starts a program waits, `when` that is so, until it is released, at the latest at the end of the block.
 
-    It keeps its name, by which it is known that it is at work.
+    It keeps its name, by which it is known that it is at work. It opens no device, as `btrfs receive` can open none.
     """
     script = f"""#!/bin/sh
-if {when} && mkdir WAITING/$$ 2>/dev/null; then
+if {when} && mkdir WAITING/$$ 2>&-; then
     while [ -e WAITING/$$ ]; do sleep 0.02; done
 fi
 exec REAL "$@"

@@ -7,7 +7,7 @@ import base64
 import shlex
 import struct
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -17,22 +17,7 @@ from tests.rig.held import instead_of
 from tests.rig.test_failures import RUNS_AGAIN, failed
 from tests.rig.test_migrate import runs_only_on
 
-KEYS = "/root/.ssh/authorized_keys"
 THERE = ("-d", DESTINATION, "--json")
-
-
-@pytest.fixture
-def limited(rig: Rig) -> Iterator[Callable[[str], None]]:
-    """Has hosta's key at hostb do just what `serve --only` of these words allows."""
-    key = rig.read("hostb", KEYS).strip()
-    assert key.startswith("ssh-ed25519 ")
-
-    def limit(words: str) -> None:
-        # The line as docs/tunnel.md and `migrator serve --help` have it.
-        rig.put("hostb", KEYS, f'restrict,command="migrator serve --only {words}" {key}\n')
-
-    yield limit
-    rig.put("hostb", KEYS, f"{key}\n")
 
 
 def test_a_key_that_may_bring_containers(rig: Rig, clean_hosts: CleanHosts, limited: Callable[[str], None]) -> None:
