@@ -26,6 +26,7 @@ class Step:
     phase: str
     number: int
     state: str  # that the record tells; empty for the begin and the end of a step within a state
+    first: bool = False  # made along with the migration itself: nothing can be held before it
 
     @property
     def host(self) -> str:
@@ -43,13 +44,14 @@ def steps_of(rig: Rig) -> list[Step]:
     name = "m00"
     fault_guests.make(rig, {name: "10.0.3.100"})
     rig.exec(LXC_HOSTS[0], *MIGRATE, name)
-    found = []
+    found: list[Step] = []
     for host, role in zip(LXC_HOSTS, ("source", "destination"), strict=True):
         seen: dict[tuple[str, str], int] = {}
         for event in rig.status(host, name)["events"]:
             key = (event["step"], event["phase"])
             seen[key] = seen.get(key, 0) + 1
-            found.append(Step(role, *key, seen[key], event.get("state", "")))
+            first = not any(step.role == role for step in found)
+            found.append(Step(role, *key, seen[key], event.get("state", ""), first))
     assert not rig.purge()
     return found
 
