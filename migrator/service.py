@@ -136,8 +136,7 @@ class Service:
 
         None where an earlier one does not end: it is imported from the spool then.
         """
-        if self.behind is None:
-            self._stack.callback(self.wait_behind)
+        self._stack.callback(self.wait_behind)  # each time: a container is locked until then that was locked last
         if not self.end_behind():
             return None
         leave = bounds.reserve(file.parent) if self.grant.restricted else 0

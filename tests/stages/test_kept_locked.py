@@ -241,3 +241,25 @@ def test_who_asks_again_and_again_rests(here: Here, moment: None, restricted: bo
         service.lock("web", here.pool)
         service.lock("web", here.pool)  # which it has
         assert rest.now == pytest.approx(100.0 + REST + (9 * REST if restricted else 0))
+
+
+def test_an_import_ends_before_its_container_is_let_go(here: Here, moment: None,
+                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also that of the second migration of one connection, whose container it has locked after the first's import."""
+    locked: list[bool] = []
+
+    def wait(*_: object) -> bool:
+        locked.append(kept_off(here))
+        return True
+
+    monkeypatch.setattr("migrator.behind.Behind.wait", wait)
+    with contextlib.ExitStack() as stack:
+        service = Service(here.journal, stack)
+        for _ in range(2):
+            service.lock("web", here.pool)
+            service.import_behind(here.pool / "disk-1", here.pool / "target")
+            service.end_request()  # as after `abandon`: nothing goes on
+        service.lock("web", here.pool)
+        service.import_behind(here.pool / "disk-1", here.pool / "target")
+        locked.clear()
+    assert locked[:1] == [True]
