@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from migrator import bases, grant, healing, layout
-from migrator.errors import Busy, ConnectionLost, ContainerExists, MigratorError, NotAllowed
+from migrator.errors import Busy, ConnectionLost, ContainerExists, InvalidName, MigratorError, NoSpace, NotAllowed
 from migrator.journal import Journal, Migration
 from migrator.protocol import Takeover
 from migrator.service import REST, Service
@@ -263,3 +263,16 @@ def test_an_import_ends_before_its_container_is_let_go(here: Here, moment: None,
         service.import_behind(here.pool / "disk-1", here.pool / "target")
         locked.clear()
     assert locked[:1] == [True]
+
+
+def test_what_is_refused_leaves_no_lock_files(here: Here, moment: None) -> None:
+    """/run is small, and any name will do: what is recorded has its files, and is bounded."""
+    ask = here.caller(peer("hosta", "receive"))
+    for number in range(3):
+        with pytest.raises(NoSpace):
+            ask("begin", name=f"web{number}", disk_bytes=1 << 62)
+        with pytest.raises(InvalidName):
+            ask("begin", name=f"web{number}", source_lxcpath="..")
+    assert list((here.pool.parent / "run" / "lock").iterdir()) == []
+    ask("begin")
+    assert len(list((here.pool.parent / "run" / "lock").iterdir())) == 3
