@@ -20,15 +20,16 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
+import fcntl
 import os
 import re
 import stat
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from migrator import btrfs, holder, log, removal
-from migrator.errors import Busy
+from migrator.errors import Busy, JournalBroken
 
 RUNTIME = Path("/run/migrator")
 FORMER_MEMORY = Path("/dev/shm/migrator")  # noqa: S108 -- looked at before it is believed
@@ -291,37 +292,53 @@ def put(source: Path, target: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(name: str, folder: Path = holder.LOCKS, *, lxcpath: Path) -> Iterator[set[tuple[int, int] | None]]:
+def locked(name: str, folder: Path = holder.LOCKS, *, lxcpath: Path,
+           needless: Callable[[], bool] = lambda: False) -> Iterator[set[tuple[int, int] | None]]:
     """Keep other migrator commands off a container for a while; raises Busy. The lock ends with this process.
 
     Another container of that name, in another LXC path, is nobody's business here: see `holder.files`.
 
     A watchdog, which gives a container back, is waited for: it ends at once. So is, for a moment, who has not yet said
     what it is, has the lock no more, or answers another host: that may be but one question. Yields who had it last, see
-    `holder.recorded`: more than one, where they have spelled the LXC path differently.
+    `holder.recorded`: more than one, where they have spelled the LXC path differently. The
+    files stay, unless they are `needless` when the lock ends.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.parent.chmod(0o711)
     with contextlib.ExitStack() as stack:
-        _take(stack, name, folder / name, shared=True)  # which older versions lock, for all containers of that name
-        taken = [_take(stack, name, folder / file) for file in holder.files(name, lxcpath)]
+        older = folder / name  # which older versions lock, for all containers of that name
+        _take(stack, name, older, needless, shared=True)
+        taken = [_take(stack, name, folder / file, needless) for file in holder.files(name, lxcpath)]
         yield {stack.enter_context(holder.recorded(fd, lxcpath)) for fd in taken}
 
 
-def _take(stack: contextlib.ExitStack, name: str, file: Path, *, shared: bool = False) -> int:
+def _take(stack: contextlib.ExitStack, name: str, file: Path, needless: Callable[[], bool], *,
+          shared: bool = False) -> int:
     """Lock a file until the end of `stack`; raises Busy. Returns its descriptor."""
-    import fcntl
-
     until = time.monotonic() + MOMENT_LIMIT
-    fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    stack.callback(os.close, fd)
     while True:
-        try:
-            fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-            return fd
-        except BlockingIOError:
-            found = holder.of_file(file)
-            if (found is None or found.command in ("?", holder.SERVE)) and time.monotonic() < until:
-                time.sleep(0.01)
-            elif not (found and found.command == holder.WATCHDOG and holder.has_ended(found, WATCHDOG_LIMIT)):
-                raise Busy(name=name, pid=found.pid if found else "?") from None
+        with contextlib.ExitStack() as opened:
+            fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            opened.callback(os.close, fd)
+            try:
+                fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            except BlockingIOError:
+                found = holder.of_file(file)
+                if (found is None or found.command in ("?", holder.SERVE)) and time.monotonic() < until:
+                    time.sleep(0.01)
+                elif not (found and found.command == holder.WATCHDOG and holder.has_ended(found, WATCHDOG_LIMIT)):
+                    raise Busy(name=name, pid=found.pid if found else "?") from None
+                continue
+            if os.fstat(fd).st_nlink:  # else who had it has removed it: who comes next will lock another one
+                opened.callback(_remove, fd, file, needless)
+                stack.enter_context(opened.pop_all())
+                return fd
+
+
+def _remove(fd: int, file: Path, needless: Callable[[], bool]) -> None:
+    """Remove a lock file that `fd` has locked, if it is needless, and nobody else's: several may share it."""
+    with contextlib.suppress(OSError, JournalBroken):
+        if needless():
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(fd).st_nlink:  # so it stands there until it is removed here
+                file.unlink()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +25,7 @@ from migrator.stream import Bytes, ByteStream
 
 TIMEOUT = 15.0  # seconds without a sign of life after which the other side is taken for dead
 _SIGN_OF_LIFE = 15.0  # seconds; more often where a timeout is short
+_SLOWEST = 32 * 1024  # bytes a second: a frame for whose beginning there is a limit must come as fast as that
 
 
 def sign_of_life(ours: float, theirs: float) -> float:
@@ -106,7 +108,8 @@ class Connection:
         if not self._fill(memoryview(header), may_end=True):
             raise self._lost("it ended before the other side had said anything")
         body = memoryview(bytearray(frames.greeting_length(bytes(header))))
-        self._fill(body, deadline=self._clock() + self.timeout)
+        late = f"the greeting was not complete within {self.timeout:g} seconds"
+        self._fill(body, deadline=self._clock() + self.timeout, late=late)
         self.peer_program, self.peer_host, self.peer_timeout = frames.parse_greeting(bytes(header), body)
         if not self._named:
             self.name = self.peer_host
@@ -154,11 +157,13 @@ class Connection:
 
         Answers to earlier requests, for which nobody has waited to the end (Ctrl-C), are passed over.
         """
-        end = None if within is None else self._clock() + within
+        end = math.inf if within is None else self._clock() + within
         while True:
-            frame = self.receive(within=None if end is None else end - self._clock())
+            frame = self.receive(within=None if within is None else end - self._clock())
             if not self._is_stale(frame, request):
                 return self.answer_in(frame, request)
+            if within is not None and self._clock() > end:
+                raise self._lost(_late(within))
 
     def _is_stale(self, frame: Frame, request: int) -> bool:
         if frame.kind not in (Kind.REPLY, Kind.ERROR):
@@ -209,7 +214,8 @@ class Connection:
         """The next frame that is not just a sign of life.
 
         `room` gives memory for the body of a SEGMENT of that many bytes; all other bodies get their own. With `within`
-        it must come in so many seconds: signs of life do not prolong the wait.
+        it must begin in so many seconds, zero or less for one that is there, and then come at a slow line's speed: so
+        neither signs of life nor single bytes prolong the wait.
         """
         frame = self.receive_or_end(room, within=within)
         if frame is None:
@@ -219,23 +225,24 @@ class Connection:
     def receive_or_end(self, room: Callable[[int], memoryview] | None = None, *,
                        within: float | None = None) -> Frame | None:
         """As `receive`, but None where the stream ends between two frames."""
-        begun = self._clock()
+        end = math.inf if within is None else self._clock() + within
+        late = "" if within is None else _late(within)
         while True:
             header = bytearray(frames.HEADER.size)
-            if not self._fill(memoryview(header), may_end=True):
+            if not self._fill(memoryview(header), may_end=True, deadline=end, late=late):
                 return None
             kind, flags, length = frames.parse_header(header)
             body = room(length) if room and kind is Kind.SEGMENT else memoryview(bytearray(length))
-            self._fill(body)
+            self._fill(body, deadline=max(end, self._clock()) + length / _SLOWEST, late=late)
             if kind is not Kind.WORKING:
                 return Frame(kind, flags, body)
-            if within is not None and self._clock() - begun > within:
-                raise self._lost(f"the other side did not go on within {within:g} seconds")
+            if self._clock() > end:
+                raise self._lost(late)
 
-    def _fill(self, view: memoryview, *, may_end: bool = False, deadline: float | None = None) -> bool:
+    def _fill(self, view: memoryview, *, may_end: bool = False, deadline: float = math.inf, late: str = "") -> bool:
         """Read exactly as much as `view` holds; False if the stream ended before it and it may.
 
-        Without a deadline it may take as long as it will while bytes come at all.
+        It may take as long as it will while bytes come at all, until the deadline: then it is lost, for being `late`.
         """
         done = 0
         while done < len(view):
@@ -254,8 +261,8 @@ class Connection:
                     return False
                 raise self._lost("it ended in the middle of a message")
             done += count
-            if deadline and done < len(view) and self._clock() > deadline:
-                raise self._lost(f"the greeting was not complete within {self.timeout:g} seconds")
+            if done < len(view) and self._clock() > deadline:
+                raise self._lost(late)
         return True
 
     def _why(self, error: OSError) -> str:
@@ -320,6 +327,10 @@ def _in_takeover(takeover: Takeover, connection: Connection) -> dict[str, Any]:
         return takeover.run(connection)
     except (ConnectionLost, ProtocolError) as error:
         raise _Fatal(error) from error
+
+
+def _late(within: float) -> str:
+    return f"the other side did not go on within {within:g} seconds"
 
 
 def _traceback(error: BaseException) -> str:

@@ -80,15 +80,19 @@ class Service:
     def lock(self, name: str, lxcpath: Path) -> tuple[str, Path] | None:
         """Keep other commands off a container; raises Busy. Returns what `_let_go` takes; None where it was locked.
 
-        Who asks again and again, and is not root, has it for a small part of the time only.
+        Who asks again and again, and is not root, has it for a small part of the time only. Nothing of it is left on a
+        host that knows of no migration of such a container, however many names are tried.
         """
+        def nothing_known() -> bool:
+            return self.journal.latest(name, lxcpath) is None
+
         if any(name == held and names.same_path(lxcpath, path) for held, path in self._locked):
             return None
         if self.grant.restricted and (rest := self._rests_until - self._clock()) > 0:
             self._sleep(rest)
         with contextlib.ExitStack() as lock:
             self._rests_until = self._clock() + REST
-            lock.enter_context(locked(name, lxcpath=lxcpath))
+            lock.enter_context(locked(name, lxcpath=lxcpath, needless=nothing_known))
             self._locked[name, lxcpath] = self._stack.enter_context(lock.pop_all())
         return name, lxcpath
 
@@ -136,8 +140,7 @@ class Service:
 
         None where an earlier one does not end: it is imported from the spool then.
         """
-        if self.behind is None:
-            self._stack.callback(self.wait_behind)
+        self._stack.callback(self.wait_behind)  # each time: a container is locked until then that was locked last
         if not self.end_behind():
             return None
         leave = bounds.reserve(file.parent) if self.grant.restricted else 0

@@ -67,12 +67,11 @@ def _worker(journal: Journal, name: str, lxcpath: Path) -> Holder | None:
     if worker is None:
         return None
     migration = journal.latest(name, lxcpath)
-    if migration is None or migration.ended:
-        if worker.command == holder.SERVE:
-            return None  # it has just ended, or begins at this moment: nothing is here that could be given up
-    elif migration.role is Role.DESTINATION:
+    if migration and not migration.ended and migration.role is Role.DESTINATION:
         raise _elsewhere(migration)
-    return worker
+    # Who answers another host does nothing that could be given up: what it does has just ended, begins at this moment,
+    # or is to answer a question about a container that goes out. It may stay for long, but lets go of the lock.
+    return None if worker.command == holder.SERVE else worker
 
 
 def _elsewhere(migration: Migration) -> AbortElsewhere:

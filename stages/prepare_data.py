@@ -291,7 +291,7 @@ def begin(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     name, id_ = names.container_name(str(fields["name"])), names.migration_id(str(fields["id"]))
     lxcpath = service.lxcpath(fields)
     layout = Layout(lxcpath, name, id_)
-    disk_bytes = int(fields["disk_bytes"])
+    disk_bytes = bounds.announced(fields)
     source_name = names.container_name(str(fields.get("source_name", name)))
     origin = service.origin(fields, service.known(fields))
     service.grant.check_config(name, str(fields["config"]), int(fields["mapped_root"]))
@@ -318,8 +318,8 @@ def _recorded(service: Service, layout: Layout, fields: dict[str, Any], source_n
         _check_space(service, layout, fields, held)
         if migration.detail.get("hooks") is not service.grant.hooks:  # it was given since, or taken away
             migration.note("consent", hooks=service.grant.hooks, hooks_fix=service.grant.hooks_fix)
-        if int(fields["disk_bytes"]) > bounds.TIMES * migration.detail.get("announced", math.inf):  # it grows and grows
-            migration.note("announced", announced=int(fields["disk_bytes"]))
+        if bounds.announced(fields) > bounds.TIMES * migration.detail.get("announced", math.inf):  # it grows and grows
+            migration.note("announced", announced=bounds.announced(fields))
         return migration
     service.refuse_new()
     _check_space(service, layout, fields, held)
@@ -332,7 +332,7 @@ def _recorded(service: Service, layout: Layout, fields: dict[str, Any], source_n
             lxcpath_given=bool(fields["lxcpath_given"]), rounds=[], mapped_root=int(fields["mapped_root"]),
             one_shot=bool(fields.get("one_shot")), memory=bool(fields.get("memory", True)),
             caller=service.grant.caller, hooks=service.grant.hooks, hooks_fix=service.grant.hooks_fix,
-            ticket=secrets.token_hex(16), announced=int(fields["disk_bytes"]),
+            ticket=secrets.token_hex(16), announced=bounds.announced(fields),
         )
     except AlreadyRecorded:  # given up before it had begun, at this very moment
         raise _has_ended(layout.id) from None
@@ -383,7 +383,7 @@ def _check_space(service: Service, layout: Layout, fields: dict[str, Any], held:
     if set(bases.held(layout)) & set(held):
         bases.check_space(service.journal, layout, free, held, what=what, caller=service.grant.caller)
         return
-    disk = int(fields["disk_bytes"])
+    disk = bounds.announced(fields)
     missing = max(0, disk - spool.size_of(layout.spool))
     imported_too = missing if fields.get("one_shot") else disk  # it is imported while it arrives, or later
     needed = free + missing + imported_too

@@ -97,6 +97,46 @@ def test_work_that_never_ends_has_a_limit() -> None:
         assert script.now == pytest.approx(1030.3, abs=0.31)
 
 
+def test_an_answer_that_drips_has_a_limit() -> None:
+    """It may be announced as long, as one of a slow line; but what comes byte by byte would take days."""
+    answer = frame(Kind.REPLY, length=frames.CONTROL_MAX)
+    with greeted((0.3, answer), *[(0.3, b" ")] * 10_000) as (connection, script):
+        with pytest.raises(ConnectionLost, match=r"did not go on within 30 seconds"):
+            connection.call_within(30, "state")
+        assert script.now == pytest.approx(1030 + frames.CONTROL_MAX / 32768, abs=0.31)
+
+
+def test_a_header_that_drips_has_a_limit() -> None:
+    drips = [(0.3, REPLY[at : at + 1]) for at in range(len(REPLY))]
+    with greeted(*drips) as (connection, script):
+        with pytest.raises(ConnectionLost, match=r"did not go on within 1 seconds"):
+            connection.call_within(1, "state")
+        assert script.now == pytest.approx(1001.2)
+
+
+def test_answers_to_earlier_requests_do_not_prolong_the_wait() -> None:
+    with greeted(*[(0.3, REPLY)] * 10_000) as (connection, script):
+        connection.request("earlier", {})
+        with pytest.raises(ConnectionLost, match=r"did not go on within 30 seconds"):
+            connection.call_within(30, "state")
+        assert script.now == pytest.approx(1030.3, abs=0.31)
+
+
+def test_an_answer_that_begins_in_time_may_come_over_a_slow_line() -> None:
+    text = "x" * 400_000
+    whole = frame(Kind.REPLY, b'{"id": 1, "fields": {"text": "%s"}}' % text.encode())
+    pieces = [(0.2, whole[at : at + 8192]) for at in range(0, len(whole), 8192)]  # 40 KiB a second
+    with greeted(*pieces) as (connection, script):
+        assert connection.call_within(0.3, "state") == {"text": text}
+        assert script.now > 1009
+
+
+@pytest.mark.parametrize("seconds", [0.0, -5.0])
+def test_an_answer_that_has_come_is_read_however_late_it_is(seconds: float) -> None:
+    with greeted((0.3, REPLY[:20]), (0.0, REPLY[20:])) as (connection, _):
+        assert connection.call_within(seconds, "state") == {"done": True}
+
+
 def test_no_greeting_at_all() -> None:
     script = Script()
     with Connection(script, timeout=0.2, clock=script.clock) as connection, pytest.raises(ConnectionLost):

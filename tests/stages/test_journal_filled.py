@@ -204,3 +204,16 @@ def test_the_journals_disk_is_not_filled(here: Here, monkeypatch: pytest.MonkeyP
     assert root("begin", id="00000003", name="shop")["state"] == State.RECEIVING
     for id_ in (ID, OTHER):
         assert ask("abandon", id=id_)["state"] == State.ABANDONED
+
+
+@pytest.mark.parametrize("number", [-1, 1 << 63, 10**4000], ids=["less than none", "too many", "a long number"])
+def test_a_disk_cannot_grow_for_ever(here: Here, number: int) -> None:
+    """What is announced for it is recorded each time that it has doubled."""
+    ask = here.caller(grant.ROOT)
+    with pytest.raises(UsageError, match="cannot have as many bytes"):
+        ask("begin", disk_bytes=number)
+    assert here.journal.all() == []
+    ask("begin")
+    with pytest.raises(UsageError, match="cannot have as many bytes"):
+        ask("begin", disk_bytes=number)
+    assert steps(here.journal.by_id(ID, Role.DESTINATION)) == ["receive"]

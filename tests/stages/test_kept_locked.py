@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from migrator import bases, grant, healing, layout
-from migrator.errors import Busy, ConnectionLost, ContainerExists, MigratorError, NotAllowed
+from migrator.errors import Busy, ConnectionLost, ContainerExists, InvalidName, MigratorError, NoSpace, NotAllowed
 from migrator.journal import Journal, Migration
 from migrator.protocol import Takeover
 from migrator.service import REST, Service
@@ -241,3 +241,38 @@ def test_who_asks_again_and_again_rests(here: Here, moment: None, restricted: bo
         service.lock("web", here.pool)
         service.lock("web", here.pool)  # which it has
         assert rest.now == pytest.approx(100.0 + REST + (9 * REST if restricted else 0))
+
+
+def test_an_import_ends_before_its_container_is_let_go(here: Here, moment: None,
+                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also that of the second migration of one connection, whose container it has locked after the first's import."""
+    locked: list[bool] = []
+
+    def wait(*_: object) -> bool:
+        locked.append(kept_off(here))
+        return True
+
+    monkeypatch.setattr("migrator.behind.Behind.wait", wait)
+    with contextlib.ExitStack() as stack:
+        service = Service(here.journal, stack)
+        for _ in range(2):
+            service.lock("web", here.pool)
+            service.import_behind(here.pool / "disk-1", here.pool / "target")
+            service.end_request()  # as after `abandon`: nothing goes on
+        service.lock("web", here.pool)
+        service.import_behind(here.pool / "disk-1", here.pool / "target")
+        locked.clear()
+    assert locked[:1] == [True]
+
+
+def test_what_is_refused_leaves_no_lock_files(here: Here, moment: None) -> None:
+    """/run is small, and any name will do: what is recorded has its files, and is bounded."""
+    ask = here.caller(peer("hosta", "receive"))
+    for number in range(3):
+        with pytest.raises(NoSpace):
+            ask("begin", name=f"web{number}", disk_bytes=1 << 62)
+        with pytest.raises(InvalidName):
+            ask("begin", name=f"web{number}", source_lxcpath="..")
+    assert list((here.pool.parent / "run" / "lock").iterdir()) == []
+    ask("begin")
+    assert len(list((here.pool.parent / "run" / "lock").iterdir())) == 3

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from migrator import cli, holder, layout
-from migrator.errors import BrokenOff, StillUnderWay
+from migrator.errors import AbortElsewhere, BrokenOff, StillUnderWay
 from migrator.journal import Journal
 from migrator.layout import locked
 from migrator.states import Event, Role
@@ -37,6 +37,18 @@ def test_abort_stops_nobody_elses(at_work: Journal, tmp_path: Path) -> None:
     worker = abort._worker(at_work, "web", tmp_path / "pool")
     assert worker and (worker.pid, worker.started) == holder.this_process()
     assert abort._worker(at_work, "web", tmp_path / "second") is None
+
+
+def test_abort_does_not_wait_for_who_answers_another_host(at_work: Journal, tmp_path: Path,
+                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    """A destination has but asked what has become of it: that process may stay for as long as its connection."""
+    answers = holder.Holder(1, 1, holder.SERVE)
+    monkeypatch.setattr(holder, "of", lambda *_: answers)
+    assert abort._worker(at_work, "web", tmp_path / "pool") is None
+    at_work.create(id="0000000d", role=Role.DESTINATION, name="web", lxcpath=tmp_path / "third", peer="hosta",
+                   event=Event.RECEIVE, rounds=[])
+    with pytest.raises(AbortElsewhere):
+        abort._worker(at_work, "web", tmp_path / "third")
 
 
 def test_status_names_who_works_on_it(at_work: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
