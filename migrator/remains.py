@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from migrator import btrfs, cgroups, clock, holder, lxc
+from migrator import btrfs, cgroups, clock, holder, lxc, roots
 from migrator.errors import MigratorError, StartFailed
 from migrator.journal import Migration
 
@@ -62,7 +62,28 @@ def are_here(migration: Migration) -> bool:
         return False
     if first_is_here(migration):
         return True
-    return migration.detail.get("boot") is not None and not _was_started_anew(migration)
+    return (migration.detail.get("boot") is not None and not _was_started_anew(migration)
+            and not _is_anothers(migration, cgroup))
+
+
+def _is_anothers(migration: Migration, cgroup: str) -> bool:
+    """Whether that cgroup is by now one of a container of that name in another LXC path: its disk tells.
+
+    LXC gives it to each in turn. A process of which nothing can be told, as it is just ending, decides nothing; where
+    there is no other, they are ours.
+    """
+    uuid = migration.detail.get("rootfs_uuid")
+    if not uuid:
+        return False
+    found = {_disk_of(pid) for pid in cgroups.processes(cgroup)} - {None}
+    return bool(found) and uuid not in found
+
+
+def _disk_of(pid: int) -> str | None:
+    """The uuid of the subvolume that a process has its root in; "" where that is none, None where it has ended."""
+    with contextlib.suppress(MigratorError, OSError):
+        return btrfs.uuid_around(Path(f"/proc/{pid}/root")) if roots.is_on_btrfs(pid) else ""
+    return None
 
 
 def recorded_init(migration: Migration) -> list[Any]:
