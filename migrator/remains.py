@@ -112,6 +112,31 @@ def first_is_here(migration: Migration) -> bool:
         return False
 
 
+def refuse_beside(migration: Migration) -> None:
+    """Before what stands still is thawed: raises StartFailed while another start of it lives, with the same disk.
+
+    It is told by its root, and by a pid namespace of its own, which no visitor has. Neither LXC nor a disk is asked,
+    as a thaw waits for this; what cannot be told keeps nothing frozen.
+    """
+    cgroup, second = migration.detail["cgroup"], None
+    with contextlib.suppress(OSError):
+        pid = recorded_init(migration)[0]
+        root, inside, ours = roots.of(pid), lxc.pid_namespace(pid), cgroups.processes(cgroup)
+        second = next((each for each in lxc.container_processes(migration.name)
+                       if each not in ours and _lives_beside(each, root, inside)), None)
+    if second is not None:
+        raise StartFailed(name=migration.name, log="not there", reason=(
+            f"it was started here past its fence, beside what is frozen (process {second}). Two must not run on one"
+            f" disk: stop that one with lxc-stop -P {migration.lxcpath} -n {migration.name}, or end the frozen one"
+            f" with: echo 1 >{cgroup}/cgroup.kill"))
+
+
+def _lives_beside(pid: int, root: roots.Root, inside: str | None) -> bool:
+    with contextlib.suppress(OSError):
+        return roots.of(pid) == root and lxc.pid_namespace(pid) not in (None, inside)
+    return False
+
+
 def require_none(migration: Migration) -> None:
     """Raises StartFailed while a process lives where the container was frozen: what LXC does not know of any more."""
     until = time.monotonic() + lxc.END_LIMIT  # its first process has ended: the others do, too
