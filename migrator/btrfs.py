@@ -87,6 +87,11 @@ def parent_of(number: int, path: Path) -> str:
     return _uuid(_pybtrfs().subvolume_info(str(path), number).parent_uuid)
 
 
+def uuid_around(path: Path) -> str:
+    """The uuid of the subvolume that `path` lies in."""
+    return _uuid(_pybtrfs().subvolume_info(str(path), id_of(path)).uuid)
+
+
 def id_of(path: Path) -> int:
     """The number of the subvolume that `path` lies in, which no other one of its file system has."""
     return int(_pybtrfs().subvolume_id(str(path)))

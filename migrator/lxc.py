@@ -275,15 +275,15 @@ def container_processes(name: str) -> list[int]:
     Who has a root elsewhere and this host's pid namespace, and is in no cgroup of such a name, has but called
     chroot: an administrator who looks around. A container that shares that namespace does not move (`check`).
     """
-    named, ours = set(_named(name)), _pid_namespace("self")
-    return [pid for pid in payload_processes(name) if pid in named or _pid_namespace(pid) not in (None, ours)]
+    named, ours = set(_named(name)), pid_namespace("self")
+    return [pid for pid in payload_processes(name) if pid in named or pid_namespace(pid) not in (None, ours)]
 
 
 def _named(name: str) -> list[int]:
     return [pid for cgroup in CGROUP.glob(f"lxc.payload.{name}*") for pid in processes(cgroup)]
 
 
-def _pid_namespace(pid: int | str) -> str | None:
+def pid_namespace(pid: int | str) -> str | None:
     """None where it has ended."""
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         return os.readlink(PROC / f"{pid}/ns/pid")  # noqa: PTH115 -- it is no path

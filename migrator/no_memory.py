@@ -38,6 +38,7 @@ from migrator.errors import (
 from migrator.journal import Migration
 from migrator.processes import running
 from migrator.run import run
+from migrator.states import FROZEN
 
 START_LIMIT = 120.0
 END_LIMIT = 30.0
@@ -55,6 +56,9 @@ def start_again(migration: Migration) -> bool:
     """
     stopping = bool(migration.detail.get("stopping"))
     if not stopping and not (migration.lxcpath / migration.name / "config").is_file():
+        if _may_have_fence(migration) and not layout.Layout(
+                migration.lxcpath, migration.name, migration.id).own_snapshots():
+            raise ContainerNotFound(name=migration.name, lxcpath=migration.lxcpath)  # as in `is_gone`
         return False  # it was removed meanwhile
     if stopping and is_gone(migration):
         _try("That could not be recorded", lambda: migration.note("gone", stopping=False))
@@ -88,6 +92,11 @@ def start_again(migration: Migration) -> bool:
     _try(f"{runs_on} that could not be recorded", lambda: migration.note("started", stopping=False))
     migration.detail["stopping"] = False  # the next record has it, where this one could not be made
     return by_us
+
+
+def _may_have_fence(migration: Migration) -> bool:
+    """Whether it may have been fenced, be it that its stop is not on record: that comes second."""
+    return migration.state in FROZEN and migration.detail.get("held", True) is not False
 
 
 def is_gone(migration: Migration) -> bool:

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from migrator import btrfs, cgroups, clock, holder, lxc
+from migrator import btrfs, cgroups, clock, holder, lxc, roots
 from migrator.errors import MigratorError, StartFailed
 from migrator.journal import Migration
 
@@ -62,7 +62,28 @@ def are_here(migration: Migration) -> bool:
         return False
     if first_is_here(migration):
         return True
-    return migration.detail.get("boot") is not None and not _was_started_anew(migration)
+    return (migration.detail.get("boot") is not None and not _was_started_anew(migration)
+            and not _is_anothers(migration, cgroup))
+
+
+def _is_anothers(migration: Migration, cgroup: str) -> bool:
+    """Whether that cgroup is by now one of a container of that name in another LXC path: its disk tells.
+
+    LXC gives it to each in turn. A process of which nothing can be told, as it is just ending, decides nothing; where
+    there is no other, they are ours.
+    """
+    uuid = migration.detail.get("rootfs_uuid")
+    if not uuid:
+        return False
+    found = {_disk_of(pid) for pid in cgroups.processes(cgroup)} - {None}
+    return bool(found) and uuid not in found
+
+
+def _disk_of(pid: int) -> str | None:
+    """The uuid of the subvolume that a process has its root in; "" where that is none, None where it has ended."""
+    with contextlib.suppress(MigratorError, OSError):
+        return btrfs.uuid_around(Path(f"/proc/{pid}/root")) if roots.is_on_btrfs(pid) else ""
+    return None
 
 
 def recorded_init(migration: Migration) -> list[Any]:
@@ -89,6 +110,31 @@ def first_is_here(migration: Migration) -> bool:
         return _is_on_record(migration, [pid, holder.start_time(pid)])
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def refuse_beside(migration: Migration) -> None:
+    """Before what stands still is thawed: raises StartFailed while another start of it lives, with the same disk.
+
+    It is told by its root, and by a pid namespace of its own, which no visitor has. Neither LXC nor a disk is asked,
+    as a thaw waits for this; what cannot be told keeps nothing frozen.
+    """
+    cgroup, second = migration.detail["cgroup"], None
+    with contextlib.suppress(OSError):
+        pid = recorded_init(migration)[0]
+        root, inside, ours = roots.of(pid), lxc.pid_namespace(pid), cgroups.processes(cgroup)
+        second = next((each for each in lxc.container_processes(migration.name)
+                       if each not in ours and _lives_beside(each, root, inside)), None)
+    if second is not None:
+        raise StartFailed(name=migration.name, log="not there", reason=(
+            f"it was started here past its fence, beside what is frozen (process {second}). Two must not run on one"
+            f" disk: stop that one with lxc-stop -P {migration.lxcpath} -n {migration.name}, or end the frozen one"
+            f" with: echo 1 >{cgroup}/cgroup.kill"))
+
+
+def _lives_beside(pid: int, root: roots.Root, inside: str | None) -> bool:
+    with contextlib.suppress(OSError):
+        return roots.of(pid) == root and lxc.pid_namespace(pid) not in (None, inside)
+    return False
 
 
 def require_none(migration: Migration) -> None:

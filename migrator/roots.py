@@ -14,6 +14,7 @@ in memory has (encode_fh in the kernel's filesystems/nfs/exporting.rst). The way
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import struct
 from pathlib import Path
@@ -54,7 +55,12 @@ def is_on_btrfs(pid: int) -> bool:
     path = PROC / str(pid) / "root"
     handle = ctypes.create_string_buffer(struct.pack("=Ii", _HANDLE_MAX, 0), 8 + _HANDLE_MAX)
     mount = ctypes.c_int()
-    _must(_libc().name_to_handle_at(_AT_FDCWD, os.fsencode(path), handle, ctypes.byref(mount), _FOLLOW), path)
+    try:
+        _must(_libc().name_to_handle_at(_AT_FDCWD, os.fsencode(path), handle, ctypes.byref(mount), _FOLLOW), path)
+    except OSError as error:
+        if error.errno == errno.EOPNOTSUPP:  # as an overlay, which has no handles; btrfs has
+            return False
+        raise
     return bool(struct.unpack_from("=Ii", handle)[1] == _BTRFS_HANDLE)
 
 

@@ -9,6 +9,7 @@ offered once more, and before the word is given that it may be let run there, th
 from __future__ import annotations
 
 import contextlib
+import shlex
 
 from migrator import advice, container_config, identity, log, lxc, remains
 from migrator.errors import ContainerNotFound, OutOfOrder
@@ -28,6 +29,23 @@ def require(migration: Migration, stage: str, next_: str = "") -> None:
             stage=stage, next=next_ or advice.command("rollback", migration),
             missing=f"{migration.name} runs on {advice.this_host()}, where it was to stand still: somebody has thawed"
                     f" it, or started it past its fence")
+
+
+def refuse_end(migration: Migration, stage: str) -> None:
+    """Raises OutOfOrder where it has run on with this disk: nobody but its administrator ends that.
+
+    Once its end has begun, what is thawed or on its way to it is ending; another start that LXC knows is none of that.
+    """
+    ending = migration.state is State.FINISHING
+    thawed = not ending and remains.was_thawed(migration)
+    if thawed or (_knows_another(migration) if ending else started_anew(migration)):
+        restore_fence(migration)
+        stop = shlex.join(["lxc-stop", "-P", str(migration.lxcpath), "-n", migration.name])
+        done = "thawed it here" if thawed else "started it here too, past its fence"
+        raise OutOfOrder(
+            stage=stage, next=f"{stop} -- and then: {advice.again(stage, migration)}",
+            missing=f"{migration.name} has run on {advice.moved_to(migration)}, and somebody has {done}."
+                    f" What it has written here since is not there")
 
 
 def restore_fence(migration: Migration) -> None:
@@ -71,3 +89,11 @@ def started_anew(migration: Migration) -> bool:
             return True  # on its way to that, or from it
         rootfs = container.rootfs
     return not still and lxc.runs_in(migration.name, rootfs)
+
+
+def _knows_another(migration: Migration) -> bool:
+    """Whether LXC knows another start of it."""
+    with contextlib.suppress(ContainerNotFound):
+        container = lxc.Container(migration.name, migration.lxcpath)
+        return identity.is_source(migration) and remains.is_known(migration, container) is False
+    return False

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +107,7 @@ def carry_out(args: argparse.Namespace, migration: Migration, there: Connection)
             if migration.state is not State.FINISHING:
                 raise
             _require_id(migration, getattr(args, "force", None), there.peer_host, "does not have it")
-    _refuse_second(migration)
+    standing.refuse_end(migration, NAME)
     if migration.state is State.OFFERED:
         migration.move(Event.TAKEN)  # the answer that would have said so was lost
     migration.move(Event.FINISH)
@@ -120,17 +119,6 @@ def carry_out(args: argparse.Namespace, migration: Migration, there: Connection)
     return Result({"migration": migration.id, "name": name, "stage": NAME, "already": False},
                   f"{name} has moved to {advice.moved_to(migration)}."
                   f" Its root file system is kept here until: migrator cleanup {name}")
-
-
-def _refuse_second(migration: Migration) -> None:
-    """What was started here past the fence has run on with this disk: nobody but its administrator ends that."""
-    if standing.started_anew(migration):
-        standing.restore_fence(migration)
-        stop = shlex.join(["lxc-stop", "-P", str(migration.lxcpath), "-n", migration.name])
-        raise OutOfOrder(
-            stage=NAME, next=f"{stop} -- and then: {advice.again(NAME, migration)}",
-            missing=f"{migration.name} has run on {advice.moved_to(migration)}, and somebody has started it here too,"
-                    f" past its fence. What it has written here since is not there")
 
 
 def _require_id(migration: Migration, given: str | None, there: str, lacks: str) -> None:

@@ -243,10 +243,9 @@ def thaw_source(migration: Migration) -> bool:
     """Plug the container in again and thaw it, if this migration has frozen it; True if so.
 
     The process id and cgroup are those of the freeze, whatever LXC says: its monitor may have been killed. If these are
-    gone, as after a reboot, the container is started from its disk, which takes the fence of the offer away; one that
-    somebody has started is left alone. Raises StartFailed, and OSError where it cannot be thawed. One that was stopped,
-    to move without its memory, is started again; raises SourceStillStopped. What cannot be recorded, as on a full disk,
-    keeps nothing from running.
+    gone, as after a reboot, the container is started from its disk, its fence taken away; one that somebody has started
+    is left alone. Raises StartFailed, also beside a second start, and OSError where it cannot be thawed. One that was
+    stopped, without its memory, is started again; raises SourceStillStopped. A full disk keeps nothing from running.
     """
     if not migration.memory:
         return _start_again(migration)
@@ -258,6 +257,7 @@ def thaw_source(migration: Migration) -> bool:
             network.hear(migration.id)
         aftermath.start_from_disk(migration)
         return False
+    remains.refuse_beside(migration)
     criu.wait_for_dump(migration.name, Layout(migration.lxcpath, migration.name, migration.id).dumped_into())
     with migration.step("thaw", must_be_recorded=False):
         thawing.thaw(Frozen.from_detail(migration.id, migration.name, migration.lxcpath, migration.detail))

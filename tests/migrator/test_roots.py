@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 from pathlib import Path
 from typing import Any
@@ -47,6 +49,16 @@ def test_what_the_kernel_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     roots.of(7)
     assert (roots.is_on_btrfs(7), roots.is_on_btrfs(8)) == (True, False)
     assert asked == [(-100, b"/proc/7/root", 0x4000 | 0x800, 0x100), (b"/proc/7/root",), (b"/proc/8/root",)]
+
+
+def test_what_has_no_handles_is_not_btrfs(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Libc:
+        def name_to_handle_at(self, *_: object) -> int:
+            ctypes.set_errno(errno.EOPNOTSUPP)
+            return -1
+
+    monkeypatch.setattr(roots, "_libc", Libc)
+    assert not roots.is_on_btrfs(7)
 
 
 def test_nothing_but_btrfs_is_asked_for_a_subvolume(monkeypatch: pytest.MonkeyPatch) -> None:

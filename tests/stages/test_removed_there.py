@@ -214,7 +214,7 @@ def test_what_runs_in_any_cgroup_was_not_removed_for_good(restoring: Migration,
     restoring.move(Event.RESTORED)
     with process() as made:
         monkeypatch.setattr(lxc, "_rooted_elsewhere", lambda: iter([made.pid]))
-        monkeypatch.setattr(lxc, "_pid_namespace", str)
+        monkeypatch.setattr(lxc, "pid_namespace", str)
         monkeypatch.setattr(Layout, "is_own", lambda _, path: path == Path(f"/proc/{made.pid}/root"))
         assert not settling.is_gone(restoring)
         monkeypatch.setattr(lxc, "_rooted_elsewhere", lambda: iter([]))

@@ -289,3 +289,45 @@ def test_no_end_is_recorded_where_a_second_one_runs(
     hook = (config(migration).parent / container_config.FENCE_HOOK).read_text()
     assert (container_config.SUPERSEDED in hook) is finishing
     assert init.poll() is None and container_config.fence_of(config(migration).read_text()) == migration.id
+
+
+@pytest.mark.parametrize("thawed", [True, False])
+def test_what_somebody_has_thawed_is_not_ended(journal: Journal, cgroup: Path, init: subprocess.Popen[bytes],
+                                               known: type[Known], monkeypatch: pytest.MonkeyPatch,
+                                               thawed: bool) -> None:
+    migration = handed_over(journal, cgroup, init.pid, fence=False)
+    migration.move(Event.TAKEN)
+    known.pid = init.pid
+    if thawed:
+        (cgroup / "cgroup.freeze").write_text("0")
+        (cgroup / "cgroup.events").write_text("populated 1\nfrozen 0\n")
+    ended: list[str] = []
+    monkeypatch.setattr(finish, "stop_and_fence", lambda each: ended.append(each.name))
+    monkeypatch.setattr(finish, "prune", lambda _: None)
+    there = There(State.RESTORED)
+    if not thawed:
+        finish.carry_out(args(), migration, cast("Connection", there))
+        assert ended == ["web"]
+        return
+    with pytest.raises(OutOfOrder, match="somebody has thawed it here") as raised:
+        finish.carry_out(args(), migration, cast("Connection", there))
+    assert ended == [] and migration.state is State.DUMPED
+    assert raised.value.hint == f"Next: lxc-stop -P {migration.lxcpath} -n web -- and then: migrator finish web"
+    assert container_config.fence_of(config(migration).read_text()) == migration.id
+
+
+def test_what_an_earlier_finish_has_left_ending_is_no_second_one(
+        journal: Journal, cgroup: Path, init: subprocess.Popen[bytes], known: type[Known],
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was killed: the first process is gone, and LXC's monitor not done; or not yet, and it is on its way there."""
+    migration = handed_over(journal, cgroup, init.pid)
+    for event in (Event.TAKEN, Event.FINISH):
+        migration.move(event)
+    known.pid = init.pid
+    (cgroup / "cgroup.freeze").write_text("0")
+    (cgroup / "cgroup.events").write_text("populated 1\nfrozen 0\n")
+    standing.refuse_end(migration, "finish")
+    (cgroup / "cgroup.procs").write_text("")
+    known.pid = 0
+    monkeypatch.setattr(known, "state", "STOPPING")
+    standing.refuse_end(migration, "finish")

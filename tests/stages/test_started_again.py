@@ -9,6 +9,7 @@ The disk of the journal is full, or the one that the container lies on.
 from __future__ import annotations
 
 import errno
+import shutil
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ import pytest
 
 from migrator import container_config, criu, layout, log, lxc, names, network, no_memory, remains
 from migrator.errors import (
+    ContainerNotFound,
     ContainerNotRunning,
     DowntimeExceeded,
     InternalError,
@@ -270,3 +272,27 @@ def test_the_log_of_a_start_begins_anew(monkeypatch: pytest.MonkeyPatch, tmp_pat
     log_file.symlink_to(tmp_path / "another")
     monkeypatch.setattr(layout, "RUNTIME", tmp_path / "run")
     assert no_memory.log_of(web) == tmp_path / "run" / log_file.name and not (tmp_path / "another").exists()
+
+
+@pytest.mark.parametrize("snapshots", [True, False])
+def test_fenced_and_not_stopped_with_its_disk_away(stopped: Migration, started: list[str], snapshots: bool) -> None:
+    """As after a power cut between the two, where its LXC path is mounted late: it was not removed."""
+    shutil.rmtree(stopped.lxcpath / "web")
+    stopped.note("stopping", stopping=False)
+    if snapshots:
+        snapshot(stopped, 1, UUID)
+        assert not no_memory.start_again(stopped)
+    else:
+        with pytest.raises(ContainerNotFound):
+            no_memory.start_again(stopped)
+        assert stopped.state is State.DUMPING
+    assert started == []
+
+
+def test_one_that_was_never_fenced_and_removed_can_be_given_up(journal: Journal) -> None:
+    """Nothing of it is on disk, nor has to be put right there."""
+    migration = journal.create(id=ID, role=Role.SOURCE, name="web", lxcpath=journal.path.parent, peer="root@hostb",
+                               event=Event.SEND, memory=False, rounds=[], destination_lxcpath="/pool")
+    assert not no_memory.start_again(migration)
+    migration.move(Event.ROLL_BACK, held=False)
+    assert not no_memory.start_again(migration)

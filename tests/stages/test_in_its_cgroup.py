@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The cgroup of what was brought to a stand has another container by now, or another start lives beside it."""
+
+# ruff: noqa: F811 -- fixtures
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from migrator import btrfs, container_config, lxc, no_memory, remains, roots
+from migrator.errors import StartFailed
+from migrator.journal import Journal, Migration
+from migrator.states import Event
+from stages import finish, rollback
+from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
+from tests.stages.test_remains import cgroup, configured, frozen, init, started  # noqa: F401 -- fixtures
+
+OURS, OTHER = "11111111-2222-3333-4444-555555555555", "99999999-2222-3333-4444-555555555555"
+
+
+def disks(monkeypatch: pytest.MonkeyPatch, found: dict[int, str | None]) -> None:
+    """In which subvolume each process has its root: "" where that is on no btrfs, None where it ends at this moment."""
+
+    def is_on_btrfs(pid: int) -> bool:
+        if found[pid] is None:
+            raise FileNotFoundError
+        return bool(found[pid])
+
+    monkeypatch.setattr(roots, "is_on_btrfs", is_on_btrfs)
+    monkeypatch.setattr(btrfs, "uuid_around", lambda path: found[int(path.parts[2])])
+
+
+def gone(journal: Journal, cgroup: Path, *events: Event, **detail: object) -> Migration:
+    """Its first process has ended."""
+    return frozen(journal, cgroup, 1, *events, **{"init": [1, 1], "rootfs_uuid": OURS} | detail)
+
+
+@pytest.mark.parametrize(("found", "detail", "here"), [
+    ({7: OURS}, {}, True),
+    ({7: OTHER}, {}, False),
+    ({7: ""}, {}, False),
+    ({7: None}, {}, True),
+    ({}, {}, True),
+    ({7: None, 8: OTHER}, {}, False),  # one of the stranger's that is just ending has none of his killed
+    ({7: OTHER, 8: OURS}, {}, True),
+    ({7: OTHER}, {"rootfs_uuid": None}, True),
+])
+def test_whose_the_cgroup_is(journal: Journal, cgroup: Path, started: list[str], monkeypatch: pytest.MonkeyPatch,
+                             found: dict[int, str | None], detail: dict[str, object], here: bool) -> None:
+    disks(monkeypatch, found)
+    (cgroup / "cgroup.procs").write_text("".join(f"{pid}\n" for pid in found))
+    assert remains.are_here(gone(journal, cgroup, **detail)) is here
+
+
+def test_a_strangers_container_is_not_killed_and_ours_is_started_again(
+        journal: Journal, cgroup: Path, started: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """He has started his, of that name in another LXC path, once the name of the cgroup was free."""
+    disks(monkeypatch, {7: OTHER})
+    (cgroup / "cgroup.procs").write_text("7\n")
+    monkeypatch.setattr(no_memory, "runs", lambda *_: False)
+    monkeypatch.setattr(no_memory, "stay", lambda *_: None)
+    configured(journal)
+    migration = gone(journal, cgroup, memory=False, stopping=True, stop_timeout=0.05)
+    container_config.fence(journal.path.parent / "web", "lxc.uts.name = web\n", migration.id, "no")
+    assert rollback.thaw_source(migration)
+    assert started == ["web"] and not (cgroup / "cgroup.kill").exists()
+
+
+def test_finish_has_nothing_to_end_there(journal: Journal, cgroup: Path, started: list[str],
+                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    disks(monkeypatch, {7: OTHER})
+    (cgroup / "cgroup.procs").write_text("7\n")
+    finish._end_copy(gone(journal, cgroup, Event.OFFER, Event.TAKEN, Event.FINISH))
+    assert not (cgroup / "cgroup.kill").exists()
+
+
+@pytest.mark.parametrize("second", ["another start", "a visitor", "another container", "it ends", "in our cgroup"])
+def test_nothing_is_thawed_beside_another_start_of_it(
+        journal: Journal, cgroup: Path, init: subprocess.Popen[bytes], started: list[str],
+        monkeypatch: pytest.MonkeyPatch, second: str) -> None:
+    """Its monitor was killed, and somebody has started it: two would write to one disk."""
+    def root_of(pid: int, *_: object) -> roots.Root:
+        if pid == 7 and second == "it ends":
+            raise FileNotFoundError
+        return roots.Root(1, 257 if pid == 7 and second == "another container" else 256)
+
+    monkeypatch.setattr(roots, "of", root_of)
+    monkeypatch.setattr(lxc, "container_processes", lambda _: [init.pid, 7])
+    monkeypatch.setattr(lxc, "pid_namespace", lambda pid: f"pid:[{1 if second == 'a visitor' or pid != 7 else 2}]")
+    if second == "in our cgroup":
+        (cgroup / "cgroup.procs").write_text(f"{init.pid}\n7\n")
+    migration = frozen(journal, cgroup, init.pid, Event.OFFER, Event.TAKEN)
+    if second == "another start":
+        with pytest.raises(StartFailed, match=r"beside what is frozen \(process 7\)") as raised:
+            rollback.thaw_source(migration)
+        assert f"lxc-stop -P {migration.lxcpath} -n web" in str(raised.value)
+        assert f"echo 1 >{cgroup}/cgroup.kill" in str(raised.value)
+    else:
+        assert rollback.thaw_source(migration)
+    assert (cgroup / "cgroup.freeze").read_text() == ("1" if second == "another start" else "0") and started == []
+
+
+def test_what_cannot_be_told_keeps_nothing_frozen(journal: Journal, cgroup: Path, init: subprocess.Popen[bytes],
+                                                  started: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def root_of(*_: object) -> roots.Root:
+        raise OSError(23, "Too many open files in system")
+
+    monkeypatch.setattr(roots, "of", root_of)
+    assert rollback.thaw_source(frozen(journal, cgroup, init.pid))
+    assert (cgroup / "cgroup.freeze").read_text() == "0"
