@@ -10,6 +10,8 @@ from pathlib import Path
 
 from migrator import lxc
 
+LIVED_IN_LIMIT = 1.0  # seconds that what was killed in there gets to end: who lives on is another container's
+
 
 def drop(name: str, folder: str = "") -> None:
     """Remove what LXC, killed while it restored a container, has left: empty cgroups. The next start would have to take
@@ -23,12 +25,14 @@ def drop(name: str, folder: str = "") -> None:
     tops = [lxc.CGROUP / folder.strip("/") / f"lxc.{kind}.{name}" for kind in ("payload", "monitor")]
 
     def gone() -> bool:
-        for top in tops if not any(map(lxc.processes, tops)) else ():
+        for top in tops:
             for folder, _, _ in os.walk(top, topdown=False):
                 with contextlib.suppress(OSError):
                     Path(folder).rmdir()
         return not any(top.is_dir() for top in tops)
 
-    until = time.monotonic() + lxc.END_LIMIT
-    while not gone() and time.monotonic() < until:
+    begun = time.monotonic()
+    while (lived_in := any(map(lxc.processes, tops))) or not gone():
+        if time.monotonic() - begun >= (min(LIVED_IN_LIMIT, lxc.END_LIMIT) if lived_in else lxc.END_LIMIT):
+            break
         time.sleep(lxc.POLL)

@@ -210,6 +210,14 @@ def is_frozen(cgroup: Path) -> bool:
     return "frozen 1" in (cgroup / "cgroup.events").read_text()
 
 
+def is_held(cgroup: Path) -> bool:
+    """Whether that was asked for, and not taken back since, be some process still on its way to where it stops.
+
+    As after CRIU has let go of them: each counts as stopped only when it has been scheduled (cgroup.freeze, ibid.).
+    """
+    return (cgroup / "cgroup.freeze").read_text().strip() == "1"
+
+
 def freeze(container: Container, cgroup: Path, limit: float = FREEZE_LIMIT) -> None:
     """Stop every process below `cgroup` where CRIU can dump it; raises FreezeFailed (and thaws) after `limit` seconds.
 

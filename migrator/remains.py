@@ -96,7 +96,7 @@ def was_thawed(migration: Migration) -> bool:
     if not first_is_here(migration):
         return False
     with contextlib.suppress(FileNotFoundError):  # it has ended
-        return not (migration.memory and lxc.is_frozen(Path(migration.detail["cgroup"])))
+        return not (migration.memory and lxc.is_held(Path(migration.detail["cgroup"])))
     return False
 
 

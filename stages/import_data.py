@@ -288,11 +288,10 @@ def put_rootfs_aside(layout: Layout) -> None:
 def drop_attempt(migration: Migration, layout: Layout) -> None:
     """Remove everything that this migration has brought to this host, except what it keeps.
 
-    Raises DiskAway where it was given up while its disk was not there, and that is not back.
+    Raises DiskAway where something of it may lie on its disk, and that is not there.
     """
-    if migration.detail.get("disk_away"):
+    if migration.detail.get("on_disk"):
         lxc_disk.require(layout)
-        migration.note("disk", disk_away=False)  # the spool goes too, and this may be repeated
     layout.drop_images()
     incoming.clear(layout.folder, layout.spool)
     give_back_old(layout)
@@ -302,6 +301,8 @@ def drop_attempt(migration: Migration, layout: Layout) -> None:
     for path in layout.own_snapshots():
         if path.name not in migration.detail.get("kept", []):
             btrfs.delete(path)
+    if migration.detail.get("on_disk"):  # nothing but the spool is left, and this may be repeated
+        migration.note("disk", on_disk=False)
     layout.drop_spool()
     layout.tidy()
 

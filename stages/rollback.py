@@ -25,7 +25,6 @@ from migrator import (
     holder,
     identity,
     log,
-    lxc_disk,
     names,
     network,
     no_memory,
@@ -388,9 +387,10 @@ def _abandon(migration: Migration, held: list[str], *, here: bool = False, gone:
     if migration.state is not State.ABANDONED:
         layout = Layout(migration.lxcpath, migration.name, migration.id)
         base = bases.common(layout, held)
-        away = migration.state not in (State.RECEIVING, State.ABANDONING) and not lxc_disk.is_here(layout)
-        migration.move(Event.ABANDON, given_up_here=here or bool(migration.detail.get("given_up_here")),
-                       disk_away=away or bool(migration.detail.get("disk_away")),
+        on_disk = migration.detail.get("on_disk") is True
+        if migration.state is not State.ABANDONING:  # until the first round has arrived there may be no spool
+            on_disk = migration.state is not State.RECEIVING or bool(migration.detail["rounds"])
+        migration.move(Event.ABANDON, given_up_here=here or bool(migration.detail.get("given_up_here")), on_disk=on_disk,
                        kept=[base.path.name] if base else [])
         try:  # the token is back already, and the source must hear it: a disk that fails here freezes nothing there
             import_data.drop_attempt(migration, layout)

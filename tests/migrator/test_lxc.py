@@ -206,6 +206,24 @@ def test_cgroups_that_a_killed_lxc_has_left_go(tmp_path: Path, monkeypatch: pyte
         assert set(all_) - left == gone
 
 
+@pytest.mark.parametrize(("what", "waited"), [("lives on", 1.0), ("ends", 0.5), ("is busy", 10.0)])
+def test_a_container_that_lives_in_another_path_is_not_waited_for(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, waited: float) -> None:
+    """The one that is moved stands still meanwhile. But what was killed may take a moment to end."""
+    now = [0.0]
+    monkeypatch.setattr(left_cgroups, "time", SimpleNamespace(
+        monotonic=lambda: now[0], sleep=lambda _: now.append(now.pop() + 0.25)))
+    monkeypatch.setattr(lxc, "CGROUP", tmp_path)
+    top = tmp_path / "lxc.payload.c1"
+    top.mkdir()
+    if what == "is busy":
+        (top / "cgroup.threads").touch()
+    monkeypatch.setattr(lxc, "processes", lambda cgroup: [1] if cgroup == top and (
+        what == "lives on" or (what == "ends" and now[0] < waited)) else [])
+    left_cgroups.drop("c1")
+    assert now == [waited] and top.is_dir() is (what != "ends")
+
+
 def test_what_lives_nowhere_else_is_the_hosts() -> None:
     """The real /proc has this very process."""
     assert os.getpid() not in lxc.payload_processes("none") and not lxc.lives_in("none", Path("/proc"))

@@ -20,7 +20,7 @@ from migrator.errors import DiskAway, GoneThere
 from migrator.journal import Journal
 from migrator.layout import Layout
 from migrator.states import Event, Role, State
-from stages import ask_source, finish, force, heal, prepare_data, restore_over, rollback, take
+from stages import ask_source, finish, force, heal, import_data, prepare_data, restore_over, rollback, take
 
 ID = "0badc0de"
 BOOT = argparse.Namespace(max_downtime=None)
@@ -210,6 +210,44 @@ def test_what_has_arrived_is_not_given_up_for_it(make: Callable[..., There], mon
             rollback.abandon(there.service, {"id": ID})
     rollback.abandon(there.service, {"id": ID})
     assert str(there.migration.state) == "abandoned" and not there.layout.container.exists()
+
+
+@pytest.mark.parametrize("rounds", [0, 1])
+def test_nor_while_another_round_arrives(make: Callable[..., There], monkeypatch: pytest.MonkeyPatch,
+                                         rounds: int) -> None:
+    """What the round before has defined, and put aside, lies there. Before the first one no spool may have been made."""
+    monkeypatch.setattr(btrfs, "delete", lambda path: shutil.rmtree(path, ignore_errors=True))
+    there = make()
+    there.migration.state = State.IMPORTED
+    there.migration.move(Event.RECEIVE, rounds=[{"uuid": "1"}] * rounds)
+    there.umount()
+    assert rollback.abandon(there.service, {"id": ID})["state"] == ("abandoning" if rounds else "abandoned")
+    there.mount()
+    if rounds:
+        assert rollback.abandon(there.service, {"id": ID})["state"] == "abandoned"
+        assert not there.layout.container.exists()
+
+
+@pytest.mark.parametrize("killed_at", ["images", "old", "snapshots", "spool", "end"])
+def test_it_goes_while_that_is_removed(make: Callable[..., There], monkeypatch: pytest.MonkeyPatch,
+                                       killed_at: str) -> None:
+    """Killed at each step, and at the next try the disk is away."""
+    monkeypatch.setattr(btrfs, "delete", lambda path: shutil.rmtree(path, ignore_errors=True))
+    there = make()
+    with monkeypatch.context() as killed:
+        place, name = {"images": (Layout, "drop_images"), "old": (import_data, "give_back_old"),
+                       "snapshots": (Layout, "own_snapshots"), "spool": (Layout, "drop_spool"),
+                       "end": (Layout, "tidy")}[killed_at]
+        killed.setattr(place, name, lambda *_: pytest.fail("killed"))
+        with pytest.raises(pytest.fail.Exception):
+            rollback.abandon(there.service, {"id": ID})
+    there.umount()
+    removed = killed_at in ("spool", "end")  # all but the spool itself
+    assert rollback.abandon(there.service, {"id": ID})["state"] == ("abandoned" if removed else "abandoning")
+    there.mount()
+    rollback.abandon(there.service, {"id": ID})
+    assert there.migration.state is State.ABANDONED
+    assert not there.layout.container.exists() and not there.layout.own_snapshots()
 
 
 def test_it_is_not_sent_again_for_it(make: Callable[..., There]) -> None:

@@ -197,8 +197,10 @@ def test_it_was_thawed_by_somebody(journal: Journal, cgroup: Path, init: subproc
     known.pid = init.pid
     assert standing.runs(migration) is not memory  # stopped, it is not there at all
     (cgroup / "cgroup.events").write_text("populated 1\nfrozen 0\n")
+    assert standing.runs(migration) is not memory, "on its way back into the freeze, as CRIU has let go of it"
+    (cgroup / "cgroup.freeze").write_text("0\n")
     assert standing.runs(migration) and not standing.started_anew(migration)
-    (cgroup / "cgroup.events").unlink()  # it ends at this moment
+    (cgroup / "cgroup.freeze").unlink()  # it ends at this moment
     assert standing.runs(migration) is not memory
 
 
@@ -267,6 +269,8 @@ def test_a_dump_of_what_was_thawed_meanwhile_is_not_offered(
     dump.watchdog = Clock()  # type: ignore[assignment]
     dump.stop_clock()
     (cgroup / "cgroup.events").write_text("populated 1\nfrozen 0\n")
+    dump.stop_clock()
+    (cgroup / "cgroup.freeze").write_text("0\n")
     assert remains.was_thawed(dump.migration)
     with pytest.raises(ContainerChanged, match="somebody has thawed it"):
         dump.stop_clock()
