@@ -88,8 +88,9 @@ def parent_of(number: int, path: Path) -> str:
 
 
 def uuid_around(path: Path) -> str:
-    """The uuid of the subvolume that `path` lies in."""
-    return _uuid(_pybtrfs().subvolume_info(str(path), id_of(path)).uuid)
+    """The uuid of the subvolume that `path` lies in; raises SnapshotFailed."""
+    with _failing_as("looked at", path):
+        return _uuid(_pybtrfs().subvolume_info(str(path), id_of(path)).uuid)
 
 
 def id_of(path: Path) -> int:

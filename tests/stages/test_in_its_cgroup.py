@@ -111,3 +111,19 @@ def test_what_cannot_be_told_keeps_nothing_frozen(journal: Journal, cgroup: Path
     monkeypatch.setattr(roots, "of", root_of)
     assert rollback.thaw_source(frozen(journal, cgroup, init.pid))
     assert (cgroup / "cgroup.freeze").read_text() == "0"
+
+
+def test_one_that_ends_while_its_disk_is_asked_for_is_told_by_nothing(
+        journal: Journal, cgroup: Path, started: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    class Pybtrfs:
+        class BtrfsUtilError(Exception): ...
+
+        def subvolume_id(self, path: str) -> int:
+            raise self.BtrfsUtilError(path)
+
+        subvolume_info = subvolume_id
+
+    monkeypatch.setattr(btrfs, "_pybtrfs", Pybtrfs)
+    monkeypatch.setattr(roots, "is_on_btrfs", lambda _: True)
+    (cgroup / "cgroup.procs").write_text("7\n")
+    assert remains.are_here(gone(journal, cgroup))
