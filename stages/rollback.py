@@ -390,8 +390,8 @@ def _abandon(migration: Migration, held: list[str], *, here: bool = False, gone:
         on_disk = migration.detail.get("on_disk") is True
         if migration.state is not State.ABANDONING:  # until the first round has arrived there may be no spool
             on_disk = migration.state is not State.RECEIVING or bool(migration.detail["rounds"])
-        migration.move(Event.ABANDON, given_up_here=here or bool(migration.detail.get("given_up_here")), on_disk=on_disk,
-                       kept=[base.path.name] if base else [])
+        migration.move(Event.ABANDON, given_up_here=here or bool(migration.detail.get("given_up_here")),
+                       on_disk=on_disk, kept=[base.path.name] if base else [])
         try:  # the token is back already, and the source must hear it: a disk that fails here freezes nothing there
             import_data.drop_attempt(migration, layout)
             if base:

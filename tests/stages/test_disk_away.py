@@ -215,7 +215,7 @@ def test_what_has_arrived_is_not_given_up_for_it(make: Callable[..., There], mon
 @pytest.mark.parametrize("rounds", [0, 1])
 def test_nor_while_another_round_arrives(make: Callable[..., There], monkeypatch: pytest.MonkeyPatch,
                                          rounds: int) -> None:
-    """What the round before has defined, and put aside, lies there. Before the first one no spool may have been made."""
+    """What the round before has defined, and put aside, lies there. Before the first no spool may have been made."""
     monkeypatch.setattr(btrfs, "delete", lambda path: shutil.rmtree(path, ignore_errors=True))
     there = make()
     there.migration.state = State.IMPORTED
