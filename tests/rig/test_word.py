@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from tests.rig.fault_steps import PAUSES, hooked
-from tests.rig.harness import Rig, wait_for
+from tests.rig.harness import Rig
+from tests.rig.test_disk_away import killed_before_the_record
 from tests.rig.test_failures import failed, frozen
 from tests.rig.test_healing import dumped, guest, reboot, runs_only_on, states  # noqa: F401 -- a fixture
 
@@ -34,15 +34,8 @@ def test_let_run_without_a_source_that_is_lost(rig: Rig, guest: str) -> None:
 
 def test_rebooted_before_it_was_recorded_that_it_runs(rig: Rig, guest: str) -> None:
     """What has run stays, and stays fenced: whether the source was forced to run it again only that knows."""
-    dumped(rig)
-    id_ = rig.status("hosta", "c1")["id"]
-    with hooked(rig):
-        rig.put("hostb", f"{PAUSES}/c1", "before destination restored done 1")
-        with rig.start("hostb", "migrator", "restore-dump", "c1") as restoring:
-            wait_for(lambda: "reached" in rig.sh("hostb", f"ls {PAUSES}"), "it runs, and that is about to be recorded")
-            restoring.signal(9)
-            restoring.wait()
-        reboot(rig, "hostb")
+    id_ = killed_before_the_record(rig)
+    reboot(rig, "hostb")
     rig.sh("hostb", f"cd /pool/.migrator/c1+/{id_}.spool && test -s let-run && echo another >let-run")  # boot
     assert states(rig) == ("dumped", "restoring")
     refuses = rig.migrator("hostb", "resume", "c1", "-s", "root@10.0.3.250", "--timeout", "1", "--json")
