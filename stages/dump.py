@@ -91,11 +91,20 @@ class Dump(Handover):
             frozen, offer.attempt(self.migration), tuple(map(str, self.layout.dumped_into())),
             self.max_downtime, str(self.migration.journal_path)))
         self.watchdog.start()
+        self.init = init
 
     def record(self) -> dict[str, Any]:
-        return {**remains.record(self.container),
-                "frozen_at": self.still_since, "pid": self.pid, "cgroup": str(self.cgroup),
+        found = remains.record(self.container)
+        if self.init is None or found["init"] != self.init or self.init[0] != self.pid:
+            self.unwatched()
+            raise self._rebooted()
+        return {**found, "frozen_at": self.still_since, "pid": self.pid, "cgroup": str(self.cgroup),
                 "ports": [port.to_json() for port in self.ports]}
+
+    def _rebooted(self) -> ContainerChanged:
+        """The watchdog knows one start of it, and thaws no other."""
+        return ContainerChanged(name=self.container.name, reason="it was rebooted or stopped just now",
+                                next=advice.again("create-dump", self.migration))
 
     def take(self) -> dict[str, Any]:
         self._freeze()
@@ -132,6 +141,9 @@ class Dump(Handover):
         with self.migration.step("freeze"):
             self.watchdog.begins()
             lxc.freeze(self.container, self.cgroup)
+            if not remains.first_is_here(self.migration):  # at this very moment: nobody else would thaw that
+                lxc.thaw(self.container, self.cgroup)
+                raise self._rebooted()
             network.silence(self.migration.id, self.ports)
             if self.ports:
                 dad = network.dad_settings(self.pid)

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A container that reboots between the preparations and the freeze: the watchdog knows only the start it was told of."""
+
+# ruff: noqa: F811 -- fixtures
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from migrator import btrfs, clock, holder, layout, lxc, network, spool, terminals, thawing
+from migrator.errors import ContainerChanged, MigratorError, SourceRunsAgain
+from migrator.journal import Journal, Migration
+from migrator.protocol import Connection
+from migrator.states import Event, State
+from stages import check, dump, offer
+from tests.stages.test_heal import dumping, journal  # noqa: F401 -- a fixture
+from tests.stages.test_offer import There
+from tests.stages.test_remains import Monitorless, cgroup, init  # noqa: F401 -- fixtures
+
+
+class Guest(Monitorless):
+    """As LXC sees it: by the process that stands in for its first one."""
+
+    rootfs = Path("/nowhere/rootfs")
+    pid = 0
+    state = "RUNNING"
+    cgroup: Path
+
+    @property
+    def init_pid(self) -> int:
+        return self.pid
+
+    def tell_frozen(self) -> None:
+        """Nobody hears it."""
+
+
+class Watchdog:
+    """Notes what it is told."""
+
+    def __init__(self, task: Any) -> None:
+        self.frozen: thawing.Frozen = task.frozen
+        self.told: list[str] = []
+
+    def start(self) -> None: ...
+
+    def begins(self) -> None:
+        assert self.frozen.is_here(), "it would thaw nothing"
+        self.told.append("begins")
+
+    def dismiss(self) -> None:
+        self.told.append("dismissed")
+
+    def leave(self) -> None: ...
+
+
+@pytest.fixture
+def migration(journal: Journal) -> Migration:
+    made = dumping(journal)
+    made.move(Event.THAW)
+    return made
+
+
+@pytest.fixture
+def guest(migration: Migration, cgroup: Path, init: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch) -> Guest:
+    made = Guest(migration.name, migration.lxcpath)
+    made.pid, made.cgroup = init.pid, cgroup
+    (cgroup / "cgroup.freeze").write_text("0")
+    monkeypatch.setattr(lxc, "Container", lambda *_: made)
+    monkeypatch.setattr(btrfs, "delete", lambda _: None)
+    monkeypatch.setattr(network, "ports", lambda _: [])
+    monkeypatch.setattr(terminals, "found", lambda _: [])
+    monkeypatch.setattr(layout, "make_images", lambda *_: None)
+    monkeypatch.setattr(spool, "check_space", lambda *_, **__: None)
+    monkeypatch.setattr(dump, "Watchdog", Watchdog)
+    monkeypatch.setattr(dump.Dump, "_dump_and_send", lambda _: pytest.fail("it was dumped"))
+    return made
+
+
+@contextlib.contextmanager
+def another_start() -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(["sleep", "1000"]) as program:
+        try:
+            yield program
+        finally:
+            program.kill()
+
+
+def dump_of(migration: Migration, guest: Guest) -> dump.Dump:
+    args = argparse.Namespace(max_downtime=120.0, one_shot=False)
+    facts = SimpleNamespace(memory=0)
+    host = SimpleNamespace(criu=SimpleNamespace(features=()))
+    looked = cast("check.Look", SimpleNamespace(container=facts, source=host, destination=host))
+    return dump.Dump(args, migration, cast("lxc.Container", guest), cast("Connection", There({})), looked)
+
+
+def test_one_that_has_rebooted_since_it_was_prepared_is_not_frozen(
+        migration: Migration, guest: Guest, cgroup: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = dump_of(migration, guest)
+    with another_start() as another:
+        def reboots(_: object) -> None:
+            guest.pid = another.pid
+            (cgroup / "cgroup.procs").write_text(f"{another.pid}\n")
+
+        monkeypatch.setattr(btrfs, "sync", reboots)  # the last that is done before
+        monkeypatch.setattr(lxc, "freeze", lambda *_: pytest.fail("frozen"))
+        with pytest.raises(ContainerChanged, match="rebooted"):
+            made.run()
+    assert migration.state is State.PREPARED and cast("Any", made).watchdog.told == ["dismissed"]
+
+
+def test_one_that_reboots_as_it_is_frozen_is_thawed_at_once(
+        migration: Migration, guest: Guest, cgroup: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = dump_of(migration, guest)
+    states: list[str] = []
+    monkeypatch.setattr(btrfs, "sync", lambda _: None)
+
+    def give_up(_m: Migration, _t: object, error: MigratorError, _a: object) -> None:
+        states.append((cgroup / "cgroup.freeze").read_text())
+        raise error
+
+    monkeypatch.setattr(offer, "give_up", give_up)
+    with another_start() as another:
+        def freeze(*_: object) -> None:
+            guest.pid = another.pid
+            (cgroup / "cgroup.procs").write_text(f"{another.pid}\n")
+            (cgroup / "cgroup.freeze").write_text("1")
+
+        monkeypatch.setattr(lxc, "freeze", freeze)
+        with pytest.raises(ContainerChanged, match="rebooted"):
+            made.run()
+    assert states == ["0"]
+
+
+def test_one_that_has_not_is_frozen(migration: Migration, guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = dump_of(migration, guest)
+    monkeypatch.setattr(btrfs, "sync", lambda _: None)
+    monkeypatch.setattr(lxc, "freeze", lambda *_: None)
+    monkeypatch.setattr(offer, "thaw_source", lambda _: True)
+    with pytest.raises(SourceRunsAgain, match="it was dumped"):
+        made.run()
+    assert migration.detail["init"] == [guest.pid, holder.start_time(guest.pid)]
+    assert migration.detail["boot"] == clock.BOOT_ID.read_text().strip()
