@@ -48,8 +48,8 @@ class Parser(argparse.ArgumentParser):
         super().error(message)
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The whole command line; the man page and the shell completion are made from it too."""
+def make_parser(command: str | None = None) -> argparse.ArgumentParser:
+    """The whole command line, or that of one command; the man page and the shell completion are made from it too."""
     import stages
 
     parser = Parser(
@@ -58,7 +58,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"migrator {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, dest="command", parser_class=Parser)
-    for stage in stages.ALL:
+    for stage in [stages.load(command)] if command in stages.COMMANDS else stages.load_all():
         sub = commands.add_parser(
             stage.NAME, help=stage.HELP, description=stage.__doc__, epilog=STATUSES,
             formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
@@ -138,7 +138,7 @@ def positive(text: str) -> float:
 def parse(argv: list[str]) -> argparse.Namespace:
     """The command line as a namespace, with the log set up; ends the program on wrong usage, as argparse does."""
     log.as_json = "--json" in argv
-    parser = make_parser()
+    parser = make_parser(argv[0] if argv else None)
     args = parser.parse_args(argv)
     log.level = (log.Level.DEBUG if args.debug else log.Level.QUIET if args.quiet
                  else log.Level.VERBOSE if args.verbose else log.Level.NORMAL)

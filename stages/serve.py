@@ -79,7 +79,7 @@ def handlers(service: Service, granted: Callable[[], Grant] | None = None) -> di
     peer may have been removed meanwhile, or allowed less.
     """
     found: dict[str, Callable[[Service, dict[str, Any]], Any]] = {"transfer": transfer}
-    for stage in stages.ALL:
+    for stage in stages.load_all():
         found |= getattr(stage, "HANDLERS", {})
     return {op: partial(_allowed, service, granted, op, handler) for op, handler in found.items()}
 
@@ -106,7 +106,7 @@ def _to_its_end(service: Service, takeover: Takeover, connection: Connection) ->
 def transfer(service: Service, fields: dict[str, Any]) -> Takeover:
     """Receive streams of the kind that a stage has a receiver for."""
     receivers: dict[str, Receiver] = {}
-    for stage in stages.ALL:
+    for stage in stages.load_all():
         receivers |= getattr(stage, "RECEIVERS", {})
     kind = str(fields.get("kind"))
     if kind not in receivers:

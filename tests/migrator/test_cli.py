@@ -22,7 +22,7 @@ from migrator.__main__ import main
 from migrator.cli import Result
 from migrator.errors import InvalidName, NoSpace, NotRoot
 
-COMMANDS = [stage.NAME for stage in stages.ALL]
+COMMANDS = [stage.NAME for stage in stages.load_all()]
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +64,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"migrator {migrator.__version__}\n"
 
 
-@pytest.mark.parametrize("stage", stages.ALL, ids=lambda stage: stage.NAME)
+@pytest.mark.parametrize("stage", stages.load_all(), ids=lambda stage: stage.NAME)
 def test_every_command_is_described(stage: object) -> None:
     name, help_, description = (getattr(stage, key) for key in ("NAME", "HELP", "__doc__"))
     assert name == name.lower()

@@ -88,7 +88,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Here]:
         yield Here(tmp_path, stack)
 
 
-OPS = {"transfer", *(op for stage in stages.ALL for op in getattr(stage, "HANDLERS", ()))}
+OPS = {"transfer", *(op for stage in stages.load_all() for op in getattr(stage, "HANDLERS", ()))}
 OF_A_SOURCE = sorted(OPS - grant.ASKING)
 # What is said about one migration, and so to who has begun it.
 OF_A_MIGRATION = ["abandon", "begin", "dump-begin", "dump-drop", "finish", "import", "own", "received", "restore",

@@ -37,7 +37,7 @@ def nothing_is_touched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_these_are_all_commands_that_take_a_name() -> None:
-    takes = {stage.NAME for stage in stages.ALL if hasattr(cli.parse([stage.NAME, *needed(stage.NAME)]), "name")}
+    takes = {stage.NAME for stage in stages.load_all() if hasattr(cli.parse([stage.NAME, *needed(stage.NAME)]), "name")}
     assert takes - {"status"} == set(COMMANDS)
 
 

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import argparse
+import subprocess
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,14 +20,23 @@ from stages import check, cleanup, prepare_data
 
 
 def test_a_stage_is_a_module_with_these_names() -> None:
-    for stage in stages.ALL:
+    for stage in stages.load_all():
         assert isinstance(stage.NAME, str) and isinstance(stage.HELP, str)
         assert callable(stage.add_arguments) and callable(stage.run)
         assert Path(str(stage.__file__)).stem == stage.NAME.replace("-", "_")
     names = {path.stem for path in Path(str(stages.__file__)).parent.glob("*.py")} - {
         "__init__", "ask_source", "ask_state", "drive", "dry_run", "dump", "force", "handover", "heal", "offer",
         "reconnect", "restore_over", "same_host", "settling", "stop", "take"}
-    assert names == {stage.NAME.replace("-", "_") for stage in stages.ALL}, "a module is missing in stages.ALL"
+    assert names == {command.replace("-", "_") for command in stages.COMMANDS}, "a module is missing in stages.COMMANDS"
+    assert [stage.NAME for stage in stages.load_all()] == list(stages.COMMANDS)
+
+
+def test_a_command_reads_no_other_commands_module() -> None:
+    """Most of a start is reading modules: `status` needs no preflight, and pays for none."""
+    code = "import sys; from migrator import cli; cli.parse(['status']); print(*sorted(sys.modules))"
+    read = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60).stdout
+    assert "stages.status" in read.split()
+    assert "stages.migrate" not in read.split()
 
 
 @pytest.mark.parametrize(("begun", "there", "ended", "offset"), [
