@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A container that reboots between the preparations and the freeze: the watchdog knows only the start it was told of."""
+"""A container that reboots between the preparations and the freeze: the watchdog knows only the start it was told."""
 
 # ruff: noqa: F811 -- fixtures
 
