@@ -283,7 +283,10 @@ class Journal:
     def _open(path: Path, patience: float) -> sqlite3.Connection:
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            os.close(os.open(path, os.O_CREAT | os.O_CLOEXEC, 0o600))
+            # Only while it is not there: whoever closes a descriptor of a file loses the locks that he has on it by
+            # another one (fcntl_locking(2)), and another process would take the journal that is open here for unused.
+            with contextlib.suppress(FileExistsError):
+                os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
             # Threads take turns: a transaction is made by one of them from begin to end.
             db = sqlite3.connect(path, timeout=patience, isolation_level=None, check_same_thread=False)
             db.row_factory = sqlite3.Row

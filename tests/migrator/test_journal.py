@@ -400,3 +400,36 @@ def test_a_ctrl_c_at_any_moment_leaves_no_transaction_open(path: Path) -> None:
             if pressed.left >= 0:
                 break
     assert number > 10 and seen == {State.PREPARING, State.PREPARED}
+
+
+READER = """
+import sys
+from pathlib import Path
+from migrator.journal import Journal
+with Journal(Path(sys.argv[1])) as journal:
+    for migration in journal.all():
+        print(migration.id, migration.state)
+"""
+
+
+def seen_by_another_process(path: Path) -> list[str]:
+    command = [sys.executable, "-c", READER, str(path)]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True, timeout=PATIENCE)
+    return done.stdout.splitlines()
+
+
+def test_another_process_does_not_take_it_for_unused_after_a_second_one_was_opened_here(path: Path) -> None:
+    """As a preflight does in the middle of a migration. `migrator status` would take the write-ahead log away then, and
+    what is recorded afterwards would go to a file without a name."""
+    with Journal(path) as journal:
+        migration = create(journal)
+        with Journal(path) as second:
+            assert second.latest("web", POOL)
+        assert seen_by_another_process(path) == ["0badc0de preparing"]
+        migration.move(Event.SENT)
+        assert seen_by_another_process(path) == ["0badc0de prepared"]
+        with Journal(path):
+            migration.move(Event.FREEZE)
+        assert seen_by_another_process(path) == ["0badc0de dumping"]
+        assert Path(f"{path}-wal").exists()
+    assert seen_by_another_process(path) == ["0badc0de dumping"]
