@@ -83,11 +83,12 @@ def held(migration: Migration) -> bool:
 def start_from_disk(migration: Migration) -> None:
     """The frozen memory is gone: start the container as after any reboot, unless somebody has done so, or it is gone.
 
-    First its fence is taken away. Raises StartFailed, also where processes of it are left.
+    First its fence is taken away; where its disk is too full for that, it is started without looking at it. Raises
+    StartFailed, also where processes of it are left.
     """
     remains.require_none(migration)
     gone = no_memory.is_gone(migration)
-    container_config.unfence(migration.lxcpath / migration.name, migration.id)
+    stands = _unfence(migration)
     if gone:
         return
     container = lxc.Container(migration.name, migration.lxcpath)
@@ -95,13 +96,23 @@ def start_from_disk(migration: Migration) -> None:
         log.warning(f"{migration.name} is not the process that was frozen any more; there is nothing to thaw")
         return
     log.warning(f"The memory of {migration.name} is gone, as after a reboot: it is started from its disk")
-    start(migration, container)
+    with migration.step("start", must_be_recorded=False):
+        if stands:
+            with no_memory.unfenced(container, migration.id) as config:
+                no_memory.start(container, migration.id, config=config)
+            _unfence(migration)
+        else:
+            no_memory.start(container, migration.id)
 
 
-def start(migration: Migration, container: lxc.Container) -> None:
-    """Start a container from its disk, as `lxc-start` does; raises StartFailed."""
-    with migration.step("start"):
-        no_memory.start(container, migration.id)
+def _unfence(migration: Migration) -> bool:
+    """Take the fence away; whether it still stands, as on a full disk."""
+    try:
+        container_config.unfence(migration.lxcpath / migration.name, migration.id)
+    except OSError as error:
+        log.warning(f"The fence of {migration.name} stands: {error}")
+        return True
+    return False
 
 
 def where(migration: Migration) -> str:

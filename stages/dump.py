@@ -26,6 +26,7 @@ from migrator import (
     remains,
     spool,
     terminals,
+    thawing,
     transfer,
     tty_image,
 )
@@ -53,6 +54,7 @@ class Dump(Handover):
         self.nftables_lock = all(host and criu.NFTABLES_LOCK in host.criu.features
                                  for host in (looked.source, looked.destination))
         self.pid = container.init_pid
+        self.init = remains.init_of(container)
         self.cgroup = container.cgroup
         self.ports = network.ports(self.pid)
         self.terminals = terminals.found(self.pid)
@@ -84,14 +86,12 @@ class Dump(Handover):
         log.verbose(f"Images go to {self.images}: {why}")
         layout.make_images(self.images, self.facts.memory)
         spool.check_space(self.images, self.facts.memory, what=f"the memory of {self.container.name}")
-        init = remains.init_of(self.container)
         frozen = Frozen(self.migration.id, self.container.name, self.container.lxcpath, self.pid, self.cgroup,
-                        tuple(self.ports), started=init[1] if init and init[0] == self.pid else None)
+                        tuple(self.ports), started=self.init[1] if self.init and self.init[0] == self.pid else None)
         self.watchdog = Watchdog(Task(
             frozen, offer.attempt(self.migration), tuple(map(str, self.layout.dumped_into())),
             self.max_downtime, str(self.migration.journal_path)))
         self.watchdog.start()
-        self.init = init
 
     def record(self) -> dict[str, Any]:
         found = remains.record(self.container)
@@ -140,9 +140,14 @@ class Dump(Handover):
     def _freeze(self) -> None:
         with self.migration.step("freeze"):
             self.watchdog.begins()
-            lxc.freeze(self.container, self.cgroup)
-            if not remains.first_is_here(self.migration):  # at this very moment: nobody else would thaw that
-                lxc.thaw(self.container, self.cgroup)
+            try:
+                lxc.freeze(self.container, self.cgroup)
+            finally:
+                rebooted = not remains.first_is_here(self.migration)  # at this very moment
+                if rebooted:  # nobody else would thaw that start
+                    with thawing.undisturbed(), contextlib.suppress(OSError):  # it has only ended
+                        lxc.thaw(self.container, self.cgroup)
+            if rebooted:
                 raise self._rebooted()
             network.silence(self.migration.id, self.ports)
             if self.ports:

@@ -156,6 +156,9 @@ def roll_back(migration: Migration, tell: Callable[[], str] | None) -> Result:
     left_there = ""
     interrupted: Interrupted | None = None
     kept = list(migration.detail.get("kept", []))
+    if migration.state is State.DUMPING and aftermath.memory_is_here(migration):
+        with holder.held_back():  # nobody else has a word in that: the other host may take its time to answer
+            thaw_source(migration)
     if tell and not forced and not migration.detail.get("abandoned"):
         try:
             uuid = tell()

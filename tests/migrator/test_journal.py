@@ -414,8 +414,7 @@ with Journal(Path(sys.argv[1])) as journal:
 
 def seen_by_another_process(path: Path) -> list[str]:
     command = [sys.executable, "-c", READER, str(path)]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True, timeout=PATIENCE)
-    return done.stdout.splitlines()
+    return subprocess.check_output(command, stdin=subprocess.DEVNULL, text=True, timeout=PATIENCE).splitlines()
 
 
 def test_another_process_does_not_take_it_for_unused_after_a_second_one_was_opened_here(path: Path) -> None:

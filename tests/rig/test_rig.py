@@ -32,8 +32,17 @@ pid=$(lxc-info -n "$name" -p -H)
 payload=$(sed -n 's/^0:://p' "/proc/$pid/cgroup")
 cgroup=/sys/fs/cgroup$payload
 mkdir "$images"
+trap '[ $? = 0 ] || tail -n 30 "$images"/*.log /tmp/restored >&2' EXIT
 chown --reference="/proc/$pid" "$images"
-echo 1 >"$cgroup/cgroup.freeze"
+while  # one that is in vfork(2) counts as frozen, but CRIU waits in vain for it
+    echo 1 >"$cgroup/cgroup.freeze"
+    until grep -qx "frozen 1" "$cgroup/cgroup.events"; do sleep 0.01; done
+    sleep 0.05  # "frozen" comes a little early
+    sed 's,.*,/proc/&/status,' "$cgroup/cgroup.threads" | xargs grep -hq '^State:[[:space:]]*[RD]'
+do
+    echo 0 >"$cgroup/cgroup.freeze"
+    sleep 0.05
+done
 criu dump -t "$pid" -D "$images" -o dump.log --leave-running --freeze-cgroup "$cgroup" \
     --manage-cgroups=full --cgroup-dump-controller "" --cgroup-root ":$payload" --network-lock nftables \
     --tcp-established --file-locks --link-remap --ext-mount-map auto --force-irmap \

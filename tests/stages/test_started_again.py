@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from migrator import container_config, criu, layout, log, lxc, names, network, no_memory, remains
+from migrator import aftermath, container_config, criu, layout, log, lxc, names, network, no_memory, remains
 from migrator.errors import (
     ContainerNotFound,
     ContainerNotRunning,
@@ -83,7 +83,8 @@ def started(stopped: Migration, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The configuration of each start, and which rounds are on disk then."""
     found: list[str] = []
 
-    def start(container: Stopped, id_: str, *, config: Path) -> int:
+    def start(container: Stopped, id_: str, *, config: Path | None = None) -> int:
+        config = config or container.config_file
         rounds = ",".join(path.name for path in layout.Layout(container.lxcpath, "web", id_).own_snapshots())
         found.append(f"{config.read_text().strip()}; {rounds}")
         return 77
@@ -221,7 +222,37 @@ def test_what_a_reboot_has_ended_is_given_room_too(stopped: Migration, monkeypat
 
     monkeypatch.setattr(rollback, "thaw_source", thaw)
     rollback.roll_back(stopped, lambda: "")
-    assert there == [not gone] and not first.exists()
+    assert there == ([False] if gone else [True, True]) and not first.exists()  # once before the other host is asked
+
+
+def test_what_is_frozen_is_thawed_before_the_other_host_is_asked(stopped: Migration,
+                                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which may be ten minutes over its answer, and has no word in it before the offer."""
+    acts: list[str] = []
+    stopped.note("record", memory=True)
+    monkeypatch.setattr("migrator.aftermath.memory_is_here", lambda _: True)
+    monkeypatch.setattr(rollback, "thaw_source", lambda _: bool(acts.append("thaw")))
+
+    def tell() -> str:
+        acts.append("tell")
+        return ""
+
+    rollback.roll_back(stopped, tell)
+    assert acts[:2] == ["thaw", "tell"]
+
+
+@pytest.mark.parametrize("full", ["the journal's disk", "the container's disk", "neither"])
+def test_a_full_disk_keeps_no_container_stopped_whose_memory_is_gone(
+        stopped: Migration, monkeypatch: pytest.MonkeyPatch, full: str, started: list[str]) -> None:
+    stopped.note("record", memory=True, held=True)
+    monkeypatch.setattr("migrator.remains.require_none", lambda _: None)
+    if full == "the journal's disk":
+        full_journal(monkeypatch)
+    elif full == "the container's disk":
+        full_pool(monkeypatch, stopped.lxcpath)
+    aftermath.start_from_disk(stopped)
+    assert started == ["lxc.uts.name = web; "]
+    assert (fence_of(stopped) == stopped.id) == (full == "the container's disk")
 
 
 def test_where_it_cannot_be_started_nothing_is_said_of_memory(stopped: Migration, started: list[str],
