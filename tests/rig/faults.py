@@ -90,6 +90,7 @@ class Column:
         with self._running, self._clients(), Watch(self.rig, self.guests) as watch:
             self._note_starts()
             self._bring_to_steps()
+            self._look_on()
             self.fault.strike(self)
             self.release()
             self.wait_for_ends()
@@ -154,6 +155,11 @@ class Column:
                 guest.problems.append(f"it never came to this step: {how}")
                 return
             time.sleep(0.05)
+
+    def _look_on(self) -> None:
+        """Somebody types `migrator status` meanwhile; it must not touch what the others' journals have."""
+        for host in LXC_HOSTS:
+            self.rig.migrator(host, "status", "--all").expect(0)
 
     # --- after it ---
 
