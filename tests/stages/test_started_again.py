@@ -231,7 +231,12 @@ def test_what_is_frozen_is_thawed_before_the_other_host_is_asked(stopped: Migrat
     acts: list[str] = []
     stopped.note("record", memory=True)
     monkeypatch.setattr("migrator.aftermath.memory_is_here", lambda _: True)
-    monkeypatch.setattr(rollback, "thaw_source", lambda _: bool(acts.append("thaw")))
+
+    def thaw(_: Migration) -> bool:
+        acts.append("thaw")
+        return True
+
+    monkeypatch.setattr(rollback, "thaw_source", thaw)
 
     def tell() -> str:
         acts.append("tell")
