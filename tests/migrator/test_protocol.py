@@ -209,6 +209,15 @@ def test_length_of_a_greeting_is_bounded() -> None:
 # --- Frames that are none ---
 
 
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "-1e999"])
+@pytest.mark.parametrize("body", ['{"limit": %s}', '{"fields": {"limits": [1, %s]}}'])
+def test_what_is_no_number_is_no_json(body: str, number: str) -> None:
+    """RFC 8259 has none of them, Python reads them all: NaN is within no limits and outside of none."""
+    with pytest.raises(ProtocolError, match="JSON"):
+        frames.parse_json(memoryview((body % number).encode()))
+    assert frames.parse_json(memoryview((body % "1.5e2").encode()))
+
+
 @given(st.sampled_from([*Kind]), st.integers(0, 255), st.binary(max_size=20), st.integers(0, 63))
 def test_no_header_is_one_bit_away_from_another(kind: Kind, flags: int, body: bytes, bit: int) -> None:
     """Or a damaged length would make us wait for what never comes."""
