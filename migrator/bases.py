@@ -34,8 +34,15 @@ def asked(value: object) -> list[str]:
 
 
 def common(layout: Layout, there: Collection[str]) -> Subvolume | None:
-    """The newest snapshot of this migration that both hosts have; `there` are the uuids of the other one's."""
-    own = [base for base in layout.bases() if base.path.name.startswith(f"{layout.id}.")]
+    """The newest snapshot of this migration that both hosts have; `there` are the uuids of the other one's.
+
+    None, too, where the snapshots cannot be read: a base is not worth a container that stays frozen.
+    """
+    try:
+        own = [base for base in layout.bases() if base.path.name.startswith(f"{layout.id}.")]
+    except (MigratorError, OSError) as error:
+        log.warning(f"Nothing is kept of {layout.name} that the next attempt could start from: {error}")
+        return None
     return next((base for base in reversed(own) if base.stream_uuid in there), None)
 
 

@@ -64,6 +64,25 @@ def populated(top: str) -> bool:
         raise
 
 
+def frozen_besides(top: str) -> list[str]:
+    """The cgroups in `top`, and above it, with processes that stay frozen when `top` is thawed: by their own setting.
+
+    One that cannot be looked at counts too: its path may have been made longer than can be opened.
+    """
+    parts, unseen = top.split("/"), list[str]()
+    folders = ["/".join(parts[:depth]) for depth in range(2, len(parts))]
+    folders += [folder for folder, _, _ in os.walk(top, onerror=lambda error: unseen.append(error.filename))]
+    return [folder for folder in dict.fromkeys([*folders, *unseen]) if folder != top and _is_held(folder)]
+
+
+def _is_held(folder: str) -> bool:
+    try:
+        with open(f"{folder}/cgroup.freeze") as file:
+            return file.read().strip() == "1" and populated(folder)
+    except OSError as error:
+        return error.errno not in (errno.ENOENT, errno.ENODEV)  # it is just being removed
+
+
 def ids(top: str, name: str) -> list[int]:
     """What all files `name` in the cgroup `top` and below hold, numbers."""
     found: list[int] = []

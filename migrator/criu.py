@@ -74,7 +74,7 @@ def dump(name: str, command: list[str], images: Path) -> None:
 
     CRIU runs code of its own inside the tasks while it dumps them, and takes it out again in the end. Whoever kills it
     before leaves them broken, and so it is waited for without a limit: a dump that takes too long is given up after it.
-    Every DUMP_LIMIT seconds that is said.
+    Every DUMP_LIMIT seconds that is said. Whether it gets on nobody can tell from outside: tasks may wait for a disk.
     """
     try:
         with started(command) as program:
@@ -82,7 +82,8 @@ def dump(name: str, command: list[str], images: Path) -> None:
                 if program.ends_within(DUMP_LIMIT):
                     break
                 log.warning(f"CRIU has not dumped {name} within {times * DUMP_LIMIT:g} seconds: it is waited for"
-                            f" (process {program.pid}), as to kill it would leave the container's processes broken")
+                            f" (process {program.pid}), as to kill it would leave the container's processes broken;"
+                            " what can be done is in docs/states.md, \"A dump that does not end\"")
             program.finish()
     except CommandFailed as error:
         text = reason(images / "dump.log") or complaint(error.fields["output"])

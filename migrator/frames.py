@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import enum
 import json
+import math
 import re
 import socket
 import struct
@@ -161,14 +162,25 @@ def _check(kind: int, flags: int, length: int) -> int:
 
 
 def parse_json(body: memoryview) -> dict[str, Any]:
-    """The object in the body of a control frame; raises ProtocolError."""
+    """The object in the body of a control frame; raises ProtocolError.
+
+    Also for a number that is none or is infinite, which json.loads takes: it would be within no limits and outside of
+    none.
+    """
     try:
-        data = json.loads(bytes(body))
+        data = json.loads(bytes(body), parse_constant=_finite, parse_float=_finite)
     except (ValueError, RecursionError):
         raise ProtocolError(reason="a control frame does not hold JSON") from None
     if not isinstance(data, dict):
         raise ProtocolError(reason="a control frame does not hold an object")
     return data
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(text)
+    return number
 
 
 def _said(body: memoryview) -> str:

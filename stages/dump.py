@@ -149,6 +149,9 @@ class Dump(Handover):
                         lxc.thaw(self.container, self.cgroup)
             if rebooted:
                 raise self._rebooted()
+            if besides := cgroups.frozen_besides(str(self.cgroup)):
+                raise ContainerChanged(name=self.container.name, next=advice.again("create-dump", self.migration),
+                                       reason=f"the cgroup {besides[0]} is frozen, and CRIU would wait for it for ever")
             network.silence(self.migration.id, self.ports)
             if self.ports:
                 dad = network.dad_settings(self.pid)

@@ -6,6 +6,7 @@ The destination's part: the source, which still has the container frozen, is ask
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -40,7 +41,10 @@ def restore_for_source(service: Service, fields: dict[str, Any],
     if decision.verdict is Verdict.GO:
         service.refuse_more(migration)
         lxc_disk.require(Layout(migration.lxcpath, migration.name, migration.id))
-        limit = min(max(float(fields["limit"]), 0.0), 1e6)
+        limit = fields["limit"]
+        if not isinstance(limit, int | float) or not -math.inf < limit < math.inf:
+            raise ProtocolError(reason="its limit for the restore is no number of seconds")
+        limit = float(min(max(limit, 0), 1e6))
         take_offered(migration)
         try:
             Restore(migration, limit, service, leave=leave).run(wait=False)

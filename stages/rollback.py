@@ -227,10 +227,8 @@ def roll_back(migration: Migration, tell: Callable[[], str] | None) -> Result:
 
 def _names_of(migration: Migration, uuid: str) -> list[str]:
     """This migration's own snapshot with that uuid, as a record has it."""
-    with contextlib.suppress(MigratorError, OSError):
-        if found := bases.common(Layout(migration.lxcpath, migration.name, migration.id), [uuid]):
-            return [found.path.name]
-    return []
+    found = bases.common(Layout(migration.lxcpath, migration.name, migration.id), [uuid])
+    return [found.path.name] if found else []
 
 
 def settle_bases(migration: Migration, uuid: str) -> None:
@@ -403,7 +401,8 @@ def _abandon(migration: Migration, held: list[str], *, here: bool = False, gone:
         except (MigratorError, OSError) as error:
             log.warning(f"{migration.name} will not run here, but something of it is left for now: {error}")
     elif not (here or is_past(migration)):  # typed here first: now the source says what it has
-        bases.drop(migration, but=[path for path in bases.paths(migration) if btrfs.info(path).stream_uuid in held])
+        with contextlib.suppress(MigratorError, OSError):  # as above; the next attempt settles what is kept
+            bases.drop(migration, but=[path for path in bases.paths(migration) if btrfs.info(path).stream_uuid in held])
 
 
 HANDLERS = {"abandon": abandon}

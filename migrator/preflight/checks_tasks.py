@@ -42,6 +42,9 @@ ZOMBIES = define("zombie-session", ERROR, """Where both a session's leader and a
     (prepare_pstree_ids in criu/pstree.c), and they wait for each other.""", memory_only=True)
 CGROUP = define("outside-cgroup", ERROR, """A process in the container's namespaces but not in its cgroup is not
     stopped by the freeze: memory and disk would not be of one instant.""", memory_only=True)
+FROZEN = define("cgroup-frozen", ERROR, """CRIU waits without an end for a process in a cgroup that is frozen by
+    itself, as `systemctl freeze` and `docker pause` do in the container: it thaws the container's own alone
+    (freeze_processes in criu/seize.c, criu#2572). It is not dumped, also where this is ignored.""", memory_only=True)
 OUTSIDE_FILE = define("outside-file", ERROR, """A file that is open on a mount of the host does not exist for the
     restored process ("Can't lookup mount" in criu/files-reg.c).""", memory_only=True)
 TERMINAL = define("terminal-outside", ERROR, """A process has a terminal whose other end is held outside, as in an
@@ -105,6 +108,10 @@ def origin(case: Case) -> Iterator[Finding]:
     for note in case.notes("outside-cgroup"):
         yield CGROUP.found(f"{holder(note)} is not in the container's cgroup, so freezing does not stop it.",
                            f"End it: kill {note.pid}")
+    for path in case.container.frozen:
+        yield FROZEN.found(f"The cgroup {path} is frozen, or cannot be looked at.",
+                           "Thaw it as it was frozen (systemctl thaw, docker unpause in the container), or type: "
+                           f"echo 0 >{shlex.quote(f'{path}/cgroup.freeze')}")
     for note in case.notes("traced"):
         yield TRACED.found(f"{note.detail} is being traced.", "Let the tracer detach.")
     for note in case.notes("uninterruptible"):

@@ -27,6 +27,7 @@ from migrator.preflight.task_facts import Tasks
 if TYPE_CHECKING:
     from migrator.lxc import Container
 
+FROZEN_MAX = 100  # cgroups
 WALK_LIMIT = 20.0  # seconds for adding up the root file system's size
 
 
@@ -58,6 +59,7 @@ class ContainerFacts:
     reaches: tuple[str, ...] = ()  # lines of its configuration that reach out of it, wherever it is
     included: tuple[str, ...] = ()  # what its configuration includes of the host's own files
     controllers: tuple[str, ...] = ()  # that its cgroup gives to those below it
+    frozen: tuple[str, ...] = ()  # the folders of cgroups that stay frozen when its own is thawed, some of them
 
 
 def gather(container: Container, *, full: bool = True) -> ContainerFacts:
@@ -97,6 +99,8 @@ def _running(facts: ContainerFacts, init: int, cgroup: Path) -> ContainerFacts:
             [entry.target for entry in facts.config.mounts if entry.bind],
         ),
         interfaces=net_facts.interfaces(init),
+        frozen=tuple(os.fsencode(path).decode(errors="replace")
+                     for path in cgroups.frozen_besides(str(cgroup))[:FROZEN_MAX]),
         controllers=tuple(read_text(str(cgroup / "cgroup.subtree_control")).split()),
         apparmor=apparmor_facts.gather(init, Path(facts.lxcpath) / facts.name),
     )

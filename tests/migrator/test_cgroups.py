@@ -38,6 +38,42 @@ def look(top: Path) -> dict[str, tuple[int, int, int]]:
             for path in paths if (found := path.lstat())}
 
 
+def freezes(folder: Path, freeze: int, populated: int) -> str:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "cgroup.freeze").write_text(f"{freeze}\n")
+    (folder / "cgroup.events").write_text(f"populated {populated}\nfrozen 1\n")
+    return str(folder)
+
+
+def test_what_stays_frozen_when_it_is_thawed(tmp_path: Path) -> None:
+    """Cgroups in it and above it, with processes, that are frozen by themselves; for now all of them are."""
+    top = tmp_path / "machine.slice/lxc.payload.web"
+    freezes(top, 1, 1)
+    freezes(top / "system.slice", 0, 1)
+    freezes(top / "empty", 1, 0)
+    (top / "half gone").mkdir()
+    assert cgroups.frozen_besides(str(top)) == []
+    found = {freezes(top / "system.slice/redis.service", 1, 1), freezes(top / "a b", 1, 1),
+             freezes(tmp_path / "machine.slice", 1, 1)}
+    assert set(cgroups.frozen_besides(str(top))) == found
+
+
+def test_what_cannot_be_looked_at_may_be_frozen(tmp_path: Path) -> None:
+    """The container's root may make cgroups in each other until their path is longer than any that can be opened."""
+    freezes(tmp_path, 1, 1)
+    fd = os.open(tmp_path, os.O_PATH)
+    try:
+        for _ in range(20):
+            os.mkdir("x" * 250, dir_fd=fd)
+            below = os.open("x" * 250, os.O_PATH, dir_fd=fd)
+            os.close(fd)
+            fd = below
+    finally:
+        os.close(fd)
+    (found,) = cgroups.frozen_besides(str(tmp_path))
+    assert found.startswith(f"{tmp_path}/xxx")
+
+
 def test_what_was_somebodys_is_his_again(top: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     give(top / "cgroup.procs", 0o664)
     give(top / "system.slice/cgroup.procs", 0o644)

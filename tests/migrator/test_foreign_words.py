@@ -30,6 +30,7 @@ ROOTFS = CONTAINER.rootfs.path
 CASES: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("inotify-symlink", {"tasks.notes": notes(("watch-symlink", EVIL))}, {},
      f'cp --remove-destination "$(readlink -f {QUOTED})" {QUOTED} -- '),
+    ("cgroup-frozen", {"frozen": (EVIL,)}, {}, f"echo 0 >{shlex.quote(EVIL + '/cgroup.freeze')}"),
     ("mount-unsupported", {"mounts": (ROOT, Mount(EVIL, "fuse.x", "unsupported"))}, {}, f"umount {QUOTED}"),
     ("mount-unreachable", {"mounts": (ROOT, Mount(EVIL, "ext4", "unreachable"))}, {}, f"umount {QUOTED}"),
     ("terminal-mounted", {"mounts": (ROOT, Mount(EVIL, "devpts", "external", "/dev/pts/3"))}, {}, f"umount {QUOTED}"),

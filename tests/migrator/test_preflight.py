@@ -216,6 +216,8 @@ FOUND: list[tuple[str, Severity, Change, str]] = [
     ("address-not-configured", INFO, Change(container={"config.nets": net(addresses=())}), "10.0.3.50 on eth0"),
     # tasks
     ("attached-task", ERROR, task("attached"), "kill 4712"),
+    ("cgroup-frozen", ERROR, Change(container={"frozen": ("/sys/fs/cgroup/lxc.payload.c1/x", "/y")}, alone=True),
+     "echo 0 >/sys/fs/cgroup/lxc.payload.c1/x/cgroup.freeze"),
     ("session-outside", ERROR, task("session-outside"), "setsid"),
     ("session-outside", ERROR, task("zombie-session-outside"), "zombie worker"),
     ("zombie-session", ERROR, task("zombie-session"), "tini"),

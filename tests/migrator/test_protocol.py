@@ -182,7 +182,8 @@ def test_many_threads_may_send() -> None:
     (greeting(body=b"{"), "JSON"),
     (greeting(body=b"{}"), "lacks"),
     (greeting(body=b'{"program": "", "host": "b", "timeout": 0}'), "timeout"),
-    (greeting(body=b'{"program": "", "host": "b", "timeout": NaN}'), "timeout"),
+    (greeting(body=b'{"program": "", "host": "b", "timeout": NaN}'), "JSON"),
+    (greeting(body=b'{"program": "", "host": "b", "timeout": 1e999}'), "JSON"),
     (greeting(body=b'{"program": "", "host": "b", "timeout": "9"}'), "timeout"),
 ])  # fmt: skip
 def test_bad_greeting(sent: bytes, message: str) -> None:
@@ -206,6 +207,15 @@ def test_length_of_a_greeting_is_bounded() -> None:
 
 
 # --- Frames that are none ---
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "-1e999"])
+@pytest.mark.parametrize("body", ['{"limit": %s}', '{"fields": {"limits": [1, %s]}}'])
+def test_what_is_no_number_is_no_json(body: str, number: str) -> None:
+    """RFC 8259 has none of them, Python reads them all: NaN is within no limits and outside of none."""
+    with pytest.raises(ProtocolError, match="JSON"):
+        frames.parse_json(memoryview((body % number).encode()))
+    assert frames.parse_json(memoryview((body % "1.5e2").encode()))
 
 
 @given(st.sampled_from([*Kind]), st.integers(0, 255), st.binary(max_size=20), st.integers(0, 63))

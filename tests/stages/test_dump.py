@@ -148,3 +148,25 @@ def test_one_that_has_not_is_frozen(migration: Migration, guest: Guest, monkeypa
         made.run()
     assert migration.detail["init"] == [guest.pid, holder.start_time(guest.pid)]
     assert migration.detail["boot"] == clock.BOOT_ID.read_text().strip()
+
+
+@pytest.mark.parametrize("where", ["inner", "system.slice/redis.service"])
+def test_what_was_frozen_in_it_since_is_not_dumped(
+        migration: Migration, guest: Guest, cgroup: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    """CRIU would wait for it without an end, and nobody would give the container back as long as it does."""
+    made = dump_of(migration, guest)
+    monkeypatch.setattr(btrfs, "sync", lambda _: None)
+    monkeypatch.setattr(network, "silence", lambda *_: pytest.fail("went on"))
+    monkeypatch.setattr(offer, "thaw_source", lambda _: True)
+
+    def freeze(*_: object) -> None:
+        inner = cgroup / where
+        inner.mkdir(parents=True)
+        (inner / "cgroup.freeze").write_text("1\n")
+        (inner / "cgroup.events").write_text("populated 1\nfrozen 1\n")
+
+    monkeypatch.setattr(lxc, "freeze", freeze)
+    with pytest.raises(SourceRunsAgain, match="is frozen") as raised:
+        made.run()
+    assert isinstance(raised.value.cause, ContainerChanged) and f"{cgroup}/{where}" in str(raised.value)
+    assert (cgroup / where / "cgroup.freeze").read_text() == "1\n", "it is the container's own affair"

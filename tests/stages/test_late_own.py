@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from typing import Any
 
 import pytest
@@ -115,6 +116,16 @@ def test_a_late_request_to_restore_neither(there: Destination, did: list[str], w
     with contextlib.nullcontext() if waits else pytest.raises(ConnectionLost):
         asked.run(Silent([Kind.GO] if waits else []))
     assert did == ["prepared", *(["let run"] if waits else [])]
+
+
+@pytest.mark.parametrize("limit", ["nan", "60", None, math.nan, math.inf, [60.0]], ids=repr)
+def test_a_restore_has_a_limit(there: Destination, did: list[str], limit: object) -> None:
+    serve.handlers(there.service)["own"]({key: value for key, value in offer(there).items() if key != "restore_within"})
+    asked = serve.handlers(there.service)["restore"]({"id": ID, "limit": limit})
+    assert isinstance(asked, Takeover)
+    with pytest.raises(ProtocolError, match="limit"):
+        asked.run(Silent([Kind.GO]))
+    assert did == [] and there.state is State.OWNED
 
 
 def test_anything_else_is_no_leave(there: Destination, did: list[str]) -> None:

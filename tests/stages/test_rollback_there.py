@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +239,49 @@ def test_it_may_begin_at_this_very_moment(there: Destination, monkeypatch: pytes
 
     monkeypatch.setattr(there.service, "find", find)
     assert there.ask("abandon") == {"state": State.ABANDONED, "kept": "", "known": True, "ticket": "t"}
+
+
+@pytest.mark.parametrize("typed", [True, False])
+@pytest.mark.parametrize("after", [0, 1, 2])
+def test_the_token_is_given_back_where_the_snapshots_cannot_be_read(
+        there: Destination, monkeypatch: pytest.MonkeyPatch, typed: bool, after: int) -> None:
+    """Their folder has an I/O error, from the first look at it on or a later one: nothing can be kept then."""
+    migration, (one,) = received(there, SENT)
+    honest, looks = Path.iterdir, [0]
+
+    def iterdir(path: Path) -> Iterator[Path]:
+        if path == there.layout.folder:
+            looks[0] += 1
+            if looks[0] > after:
+                raise OSError(errno.EIO, "Input/output error", str(path))
+        return honest(path)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Path, "iterdir", iterdir)
+        if typed:
+            rollback.give_up_here(migration)
+        answer = there.ask("abandon", held=[SENT])
+        assert (answer["known"], answer["ticket"], answer["kept"]) == (True, migration.ticket, "")
+        assert recorded(migration).state in (State.ABANDONING, State.ABANDONED)
+    answer = there.ask("abandon", held=[SENT])
+    assert answer["state"] is State.ABANDONED and (answer["kept"] == SENT) is one.is_dir()
+
+
+def test_what_the_source_has_decides_later_where_it_cannot_be_read_now(
+        there: Destination, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was typed there first, and kept what it had; the source's word comes when the disk cannot be read."""
+    migration, (one,) = received(there, SENT)
+    rollback.give_up_here(migration)
+
+    def broken(path: Path) -> Subvolume:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    with monkeypatch.context() as disk:
+        disk.setattr(btrfs, "info", broken)
+        answer = there.ask("abandon", held=[SENT])
+        assert answer == {"state": State.ABANDONED, "kept": "", "known": True, "ticket": migration.ticket}
+        assert one.is_dir()
+    assert there.ask("abandon", held=[SENT])["kept"] == SENT and one.is_dir()
 
 
 def test_the_token_is_given_back_whatever_the_disk_does(there: Destination, monkeypatch: pytest.MonkeyPatch) -> None:
