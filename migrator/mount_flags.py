@@ -28,25 +28,40 @@ _CLONE_NEWNS = 0x20000
 
 
 def record(pids: Iterable[int]) -> str:
-    """What is forbidden on the mounts of the container's processes, in each mount namespace that one of them is in.
+    """What is forbidden on the mounts of the container's processes, as each of them sees these.
 
     A line `PID FLAGS TARGET` for each mount of each target where any forbids anything, from the lowest up: a process by
     its id in the container, the words (NOTHING for none) and the target as in its mountinfo (proc_pid_mountinfo(5)).
+
+    That has no mount but those below the process's root (show_mountinfo in the kernel's fs/proc_namespace.c). CRIU
+    takes the mounts of a namespace from one process in it (collect_mntinfo in criu/mount.c), which one a container can
+    arrange. So a process stands for those alone that are in its namespace and have its very root.
     """
-    lines = []
+    text = ""
     seen = set()
     for pid in pids:
         try:
-            namespace = os.readlink(f"/proc/{pid}/ns/mnt")
-            if namespace not in seen:
-                inside = _inside(pid)
-                lines += [f"{inside} {','.join(sorted(each.forbidden)) or NOTHING} {target}\n"
-                          for target, found in mounts(_read(f"/proc/{pid}/mountinfo")).items()
-                          if any(each.forbidden for each in found) for each in found]
-                seen.add(namespace)
+            sees = _sees(pid)
+            if sees in seen:
+                continue
+            inside = _inside(pid)
+            text += "".join(f"{inside} {','.join(sorted(each.forbidden)) or NOTHING} {target}\n"
+                            for target, found in mounts(_read(f"/proc/{pid}/mountinfo")).items()
+                            if any(each.forbidden for each in found) for each in found)
+            seen.add(sees)
         except (FileNotFoundError, ProcessLookupError):  # a zombie, which has none
             continue
-    return "".join(lines)
+        if len(text) > RECORD_LIMIT:  # no destination takes it
+            break
+    return text
+
+
+def _sees(pid: int) -> tuple[object, ...]:
+    """What decides which mounts a process sees; raises OSError. To tell that takes a tenth of reading its mountinfo."""
+    from migrator import roots
+
+    root, mount = roots.mounted(pid)
+    return os.readlink(f"/proc/{pid}/ns/mnt"), root, mount if mount is not None else ("of its own", pid)
 
 
 class Mount:
@@ -123,7 +138,7 @@ def tighten(text: str, pids: Iterable[int]) -> None:
 
 
 def _remount(pid: int, found: dict[str, int]) -> None:
-    """In the mount namespace of a process; ours is left for it and entered again."""
+    """In the mount namespace of a process, by paths from its root; ours is left for it and entered again."""
     import ctypes
 
     libc = ctypes.CDLL(None, use_errno=True)
@@ -133,14 +148,18 @@ def _remount(pid: int, found: dict[str, int]) -> None:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), what)
 
     here, there = (os.open(f"/proc/{each}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC) for each in ("self", pid))
+    root = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_CLOEXEC)
     try:
         must(libc.setns(there, _CLONE_NEWNS), f"the mount namespace of process {pid}")
+        os.fchdir(root)
+        os.chroot(".")
+        os.chroot("/..")  # into what is mounted over it, as setns(2) does
         for target, flags in found.items():
             must(libc.mount(None, _unescape(target), None, ctypes.c_ulong(REMOUNT | flags), None), target)
     finally:
-        must(libc.setns(here, _CLONE_NEWNS), "our own mount namespace")
-        os.close(here)
-        os.close(there)
+        must(libc.setns(here, _CLONE_NEWNS), "our own mount namespace")  # and its root
+        for each in (here, there, root):
+            os.close(each)
 
 
 def _unescape(target: str) -> bytes:

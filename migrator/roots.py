@@ -23,7 +23,7 @@ from typing import NamedTuple
 PROC = Path("/proc")
 _AT_FDCWD = -100
 _FLAGS = 0x800 | 0x4000  # AT_NO_AUTOMOUNT, AT_STATX_DONT_SYNC
-_STATX_INO = 0x100
+_STATX_INO, _STATX_MNT_ID = 0x100, 0x1000
 _STATX_SIZE = 256
 _FOLLOW = 0x400  # AT_SYMLINK_FOLLOW
 _HANDLE_MAX = 128  # MAX_HANDLE_SZ
@@ -44,8 +44,23 @@ def of(pid: int, proc: Path = PROC) -> Root:
 
 def at(path: Path) -> Root:
     """The same of a folder, as far as the kernel knows it without asking; raises OSError."""
+    return _root(_statx(path, _STATX_INO))
+
+
+def mounted(pid: int) -> tuple[Root, int | None]:
+    """The root of a process and the id of the mount that it is in, None from a kernel before 5.8; raises OSError."""
+    found = _statx(PROC / str(pid) / "root", _STATX_INO | _STATX_MNT_ID)
+    (said,) = struct.unpack_from("=I", found)  # stx_mask
+    return _root(found), struct.unpack_from("=Q", found, 144)[0] if said & _STATX_MNT_ID else None  # stx_mnt_id
+
+
+def _statx(path: Path, mask: int) -> ctypes.Array[ctypes.c_char]:
     found = ctypes.create_string_buffer(_STATX_SIZE)
-    _must(_libc().statx(_AT_FDCWD, os.fsencode(path), _FLAGS, _STATX_INO, found), path)
+    _must(_libc().statx(_AT_FDCWD, os.fsencode(path), _FLAGS, mask, found), path)
+    return found
+
+
+def _root(found: ctypes.Array[ctypes.c_char]) -> Root:
     (inode,) = struct.unpack_from("=Q", found, 32)  # stx_ino
     return Root(os.makedev(*struct.unpack_from("=II", found, 136)), inode)  # stx_dev_major, stx_dev_minor
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from migrator import mount_flags
+from migrator import mount_flags, roots
 from migrator.preflight.mount_facts import parse_mountinfo
 
 BEFORE = r"""
@@ -128,11 +129,109 @@ def test_a_record_has_those_below(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mount_flags, "_read", {
         "/proc/7/mountinfo": table(ROOT, "2 1 /srv ro,nosuid", "3 2 /srv rw", "4 1 /x rw"),
         "/proc/7/status": "Name:\tx\nNSpid:\t7\t1\n"}.__getitem__)
-    monkeypatch.setattr(os, "readlink", lambda _: "mnt:[1]")
+    monkeypatch.setattr(mount_flags, "_sees", lambda _: "all")
     assert mount_flags.record([7]) == "1 nosuid,ro /srv\n1 - /srv\n"
     mount_flags.tighten(mount_flags.record([7]), [7])
     with pytest.raises(OSError, match=r"^/srv could not be mounted as before, below what is mounted over it$"):
         mount_flags.tighten("1 nodev,ro /srv\n1 - /srv\n", [7])
+
+
+class Container:
+    """Init in the first mount namespace; of the second a process that sees all of it, and one in a jail there."""
+
+    FIRST = table("90 49 / rw", "91 90 /lib ro")
+    SECOND = table("100 50 / rw", "101 100 /lib ro", "102 100 /usr/lib ro", "103 100 /jail rw")
+    JAIL = table("103 100 / rw")
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, mount_ids: bool = True) -> None:
+        self.seen = {1000: self.FIRST, 1001: self.SECOND, 1002: self.JAIL, 1003: self.SECOND}
+        self.read: list[int] = []
+        monkeypatch.setattr(mount_flags, "_read", self._read)
+        monkeypatch.setattr(os, "readlink", lambda path: "mnt:[1]" if path == "/proc/1000/ns/mnt" else "mnt:[2]")
+        places = {1000: 90, 1001: 100, 1002: 103, 1003: 100}  # which a bind of a folder over itself tells apart alone
+        monkeypatch.setattr(roots, "mounted", lambda pid: (roots.Root(30, 256), places[pid] if mount_ids else None))
+
+    def _read(self, path: str) -> str:
+        pid = int(path.split("/")[2])
+        if path.endswith("status"):
+            return f"Name:\tx\nNSpid:\t{pid}\t{pid - 999}\n"
+        self.read.append(pid)
+        return self.seen[pid]
+
+
+@pytest.mark.parametrize("order", [(1000, 1001, 1002, 1003), (1000, 1002, 1001, 1003), (1002, 1003, 1000, 1001)])
+def test_a_process_in_a_jail_hides_nothing(monkeypatch: pytest.MonkeyPatch, order: tuple[int, ...]) -> None:
+    """It sees none of the mounts that CRIU restores, as another process of its namespace does."""
+    container = Container(monkeypatch)
+    record = mount_flags.record(order)
+    whole = 4 if order[0] == 1002 else 2
+    assert sorted(record.splitlines()) == ["1 ro /lib", f"{whole} ro /lib", f"{whole} ro /usr/lib"]
+    assert len(container.read) == 3, "one for each root in each namespace, however many processes there are"
+    container.seen[1001] = container.seen[1003] = Container.SECOND.replace("/usr/lib ro", "/usr/lib rw")
+    mounted: list[tuple[int, dict[str, int]]] = []
+    monkeypatch.setattr(mount_flags, "_remount", lambda pid, found: mounted.append((pid, found)))
+    with pytest.raises(OSError, match=r"^/usr/lib could not be mounted as before$"):
+        mount_flags.tighten(record, sorted(order))
+    assert mounted == [(whole + 999, {"/usr/lib": 1})]
+
+
+def test_a_kernel_that_tells_no_mounts_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    container = Container(monkeypatch, mount_ids=False)
+    mount_flags.record([1000, 1000, 1002, 1001, 1003])
+    assert container.read == [1000, 1002, 1001, 1003]
+
+
+def test_no_more_is_read_than_a_destination_would_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    container = Container(monkeypatch)
+    limit = len(mount_flags.record([1000, 1001])) - 1
+    monkeypatch.setattr(mount_flags, "RECORD_LIMIT", limit)
+    container.read.clear()
+    assert len(mount_flags.record([1000, 1001, 1002, 1003])) == limit + 1
+    assert container.read == [1000, 1001]
+
+
+# In a folder of its own mount namespace, with a process in each of two jails there and one in none.
+JAILED = """
+import os, subprocess, sys
+from migrator import mount_flags
+here = sys.argv[1]
+def sh(script):
+    subprocess.run(["sh", "-ec", script], cwd=here, check=True)
+sh("mount --make-rprivate /; mkdir lib low high; mount -t tmpfs -o ro x lib; mount -t tmpfs -o ro,nosuid x low;"
+   "mount --bind . high; mkdir high/in; mount -t tmpfs -o ro,noexec x high/in")
+(their, end), pids = os.pipe(), []
+for root in (f"{here}/high", f"{here}/low", "/"):
+    ready, chrooted = os.pipe()
+    pids.append(os.fork())
+    if not pids[-1]:
+        os.close(end)
+        os.chroot(root)
+        os.write(chrooted, b"x")
+        os.read(their, 1)
+        os._exit(0)
+    os.read(ready, 1)
+def forbidden():
+    with open("/proc/self/mountinfo") as file:
+        return sorted((target.replace(here, ""), *sorted(each.forbidden)) for target, found
+                      in mount_flags.mounts(file.read()).items() for each in found if here in target or target == "/")
+record, before = mount_flags.record(pids), forbidden()
+sh("for each in lib low high/in; do mount -o remount,bind,rw,suid,exec $each; done")
+loose = forbidden()
+mount_flags.tighten(record, pids)
+print([line for line in record.split("\\n") if line.startswith((f"{pids[0]} ", f"{pids[1]} "))] ==
+      [f"{pids[0]} noexec,ro /in", f"{pids[1]} nosuid,ro /"])
+print(loose != before == forbidden(), before)
+"""
+
+
+def test_the_kernel_agrees_on_jails(tmp_path: Path) -> None:
+    """What a process sees from its root is found again from there, and nothing else is mounted in another way."""
+    said = subprocess.run(["unshare", "--user", "--map-root-user", "--mount", sys.executable, "-c", JAILED,
+                           str(tmp_path)], capture_output=True, text=True, check=False)
+    assert said.stderr == ""
+    as_told, as_before = said.stdout.splitlines()
+    assert as_told == "True"
+    assert as_before.startswith("True [('/',), ('/high',), ('/high/in', 'noexec', 'ro'), ('/lib', 'ro')"), as_before
 
 
 def test_a_record_of_ourselves_asks_for_nothing() -> None:

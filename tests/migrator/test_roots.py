@@ -31,6 +31,15 @@ def test_of_a_process(tmp_path: Path) -> None:
     assert roots.of(7, tmp_path) == roots.at(tmp_path) != roots.at(Path("/"))
 
 
+def test_the_mount_that_a_root_is_in() -> None:
+    root, mount = roots.mounted(os.getpid())
+    with open("/proc/self/mountinfo") as file:
+        (told,) = (line.split()[0] for line in file if line.split()[4] == "/")
+    assert (root, mount) == (roots.of(os.getpid()), int(told))
+    with pytest.raises(FileNotFoundError):
+        roots.mounted(0)
+
+
 def test_what_the_kernel_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     """By the numbers of <linux/fcntl.h>; and nothing below /proc/PID/root is looked up."""
     asked: list[tuple[object, ...]] = []
