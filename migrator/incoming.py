@@ -2,10 +2,11 @@
 """A snapshot that is received: what else its stream brings is taken away again, and it is refused.
 
 Who makes a stream by hand can have `btrfs receive` make any subvolume, folder or file beside the one that was
-announced, in the folder that it is confined to: it joins paths as they come, `..` too (process_subvol and process_mkdir
-in btrfs-progs' cmds/receive.c). It can also rename what lies there (process_rename), and give its name to something
-else. So what was there before is written down by what no name changes, to be told from what was brought, and to be
-given its name back, also after the receive was killed.
+announced, in the folder that it is confined to: it follows the links that the stream has made (process_mkdir in
+btrfs-progs' cmds/receive.c). It can also rename what lies there (process_rename), and give its name to something else,
+and change the mode of the folder itself (process_chmod). So what was there before is written down by what no name
+changes, to be told from what was brought, and to be given its name back, also after the receive was killed; and the
+folder's own mode, owner and attributes, which what is made in there next may inherit.
 
 A `btrfs receive` outlives the program that was killed while it fed it, until it has worked off what is in its pipe. It
 opens everything by its path, so it would write into what is received next under the same name: it is ended before.
@@ -19,9 +20,11 @@ import json
 import os
 import secrets
 import signal
+import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from migrator import bounds, btrfs, container_config, log, removal, send_stream, subvolume_uuids
 from migrator.errors import Interrupted, MigratorError, ReceiveFailed
@@ -51,7 +54,8 @@ def receive(stream: Iterable[bytes | memoryview], target: Path, spool: Path, *,
         remove(target)  # what a receive that was killed has left
     before = {name: _mark(target.parent / name, target.parent) for name in _names(target.parent)}
     # Synced: btrfs commits what is received by itself, and of a file that was written before perhaps the name alone.
-    container_config.write_file(spool / NOTE, json.dumps({"before": before, "target": target.name}), mode=0o600)
+    noted = {"before": before, "target": target.name, "folder": _own(target.parent) if target.parent.is_dir() else None}
+    container_config.write_file(spool / NOTE, json.dumps(noted), mode=0o600)
     may_name = functools.cache(functools.partial(subvolume_uuids.are_all_in, target.parent))
     try:
         btrfs.receive(bounds.leaving(leave, send_stream.plain(stream, target, may_name), target), target.parent,
@@ -100,7 +104,7 @@ def _take_away(folder: Path, spool: Path, but: Callable[[str], bool] = lambda _:
         noted = json.loads((spool / NOTE).read_text())
         # An older version has written down the names alone.
         before = dict(noted["before"] if isinstance(noted["before"], dict) else dict.fromkeys(noted["before"], ""))
-        target = noted["target"]
+        target, own = noted["target"], noted.get("folder")  # which an older version has not written down
     except (OSError, ValueError, TypeError, KeyError):
         return []
     taken, kept = _give_back(folder, before)
@@ -117,8 +121,35 @@ def _take_away(folder: Path, spool: Path, but: Callable[[str], bool] = lambda _:
             raise
         except Exception as error:  # whatever it is called, and however deep it is, a rollback goes on
             log.warning(f"{folder / name} could not be removed: {error}")
+    if changed := bool(own) and folder.is_dir() and _own(folder) != own:
+        log.warning(f"A stream that has no business to do so had changed the owner, mode or attributes of {folder}")
+        _restore(folder, own)
     (spool / NOTE).unlink()
-    return [*brought, *taken]
+    return [*brought, *taken, *(["."] if changed else [])]
+
+
+def _own(folder: Path) -> dict[str, Any]:
+    """The folder's owner, mode and extended attributes, its ACLs too."""
+    found = folder.stat()
+    return {"owner": [found.st_uid, found.st_gid], "mode": stat.S_IMODE(found.st_mode),
+            "attributes": {name: os.getxattr(folder, name).hex() for name in sorted(os.listxattr(folder))}}
+
+
+def _restore(folder: Path, own: dict[str, Any]) -> None:
+    """Give them back; the mode last, as an owner and an ACL change it."""
+    now = _own(folder)
+    steps = [functools.partial(os.chown, folder, *own["owner"])] if now["owner"] != own["owner"] else []
+    for name in sorted({*now["attributes"], *own["attributes"]}):
+        before = own["attributes"].get(name)
+        if before is None:
+            steps.append(functools.partial(os.removexattr, folder, name))
+        elif before != now["attributes"].get(name):
+            steps.append(functools.partial(os.setxattr, folder, name, bytes.fromhex(before)))
+    for step in [*steps, functools.partial(folder.chmod, own["mode"])]:
+        try:
+            step()
+        except OSError as error:
+            log.warning(f"{folder} could not be made as it was before: {error}")
 
 
 def _give_back(folder: Path, before: dict[str, str]) -> tuple[list[str], set[str]]:

@@ -9,6 +9,12 @@ to, which migrator does not.
 Two commands name another subvolume by its uuid: a snapshot is made of one, and a clone takes extents from one. `btrfs
 receive` looks for it on the whole file system, and finds other containers (process_snapshot and process_clone in
 btrfs-progs' cmds/receive.c). So who receives says which ones may be named.
+
+All commands but the last name files by paths, which `btrfs receive` puts behind that of the subvolume as they come,
+`..` too, or behind nothing where it has made none yet: to the folder it receives into, whose owner, mode and default
+ACL can be set so. `btrfs send` joins the names from the subvolume's root, whose own path is empty, by single slashes
+(get_cur_path in fs/btrfs/send.c), and its first command makes the subvolume: nothing else is taken. Where a stream gets
+by its own links no path tells; see `incoming`.
 """
 
 from __future__ import annotations
@@ -24,19 +30,21 @@ VERSION = 1
 START = struct.Struct(f"<{len(MAGIC)}sI")  # and the version
 HEADER = struct.Struct("<IHI")
 LAST = 22  # BTRFS_SEND_C_MAX_V1
-SUBVOL, SNAPSHOT, CLONE = 1, 2, 16  # BTRFS_SEND_C_
+SUBVOL, SNAPSHOT, LINK, CLONE = 1, 2, 10, 16  # BTRFS_SEND_C_
 COMMAND_MAX = 1 << 16  # bytes of any, with its header, as btrfs sends none that is longer (BTRFS_SEND_BUF_SIZE_V1)
+NAMING = (SUBVOL, SNAPSHOT, CLONE)
 ATTRIBUTE = struct.Struct("<HH")  # number and length of each part of a command's body
-UUID, CLONE_UUID = 1, 20  # BTRFS_SEND_A_
+UUID, PATH, PATH_TO, PATH_LINK, CLONE_UUID, CLONE_PATH = 1, 15, 16, 17, 20, 22  # BTRFS_SEND_A_
 
 
 def plain(stream: Iterable[bytes | memoryview], path: object,
           may_name: Callable[[str], bool]) -> Iterator[bytes | memoryview]:
     """The stream, piece by piece; raises ReceiveFailed, for `path`, before the piece with what it must not have.
 
-    That is a command of a later version, one that is longer than `btrfs send` makes any, or one that names a subvolume
-    which is neither the one that the stream makes nor, by its uuid, one that it `may_name`. `btrfs receive` never has
-    the whole of such a command. What does not begin as a stream does is left to it to refuse.
+    That is a command of a later version, one that is longer than `btrfs send` makes any, one with a path that may lead
+    out of the subvolume, or one that names a subvolume which is neither the one that the stream makes nor, by its uuid,
+    one that it `may_name`. `btrfs receive` never has the whole of such a command. What does not begin as a stream does
+    is left to it to refuse.
     """
     commands = _commands(path, may_name)
     left, kept = next(commands)
@@ -77,22 +85,36 @@ def _commands(path: object, may_name: Callable[[str], bool]) -> Generator[tuple[
             raise ReceiveFailed(path=path, reason=f"command {command} in its stream is none of version 1")
         if HEADER.size + length > COMMAND_MAX:  # btrfs would make room for all of it before it looks at it
             raise ReceiveFailed(path=path, reason=f"command {command} in its stream has {length} bytes")
-        if command not in (SUBVOL, SNAPSHOT, CLONE):
-            if length:
-                yield length, False
-            continue
         if not length:
-            raise ReceiveFailed(path=path, reason=f"command {command} in its stream has {length} bytes")
+            if command in NAMING:
+                raise ReceiveFailed(path=path, reason=f"command {command} in its stream has {length} bytes")
+            continue  # the end, and what btrfs misses a path in
         try:
             found = _attributes((yield length, True))
-            own = own if command == CLONE else found[UUID]
-            named = None if command == SUBVOL else found[CLONE_UUID]
+            own = found[UUID] if command in (SUBVOL, SNAPSHOT) else own
+            named = found[CLONE_UUID] if command in (SNAPSHOT, CLONE) else None
             text = str(uuid_module.UUID(bytes=named)) if named else ""
         except (KeyError, ValueError, struct.error) as error:
             raise ReceiveFailed(path=path, reason=f"command {command} in its stream is malformed") from error
+        if not own:
+            raise ReceiveFailed(path=path, reason=f"command {command} in its stream comes before its subvolume")
+        for number, value in found.items():
+            if _is_path(number, command) and not _stays_inside(value):
+                raise ReceiveFailed(path=path, reason=f"command {command} in its stream has the path {value[:100]!r},"
+                                    " as `btrfs send` makes none")
         if named and not (command == CLONE and named == own) and not may_name(text):
             raise ReceiveFailed(path=path, reason=f"its stream takes from subvolume {text}, which is not known to be"
                                 " this container's alone")
+
+
+def _is_path(number: int, command: int) -> bool:
+    """Whether that part of that command is a path of the subvolume's: what a symbolic link holds is any text."""
+    return number in (PATH, PATH_TO, CLONE_PATH) or (number == PATH_LINK and command == LINK)
+
+
+def _stays_inside(path: bytes) -> bool:
+    """Whether it is the root's own, or names alone: btrfs reads it to its first NUL."""
+    return not path or (b"\0" not in path and {b"", b".", b".."}.isdisjoint(path.split(b"/")))
 
 
 def _attributes(body: bytes) -> dict[int, bytes]:

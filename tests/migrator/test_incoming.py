@@ -174,6 +174,44 @@ def test_what_was_there_before_keeps_its_name(here: Here, brings: Callable[[Here
     assert here.writable == ([TARGET] if brings is into_the_snapshot else [])
 
 
+@pytest.mark.parametrize("killed", [False, True])
+def test_the_folder_stays_as_it_was(here: Here, killed: bool) -> None:
+    """A link that leads there is followed, and what is made in it next inherits a default ACL."""
+    here.folder.chmod(0o710)
+    for name, value in ((b"user.kept", b"\0\xff"), (b"user.changed", b"as it was"), (b"user.taken", b"")):
+        os.setxattr(here.folder, name, value)
+
+    def changes() -> None:
+        here.folder.chmod(0o2777)
+        os.chown(here.folder, os.getuid(), max(os.getgroups(), default=os.getgid()))
+        os.setxattr(here.folder, b"user.changed", b"as it is")
+        os.setxattr(here.folder, b"user.brought", b"by it")
+        os.removexattr(here.folder, b"user.taken")
+        if killed:
+            (here.spool / incoming.NOTE).rename(here.spool / "kept")
+
+    before = incoming._own(here.folder)
+    here.brings = changes
+    if killed:
+        here.receive()
+        assert incoming._own(here.folder) != before
+        (here.spool / "kept").rename(here.spool / incoming.NOTE)
+        assert incoming.clear(here.folder, here.spool) == ["."]
+    else:
+        with pytest.raises(ReceiveFailed, match=r"brings more than that: '\.'$"):
+            here.receive()
+    assert incoming._own(here.folder) == before
+    assert (before["mode"], before["attributes"]["user.kept"]) == (0o710, "00ff")
+    assert here.names() == {*BEFORE, TARGET}
+
+
+def test_the_folder_of_an_older_versions_note(here: Here) -> None:
+    (here.spool / incoming.NOTE).write_text(json.dumps({"before": dict.fromkeys(BEFORE, ""), "target": TARGET}))
+    here.folder.chmod(0o711)
+    assert incoming.clear(here.folder, here.spool) == []
+    assert here.folder.stat().st_mode & 0o777 == 0o711
+
+
 def test_what_holds_what_was_there_before_stays(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where that cannot be taken out of it any more."""
     def refuse(path: Path) -> None:

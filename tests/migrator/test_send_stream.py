@@ -15,10 +15,23 @@ from hypothesis import strategies as st
 
 from migrator import btrfs, send_stream, subvolume_uuids
 from migrator.errors import ReceiveFailed
-from migrator.send_stream import CLONE, CLONE_UUID, HEADER, SNAPSHOT, START, SUBVOL, UUID
+from migrator.send_stream import (
+    CLONE,
+    CLONE_PATH,
+    CLONE_UUID,
+    HEADER,
+    LINK,
+    PATH,
+    PATH_LINK,
+    PATH_TO,
+    SNAPSHOT,
+    START,
+    SUBVOL,
+    UUID,
+)
 
-WRITE, FALLOCATE, ENCODED_WRITE, END = 15, 23, 25, 21
-PATH, DATA = 15, 19
+SYMLINK, RENAME, SET_XATTR, WRITE, CHMOD, FALLOCATE, ENCODED_WRITE, END = 8, 9, 13, 15, 18, 23, 25, 21
+XATTR_NAME, DATA = 13, 19
 LARGEST = 65536 - 10  # bytes of a command behind its header (BTRFS_SEND_BUF_SIZE_V1)
 OWN, PARENT, STRANGE = (bytes([number]) * 16 for number in (1, 2, 3))
 KNOWN = {str(uuid.UUID(bytes=PARENT))}
@@ -62,12 +75,19 @@ def made_of(parent: bytes, name: bytes = OWN) -> Command:
 
 
 def clone(of: bytes) -> Command:
-    return CLONE, body((PATH, b"file"), (CLONE_UUID, of), (22, b"../etc/shadow"))
+    return CLONE, body((PATH, b"file"), (CLONE_UUID, of), (CLONE_PATH, b"etc/shadow"))
+
+
+def other(command: int, path: bytes, data: bytes) -> Command:
+    return command, body((PATH, path), (DATA, data))
 
 
 PLACES = st.lists(st.integers(0, 400), max_size=12)
 OTHER = st.sampled_from(sorted(set(range(1, send_stream.LAST + 1)) - {SUBVOL, SNAPSHOT, CLONE}))
-COMMANDS = st.lists(st.tuples(OTHER, st.binary(max_size=40)) | st.sampled_from([clone(OWN), clone(PARENT)]), max_size=6)
+NAMES = st.lists(st.sampled_from([b"etc", b"...", b"..a", b".b", b"o257-6-0", b"\xff\n", b"a b"]), max_size=3)
+COMMANDS = st.lists(
+    st.builds(other, OTHER, NAMES.map(b"/".join), st.binary(max_size=40)) | st.just((END, b"")) |
+    st.sampled_from([clone(OWN), clone(PARENT)]), max_size=6)
 FIRST = st.sampled_from([made(), made_of(PARENT)])
 
 
@@ -97,7 +117,8 @@ def test_a_length_is_refused_before_btrfs_makes_room_for_it(first: Command, befo
 
 @given(PLACES)
 def test_the_longest_that_btrfs_makes_passes(places: list[int]) -> None:
-    data = stream(made(), (WRITE, bytes(LARGEST)), (CLONE, body((CLONE_UUID, PARENT), (DATA, bytes(LARGEST - 24)))))
+    data = stream(made(), (WRITE, body((DATA, bytes(LARGEST - 4)))),
+                  (CLONE, body((CLONE_UUID, PARENT), (DATA, bytes(LARGEST - 24)))))
     assert passed(data, places) == data
 
 
@@ -131,6 +152,39 @@ def test_the_name_of_another_does_not_make_it_its_own(places: list[int]) -> None
 ])
 def test_what_btrfs_might_read_in_another_way(command: int, text: bytes, refusal: str) -> None:
     passed_before(refusal, stream(made(), (command, text)), [])
+
+
+OUTSIDE = (b"..", b"../x", b"a/../..", b"a/..", b".", b"a/.", b"./a", b"/", b"/x", b"a//b", b"link/", b"..\0", b"a\0b")
+PATHS = [(CHMOD, PATH), (SET_XATTR, PATH), (WRITE, PATH), (RENAME, PATH), (RENAME, PATH_TO), (LINK, PATH),
+         (LINK, PATH_LINK), (SYMLINK, PATH), (CLONE, PATH), (CLONE, CLONE_PATH), (SUBVOL, PATH), (SNAPSHOT, PATH)]
+
+
+@pytest.mark.parametrize(("command", "which"), PATHS)
+def test_no_path_leads_out_of_the_subvolume(command: int, which: int) -> None:
+    for path in OUTSIDE:
+        parts = {PATH: b"a/b", UUID: OWN, CLONE_UUID: PARENT, which: path}
+        data = stream(made(), (command, body(*parts.items())))
+        count = passed_before(f"command {command} in its stream has the path", data, [len(data) - 1])
+        assert count < len(data), "btrfs has not the whole of it"
+
+
+@pytest.mark.parametrize(("command", "which"), PATHS)
+def test_the_root_has_a_path_of_nothing(command: int, which: int) -> None:
+    """Its mode, owner, times and attributes come with it; where btrfs makes none of it, it refuses it itself."""
+    data = stream(made(), (command, body((UUID, OWN), (CLONE_UUID, PARENT), (which, b""))))
+    assert passed(data, []) == data
+
+
+def test_other_parts_are_no_paths() -> None:
+    data = stream(made(), (SYMLINK, body((PATH, b"a"), (PATH_LINK, b"../../etc"))),
+                  (SET_XATTR, body((PATH, b""), (XATTR_NAME, b"user./../"), (DATA, b"/.."))))
+    assert passed(data, []) == data
+
+
+@pytest.mark.parametrize("first", [(CHMOD, body((PATH, b""))), clone(PARENT), (0, body((PATH, b"a")))])
+def test_nothing_comes_before_the_subvolume(first: Command) -> None:
+    """Its paths would begin at the folder that is received into."""
+    passed_before(f"command {first[0]} in its stream comes before its subvolume", stream(first, made()), [])
 
 
 @pytest.mark.parametrize("version", [0, 2, 3])

@@ -14,7 +14,9 @@ import pytest
 from tests.rig.conftest import CleanHosts
 from tests.rig.harness import DESTINATION, Rig
 from tests.rig.held import instead_of
-from tests.rig.test_allowed_rig import (
+from tests.rig.test_failures import RUNS_AGAIN, failed
+from tests.rig.test_migrate import runs_only_on
+from tests.rig.test_streams import (
     CHECKED,
     CLONE,
     CTRANSID,
@@ -27,8 +29,6 @@ from tests.rig.test_allowed_rig import (
     command,
     received,
 )
-from tests.rig.test_failures import RUNS_AGAIN, failed
-from tests.rig.test_migrate import runs_only_on
 
 THERE = ("-d", DESTINATION, "--json")
 MKNOD, WRITE = 5, 15
