@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
 from migrator import bounds, config_reader, grant
-from migrator.errors import ConsentNeeded, NoSpace, ProtocolError
+from migrator.errors import ConsentNeeded, NoSpace, ProtocolError, UsageError
 from migrator.frames import CONTROL_MAX
 from migrator.layout import Layout
 from migrator.protocol import Takeover
@@ -63,6 +64,23 @@ def test_beside_the_images_lies_only_what_travels(here: Here, name: str) -> None
         "pages-1.img", "tmpfs-dev-42.tar.gz.img", "tty.info", "terminals", "cgroup-owners", "cgroup-limits",
         "cgroup-controllers", "mount-flags")]
     assert isinstance(here.caller(granted)("transfer", kind="images", files=sent), Takeover)
+
+
+@pytest.mark.parametrize("granted", [peer("hosta", "receive"), grant.ROOT], ids=["a peer", "root"])
+@pytest.mark.parametrize("another", ["name", "lxcpath"])
+def test_what_has_begun_stays_that_of_its_container(here: Here, granted: grant.Grant, another: str) -> None:
+    """Nothing is made in a place where no rollback would look for it, and what is kept of its own stays as it was."""
+    granted = dataclasses.replace(granted, lxcpaths=(here.pool, here.second) if granted.restricted else None)
+    here.begun(granted)
+
+    def kept() -> tuple[list[Path], str]:
+        return sorted((*here.pool.rglob("*"), *here.second.rglob("*"))), (here.layout.spool / CONFIG_FILE).read_text()
+
+    before = kept()
+    with pytest.raises(UsageError, match=f"brings web to {here.pool}"):
+        here.caller(granted)("begin", config="# x\n", **{another: {"name": "db", "lxcpath": str(here.second)}[another]})
+    assert kept() == before
+    here.begun(granted)
 
 
 # --- what is defined ---
