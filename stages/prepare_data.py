@@ -314,8 +314,7 @@ def _recorded(service: Service, layout: Layout, fields: dict[str, Any], source_n
     _refuse_others(service, layout, migration, source_name, origin)
     if migration:
         _check_space(service, layout, fields, held)
-        if migration.detail.get("hooks") is not service.grant.hooks:  # it was given since, or taken away
-            migration.note("consent", hooks=service.grant.hooks, hooks_fix=service.grant.hooks_fix)
+        service.note_consent(migration)
         if bounds.announced(fields) > bounds.TIMES * migration.detail.get("announced", math.inf):  # it grows and grows
             migration.note("announced", announced=bounds.announced(fields))
         return migration
