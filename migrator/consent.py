@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 
 from migrator import cgroup_limits, config_reader, container_config, device_filter
 
-# What a distribution and its administrator keep for LXC on every host; an include from there is the host's own.
+# What a distribution and its administrator keep for LXC on every host; what is named from there is the host's own.
 HOST_FOLDERS = ("/usr/share/lxc/", "/etc/lxc/")
 IDS_FROM = 65536  # the first user id that no person and no service of a distribution has (systemd: UIDS-GIDS.md)
 LINES_SHOWN = 5
@@ -21,7 +21,7 @@ LINES_SHOWN = 5
 _INSIDE = re.compile(
     r"lxc\.(arch|uts\.name|cap\.(drop|keep)|no_new_privs|group|ephemeral|log\.level|hook\.version"
     r"|apparmor\.(profile|allow_incomplete|allow_nesting)|selinux\.context|selinux\.context\.keyring"
-    r"|seccomp\.(profile|allow_nesting)|tty\.max|pty\.max|console\.(buffer\.size|size|rotate)"
+    r"|seccomp\.allow_nesting|tty\.max|pty\.max|console\.(buffer\.size|size|rotate)"
     r"|signal\.(halt|reboot|stop)|init\.(cmd|cwd|uid|gid|groups)|execute\.cmd|autodev|autodev\.tmpfs\.size"
     r"|start\.(auto|delay|order)|sysctl\.net\.[a-z0-9_.]+|time\.offset\.(boot|monotonic)"
     r"|prlimit\.(as|core|cpu|data|fsize|locks|memlock|msgqueue|nofile|nproc|rss|rttime|sigpending|stack)"
@@ -95,6 +95,8 @@ def _inside(key: str, value: str, here: Callable[[str], bool]) -> bool:
     match key:
         case "lxc.include":
             return is_hosts_own(value) and (value.endswith("/") or here(value))  # a folder that is missing is empty
+        case "lxc.seccomp.profile":  # LXC reads it as the host's root, whatever file that is
+            return is_hosts_own(value)
         case "lxc.rootfs.path":  # is written anew; of the old one its kind stays
             return bool(re.fullmatch(r"((btrfs|dir):)?/[^:]*", value))
         case "lxc.idmap":
@@ -125,7 +127,7 @@ def _inside(key: str, value: str, here: Callable[[str], bool]) -> bool:
 
 
 def is_hosts_own(path: str) -> bool:
-    """Whether an include is from where each host has its own."""
+    """Whether a file is from where each host has its own."""
     return path.startswith(HOST_FOLDERS) and ".." not in path.split("/")
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from migrator import consent, lxc, names
+from migrator import consent, log, lxc, names
 from migrator.advice import this_host
 from migrator.errors import ConsentNeeded, InvalidName, NotAllowed, UsageError
 from migrator.journal import ROOT_CALLER, Migration
@@ -178,13 +178,39 @@ def of_peer(peer: Peer) -> Grant:
     )
 
 
+def of_migration(migration: Migration) -> Grant:
+    """What who has begun a migration to this host may bring along, as it stands now, for `check_config` alone.
+
+    Of a paired host that is what `peer allow` has said last, and nothing once it was removed. What a key's line says is
+    not known here: there, and where the store of peers cannot be read, it is what its last request has found.
+    """
+    found = recorded(migration)
+    if not found.caller.startswith(PEER):
+        return found
+    from tunnel import files
+    from tunnel.errors import TunnelFileUnusable
+    from tunnel.peers import Peers
+
+    try:
+        peers = Peers(files.STATE / "peers").all()
+    except TunnelFileUnusable as error:
+        log.verbose(f"What {found.name} may bring along now is not known: {error}")
+        return found
+    now = next((each for each in map(of_peer, peers) if each.caller == found.caller), None)
+    return now or dataclasses.replace(found, hooks=False, hooks_fix=_anew(migration))
+
+
 def recorded(migration: Migration) -> Grant:
-    """What who has begun a migration to this host was allowed to bring along, for `check_config` alone."""
+    """The same as the journal has it: what the last request that brings something has found."""
     detail = migration.detail
     caller = str(detail.get("caller", ROOT_CALLER))
     return Grant(caller=caller, name=migration.peer.removeprefix(PEER),
                  hooks=bool(detail.get("hooks", caller == ROOT_CALLER)),
-                 hooks_fix=str(detail.get("hooks_fix") or f"migrator rollback {migration.name}, and begin anew"))
+                 hooks_fix=str(detail.get("hooks_fix") or _anew(migration)))
+
+
+def _anew(migration: Migration) -> str:
+    return f"migrator rollback {migration.name}, and begin anew"
 
 
 def of_peer_id(id: bytes) -> Grant:

@@ -41,6 +41,7 @@ _MS_NOSUID, _MS_NODEV = 2, 4  # mount(2), linux/mount.h
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8  # umount2(2)
 _GROWTH = 256 << 20  # bytes that a container's memory may always grow by between its check and its dump
 _LEAST = 1 << 20  # bytes of a tmpfs: 0 would mean without a limit
+INODES = 50_000  # of a tmpfs, whose size does not count them: for `spool.FOLDER_MAX` streams, with an index each
 _AT_FDCWD, _RENAME_NOREPLACE = -100, 1  # linux/fcntl.h, linux/fs.h
 
 
@@ -252,8 +253,8 @@ def remove_images(path: Path) -> None:
 
 
 def _mount(path: Path, size: int) -> None:
-    """mount(2) of a tmpfs that holds `size` bytes at most."""
-    options = f"size={size},mode=0700".encode()
+    """mount(2) of a tmpfs that holds `size` bytes at most (tmpfs(5))."""
+    options = f"size={size},nr_inodes={INODES},mode=0700".encode()
     if _libc().mount(b"migrator", os.fsencode(path), b"tmpfs", _MS_NOSUID | _MS_NODEV, options) != 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 

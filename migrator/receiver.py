@@ -222,6 +222,8 @@ class Receiver:
             raise ProtocolError(reason="it wants to go on from where nothing is")
         kept = held[number].segments[:keep]
         length = sum(segment.length for segment in kept)
+        if not kept:  # one that is new takes room also where it stays empty
+            self._bounds.check(name, 0, 0, None, self._folder)
         flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         # The index first: it must never vouch for data that is being cut off.
         index_fd = os.open(name + INDEX_SUFFIX, flags, 0o600, dir_fd=self._folder)
@@ -358,12 +360,8 @@ class Receiver:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return WriteFailed(path=self._path, reason=error.strerror or error)
         found = os.statvfs(self._path)
-        return NoSpace(
-            where=self._path,
-            free=size(found.f_bavail * found.f_frsize),
-            needed=size(max(SEGMENT_MAX, self._left())),
-            what=self._file.name if self._file else "the data",
-        )
+        return NoSpace(where=self._path, free=size(found.f_bavail * found.f_frsize),
+                       needed=size(max(SEGMENT_MAX, self._left())), what=self._file.name if self._file else "the data")
 
     def _left(self) -> int:
         """Bytes still to be written of the files whose size is known."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from migrator import bounds, callers, config_reader, container_config, limited, log, names
+from migrator import bounds, callers, config_reader, container_config, grant, limited, log, names
 from migrator.advice import this_host
 from migrator.behind import Behind
 from migrator.bounds import Bounds
@@ -264,11 +264,18 @@ class Service:
         return migration
 
     def migration(self, fields: Mapping[str, Any]) -> Migration:
-        """As `find`; raises NoMigration."""
+        """As `find`, with what its caller may bring along by now on record; raises NoMigration."""
         migration = self.find(fields)
         if migration is None:
             raise NoMigration(name=fields["id"], stage="the source", next="migrator prepare-data")
+        if self._goes_on(migration) and migration.state is not State.RESTORED:  # else nothing more comes along
+            self.note_consent(migration)
         return migration
+
+    def note_consent(self, migration: Migration) -> None:
+        """Record whether what reaches out may come along, where that was allowed since or is not any more."""
+        if grant.recorded(migration).hooks is not self.grant.hooks:
+            migration.note("consent", hooks=self.grant.hooks, hooks_fix=self.grant.hooks_fix)
 
 
 def is_past(migration: Migration) -> bool:

@@ -27,6 +27,9 @@ from migrator.report import size
 from migrator.segments import INDEX_SUFFIX, Index, Segment
 
 FILES_MAX = 10_000  # streams in one transfer
+# In one folder, over all transfers. Of a dump CRIU's pages are sent one by one before the rest, which is one transfer:
+# for each of these there are half a dozen other files.
+FOLDER_MAX = 2 * FILES_MAX
 LOCK_NAME = ".receiving"  # begins with a '.': no stream can have that name
 
 
@@ -65,8 +68,8 @@ def receive(
     of one file is told what of it is there; `bounds` is for a sender who is not trusted. `done` is called with
     {"files": {name: {"bytes", "digest"}}} when everything has arrived, and what it returns is the answer to the sender.
 
-    Raises ProtocolError and InvalidName for a list that makes no sense, NoSpace, and Busy while another process
-    receives into that directory.
+    Raises ProtocolError and InvalidName for a list that makes no sense, or where there would be more than FOLDER_MAX of
+    them, NoSpace, and Busy while another process receives into that directory.
     """
     announced = _parse_files(files)
     for entry in announced:
@@ -77,6 +80,7 @@ def receive(
     lock = _lock(directory)
     folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
+        _check_number(folder, announced)
         receiver = Receiver(directory, folder, announced, [_held(folder, entry.name) for entry in announced], durable,
                             watcher, bounds)
         check_space(directory, receiver.missing_bytes, what=announced[0].name if len(announced) == 1 else "the data")
@@ -109,6 +113,13 @@ def _parse_files(files: object) -> list[Announced]:
     if len({entry.name for entry in found}) != len(found):
         raise ProtocolError(reason="a transfer has two files of the same name")
     return found
+
+
+def _check_number(folder: int, announced: list[Announced]) -> None:
+    """Each takes an inode, and a place in the record of a dump, also where it is empty; raises ProtocolError."""
+    there = {name.removesuffix(INDEX_SUFFIX) for name in os.listdir(folder)} - {LOCK_NAME}
+    if len(there | {entry.name for entry in announced}) > FOLDER_MAX:
+        raise ProtocolError(reason=f"it sends more than {FOLDER_MAX} files in all")
 
 
 def _lock(directory: Path) -> IO[str]:

@@ -166,6 +166,7 @@ def receive_images(service: Service, fields: dict[str, Any]) -> Place:
     here = Layout(migration.lxcpath, migration.name, migration.id)
     folder = here.images()  # of the same dump: when it began, those of an earlier one were dropped
     if folder is None:
+        service.refuse_more(migration)
         needed = int(fields["bytes"])
         folder, why = layout.place_images(here, needed)
         layout.make_images(folder, needed)

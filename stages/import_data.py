@@ -155,9 +155,7 @@ def define(migration: Migration, layout: Layout) -> None:
     kept is not one that its sender may bring.
     """
     carried, bridges = kept_config(layout)
-    allowed = grant.recorded(migration)
-    for text in (carried.text, *carried.includes.values()):
-        allowed.check_config(migration.name, text, migration.detail["mapped_root"])
+    check_consent(migration, carried)
     renamed = migration.other_name != migration.name
     identity.refuse_foreign(migration.journal, layout, str(migration.detail.get("origin", "")), renamed=renamed)
     folder = layout.container
@@ -176,11 +174,18 @@ def define(migration: Migration, layout: Layout) -> None:
             raise ContainerExists(host_name=this_host(), name=layout.name, lxcpath=layout.lxcpath) from error
 
 
+def check_consent(migration: Migration, carried: Carried) -> None:
+    """Raises ConsentNeeded where who has begun the migration may not bring this configuration, as it stands now."""
+    allowed = grant.of_migration(migration)
+    for text in (carried.text, *carried.includes.values()):
+        allowed.check_config(migration.name, text, migration.detail["mapped_root"])
+
+
 def _write_config(migration: Migration, layout: Layout, folder: Path, carried: Carried,
                   bridges: dict[str, str]) -> None:
     """Into `folder`, which is the container's, or will be."""
     own = f"{migration.detail['source_lxcpath']}/{migration.other_name}/"  # what lies there is of the container's own
-    trusted = grant.recorded(migration).hooks
+    trusted = grant.of_migration(migration).hooks
 
     def there(path: str) -> bool:  # of who is not trusted nothing comes along, wherever it says that its own lies
         return not trusted or (path.startswith("/") and not path.startswith(own) and Path(path).exists())

@@ -289,14 +289,13 @@ def _dry_run(container: lxc.Container, there: Connection, fields: dict[str, Any]
 def begin(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     """A migration begins, or its next round does: check that there is a place for it and say what is here already."""
     name, id_ = names.container_name(str(fields["name"])), names.migration_id(str(fields["id"]))
-    lxcpath = service.lxcpath(fields)
-    layout = Layout(lxcpath, name, id_)
+    layout = Layout(service.lxcpath(fields), name, id_)
     disk_bytes = bounds.announced(fields)
     source_name = names.container_name(str(fields.get("source_name", name)))
     origin = service.origin(fields, service.known(fields))
     service.grant.check_config(name, str(fields["config"]), int(fields["mapped_root"]))
     _refuse_others(service, layout, service.known(fields), source_name, origin)  # before others are kept off it
-    with service.locking(name, lxcpath):
+    with service.locking(name, layout.lxcpath):
         migration = _recorded(service, layout, fields, source_name, origin)
     layout.make_folder()
     layout.spool.mkdir(mode=0o700, exist_ok=True)
@@ -311,13 +310,11 @@ def begin(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
 
 def _recorded(service: Service, layout: Layout, fields: dict[str, Any], source_name: str, origin: str) -> Migration:
     """The migration's record, made if it begins; with the container locked."""
-    held = bases.asked(fields.get("held"))
-    migration = service.known(fields)
+    held, migration = bases.asked(fields.get("held")), service.known(fields)
     _refuse_others(service, layout, migration, source_name, origin)
     if migration:
         _check_space(service, layout, fields, held)
-        if migration.detail.get("hooks") is not service.grant.hooks:  # it was given since, or taken away
-            migration.note("consent", hooks=service.grant.hooks, hooks_fix=service.grant.hooks_fix)
+        service.note_consent(migration)
         if bounds.announced(fields) > bounds.TIMES * migration.detail.get("announced", math.inf):  # it grows and grows
             migration.note("announced", announced=bounds.announced(fields))
         return migration
@@ -348,9 +345,11 @@ def _refuse_others(service: Service, layout: Layout, migration: Migration | None
                    origin: str) -> None:
     """Raises where what is there, or under way there, is not what comes.
 
-    ContainerExists: of a caller who is not root a name alone proves nothing. UsageError where the migration has ended,
-    NotAllowed or AlreadyMigrating where it begins, and another one of that container is under way, from here perhaps.
+    ContainerExists: of who is not root a name alone proves nothing. UsageError where the migration has ended, or is of
+    another place; NotAllowed or AlreadyMigrating where it begins, and another one of that container is under way.
     """
+    if migration and (migration.name, migration.lxcpath) != (layout.name, layout.lxcpath):
+        raise UsageError(reason=f"migration {layout.id} brings {migration.name} to {migration.lxcpath}, nothing else")
     renamed = source_name != layout.name or service.grant.restricted
     identity.refuse_foreign(service.journal, layout, origin, renamed=renamed)
     if migration and (migration.ended or migration.state is State.ABANDONING):

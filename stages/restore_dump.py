@@ -246,7 +246,7 @@ class Restore:
             names = self.migration.detail["image_files"] if images and not self.checked else []
             verified = beside.begin(restore.verify, images, names) if images else lambda: None
             prepared = images and beside.begin(restore.prepare, self.container, self.layout, images, beside.making,
-                                               grant.recorded(self.migration).hooks)
+                                               grant.of_migration(self.migration).hooks)
             last = receive(self.migration, self.layout, self.layout.spool / INCREMENT, self.number,
                            self.migration.detail["increment_uuid"], self.behind, self._left)
             verified()

@@ -7,17 +7,18 @@ is long gone, does nothing to a newer dump. docs/states.md has the protocol.
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
-from migrator import advice, btrfs, clock, criu, identity, leave, lxc_disk, names, spool
-from migrator.errors import DumpRefused, OutOfOrder, UsageError
+from migrator import advice, btrfs, clock, criu, grant, identity, leave, lxc_disk, names, spool
+from migrator.errors import ConsentNeeded, DumpRefused, OutOfOrder, UsageError
 from migrator.journal import Migration
 from migrator.layout import Layout
 from migrator.leave import Leave
 from migrator.protocol import Takeover
-from migrator.service import Service
+from migrator.service import Service, kept_config
 from migrator.states import Event, State
-from stages import restore_over
+from stages import import_data, restore_over
 from stages.handover import INCREMENT
 from stages.offer import attempt
 
@@ -36,6 +37,7 @@ def dump_begin(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     service.refuse_data(migration)
     if migration.state in (State.IMPORTED, *ARRIVING):
         _require_defined(migration)
+        _require_consent(migration)
     migration.move(Event.RECEIVE_DUMP, attempt=number, memory=bool(fields.get("memory", True)))
     here = Layout(migration.lxcpath, migration.name, migration.id)
     here.make_folder()  # where an older version has begun it they are not there yet
@@ -56,6 +58,14 @@ def _require_defined(migration: Migration) -> None:
         raise OutOfOrder(stage="create-dump", missing=f"{layout.container} was removed",
                          next=advice.again("prepare-data@source", migration))
     identity.require_ours(layout)
+
+
+def _require_consent(migration: Migration) -> None:
+    """What was defined here with a consent that was taken back since is not handed over; raises ConsentNeeded."""
+    if not grant.of_migration(migration).hooks:
+        with contextlib.suppress(FileNotFoundError):  # an older version has kept it elsewhere, and looked at it
+            carried, _ = kept_config(Layout(migration.lxcpath, migration.name, migration.id))
+            import_data.check_consent(migration, carried)
 
 
 def dump_drop(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
@@ -109,12 +119,16 @@ def _by_hand(migration: Migration, word: Leave) -> dict[str, Any]:
 
 
 def _take(migration: Migration, number: int, fields: dict[str, Any]) -> None:
-    """Raises DumpRefused unless it is the latest dump, and every file of it is here as it was sent."""
+    """Raises DumpRefused unless it is the latest dump, every file of it is here as it was sent, and all may come."""
     if number != attempt(migration) or migration.state not in ARRIVING:
         raise DumpRefused(name=migration.name, reason=f"it does not expect dump {number}, it is {migration.state}")
     here = Layout(migration.lxcpath, migration.name, migration.id)
     if not identity.whose(here).may_go:
         raise DumpRefused(name=migration.name, reason=f"{here.container} was removed, or is another container's now")
+    try:
+        _require_consent(migration)
+    except (ConsentNeeded, OSError, ValueError) as error:
+        raise DumpRefused(name=migration.name, reason=f"{error}".rstrip(".")) from error
     images = here.images()
     if (images is None) is migration.memory or not spool.is_complete(here.spool / INCREMENT):
         raise DumpRefused(name=migration.name, reason="not all of its dump has arrived")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,12 +13,14 @@ import pytest
 from migrator import bounds, btrfs, incoming, spool
 from migrator.bounds import MARGIN, SLACK, Bounds
 from migrator.errors import NoSpace, UsageError
+from migrator.frames import Kind
 from migrator.journal import ROOT_CALLER
-from tests.migrator.test_spool import FIRST
+from tests.migrator.test_spool import FIRST, end_body
 from tests.migrator.test_spool_receive import WHOLE, sent
 from tests.migrator.wire import connected
 
 GIB = 1 << 30
+EMPTY = (Kind.FILE_END, end_body(), 0)
 
 
 @pytest.fixture
@@ -74,6 +77,29 @@ def test_no_more_arrives(tmp_path: Path, most: int, error: type[Exception] | Non
             sent(connection, *WHOLE)
     assert (tmp_path / "disk-1").stat().st_size == 0
     assert WHOLE[0] == FIRST
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_an_empty_file_takes_room_too(disk: SimpleNamespace, tmp_path: Path, room: bool) -> None:
+    disk.f_bavail = 50 * GIB if room else 50 * GIB - 1
+    handlers = {"transfer": lambda fields: spool.receive(tmp_path, fields["files"], bounds=Bounds(50 * GIB))}
+    with connected(handlers) as (connection, _):
+        if room:
+            assert sent(connection, FIRST, EMPTY)["files"]["disk-1"]["bytes"] == 0
+            return
+        with pytest.raises(NoSpace):
+            sent(connection, FIRST, EMPTY)
+    assert [path.name for path in tmp_path.iterdir()] == [spool.LOCK_NAME]
+
+
+def test_what_is_here_already_takes_none(disk: SimpleNamespace, tmp_path: Path) -> None:
+    """After a cut, with a disk that others have filled meanwhile, all the same."""
+    handlers = {"transfer": lambda fields: spool.receive(tmp_path, fields["files"], bounds=Bounds(50 * GIB))}
+    with connected(handlers) as (connection, _):
+        sent(connection, *WHOLE)
+        disk.f_bavail = 50 * GIB - 1
+        again = (Kind.FILE, json.dumps({"file": 0, "keep": 1}).encode(), 0)
+        assert sent(connection, again, WHOLE[2])["files"]["disk-1"]["bytes"] == 4
 
 
 def test_what_is_received_leaves_room_too(disk: SimpleNamespace, tmp_path: Path,

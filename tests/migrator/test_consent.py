@@ -15,6 +15,9 @@ ORDINARY = """
 lxc.include = /usr/share/lxc/config/common.conf
 lxc.include = /usr/share/lxc/config/common.conf.d/
 lxc.include = /usr/share/lxc/a-folder-that-no-host-has/
+lxc.seccomp.profile = /usr/share/lxc/config/common.seccomp
+lxc.seccomp.profile = /etc/lxc/own.seccomp
+lxc.seccomp.allow_nesting = 1
 lxc.arch = linux64
 lxc.idmap = u 0 100000 65536
 lxc.idmap = g 0 100000 65536
@@ -70,6 +73,8 @@ REACHING = [
     "lxc.mount.entry = overlay x overlay lowerdir=/etc", "lxc.mount.fstab = /etc/fstab", "lxc.mount = /etc/fstab",
     "lxc.mount.auto = shmounts:/run/x", "lxc.include = /srv/own.conf", "lxc.include = relative.conf",
     "lxc.include = /usr/share/lxc/../../../pool/web/rootfs/x.conf", "lxc.include = /usr/share/lxc/not-here.conf",
+    "lxc.seccomp.profile = /root/x", "lxc.seccomp.profile = /usr/share/lxc/../../../root/x",
+    "lxc.seccomp.profile = common.seccomp",
     "lxc.log.file = /etc/cron.d/x", "lxc.console.logfile = /etc/cron.d/x", "lxc.console.path = /dev/tty1",
     "lxc.net.0.type = phys", "lxc.net.0.type = none", "lxc.net.0.type = macvlan", "lxc.net.0.link.x = y",
     "lxc.net.0.veth.mode = router", "lxc.net.0.veth.ipv4.route = 192.0.2.1/32", "lxc.net.0.veth.vlan.id = 7",

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from migrator import holder, layout, names
+from migrator import holder, layout, names, spool
 from migrator.errors import Busy, InvalidName
 from migrator.holder import Holder
 from migrator.layout import Layout, locked
@@ -125,6 +125,7 @@ def test_images_in_memory_are_on_a_tmpfs_of_their_own(here: Layout, monkeypatch:
         assert after.split()[:2] == ["tmpfs", "migrator"]
         found = os.statvfs(path)
         assert found.f_blocks * found.f_frsize == 100 << 20
+        assert 2 * spool.FOLDER_MAX < found.f_files <= 3 * spool.FOLDER_MAX
         with (path / "lxc.log").open("w"):  # as a monitor of LXC's keeps it
             here.drop_images()
             assert not path.exists()
@@ -345,4 +346,5 @@ def test_a_mount_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(layout, "_libc", LibC)
     with pytest.raises(PermissionError) if failed else contextlib.nullcontext():
         layout._mount(tmp_path, 4096)
-    assert calls == [(b"migrator", os.fsencode(tmp_path), b"tmpfs", 6, b"size=4096,mode=0700")]  # nosuid, nodev
+    # nosuid, nodev
+    assert calls == [(b"migrator", os.fsencode(tmp_path), b"tmpfs", 6, b"size=4096,nr_inodes=50000,mode=0700")]

@@ -35,7 +35,7 @@ def sent(connection: Connection, *frames: tuple[Kind, bytes, int], end: Kind = K
     for kind, body, flags in frames:
         connection.send(kind, body, flags=flags)
     connection.send(end)
-    while (frame := connection.receive()).kind in (Kind.ACK, Kind.STOP):
+    while (frame := connection.receive()).kind in (Kind.HELD, Kind.ACK, Kind.STOP):
         pass
     return connection.answer_in(frame, request)
 
@@ -133,6 +133,23 @@ def test_as_many_files_as_may_be() -> None:
     assert len(spool._parse_files(files)) == spool.FILES_MAX
     with pytest.raises(ProtocolError, match=f"1 to {spool.FILES_MAX}"):
         spool._parse_files([*files, {"name": "b"}])
+
+
+def test_as_many_files_as_may_be_over_all_transfers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the name of each would be recorded in the end, however many transfers have brought them."""
+    assert spool.FOLDER_MAX >= 2 * spool.FILES_MAX, "after its pages, all the rest of a dump comes at once"
+    monkeypatch.setattr(spool, "FOLDER_MAX", 3)
+    for name in ("a", "b"):
+        for suffix in ("", spool.INDEX_SUFFIX):
+            (tmp_path / f"{name}{suffix}").touch()
+    for names in (["a", "b"], ["c"], ["b", "c"]):
+        spool.receive(tmp_path, [{"name": name} for name in names])
+    before = descriptors()
+    with pytest.raises(ProtocolError, match="more than 3 files in all"):
+        spool.receive(tmp_path, [{"name": "c"}, {"name": "d"}])
+    assert descriptors() == before
+    with spool._lock(tmp_path):
+        pass
 
 
 @pytest.mark.parametrize("to", ["elsewhere", "nowhere"])

@@ -131,6 +131,10 @@ def test_nothing_more_begins_where_too_much_has_happened(here: Here, count: int,
     here.layout.container.mkdir()
     with pytest.raises(NotAllowed, match="too much has happened"):
         ask("dump-begin")
+    migration.move(Event.RECEIVE_DUMP, attempt=1, memory=True)
+    here.stack.callback(here.layout.drop_images)
+    with pytest.raises(NotAllowed, match="too much has happened"):
+        ask("transfer", kind="images")
     length = migration.length()
     assert ask("abandon")["state"] == State.ABANDONED, "what gives back is recorded for ever"
     assert migration.length() > length

@@ -4,24 +4,35 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
 from migrator import bounds, config_reader, grant
-from migrator.errors import ConsentNeeded, NoSpace, ProtocolError
+from migrator.errors import ConsentNeeded, NoSpace, ProtocolError, UsageError
 from migrator.frames import CONTROL_MAX
 from migrator.layout import Layout
 from migrator.protocol import Takeover
 from migrator.service import CONFIG_FILE, Service, kept_config
 from migrator.states import Event, Role
 from stages import import_data, prepare_data
-from tests.stages.test_allowed import HOOK, ID, Here, here, peer
+from tests.stages.test_allowed import HOOK, HOSTA, ID, Here, here, peer
+from tunnel import files
+from tunnel.peers import Peers
 
 __all__ = ["here"]
 
 PLAIN = "lxc.uts.name = web\n"
+
+
+@pytest.fixture(autouse=True)
+def _paired(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "STATE", tmp_path / "state")
+    peers = Peers(files.STATE / "peers")
+    peers.pin("hosta", HOSTA)
+    peers.allow("hosta", ["receive"])
 
 
 def receiving_a_dump(here: Here, granted: grant.Grant) -> None:
@@ -65,6 +76,23 @@ def test_beside_the_images_lies_only_what_travels(here: Here, name: str) -> None
     assert isinstance(here.caller(granted)("transfer", kind="images", files=sent), Takeover)
 
 
+@pytest.mark.parametrize("granted", [peer("hosta", "receive"), grant.ROOT], ids=["a peer", "root"])
+@pytest.mark.parametrize("another", ["name", "lxcpath"])
+def test_what_has_begun_stays_that_of_its_container(here: Here, granted: grant.Grant, another: str) -> None:
+    """Nothing is made in a place where no rollback would look for it, and what is kept of its own stays as it was."""
+    granted = dataclasses.replace(granted, lxcpaths=(here.pool, here.second) if granted.restricted else None)
+    here.begun(granted)
+
+    def kept() -> tuple[list[Path], str]:
+        return sorted((*here.pool.rglob("*"), *here.second.rglob("*"))), (here.layout.spool / CONFIG_FILE).read_text()
+
+    before = kept()
+    with pytest.raises(UsageError, match=f"brings web to {here.pool}"):
+        here.caller(granted)("begin", config="# x\n", **{another: {"name": "db", "lxcpath": str(here.second)}[another]})
+    assert kept() == before
+    here.begun(granted)
+
+
 # --- what is defined ---
 
 
@@ -93,8 +121,8 @@ def test_what_is_defined_is_looked_at_once_more(here: Here, text: str, includes:
 
 
 def test_consent_that_is_given_later_holds_from_the_next_begin_on(here: Here) -> None:
-    here.begun(peer("hosta", "receive"))
-    here.begun(peer("hosta", "receive", "hooks"), config=HOOK)
+    here.begun(grant.of_only("receive"))
+    here.begun(grant.of_only("receive,hooks"), config=HOOK)
     migration = here.journal.by_id(ID, Role.DESTINATION)
     assert migration
     import_data.define(migration, here.layout)
@@ -107,8 +135,8 @@ def test_the_root_file_system_is_never_the_hosts(here: Here) -> None:
     assert found == [str(here.layout.rootfs)]
 
 
-@pytest.mark.parametrize("granted", [peer("hosta", "receive"), grant.ROOT, peer("hosta", "receive", "hooks")],
-                         ids=["a peer", "root", "a peer that is trusted"])
+@pytest.mark.parametrize("granted", [peer("hosta", "receive"), grant.ROOT, grant.of_only("receive,hooks")],
+                         ids=["a peer", "root", "a key that is trusted"])
 def test_without_consent_a_container_opens_no_device_of_the_host(here: Here, granted: grant.Grant) -> None:
     rules = [value for key, value in config_reader.settings(defined(here, granted, PLAIN)) if "devices" in key]
     assert (rules[:1] == ["a"]) is not granted.hooks

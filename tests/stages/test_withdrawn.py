@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Consent to what reaches out of a container is taken back while that is on its way here."""
+
+# ruff: noqa: F811 -- fixtures
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from migrator import btrfs, grant, lxc, restore
+from migrator.errors import ConsentNeeded, DumpRefused
+from migrator.grant import Grant
+from migrator.journal import Migration
+from migrator.service import CONFIG_FILE, Service
+from migrator.states import Event, Role, State
+from stages import import_data, restore_dump, serve
+from stages.handover import INCREMENT
+from tests.stages.test_allowed import HOOK, HOSTA, HOSTC, ID, Here, here, peer  # noqa: F401 -- a fixture
+from tests.stages.test_restored_again import arrives
+from tunnel import files
+from tunnel.peers import Peers
+
+WITH, WITHOUT = ("receive", "hooks"), ("receive",)
+
+
+@pytest.fixture
+def peers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Peers:
+    monkeypatch.setattr(files, "STATE", tmp_path / "state")
+    found = Peers(files.STATE / "peers")
+    found.pin("hosta", HOSTA)
+    found.allow("hosta", WITH)
+    return found
+
+
+@pytest.fixture(autouse=True)
+def _no_disk(monkeypatch: pytest.MonkeyPatch, peers: Peers) -> None:
+    monkeypatch.setattr(import_data, "receive", lambda *_: None)
+    for name in ("sync", "delete"):
+        monkeypatch.setattr(btrfs, name, lambda _: None)
+
+
+def key(*words: str) -> Grant:
+    return grant.of_only(",".join(words))
+
+
+def arriving(here: Here) -> Migration:
+    migration = here.journal.by_id(ID, Role.DESTINATION)
+    assert migration
+    return migration
+
+
+def begun(here: Here, granted: Grant) -> Migration:
+    """With a hook, as is allowed; its first round has arrived."""
+    here.begun(granted, config=HOOK)
+    arriving(here).move(Event.RECEIVED, rounds=[{"uuid": "x"}])
+    return arriving(here)
+
+
+def defined(here: Here) -> bool:
+    return "hook.start-host" in (here.layout.container / "config").read_text()
+
+
+CALLERS = pytest.mark.parametrize("caller", [key, lambda *words: peer("hosta", *words)], ids=["a key", "a peer"])
+
+
+@CALLERS
+def test_it_is_not_defined(here: Here, caller: Callable[..., Grant], peers: Peers) -> None:
+    begun(here, caller(*WITH))
+    peers.allow("hosta", WITHOUT)
+    with pytest.raises(ConsentNeeded, match=r"hook\.start-host"):
+        here.caller(caller(*WITHOUT))("import")
+    assert not here.layout.container.exists()
+    if caller is key:  # typed here: what the line of the key says now is what its last request found
+        assert not grant.of_migration(arriving(here)).hooks
+    peers.allow("hosta", WITH)
+    here.caller(caller(*WITH))("import")
+    assert defined(here), "it was given again"
+
+
+def test_over_a_connection_that_stands(here: Here) -> None:
+    begun(here, key(*WITH))
+    allowed = [key(*WITH), key(*WITHOUT)]
+    with contextlib.ExitStack() as stack:
+        ask = serve.handlers(Service(here.journal, stack, allowed[0]), lambda: allowed.pop(0))
+        ask["state"]({"id": ID})
+        with pytest.raises(ConsentNeeded):
+            ask["import"]({"id": ID})
+
+
+@pytest.mark.parametrize("now", ["without", "nothing", "removed"])
+def test_what_is_typed_here_goes_by_what_a_peer_may_now(here: Here, peers: Peers, now: str) -> None:
+    migration = begun(here, peer("hosta", *WITH))
+    if now == "removed":
+        peers.remove("hosta")
+    else:
+        peers.allow("hosta", {"without": WITHOUT, "nothing": ()}[now])
+    with pytest.raises(ConsentNeeded) as caught:
+        import_data.import_round(migration, here.layout)
+    assert ("migrator rollback web" if now == "removed" else "peer allow hosta receive") in caught.value.hint
+    assert not here.layout.container.exists()
+
+
+def test_another_peer_of_that_name_vouches_for_nobody(here: Here, peers: Peers) -> None:
+    migration = begun(here, peer("hosta", *WITH))
+    peers.rename("hosta", "attic")
+    assert grant.of_migration(migration).hooks
+    peers.allow("attic", WITHOUT)
+    peers.pin("hosta", HOSTC)
+    peers.allow("hosta", WITH)
+    assert not grant.of_migration(migration).hooks
+
+
+def test_a_store_that_cannot_be_read_says_nothing(here: Here, peers: Peers) -> None:
+    """Somebody mends it: a container that stands still on its source does not wait for that."""
+    migration = begun(here, peer("hosta", *WITH))
+    peers.path.write_text("nonsense\n")
+    assert grant.of_migration(migration).hooks
+
+
+# --- what is defined here already ---
+
+
+def imported(here: Here, granted: Grant) -> Migration:
+    import_data.import_round(begun(here, granted), here.layout)
+    assert defined(here)
+    return arriving(here)
+
+
+def dumped(here: Here) -> None:
+    """All of dump 1 is here."""
+    arrives(here.layout.spool / INCREMENT, b"increment")
+    here.layout.image_folders()[1].mkdir()
+    arrives(here.layout.image_folders()[1] / "core-1.img", b"core")
+
+
+@CALLERS
+def test_nothing_is_frozen_for_it(here: Here, caller: Callable[..., Grant], peers: Peers) -> None:
+    imported(here, caller(*WITH))
+    peers.allow("hosta", WITHOUT)
+    with pytest.raises(ConsentNeeded, match=r"hook\.start-host"):
+        here.caller(caller(*WITHOUT))("dump-begin")
+    assert arriving(here).state is State.IMPORTED
+    peers.allow("hosta", WITH)
+    assert here.caller(caller(*WITH))("dump-begin")["state"] == State.RECEIVING_DUMP
+
+
+@CALLERS
+@pytest.mark.parametrize("unreadable", [False, True])
+def test_it_is_not_taken_over(here: Here, caller: Callable[..., Grant], peers: Peers, unreadable: bool) -> None:
+    """The source is told that it may thaw; what cannot be looked at is not taken either."""
+    imported(here, caller(*WITH))
+    here.caller(caller(*WITH))("dump-begin")
+    dumped(here)
+    peers.allow("hosta", WITHOUT)
+    if unreadable:
+        (here.layout.spool / CONFIG_FILE).write_text("{")
+    with pytest.raises(DumpRefused, match="delimiter|property" if unreadable else r"hook\.start-host"):
+        here.caller(caller(*WITHOUT))("own")
+    assert arriving(here).state is State.IMPORTED
+
+
+@CALLERS
+def test_what_reaches_out_nowhere_goes_on(here: Here, caller: Callable[..., Grant], peers: Peers) -> None:
+    here.begun(caller(*WITH))
+    arriving(here).move(Event.RECEIVED, rounds=[{"uuid": "x"}])
+    peers.allow("hosta", WITHOUT)
+    ask = here.caller(caller(*WITHOUT))
+    ask("import")
+    ask("dump-begin")
+    dumped(here)
+    assert ask("own").reply == {"state": State.OWNED}
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_a_restore_goes_by_it_too(here: Here, peers: Peers, trusted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was taken over is here to stay, but its cgroup gets nothing at the cost of others any more."""
+    migration = imported(here, peer("hosta", *WITH))
+    here.caller(peer("hosta", *WITH))("dump-begin")
+    dumped(here)
+    assert here.caller(peer("hosta", *WITH))("own").reply == {"state": State.OWNED}
+    peers.allow("hosta", WITH if trusted else WITHOUT)
+    found: list[bool] = []
+    monkeypatch.setattr(lxc, "Container", lambda *_: None)
+    monkeypatch.setattr(restore, "verify", lambda *_: None)
+    monkeypatch.setattr(restore, "prepare", lambda *args: found.append(args[-1]))
+    monkeypatch.setattr(btrfs, "snapshot", lambda *_, **__: None)
+    for name in ("receive", "give_back_rootfs", "put_rootfs_aside"):
+        monkeypatch.setattr(restore_dump, name, lambda *_: SimpleNamespace(path=here.pool))
+    migration.refresh()
+    migration.note("increment", increment_uuid="y")
+    restore_dump.Restore(migration, 3600.0, leave=lambda: 0.0)._apply(here.layout.image_folders()[1])
+    assert found == [trusted]
+
+
+def test_an_end_records_no_consent(here: Here) -> None:
+    """It gives back, and needs no room for more."""
+    imported(here, key(*WITH))
+    here.caller(key(*WITHOUT))("abandon")
+    assert "consent" not in [each.step for each in arriving(here).events()]
