@@ -24,13 +24,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     cli.require_root(NAME)
     from migrator import waiting
-    from tunnel.config import Config
+    from tunnel.config import Config, together
     from tunnel.identity import Identity
     from tunnel.peers import Peers
 
     identity, peers = Identity.load(), Peers()
-    servers = dict.fromkeys([*Config.load().servers, *(server for peer in peers.all() for server in peer.servers)])
+    servers = together(Config.load().servers, (server for peer in peers.all() for server in peer.servers))
     if not servers:
         raise UsageError(reason="No rendezvous is known: pair with a host first (migrator peer), or name one in "
                                 "/etc/migrator/tunnel.conf")
-    waiting.wait(identity, peers, list(servers), policy=args.path, once=args.once)
+    waiting.wait(identity, peers, servers, policy=args.path, once=args.once)
