@@ -24,13 +24,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     cli.require_root(NAME)
     from migrator import waiting
-    from tunnel.config import Config, together
+    from tunnel.config import Config
     from tunnel.identity import Identity
     from tunnel.peers import Peers
 
     identity, peers = Identity.load(), Peers()
-    servers = together(Config.load().servers, (server for peer in peers.all() for server in peer.servers))
-    if not servers:
+    servers = Config.load().servers
+    if not servers and not any(peer.servers for peer in peers.all()):
         raise UsageError(reason="No rendezvous is known: pair with a host first (migrator peer), or name one in "
                                 "/etc/migrator/tunnel.conf")
     waiting.wait(identity, peers, servers, policy=args.path, once=args.once)
