@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import os
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -116,22 +116,26 @@ def refuse(*_: object, **__: object) -> None:
     raise TunnelFileUnusable(path="a file", reason="no nft today", fix="")
 
 
-def test_what_the_other_processes_do_is_waited_for(removed: list[str]) -> None:  # noqa: F811
-    """The lock is the folder of the records; it may be removed, and made anew, while one waits for it."""
+@pytest.mark.parametrize("what", ["claims it", "removes the folder"])
+def test_what_who_has_the_lock_does_is_waited_for(what: str, removed: list[str]) -> None:  # noqa: F811
+    """The lock is the folder of the records; one that was removed meanwhile is not the one that others lock now."""
     mine, theirs = (Record(each, "userspace", Process.current()) for each in (SESSION, LIKE))
     claimed: list[bool] = []
+    asking = threading.Thread(target=lambda: claimed.append(leftovers.claim(theirs)))
     with files.folder_locked(leftovers.RUN):
-        asking = threading.Thread(target=lambda: claimed.append(leftovers.claim(theirs)))
         asking.start()
-        leftovers.RUN.rmdir()
-        leftovers.RUN.mkdir(0o700)
-        mine.write()
+        waiter = f":{leftovers.RUN.stat().st_ino} "
+        while not any("->" in line and waiter in line for line in Path("/proc/locks").read_text().splitlines()):
+            time.sleep(0.002)
+        assert claimed == []
+        if what == "claims it":
+            mine.write()
+        else:
+            leftovers.RUN.rmdir()
     asking.join()
-    assert claimed == [False]
-    leftovers.remove(mine)
-    assert leftovers.claim(theirs)
-    assert not leftovers.claim(dataclasses.replace(theirs, session=SESSION))
-    leftovers.remove(theirs)
+    assert claimed == [what == "removes the folder"]
+    assert [each.session for each in leftovers.records()] == [LIKE if claimed[0] else SESSION]
+    leftovers.remove(theirs if claimed[0] else mine)
     assert not os.path.lexists(leftovers.RUN)
 
 
