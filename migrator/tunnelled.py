@@ -144,13 +144,13 @@ def open_stream(peer_name: str, policy: Policy = "prefer-direct") -> TunnelStrea
 
 
 def _open(peer_name: str, policy: Policy) -> Opened:
-    from tunnel.config import Config
+    from tunnel.config import Config, together
     from tunnel.identity import Identity
     from tunnel.peers import Peers
     from tunnel.session import open_tunnel
 
     peer = Peers().get(peer_name)
-    servers = list(dict.fromkeys([*peer.servers, *Config.load().servers]))
+    servers = together(peer.servers, Config.load().servers)
     loop = Loop()
     try:
         tunnel = loop.call(open_tunnel(peer, Identity.load(), servers, policy, program=migrator.__version__,

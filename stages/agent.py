@@ -29,8 +29,8 @@ def run(args: argparse.Namespace) -> None:
     from tunnel.peers import Peers
 
     identity, peers = Identity.load(), Peers()
-    servers = dict.fromkeys([*Config.load().servers, *(server for peer in peers.all() for server in peer.servers)])
-    if not servers:
+    servers = Config.load().servers
+    if not servers and not any(peer.servers for peer in peers.all()):
         raise UsageError(reason="No rendezvous is known: pair with a host first (migrator peer), or name one in "
                                 "/etc/migrator/tunnel.conf")
-    waiting.wait(identity, peers, list(servers), policy=args.path, once=args.once)
+    waiting.wait(identity, peers, servers, policy=args.path, once=args.once)

@@ -100,13 +100,13 @@ def _waits(peer: Any) -> bool | None:
     """Whether the peer waits to be rung; None where no rendezvous answers."""
     import asyncio
 
-    from tunnel.config import Config
+    from tunnel.config import Config, together
     from tunnel.errors import RendezvousUnavailable
     from tunnel.identity import Identity
     from tunnel.signalling import Signalling
 
     async def ask() -> bool:
-        servers = list(dict.fromkeys([*peer.servers, *Config.load().servers]))
+        servers = together(peer.servers, Config.load().servers)
         async with await Signalling.connect(servers, Identity.load(), peer=peer.public, timeout=5.0) as signalling:
             return await signalling.finds(peer.public)
 

@@ -8,7 +8,7 @@ import contextlib
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
-from tunnel import offers, seal, signalling, wireguard
+from tunnel import config, offers, seal, signalling, wireguard
 from tunnel.channel import Called, Tell
 from tunnel.clock import now
 from tunnel.config import Server
@@ -26,6 +26,7 @@ from tunnel.wire import Malformed
 
 GO_LIMIT = 10.0  # seconds that an initiator may take to begin once it has the answer
 RENEW_INTERVAL = 3.0  # seconds
+LOOK_INTERVAL = 2.0  # seconds between two looks whether other servers are to be waited at
 SESSIONS_MAX = 16  # that are served at a time
 SESSIONS_EACH = 4  # of one peer
 
@@ -36,9 +37,10 @@ Handler = Callable[[Tunnel], Coroutine[Any, Any, None]]
 async def accept(identity: Identity, peers: Peers, servers: Sequence[Server], handler: Handler, *,
                  policy: Policy = "prefer-direct", once: bool = False, program: str = "",
                  tell: Tell = quiet) -> None:
-    """Wait for paired peers at all servers and serve their sessions, until cancelled; with `once`, a single one.
+    """Wait for paired peers and serve their sessions, until cancelled; with `once`, a single one.
 
-    Whoever is not paired gets no answer at all. Raises LeftoversRemain and WireGuardMissing before it waits.
+    It waits at `servers`, which the user has chosen, and where those that are paired at the time say. Whoever is not
+    paired gets no answer at all. Raises LeftoversRemain, WireGuardMissing and TunnelFileUnusable before it waits.
     """
     await asyncio.to_thread(sweep)
     await asyncio.to_thread(wireguard.backend)
@@ -73,11 +75,28 @@ class _Agent:
     def renew(self) -> None:
         """Wait over new connections; the rendezvous takes the newest for the right one. Not too often."""
         if self._waiting is None:
-            self._waiting = signalling.Waiting(self._servers, self._identity, self._tell)
+            self._waiting = signalling.Waiting(self._everywhere(), self._identity, self._tell)
             self._spawn(self._wait(self._waiting))
+            self._spawn(self._follow(self._waiting))
         elif now() - self._renewed >= RENEW_INTERVAL:
             self._renewed = now()
             self._waiting.renew()
+
+    def _everywhere(self) -> list[Server]:
+        return config.together(self._servers, (server for peer in self._peers.all() for server in peer.servers))
+
+    async def _follow(self, waiting: signalling.Waiting) -> None:
+        """Where a peer can be rung was its choice: nothing leads there once it has been removed."""
+        told = ""
+        while True:
+            await asyncio.sleep(LOOK_INTERVAL)
+            try:
+                waiting.go_to(self._everywhere())
+                told = ""
+            except TunnelError as error:  # the store of peers cannot be read: it stays as it is
+                if str(error) != told:
+                    told = str(error)
+                    self._tell(told)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)

@@ -32,6 +32,8 @@ class Server:
     host: str
     port: int
     pin: bytes | None  # SHA-256 of the certificate in DER; None: the system's authorities vouch for it
+    # A paired peer has named it, not this host's user; the same server all the same.
+    by_peer: bool = dataclasses.field(default=False, compare=False)
 
     @classmethod
     def parse(cls, text: str) -> Server:
@@ -54,6 +56,10 @@ class Server:
         if parts.fragment and not pin:
             raise InvalidServer("what follows # is not sha256: and 64 hexadecimal digits")
         return cls(text, host, port, bytes.fromhex(pin[1]) if pin else None)
+
+    def of_peer(self) -> Server:
+        """The same as a peer names it."""
+        return dataclasses.replace(self, by_peer=True)
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
@@ -81,6 +87,13 @@ class Config:
             reason = " ".join(str(error).split())
             fix = "It should read: [rendezvous] and below it: servers = wss://HOST:PORT#sha256:HEX"
             raise TunnelFileUnusable(path=path, reason=reason, fix=fix) from None
+
+
+def together(first: Iterable[Server], then: Iterable[Server]) -> list[Server]:
+    """Both, each once, in their order. What the user has named too is the user's choice."""
+    every = [*first, *then]
+    chosen = {server: server for server in every if not server.by_peer}
+    return [chosen.get(server, server) for server in dict.fromkeys(every)]
 
 
 def parse_servers(urls: Iterable[str]) -> tuple[Server, ...]:

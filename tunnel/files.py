@@ -83,6 +83,35 @@ def locked(path: Path) -> Iterator[None]:
         os.close(fd)
 
 
+@contextlib.contextmanager
+def folder_locked(folder: Path) -> Iterator[None]:
+    """Keep others who do so too out of a folder, which is made if need be; raises TunnelFileUnusable.
+
+    The folder itself is the lock, so that nothing stays where it is removed in the end. Who removes it holds it.
+    """
+    while True:
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:  # removed again just now
+            continue
+        except OSError as error:
+            raise _failed(folder, error) from error
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            if _is(folder, fd):  # else it was removed meanwhile: others hold the new one
+                yield
+                return
+        finally:
+            os.close(fd)
+
+
+def _is(path: Path, fd: int) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(path.lstat(), os.fstat(fd))
+    return False
+
+
 def _sync(folder: Path) -> None:
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

@@ -69,6 +69,7 @@ class Interface:
     backend: Backend
     record: leftovers.Record
     _peer_public: bytes = dataclasses.field(repr=False)
+    _claimed: bool = dataclasses.field(default=False, repr=False)  # the record is on file, and all of that name is ours
     _tasks: set[asyncio.Future[None]] = dataclasses.field(default_factory=set, repr=False)
     _holding: asyncio.Future[None] | None = dataclasses.field(default=None, repr=False)
 
@@ -134,9 +135,12 @@ class Interface:
         """Remove the interface and all that belongs to it; safe to repeat. Raises LeftoversRemain."""
         for task in self._tasks:
             task.cancel()
+        if not self._claimed:
+            return  # it has been removed, and another session may have the name by now
         problems = await _finished(lambda: leftovers.remove(self.record))
         if problems:
             raise LeftoversRemain(what="; ".join(problems))
+        self._claimed = False
 
 
 async def up(keys: Keys, path: Path, role: Role, *, backend: Backend | None = None, keepalive: int = KEEPALIVE,
@@ -154,7 +158,6 @@ async def up(keys: Keys, path: Path, role: Role, *, backend: Backend | None = No
     inside = addresses.inside(keys.session, role)
     if backend is None:
         backend = await _finished(wireguard.backend)
-    _check_free(inside.name)
     made = Interface(
         inside.name, role, inside.local, inside.remote, inside.tcp_port, inside.echo_port,
         mtu=size or mtu.from_route(path.endpoint),
@@ -165,24 +168,20 @@ async def up(keys: Keys, path: Path, role: Role, *, backend: Backend | None = No
     try:
         await _finished(lambda: _make(made, inside, keys, path, 0 if inside.listens else keepalive))
     except BaseException:
-        await _finished(lambda: leftovers.remove(made.record))
+        if made._claimed:
+            await _finished(lambda: leftovers.remove(made.record))
         raise
     if inside.listens and keepalive:
         made._beside(made._greeted(keepalive))
     return made
 
 
-def _check_free(name: str) -> None:
-    """Raise InterfaceFailed where another tunnel has that name: one in four thousand million, or the same session."""
-    for found in leftovers.records():
-        if found.name == name and found.is_owned():
-            raise _failed(name, "this session has a tunnel already", "Run the command again; it makes a new session.")
-
-
 def _make(made: Interface, inside: Inside, keys: Keys, path: Path, keepalive: int) -> None:
-    """All of it, in a thread; every step of it is undone by `leftovers.remove`."""
-    leftovers.remove(made.record)  # of the same session, before a crash
-    made.record.write()
+    """All of it, in a thread; every step of it is undone by `leftovers.remove`, once the name is ours."""
+    if not leftovers.claim(made.record):
+        fix = "Run the command again; it makes a new session."
+        raise _failed(made.name, "a session of this name has a tunnel already", fix)
+    made._claimed = True
     try:
         firewall.add(firewall.ruleset(made.name, local=inside.local, remote=inside.remote, tcp_port=inside.tcp_port,
                                       echo_port=inside.echo_port, listens=inside.listens))

@@ -19,7 +19,7 @@ from typing import Any
 
 from tunnel import addresses, firewall, processes
 from tunnel.errors import LeftoversRemain, TunnelError, TunnelFileUnusable
-from tunnel.files import read_private, write_private
+from tunnel.files import folder_locked, read_private, write_private
 from tunnel.processes import Process
 from tunnel.wireguard import kernel, userspace
 
@@ -96,8 +96,47 @@ def _read(session: bytes, path: Path) -> Record:
     )
 
 
+def claim(record: Record) -> bool:
+    """Put a new record on file, and remove what is left of dead tunnels with its name; raises TunnelFileUnusable.
+
+    False, and nothing is touched, where a living one has that name: this session's, or one whose id begins alike. The
+    peer chooses ids, and two of its sessions can begin at the same moment.
+    """
+    with folder_locked(RUN):
+        alike = [each for each in records() if each.name == record.name]
+        if any(each.is_owned() for each in alike):
+            return False
+        record.write()
+    # From here on the name is this record's, and no sweep touches what has it.
+    for each in alike or [record]:
+        if not _undo(each) and each.session != record.session:
+            with contextlib.suppress(OSError):
+                each.path.unlink(missing_ok=True)
+    return True
+
+
 def remove(record: Record) -> list[str]:
-    """Remove all that a record stands for and then the record; what could not be removed, and why.
+    """Remove all that a record stands for and then the record; what could not be removed, and why. Safe to repeat.
+
+    Only for whoever has claimed it, or took it over.
+    """
+    problems = _undo(record)
+    if not problems:
+        record.path.unlink(missing_ok=True)
+        _tidy()
+    return problems
+
+
+def _tidy() -> None:
+    """Remove the folder if nothing is in it any more."""
+    with contextlib.suppress(OSError, TunnelFileUnusable):
+        if RUN.is_dir():
+            with folder_locked(RUN):
+                RUN.rmdir()
+
+
+def _undo(record: Record) -> list[str]:
+    """Remove all that a record stands for but itself; what could not be removed, and why.
 
     Each step stands alone, so that one that fails does not keep the others from their work; but the firewall goes last,
     and only once the interface has: until then it is all that stands between the peer and this host. Safe to repeat.
@@ -117,10 +156,6 @@ def remove(record: Record) -> list[str]:
         done(f"firewall table {name}", lambda: firewall.remove(name))
     else:
         problems.append(f"firewall table {name} (kept, as that interface may still be up)")
-    if not problems:
-        record.path.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # others are in it, or somebody else was faster
-            RUN.rmdir()
     return problems
 
 
@@ -142,16 +177,35 @@ def sweep() -> list[str]:
     """
     removed, problems = [], []
     for record in records():
-        if record.is_owned():
+        try:
+            if record.is_owned() or not _take_over(record):
+                continue
+        except TunnelFileUnusable as error:
+            problems.append(f"{record.name} ({error})")
             continue
-        found = remove(record)
-        problems += found
-        if not found:
+        if found := remove(record):
+            problems += found
+            with contextlib.suppress(TunnelFileUnusable):
+                record.write()  # it is nobody's again, for the next sweep
+        else:
             removed.append(record.name)
     _remove_torn()
     if problems:
         raise LeftoversRemain(what="; ".join(problems))
     return removed
+
+
+def _take_over(record: Record) -> bool:
+    """Make a dead tunnel's record this process', so that nobody claims its name while it is being removed.
+
+    Not where somebody has been faster, or a living one has that name: then what is there is that one's.
+    """
+    with folder_locked(RUN):
+        alike = [each for each in records() if each.name == record.name]
+        if not any(each.session == record.session for each in alike) or any(each.is_owned() for each in alike):
+            return False
+        dataclasses.replace(record, owner=Process.current()).write()
+        return True
 
 
 def _remove_torn() -> None:
@@ -161,5 +215,4 @@ def _remove_torn() -> None:
             with contextlib.suppress(FileNotFoundError):
                 if path.name.startswith(".") and time.time() - path.stat().st_mtime > _STALE:
                     path.unlink()
-    with contextlib.suppress(OSError):
-        RUN.rmdir()
+    _tidy()

@@ -14,9 +14,9 @@ import ssl
 from typing import Any
 
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import WebSocketException
+from websockets.exceptions import InvalidStatus, WebSocketException
 
-from tunnel import config, wire
+from tunnel import config, dial, printable, wire
 from tunnel.config import Server
 from tunnel.errors import RendezvousUnavailable
 from tunnel.wire import Malformed
@@ -27,6 +27,7 @@ MESSAGE_MAX = 24 * 1024  # bytes of a message with such data in base64
 CHALLENGE_SIZE = 32  # bytes
 REFLECTORS_MAX = 8
 KEEPALIVE = 20.0  # seconds between pings: below the half minute after which small routers forget
+NOT_PINNED = "its certificate is not the pinned one: it was replaced, or it is another server"
 ID_HEX = 64  # characters of an identity's id
 
 
@@ -41,6 +42,16 @@ class ServerInfo:
 
     reflectors: tuple[tuple[str, int], ...]
     relay: bool
+
+
+class _Connect(connect):
+    """A connection to this server or none. By itself the library follows redirects, to wherever they lead.
+
+    It follows none for a socket that it was given, either; but what it says then is not meant for users.
+    """
+
+    def process_redirect(self, exc: Exception) -> Exception | str:
+        return exc
 
 
 class Link:
@@ -60,15 +71,15 @@ class Link:
         try:
             async with asyncio.timeout(timeout):
                 return await cls._open(server)
-        except (OSError, WebSocketException, TimeoutError) as error:
+        except (OSError, WebSocketException, ValueError) as error:  # TimeoutError is an OSError
             raise unavailable(server, _reason(error, timeout)) from error
 
     @classmethod
     async def _open(cls, server: Server) -> Link:
-        socket = await connect(
-            f"wss://{_bracketed(server.host)}:{server.port}/", ssl=_context(server), compression=None, proxy=None,
-            max_size=MESSAGE_MAX, max_queue=16, user_agent_header=None, ping_interval=KEEPALIVE,
-            ping_timeout=KEEPALIVE, close_timeout=2, open_timeout=None,
+        socket = await _Connect(
+            f"wss://{_bracketed(server.host)}:{server.port}/", ssl=_context(server), sock=await dial.connected(server),
+            compression=None, proxy=None, max_size=MESSAGE_MAX, max_queue=16, user_agent_header=None,
+            ping_interval=KEEPALIVE, ping_timeout=KEEPALIVE, close_timeout=2, open_timeout=None,
         )
         try:
             # Nothing has been said yet but the WebSocket's own opening.
@@ -132,11 +143,30 @@ def _reflector(item: Any, address: str) -> tuple[str, int]:
     return host, port
 
 
+class _PinnedObject(ssl.SSLObject):
+    """TLS whose handshake fails unless the pinned certificate is shown: to no other server is anything said in it."""
+
+    def do_handshake(self) -> None:
+        super().do_handshake()
+        assert isinstance(self.context, _PinnedContext)  # noqa: S101
+        if hashlib.sha256(self.getpeercert(binary_form=True) or b"").digest() != self.context.pin:
+            raise ssl.SSLError(1, NOT_PINNED)
+
+
+class _PinnedContext(ssl.SSLContext):
+    """Where the pin decides, and nothing else."""
+
+    sslobject_class = _PinnedObject
+    pin = b""
+
+
 def _context(server: Server) -> ssl.SSLContext:
-    if server.pin:  # then the pin decides, and nothing else
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context: ssl.SSLContext
+    if server.pin:
+        context = _PinnedContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
+        context.pin = server.pin
     else:
         context = ssl.create_default_context()
     context.minimum_version = ssl.TLSVersion.TLSv1_3
@@ -147,8 +177,8 @@ def _certificate(socket: ClientConnection, server: Server) -> bytes:
     """SHA-256 of the certificate that the server has shown."""
     shown: bytes = socket.transport.get_extra_info("ssl_object").getpeercert(binary_form=True)
     found = hashlib.sha256(shown).digest()
-    if server.pin and found != server.pin:
-        raise unavailable(server, "its certificate is not the pinned one: it was replaced, or it is another server")
+    if server.pin and found != server.pin:  # the handshake has looked already; all else hangs on it
+        raise unavailable(server, NOT_PINNED)
     return found
 
 
@@ -159,6 +189,8 @@ def _bracketed(host: str) -> str:
 def _reason(error: BaseException, timeout: float = 0) -> str:
     if isinstance(error, TimeoutError):
         return f"no answer within {timeout:g} seconds" if timeout else "no answer"
+    if isinstance(error, InvalidStatus) and (where := error.response.headers.get_all("Location")):
+        return f"it redirects to {printable.line(where[0][:100])}, which is not followed; is its URL wrong?"
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is not trusted ({error.verify_message}); is the #sha256: of its URL missing?"
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)

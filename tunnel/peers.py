@@ -46,7 +46,7 @@ class Peer:
     @property
     def servers(self) -> tuple[Server, ...]:
         """Where it can be rung."""
-        return config.parse_servers(self.rendezvous)
+        return tuple(server.of_peer() for server in config.parse_servers(self.rendezvous))
 
 
 def checked_name(name: str) -> str:

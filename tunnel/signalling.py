@@ -234,8 +234,21 @@ class Waiting:
         self._identity = identity
         self._tell = on_state or (lambda _: None)
         self._inbox: asyncio.Queue[tuple[Signalling, Message]] = asyncio.Queue(QUEUE_MAX)
-        self._tasks: dict[Server, list[asyncio.Task[None]]] = {server: [] for server in servers}  # the newest is last
-        self.renew()
+        self._tasks: dict[Server, list[asyncio.Task[None]]] = {}  # the newest is last
+        self._leaving: set[asyncio.Task[None]] = set()
+        self.go_to(servers)
+
+    def go_to(self, servers: Sequence[Server]) -> None:
+        """Wait at these from now on, and at no others; where it waits already nothing changes."""
+        for server in [known for known in self._tasks if known not in servers]:
+            for task in self._tasks.pop(server):
+                task.cancel()
+                self._leaving.add(task)
+                task.add_done_callback(self._leaving.discard)
+            self._tell(f"not waiting at {server} any more")
+        for server in servers:
+            if server not in self._tasks:
+                self._tasks[server] = [asyncio.create_task(self._keep_waiting(server))]
 
     def renew(self) -> None:
         """Wait over new connections. Each old one stays until its new one stands, so that no ring is missed."""
@@ -255,7 +268,7 @@ class Waiting:
             except RendezvousUnavailable as error:
                 if now() - begun > STABLE:
                     pause = BACKOFF[0]
-                if self._tasks[server][-1] is asyncio.current_task():  # else it has been replaced
+                if self._newest(server) is asyncio.current_task():  # else it has been replaced
                     self._tell(f"{error.fields['reason']}; next try in {pause:.0f} s")
             except Exception as error:  # a host that is not waiting any more must not look as if it were
                 self._tell(f"{server}: {type(error).__name__}: {error}; next try in {pause:.0f} s")
@@ -265,16 +278,20 @@ class Waiting:
 
     def _stands(self, server: Server) -> None:
         """This task waits there now: those before it are not needed any more."""
-        tasks = self._tasks[server]
-        while tasks[0] is not asyncio.current_task():
+        tasks, this = self._tasks.get(server, []), asyncio.current_task()
+        while this in tasks and tasks[0] is not this:
             tasks.pop(0).cancel()
+
+    def _newest(self, server: Server) -> asyncio.Task[None] | None:
+        tasks = self._tasks.get(server)
+        return tasks[-1] if tasks else None
 
     async def __aiter__(self) -> AsyncIterator[tuple[Signalling, Message]]:
         while True:
             yield await self._inbox.get()
 
     async def close(self) -> None:
-        every = [task for tasks in self._tasks.values() for task in tasks]
+        every = [*self._leaving, *(task for tasks in self._tasks.values() for task in tasks)]
         for task in every:
             task.cancel()
         await asyncio.gather(*every, return_exceptions=True)

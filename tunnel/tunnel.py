@@ -227,12 +227,12 @@ class Tunnel:
                 await self._answer_again(body)
 
     async def _answer_again(self, body: dict[str, Any]) -> None:
-        """The responder's side of `_punch_again`."""
+        """The responder's side of `_punch_again`; raises ValueError where no path would satisfy both."""
         number, theirs = offers.read_attempt(body), offers.read_side(body, _own())
         if number <= self._attempts:
             return
+        policy = offers.agreed(self.policy, theirs.policy)
         self._attempts = number
-        policy = offers.agreed(self.policy, theirs.policy) if theirs.policy != "direct-only" else theirs.policy
         raw = RawPort(self.path.local_port)
         try:
             local = await gathering.gather(raw, await self._channel.reflectors())

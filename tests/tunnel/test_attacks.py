@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from tests.tunnel.clock import as_time_goes_by, eventually, standing
+from tests.tunnel.clock import as_time_goes_by, eventually, look, pass_time, standing
 from tests.tunnel.serving import LOOPBACK, Serving, serving
 from tunnel import agent as agents
-from tunnel import wire
+from tunnel import dial, wire
 from tunnel.channel import Calling
 from tunnel.errors import OfferRejected, PeerSilent, TunnelError
 from tunnel.identity import Identity, PublicIdentity
@@ -257,6 +257,40 @@ def test_an_unpaired_or_removed_peer_gets_nothing(tmp_path: Path, monkeypatch: p
             assert "192.0.2.1" not in said
             assert "alice's key" not in said
             assert LOOPBACK in said
+
+    test()
+
+
+def test_the_servers_of_a_removed_peer_are_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And those of a new one are visited; while the store cannot be read nothing changes. Nothing is started anew."""
+    monkeypatch.setattr(dial, "can_be_named", lambda *_: True)  # loopback is where these servers are
+    agent = Agent(tmp_path, monkeypatch)
+
+    @standing
+    async def test() -> None:
+        async with serving() as ours, serving() as theirs:
+            task = await agent.wait(ours)
+            agent.peers.pin("alice", ALICE.public, [theirs.server.url])
+            async with await Signalling.connect([theirs.server], EVE) as witness:
+
+                async def looks_and(waits: bool) -> None:
+                    pass_time(agents.LOOK_INTERVAL)
+                    while await witness.finds(BOB.public) is not waits:
+                        await look()
+
+                await looks_and(True)
+                agent.peers.path.chmod(0o644)
+                for _ in range(2):
+                    await looks_and(True)
+                    await eventually(lambda: any("others may reach it" in said for said in agent.said))
+                agent.peers.path.chmod(0o600)
+                agent.peers.remove("alice")
+                await looks_and(False)
+            async with await Signalling.connect([ours.server], EVE) as witness:
+                assert await witness.finds(BOB.public), "the host's own server stays"
+            assert sum("others may reach it" in said for said in agent.said) == 1
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
     test()
 

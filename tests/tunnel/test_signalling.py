@@ -278,3 +278,27 @@ def test_what_a_server_may_announce() -> None:
             link._reflector({"host": host, "port": port}, "192.0.2.9")
     assert link._reflector({"host": "", "port": 5}, "192.0.2.9") == ("192.0.2.9", 5)
     assert link._reflector({"host": "192.0.2.1", "port": 5}, "192.0.2.9") == ("192.0.2.1", 5)
+
+
+@standing
+async def test_it_waits_at_other_servers_from_now_on() -> None:
+    host, guest = Identity.generate(), Identity.generate()
+    said: list[str] = []
+    async with serving() as one, serving() as two, serving() as three:
+        waiting = Waiting([one.server, two.server, DEAD], host, said.append)
+        await eventually(lambda: sum("waiting at" in line for line in said) == 2)
+        kept = waiting._tasks[two.server][0]
+        waiting.go_to([two.server, three.server])
+        await eventually(lambda: f"waiting at {three.server}" in said)
+        assert waiting._tasks[two.server] == [kept], "where it stays nothing changes"
+        assert f"not waiting at {one.server} any more" in said
+        for there, waits in ((one, False), (two, True), (three, True)):
+            async with await Signalling.connect([there.server], guest) as caller:
+                while await caller.finds(host.public) is not waits:
+                    await look()
+        said.clear()
+        pass_time(2 * signalling.BACKOFF[1])
+        waiting.renew()
+        await eventually(lambda: len(said) == 2)
+        assert set(said) == {f"waiting at {two.server}", f"waiting at {three.server}"}, "and nowhere else again"
+        await waiting.close()

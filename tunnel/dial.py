@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The TCP connection to a rendezvous, and where a paired peer cannot have this host connect to.
+
+A peer says where it can be rung, and this host goes there again and again, as root. What its own user has named in
+/etc/migrator/tunnel.conf, or on a command line, may be anywhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+from tunnel import candidates, config
+from tunnel.config import Server
+
+
+async def connected(server: Server) -> socket.socket:
+    """A connection to the first of the server's addresses that takes one, non-blocking; raises OSError."""
+    failed = OSError("it has no address")
+    for family, kind, _, _, address in await _addresses(server):
+        if why := why_not(server, address[0]):
+            failed = OSError(why)
+            continue
+        try:
+            return await _connected(family, kind, address)
+        except OSError as error:
+            failed = error
+    raise failed
+
+
+def why_not(server: Server, address: str) -> str:
+    """Why this host does not connect to a server at that address, which its name means just now; "" if it does."""
+    if not server.by_peer or can_be_named(address, server.port, candidates.source_towards(address)):
+        return ""
+    return (f"a peer has named it, and {address}, port {server.port}, is one that it cannot name; if you want it, add "
+            "its URL to servers")
+
+
+def can_be_named(address: str, port: int, source: str | None) -> bool:
+    """Whether a peer can name such a rendezvous to this host, which would connect there from its address `source`.
+
+    What no candidate can be it is not either (see `candidates.probable`: loopback and link-local, cloud metadata among
+    them). A private network can be reached from such networks only. A rendezvous has the usual port, or none of a
+    service that the host's root alone could start.
+    """
+    if (port < candidates.PORT_MIN and port != config.PORT) or not candidates.probable(address):
+        return False
+    return not candidates.private(address) or (source is not None and candidates.private(source))
+
+
+async def _addresses(server: Server) -> list[tuple[socket.AddressFamily, socket.SocketKind, int, str, tuple[str, int]]]:
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(server.host, server.port, type=socket.SOCK_STREAM)
+    except UnicodeError:  # of IDNA: two dots in a row, a part of more than 63 letters
+        raise OSError("its host is not a name") from None
+    return found  # type: ignore[return-value]
+
+
+async def _connected(family: int, kind: int, address: tuple[str, int]) -> socket.socket:
+    sock = socket.socket(family, kind)
+    try:
+        sock.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(sock, address)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
