@@ -314,17 +314,17 @@ def _drop_old(migration: Migration, layout: Layout, old: Path) -> None:
     elsewhere = container_config.rootfs_elsewhere(config, layout.rootfs) if told else ""
     inner = _nested(rootfs)
     if inner or not told or not identity.is_superseded(migration, config):
-        until = f"until: migrator cleanup {migration.name}"
+        stood, until = f"What stood in the place of {migration.name}", f"until: migrator cleanup {migration.name}"
         configuration = f", its configuration in {old}," if told else ""
         why = "has subvolumes inside, which no move takes along" if inner else "may be the only copy of what it has"
         if rootfs.exists():
             layout.make_folder()  # an older version made only one of the two
             kept = layout.aside()
             rootfs.rename(kept)
-            log.warning(f"What stood in the place of {migration.name} {why}: it is kept in {kept}{configuration} {until}")
+            log.warning(f"{stood} {why}: it is kept in {kept}{configuration} {until}")
         elif elsewhere:
-            log.warning(f"What stood in the place of {migration.name} {why}: it lies in {elsewhere}, and stays there;"
-                        f" its configuration is kept in {old} {until}")
+            log.warning(f"{stood} {why}: it lies in {elsewhere}, and stays there; its configuration is kept in {old}"
+                        f" {until}")
         if told:  # also by an earlier finish that was killed
             return
     elif elsewhere:

@@ -305,7 +305,7 @@ def elsewhere(pool: Path, came: Migration) -> tuple[Layout, str]:
 @pytest.mark.parametrize("ours", [True, False])
 def test_whose_disk_lies_in_another_place(journal: Journal, tmp_path: Path, capfd: pytest.CaptureFixture[str],
                                           ours: bool) -> None:
-    """Nothing but that configuration names it: that of another container is kept, and of both it is said where it is."""
+    """Nothing but that configuration names it: that of another container is kept, and of both is said where it is."""
     begun(journal, tmp_path, Role.SOURCE, *LEFT)
     came = begun(journal, tmp_path, Role.DESTINATION, *ARRIVED, id=LATER, origin=ID if ours else "ffffffff")
     here, disk = elsewhere(tmp_path, came)
