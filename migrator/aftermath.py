@@ -185,7 +185,11 @@ def _on_destination(migration: Migration) -> str:
     if migration.state is State.RESTORED:
         with contextlib.suppress(MigratorError):
             if lxc.Container(migration.name, migration.lxcpath).state == "STOPPED":
-                if identity.whose(Layout(migration.lxcpath, migration.name, migration.id)).may_go:
+                layout = Layout(migration.lxcpath, migration.name, migration.id)
+                if lxc.runs_in(migration.name, layout.rootfs):
+                    return ("It has run here, and processes of it live on, though LXC does not know of it any more: its"
+                            " monitor has ended. Start no second one.")
+                if identity.whose(layout).may_go:
                     if has_stopped(migration):
                         found = stopped(migration)
                         return f"{found} {found.hint}"

@@ -23,9 +23,13 @@ STAGE = "post-restore"  # the last in which a failure undoes everything: all tas
 # Earlier the task passes through the container's top cgroup, which it could not do once that has controllers for those
 # below ("No Internal Process Constraint" in cgroup-v2.rst).
 EARLY = "post-setup-namespaces"
+# All are whole, and only held by ptrace(2), which ends with CRIU if that is killed. Between STAGE and this they may be
+# left waiting for each other for ever (ibid.).
+LAST = "pre-resume"
 FILTER = "device-filter"  # in the images folder: the program of `device_filter`, in hexadecimal; empty for none
 EARLY_FILTER = "device-filter.early"  # the same, where not even CRIU may open another device for it; else empty
 REASON = "at-restore.error"  # in the images folder: why it failed
+LET_GO = "at-restore.let-go"  # in the images folder: that all has come to LAST
 
 _START = "import sys; sys.path.insert(0, sys.argv[1]); from migrator import at_restore; at_restore.main(*sys.argv[2:])"
 
@@ -49,6 +53,7 @@ def script(images: str, mark: str, end: float, commands: Iterable[Iterable[str]]
 case $CRTOOLS_SCRIPT_ACTION in
     {EARLY}) {early} || exit 0 ;;
     {STAGE}) ;;
+    {LAST}) {{ true >{shlex.quote(os.path.join(images, LET_GO))}; }} 2>/dev/null; exit 0 ;;
     *) exit 0 ;;
 esac
 must() {{
@@ -88,6 +93,11 @@ def reason(folder: Path) -> str:
             return file.read(2000)
     except OSError:
         return ""
+
+
+def has_let_go(folder: Path) -> bool:
+    """Whether CRIU had restored all of it, and let go of it: it runs, unless it has ended since."""
+    return (folder / LET_GO).exists()
 
 
 def cgroup_owners(images: str, init: int) -> None:

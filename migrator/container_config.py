@@ -104,11 +104,22 @@ def rootfs_of(settings: Iterable[tuple[str, str]]) -> str:
     return next((value for key, value in reversed(list(settings)) if key == ROOTFS), "")
 
 
+def rootfs_elsewhere(config: Path, rootfs: Path) -> str:
+    """The root file system that a configuration names, as it names it; "" where that is `rootfs`, or none is named."""
+    found = rootfs_of(config_reader.read(str(config), text_of(config)).settings)
+    return found if found and os.path.realpath(_plain(found)) != os.path.realpath(rootfs) else ""
+
+
 def require_rootfs(name: str, config_file: Path, text: str, rootfs: Path) -> None:
     """Raises ConfigInvalid unless a configuration has just this root file system: without one LXC takes the host's."""
     found = rootfs_of(config_reader.read(str(config_file), text).settings)
-    if re.sub(r"^(btrfs|dir):(?=/)", "", found) != str(rootfs):
+    if _plain(found) != str(rootfs):
         raise ConfigInvalid(name=name, reason=f"its root file system is {found or 'that of the host'}, not {rootfs}")
+
+
+def _plain(rootfs: str) -> str:
+    """The folder, without LXC's storage prefix."""
+    return re.sub(r"^(btrfs|dir):(?=/)", "", rootfs)
 
 
 def rewritten(text: str, *, bridges: Mapping[str, str], includes: Mapping[str, str], new_name: str = "") -> str:

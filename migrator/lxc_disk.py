@@ -46,6 +46,28 @@ def is_removed(layout: Layout) -> bool:
         return not _is_in(folder, layout.container / "config", layout)
 
 
+def of(lxcpath: Path) -> str:
+    """Which file system an LXC path lies on, and which subvolume of btrfs: its f_fsid (statvfs(3)); raises OSError.
+
+    It is the same whenever and wherever that is mounted (btrfs_statfs in the kernel's fs/btrfs/super.c).
+    """
+    return f"{os.statvfs(lxcpath).f_fsid:x}"
+
+
+def require_same(layout: Layout, disk: str | None) -> None:
+    """Raises DiskAway where the LXC path lies on another file system than `disk`, as `of` has told it; None: not known.
+
+    To be asked before a spool is made. Once one is made on what lies below a mount point, it says that the disk is
+    there whenever it is not.
+    """
+    try:
+        found = of(layout.lxcpath)
+    except OSError as error:
+        raise _away(layout, str(error)) from error
+    if disk not in (None, found):
+        raise _away(layout, "the migration has begun on another file system")
+
+
 @contextlib.contextmanager
 def _opened(layout: Layout) -> Iterator[int]:
     """The LXC path; raises DiskAway unless it has the spool of the migration, or an older version's, in it."""

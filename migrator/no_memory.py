@@ -234,15 +234,24 @@ def _reason(log_file: Path) -> str:
 
 
 def runs(container: lxc.Container, migration: str, limit: float = START_LIMIT) -> bool:
-    """Whether the container runs, when what a killed `start` has left under way is over; at most `limit` seconds on."""
+    """Whether the container runs, when what a killed `start` has left under way is over; at most `limit` seconds on.
+
+    One that somebody has frozen since has come up too.
+    """
     until = time.monotonic() + limit
+    up = ("RUNNING", "FROZEN")
 
     def is_over() -> bool:
-        return not _starting(migration) and lxc.told_state(container) in ("STOPPED", "RUNNING")
+        return not is_starting(migration) and lxc.told_state(container) in ("STOPPED", *up)
 
     while not is_over() and time.monotonic() < until:
         time.sleep(POLL)
-    return lxc.told_state(container) == "RUNNING" and not _starting(migration)
+    return lxc.told_state(container) in up and not is_starting(migration)
+
+
+def is_starting(migration: str) -> bool:
+    """Whether a `start` of this migration is under way, if without who has asked for it."""
+    return bool(_starting(migration))
 
 
 def end(container: lxc.Container | layout.Layout, migration: str) -> None:

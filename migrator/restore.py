@@ -115,8 +115,8 @@ def prepare(container: Container, layout: Layout, images: Path,
             link, container.name, "".join(version), veths.bridge_setting)]
         with making():
             clear(layout)
-            layout.spool.mkdir(mode=0o700, exist_ok=True)
-            (images / at_restore.REASON).unlink(missing_ok=True)
+            for name in (at_restore.REASON, at_restore.LET_GO):
+                (images / name).unlink(missing_ok=True)
             files.root.mkdir(mode=0o755)
             _write(files.config, adapted, 0o600)
             _write(images / cgroup_limits.PLAN, cgroup_limits.plan(limits), 0o600)

@@ -27,6 +27,7 @@ from migrator import (
     leave,
     log,
     lxc,
+    lxc_disk,
     spool,
     standing,
 )
@@ -183,6 +184,7 @@ def receive_images(service: Service, fields: dict[str, Any]) -> Place:
 def _must_receive_dump(migration: Migration, fields: dict[str, Any]) -> None:
     if migration.state is not State.RECEIVING_DUMP or int(fields["attempt"]) != offer.attempt(migration):
         raise UsageError(reason=f"migration {migration.id} is in state {migration.state}, it does not expect this dump")
+    lxc_disk.require(Layout(migration.lxcpath, migration.name, migration.id))  # else a spool would be made elsewhere
 
 
 HANDLERS = take.HANDLERS | restore_over.HANDLERS

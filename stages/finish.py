@@ -307,22 +307,29 @@ def _drop_old(migration: Migration, layout: Layout, old: Path) -> None:
     """The copy of an earlier stay, if this is the container that it went away as.
 
     Any other has perhaps no second one: of another container that was called so, or of what had run here and gave way.
-    Without its configuration nothing tells.
+    Without its configuration nothing tells. That may name a root file system in another place, which nothing else does.
     """
     rootfs, config = old / "rootfs", old / "config"
     told = config.is_file()
+    elsewhere = container_config.rootfs_elsewhere(config, layout.rootfs) if told else ""
     inner = _nested(rootfs)
     if inner or not told or not identity.is_superseded(migration, config):
+        stood, until = f"What stood in the place of {migration.name}", f"until: migrator cleanup {migration.name}"
+        configuration = f", its configuration in {old}," if told else ""
+        why = "has subvolumes inside, which no move takes along" if inner else "may be the only copy of what it has"
         if rootfs.exists():
             layout.make_folder()  # an older version made only one of the two
             kept = layout.aside()
             rootfs.rename(kept)
-            configuration = f", its configuration in {old}," if told else ""
-            why = "has subvolumes inside, which no move takes along" if inner else "may be the only copy of what it has"
-            log.warning(f"What stood in the place of {migration.name} {why}: it is kept in {kept}{configuration} until:"
-                        f" migrator cleanup {migration.name}")
-        if told and layout.set_aside():  # also by an earlier finish that was killed
+            log.warning(f"{stood} {why}: it is kept in {kept}{configuration} {until}")
+        elif elsewhere:
+            log.warning(f"{stood} {why}: it lies in {elsewhere}, and stays there; its configuration is kept in {old}"
+                        f" {until}")
+        if told:  # also by an earlier finish that was killed
             return
+    elif elsewhere:
+        log.warning(f"The copy that {migration.name} had left here goes; but its root file system, {elsewhere}, is left"
+                    " alone. Remove it when you have seen that nothing else uses it")
     btrfs.delete(rootfs)
     for name in ("config", container_config.FENCE_HOOK):
         (old / name).unlink(missing_ok=True)

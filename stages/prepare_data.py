@@ -25,6 +25,7 @@ from migrator import (
     identity,
     log,
     lxc,
+    lxc_disk,
     names,
     spool,
     transfer,
@@ -48,7 +49,7 @@ from migrator.protocol import Connection
 from migrator.report import size
 from migrator.service import Place, Service, keep_config
 from migrator.states import Event, Role, State, Verdict, decide
-from stages import ask_state, check, same_host
+from stages import ask_state, check, room, same_host
 from tunnel.errors import DocumentedError
 
 NAME = "prepare-data"
@@ -303,23 +304,24 @@ def begin(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     return {
         "state": migration.state,
         "disk_bytes": disk_bytes,
-        "subvolumes": _bases(service, layout, origin),
+        "subvolumes": room.bases_for(service, layout, origin),
         "ticket": migration.ticket,
     }
 
 
 def _recorded(service: Service, layout: Layout, fields: dict[str, Any], source_name: str, origin: str) -> Migration:
-    """The migration's record, made if it begins; with the container locked."""
+    """The migration's record, made if it begins; with the container locked. Raises DiskAway."""
     held, migration = bases.asked(fields.get("held")), service.known(fields)
     _refuse_others(service, layout, migration, source_name, origin)
     if migration:
-        _check_space(service, layout, fields, held)
+        room.require_disk(migration, layout)
+        room.check(service, layout, fields, held)
         service.note_consent(migration)
         if bounds.announced(fields) > bounds.TIMES * migration.detail.get("announced", math.inf):  # it grows and grows
             migration.note("announced", announced=bounds.announced(fields))
         return migration
     service.refuse_new()
-    _check_space(service, layout, fields, held)
+    room.check(service, layout, fields, held)
     try:
         migration = service.journal.create(
             id=layout.id, role=Role.DESTINATION, name=layout.name, lxcpath=layout.lxcpath,
@@ -329,7 +331,7 @@ def _recorded(service: Service, layout: Layout, fields: dict[str, Any], source_n
             lxcpath_given=bool(fields["lxcpath_given"]), rounds=[], mapped_root=int(fields["mapped_root"]),
             one_shot=bool(fields.get("one_shot")), memory=bool(fields.get("memory", True)),
             caller=service.grant.caller, hooks=service.grant.hooks, hooks_fix=service.grant.hooks_fix,
-            ticket=secrets.token_hex(16), announced=bounds.announced(fields),
+            ticket=secrets.token_hex(16), announced=bounds.announced(fields), disk=lxc_disk.of(layout.lxcpath),
         )
     except AlreadyRecorded:  # given up before it had begun, at this very moment
         raise _has_ended(layout.id) from None
@@ -361,34 +363,6 @@ def _refuse_others(service: Service, layout: Layout, migration: Migration | None
         raise AlreadyMigrating(name=layout.name, peer=current.peer, id=current.id, next=advice.next_command(current))
 
 
-def _bases(service: Service, layout: Layout, origin: str) -> list[str]:
-    """The uuids of what an increment can start from here.
-
-    Who knows a uuid can have that subvolume made part of what it sends: a caller who is not root learns only those of
-    the container that it brings.
-    """
-    return [base.stream_uuid for base in layout.bases()
-            if not service.grant.restricted or identity.is_of(service.journal, base.path, origin)]
-
-
-def _check_space(service: Service, layout: Layout, fields: dict[str, Any], held: list[str]) -> None:
-    """Raise NoSpace unless the whole disk, or what of it has not arrived yet, fits twice: spooled and imported.
-
-    How large an increment on what both hosts have, `held` by the source, will be nobody knows; nor what the rest of one
-    that has begun will be.
-    """
-    what = f"the disk of {layout.name}, spooled and imported"
-    free = bounds.reserve(layout.lxcpath) if service.grant.restricted else 0
-    if set(bases.held(layout)) & set(held):
-        bases.check_space(service.journal, layout, free, held, what=what, caller=service.grant.caller)
-        return
-    disk = bounds.announced(fields)
-    missing = max(0, disk - spool.size_of(layout.spool))
-    imported_too = missing if fields.get("one_shot") else disk  # it is imported while it arrives, or later
-    needed = free + missing + imported_too
-    bases.check_space(service.journal, layout, needed, held, what=what, caller=service.grant.caller)
-
-
 def receive_disk(service: Service, fields: dict[str, Any]) -> Place:
     """Where a round's stream goes, and that it must be on disk before it is acknowledged."""
     migration = service.migration(fields)
@@ -397,8 +371,9 @@ def receive_disk(service: Service, fields: dict[str, Any]) -> Place:
     if not 1 <= number <= len(rounds) + 1 or len(rounds) > 1000:
         raise UsageError(reason=f"round {number} does not follow round {len(rounds)}")
     service.refuse_data(migration)
-    migration.move(Event.RECEIVE)
     here = Layout(migration.lxcpath, migration.name, migration.id)
+    lxc_disk.require(here)
+    migration.move(Event.RECEIVE)
     file = here.spool / f"disk-{number}"
     behind = service.import_behind(file, here.snapshot(number)) if fields.get("behind") else None
     return Place(here.spool, True, {file.name}.__contains__, behind, service.disk_bounds(migration))
@@ -428,7 +403,7 @@ def subvolumes(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     """The uuids of what increments of a container can start from here."""
     name = names.container_name(str(fields["name"]))
     layout = Layout(service.lxcpath(fields), name, "00000000")
-    return {"subvolumes": _bases(service, layout, service.origin(fields))}
+    return {"subvolumes": room.bases_for(service, layout, service.origin(fields))}
 
 
 def lxcpath_(service: Service, fields: dict[str, Any]) -> dict[str, Any]:

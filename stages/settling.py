@@ -17,6 +17,7 @@ from migrator import (
     advice,
     aftermath,
     clock,
+    come_up,
     container_config,
     criu,
     identity,
@@ -25,7 +26,6 @@ from migrator import (
     log,
     lxc,
     lxc_disk,
-    network,
     no_memory,
     restore,
     roots,
@@ -42,8 +42,9 @@ SETTLE_LIMIT = 10.0  # seconds that CRIU, left behind by a restore-dump that was
 def settle(migration: Migration) -> None:
     """An earlier restore-dump was killed, or could not record its end: that is made good.
 
-    Either the container runs here; or it has run here, and a reboot or its own end has stopped it: then it is here
-    that it goes on, from its disk, but fenced until `go_on`: the source may have been forced to take it back meanwhile.
+    Either the container lives here, whatever LXC says of it, and nothing of it is ended; or it has run here, and a
+    reboot or its own end has stopped it: then it is here that it goes on, from its disk, but fenced until `go_on`: the
+    source may have been forced to take it back meanwhile.
     Or it never ran, and what the attempt left is removed. Raises JournalBroken, or DiskAway, with nothing taken away.
     """
     layout = Layout(migration.lxcpath, migration.name, migration.id)
@@ -56,11 +57,7 @@ def settle(migration: Migration) -> None:
     if ours and _has_come_up(migration, container, layout):
         log.warning(f"An earlier restore of {migration.name} was killed after it had succeeded")
         record(migration, time.time())
-        container_config.unfence(layout.container, migration.id)
-        if migration.memory:
-            restore.complete(container, layout)
-        network.bring_back_dad(container.init_pid, migration.detail["dad"])
-        network.announce(container.init_pid).join()
+        come_up.complete(migration, container, layout)
     elif let_run.was(let_run.mark(layout.spool)) and layout.is_own_rootfs():
         end(migration, container, layout)
         record(migration, time.time())
@@ -72,7 +69,8 @@ def settle(migration: Migration) -> None:
 
 def _settle_removed(migration: Migration, layout: Layout) -> None:
     if let_run.was(let_run.mark(layout.spool)) and layout.is_own_rootfs():  # only its configuration was removed
-        _end_removed(migration, layout)
+        if not come_up.lives(migration, layout, SETTLE_LIMIT):
+            _end_removed(migration, layout)
         record(migration, time.time())
         return
     log.warning(f"What an earlier restore of {migration.name} had made here was removed")
@@ -205,18 +203,11 @@ def record(migration: Migration, restored_at: float) -> None:
 def _has_come_up(migration: Migration, container: lxc.Container, layout: Layout) -> bool:
     """Whether a restore that was killed had brought the container up."""
     if not migration.memory:
-        return no_memory.runs(container, migration.id)
+        return no_memory.runs(container, migration.id) or come_up.lives(migration, layout, SETTLE_LIMIT)
     if criu.left_after(SETTLE_LIMIT, layout.dumped_into()):
         return False  # it hangs; LXC answers no question about the container before it has ended
-    cgroup = _running_cgroup(container)
-    return bool(cgroup and lxc.processes(cgroup))
-
-
-def _running_cgroup(container: lxc.Container) -> Path | None:
-    with contextlib.suppress(MigratorError, OSError):
-        if container.state == "RUNNING":
-            return container.cgroup
-    return None
+    cgroup = come_up.cgroup(container)
+    return bool(cgroup and lxc.processes(cgroup)) or come_up.lives(migration, layout, SETTLE_LIMIT)
 
 
 def clear(migration: Migration) -> None:
@@ -262,7 +253,7 @@ def end(migration: Migration, container: lxc.Container, layout: Layout) -> bool:
     if not _is_ours(layout):
         return False
     with contextlib.suppress(MigratorError, OSError):
-        if cgroup := _running_cgroup(container):  # LXC does not answer while it restores
+        if cgroup := come_up.cgroup(container):  # LXC does not answer while it restores
             (cgroup / "cgroup.kill").write_text("1")
     left = _kill(layout)
     _wait_stopped(container)

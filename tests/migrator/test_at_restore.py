@@ -34,9 +34,22 @@ def images(tmp_path: Path) -> Path:
 def test_other_stages_are_none_of_its_business(images: Path) -> None:
     (images / cgroups.RECORD).write_text("nonsense")
     for stage in ("pre-restore", "setup-namespaces", "network-unlock", "pre-resume", "post-resume"):
+        assert not at_restore.has_let_go(images) or stage == "post-resume"
         assert start(images, stage).returncode == 0
     assert at_restore.reason(images) == ""
     assert not let_run.was(images / let_run.NAME), "it does not run yet"
+
+
+def test_that_criu_lets_go_is_noted_or_not_and_it_runs_all_the_same(images: Path) -> None:
+    """On a full disk, say."""
+    assert start(images, at_restore.STAGE).returncode == 0
+    assert not at_restore.has_let_go(images), "its tasks wait for each other yet"
+    (images / at_restore.LET_GO).mkdir()
+    done = start(images, at_restore.LAST)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    (images / at_restore.LET_GO).rmdir()
+    assert start(images, at_restore.LAST).returncode == 0
+    assert at_restore.has_let_go(images) and (images / at_restore.LET_GO).read_text() == ""
 
 
 def test_the_mark_is_made_before_it_runs_or_it_does_not_run(images: Path) -> None:

@@ -17,6 +17,7 @@ WHERE: dict[str, tuple[str, ...]] = {
     "migrator/layout.py": ("*",),
     "migrator/lxc_disk.py": ("*",),
     "migrator/leave.py": ("*",),
+    "migrator/come_up.py": ("*",),
     "migrator/holder.py": ("*",),
     "migrator/container_config.py": ("*",),
     "migrator/known_hosts.py": ("*",),
@@ -38,7 +39,7 @@ TESTS = (
         "journal_steps", "known_hosts", "layout", "leave", "names", "spool", "spool_reads", "spool_receive", "states",
         "thawing", "transfer", "watchdog", "whose_cgroup")),
     *(f"tests/stages/test_{name}.py" for name in (
-        "allowed", "another_host", "answers", "begin", "cleanup", "define", "disk_away", "ended_there",
+        "allowed", "another_host", "answers", "begin", "cleanup", "come_up", "define", "disk_away", "ended_there",
         "ending", "force", "force_records", "given_back", "gone_here", "heal", "in_its_place", "late_own",
         "left_by_a_restore", "locked_journal", "model_conformance", "not_swallowed", "offer", "remains",
         "removed_there", "rollback", "rollback_there", "rollback_typed", "same_name", "settling", "start_there",

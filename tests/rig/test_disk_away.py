@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from tests.rig.fault_steps import PAUSES, hooked
-from tests.rig.harness import Rig, wait_for
+from tests.rig.harness import DESTINATION, Rig, wait_for
 from tests.rig.test_failures import failed, frozen
 from tests.rig.test_healing import dumped, guest, reboot, runs_only_on, states  # noqa: F401 -- a fixture
 
@@ -56,3 +56,17 @@ def test_what_has_stopped_goes_back_once_it_is_destroyed(rig: Rig, guest: str) -
     rig.exec("hosta", *back.split()).expect(0)
     runs_only_on(rig, "hosta", guest)
     assert states(rig) == ("rolled-back", "finished")
+
+
+def test_data_come_to_no_other_disk(rig: Rig, guest: str) -> None:
+    """Nor is a spool made there, by which it would be told later that the disk is not away."""
+    rig.sh("hostb", "mount -t tmpfs none /pool")
+    try:
+        failed(rig.migrator("hosta", "prepare-data", "c1", "-d", DESTINATION, "--json"), 39, "disk-away")
+        assert not rig.sh("hostb", "ls -A /pool").strip()
+    finally:
+        rig.sh("hostb", "umount /pool")
+    rig.sh("hostb", "source=$(findmnt -no SOURCE /pool) && umount /pool && mount $source /pool")  # as after a reboot
+    rig.migrator("hosta", "prepare-data", "c1", "-d", DESTINATION).expect(0)
+    rig.migrator("hostb", "import-data", "c1").expect(0)
+    rig.migrator("hosta", "rollback", "c1").expect(0)

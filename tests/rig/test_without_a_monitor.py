@@ -11,6 +11,7 @@ import pytest
 from tests.rig.conftest import CleanHosts
 from tests.rig.harness import DESTINATION, Rig, wait_for
 from tests.rig.held import held
+from tests.rig.test_disk_away import killed_before_the_record
 
 TO_B = ("-d", DESTINATION)
 CGROUP = "/sys/fs/cgroup/lxc.payload.c1"
@@ -27,11 +28,11 @@ def guest(rig: Rig, clean_hosts: CleanHosts) -> str:
     return str(rig.probe("hosta", "c1")["start"])
 
 
-def kill_monitor(rig: Rig) -> None:
+def kill_monitor(rig: Rig, host: str = "hosta") -> None:
     """And see that LXC knows nothing of the container any more, which lives."""
-    rig.sh("hosta", "kill -9 $(pgrep -f '^\\[lxc monitor\\] .* c1$')")
-    wait_for(lambda: rig.sh("hosta", "lxc-info -n c1 -sH").strip() == "STOPPED", "LXC takes it for stopped")
-    assert rig.sh("hosta", INIT).strip(), "it lives"
+    rig.sh(host, "kill -9 $(pgrep -f '^\\[lxc monitor\\] .* c1$')")
+    wait_for(lambda: rig.sh(host, "lxc-info -n c1 -sH").strip() == "STOPPED", "LXC takes it for stopped")
+    assert rig.sh(host, INIT).strip(), "it lives"
 
 
 def test_a_rollback_thaws_it(rig: Rig, guest: str) -> None:
@@ -88,3 +89,22 @@ def test_what_was_restored_is_known_by_its_root(rig: Rig, guest: str) -> None:
     told = rig.exec("hostb", "/opt/migrator/venv/bin/python", "-c", script, id_, init, "1").stdout
     assert told == "True False True\n"
     rig.migrator("hosta", "finish", "c1").expect(0)
+
+
+@pytest.mark.parametrize("since", ["it was frozen", "its monitor was killed"])
+def test_what_was_let_run_is_not_ended_for_it(rig: Rig, guest: str, since: str) -> None:
+    """Who has restored it was killed before that was recorded; the next command records it."""
+    killed_before_the_record(rig)
+    init = rig.sh("hostb", INIT)
+    if since == "it was frozen":
+        rig.sh("hostb", "lxc-freeze -n c1")
+    else:
+        kill_monitor(rig, "hostb")
+    rig.migrator("hostb", "resume", "c1").expect(0)
+    assert rig.status("hostb", "c1")["state"] == "finished" and rig.sh("hostb", INIT) == init
+    assert not rig.sh("hosta", f"{INIT} 2>/dev/null; true").strip(), "one copy"
+    if since == "it was frozen":
+        assert rig.sh("hostb", "lxc-info -n c1 -sH").strip() == "FROZEN", "that was meant"
+        rig.sh("hostb", "lxc-unfreeze -n c1")
+        assert rig.probe("hostb", "c1")["start"] == guest
+    rig.reaches("client", "10.0.3.120")

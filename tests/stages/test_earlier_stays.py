@@ -289,3 +289,44 @@ def test_what_has_no_configuration_is_nobodys_copy(journal: Journal, tmp_path: P
     here.spool.mkdir()  # of which that cleanup did not know that it is needed
     finish.end_here(came)
     assert len(here.set_aside()) == 1
+
+
+def elsewhere(pool: Path, came: Migration) -> tuple[Layout, str]:
+    """Only the configuration was put aside, as the root file system lay in another place, and lies there."""
+    here = put_aside(pool, came)
+    shutil.rmtree(here.old / "rootfs")
+    disk = pool / "vols" / "web"
+    disk.mkdir(parents=True)
+    container_config.fence(here.old, f"{CONFIG}lxc.rootfs.path = btrfs:{disk}\n", ID, "no")
+    return here, str(disk)
+
+
+@pytest.mark.usefixtures("state")
+@pytest.mark.parametrize("ours", [True, False])
+def test_whose_disk_lies_in_another_place(journal: Journal, tmp_path: Path, capfd: pytest.CaptureFixture[str],
+                                          ours: bool) -> None:
+    """Nothing but that configuration names it: that of another container is kept, and of both is said where it is."""
+    begun(journal, tmp_path, Role.SOURCE, *LEFT)
+    came = begun(journal, tmp_path, Role.DESTINATION, *ARRIVED, id=LATER, origin=ID if ours else "ffffffff")
+    here, disk = elsewhere(tmp_path, came)
+    for _ in range(1 if ours else 2):  # safe to repeat
+        finish.end_here(came)
+        assert f"btrfs:{disk}" in capfd.readouterr().err.replace("\n", "")
+        assert (here.old / "config").is_file() is not ours and Path(disk).is_dir()
+    clean(journal, tmp_path)
+    assert not here.old.exists() and Path(disk).is_dir()
+
+
+@pytest.mark.usefixtures("state")
+@pytest.mark.parametrize("named", ["its place", "by a link", "none"])
+def test_the_configuration_of_another_one_without_a_disk(journal: Journal, tmp_path: Path, named: str,
+                                                         capfd: pytest.CaptureFixture[str]) -> None:
+    """It is kept as well: perhaps there is no second one."""
+    came = begun(journal, tmp_path, Role.DESTINATION, *ARRIVED, id=LATER, origin="ffffffff")
+    here, _ = elsewhere(tmp_path, came)
+    (tmp_path / "link").symlink_to(tmp_path)
+    lines = {"its place": f"lxc.rootfs.path = btrfs:{here.rootfs}\n", "none": "",
+             "by a link": f"lxc.rootfs.path = dir:{tmp_path}/link/web/rootfs\n"}
+    container_config.fence(here.old, CONFIG + lines[named], ID, "no")
+    finish.end_here(came)
+    assert (here.old / "config").is_file() and "lies in" not in capfd.readouterr().err

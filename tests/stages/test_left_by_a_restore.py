@@ -119,29 +119,6 @@ def test_what_runs_is_recorded_and_completed(restoring: Migration, container: Co
     assert acts == [*(["restore completed"] if memory else []), "announced 4711", "announced to its end"]
 
 
-@pytest.mark.parametrize(("states", "cgroup", "tasks", "left", "up"), [
-    (["RUNNING"], True, [1], [], True), (["RUNNING"], True, [], [], False), (["STOPPED"], True, [1], [], False),
-    (["RUNNING"], False, [1], [], False), (["RUNNING"], True, [1], [99], False),
-])
-def test_whether_it_has_come_up(restoring: Migration, container: Container, acts: list[str],
-                                monkeypatch: pytest.MonkeyPatch, states: list[str], cgroup: bool, tasks: list[int],
-                                left: list[int], up: bool) -> None:
-    waited: list[tuple[float, list[Path]]] = []
-    container.states = states
-    if cgroup:
-        container.folder.mkdir()
-    monkeypatch.setattr(lxc, "processes", lambda of: tasks)
-
-    def left_after(limit: float, folders: list[Path]) -> list[int]:
-        waited.append((limit, folders))
-        return left
-
-    monkeypatch.setattr(criu, "left_after", left_after)
-    layout = layout_of(restoring)
-    assert settling._has_come_up(restoring, cast("lxc.Container", container), layout) is up
-    assert waited == [(settling.SETTLE_LIMIT, layout.dumped_into())]
-
-
 def test_one_that_is_not_ours_is_not_taken_for_it(restoring: Migration, container: Container, acts: list[str],
                                                   monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(identity, "whose", lambda *_: Whose.FOREIGN)

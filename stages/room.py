@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a destination has for a migration that begins, or its next round: the disk, room on it, what is there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from migrator import bases, bounds, identity, lxc_disk, spool
+from migrator.journal import Migration
+from migrator.layout import Layout
+from migrator.service import Service
+from migrator.states import State
+
+
+def require_disk(migration: Migration, layout: Layout) -> None:
+    """Raises DiskAway unless what is going to be made comes to lie where it belongs, beside what has been made before.
+
+    Until the first round has arrived there may be no spool: who began it may have been killed before that.
+    """
+    lxc_disk.require_same(layout, migration.detail.get("disk"))
+    if migration.state is not State.RECEIVING or migration.detail["rounds"]:
+        lxc_disk.require(layout)
+
+
+def bases_for(service: Service, layout: Layout, origin: str) -> list[str]:
+    """The uuids of what an increment can start from here.
+
+    Who knows a uuid can have that subvolume made part of what it sends: a caller who is not root learns only those of
+    the container that it brings.
+    """
+    return [base.stream_uuid for base in layout.bases()
+            if not service.grant.restricted or identity.is_of(service.journal, base.path, origin)]
+
+
+def check(service: Service, layout: Layout, fields: dict[str, Any], held: list[str]) -> None:
+    """Raise NoSpace unless the whole disk, or what of it has not arrived yet, fits twice: spooled and imported.
+
+    How large an increment on what both hosts have, `held` by the source, will be nobody knows; nor what the rest of one
+    that has begun will be.
+    """
+    what = f"the disk of {layout.name}, spooled and imported"
+    free = bounds.reserve(layout.lxcpath) if service.grant.restricted else 0
+    if set(bases.held(layout)) & set(held):
+        bases.check_space(service.journal, layout, free, held, what=what, caller=service.grant.caller)
+        return
+    disk = bounds.announced(fields)
+    missing = max(0, disk - spool.size_of(layout.spool))
+    imported_too = missing if fields.get("one_shot") else disk  # it is imported while it arrives, or later
+    needed = free + missing + imported_too
+    bases.check_space(service.journal, layout, needed, held, what=what, caller=service.grant.caller)
