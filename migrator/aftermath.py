@@ -54,10 +54,14 @@ def has_stopped(migration: Migration) -> bool:
     """On the destination: of one that has run here and is stopped, whether it was let run in this very boot.
 
     By itself, or with who had it restored: it may not have come to run at all, and the source has its memory. Without
-    memory there is none to lose, and one that ran before a reboot goes on from its disk.
+    memory there is none to lose, and one that ran before a reboot goes on from its disk. That it had stopped is on
+    record, with the boot; of an older version's migration, or one that stopped right after the record, the mark tells.
     """
-    mark = let_run.mark(Layout(migration.lxcpath, migration.name, migration.id).spool)
-    return migration.memory and let_run.was(mark) and let_run.boot(mark) == clock.BOOT_ID.read_text().strip()
+    boot = migration.detail.get("had_stopped")
+    if boot is None:
+        mark = let_run.mark(Layout(migration.lxcpath, migration.name, migration.id).spool)
+        boot = let_run.boot(mark) if let_run.was(mark) else ""
+    return migration.memory and boot == clock.BOOT_ID.read_text().strip()
 
 
 def stopped(migration: Migration) -> StoppedThere:
@@ -185,10 +189,11 @@ def _on_destination(migration: Migration) -> str:
     if migration.state is State.RESTORED:
         with contextlib.suppress(MigratorError):
             if lxc.Container(migration.name, migration.lxcpath).state == "STOPPED":
-                if identity.whose(Layout(migration.lxcpath, migration.name, migration.id)).may_go:
-                    if has_stopped(migration):
-                        found = stopped(migration)
-                        return f"{found} {found.hint}"
+                fenced = identity.whose(Layout(migration.lxcpath, migration.name, migration.id)).may_go
+                if has_stopped(migration) and (fenced or migration.detail.get("had_stopped")):
+                    found = stopped(migration)
+                    return f"{found} {found.hint}"
+                if fenced:
                     return (f"It has run here, and was stopped before {migration.peer} had heard of it. Once that host"
                             f" has been asked, it goes on with: {advice.command('resume', migration)}")
                 return (f"It has run here and is stopped now, as after a reboot. Start it with: lxc-start -P "

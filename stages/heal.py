@@ -182,7 +182,7 @@ def _complete_restored(args: argparse.Namespace, migration: Migration) -> Result
     config = "" if left else _text_of(layout.container / "config")
     fenced = container_config.fence_of(config) == migration.id
     end = -1.0
-    if stands := not left and settling.stands_fenced(migration):
+    if stands := not left and settling.stands_stopped(migration):
         end = ask_source.leave_for(args, migration, args.max_downtime or 120.0)
         taken_back = not end
     else:

@@ -105,9 +105,10 @@ def test_what_was_restored_is_known_by_its_root(rig: Rig, guest: str) -> None:
     """And this host's own processes are not of it."""
     rig.migrator("hosta", "create-dump", "c1", *TO_B).expect(0)
     rig.migrator("hostb", "restore-dump", "c1").expect(0)
-    script = ("import sys\nfrom pathlib import Path\nfrom migrator.layout import Layout\nfrom stages import settling\n"
+    script = ("import sys\nfrom pathlib import Path\nfrom migrator.layout import Layout\n"
+              "from stages import left_running, settling\n"
               "here = Layout(Path('/pool'), 'c1', sys.argv[1])\n"
-              "print(*(settling.lives_in_own(here, int(pid)) for pid in sys.argv[2:]), settling.lives_on(here))\n")
+              "print(*(left_running.lives_in_own(here, int(pid)) for pid in sys.argv[2:]), settling.lives_on(here))\n")
     init = rig.sh("hostb", INIT).strip()
     id_ = rig.status("hostb", "c1")["id"]
     told = rig.exec("hostb", "/opt/migrator/venv/bin/python", "-c", script, id_, init, "1").stdout
