@@ -7,6 +7,8 @@ A reboot ends what was frozen, and empties /run, where images usually lie. The j
 from __future__ import annotations
 
 import contextlib
+import shlex
+from collections.abc import Callable
 
 from migrator import (
     advice,
@@ -20,6 +22,7 @@ from migrator import (
     lxc_disk,
     no_memory,
     remains,
+    standing,
 )
 from migrator.errors import ContainerNotFound, DiskAway, MigratorError, StoppedThere
 from migrator.journal import Migration
@@ -162,16 +165,45 @@ def _on_source(migration: Migration) -> str:
                 f" type there, before anything else: migrator rollback {migration.other_name}")
     if migration.state not in FROZEN or migration.state is State.FINISHING:
         return ""
-    memory = ("It is stopped here, with all of its disk." if not migration.memory else
-              "It is frozen here, with all its memory." if memory_is_here(migration)
-              else "The memory that was frozen here is gone, as after a reboot.")
+    stands = _past_fence(migration) or _stands(migration)
     if migration.state is State.OFFERED:
-        return f"{memory} The token was offered to {there}: only that host knows whether it has taken it."
+        return f"{stands} The token was offered to {there}: only that host knows whether it has taken it."
     if migration.state is State.DUMPED:
-        return f"{memory} {there} has the token: it runs there, or may be restored there at any time."
+        return f"{stands} {there} has the token: it runs there, or may be restored there at any time."
     if migration.memory and not memory_is_here(migration) and held(migration):
-        return f"{memory} This host has the token: it can be started from its disk."
+        can = "it runs here" if _is(standing.started_anew, migration) else "it can be started from its disk"
+        return f"{stands} This host has the token: {can}."
     return ""
+
+
+def _stands(migration: Migration) -> str:
+    """How what was brought to a stand here stands, and whether beside it another start runs."""
+    if not migration.memory:
+        return "It is stopped here, with all of its disk."
+    if not memory_is_here(migration):
+        return "The memory that was frozen here is gone, as after a reboot."
+    if not _is(standing.started_anew, migration):
+        return "It is frozen here, with all its memory."
+    stop = shlex.join(["lxc-stop", "-P", str(migration.lxcpath), "-n", migration.name])
+    return ("It is frozen here, with all its memory, and was started once more beside that, past its fence. That one"
+            f" comes to its end with {stop}: two must not run on one disk.")
+
+
+def _past_fence(migration: Migration) -> str:
+    """How it has come to run here, while its destination may run it; "" where it does not, as far as can be told."""
+    if migration.role is not Role.SOURCE or migration.state not in (State.OFFERED, State.DUMPED):
+        return ""
+    if _is(remains.was_thawed, migration):
+        return "It runs here: somebody has thawed it."
+    if not memory_is_here(migration) and _is(standing.started_anew, migration):
+        return "It runs here: somebody has started it past its fence."
+    return ""
+
+
+def _is(question: Callable[[Migration], bool], migration: Migration) -> bool:
+    with contextlib.suppress(MigratorError, OSError):  # what is on record is told all the same
+        return question(migration)
+    return False
 
 
 def _on_destination(migration: Migration) -> str:
@@ -205,4 +237,6 @@ def next_command(migration: Migration) -> str:
     """As `advice.next_command`, with what is left here in mind."""
     if migration.role is Role.DESTINATION and migration.state is State.OWNED and not can_be_restored(migration):
         return advice.command("resume", migration)
+    if _past_fence(migration):
+        return advice.command("rollback", migration)
     return advice.next_command(migration)
