@@ -7,6 +7,8 @@ A reboot ends what was frozen, and empties /run, where images usually lie. The j
 from __future__ import annotations
 
 import contextlib
+import shlex
+from collections.abc import Callable
 
 from migrator import (
     advice,
@@ -20,6 +22,7 @@ from migrator import (
     lxc_disk,
     no_memory,
     remains,
+    standing,
 )
 from migrator.errors import ContainerNotFound, DiskAway, MigratorError, StoppedThere
 from migrator.journal import Migration
@@ -54,10 +57,14 @@ def has_stopped(migration: Migration) -> bool:
     """On the destination: of one that has run here and is stopped, whether it was let run in this very boot.
 
     By itself, or with who had it restored: it may not have come to run at all, and the source has its memory. Without
-    memory there is none to lose, and one that ran before a reboot goes on from its disk.
+    memory there is none to lose, and one that ran before a reboot goes on from its disk. That it had stopped is on
+    record, with the boot; of an older version's migration, or one that stopped right after the record, the mark tells.
     """
-    mark = let_run.mark(Layout(migration.lxcpath, migration.name, migration.id).spool)
-    return migration.memory and let_run.was(mark) and let_run.boot(mark) == clock.BOOT_ID.read_text().strip()
+    boot = migration.detail.get("had_stopped")
+    if boot is None:
+        mark = let_run.mark(Layout(migration.lxcpath, migration.name, migration.id).spool)
+        boot = let_run.boot(mark) if let_run.was(mark) else ""
+    return migration.memory and boot == clock.BOOT_ID.read_text().strip()
 
 
 def stopped(migration: Migration) -> StoppedThere:
@@ -158,16 +165,45 @@ def _on_source(migration: Migration) -> str:
                 f" type there, before anything else: migrator rollback {migration.other_name}")
     if migration.state not in FROZEN or migration.state is State.FINISHING:
         return ""
-    memory = ("It is stopped here, with all of its disk." if not migration.memory else
-              "It is frozen here, with all its memory." if memory_is_here(migration)
-              else "The memory that was frozen here is gone, as after a reboot.")
+    stands = _past_fence(migration) or _stands(migration)
     if migration.state is State.OFFERED:
-        return f"{memory} The token was offered to {there}: only that host knows whether it has taken it."
+        return f"{stands} The token was offered to {there}: only that host knows whether it has taken it."
     if migration.state is State.DUMPED:
-        return f"{memory} {there} has the token: it runs there, or may be restored there at any time."
+        return f"{stands} {there} has the token: it runs there, or may be restored there at any time."
     if migration.memory and not memory_is_here(migration) and held(migration):
-        return f"{memory} This host has the token: it can be started from its disk."
+        can = "it runs here" if _is(standing.started_anew, migration) else "it can be started from its disk"
+        return f"{stands} This host has the token: {can}."
     return ""
+
+
+def _stands(migration: Migration) -> str:
+    """How what was brought to a stand here stands, and whether beside it another start runs."""
+    if not migration.memory:
+        return "It is stopped here, with all of its disk."
+    if not memory_is_here(migration):
+        return "The memory that was frozen here is gone, as after a reboot."
+    if not _is(standing.started_anew, migration):
+        return "It is frozen here, with all its memory."
+    stop = shlex.join(["lxc-stop", "-P", str(migration.lxcpath), "-n", migration.name])
+    return ("It is frozen here, with all its memory, and was started once more beside that, past its fence. That one"
+            f" comes to its end with {stop}: two must not run on one disk.")
+
+
+def _past_fence(migration: Migration) -> str:
+    """How it has come to run here, while its destination may run it; "" where it does not, as far as can be told."""
+    if migration.role is not Role.SOURCE or migration.state not in (State.OFFERED, State.DUMPED):
+        return ""
+    if _is(remains.was_thawed, migration):
+        return "It runs here: somebody has thawed it."
+    if not memory_is_here(migration) and _is(standing.started_anew, migration):
+        return "It runs here: somebody has started it past its fence."
+    return ""
+
+
+def _is(question: Callable[[Migration], bool], migration: Migration) -> bool:
+    with contextlib.suppress(MigratorError, OSError):  # what is on record is told all the same
+        return question(migration)
+    return False
 
 
 def _on_destination(migration: Migration) -> str:
@@ -189,10 +225,11 @@ def _on_destination(migration: Migration) -> str:
                 if lxc.runs_in(migration.name, layout.rootfs):
                     return ("It has run here, and processes of it live on, though LXC does not know of it any more: its"
                             " monitor has ended. Start no second one.")
-                if identity.whose(layout).may_go:
-                    if has_stopped(migration):
-                        found = stopped(migration)
-                        return f"{found} {found.hint}"
+                fenced = identity.whose(layout).may_go
+                if has_stopped(migration) and (fenced or migration.detail.get("had_stopped")):
+                    found = stopped(migration)
+                    return f"{found} {found.hint}"
+                if fenced:
                     return (f"It has run here, and was stopped before {migration.peer} had heard of it. Once that host"
                             f" has been asked, it goes on with: {advice.command('resume', migration)}")
                 return (f"It has run here and is stopped now, as after a reboot. Start it with: lxc-start -P "
@@ -204,4 +241,6 @@ def next_command(migration: Migration) -> str:
     """As `advice.next_command`, with what is left here in mind."""
     if migration.role is Role.DESTINATION and migration.state is State.OWNED and not can_be_restored(migration):
         return advice.command("resume", migration)
+    if _past_fence(migration):
+        return advice.command("rollback", migration)
     return advice.next_command(migration)

@@ -39,7 +39,7 @@ _SHOWN = 3
 def receive(stream: Iterable[bytes | memoryview], target: Path, spool: Path, *,
             limit: float = btrfs.STREAM_LIMIT, leave: int = 0,
             begun: Callable[[Program], None] = lambda _: None) -> None:
-    """Feed a stream to `btrfs receive`, which makes the snapshot `target` of it, in `limit` seconds.
+    """Feed a stream to `btrfs receive`, which makes the snapshot `target` of it, in `limit` seconds for all of it.
 
     `begun` is told which program that is, for another thread that may have to end it.
 
@@ -47,7 +47,8 @@ def receive(stream: Iterable[bytes | memoryview], target: Path, spool: Path, *,
     anything else, or an earlier one does not end, CommandTimeout, or NoSpace. The caller removes a `target` that is
     not whole.
     """
-    if left := _end_left(target.parent, spool):
+    end = time.monotonic() + limit
+    if left := _end_left(target.parent, spool, min(limit, END_LIMIT)):
         raise ReceiveFailed(path=target, reason=f"an earlier `btrfs receive` does not end (process {left[0]})")
     _take_away(target.parent, spool)
     if os.path.lexists(target):
@@ -59,7 +60,7 @@ def receive(stream: Iterable[bytes | memoryview], target: Path, spool: Path, *,
     may_name = functools.cache(functools.partial(subvolume_uuids.are_all_in, target.parent))
     try:
         btrfs.receive(bounds.leaving(leave, send_stream.plain(stream, target, may_name), target), target.parent,
-                      limit=limit, begun=begun)
+                      limit=max(0.0, end - time.monotonic()), begun=begun)
     finally:
         brought = _take_away(target.parent, spool)
     if brought:
@@ -73,21 +74,22 @@ def clear(folder: Path, spool: Path, *, but: Callable[[str], bool] = lambda _: F
     Where it was killed, what it has left at work is ended. What has come there since, as `but` tells by its name, is
     not taken away. Ask with the container locked.
     """
-    if left := _end_left(folder, spool):
+    if left := _end_left(folder, spool, END_LIMIT):
         log.warning(f"A `btrfs receive` that was killed does not end: process {left[0]}")
     return _take_away(folder, spool, but)
 
 
-def _end_left(folder: Path, spool: Path) -> list[int]:
-    """End the receives into `folder` that a killed program has left; the ids of those that do not."""
+def _end_left(folder: Path, spool: Path, limit: float) -> list[int]:
+    """End the receives into `folder` that a killed program has left; the ids of those that do not, in `limit` seconds.
+    """
     if not (spool / NOTE).exists():  # the last one came to its end
         return []
-    limit = time.monotonic() + END_LIMIT
+    end = time.monotonic() + limit
     while found := processes(folder):
         for pid in found:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        if time.monotonic() > limit:
+        if time.monotonic() > end:
             break
         time.sleep(0.01)
     return found

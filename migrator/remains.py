@@ -16,6 +16,7 @@ from typing import Any
 from migrator import btrfs, cgroups, clock, holder, lxc, roots
 from migrator.errors import MigratorError, StartFailed
 from migrator.journal import Migration
+from migrator.thawing import Frozen
 
 
 def record(container: lxc.Container) -> dict[str, Any]:
@@ -112,23 +113,23 @@ def first_is_here(migration: Migration) -> bool:
         return False
 
 
-def refuse_beside(migration: Migration) -> None:
+def refuse_beside(frozen: Frozen) -> None:
     """Before what stands still is thawed: raises StartFailed while another start of it lives, with the same disk.
 
     It is told by its root, and by a pid namespace of its own, which no visitor has. Neither LXC nor a disk is asked,
     as a thaw waits for this; what cannot be told keeps nothing frozen.
     """
-    cgroup, second = migration.detail["cgroup"], None
+    second = None
     with contextlib.suppress(OSError):
-        pid = recorded_init(migration)[0]
-        root, inside, ours = roots.of(pid), lxc.pid_namespace(pid), cgroups.processes(cgroup)
-        second = next((each for each in lxc.container_processes(migration.name)
+        root, inside = roots.of(frozen.pid), lxc.pid_namespace(frozen.pid)
+        ours = cgroups.processes(str(frozen.cgroup))
+        second = next((each for each in lxc.container_processes(frozen.name)
                        if each not in ours and _lives_beside(each, root, inside)), None)
     if second is not None:
-        raise StartFailed(name=migration.name, log="not there", reason=(
-            f"it was started here past its fence, beside what is frozen (process {second}). Two must not run on one"
-            f" disk: stop that one with lxc-stop -P {migration.lxcpath} -n {migration.name}, or end the frozen one"
-            f" with: echo 1 >{cgroup}/cgroup.kill"))
+        raise StartFailed(name=frozen.name, log="not there", reason=(
+            f"it was started here once more, beside what is frozen (process {second}). Two must not run on one"
+            f" disk: stop that one with lxc-stop -P {frozen.lxcpath} -n {frozen.name}, or end the frozen one"
+            f" with: echo 1 >{frozen.cgroup}/cgroup.kill"))
 
 
 def _lives_beside(pid: int, root: roots.Root, inside: str | None) -> bool:

@@ -8,9 +8,9 @@ that program reaches it, and in the root of the cgroup tree, see `stand_apart`. 
 - when that program has ended without having taken its leave, provided that nobody else has the container's lock and
   the journal still has it as being dumped;
 
-but not before CRIU has let go of the container. Before the ownership token is offered its clock is stopped, and it
-answers whether it has thawed: from then on no clock decides. It stays until the offer is on record, and is dismissed:
-who is killed between the two has offered nothing, and the journal says so.
+but not before CRIU has let go of the container, nor beside another start of it. Before the ownership token is offered
+its clock is stopped, and it answers whether it has thawed: from then on no clock decides. It stays until the offer is
+on record, and is dismissed: who is killed between the two has offered nothing, and the journal says so.
 
 Lines of JSON: from the program that freezes, a `Task`, `begins` before the freeze, `dad` (see network.hush_dad) after
 it, `clock` where that is stopped, and `dismissed`, or `left`; to it `watching`, and for `clock` `thawed`, true or
@@ -32,7 +32,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
-from migrator import cgroups, criu, holder, log, lxc, network, standard_files, thawing
+from migrator import cgroups, criu, holder, log, lxc, network, remains, standard_files, thawing
 from migrator.errors import MigratorError, WatchdogFailed
 from migrator.journal import Journal
 from migrator.layout import locked
@@ -197,6 +197,7 @@ class Watch:
                 if not self._must_run(untouched):
                     return False
                 if not self._criu_is_at_work():  # who takes the container up meanwhile waits for that too
+                    self._refuse_beside()  # but not for that: who meets this process with the lock waits for its end
                     with locked(self.frozen.name, Path(self.task.locks), lxcpath=self.frozen.lxcpath) as last:
                         untouched = untouched and last <= {self.task.program, holder.this_process()}
                         if self._must_run(untouched):
@@ -222,6 +223,11 @@ class Watch:
     def _criu_is_at_work(self) -> bool:
         return bool(criu.processes(Path(folder) for folder in self.task.images))
 
+    def _refuse_beside(self) -> None:
+        """Raises StartFailed while another start of it lives, as somebody has made who took it for stopped."""
+        if self.frozen.is_here():
+            remains.refuse_beside(self.frozen)
+
     def _is_frozen(self) -> bool:
         with contextlib.suppress(OSError):  # it is looked at again
             return self.frozen.is_here() and lxc.is_frozen(self.frozen.cgroup)
@@ -231,6 +237,7 @@ class Watch:
         """CRIU runs code of its own in tasks that it dumps: they must not go on before it has taken that out again."""
         while self._criu_is_at_work():
             time.sleep(POLL)
+        self._refuse_beside()
         if self.frozen.is_here():
             thawing.thaw(self.frozen)
         elif self.frozen.ports:  # it has ended meanwhile, and what kept its veths silent would stay

@@ -85,12 +85,14 @@ def carry_out(args: argparse.Namespace, migration: Migration, container: lxc.Con
     decision = decide(NAME, migration.state, state_there)
     next_ = advice.command(decision.next_stage, migration) if decision.next_stage else ""
     if not args.dry_run:
-        offer.settle(migration, state_there)
+        with offer.undecided(migration, there):
+            offer.settle(migration, state_there)
     if decision.verdict is Verdict.REFUSE:
         raise OutOfOrder(stage=NAME, missing=decision.missing, next=next_)
     if migration.state is State.OFFERED and not args.dry_run:
-        standing.require(migration, NAME, advice.anew(migration) if prepare_data.one_shot(args) else "")
-        migration.note("leave", **leave.given(migration.detail, leave.BY_HAND))
+        with offer.undecided(migration, there):
+            standing.require(migration, NAME, advice.anew(migration) if prepare_data.one_shot(args) else "")
+            migration.note("leave", **leave.given(migration.detail, leave.BY_HAND))
         offer.make(migration, there)
         next_ = advice.next_command(migration)
     if offer.settled(migration, state_there) is State.DUMPED:

@@ -265,7 +265,7 @@ def end_here(migration: Migration, *, alone: bool = False) -> None:
         lxc_disk.require(layout)  # a fence that is not seen would stay
     if btrfs.is_subvolume(layout.rootfs):
         btrfs.sync(layout.rootfs)  # what programs had brought safely to the source's disk is safe here too
-    if settling.stands_fenced(migration) and aftermath.has_stopped(migration):
+    if settling.stands_stopped(migration) and aftermath.has_stopped(migration):
         log.warning(f"{migration.name} has run here, and has stopped since. All of its disk is here; start it with: "
                     f"lxc-start -n {migration.name} -P {migration.lxcpath}")
     elif settling.stands_fenced(migration):  # and the source's copy has ended: nobody else runs it any more

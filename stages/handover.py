@@ -75,7 +75,7 @@ class Handover(ABC):
             with holder.held_back():
                 try:
                     if offering:
-                        offer.withdraw(self.migration)
+                        offer.withdraw(self.migration, self.there)
                     offer.give_up(self.migration, self.there, as_ours(error), self.unwatched)
                 finally:
                     self.left_alone()

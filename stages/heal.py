@@ -16,6 +16,7 @@ from migrator import advice, aftermath, container_config, healing, holder, log, 
 from migrator.advice import this_host
 from migrator.cli import Result
 from migrator.errors import (
+    ContainerNotFound,
     Interrupted,
     MigratorError,
     NoMigration,
@@ -90,11 +91,10 @@ def _on_source(args: argparse.Namespace, journal: Journal, migration: Migration,
     if migration.state is State.ROLLING_BACK:
         return rollback.roll_back(migration, tell)
     if at_boot and migration.state in DATA_FLOWS:
-        return _result(migration, f"{_where(migration)} What has been sent is kept. Go on with: "
-                                  f"{advice.command(NAME, migration)}")
+        return _waits(migration, " What has been sent is kept.")
     if at_boot and migration.state is State.DUMPING:
         create_dump.heal(migration)
-        return _result(migration, f"{_where(migration)} Go on with: {advice.command(NAME, migration)}")
+        return _waits(migration)
     if migration.state in (State.OFFERED, State.DUMPED) and not _can_go_on(args, migration):
         log.warning(f"{args.destination} has lost the memory of {migration.name}, as after a reboot, or its container: "
                     f"it cannot be restored there")
@@ -104,9 +104,16 @@ def _on_source(args: argparse.Namespace, journal: Journal, migration: Migration,
     return Drive(args, journal, container, migration).run()
 
 
-def _where(migration: Migration) -> str:
-    state = lxc.Container(migration.name, migration.lxcpath).state
-    return f"{migration.name} is {state} on this host, which has the token."
+def _waits(migration: Migration, kept: str = "") -> Result:
+    """At boot: until somebody says that it goes on. One that was removed must not have all be tried again for ever."""
+    resume = advice.command(NAME, migration)
+    try:
+        state = lxc.told_state(lxc.Container(migration.name, migration.lxcpath))
+    except ContainerNotFound:
+        return _result(migration, f"{aftermath.where(migration)}{kept} Once it is there again, go on with: {resume} --"
+                                  f" or give it up: {advice.command('rollback', migration)}")
+    return _result(migration, f"{migration.name} is {state} on this host, which has the token.{kept} Go on with: "
+                              f"{resume}")
 
 
 def _can_go_on(args: argparse.Namespace, migration: Migration) -> bool:
@@ -175,7 +182,7 @@ def _complete_restored(args: argparse.Namespace, migration: Migration) -> Result
     config = "" if left else _text_of(layout.container / "config")
     fenced = container_config.fence_of(config) == migration.id
     end = -1.0
-    if stands := not left and settling.stands_fenced(migration):
+    if stands := not left and settling.stands_stopped(migration):
         end = ask_source.leave_for(args, migration, args.max_downtime or 120.0)
         taken_back = not end
     else:

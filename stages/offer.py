@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 from migrator import advice, btrfs, container_config, criu, holder, leave, limited, log, standing, thawing
@@ -16,6 +16,7 @@ from migrator.errors import (
     Interrupted,
     JournalBroken,
     MigratorError,
+    OutOfOrder,
     SourceRunsAgain,
     SourceStateUnknown,
     SourceStillFrozen,
@@ -31,6 +32,8 @@ from stages.rollback import thaw_source
 from tunnel.errors import DocumentedError
 
 ANSWER_LIMIT = 60.0  # seconds for what a destination does besides the restore itself, as to undo one that has failed
+
+_BREAKS_OFF = (MigratorError, OSError, Interrupted)  # OSError, as where the fence has no room
 
 
 def attempt(migration: Migration) -> int:
@@ -90,25 +93,49 @@ def make(migration: Migration, there: Connection, *, restore_within: float | Non
         asked["restore_within"] = restore_within
     try:
         answer = there.call_and_go("own", **limits(restore_within), within=lambda: word(migration), **asked)
+        migration.move(Event.TAKEN)
     except DumpRefused as error:
         with holder.held_back():
             give_up(migration, there, error)
-    except (MigratorError, Interrupted) as error:  # also Busy: an offer thought lost may be taken at this moment
-        raise outcome(SourceStateUnknown, memory=migration.memory)(
-            error, name=migration.name, destination=there.peer_host, rollback=advice.command("rollback", migration),
-        ) from error
-    migration.move(Event.TAKEN)
+    except _BREAKS_OFF as error:  # also Busy: an offer thought lost may be taken at this moment
+        raise _unknown(migration, there, error) from error
     return answer
 
 
-def withdraw(migration: Migration) -> None:
+def _unknown(migration: Migration, there: Connection, error: BaseException) -> DocumentedError:
+    """It is kept frozen, whether it was offered before or now: by what is on record the destination may run it."""
+    return outcome(SourceStateUnknown, memory=migration.memory)(
+        as_ours(error), name=migration.name, destination=there.peer_host,
+        rollback=advice.command("rollback", migration))
+
+
+@contextlib.contextmanager
+def undecided(migration: Migration, there: Connection) -> Iterator[None]:
+    """Before an offer is made once more: raises SourceStateUnknown where the block fails, and it stays as it is.
+
+    OutOfOrder stays that: it runs here.
+    """
+    try:
+        yield
+    except OutOfOrder:
+        raise
+    except _BREAKS_OFF as error:
+        if migration.state is not State.OFFERED:
+            raise
+        raise _unknown(migration, there, error) from error
+
+
+def withdraw(migration: Migration, there: Connection) -> None:
     """An offer that was recorded but not made is none any more; before anything thaws.
 
     Ctrl-C can come between the two. Were it left recorded, a later `resume` would make it, of a container that runs.
-    Raises JournalBroken where it was recorded and this cannot be: then the container must stay frozen.
+    Raises SourceStateUnknown where it may be recorded and this cannot be: then the container must stay frozen.
     """
-    migration.refresh()
-    _refused(migration)
+    try:
+        migration.refresh()
+        _refused(migration)
+    except _BREAKS_OFF as error:
+        raise _unknown(migration, there, error) from error
 
 
 def _refused(migration: Migration) -> None:

@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> Result:
             settling.settle(migration)
         if args.force is not None and not args.dry_run:
             return _forced(args, migration)
-        stands = settling.stands_fenced(migration)
+        stands = settling.stands_stopped(migration)
         chosen = stands and aftermath.has_stopped(migration)
         if stands and not chosen:
             raise OutOfOrder(stage=NAME, missing=f"{name} has run here, and was stopped since",
@@ -108,7 +108,7 @@ def _forced(args: argparse.Namespace, migration: Migration) -> Result:
                          off=args.machine_is_off):
         return ask_source.give_up(migration)
     end = clock.now() + args.max_downtime
-    if settling.stands_fenced(migration):
+    if settling.stands_stopped(migration):
         settling.go_on(migration, end)
     return carry_out(migration, args.max_downtime, end)
 

@@ -257,10 +257,11 @@ def thaw_source(migration: Migration) -> bool:
             network.hear(migration.id)
         aftermath.start_from_disk(migration)
         return False
-    remains.refuse_beside(migration)
+    frozen = Frozen.from_detail(migration.id, migration.name, migration.lxcpath, migration.detail)
+    remains.refuse_beside(frozen)
     criu.wait_for_dump(migration.name, Layout(migration.lxcpath, migration.name, migration.id).dumped_into())
     with migration.step("thaw", must_be_recorded=False):
-        thawing.thaw(Frozen.from_detail(migration.id, migration.name, migration.lxcpath, migration.detail))
+        thawing.thaw(frozen)
     return True
 
 

@@ -8,10 +8,7 @@ its users may have been answered, and what they have been told is in its root fi
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
 import time
-from pathlib import Path
 
 from migrator import (
     advice,
@@ -28,12 +25,12 @@ from migrator import (
     lxc_disk,
     no_memory,
     restore,
-    roots,
 )
-from migrator.errors import CopyNotEnded, GoneThere, JournalBroken, MigratorError, WordOver
+from migrator.errors import ContainerNotFound, CopyNotEnded, GoneThere, JournalBroken, MigratorError, WordOver
 from migrator.journal import Migration
 from migrator.layout import Layout
 from migrator.states import Event, State
+from stages import left_running
 from stages.import_data import give_back_rootfs
 
 SETTLE_LIMIT = 10.0  # seconds that CRIU, left behind by a restore-dump that was killed, may take to come to its end
@@ -58,9 +55,9 @@ def settle(migration: Migration) -> None:
         log.warning(f"An earlier restore of {migration.name} was killed after it had succeeded")
         record(migration, time.time())
         come_up.complete(migration, container, layout)
-    elif let_run.was(let_run.mark(layout.spool)) and layout.is_own_rootfs():
+    elif let_run.was(mark := let_run.mark(layout.spool)) and layout.is_own_rootfs():
         end(migration, container, layout)
-        record(migration, time.time())
+        record(migration, time.time(), had_stopped=let_run.boot(mark))
     else:
         log.warning(f"An earlier restore of {migration.name} was killed; what it left is removed")
         clear(migration)
@@ -68,10 +65,12 @@ def settle(migration: Migration) -> None:
 
 
 def _settle_removed(migration: Migration, layout: Layout) -> None:
-    if let_run.was(let_run.mark(layout.spool)) and layout.is_own_rootfs():  # only its configuration was removed
-        if not come_up.lives(migration, layout, SETTLE_LIMIT):
+    if let_run.was(mark := let_run.mark(layout.spool)) and layout.is_own_rootfs():  # only its configuration was removed
+        if come_up.lives(migration, layout, SETTLE_LIMIT):
+            record(migration, time.time())
+        else:
             _end_removed(migration, layout)
-        record(migration, time.time())
+            record(migration, time.time(), had_stopped=let_run.boot(mark))
         return
     log.warning(f"What an earlier restore of {migration.name} had made here was removed")
     clear(migration)
@@ -112,8 +111,8 @@ def is_replaced(layout: Layout) -> bool:
 
 
 def lives_on(layout: Layout) -> bool:
-    """Whether a process of any container's lives in a subvolume that this migration has made."""
-    return any(lives_in_own(layout, pid) for pid in lxc.container_processes(""))  # by any name, in any cgroup
+    """Whether a process of any container's, of any name and in any cgroup, lives in a subvolume of this migration's."""
+    return any(left_running.lives_in_own(layout, pid) for pid in lxc.container_processes(""))
 
 
 def is_at_work(migration: Migration) -> bool:
@@ -162,14 +161,26 @@ def seems_fenced(migration: Migration) -> bool:
     return lxc.told_state(lxc.Container(migration.name, migration.lxcpath)) == "STOPPED"
 
 
+def stands_stopped(migration: Migration) -> bool:
+    """Whether it `stands_fenced`, or is on record as `has_stopped` and has lost its fence, by whatever hand."""
+    if stands_fenced(migration):
+        return True
+    on_record = migration.state is State.RESTORED and migration.detail.get("had_stopped")
+    if not on_record or not aftermath.has_stopped(migration) or has_left(migration):
+        return False
+    with contextlib.suppress(ContainerNotFound):  # nor could it run then
+        return not is_at_work(migration)
+    return True
+
+
 def refuse_stopped(migration: Migration) -> None:
-    """Raises StoppedThere where it `stands_fenced`, and its memory may be worth more than what has run here."""
-    if aftermath.has_stopped(migration) and stands_fenced(migration):
+    """Raises StoppedThere where it `stands_stopped`, and its memory may be worth more than what has run here."""
+    if aftermath.has_stopped(migration) and stands_stopped(migration):
         raise aftermath.stopped(migration)
 
 
 def go_on(migration: Migration, end: float) -> None:
-    """Take the fence of one that `stands_fenced` away, and start it from its disk.
+    """Take the fence of one that `stands_stopped` away, and start it from its disk.
 
     Ask `refuse_stopped` before, unless somebody has chosen that. Not after `end`, by `clock.now`: raises WordOver then,
     and StartFailed.
@@ -184,16 +195,21 @@ def go_on(migration: Migration, end: float) -> None:
         if left < 0:
             raise WordOver(name=migration.name, next=advice.command("resume", migration))
         no_memory.start(container, migration.id, config=config, limit=min(left, no_memory.START_LIMIT))
+    with contextlib.suppress(JournalBroken):  # who chooses once more chooses the same
+        migration.note("started", had_stopped="")
     container_config.unfence(layout.container, migration.id)
 
 
-def record(migration: Migration, restored_at: float) -> None:
-    """That it runs here, as of `restored_at` (seconds since 1970). Raises JournalBroken, and it runs on."""
+def record(migration: Migration, restored_at: float, **more: str) -> None:
+    """That it runs here, as of `restored_at` (seconds since 1970). Raises JournalBroken, and it runs on.
+
+    Or that it has run: then `had_stopped` is the boot in which it was let run, see `aftermath.has_stopped`.
+    """
     made = ""
     with contextlib.suppress(MigratorError, OSError):
         made = identity.rootfs_uuid(migration)  # its snapshots may be removed, or somebody puts a copy in its place
     try:
-        migration.move(Event.RESTORED, restored_at=restored_at, **({"rootfs_uuid": made} if made else {}))
+        migration.move(Event.RESTORED, restored_at=restored_at, **({"rootfs_uuid": made} if made else {}), **more)
     except JournalBroken:
         log.warning(f"{migration.name} was let run here, and that stays so, but it could not be recorded. The next "
                     f"command records it: migrator resume {migration.name}")
@@ -249,14 +265,14 @@ def end(migration: Migration, container: lxc.Container, layout: Layout) -> bool:
     """
     if not migration.memory:
         no_memory.end(container, migration.id)
-    _end_criu(layout)
+    left_running.end_criu(layout)
     if not _is_ours(layout):
         return False
     with contextlib.suppress(MigratorError, OSError):
         if cgroup := come_up.cgroup(container):  # LXC does not answer while it restores
             (cgroup / "cgroup.kill").write_text("1")
-    left = _kill(layout)
-    _wait_stopped(container)
+    left = left_running.kill(layout)
+    left_running.wait_stopped(container)
     _clear_up(layout)
     text = container_config.text_of(layout.container / "config")
     try:
@@ -270,45 +286,13 @@ def end(migration: Migration, container: lxc.Container, layout: Layout) -> bool:
     return True
 
 
-def lives_in_own(layout: Layout, pid: int) -> bool:
-    """Whether a process lives in a subvolume that this migration has made, wherever that is by now."""
-    with contextlib.suppress(MigratorError, OSError):
-        return roots.is_on_btrfs(pid) and layout.is_own(Path(f"/proc/{pid}/root"))
-    return False
-
-
 def _end_removed(migration: Migration, layout: Layout) -> None:
     """The same where no container is defined in its place any more: LXC cannot be asked, nor anything be fenced."""
-    _end_criu(layout)
-    _require_none(migration, _kill(layout))
+    left_running.end_criu(layout)
+    _require_none(migration, left_running.kill(layout))
     if not migration.memory:
         no_memory.end(layout, migration.id)  # LXC's monitor has ended with what it had started
     _clear_up(layout)
-
-
-def _kill(layout: Layout) -> list[int]:
-    """End what lives in a subvolume that this migration has made, half restored or not; returns what does not end.
-
-    LXC may know nothing of it, and the subvolume be in another place by now. What was put aside is only looked at by
-    who has a reason: what runs in there is another container.
-    """
-    until = time.monotonic() + lxc.STOP_LIMIT
-    while left := [pid for pid in lxc.container_processes(layout.name)
-                   if lives_in_own(layout, pid) and not _is_in(layout.set_aside(), pid)]:
-        if time.monotonic() > until:
-            return left
-        for pid in left:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        time.sleep(0.02)
-    return []
-
-
-def _is_in(folders: list[Path], pid: int) -> bool:
-    """Whether a process has one of these as its root."""
-    with contextlib.suppress(OSError):
-        return roots.of(pid) in map(roots.at, folders)
-    return False
 
 
 def _require_none(migration: Migration, left: list[int]) -> None:
@@ -320,16 +304,3 @@ def _require_none(migration: Migration, left: list[int]) -> None:
 def _clear_up(layout: Layout) -> None:
     left_cgroups.drop(layout.name, restore.cgroup_folder(layout))
     restore.clear(layout)
-
-
-def _end_criu(layout: Layout) -> None:
-    for pid in criu.processes(layout.dumped_into()):
-        with contextlib.suppress(ProcessLookupError):
-            # lxc-checkpoint leads a group (see `run`): the programs that it has started go with it.
-            (os.killpg if os.getpgid(pid) == pid else os.kill)(pid, signal.SIGKILL)
-
-
-def _wait_stopped(container: lxc.Container, limit: float = 10.0) -> None:
-    end = time.monotonic() + limit
-    while lxc.told_state(container) not in ("STOPPED", "ABORTING") and time.monotonic() < end:
-        time.sleep(0.02)

@@ -330,6 +330,35 @@ def test_one_that_does_not_end_keeps_the_next_from_beginning(here: Here, monkeyp
     assert f"process {gone.pid}" in " ".join(capfd.readouterr().err.split())
 
 
+@pytest.mark.parametrize("ends", [True, False])
+def test_the_wait_for_that_is_part_of_the_time_it_may_take(here: Here, monkeypatch: pytest.MonkeyPatch,
+                                                           ends: bool) -> None:
+    """As a container may stand still meanwhile. Each look takes a second."""
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    now, limits = [1000.0], []
+
+    def receive(*_: object, limit: float, **__: object) -> None:
+        limits.append(limit)
+        (here.folder / TARGET).mkdir()
+
+    monkeypatch.setattr("migrator.incoming.time", types.SimpleNamespace(
+        monotonic=lambda: now[0], sleep=lambda _: now.__setitem__(0, now[0] + 1.0)))
+    monkeypatch.setattr(incoming, "processes", lambda _: [] if ends and now[0] >= 1003.0 else [gone.pid])
+    monkeypatch.setattr(btrfs, "receive", receive)
+    (here.spool / incoming.NOTE).write_text(json.dumps({"before": [*here.names()], "target": TARGET}))
+    with contextlib.nullcontext() if ends else pytest.raises(ReceiveFailed, match="does not end"):
+        incoming.receive([], here.folder / TARGET, here.spool, limit=5.0)
+    assert limits == ([2.0] if ends else []) and now[0] == (1003.0 if ends else 1006.0)
+
+
+def test_nothing_is_received_where_no_time_is_left(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[float] = []
+    monkeypatch.setattr(btrfs, "receive", lambda *_, limit, **__: limits.append(limit))
+    incoming.receive([], here.folder / TARGET, here.spool, limit=-1.0)
+    assert limits == [0.0]
+
+
 def test_ctrl_c_is_no_failure_to_tell_or_to_remove(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It ends what is done, however well that gets along with what a library raises."""
     def pressed(*_: object) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from migrator import lxc, roots
 from migrator.layout import Layout
-from stages import settling
+from stages import left_running
 
 
 @pytest.mark.parametrize("path", ["/", "/proc", "/dev", "/dev/null", "/sys", "/proc/self/root", "/proc/self/cwd"])
@@ -80,7 +80,7 @@ def test_nothing_but_btrfs_is_asked_for_a_subvolume(monkeypatch: pytest.MonkeyPa
     here = Layout(Path("/pool"), "web", "0badc0de")
     for answer in (False, True):
         monkeypatch.setattr(roots, "is_on_btrfs", lambda _, answer=answer: answer)
-        assert settling.lives_in_own(here, 7) is answer
+        assert left_running.lives_in_own(here, 7) is answer
     assert asked == [Path("/proc/7/root")]
 
 

@@ -29,6 +29,7 @@ WHERE: dict[str, tuple[str, ...]] = {
     "stages/offer.py": ("*",),
     "stages/rollback.py": ("*", "!add_arguments", "!described"),
     "stages/settling.py": ("*",),
+    "stages/left_running.py": ("*",),
     "tunnel/pairing.py": ("*",),
     "tunnel/seal.py": ("*",),
 }
@@ -37,10 +38,11 @@ TESTS = (
     *(f"tests/migrator/test_{name}.py" for name in (
         "bases", "behind", "bounds", "container_config", "decisions", "durability", "follower", "holder", "journal",
         "journal_steps", "known_hosts", "layout", "leave", "names", "spool", "spool_reads", "spool_receive", "states",
-        "thawing", "transfer", "watchdog", "whose_cgroup")),
+        "thawing", "transfer", "watchdog", "watchdog_beside", "whose_cgroup")),
     *(f"tests/stages/test_{name}.py" for name in (
         "allowed", "another_host", "answers", "begin", "cleanup", "come_up", "define", "disk_away", "ended_there",
-        "ending", "force", "force_records", "given_back", "gone_here", "heal", "in_its_place", "late_own",
+        "ending", "force", "force_records", "full_at_offer", "given_back", "gone_here", "heal", "in_its_place",
+        "late_own",
         "left_by_a_restore", "locked_journal", "model_conformance", "not_swallowed", "offer", "remains",
         "removed_there", "rollback", "rollback_there", "rollback_typed", "same_name", "settling", "start_there",
         "started_again", "stopped_there", "strangers")),

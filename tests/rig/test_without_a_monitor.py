@@ -65,6 +65,31 @@ def test_after_a_kill_while_it_is_dumped_it_is_thawed(rig: Rig, guest: str) -> N
     rig.migrator("hosta", "rollback", "c1").expect(0)
 
 
+def test_no_watchdog_thaws_it_beside_another_start_of_it(rig: Rig, guest: str) -> None:
+    """Two would write to one disk. Once that one has ended it is given back, and nobody has to type anything."""
+    command = ("migrator", "create-dump", "c1", *TO_B)
+    with held(rig, "hosta", "criu", '[ "$1" = dump ]') as hold, rig.start("hosta", *command) as dumping:
+        hold.wait("it is dumped")
+        kill_monitor(rig)
+        init = rig.sh("hosta", INIT)
+        rig.sh("hosta", "lxc-start -n c1 && lxc-wait -n c1 -s RUNNING")
+        watchdog = rig.sh("hosta", "pgrep -f migrator.watchdo[g]").strip()
+        dumping.signal(9)
+        dumping.wait()
+        hold.release()
+        wait_for(lambda: not rig.sh("hosta", "pgrep -x criu", check=False), "CRIU has let go of it")
+        sleeps = f"awk '/^voluntary/ {{ print $2 }}' /proc/{watchdog}/status"  # one after each look
+        before = int(rig.sh("hosta", sleeps))
+        wait_for(lambda: int(rig.sh("hosta", sleeps)) > before + 20, "it has looked, and goes on")
+        assert rig.sh("hosta", f"cat {CGROUP}/cgroup.freeze").strip() == "1" and rig.sh("hosta", INIT) == init
+        assert rig.sh("hosta", "lxc-info -n c1 -sH").strip() == "RUNNING", "nor is that one touched"
+        rig.sh("hosta", "lxc-stop -k -n c1")
+        wait_for(lambda: rig.sh("hosta", f"cat {CGROUP}/cgroup.freeze").strip() == "0", "the watchdog thaws it")
+    assert rig.sh("hosta", INIT) == init
+    rig.reaches("client", "10.0.3.120")
+    rig.migrator("hosta", "rollback", "c1").expect(0)
+
+
 def test_finish_ends_it(rig: Rig, guest: str) -> None:
     """Nothing of it is left when the migration has ended."""
     rig.migrator("hosta", "create-dump", "c1", *TO_B).expect(0)
@@ -81,9 +106,10 @@ def test_what_was_restored_is_known_by_its_root(rig: Rig, guest: str) -> None:
     """And this host's own processes are not of it."""
     rig.migrator("hosta", "create-dump", "c1", *TO_B).expect(0)
     rig.migrator("hostb", "restore-dump", "c1").expect(0)
-    script = ("import sys\nfrom pathlib import Path\nfrom migrator.layout import Layout\nfrom stages import settling\n"
+    script = ("import sys\nfrom pathlib import Path\nfrom migrator.layout import Layout\n"
+              "from stages import left_running, settling\n"
               "here = Layout(Path('/pool'), 'c1', sys.argv[1])\n"
-              "print(*(settling.lives_in_own(here, int(pid)) for pid in sys.argv[2:]), settling.lives_on(here))\n")
+              "print(*(left_running.lives_in_own(here, int(pid)) for pid in sys.argv[2:]), settling.lives_on(here))\n")
     init = rig.sh("hostb", INIT).strip()
     id_ = rig.status("hostb", "c1")["id"]
     told = rig.exec("hostb", "/opt/migrator/venv/bin/python", "-c", script, id_, init, "1").stdout

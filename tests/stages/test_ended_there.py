@@ -18,7 +18,7 @@ from migrator.identity import Whose
 from migrator.journal import Migration
 from migrator.layout import Layout
 from migrator.states import State
-from stages import rollback, settling
+from stages import left_running, rollback, settling
 from tests.stages.test_left_by_a_restore import Container, acts, container, fence, layout_of
 from tests.stages.test_settling import ID, restoring
 
@@ -96,7 +96,7 @@ def test_nothing_is_recorded_as_long_as_it_lives_in_a_root_file_system_that_was_
     else:
         container_config.unfence(layout_of(restoring).container, ID)
     with monkeypatch.context() as uninterruptible, pytest.raises(CopyNotEnded) as error:
-        uninterruptible.setattr("stages.settling.os.kill", lambda *args: killed.append(args))
+        uninterruptible.setattr("stages.left_running.os.kill", lambda *args: killed.append(args))
         rollback._abandon(restoring, [])
     assert f"migration {ID}: {processes[1].pid}." in str(error.value) and "migrator resume web" in error.value.hint
     assert set(killed) == {(processes[1].pid, signal.SIGKILL)}
@@ -167,7 +167,7 @@ def test_without_memory_its_start_is_ended(restoring: Migration, container: Cont
 
 def test_the_wait_for_its_end_has_one(container: Container) -> None:
     container.states = ["RUNNING"]
-    settling._wait_stopped(cast("lxc.Container", container), 0.05)
+    left_running.wait_stopped(cast("lxc.Container", container), 0.05)
     container.states = ["RUNNING", "STOPPING", "ABORTING", "never"]
-    settling._wait_stopped(cast("lxc.Container", container))
+    left_running.wait_stopped(cast("lxc.Container", container))
     assert container.states == ["never"]

@@ -16,7 +16,7 @@ from migrator.identity import Whose
 from migrator.journal import Journal, Migration
 from migrator.layout import Layout
 from migrator.states import Event, State
-from stages import restore_dump, rollback, settling
+from stages import left_running, restore_dump, rollback, settling
 from tests.stages.test_heal import dumping, journal  # noqa: F401 -- a fixture
 from tests.stages.test_heal import owned as owned_by
 
@@ -60,7 +60,7 @@ def test_what_was_killed_is_not_waited_for(owned: Migration, looks: list[str]) -
 
 
 def test_nor_what_a_restore_has_left(owned: Migration, looks: list[str]) -> None:
-    settling._wait_stopped(container(owned))
+    left_running.wait_stopped(container(owned))
     assert looks == ["web"]
 
 

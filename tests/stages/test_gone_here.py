@@ -257,3 +257,26 @@ def test_before_that_it_must_be_there(journal: Journal, monkeypatch: pytest.Monk
     migration = begun(journal, Event.SENT)
     with pytest.raises(ContainerNotFound):
         heal._on_source(argparse.Namespace(destination="root@hostb"), journal, migration, at_boot=False)
+
+
+@pytest.mark.parametrize("events", [(), (Event.SENT,), (Event.SENT, Event.FREEZE)], ids=lambda events: str(len(events)))
+def test_at_boot_that_is_told_and_not_tried_again(journal: Journal, monkeypatch: pytest.MonkeyPatch,
+                                                  events: tuple[Event, ...]) -> None:
+    """It may have been removed for good, or its disk come late: nothing is lost by waiting for somebody's word."""
+    monkeypatch.setattr(heal, "complete", lambda *_: None)
+    migration = begun(journal, *events)
+    done = heal._on_source(argparse.Namespace(destination="root@hostb"), journal, migration, at_boot=True)
+    assert done.status == 0 and not migration.ended
+    assert f"LXC does not know of web in {migration.lxcpath} any more" in done.text
+    assert "go on with: migrator resume web" in done.text and "give it up: migrator rollback web" in done.text
+    rollback.roll_back(migration, lambda: "")
+    assert migration.state is State.ROLLED_BACK
+
+
+def test_at_boot_what_is_there_waits(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heal, "complete", lambda *_: None)
+    migration = begun(journal, Event.SENT)
+    put(migration, ITS_OWN)
+    done = heal._on_source(argparse.Namespace(destination="root@hostb"), journal, migration, at_boot=True)
+    assert done.text == ("web is STOPPED on this host, which has the token. What has been sent is kept. Go on with: "
+                         "migrator resume web")

@@ -18,6 +18,7 @@ from migrator.errors import (
     JournalBroken,
     MigratorError,
     SourceRunsAgain,
+    SourceStateUnknown,
     SourceStillFrozen,
 )
 from migrator.journal import Journal, Migration
@@ -132,7 +133,7 @@ def test_what_may_be_offered_does(migration: Migration, thawed: list[State], mon
         broken if event is Event.OFFER else honest)(self, event, **detail))
     monkeypatch.setattr(Migration, "refresh", broken)
     made = Plain(migration)
-    with pytest.raises(JournalBroken):
+    with pytest.raises(SourceStateUnknown, match="disk I/O error"):
         made.run()
     assert thawed == [] and made.done[-1] == "left alone, dumping"
 

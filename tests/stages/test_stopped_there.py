@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from migrator import aftermath, cli, clock, container_config, identity, lxc
-from migrator.errors import GoneThere, OutOfOrder, StoppedThere
+from migrator import aftermath, cli, clock, container_config, identity, let_run, lxc
+from migrator.errors import ContainerNotFound, GoneThere, JournalBroken, MigratorError, OutOfOrder, StoppedThere
 from migrator.identity import Whose
 from migrator.journal import Migration
 from migrator.layout import Layout
-from migrator.states import State
+from migrator.states import Event, State
 from stages import ask_source, drive, finish, heal, restore_dump, restore_over, rollback, settling
 from tests.stages.test_settling import ID, acts, mark, restoring
 
@@ -135,15 +135,107 @@ def test_one_whose_end_was_asked_for_is_left_to_its_administrator(restoring: Mig
     assert f"lxc-start -n web -P {restoring.lxcpath}" in " ".join(capfd.readouterr().err.split())
 
 
-@pytest.mark.parametrize(("whose", "state"), [(Whose.OURS, "RUNNING"), (Whose.FOREIGN, "STOPPED")])
+def another_one(patch: pytest.MonkeyPatch) -> None:
+    """In its place, told by its root file system."""
+    patch.setattr(identity, "whose", lambda _: Whose.FOREIGN)
+    patch.setattr(Layout, "is_own_rootfs", lambda _: False)
+    patch.setattr(Layout, "own_snapshots", lambda _: ["1"])
+    patch.setattr(identity, "has_its_disk", lambda _: False)
+
+
+@pytest.mark.parametrize(("unfenced", "what"), [(False, "runs"), (True, "runs"), (True, "lives on"),
+                                                (True, "another one")])
 def test_what_runs_or_is_another_one_has_not_stopped(restoring: Migration, acts: list[str],
-                                                     monkeypatch: pytest.MonkeyPatch, whose: Whose,
-                                                     state: str) -> None:
+                                                     monkeypatch: pytest.MonkeyPatch, unfenced: bool,
+                                                     what: str) -> None:
     left(restoring)
     settling.settle(restoring)
-    monkeypatch.setattr(lxc, "Container", lambda *_: SimpleNamespace(state=state, rootfs="/nowhere"))
-    monkeypatch.setattr(identity, "whose", lambda _: whose)
+    if unfenced:
+        monkeypatch.setattr(identity, "whose", lambda _: Whose.FOREIGN)
+    if what == "another one":
+        another_one(monkeypatch)
+    elif what == "runs":
+        monkeypatch.setattr(lxc, "Container", lambda *_: SimpleNamespace(state="RUNNING", rootfs="/nowhere"))
+    else:
+        monkeypatch.setattr(lxc, "runs_in", lambda *_: True)
     settling.refuse_stopped(restoring)
+
+
+# --- whatever has become of its fence -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("request_", REQUESTS)
+@pytest.mark.parametrize("config", [True, False])
+def test_it_is_on_record(restoring: Migration, acts: list[str], monkeypatch: pytest.MonkeyPatch, request_: str,
+                         config: bool) -> None:
+    """What keeps a host's configurations in order has taken the fence away, or all of the file."""
+    monkeypatch.setattr(ask_source, "leave_for", lambda *_, **__: math.inf)
+    monkeypatch.setattr(ask_source, "state_of_source", lambda *_: State.DUMPED)
+    left(restoring)
+    settling.settle(restoring)
+    monkeypatch.setattr(identity, "whose", lambda _: Whose.FOREIGN)
+    file = restoring.lxcpath / "web" / "config"
+    if config:
+        file.write_text("lxc.uts.name = web\n")
+    else:
+        def missing(name: str, lxcpath: object) -> None:
+            raise ContainerNotFound(name=name, lxcpath=lxcpath)
+
+        file.unlink()
+        monkeypatch.setattr(lxc, "Container", missing)
+    unread = not config and request_ == "resume there"
+    with pytest.raises(MigratorError, match="cannot be read" if unread else "was let run"):
+        REQUESTS[request_](restoring)
+    assert restoring.state is State.RESTORED and acts == ["ended"]
+    if config:
+        assert "migrator restore-dump web" in aftermath.note(restoring)
+
+
+def test_nor_does_it_hang_on_the_mark(restoring: Migration, acts: list[str]) -> None:
+    left(restoring)
+    settling.settle(restoring)
+    let_run.drop(let_run.mark(Layout(restoring.lxcpath, "web", ID).spool))
+    with pytest.raises(StoppedThere):
+        REQUESTS["running"](restoring)
+
+
+def test_once_it_was_started_that_is_over(restoring: Migration, acts: list[str],
+                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has chosen its disk is not asked again, should it have stopped once more, with its fence or without."""
+    left(restoring)
+    settling.settle(restoring)
+    settling.go_on(restoring, math.inf)
+    settling.refuse_stopped(restoring)
+    monkeypatch.setattr(identity, "whose", lambda _: Whose.FOREIGN)
+    settling.refuse_stopped(restoring)
+    assert acts == ["ended", "started", "unfenced"]
+
+
+def test_that_it_was_started_needs_no_record(restoring: Migration, acts: list[str],
+                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    left(restoring)
+    settling.settle(restoring)
+    honest = Migration.note
+
+    def note(self: Migration, step: str, **detail: Any) -> None:
+        if step == "started":
+            raise JournalBroken(path="journal.db", reason="database or disk is full")
+        honest(self, step, **detail)
+
+    monkeypatch.setattr(Migration, "note", note)
+    settling.go_on(restoring, math.inf)
+    assert acts == ["ended", "started", "unfenced"]
+
+
+@pytest.mark.parametrize("fence", [True, False])
+def test_what_an_older_version_has_recorded(restoring: Migration, acts: list[str], monkeypatch: pytest.MonkeyPatch,
+                                            fence: bool) -> None:
+    """The mark and the fence tell it."""
+    left(restoring)
+    restoring.move(Event.RESTORED, restored_at=1.0)
+    monkeypatch.setattr(identity, "whose", lambda _: Whose.OURS if fence else Whose.FOREIGN)
+    with pytest.raises(StoppedThere) if fence else contextlib.nullcontext():
+        settling.refuse_stopped(restoring)
 
 
 @pytest.mark.parametrize("error", [GoneThere, StoppedThere])

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a restore has left running on the destination: told by what it works in, and ended."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from pathlib import Path
+
+from migrator import criu, lxc, roots
+from migrator.errors import MigratorError
+from migrator.layout import Layout
+
+
+def lives_in_own(layout: Layout, pid: int) -> bool:
+    """Whether a process lives in a subvolume that this migration has made, wherever that is by now."""
+    with contextlib.suppress(MigratorError, OSError):
+        return roots.is_on_btrfs(pid) and layout.is_own(Path(f"/proc/{pid}/root"))
+    return False
+
+
+def kill(layout: Layout) -> list[int]:
+    """End what lives in a subvolume that this migration has made, half restored or not; returns what does not end.
+
+    LXC may know nothing of it, and the subvolume be in another place by now. What was put aside is only looked at by
+    who has a reason: what runs in there is another container.
+    """
+    until = time.monotonic() + lxc.STOP_LIMIT
+    while left := [pid for pid in lxc.container_processes(layout.name)
+                   if lives_in_own(layout, pid) and not _is_in(layout.set_aside(), pid)]:
+        if time.monotonic() > until:
+            return left
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
+    return []
+
+
+def _is_in(folders: list[Path], pid: int) -> bool:
+    """Whether a process has one of these as its root."""
+    with contextlib.suppress(OSError):
+        return roots.of(pid) in map(roots.at, folders)
+    return False
+
+
+def end_criu(layout: Layout) -> None:
+    """CRIU, and who has called it, told by this migration's images folder in their arguments."""
+    for pid in criu.processes(layout.dumped_into()):
+        with contextlib.suppress(ProcessLookupError):
+            # lxc-checkpoint leads a group (see `run`): the programs that it has started go with it.
+            (os.killpg if os.getpgid(pid) == pid else os.kill)(pid, signal.SIGKILL)
+
+
+def wait_stopped(container: lxc.Container, limit: float = 10.0) -> None:
+    """By LXC's word, as its monitor has something left to do; for `limit` seconds at most."""
+    end = time.monotonic() + limit
+    while lxc.told_state(container) not in ("STOPPED", "ABORTING") and time.monotonic() < end:
+        time.sleep(0.02)
