@@ -21,7 +21,6 @@ from migrator import (
     cli,
     container_config,
     ending,
-    grant,
     identity,
     incoming,
     log,
@@ -114,7 +113,7 @@ def carry_out(args: argparse.Namespace, migration: Migration, there: Connection)
     stop_and_fence(migration)
     if not forgotten:
         there.call_within(ANSWER_LIMIT, "finish", id=migration.id)
-    prune(migration)
+    bases.prune(migration)
     migration.move(Event.FINISHED)
     return Result({"migration": migration.id, "name": name, "stage": NAME, "already": False},
                   f"{name} has moved to {advice.moved_to(migration)}."
@@ -181,23 +180,6 @@ def _unplug(migration: Migration) -> None:
             network.remove(found)
     except (MigratorError, OSError) as error:  # nothing gets through them, and they go with its processes
         log.verbose(f"The network of {migration.name} is left to its end: {error}")
-
-
-def prune(migration: Migration) -> None:
-    """Keep only the newest snapshot, which both hosts have: the next move can start from it.
-
-    Who is not root has only those removed that it has brought, or that are of the same container.
-    """
-    layout = Layout(migration.lxcpath, migration.name, migration.id)
-    whole = migration.caller == grant.ROOT.caller
-    earlier = [each for each in migration.others()
-               if whole or each.caller == migration.caller or identity.are_of_one(each, migration)]
-    ids = {each.id for each in (migration, *earlier)}
-    for path in [path for path in layout.snapshots() if whole or path.name.partition(".")[0] in ids][:-1]:
-        btrfs.delete(path)
-    for each in earlier:
-        bases.drop(each)
-    layout.tidy()
 
 
 def described(migration: Migration) -> Result:
@@ -300,7 +282,7 @@ def drop_way_back(migration: Migration) -> None:
     layout.drop_images()
     incoming.clear(layout.folder, layout.spool)
     layout.drop_spool()
-    prune(migration)
+    bases.prune(migration)
 
 
 def _drop_old(migration: Migration, layout: Layout, old: Path) -> None:

@@ -211,13 +211,15 @@ def roll_back(migration: Migration, tell: Callable[[], str] | None) -> Result:
     if full:
         kept = record["kept"] = []  # room is what is missing
     gone = not thawed and record["held"] and not identity.is_there(migration)
-    drop_attempt(migration, [*kept, *(bases.last_copy(migration) if gone else [])])  # which may make room for records
+    last = bases.last_copy(migration) if gone else []
+    drop_attempt(migration, [*kept, *last])  # which may make room for records
     if full:
         migration.move(Event.ROLL_BACK, **record)
     container_config.unfence(migration.lxcpath / name, migration.id)
     if told and kept:
         bases.supersede(migration)
-    migration.move(Event.ROLLED_BACK)
+    # What may be the last copy is no base any more, which the next container of that name might have dropped.
+    migration.move(Event.ROLLED_BACK, **({"kept": [each for each in kept if each not in last]} if last else {}))
     kept_here = [str(path) for path in bases.paths(migration)]
     text = f" {bases.note(migration)}" if kept_here else ""
     return Result({"migration": migration.id, "name": name, "stage": NAME, "already": False, "thawed": thawed,

@@ -210,6 +210,14 @@ def test_what_is_not_mounted_may_come(journal: Journal, started: list[str], way:
     assert len(started) == 1 and migration.ended
 
 
+def test_the_last_copy_is_no_base_any_more(journal: Journal, started: list[str]) -> None:
+    """A container that is made anew under that name has bases dropped, when it moves or where room is short."""
+    migration = begun(journal, *DUMPED)
+    done = rollback.roll_back(migration, lambda: "snapshot 2")
+    assert done.data["kept"] == migration.detail["kept"] == []
+    assert [path.name for path in layout_of(migration).own_snapshots()] == [f"{ID}.2"]
+
+
 def test_what_was_never_stopped_may_have_been_removed(journal: Journal, started: list[str]) -> None:
     migration = begun(journal, Event.SENT, memory=False)
     rollback.roll_back(migration, lambda: "")
