@@ -243,8 +243,16 @@ def end_here(migration: Migration, *, alone: bool = False) -> None:
         return
     after(migration.role, migration.state, Event.FINISHED)  # raises where it has not come to that
     layout = Layout(migration.lxcpath, migration.name, migration.id)
-    if migration.state is State.RESTORED:
-        lxc_disk.require(layout)  # a fence that is not seen would stay
+    with lxc_disk.held(layout) if migration.state is State.RESTORED else contextlib.nullcontext():
+        _make_ours(migration, layout)
+    found = identity.rootfs_uuid(migration)
+    migration.move(Event.FINISHED, forced=alone, **({"rootfs_uuid": found} if found else {}))
+    drop_way_back(migration)
+    log.debug(f"{migration.name} is ours for good")
+
+
+def _make_ours(migration: Migration, layout: Layout) -> None:
+    """All of it is on this disk, and nothing keeps it from running; a fence that were not seen would stay."""
     if btrfs.is_subvolume(layout.rootfs):
         btrfs.sync(layout.rootfs)  # what programs had brought safely to the source's disk is safe here too
     if settling.stands_fenced(migration) and aftermath.has_stopped(migration):
@@ -257,10 +265,6 @@ def end_here(migration: Migration, *, alone: bool = False) -> None:
             log.warning(str(error))
     # Where a killed restore-dump had not come to it. First, as it can fail: what has a fence counts as a copy.
     container_config.unfence(layout.container, migration.id)
-    found = identity.rootfs_uuid(migration)
-    migration.move(Event.FINISHED, forced=alone, **({"rootfs_uuid": found} if found else {}))
-    drop_way_back(migration)
-    log.debug(f"{migration.name} is ours for good")
 
 
 def give_way(migration: Migration) -> None:

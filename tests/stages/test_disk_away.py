@@ -71,6 +71,9 @@ class There:
         self.pool.rename(self.disk)
         self.pool.mkdir()
 
+    def is_open(self) -> bool:
+        return any(os.path.realpath(path) == str(self.pool) for path in Path("/proc/self/fd").iterdir())
+
     def mount(self) -> None:
         for path in (self.pool, *self.pool.rglob("*")):
             assert path.is_dir(), "nothing was written below the mount point"
