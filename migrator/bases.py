@@ -50,6 +50,14 @@ def paths(migration: Migration) -> list[Path]:
     return [folder / name for name in migration.detail.get("kept", []) if (folder / name).is_dir()]
 
 
+def named(migration: Migration, uuid: str) -> list[str]:
+    """This migration's own snapshot with that uuid, as a record has it."""
+    with contextlib.suppress(MigratorError, OSError):
+        if found := common(Layout(migration.lxcpath, migration.name, migration.id), [uuid]):
+            return [found.path.name]
+    return []
+
+
 def acknowledged(migration: Migration) -> list[str]:
     """The names of all rounds that the other host has acknowledged: what it may have, should it not be heard of."""
     layout = Layout(migration.lxcpath, migration.name, migration.id)
@@ -105,6 +113,14 @@ def supersede(migration: Migration) -> None:
     """Drop what earlier attempts between the same two hosts have kept: both now have a newer one."""
     for earlier in _between_the_same(migration):
         drop(earlier)
+
+
+def settle_late(migration: Migration, uuid: str) -> None:
+    """The destination has heard of the rollback only now; it keeps the snapshot `uuid`."""
+    kept = named(migration, uuid)
+    drop(migration, but=[path for path in paths(migration) if path.name in kept])
+    if kept:
+        supersede(migration)
 
 
 def settle(migration: Migration, there: Collection[str]) -> None:

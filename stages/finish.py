@@ -161,11 +161,15 @@ def stop_and_fence(migration: Migration) -> None:
 
 def _end_copy(migration: Migration) -> None:
     """End what was frozen, told by its cgroup: LXC calls it stopped where only its monitor has ended. CopyNotEnded."""
+    cgroup = Path(migration.detail.get("cgroup", ""))
     if aftermath.memory_is_here(migration):  # without its memory it has been stopped before
-        _unplug(migration)
-        ending.kill(migration)
+        if remains.is_shown(migration, identity.source_uuids(migration)):
+            _unplug(migration)
+            ending.kill(migration)
+        else:
+            log.warning(f"Nothing tells that what lives in {cgroup} is the copy of {migration.name} that stood still:"
+                        f" it is left alone. If it is that, end it with: echo 1 >{cgroup}/cgroup.kill")
     if remains.are_here(migration):
-        cgroup = Path(migration.detail["cgroup"])
         raise CopyNotEnded(name=migration.name, place=cgroup, next=f"migrator finish {migration.name}",
                            pids=",".join(map(str, lxc.processes(cgroup))))
 

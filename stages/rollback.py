@@ -177,7 +177,7 @@ def roll_back(migration: Migration, tell: Callable[[], str] | None) -> Result:
                           f"{migration.other_name}")
             kept = bases.acknowledged(migration)
         else:
-            kept = _names_of(migration, uuid)
+            kept = bases.named(migration, uuid)
     told = not left_there and not forced
     record = {"abandoned": told, "forced": forced, "held": aftermath.held(migration), "kept": kept}
     busy = full = False  # where it could not be recorded
@@ -194,6 +194,7 @@ def roll_back(migration: Migration, tell: Callable[[], str] | None) -> Result:
         # For its start; where it is gone there may be no other copy.
         makes_room = not busy and not aftermath.memory_is_here(migration) and identity.is_there(migration)
         if makes_room:
+            identity.remember(migration)
             with contextlib.suppress(MigratorError, OSError):
                 drop_attempt(migration, [] if full else kept)
         try:
@@ -225,22 +226,6 @@ def roll_back(migration: Migration, tell: Callable[[], str] | None) -> Result:
     return Result({"migration": migration.id, "name": name, "stage": NAME, "already": False, "thawed": thawed,
                    "destination_told": told, "forced": forced, "kept": kept_here},
                   f"{aftermath.where(migration)}{left_there}{text}")
-
-
-def _names_of(migration: Migration, uuid: str) -> list[str]:
-    """This migration's own snapshot with that uuid, as a record has it."""
-    with contextlib.suppress(MigratorError, OSError):
-        if found := bases.common(Layout(migration.lxcpath, migration.name, migration.id), [uuid]):
-            return [found.path.name]
-    return []
-
-
-def settle_bases(migration: Migration, uuid: str) -> None:
-    """The destination has heard of the rollback only now; it keeps the snapshot `uuid`."""
-    kept = _names_of(migration, uuid)
-    bases.drop(migration, but=[path for path in bases.paths(migration) if path.name in kept])
-    if kept:
-        bases.supersede(migration)
 
 
 def thaw_source(migration: Migration) -> bool:
