@@ -50,7 +50,7 @@ def can_be_restored(migration: Migration) -> bool:
     Or whether that may be so, as its disk is not there: who tries is told, and nothing is given up for it.
     """
     layout = Layout(migration.lxcpath, migration.name, migration.id)
-    return not lxc_disk.is_here(layout) or (images_are_here(migration) and identity.whose(layout).may_go)
+    return (images_are_here(migration) and identity.whose(layout).may_go) or not lxc_disk.is_here(layout)  # last
 
 
 def has_stopped(migration: Migration) -> bool:

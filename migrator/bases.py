@@ -3,8 +3,7 @@
 
 The next attempt between the same two hosts sends only what has changed since. The record of a migration that has ended
 so names them in `kept`; there is one for each container and each other host. A newer one takes its place, a migration
-that succeeds drops all of them (that of who is not root only his own, and those of the same container), and where room
-is short they are the first to go.
+that succeeds drops all of them that are of the same container, and where room is short they are the first to go.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import contextlib
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from migrator import advice, btrfs, log, names, spool
+from migrator import advice, btrfs, identity, log, names, spool
 from migrator.btrfs import Subvolume
 from migrator.errors import Busy, MigratorError, NoSpace
 from migrator.grant import ROOT
@@ -58,6 +57,12 @@ def paths(migration: Migration) -> list[Path]:
     return [folder / name for name in migration.detail.get("kept", []) if (folder / name).is_dir()]
 
 
+def named(migration: Migration, uuid: str) -> list[str]:
+    """This migration's own snapshot with that uuid, as a record has it."""
+    found = common(Layout(migration.lxcpath, migration.name, migration.id), [uuid])
+    return [found.path.name] if found else []
+
+
 def acknowledged(migration: Migration) -> list[str]:
     """The names of all rounds that the other host has acknowledged: what it may have, should it not be heard of."""
     layout = Layout(migration.lxcpath, migration.name, migration.id)
@@ -84,10 +89,43 @@ def drop(migration: Migration, *, but: Collection[Path] = ()) -> None:
         migration.note("base-dropped", kept=left)
 
 
+def prune(migration: Migration) -> None:
+    """It has succeeded: keep only the newest snapshot, which both hosts have, and which the next move can start from.
+
+    Of another container that was called so nothing goes, as it may be the last copy of that. Which is the same one its
+    origin tells, or btrfs: what was made of the same root file system, or what this one was received upon. By the
+    latter alone who is not root has only that removed which he has brought.
+    """
+    layout = Layout(migration.lxcpath, migration.name, migration.id)
+    others = migration.others()
+    same = {each.id for each in others if identity.are_of_one(each, migration)} | {migration.id}
+    his = {each.id for each in others if each.caller == migration.caller}
+    beside = {btrfs.info(path).parent_uuid for path in layout.own_snapshots()} | {migration.detail.get("rootfs_uuid")}
+
+    def may_go(path: Path) -> bool:
+        id_, found = path.name.partition(".")[0], btrfs.info(path)
+        near = bool({found.uuid, found.parent_uuid} & (beside - {"", None}))
+        return id_ in same or (near and (migration.caller == ROOT.caller or id_ in his))
+
+    for path in [path for path in layout.snapshots() if may_go(path)][:-1]:
+        btrfs.delete(path)
+    for each in others:
+        drop(each, but=paths(each))  # its record names no more than is there
+    layout.tidy()
+
+
 def supersede(migration: Migration) -> None:
     """Drop what earlier attempts between the same two hosts have kept: both now have a newer one."""
     for earlier in _between_the_same(migration):
         drop(earlier)
+
+
+def settle_late(migration: Migration, uuid: str) -> None:
+    """The destination has heard of the rollback only now; it keeps the snapshot `uuid`."""
+    kept = named(migration, uuid)
+    drop(migration, but=[path for path in paths(migration) if path.name in kept])
+    if kept:
+        supersede(migration)
 
 
 def settle(migration: Migration, there: Collection[str]) -> None:

@@ -11,6 +11,7 @@ import dataclasses
 import errno
 import itertools
 import os
+import select
 import subprocess
 import uuid as uuid_module
 from collections.abc import Callable, Iterable, Iterator
@@ -20,6 +21,7 @@ from typing import Any
 from migrator import no_devices
 from migrator.errors import (
     CommandFailed,
+    CommandTimeout,
     DiskFull,
     MigratorError,
     NotBtrfs,
@@ -34,7 +36,8 @@ STREAM_LIMIT = 24 * 3600.0  # seconds; the transfer has a shorter limit of its o
 NESTED_MAX = 100  # subvolumes inside another one that are told
 NESTED_TRIES = 3
 CLEAN_LIMIT = 600.0  # seconds that it may take to free what was deleted
-DRAIN_LIMIT = 600.0  # seconds that `btrfs receive` may work on after its last byte
+DRAIN_LIMIT = 600.0  # seconds that `btrfs receive` may work on after its last byte, or before it takes a next one
+_LOOKS = 60  # in which they are counted: who was held up himself has not waited
 
 
 def _pybtrfs() -> Any:
@@ -210,7 +213,8 @@ def receive(stream: Iterable[bytes | memoryview], folder: Path, *, limit: float 
             begun: Callable[[Program], None] = lambda _: None) -> None:
     """Feed a send stream to `btrfs receive` in `folder`, in `limit` seconds.
 
-    Raises DiskFull where it had no room, and could be received once there is some, else ReceiveFailed; CommandTimeout.
+    Raises DiskFull where it had no room, and could be received once there is some, else ReceiveFailed; CommandTimeout,
+    also where it takes nothing for DRAIN_LIMIT seconds, as one that its stream has open a FIFO.
 
     A receive that broke off leaves a subvolume without received_uuid: the caller knows its name and removes it. `begun`
     is told which program it is. It opens no device, whatever the stream says.
@@ -227,7 +231,7 @@ def receive(stream: Iterable[bytes | memoryview], folder: Path, *, limit: float 
         try:
             with program.stdin:
                 for chunk in stream:
-                    program.stdin.write(chunk)
+                    _feed(program, chunk)
         except BrokenPipeError:
             pass  # it has failed; its own message says why
         try:
@@ -238,6 +242,19 @@ def receive(stream: Iterable[bytes | memoryview], folder: Path, *, limit: float 
                 if any(line.endswith(f": {os.strerror(number)}") for line in said.splitlines()):
                     raise DiskFull(reason=f"{folder}: {os.strerror(number)}") from error
             raise ReceiveFailed(path=folder, reason=said) from error
+
+
+def _feed(program: Program, chunk: bytes | memoryview) -> None:
+    """Write all of it; raises BrokenPipeError where the program has ended, and CommandTimeout."""
+    fd, rest = program.stdin.fileno(), memoryview(chunk).cast("B")
+    os.set_blocking(fd, False)
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
+    while rest:
+        if not any(poll.poll(DRAIN_LIMIT * 1000 / _LOOKS) for _ in range(_LOOKS)):
+            program.kill()
+            raise CommandTimeout(command=shown(program.argv), limit=f"{DRAIN_LIMIT:g}")
+        rest = rest[os.write(fd, rest):]
 
 
 def _widen(fd: int) -> None:

@@ -8,6 +8,7 @@ container comes back to knows the fenced copy of its earlier stay by it.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import enum
 import os
 from pathlib import Path
@@ -76,6 +77,15 @@ def source_uuids(migration: Migration) -> set[str]:
     """On the source: which one is its root file system's; none where nothing tells that any more."""
     snapshots = Layout(migration.lxcpath, migration.name, migration.id).own_snapshots()
     return ({btrfs.info(path).parent_uuid for path in snapshots} | {migration.detail.get("rootfs_uuid", "")}) - {""}
+
+
+def remember(migration: Migration) -> None:
+    """On the source: record what tells the container, where it is not, before the snapshots go that have told it."""
+    with contextlib.suppress(MigratorError, OSError):
+        if not migration.detail.get("rootfs_uuid") and is_source(migration):
+            found = btrfs.info(lxc.Container(migration.name, migration.lxcpath).rootfs).uuid
+            migration.detail["rootfs_uuid"] = found  # also where the journal cannot be written now
+            migration.note("root file system", rootfs_uuid=found)
 
 
 def is_there(migration: Migration) -> bool:

@@ -5,7 +5,8 @@ A mount that has failed, or is late (`nofail`), a volume that nobody has unlocke
 empty folder stands there, or another disk, and shows neither the container nor the mark that it has run. What tells is
 the spool of the migration, which is kept below the LXC path until the migration has ended here, and which nothing of
 LXC's removes along with a container. It is looked for in the very folder that the container is looked for in, held open
-meanwhile: so nothing that is mounted between the two looks makes them disagree.
+meanwhile: so nothing that is mounted between the two looks makes them disagree. Nor is what is concluded from several
+looks concluded before the disk was seen to be there behind the last of them: see `held`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,23 @@ def require(layout: Layout) -> None:
     """Raises DiskAway unless what this migration, which has not ended here, keeps below its LXC path is there."""
     with _opened(layout):
         pass
+
+
+@contextlib.contextmanager
+def held(layout: Layout) -> Iterator[None]:
+    """For a block that looks at more, and from which something is concluded: the disk stays there until its end.
+
+    A folder that is open keeps its file system from being unmounted (EBUSY in umount(2)). Raises DiskAway as `require`,
+    and at the end where another folder has its path by now: `umount -l` asks nobody, and one may be mounted over it.
+    """
+    with _opened(layout) as folder:
+        yield
+        try:
+            same = os.path.samestat(layout.lxcpath.stat(), os.fstat(folder))
+        except OSError as error:
+            raise _away(layout, str(error)) from error
+        if not same:
+            raise _away(layout, "it was unmounted meanwhile, or another is mounted over it")
 
 
 def is_here(layout: Layout) -> bool:

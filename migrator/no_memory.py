@@ -103,14 +103,19 @@ def is_gone(migration: Migration) -> bool:
     """Whether the container has no place here any more, and so is not to be started; says so.
 
     What was removed needs no start, and what somebody has made in its place is his. Raises ContainerNotFound where
-    nothing of the migration is there either: all of it may lie on what is not mounted yet.
+    nothing of the migration is there either: all of it may lie on what is not mounted yet. And StartFailed where
+    nothing tells which container has its name, as where it was begun by an older version, and its snapshots are gone.
     """
     try:
-        if identity.is_source(migration) or not identity.source_uuids(migration):
-            return False  # of an older version, its snapshots may have made room already
-        if not lxc.Container(migration.name, migration.lxcpath).rootfs.exists():
+        if identity.is_source(migration):
+            return False
+        container = lxc.Container(migration.name, migration.lxcpath)
+        if not identity.source_uuids(migration):
+            found = _unknown(migration, container)
+        elif not container.rootfs.exists():
             return False  # the start itself will tell what is missing
-        found = "another container has its place by now, and is left alone"
+        else:
+            found = "another container has its place by now, and is left alone"
     except ContainerNotFound:
         if not layout.Layout(migration.lxcpath, migration.name, migration.id).own_snapshots():
             raise
@@ -118,6 +123,17 @@ def is_gone(migration: Migration) -> bool:
     log.warning(f"{migration.name} is not started here: {found}. Should it be put back, it may start again after:"
                 f" {advice.command('rollback', migration)}")
     return True
+
+
+def _unknown(migration: Migration, container: lxc.Container) -> str:
+    """Of a container that has its name, and may be it: that it runs, so that it needs no start; raises StartFailed."""
+    unknown = "nothing tells any more whether what has its name is what was brought to a stand"
+    if container.state != "STOPPED":
+        return f"{unknown}, and that is not stopped"
+    raise StartFailed(name=migration.name, log="not there", reason=(
+        f"{unknown}: it has no fence of this migration, whose snapshots are gone, and its root file system is not on"
+        f" record. If it is, start it with: lxc-start -P {migration.lxcpath} -n {migration.name} -- what runs is left"
+        f" alone by: {advice.command('rollback', migration)}"))
 
 
 def _lives(migration: Migration, container: lxc.Container) -> bool:

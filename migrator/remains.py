@@ -92,6 +92,16 @@ def recorded_init(migration: Migration) -> list[Any]:
     return migration.detail.get("init") or [migration.detail.get("pid"), None]
 
 
+def is_shown(migration: Migration, disks: set[str]) -> bool:
+    """Of what `first_is_here`: whether it is certainly that start of it, so that it may be ended.
+
+    By what is on record; where an older version has recorded its id alone, its root must lie on one of these `disks`,
+    by the uuids of their subvolumes.
+    """
+    pid, began = recorded_init(migration)
+    return (began is not None and migration.detail.get("boot") is not None) or _disk_of(pid) in disks
+
+
 def was_thawed(migration: Migration) -> bool:
     """Whether what was brought to a stand goes on, as after an lxc-unfreeze that somebody has typed."""
     if not first_is_here(migration):

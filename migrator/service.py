@@ -148,8 +148,8 @@ class Service:
         return self.behind
 
     def wait_behind(self) -> None:
-        """Until the import behind the last transfer has ended, in whatever way."""
-        if self.behind:
+        """Break the import behind the last transfer off, and wait for its end: nobody else knows what came of it."""
+        if self.behind and not self.end_behind():
             self.behind.wait()
 
     def end_behind(self) -> bool:

@@ -21,7 +21,6 @@ from migrator import (
     cli,
     container_config,
     ending,
-    grant,
     identity,
     incoming,
     log,
@@ -114,7 +113,7 @@ def carry_out(args: argparse.Namespace, migration: Migration, there: Connection)
     stop_and_fence(migration)
     if not forgotten:
         there.call_within(ANSWER_LIMIT, "finish", id=migration.id)
-    prune(migration)
+    bases.prune(migration)
     migration.move(Event.FINISHED)
     return Result({"migration": migration.id, "name": name, "stage": NAME, "already": False},
                   f"{name} has moved to {advice.moved_to(migration)}."
@@ -162,11 +161,15 @@ def stop_and_fence(migration: Migration) -> None:
 
 def _end_copy(migration: Migration) -> None:
     """End what was frozen, told by its cgroup: LXC calls it stopped where only its monitor has ended. CopyNotEnded."""
+    cgroup = Path(migration.detail.get("cgroup", ""))
     if aftermath.memory_is_here(migration):  # without its memory it has been stopped before
-        _unplug(migration)
-        ending.kill(migration)
+        if remains.is_shown(migration, identity.source_uuids(migration)):
+            _unplug(migration)
+            ending.kill(migration)
+        else:
+            log.warning(f"Nothing tells that what lives in {cgroup} is the copy of {migration.name} that stood still:"
+                        f" it is left alone. If it is that, end it with: echo 1 >{cgroup}/cgroup.kill")
     if remains.are_here(migration):
-        cgroup = Path(migration.detail["cgroup"])
         raise CopyNotEnded(name=migration.name, place=cgroup, next=f"migrator finish {migration.name}",
                            pids=",".join(map(str, lxc.processes(cgroup))))
 
@@ -181,23 +184,6 @@ def _unplug(migration: Migration) -> None:
             network.remove(found)
     except (MigratorError, OSError) as error:  # nothing gets through them, and they go with its processes
         log.verbose(f"The network of {migration.name} is left to its end: {error}")
-
-
-def prune(migration: Migration) -> None:
-    """Keep only the newest snapshot, which both hosts have: the next move can start from it.
-
-    Who is not root has only those removed that it has brought, or that are of the same container.
-    """
-    layout = Layout(migration.lxcpath, migration.name, migration.id)
-    whole = migration.caller == grant.ROOT.caller
-    earlier = [each for each in migration.others()
-               if whole or each.caller == migration.caller or identity.are_of_one(each, migration)]
-    ids = {each.id for each in (migration, *earlier)}
-    for path in [path for path in layout.snapshots() if whole or path.name.partition(".")[0] in ids][:-1]:
-        btrfs.delete(path)
-    for each in earlier:
-        bases.drop(each)
-    layout.tidy()
 
 
 def described(migration: Migration) -> Result:
@@ -261,8 +247,16 @@ def end_here(migration: Migration, *, alone: bool = False) -> None:
         return
     after(migration.role, migration.state, Event.FINISHED)  # raises where it has not come to that
     layout = Layout(migration.lxcpath, migration.name, migration.id)
-    if migration.state is State.RESTORED:
-        lxc_disk.require(layout)  # a fence that is not seen would stay
+    with lxc_disk.held(layout) if migration.state is State.RESTORED else contextlib.nullcontext():
+        _make_ours(migration, layout)
+    found = identity.rootfs_uuid(migration)
+    migration.move(Event.FINISHED, forced=alone, **({"rootfs_uuid": found} if found else {}))
+    drop_way_back(migration)
+    log.debug(f"{migration.name} is ours for good")
+
+
+def _make_ours(migration: Migration, layout: Layout) -> None:
+    """All of it is on this disk, and nothing keeps it from running; a fence that were not seen would stay."""
     if btrfs.is_subvolume(layout.rootfs):
         btrfs.sync(layout.rootfs)  # what programs had brought safely to the source's disk is safe here too
     if settling.stands_stopped(migration) and aftermath.has_stopped(migration):
@@ -275,10 +269,6 @@ def end_here(migration: Migration, *, alone: bool = False) -> None:
             log.warning(str(error))
     # Where a killed restore-dump had not come to it. First, as it can fail: what has a fence counts as a copy.
     container_config.unfence(layout.container, migration.id)
-    found = identity.rootfs_uuid(migration)
-    migration.move(Event.FINISHED, forced=alone, **({"rootfs_uuid": found} if found else {}))
-    drop_way_back(migration)
-    log.debug(f"{migration.name} is ours for good")
 
 
 def give_way(migration: Migration) -> None:
@@ -300,7 +290,7 @@ def drop_way_back(migration: Migration) -> None:
     layout.drop_images()
     incoming.clear(layout.folder, layout.spool)
     layout.drop_spool()
-    prune(migration)
+    bases.prune(migration)
 
 
 def _drop_old(migration: Migration, layout: Layout, old: Path) -> None:

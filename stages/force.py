@@ -11,7 +11,7 @@ import shlex
 import time
 from collections.abc import Callable
 
-from migrator import advice, aftermath, clock, holder, leave, log
+from migrator import advice, aftermath, bases, clock, holder, leave, log
 from migrator.advice import this_host
 from migrator.cli import Result
 from migrator.errors import (
@@ -240,7 +240,7 @@ def tell_late(migration: Migration, tell: Callable[[], str], *, elsewhere: bool 
                       f"{there} answers, and does not know migration {migration.id} of {migration.name} any more, as"
                       f" where it was installed anew. If only its journal was lost, see there that it does not run:"
                       f" lxc-ls -f")
-    rollback.settle_bases(migration, kept)
+    bases.settle_late(migration, kept)
     migration.note("abandoned", abandoned=True)
     return Result({"migration": migration.id, "name": migration.name, "stage": rollback.NAME, "already": False,
                    "destination_told": True},

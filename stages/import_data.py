@@ -9,6 +9,7 @@ comes `migrator create-dump` on the source, or another round of prepare-data whe
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -295,18 +296,18 @@ def drop_attempt(migration: Migration, layout: Layout) -> None:
 
     Raises DiskAway where something of it may lie on its disk, and that is not there.
     """
-    if migration.detail.get("on_disk"):
-        lxc_disk.require(layout)
-    layout.drop_images()
-    incoming.clear(layout.folder, layout.spool)
-    give_back_old(layout)
-    if layout.former_old.is_dir():
-        log.warning("An older version of migrator began this: what it has put aside of an earlier stay of"
-                    f" {layout.name} is in {layout.former_old}")
-    for path in layout.own_snapshots():
-        if path.name not in migration.detail.get("kept", []):
-            btrfs.delete(path)
-    if migration.detail.get("on_disk"):  # nothing but the spool is left, and this may be repeated
+    on_disk = bool(migration.detail.get("on_disk"))
+    with lxc_disk.held(layout) if on_disk else contextlib.nullcontext():
+        layout.drop_images()
+        incoming.clear(layout.folder, layout.spool)
+        give_back_old(layout)
+        if layout.former_old.is_dir():
+            log.warning("An older version of migrator began this: what it has put aside of an earlier stay of"
+                        f" {layout.name} is in {layout.former_old}")
+        for path in layout.own_snapshots():
+            if path.name not in migration.detail.get("kept", []):
+                btrfs.delete(path)
+    if on_disk:  # nothing but the spool is left, and this may be repeated
         migration.note("disk", on_disk=False)
     layout.drop_spool()
     layout.tidy()

@@ -182,8 +182,9 @@ class Restore:
     def run(self, *, wait: bool = True) -> Result:
         """Do it; without `wait` the last announcements are made after the return."""
         name, begun = self.migration.name, time.time()
-        identity.require_ours(self.layout)
-        self._keep_what_ran()
+        with lxc_disk.held(self.layout):  # the mark that it has run is on it
+            identity.require_ours(self.layout)
+            self._keep_what_ran()
         self.migration.move(Event.RESTORE)
         try:
             self._refuse_former()

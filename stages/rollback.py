@@ -177,7 +177,7 @@ def roll_back(migration: Migration, tell: Callable[[], str] | None) -> Result:
                           f"{migration.other_name}")
             kept = bases.acknowledged(migration)
         else:
-            kept = _names_of(migration, uuid)
+            kept = bases.named(migration, uuid)
     told = not left_there and not forced
     record = {"abandoned": told, "forced": forced, "held": aftermath.held(migration), "kept": kept}
     busy = full = False  # where it could not be recorded
@@ -194,6 +194,7 @@ def roll_back(migration: Migration, tell: Callable[[], str] | None) -> Result:
         # For its start; where it is gone there may be no other copy.
         makes_room = not busy and not aftermath.memory_is_here(migration) and identity.is_there(migration)
         if makes_room:
+            identity.remember(migration)
             with contextlib.suppress(MigratorError, OSError):
                 drop_attempt(migration, [] if full else kept)
         try:
@@ -211,32 +212,20 @@ def roll_back(migration: Migration, tell: Callable[[], str] | None) -> Result:
     if full:
         kept = record["kept"] = []  # room is what is missing
     gone = not thawed and record["held"] and not identity.is_there(migration)
-    drop_attempt(migration, [*kept, *(bases.last_copy(migration) if gone else [])])  # which may make room for records
+    last = bases.last_copy(migration) if gone else []
+    drop_attempt(migration, [*kept, *last])  # which may make room for records
     if full:
         migration.move(Event.ROLL_BACK, **record)
     container_config.unfence(migration.lxcpath / name, migration.id)
     if told and kept:
         bases.supersede(migration)
-    migration.move(Event.ROLLED_BACK)
+    # What may be the last copy is no base any more, which the next container of that name might have dropped.
+    migration.move(Event.ROLLED_BACK, **({"kept": [each for each in kept if each not in last]} if last else {}))
     kept_here = [str(path) for path in bases.paths(migration)]
     text = f" {bases.note(migration)}" if kept_here else ""
     return Result({"migration": migration.id, "name": name, "stage": NAME, "already": False, "thawed": thawed,
                    "destination_told": told, "forced": forced, "kept": kept_here},
                   f"{aftermath.where(migration)}{left_there}{text}")
-
-
-def _names_of(migration: Migration, uuid: str) -> list[str]:
-    """This migration's own snapshot with that uuid, as a record has it."""
-    found = bases.common(Layout(migration.lxcpath, migration.name, migration.id), [uuid])
-    return [found.path.name] if found else []
-
-
-def settle_bases(migration: Migration, uuid: str) -> None:
-    """The destination has heard of the rollback only now; it keeps the snapshot `uuid`."""
-    kept = _names_of(migration, uuid)
-    bases.drop(migration, but=[path for path in bases.paths(migration) if path.name in kept])
-    if kept:
-        bases.supersede(migration)
 
 
 def thaw_source(migration: Migration) -> bool:

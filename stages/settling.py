@@ -45,36 +45,30 @@ def settle(migration: Migration) -> None:
     Or it never ran, and what the attempt left is removed. Raises JournalBroken, or DiskAway, with nothing taken away.
     """
     layout = Layout(migration.lxcpath, migration.name, migration.id)
-    lxc_disk.require(layout)  # the mark is on it
-    if lxc_disk.is_removed(layout):
-        _settle_removed(migration, layout)
-        return
-    container = lxc.Container(migration.name, migration.lxcpath)
-    ours = _is_ours(layout)
-    if ours and _has_come_up(migration, container, layout):
-        log.warning(f"An earlier restore of {migration.name} was killed after it had succeeded")
-        record(migration, time.time())
-        come_up.complete(migration, container, layout)
-    elif let_run.was(mark := let_run.mark(layout.spool)) and layout.is_own_rootfs():
-        end(migration, container, layout)
-        record(migration, time.time(), had_stopped=let_run.boot(mark))
-    else:
-        log.warning(f"An earlier restore of {migration.name} was killed; what it left is removed")
-        clear(migration)
-        migration.move(Event.RESTORE_FAILED)
-
-
-def _settle_removed(migration: Migration, layout: Layout) -> None:
-    if let_run.was(mark := let_run.mark(layout.spool)) and layout.is_own_rootfs():  # only its configuration was removed
-        if come_up.lives(migration, layout, SETTLE_LIMIT):
-            record(migration, time.time())
-        else:
+    with lxc_disk.held(layout):  # the mark is on it
+        mark = let_run.mark(layout.spool)
+        container = None if lxc_disk.is_removed(layout) else lxc.Container(migration.name, migration.lxcpath)
+        up = (_is_ours(layout) and _has_come_up(migration, container, layout) if container else
+              layout.is_own_rootfs() and come_up.lives(migration, layout, SETTLE_LIMIT))
+        ran = not up and let_run.was(mark) and layout.is_own_rootfs()
+        had_stopped = let_run.boot(mark) if ran else ""
+        if ran and container:
+            end(migration, container, layout)
+        elif ran:  # only its configuration was removed
             _end_removed(migration, layout)
-            record(migration, time.time(), had_stopped=let_run.boot(mark))
-        return
-    log.warning(f"What an earlier restore of {migration.name} had made here was removed")
-    clear(migration)
-    migration.move(Event.RESTORE_FAILED)
+        elif not up:
+            log.warning(f"An earlier restore of {migration.name} was killed; what it left is removed" if container else
+                        f"What an earlier restore of {migration.name} had made here was removed")
+            clear(migration)
+    if ran:
+        record(migration, time.time(), had_stopped=had_stopped)
+    elif up:
+        record(migration, time.time())
+        if container:
+            log.warning(f"An earlier restore of {migration.name} was killed after it had succeeded")
+            come_up.complete(migration, container, layout)
+    else:
+        migration.move(Event.RESTORE_FAILED)
 
 
 def is_gone(migration: Migration) -> bool:
@@ -84,7 +78,10 @@ def is_gone(migration: Migration) -> bool:
     if migration.detail.get("given_way"):
         return True
     layout = Layout(migration.lxcpath, migration.name, migration.id)
-    return migration.state is State.RESTORED and has_left(migration) and not lives_on(layout)
+    if migration.state is not State.RESTORED or not has_left(migration):
+        return False
+    with lxc_disk.held(layout):  # its snapshots tell what lives on
+        return not lives_on(layout)
 
 
 def has_left(migration: Migration) -> bool:
@@ -93,7 +90,10 @@ def has_left(migration: Migration) -> bool:
     With a snapshot of its root file system it is the same one, whoever has put that there. Raises DiskAway.
     """
     layout = Layout(migration.lxcpath, migration.name, migration.id)
-    return is_replaced(layout) and (lxc_disk.is_removed(layout) or not identity.has_its_disk(migration))
+    if not is_replaced(layout):
+        return False
+    with lxc_disk.held(layout):
+        return lxc_disk.is_removed(layout) or not identity.has_its_disk(migration)
 
 
 def is_replaced(layout: Layout) -> bool:
@@ -104,10 +104,8 @@ def is_replaced(layout: Layout) -> bool:
     """
     if _is_ours(layout):
         return False
-    lxc_disk.require(layout)
-    if lxc_disk.is_removed(layout):
-        return True
-    return not _is_ours(layout) and bool(layout.own_snapshots())  # its disk may have been mounted only now
+    with lxc_disk.held(layout):  # its disk may have been mounted only now
+        return lxc_disk.is_removed(layout) or (not _is_ours(layout) and bool(layout.own_snapshots()))
 
 
 def lives_on(layout: Layout) -> bool:
@@ -175,8 +173,11 @@ def stands_stopped(migration: Migration) -> bool:
 
 def refuse_stopped(migration: Migration) -> None:
     """Raises StoppedThere where it `stands_stopped`, and its memory may be worth more than what has run here."""
-    if aftermath.has_stopped(migration) and stands_stopped(migration):
-        raise aftermath.stopped(migration)
+    if migration.state is State.RESTORED:
+        with lxc_disk.held(Layout(migration.lxcpath, migration.name, migration.id)):  # the mark is on it
+            found = aftermath.has_stopped(migration) and stands_stopped(migration)
+        if found:
+            raise aftermath.stopped(migration)
 
 
 def go_on(migration: Migration, end: float) -> None:
@@ -234,6 +235,11 @@ def clear(migration: Migration) -> None:
     where something of it does not end: CopyNotEnded; or where its disk is gone: DiskAway.
     """
     layout = Layout(migration.lxcpath, migration.name, migration.id)
+    with lxc_disk.held(layout):
+        _clear(migration, layout)
+
+
+def _clear(migration: Migration, layout: Layout) -> None:
     if lxc_disk.is_removed(layout):
         _end_removed(migration, layout)
     elif not end(migration, lxc.Container(migration.name, migration.lxcpath), layout):

@@ -52,8 +52,9 @@ def _require_defined(migration: Migration) -> None:
     Raises OutOfOrder where it was removed, and has it sent and defined again; ContainerExists, DiskAway.
     """
     layout = Layout(migration.lxcpath, migration.name, migration.id)
-    lxc_disk.require(layout)
-    if identity.whose(layout) is identity.Whose.NOBODYS:
+    with lxc_disk.held(layout):
+        found = identity.whose(layout)
+    if found is identity.Whose.NOBODYS:
         migration.move(Event.RECEIVE)
         raise OutOfOrder(stage="create-dump", missing=f"{layout.container} was removed",
                          next=advice.again("prepare-data@source", migration))

@@ -31,7 +31,7 @@ from tests.rig.test_streams import (
 )
 
 THERE = ("-d", DESTINATION, "--json")
-MKNOD, WRITE = 5, 15
+MKNOD, MKFIFO, WRITE = 5, 6, 15
 MODE, RDEV, OFFSET, DATA = 5, 8, 18, 19
 CLONE_UUID, CLONE_CTRANSID, CLONE_PATH, CLONE_OFFSET, CLONE_LEN = 20, 21, 22, 23, 24
 FILE, HELD = "/root/victim", "what was there"
@@ -113,6 +113,31 @@ def test_nor_opens_to_take_from(rig: Rig, device: str) -> None:
         said = received(rig, CHECKED, "/pool/spool/1", "evil")
         assert "cannot open" in said and "Permission denied" in said, said
         assert rig.sh("hostb", "stat -c %F /pool/inside/evil/x").strip() == "block special file"
+    finally:
+        rig.sh("hostb", "btrfs -q subvolume delete /pool/inside/*; rm -rf /pool/inside /pool/spool", check=False)
+
+
+@pytest.mark.parametrize("more", [0, 4096])
+def test_nor_waits_for_ever_at_a_fifo(rig: Rig, more: int) -> None:
+    """With as many pages behind it: its pipe holds 256."""
+    made = b"btrfs-stream\0" + struct.pack("<I", 1) + b"".join([
+        command(SUBVOL, path=(PATH, b"evil"), uuid=(UUID, b"u" * 16), ctransid=(CTRANSID, eight(1))),
+        command(MKFIFO, path=(PATH, b"x"), ino=(INO, eight(1))),
+        command(MKFILE, path=(PATH, b"y"), ino=(INO, eight(2))),
+        command(CLONE, path=(PATH, b"y"), at=(OFFSET, eight(0)), length=(CLONE_LEN, eight(4096)),
+                of=(CLONE_UUID, b"u" * 16), since=(CLONE_CTRANSID, eight(1)), source=(CLONE_PATH, b"x"),
+                begin=(CLONE_OFFSET, eight(0))),
+        *[command(WRITE, path=(PATH, b"y"), at=(OFFSET, eight(0)), data=(DATA, bytes(4096)))] * more,
+        command(END),
+    ])
+    rig.sh("hostb", "mkdir -p /pool/inside /pool/spool")
+    rig.put("hostb", "/pool/spool/1.b64", base64.b64encode(made).decode())
+    rig.sh("hostb", "base64 -d /pool/spool/1.b64 >/pool/spool/1")
+    try:
+        said = received(rig, "btrfs.DRAIN_LIMIT = 3.0\n" + CHECKED, "/pool/spool/1", "evil")
+        assert "did not end within 3 seconds and was killed" in said, said
+        assert rig.sh("hostb", "stat -c %F /pool/inside/evil/x").strip() == "fifo"
+        assert rig.sh("hostb", "pgrep -x btrfs", check=False).strip() == ""
     finally:
         rig.sh("hostb", "btrfs -q subvolume delete /pool/inside/*; rm -rf /pool/inside /pool/spool", check=False)
 

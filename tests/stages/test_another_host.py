@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from migrator import healing
+from migrator import bases, healing
 from migrator.advice import this_host
 from migrator.errors import (
     AlreadyMigrating,
@@ -204,7 +204,7 @@ def test_a_copy_that_nobody_asks_for_any_more_is_ended_with_the_id(
     lost(hosts)
     ended: list[str] = []
     monkeypatch.setattr(finish, "stop_and_fence", lambda _: ended.append("fenced"))
-    monkeypatch.setattr(finish, "prune", lambda _: None)
+    monkeypatch.setattr(bases, "prune", lambda _: None)
 
     def typed(given: str | None) -> object:
         args = argparse.Namespace(force=given, dry_run=False)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from migrator import aftermath, btrfs, container_config, criu, layout, let_run, lxc, lxc_disk, restore
+from migrator import aftermath, bases, btrfs, container_config, criu, layout, let_run, lxc, lxc_disk, restore
 from migrator.btrfs import Subvolume
 from migrator.errors import DiskAway, GoneThere
 from migrator.journal import Journal
@@ -70,6 +70,9 @@ class There:
     def umount(self) -> None:
         self.pool.rename(self.disk)
         self.pool.mkdir()
+
+    def is_open(self) -> bool:
+        return any(os.path.realpath(path) == str(self.pool) for path in Path("/proc/self/fd").iterdir())
 
     def mount(self) -> None:
         for path in (self.pool, *self.pool.rglob("*")):
@@ -286,7 +289,7 @@ def test_the_end_can_be_repeated_though_the_spool_went_with_it(make: Callable[..
     there = make(Event.RESTORE, Event.RESTORED)
     container_config.unfence(there.layout.container, ID)
     with monkeypatch.context() as killed:
-        killed.setattr(finish, "prune", lambda _: pytest.fail("killed"))
+        killed.setattr(bases, "prune", lambda _: pytest.fail("killed"))
         with pytest.raises(pytest.fail.Exception):
             finish.end_here(there.migration)
     assert not there.layout.spool.exists() and there.migration.state is State.FINISHED

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from migrator import ending, holder, identity, lxc, network
+from migrator import ending, holder, identity, lxc, network, remains
 from migrator.errors import CopyNotEnded
 from migrator.journal import Journal
 from migrator.states import Event
@@ -93,6 +93,24 @@ def test_lxc_ends_what_it_still_knows(journal: Journal, cgroup: Path, init: subp
     with pytest.raises(CopyNotEnded):  # these files end nothing
         finish.stop_and_fence(migration)
     assert [each[:5] for each in ran] == [KILLS]
+
+
+@pytest.mark.parametrize(("disk", "ends_it"), [("its own", True), ("another's", False), ("", False), (None, False)])
+def test_what_an_older_version_has_recorded_by_its_id_alone(
+        journal: Journal, cgroup: Path, init: subprocess.Popen[bytes], ran: list[list[str]],
+        monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], disk: str | None, ends_it: bool) -> None:
+    """After a reboot another container may have that cgroup, and its first process that id: then its disk must tell."""
+    monkeypatch.setattr(identity, "source_uuids", lambda _: {"its own"})
+    monkeypatch.setattr(remains, "_disk_of", lambda pid: disk if pid == init.pid else pytest.fail("another process"))
+    migration = frozen(journal, cgroup, init.pid, Event.OFFER, Event.TAKEN, Event.FINISH, init=None, boot=None)
+    ends(cgroup, monkeypatch)
+    if ends_it:
+        finish.stop_and_fence(migration)
+    else:
+        with pytest.raises(CopyNotEnded, match=str(init.pid)):
+            finish.stop_and_fence(migration)
+        assert f"end it with: echo 1 >{cgroup}/cgroup.kill" in capsys.readouterr().err
+    assert (cgroup / "cgroup.kill").exists() is ends_it and ran == []
 
 
 def test_a_monitor_that_takes_its_time_to_clean_up_is_left_to_it(journal: Journal, cgroup: Path, ran: list[list[str]],

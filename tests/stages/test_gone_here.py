@@ -16,7 +16,7 @@ import pytest
 
 from migrator import btrfs, cli, container_config, criu, lxc, no_memory, remains
 from migrator.btrfs import Subvolume
-from migrator.errors import ContainerNotFound, ContainerNotRunning, SourceStillStopped, StartFailed
+from migrator.errors import ContainerNotFound, ContainerNotRunning, JournalBroken, SourceStillStopped, StartFailed
 from migrator.journal import Journal, Migration
 from migrator.states import Event, Role, State
 from stages import heal, rollback
@@ -143,16 +143,58 @@ def test_by_its_fence_where_its_snapshots_were_removed(journal: Journal, started
 
 @WAYS
 @pytest.mark.parametrize(("recorded", "found", "starts"), [
-    (ITS_OWN, ITS_OWN, True), (ITS_OWN, ANOTHER, False), ("", ANOTHER, True),
-], ids=["own", "another's", "an older version"])
+    (ITS_OWN, ITS_OWN, True), (ITS_OWN, ANOTHER, False),
+], ids=["own", "another's"])
 def test_by_what_was_recorded_where_neither_is_left(journal: Journal, started: list[str], way: dict[str, Any],
                                                     recorded: str, found: str, starts: bool) -> None:
     """An earlier rollback may have taken the fence and the snapshots away before a start that has failed."""
-    migration = begun(journal, *DUMPED, **way, **({"rootfs_uuid": recorded} if recorded else {}))
+    migration = begun(journal, *DUMPED, **way, rootfs_uuid=recorded)
     shutil.rmtree(layout_of(migration).folder)
     put(migration, found)
     rollback.roll_back(migration, lambda: "")
     assert started == [""] * starts
+
+
+@WAYS
+@pytest.mark.parametrize("found", [ITS_OWN, ANOTHER])
+def test_by_its_name_alone_none_is_started(journal: Journal, started: list[str], way: dict[str, Any], found: str,
+                                           monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """An older version has recorded nothing else; once it runs, whoever has started it, nothing is left to be done."""
+    migration = begun(journal, *DUMPED, **way)
+    shutil.rmtree(layout_of(migration).folder)
+    put(migration, found)
+    with pytest.raises((StartFailed, SourceStillStopped), match="nothing tells") as refused:
+        rollback.roll_back(migration, lambda: "")
+    assert f"lxc-start -P {migration.lxcpath} -n web" in str(refused.value)
+    assert started == [] and str(migration.state) == "rolling-back"
+    monkeypatch.setattr(Stopped, "state", "RUNNING")
+    assert rollback.roll_back(migration, lambda: "").data["thawed"] is False
+    assert started == [] and str(migration.state) == "rolled-back"
+    assert "and that is not stopped" in capsys.readouterr().err
+
+
+@WAYS
+@pytest.mark.parametrize("full", [False, True])
+def test_what_its_snapshots_have_told_is_remembered(journal: Journal, started: list[str], way: dict[str, Any],
+                                                    full: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They go first, where room may be short for its start. Of an older version, which had fenced nothing yet."""
+    migration = begun(journal, *DUMPED[:2], **way)
+    put(migration, ITS_OWN)
+    starts = no_memory.start
+
+    def start(*given: Any, **more: Any) -> int:
+        assert layout_of(migration).own_snapshots() == []
+        return starts(*given, **more)
+
+    monkeypatch.setattr(no_memory, "start", start)
+    if full:
+        def note(*_: object, **__: object) -> None:
+            raise JournalBroken(path=journal.path, reason="database or disk is full")
+        monkeypatch.setattr(Migration, "note", note)
+    rollback.roll_back(migration, lambda: "")
+    assert started == [""]
+    again = journal.by_id(ID, Role.SOURCE)
+    assert again and again.detail["rootfs_uuid"] == ITS_OWN
 
 
 @WAYS
@@ -208,6 +250,14 @@ def test_what_is_not_mounted_may_come(journal: Journal, started: list[str], way:
     fence(migration)
     rollback.roll_back(migration, lambda: "")
     assert len(started) == 1 and migration.ended
+
+
+def test_the_last_copy_is_no_base_any_more(journal: Journal, started: list[str]) -> None:
+    """A container that is made anew under that name has bases dropped, when it moves or where room is short."""
+    migration = begun(journal, *DUMPED)
+    done = rollback.roll_back(migration, lambda: "snapshot 2")
+    assert done.data["kept"] == migration.detail["kept"] == []
+    assert [path.name for path in layout_of(migration).own_snapshots()] == [f"{ID}.2"]
 
 
 def test_what_was_never_stopped_may_have_been_removed(journal: Journal, started: list[str]) -> None:

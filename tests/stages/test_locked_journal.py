@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from migrator import aftermath, criu, thawing
+from migrator import aftermath, bases, criu, thawing
 from migrator import journal as journals
 from migrator.errors import JournalBroken, SourceRunsAgain
 from migrator.journal import Journal, Migration
@@ -77,7 +77,7 @@ def test_a_rollback_thaws(journal: Journal, writer: sqlite3.Connection, done: li
                           monkeypatch: pytest.MonkeyPatch) -> None:
     """What could not be recorded is then, before anything goes; and a base need not go for that."""
     migration = frozen(journal, offered)
-    monkeypatch.setattr(rollback, "_names_of", lambda *_: ["0badc0de.1"])
+    monkeypatch.setattr(bases, "named", lambda *_: ["0badc0de.1"])
     monkeypatch.setattr(rollback, "drop_attempt", lambda each, kept: done.append(f"{each.state}, but {kept}"))
     monkeypatch.setattr("migrator.bases.supersede", lambda _: None)
     del done[:]

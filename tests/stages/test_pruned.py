@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from migrator import btrfs
+from migrator import bases, btrfs
 from migrator.journal import Journal, Migration
 from migrator.layout import Layout
 from migrator.states import Event, Role
-from stages import finish
 
 ID, FIRST, SECOND = "0badc0de", "00000001", "00000002"
 ROOT, P, KEY = "ssh", "peer:0123", "ssh:hosta"
@@ -24,22 +23,23 @@ class Host:
         self.journal, self.pool = journal, pool
         self.generation = 0
 
-    def snapshot(self, id_: str, number: int = 1) -> None:
+    def snapshot(self, id_: str, number: int = 1, of: str = "") -> None:
+        """With its own name as uuid, a snapshot `of` another one's."""
         layout = Layout(self.pool, "web", id_)
         layout.make_folder()
         self.generation += 1
         layout.snapshot(number).mkdir()
-        (layout.snapshot(number) / "generation").write_text(str(self.generation))
+        (layout.snapshot(number) / "generation").write_text(f"{self.generation} {of}")
 
-    def given_up(self, id_: str, caller: str, **detail: object) -> Migration:
+    def given_up(self, id_: str, caller: str, of: str = "", **detail: object) -> Migration:
         """One that keeps a base."""
-        made = self.came(id_, caller, kept=[f"{id_}.1"], **detail)
+        made = self.came(id_, caller, of, kept=[f"{id_}.1"], **detail)
         made.move(Event.ABANDON)
         made.move(Event.ABANDONED)
         return made
 
-    def came(self, id_: str, caller: str, **detail: object) -> Migration:
-        self.snapshot(id_)
+    def came(self, id_: str, caller: str, of: str = "", **detail: object) -> Migration:
+        self.snapshot(id_, of=of)
         return self.journal.create(id=id_, role=Role.DESTINATION, name="web", lxcpath=self.pool, peer="hosta",
                                    event=Event.RECEIVE, rounds=[], caller=caller, **detail)
 
@@ -50,8 +50,12 @@ class Host:
 @pytest.fixture
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
     monkeypatch.setattr(btrfs, "is_subvolume", lambda path: (path / "generation").is_file())
-    monkeypatch.setattr(btrfs, "info", lambda path: btrfs.Subvolume(
-        path, path.name, "", True, int((path / "generation").read_text())))
+
+    def info(path: Path) -> btrfs.Subvolume:
+        generation, of = (path / "generation").read_text().split(" ", 1)
+        return btrfs.Subvolume(path, path.name, "", True, int(generation), of)
+
+    monkeypatch.setattr(btrfs, "info", info)
     monkeypatch.setattr(btrfs, "delete", lambda path: shutil.rmtree(path) if path.is_dir() else None)
     with Journal(tmp_path / "journal.db") as journal:
         yield Host(journal, tmp_path / "pool")
@@ -60,12 +64,12 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
 @pytest.mark.parametrize("caller", [P, KEY])
 @pytest.mark.parametrize("other", [ROOT, "peer:4567", "ssh:hostc"])
 def test_another_callers_stay(host: Host, caller: str, other: str) -> None:
-    """Under a name that two containers have, of two senders."""
+    """Under a name that two containers have, of two senders; be it that it says that it starts from the other's."""
     first = host.given_up(FIRST, other)
-    came = host.came(ID, caller)
+    came = host.came(ID, caller, f"{FIRST}.1")
     host.snapshot(ID, 2)
     host.snapshot("deadbeef")  # of which nothing is recorded
-    finish.prune(came)
+    bases.prune(came)
     assert host.left() == [f"{FIRST}.1", f"{ID}.2", "deadbeef.1"]
     assert first.detail["kept"] == [f"{FIRST}.1"]
 
@@ -77,9 +81,9 @@ def test_its_own_go(host: Host, caller: str) -> None:
     host.snapshot(SECOND)
     host.journal.create(id=SECOND, role=Role.SOURCE, name="web", lxcpath=host.pool, peer="hosta", event=Event.SEND,
                         rounds=[], origin="0000c350")
-    came = host.came(ID, caller, origin="0000c350")
+    came = host.came(ID, caller, f"{FIRST}.1", origin="0000c350")
     host.snapshot(ID, 2)
-    finish.prune(came)
+    bases.prune(came)
     assert host.left() == [f"{ID}.2"]
     assert host.journal.by_id(first.id, Role.DESTINATION).detail["kept"] == []  # type: ignore[union-attr]
 
@@ -88,12 +92,36 @@ def test_the_newest_of_its_own_stays(host: Host) -> None:
     came = host.came(ID, P)
     host.snapshot(ID, 2)
     host.given_up(FIRST, ROOT)
-    finish.prune(came)
+    bases.prune(came)
     assert host.left() == [f"{ID}.2", f"{FIRST}.1"]
 
 
-def test_root_has_all_others_go(host: Host) -> None:
-    host.given_up(FIRST, P)
-    host.snapshot("deadbeef")
-    finish.prune(host.came(ID, ROOT))
+@pytest.mark.parametrize("caller", [P, KEY, ROOT])
+def test_another_containers_of_its_name_stays(host: Host, caller: str) -> None:
+    """Whoever has brought it: it may be the last copy of that one, which was destroyed since."""
+    first = host.given_up(FIRST, caller, "another root file system")
+    came = host.came(ID, caller, "its own")
+    host.snapshot(ID, 2, f"{ID}.1")
+    bases.prune(came)
+    assert host.left() == [f"{FIRST}.1", f"{ID}.2"]
+    assert first.detail["kept"] == [f"{FIRST}.1"]
+
+
+@pytest.mark.parametrize(("base", "first"), [("", f"{FIRST}.1"), ("its root file system", "its root file system")],
+                         ids=["received upon it", "made of the same"])
+def test_root_has_those_go_that_hang_together_with_it(host: Host, base: str, first: str) -> None:
+    """It has never moved before, so no origin says that the attempts were of the same container."""
+    host.given_up(FIRST, P, base)
+    host.snapshot("deadbeef", of=first)  # of which nothing is recorded
+    came = host.came(ID, ROOT, first)
+    host.snapshot(ID, 2, first)
+    bases.prune(came)
+    assert host.left() == [f"{ID}.2"]
+    assert host.journal.by_id(FIRST, Role.DESTINATION).detail["kept"] == []  # type: ignore[union-attr]
+
+
+def test_what_was_made_of_its_root_file_system_as_recorded(host: Host) -> None:
+    host.given_up(FIRST, ROOT, "of its disk")
+    came = host.came(ID, ROOT, rootfs_uuid="of its disk")
+    bases.prune(came)
     assert host.left() == [f"{ID}.1"]

@@ -69,7 +69,7 @@ def acts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(container_config, "unfence", act("unfenced"))
     monkeypatch.setattr(no_memory, "start", act("started"))
     monkeypatch.setattr(no_memory, "unfenced", lambda *_: contextlib.nullcontext(Path("/run/config")))
-    monkeypatch.setattr(lxc, "Container", lambda *_: None)
+    monkeypatch.setattr(lxc, "Container", lambda *_: object())
     return done
 
 

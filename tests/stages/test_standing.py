@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import pytest
 
-from migrator import container_config, identity, leave, lxc, remains, standing
+from migrator import bases, container_config, identity, leave, lxc, remains, standing
 from migrator.errors import (
     ContainerChanged,
     ContainerNotFound,
@@ -307,7 +307,7 @@ def test_what_somebody_has_thawed_is_not_ended(journal: Journal, cgroup: Path, i
         (cgroup / "cgroup.events").write_text("populated 1\nfrozen 0\n")
     ended: list[str] = []
     monkeypatch.setattr(finish, "stop_and_fence", lambda each: ended.append(each.name))
-    monkeypatch.setattr(finish, "prune", lambda _: None)
+    monkeypatch.setattr(bases, "prune", lambda _: None)
     there = There(State.RESTORED)
     if not thawed:
         finish.carry_out(args(), migration, cast("Connection", there))

@@ -49,7 +49,7 @@ class Stopped:
     def __init__(self, name: str, lxcpath: Path) -> None:
         self.name, self.lxcpath = name, lxcpath
         self.folder = lxcpath / name
-        self.config_file = self.folder / "config"
+        self.config_file, self.rootfs = self.folder / "config", self.folder / "rootfs"
 
 
 class There:

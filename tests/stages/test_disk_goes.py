@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The disk with a destination's LXC path goes while it is looked at: nothing is concluded from what was not seen."""
+
+# ruff: noqa: F811 -- fixtures
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from migrator import aftermath, btrfs, container_config, identity, let_run, lxc, lxc_disk
+from migrator.errors import DiskAway
+from migrator.layout import Layout
+from migrator.states import Event, State
+from stages import finish, rollback, settling, take
+from tests.stages.test_disk_away import ID, There, host, make  # noqa: F401 -- fixtures
+
+SETTLING = [(lxc_disk, "is_removed", True), (settling, "_is_ours", True), (let_run, "was", True),
+            (Layout, "is_own", True), (settling, "_is_ours", False), (let_run, "was", False),
+            (settling, "clear", False), (settling, "give_back_rootfs", False)]
+AT_THE_END = [(lxc_disk, "is_removed"), (Layout, "own_snapshots"), (identity, "has_its_disk"), (settling, "lives_on")]
+
+
+def goes_before(monkeypatch: pytest.MonkeyPatch, there: There, place: Any, look: str) -> None:
+    """The disk is unmounted right before that look, by `umount -l`: no other would while a folder on it is open."""
+    honest = getattr(place, look)
+
+    def looks(*given: Any, **more: Any) -> Any:
+        if not there.disk.exists():
+            assert there.is_open(), "so that umount says that it is busy"
+            there.umount()
+        return honest(*given, **more)
+
+    monkeypatch.setattr(place, look, looks)
+
+
+@pytest.mark.parametrize(("place", "look", "marked"), SETTLING, ids=[f"{each[1]}-{each[2]}" for each in SETTLING])
+def test_it_may_go_between_two_looks_at_what_a_restore_has_left(
+        make: Callable[..., There], monkeypatch: pytest.MonkeyPatch, place: Any, look: str, marked: bool) -> None:
+    there = make(Event.RESTORE)
+    if marked:
+        let_run.record(str(let_run.mark(there.layout.spool)))
+    goes_before(monkeypatch, there, place, look)
+    with pytest.raises(DiskAway):
+        settling.settle(there.migration)
+    assert there.migration.state is State.RESTORING
+    monkeypatch.undo()
+    there.mount()
+    assert there.layout.rootfs.is_dir() and let_run.was(let_run.mark(there.layout.spool)) is marked
+
+
+@pytest.mark.parametrize(("place", "look"), AT_THE_END, ids=[look for _, look in AT_THE_END])
+def test_or_at_what_has_run(make: Callable[..., There], monkeypatch: pytest.MonkeyPatch, place: Any, look: str) -> None:
+    """Another container seems to stand in its place; a process of its own lives on there."""
+    there = make(Event.RESTORE, Event.RESTORED)
+    container_config.unfence(there.layout.container, ID)
+    there.layout.rootfs.rename(there.layout.container / "put by")
+    monkeypatch.setattr(lxc, "container_processes", lambda _: [4711])
+    monkeypatch.setattr(settling, "lives_in_own", lambda layout, _: bool(layout.own_snapshots()))
+    goes_before(monkeypatch, there, place, look)
+    with pytest.raises(DiskAway):
+        settling.is_gone(there.migration)
+    assert there.disk.exists()
+
+
+def test_or_at_the_mark_that_it_has_stopped(make: Callable[..., There], monkeypatch: pytest.MonkeyPatch) -> None:
+    """So it is not said to run, and the source's memory is not ended for that."""
+    there = make(Event.RESTORE, Event.RESTORED)
+    let_run.record(str(let_run.mark(there.layout.spool)))
+    goes_before(monkeypatch, there, let_run, "was")
+    with pytest.raises(DiskAway):
+        finish.running(there.service, {"id": ID})
+
+
+def test_or_at_what_was_defined(make: Callable[..., There], monkeypatch: pytest.MonkeyPatch) -> None:
+    there = make()
+    there.migration.state = State.IMPORTED
+    goes_before(monkeypatch, there, identity, "whose")
+    with pytest.raises(DiskAway):
+        take.dump_begin(there.service, {"id": ID, "attempt": 2})
+    assert there.migration.state is State.IMPORTED
+
+
+def test_or_at_its_images(make: Callable[..., There], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each look is one by itself, and the last is whether the disk is there."""
+    there = make()
+    honest = identity.whose
+
+    def whose(of: Layout) -> identity.Whose:
+        there.umount()
+        return honest(of)
+
+    monkeypatch.setattr(identity, "whose", whose)
+    assert aftermath.can_be_restored(there.migration)
+
+
+def test_or_before_its_end_is_recorded(make: Callable[..., There], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its fence would stay, and all of it not be known to be on that disk."""
+    there = make(Event.RESTORE, Event.RESTORED)
+    goes_before(monkeypatch, there, settling, "stands_fenced")
+    with pytest.raises(DiskAway):
+        finish.end_here(there.migration)
+    assert there.migration.state is State.RESTORED
+
+
+def test_or_while_it_is_removed(make: Callable[..., There], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is left of it there goes later."""
+    there = make()
+    monkeypatch.setattr(btrfs, "delete", lambda path: shutil.rmtree(path, ignore_errors=True))
+    with monkeypatch.context() as away:
+        goes_before(away, there, Layout, "own_snapshots")
+        assert rollback.abandon(there.service, {"id": ID})["state"] == "abandoning"
+    there.mount()
+    assert rollback.abandon(there.service, {"id": ID})["state"] == "abandoned"
+    assert not there.layout.own_snapshots() and not there.layout.container.exists()
