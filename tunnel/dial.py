@@ -49,8 +49,13 @@ def can_be_named(address: str, port: int, source: str | None) -> bool:
 
 
 async def _addresses(server: Server) -> list[tuple[socket.AddressFamily, socket.SocketKind, int, str, tuple[str, int]]]:
+    kind = socket.SOCK_STREAM
     try:
-        found = await asyncio.get_running_loop().getaddrinfo(server.host, server.port, type=socket.SOCK_STREAM)
+        try:
+            # Without a thread: those may all be waiting for names that nobody answers for.
+            found = socket.getaddrinfo(server.host, server.port, type=kind, flags=socket.AI_NUMERICHOST)
+        except socket.gaierror:
+            found = await asyncio.get_running_loop().getaddrinfo(server.host, server.port, type=kind)
     except UnicodeError:  # of IDNA: two dots in a row, a part of more than 63 letters
         raise OSError("its host is not a name") from None
     return found  # type: ignore[return-value]

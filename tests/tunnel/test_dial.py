@@ -111,6 +111,17 @@ async def test_addresses_are_tried_in_their_order_until_one_answers(monkeypatch:
         await Link.open(Server.parse("wss://a..b"), 5)
 
 
+@standing
+async def test_an_address_waits_for_no_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names are looked up in threads, and a peer's may keep all of those waiting."""
+    async with serving() as there:
+        async def never(*_: Any, **__: Any) -> None:
+            await asyncio.Event().wait()
+
+        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", never)
+        await (await Link.open(there.server, 5)).close()
+
+
 def resolves_to(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
     """Every name means these; a name that IDNA refuses is refused as ever."""
     def getaddrinfo(host: str, port: int, *_: Any, **__: Any) -> list[Any]:
