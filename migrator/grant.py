@@ -125,17 +125,14 @@ class Grant:
         return self.caller == f"{ROOT_CALLER}:{migration.detail.get('destination_host')}"
 
     def check_config(self, name: str, text: str, mapped_root: int) -> None:
-        """Raises ConsentNeeded for a configuration that reaches out, where this caller's must not.
+        """Raises ConsentNeeded for a configuration that reaches out, where this caller's must not; see `reaching`."""
+        if not self.hooks:
+            self.check_reaching(name, reaching(text, mapped_root))
 
-        `mapped_root` is the user that its folder will belong to.
-        """
-        if self.hooks:
-            return
-        lines = consent.reaching(text, lambda path: Path(path).exists())
-        if mapped_root and mapped_root < consent.IDS_FROM:
-            lines.append(f"a root that is user {mapped_root} here")
-        if lines:
-            raise ConsentNeeded(host_name=this_host(), caller=self.name, name=name, lines=consent.shown(lines),
+    def check_reaching(self, name: str, lines: str) -> None:
+        """The same of what `reaching` has found."""
+        if lines and not self.hooks:
+            raise ConsentNeeded(host_name=this_host(), caller=self.name, name=name, lines=lines,
                                 fix=f"on {this_host()}: {self.hooks_fix}")
 
     def refusal(self, reason: str) -> NotAllowed:
@@ -156,6 +153,17 @@ class Grant:
 
 
 ROOT = Grant()
+
+
+def reaching(text: str, mapped_root: int) -> str:
+    """What in a configuration reaches out here, for people; "" for nothing.
+
+    `mapped_root` is the user that its folder will belong to.
+    """
+    lines = consent.reaching(text, lambda path: Path(path).exists())
+    if mapped_root and mapped_root < consent.IDS_FROM:
+        lines.append(f"a root that is user {mapped_root} here")
+    return consent.shown(lines)
 
 
 def words_of(*, receive: bool, lxcpaths: Iterable[str] = (), hooks: bool = False) -> tuple[str, ...]:
@@ -179,7 +187,7 @@ def of_peer(peer: Peer) -> Grant:
 
 
 def of_migration(migration: Migration) -> Grant:
-    """What who has begun a migration to this host may bring along, as it stands now, for `check_config` alone.
+    """What who has begun a migration to this host may bring along, as it stands now, for that alone.
 
     Of a paired host that is what `peer allow` has said last, and nothing once it was removed. What a key's line says is
     not known here: there, and where the store of peers cannot be read, it is what its last request has found.
@@ -192,12 +200,13 @@ def of_migration(migration: Migration) -> Grant:
     from tunnel.peers import Peers
 
     try:
-        peers = Peers(files.STATE / "peers").all()
-    except TunnelFileUnusable as error:
+        for peer in Peers(files.STATE / "peers").all():
+            if found.caller == f"{PEER}{peer.public.fingerprint}":
+                return of_peer(peer)
+    except (TunnelFileUnusable, InvalidName) as error:
         log.verbose(f"What {found.name} may bring along now is not known: {error}")
         return found
-    now = next((each for each in map(of_peer, peers) if each.caller == found.caller), None)
-    return now or dataclasses.replace(found, hooks=False, hooks_fix=_anew(migration))
+    return dataclasses.replace(found, hooks=False, hooks_fix=_anew(migration))
 
 
 def recorded(migration: Migration) -> Grant:

@@ -51,6 +51,7 @@ from tunnel.errors import DocumentedError
 
 NAME = "import-data"
 HELP = "receive the disk that has arrived (on the destination)"
+REACHING_MAX = 2000  # characters that are kept of what reaches out of the container
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -112,9 +113,9 @@ def import_round(migration: Migration, layout: Layout, behind: Behind | None = N
         migration.move(Event.RECEIVE)  # it must be sent again
         raise
     with migration.step("define"):
-        define(migration, layout)
+        reaching = define(migration, layout)
     btrfs.sync(layout.folder)  # `btrfs receive` does not; the spooled copy goes, and the last snapshot shall be quick
-    migration.move(Event.IMPORTED)
+    migration.move(Event.IMPORTED, reaching=reaching[:REACHING_MAX])
     spool.drop(file)
     next_ = advice.next_command(migration)
     return Result({"migration": migration.id, "name": migration.name, "stage": NAME, "already": False,
@@ -147,8 +148,8 @@ def receive(migration: Migration, layout: Layout, file: Path, number: int, uuid:
         return found
 
 
-def define(migration: Migration, layout: Layout) -> None:
-    """Write the container's configuration for this host, fenced: it is not ours to start yet.
+def define(migration: Migration, layout: Layout) -> str:
+    """Write the container's configuration for this host, fenced: it is not ours to start yet. Returns what reaches out.
 
     What the fenced copy of an earlier stay here consists of is kept aside until the migration has ended. Where nothing
     is, the folder is made beside and put there as a whole, with its fence. Raises ContainerExists where somebody has
@@ -156,7 +157,10 @@ def define(migration: Migration, layout: Layout) -> None:
     kept is not one that its sender may bring.
     """
     carried, bridges = kept_config(layout)
-    check_consent(migration, carried)
+    texts, mapped_root = (carried.text, *carried.includes.values()), migration.detail["mapped_root"]
+    allowed = grant.of_migration(migration)
+    for text in texts:
+        allowed.check_config(migration.name, text, mapped_root)
     renamed = migration.other_name != migration.name
     identity.refuse_foreign(migration.journal, layout, str(migration.detail.get("origin", "")), renamed=renamed)
     folder = layout.container
@@ -167,26 +171,19 @@ def define(migration: Migration, layout: Layout) -> None:
         if migration.detail["mapped_root"]:
             os.chown(folder, migration.detail["mapped_root"], 0)
     keep_old(layout)
-    _write_config(migration, layout, folder, carried, bridges)
+    _write_config(migration, layout, folder, carried, bridges, trusted=allowed.hooks)
     if folder == layout.beside:
         try:
             put(folder, layout.container)
         except FileExistsError as error:
             raise ContainerExists(host_name=this_host(), name=layout.name, lxcpath=layout.lxcpath) from error
-
-
-def check_consent(migration: Migration, carried: Carried) -> None:
-    """Raises ConsentNeeded where who has begun the migration may not bring this configuration, as it stands now."""
-    allowed = grant.of_migration(migration)
-    for text in (carried.text, *carried.includes.values()):
-        allowed.check_config(migration.name, text, migration.detail["mapped_root"])
+    return "; ".join(filter(None, [grant.reaching(text, mapped_root) for text in texts])) if allowed.hooks else ""
 
 
 def _write_config(migration: Migration, layout: Layout, folder: Path, carried: Carried,
-                  bridges: dict[str, str]) -> None:
+                  bridges: dict[str, str], *, trusted: bool) -> None:
     """Into `folder`, which is the container's, or will be."""
     own = f"{migration.detail['source_lxcpath']}/{migration.other_name}/"  # what lies there is of the container's own
-    trusted = grant.of_migration(migration).hooks
 
     def there(path: str) -> bool:  # of who is not trusted nothing comes along, wherever it says that its own lies
         return not trusted or (path.startswith("/") and not path.startswith(own) and Path(path).exists())

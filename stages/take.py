@@ -7,7 +7,6 @@ is long gone, does nothing to a newer dump. docs/states.md has the protocol.
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 from migrator import advice, btrfs, clock, criu, grant, identity, leave, lxc_disk, names, spool
@@ -16,9 +15,9 @@ from migrator.journal import Migration
 from migrator.layout import Layout
 from migrator.leave import Leave
 from migrator.protocol import Takeover
-from migrator.service import Service, kept_config
+from migrator.service import Service
 from migrator.states import Event, State
-from stages import import_data, restore_over
+from stages import restore_over
 from stages.handover import INCREMENT
 from stages.offer import attempt
 
@@ -63,10 +62,8 @@ def _require_defined(migration: Migration) -> None:
 
 def _require_consent(migration: Migration) -> None:
     """What was defined here with a consent that was taken back since is not handed over; raises ConsentNeeded."""
-    if not grant.of_migration(migration).hooks:
-        with contextlib.suppress(FileNotFoundError):  # an older version has kept it elsewhere, and looked at it
-            carried, _ = kept_config(Layout(migration.lxcpath, migration.name, migration.id))
-            import_data.check_consent(migration, carried)
+    if reaching := migration.detail.get("reaching"):
+        grant.of_migration(migration).check_reaching(migration.name, reaching)
 
 
 def dump_drop(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
@@ -128,7 +125,7 @@ def _take(migration: Migration, number: int, fields: dict[str, Any]) -> None:
         raise DumpRefused(name=migration.name, reason=f"{here.container} was removed, or is another container's now")
     try:
         _require_consent(migration)
-    except (ConsentNeeded, OSError, ValueError) as error:
+    except ConsentNeeded as error:
         raise DumpRefused(name=migration.name, reason=f"{error}".rstrip(".")) from error
     images = here.images()
     if (images is None) is migration.memory or not spool.is_complete(here.spool / INCREMENT):

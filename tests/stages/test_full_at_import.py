@@ -42,7 +42,7 @@ def says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Non
     monkeypatch.setenv("PATH", str(program.parent), prepend=":")
     monkeypatch.setattr(btrfs, "info", lambda _: SimpleNamespace(received_uuid=UUID))
     monkeypatch.setattr(btrfs, "sync", lambda _: None)
-    monkeypatch.setattr(import_data, "define", lambda *_: None)
+    monkeypatch.setattr(import_data, "define", lambda *_: "")
 
     def failing(text: str) -> None:
         program.write_text(f"#!/bin/sh\ncat >/dev/null\n[ -z '{text}' ] || {{ echo '{text}' >&2; exit 1; }}\n")
