@@ -25,8 +25,8 @@ MAN_PAGES = {
     "netlink(7)", "open(2)", "open_by_handle_at(2)", "pidfd_open(2)", "poll(2)", "posix_spawn(3)", "prlimit(2)",
     "proc(5)", "proc_locks(5)", "proc_meminfo(5)", "proc_pid_fdinfo(5)", "proc_pid_mountinfo(5)", "proc_pid_stat(5)",
     "proc_pid_status(5)", "random(4)", "raw(7)", "readdir(3)", "reboot(2)", "renameat2(2)", "rtnetlink(3)", "signal(7)",
-    "sock_diag(7)", "stat(2)", "statvfs(3)", "statx(2)", "symlink(7)", "syscalls(2)", "time_namespaces(7)", "udp(7)",
-    "umount(2)", "unix(7)", "user_namespaces(7)", "vfork(2)", "write(2)",
+    "sock_diag(7)", "stat(2)", "statvfs(3)", "statx(2)", "symlink(7)", "syscalls(2)", "time_namespaces(7)", "tmpfs(5)",
+    "udp(7)", "umount(2)", "unix(7)", "user_namespaces(7)", "vfork(2)", "write(2)",
     # others'
     "bash(1)", "btrfs-filesystem(8)", "btrfs-subvolume(8)", "criu(8)", "ip-neighbour(8)", "logind.conf(5)",
     "lxc-cgroup(1)", "lxc-stop(1)", "lxc.container.conf(5)", "lxc.system.conf(5)", "nft(8)", "nohup(1)", "nsenter(1)",

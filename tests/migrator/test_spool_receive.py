@@ -14,6 +14,7 @@ from migrator import bounds, spool
 from migrator.errors import Busy, NoSpace, ProtocolError
 from migrator.frames import SEGMENT_MAX, Kind
 from migrator.protocol import Connection
+from migrator.segments import INDEX_SUFFIX
 from tests.migrator.test_spool import FIRST, end_body, segment_body
 from tests.migrator.wire import connected
 
@@ -140,7 +141,7 @@ def test_as_many_files_as_may_be_over_all_transfers(tmp_path: Path, monkeypatch:
     assert spool.FOLDER_MAX >= 2 * spool.FILES_MAX, "after its pages, all the rest of a dump comes at once"
     monkeypatch.setattr(spool, "FOLDER_MAX", 3)
     for name in ("a", "b"):
-        for suffix in ("", spool.INDEX_SUFFIX):
+        for suffix in ("", INDEX_SUFFIX):
             (tmp_path / f"{name}{suffix}").touch()
     for names in (["a", "b"], ["c"], ["b", "c"]):
         spool.receive(tmp_path, [{"name": name} for name in names])
