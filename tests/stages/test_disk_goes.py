@@ -15,7 +15,7 @@ from migrator import aftermath, btrfs, container_config, identity, let_run, lxc,
 from migrator.errors import DiskAway
 from migrator.layout import Layout
 from migrator.states import Event, State
-from stages import finish, rollback, settling, take
+from stages import finish, left_running, rollback, settling, take
 from tests.stages.test_disk_away import ID, There, host, make  # noqa: F401 -- fixtures
 
 SETTLING = [(lxc_disk, "is_removed", True), (settling, "_is_ours", True), (let_run, "was", True),
@@ -59,7 +59,7 @@ def test_or_at_what_has_run(make: Callable[..., There], monkeypatch: pytest.Monk
     container_config.unfence(there.layout.container, ID)
     there.layout.rootfs.rename(there.layout.container / "put by")
     monkeypatch.setattr(lxc, "container_processes", lambda _: [4711])
-    monkeypatch.setattr(settling, "lives_in_own", lambda layout, _: bool(layout.own_snapshots()))
+    monkeypatch.setattr(left_running, "lives_in_own", lambda layout, _: bool(layout.own_snapshots()))
     goes_before(monkeypatch, there, place, look)
     with pytest.raises(DiskAway):
         settling.is_gone(there.migration)
