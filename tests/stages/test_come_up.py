@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from migrator.errors import AlreadyRuns, CommandTimeout
 from migrator.journal import Migration
 from migrator.layout import Layout
 from migrator.states import State
-from stages import finish, rollback, settling
+from stages import finish, left_running, rollback, settling
 from tests.stages.test_left_by_a_restore import Container, acts, container, fence, layout_of
 from tests.stages.test_settling import ID, mark, restoring
 
@@ -54,16 +55,16 @@ def guest(restoring: Migration, container: Container, acts: list[str],
     restoring.note("memory", memory=True, dad={})
     let_go(restoring)
     mark(restoring)
-    with subprocess.Popen(["sleep", "1000"]) as made:
+    monkeypatch.setattr(left_running, "wait_stopped", lambda _: None)
+    with subprocess.Popen(["sleep", "1000"]) as made, contextlib.ExitStack() as ends:
+        ends.callback(made.kill)
         monkeypatch.setattr(lxc, "container_processes", lambda _: [made.pid] if made.poll() is None else [])
         monkeypatch.setattr(lxc, "processes", lambda _: lxc.container_processes(""))
         monkeypatch.setattr(lxc, "runs_in", lambda name, rootfs: (
             (name, rootfs) == ("web", layout_of(restoring).rootfs) and made.poll() is None))
         monkeypatch.setattr(Layout, "is_own", lambda here, path: (
             path == here.rootfs or (path == Path(f"/proc/{made.pid}/root") and made.poll() is None)))
-        monkeypatch.setattr(settling, "_wait_stopped", lambda _: None)
         yield made
-        made.kill()
 
 
 def let_go(migration: Migration) -> None:
