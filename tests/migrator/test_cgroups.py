@@ -70,8 +70,8 @@ def test_what_cannot_be_looked_at_may_be_frozen(tmp_path: Path) -> None:
             fd = below
     finally:
         os.close(fd)
-    (found,) = cgroups.frozen_besides(str(tmp_path))
-    assert found.startswith(f"{tmp_path}/xxx")
+    found = cgroups.frozen_besides(str(tmp_path))  # perhaps also the one in which only a file's path is too long
+    assert found and all(each.startswith(f"{tmp_path}/xxx") for each in found)
 
 
 def test_what_was_somebodys_is_his_again(top: Path, tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -151,7 +151,7 @@ def test_nor_to_what_came_before_it(rig: Rig, device: str, limited: Callable[[st
     known = rig.sh("hostb", f"stat -c '%Hr %Lr' {device}").strip()
     rig.sh("hosta", f"cd /pool/c1/rootfs && mknod -m 640 disk b {known} && mknod null c 1 3")
     limited("receive,lxcpath=/pool,as=hosta")
-    with instead_of(rig, "hosta", "btrfs", lies(write(b"disk"), increment=True)):  # the one of the dump, and of no further round
+    with instead_of(rig, "hosta", "btrfs", lies(write(b"disk"), increment=True)):  # the dump: no round precedes it
         moved = rig.migrator("hosta", "migrate", "c1", *THERE, "--max-rounds", "1")
         error = failed(moved, RUNS_AGAIN, "receive-failed")
     assert "Permission denied" in str(error["message"]), error

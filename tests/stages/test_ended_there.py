@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import subprocess
 import time
@@ -33,6 +35,8 @@ def processes() -> Iterator[list[subprocess.Popen[bytes]]]:
     assert made[0].stdout
     made[0].stdout.readline()  # its child has begun
     yield made
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(made[0].pid, signal.SIGKILL)  # its child too
     for each in made:
         each.kill()
         each.wait()
