@@ -37,7 +37,7 @@ from migrator.identity import Whose
 from migrator.leave import BY_HAND
 from migrator.states import ENDED, Event, IllegalMove, Owner, Role, State, Verdict, after, decide, owner, step
 from tests.migrator.around import disk, strangers, unseen
-from tests.migrator.world import FROZEN, RAN_THERE, RUNS, STOPPED, STRANGER, Message, World
+from tests.migrator.world import FROZEN, RAN_THERE, REBOOTED, RUNS, STOPPED, STRANGER, Message, World
 
 S = State
 # Attempts at a dump: an older one's messages can harm a newer one. The page is made with ALL_DUMPS.
@@ -549,11 +549,12 @@ HANDLERS: dict[str, Callable[[World, int], Answers]] = {
 def settled(world: World) -> World:
     """After a restore that was killed: either it runs, or what is left is ended and fenced.
 
-    What may have run is not taken away, and not let go on here.
+    What runs is not ended, and without its monitor stays fenced, as LXC would start one beside it. What may have run is
+    not taken away, and not let go on here.
     """
-    if world.there == RUNS and world.monitor:
-        return moved(world, Event.RESTORED)._replace(fenced_there=False)
-    world = world._replace(there=STOPPED, monitor=True)  # what runs without its monitor is ended
+    if world.there == RUNS:
+        return moved(world, Event.RESTORED)._replace(fenced_there=world.fenced_there and not world.monitor)
+    world = world._replace(monitor=True)
     if world.mark and world.place.may_go:
         return moved(world, Event.RESTORED)._replace(fenced_there=True)
     return moved(world, Event.RESTORE_FAILED)._replace(fenced_there=True)
@@ -568,8 +569,8 @@ def destination_moves(world: World) -> Moves:
             for changed, _ in typed_there(world, command):
                 yield f"{command} is typed on the destination", changed
     if world.there == RUNS or world.restoring or world.images or world.word:
-        yield "the destination is rebooted", rebooted_there(world, images=False)
-        yield "the destination is rebooted", rebooted_there(world, images=True)
+        yield REBOOTED, rebooted_there(world, images=False)
+        yield REBOOTED, rebooted_there(world, images=True)
     if world.there == STOPPED and not (world.fenced_there or world.away):
         yield "it is started on the destination", world._replace(there=RUNS)
     if world.source in (S.OFFERED, S.DUMPED, S.FINISHING) and not (world.restoring or world.forgot):

@@ -13,7 +13,7 @@ from migrator.identity import Whose
 from migrator.states import Event, State
 from tests.migrator import around, model
 from tests.migrator.explorer import Broken, explore
-from tests.migrator.world import RAN_THERE, RUNS, World
+from tests.migrator.world import RAN_THERE, RUNS, STOPPED, World
 
 # Each breaks one rule of the protocol; what is then to be found stands beside it.
 MUTANTS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str]] = {}
@@ -125,6 +125,16 @@ def what_runs_without_its_monitor_counts_as_never_run(patch: pytest.MonkeyPatch)
         if world.there == RUNS and not world.monitor:
             return model.moved(world, Event.RESTORE_FAILED)
         return honest(world)
+
+    patch.setattr(model, "settled", settled)
+
+
+@mutant("what runs there is ended")
+def what_runs_without_its_monitor_is_ended(patch: pytest.MonkeyPatch) -> None:
+    honest = model.settled
+
+    def settled(world: World) -> World:
+        return honest(world if world.monitor else world._replace(there=STOPPED))
 
     patch.setattr(model, "settled", settled)
 

@@ -83,6 +83,7 @@ class World(NamedTuple):
 
 
 STRANGER = "somebody "  # begins the labels of what others do to containers
+REBOOTED = "the destination is rebooted"
 
 
 def check(world: World) -> None:
@@ -112,3 +113,5 @@ def check_move(world: World, label: str, reached: World) -> None:
     if world.mark and world.place is Whose.OURS and not (world.restoring or label.startswith(STRANGER)):
         known = reached.forgot or reached.destination in (S.RESTORING, *RAN_THERE)
         assert known, "what may have run is given up"
+    if world.there == RUNS and world.mark and not (world.restoring or label == REBOOTED or label.startswith(STRANGER)):
+        assert reached.there == RUNS, "what runs there is ended"
