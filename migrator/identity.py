@@ -89,9 +89,9 @@ def remember(migration: Migration) -> None:
 
 
 def is_there(migration: Migration) -> bool:
-    """On the source: whether the container is certainly still in its place; False where that cannot be told."""
+    """On the source: whether the container is certainly still in its place, with its disk; False if not told."""
     try:
-        return is_source(migration)
+        return is_source(migration) and lxc.Container(migration.name, migration.lxcpath).rootfs.is_dir()
     except (MigratorError, OSError):
         return False
 

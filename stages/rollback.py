@@ -156,9 +156,10 @@ def roll_back(migration: Migration, tell: Callable[[], str] | None) -> Result:
     left_there = ""
     interrupted: Interrupted | None = None
     kept = list(migration.detail.get("kept", []))
-    if migration.state is State.DUMPING and aftermath.memory_is_here(migration):
+    thawed = False
+    if migration.memory and migration.state is State.DUMPING and aftermath.memory_is_here(migration):
         with holder.held_back():  # nobody else has a word in that: the other host may take its time to answer
-            thaw_source(migration)
+            thawed = thaw_source(migration)
     if tell and not forced and not migration.detail.get("abandoned"):
         try:
             uuid = tell()
@@ -179,7 +180,7 @@ def roll_back(migration: Migration, tell: Callable[[], str] | None) -> Result:
         else:
             kept = bases.named(migration, uuid)
     told = not left_there and not forced
-    record = {"abandoned": told, "forced": forced, "held": aftermath.held(migration), "kept": kept}
+    record = {"abandoned": told, "forced": forced, "held": not thawed and aftermath.held(migration), "kept": kept}
     busy = full = False  # where it could not be recorded
     with holder.held_back():
         try:
@@ -192,13 +193,13 @@ def roll_back(migration: Migration, tell: Callable[[], str] | None) -> Result:
             full = not busy
             log.warning(f"{name} is given back before that is recorded: {error}")
         # For its start; where it is gone there may be no other copy.
-        makes_room = not busy and not aftermath.memory_is_here(migration) and identity.is_there(migration)
+        makes_room = not (thawed or busy or aftermath.memory_is_here(migration)) and identity.is_there(migration)
         if makes_room:
             identity.remember(migration)
             with contextlib.suppress(MigratorError, OSError):
                 drop_attempt(migration, [] if full else kept)
         try:
-            thawed = thaw_source(migration)
+            thawed = thawed or thaw_source(migration)  # once: who stops or freezes it since, means that
         except (SourceStillStopped, StartFailed, CommandTimeout):
             if makes_room and kept and not full:  # all that is left for the next one
                 with contextlib.suppress(MigratorError, OSError):

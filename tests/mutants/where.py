@@ -25,13 +25,11 @@ WHERE: dict[str, tuple[str, ...]] = {
     "migrator/segments.py": ("*",),
     "migrator/spool.py": ("*",),
     "migrator/thawing.py": ("*",),
-    "migrator/come_up.py": ("*",),
     "stages/force.py": ("*",),
     "stages/left_running.py": ("*",),
     "stages/offer.py": ("*",),
     "stages/rollback.py": ("*", "!add_arguments", "!described"),
     "stages/settling.py": ("*",),
-    "stages/left_running.py": ("*",),
     "tunnel/pairing.py": ("*",),
     "tunnel/seal.py": ("*",),
 }

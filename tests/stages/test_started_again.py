@@ -66,7 +66,7 @@ def stopped(journal: Journal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
                                event=Event.SEND, memory=False, rounds=[{"bytes": 1}], destination_lxcpath="/pool")
     migration.move(Event.SENT)
     migration.move(Event.FREEZE, stopped_at=1.0, stop_timeout=1, stopping=True, init=[1, 1], cgroup="/nowhere")
-    (migration.lxcpath / "web").mkdir()
+    (migration.lxcpath / "web" / "rootfs").mkdir(parents=True)
     container_config.fence(migration.lxcpath / "web", "lxc.uts.name = web\n", ID, "no")
     monkeypatch.setattr(layout, "RUNTIME", tmp_path / "run")
     monkeypatch.setattr(lxc, "Container", Stopped)
@@ -222,7 +222,7 @@ def test_what_a_reboot_has_ended_is_given_room_too(stopped: Migration, monkeypat
 
     monkeypatch.setattr(rollback, "thaw_source", thaw)
     rollback.roll_back(stopped, lambda: "")
-    assert there == ([False] if gone else [True, True]) and not first.exists()  # once before the other host is asked
+    assert there == [not gone] and not first.exists()
 
 
 def test_what_is_frozen_is_thawed_before_the_other_host_is_asked(stopped: Migration,
@@ -243,7 +243,40 @@ def test_what_is_frozen_is_thawed_before_the_other_host_is_asked(stopped: Migrat
         return ""
 
     rollback.roll_back(stopped, tell)
-    assert acts[:2] == ["thaw", "tell"]
+    assert acts == ["thaw", "tell"] and stopped.detail["held"] is False
+
+
+def test_what_its_owner_has_stopped_meanwhile_is_not_started(stopped: Migration,
+                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was given back before the other host was asked; who stops it then means that."""
+    stopped.note("record", memory=True)
+    here = [True]
+    monkeypatch.setattr("migrator.aftermath.memory_is_here", lambda _: here[0])
+    monkeypatch.setattr(rollback, "thaw_source", lambda _: here[0] or pytest.fail("it is started"))
+
+    def tell() -> str:
+        here[0] = False
+        return ""
+
+    rollback.roll_back(stopped, tell)
+    assert stopped.state is State.ROLLED_BACK
+
+
+def test_the_last_copy_makes_no_room(stopped: Migration, started: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its root file system was removed, and its configuration is left, with the fence."""
+    snapshot(stopped, 1, SENT)
+    two = snapshot(stopped, 2, UUID)
+    stopped.note("record", memory=True, held=True, ports=[])
+    (stopped.lxcpath / "web" / "rootfs").rmdir()
+    monkeypatch.setattr(remains, "require_none", lambda _: None)
+
+    def start(*_: Any, **__: Any) -> int:
+        raise StartFailed(name="web", reason="no root file system", log="x")
+
+    monkeypatch.setattr(no_memory, "start", start)
+    with pytest.raises(StartFailed):
+        rollback.roll_back(stopped, lambda: SENT)
+    assert two.is_dir()
 
 
 @pytest.mark.parametrize("full", ["the journal's disk", "the container's disk", "neither"])
