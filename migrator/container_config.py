@@ -202,6 +202,19 @@ def fence(folder: Path, text: str, migration: str, message: str, *, place: Path 
     write_file(folder / "config", fenced(text, (place or folder) / FENCE_HOOK, migration))
 
 
+def add(folder: Path, lines: Iterable[str], migration: str) -> None:
+    """Add lines to a container's configuration that `migration` has fenced; its fence stays as it is.
+
+    Raises ConfigInvalid where it is not: then it is somebody else's.
+    """
+    text = text_of(folder / "config")
+    if fence_of(text) != migration:
+        raise ConfigInvalid(name=folder.name, reason=f"it is not fenced by migration {migration}")
+    own = unfenced(text)
+    end = "" if own.endswith("\n") else "\n"
+    write_file(folder / "config", fenced(own + end + "\n".join(lines), folder / FENCE_HOOK, migration))
+
+
 def unfence(folder: Path, migration: str) -> None:
     """Let a container be started again, if it was `migration` that fenced it, and it is still there."""
     config = folder / "config"

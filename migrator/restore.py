@@ -39,6 +39,7 @@ from migrator.run import run
 
 NOTE_LIMIT = cgroup_limits.RECORD_LIMIT
 START_CONFIG = "config.start"  # in the spool: of a container that is started anew, without the fence
+CONFINED = "its configuration had no rules that keep this host's devices from it, and has them now"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Prepared:
     commands: tuple[tuple[str, ...], ...]  # see `at_restore.script`
     links: tuple[veths.Veth, ...]
     terminals: tuple[terminals.Terminal, ...]
-    not_taken: str = ""  # in words: what its cgroup had at the cost of others, see `cgroup_limits.taken`
+    not_taken: str = ""  # in words: what its sender may not have it given, see `cgroup_limits.taken`, `CONFINED`
 
 
 def verify(images: Path, names: Iterable[str]) -> None:
@@ -94,10 +95,13 @@ def prepare(container: Container, layout: Layout, images: Path,
     What it looks at may lie on a file server that does not answer; so all is looked at first, and then made `making`
     it, which raises TimeoutError where that comes too late. Of who is not `trusted` the container is not
     favoured, and gets no device that it may not open; what another has open stays so, as with `lxc-cgroup`.
+    He may have been when it was defined: what it lacks then is added to its own configuration as well.
     """
     path = str(container.config_file)
     text = container_config.unfenced(config_reader.read_file(path))
     config, settings = config_facts.parse(text, path), config_reader.read(path, text).settings
+    added = [] if trusted else consent.confining(settings)
+    settings += tuple(config_reader.settings("\n".join(added)))
     links = _links(config, layout)
     files = Files.of(layout)
     try:
@@ -114,6 +118,8 @@ def prepare(container: Container, layout: Layout, images: Path,
         commands = [command for link in links for command in veths.on_its_bridge(
             link, container.name, "".join(version), veths.bridge_setting)]
         with making():
+            if added:
+                container_config.add(container.folder, added, layout.id)
             clear(layout)
             for name in (at_restore.REASON, at_restore.LET_GO):
                 (images / name).unlink(missing_ok=True)
@@ -128,11 +134,12 @@ def prepare(container: Container, layout: Layout, images: Path,
             veths.make(links)
     except (CommandFailed, ConfigInvalid, OSError, ValueError) as error:
         raise RestoreFailed(name=container.name, reason=str(error), log="not there") from error
-    return Prepared(tuple(map(tuple, commands)), tuple(links), tuple(ttys), _not_taken(dropped))
+    return Prepared(tuple(map(tuple, commands)), tuple(links), tuple(ttys), _not_taken(dropped, added))
 
 
-def _not_taken(dropped: list[str]) -> str:
-    return f"its sender may not favour it: {consent.shown(dropped)} is not set" if dropped else ""
+def _not_taken(dropped: list[str], added: list[str]) -> str:
+    favoured = f"its sender may not favour it: {consent.shown(dropped)} is not set" if dropped else ""
+    return "; ".join(filter(None, [favoured, CONFINED if added else ""]))
 
 
 def restore(container: Container, layout: Layout, images: Path, prepared: Prepared, *, limit: float,

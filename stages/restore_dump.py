@@ -22,6 +22,8 @@ from migrator import (
     btrfs,
     cli,
     clock,
+    config_reader,
+    consent,
     container_config,
     criu,
     grant,
@@ -29,6 +31,7 @@ from migrator import (
     identity,
     let_run,
     limited,
+    log,
     lxc,
     lxc_disk,
     network,
@@ -271,8 +274,9 @@ class Restore:
 
     def _start(self) -> int:
         """The disk is all that came: the container is started anew."""
-        with self.migration.step("start", end_must_be=False):
+        with self.migration.step("start", end_must_be=False) as done:
             container = self.container
+            done |= {"reason": restore.CONFINED} if self._confine() else {}
             text = container_config.unfenced(container_config.text_of(container.config_file))
             container_config.require_rootfs(container.name, container.config_file, text, self.layout.rootfs)
             container_config.write_file(self.plain_config, text, mode=0o600)
@@ -290,6 +294,17 @@ class Restore:
             network.announce(pid, (0.0,)).join()
             no_memory.stay(container, self.migration.id, pid)
             return pid
+
+    def _confine(self) -> bool:
+        """As `restore.prepare` does, where its sender is not trusted (any more); whether anything was added."""
+        config = self.container.config_file
+        text = container_config.unfenced(container_config.text_of(config))
+        added = [] if grant.of_migration(self.migration).hooks else consent.confining(
+            config_reader.read(str(config), text).settings)
+        if added:
+            log.warning(f"{self.migration.name}: {restore.CONFINED}")
+            container_config.add(self.layout.container, added, self.migration.id)
+        return bool(added)
 
     def _left(self) -> float:
         """Seconds that this may still take; raises DowntimeExceeded when there are none."""

@@ -10,25 +10,86 @@ from typing import cast
 
 import pytest
 
-from migrator import at_restore, layout, lxc, restore, veths
+from migrator import at_restore, config_reader, consent, container_config, layout, lxc, restore, veths
+from migrator.errors import RestoreFailed
 from migrator.layout import Layout
 
+ID = "0badc0de"
+# As LXC's common.conf and userns.conf leave it: the latter takes back what the former says.
+TAKEN_BACK = ("lxc.cgroup2.devices.deny = a\nlxc.cgroup2.devices.allow = c 1:3 rwm\n"
+              "lxc.cgroup2.devices.deny =\nlxc.cgroup2.devices.allow =\n")
+RULES = "lxc.cgroup2.devices.deny = a\nlxc.cgroup2.devices.allow = c 1:3 rwm\n"
 
-def test_what_an_earlier_attempt_has_said_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its images are there for another one: that CRIU had let go of what ran then says nothing of what comes."""
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Layout:
     monkeypatch.setattr(layout, "RUNTIME", tmp_path / "run")
     monkeypatch.setattr(veths, "remove", lambda _: None)
-    here = Layout(tmp_path, "web", "0badc0de")
-    here.make_folder()
-    here.spool.mkdir()
-    here.container.mkdir()
-    config = here.container / "config"
-    config.write_text(f"lxc.uts.name = web\nlxc.rootfs.path = btrfs:{here.rootfs}\n")
+    found = Layout(tmp_path, "web", ID)
+    found.make_folder()
+    found.spool.mkdir()
+    found.container.mkdir()
+    found.image_folders()[0].mkdir(parents=True)
+    defined(found)
+    return found
+
+
+def defined(here: Layout, more: str = "", fence: str = ID) -> None:
+    text = f"lxc.uts.name = web\n{more}lxc.rootfs.path = btrfs:{here.rootfs}\n"
+    container_config.fence(here.container, text, fence, "it is being moved here")
+
+
+def prepare(here: Layout, *, trusted: bool = True) -> restore.Prepared:
+    container = SimpleNamespace(name="web", config_file=here.container / "config", folder=here.container)
+    return restore.prepare(cast("lxc.Container", container), here, here.image_folders()[0], contextlib.nullcontext,
+                           trusted)
+
+
+def test_what_an_earlier_attempt_has_said_goes(here: Layout) -> None:
+    """Its images are there for another one: that CRIU had let go of what ran then says nothing of what comes."""
     images = here.image_folders()[0]
-    images.mkdir(parents=True)
     for name in (at_restore.REASON, at_restore.LET_GO):
         (images / name).write_text("of an earlier one")
-    container = SimpleNamespace(name="web", config_file=config, folder=here.container)
-    restore.prepare(cast("lxc.Container", container), here, images, contextlib.nullcontext)
+    prepare(here)
     assert not at_restore.has_let_go(images) and at_restore.reason(images) == ""
     assert restore.Files.of(here).config.exists()
+
+
+@pytest.mark.parametrize("more", ["", TAKEN_BACK, "lxc.cgroup2.devices.deny = a\n", f"{RULES}lxc.cgroup2 =\n"])
+@pytest.mark.parametrize("newline", [True, False])
+def test_what_is_not_trusted_any_more_is_confined(here: Layout, more: str, newline: bool) -> None:
+    """It was when it was defined: so its configuration has no rules that keep this host's devices from it."""
+    defined(here, more)
+    config, images = here.container / "config", here.image_folders()[0]
+    if not newline:  # somebody has edited it
+        text = container_config.unfenced(config.read_text()).rstrip("\n")
+        config.write_text(container_config.fenced(text, here.container / container_config.FENCE_HOOK, ID).rstrip("\n"))
+    said = prepare(here, trusted=False).not_taken
+    filters = [(images / name).read_text() for name in (at_restore.FILTER, at_restore.EARLY_FILTER)]
+    assert filters[0] and filters[0] == filters[1] and said == restore.CONFINED
+    assert container_config.fence_of(config.read_text()) == ID
+    own = config_reader.read(str(config), container_config.unfenced(config.read_text())).settings
+    assert consent.confining(own) == [] and ("lxc.uts.name", "web") in own, "nor may its next start open them"
+    assert container_config.rootfs_of(own) == f"btrfs:{here.rootfs}"
+    given = restore.Files.of(here).config
+    assert consent.confining(config_reader.read(str(given), given.read_text()).settings) == []
+    before = config.read_text()
+    assert not prepare(here, trusted=False).not_taken and config.read_text() == before, "once is enough"
+
+
+@pytest.mark.parametrize(("more", "trusted"), [(TAKEN_BACK, True), (RULES, False)])
+def test_what_may_come_as_it_is_stays_so(here: Layout, more: str, trusted: bool) -> None:
+    defined(here, more)
+    before = (here.container / "config").read_bytes()
+    assert not prepare(here, trusted=trusted).not_taken
+    assert (here.container / "config").read_bytes() == before
+    assert bool((here.image_folders()[0] / at_restore.EARLY_FILTER).read_text()) is not trusted
+
+
+def test_what_stands_in_its_place_is_not_changed(here: Layout) -> None:
+    """Somebody has put another container there meanwhile."""
+    defined(here, fence="00000001")
+    before = (here.container / "config").read_bytes()
+    with pytest.raises(RestoreFailed, match="not fenced by migration"):
+        prepare(here, trusted=False)
+    assert (here.container / "config").read_bytes() == before

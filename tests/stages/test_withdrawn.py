@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from migrator import btrfs, grant, lxc, restore
+from migrator import btrfs, config_reader, consent, grant, lxc, network, no_memory, restore
 from migrator.errors import ConsentNeeded, DumpRefused
 from migrator.grant import Grant
 from migrator.journal import Migration
@@ -20,6 +20,7 @@ from migrator.service import Service
 from migrator.states import Event, Role, State
 from stages import import_data, restore_dump, serve
 from stages.handover import INCREMENT
+from tests.migrator.test_prepare_restore import TAKEN_BACK
 from tests.stages.test_allowed import HOOK, HOSTA, HOSTC, ID, Here, here, peer  # noqa: F401 -- a fixture
 from tests.stages.test_restored_again import arrives
 from tunnel import files
@@ -209,6 +210,37 @@ def test_a_restore_goes_by_it_too(here: Here, peers: Peers, trusted: bool, monke
     migration.note("increment", increment_uuid="y")
     restore_dump.Restore(migration, 3600.0, leave=lambda: 0.0)._apply(here.layout.image_folders()[1])
     assert found == [trusted]
+
+
+@CALLERS
+def test_a_container_that_reaches_out_nowhere_is_confined_now(here: Here, caller: Callable[..., Grant], peers: Peers,
+                                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its configuration is LXC's ordinary one, without rules for devices, and was defined as it came."""
+    here.begun(caller(*WITH), config=f"lxc.uts.name = web\n{TAKEN_BACK}")
+    arriving(here).move(Event.RECEIVED, rounds=[{"uuid": "x"}])
+    here.caller(caller(*WITH))("import")
+    config = here.layout.container / "config"
+
+    def lacks() -> list[str]:
+        return consent.confining(config_reader.read(str(config), config.read_text()).settings)
+
+    assert lacks(), "it comes along as it is"
+    peers.allow("hosta", WITHOUT)
+    ask = here.caller(caller(*WITHOUT))
+    ask("dump-begin")
+    dumped(here)
+    assert ask("own").reply == {"state": State.OWNED}
+    container = SimpleNamespace(name="web", config_file=config, folder=config.parent)
+    monkeypatch.setattr(lxc, "Container", lambda *_: container)
+    monkeypatch.setattr(no_memory, "start", lambda *_, **__: 1)
+    monkeypatch.setattr(no_memory, "stay", lambda *_: None)
+    monkeypatch.setattr(network, "announce", lambda *_: SimpleNamespace(join=lambda: None))
+    stage = restore_dump.Restore(arriving(here), 3600.0, leave=lambda: 0.0)
+    stage._start()
+    assert lacks() == []
+    started = stage.plain_config.read_text()
+    assert consent.confining(config_reader.read("", started).settings) == []
+    assert [each.detail.get("reason") for each in arriving(here).events() if each.step == "start"][-1]
 
 
 def test_an_end_records_no_consent(here: Here) -> None:
