@@ -22,8 +22,6 @@ from migrator import (
     btrfs,
     cli,
     clock,
-    config_reader,
-    consent,
     container_config,
     criu,
     grant,
@@ -31,7 +29,6 @@ from migrator import (
     identity,
     let_run,
     limited,
-    log,
     lxc,
     lxc_disk,
     network,
@@ -44,7 +41,9 @@ from migrator.beside import Beside
 from migrator.cli import Result
 from migrator.errors import (
     AlreadyRuns,
+    ConsentNeeded,
     DowntimeExceeded,
+    MigratorError,
     OutOfOrder,
     RestoreFailed,
     SourceStillFrozen,
@@ -57,7 +56,7 @@ from migrator.journal import DEFAULT_PATH, Journal, Migration
 from migrator.layout import Layout, locked
 from migrator.service import Service
 from migrator.states import Event, State, Verdict, decide
-from stages import ask_source, force, settling
+from stages import ask_source, consented, force, settling
 from stages.handover import INCREMENT
 from stages.import_data import arrived, give_back_rootfs, put_rootfs_aside, receive
 
@@ -142,9 +141,23 @@ def described(migration: Migration) -> Result:
 
 
 def take_offered(migration: Migration) -> None:
-    """All has arrived and the offer had come: a crash kept this host from recording that it takes the token."""
+    """All has arrived and the offer had come: a crash kept this host from recording that it takes the token.
+
+    Raises SourceStillFrozen, with nothing recorded, where it may not any more: the offer, made anew, is refused then.
+    """
     if migration.state is State.DUMP_RECEIVED:
+        try:
+            consented.require(migration)
+        except ConsentNeeded as error:
+            raise still_frozen(migration, error) from error
         migration.move(Event.OWN)
+
+
+def still_frozen(migration: Migration, error: BaseException) -> MigratorError:
+    """For what keeps it from being let run here, while its source holds it."""
+    return outcome(SourceStillFrozen, memory=migration.memory)(
+        as_ours(error), name=migration.name, source=migration.peer, next=advice.next_command(migration),
+        rollback=advice.command("rollback@source", migration))
 
 
 class Restore:
@@ -276,7 +289,7 @@ class Restore:
         """The disk is all that came: the container is started anew."""
         with self.migration.step("start", end_must_be=False) as done:
             container = self.container
-            done |= {"reason": restore.CONFINED} if self._confine() else {}
+            done |= {"reason": restore.CONFINED} if consented.confine(self.migration) else {}
             text = container_config.unfenced(container_config.text_of(container.config_file))
             container_config.require_rootfs(container.name, container.config_file, text, self.layout.rootfs)
             container_config.write_file(self.plain_config, text, mode=0o600)
@@ -294,17 +307,6 @@ class Restore:
             network.announce(pid, (0.0,)).join()
             no_memory.stay(container, self.migration.id, pid)
             return pid
-
-    def _confine(self) -> bool:
-        """As `restore.prepare` does, where its sender is not trusted (any more); whether anything was added."""
-        config = self.container.config_file
-        text = container_config.unfenced(container_config.text_of(config))
-        added = [] if grant.of_migration(self.migration).hooks else consent.confining(
-            config_reader.read(str(config), text).settings)
-        if added:
-            log.warning(f"{self.migration.name}: {restore.CONFINED}")
-            container_config.add(self.layout.container, added, self.migration.id)
-        return bool(added)
 
     def _left(self) -> float:
         """Seconds that this may still take; raises DowntimeExceeded when there are none."""
@@ -324,10 +326,7 @@ class Restore:
             self._keep_log(error)
         settling.clear(self.migration)  # what may have run is put aside
         self.migration.move(Event.RESTORE_FAILED, failed=str(error)[:2000])
-        raise outcome(SourceStillFrozen, memory=self.migration.memory)(
-            as_ours(error), name=self.migration.name, source=self.migration.peer,
-            next=advice.next_command(self.migration), rollback=advice.command("rollback@source", self.migration),
-        ) from error
+        raise still_frozen(self.migration, error) from error
 
     def _keep_log(self, error: BaseException) -> None:
         """The end of CRIU's log outlives the attempt, where the error says it is."""

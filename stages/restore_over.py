@@ -45,8 +45,8 @@ def restore_for_source(service: Service, fields: dict[str, Any],
         if not isinstance(limit, int | float) or not -math.inf < limit < math.inf:
             raise ProtocolError(reason="its limit for the restore is no number of seconds")
         limit = float(min(max(limit, 0), 1e6))
-        take_offered(migration)
         try:
+            take_offered(migration)
             Restore(migration, limit, service, leave=leave).run(wait=False)
         except SourceStillFrozen as error:  # what that means the source says itself
             raise error.cause from error

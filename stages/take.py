@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from migrator import advice, btrfs, clock, criu, grant, identity, leave, lxc_disk, names, spool
+from migrator import advice, btrfs, clock, criu, identity, leave, lxc_disk, names, spool
 from migrator.errors import ConsentNeeded, DumpRefused, OutOfOrder, UsageError
 from migrator.journal import Migration
 from migrator.layout import Layout
@@ -17,7 +17,7 @@ from migrator.leave import Leave
 from migrator.protocol import Takeover
 from migrator.service import Service
 from migrator.states import Event, State
-from stages import restore_over
+from stages import consented, restore_over
 from stages.handover import INCREMENT
 from stages.offer import attempt
 
@@ -36,7 +36,7 @@ def dump_begin(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     service.refuse_data(migration)
     if migration.state in (State.IMPORTED, *ARRIVING):
         _require_defined(migration)
-        _require_consent(migration)
+        consented.require(migration)
     migration.move(Event.RECEIVE_DUMP, attempt=number, memory=bool(fields.get("memory", True)))
     here = Layout(migration.lxcpath, migration.name, migration.id)
     here.make_folder()  # where an older version has begun it they are not there yet
@@ -58,12 +58,6 @@ def _require_defined(migration: Migration) -> None:
         raise OutOfOrder(stage="create-dump", missing=f"{layout.container} was removed",
                          next=advice.again("prepare-data@source", migration))
     identity.require_ours(layout)
-
-
-def _require_consent(migration: Migration) -> None:
-    """What was defined here with a consent that was taken back since is not handed over; raises ConsentNeeded."""
-    if reaching := migration.detail.get("reaching"):
-        grant.of_migration(migration).check_reaching(migration.name, reaching)
 
 
 def dump_drop(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
@@ -124,7 +118,7 @@ def _take(migration: Migration, number: int, fields: dict[str, Any]) -> None:
     if not identity.whose(here).may_go:
         raise DumpRefused(name=migration.name, reason=f"{here.container} was removed, or is another container's now")
     try:
-        _require_consent(migration)
+        consented.require(migration)
     except ConsentNeeded as error:
         raise DumpRefused(name=migration.name, reason=f"{error}".rstrip(".")) from error
     images = here.images()

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What was defined here with its sender's consent, where that may have been taken back since (docs/tunnel.md)."""
+
+from __future__ import annotations
+
+from migrator import config_reader, consent, container_config, grant, log, restore
+from migrator.journal import Migration
+from migrator.layout import Layout
+
+
+def require(migration: Migration) -> None:
+    """Raises ConsentNeeded for what may not be handed over any more."""
+    allowed = grant.of_migration(migration)
+    if not allowed.hooks:
+        allowed.check_reaching(migration.name, str(migration.detail.get("reaching", "")))
+
+
+def confine(migration: Migration) -> bool:
+    """Before it is started from its disk: what `restore.prepare` adds to its configuration. Whether anything was.
+
+    Raises ConfigInvalid where that is not fenced by this migration.
+    """
+    if grant.of_migration(migration).hooks:
+        return False
+    config = Layout(migration.lxcpath, migration.name, migration.id).container / "config"
+    added = consent.confining(config_reader.read(str(config), container_config.text_of(config)).settings)
+    if added:
+        log.warning(f"{migration.name}: {restore.CONFINED}")
+        container_config.add(config.parent, added, migration.id)
+    return bool(added)
