@@ -3,16 +3,32 @@
 
 from __future__ import annotations
 
-from migrator import config_reader, consent, container_config, grant, log, restore
+from migrator import config_reader, consent, container_config, grant, identity, log, restore
 from migrator.journal import Migration
 from migrator.layout import Layout
 
 
 def require(migration: Migration) -> None:
-    """Raises ConsentNeeded for what may not be handed over any more."""
+    """Raises ConsentNeeded for what may not be handed over any more.
+
+    ContainerNotFound and ContainerExists where that would have to be looked at, and is not there any more.
+    """
     allowed = grant.of_migration(migration)
     if not allowed.hooks:
-        allowed.check_reaching(migration.name, str(migration.detail.get("reaching", "")))
+        allowed.check_reaching(migration.name, _reaching(migration))
+
+
+def _reaching(migration: Migration) -> str:
+    """What reaches out of what was defined. A version that did not record it has left the configuration itself.
+
+    There a copy of a file that came along reaches out, too, whatever is in it: that took consent.
+    """
+    if "reaching" in migration.detail:
+        return str(migration.detail["reaching"])
+    layout = Layout(migration.lxcpath, migration.name, migration.id)
+    identity.require_ours(layout)
+    text = container_config.unfenced(container_config.text_of(layout.container / "config"))
+    return grant.reaching(text, int(migration.detail.get("mapped_root", 0)))
 
 
 def confine(migration: Migration) -> bool:

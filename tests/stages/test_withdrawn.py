@@ -12,13 +12,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from migrator import btrfs, clock, config_reader, consent, grant, lxc, lxc_disk, network, no_memory, restore
-from migrator.errors import ConsentNeeded, DumpRefused, SourceStillFrozen
+from migrator import btrfs, config_reader, consent, grant, lxc, network, no_memory, restore
+from migrator.errors import ConsentNeeded, DumpRefused
 from migrator.grant import Grant
 from migrator.journal import Migration
 from migrator.service import Service
 from migrator.states import Event, Role, State
-from stages import import_data, restore_dump, restore_over, serve
+from stages import import_data, restore_dump, serve
 from stages.handover import INCREMENT
 from tests.migrator.test_prepare_restore import TAKEN_BACK
 from tests.stages.test_allowed import HOOK, HOSTA, HOSTC, ID, Here, here, peer  # noqa: F401 -- a fixture
@@ -241,53 +241,6 @@ def test_a_container_that_reaches_out_nowhere_is_confined_now(here: Here, caller
     started = stage.plain_config.read_text()
     assert consent.confining(config_reader.read("", started).settings) == []
     assert [each.detail.get("reason") for each in arriving(here).events() if each.step == "start"][-1]
-
-
-def taken_here(here: Here, granted: Grant, over: bool) -> None:
-    """restore-dump, as it is typed here, or as the source asks for it."""
-    if over:
-        fields = {"id": ID, "limit": 1.0}
-        with contextlib.ExitStack() as stack:
-            restore_over.restore_for_source(Service(here.journal, stack, granted), fields, lambda: clock.now() + 100)
-    else:
-        restore_dump.carry_out(arriving(here), 1.0, clock.now() + 100)
-
-
-@pytest.mark.parametrize(("caller", "over"), [
-    (lambda *words: peer("hosta", *words), False), (lambda *words: peer("hosta", *words), True), (key, True),
-], ids=["typed, a peer's", "a peer asks", "a key asks"])
-def test_an_offer_that_had_come_is_not_taken_up(here: Here, caller: Callable[..., Grant], peers: Peers, over: bool,
-                                                monkeypatch: pytest.MonkeyPatch) -> None:
-    """A crash kept this host from recording that it takes the token: it does not take it by itself any more, either."""
-    monkeypatch.setattr(lxc, "Container", lambda *_: None)
-    monkeypatch.setattr(lxc_disk, "require", lambda _: None)
-    monkeypatch.setattr(restore_dump.Restore, "run", lambda *_, **__: pytest.fail("it is restored"))
-    imported(here, caller(*WITH))
-    here.caller(caller(*WITH))("dump-begin")
-    dumped(here)
-    arriving(here).move(Event.DUMP_RECEIVED, image_files=["core-1.img"], dad={})
-    peers.allow("hosta", WITHOUT)
-    with pytest.raises(ConsentNeeded if over else SourceStillFrozen, match=r"hook\.start-host") as refused:
-        taken_here(here, caller(*WITHOUT), over)
-    assert arriving(here).state is State.DUMP_RECEIVED
-    assert over or "migrator create-dump web" in refused.value.hint
-    with pytest.raises(DumpRefused, match=r"hook\.start-host"):
-        here.caller(caller(*WITHOUT))("own")
-    assert arriving(here).state is State.IMPORTED, "the source thaws it"
-
-
-def test_an_offer_is_taken_up_once_the_consent_is_given_again(here: Here, peers: Peers,
-                                                              monkeypatch: pytest.MonkeyPatch) -> None:
-    imported(here, peer("hosta", *WITH))
-    here.caller(peer("hosta", *WITH))("dump-begin")
-    dumped(here)
-    arriving(here).move(Event.DUMP_RECEIVED, image_files=["core-1.img"], dad={})
-    peers.allow("hosta", WITHOUT)
-    with pytest.raises(SourceStillFrozen):
-        restore_dump.take_offered(arriving(here))
-    peers.allow("hosta", WITH)
-    restore_dump.take_offered(arriving(here))
-    assert arriving(here).state is State.OWNED
 
 
 def test_an_end_records_no_consent(here: Here) -> None:

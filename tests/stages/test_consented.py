@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Consent was taken back: an offer that had come before a crash, and what a version before this one has defined."""
+
+# ruff: noqa: F811 -- fixtures
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Callable
+
+import pytest
+
+from migrator import clock, container_config, lxc, lxc_disk
+from migrator.errors import ConsentNeeded, ContainerExists, ContainerNotFound, DumpRefused, SourceStillFrozen
+from migrator.grant import Grant
+from migrator.journal import Migration
+from migrator.service import Service
+from migrator.states import Event, State
+from stages import consented, import_data, restore_dump, restore_over
+from tests.stages.test_allowed import HOOK, ID, Here, here, peer  # noqa: F401 -- a fixture
+from tests.stages.test_withdrawn import (  # noqa: F401 -- fixtures
+    CALLERS,
+    WITH,
+    WITHOUT,
+    _no_disk,
+    arriving,
+    dumped,
+    imported,
+    key,
+    peers,
+)
+from tunnel.peers import Peers
+
+
+def of_before(migration: Migration) -> Migration:
+    """As a version has left it that did not record what reaches out."""
+    with migration.journal.transaction() as db:
+        db.execute("UPDATE migrations SET detail = json_remove(detail, '$.reaching')")
+    migration.refresh()
+    assert "reaching" not in migration.detail
+    return migration
+
+
+@pytest.mark.parametrize("config", [HOOK, "lxc.include = /nowhere/mine.conf\n"], ids=["a hook", "a file"])
+def test_what_an_older_version_has_defined_is_looked_at(here: Here, peers: Peers, config: str) -> None:
+    here.begun(peer("hosta", *WITH), config=config, includes={"/nowhere/mine.conf": "lxc.tty.max = 1\n"})
+    arriving(here).move(Event.RECEIVED, rounds=[{"uuid": "x"}])
+    import_data.import_round(arriving(here), here.layout)
+    of_before(arriving(here))
+    peers.allow("hosta", WITHOUT)
+    with pytest.raises(ConsentNeeded, match=r"start-host|mine\.conf"):
+        here.caller(peer("hosta", *WITHOUT))("dump-begin")
+    peers.allow("hosta", WITH)
+    assert here.caller(peer("hosta", *WITH))("dump-begin")["state"] == State.RECEIVING_DUMP
+    dumped(here)
+    peers.allow("hosta", WITHOUT)
+    with pytest.raises(DumpRefused, match=r"start-host|mine\.conf"):
+        here.caller(peer("hosta", *WITHOUT))("own")
+
+
+@CALLERS
+def test_what_an_older_version_has_defined_without_consent_goes_on(here: Here, caller: Callable[..., Grant],
+                                                                   peers: Peers) -> None:
+    peers.allow("hosta", WITHOUT)
+    ask = here.begun(caller(*WITHOUT))
+    arriving(here).move(Event.RECEIVED, rounds=[{"uuid": "x"}])
+    ask("import")
+    of_before(arriving(here))
+    ask("dump-begin")
+    dumped(here)
+    assert ask("own").reply == {"state": State.OWNED}
+
+
+@pytest.mark.parametrize("by", ["", "00000001"])
+def test_what_stands_in_the_place_of_what_an_older_version_has_defined(here: Here, peers: Peers, by: str) -> None:
+    """Somebody has removed it, or has put another container there: that one is not looked at."""
+    migration = of_before(imported(here, peer("hosta", *WITH)))
+    peers.allow("hosta", WITHOUT)
+    shutil.rmtree(here.layout.container)
+    if by:
+        here.layout.container.mkdir()
+        container_config.fence(here.layout.container, HOOK, by, "it has moved")
+    with pytest.raises(ContainerExists if by else ContainerNotFound):
+        consented.require(migration)
+
+
+def taken_here(here: Here, granted: Grant, over: bool) -> None:
+    """restore-dump, as it is typed here, or as the source asks for it."""
+    if over:
+        fields = {"id": ID, "limit": 1.0}
+        with contextlib.ExitStack() as stack:
+            restore_over.restore_for_source(Service(here.journal, stack, granted), fields, lambda: clock.now() + 100)
+    else:
+        restore_dump.carry_out(arriving(here), 1.0, clock.now() + 100)
+
+
+@pytest.mark.parametrize(("caller", "over"), [
+    (lambda *words: peer("hosta", *words), False), (lambda *words: peer("hosta", *words), True), (key, True),
+], ids=["typed, a peer's", "a peer asks", "a key asks"])
+def test_an_offer_that_had_come_is_not_taken_up(here: Here, caller: Callable[..., Grant], peers: Peers, over: bool,
+                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    """A crash kept this host from recording that it takes the token: it does not take it by itself any more, either."""
+    monkeypatch.setattr(lxc, "Container", lambda *_: None)
+    monkeypatch.setattr(lxc_disk, "require", lambda _: None)
+    monkeypatch.setattr(restore_dump.Restore, "run", lambda *_, **__: pytest.fail("it is restored"))
+    imported(here, caller(*WITH))
+    here.caller(caller(*WITH))("dump-begin")
+    dumped(here)
+    arriving(here).move(Event.DUMP_RECEIVED, image_files=["core-1.img"], dad={})
+    peers.allow("hosta", WITHOUT)
+    with pytest.raises(ConsentNeeded if over else SourceStillFrozen, match=r"hook\.start-host") as refused:
+        taken_here(here, caller(*WITHOUT), over)
+    assert arriving(here).state is State.DUMP_RECEIVED
+    assert over or "migrator create-dump web" in refused.value.hint
+    with pytest.raises(DumpRefused, match=r"hook\.start-host"):
+        here.caller(caller(*WITHOUT))("own")
+    assert arriving(here).state is State.IMPORTED, "the source thaws it"
+
+
+def test_an_offer_is_taken_up_once_the_consent_is_given_again(here: Here, peers: Peers,
+                                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    imported(here, peer("hosta", *WITH))
+    here.caller(peer("hosta", *WITH))("dump-begin")
+    dumped(here)
+    arriving(here).move(Event.DUMP_RECEIVED, image_files=["core-1.img"], dad={})
+    peers.allow("hosta", WITHOUT)
+    with pytest.raises(SourceStillFrozen):
+        restore_dump.take_offered(arriving(here))
+    peers.allow("hosta", WITH)
+    restore_dump.take_offered(arriving(here))
+    assert arriving(here).state is State.OWNED
