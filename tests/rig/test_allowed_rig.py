@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
+
 from tests.rig.conftest import CleanHosts
 from tests.rig.harness import DESTINATION, Rig, wait_for
 from tests.rig.held import instead_of
@@ -73,6 +75,29 @@ def test_a_device_in_the_stream_is_not_opened(rig: Rig, clean_hosts: CleanHosts,
     assert "Operation not permitted" in rig.exec("hostb", *opening, check=False).stderr
     assert rig.probe("hostb", "c1")["intact"]
     assert "lxc.rootfs.path = btrfs:/pool/c1/rootfs\n" in rig.read("hostb", "/pool/c1/config")
+
+
+@pytest.mark.parametrize("how", [(), ("--no-memory",)], ids=["restored", "started anew"])
+def test_nor_where_consent_was_taken_back_on_the_way(rig: Rig, clean_hosts: CleanHosts, limited: Callable[[str], None],
+                                                     how: tuple[str, ...]) -> None:
+    """It was defined as it came, without rules for devices."""
+    clean_hosts.allow("snapshot")
+    rig.guest("hosta", "c1", "tick")
+    rig.sh("hosta", "mknod -m 666 /pool/c1/rootfs/disk b 7 250")
+    limited("receive,hooks,lxcpath=/pool,as=hosta")
+    rig.migrator("hosta", "prepare-data", "c1", *THERE, *how).expect(0)
+    rig.migrator("hostb", "import-data", "c1").expect(0)
+    assert "devices" not in rig.read("hostb", "/pool/c1/config")
+    limited("receive,lxcpath=/pool,as=hosta")
+    rig.migrator("hosta", "create-dump", "c1", *THERE).expect(0)
+    rig.migrator("hostb", "restore-dump", "c1").expect(0)
+    opening = ("lxc-attach", "-n", "c1", "-P", "/pool", "--", "/bin/sh", "-c", ": </disk")
+    assert "Operation not permitted" in rig.exec("hostb", *opening, check=False).stderr
+    assert "has them now" in rig.migrator("hostb", "status", "c1", "--events").expect(0).stdout
+    rig.migrator("hosta", "finish", "c1", *THERE).expect(0)
+    rig.exec("hostb", "lxc-stop", "-k", "-n", "c1")
+    rig.exec("hostb", "lxc-start", "-n", "c1", "-P", "/pool")
+    assert "Operation not permitted" in rig.exec("hostb", *opening, check=False).stderr
 
 
 def test_what_has_a_device_open_is_not_restored(rig: Rig, clean_hosts: CleanHosts,
