@@ -120,7 +120,7 @@ def let_run(migration: Migration, given: str, ask: Callable[[], State | None], *
     """
     there, name = migration.peer, migration.name
     command = advice.command("restore-dump", migration)
-    if migration.state not in MAY_RESTORE and not settling.stands_fenced(migration):
+    if migration.state not in MAY_RESTORE and not settling.stands_stopped(migration):
         raise OutOfOrder(stage="restore-dump --force", missing=f"{name} is {migration.state} here",
                          next=advice.next_command(migration) or f"migrator status {name}")
     if given != migration.id:

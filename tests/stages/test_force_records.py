@@ -197,12 +197,12 @@ def test_ctrl_c_lets_nothing_run(journal: Journal, swallowed: bool) -> None:
     assert "forced_at" not in migration.detail
 
 
-@pytest.mark.parametrize("fenced", [False, True])
-def test_what_may_be_let_run(journal: Journal, monkeypatch: pytest.MonkeyPatch, fenced: bool) -> None:
-    """Not what runs already; but what has run here, and stands fenced since a reboot."""
+@pytest.mark.parametrize("stopped", [False, True])
+def test_what_may_be_let_run(journal: Journal, monkeypatch: pytest.MonkeyPatch, stopped: bool) -> None:
+    """Not what runs already; but what has run here, and was stopped by a reboot or by itself."""
     migration = restored(journal)
-    monkeypatch.setattr(settling, "stands_fenced", lambda of: fenced and of is migration)
-    if fenced:
+    monkeypatch.setattr(settling, "stands_stopped", lambda of: stopped and of is migration)
+    if stopped:
         assert force.let_run(migration, migration.id, lambda: None) is True
         return
     with pytest.raises(OutOfOrder, match="web is restored here") as refused:

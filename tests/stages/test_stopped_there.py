@@ -19,7 +19,7 @@ from migrator.identity import Whose
 from migrator.journal import Migration
 from migrator.layout import Layout
 from migrator.states import Event, State
-from stages import ask_source, drive, finish, heal, restore_dump, restore_over, rollback, settling
+from stages import ask_source, drive, finish, force, heal, restore_dump, restore_over, rollback, settling
 from tests.stages.test_settling import ID, acts, mark, restoring
 
 __all__ = ["acts", "restoring"]
@@ -189,6 +189,19 @@ def test_it_is_on_record(restoring: Migration, acts: list[str], monkeypatch: pyt
     assert restoring.state is State.RESTORED and acts == ["ended"]
     if config:
         assert "migrator restore-dump web" in aftermath.note(restoring)
+
+
+@pytest.mark.parametrize("fenced", [True, False])
+def test_by_force_it_goes_on_all_the_same(restoring: Migration, acts: list[str], monkeypatch: pytest.MonkeyPatch,
+                                          fenced: bool) -> None:
+    """Where its source is lost for good: it is what everything else has advised."""
+    left(restoring)
+    settling.settle(restoring)
+    if not fenced:
+        monkeypatch.setattr(identity, "whose", lambda _: Whose.FOREIGN)
+        (restoring.lxcpath / "web" / "config").write_text("lxc.uts.name = web\n")
+    assert force.let_run(restoring, ID, lambda: None)
+    assert "forced_at" in restoring.detail
 
 
 def test_nor_does_it_hang_on_the_mark(restoring: Migration, acts: list[str]) -> None:
