@@ -12,7 +12,7 @@ import contextlib
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from migrator import advice, btrfs, identity, log, names, spool
+from migrator import advice, btrfs, identity, log, names, spool, subvolume_uuids
 from migrator.btrfs import Subvolume
 from migrator.errors import Busy, MigratorError, NoSpace
 from migrator.grant import ROOT
@@ -25,6 +25,23 @@ HELD_MAX = 1000  # uuids in one request
 def held(layout: Layout, *, own: bool = False) -> list[str]:
     """The uuids of what this host can start from, oldest first; `own` are those of this migration alone."""
     return [base.stream_uuid for base in layout.bases() if not own or base.path.name.startswith(f"{layout.id}.")]
+
+
+def usable(journal: Journal, layout: Layout, origin: str, rootfs: Path) -> list[str]:
+    """On the source: the uuids of what a round of the container with that root file system can start from.
+
+    Not of what is another container's that had its name before, and may be the last copy of that: next to nothing would
+    be spared, and the destination would take the two for one. Which are its own tells its origin, or btrfs: what was
+    made of its root file system, or of what that is a snapshot of, or is such itself.
+    """
+    found = layout.bases()
+    its: set[str] = set()
+    with contextlib.suppress(MigratorError, OSError):  # where it cannot be told more is sent
+        if found:
+            its.add(btrfs.info(rootfs).uuid)
+            its.update(subvolume_uuids.ancestors(rootfs))
+    return [base.stream_uuid for base in found if base.path.name.startswith(f"{layout.id}.")
+            or {base.uuid, base.parent_uuid} & its or identity.is_of(journal, base.path, origin)]
 
 
 def asked(value: object) -> list[str]:
@@ -45,9 +62,9 @@ def common(layout: Layout, there: Collection[str]) -> Subvolume | None:
     return next((base for base in reversed(own) if base.stream_uuid in there), None)
 
 
-def for_round(layout: Layout, there: Collection[str]) -> Subvolume | None:
-    """The newest snapshot here that the other host has too, whichever migration has left it."""
-    found = [base for base in layout.bases() if base.stream_uuid in there]
+def for_round(layout: Layout, there: Collection[str], its: Collection[str]) -> Subvolume | None:
+    """The newest snapshot here of `its`, see `usable`, that the other host has too, whichever migration has left it."""
+    found = [base for base in layout.bases() if base.stream_uuid in there and base.stream_uuid in its]
     return found[-1] if found else None
 
 

@@ -116,11 +116,13 @@ def carry_out(args: argparse.Namespace, journal: Journal, migration: Migration |
     config = container_config.read(container.config_file, container.name)
     wanted = migration.detail["destination_lxcpath"] if migration else args.destination_lxcpath
     id_ = migration.id if migration else journal.unused_id()
+    origin = identity.origin(journal, container.name, container.lxcpath) or id_
+    layout = Layout(container.lxcpath, container.name, id_)
     fields = {
         "id": id_,
         "name": identity.name_there(args, migration, container.name),
         "source_name": container.name,
-        "origin": identity.origin(journal, container.name, container.lxcpath) or id_,
+        "origin": origin,
         "lxcpath": there.call("lxcpath", lxcpath=wanted)["lxcpath"],
         "lxcpath_given": args.destination_lxcpath is not None,
         "source_host": this_host(),
@@ -131,15 +133,15 @@ def carry_out(args: argparse.Namespace, journal: Journal, migration: Migration |
         "bridges": migration.detail["bridges"] if migration else dict(args.map_bridge),
         "disk_bytes": disk_bytes,
         "mapped_root": container.mapped_root,
-        "one_shot": one_shot(args),
-        "memory": with_memory(args, migration),
-        "held": bases.held(Layout(container.lxcpath, container.name, id_)),
+        "one_shot": one_shot(args), "memory": with_memory(args, migration),
+        "held": bases.held(layout),
+        "usable": bases.usable(journal, layout, origin, container.rootfs),
     }
     if args.dry_run:
         done = sum("bytes" in round_ for round_ in migration.detail["rounds"]) if migration else 0
         return _dry_run(container, there, fields, done + 1)
     migration, reply = _begin(args, journal, migration, there, fields)
-    return _send_round(args, migration, container, there, reply, config.digest)
+    return _send_round(args, migration, container, there, reply, fields["usable"], config.digest)
 
 
 def one_shot(args: argparse.Namespace) -> bool:
@@ -215,7 +217,7 @@ def unfinished(journal: Journal, name: str, lxcpath: Path, where: str) -> Migrat
 
 def _send_round(
     args: argparse.Namespace, migration: Migration, container: lxc.Container, there: Connection,
-    reply: dict[str, Any], config_digest: str,
+    reply: dict[str, Any], usable: list[str], config_digest: str,
 ) -> Result:
     layout = Layout(container.lxcpath, container.name, migration.id)
     layout.make_folder()
@@ -228,15 +230,14 @@ def _send_round(
         rounds = [round_ for round_ in rounds if "bytes" in round_]
         for leftover in layout.own_snapshots()[len(rounds):]:  # of a round that was killed while it began
             btrfs.delete(leftover)
-        parent = bases.for_round(layout, reply["subvolumes"])
+        parent = bases.for_round(layout, reply["subvolumes"], usable)
         rounds.append({"parent": str(parent.path) if parent else ""})
         migration.move(Event.SEND, rounds=rounds, config_digest=config_digest, ticket=ticket)
         with migration.step("snapshot"):
             made = btrfs.snapshot(container.rootfs, layout.snapshot(len(rounds)), read_only=True)
         rounds[-1] |= {"uuid": made.uuid}
         migration.note("snapshotted", rounds=rounds)
-    number, round_ = len(rounds), rounds[-1]
-    snapshot = layout.snapshot(number)
+    number, round_, snapshot = len(rounds), rounds[-1], layout.snapshot(len(rounds))
     parent_path = Path(round_["parent"]) if round_["parent"] else None
     log.info(f"Sending {'what has changed' if parent_path else 'the disk'} of {container.name} to {there.peer_host}"
              f" (migration {migration.id}, round {number})")
@@ -272,10 +273,9 @@ def _already(migration: Migration, next_stage: str) -> Result:
 
 
 def _dry_run(container: lxc.Container, there: Connection, fields: dict[str, Any], number: int) -> Result:
-    layout = Layout(container.lxcpath, container.name, fields["id"])
-    lxcpath = fields["lxcpath"]
-    held = there.call("subvolumes", name=fields["name"], lxcpath=lxcpath, origin=fields["origin"])["subvolumes"]
-    parent = bases.for_round(layout, held)
+    layout, lxcpath = Layout(container.lxcpath, container.name, fields["id"]), fields["lxcpath"]
+    reply = there.call("subvolumes", name=fields["name"], lxcpath=lxcpath, origin=fields["origin"])
+    parent = bases.for_round(layout, reply["subvolumes"], fields["usable"])
     target = Layout(Path(lxcpath), fields["name"], fields["id"])
     return cli.dry_run([
         (this_host(), btrfs.snapshot_command(container.rootfs, layout.snapshot(number), read_only=True)),
@@ -315,13 +315,13 @@ def _recorded(service: Service, layout: Layout, fields: dict[str, Any], source_n
     _refuse_others(service, layout, migration, source_name, origin)
     if migration:
         room.require_disk(migration, layout)
-        room.check(service, layout, fields, held)
+        room.check(service, layout, fields, held, origin)
         service.note_consent(migration)
         if bounds.announced(fields) > bounds.TIMES * migration.detail.get("announced", math.inf):  # it grows and grows
             migration.note("announced", announced=bounds.announced(fields))
         return migration
     service.refuse_new()
-    room.check(service, layout, fields, held)
+    room.check(service, layout, fields, held, origin)
     try:
         migration = service.journal.create(
             id=layout.id, role=Role.DESTINATION, name=layout.name, lxcpath=layout.lxcpath,

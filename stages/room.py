@@ -32,15 +32,16 @@ def bases_for(service: Service, layout: Layout, origin: str) -> list[str]:
             if not service.grant.restricted or identity.is_of(service.journal, base.path, origin)]
 
 
-def check(service: Service, layout: Layout, fields: dict[str, Any], held: list[str]) -> None:
+def check(service: Service, layout: Layout, fields: dict[str, Any], held: list[str], origin: str) -> None:
     """Raise NoSpace unless the whole disk, or what of it has not arrived yet, fits twice: spooled and imported.
 
-    How large an increment on what both hosts have, `held` by the source, will be nobody knows; nor what the rest of one
-    that has begun will be.
+    How large an increment will be nobody knows, on what the source, which has what is `held`, says that it can start
+    from, and is told that it can here; nor what the rest of one that has begun will be.
     """
     what = f"the disk of {layout.name}, spooled and imported"
     free = bounds.reserve(layout.lxcpath) if service.grant.restricted else 0
-    if set(bases.held(layout)) & set(held):
+    usable = bases.asked(fields["usable"]) if "usable" in fields else held  # older ones start from any
+    if set(bases_for(service, layout, origin)) & set(usable):
         bases.check_space(service.journal, layout, free, held, what=what, caller=service.grant.caller)
         return
     disk = bounds.announced(fields)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from migrator import bases, btrfs, layout
+from migrator import bases, btrfs, layout, subvolume_uuids
 from migrator.btrfs import Subvolume
-from migrator.errors import InvalidName, NoSpace
+from migrator.errors import InvalidName, NoSpace, NotBtrfs
 from migrator.journal import Journal, Migration
 from migrator.layout import Layout, locked
 from migrator.states import Event, Role
@@ -76,6 +76,55 @@ def test_the_newest_that_both_have(pool: Pool) -> None:
     found = bases.common(here, ["web/0badc0de.1", "web/00000001.9"])
     assert found and found.path.name == "0badc0de.1"
     assert bases.common(here, ["web/00000001.9"]) is None, "another migration's"
+
+
+@pytest.mark.parametrize(("rootfs", "its"), [
+    (["now"], {"00000001.1", "0badc0de.1"}),  # what earlier attempts have made of it
+    (["here", "web/00000002.1", "of hostb"], {"00000002.1", "0badc0de.1"}),  # it has come upon that
+    (["later", "put by", "then"], {"00000003.1", "0badc0de.1"}),  # somebody has gone back to what he had put by
+    (["another"], {"0badc0de.1"}),
+    ([], {"0badc0de.1"}),  # nothing tells
+])
+def test_a_round_starts_from_what_is_of_its_own_disk(pool: Pool, monkeypatch: pytest.MonkeyPatch, rootfs: list[str],
+                                                     its: set[str]) -> None:
+    """Not from what is left of another container that had the name before."""
+    parents = {"00000001.1": "now", "00000002.1": "", "00000003.1": "then", "00000004.1": "of a disk that is gone",
+               "0badc0de.1": "at the last round"}
+    for name in parents:
+        pool.snapshot(f"web/{name}")
+
+    def info(path: Path) -> Subvolume:
+        if path.name == "rootfs":
+            if not rootfs:
+                raise NotBtrfs(path=path)
+            return Subvolume(path, rootfs[0], "", False, 1)
+        return dataclasses.replace(pool.info(path), parent_uuid=parents[path.name])
+
+    def ancestors(_: Path) -> Iterator[str]:
+        yield from rootfs[1:]
+        raise OSError  # the rest is not known
+
+    monkeypatch.setattr(btrfs, "info", info)
+    monkeypatch.setattr(subvolume_uuids, "ancestors", ancestors)
+    here = Layout(pool.path, "web", "0badc0de")
+    found = bases.usable(pool.journal, here, "0badc0de", here.rootfs)
+    assert set(found) == {f"web/{name}" for name in its}
+
+
+@pytest.mark.parametrize(("origin", "its"), [("0000c350", {"web/00000001.1"}), ("00000003", set())])
+def test_or_of_its_origin(pool: Pool, monkeypatch: pytest.MonkeyPatch, origin: str, its: set[str]) -> None:
+    monkeypatch.setattr(subvolume_uuids, "ancestors", lambda _: iter(()))
+    pool.given_up("00000001", 1).note("origin", origin="0000c350")
+    pool.given_up("00000002", 1)
+    pool.snapshot("web/00000004.1")  # of which nothing is recorded
+    here = Layout(pool.path, "web", "00000003")
+    here.rootfs.mkdir(parents=True)
+    assert set(bases.usable(pool.journal, here, origin, here.rootfs)) == its
+
+
+def test_where_there_is_none_nothing_is_looked_at(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(btrfs, "info", lambda _: pytest.fail("it is looked at"))
+    assert bases.usable(pool.journal, Layout(pool.path, "web", "00000003"), "00000003", pool.path / "none") == []
 
 
 def test_one_for_each_container_and_each_other_host(pool: Pool) -> None:

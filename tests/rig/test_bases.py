@@ -115,3 +115,28 @@ def test_it_goes_before_there_is_no_space(rig: Rig, clean_hosts: CleanHosts) -> 
         rig.sh("hostb", "rm -f /pool/ballast; btrfs filesystem sync /pool")  # the next test finds the room
     assert bases(rig, "hostb") == []
     rig.migrator("hosta", "rollback", "c2").expect(0)
+
+
+def test_another_container_of_its_name_begins_anew(rig: Rig, clean_hosts: CleanHosts) -> None:
+    """The one that moved was destroyed since: what is left of it on both hosts is of no use, and stays."""
+    clean_hosts.allow("snapshot")
+    rig.guest("hosta", "c1", "tick")
+    migrate(rig, "c1", "hosta", "--undefine-source").expect(0)
+    assert bases_there(rig, "hosta") == [], "what was its own has gone with it"
+    rig.sh("hostb", "lxc-stop -k -n c1 && btrfs -q subvolume delete /pool/c1/rootfs && rm -r /pool/c1")
+    rig.guest("hostb", "c1", "tick")
+    assert migrate(rig, "c1", "hostb").expect(0).json["rounds"][0]["full"]
+    assert not migrate(rig, "c1", "hosta").expect(0).json["rounds"][0]["full"], "its own way back"
+    rig.sh("hostb", "lxc-stop -k -n c1 && btrfs -q subvolume delete /pool/c1/rootfs && rm -r /pool/c1")
+    (old, _), (its,) = bases_there(rig, "hostb"), bases_there(rig, "hosta")
+    rig.sh("hosta", "btrfs -q subvolume delete /pool/c1/rootfs && rm -r /pool/c1")
+    rig.guest("hosta", "c1", "tick")
+    done = migrate(rig, "c1", "hosta", "--undefine-source").expect(0).json
+    assert done["rounds"][0]["full"]
+    assert bases_there(rig, "hosta") == [its]
+    assert bases_there(rig, "hostb")[:2] == [old, its] and len(bases_there(rig, "hostb")) == 3
+
+
+def bases_there(rig: Rig, host: str) -> list[str]:
+    """The snapshots that lie there, oldest first."""
+    return rig.sh(host, "ls -tr /pool/.migrator/c1 2>/dev/null", check=False).split()

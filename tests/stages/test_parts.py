@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -73,8 +74,8 @@ def subvolume(number: int, uuid: str, received: str = "") -> Subvolume:
 def test_an_increment_starts_from_the_newest_that_both_have() -> None:
     here = Bases([subvolume(1, "a"), subvolume(2, "b", "b-of-the-other-host"), subvolume(3, "c")])
 
-    def number(held: list[str]) -> int | None:
-        base = bases.for_round(here, held)  # type: ignore[arg-type]
+    def number(held: list[str], its: Collection[str] = ("a", "b-of-the-other-host", "c")) -> int | None:
+        base = bases.for_round(here, held, its)  # type: ignore[arg-type]
         return base.generation if base else None
 
     assert number([]) is None
@@ -84,6 +85,7 @@ def test_an_increment_starts_from_the_newest_that_both_have() -> None:
     assert number(["a", "b-of-the-other-host"]) == 2
     assert number(["b"]) is None
     assert number(["c", "a"]) == 3
+    assert number(["c", "a"], ["a"]) == 1, "the newer one is of another container that had its name before"
 
 
 def test_cleaning_a_folder_keeps_what_is_alive_and_what_is_not_ours(tmp_path: Path) -> None:

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Room for the whole disk is asked for unless an increment comes, on what both hosts have of this very container."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from migrator import bounds, grant, spool
+from migrator.errors import InvalidName
+from migrator.journal import Journal
+from migrator.layout import Layout
+from migrator.states import Event, Role
+from stages import room
+
+ID, FIRST = "0badc0de", "00000001"
+ITS, FOREIGN = "11111111-2222-3333-4444-555555555555", "66666666-7777-8888-9999-000000000000"
+DISK = 100 << 30
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, list[int]]]:
+    """A destination that has two snapshots, one of them of another container; what room it asks for."""
+    asked: list[int] = []
+    monkeypatch.setattr(spool, "check_space", lambda _, needed, **__: asked.append(needed))
+    monkeypatch.setattr(bounds, "reserve", lambda _: 0)
+    folder = Layout(tmp_path, "web", ID).folder
+    monkeypatch.setattr(Layout, "bases", lambda _: [
+        SimpleNamespace(path=folder / f"{FIRST}.1", stream_uuid=ITS),
+        SimpleNamespace(path=folder / "00000002.1", stream_uuid=FOREIGN)])
+    with Journal(tmp_path / "journal.db") as journal:
+        journal.create(id=FIRST, role=Role.DESTINATION, name="web", lxcpath=tmp_path, peer="hosta",
+                       event=Event.RECEIVE, origin=FIRST)
+        yield SimpleNamespace(grant=grant.Grant(), journal=journal), asked
+
+
+@pytest.mark.parametrize(("fields", "needed"), [
+    ({"usable": [ITS]}, 0),
+    ({"usable": []}, 2 * DISK),  # it holds another container's, which had its name before
+    ({}, 0),  # an older version starts from whatever both have
+], ids=["its own", "another's", "an older version"])
+def test_what_the_source_starts_from(here: tuple[Any, list[int]], tmp_path: Path, fields: dict[str, Any],
+                                     needed: int) -> None:
+    service, asked = here
+    room.check(service, Layout(tmp_path, "web", ID), {"disk_bytes": DISK, **fields}, [ITS, FOREIGN], ID)
+    assert asked == [needed]
+
+
+@pytest.mark.parametrize(("origin", "needed"), [(FIRST, 0), (ID, 2 * DISK)])
+def test_who_is_told_of_none_sends_all(here: tuple[Any, list[int]], tmp_path: Path, origin: str, needed: int) -> None:
+    """A peer learns only of those of the container that it brings, whatever it says that it has."""
+    service, asked = here
+    service.grant = grant.Grant(caller="peer:0123", lxcpaths=(tmp_path,))
+    room.check(service, Layout(tmp_path, "web", ID), {"disk_bytes": DISK, "usable": [ITS]}, [ITS], origin)
+    assert asked == [needed]
+
+
+def test_a_uuid_that_is_none_is_refused(here: tuple[Any, list[int]], tmp_path: Path) -> None:
+    with pytest.raises(InvalidName):
+        room.check(here[0], Layout(tmp_path, "web", ID), {"disk_bytes": DISK, "usable": ["../x"]}, [], ID)
