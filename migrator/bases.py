@@ -106,12 +106,13 @@ def drop(migration: Migration, *, but: Collection[Path] = ()) -> None:
         migration.note("base-dropped", kept=left)
 
 
-def prune(migration: Migration) -> None:
+def prune(migration: Migration, *, keep: int = 1) -> list[Path]:
     """It has succeeded: keep only the newest snapshot, which both hosts have, and which the next move can start from.
 
-    Of another container that was called so nothing goes, as it may be the last copy of that. Which is the same one its
-    origin tells, or btrfs: what was made of the same root file system, or what this one was received upon. By the
-    latter alone who is not root has only that removed which he has brought.
+    Returns what it has removed: with a `keep` of 0 that one, too. Of another container that was called so nothing goes,
+    as it may be the last copy of that. Which is the same one its origin tells, or btrfs: what was made of the same root
+    file system, or what this one was received upon. By the latter alone who is not root has only that removed which he
+    has brought.
     """
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     others = migration.others()
@@ -124,11 +125,14 @@ def prune(migration: Migration) -> None:
         near = bool({found.uuid, found.parent_uuid} & (beside - {"", None}))
         return id_ in same or (near and (migration.caller == ROOT.caller or id_ in his))
 
-    for path in [path for path in layout.snapshots() if may_go(path)][:-1]:
+    its = [path for path in layout.snapshots() if may_go(path)]
+    gone = its[:len(its) - keep]
+    for path in gone:
         btrfs.delete(path)
     for each in others:
         drop(each, but=paths(each))  # its record names no more than is there
     layout.tidy()
+    return gone
 
 
 def supersede(migration: Migration) -> None:

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from migrator import advice, bases, btrfs, cli, container_config, incoming, log, lxc, names, network
+from migrator import advice, bases, btrfs, cli, container_config, identity, incoming, log, lxc, names, network
 from migrator.cli import Result
 from migrator.errors import AlreadyMigrating, Busy, ContainerNotFound
 from migrator.journal import DEFAULT_PATH, Journal, Migration
@@ -129,19 +129,39 @@ def clean_container(cleaner: Cleaner, journal: Journal, name: str, lxcpath: Path
         cleaner.remove(path, btrfs.delete)
     for each in found if not cleaner.dry_run else []:
         bases.drop(each)
-    if not keep_copy and _is_copy(cleaner, journal, layout):
-        container = lxc.Container(name, lxcpath)
-        rootfs = container.rootfs
-        if container.state == "STOPPED" and not lxc.lives_in(name, rootfs) and not cleaner.leaves(rootfs):
-            if btrfs.is_subvolume(rootfs):
-                cleaner.remove(rootfs, btrfs.delete)
-            cleaner.remove_folder(layout.container)
+    if not keep_copy:
+        _remove_copy(cleaner, journal, layout)
     for folder in (layout.work, layout.folder):
         _clean_folder(cleaner, journal, folder, set(), copies=True)
     for id_ in set(network.silenced()) & {each.id for each in found}:
         _remove_table(cleaner, journal, id_)
     if not cleaner.dry_run:
         layout.tidy()
+
+
+def clean_moved(cleaner: Cleaner, migration: Migration) -> None:
+    """What a container that has moved away has left here: its snapshots, and the copy that has this move's fence.
+
+    Nothing of another one that had its name, nor what was put aside: that may be the only copy there is of it, and goes
+    with its name alone.
+    """
+    layout = Layout(migration.lxcpath, migration.name, migration.id)
+    cleaner.removed += map(str, bases.prune(migration, keep=0))
+    if identity.whose(layout).may_go:
+        _remove_copy(cleaner, migration.journal, layout)
+    if migration.id in network.silenced():
+        _remove_table(cleaner, migration.journal, migration.id)
+
+
+def _remove_copy(cleaner: Cleaner, journal: Journal, layout: Layout) -> None:
+    if not _is_copy(cleaner, journal, layout):
+        return
+    container = lxc.Container(layout.name, layout.lxcpath)
+    rootfs = container.rootfs
+    if container.state == "STOPPED" and not lxc.lives_in(layout.name, rootfs) and not cleaner.leaves(rootfs):
+        if btrfs.is_subvolume(rootfs):
+            cleaner.remove(rootfs, btrfs.delete)
+        cleaner.remove_folder(layout.container)
 
 
 def _is_copy(cleaner: Cleaner, journal: Journal, layout: Layout) -> bool:

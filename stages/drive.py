@@ -316,5 +316,5 @@ class Drive:
 
     def _undefine(self) -> list[str]:
         cleaner = cleanup.Cleaner(dry_run=False)
-        cleanup.clean_container(cleaner, self.journal, self.container.name, self.container.lxcpath, keep_copy=False)
+        cleanup.clean_moved(cleaner, self._of)
         return cleaner.removed
