@@ -42,10 +42,10 @@ def check(service: Service, layout: Layout, fields: dict[str, Any], held: list[s
     free = bounds.reserve(layout.lxcpath) if service.grant.restricted else 0
     usable = bases.asked(fields["usable"]) if "usable" in fields else held  # older ones start from any
     if set(bases_for(service, layout, origin)) & set(usable):
-        bases.check_space(service.journal, layout, free, held, what=what, caller=service.grant.caller)
+        bases.check_space(service.journal, layout, free, usable, what=what, caller=service.grant.caller)
         return
     disk = bounds.announced(fields)
     missing = max(0, disk - spool.size_of(layout.spool))
     imported_too = missing if fields.get("one_shot") else disk  # it is imported while it arrives, or later
     needed = free + missing + imported_too
-    bases.check_space(service.journal, layout, needed, held, what=what, caller=service.grant.caller)
+    bases.check_space(service.journal, layout, needed, usable, what=what, caller=service.grant.caller)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from migrator import bounds, grant, spool
+from migrator import bases, bounds, grant
 from migrator.errors import InvalidName
 from migrator.journal import Journal
 from migrator.layout import Layout
@@ -23,10 +23,12 @@ DISK = 100 << 30
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, list[int]]]:
-    """A destination that has two snapshots, one of them of another container; what room it asks for."""
-    asked: list[int] = []
-    monkeypatch.setattr(spool, "check_space", lambda _, needed, **__: asked.append(needed))
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, list[Any]]]:
+    """A destination that has two snapshots, one of them of another container; what room it asks for, and what of them
+    it would not drop for that.
+    """
+    asked: list[Any] = []
+    monkeypatch.setattr(bases, "check_space", lambda _, __, needed, there, **___: asked.append((needed, there)))
     monkeypatch.setattr(bounds, "reserve", lambda _: 0)
     folder = Layout(tmp_path, "web", ID).folder
     monkeypatch.setattr(Layout, "bases", lambda _: [
@@ -38,27 +40,27 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any,
         yield SimpleNamespace(grant=grant.Grant(), journal=journal), asked
 
 
-@pytest.mark.parametrize(("fields", "needed"), [
-    ({"usable": [ITS]}, 0),
-    ({"usable": []}, 2 * DISK),  # it holds another container's, which had its name before
-    ({}, 0),  # an older version starts from whatever both have
+@pytest.mark.parametrize(("fields", "needed", "kept"), [
+    ({"usable": [ITS]}, 0, [ITS]),
+    ({"usable": []}, 2 * DISK, []),  # it holds another container's, which had its name before
+    ({}, 0, [ITS, FOREIGN]),  # an older version starts from whatever both have
 ], ids=["its own", "another's", "an older version"])
-def test_what_the_source_starts_from(here: tuple[Any, list[int]], tmp_path: Path, fields: dict[str, Any],
-                                     needed: int) -> None:
+def test_what_the_source_starts_from(here: tuple[Any, list[Any]], tmp_path: Path, fields: dict[str, Any],
+                                     needed: int, kept: list[str]) -> None:
     service, asked = here
     room.check(service, Layout(tmp_path, "web", ID), {"disk_bytes": DISK, **fields}, [ITS, FOREIGN], ID)
-    assert asked == [needed]
+    assert asked == [(needed, kept)]
 
 
 @pytest.mark.parametrize(("origin", "needed"), [(FIRST, 0), (ID, 2 * DISK)])
-def test_who_is_told_of_none_sends_all(here: tuple[Any, list[int]], tmp_path: Path, origin: str, needed: int) -> None:
+def test_who_is_told_of_none_sends_all(here: tuple[Any, list[Any]], tmp_path: Path, origin: str, needed: int) -> None:
     """A peer learns only of those of the container that it brings, whatever it says that it has."""
     service, asked = here
     service.grant = grant.Grant(caller="peer:0123", lxcpaths=(tmp_path,))
     room.check(service, Layout(tmp_path, "web", ID), {"disk_bytes": DISK, "usable": [ITS]}, [ITS], origin)
-    assert asked == [needed]
+    assert asked == [(needed, [ITS])]
 
 
-def test_a_uuid_that_is_none_is_refused(here: tuple[Any, list[int]], tmp_path: Path) -> None:
+def test_a_uuid_that_is_none_is_refused(here: tuple[Any, list[Any]], tmp_path: Path) -> None:
     with pytest.raises(InvalidName):
         room.check(here[0], Layout(tmp_path, "web", ID), {"disk_bytes": DISK, "usable": ["../x"]}, [], ID)
