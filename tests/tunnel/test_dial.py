@@ -33,6 +33,7 @@ HERE, LAN, OPEN = "127.0.0.1", "192.168.7.9", "198.51.100.9"
     ("::ffff:127.0.0.1", 8443, HERE, False), ("169.254.169.254", 443, OPEN, False), ("fe80::1%eth0", 443, None, False),
     ("0.0.0.0", 8443, HERE, False), ("::", 8443, "::1", False), ("224.0.0.1", 8443, OPEN, False),  # noqa: S104
     ("255.255.255.255", 8443, OPEN, False), ("64:ff9b::7f00:1", 8443, None, False),
+    ("64:ff9b:1::a00:1", 8443, LAN, False),
     # A private network from within only.
     ("10.0.0.5", 8443, LAN, True), ("10.0.0.5", 8443, OPEN, False), ("192.168.7.1", 443, LAN, True),
     ("fd00::5", 8443, "2001:db8::9", False), ("fd00::5", 8443, "fd00::9", True), ("100.64.0.5", 443, None, False),
