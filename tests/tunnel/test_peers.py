@@ -189,7 +189,8 @@ def test_servers() -> None:
                                                      "wss://rv.example/#SHA256:" + "AB" * 32, True),
     ("wss://[2001:db8::1]", "wss://[2001:DB8:0::0001]", True), ("wss://[fe80::1%eth0]", "wss://[FE80::1%eth0]", True),
     ("wss://[fe80::1%eth0]", "wss://[fe80::1%eth1]", False), ("wss://rv.example", "wss://rv.example:444", False),
-    ("wss://rv.example", "wss://rv2.example", False), ("wss://rv.example", "wss://rv.example#sha256:" + "ab" * 32, False),
+    ("wss://rv.example", "wss://rv2.example", False),
+    ("wss://rv.example", "wss://rv.example#sha256:" + "ab" * 32, False),
     ("wss://rv.example#sha256:" + "ab" * 32, "wss://rv.example#sha256:" + "ac" * 32, False),
 ])
 def test_one_server_in_two_spellings_is_one(one: str, other: str, same: bool) -> None:
