@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from typing import Any
 
-from tunnel import candidates, config
+from tunnel import candidates, config, lookup
 from tunnel.config import Server
 
 
@@ -48,20 +49,20 @@ def can_be_named(address: str, port: int, source: str | None) -> bool:
     return not candidates.private(address) or (source is not None and candidates.private(source))
 
 
-async def _addresses(server: Server) -> list[tuple[socket.AddressFamily, socket.SocketKind, int, str, tuple[str, int]]]:
-    kind = socket.SOCK_STREAM
+async def _addresses(server: Server) -> lookup.Found:
     try:
         try:
-            # Without a thread: those may all be waiting for names that nobody answers for.
-            found = socket.getaddrinfo(server.host, server.port, type=kind, flags=socket.AI_NUMERICHOST)
+            # An address needs no thread, and waits for no name.
+            found: lookup.Found = socket.getaddrinfo(server.host, None, type=socket.SOCK_STREAM,
+                                                     flags=socket.AI_NUMERICHOST)
         except socket.gaierror:
-            found = await asyncio.get_running_loop().getaddrinfo(server.host, server.port, type=kind)
+            found = await lookup.addresses(server.host, by_peer=server.by_peer)
     except UnicodeError:  # of IDNA: two dots in a row, a part of more than 63 letters
         raise OSError("its host is not a name") from None
-    return found  # type: ignore[return-value]
+    return [(*each[:4], (each[4][0], server.port, *each[4][2:])) for each in found]
 
 
-async def _connected(family: int, kind: int, address: tuple[str, int]) -> socket.socket:
+async def _connected(family: int, kind: int, address: tuple[Any, ...]) -> socket.socket:
     sock = socket.socket(family, kind)
     try:
         sock.setblocking(False)

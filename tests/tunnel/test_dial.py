@@ -14,7 +14,7 @@ import pytest
 
 from tests.tunnel.clock import standing
 from tests.tunnel.serving import LOOPBACK, serving
-from tunnel import candidates, config, dial
+from tunnel import candidates, config, dial, lookup
 from tunnel.config import Server
 from tunnel.errors import RendezvousUnavailable
 from tunnel.identity import Identity
@@ -119,7 +119,7 @@ async def test_an_address_waits_for_no_name(monkeypatch: pytest.MonkeyPatch) -> 
         async def never(*_: Any, **__: Any) -> None:
             await asyncio.Event().wait()
 
-        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", never)
+        monkeypatch.setattr(lookup, "addresses", never)
         await (await Link.open(there.server, 5)).close()
 
 
