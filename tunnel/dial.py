@@ -8,6 +8,7 @@ A peer says where it can be rung, and this host goes there again and again, as r
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from typing import Any
 
@@ -16,9 +17,14 @@ from tunnel.config import Server
 
 
 async def connected(server: Server) -> socket.socket:
-    """A connection to the first of the server's addresses that takes one, non-blocking; raises OSError."""
+    """A connection to the first of the server's addresses that takes one, non-blocking; raises OSError.
+
+    Of a server that a peer has named only the first that it can name is tried. If another was, whoever owns the name
+    would see there whether the first had taken the connection, and so what listens on hosts that this one reaches.
+    """
     failed = OSError("it has no address")
-    for family, kind, _, _, address in await _addresses(server):
+    found = await _addresses(server)
+    for family, kind, _, _, address in found:
         if why := why_not(server, address[0]):
             failed = OSError(why)
             continue
@@ -26,15 +32,26 @@ async def connected(server: Server) -> socket.socket:
             return await _connected(family, kind, address)
         except OSError as error:
             failed = error
+            if server.by_peer and len(found) > 1:
+                why = os.strerror(error.errno) if error.errno else str(error)
+                raise OSError(f"{why} (at {address[0]}; as a peer has named it, no other is tried)") from error
     raise failed
 
 
 def why_not(server: Server, address: str) -> str:
-    """Why this host does not connect to a server at that address, which its name means just now; "" if it does."""
-    if not server.by_peer or can_be_named(address, server.port, candidates.source_towards(address)):
+    """Why this host does not connect to a server at that address, which its name means just now; "" if it does.
+
+    Into a private network a peer leads by the address itself only. What a name means its owner can change at any time,
+    to one address of this host's network after the other.
+    """
+    if not server.by_peer:
         return ""
-    return (f"a peer has named it, and {address}, port {server.port}, is one that it cannot name; if you want it, add "
-            "its URL to servers")
+    if candidates.private(address):
+        can = server.host == address and can_be_named(address, server.port, candidates.source_towards(address))
+    else:
+        can = can_be_named(address, server.port, None)
+    return "" if can else (f"a peer has named it, and {address}, port {server.port}, is one that it cannot name"
+                           f"{'' if server.host == address else ' so'}; if you want it, add its URL to servers")
 
 
 def can_be_named(address: str, port: int, source: str | None) -> bool:
