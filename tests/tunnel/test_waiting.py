@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from tests.tunnel.clock import eventually, look, standing
+from tests.tunnel.clock import eventually, look, pass_time, standing
 from tests.tunnel.serving import serving
 from tunnel.config import Server
 from tunnel.identity import Identity
 from tunnel.link import unavailable
 from tunnel.rendezvous.limits import Limits, Rate
 from tunnel.signalling import Signalling
-from tunnel.waiting import Waiting
+from tunnel.waiting import BACKOFF, Waiting
 
 NOBODY = Server.parse("wss://rendezvous.example")
 RENEWALS = 100
@@ -94,6 +94,52 @@ async def test_renewals_while_the_new_connection_does_not_come_add_one(monkeypat
         async with await connect([there.server], guest) as caller:
             assert await caller.finds(host.public)
         await waiting.close()
+
+
+@standing
+async def test_a_renewal_begins_with_the_shortest_pause_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    connecting = Connecting(monkeypatch)
+    said: list[str] = []
+    waiting = Waiting([NOBODY], Identity.generate(), said.append)
+    for number in range(1, 4):
+        await eventually(lambda number=number: connecting.begun == number)  # type: ignore[misc]
+        connecting.fails.release()
+        await eventually(lambda number=number: len(said) == number)  # type: ignore[misc]
+        await look()
+        pass_time(BACKOFF[1])
+    await eventually(lambda: connecting.begun == 4)
+    waiting.renew()
+    connecting.fails.release()
+    connecting.fails.release()
+    await eventually(lambda: len(said) == 5)
+    assert [text.rpartition("next try in ")[2] for text in said] == ["1 s", "2 s", "4 s", "8 s", "1 s"]
+    await waiting.close()
+
+
+@standing
+async def test_a_renewal_is_no_other_that_has_taken_the_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rendezvous may tell the old connection before the new one has been welcomed."""
+    said: list[str] = []
+    connect, welcomed = Signalling.connect, asyncio.Event()
+
+    async def slowly(*arguments: Any, **options: Any) -> Signalling:
+        found = await connect(*arguments, **options)
+        await welcomed.wait()
+        return found
+
+    async with serving() as there:
+        waiting = Waiting([there.server], Identity.generate(), said.append)
+        await eventually(lambda: len(said) == 1)
+        (old,) = waiting._places[there.server]
+        monkeypatch.setattr(Signalling, "connect", slowly)
+        waiting.renew()
+        await eventually(lambda: old.taken)
+        await look()
+        welcomed.set()
+        await eventually(lambda: len(said) == 2)
+        assert old not in waiting._places[there.server]
+        await waiting.close()
+    assert set(said) == {f"waiting at {there.server}"}
 
 
 @pytest.fixture
