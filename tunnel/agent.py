@@ -22,6 +22,7 @@ from tunnel.seal import Opener
 from tunnel.session import ended_with_block, gathered, quiet, read, sweep, until, up
 from tunnel.signalling import Signalling
 from tunnel.tunnel import Tunnel
+from tunnel.waiting import Waiting
 from tunnel.wire import Malformed
 
 GO_LIMIT = 10.0  # seconds that an initiator may take to begin once it has the answer
@@ -68,14 +69,14 @@ class _Agent:
         self._openers: dict[bytes, Opener] = {}
         self._sessions: dict[bytes, Called] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._waiting: signalling.Waiting | None = None
+        self._waiting: Waiting | None = None
         self._saying: asyncio.Task[None] | None = None
         self._renewed = 0.0
 
     def renew(self) -> None:
         """Wait over new connections; the rendezvous takes the newest for the right one. Not too often."""
         if self._waiting is None:
-            self._waiting = signalling.Waiting(self._everywhere(), self._identity, self._tell)
+            self._waiting = Waiting(self._everywhere(), self._identity, self._tell)
             self._spawn(self._wait(self._waiting))
             self._spawn(self._follow(self._waiting))
         elif now() - self._renewed >= RENEW_INTERVAL:
@@ -85,7 +86,7 @@ class _Agent:
     def _everywhere(self) -> list[Server]:
         return config.together(self._servers, (server for peer in self._peers.all() for server in peer.servers))
 
-    async def _follow(self, waiting: signalling.Waiting) -> None:
+    async def _follow(self, waiting: Waiting) -> None:
         """Where a peer can be rung was its choice: nothing leads there once it has been removed."""
         told = ""
         while True:
@@ -104,7 +105,7 @@ class _Agent:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _wait(self, waiting: signalling.Waiting) -> None:
+    async def _wait(self, waiting: Waiting) -> None:
         async for over, message in waiting:
             try:
                 self._rung(over, message)

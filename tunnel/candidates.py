@@ -31,7 +31,9 @@ HOST_MAX = 6  # of this host's own addresses of one family
 PORT_MIN = 1024
 
 _PRIVATE = [ipaddress.ip_network(net) for net in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10",
-                                                  "fc00::/7")]
+                                                  "fc00::/7", "64:ff9b:1::/48")]
+# What a NAT64 makes IPv4 addresses of, the host's own network among them: RFC 6052 for all, RFC 8215 within a network.
+_NAT64 = [ipaddress.ip_network(net) for net in ("64:ff9b::/96", "64:ff9b:1::/48")]
 _SIOCGIFCONF = 0x8912  # netdevice(7)
 _IFREQ = 40  # bytes of a struct ifreq on 64-bit machines
 
@@ -81,7 +83,7 @@ def probable(address: str) -> bool:
     if str(ip) != address or "%" in address:
         return False
     if isinstance(ip, ipaddress.IPv6Address):
-        if ip.ipv4_mapped or ip.sixtofour or ip.teredo or ip in ipaddress.ip_network("64:ff9b::/96"):
+        if ip.ipv4_mapped or ip.sixtofour or ip.teredo or any(ip in net for net in _NAT64):
             return False
     elif ip.packed[0] == 0 or ip.packed[0] >= 224:  # "this network"; multicast, reserved, broadcast
         return False
@@ -89,7 +91,7 @@ def probable(address: str) -> bool:
 
 
 def private(address: str) -> bool:
-    """Whether an address is one of a private network or of a provider's NAT (RFC 1918, 6598, 4193)."""
+    """Whether an address is one of a private network or of a provider's NAT (RFC 1918, 6598, 4193, 8215)."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     return any(ip in net for net in _PRIVATE if net.version == ip.version)
 

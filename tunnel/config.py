@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import configparser
+import contextlib
 import dataclasses
+import ipaddress
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -26,10 +28,13 @@ class InvalidServer(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Server:
-    """A rendezvous server: `wss://HOST[:PORT]`, with `#sha256:HEX` if its certificate is self-made."""
+    """A rendezvous server: `wss://HOST[:PORT]`, with `#sha256:HEX` if its certificate is self-made.
 
-    url: str
-    host: str
+    Two spellings of one are the same server.
+    """
+
+    url: str = dataclasses.field(compare=False)  # as it was written
+    host: str  # in lower case; an IPv6 address as it is usually written
     port: int
     pin: bytes | None  # SHA-256 of the certificate in DER; None: the system's authorities vouch for it
     # A paired peer has named it, not this host's user; the same server all the same.
@@ -55,7 +60,7 @@ class Server:
         pin = _PIN.fullmatch(parts.fragment.lower())
         if parts.fragment and not pin:
             raise InvalidServer("what follows # is not sha256: and 64 hexadecimal digits")
-        return cls(text, host, port, bytes.fromhex(pin[1]) if pin else None)
+        return cls(text, _usual(host), port, bytes.fromhex(pin[1]) if pin else None)
 
     def of_peer(self) -> Server:
         """The same as a peer names it."""
@@ -64,6 +69,12 @@ class Server:
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == PORT else f"{host}:{self.port}"
+
+
+def _usual(host: str) -> str:
+    with contextlib.suppress(ValueError):
+        return str(ipaddress.IPv6Address(host))
+    return host
 
 
 @dataclasses.dataclass(frozen=True)

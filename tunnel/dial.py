@@ -8,16 +8,23 @@ A peer says where it can be rung, and this host goes there again and again, as r
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
+from typing import Any
 
-from tunnel import candidates, config
+from tunnel import candidates, config, lookup
 from tunnel.config import Server
 
 
 async def connected(server: Server) -> socket.socket:
-    """A connection to the first of the server's addresses that takes one, non-blocking; raises OSError."""
+    """A connection to the first of the server's addresses that takes one, non-blocking; raises OSError.
+
+    Of a server that a peer has named only the first that it can name is tried. If another was, whoever owns the name
+    would see there whether the first had taken the connection, and so what listens on hosts that this one reaches.
+    """
     failed = OSError("it has no address")
-    for family, kind, _, _, address in await _addresses(server):
+    found = await _addresses(server)
+    for family, kind, _, _, address in found:
         if why := why_not(server, address[0]):
             failed = OSError(why)
             continue
@@ -25,15 +32,26 @@ async def connected(server: Server) -> socket.socket:
             return await _connected(family, kind, address)
         except OSError as error:
             failed = error
+            if server.by_peer and len(found) > 1:
+                why = os.strerror(error.errno) if error.errno else str(error)
+                raise OSError(f"{why} (at {address[0]}; as a peer has named it, no other is tried)") from error
     raise failed
 
 
 def why_not(server: Server, address: str) -> str:
-    """Why this host does not connect to a server at that address, which its name means just now; "" if it does."""
-    if not server.by_peer or can_be_named(address, server.port, candidates.source_towards(address)):
+    """Why this host does not connect to a server at that address, which its name means just now; "" if it does.
+
+    Into a private network a peer leads by the address itself only. What a name means its owner can change at any time,
+    to one address of this host's network after the other.
+    """
+    if not server.by_peer:
         return ""
-    return (f"a peer has named it, and {address}, port {server.port}, is one that it cannot name; if you want it, add "
-            "its URL to servers")
+    if candidates.private(address):
+        can = server.host == address and can_be_named(address, server.port, candidates.source_towards(address))
+    else:
+        can = can_be_named(address, server.port, None)
+    return "" if can else (f"a peer has named it, and {address}, port {server.port}, is one that it cannot name"
+                           f"{'' if server.host == address else ' so'}; if you want it, add its URL to servers")
 
 
 def can_be_named(address: str, port: int, source: str | None) -> bool:
@@ -48,20 +66,20 @@ def can_be_named(address: str, port: int, source: str | None) -> bool:
     return not candidates.private(address) or (source is not None and candidates.private(source))
 
 
-async def _addresses(server: Server) -> list[tuple[socket.AddressFamily, socket.SocketKind, int, str, tuple[str, int]]]:
-    kind = socket.SOCK_STREAM
+async def _addresses(server: Server) -> lookup.Found:
     try:
         try:
-            # Without a thread: those may all be waiting for names that nobody answers for.
-            found = socket.getaddrinfo(server.host, server.port, type=kind, flags=socket.AI_NUMERICHOST)
+            # An address needs no thread, and waits for no name.
+            found: lookup.Found = socket.getaddrinfo(server.host, None, type=socket.SOCK_STREAM,
+                                                     flags=socket.AI_NUMERICHOST)
         except socket.gaierror:
-            found = await asyncio.get_running_loop().getaddrinfo(server.host, server.port, type=kind)
+            found = await lookup.addresses(server.host, by_peer=server.by_peer)
     except UnicodeError:  # of IDNA: two dots in a row, a part of more than 63 letters
         raise OSError("its host is not a name") from None
-    return found  # type: ignore[return-value]
+    return [(*each[:4], (each[4][0], server.port, *each[4][2:])) for each in found]
 
 
-async def _connected(family: int, kind: int, address: tuple[str, int]) -> socket.socket:
+async def _connected(family: int, kind: int, address: tuple[Any, ...]) -> socket.socket:
     sock = socket.socket(family, kind)
     try:
         sock.setblocking(False)

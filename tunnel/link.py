@@ -27,6 +27,7 @@ MESSAGE_MAX = 24 * 1024  # bytes of a message with such data in base64
 CHALLENGE_SIZE = 32  # bytes
 REFLECTORS_MAX = 8
 KEEPALIVE = 20.0  # seconds between pings: below the half minute after which small routers forget
+REPLACED = "the same identity waits over a newer connection"  # the reason of a refusal
 NOT_PINNED = "its certificate is not the pinned one: it was replaced, or it is another server"
 ID_HEX = 64  # characters of an identity's id
 

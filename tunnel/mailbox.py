@@ -149,7 +149,7 @@ async def _say_goodbye(link: Link, machine: Pairing) -> None:
 
 def _urls(used: Server, servers: Sequence[Server]) -> tuple[str, ...]:
     """Where this host can be rung: the server that served the pairing first."""
-    return tuple(dict.fromkeys([used.url, *(server.url for server in servers)]))[:SERVERS_MAX]
+    return tuple(server.url for server in dict.fromkeys([used, *servers]))[:SERVERS_MAX]
 
 
 def _reason(answer: dict[str, Any]) -> str:

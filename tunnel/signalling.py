@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A peer's connection to a rendezvous: ring a peer, pass sealed offers, and wait for being rung.
+"""A peer's connection to a rendezvous: ring a peer, pass sealed offers, be rung.
 
 The rendezvous is not trusted: who a message is from is its claim, until `seal.Opener` has proved it.
 """
@@ -11,16 +11,14 @@ import contextlib
 import dataclasses
 import hashlib
 import itertools
-import random
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tunnel import candidates, config, wire
-from tunnel.clock import now
 from tunnel.config import Server
 from tunnel.errors import PeerAbsent, RendezvousUnavailable
 from tunnel.identity import Identity, PublicIdentity
-from tunnel.link import DATA_MAX, ID_HEX, Link, ServerInfo, statement, unavailable
+from tunnel.link import DATA_MAX, ID_HEX, REPLACED, Link, ServerInfo, statement, unavailable
 from tunnel.wire import Malformed
 
 if TYPE_CHECKING:
@@ -29,8 +27,6 @@ if TYPE_CHECKING:
 TIMEOUT = 5.0  # seconds, to connect to one server, and for each answer
 QUEUE_MAX = 64  # messages not yet taken; more are dropped
 LINE_HEX = 16  # characters of the name of a connection
-BACKOFF = (1.0, 60.0)  # seconds between tries of `Waiting`: the first, the longest
-STABLE = 30.0  # seconds after which a connection counts as good, and the next try comes soon again
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +49,7 @@ class Signalling:
         self._inbox: asyncio.Queue[Message | RendezvousUnavailable] = asyncio.Queue(QUEUE_MAX + 1)
         self._ended: RendezvousUnavailable | None = None
         self._reader: asyncio.Task[None] | None = None
+        self.replaced = False  # ended by the server, as the same identity waits there over a newer connection
 
     @property
     def server(self) -> Server:
@@ -211,6 +208,7 @@ class Signalling:
                 line = wire.text(message, "line", LINE_HEX)
                 self._inbox.put_nowait(Message(sender, line, wire.data(message, "data", DATA_MAX)))
             elif message.get("type") == "refused":
+                self.replaced = message.get("reason") == REPLACED
                 self._end(unavailable(self.server, _said(message)))
 
     def _end(self, error: RendezvousUnavailable) -> None:
@@ -221,80 +219,6 @@ class Signalling:
         for future in self._answers.values():
             if not future.done():
                 future.set_exception(error)
-
-
-class Waiting:
-    """Be rung at every server at once, for ever: what came, and the connection to answer over.
-
-    A server that is down is tried again, less and less often. `on_state` is told in words what has changed.
-    """
-
-    def __init__(self, servers: Sequence[Server], identity: Identity,
-                 on_state: Callable[[str], None] | None = None) -> None:
-        self._identity = identity
-        self._tell = on_state or (lambda _: None)
-        self._inbox: asyncio.Queue[tuple[Signalling, Message]] = asyncio.Queue(QUEUE_MAX)
-        self._tasks: dict[Server, list[asyncio.Task[None]]] = {}  # the newest is last
-        self._leaving: set[asyncio.Task[None]] = set()
-        self.go_to(servers)
-
-    def go_to(self, servers: Sequence[Server]) -> None:
-        """Wait at these from now on, and at no others; where it waits already nothing changes."""
-        for server in [known for known in self._tasks if known not in servers]:
-            for task in self._tasks.pop(server):
-                task.cancel()
-                self._leaving.add(task)
-                task.add_done_callback(self._leaving.discard)
-            self._tell(f"not waiting at {server} any more")
-        for server in servers:
-            if server not in self._tasks:
-                self._tasks[server] = [asyncio.create_task(self._keep_waiting(server))]
-
-    def renew(self) -> None:
-        """Wait over new connections. Each old one stays until its new one stands, so that no ring is missed."""
-        for server, tasks in self._tasks.items():
-            tasks.append(asyncio.create_task(self._keep_waiting(server)))
-
-    async def _keep_waiting(self, server: Server) -> None:
-        pause, longest = BACKOFF
-        while True:
-            begun = now()
-            try:
-                async with await Signalling.connect([server], self._identity, waits=True) as over:
-                    self._stands(server)
-                    self._tell(f"waiting at {server}")
-                    async for message in over:
-                        await self._inbox.put((over, message))
-            except RendezvousUnavailable as error:
-                if now() - begun > STABLE:
-                    pause = BACKOFF[0]
-                if self._newest(server) is asyncio.current_task():  # else it has been replaced
-                    self._tell(f"{error.fields['reason']}; next try in {pause:.0f} s")
-            except Exception as error:  # a host that is not waiting any more must not look as if it were
-                self._tell(f"{server}: {type(error).__name__}: {error}; next try in {pause:.0f} s")
-            # Not all agents at the same instant after the server was started anew.
-            await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311
-            pause = min(longest, pause * 2)
-
-    def _stands(self, server: Server) -> None:
-        """This task waits there now: those before it are not needed any more."""
-        tasks, this = self._tasks.get(server, []), asyncio.current_task()
-        while this in tasks and tasks[0] is not this:
-            tasks.pop(0).cancel()
-
-    def _newest(self, server: Server) -> asyncio.Task[None] | None:
-        tasks = self._tasks.get(server)
-        return tasks[-1] if tasks else None
-
-    async def __aiter__(self) -> AsyncIterator[tuple[Signalling, Message]]:
-        while True:
-            yield await self._inbox.get()
-
-    async def close(self) -> None:
-        every = [*self._leaving, *(task for tasks in self._tasks.values() for task in tasks)]
-        for task in every:
-            task.cancel()
-        await asyncio.gather(*every, return_exceptions=True)
 
 
 def _checked(data: bytes) -> bytes:

@@ -21,7 +21,9 @@ def sent(address: str, port: Any = 40000, kind: str = "host") -> dict[str, Any]:
     return {"kind": kind, "address": address, "port": port}
 
 
-@pytest.mark.parametrize("address", ["198.51.100.2", "10.1.0.2", "192.168.1.7", "100.64.1.1", "2001:db8::1", "fd00::1"])
+@pytest.mark.parametrize("address", [
+    "198.51.100.2", "10.1.0.2", "192.168.1.7", "100.64.1.1", "2001:db8::1", "64:ff9b:2::1", "fd00::1",
+])  # fmt: skip
 def test_taken(address: str) -> None:
     assert sane([sent(address)]) == [Candidate("host", address, 40000)]
 
@@ -30,7 +32,8 @@ def test_taken(address: str) -> None:
     "127.0.0.1", "127.1.2.3", "0.0.0.0", "0.1.2.3",  # noqa: S104
     "224.0.0.1", "239.255.255.250", "255.255.255.255", "240.0.0.1",
     "169.254.169.254", "::", "::1", "ff02::1", "fe80::1", "fe80::1%eth0", "::ffff:127.0.0.1", "::ffff:10.0.0.1",
-    "64:ff9b::7f00:1", "2002:7f00:1::", "2001:0:7f00:1::", "localhost", "example.org", "010.0.0.1", "10.1", "1", "",
+    "64:ff9b::7f00:1", "64:ff9b:1::7f00:1", "64:ff9b:1:fffe::a00:1",
+    "2002:7f00:1::", "2001:0:7f00:1::", "localhost", "example.org", "010.0.0.1", "10.1", "1", "",
     "2001:DB8::1", "2001:db8:0::1", "10.0.0.1 ", "10.0.0.1/8",
 ])  # fmt: skip
 def test_left_out(address: str) -> None:
@@ -118,7 +121,8 @@ def test_reflexive() -> None:
 
 @pytest.mark.parametrize(("address", "private"), [
     ("10.0.0.1", True), ("172.16.0.1", True), ("172.32.0.1", False), ("192.168.0.1", True), ("100.64.0.1", True),
-    ("198.51.100.2", False), ("fd00::1", True), ("2001:db8::1", False), ("fe80::1%eth0", False),
+    ("198.51.100.2", False), ("fd00::1", True), ("64:ff9b:1::a00:1", True), ("64:ff9b:2::1", False),
+    ("2001:db8::1", False), ("fe80::1%eth0", False),
 ])  # fmt: skip
 def test_private(address: str, private: bool) -> None:
     assert candidates.private(address) is private

@@ -14,7 +14,7 @@ import pytest
 
 from tests.tunnel.clock import standing
 from tests.tunnel.serving import LOOPBACK, serving
-from tunnel import candidates, config, dial
+from tunnel import candidates, config, dial, lookup
 from tunnel.config import Server
 from tunnel.errors import RendezvousUnavailable
 from tunnel.identity import Identity
@@ -33,6 +33,7 @@ HERE, LAN, OPEN = "127.0.0.1", "192.168.7.9", "198.51.100.9"
     ("::ffff:127.0.0.1", 8443, HERE, False), ("169.254.169.254", 443, OPEN, False), ("fe80::1%eth0", 443, None, False),
     ("0.0.0.0", 8443, HERE, False), ("::", 8443, "::1", False), ("224.0.0.1", 8443, OPEN, False),  # noqa: S104
     ("255.255.255.255", 8443, OPEN, False), ("64:ff9b::7f00:1", 8443, None, False),
+    ("64:ff9b:1::a00:1", 8443, LAN, False),
     # A private network from within only.
     ("10.0.0.5", 8443, LAN, True), ("10.0.0.5", 8443, OPEN, False), ("192.168.7.1", 443, LAN, True),
     ("fd00::5", 8443, "2001:db8::9", False), ("fd00::5", 8443, "fd00::9", True), ("100.64.0.5", 443, None, False),
@@ -118,8 +119,23 @@ async def test_an_address_waits_for_no_name(monkeypatch: pytest.MonkeyPatch) -> 
         async def never(*_: Any, **__: Any) -> None:
             await asyncio.Event().wait()
 
-        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", never)
+        monkeypatch.setattr(lookup, "addresses", never)
         await (await Link.open(there.server, 5)).close()
+
+
+@standing
+async def test_of_a_peers_name_one_address_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If a second one were, its owner would learn of the first whether something listens there."""
+    monkeypatch.setattr(dial, "can_be_named", lambda *_: True)
+    async with listening() as (port, came):
+        resolves_to(monkeypatch, "127.0.0.9", LOOPBACK)  # nothing listens at the first one
+        ours = Server.parse(f"wss://both.example:{port}")
+        with pytest.raises(RendezvousUnavailable, match=r"Connection refused \(at 127.0.0.9; .* no other is tried\)"):
+            await Link.open(ours.of_peer(), 5)
+        assert came == []
+        with pytest.raises(RendezvousUnavailable):  # of the user's own every one
+            await Link.open(ours, 5)
+        assert len(came) == 1
 
 
 def resolves_to(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
@@ -141,3 +157,17 @@ def test_towards_a_private_network_the_address_that_this_host_sends_from_decides
     assert not dial.why_not(Server.parse("wss://10.0.0.5"), "10.0.0.5")
     monkeypatch.setattr(candidates, "source_towards", lambda _: LAN)
     assert not dial.why_not(Server.parse("wss://10.0.0.5").of_peer(), "10.0.0.5")
+
+
+@pytest.mark.parametrize(("host", "address", "taken"), [
+    ("192.168.7.1", "192.168.7.1", True), ("[fd00::5]", "fd00::5", True), ("[FD00:0::5]", "fd00::5", True),
+    ("rv.example", "192.168.7.1", False), ("rv.example", "100.64.0.5", False), ("rv.example", "fd00::5", False),
+    ("rv.example", "64:ff9b:1::5", False), ("192.168.1793", "192.168.7.1", False), ("rv.example", "198.51.100.5", True),
+])
+def test_into_a_private_network_leads_an_address_and_no_name(monkeypatch: pytest.MonkeyPatch, host: str, address: str,
+                                                             taken: bool) -> None:
+    """Its owner lets a name mean what it likes, one host of this network after the other."""
+    monkeypatch.setattr(candidates, "source_towards", lambda _: LAN if ":" not in address else "fd00::9")
+    server = Server.parse(f"wss://{host}")
+    assert (not dial.why_not(server.of_peer(), address)) is taken
+    assert not dial.why_not(server, address), "the user's own may"

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.effort import tries
-from tunnel.config import SERVERS_MAX, Config, InvalidServer, Server, parse_servers
+from tunnel.config import SERVERS_MAX, Config, InvalidServer, Server, parse_servers, together
 from tunnel.errors import IdentityChanged, PeerNameRefused, PeerUnknown, TunnelFileUnusable
 from tunnel.identity import Identity, PublicIdentity
 from tunnel.peers import Peers, checked_name
@@ -181,6 +181,25 @@ def test_servers() -> None:
     assert str(server) == "rendezvous.example.org:7443"
     assert str(Server.parse("wss://[2001:db8::1]")) == "[2001:db8::1]"
     assert Server.parse("wss://example.org").pin is None
+
+
+@pytest.mark.parametrize(("one", "other", "same"), [
+    ("wss://rv.example", "wss://rv.example/", True), ("wss://rv.example", "wss://rv.example:443", True),
+    ("wss://rv.example", "WSS://RV.Example", True), ("wss://rv.example#sha256:" + "ab" * 32,
+                                                     "wss://rv.example/#SHA256:" + "AB" * 32, True),
+    ("wss://[2001:db8::1]", "wss://[2001:DB8:0::0001]", True), ("wss://[fe80::1%eth0]", "wss://[FE80::1%eth0]", True),
+    ("wss://[fe80::1%eth0]", "wss://[fe80::1%eth1]", False), ("wss://rv.example", "wss://rv.example:444", False),
+    ("wss://rv.example", "wss://rv2.example", False),
+    ("wss://rv.example", "wss://rv.example#sha256:" + "ab" * 32, False),
+    ("wss://rv.example#sha256:" + "ab" * 32, "wss://rv.example#sha256:" + "ac" * 32, False),
+])
+def test_one_server_in_two_spellings_is_one(one: str, other: str, same: bool) -> None:
+    """An agent that waited at both would throw itself out, again and again."""
+    assert (len(parse_servers([one, other])) == 1) is same
+    ours, theirs = parse_servers([other]), [Server.parse(one).of_peer()]
+    found = together(theirs, ours)
+    assert (len(found) == 1) is same
+    assert [each.by_peer for each in found] == ([False] if same else [True, False]), "the user's choice stays one"
 
 
 @pytest.mark.parametrize("url", [

@@ -16,7 +16,8 @@ from tunnel.config import Server
 from tunnel.errors import PeerAbsent, RendezvousUnavailable
 from tunnel.identity import Identity
 from tunnel.link import DATA_MAX, Link, statement
-from tunnel.signalling import Message, Signalling, Waiting
+from tunnel.signalling import Message, Signalling
+from tunnel.waiting import BACKOFF, Waiting
 
 DEAD = Server.parse(f"wss://{LOOPBACK}:1#sha256:{'0' * 64}")
 
@@ -204,10 +205,10 @@ async def test_waiting_at_every_server_and_coming_back() -> None:
         async with await Signalling.connect([one.server], host, waits=True):
             await eventually(lambda: any("newer connection" in line for line in said))
         tries = len(said)
-        pass_time(0.9 * signalling.BACKOFF[0] / 2)
+        pass_time(0.9 * BACKOFF[0] / 2)
         await look()
         assert len(said) == tries, "not all at the same moment, and none before half the time"
-        pass_time(signalling.BACKOFF[0])
+        pass_time(BACKOFF[0])
         await eventually(lambda: sum("waiting at" in line for line in said) == 3)
         await waiting.close()
         task.cancel()
@@ -235,7 +236,7 @@ async def test_it_can_be_rung_while_it_renews_its_connections(monkeypatch: pytes
         async with await connect([there.server], guest) as caller:
             await caller.ring(host.public, b"before")
             held.set()
-            await eventually(lambda: len(waiting._tasks[there.server]) == 1)
+            await eventually(lambda: len(waiting._places[there.server]) == 1)
             await caller.ring(host.public, b"after")
             rung = [message.data async for _, message in first(2, waiting)]
         assert rung == [b"before", b"after"]
@@ -287,17 +288,17 @@ async def test_it_waits_at_other_servers_from_now_on() -> None:
     async with serving() as one, serving() as two, serving() as three:
         waiting = Waiting([one.server, two.server, DEAD], host, said.append)
         await eventually(lambda: sum("waiting at" in line for line in said) == 2)
-        kept = waiting._tasks[two.server][0]
+        kept = waiting._places[two.server][0].task
         waiting.go_to([two.server, three.server])
         await eventually(lambda: f"waiting at {three.server}" in said)
-        assert waiting._tasks[two.server] == [kept], "where it stays nothing changes"
+        assert [each.task for each in waiting._places[two.server]] == [kept], "where it stays nothing changes"
         assert f"not waiting at {one.server} any more" in said
         for there, waits in ((one, False), (two, True), (three, True)):
             async with await Signalling.connect([there.server], guest) as caller:
                 while await caller.finds(host.public) is not waits:
                     await look()
         said.clear()
-        pass_time(2 * signalling.BACKOFF[1])
+        pass_time(2 * BACKOFF[1])
         waiting.renew()
         await eventually(lambda: len(said) == 2)
         assert set(said) == {f"waiting at {two.server}", f"waiting at {three.server}"}, "and nowhere else again"

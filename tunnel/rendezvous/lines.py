@@ -12,6 +12,7 @@ from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
 
 from tunnel import wire
+from tunnel.link import REPLACED
 from tunnel.rendezvous.limits import Bucket, Limits
 
 
@@ -115,7 +116,7 @@ class Switchboard:
             before = self._waiting.get(id)
             self._waiting[id] = line
             if before:
-                before.end("the same identity waits over a newer connection")
+                before.end(REPLACED)
         return True
 
     def remove(self, line: Line) -> None:

@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""An agent at its rendezvous: renewals while one is down, and others that wait with the same identity."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.tunnel.clock import eventually, look, pass_time, standing
+from tests.tunnel.serving import serving
+from tunnel.config import Server
+from tunnel.identity import Identity
+from tunnel.link import unavailable
+from tunnel.rendezvous.limits import Limits, Rate
+from tunnel.signalling import Signalling
+from tunnel.waiting import BACKOFF, Waiting
+
+NOBODY = Server.parse("wss://rendezvous.example")
+RENEWALS = 100
+PLENTY = Limits(connections_per_address=1000, connects=Rate(1000, 1000), lines_per_identity=100)
+
+
+class Connecting:
+    """Stands for `Signalling.connect`: how many are under way, and what becomes of each."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.begun = self.pending = self.most = 0
+        self.fails = asyncio.Semaphore(0)
+        monkeypatch.setattr(Signalling, "connect", self)
+
+    async def __call__(self, servers: list[Server], *_: Any, **__: Any) -> Signalling:
+        self.begun += 1
+        self.pending += 1
+        self.most = max(self.most, self.pending)
+        try:
+            await self.fails.acquire()
+        finally:
+            self.pending -= 1
+        raise unavailable(servers[0], "it is down")
+
+
+def tasks() -> int:
+    return len(asyncio.all_tasks())
+
+
+@standing
+async def test_renewals_while_a_server_is_down_add_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    connecting = Connecting(monkeypatch)
+    waiting = Waiting([NOBODY], Identity.generate())
+    await eventually(lambda: connecting.pending == 1)
+    before = tasks()
+    for _ in range(RENEWALS):
+        waiting.renew()
+        await asyncio.sleep(0)
+    assert tasks() == before, "a try that is under way is let come to its end: a path may be slow"
+    connecting.fails.release()
+    await eventually(lambda: connecting.begun == 2)  # at once, as it was asked for meanwhile
+    connecting.fails.release()
+    await eventually(lambda: connecting.pending == 0)
+    for number in range(3, 6):
+        await look()
+        assert connecting.begun == number - 1, "now in its turn"
+        waiting.renew()  # or when there may be another path
+        await eventually(lambda number=number: connecting.begun == number)  # type: ignore[misc]
+        connecting.fails.release()
+        await eventually(lambda: connecting.pending == 0)
+    assert (connecting.most, tasks()) == (1, before)
+    await waiting.close()
+
+
+@standing
+async def test_renewals_while_the_new_connection_does_not_come_add_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The old one stays, as it may be alive after all."""
+    host, guest = Identity.generate(), Identity.generate()
+    said: list[str] = []
+    connect = Signalling.connect
+    async with serving() as there:
+        waiting = Waiting([there.server], host, said.append)
+        await eventually(lambda: said)
+        connecting = Connecting(monkeypatch)
+        waiting.renew()
+        await eventually(lambda: connecting.pending == 1)
+        for _ in range(RENEWALS):
+            waiting.renew()
+        await look()
+        assert connecting.begun == 1
+        connecting.fails.release()
+        await eventually(lambda: connecting.begun == 2)
+        assert connecting.pending == 1
+        async with await connect([there.server], guest) as caller:
+            assert await caller.finds(host.public)
+        await waiting.close()
+
+
+@standing
+async def test_a_renewal_begins_with_the_shortest_pause_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    connecting = Connecting(monkeypatch)
+    said: list[str] = []
+    waiting = Waiting([NOBODY], Identity.generate(), said.append)
+    for number in range(1, 4):
+        await eventually(lambda number=number: connecting.begun == number)  # type: ignore[misc]
+        connecting.fails.release()
+        await eventually(lambda number=number: len(said) == number)  # type: ignore[misc]
+        await look()
+        pass_time(BACKOFF[1])
+    await eventually(lambda: connecting.begun == 4)
+    waiting.renew()
+    connecting.fails.release()
+    connecting.fails.release()
+    await eventually(lambda: len(said) == 5)
+    assert [text.rpartition("next try in ")[2] for text in said] == ["1 s", "2 s", "4 s", "8 s", "1 s"]
+    await waiting.close()
+
+
+@standing
+async def test_a_renewal_is_no_other_that_has_taken_the_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rendezvous may tell the old connection before the new one has been welcomed."""
+    said: list[str] = []
+    connect, welcomed = Signalling.connect, asyncio.Event()
+
+    async def slowly(*arguments: Any, **options: Any) -> Signalling:
+        found = await connect(*arguments, **options)
+        await welcomed.wait()
+        return found
+
+    async with serving() as there:
+        waiting = Waiting([there.server], Identity.generate(), said.append)
+        await eventually(lambda: len(said) == 1)
+        (old,) = waiting._places[there.server]
+        monkeypatch.setattr(Signalling, "connect", slowly)
+        waiting.renew()
+        await eventually(lambda: old.taken)
+        await look()
+        welcomed.set()
+        await eventually(lambda: len(said) == 2)
+        assert old not in waiting._places[there.server]
+        await waiting.close()
+    assert set(said) == {f"waiting at {there.server}"}
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """What was found each time that a `Waiting` has looked whether its place is taken."""
+    found: list[bool] = []
+    is_taken = Waiting._is_taken
+
+    async def looking(self: Waiting, server: Server) -> bool:
+        found.append(await is_taken(self, server))
+        return found[-1]
+
+    monkeypatch.setattr(Waiting, "_is_taken", looking)
+    return found
+
+
+async def renewing(waiting: Waiting, condition: Callable[[], object]) -> None:
+    """Wait for it while nothing pauses."""
+
+    def holds() -> object:
+        waiting.renew()
+        return condition()
+
+    await eventually(holds)
+
+
+def test_who_has_been_replaced_comes_back_when_the_other_has_gone_and_throws_nobody_out(looks: list[bool]) -> None:
+    host, guest = Identity.generate(), Identity.generate()
+    said: list[str] = []
+
+    @standing
+    async def test() -> None:
+        async with serving(PLENTY) as there, await Signalling.connect([there.server], guest) as caller:
+            waiting = Waiting([there.server], host, said.append)
+            await eventually(lambda: len(said) == 1)
+            async with await Signalling.connect([there.server], host, waits=True) as other:
+                await eventually(lambda: len(said) == 2)
+                await renewing(waiting, lambda: len(looks) == 5)
+                await caller.ring(host.public, b"to the other")
+                assert (await other.receive()).data == b"to the other", "it has its place still"
+                assert len(said) == 2, "once is enough"
+            await renewing(waiting, lambda: len(said) == 3)
+            assert await caller.finds(host.public)
+            await waiting.close()
+        assert said[0] == said[2] == f"waiting at {there.server}"
+        assert said[1].startswith(f"{there.server}: the same identity waits over a newer connection: another agent")
+
+    test()
+
+
+def test_a_server_under_two_names_ends_as_one_connection(looks: list[bool]) -> None:
+    """What no comparison of names can find out: an address and a name, two names, with a fingerprint and without."""
+    host = Identity.generate()
+    said: list[str] = []
+
+    @standing
+    async def test() -> None:
+        async with serving(PLENTY) as there, await Signalling.connect([there.server], Identity.generate()) as caller:
+            alias = dataclasses.replace(there.server, host="localhost")
+            waiting = Waiting([there.server], host, said.append)
+            await eventually(lambda: len(said) == 1)
+            waiting.go_to([there.server, alias])
+            await eventually(lambda: len(said) == 3)
+            assert f"waiting at {alias}" in said
+            await renewing(waiting, lambda: len(looks) == 5)
+            assert all(looks)
+            await eventually(lambda: len(waiting._places[alias]) == 1)  # its renewal is over
+            assert set(said[3:]) == {f"waiting at {alias}"}, "neither throws the other out"
+            waiting.go_to([there.server])
+            await renewing(waiting, lambda: said[-1] == f"waiting at {there.server}")
+            assert await caller.finds(host.public)
+            await waiting.close()
+
+    test()
+
+
+def test_a_server_that_goes_down_while_another_waits_there_is_told_of() -> None:
+    host = Identity.generate()
+    said: list[str] = []
+
+    @standing
+    async def test() -> None:
+        async with serving() as there:
+            waiting = Waiting([there.server], host, said.append)
+            await eventually(lambda: len(said) == 1)
+            async with await Signalling.connect([there.server], host, waits=True):
+                await eventually(lambda: len(said) == 2)
+        await renewing(waiting, lambda: len(said) > 2)
+        assert "next try in" in said[2]
+        await waiting.close()
+
+    test()

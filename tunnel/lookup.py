@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What names mean, asked so that a name that nobody answers for keeps nothing else waiting.
+
+getaddrinfo cannot be broken off, and takes half a minute and more where no server answers. A paired peer names servers,
+and can see to it that it does. So each look-up has a thread of its own: asyncio's are few, and WireGuard and interfaces
+are set in them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import socket
+import threading
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+AT_ONCE = 64  # look-ups for peers
+EACH = 2  # of a name that the user has given: one that began before the network came back must not be waited for
+
+Found: TypeAlias = Sequence[tuple[socket.AddressFamily, socket.SocketKind, int, str, tuple[Any, ...]]]
+
+_lock = threading.Lock()
+_running: dict[str, list[concurrent.futures.Future[Found]]] = {}  # the newest of a name is last
+
+
+async def addresses(host: str, *, by_peer: bool) -> Found:
+    """What getaddrinfo says of a name, for TCP and no port; raises OSError, and UnicodeError of what is no name.
+
+    A name that is being looked up already is not looked up once more: what comes of that is waited for.
+    """
+    return await asyncio.wrap_future(_look_up(host, by_peer=by_peer))
+
+
+def _look_up(host: str, *, by_peer: bool) -> concurrent.futures.Future[Found]:
+    with _lock:
+        running = _running.get(host, [])
+        if len(running) >= (1 if by_peer else EACH):
+            return running[-1]
+        if by_peer and sum(map(len, _running.values())) >= AT_ONCE:
+            raise OSError("too many names are being looked up")
+        future: concurrent.futures.Future[Found] = concurrent.futures.Future()
+        future.set_running_or_notify_cancel()  # so that one who does not wait any more ends it for nobody else
+        try:
+            # A daemon, as this program's end does not wait for it either.
+            threading.Thread(target=_run, args=(host, future), name=f"getaddrinfo {host}", daemon=True).start()
+        except RuntimeError:
+            raise OSError("there is no thread left to look its name up") from None
+        _running[host] = [*running, future]
+    return future
+
+
+def _run(host: str, future: concurrent.futures.Future[Found]) -> None:
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except BaseException as error:  # whatever it is, somebody waits for it
+        _ended(host, future)
+        future.set_exception(error)
+    else:
+        _ended(host, future)
+        future.set_result(found)
+
+
+def _ended(host: str, future: concurrent.futures.Future[Found]) -> None:
+    """Before anybody learns of it, so that whoever asks then asks anew."""
+    with _lock:
+        left = [each for each in _running[host] if each is not future]
+        if left:
+            _running[host] = left
+        else:
+            del _running[host]
