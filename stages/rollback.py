@@ -29,6 +29,7 @@ from migrator import (
     network,
     no_memory,
     remains,
+    second_start,
     thawing,
 )
 from migrator.advice import this_host
@@ -248,7 +249,7 @@ def thaw_source(migration: Migration) -> bool:
         aftermath.start_from_disk(migration)
         return False
     frozen = Frozen.from_detail(migration.id, migration.name, migration.lxcpath, migration.detail)
-    remains.refuse_beside(frozen)
+    second_start.refuse(frozen)
     criu.wait_for_dump(migration.name, Layout(migration.lxcpath, migration.name, migration.id).dumped_into())
     with migration.step("thaw", must_be_recorded=False):
         thawing.thaw(frozen)
