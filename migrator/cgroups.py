@@ -21,6 +21,8 @@ TOP = "/sys/fs/cgroup"
 RECORD = "cgroup-owners"  # the file that travels beside the images
 RECORD_LIMIT = 16 << 20  # bytes
 ROOT = 0
+PATH_LIMIT = 4096 - len("/cgroup.subtree_control") - 1  # bytes, so that its files can be opened (PATH_MAX)
+PATH_SHOWN = 100  # characters
 # What in a container's own cgroup is handed to its root: what the kernel says is safe to delegate, or where it says
 # nothing, what liblxc takes then (cgroup-v2.rst, "Delegation"; unified_hierarchy_delegated in liblxc's cgfsng.c).
 DELEGATE = "/sys/kernel/cgroup/delegate"
@@ -75,6 +77,13 @@ def frozen_besides(top: str) -> list[str]:
     folders = ["/".join(parts[:depth]) for depth in range(2, len(parts))]
     folders += [folder for folder, _ in deep.walk(top, unseen.append)]
     return [folder for folder in dict.fromkeys([*folders, *unseen]) if folder != top and _is_held(folder)]
+
+
+def not_dumped(folder: str) -> str:
+    """Why CRIU does not dump one of `frozen_besides`."""
+    if len(os.fsencode(folder)) > PATH_LIMIT:
+        return f"the path of a cgroup in it is too long for CRIU: {folder[:PATH_SHOWN]}..."
+    return f"the cgroup {folder} is frozen, and CRIU would wait for it for ever"
 
 
 def _is_held(folder: str) -> bool:

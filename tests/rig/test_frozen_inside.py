@@ -83,7 +83,7 @@ with open("cgroup.procs", "w") as file:
             guest.exec("hosta", "python3", "-c", hide, pid)
             error = guest.migrator("hosta", "migrate", "-P", POOL, NAME, "-d", DESTINATION, "--json",
                                    *too_late).expect(3).error
-            assert error["cause"]["code"] == "container-changed"
+            assert error["cause"]["code"] == "container-changed" and "too long for CRIU" in str(error["message"])
             assert guest.sh("hosta", f"cat {payload}/cgroup.freeze").strip() == "0"
             guest.exec("client", "ping", "-c", "1", "-w", "60", "10.0.3.100")
             guest.migrator("hosta", "rollback", "-P", POOL, NAME).expect(0)
