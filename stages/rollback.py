@@ -233,10 +233,9 @@ def roll_back(migration: Migration, tell: Callable[[], str] | None) -> Result:
 def thaw_source(migration: Migration) -> bool:
     """Plug the container in again and thaw it, if this migration has frozen it; True if so.
 
-    The process id and cgroup are those of the freeze, whatever LXC says: its monitor may have been killed. If these are
-    gone, as after a reboot, the container is started from its disk, its fence taken away; one that somebody has started
-    is left alone. Raises StartFailed, also beside a second start, and OSError where it cannot be thawed. One that was
-    stopped, without its memory, is started again; raises SourceStillStopped. A full disk keeps nothing from running.
+    The process id and cgroup are those of the freeze, whatever LXC says. If these are gone, as after a reboot, it is
+    started from its disk, unfenced, unless somebody has. Raises StartFailed, also beside a second start, and OSError.
+    One stopped without its memory is started again; raises SourceStillStopped. A full disk keeps nothing from running.
     """
     if not migration.memory:
         return _start_again(migration)
