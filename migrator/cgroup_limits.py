@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 
-from migrator import cgroups
+from migrator import cgroups, deep
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ _SUBTREE = "cgroup.subtree_control"
 def record(top: str) -> str:
     """All limits that somebody has set in the cgroup `top` and below."""
     lines = []
-    for folder, _, files in os.walk(top):
+    for folder, files in deep.walk(top):
         below = os.path.relpath(folder, top)
         for name in UNSET.keys() & set(files):
             value = _read(f"{folder}/{name}")
@@ -69,7 +69,7 @@ def _unset(name: str, value: str) -> bool:
 def controllers(top: str) -> str:
     """Which controllers each cgroup at `top` and below gives to those below it."""
     lines = []
-    for folder, _, _ in os.walk(top):
+    for folder, _ in deep.walk(top):
         if value := _read(f"{folder}/{_SUBTREE}"):
             lines.append(f"{value}\t{os.path.relpath(folder, top)}\n")
     return "".join(lines)  # from the top down, as they have to be enabled

@@ -15,10 +15,14 @@ import errno
 import os
 import stat
 
+from migrator import deep
+
 TOP = "/sys/fs/cgroup"
 RECORD = "cgroup-owners"  # the file that travels beside the images
 RECORD_LIMIT = 16 << 20  # bytes
 ROOT = 0
+PATH_LIMIT = 4096 - len("/cgroup.subtree_control") - 1  # bytes, so that its files can be opened (PATH_MAX)
+PATH_SHOWN = 100  # characters
 # What in a container's own cgroup is handed to its root: what the kernel says is safe to delegate, or where it says
 # nothing, what liblxc takes then (cgroup-v2.rst, "Delegation"; unified_hierarchy_delegated in liblxc's cgfsng.c).
 DELEGATE = "/sys/kernel/cgroup/delegate"
@@ -67,12 +71,19 @@ def populated(top: str) -> bool:
 def frozen_besides(top: str) -> list[str]:
     """The cgroups in `top`, and above it, with processes that stay frozen when `top` is thawed: by their own setting.
 
-    One that cannot be looked at counts too: its path may have been made longer than can be opened.
+    One that cannot be looked at counts too, such as one whose path is too long: CRIU cannot, either.
     """
     parts, unseen = top.split("/"), list[str]()
     folders = ["/".join(parts[:depth]) for depth in range(2, len(parts))]
-    folders += [folder for folder, _, _ in os.walk(top, onerror=lambda error: unseen.append(error.filename))]
+    folders += [folder for folder, _ in deep.walk(top, unseen.append)]
     return [folder for folder in dict.fromkeys([*folders, *unseen]) if folder != top and _is_held(folder)]
+
+
+def not_dumped(folder: str) -> str:
+    """Why CRIU does not dump one of `frozen_besides`."""
+    if len(os.fsencode(folder)) > PATH_LIMIT:
+        return f"the path of a cgroup in it is too long for CRIU: {folder[:PATH_SHOWN]}..."
+    return f"the cgroup {folder} is frozen, and CRIU would wait for it for ever"
 
 
 def _is_held(folder: str) -> bool:
@@ -86,10 +97,10 @@ def _is_held(folder: str) -> bool:
 def ids(top: str, name: str) -> list[int]:
     """What all files `name` in the cgroup `top` and below hold, numbers."""
     found: list[int] = []
-    for folder, _, files in os.walk(top):
+    for folder, files in deep.walk(top):
         if name in files:
             try:
-                with open(f"{folder}/{name}") as file:
+                with open(f"{folder}/{name}", opener=deep.opener) as file:
                     found += [int(word) for word in file.read().split()]
             except OSError:  # a cgroup that is just being removed
                 continue
@@ -102,11 +113,11 @@ def owners(top: str) -> str:
     The mode is octal, the path starts at `top`, which itself is `.`.
     """
     lines = []
-    for folder, _, files in os.walk(top):
+    for folder, files in deep.walk(top):
         for path in (folder, *(f"{folder}/{name}" for name in files)):
             try:
                 found = os.lstat(path)
-            except FileNotFoundError:  # a cgroup that is just being removed
+            except OSError:  # a cgroup that is just being removed, or with a path that is too long for CRIU, too
                 continue
             if found.st_uid != ROOT or found.st_gid != ROOT:
                 below = os.path.relpath(path, top)

@@ -4,11 +4,9 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
-from pathlib import Path
 
-from migrator import lxc
+from migrator import deep, lxc
 
 LIVED_IN_LIMIT = 1.0  # seconds that what was killed in there gets to end: who lives on is another container's
 
@@ -26,9 +24,9 @@ def drop(name: str, folder: str = "") -> None:
 
     def gone() -> bool:
         for top in tops:
-            for folder, _, _ in os.walk(top, topdown=False):
+            for folder, _ in reversed(list(deep.walk(str(top)))):
                 with contextlib.suppress(OSError):
-                    Path(folder).rmdir()
+                    deep.rmdir(folder)
         return not any(top.is_dir() for top in tops)
 
     begun = time.monotonic()

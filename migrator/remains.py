@@ -16,7 +16,6 @@ from typing import Any
 from migrator import btrfs, cgroups, clock, holder, lxc, roots
 from migrator.errors import MigratorError, StartFailed
 from migrator.journal import Migration
-from migrator.thawing import Frozen
 
 
 def record(container: lxc.Container) -> dict[str, Any]:
@@ -121,31 +120,6 @@ def first_is_here(migration: Migration) -> bool:
         return _is_on_record(migration, [pid, holder.start_time(pid)])
     except (FileNotFoundError, ProcessLookupError):
         return False
-
-
-def refuse_beside(frozen: Frozen) -> None:
-    """Before what stands still is thawed: raises StartFailed while another start of it lives, with the same disk.
-
-    It is told by its root, and by a pid namespace of its own, which no visitor has. Neither LXC nor a disk is asked,
-    as a thaw waits for this; what cannot be told keeps nothing frozen.
-    """
-    second = None
-    with contextlib.suppress(OSError):
-        root, inside = roots.of(frozen.pid), lxc.pid_namespace(frozen.pid)
-        ours = cgroups.processes(str(frozen.cgroup))
-        second = next((each for each in lxc.container_processes(frozen.name)
-                       if each not in ours and _lives_beside(each, root, inside)), None)
-    if second is not None:
-        raise StartFailed(name=frozen.name, log="not there", reason=(
-            f"it was started here once more, beside what is frozen (process {second}). Two must not run on one"
-            f" disk: stop that one with lxc-stop -P {frozen.lxcpath} -n {frozen.name}, or end the frozen one"
-            f" with: echo 1 >{frozen.cgroup}/cgroup.kill"))
-
-
-def _lives_beside(pid: int, root: roots.Root, inside: str | None) -> bool:
-    with contextlib.suppress(OSError):
-        return roots.of(pid) == root and lxc.pid_namespace(pid) not in (None, inside)
-    return False
 
 
 def require_none(migration: Migration) -> None:

@@ -12,7 +12,7 @@ import contextlib
 import shlex
 
 from migrator import advice, container_config, identity, log, lxc, remains
-from migrator.errors import ContainerNotFound, OutOfOrder
+from migrator.errors import ContainerNotFound, MigratorError, OutOfOrder
 from migrator.journal import Migration
 from migrator.layout import Layout
 from migrator.states import State
@@ -40,12 +40,21 @@ def refuse_end(migration: Migration, stage: str) -> None:
     thawed = not ending and remains.was_thawed(migration)
     if thawed or (_knows_another(migration) if ending else started_anew(migration)):
         restore_fence(migration)
-        stop = shlex.join(["lxc-stop", "-P", str(migration.lxcpath), "-n", migration.name])
         done = "thawed it here" if thawed else "started it here too, past its fence"
         raise OutOfOrder(
-            stage=stage, next=f"{stop} -- and then: {advice.again(stage, migration)}",
+            stage=stage, next=f"{_end(migration, thawed)} -- and then: {advice.again(stage, migration)}",
             missing=f"{migration.name} has run on {advice.moved_to(migration)}, and somebody has {done}."
                     f" What it has written here since is not there")
+
+
+def _end(migration: Migration, thawed: bool) -> str:
+    """How its administrator ends what runs: what was thawed by its name only where LXC knows that very start by it."""
+    by_name = not thawed
+    with contextlib.suppress(MigratorError, OSError):
+        by_name = by_name or bool(remains.is_known(migration, lxc.Container(migration.name, migration.lxcpath)))
+    if by_name:
+        return shlex.join(["lxc-stop", "-P", str(migration.lxcpath), "-n", migration.name])
+    return f"kill -9 {remains.recorded_init(migration)[0]}"  # the first of its pid namespace: all others go with it
 
 
 def restore_fence(migration: Migration) -> None:

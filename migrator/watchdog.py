@@ -32,7 +32,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
-from migrator import cgroups, criu, holder, log, lxc, network, remains, standard_files, thawing
+from migrator import cgroups, criu, holder, log, lxc, network, second_start, standard_files, thawing
 from migrator.errors import MigratorError, WatchdogFailed
 from migrator.journal import Journal
 from migrator.layout import locked
@@ -226,7 +226,7 @@ class Watch:
     def _refuse_beside(self) -> None:
         """Raises StartFailed while another start of it lives, as somebody has made who took it for stopped."""
         if self.frozen.is_here():
-            remains.refuse_beside(self.frozen)
+            second_start.refuse(self.frozen, ask_lxc=False)  # whose monitor may never answer
 
     def _is_frozen(self) -> bool:
         with contextlib.suppress(OSError):  # it is looked at again

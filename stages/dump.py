@@ -151,7 +151,7 @@ class Dump(Handover):
                 raise self._rebooted()
             if besides := cgroups.frozen_besides(str(self.cgroup)):
                 raise ContainerChanged(name=self.container.name, next=advice.again("create-dump", self.migration),
-                                       reason=f"the cgroup {besides[0]} is frozen, and CRIU would wait for it for ever")
+                                       reason=cgroups.not_dumped(besides[0]))
             network.silence(self.migration.id, self.ports)
             if self.ports:
                 dad = network.dad_settings(self.pid)

@@ -29,6 +29,7 @@ from migrator import (
     network,
     no_memory,
     remains,
+    second_start,
     thawing,
 )
 from migrator.advice import this_host
@@ -232,10 +233,9 @@ def roll_back(migration: Migration, tell: Callable[[], str] | None) -> Result:
 def thaw_source(migration: Migration) -> bool:
     """Plug the container in again and thaw it, if this migration has frozen it; True if so.
 
-    The process id and cgroup are those of the freeze, whatever LXC says: its monitor may have been killed. If these are
-    gone, as after a reboot, the container is started from its disk, its fence taken away; one that somebody has started
-    is left alone. Raises StartFailed, also beside a second start, and OSError where it cannot be thawed. One that was
-    stopped, without its memory, is started again; raises SourceStillStopped. A full disk keeps nothing from running.
+    The process id and cgroup are those of the freeze, whatever LXC says. If these are gone, as after a reboot, it is
+    started from its disk, unfenced, unless somebody has. Raises StartFailed, also beside a second start, and OSError.
+    One stopped without its memory is started again; raises SourceStillStopped. A full disk keeps nothing from running.
     """
     if not migration.memory:
         return _start_again(migration)
@@ -248,7 +248,7 @@ def thaw_source(migration: Migration) -> bool:
         aftermath.start_from_disk(migration)
         return False
     frozen = Frozen.from_detail(migration.id, migration.name, migration.lxcpath, migration.detail)
-    remains.refuse_beside(frozen)
+    second_start.refuse(frozen)
     criu.wait_for_dump(migration.name, Layout(migration.lxcpath, migration.name, migration.id).dumped_into())
     with migration.step("thaw", must_be_recorded=False):
         thawing.thaw(frozen)

@@ -72,6 +72,10 @@ def test_what_cannot_be_looked_at_may_be_frozen(tmp_path: Path) -> None:
         os.close(fd)
     found = cgroups.frozen_besides(str(tmp_path))  # perhaps also the one in which only a file's path is too long
     assert found and all(each.startswith(f"{tmp_path}/xxx") for each in found)
+    told = cgroups.not_dumped(found[0])
+    assert "too long" in told and "frozen" not in told and len(told) < 200
+    assert cgroups.not_dumped("/sys/fs/cgroup/x") == (
+        "the cgroup /sys/fs/cgroup/x is frozen, and CRIU would wait for it for ever")
 
 
 def test_what_was_somebodys_is_his_again(top: Path, tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from migrator import holder, layout, lxc, network, roots
+from migrator import holder, layout, lxc, network, second_start
 from migrator.journal import Migration
 from migrator.network import Port
 from migrator.watchdog import POLL, Task
@@ -23,13 +23,17 @@ from tests.migrator.test_watchdog import LIMIT, cgroup, check, frozen, locks, mi
 SECOND = 7
 
 
+def asked(*_: object) -> None:
+    raise AssertionError("a monitor that does not answer would be waited for")
+
+
 @pytest.fixture
 def living(monkeypatch: pytest.MonkeyPatch) -> set[int]:
     """The first processes of its starts, with one root; LXC's monitor of the frozen one was killed."""
     found = {os.getpid()}
     monkeypatch.setattr(lxc, "container_processes", lambda _: sorted(found))
-    monkeypatch.setattr(lxc, "pid_namespace", lambda pid: f"pid:[{pid}]")
-    monkeypatch.setattr(roots, "of", lambda *_: roots.Root(1, 256))
+    monkeypatch.setattr(second_start, "_is_beside", lambda pid, *_: pid == SECOND)
+    monkeypatch.setattr(lxc, "Container", asked)
     return found
 
 

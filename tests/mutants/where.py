@@ -24,6 +24,7 @@ WHERE: dict[str, tuple[str, ...]] = {
     "migrator/names.py": ("*",),
     "migrator/segments.py": ("*",),
     "migrator/spool.py": ("*",),
+    "migrator/second_start.py": ("*",),
     "migrator/thawing.py": ("*",),
     "stages/force.py": ("*",),
     "stages/left_running.py": ("*",),
@@ -44,8 +45,8 @@ TESTS = (
         "ending", "force", "force_records", "full_at_offer", "given_back", "gone_here", "heal", "in_its_place",
         "late_own",
         "left_by_a_restore", "locked_journal", "model_conformance", "not_swallowed", "offer", "remains",
-        "removed_there", "rollback", "rollback_there", "rollback_typed", "same_name", "settling", "start_there",
-        "started_again", "stopped_there", "strangers")),
+        "removed_there", "rollback", "rollback_there", "rollback_typed", "same_name", "second_start", "settling",
+        "start_there", "started_again", "stopped_there", "strangers")),
     *(f"tests/tunnel/test_{name}.py" for name in (
         "attacks", "offline", "pairing", "pairing_format", "parsers", "seal")),
     # The model takes seconds for each, and goes through the same functions: what it alone would notice is to have its

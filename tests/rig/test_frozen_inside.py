@@ -61,3 +61,32 @@ def test_a_dump_that_waits_for_it_can_be_ended(rig: Rig, clean_hosts: CleanHosts
     assert error["code"] == "source-started-again"
     assert rig.probe("hosta", "c1")["start"] != start
     rig.migrator("hosta", "rollback", "c1").expect(0)
+
+
+def test_nothing_that_is_done_inside_keeps_it_frozen(guest: Rig) -> None:
+    """A process in namespaces of its own, in a cgroup with a path too long to be opened, as a user inside can make."""
+    payload = f"/sys/fs/cgroup/lxc.payload.{NAME}"
+    hide = f"""import os, sys
+os.chdir({payload!r})
+for _ in range(20):
+    os.mkdir("x" * 250)
+    os.chdir("x" * 250)
+with open("cgroup.procs", "w") as file:
+    file.write(sys.argv[1])
+"""
+    seen = ("cgroup-frozen", "attached-task", "outside-file", "nested-namespace")
+    too_late = [word for code in seen for word in ("--ignore", code)]  # as if made after the preflight has looked
+    with guest.start("hosta", "lxc-attach", "-P", POOL, "-n", NAME, "--", "unshare", "-Urpfm", "sleep", "12345"):
+        wait_for(lambda: guest.sh("hosta", "pgrep -fx 'sleep 12345'", check=False), "it sleeps")
+        pid = guest.sh("hosta", "pgrep -fx 'sleep 12345'").strip()
+        try:
+            guest.exec("hosta", "python3", "-c", hide, pid)
+            error = guest.migrator("hosta", "migrate", "-P", POOL, NAME, "-d", DESTINATION, "--json",
+                                   *too_late).expect(3).error
+            assert error["cause"]["code"] == "container-changed" and "too long for CRIU" in str(error["message"])
+            assert guest.sh("hosta", f"cat {payload}/cgroup.freeze").strip() == "0"
+            guest.exec("client", "ping", "-c", "1", "-w", "60", "10.0.3.100")
+            guest.migrator("hosta", "rollback", "-P", POOL, NAME).expect(0)
+        finally:
+            guest.sh("hosta", f"kill -9 {pid}; while find {payload}/x* -depth -type d -delete 2>&1 | grep -q busy; do "
+                              "sleep 0.1; done")

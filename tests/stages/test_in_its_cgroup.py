@@ -1,17 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The cgroup of what was brought to a stand has another container by now, or another start lives beside it."""
+"""The cgroup of what was brought to a stand has another container by now."""
 
 # ruff: noqa: F811 -- fixtures
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import pytest
 
-from migrator import btrfs, container_config, lxc, no_memory, remains, roots
-from migrator.errors import StartFailed
+from migrator import btrfs, container_config, no_memory, remains, roots
 from migrator.journal import Journal, Migration
 from migrator.states import Event
 from stages import finish, rollback
@@ -75,42 +73,6 @@ def test_finish_has_nothing_to_end_there(journal: Journal, cgroup: Path, started
     (cgroup / "cgroup.procs").write_text("7\n")
     finish._end_copy(gone(journal, cgroup, Event.OFFER, Event.TAKEN, Event.FINISH))
     assert not (cgroup / "cgroup.kill").exists()
-
-
-@pytest.mark.parametrize("second", ["another start", "a visitor", "another container", "it ends", "in our cgroup"])
-def test_nothing_is_thawed_beside_another_start_of_it(
-        journal: Journal, cgroup: Path, init: subprocess.Popen[bytes], started: list[str],
-        monkeypatch: pytest.MonkeyPatch, second: str) -> None:
-    """Its monitor was killed, and somebody has started it: two would write to one disk."""
-    def root_of(pid: int, *_: object) -> roots.Root:
-        if pid == 7 and second == "it ends":
-            raise FileNotFoundError
-        return roots.Root(1, 257 if pid == 7 and second == "another container" else 256)
-
-    monkeypatch.setattr(roots, "of", root_of)
-    monkeypatch.setattr(lxc, "container_processes", lambda _: [init.pid, 7])
-    monkeypatch.setattr(lxc, "pid_namespace", lambda pid: f"pid:[{1 if second == 'a visitor' or pid != 7 else 2}]")
-    if second == "in our cgroup":
-        (cgroup / "cgroup.procs").write_text(f"{init.pid}\n7\n")
-    migration = frozen(journal, cgroup, init.pid, Event.OFFER, Event.TAKEN)
-    if second == "another start":
-        with pytest.raises(StartFailed, match=r"beside what is frozen \(process 7\)") as raised:
-            rollback.thaw_source(migration)
-        assert f"lxc-stop -P {migration.lxcpath} -n web" in str(raised.value)
-        assert f"echo 1 >{cgroup}/cgroup.kill" in str(raised.value)
-    else:
-        assert rollback.thaw_source(migration)
-    assert (cgroup / "cgroup.freeze").read_text() == ("1" if second == "another start" else "0") and started == []
-
-
-def test_what_cannot_be_told_keeps_nothing_frozen(journal: Journal, cgroup: Path, init: subprocess.Popen[bytes],
-                                                  started: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    def root_of(*_: object) -> roots.Root:
-        raise OSError(23, "Too many open files in system")
-
-    monkeypatch.setattr(roots, "of", root_of)
-    assert rollback.thaw_source(frozen(journal, cgroup, init.pid))
-    assert (cgroup / "cgroup.freeze").read_text() == "0"
 
 
 def test_one_that_ends_while_its_disk_is_asked_for_is_told_by_nothing(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -295,13 +296,14 @@ def test_no_end_is_recorded_where_a_second_one_runs(
     assert init.poll() is None and container_config.fence_of(config(migration).read_text()) == migration.id
 
 
-@pytest.mark.parametrize("thawed", [True, False])
+@pytest.mark.parametrize(("thawed", "lxc_knows"), [(True, "it"), (True, "nothing"), (True, "another"), (False, "it")])
 def test_what_somebody_has_thawed_is_not_ended(journal: Journal, cgroup: Path, init: subprocess.Popen[bytes],
                                                known: type[Known], monkeypatch: pytest.MonkeyPatch,
-                                               thawed: bool) -> None:
+                                               thawed: bool, lxc_knows: str) -> None:
+    """And who is to end it is told how: by its name only where LXC knows it by that."""
     migration = handed_over(journal, cgroup, init.pid, fence=False)
     migration.move(Event.TAKEN)
-    known.pid = init.pid
+    known.pid = {"it": init.pid, "nothing": 0, "another": os.getpid()}[lxc_knows]
     if thawed:
         (cgroup / "cgroup.freeze").write_text("0")
         (cgroup / "cgroup.events").write_text("populated 1\nfrozen 0\n")
@@ -316,7 +318,8 @@ def test_what_somebody_has_thawed_is_not_ended(journal: Journal, cgroup: Path, i
     with pytest.raises(OutOfOrder, match="somebody has thawed it here") as raised:
         finish.carry_out(args(), migration, cast("Connection", there))
     assert ended == [] and migration.state is State.DUMPED
-    assert raised.value.hint == f"Next: lxc-stop -P {migration.lxcpath} -n web -- and then: migrator finish web"
+    end = f"lxc-stop -P {migration.lxcpath} -n web" if lxc_knows == "it" else f"kill -9 {init.pid}"
+    assert raised.value.hint == f"Next: {end} -- and then: migrator finish web"
     assert container_config.fence_of(config(migration).read_text()) == migration.id
 
 

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Whether another start of a container lives beside what is frozen of it: two must not run on one disk.
+
+As where the frozen one's monitor was killed, so that LXC said STOPPED, and somebody has started it. Nothing that a user
+in the container does passes for that, as it would keep the container frozen: all that he starts is in its pid
+namespace, or in one below, whatever cgroup he puts it into.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shlex
+from pathlib import Path
+
+from migrator import cgroups, lxc, roots
+from migrator.errors import MigratorError, StartFailed
+from migrator.thawing import Frozen
+
+_NS_GET_PARENT = 0xB702  # <linux/nsfs.h>
+
+
+def refuse(frozen: Frozen, *, ask_lxc: bool = True) -> None:
+    """Before what stands still is thawed: raises StartFailed while another start of it lives.
+
+    LXC may be asked how that one is ended.
+    """
+    second = of(frozen)
+    if second is not None:
+        raise StartFailed(name=frozen.name, log="not there", reason=(
+            f"it was started here once more, beside what is frozen (process {second}). Two must not run on one"
+            f" disk: end that one with {_end(frozen, second, ask_lxc)}, or end the frozen one"
+            f" with: echo 1 >{frozen.cgroup}/cgroup.kill"))
+
+
+def of(frozen: Frozen) -> int | None:
+    """The first process of another start of it.
+
+    Neither LXC nor a disk is asked, as a thaw waits for this; and what cannot be told keeps nothing frozen.
+    """
+    with contextlib.suppress(OSError):
+        root, inside = roots.of(frozen.pid), _id(f"/proc/{frozen.pid}/ns/pid")
+        return next((pid for pid in lxc.container_processes(frozen.name)
+                     if _is_beside(pid, root, inside, str(frozen.cgroup))), None)
+    return None
+
+
+def _is_beside(pid: int, root: roots.Root, inside: tuple[int, int], cgroup: str) -> bool:
+    """A start has the container's root, and namespaces of its own of processes and of mounts, as LXC makes them.
+
+    A visitor has not, be he in a pid namespace of his own, as arch-chroot makes one, or in another container.
+    """
+    with contextlib.suppress(OSError):  # it has ended, or cannot be told
+        return (roots.of(pid) == root and _is_first(pid) and _id(f"/proc/{pid}/ns/mnt") != _id("/proc/self/ns/mnt")
+                and not _descends(pid, inside)
+                and not cgroups.holds(cgroup, os.fsdecode(Path(f"/proc/{pid}/cgroup").read_bytes())))
+    return False
+
+
+def _is_first(pid: int) -> bool:
+    """Whether it is the first process of a pid namespace other than this host's (NSpid in proc_pid_status(5))."""
+    for line in Path(f"/proc/{pid}/status").read_bytes().split(b"\n"):
+        if line.startswith(b"NSpid:"):
+            ids = line.split()[1:]
+            return len(ids) > 1 and ids[-1] == b"1"
+    return False
+
+
+def _descends(pid: int, inside: tuple[int, int]) -> bool:
+    """Whether a process is in that pid namespace, or in one that was made in it; raises OSError."""
+    fd = os.open(f"/proc/{pid}/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+    while True:
+        try:
+            found = os.fstat(fd)
+            if (found.st_dev, found.st_ino) == inside:
+                return True
+            above = fcntl.ioctl(fd, _NS_GET_PARENT)
+        except PermissionError:  # this host's: there is none above, or none that we may see (ioctl_ns(2))
+            return False
+        finally:
+            os.close(fd)
+        fd = above
+
+
+def _id(path: str) -> tuple[int, int]:
+    """Which namespace a process is in; raises OSError where it has ended."""
+    found = Path(path).stat()
+    return found.st_dev, found.st_ino
+
+
+def _end(frozen: Frozen, second: int, ask_lxc: bool) -> str:
+    """How that start is ended. By its name only if LXC knows it by that: else it is the frozen one that is ended so,
+    and before that thawed.
+    """
+    with contextlib.suppress(MigratorError, OSError):
+        if ask_lxc and lxc.Container(frozen.name, frozen.lxcpath).init_pid == second:
+            return shlex.join(["lxc-stop", "-P", str(frozen.lxcpath), "-n", frozen.name])
+    return f"kill -9 {second}, which ends all that it has started"

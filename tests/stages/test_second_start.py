@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Nothing is thawed beside another start of it, and nothing that a user in it does is taken for one: real processes."""
+
+# ruff: noqa: F811 -- fixtures
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from migrator import cgroups, lxc, roots
+from migrator.errors import ContainerNotRunning, StartFailed
+from migrator.journal import Journal
+from migrator.states import Event
+from stages import rollback
+from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
+from tests.stages.test_remains import cgroup, frozen, init, started  # noqa: F401 -- fixtures
+
+PIDS = ["unshare", "--user", "--map-root-user", "--fork", "--kill-child", "--pid"]
+START = [*PIDS, "--mount"]  # as LXC's, as far as it goes
+SLEEP = ["sleep", "1000"]
+NESTED = ["sh", "-c", 'exec "$@"', "sh", *START, *SLEEP]  # first in its namespace is then the inner unshare
+
+
+def below(pid: int) -> list[int]:
+    """It, and its only child, and so on, once the last of them sleeps."""
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        found = [pid]
+        with contextlib.suppress(OSError):
+            while more := Path(f"/proc/{found[-1]}/task/{found[-1]}/children").read_text().split():
+                found.append(int(more[0]))
+            if Path(f"/proc/{found[-1]}/comm").read_text() == "sleep\n":
+                return found
+        time.sleep(0.01)
+    raise AssertionError("it does not come up")
+
+
+@contextlib.contextmanager
+def lives(*command: str) -> Iterator[list[int]]:
+    with subprocess.Popen(command) as program:
+        try:
+            yield below(program.pid)
+        finally:
+            program.kill()
+
+
+# Who lives beside a container whose first process is the second of these: the command, and which of its processes.
+BESIDE = {
+    "another start": ([*START, *SLEEP], 1),
+    "visits by chroot": (SLEEP, 0),
+    "visits by arch-chroot": ([*PIDS, *SLEEP], 1),
+    "visits from another container": ([*START, "sh", "-c", "sleep 1000 & wait"], 2),
+}
+
+
+@pytest.mark.parametrize("second", sorted(BESIDE))
+def test_who_lives_beside(journal: Journal, cgroup: Path, started: list[str], monkeypatch: pytest.MonkeyPatch,
+                          second: str) -> None:
+    command, which = BESIDE[second]
+    with lives(*START, *SLEEP) as ours, lives(*command) as beside:
+        monkeypatch.setattr(lxc, "container_processes", lambda _: [ours[1], beside[which]])
+        (cgroup / "cgroup.procs").write_text(f"{ours[1]}\n")
+        migration = frozen(journal, cgroup, ours[1], Event.OFFER, Event.TAKEN)
+        if second == "another start":
+            with pytest.raises(StartFailed, match=rf"beside what is frozen \(process {beside[which]}\)") as raised:
+                rollback.thaw_source(migration)
+            assert f"echo 1 >{cgroup}/cgroup.kill" in str(raised.value)
+        else:
+            assert rollback.thaw_source(migration)
+    assert (cgroup / "cgroup.freeze").read_text() == ("1" if second == "another start" else "0") and started == []
+
+
+def test_what_is_started_inside_is_none(journal: Journal, cgroup: Path, started: list[str],
+                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    """`unshare -Urpm`, in a cgroup in which nobody sees it, as a user in the container can."""
+    with lives(*START, *NESTED) as ours:
+        assert len(ours) == 3
+        monkeypatch.setattr(lxc, "container_processes", lambda _: ours[1:])
+        (cgroup / "cgroup.procs").write_text(f"{ours[1]}\n")
+        assert rollback.thaw_source(frozen(journal, cgroup, ours[1]))
+    assert (cgroup / "cgroup.freeze").read_text() == "0"
+
+
+@pytest.mark.parametrize("what", ["another container", "in our cgroup", "it ends", "its cgroup cannot be told"])
+def test_what_is_no_other_start_of_it(journal: Journal, cgroup: Path, started: list[str],
+                                      monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    honest = roots.of
+    with lives(*START, *SLEEP) as ours, lives(*START, *SLEEP) as beside:
+        def root_of(pid: int, *_: object) -> roots.Root:
+            if pid == beside[1] and what == "it ends":
+                raise FileNotFoundError
+            return roots.Root(1, 257) if pid == beside[1] and what == "another container" else honest(pid)
+
+        def holds(*_: object) -> bool:
+            if what == "its cgroup cannot be told":
+                raise OSError(errno.ENAMETOOLONG, "File name too long")
+            return what == "in our cgroup"
+
+        monkeypatch.setattr(roots, "of", root_of)
+        monkeypatch.setattr(cgroups, "holds", holds)
+        monkeypatch.setattr(lxc, "container_processes", lambda _: [ours[1], beside[1]])
+        (cgroup / "cgroup.procs").write_text(f"{ours[1]}\n")
+        assert rollback.thaw_source(frozen(journal, cgroup, ours[1]))
+    assert (cgroup / "cgroup.freeze").read_text() == "0"
+
+
+@pytest.mark.parametrize("knows", ["the frozen one", "that one", "none"])
+def test_how_it_is_ended(journal: Journal, cgroup: Path, started: list[str], monkeypatch: pytest.MonkeyPatch,
+                         knows: str) -> None:
+    """By name only if LXC knows that one by it: lxc-stop would thaw the frozen one, and then end it."""
+    with lives(*START, *SLEEP) as ours, lives(*START, *SLEEP) as beside:
+        class Known:
+            def __init__(self, name: str, lxcpath: Path) -> None:
+                self.name, self.lxcpath = name, lxcpath
+
+            @property
+            def init_pid(self) -> int:
+                if knows == "none":
+                    raise ContainerNotRunning(name=self.name, lxcpath=self.lxcpath, state="STOPPED")
+                return (beside if knows == "that one" else ours)[1]
+
+        monkeypatch.setattr(lxc, "Container", Known)
+        monkeypatch.setattr(lxc, "container_processes", lambda _: [ours[1], beside[1]])
+        (cgroup / "cgroup.procs").write_text(f"{ours[1]}\n")
+        migration = frozen(journal, cgroup, ours[1])
+        with pytest.raises(StartFailed) as raised:
+            rollback.thaw_source(migration)
+        stop, kill = f"lxc-stop -P {migration.lxcpath} -n web", f"kill -9 {beside[1]}"
+        assert (stop in str(raised.value), kill in str(raised.value)) == (knows == "that one", knows != "that one")
+
+
+def test_what_cannot_be_told_keeps_nothing_frozen(journal: Journal, cgroup: Path, init: subprocess.Popen[bytes],
+                                                  started: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def root_of(*_: object) -> roots.Root:
+        raise OSError(23, "Too many open files in system")
+
+    monkeypatch.setattr(roots, "of", root_of)
+    assert rollback.thaw_source(frozen(journal, cgroup, init.pid))
+    assert (cgroup / "cgroup.freeze").read_text() == "0"
