@@ -212,20 +212,21 @@ def started(
 def _start_within(within: Callable[[], None], start: Callable[[], Program]) -> Program:
     from concurrent.futures import ThreadPoolExecutor
 
-    def work() -> Program:
-        within()
-        return start()
+    made: list[Program] = []
 
-    with ThreadPoolExecutor(1) as pool:
-        made = pool.submit(work)
-        try:
-            return made.result()
-        except Interrupted:
-            with contextlib.suppress(Exception):  # what has not been started need not be killed
-                program = made.result()
-                program.kill()
-                program.close()
-            raise
+    def work() -> None:
+        within()
+        made.append(start())
+
+    try:
+        with ThreadPoolExecutor(1) as pool:  # its end waits for the thread
+            pool.submit(work).result()
+    except Interrupted:  # anywhere in that: what has been started by then nobody else knows
+        for program in made:
+            program.kill()
+            program.close()
+        raise
+    return made[0]
 
 
 def detached(argv: Sequence[str | os.PathLike[str]], *, stdin: int, stdout: int) -> Program:
