@@ -20,29 +20,15 @@ from typing import Any
 
 from migrator import clock, holder, log, names, states
 from migrator.errors import JournalBroken
+from migrator.journal_file import JournalFile
 from migrator.states import Event, Owner, Role, State
 from tunnel.errors import DocumentedError
 
 DEFAULT_PATH = Path("/var/lib/migrator/journal.db")
-SCHEMA_VERSION = 1
 WAIT_FOR_LOCK = 10.0  # seconds
 HURRY = 0.2  # seconds, while what is to be recorded keeps a container from running
-_PAUSE = 0.01  # seconds between two tries for it
 KEPT = 20  # migrations of a container that have ended; older ones are forgotten when the next one begins
 ROOT_CALLER = "ssh"  # who has begun what is not recorded with another caller: root, here or over SSH
-
-_SCHEMA = """
-CREATE TABLE migrations (
-    id TEXT NOT NULL, role TEXT NOT NULL, name TEXT NOT NULL, lxcpath TEXT NOT NULL, peer TEXT NOT NULL,
-    state TEXT NOT NULL, owner TEXT NOT NULL, detail TEXT NOT NULL, created REAL NOT NULL, updated REAL NOT NULL,
-    PRIMARY KEY (id, role)
-) STRICT;
-CREATE TABLE events (
-    number INTEGER PRIMARY KEY, id TEXT NOT NULL, role TEXT NOT NULL, time REAL NOT NULL,
-    step TEXT NOT NULL, phase TEXT NOT NULL, detail TEXT NOT NULL
-) STRICT;
-CREATE INDEX events_by_migration ON events (id, role, number);
-"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,26 +233,6 @@ def _this_process() -> list[Any]:
     return [clock.BOOT_ID.read_text().strip(), *holder.this_process()]
 
 
-def _version(db: sqlite3.Connection) -> int:
-    """Of the tables; 0 where there are none yet."""
-    return int(db.execute("PRAGMA user_version").fetchone()[0])
-
-
-def _use_wal(db: sqlite3.Connection, patience: float) -> None:
-    """Write ahead; for this one change SQLite does not wait by itself while another command makes it too.
-
-    As SQLite does, it counts its pauses: who has been held up has not waited.
-    """
-    for left in range(round(patience / _PAUSE), -1, -1):
-        try:
-            db.execute("PRAGMA journal_mode = WAL")
-            return
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or not left:
-                raise
-            time.sleep(_PAUSE)
-
-
 class Journal:
     """An open journal. Use it as a context manager, or call `close`.
 
@@ -276,37 +242,11 @@ class Journal:
     def __init__(self, path: Path, patience: float = WAIT_FOR_LOCK) -> None:
         self.path = path
         self._patience = patience
-        self._db = self._open(path, patience)
         self._latest: object = None  # the transaction that began last
-
-    @staticmethod
-    def _open(path: Path, patience: float) -> sqlite3.Connection:
         try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            # Only while it is not there: whoever closes a descriptor of a file loses the locks that he has on it by
-            # another one (fcntl_locking(2)), and another process would take the journal that is open here for unused.
-            with contextlib.suppress(FileExistsError):
-                os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-            # Threads take turns: a transaction is made by one of them from begin to end.
-            db = sqlite3.connect(path, timeout=patience, isolation_level=None, check_same_thread=False)
-            db.row_factory = sqlite3.Row
-            _use_wal(db, patience)
-            db.execute("PRAGMA synchronous = FULL")
-            version = _version(db)
-            if version == 0:
-                db.execute("BEGIN IMMEDIATE")
-                version = _version(db)  # another command may have made the tables meanwhile
-                if version == 0:
-                    for statement in _SCHEMA.split(";"):
-                        db.execute(statement)
-                    db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-                    version = SCHEMA_VERSION
-                db.execute("COMMIT")
-            if version != SCHEMA_VERSION:
-                raise JournalBroken(path=path, reason=f"it has schema {version}, this version knows {SCHEMA_VERSION}")
+            self._file = JournalFile(path, patience)
         except (OSError, sqlite3.Error) as error:
             raise JournalBroken(path=path, reason=error) from error
-        return db
 
     def __enter__(self) -> Journal:
         return self
@@ -315,11 +255,14 @@ class Journal:
         self.close()
 
     def close(self) -> None:
-        self._db.close()
+        self._file.close()
 
     def rows(self, query: str, *values: Any) -> list[sqlite3.Row]:
         try:
-            return self._db.execute(query, values).fetchall()
+            try:
+                return self._file.connection().execute(query, values).fetchall()
+            finally:
+                self._file.release_unless_writing()
         except sqlite3.Error as error:
             raise JournalBroken(path=self.path, reason=error) from error
 
@@ -332,12 +275,13 @@ class Journal:
         mine = self._latest = object()
         try:
             self.end_unfinished()
-            # With a write-ahead log, NORMAL leaves the sync to the next transaction that is FULL.
-            self._db.execute(f"PRAGMA synchronous = {'FULL' if synced else 'NORMAL'}")
             try:
-                self._db.execute("BEGIN IMMEDIATE")
-                yield self._db
-                self._db.execute("COMMIT")
+                db = self._file.connection()
+                # With a write-ahead log, NORMAL leaves the sync to the next transaction that is FULL.
+                db.execute(f"PRAGMA synchronous = {'FULL' if synced else 'NORMAL'}")
+                db.execute("BEGIN IMMEDIATE")
+                yield db
+                db.execute("COMMIT")
             finally:
                 if self._latest is mine:  # else it was left behind open, and this is its end, late
                     self.end_unfinished()
@@ -355,13 +299,12 @@ class Journal:
 
     def _wait_for(self, seconds: float) -> None:
         with contextlib.suppress(sqlite3.Error):  # whoever writes next is told
-            self._db.execute(f"PRAGMA busy_timeout = {round(seconds * 1000)}")
+            self._file.wait_for(seconds)
 
     def end_unfinished(self) -> None:
         """Take back what was written in a transaction that an exception has left open; raises JournalBroken."""
         try:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
+            self._file.release()
         except sqlite3.Error as error:
             raise JournalBroken(path=self.path, reason=error) from error
 

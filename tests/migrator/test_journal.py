@@ -13,7 +13,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from types import FrameType
@@ -21,9 +21,11 @@ from types import FrameType
 import pytest
 
 from migrator import journal as journal_module
+from migrator import journal_file
 from migrator import names
 from migrator.errors import JournalBroken, NoSpace
-from migrator.journal import KEPT, SCHEMA_VERSION, AlreadyRecorded, Journal, Migration
+from migrator.journal import KEPT, AlreadyRecorded, Journal, Migration
+from migrator.journal_file import SCHEMA_VERSION, JournalFile
 from migrator.states import Event, IllegalMove, Owner, Role, State
 from tests.effort import tries
 
@@ -358,6 +360,18 @@ def test_several_writers_at_once(path: Path) -> None:
             assert len(found.events()) == 16
 
 
+def alone_only(file: JournalFile, *, alone: bool, honest: Callable[..., None] = JournalFile._connect) -> None:
+    """Its disk has no room for `-shm`."""
+    if not alone:
+        full = sqlite3.OperationalError("disk I/O error")
+        full.sqlite_errorcode = sqlite3.SQLITE_IOERR_SHMSIZE
+        raise full
+    honest(file, alone=True)
+
+
+CODE = (journal_module.__file__, journal_file.__file__, contextlib.__file__)
+
+
 class Pressed:
     """A Ctrl-C before the `number`-th line that Python takes in the journal, or in the `with` of it."""
 
@@ -365,7 +379,7 @@ class Pressed:
         self.left = number
 
     def __call__(self, frame: FrameType, event: str, _argument: object) -> Pressed | None:
-        if frame.f_code.co_filename not in (journal_module.__file__, contextlib.__file__):
+        if frame.f_code.co_filename not in CODE:
             return None
         if event == "line":
             self.left -= 1
@@ -375,8 +389,15 @@ class Pressed:
         return self
 
 
-def test_a_ctrl_c_at_any_moment_leaves_no_transaction_open(path: Path) -> None:
-    """Afterwards the object knows what everybody else sees, and the next write is made."""
+@pytest.mark.parametrize("room", [True, False])
+def test_a_ctrl_c_at_any_moment_leaves_no_transaction_open(path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                           room: bool) -> None:
+    """Afterwards the object knows what everybody else sees, and the next write is made.
+
+    So too without room for what several can have open, where each access opens it.
+    """
+    if not room:
+        monkeypatch.setattr(JournalFile, "_connect", alone_only)
     seen = set()
     for number in itertools.count():
         with Journal(path) as journal, Journal(path) as other:

@@ -36,8 +36,8 @@ def done(journal: Journal, writer: sqlite3.Connection, monkeypatch: pytest.Monke
 
     @contextlib.contextmanager
     def transaction(self: Journal, **how: bool) -> Iterator[sqlite3.Connection]:
-        (patience,) = self._db.execute("PRAGMA busy_timeout").fetchone()
         with honest(self, **how) as db:
+            (patience,) = db.execute("PRAGMA busy_timeout").fetchone()
             found.append(str(patience))
             yield db
 
@@ -107,7 +107,8 @@ def test_one_that_is_forced_is_recorded_first(journal: Journal, writer: sqlite3.
 
 def test_only_a_lock_is_waited_for_later(journal: Journal) -> None:
     migration = dumping(journal)
-    journal._db.execute("DROP TABLE events")
+    with journal.transaction() as db:
+        db.execute("DROP TABLE events")
     with pytest.raises(JournalBroken) as broken:
         migration.move(Event.OFFER)
     assert not journals.is_busy(broken.value) and not journals.is_busy(JournalBroken(path="x", reason="full"))

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The journal's file: how it is opened, be it that its disk has no room left.
+
+Whoever opens a database that has a write-ahead log makes a file of 32 KiB beside it, `-shm`, through which several share
+it: without room for that nobody could even read (sqlite.org/wal.html). Who has the database all for himself needs none
+(there, "Use of WAL Without Shared-Memory"). So where it cannot be opened for several, each access opens it for itself
+alone and closes it again, as others want it too; the next one tries the usual way first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import sqlite3
+import time
+from pathlib import Path
+
+from migrator.errors import JournalBroken
+
+SCHEMA_VERSION = 1
+_PAUSE = 0.01  # seconds between two tries for a lock that SQLite does not wait for by itself
+_PRIMARY = 0xFF  # of a result code of SQLite's (sqlite.org/rescode.html)
+# What it says where it can make no file beside the database, or has no room in it.
+_NO_ROOM = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY}
+
+_SCHEMA = """
+CREATE TABLE migrations (
+    id TEXT NOT NULL, role TEXT NOT NULL, name TEXT NOT NULL, lxcpath TEXT NOT NULL, peer TEXT NOT NULL,
+    state TEXT NOT NULL, owner TEXT NOT NULL, detail TEXT NOT NULL, created REAL NOT NULL, updated REAL NOT NULL,
+    PRIMARY KEY (id, role)
+) STRICT;
+CREATE TABLE events (
+    number INTEGER PRIMARY KEY, id TEXT NOT NULL, role TEXT NOT NULL, time REAL NOT NULL,
+    step TEXT NOT NULL, phase TEXT NOT NULL, detail TEXT NOT NULL
+) STRICT;
+CREATE INDEX events_by_migration ON events (id, role, number);
+"""
+
+
+class JournalFile:
+    """The file, open. Every access may wait for others' for up to `patience` seconds.
+
+    Methods raise sqlite3.Error; when it is opened, OSError and JournalBroken too.
+    """
+
+    def __init__(self, path: Path, patience: float) -> None:
+        self.path = path
+        self._patience = patience
+        self._db: sqlite3.Connection | None = None
+        self._passing = True  # what is open goes with this access
+        self._closed = False
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Only while it is not there: whoever closes a descriptor of a file loses the locks that he has on it by
+        # another one (fcntl_locking(2)), and another process would take the journal that is open here for unused.
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        self.connection()
+        self.release()
+
+    def connection(self) -> sqlite3.Connection:
+        """For one access, at whose end it is to be released."""
+        if self._closed:
+            raise sqlite3.ProgrammingError("it is closed")
+        self.release_unless_writing()  # an exception may have come before that
+        if self._db is None:
+            self._open()
+        assert self._db is not None
+        return self._db
+
+    def release(self) -> None:
+        """An access is over: end a transaction that an exception has left open, and let others have what is ours."""
+        if self._passing:
+            self._drop()
+        elif self._is_writing():
+            self._db.execute("ROLLBACK")  # type: ignore[union-attr]
+
+    def release_unless_writing(self) -> None:
+        """The same after a read, which may be part of a transaction."""
+        if self._passing and not self._is_writing():
+            self._drop()
+
+    def _is_writing(self) -> bool:
+        with contextlib.suppress(sqlite3.ProgrammingError):  # it is closed
+            return self._db is not None and self._db.in_transaction
+        return False
+
+    def wait_for(self, seconds: float) -> None:
+        """How long to wait for others from here on."""
+        self._patience = seconds
+        if self._db is not None:
+            self._db.execute(f"PRAGMA busy_timeout = {round(seconds * 1000)}")
+
+    def close(self) -> None:
+        self._closed = True
+        self._drop()
+
+    def _drop(self) -> None:
+        """Whoever closes it last brings the log into the database; where there is no room for that the log stays."""
+        if self._db is not None:
+            self._db.close()  # first: who was interrupted before the next line closes it once more
+        self._db, self._passing = None, True
+
+    def _open(self) -> None:
+        """As SQLite does, it counts its pauses: who has been held up has not waited."""
+        for left in range(round(self._patience / _PAUSE), -1, -1):
+            try:
+                self._connect(alone=False)
+                return
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & _PRIMARY not in _NO_ROOM:
+                    raise
+            try:
+                self._connect(alone=True)
+                return
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & _PRIMARY != sqlite3.SQLITE_BUSY or not left:
+                    raise
+            time.sleep(_PAUSE * (0.5 + random.random()))  # noqa: S311 -- so that two do not always meet
+
+    def _connect(self, *, alone: bool) -> None:
+        """Raises with nothing left open: two that want it alone, and each have a part of that, would wait for ever."""
+        patience = 0.0 if alone else self._patience
+        try:
+            # Threads take turns: a transaction is made by one of them from begin to end.
+            self._db = db = sqlite3.connect(self.path, timeout=patience, isolation_level=None, check_same_thread=False)
+            db.row_factory = sqlite3.Row
+            if alone:
+                db.execute("PRAGMA locking_mode = EXCLUSIVE")
+            _use_wal(db, patience)
+            db.execute("PRAGMA synchronous = FULL")
+            version = _made(db)
+            if version != SCHEMA_VERSION:
+                reason = f"it has schema {version}, this version knows {SCHEMA_VERSION}"
+                raise JournalBroken(path=self.path, reason=reason)
+            self._passing = alone
+        except BaseException:
+            self._drop()
+            raise
+
+
+def _made(db: sqlite3.Connection) -> int:
+    """Make the tables if there are none yet; returns their version."""
+    version = _version(db)
+    if version == 0:
+        db.execute("BEGIN IMMEDIATE")
+        version = _version(db)  # another command may have made them meanwhile
+        if version == 0:
+            for statement in _SCHEMA.split(";"):
+                db.execute(statement)
+            db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            version = SCHEMA_VERSION
+        db.execute("COMMIT")
+    return version
+
+
+def _version(db: sqlite3.Connection) -> int:
+    """Of the tables; 0 where there are none yet."""
+    return int(db.execute("PRAGMA user_version").fetchone()[0])
+
+
+def _use_wal(db: sqlite3.Connection, patience: float) -> None:
+    """Write ahead; for this one change SQLite does not wait by itself while another command makes it too."""
+    for left in range(round(patience / _PAUSE), -1, -1):
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or not left:
+                raise
+            time.sleep(_PAUSE)
