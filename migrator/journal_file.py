@@ -71,14 +71,14 @@ class JournalFile:
     def release(self) -> None:
         """An access is over: end a transaction that an exception has left open, and let others have what is ours."""
         if self._passing:
-            self._drop()
+            self._let_go()
         elif self._is_writing():
             self._db.execute("ROLLBACK")  # type: ignore[union-attr]
 
     def release_unless_writing(self) -> None:
         """The same after a read, which may be part of a transaction."""
         if self._passing and not self._is_writing():
-            self._drop()
+            self._let_go()
 
     def _is_writing(self) -> bool:
         with contextlib.suppress(sqlite3.ProgrammingError):  # it is closed
@@ -93,10 +93,15 @@ class JournalFile:
 
     def close(self) -> None:
         self._closed = True
-        self._drop()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Whoever closes it last brings the log into the database; where there is no room for that the log stays."""
+        if self._db is not None:
+            self._drop()
+            _keep_a_log(self.path)
 
     def _drop(self) -> None:
-        """Whoever closes it last brings the log into the database; where there is no room for that the log stays."""
         if self._db is not None:
             self._db.close()  # first: who was interrupted before the next line closes it once more
         self._db, self._passing = None, True
@@ -137,6 +142,15 @@ class JournalFile:
         except BaseException:
             self._drop()
             raise
+
+
+def _keep_a_log(path: Path) -> None:
+    """Whoever closes it last removes the log: one without a byte takes its place, as nobody can read without one.
+
+    So there is one where none can be made any more, as no inode is free. No lock lies on it that a close would lose.
+    """
+    with contextlib.suppress(OSError):
+        os.close(os.open(f"{os.path.realpath(path)}-wal", os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
 
 
 def _made(db: sqlite3.Connection) -> int:

@@ -61,7 +61,7 @@ KILLED = "dumping(Journal(path)); os.kill(os.getpid(), signal.SIGKILL)"
 ENDED = "with Journal(path) as journal: dumping(journal)"
 
 
-def on_a_full_disk(tmp_path: Path, before: str, code: str) -> None:
+def on_a_full_disk(tmp_path: Path, before: str, code: str, size: str = "size=512k") -> None:
     """What `before` says is done by another process while there is room; then the disk is filled.
 
     What one who was killed has left of `-shm` is made anew by the next one, and others may be faster to have its room.
@@ -69,7 +69,7 @@ def on_a_full_disk(tmp_path: Path, before: str, code: str) -> None:
     (tmp_path / "var").mkdir()
     script = f"BEGIN = {BEGIN!r}\n{BEGIN}\nsaid({before!r})\nshared.unlink(missing_ok=True)\nfull()\n{textwrap.dedent(code)}"
     done = subprocess.run(["unshare", "--user", "--map-root-user", "--mount", "sh", "-ec",
-                           'mount -t tmpfs -o size=512k none "$1"; shift; exec "$@"', "sh", tmp_path / "var",
+                           f'mount -t tmpfs -o {size} none "$1"; shift; exec "$@"', "sh", tmp_path / "var",
                            sys.executable, "-c", script, tmp_path / "var"],
                           cwd=Path(__file__).parents[2], stdin=subprocess.DEVNULL, capture_output=True, text=True,
                           timeout=300, check=False)
@@ -91,7 +91,7 @@ def test_it_is_read_and_written_again_once_there_is_room(tmp_path: Path, before:
             assert said(READ) == ["rolling-back"]
             migration.move(Event.ROLLED_BACK)
         assert said(READ) == ["rolled-back"]
-        assert sorted(each.name for each in folder.iterdir()) == ["journal.db"]
+        assert {each.name: each.stat().st_size for each in folder.iterdir() if each != path} == {"journal.db-wal": 0}
         """)
 
 
@@ -107,6 +107,26 @@ def test_nobody_is_kept_from_it_by_one_who_has_it_open(tmp_path: Path, before: s
             assert said("with Journal(path) as journal: found(journal).move(Event.ROLL_BACK); print(1)") == ["1"]
             assert found(journal).state == found(second).state == "rolling-back"
         """)
+
+
+@pytest.mark.parametrize("before", [KILLED, ENDED])
+def test_it_is_read_where_no_file_can_be_made(tmp_path: Path, before: str) -> None:
+    """No inode is free: again and again, and it is written too, as there is room for that."""
+    on_a_full_disk(tmp_path, before, """
+        (folder / "filler").unlink()
+        for number in range(1000):
+            try:
+                (folder / str(number)).touch()
+            except OSError:
+                break
+        assert number < 999
+        for _ in range(3):
+            assert said(READ) == ["dumping"]
+        with Journal(path) as journal:
+            found(journal).move(Event.ROLL_BACK)
+            assert found(journal).state == "rolling-back"
+        assert said(READ) == ["rolling-back"]
+        """, "size=4m,nr_inodes=12")
 
 
 def test_nothing_is_lost_by_what_cannot_be_written(tmp_path: Path) -> None:
