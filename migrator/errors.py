@@ -155,9 +155,9 @@ class JournalBroken(MigratorError):
     """The journal {path} cannot be used: {reason}"""
 
     status = 15
-    cure = ("Is its disk full (df -h {path}; df -i {path}), make room there, and run the command once more. Else look at"
-            " it with: sqlite3 -cmd 'PRAGMA locking_mode = EXCLUSIVE' {path} .dump -- and keep a copy of it before you"
-            " change anything.")
+    cure = ("Is its disk full (df -h {path}; df -i {path}), make room there, and run the command once more. Else look"
+            " at it with: sqlite3 -cmd 'PRAGMA locking_mode = EXCLUSIVE' {path} .dump -- and keep a copy of it before"
+            " you change anything.")
 
 
 class Busy(MigratorError):

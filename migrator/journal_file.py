@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The journal's file: how it is opened, be it that its disk has no room left.
 
-Whoever opens a database that has a write-ahead log makes a file of 32 KiB beside it, `-shm`, through which several share
-it: without room for that nobody could even read (sqlite.org/wal.html). Who has the database all for himself needs none
-(there, "Use of WAL Without Shared-Memory"). So where it cannot be opened for several, each access opens it for itself
-alone and closes it again, as others want it too; the next one tries the usual way first.
+Whoever opens a database that has a write-ahead log makes a file of 32 KiB beside it, `-shm`, through which several
+share it: without room for that nobody could even read (sqlite.org/wal.html). Who has the database all for himself needs
+none (there, "Use of WAL Without Shared-Memory"). So where it cannot be opened for several, each access opens it for
+itself alone and closes it again, as others want it too; the next one tries the usual way first.
 """
 
 from __future__ import annotations
@@ -63,10 +63,7 @@ class JournalFile:
         if self._closed:
             raise sqlite3.ProgrammingError("it is closed")
         self.release_unless_writing()  # an exception may have come before that
-        if self._db is None:
-            self._open()
-        assert self._db is not None
-        return self._db
+        return self._open() if self._db is None else self._db
 
     def release(self) -> None:
         """An access is over: end a transaction that an exception has left open, and let others have what is ours."""
@@ -106,24 +103,24 @@ class JournalFile:
             self._db.close()  # first: who was interrupted before the next line closes it once more
         self._db, self._passing = None, True
 
-    def _open(self) -> None:
+    def _open(self) -> sqlite3.Connection:
         """As SQLite does, it counts its pauses: who has been held up has not waited."""
-        for left in range(round(self._patience / _PAUSE), -1, -1):
+        left = round(self._patience / _PAUSE)
+        while True:
             try:
-                self._connect(alone=False)
-                return
+                return self._connect(alone=False)
             except sqlite3.OperationalError as error:
                 if error.sqlite_errorcode & _PRIMARY not in _NO_ROOM:
                     raise
             try:
-                self._connect(alone=True)
-                return
+                return self._connect(alone=True)
             except sqlite3.OperationalError as error:
                 if error.sqlite_errorcode & _PRIMARY != sqlite3.SQLITE_BUSY or not left:
                     raise
+            left -= 1
             time.sleep(_PAUSE * (0.5 + random.random()))  # noqa: S311 -- so that two do not always meet
 
-    def _connect(self, *, alone: bool) -> None:
+    def _connect(self, *, alone: bool) -> sqlite3.Connection:
         """Raises with nothing left open: two that want it alone, and each have a part of that, would wait for ever."""
         patience = 0.0 if alone else self._patience
         try:
@@ -134,14 +131,12 @@ class JournalFile:
                 db.execute("PRAGMA locking_mode = EXCLUSIVE")
             _use_wal(db, patience)
             db.execute("PRAGMA synchronous = FULL")
-            version = _made(db)
-            if version != SCHEMA_VERSION:
-                reason = f"it has schema {version}, this version knows {SCHEMA_VERSION}"
-                raise JournalBroken(path=self.path, reason=reason)
+            _make(db, self.path)
             self._passing = alone
         except BaseException:
             self._drop()
             raise
+        return db
 
 
 def _keep_a_log(path: Path) -> None:
@@ -153,8 +148,8 @@ def _keep_a_log(path: Path) -> None:
         os.close(os.open(f"{os.path.realpath(path)}-wal", os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
 
 
-def _made(db: sqlite3.Connection) -> int:
-    """Make the tables if there are none yet; returns their version."""
+def _make(db: sqlite3.Connection, path: Path) -> None:
+    """Make the tables if there are none yet; raises JournalBroken where another version has made them otherwise."""
     version = _version(db)
     if version == 0:
         db.execute("BEGIN IMMEDIATE")
@@ -165,7 +160,8 @@ def _made(db: sqlite3.Connection) -> int:
             db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
             version = SCHEMA_VERSION
         db.execute("COMMIT")
-    return version
+    if version != SCHEMA_VERSION:
+        raise JournalBroken(path=path, reason=f"it has schema {version}, this version knows {SCHEMA_VERSION}")
 
 
 def _version(db: sqlite3.Connection) -> int:

@@ -21,8 +21,7 @@ from types import FrameType
 import pytest
 
 from migrator import journal as journal_module
-from migrator import journal_file
-from migrator import names
+from migrator import journal_file, names
 from migrator.errors import JournalBroken, NoSpace
 from migrator.journal import KEPT, AlreadyRecorded, Journal, Migration
 from migrator.journal_file import SCHEMA_VERSION, JournalFile
@@ -360,13 +359,14 @@ def test_several_writers_at_once(path: Path) -> None:
             assert len(found.events()) == 16
 
 
-def alone_only(file: JournalFile, *, alone: bool, honest: Callable[..., None] = JournalFile._connect) -> None:
+def alone_only(file: JournalFile, *, alone: bool,
+               honest: Callable[..., sqlite3.Connection] = JournalFile._connect) -> sqlite3.Connection:
     """Its disk has no room for `-shm`."""
     if not alone:
         full = sqlite3.OperationalError("disk I/O error")
         full.sqlite_errorcode = sqlite3.SQLITE_IOERR_SHMSIZE
         raise full
-    honest(file, alone=True)
+    return honest(file, alone=True)
 
 
 CODE = (journal_module.__file__, journal_file.__file__, contextlib.__file__)

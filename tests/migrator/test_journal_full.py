@@ -67,7 +67,8 @@ def on_a_full_disk(tmp_path: Path, before: str, code: str, size: str = "size=512
     What one who was killed has left of `-shm` is made anew by the next one, and others may be faster to have its room.
     """
     (tmp_path / "var").mkdir()
-    script = f"BEGIN = {BEGIN!r}\n{BEGIN}\nsaid({before!r})\nshared.unlink(missing_ok=True)\nfull()\n{textwrap.dedent(code)}"
+    script = "\n".join((f"BEGIN = {BEGIN!r}", BEGIN, f"said({before!r})", "shared.unlink(missing_ok=True)", "full()",
+                        textwrap.dedent(code)))
     done = subprocess.run(["unshare", "--user", "--map-root-user", "--mount", "sh", "-ec",
                            f'mount -t tmpfs -o {size} none "$1"; shift; exec "$@"', "sh", tmp_path / "var",
                            sys.executable, "-c", script, tmp_path / "var"],

@@ -14,6 +14,7 @@ WHERE: dict[str, tuple[str, ...]] = {
     "migrator/states.py": ("*",),
     "migrator/healing.py": ("*",),
     "migrator/journal.py": ("*",),
+    "migrator/journal_file.py": ("*",),
     "migrator/layout.py": ("*",),
     "migrator/lxc_disk.py": ("*",),
     "migrator/leave.py": ("*",),
@@ -38,8 +39,8 @@ WHERE: dict[str, tuple[str, ...]] = {
 TESTS = (
     *(f"tests/migrator/test_{name}.py" for name in (
         "bases", "behind", "bounds", "container_config", "decisions", "durability", "follower", "holder", "journal",
-        "journal_steps", "known_hosts", "layout", "leave", "names", "spool", "spool_reads", "spool_receive", "states",
-        "thawing", "transfer", "watchdog", "watchdog_beside", "whose_cgroup")),
+        "journal_full", "journal_steps", "known_hosts", "layout", "leave", "names", "spool", "spool_reads",
+        "spool_receive", "states", "thawing", "transfer", "watchdog", "watchdog_beside", "whose_cgroup")),
     *(f"tests/stages/test_{name}.py" for name in (
         "allowed", "another_host", "answers", "begin", "cleanup", "come_up", "define", "disk_away", "ended_there",
         "ending", "force", "force_records", "full_at_offer", "given_back", "gone_here", "heal", "in_its_place",
