@@ -20,6 +20,7 @@ from migrator.errors import JournalBroken
 
 SCHEMA_VERSION = 1
 _PAUSE = 0.01  # seconds between two tries for a lock that SQLite does not wait for by itself
+_TRIES = 20  # to find a log there
 _PRIMARY = 0xFF  # of a result code of SQLite's (sqlite.org/rescode.html)
 # What it says where it can make no file beside the database, or has no room in it.
 _NO_ROOM = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY}
@@ -105,7 +106,8 @@ class JournalFile:
 
     def _open(self) -> sqlite3.Connection:
         """As SQLite does, it counts its pauses: who has been held up has not waited."""
-        left = round(self._patience / _PAUSE)
+        # Who closes it alone may have removed the log, and be about to put another one there, of the last inode.
+        left = {sqlite3.SQLITE_BUSY: round(self._patience / _PAUSE), sqlite3.SQLITE_CANTOPEN: _TRIES}
         while True:
             try:
                 return self._connect(alone=False)
@@ -115,9 +117,10 @@ class JournalFile:
             try:
                 return self._connect(alone=True)
             except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode & _PRIMARY != sqlite3.SQLITE_BUSY or not left:
+                code = error.sqlite_errorcode & _PRIMARY
+                if not left.get(code):
                     raise
-            left -= 1
+                left[code] -= 1
             time.sleep(_PAUSE * (0.5 + random.random()))  # noqa: S311 -- so that two do not always meet
 
     def _connect(self, *, alone: bool) -> sqlite3.Connection:

@@ -16,7 +16,7 @@ import pytest
 
 # With the folder of the journal as the one argument. `full` leaves no block free; `command` is another one.
 BEGIN = """
-import os, signal, subprocess, sys
+import os, signal, subprocess, sys, textwrap
 from pathlib import Path
 from migrator import log
 from migrator.errors import JournalBroken
@@ -26,7 +26,8 @@ folder = Path(sys.argv[1])
 path, shared = folder / "journal.db", folder / "journal.db-shm"
 
 def command(code):
-    return subprocess.Popen([sys.executable, "-c", BEGIN + code, str(folder)], stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen([sys.executable, "-c", BEGIN + textwrap.dedent(code), str(folder)],
+                            stdout=subprocess.PIPE, text=True)
 
 def said(code):
     return command(code).communicate()[0].split()
@@ -38,6 +39,15 @@ def full():
                 pass
         except OSError:
             return
+
+def no_inodes():
+    (folder / "filler").unlink()
+    for number in range(1000):
+        try:
+            (folder / str(number)).touch()
+        except OSError:
+            return
+    raise RuntimeError("there is no end of them")
 
 def found(journal):
     return journal.latest("web", Path("/pool"), Role.SOURCE)
@@ -59,6 +69,7 @@ READ = "with Journal(path) as journal: print(found(journal).state)"
 """
 KILLED = "dumping(Journal(path)); os.kill(os.getpid(), signal.SIGKILL)"
 ENDED = "with Journal(path) as journal: dumping(journal)"
+NO_INODES = "size=4m,nr_inodes=12"
 
 
 def on_a_full_disk(tmp_path: Path, before: str, code: str, size: str = "size=512k") -> None:
@@ -114,20 +125,33 @@ def test_nobody_is_kept_from_it_by_one_who_has_it_open(tmp_path: Path, before: s
 def test_it_is_read_where_no_file_can_be_made(tmp_path: Path, before: str) -> None:
     """No inode is free: again and again, and it is written too, as there is room for that."""
     on_a_full_disk(tmp_path, before, """
-        (folder / "filler").unlink()
-        for number in range(1000):
-            try:
-                (folder / str(number)).touch()
-            except OSError:
-                break
-        assert number < 999
+        no_inodes()
         for _ in range(3):
             assert said(READ) == ["dumping"]
         with Journal(path) as journal:
             found(journal).move(Event.ROLL_BACK)
             assert found(journal).state == "rolling-back"
         assert said(READ) == ["rolling-back"]
-        """, "size=4m,nr_inodes=12")
+        """, NO_INODES)
+
+
+def test_several_write_at_once(tmp_path: Path) -> None:
+    """Each access has it alone, and each has its turn."""
+    on_a_full_disk(tmp_path, ENDED, """
+        no_inodes()
+        writers = [command(f'''
+        with Journal(path, 600.0) as journal:
+            found(journal).note("{number}")
+            migration = journal.create(id="{number:08x}", role=Role.SOURCE, name="{number}", lxcpath=folder, peer="b",
+                                       event=Event.SEND)
+            for each in range(10):
+                migration.note("{number}", each=each)
+        ''') for number in range(4)]
+        assert [each.wait() for each in writers] == [0] * 4
+        with Journal(path) as journal:
+            assert {each.step for each in found(journal).events()} >= set("0123")
+            assert [len(each.events()) for each in journal.all() if each.name != "web"] == [11] * 4
+        """, NO_INODES)
 
 
 def test_nothing_is_lost_by_what_cannot_be_written(tmp_path: Path) -> None:
