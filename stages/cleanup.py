@@ -33,7 +33,7 @@ HELP = "remove what migrations have left on this host"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     cli.add_container(parser, required=False)
     parser.add_argument("--keep-copy", action="store_true",
-                        help="with a name: remove only the snapshots, keep the fenced copy")
+                        help="with a name: remove only the snapshots, keep the fenced copy and what was put aside")
     parser.add_argument("--forget", action="store_true", help="remove ended migrations from the journal too")
     parser.add_argument("--dry-run", action="store_true", help="print what would be removed, and remove nothing")
 
@@ -132,7 +132,7 @@ def clean_container(cleaner: Cleaner, journal: Journal, name: str, lxcpath: Path
     if not keep_copy:
         _remove_copy(cleaner, journal, layout)
     for folder in (layout.work, layout.folder):
-        _clean_folder(cleaner, journal, folder, set(), copies=True)
+        _clean_folder(cleaner, journal, folder, set(), copies=not keep_copy)
     for id_ in set(network.silenced()) & {each.id for each in found}:
         _remove_table(cleaner, journal, id_)
     if not cleaner.dry_run:

@@ -200,8 +200,10 @@ def test_what_they_have_put_aside_stays_until_it_is_asked_for(host: Host) -> Non
     (old / "config").write_text("lxc.uts.name = web\n")
     host.clean()
     assert (old / "config").is_file()
-    cleanup.clean_container(cleanup.Cleaner(dry_run=False), host.journal, "web", host.pool, keep_copy=True)
-    assert not old.exists()
+    for keep_copy in (True, False):
+        cleaner = cleanup.Cleaner(dry_run=False)
+        cleanup.clean_container(cleaner, host.journal, "web", host.pool, keep_copy=keep_copy)
+        assert old.exists() is keep_copy and (cleaner.kept == [str(old)]) is keep_copy
 
 
 @pytest.mark.parametrize("way", ["link", "writable"])

@@ -224,8 +224,8 @@ def test_cleanup_leaves_what_was_put_aside(journal: Journal, moved: Layout, util
     rootfs = subvolume(aside if kind == "ran" else aside / "rootfs")
     inner = subvolume(rootfs / "srv" / "made")
     cleaner = cleanup.Cleaner(dry_run=False)
-    cleanup.clean_container(cleaner, journal, "web", moved.lxcpath, keep_copy=True)
-    assert util.deleted == [] and cleaner.left == [str(inner)] and inner.is_dir()
+    cleanup.clean_container(cleaner, journal, "web", moved.lxcpath, keep_copy=False)
+    assert util.deleted == [moved.rootfs] and cleaner.left == [str(inner)] and inner.is_dir()
 
 
 @pytest.mark.parametrize("told", [True, False])
