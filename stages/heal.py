@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from migrator import advice, aftermath, container_config, healing, holder, log, lxc, plan
+from migrator import advice, aftermath, container_config, healing, holder, log, lxc, lxc_disk, plan
 from migrator.advice import this_host
 from migrator.cli import Result
 from migrator.errors import (
@@ -179,7 +179,8 @@ def _complete_restored(args: argparse.Namespace, migration: Migration) -> Result
     """
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     left = settling.has_left(migration)
-    config = "" if left else _text_of(layout.container / "config")
+    defined = not left and not lxc_disk.is_removed(layout)  # its root file system may be left there alone
+    config = _text_of(layout.container / "config") if defined else ""
     fenced = container_config.fence_of(config) == migration.id
     end = -1.0
     if stands := not left and settling.stands_stopped(migration):
@@ -193,9 +194,9 @@ def _complete_restored(args: argparse.Namespace, migration: Migration) -> Result
                             lxcpath=migration.lxcpath)
         message = (f"{migration.name} runs on {migration.peer} again. {container_config.SUPERSEDED} "
                    f"{migration.name}")
-        if not left and layout.is_own_rootfs():  # else it has been destroyed here
+        if defined and layout.is_own_rootfs():  # else it has been destroyed here, or none can be started
             container_config.fence(layout.container, config, migration.id, message)
-        elif not left:  # what has a fence may be removed, and that is not ours to say of this
+        elif defined:  # what has a fence may be removed, and that is not ours to say of this
             log.warning(f"What stands in the place of {migration.name} may be a copy of it that somebody has made here:"
                         f" it is not fenced. Do not start it: {migration.name} runs on {migration.peer}")
         finish.give_way(migration)

@@ -116,12 +116,12 @@ def lives_on(layout: Layout) -> bool:
 def is_at_work(migration: Migration) -> bool:
     """Whether anything of what has run here runs, by LXC's word too where it is in its place; if without its monitor.
 
-    What has another container in its place may do so elsewhere.
+    What has another container in its place may do so elsewhere. Raises DiskAway.
     """
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     if lives_on(layout):
         return True
-    if has_left(migration):
+    if has_left(migration) or lxc_disk.is_removed(layout):
         return False
     container = lxc.Container(layout.name, layout.lxcpath)
     return container.state != "STOPPED" or lxc.runs_in(layout.name, container.rootfs)

@@ -280,3 +280,20 @@ def test_resume_there(restoring: Migration, monkeypatch: pytest.MonkeyPatch, tak
     else:
         with pytest.raises(GoneThere):
             heal._on_destination(args, restoring)
+
+
+@pytest.mark.parametrize("now", ["lives", "ended", "ended, and taken back"])
+def test_resume_there_where_its_configuration_alone_was_removed(restoring: Migration, monkeypatch: pytest.MonkeyPatch,
+                                                                now: str) -> None:
+    """At boot too, every minute: what cannot be read because it is not there is no error. Nor is one made anew."""
+    restoring.note("rounds", rounds=[])
+    restoring.move(Event.RESTORED)
+    here = there(restoring)
+    here.rootfs.mkdir(parents=True)
+    monkeypatch.setattr(Layout, "is_own_rootfs", lambda _: True)
+    monkeypatch.setattr(settling, "lives_on", lambda _: now == "lives")
+    back = now == "ended, and taken back"
+    monkeypatch.setattr(ask_source, "state_of_source", lambda *_: State.ROLLED_BACK if back else State.DUMPED)
+    done = heal._on_destination(argparse.Namespace(max_downtime=None), restoring)
+    assert done.data["state"] is (State.FINISHED if back else State.RESTORED)
+    assert here.rootfs.is_dir() and not (here.container / "config").exists()
