@@ -206,7 +206,7 @@ class ContainerNotRunning(MigratorError):
 
 
 class ContainerExists(MigratorError):
-    """{host_name} already has a container {name} in {lxcpath} that did not come from this one."""
+    """{host_name} already has a container {name} in {lxcpath}, or a rootfs there, that did not come from this one."""
 
     status = 23
     cure = "Rename or remove it there, or choose another name with --new-name."

@@ -192,11 +192,15 @@ def is_of(journal: Journal, snapshot: Path, origin: str) -> bool:
 
 
 def refuse_foreign(journal: Journal, layout: Layout, origin: str, *, renamed: bool) -> None:
-    """A container of that name may be here only as the stopped, fenced copy of one that has moved away."""
+    """A container of that name may be here only as the stopped, fenced copy of one that has moved away.
+
+    Nor may its root file system's place have another, where that copy's lies elsewhere: nobody knows whose it is.
+    """
     found = whose(layout)
     if found is Whose.NOBODYS:
         return
-    if not is_own_copy(journal, layout, origin, renamed=renamed) or (found is Whose.COPY and _lives(layout)):
+    if not is_own_copy(journal, layout, origin, renamed=renamed) or (
+            found is Whose.COPY and (_lives(layout) or _has_another(layout))):
         raise ContainerExists(host_name=this_host(), name=layout.name, lxcpath=layout.lxcpath)
 
 
@@ -204,3 +208,9 @@ def _lives(layout: Layout) -> bool:
     """Whether a fenced copy is at work all the same; LXC may know it by another spelling of its path, or not at all."""
     container = lxc.Container(layout.name, layout.lxcpath)
     return container.state != "STOPPED" or lxc.lives_in(layout.name, container.rootfs)
+
+
+def _has_another(layout: Layout) -> bool:
+    """Whether a subvolume is where a root file system would come to lie, and is not that of the container there."""
+    return btrfs.is_subvolume(layout.rootfs) and bool(
+        container_config.rootfs_elsewhere(layout.container / "config", layout.rootfs))

@@ -303,15 +303,12 @@ def _drop_old(migration: Migration, layout: Layout, old: Path) -> None:
     told = config.is_file()
     elsewhere = container_config.rootfs_elsewhere(config, layout.rootfs) if told else ""
     inner = _nested(rootfs)
+    stood, until = f"What stood in the place of {migration.name}", f"until: migrator cleanup {migration.name}"
     if inner or not told or not identity.is_superseded(migration, config):
-        stood, until = f"What stood in the place of {migration.name}", f"until: migrator cleanup {migration.name}"
         configuration = f", its configuration in {old}," if told else ""
         why = "has subvolumes inside, which no move takes along" if inner else "may be the only copy of what it has"
         if rootfs.exists():
-            layout.make_folder()  # an older version made only one of the two
-            kept = layout.aside()
-            rootfs.rename(kept)
-            log.warning(f"{stood} {why}: it is kept in {kept}{configuration} {until}")
+            log.warning(f"{stood} {why}: it is kept in {_put_aside(layout, rootfs)}{configuration} {until}")
         elif elsewhere:
             log.warning(f"{stood} {why}: it lies in {elsewhere}, and stays there; its configuration is kept in {old}"
                         f" {until}")
@@ -320,11 +317,18 @@ def _drop_old(migration: Migration, layout: Layout, old: Path) -> None:
     elif elsewhere:
         log.warning(f"The copy that {migration.name} had left here goes; but its root file system, {elsewhere}, is left"
                     " alone. Remove it when you have seen that nothing else uses it")
+        if rootfs.exists():  # an older version has made room so
+            log.warning(f"{stood} was none of that copy's: it is kept in {_put_aside(layout, rootfs)} {until}")
     btrfs.delete(rootfs)
     for name in ("config", container_config.FENCE_HOOK):
         (old / name).unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         old.rmdir()
+
+
+def _put_aside(layout: Layout, rootfs: Path) -> Path:
+    layout.make_folder()  # an older version made only one of the two
+    return rootfs.rename(layout.aside())
 
 
 def _nested(rootfs: Path) -> bool:

@@ -27,6 +27,7 @@ from migrator import (
     identity,
     incoming,
     log,
+    lxc,
     lxc_disk,
     removal,
     spool,
@@ -171,6 +172,8 @@ def define(migration: Migration, layout: Layout) -> str:
         if migration.detail["mapped_root"]:
             os.chown(folder, migration.detail["mapped_root"], 0)
     keep_old(layout)
+    if not layout.is_own_rootfs():
+        _require_room(layout)  # before anything is frozen
     _write_config(migration, layout, folder, carried, bridges, trusted=allowed.hooks)
     if folder == layout.beside:
         try:
@@ -283,9 +286,17 @@ def put_rootfs_aside(layout: Layout) -> None:
     """
     identity.require_ours(layout)
     if btrfs.is_subvolume(layout.rootfs):
-        if not (layout.old / "config").is_file() or (layout.old / "rootfs").exists():
-            raise ContainerExists(host_name=this_host(), name=layout.name, lxcpath=layout.lxcpath)
+        _require_room(layout)
         layout.rootfs.rename(layout.old / "rootfs")
+
+
+def _require_room(layout: Layout) -> None:
+    """Raises ContainerExists where the root file system's place has what is not that of the earlier stay, or works."""
+    if btrfs.is_subvolume(layout.rootfs):
+        config = layout.old / "config"
+        if not config.is_file() or (layout.old / "rootfs").exists() or (
+                container_config.rootfs_elsewhere(config, layout.rootfs)) or lxc.lives_in(layout.name, layout.rootfs):
+            raise ContainerExists(host_name=this_host(), name=layout.name, lxcpath=layout.lxcpath)
 
 
 def drop_attempt(migration: Migration, layout: Layout) -> None:
