@@ -16,6 +16,7 @@ from migrator import (
     clock,
     container_config,
     criu,
+    identity,
     let_run,
     log,
     lxc,
@@ -33,10 +34,13 @@ def lives(migration: Migration, layout: Layout, limit: float) -> bool:
 
     With its memory that takes more than the mark, which is made before CRIU lets go of it: also that it has done so,
     and has ended, within `limit` seconds. In another boot than the mark's nothing is left of what CRIU had made, so who
-    lives there was started since.
+    lives there was started since. Not what lives in another root file system, as that of an earlier stay, which may
+    have been given back by then; as far as the snapshots tell. Raises OSError where it cannot be looked at.
     """
     mark = let_run.mark(layout.spool)
     if not let_run.was(mark) or not lxc.runs_in(layout.name, layout.rootfs):
+        return False
+    if layout.own_snapshots() and not identity.has_its_disk(migration):
         return False
     if not migration.memory:
         return not no_memory.is_starting(migration.id)

@@ -240,8 +240,9 @@ class Restore:
             if lxc.told_state(self.container) != "STOPPED" or lxc.runs_in(name, self.layout.rootfs):
                 self.migration.move(Event.RESTORE)
                 settling.settle(self.migration)
-                raise AlreadyRuns(name=name, destination=this_host(),
-                                  next=f"migrator finish {self.migration.other_name}")
+                if self.migration.state is State.RESTORED:
+                    raise AlreadyRuns(name=name, destination=this_host(),
+                                      next=f"migrator finish {self.migration.other_name}")
             settling.put_aside(self.migration, self.layout)
             let_run.drop(mark)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from pathlib import Path
 
 from migrator import (
     advice,
@@ -218,13 +219,24 @@ def record(migration: Migration, restored_at: float, **more: str) -> None:
 
 
 def _has_come_up(migration: Migration, container: lxc.Container, layout: Layout) -> bool:
-    """Whether a restore that was killed had brought the container up."""
-    if not migration.memory:
-        return no_memory.runs(container, migration.id) or come_up.lives(migration, layout, SETTLE_LIMIT)
-    if criu.left_after(SETTLE_LIMIT, layout.dumped_into()):
+    """Whether a restore that was killed had brought the container up, and not somebody another one in its place."""
+    if migration.memory and criu.left_after(SETTLE_LIMIT, layout.dumped_into()):
         return False  # it hangs; LXC answers no question about the container before it has ended
-    cgroup = come_up.cgroup(container)
-    return bool(cgroup and lxc.processes(cgroup)) or come_up.lives(migration, layout, SETTLE_LIMIT)
+    asked = migration.memory or no_memory.runs(container, migration.id)  # which waits
+    cgroup = come_up.cgroup(container) if asked else None
+    if cgroup and lxc.processes(cgroup) and (_is_of(layout, cgroup) or (
+            lxc.runs_in(layout.name, layout.rootfs) and identity.has_its_disk(migration))):
+        return True
+    return come_up.lives(migration, layout, SETTLE_LIMIT)
+
+
+def _is_of(layout: Layout, cgroup: Path) -> bool:
+    """Whether what LXC has there lives in what this migration has made, and is not, say, the copy of an earlier stay
+    that somebody has started past its fence. Without the snapshots only the mark tells.
+    """
+    if not layout.own_snapshots():
+        return let_run.was(let_run.mark(layout.spool))
+    return any(left_running.lives_in_own(layout, pid) for pid in lxc.processes(cgroup))
 
 
 def clear(migration: Migration) -> None:
@@ -266,7 +278,8 @@ def end(migration: Migration, container: lxc.Container, layout: Layout) -> bool:
     """End what is left of a restore; False where somebody has put another container there, which is left alone.
 
     Only processes that belong to this attempt are ended: the monitor and CRIU, known by this migration's images folder
-    in their arguments, and whatever lives in the container's own cgroup or root file system, wherever that is by now.
+    in their arguments, and whatever lives in its own root file system, wherever that is by now, or in LXC's cgroup with
+    such a one.
     Raises CopyNotEnded where that does not end, once it is fenced.
     """
     if not migration.memory:
@@ -274,11 +287,17 @@ def end(migration: Migration, container: lxc.Container, layout: Layout) -> bool:
     left_running.end_criu(layout)
     if not _is_ours(layout):
         return False
+    another = False
     with contextlib.suppress(MigratorError, OSError):
         if cgroup := come_up.cgroup(container):  # LXC does not answer while it restores
-            (cgroup / "cgroup.kill").write_text("1")
+            another = not _is_of(layout, cgroup)
+            if not another:
+                (cgroup / "cgroup.kill").write_text("1")
     left = left_running.kill(layout)
-    left_running.wait_stopped(container)
+    if another:
+        log.warning(f"What LXC calls {migration.name} is not what migration {migration.id} has made: it is left alone")
+    else:
+        left_running.wait_stopped(container)
     _clear_up(layout)
     text = container_config.text_of(layout.container / "config")
     try:

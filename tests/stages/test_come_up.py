@@ -32,6 +32,7 @@ def test_whether_it_has_come_up_by_lxcs_word(restoring: Migration, container: Co
                                              monkeypatch: pytest.MonkeyPatch, states: list[str], cgroup: bool,
                                              tasks: list[int], left: list[int], up: bool) -> None:
     waited: list[tuple[float, list[Path]]] = []
+    mark(restoring)
     container.states = states
     if cgroup:
         container.folder.mkdir()

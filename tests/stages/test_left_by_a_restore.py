@@ -110,6 +110,7 @@ def test_what_runs_is_recorded_and_completed(restoring: Migration, container: Co
     monkeypatch.setattr(no_memory, "runs", lambda of, id_: (of, id_) == (container, ID))
     dad: list[object] = []
     monkeypatch.setattr(network, "bring_back_dad", lambda *args: dad.append(args))
+    let_run.record(str(let_run.mark(layout_of(restoring).spool)))
     container.states = ["RUNNING"]
     container.folder.mkdir()
     monkeypatch.setattr(lxc, "processes", lambda cgroup: [4711] if cgroup == container.folder else [])
