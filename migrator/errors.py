@@ -285,8 +285,7 @@ class DiskAway(MigratorError):
 
     status = 39
     cure = """Nothing is taken for lost or removed before it is seen. Mount it on {host_name} (findmnt -T {lxcpath}
-    tells what is there now), then run the command again. Only if that disk is lost for good, with whatever {name} has
-    done there, tell that host so: mkdir -p {spool}"""
+    tells what is there now), then run the command again. {otherwise}"""
 
 
 # --- Jobs -----------------------------------------------------------------------------------------------------

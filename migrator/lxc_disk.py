@@ -112,4 +112,6 @@ def _is_in(folder: int, path: Path, layout: Layout) -> bool:
 
 
 def _away(layout: Layout, reason: str) -> DiskAway:
-    return DiskAway(name=layout.name, host_name=this_host(), lxcpath=layout.lxcpath, reason=reason, spool=layout.spool)
+    return DiskAway(name=layout.name, host_name=this_host(), lxcpath=layout.lxcpath, reason=reason, spool=layout.spool,
+                    otherwise=f"Only if that disk is lost for good, with whatever {layout.name} has done there, tell"
+                              f" that host so: mkdir -p {layout.spool}")

@@ -27,7 +27,6 @@ from migrator import (
     leave,
     log,
     lxc,
-    lxc_disk,
     spool,
     standing,
 )
@@ -39,7 +38,7 @@ from migrator.peer import connected, require_stable_path
 from migrator.protocol import Connection
 from migrator.service import Place, Service
 from migrator.states import Event, Role, State, Verdict, decide
-from stages import ask_state, check, offer, prepare_data, restore_over, take
+from stages import ask_state, check, offer, prepare_data, restore_over, room, take
 from stages.dump import Dump
 from stages.handover import INCREMENT
 from stages.rollback import thaw_source
@@ -186,7 +185,7 @@ def receive_images(service: Service, fields: dict[str, Any]) -> Place:
 def _must_receive_dump(migration: Migration, fields: dict[str, Any]) -> None:
     if migration.state is not State.RECEIVING_DUMP or int(fields["attempt"]) != offer.attempt(migration):
         raise UsageError(reason=f"migration {migration.id} is in state {migration.state}, it does not expect this dump")
-    lxc_disk.require(Layout(migration.lxcpath, migration.name, migration.id))  # else a spool would be made elsewhere
+    room.require(migration, Layout(migration.lxcpath, migration.name, migration.id))  # or a spool is made elsewhere
 
 
 HANDLERS = take.HANDLERS | restore_over.HANDLERS

@@ -372,7 +372,7 @@ def receive_disk(service: Service, fields: dict[str, Any]) -> Place:
         raise UsageError(reason=f"round {number} does not follow round {len(rounds)}")
     service.refuse_data(migration)
     here = Layout(migration.lxcpath, migration.name, migration.id)
-    lxc_disk.require(here)
+    room.require(migration, here)
     migration.move(Event.RECEIVE)
     file = here.spool / f"disk-{number}"
     behind = service.import_behind(file, here.snapshot(number)) if fields.get("behind") else None

@@ -3,13 +3,37 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
-from migrator import bases, bounds, identity, lxc_disk, spool
+from migrator import advice, bases, bounds, identity, lxc_disk, spool
+from migrator.errors import DiskAway
 from migrator.journal import Migration
 from migrator.layout import Layout
 from migrator.service import Service
 from migrator.states import State
+
+
+@contextlib.contextmanager
+def required(migration: Migration) -> Iterator[None]:
+    """For a block that requires the disk before anything may run from it: where that is lost, nothing is lost with it.
+
+    So DiskAway says how the migration is given up, and not how a spool is made on what stands there instead, which
+    would vouch for one that began elsewhere.
+    """
+    try:
+        yield
+    except DiskAway as error:
+        error.fields["otherwise"] = ("Where that disk is lost for good, or was not the one that was meant, nothing has"
+                                     f" run from it: give it up with: {advice.command('rollback@source', migration)}")
+        raise
+
+
+def require(migration: Migration, layout: Layout) -> None:
+    """Raises DiskAway as `required`."""
+    with required(migration):
+        lxc_disk.require(layout)
 
 
 def require_disk(migration: Migration, layout: Layout) -> None:
@@ -17,9 +41,10 @@ def require_disk(migration: Migration, layout: Layout) -> None:
 
     Until the first round has arrived there may be no spool: who began it may have been killed before that.
     """
-    lxc_disk.require_same(layout, migration.detail.get("disk"))
-    if migration.state is not State.RECEIVING or migration.detail["rounds"]:
-        lxc_disk.require(layout)
+    with required(migration):
+        lxc_disk.require_same(layout, migration.detail.get("disk"))
+        if migration.state is not State.RECEIVING or migration.detail["rounds"]:
+            lxc_disk.require(layout)
 
 
 def bases_for(service: Service, layout: Layout, origin: str) -> list[str]:

@@ -17,7 +17,7 @@ from migrator.leave import Leave
 from migrator.protocol import Takeover
 from migrator.service import Service
 from migrator.states import Event, State
-from stages import consented, restore_over
+from stages import consented, restore_over, room
 from stages.handover import INCREMENT
 from stages.offer import attempt
 
@@ -51,7 +51,7 @@ def _require_defined(migration: Migration) -> None:
     Raises OutOfOrder where it was removed, and has it sent and defined again; ContainerExists, DiskAway.
     """
     layout = Layout(migration.lxcpath, migration.name, migration.id)
-    with lxc_disk.held(layout):
+    with room.required(migration), lxc_disk.held(layout):
         found = identity.whose(layout)
     if found is identity.Whose.NOBODYS:
         migration.move(Event.RECEIVE)

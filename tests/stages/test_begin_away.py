@@ -17,7 +17,7 @@ from migrator.errors import DiskAway
 from migrator.journal import Migration
 from migrator.layout import Layout
 from migrator.states import Event, Role, State
-from stages import create_dump, prepare_data
+from stages import create_dump, prepare_data, take
 from tests.stages.test_answers import ID, Destination, pool, there  # noqa: F401 -- fixtures
 
 # ruff: noqa: F811 -- fixtures
@@ -65,6 +65,11 @@ def another_is_under_way(there: Destination) -> None:
     known(there).move(Event.RECEIVE)
 
 
+def only_rollback(away: DiskAway) -> None:
+    """Nothing has run, and a spool that is made by hand would vouch for a disk on which it has not begun."""
+    assert "migrator rollback web" in away.hint and "mkdir" not in away.hint
+
+
 AS_FAR_AS: dict[str, Callable[[Destination], None]] = {
     "it has begun": lambda _: None,
     "a round has arrived": has_arrived,
@@ -81,11 +86,12 @@ def test_nothing_is_made_where_the_disk_is_not(there: Destination, disk: Disk, h
     before = known(there).state
     disk.change()
     there.layout.work.mkdir(parents=True)  # what an older version has left there
-    with pytest.raises(DiskAway):
+    with pytest.raises(DiskAway) as away:
         if op == "begin":
             there.ask("begin")
         else:
             prepare_data.receive_disk(there.service, {"id": ID, "round": 1})
+    only_rollback(away.value)
     assert disk.spools() == ["disk"] and known(there).state is before
     disk.change()
     there.ask("begin")
@@ -99,8 +105,12 @@ def test_nor_for_a_dump(there: Destination, disk: Disk) -> None:
     known(there).move(Event.RECEIVE_DUMP, attempt=1)
     disk.change()
     for receive in create_dump.RECEIVERS.values():
-        with pytest.raises(DiskAway):
+        with pytest.raises(DiskAway) as away:
             receive(there.service, {"id": ID, "attempt": 1, "uuid": "1", "bytes": 1})
+        only_rollback(away.value)
+    with pytest.raises(DiskAway) as away:
+        take.dump_begin(there.service, {"id": ID, "attempt": 2})
+    only_rollback(away.value)
     assert disk.spools() == ["disk"]
 
 
@@ -129,8 +139,9 @@ def test_one_that_has_begun_below_the_mount_point_ends_there(there: Destination,
     there.ask("begin")
     disk.change()
     for _ in range(2):
-        with pytest.raises(DiskAway):
+        with pytest.raises(DiskAway) as away:
             there.ask("begin")
+        only_rollback(away.value)
     assert disk.spools() == ["root"]
     there.ask("abandon")
     assert there.state is State.ABANDONED
