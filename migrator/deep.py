@@ -11,7 +11,10 @@ the interpreter's limit of a thousand. Nothing here does either.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 _AT_ONCE = 4000  # bytes of a path; a name has 255 at most
 

@@ -213,15 +213,20 @@ def _start_within(within: Callable[[], None], start: Callable[[], Program]) -> P
     from concurrent.futures import ThreadPoolExecutor
 
     made: list[Program] = []
+    starting, given_up = threading.Lock(), threading.Event()
 
     def work() -> None:
         within()
-        made.append(start())
+        with starting:
+            if not given_up.is_set():
+                made.append(start())
 
     try:
-        with ThreadPoolExecutor(1) as pool:  # its end waits for the thread
+        with ThreadPoolExecutor(1) as pool:
             pool.submit(work).result()
-    except Interrupted:  # anywhere in that: what has been started by then nobody else knows
+    except Interrupted:  # anywhere in that, also before the pool knows of its thread; nobody else knows of the program
+        with starting:
+            given_up.set()
         for program in made:
             program.kill()
             program.close()

@@ -37,32 +37,6 @@ def test_it_is_found_and_refused(guest: Rig) -> None:
     guest.sh("hosta", f"rmdir {payload}/x")
 
 
-@pytest.mark.parametrize("cure", ["thawed", "given up"])
-def test_a_dump_that_waits_for_it_can_be_ended(rig: Rig, clean_hosts: CleanHosts, cure: str) -> None:
-    """This host's root has frozen it since the last look: by the commands of docs/states.md."""
-    clean_hosts.allow("snapshot")
-    rig.guest("hosta", "c1", "tick", ip="10.0.3.120")
-    rig.sh("hosta", f"mkdir {CGROUP}/x; lxc-info -n c1 -pH >{CGROUP}/x/cgroup.procs")
-    start = str(rig.probe("hosta", "c1")["start"])
-    with held(rig, "hosta", "criu", DUMP) as criu, rig.start("hosta", *MIGRATE) as running:
-        criu.wait("CRIU has begun")
-        rig.sh("hosta", f"echo 1 >{CGROUP}/x/cgroup.freeze")
-        criu.release()
-        # Then it has thawed the container's own cgroup, and lets go of nothing.
-        wait_for(lambda: rig.sh("hosta", f"grep -rlx 1 --include=cgroup.freeze {CGROUP}", check=False)
-                 == f"{CGROUP}/x/cgroup.freeze\n", "CRIU has hold of the tasks")
-        if cure == "thawed":
-            rig.sh("hosta", f"echo 0 >{CGROUP}/x/cgroup.freeze")
-            running.wait().expect(0)
-            assert rig.probe("hostb", "c1")["start"] == start
-            return
-        rig.sh("hosta", f"echo 1 >{CGROUP}/cgroup.kill; kill -9 $(pgrep -x criu)")
-        error = running.wait().expect(3).error
-    assert error["code"] == "source-started-again"
-    assert rig.probe("hosta", "c1")["start"] != start
-    rig.migrator("hosta", "rollback", "c1").expect(0)
-
-
 def test_nothing_that_is_done_inside_keeps_it_frozen(guest: Rig) -> None:
     """A process in namespaces of its own, in a cgroup with a path too long to be opened, as a user inside can make."""
     payload = f"/sys/fs/cgroup/lxc.payload.{NAME}"
@@ -90,3 +64,29 @@ with open("cgroup.procs", "w") as file:
         finally:
             guest.sh("hosta", f"kill -9 {pid}; while find {payload}/x* -depth -type d -delete 2>&1 | grep -q busy; do "
                               "sleep 0.1; done")
+
+
+@pytest.mark.parametrize("cure", ["thawed", "given up"])
+def test_a_dump_that_waits_for_it_can_be_ended(rig: Rig, clean_hosts: CleanHosts, cure: str) -> None:
+    """This host's root has frozen it since the last look: by the commands of docs/states.md."""
+    clean_hosts.allow("snapshot")
+    rig.guest("hosta", "c1", "tick", ip="10.0.3.120")
+    rig.sh("hosta", f"mkdir {CGROUP}/x; lxc-info -n c1 -pH >{CGROUP}/x/cgroup.procs")
+    start = str(rig.probe("hosta", "c1")["start"])
+    with held(rig, "hosta", "criu", DUMP) as criu, rig.start("hosta", *MIGRATE) as running:
+        criu.wait("CRIU has begun")
+        rig.sh("hosta", f"echo 1 >{CGROUP}/x/cgroup.freeze")
+        criu.release()
+        # Then it has thawed the container's own cgroup, and lets go of nothing.
+        wait_for(lambda: rig.sh("hosta", f"grep -rlx 1 --include=cgroup.freeze {CGROUP}", check=False)
+                 == f"{CGROUP}/x/cgroup.freeze\n", "CRIU has hold of the tasks")
+        if cure == "thawed":
+            rig.sh("hosta", f"echo 0 >{CGROUP}/x/cgroup.freeze")
+            running.wait().expect(0)
+            assert rig.probe("hostb", "c1")["start"] == start
+            return
+        rig.sh("hosta", f"echo 1 >{CGROUP}/cgroup.kill; kill -9 $(pgrep -x criu)")
+        error = running.wait().expect(3).error
+    assert error["code"] == "source-started-again"
+    assert rig.probe("hosta", "c1")["start"] != start
+    rig.migrator("hosta", "rollback", "c1").expect(0)
