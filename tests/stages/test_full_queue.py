@@ -84,7 +84,12 @@ def test_and_whether_what_has_run_still_does(owned: Migration, monkeypatch: pyte
     monkeypatch.setattr("migrator.let_run.was", lambda _: True)
     monkeypatch.setattr("migrator.let_run.drop", lambda _: done.append("mark dropped"))
     monkeypatch.setattr(settling, "put_aside", lambda *_: done.append("put aside"))
-    monkeypatch.setattr(settling, "settle", lambda _: done.append("settled"))
+
+    def settle(migration: Migration) -> None:
+        done.append("settled")
+        migration.state = State.RESTORED
+
+    monkeypatch.setattr(settling, "settle", settle)
     stage = restore_dump.Restore.__new__(restore_dump.Restore)
     stage.migration, stage.container = owned, container(owned)
     stage.layout = Layout(owned.lxcpath, owned.name, owned.id)
