@@ -17,9 +17,9 @@ PYTHON = python3
 ARGS =
 BIN = .venv/bin
 PYTEST = $(BIN)/pytest
-# Six tests at a time, as most of them wait for something, each on a rig of its own; and then those beside which nothing
+# Four tests at a time, as most of them wait for something, each on a rig of its own; and then those beside which nothing
 # runs: the fault matrix. ARGS go to one pytest, which runs one test at a time.
-EVERY_TEST = $(if $(ARGS),$(PYTEST) $(ARGS),$(PYTEST) -n 6 --dist loadfile --no-loadscope-reorder -m "not alone" && $(PYTEST) -m alone)
+EVERY_TEST = $(if $(ARGS),$(PYTEST) $(ARGS),$(PYTEST) -n 4 --dist loadfile --no-loadscope-reorder -m "not alone" && $(PYTEST) -m alone)
 
 # What the rig is made with: root file systems, namespaces, links, loop devices.
 RIG_PACKAGES = ca-certificates iproute2 mmdebstrap mount nftables python3 uidmap util-linux
@@ -80,6 +80,6 @@ packages:
 	@touch $@
 
 clean:
-	for name in test test-of-rig $(foreach n,0 1 2 3 4 5,test-gw$n test-gw$n-nat test-gw$n-of-rig) test-nat demo endurance bench; do [ ! -e /run/migrator-rig-$$name ] || MIGRATOR_RIG=$$name vagrant/rig down; done
+	for name in test test-of-rig $(foreach n,0 1 2 3,test-gw$n test-gw$n-nat test-gw$n-of-rig) test-nat demo endurance bench; do [ ! -e /run/migrator-rig-$$name ] || MIGRATOR_RIG=$$name vagrant/rig down; done
 	rm -rf .venv build .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
 	find . -name __pycache__ -prune -exec rm -rf {} +

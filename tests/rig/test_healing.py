@@ -116,7 +116,8 @@ def test_source_rebooted_while_it_was_dumped(rig: Rig, guest: str) -> None:
     rig.migrator("hosta", "rollback", "c2").expect(0)
 
 
-@pytest.mark.parametrize(("host", "command"), [("hosta", ("--all", "--at-boot")), ("hostb", ("c1",))])
+@pytest.mark.parametrize(("host", "command"), [
+    ("hosta", ("--all", "--at-boot")), pytest.param("hostb", ("c1",), marks=pytest.mark.nightly)])
 def test_source_rebooted_after_the_hand_over(rig: Rig, guest: str, host: str, command: tuple[str, ...]) -> None:
     """Only the destination may run it, and has all of it: by the source's unit at boot, or typed there."""
     dumped(rig)

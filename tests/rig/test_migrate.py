@@ -52,7 +52,7 @@ def runs_only_on(rig: Rig, host: str, start: str = "") -> None:
 
 @pytest.mark.parametrize(("kind", "options"), [
     pytest.param("tick", {}, marks=pytest.mark.nightly), ("memory", {"size": 64, "dirty": 4}),
-    ("userns", {"ip": "10.0.3.120"})])
+    pytest.param("userns", {"ip": "10.0.3.120"}, marks=pytest.mark.nightly)])  # test_stock_containers.py has one
 def test_there_and_back(rig: Rig, clean_hosts: CleanHosts, kind: str, options: dict[str, str | float]) -> None:
     clean_hosts.allow("snapshot")
     rig.guest("hosta", "c1", kind, **options)

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import shlex
 
+import pytest
+
 from tests.rig.conftest import CleanHosts
 from tests.rig.harness import DESTINATION, Rig, wait_for
 from tests.rig.held import RESTORE, held
@@ -77,6 +79,7 @@ def test_there_and_home_again(rig: Rig, clean_hosts: CleanHosts) -> None:
     assert rig.leftovers() and all(": snapshot: " in line for line in rig.leftovers())
 
 
+@pytest.mark.nightly  # test_there_and_home_again has the name on both ways
 def test_by_hand_and_given_up(rig: Rig, clean_hosts: CleanHosts) -> None:
     """Each command that is advised has the name that the container has on the host where it is to be typed."""
     clean_hosts.allow("snapshot")

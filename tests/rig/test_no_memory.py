@@ -57,6 +57,7 @@ def guest(rig: Rig, clean_hosts: CleanHosts) -> Callable[[str, int], None]:
     return lambda host, starts: runs_only_on(rig, host, starts)
 
 
+@pytest.mark.nightly  # by hand it goes there below
 def test_there_and_back(rig: Rig, guest: Callable[[str, int], None]) -> None:
     for starts, source in ((2, "hosta"), (3, "hostb")):
         block(rig, source)

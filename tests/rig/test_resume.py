@@ -81,6 +81,7 @@ def same_blob(rig: Rig) -> bool:
 # --- while the container runs ---------------------------------------------------------------------------------
 
 
+@pytest.mark.nightly  # test_link_down has one
 def test_five_cuts(rig: Rig, guest: Callable[[str], None]) -> None:
     """It goes on by itself after each, and what is sent twice is at most one segment each time."""
     blob(rig, 64 * MIB)

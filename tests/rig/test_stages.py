@@ -191,6 +191,7 @@ def test_a_repeated_stage_does_nothing_and_says_so(rig: Rig, clean_hosts: CleanH
     assert rig.probe("hostb", "c1")["intact"]
 
 
+@pytest.mark.nightly  # as test_bases.py and test_migrate.py have it
 def test_more_rounds_send_only_what_changed(rig: Rig, clean_hosts: CleanHosts) -> None:
     clean_hosts.allow("snapshot")
     rig.guest("hosta", "c1", "tick")
@@ -285,7 +286,7 @@ def test_status_tells_where_it_stands(rig: Rig, clean_hosts: CleanHosts) -> None
     assert rig.status("hosta", "c1")["state"] == rig.status("hostb", "c1")["state"] == "finished"
 
 
-@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("keep", [False, pytest.param(True, marks=pytest.mark.nightly)])
 def test_cleanup_removes_the_copy_and_the_snapshots(rig: Rig, clean_hosts: CleanHosts, keep: bool) -> None:
     rig.guest("hosta", "c1", "tick")
     move(rig, "c1", "hosta")
@@ -299,6 +300,7 @@ def test_cleanup_removes_the_copy_and_the_snapshots(rig: Rig, clean_hosts: Clean
     assert rig.probe("hostb", "c1")["intact"], "the one that runs was touched"
 
 
+@pytest.mark.nightly  # the fault matrix rolls back from every state
 def test_rollback_from_every_stage(rig: Rig, clean_hosts: CleanHosts) -> None:
     """Whatever has been done, the source runs on, and nothing of the attempt is left on either host."""
     rig.guest("hosta", "c1", "tick", ip="10.0.3.111")
