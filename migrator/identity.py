@@ -139,7 +139,7 @@ def has_its_disk(migration: Migration) -> bool:
     if layout.is_own_rootfs() or not btrfs.is_subvolume(layout.rootfs):
         return layout.is_own_rootfs()
     made = {btrfs.info(path).uuid for path in layout.own_snapshots()} | {migration.detail.get("rootfs_uuid")}
-    return any(uuid in made for uuid in subvolume_uuids.ancestors(layout.rootfs))
+    return any(uuid in made for uuid in (btrfs.info(layout.rootfs).uuid, *subvolume_uuids.ancestors(layout.rootfs)))
 
 
 def _is_what_came(came: Migration) -> bool:

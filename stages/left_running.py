@@ -39,6 +39,11 @@ def kill(layout: Layout) -> list[int]:
     return []
 
 
+def live_in(name: str, rootfs: Path) -> list[int]:
+    """The processes of a container that have this folder as their root, whoever has made it."""
+    return [pid for pid in lxc.container_processes(name) if _is_in([rootfs], pid)]
+
+
 def _is_in(folders: list[Path], pid: int) -> bool:
     """Whether a process has one of these as its root."""
     with contextlib.suppress(OSError):

@@ -280,7 +280,7 @@ def end(migration: Migration, container: lxc.Container, layout: Layout) -> bool:
     Only processes that belong to this attempt are ended: the monitor and CRIU, known by this migration's images folder
     in their arguments, and whatever lives in its own root file system, wherever that is by now, or in LXC's cgroup with
     such a one.
-    Raises CopyNotEnded where that does not end, once it is fenced.
+    Raises CopyNotEnded where that does not end, once it is fenced, or where it is not told whose that is which lives.
     """
     if not migration.memory:
         no_memory.end(container, migration.id)
@@ -290,10 +290,13 @@ def end(migration: Migration, container: lxc.Container, layout: Layout) -> bool:
     another = False
     with contextlib.suppress(MigratorError, OSError):
         if cgroup := come_up.cgroup(container):  # LXC does not answer while it restores
-            another = not _is_of(layout, cgroup)
+            another = bool(lxc.processes(cgroup)) and not _is_of(layout, cgroup)
             if not another:
                 (cgroup / "cgroup.kill").write_text("1")
     left = left_running.kill(layout)
+    if let_run.was(let_run.mark(layout.spool)) and not layout.is_own_rootfs():
+        # It may have been let run, and the snapshot that tells was removed since: nothing is concluded while it lives.
+        left += left_running.live_in(layout.name, layout.rootfs)
     if another:
         log.warning(f"What LXC calls {migration.name} is not what migration {migration.id} has made: it is left alone")
     else:

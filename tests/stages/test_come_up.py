@@ -11,8 +11,19 @@ from typing import cast
 
 import pytest
 
-from migrator import aftermath, at_restore, criu, identity, layout, let_run, lxc, no_memory
-from migrator.errors import AlreadyRuns, CommandTimeout
+from migrator import (
+    aftermath,
+    at_restore,
+    btrfs,
+    criu,
+    identity,
+    layout,
+    let_run,
+    lxc,
+    no_memory,
+    subvolume_uuids,
+)
+from migrator.errors import AlreadyRuns, CommandTimeout, CopyNotEnded
 from migrator.journal import Migration
 from migrator.layout import Layout
 from migrator.states import State
@@ -132,6 +143,25 @@ def test_what_criu_has_left_half_restored_is_ended(restoring: Migration, contain
     assert restoring.state is (State.RESTORED if marked else State.OWNED)
 
 
+@pytest.mark.parametrize("said", ["RUNNING", "STOPPED"])
+def test_nothing_is_concluded_of_what_lives_and_is_not_told_from_another(
+    restoring: Migration, container: Container, acts: list[str], guest: subprocess.Popen[bytes],
+    monkeypatch: pytest.MonkeyPatch, said: str,
+) -> None:
+    """The snapshot that its root file system was made of was deleted by hand, for room; an older one is left."""
+    container.states = [said, "STOPPED"]
+    if said == "RUNNING":
+        container.folder.mkdir()
+    monkeypatch.setattr(Layout, "is_own", lambda *_: False)
+    monkeypatch.setattr(Layout, "own_snapshots", lambda _: [Path("/pool/.migrator/web/0badc0de.1")])
+    monkeypatch.setattr(identity, "has_its_disk", lambda _: False)
+    monkeypatch.setattr(left_running, "_is_in", lambda folders, pid: folders == [layout_of(restoring).rootfs])
+    with pytest.raises(CopyNotEnded, match=str(guest.pid)):
+        settling.settle(restoring)
+    assert guest.poll() is None and restoring.state is State.RESTORING
+    assert let_run.was(let_run.mark(layout_of(restoring).spool))
+
+
 def test_what_hangs_in_criu_is_ended(restoring: Migration, acts: list[str], guest: subprocess.Popen[bytes],
                                      monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(criu, "left_after", lambda limit, folders: [99])
@@ -179,3 +209,14 @@ def test_a_start_that_was_frozen_since_has_come_up(container: Container, monkeyp
     assert no_memory.runs(cast("lxc.Container", container), ID, 0.0) is up
     monkeypatch.setattr(no_memory, "_starting", lambda _: [99])
     assert not no_memory.runs(cast("lxc.Container", container), ID, 0.0)
+
+
+def test_its_disk_is_known_by_itself_where_its_snapshots_were_deleted(restoring: Migration,
+                                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once it is on record which one was brought here; or what runs would count as gone, and run on the source too."""
+    monkeypatch.setattr(btrfs, "is_subvolume", lambda _: True)
+    monkeypatch.setattr(btrfs, "info", lambda path: btrfs.Subvolume(path, "itself", "", False, 1, "deleted"))
+    monkeypatch.setattr(subvolume_uuids, "ancestors", lambda _: iter(["deleted"]))
+    assert not identity.has_its_disk(restoring)
+    restoring.note("on record", rootfs_uuid="itself")
+    assert identity.has_its_disk(restoring)
