@@ -77,7 +77,7 @@ def frozen_besides(top: str) -> list[str]:
     folders = ["/".join(parts[:depth]) for depth in range(2, len(parts))]
     for folder, _ in deep.walk(top, unseen.append):
         folders.append(folder)
-        if unseen or len(os.fsencode(f"{folder}/cgroup.freeze")) > 4096:
+        if len(os.fsencode(f"{folder}/cgroup.freeze")) > 4096:
             break  # one that is too long is enough, and who makes such may make thousands
     return [folder for folder in dict.fromkeys([*folders, *unseen]) if folder != top and _is_held(folder)]
 

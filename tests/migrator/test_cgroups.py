@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from migrator import at_restore, cgroups
+from migrator import at_restore, cgroups, deep
 
 USER = os.getuid() or 101000  # somebody else than root, to whom we may give files away
 GROUP = os.getgid() or 101000
@@ -76,6 +77,18 @@ def test_what_cannot_be_looked_at_may_be_frozen(tmp_path: Path) -> None:
     assert "too long" in told and "frozen" not in told and len(told) < 200
     assert cgroups.not_dumped("/sys/fs/cgroup/x") == (
         "the cgroup /sys/fs/cgroup/x is frozen, and CRIU would wait for it for ever")
+
+
+def test_one_that_is_just_being_removed_hides_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    freezes(tmp_path / "later", 1, 1)
+    honest = deep.walk
+
+    def walk(top: str, unseen: Callable[[str], object]) -> Iterator[tuple[str, list[str]]]:
+        unseen(f"{top}/removed")
+        yield from honest(top)
+
+    monkeypatch.setattr(deep, "walk", walk)
+    assert cgroups.frozen_besides(str(tmp_path)) == [f"{tmp_path}/later"]
 
 
 def test_what_was_somebodys_is_his_again(top: Path, tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -51,13 +51,20 @@ def is_kept(error: DocumentedError, migration: Migration, cause: type[Documented
     assert migration.state is State.OFFERED
 
 
+def without_room_for_the_fence(journal: Journal, cgroup: Path, init: subprocess.Popen[bytes], known: type[Known],
+                               monkeypatch: pytest.MonkeyPatch, *, memory: bool) -> Migration:
+    """It stands still, somebody has taken its fence away, and its disk is full."""
+    migration = handed_over(journal, cgroup, init.pid, fence=False, memory=memory)
+    known.pid = init.pid if memory else 0
+    monkeypatch.setattr(container_config, "write_file", full)
+    return migration
+
+
 @pytest.mark.parametrize("memory", [True, False])
 def test_a_fence_that_cannot_be_put_back_before_it_is_offered_again(
         journal: Journal, cgroup: Path, init: subprocess.Popen[bytes], known: type[Known],
         monkeypatch: pytest.MonkeyPatch, memory: bool) -> None:
-    migration = handed_over(journal, cgroup, init.pid, fence=False, memory=memory)
-    known.pid = init.pid if memory else 0
-    monkeypatch.setattr(container_config, "write_file", full)
+    migration = without_room_for_the_fence(journal, cgroup, init, known, monkeypatch, memory=memory)
     there = There()
     with pytest.raises(UNKNOWN[memory]) as raised:
         offers_again(migration, there)
@@ -87,9 +94,7 @@ def test_a_fence_that_cannot_be_put_back_before_the_word(
         journal: Journal, cgroup: Path, init: subprocess.Popen[bytes], known: type[Known],
         monkeypatch: pytest.MonkeyPatch, memory: bool) -> None:
     """The destination has taken the token by then, and hears no word."""
-    migration = handed_over(journal, cgroup, init.pid, fence=False, memory=memory)
-    known.pid = init.pid if memory else 0
-    monkeypatch.setattr(container_config, "write_file", full)
+    migration = without_room_for_the_fence(journal, cgroup, init, known, monkeypatch, memory=memory)
     there = There()
     with pytest.raises(UNKNOWN[memory]) as raised:
         offer.make(migration, cast("Connection", there))
