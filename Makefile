@@ -19,7 +19,10 @@ BIN = .venv/bin
 PYTEST = $(BIN)/pytest
 # Four tests at a time, as most of them wait for something, each on a rig of its own; and then those beside which nothing
 # runs: the fault matrix. ARGS go to one pytest, which runs one test at a time.
-EVERY_TEST = $(if $(ARGS),$(PYTEST) $(ARGS),$(PYTEST) -n 4 --dist loadfile --no-loadscope-reorder -m "not alone" && $(PYTEST) -m alone)
+EVERY_TEST = $(if $(ARGS),$(PYTEST) $(ARGS),$(PYTEST) -n 4 --dist loadfile --no-loadscope-reorder -m "not alone" \
+    && $(PYTEST) -m alone -o testpaths=tests/rig/test_fault_matrix.py)
+# Container images often set it: each of those processes would compile all tests again.
+unexport PYTHONDONTWRITEBYTECODE
 
 # What the rig is made with: root file systems, namespaces, links, loop devices.
 RIG_PACKAGES = ca-certificates iproute2 mmdebstrap mount nftables python3 uidmap util-linux

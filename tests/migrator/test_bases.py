@@ -26,14 +26,16 @@ class Pool:
     journal: Journal
     free: int = 0  # what is free beside what snapshots take: each as many bytes as its name says after '='
     incomplete: str = ""
+    made: dict[str, int] = dataclasses.field(default_factory=dict)  # the generations: the order in which they were made
 
     def info(self, path: Path) -> Subvolume:
         name = f"{path.parent.name}/{path.name}"
-        return Subvolume(path, name, "", name != self.incomplete, path.stat().st_ino)
+        return Subvolume(path, name, "", name != self.incomplete, self.made.get(name, 0))
 
     def snapshot(self, name: str) -> Path:
         path = self.path / layout.FOLDER / name
         path.mkdir(parents=True)
+        self.made[name] = max(self.made.values(), default=0) + 1
         return path
 
     def given_up(self, id: str, *rounds: int, name: str = "web", peer: str = "hostb",

@@ -241,8 +241,8 @@ def a_mark_that_is_not_seen_was_not_made(patch: pytest.MonkeyPatch) -> None:
 
 
 EACH_TIME = {"a_disk_that_is_not_there_has_nothing_on_it_any_more", "what_runs_without_its_monitor_is_ended",
-             "the_source_thaws_while_its_offer_is_open", "a_rollback_does_not_wait_for_the_destination",
-             "the_destination_comes_back_and_asks_nobody", "what_is_there_is_overwritten"}  # one of each kind
+             "the_source_thaws_while_its_offer_is_open", "the_destination_comes_back_and_asks_nobody",
+             "what_is_there_is_overwritten"}  # one of each kind
 
 
 @pytest.mark.parametrize("name", [

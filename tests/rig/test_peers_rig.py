@@ -100,6 +100,7 @@ def test_across_two_nats(behind: Nats) -> None:
     assert code.partition("-")[2] not in join.stdout + rig.sh("rendezvous", "cat /var/log/rendezvous.log")
 
 
+@pytest.mark.nightly  # test_pairing.py has it without NAT
 def test_a_wrong_code_burns_across_two_nats(behind: Nats) -> None:
     rig = behind.rig
 

@@ -108,6 +108,7 @@ def test_five_cuts(rig: Rig, guest: Callable[[str], None]) -> None:
     assert same_blob(rig)
 
 
+@pytest.mark.nightly  # the matrix has it too
 def test_link_down(rig: Rig, guest: Callable[[str], None]) -> None:
     """No packet tells anybody: both hosts notice by the silence, soon, and it goes on when the link is back."""
     blob(rig, 16 * MIB)
@@ -175,6 +176,7 @@ def test_host_restarted(rig: Rig, guest: Callable[[str], None], host: str) -> No
     assert same_blob(rig)
 
 
+@pytest.mark.nightly  # test_failures.py has it, and test_transfer_rig.py that it goes on from there
 def test_destination_disk_fills_up(rig: Rig, guest: Callable[[str], None]) -> None:
     blob(rig, 200 * MIB)
     with held_stream(rig, "hosta", 10 * MIB) as stream, rig.start("hosta", *ALL_AT_ONCE) as running:

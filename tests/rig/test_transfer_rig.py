@@ -47,7 +47,7 @@ def free(path: Path) -> int:
     return found.f_bavail * found.f_frsize
 
 
-@pytest.mark.parametrize("durable", [True, False])
+@pytest.mark.parametrize("durable", [True, pytest.param(False, marks=pytest.mark.nightly)])
 def test_full_in_the_middle_and_room_made(file_system: Path, durable: bool) -> None:
     """It fills up while data arrives: the sender hears of it, and goes on when there is room."""
     ballast = file_system / "ballast"

@@ -224,6 +224,7 @@ def test_a_tunnel_that_stands(nats: Nats, agent: Running) -> None:
     undisturbed(stands)
 
 
+@pytest.mark.nightly  # test_tunnel_moves.py has one with a migration
 def test_rebind(nats: Nats, agent: Running) -> None:
     """Each router in turn gets another address in the middle of a transfer: that is noticed and healed, and data goes
     through again."""
