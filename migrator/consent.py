@@ -37,6 +37,12 @@ _LIMITS = cgroup_limits.UNSET.keys() | {"io.max", "io.weight"}
 # another name, such as a VPN's or a card's; of %d the kernel makes a number (dev_alloc_name in net/core/dev.c).
 _PAIR = re.compile(r"veth[A-Za-z0-9_.-]{0,11}")
 _VIRTUAL = frozenset({"proc", "sysfs", "tmpfs", "devpts", "mqueue", "ramfs", "hugetlbfs"})
+# Options of a mount that leave it inside, and what the file systems of _VIRTUAL take. LXC knows its own by how they
+# begin (parse_vfs_attr in src/lxc/conf.c): `bindx` and `rbind0` bind, too, so that no list of those that do would do.
+_OPTIONS = re.compile(
+    r"defaults|ro|rw|a?sync|dirsync|(no|rel|strict)?atime|no(diratime|relatime|dev|exec|suid)|dev|exec|suid|optional"
+    r"|newinstance|(size|mode|uid|gid|nr_inodes|nr_blocks|min_size|pagesize|max|ptmxmode|hidepid|subset)=[A-Za-z0-9%]+")
+_ENTRY_MAX = 1000  # characters: LXC reads 4,095 bytes of an entry, and takes what it has then for the whole
 _NODES = frozenset(f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom", "tty", "net/tun", "fuse"))
 # null, zero, full, random, urandom, tty, console, ptmx; pts; tun, fuse (admin-guide/devices.txt)
 _DEVICES = re.compile(r"c (1:[35789]|5:[012]|136:\*|10:200|10:229) [rwm]+|[abc] \*:\* m")
@@ -111,7 +117,7 @@ def _inside(key: str, value: str, here: Callable[[str], bool]) -> bool:
         case "lxc.mount.auto":
             return not any(word.startswith("shmounts") for word in value.split())
         case "lxc.mount.entry":
-            return _mounts_inside(value.split())
+            return len(value) <= _ENTRY_MAX and _mounts_inside(value.split())
         case "lxc.environment":  # the host's own hooks get it too
             return bool(_ENVIRONMENT.fullmatch(value))
         case "lxc.cgroup.devices.allow" | "lxc.cgroup2.devices.allow":
@@ -132,10 +138,20 @@ def is_hosts_own(path: str) -> bool:
 
 
 def _mounts_inside(fields: list[str]) -> bool:
-    """An fstab(5) line that mounts nothing of the host's."""
+    """An fstab(5) line that mounts nothing of the host's, and makes nothing there.
+
+    What it mounts on LXC makes by its path, as the host's root and before the container's root file system is all that
+    there is: links in that lead it anywhere. Not so a folder at the top, which is made only where nothing is; and the
+    nodes have their usual names.
+    """
     if len(fields) < 2 or ".." in fields[1].split("/"):
         return False
-    options = fields[3].split(",") if len(fields) > 3 else []
-    if "bind" in options or "rbind" in options:
-        return fields[0] in _NODES
-    return len(fields) > 2 and fields[2] in _VIRTUAL and not {"move", "remount"} & set(options)
+    source, target, *_ = fields
+    options = set(fields[3].split(",")) if len(fields) > 3 else set()
+    if "/" not in target:
+        options.discard("create=dir")
+    if source in _NODES and options & {"bind", "rbind"}:
+        options -= {"bind", "rbind"} | ({"create=file"} if f"/{target}" == source else set())
+    elif len(fields) < 3 or fields[2] not in _VIRTUAL:
+        return False
+    return all(_OPTIONS.fullmatch(option) for option in options)

@@ -81,7 +81,8 @@ def text(settings: Collection[tuple[str, str]], *, container: Path, root: Path, 
 def _mount(entry: str, real: Callable[[str], str]) -> str:
     """An `lxc.mount.entry` for a restore: LXC follows symbolic links on the way to what it binds, CRIU does not."""
     fields = entry.split()
-    if len(fields) > 3 and {"bind", "rbind"} & set(fields[3].split(",")) and fields[0].startswith("/"):
+    if len(fields) > 3 and fields[0].startswith("/") and any(
+            option.startswith(("bind", "rbind")) for option in fields[3].split(",")):
         fields[0] = mount_facts.escape(real(mount_facts.unescape(fields[0])))
     return " ".join(fields)
 

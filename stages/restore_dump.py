@@ -29,6 +29,7 @@ from migrator import (
     identity,
     let_run,
     limited,
+    log,
     lxc,
     lxc_disk,
     network,
@@ -112,11 +113,13 @@ def _forced(args: argparse.Namespace, migration: Migration) -> Result:
     end = clock.now() + args.max_downtime
     if settling.stands_stopped(migration):
         settling.go_on(migration, end)
-    return carry_out(migration, args.max_downtime, end)
+    return carry_out(migration, args.max_downtime, end, forced=True)
 
 
-def carry_out(migration: Migration, limit: float, end: float, *, dry_run: bool = False) -> Result:
+def carry_out(migration: Migration, limit: float, end: float, *, dry_run: bool = False, forced: bool = False) -> Result:
     """The stage, with the container locked, in `limit` seconds; it is let run until `end`, by `clock.now`, or not.
+
+    `forced`: the source, which could run it on, is lost for good.
 
     Raises DiskAway, with nothing recorded.
     """
@@ -131,7 +134,7 @@ def carry_out(migration: Migration, limit: float, end: float, *, dry_run: bool =
     if dry_run:
         return described(migration)
     lxc_disk.require(Layout(migration.lxcpath, migration.name, migration.id))
-    take_offered(migration)
+    take_offered(migration, forced=forced)
     return Restore(migration, limit, leave=lambda: end).run()
 
 
@@ -140,16 +143,19 @@ def described(migration: Migration) -> Result:
     return Restore(migration, 0.0, leave=lambda: 0.0).described()
 
 
-def take_offered(migration: Migration) -> None:
+def take_offered(migration: Migration, *, forced: bool = False) -> None:
     """All has arrived and the offer had come: a crash kept this host from recording that it takes the token.
 
     Raises SourceStillFrozen, with nothing recorded, where it may not any more: the offer, made anew, is refused then.
+    Where it is `forced` nobody can make it anew, and what is here is the only copy: it is taken, and told of.
     """
     if migration.state is State.DUMP_RECEIVED:
         try:
             consented.require(migration)
         except ConsentNeeded as error:
-            raise still_frozen(migration, error) from error
+            if not forced:
+                raise still_frozen(migration, error) from error
+            log.warning(f"Let run all the same, as its source is lost: {error}")
         migration.move(Event.OWN)
 
 

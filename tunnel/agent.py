@@ -28,6 +28,7 @@ from tunnel.wire import Malformed
 GO_LIMIT = 10.0  # seconds that an initiator may take to begin once it has the answer
 RENEW_INTERVAL = 3.0  # seconds
 LOOK_INTERVAL = 2.0  # seconds between two looks whether other servers are to be waited at
+STRANGERS_INTERVAL = 10.0  # seconds between two lines about what comes from nobody known, by one server
 SESSIONS_MAX = 16  # that are served at a time
 SESSIONS_EACH = 4  # of one peer
 
@@ -72,6 +73,7 @@ class _Agent:
         self._waiting: Waiting | None = None
         self._saying: asyncio.Task[None] | None = None
         self._renewed = 0.0
+        self._told: dict[tuple[Server, str], float] = {}  # when of what comes from nobody known
 
     def renew(self) -> None:
         """Wait over new connections; the rendezvous takes the newest for the right one. Not too often."""
@@ -115,7 +117,8 @@ class _Agent:
     def _rung(self, over: Signalling, message: signalling.Message) -> None:
         peer = self._peers.by_id(message.sender)
         if peer is None:
-            self._tell(f"a host that is not paired has rung (its id begins with {message.sender[:4].hex()})")
+            self._tell_of_strangers(over, "", "a host that is not paired has rung (its id begins with"
+                                              f" {message.sender[:4].hex()})")
             self._openers.pop(message.sender, None)
             return
         opener = self._openers.setdefault(peer.public.id, Opener(self._identity, peer.public))
@@ -123,7 +126,7 @@ class _Agent:
             sealed = opener.open(message.data, role="initiator")
             kind = offers.type_of(sealed.body)
         except (OfferRejected, Malformed) as error:
-            self._tell(f"from {peer.name}, or in its name: {error}")
+            self._tell_of_strangers(over, peer.name, f"from {peer.name}, or in its name: {error}")
             self._say_version(over, peer, message)
             return
         if known := self._sessions.get(sealed.session):
@@ -132,6 +135,15 @@ class _Agent:
         elif kind == "offer":
             channel = Called(self._identity, peer, sealed.session, self._tell, over, message.line, self.renew)
             self._begin(channel, sealed.body)
+
+    def _tell_of_strangers(self, over: Signalling, as_: str, text: str) -> None:
+        """Who may do nothing here could otherwise, by a server of his own, leave room for nothing else in the log.
+
+        `as_`: the peer in whose name he speaks.
+        """
+        if now() - self._told.get((over.server, as_), -STRANGERS_INTERVAL) >= STRANGERS_INTERVAL:
+            self._told[over.server, as_] = now()
+            self._tell(text)
 
     def _say_version(self, over: Signalling, peer: Peer, message: signalling.Message) -> None:
         """A peer whose offers are of another version should not have to guess: tell it which one is read here.

@@ -49,7 +49,8 @@ class Server:
             host = parts.hostname or ""
         except ValueError as error:
             raise InvalidServer(f"it is not a URL ({error})") from None
-        if len(text) > URL_MAX or not text.isascii() or not text.isprintable():
+        # urlsplit leaves blanks away; `url` is as it was written, and the store of peers has blanks between its fields.
+        if len(text) > URL_MAX or not text.isascii() or not text.isprintable() or " " in text:
             raise InvalidServer("it is too long or has odd characters")
         if parts.scheme != "wss":
             raise InvalidServer("it does not begin with wss://")

@@ -46,7 +46,8 @@ class MountEntry:
 
     @property
     def bind(self) -> bool:
-        return "bind" in self.options or "rbind" in self.options
+        """LXC goes by how an option begins (parse_vfs_attr in src/lxc/conf.c)."""
+        return any(option.startswith(("bind", "rbind")) for option in self.options)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -125,3 +126,11 @@ KEYS = [line.partition("=")[0] for line in CONFIG.splitlines()]
 @given(st.lists(st.tuples(st.sampled_from(KEYS), st.text())))
 def test_any_values_can_be_read(items: list[tuple[str, str]]) -> None:
     parse("\n".join(f"{key}={value}" for key, value in items), {})
+
+
+@pytest.mark.parametrize(("options", "binds"), [
+    ("bind", True), ("ro,rbind", True), ("bindx", True), ("nodev,rbind0", True), ("ro", False), ("xbind", False)])
+def test_what_lxc_binds(options: str, binds: bool) -> None:
+    """By how an option begins."""
+    (entry,) = parse(f"lxc.mount.entry = /srv srv none {options}", {}).mounts
+    assert entry.bind is binds

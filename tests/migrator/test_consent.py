@@ -36,6 +36,9 @@ lxc.apparmor.allow_nesting = 1
 lxc.mount.auto = proc:mixed sys:mixed cgroup:mixed
 lxc.mount.entry = tmpfs tmp tmpfs rw,create=dir 0 0
 lxc.mount.entry = /dev/net/tun dev/net/tun none bind,create=file
+lxc.mount.entry = shm dev/shm tmpfs rw,nosuid,nodev,noexec,relatime,size=64m,mode=1777,optional 0 0
+lxc.mount.entry = proc proc proc defaults
+lxc.mount.entry = /dev/fuse fuse none bind,optional
 lxc.console.path = none
 lxc.tty.max = 0
 lxc.signal.halt = SIGTERM
@@ -71,6 +74,15 @@ REACHING = [
     "lxc.mount.entry = /dev/sda1 mnt ext4 rw", "lxc.mount.entry = /dev/../etc/shadow x none bind",
     "lxc.mount.entry = /srv srv", "lxc.mount.entry = srv srv none bind", "lxc.mount.entry = tmpfs tmp tmpfs bind",
     "lxc.mount.entry = overlay x overlay lowerdir=/etc", "lxc.mount.fstab = /etc/fstab", "lxc.mount = /etc/fstab",
+    *(f"lxc.mount.entry = /etc mnt tmpfs {options}" for options in (
+        "bindx", "rbind0", "ro,bind1", "bind=1", "relative",
+        "movex", "move", "remount", "remount0", "idmap=1", "shared",
+        "rshared")),
+    f"lxc.mount.entry = /etc mnt tmpfs {'ro,' * 400}ro",
+    "lxc.mount.entry = proc esc/nologin proc create=file,optional", "lxc.mount.entry = tmpfs esc/x tmpfs create=dir",
+    "lxc.mount.entry = tmpfs x tmpfs create=file",
+    "lxc.mount.entry = /dev/null esc/null none bind,create=file", "lxc.mount.entry = /dev/null mnt ext4 rw",
+    "lxc.mount.entry = /dev/null null none bind,relative",
     "lxc.mount.auto = shmounts:/run/x", "lxc.include = /srv/own.conf", "lxc.include = relative.conf",
     "lxc.include = /usr/share/lxc/../../../pool/web/rootfs/x.conf", "lxc.include = /usr/share/lxc/not-here.conf",
     "lxc.seccomp.profile = /root/x", "lxc.seccomp.profile = /usr/share/lxc/../../../root/x",

@@ -88,6 +88,7 @@ def test_a_console_is_the_hosts_own() -> None:
 @pytest.mark.parametrize(("entry", "restored_as"), [
     ("/lib lib none ro,bind 0 0", "/usr/lib lib none ro,bind 0 0"),  # as the busybox template has it
     ("/srv/a\\040b srv none rbind,create=dir", "/disk/a\\040\\043\\040b srv none rbind,create=dir"),
+    ("/lib lib none ro,bindx 0 0", "/usr/lib lib none ro,bindx 0 0"),  # binds as well, for LXC
     ("/lib lib tmpfs size=1m 0 0", "/lib lib tmpfs size=1m 0 0"),
     ("proc proc proc bind 0 0", "proc proc proc bind 0 0"),
     ("/lib lib", "/lib lib"),

@@ -130,3 +130,17 @@ def test_an_offer_is_taken_up_once_the_consent_is_given_again(here: Here, peers:
     peers.allow("hosta", WITH)
     restore_dump.take_offered(arriving(here))
     assert arriving(here).state is State.OWNED
+
+
+def test_what_is_forced_is_taken_up_without_it(here: Here, peers: Peers, capsys: pytest.CaptureFixture[str]) -> None:
+    """The source is lost for good, and so its peer was removed: what is here is the only copy of its memory."""
+    imported(here, peer("hosta", *WITH))
+    here.caller(peer("hosta", *WITH))("dump-begin")
+    dumped(here)
+    arriving(here).move(Event.DUMP_RECEIVED, image_files=["core-1.img"], dad={})
+    peers.remove("hosta")
+    with pytest.raises(SourceStillFrozen):
+        restore_dump.take_offered(arriving(here))
+    restore_dump.take_offered(arriving(here), forced=True)
+    assert arriving(here).state is State.OWNED
+    assert "hook.start-host" in capsys.readouterr().err

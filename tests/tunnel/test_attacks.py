@@ -227,6 +227,8 @@ async def rings(there: Serving, frm: Identity, data: bytes) -> list[bytes]:
 
 def test_an_unpaired_or_removed_peer_gets_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     agent = Agent(tmp_path, monkeypatch)
+    clock = [1000.0]
+    monkeypatch.setattr(agents, "now", lambda: clock[0])
     body = {"type": "offer", **OFFER}
 
     @standing
@@ -236,12 +238,14 @@ def test_an_unpaired_or_removed_peer_gets_nothing(tmp_path: Path, monkeypatch: p
             # A stranger: his offer is well made, sealed to Bob, and signed by himself.
             assert await rings(there, EVE, offer(EVE, BOB.public, body=body)) == []
             assert await rings(there, EVE, b"anything") == []
+            assert sum("not paired" in line for line in agent.said) == 1, "he does not fill the log"
+            clock[0] += agents.STRANGERS_INTERVAL
             # In the name of a peer, over a stranger's connection or with the stranger's keys.
             agent.peers.pin("alice", ALICE.public)
             assert await rings(there, EVE, offer(ALICE, BOB.public, body=body)) == []
             assert await rings(there, ALICE, offer(EVE, BOB.public, body=body)) == []
             assert agent.let_in == []
-            assert sum("not paired" in line for line in agent.said) == 3
+            assert sum("not paired" in line for line in agent.said) == 2
             # A peer is answered; once it is removed, it is a stranger, without the agent being started anew.
             assert await rings(there, ALICE, offer(ALICE, BOB.public, body=body))
             assert len(agent.let_in) == 1

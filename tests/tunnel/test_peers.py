@@ -202,24 +202,30 @@ def test_one_server_in_two_spellings_is_one(one: str, other: str, same: bool) ->
     assert [each.by_peer for each in found] == ([False] if same else [True, False]), "the user's choice stays one"
 
 
+BLANKS = st.text(" \t\x0b,/", max_size=2)
+
+
 @pytest.mark.parametrize("url", [
     "", "ws://example.org", "https://example.org", "wss://", "wss://user:password@example.org", "wss://example.org/path",
     "wss://example.org?query", "wss://example.org:0", "wss://example.org:70000", "wss://example.org#sha256:12",
     "wss://example.org#md5:" + "0" * 32, "wss://exa mple.org", "wss://-x.org", "wss://[::1", "wss://" + "a" * 600,
     "wss://example.org\n.evil", "wss://$(id)",
+    " wss://example.org", "wss://example.org ", "\twss://example.org", "wss://example.org/ ",
 ])
 def test_servers_that_are_refused(url: str) -> None:
     with pytest.raises(InvalidServer):
         Server.parse(url)
 
 
-@given(st.text(max_size=100) | st.text(max_size=60).map(lambda rest: f"wss://{rest}"))
+@given(st.text(max_size=100) | st.text(max_size=60).map(lambda rest: f"wss://{rest}")
+       | st.tuples(BLANKS, BLANKS).map(lambda blanks: f"{blanks[0]}wss://a.example{blanks[1]}"))
 def test_any_text_is_a_server_or_is_refused(text: str) -> None:
     try:
         server = Server.parse(text)
     except InvalidServer:
         return
     assert Server.parse(server.url) == server
+    assert len(server.url.split()) == 1 and "," not in server.url, "the store of peers has several in one field"
 
 
 def test_configuration(tmp_path: Path) -> None:
