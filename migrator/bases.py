@@ -89,10 +89,17 @@ def acknowledged(migration: Migration) -> list[str]:
 
 def last_copy(migration: Migration) -> list[str]:
     """The name of its newest snapshot, for where the container itself is not here any more; says that it is kept."""
-    found = Layout(migration.lxcpath, migration.name, migration.id).own_snapshots()[-1:]
+    name = migration.name
+    found = Layout(migration.lxcpath, name, migration.id).own_snapshots()[-1:]
     for path in found:
-        log.warning(f"{path} is kept, as it may be the last copy of {migration.name}, until: migrator cleanup")
+        log.warning(f"{path} is kept, as it may be the last copy of {name}, until: migrator cleanup {name}")
     return [path.name for path in found]
+
+
+def last_copies(migration: Migration) -> list[Path]:
+    """What a rollback has found to be the last copy, and is still there: it goes with its container's name alone."""
+    folder = Layout(migration.lxcpath, migration.name, migration.id).folder
+    return [folder / name for name in migration.detail.get("last_copy", []) if (folder / name).is_dir()]
 
 
 def drop(migration: Migration, *, but: Collection[Path] = ()) -> None:

@@ -359,12 +359,13 @@ class Journal:
     def _forget_old(self, begun: Migration) -> None:
         """Forget what has ended long ago, but nothing whose snapshot is the next one's base.
 
-        These are the newest that succeeded, and attempts that have kept one.
+        These are the newest that succeeded, and attempts that have kept one. Nor one that has left the last copy.
         """
         ended = [each for each in self._like(begun, self.all(begun.name)) if each.ended]
         succeeded = next((each.id for each in ended if each.state is State.FINISHED), "")
         for migration in ended[KEPT:]:
-            if migration.id != succeeded and not migration.may_be_asked_for and not migration.detail.get("kept"):
+            keeps = migration.detail.get("kept") or migration.detail.get("last_copy")
+            if migration.id != succeeded and not migration.may_be_asked_for and not keeps:
                 self.forget(migration)
 
     def by_id(self, id: str, role: Role) -> Migration | None:

@@ -113,7 +113,8 @@ def run(args: argparse.Namespace) -> Result:
 def forget(journal: Journal, name: str | None) -> None:
     """All that has ended, of one container or of all, but what somebody may still ask for."""
     for migration in journal.all(name):
-        if migration.ended and not migration.may_be_asked_for and not bases.paths(migration):
+        here = bases.paths(migration) or bases.last_copies(migration)
+        if migration.ended and not here and not migration.may_be_asked_for:
             journal.forget(migration)
 
 
@@ -218,8 +219,11 @@ def _clean_name(cleaner: Cleaner, journal: Journal, layout: Layout) -> None:
     kept = {each.id for each in known if _keeps_base(each)}
     given_up = {path for each in known if each.ended for path in bases.paths(each)
                 if each.role is Role.DESTINATION or layout.container.is_dir()}
+    last = {path for each in known for path in bases.last_copies(each)}
     for path in layout.snapshots():
-        if path.name.split(".")[0] not in alive | kept and path not in given_up:
+        if path in last:
+            cleaner.kept.append(str(path))
+        elif path.name.split(".")[0] not in alive | kept and path not in given_up:
             cleaner.remove(path, btrfs.delete)
     for folder in (layout.work, layout.folder):  # older versions had the second one for all
         _clean_folder(cleaner, journal, folder, alive)

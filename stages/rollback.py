@@ -222,7 +222,8 @@ def roll_back(migration: Migration, tell: Callable[[], str] | None) -> Result:
     if told and kept:
         bases.supersede(migration)
     # What may be the last copy is no base any more, which the next container of that name might have dropped.
-    migration.move(Event.ROLLED_BACK, **({"kept": [each for each in kept if each not in last]} if last else {}))
+    migration.move(Event.ROLLED_BACK, **(
+        {"kept": [each for each in kept if each not in last], "last_copy": last} if last else {}))
     kept_here = [str(path) for path in bases.paths(migration)]
     text = f" {bases.note(migration)}" if kept_here else ""
     return Result({"migration": migration.id, "name": name, "stage": NAME, "already": False, "thawed": thawed,

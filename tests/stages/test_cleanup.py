@@ -147,6 +147,22 @@ def test_with_a_name_its_silence_goes_too(host: Host) -> None:
     assert f"nft table netdev migrator-{ID}" in cleaner.removed
 
 
+def test_a_last_copy_goes_with_its_containers_name_alone(host: Host) -> None:
+    """A rollback has found the container gone; its record stays as well, as without it nothing tells what it is."""
+    made = host.begin(role=Role.SOURCE)
+    made.move(Event.ROLL_BACK, abandoned=True)
+    made.move(Event.ROLLED_BACK, last_copy=[f"{ID}.1"])
+    (copy,) = Layout(host.pool, "web", ID).snapshots()
+    cleaner = cleanup.Cleaner(dry_run=False)
+    cleanup._clean_leftovers(cleaner, host.journal, host.pool)
+    cleanup.forget(host.journal, None)
+    assert copy.is_dir() and cleaner.kept == [str(copy)] and str(copy) not in cleaner.removed
+    cleanup.clean_container(cleaner, host.journal, "web", host.pool, keep_copy=True)
+    cleanup.forget(host.journal, None)
+    assert not copy.exists(), (cleaner.removed, cleaner.kept)
+    assert host.journal.all() == []
+
+
 @pytest.mark.parametrize("linked", ["the LXC path", "the record"])
 def test_another_spelling_of_the_path_hides_nothing(host: Host, linked: str) -> None:
     """LXC's own path is often a link to where there is room."""
