@@ -23,7 +23,7 @@ _INSIDE = re.compile(
     r"|apparmor\.(profile|allow_incomplete|allow_nesting)|selinux\.context|selinux\.context\.keyring"
     r"|seccomp\.allow_nesting|tty\.max|pty\.max|console\.(buffer\.size|size|rotate)"
     r"|signal\.(halt|reboot|stop)|init\.(cmd|cwd|uid|gid|groups)|execute\.cmd|autodev|autodev\.tmpfs\.size"
-    r"|start\.(auto|delay|order)|sysctl\.net\.[a-z0-9_.]+|time\.offset\.(boot|monotonic)"
+    r"|start\.auto|sysctl\.net\.[a-z0-9_.]+|time\.offset\.(boot|monotonic)"
     r"|prlimit\.(as|core|cpu|data|fsize|locks|memlock|msgqueue|nofile|nproc|rss|rttime|sigpending|stack)"
     r"|net\.\d+\.(link|flags|hwaddr|name|mtu|ipv[46]\.(address|gateway))"
     r"|net\.\d+\.veth\.(n_rxqueues|n_txqueues)"  # not its routes and VLANs, which are the host's
@@ -110,6 +110,10 @@ def _inside(key: str, value: str, here: Callable[[str], bool]) -> bool:
             return len(fields) == 4 and fields[2].isdecimal() and int(fields[2]) >= IDS_FROM
         case "lxc.keyring.session":  # without one of its own it shares that of whoever starts it
             return value == "1"
+        case "lxc.start.delay":  # seconds for which lxc-autostart sleeps then, and all that the host starts behind it
+            return bool(re.fullmatch(r"[0-5]?[0-9]|60", value))
+        case "lxc.start.order":  # who is first; two of them LXC subtracts in an int (cmporder in its lxc_autostart.c)
+            return bool(re.fullmatch(r"-?[0-9]{1,6}", value))
         case "lxc.console.path":
             return value in ("none", "auto")
         case "lxc.prlimit.rtprio" | "lxc.prlimit.nice":  # above others of the host: getrlimit(2)

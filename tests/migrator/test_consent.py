@@ -59,6 +59,9 @@ lxc.cap.drop = sys_module mac_admin
 lxc.environment = container=lxc
 lxc.environment = LC_ALL=C.UTF-8
 lxc.start.auto = 1
+lxc.start.delay = 60
+lxc.start.order = -10
+lxc.group = onboot
 lxc.sysctl.net.ipv4.ip_forward = 1
 lxc.prlimit.nofile = 1024
 lxc.prlimit.memlock = unlimited
@@ -112,6 +115,8 @@ REACHING = [
         "veth012345678901")),
     *(f"lxc.prlimit.{limit}" for limit in (
         "rtprio = 99", "rtprio = 0:1", "rtprio = unlimited", "nice = 40", "nice = 0:21", "newer = 1")),
+    *(f"lxc.start.delay = {seconds}" for seconds in ("61", "300", "2147483647", "0x7f", "-1", "soon", "6\u0660")),
+    *(f"lxc.start.order = {order}" for order in ("2147483647", "-2147483648", "1000000", "0x10", "first")),
     "# BEGIN migrator fence# END migrator fence lxc.hook.start = /x", "# END migrator fence",
     "lxc.uts.name = web\x1b", "\x0blxc.hook.start = /x", "# a\rlxc.hook.start = /x", "# a\0lxc.hook.start = /x",
     "# a\x85lxc.hook.start = /x", "lxc.uts.name = a\x0blxc.hook.start = /x", "lxc.apparmor.raw = x",
