@@ -26,6 +26,7 @@ from migrator import (
     grant,
     identity,
     incoming,
+    let_run,
     log,
     lxc,
     lxc_disk,
@@ -229,6 +230,8 @@ def give_back_old(layout: Layout) -> None:
     """
     layout.drop_beside()
     found, kept = identity.whose(layout), layout.old / "config"
+    if found is not Whose.FOREIGN:
+        put_aside(layout)  # it has been: but a power cut can have undone that, and not the record that came after
     if found.may_go and not kept.is_file():
         _remove(layout)
     elif found.may_go or (found is Whose.COPY and kept.is_file() and _is_back(layout)):
@@ -268,6 +271,14 @@ def _remove(layout: Layout) -> None:
     layout.make_folder()  # where an older version has begun it there is none yet
     put(layout.container, layout.beside)
     layout.drop_beside()
+
+
+def put_aside(layout: Layout) -> None:
+    """Its root file system, if it may have run, and does not: what is in its place must be ours."""
+    if let_run.was(let_run.mark(layout.spool)) and layout.is_own_rootfs():
+        kept = layout.aside()
+        layout.rootfs.rename(kept)
+        log.warning(f"{layout.name} may have run here for a moment; what it has written is kept in {kept}")
 
 
 def give_back_rootfs(layout: Layout) -> None:

@@ -59,7 +59,7 @@ from migrator.service import Service
 from migrator.states import Event, State, Verdict, decide
 from stages import ask_source, consented, force, settling
 from stages.handover import INCREMENT
-from stages.import_data import arrived, give_back_rootfs, put_rootfs_aside, receive
+from stages.import_data import arrived, give_back_rootfs, put_aside, put_rootfs_aside, receive
 
 NAME = "restore-dump"
 HELP = "let the container run on here (on the destination)"
@@ -249,7 +249,7 @@ class Restore:
                 if self.migration.state is State.RESTORED:
                     raise AlreadyRuns(name=name, destination=this_host(),
                                       next=f"migrator finish {self.migration.other_name}")
-            settling.put_aside(self.migration, self.layout)
+            put_aside(self.layout)
             let_run.drop(mark)
 
     def _refuse_former(self) -> None:

@@ -32,7 +32,7 @@ from migrator.journal import Migration
 from migrator.layout import Layout
 from migrator.states import Event, State
 from stages import left_running
-from stages.import_data import give_back_rootfs
+from stages.import_data import give_back_rootfs, put_aside
 
 SETTLE_LIMIT = 10.0  # seconds that CRIU, left behind by a restore-dump that was killed, may take to come to its end
 
@@ -258,20 +258,12 @@ def _clear(migration: Migration, layout: Layout) -> None:
         if lives_on(layout):
             identity.require_ours(layout)
         return
-    put_aside(migration, layout)
+    put_aside(layout)
     try:
         give_back_rootfs(layout)
         let_run.drop(let_run.mark(layout.spool))  # last: as long as it is there, the root file system is kept
     except (MigratorError, OSError) as error:  # nothing runs, and that is to be recorded; the next restore removes it
         log.warning(f"Of the restore of {migration.name} something is left for now: {error}")
-
-
-def put_aside(migration: Migration, layout: Layout) -> None:
-    """Its root file system, if it may have run, and does not: what is in its place must be ours."""
-    if let_run.was(let_run.mark(layout.spool)) and layout.is_own_rootfs():
-        kept = layout.aside()
-        layout.rootfs.rename(kept)
-        log.warning(f"{migration.name} may have run here for a moment; what it has written is kept in {kept}")
 
 
 def end(migration: Migration, container: lxc.Container, layout: Layout) -> bool:

@@ -83,7 +83,7 @@ def test_and_whether_what_has_run_still_does(owned: Migration, monkeypatch: pyte
     monkeypatch.setattr(lxc, "runs_in", lambda *_: lives)
     monkeypatch.setattr("migrator.let_run.was", lambda _: True)
     monkeypatch.setattr("migrator.let_run.drop", lambda _: done.append("mark dropped"))
-    monkeypatch.setattr(settling, "put_aside", lambda *_: done.append("put aside"))
+    monkeypatch.setattr(restore_dump, "put_aside", lambda *_: done.append("put aside"))
 
     def settle(migration: Migration) -> None:
         done.append("settled")

@@ -11,7 +11,7 @@ from typing import cast
 
 import pytest
 
-from migrator import btrfs, clock, container_config, left_cgroups, lxc, network, no_memory, restore
+from migrator import btrfs, clock, container_config, left_cgroups, let_run, lxc, network, no_memory, restore
 from migrator.btrfs import Subvolume
 from migrator.errors import ContainerExists, SnapshotFailed, SourceStillStopped
 from migrator.journal import Journal, Migration
@@ -199,3 +199,22 @@ def test_without_an_earlier_stay_nothing_that_was_put_aside_is_removed(owned: Mi
     cleaner = cleanup.Cleaner(dry_run=False)
     cleanup._clean_folder(cleaner, owned.journal, layout.work, set())
     assert cleaner.kept == [str(layout.aside().with_suffix(".1"))] and cleaner.removed == []
+
+
+@pytest.mark.parametrize("stay", [False, True])
+@pytest.mark.parametrize("end", ["that was recorded", "of an abandon that broke off"])
+def test_what_a_power_cut_has_put_back_is_put_aside_again(owned: Migration, disk: Disk, stay: bool, end: str) -> None:
+    """btrfs had not committed what was done when a restore that had let it run failed, and the journal had."""
+    layout = layout_of(owned)
+    if stay:
+        stayed(owned, disk)
+        layout.rootfs.rename(layout.old / "rootfs")
+    disk.make(layout.rootfs, "it", disk.make(layout.snapshot(1), "increment").uuid)
+    let_run.record(str(let_run.mark(layout.spool)))
+    if end != "that was recorded":
+        owned.move(Event.ABANDON, on_disk=True, kept=[])
+    rollback._abandon(owned, [])
+    assert str(owned.state) == State.ABANDONED and not layout.spool.exists()
+    assert found(owned, "of it") == [f".migrator/web+/{ID}.ran.1"]
+    assert found(owned, "of earlier") == (["web/rootfs"] if stay else [])
+    assert layout.container.exists() is stay
