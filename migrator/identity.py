@@ -120,7 +120,7 @@ def origin(journal: Journal, name: str, lxcpath: Path) -> str:
     """
     came = journal.latest(name, lxcpath, Role.DESTINATION)
     arrived = came is not None and came.state in (State.RESTORED, State.FINISHED)
-    return _origin(came) if came and arrived and _is_what_came(came) else ""
+    return _origin(came) if came and arrived and has_its_own(came) else ""
 
 
 def rootfs_uuid(migration: Migration) -> str:
@@ -142,13 +142,14 @@ def has_its_disk(migration: Migration) -> bool:
     return any(uuid in made for uuid in (btrfs.info(layout.rootfs).uuid, *subvolume_uuids.ancestors(layout.rootfs)))
 
 
-def _is_what_came(came: Migration) -> bool:
-    """By the snapshot that its root file system was made of, or what `finish` has recorded: snapshots are removed."""
-    rootfs = Layout(came.lxcpath, came.name, came.id).rootfs
-    if rootfs_uuid(came):
-        return True
-    recorded = came.detail.get("rootfs_uuid")
-    return bool(recorded) and btrfs.is_subvolume(rootfs) and btrfs.info(rootfs).uuid == recorded
+def has_its_own(migration: Migration) -> bool:
+    """Whether in its place stands the very root file system that this migration has made here.
+
+    By the snapshot that it was made of, or its uuid, which is on record since: snapshots are removed.
+    """
+    layout, recorded = Layout(migration.lxcpath, migration.name, migration.id), migration.detail.get("rootfs_uuid")
+    return layout.is_own_rootfs() or (
+        bool(recorded) and btrfs.is_subvolume(layout.rootfs) and btrfs.info(layout.rootfs).uuid == recorded)
 
 
 def _origin(migration: Migration) -> str:

@@ -277,7 +277,8 @@ class Restore:
             made = prepared() if prepared else None
         with self.migration.step("rootfs"):
             put_rootfs_aside(self.layout)
-            btrfs.snapshot(last.path, self.layout.rootfs, read_only=False)
+            rootfs = btrfs.snapshot(last.path, self.layout.rootfs, read_only=False)
+            self.migration.note("root file system", rootfs_uuid=rootfs.uuid, synced=False)  # snapshots may be removed
         return made
 
     def _restore(self, images: Path, prepared: restore.Prepared) -> int:

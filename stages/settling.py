@@ -51,7 +51,7 @@ def settle(migration: Migration) -> None:
         container = None if lxc_disk.is_removed(layout) else lxc.Container(migration.name, migration.lxcpath)
         up = (_is_ours(layout) and _has_come_up(migration, container, layout) if container else
               layout.is_own_rootfs() and come_up.lives(migration, layout, SETTLE_LIMIT))
-        ran = not up and let_run.was(mark) and layout.is_own_rootfs()
+        ran = not up and let_run.was(mark) and identity.has_its_own(migration)
         had_stopped = let_run.boot(mark) if ran else ""
         if ran and container:
             end(migration, container, layout)

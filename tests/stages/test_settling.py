@@ -14,6 +14,7 @@ import pytest
 
 from migrator import (
     aftermath,
+    btrfs,
     clock,
     container_config,
     identity,
@@ -114,6 +115,20 @@ def test_the_clock_is_looked_at_last_before_a_start(restoring: Migration, acts: 
     now[0] = 0.0
     settling.go_on(restoring, 160.0)
     assert acts == ["ended", "started", "unfenced"]
+
+
+@pytest.mark.parametrize("stands", ["itself", "another"])
+def test_what_has_run_is_known_without_its_snapshots(restoring: Migration, acts: list[str], stands: str,
+                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody has deleted these: its uuid is on record since it was made."""
+    mark(restoring, "an earlier one")
+    restoring.note("root file system", rootfs_uuid="itself")
+    monkeypatch.setattr(Layout, "is_own_rootfs", lambda _: False)
+    monkeypatch.setattr(btrfs, "is_subvolume", lambda path: path == restoring.lxcpath / "web" / "rootfs")
+    monkeypatch.setattr(btrfs, "info", lambda _: SimpleNamespace(uuid=stands))
+    settling.settle(restoring)
+    assert restoring.state is (State.RESTORED if stands == "itself" else State.OWNED)
+    assert ("deleted" in acts) is (stands != "itself")
 
 
 @pytest.mark.parametrize("running", [True, False])
