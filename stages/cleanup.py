@@ -56,11 +56,14 @@ class Cleaner:
         if not self.dry_run:
             how()
 
-    def leaves(self, rootfs: Path) -> bool:
-        """Whether a root file system stays, and what belongs to it, for the subvolumes in it: no migration sends these.
+    def leaves(self, name: str, rootfs: Path) -> bool:
+        """Whether a root file system stays, and what belongs to it: for what lives in it, of whatever container.
 
-        Raises SnapshotFailed where it cannot be told.
+        Or for the subvolumes in it: no migration sends these. Raises SnapshotFailed where it cannot be told.
         """
+        if lxc.lives_in(name, rootfs):
+            log.warning(f"{rootfs} stays, as something lives in it")
+            return True
         inner = btrfs.nested(rootfs) if btrfs.is_subvolume(rootfs) else []
         if inner:
             log.warning(f"{rootfs} stays, as it has subvolumes inside, which have not moved with it. When one is of no"
@@ -159,7 +162,7 @@ def _remove_copy(cleaner: Cleaner, journal: Journal, layout: Layout) -> None:
         return
     container = lxc.Container(layout.name, layout.lxcpath)
     rootfs = container.rootfs
-    if container.state == "STOPPED" and not lxc.lives_in(layout.name, rootfs) and not cleaner.leaves(rootfs):
+    if container.state == "STOPPED" and not cleaner.leaves(layout.name, rootfs):
         if btrfs.is_subvolume(rootfs):
             cleaner.remove(rootfs, btrfs.delete)
         cleaner.remove_folder(layout.container)
@@ -276,12 +279,13 @@ def _clean_folder(cleaner: Cleaner, journal: Journal, folder: Path, alive: set[s
     """
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         match = re.fullmatch(r"([0-9a-f]{8})\.(spool|images|old|folder|ran)(\.[0-9]+)?", path.name)
+        rootfs = path if match and match[2] == "ran" else path / "rootfs"
         is_copy = match and (match[2] == "ran" or (match[2] == "old" and any(
             (path / name).exists() for name in ("config", "rootfs"))))
         if match and match[1] not in alive and is_copy and not copies:
             cleaner.kept.append(str(path))
         elif match and match[1] not in alive and not (
-                is_copy and cleaner.leaves(path if match[2] == "ran" else path / "rootfs")):
+                is_copy and cleaner.leaves(folder.name.removesuffix(WORK), rootfs)):
             cleaner.remove(path, btrfs.delete if match[2] == "ran" else partial(_remove_tree, journal))
 
 

@@ -228,6 +228,36 @@ def test_cleanup_leaves_what_was_put_aside(journal: Journal, moved: Layout, util
     assert util.deleted == [moved.rootfs] and cleaner.left == [str(inner)] and inner.is_dir()
 
 
+@pytest.mark.parametrize("kind", ["old", "ran"])
+def test_cleanup_leaves_what_something_lives_in(journal: Journal, moved: Layout, util: Util, kind: str,
+                                                monkeypatch: pytest.MonkeyPatch,
+                                                capfd: pytest.CaptureFixture[str]) -> None:
+    """As a container that somebody has made of what was put aside."""
+    aside = moved.work / f"00000001.{kind}"
+    rootfs = subvolume(aside if kind == "ran" else aside / "rootfs")
+    monkeypatch.setattr(lxc, "lives_in", lambda name, at: (name, at) == ("web", rootfs))
+    cleaner = cleanup.Cleaner(dry_run=False)
+    cleanup.clean_container(cleaner, journal, "web", moved.lxcpath, keep_copy=False)
+    assert util.deleted == [moved.rootfs] and str(aside) not in cleaner.removed
+    assert f"{rootfs} stays" in capfd.readouterr().err.replace("\n", "")
+
+
+def test_finish_leaves_what_something_lives_in(journal: Journal, moved: Layout, util: Util,
+                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(identity, "is_superseded", lambda *_: True)
+    came = journal.create(id="00000002", role=Role.DESTINATION, name="web", lxcpath=moved.lxcpath, peer="hosta",
+                          event=Event.RECEIVE, rounds=[])
+    here = Layout(moved.lxcpath, "web", came.id)
+    rootfs = subvolume(here.old / "rootfs")
+    (here.old / "config").write_text("lxc.uts.name = web\n")
+    monkeypatch.setattr(lxc, "lives_in", lambda name, at: (name, at) == ("web", rootfs))
+    finish._drop_old(came, here, here.old)
+    assert util.deleted == [] and rootfs.is_dir() and (here.old / "config").is_file()
+    cleaner = cleanup.Cleaner(dry_run=True)
+    cleanup._clean_folder(cleaner, journal, here.work, set())
+    assert cleaner.kept == [str(here.old)] and cleaner.removed == []
+
+
 @pytest.mark.parametrize("told", [True, False])
 def test_finish_keeps_the_copy_of_an_earlier_stay_that_has_some(
         journal: Journal, moved: Layout, util: Util, monkeypatch: pytest.MonkeyPatch, told: bool) -> None:
