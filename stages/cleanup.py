@@ -171,7 +171,8 @@ def _remove_copy(cleaner: Cleaner, journal: Journal, layout: Layout) -> None:
 def _is_copy(cleaner: Cleaner, journal: Journal, layout: Layout) -> bool:
     """Whether what stands there is a copy that the container has left, or that has given way, by its fence's record.
 
-    Where nobody knows that any more, the fence itself must say so. One that stayed on what moved here is taken away.
+    Or is back of an attempt that was given up. Where nobody knows that any more, the fence itself must say so. One that
+    stayed on what moved here is taken away.
     """
     config = layout.container / "config"
     fence = container_config.fence_of(config.read_text(errors="replace")) if config.is_file() else ""
@@ -187,11 +188,20 @@ def _is_copy(cleaner: Cleaner, journal: Journal, layout: Layout) -> bool:
             if not cleaner.dry_run:
                 container_config.unfence(layout.container, fence)
             return False
-        copy = bool(named)
+        copy = bool(named) or any(_was_put_back(each, layout) for each in records)
     if not copy:
         log.warning(f"{layout.container} stays: nothing tells that its container lives on elsewhere. See: migrator"
                     f" status {layout.name}")
     return copy
+
+
+def _was_put_back(migration: Migration, layout: Layout) -> bool:
+    """Whether all that stands there is of this attempt, which was given up here: a power cut can undo a removal."""
+    given_up = migration.role is Role.DESTINATION and migration.state is State.ABANDONED
+    if not given_up or migration.name != layout.name or not names.same_path(migration.lxcpath, layout.lxcpath):
+        return False
+    return not container_config.rootfs_elsewhere(layout.container / "config", layout.rootfs) and (
+        identity.has_its_own(migration) or not os.path.lexists(layout.rootfs))
 
 
 def _clean_leftovers(cleaner: Cleaner, journal: Journal, lxcpath: Path) -> None:

@@ -112,6 +112,28 @@ def test_what_has_arrived_stays_whatever_its_fence_says(journal: Journal, tmp_pa
 
 
 @pytest.mark.usefixtures("state")
+@pytest.mark.parametrize(("stands_there", "goes"), [
+    ("its own", True), ("no disk", True), ("another disk", False), ("a disk elsewhere", False), ("a link", False)])
+def test_what_a_power_cut_has_put_back_of_an_attempt_that_was_given_up(journal: Journal, tmp_path: Path,
+                                                                       stands_there: str, goes: bool) -> None:
+    """It had been removed, which the file system had not committed, other than the journal."""
+    came = begun(journal, tmp_path, Role.DESTINATION, *ARRIVED[:-2])
+    came.note("root file system", rootfs_uuid="other" if stands_there == "another disk" else "rootfs")
+    came.move(Event.ABANDON)
+    came.move(Event.ABANDONED)
+    here = stands(tmp_path)
+    if stands_there in ("no disk", "a disk elsewhere", "a link"):
+        shutil.rmtree(here.rootfs)
+    if stands_there == "a link":
+        here.rootfs.symlink_to(tmp_path / "not mounted")
+    if stands_there == "a disk elsewhere":
+        container_config.fence(here.container, f"{CONFIG}lxc.rootfs.path = btrfs:/vols/web\n", ID, "no")
+    assert bool(clean(journal, tmp_path, dry_run=True)) is goes and here.container.is_dir()
+    clean(journal, tmp_path)
+    assert here.container.is_dir() is not goes
+
+
+@pytest.mark.usefixtures("state")
 def test_a_fence_that_is_not_known_must_say_so_itself(journal: Journal, tmp_path: Path,
                                                       capfd: pytest.CaptureFixture[str]) -> None:
     """A journal can be lost."""
