@@ -31,7 +31,7 @@ from migrator.errors import ContainerNotFound, CopyNotEnded, GoneThere, JournalB
 from migrator.journal import Migration
 from migrator.layout import Layout
 from migrator.states import Event, State
-from stages import left_running
+from stages import consented, left_running
 from stages.import_data import give_back_rootfs, put_aside
 
 SETTLE_LIMIT = 10.0  # seconds that CRIU, left behind by a restore-dump that was killed, may take to come to its end
@@ -185,18 +185,21 @@ def go_on(migration: Migration, end: float) -> None:
     """Take the fence of one that `stands_stopped` away, and start it from its disk.
 
     Ask `refuse_stopped` before, unless somebody has chosen that. Not after `end`, by `clock.now`: raises WordOver then,
-    and StartFailed.
+    and StartFailed. It is confined first, where its sender's consent has gone.
     """
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     if clock.now() > end:
         raise WordOver(name=migration.name, next=advice.command("resume", migration))
     log.warning(f"{migration.name} had run here, and has stopped since: it is started from its disk")
     container = lxc.Container(migration.name, migration.lxcpath)
-    with migration.step("start"), no_memory.unfenced(container, migration.id) as config:
-        left = end - clock.now()  # once more, and last: records and copies take as long as the disk does
-        if left < 0:
-            raise WordOver(name=migration.name, next=advice.command("resume", migration))
-        no_memory.start(container, migration.id, config=config, limit=min(left, no_memory.START_LIMIT))
+    with migration.step("start") as done:
+        if identity.whose(layout).may_go and consented.confine(migration):
+            done["reason"] = restore.CONFINED
+        with no_memory.unfenced(container, migration.id) as config:
+            left = end - clock.now()  # once more, and last: records and copies take as long as the disk does
+            if left < 0:
+                raise WordOver(name=migration.name, next=advice.command("resume", migration))
+            no_memory.start(container, migration.id, config=config, limit=min(left, no_memory.START_LIMIT))
     with contextlib.suppress(JournalBroken):  # who chooses once more chooses the same
         migration.note("started", had_stopped="")
     container_config.unfence(layout.container, migration.id)

@@ -6,19 +6,20 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from migrator import btrfs, config_reader, consent, grant, lxc, network, no_memory, restore
+from migrator import btrfs, config_reader, consent, container_config, grant, lxc, network, no_memory, restore
 from migrator.errors import ConsentNeeded, DumpRefused
 from migrator.grant import Grant
 from migrator.journal import Migration
 from migrator.service import Service
 from migrator.states import Event, Role, State
-from stages import import_data, restore_dump, serve
+from stages import import_data, restore_dump, serve, settling
 from stages.handover import INCREMENT
 from tests.migrator.test_prepare_restore import TAKEN_BACK
 from tests.stages.test_allowed import HOOK, HOSTA, HOSTC, ID, Here, here, peer  # noqa: F401 -- a fixture
@@ -203,7 +204,7 @@ def test_a_restore_goes_by_it_too(here: Here, peers: Peers, trusted: bool, monke
     monkeypatch.setattr(lxc, "Container", lambda *_: None)
     monkeypatch.setattr(restore, "verify", lambda *_: None)
     monkeypatch.setattr(restore, "prepare", lambda *args: found.append(args[-1]))
-    monkeypatch.setattr(btrfs, "snapshot", lambda *_, **__: None)
+    monkeypatch.setattr(btrfs, "snapshot", lambda *_, **__: SimpleNamespace(uuid="made"))
     for name in ("receive", "give_back_rootfs", "put_rootfs_aside"):
         monkeypatch.setattr(restore_dump, name, lambda *_: SimpleNamespace(path=here.pool))
     migration.refresh()
@@ -241,6 +242,31 @@ def test_a_container_that_reaches_out_nowhere_is_confined_now(here: Here, caller
     started = stage.plain_config.read_text()
     assert consent.confining(config_reader.read("", started).settings) == []
     assert [each.detail.get("reason") for each in arriving(here).events() if each.step == "start"][-1]
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_what_had_stopped_is_confined_before_it_goes_on(here: Here, peers: Peers, monkeypatch: pytest.MonkeyPatch,
+                                                        ours: bool) -> None:
+    """It was let run with consent; whoever has taken its fence away has its configuration in hand."""
+    monkeypatch.setattr("migrator.layout.RUNTIME", here.pool / "run")
+    here.begun(peer("hosta", *WITH), config=f"lxc.uts.name = web\n{TAKEN_BACK}")
+    arriving(here).move(Event.RECEIVED, rounds=[{"uuid": "x"}])
+    here.caller(peer("hosta", *WITH))("import")
+    config = here.layout.container / "config"
+    if not ours:
+        container_config.unfence(config.parent, ID)
+    peers.allow("hosta", WITHOUT)
+    lacked: list[bool] = []
+
+    def start(*_: object, config: Path, **__: object) -> int:
+        lacked.append(bool(consent.confining(config_reader.read(str(config), config.read_text()).settings)))
+        return 1
+
+    monkeypatch.setattr(lxc, "Container", lambda *_: SimpleNamespace(name="web", config_file=config))
+    monkeypatch.setattr(no_memory, "start", start)
+    settling.go_on(arriving(here), math.inf)
+    assert lacked == [not ours]
+    assert bool([each for each in arriving(here).events() if each.step == "start" and each.detail.get("reason")]) is ours
 
 
 def test_an_end_records_no_consent(here: Here) -> None:
