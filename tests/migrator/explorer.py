@@ -262,7 +262,9 @@ away from what a restore has let run. The disk with the destination's LXC path m
 monitor of what runs there may end at any moment, and LXC says of it that it is stopped; on the source nothing hangs on
 the monitor. The source's copy may be thawed by somebody, or lose its fence and be started: no word is given any more
 then, the token is taken back. While a word that was given before still holds, and where it may have run on the
-destination, nobody can make up for that: it is left out too.
+destination, nobody can make up for that: it is left out too. Nor does the model have `restore-dump --force`, snapshots
+that somebody deletes by hand, so that nothing on disk tells any more what is whose, or a container that no look finds
+where LXC does not know of it, as none of its processes has its root in what was brought.
 
 | what happens | transitions |
 | --- | --- |

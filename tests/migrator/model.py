@@ -25,6 +25,11 @@ written in which order around which acts and messages. Keep it in step with stag
     source no rule hangs on the monitor
   - somebody thaws what stands still on the source, or takes its fence away, so that it can be started; but not while
     the source's word holds, nor where it may have run on the destination: for that nobody can make up
+
+It does not have: `restore-dump --force`; snapshots that somebody deletes by hand; that no look for what lives finds
+anything of it, as none of its processes has its root in what was brought. Nor a power cut that takes back what was done
+on the destination's disk, and not the record that came after: what may have run and was put aside is in its place again
+then, with the mark, and is put aside once more before anything is removed (`put_aside` in stages/import_data.py).
 """
 
 from __future__ import annotations
