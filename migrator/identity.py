@@ -147,9 +147,11 @@ def has_its_own(migration: Migration) -> bool:
 
     By the snapshot that it was made of, or its uuid, which is on record since: snapshots are removed.
     """
-    layout, recorded = Layout(migration.lxcpath, migration.name, migration.id), migration.detail.get("rootfs_uuid")
-    return layout.is_own_rootfs() or (
-        bool(recorded) and btrfs.is_subvolume(layout.rootfs) and btrfs.info(layout.rootfs).uuid == recorded)
+    layout = Layout(migration.lxcpath, migration.name, migration.id)
+    if layout.is_own_rootfs() or not btrfs.is_subvolume(layout.rootfs):
+        return layout.is_own_rootfs()
+    made = [event.detail.get("rootfs_uuid") for event in migration.events() if event.step == "rootfs"]
+    return btrfs.info(layout.rootfs).uuid in (migration.detail.get("rootfs_uuid"), *made[-1:])
 
 
 def _origin(migration: Migration) -> str:

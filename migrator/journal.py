@@ -141,13 +141,13 @@ class Migration:
             "SELECT state, owner, detail FROM migrations WHERE id = ? AND role = ?", self.id, self.role)
         self.state, self.owner, self.detail = State(row["state"]), Owner(row["owner"]), json.loads(row["detail"])
 
-    def note(self, step: str, *, anew: bool = False, synced: bool = True, **detail: Any) -> None:
+    def note(self, step: str, *, anew: bool = False, **detail: Any) -> None:
         """Record something without a change of state; `detail` is merged into the record.
 
         With `anew` in the place of the last event, if that is the same step: for what the other host may have recorded
-        again and again. What is not `synced` comes to the disk with the next record that is.
+        again and again.
         """
-        self._write(self.state, self.owner, step, "done", detail, anew=anew, synced=synced)
+        self._write(self.state, self.owner, step, "done", detail, anew=anew)
 
     @contextlib.contextmanager
     def step(self, step: str, *, must_be_recorded: bool = True,
@@ -202,12 +202,12 @@ class Migration:
             log.warning(f"The journal could not record that {step} is {phase}: {error}")
 
     def _write(self, state: State, owner: Owner, step: str, phase: str, detail: dict[str, Any], *,
-               anew: bool = False, synced: bool = True) -> None:
+               anew: bool = False) -> None:
         now = time.time()
         merged = self.detail | detail
         if state in states.ENDED and not self.ended:
             merged["ended_by"] = _this_process()
-        with self.journal.transaction(synced=synced) as db:
+        with self.journal.transaction() as db:
             db.execute(
                 "UPDATE migrations SET state = ?, owner = ?, detail = ?, updated = ? WHERE id = ? AND role = ?",
                 (state, owner, json.dumps(merged), now, self.id, self.role),

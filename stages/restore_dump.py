@@ -275,10 +275,9 @@ class Restore:
                            self.migration.detail["increment_uuid"], self.behind, self._left)
             verified()
             made = prepared() if prepared else None
-        with self.migration.step("rootfs"):
+        with self.migration.step("rootfs") as done:
             put_rootfs_aside(self.layout)
-            rootfs = btrfs.snapshot(last.path, self.layout.rootfs, read_only=False)
-            self.migration.note("root file system", rootfs_uuid=rootfs.uuid, synced=False)  # snapshots may be removed
+            done["rootfs_uuid"] = btrfs.snapshot(last.path, self.layout.rootfs, read_only=False).uuid
         return made
 
     def _restore(self, images: Path, prepared: restore.Prepared) -> int:

@@ -53,7 +53,7 @@ def stage(tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     monkeypatch.setattr(restore_dump, "receive", lambda *_: SimpleNamespace(path=tmp_path))
     monkeypatch.setattr(restore_dump, "give_back_rootfs", lambda _: None)
     monkeypatch.setattr(restore_dump, "put_rootfs_aside", lambda _: None)
-    monkeypatch.setattr(btrfs, "snapshot", lambda *_, **__: None)
+    monkeypatch.setattr(btrfs, "snapshot", lambda *_, **__: SimpleNamespace(uuid="made"))
     monkeypatch.setattr(lxc, "thaw", lambda *_: None)
     monkeypatch.setattr(lxc, "processes", lambda _: [1])
     with Journal(tmp_path / "journal.db") as journal:

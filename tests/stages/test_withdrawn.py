@@ -266,7 +266,7 @@ def test_what_had_stopped_is_confined_before_it_goes_on(here: Here, peers: Peers
     monkeypatch.setattr(no_memory, "start", start)
     settling.go_on(arriving(here), math.inf)
     assert lacked == [not ours]
-    assert bool([each for each in arriving(here).events() if each.step == "start" and each.detail.get("reason")]) is ours
+    assert any(each.detail.get("reason") for each in arriving(here).events() if each.step == "start") is ours
 
 
 def test_an_end_records_no_consent(here: Here) -> None:
