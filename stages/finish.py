@@ -304,7 +304,7 @@ def _drop_old(migration: Migration, layout: Layout, old: Path) -> None:
     elsewhere = container_config.rootfs_elsewhere(config, layout.rootfs) if told else ""
     inner = _nested(rootfs)
     stood, until = f"What stood in the place of {migration.name}", f"until: migrator cleanup {migration.name}"
-    if lxc.lives_in(layout.name, rootfs):
+    if rootfs.exists() and lxc.lives_in(layout.name, rootfs):
         log.warning(f"{stood} stays in {old}, as something lives in it, {until}")
         return
     if inner or not told or not identity.is_superseded(migration, config):
