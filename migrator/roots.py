@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
 import os
 import struct
 from pathlib import Path
@@ -27,6 +28,7 @@ _STATX_INO, _STATX_MNT_ID = 0x100, 0x1000
 _STATX_SIZE = 256
 _FOLLOW = 0x400  # AT_SYMLINK_FOLLOW
 _HANDLE_MAX = 128  # MAX_HANDLE_SZ
+_BTRFS_TOP = 256  # BTRFS_FIRST_FREE_OBJECTID in <linux/btrfs_tree.h>
 _BTRFS_HANDLE = 0x4D  # FILEID_BTRFS_WITHOUT_PARENT in <linux/exportfs.h>
 
 
@@ -47,6 +49,16 @@ def at(path: Path) -> Root:
     return _root(_statx(path, _STATX_INO))
 
 
+def is_in(pid: int, folder: Path, proc: Path = PROC) -> bool:
+    """Whether a process has this folder as its root or, where that is a subvolume, any folder in it; raises OSError.
+
+    As after a chroot(2) of its own. Each subvolume has a device number of its own (btrfs_getattr in fs/btrfs/inode.c),
+    and all have one inode number at their top.
+    """
+    root, top = of(pid, proc), at(folder)
+    return root == top or (root.device == top.device and top.inode == _BTRFS_TOP and is_on_btrfs(pid, proc))
+
+
 def mounted(pid: int) -> tuple[Root, int | None]:
     """The root of a process and the id of the mount that it is in, None from a kernel before 5.8; raises OSError."""
     found = _statx(PROC / str(pid) / "root", _STATX_INO | _STATX_MNT_ID)
@@ -65,9 +77,9 @@ def _root(found: ctypes.Array[ctypes.c_char]) -> Root:
     return Root(os.makedev(*struct.unpack_from("=II", found, 136)), inode)  # stx_dev_major, stx_dev_minor
 
 
-def is_on_btrfs(pid: int) -> bool:
+def is_on_btrfs(pid: int, proc: Path = PROC) -> bool:
     """Whether the root of a process lies on btrfs, so that to ask there waits for no server; raises OSError."""
-    path = PROC / str(pid) / "root"
+    path = proc / str(pid) / "root"
     handle = ctypes.create_string_buffer(struct.pack("=Ii", _HANDLE_MAX, 0), 8 + _HANDLE_MAX)
     mount = ctypes.c_int()
     try:
@@ -84,5 +96,6 @@ def _must(result: int, path: Path) -> None:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(path))
 
 
+@functools.cache  # all of /proc is looked at while a container stands still
 def _libc() -> ctypes.CDLL:
     return ctypes.CDLL(None, use_errno=True)

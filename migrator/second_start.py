@@ -3,7 +3,7 @@
 
 As where the frozen one's monitor was killed, so that LXC said STOPPED, and somebody has started it. Nothing that a user
 in the container does passes for that, as it would keep the container frozen: all that he starts is in its pid
-namespace, or in one below, whatever cgroup he puts it into.
+namespace, or in one below, whatever cgroup he puts it into. Nor what a user of this host does.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ import contextlib
 import fcntl
 import os
 import shlex
+import struct
+import time
 from pathlib import Path
 
 from migrator import cgroups, lxc, roots
 from migrator.errors import MigratorError, StartFailed
 from migrator.thawing import Frozen
 
-_NS_GET_PARENT = 0xB702  # <linux/nsfs.h>
+_NS_GET_USERNS, _NS_GET_PARENT, _NS_GET_OWNER_UID = 0xB701, 0xB702, 0xB704  # <linux/nsfs.h>
 
 
 def refuse(frozen: Frozen, *, ask_lxc: bool = True) -> None:
@@ -46,25 +48,68 @@ def of(frozen: Frozen) -> int | None:
     return None
 
 
-def _is_beside(pid: int, root: roots.Root, inside: tuple[int, int], cgroup: str) -> bool:
-    """A start has the container's root, and namespaces of its own of processes and of mounts, as LXC makes them.
+def on_disk(name: str, rootfs: Path, limit: float = 0.0) -> int | None:
+    """The first process of a start that lives in this root file system, be it that LXC has lost it.
 
-    A visitor has not, be he in a pid namespace of his own, as arch-chroot makes one, or in another container.
+    What ends within `limit` seconds does not count.
+    """
+    until = time.monotonic() + limit
+    while found := [(_depth(pid), pid) for pid in lxc.container_processes(name) if _lives_in(pid, rootfs)]:
+        if time.monotonic() >= until:
+            return min(found)[1]  # what it has made such namespaces for itself goes with it
+        time.sleep(lxc.POLL)
+    return None
+
+
+def _lives_in(pid: int, rootfs: Path) -> bool:
+    with contextlib.suppress(OSError):  # it has ended, or cannot be told
+        return roots.is_in(pid, rootfs) and is_start(pid)
+    return False
+
+
+def is_start(pid: int) -> bool:
+    """Whether it is the first process of a container, in namespaces of its own of processes and of mounts, as LXC makes
+    them for root.
+
+    A visitor is not, be he in a pid namespace of his own, as arch-chroot makes one, or in another container.
     """
     with contextlib.suppress(OSError):  # it has ended, or cannot be told
-        return (roots.of(pid) == root and _is_first(pid) and _id(f"/proc/{pid}/ns/mnt") != _id("/proc/self/ns/mnt")
-                and not _descends(pid, inside)
+        return (_depth(pid) > 0 and _id(f"/proc/{pid}/ns/mnt") != _id("/proc/self/ns/mnt") and _is_made_by_root(pid))
+    return False
+
+
+def _is_beside(pid: int, root: roots.Root, inside: tuple[int, int], cgroup: str) -> bool:
+    with contextlib.suppress(OSError):  # it has ended, or cannot be told
+        return (roots.of(pid) == root and is_start(pid) and not _descends(pid, inside)
                 and not cgroups.holds(cgroup, os.fsdecode(Path(f"/proc/{pid}/cgroup").read_bytes())))
     return False
 
 
-def _is_first(pid: int) -> bool:
-    """Whether it is the first process of a pid namespace other than this host's (NSpid in proc_pid_status(5))."""
-    for line in Path(f"/proc/{pid}/status").read_bytes().split(b"\n"):
-        if line.startswith(b"NSpid:"):
-            ids = line.split()[1:]
-            return len(ids) > 1 and ids[-1] == b"1"
-    return False
+def _depth(pid: int) -> int:
+    """In which pid namespace below this host's it is the first process; 0 in none (NSpid in proc_pid_status(5))."""
+    with contextlib.suppress(OSError):  # it has ended
+        for line in Path(f"/proc/{pid}/status").read_bytes().split(b"\n"):
+            if line.startswith(b"NSpid:"):
+                ids = line.split()[1:]
+                return len(ids) - 1 if ids[-1] == b"1" else 0
+    return 0
+
+
+def _is_made_by_root(pid: int) -> bool:
+    """Whether its pid namespace was, as all are that LXC makes for root, for a container with ids of its own too.
+
+    Any user of this host may make one, in a user namespace that he has made and so owns, and take a container's root
+    there, through /proc/PID/root of a process of his id in it. Raises OSError.
+    """
+    with contextlib.ExitStack() as opened:
+        space = os.open(f"/proc/{pid}/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+        opened.callback(os.close, space)
+        users = fcntl.ioctl(space, _NS_GET_USERNS)
+        opened.callback(os.close, users)
+        if os.path.sameopenfile(users, opened.enter_context(Path("/proc/self/ns/user").open("rb")).fileno()):
+            return True  # who may do that is root
+        (owner,) = struct.unpack("=I", fcntl.ioctl(users, _NS_GET_OWNER_UID, bytes(4)))
+        return bool(owner == os.geteuid())  # ours: only root comes here
 
 
 def _descends(pid: int, inside: tuple[int, int]) -> bool:

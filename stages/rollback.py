@@ -249,9 +249,9 @@ def thaw_source(migration: Migration) -> bool:
         aftermath.start_from_disk(migration)
         return False
     frozen = Frozen.from_detail(migration.id, migration.name, migration.lxcpath, migration.detail)
-    second_start.refuse(frozen)
     criu.wait_for_dump(migration.name, Layout(migration.lxcpath, migration.name, migration.id).dumped_into())
     with migration.step("thaw", must_be_recorded=False):
+        second_start.refuse(frozen)  # last: nothing but a look keeps another one from being started meanwhile
         thawing.thaw(frozen)
     return True
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
+import os
 import subprocess
 import time
 from collections.abc import Iterator
@@ -14,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from migrator import cgroups, lxc, roots
+from migrator import cgroups, criu, lxc, roots, second_start
 from migrator.errors import ContainerNotRunning, StartFailed
 from migrator.journal import Journal
 from migrator.states import Event
@@ -109,6 +111,39 @@ def test_what_is_no_other_start_of_it(journal: Journal, cgroup: Path, started: l
         (cgroup / "cgroup.procs").write_text(f"{ours[1]}\n")
         assert rollback.thaw_source(frozen(journal, cgroup, ours[1]))
     assert (cgroup / "cgroup.freeze").read_text() == "0"
+
+
+def test_one_that_comes_while_criu_is_waited_for(journal: Journal, cgroup: Path, started: list[str],
+                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    """That takes up to a quarter of an hour, in which LXC may say STOPPED, and no fence stands."""
+    with lives(*START, *SLEEP) as ours, lives(*START, *SLEEP) as beside:
+        found = [ours[1]]
+        monkeypatch.setattr(lxc, "container_processes", lambda _: found)
+        monkeypatch.setattr(criu, "wait_for_dump", lambda *_: found.append(beside[1]))
+        (cgroup / "cgroup.procs").write_text(f"{ours[1]}\n")
+        with pytest.raises(StartFailed, match=rf"\(process {beside[1]}\)"):
+            rollback.thaw_source(frozen(journal, cgroup, ours[1]))
+    assert (cgroup / "cgroup.freeze").read_text() == "1"
+
+
+def test_a_user_of_this_host_starts_none(journal: Journal, cgroup: Path, started: list[str],
+                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    """He has namespaces of his own, and has come to that root through /proc/PID/root of a process of his in it."""
+    with lives(*START, *SLEEP) as ours, lives(*START, *SLEEP) as beside:
+        monkeypatch.setattr(lxc, "container_processes", lambda _: [ours[1], beside[1]])
+        monkeypatch.setattr(os, "geteuid", lambda: 2**31)  # root is another one than who has made them
+        (cgroup / "cgroup.procs").write_text(f"{ours[1]}\n")
+        assert rollback.thaw_source(frozen(journal, cgroup, ours[1]))
+    assert (cgroup / "cgroup.freeze").read_text() == "0"
+
+
+def test_what_has_this_hosts_users_was_made_by_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a privileged container has; nobody else may make such a pid namespace."""
+    monkeypatch.setattr(fcntl, "ioctl", lambda *_: os.open("/proc/self/ns/user", os.O_RDONLY))
+    monkeypatch.setattr(os, "geteuid", lambda: 2**31)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    assert second_start._is_made_by_root(os.getpid())
+    assert len(list(Path("/proc/self/fd").iterdir())) == before, "what it has opened it has closed"
 
 
 @pytest.mark.parametrize("knows", ["the frozen one", "that one", "none"])
