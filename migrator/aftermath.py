@@ -7,7 +7,6 @@ A reboot ends what was frozen, and empties /run, where images usually lie. The j
 from __future__ import annotations
 
 import contextlib
-import shlex
 from collections.abc import Callable
 
 from migrator import (
@@ -90,6 +89,8 @@ def held(migration: Migration) -> bool:
 def start_from_disk(migration: Migration) -> None:
     """The frozen memory is gone: start the container as after any reboot, unless somebody has done so, or it is gone.
 
+    Be it that LXC knows nothing any more of what somebody has started: two must not run on one disk.
+
     First its fence is taken away; where its disk is too full for that, it is started without looking at it. Raises
     StartFailed, also where processes of it are left.
     """
@@ -101,6 +102,8 @@ def start_from_disk(migration: Migration) -> None:
     container = lxc.Container(migration.name, migration.lxcpath)
     if not held(migration) or container.state != "STOPPED":
         log.warning(f"{migration.name} is not the process that was frozen any more; there is nothing to thaw")
+        return
+    if no_memory.is_lost(container):
         return
     log.warning(f"The memory of {migration.name} is gone, as after a reboot: it is started from its disk")
     with migration.step("start", must_be_recorded=False):
@@ -131,10 +134,14 @@ def where(migration: Migration) -> str:
         state = ""
     if state == "RUNNING":
         return f"{name} runs on here."
+    end = ""
     if remains.are_here(migration):
+        end = f"echo 1 >{migration.detail['cgroup']}/cgroup.kill"
+    elif state in ("", "STOPPED") and (lost := standing.on_disk(migration)) is not None:
+        end = f"kill -9 {lost}"
+    if end:
         return (f"{name} runs on here, but LXC does not know of it any more: its monitor has ended, or its"
-                f" configuration is gone. Start no second one; to end it: "
-                f"echo 1 >{migration.detail['cgroup']}/cgroup.kill")
+                f" configuration is gone. Start no second one; to end it: {end}")
     if not state:
         return (f"LXC does not know of {name} in {lxcpath} any more: it was removed meanwhile, or renamed. See what"
                 f" there is with: lxc-ls -f -P {lxcpath}")
@@ -184,9 +191,8 @@ def _stands(migration: Migration) -> str:
         return "The memory that was frozen here is gone, as after a reboot."
     if not _is(standing.started_anew, migration):
         return "It is frozen here, with all its memory."
-    stop = shlex.join(["lxc-stop", "-P", str(migration.lxcpath), "-n", migration.name])
     return ("It is frozen here, with all its memory, and was started once more beside that, past its fence. That one"
-            f" comes to its end with {stop}: two must not run on one disk.")
+            f" comes to its end with {standing.end_of(migration)}: two must not run on one disk.")
 
 
 def _past_fence(migration: Migration) -> str:

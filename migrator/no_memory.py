@@ -26,6 +26,7 @@ from migrator import (
     names,
     network,
     remains,
+    second_start,
 )
 from migrator.errors import (
     CommandFailed,
@@ -76,14 +77,16 @@ def start_again(migration: Migration) -> bool:
         return False
     by_us = True
     if runs(container, migration.id):
-        by_us = bool(_ours(migration.id))  # its program was killed, but what it had started came up
+        by_us = has_monitor(migration.id)  # its program was killed, but what it had started came up
         if not by_us:
             log.warning(f"{migration.name} has been started by somebody else, and runs")
     else:
         end(container, migration.id)
         remains.require_none(migration)
-        with migration.step("start", must_be_recorded=False), unfenced(container, migration.id) as config:
-            stay(container, migration.id, start(container, migration.id, config=config))
+        by_us = not is_lost(container)
+        if by_us:
+            with migration.step("start", must_be_recorded=False), unfenced(container, migration.id) as config:
+                stay(container, migration.id, start(container, migration.id, config=config))
     with contextlib.suppress(ContainerNotRunning, CommandTimeout):
         network.announce(container.init_pid, (0.0,)).join()
     _copy(migration.id).unlink(missing_ok=True)  # of a program that was killed meanwhile
@@ -134,6 +137,15 @@ def _unknown(migration: Migration, container: lxc.Container) -> str:
         f"{unknown}: it has no fence of this migration, whose snapshots are gone, and its root file system is not on"
         f" record. If it is, start it with: lxc-start -P {migration.lxcpath} -n {migration.name} -- what runs is left"
         f" alone by: {advice.command('rollback', migration)}"))
+
+
+def is_lost(container: lxc.Container) -> bool:
+    """Whether a start of it lives that LXC does not know any more, so that none may come beside it; says so."""
+    found = second_start.on_disk(container.name, container.rootfs, lxc.END_LIMIT)
+    if found is not None:
+        log.warning(f"{container.name} has been started, and lives (process {found}), though LXC does not know of it"
+                    " any more: it is not started once more")
+    return found is not None
 
 
 def _lives(migration: Migration, container: lxc.Container) -> bool:
@@ -268,6 +280,11 @@ def runs(container: lxc.Container, migration: str, limit: float = START_LIMIT) -
 def is_starting(migration: str) -> bool:
     """Whether a `start` of this migration is under way, if without who has asked for it."""
     return bool(_starting(migration))
+
+
+def has_monitor(migration: str) -> bool:
+    """Whether LXC's monitor of what `start` of this migration has brought up lives, or that is under way."""
+    return bool(_ours(migration))
 
 
 def end(container: lxc.Container | layout.Layout, migration: str) -> None:

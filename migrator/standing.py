@@ -11,11 +11,12 @@ from __future__ import annotations
 import contextlib
 import shlex
 
-from migrator import advice, container_config, identity, log, lxc, remains
+from migrator import advice, container_config, identity, log, lxc, remains, second_start
 from migrator.errors import ContainerNotFound, MigratorError, OutOfOrder
 from migrator.journal import Migration
 from migrator.layout import Layout
 from migrator.states import State
+from migrator.thawing import Frozen
 
 
 def require(migration: Migration, stage: str, next_: str = "") -> None:
@@ -34,27 +35,30 @@ def require(migration: Migration, stage: str, next_: str = "") -> None:
 def refuse_end(migration: Migration, stage: str) -> None:
     """Raises OutOfOrder where it has run on with this disk: nobody but its administrator ends that.
 
-    Once its end has begun, what is thawed or on its way to it is ending; another start that LXC knows is none of that.
+    Once its end has begun, what is thawed or on its way to it is ending; another start is none of that.
     """
     ending = migration.state is State.FINISHING
     thawed = not ending and remains.was_thawed(migration)
-    if thawed or (_knows_another(migration) if ending else started_anew(migration)):
+    if thawed or (_knows_another(migration) or _beside(migration) is not None if ending else started_anew(migration)):
         restore_fence(migration)
         done = "thawed it here" if thawed else "started it here too, past its fence"
         raise OutOfOrder(
-            stage=stage, next=f"{_end(migration, thawed)} -- and then: {advice.again(stage, migration)}",
+            stage=stage, next=f"{end_of(migration, thawed=thawed)} -- and then: {advice.again(stage, migration)}",
             missing=f"{migration.name} has run on {advice.moved_to(migration)}, and somebody has {done}."
                     f" What it has written here since is not there")
 
 
-def _end(migration: Migration, thawed: bool) -> str:
-    """How its administrator ends what runs: what was thawed by its name only where LXC knows that very start by it."""
-    by_name = not thawed
+def end_of(migration: Migration, *, thawed: bool = False) -> str:
+    """How its administrator ends what was `thawed`, or else what was started: by its name only where LXC knows that
+    very start by it.
+    """
+    pid = remains.recorded_init(migration)[0] if thawed else _beside(migration) or on_disk(migration)
+    by_name = pid is None
     with contextlib.suppress(MigratorError, OSError):
-        by_name = by_name or bool(remains.is_known(migration, lxc.Container(migration.name, migration.lxcpath)))
+        by_name = by_name or lxc.Container(migration.name, migration.lxcpath).init_pid == pid
     if by_name:
         return shlex.join(["lxc-stop", "-P", str(migration.lxcpath), "-n", migration.name])
-    return f"kill -9 {remains.recorded_init(migration)[0]}"  # the first of its pid namespace: all others go with it
+    return f"kill -9 {pid}"  # the first of its pid namespace: all others go with it
 
 
 def restore_fence(migration: Migration) -> None:
@@ -85,6 +89,8 @@ def runs(migration: Migration) -> bool:
 
 def started_anew(migration: Migration) -> bool:
     """Whether another start of it than the one that was brought to a stand lives here, be it that LXC has lost it."""
+    if _beside(migration) is not None:
+        return True
     still = remains.first_is_here(migration)
     rootfs = Layout(migration.lxcpath, migration.name, migration.id).rootfs
     with contextlib.suppress(ContainerNotFound):  # it may have been started before its configuration was removed
@@ -98,6 +104,21 @@ def started_anew(migration: Migration) -> bool:
             return True  # on its way to that, or from it
         rootfs = container.rootfs
     return not still and lxc.runs_in(migration.name, rootfs)
+
+
+def _beside(migration: Migration) -> int | None:
+    """The first process of another start that lives beside what is frozen, be it that LXC does not know it."""
+    if not migration.memory or not remains.first_is_here(migration):
+        return None
+    return second_start.of(Frozen.from_detail(migration.id, migration.name, migration.lxcpath, migration.detail))
+
+
+def on_disk(migration: Migration) -> int | None:
+    """The first process of a start that lives on its disk, though LXC may have lost it; None beside what is frozen."""
+    rootfs = Layout(migration.lxcpath, migration.name, migration.id).rootfs
+    with contextlib.suppress(ContainerNotFound):
+        rootfs = lxc.Container(migration.name, migration.lxcpath).rootfs
+    return None if remains.first_is_here(migration) else second_start.on_disk(migration.name, rootfs)
 
 
 def _knows_another(migration: Migration) -> bool:

@@ -42,10 +42,10 @@ TESTS = (
         "journal_full", "journal_steps", "known_hosts", "layout", "leave", "names", "spool", "spool_reads",
         "spool_receive", "states", "thawing", "transfer", "watchdog", "watchdog_beside", "whose_cgroup")),
     *(f"tests/stages/test_{name}.py" for name in (
-        "allowed", "another_host", "answers", "begin", "cleanup", "come_up", "define", "disk_away", "ended_there",
-        "ending", "force", "force_records", "full_at_offer", "given_back", "gone_here", "heal", "in_its_place",
-        "late_own",
-        "left_by_a_restore", "locked_journal", "model_conformance", "not_swallowed", "offer", "remains",
+        "allowed", "another_host", "answers", "begin", "chrooted", "cleanup", "come_up", "define", "disk_away",
+        "ended_there", "ending", "force", "force_records", "full_at_offer", "given_back", "gone_here", "heal",
+        "in_its_place", "late_own",
+        "left_by_a_restore", "locked_journal", "lost_start", "model_conformance", "not_swallowed", "offer", "remains",
         "removed_there", "rollback", "rollback_there", "rollback_typed", "same_name", "second_start", "settling",
         "start_there", "started_again", "stopped_there", "strangers")),
     *(f"tests/tunnel/test_{name}.py" for name in (

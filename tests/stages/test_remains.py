@@ -39,6 +39,7 @@ class Monitorless:
     """As LXC sees a container whose monitor has been killed."""
 
     state = "STOPPED"
+    rootfs = Path("/nowhere/rootfs")
 
     def __init__(self, name: str, lxcpath: Path) -> None:
         self.name, self.lxcpath = name, lxcpath

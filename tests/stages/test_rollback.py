@@ -286,7 +286,7 @@ def test_where_it_is(journal: Journal, monkeypatch: pytest.MonkeyPatch, state: s
     class Container:
         def __init__(self, name: str, lxcpath: Path) -> None:
             assert (name, lxcpath) == ("web", migration.lxcpath)
-            self.state = state
+            self.state, self.rootfs = state, Path("/nowhere")
 
     monkeypatch.setattr(lxc, "Container", Container)
     assert aftermath.where(migration) == text.format(migration.lxcpath)

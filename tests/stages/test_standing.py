@@ -40,7 +40,6 @@ class Known(Monitorless):
     """As LXC sees it: with its monitor, by the process that stands in for its first one."""
 
     pid = 0
-    rootfs = Path("/nowhere/rootfs")
 
     @property
     def state(self) -> str:  # type: ignore[override]

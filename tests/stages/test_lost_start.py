@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A start that LXC has lost, its monitor killed, runs all the same: none comes beside it, and no word is given."""
+
+# ruff: noqa: F811 -- fixtures
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from migrator import aftermath, identity, leave, lxc, no_memory, second_start, standing
+from migrator.errors import OutOfOrder
+from migrator.journal import Journal, Migration
+from migrator.states import Event
+from stages import offer, rollback
+from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
+from tests.stages.test_remains import Monitorless, cgroup, configured, frozen, init, started  # noqa: F401 -- fixtures
+from tests.stages.test_second_start import BESIDE, NESTED, SLEEP, START, lives
+from tests.stages.test_standing import OTHER_BOOT
+
+
+@pytest.fixture(autouse=True)
+def lost(monkeypatch: pytest.MonkeyPatch, started: list[str]) -> None:
+    """Its root file system is where these processes live; LXC knows nothing of it."""
+    monkeypatch.setattr(Monitorless, "rootfs", Path("/"))
+    monkeypatch.setattr(identity, "is_source", lambda _: True)
+    monkeypatch.setattr(no_memory, "stay", lambda *_: None)
+    monkeypatch.setattr(no_memory, "end", lambda *_: None)
+
+
+@contextlib.contextmanager
+def another(monkeypatch: pytest.MonkeyPatch, *first: int) -> Iterator[int]:
+    """Another start of it, beside what is given."""
+    with lives(*START, *SLEEP) as beside:
+        monkeypatch.setattr(lxc, "container_processes", lambda _: [*first, beside[1]])
+        yield beside[1]
+
+
+def rebooted(journal: Journal, cgroup: Path, *, memory: bool) -> Migration:
+    """Since it was brought to a stand; nobody was offered it."""
+    configured(journal)
+    return frozen(journal, cgroup, os.getpid(), boot=OTHER_BOOT, memory=memory, stopping=not memory,
+                  stop_timeout=1)
+
+
+@pytest.mark.parametrize("memory", [True, False])
+def test_none_is_started_beside_it(journal: Journal, cgroup: Path, started: list[str], monkeypatch: pytest.MonkeyPatch,
+                                   capsys: pytest.CaptureFixture[str], memory: bool) -> None:
+    migration = rebooted(journal, cgroup, memory=memory)
+    with another(monkeypatch) as pid:
+        assert not rollback.thaw_source(migration)
+        assert started == [] and f"lives (process {pid})" in capsys.readouterr().err
+        told = aftermath.where(migration)
+        assert "web runs on here, but LXC does not know of it" in told and f"to end it: kill -9 {pid}" in told
+    monkeypatch.setattr(lxc, "container_processes", lambda _: [])
+    assert "Start it with: lxc-start" in aftermath.where(migration)
+
+
+@pytest.mark.parametrize("memory", [True, False])
+@pytest.mark.parametrize("second", [*sorted(set(BESIDE) - {"another start"}), "a user's"])
+def test_a_visitor_keeps_nothing_from_its_start(journal: Journal, cgroup: Path, started: list[str], second: str,
+                                                monkeypatch: pytest.MonkeyPatch, memory: bool) -> None:
+    migration = rebooted(journal, cgroup, memory=memory)
+    command, which = BESIDE.get(second, BESIDE["another start"])
+    with lives(*command) as beside:
+        monkeypatch.setattr(lxc, "container_processes", lambda _: [beside[which]])
+        if second == "a user's":
+            monkeypatch.setattr(os, "geteuid", lambda: 2**31)
+        rollback.thaw_source(migration)
+    assert started == ["web"]
+
+
+def test_what_is_just_ending_is_waited_for(journal: Journal, cgroup: Path, started: list[str],
+                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    """As what an lxc-start that was killed had begun."""
+    monkeypatch.setattr(lxc, "END_LIMIT", 600.0)
+    with another(monkeypatch) as pid:
+        looks = [[], [], [pid], [pid]]
+        monkeypatch.setattr(lxc, "container_processes", lambda _: looks.pop())
+        rollback.thaw_source(rebooted(journal, cgroup, memory=True))
+    assert started == ["web"] and looks == [[]]
+
+
+def test_of_all_that_lives_in_it_its_first_process_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And none that has had such namespaces made inside: with the first all others end."""
+    with lives(*START, *NESTED) as found:
+        monkeypatch.setattr(lxc, "container_processes", lambda _: [found[2], found[1]])
+        assert second_start.is_start(found[2]) and second_start.on_disk("web", Path("/")) == found[1]
+        assert second_start.on_disk("web", Path("/nowhere")) is None
+
+
+def test_beside_the_frozen_one_it_is_seen_by_whoever_gives_a_word(
+        journal: Journal, cgroup: Path, started: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """LXC may even know the frozen one: the other one was started by another path."""
+    with lives(*START, *SLEEP) as ours, another(monkeypatch, ours[1]) as pid:
+        (cgroup / "cgroup.procs").write_text(f"{ours[1]}\n")
+        migration = frozen(journal, cgroup, ours[1], Event.OFFER, Event.TAKEN)
+        migration.note("leave", **leave.given({}, 60.0))
+        for knows in (False, True):
+            if knows:
+                monkeypatch.setattr(Monitorless, "init_pid", ours[1])
+                configured(journal)
+            with pytest.raises(OutOfOrder, match="runs on") as raised:
+                offer.word(migration)
+            assert raised.value.hint == "Next: migrator rollback web"
+            told = aftermath.note(migration)
+            assert "It is frozen here" in told and f"comes to its end with kill -9 {pid}:" in told
+        for event in (None, Event.FINISH):
+            if event:
+                migration.move(event)
+            with pytest.raises(OutOfOrder, match="somebody has started it here too") as raised:
+                standing.refuse_end(migration, "finish")
+            assert raised.value.hint == f"Next: kill -9 {pid} -- and then: migrator finish web"
+        monkeypatch.setattr(lxc, "container_processes", lambda _: ours[1:])
+        standing.refuse_end(migration, "finish")
+        assert not standing.runs(migration)
+    assert (cgroup / "cgroup.freeze").read_text() == "1"
+
+
+def test_what_has_gone_on_the_disk_since_is_ended_by_its_process(
+        journal: Journal, cgroup: Path, started: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    configured(journal)
+    migration = frozen(journal, cgroup, os.getpid(), Event.OFFER, Event.TAKEN, boot=OTHER_BOOT)
+    with another(monkeypatch) as pid, pytest.raises(OutOfOrder, match="started it here too") as raised:
+        standing.refuse_end(migration, "finish")
+    assert raised.value.hint == f"Next: kill -9 {pid} -- and then: migrator finish web"
