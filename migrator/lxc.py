@@ -90,7 +90,7 @@ class Container:
             if is_payload(self.name, _cgroup_of(pid)):
                 return True
         with contextlib.suppress(OSError):
-            return roots.of(pid) == roots.at(self.rootfs)
+            return roots.is_in(pid, self.rootfs)
         return False
 
     def _asked(self, question: Callable[[], Any]) -> Any:
@@ -309,7 +309,7 @@ def _rooted_elsewhere() -> Iterator[int]:
 
 
 def lives_in(name: str, rootfs: Path) -> bool:
-    """Whether a process has `rootfs` as its root, under any spelling of the LXC path, and if its monitor is gone.
+    """Whether a process has its root in `rootfs`, under any spelling of the LXC path, and if its monitor is gone.
 
     Be it a visitor's: so ask before it is removed.
     """
@@ -324,7 +324,7 @@ def runs_in(name: str, rootfs: Path) -> bool:
 def _has_root(rootfs: Path, pids: list[int]) -> bool:
     for pid in pids:
         with contextlib.suppress(OSError):
-            if roots.of(pid, PROC) == roots.at(rootfs):
+            if roots.is_in(pid, rootfs, PROC):
                 return True
     return False
 

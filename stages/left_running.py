@@ -9,13 +9,27 @@ import signal
 import time
 from pathlib import Path
 
-from migrator import criu, lxc, roots
+from migrator import btrfs, criu, lxc, roots, second_start
 from migrator.errors import MigratorError
 from migrator.layout import Layout
 
 
 def lives_in_own(layout: Layout, pid: int) -> bool:
-    """Whether a process lives in a subvolume that this migration has made, wherever that is by now."""
+    """Whether a process lives in a subvolume that this migration has made, wherever that is by now.
+
+    Be its root only a folder in there, as after a chroot(2) of its own.
+    """
+    if _has_own(layout, pid):
+        return True
+    root = Path(f"/proc/{pid}/root")
+    with contextlib.suppress(MigratorError, OSError):
+        made_of = btrfs.parent_of(btrfs.id_of(root), root) if roots.is_on_btrfs(pid) else ""
+        return made_of in {btrfs.info(each).uuid for each in layout.own_snapshots()}
+    return False
+
+
+def _has_own(layout: Layout, pid: int) -> bool:
+    """Whether a process has such a subvolume as its root."""
     with contextlib.suppress(MigratorError, OSError):
         return roots.is_on_btrfs(pid) and layout.is_own(Path(f"/proc/{pid}/root"))
     return False
@@ -29,7 +43,7 @@ def kill(layout: Layout) -> list[int]:
     """
     until = time.monotonic() + lxc.STOP_LIMIT
     while left := [pid for pid in lxc.container_processes(layout.name)
-                   if lives_in_own(layout, pid) and not _is_in(layout.set_aside(), pid)]:
+                   if _has_own(layout, pid) and not _is_in(layout.set_aside(), pid)]:
         if time.monotonic() > until:
             return left
         for pid in left:
@@ -39,15 +53,26 @@ def kill(layout: Layout) -> list[int]:
     return []
 
 
+def live_below(layout: Layout) -> list[int]:
+    """The first processes of containers that live in such a subvolume, and have only a folder in there as their root.
+
+    As what was started without its memory may have. Or it is a container that somebody has made in that folder: so
+    nothing of this is ended here.
+    """
+    return [pid for pid in lxc.container_processes(layout.name)
+            if second_start.is_start(pid) and lives_in_own(layout, pid)
+            and not _has_own(layout, pid) and not _is_in(layout.set_aside(), pid)]
+
+
 def live_in(name: str, rootfs: Path) -> list[int]:
-    """The processes of a container that have this folder as their root, whoever has made it."""
+    """The processes of a container that have their root in this folder, whoever has made it."""
     return [pid for pid in lxc.container_processes(name) if _is_in([rootfs], pid)]
 
 
 def _is_in(folders: list[Path], pid: int) -> bool:
-    """Whether a process has one of these as its root."""
+    """Whether a process has its root in one of these."""
     with contextlib.suppress(OSError):
-        return roots.of(pid) in map(roots.at, folders)
+        return any(roots.is_in(pid, folder) for folder in folders)
     return False
 
 

@@ -226,6 +226,8 @@ def _has_come_up(migration: Migration, container: lxc.Container, layout: Layout)
     if migration.memory and criu.left_after(SETTLE_LIMIT, layout.dumped_into()):
         return False  # it hangs; LXC answers no question about the container before it has ended
     asked = migration.memory or no_memory.runs(container, migration.id)  # which waits
+    if asked and not migration.memory and no_memory.has_monitor(migration.id):
+        return True  # wherever it has its root
     cgroup = come_up.cgroup(container) if asked else None
     if cgroup and lxc.processes(cgroup) and (_is_of(layout, cgroup) or (
             lxc.runs_in(layout.name, layout.rootfs) and identity.has_its_disk(migration))):
@@ -289,6 +291,8 @@ def end(migration: Migration, container: lxc.Container, layout: Layout) -> bool:
             if not another:
                 (cgroup / "cgroup.kill").write_text("1")
     left = left_running.kill(layout)
+    if not migration.memory:
+        left += left_running.live_below(layout)
     if let_run.was(let_run.mark(layout.spool)) and not layout.is_own_rootfs():
         # It may have been let run, and the snapshot that tells was removed since: nothing is concluded while it lives.
         left += left_running.live_in(layout.name, layout.rootfs)
@@ -315,6 +319,7 @@ def _end_removed(migration: Migration, layout: Layout) -> None:
     _require_none(migration, left_running.kill(layout))
     if not migration.memory:
         no_memory.end(layout, migration.id)  # LXC's monitor has ended with what it had started
+        _require_none(migration, left_running.live_below(layout))
     _clear_up(layout)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from migrator import lxc, roots
+from migrator import btrfs, lxc, roots
 from migrator.layout import Layout
 from stages import left_running
 
@@ -77,11 +77,41 @@ def test_nothing_but_btrfs_is_asked_for_a_subvolume(monkeypatch: pytest.MonkeyPa
         return True
 
     monkeypatch.setattr(Layout, "is_own", is_own)
+    monkeypatch.setattr(Layout, "own_snapshots", lambda _: [])
     here = Layout(Path("/pool"), "web", "0badc0de")
     for answer in (False, True):
         monkeypatch.setattr(roots, "is_on_btrfs", lambda _, answer=answer: answer)
         assert left_running.lives_in_own(here, 7) is answer
     assert asked == [Path("/proc/7/root")]
+
+
+@pytest.mark.parametrize(("root", "top", "btrfs", "within"), [
+    ((7, 256), (7, 256), True, True), ((7, 300), (7, 256), True, True),  # or a folder in it, as after chroot(2)
+    ((8, 300), (7, 256), True, False),  # a subvolume inside, or beside
+    ((7, 300), (7, 256), False, False), ((7, 300), (7, 257), True, False), ((7, 300), (7, 300), False, True),
+])
+def test_who_lives_in_a_subvolume(monkeypatch: pytest.MonkeyPatch, root: tuple[int, int], top: tuple[int, int],
+                                  btrfs: bool, within: bool) -> None:
+    """By its device number; a folder on another file system is told by its own alone."""
+    told = {Path("/proc/7/root"): root, Path("/pool/web/rootfs"): top}
+    monkeypatch.setattr(roots, "at", lambda path: roots.Root(*told[path]))
+    monkeypatch.setattr(roots, "is_on_btrfs", lambda pid, _: btrfs and pid == 7)
+    assert roots.is_in(7, Path("/pool/web/rootfs")) is within
+    monkeypatch.setattr(lxc, "container_processes", lambda _: [7])
+    assert lxc.runs_in("web", Path("/pool/web/rootfs")) is within
+
+
+@pytest.mark.parametrize(("made_of", "own"), [("arrived", True), ("another", False), ("", False)])
+def test_who_lives_in_a_folder_of_its_own_subvolume(monkeypatch: pytest.MonkeyPatch, made_of: str, own: bool) -> None:
+    snapshot = Path("/pool/.migrator/web/0badc0de.1")
+    monkeypatch.setattr(roots, "is_on_btrfs", lambda _: True)
+    monkeypatch.setattr(btrfs, "is_subvolume", lambda path: path == snapshot)
+    monkeypatch.setattr(btrfs, "id_of", lambda path: 300 if path == Path("/proc/7/root") else 0)
+    monkeypatch.setattr(btrfs, "parent_of", lambda number, path: made_of if (
+        number, path) == (300, Path("/proc/7/root")) else "")
+    monkeypatch.setattr(btrfs, "info", lambda path: btrfs.Subvolume(path, "arrived", "", True, 1))
+    monkeypatch.setattr(Layout, "own_snapshots", lambda _: [snapshot])
+    assert left_running.lives_in_own(Layout(Path("/pool"), "web", "0badc0de"), 7) is own
 
 
 def test_no_root_is_looked_at_in_another_way(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -117,6 +117,30 @@ def test_what_was_restored_is_known_by_its_root(rig: Rig, guest: str) -> None:
     rig.migrator("hosta", "finish", "c1").expect(0)
 
 
+def test_so_is_one_that_has_called_chroot_in_there(rig: Rig, guest: str) -> None:
+    """As the first process of what moves without its memory may do; a subvolume has a device number of its own."""
+    rig.migrator("hosta", "create-dump", "c1", *TO_B).expect(0)
+    rig.migrator("hostb", "restore-dump", "c1").expect(0)
+    rig.sh("hostb", "mkdir -p /pool/c1/rootfs/inner /pool/outer")
+    script = ("import subprocess, sys\nfrom pathlib import Path\nfrom migrator import roots, second_start\n"
+              "from migrator.layout import Layout\nfrom stages import left_running\n"
+              "here = Layout(Path('/pool'), 'c1', sys.argv[1])\n"
+              "for folder in '/pool/c1/rootfs/inner', '/pool/outer':\n"
+              "    code = f'import os, time; os.chroot({folder!r}); print(flush=True); time.sleep(600)'\n"
+              "    new = subprocess.Popen(['unshare', '--fork', '--kill-child', '--pid', '--mount', sys.executable,\n"
+              "                            '-c', code], stdout=subprocess.PIPE)\n"
+              "    new.stdout.readline()\n"
+              "    pid = int(Path(f'/proc/{new.pid}/task/{new.pid}/children').read_text())\n"
+              "    print(roots.is_in(pid, here.rootfs), left_running.lives_in_own(here, pid),\n"
+              "          second_start.is_start(pid), left_running.live_below(here) == [pid])\n"
+              "    new.kill()\n"
+              "    new.wait()\n")
+    id_ = rig.status("hostb", "c1")["id"]
+    told = rig.exec("hostb", "/opt/migrator/venv/bin/python", "-c", script, id_).stdout
+    assert told == "True True True True\nFalse False True False\n"
+    rig.migrator("hosta", "finish", "c1").expect(0)
+
+
 @pytest.mark.parametrize("since", ["it was frozen", "its monitor was killed", "there is no mark"])
 def test_what_was_let_run_is_not_ended_for_it(rig: Rig, guest: str, since: str) -> None:
     """Who has restored it was killed before that was recorded; the next command records it.
