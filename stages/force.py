@@ -156,7 +156,8 @@ def finish_alone(migration: Migration, given: str, ask: Callable[[], State | Non
     if migration.state is not State.RESTORED:
         raise OutOfOrder(stage="finish --force", missing=f"{name} does not run here, it is {migration.state}",
                          next=advice.next_command(migration))
-    if settling.seems_fenced(migration):  # who only looks into its root file system would pass for it
+    # By LXC's word alone where it is fenced: who only looks into its root file system would pass for it.
+    if settling.seems_fenced(migration) or settling.stands_stopped(migration):
         raise OutOfOrder(stage="finish --force", missing=f"{name} was stopped here, and {there} may run it again",
                          next=advice.command("resume", migration))
     if settling.is_gone(migration):

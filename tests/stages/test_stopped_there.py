@@ -121,6 +121,19 @@ def test_who_chooses_its_memory(restoring: Migration, acts: list[str], monkeypat
     assert restoring.detail["given_way"]
 
 
+@pytest.mark.parametrize("fenced", [True, False])
+def test_it_is_not_finished_without_its_source_either(restoring: Migration, acts: list[str],
+                                                      monkeypatch: pytest.MonkeyPatch, fenced: bool) -> None:
+    """Also where somebody has taken its fence away: the source's memory may still be worth more."""
+    left(restoring)
+    settling.settle(restoring)
+    if not fenced:
+        monkeypatch.setattr(identity, "whose", lambda *_: Whose.FOREIGN)
+    with pytest.raises(OutOfOrder, match="was stopped here") as error:
+        force.finish_alone(restoring, ID, lambda: pytest.fail("the source is asked"))
+    assert "migrator resume web" in error.value.hint and restoring.state is State.RESTORED
+
+
 def test_one_whose_end_was_asked_for_is_left_to_its_administrator(restoring: Migration, acts: list[str],
                                                                   monkeypatch: pytest.MonkeyPatch,
                                                                   capfd: pytest.CaptureFixture[str]) -> None:
