@@ -20,6 +20,7 @@ from migrator import cgroups, lxc, roots
 from migrator.errors import MigratorError, StartFailed
 from migrator.thawing import Frozen
 
+POLL = 0.02  # seconds between two looks at all processes
 _NS_GET_USERNS, _NS_GET_PARENT, _NS_GET_OWNER_UID = 0xB701, 0xB702, 0xB704  # <linux/nsfs.h>
 
 
@@ -57,7 +58,7 @@ def on_disk(name: str, rootfs: Path, limit: float = 0.0) -> int | None:
     while found := [(_depth(pid), pid) for pid in lxc.container_processes(name) if _lives_in(pid, rootfs)]:
         if time.monotonic() >= until:
             return min(found)[1]  # what it has made such namespaces for itself goes with it
-        time.sleep(lxc.POLL)
+        time.sleep(POLL)
     return None
 
 
