@@ -128,11 +128,12 @@ class JournalFile:
         patience = 0.0 if alone else self._patience
         try:
             # Threads take turns: a transaction is made by one of them from begin to end.
-            self._db = db = sqlite3.connect(self.path, timeout=patience, isolation_level=None, check_same_thread=False)
+            self._db = db = sqlite3.connect(self.path, timeout=0.0, isolation_level=None, check_same_thread=False)
             db.row_factory = sqlite3.Row
             if alone:
                 db.execute("PRAGMA locking_mode = EXCLUSIVE")
             _use_wal(db, patience)
+            db.execute(f"PRAGMA busy_timeout = {round(patience * 1000)}")
             db.execute("PRAGMA synchronous = FULL")
             _make(db, self.path)
             self._passing = alone
@@ -173,12 +174,15 @@ def _version(db: sqlite3.Connection) -> int:
 
 
 def _use_wal(db: sqlite3.Connection, patience: float) -> None:
-    """Write ahead; for this one change SQLite does not wait by itself while another command makes it too."""
+    """Write ahead; for this one change SQLite does not wait by itself while another command makes it too.
+
+    For who has the file alone it would, at each try anew: so it must not have been told to wait for anybody yet.
+    """
     for left in range(round(patience / _PAUSE), -1, -1):
         try:
             db.execute("PRAGMA journal_mode = WAL")
             return
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or not left:
+            if error.sqlite_errorcode & _PRIMARY != sqlite3.SQLITE_BUSY or not left:
                 raise
             time.sleep(_PAUSE)
