@@ -107,8 +107,11 @@ class Dump(Handover):
                                 next=advice.again("create-dump", self.migration))
 
     def take(self) -> dict[str, Any]:
-        self._freeze()
-        return self._dump_and_send()
+        with concurrent.futures.ThreadPoolExecutor(1, "dump") as pool:  # whose end waits for the dump
+            # For a thread that is just being started, as Ctrl-C comes, it would not: so that is there before.
+            pool.submit(lambda: None).result()
+            self._freeze()
+            return self._dump_and_send(pool)
 
     def stop_clock(self) -> None:
         if self.watchdog.stop_clock():
@@ -159,15 +162,14 @@ class Dump(Handover):
                 self.migration.note("hush-dad", dad=dad)
                 network.hush_dad(self.pid, dad)
 
-    def _dump_and_send(self) -> dict[str, Any]:
+    def _dump_and_send(self, pool: concurrent.futures.Executor) -> dict[str, Any]:
         """The dump runs beside the snapshot and the sending of its increment; both see the frozen container."""
-        with concurrent.futures.ThreadPoolExecutor(1, "dump") as pool:
-            dumping = pool.submit(self._dump)
-            try:
-                increment = self.send_increment()
-                early = self._send_pages(dumping.done)
-            finally:
-                dump_seconds = dumping.result()  # CRIU must have let go before anybody thaws
+        dumping = pool.submit(self._dump)
+        try:
+            increment = self.send_increment()
+            early = self._send_pages(dumping.done)
+        finally:
+            dump_seconds = dumping.result()  # CRIU must have let go before anybody thaws
         self.left()
         rest = self._send_images(early)
         sent = [*early.values(), rest]

@@ -6,17 +6,23 @@
 from __future__ import annotations
 
 import argparse
+import concurrent.futures.thread
 import contextlib
+import itertools
+import signal
 import subprocess
+import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
+from types import FrameType, SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from migrator import btrfs, clock, holder, layout, lxc, network, spool, terminals, thawing
-from migrator.errors import ContainerChanged, MigratorError, SourceRunsAgain
+from migrator.errors import ContainerChanged, Interrupted, MigratorError, SourceRunsAgain
 from migrator.journal import Journal, Migration
 from migrator.protocol import Connection
 from migrator.states import Event, State
@@ -80,7 +86,7 @@ def guest(migration: Migration, cgroup: Path, init: subprocess.Popen[bytes], mon
     monkeypatch.setattr(layout, "make_images", lambda *_: None)
     monkeypatch.setattr(spool, "check_space", lambda *_, **__: None)
     monkeypatch.setattr(dump, "Watchdog", Watchdog)
-    monkeypatch.setattr(dump.Dump, "_dump_and_send", lambda _: pytest.fail("it was dumped"))
+    monkeypatch.setattr(dump.Dump, "_dump_and_send", lambda *_: pytest.fail("it was dumped"))
     return made
 
 
@@ -170,3 +176,64 @@ def test_what_was_frozen_in_it_since_is_not_dumped(
         made.run()
     assert isinstance(raised.value.cause, ContainerChanged) and f"{cgroup}/{where}" in str(raised.value)
     assert (cgroup / where / "cgroup.freeze").read_text() == "1\n", "it is the container's own affair"
+
+
+CODE = (dump.__file__, concurrent.futures.thread.__file__)
+
+
+class Pressed:
+    """A Ctrl-C before the `number`-th line that Python takes in the dump, its pool, or the start of a thread.
+
+    Not where a `with` ends, for which it goes back to its line: no signal is taken there before what that has locked
+    is free.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.left = number
+        self._lines: dict[FrameType, int] = {}
+
+    def __call__(self, frame: FrameType, event: str, _argument: object) -> Pressed | None:
+        if frame.f_code.co_filename not in CODE and frame.f_code is not threading.Thread.start.__code__:
+            return None
+        if event == "line":
+            forward = frame.f_lineno > self._lines.get(frame, 0)
+            self._lines[frame] = frame.f_lineno
+            self.left -= forward
+            if self.left < 0:
+                sys.settrace(None)
+                raise Interrupted(signal="SIGINT", number=signal.SIGINT)
+        return self
+
+
+def test_wherever_ctrl_c_comes_no_dump_is_under_way_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is thawed then. CRIU would freeze it once more at its end, as it was when that had begun."""
+    seen = set()
+    for number in itertools.count():
+        done: list[str] = []
+        made = dump.Dump.__new__(dump.Dump)
+
+        def dumps(done: list[str] = done) -> float:
+            done.append("begins")
+            time.sleep(0.005)
+            done.append("ends")
+            return 0.0
+
+        for name, does in (("_freeze", lambda: None), ("_dump", dumps), ("_send_pages", lambda _: {}),
+                           ("send_increment", lambda: None), ("left", lambda: 1 / 0)):
+            monkeypatch.setattr(made, name, does, raising=False)
+        before, threads = sys.gettrace(), set(threading.enumerate())
+        sys.settrace(pressed := Pressed(number))
+        try:
+            made.take()
+        except (Interrupted, ZeroDivisionError):
+            done.append("thawed")
+        finally:
+            sys.settrace(before)
+        for thread in {*threading.enumerate()} - threads:
+            if thread.ident:
+                thread.join(0.1)  # one that has nothing to do may wait for ever
+        assert done in (["thawed"], ["begins", "ends", "thawed"]), number
+        seen.add(len(done))  # how far it has come
+        if pressed.left >= 0:
+            break
+    assert number > 30 and seen == {1, 3}
