@@ -18,6 +18,7 @@ import stat
 from migrator import deep
 
 TOP = "/sys/fs/cgroup"
+PROC = "/proc"
 RECORD = "cgroup-owners"  # the file that travels beside the images
 RECORD_LIMIT = 16 << 20  # bytes
 ROOT = 0
@@ -52,6 +53,29 @@ def holds(top: str, proc_cgroup: str) -> bool:
 def processes(top: str) -> list[int]:
     """The ids of all processes in the cgroup `top` and below; none when it is gone."""
     return ids(top, "cgroup.procs")
+
+
+def has_process(top: str, pid: int) -> bool:
+    """Whether a process is among those.
+
+    The cgroup that is its own is looked at first: there may be as many others in `top` as who is in there likes to
+    make, and a thaw waits for this.
+    """
+    return _is_listed(top, pid) or pid in processes(top)
+
+
+def _is_listed(top: str, pid: int) -> bool:
+    """The same, of one whose own cgroup can be told and read: one that has ended is in none, but still says it is."""
+    try:
+        with open(f"{PROC}/{pid}/cgroup", "rb") as file:
+            said = os.fsdecode(file.read())
+        own = next((line[3:] for line in said.split("\n") if line.startswith("0::")), "")
+        if not holds(top, said):
+            return False
+        with open(f"{TOP}{own}/cgroup.procs", opener=deep.opener) as file:
+            return str(pid) in file.read().split()
+    except OSError:
+        return False
 
 
 def populated(top: str) -> bool:
@@ -100,10 +124,11 @@ def _is_held(folder: str) -> bool:
 def ids(top: str, name: str) -> list[int]:
     """What all files `name` in the cgroup `top` and below hold, numbers."""
     found: list[int] = []
-    for folder, files in deep.walk(top):
+    for _, files, folder in deep.descend(top):
         if name in files:
             try:
-                with open(f"{folder}/{name}", opener=deep.opener) as file:
+                fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder)
+                with open(fd) as file:
                     found += [int(word) for word in file.read().split()]
             except OSError:  # a cgroup that is just being removed
                 continue

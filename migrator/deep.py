@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 _AT_ONCE = 4000  # bytes of a path; a name has 255 at most
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 def opener(path: str, flags: int) -> int:
@@ -43,27 +44,67 @@ def walk(top: str, unseen: Callable[[str], object] = lambda _: None) -> Iterator
 
     `unseen` hears of one that cannot be read, such as one that is just being removed.
     """
-    pending = [top]
-    while pending:
-        folder = pending.pop()
-        try:
-            folders, files = _names(folder)
-        except OSError:
-            unseen(folder)
-            continue
-        yield folder, files
-        pending += [f"{folder}/{name}" for name in reversed(folders)]
+    for way, files, _ in descend(top, unseen):
+        yield _path(top, way), files
 
 
-def _names(folder: str) -> tuple[list[str], list[str]]:
-    found: tuple[list[str], list[str]] = [], []
-    fd = opener(folder, os.O_RDONLY | os.O_DIRECTORY)
+def descend(top: str, unseen: Callable[[str], object] = lambda _: None) -> Iterator[tuple[list[str], list[str], int]]:
+    """As `walk`: the names on the way from `top`, those of the files, and a descriptor, all three until the next one.
+
+    Each is opened from the one above it, and left through its `..`. To look up each one's path would take a time that
+    grows with the square of the depth; to keep all open that are on the way, a descriptor for each. And a cgroup stays
+    where it is (cgroup_kf_syscall_ops in the kernel's cgroup.c has no rename). Raises OSError where one cannot be left,
+    as there is no free descriptor.
+    """
+    way: list[str] = []
+    pending: list[list[str]] = []  # in each folder on the way, the last one first
     try:
-        with os.scandir(fd) as entries:
-            for entry in entries:
-                found[0 if entry.is_dir(follow_symlinks=False) else 1].append(entry.name)
+        fd = opener(top, _FOLDER)
+    except OSError:
+        unseen(top)
+        return
+    try:
+        while True:
+            folders: list[str] = []
+            try:
+                folders, files = _names(fd)
+            except OSError:
+                unseen(_path(top, way))
+            else:
+                yield way, files, fd
+            pending.append(folders[::-1])
+            below = -1
+            while below < 0:
+                if pending[-1]:
+                    way.append(pending[-1].pop())
+                    try:
+                        below = os.open(way[-1], _FOLDER | os.O_NOFOLLOW, dir_fd=fd)
+                    except OSError:
+                        unseen(_path(top, way))
+                        way.pop()
+                else:
+                    pending.pop()
+                    if not pending:
+                        return
+                    way.pop()
+                    left, fd = fd, os.open("..", _FOLDER, dir_fd=fd)
+                    os.close(left)
+            left, fd = fd, below
+            os.close(left)
     finally:
         os.close(fd)
+
+
+def _path(top: str, way: list[str]) -> str:
+    return "/".join((top, *way))
+
+
+def _names(fd: int) -> tuple[list[str], list[str]]:
+    """The folders in one that is open, and the files."""
+    found: tuple[list[str], list[str]] = [], []
+    with os.scandir(fd) as entries:
+        for entry in entries:
+            found[0 if entry.is_dir(follow_symlinks=False) else 1].append(entry.name)
     return found
 
 

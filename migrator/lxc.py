@@ -283,8 +283,8 @@ def container_processes(name: str) -> list[int]:
     Who has a root elsewhere and this host's pid namespace, and is in no cgroup of such a name, has but called
     chroot: an administrator who looks around. A container that shares that namespace does not move (`check`).
     """
-    named, ours = set(_named(name)), pid_namespace("self")
-    return [pid for pid in payload_processes(name) if pid in named or pid_namespace(pid) not in (None, ours)]
+    named, ours = _named(name), pid_namespace("self")  # once: a thaw waits for it
+    return sorted({*named, *(pid for pid in _rooted_elsewhere() if pid_namespace(pid) not in (None, ours))})
 
 
 def _named(name: str) -> list[int]:

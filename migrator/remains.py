@@ -114,7 +114,7 @@ def first_is_here(migration: Migration) -> bool:
     """Whether the first process of that start lives in that cgroup, and with it all the container's memory."""
     cgroup = migration.detail.get("cgroup", "")
     pid = recorded_init(migration)[0]
-    if not cgroup or not _in_this_boot(migration) or pid not in cgroups.processes(cgroup):
+    if not cgroup or not _in_this_boot(migration) or not cgroups.has_process(cgroup, pid):
         return False
     try:
         return _is_on_record(migration, [pid, holder.start_time(pid)])

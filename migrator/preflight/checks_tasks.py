@@ -14,6 +14,7 @@ from migrator.preflight.task_facts import Note
 
 ERROR, WARNING, INFO = Severity.ERROR, Severity.WARNING, Severity.INFO
 GHOST_LIMIT = 256 << 20  # bytes; --ghost-limit of the dump
+PATH_SHOWN = 300  # characters; who makes longer ones in a container may make them without an end
 
 # What CRIU can dump (dump_one_file in criu/files.c).
 ANON_INODES = frozenset({"eventfd", "eventpoll", "inotify", "fanotify", "signalfd", "timerfd", "pidfd", "bpf-map"})
@@ -109,9 +110,10 @@ def origin(case: Case) -> Iterator[Finding]:
         yield CGROUP.found(f"{holder(note)} is not in the container's cgroup, so freezing does not stop it.",
                            f"End it: kill {note.pid}")
     for path in case.container.frozen:
-        yield FROZEN.found(f"The cgroup {path} is frozen, or cannot be looked at.",
-                           "Thaw it as it was frozen (systemctl thaw, docker unpause in the container), or type: "
-                           f"echo 0 >{shlex.quote(f'{path}/cgroup.freeze')}")
+        long = len(path) > PATH_SHOWN
+        yield FROZEN.found(f"The cgroup {path[:PATH_SHOWN]}{'...' * long} is frozen, or cannot be looked at.",
+                           "Thaw it as it was frozen (systemctl thaw, docker unpause in the container), or "
+                           + ("remove it." if long else f"type: echo 0 >{shlex.quote(f'{path}/cgroup.freeze')}"))
     for note in case.notes("traced"):
         yield TRACED.found(f"{note.detail} is being traced.", "Let the tracer detach.")
     for note in case.notes("uninterruptible"):

@@ -91,6 +91,41 @@ def test_one_that_is_just_being_removed_hides_no_other(tmp_path: Path, monkeypat
     assert cgroups.frozen_besides(str(tmp_path)) == [f"{tmp_path}/later"]
 
 
+@pytest.mark.parametrize(("own", "procs", "walks", "here"), [
+    ("lxc.payload.web/init.scope", "1\n4711\n", False, True),
+    ("lxc.payload.web", "4711\n", False, True),
+    ("lxc.payload.web/init.scope", "1\n", True, False),  # it has ended, and is not waited for yet
+    ("lxc.payload.web/init.scope (deleted)", None, True, False),
+    ("lxc.payload.website", "4711\n", True, False),
+    ("lxc.payload.web/", None, True, False),
+    ("", None, True, True),  # its path is too long to be told
+    ("lxc.payload.web/threads", None, True, True),  # which is threaded, and lists none
+])
+def test_whether_a_process_is_in_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: str, procs: str | None,
+                                       walks: bool, here: bool) -> None:
+    """By its own cgroup, without a look at all others, where it is."""
+    for folder in ("lxc.payload.web/init.scope", "lxc.payload.website", "proc/4711"):
+        (tmp_path / folder).mkdir(parents=True)
+    if own:
+        (tmp_path / "proc/4711/cgroup").write_text(f"1:cpu:/\n0::/{own}\n")
+    if procs is not None:
+        (tmp_path / own / "cgroup.procs").write_text(procs)
+    if here and walks:
+        (tmp_path / "lxc.payload.web/cgroup.procs").write_text("4711\n")
+    walked: list[str] = []
+    honest = deep.descend
+
+    def descend(top: str) -> Iterator[tuple[list[str], list[str], int]]:
+        walked.append(top)
+        return honest(top)
+
+    monkeypatch.setattr(cgroups, "TOP", str(tmp_path))
+    monkeypatch.setattr(cgroups, "PROC", f"{tmp_path}/proc")
+    monkeypatch.setattr(deep, "descend", descend)
+    assert cgroups.has_process(f"{tmp_path}/lxc.payload.web", 4711) is here
+    assert bool(walked) is walks
+
+
 def test_what_was_somebodys_is_his_again(top: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     give(top / "cgroup.procs", 0o664)
     give(top / "system.slice/cgroup.procs", 0o644)

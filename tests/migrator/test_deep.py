@@ -45,10 +45,22 @@ def payload(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
     subprocess.run(["rm", "-rf", top], check=True)  # what removes pytest's folders calls itself, too
 
 
-def test_who_is_in_there_is_seen(payload: Path) -> None:
+def test_who_is_in_there_is_seen(payload: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the kernel looks up for each level does not grow with the depth, nor what is open: a thaw waits for it."""
+    honest, asked, descriptors = os.open, list[int](), list[int]()
+
+    def counted(path: str, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+        asked.append(os.fsencode(path).count(b"/") + 1)
+        descriptors.append(len(list(Path("/proc/self/fd").iterdir())))
+        return honest(path, flags, mode, dir_fd=dir_fd)
+
     before = len(list(Path("/proc/self/fd").iterdir()))
-    assert cgroups.processes(str(payload)) == [4711]
+    with monkeypatch.context() as counting:
+        counting.setattr(os, "open", counted)
+        assert cgroups.processes(str(payload)) == [4711]
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+    levels = sum(1 for _ in deep.walk(str(payload)))
+    assert sum(asked) < 3 * levels + 20 and max(descriptors) <= before + 1
 
 
 def test_what_is_looked_at_for_a_dump(payload: Path) -> None:

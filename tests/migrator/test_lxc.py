@@ -176,7 +176,16 @@ def test_who_has_but_called_chroot_is_no_containers(tmp_path: Path, monkeypatch:
     (tmp_path / "proc" / "4714" / "root").symlink_to(rootfs)  # ends at this moment
     (tmp_path / "cgroup" / "lxc.payload.c1-1" / "user.slice").mkdir(parents=True)
     (tmp_path / "cgroup" / "lxc.payload.c1-1" / "user.slice" / "cgroup.procs").write_text("4713\n")
+    looked: list[Path] = []
+    honest = lxc.processes
+
+    def processes(cgroup: Path) -> list[int]:
+        looked.append(cgroup)
+        return honest(cgroup)
+
+    monkeypatch.setattr(lxc, "processes", processes)
     assert lxc.container_processes("c1") == [4711, 4713]
+    assert looked == [tmp_path / "cgroup" / "lxc.payload.c1-1"], "once: a thaw waits for that"
     assert lxc.container_processes("") == [4711, 4713] and lxc.container_processes("c2") == [4711]
     assert lxc.runs_in("c1", rootfs)
     for ended in (4711, 4713):

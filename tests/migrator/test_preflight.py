@@ -218,6 +218,7 @@ FOUND: list[tuple[str, Severity, Change, str]] = [
     ("attached-task", ERROR, task("attached"), "kill 4712"),
     ("cgroup-frozen", ERROR, Change(container={"frozen": ("/sys/fs/cgroup/lxc.payload.c1/x", "/y")}, alone=True),
      "echo 0 >/sys/fs/cgroup/lxc.payload.c1/x/cgroup.freeze"),
+    ("cgroup-frozen", ERROR, Change(container={"frozen": (f"/sys{'/x' * 4000}",)}, alone=True), "/x/x... is frozen"),
     ("session-outside", ERROR, task("session-outside"), "setsid"),
     ("session-outside", ERROR, task("zombie-session-outside"), "zombie worker"),
     ("zombie-session", ERROR, task("zombie-session"), "tini"),

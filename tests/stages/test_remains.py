@@ -17,9 +17,11 @@ import pytest
 
 from migrator import (
     aftermath,
+    cgroups,
     clock,
     container_config,
     criu,
+    deep,
     ending,
     holder,
     identity,
@@ -161,6 +163,17 @@ def test_what_is_left(journal: Journal, cgroup: Path, init: subprocess.Popen[byt
     migration = frozen(journal, cgroup, init.pid, **detail)
     assert remains.are_here(migration) is here
     assert remains.first_is_here(migration) is (here and procs == "INIT")
+
+
+def test_it_is_found_without_a_look_at_all_cgroups_in_there(
+        journal: Journal, cgroup: Path, init: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its users make as many as they like, and a thaw waits for that look."""
+    (cgroup.parent / f"proc/{init.pid}").mkdir(parents=True)
+    (cgroup.parent / f"proc/{init.pid}/cgroup").write_text(f"0::/{cgroup.name}\n")
+    monkeypatch.setattr(cgroups, "TOP", str(cgroup.parent))
+    monkeypatch.setattr(cgroups, "PROC", str(cgroup.parent / "proc"))
+    monkeypatch.setattr(deep, "descend", lambda *_: pytest.fail("they are looked at"))
+    assert remains.first_is_here(frozen(journal, cgroup, init.pid))
 
 
 def test_what_somebody_has_started_since_is_not_left(journal: Journal, cgroup: Path, init: subprocess.Popen[bytes],
