@@ -122,10 +122,9 @@ def heal(migration: Migration) -> None:
     """
     log.warning(f"An earlier create-dump of {migration.name} was killed; the container runs on first")
     with holder.held_back():
-        thaw_source(migration)
-        offer.drop_here(migration)  # nobody may take it up for days
+        left = offer.drop_here(migration, runs=thaw_source(migration))  # nobody may take it up for days
         container_config.unfence(migration.lxcpath / migration.name, migration.id)
-        migration.move(Event.THAW)
+        migration.move(Event.THAW, **left)
 
 
 def _require_running(container: lxc.Container) -> None:

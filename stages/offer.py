@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
-from migrator import advice, btrfs, container_config, criu, holder, leave, limited, log, standing, thawing
+from migrator import advice, btrfs, container_config, criu, holder, identity, leave, limited, log, standing, thawing
 from migrator.advice import this_host
 from migrator.errors import (
     DowntimeExceeded,
@@ -166,11 +166,11 @@ def give_up(migration: Migration, there: Connection, error: DocumentedError,
     thawed_again()
     here = Layout(migration.lxcpath, migration.name, migration.id)
     _try(lambda: _keep_log(here, error))
-    drop_here(migration)
+    left = drop_here(migration, runs=thawed)
     try:
         container_config.unfence(migration.lxcpath / migration.name, migration.id)
         _refused(migration)
-        migration.move(Event.THAW, failed=str(error)[:2000])
+        migration.move(Event.THAW, failed=str(error)[:2000], **left)
     except (MigratorError, OSError) as trouble:  # the next command begins with the thaw, or rolls an offer back
         log.warning(f"{migration.name} runs on here, but that could not be recorded: {trouble}")
     _try(lambda: there.call_within(ANSWER_LIMIT, "dump-drop", **named(migration)))
@@ -202,11 +202,18 @@ def _thaw(migration: Migration) -> bool:
         return thaw_source(migration)
 
 
-def drop_here(migration: Migration) -> None:
-    """Remove what a dump that was given up has made on this host: its memory images may take memory."""
+def drop_here(migration: Migration, *, runs: bool = False) -> dict[str, bool]:
+    """Remove what a dump that was given up has made on this host: its memory images may take memory.
+
+    But where the container neither runs nor is there any more its snapshot stays, which may be the last copy. Returns
+    what to record of that, for a rollback.
+    """
     here = Layout(migration.lxcpath, migration.name, migration.id)
     _try(here.drop_images)
+    if not runs and not identity.is_there(migration):
+        return {"gone": True}
     _try(lambda: btrfs.delete(here.snapshot(len(migration.detail["rounds"]) + 1)))
+    return {}
 
 
 def _try(step: Callable[[], object]) -> None:

@@ -213,7 +213,7 @@ def roll_back(migration: Migration, tell: Callable[[], str] | None) -> Result:
         migration.move(Event.ROLL_BACK, **record)
     if full:
         kept = record["kept"] = []  # room is what is missing
-    gone = not thawed and record["held"] and not identity.is_there(migration)
+    gone = not thawed and (record["held"] or migration.detail.get("gone")) and not identity.is_there(migration)
     last = bases.last_copy(migration) if gone else []
     drop_attempt(migration, [*kept, *last])  # which may make room for records
     if full:
@@ -262,9 +262,9 @@ def _may_be_frozen(migration: Migration) -> bool:
 
 
 def _start_again(migration: Migration) -> bool:
-    if migration.state is State.DUMPING:  # its disk may be full: the round under way makes room, others may be needed
+    if migration.state is State.DUMPING and identity.is_there(migration):  # else that may be the last copy
         here = Layout(migration.lxcpath, migration.name, migration.id)
-        with contextlib.suppress(MigratorError, OSError):
+        with contextlib.suppress(MigratorError, OSError):  # its disk may be full; other rounds may be needed
             btrfs.delete(here.snapshot(len(migration.detail["rounds"]) + 1))
     try:
         return no_memory.start_again(migration)

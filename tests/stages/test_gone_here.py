@@ -84,8 +84,8 @@ def begun(journal: Journal, *events: Event, **detail: object) -> Migration:
     """With its two snapshots, taken of a root file system that is not there."""
     record = {"pid": 1, "cgroup": "/nowhere", "ports": [], "init": [1, 1], "boot": "an earlier one"} | detail
     migration = journal.create(id=ID, role=Role.SOURCE, name="web", lxcpath=journal.path.parent, peer="root@hostb",
-                               event=Event.SEND, destination_host="hostb", rounds=[], destination_lxcpath="/pool",
-                               stop_timeout=1, **record)
+                               event=Event.SEND, destination_host="hostb", destination_lxcpath="/pool",
+                               stop_timeout=1, **{"rounds": [], **record})
     for event in events:
         migration.move(event)
     for number in (1, 2):

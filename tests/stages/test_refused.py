@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from migrator import container_config
+from migrator import container_config, identity
 from migrator import journal as journals
 from migrator.errors import DumpRefused, JournalBroken, SourceRunsAgain, SourceStartedAgain
 from migrator.journal import Journal, Migration
@@ -52,6 +52,7 @@ def test_a_refusal_that_cannot_be_recorded_thaws_all_the_same(journal: Journal, 
         honest(self, event, **detail)
 
     monkeypatch.setattr(Migration, "move", move)
+    monkeypatch.setattr(identity, "is_there", lambda _: True)
     with pytest.raises(SourceRunsAgain if memory else SourceStartedAgain):
         offer.make(migration, connection(There(REFUSAL)))
     made_room = [] if memory else TAKEN_BACK[1:3]
