@@ -34,7 +34,7 @@ from typing import Any, Self
 
 from migrator import cgroups, criu, holder, log, lxc, network, second_start, standard_files, thawing
 from migrator.errors import MigratorError, WatchdogFailed
-from migrator.journal import Journal
+from migrator.journal import HURRY, Journal
 from migrator.layout import locked
 from migrator.run import Program, detached
 from migrator.states import Role, State
@@ -216,7 +216,7 @@ class Watch:
 
     def _is_still_being_dumped(self) -> bool:
         """Whether the journal has nothing later than that dump: nobody was offered the token since."""
-        with Journal(Path(self.task.journal)) as journal:
+        with Journal(Path(self.task.journal), HURRY) as journal:
             found = journal.by_id(self.frozen.migration, Role.SOURCE)
             return bool(found and found.state is State.DUMPING and found.detail.get("attempt") == self.task.attempt)
 

@@ -18,7 +18,7 @@ import pytest
 
 from migrator import journal_file
 from migrator.errors import JournalBroken
-from migrator.journal import Journal, is_busy
+from migrator.journal import HURRY, Journal, is_busy
 from migrator.thawing import Frozen
 from migrator.watchdog import Task, Watch
 
@@ -102,14 +102,12 @@ def test_who_mends_it_is_waited_for_too(path: Path, monkeypatch: pytest.MonkeyPa
         assert journal.all() == [] and not left
 
 
-def test_the_watchdog_does_not_hang_in_it(path: Path, stopped: sqlite3.Connection, waits: list[float],
-                                          monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_watchdog_does_not_hang_in_it(path: Path, stopped: sqlite3.Connection, waits: list[float]) -> None:
     """That what it watches over is to be thawed is told by its clock."""
-    monkeypatch.setattr(Journal.__init__, "__defaults__", (PATIENCE,))
     frozen = Frozen.from_detail("0badc0de", "web", Path("/pool"), {"cgroup": "/nowhere", "pid": 1, "ports": []})
     watch = Watch(Task(frozen, 1, (), 60.0, str(path)), lambda _: "", lambda: 61.0, print)
     watch._end = 60.0
     assert watch._must_run(untouched=True)
     with pytest.raises(JournalBroken):
         watch._must_run(untouched=False)
-    assert waited(waits) == 2 * PATIENCE
+    assert waited(waits) == 2 * HURRY
