@@ -14,7 +14,7 @@ from pathlib import Path
 
 from migrator import advice, btrfs, identity, log, names, spool, subvolume_uuids
 from migrator.btrfs import Subvolume
-from migrator.errors import Busy, MigratorError, NoSpace
+from migrator.errors import Busy, MigratorError, NoSpace, OutOfOrder
 from migrator.grant import ROOT
 from migrator.journal import Journal, Migration
 from migrator.layout import Layout, locked
@@ -96,14 +96,18 @@ def last_copy(migration: Migration) -> list[str]:
     return [path.name for path in found]
 
 
-def last_copies(migration: Migration) -> list[Path]:
-    """What a rollback has found to be the last copy, and is still there: it goes with its container's name alone."""
-    folder = Layout(migration.lxcpath, migration.name, migration.id).folder
-    return [folder / name for name in migration.detail.get("last_copy", []) if (folder / name).is_dir()]
+def refuse_another(migration: Migration, stage: str) -> None:
+    """On the source: raises OutOfOrder where a dump has found the container gone that what is called so now is not.
+
+    Whoever went on with that would take the last copy for what a round has left.
+    """
+    if migration.detail.get("gone") and not identity.is_there(migration):
+        raise OutOfOrder(stage=stage, next=advice.command("rollback", migration), missing=(
+            f"{migration.name} was removed while it stood still, and what is called so by now is another one"))
 
 
 def drop(migration: Migration, *, but: Collection[Path] = ()) -> None:
-    """Remove what a migration has kept, except `but`."""
+    """Remove what a migration has kept, except `but`. A last copy is none of it."""
     found = paths(migration)
     for path in found:
         if path not in but:

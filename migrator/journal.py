@@ -19,7 +19,7 @@ from typing import Any
 
 from migrator import clock, holder, log, names, states
 from migrator.errors import JournalBroken
-from migrator.journal_file import JournalFile
+from migrator.journal_file import PRIMARY, JournalFile
 from migrator.states import Event, Owner, Role, State
 from tunnel.errors import DocumentedError
 
@@ -46,7 +46,8 @@ class AlreadyRecorded(Exception):
 
 def is_busy(error: JournalBroken) -> bool:
     """Whether nothing is wrong with the journal, but others have not let go of it in time."""
-    return isinstance(error.__cause__, sqlite3.Error) and error.__cause__.sqlite_errorcode == sqlite3.SQLITE_BUSY
+    cause = error.__cause__
+    return isinstance(cause, sqlite3.Error) and cause.sqlite_errorcode & PRIMARY == sqlite3.SQLITE_BUSY
 
 
 class Migration:

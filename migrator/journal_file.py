@@ -21,7 +21,7 @@ from migrator.errors import JournalBroken
 SCHEMA_VERSION = 1
 _PAUSE = 0.01  # seconds between two tries for a lock that SQLite does not wait for by itself
 _TRIES = 20  # to find a log there
-_PRIMARY = 0xFF  # of a result code of SQLite's (sqlite.org/rescode.html)
+PRIMARY = 0xFF  # of a result code of SQLite's (sqlite.org/rescode.html)
 # What it says where it can make no file beside the database, or has no room in it.
 _NO_ROOM = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY}
 
@@ -112,12 +112,12 @@ class JournalFile:
             try:
                 return self._connect(alone=False)
             except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode & _PRIMARY not in _NO_ROOM:
+                if error.sqlite_errorcode & PRIMARY not in _NO_ROOM:
                     raise
             try:
                 return self._connect(alone=True)
             except sqlite3.OperationalError as error:
-                code = error.sqlite_errorcode & _PRIMARY
+                code = error.sqlite_errorcode & PRIMARY
                 if not left.get(code):
                     raise
                 left[code] -= 1
@@ -183,6 +183,6 @@ def _use_wal(db: sqlite3.Connection, patience: float) -> None:
             db.execute("PRAGMA journal_mode = WAL")
             return
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & _PRIMARY != sqlite3.SQLITE_BUSY or not left:
+            if error.sqlite_errorcode & PRIMARY != sqlite3.SQLITE_BUSY or not left:
                 raise
             time.sleep(_PAUSE)

@@ -116,8 +116,8 @@ def run(args: argparse.Namespace) -> Result:
 def forget(journal: Journal, name: str | None) -> None:
     """All that has ended, of one container or of all, but what somebody may still ask for."""
     for migration in journal.all(name):
-        here = bases.paths(migration) or bases.last_copies(migration)
-        if migration.ended and not here and not migration.may_be_asked_for:
+        keeps = bases.paths(migration) or migration.detail.get("last_copy")  # its disk may be away
+        if migration.ended and not keeps and not migration.may_be_asked_for:
             journal.forget(migration)
 
 
@@ -133,6 +133,8 @@ def clean_container(cleaner: Cleaner, journal: Journal, name: str, lxcpath: Path
         cleaner.remove(path, btrfs.delete)
     for each in found if not cleaner.dry_run else []:
         bases.drop(each)
+        if each.detail.get("last_copy"):
+            each.note("last-copy-dropped", last_copy=[])
     if not keep_copy:
         _remove_copy(cleaner, journal, layout)
     for folder in (layout.work, layout.folder):
@@ -230,13 +232,14 @@ def _clean_name(cleaner: Cleaner, journal: Journal, layout: Layout) -> None:
     known = journal.all(layout.name)
     alive = {each.id for each in known if not each.ended}
     kept = {each.id for each in known if _keeps_base(each)}
-    given_up = {path for each in known if each.ended for path in bases.paths(each)
+    # By their names, which the id makes each one's own, as an LXC path has several spellings.
+    given_up = {path.name for each in known if each.ended for path in bases.paths(each)
                 if each.role is Role.DESTINATION or layout.container.is_dir()}
-    last = {path for each in known for path in bases.last_copies(each)}
+    last = {name for each in known for name in each.detail.get("last_copy", ())}
     for path in layout.snapshots():
-        if path in last:
+        if path.name in last:
             cleaner.kept.append(str(path))
-        elif path.name.split(".")[0] not in alive | kept and path not in given_up:
+        elif path.name.split(".")[0] not in alive | kept and path.name not in given_up:
             cleaner.remove(path, btrfs.delete)
     for folder in (layout.work, layout.folder):  # older versions had the second one for all
         _clean_folder(cleaner, journal, folder, alive)

@@ -17,6 +17,7 @@ from typing import Any
 
 from migrator import (
     advice,
+    bases,
     bounds,
     btrfs,
     cli,
@@ -97,6 +98,7 @@ def carry_out(args: argparse.Namespace, migration: Migration, container: lxc.Con
     if offer.settled(migration, state_there) is State.DUMPED:
         return Result({"migration": migration.id, "name": name, "stage": NAME, "already": True, "next": next_},
                       f"{name} has already been dumped and handed over. Next: {next_}")
+    bases.refuse_another(migration, NAME)
     _refuse_changed(migration, container)
     looked = check.before_stage(args, container, there, known_copy=True, bridges=migration.detail["bridges"],
                                 memory=migration.memory)

@@ -16,6 +16,7 @@ from migrator.advice import this_host
 from migrator.cli import Result
 from migrator.errors import (
     AlreadyRuns,
+    ConsentNeeded,
     ForceRefused,
     HostUnreachable,
     Interrupted,
@@ -27,7 +28,7 @@ from migrator.errors import (
 from migrator.healing import MAY_RESTORE, TAKEN_BACK
 from migrator.journal import Migration
 from migrator.states import Owner, State
-from stages import finish, rollback, settling
+from stages import consented, finish, rollback, settling
 from tunnel.errors import DocumentedError, PeerAbsent, PeerSilent
 
 POLL = 0.2  # seconds
@@ -126,7 +127,8 @@ def let_run(migration: Migration, given: str, ask: Callable[[], State | None], *
     if given != migration.id:
         what = f"{given} is not the id of its migration" if given else "the id of its migration is missing"
         raise ForceRefused(name=name, done="let run here", reason=what, command=f"{command} --force {migration.id}",
-                           risk=f"{there} may have been forced to run {name} again, without a word from here." + RISK)
+                           risk=f"{there} may have been forced to run {name} again, without a word from here." + RISK
+                           + _unasked(migration))
     try:
         known = ask()
     except DocumentedError as error:
@@ -144,6 +146,16 @@ def let_run(migration: Migration, given: str, ask: Callable[[], State | None], *
     holder.check_interrupted()
     migration.note("forced", forced_at=time.time())
     return True
+
+
+def _unasked(migration: Migration) -> str:
+    """What it brings along, where its sender may not any more (`restore_dump.take_offered`)."""
+    try:
+        if migration.state is State.DUMP_RECEIVED:
+            consented.require(migration)
+    except ConsentNeeded as error:
+        return f" It is also let do then what takes consent: {error}"
+    return ""
 
 
 def finish_alone(migration: Migration, given: str, ask: Callable[[], State | None]) -> Result:

@@ -177,8 +177,8 @@ def give_up(migration: Migration, there: Connection, error: DocumentedError,
     if isinstance(error, Interrupted):
         log.info(f"{migration.name} runs on here.")
         raise error
-    if not (thawed or migration.memory):
-        raise error  # it had not been stopped yet
+    if left or not (thawed or migration.memory):
+        raise error  # it is not there any more, or had not been stopped yet
     again = outcome(SourceRunsAgain, memory=migration.memory and thawed)  # a reboot has taken the memory
     raise again(error, name=migration.name, next=advice.again("create-dump", migration)) from error
 

@@ -111,6 +111,7 @@ def carry_out(args: argparse.Namespace, journal: Journal, migration: Migration |
               there: Connection, disk_bytes: int) -> Result:
     """A round, after the preflight; it begins the migration where there is none."""
     if migration and not args.dry_run:
+        bases.refuse_another(migration, NAME)
         same_host.require(args, migration, there, ask_state.ask(there, migration.id))
         choose(args, migration)
     config = container_config.read(container.config_file, container.name)

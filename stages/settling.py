@@ -293,9 +293,7 @@ def end(migration: Migration, container: lxc.Container, layout: Layout) -> bool:
     left = left_running.kill(layout)
     if not migration.memory:
         left += left_running.live_below(layout)
-    if let_run.was(let_run.mark(layout.spool)) and not layout.is_own_rootfs():
-        # It may have been let run, and the snapshot that tells was removed since: nothing is concluded while it lives.
-        left += left_running.live_in(layout.name, layout.rootfs)
+    left += _live_untold(layout)
     if another:
         log.warning(f"What LXC calls {migration.name} is not what migration {migration.id} has made: it is left alone")
     else:
@@ -320,7 +318,16 @@ def _end_removed(migration: Migration, layout: Layout) -> None:
     if not migration.memory:
         no_memory.end(layout, migration.id)  # LXC's monitor has ended with what it had started
         _require_none(migration, left_running.live_below(layout))
+    _require_none(migration, _live_untold(layout))
     _clear_up(layout)
+
+
+def _live_untold(layout: Layout) -> list[int]:
+    """Where it may have been let run, and the snapshot that tells was removed since: nothing is concluded while these
+    live.
+    """
+    told = layout.is_own_rootfs() or not let_run.was(let_run.mark(layout.spool))
+    return [] if told else left_running.live_in(layout.name, layout.rootfs)
 
 
 def _require_none(migration: Migration, left: list[int]) -> None:

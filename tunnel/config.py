@@ -49,8 +49,9 @@ class Server:
             host = parts.hostname or ""
         except ValueError as error:
             raise InvalidServer(f"it is not a URL ({error})") from None
-        # urlsplit leaves blanks away; `url` is as it was written, and the store of peers has blanks between its fields.
-        if len(text) > URL_MAX or not text.isascii() or not text.isprintable() or " " in text:
+        # urlsplit leaves blanks away, and older ones what stands around an address in brackets; `url` is as it was
+        # written, and the store of peers has blanks between its fields and commas between the servers.
+        if len(text) > URL_MAX or not text.isascii() or not text.isprintable() or {" ", ","} & {*text}:
             raise InvalidServer("it is too long or has odd characters")
         if parts.scheme != "wss":
             raise InvalidServer("it does not begin with wss://")

@@ -20,6 +20,7 @@ from migrator import (
     layout,
     let_run,
     lxc,
+    lxc_disk,
     no_memory,
     subvolume_uuids,
 )
@@ -143,7 +144,7 @@ def test_what_criu_has_left_half_restored_is_ended(restoring: Migration, contain
     assert restoring.state is (State.RESTORED if marked else State.OWNED)
 
 
-@pytest.mark.parametrize("said", ["RUNNING", "STOPPED"])
+@pytest.mark.parametrize("said", ["RUNNING", "STOPPED", "no such container"])
 def test_nothing_is_concluded_of_what_lives_and_is_not_told_from_another(
     restoring: Migration, container: Container, acts: list[str], guest: subprocess.Popen[bytes],
     monkeypatch: pytest.MonkeyPatch, said: str,
@@ -152,6 +153,7 @@ def test_nothing_is_concluded_of_what_lives_and_is_not_told_from_another(
     container.states = [said, "STOPPED"]
     if said == "RUNNING":
         container.folder.mkdir()
+    monkeypatch.setattr(lxc_disk, "is_removed", lambda _: said == "no such container")  # its configuration, by hand too
     monkeypatch.setattr(Layout, "is_own", lambda *_: False)
     monkeypatch.setattr(Layout, "own_snapshots", lambda _: [Path("/pool/.migrator/web/0badc0de.1")])
     monkeypatch.setattr(identity, "has_its_disk", lambda _: False)

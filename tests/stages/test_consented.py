@@ -12,12 +12,19 @@ from collections.abc import Callable
 import pytest
 
 from migrator import clock, container_config, lxc, lxc_disk
-from migrator.errors import ConsentNeeded, ContainerExists, ContainerNotFound, DumpRefused, SourceStillFrozen
+from migrator.errors import (
+    ConsentNeeded,
+    ContainerExists,
+    ContainerNotFound,
+    DumpRefused,
+    ForceRefused,
+    SourceStillFrozen,
+)
 from migrator.grant import Grant
 from migrator.journal import Migration
 from migrator.service import Service
 from migrator.states import Event, State
-from stages import consented, import_data, restore_dump, restore_over
+from stages import consented, force, import_data, restore_dump, restore_over
 from tests.stages.test_allowed import HOOK, ID, Here, here, peer  # noqa: F401 -- a fixture
 from tests.stages.test_withdrawn import (  # noqa: F401 -- fixtures
     CALLERS,
@@ -141,6 +148,8 @@ def test_what_is_forced_is_taken_up_without_it(here: Here, peers: Peers, capsys:
     peers.remove("hosta")
     with pytest.raises(SourceStillFrozen):
         restore_dump.take_offered(arriving(here))
+    with pytest.raises(ForceRefused, match=r"takes consent: .*hook\.start-host"):  # said before the id is typed
+        force.let_run(arriving(here), "", lambda: pytest.fail("nobody is to be asked"))
     restore_dump.take_offered(arriving(here), forced=True)
     assert arriving(here).state is State.OWNED
     assert "hook.start-host" in capsys.readouterr().err

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from migrator import bases, btrfs, cli, container_config, criu, lxc, no_memory, remains
+from migrator import btrfs, cli, container_config, criu, lxc, no_memory, remains
 from migrator.btrfs import Subvolume
 from migrator.errors import ContainerNotFound, ContainerNotRunning, JournalBroken, SourceStillStopped, StartFailed
 from migrator.journal import Journal, Migration
@@ -258,7 +258,7 @@ def test_the_last_copy_is_no_base_any_more(journal: Journal, started: list[str])
     done = rollback.roll_back(migration, lambda: "snapshot 2")
     assert done.data["kept"] == migration.detail["kept"] == []
     assert [path.name for path in layout_of(migration).own_snapshots()] == [f"{ID}.2"]
-    assert bases.last_copies(migration) == layout_of(migration).own_snapshots()
+    assert migration.detail["last_copy"] == [f"{ID}.2"]
 
 
 def test_what_was_never_stopped_may_have_been_removed(journal: Journal, started: list[str]) -> None:

@@ -3,15 +3,17 @@
 
 from __future__ import annotations
 
+import argparse
 from typing import Any
 
 import pytest
 
-from migrator.errors import DowntimeExceeded
+from migrator import lxc
+from migrator.errors import DowntimeExceeded, OutOfOrder
 from migrator.journal import Journal
 from migrator.layout import Layout
 from migrator.states import State
-from stages import create_dump, offer, rollback
+from stages import ask_state, check, create_dump, offer, prepare_data, rollback
 from tests.stages.snapshots import layout_of
 from tests.stages.test_gone_here import ANOTHER, DUMPED, ID, ITS_OWN, WAYS, begun, host, put, started
 from tests.stages.test_heal import journal
@@ -57,3 +59,21 @@ def test_destroyed_while_a_dump_of_it_was_sent(journal: Journal, started: list[s
     assert [path.name for path in layout_of(migration).own_snapshots()] == [f"{ID}.1", f"{ID}.2"]
     rollback.roll_back(migration, lambda: "")
     assert [path.name for path in layout_of(migration).own_snapshots()] == [f"{ID}.2"]
+
+
+def test_another_one_of_that_name_is_not_gone_on_with(journal: Journal, started: list[str],
+                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    """By any of the stages: each would remove the last copy, as what a round has left."""
+    migration = begun(journal, *DUMPED[:2], memory=False, stopping=True, rounds=[{}])
+    put(migration, ANOTHER)
+    create_dump.heal(migration)
+    container = lxc.Container("web", migration.lxcpath)
+    monkeypatch.setattr(ask_state, "state", lambda *_: State.IMPORTED)
+    monkeypatch.setattr(check, "before_stage", lambda *_, **__: pytest.fail("it goes on"))
+    args = argparse.Namespace(dry_run=False)
+    with pytest.raises(OutOfOrder, match="is another one") as refused:
+        prepare_data.carry_out(args, journal, migration, container, There(), 0)  # type: ignore[arg-type]
+    assert "migrator rollback web" in refused.value.hint
+    with pytest.raises(OutOfOrder, match="is another one"):
+        create_dump.carry_out(args, migration, container, There())  # type: ignore[arg-type]
+    assert [path.name for path in layout_of(migration).own_snapshots()] == [f"{ID}.1", f"{ID}.2"]

@@ -210,6 +210,7 @@ BLANKS = st.text(" \t\x0b,/", max_size=2)
     "wss://example.org?query", "wss://example.org:0", "wss://example.org:70000", "wss://example.org#sha256:12",
     "wss://example.org#md5:" + "0" * 32, "wss://exa mple.org", "wss://-x.org", "wss://[::1", "wss://" + "a" * 600,
     "wss://example.org\n.evil", "wss://$(id)",
+    "wss://[::1],x:443", "wss://a,b[::1]:443",
     " wss://example.org", "wss://example.org ", "\twss://example.org", "wss://example.org/ ",
 ])
 def test_servers_that_are_refused(url: str) -> None:
