@@ -22,7 +22,7 @@ _INSIDE = re.compile(
     r"lxc\.(arch|uts\.name|cap\.(drop|keep)|no_new_privs|group|ephemeral|log\.level|hook\.version"
     r"|apparmor\.(profile|allow_incomplete|allow_nesting)|selinux\.context|selinux\.context\.keyring"
     r"|seccomp\.allow_nesting|tty\.max|pty\.max|console\.(buffer\.size|size|rotate)"
-    r"|signal\.(halt|reboot|stop)|init\.(cmd|cwd|uid|gid|groups)|execute\.cmd|autodev|autodev\.tmpfs\.size"
+    r"|signal\.(halt|reboot|stop)|init\.(cmd|cwd|uid|gid|groups)|execute\.cmd|autodev\.tmpfs\.size"
     r"|start\.auto|sysctl\.net\.[a-z0-9_.]+|time\.offset\.(boot|monotonic)"
     r"|prlimit\.(as|core|cpu|data|fsize|locks|memlock|msgqueue|nofile|nproc|rss|rttime|sigpending|stack)"
     r"|net\.\d+\.(link|flags|hwaddr|name|mtu|ipv[46]\.(address|gateway))"
@@ -114,6 +114,8 @@ def _inside(key: str, value: str, here: Callable[[str], bool]) -> bool:
             return bool(re.fullmatch(r"[0-5]?[0-9]|60", value))
         case "lxc.start.order":  # who is first; two of them LXC subtracts in an int (cmporder in its lxc_autostart.c)
             return bool(re.fullmatch(r"-?[0-9]{1,6}", value))
+        case "lxc.autodev":  # else /dev is the container's own, and what is made in there wherever its links lead
+            return value == "1"
         case "lxc.console.path":
             return value in ("none", "auto")
         case "lxc.prlimit.rtprio" | "lxc.prlimit.nice":  # above others of the host: getrlimit(2)
@@ -145,14 +147,14 @@ def _mounts_inside(fields: list[str]) -> bool:
     """An fstab(5) line that mounts nothing of the host's, and makes nothing there.
 
     What it mounts on LXC makes by its path, as the host's root and before the container's root file system is all that
-    there is: links in that lead it anywhere. Not so a folder at the top, which is made only where nothing is; and the
-    nodes have their usual names.
+    there is: links in that, or in a proc that was mounted before, lead it anywhere. Not so a folder at the top, or in
+    /dev, which LXC itself has just made: it is made only where nothing is. And the nodes have their usual names.
     """
     if len(fields) < 2 or ".." in fields[1].split("/"):
         return False
     source, target, *_ = fields
     options = set(fields[3].split(",")) if len(fields) > 3 else set()
-    if "/" not in target:
+    if "/" not in target.removeprefix("dev/"):
         options.discard("create=dir")
     if source in _NODES and options & {"bind", "rbind"}:
         options -= {"bind", "rbind"} | ({"create=file"} if f"/{target}" == source else set())

@@ -38,6 +38,9 @@ lxc.mount.entry = tmpfs tmp tmpfs rw,create=dir 0 0
 lxc.mount.entry = /dev/net/tun dev/net/tun none bind,create=file
 lxc.mount.entry = shm dev/shm tmpfs rw,nosuid,nodev,noexec,relatime,size=64m,mode=1777,optional 0 0
 lxc.mount.entry = proc proc proc defaults
+lxc.autodev = 1
+lxc.mount.entry = shm dev/shm tmpfs defaults,create=dir 0 0
+lxc.mount.entry = mqueue dev/mqueue mqueue defaults,optional,create=dir 0 0
 lxc.mount.entry = /dev/fuse fuse none bind,optional
 lxc.console.path = none
 lxc.tty.max = 0
@@ -83,6 +86,7 @@ REACHING = [
         "rshared")),
     f"lxc.mount.entry = /etc mnt tmpfs {'ro,' * 400}ro",
     "lxc.mount.entry = proc esc/nologin proc create=file,optional", "lxc.mount.entry = tmpfs esc/x tmpfs create=dir",
+    "lxc.mount.entry = tmpfs dev/x/self/root/etc/x tmpfs create=dir", "lxc.autodev = 0", "lxc.autodev = 2",
     "lxc.mount.entry = tmpfs x tmpfs create=file",
     "lxc.mount.entry = /dev/null esc/null none bind,create=file", "lxc.mount.entry = /dev/null mnt ext4 rw",
     "lxc.mount.entry = /dev/null null none bind,relative",
