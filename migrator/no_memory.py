@@ -314,12 +314,14 @@ def _starting(migration: str) -> list[int]:
 def _ours(migration: str) -> dict[int, list[str]]:
     """The processes that `start` has brought up, each with its command: lxc-start, then LXC's monitor.
 
-    None of the container is among them, as LXC clears its environment.
+    None of the container is among them, as LXC clears its environment. Nor another container that a hook of it has
+    started: what a hook executes has $LXC_NAME (lxc.container.conf(5)), and `run` passes none on.
     """
     mark = f"{STARTS}={migration}".encode()
     found = {}
     for pid, words in running("lxc-start"):
         with contextlib.suppress(OSError):
-            if mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+            environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            if mark in environment and not any(each.startswith(b"LXC_NAME=") for each in environment):
                 found[pid] = [os.fsdecode(word) for word in words]
     return found

@@ -144,6 +144,21 @@ def test_the_start_fails_there_and_then_here_too(rig: Rig, clean_hosts: CleanHos
     assert rig.leftovers() == []
 
 
+def test_another_container_that_a_hook_has_started_is_not_taken_for_it(rig: Rig, clean_hosts: CleanHosts) -> None:
+    """It runs on where the start fails, and what has failed comes to its end all the same."""
+    clean_hosts.allow("snapshot")
+    rig.guest("hostb", "c2", "tick")
+    rig.sh("hostb", "lxc-stop -k -n c2; lxc-wait -n c2 -s STOPPED -t 200")
+    for host in ("hosta", "hostb"):
+        rig.put(host, "/usr/local/bin/beside", "#!/bin/sh\n[ ! -e /pool/c2 ] || { lxc-start -n c2; exit 1; }\n")
+        rig.exec(host, "chmod", "755", "/usr/local/bin/beside")
+    rig.guest("hosta", "c1", "tick", ip="10.0.3.120", config="lxc.hook.pre-start = /usr/local/bin/beside")
+    error = failed(migrate(rig, "c1", "hosta", "--no-memory"), RUNS_AGAIN, "start-failed")
+    assert error["code"] == "source-started-again"
+    assert rig.sh("hostb", "lxc-info -n c2 -sH").strip() == "RUNNING"
+    runs_only_on(rig, "hosta", 2)
+
+
 def stopped(rig: Rig) -> bool:
     return rig.sh("hosta", "lxc-info -n c1 -sH").strip() == "STOPPED"
 
