@@ -11,25 +11,31 @@ from __future__ import annotations
 import contextlib
 import shlex
 
-from migrator import advice, container_config, identity, log, lxc, remains, second_start
+from migrator import advice, autostart, clock, container_config, identity, log, lxc, remains, second_start
 from migrator.errors import ContainerNotFound, MigratorError, OutOfOrder
 from migrator.journal import Migration
 from migrator.layout import Layout
 from migrator.states import State
 from migrator.thawing import Frozen
 
+_PUT_BACK = "The fence was put back in boot"  # in its message
+
 
 def require(migration: Migration, stage: str, next_: str = "") -> None:
     """See to it that it cannot be started here; raises OutOfOrder where it runs, so that `stage` must not go on.
 
-    What comes then, `next_`, is a rollback unless the caller does that.
+    What comes then, `next_`, is a rollback unless the caller does that. OutOfOrder too while an lxc-autostart is under
+    way that may be older than the fence, where that was put back: then `stage` is tried again once it has ended.
     """
     restore_fence(migration)
+    late = autostart.under_way() if _is_put_back(migration) else None  # what has ended by now has started all it does
     if runs(migration):
         raise OutOfOrder(
             stage=stage, next=next_ or advice.command("rollback", migration),
             missing=f"{migration.name} runs on {advice.this_host()}, where it was to stand still: somebody has thawed"
                     f" it, or started it past its fence")
+    if late is not None:
+        raise autostart.out_of_order(migration, stage, next_ or advice.next_command(migration), late)
 
 
 def refuse_end(migration: Migration, stage: str) -> None:
@@ -70,7 +76,19 @@ def restore_fence(migration: Migration) -> None:
         return  # there is nothing that could be started
     if container_config.fence_of(text) != migration.id and identity.is_source(migration):
         log.warning(f"Somebody has taken the fence of {migration.name} away: it is put back")
-        container_config.fence(folder, text, migration.id, message(migration))
+        container_config.fence(folder, text, migration.id, f"{message(migration)}\n{_PUT_BACK} {_boot()}.")
+
+
+def _is_put_back(migration: Migration) -> bool:
+    """Whether that was in this boot: what has begun before in it has not read the fence."""
+    with contextlib.suppress(OSError):
+        hook = migration.lxcpath / migration.name / container_config.FENCE_HOOK
+        return f"{_PUT_BACK} {_boot()}" in hook.read_text(errors="replace")
+    return False
+
+
+def _boot() -> str:
+    return clock.BOOT_ID.read_text().strip()
 
 
 def message(migration: Migration) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from migrator import advice, btrfs, container_config, holder, leave, lxc, standing, transfer
+from migrator import advice, autostart, btrfs, container_config, holder, leave, lxc, standing, transfer
 from migrator.advice import this_host
 from migrator.cli import Result
 from migrator.errors import ContainerChanged, DowntimeExceeded, as_ours
@@ -51,6 +51,7 @@ class Handover(ABC):
 
     def run(self) -> Result:
         """Do it; the container runs on here when anything fails before the token was offered."""
+        self._refuse_autostart()  # before anything comes to a stand in vain
         # A number that no dump has had: what is still on its way of an earlier one finds another number there.
         self.migration.note("attempt", attempt=offer.attempt(self.migration) + 1)
         self.there.call("dump-begin", **offer.named(self.migration), memory=self.migration.memory)
@@ -176,11 +177,19 @@ class Handover(ABC):
         return Layout(Path(migration.detail["destination_lxcpath"]), migration.other_name, migration.id)
 
     def fence(self) -> None:
-        """From the offer on this host must not start the container anew: not by hand, and not at boot after a crash."""
+        """From the offer on this host must not start the container anew: not by hand, and not at boot after a crash.
+
+        Raises OutOfOrder, as `_refuse_autostart`, once it is written.
+        """
         container = self.container
         text = container_config.text_of(container.config_file)
         container_config.fence(container.folder, text, self.migration.id, standing.message(self.migration))
         self.fenced = True
+        self._refuse_autostart()
+
+    def _refuse_autostart(self) -> None:
+        """Raises OutOfOrder while an lxc-autostart is under way: one that begins once the fence stands goes by it."""
+        autostart.refuse(self.migration, "create-dump", advice.again("create-dump", self.migration))
 
     def left(self) -> float:
         """Seconds that the container may still stand still; raises DowntimeExceeded when there are none."""

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from tests.rig.conftest import CleanHosts
-from tests.rig.harness import DESTINATION, Rig
+from tests.rig.harness import DESTINATION, Rig, wait_for
 from tests.rig.held import RESTORE, held
 
 
@@ -144,3 +146,23 @@ def test_a_copy_with_subvolumes_inside_stays(rig: Rig, clean_hosts: CleanHosts) 
     rig.sh("hosta", "btrfs subvolume delete /pool/c1/rootfs/made")
     rig.migrator("hosta", "cleanup", "c1").expect(0)
     assert rig.sh("hosta", "ls /pool").split() == []
+
+
+def test_nothing_is_handed_over_while_lxc_autostart_is_under_way(rig: Rig, clean_hosts: CleanHosts) -> None:
+    """It has read all configurations, and sleeps behind its first start, whose monitor is no lxc-autostart."""
+    clean_hosts.allow("snapshot")
+    rig.guest("hosta", "c2", "tick", config=["lxc.start.auto = 1", "lxc.start.order = 1", "lxc.start.delay = 100000"])
+    rig.sh("hosta", "lxc-stop -k -n c2; lxc-wait -n c2 -s STOPPED -t 200")
+    rig.guest("hosta", "c1", "tick", config=["lxc.start.auto = 1", "lxc.start.order = 2"])
+    start = rig.probe("hosta", "c1")["start"]
+    with rig.start("hosta", "lxc-autostart"):
+        wait_for(lambda: rig.sh("hosta", "lxc-info -n c2 -sH").strip() == "RUNNING", "the first one has been started")
+        refused = rig.migrator("hosta", "migrate", "c1", "-d", DESTINATION, "--json").expect(27).json["error"]
+        assert rig.status("hosta", "c1")["state"] == "prepared"
+        found = re.search(r"lxc-autostart \(process (\d+)\)", refused["message"])
+        assert found and rig.read("hosta", f"/proc/{found[1]}/comm") == "lxc-autostart\n"
+        assert rig.probe("hosta", "c1")["start"] == start
+        rig.exec("hosta", "kill", "-9", found[1])
+    rig.migrator("hosta", "resume", "c1").expect(0)
+    assert rig.probe("hostb", "c1")["intact"]
+    assert rig.sh("hosta", "lxc-info -n c1 -sH").strip() == "STOPPED"
