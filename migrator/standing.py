@@ -67,6 +67,13 @@ def end_of(migration: Migration, *, thawed: bool = False) -> str:
     return f"kill -9 {pid}"  # the first of its pid namespace: all others go with it
 
 
+def refuse_autostart(migration: Migration, stage: str) -> None:
+    """Before what is frozen here is ended: raises OutOfOrder where an lxc-autostart, as in `require`, may start it."""
+    restore_fence(migration)
+    if _is_put_back(migration):
+        autostart.refuse(migration, stage, advice.again(stage, migration))
+
+
 def restore_fence(migration: Migration) -> None:
     """Put the fence back where somebody has taken it away; another container of that name gets none."""
     folder = migration.lxcpath / migration.name

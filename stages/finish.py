@@ -107,6 +107,7 @@ def carry_out(args: argparse.Namespace, migration: Migration, there: Connection)
                 raise
             _require_id(migration, getattr(args, "force", None), there.peer_host, "does not have it")
     standing.refuse_end(migration, NAME)
+    standing.refuse_autostart(migration, NAME)
     if migration.state is State.OFFERED:
         migration.move(Event.TAKEN)  # the answer that would have said so was lost
     migration.move(Event.FINISH)

@@ -9,15 +9,17 @@ from __future__ import annotations
 import contextlib
 import subprocess
 from pathlib import Path
+from typing import cast
 
 import pytest
 
-from migrator import clock, container_config, standing
+from migrator import bases, clock, container_config, standing
 from migrator.errors import OutOfOrder
 from migrator.journal import Journal, Migration
+from migrator.protocol import Connection
 from migrator.service import Service
 from migrator.states import Event, State
-from stages import ask_source
+from stages import ask_source, finish
 from tests.stages.test_autostart import AGAIN, Boot, boot  # noqa: F401 -- a fixture
 from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
 from tests.stages.test_remains import cgroup, init  # noqa: F401 -- fixtures
@@ -25,6 +27,7 @@ from tests.stages.test_standing import (
     OTHER_BOOT,
     Known,
     There,
+    args,
     config,
     handed_over,
     known,  # noqa: F401 -- a fixture
@@ -74,6 +77,27 @@ def test_nor_is_it_offered_once_more(journal: Journal, cgroup: Path, init: subpr
     boot.under_way = False
     offers_again(migration, there)
     assert there.asked == ["state", "state", "own"] and migration.state is State.DUMPED
+
+
+@pytest.mark.parametrize("one_shot", [True, False])
+def test_what_it_passes_over_as_it_is_frozen_is_not_ended(
+        journal: Journal, cgroup: Path, init: subprocess.Popen[bytes], boot: Boot, known: type[Known],
+        monkeypatch: pytest.MonkeyPatch, one_shot: bool) -> None:
+    """It runs on its destination, and would be started here as soon as it has ended."""
+    ended: list[str] = []
+    monkeypatch.setattr(finish, "stop_and_fence", lambda each: ended.append(each.name))
+    monkeypatch.setattr(bases, "prune", lambda _: None)
+    migration, there = handed_over(journal, cgroup, init.pid, fence=False, one_shot=one_shot), There(State.RESTORED)
+    known.pid, boot.under_way = init.pid, True
+    migration.move(Event.TAKEN)
+    for _ in range(2):
+        with pytest.raises(OutOfOrder, match="lxc-autostart") as raised:
+            finish.carry_out(args(), migration, cast("Connection", there))
+    assert raised.value.hint == f"Next: once that has ended: migrator {'resume' if one_shot else 'finish'} web"
+    assert ended == [] and str(migration.state) == "dumped" and "finish" not in there.asked
+    boot.under_way = False
+    finish.carry_out(args(), migration, cast("Connection", there))
+    assert ended == ["web"] and migration.state is State.FINISHED
 
 
 @pytest.mark.parametrize("put_back", ["never", "in an earlier boot"])
