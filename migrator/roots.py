@@ -66,6 +66,20 @@ def mounted(pid: int) -> tuple[Root, int | None]:
     return _root(found), struct.unpack_from("=Q", found, 144)[0] if said & _STATX_MNT_ID else None  # stx_mnt_id
 
 
+def is_top_of_own_mount(pid: int) -> bool:
+    """Whether its root is the top of a mount, and of one in its own mount namespace; raises OSError.
+
+    /proc/PID/mountinfo has just what is mounted at or below that root (show_mountinfo in fs/proc_namespace.c). So the
+    mount of the root itself is missing after a chroot(2) into a folder of it, and where a process has come to its root
+    by a descriptor from elsewhere. A kernel before 5.8 does not tell.
+    """
+    _, mount = mounted(pid)
+    if mount is None:
+        return True
+    with (PROC / str(pid) / "mountinfo").open("rb") as lines:
+        return any(line.startswith(b"%d " % mount) for line in lines)
+
+
 def _statx(path: Path, mask: int) -> ctypes.Array[ctypes.c_char]:
     found = ctypes.create_string_buffer(_STATX_SIZE)
     _must(_libc().statx(_AT_FDCWD, os.fsencode(path), _FLAGS, mask, found), path)

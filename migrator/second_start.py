@@ -45,7 +45,7 @@ def of(frozen: Frozen) -> int | None:
     with contextlib.suppress(OSError):
         root, inside = roots.of(frozen.pid), _id(f"/proc/{frozen.pid}/ns/pid")
         return next((pid for pid in lxc.container_processes(frozen.name)
-                     if _is_beside(pid, root, inside, str(frozen.cgroup))), None)
+                     if _is_beside(pid, root, inside, frozen)), None)
     return None
 
 
@@ -55,16 +55,22 @@ def on_disk(name: str, rootfs: Path, limit: float = 0.0) -> int | None:
     What ends within `limit` seconds does not count.
     """
     until = time.monotonic() + limit
-    while found := [(_depth(pid), pid) for pid in lxc.container_processes(name) if _lives_in(pid, rootfs)]:
+    while (found := next((pid for pid in lxc.container_processes(name) if is_on(pid, rootfs)), None)) is not None:
         if time.monotonic() >= until:
-            return min(found)[1]  # what it has made such namespaces for itself goes with it
+            return found
         time.sleep(POLL)
     return None
 
 
-def _lives_in(pid: int, rootfs: Path) -> bool:
+def is_on(pid: int, rootfs: Path) -> bool:
+    """Whether it is the first process of a start of what has this root file system.
+
+    It has all of it mounted as its root, and may have called chroot(2) in there since. Another container, into which a
+    folder of it is mounted, has that folder at most.
+    """
     with contextlib.suppress(OSError):  # it has ended, or cannot be told
-        return roots.is_in(pid, rootfs) and is_start(pid)
+        return (roots.is_in(pid, rootfs) and is_start(pid)
+                and roots.is_top_of_own_mount(pid) == (roots.of(pid) == roots.at(rootfs)))
     return False
 
 
@@ -72,28 +78,35 @@ def is_start(pid: int) -> bool:
     """Whether it is the first process of a container, in namespaces of its own of processes and of mounts, as LXC makes
     them for root.
 
-    A visitor is not, be he in a pid namespace of his own, as arch-chroot makes one, or in another container.
+    A visitor is not, be he in a pid namespace of his own, as arch-chroot makes one, or in another container, whose
+    root can make any such namespaces in there.
     """
     with contextlib.suppress(OSError):  # it has ended, or cannot be told
-        return (_depth(pid) > 0 and _id(f"/proc/{pid}/ns/mnt") != _id("/proc/self/ns/mnt") and _is_made_by_root(pid))
+        return (_is_first(pid) and _id(f"/proc/{pid}/ns/mnt") != _id("/proc/self/ns/mnt") and _is_made_by_root(pid))
     return False
 
 
-def _is_beside(pid: int, root: roots.Root, inside: tuple[int, int], cgroup: str) -> bool:
+def _is_beside(pid: int, root: roots.Root, inside: tuple[int, int], frozen: Frozen) -> bool:
+    """It has that root by a mount of its own, and not by a descriptor, as a user in there can hand one to the root of
+    another container. Unless the frozen one has called chroot(2): then neither has it so.
+    """
     with contextlib.suppress(OSError):  # it has ended, or cannot be told
         return (roots.of(pid) == root and is_start(pid) and not _descends(pid, inside)
-                and not cgroups.holds(cgroup, os.fsdecode(Path(f"/proc/{pid}/cgroup").read_bytes())))
+                and not cgroups.holds(str(frozen.cgroup), os.fsdecode(Path(f"/proc/{pid}/cgroup").read_bytes()))
+                and (roots.is_top_of_own_mount(pid) or not roots.is_top_of_own_mount(frozen.pid)))
     return False
 
 
-def _depth(pid: int) -> int:
-    """In which pid namespace below this host's it is the first process; 0 in none (NSpid in proc_pid_status(5))."""
-    with contextlib.suppress(OSError):  # it has ended
-        for line in Path(f"/proc/{pid}/status").read_bytes().split(b"\n"):
-            if line.startswith(b"NSpid:"):
-                ids = line.split()[1:]
-                return len(ids) - 1 if ids[-1] == b"1" else 0
-    return 0
+def _is_first(pid: int) -> bool:
+    """Whether it is the first process of a pid namespace right below this host's (NSpid in proc_pid_status(5)).
+
+    What a container makes for itself lies further down. Raises OSError.
+    """
+    for line in Path(f"/proc/{pid}/status").read_bytes().split(b"\n"):
+        if line.startswith(b"NSpid:"):
+            ids = line.split()[1:]
+            return len(ids) == 2 and ids[1] == b"1"
+    return False
 
 
 def _is_made_by_root(pid: int) -> bool:

@@ -39,6 +39,19 @@ def test_the_mount_that_a_root_is_in() -> None:
         roots.mounted(0)
 
 
+def test_whether_its_root_is_the_top_of_a_mount_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that it has come to by a descriptor from elsewhere is not listed; nor what only begins so."""
+    assert roots.is_top_of_own_mount(os.getpid())
+    root, mount = roots.mounted(os.getpid())
+    assert mount
+    ids = {line.split()[0] for line in Path("/proc/self/mountinfo").read_text().splitlines()}
+    shorter = next(id_[:-1] for id_ in sorted(ids) if len(id_) > 1 and id_[:-1] not in ids)
+    monkeypatch.setattr(roots, "mounted", lambda _: (root, int(shorter)))
+    assert not roots.is_top_of_own_mount(os.getpid())
+    monkeypatch.setattr(roots, "mounted", lambda _: (root, None))
+    assert roots.is_top_of_own_mount(os.getpid()), "before 5.8"
+
+
 def test_what_the_kernel_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     """By the numbers of <linux/fcntl.h>; and nothing below /proc/PID/root is looked up."""
     asked: list[tuple[object, ...]] = []

@@ -10,6 +10,7 @@ import errno
 import fcntl
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,9 @@ PIDS = ["unshare", "--user", "--map-root-user", "--fork", "--kill-child", "--pid
 START = [*PIDS, "--mount"]  # as LXC's, as far as it goes
 SLEEP = ["sleep", "1000"]
 NESTED = ["sh", "-c", 'exec "$@"', "sh", *START, *SLEEP]  # first in its namespace is then the inner unshare
+# It has this root by a descriptor of it, which was handed to it, and not by a mount of its own.
+HANDED = ["sh", "-c", 'exec 9</ "$@"', "sh", *START, sys.executable, "-c",
+          "import os; os.fchdir(9); os.chroot('.'); os.execvp('sleep', ['sleep', '1000'])"]
 
 
 def below(pid: int) -> list[int]:
@@ -59,6 +63,8 @@ BESIDE = {
     "visits by chroot": (SLEEP, 0),
     "visits by arch-chroot": ([*PIDS, *SLEEP], 1),
     "visits from another container": ([*START, "sh", "-c", "sleep 1000 & wait"], 2),
+    "visits from another container, in namespaces of his own": ([*START, *NESTED], 2),
+    "another container that was handed this root": (HANDED, 1),
 }
 
 
@@ -111,6 +117,23 @@ def test_what_is_no_other_start_of_it(journal: Journal, cgroup: Path, started: l
         (cgroup / "cgroup.procs").write_text(f"{ours[1]}\n")
         assert rollback.thaw_source(frozen(journal, cgroup, ours[1]))
     assert (cgroup / "cgroup.freeze").read_text() == "0"
+
+
+def chrooted(folder: str, *, mounted: bool) -> list[str]:
+    """The first process of a container, which calls chroot(2), into what is `mounted` there or into what lies there."""
+    code = ("import ctypes, os, signal; comm = open('/proc/self/comm', 'w')\n"
+            f"if {mounted}: assert not ctypes.CDLL(None).mount(b{folder!r}, b{folder!r}, None, 4096, None)  # MS_BIND\n"
+            f"os.chroot({folder!r}); comm.write('sleep'); comm.close(); signal.pause()")
+    return [*START, sys.executable, "-c", code]
+
+
+@pytest.mark.parametrize("mounted", [False, True])
+def test_a_folder_of_it_that_another_container_has_mounted(monkeypatch: pytest.MonkeyPatch, mounted: bool) -> None:
+    """That is none of its starts; one of these, whose first process has called chroot(2), has all of it mounted."""
+    monkeypatch.setattr(roots, "is_in", lambda *_: True)
+    with lives(*chrooted("/usr", mounted=mounted)) as found:
+        assert roots.of(found[1]) == roots.at(Path("/usr")) and second_start.is_start(found[1])
+        assert second_start.is_on(found[1], Path("/")) is not mounted
 
 
 def test_one_that_comes_while_criu_is_waited_for(journal: Journal, cgroup: Path, started: list[str],
