@@ -103,7 +103,7 @@ def start_from_disk(migration: Migration) -> None:
     if not held(migration) or container.state != "STOPPED":
         log.warning(f"{migration.name} is not the process that was frozen any more; there is nothing to thaw")
         return
-    if no_memory.is_lost(container):
+    if no_memory.is_lost(migration, container):
         return
     log.warning(f"The memory of {migration.name} is gone, as after a reboot: it is started from its disk")
     with migration.step("start", must_be_recorded=False):
@@ -137,7 +137,7 @@ def where(migration: Migration) -> str:
     end = ""
     if remains.are_here(migration):
         end = f"echo 1 >{migration.detail['cgroup']}/cgroup.kill"
-    elif state in ("", "STOPPED") and (lost := standing.on_disk(migration)) is not None:
+    elif state in ("", "STOPPED") and (lost := remains.on_disk(migration)) is not None:
         end = f"kill -9 {lost}"
     if end:
         return (f"{name} runs on here, but LXC does not know of it any more: its monitor has ended, or its"

@@ -26,10 +26,10 @@ def kill(migration: Migration) -> None:
     `cgroup.kill` does just that; `lxc-stop` would thaw before the processes are gone. LXC's monitor, if it lives, then
     cleans up. Look afterwards whether the cgroup is empty: what the kernel cannot interrupt takes longer.
     """
-    if remains.are_here(migration):
+    if remains.are_left(migration):
         with contextlib.suppress(FileNotFoundError):  # all have ended
             (Path(migration.detail["cgroup"]) / "cgroup.kill").write_text("1")
-        lxc.wait(lambda: not remains.are_here(migration), lxc.STOP_LIMIT)
+        lxc.wait(lambda: not remains.are_left(migration), lxc.STOP_LIMIT)
     with contextlib.suppress(ContainerNotFound):
         container = lxc.Container(migration.name, migration.lxcpath)
         done = lxc.wait(lambda: _is_done(migration, container), lxc.STOP_LIMIT)
@@ -50,13 +50,13 @@ def stop_command(container: lxc.Container) -> list[str]:
 def stop(migration: Migration, container: lxc.Container, limit: float) -> bool:
     """End it in order; past `limit` seconds kill it. Returns whether it had to be killed.
 
-    It has ended when nothing lives in its cgroup any more, whatever LXC says.
+    It has ended when nothing of it lives in its cgroup any more, whatever LXC says.
     We wait ourselves, so that nothing is left waiting, and killing, when this program is killed.
     """
     if remains.is_known(migration, container):
         run(stop_command(container), check=False)
     end = time.monotonic() + limit
-    while remains.are_here(migration) or (container.state != "STOPPED"
+    while remains.are_left(migration) or (container.state != "STOPPED"
                                           and remains.is_known(migration, container) is not False):
         if time.monotonic() > end:
             log.warning(f"{container.name} has not ended within {limit:g} seconds and is killed")

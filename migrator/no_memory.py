@@ -82,8 +82,7 @@ def start_again(migration: Migration) -> bool:
             log.warning(f"{migration.name} has been started by somebody else, and runs")
     else:
         end(container, migration.id)
-        remains.require_none(migration)
-        by_us = not is_lost(container)
+        by_us = not is_lost(migration, container)
         if by_us:
             with migration.step("start", must_be_recorded=False), unfenced(container, migration.id) as config:
                 stay(container, migration.id, start(container, migration.id, config=config))
@@ -139,20 +138,25 @@ def _unknown(migration: Migration, container: lxc.Container) -> str:
         f" alone by: {advice.command('rollback', migration)}"))
 
 
-def is_lost(container: lxc.Container) -> bool:
-    """Whether a start of it lives that LXC does not know any more, so that none may come beside it; says so."""
+def is_lost(migration: Migration, container: lxc.Container) -> bool:
+    """Whether a start of it lives that LXC does not know any more, so that none may come beside it; says so.
+
+    Raises StartFailed where processes are left of what was brought to a stand.
+    """
     found = second_start.on_disk(container.name, container.rootfs, lxc.END_LIMIT)
     if found is not None:
         log.warning(f"{container.name} has been started, and lives (process {found}), though LXC does not know of it"
                     " any more: it is not started once more")
-    return found is not None
+        return True
+    remains.require_none(migration)
+    return False
 
 
 def _lives(migration: Migration, container: lxc.Container) -> bool:
     """Whether the start that was to be stopped has not ended, be it that LXC knows nothing of it any more."""
     if remains.is_known(migration, container):
         return True
-    return not _ours(migration.id) and remains.are_here(migration)
+    return not _ours(migration.id) and remains.are_left(migration)
 
 
 def _try(otherwise: str, step: Callable[[], None]) -> None:

@@ -13,9 +13,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from migrator import btrfs, cgroups, clock, holder, lxc, roots
-from migrator.errors import MigratorError, StartFailed
+from migrator import btrfs, cgroups, clock, holder, lxc, roots, second_start
+from migrator.errors import ContainerNotFound, MigratorError, StartFailed
 from migrator.journal import Migration
+from migrator.layout import Layout
 
 
 def record(container: lxc.Container) -> dict[str, Any]:
@@ -64,6 +65,27 @@ def are_here(migration: Migration) -> bool:
         return True
     return (migration.detail.get("boot") is not None and not _was_started_anew(migration)
             and not _is_anothers(migration, cgroup))
+
+
+def are_left(migration: Migration) -> bool:
+    """The same, of that very start and no other: one that LXC has lost counts neither, and is left alone."""
+    return are_here(migration) and (first_is_here(migration) or not _is_lost_there(migration))
+
+
+def _is_lost_there(migration: Migration) -> bool:
+    rootfs = _rootfs(migration)
+    return any(second_start.is_on(pid, rootfs) for pid in cgroups.processes(migration.detail["cgroup"]))
+
+
+def _rootfs(migration: Migration) -> Path:
+    with contextlib.suppress(ContainerNotFound):
+        return lxc.Container(migration.name, migration.lxcpath).rootfs
+    return Layout(migration.lxcpath, migration.name, migration.id).rootfs
+
+
+def on_disk(migration: Migration) -> int | None:
+    """The first process of a start that lives on its disk, though LXC may have lost it; None beside what is frozen."""
+    return None if first_is_here(migration) else second_start.on_disk(migration.name, _rootfs(migration))
 
 
 def _is_anothers(migration: Migration, cgroup: str) -> bool:
@@ -123,9 +145,12 @@ def first_is_here(migration: Migration) -> bool:
 
 
 def require_none(migration: Migration) -> None:
-    """Raises StartFailed while a process lives where the container was frozen: what LXC does not know of any more."""
+    """Raises StartFailed while a process lives where the container was frozen: what LXC does not know of any more.
+
+    But for those of another start.
+    """
     until = time.monotonic() + lxc.END_LIMIT  # its first process has ended: the others do, too
-    while are_here(migration):
+    while are_left(migration):
         if time.monotonic() > until:
             cgroup = migration.detail["cgroup"]
             found = ", ".join(map(str, lxc.processes(Path(cgroup))[:5]))

@@ -14,7 +14,6 @@ import shlex
 from migrator import advice, autostart, clock, container_config, identity, log, lxc, remains, second_start
 from migrator.errors import ContainerNotFound, MigratorError, OutOfOrder
 from migrator.journal import Migration
-from migrator.layout import Layout
 from migrator.states import State
 from migrator.thawing import Frozen
 
@@ -41,11 +40,12 @@ def require(migration: Migration, stage: str, next_: str = "") -> None:
 def refuse_end(migration: Migration, stage: str) -> None:
     """Raises OutOfOrder where it has run on with this disk: nobody but its administrator ends that.
 
-    Once its end has begun, what is thawed or on its way to it is ending; another start is none of that.
+    Once its end has begun, what is thawed or on its way to it is ending; another start is none of that. Who only
+    looks into its root file system is no start either: a finish ends nothing of his.
     """
     ending = migration.state is State.FINISHING
     thawed = not ending and remains.was_thawed(migration)
-    if thawed or (_knows_another(migration) or _beside(migration) is not None if ending else started_anew(migration)):
+    if thawed or (_is_another(migration) if ending else started_anew(migration)):
         restore_fence(migration)
         done = "thawed it here" if thawed else "started it here too, past its fence"
         raise OutOfOrder(
@@ -58,7 +58,7 @@ def end_of(migration: Migration, *, thawed: bool = False) -> str:
     """How its administrator ends what was `thawed`, or else what was started: by its name only where LXC knows that
     very start by it.
     """
-    pid = remains.recorded_init(migration)[0] if thawed else _beside(migration) or on_disk(migration)
+    pid = remains.recorded_init(migration)[0] if thawed else _beside(migration) or remains.on_disk(migration)
     by_name = pid is None
     with contextlib.suppress(MigratorError, OSError):
         by_name = by_name or lxc.Container(migration.name, migration.lxcpath).init_pid == pid
@@ -117,7 +117,6 @@ def started_anew(migration: Migration) -> bool:
     if _beside(migration) is not None:
         return True
     still = remains.first_is_here(migration)
-    rootfs = Layout(migration.lxcpath, migration.name, migration.id).rootfs
     with contextlib.suppress(ContainerNotFound):  # it may have been started before its configuration was removed
         container = lxc.Container(migration.name, migration.lxcpath)
         if not identity.is_source(migration):
@@ -127,8 +126,7 @@ def started_anew(migration: Migration) -> bool:
             return not still or init[0] != remains.recorded_init(migration)[0]
         if not still and lxc.told_state(container) != "STOPPED":
             return True  # on its way to that, or from it
-        rootfs = container.rootfs
-    return not still and lxc.runs_in(migration.name, rootfs)
+    return remains.on_disk(migration) is not None
 
 
 def _beside(migration: Migration) -> int | None:
@@ -138,17 +136,14 @@ def _beside(migration: Migration) -> int | None:
     return second_start.of(Frozen.from_detail(migration.id, migration.name, migration.lxcpath, migration.detail))
 
 
-def on_disk(migration: Migration) -> int | None:
-    """The first process of a start that lives on its disk, though LXC may have lost it; None beside what is frozen."""
-    rootfs = Layout(migration.lxcpath, migration.name, migration.id).rootfs
-    with contextlib.suppress(ContainerNotFound):
-        rootfs = lxc.Container(migration.name, migration.lxcpath).rootfs
-    return None if remains.first_is_here(migration) else second_start.on_disk(migration.name, rootfs)
-
-
-def _knows_another(migration: Migration) -> bool:
-    """Whether LXC knows another start of it."""
+def _is_another(migration: Migration) -> bool:
+    """The same while it is being ended: LXC's monitor may be on its way out, which counts for nothing then."""
+    if _beside(migration) is not None:
+        return True
     with contextlib.suppress(ContainerNotFound):
         container = lxc.Container(migration.name, migration.lxcpath)
-        return identity.is_source(migration) and remains.is_known(migration, container) is False
-    return False
+        if not identity.is_source(migration):
+            return False
+        if remains.is_known(migration, container) is False:
+            return True
+    return remains.on_disk(migration) is not None

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from migrator import aftermath, identity, leave, lxc, no_memory, second_start, standing
-from migrator.errors import OutOfOrder
+from migrator import aftermath, ending, identity, leave, lxc, no_memory, remains, second_start, standing
+from migrator.errors import MigratorError, OutOfOrder
 from migrator.journal import Journal, Migration
 from migrator.states import Event
 from stages import offer, rollback
@@ -58,6 +58,42 @@ def test_none_is_started_beside_it(journal: Journal, cgroup: Path, started: list
         assert "web runs on here, but LXC does not know of it" in told and f"to end it: kill -9 {pid}" in told
     monkeypatch.setattr(lxc, "container_processes", lambda _: [])
     assert "Start it with: lxc-start" in aftermath.where(migration)
+
+
+@pytest.mark.parametrize("memory", [True, False])
+def test_nor_is_it_ended_in_the_cgroup_that_is_on_record(
+        journal: Journal, cgroup: Path, started: list[str], monkeypatch: pytest.MonkeyPatch, memory: bool) -> None:
+    """That was free again, in this very boot: what was brought to a stand, and was to be stopped, has ended."""
+    configured(journal)
+    with another(monkeypatch) as pid:
+        (cgroup / "cgroup.procs").write_text(f"{pid}\n")
+        migration = frozen(journal, cgroup, os.getpid(), init=[1, 1], memory=memory, stopping=not memory,
+                           stop_timeout=0.05)
+        assert remains.are_here(migration)
+        assert not rollback.thaw_source(migration)
+        ending.kill(migration)
+        assert not (cgroup / "cgroup.kill").exists() and started == []
+        assert f"to end it: echo 1 >{cgroup}/cgroup.kill" in aftermath.where(migration)
+
+
+@pytest.mark.parametrize("memory", [True, False])
+def test_what_it_leaves_behind_is_waited_for(journal: Journal, cgroup: Path, started: list[str],
+                                             monkeypatch: pytest.MonkeyPatch, memory: bool) -> None:
+    """Its first process ends while it is looked at, and others of it take longer."""
+    configured(journal)
+    monkeypatch.setattr(ending, "kill", lambda _: None)
+    with another(monkeypatch) as pid:
+        (cgroup / "cgroup.procs").write_text(f"{pid}\n")
+        migration = frozen(journal, cgroup, os.getpid(), init=[1, 1], memory=memory, stopping=not memory,
+                           stop_timeout=0.05)
+
+        def ends(*_: object) -> None:
+            (cgroup / "cgroup.procs").write_text("4242\n")
+
+        monkeypatch.setattr(second_start, "on_disk", ends)
+        with pytest.raises(MigratorError, match="4242"):
+            rollback.thaw_source(migration)
+    assert started == []
 
 
 @pytest.mark.parametrize("memory", [True, False])
@@ -121,10 +157,30 @@ def test_beside_the_frozen_one_it_is_seen_by_whoever_gives_a_word(
     assert (cgroup / "cgroup.freeze").read_text() == "1"
 
 
+@pytest.mark.parametrize("finishing", [False, True])
 def test_what_has_gone_on_the_disk_since_is_ended_by_its_process(
-        journal: Journal, cgroup: Path, started: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        journal: Journal, cgroup: Path, started: list[str], monkeypatch: pytest.MonkeyPatch, finishing: bool) -> None:
     configured(journal)
     migration = frozen(journal, cgroup, os.getpid(), Event.OFFER, Event.TAKEN, boot=OTHER_BOOT)
-    with another(monkeypatch) as pid, pytest.raises(OutOfOrder, match="started it here too") as raised:
+    if finishing:
+        migration.move(Event.FINISH)
+    with another(monkeypatch) as pid:
+        with pytest.raises(OutOfOrder, match="started it here too") as raised:
+            standing.refuse_end(migration, "finish")
+        assert raised.value.hint == f"Next: kill -9 {pid} -- and then: migrator finish web"
+        monkeypatch.setattr(identity, "is_source", lambda _: False)
+        standing.refuse_end(migration, "finish")  # what runs is another one that has its name
+
+
+@pytest.mark.parametrize("memory", [True, False])
+@pytest.mark.parametrize("second", sorted(set(BESIDE) - {"another start"}))
+def test_a_visitor_keeps_no_finish_from_its_end(journal: Journal, cgroup: Path, started: list[str], second: str,
+                                                monkeypatch: pytest.MonkeyPatch, memory: bool) -> None:
+    """Nor is it offered any less for him: he has not started it."""
+    configured(journal)
+    migration = frozen(journal, cgroup, os.getpid(), Event.OFFER, Event.TAKEN, boot=OTHER_BOOT, memory=memory)
+    command, which = BESIDE[second]
+    with lives(*command) as beside:
+        monkeypatch.setattr(lxc, "container_processes", lambda _: [beside[which]])
+        assert not standing.runs(migration)
         standing.refuse_end(migration, "finish")
-    assert raised.value.hint == f"Next: kill -9 {pid} -- and then: migrator finish web"

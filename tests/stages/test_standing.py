@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import pytest
 
-from migrator import bases, container_config, identity, leave, lxc, remains, standing
+from migrator import bases, container_config, identity, leave, lxc, remains, second_start, standing
 from migrator.errors import (
     ContainerChanged,
     ContainerNotFound,
@@ -81,7 +81,6 @@ def known(monkeypatch: pytest.MonkeyPatch) -> type[Known]:
         pass
 
     monkeypatch.setattr(lxc, "Container", Here)
-    monkeypatch.setattr(lxc, "runs_in", lambda *_: False)
     monkeypatch.setattr(identity, "is_source", lambda _: True)
     return Here
 
@@ -223,11 +222,11 @@ def test_what_runs_without_a_monitor_is_told_by_its_root(
     migration = handed_over(journal, cgroup, init.pid, boot=OTHER_BOOT)
     asked: list[Path] = []
 
-    def runs_in(_: str, rootfs: Path) -> bool:
+    def on_disk(_: str, rootfs: Path) -> int:
         asked.append(rootfs)
-        return True
+        return 7
 
-    monkeypatch.setattr(lxc, "runs_in", runs_in)
+    monkeypatch.setattr(second_start, "on_disk", on_disk)
     if not there:
         class Missing(Known):
             def __init__(self, name: str, lxcpath: Path) -> None:
