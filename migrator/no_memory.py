@@ -82,6 +82,7 @@ def start_again(migration: Migration) -> bool:
             log.warning(f"{migration.name} has been started by somebody else, and runs")
     else:
         end(container, migration.id)
+        remains.require_none(migration)
         by_us = not is_lost(migration, container)
         if by_us:
             with migration.step("start", must_be_recorded=False), unfenced(container, migration.id) as config:
@@ -141,7 +142,8 @@ def _unknown(migration: Migration, container: lxc.Container) -> str:
 def is_lost(migration: Migration, container: lxc.Container) -> bool:
     """Whether a start of it lives that LXC does not know any more, so that none may come beside it; says so.
 
-    Raises StartFailed where processes are left of what was brought to a stand.
+    Once nothing is left of what was brought to a stand. Raises StartFailed where such a one has ended, and others with
+    it have not.
     """
     found = second_start.on_disk(container.name, container.rootfs, lxc.END_LIMIT)
     if found is not None:

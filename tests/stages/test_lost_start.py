@@ -12,8 +12,19 @@ from pathlib import Path
 
 import pytest
 
-from migrator import aftermath, ending, identity, leave, lxc, no_memory, remains, second_start, standing
-from migrator.errors import MigratorError, OutOfOrder
+from migrator import (
+    aftermath,
+    container_config,
+    ending,
+    identity,
+    leave,
+    lxc,
+    no_memory,
+    remains,
+    second_start,
+    standing,
+)
+from migrator.errors import MigratorError, OutOfOrder, SourceStillStopped
 from migrator.journal import Journal, Migration
 from migrator.states import Event
 from stages import offer, rollback
@@ -74,6 +85,20 @@ def test_nor_is_it_ended_in_the_cgroup_that_is_on_record(
         ending.kill(migration)
         assert not (cgroup / "cgroup.kill").exists() and started == []
         assert f"to end it: echo 1 >{cgroup}/cgroup.kill" in aftermath.where(migration)
+
+
+def test_what_was_told_to_end_itself_is_no_lost_start(journal: Journal, cgroup: Path, started: list[str],
+                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long it takes: nothing is recorded of a start, and its fence stands."""
+    configured(journal)
+    container_config.fence(journal.path.parent / "web", "lxc.uts.name = web\n", "0badc0de", "no")
+    with another(monkeypatch) as pid:
+        (cgroup / "cgroup.procs").write_text(f"{pid}\n")
+        migration = frozen(journal, cgroup, pid, memory=False, stopping=True, stop_timeout=0.05)
+        with pytest.raises(SourceStillStopped, match=str(pid)):
+            rollback.thaw_source(migration)
+    assert (cgroup / "cgroup.kill").exists() and started == [] and migration.detail["stopping"]
+    assert container_config.fence_of((journal.path.parent / "web" / "config").read_text()) == "0badc0de"
 
 
 @pytest.mark.parametrize("memory", [True, False])
