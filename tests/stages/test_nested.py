@@ -117,6 +117,7 @@ def migration(journal: Journal, util: Util, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(btrfs, "sync", lambda _: None)
     monkeypatch.setattr(lxc.Container, "rootfs", subvolume(journal.path.parent / "web" / "rootfs"))
     monkeypatch.setattr(offer, "thaw_source", lambda _: False)
+    monkeypatch.setattr(identity, "is_there", lambda _: True)
     made = dumping(journal)
     made.move(Event.THAW)
     return made

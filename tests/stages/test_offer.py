@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import pytest
 
-from migrator import btrfs, clock, container_config, criu, leave, limited
+from migrator import btrfs, clock, container_config, criu, identity, leave, limited
 from migrator.errors import (
     Busy,
     ConnectionLost,
@@ -286,16 +286,18 @@ def test_a_ctrl_c_ends_as_one(journal: Journal, acts: list[str]) -> None:
     assert acts == TAKEN_BACK and migration.state is State.PREPARED
 
 
-@pytest.mark.parametrize(("memory", "thawed", "kind"), [
-    (True, True, SourceRunsAgain), (True, False, SourceStartedAgain), (False, True, SourceStartedAgain),
-    (False, False, None),  # it had not been stopped yet
+@pytest.mark.parametrize(("memory", "thawed", "there", "kind"), [
+    (True, True, True, SourceRunsAgain), (True, False, True, SourceStartedAgain), (False, True, True, SourceStartedAgain),
+    (False, False, True, None),  # it had not been stopped yet
+    (True, False, False, None), (False, False, False, None),  # it was destroyed meanwhile
 ])
 def test_what_has_become_of_it_is_told(journal: Journal, acts: list[str], monkeypatch: pytest.MonkeyPatch, memory: bool,
-                                       thawed: bool, kind: type[MigratorError] | None) -> None:
+                                       thawed: bool, there: bool, kind: type[MigratorError] | None) -> None:
     migration = dumping(journal)
     migration.note("memory", memory=memory)
     fence(migration)
     monkeypatch.setattr(offer, "thaw_source", lambda _: thawed)
+    monkeypatch.setattr(identity, "is_there", lambda _: there)
     error = ConnectionLost(destination="hostb", reason="cut")
     raised = given_up(migration, There({}), error)
     assert (type(raised) is kind) if kind else (raised is error)
