@@ -287,7 +287,8 @@ def test_a_ctrl_c_ends_as_one(journal: Journal, acts: list[str]) -> None:
 
 
 @pytest.mark.parametrize(("memory", "thawed", "there", "kind"), [
-    (True, True, True, SourceRunsAgain), (True, False, True, SourceStartedAgain), (False, True, True, SourceStartedAgain),
+    (True, True, True, SourceRunsAgain),
+    (True, False, True, SourceStartedAgain), (False, True, True, SourceStartedAgain),
     (False, False, True, None),  # it had not been stopped yet
     (True, False, False, None), (False, False, False, None),  # it was destroyed meanwhile
 ])
