@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What befalls the destination's container in `tests.migrator.model`, and what no program of ours does: strangers, and
-a disk that is not there for a while."""
+"""What befalls a container in `tests.migrator.model`, and no program of ours does: strangers, a reboot, and a disk that
+is not there for a while."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 from migrator.identity import Whose
 from migrator.states import State
-from tests.migrator.world import RAN_THERE, STOPPED, STRANGER, World
+from tests.migrator.world import FROZEN, RAN_THERE, RUNS, STOPPED, STRANGER, World
 
 S = State
 # What is not done before the disk with the LXC path is to be seen there, see `migrator.lxc_disk`.
@@ -26,11 +26,35 @@ def strangers(world: World) -> Iterator[tuple[str, World]]:
     elif world.place is Whose.NOBODYS:
         yield f"{STRANGER}makes a container of that name", world._replace(place=Whose.FOREIGN)
     elif world.destination not in RAN_THERE and world.there == STOPPED and not world.restoring:
-        yield f"{STRANGER}destroys what has arrived", world._replace(place=Whose.NOBODYS, fenced_there=True)
+        mark = world.mark and world.destination is S.RESTORING  # nothing of it is left that could be put aside
+        yield f"{STRANGER}destroys what has arrived", world._replace(place=Whose.NOBODYS, fenced_there=True, mark=mark)
     elif world.destination is S.RESTORED and world.source in (S.OFFERED, S.DUMPED) and not world.restoring \
             and not (world.program in ("finish", "finish offered") and world.step):
         yield f"{STRANGER}destroys what has run", world._replace(place=Whose.NOBODYS, there=STOPPED, monitor=True,
-                                                                 fenced_there=True)
+                                                                 fenced_there=True, had_stopped=False)
+    if world.stands_fenced and world.source in (S.OFFERED, S.DUMPED) and not (world.forced or world.restoring):
+        yield f"{STRANGER}takes the fence away where it has stopped", world._replace(fenced_there=False)
+
+
+def strangers_on_the_source(world: World) -> Iterator[tuple[str, World]]:
+    """What somebody does to a copy that is to stand still, where our programs can still make up for it."""
+    if world.source in (S.OFFERED, S.DUMPED) and never_ran_there(world):
+        if world.here == FROZEN:
+            yield f"{STRANGER}thaws it on the source", world._replace(here=RUNS, past=True)
+        if world.fenced_here:
+            yield f"{STRANGER}takes the fence away on the source", world._replace(fenced_here=False, past=True)
+
+
+def never_ran_there(world: World) -> bool:
+    """Nor may it at this moment."""
+    return not (world.word or world.restoring or world.mark) and world.fenced_there and world.there == STOPPED \
+        and world.destination not in RAN_THERE
+
+
+def rebooted_there(world: World, *, images: bool) -> World:
+    images_left = world.images if images else 0
+    return world._replace(restoring=False, there=STOPPED, monitor=True, images=images_left, word=False,
+                          had_stopped=False)
 
 
 def disk(world: World) -> Iterator[tuple[str, World]]:
@@ -43,7 +67,8 @@ def disk(world: World) -> Iterator[tuple[str, World]]:
 
 def says_so(world: World, request: str) -> bool:
     """Whether that fails where the disk is away, with nothing recorded."""
-    return request in NEEDS_THE_DISK.get(world.destination or S.ABANDONED, ())
+    return request in NEEDS_THE_DISK.get(world.destination or S.ABANDONED, ()) or (
+        request == "restore" and world.must_choose)
 
 
 def unseen(world: World, request: str, does: Callable[[World], Iterator[tuple[World, str]]],
@@ -53,7 +78,7 @@ def unseen(world: World, request: str, does: Callable[[World], Iterator[tuple[Wo
         yield world, trouble
         return
     for changed, answer in does(world._replace(away=False, place=Whose.NOBODYS, images=0, mark=False)):
-        mark = world.mark and changed.destination is S.RESTORING
+        mark = world.mark and changed.destination in (S.OWNED, S.RESTORING, S.ABANDONING)
         if changed.destination is S.ABANDONED:  # what is on it is still to be removed
             changed = changed._replace(destination=S.ABANDONING)
         yield changed._replace(away=True, place=world.place, images=world.images, mark=mark, there=world.there,

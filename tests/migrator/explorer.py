@@ -138,7 +138,8 @@ def by_resume_there(world: World) -> World:
 
 def told_late(world: World) -> World:
     """`rollback` or `resume` on the source, once more: it tells the destination; where it has run, `resume` there."""
-    return there_typed(world, "resume" if world.stands_fenced or world.has_left or world.mark else "rollback")
+    killed = world.mark and world.destination is State.RESTORING
+    return there_typed(world, "resume" if world.stands_stopped or world.has_left or killed else "rollback")
 
 
 def typed(world: World, stage: str) -> World:
@@ -197,6 +198,8 @@ def ends(world: World, way: str) -> World:
             break
         # gone-there, which advises to force it
         lost = (here.has_left or here.given_way) and here.source in (State.OFFERED, State.DUMPED)
+        if here.must_choose and here.stands_stopped and here.source in (State.OFFERED, State.DUMPED):
+            here = there_typed(here, "restore-dump")  # as stopped-there advises
         here = finished(here._replace(program="rollback forced")) if lost else WAYS[way](here)
         try:
             check(here)
@@ -241,14 +244,17 @@ In each of these worlds
 - the container runs, or can be started, only on the host that owns the token, unless somebody has seen to that himself;
 - the source's copy is ended only after the destination has recorded that it runs there, and is asked once more whether
   what has run is still there: destroyed, or another container in its place, it is the last copy that is kept;
+- the source's memory is not ended where all that is known is that the container was let run on the destination: has
+  it stopped in that same boot, somebody has to choose between that and what is on the destination's disk;
 - a container of that name which somebody else has made on the destination, at whatever moment, stays as it is: it is
   not removed, not taken over, and not taken for the one that arrives;
 - what may have run on the destination is not given up before somebody has destroyed it, also where its disk is not
-  there and shows nothing of it;
+  there and shows nothing of it, and not removed where a power cut has brought it back;
 
 and from each world at rest, once the network works, each of these leads to an end with exactly one copy that runs or
 may be started: the command that `migrator status` names, `migrator resume` on the source, `migrator resume` on the
-destination.
+destination. Where an error says that somebody has to choose, he does so first, as it says: after `stopped-there` by
+`restore-dump` on the destination, after `gone-there` by `rollback --force` on the source.
 
 A forced rollback is part of it: the destination is lost, also in the middle of a restore, and comes back with its
 journal at any moment, also while that is being forced: rebooted, or as it stood still. It may then run nothing, as the
@@ -262,9 +268,20 @@ away from what a restore has let run. The disk with the destination's LXC path m
 monitor of what runs there may end at any moment, and LXC says of it that it is stopped; on the source nothing hangs on
 the monitor. The source's copy may be thawed by somebody, or lose its fence and be started: no word is given any more
 then, the token is taken back. While a word that was given before still holds, and where it may have run on the
-destination, nobody can make up for that: it is left out too. Nor does the model have `restore-dump --force`, snapshots
-that somebody deletes by hand, so that nothing on disk tells any more what is whose, or a container that no look finds
-where LXC does not know of it, as none of its processes has its root in what was brought.
+destination, nobody can make up for that: it is left out too. What has stopped on the destination may lose its fence as
+well, but for after a rollback was forced, which is left out in the same way.
+
+`restore-dump --force` is part of it as well: the source is lost, standing still behind its fence, and comes back at any
+moment, rebooted or as it stood still; or it answers, and is believed. Left out is what nobody can make up for: a source
+that is silent and had taken the token back, one whose copy runs past its fence, and an operator who forces on both
+hosts at once: a rollback that is forced on the source waits here until the forced restore has no time left, of which in
+truth it has not heard. And the source never loses its journal.
+
+A power cut may take back what was done on the destination's disk, and not what was recorded: of a restore that failed
+once the container may have run, right after that record, so that what was put aside is in its place again. What else
+such a cut might bring back, as what an abandon had removed, the model does not have. Nor does it have snapshots that
+somebody deletes by hand, so that nothing on disk tells any more what is whose, a container that no look finds where LXC
+does not know of it, as none of its processes has its root in what was brought, or one that ends by itself.
 
 | what happens | transitions |
 | --- | --- |
@@ -274,8 +291,9 @@ How it is known that the search finds errors: `tests/migrator/test_broken_rules.
 source thaws while its offer is open, the offer goes out before the fence stands, a refusal is not recorded, an offer
 does not say for which dump it is, the source does not wait for the destination's word, nor for the end of its own,
 whether that still holds is not looked at last, nor whether the source's copy still stands still, what stands in the
-container's place is taken for ours, what has run is not looked for before the source's copy is ended, ...) and expects
-two copies, a stranger's container that is lost, or the last copy.
+container's place is taken for ours, what has run is not looked for before the source's copy is ended, what stands
+stopped is finished as soon as it has lost its fence, who forces asks nobody, what a power cut has brought back is
+removed, ...) and expects two copies, a stranger's container that is lost, the last copy, or the memory that is.
 """
 
 

@@ -25,11 +25,20 @@ written in which order around which acts and messages. Keep it in step with stag
     source no rule hangs on the monitor
   - somebody thaws what stands still on the source, or takes its fence away, so that it can be started; but not while
     the source's word holds, nor where it may have run on the destination: for that nobody can make up
+  - the container has stopped there in the boot in which it was let run, so that it may never have run, or a reboot has
+    stopped it; and somebody takes its fence away there, before a rollback is forced: after that nobody can make up for
+    it. That there is memory to lose is told here by what is frozen on the source when the restore is killed
+  - the source is lost, standing still behind its fence, `restore-dump` is forced on the destination, and the source
+    comes back after all, at any moment: rebooted, or as it stood still. Its journal is never lost. Nobody can make up
+    for one that had taken the token back and is silent, nor for a rollback that is forced there at the same time: such
+    a one waits here until the forced restore may let nothing run any more, see `let_run_by_force`
+  - the power fails on the destination right after a failed restore was recorded, before its disk had what was done:
+    what may have run and was put aside is in its place again, with the mark. Not later: what an abandon has removed
+    does not come back here
 
-It does not have: `restore-dump --force`; snapshots that somebody deletes by hand; that no look for what lives finds
-anything of it, as none of its processes has its root in what was brought. Nor a power cut that takes back what was done
-on the destination's disk, and not the record that came after: what may have run and was put aside is in its place again
-then, with the mark, and is put aside once more before anything is removed (`put_aside` in stages/import_data.py).
+It does not have: snapshots that somebody deletes by hand, so that nothing on disk tells whose what is; that no look for
+what lives finds anything of it, as none of its processes has its root in what was brought; a container that ends by
+itself, but for who restores it.
 """
 
 from __future__ import annotations
@@ -41,51 +50,22 @@ from migrator.healing import LETS_RUN, MAY_RESTORE, TAKEN_BACK, gives_back, must
 from migrator.identity import Whose
 from migrator.leave import BY_HAND
 from migrator.states import ENDED, Event, IllegalMove, Owner, Role, State, Verdict, after, decide, owner, step
-from tests.migrator.around import disk, strangers, unseen
-from tests.migrator.world import FROZEN, RAN_THERE, REBOOTED, RUNS, STOPPED, STRANGER, Message, World
+from tests.migrator.around import disk, rebooted_there, strangers, strangers_on_the_source, unseen
+from tests.migrator.programs import ARRIVING, BY_FORCE, DUMPING_PROGRAMS, GOES_ON, NUMBERED, PROGRAMS, TAKEN, inert
+from tests.migrator.world import FROZEN, POWER_CUT, RAN_THERE, REBOOTED, RUNS, STOPPED, STRANGER, Message, World
+
+__all__ = ["ARRIVING", "NUMBERED", "PROGRAMS", "TAKEN", "inert"]
 
 S = State
 # Attempts at a dump: an older one's messages can harm a newer one. The page is made with ALL_DUMPS.
 ALL_DUMPS = 3
 DUMPS = ALL_DUMPS if os.environ.get("MIGRATOR_TESTS") == "all" else 2
 
-# What the programs on the source do. A word alone is the record of that event; `call:` asks the destination and waits
-# for the answer; `act:` does something to the container.
-PROGRAMS: dict[str, tuple[str, ...]] = {
-    "prepare-data": ("send", "call:begin", "call:receive", "call:received", "sent"),
-    "create-dump": ("number", "call:dump-begin", "freeze", "act:freeze", "call:images", "act:fence", "offer",
-                    "call:own", "taken"),
-    "create-dump --no-memory": ("number", "call:dump-begin", "freeze", "act:fence", "act:stop", "call:images",
-                                "act:fence", "offer", "call:own", "taken"),
-    "undo": ("act:unfence", "act:thaw", "thaw", "call:dump-drop"),
-    "offer again": ("call:own", "taken"),
-    "learn": ("taken",),
-    "refused": ("refused", "act:unfence", "act:thaw", "thaw", "call:dump-drop"),
-    "heal": ("act:unfence", "act:thaw", "thaw"),
-    "rollback": ("call:abandon", "roll-back", "act:unfence", "act:thaw", "rolled-back"),
-    "rollback alone": ("roll-back", "act:unfence", "act:thaw", "rolled-back"),
-    "rollback forced": ("forcing", "call:abandon", "roll-back", "act:unfence", "act:thaw", "rolled-back"),
-    "import over": ("call:import",),
-    "restore over": ("call:restore",),
-    "restore offered": ("taken", "call:restore"),
-    "finish forced": ("finish", "act:fence", "act:kill", "finished"),
-    "finish": ("call:running", "finish", "act:fence", "act:kill", "call:finish", "finished"),
-    "finish offered": ("call:running", "taken", "finish", "act:fence", "act:kill", "call:finish", "finished"),
-}
-DUMPING_PROGRAMS = ("create-dump", "create-dump --no-memory")
 OK = "ok"
-REFUSED = "refused"  # the one error that is the destination's last word: DumpRefused, AlreadyRuns
+REFUSED = "refused"  # the one error that is the destination's last word: DumpRefused, AlreadyRuns, StoppedThere
 TROUBLE = "trouble"  # any other error
 UNKNOWN = "unknown"  # it has never heard of it: NoMigration, or an abandon that says so
 LOST = "lost"  # no answer
-
-GOES_ON = {"own", "restore"}  # their answer is followed by the source's word that it may be let run, and for how long
-BY_FORCE = 1  # in an abandon, instead of an attempt: it gives way where it has run, and is not there any more
-NUMBERED = {"dump-begin", "images", "own", "dump-drop"}
-ARRIVING = {S.RECEIVING_DUMP, S.DUMP_RECEIVED}
-TAKEN = {S.OWNED, S.RESTORING, S.RESTORED, S.FINISHED}
-PAST = TAKEN | {S.ABANDONING, S.ABANDONED}
-
 
 Moves = Iterator[tuple[str, World]]
 
@@ -130,17 +110,8 @@ def source_moves(world: World) -> Moves:
         yield "the source is rebooted", world._replace(here=STOPPED, program="", step=0, waiting=False)
     if world.here == STOPPED and not world.fenced_here:
         yield "it is started on the source", world._replace(here=RUNS)
-    if world.source in (S.OFFERED, S.DUMPED) and never_ran_there(world) and world.attempt < max(DUMPS, 2):
-        if world.here == FROZEN:
-            yield f"{STRANGER}thaws it on the source", world._replace(here=RUNS, past=True)
-        if world.fenced_here:
-            yield f"{STRANGER}takes the fence away on the source", world._replace(fenced_here=False, past=True)
-
-
-def never_ran_there(world: World) -> bool:
-    """Nor may it at this moment."""
-    return not (world.word or world.restoring or world.mark) and world.fenced_there and world.there == STOPPED \
-        and world.destination not in RAN_THERE
+    if world.attempt < max(DUMPS, 2):
+        yield from strangers_on_the_source(world)
 
 
 def stands_still(world: World) -> bool:
@@ -315,7 +286,8 @@ def undone(world: World) -> World:
 
 def moved(world: World, event: Event) -> World:
     state = after(Role.DESTINATION, world.destination, event)
-    return world._replace(destination=state, mark=world.mark and state is S.RESTORING,
+    return world._replace(destination=state, mark=world.mark and state in (S.RESTORING, S.ABANDONING),
+                          had_stopped=world.had_stopped and state in RAN_THERE,
                           word=world.word and state in (S.OWNED, S.RESTORING, S.RESTORED))
 
 
@@ -323,29 +295,6 @@ def kept(world: World) -> World:
     """Without the messages that can have no effect any more, whatever happens."""
     dead = [message for message in world.flying if inert(world, message)]
     return world._replace(flying=world.flying.difference(dead)) if dead else world
-
-
-def inert(world: World, message: Message) -> bool:
-    state = world.destination
-    if world.forgot:
-        return True
-    match message.request:
-        case "running":
-            return True
-        case "abandon":
-            return state in (S.ABANDONED, S.FINISHED) or (state is S.RESTORED and message.attempt != BY_FORCE)
-        case "restore":
-            return state in (S.ABANDONING, S.ABANDONED, *RAN_THERE)
-        case "finish":
-            return state is S.FINISHED and not world.fenced_there
-        case "begin":
-            return state is not None
-        case "dump-begin":
-            return state in PAST or message.attempt <= world.attempt_there
-        case "images" | "own" | "dump-drop":
-            old = message.attempt < world.attempt_there
-            return state in PAST or old or (message.attempt == world.attempt_there and state not in ARRIVING)
-    return state in PAST
 
 
 def has_leave(world: World, message: Message) -> bool:
@@ -478,31 +427,39 @@ def _abandon(world: World, how: int) -> Answers:
     if world.has_left and how == BY_FORCE:
         yield gave_way(world), OK
     elif world.destination in RAN_THERE:
-        yield world, REFUSED
+        yield world, REFUSED  # also where somebody must choose
     elif world.destination is S.ABANDONED:
         yield world, OK
     else:
         world = moved(world, Event.ABANDON)
         yield world, LOST
         if world.place.may_go:
+            world = put_aside(world)
+            yield world, LOST
             world = world._replace(place=Whose.NOBODYS)
             yield world, LOST
         yield moved(world, Event.ABANDONED)._replace(images=0), OK
 
 
+def put_aside(world: World) -> World:
+    """What a power cut has brought back: see `put_aside` in stages/import_data.py."""
+    return world._replace(mark=False)
+
+
 def gave_way(world: World) -> World:
-    """It stays fenced, or is not there any more."""
-    return moved(world, Event.FINISHED)._replace(given_way=True)
+    """It stays fenced, or is fenced anew, or is not there any more."""
+    return moved(world, Event.FINISHED)._replace(given_way=True, had_stopped=False, fenced_there=True)
 
 
 def _restore(world: World, _: int) -> Answers:
     if world.destination is S.RESTORING:
         world = settled(world)
         yield world, LOST
+    if world.must_choose and world.stands_stopped:
+        yield world, REFUSED
+        return
     if world.stands_fenced:
-        yield world._replace(restoring=True), LOST  # it goes on by itself, see `restore_moves`
-        yield world, TROUBLE
-        yield gone_on(world), OK
+        yield from started(world)
         return
     verdict = decide("restore-dump", world.destination).verdict
     if verdict is not Verdict.GO:
@@ -514,7 +471,7 @@ def _restore(world: World, _: int) -> Answers:
     if not world.place.may_go:
         yield world, TROUBLE
         return
-    world = moved(world, Event.RESTORE)
+    world = moved(put_aside(world), Event.RESTORE)
     yield world._replace(restoring=True), LOST  # it goes on by itself, see `restore_moves`
     yield moved(world, Event.RESTORE_FAILED), TROUBLE
     if world.images:
@@ -522,21 +479,29 @@ def _restore(world: World, _: int) -> Answers:
 
 
 def _running(world: World, _: int) -> Answers:
-    if world.stands_fenced:
-        yield world, TROUBLE  # it has stopped in the boot in which it was let run: somebody has to choose
+    if world.must_choose and world.stands_stopped:
+        yield world, REFUSED
+        return
     yield world, OK if world.destination in RAN_THERE and not (world.has_left or world.given_way) else TROUBLE
+
+
+def started(world: World) -> Answers:
+    """What `stands_stopped` is started from its disk."""
+    yield world._replace(restoring=True), LOST  # it goes on by itself, see `restore_moves`
+    yield world, TROUBLE
+    yield gone_on(world), OK
 
 
 def gone_on(world: World) -> World:
     """The fence is taken away, and it is started from its disk."""
-    return world._replace(there=RUNS, fenced_there=False, restoring=False, images=0)
+    return world._replace(there=RUNS, fenced_there=False, restoring=False, images=0, had_stopped=False)
 
 
 def _finish(world: World, _: int) -> Answers:
     if world.given_way:
         yield world, OK
         return
-    if world.stands_fenced:  # the source's copy has ended
+    if world.stands_fenced and not world.must_choose:  # the source's copy has ended
         world = gone_on(world)
         yield world, LOST
     world = moved(world, Event.FINISHED)
@@ -577,10 +542,10 @@ def destination_moves(world: World) -> Moves:
         yield REBOOTED, rebooted_there(world, images=False)
         yield REBOOTED, rebooted_there(world, images=True)
     if world.there == STOPPED and not (world.fenced_there or world.away):
-        yield "it is started on the destination", world._replace(there=RUNS)
+        yield "it is started on the destination", world._replace(there=RUNS, had_stopped=False)
     if world.source in (S.OFFERED, S.DUMPED, S.FINISHING) and not (world.restoring or world.forgot):
         yield "the destination's journal is lost", kept(world._replace(
-            destination=None, attempt_there=0, images=0, word=False, mark=False, forgot=True))
+            destination=None, attempt_there=0, images=0, word=False, mark=False, had_stopped=False, forgot=True))
     if world.there == RUNS and world.destination in (S.RESTORING, S.RESTORED) and world.monitor:
         yield "LXC's monitor there ends", world._replace(monitor=False)
     if world.there == RUNS and world.fenced_there:
@@ -590,8 +555,9 @@ def destination_moves(world: World) -> Moves:
         yield from strangers(world)
 
 
+FORCED = "restore-dump --force"
 TYPED_THERE = {"import-data": "import", "restore-dump": "restore", "resume": "restore", "rollback": "abandon",
-               "finish --force": "finish"}
+               FORCED: "restore", "finish --force": "finish"}
 
 
 def typed_there(world: World, command: str) -> Answers:
@@ -600,22 +566,26 @@ def typed_there(world: World, command: str) -> Answers:
         request = command if command == "resume" else TYPED_THERE[command]
         yield from unseen(world, request, lambda seen: typed_there(seen, command), TROUBLE)
         return
-    if command == "finish --force" and (world.destination is not S.RESTORED or world.stands_fenced or world.has_left):
+    if command == "finish --force" and not may_finish_alone(world):
         yield world, TROUBLE
         return
     if command == "resume" and world.has_left:
         yield (gave_way(world), OK) if told(world) in TAKEN_BACK else (world, TROUBLE)
         return
+    if command in ("restore-dump", "resume", FORCED) and world.destination is S.RESTORING:
+        world = settled(world)
+        yield world, LOST
+    stands = world.stands_stopped
+    if command == FORCED:
+        yield from forced_there(world)
+        return
     if command in ("restore-dump", "resume"):
-        if world.destination is S.RESTORING:
-            world = settled(world)
-            yield world, LOST
-        if world.stands_fenced:  # restore-dump in the boot in which it was let run, resume in a later one
-            yield world, TROUBLE
-        if (world.stands_fenced or world.destination in MAY_RESTORE) and must_ask(
-                BY_HAND if world.word and not world.stands_fenced else None):
+        if stands and command == "restore-dump" and not world.must_choose:
+            yield world, TROUBLE  # it advises resume
+            return
+        if (stands or world.destination in MAY_RESTORE) and must_ask(BY_HAND if world.word and not stands else None):
             said = told(world)
-            if said in TAKEN_BACK and world.stands_fenced:
+            if said in TAKEN_BACK and stands:
                 yield (gave_way(world), OK) if command == "resume" else (world, TROUBLE)
                 return
             if said in TAKEN_BACK:
@@ -626,12 +596,41 @@ def typed_there(world: World, command: str) -> Answers:
             else:
                 world = given(world)
                 yield world, LOST
+        if stands and command == "restore-dump":  # somebody has chosen that
+            yield from started(world)
+            return
     yield from answers(world, Message(TYPED_THERE[command], 0))
+
+
+def may_finish_alone(world: World) -> bool:
+    """Whether `finish --force` there ends it; as in `stages.force.finish_alone`."""
+    return world.destination is S.RESTORED and not (world.stands_stopped or world.has_left)
+
+
+def forced_there(world: World) -> Answers:
+    """What `restore-dump --force` does there, see `stages.force.let_run`: the source answers, or is lost."""
+    yield world, TROUBLE  # also where it answers that it does not run it
+    if not (world.stands_stopped or world.destination in MAY_RESTORE):
+        return
+    if told(world) in TAKEN_BACK:
+        yield from answers(world, Message("abandon", 0))
+    elif world.source in LETS_RUN and stands_still(world) and world.fenced_here:
+        yield from let_run_by_force(world)
+
+
+def let_run_by_force(world: World) -> Answers:
+    """The source is silent, and may go on where it was, or come back rebooted, at any moment.
+
+    Until when it may be let run is like a word of the source's, but that nobody has given it. So a rollback that is
+    forced there meanwhile waits for it here, which in truth it cannot: who forces on both hosts is left out.
+    """
+    world = world._replace(word=True, past=False)
+    yield from started(world) if world.stands_stopped else answers(world, Message("restore", 0))
 
 
 def restore_moves(world: World) -> Moves:
     label = "restore-dump"
-    if world.destination is S.RESTORED and world.there == STOPPED and world.fenced_there:
+    if world.destination is S.RESTORED and world.there == STOPPED:
         yield label, world._replace(restoring=False)  # too late, or it does not start
         if in_time(world):
             yield label, gone_on(world)
@@ -644,16 +643,17 @@ def restore_moves(world: World) -> Moves:
     elif world.images and not world.mark:
         yield label, world._replace(mark=True)
     if world.destination is S.RESTORING:  # the attempt fails: what it has started is ended, then that is recorded
-        yield label, moved(world, Event.RESTORE_FAILED)._replace(restoring=False, there=STOPPED, monitor=True,
-                                                                 fenced_there=True)
-    yield "the destination's program is killed", world._replace(restoring=False)
+        failed = moved(world, Event.RESTORE_FAILED)._replace(restoring=False, there=STOPPED, monitor=True,
+                                                             fenced_there=True)
+        yield label, failed
+        if world.mark and world.place.may_go:
+            for images in (False, True):
+                yield POWER_CUT, rebooted_there(failed, images=images)._replace(mark=True)
+    never_told = world.mark and world.there == STOPPED and world.place.may_go and world.here == FROZEN
+    yield "the destination's program is killed", world._replace(
+        restoring=False, had_stopped=world.had_stopped or (world.destination is S.RESTORING and never_told))
 
 
 def in_time(world: World) -> bool:
     """What is looked at last, once the mark is made: whether the source's word still holds."""
     return world.word
-
-
-def rebooted_there(world: World, *, images: bool) -> World:
-    images_left = world.images if images else 0
-    return world._replace(restoring=False, there=STOPPED, monitor=True, images=images_left, word=False)

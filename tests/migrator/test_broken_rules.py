@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from migrator import states
-from migrator.healing import LETS_RUN
+from migrator.healing import LETS_RUN, MAY_RESTORE
 from migrator.identity import Whose
 from migrator.states import Event, State
 from tests.migrator import around, model
@@ -240,9 +240,36 @@ def a_mark_that_is_not_seen_was_not_made(patch: pytest.MonkeyPatch) -> None:
     patch.setitem(around.NEEDS_THE_DISK, State.RESTORING, set())
 
 
+@mutant("may never have run on the destination")
+def what_has_lost_its_fence_where_it_stopped_is_finished_alone(patch: pytest.MonkeyPatch) -> None:
+    """By `finish --force` on the destination; then the source hears that it has run there."""
+    patch.setattr(model, "may_finish_alone", lambda world: world.destination is State.RESTORED and not (
+        world.stands_fenced or world.has_left))
+
+
+@mutant("may never have run on the destination")
+def what_has_stopped_in_the_boot_in_which_it_was_let_run_has_run(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(World, "must_choose", property(lambda _: False))
+
+
+@mutant("two copies run|one runs|without the token")
+def who_forces_on_the_destination_does_not_ask_the_source(patch: pytest.MonkeyPatch) -> None:
+    def forced_there(world: World) -> model.Answers:
+        if world.stands_stopped or world.destination in MAY_RESTORE:
+            yield from model.let_run_by_force(world)
+
+    patch.setattr(model, "forced_there", forced_there)
+
+
+@mutant("what may have run is removed|what may have run is overwritten")
+def what_a_power_cut_has_brought_back_is_not_put_aside_again(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(model, "put_aside", lambda world: world)
+
+
 EACH_TIME = {"a_disk_that_is_not_there_has_nothing_on_it_any_more", "what_runs_without_its_monitor_is_ended",
              "the_source_thaws_while_its_offer_is_open", "the_destination_comes_back_and_asks_nobody",
-             "what_is_there_is_overwritten"}  # one of each kind
+             "what_is_there_is_overwritten",
+             "what_a_power_cut_has_brought_back_is_not_put_aside_again"}  # one of each kind
 
 
 @pytest.mark.parametrize("name", [

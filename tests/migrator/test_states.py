@@ -144,7 +144,8 @@ def test_every_way_leads_to_an_end(found: Explored, way: str) -> None:
                     or world.has_left or world.given_way or runs_again(world))
         lost = world.source in (State.OFFERED, State.DUMPED) and world.destination not in TAKEN | ARRIVING
         no_images = world.destination in (State.OWNED, State.RESTORING) and not (
-            world.restorable or world.there == "runs" or (world.mark and world.place.may_go))
+            world.restorable or world.there == "runs"
+            or (world.mark and world.place.may_go and world.destination is State.RESTORING))
         assert (here.source is State.FINISHED) == (not given_up and not lost and not no_images), f"{world}: {here}"
 
 

@@ -38,6 +38,7 @@ class World(NamedTuple):
     mark: bool = False  # that it may have run there; see `migrator.let_run`
     there: str = STOPPED
     monitor: bool = True  # LXC's, of what runs there: without it LXC says that it is stopped
+    had_stopped: bool = False  # in the boot in which it was let run there; see `migrator.aftermath.has_stopped`
     fenced_there: bool = True  # or not there at all
     place: Whose = Whose.NOBODYS  # what is where the container is put there
     given_way: bool = False  # it had run there, and the destination knows that the source goes on with its own
@@ -68,6 +69,16 @@ class World(NamedTuple):
         return self.destination is S.RESTORED and self.there == STOPPED and self.fenced_there and self.place.may_go
 
     @property
+    def stands_stopped(self) -> bool:
+        """The same, or it has lost its fence: see `stages.settling.stands_stopped`."""
+        return self.stands_fenced or (self.must_choose and self.there == STOPPED)
+
+    @property
+    def must_choose(self) -> bool:
+        """It may never have run there, and the source's memory may be worth more: see `stages.settling`."""
+        return self.had_stopped and self.destination is S.RESTORED
+
+    @property
     def has_left(self) -> bool:
         """It has run there, and is not in its place any more: see `stages.settling.has_left`."""
         return self.destination is S.RESTORED and not self.place.may_go
@@ -84,6 +95,7 @@ class World(NamedTuple):
 
 STRANGER = "somebody "  # begins the labels of what others do to containers
 REBOOTED = "the destination is rebooted"
+POWER_CUT = "a power cut brings back what the destination has put aside"
 
 
 def check(world: World) -> None:
@@ -101,6 +113,7 @@ def check(world: World) -> None:
             "the source's copy is ended, and it has never run on the destination"
         assert not (world.destination is S.RESTORED and world.place is not Whose.OURS) and not world.given_way, \
             "the last copy is ended"
+        assert not world.had_stopped, "the source's memory is ended, and it may never have run on the destination"
     if world.source is S.ROLLED_BACK and not world.program:
         assert world.may_run_here, "rolled back, and it can run nowhere"
 
@@ -112,6 +125,9 @@ def check_move(world: World, label: str, reached: World) -> None:
         assert reached.there == STOPPED, "somebody else's container was taken for the one that is restored"
     if world.mark and world.place is Whose.OURS and not (world.restoring or label.startswith(STRANGER)):
         known = reached.forgot or reached.destination in (S.RESTORING, *RAN_THERE)
-        assert known, "what may have run is given up"
+        assert known or world.destination is not S.RESTORING, "what may have run is given up"
+        assert reached.place is Whose.OURS or not reached.mark, "what may have run is removed"
+        overwritten = world.destination is S.OWNED and reached.destination is S.RESTORING
+        assert not (overwritten and reached.mark), "what may have run is overwritten"
     if world.there == RUNS and world.mark and not (world.restoring or label == REBOOTED or label.startswith(STRANGER)):
         assert reached.there == RUNS, "what runs there is ended"

@@ -7,34 +7,39 @@ import contextlib
 import shutil
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from migrator import layout, lxc_disk
+from migrator import clock, layout, lxc, lxc_disk
 from migrator.errors import AlreadyRuns, DumpRefused
 from migrator.identity import Whose, whose
 from migrator.journal import Journal, Migration
 from migrator.layout import Layout
 from migrator.states import Event, Role, State
+from stages import settling
 from tests.effort import tries
 from tests.migrator import around, model
 from tests.migrator.world import RAN_THERE, Message, World
 from tests.stages.test_answers import ID, Destination, arrives
 
 # Asked of both. "arrives" stands for all data of the dump; "restored" for a restore that has succeeded, with what it
-# removes; "killed" for a restore of which only the beginning was recorded; "made" for somebody else's container that is
-# made where none is, or takes the place of ours; "disk" for the disk with the LXC path that goes, or comes back.
+# removes; "killed" for one of which only the beginning was recorded; "stopped" for one that was killed once it had let
+# it run, and was settled in the same boot, with nothing that runs; "made" for somebody else's container that is made
+# where none is, or takes the place of ours; "disk" for the disk with the LXC path that goes, or comes back.
 requests = st.sampled_from(["dump-begin", "dump-begin", "arrives", "own", "own", "own", "dump-drop", "abandon",
-                            "running", "finish", "begin", "restored", "killed", "made", "disk"])
+                            "running", "finish", "begin", "restored", "killed", "stopped", "made", "disk"])
+STOPPED = [("dump-begin", 1), ("arrives", 1), ("own", 1), ("stopped", 1)]
 asked = st.lists(st.tuples(requests, st.integers(1, 3)), max_size=12)
 
 
 @pytest.fixture(autouse=True)
 def no_container(monkeypatch: pytest.MonkeyPatch) -> None:
     """A killed restore left nothing that runs; what it takes to see that needs LXC, which is not there."""
-    from stages import settling
+    monkeypatch.setattr(lxc, "Container", lambda *_: SimpleNamespace(state="STOPPED", rootfs="/nowhere"))
+    monkeypatch.setattr(lxc, "runs_in", lambda *_: False)
 
     def settle(migration: Migration) -> None:
         lxc_disk.require(Layout(migration.lxcpath, migration.name, migration.id))
@@ -45,6 +50,8 @@ def no_container(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @settings(deadline=None, max_examples=tries(25, 400))
 @given(asked)
+@example([*STOPPED, ("running", 1), ("abandon", 1), ("disk", 1), ("running", 1), ("abandon", 1)])
+@example([*STOPPED, ("abandon", 1), ("begin", 1), ("own", 1), ("finish", 1), ("running", 1)])
 def test_model_and_handlers_agree(requests: list[tuple[str, int]]) -> None:
     with contextlib.ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
         top = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -73,10 +80,12 @@ def modelled(world: World, request: str, attempt: int) -> list[tuple[World, str]
         return [(world if state in RAN_THERE or world.away else world._replace(place=Whose.FOREIGN), "")]
     if request == "arrives":
         return [(world._replace(images=world.attempt_there), "") if state is State.RECEIVING_DUMP else (world, "")]
-    if request in ("restored", "killed"):
+    if request in ("restored", "killed", "stopped"):
         if state is not State.OWNED or world.away or not world.place.may_go:
             return [(world, "")]
         begun = model.moved(world, Event.RESTORE)
+        if request == "stopped":
+            return [(model.moved(begun._replace(had_stopped=True), Event.RESTORED), "")]
         return [(model.moved(begun, Event.RESTORED)._replace(images=0) if request == "restored" else begun, "")]
     found = list(model.answers(world, Message(request, attempt)))
     return [(each, said) for each, said in found if said != model.LOST]
@@ -103,15 +112,15 @@ def real(there: Destination, request: str, attempt: int) -> str:
             there.layout.container.mkdir()
             (there.layout.container / "config").write_text("lxc.uts.name = another\n")
         return ""
-    if request in ("restored", "killed"):
+    if request in ("restored", "killed", "stopped"):
         if there.state is State.OWNED and whose(there.layout).may_go:
             there.take(Event.RESTORE, *([Event.RESTORED] if request == "restored" else []))
+            if request == "stopped":
+                settling.record(migration_of(there), 1.0, had_stopped=clock.BOOT_ID.read_text().strip())
             if request == "restored":
                 there.layout.drop_images()
         return ""
     try:
-        if request == "running" and not away and there.state in (State.RESTORED, State.FINISHED):
-            return model.OK  # it asks LXC for more than the model knows
         if request == "finish" and not away and there.state in (State.RESTORED, State.FINISHED):
             there.take(Event.FINISHED)
             return model.OK
@@ -138,9 +147,14 @@ def seen(world: World) -> tuple[object, ...]:
     return world.destination, world.attempt_there, images, world.place
 
 
-def known(there: Destination) -> tuple[object, ...]:
+def migration_of(there: Destination) -> Migration:
     migration = there.journal.by_id(ID, Role.DESTINATION)
     assert migration
+    return migration
+
+
+def known(there: Destination) -> tuple[object, ...]:
+    migration = migration_of(there)
     disk = away_from(there)
     place = whose(Layout(disk if disk.exists() else there.pool, "web", ID))
     images = there.layout.images()
@@ -156,3 +170,10 @@ def test_the_comparison_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     inner = test_model_and_handlers_agree.hypothesis.inner_test  # type: ignore[attr-defined]
     with pytest.raises(AssertionError, match="the model has"):
         inner([("dump-begin", 1), ("dump-begin", 2), ("arrives", 1), ("own", 1)])
+
+
+def test_so_can_that_of_one_that_has_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(World, "must_choose", property(lambda _: False))
+    inner = test_model_and_handlers_agree.hypothesis.inner_test  # type: ignore[attr-defined]
+    with pytest.raises(AssertionError, match="the model has"):
+        inner([*STOPPED, ("running", 1)])
