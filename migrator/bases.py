@@ -103,7 +103,7 @@ def refuse_another(migration: Migration, stage: str) -> None:
     """
     if migration.detail.get("gone") and not identity.is_there(migration):
         raise OutOfOrder(stage=stage, next=advice.command("rollback", migration), missing=(
-            f"{migration.name} was removed while it stood still, and what is called so by now is another one"))
+            f"{migration.name} was removed while it stood still, and whatever is called so by now is another one"))
 
 
 def drop(migration: Migration, *, but: Collection[Path] = ()) -> None:

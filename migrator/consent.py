@@ -67,7 +67,9 @@ def reaching(text: str, here: Callable[[str], bool]) -> list[str]:
         if not plain or (plain.startswith("#") and plain.isprintable() and not fence):
             continue
         key, value = config_reader.setting(line) or ("", "?")
-        if fence or not plain.isprintable() or (value and not _inside(key, value, here)):
+        # An empty value takes a setting back, but LXC takes /dev away by one (set_config_autodev in its confile.c).
+        counts = value or key == "lxc.autodev"
+        if fence or not plain.isprintable() or (counts and not _inside(key, value, here)):
             found.append(plain[:_PATH_MAX])
     return found
 

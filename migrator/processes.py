@@ -12,6 +12,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from migrator import roots
+
 
 def running(*programs: str, owner: int | None = None, root: Path | None = None) -> Iterator[tuple[int, list[bytes]]]:
     """The processes that are one of these programs (names as they are in $PATH), each with its arguments.
@@ -26,9 +28,10 @@ def running(*programs: str, owner: int | None = None, root: Path | None = None) 
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit() and int(folder.name) != os.getpid():
             with contextlib.suppress(OSError):
+                if _uid(folder) != (os.geteuid() if owner is None else owner):
+                    continue
                 words = (folder / "cmdline").read_bytes().split(b"\0")
-                if _uid(folder) == (os.geteuid() if owner is None else owner) and _is_one(folder, words, files, names,
-                                                                                             root):
+                if _is_one(folder, words, files, names, root):
                     yield int(folder.name), words
 
 
@@ -48,13 +51,13 @@ def _is_one(folder: Path, words: list[bytes], files: set[tuple[int, int]], names
     A script, or a program whose file has been replaced by an upgrade meanwhile, goes by its path, which means the same
     file for the two of us only in our own mount namespace, or where it has come out of that into a chroot of ours.
     """
-    executed = (folder / "exe").stat()
-    if (executed.st_dev, executed.st_ino) in files:
+    executed = roots.at(folder / "exe")  # which waits for no server that the file may be on
+    if (executed.device, executed.inode) in files:
         return True
     path = os.fsencode(os.readlink(folder / "exe")).removesuffix(b" (deleted)")  # noqa: PTH115
     named = any(word.rpartition(b"/")[2] in names for word in (path, *words[:2]))
     return named and ((folder / "ns/mnt").readlink() == Path("/proc/self/ns/mnt").readlink()
-                      or (root is not None and (folder / "root").samefile(root)))
+                      or (root is not None and roots.of(int(folder.name)) == roots.at(root)))
 
 
 def _uid(folder: Path) -> int:

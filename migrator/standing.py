@@ -27,7 +27,7 @@ def require(migration: Migration, stage: str, next_: str = "") -> None:
     way that may be older than the fence, where that was put back: then `stage` is tried again once it has ended.
     """
     restore_fence(migration)
-    late = autostart.under_way() if _is_put_back(migration) else None  # what has ended by now has started all it does
+    late = autostart.under_way() if is_put_back(migration) else None  # what has ended by now has started all it does
     if runs(migration):
         raise OutOfOrder(
             stage=stage, next=next_ or advice.command("rollback", migration),
@@ -70,7 +70,7 @@ def end_of(migration: Migration, *, thawed: bool = False) -> str:
 def refuse_autostart(migration: Migration, stage: str) -> None:
     """Before what is frozen here is ended: raises OutOfOrder where an lxc-autostart, as in `require`, may start it."""
     restore_fence(migration)
-    if _is_put_back(migration):
+    if is_put_back(migration):
         autostart.refuse(migration, stage, advice.again(stage, migration))
 
 
@@ -83,10 +83,15 @@ def restore_fence(migration: Migration) -> None:
         return  # there is nothing that could be started
     if container_config.fence_of(text) != migration.id and identity.is_source(migration):
         log.warning(f"Somebody has taken the fence of {migration.name} away: it is put back")
-        container_config.fence(folder, text, migration.id, f"{message(migration)}\n{_PUT_BACK} {_boot()}.")
+        container_config.fence(folder, text, migration.id, put_back(message(migration)))
 
 
-def _is_put_back(migration: Migration) -> bool:
+def put_back(said: str) -> str:
+    """The message of a fence that an lxc-autostart which began before in this boot has not read."""
+    return f"{said}\n{_PUT_BACK} {_boot()}."
+
+
+def is_put_back(migration: Migration) -> bool:
     """Whether that was in this boot: what has begun before in it has not read the fence."""
     with contextlib.suppress(OSError):
         hook = migration.lxcpath / migration.name / container_config.FENCE_HOOK

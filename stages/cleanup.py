@@ -129,12 +129,15 @@ def clean_container(cleaner: Cleaner, journal: Journal, name: str, lxcpath: Path
     for each in found:
         if not each.ended:
             raise AlreadyMigrating(name=name, peer=each.peer, id=each.id, next=advice.next_command(each))
-    for path in layout.snapshots():
+    removed = layout.snapshots()
+    for path in removed:
         cleaner.remove(path, btrfs.delete)
     for each in found if not cleaner.dry_run else []:
         bases.drop(each)
-        if each.detail.get("last_copy"):
-            each.note("last-copy-dropped", last_copy=[])
+        last = each.detail.get("last_copy", [])
+        left = [name for name in last if name not in {path.name for path in removed}]  # on a disk that is away
+        if left != last:
+            each.note("last-copy-dropped", last_copy=left)
     if not keep_copy:
         _remove_copy(cleaner, journal, layout)
     for folder in (layout.work, layout.folder):

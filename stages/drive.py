@@ -234,7 +234,7 @@ class Drive:
         elif state in (State.OFFERED, State.DUMPED) or interrupted:
             self._give_up(error)
         else:
-            if not isinstance(error, OutcomeError):  # that one says itself how to go on
+            if not (isinstance(error, OutcomeError) or self.migration.detail.get("gone")):  # that one says how to go on
                 does = "stays as it is" if isinstance(error, ContainerNotRunning) else "runs on"
                 log.info(f"{self.migration.name} {does} here, and what has been sent is kept. Go on with: "
                          f"{advice.again('create-dump', self.migration)}")

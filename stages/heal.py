@@ -12,7 +12,19 @@ import os
 from pathlib import Path
 from typing import Any
 
-from migrator import advice, aftermath, container_config, healing, holder, log, lxc, lxc_disk, plan
+from migrator import (
+    advice,
+    aftermath,
+    autostart,
+    container_config,
+    healing,
+    holder,
+    log,
+    lxc,
+    lxc_disk,
+    plan,
+    standing,
+)
 from migrator.advice import this_host
 from migrator.cli import Result
 from migrator.errors import (
@@ -195,7 +207,11 @@ def _complete_restored(args: argparse.Namespace, migration: Migration) -> Result
         message = (f"{migration.name} runs on {migration.peer} again. {container_config.SUPERSEDED} "
                    f"{migration.name}")
         if defined and layout.is_own_rootfs():  # else it has been destroyed here, or none can be started
-            container_config.fence(layout.container, config, migration.id, message)
+            put_back = not fenced or standing.is_put_back(migration)
+            container_config.fence(layout.container, config, migration.id,
+                                   standing.put_back(message) if put_back else message)
+            if put_back:  # and has not given way before it can be started no more
+                autostart.refuse(migration, "resume", advice.command("resume", migration))
         elif defined:  # what has a fence may be removed, and that is not ours to say of this
             log.warning(f"What stands in the place of {migration.name} may be a copy of it that somebody has made here:"
                         f" it is not fenced. Do not start it: {migration.name} runs on {migration.peer}")

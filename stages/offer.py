@@ -175,7 +175,8 @@ def give_up(migration: Migration, there: Connection, error: DocumentedError,
         log.warning(f"{migration.name} runs on here, but that could not be recorded: {trouble}")
     _try(lambda: there.call_within(ANSWER_LIMIT, "dump-drop", **named(migration)))
     if isinstance(error, Interrupted):
-        log.info(f"{migration.name} runs on here.")
+        if not left:
+            log.info(f"{migration.name} runs on here.")
         raise error
     if left or not (thawed or migration.memory):
         raise error  # it is not there any more, or had not been stopped yet

@@ -107,3 +107,16 @@ def test_a_name_is_no_line_of_its_own(program: Path, name: bytes) -> None:
         assert tty_image._stat(pid)[1] == str(os.getpid()).encode()
         seen = parse_status(read_text(f"/proc/{pid}/status"))
         assert seen and seen.uids[0] == os.getuid()
+
+
+def test_no_server_is_waited_for(program: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That some other program's file is on, such as a daemon's of root's on NFS: a thaw waits for this look."""
+    with started("/bin/sh", "-c", WAIT) as other, started(program, "-c", WAIT) as pid:
+        honest = Path.stat
+
+        def stat(path: Path, **how: bool) -> os.stat_result:
+            assert not path.is_relative_to(f"/proc/{other}")
+            return honest(path, **how)
+
+        monkeypatch.setattr(Path, "stat", stat)
+        assert pids(program.name) == [pid]

@@ -11,11 +11,13 @@ from typing import Any, cast
 
 import pytest
 
-from migrator import autostart, container_config, ending, lxc
+from migrator import autostart, container_config, ending, lxc, lxc_disk
 from migrator.errors import OutOfOrder, SourceRunsAgain
 from migrator.journal import Journal, Migration
+from migrator.layout import Layout
 from migrator.protocol import Connection
-from migrator.states import State
+from migrator.states import Event, Role, State
+from stages import ask_source, finish, heal, settling
 from stages.stop import Stop
 from tests.stages.test_handover import Plain, migration, thawed  # noqa: F401 -- fixtures
 from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
@@ -92,3 +94,31 @@ def test_what_is_not_stopped_yet_runs_on(here: Migration, boot: Boot, monkeypatc
     with pytest.raises(OutOfOrder):
         Stop(args, here, container, cast("Connection", There({}))).take()
     assert boot.fences == [here.id] and "stopping" not in here.detail
+
+
+def test_a_copy_gives_way_once_that_has_ended(journal: Journal, boot: Boot, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a destination that comes back, where the source was forced to run it again: autostart has read no fence."""
+    migration = journal.create(id="feedface", role=Role.DESTINATION, name="web", lxcpath=journal.path.parent,
+                               peer="hosta", event=Event.RECEIVE, rounds=[], destination="root@hostb")
+    for event in (Event.RECEIVED, Event.IMPORT, Event.IMPORTED, Event.RECEIVE_DUMP, Event.DUMP_RECEIVED, Event.OWN,
+                  Event.RESTORE, Event.RESTORED):
+        migration.move(event)
+    folder = migration.lxcpath / "web"
+    folder.mkdir(exist_ok=True)
+    (folder / "config").write_text("lxc.start.auto = 1\n")
+    for module, name, said in ((ask_source, "state_of_source", State.ROLLED_BACK), (settling, "has_left", False),
+                               (settling, "stands_stopped", False), (settling, "is_at_work", False),
+                               (lxc_disk, "is_removed", False), (Layout, "is_own_rootfs", True),
+                               (finish, "drop_way_back", None)):
+        monkeypatch.setattr(module, name, lambda *_, said=said: said)
+    args = argparse.Namespace(max_downtime=None)
+    boot.under_way = True
+    for _ in range(2):  # the fence stands at the second time, and was put there while that was under way
+        with pytest.raises(OutOfOrder, match=f"process {PID}") as refused:
+            heal._complete_restored(args, migration)
+        assert "migrator resume web" in refused.value.hint
+        assert container_config.fence_of((folder / "config").read_text()) == migration.id
+        assert container_config.is_superseded(folder) and migration.state is State.RESTORED
+    boot.under_way = False
+    heal._complete_restored(args, migration)
+    assert str(migration.state) == "finished" and migration.detail["given_way"]

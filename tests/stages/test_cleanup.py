@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -168,6 +169,12 @@ def test_a_last_copy_goes_with_its_containers_name_alone(host: Host, linked: str
     cleanup._clean_leftovers(cleaner, host.journal, host.pool)
     cleanup.forget(host.journal, None)
     assert copy.is_dir() and cleaner.kept == [str(copy)] and str(copy) not in cleaner.removed
+    pool.rename(pool.with_name("unmounted"))
+    pool.mkdir()
+    cleanup.clean_container(cleaner, host.journal, "web", host.pool, keep_copy=True)  # it is away again
+    assert made.detail["last_copy"]
+    shutil.rmtree(pool)
+    pool.with_name("unmounted").rename(pool)
     cleanup.clean_container(cleaner, host.journal, "web", host.pool, keep_copy=True)
     cleanup.forget(host.journal, None)
     assert not copy.exists()
