@@ -14,7 +14,7 @@ from pathlib import Path
 
 from migrator import advice, btrfs, identity, log, names, spool, subvolume_uuids
 from migrator.btrfs import Subvolume
-from migrator.errors import Busy, MigratorError, NoSpace, OutOfOrder
+from migrator.errors import Busy, DiskAway, MigratorError, NoSpace, OutOfOrder
 from migrator.grant import ROOT
 from migrator.journal import Journal, Migration
 from migrator.layout import Layout, locked
@@ -104,6 +104,18 @@ def refuse_another(migration: Migration, stage: str) -> None:
     if migration.detail.get("gone") and not identity.is_there(migration):
         raise OutOfOrder(stage=stage, next=advice.command("rollback", migration), missing=(
             f"{migration.name} was removed while it stood still, and whatever is called so by now is another one"))
+
+
+def require_last_copy(migration: Migration) -> None:
+    """On the source: raises DiskAway where a dump has found the container gone, and what it has left is not to be seen.
+
+    Whoever went on would not record that it may be the last copy.
+    """
+    layout = Layout(migration.lxcpath, migration.name, migration.id)
+    if migration.detail.get("gone") and not layout.folder.is_dir() and not identity.is_there(migration):
+        raise DiskAway(name=layout.name, host_name=advice.this_host(), lxcpath=layout.lxcpath, spool=layout.folder,
+                       reason=f"{layout.folder} is missing", otherwise=f"Only if that disk is lost for good, with the"
+                       f" last copy of {layout.name} that is on it: mkdir -p {layout.folder}")
 
 
 def drop(migration: Migration, *, but: Collection[Path] = ()) -> None:

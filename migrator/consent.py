@@ -110,8 +110,6 @@ def _inside(key: str, value: str, here: Callable[[str], bool]) -> bool:
         case "lxc.idmap":
             fields = value.split()
             return len(fields) == 4 and fields[2].isdecimal() and int(fields[2]) >= IDS_FROM
-        case "lxc.keyring.session":  # without one of its own it shares that of whoever starts it
-            return value == "1"
         case "lxc.start.delay":  # seconds for which lxc-autostart sleeps then, and all that the host starts behind it
             return bool(re.fullmatch(r"[0-5]?[0-9]|60", value))
         case "lxc.start.order":  # who is first; two of them LXC subtracts in an int (cmporder in its lxc_autostart.c)

@@ -12,6 +12,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 
 from migrator import (
@@ -26,6 +27,7 @@ from migrator import (
     let_run,
     limited,
     log,
+    own_keyring,
     restore_config,
     spool,
     terminals,
@@ -161,13 +163,21 @@ def restore(container: Container, layout: Layout, images: Path, prepared: Prepar
             made = (link.external for link in prepared.links if link.made)
             _write(files.criu, criu.restore_config([*made, *ttys.criu]), 0o600)
             run(command(layout, images), limit=limit, env={"CRIU_CONFIG_FILE": str(files.criu)},
-                pass_fds=ttys.descriptors)
+                pass_fds=ttys.descriptors, within=partial(_own_keyring, container))
         if container.state != "RUNNING":
             raise RestoreFailed(name=container.name, reason=f"it is {container.state} after the restore",
                                 log=images / "restore.log")
     except CommandFailed as error:
         reason = at_restore.reason(images) or criu.reason(images / "restore.log") or error.fields["output"]
         raise RestoreFailed(name=container.name, reason=reason, log=images / "restore.log") from error
+
+
+def _own_keyring(container: Container) -> None:
+    try:
+        own_keyring.join()
+    except OSError as error:
+        raise RestoreFailed(name=container.name, reason=f"it would have this host's own session keyring: {error}",
+                            log="not there") from error
 
 
 def _leave_controllers(container: Container, images: Path) -> None:

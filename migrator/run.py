@@ -84,14 +84,15 @@ def run(
     stdout: int | IO[bytes] | None = None,
     env: Mapping[str, str] | None = None,
     pass_fds: Sequence[int] = (),
+    within: Callable[[], None] | None = None,
 ) -> Completed:
     """Run a program to its end.
 
     `limit` is in seconds. `stdin` and `stdout` take an open file; without one stdin is closed and stdout is
-    captured. Raises ProgramMissing, CommandTimeout and, if `check`, CommandFailed.
+    captured. `within` is that of `started`. Raises ProgramMissing, CommandTimeout and, if `check`, CommandFailed.
     """
     begun = time.monotonic()
-    with started(argv, stdin=stdin, stdout=stdout, env=env, pass_fds=pass_fds) as program:
+    with started(argv, stdin=stdin, stdout=stdout, env=env, pass_fds=pass_fds, within=within) as program:
         status = program.wait(limit)
         captured = program.captured()
         error = program.error_output()
@@ -300,7 +301,12 @@ def _ends_within(process: subprocess.Popen[bytes], limit: float) -> bool:
     """
     if process.poll() is not None:
         return True
-    pidfd = os.pidfd_open(process.pid)  # still there: nobody else reaps it
+    try:
+        pidfd = os.pidfd_open(process.pid)  # still there: nobody else reaps it
+    except OSError:  # no free descriptor, say, for which no program is to be ended
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(limit)
+        return process.returncode is not None
     try:
         poll = select.poll()
         poll.register(pidfd, select.POLLIN)

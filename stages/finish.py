@@ -106,8 +106,8 @@ def carry_out(args: argparse.Namespace, migration: Migration, there: Connection)
             if migration.state is not State.FINISHING:
                 raise
             _require_id(migration, getattr(args, "force", None), there.peer_host, "does not have it")
+    standing.refuse_autostart(migration, NAME)  # first: what that has started, and has ended, is seen then
     standing.refuse_end(migration, NAME)
-    standing.refuse_autostart(migration, NAME)
     if migration.state is State.OFFERED:
         migration.move(Event.TAKEN)  # the answer that would have said so was lost
     migration.move(Event.FINISH)

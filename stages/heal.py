@@ -200,10 +200,11 @@ def _complete_restored(args: argparse.Namespace, migration: Migration) -> Result
         taken_back = not end
     else:
         taken_back = ask_source.state_of_source(args, migration) in healing.TAKEN_BACK
+    two_copies = TwoCopies(name=migration.name, there=migration.name, destination=this_host(), source=migration.peer,
+                           lxcpath=migration.lxcpath)
     if taken_back:
         if settling.is_at_work(migration):
-            raise TwoCopies(name=migration.name, there=migration.name, destination=this_host(), source=migration.peer,
-                            lxcpath=migration.lxcpath)
+            raise two_copies
         message = (f"{migration.name} runs on {migration.peer} again. {container_config.SUPERSEDED} "
                    f"{migration.name}")
         if defined and layout.is_own_rootfs():  # else it has been destroyed here, or none can be started
@@ -212,6 +213,8 @@ def _complete_restored(args: argparse.Namespace, migration: Migration) -> Result
                                    standing.put_back(message) if put_back else message)
             if put_back:  # and has not given way before it can be started no more
                 autostart.refuse(migration, "resume", advice.command("resume", migration))
+            if settling.is_at_work(migration):  # before the fence stood
+                raise two_copies
         elif defined:  # what has a fence may be removed, and that is not ours to say of this
             log.warning(f"What stands in the place of {migration.name} may be a copy of it that somebody has made here:"
                         f" it is not fenced. Do not start it: {migration.name} runs on {migration.peer}")
@@ -225,6 +228,8 @@ def _complete_restored(args: argparse.Namespace, migration: Migration) -> Result
         settling.go_on(migration, end)
     elif fenced and lxc.Container(migration.name, migration.lxcpath).state != "STOPPED":
         # By LXC's word: who looks into its root file system (chroot) would pass for it.
+        if container_config.is_superseded(layout.container):  # the source has said so before
+            raise two_copies
         container_config.unfence(layout.container, migration.id)
     return None
 

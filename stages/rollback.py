@@ -153,6 +153,7 @@ def roll_back(migration: Migration, tell: Callable[[], str] | None) -> Result:
     Without `tell` that is forced: the destination is lost. What was recorded as told, or forced, is not told again.
     """
     name = migration.name
+    bases.require_last_copy(migration)
     forced = tell is None or bool(migration.detail.get("forced"))
     left_there = ""
     interrupted: Interrupted | None = None

@@ -102,6 +102,7 @@ REACHING = [
     "lxc.namespace.share.pid = 1", "lxc.namespace.keep = user net", "lxc.namespace.clone = net",
     *(f"lxc.cgroup2.cgroup.{file} = 1" for file in ("procs", "threads", "kill", "freeze", "type", "subtree_control")),
     "lxc.cgroup2.tasks = 1", "lxc.cgroup.release_agent = /x", "lxc.keyring.session = 0",
+    "lxc.keyring.session = 1",
     "lxc.cgroup.dir = ../x", "lxc.cgroup.dir.monitor = x", "lxc.cgroup.relative = 1",
     "lxc.cgroup2.devices.allow = a", "lxc.cgroup2.devices.allow = b 8:0 rw", "lxc.cgroup.devices.allow = c 4:64 rw",
     "lxc.cgroup2.devices.allow = c *:* rwm", "lxc.sysctl.kernel.core_pattern = |/x",

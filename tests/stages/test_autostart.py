@@ -11,13 +11,13 @@ from typing import Any, cast
 
 import pytest
 
-from migrator import autostart, container_config, ending, lxc, lxc_disk
-from migrator.errors import OutOfOrder, SourceRunsAgain
+from migrator import autostart, container_config, ending, lxc, lxc_disk, standing
+from migrator.errors import OutOfOrder, SourceRunsAgain, TwoCopies
 from migrator.journal import Journal, Migration
 from migrator.layout import Layout
 from migrator.protocol import Connection
 from migrator.states import Event, Role, State
-from stages import ask_source, finish, heal, settling
+from stages import ask_source, ask_state, finish, heal, settling
 from stages.stop import Stop
 from tests.stages.test_handover import Plain, migration, thawed  # noqa: F401 -- fixtures
 from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
@@ -120,5 +120,41 @@ def test_a_copy_gives_way_once_that_has_ended(journal: Journal, boot: Boot, monk
         assert container_config.fence_of((folder / "config").read_text()) == migration.id
         assert container_config.is_superseded(folder) and migration.state is State.RESTORED
     boot.under_way = False
+    begun: list[str] = []  # and at its end it has started this one, once it was looked at first
+
+    def is_at_work(_: Migration) -> bool:
+        begun.append("by autostart")
+        return len(begun) > 1
+
+    monkeypatch.setattr(settling, "is_at_work", is_at_work)
+    with pytest.raises(TwoCopies):
+        heal._complete_restored(args, migration)
+    monkeypatch.setattr(ask_source, "state_of_source", lambda *_: State.DUMPED)  # from its journal before that
+    monkeypatch.setattr(settling, "is_gone", lambda _: False)
+    monkeypatch.setattr(lxc, "Container", lambda *_: argparse.Namespace(state="RUNNING"))
+    with pytest.raises(TwoCopies):
+        heal._complete_restored(args, migration)
+    assert container_config.fence_of((folder / "config").read_text()) == migration.id, "nor is its fence taken away"
+    monkeypatch.setattr(ask_source, "state_of_source", lambda *_: State.ROLLED_BACK)
+    monkeypatch.setattr(settling, "is_at_work", lambda _: False)
     heal._complete_restored(args, migration)
     assert str(migration.state) == "finished" and migration.detail["given_way"]
+
+
+def test_a_finish_looks_last_for_what_was_started(here: Migration, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By one that has ended meanwhile, past a fence that was taken away."""
+    for event in (Event.FREEZE, Event.OFFER, Event.TAKEN):
+        here.move(event)
+    looks: list[str] = []
+
+    def started(*_: object) -> None:
+        looks.append("for what was started")
+        raise OutOfOrder(stage="finish", missing="it runs", next="")
+
+    monkeypatch.setattr(standing, "refuse_autostart", lambda *_: looks.append("for an autostart"))
+    monkeypatch.setattr(standing, "refuse_end", started)
+    monkeypatch.setattr(ask_state, "state", lambda *_: State.RESTORED)
+    there = argparse.Namespace(call_within=lambda *_, **__: {}, peer_host="hostb")
+    with pytest.raises(OutOfOrder):
+        finish.carry_out(argparse.Namespace(dry_run=False), here, cast("Connection", there))
+    assert looks == ["for an autostart", "for what was started"] and here.state is State.DUMPED

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from migrator import lxc
-from migrator.errors import DowntimeExceeded, OutOfOrder
+from migrator.errors import DiskAway, DowntimeExceeded, OutOfOrder
 from migrator.journal import Journal
 from migrator.layout import Layout
 from migrator.states import State
@@ -77,3 +77,16 @@ def test_another_one_of_that_name_is_not_gone_on_with(journal: Journal, started:
     with pytest.raises(OutOfOrder, match="is another one"):
         create_dump.carry_out(args, migration, container, There())  # type: ignore[arg-type]
     assert [path.name for path in layout_of(migration).own_snapshots()] == [f"{ID}.1", f"{ID}.2"]
+
+
+def test_no_rollback_forgets_it_while_its_disk_is_away(journal: Journal, started: list[str]) -> None:
+    migration = begun(journal, *DUMPED[:2], memory=False, stopping=True, rounds=[{}])
+    create_dump.heal(migration)
+    folder = layout_of(migration).folder
+    folder.rename(folder.with_name("unmounted"))
+    with pytest.raises(DiskAway) as away:
+        rollback.roll_back(migration, lambda: pytest.fail("nobody is told"))
+    assert away.value.hint.endswith(f"mkdir -p {folder}") and migration.state is State.PREPARED
+    folder.with_name("unmounted").rename(folder)
+    rollback.roll_back(migration, lambda: "")
+    assert migration.detail["last_copy"] == [f"{ID}.2"]
