@@ -153,7 +153,6 @@ def roll_back(migration: Migration, tell: Callable[[], str] | None) -> Result:
     Without `tell` that is forced: the destination is lost. What was recorded as told, or forced, is not told again.
     """
     name = migration.name
-    bases.require_last_copy(migration)
     forced = tell is None or bool(migration.detail.get("forced"))
     left_there = ""
     interrupted: Interrupted | None = None
@@ -162,6 +161,7 @@ def roll_back(migration: Migration, tell: Callable[[], str] | None) -> Result:
     if migration.memory and migration.state is State.DUMPING and aftermath.memory_is_here(migration):
         with holder.held_back():  # nobody else has a word in that: the other host may take its time to answer
             thawed = thaw_source(migration)
+    bases.require_last_copy(migration)
     if tell and not forced and not migration.detail.get("abandoned"):
         try:
             uuid = tell()
@@ -216,6 +216,7 @@ def roll_back(migration: Migration, tell: Callable[[], str] | None) -> Result:
         kept = record["kept"] = []  # room is what is missing
     gone = not thawed and (record["held"] or migration.detail.get("gone")) and not identity.is_there(migration)
     last = bases.last_copy(migration) if gone else []
+    bases.require_last_copy(migration)  # once more, as it can have gone while the other host was asked
     drop_attempt(migration, [*kept, *last])  # which may make room for records
     if full:
         migration.move(Event.ROLL_BACK, **record)

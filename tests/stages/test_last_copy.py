@@ -90,3 +90,20 @@ def test_no_rollback_forgets_it_while_its_disk_is_away(journal: Journal, started
     folder.with_name("unmounted").rename(folder)
     rollback.roll_back(migration, lambda: "")
     assert migration.detail["last_copy"] == [f"{ID}.2"]
+
+
+def test_nor_one_that_it_is_away_from_while_the_other_host_is_asked(journal: Journal, started: list[str]) -> None:
+    migration = begun(journal, *DUMPED[:2], memory=False, stopping=True, rounds=[{}])
+    create_dump.heal(migration)
+    folder = layout_of(migration).folder
+
+    def unmounted() -> str:
+        folder.rename(folder.with_name("unmounted"))
+        return ""
+
+    with pytest.raises(DiskAway):
+        rollback.roll_back(migration, unmounted)
+    assert str(migration.state) == "rolling-back" and "last_copy" not in migration.detail
+    folder.with_name("unmounted").rename(folder)
+    rollback.roll_back(migration, lambda: "")
+    assert migration.detail["last_copy"] == [f"{ID}.2"]
