@@ -85,7 +85,9 @@ def test_a_dump_that_waits_for_it_can_be_ended(rig: Rig, clean_hosts: CleanHosts
             running.wait().expect(0)
             assert rig.probe("hostb", "c1")["start"] == start
             return
-        rig.sh("hosta", f"echo 1 >{CGROUP}/cgroup.kill; kill -9 $(pgrep -x criu)")
+        rig.sh("hosta", f"echo 1 >{CGROUP}/cgroup.kill")
+        wait_for(lambda: "populated 0" in rig.sh("hosta", f"cat {CGROUP}/cgroup.events"), "its processes have ended")
+        rig.sh("hosta", "kill -9 $(pgrep -x criu)")
         error = running.wait().expect(3).error
     assert error["code"] == "source-started-again"
     assert rig.probe("hosta", "c1")["start"] != start
