@@ -130,6 +130,20 @@ def leave_for(args: argparse.Namespace, migration: Migration, limit: float, *, b
     return since + min(given, limit)
 
 
+def has_word(args: argparse.Namespace, migration: Migration, found: State | None) -> bool:
+    """Whether the source, which has answered `found`, gives its word too: before that it looks that it stands still.
+
+    So an earlier answer, that it takes the container back, has come to nothing: a rollback by force was broken off.
+    """
+    if found not in healing.LETS_RUN:
+        return False
+    try:
+        return bool(leave_for(args, migration, args.max_downtime or 120.0))
+    except SourceNeeded as error:
+        log.warning(str(error))
+        return False
+
+
 def give_up(migration: Migration) -> Result:
     """The source runs it again."""
     log.warning(f"{migration.name} runs on its source again: this host gives it up")

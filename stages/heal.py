@@ -186,20 +186,22 @@ def _complete_restored(args: argparse.Namespace, migration: Migration) -> Result
     """It has run here. Where the source, which had given this host up for lost, runs it again, this copy gives way.
 
     A crash between the record and the end of the fence is made good: nobody could start it since, if it was a reboot.
-    One that stands fenced is not let go on without the source's word. Raises TwoCopies, SourceNeeded, DiskAway, and
-    where the source has not been told to go on without it, GoneThere or StoppedThere.
+    One that stands fenced is not let go on without the source's word. Nor does one that was to give way, and runs, lose
+    its fence without: the source may have been about to take it back, and not have done so. Raises TwoCopies,
+    SourceNeeded, DiskAway, and where the source has not been told to go on without it, GoneThere or StoppedThere.
     """
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     left = settling.has_left(migration)
     defined = not left and not lxc_disk.is_removed(layout)  # its root file system may be left there alone
     config = _text_of(layout.container / "config") if defined else ""
     fenced = container_config.fence_of(config) == migration.id
-    end = -1.0
+    end, found = -1.0, None
     if stands := not left and settling.stands_stopped(migration):
         end = ask_source.leave_for(args, migration, args.max_downtime or 120.0)
         taken_back = not end
     else:
-        taken_back = ask_source.state_of_source(args, migration) in healing.TAKEN_BACK
+        found = ask_source.state_of_source(args, migration)
+        taken_back = found in healing.TAKEN_BACK
     two_copies = TwoCopies(name=migration.name, there=migration.name, destination=this_host(), source=migration.peer,
                            lxcpath=migration.lxcpath)
     if taken_back:
@@ -228,8 +230,8 @@ def _complete_restored(args: argparse.Namespace, migration: Migration) -> Result
         settling.go_on(migration, end)
     elif fenced and lxc.Container(migration.name, migration.lxcpath).state != "STOPPED":
         # By LXC's word: who looks into its root file system (chroot) would pass for it.
-        if container_config.is_superseded(layout.container):  # the source has said so before
-            raise two_copies
+        if container_config.is_superseded(layout.container) and not ask_source.has_word(args, migration, found):
+            raise two_copies  # the source has said so before
         container_config.unfence(layout.container, migration.id)
     return None
 

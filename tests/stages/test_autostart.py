@@ -130,6 +130,7 @@ def test_a_copy_gives_way_once_that_has_ended(journal: Journal, boot: Boot, monk
     with pytest.raises(TwoCopies):
         heal._complete_restored(args, migration)
     monkeypatch.setattr(ask_source, "state_of_source", lambda *_: State.DUMPED)  # from its journal before that
+    monkeypatch.setattr(ask_source, "_asked", lambda *_, **__: (State.DUMPED, 0.0))  # and it runs there: no word
     monkeypatch.setattr(settling, "is_gone", lambda _: False)
     monkeypatch.setattr(lxc, "Container", lambda *_: argparse.Namespace(state="RUNNING"))
     with pytest.raises(TwoCopies):
