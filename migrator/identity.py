@@ -89,9 +89,15 @@ def remember(migration: Migration) -> None:
 
 
 def is_there(migration: Migration) -> bool:
-    """On the source: whether the container is certainly still in its place, with its disk; False if not told."""
+    """On the source: whether the container is certainly still in its place, with its disk; False if not told.
+
+    A fence does not tell that: behind it somebody may have put another root file system.
+    """
     try:
-        return is_source(migration) and lxc.Container(migration.name, migration.lxcpath).rootfs.is_dir()
+        if not is_source(migration):
+            return False
+        rootfs, its = lxc.Container(migration.name, migration.lxcpath).rootfs, source_uuids(migration)
+        return rootfs.is_dir() and (not its or (btrfs.is_subvolume(rootfs) and btrfs.info(rootfs).uuid in its))
     except (MigratorError, OSError):
         return False
 

@@ -7,7 +7,20 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
-from migrator import advice, btrfs, container_config, criu, holder, identity, leave, limited, log, standing, thawing
+from migrator import (
+    advice,
+    bases,
+    btrfs,
+    container_config,
+    criu,
+    holder,
+    identity,
+    leave,
+    limited,
+    log,
+    standing,
+    thawing,
+)
 from migrator.advice import this_host
 from migrator.errors import (
     DowntimeExceeded,
@@ -175,13 +188,14 @@ def give_up(migration: Migration, there: Connection, error: DocumentedError,
         log.warning(f"{migration.name} runs on here, but that could not be recorded: {trouble}")
     _try(lambda: there.call_within(ANSWER_LIMIT, "dump-drop", **named(migration)))
     if isinstance(error, Interrupted):
-        if not left:
+        if thawed or not left:
             log.info(f"{migration.name} runs on here.")
         raise error
-    if left or not (thawed or migration.memory):
+    if not thawed and (left or not migration.memory):
         raise error  # it is not there any more, or had not been stopped yet
     again = outcome(SourceRunsAgain, memory=migration.memory and thawed)  # a reboot has taken the memory
-    raise again(error, name=migration.name, next=advice.again("create-dump", migration)) from error
+    next_ = advice.command("rollback", migration) if left else advice.again("create-dump", migration)
+    raise again(error, name=migration.name, next=next_) from error
 
 
 def _thaw(migration: Migration) -> bool:
@@ -206,12 +220,14 @@ def _thaw(migration: Migration) -> bool:
 def drop_here(migration: Migration, *, runs: bool = False) -> dict[str, bool]:
     """Remove what a dump that was given up has made on this host: its memory images may take memory.
 
-    But where the container neither runs nor is there any more its snapshot stays, which may be the last copy. Returns
-    what to record of that, for a rollback.
+    But where the container is not there any more, be it that it `runs`, its snapshot stays, which may be the last copy.
+    Returns what to record of that, for a rollback.
     """
     here = Layout(migration.lxcpath, migration.name, migration.id)
     _try(here.drop_images)
-    if not runs and not identity.is_there(migration):
+    if not identity.is_there(migration):
+        if runs:
+            _try(lambda: bases.last_copy(migration, runs=True))
         return {"gone": True}
     _try(lambda: btrfs.delete(here.snapshot(len(migration.detail["rounds"]) + 1)))
     return {}

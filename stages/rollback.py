@@ -182,7 +182,8 @@ def roll_back(migration: Migration, tell: Callable[[], str] | None) -> Result:
         else:
             kept = bases.named(migration, uuid)
     told = not left_there and not forced
-    record = {"abandoned": told, "forced": forced, "held": not thawed and aftermath.held(migration), "kept": kept}
+    record = {"abandoned": told, "forced": forced, "held": not thawed and aftermath.held(migration), "kept": kept,
+              **({"gone": True} if thawed and not identity.is_there(migration) else {})}
     busy = full = False  # where it could not be recorded
     with holder.held_back():
         try:
@@ -191,8 +192,7 @@ def roll_back(migration: Migration, tell: Callable[[], str] | None) -> Result:
         except JournalBroken as error:
             if forced:  # the destination may come back, and must then be told
                 raise
-            busy = is_busy(error)
-            full = not busy
+            full = not (busy := is_busy(error))
             log.warning(f"{name} is given back before that is recorded: {error}")
         # For its start; where it is gone there may be no other copy.
         makes_room = not (thawed or busy or aftermath.memory_is_here(migration)) and identity.is_there(migration)
@@ -214,8 +214,8 @@ def roll_back(migration: Migration, tell: Callable[[], str] | None) -> Result:
         migration.move(Event.ROLL_BACK, **record)
     if full:
         kept = record["kept"] = []  # room is what is missing
-    gone = not thawed and (record["held"] or migration.detail.get("gone")) and not identity.is_there(migration)
-    last = bases.last_copy(migration) if gone else []
+    gone = (thawed or record["held"] or migration.detail.get("gone")) and not identity.is_there(migration)
+    last = bases.last_copy(migration, runs=thawed) if gone else []
     bases.require_last_copy(migration)  # once more, as it can have gone while the other host was asked
     drop_attempt(migration, [*kept, *last])  # which may make room for records
     if full:

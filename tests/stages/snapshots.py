@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from migrator import aftermath, btrfs, container_config
+from migrator import aftermath, btrfs, container_config, identity
 from migrator.btrfs import Subvolume
 from migrator.errors import ConnectionLost
 from migrator.journal import Journal, Migration
@@ -29,7 +29,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def info(path: Path) -> Subvolume:
         return Subvolume(path, uuid=(path / "uuid").read_text(), received_uuid="", read_only=True,
-                         generation=int(path.suffix[1:]))
+                         generation=int(path.suffix[1:] or 0))
 
     def delete(path: Path) -> None:
         if path.exists():
@@ -60,7 +60,7 @@ def fence(migration: Migration) -> Callable[[], str]:
 
 @pytest.fixture
 def thaws(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The state on record at each thaw."""
+    """The state on record at each thaw, of a container that is in its place."""
     done: list[str] = []
 
     def thaw(migration: Migration) -> bool:
@@ -70,6 +70,7 @@ def thaws(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return True
 
     monkeypatch.setattr(rollback, "thaw_source", thaw)
+    monkeypatch.setattr(identity, "is_there", lambda _: True)
     monkeypatch.setattr(aftermath, "where", lambda _: "It runs on here.")
     return done
 

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from migrator import lxc
-from migrator.errors import DiskAway, DowntimeExceeded, OutOfOrder
-from migrator.journal import Journal
+from migrator import aftermath, bases, lxc
+from migrator.errors import DiskAway, DowntimeExceeded, JournalBroken, OutOfOrder, SourceRunsAgain
+from migrator.journal import Journal, Migration
 from migrator.layout import Layout
-from migrator.states import State
+from migrator.states import Event, State
 from stages import ask_state, check, create_dump, offer, prepare_data, rollback
-from tests.stages.snapshots import layout_of
-from tests.stages.test_gone_here import ANOTHER, DUMPED, ID, ITS_OWN, WAYS, begun, host, put, started
+from tests.stages.snapshots import fence, layout_of
+from tests.stages.test_gone_here import ANOTHER, DUMPED, ID, ITS_OWN, WAYS, begun, host, put, started, subvolume
 from tests.stages.test_heal import journal
 from tests.stages.test_started_again import TOO_LATE, There
 
@@ -107,3 +107,126 @@ def test_nor_one_that_it_is_away_from_while_the_other_host_is_asked(journal: Jou
     folder.with_name("unmounted").rename(folder)
     rollback.roll_back(migration, lambda: "")
     assert migration.detail["last_copy"] == [f"{ID}.2"]
+
+
+# --- frozen with its monitor killed, so that LXC said STOPPED, and destroyed so: its tasks live, and are thawed ---
+
+IN_ITS_PLACE = {
+    "nothing": lambda _: None,
+    "another one": lambda of: put(of, ANOTHER),
+    "its configuration": put,
+    "its fence, and another disk": lambda of: (fence(of), subvolume(layout_of(of).rootfs, ANOTHER)),
+}
+
+
+@pytest.fixture
+def lives(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What stands still; returns the state at each thaw."""
+    found: list[str] = []
+
+    def thaw(migration: Migration) -> bool:
+        found.append(str(migration.state))
+        return rollback._may_be_frozen(migration)
+
+    for module in (rollback, offer, create_dump):
+        monkeypatch.setattr(module, "thaw_source", thaw)
+    monkeypatch.setattr(aftermath, "memory_is_here", lambda _: True)
+    return found
+
+
+def left_of(migration: Migration) -> list[str]:
+    return [path.name for path in layout_of(migration).own_snapshots()]
+
+
+@pytest.mark.parametrize("events", [DUMPED[:2], DUMPED[:3], DUMPED], ids=lambda events: str(events[-1]))
+@pytest.mark.parametrize("place", sorted(IN_ITS_PLACE))
+def test_what_was_destroyed_while_it_was_frozen_and_is_thawed(
+        journal: Journal, lives: list[str], events: tuple[Event, ...], place: str,
+        capsys: pytest.CaptureFixture[str]) -> None:
+    migration = begun(journal, *events, rounds=[{}])
+    IN_ITS_PLACE[place](migration)
+    done = rollback.roll_back(migration, lambda: "snapshot 2")
+    assert done.data["thawed"] and len(lives) == 1
+    assert left_of(migration) == migration.detail["last_copy"] == [f"{ID}.2"] and migration.detail["kept"] == []
+    said = capsys.readouterr().err
+    assert f"{layout_of(migration).snapshot(2)} is kept, as it may be the last copy of web" in said
+    assert "what web writes from now on is lost when it ends" in said
+
+
+@pytest.mark.parametrize("fenced", [False, True])
+@pytest.mark.parametrize("events", [DUMPED[:2], DUMPED], ids=lambda events: str(events[-1]))
+def test_of_what_is_there_and_is_thawed_nothing_stays(journal: Journal, lives: list[str], events: tuple[Event, ...],
+                                                      fenced: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    migration = begun(journal, *events, rounds=[{}])
+    if fenced:
+        fence(migration)
+        subvolume(layout_of(migration).rootfs, ITS_OWN)
+    else:
+        put(migration, ITS_OWN)
+    assert rollback.roll_back(migration, lambda: "").data["thawed"]
+    assert left_of(migration) == [] and "last_copy" not in migration.detail and "last copy" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("events", [DUMPED[:2], DUMPED], ids=lambda events: str(events[-1]))
+def test_a_rollback_that_was_killed_after_the_thaw_has_not_forgotten_it(
+        journal: Journal, lives: list[str], events: tuple[Event, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    migration = begun(journal, *events)
+    with monkeypatch.context() as first, pytest.raises(KeyboardInterrupt):
+        first.setattr(rollback, "drop_attempt", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        rollback.roll_back(migration, lambda: "")
+    assert str(migration.state) == "rolling-back"
+    rollback.roll_back(migration, lambda: "")
+    assert left_of(migration) == migration.detail["last_copy"] == [f"{ID}.2"]
+
+
+def test_its_dump_is_given_up(journal: Journal, lives: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Its last snapshot, and the rollback comes next."""
+    migration = begun(journal, *DUMPED[:2], rounds=[{}])
+    with pytest.raises(SourceRunsAgain) as again:
+        offer.give_up(migration, There(), TOO_LATE)  # type: ignore[arg-type]
+    assert "migrator rollback web" in again.value.hint and "create-dump" not in again.value.hint
+    assert f"{layout_of(migration).snapshot(2)} is kept" in capsys.readouterr().err
+    assert left_of(migration) == [f"{ID}.1", f"{ID}.2"] and migration.detail["gone"]
+    assert not rollback.roll_back(migration, lambda: "").data["thawed"]
+    assert left_of(migration) == migration.detail["last_copy"] == [f"{ID}.2"]
+
+
+def test_a_dump_of_it_was_killed(journal: Journal, lives: list[str]) -> None:
+    migration = begun(journal, *DUMPED[:2], rounds=[{}])
+    create_dump.heal(migration)
+    assert left_of(migration) == [f"{ID}.1", f"{ID}.2"]
+    put(migration, ANOTHER)
+    with pytest.raises(OutOfOrder, match="is another one"):
+        bases.refuse_another(migration, "create-dump")
+    rollback.roll_back(migration, lambda: "")
+    assert left_of(migration) == [f"{ID}.2"]
+
+
+def test_its_disk_goes_away_before_that_is_recorded(journal: Journal, lives: list[str]) -> None:
+    migration = begun(journal, *DUMPED[:2])
+    folder = layout_of(migration).folder
+
+    def unmounted() -> str:
+        folder.rename(folder.with_name("unmounted"))
+        return ""
+
+    with pytest.raises(DiskAway):
+        rollback.roll_back(migration, unmounted)
+    folder.with_name("unmounted").rename(folder)
+    rollback.roll_back(migration, lambda: "")
+    assert left_of(migration) == migration.detail["last_copy"] == [f"{ID}.2"]
+
+
+def test_nothing_is_forgotten_where_nothing_can_be_recorded(journal: Journal, lives: list[str],
+                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    migration = begun(journal, *DUMPED)
+
+    def full(*_: object, **__: object) -> None:
+        raise JournalBroken(path=journal.path, reason="database or disk is full")
+
+    with monkeypatch.context() as first, pytest.raises(JournalBroken):
+        first.setattr(Migration, "move", full)
+        rollback.roll_back(migration, lambda: "")
+    assert left_of(migration) == [f"{ID}.2"]
+    rollback.roll_back(migration, lambda: "")
+    assert left_of(migration) == migration.detail["last_copy"] == [f"{ID}.2"]

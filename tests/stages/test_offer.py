@@ -81,6 +81,7 @@ def acts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return True
 
     monkeypatch.setattr(offer, "thaw_source", thaw)
+    monkeypatch.setattr(identity, "is_there", lambda _: True)
     monkeypatch.setattr(btrfs, "delete", lambda path: done.append(f"deleted {path.name}"))
     monkeypatch.setattr(Layout, "drop_images", lambda _: done.append("images dropped"))
     unfence = container_config.unfence

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from migrator import __main__ as program
-from migrator import aftermath, bases, btrfs, container_config, holder
+from migrator import aftermath, bases, btrfs, container_config, holder, identity
 from migrator.errors import ConnectionLost, DumpRefused, SourceRunsAgain
 from migrator.journal import Journal, Migration
 from migrator.layout import Layout
@@ -47,6 +47,7 @@ def left(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> Layout:
     monkeypatch.setattr(Layout, "own_snapshots", lambda self: [self.snapshot(1)] if self.snapshot(1).is_dir() else [])
     for module in (offer, rollback, create_dump):
         monkeypatch.setattr(module, "thaw_source", lambda _: True)
+    monkeypatch.setattr(identity, "is_there", lambda _: True)
     monkeypatch.setattr(aftermath, "where", lambda _: "")
     monkeypatch.setattr(bases, "held", lambda *_, **__: [])
     return here

@@ -37,7 +37,7 @@ from tests.stages.snapshots import SENT, disk, snapshot  # noqa: F401 -- a fixtu
 from tests.stages.test_answers import UUID
 from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
 
-ID = "0badc0de"
+ID, ROOTFS = "0badc0de", "33333333-2222-3333-4444-555555555555"
 TOO_LATE = DowntimeExceeded(name="web", seconds="120")
 
 
@@ -65,8 +65,10 @@ def stopped(journal: Journal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     migration = journal.create(id=ID, role=Role.SOURCE, name="web", lxcpath=journal.path.parent, peer="root@hostb",
                                event=Event.SEND, memory=False, rounds=[{"bytes": 1}], destination_lxcpath="/pool")
     migration.move(Event.SENT)
-    migration.move(Event.FREEZE, stopped_at=1.0, stop_timeout=1, stopping=True, init=[1, 1], cgroup="/nowhere")
+    migration.move(Event.FREEZE, stopped_at=1.0, stop_timeout=1, stopping=True, init=[1, 1], cgroup="/nowhere",
+                   rootfs_uuid=ROOTFS)
     (migration.lxcpath / "web" / "rootfs").mkdir(parents=True)
+    (migration.lxcpath / "web" / "rootfs" / "uuid").write_text(ROOTFS)
     container_config.fence(migration.lxcpath / "web", "lxc.uts.name = web\n", ID, "no")
     monkeypatch.setattr(layout, "RUNTIME", tmp_path / "run")
     monkeypatch.setattr(lxc, "Container", Stopped)
@@ -267,7 +269,7 @@ def test_the_last_copy_makes_no_room(stopped: Migration, started: list[str], mon
     snapshot(stopped, 1, SENT)
     two = snapshot(stopped, 2, UUID)
     stopped.note("record", memory=True, held=True, ports=[])
-    (stopped.lxcpath / "web" / "rootfs").rmdir()
+    shutil.rmtree(stopped.lxcpath / "web" / "rootfs")
     monkeypatch.setattr(remains, "require_none", lambda _: None)
 
     def start(*_: Any, **__: Any) -> int:
