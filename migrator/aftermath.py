@@ -138,7 +138,7 @@ def where(migration: Migration) -> str:
     if remains.are_here(migration):
         end = f"echo 1 >{migration.detail['cgroup']}/cgroup.kill"
     elif state in ("", "STOPPED") and (lost := remains.on_disk(migration)) is not None:
-        end = f"kill -9 {lost}"
+        end = f"kill -9 {lost}{remains.doubt(migration, lost)}"
     if end:
         return (f"{name} runs on here, but LXC does not know of it any more: its monitor has ended, or its"
                 f" configuration is gone. Start no second one; to end it: {end}")
@@ -192,7 +192,8 @@ def _stands(migration: Migration) -> str:
     if not _is(standing.started_anew, migration):
         return "It is frozen here, with all its memory."
     return ("It is frozen here, with all its memory, and was started once more beside that, past its fence. That one"
-            f" comes to its end with {standing.end_of(migration)}: two must not run on one disk.")
+            f" comes to its end with {standing.end_of(migration)}: two must not run on one disk"
+            f"{standing.doubt(migration)}.")
 
 
 def _past_fence(migration: Migration) -> str:

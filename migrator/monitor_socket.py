@@ -7,11 +7,13 @@ and the container's name. liblxc believes whoever holds it: that it runs, and wh
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import struct
 from pathlib import Path
 
+from migrator import names
 from migrator.errors import CommandTimeout
 
 ROOT = 0
@@ -57,3 +59,33 @@ def holder(name: str, lxcpath: Path) -> tuple[int, int] | None:
         pid, uid, _gid = _CREDENTIALS.unpack(client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED,
                                                                _CREDENTIALS.size))
         return pid, uid
+
+
+def is_anothers(pid: int, name: str, lxcpath: Path) -> bool:
+    """Whether a process answers for other containers than this one alone, as the monitor of one does; raises OSError.
+
+    By what it listens on itself (/proc/net/unix), however its LXC path is spelled: it is not asked anything.
+    One that has ended answers for none.
+    """
+    found = _answered_by(pid)
+    return bool(found) and not any(_is_of(each, name, lxcpath) for each in found)
+
+
+def _answered_by(pid: int) -> list[bytes]:
+    """The addresses, as `address` has them, at which a process answers for containers."""
+    held = set()
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # one is just closed, or all of them
+        for each in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                held.add(os.readlink(each))  # noqa: PTH115 -- it is no path
+    lines = [line.split(None, 7) for line in Path("/proc/net/unix").read_bytes().splitlines()[1:]]
+    return [b"\0" + line[7][1:] for line in lines if len(line) == 8 and line[7].startswith(b"@")
+            and line[7].endswith(b"/command") and f"socket:[{int(line[6])}]" in held]
+
+
+def _is_of(found: bytes, name: str, lxcpath: Path) -> bool:
+    """A hash tells only the very spelling of the LXC path."""
+    if found == address(name, lxcpath):
+        return True
+    path, _, its = os.fsdecode(found[1:].removesuffix(b"/command")).rpartition("/")
+    return its == name and path.startswith("/") and names.same_path(Path(path), lxcpath)

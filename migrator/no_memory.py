@@ -26,7 +26,6 @@ from migrator import (
     names,
     network,
     remains,
-    second_start,
 )
 from migrator.errors import (
     CommandFailed,
@@ -145,10 +144,10 @@ def is_lost(migration: Migration, container: lxc.Container) -> bool:
     Once nothing is left of what was brought to a stand. Raises StartFailed where such a one has ended, and others with
     it have not.
     """
-    found = second_start.on_disk(container.name, container.rootfs, lxc.END_LIMIT)
+    found = remains.on_disk(migration, lxc.END_LIMIT)
     if found is not None:
         log.warning(f"{container.name} has been started, and lives (process {found}), though LXC does not know of it"
-                    " any more: it is not started once more")
+                    f" any more: it is not started once more{remains.doubt(migration, found)}")
         return True
     remains.require_none(migration)
     return False

@@ -73,8 +73,10 @@ def are_left(migration: Migration) -> bool:
 
 
 def _is_lost_there(migration: Migration) -> bool:
-    rootfs = _rootfs(migration)
-    return any(second_start.is_on(pid, rootfs) for pid in cgroups.processes(migration.detail["cgroup"]))
+    rootfs, cgroup = _rootfs(migration), migration.detail["cgroup"]
+    return any(second_start.is_on(pid, rootfs)
+               or second_start.is_called_so(pid, migration.name, migration.lxcpath, cgroup)
+               for pid in cgroups.processes(cgroup))
 
 
 def _rootfs(migration: Migration) -> Path:
@@ -83,9 +85,18 @@ def _rootfs(migration: Migration) -> Path:
     return Layout(migration.lxcpath, migration.name, migration.id).rootfs
 
 
-def on_disk(migration: Migration) -> int | None:
-    """The first process of a start that lives on its disk, though LXC may have lost it; None beside what is frozen."""
-    return None if first_is_here(migration) else second_start.on_disk(migration.name, _rootfs(migration))
+def on_disk(migration: Migration, limit: float = 0.0) -> int | None:
+    """The first process of a start that lives on its disk, though LXC may have lost it; None beside what is frozen.
+
+    What ends within `limit` seconds does not count.
+    """
+    return None if first_is_here(migration) else second_start.on_disk(
+        migration.name, migration.lxcpath, _rootfs(migration), migration.detail.get("cgroup", ""), limit)
+
+
+def doubt(migration: Migration, pid: int) -> str:
+    """Of what `on_disk` has found, see `second_start.doubt`."""
+    return second_start.doubt(pid, migration.name, _rootfs(migration))
 
 
 def _is_anothers(migration: Migration, cgroup: str) -> bool:

@@ -59,6 +59,11 @@ def is_in(pid: int, folder: Path, proc: Path = PROC) -> bool:
     return root == top or (root.device == top.device and top.inode == _BTRFS_TOP and is_on_btrfs(pid, proc))
 
 
+def is_subvolume(pid: int, proc: Path = PROC) -> bool:
+    """Whether a process has the top of some subvolume as its root; raises OSError."""
+    return of(pid, proc).inode == _BTRFS_TOP and is_on_btrfs(pid, proc)
+
+
 def mounted(pid: int) -> tuple[Root, int | None]:
     """The root of a process and the id of the mount that it is in, None from a kernel before 5.8; raises OSError."""
     found = _statx(PROC / str(pid) / "root", _STATX_INO | _STATX_MNT_ID)

@@ -4,6 +4,12 @@
 As where the frozen one's monitor was killed, so that LXC said STOPPED, and somebody has started it. Nothing that a user
 in the container does passes for that, as it would keep the container frozen: all that he starts is in its pid
 namespace, or in one below, whatever cgroup he puts it into. Nor what a user of this host does.
+
+It is told by its root, whatever LXC calls it: one that was renamed, or started by another name, runs on the same disk.
+So another container whose own first process has called chroot(2) into this root file system passes for one, where all
+of it is mounted there, or a folder was handed in. And by the cgroup that LXC has put it into, wherever its root is by
+now: `is_called_so`. Whoever passes for a start costs a refusal, which names him, and is never ended; a start that is
+passed over costs two copies.
 """
 
 from __future__ import annotations
@@ -16,7 +22,7 @@ import struct
 import time
 from pathlib import Path
 
-from migrator import cgroups, lxc, roots
+from migrator import cgroups, lxc, monitor_socket, roots
 from migrator.errors import MigratorError, StartFailed
 from migrator.thawing import Frozen
 
@@ -34,7 +40,7 @@ def refuse(frozen: Frozen, *, ask_lxc: bool = True) -> None:
         raise StartFailed(name=frozen.name, log="not there", reason=(
             f"it was started here once more, beside what is frozen (process {second}). Two must not run on one"
             f" disk: end that one with {_end(frozen, second, ask_lxc)}, or end the frozen one"
-            f" with: echo 1 >{frozen.cgroup}/cgroup.kill"))
+            f" with: echo 1 >{frozen.cgroup}/cgroup.kill{doubt(second, frozen.name, _root_of(frozen.pid))}"))
 
 
 def of(frozen: Frozen) -> int | None:
@@ -49,13 +55,14 @@ def of(frozen: Frozen) -> int | None:
     return None
 
 
-def on_disk(name: str, rootfs: Path, limit: float = 0.0) -> int | None:
-    """The first process of a start that lives in this root file system, be it that LXC has lost it.
+def on_disk(name: str, lxcpath: Path, rootfs: Path, cgroup: str = "", limit: float = 0.0) -> int | None:
+    """The first process of a start that lives in this root file system, or `is_called_so`, be it that LXC has lost it.
 
     What ends within `limit` seconds does not count.
     """
     until = time.monotonic() + limit
-    while (found := next((pid for pid in lxc.container_processes(name) if is_on(pid, rootfs)), None)) is not None:
+    while (found := next((pid for pid in lxc.container_processes(name)
+                          if is_on(pid, rootfs) or is_called_so(pid, name, lxcpath, cgroup)), None)) is not None:
         if time.monotonic() >= until:
             return found
         time.sleep(POLL)
@@ -74,6 +81,36 @@ def is_on(pid: int, rootfs: Path) -> bool:
     return False
 
 
+def is_called_so(pid: int, name: str, lxcpath: Path, cgroup: str = "") -> bool:
+    """Whether it is the first process of a start that LXC has put into a cgroup with this container's name, or into
+    `cgroup`, wherever it has its root by now, as after a chroot(2) or pivot_root(2) of its own to a tmpfs.
+
+    Not where LXC's monitor, which has started it, answers for another one, as of that name in another LXC path. Nor
+    with a subvolume as its root, as such a one may have whose monitor has ended: of this container's own that tells.
+    """
+    with contextlib.suppress(OSError, ValueError):  # it has ended, or cannot be told
+        said = _cgroup(pid)  # first: of all that live in containers
+        return ((lxc.is_payload(name, lxc.payload_cgroup(said)) or (bool(cgroup) and cgroups.holds(cgroup, said)))
+                and is_start(pid) and not roots.is_subvolume(pid)
+                and not monitor_socket.is_anothers(_parent(pid), name, lxcpath))
+    return False
+
+
+def doubt(pid: int, name: str, rootfs: Path) -> str:
+    """For who is told to end what passes for a start: that it may be another container, and how he sees that.
+
+    "" where both its root and what LXC calls it tell that it is this one's.
+    """
+    cgroup = Path("/")
+    with contextlib.suppress(OSError, ValueError):  # it has ended
+        cgroup = lxc.payload_cgroup(_cgroup(pid))
+        if lxc.is_payload(name, cgroup) and roots.is_in(pid, rootfs):
+            return ""
+    return (f" -- But see first what process {pid} is, by its cgroup, {cgroup}: if it is another container's, as one"
+            f" that has called chroot into this root file system, or has this name in another LXC path, it is that one"
+            " which is to be stopped, by its own name")
+
+
 def is_start(pid: int) -> bool:
     """Whether it is the first process of a container, in namespaces of its own of processes and of mounts, as LXC makes
     them for root.
@@ -88,25 +125,43 @@ def is_start(pid: int) -> bool:
 
 def _is_beside(pid: int, root: roots.Root, inside: tuple[int, int], frozen: Frozen) -> bool:
     """It has that root by a mount of its own, and not by a descriptor, as a user in there can hand one to the root of
-    another container. Unless the frozen one has called chroot(2): then neither has it so.
+    another container. Unless the frozen one has called chroot(2): then neither has it so. Or it `is_called_so`.
     """
     with contextlib.suppress(OSError):  # it has ended, or cannot be told
-        return (roots.of(pid) == root and is_start(pid) and not _descends(pid, inside)
-                and not cgroups.holds(str(frozen.cgroup), os.fsdecode(Path(f"/proc/{pid}/cgroup").read_bytes()))
-                and (roots.is_top_of_own_mount(pid) or not roots.is_top_of_own_mount(frozen.pid)))
+        if cgroups.holds(str(frozen.cgroup), _cgroup(pid)):
+            return False
+        its = roots.of(pid) == root and is_start(pid) and (
+            roots.is_top_of_own_mount(pid) or not roots.is_top_of_own_mount(frozen.pid))
+        return (its or is_called_so(pid, frozen.name, frozen.lxcpath)) and not _descends(pid, inside)
     return False
+
+
+def _root_of(pid: int) -> Path:
+    return Path(f"/proc/{pid}/root")
+
+
+def _cgroup(pid: int) -> str:
+    return os.fsdecode(Path(f"/proc/{pid}/cgroup").read_bytes())
+
+
+def _status(pid: int, key: bytes) -> list[bytes]:
+    """What proc_pid_status(5) has there; raises OSError."""
+    lines = Path(f"/proc/{pid}/status").read_bytes().split(b"\n")
+    return next((line.split()[1:] for line in lines if line.startswith(key)), [])
+
+
+def _parent(pid: int) -> int:
+    """Who has started it, or where that has ended, who waits for it now; raises OSError."""
+    return int(b"".join(_status(pid, b"PPid:")) or b"0")
 
 
 def _is_first(pid: int) -> bool:
-    """Whether it is the first process of a pid namespace right below this host's (NSpid in proc_pid_status(5)).
+    """Whether it is the first process of a pid namespace right below this host's.
 
     What a container makes for itself lies further down. Raises OSError.
     """
-    for line in Path(f"/proc/{pid}/status").read_bytes().split(b"\n"):
-        if line.startswith(b"NSpid:"):
-            ids = line.split()[1:]
-            return len(ids) == 2 and ids[1] == b"1"
-    return False
+    ids = _status(pid, b"NSpid:")
+    return len(ids) == 2 and ids[1] == b"1"
 
 
 def _is_made_by_root(pid: int) -> bool:

@@ -51,7 +51,7 @@ def refuse_end(migration: Migration, stage: str) -> None:
         raise OutOfOrder(
             stage=stage, next=f"{end_of(migration, thawed=thawed)} -- and then: {advice.again(stage, migration)}",
             missing=f"{migration.name} has run on {advice.moved_to(migration)}, and somebody has {done}."
-                    f" What it has written here since is not there")
+                    f" What it has written here since is not there{'' if thawed else doubt(migration)}")
 
 
 def end_of(migration: Migration, *, thawed: bool = False) -> str:
@@ -65,6 +65,14 @@ def end_of(migration: Migration, *, thawed: bool = False) -> str:
     if by_name:
         return shlex.join(["lxc-stop", "-P", str(migration.lxcpath), "-n", migration.name])
     return f"kill -9 {pid}"  # the first of its pid namespace: all others go with it
+
+
+def doubt(migration: Migration) -> str:
+    """Of what was started beside it, or on its disk: see `second_start.doubt`."""
+    found = _beside(migration)
+    if found is None:
+        found = remains.on_disk(migration)
+    return "" if found is None else remains.doubt(migration, found)
 
 
 def refuse_autostart(migration: Migration, stage: str) -> None:

@@ -56,12 +56,29 @@ def kill(layout: Layout) -> list[int]:
 def live_below(layout: Layout) -> list[int]:
     """The first processes of containers that live in such a subvolume, and have only a folder in there as their root.
 
-    As what was started without its memory may have. Or it is a container that somebody has made in that folder: so
-    nothing of this is ended here.
+    As what was started without its memory may have; or with its root elsewhere, in a cgroup of its name. Or it is a
+    container that somebody has made in that folder, or another one of that name: so nothing of this is ended here.
     """
-    return [pid for pid in lxc.container_processes(layout.name)
-            if second_start.is_start(pid) and lives_in_own(layout, pid)
-            and not _has_own(layout, pid) and not _is_in(layout.set_aside(), pid)]
+    below = [pid for pid in lxc.container_processes(layout.name)
+             if second_start.is_start(pid) and lives_in_own(layout, pid)
+             and not _has_own(layout, pid) and not _is_in(layout.set_aside(), pid)]
+    return sorted({*below, *_called_so(layout, lxc.END_LIMIT)})
+
+
+def lives_elsewhere(layout: Layout) -> bool:
+    """Whether a start of what is in its place lives with its root outside of it, and its monitor may have ended."""
+    return bool(_called_so(layout))
+
+
+def _called_so(layout: Layout, limit: float = 0.0) -> list[int]:
+    """What ends within `limit` seconds does not count."""
+    until = time.monotonic() + limit
+    while True:
+        found = [pid for pid in lxc.container_processes(layout.name)
+                 if second_start.is_called_so(pid, layout.name, layout.lxcpath)]
+        if not found or time.monotonic() >= until:
+            return found
+        time.sleep(0.02)
 
 
 def live_in(name: str, rootfs: Path) -> list[int]:

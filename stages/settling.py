@@ -125,7 +125,7 @@ def is_at_work(migration: Migration) -> bool:
     if has_left(migration) or lxc_disk.is_removed(layout):
         return False
     container = lxc.Container(layout.name, layout.lxcpath)
-    return container.state != "STOPPED" or lxc.runs_in(layout.name, container.rootfs)
+    return container.state != "STOPPED" or _lives(layout, container.rootfs)
 
 
 def gone(migration: Migration) -> GoneThere:
@@ -149,7 +149,12 @@ def stands_fenced(migration: Migration) -> bool:
     LXC says STOPPED also of what lives on without its monitor.
     """
     layout = Layout(migration.lxcpath, migration.name, migration.id)
-    return seems_fenced(migration) and not lxc.runs_in(migration.name, layout.rootfs)
+    return seems_fenced(migration) and not _lives(layout, layout.rootfs)
+
+
+def _lives(layout: Layout, rootfs: Path) -> bool:
+    """Whether what is in its place does, whatever LXC says."""
+    return lxc.runs_in(layout.name, rootfs) or left_running.lives_elsewhere(layout)
 
 
 def seems_fenced(migration: Migration) -> bool:

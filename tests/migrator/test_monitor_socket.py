@@ -141,3 +141,44 @@ def test_payload_names(name: str, cgroup: str, is_its: bool) -> None:
 def test_credentials_are_the_kernels() -> None:
     """struct ucred: three numbers of four bytes."""
     assert monitor_socket._CREDENTIALS.size == struct.calcsize("3i") == 12
+
+
+# --- whose monitor a process is -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("listens", "anothers"), [
+    ([], False), (["c1"], False), (["c2"], True), (["o/c1"], True), (["also/c1"], False),
+    (["also/c2"], True), (["c2", "c1"], False), (["not a monitor"], False), (["a b /c1"], True),
+])
+def test_whose_monitor_it_is(tmp_path: Path, listens: list[str], anothers: bool) -> None:
+    """By what it listens on, however LXC's path is spelled there."""
+    pool = tmp_path / "p"
+    pool.mkdir()
+    (tmp_path / "also").symlink_to(pool)
+    held = []
+    for each in listens:
+        folder, _, name = each.rpartition("/")
+        held.append(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        held[-1].bind(b"\0not a monitor" if each == "not a monitor"
+                      else monitor_socket.address(name, tmp_path / folder if folder else pool))
+        held[-1].listen()
+    try:
+        assert len(monitor_socket.address("c1", tmp_path / "also")) < monitor_socket._ROOM, "no hash"
+        assert monitor_socket.is_anothers(os.getpid(), "c1", pool) is anothers
+    finally:
+        for each_held in held:
+            each_held.close()
+
+
+def test_of_a_long_path_the_hash_tells(tmp_path: Path) -> None:
+    long = tmp_path / ("n" * 100)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as held:
+        held.bind(monitor_socket.address("c1", long))
+        held.listen()
+        assert not monitor_socket.is_anothers(os.getpid(), "c1", long)
+        assert monitor_socket.is_anothers(os.getpid(), "c2", long)
+
+
+def test_who_has_ended_answers_for_none() -> None:
+    assert not monitor_socket.is_anothers(2**22 + 1, "c1", Path("/pool"))
+    assert not monitor_socket.is_anothers(0, "c1", Path("/pool")), "nor who lives outside of this host's namespace"

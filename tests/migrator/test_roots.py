@@ -52,6 +52,14 @@ def test_whether_its_root_is_the_top_of_a_mount_of_its_own(monkeypatch: pytest.M
     assert roots.is_top_of_own_mount(os.getpid()), "before 5.8"
 
 
+@pytest.mark.parametrize(("inode", "btrfs_", "is_one"), [(256, True, True), (257, True, False), (256, False, False)])
+def test_whether_its_root_is_a_subvolume(monkeypatch: pytest.MonkeyPatch, inode: int, btrfs_: bool,
+                                         is_one: bool) -> None:
+    monkeypatch.setattr(roots, "of", lambda *_: roots.Root(1, inode))
+    monkeypatch.setattr(roots, "is_on_btrfs", lambda *_: btrfs_)
+    assert roots.is_subvolume(os.getpid()) is is_one
+
+
 def test_what_the_kernel_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     """By the numbers of <linux/fcntl.h>; and nothing below /proc/PID/root is looked up."""
     asked: list[tuple[object, ...]] = []

@@ -103,7 +103,7 @@ def test_finish_ends_it(rig: Rig, guest: str) -> None:
 
 
 def test_what_was_restored_is_known_by_its_root(rig: Rig, guest: str) -> None:
-    """And this host's own processes are not of it."""
+    """And this host's own processes are not of it. LXC's monitor is its parent, and listens for it alone."""
     rig.migrator("hosta", "create-dump", "c1", *TO_B).expect(0)
     rig.migrator("hostb", "restore-dump", "c1").expect(0)
     script = ("import sys\nfrom pathlib import Path\nfrom migrator.layout import Layout\n"
@@ -114,6 +114,12 @@ def test_what_was_restored_is_known_by_its_root(rig: Rig, guest: str) -> None:
     id_ = rig.status("hostb", "c1")["id"]
     told = rig.exec("hostb", "/opt/migrator/venv/bin/python", "-c", script, id_, init, "1").stdout
     assert told == "True False True\n"
+    script = ("import sys\nfrom pathlib import Path\nfrom migrator import monitor_socket, second_start\n"
+              "parent = second_start._parent(int(sys.argv[1]))\n"
+              "print(*(monitor_socket.is_anothers(parent, name, Path('/pool')) for name in ('c1', 'c2')))\n")
+    for host in ("hosta", "hostb"):  # LXC has started the one, and CRIU has made the other one
+        first = rig.sh(host, INIT).strip()
+        assert rig.exec(host, "/opt/migrator/venv/bin/python", "-c", script, first).stdout == "False True\n"
     rig.migrator("hosta", "finish", "c1").expect(0)
 
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from migrator import btrfs, identity, let_run, lxc, no_memory, roots
+from migrator import btrfs, identity, let_run, lxc, lxc_disk, no_memory, roots, second_start
 from migrator.errors import CopyNotEnded
 from migrator.journal import Migration
 from migrator.layout import Layout
-from migrator.states import State
+from migrator.states import Event, State
 from stages import settling
 from tests.stages.test_left_by_a_restore import Container, acts, container, fence, layout_of
 from tests.stages.test_second_start import SLEEP, START, lives
@@ -112,3 +112,47 @@ def test_it_keeps_its_disk_from_being_removed(restoring: Migration, container: C
     monkeypatch.setattr(lxc, "payload_processes", lambda _: [guest])
     assert lxc.lives_in("web", layout_of(restoring).rootfs)
     assert identity.whose(layout_of(restoring)).may_go
+
+
+@pytest.fixture
+def elsewhere(guest: int, monkeypatch: pytest.MonkeyPatch) -> int:
+    """It has called pivot_root(2) to a tmpfs, so that nothing of it has a root in there; LXC's monitor was killed."""
+    monkeypatch.setattr(roots, "at", lambda path: roots.Root(7, 1) if path.name == "root" else roots.Root(8, OWN))
+    monkeypatch.setattr(roots, "is_on_btrfs", lambda *_: False)
+    monkeypatch.setattr(btrfs, "parent_of", lambda *_: "")
+    monkeypatch.setattr(second_start, "_cgroup", lambda _: "0::/lxc.payload.web\n")
+    monkeypatch.setattr(lxc, "END_LIMIT", 0.05)
+    return guest
+
+
+@pytest.mark.parametrize("removed", [True, False])
+def test_nor_while_it_may_live_elsewhere(restoring: Migration, container: Container, acts: list[str], elsewhere: int,
+                                         removed: bool) -> None:
+    if removed:
+        (layout_of(restoring).container / "config").unlink()
+    with pytest.raises(CopyNotEnded, match=str(elsewhere)):
+        settling.clear(restoring)
+    assert is_alive(elsewhere) and "deleted" not in acts
+
+
+def test_it_is_not_started_once_more_nor_does_it_give_way(
+        restoring: Migration, container: Container, acts: list[str], elsewhere: int,
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has its fence still would be: by LXC's word it has stopped."""
+    restoring.move(Event.RESTORED)
+    monkeypatch.setattr(Container, "rootfs", layout_of(restoring).rootfs, raising=False)
+    monkeypatch.setattr(settling, "has_left", lambda _: False)
+    monkeypatch.setattr(lxc_disk, "is_removed", lambda _: False)
+    assert settling.seems_fenced(restoring)
+    assert settling.is_at_work(restoring) and not settling.stands_fenced(restoring)
+    monkeypatch.setattr(second_start, "_cgroup", lambda _: "0::/lxc.payload.other\n")
+    assert not settling.is_at_work(restoring) and settling.stands_fenced(restoring)
+
+
+def test_what_is_just_ending_is_waited_for(restoring: Migration, container: Container, acts: list[str], elsewhere: int,
+                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lxc, "END_LIMIT", 600.0)
+    looks = [False, True, True]
+    monkeypatch.setattr(second_start, "is_called_so", lambda *_: looks.pop())
+    settling.clear(restoring)
+    assert looks == [] and "deleted" in acts

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -111,11 +112,14 @@ def test_nor_one_that_it_is_away_from_while_the_other_host_is_asked(journal: Jou
 
 # --- frozen with its monitor killed, so that LXC said STOPPED, and destroyed so: its tasks live, and are thawed ---
 
-IN_ITS_PLACE = {
-    "nothing": lambda _: None,
-    "another one": lambda of: put(of, ANOTHER),
-    "its configuration": put,
-    "its fence, and another disk": lambda of: (fence(of), subvolume(layout_of(of).rootfs, ANOTHER)),
+def another_disk(migration: Migration) -> None:
+    fence(migration)
+    subvolume(layout_of(migration).rootfs, ANOTHER)
+
+
+IN_ITS_PLACE: dict[str, Callable[[Migration], object]] = {
+    "nothing": lambda _: None, "another one": lambda of: put(of, ANOTHER), "its configuration": put,
+    "its fence, and another disk": another_disk,
 }
 
 
@@ -171,9 +175,12 @@ def test_of_what_is_there_and_is_thawed_nothing_stays(journal: Journal, lives: l
 @pytest.mark.parametrize("events", [DUMPED[:2], DUMPED], ids=lambda events: str(events[-1]))
 def test_a_rollback_that_was_killed_after_the_thaw_has_not_forgotten_it(
         journal: Journal, lives: list[str], events: tuple[Event, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
     migration = begun(journal, *events)
     with monkeypatch.context() as first, pytest.raises(KeyboardInterrupt):
-        first.setattr(rollback, "drop_attempt", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        first.setattr(rollback, "drop_attempt", killed)
         rollback.roll_back(migration, lambda: "")
     assert str(migration.state) == "rolling-back"
     rollback.roll_back(migration, lambda: "")

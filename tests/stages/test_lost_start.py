@@ -150,8 +150,8 @@ def test_of_all_that_lives_in_it_its_first_process_is_named(monkeypatch: pytest.
     """And none that has had such namespaces made inside: with the first all others end."""
     with lives(*START, *NESTED) as found:
         monkeypatch.setattr(lxc, "container_processes", lambda _: [found[2], found[1]])
-        assert second_start.on_disk("web", Path("/")) == found[1]
-        assert second_start.on_disk("web", Path("/nowhere")) is None
+        assert second_start.on_disk("web", Path("/pool"), Path("/")) == found[1]
+        assert second_start.on_disk("web", Path("/pool"), Path("/nowhere")) is None
 
 
 def test_beside_the_frozen_one_it_is_seen_by_whoever_gives_a_word(

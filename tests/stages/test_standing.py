@@ -222,7 +222,7 @@ def test_what_runs_without_a_monitor_is_told_by_its_root(
     migration = handed_over(journal, cgroup, init.pid, boot=OTHER_BOOT)
     asked: list[Path] = []
 
-    def on_disk(_: str, rootfs: Path) -> int:
+    def on_disk(_name: str, _lxcpath: Path, rootfs: Path, *_: object) -> int:
         asked.append(rootfs)
         return 7
 
