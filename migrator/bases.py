@@ -90,16 +90,16 @@ def acknowledged(migration: Migration) -> list[str]:
 def last_copy(migration: Migration, *, runs: bool = False) -> list[str]:
     """The name of its newest snapshot, for where the container itself is not here any more; says that it is kept.
 
-    Or where it `runs`, and its root file system is not: it was destroyed while it stood still, as where LXC's monitor
-    was killed, so that LXC had said STOPPED. btrfs keeps that until its end alone, and under no name.
+    Or where it `runs`, thawed, and its root file system is not: it was destroyed while it stood still, as where LXC's
+    monitor was killed, so that LXC had said STOPPED. btrfs keeps that until its end alone, and under no name.
     """
     name = migration.name
     found = Layout(migration.lxcpath, name, migration.id).own_snapshots()[-1:]
     for path in found:
         log.warning(f"{path} is kept, as it may be the last copy of {name}, until: migrator cleanup {name}")
-    if runs:
-        log.warning(f"Its root file system is not in its place any more: what {name} writes from now on is lost when it"
-                    " ends")
+    if runs and migration.memory:
+        log.warning(f"Its root file system is not in its place any more: what {name} writes from now on may be lost"
+                    " when it ends")
     return [path.name for path in found]
 
 
