@@ -87,8 +87,10 @@ def run(args: argparse.Namespace) -> Result:
             settling.settle(migration)
         if args.force is not None and not args.dry_run:
             return _forced(args, migration)
-        stands = settling.stands_stopped(migration)
-        chosen = stands and aftermath.has_stopped(migration)
+        here = lxc_disk.held(Layout(migration.lxcpath, name, migration.id))  # what is not to be seen does not run
+        with here if migration.state is State.RESTORED else contextlib.nullcontext():
+            stands = settling.stands_stopped(migration)
+            chosen = stands and aftermath.has_stopped(migration)
         if stands and not chosen:
             raise OutOfOrder(stage=NAME, missing=f"{name} has run here, and was stopped since",
                              next=advice.command("resume", migration))
