@@ -49,7 +49,11 @@ def can_be_restored(migration: Migration) -> bool:
     Or whether that may be so, as its disk is not there: who tries is told, and nothing is given up for it.
     """
     layout = Layout(migration.lxcpath, migration.name, migration.id)
-    return (images_are_here(migration) and identity.whose(layout).may_go) or not lxc_disk.is_here(layout)  # last
+    try:
+        with lxc_disk.held(layout):
+            return images_are_here(migration) and identity.whose(layout).may_go
+    except DiskAway:
+        return True
 
 
 def has_stopped(migration: Migration) -> bool:

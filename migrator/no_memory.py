@@ -212,13 +212,15 @@ def start_command(name: str, lxcpath: Path, config: Path | None, log_file: Path 
     return [*command, *(("-f", str(config)) if config else ()), "-o", str(log_file), "-l", "NOTICE"]
 
 
-def start(container: lxc.Container, migration: str, *, config: Path | None = None, limit: float = START_LIMIT) -> int:
+def start(container: lxc.Container, migration: str, *, config: Path | None = None, limit: float = START_LIMIT,
+          log_file: Path | None = None) -> int:
     """Start a container from its disk; returns its first process.
 
-    With `config` from that configuration instead of its own: one without the fence.
+    With `config` from that configuration instead of its own: one without the fence. With `log_file`, a new one of
+    `log_of`, nothing is made on any disk before it is started.
     Raises StartFailed or CommandTimeout, after everything that the attempt left running has been ended.
     """
-    log_file = log_of(container, anew=True)
+    log_file = log_file or log_of(container, anew=True)
     try:
         run(start_command(container.name, container.lxcpath, config, log_file), limit=limit, env={STARTS: migration})
         return container.init_pid

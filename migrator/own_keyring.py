@@ -13,7 +13,7 @@ import os
 import platform
 
 _KEYCTL = {"x86_64": 250, "aarch64": 219, "riscv64": 219, "loongarch64": 219, "ppc64le": 271, "s390x": 280,
-           "armv7l": 311, "i686": 288}  # <asm/unistd.h>: the C library has no function for it
+           "armv7l": 311, "armv6l": 311, "i686": 288}  # <asm/unistd.h>: the C library has no function for it
 _JOIN_SESSION_KEYRING = 1  # <linux/keyctl.h>
 
 

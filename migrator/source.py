@@ -14,7 +14,7 @@ import zstandard
 
 from migrator import log, segments
 from migrator.errors import MigratorError, ReadFailed
-from migrator.frames import SEGMENT_MAX, Kind
+from migrator.frames import DIGEST_SIZE, SEGMENT_MAX, Kind
 from migrator.receiver import COMPRESSED, FILE_END, SEGMENT_HEAD
 from migrator.report import size
 from migrator.segments import End, Segment
@@ -69,9 +69,11 @@ class Skipped:
 
 
 class Source:
-    """Makes frames of files. `compress` says, for each segment, whether there is time for it now."""
+    """Makes frames of files. `held` is what the destination has of each: its segments' digests, one behind the other.
+    `compress` says, for each segment, whether there is time for it now.
+    """
 
-    def __init__(self, files: list[SourceFile], held: list[list[bytes]], compress: Callable[[], bool]) -> None:
+    def __init__(self, files: list[SourceFile], held: list[bytearray], compress: Callable[[], bool]) -> None:
         self.ends: dict[str, End] = {}  # of the files that have been read to their end
         self._files = files
         self._held = held
@@ -98,22 +100,23 @@ class Source:
 
     def _file(self, number: int, file: SourceFile, reader: Readable) -> Iterator[Outgoing | Skipped]:
         held = self._held[number]
+        count = len(held) // DIGEST_SIZE
         keep: int | None = None  # how many of its segments the destination keeps; None while all were the same
         seen: list[Segment] = []
         for data in _pieces(file, reader, self._spare):
             segment = Segment(len(data), segments.digest_of(data))
-            if keep is None and len(seen) < len(held) and held[len(seen)] == segment.digest:
+            if keep is None and held[len(seen) * DIGEST_SIZE : (len(seen) + 1) * DIGEST_SIZE] == segment.digest:
                 self._take_back(data)
                 yield Skipped(segment.length)
             else:
                 if keep is None:
                     keep = len(seen)
-                    _tell_differs(file.name, seen, len(held))
+                    _tell_differs(file.name, seen, count)
                     yield _begin(number, keep)
                 yield self._segment(segment, data)
             seen.append(segment)
         if keep is None:
-            _tell_differs(file.name, seen, len(held))
+            _tell_differs(file.name, seen, count)
             yield _begin(number, len(seen))
         end = segments.whole(seen)
         if file.size is not None and end.length != file.size:

@@ -13,7 +13,7 @@ import dataclasses
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from migrator.errors import ConnectionLost, ProtocolError
@@ -28,6 +28,7 @@ __all__ = ["SourceFile", "TransferResult", "send_files"]
 WINDOW = 64 * 1024 * 1024  # raw bytes that may be on their way without having been acknowledged
 AHEAD = 4  # segments that are ready before they can be sent
 AHEAD_SMALL = 64  # the same for smaller frames
+HELD_KEPT = 1 << 22  # segments of a file of unknown size whose digests are kept: of 16 TiB, in 128 MiB
 BATCH = 16 * 1024  # bytes of small frames that are sent with one call
 ABORT_LIMIT = 3.0  # seconds for the other side to let go of a transfer that was interrupted here
 TICK = 0.1  # seconds between two calls of `progress`
@@ -173,7 +174,7 @@ class _Sender:
         """Ask for the transfer and start it; the request's id."""
         listed = [{"name": file.name, "size": file.size} for file in self._files]
         request = self._connection.request("transfer", {**self._op_fields, "files": listed})
-        held = _read_held(self._connection, self._connection.answer(request), len(listed))
+        held = _read_held(self._connection, self._connection.answer(request), self._files)
         self.source = Source(self._files, held, self._is_network_busy)
         for target, name in ((self._read, "read"), (self._send, "send")):
             threading.Thread(target=target, name=f"migrator-{name}", daemon=True).start()
@@ -283,22 +284,28 @@ class _Pace:
         return max(0.0, self._due - now)
 
 
-def _read_held(connection: Connection, reply: dict[str, Any], files: int) -> list[list[bytes]]:
-    """The digests of the segments that the destination has of each file."""
+def _read_held(connection: Connection, reply: dict[str, Any], files: Sequence[SourceFile]) -> list[bytearray]:
+    """The digests of the segments that the destination has of each file, one behind the other.
+
+    Of those that the file cannot have, and beyond HELD_KEPT, none is kept, whatever it holds: they are sent anew.
+    """
     counts = reply.get("held")
-    held: list[list[bytes]] = [[] for _ in range(files)]
+    held = [bytearray() for _ in files]
     if not isinstance(counts, dict):
         raise ProtocolError(reason="its reply to a transfer lacks what it holds")
     missing = {int(key): value for key, value in counts.items() if key.isdecimal() and isinstance(value, int)}
-    while any(len(held[number]) < count for number, count in missing.items() if number < files):
+    while any(count > 0 for number, count in missing.items() if number < len(files)):
         frame = connection.receive(within=connection.timeout)
         if frame.kind is not Kind.HELD or len(frame.body) <= 4 or len(frame.body) % DIGEST_SIZE != 4:
             raise ProtocolError(reason=f"it sent {frame.kind.name} where the digests of what it holds were due")
         (number,) = struct.unpack_from("!I", frame.body)
-        digests = bytes(frame.body[4:])
-        if number not in missing or number >= files:
+        digests = frame.body[4:]
+        if number not in missing or number >= len(files):
             raise ProtocolError(reason="it holds segments of a file that is not being sent")
-        held[number] += [digests[at : at + DIGEST_SIZE] for at in range(0, len(digests), DIGEST_SIZE)]
-        if len(held[number]) > missing[number]:
+        size = files[number].size
+        most = HELD_KEPT if size is None else size // SEGMENT_MAX + 1
+        held[number] += digests[: max(0, most * DIGEST_SIZE - len(held[number]))]
+        missing[number] -= len(digests) // DIGEST_SIZE
+        if missing[number] < 0:
             raise ProtocolError(reason="it holds more segments than it said")
     return held

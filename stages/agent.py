@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 
-from migrator import cli
+from migrator import cli, no_core_dump
 from migrator.errors import UsageError
 
 NAME = "agent"
@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     cli.require_root(NAME)
+    no_core_dump.of_this()
     from migrator import waiting
     from tunnel.config import Config
     from tunnel.identity import Identity

@@ -113,8 +113,8 @@ def leave_for(args: argparse.Namespace, migration: Migration, limit: float, *, b
     Asks for `limit` seconds; but not where the step is taken `by_hand`, soon after create-dump. Raises SourceNeeded
     where the source says nothing.
     """
+    since = clock.now()  # before anything else: whatever stands still from here on takes off from the word
     left = clock.left(migration.detail.get("leave")) if by_hand else None
-    since = clock.now()
     if left is not None and not healing.must_ask(left):
         return since + left
     try:

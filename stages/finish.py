@@ -222,6 +222,9 @@ def running(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     migration = service.migration(fields)
     if migration.state not in (State.RESTORED, State.FINISHED):
         raise UsageError(reason=f"{migration.name} is {migration.state} here, it has not been restored")
+    if migration.detail.get("given_way"):
+        raise OutOfOrder(stage=NAME, next=advice.command("rollback@source", migration), missing=(
+            f"{migration.name} had run here, and has given way: what is left of it here is fenced"))
     if settling.is_gone(migration):
         raise settling.gone(migration)
     settling.refuse_stopped(migration)

@@ -87,8 +87,10 @@ def run(args: argparse.Namespace) -> Result:
             settling.settle(migration)
         if args.force is not None and not args.dry_run:
             return _forced(args, migration)
-        stands = settling.stands_stopped(migration)
-        chosen = stands and aftermath.has_stopped(migration)
+        here = lxc_disk.held(Layout(migration.lxcpath, name, migration.id))  # what is not to be seen does not run
+        with here if migration.state is State.RESTORED else contextlib.nullcontext():
+            stands = settling.stands_stopped(migration)
+            chosen = stands and aftermath.has_stopped(migration)
         if stands and not chosen:
             raise OutOfOrder(stage=NAME, missing=f"{name} has run here, and was stopped since",
                              next=advice.command("resume", migration))
@@ -300,12 +302,14 @@ class Restore:
             text = container_config.unfenced(container_config.text_of(container.config_file))
             container_config.require_rootfs(container.name, container.config_file, text, self.layout.rootfs)
             container_config.write_file(self.plain_config, text, mode=0o600)
+            log_file = no_memory.log_of(container, anew=True)  # now: the source's word is looked at last
             try:
                 let_run.record_in_time(str(let_run.mark(self.layout.spool)), self.end)
             except TimeoutError as error:
                 raise WordOver(name=container.name, next=advice.again("restore-dump", self.migration)) from error
             try:
-                pid = no_memory.start(container, self.migration.id, config=self.plain_config, limit=self._left())
+                pid = no_memory.start(container, self.migration.id, config=self.plain_config, limit=self._left(),
+                                      log_file=log_file)
             except StartFailed as error:
                 if no_memory.never_ran(error):  # what may have run, if only for a moment, is put aside
                     let_run.drop(let_run.mark(self.layout.spool))

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 
-from migrator import cli
+from migrator import cli, no_core_dump
 from migrator.cli import Result
 from stages import heal, migrate
 
@@ -38,6 +38,8 @@ def run(args: argparse.Namespace) -> Result:
     if args.all:
         if args.name:
             args.usage_error("--all does not go with a name")
+        if args.at_boot:  # a service
+            no_core_dump.of_this()
         return heal.every(args)
     if not args.name:
         args.usage_error("the name of a container is missing")

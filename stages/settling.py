@@ -201,10 +201,12 @@ def go_on(migration: Migration, end: float) -> None:
         if identity.whose(layout).may_go and consented.confine(migration):
             done["reason"] = restore.CONFINED
         with no_memory.unfenced(container, migration.id) as config:
-            left = end - clock.now()  # once more, and last: records and copies take as long as the disk does
+            log_file = no_memory.log_of(container, anew=True)
+            left = end - clock.now()  # once more, and last: records, copies and logs take as long as the disk does
             if left < 0:
                 raise WordOver(name=migration.name, next=advice.command("resume", migration))
-            no_memory.start(container, migration.id, config=config, limit=min(left, no_memory.START_LIMIT))
+            no_memory.start(container, migration.id, config=config, limit=min(left, no_memory.START_LIMIT),
+                            log_file=log_file)
     with contextlib.suppress(JournalBroken):  # who chooses once more chooses the same
         migration.note("started", had_stopped="")
     container_config.unfence(layout.container, migration.id)

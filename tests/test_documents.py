@@ -165,6 +165,16 @@ def test_units_start_what_there_is(unit: Path, tmp_path: Path) -> None:
     assert unit.name in "".join(page.read_text() for page in PAGES) or unit.stem in (TREE / "README.md").read_text()
 
 
+@pytest.mark.parametrize("unit", [unit for unit in UNITS if "DynamicUser=" not in unit.read_text()],
+                         ids=lambda unit: unit.name)
+def test_containers_inherit_nothing_of_a_unit(unit: Path) -> None:
+    """What is started in there has the unit's umask and limits, as it would have those of root's login."""
+    service = unit.read_text().partition("[Service]\n")[2].partition("\n[")[0]
+    set_ = dict(re.findall(r"^(\w+)=(.*)$", service, re.MULTILINE))
+    assert set(set_) == {"Type", "ExecStart", "Restart", "RestartSec", "KillMode", "TimeoutStopSec", "TasksMax"}
+    assert set_["KillMode"] == "process" and set_["TasksMax"] == "infinity"
+
+
 # --- all of them ----------------------------------------------------------------------------------------------
 
 

@@ -25,7 +25,7 @@ MAN_PAGES = {
     "mount_setattr(2)", "proc_pid_comm(5)",
     "name_to_handle_at(2)", "netdevice(7)", "netlink(7)", "open(2)", "open_by_handle_at(2)", "pidfd_open(2)",
     "pivot_root(2)", "poll(2)",
-    "posix_spawn(3)", "prlimit(2)", "proc(5)", "proc_locks(5)", "proc_meminfo(5)", "proc_pid_fdinfo(5)",
+    "posix_spawn(3)", "prctl(2)", "prlimit(2)", "proc(5)", "proc_locks(5)", "proc_meminfo(5)", "proc_pid_fdinfo(5)",
     "proc_pid_mountinfo(5)", "proc_pid_stat(5)", "proc_pid_status(5)", "random(4)", "raw(7)", "readdir(3)", "reboot(2)",
     "renameat2(2)", "rtnetlink(3)", "signal(7)", "sock_diag(7)", "stat(2)", "statvfs(3)", "statx(2)", "symlink(7)",
     "syscalls(2)", "time_namespaces(7)", "tmpfs(5)", "udp(7)", "umount(2)", "unix(7)", "user_namespaces(7)", "vfork(2)",

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from migrator import own_keyring
+from migrator import device_filter, own_keyring
 from migrator.run import run
 
 # The serial number of a program's session keyring, as a user of a container's (KEYCTL_GET_KEYRING_ID).
@@ -55,3 +55,8 @@ def test_an_unknown_machine_restores_nothing_unconfined(monkeypatch: pytest.Monk
     monkeypatch.setattr(platform, "machine", lambda: "unheard-of")
     with pytest.raises(OSError, match="unheard-of"):
         own_keyring.join()
+
+
+def test_it_knows_the_machines_that_a_device_filter_knows() -> None:
+    """A container is restored with both, or not at all."""
+    assert set(own_keyring._KEYCTL) == set(device_filter._SYSCALL)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,55 @@ def test_a_busy_spool_names_who_has_it(tmp_path: Path) -> None:
         lock.write_text("1" * 30)
         with pytest.raises(Busy, match=rf"process {'1' * 20}\)"):
             spool._lock(tmp_path)
+
+
+def test_a_dump_of_many_processes_is_verified_at_the_usual_limit_of_open_files(tmp_path: Path) -> None:
+    """A login has 1024 at most (setrlimit(2)); CRIU writes half a dozen for each process, and one for each thread."""
+    paths = [tmp_path / f"core-{number}.img" for number in range(2000)]
+    for path in paths:
+        store(path, path.name.encode())
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 1024), hard))
+    try:
+        spool.verify(*paths)
+        paths[1990].write_bytes(b"X" * len(paths[1990].name))
+        with pytest.raises(SegmentDamaged, match=r"core-1990\.img"):
+            spool.verify(*paths)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_all_segments_that_are_verified_are_of_one_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that takes its name meanwhile is another one, be it good so far."""
+    copy = path.with_name("copy")
+    copy.write_bytes(path.read_bytes())
+
+    def replaced(honest: Read, fd: int, room: list[Any], at: int) -> int:
+        if at == 0:
+            copy.rename(path)
+        return honest(fd, room, at)
+
+    reads(monkeypatch, replaced)
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)  # one after the other
+    with pytest.raises(SegmentDamaged) as damaged:
+        spool.verify(path)
+    assert damaged.value.fields["segment"] == 1
+
+
+def test_what_cannot_be_opened_is_not_said_to_be_damaged(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its index goes on vouching for it: nothing is sent again because this process had no descriptor left."""
+    honest, opened = spool._open, list[Path]()
+
+    def open_(wanted: Path) -> Any:
+        opened.append(wanted)
+        if wanted == path and opened.count(path) > 1:
+            raise OSError(24, "Too many open files")
+        return honest(wanted)
+
+    monkeypatch.setattr(spool, "_open", open_)
+    with pytest.raises(OSError, match="Too many open files"):
+        spool.verify(path)
+    assert spool.is_complete(path)
 
 
 @pytest.mark.parametrize(("length", "kept"), [

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import os
 import shutil
@@ -14,13 +15,24 @@ from typing import Any
 
 import pytest
 
-from migrator import aftermath, bases, btrfs, container_config, criu, layout, let_run, lxc, lxc_disk, restore
+from migrator import aftermath, bases, btrfs, cli, container_config, criu, layout, let_run, lxc, lxc_disk, restore
 from migrator.btrfs import Subvolume
 from migrator.errors import DiskAway, GoneThere
 from migrator.journal import Journal
 from migrator.layout import Layout
 from migrator.states import Event, Role, State
-from stages import ask_source, finish, force, heal, import_data, prepare_data, restore_over, rollback, take
+from stages import (
+    ask_source,
+    finish,
+    force,
+    heal,
+    import_data,
+    prepare_data,
+    restore_dump,
+    restore_over,
+    rollback,
+    take,
+)
 
 ID = "0badc0de"
 BOOT = argparse.Namespace(max_downtime=None)
@@ -139,6 +151,24 @@ def test_what_has_run_was_not_destroyed(make: Callable[..., There], asked: str) 
     assert there.migration.state is State.RESTORED
     there.mount()
     assert finish.running(there.service, {"id": ID}) == {"state": State.RESTORED}
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_what_is_not_to_be_seen_is_not_said_to_run(make: Callable[..., There], monkeypatch: pytest.MonkeyPatch,
+                                                   dry_run: bool) -> None:
+    """By who types restore-dump once more."""
+    there = make(Event.RESTORE, Event.RESTORED)
+    container_config.unfence(there.layout.container, ID)
+    monkeypatch.setattr(cli, "require_root", lambda _: None)
+    monkeypatch.setattr(cli, "container_of", lambda _: ("web", there.pool))
+    monkeypatch.setattr(restore_dump, "Journal", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(restore_dump, "locked", lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr(restore_dump, "arrived", lambda *_: there.migration)
+    args = argparse.Namespace(max_downtime=60.0, force=None, dry_run=dry_run)
+    assert "already runs here" in restore_dump.run(args).text
+    there.umount()
+    with pytest.raises(DiskAway):
+        restore_dump.run(args)
 
 
 @pytest.mark.parametrize("what", ["nothing", "another container"])

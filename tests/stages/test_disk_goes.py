@@ -85,15 +85,28 @@ def test_or_at_what_was_defined(make: Callable[..., There], monkeypatch: pytest.
 
 
 def test_or_at_its_images(make: Callable[..., There], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each look is one by itself, and the last is whether the disk is there."""
     there = make()
-    honest = identity.whose
+    goes_before(monkeypatch, there, identity, "whose")
+    assert aftermath.can_be_restored(there.migration)
+    assert there.disk.exists()
 
-    def whose(of: Layout) -> identity.Whose:
-        there.umount()
-        return honest(of)
 
-    monkeypatch.setattr(identity, "whose", whose)
+@pytest.mark.parametrize("look", [(aftermath, "images_are_here"), (lxc_disk, "_opened"), (identity, "whose")],
+                         ids=lambda look: look[1])
+def test_or_come_between_two_of_them(make: Callable[..., There], monkeypatch: pytest.MonkeyPatch,
+                                     look: tuple[Any, str]) -> None:
+    """At boot: what was looked for before it was mounted is not gone."""
+    there = make()
+    there.umount()
+    honest = getattr(*look)
+
+    def comes_behind(*given: Any, **more: Any) -> Any:
+        found = honest(*given, **more)
+        if there.disk.exists():
+            there.mount()
+        return found
+
+    monkeypatch.setattr(*look, comes_behind)
     assert aftermath.can_be_restored(there.migration)
 
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 
 import contextlib
 import math
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
-from migrator import clock, healing
+from migrator import clock, healing, leave
 from migrator.errors import ConnectionLost, DowntimeExceeded, MigratorError, ProtocolError, RestoreFailed
 from migrator.frames import Frame, Kind
+from migrator.journal import Migration
 from migrator.leave import Leave
 from migrator.protocol import Connection, Handler, Takeover
 from migrator.states import Role, State
-from stages import restore_over, serve
+from stages import ask_source, restore_over, serve
 from tests.migrator.wire import connected
 from tests.stages.test_answers import ID, Destination, arrives, at_the_dump, pool, there
 
@@ -100,6 +102,22 @@ def test_by_hand_only_a_source_that_waits_is_not_asked_again(there: Destination,
     left = clock.left(migration.detail.get("leave"))
     assert (left is not None and left > 0) is waits
     assert healing.must_ask(left) is True, "60 seconds are no more than a restore may take"
+
+
+def test_a_pause_does_not_prolong_what_is_on_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This program is stopped, or the host sleeps, right behind the look at it."""
+    now = [1000.0]
+    monkeypatch.setattr(clock, "now", lambda: now[0])
+    honest = clock.left
+
+    def left(stamped: object) -> float | None:
+        found = honest(stamped)
+        now[0] += 3600.0
+        return found
+
+    monkeypatch.setattr(clock, "left", left)
+    migration = SimpleNamespace(detail=leave.kept(1400.0, 600.0))
+    assert ask_source.leave_for(ask_source.quickly(), cast("Migration", migration), 120.0, by_hand=True) == 1400.0
 
 
 def test_a_late_offer_lets_nothing_run(there: Destination, did: list[str]) -> None:

@@ -84,6 +84,7 @@ def acts(restoring: Migration, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(left_cgroups, "drop", act("cgroups dropped"))
     monkeypatch.setattr(restore, "cgroup_folder", lambda layout: "guests" if layout == layout_of(restoring) else "")
     monkeypatch.setattr(no_memory, "end", act("start ended"))
+    monkeypatch.setattr(no_memory, "log_of", lambda *_, **__: Path("/log"))
     monkeypatch.setattr(restore, "clear", act("restore cleared"))
     monkeypatch.setattr(restore, "complete", act("restore completed"))
     monkeypatch.setattr(network, "bring_back_dad", act("dad"))
@@ -222,8 +223,9 @@ def test_after_a_reboot_it_is_started(restoring: Migration, container: Container
     started: list[tuple[Migration, object]] = []
     monkeypatch.setattr(Layout, "is_own_rootfs", lambda _: True)
 
-    def start(of: object, id_: str, *, config: Path, limit: float) -> int:
-        assert config == Path("/run/config") and 0 < limit <= no_memory.START_LIMIT and fence(restoring) == ID
+    def start(of: object, id_: str, *, config: Path, limit: float, log_file: Path) -> int:
+        assert (config, log_file) == (Path("/run/config"), Path("/log"))
+        assert 0 < limit <= no_memory.START_LIMIT and fence(restoring) == ID
         started.append((restoring, of))
         return 4711
 

@@ -32,7 +32,7 @@ from migrator import (
     roots,
 )
 from migrator.advice import this_host
-from migrator.errors import AlreadyRuns, CopyNotEnded, GoneThere, SourceStillStopped
+from migrator.errors import AlreadyRuns, CopyNotEnded, GoneThere, OutOfOrder, SourceStillStopped
 from migrator.journal import Migration
 from migrator.layout import Layout
 from migrator.states import Event, State
@@ -188,8 +188,9 @@ def test_one_that_ran_and_was_removed_is_given_back_only_by_force(restoring: Mig
     assert restoring.state is State.RESTORED
     assert rollback.abandon(asked(restoring), {"id": ID, "gone": True})["known"] is True
     assert str(restoring.state) == "finished" and restoring.detail["given_way"]
-    with pytest.raises(GoneThere):  # the answer was lost: the source does not take it for the end of its own copy
+    with pytest.raises(OutOfOrder, match="has given way") as given:  # the answer was lost: the source's copy goes on
         finish.running(asked(restoring), {"id": ID})
+    assert given.value.fields["next"] == "migrator rollback web   (on hosta)"
     assert rollback.abandon(asked(restoring), {"id": ID})["known"] is True
 
 

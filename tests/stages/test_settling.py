@@ -70,6 +70,7 @@ def acts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(container_config, "unfence", act("unfenced"))
     monkeypatch.setattr(no_memory, "start", act("started"))
     monkeypatch.setattr(no_memory, "unfenced", lambda *_: contextlib.nullcontext(Path("/run/config")))
+    monkeypatch.setattr(no_memory, "log_of", lambda *_, **__: Path("/dev/null"))
     monkeypatch.setattr(lxc, "Container", lambda *_: object())
     return done
 
@@ -112,8 +113,19 @@ def test_the_clock_is_looked_at_last_before_a_start(restoring: Migration, acts: 
     with pytest.raises(WordOver):
         settling.go_on(restoring, 60.0)
     assert acts == ["ended"]
+
+    def slow_log(*_: object, anew: bool) -> Path:
+        assert anew
+        now[0] += 100.0
+        return Path("/log")
+
+    monkeypatch.setattr(no_memory, "log_of", slow_log)
     now[0] = 0.0
-    settling.go_on(restoring, 160.0)
+    with pytest.raises(WordOver):
+        settling.go_on(restoring, 160.0)
+    assert acts == ["ended"]
+    now[0] = 0.0
+    settling.go_on(restoring, 260.0)
     assert acts == ["ended", "started", "unfenced"]
 
 

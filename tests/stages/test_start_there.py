@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from migrator import container_config, criu, let_run, limited, lxc, no_memory
+from migrator import clock, container_config, criu, let_run, limited, lxc, no_memory
 from migrator.errors import (
     CommandFailed,
     ConfigInvalid,
@@ -40,7 +42,9 @@ def migration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Migra
         class Container:
             config_file = tmp_path / "web" / "config"
             name = "web"
+            lxcpath = tmp_path
 
+        monkeypatch.setattr(criu, "LOG_FOLDER", tmp_path / "log")
         monkeypatch.setattr(lxc, "Container", lambda *_: Container())
         monkeypatch.setattr(container_config, "unfenced", str)
         yield found
@@ -88,6 +92,28 @@ def test_what_comes_too_late_is_not_started(migration: Migration, monkeypatch: p
     with pytest.raises(WordOver):
         stage._start()
     assert not let_run.was(let_run.mark(stage.layout.spool))
+
+
+def test_nothing_is_made_between_the_look_at_the_clock_and_the_start(migration: Migration,
+                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk that has the logs may stand still for a while, and the word be over behind that."""
+    now = [1000.0]
+    monkeypatch.setattr(clock, "now", lambda: now[0])
+    monkeypatch.setattr(time, "clock_gettime", lambda _: now[0])
+    honest = no_memory.log_of
+
+    def slow(*args: Any, **how: Any) -> Path:
+        now[0] += 100.0
+        return honest(*args, **how)
+
+    monkeypatch.setattr(no_memory, "log_of", slow)
+    monkeypatch.setattr(no_memory, "run", lambda *_, **__: pytest.fail("it is started"))
+    monkeypatch.setattr(no_memory, "end", lambda *_: None)
+    stage = restore_dump.Restore(migration, 60.0, leave=lambda: math.inf)
+    with pytest.raises(WordOver):
+        stage._start()
+    assert not let_run.was(let_run.mark(stage.layout.spool))
+    assert list(criu.LOG_FOLDER.iterdir()), "it was made before"
 
 
 def test_nothing_is_started_on_the_hosts_own_root_file_system(migration: Migration,

@@ -233,6 +233,7 @@ def test_a_container_that_reaches_out_nowhere_is_confined_now(here: Here, caller
     assert ask("own").reply == {"state": State.OWNED}
     container = SimpleNamespace(name="web", config_file=config, folder=config.parent)
     monkeypatch.setattr(lxc, "Container", lambda *_: container)
+    monkeypatch.setattr(no_memory, "log_of", lambda *_, **__: Path("/dev/null"))
     monkeypatch.setattr(no_memory, "start", lambda *_, **__: 1)
     monkeypatch.setattr(no_memory, "stay", lambda *_: None)
     monkeypatch.setattr(network, "announce", lambda *_: SimpleNamespace(join=lambda: None))
@@ -263,6 +264,7 @@ def test_what_had_stopped_is_confined_before_it_goes_on(here: Here, peers: Peers
         return 1
 
     monkeypatch.setattr(lxc, "Container", lambda *_: SimpleNamespace(name="web", config_file=config))
+    monkeypatch.setattr(no_memory, "log_of", lambda *_, **__: Path("/dev/null"))
     monkeypatch.setattr(no_memory, "start", start)
     settling.go_on(arriving(here), math.inf)
     assert lacked == [not ours]
