@@ -25,7 +25,7 @@ _INSIDE = re.compile(
     r"|signal\.(halt|reboot|stop)|init\.(cmd|cwd|uid|gid|groups)|execute\.cmd|autodev\.tmpfs\.size"
     r"|start\.auto|sysctl\.net\.[a-z0-9_.]+|time\.offset\.(boot|monotonic)"
     r"|prlimit\.(as|core|cpu|data|fsize|locks|memlock|msgqueue|nofile|nproc|rss|rttime|sigpending|stack)"
-    r"|net\.\d+\.(link|flags|hwaddr|name|mtu|ipv[46]\.(address|gateway))"
+    r"|net\.\d+\.(flags|hwaddr|mtu|ipv[46]\.(address|gateway))"
     r"|net\.\d+\.veth\.(n_rxqueues|n_txqueues)"  # not its routes and VLANs, which are the host's
     r"|cgroup2?\.devices\.deny)"
 )
@@ -132,6 +132,8 @@ def _inside(key: str, value: str, here: Callable[[str], bool]) -> bool:
             return bool(_DEVICES.fullmatch(value))
     if re.fullmatch(r"lxc\.net\.\d+\.type", key):
         return value in ("veth", "empty")
+    if re.fullmatch(r"lxc\.net\.\d+\.(link|name)", key):
+        return config_reader.is_interface(value)
     if re.fullmatch(r"lxc\.net\.\d+\.veth\.mode", key):
         return value == "bridge"
     if re.fullmatch(r"lxc\.net\.\d+\.veth\.pair", key):
