@@ -15,12 +15,16 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from migrator import names
+from migrator.errors import InvalidName
+
 SIZE_LIMIT = 1 << 20  # bytes, of a configuration and all that it includes
 INCLUDE_LIMIT = 64  # files
 READS_LIMIT = 1000  # a file that is included twice is read twice
 INCLUDE = "lxc.include"
 
 _LINE_ENDS = re.compile(r"\r\n|[\r\n\0]")
+_INTERFACE = re.compile(r"lxc\.net\.\d+\.(link|name|veth\.pair)")
 
 
 def lines(text: str) -> list[str]:
@@ -47,6 +51,14 @@ def settings(text: str) -> list[tuple[str, str]]:
 def included(text: str) -> list[str]:
     """What a text includes, each once; an empty value includes nothing."""
     return list(dict.fromkeys(value for key, value in settings(text) if key == INCLUDE and value))
+
+
+def is_interface(name: str) -> bool:
+    """Whether the kernel may call an interface so: on its host it becomes part of paths below /sys and /proc."""
+    try:
+        return bool(names.inside_interface(name))
+    except InvalidName:
+        return False
 
 
 def read_file(path: str) -> str:
@@ -113,6 +125,8 @@ class _Walk:
         for key, value in settings(text):
             if key != INCLUDE:
                 self.settings.append((key, value))
+                if value and _INTERFACE.fullmatch(key) and not is_interface(value):
+                    self._fault(path, f"has {key} = {value[:40]!r}, which is no interface's name")
             elif value:
                 self._include(value, (*within, path))
 

@@ -25,7 +25,7 @@ _INSIDE = re.compile(
     r"|signal\.(halt|reboot|stop)|init\.(cmd|cwd|uid|gid|groups)|execute\.cmd|autodev\.tmpfs\.size"
     r"|start\.auto|sysctl\.net\.[a-z0-9_.]+|time\.offset\.(boot|monotonic)"
     r"|prlimit\.(as|core|cpu|data|fsize|locks|memlock|msgqueue|nofile|nproc|rss|rttime|sigpending|stack)"
-    r"|net\.\d+\.(link|flags|hwaddr|name|mtu|ipv[46]\.(address|gateway))"
+    r"|net\.\d+\.(flags|hwaddr|mtu|ipv[46]\.(address|gateway))"
     r"|net\.\d+\.veth\.(n_rxqueues|n_txqueues)"  # not its routes and VLANs, which are the host's
     r"|cgroup2?\.devices\.deny)"
 )
@@ -50,7 +50,10 @@ _DEVICES = re.compile(r"c (1:[35789]|5:[012]|136:\*|10:200|10:229) [rwm]+|[abc] 
 # and /dev/net/tun. To make a node is no harm where it cannot be opened.
 _CONFINED = ("c *:* m", "b *:* m", *(f"c {number} rwm" for number in (
     "1:3", "1:5", "1:7", "1:8", "1:9", "5:0", "5:1", "5:2", "136:*", "10:200", "10:229")))
-_ENVIRONMENT = re.compile(r"(TERM|LANG|LC_[A-Z]+|TZ|HOME|USER|container|container_[a-z]+|[a-z]+_proxy)=.*")
+# Not what leads a program elsewhere: HOME, a proxy, a TZ that is a path (tzset(3)).
+_ENVIRONMENT = re.compile(
+    r"(TERM|LANG|LC_[A-Z]+|container|container_[a-z]+)=.*|TZ=((?!.*\.\.)[A-Za-z][A-Za-z0-9_+,./-]*)?")
+_ID = re.compile(r"0|[1-9][0-9]{0,9}")  # to LXC 010 is 8, and 0x10 is 16, as to strtoul(3) with base 0
 _PATH_MAX = 4096
 
 
@@ -108,8 +111,7 @@ def _inside(key: str, value: str, here: Callable[[str], bool]) -> bool:
         case "lxc.rootfs.path":  # is written anew; of the old one its kind stays
             return bool(re.fullmatch(r"((btrfs|dir):)?/[^:]*", value))
         case "lxc.idmap":
-            fields = value.split()
-            return len(fields) == 4 and fields[2].isdecimal() and int(fields[2]) >= IDS_FROM
+            return _maps_inside(value.split())
         case "lxc.start.delay":  # seconds for which lxc-autostart sleeps then, and all that the host starts behind it
             return bool(re.fullmatch(r"[0-5]?[0-9]|60", value))
         case "lxc.start.order":  # who is first; two of them LXC subtracts in an int (cmporder in its lxc_autostart.c)
@@ -130,6 +132,8 @@ def _inside(key: str, value: str, here: Callable[[str], bool]) -> bool:
             return bool(_DEVICES.fullmatch(value))
     if re.fullmatch(r"lxc\.net\.\d+\.type", key):
         return value in ("veth", "empty")
+    if re.fullmatch(r"lxc\.net\.\d+\.(link|name)", key):
+        return config_reader.is_interface(value)
     if re.fullmatch(r"lxc\.net\.\d+\.veth\.mode", key):
         return value == "bridge"
     if re.fullmatch(r"lxc\.net\.\d+\.veth\.pair", key):
@@ -141,6 +145,14 @@ def _inside(key: str, value: str, here: Callable[[str], bool]) -> bool:
 def is_hosts_own(path: str) -> bool:
     """Whether a file is from where each host has its own."""
     return path.startswith(HOST_FOLDERS) and ".." not in path.split("/")
+
+
+def _maps_inside(fields: list[str]) -> bool:
+    """An `lxc.idmap` to ids of the host that nobody has, and to no others as the kernel cuts numbers to 32 bits."""
+    if len(fields) != 4 or fields[0] not in ("u", "g", "b") or not all(map(_ID.fullmatch, fields[1:])):
+        return False
+    inside, outside, count = map(int, fields[1:])
+    return outside >= IDS_FROM and max(inside, outside) + count <= 1 << 32
 
 
 def _mounts_inside(fields: list[str]) -> bool:

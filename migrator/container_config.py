@@ -24,6 +24,7 @@ FENCE_END = "# END migrator fence"
 FENCE_HOOK = "migrator-fence"  # in the container's folder
 SUPERSEDED = "To remove this copy: migrator cleanup"  # in the message of a fence: the container lives on elsewhere
 ROOTFS = "lxc.rootfs.path"
+FAULTS_SHOWN = 1000  # characters
 LINKS = 8  # that a configuration may be behind
 INCLUDE_FOLDER = "migrator-include"  # in the container's folder: copies of what was included, by migration
 
@@ -50,10 +51,22 @@ def read(config_file: Path, name: str) -> Carried:
         text = unfenced(config_reader.read_file(str(config_file)))
     except OSError as error:
         raise ConfigInvalid(name=name, reason=f"{config_file} cannot be read: {error.strerror}") from error
-    reading = config_reader.read(str(config_file), text)
+    return Carried(text, whole(name, config_file, text).includes)
+
+
+def whole(name: str, config_file: Path, text: str, copies: Mapping[Path, str] | None = None) -> config_reader.Reading:
+    """All that LXC reads of this text of `config_file`; raises ConfigInvalid where that cannot be told.
+
+    LXC knows no limits, and would take what lies beyond ours into account. `copies` are files that are to be there.
+    """
+    def read_file(path: str) -> str:
+        return copies[Path(path)] if copies and Path(path) in copies else config_reader.read_file(path)
+
+    reading = config_reader.read(str(config_file), text, read_file)
     if reading.faults:
-        raise ConfigInvalid(name=name, reason="; ".join(f"{path} {what}" for path, what in reading.faults))
-    return Carried(text, reading.includes)
+        reason = "; ".join(f"{path} {what}" for path, what in reading.faults)
+        raise ConfigInvalid(name=name, reason=reason[:FAULTS_SHOWN])
+    return reading
 
 
 def adopted(carried: Carried, folder: Path, there: Callable[[str], bool], *, rootfs: Path,

@@ -33,7 +33,7 @@ from migrator import (
     terminals,
     veths,
 )
-from migrator.errors import CommandFailed, ConfigInvalid, RestoreFailed
+from migrator.errors import CommandFailed, ConfigInvalid, InvalidName, RestoreFailed
 from migrator.layout import Layout, give_images
 from migrator.lxc import Container
 from migrator.preflight import config_facts
@@ -100,13 +100,14 @@ def prepare(container: Container, layout: Layout, images: Path,
     He may have been when it was defined: what it lacks then is added to its own configuration as well.
     """
     path = str(container.config_file)
-    text = container_config.unfenced(config_reader.read_file(path))
-    config, settings = config_facts.parse(text, path), config_reader.read(path, text).settings
-    added = [] if trusted else consent.confining(settings)
-    settings += tuple(config_reader.settings("\n".join(added)))
-    links = _links(config, layout)
     files = Files.of(layout)
     try:
+        text = container_config.unfenced(config_reader.read_file(path))
+        config = config_facts.parse(text, path)
+        settings = container_config.whole(container.name, container.config_file, text).settings
+        added = [] if trusted else consent.confining(settings)
+        settings += tuple(config_reader.settings("\n".join(added)))
+        links = _links(config, layout)
         container_config.require_rootfs(container.name, container.config_file, text, layout.rootfs)
         ttys = terminals.recorded(_noted(images, terminals.RECORD), lambda id_: _mapped(config, id_))
         adapted = restore_config.text(
@@ -134,7 +135,7 @@ def prepare(container: Container, layout: Layout, images: Path,
             _write(images / at_restore.EARLY_FILTER, "" if trusted else devices, 0o600)
             give_images(images, criu.image_files(images), _mapped_group(config))
             veths.make(links)
-    except (CommandFailed, ConfigInvalid, OSError, ValueError) as error:
+    except (CommandFailed, ConfigInvalid, InvalidName, OSError, ValueError) as error:
         raise RestoreFailed(name=container.name, reason=str(error), log="not there") from error
     return Prepared(tuple(map(tuple, commands)), tuple(links), tuple(ttys), _not_taken(dropped, added))
 

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Where a process has its root, told without asking a file system that may never answer.
+"""Where a process has its root, and what it has open, told without asking a file system that may never answer.
 
-A process can live on a mount of NFS, SMB or FUSE whose server is gone. stat(2) of its root waits for that server
-without a limit, and with it whoever asks, be it to give a container back. What the kernel has in memory is enough.
+A process can live on a mount of NFS, SMB or FUSE whose server is gone, or have files of it open. stat(2) of these waits
+for that server without a limit, and with it whoever asks, be it to give a container back. What the kernel has in memory
+is enough.
 
 statx(2) with AT_STATX_DONT_SYNC takes "whatever the system has cached": NFS, FUSE, SMB, Ceph and AFS leave their
 server alone then (nfs_getattr in fs/nfs/inode.c, fuse_update_get_attr in fs/fuse/dir.c); what lies on a disk of this
 host has none. 9p, which virtual machines use, does not know the flag. name_to_handle_at(2) puts together what the inode
 in memory has (encode_fh in the kernel's filesystems/nfs/exporting.rst). The way there does not ask either: it ends at
-/proc/PID/root, and looks nothing up in there, as a trailing /. would, and ask for the permission to.
+/proc/PID/root or /proc/PID/fd/N, and looks nothing up in there, as a trailing /. would, and ask for the permission to.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import NamedTuple
 PROC = Path("/proc")
 _AT_FDCWD = -100
 _FLAGS = 0x800 | 0x4000  # AT_NO_AUTOMOUNT, AT_STATX_DONT_SYNC
-_STATX_INO, _STATX_MNT_ID = 0x100, 0x1000
+_STATX_TYPE, _STATX_NLINK, _STATX_INO, _STATX_MNT_ID = 0x1, 0x4, 0x100, 0x1000
 _STATX_SIZE = 256
 _FOLLOW = 0x400  # AT_SYMLINK_FOLLOW
 _HANDLE_MAX = 128  # MAX_HANDLE_SZ
@@ -39,6 +40,16 @@ class Root(NamedTuple):
     inode: int
 
 
+class Opened(NamedTuple):
+    """An open file, as in os.stat_result."""
+
+    mode: int
+    links: int
+    size: int  # bytes, on disk
+    device: int
+    special: int  # the number of a device
+
+
 def of(pid: int, proc: Path = PROC) -> Root:
     """The root of a process; raises OSError where it has ended."""
     return at(proc / str(pid) / "root")
@@ -47,6 +58,20 @@ def of(pid: int, proc: Path = PROC) -> Root:
 def at(path: Path) -> Root:
     """The same of a folder, as far as the kernel knows it without asking; raises OSError."""
     return _root(_statx(path, _STATX_INO))
+
+
+def opened(path: str) -> Opened:
+    """What /proc/PID/fd/N leads to; raises OSError, too where the kernel does not know what kind of file it is.
+
+    What lies on a disk of this host has its size told unasked; SMB, if asked, would wait until all has been written
+    (cifs_getattr in fs/smb/client/inode.c).
+    """
+    found = _statx(path, _STATX_TYPE | _STATX_NLINK)
+    said, links, mode, blocks = struct.unpack_from("=I12xI8xH18xQ", found)  # stx_mask, stx_nlink, stx_mode, stx_blocks
+    if not said & _STATX_TYPE:
+        raise OSError(errno.ENODATA, os.strerror(errno.ENODATA), path)
+    special = os.makedev(*struct.unpack_from("=II", found, 128))  # stx_rdev_major, stx_rdev_minor
+    return Opened(mode, links, blocks * 512, _root(found).device, special)
 
 
 def is_in(pid: int, folder: Path, proc: Path = PROC) -> bool:
@@ -85,7 +110,7 @@ def is_top_of_own_mount(pid: int) -> bool:
         return any(line.startswith(b"%d " % mount) for line in lines)
 
 
-def _statx(path: Path, mask: int) -> ctypes.Array[ctypes.c_char]:
+def _statx(path: Path | str, mask: int) -> ctypes.Array[ctypes.c_char]:
     found = ctypes.create_string_buffer(_STATX_SIZE)
     _must(_libc().statx(_AT_FDCWD, os.fsencode(path), _FLAGS, mask, found), path)
     return found
@@ -110,7 +135,7 @@ def is_on_btrfs(pid: int, proc: Path = PROC) -> bool:
     return bool(struct.unpack_from("=Ii", handle)[1] == _BTRFS_HANDLE)
 
 
-def _must(result: int, path: Path) -> None:
+def _must(result: int, path: Path | str) -> None:
     if result:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(path))
 

@@ -16,7 +16,7 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from migrator import processes
+from migrator import processes, roots
 
 IMAGE = "tty-info.img"
 _HEAD = struct.pack("<II", 0x54564319, 0x59453036)  # IMG_COMMON_MAGIC, TTY_INFO_MAGIC in criu/include/magic.h
@@ -38,9 +38,10 @@ def sessions(pids: Iterable[int]) -> dict[Device, Session]:
                 continue
             # By its numbers alone it may be that of another devpts.
             for fd in Path(f"/proc/{pid}/fd").iterdir():
-                seen = fd.stat()
-                if stat.S_ISCHR(seen.st_mode) and seen.st_rdev == _device(int(terminal)):
-                    found[seen.st_rdev, seen.st_dev] = _inside(pid), _inside(int(foreground))
+                with contextlib.suppress(OSError):  # what is no terminal need not tell
+                    seen = roots.opened(str(fd))
+                    if stat.S_ISCHR(seen.mode) and seen.special == _device(int(terminal)):
+                        found[seen.special, seen.device] = _inside(pid), _inside(int(foreground))
     return found
 
 

@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from migrator import names
 from migrator.preflight.config_facts import Net
 from migrator.run import run
 
@@ -90,7 +91,10 @@ def make_command(veth: Veth, mac: str, mtu: int) -> list[str]:
 
 
 def make(veths: Sequence[Veth]) -> None:
-    """Make the pairs, off their bridges; raises CommandFailed. `remove` takes back what CRIU has not moved away."""
+    """Make the pairs, off their bridges. `remove` takes back what CRIU has not moved away.
+
+    Raises CommandFailed and InvalidName.
+    """
     for veth in veths:
         _wait_gone(veth.outside)
         if not veth.made:
@@ -138,20 +142,29 @@ def on_its_bridge(veth: Veth, name: str, version: str, setting: Callable[[str, s
 
 
 def bridge_setting(bridge: str, name: str) -> str:
-    """A setting of a bridge of this host; "" where there is none."""
-    path = CLASS_NET / bridge / "bridge" / name
-    return path.read_text().strip() if bridge and path.exists() else ""
+    """A setting of a bridge of this host; "" where there is none. Raises InvalidName."""
+    return _told(bridge, f"bridge/{name}")
 
 
 def _mtu(bridge: str) -> int:
-    path = CLASS_NET / bridge / "mtu"
-    return int(path.read_text()) if bridge and path.exists() else 0
+    found = _told(bridge, "mtu")
+    return int(found) if found.isdecimal() else 0
+
+
+def _told(interface: str, file: str) -> str:
+    path = _folder(interface) / file if interface else None
+    return path.read_text().strip() if path and path.exists() else ""
+
+
+def _folder(interface: str) -> Path:
+    """Of an interface as a configuration names it: with another name that would be a path of whoever made it."""
+    return CLASS_NET / names.inside_interface(interface)
 
 
 def _wait_gone(name: str) -> None:
     """Wait for the end of an interface that goes with its namespace, which the kernel removes a little later."""
     end = time.monotonic() + GONE_LIMIT
-    while (CLASS_NET / name).exists() and time.monotonic() < end:
+    while _folder(name).exists() and time.monotonic() < end:
         time.sleep(POLL)
 
 

@@ -20,8 +20,6 @@ from migrator import (
     bounds,
     btrfs,
     cli,
-    config_reader,
-    consent,
     container_config,
     grant,
     identity,
@@ -36,7 +34,6 @@ from migrator import (
 from migrator.advice import this_host
 from migrator.behind import Behind
 from migrator.cli import Result
-from migrator.container_config import Carried
 from migrator.errors import (
     ContainerExists,
     NoMigration,
@@ -49,6 +46,7 @@ from migrator.journal import DEFAULT_PATH, Journal, Migration
 from migrator.layout import Layout, locked, put
 from migrator.service import Service, kept_config
 from migrator.states import Event, Role, Verdict, decide
+from stages import arriving_config
 from tunnel.errors import DocumentedError
 
 NAME = "import-data"
@@ -155,14 +153,15 @@ def define(migration: Migration, layout: Layout) -> str:
 
     What the fenced copy of an earlier stay here consists of is kept aside until the migration has ended. Where nothing
     is, the folder is made beside and put there as a whole, with its fence. Raises ContainerExists where somebody has
-    made a container of that name since the migration began, and ConsentNeeded where the configuration that has been
-    kept is not one that its sender may bring.
+    made a container of that name since the migration began, ConsentNeeded where the configuration that has been kept
+    is not one that its sender may bring, and ConfigInvalid where LXC would not read it here as we do.
     """
     carried, bridges = kept_config(layout)
     texts, mapped_root = (carried.text, *carried.includes.values()), migration.detail["mapped_root"]
     allowed = grant.of_migration(migration)
     for text in texts:
         allowed.check_config(migration.name, text, mapped_root)
+    text, copies = arriving_config.adopted(migration, layout, carried, bridges, trusted=allowed.hooks)
     renamed = migration.other_name != migration.name
     identity.refuse_foreign(migration.journal, layout, str(migration.detail.get("origin", "")), renamed=renamed)
     folder = layout.container
@@ -175,32 +174,13 @@ def define(migration: Migration, layout: Layout) -> str:
     keep_old(layout)
     if not layout.is_own_rootfs():
         _require_room(layout)  # before anything is frozen
-    _write_config(migration, layout, folder, carried, bridges, trusted=allowed.hooks)
+    arriving_config.write(layout, folder, text, copies, arriving_message(migration))
     if folder == layout.beside:
         try:
             put(folder, layout.container)
         except FileExistsError as error:
             raise ContainerExists(host_name=this_host(), name=layout.name, lxcpath=layout.lxcpath) from error
     return "; ".join(filter(None, [grant.reaching(text, mapped_root) for text in texts])) if allowed.hooks else ""
-
-
-def _write_config(migration: Migration, layout: Layout, folder: Path, carried: Carried,
-                  bridges: dict[str, str], *, trusted: bool) -> None:
-    """Into `folder`, which is the container's, or will be."""
-    own = f"{migration.detail['source_lxcpath']}/{migration.other_name}/"  # what lies there is of the container's own
-
-    def there(path: str) -> bool:  # of who is not trusted nothing comes along, wherever it says that its own lies
-        return not trusted or (path.startswith("/") and not path.startswith(own) and Path(path).exists())
-
-    text, copies = container_config.adopted(
-        carried, layout.container / container_config.INCLUDE_FOLDER / layout.id, there, rootfs=layout.rootfs,
-        bridges=bridges, new_name="" if migration.other_name == migration.name else migration.name,
-        added=() if trusted else consent.confining(config_reader.read("", carried.text).settings))
-    for path, copy in copies.items():
-        file = folder / Path(path).relative_to(layout.container)
-        file.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        container_config.write_file(file, copy)
-    container_config.fence(folder, text, migration.id, arriving_message(migration), place=layout.container)
 
 
 def arriving_message(migration: Migration) -> str:

@@ -43,8 +43,9 @@ CGROUP_PLACE = define("cgroup-place", ERROR, """All that a container runs is fro
 SECCOMP_FILE = define("seccomp-profile-missing", WARNING, """The restored container keeps its filters, but could not be
     started again.""")
 INCLUDE = define("include-unreadable", ERROR, """LXC refuses a configuration whose included file is missing or includes
-    itself; a folder written with a slash at its end may be missing. Only text in UTF-8, 1 MiB in 64 files, is carried
-    over.""")
+    itself; a folder written with a slash at its end may be missing. Only text in UTF-8, 1 MiB in 64 files that
+    are included 1,000 times in all, is carried over, and no lxc.net.N.link, name or veth.pair that no interface can
+    have.""")
 INCLUDE_DIFFERS = define("include-differs", WARNING, """No copy travels of an included file that the
     destination has too: what its own says holds there from the next start on.""")
 

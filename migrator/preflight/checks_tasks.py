@@ -48,6 +48,8 @@ FROZEN = define("cgroup-frozen", ERROR, """CRIU waits without an end for a proce
     (freeze_processes in criu/seize.c, criu#2572). It is not dumped, also where this is ignored.""", memory_only=True)
 OUTSIDE_FILE = define("outside-file", ERROR, """A file that is open on a mount of the host does not exist for the
     restored process ("Can't lookup mount" in criu/files-reg.c).""", memory_only=True)
+UNKNOWN_FILE = define("file-unknown", WARNING, """The kernel tells nothing of an open file without asking its file
+    server, or at all: it may be a device, or have been deleted.""", memory_only=True)
 TERMINAL = define("terminal-outside", ERROR, """A process has a terminal whose other end is held outside, as in an
     `lxc-attach`: the other end cannot move along (tty_verify_active_pairs in criu/tty.c).""", memory_only=True)
 PIPE = define("pipe-outside", WARNING, """The other end of the pipe belongs to a process outside: after the move nothing
@@ -130,6 +132,10 @@ def files(case: Case) -> Iterator[Finding]:
     for note in case.notes("outside-file"):
         yield OUTSIDE_FILE.found(f"{holder(note)} has {note.detail} open, which is a file of the host.",
                                  f"End it: kill {note.pid} -- and start it again from within the container.")
+    if unknown := case.notes("file-unknown"):
+        yield UNKNOWN_FILE.found(f"{holder(unknown[0])} has files open of which nothing is told here: "
+                                 f"{listed([note.detail for note in unknown])}.",
+                                 f"Restart {shlex.quote(unknown[0].task)} if the dump fails.")
     for note in case.notes("terminal-outside"):
         yield TERMINAL.found(
             f"{holder(note)} uses the terminal {note.detail}, whose other end is outside the container.",

@@ -23,6 +23,13 @@ OF_EVERY_HOST = frozenset({
     "cgroup", "cgroup2", "proc", "sysfs", "mqueue", "securityfs", "debugfs", "tracefs", "binfmt_misc", "pstore",
     "fusectl",
 })
+# What answers without a server, another host or a process, that may be gone. (An overlay is taken for one of these,
+# whatever it lies over.)
+SERVERLESS = OF_EVERY_HOST | frozenset({
+    "bcachefs", "bpf", "btrfs", "configfs", "devpts", "devtmpfs", "efivarfs", "erofs", "exfat", "ext2", "ext3", "ext4",
+    "f2fs", "hugetlbfs", "iso9660", "jfs", "ntfs3", "overlay", "ramfs", "rootfs", "simfs", "squashfs", "tmpfs", "udf",
+    "vfat", "xfs", "zfs",
+})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +119,11 @@ def _host_path(line: MountLine, outside: Iterable[MountLine]) -> str:
         return ""
     rest = line.root[len(best.root.rstrip("/")) :]
     return posixpath.normpath(f"{best.target}/{rest}") if rest.strip("/") else best.target
+
+
+def may_wait(path: str, mounts: Iterable[MountLine]) -> bool:
+    """Whether the way to a path may lead into one of the mounts that ask a server, and wait for it without a limit."""
+    return any(line.type not in SERVERLESS and _below(path, line.target) for line in mounts)
 
 
 def _below(path: str, folder: str) -> bool:

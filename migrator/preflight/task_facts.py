@@ -6,7 +6,7 @@ of one kind are counted under the first process that had it, so that a thousand 
 """
 
 # Plain strings: a Path for each of ten thousand looks into /proc would double their cost.
-# ruff: noqa: PTH115, PTH116, PTH208
+# ruff: noqa: PTH115, PTH208
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import stat
 import time
 from collections.abc import Collection
 
-from migrator import terminals
+from migrator import roots, terminals
 from migrator.preflight import unix_facts, watch_facts
 from migrator.preflight.mount_facts import MountLine, parse_mountinfo
 from migrator.preflight.proc import Status, link, parse_status, read_text
@@ -214,25 +214,32 @@ class _Look:
         deleted = target.endswith(" (deleted)")
         if target.startswith("/memfd:"):
             return
-        found = os.stat(path)
-        if stat.S_ISCHR(found.st_mode) or stat.S_ISBLK(found.st_mode):
+        try:
+            found = roots.opened(path)
+        except FileNotFoundError:  # closed meanwhile
+            raise
+        except OSError:
+            os.readlink(path)  # nor is it closed now
+            self.note("file-unknown", target, status)
+            return
+        if stat.S_ISCHR(found.mode) or stat.S_ISBLK(found.mode):
             self.device(status, path, target, found)
-        elif deleted and found.st_nlink == 0:
-            self.note("deleted-file", target.removesuffix(" (deleted)"), status, found.st_blocks * 512)
+        elif deleted and found.links == 0:
+            self.note("deleted-file", target.removesuffix(" (deleted)"), status, found.size)
         mount = watch_facts.fdinfo(path, "mnt_id")
         if mount and int(mount) not in self.mount_ids and not self.is_lxcs(_pts(found)):
             self.note("outside-file", target, status)
 
-    def device(self, status: Status, path: str, target: str, found: os.stat_result) -> None:
-        major, minor = os.major(found.st_rdev), os.minor(found.st_rdev)
+    def device(self, status: Status, path: str, target: str, found: roots.Opened) -> None:
+        major, minor = os.major(found.special), os.minor(found.special)
         if place := _pts(found):
             self.slaves.setdefault(place, (target, status))
-        elif stat.S_ISCHR(found.st_mode) and (major, minor) == PTMX:
+        elif stat.S_ISCHR(found.mode) and (major, minor) == PTMX:
             index = watch_facts.fdinfo(path, "tty-index")
             if index:  # /dev/ptmx may be a device node of its own, outside every devpts
-                self.masters.add((found.st_dev if _shown(found.st_dev) in self.terminals else 0, int(index)))
+                self.masters.add((found.device if _shown(found.device) in self.terminals else 0, int(index)))
         else:
-            kind = "char" if stat.S_ISCHR(found.st_mode) else "block"
+            kind = "char" if stat.S_ISCHR(found.mode) else "block"
             self.note("device", f"{kind} {major}:{minor} {target}", status)
 
     def is_lxcs(self, place: tuple[int, int] | None) -> bool:
@@ -271,10 +278,10 @@ class _Look:
             self.note("pipe-outside", f"{target} to {holder}", half[target])
 
 
-def _pts(found: os.stat_result) -> tuple[int, int] | None:
+def _pts(found: roots.Opened) -> tuple[int, int] | None:
     """The devpts and the number of a pseudo-terminal's slave; None for another file."""
-    major, minor = os.major(found.st_rdev), os.minor(found.st_rdev)
-    return (found.st_dev, (major - PTS[0]) * 256 + minor) if stat.S_ISCHR(found.st_mode) and major in PTS else None
+    major, minor = os.major(found.special), os.minor(found.special)
+    return (found.device, (major - PTS[0]) * 256 + minor) if stat.S_ISCHR(found.mode) and major in PTS else None
 
 
 def _shown(device: int) -> str:

@@ -4,6 +4,8 @@
 /proc/PID/fdinfo/FD has a watch's inode as a file handle (proc_pid_fdinfo(5)). CRIU opens the handle on a mount of the
 same file system, reads the path back and opens that path: this fails for a symbolic link (it opens what the link
 points to, another inode), and for a file that has been deleted (check_open_handle in criu/fsnotify.c).
+
+No file server is asked, as it may never answer: what it has stays unknown, and what the way leads to through its mount.
 """
 
 # Plain strings: a Path for each of ten thousand looks into /proc would double their cost.
@@ -17,7 +19,7 @@ import os
 import stat
 from collections.abc import Iterator
 
-from migrator.preflight.mount_facts import MountLine
+from migrator.preflight.mount_facts import MountLine, may_wait
 
 O_PATH = os.O_PATH
 HANDLE_MAX = 128  # bytes, MAX_HANDLE_SZ
@@ -64,8 +66,8 @@ def watches(fd_path: str, pid: int, mounts: list[MountLine]) -> Iterator[tuple[s
             device, inode, handle_type, handle = watch
             found = None
             for mount in mounts:
-                if mount.device == device:
-                    found = _resolve(f"/proc/{pid}/root{mount.target}", f"/proc/{pid}/root", inode, handle_type, handle)
+                if mount.device == device and not may_wait(mount.target, mounts):
+                    found = _resolve(pid, mount.target, mounts, inode, handle_type, handle)
                     if found and found[0] == "file":
                         break
             yield found or ("unknown", f"inode {inode} of device {device}")
@@ -85,10 +87,12 @@ def _open_by_handle(mount: int, handle_type: int, handle: bytes) -> int:
     return fd
 
 
-def _resolve(mount: str, root: str, inode: int, handle_type: int, handle: bytes) -> tuple[str, str] | None:
+def _resolve(pid: int, target: str, mounts: list[MountLine], inode: int, handle_type: int,
+             handle: bytes) -> tuple[str, str] | None:
+    root = f"/proc/{pid}/root"
     with contextlib.ExitStack() as stack:
         try:
-            mount_fd = os.open(mount, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            mount_fd = os.open(f"{root}{target}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             stack.callback(os.close, mount_fd)
             fd = _open_by_handle(mount_fd, handle_type, handle)
             stack.callback(os.close, fd)
@@ -100,6 +104,8 @@ def _resolve(mount: str, root: str, inode: int, handle_type: int, handle: bytes)
             return "symlink", path
         if found.st_nlink == 0 or path.endswith(" (deleted)"):
             return "deleted", path.removesuffix(" (deleted)")
+        if may_wait(path, mounts):
+            return None
         try:
             visible = os.stat(f"{root}{path}").st_ino == inode
         except OSError:

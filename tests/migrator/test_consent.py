@@ -61,6 +61,11 @@ lxc.cgroup2.devices.allow = c *:* m
 lxc.cap.drop = sys_module mac_admin
 lxc.environment = container=lxc
 lxc.environment = LC_ALL=C.UTF-8
+lxc.environment = TERM=xterm-256color
+lxc.environment = TZ=Europe/Berlin
+lxc.environment = TZ=CET-1CEST,M3.5.0,M10.5.0/3
+lxc.environment = TZ=
+lxc.idmap = u 65536 4294901760 65536
 lxc.start.auto = 1
 lxc.start.delay = 60
 lxc.start.order = -10
@@ -124,6 +129,16 @@ REACHING = [
     *(f"lxc.start.delay = {seconds}" for seconds in ("61", "300", "2147483647", "0x7f", "-1", "soon", "6\u0660")),
     *(f"lxc.start.order = {order}" for order in ("2147483647", "-2147483648", "1000000", "0x10", "first")),
     "# BEGIN migrator fence# END migrator fence lxc.hook.start = /x", "# END migrator fence",
+    *(f"lxc.net.0.{key} = {name}" for key in ("link", "name") for name in (
+        "/pool/.migrator/x", "..", "../../../../srv/x", "lxcbr0/x", "longer-than-ifnamsiz")),
+    *(f"lxc.idmap = u {numbers}" for numbers in (
+        "0 0100000 65536", "0 0x10000 65536", "0 4294967296 65536", "0 4294901761 65536",
+        "0 18446744073709551616 65536", "0 100000 4294967296", "0 100000 0200000", "01 100000 65536",
+        "4294967296 100000 65536", "0 +100000 65536", "0 10000\u0660 65536", "0 100000 -1")),
+    "lxc.idmap = x 0 100000 65536", "lxc.idmap = u 0 100000",
+    *(f"lxc.environment = {variable}" for variable in (
+        "HOME=/var/lib/lxc/web/rootfs/root", "USER=root", "https_proxy=http://203.0.113.9:1", "TZ=/srv/x", "TZ=:/srv/x",
+        "TZ=../../../srv/x", "TZ=Europe/../../x", "LANG", "PATH=/x", "CONTAINER_HOME=/x")),
     "lxc.uts.name = web\x1b", "\x0blxc.hook.start = /x", "# a\rlxc.hook.start = /x", "# a\0lxc.hook.start = /x",
     "# a\x85lxc.hook.start = /x", "lxc.uts.name = a\x0blxc.hook.start = /x", "lxc.apparmor.raw = x",
 ]

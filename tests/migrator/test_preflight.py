@@ -228,6 +228,7 @@ FOUND: list[tuple[str, Severity, Change, str]] = [
     ("root-not-mount-root", ERROR, Change(container={"init_root": "/srv/chroot"}), "/srv/chroot"),
     ("facts-incomplete", WARNING, Change(container={"tasks.complete": False}), "more processes"),
     ("outside-file", ERROR, task("outside-file", "/root/notes"), "/root/notes"),
+    ("file-unknown", WARNING, task("file-unknown", "/mnt/notes"), "/mnt/notes"),
     ("terminal-outside", ERROR, task("terminal-outside", "/dev/pts/3"), "end it: kill 4712"),
     ("pipe-outside", WARNING, task("pipe-outside", "pipe:[1] to cat (process 9)"), "to cat (process 9)"),
     ("unix-socket-outside", ERROR, task("unix-outside", "socket:[7]"), "nsenter -t 4711"),

@@ -93,3 +93,29 @@ def test_what_stands_in_its_place_is_not_changed(here: Layout) -> None:
     with pytest.raises(RestoreFailed, match="not fenced by migration"):
         prepare(here, trusted=False)
     assert (here.container / "config").read_bytes() == before
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_what_lxc_would_read_further_than_we_do_is_not_restored(here: Layout, trusted: bool) -> None:
+    """It would take the rules for devices back in what we have not read."""
+    last = here.folder / "userns.conf"
+    last.write_text("lxc.cgroup2.devices.deny =\nlxc.cgroup2.devices.allow =\n")
+    include = f"lxc.include = {last}\n"
+    defined(here, include * config_reader.READS_LIMIT + RULES + include)
+    before = (here.container / "config").read_bytes()
+    with pytest.raises(RestoreFailed, match="includes files more than 1000 times"):
+        prepare(here, trusted=trusted)
+    assert (here.container / "config").read_bytes() == before
+    assert not (here.image_folders()[0] / at_restore.FILTER).exists()
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_a_bridge_is_no_path(here: Layout, trusted: bool) -> None:
+    """Its stream has brought a link, and the configuration leads to it; a version before this one has defined it so."""
+    (here.folder / "x").mkdir()
+    (here.folder / "secret").write_text("identity\n")
+    (here.folder / "x" / "mtu").symlink_to(here.folder / "secret")
+    defined(here, f"{RULES}lxc.net.0.type = veth\nlxc.net.0.link = {here.folder}/x\n")
+    with pytest.raises(RestoreFailed, match=r"lxc\.net\.0\.link") as refused:
+        prepare(here, trusted=trusted)
+    assert "identity" not in str(refused.value) and not restore.Files.of(here).config.exists()

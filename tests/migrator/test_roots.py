@@ -22,6 +22,26 @@ def test_it_is_as_the_file_system_has_it(path: str) -> None:
     assert roots.at(Path(path)) == (found.st_dev, found.st_ino)
 
 
+@pytest.mark.parametrize("name", ["file", "gone", "sparse", "/dev/zero", "/dev/ptmx", "folder"])
+def test_what_a_process_has_open_is_as_the_file_system_has_it(name: str, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_bytes(b"x" * 100_000)
+    (tmp_path / "gone").write_bytes(b"x" * 100_000)
+    with (tmp_path / "sparse").open("wb") as sparse:
+        sparse.truncate(1 << 30)
+    fd = os.open(tmp_path / name, os.O_RDONLY | os.O_NOCTTY)
+    try:
+        if name == "gone":
+            (tmp_path / name).unlink()
+        os.sync()
+        found, wanted = roots.opened(f"/proc/self/fd/{fd}"), os.fstat(fd)
+    finally:
+        os.close(fd)
+    assert found == (wanted.st_mode, wanted.st_nlink, wanted.st_blocks * 512, wanted.st_dev, wanted.st_rdev)
+    with pytest.raises(FileNotFoundError):
+        roots.opened(f"/proc/self/fd/{fd}")
+
+
 def test_of_a_process(tmp_path: Path) -> None:
     assert roots.of(os.getpid()) == roots.at(Path("/"))
     with pytest.raises(FileNotFoundError, match="/proc/0/root"):
@@ -75,6 +95,9 @@ def test_what_the_kernel_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
             return 0
 
     monkeypatch.setattr(roots, "_libc", Libc)
+    with pytest.raises(OSError, match="/proc/7/fd/3"):  # it has not told what kind of file that is
+        roots.opened("/proc/7/fd/3")
+    assert asked.pop()[1:] == (b"/proc/7/fd/3", 0x4000 | 0x800, 0x5)
     roots.of(7)
     assert (roots.is_on_btrfs(7), roots.is_on_btrfs(8)) == (True, False)
     assert asked == [(-100, b"/proc/7/root", 0x4000 | 0x800, 0x100), (b"/proc/7/root",), (b"/proc/8/root",)]

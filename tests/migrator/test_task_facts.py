@@ -4,19 +4,23 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from migrator.preflight import task_facts, unix_facts
+from migrator import roots
+from migrator.preflight import task_facts, unix_facts, watch_facts
+from migrator.preflight.mount_facts import parse_mountinfo
 from migrator.preflight.proc import parse_status, read_text
 from migrator.preflight.task_facts import Tasks
 
@@ -171,6 +175,66 @@ def test_descriptors(watcher: subprocess.Popen[bytes], tmp_path: Path, monkeypat
     assert not {"attached", "terminal-outside", "outside-file", "unix-outside", "traced"} & set(kinds)
     (gone,) = [note for note in tasks.notes if note.kind == "deleted-file"]
     assert gone.size >= 10000 and gone.pid == watcher.pid
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The paths that are looked at with stat(2), or opened."""
+    found: list[str] = []
+
+    def told(honest: Callable[..., Any]) -> Callable[..., Any]:
+        def look(path: Any, *given: Any, **more: Any) -> Any:
+            found.append(os.fspath(path))
+            return honest(path, *given, **more)
+
+        return look
+
+    for name in ("open", "stat"):
+        monkeypatch.setattr(os, name, told(getattr(os, name)))
+    return found
+
+
+def test_no_file_that_is_open_is_asked_for(watcher: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch,
+                                           looks: list[str]) -> None:
+    """stat(2) of one on NFS or FUSE waits for its server, and no limit ends that."""
+    assert "deleted-file" in [note.kind for note in look_at(watcher, monkeypatch).notes]
+    assert not [path for path in looks if path.startswith(f"/proc/{watcher.pid}/fd/")]
+
+
+def test_a_file_of_which_nothing_is_told(watcher: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the root of a host is not let ask a user's FUSE; a file that is closed meanwhile is none."""
+    def refuse(path: str) -> roots.Opened:
+        raise PermissionError(13, "Permission denied", path)
+
+    def gone(path: str) -> roots.Opened:
+        raise FileNotFoundError(2, "No such file or directory", path)
+
+    for told, kinds in ((refuse, {"file-unknown"}), (gone, set())):
+        monkeypatch.setattr(roots, "opened", told)
+        notes = [note for note in look_at(watcher, monkeypatch).notes if note.detail.startswith("/")]
+        assert {note.kind for note in notes} - {"watch-file"} == kinds
+
+
+@pytest.mark.parametrize("kind", ["fuse.sshfs", "fuseblk", "nfs4", "cifs", "9p", "autofs", "ceph", "made-up", "btrfs"])
+@pytest.mark.parametrize("above", [True, False])
+def test_no_file_server_is_asked_for_what_is_watched(watcher: subprocess.Popen[bytes], tmp_path: Path, kind: str,
+                                                     above: bool, looks: list[str]) -> None:
+    """Neither the one that has it, nor one that the way there leads through."""
+    folder = Path(f"/proc/{watcher.pid}/fd")
+    fd = next(str(path) for path in folder.iterdir() if str(path.readlink()) == "anon_inode:inotify")
+    device = next(watch[0] for line in watch_facts.fdinfo_lines(fd) if (watch := watch_facts.parse_watch(line)))
+    mounts = [line for line in parse_mountinfo(read_text("/proc/self/mountinfo")) if line.device == device]
+    if above:
+        mounts += [dataclasses.replace(mounts[0], device="0:0", type=kind, target=str(tmp_path.parent))]
+    else:
+        mounts = [dataclasses.replace(line, type=kind) for line in mounts]
+    looks.clear()
+    found = list(watch_facts.watches(fd, watcher.pid, mounts))
+    into = [path for path in looks if not above or str(tmp_path.parent) in path]
+    if kind == "btrfs":
+        assert found == [("file", str(tmp_path))] and into
+    else:
+        assert [kind for kind, _ in found] == ["unknown"] and not into
 
 
 def test_pipes_name_the_process_outside(watcher: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch) -> None:

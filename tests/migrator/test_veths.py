@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+from pathlib import Path
 
 import pytest
 
 from migrator import criu, veths
+from migrator.errors import InvalidName
 from migrator.preflight import config_facts
 from migrator.veths import Veth
 
@@ -114,3 +116,40 @@ def test_the_command_of_a_network() -> None:
     assert commands(text, {}, "1") == [shlex.join([
         "env", "LXC_HOOK_TYPE=up", "LXC_HOOK_SECTION=net", "LXC_NET_TYPE=veth", "LXC_NET_PEER=c1-0",
         "LXC_NET_PARENT=br0", "sh", "-c", "exec /bin/up 'a b' veth br0 c1-0"])]
+
+
+NO_NAMES = ("/srv/x", "..", "../../x")
+
+
+@pytest.fixture
+def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """What is run, on a host whose interfaces are the folders of `tmp_path`/class; beside it lies what is no bridge."""
+    for folder in ("class/br0", "class/br1", "x"):
+        (tmp_path / folder / "bridge").mkdir(parents=True)
+        (tmp_path / folder / "bridge" / "default_pvid").write_text("secret\n")
+        (tmp_path / folder / "mtu").write_text("secret\n")
+    (tmp_path / "class" / "br0" / "mtu").write_text("9000\n")
+    monkeypatch.setattr(veths, "CLASS_NET", tmp_path / "class")
+    run: list[list[str]] = []
+    monkeypatch.setattr(veths, "run", lambda argv, **_: run.append(argv))
+    return run
+
+
+@pytest.mark.parametrize("name", NO_NAMES)
+def test_no_file_of_this_host_is_read_by_the_name_of_a_bridge(ran: list[list[str]], tmp_path: Path, name: str) -> None:
+    link = name.replace("/srv", str(tmp_path))
+    veth = Veth(0, "eth0", "mgx-0", "vethx0", link, 0)
+    with pytest.raises(InvalidName) as refused:
+        veths.make([veth])
+    with pytest.raises(InvalidName):
+        veths.bridge_setting(link, "default_pvid")
+    with pytest.raises(InvalidName):
+        veths.make([dataclasses.replace(veth, outside=link, bridge="br0")])
+    assert "secret" not in str(refused.value) and not ran
+
+
+def test_the_mtu_of_its_bridge(ran: list[list[str]]) -> None:
+    """What is no number is not told to anybody."""
+    for bridge, wanted in (("br0", ["mtu", "9000"]), ("br1", []), ("br2", [])):
+        veths.make([Veth(0, "eth0", "mgx-0", "vethx0", bridge, 0)])
+        assert ran[-1][7:9] == (wanted or ["type", "veth"])

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from migrator import container_config, identity, removal
+from migrator import config_reader, consent, container_config, identity, removal
+from migrator.errors import ConfigInvalid, ConsentNeeded
 from migrator.journal import Journal, Migration
 from migrator.layout import Layout
 from migrator.preflight import config_facts
@@ -108,3 +109,24 @@ def test_what_is_not_of_our_making_is_strange(tmp_path: Path, monkeypatch: pytes
         (tmp_path / name).touch()
     strange = ["config.bak", *([container_config.INCLUDE_FOLDER] if mounted else [])]
     assert [path.name for path in container_config.strange_in(tmp_path)] == strange
+
+
+@pytest.mark.parametrize("hooks", [True, False])
+@pytest.mark.parametrize("what", ["often", "many", "gone", "link"])
+def test_what_cannot_be_read_as_a_whole_is_not_defined(arriving: Migration, tmp_path: Path, what: str, hooks: bool,
+                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    """LXC reads on where we do not, and would find there what nobody has looked at."""
+    monkeypatch.setattr(consent, "HOST_FOLDERS", (f"{tmp_path}/lxc/",))
+    folder = tmp_path / "lxc"
+    folder.mkdir()
+    for number in range(config_reader.INCLUDE_LIMIT + 1):
+        (folder / f"{number}.conf").write_text("lxc.tty.max = 1\n")
+    if what == "gone":  # it is there, and includes what is not
+        (folder / "0.conf").write_text("lxc.include = /nowhere/x.conf\n")
+    text = {"often": f"lxc.include = {folder}/0.conf\n" * (config_reader.READS_LIMIT + 1),
+            "many": f"lxc.include = {folder}/\n", "gone": f"lxc.include = {folder}/0.conf\n",
+            "link": "lxc.net.0.link = ../x\n"}[what]
+    arriving.note("consent", hooks=hooks, caller="root:only")
+    with pytest.raises(ConsentNeeded if what == "link" and not hooks else ConfigInvalid):
+        define(arriving, text, {})
+    assert not (arriving.lxcpath / "web").exists()

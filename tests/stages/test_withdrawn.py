@@ -14,14 +14,14 @@ from types import SimpleNamespace
 import pytest
 
 from migrator import btrfs, config_reader, consent, container_config, grant, lxc, network, no_memory, restore
-from migrator.errors import ConsentNeeded, DumpRefused
+from migrator.errors import ConfigInvalid, ConsentNeeded, DumpRefused
 from migrator.grant import Grant
 from migrator.journal import Migration
 from migrator.service import Service
 from migrator.states import Event, Role, State
-from stages import import_data, restore_dump, serve, settling
+from stages import consented, import_data, restore_dump, serve, settling
 from stages.handover import INCREMENT
-from tests.migrator.test_prepare_restore import TAKEN_BACK
+from tests.migrator.test_prepare_restore import RULES, TAKEN_BACK
 from tests.stages.test_allowed import HOOK, HOSTA, HOSTC, ID, Here, here, peer  # noqa: F401 -- a fixture
 from tests.stages.test_restored_again import arrives
 from tunnel import files
@@ -269,6 +269,23 @@ def test_what_had_stopped_is_confined_before_it_goes_on(here: Here, peers: Peers
     settling.go_on(arriving(here), math.inf)
     assert lacked == [not ours]
     assert any(each.detail.get("reason") for each in arriving(here).events() if each.step == "start") is ours
+
+
+def test_what_cannot_be_read_as_a_whole_is_not_confined(here: Here, peers: Peers) -> None:
+    """Somebody has changed what it includes since: LXC would take the rules for devices back further on."""
+    own = here.pool / "own.conf"
+    own.write_text("lxc.tty.max = 1\n")
+    here.begun(peer("hosta", *WITH), config=f"lxc.uts.name = web\nlxc.include = {own}\n{RULES}lxc.include = {own}\n")
+    arriving(here).move(Event.RECEIVED, rounds=[{"uuid": "x"}])
+    here.caller(peer("hosta", *WITH))("import")
+    assert not consented.confine(arriving(here))
+    peers.allow("hosta", WITHOUT)
+    assert not consented.confine(arriving(here)), "it has rules of its own"
+    own.write_text(f"lxc.include = {own}\nlxc.cgroup2.devices.deny =\n")
+    before = (here.layout.container / "config").read_bytes()
+    with pytest.raises(ConfigInvalid, match="includes itself"):
+        consented.confine(arriving(here))
+    assert (here.layout.container / "config").read_bytes() == before
 
 
 def test_an_end_records_no_consent(here: Here) -> None:
