@@ -18,7 +18,7 @@ from typing import Any
 
 from migrator import known_hosts
 from migrator.destination import Destination
-from migrator.errors import HostUnreachable, PackageMissing
+from migrator.errors import HostUnreachable, Interrupted, PackageMissing
 
 SYSTEM_CONFIG = Path("/etc/ssh/ssh_config")
 SYSTEM_KNOWN_HOSTS = (Path("/etc/ssh/ssh_known_hosts"), Path("/etc/ssh/ssh_known_hosts2"))
@@ -93,6 +93,8 @@ def lookup(destination: Destination) -> HostConfig:
             config.parse(io.StringIO(text))
         found: Mapping[str, Any] = config.lookup(destination.host)
         return _host_config(destination, found, home)
+    except Interrupted:
+        raise
     except Exception as error:  # paramiko raises what its parts raise
         raise HostUnreachable(destination=destination, reason=f"ssh's configuration has an error: {error}") from error
 

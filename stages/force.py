@@ -70,6 +70,7 @@ def roll_back(migration: Migration, given: str, tell: Callable[[], str], *,
             try:
                 return rollback.roll_back(migration, ask)
             except SourceStateUnknown as error:
+                holder.check_interrupted()
                 _must_be_lost(migration, error, there, elsewhere=ask is not (recorded or tell), off=off)
             holder.check_interrupted()  # whatever has become of the exception on its way
         if last or off or not wait_out(migration, there):

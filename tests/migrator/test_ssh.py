@@ -30,6 +30,7 @@ from migrator.errors import (
     HostKeyChanged,
     HostKeyUnknown,
     HostUnreachable,
+    Interrupted,
     RemoteMissing,
     SshRefused,
 )
@@ -230,6 +231,15 @@ def test_unintelligible_configuration(server: Sshd) -> None:
     configure(server, "Host\n")
     with pytest.raises(HostUnreachable, match="configuration"):
         connect(server)
+
+
+def test_a_signal_while_the_configuration_is_read_is_no_error_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise Interrupted(signal="SIGINT", number=2)
+
+    monkeypatch.setattr("paramiko.config.SSHConfig.lookup", interrupted)
+    with pytest.raises(Interrupted):
+        ssh_config.lookup(Destination(parse("x").kind, "hostb"))
 
 
 def test_match_exec(server: Sshd) -> None:

@@ -93,12 +93,15 @@ def test_what_it_received_of_the_disk_is_sent_again(rig: Rig, clean_hosts: Clean
     error = rig.migrator("hostb", "import-data", "c1", "--json").error
     assert error["code"] == "receive-failed" and "an older version of migrator" in error["message"]
     rig.sh("hostb", "cd /pool/.migrator/c1; id=$(basename *.spool .spool); mkdir $id.old; echo x >$id.old/config")
+    old = f"hostb: old: /pool/.migrator/c1/{rig.status('hostb', 'c1')['id']}.old"
     for host, *command in (("hosta", "prepare-data", "c1", *TO_B), ("hostb", "import-data", "c1"),
                            ("hosta", "create-dump", "c1", *TO_B), ("hostb", "restore-dump", "c1"),
                            ("hosta", "finish", "c1")):
         rig.migrator(host, *command).expect(0)
     found = rig.probe("hostb", "c1")
     assert found["intact"] and found["start"] == begun
+    assert [line for line in rig.leftovers() if ": snapshot: " not in line] == [old], "perhaps the only one"
+    rig.migrator("hostb", "cleanup", "c1").expect(0)
     assert [line for line in rig.leftovers() if ": snapshot: " not in line] == []
     assert rig.sh("hostb", "ls /dev/shm/migrator").strip() == ""
 
