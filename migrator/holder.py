@@ -205,13 +205,28 @@ def ask_to_stop(name: str, holder: Holder) -> None:
     Raises HolderUnknown where it does not listen to that, as no command of ours would.
     """
     with contextlib.suppress(ProcessLookupError), _pidfd(holder.pid) as fd:
-        now = of_file(holder.file)
-        if now is None or (now.pid, now.started) != (holder.pid, holder.started):
+        if not _is_still(holder):
             return  # it has ended, and what has its id now was never meant
         if not _catches(holder.pid, ABORT):
             raise HolderUnknown(name=name, pid=holder.pid, command=holder.command)
         signal.pidfd_send_signal(fd, ABORT)
         signal.pidfd_send_signal(fd, signal.SIGCONT)  # one that was stopped (Ctrl-Z) hears nothing before
+
+
+def go_on(holder: Holder) -> None:
+    """Have a process go on that was stopped (Ctrl-Z), if it still is the one that has the lock; nothing else comes to it.
+
+    Safe to repeat.
+    """
+    with contextlib.suppress(ProcessLookupError), _pidfd(holder.pid) as fd:
+        if _is_still(holder):
+            signal.pidfd_send_signal(fd, signal.SIGCONT)
+
+
+def _is_still(holder: Holder) -> bool:
+    """Whether it has the lock now."""
+    now = of_file(holder.file)
+    return now is not None and (now.pid, now.started) == (holder.pid, holder.started)
 
 
 def has_ended(holder: Holder, limit: float) -> bool:

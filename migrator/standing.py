@@ -94,6 +94,13 @@ def restore_fence(migration: Migration) -> None:
         container_config.fence(folder, text, migration.id, put_back(message(migration)))
 
 
+def fence_anew(migration: Migration, text: str, said: str) -> bool:
+    """On a destination: fence what has that configuration; whether that puts the fence back, now or in this boot."""
+    late = container_config.fence_of(text) != migration.id or is_put_back(migration)
+    container_config.fence(migration.lxcpath / migration.name, text, migration.id, put_back(said) if late else said)
+    return late
+
+
 def put_back(said: str) -> str:
     """The message of a fence that an lxc-autostart which began before in this boot has not read."""
     return f"{said}\n{_PUT_BACK} {_boot()}."

@@ -15,9 +15,9 @@ from typing import Any
 
 from migrator import advice, aftermath, cli, criu, holder, log
 from migrator.cli import Result
-from migrator.errors import AbortElsewhere, AlreadyRuns, Busy, StillUnderWay
+from migrator.errors import AbortElsewhere, AlreadyRuns, Busy, JournalBroken, StillUnderWay
 from migrator.holder import Holder
-from migrator.journal import DEFAULT_PATH, Journal, Migration
+from migrator.journal import DEFAULT_PATH, HURRY, Journal, Migration, is_busy
 from migrator.states import Owner, Role, State
 from stages import rollback
 
@@ -38,6 +38,7 @@ def run(args: argparse.Namespace) -> Result:
     name, lxcpath = cli.container_of(args)
     args.dry_run = False
     end = time.monotonic() + LIMIT
+    _let_go_of_journal(name, lxcpath)
     with Journal(DEFAULT_PATH) as journal:
         before = journal.latest(name, lxcpath)
         stopped: Holder | None = None
@@ -59,6 +60,19 @@ def run(args: argparse.Namespace) -> Result:
                 time.sleep(0.05)
                 continue
             return Result(done.data | {"stage": NAME, "stopped": stopped.to_json() if stopped else None}, done.text)
+
+
+def _let_go_of_journal(name: str, lxcpath: Path) -> None:
+    """Who works on it may have been stopped just as it had the journal for itself alone, as on a full disk: nobody can
+    read there what is asked of it until it goes on.
+    """
+    try:
+        Journal(DEFAULT_PATH, HURRY).close()
+    except JournalBroken as error:
+        worker = holder.of(name, lxcpath) if is_busy(error) else None
+        if worker and worker.command in ASKED:  # and is continued by `_stop` anyway
+            log.verbose(f"The journal is in use: {worker.command} (process {worker.pid}) goes on if it was stopped")
+            holder.go_on(worker)
 
 
 def _worker(journal: Journal, name: str, lxcpath: Path) -> Holder | None:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from migrator import advice, bandwidth, holder, leave, log, lxc, plan, standing
+from migrator import advice, bandwidth, holder, identity, leave, log, lxc, plan, standing
 from migrator.cli import Result
 from migrator.errors import (
     AlreadyMigrating,
@@ -253,8 +253,8 @@ class Drive:
             log.warning(f"{migration.name} runs on {migration.detail['destination_host']} already.")
             self._try_finish(error)
             return
-        if isinstance(cause, Interrupted):
-            log.info(done.text)
+        if isinstance(cause, Interrupted) or not (done.data["thawed"] or identity.is_there(migration)):
+            log.info(done.text)  # where it is now: what was destroyed meanwhile does not run again
             raise cause
         runs_again = outcome(SourceRunsAgain, memory=migration.memory and bool(done.data["thawed"]))
         raise runs_again(cause, name=migration.name, next=advice.anew(migration)) from error

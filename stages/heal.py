@@ -210,10 +210,7 @@ def _complete_restored(args: argparse.Namespace, migration: Migration) -> Result
         message = (f"{migration.name} runs on {migration.peer} again. {container_config.SUPERSEDED} "
                    f"{migration.name}")
         if defined and layout.is_own_rootfs():  # else it has been destroyed here, or none can be started
-            put_back = not fenced or standing.is_put_back(migration)
-            container_config.fence(layout.container, config, migration.id,
-                                   standing.put_back(message) if put_back else message)
-            if put_back:  # and has not given way before it can be started no more
+            if standing.fence_anew(migration, config, message):  # and gives way once nobody can start it
                 autostart.refuse(migration, "resume", advice.command("resume", migration))
             if settling.is_at_work(migration):  # before the fence stood
                 raise two_copies

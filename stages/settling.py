@@ -26,6 +26,7 @@ from migrator import (
     lxc_disk,
     no_memory,
     restore,
+    standing,
 )
 from migrator.errors import ContainerNotFound, CopyNotEnded, GoneThere, JournalBroken, MigratorError, WordOver
 from migrator.journal import Migration
@@ -308,8 +309,8 @@ def end(migration: Migration, container: lxc.Container, layout: Layout) -> bool:
     _clear_up(layout)
     text = container_config.text_of(layout.container / "config")
     try:
-        container_config.fence(layout.container, text, migration.id,
-                               f"{migration.name} is being moved here; see: migrator status {migration.name}")
+        standing.fence_anew(migration, text,
+                            f"{migration.name} is being moved here; see: migrator status {migration.name}")
     except OSError as error:  # a disk that cannot be written keeps nothing from its end, where the fence stands already
         if container_config.fence_of(text) != migration.id:
             raise

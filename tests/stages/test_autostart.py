@@ -65,7 +65,10 @@ class Begins(Plain):
         return super().take()
 
 
-def test_nothing_is_frozen_in_vain(here: Migration, boot: Boot, thawed: list[State]) -> None:
+@pytest.mark.parametrize("text", ["lxc.start.auto = 1\n", "lxc.start.auto = 0\n", ""])
+def test_nothing_is_frozen_in_vain(here: Migration, boot: Boot, thawed: list[State], text: str) -> None:
+    """Whatever its configuration says by now: that has been read before."""
+    config(here).write_text(text)
     boot.under_way = True
     made = Plain(here)
     with pytest.raises(OutOfOrder, match=rf"lxc-autostart \(process {PID}\) is under way") as raised:

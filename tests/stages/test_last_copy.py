@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from migrator import aftermath, bases, lxc
-from migrator.errors import DiskAway, DowntimeExceeded, JournalBroken, OutOfOrder, SourceRunsAgain
+from migrator.errors import DiskAway, DowntimeExceeded, JournalBroken, OutOfOrder, SourceRunsAgain, SourceStartedAgain
 from migrator.journal import Journal, Migration
 from migrator.layout import Layout
 from migrator.states import Event, State
-from stages import ask_state, check, create_dump, offer, prepare_data, rollback
+from stages import ask_state, check, create_dump, drive, offer, prepare_data, rollback
 from tests.stages.snapshots import fence, layout_of
 from tests.stages.test_gone_here import ANOTHER, DUMPED, ID, ITS_OWN, WAYS, begun, host, put, started, subvolume
 from tests.stages.test_heal import journal
@@ -248,3 +248,24 @@ def test_of_what_was_started_from_another_disk_its_end_loses_nothing(
     assert rollback.roll_back(migration, lambda: "").data["thawed"] and len(started) == 1
     assert left_of(migration) == migration.detail["last_copy"] == [f"{ID}.2"]
     assert "when it ends" not in capsys.readouterr().err
+
+
+@WAYS
+@pytest.mark.parametrize("destroyed", [True, False])
+def test_what_was_destroyed_while_it_was_offered_does_not_run_again(
+    journal: Journal, started: list[str], way: dict[str, Any], destroyed: bool, monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Nor is that said: the error is what has gone wrong, and beside it stands what has become of the container."""
+    migration = begun(journal, *DUMPED[:3], **way, rounds=[{}])
+    if not destroyed:
+        put(migration, ITS_OWN)
+    driver = drive.Drive.__new__(drive.Drive)
+    driver.migration = migration
+    monkeypatch.setattr(drive.Drive, "_tell", lambda _: "")
+    with pytest.raises(type(TOO_LATE) if destroyed else SourceStartedAgain) as raised:
+        driver._give_up(TOO_LATE)
+    assert ("was started again" in str(raised.value)) is (started == [""]) is not destroyed
+    told = " ".join(capfd.readouterr().err.split())
+    assert ("LXC does not know of web in" in told) is destroyed
+    assert migration.detail.get("last_copy", []) == ([f"{ID}.2"] if destroyed else [])

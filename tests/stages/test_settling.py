@@ -25,6 +25,7 @@ from migrator import (
     no_memory,
     restore,
     roots,
+    standing,
 )
 from migrator.errors import AlreadyRuns, ConnectionLost, JournalBroken, WordOver
 from migrator.identity import Whose
@@ -257,3 +258,23 @@ def test_a_fence_that_stands_need_not_be_written(restoring: Migration, monkeypat
     container: Any = SimpleNamespace(state="STOPPED")
     with contextlib.nullcontext() if stands else pytest.raises(OSError, match="Read-only"):
         assert settling.end(restoring, container, here)
+
+
+@pytest.mark.parametrize("fenced_before", [True, False])
+def test_a_fence_that_was_taken_away_is_put_back_as_such(restoring: Migration, monkeypatch: pytest.MonkeyPatch,
+                                                         fenced_before: bool) -> None:
+    """An lxc-autostart that is under way has not read it: a copy gives way only when that has ended (test_autostart)."""
+    here = Layout(restoring.lxcpath, "web", ID)
+    here.container.mkdir()
+    config = here.container / "config"
+    config.write_text("lxc.uts.name = web\nlxc.start.auto = 1\n")
+    if fenced_before:
+        container_config.fence(here.container, config.read_text(), ID, "no")
+    monkeypatch.setattr(identity, "whose", lambda *_: Whose.OURS)
+    monkeypatch.setattr(left_cgroups, "drop", lambda *_: None)
+    monkeypatch.setattr(restore, "clear", lambda _: None)
+    container: Any = SimpleNamespace(state="STOPPED")
+    for _ in range(2):  # and stays so when it is written anew in the same boot
+        assert settling.end(restoring, container, here)
+        assert container_config.fence_of(config.read_text()) == ID
+        assert standing.is_put_back(restoring) is not fenced_before

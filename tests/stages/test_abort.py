@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`migrator abort` of a worker that keeps everybody from the journal."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from migrator import cli, holder, layout
+from migrator.cli import Result
+from migrator.errors import JournalBroken
+from migrator.journal import Journal, is_busy
+from migrator.states import Event, Role
+from stages import abort, rollback
+
+# On a full disk the journal is had alone for the time of an access, in which it is stopped here. Called as a command
+# that is asked to stop, or as another one.
+WORKER = """
+import os, signal, sqlite3, sys, time
+from pathlib import Path
+from migrator import holder
+from migrator.layout import locked
+signal.signal(holder.ABORT, lambda *_: sys.exit(7))
+with locked("web", Path(sys.argv[2]), lxcpath=Path(sys.argv[3])):
+    alone = sqlite3.connect(sys.argv[4], isolation_level=None)
+    alone.execute("PRAGMA locking_mode = EXCLUSIVE")
+    alone.execute("PRAGMA user_version").fetchone()
+    os.kill(os.getpid(), signal.SIGSTOP)
+    alone.close()
+    while True:  # a signal that comes just before a sleep is noticed after it
+        time.sleep(0.05)
+"""
+
+
+@pytest.mark.parametrize("command", ["migrate", holder.SERVE])
+def test_one_that_was_stopped_in_the_journal_goes_on_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                           command: str) -> None:
+    """What answers another host is nothing that could be given up, and whoever has stopped it continues it."""
+    path, locks = tmp_path / "journal.db", tmp_path / "lock"
+    with Journal(path) as journal:
+        migration = journal.create(id="0badc0de", role=Role.SOURCE, name="web", lxcpath=tmp_path, peer="root@hostb",
+                                   event=Event.SEND, rounds=[])
+    rolled_back: list[str] = []
+
+    def roll_back(_: argparse.Namespace) -> Result:
+        rolled_back.append(migration.id)
+        return Result({}, "")
+
+    monkeypatch.setattr(holder.of, "__defaults__", (locks,))
+    monkeypatch.setattr(layout.locked.__wrapped__, "__defaults__", (locks,))  # type: ignore[attr-defined]
+    monkeypatch.setattr(cli, "require_root", lambda _: None)
+    monkeypatch.setattr(cli, "container_of", lambda _: ("web", tmp_path))
+    monkeypatch.setattr(rollback, "run", roll_back)
+    monkeypatch.setattr(abort, "DEFAULT_PATH", path)
+    patience = 0.05 if command == holder.SERVE else 600.0
+    monkeypatch.setattr(abort, "Journal", lambda path, seconds=patience: Journal(path, seconds))
+    words = [sys.executable, "-c", WORKER, command, str(locks), str(tmp_path), str(path)]
+    with subprocess.Popen(words) as worker:
+        try:
+            assert os.waitid(os.P_PID, worker.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT).si_code == os.CLD_STOPPED
+            if command == holder.SERVE:
+                with pytest.raises(JournalBroken) as broken:
+                    abort.run(argparse.Namespace())
+                assert is_busy(broken.value) and os.waitpid(worker.pid, os.WNOHANG | os.WCONTINUED) == (0, 0)
+            else:
+                done = abort.run(argparse.Namespace())
+                assert done.data["stopped"]["pid"] == worker.pid and worker.wait() == 7 and rolled_back == ["0badc0de"]
+        finally:
+            worker.kill()
