@@ -5,6 +5,9 @@ Whoever opens a database that has a write-ahead log makes a file of 32 KiB besid
 share it: without room for that nobody could even read (sqlite.org/wal.html). Who has the database all for himself needs
 none (there, "Use of WAL Without Shared-Memory"). So where it cannot be opened for several, each access opens it for
 itself alone and closes it again, as others want it too; the next one tries the usual way first.
+
+Where the file system has become read-only (errors=remount-ro, ext4(5)) that one cannot be had either: for a lock that
+keeps others off, a file must be open for writing. As nobody can write there, it is read without any.
 """
 
 from __future__ import annotations
@@ -118,17 +121,25 @@ class JournalFile:
                 return self._connect(alone=True)
             except sqlite3.OperationalError as error:
                 code = error.sqlite_errorcode & PRIMARY
+                if code != sqlite3.SQLITE_BUSY and _is_read_only(self.path):
+                    return self._connect(alone=True, read_only=True)
                 if not left.get(code):
                     raise
                 left[code] -= 1
             time.sleep(_PAUSE * (0.5 + random.random()))  # noqa: S311 -- so that two do not always meet
 
-    def _connect(self, *, alone: bool) -> sqlite3.Connection:
-        """Raises with nothing left open: two that want it alone, and each have a part of that, would wait for ever."""
+    def _connect(self, *, alone: bool, read_only: bool = False) -> sqlite3.Connection:
+        """Raises with nothing left open: two that want it alone, and each have a part of that, would wait for ever.
+
+        `read_only` is without locks, and with what the log has; a write raises SQLITE_READONLY.
+        """
         patience = 0.0 if alone else self._patience
+        # vfs: sqlite.org/vfs.html. Should the file system be written again meanwhile, this one still writes nothing.
+        path = f"{self.path.absolute().as_uri()}?mode=ro&vfs=unix-none" if read_only else os.fspath(self.path)
         try:
             # Threads take turns: a transaction is made by one of them from begin to end.
-            self._db = db = sqlite3.connect(self.path, timeout=0.0, isolation_level=None, check_same_thread=False)
+            self._db = db = sqlite3.connect(path, timeout=0.0, isolation_level=None, check_same_thread=False,
+                                            uri=read_only)
             db.row_factory = sqlite3.Row
             if alone:
                 db.execute("PRAGMA locking_mode = EXCLUSIVE")
@@ -136,7 +147,7 @@ class JournalFile:
             db.execute(f"PRAGMA busy_timeout = {round(patience * 1000)}")
             db.execute("PRAGMA synchronous = FULL")
             _make(db, self.path)
-            self._passing = alone
+            self._passing = alone or _is_read_only(self.path)  # to be had otherwise as soon as it is not
         except BaseException:
             self._drop()
             raise
@@ -150,6 +161,13 @@ def _keep_a_log(path: Path) -> None:
     """
     with contextlib.suppress(OSError):
         os.close(os.open(f"{os.path.realpath(path)}-wal", os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+
+
+def _is_read_only(path: Path) -> bool:
+    """Whether its file system is."""
+    with contextlib.suppress(OSError):
+        return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
+    return False
 
 
 def _make(db: sqlite3.Connection, path: Path) -> None:
