@@ -5,9 +5,9 @@ It reads the configurations of all containers first, then takes these one after 
 lxc.start.delay after each start: so for minutes. Who runs at his turn, or is frozen, is passed over; anybody else is
 started from what was read (main in lxc_autostart.c).
 
-So nobody is told to be out of its way, as who has no `lxc.start.auto = 1` would seem to be. Its arguments are to be seen
-(--ignore-auto), but not what it has read: a configuration may have had that line then, and have lost it since, by whose
-hand ever. Nor do the times of files tell, as clocks are set, and the line can stand in what a configuration includes.
+A container without `lxc.start.auto = 1` is not safe from it either. Its arguments can be seen (--ignore-auto), but not
+what it has read: the line may have stood there then, and be gone by now. Nor do the times of files tell: clocks are
+set, and the line may stand in a file that the configuration includes.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from migrator import cgroup_limits, cgroups, limited, log, mount_flags, terminals
+from migrator import cgroup_limits, cgroups, limited, log, mount_flags, programs, terminals
 from migrator.errors import CommandFailed, DumpFailed
 from migrator.lxc import CGROUP
 from migrator.processes import running
@@ -69,6 +69,14 @@ def dump_command(pid: int, cgroup: Path, images: Path, mounts: list[str], ttys: 
     return command
 
 
+def path() -> str:
+    """The $PATH of a dump, which starts programs by their names (run_ip_tool, run_iptables_tool and tmpfs_dump in
+    criu/), and would hang with the container in a folder that does not answer. Asked for before the freeze.
+    """
+    return programs.path_of("criu", "ip", "iptables-restore", "ip6tables-restore", "iptables-save", "ip6tables-save",
+                            "nft", "tar")
+
+
 def dump(name: str, command: list[str], images: Path) -> None:
     """Run a command of `dump_command`; raises DumpFailed with CRIU's own reason.
 
@@ -77,7 +85,7 @@ def dump(name: str, command: list[str], images: Path) -> None:
     Every DUMP_LIMIT seconds that is said. Whether it gets on nobody can tell from outside: tasks may wait for a disk.
     """
     try:
-        with started(command) as program:
+        with started(command, env={"PATH": path()}) as program:
             for times in itertools.count(1):
                 if program.ends_within(DUMP_LIMIT):
                     break

@@ -214,10 +214,7 @@ def ask_to_stop(name: str, holder: Holder) -> None:
 
 
 def go_on(holder: Holder) -> None:
-    """Have a process go on that was stopped (Ctrl-Z), if it still is the one that has the lock; nothing else comes to it.
-
-    Safe to repeat.
-    """
+    """Have a process go on that was stopped (Ctrl-Z), if it still is the one that has the lock; safe to repeat."""
     with contextlib.suppress(ProcessLookupError), _pidfd(holder.pid) as fd:
         if _is_still(holder):
             signal.pidfd_send_signal(fd, signal.SIGCONT)

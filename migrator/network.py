@@ -24,7 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from migrator import log, names
+from migrator import log, names, programs
 from migrator.errors import InvalidName, ProgramMissing
 from migrator.run import run
 
@@ -58,12 +58,13 @@ class Address:
 
 
 def _inside(pid: int) -> list[str]:
-    return ["nsenter", f"--net=/proc/{pid}/ns/net", "--"]
+    """To list in its namespace what `ip` does; its file, as nsenter(1) would look for the name in all of $PATH."""
+    return ["nsenter", f"--net=/proc/{pid}/ns/net", "--", programs.find("ip") or "ip", "-j"]
 
 
 def ports(pid: int) -> list[Port]:
     """The veths between this host and the container whose first process is `pid`."""
-    inside = _links([*_inside(pid), "ip", "-j", "link", "show", "type", "veth"])
+    inside = _links([*_inside(pid), "link", "show", "type", "veth"])
     outside = _links(["ip", "-j", "link", "show", "type", "veth"])
     return between(inside, outside, _namespace_id(pid))  # the id last: where it has none yet, the links give it one
 
@@ -182,7 +183,7 @@ def remove(found: Sequence[Port]) -> None:
 def addresses(pid: int) -> list[Address]:
     """The container's own addresses that others may know: of global and link scope, not of the loopback."""
     found = []
-    for link in _links([*_inside(pid), "ip", "-j", "address"]):
+    for link in _links([*_inside(pid), "address"]):
         if link.get("link_type") != "ether":
             continue
         for entry in link.get("addr_info", ()):

@@ -12,10 +12,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from migrator import roots
+from migrator import programs, roots
 
 
-def running(*programs: str, owner: int | None = None, root: Path | None = None) -> Iterator[tuple[int, list[bytes]]]:
+def running(*called: str, owner: int | None = None, root: Path | None = None) -> Iterator[tuple[int, list[bytes]]]:
     """The processes that are one of these programs (names as they are in $PATH), each with its arguments.
 
     Those of user id `owner` only, by default our own, which is root's. What a killed parent has left is among them, and
@@ -24,7 +24,7 @@ def running(*programs: str, owner: int | None = None, root: Path | None = None) 
     In a mount namespace of its own a script, or what an upgrade has replaced, counts only if its root directory is
     `root`: a folder of ours in which no container can be.
     """
-    files, names = set(_files(programs)), {os.fsencode(name) for name in programs}
+    files, names = programs.ids(called), {os.fsencode(name) for name in called}
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit() and int(folder.name) != os.getpid():
             with contextlib.suppress(OSError):
@@ -33,15 +33,6 @@ def running(*programs: str, owner: int | None = None, root: Path | None = None) 
                 words = (folder / "cmdline").read_bytes().split(b"\0")
                 if _is_one(folder, words, files, names, root):
                     yield int(folder.name), words
-
-
-def _files(programs: tuple[str, ...]) -> Iterator[tuple[int, int]]:
-    """Device and inode of each file that these names can mean here."""
-    for folder in os.get_exec_path():
-        for program in programs:
-            with contextlib.suppress(OSError):
-                found = Path(folder, program).stat()
-                yield found.st_dev, found.st_ino
 
 
 def _is_one(folder: Path, words: list[bytes], files: set[tuple[int, int]], names: set[bytes],

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-from migrator import log
+from migrator import log, programs
 from migrator.errors import CommandFailed, CommandTimeout, Interrupted, ProgramMissing
 
 DEFAULT_LIMIT = 60.0  # seconds
@@ -57,12 +57,8 @@ def shown(argv: Sequence[str | os.PathLike[str]]) -> str:
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """What programs get to see: a fixed locale so that output can be read, and nothing private."""
-    keep = {key: os.environ[key] for key in ("PATH", "HOME", "TERM") if key in os.environ}
-    path = keep.get("PATH") or "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-    for folder in ("/usr/local/sbin", "/usr/sbin", "/sbin"):  # ssh and cron leave these out
-        if folder not in path.split(":"):
-            path += f":{folder}"
-    return keep | {"PATH": path, "LC_ALL": "C.UTF-8"} | dict(extra or {})
+    keep = {key: os.environ[key] for key in ("HOME", "TERM") if key in os.environ}
+    return keep | {"PATH": programs.path(), "LC_ALL": "C.UTF-8"} | dict(extra or {})
 
 
 def outcome(status: int) -> str:
@@ -243,25 +239,32 @@ def detached(argv: Sequence[str | os.PathLike[str]], *, stdin: int, stdout: int)
 def _start(argv: Sequence[str | os.PathLike[str]], *, stdin: int | IO[bytes] | None, stdout: int | IO[bytes] | None,
            env: Mapping[str, str] | None = None, pass_fds: Sequence[int] = (), process_group: int | None = None,
            start_new_session: bool = False) -> Program:
-    words = tuple(os.fspath(a) for a in argv)
+    words, shall_have = tuple(os.fspath(a) for a in argv), environment(env)
+    if (file := programs.find(words[0], shall_have["PATH"])) is None:
+        raise _missing(words[0])
     err = _memory_file()
     out = _memory_file() if stdout is None else None
     log.trace(shown(words))
     try:
         process = subprocess.Popen(
             words,
+            executable=file,
             stdin=subprocess.DEVNULL if stdin is None else stdin,
             stdout=out if stdout is None else stdout,
             stderr=err,
-            env=environment(env),
+            env=shall_have,
             pass_fds=tuple(pass_fds),
             process_group=process_group,
             start_new_session=start_new_session,
         )
     except FileNotFoundError:
-        name = Path(words[0]).name
-        raise ProgramMissing(program=name, package=PACKAGES.get(name, name.split("-")[0])) from None
+        raise _missing(words[0]) from None
     return Program(words, process, out, err)
+
+
+def _missing(program: str) -> ProgramMissing:
+    name = Path(program).name
+    return ProgramMissing(program=name, package=PACKAGES.get(name, name.split("-")[0]))
 
 
 @contextlib.contextmanager

@@ -32,7 +32,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
-from migrator import cgroups, criu, holder, log, lxc, network, second_start, standard_files, thawing
+from migrator import cgroups, criu, holder, log, lxc, network, programs, second_start, standard_files, thawing
 from migrator.errors import MigratorError, WatchdogFailed
 from migrator.journal import HURRY, Journal
 from migrator.layout import locked
@@ -253,6 +253,7 @@ def main() -> int:
     task = Task.from_json(lines(ANSWER_LIMIT) or "null")
     with contextlib.suppress(MigratorError):  # what has to be loaded for this is loaded before the freeze
         lxc.Container(task.frozen.name, task.frozen.lxcpath)
+    programs.learn()
     print(json.dumps({"watching": True, "trouble": stand_apart()}), flush=True)
     Watch(task, lines, time.monotonic, _answer).run()
     return 0

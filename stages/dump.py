@@ -23,6 +23,7 @@ from migrator import (
     lxc,
     mount_flags,
     network,
+    programs,
     remains,
     spool,
     terminals,
@@ -80,6 +81,7 @@ class Dump(Handover):
 
     def prepare(self) -> None:
         network.silence_command(self.migration.id, self.ports)  # a name that this cannot do is found out now
+        programs.find("criu", criu.path())  # before the freeze
         with contextlib.suppress(OSError):  # a process ends just now: it is looked at again when it stands still
             self._notes()
         self.images, why = layout.place_images(self.layout, self.facts.memory)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from migrator import advice, autostart, btrfs, container_config, holder, leave, lxc, standing, transfer
+from migrator import advice, autostart, btrfs, container_config, holder, leave, lxc, programs, standing, transfer
 from migrator.advice import this_host
 from migrator.cli import Result
 from migrator.errors import ContainerChanged, DowntimeExceeded, as_ours
@@ -57,6 +57,7 @@ class Handover(ABC):
         self.there.call("dump-begin", **offer.named(self.migration), memory=self.migration.memory)
         btrfs.delete(self.last)
         self.prepare()
+        programs.learn()
         btrfs.sync(self.container.rootfs)  # what is not on disk yet would be written while it stands still
         self.still_since, self._still_since = time.time(), time.monotonic()
         self.migration.move(Event.FREEZE, still_monotonic=self._still_since, **self.record())

@@ -19,7 +19,8 @@ SOURCES = [path for folder in ("migrator", "stages", "tunnel") for path in sorte
 # Those of other projects. Who names another looks it up first, and adds it here.
 MAN_PAGES = {
     # Linux man-pages
-    "bpf(2)", "capabilities(7)", "cgroups(7)", "chroot(2)", "clock_gettime(2)", "fcntl_locking(2)", "fstab(5)",
+    "bpf(2)", "capabilities(7)", "cgroups(7)", "chroot(2)", "clock_gettime(2)", "execvp(3)", "ext4(5)",
+    "fcntl_locking(2)", "fstab(5)",
     "getrlimit(2)", "hostname(7)", "ioctl_ns(2)", "ip(7)", "ipv6(7)", "keyctl(2)", "keyrings(7)",
     "man(7)", "memfd_create(2)", "mount(2)",
     "mount_setattr(2)", "proc_pid_comm(5)",
@@ -31,7 +32,7 @@ MAN_PAGES = {
     "syscalls(2)", "time_namespaces(7)", "tmpfs(5)", "udp(7)", "umount(2)", "unix(7)", "user_namespaces(7)", "vfork(2)",
     "write(2)",
     # others'
-    "bash(1)", "btrfs-filesystem(8)", "btrfs-subvolume(8)", "criu(8)", "ext4(5)", "ip-neighbour(8)", "logind.conf(5)",
+    "bash(1)", "btrfs-filesystem(8)", "btrfs-subvolume(8)", "criu(8)", "ip-neighbour(8)", "logind.conf(5)",
     "lxc-cgroup(1)", "lxc-stop(1)", "lxc.container.conf(5)", "lxc.system.conf(5)", "nft(8)", "nohup(1)", "nsenter(1)",
     "sd_notify(3)", "sshd(8)", "subuid(5)", "systemd.kill(5)", "timeout(1)", "wg(8)",
 }

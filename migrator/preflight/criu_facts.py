@@ -10,12 +10,11 @@ import dataclasses
 import json
 import os
 import re
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from migrator import log
+from migrator import log, programs
 from migrator.criu import NFTABLES_LOCK, complaint
 from migrator.errors import MigratorError
 from migrator.preflight import cpu, record
@@ -46,7 +45,7 @@ class CriuFacts:
 
 def gather(cache: Path = CACHE) -> CriuFacts:
     """The facts, from the cache if they still hold."""
-    program = shutil.which("criu", path=environment()["PATH"])
+    program = programs.find("criu")
     if program is None:
         return CriuFacts()
     stamp = _stamp(program)

@@ -11,13 +11,12 @@ import dataclasses
 import hashlib
 import importlib.util
 import os
-import shutil
 import stat
 import time
 from pathlib import Path
 
 import migrator
-from migrator import config_reader
+from migrator import config_reader, programs
 from migrator.errors import MigratorError
 from migrator.preflight import apparmor_facts, config_facts, criu_facts, net_facts
 from migrator.preflight.config_facts import IdMap
@@ -25,7 +24,7 @@ from migrator.preflight.container_facts import filesystem
 from migrator.preflight.criu_facts import CriuFacts
 from migrator.preflight.net_facts import Interface, Neighbour
 from migrator.preflight.proc import link, read_text
-from migrator.run import environment, run
+from migrator.run import run
 
 NEIGHBOURS_MAX = 2_000  # containers looked at
 PATHS_MAX = 500
@@ -128,14 +127,13 @@ def gather(query: Query) -> HostFacts:
     system = os.uname()
     memory = parse_meminfo(read_text("/proc/meminfo"))
     profiles = read_text(str(apparmor_facts.SECURITY / "profiles"))
-    path = environment()["PATH"]
     return HostFacts(
         name=system.nodename, identity=_identity(), time=time.time(), uptime=time.clock_gettime(time.CLOCK_BOOTTIME),
         kernel=system.release, arch=system.machine, page_size=os.sysconf("SC_PAGE_SIZE"),
         migrator=migrator.__version__, lxc=_version(["lxc-start", "--version"]),
         python_lxc=importlib.util.find_spec("lxc") is not None,
         btrfs_progs=_version(["btrfs", "--version"]).removeprefix("btrfs-progs ").removeprefix("v"),
-        programs=tuple(name for name in PROGRAMS if shutil.which(name, path=path)),
+        programs=tuple(name for name in PROGRAMS if programs.find(name)),
         criu=criu_facts.gather(), cgroups=_cgroup_layout(),
         controllers=tuple(read_text("/sys/fs/cgroup/cgroup.controllers").split()),
         storage=storage(Path(query.lxcpath)),

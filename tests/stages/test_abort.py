@@ -62,7 +62,8 @@ def test_one_that_was_stopped_in_the_journal_goes_on_first(tmp_path: Path, monke
     words = [sys.executable, "-c", WORKER, command, str(locks), str(tmp_path), str(path)]
     with subprocess.Popen(words) as worker:
         try:
-            assert os.waitid(os.P_PID, worker.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT).si_code == os.CLD_STOPPED
+            seen = os.waitid(os.P_PID, worker.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+            assert seen and seen.si_code == os.CLD_STOPPED
             if command == holder.SERVE:
                 with pytest.raises(JournalBroken) as broken:
                     abort.run(argparse.Namespace())

@@ -263,7 +263,7 @@ def test_a_fence_that_stands_need_not_be_written(restoring: Migration, monkeypat
 @pytest.mark.parametrize("fenced_before", [True, False])
 def test_a_fence_that_was_taken_away_is_put_back_as_such(restoring: Migration, monkeypatch: pytest.MonkeyPatch,
                                                          fenced_before: bool) -> None:
-    """An lxc-autostart that is under way has not read it: a copy gives way only when that has ended (test_autostart)."""
+    """An lxc-autostart that is under way has not read it: a copy gives way once that has ended (test_autostart)."""
     here = Layout(restoring.lxcpath, "web", ID)
     here.container.mkdir()
     config = here.container / "config"

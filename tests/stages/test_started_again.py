@@ -11,9 +11,9 @@ from __future__ import annotations
 import errno
 import shutil
 import sqlite3
-import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -321,8 +321,7 @@ def test_it_is_started_where_no_log_can_be_written(stopped: Migration, monkeypat
     ran: list[list[str]] = []
     monkeypatch.setattr(no_memory, "run", lambda argv, **_: ran.append(argv))
     monkeypatch.setattr(Stopped, "init_pid", 77, raising=False)
-    monkeypatch.setattr(network, "announce", lambda *_: threading.Thread(target=str))
-    monkeypatch.setattr(threading.Thread, "join", lambda _: None)
+    monkeypatch.setattr(network, "announce", lambda *_: SimpleNamespace(join=lambda: None))
     with pytest.raises(SourceStartedAgain):
         offer.give_up(stopped, There(), TOO_LATE)  # type: ignore[arg-type]
     (argv,) = ran
