@@ -36,6 +36,8 @@ WHERE: dict[str, tuple[str, ...]] = {
     "tunnel/seal.py": ("*",),
 }
 # What may notice: the tests of these modules, and of what they work in. Each is run in a second, and needs no host.
+# The model (test_model.py) takes minutes, and goes through the same functions: what it alone would notice is to have
+# its test in test_decisions.py too.
 TESTS = (
     *(f"tests/migrator/test_{name}.py" for name in (
         "bases", "behind", "bounds", "container_config", "decisions", "durability", "follower", "holder", "journal",
@@ -50,11 +52,6 @@ TESTS = (
         "start_there", "started_again", "stopped_there", "strangers")),
     *(f"tests/tunnel/test_{name}.py" for name in (
         "attacks", "offline", "pairing", "pairing_format", "parsers", "seal")),
-    # The model takes seconds for each, and goes through the same functions: what it alone would notice is to have its
-    # test in test_decisions.py too.
-    *(f"--deselect=tests/migrator/test_states.py::test_{name}" for name in (
-        "never_two_copies", "every_way_leads_to_an_end", "a_destination_that_is_gone_leaves_one_way",
-        "the_page_is_current")),
 )
 
 
