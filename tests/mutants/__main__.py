@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ WORK = TREE / "build" / "mutants"
 COPY = WORK / "tree"
 RESULTS = WORK / "results.json"
 LOG = WORK / "mutmut.log"
+SAID = WORK / "tests.log"  # by the tests of the code as it is: see tool.SAID
 # Of every kind that a mutant could reach out of: see tool.confine.
 UNSHARE = ["unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child", "--net", "--ipc", "--uts"]
 CONFIG = """\
@@ -28,7 +30,7 @@ CONFIG = """\
 source_paths = ["migrator", "stages", "tunnel"]
 only_mutate = {files}
 also_copy = {also}
-pytest_add_cli_args = ["-p", "no:cacheprovider", "-p", "tests.mutants.programs", "--hypothesis-seed=0"]
+pytest_add_cli_args = ["-vv", "-p", "no:cacheprovider", "-p", "tests.mutants.programs", "--hypothesis-seed=0"]
 pytest_add_cli_args_test_selection = {tests}
 process_isolation = "forkserver"
 use_git_change_detection = false
@@ -75,10 +77,20 @@ def run(files: list[str], jobs: int) -> list[dict[str, Any]]:
         CONFIG.format(files=json.dumps(files), also=json.dumps(also), tests=json.dumps(TESTS),
                       mypy=json.dumps([sys.executable, "-m", "mypy", *MYPY, *files])))
     with LOG.open("w") as log:  # mutmut counts in place, which is for a terminal
-        subprocess.run([*UNSHARE, sys.executable, COPY / "tests/mutants/tool.py", str(jobs), RESULTS], cwd=COPY,
-                       env={name: value for name, value in os.environ.items() if name != "MIGRATOR_TESTS"},
-                       stdin=subprocess.DEVNULL, stdout=None if sys.stdout.isatty() else log, check=True)
+        ended = subprocess.run([*UNSHARE, sys.executable, COPY / "tests/mutants/tool.py", str(jobs), RESULTS], cwd=COPY,
+                               env={name: value for name, value in os.environ.items() if name != "MIGRATOR_TESTS"},
+                               stdin=subprocess.DEVNULL, stdout=None if sys.stdout.isatty() else log, check=False)
+    if ended.returncode:
+        _show_why()
+    ended.check_returncode()
     return list(json.loads(RESULTS.read_text()))
+
+
+def _show_why() -> None:
+    """What mutmut has said last, and a test that has failed though nothing is wrong yet, or was the last that began."""
+    for path in (LOG, SAID):
+        with contextlib.suppress(FileNotFoundError):
+            print(f"\n--- the end of {path}", *path.read_text(errors="replace").splitlines()[-100:], sep="\n")
 
 
 if __name__ == "__main__":

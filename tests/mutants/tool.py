@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 WRITABLE = Path.cwd().parent  # the folder of the copy, of the tests' temporary files and of the output
+SAID = WRITABLE / "tests.log"  # by the tests of the code as it is, which are to pass
 
 
 def confine() -> None:
@@ -82,24 +83,44 @@ def _adapt() -> None:
         Path("mutants/sitecustomize.py").write_text(programs.SITECUSTOMIZE)
         os.environ[programs.CALLED] = str(WRITABLE / "called")
         try:
-            return int(stats(self, tests=tests))
+            with _said():
+                return int(stats(self, tests=tests))
         finally:
             del os.environ[programs.CALLED]
 
     def run_tests(self: Any, *, mutant_name: str | None, tests_: Iterable[str]) -> int:
         """Each mutant has its own folder for temporary files: pytest keeps the last three of them all."""
-        with contextlib.suppress(PermissionError):
-            os.setsid()  # a mutant that signals its own group does not mean the others
+        _leave_session()
         folder = tempfile.mkdtemp()
         os.environ["PYTEST_DEBUG_TEMPROOT"] = folder
+        as_it_is = mutant_name is None and os.environ["MUTANT_UNDER_TEST"] == ""
         try:
-            return int(tests(self, mutant_name=mutant_name, tests=tests_))
+            with _said() if as_it_is else contextlib.nullcontext():
+                return int(tests(self, mutant_name=mutant_name, tests=tests_))
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
     harness.PytestRunner.run_stats = run_stats
     harness.PytestRunner.run_tests = lambda self, *, mutant_name, tests: run_tests(
         self, mutant_name=mutant_name, tests_=tests)
+
+
+def _leave_session() -> None:
+    """A mutant that signals its own group does not mean the others. A session has its share of the processors, which
+    stays as low as the caller has set it (autogroup in sched(7)).
+    """
+    share = Path("/proc/self/autogroup")
+    with contextlib.suppress(OSError):  # as where it leads one, or the kernel has no such shares
+        low = share.read_text().split()[-1] if share.exists() else ""
+        os.setsid()
+        share.write_text(low)
+
+
+@contextlib.contextmanager
+def _said() -> Iterator[None]:
+    """mutmut has pytest in a process of its own, and forgets what that says; here it is kept, were it killed too."""
+    with SAID.open("a", buffering=1) as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        yield
 
 
 def _results() -> Iterator[dict[str, Any]]:
