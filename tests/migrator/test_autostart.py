@@ -75,6 +75,17 @@ def test_that_of_another_user_is_none(program: Path, monkeypatch: pytest.MonkeyP
         assert autostart.under_way() is None
 
 
+@pytest.mark.parametrize(("real", "seen"), [("root", True), ("another user", False)])
+def test_whose_it_is_is_told_by_who_has_started_it(program: Path, monkeypatch: pytest.MonkeyPatch, real: str,
+                                                   seen: bool) -> None:
+    """And not by whose rights it has: a file of that name may be set-user-ID."""
+    root, other = (str(number).encode() for number in (os.geteuid(), os.geteuid() + 1))
+    ids = [root, other, other, other] if real == "root" else [other, root, root, root]
+    monkeypatch.setattr(autostart, "status", lambda _, key: ids if key == b"Uid" else [])
+    with lives(program, "-c", WAIT) as pid:
+        assert autostart.under_way() == (pid if seen else None)
+
+
 def test_one_inside_a_container_is_none(program: Path) -> None:
     with lives("unshare", "--user", "--map-root-user", "--pid", "--fork", program, "-c", WAIT):
         assert autostart.under_way() is None

@@ -51,6 +51,35 @@ def test_where_none_can_be_made(monkeypatch: pytest.MonkeyPatch, number: int, ra
         own_keyring.join()
 
 
+def test_what_the_kernel_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For one without a name: whoever may search one of that name would join it, too (keyctl(2))."""
+    asked: list[list[object]] = []
+
+    class Library:
+        def __init__(self, *_: object, **__: object) -> None:
+            """What is asked for is a C long each."""
+
+        def syscall(self, *given: object) -> int:
+            asked.append([getattr(each, "value", each) for each in given])
+            return 4711
+
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(ctypes, "CDLL", Library)
+    own_keyring.join()
+    assert asked == [[250, 1, None]]
+
+
+def test_the_kernels_word_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It knows no such operation; or it lets nobody here ask for one."""
+    monkeypatch.setattr(own_keyring, "_JOIN_SESSION_KEYRING", 1 << 20)
+    try:
+        own_keyring.join()
+    except OSError as failed:
+        assert failed.errno == errno.EOPNOTSUPP
+    else:
+        assert keyring() == -1
+
+
 def test_an_unknown_machine_restores_nothing_unconfined(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "unheard-of")
     with pytest.raises(OSError, match="unheard-of"):

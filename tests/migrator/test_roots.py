@@ -122,6 +122,7 @@ def test_nothing_but_btrfs_is_asked_for_a_subvolume(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(Layout, "is_own", is_own)
     monkeypatch.setattr(Layout, "own_snapshots", lambda _: [])
+    monkeypatch.setattr(btrfs, "id_of", lambda path: pytest.fail(f"{path} is asked"))
     here = Layout(Path("/pool"), "web", "0badc0de")
     for answer in (False, True):
         monkeypatch.setattr(roots, "is_on_btrfs", lambda _, answer=answer: answer)

@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 # Patterns of functions and methods; with a ! those that are left out, as they only say or ask something.
 WHERE: dict[str, tuple[str, ...]] = {
     "migrator/aftermath.py": ("where",),
+    "migrator/autostart.py": ("*",),
     "migrator/states.py": ("*",),
     "migrator/healing.py": ("*",),
     "migrator/journal.py": ("*",),
@@ -23,6 +24,7 @@ WHERE: dict[str, tuple[str, ...]] = {
     "migrator/container_config.py": ("*",),
     "migrator/known_hosts.py": ("*",),
     "migrator/names.py": ("*",),
+    "migrator/own_keyring.py": ("*",),
     "migrator/segments.py": ("*",),
     "migrator/spool.py": ("*",),
     "migrator/second_start.py": ("*",),
@@ -40,16 +42,18 @@ WHERE: dict[str, tuple[str, ...]] = {
 # its test in test_decisions.py too.
 TESTS = (
     *(f"tests/migrator/test_{name}.py" for name in (
-        "bases", "behind", "bounds", "container_config", "decisions", "durability", "follower", "holder", "journal",
-        "journal_full", "journal_steps", "known_hosts", "layout", "leave", "names", "spool", "spool_reads",
-        "spool_receive", "states", "thawing", "transfer", "watchdog", "watchdog_beside", "whose_cgroup")),
+        "autostart", "bases", "behind", "bounds", "container_config", "decisions", "durability", "follower", "holder",
+        "journal", "journal_alone", "journal_full", "journal_steps", "known_hosts", "layout", "leave", "lock_files",
+        "lxc_disk", "names", "own_keyring", "roots", "spool", "spool_reads", "spool_receive", "states", "thawing",
+        "transfer", "watchdog", "watchdog_beside", "whose_cgroup")),
     *(f"tests/stages/test_{name}.py" for name in (
-        "allowed", "another_host", "answers", "begin", "chrooted", "cleanup", "come_up", "define", "disk_away",
-        "ended_there", "ending", "force", "force_records", "full_at_offer", "given_back", "gone_here", "heal",
-        "in_its_place", "late_own",
-        "left_by_a_restore", "locked_journal", "lost_start", "model_conformance", "not_swallowed", "offer", "remains",
-        "removed_there", "rollback", "rollback_there", "rollback_typed", "same_name", "second_start", "settling",
-        "start_there", "started_again", "stopped_there", "strangers")),
+        "allowed", "another_host", "answers", "autostart", "begin", "begin_away", "chrooted", "cleanup", "come_up",
+        "consented", "define", "disk_away", "disk_goes", "ended_there", "ending", "force", "force_records",
+        "full_at_offer", "full_queue", "given_back", "gone_here", "handover", "heal", "in_its_cgroup", "in_its_place",
+        "last_copy", "late_own", "left_by_a_restore", "locked_journal", "lost_start", "model_conformance",
+        "not_swallowed", "offer", "past_its_fence", "put_aside", "put_back", "remains", "removed_there", "rollback",
+        "rollback_there", "rollback_typed", "same_name", "second_signal", "second_start", "settling", "standing",
+        "start_there", "started_again", "stopped_there", "strangers", "withdrawn")),
     *(f"tests/tunnel/test_{name}.py" for name in (
         "attacks", "offline", "pairing", "pairing_format", "parsers", "seal")),
 )

@@ -172,9 +172,17 @@ def test_without_memory_its_start_is_ended(restoring: Migration, container: Cont
     assert not let_run.was(let_run.mark(layout_of(restoring).spool))
 
 
+def test_what_ends_while_it_is_looked_at_does_not_live_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    monkeypatch.setattr(lxc, "container_processes", lambda _: [os.getpid(), gone.pid])
+    assert left_running.live_in("web", Path("/")) == [os.getpid()]
+
+
 def test_the_wait_for_its_end_has_one(container: Container) -> None:
     container.states = ["RUNNING"]
     left_running.wait_stopped(cast("lxc.Container", container), 0.05)
-    container.states = ["RUNNING", "STOPPING", "ABORTING", "never"]
-    left_running.wait_stopped(cast("lxc.Container", container))
-    assert container.states == ["never"]
+    for ended in ("STOPPED", "ABORTING"):
+        container.states = ["RUNNING", "STOPPING", ended, "not looked at", "any more"]
+        left_running.wait_stopped(cast("lxc.Container", container))
+        assert container.states == ["not looked at", "any more"]

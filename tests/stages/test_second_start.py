@@ -21,6 +21,7 @@ from migrator import cgroups, criu, lxc, roots, second_start
 from migrator.errors import ContainerNotRunning, StartFailed
 from migrator.journal import Journal
 from migrator.states import Event
+from migrator.thawing import Frozen
 from stages import rollback
 from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
 from tests.stages.test_remains import cgroup, frozen, init, started  # noqa: F401 -- fixtures
@@ -101,15 +102,17 @@ def test_what_is_no_other_start_of_it(journal: Journal, cgroup: Path, started: l
                                       monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     honest = roots.of
     with lives(*START, *SLEEP) as ours, lives(*START, *SLEEP) as beside:
+        its_own = Path(f"/proc/{beside[1]}/cgroup").read_text()
+
         def root_of(pid: int, *_: object) -> roots.Root:
             if pid == beside[1] and what == "it ends":
                 raise FileNotFoundError
             return roots.Root(1, 257) if pid == beside[1] and what == "another container" else honest(pid)
 
-        def holds(*_: object) -> bool:
+        def holds(folder: str, text: str) -> bool:
             if what == "its cgroup cannot be told":
                 raise OSError(errno.ENAMETOOLONG, "File name too long")
-            return what == "in our cgroup"
+            return what == "in our cgroup" and (folder, text) == (str(cgroup), its_own)
 
         monkeypatch.setattr(roots, "of", root_of)
         monkeypatch.setattr(cgroups, "holds", holds)
@@ -147,6 +150,32 @@ def test_one_that_comes_while_criu_is_waited_for(journal: Journal, cgroup: Path,
         with pytest.raises(StartFailed, match=rf"\(process {beside[1]}\)"):
             rollback.thaw_source(frozen(journal, cgroup, ours[1]))
     assert (cgroup / "cgroup.freeze").read_text() == "1"
+
+
+def test_one_that_has_ended_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    with lives(*START, *SLEEP) as found:
+        assert second_start.is_start(found[1])
+    assert not second_start.is_start(found[1])
+
+
+def test_nothing_stays_open_of_who_was_looked_at(journal: Journal, cgroup: Path,
+                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    """The watchdog looks as often as it waits."""
+    with lives(*START, *SLEEP) as ours, lives(*START, *SLEEP) as beside:
+        monkeypatch.setattr(lxc, "container_processes", lambda _: beside[1:])
+        migration = frozen(journal, cgroup, ours[1])
+        stands = Frozen.from_detail(migration.id, migration.name, migration.lxcpath, migration.detail)
+        assert second_start.of(stands) == beside[1]
+        opened = [os.path.realpath(each) for each in Path("/proc/self/fd").iterdir()]
+        assert not [path for path in opened if path.rpartition("/")[2].startswith(("pid:", "user:"))]
+
+
+def test_what_lives_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nobody has said how long it may take to end: what asks so may stand before a frozen container."""
+    monkeypatch.setattr(lxc, "container_processes", lambda _: [os.getpid()])
+    monkeypatch.setattr(second_start, "is_on", lambda pid, rootfs: (pid, rootfs) == (os.getpid(), Path("/rootfs")))
+    monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("it is waited for"))
+    assert second_start.on_disk("web", Path("/rootfs")) == os.getpid()
 
 
 def test_a_user_of_this_host_starts_none(journal: Journal, cgroup: Path, started: list[str],
