@@ -147,8 +147,9 @@ def files(name: str, lxcpath: Path) -> list[str]:
     return found
 
 
-def of(name: str, lxcpath: Path, folder: Path = LOCKS) -> Holder | None:
+def of(name: str, lxcpath: Path, folder: Path | None = None) -> Holder | None:
     """Who has the container's lock now; None when nobody has."""
+    folder = folder or LOCKS
     for file in files(name, lxcpath):
         if found := of_file(folder / file):
             return found

@@ -293,7 +293,7 @@ def put(source: Path, target: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(name: str, folder: Path = holder.LOCKS, *, lxcpath: Path,
+def locked(name: str, folder: Path | None = None, *, lxcpath: Path,
            needless: Callable[[], bool] = lambda: False) -> Iterator[set[tuple[int, int] | None]]:
     """Keep other migrator commands off a container for a while; raises Busy. The lock ends with this process.
 
@@ -304,6 +304,7 @@ def locked(name: str, folder: Path = holder.LOCKS, *, lxcpath: Path,
     `holder.recorded`: more than one, where they have spelled the LXC path differently. The
     files stay, unless they are `needless` when the lock ends.
     """
+    folder = folder or holder.LOCKS
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.parent.chmod(0o711)
     with contextlib.ExitStack() as stack:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from migrator import bases, btrfs, layout, subvolume_uuids
+from migrator import bases, btrfs, holder, layout, subvolume_uuids
 from migrator.btrfs import Subvolume
 from migrator.errors import InvalidName, NoSpace, NotBtrfs
 from migrator.journal import Journal, Migration
@@ -55,7 +55,7 @@ class Pool:
 
 @pytest.fixture
 def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pool]:
-    monkeypatch.setattr(layout.locked.__wrapped__, "__defaults__", (tmp_path / "run" / "lock",))  # type: ignore
+    monkeypatch.setattr(holder, "LOCKS", tmp_path / "run" / "lock")
     with Journal(tmp_path / "journal.db") as journal:
         made = Pool(tmp_path / "pool", journal)
         made.path.mkdir()

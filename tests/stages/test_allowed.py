@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import stages
-from migrator import container_config, grant, identity, layout, lxc
+from migrator import container_config, grant, holder, identity, layout, lxc
 from migrator.errors import (
     AlreadyMigrating,
     ConsentNeeded,
@@ -81,7 +81,7 @@ class Here:
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Here]:
     monkeypatch.setattr(layout, "RUNTIME", tmp_path / "run")
-    monkeypatch.setattr(layout.locked.__wrapped__, "__defaults__", (tmp_path / "run" / "lock",))  # type: ignore
+    monkeypatch.setattr(holder, "LOCKS", tmp_path / "run" / "lock")
     monkeypatch.setattr(lxc, "default_lxcpath", lambda: tmp_path / "pool")
     monkeypatch.setattr("migrator.service.REST", 0.0)
     with contextlib.ExitStack() as stack:

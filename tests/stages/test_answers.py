@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import stages
-from migrator import btrfs, container_config, identity, layout, segments
+from migrator import btrfs, container_config, holder, identity, layout, segments
 from migrator.errors import (
     AlreadyMigrating,
     AlreadyRuns,
@@ -83,7 +83,7 @@ class Destination:
 def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(layout, "RUNTIME", tmp_path / "run")
     # Locks go beside them.
-    monkeypatch.setattr(layout.locked.__wrapped__, "__defaults__", (tmp_path / "run" / "lock",))  # type: ignore
+    monkeypatch.setattr(holder, "LOCKS", tmp_path / "run" / "lock")
     monkeypatch.setattr(identity, "_lives", lambda _: False)  # LXC is not asked: no copy here is at work
     (tmp_path / "pool").mkdir()
     return tmp_path / "pool"

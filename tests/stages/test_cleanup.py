@@ -62,7 +62,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
     for module in (layout, cleanup):
         monkeypatch.setattr(module, "RUNTIME", tmp_path / "run")
     monkeypatch.setattr(layout, "FORMER_MEMORY", tmp_path / "shm")
-    monkeypatch.setattr(layout.locked.__wrapped__, "__defaults__", (tmp_path / "run" / "lock",))  # type: ignore
+    monkeypatch.setattr(holder, "LOCKS", tmp_path / "run" / "lock")
     monkeypatch.setattr("migrator.btrfs.is_subvolume", lambda path: path.name.endswith(".1") and path.is_dir())
     monkeypatch.setattr("migrator.btrfs.delete", lambda path, **_: path.is_dir() and path.rmdir())
 

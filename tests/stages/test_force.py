@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from migrator import aftermath, clock, healing, holder, layout, leave
+from migrator import aftermath, clock, healing, holder, leave
 from migrator.errors import (
     AlreadyRuns,
     Busy,
@@ -72,8 +72,7 @@ def nothing_real(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[li
     monkeypatch.setattr(settling, "stands_fenced", lambda _: False)
     monkeypatch.setattr(settling, "seems_fenced", lambda _: False)
     monkeypatch.setattr(holder, "_interrupted", [])
-    monkeypatch.setattr(layout.locked.__wrapped__, "__defaults__", (tmp_path / "lock",))  # type: ignore
-    monkeypatch.setattr(holder.of, "__defaults__", (tmp_path / "lock",))
+    monkeypatch.setattr(holder, "LOCKS", tmp_path / "lock")
     yield done
 
 

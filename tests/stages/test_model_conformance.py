@@ -13,7 +13,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from migrator import clock, layout, lxc, lxc_disk
+from migrator import clock, holder, layout, lxc, lxc_disk
 from migrator.errors import AlreadyRuns, DumpRefused
 from migrator.identity import Whose, whose
 from migrator.journal import Journal, Migration
@@ -56,7 +56,7 @@ def test_model_and_handlers_agree(requests: list[tuple[str, int]]) -> None:
     with contextlib.ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
         top = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         patch.setattr(layout, "RUNTIME", top / "run")
-        patch.setattr(layout.locked.__wrapped__, "__defaults__", (top / "run" / "lock",))  # type: ignore
+        patch.setattr(holder, "LOCKS", top / "run" / "lock")
         (top / "pool").mkdir()
         there = Destination(stack.enter_context(Journal(top / "journal.db")), stack, top / "pool")
         stack.callback(layout.remove_images, there.layout.image_folders()[0])

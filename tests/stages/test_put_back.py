@@ -13,7 +13,7 @@ from typing import cast
 
 import pytest
 
-from migrator import bases, clock, container_config, standing
+from migrator import bases, clock, container_config, holder, standing
 from migrator.errors import OutOfOrder
 from migrator.journal import Journal, Migration
 from migrator.protocol import Connection
@@ -42,7 +42,7 @@ def rebooted(journal: Journal, cgroup: Path, init: subprocess.Popen[bytes], *, f
 def test_no_word_before_it_has_ended(journal: Journal, cgroup: Path, init: subprocess.Popen[bytes], boot: Boot,
                                      monkeypatch: pytest.MonkeyPatch, known: type[Known], tmp_path: Path) -> None:
     """However often the destination asks: that the fence stands by then tells nothing."""
-    monkeypatch.setattr("migrator.layout.locked.__wrapped__.__defaults__", (tmp_path / "lock",))
+    monkeypatch.setattr(holder, "LOCKS", tmp_path / "lock")
     migration = rebooted(journal, cgroup, init, fence=False)
     migration.move(Event.TAKEN)
     before, boot.under_way = migration.detail["leave"], True

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from migrator import cli, holder, layout
+from migrator import cli, holder
 from migrator.errors import AbortElsewhere, BrokenOff, StillUnderWay
 from migrator.journal import Journal
 from migrator.layout import locked
@@ -22,8 +22,7 @@ from stages import abort, status, wait
 def at_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Journal]:
     """Both are under way; somebody works on the one in `pool`."""
     locks = tmp_path / "run" / "lock"
-    monkeypatch.setattr(holder.of, "__defaults__", (locks,))
-    monkeypatch.setattr(layout.locked.__wrapped__, "__defaults__", (locks,))  # type: ignore[attr-defined]
+    monkeypatch.setattr(holder, "LOCKS", locks)
     with Journal(tmp_path / "journal.db") as journal:
         for number, folder in enumerate(("pool", "second")):
             (tmp_path / folder).mkdir()

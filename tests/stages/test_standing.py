@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import pytest
 
-from migrator import bases, container_config, identity, leave, lxc, remains, second_start, standing
+from migrator import bases, container_config, holder, identity, leave, lxc, remains, second_start, standing
 from migrator.errors import (
     ContainerChanged,
     ContainerNotFound,
@@ -170,7 +170,7 @@ def test_nor_is_it_let_run_there_by_the_driver(journal: Journal, cgroup: Path, i
 def test_who_asks_whether_he_may_let_it_run_hears_that_it_runs(
         journal: Journal, cgroup: Path, init: subprocess.Popen[bytes], known: type[Known],
         monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("migrator.layout.locked.__wrapped__.__defaults__", (tmp_path / "lock",))
+    monkeypatch.setattr(holder, "LOCKS", tmp_path / "lock")
     migration = handed_over(journal, cgroup, init.pid, boot=OTHER_BOOT)
     migration.move(Event.TAKEN)
     before = migration.detail["leave"]
