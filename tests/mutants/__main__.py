@@ -25,6 +25,7 @@ LOG = WORK / "mutmut.log"
 SAID = WORK / "tests.log"  # by the tests of the code as it is: see tool.SAID
 # Of every kind that a mutant could reach out of: see tool.confine.
 UNSHARE = ["unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child", "--net", "--ipc", "--uts"]
+# The limit of each mutant is long: one that has to wait for the processors is not one that hangs.
 CONFIG = """\
 [tool.mutmut]
 source_paths = ["migrator", "stages", "tunnel"]
@@ -35,7 +36,7 @@ pytest_add_cli_args_test_selection = {tests}
 process_isolation = "forkserver"
 use_git_change_detection = false
 timeout_multiplier = 4.0
-timeout_constant = 5.0
+timeout_constant = 30.0
 type_check_command = {mypy}
 """
 # What `make test` has mypy look at, too. Left out are complaints that come of having many versions of a method.
@@ -88,9 +89,9 @@ def run(files: list[str], jobs: int) -> list[dict[str, Any]]:
 
 def _show_why() -> None:
     """What mutmut has said last, and a test that has failed though nothing is wrong yet, or was the last that began."""
-    for path in (LOG, SAID):
+    for path, most in ((LOG, 5), (SAID, 100)):  # lines; mutmut counts in the first one
         with contextlib.suppress(FileNotFoundError):
-            print(f"\n--- the end of {path}", *path.read_text(errors="replace").splitlines()[-100:], sep="\n")
+            print(f"\n--- the end of {path}", *path.read_text(errors="replace").splitlines()[-most:], sep="\n")
 
 
 if __name__ == "__main__":

@@ -82,6 +82,7 @@ def _adapt() -> None:
     def run_stats(self: Any, *, tests: Iterable[str]) -> int:
         Path("mutants/sitecustomize.py").write_text(programs.SITECUSTOMIZE)
         os.environ[programs.CALLED] = str(WRITABLE / "called")
+        self._pytest_add_cli_args = [*self._pytest_add_cli_args, "--maxfail=0"]  # all that fail are shown at once
         try:
             with _said():
                 return int(stats(self, tests=tests))
