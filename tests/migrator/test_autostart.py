@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import subprocess
@@ -15,6 +16,14 @@ import pytest
 from migrator import autostart
 
 WAIT = "echo up; read x"
+
+
+@pytest.fixture(autouse=True)
+def _alone() -> Iterator[None]:
+    """One that another run of these tests has started is one: those of two mutants run side by side."""
+    with Path(__file__).open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @pytest.fixture
