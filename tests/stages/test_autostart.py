@@ -71,7 +71,7 @@ def test_nothing_is_frozen_in_vain(here: Migration, boot: Boot, thawed: list[Sta
     config(here).write_text(text)
     boot.under_way = True
     made = Plain(here)
-    with pytest.raises(OutOfOrder, match=rf"lxc-autostart \(process {PID}\) is under way") as raised:
+    with pytest.raises(OutOfOrder, match=rf"^create-dump cannot run now: lxc-autostart \(process {PID}\)") as raised:
         made.run()
     assert raised.value.hint == AGAIN and here.state is State.PREPARED
     assert cast("There", made.there).asked == [] and made.done == [] and thawed == []
