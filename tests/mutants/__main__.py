@@ -25,7 +25,6 @@ LOG = WORK / "mutmut.log"
 SAID = WORK / "tests.log"  # by the tests of the code as it is: see tool.SAID
 # Of every kind that a mutant could reach out of: see tool.confine.
 UNSHARE = ["unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child", "--net", "--ipc", "--uts"]
-# The limit of each mutant is long: one that has to wait for the processors is not one that hangs.
 CONFIG = """\
 [tool.mutmut]
 source_paths = ["migrator", "stages", "tunnel"]
@@ -36,7 +35,7 @@ pytest_add_cli_args_test_selection = {tests}
 process_isolation = "forkserver"
 use_git_change_detection = false
 timeout_multiplier = 4.0
-timeout_constant = 30.0
+timeout_constant = 5.0
 type_check_command = {mypy}
 """
 # What `make test` has mypy look at, too. Left out are complaints that come of having many versions of a method.

@@ -12,10 +12,14 @@ import contextlib
 import importlib
 import json
 import os
+import select
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -74,7 +78,7 @@ def main(jobs: str, output: str) -> None:
 
 
 def _adapt() -> None:
-    """What mutmut does not know of these tests: they start programs, and leave temporary files."""
+    """What mutmut does not know of these tests: they start programs, leave temporary files, and may have to wait."""
     harness: Any = importlib.import_module("mutmut.runners.harness")
     programs: Any = importlib.import_module("programs")
     stats, tests = harness.PytestRunner.run_stats, harness.PytestRunner.run_tests
@@ -101,9 +105,38 @@ def _adapt() -> None:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
+    isolation: Any = importlib.import_module("mutmut.workers.isolation")
+    isolation.register_timeout = _limit
     harness.PytestRunner.run_stats = run_stats
     harness.PytestRunner.run_tests = lambda self, *, mutant_name, tests: run_tests(
         self, mutant_name=mutant_name, tests_=tests)
+
+
+def _limit(pid: int, timeout_s: float) -> None:
+    """In place of mutmut's, which counts a mutant as one that hangs, and so as noticed, while the machine is busy."""
+    threading.Thread(target=_end_after, args=(os.pidfd_open(pid), timeout_s), daemon=True).start()
+
+
+def _end_after(fd: int, limit: float) -> None:
+    """End it once there were `limit` seconds in which no process of this host had to wait for a processor."""
+    begin, poll = time.monotonic() - _waited(), select.poll()
+    poll.register(fd, select.POLLIN)
+    while time.monotonic() - _waited() - begin < limit:
+        if poll.poll(1000):
+            break
+    else:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(fd, signal.SIGXCPU)  # by which mutmut knows it
+    os.close(fd)
+
+
+def _waited() -> float:
+    """For how many seconds a process has had to, by now; 0 where the kernel does not count (accounting/psi.rst in its
+    documentation).
+    """
+    with contextlib.suppress(OSError):
+        return int(Path("/proc/pressure/cpu").read_text().splitlines()[0].rpartition("total=")[2]) / 1e6
+    return 0.0
 
 
 def _leave_session() -> None:
