@@ -145,6 +145,9 @@ def test_what_is_forced_is_taken_up_without_it(here: Here, peers: Peers, capsys:
     here.caller(peer("hosta", *WITH))("dump-begin")
     dumped(here)
     arriving(here).move(Event.DUMP_RECEIVED, image_files=["core-1.img"], dad={})
+    with pytest.raises(ForceRefused) as refused:
+        force.let_run(arriving(here), "", lambda: pytest.fail("nobody is to be asked"))
+    assert str(refused.value).endswith(force.RISK.strip()), "nothing of the kind where it is still allowed"
     peers.remove("hosta")
     with pytest.raises(SourceStillFrozen):
         restore_dump.take_offered(arriving(here))

@@ -24,7 +24,7 @@ from migrator.identity import Whose
 from migrator.journal import Migration
 from migrator.layout import Layout
 from migrator.states import Event, State
-from stages import ask_source, finish, force, heal, restore_dump, rollback, settling
+from stages import ask_source, consented, finish, force, heal, restore_dump, rollback, settling
 from tests.stages.test_settling import ID, restoring
 
 __all__ = ["restoring"]
@@ -317,9 +317,11 @@ def test_it_goes_on_in_its_time(restoring: Migration, container: Container, acts
     monkeypatch.setattr(container, "config_file", restoring.lxcpath / "web" / "config", raising=False)
     monkeypatch.setattr(no_memory, "start", lambda of, id_, **_: started.append((of, id_)))
     monkeypatch.setattr(clock, "now", lambda: 1000.0)
-    with pytest.raises(WordOver) as over:
+    restoring.note("settled", had_stopped="boot")
+    with monkeypatch.context() as none, pytest.raises(WordOver) as over:
+        none.setattr(consented, "confine", lambda _: pytest.fail("it is changed, and not started"))
         settling.go_on(restoring, 999.5)
     assert (over.value.fields["name"], over.value.fields["next"]) == ("web", "migrator resume web")
     assert fence(restoring) == ID and started == []
     settling.go_on(restoring, 1000.0)
-    assert fence(restoring) == "" and started == [(container, ID)]
+    assert fence(restoring) == "" and started == [(container, ID)] and not restoring.detail["had_stopped"]

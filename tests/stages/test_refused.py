@@ -5,15 +5,25 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 
 from migrator import container_config, identity
 from migrator import journal as journals
-from migrator.errors import DumpRefused, JournalBroken, SourceRunsAgain, SourceStartedAgain
+from migrator.errors import (
+    ConnectionLost,
+    DumpRefused,
+    Interrupted,
+    JournalBroken,
+    SourceRunsAgain,
+    SourceStartedAgain,
+    SourceStateUnknown,
+)
 from migrator.journal import Journal, Migration
 from migrator.states import Event, Owner, State
 from stages import offer
-from tests.stages.test_heal import journal, offered  # noqa: F401 -- a fixture
+from tests.stages.test_heal import dumping, journal, offered  # noqa: F401 -- a fixture
 from tests.stages.test_offer import TAKEN_BACK, There, acts, connection, fence  # noqa: F401 -- a fixture
 
 REFUSAL = DumpRefused(name="web", reason="it is incomplete")
@@ -69,3 +79,49 @@ def test_who_has_the_journal_locked_is_not_waited_for_when_it_is_refused(journal
     with pytest.raises(SourceRunsAgain):
         offer.make(migration, connection(There(REFUSAL)))
     assert waits[0] == journals.HURRY and len(waits) == 2 and acts == TAKEN_BACK
+
+
+@pytest.mark.parametrize("memory", [True, False])
+def test_a_second_signal_comes_once_it_runs(journal: Journal, acts: list[str], monkeypatch: pytest.MonkeyPatch,
+                                            memory: bool) -> None:
+    """And not when the refusal is on record, and it stands still. A start takes long, and is not kept from it."""
+    migration = offered(journal)
+    migration.note("memory", memory=memory)
+    fence(migration)
+    honest = Migration.move
+
+    def move(self: Migration, event: Event, **detail: object) -> None:
+        honest(self, event, **detail)
+        if event is Event.REFUSED:
+            signal.raise_signal(signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, lambda *_: acts.append("signal"))
+    monkeypatch.setattr(Migration, "move", move)
+    with pytest.raises(SourceRunsAgain if memory else SourceStartedAgain):
+        offer.make(migration, connection(There(REFUSAL)))
+    first = [TAKEN_BACK[0], "signal"] if memory else ["signal", TAKEN_BACK[0]]
+    assert acts == [*first, *TAKEN_BACK[1:]]
+
+
+def test_what_fails_before_an_offer_is_told_as_it_is(journal: Journal) -> None:
+    """Unless one is on record already: then the container may be with the destination."""
+    migration, error = dumping(journal), ConnectionLost(destination="hostb", reason="cut")
+    with pytest.raises(ConnectionLost), offer.undecided(migration, connection(There({}))):
+        raise error
+    migration.move(Event.OFFER)
+    with pytest.raises(SourceStateUnknown) as unknown, offer.undecided(migration, connection(There({}))):
+        raise error
+    assert unknown.value.cause is error
+
+
+@pytest.mark.parametrize("runs", [True, False])
+def test_a_ctrl_c_says_whether_it_runs(journal: Journal, acts: list[str], monkeypatch: pytest.MonkeyPatch,
+                                       capfd: pytest.CaptureFixture[str], runs: bool) -> None:
+    """It was destroyed meanwhile, or not."""
+    migration = dumping(journal)
+    fence(migration)
+    monkeypatch.setattr(offer, "thaw_source", lambda _: runs)
+    monkeypatch.setattr(identity, "is_there", lambda _: runs)
+    with pytest.raises(Interrupted):
+        offer.give_up(migration, connection(There({})), Interrupted(signal="SIGINT", number=2))
+    assert ("web runs on here" in capfd.readouterr().err) is runs

@@ -179,6 +179,8 @@ def test_who_asks_whether_he_may_let_it_run_hears_that_it_runs(
         service = Service(journal, stack)
         with pytest.raises(OutOfOrder, match="runs on"):
             ask_source.source_state(service, {"id": migration.id, "within": 90.0})
+        with pytest.raises(OutOfOrder, match=r"^restore-dump cannot run now: .* runs on"):
+            offer.word(migration)
         migration.refresh()
         assert migration.detail["leave"] == before
         assert ask_source.source_state(service, {"id": migration.id})["state"] is State.DUMPED
