@@ -91,14 +91,16 @@ class Cleaner:
 def run(args: argparse.Namespace) -> Result:
     cli.require_root(NAME)
     cleaner = Cleaner(dry_run=args.dry_run)
+    if args.name:
+        name, lxcpath = cli.container_of(args)
+    else:
+        name, lxcpath = "", Path(args.lxcpath) if args.lxcpath else lxc.default_lxcpath()
     with Journal(DEFAULT_PATH) as journal:
-        if args.name:
-            name, lxcpath = cli.container_of(args)
+        if name:
             with locked(name, lxcpath=lxcpath):
                 clean_container(cleaner, journal, name, lxcpath, keep_copy=args.keep_copy)
                 free = btrfs.free_bytes(lxcpath)
         else:
-            lxcpath = Path(args.lxcpath) if args.lxcpath else lxc.default_lxcpath()
             _clean_leftovers(cleaner, journal, lxcpath)
             free = btrfs.free_bytes(lxcpath)
         if args.forget and not args.dry_run:

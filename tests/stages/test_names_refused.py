@@ -6,12 +6,11 @@ from __future__ import annotations
 import json
 import os
 import signal
-from pathlib import Path
 
 import pytest
 
 import stages
-from migrator import cli, journal, log
+from migrator import cli, log
 from migrator.__main__ import main
 from migrator.errors import InvalidName
 
@@ -23,7 +22,7 @@ COMMANDS = ("check", "migrate", "resume", "prepare-data", "import-data", "create
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_touched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def nothing_is_touched(monkeypatch: pytest.MonkeyPatch) -> None:
     """As root, on a host without a journal; the test fails where one would be opened."""
     def opened(*_: object, **__: object) -> None:
         raise AssertionError("the journal was opened for a name that is none")
@@ -32,8 +31,9 @@ def nothing_is_touched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(signal, "signal", lambda *_: None)  # main() sets it and the log up for its process
     monkeypatch.setattr(log, "level", log.level)
     monkeypatch.setattr(log, "as_json", log.as_json)
-    monkeypatch.setattr(journal, "Journal", opened)
-    monkeypatch.setattr(journal, "DEFAULT_PATH", tmp_path / "journal.db")
+    for stage in stages.load_all():
+        if hasattr(stage, "Journal"):  # which each has imported
+            monkeypatch.setattr(stage, "Journal", opened)
 
 
 def test_these_are_all_commands_that_take_a_name() -> None:
