@@ -64,6 +64,12 @@ def test_each_program_names_its_licence() -> None:
     assert len(programs) > 200 and not without
 
 
+def test_no_test_changes_a_functions_defaults() -> None:
+    """Where mutmut has put others behind it these are not asked: what it then does it does to this machine."""
+    name = "__" + "defaults" + "__"
+    assert not [path for path in sources() if path.suffix == ".py" and name in path.read_text()]
+
+
 def test_shell_scripts_are_found() -> None:
     """Otherwise the test above would pass by finding nothing."""
     names = {str(path.relative_to(TREE)) for path in shell_scripts()}

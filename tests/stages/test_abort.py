@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from migrator import cli, holder, layout
+from migrator import cli, holder
 from migrator.cli import Result
 from migrator.errors import JournalBroken
 from migrator.journal import Journal, is_busy
@@ -51,8 +51,7 @@ def test_one_that_was_stopped_in_the_journal_goes_on_first(tmp_path: Path, monke
         rolled_back.append(migration.id)
         return Result({}, "")
 
-    monkeypatch.setattr(holder.of, "__defaults__", (locks,))
-    monkeypatch.setattr(layout.locked.__wrapped__, "__defaults__", (locks,))  # type: ignore[attr-defined]
+    monkeypatch.setattr(holder, "LOCKS", locks)
     monkeypatch.setattr(cli, "require_root", lambda _: None)
     monkeypatch.setattr(cli, "container_of", lambda _: ("web", tmp_path))
     monkeypatch.setattr(rollback, "run", roll_back)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from migrator import aftermath, bases, cli, criu, holder, identity, layout, thawing
+from migrator import aftermath, bases, cli, criu, holder, identity, thawing
 from migrator import journal as journals
 from migrator.errors import JournalBroken, SourceRunsAgain, SourceStateUnknown
 from migrator.journal import Journal, Migration
@@ -124,8 +124,7 @@ def test_abort_thaws_what_nobody_works_on(journal: Journal, done: list[str], tmp
 
     for module in (abort, rollback):
         monkeypatch.setattr(module, "Journal", opened)
-    monkeypatch.setattr(holder.of, "__defaults__", (locks,))
-    monkeypatch.setattr(layout.locked.__wrapped__, "__defaults__", (locks,))  # type: ignore[attr-defined]
+    monkeypatch.setattr(holder, "LOCKS", locks)
     monkeypatch.setattr(cli, "require_root", lambda _: None)
     monkeypatch.setattr(cli, "container_of", lambda _: (migration.name, migration.lxcpath))
     monkeypatch.setattr(rollback, "tell", lambda *_, **__: "uuid")

@@ -175,7 +175,7 @@ def test_what_lives_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lxc, "container_processes", lambda _: [os.getpid()])
     monkeypatch.setattr(second_start, "is_on", lambda pid, rootfs: (pid, rootfs) == (os.getpid(), Path("/rootfs")))
     monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("it is waited for"))
-    assert second_start.on_disk("web", Path("/rootfs")) == os.getpid()
+    assert second_start.on_disk("web", Path("/pool"), Path("/rootfs")) == os.getpid()
 
 
 def test_a_user_of_this_host_starts_none(journal: Journal, cgroup: Path, started: list[str],
