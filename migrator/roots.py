@@ -14,6 +14,7 @@ in memory has (encode_fh in the kernel's filesystems/nfs/exporting.rst). The way
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import functools
@@ -87,6 +88,16 @@ def is_in(pid: int, folder: Path, proc: Path = PROC) -> bool:
 def is_subvolume(pid: int, proc: Path = PROC) -> bool:
     """Whether a process has the top of some subvolume as its root; raises OSError."""
     return of(pid, proc).inode == _BTRFS_TOP and is_on_btrfs(pid, proc)
+
+
+def is_elsewhere(pid: int, folder: Path) -> bool:
+    """Whether a process lives somewhere else than in this folder, as `is_in`: where something has taken its place.
+
+    Not of a process that has ended, nor where there is no such folder.
+    """
+    with contextlib.suppress(OSError):
+        return not is_in(pid, folder)
+    return False
 
 
 def mounted(pid: int) -> tuple[Root, int | None]:

@@ -97,9 +97,13 @@ class Dump(Handover):
 
     def record(self) -> dict[str, Any]:
         found = remains.record(self.container)
-        if self.init is None or found["init"] != self.init or self.init[0] != self.pid:
+        try:
+            if self.init is None or found["init"] != self.init or self.init[0] != self.pid:
+                raise self._rebooted()
+            self.refuse_another_disk(self.init)
+        except ContainerChanged:
             self.unwatched()
-            raise self._rebooted()
+            raise
         return {**found, "frozen_at": self.still_since, "pid": self.pid, "cgroup": str(self.cgroup),
                 "ports": [port.to_json() for port in self.ports]}
 

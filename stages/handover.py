@@ -15,7 +15,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from migrator import advice, autostart, btrfs, container_config, holder, leave, lxc, programs, standing, transfer
+from migrator import (
+    advice,
+    autostart,
+    btrfs,
+    container_config,
+    holder,
+    leave,
+    lxc,
+    programs,
+    roots,
+    standing,
+    transfer,
+)
 from migrator.advice import this_host
 from migrator.cli import Result
 from migrator.errors import ContainerChanged, DowntimeExceeded, as_ours
@@ -134,6 +146,15 @@ class Handover(ABC):
             outcome.update(bytes=sent.raw_bytes, wire=sent.wire_bytes, resumed=sent.resumed_bytes,
                            seconds=round(sent.seconds, 3))
         return sent
+
+    def refuse_another_disk(self, init: list[int] | None) -> None:
+        """Something may have taken its root file system's place since the preflight: that would be snapshotted.
+
+        `init` as `remains.init_of` has found it. Raises ContainerChanged.
+        """
+        if init and "rootfs-replaced" not in self.ignore and roots.is_elsewhere(init[0], self.container.rootfs):
+            raise ContainerChanged(name=self.container.name, next=advice.again("create-dump", self.migration),
+                                   reason=f"it lives on another disk than {self.container.rootfs}")
 
     def _refuse_nested(self) -> None:
         """A snapshot leaves subvolumes out, and any user may have made one since the preflight has looked for them.

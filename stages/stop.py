@@ -33,8 +33,9 @@ class Stop(Handover):
         """There is nothing to prepare."""
 
     def record(self) -> dict[str, Any]:
-        return {"stopped_at": self.still_since, "stop_timeout": self.stop_timeout, "stopping": False,
-                **remains.record(self.container)}
+        found = remains.record(self.container)
+        self.refuse_another_disk(found["init"])
+        return {"stopped_at": self.still_since, "stop_timeout": self.stop_timeout, "stopping": False, **found}
 
     def take(self) -> dict[str, Any]:
         """The fence comes first: between the stop and the offer nobody may start the container, not even at boot."""

@@ -25,6 +25,10 @@ PATH_MISSING = define("lxcpath-missing", ERROR, "The destination's LXC path does
 NOT_BTRFS = define("destination-not-btrfs", ERROR, """The disk travels by `btrfs send`; it can be received only on
     btrfs.""")
 ROOTFS = define("rootfs-not-subvolume", ERROR, "Only a btrfs subvolume can be snapshotted in an instant and sent.")
+REPLACED = define("rootfs-replaced", ERROR, """The disk that moves is the one that the configuration names. Where a
+    snapshot was put in its place, the path was edited or another disk was mounted there, the running container still
+    lives on the earlier one: what it has written since would be lost. So it looks, too, where its first process has
+    changed its root into another file system.""")
 NESTED = define("nested-subvolume", ERROR, """A snapshot leaves subvolumes inside the root file system out: their files
     would be missing on the destination (btrfs-subvolume(8)).""")
 NESTED_UNKNOWN = define("nested-unknown", ERROR, """Whether the root file system has subvolumes inside, which a snapshot
@@ -72,6 +76,12 @@ def storage(case: Case) -> Iterator[Finding]:
             f"The root file system {rootfs.path} is {where}.",
             f"Stop the container, then: btrfs subvolume create {new} && "
             f"cp -a --reflink=auto {shlex.quote(f'{rootfs.path}/.')} {new}/ -- and put it in the old one's place.",
+        )
+    if rootfs.replaced:
+        yield REPLACED.found(
+            f"{case.container.name} lives on another disk than {rootfs.path}, which would be moved.",
+            f"See on which: awk '$5 == \"/\"' /proc/{case.container.init_pid}/mountinfo -- and put that back in its "
+            "place, or name it in lxc.rootfs.path.",
         )
     if rootfs.nested:
         yield NESTED.found(

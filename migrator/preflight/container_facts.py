@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from migrator import cgroups, config_reader, consent, log
+from migrator import cgroups, config_reader, consent, log, roots
 from migrator.container_config import unfenced
 from migrator.errors import SnapshotFailed
 from migrator.preflight import apparmor_facts, config_facts, mount_facts, net_facts, task_facts
@@ -39,6 +39,7 @@ class Rootfs:
     nested: tuple[str, ...] = ()  # subvolumes inside: a snapshot leaves them out
     nested_unknown: str = ""  # why these could not be told
     used: int = -1  # bytes on disk; -1 when nobody counted
+    replaced: bool = False  # the first process lives on another one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +94,7 @@ def _running(facts: ContainerFacts, init: int, cgroup: Path) -> ContainerFacts:
     return dataclasses.replace(
         facts, init_pid=init, init_name=read_text(f"/proc/{init}/comm").strip(),
         init_root=link(f"/proc/{init}/root") or "/", tasks=tasks,
+        rootfs=dataclasses.replace(facts.rootfs, replaced=roots.is_elsewhere(init, Path(facts.rootfs.path))),
         memory=memory_of(read_text(str(cgroup / "memory.stat"))) or tasks.memory,
         mounts=mount_facts.classify(
             parse_mountinfo(read_text(f"/proc/{init}/mountinfo")), parse_mountinfo(read_text("/proc/self/mountinfo")),

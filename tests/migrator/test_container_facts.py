@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from migrator import btrfs
 from migrator.errors import CommandFailed
 from migrator.preflight import container_facts, host_facts, net_facts
 from migrator.preflight.task_facts import Tasks
@@ -49,3 +50,17 @@ def test_a_program_that_fails_is_no_fact(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("migrator.preflight.host_facts.run", fails)
     assert host_facts._version(["lxc-start", "--version"]) == ""
     assert net_facts.interfaces() == ()
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_the_disk_that_it_lives_on_is_not_the_one_that_its_configuration_names(
+        tmp_path: Path, replaced: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after `mv rootfs rootfs.old; btrfs subvolume snapshot rootfs.old rootfs`: by the root of its first process."""
+    class Running:
+        name, lxcpath, state, init_pid = "c1", tmp_path, "RUNNING", os.getpid()
+        config_file, cgroup = tmp_path / "config", tmp_path / "no cgroup"
+
+    monkeypatch.setattr(net_facts, "interfaces", lambda *_: ())
+    monkeypatch.setattr(btrfs, "nested", lambda _: [])
+    (tmp_path / "config").write_text(f"lxc.rootfs.path = btrfs:{tmp_path if replaced else '/'}\n")
+    assert container_facts.gather(Running(), full=False).rootfs.replaced is replaced  # type: ignore[arg-type]

@@ -214,6 +214,7 @@ FOUND: list[tuple[str, Severity, Change, str]] = [
     ("veth-pair-taken", ERROR, Change(container={"config.nets": net(pair="lo")}), "interface lo"),
     ("interface-kind", ERROR, Change(container={"interfaces": (LO, ETH0, Interface("d0", "dummy"))}), "kind dummy"),
     ("address-not-configured", INFO, Change(container={"config.nets": net(addresses=())}), "10.0.3.50 on eth0"),
+    ("rootfs-replaced", ERROR, Change(container={"rootfs.replaced": True}, alone=True), "/proc/4711/mountinfo"),
     # tasks
     ("attached-task", ERROR, task("attached"), "kill 4712"),
     ("cgroup-frozen", ERROR, Change(container={"frozen": ("/sys/fs/cgroup/lxc.payload.c1/x", "/y")}, alone=True),

@@ -6,6 +6,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -142,8 +143,16 @@ def test_who_lives_in_a_subvolume(monkeypatch: pytest.MonkeyPatch, root: tuple[i
     monkeypatch.setattr(roots, "at", lambda path: roots.Root(*told[path]))
     monkeypatch.setattr(roots, "is_on_btrfs", lambda pid, _: btrfs and pid == 7)
     assert roots.is_in(7, Path("/pool/web/rootfs")) is within
+    assert roots.is_elsewhere(7, Path("/pool/web/rootfs")) is not within
     monkeypatch.setattr(lxc, "container_processes", lambda _: [7])
     assert lxc.runs_in("web", Path("/pool/web/rootfs")) is within
+
+
+def test_what_is_gone_lives_nowhere_else(tmp_path: Path) -> None:
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    assert roots.is_elsewhere(os.getpid(), tmp_path)
+    assert not roots.is_elsewhere(ended.pid, tmp_path) and not roots.is_elsewhere(os.getpid(), tmp_path / "gone")
 
 
 @pytest.mark.parametrize(("made_of", "own"), [("arrived", True), ("another", False), ("", False)])

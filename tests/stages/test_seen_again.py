@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the preflight has seen and may have changed since: looked at once more as the container comes to a stand."""
+
+# ruff: noqa: F811 -- fixtures
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from migrator import btrfs, lxc
+from migrator.errors import ContainerChanged
+from migrator.journal import Journal, Migration
+from migrator.protocol import Connection
+from migrator.states import State
+from stages import stop
+from tests.stages.test_dump import Guest, dump_of, guest, migration  # noqa: F401 -- fixtures
+from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
+from tests.stages.test_offer import There
+from tests.stages.test_remains import cgroup, init  # noqa: F401 -- fixtures
+
+
+@pytest.fixture
+def replaced(guest: Guest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that its first process, whose root is this machine's, does not live in."""
+    monkeypatch.setattr(guest, "rootfs", tmp_path)
+    monkeypatch.setattr(btrfs, "sync", lambda _: None)
+    return tmp_path
+
+
+def stop_of(migration: Migration, guest: Guest) -> stop.Stop:
+    args = argparse.Namespace(max_downtime=120.0, one_shot=False, stop_timeout=1.0)
+    return stop.Stop(args, migration, cast("lxc.Container", guest), cast("Connection", There({})))
+
+
+def test_what_lives_on_another_disk_is_not_frozen(migration: Migration, guest: Guest, replaced: Path,
+                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lxc, "freeze", lambda *_: pytest.fail("frozen"))
+    made = dump_of(migration, guest)
+    with pytest.raises(ContainerChanged, match=f"lives on another disk than {replaced}"):
+        made.run()
+    assert migration.state is State.PREPARED and cast("Any", made).watchdog.told == ["dismissed"]
+    made.ignore = ["rootfs-replaced"]
+    assert made.record()["pid"] == guest.pid
+
+
+def test_nor_is_it_stopped(migration: Migration, guest: Guest, replaced: Path,
+                           monkeypatch: pytest.MonkeyPatch) -> None:
+    made = stop_of(migration, guest)
+    monkeypatch.setattr(made, "take", lambda: pytest.fail("stopped"))
+    with pytest.raises(ContainerChanged, match=f"lives on another disk than {replaced}"):
+        made.run()
+    assert migration.state is State.PREPARED
+    made.ignore = ["rootfs-replaced"]
+    assert made.record()["stopping"] is False
+
+
+def test_what_lives_on_its_own_is(migration: Migration, guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guest, "rootfs", Path("/"))
+    made = dump_of(migration, guest)
+    made.prepare()
+    assert made.record()["pid"] == guest.pid and stop_of(migration, guest).record()["stopping"] is False
