@@ -131,6 +131,15 @@ class Container:
         return "\n".join(value) if isinstance(value, list) else str(value or "")
 
     @property
+    def is_ephemeral(self) -> bool:
+        """Whether LXC destroys it, its disk too, once it stops. Raises CommandTimeout.
+
+        Its monitor does that, and goes by what it has read at the start (lxc_end in liblxc's start.c).
+        """
+        running = self._asked(lambda: self._container.get_running_config_item("lxc.ephemeral"))
+        return str(running or self.config_item("lxc.ephemeral")) == "1"
+
+    @property
     def rootfs(self) -> Path:
         """The root file system's folder, without LXC's storage prefix (`btrfs:`, `dir:`)."""
         return rootfs_path(self.config_item("lxc.rootfs.path"))

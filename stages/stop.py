@@ -35,6 +35,10 @@ class Stop(Handover):
     def record(self) -> dict[str, Any]:
         found = remains.record(self.container)
         self.refuse_another_disk(found["init"])
+        if self.container.is_ephemeral:
+            raise ContainerChanged(
+                name=self.container.name, next=advice.again("create-dump", self.migration),
+                reason="it is ephemeral, and LXC would destroy it, disk and all, as soon as it is stopped")
         return {"stopped_at": self.still_since, "stop_timeout": self.stop_timeout, "stopping": False, **found}
 
     def take(self) -> dict[str, Any]:

@@ -18,8 +18,9 @@ CLOCK_TOLERANCE = 1.0  # seconds
 NOT_RUNNING = define("container-not-running", ERROR, "Only a running container has a memory to be moved.")
 FROZEN = define("container-frozen", WARNING, """Somebody froze the container; it will be frozen no longer once it
     has moved.""")
-EPHEMERAL = define("ephemeral", WARNING, """LXC destroys a container with lxc.ephemeral the moment it stops: no copy is
-    kept, and with --no-memory, where it must be stopped first, all would be lost.""")
+EPHEMERAL = define("ephemeral", WARNING, """LXC destroys a container with lxc.ephemeral, disk and all, once it stops,
+    and goes by what that was when it was started: no copy is kept, and with --no-memory, where it must be stopped
+    first, all would be lost. It is not stopped then, also where this is ignored.""")
 NAME_TAKEN = define("name-taken", ERROR, "The destination has another container of that name in its LXC path.")
 PATH_MISSING = define("lxcpath-missing", ERROR, "The destination's LXC path does not exist.")
 NOT_BTRFS = define("destination-not-btrfs", ERROR, """The disk travels by `btrfs send`; it can be received only on
@@ -52,9 +53,19 @@ def state(case: Case) -> Iterator[Finding]:
     elif facts.state != "RUNNING":
         yield NOT_RUNNING.found(f"{facts.name} is {facts.state}.",
                                 f"Start it: lxc-start -P {shlex.quote(facts.lxcpath)} {facts.name}")
-    if facts.config.ephemeral:
-        yield EPHEMERAL.found(f"{facts.name} is ephemeral: LXC destroys it when it stops.",
-                              "Set lxc.ephemeral = 0 and start the container anew.", severity=case.hinders_start)
+    if facts.ephemeral:
+        kept = f"{facts.lxcpath}/{facts.name}.kept"  # its own folder goes, with all that is in there
+        yield EPHEMERAL.found(
+            f"{facts.name} was started as ephemeral: once it stops, LXC destroys it, disk and all, whatever its "
+            "configuration says by now.",
+            "Do not stop it before you have a copy: end what writes in it, then btrfs subvolume snapshot -r "
+            f"{shlex.quote(facts.rootfs.path)} {shlex.quote(kept)} && cp {shlex.quote(case.config_file)} "
+            f"{shlex.quote(f'{kept}.config')} -- and make a new container of these, with lxc.ephemeral = 0.",
+            severity=case.hinders_start)
+    elif facts.config.ephemeral:
+        yield EPHEMERAL.found(
+            f"The configuration of {facts.name} makes it ephemeral: LXC destroys it when it stops, from its next "
+            "start on.", f"Set lxc.ephemeral = 0 in {case.config_file}", severity=case.hinders_start)
 
 
 def name(case: Case) -> Iterator[Finding]:

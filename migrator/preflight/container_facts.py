@@ -60,6 +60,7 @@ class ContainerFacts:
     reaches: tuple[str, ...] = ()  # lines of its configuration that reach out of it, wherever it is
     included: tuple[str, ...] = ()  # what its configuration includes of the host's own files
     controllers: tuple[str, ...] = ()  # that its cgroup gives to those below it
+    ephemeral: bool = False  # it runs so: LXC destroys it once it stops
     frozen: tuple[str, ...] = ()  # the folders of cgroups that stay frozen when its own is thawed, some of them
 
 
@@ -76,7 +77,8 @@ def gather(container: Container, *, full: bool = True) -> ContainerFacts:
         rootfs=look_at_rootfs(Path(config.rootfs or container.rootfs), full=full),
     )
     if state in ("RUNNING", "FROZEN"):
-        facts = _running(facts, container.init_pid, container.cgroup)
+        facts = dataclasses.replace(_running(facts, container.init_pid, container.cgroup),
+                                    ephemeral=container.is_ephemeral)
     log.debug(f"facts about {container.name}: {(time.monotonic() - begun) * 1000:.0f} ms")
     return facts
 

@@ -58,9 +58,11 @@ def test_the_disk_that_it_lives_on_is_not_the_one_that_its_configuration_names(
     """As after `mv rootfs rootfs.old; btrfs subvolume snapshot rootfs.old rootfs`: by the root of its first process."""
     class Running:
         name, lxcpath, state, init_pid = "c1", tmp_path, "RUNNING", os.getpid()
-        config_file, cgroup = tmp_path / "config", tmp_path / "no cgroup"
+        config_file, cgroup, is_ephemeral = tmp_path / "config", tmp_path / "no cgroup", True
 
     monkeypatch.setattr(net_facts, "interfaces", lambda *_: ())
     monkeypatch.setattr(btrfs, "nested", lambda _: [])
     (tmp_path / "config").write_text(f"lxc.rootfs.path = btrfs:{tmp_path if replaced else '/'}\n")
-    assert container_facts.gather(Running(), full=False).rootfs.replaced is replaced  # type: ignore[arg-type]
+    facts = container_facts.gather(Running(), full=False)  # type: ignore[arg-type]
+    assert facts.rootfs.replaced is replaced
+    assert facts.ephemeral and not facts.config.ephemeral, "by its monitor"

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from migrator import left_cgroups, lxc
+from migrator import left_cgroups, lxc, monitor_socket
 from migrator.errors import ContainerNotFound, FreezeFailed
 
 
@@ -108,6 +108,20 @@ def named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> lxc.Container:
     monkeypatch.setattr(lxc, "_lxc", lambda: SimpleNamespace(Container=lambda *_: SimpleNamespace()))
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     return lxc.Container("c1", tmp_path)
+
+
+@pytest.mark.parametrize(("monitor", "running", "configured", "ephemeral"), [
+    ((1, 0), "1", "0", True), ((1, 0), "0", "1", False),  # its monitor goes by what it has read at the start
+    ((1, 0), None, "1", True), ((1, 1000), "0", "1", True), (None, "0", "1", True), (None, "1", "", False),
+])
+def test_what_is_destroyed_once_it_stops(
+    named: lxc.Container, monitor: tuple[int, int] | None, running: str | None, configured: str, ephemeral: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(monitor_socket, "holder", lambda *_: monitor)
+    monkeypatch.setattr(named, "_container", SimpleNamespace(
+        get_running_config_item={"lxc.ephemeral": running}.get, get_config_item={"lxc.ephemeral": configured}.get))
+    assert named.is_ephemeral is ephemeral
 
 
 def program(path: Path, script: str) -> None:

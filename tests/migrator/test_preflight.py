@@ -157,7 +157,9 @@ FOUND: list[tuple[str, Severity, Change, str]] = [
     # place
     ("container-not-running", ERROR, Change(container={"state": "STOPPED", "init_pid": 0}, alone=True), "lxc-start"),
     ("container-frozen", WARNING, Change(container={"state": "FROZEN"}), "lxc-unfreeze"),
-    ("ephemeral", WARNING, Change(container={"config.ephemeral": True}, alone=True), "destroys it"),
+    ("ephemeral", WARNING, Change(container={"config.ephemeral": True}, alone=True), "= 0 in /pool/c1/config"),
+    ("ephemeral", WARNING, Change(container={"ephemeral": True}, alone=True), "-r /pool/c1/rootfs /pool/c1.kept &&"),
+    ("ephemeral", WARNING, Change(container={"ephemeral": True, "config.ephemeral": True}), "Do not stop it before"),
     ("name-taken", ERROR, Change(destination={"containers": (Other("c1"),)}), "/pool"),
     ("name-taken", ERROR, Change(destination={"containers": (Other("c2"),)}, options={"name": "c2"}), "c2"),
     ("lxcpath-missing", ERROR, Change(destination={"storage.exists": False}), "mkdir -p /pool"),
@@ -317,6 +319,7 @@ STARTED: list[tuple[str, Severity | None, Change]] = [
     ("program-missing", ERROR, Change(destination={"programs": ("btrfs", "ip", "nsenter", "lxc-stop")})),
     ("program-missing", ERROR, Change(source={"programs": ("btrfs", "ip", "nsenter", "lxc-start")})),
     ("ephemeral", ERROR, Change(container={"config.ephemeral": True})),
+    ("ephemeral", ERROR, Change(container={"ephemeral": True})),
     ("memory-short", WARNING, Change(destination={"memory_available": GIB // 4})),
     ("host-network", WARNING, Change(container={"config.nets": net(type="none")})),
     ("link-missing", ERROR, Change(container={"config.nets": net(type="ipvlan", link="enp3s0")})),

@@ -38,6 +38,7 @@ class Guest(Monitorless):
     rootfs = Path("/nowhere/rootfs")
     pid = 0
     state = "RUNNING"
+    is_ephemeral = False
     cgroup: Path
 
     @property

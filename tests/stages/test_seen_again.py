@@ -59,6 +59,19 @@ def test_nor_is_it_stopped(migration: Migration, guest: Guest, replaced: Path,
     assert made.record()["stopping"] is False
 
 
+def test_what_lxc_would_destroy_is_not_stopped(migration: Migration, guest: Guest,
+                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where somebody has asked for it by --ignore: all that it has written would be lost."""
+    monkeypatch.setattr(btrfs, "sync", lambda _: None)
+    monkeypatch.setattr(guest, "is_ephemeral", True)
+    made = stop_of(migration, guest)
+    made.ignore = ["ephemeral"]
+    monkeypatch.setattr(made, "take", lambda: pytest.fail("stopped"))
+    with pytest.raises(ContainerChanged, match="LXC would destroy it"):
+        made.run()
+    assert migration.state is State.PREPARED
+
+
 def test_what_lives_on_its_own_is(migration: Migration, guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guest, "rootfs", Path("/"))
     made = dump_of(migration, guest)
