@@ -18,6 +18,7 @@ from migrator import (
     cgroups,
     cli,
     criu,
+    descent,
     layout,
     log,
     lxc,
@@ -161,12 +162,23 @@ class Dump(Handover):
             if besides := cgroups.frozen_besides(str(self.cgroup)):
                 raise ContainerChanged(name=self.container.name, next=advice.again("create-dump", self.migration),
                                        reason=cgroups.not_dumped(besides[0]))
+            self._refuse_strangers()
             network.silence(self.migration.id, self.ports)
             if self.ports:
                 dad = network.dad_settings(self.pid)
                 self.watchdog.note_dad(dad)
                 self.migration.note("hush-dad", dad=dad)
                 network.hush_dad(self.pid, dad)
+
+    def _refuse_strangers(self) -> None:
+        """What was started from outside since the preflight is not dumped; raises ContainerChanged."""
+        if "attached-task" in self.ignore:
+            return
+        stranger = descent.stranger(self.pid, cgroups.processes(str(self.cgroup)))
+        if stranger is not None:
+            raise ContainerChanged(name=self.container.name, next=advice.again("create-dump", self.migration),
+                                   reason=f"process {stranger} was started from outside, as by lxc-attach, and would "
+                                          f"be lost")
 
     def _dump_and_send(self, pool: concurrent.futures.Executor) -> dict[str, Any]:
         """The dump runs beside the snapshot and the sending of its increment; both see the frozen container."""
@@ -187,6 +199,7 @@ class Dump(Handover):
         begun = time.monotonic()
         self._note()
         criu.dump(self.container.name, self.dump_command(), self.images)
+        self._refuse_strangers()  # who came while CRIU had it thawed; who comes later stands still at once
         tty_image.mend(self.images, tty_image.sessions(cgroups.processes(str(self.cgroup))))
         return time.monotonic() - begun
 

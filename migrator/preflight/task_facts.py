@@ -17,7 +17,7 @@ import stat
 import time
 from collections.abc import Collection
 
-from migrator import roots, terminals
+from migrator import descent, roots, terminals
 from migrator.preflight import unix_facts, watch_facts
 from migrator.preflight.mount_facts import MountLine, parse_mountinfo
 from migrator.preflight.proc import Status, link, parse_status, read_text
@@ -69,8 +69,9 @@ def gather(init: int, in_cgroup: Collection[int]) -> Tasks:
         if status := _status(pid):
             statuses[pid] = status
     look.complete = len(pids) <= TASKS_MAX
+    look.own = descent.of(init, statuses, lambda pid: statuses[pid].parent if pid in statuses else 0)
     for status in statuses.values():
-        if _descends(status, init, statuses):
+        if status.pid in look.own:
             look.mounts_of(status.pid)
     for status in statuses.values():
         _look_at_task(look, status, statuses, in_cgroup)
@@ -97,7 +98,7 @@ def _members(init: int, in_cgroup: Collection[int]) -> list[int]:
 
 
 def _look_at_task(look: _Look, status: Status, statuses: dict[int, Status], in_cgroup: Collection[int]) -> None:
-    if not _descends(status, look.init, statuses):
+    if status.pid not in look.own:
         look.note("attached", status.name, status)
     elif status.session_inside == 0:
         look.note("zombie-session-outside" if status.state == "Z" else "session-outside", status.name, status)
@@ -127,16 +128,6 @@ def _is_in(in_cgroup: Collection[int], pid: int) -> bool:
     return not own or any(own == read_text(f"/proc/{other}/cgroup") for other in in_cgroup)
 
 
-def _descends(status: Status, init: int, statuses: dict[int, Status]) -> bool:
-    seen = set()
-    while status.pid != init:
-        if status.parent not in statuses or status.parent in seen:
-            return False
-        seen.add(status.parent)
-        status = statuses[status.parent]
-    return True
-
-
 class _Look:
     """The notes so far, and what is asked again and again while they are made."""
 
@@ -144,6 +135,7 @@ class _Look:
         self.init = init
         self.notes: dict[tuple[str, str], Note] = {}
         self.complete = True
+        self.own = {init}  # the processes that descend from it
         self.namespaces = {kind: link(f"/proc/{init}/ns/{kind}") for kind in NAMESPACES}
         self.left = DESCRIPTORS_MAX
         self.mounts: dict[str, list[MountLine]] = {}  # of each mount namespace

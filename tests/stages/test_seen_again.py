@@ -6,18 +6,20 @@
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
-from migrator import btrfs, lxc
+from migrator import btrfs, criu, lxc, network
 from migrator.errors import ContainerChanged
-from migrator.journal import Journal, Migration
+from migrator.journal import Migration
 from migrator.protocol import Connection
-from migrator.states import State
+from migrator.states import Event, State
 from stages import stop
+from stages.dump import Dump
 from tests.stages.test_dump import Guest, dump_of, guest, migration  # noqa: F401 -- fixtures
 from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
 from tests.stages.test_offer import There
@@ -77,3 +79,43 @@ def test_what_lives_on_its_own_is(migration: Migration, guest: Guest, monkeypatc
     made = dump_of(migration, guest)
     made.prepare()
     assert made.record()["pid"] == guest.pid and stop_of(migration, guest).record()["stopping"] is False
+
+
+@pytest.fixture
+def attached(cgroup: Path, init: subprocess.Popen[bytes]) -> int:
+    """A process in its cgroup that its first one has not started: this one."""
+    (cgroup / "cgroup.procs").write_text(f"{init.pid}\n{os.getpid()}\n")
+    return os.getpid()
+
+
+def freezing(made: Dump) -> None:
+    made.prepare()
+    made.migration.move(Event.FREEZE, **made.record())
+    made._freeze()
+
+
+@pytest.fixture
+def frozen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lxc, "freeze", lambda *_: None)
+    monkeypatch.setattr(network, "silence", lambda *_: None)
+
+
+@pytest.mark.usefixtures("frozen")
+def test_what_was_attached_since_is_not_left_behind(migration: Migration, guest: Guest, attached: int) -> None:
+    made = dump_of(migration, guest)
+    with pytest.raises(ContainerChanged, match=f"process {attached} was started from outside"):
+        freezing(made)
+    made.ignore = ["attached-task"]
+    made._freeze()
+
+
+@pytest.mark.usefixtures("frozen")
+def test_nor_what_is_attached_while_criu_has_it_thawed(migration: Migration, guest: Guest, cgroup: Path,
+                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    made = dump_of(migration, guest)
+    freezing(made)
+    monkeypatch.setattr(made, "_note", lambda: None)
+    monkeypatch.setattr(made, "dump_command", list)
+    monkeypatch.setattr(criu, "dump", lambda *_: (cgroup / "cgroup.procs").write_text(f"{guest.pid}\n{os.getpid()}\n"))
+    with pytest.raises(ContainerChanged, match=f"process {os.getpid()} was started from outside"):
+        made._dump()

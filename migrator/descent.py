@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which processes are a container's own: those that descend from its first one.
+
+CRIU finds what it dumps by going from parent to child (parse_children in criu/proc_parse.c). What was started from
+outside, as by lxc-attach, or was put into the container's cgroup, is frozen along with it, is passed over by CRIU with
+a warning (freezer_wait_processes in criu/seize.c), and ends when all in that cgroup is ended.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+PROCESSES_MAX = 10_000  # that are looked at while all stand still: who is in there may make as many as he likes
+LOOKS = 3
+
+
+def of(init: int, pids: Iterable[int], parent_of: Callable[[int], int]) -> set[int]:
+    """Those of the processes that descend from `init`, and those in between; a parent of 0 is none.
+
+    Each is asked for its parent but once.
+    """
+    found, others = {init}, {0}
+    for pid in pids:
+        way = []
+        while pid not in found and pid not in others:
+            way.append(pid)
+            others.add(pid)
+            pid = parent_of(pid)
+        if pid in found:
+            found.update(way)
+    return found
+
+
+def stranger(init: int, pids: Iterable[int]) -> int | None:
+    """One of the processes that does not descend from `init`; what ends meanwhile is none."""
+    left = [pid for pid in pids if pid > 0][:PROCESSES_MAX]
+    for _ in range(LOOKS):  # the children of one that ends have another parent then
+        own = of(init, left, functools.cache(_parent))
+        left = [pid for pid in left if pid not in own and _parent(pid)]
+        if not left:
+            return None
+    return left[0]
+
+
+def _parent(pid: int) -> int:
+    """A process's parent (proc_pid_stat(5)); 0 where it has ended, or is just being waited for."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2].split(b" ", 2)[1])
+    except (OSError, IndexError):
+        return 0
