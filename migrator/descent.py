@@ -12,7 +12,9 @@ import functools
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-PROCESSES_MAX = 10_000  # that are looked at while all stand still: who is in there may make as many as he likes
+# That are looked at while all stand still: who is in there may make as many as he likes. The last of them, as LXC puts
+# who attaches into a cgroup `.lxc` below the container's own (cgroup_attach_leaf in liblxc's cgfsng.c).
+PROCESSES_MAX = 10_000
 LOOKS = 3
 
 
@@ -35,7 +37,7 @@ def of(init: int, pids: Iterable[int], parent_of: Callable[[int], int]) -> set[i
 
 def stranger(init: int, pids: Iterable[int]) -> int | None:
     """One of the processes that does not descend from `init`; what ends meanwhile is none."""
-    left = [pid for pid in pids if pid > 0][:PROCESSES_MAX]
+    left = [pid for pid in pids if pid > 0][-PROCESSES_MAX:]
     for _ in range(LOOKS):  # the children of one that ends have another parent then
         own = of(init, left, functools.cache(_parent))
         left = [pid for pid in left if pid not in own and _parent(pid)]

@@ -74,4 +74,5 @@ def test_what_ends_meanwhile_is_none(family: tuple[int, int], monkeypatch: pytes
 def test_more_than_can_be_looked_at_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(descent, "PROCESSES_MAX", 2)
     monkeypatch.setattr(descent, "_parent", {101: INIT, 102: INIT, 103: 1}.get)
-    assert descent.stranger(INIT, [101, 102, 103]) is None
+    assert descent.stranger(INIT, [103, 101, 102]) is None
+    assert descent.stranger(INIT, [101, 102, 103]) == 103
