@@ -54,10 +54,10 @@ def included(text: str) -> list[str]:
 
 
 def is_interface(name: str) -> bool:
-    """Whether the kernel may call an interface so: on its host it becomes part of paths below /sys and /proc."""
+    """Whether an interface may be configured so: on its host the name becomes part of paths below /sys and /proc."""
     try:
-        return bool(names.inside_interface(name))
-    except InvalidName:
+        return bool(names.inside_interface(names.cut_interface(name)))
+    except (InvalidName, UnicodeEncodeError):
         return False
 
 
@@ -99,6 +99,15 @@ class Reading:
     by: dict[str, str]  # by the same path: what `lxc.include` named, the file itself or its folder
     # What LXC refuses, or cannot be carried over: the file, and what is the matter with it.
     faults: tuple[tuple[str, str], ...]
+
+    def certain(self, text: str) -> tuple[tuple[str, str], ...]:
+        """What LXC ends up with, whatever it reads that was not read here: of `text`, the configuration's own, with
+        faults only what comes behind its last inclusion.
+        """
+        if not self.faults:
+            return self.settings
+        own = list(settings(text))
+        return tuple(own[max((at + 1 for at, (key, _) in enumerate(own) if key == INCLUDE), default=0):])
 
 
 def read(path: str, text: str, read_file: Callable[[str], str] = read_file,

@@ -73,6 +73,13 @@ def inside_interface(name: str) -> str:
     return name
 
 
+def cut_interface(name: str) -> str:
+    """A configured interface's name as LXC takes it: the bytes that the kernel has room for, whatever comes behind them
+    (network_ifname in its src/lxc/confile_utils.c).
+    """
+    return os.fsencode(name)[:15].decode(errors="surrogateescape")
+
+
 def host_name(text: str) -> str:
     """A host's name as one can be given (hostname(7)); raises InvalidName."""
     if not _HOST.fullmatch(text):

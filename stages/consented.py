@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from migrator import consent, container_config, grant, identity, log, restore
+from migrator import config_reader, consent, container_config, grant, identity, log, restore
 from migrator.journal import Migration
 from migrator.layout import Layout
 
@@ -34,13 +34,13 @@ def _reaching(migration: Migration) -> str:
 def confine(migration: Migration) -> bool:
     """Before it is started from its disk: what `restore.prepare` adds to its configuration. Whether anything was.
 
-    Raises ConfigInvalid where that is not fenced by this migration, or cannot be read as a whole.
+    Raises ConfigInvalid where that is not fenced by this migration.
     """
     if grant.of_migration(migration).hooks:
         return False
     config = Layout(migration.lxcpath, migration.name, migration.id).container / "config"
-    found = container_config.whole(migration.name, config, container_config.text_of(config))
-    added = consent.confining(found.settings)
+    text = container_config.text_of(config)
+    added = consent.confining(config_reader.read(str(config), text).certain(text))
     if added:
         log.warning(f"{migration.name}: {restore.CONFINED}")
         container_config.add(config.parent, added, migration.id)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from migrator import advice, btrfs, clock, criu, identity, leave, lxc_disk, names, spool
+from migrator import advice, btrfs, clock, container_config, criu, identity, leave, lxc_disk, names, spool
 from migrator.errors import ConsentNeeded, DumpRefused, OutOfOrder, UsageError
 from migrator.journal import Migration
 from migrator.layout import Layout
@@ -37,6 +37,7 @@ def dump_begin(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     if migration.state in (State.IMPORTED, *ARRIVING):
         _require_defined(migration)
         consented.require(migration)
+        _require_whole(migration)
     migration.move(Event.RECEIVE_DUMP, attempt=number, memory=bool(fields.get("memory", True)))
     here = Layout(migration.lxcpath, migration.name, migration.id)
     here.make_folder()  # where an older version has begun it they are not there yet
@@ -58,6 +59,12 @@ def _require_defined(migration: Migration) -> None:
         raise OutOfOrder(stage="create-dump", missing=f"{layout.container} was removed",
                          next=advice.again("prepare-data@source", migration))
     identity.require_ours(layout)
+
+
+def _require_whole(migration: Migration) -> None:
+    """What it includes, and what was written into it here, may have changed since: raises ConfigInvalid."""
+    config = Layout(migration.lxcpath, migration.name, migration.id).container / "config"
+    container_config.whole(migration.name, config, container_config.unfenced(container_config.text_of(config)))
 
 
 def dump_drop(service: Service, fields: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from migrator import config_reader, container_config
+from migrator import config_reader, container_config, names
 
 _NET_KEY = re.compile(r"lxc\.net\.(\d{1,4})\.([a-z0-9_.]+)")
 
@@ -179,11 +179,14 @@ def _net(index: int, section: dict[str, list[str]]) -> Net:
     def last(key: str) -> str:
         return section.get(key, [""])[-1]
 
+    def interface(key: str) -> str:
+        return names.cut_interface(last(key))
+
     addresses = [*section.get("ipv4.address", []), *section.get("ipv6.address", [])]
     routes = [*section.get("veth.ipv4.route", []), *section.get("veth.ipv6.route", [])]
     return Net(
-        index=index, type=last("type"), link=last("link"), name=last("name"), hwaddr=last("hwaddr").lower(),
-        pair=last("veth.pair"), addresses=tuple(address.split()[0] for address in addresses if address.strip()),
+        index=index, type=last("type"), link=interface("link"), name=interface("name"), hwaddr=last("hwaddr").lower(),
+        pair=interface("veth.pair"), addresses=tuple(address.split()[0] for address in addresses if address.strip()),
         mtu=_number(last("mtu")), routes=tuple(route for route in routes if route),
         mode=last("veth.mode"), vlan=last("veth.vlan.id"),
         tagged=tuple(vlan for vlan in section.get("veth.vlan.tagged.id", []) if vlan), script=last("script.up"),

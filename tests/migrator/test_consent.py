@@ -130,7 +130,7 @@ REACHING = [
     *(f"lxc.start.order = {order}" for order in ("2147483647", "-2147483648", "1000000", "0x10", "first")),
     "# BEGIN migrator fence# END migrator fence lxc.hook.start = /x", "# END migrator fence",
     *(f"lxc.net.0.{key} = {name}" for key in ("link", "name") for name in (
-        "/pool/.migrator/x", "..", "../../../../srv/x", "lxcbr0/x", "longer-than-ifnamsiz")),
+        "/pool/.migrator/x", "..", "../../../../srv/x", "lxcbr0/x")),
     *(f"lxc.idmap = u {numbers}" for numbers in (
         "0 0100000 65536", "0 0x10000 65536", "0 4294967296 65536", "0 4294901761 65536",
         "0 18446744073709551616 65536", "0 100000 4294967296", "0 100000 0200000", "01 100000 65536",
