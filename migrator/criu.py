@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from migrator import cgroup_limits, cgroups, limited, log, mount_flags, programs, terminals
+from migrator import apart, cgroup_limits, cgroups, limited, log, mount_flags, programs, terminals
 from migrator.errors import CommandFailed, DumpFailed
 from migrator.lxc import CGROUP
 from migrator.processes import running
@@ -86,6 +86,8 @@ def dump(name: str, command: list[str], images: Path) -> None:
     """
     try:
         with started(command, env={"PATH": path()}) as program:
+            for trouble in apart.stand(program.pid):  # before it has a hold of anything
+                log.verbose(f"CRIU may be ended along with this program: {trouble}")
             for times in itertools.count(1):
                 if program.ends_within(DUMP_LIMIT):
                     break

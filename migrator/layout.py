@@ -179,27 +179,33 @@ class Layout:
                 path.rmdir()
 
 
-def place_images(layout: Layout, needed: int) -> tuple[Path, str]:
+def place_images(layout: Layout, needed: int, room: int | None = None) -> tuple[Path, str]:
     """Where `needed` bytes of memory images should go, and why, in words.
 
     Memory is the faster place, as long as what is then left of it is as much again: a restore needs the pages twice.
-    What other migrations were promised is not there for this one.
+    What other migrations were promised is not there for this one, nor what is beyond the `room` that it has (bytes).
     """
     memory, disk = layout.image_folders()
-    available = memory_available() - memory_promised()
+    available = _available(room)
     if 2 * needed < available:
         return memory, f"{available >> 20} MiB of memory are available"
     return disk, f"only {max(0, available) >> 20} MiB of memory are available"
 
 
-def make_images(path: Path, needed: int) -> None:
+def _available(room: int | None) -> int:
+    """Bytes of memory."""
+    available = memory_available() - memory_promised()
+    return available if room is None else min(available, room)
+
+
+def make_images(path: Path, needed: int, room: int | None = None) -> None:
     """An empty images folder for `needed` bytes, only for root: whoever could write there could have root write
     elsewhere, through a link, or restore something else than what was checked.
 
     Below RUNTIME it is a tmpfs that has just been mounted: /run itself is small by default, and in /dev/shm anybody
     could have made a folder before us. Where it cannot be mounted (in a container, for example) it is a plain folder.
     It holds more than was announced, as a container's memory grows until it is frozen, but no more than half of what
-    is available.
+    is available, as in `place_images`.
     """
     path.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
     remove_images(path)
@@ -207,8 +213,7 @@ def make_images(path: Path, needed: int) -> None:
     if path.parent == RUNTIME:
         try:
             needed = max(0, needed)  # as another host has it
-            half = (memory_available() - memory_promised()) // 2
-            _mount(path, max(_LEAST, min(needed + max(needed // 2, _GROWTH), half)))
+            _mount(path, max(_LEAST, min(needed + max(needed // 2, _GROWTH), _available(room) // 2)))
         except OSError as error:
             log.verbose(f"No tmpfs could be mounted at {path}: {error}")
 

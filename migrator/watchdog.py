@@ -2,7 +2,7 @@
 """Gives a frozen container back when the program that froze it does not: it was stopped, has hung or was killed.
 
 A process of its own, started before the freeze, in a session of its own, so that no Ctrl-Z, hang-up or `kill` meant for
-that program reaches it, and in the root of the cgroup tree, see `stand_apart`. It thaws
+that program reaches it, and in the root of the cgroup tree, see `apart`. It thaws
 
 - when the freeze has lasted for its limit by the monotonic clock, and
 - when that program has ended without having taken its leave, provided that nobody else has the container's lock and
@@ -32,7 +32,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
-from migrator import cgroups, criu, holder, log, lxc, network, programs, second_start, standard_files, thawing
+from migrator import apart, criu, holder, log, lxc, network, programs, second_start, standard_files, thawing
 from migrator.errors import MigratorError, WatchdogFailed
 from migrator.journal import HURRY, Journal
 from migrator.layout import locked
@@ -254,7 +254,7 @@ def main() -> int:
     with contextlib.suppress(MigratorError):  # what has to be loaded for this is loaded before the freeze
         lxc.Container(task.frozen.name, task.frozen.lxcpath)
     programs.learn()
-    print(json.dumps({"watching": True, "trouble": stand_apart()}), flush=True)
+    print(json.dumps({"watching": True, "trouble": apart.stand(os.getpid())}), flush=True)
     Watch(task, lines, time.monotonic, _answer).run()
     return 0
 
@@ -262,30 +262,6 @@ def main() -> int:
 def _answer(thawed: bool) -> None:
     with contextlib.suppress(OSError):  # nobody listens any more
         print(json.dumps({"thawed": thawed}), flush=True)
-
-
-def stand_apart(top: Path = Path(cgroups.TOP), proc: Path = Path("/proc/self")) -> list[str]:
-    """What ends a whole cgroup does not end this process any more; returns what could not be done for that.
-
-    A session's or a unit's cgroup may be ended as one: by systemd-oomd, by memory.oom.group, at a logout
-    (KillUserProcesses in logind.conf(5)), when the unit stops. Nothing does that to the root of the tree: it has no
-    cgroup.kill and no limits, may have processes beside its children, and nothing that is left there has to be removed
-    (cgroup-v2.rst). LXC keeps its monitors right below it, for the same reason. systemd, when it is executed anew,
-    moves who is there into its init.scope, which it never ends. Where the root is a container's, with controllers
-    enabled, or there are v1 hierarchies, the kernel refuses it. And the kernel's own choice of whom to kill when there
-    is no memory passes it over (oom_score_adj in proc(5)).
-    """
-    trouble = []
-    for path, text in ((top / "cgroup.procs", "0"), (proc / "oom_score_adj", "-1000")):
-        try:
-            fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-            try:
-                os.write(fd, text.encode())
-            finally:
-                os.close(fd)
-        except OSError as error:
-            trouble.append(f"{path}: {error.strerror}")
-    return trouble
 
 
 class Lines:

@@ -14,6 +14,7 @@ from typing import Any
 
 from migrator import (
     advice,
+    apart,
     cgroup_limits,
     cgroups,
     cli,
@@ -85,9 +86,10 @@ class Dump(Handover):
         programs.find("criu", criu.path())  # before the freeze
         with contextlib.suppress(OSError):  # a process ends just now: it is looked at again when it stands still
             self._notes()
-        self.images, why = layout.place_images(self.layout, self.facts.memory)
+        room = apart.room()
+        self.images, why = layout.place_images(self.layout, self.facts.memory, room)
         log.verbose(f"Images go to {self.images}: {why}")
-        layout.make_images(self.images, self.facts.memory)
+        layout.make_images(self.images, self.facts.memory, room)
         spool.check_space(self.images, self.facts.memory, what=f"the memory of {self.container.name}")
         frozen = Frozen(self.migration.id, self.container.name, self.container.lxcpath, self.pid, self.cgroup,
                         tuple(self.ports), started=self.init[1] if self.init and self.init[0] == self.pid else None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import socket
 import subprocess
 import time
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from migrator import criu, log
+from migrator import apart, criu, log
 from migrator.errors import DumpFailed, RestoreFailed, from_json
 
 RLIMIT = "Error (criu/util.c:1534): rlimit: Can't setup RLIMIT_NOFILE for self: Operation not permitted\n"
@@ -207,6 +208,33 @@ def test_a_dump_is_never_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert (tmp_path / "marks").read_text() == "ended\n"
     assert [text.partition(": ")[0] for text in said[:2]] == [
         f"CRIU has not dumped web within {seconds} seconds" for seconds in ("0.25", "0.5")]
+
+
+def test_what_ends_its_caller_does_not_end_a_dump(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does a limit that it has from there, as of a shell's `ulimit -f`."""
+    for name in ("cgroup.procs", "oom_score_adj"):
+        (tmp_path / name).touch()
+    (tmp_path / "criu").write_text(
+        'while [ ! -e "$1"/begin ] && [ "$n" != xxxxxxxxxx ]; do n=x$n; sleep 0.1; done\n'
+        'echo $$ $(ulimit -f) $(ulimit -Hf) >"$1"/marks\n')
+
+    def stand(pid: int) -> list[str]:
+        (tmp_path / str(pid)).symlink_to(tmp_path)
+        trouble = honest(pid, tmp_path, tmp_path)
+        (tmp_path / "begin").touch()
+        return trouble
+
+    honest = apart.stand
+    monkeypatch.setattr(apart, "stand", stand)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))
+    try:
+        criu.dump("web", ["sh", str(tmp_path / "criu"), str(tmp_path)], tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    pid, *limits = (tmp_path / "marks").read_text().split()
+    assert limits == ["unlimited", "unlimited"]
+    assert ((tmp_path / "cgroup.procs").read_text(), (tmp_path / "oom_score_adj").read_text()) == (pid, "-1000")
 
 
 def test_only_images_travel(tmp_path: Path) -> None:

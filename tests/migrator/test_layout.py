@@ -255,6 +255,9 @@ def test_just_twice_is_too_little(here: Layout, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(layout, "memory_available", lambda: 200 << 20)
     assert layout.place_images(here, (100 << 20) - 1)[0] == here.image_folders()[0]
     assert layout.place_images(here, 100 << 20)[0] == here.image_folders()[1]
+    assert layout.place_images(here, 30 << 20, 61 << 20)[0] == here.image_folders()[0], "of what its cgroup may have"
+    assert layout.place_images(here, 30 << 20, 60 << 20) == (
+        here.image_folders()[1], "only 60 MiB of memory are available")
     monkeypatch.setattr(layout, "memory_promised", lambda: 300 << 20)
     assert layout.place_images(here, 1)[1] == "only 0 MiB of memory are available"
 

@@ -302,17 +302,6 @@ def test_the_process(migration: Migration, cgroup: Path) -> None:
         dog.leave()
 
 
-def test_it_stands_apart(tmp_path: Path) -> None:
-    """Where that cannot be done it says so, makes nothing, and watches all the same."""
-    assert len(watchdog.stand_apart(tmp_path, tmp_path)) == 2 and list(tmp_path.iterdir()) == []
-    (tmp_path / "cgroup.procs").touch()
-    (said,) = watchdog.stand_apart(tmp_path, tmp_path)
-    assert said == f"{tmp_path}/oom_score_adj: No such file or directory"
-    (tmp_path / "oom_score_adj").touch()
-    assert watchdog.stand_apart(tmp_path, tmp_path) == []
-    assert ((tmp_path / "cgroup.procs").read_text(), (tmp_path / "oom_score_adj").read_text()) == ("0", "-1000")
-
-
 def test_whose_program_gives_up_goes_on_alone(migration: Migration, cgroup: Path) -> None:
     dog = watchdog.Watchdog(task(migration, cgroup))
     dog.start()
