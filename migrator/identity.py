@@ -26,7 +26,7 @@ class Whose(enum.StrEnum):
 
     NOBODYS = "nobody's"  # there is nothing
     OURS = "ours"  # it carries this migration's fence
-    COPY = "copy"  # it carries another one's: the container has been here, and has moved away
+    COPY = "copy"  # another one's keeps it from being started: the container has been here, and has moved away
     FOREIGN = "foreign"  # anything else
 
     @property
@@ -45,10 +45,11 @@ def whose(layout: Layout) -> Whose:
     if not os.path.lexists(layout.container):
         return Whose.NOBODYS
     config = layout.container / "config"
-    fence = container_config.fence_of(config.read_text(errors="replace")) if config.is_file() else ""
-    if not fence:
-        return Whose.FOREIGN
-    return Whose.OURS if fence == layout.id else Whose.COPY
+    text = config.read_text(errors="replace") if config.is_file() else ""
+    fence = container_config.fence_of(text)
+    if fence == layout.id:
+        return Whose.OURS
+    return Whose.COPY if fence and container_config.refuses(layout.container, text) else Whose.FOREIGN
 
 
 def require_ours(layout: Layout) -> None:

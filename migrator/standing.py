@@ -83,21 +83,24 @@ def refuse_autostart(migration: Migration, stage: str) -> None:
 
 
 def restore_fence(migration: Migration) -> None:
-    """Put the fence back where somebody has taken it away; another container of that name gets none."""
+    """Put the fence back where somebody has taken it away, or part of it; another container of that name gets none."""
     folder = migration.lxcpath / migration.name
     try:
         text = container_config.text_of(folder / "config")
     except OSError:
         return  # there is nothing that could be started
-    if container_config.fence_of(text) != migration.id and identity.is_source(migration):
-        log.warning(f"Somebody has taken the fence of {migration.name} away: it is put back")
+    whole = container_config.is_whole(text, migration.id) and container_config.refuses(folder, text)
+    if not whole and identity.is_source(migration):
+        log.warning(f"The fence of {migration.name} was taken away or changed: it is put back")
         container_config.fence(folder, text, migration.id, put_back(message(migration)))
 
 
 def fence_anew(migration: Migration, text: str, said: str) -> bool:
     """On a destination: fence what has that configuration; whether that puts the fence back, now or in this boot."""
-    late = container_config.fence_of(text) != migration.id or is_put_back(migration)
-    container_config.fence(migration.lxcpath / migration.name, text, migration.id, put_back(said) if late else said)
+    folder = migration.lxcpath / migration.name
+    held = container_config.fence_of(text) == migration.id and container_config.refuses(folder, text)
+    late = not held or is_put_back(migration)
+    container_config.fence(folder, text, migration.id, put_back(said) if late else said)
     return late
 
 

@@ -182,7 +182,8 @@ def _is_copy(cleaner: Cleaner, journal: Journal, layout: Layout) -> bool:
     stayed on what moved here is taken away.
     """
     config = layout.container / "config"
-    fence = container_config.fence_of(config.read_text(errors="replace")) if config.is_file() else ""
+    text = config.read_text(errors="replace") if config.is_file() else ""
+    fence = container_config.fence_of(text)
     if not fence:
         return False
     records = _records(journal, fence)
@@ -196,6 +197,11 @@ def _is_copy(cleaner: Cleaner, journal: Journal, layout: Layout) -> bool:
                 container_config.unfence(layout.container, fence)
             return False
         copy = bool(named) or any(_was_put_back(each, layout) for each in records)
+    if copy and not container_config.refuses(layout.container, text):
+        log.warning(f"{layout.container} stays: what is left of its fence keeps nobody from starting it, so it may be in"
+                    f" use. If it is, take the rest of the fence out of {config}, too; if it is of no use any more:"
+                    f" {shlex.join(['lxc-destroy', '-P', str(layout.lxcpath), '-n', layout.name])}")
+        return False
     if not copy:
         log.warning(f"{layout.container} stays: nothing tells that its container lives on elsewhere. See: migrator"
                     f" status {layout.name}")

@@ -312,7 +312,7 @@ def end(migration: Migration, container: lxc.Container, layout: Layout) -> bool:
         standing.fence_anew(migration, text,
                             f"{migration.name} is being moved here; see: migrator status {migration.name}")
     except OSError as error:  # a disk that cannot be written keeps nothing from its end, where the fence stands already
-        if container_config.fence_of(text) != migration.id:
+        if container_config.fence_of(text) != migration.id or not container_config.refuses(layout.container, text):
             raise
         log.warning(f"The fence of {migration.name} could not be written anew, and stands: {error}")
     _require_none(migration, left)

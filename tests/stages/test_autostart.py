@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 from typing import Any, cast
 
@@ -122,6 +123,11 @@ def test_a_copy_gives_way_once_that_has_ended(journal: Journal, boot: Boot, monk
         assert "migrator resume web" in refused.value.hint
         assert container_config.fence_of((folder / "config").read_text()) == migration.id
         assert container_config.is_superseded(folder) and migration.state is State.RESTORED
+    text = (folder / "config").read_text()  # nor where it has read one without its hook, of which the marks are left
+    container_config.fence(folder, text, migration.id, container_config.SUPERSEDED)
+    (folder / "config").write_text(re.sub(r"lxc\.hook\.pre-start = .*\n", "", text))
+    with pytest.raises(OutOfOrder, match=f"process {PID}"):
+        heal._complete_restored(args, migration)
     boot.under_way = False
     begun: list[str] = []  # and at its end it has started this one, once it was looked at first
 

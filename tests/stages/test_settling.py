@@ -242,15 +242,18 @@ def test_what_never_ran_is_not_kept_by_a_disk_that_cannot_be_written(restoring: 
     assert str(restoring.state) == "owned"
 
 
-@pytest.mark.parametrize("stands", [True, False])
+@pytest.mark.parametrize(("stands", "hook"), [(True, True), (False, True), (False, False)])
 def test_a_fence_that_stands_need_not_be_written(restoring: Migration, monkeypatch: pytest.MonkeyPatch,
-                                                 stands: bool) -> None:
+                                                 stands: bool, hook: bool) -> None:
     def read_only(*_: object, **__: object) -> None:
         raise OSError(errno.EROFS, "Read-only file system")
 
     here = Layout(restoring.lxcpath, "web", ID)
     here.container.mkdir()
-    container_config.fence(here.container, "lxc.uts.name = web\n", ID if stands else "ffffffff", "no")
+    container_config.fence(here.container, "lxc.uts.name = web\n", "ffffffff" if hook and not stands else ID, "no")
+    if not hook:  # but the marks are there
+        text = (here.container / "config").read_text()
+        (here.container / "config").write_text(text.replace("lxc.hook.pre-start = /", "# "))
     monkeypatch.setattr(identity, "whose", lambda *_: Whose.OURS)
     monkeypatch.setattr(container_config, "write_file", read_only)
     monkeypatch.setattr(left_cgroups, "drop", lambda *_: None)

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Only the marks of a fence are left: it keeps nobody from starting the container, and so nothing may go by it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from migrator import container_config, identity, standing
+from migrator.errors import ContainerExists
+from migrator.identity import Whose
+from migrator.journal import Journal
+from migrator.layout import Layout
+from migrator.states import Role
+from tests.stages.test_earlier_stays import ID, LATER, LEFT, begun, clean, journal, stands, state
+
+__all__ = ["journal", "state"]  # fixtures
+
+
+def lineinfile(line: str) -> Callable[[str], str]:
+    """As Ansible's module has it by default: the last line that matches is replaced, or the line comes to the end."""
+    key = line.partition("=")[0].strip()
+
+    def edit(text: str) -> str:
+        lines = text.splitlines()
+        found = [number for number, each in enumerate(lines) if re.match(rf"{re.escape(key)}\s*=", each)]
+        if found:
+            lines[found[-1]] = line
+        else:
+            lines.append(line)
+        return "\n".join(lines) + "\n"
+
+    return edit
+
+
+def without(pattern: str) -> Callable[[str], str]:
+    return lambda text: "".join(f"{line}\n" for line in text.splitlines() if not re.search(pattern, line))
+
+
+# Edits after which lxc-start starts it.
+LETS = {
+    "its hook was taken out": without("migrator-fence"),
+    "another hook has replaced it": lineinfile("lxc.hook.pre-start = /usr/local/bin/ours"),
+    "it was made a comment": lambda text: text.replace("lxc.hook.pre-start = /", "#lxc.hook.pre-start = /"),
+    "taken back behind it": lambda text: f"{text}lxc.hook.pre-start =\n",
+    "with all hooks": lambda text: f"{text}lxc.hook =\n",
+    "its end alone is left": without(r"BEGIN|hook\.pre-start = "),
+}
+# And after which it does not.
+REFUSES = {
+    "nothing": str,
+    "no end of line": lambda text: text.rstrip("\n"),
+    "a line behind it": lambda text: f"{text}lxc.tty.max = 2\n",
+    "started at boot": lineinfile("lxc.start.auto = 1"),
+    "a hook more": lambda text: f"{text}lxc.hook.pre-start = /usr/local/bin/ours\n",
+    "of an older version": without(r"ephemeral|lxc\.hook\.[a-z-]+ =$"),
+}
+
+
+@pytest.mark.parametrize("edit", sorted({**LETS, **REFUSES}))
+def test_whether_a_fence_refuses(tmp_path: Path, edit: str) -> None:
+    here = stands(tmp_path)
+    text = {**LETS, **REFUSES}[edit](container_config.text_of(here.container / "config"))
+    assert container_config.refuses(here.container, text) is (edit in REFUSES)
+    assert container_config.is_whole(text, ID) is (edit in ("nothing", "no end of line"))
+    assert not container_config.is_whole(text, LATER)
+
+
+@pytest.mark.parametrize(("script", "refuses"), [
+    ("#!/bin/sh\nexit 0\n", False), ("", False), (None, True), ("#!/bin/sh\necho no\nexit 1", True)])
+def test_what_its_hook_does_counts(tmp_path: Path, script: str | None, refuses: bool) -> None:
+    """LXC starts nothing whose hook cannot be run."""
+    here = stands(tmp_path)
+    (here.container / container_config.FENCE_HOOK).unlink()
+    if script is not None:
+        (here.container / container_config.FENCE_HOOK).write_text(script)
+    assert container_config.refuses(here.container, container_config.text_of(here.container / "config")) is refuses
+
+
+def test_an_include_may_take_it_back(tmp_path: Path) -> None:
+    here = stands(tmp_path)
+    (tmp_path / "common.conf").write_text("lxc.hook.pre-start =\n")
+    text = container_config.text_of(here.container / "config")
+    assert not container_config.refuses(here.container, f"{text}lxc.include = {tmp_path}/common.conf\n")
+    assert container_config.refuses(here.container, f"lxc.include = {tmp_path}/common.conf\n{text}")
+
+
+@pytest.mark.usefixtures("state")
+@pytest.mark.parametrize("edit", sorted({**LETS, **REFUSES}))
+def test_what_has_left_and_is_in_use_again_stays(journal: Journal, tmp_path: Path, edit: str,
+                                                 capfd: pytest.CaptureFixture[str]) -> None:
+    """Where its destination has burnt down it is the only one there is."""
+    begun(journal, tmp_path, Role.SOURCE, *LEFT)
+    here = stands(tmp_path)
+    config = here.container / "config"
+    config.write_text({**LETS, **REFUSES}[edit](config.read_text()))
+    assert (clean(journal, tmp_path) == []) is (edit in LETS)
+    assert (here.rootfs / "written").exists() is (edit in LETS)
+    told = capfd.readouterr().err.replace("\n", " ")
+    assert ("keeps nobody from starting it" in told) is (edit in LETS and "BEGIN" in config.read_text())
+
+
+@pytest.mark.usefixtures("state")
+@pytest.mark.parametrize("edit", sorted({**LETS, **REFUSES}))
+def test_nothing_takes_its_place(journal: Journal, tmp_path: Path, edit: str) -> None:
+    begun(journal, tmp_path, Role.SOURCE, *LEFT)
+    here = stands(tmp_path)
+    config = here.container / "config"
+    config.write_text({**LETS, **REFUSES}[edit](config.read_text()))
+    comes = Layout(tmp_path, "web", LATER)
+    if edit in REFUSES:
+        identity.refuse_foreign(journal, comes, ID, renamed=False)
+        return
+    assert identity.whose(comes) is Whose.FOREIGN
+    with pytest.raises(ContainerExists):
+        identity.refuse_foreign(journal, comes, ID, renamed=False)
+
+
+@pytest.mark.usefixtures("state")
+@pytest.mark.parametrize("edit", sorted({**LETS, **REFUSES}))
+def test_while_it_must_hold_it_is_made_whole_again(journal: Journal, tmp_path: Path, edit: str,
+                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also what keeps it refusing, and has a start that is refused do something: run hooks, or destroy it."""
+    migration = begun(journal, tmp_path, Role.SOURCE, *LEFT[:3], destination_host="hostb")
+    monkeypatch.setattr(identity, "is_source", lambda _: True)
+    here = stands(tmp_path)
+    config = here.container / "config"
+    before = {**LETS, **REFUSES}[edit](config.read_text())
+    config.write_text(before)
+    standing.restore_fence(migration)
+    after = container_config.text_of(config)
+    assert container_config.is_whole(after, ID) and container_config.refuses(here.container, after)
+    assert (after == before) is not standing.is_put_back(migration)
+    assert standing.is_put_back(migration) is (edit not in ("nothing", "no end of line"))
+
+
+@pytest.mark.usefixtures("state")
+def test_so_is_a_hook_that_refuses_no_more(journal: Journal, tmp_path: Path) -> None:
+    migration = begun(journal, tmp_path, Role.SOURCE, *LEFT[:3], destination_host="hostb")
+    here = stands(tmp_path)
+    hook = here.container / container_config.FENCE_HOOK
+    hook.write_text("#!/bin/sh\nexit 0\n")
+    standing.restore_fence(migration)
+    assert hook.read_text().endswith("exit 1\n") and standing.is_put_back(migration)
