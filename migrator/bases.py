@@ -103,6 +103,11 @@ def last_copy(migration: Migration, *, runs: bool = False) -> list[str]:
     return [path.name for path in found]
 
 
+def last_copies(journal: Journal) -> set[str]:
+    """The names of all that are on record as such, of whatever migration: nothing but `cleanup NAME` removes these."""
+    return {name for each in journal.all() for name in each.detail.get("last_copy", ())}
+
+
 def refuse_another(migration: Migration, stage: str) -> None:
     """On the source: raises OutOfOrder where a dump has found the container gone that what is called so now is not.
 
@@ -127,9 +132,9 @@ def require_last_copy(migration: Migration) -> None:
 
 def drop(migration: Migration, *, but: Collection[Path] = ()) -> None:
     """Remove what a migration has kept, except `but`. A last copy is none of it."""
-    found = paths(migration)
+    found, last = paths(migration), last_copies(migration.journal)
     for path in found:
-        if path not in but:
+        if path not in but and path.name not in last:
             btrfs.delete(path)
     left = [path.name for path in found if path in but]
     if left != migration.detail.get("kept", []):
@@ -140,7 +145,8 @@ def prune(migration: Migration, *, keep: int = 1) -> list[Path]:
     """It has succeeded: keep only the newest snapshot, which both hosts have, and which the next move can start from.
 
     Returns what it has removed: with a `keep` of 0 that one, too. Of another container that was called so nothing goes,
-    as it may be the last copy of that. Which is the same one its origin tells, or btrfs: what was made of the same root
+    as it may be the last copy of that; nor what is on record as a last copy, as two copies of one container may have
+    gone ways of their own, each by a host that was forced. Which is the same one its origin tells, or btrfs: what was made of the same root
     file system, or what this one was received upon. By the latter alone who is not root has only that removed which he
     has brought.
     """
@@ -148,6 +154,7 @@ def prune(migration: Migration, *, keep: int = 1) -> list[Path]:
     others = migration.others()
     same = {each.id for each in others if identity.are_of_one(each, migration)} | {migration.id}
     his = {each.id for each in others if each.caller == migration.caller}
+    last = last_copies(migration.journal)
     beside = {btrfs.info(path).parent_uuid for path in layout.own_snapshots()} | {migration.detail.get("rootfs_uuid")}
 
     def may_go(path: Path) -> bool:
@@ -155,7 +162,7 @@ def prune(migration: Migration, *, keep: int = 1) -> list[Path]:
         near = bool({found.uuid, found.parent_uuid} & (beside - {"", None}))
         return id_ in same or (near and (migration.caller == ROOT.caller or id_ in his))
 
-    its = [path for path in layout.snapshots() if may_go(path)]
+    its = [path for path in layout.snapshots() if path.name not in last and may_go(path)]
     gone = its[:len(its) - keep]
     for path in gone:
         btrfs.delete(path)

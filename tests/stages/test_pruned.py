@@ -125,3 +125,25 @@ def test_what_was_made_of_its_root_file_system_as_recorded(host: Host) -> None:
     came = host.came(ID, ROOT, rootfs_uuid="of its disk")
     bases.prune(came)
     assert host.left() == [f"{ID}.1"]
+
+
+@pytest.mark.parametrize("keep", [0, 1])
+def test_a_last_copy_stays(host: Host, keep: int) -> None:
+    """Also of the same origin: that container was destroyed here, and another copy of it has worked on elsewhere."""
+    host.snapshot(FIRST)
+    host.snapshot(FIRST, 2)
+    left = host.journal.create(id=FIRST, role=Role.SOURCE, name="web", lxcpath=host.pool, peer="hosta", event=Event.SEND,
+                               rounds=[], origin=SECOND)
+    left.move(Event.ROLL_BACK)
+    left.move(Event.ROLLED_BACK, last_copy=[f"{FIRST}.1"])
+    came = host.came(ID, ROOT, f"{FIRST}.1", origin=SECOND)
+    host.snapshot(ID, 2)
+    gone = bases.prune(came, keep=keep)
+    assert [path.name for path in gone] == [f"{FIRST}.2", f"{ID}.1", f"{ID}.2"][:3 - keep]
+    assert host.left() == [f"{FIRST}.1", f"{ID}.2"][:1 + keep]
+
+
+def test_nor_does_it_go_as_a_base(host: Host) -> None:
+    first = host.given_up(FIRST, ROOT, last_copy=[f"{FIRST}.1"])
+    bases.drop(first)
+    assert host.left() == [f"{FIRST}.1"] and first.detail["kept"] == []
