@@ -22,7 +22,7 @@ from migrator.errors import ConfigInvalid
 FENCE_BEGIN = "# BEGIN migrator fence"
 FENCE_END = "# END migrator fence"
 FENCE_HOOK = "migrator-fence"  # in the container's folder
-_REFUSAL = "exit 1"  # the last line of that
+REFUSAL = "exit 1"  # the last line of that
 SUPERSEDED = "To remove this copy: migrator cleanup"  # in the message of a fence: the container lives on elsewhere
 ROOTFS = "lxc.rootfs.path"
 FAULTS_SHOWN = 1000  # characters
@@ -192,30 +192,6 @@ def fence_of(text: str) -> str:
     return found[-1] if found else ""
 
 
-def is_whole(text: str, migration: str) -> bool:
-    """Whether this configuration has the fence of `migration` as `fenced` writes it, with nothing behind it."""
-    hooks = re.findall(rf"^lxc\.hook\.pre-start = (.*/{FENCE_HOOK})$", text, re.MULTILINE)
-    return bool(hooks) and text.rstrip("\n") == fenced(text, Path(hooks[-1]), migration).rstrip("\n")
-
-
-def refuses(folder: Path, text: str) -> bool:
-    """Whether the fence in this configuration keeps what lies in `folder` from being started, whoever wrote it when.
-
-    Its marks alone do not: who has taken the hook away (or had it done by what edits line by line), or has it refuse no
-    more, may have done so to use the container. LXC takes a hook that cannot be run for one that refuses.
-    """
-    hooks: list[str] = []
-    for key, value in config_reader.read(str(folder / "config"), text).settings:
-        if key in ("lxc.hook", "lxc.hook.pre-start"):  # an empty value takes back those before it
-            hooks = [*hooks, value] if value else []
-    if not any(Path(hook).name == FENCE_HOOK for hook in hooks):
-        return False
-    try:
-        return (folder / FENCE_HOOK).read_text(errors="replace").rstrip().endswith(_REFUSAL)
-    except OSError:
-        return True
-
-
 def text_of(config: Path) -> str:
     """A configuration to the byte, as `write_file` writes it; raises OSError."""
     return config.read_bytes().decode(errors="surrogateescape")
@@ -235,7 +211,7 @@ def fence(folder: Path, text: str, migration: str, message: str, *, place: Path 
     # LXC shows a hook's output only in its log, so the message also goes to the stderr of lxc-start itself.
     script = (f"#!/bin/sh\n# lxc.hook.pre-start, see migrator(1)\n"
               f"printf '%s\\n' '{quoted}'\n"
-              f"printf '%s\\n' '{quoted}' 2>/dev/null >>/proc/$PPID/fd/2\n{_REFUSAL}\n")
+              f"printf '%s\\n' '{quoted}' 2>/dev/null >>/proc/$PPID/fd/2\n{REFUSAL}\n")
     write_file(hook, script, mode=0o755)
     write_file(folder / "config", fenced(text, (place or folder) / FENCE_HOOK, migration))
 

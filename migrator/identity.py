@@ -13,7 +13,7 @@ import enum
 import os
 from pathlib import Path
 
-from migrator import btrfs, container_config, lxc, names, subvolume_uuids
+from migrator import btrfs, container_config, fences, lxc, names, subvolume_uuids
 from migrator.advice import this_host
 from migrator.errors import ContainerExists, ContainerNotFound, MigratorError, UsageError
 from migrator.journal import Journal, Migration
@@ -49,7 +49,7 @@ def whose(layout: Layout) -> Whose:
     fence = container_config.fence_of(text)
     if fence == layout.id:
         return Whose.OURS
-    return Whose.COPY if fence and container_config.refuses(layout.container, text) else Whose.FOREIGN
+    return Whose.COPY if fence and fences.refuses(layout.container, text) else Whose.FOREIGN
 
 
 def require_ours(layout: Layout) -> None:

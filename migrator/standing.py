@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 
-from migrator import advice, autostart, clock, container_config, identity, log, lxc, remains, second_start
+from migrator import advice, autostart, clock, container_config, fences, identity, log, lxc, remains, second_start
 from migrator.errors import ContainerNotFound, MigratorError, OutOfOrder
 from migrator.journal import Migration
 from migrator.states import State
@@ -89,7 +89,7 @@ def restore_fence(migration: Migration) -> None:
         text = container_config.text_of(folder / "config")
     except OSError:
         return  # there is nothing that could be started
-    whole = container_config.is_whole(text, migration.id) and container_config.refuses(folder, text)
+    whole = fences.is_whole(text, migration.id) and fences.refuses(folder, text)
     if not whole and identity.is_source(migration):
         log.warning(f"The fence of {migration.name} was taken away or changed: it is put back")
         container_config.fence(folder, text, migration.id, put_back(message(migration)))
@@ -98,7 +98,7 @@ def restore_fence(migration: Migration) -> None:
 def fence_anew(migration: Migration, text: str, said: str) -> bool:
     """On a destination: fence what has that configuration; whether that puts the fence back, now or in this boot."""
     folder = migration.lxcpath / migration.name
-    held = container_config.fence_of(text) == migration.id and container_config.refuses(folder, text)
+    held = container_config.fence_of(text) == migration.id and fences.refuses(folder, text)
     late = not held or is_put_back(migration)
     container_config.fence(folder, text, migration.id, put_back(said) if late else said)
     return late

@@ -18,7 +18,20 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from migrator import advice, bases, btrfs, cli, container_config, identity, incoming, log, lxc, names, network
+from migrator import (
+    advice,
+    bases,
+    btrfs,
+    cli,
+    container_config,
+    fences,
+    identity,
+    incoming,
+    log,
+    lxc,
+    names,
+    network,
+)
 from migrator.cli import Result
 from migrator.errors import AlreadyMigrating, Busy, ContainerNotFound
 from migrator.journal import DEFAULT_PATH, Journal, Migration
@@ -197,7 +210,7 @@ def _is_copy(cleaner: Cleaner, journal: Journal, layout: Layout) -> bool:
                 container_config.unfence(layout.container, fence)
             return False
         copy = bool(named) or any(_was_put_back(each, layout) for each in records)
-    if copy and not container_config.refuses(layout.container, text):
+    if copy and not fences.refuses(layout.container, text):
         log.warning(f"{layout.container} stays: what is left of its fence keeps nobody from starting it, so it may be in"
                     f" use. If it is, take the rest of the fence out of {config}, too; if it is of no use any more:"
                     f" {shlex.join(['lxc-destroy', '-P', str(layout.lxcpath), '-n', layout.name])}")

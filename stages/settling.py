@@ -17,6 +17,7 @@ from migrator import (
     clock,
     come_up,
     container_config,
+    fences,
     criu,
     identity,
     left_cgroups,
@@ -312,7 +313,7 @@ def end(migration: Migration, container: lxc.Container, layout: Layout) -> bool:
         standing.fence_anew(migration, text,
                             f"{migration.name} is being moved here; see: migrator status {migration.name}")
     except OSError as error:  # a disk that cannot be written keeps nothing from its end, where the fence stands already
-        if container_config.fence_of(text) != migration.id or not container_config.refuses(layout.container, text):
+        if container_config.fence_of(text) != migration.id or not fences.refuses(layout.container, text):
             raise
         log.warning(f"The fence of {migration.name} could not be written anew, and stands: {error}")
     _require_none(migration, left)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from migrator import container_config, identity, standing
+from migrator import container_config, fences, identity, standing
 from migrator.errors import ContainerExists
 from migrator.identity import Whose
 from migrator.journal import Journal
@@ -64,9 +64,9 @@ REFUSES = {
 def test_whether_a_fence_refuses(tmp_path: Path, edit: str) -> None:
     here = stands(tmp_path)
     text = {**LETS, **REFUSES}[edit](container_config.text_of(here.container / "config"))
-    assert container_config.refuses(here.container, text) is (edit in REFUSES)
-    assert container_config.is_whole(text, ID) is (edit in ("nothing", "no end of line"))
-    assert not container_config.is_whole(text, LATER)
+    assert fences.refuses(here.container, text) is (edit in REFUSES)
+    assert fences.is_whole(text, ID) is (edit in ("nothing", "no end of line"))
+    assert not fences.is_whole(text, LATER)
 
 
 @pytest.mark.parametrize(("script", "refuses"), [
@@ -77,15 +77,15 @@ def test_what_its_hook_does_counts(tmp_path: Path, script: str | None, refuses: 
     (here.container / container_config.FENCE_HOOK).unlink()
     if script is not None:
         (here.container / container_config.FENCE_HOOK).write_text(script)
-    assert container_config.refuses(here.container, container_config.text_of(here.container / "config")) is refuses
+    assert fences.refuses(here.container, container_config.text_of(here.container / "config")) is refuses
 
 
 def test_an_include_may_take_it_back(tmp_path: Path) -> None:
     here = stands(tmp_path)
     (tmp_path / "common.conf").write_text("lxc.hook.pre-start =\n")
     text = container_config.text_of(here.container / "config")
-    assert not container_config.refuses(here.container, f"{text}lxc.include = {tmp_path}/common.conf\n")
-    assert container_config.refuses(here.container, f"lxc.include = {tmp_path}/common.conf\n{text}")
+    assert not fences.refuses(here.container, f"{text}lxc.include = {tmp_path}/common.conf\n")
+    assert fences.refuses(here.container, f"lxc.include = {tmp_path}/common.conf\n{text}")
 
 
 @pytest.mark.usefixtures("state")
@@ -132,7 +132,7 @@ def test_while_it_must_hold_it_is_made_whole_again(journal: Journal, tmp_path: P
     config.write_text(before)
     standing.restore_fence(migration)
     after = container_config.text_of(config)
-    assert container_config.is_whole(after, ID) and container_config.refuses(here.container, after)
+    assert fences.is_whole(after, ID) and fences.refuses(here.container, after)
     assert (after == before) is not standing.is_put_back(migration)
     assert standing.is_put_back(migration) is (edit not in ("nothing", "no end of line"))
 
