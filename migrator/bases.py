@@ -146,9 +146,9 @@ def prune(migration: Migration, *, keep: int = 1) -> list[Path]:
 
     Returns what it has removed: with a `keep` of 0 that one, too. Of another container that was called so nothing goes,
     as it may be the last copy of that; nor what is on record as a last copy, as two copies of one container may have
-    gone ways of their own, each by a host that was forced. Which is the same one its origin tells, or btrfs: what was made of the same root
-    file system, or what this one was received upon. By the latter alone who is not root has only that removed which he
-    has brought.
+    gone ways of their own, each by a host that was forced. Which is the same one its origin tells, or btrfs: what was
+    made of the same root file system, or what this one was received upon. By the latter alone who is not root has only
+    that removed which he has brought.
     """
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     others = migration.others()

@@ -32,7 +32,7 @@ from migrator.peer import connected, fingerprint
 from migrator.service import Service
 from migrator.states import ENDED, Owner, Role, State
 from migrator.stream import ByteStream
-from stages import ask_state, force, rollback
+from stages import abandon, ask_state, force
 from tunnel.errors import DocumentedError
 
 RESUME = "resume"
@@ -147,7 +147,7 @@ def has_word(args: argparse.Namespace, migration: Migration, found: State | None
 def give_up(migration: Migration) -> Result:
     """The source runs it again."""
     log.warning(f"{migration.name} runs on its source again: this host gives it up")
-    return rollback.give_up_here(migration)
+    return abandon.give_up_here(migration)
 
 
 def quickly() -> argparse.Namespace:

@@ -211,8 +211,8 @@ def _is_copy(cleaner: Cleaner, journal: Journal, layout: Layout) -> bool:
             return False
         copy = bool(named) or any(_was_put_back(each, layout) for each in records)
     if copy and not fences.refuses(layout.container, text):
-        log.warning(f"{layout.container} stays: what is left of its fence keeps nobody from starting it, so it may be in"
-                    f" use. If it is, take the rest of the fence out of {config}, too; if it is of no use any more:"
+        log.warning(f"{layout.container} stays: what is left of its fence keeps nobody from starting it, so it may be"
+                    f" in use. If it is, take the rest of the fence out of {config}, too; if it is of no use any more:"
                     f" {shlex.join(['lxc-destroy', '-P', str(layout.lxcpath), '-n', layout.name])}")
         return False
     if not copy:

@@ -43,6 +43,7 @@ from migrator.layout import Layout
 from migrator.peer import connected
 from migrator.states import Owner, Role, State
 from stages import (
+    abandon,
     ask_source,
     ask_state,
     create_dump,
@@ -178,7 +179,7 @@ def _on_destination(args: argparse.Namespace, migration: Migration) -> Result:
     if healing.on_destination(migration.state, None, images=images) == "rollback":
         log.warning(f"{migration.name} cannot be restored here (what had arrived is not there any more): this host"
                     f" gives it up")
-        return rollback.give_up_here(migration)
+        return abandon.give_up_here(migration)
     return _result(migration, f"{migration.name} is {migration.state} here. {aftermath.note(migration)}".rstrip())
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 from collections.abc import Callable
-from typing import Any
 
 from migrator import (
     advice,
@@ -25,7 +24,6 @@ from migrator import (
     holder,
     identity,
     log,
-    names,
     network,
     no_memory,
     remains,
@@ -47,13 +45,13 @@ from migrator.errors import (
     StartFailed,
     outcome,
 )
-from migrator.journal import DEFAULT_PATH, AlreadyRecorded, Journal, Migration, is_busy
+from migrator.journal import DEFAULT_PATH, Journal, Migration, is_busy
 from migrator.layout import Layout, locked
 from migrator.peer import connected
 from migrator.protocol import Connection
-from migrator.service import Service, is_past
 from migrator.states import FROZEN, Event, Owner, Role, State, Verdict, decide
 from migrator.thawing import Frozen
+from stages import abandon
 from tunnel.errors import DocumentedError
 
 NAME = "rollback"
@@ -84,7 +82,7 @@ def run(args: argparse.Namespace) -> Result:
     with Journal(DEFAULT_PATH) as journal, locked(name, lxcpath=lxcpath):
         migration = journal.latest(name, lxcpath)
         if migration and migration.role is Role.DESTINATION and not migration.ended:
-            return give_up_here(migration, dry_run=args.dry_run)
+            return abandon.give_up_here(migration, dry_run=args.dry_run)
         migration = journal.latest(name, lxcpath, Role.SOURCE)
         if migration is None:
             raise NoMigration(name=name, stage=NAME, next=f"migrator prepare-data {name} -d HOST")
@@ -296,107 +294,7 @@ def described(migration: Migration) -> Result:
         if migration.detail["ports"]:
             commands.append((this_host(), network.hear_command(migration.id)))
         commands.append((this_host(), ["tee", f"{migration.detail['cgroup']}/cgroup.freeze"]))
-    return cli.dry_run([*commands, *_deletions(migration, bases.acknowledged(migration)[-1:])])
+    return cli.dry_run([*commands, *abandon.deletions(migration, bases.acknowledged(migration)[-1:])])
 
 
-def _deletions(migration: Migration, kept: list[str]) -> list[tuple[str, list[str]]]:
-    layout = Layout(migration.lxcpath, migration.name, migration.id)
-    return [(this_host(), ["btrfs", "subvolume", "delete", str(path)])
-            for path in layout.own_snapshots() if path.name not in kept]
-
-
-# --- on the destination ---------------------------------------------------------------------------------------
-
-
-def give_up_here(migration: Migration, *, dry_run: bool = False) -> Result:
-    """Typed on the destination: this host never runs the attempt. The source thaws when it is told to."""
-    if dry_run:
-        base = bases.common(Layout(migration.lxcpath, migration.name, migration.id), _imported(migration))
-        return cli.dry_run(_deletions(migration, [base.path.name] if base else []))
-    _abandon(migration, _imported(migration), here=True)
-    next_ = advice.command("rollback@source", migration)
-    left = ("nothing of it is left but what the next attempt can start from" if migration.ended
-            else "what is left of it goes with the next rollback")
-    return Result({"migration": migration.id, "name": migration.name, "stage": NAME, "already": False, "next": next_},
-                  f"{migration.name} will not run here, and {left}. Next: {next_}")
-
-
-def _imported(migration: Migration) -> list[str]:
-    """The uuids of what has arrived, which the source has as long as it has not given the migration up."""
-    return [round_["uuid"] for round_ in migration.detail["rounds"]]
-
-
-def abandon(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
-    """Record that this host will never let this attempt run, then remove what it has brought; safe to repeat.
-
-    An attempt that this host has never heard of is recorded too: a message that was under way must not begin it. It has
-    brought nothing, so nothing is removed, and nobody kept off: a container of that name is somebody else's. That it is
-    not `known` is said: the host that the token was offered to may be another one, or this one before it lost its
-    journal.
-    """
-    migration = service.find(fields) or _never_begin(service, fields)
-    if migration.never_began:
-        if not migration.ended:  # it broke off between two records
-            migration.move(Event.ABANDONED)
-        return {"state": migration.state, "kept": "", "known": False, "ticket": ""}
-    service.end_behind()
-    held = bases.asked(fields.get("held"))
-    _abandon(migration, held, gone=fields.get("gone") is True)
-    kept = bases.common(Layout(migration.lxcpath, migration.name, migration.id), held)
-    return {"state": migration.state, "kept": kept.stream_uuid if kept else "", "known": True,
-            "ticket": migration.ticket}
-
-
-def _never_begin(service: Service, fields: dict[str, Any]) -> Migration:
-    """The record of an attempt that was not known here a moment ago; raises Busy where it is just beginning."""
-    name, lxcpath = names.container_name(str(fields["name"])), service.lxcpath(fields)
-    service.refuse_crowds()
-    service.refuse_abandons()
-    try:
-        return service.journal.never_begin(
-            id=names.migration_id(str(fields["id"])), name=name, lxcpath=lxcpath,
-            peer=service.grant.source(str(fields["source_host"])), caller=service.grant.caller)
-    except AlreadyRecorded:
-        return service.migration(fields)
-
-
-def _abandon(migration: Migration, held: list[str], *, here: bool = False, gone: bool = False) -> None:
-    """`held` are the snapshots that the source has; `here` where it does not know of it yet; `gone` as in `tell`."""
-    from stages import finish, import_data, settling
-
-    if migration.detail.get("given_way"):
-        return  # it had run here, and was stopped and fenced when the source had long been forced to go on without it
-    if migration.state is State.RESTORING:
-        settling.settle(migration)
-    if settling.is_gone(migration):
-        if not gone:
-            raise settling.gone(migration)
-        finish.give_way(migration)
-        return
-    if migration.state in (State.RESTORED, State.FINISHED):
-        settling.refuse_stopped(migration)
-        next_ = f"migrator finish {migration.other_name}"
-        if here and settling.stands_fenced(migration):
-            next_ = advice.command("resume", migration)  # it has run, and does not
-        raise AlreadyRuns(name=migration.name, destination=this_host(), next=next_)
-    if migration.state is not State.ABANDONED:
-        layout = Layout(migration.lxcpath, migration.name, migration.id)
-        base = bases.common(layout, held)
-        on_disk = migration.detail.get("on_disk") is True
-        if migration.state is not State.ABANDONING:  # until the first round has arrived there may be no spool
-            on_disk = migration.state is not State.RECEIVING or bool(migration.detail["rounds"])
-        migration.move(Event.ABANDON, given_up_here=here or bool(migration.detail.get("given_up_here")),
-                       on_disk=on_disk, kept=[base.path.name] if base else [])
-        try:  # the token is back already, and the source must hear it: a disk that fails here freezes nothing there
-            import_data.drop_attempt(migration, layout)
-            if base:
-                bases.supersede(migration)
-            migration.move(Event.ABANDONED)
-        except (MigratorError, OSError) as error:
-            log.warning(f"{migration.name} will not run here, but something of it is left for now: {error}")
-    elif not (here or is_past(migration)):  # typed here first: now the source says what it has
-        with contextlib.suppress(MigratorError, OSError):  # as above; the next attempt settles what is kept
-            bases.drop(migration, but=[path for path in bases.paths(migration) if btrfs.info(path).stream_uuid in held])
-
-
-HANDLERS = {"abandon": abandon}
+HANDLERS = abandon.HANDLERS

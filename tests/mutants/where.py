@@ -30,6 +30,7 @@ WHERE: dict[str, tuple[str, ...]] = {
     "migrator/spool.py": ("*",),
     "migrator/second_start.py": ("*",),
     "migrator/thawing.py": ("*",),
+    "stages/abandon.py": ("*",),
     "stages/force.py": ("*",),
     "stages/left_running.py": ("*",),
     "stages/offer.py": ("*",),

@@ -28,7 +28,7 @@ from migrator.errors import AlreadyRuns, CommandTimeout, CopyNotEnded
 from migrator.journal import Migration
 from migrator.layout import Layout
 from migrator.states import State
-from stages import finish, left_running, rollback, settling
+from stages import abandon, finish, left_running, settling
 from tests.stages.test_left_by_a_restore import Container, acts, container, fence, layout_of
 from tests.stages.test_settling import ID, mark, restoring
 
@@ -111,7 +111,7 @@ def test_what_lives_is_recorded_and_not_ended(
         silent(container, monkeypatch)
     for _ in range(2):
         with pytest.raises(AlreadyRuns):
-            rollback._abandon(restoring, [])
+            abandon._abandon(restoring, [])
         assert guest.poll() is None and str(restoring.state) == "restored"
         assert fence(restoring) == ("" if said == "FROZEN" else ID)
         assert not settling.stands_fenced(restoring)

@@ -22,6 +22,7 @@ from migrator.journal import Journal
 from migrator.layout import Layout
 from migrator.states import Event, Role, State
 from stages import (
+    abandon,
     ask_source,
     finish,
     force,
@@ -30,7 +31,6 @@ from stages import (
     prepare_data,
     restore_dump,
     restore_over,
-    rollback,
     take,
 )
 
@@ -108,9 +108,9 @@ def make(tmp_path: Path) -> Iterator[Callable[..., There]]:
 # What is asked for, of whom nobody can know what lies on that disk.
 ASKED: dict[str, Callable[[There], object]] = {
     "at boot": lambda there: heal._on_destination(BOOT, there.migration),
-    "rollback": lambda there: rollback.abandon(there.service, {"id": ID}),
-    "rollback --force": lambda there: rollback.abandon(there.service, {"id": ID, "gone": True}),
-    "rollback there": lambda there: rollback.give_up_here(there.migration),
+    "rollback": lambda there: abandon.abandon(there.service, {"id": ID}),
+    "rollback --force": lambda there: abandon.abandon(there.service, {"id": ID, "gone": True}),
+    "rollback there": lambda there: abandon.give_up_here(there.migration),
 }
 BEFORE_THE_END: dict[str, Callable[[There], object]] = {
     "running": lambda there: finish.running(there.service, {"id": ID}),
@@ -233,15 +233,15 @@ def test_what_has_arrived_is_not_given_up_for_it(make: Callable[..., There], mon
     assert there.migration.state is State.OWNED
     assert str(there.pool) in aftermath.note(there.migration)
     for _ in range(2):
-        assert rollback.abandon(there.service, {"id": ID})["state"] == "abandoning"
+        assert abandon.abandon(there.service, {"id": ID})["state"] == "abandoning"
     there.mount()
     assert container_config.fence_of((there.layout.container / "config").read_text()) == ID
     monkeypatch.setattr(btrfs, "delete", lambda path: shutil.rmtree(path, ignore_errors=True))
     with monkeypatch.context() as killed:
         killed.setattr(Layout, "tidy", lambda _: pytest.fail("killed"))
         with pytest.raises(pytest.fail.Exception):
-            rollback.abandon(there.service, {"id": ID})
-    rollback.abandon(there.service, {"id": ID})
+            abandon.abandon(there.service, {"id": ID})
+    abandon.abandon(there.service, {"id": ID})
     assert str(there.migration.state) == "abandoned" and not there.layout.container.exists()
 
 
@@ -254,10 +254,10 @@ def test_nor_while_another_round_arrives(make: Callable[..., There], monkeypatch
     there.migration.state = State.IMPORTED
     there.migration.move(Event.RECEIVE, rounds=[{"uuid": "1"}] * rounds)
     there.umount()
-    assert rollback.abandon(there.service, {"id": ID})["state"] == ("abandoning" if rounds else "abandoned")
+    assert abandon.abandon(there.service, {"id": ID})["state"] == ("abandoning" if rounds else "abandoned")
     there.mount()
     if rounds:
-        assert rollback.abandon(there.service, {"id": ID})["state"] == "abandoned"
+        assert abandon.abandon(there.service, {"id": ID})["state"] == "abandoned"
         assert not there.layout.container.exists()
 
 
@@ -273,12 +273,12 @@ def test_it_goes_while_that_is_removed(make: Callable[..., There], monkeypatch: 
                        "end": (Layout, "tidy")}[killed_at]
         killed.setattr(place, name, lambda *_: pytest.fail("killed"))
         with pytest.raises(pytest.fail.Exception):
-            rollback.abandon(there.service, {"id": ID})
+            abandon.abandon(there.service, {"id": ID})
     there.umount()
     removed = killed_at in ("spool", "end")  # all but the spool itself
-    assert rollback.abandon(there.service, {"id": ID})["state"] == ("abandoned" if removed else "abandoning")
+    assert abandon.abandon(there.service, {"id": ID})["state"] == ("abandoned" if removed else "abandoning")
     there.mount()
-    rollback.abandon(there.service, {"id": ID})
+    abandon.abandon(there.service, {"id": ID})
     assert there.migration.state is State.ABANDONED
     assert not there.layout.container.exists() and not there.layout.own_snapshots()
 
@@ -297,12 +297,12 @@ def test_one_that_is_lost_for_good(make: Callable[..., There]) -> None:
     there = make(Event.RESTORE, Event.RESTORED)
     there.umount()
     with pytest.raises(DiskAway) as away:
-        rollback.abandon(there.service, {"id": ID})
+        abandon.abandon(there.service, {"id": ID})
     assert f"mkdir -p {there.layout.spool}" in away.value.hint
     there.layout.spool.mkdir(parents=True)
     with pytest.raises(GoneThere):
-        rollback.abandon(there.service, {"id": ID})
-    assert rollback.abandon(there.service, {"id": ID, "gone": True})["known"] is True
+        abandon.abandon(there.service, {"id": ID})
+    assert abandon.abandon(there.service, {"id": ID, "gone": True})["known"] is True
     assert there.migration.detail["given_way"]
 
 
@@ -310,7 +310,7 @@ def test_a_killed_restore_on_one_that_is_lost_for_good(make: Callable[..., There
     there = make(Event.RESTORE)
     there.umount()
     there.layout.spool.mkdir(parents=True)
-    rollback.abandon(there.service, {"id": ID})
+    abandon.abandon(there.service, {"id": ID})
     assert there.migration.state is State.ABANDONED
 
 

@@ -15,7 +15,7 @@ from migrator import aftermath, btrfs, container_config, identity, let_run, lxc,
 from migrator.errors import DiskAway
 from migrator.layout import Layout
 from migrator.states import Event, State
-from stages import finish, left_running, rollback, settling, take
+from stages import abandon, finish, left_running, settling, take
 from tests.stages.test_disk_away import ID, There, host, make  # noqa: F401 -- fixtures
 
 SETTLING = [(lxc_disk, "is_removed", True), (settling, "_is_ours", True), (let_run, "was", True),
@@ -125,7 +125,7 @@ def test_or_while_it_is_removed(make: Callable[..., There], monkeypatch: pytest.
     monkeypatch.setattr(btrfs, "delete", lambda path: shutil.rmtree(path, ignore_errors=True))
     with monkeypatch.context() as away:
         goes_before(away, there, Layout, "own_snapshots")
-        assert rollback.abandon(there.service, {"id": ID})["state"] == "abandoning"
+        assert abandon.abandon(there.service, {"id": ID})["state"] == "abandoning"
     there.mount()
-    assert rollback.abandon(there.service, {"id": ID})["state"] == "abandoned"
+    assert abandon.abandon(there.service, {"id": ID})["state"] == "abandoned"
     assert not there.layout.own_snapshots() and not there.layout.container.exists()

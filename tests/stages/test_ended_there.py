@@ -20,7 +20,7 @@ from migrator.identity import Whose
 from migrator.journal import Migration
 from migrator.layout import Layout
 from migrator.states import State
-from stages import left_running, rollback, settling
+from stages import abandon, left_running, settling
 from tests.stages.test_left_by_a_restore import Container, acts, container, fence, layout_of
 from tests.stages.test_settling import ID, restoring
 
@@ -104,7 +104,7 @@ def test_nothing_is_recorded_as_long_as_it_lives_in_a_root_file_system_that_was_
         container_config.unfence(layout_of(restoring).container, ID)
     with monkeypatch.context() as uninterruptible, pytest.raises(CopyNotEnded) as error:
         uninterruptible.setattr("stages.left_running.os.kill", lambda *args: killed.append(args))
-        rollback._abandon(restoring, [])
+        abandon._abandon(restoring, [])
     assert f"migration {ID}: {processes[1].pid}." in str(error.value) and "migrator resume web" in error.value.hint
     assert set(killed) == {(processes[1].pid, signal.SIGKILL)}
     assert restoring.state is State.RESTORING and "deleted" not in acts

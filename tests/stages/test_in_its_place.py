@@ -13,7 +13,7 @@ from migrator.errors import AlreadyRuns, GoneThere, NotBtrfs, TwoCopies
 from migrator.journal import Migration
 from migrator.layout import Layout
 from migrator.states import Event, State
-from stages import ask_source, finish, force, heal, rollback, settling
+from stages import abandon, ask_source, finish, force, heal, settling
 from tests.stages.test_removed_there import asked, no_lxc, there
 from tests.stages.test_settling import ID, restoring
 
@@ -36,13 +36,13 @@ def replaced(restoring: Migration, monkeypatch: pytest.MonkeyPatch) -> Migration
 
 def test_another_one_in_its_place_is_not_taken_for_it(replaced: Migration) -> None:
     """The last copy is the source's: it is not ended for that."""
-    for request in (finish.running, rollback.abandon):
+    for request in (finish.running, abandon.abandon):
         with pytest.raises(GoneThere):
             request(asked(replaced), {"id": ID})
     with pytest.raises(GoneThere):
         force.finish_alone(replaced, ID, lambda: pytest.fail("the source is asked"))
     assert replaced.state is State.RESTORED
-    assert rollback.abandon(asked(replaced), {"id": ID, "gone": True})["known"] is True
+    assert abandon.abandon(asked(replaced), {"id": ID, "gone": True})["known"] is True
     assert replaced.detail["given_way"]
 
 
@@ -77,7 +77,7 @@ def test_a_snapshot_of_it_is_still_it(replaced: Migration, monkeypatch: pytest.M
     copies.mkdir(parents=True)
     assert finish.running(asked(replaced), {"id": ID}) == {"state": State.RESTORED}
     with pytest.raises(AlreadyRuns):
-        rollback.abandon(asked(replaced), {"id": ID, "gone": True})
+        abandon.abandon(asked(replaced), {"id": ID, "gone": True})
     with pytest.raises(TwoCopies):
         heal._on_destination(argparse.Namespace(max_downtime=None), replaced)
     monkeypatch.setattr(lxc, "Container", lambda *_: SimpleNamespace(state="STOPPED", rootfs=here.rootfs))

@@ -24,7 +24,7 @@ from migrator.identity import Whose
 from migrator.journal import Migration
 from migrator.layout import Layout
 from migrator.states import Event, State
-from stages import ask_source, consented, finish, force, heal, restore_dump, rollback, settling
+from stages import abandon, ask_source, consented, finish, force, heal, restore_dump, settling
 from tests.stages.test_settling import ID, restoring
 
 __all__ = ["restoring"]
@@ -149,7 +149,7 @@ def test_a_fence_taken_away_while_it_runs_makes_it_nobody_elses(
     container.folder.mkdir()
     monkeypatch.setattr(lxc, "processes", lambda cgroup: [4711])
     with pytest.raises(AlreadyRuns):
-        rollback._abandon(restoring, [])
+        abandon._abandon(restoring, [])
     assert str(restoring.state) == "restored" and "deleted" not in acts
 
 
@@ -170,7 +170,7 @@ def test_what_runs_beside_another_container_in_its_place_keeps_the_token(
     monkeypatch.setattr(Layout, "is_own", lambda _, path: path == Path("/proc/4711/root"))
     let_run.record(str(let_run.mark(layout_of(restoring).spool)))
     with pytest.raises(ContainerExists):
-        rollback._abandon(restoring, [])
+        abandon._abandon(restoring, [])
     assert restoring.state is State.RESTORING and acts == []
 
 

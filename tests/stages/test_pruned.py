@@ -132,8 +132,8 @@ def test_a_last_copy_stays(host: Host, keep: int) -> None:
     """Also of the same origin: that container was destroyed here, and another copy of it has worked on elsewhere."""
     host.snapshot(FIRST)
     host.snapshot(FIRST, 2)
-    left = host.journal.create(id=FIRST, role=Role.SOURCE, name="web", lxcpath=host.pool, peer="hosta", event=Event.SEND,
-                               rounds=[], origin=SECOND)
+    left = host.journal.create(id=FIRST, role=Role.SOURCE, name="web", lxcpath=host.pool, peer="hosta",
+                               event=Event.SEND, rounds=[], origin=SECOND)
     left.move(Event.ROLL_BACK)
     left.move(Event.ROLLED_BACK, last_copy=[f"{FIRST}.1"])
     came = host.came(ID, ROOT, f"{FIRST}.1", origin=SECOND)

@@ -17,7 +17,7 @@ from migrator.errors import ContainerExists, SnapshotFailed, SourceStillStopped
 from migrator.journal import Journal, Migration
 from migrator.layout import Layout
 from migrator.states import Event, Role, State
-from stages import cleanup, finish, import_data, restore_dump, rollback
+from stages import abandon, cleanup, finish, import_data, restore_dump
 
 ID, EARLIER = "0badc0de", "aaaaaaaa"
 CONFIG = "lxc.uts.name = web\n"
@@ -148,7 +148,7 @@ def test_a_strangers_stays(owned: Migration, disk: Disk, monkeypatch: pytest.Mon
     with pytest.raises(SourceStillStopped) as failed:
         attempt(owned)
     assert isinstance(failed.value.cause, ContainerExists) and owned.state is State.OWNED
-    rollback._abandon(owned, [])
+    abandon._abandon(owned, [])
     assert str(owned.state) == State.ABANDONED and found(owned, "of precious") == ["web/rootfs"]
 
 
@@ -161,7 +161,7 @@ def test_a_strangers_beside_an_earlier_stays_own(owned: Migration, disk: Disk,
     disk.make(layout.rootfs, "precious")
     with pytest.raises(SourceStillStopped):
         attempt(owned)
-    rollback._abandon(owned, [])
+    abandon._abandon(owned, [])
     cleanup._clean_folder(cleanup.Cleaner(dry_run=False), owned.journal, layout.work, set())
     assert found(owned, "of precious") == ["web/rootfs"] and str(owned.state) == State.ABANDONED
     assert found(owned, "of earlier") == [f".migrator/web+/{ID}.old/rootfs"] and (layout.old / "config").is_file()
@@ -215,7 +215,7 @@ def test_what_a_power_cut_has_put_back_is_put_aside_again(owned: Migration, disk
     let_run.record(str(let_run.mark(layout.spool)))
     if end != "that was recorded":
         owned.move(Event.ABANDON, on_disk=True, kept=[])
-    rollback._abandon(owned, [])
+    abandon._abandon(owned, [])
     assert str(owned.state) == State.ABANDONED and not layout.spool.exists()
     assert found(owned, "of it") == [f".migrator/web+/{ID}.ran.1"]
     assert found(owned, "of earlier") == (["web/rootfs"] if stay else [])

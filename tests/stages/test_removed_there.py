@@ -36,7 +36,7 @@ from migrator.errors import AlreadyRuns, CopyNotEnded, GoneThere, OutOfOrder, So
 from migrator.journal import Migration
 from migrator.layout import Layout
 from migrator.states import Event, State
-from stages import ask_source, finish, force, heal, restore_dump, rollback, settling
+from stages import abandon, ask_source, finish, force, heal, restore_dump, settling
 from tests.stages.test_settling import ID, mark, restoring
 
 __all__ = ["restoring"]
@@ -76,9 +76,9 @@ def there(migration: Migration) -> Layout:
 def test_one_that_was_removed_while_it_was_restored_is_given_back(restoring: Migration, typed: bool) -> None:
     restoring.note("rounds", rounds=[])
     if typed:
-        rollback.give_up_here(restoring)
+        abandon.give_up_here(restoring)
     else:
-        rollback._abandon(restoring, [])
+        abandon._abandon(restoring, [])
     assert restoring.state is State.ABANDONED
 
 
@@ -166,7 +166,7 @@ def test_it_is_removed_while_the_increment_is_received(restoring: Migration, mon
     with pytest.raises(SourceStillStopped):
         restore_dump.Restore(restoring, 100.0, leave=lambda: clock.now() + 100).run()
     assert str(restoring.state) == "owned"
-    rollback._abandon(restoring, [])
+    abandon._abandon(restoring, [])
     assert str(restoring.state) == "abandoned"
 
 
@@ -177,21 +177,21 @@ def asked(migration: Migration) -> Any:
 def test_one_that_ran_and_was_removed_is_given_back_only_by_force(restoring: Migration) -> None:
     restoring.note("rounds", rounds=[])
     restoring.move(Event.RESTORED)
-    for request in (finish.running, rollback.abandon):
+    for request in (finish.running, abandon.abandon):
         with pytest.raises(GoneThere, match="not there any more") as error:
             request(asked(restoring), {"id": ID})
         assert error.value.fields == {"name": "web", "destination": this_host(), "source": "hosta",
                                       "next": f"migrator rollback web --force {ID}   (on hosta)"}
         assert error.value.fields["next"] in error.value.hint
     with pytest.raises(GoneThere):
-        rollback.give_up_here(restoring)
+        abandon.give_up_here(restoring)
     assert restoring.state is State.RESTORED
-    assert rollback.abandon(asked(restoring), {"id": ID, "gone": True})["known"] is True
+    assert abandon.abandon(asked(restoring), {"id": ID, "gone": True})["known"] is True
     assert str(restoring.state) == "finished" and restoring.detail["given_way"]
     with pytest.raises(OutOfOrder, match="has given way") as given:  # the answer was lost: the source's copy goes on
         finish.running(asked(restoring), {"id": ID})
     assert given.value.fields["next"] == "migrator rollback web   (on hosta)"
-    assert rollback.abandon(asked(restoring), {"id": ID})["known"] is True
+    assert abandon.abandon(asked(restoring), {"id": ID})["known"] is True
 
 
 def test_what_runs_without_its_configuration_is_not_given_back(restoring: Migration,
@@ -200,7 +200,7 @@ def test_what_runs_without_its_configuration_is_not_given_back(restoring: Migrat
     monkeypatch.setattr(settling, "lives_on", lambda _: True)
     assert finish.running(asked(restoring), {"id": ID}) == {"state": State.RESTORED}
     with pytest.raises(AlreadyRuns, match="already runs"):
-        rollback.abandon(asked(restoring), {"id": ID, "gone": True})
+        abandon.abandon(asked(restoring), {"id": ID, "gone": True})
 
 
 def test_finish_is_asked_for_once_more_when_it_has_moved_on(restoring: Migration) -> None:

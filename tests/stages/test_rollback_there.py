@@ -19,7 +19,7 @@ from migrator.errors import AlreadyRuns, NotKnownThere, UsageError
 from migrator.journal import Journal, Migration
 from migrator.layout import locked
 from migrator.states import Event, Role, State
-from stages import rollback
+from stages import abandon
 from tests.stages.snapshots import (  # noqa: F401 -- fixtures
     SENT,
     There,
@@ -102,7 +102,7 @@ def test_it_was_typed_there_first(there: Destination) -> None:
     """What it keeps is what it had imported; the source, which comes later, says what it has itself."""
     migration, (one, two) = received(there, SENT, UUID)
     _, base = earlier(there.journal, migration, "00000001", peer="hosta")
-    assert "nothing of it is left but what" in rollback.give_up_here(migration).text
+    assert "nothing of it is left but what" in abandon.give_up_here(migration).text
     assert two.is_dir() and not one.exists() and not base.exists()
     found = recorded(migration)
     assert found.state is State.ABANDONED and found.detail["given_up_here"] is True
@@ -112,18 +112,18 @@ def test_it_was_typed_there_first(there: Destination) -> None:
 
 def test_typed_there_again_nothing_more_goes(there: Destination) -> None:
     migration, (two,) = received(there, SENT)
-    rollback.give_up_here(migration)
-    rollback.give_up_here(migration)
+    abandon.give_up_here(migration)
+    abandon.give_up_here(migration)
     assert two.is_dir()
 
 
 def test_what_would_go_is_shown(there: Destination) -> None:
     migration, (one, two) = received(there, SENT, UUID)
     three = snapshot(migration, 3, "3" * 8 + SENT[8:])  # half received
-    shown = rollback.give_up_here(migration, dry_run=True)
+    shown = abandon.give_up_here(migration, dry_run=True)
     assert [each["argv"][-1] for each in shown.data["dry_run"]] == [str(one), str(three)]
     migration.note("rounds", rounds=[])
-    shown = rollback.give_up_here(migration, dry_run=True)
+    shown = abandon.give_up_here(migration, dry_run=True)
     assert [each["argv"] for each in shown.data["dry_run"]] == [
         ["btrfs", "subvolume", "delete", str(path)] for path in (one, two, three)]
     assert recorded(migration).state is State.IMPORTED
@@ -156,7 +156,7 @@ def test_what_has_run_here_and_stands_fenced_is_resumed(there: Destination, monk
     monkeypatch.setattr(settling, "stands_fenced", lambda _: fenced)
     with pytest.raises(AlreadyRuns) as refused:
         if here:
-            rollback.give_up_here(migration)
+            abandon.give_up_here(migration)
         else:
             there.ask("abandon")
     assert refused.value.fields["next"] == ("migrator resume web" if here and fenced else "migrator finish web")
@@ -197,7 +197,7 @@ def test_a_restore_that_was_killed_is_settled_first(there: Destination, monkeypa
 
     monkeypatch.setattr(settling, "settle", settle)
     if here:
-        rollback.give_up_here(migration)
+        abandon.give_up_here(migration)
     else:
         there.ask("abandon")
     assert settled == [migration.id] and recorded(migration).state is State.ABANDONED
@@ -259,7 +259,7 @@ def test_the_token_is_given_back_where_the_snapshots_cannot_be_read(
     with monkeypatch.context() as broken:
         broken.setattr(Path, "iterdir", iterdir)
         if typed:
-            rollback.give_up_here(migration)
+            abandon.give_up_here(migration)
         answer = there.ask("abandon", held=[SENT])
         assert (answer["known"], answer["ticket"], answer["kept"]) == (True, migration.ticket, "")
         assert recorded(migration).state in (State.ABANDONING, State.ABANDONED)
@@ -271,7 +271,7 @@ def test_what_the_source_has_decides_later_where_it_cannot_be_read_now(
         there: Destination, monkeypatch: pytest.MonkeyPatch) -> None:
     """It was typed there first, and kept what it had; the source's word comes when the disk cannot be read."""
     migration, (one,) = received(there, SENT)
-    rollback.give_up_here(migration)
+    abandon.give_up_here(migration)
 
     def broken(path: Path) -> Subvolume:
         raise OSError(errno.EIO, "Input/output error", str(path))
@@ -297,7 +297,7 @@ def test_the_token_is_given_back_whatever_the_disk_does(there: Destination, monk
             answer = there.ask("abandon", held=[])
             assert answer == {"state": State.ABANDONING, "kept": "", "known": True, "ticket": migration.ticket}
         assert recorded(migration).detail["given_up_here"] is False
-        told = rollback.give_up_here(recorded(migration))
+        told = abandon.give_up_here(recorded(migration))
         assert "what is left of it goes" in told.text and one.is_dir()
     assert there.ask("abandon", held=[])["state"] is State.ABANDONED and not one.exists()
     assert recorded(migration).detail["given_up_here"] is True, "that it was typed here stays on record"

@@ -32,7 +32,7 @@ from migrator.identity import Whose
 from migrator.journal import Journal, Migration
 from migrator.layout import Layout
 from migrator.states import Event, Role, State
-from stages import cleanup, restore_over, rollback, settling
+from stages import abandon, cleanup, restore_over, settling
 
 ID = "0badc0de"
 
@@ -168,7 +168,7 @@ def test_a_request_over_the_connection_lets_it_go_on_when_the_source_still_waits
 def test_an_abandon_lets_nothing_go_on(restoring: Migration, acts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     mark(restoring, "an earlier one")
     with pytest.raises(AlreadyRuns):
-        rollback._abandon(restoring, [])
+        abandon._abandon(restoring, [])
     assert restoring.state is State.RESTORED and acts == ["ended"]
 
 

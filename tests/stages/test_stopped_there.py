@@ -19,7 +19,7 @@ from migrator.identity import Whose
 from migrator.journal import Migration
 from migrator.layout import Layout
 from migrator.states import Event, State
-from stages import ask_source, drive, finish, force, heal, restore_dump, restore_over, rollback, settling
+from stages import abandon, ask_source, drive, finish, force, heal, restore_dump, restore_over, rollback, settling
 from tests.stages.test_settling import ID, acts, mark, restoring
 
 __all__ = ["acts", "restoring"]
@@ -51,8 +51,8 @@ def left(migration: Migration, *, memory: bool = True, boot: str = "") -> Migrat
 REQUESTS: dict[str, Callable[[Migration], object]] = {
     "restore": lambda of: restore_over.restore_for_source(asked(of), {"id": ID, "limit": 60}, lambda: math.inf),
     "running": lambda of: finish.running(asked(of), {"id": ID}),
-    "rollback": lambda of: rollback.abandon(asked(of), {"id": ID}),
-    "rollback there": rollback.give_up_here,
+    "rollback": lambda of: abandon.abandon(asked(of), {"id": ID}),
+    "rollback there": abandon.give_up_here,
     "resume there": lambda of: heal._on_destination(argparse.Namespace(max_downtime=None), of),
 }
 
@@ -117,7 +117,7 @@ def test_who_chooses_its_memory(restoring: Migration, acts: list[str], monkeypat
     shutil.rmtree(restoring.lxcpath / "web", ignore_errors=True)
     with pytest.raises(GoneThere):
         REQUESTS["running"](restoring)
-    rollback.abandon(asked(restoring), {"id": ID, "gone": True})
+    abandon.abandon(asked(restoring), {"id": ID, "gone": True})
     assert restoring.detail["given_way"]
 
 

@@ -20,7 +20,7 @@ from migrator.journal import Journal, Migration
 from migrator.layout import Layout, locked
 from migrator.service import Service
 from migrator.states import Event, Role, State
-from stages import import_data, rollback
+from stages import abandon, import_data
 from tests.stages.test_answers import ID, Destination, arrives, at_the_dump, pool, there  # noqa: F401 -- fixtures
 
 CONFIG = "lxc.uts.name = web\nlxc.rootfs.path = btrfs:/pool/web/rootfs\n"
@@ -170,7 +170,7 @@ def test_one_that_is_just_beginning_does_not(there: Destination, monkeypatch: py
     def check_space(*args: Any, **fields: Any) -> None:
         with contextlib.ExitStack() as stack, Journal(there.journal.path) as journal:
             fields_ = {"id": ID, "name": "web", "lxcpath": str(there.pool), "source_host": "hosta", "held": []}
-            assert rollback.abandon(Service(journal, stack), fields_)["known"] is False
+            assert abandon.abandon(Service(journal, stack), fields_)["known"] is False
         honest(*args, **fields)
 
     monkeypatch.setattr(bases, "check_space", check_space)
