@@ -123,8 +123,14 @@ def require_last_copy(migration: Migration) -> None:
 
     Whoever went on would not record that it may be the last copy.
     """
+    if migration.detail.get("gone"):
+        require_seen(migration)
+
+
+def require_seen(migration: Migration) -> None:
+    """On the source: raises DiskAway where neither the container nor the place of its snapshots is to be seen."""
     layout = Layout(migration.lxcpath, migration.name, migration.id)
-    if migration.detail.get("gone") and not layout.folder.is_dir() and not identity.is_there(migration):
+    if not layout.folder.is_dir() and not identity.is_there(migration):
         raise DiskAway(name=layout.name, host_name=advice.this_host(), lxcpath=layout.lxcpath, spool=layout.folder,
                        reason=f"{layout.folder} is missing", otherwise=f"Only if that disk is lost for good, with the"
                        f" last copy of {layout.name} that is on it: mkdir -p {layout.folder}")

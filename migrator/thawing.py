@@ -65,15 +65,16 @@ def thaw(frozen: Frozen) -> None:
             ("its network does not hear it", lambda: network.hear(frozen.migration) if frozen.ports else None),
             ("it is not on its bridge", lambda: network.plug(frozen.pid, frozen.ports)),
         ):
-            _try(f"{frozen.name} runs again, but {what}", step)
+            attempt(f"{frozen.name} runs again, but {what}", step)
         lxc.thaw_cgroup(frozen.cgroup)
-        _try(f"LXC still takes {frozen.name} for frozen",
+        attempt(f"LXC still takes {frozen.name} for frozen",
              lambda: lxc.Container(frozen.name, frozen.lxcpath).tell_thawed())
     if frozen.ports:
         network.announce(frozen.pid, (0.0,)).join()
 
 
-def _try(otherwise: str, step: Callable[[], None]) -> None:
+def attempt(otherwise: str, step: Callable[[], None]) -> None:
+    """A step on the way to where it runs, which nothing but the last one may keep it from; says `otherwise` if not."""
     try:
         step()
     except Exception as error:  # nothing is worth more than the thaw, which comes after

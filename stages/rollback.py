@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 from collections.abc import Callable
 
 from migrator import (
@@ -155,10 +156,7 @@ def roll_back(migration: Migration, tell: Callable[[], str] | None) -> Result:
     left_there = ""
     interrupted: Interrupted | None = None
     kept = list(migration.detail.get("kept", []))
-    thawed = False
-    if migration.memory and migration.state is State.DUMPING and aftermath.memory_is_here(migration):
-        with holder.held_back():  # nobody else has a word in that: the other host may take its time to answer
-            thawed = thaw_source(migration)
+    thawed, given_back = _give_back_first(migration)
     bases.require_last_copy(migration)
     if tell and not forced and not migration.detail.get("abandoned"):
         try:
@@ -180,7 +178,7 @@ def roll_back(migration: Migration, tell: Callable[[], str] | None) -> Result:
         else:
             kept = bases.named(migration, uuid)
     told = not left_there and not forced
-    record = {"abandoned": told, "forced": forced, "held": not thawed and aftermath.held(migration), "kept": kept,
+    record = {"abandoned": told, "forced": forced, "held": not given_back and aftermath.held(migration), "kept": kept,
               **({"gone": True} if thawed and not identity.is_there(migration) else {})}
     busy = full = False  # where it could not be recorded
     with holder.held_back():
@@ -193,13 +191,14 @@ def roll_back(migration: Migration, tell: Callable[[], str] | None) -> Result:
             full = not (busy := is_busy(error))
             log.warning(f"{name} is given back before that is recorded: {error}")
         # For its start; where it is gone there may be no other copy.
-        makes_room = not (thawed or busy or aftermath.memory_is_here(migration)) and identity.is_there(migration)
+        makes_room = not (given_back or busy or aftermath.memory_is_here(migration)) and identity.is_there(migration)
         if makes_room:
             identity.remember(migration)
             with contextlib.suppress(MigratorError, OSError):
                 drop_attempt(migration, [] if full else kept)
         try:
-            thawed = thawed or thaw_source(migration)  # once: who stops or freezes it since, means that
+            if not given_back:  # once: who stops or freezes it since, means that
+                thawed = thaw_source(migration)
         except (SourceStillStopped, StartFailed, CommandTimeout):
             if makes_room and kept and not full:  # all that is left for the next one
                 with contextlib.suppress(MigratorError, OSError):
@@ -215,6 +214,8 @@ def roll_back(migration: Migration, tell: Callable[[], str] | None) -> Result:
     gone = (thawed or record["held"] or migration.detail.get("gone")) and not identity.is_there(migration)
     last = bases.last_copy(migration, runs=thawed) if gone else []
     bases.require_last_copy(migration)  # once more, as it can have gone while the other host was asked
+    if not thawed:
+        _require_fence_seen(migration)
     drop_attempt(migration, [*kept, *last])  # which may make room for records
     if full:
         migration.move(Event.ROLL_BACK, **record)
@@ -231,6 +232,33 @@ def roll_back(migration: Migration, tell: Callable[[], str] | None) -> Result:
                   f"{aftermath.where(migration)}{left_there}{text}")
 
 
+def _give_back_first(migration: Migration) -> tuple[bool, bool]:
+    """In `dumping` nobody else has a word in that, and the other host may take its time to answer.
+
+    Whether it was thawed, or started again, as in `thaw_source`; and whether that is done. Where it cannot be started,
+    as on a full disk, or is gone, that is tried once more when it is known what is to be kept.
+    """
+    if migration.state is not State.DUMPING:
+        return False, False
+    with holder.held_back():
+        if migration.memory and aftermath.memory_is_here(migration):
+            thawed = thaw_source(migration)
+            return thawed, thawed
+        try:
+            return thaw_source(migration), identity.is_there(migration)
+        except (MigratorError, OSError) as error:
+            log.warning(f"{migration.peer} is told first: {error}")
+            return False, False
+
+
+def _require_fence_seen(migration: Migration) -> None:
+    """Raises DiskAway where its fence may stand on a disk that is not there: nobody would take it away any more."""
+    stood_still = {"boot", "init", "pid"} & set(migration.detail)  # of which older versions recorded the last alone
+    config = Layout(migration.lxcpath, migration.name, migration.id).container / "config"
+    if stood_still and not aftermath.memory_is_here(migration) and not os.path.lexists(config):
+        bases.require_seen(migration)
+
+
 def thaw_source(migration: Migration) -> bool:
     """Plug the container in again and thaw it, if this migration has frozen it; True if so.
 
@@ -245,7 +273,7 @@ def thaw_source(migration: Migration) -> bool:
     if not aftermath.memory_is_here(migration):
         remains.require_none(migration)
         if migration.detail["ports"]:
-            network.hear(migration.id)
+            thawing.attempt(f"What kept {migration.name} silent stays", lambda: network.hear(migration.id))
         aftermath.start_from_disk(migration)
         return False
     frozen = Frozen.from_detail(migration.id, migration.name, migration.lxcpath, migration.detail)

@@ -68,6 +68,7 @@ def nothing_real(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[li
     """There is no container here; what would be done to it."""
     done: list[str] = []
     monkeypatch.setattr(rollback, "thaw_source", lambda _: done.append("thawed"))
+    monkeypatch.setattr("migrator.identity.is_there", lambda _: True)
     monkeypatch.setattr(aftermath, "where", lambda _: "It runs on here.")
     monkeypatch.setattr(settling, "stands_fenced", lambda _: False)
     monkeypatch.setattr(settling, "seems_fenced", lambda _: False)

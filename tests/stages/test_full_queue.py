@@ -117,6 +117,7 @@ def test_the_whole_rollback(journal: Journal, monkeypatch: pytest.MonkeyPatch) -
     folder.mkdir()
     (folder / "config").touch()
     monkeypatch.setattr(rollback, "thaw_source", lambda _: True)
+    monkeypatch.setattr("migrator.identity.is_there", lambda _: True)
     monkeypatch.setattr(rollback, "drop_attempt", lambda *_: None)
     rollback.roll_back(migration, lambda: "")
     assert migration.state is State.ROLLED_BACK

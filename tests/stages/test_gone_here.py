@@ -183,7 +183,8 @@ def test_what_its_snapshots_have_told_is_remembered(journal: Journal, started: l
     starts = no_memory.start
 
     def start(*given: Any, **more: Any) -> int:
-        assert layout_of(migration).own_snapshots() == []
+        if layout_of(migration).own_snapshots():
+            raise StartFailed(name="web", reason="No space left on device", log="x")
         return starts(*given, **more)
 
     monkeypatch.setattr(no_memory, "start", start)
@@ -237,6 +238,15 @@ def test_what_was_removed_needs_no_start(journal: Journal, started: list[str], w
     assert started == [] and done.data["kept"] == [] and migration.state is State.ROLLED_BACK
     assert "it was removed, or renamed" in capsys.readouterr().err
     assert [path.name for path in layout_of(migration).own_snapshots()] == [f"{ID}.2"]
+
+
+@WAYS
+def test_nor_is_it_lost_where_nobody_need_be_asked_first(journal: Journal, started: list[str],
+                                                         way: dict[str, Any]) -> None:
+    migration = begun(journal, *DUMPED[:2], **way, rounds=[{}])
+    rollback.roll_back(migration, lambda: "snapshot 1")
+    assert started == [] and str(migration.state) == "rolled-back" and migration.detail["last_copy"] == [f"{ID}.2"]
+    assert [path.name for path in layout_of(migration).own_snapshots()] == [f"{ID}.1", f"{ID}.2"]
 
 
 @WAYS

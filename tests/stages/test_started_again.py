@@ -20,8 +20,10 @@ import pytest
 
 from migrator import aftermath, container_config, criu, layout, log, lxc, names, network, no_memory, remains
 from migrator.errors import (
+    CommandFailed,
     ContainerNotFound,
     ContainerNotRunning,
+    DiskAway,
     DowntimeExceeded,
     InternalError,
     JournalBroken,
@@ -154,12 +156,21 @@ def test_what_could_not_be_recorded_is_in_the_next_record(stopped: Migration, st
     assert fence_of(stopped) == "" and len(started) == 1
 
 
-def test_a_rollback_makes_room_first(stopped: Migration, started: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    snapshot(stopped, 1, UUID)
+@pytest.mark.parametrize("needs_room", [True, False])
+def test_a_rollback_makes_room_for_a_start_that_fails(stopped: Migration, started: list[str], needs_room: bool,
+                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    first, honest = snapshot(stopped, 1, UUID), no_memory.start
+
+    def start(*args: Any, **options: Any) -> int:
+        if needs_room and first.exists():
+            raise StartFailed(name="web", reason="No space left on device", log="x")
+        return honest(*args, **options)
+
+    monkeypatch.setattr(no_memory, "start", start)
     full_journal(monkeypatch)
     with pytest.raises(JournalBroken):
         rollback.roll_back(stopped, lambda: UUID)
-    assert started == ["lxc.uts.name = web; "] and fence_of(stopped) == ""
+    assert started == [f"lxc.uts.name = web; {'' if needs_room else first.name}"] and fence_of(stopped) == ""
 
 
 def test_with_room_it_keeps_what_both_hosts_have(stopped: Migration, started: list[str]) -> None:
@@ -169,11 +180,11 @@ def test_with_room_it_keeps_what_both_hosts_have(stopped: Migration, started: li
     assert len(started) == 1 and fence_of(stopped) == ""
 
 
-@pytest.mark.parametrize("keeps", ["", UUID])
+@pytest.mark.parametrize("keeps", ["", SENT])
 def test_a_rollback_makes_room_where_only_the_containers_disk_is_full(
         stopped: Migration, started: list[str], monkeypatch: pytest.MonkeyPatch, keeps: str) -> None:
     """What nobody keeps goes before the start; and what is kept when that has failed, for the next one."""
-    rounds = [snapshot(stopped, 1, "0" * 8 + UUID[8:]), snapshot(stopped, 2, UUID)]
+    rounds = [snapshot(stopped, 1, SENT), snapshot(stopped, 2, UUID)]
     honest = no_memory.start
 
     def start(*args: Any, **options: Any) -> int:
@@ -186,8 +197,9 @@ def test_a_rollback_makes_room_where_only_the_containers_disk_is_full(
     if keeps:
         with pytest.raises(SourceStillStopped):
             rollback.roll_back(stopped, lambda: keeps)
-        assert started.pop(0) == "lxc.uts.name = web; 0badc0de.2" and stopped.state is State.ROLLING_BACK
+        assert started.pop(1) == "lxc.uts.name = web; 0badc0de.1" and stopped.state is State.ROLLING_BACK
     told = rollback.roll_back(stopped, lambda: keeps)
+    assert started.pop(0).startswith("lxc.uts.name = web; 0badc0de."), "before the other host was asked"
     assert started == ["lxc.uts.name = web; "] and stopped.state is State.ROLLED_BACK and told.data["kept"] == []
 
 
@@ -220,11 +232,13 @@ def test_what_a_reboot_has_ended_is_given_room_too(stopped: Migration, monkeypat
 
     def thaw(_: Migration) -> bool:
         there.append(first.exists())
+        if gone and first.exists():
+            raise StartFailed(name="web", reason="No space left on device", log="x")
         return True
 
     monkeypatch.setattr(rollback, "thaw_source", thaw)
     rollback.roll_back(stopped, lambda: "")
-    assert there == [not gone] and not first.exists()
+    assert there == ([True, False] if gone else [True]) and not first.exists()
 
 
 def test_what_is_frozen_is_thawed_before_the_other_host_is_asked(stopped: Migration,
@@ -246,6 +260,69 @@ def test_what_is_frozen_is_thawed_before_the_other_host_is_asked(stopped: Migrat
 
     rollback.roll_back(stopped, tell)
     assert acts == ["thaw", "tell"] and stopped.detail["held"] is False
+
+
+@pytest.mark.parametrize("memory", [True, False])
+def test_so_is_what_can_only_be_started(stopped: Migration, started: list[str], memory: bool,
+                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped without its memory, or by a reboot. Once: who stops it while the other host is asked means that."""
+    stopped.note("record", memory=memory, ports=[])
+    monkeypatch.setattr(remains, "require_none", lambda _: None)
+    asked: list[int] = []
+
+    def tell() -> str:
+        asked.append(len(started))
+        return ""
+
+    told = rollback.roll_back(stopped, tell)
+    assert asked == [1] and len(started) == 1 and fence_of(stopped) == ""
+    assert stopped.detail["held"] is False and told.data["thawed"] is not memory
+    assert stopped.state is State.ROLLED_BACK
+
+
+@pytest.mark.parametrize("memory", [True, False])
+def test_its_disk_is_away_when_that_is_carried_on(stopped: Migration, started: list[str], memory: bool,
+                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was thawed, or started, and told; then came a power cut, and its disk comes late: its fence must not stay."""
+    monkeypatch.setattr(remains, "require_none", lambda _: None)
+    stopped.note("record", memory=memory, ports=[], boot="an earlier one", stopping=False)
+    stopped.move(Event.ROLL_BACK, abandoned=True, forced=False, held=False, kept=[])
+    pool, disk = stopped.lxcpath / "web", stopped.lxcpath / "disk"
+    pool.rename(disk)
+    for _ in range(2):
+        with pytest.raises(DiskAway, match="/web is missing"):
+            rollback.roll_back(stopped, lambda: pytest.fail("it was told"))
+        assert str(stopped.state) == "rolling-back"
+    disk.rename(pool)
+    rollback.roll_back(stopped, lambda: pytest.fail("it was told"))
+    assert str(stopped.state) == "rolled-back" and fence_of(stopped) == ""
+    assert len(started) == (not memory), "what this has stopped, and fenced, nobody has started at that boot"
+
+
+def test_what_was_removed_for_good_is_no_disk_that_is_away(stopped: Migration, started: list[str]) -> None:
+    """Its snapshots are there, or somebody says so: by the command that the error names."""
+    stopped.note("record", stopping=False)
+    stopped.move(Event.ROLL_BACK, abandoned=True, forced=False, held=False, kept=[])
+    shutil.rmtree(stopped.lxcpath / "web")
+    with pytest.raises(DiskAway) as away:
+        rollback.roll_back(stopped, lambda: pytest.fail("it was told"))
+    assert f"mkdir -p {stopped.lxcpath}/.migrator/web" in away.value.hint
+    (stopped.lxcpath / ".migrator" / "web").mkdir(parents=True)
+    rollback.roll_back(stopped, lambda: pytest.fail("it was told"))
+    assert stopped.state is State.ROLLED_BACK and started == []
+
+
+def test_a_network_that_cannot_be_heard_keeps_nothing_from_its_start(stopped: Migration, started: list[str],
+                                                                     monkeypatch: pytest.MonkeyPatch,
+                                                                     capfd: pytest.CaptureFixture[str]) -> None:
+    def hear(_: str) -> None:
+        raise CommandFailed(command="nft", outcome="exit status 1", output="Operation not supported")
+
+    monkeypatch.setattr(remains, "require_none", lambda _: None)
+    monkeypatch.setattr("migrator.network.hear", hear)
+    stopped.note("record", memory=True, ports=[{"inside": "eth0", "outside": "veth1", "bridge": "br0"}])
+    assert rollback.thaw_source(stopped) is False
+    assert len(started) == 1 and "What kept web silent stays" in capfd.readouterr().err
 
 
 def test_what_its_owner_has_stopped_meanwhile_is_not_started(stopped: Migration,
