@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from migrator import apart, criu, holder, log, lxc, network, programs, second_start, standard_files, thawing
-from migrator.errors import MigratorError, WatchdogFailed
+from migrator.errors import JournalBroken, MigratorError, WatchdogFailed
 from migrator.journal import HURRY, Journal
 from migrator.layout import locked
 from migrator.run import Program, detached
@@ -215,10 +215,20 @@ class Watch:
             raise
 
     def _is_still_being_dumped(self) -> bool:
-        """Whether the journal has nothing later than that dump: nobody was offered the token since."""
-        with Journal(Path(self.task.journal), HURRY) as journal:
+        """Whether the journal has nothing later than that dump: nobody was offered the token since.
+
+        Where its disk is gone none is made, and one that somebody has made there since, which knows nothing, says
+        nothing: as one that cannot be read. Forgotten is only what has ended, and then does not stand still.
+        """
+        path = Path(self.task.journal)
+        path.stat()
+        with Journal(path, HURRY) as journal:
             found = journal.by_id(self.frozen.migration, Role.SOURCE)
-            return bool(found and found.state is State.DUMPING and found.detail.get("attempt") == self.task.attempt)
+        if found is not None:
+            return found.state is State.DUMPING and found.detail.get("attempt") == self.task.attempt
+        if self.frozen.is_here() and lxc.is_held(self.frozen.cgroup):
+            raise JournalBroken(path=path, reason=f"it does not know migration {self.frozen.migration}")
+        return False
 
     def _criu_is_at_work(self) -> bool:
         return bool(criu.processes(Path(folder) for folder in self.task.images))

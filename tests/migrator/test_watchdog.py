@@ -25,6 +25,7 @@ from migrator.thawing import Frozen
 from migrator.watchdog import POLL, Task, Watch
 
 LIMIT = 120.0
+IS_STILL_BEING_DUMPED = Watch._is_still_being_dumped
 
 
 @pytest.fixture
@@ -152,6 +153,31 @@ def test_what_was_never_offered_is_thawed_without_the_journal(migration: Migrati
         pass  # as who froze it had
     assert unreadable.watch(task(migration, cgroup), "begins", 1.0)
     assert not frozen(cgroup) and unreadable.told.now >= 1000.0 + LIMIT
+
+
+@pytest.mark.parametrize("made_anew", [False, True])
+def test_nor_with_one_whose_disk_is_gone(migration: Migration, cgroup: Path, monkeypatch: pytest.MonkeyPatch,
+                                         made_anew: bool) -> None:
+    """It makes none there; nor does one that somebody else has made there since, and that is empty, say anything."""
+    unreadable = Unreadable(monkeypatch)
+    monkeypatch.setattr(Watch, "_is_still_being_dumped", IS_STILL_BEING_DUMPED)
+    elsewhere = migration.lxcpath / "umounted" / "journal.db"
+    if made_anew:
+        Journal(elsewhere).close()
+    with layout.locked("web", locks(migration), lxcpath=migration.lxcpath):
+        pass
+    assert unreadable.watch(dataclasses.replace(task(migration, cgroup), journal=str(elsewhere)), "begins", 1.0)
+    assert not frozen(cgroup) and unreadable.told.now >= 1000.0 + LIMIT
+    assert elsewhere.parent.exists() is made_anew
+
+
+def test_what_was_given_back_and_forgotten_since_is_nothing_to_wait_for(migration: Migration, cgroup: Path) -> None:
+    migration.move(Event.THAW)
+    migration.move(Event.ROLL_BACK)
+    migration.move(Event.ROLLED_BACK)
+    migration.journal.forget(migration)
+    (cgroup / "cgroup.freeze").write_text("0")
+    assert not watched(task(migration, cgroup), "begins")
 
 
 @pytest.mark.parametrize("last", ["clock", "left", "another", "nobody"])
