@@ -41,7 +41,7 @@ def without(pattern: str) -> Callable[[str], str]:
 
 
 # Edits after which lxc-start starts it.
-LETS = {
+LETS: dict[str, Callable[[str], str]] = {
     "its hook was taken out": without("migrator-fence"),
     "another hook has replaced it": lineinfile("lxc.hook.pre-start = /usr/local/bin/ours"),
     "it was made a comment": lambda text: text.replace("lxc.hook.pre-start = /", "#lxc.hook.pre-start = /"),
@@ -50,7 +50,7 @@ LETS = {
     "its end alone is left": without(r"BEGIN|hook\.pre-start = "),
 }
 # And after which it does not.
-REFUSES = {
+REFUSES: dict[str, Callable[[str], str]] = {
     "nothing": str,
     "no end of line": lambda text: text.rstrip("\n"),
     "a line behind it": lambda text: f"{text}lxc.tty.max = 2\n",
