@@ -93,21 +93,31 @@ exec migrator migrate c1 -d DESTINATION --json
 
 
 def test_all_of_its_cgroup_is_killed(rig: Rig, guest: str) -> None:
-    """As systemd does to a session or a unit, and the kernel to one without memory: the watchdog is not among them."""
+    """As systemd does to a session or a unit, and the kernel to one without memory: the watchdog is not among them.
+
+    Nor is CRIU, which is let end its dump: killed in the middle it would leave the tasks broken.
+    """
     script = KILLED_AS_ONE.replace("DESTINATION", DESTINATION)
     with held(rig, "hosta", "criu", DUMP) as criu, rig.start("hosta", "sh", "-c", script) as running:
         criu.wait("CRIU has begun")
         criu.spare()
         hold_frozen(rig, running)
-        pid = rig.sh("hosta", "pgrep -f migrator.watchdo[g]").strip()
+        pids = rig.sh("hosta", "pgrep -f migrator.watchdo[g]; ls /opt/held/criu.waiting").split()
+        assert len(pids) == 2
         # As far as this host's root may: in a container without CAP_SYS_RESOURCE it may not.
         may = rig.sh("hosta", "echo -1000 2>/dev/null >/proc/self/oom_score_adj; cat /proc/self/oom_score_adj")
-        assert rig.sh("hosta", f"cat /proc/{pid}/oom_score_adj") == may
+        for pid in pids:
+            assert rig.sh("hosta", f"cat /proc/{pid}/oom_score_adj") == may
         rig.sh("hosta", "echo 1 >/sys/fs/cgroup/session.scope/cgroup.kill")
         running.wait()
+        assert watched(rig) and not thawed(rig)
+        rig.sh("hosta", f"kill -0 {' '.join(pids)}")
+        criu.release()
         wait_for(lambda: thawed(rig), "the watchdog thaws it")
     runs_on(rig, guest)
     wait_for(lambda: not watched(rig), "the watchdog has ended")
+    dumped = "grep -l 'Dumping finished successfully' /run/migrator/*/dump.log"
+    assert rig.sh("hosta", dumped), "CRIU has come to its end"
     wait_for(lambda: rig.sh("hosta", "rmdir /sys/fs/cgroup/session.scope && echo gone", check=False), "all are gone")
     rig.migrator("hosta", "rollback", "c1").expect(0)
     runs_on(rig, guest)
