@@ -186,14 +186,13 @@ def place_images(layout: Layout, needed: int, room: int | None = None) -> tuple[
     What other migrations were promised is not there for this one, nor what is beyond the `room` that it has (bytes).
     """
     memory, disk = layout.image_folders()
-    available = _available(room)
+    available = _bytes_available(room)
     if 2 * needed < available:
         return memory, f"{available >> 20} MiB of memory are available"
     return disk, f"only {max(0, available) >> 20} MiB of memory are available"
 
 
-def _available(room: int | None) -> int:
-    """Bytes of memory."""
+def _bytes_available(room: int | None) -> int:
     available = memory_available() - memory_promised()
     return available if room is None else min(available, room)
 
@@ -213,7 +212,7 @@ def make_images(path: Path, needed: int, room: int | None = None) -> None:
     if path.parent == RUNTIME:
         try:
             needed = max(0, needed)  # as another host has it
-            _mount(path, max(_LEAST, min(needed + max(needed // 2, _GROWTH), _available(room) // 2)))
+            _mount(path, max(_LEAST, min(needed + max(needed // 2, _GROWTH), _bytes_available(room) // 2)))
         except OSError as error:
             log.verbose(f"No tmpfs could be mounted at {path}: {error}")
 
