@@ -11,14 +11,11 @@ from __future__ import annotations
 import functools
 import os
 import stat
-import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from migrator import log
+from migrator import asking, log
 
-LIMIT = 5.0  # seconds that a folder may take to answer
-_PAUSE = 0.1  # seconds between two looks whether it has
 # What is asked without a thread and a limit: where these do not answer nothing works on this host.
 _SYSTEM = frozenset({"/usr/sbin", "/usr/bin", "/sbin", "/bin"})
 _USUAL = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -28,23 +25,23 @@ _NEEDED = ("btrfs", "criu", "ip", "lxc-checkpoint", "lxc-freeze", "lxc-start", "
            "nsenter")
 
 _found: dict[tuple[str, str], list[Path]] = {}  # by $PATH and the program's name; of what was found at all
-_silent: set[str] = set()  # folders that have not answered, and are not asked any more
+_folders = asking.Asking()
 
 
 def path() -> str:
     """$PATH, with what root needs, and without the folders that have not answered."""
     folders = [str(Path(folder)) for folder in (os.environ.get("PATH") or _USUAL).split(":")]  # without a slash behind
     folders += [folder for folder in _FOR_ROOT if folder not in folders]
-    return ":".join(folder for folder in folders if folder not in _silent)
+    return ":".join(folder for folder in folders if folder not in _folders.silent)
 
 
 def path_of(*programs: str) -> str:
     """Of `path` the system's folders, and those that have one of these programs: for who starts them by their names."""
-    return _path_of(path(), programs)
+    return _path_of(path(), programs, len(_folders.back))
 
 
 @functools.cache
-def _path_of(within: str, programs: tuple[str, ...]) -> str:
+def _path_of(within: str, programs: tuple[str, ...], _back: int) -> str:
     having = {str(file.parent) for found in _files(programs, within).values() for file in found}
     return ":".join(folder for folder in within.split(":") if folder in having | _SYSTEM) or within
 
@@ -58,15 +55,22 @@ def find(program: str, within: str | None = None) -> str | None:
     """The file of a program, as execvp(3) finds it in `within`, or else in `path`, but in no folder without a leading
     slash. None where there is none.
     """
+    return next(each_of(program, within), None)
+
+
+def each_of(program: str, within: str | None = None) -> Iterator[str]:
+    """That one, and then the others of that name, for where it cannot be executed."""
     if "/" in program:
-        return program
+        yield program
+        return
     within = path() if within is None else within
+    there = False
     for file in _files([program], within)[program]:
         if _look([file]):
-            return str(file)
-    if _found.pop((within, program), None):  # it was there, and has been moved since, as by an upgrade
-        return find(program, within)
-    return None
+            there = True
+            yield str(file)
+    if not there and _found.pop((within, program), None):  # it was, and has been moved since, as by an upgrade
+        yield from each_of(program, within)
 
 
 def ids(programs: Sequence[str]) -> set[tuple[int, int]]:
@@ -80,45 +84,24 @@ def _files(programs: Sequence[str], within: str) -> dict[str, list[Path]]:
     unknown = [program for program in programs if (within, program) not in _found]
     folders = [folder for folder in within.split(":") if folder.startswith("/")]
     there = _look([Path(folder, program) for folder in folders for program in unknown])
-    for program in unknown:
-        if found := [file for file in there if file.name == program]:
-            _found[within, program] = found
-    return {program: _found.get((within, program), []) for program in programs}
+    new = {program: [file for file in there if file.name == program] for program in unknown}
+    if _folders.silent.isdisjoint(folders):  # else a folder that comes back would be passed over
+        _found.update(((within, program), files) for program, files in new.items() if files)
+    return {program: new.get(program) or _found.get((within, program), []) for program in programs}
 
 
 def _look(files: Sequence[Path]) -> dict[Path, os.stat_result]:
     """Those that are programs, in the same order; none in a folder that does not answer."""
     told = {file: _stat(file) for file in files if str(file.parent) in _SYSTEM}
     asked = [file for file in files if file not in told]
-    while asked := [file for file in asked if str(file.parent) not in _silent]:
-        answers = _answers(asked)
+    while asked := [file for file in asked if str(file.parent) not in _folders.silent]:
+        answers = _folders.answers([(str(file.parent), functools.partial(_stat, file)) for file in asked])
         told.update(zip(asked, answers, strict=False))
         if len(answers) < len(asked):
-            folder = str(asked[len(answers)].parent)
-            _silent.add(folder)
-            log.warning(f"{folder}, a folder of $PATH, does not answer: programs are looked for without it")
+            log.warning(f"{asked[len(answers)].parent}, a folder of $PATH, does not answer: programs are looked for"
+                        " without it")
         asked = asked[len(answers):]
     return {file: found for file in files if (found := told.get(file))}
-
-
-def _answers(files: Sequence[Path]) -> list[os.stat_result | None]:
-    """For one after the other, up to the first that is waited for in vain."""
-    answers: list[os.stat_result | None] = []
-
-    def ask() -> None:
-        for file in files:
-            answers.append(_stat(file))
-
-    thread = threading.Thread(target=ask, name="migrator-path", daemon=True)
-    try:
-        thread.start()
-    except RuntimeError:  # there can be no more threads
-        return [_stat(file) for file in files]
-    come = pauses = 0
-    while thread.is_alive() and pauses < round(LIMIT / _PAUSE):  # counted: who was stopped (Ctrl-Z) has not waited
-        thread.join(_PAUSE)
-        come, pauses = len(answers), pauses + 1 if come == len(answers) else 0
-    return answers[:]
 
 
 def _stat(file: Path) -> os.stat_result | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import functools
 import os
 import select
@@ -25,6 +26,9 @@ from migrator import log, programs
 from migrator.errors import CommandFailed, CommandTimeout, Interrupted, ProgramMissing
 
 DEFAULT_LIMIT = 60.0  # seconds
+# What is said of a file, where another one of that name in $PATH is tried, as by execvp(3).
+_CANNOT_BE_EXECUTED = {errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ENOEXEC, errno.ELIBBAD, errno.EIO,
+                       errno.ESTALE, errno.ETXTBSY}
 ERROR_TAIL = 2000  # bytes of a program's output that an error message shows
 
 # Which Debian package brings a program that is not there.
@@ -240,26 +244,35 @@ def _start(argv: Sequence[str | os.PathLike[str]], *, stdin: int | IO[bytes] | N
            env: Mapping[str, str] | None = None, pass_fds: Sequence[int] = (), process_group: int | None = None,
            start_new_session: bool = False) -> Program:
     words, shall_have = tuple(os.fspath(a) for a in argv), environment(env)
-    if (file := programs.find(words[0], shall_have["PATH"])) is None:
+    failed: OSError | None = None
+    for file in programs.each_of(words[0], shall_have["PATH"]):
+        with contextlib.ExitStack() as unused:
+            err = unused.enter_context(_memory_file())
+            out = unused.enter_context(_memory_file()) if stdout is None else None
+            log.trace(shown(words))
+            try:
+                process = subprocess.Popen(
+                    words,
+                    executable=file,
+                    stdin=subprocess.DEVNULL if stdin is None else stdin,
+                    stdout=out if stdout is None else stdout,
+                    stderr=err,
+                    env=shall_have,
+                    pass_fds=tuple(pass_fds),
+                    process_group=process_group,
+                    start_new_session=start_new_session,
+                )
+            except OSError as error:
+                if error.errno not in _CANNOT_BE_EXECUTED:
+                    raise
+                if failed is None or isinstance(failed, FileNotFoundError):
+                    failed = error
+                continue
+            unused.pop_all()
+            return Program(words, process, out, err)
+    if failed is None or isinstance(failed, FileNotFoundError):
         raise _missing(words[0])
-    err = _memory_file()
-    out = _memory_file() if stdout is None else None
-    log.trace(shown(words))
-    try:
-        process = subprocess.Popen(
-            words,
-            executable=file,
-            stdin=subprocess.DEVNULL if stdin is None else stdin,
-            stdout=out if stdout is None else stdout,
-            stderr=err,
-            env=shall_have,
-            pass_fds=tuple(pass_fds),
-            process_group=process_group,
-            start_new_session=start_new_session,
-        )
-    except FileNotFoundError:
-        raise _missing(words[0]) from None
-    return Program(words, process, out, err)
+    raise failed
 
 
 def _missing(program: str) -> ProgramMissing:

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from migrator import criu, network, processes, programs
+from migrator import asking, criu, network, processes, programs
 from migrator import run as run_module
 from migrator.errors import ProgramMissing
 from migrator.run import environment, run
@@ -20,7 +22,7 @@ from migrator.run import environment, run
 @pytest.fixture(autouse=True)
 def _nothing_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(programs, "_found", {})
-    monkeypatch.setattr(programs, "_silent", set())
+    monkeypatch.setattr(programs, "_folders", asking.Asking())
 
 
 @pytest.fixture
@@ -29,7 +31,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path
     made = tmp_path / "first", tmp_path / "last"
     for folder in made:
         folder.mkdir()
-    monkeypatch.setattr(programs, "LIMIT", 600.0)  # but what answers is waited for
+    monkeypatch.setattr(asking, "LIMIT", 600.0)  # but what answers is waited for
     monkeypatch.setenv("PATH", f"{made[0]}:/usr/sbin:/usr/bin:{made[1]}")
     return made
 
@@ -54,7 +56,7 @@ class Dead:
                 assert self.back.wait(60)
             return honest(path, **how)
 
-        monkeypatch.setattr(programs, "LIMIT", 1.0)  # nor is it short for what answers
+        monkeypatch.setattr(asking, "LIMIT", 1.0)  # nor is it short for what answers
         monkeypatch.setattr(Path, "stat", stat)
 
 
@@ -77,6 +79,48 @@ def test_the_first_in_path_is_started(folders: tuple[Path, Path]) -> None:
     for name in ("tell", "speak"):
         put(last, name, "yes")
         assert run([name]).text == "yes\n"
+
+
+@pytest.mark.parametrize("broken", ["#!/no/interpreter\n", "\x7fis no program\n", None])
+def test_what_cannot_be_executed_is_passed_over(folders: tuple[Path, Path], broken: str | None,
+                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    """As execvp(3) does."""
+    first, last = folders
+    put(last, "say", "last")
+    put(first, "say", "first")
+    if broken is not None:
+        (first / "say").write_text(broken)
+    else:  # a mount without programs
+        honest = subprocess.Popen
+
+        def start(words: Any, *, executable: str, **more: Any) -> Any:
+            if executable.startswith(str(first)):
+                raise PermissionError(errno.EACCES, "Permission denied", executable)
+            return honest(words, executable=executable, **more)
+
+        monkeypatch.setattr(subprocess, "Popen", start)
+    assert run(["say"]).text == "last\n"
+    (last / "say").unlink()
+    with pytest.raises(OSError if broken != "#!/no/interpreter\n" else ProgramMissing) as raised:
+        run(["say"])
+    assert not isinstance(raised.value, FileNotFoundError)
+
+
+def test_where_it_is_not_the_file_no_other_one_is_tried(folders: tuple[Path, Path],
+                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another version of it, say, is not started because memory was short."""
+    for folder in folders:
+        put(folder, "say", folder.name)
+    tried: list[str] = []
+
+    def start(*_: object, executable: str, **more: object) -> Any:
+        tried.append(executable)
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    with pytest.raises(BlockingIOError):
+        run(["say"])
+    assert tried == [str(folders[0] / "say")]
 
 
 def test_what_was_found_is_not_looked_for_again(folders: tuple[Path, Path]) -> None:
@@ -110,6 +154,34 @@ def test_a_folder_that_is_dead_keeps_nobody(folders: tuple[Path, Path], killed: 
     assert list(processes.running("say")) == [] and run(["say"]).text == "last\n"
     assert dead.asked == 1 and f"{first}, a folder of $PATH, does not" in " ".join(capfd.readouterr().err.split())
     assert environment()["PATH"].split(":")[0] == "/usr/sbin", "nor do the programs look there that are started"
+
+
+def test_one_that_answers_in_the_end_is_asked_again(folders: tuple[Path, Path], killed: list[Dead],
+                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once: one that is late always is not to be waited for by each look."""
+    first, last = folders
+    put(first, "say", "first")
+    put(last, "say", "last")
+    put(first, "tell", "tells")
+    killed.append(dead := Dead(first, monkeypatch))
+    assert run(["say"]).text == "last\n" and criu.path().split(":")[0] == "/usr/sbin"
+    with pytest.raises(ProgramMissing):
+        run(["tell"])
+    dead.back.set()
+    for thread in threading.enumerate():
+        if thread.name == "migrator-asking":
+            thread.join()
+    assert run(["say"]).text == "first\n" and run(["tell"]).text == "tells\n"
+    assert environment()["PATH"].split(":")[0] == str(first)
+    put(first, "criu", "criu")
+    assert criu.path().split(":")[0] == str(first)
+    dead.back.clear()
+    assert programs.find("another") is None
+    dead.back.set()
+    for thread in threading.enumerate():
+        if thread.name == "migrator-asking":
+            thread.join()
+    assert environment()["PATH"].split(":")[0] == "/usr/sbin"
 
 
 def test_no_thaw_asks_it_once_it_is_known_what_is_where(folders: tuple[Path, Path], killed: list[Dead],
