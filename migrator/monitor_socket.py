@@ -8,18 +8,24 @@ and the container's name. liblxc believes whoever holds it: that it runs, and wh
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
+import functools
 import os
 import socket
 import struct
 from pathlib import Path
 
-from migrator import names
+from migrator import asking, log, names, roots
 from migrator.errors import CommandTimeout
 
 ROOT = 0
 LIMIT = 10  # whole seconds; a monitor takes connections as long as its queue has room, be it stopped
 _ROOM = 106  # bytes for a name, of the 108 in sockaddr_un
 _CREDENTIALS = struct.Struct("iII")  # struct ucred: process, user, group
+_PIDFD_GETFD = 438  # pidfd_getfd(2), kernel 5.6: the same number on all machines but Alpha
+
+_paths = asking.Asking()  # LXC paths of other containers
 
 
 def address(name: str, lxcpath: Path) -> bytes:
@@ -62,25 +68,51 @@ def holder(name: str, lxcpath: Path) -> tuple[int, int] | None:
 
 
 def is_anothers(pid: int, name: str, lxcpath: Path) -> bool:
-    """Whether a process answers for other containers than this one alone, as the monitor of one does; raises OSError.
+    """Whether a process answers for other containers than this one alone, as the monitor of one does.
 
-    By what it listens on itself (/proc/net/unix), however its LXC path is spelled: it is not asked anything.
-    One that has ended answers for none.
+    By what root has it listen on, however its LXC path is spelled: it is not asked anything, and no other process has
+    a say in it. One that has ended answers for none. Where it cannot be told it is not another's, since who asks this
+    refuses then; else two would run on one disk.
     """
-    found = _answered_by(pid)
+    try:
+        found = _answered_by(pid)
+    except OSError:
+        return False
     return bool(found) and not any(_is_of(each, name, lxcpath) for each in found)
 
 
 def _answered_by(pid: int) -> list[bytes]:
-    """The addresses, as `address` has them, at which a process answers for containers."""
-    held = set()
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # one is just closed, or all of them
+    """The addresses, as `address` has them, at which a process answers for containers; raises OSError.
+
+    Of its own sockets: the text of /proc/net/unix has any user's lines in it, as a name may have a newline.
+    """
+    found = []
+    process = os.pidfd_open(pid)
+    try:
         for each in Path(f"/proc/{pid}/fd").iterdir():
-            with contextlib.suppress(FileNotFoundError):
-                held.add(os.readlink(each))  # noqa: PTH115 -- it is no path
-    lines = [line.split(None, 7) for line in Path("/proc/net/unix").read_bytes().splitlines()[1:]]
-    return [b"\0" + line[7][1:] for line in lines if len(line) == 8 and line[7].startswith(b"@")
-            and line[7].endswith(b"/command") and f"socket:[{int(line[6])}]" in held]
+            with contextlib.suppress(FileNotFoundError):  # it has just been closed
+                if os.readlink(each).startswith("socket:"):  # noqa: PTH115 -- it is no path
+                    found.append(_listens_at(process, int(each.name)))
+    finally:
+        os.close(process)
+    return [each for each in found if each.endswith(b"/command")]
+
+
+def _listens_at(process: int, number: int) -> bytes:
+    """The abstract address of a socket in another process at which root listens, or b""; raises OSError."""
+    fd = roots.libc().syscall(ctypes.c_long(_PIDFD_GETFD), process, number, 0)
+    if fd < 0:
+        failed = ctypes.get_errno()
+        if failed == errno.EBADF:  # it has just been closed
+            return b""
+        raise OSError(failed, os.strerror(failed), "pidfd_getfd")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=fd) as its:
+        if its.getsockopt(socket.SOL_SOCKET, socket.SO_DOMAIN) != socket.AF_UNIX:
+            return b""
+        _pid, uid, _gid = _CREDENTIALS.unpack(its.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+        at = its.getsockname()
+        listens = its.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) and uid == ROOT
+        return at if listens and isinstance(at, bytes) else b""
 
 
 def _is_of(found: bytes, name: str, lxcpath: Path) -> bool:
@@ -88,4 +120,18 @@ def _is_of(found: bytes, name: str, lxcpath: Path) -> bool:
     if found == address(name, lxcpath):
         return True
     path, _, its = os.fsdecode(found[1:].removesuffix(b"/command")).rpartition("/")
-    return its == name and path.startswith("/") and names.same_path(Path(path), lxcpath)
+    return its == name and path.startswith("/") and "\0" not in path and _is_same(path, lxcpath)
+
+
+def _is_same(path: str, lxcpath: Path) -> bool:
+    """Whether that may be this LXC path.
+
+    A thaw waits for this, and `path` may lie on a file server that is gone. One that does not answer may be this one,
+    by a link on that server.
+    """
+    if os.path.normpath(path) == os.path.normpath(lxcpath) or path in _paths.silent:
+        return True
+    told = _paths.answers([(path, functools.partial(names.same_path, Path(path), lxcpath))])
+    if not told:
+        log.warning(f"{path} does not answer: what runs from there as well as here is taken for the same container")
+    return told[0] if told else True

@@ -123,7 +123,7 @@ def is_top_of_own_mount(pid: int) -> bool:
 
 def _statx(path: Path | str, mask: int) -> ctypes.Array[ctypes.c_char]:
     found = ctypes.create_string_buffer(_STATX_SIZE)
-    _must(_libc().statx(_AT_FDCWD, os.fsencode(path), _FLAGS, mask, found), path)
+    _must(libc().statx(_AT_FDCWD, os.fsencode(path), _FLAGS, mask, found), path)
     return found
 
 
@@ -138,7 +138,7 @@ def is_on_btrfs(pid: int, proc: Path = PROC) -> bool:
     handle = ctypes.create_string_buffer(struct.pack("=Ii", _HANDLE_MAX, 0), 8 + _HANDLE_MAX)
     mount = ctypes.c_int()
     try:
-        _must(_libc().name_to_handle_at(_AT_FDCWD, os.fsencode(path), handle, ctypes.byref(mount), _FOLLOW), path)
+        _must(libc().name_to_handle_at(_AT_FDCWD, os.fsencode(path), handle, ctypes.byref(mount), _FOLLOW), path)
     except OSError as error:
         if error.errno == errno.EOPNOTSUPP:  # as an overlay, which has no handles; btrfs has
             return False
@@ -152,5 +152,5 @@ def _must(result: int, path: Path | str) -> None:
 
 
 @functools.cache  # all of /proc is looked at while a container stands still
-def _libc() -> ctypes.CDLL:
+def libc() -> ctypes.CDLL:
     return ctypes.CDLL(None, use_errno=True)

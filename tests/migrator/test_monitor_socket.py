@@ -6,13 +6,16 @@ from __future__ import annotations
 import os
 import socket
 import struct
+import subprocess
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from migrator import ending, lxc, monitor_socket, no_memory, remains
+from migrator import asking, ending, lxc, monitor_socket, names, no_memory, remains
 from migrator.errors import CommandTimeout, ContainerNotRunning
 
 Listen = Callable[[], socket.socket]
@@ -146,39 +149,157 @@ def test_credentials_are_the_kernels() -> None:
 # --- whose monitor a process is -------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def bind(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[bytes], socket.socket]]:
+    """Listens at an address; we count as root."""
+    monkeypatch.setattr(monitor_socket, "ROOT", os.geteuid())
+    made: list[socket.socket] = []
+
+    def begin(address: bytes) -> socket.socket:
+        made.append(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        made[-1].bind(address)
+        made[-1].listen()
+        return made[-1]
+
+    yield begin
+    for each in made:
+        each.close()
+
+
+Bind = Callable[[bytes], socket.socket]
+
+
 @pytest.mark.parametrize(("listens", "anothers"), [
     ([], False), (["c1"], False), (["c2"], True), (["o/c1"], True), (["also/c1"], False),
     (["also/c2"], True), (["c2", "c1"], False), (["not a monitor"], False), (["a b /c1"], True),
 ])
-def test_whose_monitor_it_is(tmp_path: Path, listens: list[str], anothers: bool) -> None:
+def test_whose_monitor_it_is(tmp_path: Path, bind: Bind, listens: list[str], anothers: bool) -> None:
     """By what it listens on, however LXC's path is spelled there."""
     pool = tmp_path / "p"
     pool.mkdir()
     (tmp_path / "also").symlink_to(pool)
-    held = []
     for each in listens:
         folder, _, name = each.rpartition("/")
-        held.append(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
-        held[-1].bind(b"\0not a monitor" if each == "not a monitor"
-                      else monitor_socket.address(name, tmp_path / folder if folder else pool))
-        held[-1].listen()
-    try:
-        assert len(monitor_socket.address("c1", tmp_path / "also")) < monitor_socket._ROOM, "no hash"
-        assert monitor_socket.is_anothers(os.getpid(), "c1", pool) is anothers
-    finally:
-        for each_held in held:
-            each_held.close()
+        bind(b"\0not a monitor" if each == "not a monitor"
+             else monitor_socket.address(name, tmp_path / folder if folder else pool))
+    assert len(monitor_socket.address("c1", tmp_path / "also")) < monitor_socket._ROOM, "no hash"
+    assert monitor_socket.is_anothers(os.getpid(), "c1", pool) is anothers
 
 
-def test_of_a_long_path_the_hash_tells(tmp_path: Path) -> None:
+def test_of_a_long_path_the_hash_tells(tmp_path: Path, bind: Bind) -> None:
     long = tmp_path / ("n" * 100)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as held:
-        held.bind(monitor_socket.address("c1", long))
-        held.listen()
-        assert not monitor_socket.is_anothers(os.getpid(), "c1", long)
-        assert monitor_socket.is_anothers(os.getpid(), "c2", long)
+    bind(monitor_socket.address("c1", long))
+    assert not monitor_socket.is_anothers(os.getpid(), "c1", long)
+    assert monitor_socket.is_anothers(os.getpid(), "c2", long)
 
 
 def test_who_has_ended_answers_for_none() -> None:
     assert not monitor_socket.is_anothers(2**22 + 1, "c1", Path("/pool"))
     assert not monitor_socket.is_anothers(0, "c1", Path("/pool")), "nor who lives outside of this host's namespace"
+
+
+# With what is bound first as standard input.
+USER = "import socket, sys; s = socket.socket(socket.AF_UNIX); s.bind(eval(sys.argv[1])); s.listen(); print(); input()"
+
+
+@pytest.mark.parametrize("line", ["x\na b c d e f {inode} @{ours}/c1/command", "x\na b c d e f g @/command"])
+def test_no_other_process_has_a_say_in_it(tmp_path: Path, bind: Bind, line: str) -> None:
+    """/proc/net/unix has any user's names as they are, with newlines in them."""
+    held = bind(monitor_socket.address("c2", tmp_path))
+    address = "\0" + line.format(inode=os.fstat(held.fileno()).st_ino, ours=tmp_path)
+    with subprocess.Popen([sys.executable, "-c", USER, repr(address[:108].encode())], stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE) as user:
+        assert user.stdout is not None and user.stdout.readline() == b"\n"
+        assert monitor_socket.is_anothers(os.getpid(), "c1", tmp_path)
+        held.close()
+        assert not monitor_socket.is_anothers(os.getpid(), "c1", tmp_path)
+        user.communicate(b"\n")
+
+
+def test_nor_has_a_user_whose_process_waits_for_it(tmp_path: Path, bind: Bind,
+                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a service manager of his does for what he may start as root, once its monitor has ended."""
+    held = bind(monitor_socket.address("c2", tmp_path))
+    with socket.socket(socket.AF_UNIX) as roots:
+        roots.connect(held.getsockname())
+        accepted, _ = held.accept()
+        with accepted:
+            assert monitor_socket.is_anothers(os.getpid(), "c1", tmp_path)
+            held.close()
+            assert not monitor_socket.is_anothers(os.getpid(), "c1", tmp_path), "it listens no more"
+    bind(monitor_socket.address("c2", tmp_path))
+    monkeypatch.setattr(monitor_socket, "ROOT", os.geteuid() + 1)
+    assert not monitor_socket.is_anothers(os.getpid(), "c1", tmp_path)
+
+
+def test_what_cannot_be_told_is_not_anothers(tmp_path: Path, bind: Bind, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that it passes for a start, which is a refusal."""
+    bind(monitor_socket.address("c2", tmp_path))
+    assert monitor_socket.is_anothers(os.getpid(), "c1", tmp_path)
+    monkeypatch.setattr(monitor_socket, "_PIDFD_GETFD", 2**20)  # a kernel without it; or who may not trace it
+    assert not monitor_socket.is_anothers(os.getpid(), "c1", tmp_path)
+
+
+def test_nothing_of_it_stays_open(tmp_path: Path, bind: Bind) -> None:
+    bind(monitor_socket.address("c2", tmp_path))
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW), socket.socket(socket.AF_UNIX):  # which others have, too
+        before = sorted(os.listdir("/proc/self/fd"))
+        assert monitor_socket.is_anothers(os.getpid(), "c1", tmp_path)
+        assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+# --- an LXC path on a file server -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Of which paths it is asked which folder they are."""
+    found: list[str] = []
+    honest = names.same_path
+
+    def same(one: Path, other: Path) -> bool:
+        found.append(str(one))
+        return honest(one, other)
+
+    monkeypatch.setattr(monitor_socket, "_paths", asking.Asking())
+    monkeypatch.setattr(names, "same_path", same)
+    return found
+
+
+def test_only_what_is_spelled_otherwise_is_asked(tmp_path: Path, bind: Bind, asked: list[str]) -> None:
+    bind(b"\0" + os.fsencode(f"{tmp_path}//./c1/command"))
+    assert not monitor_socket.is_anothers(os.getpid(), "c1", tmp_path) and asked == []
+    bind(monitor_socket.address("c2", tmp_path / "other"))
+    assert monitor_socket.is_anothers(os.getpid(), "c3", tmp_path) and asked == []
+    bind(monitor_socket.address("c3", tmp_path / "other"))
+    assert monitor_socket.is_anothers(os.getpid(), "c3", tmp_path) and asked == [str(tmp_path / "other")]
+
+
+def test_one_that_does_not_answer_may_be_this_one(tmp_path: Path, bind: Bind, asked: list[str],
+                                                  monkeypatch: pytest.MonkeyPatch,
+                                                  capfd: pytest.CaptureFixture[str]) -> None:
+    """It is waited for once; and told by its answer, once that has come."""
+    honest, back = names.same_path, threading.Event()
+
+    def same(one: Path, other: Path) -> bool:
+        assert back.wait(60)
+        return honest(one, other)
+
+    monkeypatch.setattr(asking, "LIMIT", 0.3)
+    monkeypatch.setattr(names, "same_path", same)
+    bind(monitor_socket.address("c1", tmp_path / "other"))
+    try:
+        for _ in range(3):
+            assert not monitor_socket.is_anothers(os.getpid(), "c1", tmp_path)
+        waiting = [each for each in threading.enumerate() if each.name == "migrator-asking"]
+        assert len(waiting) == 1 and f"{tmp_path}/other does not answer" in " ".join(capfd.readouterr().err.split())
+    finally:
+        back.set()
+    waiting[0].join()
+    monkeypatch.setattr(asking, "LIMIT", 600.0)
+    assert monitor_socket.is_anothers(os.getpid(), "c1", tmp_path)
+
+
+def test_a_name_that_is_no_path(tmp_path: Path, bind: Bind) -> None:
+    bind(b"\0/a\0b/c1/command")
+    assert monitor_socket.is_anothers(os.getpid(), "c1", tmp_path)

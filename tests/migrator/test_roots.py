@@ -95,7 +95,7 @@ def test_what_the_kernel_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
             handle[4:8] = (0x4D if path == b"/proc/7/root" else 0x81).to_bytes(4, "little")
             return 0
 
-    monkeypatch.setattr(roots, "_libc", Libc)
+    monkeypatch.setattr(roots, "libc", Libc)
     with pytest.raises(OSError, match="/proc/7/fd/3"):  # it has not told what kind of file that is
         roots.opened("/proc/7/fd/3")
     assert asked.pop()[1:] == (b"/proc/7/fd/3", 0x4000 | 0x800, 0x5)
@@ -110,7 +110,7 @@ def test_what_has_no_handles_is_not_btrfs(monkeypatch: pytest.MonkeyPatch) -> No
             ctypes.set_errno(errno.EOPNOTSUPP)
             return -1
 
-    monkeypatch.setattr(roots, "_libc", Libc)
+    monkeypatch.setattr(roots, "libc", Libc)
     assert not roots.is_on_btrfs(7)
 
 
