@@ -165,14 +165,12 @@ def _keep_a_log(path: Path) -> None:
 
 
 def _is_read_only(path: Path) -> bool:
-    """Whether its file system is.
+    """Whether its file system is, which where an error has made ext4 so nothing but an open for writing tells
+    (EXT4_FLAGS_EMERGENCY_RO, kernel 6.15).
 
-    Where an error has made ext4 so, nothing but an open for writing tells (EXT4_FLAGS_EMERGENCY_RO, kernel 6.15). That
-    is the log's: a close of the database's file would lose the locks that are on it, and on the log there are none.
+    That is the log's: a close of the database's file would lose the locks that lie on it, and on the log lie none.
     """
     try:
-        if os.statvfs(path).f_flag & os.ST_RDONLY:
-            return True
         os.close(os.open(f"{os.path.realpath(path)}-wal", os.O_WRONLY | os.O_CLOEXEC))
     except OSError as error:
         return error.errno == errno.EROFS

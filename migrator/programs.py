@@ -64,12 +64,14 @@ def each_of(program: str, within: str | None = None) -> Iterator[str]:
         yield program
         return
     within = path() if within is None else within
+    files = _files([program], within)[program]
     there = False
-    for file in _files([program], within)[program]:
+    for file in files:
         if _look([file]):
             there = True
             yield str(file)
-    if not there and _found.pop((within, program), None):  # it was, and has been moved since, as by an upgrade
+    if files and not there:  # it was, and has been moved since, as by an upgrade
+        _found.pop((within, program), None)
         yield from each_of(program, within)
 
 

@@ -88,12 +88,24 @@ def is_called_so(pid: int, name: str, lxcpath: Path, cgroup: str = "") -> bool:
     Not where LXC's monitor, which has started it, answers for another one, as of that name in another LXC path. Nor
     with a subvolume as its root, as such a one may have whose monitor has ended: of this container's own that tells.
     """
+    with contextlib.suppress(OSError):  # it has ended
+        return _is_called_so(pid, _cgroup(pid), name, lxcpath, cgroup)
+    return False
+
+
+def _is_called_so(pid: int, said: str, name: str, lxcpath: Path, cgroup: str = "") -> bool:
+    """The same, of what /proc/PID/cgroup says."""
     with contextlib.suppress(OSError, ValueError):  # it has ended, or cannot be told
-        said = _cgroup(pid)  # first: of all that live in containers
-        return ((lxc.is_payload(name, lxc.payload_cgroup(said)) or (bool(cgroup) and cgroups.holds(cgroup, said)))
+        # The cheapest first: of all that live in containers.
+        return (((_may_be_called_so(said, name) and lxc.is_payload(name, lxc.payload_cgroup(said)))
+                 or (bool(cgroup) and cgroups.holds(cgroup, said)))
                 and is_start(pid) and not roots.is_subvolume(pid)
                 and not monitor_socket.is_anothers(_parent(pid), name, lxcpath))
     return False
+
+
+def _may_be_called_so(said: str, name: str) -> bool:
+    return f"/lxc.payload.{name}" in said
 
 
 def doubt(pid: int, name: str, rootfs: Path) -> str:
@@ -128,11 +140,12 @@ def _is_beside(pid: int, root: roots.Root, inside: tuple[int, int], frozen: Froz
     another container. Unless the frozen one has called chroot(2): then neither has it so. Or it `is_called_so`.
     """
     with contextlib.suppress(OSError):  # it has ended, or cannot be told
-        if cgroups.holds(str(frozen.cgroup), _cgroup(pid)):
+        has_root, said = roots.of(pid) == root, _cgroup(pid)
+        if not (has_root or _may_be_called_so(said, frozen.name)) or cgroups.holds(str(frozen.cgroup), said):
             return False
-        its = roots.of(pid) == root and is_start(pid) and (
+        its = has_root and is_start(pid) and (
             roots.is_top_of_own_mount(pid) or not roots.is_top_of_own_mount(frozen.pid))
-        return (its or is_called_so(pid, frozen.name, frozen.lxcpath)) and not _descends(pid, inside)
+        return (its or _is_called_so(pid, said, frozen.name, frozen.lxcpath)) and not _descends(pid, inside)
     return False
 
 
@@ -141,7 +154,8 @@ def _root_of(pid: int) -> Path:
 
 
 def _cgroup(pid: int) -> str:
-    return os.fsdecode(Path(f"/proc/{pid}/cgroup").read_bytes())
+    with open(f"/proc/{pid}/cgroup", "rb", buffering=0) as file:  # noqa: PTH123 -- of each process, before a thaw
+        return os.fsdecode(file.read())
 
 
 def _status(pid: int, key: bytes) -> list[bytes]:

@@ -19,6 +19,7 @@ from migrator import aftermath, ending, identity, lxc, monitor_socket, no_memory
 from migrator.errors import OutOfOrder, StartFailed
 from migrator.journal import Journal
 from migrator.states import Event
+from migrator.thawing import Frozen
 from stages import rollback
 from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
 from tests.stages.test_remains import Monitorless, cgroup, configured, frozen, init, started  # noqa: F401 -- fixtures
@@ -125,6 +126,34 @@ def test_beside_the_frozen_one(journal: Journal, cgroup: Path, beside: Start, st
         beside.cgroup = OTHER
         assert rollback.thaw_source(migration)
     assert (cgroup / "cgroup.freeze").read_text() == "0" and started == []
+
+
+@pytest.mark.parametrize(("cgroup", "root", "looked_at"), [
+    (OTHER, ELSEWHERE, False), ("0::/lxc.payload.webs\n", ELSEWHERE, True), (OTHER, roots.at(Path("/")), True),
+    ("0::/frozen/inside\n", roots.at(Path("/")), False),
+])
+def test_of_who_is_none_little_is_asked(beside: Start, monkeypatch: pytest.MonkeyPatch, cgroup: str, root: roots.Root,
+                                        looked_at: bool) -> None:
+    """A thaw waits for that, for each process of any container."""
+    beside.cgroup, beside.root = cgroup, root
+    read: list[int] = []
+    looked: list[int] = []
+    honest = second_start._cgroup
+
+    def reads(pid: int) -> str:
+        read.append(pid)
+        return honest(pid)
+
+    def starts(pid: int) -> bool:
+        looked.append(pid)
+        return False
+
+    monkeypatch.setattr(second_start, "_cgroup", reads)
+    monkeypatch.setattr(second_start, "is_start", starts)
+    monkeypatch.setattr(lxc, "payload_cgroup", lambda said: Path(said.strip()[3:]) if looked_at else pytest.fail(said))
+    detail = {"cgroup": "/sys/fs/cgroup/frozen", "pid": os.getpid(), "ports": []}
+    assert second_start.of(Frozen.from_detail("0badc0de", "web", Path("/pool"), detail)) is None
+    assert read == [beside.pid] and bool(looked) is (looked_at and root != ELSEWHERE)
 
 
 @pytest.mark.parametrize("disk", [None, "11111111-2222-3333-4444-555555555555"])
