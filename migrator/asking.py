@@ -2,8 +2,7 @@
 """What may never answer, such as a file on NFS, SMB or FUSE whose server is gone, is asked for only so long.
 
 On the way of a thaw, say. Who waits in the kernel for such an answer cannot be ended: a thread does that, and who has
-not answered is not asked again before it has, and then once more only, as one that is always late would be waited for
-at each look.
+not answered is not asked again before it has.
 """
 
 from __future__ import annotations
@@ -19,9 +18,14 @@ _PAUSE = 0.1  # seconds between two looks whether it has come
 
 
 class Asking:
-    """Of those that are asked, each known by a string."""
+    """Of those that are asked, each known by a string.
 
-    def __init__(self) -> None:
+    One that is late for the second time is not asked any more, as it would be waited for at each look; unless it is to
+    be asked `always`.
+    """
+
+    def __init__(self, *, always: bool = False) -> None:
+        self._always = always
         self.silent: set[str] = set()  # who has not answered, and is not to be asked
         self.back: set[str] = set()  # who had not, and has since
         self._telling = threading.Lock()
@@ -40,7 +44,7 @@ class Asking:
                 with self._telling:
                     told.append(answer)
                     if given_up:
-                        if who not in self.back:
+                        if self._always or who not in self.back:
                             self.silent.discard(who)
                         self.back.add(who)
                         return

@@ -25,7 +25,7 @@ _ROOM = 106  # bytes for a name, of the 108 in sockaddr_un
 _CREDENTIALS = struct.Struct("iII")  # struct ucred: process, user, group
 _PIDFD_GETFD = 438  # pidfd_getfd(2), kernel 5.6: the same number on all machines but Alpha
 
-_paths = asking.Asking()  # LXC paths of other containers
+_paths = asking.Asking(always=True)  # LXC paths of other containers: nothing may stand still for their sake for good
 
 
 def address(name: str, lxcpath: Path) -> bytes:
