@@ -101,6 +101,18 @@ def test_late_it_may_hear_that_there_are_two(journal: Journal) -> None:
     assert found and found.detail["abandoned"] is True and not found.owes and found.events()[-1].step == "abandoned"
 
 
+def test_ctrl_c_is_told_as_one(journal: Journal, nothing_real: list[str]) -> None:
+    """And not as a destination of which nothing is known."""
+    migration = offered(journal)
+
+    def tell() -> str:
+        raise Interrupted(signal="SIGINT", number=2)
+
+    with pytest.raises(Interrupted):
+        force.roll_back(migration, migration.id, tell)
+    assert migration.state is State.OFFERED and nothing_real == []
+
+
 def test_ctrl_c_ends_nothing_by_force(journal: Journal) -> None:
     """Though the question for the source's state has swallowed it."""
     migration = restored(journal)
