@@ -84,11 +84,11 @@ def test_there_is_one_root_file_system_and_it_is_that_of_the_container(text: str
 
 
 def test_a_folder_may_be_named_with_a_slash_at_its_end() -> None:
-    carried = config.Carried("lxc.include = /y.d/\n", {"/y.d/a.conf": "lxc.tty.max = 1\n"})
+    carried = config.Carried("lxc.include = /y.X/\n", {"/y.X/a.conf": "lxc.tty.max = 1\n"})
     own, copies = config.adopted(carried, COPIES, lambda _: False, rootfs=Path("/new"), bridges={})
-    assert [value for key, value in settings(own) if key == "lxc.include"] == [str(COPIES / "00-y.d")]
-    assert set(copies) == {COPIES / "00-y.d", COPIES / "01-a.conf"}
-    assert copies[COPIES / "00-y.d"] == f"lxc.include = {COPIES / '01-a.conf'}\n"
+    assert [value for key, value in settings(own) if key == "lxc.include"] == [str(COPIES / "00-y.X")]
+    assert set(copies) == {COPIES / "00-y.X", COPIES / "01-a.conf"}
+    assert copies[COPIES / "00-y.X"] == f"lxc.include = {COPIES / '01-a.conf'}\n"
 
 
 def test_what_looks_like_a_fence_goes() -> None:

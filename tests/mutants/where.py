@@ -45,10 +45,10 @@ WHERE: dict[str, tuple[str, ...]] = {
 TESTS = (
     *(f"tests/migrator/test_{name}.py" for name in (
         "autostart", "bases", "behind", "bounds", "config_added", "container_config", "decisions", "durability",
-        "follower", "holder", "journal", "journal_alone", "journal_full", "journal_steps", "known_hosts", "layout",
-        "leave", "linked_config", "lock_files", "lxc_disk", "names", "own_keyring", "prepare_restore", "removal",
-        "restore_config", "roots", "spool", "spool_reads", "spool_receive", "states", "thawing", "transfer",
-        "watchdog", "watchdog_beside", "whose_cgroup")),
+        "follower", "holder", "image_memory", "journal", "journal_alone", "journal_full", "journal_steps",
+        "known_hosts", "layout", "leave", "linked_config", "lock_files", "lxc_disk", "names", "own_keyring",
+        "prepare_restore", "removal", "restore_config", "roots", "spool", "spool_reads", "spool_receive", "states",
+        "thawing", "transfer", "watchdog", "watchdog_beside", "whose_cgroup")),
     *(f"tests/stages/{path.name}" for path in sorted((Path(__file__).parents[1] / "stages").glob("test_*.py"))
       if path.name not in ("test_journal_filled.py", "test_peer.py")),  # which take seconds
     *(f"tests/tunnel/test_{name}.py" for name in (
