@@ -47,9 +47,11 @@ def whose(layout: Layout) -> Whose:
     config = layout.container / "config"
     text = config.read_text(errors="replace") if config.is_file() else ""
     fence = container_config.fence_of(text)
+    if not fence:
+        return Whose.FOREIGN
     if fence == layout.id:
         return Whose.OURS
-    return Whose.COPY if fence and fences.refuses(layout.container, text) else Whose.FOREIGN
+    return Whose.COPY if fences.refuses(layout.container, text) else Whose.FOREIGN
 
 
 def require_ours(layout: Layout) -> None:

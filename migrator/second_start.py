@@ -24,6 +24,7 @@ from pathlib import Path
 
 from migrator import cgroups, lxc, monitor_socket, roots
 from migrator.errors import MigratorError, StartFailed
+from migrator.processes import status
 from migrator.thawing import Frozen
 
 POLL = 0.02  # seconds between two looks at all processes
@@ -158,23 +159,17 @@ def _cgroup(pid: int) -> str:
         return os.fsdecode(file.read())
 
 
-def _status(pid: int, key: bytes) -> list[bytes]:
-    """What proc_pid_status(5) has there; raises OSError."""
-    lines = Path(f"/proc/{pid}/status").read_bytes().split(b"\n")
-    return next((line.split()[1:] for line in lines if line.startswith(key)), [])
-
-
 def _parent(pid: int) -> int:
     """Who has started it, or where that has ended, who waits for it now; raises OSError."""
-    return int(b"".join(_status(pid, b"PPid:")) or b"0")
+    return int(status(pid, b"PPid")[0])
 
 
 def _is_first(pid: int) -> bool:
-    """Whether it is the first process of a pid namespace right below this host's.
+    """Whether it is the first process of a pid namespace right below this host's (NSpid in proc_pid_status(5)).
 
     What a container makes for itself lies further down. Raises OSError.
     """
-    ids = _status(pid, b"NSpid:")
+    ids = status(pid, b"NSpid")
     return len(ids) == 2 and ids[1] == b"1"
 
 

@@ -45,7 +45,8 @@ WHERE: dict[str, tuple[str, ...]] = {
 TESTS = (
     *(f"tests/migrator/test_{name}.py" for name in (
         "autostart", "bases", "behind", "bounds", "config_added", "container_config", "decisions", "durability",
-        "follower", "holder", "journal", "journal_alone", "journal_full", "journal_read_only", "journal_steps",
+        "follower", "holder", "image_memory", "journal", "journal_alone", "journal_full", "journal_read_only",
+        "journal_steps",
         "known_hosts", "layout", "leave", "linked_config", "lock_files", "lxc_disk", "names", "own_keyring",
         "prepare_restore", "removal", "restore_config", "roots", "spool", "spool_reads", "spool_receive", "states",
         "thawing", "transfer", "watchdog", "watchdog_beside", "whose_cgroup")),

@@ -250,6 +250,15 @@ def test_a_fenced_copy_gives_way_to_its_own_container_alone(here: Here, monkeypa
     here.begun(peer("hosta", "receive"), origin="00000001")
 
 
+def test_what_has_no_fence_is_nobodys_copy(here: Here) -> None:
+    """Also for who asks before there is a migration, and so without an id."""
+    here.layout.container.mkdir()
+    (here.layout.container / "config").write_text("lxc.uts.name = web\n")
+    for id_ in ("", ID):
+        assert identity.whose(Layout(here.pool, "web", id_)) is identity.Whose.FOREIGN
+    assert not identity.is_own_copy(here.journal, Layout(here.pool, "web", ""), ID, renamed=False)
+
+
 def test_another_callers_migration_is_in_the_way_without_a_word_about_it(here: Here) -> None:
     here.begun(peer("hostc", "receive"))
     with pytest.raises(MigratorError) as caught:

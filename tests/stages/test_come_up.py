@@ -60,6 +60,19 @@ def test_whether_it_has_come_up_by_lxcs_word(restoring: Migration, container: Co
     assert waited == [(settling.SETTLE_LIMIT, here.dumped_into())]
 
 
+def test_a_start_from_its_disk_is_none_that_only_lxc_tells_of(restoring: Migration, container: Container,
+                                                              acts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where somebody else has started what is called so."""
+    restoring.note("memory", memory=False)
+    mark(restoring)
+    container.states = ["RUNNING"]
+    container.folder.mkdir()
+    monkeypatch.setattr(lxc, "processes", lambda _: [1])
+    for runs in (False, True):
+        monkeypatch.setattr(no_memory, "runs", lambda *_, runs=runs: runs)
+        assert settling._has_come_up(restoring, cast("lxc.Container", container), layout_of(restoring)) is runs
+
+
 @pytest.fixture
 def guest(restoring: Migration, container: Container, acts: list[str],
           monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[bytes]]:

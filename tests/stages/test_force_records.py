@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from migrator import holder, leave
+from migrator import holder, leave, log
 from migrator.errors import AlreadyRuns, ForceRefused, Interrupted, NotKnownThere, OutOfOrder, TwoCopies
 from migrator.journal import Journal
 from migrator.layout import locked
@@ -99,6 +99,32 @@ def test_late_it_may_hear_that_there_are_two(journal: Journal) -> None:
     force.tell_late(migration, lambda: "")
     found = journal.by_id(migration.id, Role.SOURCE)
     assert found and found.detail["abandoned"] is True and not found.owes and found.events()[-1].step == "abandoned"
+
+
+def test_ctrl_c_is_told_as_one(journal: Journal, nothing_real: list[str]) -> None:
+    """And not as a destination of which nothing is known."""
+    migration = offered(journal)
+
+    def tell() -> str:
+        raise Interrupted(signal="SIGINT", number=2)
+
+    with pytest.raises(Interrupted):
+        force.roll_back(migration, migration.id, tell)
+    assert migration.state is State.OFFERED and nothing_real == []
+
+
+def test_ctrl_c_while_a_host_is_given_up_forces_nothing(journal: Journal, nothing_real: list[str],
+                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes while that is said, and is lost on its way."""
+    migration = offered(journal)
+
+    def tell() -> str:
+        raise FORGOTTEN
+
+    monkeypatch.setattr(log, "warning", lambda *_, **__: holder.interrupted(Interrupted(signal="SIGINT", number=2)))
+    with pytest.raises(Interrupted):
+        force.roll_back(migration, migration.id, tell, off=True)
+    assert migration.state is State.OFFERED and nothing_real == []
 
 
 def test_ctrl_c_ends_nothing_by_force(journal: Journal) -> None:

@@ -24,8 +24,9 @@ from migrator import (
     second_start,
     standing,
 )
-from migrator.errors import MigratorError, OutOfOrder, SourceStillStopped
+from migrator.errors import ContainerNotFound, MigratorError, OutOfOrder, SourceStillStopped
 from migrator.journal import Journal, Migration
+from migrator.layout import Layout
 from migrator.states import Event
 from stages import offer, rollback
 from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
@@ -69,6 +70,19 @@ def test_none_is_started_beside_it(journal: Journal, cgroup: Path, started: list
         assert "web runs on here, but LXC does not know of it" in told and f"to end it: kill -9 {pid}" in told
     monkeypatch.setattr(lxc, "container_processes", lambda _: [])
     assert "Start it with: lxc-start" in aftermath.where(migration)
+
+
+def test_it_is_told_of_where_lxc_has_lost_its_configuration_too(
+        journal: Journal, cgroup: Path, started: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    migration = rebooted(journal, cgroup, memory=True)
+    with another(monkeypatch) as pid:
+        monkeypatch.setattr(lxc, "Container", known_to_nobody)
+        monkeypatch.setattr(Layout, "rootfs", Path("/"))  # where that lives
+        assert f"kill -9 {pid}" in aftermath.where(migration)
+
+
+def known_to_nobody(name: str, lxcpath: Path) -> lxc.Container:
+    raise ContainerNotFound(name=name, lxcpath=lxcpath)
 
 
 @pytest.mark.parametrize("memory", [True, False])

@@ -114,14 +114,16 @@ def test_what_fails_before_an_offer_is_told_as_it_is(journal: Journal) -> None:
     assert unknown.value.cause is error
 
 
-@pytest.mark.parametrize("runs", [True, False])
-def test_a_ctrl_c_says_whether_it_runs(journal: Journal, acts: list[str], monkeypatch: pytest.MonkeyPatch,
-                                       capfd: pytest.CaptureFixture[str], runs: bool) -> None:
-    """It was destroyed meanwhile, or not."""
+@pytest.mark.parametrize(("thawed", "there"), [(True, True), (True, False), (False, True), (False, False)])
+def test_a_ctrl_c_says_what_has_become_of_it(journal: Journal, acts: list[str], monkeypatch: pytest.MonkeyPatch,
+                                             capfd: pytest.CaptureFixture[str], thawed: bool, there: bool) -> None:
+    """It was destroyed meanwhile, or not; it had not been stopped yet."""
     migration = dumping(journal)
     fence(migration)
-    monkeypatch.setattr(offer, "thaw_source", lambda _: runs)
-    monkeypatch.setattr(identity, "is_there", lambda _: runs)
+    monkeypatch.setattr(offer, "thaw_source", lambda _: thawed)
+    monkeypatch.setattr(identity, "is_there", lambda _: there)
     with pytest.raises(Interrupted):
         offer.give_up(migration, connection(There({})), Interrupted(signal="SIGINT", number=2))
-    assert ("web runs on here" in capfd.readouterr().err) is runs
+    said = " ".join(capfd.readouterr().err.split())
+    assert ("web runs on here" in said) is (thawed or there)
+    assert ("what web writes from now on may be lost when it ends" in said) is (thawed and not there)
