@@ -76,5 +76,12 @@ def room(top: Path = Path(cgroups.TOP), proc: Path = Path("/proc/self")) -> int 
             if not each.is_relative_to(top):
                 break
             with contextlib.suppress(OSError, ValueError):  # "max", and a root has none
-                found.append(int((each / "memory.max").read_text()) - int((each / "memory.current").read_text()))
+                used = int((each / "memory.current").read_text()) - _reclaimable((each / "memory.stat").read_text())
+                found.append(int((each / "memory.max").read_text()) - used)
     return max(0, min(found)) if found else None
+
+
+def _reclaimable(stat: str) -> int:
+    """Bytes that the kernel gives up for others before a limit is hit: of files that can be read again."""
+    return sum(int(value) for key, value in (line.split() for line in stat.splitlines())
+               if key in ("active_file", "inactive_file"))

@@ -16,13 +16,12 @@ import stat
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from migrator import config_reader, removal
+from migrator import config_reader, names, removal
 from migrator.errors import ConfigInvalid
 
 FENCE_BEGIN = "# BEGIN migrator fence"
 FENCE_END = "# END migrator fence"
 FENCE_HOOK = "migrator-fence"  # in the container's folder
-REFUSAL = "exit 1"  # the last line of that
 SUPERSEDED = "To remove this copy: migrator cleanup"  # in the message of a fence: the container lives on elsewhere
 ROOTFS = "lxc.rootfs.path"
 FAULTS_SHOWN = 1000  # characters
@@ -151,8 +150,8 @@ def rewritten(text: str, *, bridges: Mapping[str, str], includes: Mapping[str, s
             continue
         if key == ROOTFS or FENCE_BEGIN in line or FENCE_END in line:
             continue
-        if re.fullmatch(r"lxc\.net\.\d+\.link", key) and value in bridges:
-            line = f"{key} = {bridges[value]}"
+        if re.fullmatch(r"lxc\.net\.\d+\.link", key) and (bridge := bridges.get(names.cut_interface(value))):
+            line = f"{key} = {bridge}"
         elif key == config_reader.INCLUDE and value in includes:
             line = f"{key} = {includes[value]}"
         lines.append(line)
@@ -211,7 +210,7 @@ def fence(folder: Path, text: str, migration: str, message: str, *, place: Path 
     # LXC shows a hook's output only in its log, so the message also goes to the stderr of lxc-start itself.
     script = (f"#!/bin/sh\n# lxc.hook.pre-start, see migrator(1)\n"
               f"printf '%s\\n' '{quoted}'\n"
-              f"printf '%s\\n' '{quoted}' 2>/dev/null >>/proc/$PPID/fd/2\n{REFUSAL}\n")
+              f"printf '%s\\n' '{quoted}' 2>/dev/null >>/proc/$PPID/fd/2\nexit 1\n")
     write_file(hook, script, mode=0o755)
     write_file(folder / "config", fenced(text, (place or folder) / FENCE_HOOK, migration))
 

@@ -8,6 +8,14 @@ from pathlib import Path
 
 from migrator import config_reader, container_config
 
+_QUOTED = r"'(?:[^']|'\\'')*'"
+# What `fence` has written as a hook, since the first version: some have let a restore of their own through.
+_HOOK = re.compile(
+    r"#!/bin/sh\n# lxc\.hook\.pre-start, see migrator\(1\)\n"
+    r'(?:\[ "\$MIGRATOR_RESTORES" != [0-9a-f]{8} \] \|\| exit 0\n)?'
+    rf"printf '%s\\n' {_QUOTED}"
+    rf"(?: \| tee /dev/stderr|\nprintf '%s\\n' {_QUOTED} 2>/dev/null >>?/proc/\$PPID/fd/2)\nexit 1\n?")
+
 
 def is_whole(text: str, migration: str) -> bool:
     """Whether this configuration has the fence of `migration` as `fenced` writes it, with nothing behind it."""
@@ -18,8 +26,8 @@ def is_whole(text: str, migration: str) -> bool:
 def refuses(folder: Path, text: str) -> bool:
     """Whether the fence in this configuration keeps what lies in `folder` from being started, whoever wrote it when.
 
-    Its marks alone do not: who has taken the hook away (or had it done by what edits line by line), or has it refuse no
-    more, may have done so to use the container. LXC takes a hook that cannot be run for one that refuses.
+    Its marks alone do not: who has taken the hook away (or had it done by what edits line by line), or has changed what
+    it does, may have done so to use the container. LXC takes a hook that cannot be run for one that refuses.
     """
     hooks: list[str] = []
     for key, value in config_reader.read(str(folder / "config"), text).settings:
@@ -28,7 +36,6 @@ def refuses(folder: Path, text: str) -> bool:
     if not any(Path(hook).name == container_config.FENCE_HOOK for hook in hooks):
         return False
     try:
-        script = (folder / container_config.FENCE_HOOK).read_text(errors="replace")
-        return script.rstrip().endswith(container_config.REFUSAL)
+        return bool(_HOOK.fullmatch((folder / container_config.FENCE_HOOK).read_text(errors="replace")))
     except OSError:
         return True

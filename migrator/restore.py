@@ -104,9 +104,9 @@ def prepare(container: Container, layout: Layout, images: Path,
     try:
         text = container_config.unfenced(config_reader.read_file(path))
         config = config_facts.parse(text, path)
-        reading = config_reader.read(path, text)
-        added = [] if trusted else consent.confining(reading.certain(text))
-        settings = reading.settings + tuple(config_reader.settings("\n".join(added)))
+        settings = container_config.whole(container.name, container.config_file, text).settings
+        added = [] if trusted else consent.confining(settings)
+        settings += tuple(config_reader.settings("\n".join(added)))
         links = _links(config, layout)
         container_config.require_rootfs(container.name, container.config_file, text, layout.rootfs)
         ttys = terminals.recorded(_noted(images, terminals.RECORD), lambda id_: _mapped(config, id_))

@@ -180,7 +180,7 @@ class Dump(Handover):
         if stranger is not None:
             raise ContainerChanged(name=self.container.name, next=advice.again("create-dump", self.migration),
                                    reason=f"process {stranger} was started from outside, as by lxc-attach, and would "
-                                          f"be lost")
+                                          f"be lost; --ignore attached-task has it lost")
 
     def _dump_and_send(self, pool: concurrent.futures.Executor) -> dict[str, Any]:
         """The dump runs beside the snapshot and the sending of its increment; both see the frozen container."""

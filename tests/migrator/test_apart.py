@@ -45,12 +45,16 @@ def test_no_limit_ends_it(tmp_path: Path) -> None:
 ])
 @pytest.mark.parametrize("inner", ["max", "1000"])
 def test_its_images_have_room(tmp_path: Path, files: dict[str, str], room: int | None, inner: str) -> None:
-    """Beyond the limits of who calls it, if it stands there; else what the tightest of these has left."""
+    """Beyond the limits of who calls it, if it stands there; else what the tightest of these has left.
+
+    What was read from files is given up for others.
+    """
     own = tmp_path / "system.slice" / "backup.service"
     own.mkdir(parents=True)
-    for folder, limit, used in ((own, inner, "10"), (own.parent, "100", "60")):
+    for folder, limit, used in ((own, inner, "17"), (own.parent, "100", "67")):
         (folder / "memory.max").write_text(f"{limit}\n")
         (folder / "memory.current").write_text(f"{used}\n")
+        (folder / "memory.stat").write_text("anon 3\nfile 9\ninactive_file 5\nactive_file 2\nunevictable 4\n")
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     (tmp_path / "cgroup").write_text("4:pids:/\n0::/system.slice/backup.service\n")

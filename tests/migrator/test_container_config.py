@@ -124,6 +124,11 @@ def test_a_new_name_is_the_host_name_of_the_next_start() -> None:
     assert lines[-1] == "lxc.uts.name = shop", "no include has the last word"
 
 
+def test_a_bridge_is_told_by_what_lxc_makes_of_its_name() -> None:
+    text = "lxc.net.0.link = br-production-east\n"
+    assert config.rewritten(text, bridges={"br-production-e": "lxcbr0"}, includes={}) == "lxc.net.0.link = lxcbr0\n"
+
+
 def test_bridges_are_swapped_and_not_chained() -> None:
     lines = rewritten(bridges={"lxcbr0": "br-storage", "br-storage": "lxcbr0"})
     assert "lxc.net.0.link = br-storage" in lines

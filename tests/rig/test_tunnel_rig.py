@@ -74,7 +74,7 @@ def test_symmetric_against_port_restricted(nats: Nats, a: str, b: str) -> None:
     nats.set("a", a)
     nats.set("b", b)
     with nats.agent():
-        reasons = []
+        reasons: list[str] = []
         # The symmetric side cannot tell a guess from none where the port is that of its first socket, of 257.
         while len(reasons) < 3 and not any("guessed port" in each for each in reasons):
             told = undisturbed(lambda: pinged(nats, "direct", "--path", "direct-only"))

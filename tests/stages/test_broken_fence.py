@@ -69,10 +69,23 @@ def test_whether_a_fence_refuses(tmp_path: Path, edit: str) -> None:
     assert not fences.is_whole(text, LATER)
 
 
+FIRST = "#!/bin/sh\n# lxc.hook.pre-start, see migrator(1)\n"
+SAYS = r"printf '%s\n' 'it'\''s away'"
+HOOK = f"{FIRST}{SAYS}\n{SAYS} 2>/dev/null >>/proc/$PPID/fd/2\nexit 1\n"
+
+
 @pytest.mark.parametrize(("script", "refuses"), [
-    ("#!/bin/sh\nexit 0\n", False), ("", False), (None, True), ("#!/bin/sh\necho no\nexit 1", True)])
+    ("#!/bin/sh\nexit 0\n", False), ("", False), (None, True), ("#!/bin/sh\necho no\nexit 1\n", False),
+    (HOOK, True), (HOOK.rstrip("\n"), True),
+    *((HOOK.replace("exit 1", instead), False) for instead in ("#exit 1", "# exit 1", "true || exit 1", "exit 1 # no")),
+    (HOOK.replace("(1)\n", "(1)\nexit 0\n"), False), (HOOK.replace("it'", "it\nexit 0\n'"), True),
+    (HOOK.replace("s away'", "s away'; exit 0; '"), False),
+    # Of older versions.
+    (f"{FIRST}{SAYS} | tee /dev/stderr\nexit 1\n", True), (HOOK.replace(">>", ">"), True),
+    (HOOK.replace("(1)\n", '(1)\n[ "$MIGRATOR_RESTORES" != 0badc0de ] || exit 0\n'), True),
+])
 def test_what_its_hook_does_counts(tmp_path: Path, script: str | None, refuses: bool) -> None:
-    """LXC starts nothing whose hook cannot be run."""
+    """LXC starts nothing whose hook cannot be run. One that is not as it was written may let it be used."""
     here = stands(tmp_path)
     (here.container / container_config.FENCE_HOOK).unlink()
     if script is not None:
