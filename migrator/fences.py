@@ -23,6 +23,15 @@ def is_whole(text: str, migration: str) -> bool:
     return bool(hooks) and text.rstrip("\n") == container_config.fenced(text, Path(hooks[-1]), migration).rstrip("\n")
 
 
+def holds(folder: Path, text: str, migration: str) -> bool:
+    """Whether the fence of `migration` is as it was written, in the configuration and in the hook.
+
+    Nothing else is read, as who asks may do so while the container stands still: what a configuration includes can lie
+    on a file server that is gone, and nothing of it comes behind such a fence.
+    """
+    return is_whole(text, migration) and _is_ours(folder)
+
+
 def refuses(folder: Path, text: str) -> bool:
     """Whether the fence in this configuration keeps what lies in `folder` from being started, whoever wrote it when.
 
@@ -35,6 +44,11 @@ def refuses(folder: Path, text: str) -> bool:
             hooks = [*hooks, value] if value else []
     if not any(Path(hook).name == container_config.FENCE_HOOK for hook in hooks):
         return False
+    return _is_ours(folder)
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether the hook is one that was written here, or is not there."""
     try:
         return bool(_HOOK.fullmatch((folder / container_config.FENCE_HOOK).read_text(errors="replace")))
     except OSError:

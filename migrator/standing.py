@@ -27,6 +27,10 @@ def require(migration: Migration, stage: str, next_: str = "") -> None:
     way that may be older than the fence, where that was put back: then `stage` is tried again once it has ended.
     """
     restore_fence(migration)
+    if migration.ended and _is_in_use(migration):
+        raise OutOfOrder(stage=stage, next=advice.command("status", migration),
+                         missing=f"that has ended on {advice.this_host()}, where somebody has taken the fence of"
+                                 f" {migration.name} away since, so that it may run here again")
     late = autostart.under_way() if is_put_back(migration) else None  # what has ended by now has started all it does
     if runs(migration):
         raise OutOfOrder(
@@ -83,16 +87,31 @@ def refuse_autostart(migration: Migration, stage: str) -> None:
 
 
 def restore_fence(migration: Migration) -> None:
-    """Put the fence back where somebody has taken it away, or part of it; another container of that name gets none."""
+    """Put the fence back where somebody has taken it away, or part of it; another container of that name gets none.
+
+    Nor does what has moved away for good: who takes its fence away then may have no other copy any more.
+    """
+    if migration.ended:
+        return
     folder = migration.lxcpath / migration.name
     try:
         text = container_config.text_of(folder / "config")
     except OSError:
         return  # there is nothing that could be started
-    whole = fences.is_whole(text, migration.id) and fences.refuses(folder, text)
-    if not whole and identity.is_source(migration):
+    if not fences.holds(folder, text, migration.id) and identity.is_source(migration):
         log.warning(f"The fence of {migration.name} was taken away or changed: it is put back")
         container_config.fence(folder, text, migration.id, put_back(message(migration)))
+
+
+def _is_in_use(migration: Migration) -> bool:
+    """Whether it can be started here, for all that its fence does."""
+    folder = migration.lxcpath / migration.name
+    try:
+        text = container_config.text_of(folder / "config")
+    except FileNotFoundError:
+        return False  # it was removed
+    held = container_config.fence_of(text) == migration.id and fences.refuses(folder, text)
+    return not held and identity.is_source(migration)
 
 
 def fence_anew(migration: Migration, text: str, said: str) -> bool:

@@ -242,13 +242,17 @@ def _give_back_first(migration: Migration) -> tuple[bool, bool]:
         return False, False
     with holder.held_back():
         if migration.memory and aftermath.memory_is_here(migration):
-            thawed = thaw_source(migration)
-            return thawed, thawed
-        try:
-            return thaw_source(migration), identity.is_there(migration)
-        except (MigratorError, OSError) as error:
-            log.warning(f"{migration.peer} is told first: {error}")
-            return False, False
+            thawed = given_back = thaw_source(migration)
+        else:
+            try:
+                thawed, given_back = thaw_source(migration), identity.is_there(migration)
+            except (MigratorError, OSError) as error:
+                log.warning(f"{migration.peer} is told first: {error}")
+                return False, False
+        if given_back and migration.memory:  # it shall come up again with its host, whatever ends this now
+            with contextlib.suppress(OSError):
+                container_config.unfence(migration.lxcpath / migration.name, migration.id)
+        return thawed, given_back
 
 
 def _require_fence_seen(migration: Migration) -> None:

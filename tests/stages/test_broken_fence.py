@@ -3,19 +3,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from migrator import container_config, fences, identity, standing
-from migrator.errors import ContainerExists
+from migrator import autostart, config_reader, container_config, fences, holder, identity, standing
+from migrator.errors import ContainerExists, OutOfOrder
 from migrator.identity import Whose
 from migrator.journal import Journal
 from migrator.layout import Layout
+from migrator.service import Service
 from migrator.states import Role
-from tests.stages.test_earlier_stays import ID, LATER, LEFT, begun, clean, journal, stands, state
+from stages import ask_source
+from tests.stages.test_earlier_stays import CONFIG, ID, LATER, LEFT, begun, clean, journal, stands, state
 
 __all__ = ["journal", "state"]  # fixtures
 
@@ -158,3 +161,44 @@ def test_so_is_a_hook_that_refuses_no_more(journal: Journal, tmp_path: Path) -> 
     hook.write_text("#!/bin/sh\nexit 0\n")
     standing.restore_fence(migration)
     assert hook.read_text().endswith("exit 1\n") and standing.is_put_back(migration)
+
+
+@pytest.mark.usefixtures("state")
+def test_nobody_fences_what_is_used_again_after_it_had_moved_away(journal: Journal, tmp_path: Path,
+                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its destination, which may have been set back to an earlier state, asks whether it may let it run once more."""
+    monkeypatch.setattr(holder, "LOCKS", tmp_path / "lock")
+    monkeypatch.setattr(standing, "runs", lambda _: False)
+    monkeypatch.setattr(identity, "is_source", lambda _: True)
+    monkeypatch.setattr(autostart, "under_way", lambda: None)
+    migration = begun(journal, tmp_path, Role.SOURCE, *LEFT, destination_host="hostb")
+    here = stands(tmp_path)
+    config = here.container / "config"
+    with contextlib.ExitStack() as stack:
+        service = Service(journal, stack)
+
+        def word() -> object:
+            return ask_source.source_state(service, {"id": migration.id, "within": 90.0})["leave"]
+
+        assert word() == 90.0, "its fence stands"
+        for text in (container_config.unfenced(config.read_text()),
+                     container_config.fenced(CONFIG, here.container / "another", LATER)):
+            config.write_text(text)
+            with pytest.raises(OutOfOrder, match="may run here again"):
+                word()
+            assert config.read_text() == text
+        config.unlink()
+        assert word() == 90.0, "nothing is there that could be started"
+
+
+@pytest.mark.usefixtures("state")
+def test_a_fence_that_stands_is_looked_at_without_what_is_included(journal: Journal, tmp_path: Path,
+                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    """While it is frozen nobody waits for the file server of an include."""
+    monkeypatch.setattr(identity, "is_source", lambda _: True)
+    migration = begun(journal, tmp_path, Role.SOURCE, *LEFT[:3], destination_host="hostb")
+    here = stands(tmp_path)
+    monkeypatch.setattr(config_reader, "read", lambda *_: pytest.fail("it is read"))
+    standing.restore_fence(migration)
+    assert not standing.is_put_back(migration) and fences.holds(
+        here.container, container_config.text_of(here.container / "config"), ID)

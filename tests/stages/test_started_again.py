@@ -243,7 +243,7 @@ def test_what_a_reboot_has_ended_is_given_room_too(stopped: Migration, monkeypat
 
 def test_what_is_frozen_is_thawed_before_the_other_host_is_asked(stopped: Migration,
                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which may be ten minutes over its answer, and has no word in it before the offer."""
+    """Which may be ten minutes over its answer, and has no word in it before the offer. A reboot then starts it."""
     acts: list[str] = []
     stopped.note("record", memory=True)
     monkeypatch.setattr("migrator.aftermath.memory_is_here", lambda _: True)
@@ -255,7 +255,7 @@ def test_what_is_frozen_is_thawed_before_the_other_host_is_asked(stopped: Migrat
     monkeypatch.setattr(rollback, "thaw_source", thaw)
 
     def tell() -> str:
-        acts.append("tell")
+        acts.append(f"tell{fence_of(stopped)}")
         return ""
 
     rollback.roll_back(stopped, tell)
