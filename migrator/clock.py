@@ -2,7 +2,8 @@
 """How long something is still allowed, for decisions: by a clock that nobody sets, within one boot of this host.
 
 The time of day (`time.time`) is for people: it is stepped by hand and by NTP, and begins anywhere where no battery
-keeps it. CLOCK_BOOTTIME runs evenly from the boot on, also while the host sleeps (clock_gettime(2)).
+keeps it. CLOCK_BOOTTIME only runs on from the boot, also while the host sleeps (clock_gettime(2)); how fast, NTP has a
+say in (see `leave.SLACK`).
 """
 
 from __future__ import annotations

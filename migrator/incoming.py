@@ -21,6 +21,7 @@ import os
 import secrets
 import signal
 import stat
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -34,6 +35,7 @@ from migrator.run import Program
 NOTE = "beside.json"  # in the spool, while a stream is received: what lay beside the snapshot before, and its name
 END_LIMIT = 60.0  # seconds that a killed `btrfs receive` may take: it ends the write that it is in, on a slow disk
 _SHOWN = 3
+_undoing = threading.Lock()
 
 
 def receive(stream: Iterable[bytes | memoryview], target: Path, spool: Path, *,
@@ -102,6 +104,11 @@ def processes(folder: Path) -> list[int]:
 
 
 def _take_away(folder: Path, spool: Path, but: Callable[[str], bool] = lambda _: False) -> list[str]:
+    with _undoing:  # a thread may come to it late, and would take for brought what this one is giving back
+        return _take_away_alone(folder, spool, but)
+
+
+def _take_away_alone(folder: Path, spool: Path, but: Callable[[str], bool]) -> list[str]:
     try:
         noted = json.loads((spool / NOTE).read_text())
         # An older version has written down the names alone.

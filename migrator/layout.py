@@ -129,8 +129,9 @@ class Layout:
         return sorted(found, key=lambda path: btrfs.info(path).generation)
 
     def own_snapshots(self) -> list[Path]:
-        """Those of `snapshots` that this migration made."""
-        return [path for path in self.snapshots() if path.name.startswith(f"{self.id}.")]
+        """Those that this migration made, by the number of the round: a balance gives any of them a new generation."""
+        found = [path for path in self.snapshots() if path.name.startswith(f"{self.id}.")]
+        return sorted(found, key=lambda path: int(path.suffix[1:]))
 
     def bases(self) -> list[btrfs.Subvolume]:
         """What increments can start from: the complete snapshots, oldest first."""

@@ -22,14 +22,18 @@ if TYPE_CHECKING:
 
 BY_HAND = 600.0  # seconds from create-dump on, for who types restore-dump: he need not ask the source first
 LEAST = 60.0  # seconds that must be left of these, or it is asked all the same: a restore takes its time
-SLACK = 0.01  # a clock that is off by a hundredth is broken: hardware stays below a thousandth
+# By what part of it a time may last longer on the other host. NTP has CLOCK_BOOTTIME run faster or slower, too: the
+# kernel takes a tenth either way (ADJ_TICK in adjtimex(2)), and chronyd 8.3 % (maxslewrate).
+SLACK = 0.25
 MOST = 3600.0  # seconds that are given to whoever asks
 
 
 def given(detail: Mapping[str, Any], seconds: float) -> dict[str, Any]:
     """What the source records before it gives its word for so many seconds; an earlier word still holds."""
     lasts = max(seconds, outstanding(detail))
-    return {"leave": clock.until(clock.now() + lasts, lasts)}
+    # Of all that an earlier one lasts the other clock may be a part behind.
+    all_of_it = max(lasts, float(detail["leave"]["lasts"])) if outstanding(detail, SLACK) else lasts
+    return {"leave": clock.until(clock.now() + lasts, all_of_it)}
 
 
 def outstanding(detail: Mapping[str, Any], slack: float = 0.0) -> float:

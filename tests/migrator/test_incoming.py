@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
 import types
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -254,6 +255,27 @@ def test_what_one_that_was_killed_has_brought_goes_with_the_next(here: Here) -> 
     tree(here)
     here.receive()
     assert here.names() == {*BEFORE, TARGET}
+
+
+def test_two_threads_undo_it_one_after_the_other(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One gives a name back by way of another name, which the other would take for one that was brought."""
+    note = json.dumps({"before": [*here.names()], "target": TARGET})
+    (here.spool / incoming.NOTE).write_text(note)
+    subvolume(here)
+    honest, found = incoming._give_back, list[list[str]]()
+    second = threading.Thread(target=lambda: found.append(incoming.clear(here.folder, here.spool)))
+
+    def give_back(folder: Path, before: dict[str, str]) -> tuple[list[str], set[str]]:
+        monkeypatch.setattr(incoming, "_give_back", honest)
+        second.start()
+        second.join(1.0)  # it would be through, if it did not wait
+        assert found == []
+        return honest(folder, before)
+
+    monkeypatch.setattr(incoming, "_give_back", give_back)
+    assert incoming.clear(here.folder, here.spool) and here.names() == BEFORE
+    second.join(60)
+    assert found == [[]], "there was nothing left to undo"
 
 
 @pytest.mark.parametrize("note", [None, "", "7", "[]", "{}", '{"before": [[]], "target": ""}', '{"before": ["a"'])

@@ -73,7 +73,7 @@ def test_snapshots_are_told_from_the_rest(here: Layout, monkeypatch: pytest.Monk
     monkeypatch.setattr("migrator.btrfs.info", Info)
     monkeypatch.setattr("migrator.btrfs.is_subvolume", lambda path: path.name in ages)
     assert [path.name for path in here.snapshots()] == ["00000001.1", "0badc0de.2", "0badc0de.1", "0badc0de.10"]
-    assert [path.name for path in here.own_snapshots()] == ["0badc0de.2", "0badc0de.1", "0badc0de.10"]
+    assert [path.name for path in here.own_snapshots()] == ["0badc0de.1", "0badc0de.2", "0badc0de.10"]
 
 
 @pytest.mark.parametrize(("needed", "memory", "place"), [(100, 1000, 0), (499, 1000, 0), (0, 1000, 0),

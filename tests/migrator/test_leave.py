@@ -48,6 +48,20 @@ def test_a_later_word_takes_no_earlier_one_back(now: list[float]) -> None:
     assert leave.outstanding(leave.given(detail, 900.0)) == 900.0
 
 
+def test_nor_the_part_by_which_the_other_clock_may_be_behind(now: list[float]) -> None:
+    """NTP may slow it down by a tenth, and have this one run faster by as much."""
+    detail = leave.given({}, 1000.0)
+    now[0] += 1000 * 1.1 / 0.9 - 1
+    assert leave.outstanding(detail) == 0.0 and leave.outstanding(detail, leave.SLACK) > 1
+    detail = leave.given(leave.given({}, 1000.0), 1.0)
+    now[0] += 990
+    detail = leave.given(detail, 1.0)
+    now[0] += 1000 * 1.1 / 0.9 - 991
+    assert leave.outstanding(detail, leave.SLACK) > 1
+    now[0] += 1000
+    assert leave.given(detail, 60.0)["leave"]["lasts"] == 60.0, "once that is over, it is"
+
+
 def test_after_a_reboot_of_the_source_it_is_outstanding_as_a_whole(tmp_path: Path,
                                                                    monkeypatch: pytest.MonkeyPatch) -> None:
     detail = leave.given({}, 60.0)
