@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -93,9 +94,8 @@ def test_no_rollback_forgets_it_while_its_disk_is_away(journal: Journal, started
     assert migration.detail["last_copy"] == [f"{ID}.2"]
 
 
-def test_nor_one_that_it_is_away_from_while_the_other_host_is_asked(journal: Journal, started: list[str]) -> None:
-    migration = begun(journal, *DUMPED[:2], memory=False, stopping=True, rounds=[{}])
-    create_dump.heal(migration)
+def away_while_it_is_told(migration: Migration) -> Path:
+    """The other host is asked, and meanwhile the disk is unmounted; returns its place."""
     folder = layout_of(migration).folder
 
     def unmounted() -> str:
@@ -104,6 +104,13 @@ def test_nor_one_that_it_is_away_from_while_the_other_host_is_asked(journal: Jou
 
     with pytest.raises(DiskAway):
         rollback.roll_back(migration, unmounted)
+    return folder
+
+
+def test_nor_one_that_it_is_away_from_while_the_other_host_is_asked(journal: Journal, started: list[str]) -> None:
+    migration = begun(journal, *DUMPED[:2], memory=False, stopping=True, rounds=[{}])
+    create_dump.heal(migration)
+    folder = away_while_it_is_told(migration)
     assert str(migration.state) == "rolling-back" and "last_copy" not in migration.detail
     folder.with_name("unmounted").rename(folder)
     rollback.roll_back(migration, lambda: "")
@@ -212,14 +219,7 @@ def test_a_dump_of_it_was_killed(journal: Journal, lives: list[str]) -> None:
 
 def test_its_disk_goes_away_before_that_is_recorded(journal: Journal, lives: list[str]) -> None:
     migration = begun(journal, *DUMPED[:2])
-    folder = layout_of(migration).folder
-
-    def unmounted() -> str:
-        folder.rename(folder.with_name("unmounted"))
-        return ""
-
-    with pytest.raises(DiskAway):
-        rollback.roll_back(migration, unmounted)
+    folder = away_while_it_is_told(migration)
     folder.with_name("unmounted").rename(folder)
     rollback.roll_back(migration, lambda: "")
     assert left_of(migration) == migration.detail["last_copy"] == [f"{ID}.2"]
