@@ -159,12 +159,18 @@ def note(migration: Migration) -> str:
 
 
 def aside_note(migration: Migration) -> str:
-    """On the destination: which root file systems may have run here and are kept for that; "" where none did."""
-    kept = Layout(migration.lxcpath, migration.name, migration.id).set_aside()
-    if migration.role is Role.SOURCE or not kept:
+    """On the destination: which root file systems may have run here, or stood there before, and are kept; or ""."""
+    layout = Layout(migration.lxcpath, migration.name, migration.id)
+    if migration.role is Role.SOURCE:
         return ""
-    return (f"What {migration.name} had written here, before a restore failed or in an earlier stay, is kept in"
-            f" {', '.join(map(str, kept))}, until: migrator cleanup {migration.name}")
+    told = []
+    if kept := layout.set_aside():
+        told.append(f"What {migration.name} had written here, before a restore failed or in an earlier stay, is kept in"
+                    f" {', '.join(map(str, kept))}, until: migrator cleanup {migration.name}")
+    if migration.ended and (layout.old / "rootfs").exists():
+        told.append(f"What stood in the place of {migration.name} is kept in {layout.old}; this removes it, or says why"
+                    f" it stays: migrator cleanup {migration.name}")
+    return " ".join(told)
 
 
 def _on_source(migration: Migration) -> str:

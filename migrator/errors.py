@@ -212,6 +212,15 @@ class ContainerExists(MigratorError):
     cure = "Rename or remove it there, or choose another name with --new-name."
 
 
+class HasClones(MigratorError):
+    """On {host_name}, clones (lxc-copy -s) are overlays on the root file system of the copy of {name} in {lxcpath}, as
+    {list} says: it must not be moved away under them."""
+
+    status = 37
+    cure = """Destroy the clones there first, and where none of them exists any more remove that file; or choose another
+    name with --new-name."""
+
+
 class ConfigInvalid(MigratorError):
     """The configuration of {name} cannot be carried over: {reason}"""
 

@@ -13,7 +13,7 @@ import enum
 import os
 from pathlib import Path
 
-from migrator import btrfs, container_config, fences, lxc, names, subvolume_uuids
+from migrator import btrfs, clones, container_config, fences, lxc, names, subvolume_uuids
 from migrator.advice import this_host
 from migrator.errors import ContainerExists, ContainerNotFound, MigratorError, UsageError
 from migrator.journal import Journal, Migration
@@ -196,6 +196,18 @@ def is_superseded(migration: Migration, config: Path) -> bool:
             and are_of_one(went, migration))
 
 
+def is_another_disk(journal: Journal, config: Path, rootfs: Path) -> bool:
+    """Whether behind the fence in `config` stands another subvolume than the one that its migration has left here.
+
+    Somebody has put it there, be it only a snapshot of that one: nothing tells that another host has what is in it.
+    Older versions did not record which one it was.
+    """
+    fence = container_config.fence_of(config.read_text(errors="replace"))
+    records = [journal.by_id(fence, role) for role in Role]
+    left = {each.detail.get("rootfs_uuid") for each in records if each} - {None, ""}
+    return bool(left) and btrfs.is_subvolume(rootfs) and btrfs.info(rootfs).uuid not in left
+
+
 def is_of(journal: Journal, snapshot: Path, origin: str) -> bool:
     """Whether a snapshot that migrations keep was made or received by one of the container with that origin."""
     id_ = snapshot.name.partition(".")[0]
@@ -206,7 +218,8 @@ def is_of(journal: Journal, snapshot: Path, origin: str) -> bool:
 def refuse_foreign(journal: Journal, layout: Layout, origin: str, *, renamed: bool) -> None:
     """A container of that name may be here only as the stopped, fenced copy of one that has moved away.
 
-    Nor may its root file system's place have another, where that copy's lies elsewhere: nobody knows whose it is.
+    Nor may its root file system's place have another, where that copy's lies elsewhere: nobody knows whose it is. And
+    none may be moved away under clones. Raises ContainerExists, HasClones.
     """
     found = whose(layout)
     if found is Whose.NOBODYS:
@@ -214,6 +227,8 @@ def refuse_foreign(journal: Journal, layout: Layout, origin: str, *, renamed: bo
     if not is_own_copy(journal, layout, origin, renamed=renamed) or (
             found is Whose.COPY and (_lives(layout) or _has_another(layout))):
         raise ContainerExists(host_name=this_host(), name=layout.name, lxcpath=layout.lxcpath)
+    if found is Whose.COPY:
+        clones.refuse(layout)
 
 
 def _lives(layout: Layout) -> bool:

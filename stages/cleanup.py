@@ -38,6 +38,7 @@ from migrator.journal import DEFAULT_PATH, Journal, Migration
 from migrator.layout import FOLDER, RUNTIME, WORK, Layout, former_images, locked, remove_images
 from migrator.report import size
 from migrator.states import Role, State
+from stages.cleaner import Cleaner
 
 NAME = "cleanup"
 HELP = "remove what migrations have left on this host"
@@ -49,56 +50,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="with a name: remove only the snapshots, keep the fenced copy and what was put aside")
     parser.add_argument("--forget", action="store_true", help="remove ended migrations from the journal too")
     parser.add_argument("--dry-run", action="store_true", help="print what would be removed, and remove nothing")
-
-
-class Cleaner:
-    """Removes things, or only tells what it would remove."""
-
-    def __init__(self, *, dry_run: bool) -> None:
-        self.dry_run = dry_run
-        self.removed: list[str] = []
-        self.kept: list[str] = []  # what somebody may still want: it goes with its container's name alone
-        self.left: list[str] = []  # what lies in a container's folder and is not migrator's
-        self.sizes: dict[str, int] = {}  # what removing a subvolume would free, bytes; in a dry run
-
-    def remove(self, path: Path, how: Callable[[Path], None]) -> None:
-        self.take_back(str(path), lambda: how(path))
-
-    def take_back(self, what: str, how: Callable[[], None]) -> None:
-        self.removed.append(what)
-        if not self.dry_run:
-            how()
-
-    def leaves(self, name: str, rootfs: Path) -> bool:
-        """Whether a root file system stays, and what belongs to it: for what lives in it, of whatever container.
-
-        Or for the subvolumes in it: no migration sends these. Raises SnapshotFailed where it cannot be told.
-        """
-        if lxc.lives_in(name, rootfs):
-            log.warning(f"{rootfs} stays, as something lives in it")
-            return True
-        inner = btrfs.nested(rootfs) if btrfs.is_subvolume(rootfs) else []
-        if inner:
-            log.warning(f"{rootfs} stays, as it has subvolumes inside, which have not moved with it. When one is of no"
-                        f" use any more: btrfs subvolume delete {shlex.quote(f'{rootfs}/{inner[0]}')}")
-            self.left += [f"{rootfs}/{name}" for name in inner]
-        return bool(inner)
-
-    def remove_folder(self, path: Path) -> None:
-        """A container's: what others have put there, or mounted, stays, and so the folder."""
-        strange = container_config.strange_in(path)
-        if not self.dry_run:
-            strange = container_config.remove(path)
-        self.left += map(str, strange)
-        if not strange:
-            self.removed.append(str(path))
-
-    def measure(self, lxcpath: Path) -> None:
-        """In a dry run: fill `sizes` in."""
-        if self.dry_run and self.removed:
-            btrfs.wait_deleted(lxcpath)  # until then it shares what is left with these
-            self.sizes = {path: btrfs.exclusive_bytes(Path(path)) for path in self.removed
-                          if btrfs.is_subvolume(Path(path))}
 
 
 def run(args: argparse.Namespace) -> Result:
@@ -182,7 +133,9 @@ def _remove_copy(cleaner: Cleaner, journal: Journal, layout: Layout) -> None:
         return
     container = lxc.Container(layout.name, layout.lxcpath)
     rootfs = container.rootfs
-    if container.state == "STOPPED" and not cleaner.leaves(layout.name, rootfs):
+    destroy = ["lxc-destroy", "-P", str(layout.lxcpath), "-n", layout.name]
+    if container.state == "STOPPED" and not cleaner.leaves(layout.name, rootfs) and not cleaner.leaves_copy(
+            journal, layout.container, layout.container / "config", rootfs, destroy):
         if btrfs.is_subvolume(rootfs):
             cleaner.remove(rootfs, btrfs.delete)
         cleaner.remove_folder(layout.container)
@@ -321,9 +274,15 @@ def _clean_folder(cleaner: Cleaner, journal: Journal, folder: Path, alive: set[s
             (path / name).exists() for name in ("config", "rootfs"))))
         if match and match[1] not in alive and is_copy and not copies:
             cleaner.kept.append(str(path))
-        elif match and match[1] not in alive and not (
-                is_copy and cleaner.leaves(folder.name.removesuffix(WORK), rootfs)):
+        elif match and match[1] not in alive and not (is_copy and _is_left(cleaner, journal, path, rootfs)):
             cleaner.remove(path, btrfs.delete if match[2] == "ran" else partial(_remove_tree, journal))
+
+
+def _is_left(cleaner: Cleaner, journal: Journal, path: Path, rootfs: Path) -> bool:
+    """Of what was put aside as `path`: whether its root file system stays, and what belongs to it."""
+    name, config = path.parent.name.removesuffix(WORK), path / "config"
+    return cleaner.leaves(name, rootfs) or (config.is_file() and cleaner.leaves_copy(
+        journal, path.parents[2] / name, config, rootfs, ["btrfs", "subvolume", "delete", str(rootfs)]))
 
 
 def _remove_tree(journal: Journal, path: Path) -> None:

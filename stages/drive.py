@@ -41,6 +41,7 @@ from migrator.protocol import Connection
 from migrator.report import duration, size
 from migrator.states import Role, State, step
 from stages import ask_state, check, cleanup, create_dump, finish, offer, prepare_data, rollback, same_host
+from stages.cleaner import Cleaner
 from stages.reconnect import Link, cause_of, say
 from tunnel.errors import DocumentedError
 
@@ -315,6 +316,6 @@ class Drive:
         }, text + kept)
 
     def _undefine(self) -> list[str]:
-        cleaner = cleanup.Cleaner(dry_run=False)
+        cleaner = Cleaner(dry_run=False)
         cleanup.clean_moved(cleaner, self._of)
         return cleaner.removed

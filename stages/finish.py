@@ -38,7 +38,6 @@ from migrator.errors import (
     MigratorError,
     NoMigration,
     OutOfOrder,
-    SnapshotFailed,
     StartFailed,
     UsageError,
 )
@@ -48,7 +47,7 @@ from migrator.peer import connected
 from migrator.protocol import Connection
 from migrator.service import Service
 from migrator.states import Event, Role, State, Verdict, after, decide
-from stages import ask_state, offer, settling
+from stages import ask_state, earlier_stay, offer, settling
 
 NAME = "finish"
 ANSWER_LIMIT = 600.0  # seconds: there it is started first, where it was stopped, and snapshots are removed
@@ -288,63 +287,13 @@ def drop_way_back(migration: Migration) -> None:
     """Remove what was kept on the destination until it was certain that the container stays."""
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     for old in (layout.old, layout.former_old):
-        _drop_old(migration, layout, old)
+        earlier_stay.drop(migration, layout, old)
     if lxc_disk.is_here(layout) and not settling.is_replaced(layout):  # another container's are its own
         container_config.drop_copies(layout.container, keep=layout.id)
     layout.drop_images()
     incoming.clear(layout.folder, layout.spool)
     layout.drop_spool()
     bases.prune(migration)
-
-
-def _drop_old(migration: Migration, layout: Layout, old: Path) -> None:
-    """The copy of an earlier stay, if this is the container that it went away as.
-
-    Any other has perhaps no second one: of another container that was called so, or of what had run here and gave way.
-    Without its configuration nothing tells. That may name a root file system in another place, which nothing else does.
-    """
-    rootfs, config = old / "rootfs", old / "config"
-    told = config.is_file()
-    elsewhere = container_config.rootfs_elsewhere(config, layout.rootfs) if told else ""
-    inner = _nested(rootfs)
-    stood, until = f"What stood in the place of {migration.name}", f"until: migrator cleanup {migration.name}"
-    if rootfs.exists() and lxc.lives_in(layout.name, rootfs):
-        log.warning(f"{stood} stays in {old}, as something lives in it, {until}")
-        return
-    if inner or not told or not identity.is_superseded(migration, config):
-        configuration = f", its configuration in {old}," if told else ""
-        why = "has subvolumes inside, which no move takes along" if inner else "may be the only copy of what it has"
-        if rootfs.exists():
-            log.warning(f"{stood} {why}: it is kept in {_put_aside(layout, rootfs)}{configuration} {until}")
-        elif elsewhere:
-            log.warning(f"{stood} {why}: it lies in {elsewhere}, and stays there; its configuration is kept in {old}"
-                        f" {until}")
-        if told:  # also by an earlier finish that was killed
-            return
-    elif elsewhere:
-        log.warning(f"The copy that {migration.name} had left here goes; but its root file system, {elsewhere}, is left"
-                    " alone. Remove it when you have seen that nothing else uses it")
-        if rootfs.exists():  # an older version has made room so
-            log.warning(f"{stood} was none of that copy's: it is kept in {_put_aside(layout, rootfs)} {until}")
-    btrfs.delete(rootfs)
-    for name in ("config", container_config.FENCE_HOOK):
-        (old / name).unlink(missing_ok=True)
-    with contextlib.suppress(OSError):
-        old.rmdir()
-
-
-def _put_aside(layout: Layout, rootfs: Path) -> Path:
-    layout.make_folder()  # an older version made only one of the two
-    return rootfs.rename(layout.aside())
-
-
-def _nested(rootfs: Path) -> bool:
-    """Whether subvolumes are, or may be, inside what stood in the container's place: no snapshot has taken them."""
-    try:
-        return btrfs.is_subvolume(rootfs) and bool(btrfs.nested(rootfs))
-    except SnapshotFailed as error:
-        log.verbose(str(error))
-        return True
 
 
 HANDLERS = {"running": running, "finish": finish}

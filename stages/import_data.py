@@ -20,6 +20,7 @@ from migrator import (
     bounds,
     btrfs,
     cli,
+    clones,
     container_config,
     grant,
     identity,
@@ -282,12 +283,16 @@ def put_rootfs_aside(layout: Layout) -> None:
 
 
 def _require_room(layout: Layout) -> None:
-    """Raises ContainerExists where the root file system's place has what is not that of the earlier stay, or works."""
+    """Raises ContainerExists where the root file system's place has what is not that of the earlier stay, or works.
+
+    HasClones where clones lie on it.
+    """
     if btrfs.is_subvolume(layout.rootfs):
         config = layout.old / "config"
         if not config.is_file() or (layout.old / "rootfs").exists() or (
                 container_config.rootfs_elsewhere(config, layout.rootfs)) or lxc.lives_in(layout.name, layout.rootfs):
             raise ContainerExists(host_name=this_host(), name=layout.name, lxcpath=layout.lxcpath)
+        clones.refuse(layout)
 
 
 def drop_attempt(migration: Migration, layout: Layout) -> None:

@@ -18,6 +18,7 @@ from migrator.journal import Journal, Migration
 from migrator.layout import Layout, locked
 from migrator.states import Event, Role
 from stages import cleanup
+from stages.cleaner import Cleaner
 
 ID, OTHER = "0badc0de", "00000001"
 
@@ -52,7 +53,7 @@ class Host:
         return [self.run / id, here.spool, here.snapshot(1), here.work / f"{id}.images"]
 
     def clean(self, *, dry_run: bool = False) -> list[str]:
-        cleaner = cleanup.Cleaner(dry_run=dry_run)
+        cleaner = Cleaner(dry_run=dry_run)
         cleanup._clean_leftovers(cleaner, self.journal, self.pool)
         return cleaner.removed
 
@@ -142,7 +143,7 @@ def test_a_silence_of_a_migration_that_nobody_knows(host: Host, capsys: pytest.C
 def test_with_a_name_its_silence_goes_too(host: Host) -> None:
     host.ended()
     host.begin("shop", OTHER)
-    cleaner = cleanup.Cleaner(dry_run=False)
+    cleaner = Cleaner(dry_run=False)
     cleanup.clean_container(cleaner, host.journal, "web", host.pool, keep_copy=True)
     assert set(host.silent) == {OTHER}
     assert f"nft table netdev migrator-{ID}" in cleaner.removed
@@ -160,7 +161,7 @@ def test_a_last_copy_goes_with_its_containers_name_alone(host: Host, linked: str
     made.move(Event.ROLL_BACK, abandoned=True)
     made.move(Event.ROLLED_BACK, last_copy=[f"{ID}.1"])
     (copy,) = Layout(host.pool, "web", ID).snapshots()
-    cleaner = cleanup.Cleaner(dry_run=False)
+    cleaner = Cleaner(dry_run=False)
     pool.rename(pool.with_name("unmounted"))
     pool.mkdir()
     cleanup.forget(host.journal, None)  # its disk is away
@@ -194,7 +195,7 @@ def test_another_spelling_of_the_path_hides_nothing(host: Host, linked: str) -> 
         host.pool = alias
     host.begin()
     with pytest.raises(AlreadyMigrating):
-        cleanup.clean_container(cleanup.Cleaner(dry_run=False), host.journal, "web", given, keep_copy=False)
+        cleanup.clean_container(Cleaner(dry_run=False), host.journal, "web", given, keep_copy=False)
     assert all(path.is_dir() for path in host.things())
     found = host.journal.latest("web", given)
     assert found and found.id == ID
@@ -235,7 +236,7 @@ def test_what_they_have_put_aside_stays_until_it_is_asked_for(host: Host) -> Non
     host.clean()
     assert (old / "config").is_file()
     for keep_copy in (True, False):
-        cleaner = cleanup.Cleaner(dry_run=False)
+        cleaner = Cleaner(dry_run=False)
         cleanup.clean_container(cleaner, host.journal, "web", host.pool, keep_copy=keep_copy)
         assert old.exists() is keep_copy and (cleaner.kept == [str(old)]) is keep_copy
 

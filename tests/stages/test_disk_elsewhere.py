@@ -13,7 +13,7 @@ from migrator.btrfs import Subvolume
 from migrator.errors import ContainerExists
 from migrator.journal import Migration
 from migrator.layout import Layout
-from stages import finish, import_data
+from stages import earlier_stay, import_data
 from tests.stages.test_define import ID, arriving, define
 
 __all__ = ["arriving"]
@@ -89,7 +89,7 @@ def test_what_an_older_version_has_put_aside_is_not_deleted(arriving: Migration,
     define(arriving, "lxc.uts.name = web\n", {})
     subvolume(here.old / "rootfs")
     for _ in range(2):  # safe to repeat
-        finish._drop_old(arriving, here, here.old)
+        earlier_stay.drop(arriving, here, here.old)
         (kept,) = here.set_aside()
         assert btrfs.is_subvolume(kept) and not here.old.exists()
     assert btrfs.is_subvolume(here.lxcpath / "vols" / "web")

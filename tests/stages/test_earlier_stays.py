@@ -20,6 +20,7 @@ from migrator.journal import Journal, Migration
 from migrator.layout import Layout
 from migrator.states import Event, Role, State
 from stages import cleanup, finish, settling
+from stages.cleaner import Cleaner
 
 ID, LATER = "0badc0de", "00000002"
 CONFIG = "lxc.uts.name = web\n"
@@ -76,7 +77,7 @@ def stands(pool: Path, id: str = ID, message: str = "no") -> Layout:
 
 
 def clean(journal: Journal, pool: Path, *, dry_run: bool = False) -> list[str]:
-    cleaner = cleanup.Cleaner(dry_run=dry_run)
+    cleaner = Cleaner(dry_run=dry_run)
     cleanup.clean_container(cleaner, journal, "web", pool, keep_copy=False)
     return cleaner.removed
 
@@ -177,7 +178,7 @@ def test_what_is_not_migrators_is_told(journal: Journal, tmp_path: Path) -> None
     (here.container / "data").mkdir()
     (here.container / "data" / "live").touch()
     for dry_run in (True, False):
-        cleaner = cleanup.Cleaner(dry_run=dry_run)
+        cleaner = Cleaner(dry_run=dry_run)
         cleanup.clean_container(cleaner, journal, "web", tmp_path, keep_copy=False)
         assert cleaner.removed == [str(here.rootfs)] and cleaner.left == [str(here.container / "data")]
     assert (here.container / "data" / "live").exists() and not (here.container / "config").exists()
@@ -265,7 +266,7 @@ def test_what_may_be_the_only_one_stays_until_it_is_asked_for(journal: Journal, 
         finish.end_here(came)
         (kept,) = here.set_aside()
         assert (kept / "written").exists() and (here.old / "config").is_file()
-    cleaner = cleanup.Cleaner(dry_run=False)
+    cleaner = Cleaner(dry_run=False)
     cleanup._clean_folder(cleaner, journal, here.work, set())
     assert (kept / "written").exists() and set(cleaner.kept) == {str(kept), str(here.old)}
     clean(journal, tmp_path)
@@ -306,7 +307,7 @@ def test_what_has_no_configuration_is_nobodys_copy(journal: Journal, tmp_path: P
     here = put_aside(tmp_path, came)
     shutil.rmtree(here.old)
     (here.old / "rootfs").mkdir(parents=True)
-    cleaner = cleanup.Cleaner(dry_run=False)
+    cleaner = Cleaner(dry_run=False)
     cleanup._clean_folder(cleaner, journal, here.work, set())
     assert cleaner.kept == [str(here.old)]
     here.spool.mkdir()  # of which that cleanup did not know that it is needed

@@ -20,7 +20,8 @@ from migrator.layout import Layout
 from migrator.preflight import container_facts
 from migrator.protocol import Connection
 from migrator.states import Event, Role, State
-from stages import cleanup, drive, finish, handover, offer
+from stages import cleanup, drive, earlier_stay, handover, offer
+from stages.cleaner import Cleaner
 from tests.stages.test_handover import Plain
 from tests.stages.test_heal import dumping, journal  # noqa: F401 -- a fixture
 from tests.stages.test_offer import There
@@ -206,7 +207,7 @@ def moved(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> Layout:
 @pytest.mark.parametrize("dry_run", [True, False])
 def test_cleanup_leaves_the_copy_that_has_some(journal: Journal, moved: Layout, util: Util, dry_run: bool) -> None:
     subvolume(moved.rootfs / "srv" / "made")
-    cleaner = cleanup.Cleaner(dry_run=dry_run)
+    cleaner = Cleaner(dry_run=dry_run)
     cleanup.clean_container(cleaner, journal, "web", moved.lxcpath, keep_copy=False)
     assert util.deleted == [] and cleaner.removed == []
     assert cleaner.left == [str(moved.rootfs / "srv" / "made")]
@@ -214,7 +215,7 @@ def test_cleanup_leaves_the_copy_that_has_some(journal: Journal, moved: Layout, 
 
 
 def test_cleanup_removes_the_copy_that_has_none(journal: Journal, moved: Layout, util: Util) -> None:
-    cleaner = cleanup.Cleaner(dry_run=False)
+    cleaner = Cleaner(dry_run=False)
     cleanup.clean_container(cleaner, journal, "web", moved.lxcpath, keep_copy=False)
     assert util.deleted == [moved.rootfs] and cleaner.left == []
 
@@ -224,7 +225,7 @@ def test_cleanup_leaves_what_was_put_aside(journal: Journal, moved: Layout, util
     aside = moved.work / f"00000001.{kind}"
     rootfs = subvolume(aside if kind == "ran" else aside / "rootfs")
     inner = subvolume(rootfs / "srv" / "made")
-    cleaner = cleanup.Cleaner(dry_run=False)
+    cleaner = Cleaner(dry_run=False)
     cleanup.clean_container(cleaner, journal, "web", moved.lxcpath, keep_copy=False)
     assert util.deleted == [moved.rootfs] and cleaner.left == [str(inner)] and inner.is_dir()
 
@@ -237,7 +238,7 @@ def test_cleanup_leaves_what_something_lives_in(journal: Journal, moved: Layout,
     aside = moved.work / f"00000001.{kind}"
     rootfs = subvolume(aside if kind == "ran" else aside / "rootfs")
     monkeypatch.setattr(lxc, "lives_in", lambda name, at: (name, at) == ("web", rootfs))
-    cleaner = cleanup.Cleaner(dry_run=False)
+    cleaner = Cleaner(dry_run=False)
     cleanup.clean_container(cleaner, journal, "web", moved.lxcpath, keep_copy=False)
     assert util.deleted == [moved.rootfs] and str(aside) not in cleaner.removed
     assert f"{rootfs} stays" in capfd.readouterr().err.replace("\n", "")
@@ -252,9 +253,9 @@ def test_finish_leaves_what_something_lives_in(journal: Journal, moved: Layout, 
     rootfs = subvolume(here.old / "rootfs")
     (here.old / "config").write_text("lxc.uts.name = web\n")
     monkeypatch.setattr(lxc, "lives_in", lambda name, at: (name, at) == ("web", rootfs))
-    finish._drop_old(came, here, here.old)
+    earlier_stay.drop(came, here, here.old)
     assert util.deleted == [] and rootfs.is_dir() and (here.old / "config").is_file()
-    cleaner = cleanup.Cleaner(dry_run=True)
+    cleaner = Cleaner(dry_run=True)
     cleanup._clean_folder(cleaner, journal, here.work, set())
     assert cleaner.kept == [str(here.old)] and cleaner.removed == []
 
@@ -274,7 +275,7 @@ def test_finish_keeps_the_copy_of_an_earlier_stay_that_has_some(
         subvolume(rootfs / "srv" / "made")
     else:
         util.fails = 100
-    finish._drop_old(came, here, here.old)
+    earlier_stay.drop(came, here, here.old)
     kept = here.set_aside()
     assert util.deleted == [] and len(kept) == 1 and (kept[0] / ".subvolume").exists()
 

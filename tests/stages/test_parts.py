@@ -18,6 +18,7 @@ from migrator.btrfs import Subvolume
 from migrator.journal import Journal
 from migrator.layout import Layout
 from stages import check, cleanup, prepare_data
+from stages.cleaner import Cleaner
 
 
 def test_a_stage_is_a_module_with_these_names() -> None:
@@ -26,9 +27,9 @@ def test_a_stage_is_a_module_with_these_names() -> None:
         assert callable(stage.add_arguments) and callable(stage.run)
         assert Path(str(stage.__file__)).stem == stage.NAME.replace("-", "_")
     names = {path.stem for path in Path(str(stages.__file__)).parent.glob("*.py")} - {
-        "__init__", "abandon", "arriving_config", "ask_source", "ask_state", "consented", "drive", "dry_run", "dump",
-        "force", "handover", "heal", "left_running", "offer", "reconnect", "restore_over", "room", "same_host",
-        "settling", "stop", "take"}
+        "__init__", "abandon", "arriving_config", "ask_source", "ask_state", "cleaner", "consented", "drive",
+        "dry_run", "dump", "earlier_stay", "force", "handover", "heal", "left_running", "offer", "reconnect",
+        "restore_over", "room", "same_host", "settling", "stop", "take"}
     assert names == {command.replace("-", "_") for command in stages.COMMANDS}, "a module is missing in stages.COMMANDS"
     assert [stage.NAME for stage in stages.load_all()] == list(stages.COMMANDS)
 
@@ -102,10 +103,10 @@ def test_cleaning_a_folder_keeps_what_is_alive_and_what_is_not_ours(tmp_path: Pa
     names += (odd := ["00000002.spool", "00000002.images"])
     gone |= set(odd)
     with Journal(tmp_path / "journal.db") as journal:
-        dry = cleanup.Cleaner(dry_run=True)
+        dry = Cleaner(dry_run=True)
         cleanup._clean_folder(dry, journal, folder, {"0badc0de"})
         assert {Path(path).name for path in dry.removed} == gone
         assert {path.name for path in folder.iterdir()} == set(names)
-        cleanup._clean_folder(cleanup.Cleaner(dry_run=False), journal, folder, {"0badc0de"})
+        cleanup._clean_folder(Cleaner(dry_run=False), journal, folder, {"0badc0de"})
         assert {path.name for path in folder.iterdir()} == set(names) - gone
-        cleanup._clean_folder(cleanup.Cleaner(dry_run=False), journal, folder / "not-there", set())
+        cleanup._clean_folder(Cleaner(dry_run=False), journal, folder / "not-there", set())

@@ -18,6 +18,7 @@ from migrator.journal import Journal, Migration
 from migrator.layout import Layout
 from migrator.states import Event, Role, State
 from stages import abandon, cleanup, finish, import_data, restore_dump
+from stages.cleaner import Cleaner
 
 ID, EARLIER = "0badc0de", "aaaaaaaa"
 CONFIG = "lxc.uts.name = web\n"
@@ -162,7 +163,7 @@ def test_a_strangers_beside_an_earlier_stays_own(owned: Migration, disk: Disk,
     with pytest.raises(SourceStillStopped):
         attempt(owned)
     abandon._abandon(owned, [])
-    cleanup._clean_folder(cleanup.Cleaner(dry_run=False), owned.journal, layout.work, set())
+    cleanup._clean_folder(Cleaner(dry_run=False), owned.journal, layout.work, set())
     assert found(owned, "of precious") == ["web/rootfs"] and str(owned.state) == State.ABANDONED
     assert found(owned, "of earlier") == [f".migrator/web+/{ID}.old/rootfs"] and (layout.old / "config").is_file()
     assert str(layout.old) in capfd.readouterr().err.replace("\n", "")
@@ -198,7 +199,7 @@ def test_without_an_earlier_stay_nothing_that_was_put_aside_is_removed(owned: Mi
     disk.make(layout.old / "rootfs", "precious")
     finish.end_here(owned)
     assert found(owned, "of precious") == [f".migrator/web+/{ID}.ran.1"] and not layout.old.exists()
-    cleaner = cleanup.Cleaner(dry_run=False)
+    cleaner = Cleaner(dry_run=False)
     cleanup._clean_folder(cleaner, owned.journal, layout.work, set())
     assert cleaner.kept == [str(layout.aside().with_suffix(".1"))] and cleaner.removed == []
 

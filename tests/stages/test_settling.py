@@ -33,6 +33,7 @@ from migrator.journal import Journal, Migration
 from migrator.layout import Layout
 from migrator.states import Event, Role, State
 from stages import abandon, cleanup, restore_over, settling
+from stages.cleaner import Cleaner
 
 ID = "0badc0de"
 
@@ -189,11 +190,11 @@ def test_what_has_run_for_a_moment_is_put_aside(restoring: Migration, monkeypatc
         assert str(kept) in capfd.readouterr().err.replace("\n", "")
     note = aftermath.aside_note(restoring)
     assert all(str(kept) in note for kept in here.set_aside()) and len(here.set_aside()) == 2
-    cleaner = cleanup.Cleaner(dry_run=True)
+    cleaner = Cleaner(dry_run=True)
     cleanup._clean_folder(cleaner, restoring.journal, here.work, set())
     assert cleaner.kept == [str(kept) for kept in here.set_aside()]
     assert not set(cleaner.kept) & set(cleaner.removed)
-    cleaner = cleanup.Cleaner(dry_run=True)
+    cleaner = Cleaner(dry_run=True)
     cleanup._clean_folder(cleaner, restoring.journal, here.work, set(), copies=True)
     assert set(cleaner.removed) >= {str(kept) for kept in here.set_aside()}, "with its name"
 

@@ -17,6 +17,7 @@ from migrator.journal import Migration
 from migrator.layout import Layout
 from migrator.states import Event, Role
 from stages import cleanup, drive
+from stages.cleaner import Cleaner
 from tests.stages.test_pruned import FIRST, ID, ROOT, SECOND, Host, host  # noqa: F401 -- a fixture
 
 RAN = "another web, in an earlier stay"
@@ -64,7 +65,7 @@ def test_what_may_be_anothers_last_copy_stays(host: Host, went: Migration) -> No
     (aside,) = Layout(host.pool, "web", SECOND).set_aside()
     assert [path.name for path in aside.iterdir()] == [RAN]
     assert host.journal.by_id(SECOND, Role.DESTINATION).detail["kept"] == [f"{SECOND}.1"]  # type: ignore[union-attr]
-    everything = cleanup.Cleaner(dry_run=True)
+    everything = Cleaner(dry_run=True)
     cleanup.clean_container(everything, host.journal, "web", host.pool, keep_copy=False)
     assert {Path(path).name for path in everything.removed} == {f"{FIRST}.1", f"{SECOND}.1", f"{SECOND}.ran.1"}
 

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What `migrator cleanup` removes, or would remove, and what stays all the same: whatever it is, it is told."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+from migrator import btrfs, clones, container_config, identity, log, lxc
+from migrator.journal import Journal
+
+
+class Cleaner:
+    """Removes things, or only tells what it would remove."""
+
+    def __init__(self, *, dry_run: bool) -> None:
+        self.dry_run = dry_run
+        self.removed: list[str] = []
+        self.kept: list[str] = []  # what somebody may still want: it goes with its container's name alone
+        self.left: list[str] = []  # what lies in a container's folder and is not migrator's
+        self.sizes: dict[str, int] = {}  # what removing a subvolume would free, bytes; in a dry run
+
+    def remove(self, path: Path, how: Callable[[Path], None]) -> None:
+        self.take_back(str(path), lambda: how(path))
+
+    def take_back(self, what: str, how: Callable[[], None]) -> None:
+        self.removed.append(what)
+        if not self.dry_run:
+            how()
+
+    def leaves(self, name: str, rootfs: Path) -> bool:
+        """Whether a root file system stays, and what belongs to it: for what lives in it, of whatever container.
+
+        Or for the subvolumes in it: no migration sends these. Raises SnapshotFailed where it cannot be told.
+        """
+        if lxc.lives_in(name, rootfs):
+            log.warning(f"{rootfs} stays, as something lives in it")
+            return True
+        inner = btrfs.nested(rootfs) if btrfs.is_subvolume(rootfs) else []
+        if inner:
+            log.warning(f"{rootfs} stays, as it has subvolumes inside, which have not moved with it. When one is of no"
+                        f" use any more: btrfs subvolume delete {shlex.quote(f'{rootfs}/{inner[0]}')}")
+            self.left += [f"{rootfs}/{name}" for name in inner]
+        return bool(inner)
+
+    def leaves_copy(self, journal: Journal, folder: Path, config: Path, rootfs: Path, remove: list[str]) -> bool:
+        """Whether the root file system of a copy, with this configuration, stays with it, though it is one.
+
+        For clones of the container, whose folder is `folder`; or as it is another disk, for whom `remove` is told.
+        """
+        if os.path.lexists(rootfs) and clones.lie_on(folder):
+            log.warning(f"{rootfs} stays, as clones lie on it, see {folder / clones.LIST}. Destroy them first; where"
+                        " none of them exists any more, remove that file")
+            return True
+        if identity.is_another_disk(journal, config, rootfs):
+            log.warning(f"{rootfs} stays, with its configuration: it is not the root file system that {folder.name} had"
+                        f" left here. If it is of no use any more: {shlex.join(remove)}")
+            self.left.append(str(rootfs))
+            return True
+        return False
+
+    def remove_folder(self, path: Path) -> None:
+        """A container's: what others have put there, or mounted, stays, and so the folder."""
+        strange = container_config.strange_in(path)
+        if not self.dry_run:
+            strange = container_config.remove(path)
+        self.left += map(str, strange)
+        if not strange:
+            self.removed.append(str(path))
+
+    def measure(self, lxcpath: Path) -> None:
+        """In a dry run: fill `sizes` in."""
+        if self.dry_run and self.removed:
+            btrfs.wait_deleted(lxcpath)  # until then it shares what is left with these
+            self.sizes = {path: btrfs.exclusive_bytes(Path(path)) for path in self.removed
+                          if btrfs.is_subvolume(Path(path))}

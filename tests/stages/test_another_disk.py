@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Behind the fence of a copy somebody has put another root file system: nothing says that anybody else has that one."""
+
+# ruff: noqa: F811 -- fixtures
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from migrator import aftermath, btrfs
+from migrator.journal import Journal
+from migrator.states import Event, Role
+from stages import cleanup, finish
+from stages.cleaner import Cleaner
+from tests.stages.test_earlier_stays import (  # noqa: F401 -- fixtures
+    ARRIVED,
+    ID,
+    LATER,
+    LEFT,
+    begun,
+    clean,
+    journal,
+    put_aside,
+    stands,
+    state,
+)
+
+RECORDED = {"its own": "rootfs", "another disk": "other", "an older version's": ""}  # a folder's name is its uuid
+pytestmark = pytest.mark.usefixtures("state")
+
+
+@pytest.mark.parametrize("stands_there", RECORDED)
+def test_the_end_of_a_move_back_keeps_it(journal: Journal, tmp_path: Path, stands_there: str,
+                                         capfd: pytest.CaptureFixture[str]) -> None:
+    begun(journal, tmp_path, Role.SOURCE, *LEFT, rootfs_uuid=RECORDED[stands_there])
+    came = begun(journal, tmp_path, Role.DESTINATION, *ARRIVED, id=LATER, origin=ID)
+    here = put_aside(tmp_path, came)
+    stays = stands_there == "another disk"
+    for _ in range(2):  # as after a kill
+        finish.end_here(came)
+        assert (here.old / "rootfs" / "written").exists() is stays
+        assert (here.old / "config").is_file() is stays
+        assert here.set_aside() == []
+        assert (str(here.old) in aftermath.aside_note(came)) is stays
+    assert (str(here.old / "rootfs") in capfd.readouterr().err.replace("\n", "")) is stays
+
+
+def test_its_containers_name_does_not_remove_it_either(journal: Journal, tmp_path: Path,
+                                                       capfd: pytest.CaptureFixture[str]) -> None:
+    begun(journal, tmp_path, Role.SOURCE, *LEFT, rootfs_uuid="other")
+    came = begun(journal, tmp_path, Role.DESTINATION, *ARRIVED, id=LATER, origin=ID)
+    here = put_aside(tmp_path, came)
+    finish.end_here(came)
+    rootfs = here.old / "rootfs"
+    for dry_run in (True, False):
+        cleaner = Cleaner(dry_run=dry_run)
+        cleanup.clean_container(cleaner, journal, "web", tmp_path, keep_copy=False)
+        assert cleaner.left == [str(rootfs)] and str(here.old) not in cleaner.removed
+        assert (rootfs / "written").exists() and (here.old / "config").is_file()
+    assert f"btrfs subvolume delete {rootfs}" in " ".join(capfd.readouterr().err.split())
+    shutil.rmtree(rootfs)
+    assert str(here.old) in clean(journal, tmp_path) and not here.old.exists(), "nor does it stay for ever"
+
+
+def test_what_is_of_another_origin_counts_the_same(journal: Journal, tmp_path: Path) -> None:
+    begun(journal, tmp_path, Role.SOURCE, *LEFT, rootfs_uuid="other")
+    came = begun(journal, tmp_path, Role.DESTINATION, *ARRIVED, id=LATER, origin="ffffffff")
+    here = put_aside(tmp_path, came)
+    finish.end_here(came)
+    clean(journal, tmp_path)
+    assert (here.old / "rootfs" / "written").exists() and (here.old / "config").is_file()
+
+
+@pytest.mark.parametrize("way", ["cleanup NAME", "--undefine-source"])
+@pytest.mark.parametrize("stands_there", RECORDED)
+def test_cleanup_keeps_it_and_its_configuration(journal: Journal, tmp_path: Path, stands_there: str, way: str,
+                                                capfd: pytest.CaptureFixture[str]) -> None:
+    went = begun(journal, tmp_path, Role.SOURCE, *LEFT, rootfs_uuid=RECORDED[stands_there])
+    here = stands(tmp_path)
+    stays = stands_there == "another disk"
+    for dry_run in (True, False):
+        cleaner = Cleaner(dry_run=dry_run)
+        if way == "cleanup NAME":
+            cleanup.clean_container(cleaner, journal, "web", tmp_path, keep_copy=False)
+        else:
+            cleanup.clean_moved(cleaner, went)
+        assert (cleaner.left == [str(here.rootfs)]) is stays and (cleaner.removed == []) is stays
+        assert ("lxc-destroy" in capfd.readouterr().err) is stays
+    assert (here.rootfs / "written").exists() is stays and (here.container / "config").is_file() is stays
+
+
+@pytest.mark.parametrize("stands_there", RECORDED)
+def test_so_where_it_has_given_way(journal: Journal, tmp_path: Path, stands_there: str) -> None:
+    came = begun(journal, tmp_path, Role.DESTINATION, *ARRIVED, rootfs_uuid=RECORDED[stands_there])
+    came.move(Event.FINISHED, given_way=True)
+    here = stands(tmp_path)
+    clean(journal, tmp_path)
+    assert here.container.exists() is (stands_there == "another disk")
+
+
+def test_a_configuration_stays_with_what_was_put_aside(journal: Journal, tmp_path: Path,
+                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the copy that has subvolumes inside; the finish that had put it aside was killed right after that."""
+    begun(journal, tmp_path, Role.SOURCE, *LEFT)
+    came = begun(journal, tmp_path, Role.DESTINATION, *ARRIVED, id=LATER, origin=ID)
+    here = put_aside(tmp_path, came)
+    monkeypatch.setattr(btrfs, "nested", lambda path: ["srv/made"])
+    for _ in range(2):
+        finish.end_here(came)
+        assert len(here.set_aside()) == 1 and (here.old / "config").is_file()
