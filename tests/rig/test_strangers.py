@@ -95,6 +95,28 @@ def test_a_failed_restore_leaves_the_earlier_stay_as_it_was(rig: Rig, clean_host
     assert rig.sh("hosta", look) == before
 
 
+def test_another_disk_behind_the_fence_of_a_copy_stays(rig: Rig, clean_hosts: CleanHosts) -> None:
+    """The copy's own was taken away: neither the end of the move back nor cleanup removes what nobody else has."""
+    clean_hosts.allow("snapshot")
+    kept = "/pool/.migrator/c1+/*.old"
+    put = ("cd /pool/c1 && btrfs -q subvolume delete rootfs && btrfs -q subvolume create rootfs >/dev/null"
+           " && echo years >rootfs/data")
+    rig.guest("hosta", "c1", "tick")
+    rig.migrator("hosta", "migrate", "c1", *TO_B).expect(0)
+    rig.sh("hosta", put)
+    rig.migrator("hostb", "migrate", "c1", "-d", "root@hosta").expect(0)
+    assert rig.sh("hosta", f"echo {kept}").strip() in rig.migrator("hosta", "status", "c1").expect(0).stdout
+    rig.sh("hostb", put)
+    for host, folder in (("hosta", kept), ("hostb", "/pool/c1")):
+        said = rig.migrator(host, "cleanup", "c1", "--json").expect(0)
+        assert len(said.json["left"]) == 1, said.json
+        assert rig.sh(host, f"cat {folder}/rootfs/data; grep -c 'BEGIN migrator fence' {folder}/config") == "years\n1\n"
+        rig.sh(host, f"btrfs -q subvolume delete {folder}/rootfs")
+        rig.migrator(host, "cleanup", "c1").expect(0)
+    assert rig.probe("hosta", "c1")["intact"] and rig.leftovers() == []
+    assert rig.sh("hostb", "ls /pool").strip() == ""
+
+
 def test_in_the_place_of_what_has_arrived(rig: Rig, ours: str) -> None:
     rig.migrator("hosta", "prepare-data", "c1", *TO_B).expect(0)
     rig.migrator("hostb", "import-data", "c1").expect(0)
