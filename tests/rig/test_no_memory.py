@@ -200,8 +200,8 @@ def test_kept_busy_by_a_hook_until_the_word_is_over(rig: Rig, clean_hosts: Clean
         assert rig.status("hostb", "c1")["state"] == "restoring"
     finally:
         rig.sh("hostb", "rm -f /run/go /run/waits")
-    rig.migrator("hosta", "rollback", "c1").expect(0)
-    runs_only_on(rig, "hosta", 2)
+    rig.migrator("hosta", "resume", "c1").expect(0)
+    runs_only_on(rig, "hostb", 2)
 
 
 def test_it_reboots_long_after_the_word(rig: Rig, guest: Callable[[str, int], None]) -> None:
