@@ -7,6 +7,7 @@ For what CRIU cannot dump. The disk travels as ever; processes end on the source
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import time
@@ -19,6 +20,7 @@ from migrator import (
     criu,
     ending,
     identity,
+    late_start,
     layout,
     limited,
     log,
@@ -173,12 +175,12 @@ def _copy(migration: str) -> Path:
 
 
 @contextlib.contextmanager
-def unfenced(container: lxc.Container, migration: str) -> Iterator[Path]:
-    """A container's configuration without its fence: in memory, as its disk may be full."""
+def unfenced(container: lxc.Container, migration: str, end: float = math.inf) -> Iterator[Path]:
+    """A container's configuration without its fence: in memory, as its disk may be full. For a start until `end`."""
     path = _copy(migration)
     path.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
-    container_config.write_file(path, container_config.unfenced(container_config.text_of(container.config_file)),
-                                mode=0o600)
+    text = container_config.unfenced(container_config.text_of(container.config_file))
+    container_config.write_file(path, late_start.refused(text, container.config_file, end), mode=0o600)
     try:
         yield path
     finally:

@@ -95,6 +95,7 @@ def clean_container(cleaner: Cleaner, journal: Journal, name: str, lxcpath: Path
     for each in found:
         if not each.ended:
             raise AlreadyMigrating(name=name, peer=each.peer, id=each.id, next=advice.next_command(each))
+    _give_names_back(cleaner, journal, layout)
     removed = layout.snapshots()
     for path in removed:
         cleaner.remove(path, btrfs.delete)
@@ -152,8 +153,7 @@ def _is_copy(cleaner: Cleaner, journal: Journal, layout: Layout) -> bool:
     fence = container_config.fence_of(text)
     if not fence:
         return False
-    records = _records(journal, fence)
-    if not records:
+    if not (records := _records(journal, fence)):
         copy = container_config.is_superseded(layout.container)
     else:
         named = {each.role: each for each in records if each.name == layout.name and each.state is State.FINISHED}
@@ -206,6 +206,7 @@ def _clean_leftovers(cleaner: Cleaner, journal: Journal, lxcpath: Path) -> None:
 
 def _clean_name(cleaner: Cleaner, journal: Journal, layout: Layout) -> None:
     """What is left of one container's migrations, with the container locked."""
+    _give_names_back(cleaner, journal, layout)
     known = journal.all(layout.name)
     alive = {each.id for each in known if not each.ended}
     kept = {each.id for each in known if _keeps_base(each)}
@@ -275,7 +276,7 @@ def _clean_folder(cleaner: Cleaner, journal: Journal, folder: Path, alive: set[s
         if match and match[1] not in alive and is_copy and not copies:
             cleaner.kept.append(str(path))
         elif match and match[1] not in alive and not (is_copy and _is_left(cleaner, journal, path, rootfs)):
-            cleaner.remove(path, btrfs.delete if match[2] == "ran" else partial(_remove_tree, journal))
+            cleaner.remove(path, btrfs.delete if match[2] == "ran" else incoming.remove)
 
 
 def _is_left(cleaner: Cleaner, journal: Journal, path: Path, rootfs: Path) -> bool:
@@ -285,11 +286,18 @@ def _is_left(cleaner: Cleaner, journal: Journal, path: Path, rootfs: Path) -> bo
         journal, path.parents[2] / name, config, rootfs, ["btrfs", "subvolume", "delete", str(rootfs)]))
 
 
-def _remove_tree(journal: Journal, path: Path) -> None:
-    if path.suffix == ".spool" and path.parent.name.endswith(WORK):  # among the snapshots a stream may have made it
-        id_, folder = path.name[:8], path.parent.with_name(path.parent.name.removesuffix(WORK))
-        incoming.clear(folder, path, but=lambda name: _is_not_of(journal, id_, name))
-    incoming.remove(path)
+def _give_names_back(cleaner: Cleaner, journal: Journal, layout: Layout) -> None:
+    """Undo what streams have done among the snapshots when their receives were broken off: before that no name counts.
+
+    The last one's first: it has found things as those before had left them. Whom no record is about came before all.
+    """
+    begun = {each.id: number for number, each in enumerate(journal.all(layout.name))}
+    notes = layout.work.glob(f"????????.spool/{incoming.NOTE}")
+    for spool in sorted((note.parent for note in notes), key=lambda spool: begun.get(spool.stem, -1), reverse=True):
+        if cleaner.dry_run:
+            log.warning(f"A receive into {layout.folder} was broken off: what it has renamed there gets its name back")
+        else:
+            incoming.clear(layout.folder, spool, but=partial(_is_not_of, journal, spool.stem))
 
 
 def _is_not_of(journal: Journal, id_: str, name: str) -> bool:

@@ -27,6 +27,7 @@ from migrator import (
     grant,
     healing,
     identity,
+    late_start,
     let_run,
     limited,
     log,
@@ -299,9 +300,10 @@ class Restore:
         with self.migration.step("start", end_must_be=False) as done:
             container = self.container
             done |= {"reason": restore.CONFINED} if consented.confine(self.migration) else {}
-            text = container_config.unfenced(container_config.text_of(container.config_file))
-            container_config.require_rootfs(container.name, container.config_file, text, self.layout.rootfs)
-            container_config.write_file(self.plain_config, text, mode=0o600)
+            own = container.config_file
+            text = container_config.unfenced(container_config.text_of(own))
+            container_config.require_rootfs(container.name, own, text, self.layout.rootfs)
+            container_config.write_file(self.plain_config, late_start.refused(text, own, self.end), mode=0o600)
             log_file = no_memory.log_of(container, anew=True)  # now: the source's word is looked at last
             try:
                 let_run.record_in_time(str(let_run.mark(self.layout.spool)), self.end)

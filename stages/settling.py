@@ -202,7 +202,7 @@ def go_on(migration: Migration, end: float) -> None:
     with migration.step("start") as done:
         if identity.whose(layout).may_go and consented.confine(migration):
             done["reason"] = restore.CONFINED
-        with no_memory.unfenced(container, migration.id) as config:
+        with no_memory.unfenced(container, migration.id, end) as config:
             log_file = no_memory.log_of(container, anew=True)
             left = end - clock.now()  # once more, and last: records, copies and logs take as long as the disk does
             if left < 0:

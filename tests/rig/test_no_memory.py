@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -159,8 +160,67 @@ def test_another_container_that_a_hook_has_started_is_not_taken_for_it(rig: Rig,
     runs_only_on(rig, "hosta", 2)
 
 
+@contextlib.contextmanager
+def later(rig: Rig, host: str) -> Iterator[None]:
+    """The host has been up for years, as far as /proc says: any word is over."""
+    rig.put(host, "/run/later", "99999999.00 0.00\n")
+    rig.exec(host, "mount", "--bind", "/run/later", "/proc/uptime")
+    try:
+        yield
+    finally:
+        rig.exec(host, "umount", "/proc/uptime")
+
+
+@pytest.mark.parametrize("hook", ["pre-start", "pre-mount"])
+def test_kept_busy_by_a_hook_until_the_word_is_over(rig: Rig, clean_hosts: CleanHosts, hook: str) -> None:
+    """Its migrator was killed, and nobody ends lxc-start: it does not start the container any more.
+
+    One of pre-mount waits in the container's own namespaces, when the hooks before are done.
+    """
+    clean_hosts.allow("snapshot")
+    for host in ("hosta", "hostb"):
+        rig.put(host, "/usr/local/bin/waits", "#!/bin/sh\n[ ! -p /run/go ] || { >/run/waits; read -r go </run/go; }\n")
+        rig.exec(host, "chmod", "755", "/usr/local/bin/waits")
+    rig.guest("hosta", "c1", "tick", ip="10.0.3.120", config=f"lxc.hook.{hook} = /usr/local/bin/waits")
+    rig.migrator("hosta", "prepare-data", "c1", *TO_B, "--no-memory").expect(0)
+    rig.migrator("hostb", "import-data", "c1").expect(0)
+    rig.migrator("hosta", "create-dump", "c1", *TO_B).expect(0)
+    rig.exec("hostb", "mkfifo", "/run/go")
+    try:
+        with rig.start("hostb", *RESTORE) as restoring:
+            wait_for(lambda: rig.sh("hostb", "ls /run/waits", check=False) != "", "the hook waits")
+            restoring.signal(9)
+            restoring.wait()
+        before = rig.read("hostb", LOG)
+        with later(rig, "hostb"):
+            rig.sh("hostb", "echo go >/run/go")
+            wait_for(lambda: state(rig, "hostb") in ("STOPPED", "RUNNING"), "lxc-start has come to an end")
+            assert state(rig, "hostb") == "STOPPED"
+        assert rig.read("hostb", LOG) == before
+        assert rig.status("hostb", "c1")["state"] == "restoring"
+    finally:
+        rig.sh("hostb", "rm -f /run/go /run/waits")
+    rig.migrator("hosta", "resume", "c1").expect(0)
+    runs_only_on(rig, "hostb", 2)
+
+
+def test_it_reboots_long_after_the_word(rig: Rig, clean_hosts: CleanHosts) -> None:
+    """LXC's monitor goes through all hooks of its start again."""
+    clean_hosts.allow("snapshot")
+    rig.guest("hosta", "c1", "tick", ip="10.0.3.120")  # in a user namespace no /proc is mounted beside `later`
+    migrate(rig, "c1", "hosta", "--no-memory").expect(0)
+    runs_only_on(rig, "hostb", 2)
+    with later(rig, "hostb"):
+        rig.sh("hostb", "nsenter -t $(lxc-info -n c1 -pH) -a /bin/busybox reboot -f", check=False)  # it may die of that
+        wait_for(lambda: rig.probe("hostb", "c1", quick=True).get("starts") == 3, "it has rebooted")
+
+
+def state(rig: Rig, host: str) -> str:
+    return rig.sh(host, "lxc-info -n c1 -sH").strip()
+
+
 def stopped(rig: Rig) -> bool:
-    return rig.sh("hosta", "lxc-info -n c1 -sH").strip() == "STOPPED"
+    return state(rig, "hosta") == "STOPPED"
 
 
 @pytest.mark.parametrize("heal", ["resume", pytest.param("rollback", marks=pytest.mark.nightly)])

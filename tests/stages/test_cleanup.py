@@ -6,13 +6,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from migrator import cli, holder, layout, network
+from migrator import cli, holder, incoming, layout, network
 from migrator.errors import AlreadyMigrating, Busy
 from migrator.journal import Journal, Migration
 from migrator.layout import Layout, locked
@@ -345,3 +346,78 @@ def test_a_record_of_another_lxc_path_is_left_to_who_has_that_container(host: Ho
         made.move(Event.ABANDONED)
     host.clean()
     assert [each.detail["kept"] for each in host.journal.all("web")] == [[], [f"{OTHER}.1"]]
+
+
+# --- what a stream had renamed when its receive was broken off ------------------------------------------------
+
+
+@pytest.fixture
+def marks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Subvolumes have uuids, by which they are known under any name."""
+    monkeypatch.setattr("migrator.btrfs.info", lambda path: types.SimpleNamespace(
+        generation=1, uuid=f"uuid-{path.stat().st_ino}"))
+
+
+def renamed(host: Host, id: str, *names: tuple[str, str]) -> None:
+    """The stream of that migration has renamed snapshots, and nobody has given them their names back."""
+    here = Layout(host.pool, "web", id)
+    here.make_folder()
+    here.spool.mkdir(exist_ok=True)
+    before = {path.name: f"uuid-{path.stat().st_ino}" for path in here.folder.iterdir()}
+    (here.spool / incoming.NOTE).unlink(missing_ok=True)
+    (here.spool / incoming.NOTE).write_text(json.dumps({"before": before, "target": f"{id}.2"}))
+    for old, new in names:
+        (here.folder / old).rename(here.folder / new)
+
+
+def marked(host: Host, name: str) -> Path:
+    """A snapshot with something in it, which it is known by."""
+    path = Layout(host.pool, "web", ID).folder / name
+    path.mkdir(exist_ok=True)
+    (path / "inside").mkdir()
+    return path
+
+
+@pytest.mark.parametrize("by", ["ended", "under way", "unknown"])
+def test_what_a_stream_has_renamed_is_nobodys_leftover(host: Host, marks: None, by: str) -> None:
+    """It would have the name of a migration that nobody knows, and go; of whom the stream was tells no name."""
+    host.begin()
+    if by == "ended":
+        host.ended("web", OTHER)
+    renamed(host, ID if by == "under way" else OTHER, (f"{ID}.1", "deadbeef.1"))
+    host.clean()
+    assert (Layout(host.pool, "web", ID).folder / f"{ID}.1").is_dir()
+
+
+def test_with_a_name_nothing_goes_that_a_stream_has_renamed(host: Host, marks: None) -> None:
+    host.ended()
+    somebodys = marked(host, "somebodys.1")
+    renamed(host, ID, (somebodys.name, "deadbeef.1"))
+    for dry_run in (True, False):
+        cleaner = cleanup.Cleaner(dry_run=dry_run)
+        cleanup.clean_container(cleaner, host.journal, "web", host.pool, keep_copy=False)
+        assert somebodys.exists() is not dry_run, "a dry run changes nothing"
+    assert (somebodys / "inside").is_dir() and str(somebodys.with_name("deadbeef.1")) not in cleaner.removed
+
+
+def test_a_dry_run_says_that_names_may_be_wrong(host: Host, marks: None, capsys: pytest.CaptureFixture[str]) -> None:
+    host.ended()
+    for renames in ((), ((f"{ID}.1", "deadbeef.1"),)):
+        assert "was broken off" not in capsys.readouterr().err
+        renamed(host, ID, *renames)
+        host.clean(dry_run=True)
+        assert "was broken off" in capsys.readouterr().err
+    assert (Layout(host.pool, "web", ID).folder / "deadbeef.1").is_dir()
+
+
+@pytest.mark.parametrize("first", [ID, OTHER])
+def test_what_two_streams_have_renamed(host: Host, marks: None, first: str) -> None:
+    """The last one is undone first."""
+    second = OTHER if first == ID else ID
+    for id_ in (first, second):
+        host.ended("web", id_)
+    somebodys = marked(host, "somebodys.1")
+    renamed(host, first, (somebodys.name, "deadbeef.1"))
+    renamed(host, second, ("deadbeef.1", "0badf00d.1"))
+    host.clean()
+    assert (somebodys / "inside").is_dir() and [*somebodys.parent.iterdir()] == [somebodys]

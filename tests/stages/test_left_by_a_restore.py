@@ -315,7 +315,13 @@ def test_it_goes_on_in_its_time(restoring: Migration, container: Container, acts
     started: list[object] = []
     monkeypatch.setattr("migrator.layout.RUNTIME", restoring.lxcpath / "run")
     monkeypatch.setattr(container, "config_file", restoring.lxcpath / "web" / "config", raising=False)
-    monkeypatch.setattr(no_memory, "start", lambda of, id_, **_: started.append((of, id_)))
+    given: list[str] = []
+
+    def start(of: object, id_: str, *, config: Path, **_: object) -> None:
+        started.append((of, id_))
+        given.append(config.read_text())
+
+    monkeypatch.setattr(no_memory, "start", start)
     monkeypatch.setattr(clock, "now", lambda: 1000.0)
     restoring.note("settled", had_stopped="boot")
     with monkeypatch.context() as none, pytest.raises(WordOver) as over:
@@ -325,3 +331,5 @@ def test_it_goes_on_in_its_time(restoring: Migration, container: Container, acts
     assert fence(restoring) == ID and started == []
     settling.go_on(restoring, 1000.0)
     assert fence(restoring) == "" and started == [(container, ID)] and not restoring.detail["had_stopped"]
+    hooks = [each.split()[0] for each in given[0].split("lxc.hook.")[1:]]
+    assert hooks == ["pre-start", "start-host"], "kept busy by another hook, it refuses itself when its time is over"

@@ -94,6 +94,23 @@ def test_what_comes_too_late_is_not_started(migration: Migration, monkeypatch: p
     assert not let_run.was(let_run.mark(stage.layout.spool))
 
 
+def test_what_is_kept_busy_until_the_word_is_over_refuses_itself(migration: Migration,
+                                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has started it may have been killed: nobody else would end it."""
+    given: list[str] = []
+
+    def start(*_: object, config: Path, **__: object) -> int:
+        given.append(config.read_text())
+        raise StartFailed(name="web", reason="it says no", log="/log")
+
+    monkeypatch.setattr(no_memory, "start", start)
+    stage = restore_dump.Restore(migration, 60.0, leave=lambda: math.inf)
+    with pytest.raises(StartFailed):
+        stage._start()
+    assert given[0].partition("lxc.ephemeral")[0] == (migration.lxcpath / "web" / "config").read_text()
+    assert [hook.split()[0] for hook in given[0].split("lxc.hook.")[1:]] == ["pre-start", "start-host"]
+
+
 def test_nothing_is_made_between_the_look_at_the_clock_and_the_start(migration: Migration,
                                                                      monkeypatch: pytest.MonkeyPatch) -> None:
     """The disk that has the logs may stand still for a while, and the word be over behind that."""
