@@ -394,7 +394,7 @@ def test_with_a_name_nothing_goes_that_a_stream_has_renamed(host: Host, marks: N
     somebodys = marked(host, "somebodys.1")
     renamed(host, ID, (somebodys.name, "deadbeef.1"))
     for dry_run in (True, False):
-        cleaner = cleanup.Cleaner(dry_run=dry_run)
+        cleaner = Cleaner(dry_run=dry_run)
         cleanup.clean_container(cleaner, host.journal, "web", host.pool, keep_copy=False)
         assert somebodys.exists() is not dry_run, "a dry run changes nothing"
     assert (somebodys / "inside").is_dir() and str(somebodys.with_name("deadbeef.1")) not in cleaner.removed
