@@ -30,6 +30,8 @@ def there(make: Callable[..., There], monkeypatch: pytest.MonkeyPatch) -> There:
     found.migration.move(Event.RESTORED, rootfs_uuid=OWN_DISK)
     found.migration.note("disk", disk=lxc_disk.of(found.pool))
     monkeypatch.setattr(subvolume_uuids, "ancestors", lambda _: iter([]))
+    monkeypatch.setattr(btrfs, "id_of", lambda _: 300)
+    monkeypatch.setattr(btrfs, "parent_of", lambda *_: ANOTHERS)
     monkeypatch.setattr(lxc, "Container", lambda *_: SimpleNamespace(state="STOPPED", rootfs=found.layout.rootfs))
     finish.give_way(found.migration)
     assert not found.layout.spool.exists() and found.layout.own_snapshots()
@@ -108,6 +110,23 @@ def test_one_that_was_gone_back_to(there: There, monkeypatch: pytest.MonkeyPatch
     refused(there)
 
 
+@pytest.mark.parametrize("fenced", [False, True])
+def test_one_that_was_made_of_what_was_removed_may_be_it(there: There, monkeypatch: pytest.MonkeyPatch,
+                                                         fenced: bool) -> None:
+    """lxc-copy -R makes a snapshot, and removes what it is of: there and back, nothing tells whose that is."""
+    put(there, "a snapshot of a snapshot")
+    shutil.rmtree(there.layout.folder)
+    monkeypatch.setattr(subvolume_uuids, "ancestors", lambda _: iter(["removed"]))
+    monkeypatch.setattr(subvolume_uuids, "_having", lambda *_: set())
+    if not fenced:
+        refused(there)
+        monkeypatch.setattr(subvolume_uuids, "_having", lambda *_: {256})
+        goes_on(there)
+    else:  # by whomever: nobody starts it
+        container_config.fence(there.layout.container, "lxc.uts.name = web\n", "feedface", "it has moved away")
+        goes_on(there)
+
+
 @pytest.mark.parametrize("how", ["all of it", "its hook alone", "what the hook does"])
 def test_a_fence_that_was_taken_away(there: There, how: str) -> None:
     config, hook = there.layout.container / "config", there.layout.container / container_config.FENCE_HOOK
@@ -132,17 +151,38 @@ def test_one_that_has_moved_on_from_there(there: There) -> None:
     refused(there)
 
 
-@pytest.mark.parametrize("told", ["by its snapshots", "by what is on record"])
+@pytest.mark.parametrize("told", ["by its snapshots", "by what is on record", "by what it is a copy of"])
 def test_one_that_runs_elsewhere(there: There, monkeypatch: pytest.MonkeyPatch, told: str) -> None:
     """By another name, say. Its root may be a folder in there."""
     shutil.rmtree(there.layout.container)
     monkeypatch.setattr(lxc, "container_processes", lambda _: [PID])
     monkeypatch.setattr(roots, "is_on_btrfs", lambda _: True)
-    by_snapshots = told == "by its snapshots"
-    monkeypatch.setattr(left_running, "lives_in_own", lambda *_: by_snapshots)
-    monkeypatch.setattr(btrfs, "uuid_around", lambda path: (
-        OWN_DISK if path == Path(f"/proc/{PID}/root") and not by_snapshots else ANOTHERS))
+    monkeypatch.setattr(left_running, "lives_in_own", lambda *_: told == "by its snapshots")
+    if told == "by what is on record":
+        monkeypatch.setattr(btrfs, "uuid_around", lambda path: (
+            OWN_DISK if path == Path(f"/proc/{PID}/root") else ANOTHERS))
+    else:
+        monkeypatch.setattr(btrfs, "uuid_around", lambda _: ANOTHERS)
+    if told == "by what it is a copy of":
+        monkeypatch.setattr(btrfs, "parent_of", lambda number, path: (
+            OWN_DISK if (number, path) == (300, Path(f"/proc/{PID}/root")) else ANOTHERS))
     refused(there)
+
+
+def test_what_runs_in_a_copy_of_it_is_not_given_up(make: Callable[..., There], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was renamed by lxc-copy -R, and started by its new name: none of its snapshots tells that."""
+    there = make(Event.RESTORE)
+    there.migration.move(Event.RESTORED, rootfs_uuid=OWN_DISK)
+    shutil.rmtree(there.layout.container)
+    monkeypatch.setattr(lxc, "container_processes", lambda _: [PID])
+    monkeypatch.setattr(left_running, "lives_in_own", lambda *_: False)
+    monkeypatch.setattr(roots, "is_on_btrfs", lambda _: True)
+    monkeypatch.setattr(btrfs, "uuid_around", lambda _: "a snapshot of it")
+    monkeypatch.setattr(btrfs, "id_of", lambda _: 300)
+    monkeypatch.setattr(btrfs, "parent_of", lambda *_: OWN_DISK)
+    with pytest.raises(CopyNotEnded, match=str(PID)):
+        asked_once_more(there, by_force=True)
+    assert there.migration.state is State.RESTORED
 
 
 def test_what_else_runs_is_none_of_it(there: There, monkeypatch: pytest.MonkeyPatch) -> None:
