@@ -288,6 +288,17 @@ class StoppedThere(AlreadyRuns):
     {start} -- to keep the memory instead, destroy it there (lxc-destroy -P {lxcpath} -n {there}), then: {back}"""
 
 
+class BackThere(AlreadyRuns):
+    """{name} had given way on {destination}, and is back there: it runs, or nothing keeps it from being started, or it
+    has moved on from there."""
+
+    status = 19
+    cure = """Two must not run, and only you can choose. Stop it on {destination}, by the name that it has there now:
+    lxc-stop -k -P {lxcpath} {there} -- then rename it, which keeps what it has written: lxc-copy -R -P {lxcpath}
+    -n {there} -N NEWNAME -- or destroy it: lxc-destroy -P {lxcpath} -n {there} -- after that {name} runs on where it
+    stands still, as it was before the move, with: {next}"""
+
+
 class DiskAway(MigratorError):
     """What migrator keeps of {name} below {lxcpath} on {host_name} is not to be seen there ({reason}): it is not
     mounted, or is another disk."""

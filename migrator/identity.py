@@ -159,8 +159,13 @@ def has_its_own(migration: Migration) -> bool:
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     if layout.is_own_rootfs() or not btrfs.is_subvolume(layout.rootfs):
         return layout.is_own_rootfs()
+    return btrfs.info(layout.rootfs).uuid in recorded_rootfs_uuids(migration)
+
+
+def recorded_rootfs_uuids(migration: Migration) -> set[str]:
+    """On the destination: which root file system this migration has made, for all that is on record."""
     made = [event.detail.get("rootfs_uuid") for event in migration.events() if event.step == "rootfs"]
-    return btrfs.info(layout.rootfs).uuid in (migration.detail.get("rootfs_uuid"), *made[-1:])
+    return {uuid for uuid in (migration.detail.get("rootfs_uuid"), *made[-1:]) if uuid}
 
 
 def _origin(migration: Migration) -> str:

@@ -86,6 +86,15 @@ def require_same(layout: Layout, disk: str | None) -> None:
         raise _away(layout, "the migration has begun on another file system")
 
 
+def require_ended(layout: Layout, disk: str | None) -> None:
+    """Where the migration has ended here, and its spool is gone with that: raises DiskAway as `require_same`.
+
+    Unless somebody has made a spool, which says that the disk is lost for good.
+    """
+    if not is_here(layout):
+        require_same(layout, disk)
+
+
 @contextlib.contextmanager
 def _opened(layout: Layout) -> Iterator[int]:
     """The LXC path; raises DiskAway unless it has the spool of the migration, or an older version's, in it."""

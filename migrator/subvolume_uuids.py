@@ -46,6 +46,12 @@ def ancestors(path: Path) -> Iterator[str]:
         uuid = btrfs.parent_of(min(found), path) if found else ""
 
 
+def is_told(path: Path) -> bool:
+    """Whether all of its `ancestors` are there: else it may be a copy of anything."""
+    uuids = [*ancestors(path)]
+    return not uuids or bool(_having(path, uuids[-1], _TYPES[:1]))
+
+
 def _having(folder: Path, uuid: str, types: Iterable[int] = _TYPES) -> set[int]:
     """The ids of the subvolumes that have it."""
     found: set[int] = set()

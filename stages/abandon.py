@@ -74,15 +74,17 @@ def _never_begin(service: Service, fields: dict[str, Any]) -> Migration:
 
 def _abandon(migration: Migration, held: list[str], *, here: bool = False, gone: bool = False) -> None:
     """`held` are the snapshots that the source has; `here` where it does not know of it yet; `gone` as in `tell`."""
-    from stages import finish, import_data, settling
+    from stages import finish, gave_way, import_data, settling
 
-    if migration.detail.get("given_way"):
-        return  # it had run here, and was stopped and fenced when the source had long been forced to go on without it
+    if migration.detail.get("given_way"):  # it had run here, and the source was to go on without it
+        gave_way.refuse_back(migration)
+        return
     if migration.state is State.RESTORING:
         settling.settle(migration)
     if settling.is_gone(migration):
         if not gone:
             raise settling.gone(migration)
+        gave_way.refuse_lost(migration)
         finish.give_way(migration)
         return
     if migration.state in (State.RESTORED, State.FINISHED):

@@ -20,6 +20,7 @@ from migrator.cli import Result
 from migrator.errors import (
     AlreadyMigrating,
     AlreadyRuns,
+    BackThere,
     Busy,
     ConnectionLost,
     ContainerNotRunning,
@@ -248,7 +249,7 @@ class Drive:
         migration = self._of
         try:
             done = rollback.roll_back(migration, self._tell)
-        except (GoneThere, StoppedThere):
+        except (BackThere, GoneThere, StoppedThere):
             raise
         except AlreadyRuns:
             log.warning(f"{migration.name} runs on {migration.detail['destination_host']} already.")

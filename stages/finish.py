@@ -47,7 +47,7 @@ from migrator.peer import connected
 from migrator.protocol import Connection
 from migrator.service import Service
 from migrator.states import Event, Role, State, Verdict, after, decide
-from stages import ask_state, earlier_stay, offer, settling
+from stages import ask_state, earlier_stay, gave_way, offer, settling
 
 NAME = "finish"
 ANSWER_LIMIT = 600.0  # seconds: there it is started first, where it was stopped, and snapshots are removed
@@ -222,8 +222,7 @@ def running(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     if migration.state not in (State.RESTORED, State.FINISHED):
         raise UsageError(reason=f"{migration.name} is {migration.state} here, it has not been restored")
     if migration.detail.get("given_way"):
-        raise OutOfOrder(stage=NAME, next=advice.command("rollback@source", migration), missing=(
-            f"{migration.name} had run here, and has given way: what is left of it here is fenced"))
+        raise gave_way.never_finished(migration, NAME)
     if settling.is_gone(migration):
         raise settling.gone(migration)
     settling.refuse_stopped(migration)

@@ -16,6 +16,7 @@ from migrator.advice import this_host
 from migrator.cli import Result
 from migrator.errors import (
     AlreadyRuns,
+    BackThere,
     ConsentNeeded,
     ForceRefused,
     HostUnreachable,
@@ -235,13 +236,15 @@ def tell_late(migration: Migration, tell: Callable[[], str], *, elsewhere: bool 
 
     A destination that has forgotten the migration, as where it was installed anew, will never hear of it: that is on
     record then, and nobody is reminded any more; unless who was asked is `elsewhere` than the container was sent.
-    Raises what `tell` raises, TwoCopies where it has run there.
+    Raises what `tell` raises, TwoCopies where it has run there, and has not given way.
     """
     if not migration.owes:
         return None
     there = advice.other_host(migration.role, migration.peer, migration.detail)
     try:
         kept = tell()
+    except BackThere:
+        raise
     except AlreadyRuns as error:
         raise TwoCopies(name=migration.name, there=migration.other_name, destination=there, source=this_host(),
                         lxcpath=shlex.quote(migration.detail["destination_lxcpath"])) from error

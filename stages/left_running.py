@@ -62,16 +62,16 @@ def live_below(layout: Layout) -> list[int]:
     below = [pid for pid in lxc.container_processes(layout.name)
              if second_start.is_start(pid) and lives_in_own(layout, pid)
              and not _has_own(layout, pid) and not _is_in(layout.set_aside(), pid)]
-    return sorted({*below, *_called_so(layout, lxc.END_LIMIT)})
+    return sorted({*below, *called_so(layout, lxc.END_LIMIT)})
 
 
 def lives_elsewhere(layout: Layout) -> bool:
     """Whether a start of what is in its place lives with its root outside of it, and its monitor may have ended."""
-    return bool(_called_so(layout))
+    return bool(called_so(layout))
 
 
-def _called_so(layout: Layout, limit: float = 0.0) -> list[int]:
-    """What ends within `limit` seconds does not count."""
+def called_so(layout: Layout, limit: float = 0.0) -> list[int]:
+    """The first processes of such starts. What ends within `limit` seconds does not count."""
     until = time.monotonic() + limit
     while True:
         found = [pid for pid in lxc.container_processes(layout.name)

@@ -76,10 +76,8 @@ def settle(migration: Migration) -> None:
 
 def is_gone(migration: Migration) -> bool:
     """Whether it has run here, and was removed since: LXC has nothing in its place that could run, and nothing of it
-    does, whatever it is called by now. So with one that has given way. Raises DiskAway.
+    does, whatever it is called by now. Raises DiskAway.
     """
-    if migration.detail.get("given_way"):
-        return True
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     if migration.state is not State.RESTORED or not has_left(migration):
         return False
@@ -124,10 +122,12 @@ def is_at_work(migration: Migration) -> bool:
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     if lives_on(layout):
         return True
-    if has_left(migration) or lxc_disk.is_removed(layout):
+    if lxc_disk.is_removed(layout):
+        return left_running.lives_elsewhere(layout)
+    if has_left(migration):
         return False
     container = lxc.Container(layout.name, layout.lxcpath)
-    return container.state != "STOPPED" or _lives(layout, container.rootfs)
+    return container.state != "STOPPED" or lives(layout, container.rootfs)
 
 
 def gone(migration: Migration) -> GoneThere:
@@ -151,10 +151,10 @@ def stands_fenced(migration: Migration) -> bool:
     LXC says STOPPED also of what lives on without its monitor.
     """
     layout = Layout(migration.lxcpath, migration.name, migration.id)
-    return seems_fenced(migration) and not _lives(layout, layout.rootfs)
+    return seems_fenced(migration) and not lives(layout, layout.rootfs)
 
 
-def _lives(layout: Layout, rootfs: Path) -> bool:
+def lives(layout: Layout, rootfs: Path) -> bool:
     """Whether what is in its place does, whatever LXC says."""
     return lxc.runs_in(layout.name, rootfs) or left_running.lives_elsewhere(layout)
 

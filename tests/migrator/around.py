@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 from migrator.identity import Whose
 from migrator.states import State
+from tests.migrator.programs import PROGRAMS
 from tests.migrator.world import FROZEN, RAN_THERE, RUNS, STOPPED, STRANGER, World
 
 S = State
@@ -16,6 +17,7 @@ NEEDS_THE_DISK = {
     S.OWNED: {"restore", "resume"},
     S.RESTORING: {"restore", "resume", "abandon"},
     S.RESTORED: {"resume", "abandon", "running", "finish"},
+    S.FINISHED: {"abandon", "running"},  # where it has given way
 }
 
 
@@ -34,6 +36,18 @@ def strangers(world: World) -> Iterator[tuple[str, World]]:
                                                                  fenced_there=True, had_stopped=False)
     if world.stands_fenced and world.source in (S.OFFERED, S.DUMPED) and not (world.forced or world.restoring):
         yield f"{STRANGER}takes the fence away where it has stopped", world._replace(fenced_there=False)
+    if world.given_way and world.place is not Whose.FOREIGN and not world.put_back and may_be_asked_again(world):
+        yield f"{STRANGER}puts back what has given way", world._replace(
+            place=Whose.OURS, fenced_there=False, put_back=True)
+
+
+def may_be_asked_again(world: World) -> bool:
+    """Whether the source has not yet heard that it has given way: for what is put back after that nobody can make up.
+
+    Or has forgotten that it did, killed before it could record it.
+    """
+    heard = "call:abandon" in PROGRAMS.get(world.program, ())[:world.step]
+    return world.source in (S.OFFERED, S.DUMPED) and not (heard or world.forced)
 
 
 def strangers_on_the_source(world: World) -> Iterator[tuple[str, World]]:
@@ -61,7 +75,8 @@ def disk(world: World) -> Iterator[tuple[str, World]]:
     """It can be away as long as nothing is open on it, and come back at any moment."""
     if world.away:
         yield "the disk with the LXC path is there again", world._replace(away=False)
-    elif world.destination in NEEDS_THE_DISK and world.there == STOPPED and not (world.restoring or world.forgot):
+    elif world.destination in NEEDS_THE_DISK and world.there == STOPPED and not (world.restoring or world.forgot) \
+            and (world.destination is not S.FINISHED or world.given_way):
         yield "the disk with the LXC path is not there", world._replace(away=True)
 
 

@@ -196,6 +196,8 @@ def ends(world: World, way: str) -> World:
     for _ in range(14):
         if here.source in ENDED and not pending(here):
             break
+        if here.is_back:  # it is stopped and renamed there, as back-there advises
+            here = here._replace(place=Whose.NOBODYS, there=STOPPED, fenced_there=True, put_back=False)
         # gone-there, which advises to force it
         lost = (here.has_left or here.given_way) and here.source in (State.OFFERED, State.DUMPED)
         if here.must_choose and here.stands_stopped and here.source in (State.OFFERED, State.DUMPED):
@@ -254,7 +256,8 @@ In each of these worlds
 and from each world at rest, once the network works, each of these leads to an end with exactly one copy that runs or
 may be started: the command that `migrator status` names, `migrator resume` on the source, `migrator resume` on the
 destination. Where an error says that somebody has to choose, he does so first, as it says: after `stopped-there` by
-`restore-dump` on the destination, after `gone-there` by `rollback --force` on the source.
+`restore-dump` on the destination, after `gone-there` by `rollback --force` on the source, after `back-there` by
+stopping and renaming it on the destination.
 
 A forced rollback is part of it: the destination is lost, also in the middle of a restore, and comes back with its
 journal at any moment, also while that is being forced: rebooted, or as it stood still. It may then run nothing, as the
@@ -264,12 +267,14 @@ destination on which LXC runs the container, or may start it, when it is given u
 over at any moment, on both hosts at once: that its end comes no later there than here is for the clocks, see
 [states.md](states.md#the-sources-word). Strangers come only before the last of the dumps, but for who takes the fence
 away from what a restore has let run. The disk with the destination's LXC path may not be there for a while, from
-*owned* on; one that is lost for good is, once that was said there, as good as a container that was destroyed. LXC's
-monitor of what runs there may end at any moment, and LXC says of it that it is stopped; on the source nothing hangs on
-the monitor. The source's copy may be thawed by somebody, or lose its fence and be started: no word is given any more
-then, the token is taken back. While a word that was given before still holds, and where it may have run on the
-destination, nobody can make up for that: it is left out too. What has stopped on the destination may lose its fence as
-well, but for after a rollback was forced, which is left out in the same way.
+*owned* on, and where it has given way; one that is lost for good is, once that was said there, as good as a container
+that was destroyed. LXC's monitor of what runs there may end at any moment, and LXC says of it that it is stopped; on
+the source nothing hangs on the monitor. The source's copy may be thawed by somebody, or lose its fence and be started:
+no word is given any more then, the token is taken back. While a word that was given before still holds, and where it
+may have run on the destination, nobody can make up for that: it is left out too. What has stopped on the destination
+may lose its fence as well, but for after a rollback was forced, which is left out in the same way. What has given way
+there may be put back, or lose its fence, and be started, as long as the source has not heard of it, or has no record
+that it did and asks once more; after that it is left out too.
 
 `restore-dump --force` is part of it as well: the source is lost, standing still behind its fence, and comes back at any
 moment, rebooted or as it stood still; or it answers, and is believed. Left out is what nobody can make up for: a source
@@ -292,8 +297,9 @@ source thaws while its offer is open, the offer goes out before the fence stands
 does not say for which dump it is, the source does not wait for the destination's word, nor for the end of its own,
 whether that still holds is not looked at last, nor whether the source's copy still stands still, what stands in the
 container's place is taken for ours, what has run is not looked for before the source's copy is ended, what stands
-stopped is finished as soon as it has lost its fence, who forces asks nobody, what a power cut has brought back is
-removed, ...) and expects two copies, a stranger's container that is lost, the last copy, or the memory that is.
+stopped is finished as soon as it has lost its fence, what has given way is believed to have done so for ever, who
+forces asks nobody, what a power cut has brought back is removed, ...) and expects two copies, a stranger's container
+that is lost, the last copy, or the memory that is.
 """
 
 

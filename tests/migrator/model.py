@@ -28,6 +28,9 @@ written in which order around which acts and messages. Keep it in step with stag
   - the container has stopped there in the boot in which it was let run, so that it may never have run, or a reboot has
     stopped it; and somebody takes its fence away there, before a rollback is forced: after that nobody can make up for
     it. That there is memory to lose is told here by what is frozen on the source when the restore is killed
+  - what has given way on the destination is put back there, as where it was renamed and is renamed back, or loses its
+    fence, and is started, before the source has heard that it has given way, or has recorded that it did: killed, it
+    asks once more. After that nobody can make up for it
   - the source is lost, standing still behind its fence, `restore-dump` is forced on the destination, and the source
     comes back after all, at any moment: rebooted, or as it stood still. Its journal is never lost. Nobody can make up
     for one that had taken the token back and is silent, nor for a rollback that is forced there at the same time: such
@@ -419,7 +422,7 @@ def refusal(world: World, attempt: int) -> World:
 
 def _abandon(world: World, how: int) -> Answers:
     if world.given_way:
-        yield world, OK
+        yield world, REFUSED if world.is_back else OK
         return
     if world.destination is S.RESTORING:
         world = settled(world)
@@ -479,7 +482,7 @@ def _restore(world: World, _: int) -> Answers:
 
 
 def _running(world: World, _: int) -> Answers:
-    if world.must_choose and world.stands_stopped:
+    if (world.must_choose and world.stands_stopped) or world.is_back:
         yield world, REFUSED
         return
     yield world, OK if world.destination in RAN_THERE and not (world.has_left or world.given_way) else TROUBLE

@@ -240,6 +240,17 @@ def a_mark_that_is_not_seen_was_not_made(patch: pytest.MonkeyPatch) -> None:
     patch.setitem(around.NEEDS_THE_DISK, State.RESTORING, set())
 
 
+@mutant("two copies run|one runs")
+def what_has_given_way_is_not_looked_at_again(patch: pytest.MonkeyPatch) -> None:
+    """It was put back, and started, before the source had recorded that it has given way."""
+    patch.setattr(World, "is_back", property(lambda _: False))
+
+
+@mutant("two copies run|one runs")
+def what_has_given_way_is_not_back_on_a_disk_that_is_not_there(patch: pytest.MonkeyPatch) -> None:
+    patch.setitem(around.NEEDS_THE_DISK, State.FINISHED, set())
+
+
 @mutant("may never have run on the destination")
 def what_has_lost_its_fence_where_it_stopped_is_finished_alone(patch: pytest.MonkeyPatch) -> None:
     """By `finish --force` on the destination; then the source hears that it has run there."""

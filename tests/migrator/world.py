@@ -42,6 +42,7 @@ class World(NamedTuple):
     fenced_there: bool = True  # or not there at all
     place: Whose = Whose.NOBODYS  # what is where the container is put there
     given_way: bool = False  # it had run there, and the destination knows that the source goes on with its own
+    put_back: bool = False  # what has given way is in its place again, and nothing keeps it from being started
     away: bool = False  # the disk with the LXC path there: what lies on it stays as it is
     gone: bool = False  # the destination, as far as anybody can tell
     forgot: bool = False  # its journal is lost
@@ -84,6 +85,11 @@ class World(NamedTuple):
         return self.destination is S.RESTORED and not self.place.may_go
 
     @property
+    def is_back(self) -> bool:
+        """What has given way is in use again: see `stages.gave_way`."""
+        return self.given_way and self.place.may_go and (self.there == RUNS or not self.fenced_there)
+
+    @property
     def may_run_here(self) -> bool:
         """It runs, or whoever likes can start it."""
         return self.here == RUNS or (self.here == STOPPED and not self.fenced_here)
@@ -106,7 +112,7 @@ def check(world: World) -> None:
     assert not both or world.forced, "two owners"
     if world.may_run_here and not world.past:
         assert world.source_owner is Owner.SOURCE, "it may run on the source, which does not have the token"
-    if world.may_run_there and not world.forgot:
+    if world.may_run_there and not (world.forgot or world.put_back):
         assert world.destination_owner is Owner.DESTINATION, "it may run on the destination without the token"
     if world.source in (S.FINISHING, S.FINISHED):
         assert world.forgot or world.destination in RAN_THERE, \

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 
 from migrator import holder, leave, log
-from migrator.errors import AlreadyRuns, ForceRefused, Interrupted, NotKnownThere, OutOfOrder, TwoCopies
+from migrator.errors import AlreadyRuns, BackThere, ForceRefused, Interrupted, NotKnownThere, OutOfOrder, TwoCopies
 from migrator.journal import Journal
 from migrator.layout import locked
 from migrator.states import Event, Owner, Role, State
@@ -94,6 +94,10 @@ def test_late_it_may_hear_that_there_are_two(journal: Journal) -> None:
     with pytest.raises(TwoCopies) as two:
         force.tell_late(migration, tell)
     assert two.value.__cause__ is error and migration.owes
+    error = BackThere(name="shop", destination="hostb", there="shop", lxcpath="/pool", next="x")
+    with pytest.raises(BackThere):  # it had given way: `resume` there, which that advises, does nothing more about it
+        force.tell_late(migration, tell)
+    assert migration.owes
     assert (two.value.fields["there"], two.value.fields["destination"], two.value.fields["lxcpath"]) == (
         "shop", "hostb", "/pool")
     force.tell_late(migration, lambda: "")

@@ -102,7 +102,7 @@ def real(there: Destination, request: str, attempt: int) -> str:
         if away:
             shutil.rmtree(there.pool)
             away_from(there).rename(there.pool)
-        elif there.state in around.NEEDS_THE_DISK:
+        elif there.state in around.NEEDS_THE_DISK and there.state is not State.FINISHED:  # none has given way here
             there.pool.rename(away_from(there))
             there.pool.mkdir()
         return ""

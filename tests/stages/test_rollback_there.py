@@ -8,11 +8,12 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from migrator import btrfs, callers
+from migrator import btrfs, callers, lxc
 from migrator.advice import this_host
 from migrator.btrfs import Subvolume
 from migrator.errors import AlreadyRuns, NotKnownThere, UsageError
@@ -171,8 +172,9 @@ def test_an_import_that_is_under_way_ends_first(there: Destination, monkeypatch:
     assert found == [True] and not one.exists()
 
 
-def test_what_has_given_way_keeps_what_it_has(there: Destination) -> None:
+def test_what_has_given_way_keeps_what_it_has(there: Destination, monkeypatch: pytest.MonkeyPatch) -> None:
     """It had run here, and was stopped when the source had been forced to go on without it."""
+    monkeypatch.setattr(lxc, "Container", lambda *_: SimpleNamespace(state="STOPPED", rootfs=there.layout.rootfs))
     migration, (one,) = received(there, SENT)
     there.take(Event.RECEIVE_DUMP, Event.DUMP_RECEIVED, Event.OWN, Event.RESTORE, Event.RESTORED)
     migration.refresh()

@@ -14,7 +14,15 @@ from typing import Any
 import pytest
 
 from migrator import aftermath, cli, clock, container_config, identity, let_run, lxc, lxc_disk
-from migrator.errors import ContainerNotFound, GoneThere, JournalBroken, MigratorError, OutOfOrder, StoppedThere
+from migrator.errors import (
+    BackThere,
+    ContainerNotFound,
+    GoneThere,
+    JournalBroken,
+    MigratorError,
+    OutOfOrder,
+    StoppedThere,
+)
 from migrator.identity import Whose
 from migrator.journal import Migration
 from migrator.layout import Layout
@@ -264,8 +272,9 @@ def test_what_an_older_version_has_recorded(restoring: Migration, acts: list[str
         settling.refuse_stopped(restoring)
 
 
-@pytest.mark.parametrize("error", [GoneThere, StoppedThere])
-def test_the_driver_does_not_finish_it(monkeypatch: pytest.MonkeyPatch, error: type[GoneThere | StoppedThere]) -> None:
+@pytest.mark.parametrize("error", [GoneThere, StoppedThere, BackThere])
+def test_the_driver_does_not_finish_it(monkeypatch: pytest.MonkeyPatch,
+                                       error: type[GoneThere | StoppedThere | BackThere]) -> None:
     raised = error(**dict.fromkeys(("name", "destination", "source", "next", "there", "rootfs", "lxcpath", "start",
                                     "back"), "x"))
 

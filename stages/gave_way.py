@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What had run on the destination, and has given way there, as the source goes on with its own copy: whether it still
+does.
+
+The source may have been killed before it could record that, and asks once more, much later. Meanwhile what was renamed
+may have its name again, which is what `gone-there` advises, a disk may be back, and a fence is text. So the answer is
+of what is there now. The migration has ended here: there is no spool any more, and its snapshots may be gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+from migrator import (
+    advice,
+    aftermath,
+    btrfs,
+    container_config,
+    fences,
+    identity,
+    lxc,
+    lxc_disk,
+    roots,
+    subvolume_uuids,
+)
+from migrator.advice import this_host
+from migrator.errors import BackThere, CopyNotEnded, MigratorError, OutOfOrder
+from migrator.journal import Migration
+from migrator.layout import Layout
+from stages import left_running, settling
+
+
+def refuse_back(migration: Migration) -> None:
+    """Before the source is told once more that it may go on: raises BackThere, and DiskAway where that cannot be seen.
+
+    Another container in its place, and nothing, keep nobody from that; nor does its own behind a fence that stands.
+    """
+    layout = Layout(migration.lxcpath, migration.name, migration.id)
+    lxc_disk.require_ended(layout, migration.detail.get("disk"))
+    back = bool(_living(migration, layout)) or _may_run_in_place(migration, layout)
+    lxc_disk.require_ended(layout, migration.detail.get("disk"))  # behind the last look
+    if back:
+        raise BackThere(name=migration.name, destination=this_host(), there=migration.name, lxcpath=migration.lxcpath,
+                        next=advice.command("rollback@source", migration))
+
+
+def never_finished(migration: Migration, stage: str) -> OutOfOrder:
+    """For who asks whether it runs here, to end the source's copy; raises as `refuse_back`."""
+    refuse_back(migration)
+    return OutOfOrder(stage=stage, next=advice.command("rollback@source", migration), missing=(
+        f"{migration.name} had run here, and has given way: what is left of it here, if anything is, is fenced"))
+
+
+def refuse_lost(migration: Migration) -> None:
+    """Of what is to give way as it is not there any more: raises CopyNotEnded where a start of it may live here all the
+    same, by another name in a copy of its disk, or with its root outside of what this migration has made.
+
+    The latter is told by the cgroup that has its name. So nothing is said of that where another container has its place
+    by now: that one has such a cgroup too.
+    """
+    layout = Layout(migration.lxcpath, migration.name, migration.id)
+    found, place = _living(migration, layout), "its root file system, or a copy of that"
+    if not found and lxc_disk.is_removed(layout):
+        found = left_running.called_so(layout, lxc.END_LIMIT)
+        place = f"a cgroup that LXC has called lxc.payload.{migration.name}"
+    if found:
+        raise CopyNotEnded(name=migration.name, place=place, pids=",".join(map(str, found)),
+                           next=aftermath.by_force(migration))
+
+
+def _living(migration: Migration, layout: Layout) -> list[int]:
+    """The processes of any containers that live in what has run here, wherever that is by now, and by what name."""
+    disks = identity.recorded_rootfs_uuids(migration)
+    return [pid for pid in lxc.container_processes("")
+            if left_running.lives_in_own(layout, pid) or _lives_in(pid, disks)]
+
+
+def _lives_in(pid: int, disks: set[str]) -> bool:
+    """Or in a snapshot of one of these: on btrfs `lxc-copy -R` makes one, and removes what it is of."""
+    root = roots.PROC / f"{pid}/root"
+    with contextlib.suppress(MigratorError, OSError):  # it has ended
+        return bool(disks) and roots.is_on_btrfs(pid) and (
+            btrfs.uuid_around(root) in disks or btrfs.parent_of(btrfs.id_of(root), root) in disks)
+    return False
+
+
+def _may_run_in_place(migration: Migration, layout: Layout) -> bool:
+    """Whether LXC has it in its place, with its disk, where it runs, or nothing of this migration's keeps it from that.
+
+    Behind the fence of a later move it cannot be started here; but then it lives on elsewhere. Of a root file system
+    that was made of one which was removed since nothing tells whose it is: renamed by `lxc-copy -R`, and back, it is
+    so. That counts as its own unless a fence stands there, as whoever is refused for it can rename it.
+    """
+    config = layout.container / "config"
+    if not os.path.lexists(config):
+        return False
+    container = lxc.Container(layout.name, layout.lxcpath) if config.is_file() else None
+    disks = identity.recorded_rootfs_uuids(migration)
+    found = [path for path in (layout.rootfs, *([container.rootfs] if container else [])) if btrfs.is_subvolume(path)]
+    its = identity.has_its_disk(migration) or any(btrfs.info(path).uuid in disks for path in found)
+    if not its and all(subvolume_uuids.is_told(path) for path in found):
+        return False
+    if container is None:  # a link that leads nowhere at this moment
+        return True
+    text = container_config.text_of(config)
+    if not fences.refuses(layout.container, text) or (its and container_config.fence_of(text) != migration.id):
+        return True
+    return container.state != "STOPPED" or settling.lives(layout, container.rootfs)
