@@ -58,6 +58,7 @@ class Subvolume:
     read_only: bool
     generation: int
     parent_uuid: str = ""  # of the subvolume that this is a snapshot of, or ""
+    changed: int = 0  # by which transaction its files were last, a snapshot of it or its new name left out; see `sync`
 
     @property
     def stream_uuid(self) -> str:
@@ -82,6 +83,7 @@ def info(path: Path) -> Subvolume:
         read_only=bool(_pybtrfs().get_subvolume_read_only(str(path))),
         generation=int(found.generation),
         parent_uuid=_uuid(found.parent_uuid),
+        changed=int(found.ctransid),
     )
 
 
