@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from migrator import no_devices
+from migrator import no_devices, removal
 from migrator.errors import (
     CommandFailed,
     CommandTimeout,
@@ -138,9 +138,12 @@ def nested(path: Path) -> list[str]:
 def delete(path: Path, *, inner: bool = False) -> None:
     """Remove a subvolume; nothing happens when it is not there. Raises SnapshotFailed.
 
-    Also where it has others inside, which are somebody's: with `inner` they go too.
+    Also where it has others inside, which are somebody's: with `inner` they go too. What is mounted in it always is.
     """
     if is_subvolume(path):
+        if mounted := removal.mounts_in(path):
+            raise SnapshotFailed(path=path, action="deleted",
+                                 reason=f"it stays, as something is mounted in it: {', '.join(mounted[:5])}")
         try:
             with _failing_as("deleted", path):
                 _pybtrfs().delete_subvolume(str(path), recursive=inner)

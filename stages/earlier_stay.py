@@ -7,7 +7,7 @@ import contextlib
 import shlex
 from pathlib import Path
 
-from migrator import btrfs, clones, container_config, identity, log, lxc
+from migrator import btrfs, clones, container_config, identity, log, lxc, removal
 from migrator.errors import SnapshotFailed
 from migrator.journal import Migration
 from migrator.layout import Layout
@@ -28,6 +28,10 @@ def drop(migration: Migration, layout: Layout, old: Path) -> None:
     stood, until = f"What stood in the place of {migration.name}", f"until: migrator cleanup {migration.name}"
     if rootfs.exists() and lxc.lives_in(layout.name, rootfs):
         log.warning(f"{stood} stays in {old}, as something lives in it, {until}")
+        return
+    if mounted := removal.mounts_in(rootfs):
+        log.warning(f"{stood} stays in {old}, as something is mounted in it: {', '.join(mounted[:5])}. When that is"
+                    f" unmounted: migrator cleanup {migration.name}")
         return
     if told and rootfs.exists() and (why := _stays(migration, layout, config, rootfs)):
         log.warning(f"{stood} stays in {old}, with its configuration, as {why}")

@@ -245,7 +245,7 @@ def _remove(layout: Layout) -> None:
     if layout.rootfs.exists() and not layout.is_own_rootfs():
         log.warning(f"{layout.rootfs} was not made by migration {layout.id}: {layout.container} stays")
         return
-    if container_config.strange_in(layout.container):
+    if container_config.strange_in(layout.container) or removal.mounts_in(layout.rootfs):
         btrfs.delete(layout.rootfs)
         container_config.remove(layout.container)
         return
