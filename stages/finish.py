@@ -22,6 +22,7 @@ from migrator import (
     container_config,
     ending,
     identity,
+    include_copies,
     incoming,
     log,
     lxc,
@@ -297,7 +298,7 @@ def drop_way_back(migration: Migration) -> None:
     for old in (layout.old, layout.former_old):
         earlier_stay.drop(migration, layout, old)
     if lxc_disk.is_here(layout) and not settling.is_replaced(layout):  # another container's are its own
-        container_config.drop_copies(layout.container, keep=layout.id)
+        include_copies.drop(layout.container, keep=layout.id)
     layout.drop_images()
     incoming.clear(layout.folder, layout.spool)
     layout.drop_spool()

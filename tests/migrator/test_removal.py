@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from migrator import container_config, removal
+from migrator import container_config, include_copies, removal
 
 
 def in_namespace(code: str, *args: Path) -> str:
@@ -105,7 +105,7 @@ def test_images_go_with_the_memory_that_is_mounted_for_them(folder: Path, share:
 def test_a_containers_folder_keeps_what_is_mounted_in_it(tmp_path: Path, share: Path) -> None:
     folder = tmp_path / "web"
     (folder / "data").mkdir(parents=True)
-    (folder / container_config.INCLUDE_FOLDER / "0badc0de").mkdir(parents=True)
+    (folder / include_copies.FOLDER / "0badc0de").mkdir(parents=True)
     container_config.fence(folder, "lxc.uts.name = web\n", "0badc0de", "no")
     said = in_namespace("""
         mount("--bind", share, here / "data")
@@ -117,8 +117,8 @@ def test_a_containers_folder_keeps_what_is_mounted_in_it(tmp_path: Path, share: 
 
 def test_a_containers_folder_goes_where_all_is_ours(tmp_path: Path) -> None:
     folder = tmp_path / "web"
-    (folder / container_config.INCLUDE_FOLDER / "0badc0de").mkdir(parents=True)
-    (folder / container_config.INCLUDE_FOLDER / "0badc0de" / "00-x.conf").touch()
+    (folder / include_copies.FOLDER / "0badc0de").mkdir(parents=True)
+    (folder / include_copies.FOLDER / "0badc0de" / "00-x.conf").touch()
     (folder / ".config.new").touch()
     container_config.fence(folder, "lxc.uts.name = web\n", "0badc0de", "no")
     (folder / "rootfs").mkdir()

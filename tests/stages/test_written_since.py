@@ -43,7 +43,7 @@ class Transactions:
 
 
 @pytest.fixture
-def disk(monkeypatch: pytest.MonkeyPatch, state: object) -> Transactions:  # noqa: ARG001 -- it comes first
+def disk(monkeypatch: pytest.MonkeyPatch, state: object) -> Transactions:
     made, told = Transactions(), btrfs.info
 
     def info(path: Path) -> Subvolume:
