@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from migrator import no_devices
+from migrator import no_devices, removal
 from migrator.errors import (
     CommandFailed,
     CommandTimeout,
@@ -58,6 +58,7 @@ class Subvolume:
     read_only: bool
     generation: int
     parent_uuid: str = ""  # of the subvolume that this is a snapshot of, or ""
+    changed: int = 0  # by which transaction its files were last, a snapshot of it or its new name left out; see `sync`
 
     @property
     def stream_uuid(self) -> str:
@@ -82,6 +83,7 @@ def info(path: Path) -> Subvolume:
         read_only=bool(_pybtrfs().get_subvolume_read_only(str(path))),
         generation=int(found.generation),
         parent_uuid=_uuid(found.parent_uuid),
+        changed=int(found.ctransid),
     )
 
 
@@ -136,9 +138,12 @@ def nested(path: Path) -> list[str]:
 def delete(path: Path, *, inner: bool = False) -> None:
     """Remove a subvolume; nothing happens when it is not there. Raises SnapshotFailed.
 
-    Also where it has others inside, which are somebody's: with `inner` they go too.
+    Also where it has others inside, which are somebody's: with `inner` they go too. What is mounted in it always is.
     """
     if is_subvolume(path):
+        if mounted := removal.mounts_in(path):
+            raise SnapshotFailed(path=path, action="deleted",
+                                 reason=f"it stays, as something is mounted in it: {', '.join(mounted[:5])}")
         try:
             with _failing_as("deleted", path):
                 _pybtrfs().delete_subvolume(str(path), recursive=inner)

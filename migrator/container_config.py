@@ -16,7 +16,7 @@ import stat
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from migrator import config_reader, names, removal
+from migrator import config_reader, include_copies, names, removal
 from migrator.errors import ConfigInvalid
 
 FENCE_BEGIN = "# BEGIN migrator fence"
@@ -26,7 +26,6 @@ SUPERSEDED = "To remove this copy: migrator cleanup"  # in the message of a fenc
 ROOTFS = "lxc.rootfs.path"
 FAULTS_SHOWN = 1000  # characters
 LINKS = 8  # that a configuration may be behind
-INCLUDE_FOLDER = "migrator-include"  # in the container's folder: copies of what was included, by migration
 
 _FENCE = re.compile(rf"\n?{FENCE_BEGIN}((?!{FENCE_BEGIN}).)*?{FENCE_END}\n?", re.DOTALL)
 
@@ -245,20 +244,16 @@ def is_superseded(folder: Path) -> bool:
     return hook.is_file() and SUPERSEDED in hook.read_text(errors="replace")
 
 
-def drop_copies(folder: Path, keep: str = "", drop: str = "") -> None:
-    """Remove copies of included files from a container's folder: of the migration `drop`, or of all but `keep`."""
-    for path in (folder / INCLUDE_FOLDER).glob("[0-9a-f]" * 8):
-        if path.name == drop or (keep and path.name != keep):
-            removal.tree(path)
-    with contextlib.suppress(OSError):
-        (folder / INCLUDE_FOLDER).rmdir()
-
-
 def strange_in(folder: Path) -> list[Path]:
-    """What lies in a container's folder that is not of migrator's making, nor its root file system's place."""
-    own = {"config", FENCE_HOOK, INCLUDE_FOLDER, *map(_temporary, ("config", FENCE_HOOK))}
-    return sorted(path for path in folder.iterdir()
-                  if path.name not in {*own, "rootfs"} or (path.name == INCLUDE_FOLDER and removal.is_mounted(path)))
+    """What lies in a container's folder that is not of migrator's making, nor its root file system's place.
+
+    Or what is, and others use.
+    """
+    own = {"config", FENCE_HOOK, "rootfs", *map(_temporary, ("config", FENCE_HOOK))}
+    copies = folder / include_copies.FOLDER
+    if not removal.is_mounted(copies) and not include_copies.used_by_others(folder):
+        own.add(copies.name)
+    return sorted(path for path in folder.iterdir() if path.name not in own)
 
 
 def remove(folder: Path) -> list[Path]:
@@ -266,10 +261,7 @@ def remove(folder: Path) -> list[Path]:
 
     Returns what is left, after a warning. The configuration, with its fence, goes last.
     """
-    for path in (folder / INCLUDE_FOLDER).glob("[0-9a-f]" * 8):
-        removal.tree(path)
-    with contextlib.suppress(OSError):
-        (folder / INCLUDE_FOLDER).rmdir()
+    include_copies.drop_all(folder)
     for name in (_temporary(FENCE_HOOK), _temporary("config"), FENCE_HOOK, "config"):
         (folder / name).unlink(missing_ok=True)
     with contextlib.suppress(OSError):

@@ -213,6 +213,30 @@ def is_another_disk(journal: Journal, config: Path, rootfs: Path) -> bool:
     return bool(left) and btrfs.is_subvolume(rootfs) and btrfs.info(rootfs).uuid not in left
 
 
+def changed(rootfs: Path) -> int:
+    """By which transaction a root file system was last written to; 0 where that cannot be told.
+
+    What is on its way to the disk is not counted yet: it is waited for.
+    """
+    try:
+        btrfs.sync(rootfs)
+        return btrfs.info(rootfs).changed
+    except (MigratorError, OSError):
+        return 0
+
+
+def was_written_to(journal: Journal, config: Path, rootfs: Path) -> bool:
+    """Whether somebody has written to the copy behind the fence in `config` since its container had left here for good.
+
+    Started past its fence, or from another container that has a folder of it: what he wrote is nowhere else. A file
+    that is only read counts too, where the file system keeps the time of that (relatime); and what cannot
+    be told. Older versions did not record when that was.
+    """
+    went = journal.by_id(container_config.fence_of(config.read_text(errors="replace")), Role.SOURCE)
+    left = went.detail.get("changed") if went else None
+    return bool(left) and btrfs.is_subvolume(rootfs) and changed(rootfs) != left
+
+
 def is_of(journal: Journal, snapshot: Path, origin: str) -> bool:
     """Whether a snapshot that migrations keep was made or received by one of the container with that origin."""
     id_ = snapshot.name.partition(".")[0]

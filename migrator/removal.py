@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,6 +55,19 @@ def is_mounted(path: Path) -> bool:
             return _mount(parent) != _mount(folder)
     except (FileNotFoundError, NotADirectoryError):
         return False
+
+
+def mounts_in(path: Path) -> list[str]:
+    """What is mounted at `path` or below, whatever subvolumes are between: the kernel detaches it with a subvolume.
+
+    As this process's own mount namespace has it. What is mounted in another one alone, as a container's, is not seen.
+    """
+    place, found = os.fsencode(os.path.realpath(path)), []
+    for line in filter(None, Path("/proc/self/mountinfo").read_bytes().split(b"\n")):  # a name may have other ends
+        target = re.sub(rb"\\([0-7]{3})", lambda octal: bytes([int(octal[1], 8)]), line.split(b" ")[4])
+        if target == place or target.startswith(place + b"/"):
+            found.append(os.fsdecode(target))
+    return found
 
 
 @contextlib.contextmanager

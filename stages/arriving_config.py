@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from migrator import consent, container_config
+from migrator import consent, container_config, include_copies
 from migrator.container_config import Carried
 from migrator.journal import Migration
 from migrator.layout import Layout
@@ -23,7 +23,7 @@ def adopted(migration: Migration, layout: Layout, carried: Carried, bridges: dic
     if not trusted:
         added = consent.confining(container_config.whole(migration.name, config, carried.text).settings)
     text, copies = container_config.adopted(
-        carried, layout.container / container_config.INCLUDE_FOLDER / layout.id, there, rootfs=layout.rootfs,
+        carried, layout.container / include_copies.FOLDER / layout.id, there, rootfs=layout.rootfs,
         bridges=bridges, new_name="" if migration.other_name == migration.name else migration.name, added=added)
     container_config.whole(migration.name, config, text, copies)
     return text, copies

@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
-from migrator import btrfs, clones, container_config, identity, log, lxc
+from migrator import btrfs, clones, container_config, identity, log, lxc, removal
 from migrator.journal import Journal
 
 
@@ -33,10 +33,15 @@ class Cleaner:
     def leaves(self, name: str, rootfs: Path) -> bool:
         """Whether a root file system stays, and what belongs to it: for what lives in it, of whatever container.
 
-        Or for the subvolumes in it: no migration sends these. Raises SnapshotFailed where it cannot be told.
+        Or for what is mounted in it, as far as this process sees, and the subvolumes: no migration sends these. Raises
+        SnapshotFailed where it cannot be told.
         """
         if lxc.lives_in(name, rootfs):
             log.warning(f"{rootfs} stays, as something lives in it")
+            return True
+        if mounted := removal.mounts_in(rootfs):
+            log.warning(f"{rootfs} stays, as something is mounted in it: {', '.join(mounted[:5])}")
+            self.left += mounted
             return True
         inner = btrfs.nested(rootfs) if btrfs.is_subvolume(rootfs) else []
         if inner:

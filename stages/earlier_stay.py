@@ -7,7 +7,7 @@ import contextlib
 import shlex
 from pathlib import Path
 
-from migrator import btrfs, clones, container_config, identity, log, lxc
+from migrator import btrfs, clones, container_config, identity, log, lxc, removal
 from migrator.errors import SnapshotFailed
 from migrator.journal import Migration
 from migrator.layout import Layout
@@ -18,7 +18,8 @@ def drop(migration: Migration, layout: Layout, old: Path) -> None:
 
     Any other has perhaps no second one: of another container that was called so, or of what had run here and gave way.
     Without its configuration nothing tells. That may name a root file system in another place, which nothing else does.
-    Nor does another disk go that somebody has put behind its fence, or what clones lie on. Safe to repeat.
+    Nor does another disk go that somebody has put behind its fence, or what clones lie on; and what somebody has
+    written to it since is nowhere else. Safe to repeat.
     """
     rootfs, config = old / "rootfs", old / "config"
     told = config.is_file()
@@ -28,13 +29,19 @@ def drop(migration: Migration, layout: Layout, old: Path) -> None:
     if rootfs.exists() and lxc.lives_in(layout.name, rootfs):
         log.warning(f"{stood} stays in {old}, as something lives in it, {until}")
         return
+    if mounted := removal.mounts_in(rootfs):
+        log.warning(f"{stood} stays in {old}, as something is mounted in it: {', '.join(mounted[:5])}. When that is"
+                    f" unmounted: migrator cleanup {migration.name}")
+        return
     if told and rootfs.exists() and (why := _stays(migration, layout, config, rootfs)):
         log.warning(f"{stood} stays in {old}, with its configuration, as {why}")
         return
     was_kept = not elsewhere and not rootfs.exists() and bool(layout.set_aside())  # by a finish that was killed then
-    if inner or was_kept or not told or not identity.is_superseded(migration, config):
+    written = told and identity.was_written_to(migration.journal, config, rootfs)
+    if inner or written or was_kept or not told or not identity.is_superseded(migration, config):
         configuration = f", its configuration in {old}," if told else ""
-        why = "has subvolumes inside, which no move takes along" if inner else "may be the only copy of what it has"
+        why = ("has subvolumes inside, which no move takes along" if inner else
+               "was written to after it had been left here" if written else "may be the only copy of what it has")
         if rootfs.exists():
             log.warning(f"{stood} {why}: it is kept in {_put_aside(layout, rootfs)}{configuration} {until}")
         elif elsewhere:

@@ -22,6 +22,7 @@ from migrator import (
     container_config,
     ending,
     identity,
+    include_copies,
     incoming,
     log,
     lxc,
@@ -114,7 +115,7 @@ def carry_out(args: argparse.Namespace, migration: Migration, there: Connection)
     if not forgotten:
         there.call_within(ANSWER_LIMIT, "finish", id=migration.id)
     bases.prune(migration)
-    migration.move(Event.FINISHED)
+    migration.move(Event.FINISHED, **_last_change(migration))
     return Result({"migration": migration.id, "name": name, "stage": NAME, "already": False},
                   f"{name} has moved to {advice.moved_to(migration)}."
                   f" Its root file system is kept here until: migrator cleanup {name}")
@@ -184,6 +185,14 @@ def _unplug(migration: Migration) -> None:
             network.remove(found)
     except (MigratorError, OSError) as error:  # nothing gets through them, and they go with its processes
         log.verbose(f"The network of {migration.name} is left to its end: {error}")
+
+
+def _last_change(migration: Migration) -> dict[str, int]:
+    """What tells later whether anybody has written to the copy since. LXC's hooks at its end may have, until now."""
+    if identity.is_there(migration):
+        found = identity.changed(lxc.Container(migration.name, migration.lxcpath).rootfs)
+        return {"changed": found} if found else {}
+    return {}
 
 
 def described(migration: Migration) -> Result:
@@ -288,7 +297,7 @@ def drop_way_back(migration: Migration) -> None:
     for old in (layout.old, layout.former_old):
         earlier_stay.drop(migration, layout, old)
     if lxc_disk.is_here(layout) and not settling.is_replaced(layout):  # another container's are its own
-        container_config.drop_copies(layout.container, keep=layout.id)
+        include_copies.drop(layout.container, keep=layout.id)
     layout.drop_images()
     incoming.clear(layout.folder, layout.spool)
     layout.drop_spool()

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from migrator import container_config as config
+from migrator import include_copies
 from migrator.config_reader import settings
 from migrator.errors import ConfigInvalid
 
@@ -225,20 +226,20 @@ def test_no_name_from_elsewhere_leads_out_of_the_folder(value: str) -> None:
 
 def test_copies_go_with_their_migration(tmp_path: Path) -> None:
     for name in ("0badc0de", "00000001", "mine"):
-        (tmp_path / config.INCLUDE_FOLDER / name).mkdir(parents=True)
+        (tmp_path / include_copies.FOLDER / name).mkdir(parents=True)
 
     def left() -> set[str]:
-        return {path.name for path in (tmp_path / config.INCLUDE_FOLDER).iterdir()}
+        return {path.name for path in (tmp_path / include_copies.FOLDER).iterdir()}
 
-    config.drop_copies(tmp_path, drop="00000002")
+    include_copies.drop(tmp_path, drop="00000002")
     assert left() == {"0badc0de", "00000001", "mine"}
-    config.drop_copies(tmp_path, keep="0badc0de")
+    include_copies.drop(tmp_path, keep="0badc0de")
     assert left() == {"0badc0de", "mine"}, "what is not named as we name it is somebody else's"
-    config.drop_copies(tmp_path, drop="0badc0de")
+    include_copies.drop(tmp_path, drop="0badc0de")
     assert left() == {"mine"}
-    (tmp_path / config.INCLUDE_FOLDER / "mine").rmdir()
-    config.drop_copies(tmp_path, drop="0badc0de")
-    assert not (tmp_path / config.INCLUDE_FOLDER).exists()
+    (tmp_path / include_copies.FOLDER / "mine").rmdir()
+    include_copies.drop(tmp_path, drop="0badc0de")
+    assert not (tmp_path / include_copies.FOLDER).exists()
 
 
 def test_whose_fence_says_that_it_lives_on_elsewhere(tmp_path: Path) -> None:
@@ -253,7 +254,7 @@ def test_whose_fence_says_that_it_lives_on_elsewhere(tmp_path: Path) -> None:
 def test_a_containers_folder_goes_with_what_is_ours_in_it(tmp_path: Path) -> None:
     folder = tmp_path / "web"
     for kept in (True, False):
-        (folder / config.INCLUDE_FOLDER / "0badc0de").mkdir(parents=True)
+        (folder / include_copies.FOLDER / "0badc0de").mkdir(parents=True)
         (folder / "rootfs").mkdir()
         for name in ("config", config.FENCE_HOOK, ".config.new", f".{config.FENCE_HOOK}.new"):
             (folder / name).write_text("")
@@ -267,9 +268,9 @@ def test_a_containers_folder_goes_with_what_is_ours_in_it(tmp_path: Path) -> Non
 
 
 def test_nothing_named_takes_no_copy_away(tmp_path: Path) -> None:
-    (tmp_path / config.INCLUDE_FOLDER / "0badc0de").mkdir(parents=True)
-    config.drop_copies(tmp_path)
-    assert (tmp_path / config.INCLUDE_FOLDER / "0badc0de").exists()
+    (tmp_path / include_copies.FOLDER / "0badc0de").mkdir(parents=True)
+    include_copies.drop(tmp_path)
+    assert (tmp_path / include_copies.FOLDER / "0badc0de").exists()
 
 
 # --- the fence ------------------------------------------------------------------------------------------------

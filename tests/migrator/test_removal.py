@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from migrator import container_config, removal
+from migrator import container_config, include_copies, removal
 
 
 def in_namespace(code: str, *args: Path) -> str:
@@ -105,7 +105,7 @@ def test_images_go_with_the_memory_that_is_mounted_for_them(folder: Path, share:
 def test_a_containers_folder_keeps_what_is_mounted_in_it(tmp_path: Path, share: Path) -> None:
     folder = tmp_path / "web"
     (folder / "data").mkdir(parents=True)
-    (folder / container_config.INCLUDE_FOLDER / "0badc0de").mkdir(parents=True)
+    (folder / include_copies.FOLDER / "0badc0de").mkdir(parents=True)
     container_config.fence(folder, "lxc.uts.name = web\n", "0badc0de", "no")
     said = in_namespace("""
         mount("--bind", share, here / "data")
@@ -117,10 +117,62 @@ def test_a_containers_folder_keeps_what_is_mounted_in_it(tmp_path: Path, share: 
 
 def test_a_containers_folder_goes_where_all_is_ours(tmp_path: Path) -> None:
     folder = tmp_path / "web"
-    (folder / container_config.INCLUDE_FOLDER / "0badc0de").mkdir(parents=True)
-    (folder / container_config.INCLUDE_FOLDER / "0badc0de" / "00-x.conf").touch()
+    (folder / include_copies.FOLDER / "0badc0de").mkdir(parents=True)
+    (folder / include_copies.FOLDER / "0badc0de" / "00-x.conf").touch()
     (folder / ".config.new").touch()
     container_config.fence(folder, "lxc.uts.name = web\n", "0badc0de", "no")
     (folder / "rootfs").mkdir()
     assert container_config.strange_in(folder) == [] and container_config.remove(folder) == []
     assert not folder.exists()
+
+
+# --- a subvolume: the kernel would detach what is mounted in it ----------------------------------------------------
+
+
+DELETES = """
+    from migrator import btrfs
+    from migrator.errors import SnapshotFailed
+    class Util:
+        class BtrfsUtilError(Exception): ...
+        def is_subvolume(self, path): return path == str(asked)
+        def delete_subvolume(self, path, recursive): print("deleted", recursive)
+    asked = here
+    btrfs._pybtrfs = Util
+    def delete(path):
+        global asked
+        asked = path
+        for inner in (False, True):
+            try:
+                btrfs.delete(path, inner=inner)
+            except SnapshotFailed as error:
+                print(error.fields["reason"])
+    """
+
+
+@pytest.mark.parametrize("point", ["", "sub", "data/deep", "a space"])
+def test_no_subvolume_is_deleted_that_something_is_mounted_in(folder: Path, share: Path, point: str) -> None:
+    (folder / "a space").mkdir()
+    said = in_namespace(textwrap.dedent(DELETES) + textwrap.dedent(f"""
+        mount("--bind", share, here / {point!r})
+        delete(here)
+        """), folder, share)
+    assert said == f"it stays, as something is mounted in it: {folder / point}\n" * 2
+
+
+def test_it_is_found_behind_a_link(folder: Path, share: Path) -> None:
+    link = folder.with_name("link")
+    link.symlink_to(folder)
+    said = in_namespace(textwrap.dedent(DELETES) + textwrap.dedent("""
+        mount("--bind", share, here.resolve() / "sub")
+        delete(here)
+        """), link, share)
+    assert "deleted" not in said and str(folder / "sub") in said
+
+
+def test_what_is_mounted_beside_it_does_not_matter(folder: Path, share: Path) -> None:
+    folder.with_name("folder-2").mkdir()
+    said = in_namespace(textwrap.dedent(DELETES) + textwrap.dedent("""
+        mount("--bind", share, here.with_name("folder-2"))
+        delete(here)
+        """), folder, share)
+    assert said == "deleted False\ndeleted True\n"

@@ -62,6 +62,7 @@ def test_there_and_back(rig: Rig, clean_hosts: CleanHosts, kind: str, options: d
         done = migrate(rig, "c1", source).expect(0)
         runs_only_on(rig, other(source), start)
         assert rig.status(source, "c1")["state"] == rig.status(other(source), "c1")["state"] == "finished"
+        assert rig.sh(other(source), "ls -A /pool/.migrator/c1+ 2>/dev/null || true") == "", "nothing is put aside"
         assert 0 < done.json["frozen_seconds"] < done.json["seconds"]
         full.append(done.json["rounds"][0]["full"])
         (planned,) = events(done, "plan")

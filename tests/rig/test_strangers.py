@@ -117,6 +117,18 @@ def test_another_disk_behind_the_fence_of_a_copy_stays(rig: Rig, clean_hosts: Cl
     assert rig.sh("hostb", "ls /pool").strip() == ""
 
 
+def test_what_was_written_to_a_copy_since_it_was_left_is_put_aside(rig: Rig, clean_hosts: CleanHosts) -> None:
+    clean_hosts.allow("snapshot")
+    rig.guest("hosta", "c1", "tick")
+    rig.migrator("hosta", "migrate", "c1", *TO_B).expect(0)
+    rig.sh("hosta", "echo orders >/pool/c1/rootfs/orders")
+    rig.migrator("hostb", "migrate", "c1", "-d", "root@hosta").expect(0)
+    assert rig.sh("hosta", "cat /pool/.migrator/c1+/*.ran.1/orders") == "orders\n"
+    rig.migrator("hosta", "cleanup", "c1").expect(0)
+    rig.migrator("hostb", "cleanup", "c1").expect(0)
+    assert rig.probe("hosta", "c1")["intact"] and rig.leftovers() == []
+
+
 def test_in_the_place_of_what_has_arrived(rig: Rig, ours: str) -> None:
     rig.migrator("hosta", "prepare-data", "c1", *TO_B).expect(0)
     rig.migrator("hostb", "import-data", "c1").expect(0)

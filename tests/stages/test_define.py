@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from migrator import config_reader, consent, container_config, identity, removal
+from migrator import config_reader, consent, container_config, identity, include_copies, removal
 from migrator.errors import ConfigInvalid, ConsentNeeded
 from migrator.journal import Journal, Migration
 from migrator.layout import Layout
@@ -43,7 +43,7 @@ def define(migration: Migration, text: str, includes: dict[str, str]) -> config_
 
 
 def copies(migration: Migration) -> list[str]:
-    folder = migration.lxcpath / "web" / container_config.INCLUDE_FOLDER
+    folder = migration.lxcpath / "web" / include_copies.FOLDER
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
@@ -68,7 +68,7 @@ def test_a_folder_that_is_missing_here_travels_with_its_files(arriving: Migratio
 
 def test_an_earlier_stay_keeps_its_copies(arriving: Migration) -> None:
     """Until the container stays for good: before that its old configuration may be given back, and it needs them."""
-    before = arriving.lxcpath / "web" / container_config.INCLUDE_FOLDER / "00000001"
+    before = arriving.lxcpath / "web" / include_copies.FOLDER / "00000001"
     before.mkdir(parents=True)
     (before / "00-x.conf").write_text("lxc.tty.max = 7\n")
     old = f"lxc.include = {before}/00-x.conf\n"
@@ -103,11 +103,11 @@ def test_what_is_not_of_our_making_is_strange(tmp_path: Path, monkeypatch: pytes
     """So is what we have made, where something is mounted on it."""
     monkeypatch.setattr(removal, "is_mounted", lambda _: mounted)
     (tmp_path / "rootfs").mkdir()
-    (tmp_path / container_config.INCLUDE_FOLDER).mkdir()
+    (tmp_path / include_copies.FOLDER).mkdir()
     container_config.fence(tmp_path, "lxc.uts.name = web\n", ID, "no")
     for name in (".config.new", f".{container_config.FENCE_HOOK}.new", "config.bak"):
         (tmp_path / name).touch()
-    strange = ["config.bak", *([container_config.INCLUDE_FOLDER] if mounted else [])]
+    strange = ["config.bak", *([include_copies.FOLDER] if mounted else [])]
     assert [path.name for path in container_config.strange_in(tmp_path)] == strange
 
 

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from migrator import btrfs, container_config, identity, lxc, network
+from migrator import btrfs, container_config, identity, include_copies, lxc, network
 from migrator.btrfs import Subvolume
 from migrator.errors import ContainerExists
 from migrator.identity import Whose
@@ -212,7 +212,7 @@ def test_a_late_finish_leaves_a_later_stay_alone(journal: Journal, tmp_path: Pat
     begun(journal, tmp_path, Role.DESTINATION, *ARRIVED, Event.FINISHED, id=LATER)
     begun(journal, tmp_path, Role.SOURCE, Event.SENT, id="00000003")
     here = Layout(tmp_path, "web", "00000003")
-    copies = here.container / container_config.INCLUDE_FOLDER / LATER
+    copies = here.container / include_copies.FOLDER / LATER
     for path in (copies, here.snapshot(1), here.snapshot(2)):
         path.mkdir(parents=True)
     finish.end_here(came)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from migrator import btrfs, container_config, identity, log, lxc, subvolume_uuids
+from migrator import btrfs, container_config, identity, include_copies, log, lxc, subvolume_uuids
 from migrator.errors import AlreadyRuns, GoneThere, NotBtrfs, TwoCopies
 from migrator.journal import Migration
 from migrator.layout import Layout
@@ -49,7 +49,7 @@ def test_another_one_in_its_place_is_not_taken_for_it(replaced: Migration) -> No
 def test_another_one_is_no_second_copy(replaced: Migration, monkeypatch: pytest.MonkeyPatch) -> None:
     """The source was forced to run it again: all that is of its own here goes, and nothing of the other one's."""
     monkeypatch.setattr(ask_source, "state_of_source", lambda *_: State.ROLLED_BACK)
-    copies = there(replaced).container / container_config.INCLUDE_FOLDER / "feedface"
+    copies = there(replaced).container / include_copies.FOLDER / "feedface"
     copies.mkdir(parents=True)
     assert heal._on_destination(argparse.Namespace(max_downtime=None), replaced).data["state"] is State.FINISHED
     assert copies.is_dir() and (there(replaced).container / "config").read_text() == "lxc.uts.name = web\n"
@@ -73,7 +73,7 @@ def test_a_snapshot_of_it_is_still_it(replaced: Migration, monkeypatch: pytest.M
     monkeypatch.setattr(ask_source, "state_of_source", lambda *_: State.ROLLED_BACK)
     if not ours:
         return
-    copies = here.container / container_config.INCLUDE_FOLDER / "feedface"
+    copies = here.container / include_copies.FOLDER / "feedface"
     copies.mkdir(parents=True)
     assert finish.running(asked(replaced), {"id": ID}) == {"state": State.RESTORED}
     with pytest.raises(AlreadyRuns):

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The copy that a container has left was written to since: nobody else has that."""
+
+# ruff: noqa: F811 -- fixtures
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from migrator import aftermath, btrfs, identity
+from migrator.btrfs import Subvolume
+from migrator.errors import SnapshotFailed
+from migrator.journal import Journal, Migration
+from migrator.states import Event, Role, State
+from stages import finish
+from tests.stages.test_earlier_stays import (  # noqa: F401 -- fixtures
+    ARRIVED,
+    ID,
+    LATER,
+    LEFT,
+    begun,
+    clean,
+    journal,
+    put_aside,
+    stands,
+    state,
+)
+
+pytestmark = pytest.mark.usefixtures("state")
+
+
+class Transactions:
+    """Of the file system: a write counts once it is on the disk."""
+
+    def __init__(self) -> None:
+        self.written = self.synced = 7
+
+    def sync(self, _: Path) -> None:
+        self.synced = self.written
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch, state: object) -> Transactions:
+    made, told = Transactions(), btrfs.info
+
+    def info(path: Path) -> Subvolume:
+        return dataclasses.replace(told(path), changed=made.synced)
+
+    monkeypatch.setattr(btrfs, "info", info)
+    monkeypatch.setattr(btrfs, "sync", made.sync)
+    return made
+
+
+@pytest.mark.parametrize(("recorded", "written", "stays"), [
+    (7, 7, False), (7, 8, True), (None, 8, False)], ids=["as it was left", "written to", "an older version's"])
+def test_the_end_of_a_move_back_keeps_it(journal: Journal, tmp_path: Path, disk: Transactions, recorded: int | None,
+                                         written: int, stays: bool, capfd: pytest.CaptureFixture[str]) -> None:
+    begun(journal, tmp_path, Role.SOURCE, *LEFT, changed=recorded)
+    came = begun(journal, tmp_path, Role.DESTINATION, *ARRIVED, id=LATER, origin=ID)
+    here = put_aside(tmp_path, came)
+    disk.written = written
+    for _ in range(2):  # as after a kill
+        finish.end_here(came)
+        assert [path.name for path in here.set_aside()] == ([f"{LATER}.ran.1"] if stays else [])
+        assert (here.old / "config").is_file() is stays and not (here.old / "rootfs").exists()
+    assert ("was written to after it had been left here" in " ".join(capfd.readouterr().err.split())) is stays
+    if stays:
+        (kept,) = here.set_aside()
+        assert (kept / "written").exists() and str(kept) in aftermath.aside_note(came)
+        assert str(kept) in clean(journal, tmp_path)
+    assert here.set_aside() == []
+
+
+def test_what_cannot_be_told_is_kept(journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(path: Path) -> None:
+        raise SnapshotFailed(path=path, action="synced", reason="Input/output error")
+
+    begun(journal, tmp_path, Role.SOURCE, *LEFT, changed=7)
+    here = stands(tmp_path)
+    monkeypatch.setattr(btrfs, "sync", fails)
+    assert identity.was_written_to(journal, here.container / "config", here.rootfs)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_it_is_recorded_when_all_has_ended(journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                           disk: Transactions, there: bool) -> None:
+    """What is written while it ends, as by LXC's hooks, is no stranger's."""
+    went = begun(journal, tmp_path, Role.SOURCE, *LEFT[:-1])
+    if there:
+        stands(tmp_path)
+    monkeypatch.setattr(identity, "source_uuids", lambda _: {"rootfs"})
+    disk.written = 9
+    went.move(Event.FINISHED, **finish._last_change(went))
+    recorded: Migration | None = journal.by_id(ID, Role.SOURCE)
+    assert recorded and recorded.state is State.FINISHED
+    assert recorded.detail.get("changed") == (9 if there else None)
