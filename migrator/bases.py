@@ -118,6 +118,18 @@ def refuse_another(migration: Migration, stage: str) -> None:
             f"{migration.name} was removed while it stood still, and whatever is called so by now is another one"))
 
 
+def refuse_another_disk(migration: Migration, stage: str) -> None:
+    """On the source: raises OutOfOrder where what is called so by now has another root file system than was sent.
+
+    Its origin is that of the container that the migration has begun with, and so are the snapshots: the destination
+    would take the two for one, and drop what may be the last copy. After the preflight, which tells where a container
+    does not live in the root file system that is in its place.
+    """
+    if identity.is_another(migration):
+        raise OutOfOrder(stage=stage, next=advice.command("rollback", migration), missing=(
+            f"what is called {migration.name} by now has another root file system than the one that was sent"))
+
+
 def require_last_copy(migration: Migration) -> None:
     """On the source: raises DiskAway where a dump has found the container gone, and what it has left is not to be seen.
 

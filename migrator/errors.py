@@ -245,6 +245,7 @@ class NotKnownThere(MigratorError):
     """{destination} does not know migration {id} of {name}: it is another host, or has lost its journal."""
 
     forgotten = False  # it goes by the name of the host that it was sent to, and knows none by that id
+    another = False  # it knows none by that id, and is not that host, for all that it shows
     status = 35
     cure = "It was sent to {peer}: see that this names the host that it was sent to, and not another one."
 

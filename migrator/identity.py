@@ -82,6 +82,17 @@ def source_uuids(migration: Migration) -> set[str]:
     return ({btrfs.info(path).parent_uuid for path in snapshots} | {migration.detail.get("rootfs_uuid", "")}) - {""}
 
 
+def is_another(migration: Migration) -> bool:
+    """On the source: whether what is called so has another root file system than its rounds; False if not told.
+
+    It was made anew under that name, or somebody has gone back to what he had put by.
+    """
+    with contextlib.suppress(MigratorError, OSError):
+        rootfs, its = lxc.Container(migration.name, migration.lxcpath).rootfs, source_uuids(migration)
+        return bool(its) and btrfs.is_subvolume(rootfs) and btrfs.info(rootfs).uuid not in its
+    return False
+
+
 def remember(migration: Migration) -> None:
     """On the source: record what tells the container, where it is not, before the snapshots go that have told it."""
     with contextlib.suppress(MigratorError, OSError):

@@ -83,8 +83,10 @@ def _asked(args: argparse.Namespace, migration: Migration, **fields: Any) -> tup
         if not isinstance(given, int | float):
             raise ProtocolError(reason="it answers with a leave that is no number")
         if not _is_source(there.peer_host, fingerprint(args), answer, migration):
-            raise NotKnownThere(destination=there.peer_host, id=migration.id, name=migration.name,
-                                peer=migration.peer)
+            error = NotKnownThere(destination=there.peer_host, id=migration.id, name=migration.name,
+                                  peer=migration.peer)
+            error.another = found is None
+            raise error
     return found, float(given)
 
 

@@ -99,9 +99,10 @@ def carry_out(args: argparse.Namespace, migration: Migration, container: lxc.Con
         return Result({"migration": migration.id, "name": name, "stage": NAME, "already": True, "next": next_},
                       f"{name} has already been dumped and handed over. Next: {next_}")
     bases.refuse_another(migration, NAME)
-    _refuse_changed(migration, container)
     looked = check.before_stage(args, container, there, known_copy=True, bridges=migration.detail["bridges"],
                                 memory=migration.memory)
+    bases.refuse_another_disk(migration, NAME)
+    _refuse_changed(migration, container)
     _require_running(container)
     dump = handover(args, migration, container, there, looked)
     if args.dry_run:

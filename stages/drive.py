@@ -29,6 +29,7 @@ from migrator.errors import (
     InternalError,
     Interrupted,
     OutcomeError,
+    OutOfOrder,
     ProtocolError,
     SourceRunsAgain,
     StoppedThere,
@@ -236,7 +237,9 @@ class Drive:
         elif state in (State.OFFERED, State.DUMPED) or interrupted:
             self._give_up(error)
         else:
-            if not (isinstance(error, OutcomeError) or self.migration.detail.get("gone")):  # that one says how to go on
+            advised = isinstance(error, OutcomeError) or self.migration.detail.get("gone") or (
+                isinstance(error, OutOfOrder) and identity.is_another(self.migration))
+            if not advised:  # that one says how to go on
                 does = "stays as it is" if isinstance(error, ContainerNotRunning) else "runs on"
                 log.info(f"{self.migration.name} {does} here, and what has been sent is kept. Go on with: "
                          f"{advice.again('create-dump', self.migration)}")

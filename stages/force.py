@@ -55,7 +55,7 @@ def roll_back(migration: Migration, given: str, tell: Callable[[], str], *,
     it counts as lost, unless it is provably another host. Where `tell` asks elsewhere than the container was sent,
     `recorded` asks there: any other address may be silent, and only a host that is silent at both is lost. `off` is
     the administrator's word that the machine is off, where the network cannot tell: behind a jump host, for a peer, or
-    where a firewall answers for it. Raises ForceRefused.
+    where a firewall answers for it, or another host by its name. Raises ForceRefused.
     """
     if migration.owner is Owner.SOURCE:
         return rollback.roll_back(migration, tell)  # nobody else's word is needed
@@ -89,8 +89,8 @@ def _must_be_lost(migration: Migration, error: SourceStateUnknown, there: str, *
         raise error.cause from error
     forgotten = isinstance(error.cause, NotKnownThere) and error.cause.forgotten and not elsewhere
     if not (forgotten or is_silence(error.cause) or (off and is_unknown(error.cause))):
-        log.warning(_why_not(error.cause, "Not rolled back by force", there,
-                             f"{advice.command('rollback', migration)} --force {migration.id}"))
+        _tell_why_not(error, error.cause, "Not rolled back by force", there, advice.command("rollback", migration),
+                      migration.id)
         raise error
     if forgotten:
         log.warning(str(error.cause))
@@ -135,7 +135,7 @@ def let_run(migration: Migration, given: str, ask: Callable[[], State | None], *
         known = ask()
     except DocumentedError as error:
         if isinstance(error, Interrupted) or not (is_silence(error) or (off and is_unknown(error))):
-            log.warning(_why_not(error, "Not let run by force", there, f"{command} --force {migration.id}"))
+            _tell_why_not(error, error, "Not let run by force", there, command, migration.id)
             raise
         log.warning(f"{there} cannot be asked: {error}")
     else:
@@ -199,11 +199,15 @@ def finish_alone(migration: Migration, given: str, ask: Callable[[], State | Non
                   f" migrator finish {migration.other_name}")
 
 
-def _why_not(error: DocumentedError, what: str, there: str, command: str) -> str:
-    if is_unknown(error):
-        return (f"{what}: from here it cannot be told whether {there} is off. Where you have made sure that it is, and"
-                f" stays so: {command} --machine-is-off")
-    return f"{what}: {there} is not silent, and only a host that gives no sign of life counts as lost"
+def _tell_why_not(raised: DocumentedError, cause: DocumentedError, what: str, there: str, command: str,
+                  id_: str) -> None:
+    """Say why nothing was forced, and have the error that is raised for it name what can be."""
+    if is_unknown(cause):
+        log.warning(f"{what}: from here it cannot be told whether {there} is off")
+        raised.instead = (f"When {there} can be reached again: {command} -- where you have made sure that it is off,"
+                          f" and stays so: {command} --force {id_} --machine-is-off")
+    else:
+        log.warning(f"{what}: {there} is not silent, and only a host that gives no sign of life counts as lost")
 
 
 def is_silence(error: DocumentedError) -> bool:
@@ -215,10 +219,14 @@ def is_unknown(error: DocumentedError) -> bool:
     """Whether the network tells neither that the other host lives nor that it is silent.
 
     A firewall may have answered for it, a jump host be down, a name be unknown. Of a peer one hears only that no agent
-    of migrator's waits there, or answers: the machine may live, and run the container.
+    of migrator's waits there, or answers: the machine may live, and run the container. So it may where another host
+    answers by its name, and does not know the migration, as one that was set up anew in its place. Who knows it is
+    believed or, with another ticket, may have it from an earlier round: that is no host set up anew.
     """
     if error.host or is_silence(error):
         return False
+    if isinstance(error, NotKnownThere):
+        return error.another
     return isinstance(error, PeerAbsent | PeerSilent) or (isinstance(error, HostUnreachable) and not error.answered)
 
 

@@ -112,6 +112,7 @@ def carry_out(args: argparse.Namespace, journal: Journal, migration: Migration |
     """A round, after the preflight; it begins the migration where there is none."""
     if migration and not args.dry_run:
         bases.refuse_another(migration, NAME)
+        bases.refuse_another_disk(migration, NAME)
         same_host.require(args, migration, there, ask_state.ask(there, migration.id))
         choose(args, migration)
     config = container_config.read(container.config_file, container.name)

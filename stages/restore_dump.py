@@ -75,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                              " leaving the migration's ID out")
     parser.add_argument("--machine-is-off", action="store_true",
                         help="with --force ID: you have made sure that the source is off and stays so, where it cannot"
-                             " be told from here")
+                             " be told from here, as where another host answers by its name")
     cli.add_dry_run(parser)
 
 

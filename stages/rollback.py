@@ -68,7 +68,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                              " leaving the migration's ID out")
     parser.add_argument("--machine-is-off", action="store_true",
                         help="with --force ID: you have made sure that the destination is off and stays so, where it"
-                             " cannot be told from here, as behind a jump host or for a peer")
+                             " cannot be told from here, as behind a jump host, for a peer, or where another host"
+                             " answers by its name")
     cli.add_dry_run(parser)
 
 
@@ -136,7 +137,8 @@ def tell(migration: Migration, there: Connection, *, gone: bool = False) -> str:
                               answered=str(answer.get("ticket", ""))):
         error = NotKnownThere(destination=there.peer_host, id=migration.id, name=migration.name, peer=migration.peer)
         # The host that it was sent to, by the name that it gave itself then, and none that knows an earlier one.
-        error.forgotten = answer.get("known") is False and there.peer_host == migration.detail.get("destination_host")
+        unheard_of, same = answer.get("known") is False, there.peer_host == migration.detail.get("destination_host")
+        error.forgotten, error.another = unheard_of and same, unheard_of and not same
         raise error
     return str(answer.get("kept", ""))
 

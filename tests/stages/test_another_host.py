@@ -240,6 +240,70 @@ def test_another_host_is_none_that_is_lost(source: Migration, hosts: Hosts, noth
     assert nothing_real == [] and source.state is State.DUMPED
 
 
+@pytest.mark.parametrize("elsewhere", [False, True])
+@pytest.mark.parametrize("knows", [False, True])
+def test_where_the_machine_is_off_another_host_says_nothing_of_it(
+        source: Migration, hosts: Hosts, nothing_real: list[str], knows: bool, elsewhere: bool) -> None:
+    """As one that was set up anew at its address; but not one that the migration was begun with, too."""
+    source.move(Event.TAKEN)
+    if knows:
+        also_begun_on(hosts["hostc"])
+
+    def tells() -> str:
+        return tell(source, hosts["hostc"])
+
+    for _ in range(2):  # it remembers the first time
+        with pytest.raises(SourceStateUnknown) as refused:
+            force.roll_back(source, ID, tells, recorded=tells if elsewhere else None)
+        assert ("--machine-is-off" in refused.value.hint) is not knows and nothing_real == []
+    with pytest.raises(SourceStateUnknown) if knows else contextlib.nullcontext():
+        assert force.roll_back(source, ID, tells, recorded=tells if elsewhere else None, off=True).data["forced"]
+    assert nothing_real == ([] if knows else ["thawed"]) and (knows or source.owes)
+
+
+@pytest.mark.parametrize("off", [False, True])
+@pytest.mark.parametrize("name", ["hostb", "hostx"])
+def test_who_knows_it_is_believed(source: Migration, hosts: Hosts, nothing_real: list[str], name: str,
+                                  off: bool) -> None:
+    """By its ticket, whatever it is called by now, and whatever was said of it."""
+    source.move(Event.TAKEN)
+    hosts["hostb"].peer_host = name
+    hosts["hostb"].destination.take(Event.RECEIVED, Event.IMPORT, Event.IMPORTED, Event.RECEIVE_DUMP,
+                                    Event.DUMP_RECEIVED, Event.OWN, Event.RESTORE, Event.RESTORED)
+    with pytest.raises(AlreadyRuns):
+        force.roll_back(source, ID, lambda: tell(source, hosts["hostb"]), off=off)
+    assert nothing_real == [] and source.state is State.DUMPED
+
+
+@pytest.mark.parametrize(("answers", "state", "ticket", "off", "runs"), [
+    ("hosta", None, "", False, True),  # it has lost its journal
+    ("hostx", None, "", False, False), ("hostx", None, "", True, True),  # set up anew in its place
+    *(("hostx", state, "2" * 32, off, False) for state in (State.DUMPED, State.ROLLED_BACK) for off in (False, True)),
+    *(("hostx", State.DUMPED, "1" * 32, off, False) for off in (False, True)),  # it was given another name
+])
+def test_where_the_source_is_off_another_host_says_nothing_of_it(
+        pool: Path, monkeypatch: pytest.MonkeyPatch, answers: str, state: State | None, ticket: str, off: bool,
+        runs: bool) -> None:
+    there = SimpleNamespace(peer_host=answers, call_within=lambda *_, **__: {"state": state, "ticket": ticket})
+    monkeypatch.setattr(ask_source, "connected", lambda *_: contextlib.nullcontext(there))
+    with Journal(pool / "destination.db") as journal:
+        migration = journal.create(id=ID, role=Role.DESTINATION, name="web", lxcpath=pool, peer="root@hosta",
+                                   event=Event.RECEIVE, ticket="1" * 32)
+        for event in (Event.RECEIVED, Event.IMPORT, Event.IMPORTED, Event.RECEIVE_DUMP, Event.DUMP_RECEIVED, Event.OWN):
+            migration.move(event)
+
+        def let_run() -> bool:
+            return force.let_run(migration, ID, lambda: ask_source.ask(argparse.Namespace(), migration), off=off)
+
+        if runs:
+            assert let_run()
+            return
+        with pytest.raises((NotKnownThere, OutOfOrder)) as refused:
+            let_run()
+        works = f"migrator restore-dump web --force {ID} --machine-is-off"
+        assert (works in refused.value.hint) is (state is None) and "forced_at" not in migration.detail
+
+
 @pytest.mark.parametrize(("answers", "peer", "counts"), [
     ("hosta", "hosta", True), ("hosta", "root@hosta", True), ("hostx", "hosta", False), ("HERE", "HERE", False),
     ("hostx", "peer:hosta", True),  # which its key has told

@@ -20,6 +20,7 @@ from migrator.errors import (
     HostUnreachable,
     Interrupted,
     MigratorError,
+    NotKnownThere,
     OutOfOrder,
     ProtocolError,
     RemoteMissing,
@@ -53,13 +54,23 @@ def refused() -> HostUnreachable:
     return error
 
 
+def not_known(*, another: bool) -> NotKnownThere:
+    """Who answers does not know it, or has it from another migration than this one."""
+    error = NotKnownThere(destination="hostx", id="0badc0de", name="web", peer="root@hostb")
+    error.another = another
+    return error
+
+
+ROLLBACK = "migrator rollback web"
 SILENT: list[DocumentedError] = [unreachable(silent=True)]
-UNKNOWN: list[DocumentedError] = [
+NOT_REACHED: list[DocumentedError] = [
     unreachable(silent=False), PeerAbsent(name="b", server="r"), PeerSilent(name="b", reason="nothing"),
 ]
+UNKNOWN = [*NOT_REACHED, not_known(another=True)]
 ALIVE: list[DocumentedError] = [
     refused(), HostKeyChanged(), HostKeyUnknown(), SshRefused(), RemoteMissing(), ProtocolError(),
     ConnectionLost(), NoPath(), PeerRefuses(), RendezvousUnavailable(), MigratorError(reason="?"),
+    not_known(another=False),
 ]
 
 
@@ -95,7 +106,7 @@ def test_only_silence_is_silence() -> None:
     assert not any(force.is_silence(error) for error in ALIVE + UNKNOWN)
     assert all(force.is_unknown(error) for error in UNKNOWN)
     assert not any(force.is_unknown(error) for error in ALIVE + SILENT)
-    for there in (unreachable(silent=True), unreachable(silent=False)):
+    for there in (unreachable(silent=True), unreachable(silent=False), not_known(another=True)):
         there.host = "hostb"  # of a jump of its own
         assert not force.is_silence(there) and not force.is_unknown(there)
 
@@ -120,10 +131,12 @@ def test_where_it_cannot_be_told_somebody_must_say_that_it_is_off(
     def tell() -> str:
         raise error
 
-    with pytest.raises(SourceStateUnknown):
+    with pytest.raises(SourceStateUnknown) as refused:
         force.roll_back(migration, migration.id, tell)
-    assert nothing_real == []
-    assert f"--force {migration.id} --machine-is-off" in " ".join(capfd.readouterr().err.split())
+    assert nothing_real == [] and "it cannot be told whether hostb is off" in " ".join(capfd.readouterr().err.split())
+    assert refused.value.hint == refused.value.to_json()["cure"] == (
+        f"When hostb can be reached again: {ROLLBACK} -- where you have made sure that it is off, and stays so: "
+        f"{ROLLBACK} --force {migration.id} --machine-is-off")
     assert force.roll_back(migration, migration.id, tell, off=True).data["forced"]
     assert nothing_real == ["thawed"]
 
@@ -353,8 +366,10 @@ def test_a_source_that_may_live_is_not_lost(journal: Journal, error: DocumentedE
     def ask() -> State | None:
         raise error
 
-    with pytest.raises(type(error)):
+    with pytest.raises(type(error)) as refused:
         force.let_run(migration, migration.id, ask)
+    assert ("--machine-is-off" in refused.value.hint) is with_a_word
+    error.instead = ""
     with contextlib.nullcontext() if with_a_word else pytest.raises(type(error)):
         assert force.let_run(migration, migration.id, ask, off=True)
 
@@ -379,7 +394,7 @@ def restored(journal: Journal) -> Migration:
     return migration
 
 
-@pytest.mark.parametrize("error", SILENT + UNKNOWN, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("error", SILENT + NOT_REACHED, ids=lambda error: type(error).__name__)
 def test_it_ends_here(journal: Journal, error: DocumentedError) -> None:
     migration = restored(journal)
 
