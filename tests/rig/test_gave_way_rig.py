@@ -34,13 +34,13 @@ def test_what_is_renamed_back_is_not_given_back(rig: Rig, guest: str) -> None:
     assert frozen(rig) and states(rig) == ("dumped", "finished")
 
     rig.sh("hostb", "lxc-start -P /pool -n c9")
-    failed(rig.migrator("hosta", *forced, "--json"), 37, "back-there")
+    failed(rig.migrator("hosta", *forced, "--json"), 19, "back-there")
     rig.sh("hostb", "lxc-stop -k -P /pool c9")
     renamed_there(rig, "c9", "c1")
     for words in (("rollback", "c1"), forced, ("resume", "c1"), ("finish", "c1")):
-        failed(rig.migrator("hosta", *words, "--json"), 37, "back-there")
+        failed(rig.migrator("hosta", *words, "--json"), 19, "back-there")
     rig.sh("hostb", "lxc-start -P /pool -n c1")
-    cure = str(failed(rig.migrator("hosta", "rollback", "c1", "--json"), 37, "back-there")["cure"])
+    cure = str(failed(rig.migrator("hosta", "rollback", "c1", "--json"), 19, "back-there")["cure"])
     assert frozen(rig) and states(rig) == ("dumped", "finished")
     rename = "lxc-copy -R -P /pool -n c1 -N NEWNAME"
     assert "lxc-stop -k -P /pool c1" in cure and rename in cure and "migrator rollback c1" in cure
