@@ -189,9 +189,10 @@ def _unplug(migration: Migration) -> None:
 
 def _last_change(migration: Migration) -> dict[str, int]:
     """What tells later whether anybody has written to the copy since. LXC's hooks at its end may have, until now."""
-    if identity.is_there(migration):
-        found = identity.changed(lxc.Container(migration.name, migration.lxcpath).rootfs)
-        return {"changed": found} if found else {}
+    with contextlib.suppress(MigratorError, OSError):  # it may be removed at any moment, and then tells nothing
+        if identity.is_there(migration) and (
+                found := identity.changed(lxc.Container(migration.name, migration.lxcpath).rootfs)):
+            return {"changed": found}
     return {}
 
 
