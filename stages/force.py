@@ -29,7 +29,7 @@ from migrator.errors import (
 from migrator.healing import MAY_RESTORE, TAKEN_BACK
 from migrator.journal import Migration
 from migrator.states import Owner, State
-from stages import consented, finish, rollback, settling
+from stages import consented, finish, rollback, settling, stopped_here
 from tunnel.errors import DocumentedError, PeerAbsent, PeerSilent
 
 POLL = 0.2  # seconds
@@ -80,7 +80,7 @@ def roll_back(migration: Migration, given: str, tell: Callable[[], str], *,
     migration.note("forced", forced_at=time.time())
     return Result(done.data | {"forced": True},
                   f"{done.text} {there} was not asked: it must never run migration {migration.id} of {migration.name}."
-                  f" Should it come back, type there, before anything else: migrator rollback {migration.other_name}")
+                  f" Should it come back, type there, before anything else: migrator resume {migration.other_name}")
 
 
 def _must_be_lost(migration: Migration, error: SourceStateUnknown, there: str, *, elsewhere: bool, off: bool) -> None:
@@ -123,7 +123,7 @@ def let_run(migration: Migration, given: str, ask: Callable[[], State | None], *
     """
     there, name = migration.peer, migration.name
     command = advice.command("restore-dump", migration)
-    if migration.state not in MAY_RESTORE and not settling.stands_stopped(migration):
+    if not (migration.state in MAY_RESTORE or settling.stands_stopped(migration) or stopped_here.is_stopped(migration)):
         raise OutOfOrder(stage="restore-dump --force", missing=f"{name} is {migration.state} here",
                          next=advice.next_command(migration) or f"migrator status {name}")
     if given != migration.id:
