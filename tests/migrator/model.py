@@ -607,7 +607,7 @@ def typed_there(world: World, command: str) -> Answers:
 
 def may_finish_alone(world: World) -> bool:
     """Whether `finish --force` there ends it; as in `stages.force.finish_alone`."""
-    return world.destination is S.RESTORED and not (world.stands_stopped or world.has_left)
+    return world.destination is S.RESTORED and not (world.stands_stopped or world.is_stopped or world.has_left)
 
 
 def forced_there(world: World) -> Answers:

@@ -22,7 +22,7 @@ def stopped(rig: Rig, guest: str) -> str:
 
 def refuses(rig: Rig, id_: str) -> None:
     """While the source does not answer: nobody says that it runs, that it may be started, or that it can be ended."""
-    for status, typed in ((29, "rollback c1"), (27, "restore-dump c1")):
+    for status, typed in ((29, "rollback c1"), (27, "restore-dump c1"), (27, f"finish c1 --force {id_}")):
         refused = rig.migrator("hostb", *typed.split()).expect(status)
         assert "migrator resume c1" in refused.stdout + refused.stderr
     for typed in ("resume c1", "resume --all --at-boot"):

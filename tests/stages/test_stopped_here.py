@@ -18,11 +18,12 @@ from migrator.errors import (
     ForceRefused,
     OutOfOrder,
     SourceNeeded,
+    TwoCopies,
 )
 from migrator.identity import Whose
 from migrator.journal import Migration
 from migrator.states import Event, State
-from stages import abandon, ask_source, force, heal, restore_dump, stopped_here
+from stages import abandon, ask_source, finish, force, heal, restore_dump, stopped_here
 from tests.stages.test_settling import ID, acts, restoring
 
 __all__ = ["acts", "restoring"]
@@ -168,6 +169,23 @@ def test_by_force_it_goes_on(here: Migration, acts: list[str], monkeypatch: pyte
             typed(here, monkeypatch, force=ID)
         assert RESUME in error.value.hint
     assert acts == (["started", "unfenced"] if says is LOST else [])
+
+
+@pytest.mark.parametrize("given", ["", ID])
+def test_it_is_not_finished_alone(here: Migration, monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+    with pytest.raises(OutOfOrder, match="was stopped here, and hosta may run it again") as error:
+        force.finish_alone(here, given, lambda: pytest.fail("the source is asked"))
+    assert RESUME in error.value.hint and here.state is State.RESTORED
+
+
+def test_what_finishing_alone_risks(here: Migration, monkeypatch: pytest.MonkeyPatch) -> None:
+    lxc_says(monkeypatch, "RUNNING")
+    monkeypatch.setattr(finish, "end_here", lambda *_, **__: None)
+    with pytest.raises(ForceRefused, match="may have been forced to run web again"):
+        force.finish_alone(here, "", lambda: None)
+    with pytest.raises(TwoCopies):
+        force.finish_alone(here, ID, lambda: State.ROLLED_BACK)
+    assert "two copies run" in force.finish_alone(here, ID, lambda: None).text
 
 
 def test_one_that_has_ended_is_let_alone(here: Migration, monkeypatch: pytest.MonkeyPatch) -> None:
