@@ -179,7 +179,7 @@ def _on_source(migration: Migration) -> str:
         if not migration.detail.get("forced"):
             return f"{there} could not be told. To have it remove what had arrived: migrator resume {migration.name}"
         return (f"Rolled back by force: {there} has never said that it does not run it. Should that host come back,"
-                f" type there, before anything else: migrator rollback {migration.other_name}")
+                f" type there, before anything else: migrator resume {migration.other_name}")
     if migration.state not in FROZEN or migration.state is State.FINISHING:
         return ""
     stands = _past_fence(migration) or _stands(migration)
@@ -249,8 +249,9 @@ def _on_destination(migration: Migration) -> str:
                 if fenced:
                     return (f"It has run here, and was stopped before {migration.peer} had heard of it. Once that host"
                             f" has been asked, it goes on with: {advice.command('resume', migration)}")
-                return (f"It has run here and is stopped now, as after a reboot. Start it with: lxc-start -P "
-                        f"{migration.lxcpath} {migration.name}")
+                return (f"It has run here and is stopped now, as after a reboot, and {migration.peer} may have been"
+                        f" forced to run it again. Before it is started, have that host asked:"
+                        f" {advice.command('resume', migration)}")
     return ""
 
 

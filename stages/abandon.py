@@ -74,7 +74,7 @@ def _never_begin(service: Service, fields: dict[str, Any]) -> Migration:
 
 def _abandon(migration: Migration, held: list[str], *, here: bool = False, gone: bool = False) -> None:
     """`held` are the snapshots that the source has; `here` where it does not know of it yet; `gone` as in `tell`."""
-    from stages import finish, gave_way, import_data, settling
+    from stages import finish, gave_way, import_data, settling, stopped_here
 
     if migration.detail.get("given_way"):  # it had run here, and the source was to go on without it
         gave_way.refuse_back(migration)
@@ -90,7 +90,7 @@ def _abandon(migration: Migration, held: list[str], *, here: bool = False, gone:
     if migration.state in (State.RESTORED, State.FINISHED):
         settling.refuse_stopped(migration)
         next_ = f"migrator finish {migration.other_name}"
-        if here and settling.stands_fenced(migration):
+        if here and (settling.stands_fenced(migration) or stopped_here.is_stopped(migration)):
             next_ = advice.command("resume", migration)  # it has run, and does not
         raise AlreadyRuns(name=migration.name, destination=this_host(), next=next_)
     if migration.state is not State.ABANDONED:

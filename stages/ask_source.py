@@ -43,15 +43,23 @@ AMONG_OTHERS = 600.0  # seconds for the same, where others wait: what is left at
 SAID_MAX = 1 << 20  # bytes that are kept of what it prints: the last line counts
 
 
-def state_of_source(args: argparse.Namespace, migration: Migration) -> State | None:
-    """The source's state of this migration; None where it does not know it, or cannot be asked, which is warned of."""
+def state_of_source(args: argparse.Namespace, migration: Migration, needed: bool = False) -> State | None:
+    """The source's state of this migration; None where it does not know it, or cannot be asked, which is warned of.
+
+    Where it is `needed`, as the container must not be started before that: raises SourceNeeded then.
+    """
     try:
-        return ask(args, migration)
+        found = ask(args, migration)
     except Interrupted:
         raise
     except DocumentedError as error:
+        if needed:
+            raise _needed(migration, str(error)) from error
         log.warning(f"{migration.peer} cannot be asked whether it runs {migration.name} again: {error}")
         return None
+    if needed and found not in healing.TAKEN_BACK | healing.LETS_RUN:
+        raise _needed(migration, _no_word(found))
+    return found
 
 
 def _needed(migration: Migration, reason: str) -> SourceNeeded:

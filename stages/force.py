@@ -29,7 +29,7 @@ from migrator.errors import (
 from migrator.healing import MAY_RESTORE, TAKEN_BACK
 from migrator.journal import Migration
 from migrator.states import Owner, State
-from stages import consented, finish, rollback, settling
+from stages import consented, finish, rollback, settling, stopped_here
 from tunnel.errors import DocumentedError, PeerAbsent, PeerSilent
 
 POLL = 0.2  # seconds
@@ -42,7 +42,8 @@ RISK = (" If that host lives, or ever comes back with this container, two copies
         " off: without power, or with its disk destroyed.")
 
 
-LEFT_BEHIND = ("{there} holds a frozen copy of {name} as long as it is up, with all its memory, and a fence around it."
+LEFT_BEHIND = ("{there} holds a frozen copy of {name} as long as it is up, with all its memory, and a fence around it;"
+               " or it may have been forced to run {name} again, without a word from here: then two copies run."
                " What was kept here for the way back goes, and with it any use of that copy. If it can be reached, or"
                " is only off for a while, nothing needs to be forced: finish it from there.")
 
@@ -80,7 +81,7 @@ def roll_back(migration: Migration, given: str, tell: Callable[[], str], *,
     migration.note("forced", forced_at=time.time())
     return Result(done.data | {"forced": True},
                   f"{done.text} {there} was not asked: it must never run migration {migration.id} of {migration.name}."
-                  f" Should it come back, type there, before anything else: migrator rollback {migration.other_name}")
+                  f" Should it come back, type there, before anything else: migrator resume {migration.other_name}")
 
 
 def _must_be_lost(migration: Migration, error: SourceStateUnknown, there: str, *, elsewhere: bool, off: bool) -> None:
@@ -123,7 +124,7 @@ def let_run(migration: Migration, given: str, ask: Callable[[], State | None], *
     """
     there, name = migration.peer, migration.name
     command = advice.command("restore-dump", migration)
-    if migration.state not in MAY_RESTORE and not settling.stands_stopped(migration):
+    if not (migration.state in MAY_RESTORE or settling.stands_stopped(migration) or stopped_here.is_stopped(migration)):
         raise OutOfOrder(stage="restore-dump --force", missing=f"{name} is {migration.state} here",
                          next=advice.next_command(migration) or f"migrator status {name}")
     if given != migration.id:
@@ -171,7 +172,7 @@ def finish_alone(migration: Migration, given: str, ask: Callable[[], State | Non
         raise OutOfOrder(stage="finish --force", missing=f"{name} does not run here, it is {migration.state}",
                          next=advice.next_command(migration))
     # By LXC's word alone where it is fenced: who only looks into its root file system would pass for it.
-    if settling.seems_fenced(migration) or settling.stands_stopped(migration):
+    if settling.seems_fenced(migration) or settling.stands_stopped(migration) or stopped_here.is_stopped(migration):
         raise OutOfOrder(stage="finish --force", missing=f"{name} was stopped here, and {there} may run it again",
                          next=advice.command("resume", migration))
     if settling.is_gone(migration):
@@ -195,8 +196,9 @@ def finish_alone(migration: Migration, given: str, ask: Callable[[], State | Non
     holder.check_interrupted()
     finish.end_here(migration, alone=True)
     return Result({"migration": migration.id, "name": name, "stage": finish.NAME, "already": False, "forced": True},
-                  f"{name} runs here for good. Should {there} come back, its copy does not start; end it there with:"
-                  f" migrator finish {migration.other_name}")
+                  f"{name} runs here for good. Should {there} come back, its copy does not start, unless that host was"
+                  f" forced to run it again, which migrator status -a says there: then two copies run. Else end it"
+                  f" there with: migrator finish {migration.other_name}")
 
 
 def _tell_why_not(raised: DocumentedError, cause: DocumentedError, what: str, there: str, command: str,

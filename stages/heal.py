@@ -53,6 +53,7 @@ from stages import (
     restore_dump,
     rollback,
     settling,
+    stopped_here,
 )
 from stages.drive import Drive, locked_for
 from tunnel.errors import DocumentedError
@@ -74,8 +75,14 @@ def one(args: argparse.Namespace, name: str, lxcpath: Path, *, at_boot: bool = F
             if migration.role is Role.SOURCE:
                 return _on_source(args, journal, migration, at_boot=at_boot)
             done = _on_destination(args, migration)
-        # The source needs the lock on this host.
-        return done if _is_all(migration, at_boot=at_boot) else ask_source.act(args, migration, done)
+            stopped = stopped_here.is_stopped(migration)
+        if _is_all(migration, at_boot=at_boot):
+            return done
+        done = ask_source.act(args, migration, done)  # which needs the lock on this host
+        migration.refresh()
+        if stopped and migration.state is State.FINISHED and not migration.detail.get("given_way"):
+            return Result(done.data, f"{done.text} {aftermath.where(migration)}")
+        return done
 
 
 def _result(migration: Migration, text: str, *, already: bool = False) -> Result:
@@ -180,6 +187,8 @@ def _on_destination(args: argparse.Namespace, migration: Migration) -> Result:
         log.warning(f"{migration.name} cannot be restored here (what had arrived is not there any more): this host"
                     f" gives it up")
         return abandon.give_up_here(migration)
+    if stopped_here.is_stopped(migration):
+        return _result(migration, f"{migration.name} has run here, and is stopped now.")
     return _result(migration, f"{migration.name} is {migration.state} here. {aftermath.note(migration)}".rstrip())
 
 
@@ -187,9 +196,11 @@ def _complete_restored(args: argparse.Namespace, migration: Migration) -> Result
     """It has run here. Where the source, which had given this host up for lost, runs it again, this copy gives way.
 
     A crash between the record and the end of the fence is made good: nobody could start it since, if it was a reboot.
-    One that stands fenced is not let go on without the source's word. Nor does one that was to give way, and runs, lose
-    its fence without: the source may have been about to take it back, and not have done so. Raises TwoCopies,
-    SourceNeeded, DiskAway, and where the source has not been told to go on without it, GoneThere or StoppedThere.
+    One that stands fenced is not let go on without the source's word; and where it has no fence and is stopped, as
+    after a reboot, nobody is told to start it before the source has answered. Nor does one that was to give way, and
+    runs, lose its fence without: the source may have been about to take it back, and not have done so. Raises
+    TwoCopies, SourceNeeded, DiskAway, and where the source has not been told to go on without it, GoneThere or
+    StoppedThere.
     """
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     left = settling.has_left(migration)
@@ -201,7 +212,7 @@ def _complete_restored(args: argparse.Namespace, migration: Migration) -> Result
         end = ask_source.leave_for(args, migration, args.max_downtime or 120.0)
         taken_back = not end
     else:
-        found = ask_source.state_of_source(args, migration)
+        found = ask_source.state_of_source(args, migration, stopped_here.is_stopped(migration))
         taken_back = found in healing.TAKEN_BACK
     two_copies = TwoCopies(name=migration.name, there=migration.name, destination=this_host(), source=migration.peer,
                            lxcpath=migration.lxcpath)

@@ -58,7 +58,7 @@ from migrator.journal import DEFAULT_PATH, Journal, Migration
 from migrator.layout import Layout, locked
 from migrator.service import Service
 from migrator.states import Event, State, Verdict, decide
-from stages import ask_source, consented, force, settling
+from stages import ask_source, consented, force, settling, stopped_here
 from stages.handover import INCREMENT
 from stages.import_data import arrived, give_back_rootfs, put_aside, put_rootfs_aside, receive
 
@@ -92,7 +92,8 @@ def run(args: argparse.Namespace) -> Result:
         with here if migration.state is State.RESTORED else contextlib.nullcontext():
             stands = settling.stands_stopped(migration)
             chosen = stands and aftermath.has_stopped(migration)
-        if stands and not chosen:
+            stopped = stands or stopped_here.is_stopped(migration)
+        if stopped and not chosen:
             raise OutOfOrder(stage=NAME, missing=f"{name} has run here, and was stopped since",
                              next=advice.command("resume", migration))
         if args.dry_run or not (chosen or migration.state in healing.MAY_RESTORE):
@@ -114,7 +115,7 @@ def _forced(args: argparse.Namespace, migration: Migration) -> Result:
                          off=args.machine_is_off):
         return ask_source.give_up(migration)
     end = clock.now() + args.max_downtime
-    if settling.stands_stopped(migration):
+    if settling.stands_stopped(migration) or stopped_here.is_stopped(migration):
         settling.go_on(migration, end)
     return carry_out(migration, args.max_downtime, end, forced=True)
 

@@ -189,7 +189,7 @@ def refuse_stopped(migration: Migration) -> None:
 
 
 def go_on(migration: Migration, end: float) -> None:
-    """Take the fence of one that `stands_stopped` away, and start it from its disk.
+    """Take the fence of one that is stopped here away, if it has one, and start it from its disk.
 
     Ask `refuse_stopped` before, unless somebody has chosen that. Not after `end`, by `clock.now`: raises WordOver then,
     and StartFailed. It is confined first, where its sender's consent has gone.

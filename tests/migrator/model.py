@@ -489,7 +489,7 @@ def _running(world: World, _: int) -> Answers:
 
 
 def started(world: World) -> Answers:
-    """What `stands_stopped` is started from its disk."""
+    """What is stopped there, fenced or not, is started from its disk."""
     yield world._replace(restoring=True), LOST  # it goes on by itself, see `restore_moves`
     yield world, TROUBLE
     yield gone_on(world), OK
@@ -607,13 +607,13 @@ def typed_there(world: World, command: str) -> Answers:
 
 def may_finish_alone(world: World) -> bool:
     """Whether `finish --force` there ends it; as in `stages.force.finish_alone`."""
-    return world.destination is S.RESTORED and not (world.stands_stopped or world.has_left)
+    return world.destination is S.RESTORED and not (world.stands_stopped or world.is_stopped or world.has_left)
 
 
 def forced_there(world: World) -> Answers:
     """What `restore-dump --force` does there, see `stages.force.let_run`: the source answers, or is lost."""
     yield world, TROUBLE  # also where it answers that it does not run it
-    if not (world.stands_stopped or world.destination in MAY_RESTORE):
+    if not (world.stands_stopped or world.is_stopped or world.destination in MAY_RESTORE):
         return
     if told(world) in TAKEN_BACK:
         yield from answers(world, Message("abandon", 0))
@@ -628,7 +628,7 @@ def let_run_by_force(world: World) -> Answers:
     forced there meanwhile waits for it here, which in truth it cannot: who forces on both hosts is left out.
     """
     world = world._replace(word=True, past=False)
-    yield from started(world) if world.stands_stopped else answers(world, Message("restore", 0))
+    yield from started(world) if world.stands_stopped or world.is_stopped else answers(world, Message("restore", 0))
 
 
 def restore_moves(world: World) -> Moves:

@@ -75,6 +75,11 @@ class World(NamedTuple):
         return self.stands_fenced or (self.must_choose and self.there == STOPPED)
 
     @property
+    def is_stopped(self) -> bool:
+        """It has run there and does not now, fenced or not: see `stages.stopped_here`."""
+        return self.destination is S.RESTORED and self.there == STOPPED and not self.has_left
+
+    @property
     def must_choose(self) -> bool:
         """It may never have run there, and the source's memory may be worth more: see `stages.settling`."""
         return self.had_stopped and self.destination is S.RESTORED

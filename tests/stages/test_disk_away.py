@@ -31,6 +31,7 @@ from stages import (
     prepare_data,
     restore_dump,
     restore_over,
+    stopped_here,
     take,
 )
 
@@ -164,6 +165,7 @@ def test_what_is_not_to_be_seen_is_not_said_to_run(make: Callable[..., There], m
     monkeypatch.setattr(restore_dump, "Journal", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(restore_dump, "locked", lambda *_, **__: contextlib.nullcontext())
     monkeypatch.setattr(restore_dump, "arrived", lambda *_: there.migration)
+    monkeypatch.setattr(stopped_here, "is_stopped", lambda _: False)
     args = argparse.Namespace(max_downtime=60.0, force=None, dry_run=dry_run)
     assert "already runs here" in restore_dump.run(args).text
     there.umount()

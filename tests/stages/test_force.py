@@ -35,7 +35,7 @@ from migrator.layout import locked
 from migrator.leave import BY_HAND, LEAST
 from migrator.service import Service
 from migrator.states import Event, Owner, Role, State
-from stages import ask_source, cleanup, finish, force, rollback, settling
+from stages import ask_source, cleanup, finish, force, rollback, settling, stopped_here
 from tests.stages.test_heal import journal, offered, owned  # noqa: F401 -- a fixture
 from tunnel.errors import DocumentedError, NoPath, PeerAbsent, PeerRefuses, PeerSilent, RendezvousUnavailable
 
@@ -83,6 +83,7 @@ def nothing_real(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[li
     monkeypatch.setattr(aftermath, "where", lambda _: "It runs on here.")
     monkeypatch.setattr(settling, "stands_fenced", lambda _: False)
     monkeypatch.setattr(settling, "seems_fenced", lambda _: False)
+    monkeypatch.setattr(stopped_here, "is_stopped", lambda _: False)
     monkeypatch.setattr(holder, "_interrupted", [])
     monkeypatch.setattr(holder, "LOCKS", tmp_path / "lock")
     yield done

@@ -144,23 +144,25 @@ def test_what_runs_here_is_not_given_up(there: Destination, state: State) -> Non
     assert recorded(migration).state is state and there.layout.container.is_dir()
 
 
-@pytest.mark.parametrize("fenced", [True, False])
+@pytest.mark.parametrize(("fenced", "stopped"), [(True, True), (True, False), (False, True), (False, False)])
 @pytest.mark.parametrize("here", [True, False])
 def test_what_has_run_here_and_stands_fenced_is_resumed(there: Destination, monkeypatch: pytest.MonkeyPatch,
-                                                        fenced: bool, here: bool) -> None:
-    """By who types it here; from the source it would only be asked for again."""
-    from stages import settling
+                                                        fenced: bool, stopped: bool, here: bool) -> None:
+    """By who types it here, and what has no fence too; from the source it would only be asked for again."""
+    from stages import settling, stopped_here
 
     migration, _ = received(there, SENT)
     there.take(Event.RECEIVE_DUMP, Event.DUMP_RECEIVED, Event.OWN, Event.RESTORE, Event.RESTORED)
     migration.refresh()
     monkeypatch.setattr(settling, "stands_fenced", lambda _: fenced)
+    monkeypatch.setattr(stopped_here, "is_stopped", lambda _: stopped)
     with pytest.raises(AlreadyRuns) as refused:
         if here:
             abandon.give_up_here(migration)
         else:
             there.ask("abandon")
-    assert refused.value.fields["next"] == ("migrator resume web" if here and fenced else "migrator finish web")
+    verb = "resume" if here and (fenced or stopped) else "finish"
+    assert refused.value.fields["next"] == f"migrator {verb} web"
 
 
 def test_an_import_that_is_under_way_ends_first(there: Destination, monkeypatch: pytest.MonkeyPatch) -> None:

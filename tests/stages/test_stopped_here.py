@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""It has run here and is stopped, as after a reboot: nobody is told to start it before the source was asked."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from types import SimpleNamespace
+
+import pytest
+
+from migrator import aftermath, cli, identity, lxc, lxc_disk
+from migrator.cli import Result
+from migrator.errors import (
+    AlreadyRuns,
+    ConnectionLost,
+    ContainerNotFound,
+    ForceRefused,
+    OutOfOrder,
+    SourceNeeded,
+    TwoCopies,
+)
+from migrator.identity import Whose
+from migrator.journal import Migration
+from migrator.states import Event, State
+from stages import abandon, ask_source, finish, force, heal, restore_dump, stopped_here
+from tests.stages.test_settling import ID, acts, restoring
+
+__all__ = ["acts", "restoring"]
+ARGS = argparse.Namespace(max_downtime=None, source=None)
+RESUME = "migrator resume web"
+LOST = ConnectionLost(destination="hosta", reason="cut")
+
+
+@pytest.fixture
+def here(restoring: Migration, acts: list[str], monkeypatch: pytest.MonkeyPatch) -> Migration:
+    """It was restored, and lost its fence as whatever is; then the host lost its power. Nobody has a boot in common."""
+    lxc_says(monkeypatch, "STOPPED")
+    monkeypatch.setattr(lxc, "runs_in", lambda *_: False)
+    monkeypatch.setattr(lxc, "container_processes", lambda _: [])
+    monkeypatch.setattr(lxc_disk, "is_removed", lambda _: False)
+    monkeypatch.setattr(identity, "whose", lambda _: Whose.FOREIGN)
+    folder = restoring.lxcpath / "web"
+    folder.mkdir()
+    (folder / "config").write_text("lxc.uts.name = web\n")
+    restoring.note("rounds", rounds=[])
+    restoring.move(Event.RESTORED)
+    return restoring
+
+
+def lxc_says(patch: pytest.MonkeyPatch, state: str) -> None:
+    patch.setattr(lxc, "Container", lambda *_, **__: SimpleNamespace(state=state, rootfs="/nowhere", name="web"))
+
+
+def the_source(patch: pytest.MonkeyPatch, says: State | ConnectionLost | None) -> None:
+    def ask(*_: object) -> State | None:
+        if isinstance(says, ConnectionLost):
+            raise says
+        return says
+
+    patch.setattr(ask_source, "ask", ask)
+
+
+def typed(migration: Migration, patch: pytest.MonkeyPatch, **given: object) -> str:
+    """restore-dump."""
+    patch.setattr(cli, "require_root", lambda _: None)
+    patch.setattr(cli, "container_of", lambda _: ("web", migration.lxcpath))
+    patch.setattr(restore_dump, "Journal", lambda _: contextlib.nullcontext(migration.journal))
+    patch.setattr(restore_dump, "locked", lambda *_, **__: contextlib.nullcontext())
+    patch.setattr(restore_dump, "arrived", lambda *_: migration)
+    args = argparse.Namespace(**{"max_downtime": 60.0, "force": None, "dry_run": False, "machine_is_off": False,
+                                 **given})
+    return restore_dump.run(args).text
+
+
+def test_status_has_the_source_asked_first(here: Migration) -> None:
+    note = aftermath.note(here)
+    assert RESUME in note and "lxc-start" not in note and "hosta may have been forced" in note
+
+
+@pytest.mark.parametrize("says", [LOST, None, State.PREPARED, State.DUMPING])
+def test_resume_says_nothing_of_a_start_before_it_has_answered(here: Migration, monkeypatch: pytest.MonkeyPatch,
+                                                               says: State | ConnectionLost | None) -> None:
+    """And what to do where it is lost for good."""
+    the_source(monkeypatch, says)
+    with pytest.raises(SourceNeeded) as error:
+        heal._on_destination(ARGS, here)
+    assert "lxc-start" not in f"{error.value} {error.value.hint}"
+    assert "migrator restore-dump web --force" in error.value.hint
+    assert here.state is State.RESTORED
+
+
+@pytest.mark.parametrize("says", [State.OFFERED, State.DUMPED, State.FINISHING])
+def test_a_source_that_waits_goes_on(here: Migration, monkeypatch: pytest.MonkeyPatch, says: State) -> None:
+    the_source(monkeypatch, says)
+    done = heal._on_destination(ARGS, here)
+    assert done.text == "web has run here, and is stopped now." and not heal._is_all(here, at_boot=True)
+
+
+@pytest.mark.parametrize("state", ["STOPPED", "RUNNING"])
+@pytest.mark.parametrize("finished", [True, False])
+def test_its_start_is_advised_once_the_source_has_finished(here: Migration, monkeypatch: pytest.MonkeyPatch,
+                                                           state: str, finished: bool) -> None:
+    lxc_says(monkeypatch, state)
+    the_source(monkeypatch, State.DUMPED)
+    monkeypatch.setattr(heal, "Journal", lambda _: contextlib.nullcontext(here.journal))
+    monkeypatch.setattr(heal, "locked_for", lambda *_: contextlib.nullcontext())
+
+    def act(_: object, migration: Migration, done: Result) -> Result:
+        if finished:  # by the source's request
+            again = here.journal.by_id(migration.id, migration.role)
+            assert again
+            again.move(Event.FINISHED)
+        return Result(done.data, f"{done.text} hosta has done what was left.")
+
+    monkeypatch.setattr(ask_source, "act", act)
+    text = heal.one(ARGS, "web", here.lxcpath).text
+    assert ("Start it with: lxc-start" in text) is (finished and state == "STOPPED")
+
+
+@pytest.mark.parametrize("state", ["STOPPED", "RUNNING"])
+def test_what_runs_is_not_in_need_of_its_source(here: Migration, monkeypatch: pytest.MonkeyPatch, state: str) -> None:
+    lxc_says(monkeypatch, state)
+    the_source(monkeypatch, LOST)
+    with pytest.raises(SourceNeeded) if state == "STOPPED" else contextlib.nullcontext():
+        heal._on_destination(ARGS, here)
+
+
+def test_what_lxc_does_not_know_cannot_be_started(here: Migration, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str, lxcpath: object) -> None:
+        raise ContainerNotFound(name=name, lxcpath=lxcpath)
+
+    monkeypatch.setattr(lxc, "Container", missing)
+    assert not stopped_here.is_stopped(here)
+
+
+@pytest.mark.parametrize("state", ["STOPPED", "RUNNING"])
+def test_a_rollback_that_is_typed_there_asks_first(here: Migration, monkeypatch: pytest.MonkeyPatch,
+                                                   state: str) -> None:
+    lxc_says(monkeypatch, state)
+    with pytest.raises(AlreadyRuns) as error:
+        abandon.give_up_here(here)
+    assert (RESUME in error.value.hint) is (state == "STOPPED")
+
+
+@pytest.mark.parametrize("state", ["STOPPED", "RUNNING"])
+def test_restore_dump_does_not_call_it_running(here: Migration, monkeypatch: pytest.MonkeyPatch, state: str) -> None:
+    lxc_says(monkeypatch, state)
+    if state == "RUNNING":
+        assert "already runs here" in typed(here, monkeypatch)
+        return
+    with pytest.raises(OutOfOrder, match="was stopped since") as error:
+        typed(here, monkeypatch)
+    assert RESUME in error.value.hint
+
+
+@pytest.mark.parametrize("says", [LOST, State.ROLLED_BACK])
+def test_by_force_it_goes_on(here: Migration, acts: list[str], monkeypatch: pytest.MonkeyPatch,
+                             says: State | ConnectionLost) -> None:
+    """Where its source is lost for good; one that answers is believed."""
+    the_source(monkeypatch, says)
+    monkeypatch.setattr(force, "is_silence", lambda _: True)
+    with pytest.raises(ForceRefused, match="may have been forced"):
+        typed(here, monkeypatch, force="")
+    if says is LOST:
+        assert "runs here" in typed(here, monkeypatch, force=ID)
+    else:
+        with pytest.raises(AlreadyRuns) as error:
+            typed(here, monkeypatch, force=ID)
+        assert RESUME in error.value.hint
+    assert acts == (["started", "unfenced"] if says is LOST else [])
+
+
+@pytest.mark.parametrize("given", ["", ID])
+def test_it_is_not_finished_alone(here: Migration, monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+    with pytest.raises(OutOfOrder, match="was stopped here, and hosta may run it again") as error:
+        force.finish_alone(here, given, lambda: pytest.fail("the source is asked"))
+    assert RESUME in error.value.hint and here.state is State.RESTORED
+
+
+def test_what_finishing_alone_risks(here: Migration, monkeypatch: pytest.MonkeyPatch) -> None:
+    lxc_says(monkeypatch, "RUNNING")
+    monkeypatch.setattr(finish, "end_here", lambda *_, **__: None)
+    with pytest.raises(ForceRefused, match="may have been forced to run web again"):
+        force.finish_alone(here, "", lambda: None)
+    with pytest.raises(TwoCopies):
+        force.finish_alone(here, ID, lambda: State.ROLLED_BACK)
+    assert "two copies run" in force.finish_alone(here, ID, lambda: None).text
+
+
+def test_one_that_has_ended_is_let_alone(here: Migration, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a `finish`: any later reboot is an ordinary one."""
+    the_source(monkeypatch, LOST)
+    here.move(Event.FINISHED)
+    assert not stopped_here.is_stopped(here) and not aftermath.note(here)
+    assert "has ended" in heal._on_destination(ARGS, here).text
