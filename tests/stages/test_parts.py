@@ -27,7 +27,7 @@ def test_a_stage_is_a_module_with_these_names() -> None:
         assert Path(str(stage.__file__)).stem == stage.NAME.replace("-", "_")
     names = {path.stem for path in Path(str(stages.__file__)).parent.glob("*.py")} - {
         "__init__", "abandon", "arriving_config", "ask_source", "ask_state", "consented", "drive", "dry_run", "dump",
-        "force", "gave_way", "handover", "heal", "left_running", "offer", "reconnect", "restore_over", "room",
+        "force", "gave_way", "renamed", "handover", "heal", "left_running", "offer", "reconnect", "restore_over", "room",
         "same_host", "settling", "stop", "take"}
     assert names == {command.replace("-", "_") for command in stages.COMMANDS}, "a module is missing in stages.COMMANDS"
     assert [stage.NAME for stage in stages.load_all()] == list(stages.COMMANDS)
