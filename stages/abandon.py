@@ -42,14 +42,15 @@ def abandon(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     """Record that this host will never let this attempt run, then remove what it has brought; safe to repeat.
 
     An attempt that this host has never heard of is recorded too: a message that was under way must not begin it. It has
-    brought nothing, so nothing is removed, and nobody kept off: a container of that name is somebody else's. That it is
-    not `known` is said: the host that the token was offered to may be another one, or this one before it lost its
-    journal.
+    brought nothing, so nothing is removed, and nobody kept off: a container of that name is somebody else's. Unless one
+    lives in what that very attempt has made: then its record was lost, and CopyNotEnded says so. That it is not `known`
+    is said: the host that the token was offered to may be another one, or this one before it lost its journal.
     """
     migration = service.find(fields) or _never_begin(service, fields)
     if migration.never_began:
         if not migration.ended:  # it broke off between two records
             migration.move(Event.ABANDONED)
+        _refuse_living(migration)
         return {"state": migration.state, "kept": "", "known": False, "ticket": ""}
     service.end_behind()
     held = bases.asked(fields.get("held"))
@@ -117,7 +118,7 @@ def _abandon(migration: Migration, held: list[str], *, here: bool = False, gone:
 
 def _refuse_living(migration: Migration) -> None:
     """Of what has never run here, for all that is on record: raises CopyNotEnded where it lives all the same, as where
-    the journal is an older one. A disk that is not there shows nothing, and keeps nobody.
+    the journal is an older one, or was lost. A disk that is not there shows nothing, and keeps nobody.
     """
     from stages import left_running
 

@@ -11,7 +11,7 @@ import pytest
 
 from migrator import btrfs, lxc, roots
 from migrator.errors import CopyNotEnded
-from migrator.journal import Journal, Migration
+from migrator.journal import Migration
 from migrator.layout import Layout
 from migrator.states import Event, Role, State
 from stages import abandon, left_running
@@ -88,3 +88,17 @@ def test_a_disk_that_is_away_keeps_nobody(there: Destination, lives: list[int]) 
     there.pool.mkdir()
     there.ask("abandon")
     assert known(there).state is State.ABANDONING
+
+
+def test_what_runs_is_not_unknown(there: Destination, lives: list[int]) -> None:
+    """The journal was lost. By "unknown" a forced rollback of the source would go on."""
+    for _ in range(2):
+        with pytest.raises(CopyNotEnded, match=str(PID)):
+            there.ask("abandon")
+    lives.clear()
+    assert there.ask("abandon")["known"] is False
+
+
+def test_what_runs_of_another_migration_is_nobodys_business(there: Destination, lives: list[int]) -> None:
+    assert there.ask("abandon", id="feedface")["known"] is False
+    assert there.journal.by_id("feedface", Role.DESTINATION)
