@@ -275,8 +275,9 @@ class GoneThere(AlreadyRuns):
     """{name} has run on {destination}, and is not there any more, whatever is called so now: destroyed, or renamed."""
 
     status = 31
-    cure = """If it was renamed there, rename it back, and go on. If it was destroyed, what it has done there is lost;
-    the copy on {source}, as it was before the move, is the last one, and runs on with: {next}"""
+    cure = """If it was renamed there, rename it back, with mv rather than with lxc-copy -R, which leaves a copy, and go
+    on. If it was destroyed, see there that nothing of it runs by another name (lxc-ls -f). What it has done there is
+    lost then; the copy on {source}, as it was before the move, is the last one, and runs on with: {next}"""
 
 
 class StoppedThere(AlreadyRuns):

@@ -11,7 +11,7 @@ from typing import Any
 from migrator import advice, bases, btrfs, cli, log, names
 from migrator.advice import this_host
 from migrator.cli import Result
-from migrator.errors import AlreadyRuns, MigratorError
+from migrator.errors import AlreadyRuns, CopyNotEnded, MigratorError
 from migrator.journal import AlreadyRecorded, Migration
 from migrator.layout import Layout
 from migrator.service import Service, is_past
@@ -42,14 +42,15 @@ def abandon(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     """Record that this host will never let this attempt run, then remove what it has brought; safe to repeat.
 
     An attempt that this host has never heard of is recorded too: a message that was under way must not begin it. It has
-    brought nothing, so nothing is removed, and nobody kept off: a container of that name is somebody else's. That it is
-    not `known` is said: the host that the token was offered to may be another one, or this one before it lost its
-    journal.
+    brought nothing, so nothing is removed, and nobody kept off: a container of that name is somebody else's. Unless one
+    lives in what that very attempt has made: then its record was lost, and CopyNotEnded says so. That it is not `known`
+    is said: the host that the token was offered to may be another one, or this one before it lost its journal.
     """
     migration = service.find(fields) or _never_begin(service, fields)
     if migration.never_began:
         if not migration.ended:  # it broke off between two records
             migration.move(Event.ABANDONED)
+        _refuse_living(migration)
         return {"state": migration.state, "kept": "", "known": False, "ticket": ""}
     service.end_behind()
     held = bases.asked(fields.get("held"))
@@ -93,6 +94,8 @@ def _abandon(migration: Migration, held: list[str], *, here: bool = False, gone:
         if here and (settling.stands_fenced(migration) or stopped_here.is_stopped(migration)):
             next_ = advice.command("resume", migration)  # it has run, and does not
         raise AlreadyRuns(name=migration.name, destination=this_host(), next=next_)
+    if migration.state not in (State.ABANDONING, State.ABANDONED):  # else the token is back
+        _refuse_living(migration)
     if migration.state is not State.ABANDONED:
         layout = Layout(migration.lxcpath, migration.name, migration.id)
         base = bases.common(layout, held)
@@ -111,6 +114,17 @@ def _abandon(migration: Migration, held: list[str], *, here: bool = False, gone:
     elif not (here or is_past(migration)):  # typed here first: now the source says what it has
         with contextlib.suppress(MigratorError, OSError):  # as above; the next attempt settles what is kept
             bases.drop(migration, but=[path for path in bases.paths(migration) if btrfs.info(path).stream_uuid in held])
+
+
+def _refuse_living(migration: Migration) -> None:
+    """Of what has never run here, for all that is on record: raises CopyNotEnded where it lives all the same, as where
+    the journal is an older one, or was lost. A disk that is not there shows nothing, and keeps nobody.
+    """
+    from stages import left_running
+
+    if found := left_running.in_own(Layout(migration.lxcpath, migration.name, migration.id)):
+        raise CopyNotEnded(name=migration.name, place=f"what migration {migration.id} has brought to {this_host()}",
+                           pids=",".join(map(str, found)), next=advice.command("rollback@source", migration))
 
 
 def deletions(migration: Migration, kept: list[str]) -> list[tuple[str, list[str]]]:

@@ -9,26 +9,14 @@ of what is there now. The migration has ended here: there is no spool any more, 
 
 from __future__ import annotations
 
-import contextlib
 import os
 
-from migrator import (
-    advice,
-    aftermath,
-    btrfs,
-    container_config,
-    fences,
-    identity,
-    lxc,
-    lxc_disk,
-    roots,
-    subvolume_uuids,
-)
+from migrator import advice, aftermath, btrfs, container_config, fences, identity, lxc, lxc_disk, subvolume_uuids
 from migrator.advice import this_host
-from migrator.errors import BackThere, CopyNotEnded, MigratorError, OutOfOrder
+from migrator.errors import BackThere, CopyNotEnded, OutOfOrder
 from migrator.journal import Migration
 from migrator.layout import Layout
-from stages import left_running, settling
+from stages import left_running, renamed, settling
 
 
 def refuse_back(migration: Migration) -> None:
@@ -38,7 +26,7 @@ def refuse_back(migration: Migration) -> None:
     """
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     lxc_disk.require_ended(layout, migration.detail.get("disk"))
-    back = bool(_living(migration, layout)) or _may_run_in_place(migration, layout)
+    back = bool(renamed.living(migration, layout)) or _may_run_in_place(migration, layout)
     lxc_disk.require_ended(layout, migration.detail.get("disk"))  # behind the last look
     if back:
         raise BackThere(name=migration.name, destination=this_host(), there=migration.name, lxcpath=migration.lxcpath,
@@ -60,8 +48,10 @@ def refuse_lost(migration: Migration) -> None:
     by now: that one has such a cgroup too.
     """
     layout = Layout(migration.lxcpath, migration.name, migration.id)
-    found, place = _living(migration, layout), "its root file system, or a copy of that"
-    if not found and lxc_disk.is_removed(layout):
+    found, place = renamed.living(migration, layout), "its root file system, or a copy of that"
+    if not found and not lxc_disk.is_removed(layout):
+        found, place = renamed.untold(migration, layout), f"{layout.rootfs}, of which nothing tells whose it is"
+    elif not found:
         found = left_running.called_so(layout, lxc.END_LIMIT)
         place = f"a cgroup that LXC has called lxc.payload.{migration.name}"
     if found:
@@ -69,28 +59,13 @@ def refuse_lost(migration: Migration) -> None:
                            next=aftermath.by_force(migration))
 
 
-def _living(migration: Migration, layout: Layout) -> list[int]:
-    """The processes of any containers that live in what has run here, wherever that is by now, and by what name."""
-    disks = identity.recorded_rootfs_uuids(migration)
-    return [pid for pid in lxc.container_processes("")
-            if left_running.lives_in_own(layout, pid) or _lives_in(pid, disks)]
-
-
-def _lives_in(pid: int, disks: set[str]) -> bool:
-    """Or in a snapshot of one of these: on btrfs `lxc-copy -R` makes one, and removes what it is of."""
-    root = roots.PROC / f"{pid}/root"
-    with contextlib.suppress(MigratorError, OSError):  # it has ended
-        return bool(disks) and roots.is_on_btrfs(pid) and (
-            btrfs.uuid_around(root) in disks or btrfs.parent_of(btrfs.id_of(root), root) in disks)
-    return False
-
-
 def _may_run_in_place(migration: Migration, layout: Layout) -> bool:
     """Whether LXC has it in its place, with its disk, where it runs, or nothing of this migration's keeps it from that.
 
     Behind the fence of a later move it cannot be started here; but then it lives on elsewhere. Of a root file system
     that was made of one which was removed since nothing tells whose it is: renamed by `lxc-copy -R`, and back, it is
-    so. That counts as its own unless a fence stands there, as whoever is refused for it can rename it.
+    so. With other addresses it is another's. Else it counts as its own unless a fence stands there, as whoever is
+    refused for it can rename it.
     """
     config = layout.container / "config"
     if not os.path.lexists(config):
@@ -99,7 +74,7 @@ def _may_run_in_place(migration: Migration, layout: Layout) -> bool:
     disks = identity.recorded_rootfs_uuids(migration)
     found = [path for path in (layout.rootfs, *([container.rootfs] if container else [])) if btrfs.is_subvolume(path)]
     its = identity.has_its_disk(migration) or any(btrfs.info(path).uuid in disks for path in found)
-    if not its and all(subvolume_uuids.is_told(path) for path in found):
+    if not its and (renamed.is_anothers(migration) or all(subvolume_uuids.is_told(path) for path in found)):
         return False
     if container is None:  # a link that leads nowhere at this moment
         return True

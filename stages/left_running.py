@@ -28,6 +28,12 @@ def lives_in_own(layout: Layout, pid: int) -> bool:
     return False
 
 
+def in_own(layout: Layout) -> list[int]:
+    """The processes of any containers that live in such a subvolume, unless that was put aside."""
+    return [pid for pid in lxc.container_processes("")
+            if lives_in_own(layout, pid) and not _is_in(layout.set_aside(), pid)]
+
+
 def _has_own(layout: Layout, pid: int) -> bool:
     """Whether a process has such a subvolume as its root."""
     with contextlib.suppress(MigratorError, OSError):

@@ -33,7 +33,7 @@ from migrator.errors import ContainerNotFound, CopyNotEnded, GoneThere, JournalB
 from migrator.journal import Migration
 from migrator.layout import Layout
 from migrator.states import Event, State
-from stages import consented, left_running
+from stages import consented, left_running, renamed
 from stages.import_data import give_back_rootfs, put_aside
 
 SETTLE_LIMIT = 10.0  # seconds that CRIU, left behind by a restore-dump that was killed, may take to come to its end
@@ -88,13 +88,13 @@ def is_gone(migration: Migration) -> bool:
 def has_left(migration: Migration) -> bool:
     """Whether what has run here is not in its place any more: nothing is, or another container.
 
-    With a snapshot of its root file system it is the same one, whoever has put that there. Raises DiskAway.
+    With a snapshot of its root file system, or its addresses, it is the same, whoever has put that there. DiskAway.
     """
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     if not is_replaced(layout):
         return False
     with lxc_disk.held(layout):
-        return lxc_disk.is_removed(layout) or not identity.has_its_disk(migration)
+        return lxc_disk.is_removed(layout) or not (identity.has_its_disk(migration) or renamed.is_back(migration))
 
 
 def is_replaced(layout: Layout) -> bool:
@@ -116,11 +116,10 @@ def lives_on(layout: Layout) -> bool:
 
 def is_at_work(migration: Migration) -> bool:
     """Whether anything of what has run here runs, by LXC's word too where it is in its place; if without its monitor.
-
     What has another container in its place may do so elsewhere. Raises DiskAway.
     """
     layout = Layout(migration.lxcpath, migration.name, migration.id)
-    if lives_on(layout):
+    if lives_on(layout) or renamed.living(migration, layout):
         return True
     if lxc_disk.is_removed(layout):
         return left_running.lives_elsewhere(layout)
@@ -222,8 +221,9 @@ def record(migration: Migration, restored_at: float, **more: str) -> None:
     made = ""
     with contextlib.suppress(MigratorError, OSError):
         made = identity.rootfs_uuid(migration)  # its snapshots may be removed, or somebody puts a copy in its place
+    known = {"hwaddrs": renamed.on_record(migration)} | ({"rootfs_uuid": made} if made else {})
     try:
-        migration.move(Event.RESTORED, restored_at=restored_at, **({"rootfs_uuid": made} if made else {}), **more)
+        migration.move(Event.RESTORED, restored_at=restored_at, **known, **more)
     except JournalBroken:
         log.warning(f"{migration.name} was let run here, and that stays so, but it could not be recorded. The next "
                     f"command records it: migrator resume {migration.name}")

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What has run on the destination was renamed there by lxc-copy -R, once or more often: it is no other container."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from migrator import btrfs, identity, lxc, lxc_disk, roots, subvolume_uuids
+from migrator.errors import AlreadyRuns, BackThere, ContainerNotRunning, CopyNotEnded, GoneThere, TwoCopies
+from migrator.states import Event, State
+from stages import abandon, ask_source, finish, heal, left_running, settling
+from tests.stages.test_disk_away import ID, There, host, make
+
+__all__ = ["host", "make"]
+
+OWN_DISK, ITS, PID = "own", "00:16:3e:00:00:01", 4711
+CONFIG = "lxc.uts.name = web\nlxc.net.0.type = veth\nlxc.net.0.hwaddr = {}\n"
+BOOT = argparse.Namespace(max_downtime=None)
+
+
+@pytest.fixture
+def there(make: Callable[..., There], monkeypatch: pytest.MonkeyPatch) -> There:
+    """It has run, and is not in its place any more. What is made of `removed` was made of what is not there now."""
+    found = make(Event.RESTORE)
+    (found.layout.container / "config").write_text(CONFIG.format(ITS))
+    monkeypatch.setattr(identity, "rootfs_uuid", lambda _: OWN_DISK)
+    settling.record(found.migration, 0.0)
+    shutil.rmtree(found.layout.container)
+    monkeypatch.setattr(subvolume_uuids, "ancestors", lambda _: iter(["removed"]))
+    monkeypatch.setattr(subvolume_uuids, "_having", lambda *_: set())
+    return found
+
+
+def put(there: There, monkeypatch: pytest.MonkeyPatch, name: str, hwaddr: str, state: str = "RUNNING") -> None:
+    """A container, made of what was removed since."""
+    rootfs = there.pool / name / "rootfs"
+    rootfs.mkdir(parents=True)
+    (rootfs / "uuid").write_text("a copy")
+    (there.pool / name / "config").write_text(CONFIG.format(hwaddr))
+    monkeypatch.setattr(btrfs, "info", lambda path: btrfs.Subvolume(
+        path, (path / "uuid").read_text(), "", read_only=True, generation=1,
+        parent_uuid="removed" if path == rootfs else "snapshot"))
+
+    class Container:
+        def __init__(self, called: str, lxcpath: Path, **_: object) -> None:
+            self.state, self.rootfs = state if called == name else "STOPPED", rootfs
+            self.called, self.lxcpath = called, lxcpath
+
+        @property
+        def init_pid(self) -> int:
+            if self.state == "STOPPED":
+                raise ContainerNotRunning(name=self.called, lxcpath=self.lxcpath, state=self.state)
+            return PID
+
+    monkeypatch.setattr(lxc, "Container", Container)
+    if state != "STOPPED":
+        monkeypatch.setattr(lxc, "container_processes", lambda _: [PID])
+        monkeypatch.setattr(roots, "is_on_btrfs", lambda _: True)
+        monkeypatch.setattr(left_running, "lives_in_own", lambda *_: False)
+        monkeypatch.setattr(left_running, "_is_in", lambda folders, _: rootfs in folders)
+        monkeypatch.setattr(btrfs, "uuid_around", lambda _: "a copy")
+        monkeypatch.setattr(btrfs, "id_of", lambda _: 300)
+        monkeypatch.setattr(btrfs, "parent_of", lambda *_: "removed")
+
+
+def asked(there: There, *, by_force: bool) -> None:
+    abandon.abandon(there.service, {"id": ID, "gone": by_force})
+
+
+@pytest.mark.parametrize("state", ["RUNNING", "STOPPED"])
+def test_renamed_and_back(there: There, monkeypatch: pytest.MonkeyPatch, state: str) -> None:
+    """Its disk leads nowhere; its addresses tell it. Whoever has renamed it back, as he was told, may finish."""
+    put(there, monkeypatch, "web", ITS, state)
+    assert finish.running(there.service, {"id": ID}) == {"state": State.RESTORED}
+    for by_force in (False, True):
+        with pytest.raises(AlreadyRuns, match="already runs"):
+            asked(there, by_force=by_force)
+    assert there.migration.state is State.RESTORED
+
+
+@pytest.mark.parametrize("how", ["once", "more often"])
+@pytest.mark.parametrize("in_place", ["nothing", "another one"])
+def test_what_runs_by_another_name_is_not_given_up(there: There, monkeypatch: pytest.MonkeyPatch, how: str,
+                                                   in_place: str) -> None:
+    put(there, monkeypatch, "shop", ITS if how == "more often" else "00:16:3e:00:00:02")
+    if how == "once":
+        monkeypatch.setattr(btrfs, "parent_of", lambda *_: OWN_DISK)
+    if in_place == "another one":
+        there.layout.container.mkdir()
+        (there.layout.container / "config").write_text("lxc.uts.name = web\n")
+    with pytest.raises(GoneThere) as gone:
+        finish.running(there.service, {"id": ID})
+    assert "with mv" in gone.value.hint and "another name" in gone.value.hint
+    with pytest.raises(CopyNotEnded, match=str(PID)):
+        asked(there, by_force=True)
+    monkeypatch.setattr(ask_source, "state_of_source", lambda *_: State.ROLLED_BACK)
+    with pytest.raises(TwoCopies):
+        heal._on_destination(BOOT, there.migration)
+    assert there.migration.state is State.RESTORED
+
+
+@pytest.mark.parametrize("told", ["by its addresses", "by its disk"])
+def test_another_container_of_its_name_keeps_nothing_frozen(there: There, monkeypatch: pytest.MonkeyPatch,
+                                                            told: str) -> None:
+    put(there, monkeypatch, "web", "00:16:3e:00:00:02")
+    if told == "by its disk":
+        (there.layout.container / "config").write_text("lxc.uts.name = web\n")
+        monkeypatch.setattr(subvolume_uuids, "_having", lambda *_: {256})
+    with pytest.raises(GoneThere):
+        asked(there, by_force=False)
+    asked(there, by_force=True)
+    assert str(there.migration.state) == "finished" and there.migration.detail["given_way"]
+
+
+def test_what_nothing_tells_of_is_not_given_up_while_it_runs(there: There, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does it pass for what has come: its administrator stops it, or renames it."""
+    put(there, monkeypatch, "web", ITS)
+    (there.layout.container / "config").write_text("lxc.uts.name = web\n")
+    with pytest.raises(GoneThere):
+        finish.running(there.service, {"id": ID})
+    with pytest.raises(CopyNotEnded, match="of which nothing tells whose it is"):
+        asked(there, by_force=True)
+    assert there.migration.state is State.RESTORED
+    monkeypatch.setattr(lxc, "container_processes", lambda _: [])
+    asked(there, by_force=True)
+    assert str(there.migration.state) == "finished"
+
+
+@pytest.mark.parametrize("its", [True, False])
+def test_what_has_given_way_is_told_by_its_addresses(there: There, monkeypatch: pytest.MonkeyPatch,
+                                                     its: bool) -> None:
+    """When the source asks once more: a stranger's of that name keeps it from nothing, whatever its disk is made of."""
+    there.migration.note("disk", disk=lxc_disk.of(there.pool))
+    asked(there, by_force=True)
+    put(there, monkeypatch, "web", ITS if its else "00:16:3e:00:00:02")
+    if its:
+        with pytest.raises(BackThere):
+            asked(there, by_force=False)
+    else:
+        asked(there, by_force=False)
