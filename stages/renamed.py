@@ -9,6 +9,7 @@ are its hardware addresses, which a copy that is not to replace it gets new ones
 from __future__ import annotations
 
 import contextlib
+import re
 from pathlib import Path
 
 from migrator import btrfs, identity, lxc, roots, subvolume_uuids
@@ -18,11 +19,17 @@ from migrator.layout import Layout
 from migrator.preflight import config_facts
 from stages import left_running
 
+_WHOLE = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}(?<!00:00:00:00:00:00)")
+
 
 def addresses(folder: Path) -> set[str]:
-    """The hardware addresses in the configuration of the container in this folder; none where that cannot be read."""
+    """The hardware addresses in the configuration of the container in this folder; none where that cannot be read.
+
+    One with an x in it, for a digit that LXC makes up at each start, is nobody's.
+    """
     with contextlib.suppress(MigratorError, OSError, ValueError):
-        return {net.hwaddr for net in config_facts.read(folder / "config").nets} - {""}
+        found = {net.hwaddr for net in config_facts.read(folder / "config").nets}
+        return {hwaddr for hwaddr in found if _WHOLE.fullmatch(hwaddr)}
     return set()
 
 

@@ -13,7 +13,7 @@ import pytest
 from migrator import btrfs, identity, lxc, lxc_disk, roots, subvolume_uuids
 from migrator.errors import AlreadyRuns, BackThere, ContainerNotRunning, CopyNotEnded, GoneThere, TwoCopies
 from migrator.states import Event, State
-from stages import abandon, ask_source, finish, heal, left_running, settling
+from stages import abandon, ask_source, finish, heal, left_running, renamed, settling
 from tests.stages.test_disk_away import ID, There, host, make
 
 __all__ = ["host", "make"]
@@ -143,3 +143,10 @@ def test_what_has_given_way_is_told_by_its_addresses(there: There, monkeypatch: 
             asked(there, by_force=False)
     else:
         asked(there, by_force=False)
+
+
+def test_an_address_that_lxc_makes_up_is_nobodys(tmp_path: Path) -> None:
+    config = tmp_path / "config"
+    for index, hwaddr in enumerate(("00:16:3e:xx:xx:xx", "00:00:00:00:00:00", ITS.upper())):
+        config.write_text(CONFIG.format(hwaddr))
+        assert renamed.addresses(tmp_path) == ({ITS} if index == 2 else set())
