@@ -163,8 +163,10 @@ def restore(container: Container, layout: Layout, images: Path, prepared: Prepar
         with terminals.made(prepared.terminals) as ttys:
             made = (link.external for link in prepared.links if link.made)
             _write(files.criu, criu.restore_config([*made, *ttys.criu]), 0o600)
+            # At a start LXC drops all supplementary groups. A task that has none gets none from CRIU, and would keep
+            # those of root here: its disk, say (restore_creds in criu/pie/restorer.c).
             run(command(layout, images), limit=limit, env={"CRIU_CONFIG_FILE": str(files.criu)},
-                pass_fds=ttys.descriptors, within=partial(_own_keyring, container))
+                pass_fds=ttys.descriptors, within=partial(_own_keyring, container), groups=())
         if container.state != "RUNNING":
             raise RestoreFailed(name=container.name, reason=f"it is {container.state} after the restore",
                                 log=images / "restore.log")

@@ -68,6 +68,21 @@ def test_devices_that_are_denied(rig: Rig, clean_hosts: CleanHosts) -> None:
         runs_only_on(rig, there, begun)
 
 
+def test_groups_of_who_restores_it(rig: Rig, clean_hosts: CleanHosts) -> None:
+    """Root of the destination is in one more group, and no task of the container is, as it was not before."""
+    clean_hosts.allow("snapshot")
+    rig.guest("hosta", "c1", "tick")
+    groups = ("for pid in $(cat /sys/fs/cgroup/lxc.payload.c1/cgroup.procs); do"
+              " sed -n 's/^Groups:[[:space:]]*//p' /proc/$pid/status; done | sort -u")
+    assert rig.sh("hosta", groups).strip() == ""
+    rig.sh("hostb", "usermod -a -G disk root")
+    try:
+        migrate(rig, "c1", "hosta").expect(0)
+        assert rig.sh("hostb", groups).strip() == ""
+    finally:
+        rig.sh("hostb", "gpasswd -d root disk")
+
+
 def test_confinement_that_cannot_be_had(rig: Rig, clean_hosts: CleanHosts) -> None:
     """Nothing runs without it: the restore fails, and the source goes on."""
     clean_hosts.allow("snapshot")
