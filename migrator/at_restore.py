@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import sys
 
-from migrator import cgroup_limits, cgroups, let_run, mount_flags
+from migrator import cgroup_limits, cgroups, let_run, mount_flags, mount_sources
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # not at run time: each takes longer to import than what is done here takes to do
@@ -150,6 +150,12 @@ def mounts(images: str, init: int) -> None:
         mount_flags.tighten(record, [init, *cgroups.processes(_cgroup(init))])
 
 
+def sources(images: str, init: int) -> None:
+    """See where its mounts lead, once these are as they will be; see `mount_sources`."""
+    if plan := noted(images, mount_sources.PLAN, mount_sources.PLAN_LIMIT):
+        mount_sources.require(plan, [init, *cgroups.processes(_cgroup(init))], mount_sources.terminals(init))
+
+
 def _cgroup(init: int) -> str:
     return cgroups.payload(_read(f"/proc/{init}/cgroup"))
 
@@ -179,5 +185,6 @@ STEPS: dict[str, dict[str, Callable[[str, int], None]]] = {
         "which devices it may use": devices,
         "the owners of its cgroup's files": cgroup_owners,
         "what may not be done on its mounts": mounts,
+        "where its mounts lead": sources,
     },
 }

@@ -17,7 +17,7 @@ import struct
 from pathlib import Path
 
 from migrator import limited
-from migrator.tty_image import fields, varint
+from migrator.tty_image import content, fields, varint
 
 IMAGE = "cgroup.img"
 ARRIVED = f"{IMAGE}.arrived"  # its name while another one is in its place
@@ -88,20 +88,12 @@ def _rewritten(record: bytes, way: list[int], depth: int = 0) -> bytes:
     for number, value, raw in fields(record):
         onward = number == (way[0] if way else _CHILDREN)
         if value is None and onward:
-            inner = _rewritten(_content(raw), way[1:], depth + 1)
+            inner = _rewritten(content(raw), way[1:], depth + 1)
             out += varint(number << 3 | _BYTES) + varint(len(inner)) + inner
-        elif way or number != _PROPERTIES or not _is_subtree(_content(raw)):
+        elif way or number != _PROPERTIES or not _is_subtree(content(raw)):
             out += raw
     return bytes(out)
 
 
 def _is_subtree(record: bytes) -> bool:
-    return any(number == _NAME and _content(raw) == SUBTREE for number, value, raw in fields(record) if value is None)
-
-
-def _content(raw: bytes) -> bytes:
-    """What a field of bytes holds, behind its key and its length."""
-    behind = 1
-    while raw[behind] & 0x80:
-        behind += 1
-    return raw[behind + 1:]
+    return any(number == _NAME and content(raw) == SUBTREE for number, value, raw in fields(record) if value is None)

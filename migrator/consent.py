@@ -50,9 +50,10 @@ _DEVICES = re.compile(r"c (1:[35789]|5:[012]|136:\*|10:200|10:229) [rwm]+|[abc] 
 # and /dev/net/tun. To make a node is no harm where it cannot be opened.
 _CONFINED = ("c *:* m", "b *:* m", *(f"c {number} rwm" for number in (
     "1:3", "1:5", "1:7", "1:8", "1:9", "5:0", "5:1", "5:2", "136:*", "10:200", "10:229")))
-# Not what leads a program elsewhere: HOME, a proxy, a TZ that is a path (tzset(3)).
-_ENVIRONMENT = re.compile(
-    r"(TERM|LANG|LC_[A-Z]+|container|container_[a-z]+)=.*|TZ=((?!.*\.\.)[A-Za-z][A-Za-z0-9_+,./-]*)?")
+# Not what leads a program elsewhere: HOME, a proxy, a TZ that is a path (tzset(3)), a locale that is one
+# (_nl_make_l10nflist in glibc's intl/l10nflist.c).
+_ENVIRONMENT = re.compile(r"(container|container_[a-z]+)=.*|(TERM|LANG|LC_[A-Z]+)=[^/]*"
+                          r"|TZ=((?!.*\.\.)[A-Za-z][A-Za-z0-9_+,./-]*)?")
 _ID = re.compile(r"0|[1-9][0-9]{0,9}")  # to LXC 010 is 8, and 0x10 is 16, as to strtoul(3) with base 0
 _PATH_MAX = 4096
 

@@ -27,6 +27,8 @@ from migrator import (
     let_run,
     limited,
     log,
+    mount_plan,
+    mount_sources,
     own_keyring,
     restore_config,
     spool,
@@ -118,6 +120,7 @@ def prepare(container: Container, layout: Layout, images: Path,
         if not trusted:
             recorded, dropped = cgroup_limits.taken(recorded)
         version = [value for key, value in settings if key == "lxc.hook.version"][-1:]
+        leads = mount_plan.text(config, (files.root, Path(os.path.realpath(layout.rootfs))), images, trusted=trusted)
         commands = [command for link in links for command in veths.on_its_bridge(
             link, container.name, "".join(version), veths.bridge_setting)]
         with making():
@@ -130,6 +133,7 @@ def prepare(container: Container, layout: Layout, images: Path,
             _write(files.config, adapted, 0o600)
             _write(images / cgroup_limits.PLAN, cgroup_limits.plan(limits), 0o600)
             _write(images / cgroup_limits.TAKEN, recorded, 0o600)
+            _write(images / mount_sources.PLAN, leads, 0o600)
             devices = device_filter.program(limits, device_filter.numbers).hex()
             _write(images / at_restore.FILTER, devices, 0o600)
             _write(images / at_restore.EARLY_FILTER, "" if trusted else devices, 0o600)
@@ -163,8 +167,10 @@ def restore(container: Container, layout: Layout, images: Path, prepared: Prepar
         with terminals.made(prepared.terminals) as ttys:
             made = (link.external for link in prepared.links if link.made)
             _write(files.criu, criu.restore_config([*made, *ttys.criu]), 0o600)
+            # At a start LXC drops all supplementary groups. A task that has none gets none from CRIU, and would keep
+            # those of root here: its disk, say (restore_creds in criu/pie/restorer.c).
             run(command(layout, images), limit=limit, env={"CRIU_CONFIG_FILE": str(files.criu)},
-                pass_fds=ttys.descriptors, within=partial(_own_keyring, container))
+                pass_fds=ttys.descriptors, within=partial(_own_keyring, container), groups=())
         if container.state != "RUNNING":
             raise RestoreFailed(name=container.name, reason=f"it is {container.state} after the restore",
                                 log=images / "restore.log")

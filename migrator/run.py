@@ -85,14 +85,17 @@ def run(
     env: Mapping[str, str] | None = None,
     pass_fds: Sequence[int] = (),
     within: Callable[[], None] | None = None,
+    groups: Sequence[int] | None = None,
 ) -> Completed:
     """Run a program to its end.
 
     `limit` is in seconds. `stdin` and `stdout` take an open file; without one stdin is closed and stdout is
-    captured. `within` is that of `started`. Raises ProgramMissing, CommandTimeout and, if `check`, CommandFailed.
+    captured. `within` and `groups` are those of `started`. Raises ProgramMissing, CommandTimeout and, if `check`,
+    CommandFailed.
     """
     begun = time.monotonic()
-    with started(argv, stdin=stdin, stdout=stdout, env=env, pass_fds=pass_fds, within=within) as program:
+    with started(argv, stdin=stdin, stdout=stdout, env=env, pass_fds=pass_fds, within=within,
+                 groups=groups) as program:
         status = program.wait(limit)
         captured = program.captured()
         error = program.error_output()
@@ -187,6 +190,7 @@ def started(
     pass_fds: Sequence[int] = (),
     limit: float | None = None,
     within: Callable[[], None] | None = None,
+    groups: Sequence[int] | None = None,
 ) -> Iterator[Program]:
     """Start a program and hand it over while it runs; it is killed if the block is left before its end.
 
@@ -197,9 +201,11 @@ def started(
     block us. The files are in memory (memfd_create(2)): a container can be thawed where no disk has room.
 
     It is started by a thread that `within` was called in, if given, and is in whatever namespaces that has put the
-    thread. Where `within` raises anything it is not started.
+    thread. Where `within` raises anything it is not started. It has `groups`, if given, in place of our supplementary
+    groups.
     """
-    start = functools.partial(_start, argv, stdin=stdin, stdout=stdout, env=env, pass_fds=pass_fds, process_group=0)
+    start = functools.partial(_start, argv, stdin=stdin, stdout=stdout, env=env, pass_fds=pass_fds, process_group=0,
+                              groups=groups)
     program = start() if within is None else _start_within(within, start)
     try:
         with _ended_after(program, limit):
@@ -242,7 +248,7 @@ def detached(argv: Sequence[str | os.PathLike[str]], *, stdin: int, stdout: int)
 
 def _start(argv: Sequence[str | os.PathLike[str]], *, stdin: int | IO[bytes] | None, stdout: int | IO[bytes] | None,
            env: Mapping[str, str] | None = None, pass_fds: Sequence[int] = (), process_group: int | None = None,
-           start_new_session: bool = False) -> Program:
+           start_new_session: bool = False, groups: Sequence[int] | None = None) -> Program:
     words, shall_have = tuple(os.fspath(a) for a in argv), environment(env)
     failed: OSError | None = None
     for file in programs.each_of(words[0], shall_have["PATH"]):
@@ -261,6 +267,7 @@ def _start(argv: Sequence[str | os.PathLike[str]], *, stdin: int | IO[bytes] | N
                     pass_fds=tuple(pass_fds),
                     process_group=process_group,
                     start_new_session=start_new_session,
+                    extra_groups=groups,
                 )
             except OSError as error:
                 if error.errno not in _CANNOT_BE_EXECUTED:

@@ -103,6 +103,13 @@ def fields(record: bytes) -> Iterator[tuple[int, int | None, bytes]]:
         yield key >> 3, value if is_number else None, record[begin:position]
 
 
+def content(raw: bytes) -> bytes:
+    """What a field of bytes holds, behind its key and its length."""
+    _key, position = _number(raw, 0)
+    _length, position = _number(raw, position)
+    return raw[position:]
+
+
 def _number(data: bytes, position: int) -> tuple[int, int]:
     """The number at a position, and where the next thing stands; raises ValueError, and IndexError at the end."""
     value = 0

@@ -174,7 +174,7 @@ def test_it_imports_next_to_nothing() -> None:
     assert set(found.split()) == {
         "__future__", "errno", "migrator",
         *(f"migrator.{name}" for name in (
-            "at_restore", "cgroup_limits", "cgroups", "deep", "let_run", "mount_flags"))}
+            "at_restore", "cgroup_limits", "cgroups", "deep", "let_run", "mount_flags", "mount_sources"))}
 
 
 def test_a_record_is_read_whole_or_not_at_all(images: Path) -> None:

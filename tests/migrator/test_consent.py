@@ -138,7 +138,8 @@ REACHING = [
     "lxc.idmap = x 0 100000 65536", "lxc.idmap = u 0 100000",
     *(f"lxc.environment = {variable}" for variable in (
         "HOME=/var/lib/lxc/web/rootfs/root", "USER=root", "https_proxy=http://203.0.113.9:1", "TZ=/srv/x", "TZ=:/srv/x",
-        "TZ=../../../srv/x", "TZ=Europe/../../x", "LANG", "PATH=/x", "CONTAINER_HOME=/x")),
+        "TZ=../../../srv/x", "TZ=Europe/../../x", "LANG", "PATH=/x", "CONTAINER_HOME=/x", "LC_ALL=/pool/x/rootfs/l",
+        "LANG=/srv/x", "LC_CTYPE=../x", "TERM=/srv/x")),
     "lxc.uts.name = web\x1b", "\x0blxc.hook.start = /x", "# a\rlxc.hook.start = /x", "# a\0lxc.hook.start = /x",
     "# a\x85lxc.hook.start = /x", "lxc.uts.name = a\x0blxc.hook.start = /x", "lxc.apparmor.raw = x",
 ]

@@ -8,6 +8,7 @@ import os
 import shlex
 import signal
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -165,6 +166,21 @@ def test_programs_for_root_are_found_from_ssh_and_cron(monkeypatch: pytest.Monke
     folders = environment()["PATH"].split(":")
     assert {"/usr/sbin", "/sbin", "/usr/local/sbin"} <= set(folders)
     assert len(folders) == len(set(folders))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can change its groups")
+def test_supplementary_groups() -> None:
+    """What a container keeps of who restores it is what its first program has; ours stay."""
+    argv = [sys.executable, "-c", "import os; print(sorted(os.getgroups()))"]
+    ours = os.getgroups()
+    with started(argv, stdout=subprocess.PIPE, within=lambda: os.setgroups([4242])) as program:
+        assert program.stdout.read() == b"[4242]\n"
+    try:
+        assert run(argv, groups=()).text == "[]\n"
+        assert run(argv, within=lambda: None, groups=[4243]).text == "[4243]\n"
+        assert os.getgroups() == [4242], "our own are left alone"
+    finally:
+        os.setgroups(ours)
 
 
 def test_debug_shows_the_command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:

@@ -68,6 +68,42 @@ def test_devices_that_are_denied(rig: Rig, clean_hosts: CleanHosts) -> None:
         runs_only_on(rig, there, begun)
 
 
+def test_groups_of_who_restores_it(rig: Rig, clean_hosts: CleanHosts) -> None:
+    """Root of the destination is in one more group, and no task of the container is, as it was not before."""
+    clean_hosts.allow("snapshot")
+    rig.guest("hosta", "c1", "tick")
+    groups = ("for pid in $(cat /sys/fs/cgroup/lxc.payload.c1/cgroup.procs); do"
+              " sed -n 's/^Groups:[[:space:]]*//p' /proc/$pid/status; done | sort -u")
+    assert rig.sh("hosta", groups).strip() == ""
+    rig.sh("hostb", "usermod -a -G disk root")
+    try:
+        migrate(rig, "c1", "hosta").expect(0)
+        assert rig.sh("hostb", groups).strip() == ""
+    finally:
+        rig.sh("hostb", "gpasswd -d root disk")
+
+
+def test_a_link_on_the_way_to_what_is_bound(rig: Rig, clean_hosts: CleanHosts) -> None:
+    """The container has left it in its folder of hostb's when it was there. It gets no folder of hostb's by it."""
+    clean_hosts.allow("snapshot")
+    for host in ("hosta", "hostb"):
+        rig.sh(host, "rm -rf /srv/data /srv/secret; mkdir -p /srv/data /srv/secret")
+    rig.sh("hostb", "ln -s /srv /srv/data/a")
+    rig.guest("hosta", "c1", "tick", config=["lxc.mount.entry = /srv/data srv none bind,create=dir"])
+    rig.sh("hosta", "mkdir -p /pool/c1/rootfs/mnt")
+    for words in ("mkdir -p /srv/a/secret", "mount -o bind /srv/a/secret /mnt", "umount /srv"):
+        rig.exec("hosta", "lxc-attach", "-n", "c1", "--", "/bin/busybox", *words.split())
+    begun = rig.probe("hosta", "c1")["start"]
+    error = failed(migrate(rig, "c1", "hosta"), RUNS_AGAIN, "restore-failed")
+    assert "where its mounts lead: /mnt would be /srv/secret of this host, writable" in str(error["message"])
+    runs_only_on(rig, "hosta", begun)
+    rig.sh("hostb", "rm /srv/data/a && mkdir -p /srv/data/a/secret")
+    migrate(rig, "c1", "hosta").expect(0)
+    runs_only_on(rig, "hostb", begun)
+    found = rig.sh("hostb", "awk '$5 == \"/mnt\" { print $4 }' /proc/$(lxc-info -n c1 -pH)/mountinfo")
+    assert found.strip() == "/srv/data/a/secret"
+
+
 def test_confinement_that_cannot_be_had(rig: Rig, clean_hosts: CleanHosts) -> None:
     """Nothing runs without it: the restore fails, and the source goes on."""
     clean_hosts.allow("snapshot")

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Where the mounts of a restored container lead: to what is its own and to what this host's configuration binds.
+
+CRIU binds what was bound from the host by the path that the other host had for it, and follows symbolic links on the
+way. In a folder that a container may write to it can leave such a link on one host, a folder of that name on the other,
+and would be given whatever the link leads to: root's files, or another container's disk. To look at the path beforehand
+does not do, as who else may write there can change it meanwhile. So what counts is what is mounted in the end, before a
+task runs.
+
+`at_restore` imports it while a container stands still.
+"""
+
+from __future__ import annotations
+
+import os
+
+from migrator.mount_flags import _CLONE_NEWNS, _read
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+PLAN = "mount-sources"  # the file beside the images
+PLAN_LIMIT = 16 << 20  # bytes
+# The words of a plan. A line is `WORD RIGHT PATH`, with the path as in mountinfo and of this host, and `rw`, or `ro`
+# for what may only be mounted read-only; or `NEW TYPE -` or `OWN TYPE TARGET`.
+NEW = "new"  # CRIU makes file systems of this type anew: one that this host has not mounted is the container's own
+OWN = "own"  # CRIU makes a file system of this type anew there, or mounts more of one that it has made
+JUST = "just"  # this file or folder
+BELOW = "below"  # and what is in it
+ALL = "all"  # and what this host has mounted in it
+
+
+class Mount:
+    """A line of mountinfo (proc_pid_mountinfo(5))."""
+
+    def __init__(self, line: str) -> None:
+        left, _, right = line.partition(" - ")
+        self.id, self.parent, self.device, self.root, self.target, words = left.split(" ")[:6]
+        self.read_only = "ro" in words.split(",")
+        self.type = right.partition(" ")[0]
+
+
+def parsed(mountinfo: str) -> list[Mount]:
+    return [Mount(line) for line in mountinfo.split("\n") if line]
+
+
+class Host:
+    """What this host has mounted, and what of it a plan lets a container have."""
+
+    def __init__(self, mountinfo: str, plan: str) -> None:
+        self.mounts = parsed(mountinfo)
+        self.devices = {mount.device for mount in self.mounts}
+        self._on: dict[str, list[Mount]] = {}
+        for mount in self.mounts:
+            if mount.id != mount.parent:
+                self._on.setdefault(mount.parent, []).append(mount)
+        ids = {mount.id for mount in self.mounts}
+        self._tops = [mount for mount in self.mounts if mount.parent not in ids or mount.parent == mount.id]
+        self.new: set[str] = set()
+        self.own: set[tuple[str, str]] = set()
+        self.allowed: list[tuple[str, str, str, bool]] = []  # device, root, word, whether read-only
+        for line in filter(None, plan.split("\n")):
+            word, right, path = line.split(" ")
+            if word == NEW:
+                self.new.add(right)
+            elif word == OWN:
+                self.own.add((right, path))
+            else:
+                self.allowed += [(device, root, word, right == "ro") for device, root in self._places(word, path)]
+
+    def _places(self, word: str, path: str) -> Iterator[tuple[str, str]]:
+        mount = self._holding(path)
+        if mount is None:
+            return
+        yield mount.device, joined(mount.root, path[len(mount.target.rstrip("/")):])
+        if word == ALL:
+            yield from ((each.device, each.root) for each in self.mounts if is_below(each.target, path))
+
+    def _holding(self, path: str) -> Mount | None:
+        """The mount that a path without symbolic links lies in."""
+        found: Mount | None = None
+        onward = self._tops
+        while nearer := [mount for mount in onward if is_below(path, mount.target)]:
+            found = min(nearer, key=lambda mount: len(mount.target))  # it covers what was mounted deeper before
+            onward = self._on.get(found.id, [])
+        return found
+
+    def may_have(self, mount: Mount) -> bool:
+        """Whether a container may have it mounted.
+
+        A link may also lead to a namespace (/proc/PID/ns/net), which this host need not have mounted.
+        """
+        if mount.device not in self.devices:
+            return mount.type in self.new
+        if (mount.type, mount.target) in self.own:
+            return True
+        return any(device == mount.device and (mount.read_only or not read_only)
+                   and (mount.root == root if word == JUST else is_below(mount.root, root))
+                   for device, root, word, read_only in self.allowed)
+
+    def path(self, mount: Mount) -> str:
+        """Where this host has what is mounted in a container."""
+        for each in self.mounts:
+            if each.device == mount.device and is_below(mount.root, each.root):
+                return joined(each.target, mount.root[len(each.root.rstrip("/")):])
+        return mount.root
+
+
+def joined(folder: str, rest: str) -> str:
+    return folder.rstrip("/") + ("/" + rest.strip("/") if rest.strip("/") else "") or "/"
+
+
+def is_below(path: str, folder: str) -> bool:
+    return folder == "/" or path == folder or path.startswith(folder + "/")
+
+
+def require(plan: str, pids: Iterable[int], ttys: Iterable[int]) -> None:
+    """Raise PermissionError where a mount of a container, whose processes are `pids`, leads where it may not.
+
+    `ttys` are the numbers of this host's pseudo-terminals that are LXC's for it.
+    """
+    plan += "".join(f"{JUST} rw /dev/pts/{number}\n" for number in ttys)
+    host = Host(_read("/proc/self/mountinfo"), plan)
+    for text in _seen(pids):
+        for mount in parsed(text):
+            if not host.may_have(mount):
+                raise PermissionError(
+                    f"{mount.target} would be {host.path(mount)} of this host"
+                    f"{'' if mount.read_only else ', writable'}, which its configuration does not bind here")
+
+
+def _seen(pids: Iterable[int]) -> set[str]:
+    """What is mounted in each mount namespace: as each process sees it from its root, and from the top."""
+    texts: set[str] = set()
+    namespaces = set()
+    for pid in pids:
+        try:
+            texts.add(_read(f"/proc/{pid}/mountinfo"))
+            namespace = os.readlink(f"/proc/{pid}/ns/mnt")
+        except OSError as error:
+            if error.errno in (2, 3, 22):  # ENOENT, ESRCH, EINVAL: a zombie, which has none
+                continue
+            raise
+        if namespace not in namespaces:
+            namespaces.add(namespace)
+            texts.add(_from_the_top(pid))
+    return texts
+
+
+def _from_the_top(pid: int) -> str:
+    """All that is mounted in a process's mount namespace; ours is left for it and entered again."""
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    here, there = (os.open(f"/proc/{each}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC) for each in ("self", pid))
+    proc = os.open("/proc/self", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if libc.setns(there, _CLONE_NEWNS):
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), f"mount namespace of process {pid}")
+        try:
+            with open(os.open("mountinfo", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc), errors="surrogateescape",
+                      newline="\n") as file:
+                return file.read()
+        finally:
+            if libc.setns(here, _CLONE_NEWNS):  # and its root
+                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), "our own mount namespace")
+    finally:
+        for each in (here, there, proc):
+            os.close(each)
+
+
+def terminals(init: int, proc: str = "/proc") -> set[int]:
+    """The numbers of the pseudo-terminals that LXC's monitor holds, which is the parent of the first process `init`.
+
+    It has none of somebody's login: `run` gives it no input or output of ours.
+    """
+    monitor = _read(f"{proc}/{init}/stat").rpartition(")")[2].split()[1]
+    found = set()
+    for name in os.listdir(f"{proc}/{monitor}/fd"):
+        try:
+            target = os.readlink(f"{proc}/{monitor}/fd/{name}")
+            number = target.removeprefix("/dev/pts/")
+            if target.endswith("/ptmx"):
+                number = _read(f"{proc}/{monitor}/fdinfo/{name}").partition("tty-index:")[2].partition("\n")[0].strip()
+        except OSError:  # it is closed by now
+            continue
+        if number.isdecimal():
+            found.add(int(number))
+    return found
