@@ -122,12 +122,44 @@ def require(plan: str, pids: Iterable[int], ttys: Iterable[int]) -> None:
     """
     plan += "".join(f"{JUST} rw /dev/pts/{number}\n" for number in ttys)
     host = Host(_read("/proc/self/mountinfo"), plan)
-    for text in _seen(pids):
+    own = set(pids)
+    host.devices |= elsewhere(own)
+    for text in _seen(own):
         for mount in parsed(text):
             if not host.may_have(mount):
                 raise PermissionError(
                     f"{mount.target} would be {host.path(mount)} of this host"
                     f"{'' if mount.read_only else ', writable'}, which its configuration does not bind here")
+
+
+def elsewhere(own: Iterable[int], proc: str = "/proc", pid: int = 0) -> set[str]:
+    """The devices of what is mounted in other mount namespaces: of other containers, and of services.
+
+    This host's own need not have these, and a link leads there too (/proc/PID/root). Not counted are the container's
+    `own` processes, nor CRIU, which has begun us, and has mounted for it what is to be its own, with what else it has
+    begun. `pid` is ours.
+    """
+    parents = {}
+    for name in filter(str.isdecimal, os.listdir(proc)):
+        try:
+            parents[int(name)] = int(_read(f"{proc}/{name}/stat").rpartition(")")[2].split()[1])
+        except OSError:  # it has ended
+            continue
+    ours, pid = set(), pid or os.getpid()
+    while pid > 1 and pid not in ours:
+        ours.add(pid)
+        pid = parents.get(pid, 0)
+    its = [*own, *ours, *(pid for pid, parent in parents.items() if parent in ours)]
+    known, found = set(), set()
+    for pid in [*its, *(parents.keys() - set(its))]:
+        try:
+            namespace = os.readlink(f"{proc}/{pid}/ns/mnt")
+            if namespace not in known and pid not in its:
+                found |= {mount.device for mount in parsed(_read(f"{proc}/{pid}/mountinfo"))}
+            known.add(namespace)
+        except OSError:  # it has ended, or is a zombie
+            continue
+    return found
 
 
 def _seen(pids: Iterable[int]) -> set[str]:

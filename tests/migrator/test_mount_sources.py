@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from migrator.mount_sources import Host, Mount, is_below, joined, terminals
+from migrator.mount_sources import Host, Mount, elsewhere, is_below, joined, terminals
 
 TREE = Path(__file__).parents[2]
 # Host's: its root, /data (another file system) with /data/disk on it, /proc, /dev, and a cover over what was /old/deep.
@@ -138,3 +138,28 @@ def test_what_is_mounted_counts(tmp_path: Path, how: str) -> None:
     assert done.stdout.splitlines() == [
         f"{tmp_path}/root/mnt would be {tmp_path}/secret of this host, writable, which its configuration does not bind"
         " here", "fine"], done.stderr
+
+
+def test_what_other_mount_namespaces_have_is_not_its_own(tmp_path: Path) -> None:
+    """CRIU, 20, has begun us, 21, the container, 30, and a helper, 22; 31 is in the container, 40 and 41 are not."""
+    tree = {1: (0, "host"), 20: (1, "host"), 21: (20, "host"), 22: (20, "criu"), 30: (20, "its"), 31: (1, "its"),
+            40: (1, "service"), 41: (40, "service")}
+    for pid, (parent, namespace) in tree.items():
+        (tmp_path / f"{pid}/ns").mkdir(parents=True)
+        (tmp_path / f"{pid}/stat").write_text(f"{pid} (a) b) S {parent} 7 7 0")
+        (tmp_path / f"{pid}/ns/mnt").symlink_to(f"mnt:[{namespace}]")
+        (tmp_path / f"{pid}/mountinfo").write_text(f"20 1 {namespace} / / rw - tmpfs tmpfs rw\n")
+    assert elsewhere([30], str(tmp_path), 21) == {"service"}
+    assert elsewhere([], str(tmp_path), 41) == {"host", "criu", "its"}, "as seen by the service"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
+def test_a_link_to_what_another_namespace_has_mounted(tmp_path: Path) -> None:
+    script = 'unshare --mount sh -c "mount -t tmpfs x \\"$1\\" && stat -c %Hd:%Ld \\"$1\\" && read x"; :'
+    with subprocess.Popen(["sh", "-c", script, "sh", str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                          text=True) as there:
+        assert there.stdin and there.stdout
+        device = there.stdout.readline().strip()
+        assert device in elsewhere([]) and device not in Host(Path("/proc/self/mountinfo").read_text(), "").devices
+        there.stdin.close()
+    assert device not in elsewhere([])
