@@ -244,24 +244,26 @@ def is_superseded(folder: Path) -> bool:
     return hook.is_file() and SUPERSEDED in hook.read_text(errors="replace")
 
 
-def strange_in(folder: Path) -> list[Path]:
+def strange_in(folder: Path, given_up: str = "") -> list[Path]:
     """What lies in a container's folder that is not of migrator's making, nor its root file system's place.
 
-    Or what is, and others use.
+    Or what is, and others use. `given_up` as in `include_copies.are_strange`.
     """
     own = {"config", FENCE_HOOK, "rootfs", *map(_temporary, ("config", FENCE_HOOK))}
-    copies = folder / include_copies.FOLDER
-    if not removal.is_mounted(copies) and not include_copies.used_by_others(folder):
-        own.add(copies.name)
+    if not include_copies.are_strange(folder, given_up):
+        own.add(include_copies.FOLDER)
     return sorted(path for path in folder.iterdir() if path.name not in own)
 
 
-def remove(folder: Path) -> list[Path]:
+def remove(folder: Path, given_up: str = "") -> list[Path]:
     """Remove a container's folder without its root file system: what is ours in it, and itself if nothing else is.
 
-    Returns what is left, after a warning. The configuration, with its fence, goes last.
+    Returns what is left, after a warning. The configuration, with its fence, goes last. `given_up` as above.
     """
-    include_copies.drop_all(folder)
+    if given_up:
+        include_copies.drop(folder, given_up)
+    else:
+        include_copies.drop_unused(folder)
     for name in (_temporary(FENCE_HOOK), _temporary("config"), FENCE_HOOK, "config"):
         (folder / name).unlink(missing_ok=True)
     with contextlib.suppress(OSError):

@@ -7,43 +7,80 @@ A clone that somebody has made of the container (lxc-copy) includes them from th
 from __future__ import annotations
 
 import contextlib
-import os
-from collections.abc import Callable
+import posixpath
+import re
 from pathlib import Path
 
 from migrator import config_reader, log, removal
 
 FOLDER = "migrator-include"  # in the container's folder
 
-
-def drop(folder: Path, keep: str = "", drop: str = "") -> None:
-    """Remove copies from a container's folder: of the migration `drop`, or of all but `keep`."""
-    _drop(folder, lambda id_: id_ == drop or bool(keep and id_ != keep))
+_ID = "[0-9a-f]{8}"
 
 
-def drop_all(folder: Path) -> None:
-    _drop(folder, lambda _: True)
+def drop(folder: Path, migration: str) -> None:
+    """Remove from a container's folder those of one migration, which is given up.
+
+    Nobody is asked whether he includes them: a configuration on a share that does not answer would keep the source
+    waiting, with its container frozen.
+    """
+    removal.tree(folder / FOLDER / migration)
+    _remove_empty(folder)
 
 
-def _drop(folder: Path, goes: Callable[[str], bool]) -> None:
-    """But none that another container includes, which is told."""
+def drop_unused(folder: Path, keep: str = "") -> None:
+    """Remove those of all migrations but `keep`; but none that another container includes, which is told."""
     used = used_by_others(folder)
-    for path in (folder / FOLDER).glob("[0-9a-f]" * 8):
-        if goes(path.name) and path.name in used:
-            log.warning(f"{path} stays, as {used[path.name]} includes it")
-        elif goes(path.name):
-            removal.tree(path)
-    with contextlib.suppress(OSError):
-        (folder / FOLDER).rmdir()
+    for id_ in sorted(set(_names(folder)) - {keep}):
+        if id_ in used:
+            log.warning(f"{folder / FOLDER / id_} stays, as {used[id_]} includes it")
+        elif re.fullmatch(_ID, id_):
+            removal.tree(folder / FOLDER / id_)
+    _remove_empty(folder)
+
+
+def are_strange(folder: Path, given_up: str = "") -> bool:
+    """Whether there is more than may be removed: what somebody has put or mounted there, or what another includes.
+
+    Where a migration is `given_up`: anything that is not of that one. Then, too, nobody is asked what he includes.
+    """
+    if removal.is_mounted(folder / FOLDER):
+        return True
+    found = _names(folder)
+    if given_up:
+        return any(name != given_up for name in found)
+    return not all(re.fullmatch(_ID, name) for name in found) or bool(used_by_others(folder))
 
 
 def used_by_others(folder: Path) -> dict[str, Path]:
-    """By migration, those that another container of the same LXC path includes, and its configuration."""
-    place, used = os.path.realpath(folder / FOLDER), dict[str, Path]()
-    for config in sorted(folder.parent.glob("*/config")) if Path(place).is_dir() else []:
+    """By migration, those that another container of the same LXC path includes, and its configuration.
+
+    Told by the container's name and the id in what they say, which no other spelling of the LXC path changes: what lies
+    there is not looked at, as it may be on a share that does not answer.
+    """
+    used = dict[str, Path]()
+    for config in _configurations(folder) if _names(folder) else []:
         with contextlib.suppress(OSError):
-            for value in config_reader.included(config.read_bytes().decode(errors="surrogateescape")):
-                included = Path(os.path.realpath(value))
-                if config.parent.name != folder.name and included.is_relative_to(place) and included != Path(place):
-                    used[included.relative_to(place).parts[0]] = config
+            for value in config_reader.included(config_reader.read_file(str(config))):
+                if found := re.search(rf"/{re.escape(folder.name)}/{FOLDER}/({_ID})(/|$)", posixpath.normpath(value)):
+                    used[found[1]] = config
     return used
+
+
+def _configurations(folder: Path) -> list[Path]:
+    """Of the other containers."""
+    found = list[Path]()
+    for container in sorted(folder.parent.iterdir()):
+        if container.name != folder.name:
+            found.append(container / "config")
+    return found
+
+
+def _names(folder: Path) -> list[str]:
+    place = folder / FOLDER
+    return [path.name for path in place.iterdir()] if place.is_dir() else []
+
+
+def _remove_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        (folder / FOLDER).rmdir()

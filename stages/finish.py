@@ -263,6 +263,7 @@ def end_here(migration: Migration, *, alone: bool = False) -> None:
         _make_ours(migration, layout)
     found = identity.rootfs_uuid(migration)
     migration.move(Event.FINISHED, forced=alone, **({"rootfs_uuid": found} if found else {}))
+    _drop_includes(layout)
     drop_way_back(migration)
     log.debug(f"{migration.name} is ours for good")
 
@@ -283,6 +284,12 @@ def _make_ours(migration: Migration, layout: Layout) -> None:
     container_config.unfence(layout.container, migration.id)
 
 
+def _drop_includes(layout: Layout) -> None:
+    """Those of earlier stays. Not where it gives way: others' configurations are read for it, and the source waits."""
+    if lxc_disk.is_here(layout) and not settling.is_replaced(layout):  # another container's are its own
+        include_copies.drop_unused(layout.container, keep=layout.id)
+
+
 def give_way(migration: Migration) -> None:
     """It had run here, and does not: the source goes on with its own copy. What was kept for the way back goes."""
     migration.move(Event.FINISHED, given_way=True)
@@ -297,8 +304,6 @@ def drop_way_back(migration: Migration) -> None:
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     for old in (layout.old, layout.former_old):
         earlier_stay.drop(migration, layout, old)
-    if lxc_disk.is_here(layout) and not settling.is_replaced(layout):  # another container's are its own
-        include_copies.drop(layout.container, keep=layout.id)
     layout.drop_images()
     incoming.clear(layout.folder, layout.spool)
     layout.drop_spool()

@@ -225,7 +225,7 @@ def give_back_old(layout: Layout) -> None:
         for name in (container_config.FENCE_HOOK, "config"):  # with the last one it is the earlier stay's again
             if (layout.old / name).is_file():
                 _copy(layout.old / name, layout.container / name)
-        include_copies.drop(layout.container, drop=layout.id)
+        include_copies.drop(layout.container, layout.id)
     elif layout.old.exists() and kept.is_file():
         log.warning(f"{layout.container} is another container now; what an earlier stay of {layout.name} has left"
                     f" there is in {layout.old}")
@@ -246,9 +246,9 @@ def _remove(layout: Layout) -> None:
     if layout.rootfs.exists() and not layout.is_own_rootfs():
         log.warning(f"{layout.rootfs} was not made by migration {layout.id}: {layout.container} stays")
         return
-    if container_config.strange_in(layout.container) or removal.mounts_in(layout.rootfs):
+    if container_config.strange_in(layout.container, layout.id) or removal.mounts_in(layout.rootfs):
         btrfs.delete(layout.rootfs)
-        container_config.remove(layout.container)
+        container_config.remove(layout.container, layout.id)
         return
     layout.make_folder()  # where an older version has begun it there is none yet
     put(layout.container, layout.beside)

@@ -231,14 +231,14 @@ def test_copies_go_with_their_migration(tmp_path: Path) -> None:
     def left() -> set[str]:
         return {path.name for path in (tmp_path / include_copies.FOLDER).iterdir()}
 
-    include_copies.drop(tmp_path, drop="00000002")
+    include_copies.drop(tmp_path, "00000002")
     assert left() == {"0badc0de", "00000001", "mine"}
-    include_copies.drop(tmp_path, keep="0badc0de")
+    include_copies.drop_unused(tmp_path, keep="0badc0de")
     assert left() == {"0badc0de", "mine"}, "what is not named as we name it is somebody else's"
-    include_copies.drop(tmp_path, drop="0badc0de")
+    include_copies.drop(tmp_path, "0badc0de")
     assert left() == {"mine"}
     (tmp_path / include_copies.FOLDER / "mine").rmdir()
-    include_copies.drop(tmp_path, drop="0badc0de")
+    include_copies.drop(tmp_path, "0badc0de")
     assert not (tmp_path / include_copies.FOLDER).exists()
 
 
@@ -265,12 +265,6 @@ def test_a_containers_folder_goes_with_what_is_ours_in_it(tmp_path: Path) -> Non
         else:
             assert config.remove(folder) == []
     assert not folder.exists()
-
-
-def test_nothing_named_takes_no_copy_away(tmp_path: Path) -> None:
-    (tmp_path / include_copies.FOLDER / "0badc0de").mkdir(parents=True)
-    include_copies.drop(tmp_path)
-    assert (tmp_path / include_copies.FOLDER / "0badc0de").exists()
 
 
 # --- the fence ------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -39,15 +40,21 @@ def test_the_next_stay_leaves_it(folder: Path, linked: bool, capfd: pytest.Captu
         link = folder.parents[1] / "lxc"
         link.symlink_to(folder.parent)
         folder = link / "web"
-    include_copies.drop(folder, keep="feedface")
+    include_copies.drop_unused(folder, keep="feedface")
     assert left(folder) == [ID]
     said = " ".join(capfd.readouterr().err.split())
     assert f"{folder / 'migrator-include' / ID} stays, as {folder.parent / 'clone' / 'config'} includes it" in said
-    include_copies.drop(folder, drop=ID)
+    include_copies.drop_unused(folder)
     assert left(folder) == [ID]
     (folder.parent / "clone" / "config").unlink()  # it was destroyed
-    include_copies.drop(folder, keep="feedface")
+    include_copies.drop_unused(folder, keep="feedface")
     assert not (folder / "migrator-include").exists()
+
+
+def test_another_spelling_of_the_lxc_path_is_the_same(folder: Path) -> None:
+    """The clone says what its container's configuration had said, whatever this host calls that folder today."""
+    includes(folder.with_name("clone"), Path(f"/an/older//link/web/./{include_copies.FOLDER}/{ID}/00-extra.conf"))
+    assert list(include_copies.used_by_others(folder)) == [ID]
 
 
 def test_cleanup_leaves_it_with_the_folder(folder: Path) -> None:
@@ -57,6 +64,42 @@ def test_cleanup_leaves_it_with_the_folder(folder: Path) -> None:
     (folder.parent / "clone" / "config").unlink()
     assert container_config.strange_in(folder) == [] == container_config.remove(folder)
     assert not folder.exists()
+
+
+def test_what_somebody_has_put_beside_them_is_told_before_it_is_met(folder: Path) -> None:
+    (folder.parent / "clone" / "config").unlink()
+    (folder / "migrator-include" / "mine").mkdir()
+    assert container_config.strange_in(folder) == [folder / "migrator-include"] == container_config.remove(folder)
+    assert left(folder) == ["mine"]
+
+
+def test_who_gives_up_asks_nobody(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The source is frozen until it has the answer, and another's configuration may be where nothing answers."""
+    monkeypatch.setattr(include_copies, "used_by_others", lambda _: pytest.fail("others are asked"))
+    place = folder / "migrator-include"
+    assert container_config.strange_in(folder, ID) == [place], "another migration's is not its own"
+    include_copies.drop(folder, OTHER)
+    assert left(folder) == [ID] and container_config.strange_in(folder, ID) == []
+    include_copies.drop(folder, OTHER)
+    assert left(folder) == [ID]
+    assert container_config.remove(folder, ID) == [] and not folder.exists()
+
+
+def test_what_others_include_is_not_looked_at(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be on a share that does not answer."""
+    real, asked = os.path.realpath, list[str]()
+    monkeypatch.setattr(os.path, "realpath", lambda path, **how: (asked.append(str(path)), real(path, **how))[1])
+    includes(folder.with_name("far"), Path("/mnt/share/common.conf"))
+    assert list(include_copies.used_by_others(folder)) == [ID]
+    assert "/mnt/share/common.conf" not in asked
+
+
+def test_no_configuration_keeps_anybody_waiting(folder: Path) -> None:
+    for name, target in (("fifo", None), ("endless", "/dev/zero")):
+        folder.with_name(name).mkdir()
+        config = folder.with_name(name) / "config"
+        config.symlink_to(target) if target else os.mkfifo(config)
+    assert list(include_copies.used_by_others(folder)) == [ID]
 
 
 def test_what_only_looks_like_it_keeps_nothing(folder: Path) -> None:

@@ -83,15 +83,20 @@ def test_an_earlier_stay_keeps_its_copies(arriving: Migration) -> None:
 
     define(arriving, "lxc.include = /nowhere/x.conf\n", {"/nowhere/x.conf": "lxc.tty.max = 2\n"})
     finish.drop_way_back(arriving)
+    assert "00000001/00-x.conf" in copies(arriving), "nor what gives way: no other container is asked for it"
+    layout.spool.mkdir()
+    finish._drop_includes(layout)
     assert copies(arriving) == [f"{ID}/00-x.conf"]
 
 
-def test_what_others_have_put_into_its_folder_stays(arriving: Migration, capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_others_have_put_into_its_folder_stays(arriving: Migration, monkeypatch: pytest.MonkeyPatch,
+                                                    capfd: pytest.CaptureFixture[str]) -> None:
     """Or mounted there: all of ours goes, and what is left is told."""
     define(arriving, "lxc.include = /nowhere/x.conf\n", {"/nowhere/x.conf": "lxc.tty.max = 2\n"})
     layout = Layout(arriving.lxcpath, "web", ID)
     (layout.container / "data").mkdir()
     (layout.container / "data" / "live").write_text("somebody's")
+    monkeypatch.setattr(include_copies, "used_by_others", lambda _: pytest.fail("the source is frozen meanwhile"))
     import_data.give_back_old(layout)
     assert [path.name for path in layout.container.iterdir()] == ["data"] and not layout.beside.exists()
     assert (layout.container / "data" / "live").read_text() == "somebody's"

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from migrator import btrfs, container_config, lxc, lxc_disk, roots, second_start, subvolume_uuids
+from migrator import btrfs, container_config, include_copies, lxc, lxc_disk, roots, second_start, subvolume_uuids
 from migrator.errors import AlreadyRuns, BackThere, CopyNotEnded, DiskAway, OutOfOrder
 from migrator.states import Event, State
 from stages import abandon, finish, left_running, settling
@@ -33,6 +33,7 @@ def there(make: Callable[..., There], monkeypatch: pytest.MonkeyPatch) -> There:
     monkeypatch.setattr(btrfs, "id_of", lambda _: 300)
     monkeypatch.setattr(btrfs, "parent_of", lambda *_: ANOTHERS)
     monkeypatch.setattr(lxc, "Container", lambda *_: SimpleNamespace(state="STOPPED", rootfs=found.layout.rootfs))
+    monkeypatch.setattr(include_copies, "used_by_others", lambda _: pytest.fail("the source is frozen meanwhile"))
     finish.give_way(found.migration)
     assert not found.layout.spool.exists() and found.layout.own_snapshots()
     return found
