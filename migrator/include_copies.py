@@ -53,7 +53,7 @@ def are_strange(folder: Path, given_up: str = "") -> bool:
 
 
 def used_by_others(folder: Path) -> dict[str, Path]:
-    """By migration, those that another container of the same LXC path includes, and its configuration.
+    """By migration, those that another container of the same LXC path includes, or a snapshot, and its configuration.
 
     Told by the container's name and the id in what they say, which no other spelling of the LXC path changes: what lies
     there is not looked at, as it may be on a share that does not answer.
@@ -68,11 +68,13 @@ def used_by_others(folder: Path) -> dict[str, Path]:
 
 
 def _configurations(folder: Path) -> list[Path]:
-    """Of the other containers."""
+    """Of the other containers, and of all snapshots that LXC has made (lxc-snapshot), the container's own too."""
     found = list[Path]()
     for container in sorted(folder.parent.iterdir()):
         if container.name != folder.name:
             found.append(container / "config")
+        with contextlib.suppress(OSError):
+            found += sorted((container / "snaps").glob("*/config"))
     return found
 
 

@@ -57,6 +57,18 @@ def test_another_spelling_of_the_lxc_path_is_the_same(folder: Path) -> None:
     assert list(include_copies.used_by_others(folder)) == [ID]
 
 
+@pytest.mark.parametrize("of", ["web", "other"])
+def test_what_a_snapshot_includes_stays(folder: Path, of: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """One that LXC has made of it, or of a clone: the container that is restored from it would not start."""
+    (folder.with_name("clone") / "config").unlink()
+    snapshot = folder.with_name(of) / "snaps" / "snap0"
+    snapshot.parent.mkdir(parents=True)
+    includes(snapshot, folder / "migrator-include" / ID / "00-extra.conf")
+    include_copies.drop_unused(folder, keep="feedface")
+    assert left(folder) == [ID]
+    assert f"as {snapshot / 'config'} includes it" in " ".join(capfd.readouterr().err.split())
+
+
 def test_cleanup_leaves_it_with_the_folder(folder: Path) -> None:
     place = folder / "migrator-include"
     assert container_config.strange_in(folder) == [place] == container_config.remove(folder)
