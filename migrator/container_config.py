@@ -258,17 +258,25 @@ def strange_in(folder: Path, given_up: str = "") -> list[Path]:
 def remove(folder: Path, given_up: str = "") -> list[Path]:
     """Remove a container's folder without its root file system: what is ours in it, and itself if nothing else is.
 
-    Returns what is left, after a warning. The configuration, with its fence, goes last. `given_up` as above.
+    Returns what is left, after a warning. Where that is anything, the configuration stays too, with its fence, and what
+    it includes: by that the next cleanup, and the next move to here, know whose the folder is. But not that of a
+    migration that is `given_up`: all of its own goes.
     """
     if given_up:
         include_copies.drop(folder, given_up)
+    elif strange := strange_in(folder):
+        include_copies.tell_used(folder)
+        removal.tell(strange)
+        return strange
     else:
         include_copies.drop_unused(folder)
-    for name in (_temporary(FENCE_HOOK), _temporary("config"), FENCE_HOOK, "config"):
-        (folder / name).unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         (folder / "rootfs").rmdir()
-    left = sorted(folder.iterdir())
+    own = [folder / name for name in (_temporary(FENCE_HOOK), _temporary("config"), FENCE_HOOK, "config")]
+    left = sorted(set(folder.iterdir()) - set(own))
+    if given_up or not left:
+        for path in own:
+            path.unlink(missing_ok=True)
     if left:
         removal.tell(left)
     else:

@@ -30,13 +30,19 @@ def drop(folder: Path, migration: str) -> None:
 
 def drop_unused(folder: Path, keep: str = "") -> None:
     """Remove those of all migrations but `keep`; but none that another container includes, which is told."""
-    used = used_by_others(folder)
-    for id_ in sorted(set(_names(folder)) - {keep}):
-        if id_ in used:
-            log.warning(f"{folder / FOLDER / id_} stays, as {used[id_]} includes it")
-        elif re.fullmatch(_ID, id_):
+    used = tell_used(folder, keep)
+    for id_ in sorted(set(_names(folder)) - used - {keep}):
+        if re.fullmatch(_ID, id_):
             removal.tree(folder / FOLDER / id_)
     _remove_empty(folder)
+
+
+def tell_used(folder: Path, keep: str = "") -> set[str]:
+    """Warn of those that stay, as another container includes them; of `keep` nobody needs to know. Returns them."""
+    used = used_by_others(folder)
+    for id_ in sorted(set(_names(folder)) & set(used) - {keep}):
+        log.warning(f"{folder / FOLDER / id_} stays, as {used[id_]} includes it")
+    return set(used)
 
 
 def are_strange(folder: Path, given_up: str = "") -> bool:

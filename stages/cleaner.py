@@ -19,7 +19,7 @@ class Cleaner:
         self.dry_run = dry_run
         self.removed: list[str] = []
         self.kept: list[str] = []  # what somebody may still want: it goes with its container's name alone
-        self.left: list[str] = []  # what lies in a container's folder and is not migrator's
+        self.left: list[str] = []  # what lies in a container's folder and is not migrator's, or is in use
         self.sizes: dict[str, int] = {}  # what removing a subvolume would free, bytes; in a dry run
 
     def remove(self, path: Path, how: Callable[[Path], None]) -> None:

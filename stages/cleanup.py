@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> Result:
     sizes = {path: f" ({size(bytes_)})" for path, bytes_ in cleaner.sizes.items()}
     text = "\n".join(f"{verb} {path}{sizes.get(path, '')}" for path in cleaner.removed) or "There is nothing to remove."
     kept = "".join(f"\nKept until cleanup is given its container's name: {path}" for path in cleaner.kept)
-    kept += "".join(f"\nLeft, as it is not migrator's: {path}" for path in cleaner.left)
+    kept += "".join(f"\nLeft, as it is not migrator's, or is in use: {path}" for path in cleaner.left)
     return Result({"removed": cleaner.removed, "kept": cleaner.kept, "left": cleaner.left, "dry_run": args.dry_run,
                    "free_bytes": free, "sizes": cleaner.sizes}, f"{text}{kept}\n{size(free)} are free in {lxcpath}.")
 

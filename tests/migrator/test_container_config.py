@@ -260,7 +260,9 @@ def test_a_containers_folder_goes_with_what_is_ours_in_it(tmp_path: Path) -> Non
             (folder / name).write_text("")
         if kept:
             (folder / "notes").write_text("mine")
-            assert config.remove(folder) == [folder / "notes"] == list(folder.iterdir())
+            assert config.remove(folder) == [folder / "notes"]
+            assert {each.name for each in folder.iterdir()} > {"notes", "config", config.FENCE_HOOK, "migrator-include"}
+            assert config.remove(folder, "0badc0de") == [folder / "notes"] == list(folder.iterdir())
             (folder / "notes").unlink()
         else:
             assert config.remove(folder) == []

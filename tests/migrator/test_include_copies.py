@@ -69,10 +69,14 @@ def test_what_a_snapshot_includes_stays(folder: Path, of: str, capfd: pytest.Cap
     assert f"as {snapshot / 'config'} includes it" in " ".join(capfd.readouterr().err.split())
 
 
-def test_cleanup_leaves_it_with_the_folder(folder: Path) -> None:
+def test_cleanup_leaves_it_with_the_folder(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """And with the configuration, by whose fence the folder is still known as migrator's, and what that includes."""
     place = folder / "migrator-include"
+    container_config.fence(folder, container_config.text_of(folder / "config"), OTHER, "no")
     assert container_config.strange_in(folder) == [place] == container_config.remove(folder)
-    assert left(folder) == [ID] and list(folder.iterdir()) == [place]
+    assert left(folder) == [OTHER, ID] and container_config.fence_of((folder / "config").read_text()) == OTHER
+    said = " ".join(capfd.readouterr().err.split())
+    assert f"{place / ID} stays, as {folder.parent / 'clone' / 'config'} includes it" in said
     (folder.parent / "clone" / "config").unlink()
     assert container_config.strange_in(folder) == [] == container_config.remove(folder)
     assert not folder.exists()
@@ -82,7 +86,7 @@ def test_what_somebody_has_put_beside_them_is_told_before_it_is_met(folder: Path
     (folder.parent / "clone" / "config").unlink()
     (folder / "migrator-include" / "mine").mkdir()
     assert container_config.strange_in(folder) == [folder / "migrator-include"] == container_config.remove(folder)
-    assert left(folder) == ["mine"]
+    assert "mine" in left(folder) and (folder / "config").is_file()
 
 
 def test_who_gives_up_asks_nobody(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,8 +103,13 @@ def test_who_gives_up_asks_nobody(folder: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_what_others_include_is_not_looked_at(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It may be on a share that does not answer."""
-    real, asked = os.path.realpath, list[str]()
-    monkeypatch.setattr(os.path, "realpath", lambda path, **how: (asked.append(str(path)), real(path, **how))[1])
+    real, asked = os.path.realpath, set[str]()
+
+    def realpath(path: str) -> str:
+        asked.add(str(path))
+        return real(path)
+
+    monkeypatch.setattr(os.path, "realpath", realpath)
     includes(folder.with_name("far"), Path("/mnt/share/common.conf"))
     assert list(include_copies.used_by_others(folder)) == [ID]
     assert "/mnt/share/common.conf" not in asked

@@ -94,6 +94,21 @@ def test_what_has_left_goes(journal: Journal, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("state")
+def test_what_a_clone_held_up_goes_with_the_next_cleanup(journal: Journal, tmp_path: Path) -> None:
+    """And a move to here finds nothing in its way meanwhile."""
+    begun(journal, tmp_path, Role.SOURCE, *LEFT)
+    here = stands(tmp_path)
+    (here.container / include_copies.FOLDER / LATER).mkdir(parents=True)
+    clone = tmp_path / "clone" / "config"
+    clone.parent.mkdir()
+    clone.write_text(f"lxc.include = {here.container / include_copies.FOLDER / LATER}/00-x.conf\n")
+    assert clean(journal, tmp_path) == [str(here.rootfs)] and clean(journal, tmp_path) == []
+    assert identity.whose(Layout(tmp_path, "web", LATER)) is Whose.COPY
+    clone.unlink()
+    assert clean(journal, tmp_path) == [str(here.container)] and not here.container.exists()
+
+
+@pytest.mark.usefixtures("state")
 def test_what_has_given_way_goes(journal: Journal, tmp_path: Path) -> None:
     begun(journal, tmp_path, Role.DESTINATION, *ARRIVED).move(Event.FINISHED, given_way=True)
     here = stands(tmp_path)
@@ -181,7 +196,8 @@ def test_what_is_not_migrators_is_told(journal: Journal, tmp_path: Path) -> None
         cleaner = Cleaner(dry_run=dry_run)
         cleanup.clean_container(cleaner, journal, "web", tmp_path, keep_copy=False)
         assert cleaner.removed == [str(here.rootfs)] and cleaner.left == [str(here.container / "data")]
-    assert (here.container / "data" / "live").exists() and not (here.container / "config").exists()
+    assert (here.container / "data" / "live").exists()
+    assert identity.whose(Layout(tmp_path, "web", LATER)) is Whose.COPY, "so the container may come back"
 
 
 # --- finish, on the destination -------------------------------------------------------------------------------
