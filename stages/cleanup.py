@@ -280,9 +280,12 @@ def _clean_folder(cleaner: Cleaner, journal: Journal, folder: Path, alive: set[s
 
 
 def _is_left(cleaner: Cleaner, journal: Journal, path: Path, rootfs: Path) -> bool:
-    """Of what was put aside as `path`: whether its root file system stays, and what belongs to it."""
+    """Of what was put aside as `path`: whether its root file system stays, and what belongs to it.
+
+    A `config` in what is a root file system itself is the container's own, and no record.
+    """
     name, config = path.parent.name.removesuffix(WORK), path / "config"
-    return cleaner.leaves(name, rootfs) or (config.is_file() and cleaner.leaves_copy(
+    return cleaner.leaves(name, rootfs) or (rootfs != path and config.is_file() and cleaner.leaves_copy(
         journal, path.parents[2] / name, config, rootfs, ["btrfs", "subvolume", "delete", str(rootfs)]))
 
 
