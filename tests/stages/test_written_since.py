@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from migrator import aftermath, btrfs, identity
+from migrator import aftermath, btrfs, identity, lxc, removal
 from migrator.btrfs import Subvolume
 from migrator.errors import SnapshotFailed
 from migrator.journal import Journal, Migration
@@ -97,3 +97,34 @@ def test_it_is_recorded_when_all_has_ended(journal: Journal, tmp_path: Path, mon
     recorded: Migration | None = journal.by_id(ID, Role.SOURCE)
     assert recorded and recorded.state is State.FINISHED
     assert recorded.detail.get("changed") == (9 if there else None)
+
+
+@pytest.mark.parametrize("held", ["something lives in it", "a mount", "clones", "another disk"])
+@pytest.mark.parametrize(("origin", "written", "said"), [
+    (ID, 7, ""), (ID, 9, "was written to after it had been left here"),
+    ("ffffffff", 7, "may be the only copy of what it has")], ids=["a copy", "written to", "another container's"])
+def test_who_is_told_how_it_goes_is_told_what_that_costs(journal: Journal, tmp_path: Path, disk: Transactions,
+                                                         monkeypatch: pytest.MonkeyPatch, held: str, origin: str,
+                                                         written: int, said: str,
+                                                         capfd: pytest.CaptureFixture[str]) -> None:
+    """Whatever keeps it where it is for now: when that has ended it goes by its name."""
+    another = held == "another disk"
+    begun(journal, tmp_path, Role.SOURCE, *LEFT, changed=7, rootfs_uuid="other" if another else "rootfs")
+    came = begun(journal, tmp_path, Role.DESTINATION, *ARRIVED, id=LATER, origin=origin)
+    here = put_aside(tmp_path, came)
+    disk.written = written
+    if held == "something lives in it":
+        monkeypatch.setattr(lxc, "lives_in", lambda *_: True)
+    elif held == "a mount":
+        monkeypatch.setattr(removal, "mounts_in", lambda path: [f"{path}/mnt"] if here.old in path.parents else [])
+    elif held == "clones":
+        here.container.mkdir(exist_ok=True)
+        (here.container / "lxc_snapshots").write_text("/var/lib/lxc\nclone\n")
+    finish.end_here(came)
+    assert (here.old / "rootfs" / "written").exists()
+    told = " ".join(capfd.readouterr().err.split())
+    if another:  # nothing tells what was written to that one
+        said = "may be the only copy of what it has"
+    assert f"What stood in the place of web {said}: it stays in" in told or (
+        not said and "What stood in the place of web stays in" in told)
+    assert "may be the only copy" in aftermath.aside_note(came)
