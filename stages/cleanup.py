@@ -63,13 +63,14 @@ def run(args: argparse.Namespace) -> Result:
         if name:
             with locked(name, lxcpath=lxcpath):
                 clean_container(cleaner, journal, name, lxcpath, keep_copy=args.keep_copy)
+                cleaner.measure(journal, lxcpath)
                 free = btrfs.free_bytes(lxcpath)
         else:
             _clean_leftovers(cleaner, journal, lxcpath)
+            cleaner.measure(journal, lxcpath)
             free = btrfs.free_bytes(lxcpath)
         if args.forget and not args.dry_run:
             forget(journal, args.name)
-    cleaner.measure(lxcpath)
     verb = "Would remove" if args.dry_run else "Removed"
     sizes = {path: f" ({size(bytes_)})" for path, bytes_ in cleaner.sizes.items()}
     text = "\n".join(f"{verb} {path}{sizes.get(path, '')}" for path in cleaner.removed) or "There is nothing to remove."
