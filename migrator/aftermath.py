@@ -166,10 +166,11 @@ def aside_note(migration: Migration) -> str:
     told = []
     if kept := layout.set_aside():
         told.append(f"What {migration.name} had written here, before a restore failed or in an earlier stay, is kept in"
-                    f" {', '.join(map(str, kept))}, until: migrator cleanup {migration.name}")
+                    f" {', '.join(map(str, kept))}, as perhaps nothing else has it, until: migrator cleanup"
+                    f" {migration.name}")
     if migration.ended and (layout.old / "rootfs").exists():
-        told.append(f"What stood in the place of {migration.name} is kept in {layout.old}; this removes it, or says why"
-                    f" it stays: migrator cleanup {migration.name}")
+        told.append(f"What stood in the place of {migration.name} is kept in {layout.old}, and may be the only copy of"
+                    f" what it has; this removes it, or says why it stays: migrator cleanup {migration.name}")
     return " ".join(told)
 
 

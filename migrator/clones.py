@@ -8,8 +8,10 @@ liblxc's lxccontainer.c).
 from __future__ import annotations
 
 import re
+import stat
 from pathlib import Path
 
+from migrator import config_reader
 from migrator.advice import this_host
 from migrator.errors import HasClones
 from migrator.layout import Layout
@@ -19,8 +21,11 @@ LIST = "lxc_snapshots"  # two lines for each, its LXC path and its name; of olde
 
 def lie_on(folder: Path) -> bool:
     """Whether there are any on the root file system of the container in this folder; so too if that cannot be told."""
+    listed = folder / LIST
     try:
-        text = (folder / LIST).read_text(errors="replace")
+        if not stat.S_ISREG(listed.stat().st_mode):  # what has no end, or waits for a writer, is not read
+            return True
+        text = config_reader.read_file(str(listed))
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError:

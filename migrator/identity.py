@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import enum
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from migrator import btrfs, clones, container_config, fences, lxc, names, subvolume_uuids
@@ -196,8 +197,7 @@ def is_own_copy(journal: Journal, layout: Layout, origin: str, *, renamed: bool)
     found = whose(layout)
     if found is not Whose.COPY or not renamed:
         return found in (Whose.OURS, Whose.COPY)
-    fence = container_config.fence_of((layout.container / "config").read_text(errors="replace"))
-    went = journal.by_id(fence, Role.SOURCE)
+    went = _went(journal, layout.container / "config")
     return went is not None and bool(origin) and _origin(went) == origin
 
 
@@ -206,8 +206,7 @@ def is_superseded(migration: Migration, config: Path) -> bool:
 
     By the record of how it left, which an origin makes its own: a name alone, or a fence, proves that to nobody.
     """
-    fence = container_config.fence_of(config.read_text(errors="replace"))
-    went = migration.journal.by_id(fence, Role.SOURCE)
+    went = _went(migration.journal, config)
     return (went is not None and went.state is State.FINISHED and went.name == migration.name
             and are_of_one(went, migration))
 
@@ -240,12 +239,36 @@ def was_written_to(journal: Journal, config: Path, rootfs: Path) -> bool:
     """Whether somebody has written to the copy behind the fence in `config` since its container had left here for good.
 
     Started past its fence, or from another container that has a folder of it: what he wrote is nowhere else. A file
-    that is only read counts too, where the file system keeps the time of that (relatime); and what cannot
-    be told. Older versions did not record when that was.
+    that is only read counts too, where the file system keeps the time of that (relatime), see `only_read`; and what
+    cannot be told. Older versions did not record when that was.
     """
-    went = journal.by_id(container_config.fence_of(config.read_text(errors="replace")), Role.SOURCE)
+    went = _went(journal, config)
     left = went.detail.get("changed") if went else None
     return bool(left) and btrfs.is_subvolume(rootfs) and changed(rootfs) != left
+
+
+@contextlib.contextmanager
+def only_read(journal: Journal, config: Path, rootfs: Path) -> Iterator[None]:
+    """What is read meanwhile of the copy behind the fence in `config` is no write to it, if it was as it had been left.
+
+    Ask with the container locked. What somebody else writes in the same time is not told from that, unless he is still
+    there at the end.
+    """
+    went = _went(journal, config) if config.is_file() else None
+    left = went.detail.get("changed") if went else None
+    counts = bool(left) and changed(rootfs) == left
+    try:
+        yield
+    finally:
+        if went and counts and not lxc.lives_in(config.parent.name, rootfs):
+            with contextlib.suppress(MigratorError, OSError):  # else it counts as written to, and is kept
+                if (found := changed(rootfs)) not in (0, left):
+                    went.note("read", changed=found)
+
+
+def _went(journal: Journal, config: Path) -> Migration | None:
+    """The record by which the copy behind the fence in `config` has left here."""
+    return journal.by_id(container_config.fence_of(config.read_text(errors="replace")), Role.SOURCE)
 
 
 def is_of(journal: Journal, snapshot: Path, origin: str) -> bool:

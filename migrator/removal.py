@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from migrator import log
 
@@ -60,14 +61,47 @@ def is_mounted(path: Path) -> bool:
 def mounts_in(path: Path) -> list[str]:
     """What is mounted at `path` or below, whatever subvolumes are between: the kernel detaches it with a subvolume.
 
-    As this process's own mount namespace has it. What is mounted in another one alone, as a container's, is not seen.
+    Be it by another mount of the file system, where the same folder has another path. As this process's own mount
+    namespace has it. What is mounted in another one alone, as a container's, is not seen.
     """
-    place, found = os.fsencode(os.path.realpath(path)), []
-    for line in filter(None, Path("/proc/self/mountinfo").read_bytes().split(b"\n")):  # a name may have other ends
-        target = re.sub(rb"\\([0-7]{3})", lambda octal: bytes([int(octal[1], 8)]), line.split(b" ")[4])
-        if target == place or target.startswith(place + b"/"):
-            found.append(os.fsdecode(target))
+    place, mounts = os.fsencode(os.path.realpath(path)), _mounts()
+    its = None
+    with contextlib.suppress(OSError), _opened(os.fsdecode(place), how=os.O_PATH) as folder:
+        its = mounts.get(_mount(folder).split()[1].encode())
+    found = []
+    for each in mounts.values():
+        above = mounts.get(each.parent)
+        if _is_below(each.target, place) or (
+                its and above and above.device == its.device and _is_below(each.target, above.target)
+                and _is_below(above.inside(each.target), its.inside(place))):
+            found.append(os.fsdecode(each.target))
     return found
+
+
+class _Mount(NamedTuple):
+    """A line of proc_pid_mountinfo(5)."""
+
+    parent: bytes
+    device: bytes  # of the file system: a subvolume has none of its own there
+    root: bytes
+    target: bytes
+
+    def inside(self, place: bytes) -> bytes:
+        """Where in its file system that is which has the path `place` on this mount."""
+        return self.root.rstrip(b"/") + place[len(self.target.rstrip(b"/")):]
+
+
+def _mounts() -> dict[bytes, _Mount]:
+    found = {}
+    for line in filter(None, Path("/proc/self/mountinfo").read_bytes().split(b"\n")):  # a name may have other ends
+        id_, *words = (re.sub(rb"\\([0-7]{3})", lambda octal: bytes([int(octal[1], 8)]), word)
+                       for word in line.split(b" ")[:5])
+        found[id_] = _Mount(*words)
+    return found
+
+
+def _is_below(place: bytes, folder: bytes) -> bool:
+    return place == folder or place.startswith(folder.rstrip(b"/") + b"/")
 
 
 @contextlib.contextmanager

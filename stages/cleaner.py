@@ -75,9 +75,11 @@ class Cleaner:
         if not strange:
             self.removed.append(str(path))
 
-    def measure(self, lxcpath: Path) -> None:
-        """In a dry run: fill `sizes` in."""
-        if self.dry_run and self.removed:
-            btrfs.wait_deleted(lxcpath)  # until then it shares what is left with these
-            self.sizes = {path: btrfs.exclusive_bytes(Path(path)) for path in self.removed
-                          if btrfs.is_subvolume(Path(path))}
+    def measure(self, journal: Journal, lxcpath: Path) -> None:
+        """In a dry run: fill `sizes` in. All of a copy is read for that, which is no write to it."""
+        if not (self.dry_run and self.removed):
+            return
+        btrfs.wait_deleted(lxcpath)  # until then it shares what is left with these
+        for path in filter(btrfs.is_subvolume, map(Path, self.removed)):
+            with identity.only_read(journal, path.parent / "config", path):
+                self.sizes[str(path)] = btrfs.exclusive_bytes(path)

@@ -63,13 +63,14 @@ def run(args: argparse.Namespace) -> Result:
         if name:
             with locked(name, lxcpath=lxcpath):
                 clean_container(cleaner, journal, name, lxcpath, keep_copy=args.keep_copy)
+                cleaner.measure(journal, lxcpath)
                 free = btrfs.free_bytes(lxcpath)
         else:
             _clean_leftovers(cleaner, journal, lxcpath)
+            cleaner.measure(journal, lxcpath)
             free = btrfs.free_bytes(lxcpath)
         if args.forget and not args.dry_run:
             forget(journal, args.name)
-    cleaner.measure(lxcpath)
     verb = "Would remove" if args.dry_run else "Removed"
     sizes = {path: f" ({size(bytes_)})" for path, bytes_ in cleaner.sizes.items()}
     text = "\n".join(f"{verb} {path}{sizes.get(path, '')}" for path in cleaner.removed) or "There is nothing to remove."
@@ -280,9 +281,12 @@ def _clean_folder(cleaner: Cleaner, journal: Journal, folder: Path, alive: set[s
 
 
 def _is_left(cleaner: Cleaner, journal: Journal, path: Path, rootfs: Path) -> bool:
-    """Of what was put aside as `path`: whether its root file system stays, and what belongs to it."""
+    """Of what was put aside as `path`: whether its root file system stays, and what belongs to it.
+
+    A `config` in what is a root file system itself is the container's own, and no record.
+    """
     name, config = path.parent.name.removesuffix(WORK), path / "config"
-    return cleaner.leaves(name, rootfs) or (config.is_file() and cleaner.leaves_copy(
+    return cleaner.leaves(name, rootfs) or (rootfs != path and config.is_file() and cleaner.leaves_copy(
         journal, path.parents[2] / name, config, rootfs, ["btrfs", "subvolume", "delete", str(rootfs)]))
 
 

@@ -24,24 +24,23 @@ def drop(migration: Migration, layout: Layout, old: Path) -> None:
     rootfs, config = old / "rootfs", old / "config"
     told = config.is_file()
     elsewhere = container_config.rootfs_elsewhere(config, layout.rootfs) if told else ""
-    inner = _nested(rootfs)
     stood, until = f"What stood in the place of {migration.name}", f"until: migrator cleanup {migration.name}"
-    if rootfs.exists() and lxc.lives_in(layout.name, rootfs):
-        log.warning(f"{stood} stays in {old}, as something lives in it, {until}")
+    lived_in = rootfs.exists() and lxc.lives_in(layout.name, rootfs)  # first: what ends now may have written last
+    mounted = removal.mounts_in(rootfs)
+    why = _why_not(migration, layout, old, elsewhere)
+    it = f"{stood} {why}: it" if why else stood
+    if lived_in:
+        log.warning(f"{it} stays in {old}, as something lives in it, {until}")
         return
-    if mounted := removal.mounts_in(rootfs):
-        log.warning(f"{stood} stays in {old}, as something is mounted in it: {', '.join(mounted[:5])}. When that is"
-                    f" unmounted: migrator cleanup {migration.name}")
+    if mounted:
+        log.warning(f"{it} stays in {old}, as something is mounted in it: {', '.join(mounted[:5])}. When that is"
+                    f" unmounted, this removes it: migrator cleanup {migration.name}")
         return
-    if told and rootfs.exists() and (why := _stays(migration, layout, config, rootfs)):
-        log.warning(f"{stood} stays in {old}, with its configuration, as {why}")
+    if told and rootfs.exists() and (held := _stays(migration, layout, config, rootfs)):
+        log.warning(f"{it} stays in {old}, with its configuration, as {held}")
         return
-    was_kept = not elsewhere and not rootfs.exists() and bool(layout.set_aside())  # by a finish that was killed then
-    written = told and identity.was_written_to(migration.journal, config, rootfs)
-    if inner or written or was_kept or not told or not identity.is_superseded(migration, config):
+    if why:
         configuration = f", its configuration in {old}," if told else ""
-        why = ("has subvolumes inside, which no move takes along" if inner else
-               "was written to after it had been left here" if written else "may be the only copy of what it has")
         if rootfs.exists():
             log.warning(f"{stood} {why}: it is kept in {_put_aside(layout, rootfs)}{configuration} {until}")
         elif elsewhere:
@@ -61,11 +60,26 @@ def drop(migration: Migration, layout: Layout, old: Path) -> None:
         old.rmdir()
 
 
+def _why_not(migration: Migration, layout: Layout, old: Path, elsewhere: str) -> str:
+    """Why it does not go by itself, for what it has: told whatever else keeps it, as it goes by name; "" if it may."""
+    rootfs, config = old / "rootfs", old / "config"
+    told = config.is_file()
+    another = told and identity.is_another_disk(migration.journal, config, rootfs)  # and no write to it is told
+    was_kept = not elsewhere and not rootfs.exists() and bool(layout.set_aside())  # by a finish that was killed then
+    if _nested(rootfs):
+        return "has subvolumes inside, which no move takes along"
+    if told and not another and identity.was_written_to(migration.journal, config, rootfs):
+        return "was written to after it had been left here"
+    if another or was_kept or not told or not identity.is_superseded(migration, config):
+        return "may be the only copy of what it has"
+    return ""
+
+
 def _stays(migration: Migration, layout: Layout, config: Path, rootfs: Path) -> str:
     """Why it is not to be touched at all, whatever its fence says, and what can be done about that; "" if it may go."""
     if clones.lie_on(layout.container):
-        return (f"clones may lie on it, see {layout.container / clones.LIST}. When they are destroyed: migrator cleanup"
-                f" {migration.name}")
+        return (f"clones may lie on it, see {layout.container / clones.LIST}. When they are destroyed, this removes it:"
+                f" migrator cleanup {migration.name}")
     if identity.is_another_disk(migration.journal, config, rootfs):
         return (f"{rootfs} is not the root file system that {migration.name} had left here. If it is of no use any"
                 f" more: btrfs subvolume delete {shlex.quote(str(rootfs))}")

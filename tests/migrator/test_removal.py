@@ -176,3 +176,29 @@ def test_what_is_mounted_beside_it_does_not_matter(folder: Path, share: Path) ->
         delete(here)
         """), folder, share)
     assert said == "deleted False\ndeleted True\n"
+
+
+@pytest.mark.parametrize(("bound", "at", "point", "seen"), [
+    ("", "folder", "sub", True), ("", "folder", "a space", True), ("", "folder", "", True), ("", "", "", False),
+    ("folder", "", "data/deep", True), ("folder/data", "", "deep", True), ("", "folder-2", "sub", False)])
+def test_it_is_found_where_it_was_mounted_by_another_mount(folder: Path, share: Path, bound: str, at: str, point: str,
+                                                           seen: bool) -> None:
+    """As with the top of a btrfs mounted beside one of its subvolumes: it hangs on the very same folder."""
+    (folder / "a space").mkdir()
+    (folder.with_name("folder-2") / "sub").mkdir(parents=True)
+    other = folder.with_name("another place")
+    other.mkdir()
+    said = in_namespace(textwrap.dedent(DELETES) + textwrap.dedent(f"""
+        other = here.with_name("another place")
+        mount("--bind", here.parent / {bound!r}, other)
+        mount("--bind", share, other / {at!r} / {point!r})
+        delete(here)
+        """), folder, share)
+    if seen:
+        assert said == f"it stays, as something is mounted in it: {other / at / point}\n" * 2
+    else:
+        assert said == "deleted False\ndeleted True\n"
+
+
+def test_of_what_is_not_there_nothing_is_mounted(folder: Path) -> None:
+    assert removal.mounts_in(folder / "nowhere") == []

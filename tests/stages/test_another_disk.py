@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from migrator import aftermath, btrfs
+from migrator import aftermath, btrfs, container_config
 from migrator.journal import Journal
 from migrator.states import Event, Role
 from stages import cleanup, finish
@@ -111,3 +112,29 @@ def test_a_configuration_stays_with_what_was_put_aside(journal: Journal, tmp_pat
     for _ in range(2):
         finish.end_here(came)
         assert len(here.set_aside()) == 1 and (here.old / "config").is_file()
+
+
+@pytest.mark.parametrize("inside", ["a fence", "a link"])
+def test_what_lies_in_a_root_file_system_itself_is_no_record(journal: Journal, tmp_path: Path, inside: str,
+                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    """The container's root can have put anything there: it is not even read, and keeps nothing from being removed."""
+    begun(journal, tmp_path, Role.SOURCE, *LEFT, rootfs_uuid="its")
+    came = begun(journal, tmp_path, Role.DESTINATION, *ARRIVED, id=LATER, origin=ID)
+    came.move(Event.FINISHED)
+    kept = put_aside(tmp_path, came).work / f"{LATER}.ran.1"
+    (kept.parent / f"{LATER}.old" / "rootfs").rename(kept)
+    if inside == "a fence":
+        container_config.fence(kept, "", ID, "no")
+    else:
+        (tmp_path / "the host's").touch()
+        (kept / "config").symlink_to(tmp_path / "the host's")
+    opened: list[Path] = []
+    read = Path.read_text
+
+    def reads(path: Path, *args: Any, **how: Any) -> str:
+        opened.append(path)
+        return read(path, *args, **how)
+
+    monkeypatch.setattr(Path, "read_text", reads)
+    assert str(kept) in clean(journal, tmp_path) and not kept.exists()
+    assert kept / "config" not in opened

@@ -5,17 +5,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from migrator import aftermath, btrfs, identity
+from migrator import aftermath, btrfs, cli, identity, lxc, removal
 from migrator.btrfs import Subvolume
-from migrator.errors import SnapshotFailed
+from migrator.errors import CommandFailed, JournalBroken, SnapshotFailed
 from migrator.journal import Journal, Migration
 from migrator.states import Event, Role, State
-from stages import finish
+from stages import cleanup, finish
 from tests.stages.test_earlier_stays import (  # noqa: F401 -- fixtures
     ARRIVED,
     ID,
@@ -97,3 +100,75 @@ def test_it_is_recorded_when_all_has_ended(journal: Journal, tmp_path: Path, mon
     recorded: Migration | None = journal.by_id(ID, Role.SOURCE)
     assert recorded and recorded.state is State.FINISHED
     assert recorded.detail.get("changed") == (9 if there else None)
+
+
+@pytest.mark.parametrize("held", ["something lives in it", "a mount", "clones", "another disk"])
+@pytest.mark.parametrize(("origin", "written", "said"), [
+    (ID, 7, ""), (ID, 9, "was written to after it had been left here"),
+    ("ffffffff", 7, "may be the only copy of what it has")], ids=["a copy", "written to", "another container's"])
+def test_who_is_told_how_it_goes_is_told_what_that_costs(journal: Journal, tmp_path: Path, disk: Transactions,
+                                                         monkeypatch: pytest.MonkeyPatch, held: str, origin: str,
+                                                         written: int, said: str,
+                                                         capfd: pytest.CaptureFixture[str]) -> None:
+    """Whatever keeps it where it is for now: when that has ended it goes by its name."""
+    another = held == "another disk"
+    begun(journal, tmp_path, Role.SOURCE, *LEFT, changed=7, rootfs_uuid="other" if another else "rootfs")
+    came = begun(journal, tmp_path, Role.DESTINATION, *ARRIVED, id=LATER, origin=origin)
+    here = put_aside(tmp_path, came)
+    disk.written = written
+    if held == "something lives in it":
+        monkeypatch.setattr(lxc, "lives_in", lambda *_: True)
+    elif held == "a mount":
+        monkeypatch.setattr(removal, "mounts_in", lambda path: [f"{path}/mnt"] if here.old in path.parents else [])
+    elif held == "clones":
+        here.container.mkdir(exist_ok=True)
+        (here.container / "lxc_snapshots").write_text("/var/lib/lxc\nclone\n")
+    finish.end_here(came)
+    assert (here.old / "rootfs" / "written").exists()
+    told = " ".join(capfd.readouterr().err.split())
+    if another:  # nothing tells what was written to that one
+        said = "may be the only copy of what it has"
+    assert f"What stood in the place of web {said}: it stays in" in told or (
+        not said and "What stood in the place of web stays in" in told)
+    assert "may be the only copy" in aftermath.aside_note(came)
+
+
+@pytest.mark.parametrize(("recorded", "meanwhile", "stays"), [
+    (7, "", False), (None, "", False), (6, "", True), (7, "it is started", True), (7, "it fails", False),
+    (7, "the journal is full", True)])
+def test_what_a_dry_run_reads_of_it_is_no_write(journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                disk: Transactions, state: SimpleNamespace, recorded: int | None,
+                                                meanwhile: str, stays: bool) -> None:
+    """To tell how large it is all of it is read, which relatime has kept in it."""
+    begun(journal, tmp_path, Role.SOURCE, *LEFT, changed=recorded)
+    here = stands(tmp_path)
+    locks: list[str] = []
+
+    @contextlib.contextmanager
+    def locked(name: str, *, lxcpath: Path) -> Iterator[None]:
+        locks.append(name)
+        yield
+        locks.clear()
+
+    def du(path: Path) -> int:
+        assert locks == ["web"], "what comes back meanwhile would find it written to"
+        disk.written += 1
+        state.lives = meanwhile == "it is started"
+        if meanwhile == "it fails":
+            raise CommandFailed(command="btrfs", outcome="status 1", output="Input/output error")
+        return 5
+
+    def full(*_: object, **__: object) -> None:
+        raise JournalBroken(path=tmp_path, reason="disk is full")
+
+    monkeypatch.setattr(btrfs, "exclusive_bytes", du)
+    for module, what, how in ((btrfs, "wait_deleted", lambda _: None), (btrfs, "free_bytes", lambda _: 0),
+                              (cli, "require_root", lambda _: None), (cleanup, "locked", locked),
+                              (cleanup, "DEFAULT_PATH", tmp_path / "journal.db")):
+        monkeypatch.setattr(module, what, how)
+    if meanwhile == "the journal is full":
+        monkeypatch.setattr(Migration, "note", full)
+    args = cli.parse(["cleanup", "web", "-P", str(tmp_path), "--dry-run"])
+    with contextlib.suppress(CommandFailed):
+        assert cleanup.run(args).data["sizes"] == {str(here.rootfs): 5}
+    assert identity.was_written_to(journal, here.container / "config", here.rootfs) is stays
