@@ -62,8 +62,11 @@ def living(migration: Migration, layout: Layout) -> list[int]:
 
 
 def untold(migration: Migration, layout: Layout) -> list[int]:
-    """The processes of what runs in its place, where neither disk nor addresses tell whose that is."""
-    if addresses(layout.container) and _its(migration):
+    """The processes of what runs in its place, where neither disk nor addresses tell whose that is.
+
+    In a plain folder it is another container: neither lxc-copy -R nor a move makes one on btrfs.
+    """
+    if (addresses(layout.container) and _its(migration)) or not btrfs.is_subvolume(layout.rootfs):
         return []
     found = left_running.live_in(layout.name, layout.rootfs)
     return [] if not found or subvolume_uuids.is_told(layout.rootfs) else found

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from migrator import btrfs, identity, lxc, lxc_disk, roots, subvolume_uuids
-from migrator.errors import AlreadyRuns, BackThere, ContainerNotRunning, CopyNotEnded, GoneThere, TwoCopies
+from migrator.errors import AlreadyRuns, BackThere, ContainerNotRunning, CopyNotEnded, GoneThere, NotBtrfs, TwoCopies
 from migrator.states import Event, State
 from stages import abandon, ask_source, finish, heal, left_running, renamed, settling
 from tests.stages.test_disk_away import ID, There, host, make
@@ -129,6 +129,21 @@ def test_what_nothing_tells_of_is_not_given_up_while_it_runs(there: There, monke
     monkeypatch.setattr(lxc, "container_processes", lambda _: [])
     asked(there, by_force=True)
     assert str(there.migration.state) == "finished"
+
+
+def test_another_container_in_a_plain_folder_keeps_nothing_frozen(there: There,
+                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    """That is nothing which lxc-copy -R would have made, nor anything brought here."""
+    def ancestors(path: Path) -> Iterator[str]:
+        raise NotBtrfs(path=path)
+
+    put(there, monkeypatch, "web", ITS)
+    (there.layout.container / "config").write_text("lxc.uts.name = web\n")
+    (there.layout.rootfs / "uuid").unlink()
+    monkeypatch.setattr(roots, "is_on_btrfs", lambda _: False)
+    monkeypatch.setattr(subvolume_uuids, "ancestors", ancestors)
+    asked(there, by_force=True)
+    assert str(there.migration.state) == "finished" and there.migration.detail["given_way"]
 
 
 @pytest.mark.parametrize("its", [True, False])
