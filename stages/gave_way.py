@@ -10,6 +10,7 @@ of what is there now. The migration has ended here: there is no spool any more, 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from migrator import advice, aftermath, btrfs, container_config, fences, identity, lxc, lxc_disk, subvolume_uuids
 from migrator.advice import this_host
@@ -72,7 +73,8 @@ def _may_run_in_place(migration: Migration, layout: Layout) -> bool:
         return False
     container = lxc.Container(layout.name, layout.lxcpath) if config.is_file() else None
     disks = identity.recorded_rootfs_uuids(migration)
-    found = [path for path in (layout.rootfs, *([container.rootfs] if container else [])) if btrfs.is_subvolume(path)]
+    rootfs = container.rootfs if container and container.rootfs != Path() else layout.rootfs  # it need not have one
+    found = [path for path in (layout.rootfs, rootfs) if btrfs.is_subvolume(path)]
     its = identity.has_its_disk(migration) or any(btrfs.info(path).uuid in disks for path in found)
     if not its and (renamed.is_anothers(migration) or all(subvolume_uuids.is_told(path) for path in found)):
         return False
@@ -81,4 +83,4 @@ def _may_run_in_place(migration: Migration, layout: Layout) -> bool:
     text = container_config.text_of(config)
     if not fences.refuses(layout.container, text) or (its and container_config.fence_of(text) != migration.id):
         return True
-    return container.state != "STOPPED" or settling.lives(layout, container.rootfs)
+    return container.state != "STOPPED" or settling.lives(layout, rootfs)

@@ -127,6 +127,24 @@ def test_one_that_was_made_of_what_was_removed_may_be_it(there: There, monkeypat
         goes_on(there)
 
 
+@pytest.mark.parametrize("fenced", [False, True])
+def test_another_container_without_a_root_file_system_is_not_told_by_where_we_stand(
+        there: There, monkeypatch: pytest.MonkeyPatch, fenced: bool) -> None:
+    """Its path is empty then, which is the working folder's."""
+    shutil.rmtree(there.layout.container)
+    there.layout.container.mkdir()
+    (there.layout.container / "config").write_text("lxc.uts.name = web\n")
+    if fenced:
+        container_config.fence(there.layout.container, "lxc.uts.name = web\n", ID, "it has moved away")
+    here = there.pool / "here"
+    here.mkdir()
+    (here / "uuid").write_text(OWN_DISK)
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(lxc, "Container", lambda *_: SimpleNamespace(state="STOPPED", rootfs=lxc.rootfs_path("")))
+    monkeypatch.setattr(lxc, "runs_in", lambda _, rootfs: rootfs == Path())
+    goes_on(there)
+
+
 @pytest.mark.parametrize("how", ["all of it", "its hook alone", "what the hook does"])
 def test_a_fence_that_was_taken_away(there: There, how: str) -> None:
     config, hook = there.layout.container / "config", there.layout.container / container_config.FENCE_HOOK
