@@ -10,6 +10,7 @@ of what is there now. The migration has ended here: there is no spool any more, 
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 
 from migrator import advice, aftermath, btrfs, container_config, fences, identity, lxc, lxc_disk, subvolume_uuids
@@ -27,11 +28,24 @@ def refuse_back(migration: Migration) -> None:
     """
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     lxc_disk.require_ended(layout, migration.detail.get("disk"))
-    back = bool(renamed.living(migration, layout)) or _may_run_in_place(migration, layout)
+    living = renamed.living(migration, layout)
+    back = bool(living) or _may_run_in_place(migration, layout)
     lxc_disk.require_ended(layout, migration.detail.get("disk"))  # behind the last look
     if back:
-        raise BackThere(name=migration.name, destination=this_host(), there=migration.name, lxcpath=migration.lxcpath,
+        there, how = _told(migration, living)
+        raise BackThere(name=migration.name, destination=this_host(), there=there, how=how, lxcpath=migration.lxcpath,
                         next=advice.command("rollback@source", migration))
+
+
+def _told(migration: Migration, living: list[int]) -> tuple[str, str]:
+    """By what name what is back is stopped and renamed, and how it is back; NAME where its processes alone are told."""
+    if not living:
+        return migration.name, "it runs, or nothing keeps it from being started, or it has moved on from there"
+    there = renamed.called(migration.lxcpath, living)
+    if not there:
+        pids = ",".join(map(str, living))
+        return "NAME", f"it runs, as process {pids}; by what name, /proc/{living[0]}/cgroup tells there"
+    return shlex.quote(there), "it runs" + (f" by the name of {there}" if there != migration.name else "")
 
 
 def never_finished(migration: Migration, stage: str) -> OutOfOrder:

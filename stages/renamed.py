@@ -79,6 +79,20 @@ def living(migration: Migration, layout: Layout) -> list[int]:
             if left_running.lives_in_own(layout, pid) or _lives_in(pid, disks)] or _with_its_addresses(migration)
 
 
+def called(lxcpath: Path, pids: list[int]) -> str:
+    """By what name these are a container's in this LXC path, "" where nothing tells: what LXC has called the cgroup of
+    one has that name, as another LXC path's may, and its root is that container's.
+    """
+    folders = sorted(lxcpath.iterdir())
+    for pid in pids:
+        with contextlib.suppress(OSError, ValueError):  # it has ended
+            cgroup = lxc.cgroup_of(pid)
+            for folder in folders:
+                if lxc.is_payload(folder.name, cgroup) and _has_one([pid], folder):
+                    return folder.name
+    return ""
+
+
 def untold(migration: Migration, layout: Layout) -> list[int]:
     """The processes of what runs in its place, where neither disk nor addresses tell whose that is.
 

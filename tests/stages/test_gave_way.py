@@ -187,6 +187,30 @@ def test_one_that_runs_elsewhere(there: There, monkeypatch: pytest.MonkeyPatch, 
     refused(there)
 
 
+@pytest.mark.parametrize(("cgroup", "root", "told"), [
+    ("lxc.payload.c9", "c9", "c9"), ("lxc.payload.c9-1", "c9", "c9"), ("lxc.payload.c9-1", "c9-1", "c9-1"),
+    ("lxc.payload.web", "web", "web"),
+    ("lxc.payload.c9", "", None),  # in another LXC path, say
+    ("own", "c9", None), ("user.slice", "", None),
+])
+def test_what_runs_is_named(there: There, monkeypatch: pytest.MonkeyPatch, cgroup: str, root: str,
+                            told: str | None) -> None:
+    """By what it is stopped; no other container is, be it that one has the name."""
+    if told != "web":
+        shutil.rmtree(there.layout.container)
+        (there.pool / (root or "c9")).mkdir()
+    monkeypatch.setattr(lxc, "container_processes", lambda _: [PID])
+    monkeypatch.setattr(left_running, "lives_in_own", lambda *_: True)
+    monkeypatch.setattr(lxc, "cgroup_of", lambda _: Path("/sys/fs/cgroup", cgroup))
+    monkeypatch.setattr(roots, "is_in", lambda _, folder, *__: folder == there.pool / (root or "none") / "rootfs")
+    with pytest.raises(BackThere) as error:
+        asked_once_more(there)
+    assert f"lxc-stop -k -P {there.pool} {told or 'NAME'} --" in error.value.hint
+    assert (str(PID) in error.value.message) is (told is None)
+    assert ("by the name of c9" in error.value.message) is (told not in (None, "web"))
+    refused(there)
+
+
 def test_what_runs_in_a_copy_of_it_is_not_given_up(make: Callable[..., There], monkeypatch: pytest.MonkeyPatch) -> None:
     """It was renamed by lxc-copy -R, and started by its new name: none of its snapshots tells that."""
     there = make(Event.RESTORE)
