@@ -291,8 +291,7 @@ class StoppedThere(AlreadyRuns):
 
 
 class BackThere(AlreadyRuns):
-    """{name} had given way on {destination}, and is back there: it runs, or nothing keeps it from being started, or it
-    has moved on from there."""
+    """{name} had given way on {destination}, and is back there: {how}."""
 
     status = 19
     cure = """Two must not run, and only you can choose. Stop it on {destination}, by the name that it has there now:

@@ -87,7 +87,7 @@ class Container:
 
     def _is_its_own(self, pid: int) -> bool:
         with contextlib.suppress(OSError, ValueError):
-            if is_payload(self.name, _cgroup_of(pid)):
+            if is_payload(self.name, cgroup_of(pid)):
                 return True
         with contextlib.suppress(OSError):
             return roots.is_in(pid, self.rootfs)
@@ -151,7 +151,7 @@ class Container:
         Read from the process itself: it isn't always `lxc.payload.NAME` (a stale one makes it `lxc.payload.NAME-1`,
         and a systemd inside moves itself on into `init.scope`).
         """
-        return _cgroup_of(self.init_pid)
+        return cgroup_of(self.init_pid)
 
     def tell_frozen(self) -> None:
         """Let LXC know that the container, already frozen, is frozen."""
@@ -205,7 +205,8 @@ def payload_cgroup(proc_cgroup: str) -> Path:
     return Path(cgroups.payload(proc_cgroup))
 
 
-def _cgroup_of(pid: int) -> Path:
+def cgroup_of(pid: int) -> Path:
+    """A process's `payload_cgroup`; raises OSError, ValueError."""
     return payload_cgroup(os.fsdecode(Path(f"/proc/{pid}/cgroup").read_bytes()))
 
 

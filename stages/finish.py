@@ -62,6 +62,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="without the other host: on the destination, when the source is lost for good; on the"
                              " source, when the destination has forgotten it. See what that means by leaving the"
                              " migration's ID out")
+    parser.add_argument("--machine-is-off", action="store_true",
+                        help="with --force ID, on the destination: you have made sure that the source is off and stays"
+                             " so, where another host answers by its name")
     cli.add_dry_run(parser)
 
 
@@ -219,7 +222,7 @@ def _on_destination(args: argparse.Namespace, migration: Migration) -> Result:
         raise OutOfOrder(stage=NAME, missing="the copy that was left behind is on the source",
                          next=advice.command("finish@source", migration))
     args.source = args.destination
-    return force.finish_alone(migration, args.force, lambda: ask_source.ask(args, migration))
+    return force.finish_alone(migration, args.force, lambda: ask_source.ask(args, migration), off=args.machine_is_off)
 
 
 def running(service: Service, fields: dict[str, Any]) -> dict[str, Any]:

@@ -161,10 +161,11 @@ def _unasked(migration: Migration) -> str:
     return ""
 
 
-def finish_alone(migration: Migration, given: str, ask: Callable[[], State | None]) -> Result:
+def finish_alone(migration: Migration, given: str, ask: Callable[[], State | None], *, off: bool = False) -> Result:
     """End a migration here, on the destination, whose source is lost for good; `given` must be the migration's id.
 
-    `ask` gets the source's state. A source that answers is believed. Raises ForceRefused, TwoCopies, OutOfOrder, and
+    `ask` gets the source's state. A source that answers is believed. `off` is the administrator's word that the machine
+    is off, where another host answers by its name. Raises ForceRefused, TwoCopies, OutOfOrder, and
     GoneThere where it was removed since.
     """
     there, name = migration.peer, migration.name
@@ -184,7 +185,11 @@ def finish_alone(migration: Migration, given: str, ask: Callable[[], State | Non
     try:
         known = ask()
     except DocumentedError as error:
-        if error.host or not isinstance(error, HostUnreachable | PeerAbsent | PeerSilent):
+        unreached = isinstance(error, HostUnreachable | PeerAbsent | PeerSilent)
+        if error.host or not (unreached or (off and is_unknown(error))):
+            if is_unknown(error):
+                _tell_why_not(error, error, "Not finished by force", there, f"migrator finish {name}", migration.id,
+                              then=advice.command("finish@source", migration))
             raise
         log.warning(f"{there} cannot be asked: {error}")
     else:
@@ -202,12 +207,14 @@ def finish_alone(migration: Migration, given: str, ask: Callable[[], State | Non
 
 
 def _tell_why_not(raised: DocumentedError, cause: DocumentedError, what: str, there: str, command: str,
-                  id_: str) -> None:
-    """Say why nothing was forced, and have the error that is raised for it name what can be."""
+                  id_: str, *, then: str = "") -> None:
+    """Say why nothing was forced, and have the error that is raised for it name what can be; `then`, where that is
+    another command, when the other host can be reached.
+    """
     if is_unknown(cause):
         log.warning(f"{what}: from here it cannot be told whether {there} is off")
-        raised.instead = (f"When {there} can be reached again: {command} -- where you have made sure that it is off,"
-                          f" and stays so: {command} --force {id_} --machine-is-off")
+        raised.instead = (f"When {there} can be reached again: {then or command} -- where you have made sure that it is"
+                          f" off, and stays so: {command} --force {id_} --machine-is-off")
     else:
         log.warning(f"{what}: {there} is not silent, and only a host that gives no sign of life counts as lost")
 

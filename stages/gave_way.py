@@ -10,6 +10,8 @@ of what is there now. The migration has ended here: there is no spool any more, 
 from __future__ import annotations
 
 import os
+import shlex
+from pathlib import Path
 
 from migrator import advice, aftermath, btrfs, container_config, fences, identity, lxc, lxc_disk, subvolume_uuids
 from migrator.advice import this_host
@@ -26,11 +28,24 @@ def refuse_back(migration: Migration) -> None:
     """
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     lxc_disk.require_ended(layout, migration.detail.get("disk"))
-    back = bool(renamed.living(migration, layout)) or _may_run_in_place(migration, layout)
+    living = renamed.living(migration, layout)
+    back = bool(living) or _may_run_in_place(migration, layout)
     lxc_disk.require_ended(layout, migration.detail.get("disk"))  # behind the last look
     if back:
-        raise BackThere(name=migration.name, destination=this_host(), there=migration.name, lxcpath=migration.lxcpath,
+        there, how = _told(migration, living)
+        raise BackThere(name=migration.name, destination=this_host(), there=there, how=how, lxcpath=migration.lxcpath,
                         next=advice.command("rollback@source", migration))
+
+
+def _told(migration: Migration, living: list[int]) -> tuple[str, str]:
+    """By what name what is back is stopped and renamed, and how it is back; NAME where its processes alone are told."""
+    if not living:
+        return migration.name, "it runs, or nothing keeps it from being started, or it has moved on from there"
+    there = renamed.called(migration.lxcpath, living)
+    if not there:
+        pids = ",".join(map(str, living))
+        return "NAME", f"it runs, as process {pids}; by what name, /proc/{living[0]}/cgroup tells there"
+    return shlex.quote(there), "it runs" + (f" by the name of {there}" if there != migration.name else "")
 
 
 def never_finished(migration: Migration, stage: str) -> OutOfOrder:
@@ -72,7 +87,8 @@ def _may_run_in_place(migration: Migration, layout: Layout) -> bool:
         return False
     container = lxc.Container(layout.name, layout.lxcpath) if config.is_file() else None
     disks = identity.recorded_rootfs_uuids(migration)
-    found = [path for path in (layout.rootfs, *([container.rootfs] if container else [])) if btrfs.is_subvolume(path)]
+    rootfs = container.rootfs if container and container.rootfs != Path() else layout.rootfs  # it need not have one
+    found = [path for path in (layout.rootfs, rootfs) if btrfs.is_subvolume(path)]
     its = identity.has_its_disk(migration) or any(btrfs.info(path).uuid in disks for path in found)
     if not its and (renamed.is_anothers(migration) or all(subvolume_uuids.is_told(path) for path in found)):
         return False
@@ -81,4 +97,4 @@ def _may_run_in_place(migration: Migration, layout: Layout) -> bool:
     text = container_config.text_of(config)
     if not fences.refuses(layout.container, text) or (its and container_config.fence_of(text) != migration.id):
         return True
-    return container.state != "STOPPED" or settling.lives(layout, container.rootfs)
+    return container.state != "STOPPED" or settling.lives(layout, rootfs)

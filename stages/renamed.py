@@ -9,28 +9,46 @@ are its hardware addresses, which a copy that is not to replace it gets new ones
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
-from migrator import btrfs, identity, lxc, roots, subvolume_uuids
-from migrator.errors import MigratorError
+from migrator import asking, btrfs, identity, lxc, monitor_socket, roots, second_start, subvolume_uuids
+from migrator.errors import CommandTimeout, ContainerNotFound, ContainerNotRunning, MigratorError
 from migrator.journal import Migration
 from migrator.layout import Layout
 from migrator.preflight import config_facts
 from stages import left_running
 
+Told = TypeVar("Told")
+
 _WHOLE = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}(?<!00:00:00:00:00:00)")
+_configurations = asking.Asking(always=True)  # of other containers: nothing may stand still for their sake for good
 
 
 def addresses(folder: Path) -> set[str]:
-    """The hardware addresses in the configuration of the container in this folder; none where that cannot be read.
+    """The hardware addresses in the configuration of the container in this folder; none where that cannot be read, or
+    is not answered, as where it includes a file from a server that is gone.
 
     One with an x in it, for a digit that LXC makes up at each start, is nobody's.
     """
+    return set().union(*_answer(folder, _addresses))
+
+
+def _addresses(folder: Path) -> set[str]:
     with contextlib.suppress(MigratorError, OSError, ValueError):
         found = {net.hwaddr for net in config_facts.read(folder / "config").nets}
         return {hwaddr for hwaddr in found if _WHOLE.fullmatch(hwaddr)}
     return set()
+
+
+def _answer(folder: Path, question: Callable[[Path], Told]) -> list[Told]:
+    """The answer of a container's folder, if there is one in time."""
+    if str(folder) in _configurations.silent:
+        return []
+    return _configurations.answers([(str(folder), functools.partial(question, folder))])
 
 
 def on_record(migration: Migration) -> list[str]:
@@ -61,9 +79,26 @@ def living(migration: Migration, layout: Layout) -> list[int]:
             if left_running.lives_in_own(layout, pid) or _lives_in(pid, disks)] or _with_its_addresses(migration)
 
 
+def called(lxcpath: Path, pids: list[int]) -> str:
+    """By what name these are a container's in this LXC path, "" where nothing tells: what LXC has called the cgroup of
+    one has that name, as another LXC path's may, and its root is that container's.
+    """
+    folders = sorted(lxcpath.iterdir())
+    for pid in pids:
+        with contextlib.suppress(OSError, ValueError):  # it has ended
+            cgroup = lxc.cgroup_of(pid)
+            for folder in folders:
+                if lxc.is_payload(folder.name, cgroup) and _has_one([pid], folder):
+                    return folder.name
+    return ""
+
+
 def untold(migration: Migration, layout: Layout) -> list[int]:
-    """The processes of what runs in its place, where neither disk nor addresses tell whose that is."""
-    if addresses(layout.container) and _its(migration):
+    """The processes of what runs in its place, where neither disk nor addresses tell whose that is.
+
+    In a plain folder it is another container: neither lxc-copy -R nor a move makes one on btrfs.
+    """
+    if (addresses(layout.container) and _its(migration)) or not btrfs.is_subvolume(layout.rootfs):
         return []
     found = left_running.live_in(layout.name, layout.rootfs)
     return [] if not found or subvolume_uuids.is_told(layout.rootfs) else found
@@ -79,13 +114,56 @@ def _lives_in(pid: int, disks: set[str]) -> bool:
 
 
 def _with_its_addresses(migration: Migration) -> list[int]:
-    found: list[int] = []
+    """No configuration is read of what does not run: the source may stand still until this is told."""
     if its := _its(migration):
-        for folder in sorted(migration.lxcpath.iterdir()):
-            with contextlib.suppress(MigratorError, OSError):  # it does not run
-                if addresses(folder) & its:
-                    found.append(lxc.Container(folder.name, migration.lxcpath).init_pid)
-    return found
+        return [pid for folder in _at_work(migration.lxcpath) if addresses(folder) & its for pid in _first(folder)]
+    return []
+
+
+def _at_work(lxcpath: Path) -> list[Path]:
+    """The folders of what may run in an LXC path: by what LXC has called the cgroup of a process. And where a start is
+    in no such cgroup (lxc.cgroup.dir in lxc.container.conf(5)), by its root, or a monitor that listens.
+    """
+    named, others = set[Path](), list[int]()
+    for pid in lxc.container_processes(""):
+        with contextlib.suppress(OSError, ValueError):  # it has ended
+            cgroup = lxc.cgroup_of(pid)
+            if cgroup.name.startswith("lxc.payload."):
+                named.add(cgroup)
+            elif second_start.is_start(pid):  # no user of this host can make one, and have all these questions asked
+                others.append(pid)
+    return [folder for folder in sorted(lxcpath.iterdir())
+            if any(lxc.is_payload(folder.name, cgroup) for cgroup in named) or (others and (
+                any(_answer(folder, functools.partial(_has_one, others))) or _listens(folder)))]
+
+
+def _listens(folder: Path) -> bool:
+    try:
+        return monitor_socket.holder(folder.name, folder.parent) is not None
+    except CommandTimeout:  # somebody does
+        return True
+
+
+def _has_one(pids: list[int], folder: Path) -> bool:
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            if roots.is_in(pid, folder / "rootfs"):
+                return True
+    return False
+
+
+def _first(folder: Path) -> list[int]:
+    """The first process of the container in this folder; none where it does not run. Raises CommandTimeout where its
+    monitor takes no connection.
+
+    LXC knows nothing of one that was started under another spelling of the LXC path, or whose monitor has ended.
+    """
+    with contextlib.suppress(ContainerNotFound, ContainerNotRunning):
+        container = lxc.Container(folder.name, folder.parent)
+        rootfs = container.rootfs if container.rootfs != Path() else folder / "rootfs"
+        start = second_start.on_disk(folder.name, folder.parent, rootfs)
+        return [container.init_pid if start is None else start]
+    return []
 
 
 def _its(migration: Migration) -> set[str]:

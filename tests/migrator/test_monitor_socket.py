@@ -125,10 +125,10 @@ def test_a_first_process_that_is_not_the_containers(container: lxc.Container, li
     """Neither its root file system nor its cgroup says so."""
     listen()
     monkeypatch.setattr(lxc.Container, "rootfs", property(lambda _: tmp_path))
-    monkeypatch.setattr(lxc, "_cgroup_of", lambda _: Path("/sys/fs/cgroup/user.slice"))
+    monkeypatch.setattr(lxc, "cgroup_of", lambda _: Path("/sys/fs/cgroup/user.slice"))
     with pytest.raises(ContainerNotRunning):
         _ = container.init_pid
-    monkeypatch.setattr(lxc, "_cgroup_of", lambda _: Path("/sys/fs/cgroup/lxc.payload.c1-1"))
+    monkeypatch.setattr(lxc, "cgroup_of", lambda _: Path("/sys/fs/cgroup/lxc.payload.c1-1"))
     assert (container.init_pid, container.cgroup.name) == (os.getpid(), "lxc.payload.c1-1")
 
 

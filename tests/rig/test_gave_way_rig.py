@@ -34,7 +34,8 @@ def test_what_is_renamed_back_is_not_given_back(rig: Rig, guest: str) -> None:
     assert frozen(rig) and states(rig) == ("dumped", "finished")
 
     rig.sh("hostb", "lxc-start -P /pool -n c9")
-    failed(rig.migrator("hosta", *forced, "--json"), 19, "back-there")
+    cure = str(failed(rig.migrator("hosta", *forced, "--json"), 19, "back-there")["cure"])
+    assert "lxc-stop -k -P /pool c9" in cure
     rig.sh("hostb", "lxc-stop -k -P /pool c9")
     renamed_there(rig, "c9", "c1")
     for words in (("rollback", "c1"), forced, ("resume", "c1"), ("finish", "c1")):

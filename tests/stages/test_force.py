@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from migrator import aftermath, clock, healing, holder, leave
+from migrator import aftermath, cli, clock, healing, holder, leave
 from migrator.errors import (
     AlreadyRuns,
     Busy,
@@ -409,6 +409,27 @@ def test_it_ends_here(journal: Journal, error: DocumentedError) -> None:
     assert force.finish_alone(migration, migration.id, ask).data["forced"]
     found = journal.by_id(migration.id, Role.DESTINATION)
     assert found and found.ended and found.state is State.FINISHED
+
+
+@pytest.mark.parametrize("another", [True, False])
+def test_where_the_source_is_off_another_host_by_its_name_says_nothing(journal: Journal, another: bool,
+                                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    migration = restored(journal)
+
+    def ask(*_: object) -> State | None:
+        raise not_known(another=another)
+
+    def forced(*, off: bool) -> cli.Result:
+        given = ["finish", "web", "--force", migration.id] + ["--machine-is-off"] * off
+        return finish._on_destination(cli.make_parser().parse_args(given), migration)
+
+    monkeypatch.setattr(ask_source, "ask", ask)
+    with pytest.raises(NotKnownThere) as refused:
+        forced(off=False)
+    assert (f"migrator finish web --force {migration.id} --machine-is-off" in refused.value.hint) is another
+    with contextlib.nullcontext() if another else pytest.raises(NotKnownThere):
+        assert forced(off=True).data["forced"]
+    assert (migration.state is State.FINISHED) is another
 
 
 @pytest.mark.parametrize(("answer", "error"), [

@@ -128,6 +128,24 @@ def test_one_that_was_made_of_what_was_removed_may_be_it(there: There, monkeypat
         goes_on(there)
 
 
+@pytest.mark.parametrize("fenced", [False, True])
+def test_another_container_without_a_root_file_system_is_not_told_by_where_we_stand(
+        there: There, monkeypatch: pytest.MonkeyPatch, fenced: bool) -> None:
+    """Its path is empty then, which is the working folder's."""
+    shutil.rmtree(there.layout.container)
+    there.layout.container.mkdir()
+    (there.layout.container / "config").write_text("lxc.uts.name = web\n")
+    if fenced:
+        container_config.fence(there.layout.container, "lxc.uts.name = web\n", ID, "it has moved away")
+    here = there.pool / "here"
+    here.mkdir()
+    (here / "uuid").write_text(OWN_DISK)
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(lxc, "Container", lambda *_: SimpleNamespace(state="STOPPED", rootfs=lxc.rootfs_path("")))
+    monkeypatch.setattr(lxc, "runs_in", lambda _, rootfs: rootfs == Path())
+    goes_on(there)
+
+
 @pytest.mark.parametrize("how", ["all of it", "its hook alone", "what the hook does"])
 def test_a_fence_that_was_taken_away(there: There, how: str) -> None:
     config, hook = there.layout.container / "config", there.layout.container / container_config.FENCE_HOOK
@@ -167,6 +185,30 @@ def test_one_that_runs_elsewhere(there: There, monkeypatch: pytest.MonkeyPatch, 
     if told == "by what it is a copy of":
         monkeypatch.setattr(btrfs, "parent_of", lambda number, path: (
             OWN_DISK if (number, path) == (300, Path(f"/proc/{PID}/root")) else ANOTHERS))
+    refused(there)
+
+
+@pytest.mark.parametrize(("cgroup", "root", "told"), [
+    ("lxc.payload.c9", "c9", "c9"), ("lxc.payload.c9-1", "c9", "c9"), ("lxc.payload.c9-1", "c9-1", "c9-1"),
+    ("lxc.payload.web", "web", "web"),
+    ("lxc.payload.c9", "", None),  # in another LXC path, say
+    ("own", "c9", None), ("user.slice", "", None),
+])
+def test_what_runs_is_named(there: There, monkeypatch: pytest.MonkeyPatch, cgroup: str, root: str,
+                            told: str | None) -> None:
+    """By what it is stopped; no other container is, be it that one has the name."""
+    if told != "web":
+        shutil.rmtree(there.layout.container)
+        (there.pool / (root or "c9")).mkdir()
+    monkeypatch.setattr(lxc, "container_processes", lambda _: [PID])
+    monkeypatch.setattr(left_running, "lives_in_own", lambda *_: True)
+    monkeypatch.setattr(lxc, "cgroup_of", lambda _: Path("/sys/fs/cgroup", cgroup))
+    monkeypatch.setattr(roots, "is_in", lambda _, folder, *__: folder == there.pool / (root or "none") / "rootfs")
+    with pytest.raises(BackThere) as error:
+        asked_once_more(there)
+    assert f"lxc-stop -k -P {there.pool} {told or 'NAME'} --" in error.value.hint
+    assert (str(PID) in error.value.message) is (told is None)
+    assert ("by the name of c9" in error.value.message) is (told not in (None, "web"))
     refused(there)
 
 

@@ -5,13 +5,34 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from migrator import btrfs, identity, lxc, lxc_disk, roots, subvolume_uuids
-from migrator.errors import AlreadyRuns, BackThere, ContainerNotRunning, CopyNotEnded, GoneThere, TwoCopies
+from migrator import (
+    asking,
+    btrfs,
+    identity,
+    lxc,
+    lxc_disk,
+    monitor_socket,
+    roots,
+    second_start,
+    subvolume_uuids,
+)
+from migrator.errors import (
+    AlreadyRuns,
+    BackThere,
+    CommandTimeout,
+    ContainerNotRunning,
+    CopyNotEnded,
+    GoneThere,
+    NotBtrfs,
+    TwoCopies,
+)
+from migrator.preflight import config_facts
 from migrator.states import Event, State
 from stages import abandon, ask_source, finish, heal, left_running, renamed, settling
 from tests.stages.test_disk_away import ID, There, host, make
@@ -49,23 +70,32 @@ def put(there: There, monkeypatch: pytest.MonkeyPatch, name: str, hwaddr: str, s
     class Container:
         def __init__(self, called: str, lxcpath: Path, **_: object) -> None:
             self.state, self.rootfs = state if called == name else "STOPPED", rootfs
-            self.called, self.lxcpath = called, lxcpath
+            self.name, self.lxcpath = called, lxcpath
 
         @property
         def init_pid(self) -> int:
             if self.state == "STOPPED":
-                raise ContainerNotRunning(name=self.called, lxcpath=self.lxcpath, state=self.state)
+                raise ContainerNotRunning(name=self.name, lxcpath=self.lxcpath, state=self.state)
             return PID
 
     monkeypatch.setattr(lxc, "Container", Container)
     if state != "STOPPED":
         monkeypatch.setattr(lxc, "container_processes", lambda _: [PID])
         monkeypatch.setattr(roots, "is_on_btrfs", lambda _: True)
+        monkeypatch.setattr(lxc, "cgroup_of", lambda _: Path(f"/sys/fs/cgroup/lxc.payload.{name}"))
         monkeypatch.setattr(left_running, "lives_in_own", lambda *_: False)
         monkeypatch.setattr(left_running, "_is_in", lambda folders, _: rootfs in folders)
         monkeypatch.setattr(btrfs, "uuid_around", lambda _: "a copy")
         monkeypatch.setattr(btrfs, "id_of", lambda _: 300)
         monkeypatch.setattr(btrfs, "parent_of", lambda *_: "removed")
+
+
+def runs_on(monkeypatch: pytest.MonkeyPatch, rootfs: Path) -> None:
+    """PID is the first process of a container that has this root file system, in a cgroup of its own choice."""
+    monkeypatch.setattr(lxc, "cgroup_of", lambda _: Path("/sys/fs/cgroup/own"))
+    monkeypatch.setattr(second_start, "is_start", lambda pid: pid == PID)
+    monkeypatch.setattr(roots, "is_in", lambda pid, folder, *_: (pid, folder) == (PID, rootfs))
+    monkeypatch.setattr(second_start, "is_on", lambda pid, folder: (pid, folder) == (PID, rootfs))
 
 
 def asked(there: There, *, by_force: bool) -> None:
@@ -104,6 +134,95 @@ def test_what_runs_by_another_name_is_not_given_up(there: There, monkeypatch: py
     assert there.migration.state is State.RESTORED
 
 
+@pytest.mark.parametrize("lives", ["another spelling", "no monitor", "takes no connection"])
+def test_what_lxc_does_not_answer_for_runs_all_the_same(there: There, monkeypatch: pytest.MonkeyPatch,
+                                                        lives: str) -> None:
+    """Started under another spelling of the LXC path, say, or its monitor was killed: its processes tell."""
+    def init_pid(container: lxc.Container) -> int:
+        if lives == "takes no connection":
+            raise CommandTimeout(command="A connection to LXC's monitor of shop", limit="10")
+        raise ContainerNotRunning(name=container.name, lxcpath=container.lxcpath, state="STOPPED")
+
+    put(there, monkeypatch, "shop", ITS)
+    monkeypatch.setattr(lxc.Container, "init_pid", property(init_pid))
+    runs_on(monkeypatch, there.pool / "shop/rootfs")
+    with pytest.raises(CopyNotEnded, match=str(PID)):
+        asked(there, by_force=True)
+    assert there.migration.state is State.RESTORED
+
+
+def test_what_may_run_is_not_given_up(there: There, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LXC's monitor is there, and takes no connection; its first process has its root elsewhere."""
+    def holder(name: str, _: Path) -> None:
+        if name == "shop":
+            raise CommandTimeout(command="A connection to LXC's monitor of shop", limit="10")
+
+    put(there, monkeypatch, "shop", ITS)
+    monkeypatch.setattr(lxc.Container, "init_pid", property(lambda _: holder("shop", there.pool)))
+    monkeypatch.setattr(monitor_socket, "holder", holder)
+    monkeypatch.setattr(roots, "is_on_btrfs", lambda _: False)
+    runs_on(monkeypatch, there.pool / "elsewhere")
+    with pytest.raises(CommandTimeout):
+        asked(there, by_force=True)
+    assert there.migration.state is State.RESTORED
+
+
+@pytest.fixture
+def dead(there: There, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Whose configurations were asked for; that of `db` is never answered, as it includes one from a server that is
+    gone.
+    """
+    honest, back, reads = config_facts.read, threading.Event(), list[str]()
+
+    def read(path: Path) -> config_facts.Config:
+        reads.append(path.parent.name)
+        if path.parent.name == "db":
+            assert back.wait(60)
+        return honest(path)
+
+    (there.pool / "db").mkdir()
+    (there.pool / "db/config").write_text(CONFIG.format(ITS))
+    monkeypatch.setattr(config_facts, "read", read)
+    monkeypatch.setattr(asking, "LIMIT", 0.3)
+    before = {*threading.enumerate()}
+    yield reads
+    back.set()
+    for thread in {*threading.enumerate()} - before:
+        thread.join()
+
+
+@pytest.mark.parametrize("who", ["nobody", "another container", "any user"])
+def test_of_what_is_stopped_no_configuration_is_read(there: There, monkeypatch: pytest.MonkeyPatch, dead: list[str],
+                                                     who: str) -> None:
+    """Nor is its monitor asked, whose place any user may take, for what a user has started."""
+    if who != "nobody":
+        monkeypatch.setattr(lxc, "container_processes", lambda _: [PID])
+        monkeypatch.setattr(roots, "is_on_btrfs", lambda _: False)
+        runs_on(monkeypatch, there.pool / "another/rootfs")
+    if who == "any user":
+        monkeypatch.setattr(second_start, "is_start", lambda _: False)
+        monkeypatch.setattr(monitor_socket, "holder", lambda *_: pytest.fail("it is asked"))
+    asked(there, by_force=True)
+    assert str(there.migration.state) == "finished" and dead == []
+
+
+@pytest.mark.parametrize("told", ["by its cgroup", "by its root", "by its monitor"])
+def test_no_server_of_a_strangers_is_waited_for(there: There, monkeypatch: pytest.MonkeyPatch, dead: list[str],
+                                                told: str) -> None:
+    """It runs, so its configuration is read; and what does not answer, in time, is nothing of ours."""
+    monkeypatch.setattr(lxc, "container_processes", lambda _: [PID])
+    monkeypatch.setattr(roots, "is_on_btrfs", lambda _: False)
+    runs_on(monkeypatch, there.pool / ("db/rootfs" if told == "by its root" else "elsewhere"))
+    if told == "by its monitor":
+        monkeypatch.setattr(monitor_socket, "holder", lambda name, _: (PID, 0) if name == "db" else None)
+    if told == "by its cgroup":
+        monkeypatch.setattr(lxc, "cgroup_of", lambda _: Path("/sys/fs/cgroup/lxc.payload.db-1"))
+    asked(there, by_force=True)
+    assert str(there.migration.state) == "finished" and dead == ["db"]
+    asked(there, by_force=True)
+    assert dead == ["db"], "it is waited for once"
+
+
 @pytest.mark.parametrize("told", ["by its addresses", "by its disk"])
 def test_another_container_of_its_name_keeps_nothing_frozen(there: There, monkeypatch: pytest.MonkeyPatch,
                                                             told: str) -> None:
@@ -129,6 +248,21 @@ def test_what_nothing_tells_of_is_not_given_up_while_it_runs(there: There, monke
     monkeypatch.setattr(lxc, "container_processes", lambda _: [])
     asked(there, by_force=True)
     assert str(there.migration.state) == "finished"
+
+
+def test_another_container_in_a_plain_folder_keeps_nothing_frozen(there: There,
+                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    """That is nothing which lxc-copy -R would have made, nor anything brought here."""
+    def ancestors(path: Path) -> Iterator[str]:
+        raise NotBtrfs(path=path)
+
+    put(there, monkeypatch, "web", ITS)
+    (there.layout.container / "config").write_text("lxc.uts.name = web\n")
+    (there.layout.rootfs / "uuid").unlink()
+    monkeypatch.setattr(roots, "is_on_btrfs", lambda _: False)
+    monkeypatch.setattr(subvolume_uuids, "ancestors", ancestors)
+    asked(there, by_force=True)
+    assert str(there.migration.state) == "finished" and there.migration.detail["given_way"]
 
 
 @pytest.mark.parametrize("its", [True, False])
