@@ -27,6 +27,7 @@ from migrator import (
     lxc_disk,
     no_memory,
     restore,
+    second_start,
     standing,
 )
 from migrator.errors import ContainerNotFound, CopyNotEnded, GoneThere, JournalBroken, MigratorError, WordOver
@@ -153,8 +154,8 @@ def stands_fenced(migration: Migration) -> bool:
 
 
 def lives(layout: Layout, rootfs: Path) -> bool:
-    """Whether what is in its place does, whatever LXC says."""
-    return lxc.runs_in(layout.name, rootfs) or left_running.lives_elsewhere(layout)
+    """Whether a start of what is in its place does, whatever LXC says. Who only looks into it (chroot) is none."""
+    return second_start.on_disk(layout.name, layout.lxcpath, rootfs) is not None
 
 
 def seems_fenced(migration: Migration) -> bool:

@@ -204,7 +204,7 @@ def test_one_that_has_ended_is_let_alone(here: Migration, monkeypatch: pytest.Mo
 BESIDE = ["a copy, or another container with its address", "who looks into it"]
 
 
-@pytest.fixture(params=BESIDE[:1])
+@pytest.fixture(params=BESIDE)
 def beside(request: pytest.FixtureRequest, here: Migration, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The root file system is this host's, for what lives in there."""
     monkeypatch.setattr(lxc, "Container", lambda *_, **__: SimpleNamespace(state="STOPPED", rootfs=Path("/")))
