@@ -238,6 +238,9 @@ def _complete_restored(args: argparse.Namespace, migration: Migration) -> Result
         if container_config.is_superseded(layout.container) and not ask_source.has_word(args, migration, found):
             raise two_copies.of(migration)  # the source has said so before
         container_config.unfence(layout.container, migration.id)
+    if found is State.FINISHED:  # which this host has confirmed, and its journal is older than that
+        finish.end_here(migration)
+        return _result(migration, f"{migration.peer} has finished. {aftermath.where(migration)}")
     return None
 
 

@@ -278,3 +278,22 @@ def test_a_start_that_lxc_has_lost_still_runs(here: Migration, monkeypatch: pyte
         with pytest.raises(TwoCopies) as error:
             heal._on_destination(ARGS, here)
         assert f"kill -9 {pid}" in error.value.hint and fence(here) == ID and here.state is State.RESTORED
+
+
+# --- the source has finished, and the journal here is an older one --------------------------------------------
+
+
+@pytest.mark.parametrize("state", ["STOPPED", "RUNNING"])
+def test_what_the_source_has_finished_ends_here_too(here: Migration, monkeypatch: pytest.MonkeyPatch,
+                                                    state: str) -> None:
+    lxc_says(monkeypatch, state)
+    the_source(monkeypatch, State.FINISHED)
+    monkeypatch.setattr(heal, "Journal", lambda _: contextlib.nullcontext(here.journal))
+    monkeypatch.setattr(heal, "locked_for", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(ask_source, "_run_on_source", lambda *_: pytest.fail("it is told to go on"))
+    monkeypatch.setattr(identity, "rootfs_uuid", lambda _: "")
+    monkeypatch.setattr(finish, "drop_way_back", lambda _: None)
+    text = heal.one(ARGS, "web", here.lxcpath).text
+    again = here.journal.by_id(here.id, here.role)
+    assert again and again.state is State.FINISHED and not again.detail.get("given_way")
+    assert ("Start it with: lxc-start" in text) is (state == "STOPPED")
