@@ -21,6 +21,7 @@ from migrator import (
     lxc_disk,
     no_memory,
     remains,
+    second_start,
     standing,
 )
 from migrator.errors import ContainerNotFound, DiskAway, MigratorError, StoppedThere
@@ -240,7 +241,7 @@ def _on_destination(migration: Migration) -> str:
         with contextlib.suppress(MigratorError):
             if lxc.Container(migration.name, migration.lxcpath).state == "STOPPED":
                 layout = Layout(migration.lxcpath, migration.name, migration.id)
-                if lxc.runs_in(migration.name, layout.rootfs):
+                if second_start.on_disk(migration.name, migration.lxcpath, layout.rootfs) is not None:
                     return ("It has run here, and processes of it live on, though LXC does not know of it any more: its"
                             " monitor has ended. Start no second one.")
                 fenced = identity.whose(layout).may_go

@@ -136,6 +136,15 @@ def is_start(pid: int) -> bool:
     return False
 
 
+def is_visitor(pid: int) -> bool:
+    """Whether it lives in this host's mount namespace, as nothing that runs in a container does: an administrator who
+    looks around, by chroot or arch-chroot.
+    """
+    with contextlib.suppress(OSError):  # it has ended
+        return _id(f"/proc/{pid}/ns/mnt") == _id("/proc/self/ns/mnt")
+    return False
+
+
 def _is_beside(pid: int, root: roots.Root, inside: tuple[int, int], frozen: Frozen) -> bool:
     """It has that root by a mount of its own, and not by a descriptor, as a user in there can hand one to the root of
     another container. Unless the frozen one has called chroot(2): then neither has it so. Or it `is_called_so`.

@@ -25,7 +25,6 @@ from migrator import (
     plan,
     standing,
 )
-from migrator.advice import this_host
 from migrator.cli import Result
 from migrator.errors import (
     ContainerNotFound,
@@ -34,7 +33,6 @@ from migrator.errors import (
     NoMigration,
     NotKnownThere,
     SourceStateUnknown,
-    TwoCopies,
     as_ours,
     outcome,
 )
@@ -54,6 +52,7 @@ from stages import (
     rollback,
     settling,
     stopped_here,
+    two_copies,
 )
 from stages.drive import Drive, locked_for
 from tunnel.errors import DocumentedError
@@ -214,21 +213,18 @@ def _complete_restored(args: argparse.Namespace, migration: Migration) -> Result
     else:
         found = ask_source.state_of_source(args, migration, stopped_here.is_stopped(migration))
         taken_back = found in healing.TAKEN_BACK
-    two_copies = TwoCopies(name=migration.name, there=migration.name, destination=this_host(), source=migration.peer,
-                           lxcpath=migration.lxcpath)
     if taken_back:
-        if settling.is_at_work(migration):
-            raise two_copies
+        if defined and lxc.Container(migration.name, migration.lxcpath).state != "STOPPED":
+            raise two_copies.of(migration)  # by LXC's word: beside what it has lost it would start another
         message = (f"{migration.name} runs on {migration.peer} again. {container_config.SUPERSEDED} "
                    f"{migration.name}")
         if defined and layout.is_own_rootfs():  # else it has been destroyed here, or none can be started
             if standing.fence_anew(migration, config, message):  # and gives way once nobody can start it
                 autostart.refuse(migration, "resume", advice.command("resume", migration))
-            if settling.is_at_work(migration):  # before the fence stood
-                raise two_copies
         elif defined:  # what has a fence may be removed, and that is not ours to say of this
             log.warning(f"What stands in the place of {migration.name} may be a copy of it that somebody has made here:"
                         f" it is not fenced. Do not start it: {migration.name} runs on {migration.peer}")
+        two_copies.refuse(migration)  # last: a copy by another name keeps nothing from being fenced
         finish.give_way(migration)
         ask_source.state_of_source(args, migration)  # which tells it
         return _result(migration, f"{message}.")
@@ -240,8 +236,11 @@ def _complete_restored(args: argparse.Namespace, migration: Migration) -> Result
     elif fenced and lxc.Container(migration.name, migration.lxcpath).state != "STOPPED":
         # By LXC's word: who looks into its root file system (chroot) would pass for it.
         if container_config.is_superseded(layout.container) and not ask_source.has_word(args, migration, found):
-            raise two_copies  # the source has said so before
+            raise two_copies.of(migration)  # the source has said so before
         container_config.unfence(layout.container, migration.id)
+    if found is State.FINISHED:  # which this host has confirmed, and its journal is older than that
+        finish.end_here(migration)
+        return _result(migration, f"{migration.peer} has finished. {aftermath.where(migration)}")
     return None
 
 

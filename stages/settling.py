@@ -27,6 +27,7 @@ from migrator import (
     lxc_disk,
     no_memory,
     restore,
+    second_start,
     standing,
 )
 from migrator.errors import ContainerNotFound, CopyNotEnded, GoneThere, JournalBroken, MigratorError, WordOver
@@ -115,12 +116,11 @@ def lives_on(layout: Layout) -> bool:
 
 
 def is_at_work(migration: Migration) -> bool:
-    """Whether anything of what has run here runs, by LXC's word too where it is in its place; if without its monitor.
-    What has another container in its place may do so elsewhere. Raises DiskAway.
+    """Whether what is in its place runs, by LXC's word, or as a start of its that LXC has lost.
+
+    Nothing that runs beside it makes up for that: no copy of it, none with its addresses. Raises DiskAway.
     """
     layout = Layout(migration.lxcpath, migration.name, migration.id)
-    if lives_on(layout) or renamed.living(migration, layout):
-        return True
     if lxc_disk.is_removed(layout):
         return left_running.lives_elsewhere(layout)
     if has_left(migration):
@@ -154,8 +154,8 @@ def stands_fenced(migration: Migration) -> bool:
 
 
 def lives(layout: Layout, rootfs: Path) -> bool:
-    """Whether what is in its place does, whatever LXC says."""
-    return lxc.runs_in(layout.name, rootfs) or left_running.lives_elsewhere(layout)
+    """Whether a start of what is in its place does, whatever LXC says. Who only looks into it (chroot) is none."""
+    return second_start.on_disk(layout.name, layout.lxcpath, rootfs) is not None
 
 
 def seems_fenced(migration: Migration) -> bool:

@@ -112,6 +112,7 @@ def test_a_copy_gives_way_once_that_has_ended(journal: Journal, boot: Boot, monk
     (folder / "config").write_text("lxc.start.auto = 1\n")
     for module, name, said in ((ask_source, "state_of_source", State.ROLLED_BACK), (settling, "has_left", False),
                                (settling, "stands_stopped", False), (settling, "is_at_work", False),
+                               (lxc, "Container", argparse.Namespace(state="STOPPED")),
                                (lxc_disk, "is_removed", False), (Layout, "is_own_rootfs", True),
                                (finish, "drop_way_back", None)):
         monkeypatch.setattr(module, name, lambda *_, said=said: said)
@@ -129,13 +130,7 @@ def test_a_copy_gives_way_once_that_has_ended(journal: Journal, boot: Boot, monk
     with pytest.raises(OutOfOrder, match=f"process {PID}"):
         heal._complete_restored(args, migration)
     boot.under_way = False
-    begun: list[str] = []  # and at its end it has started this one, once it was looked at first
-
-    def is_at_work(_: Migration) -> bool:
-        begun.append("by autostart")
-        return len(begun) > 1
-
-    monkeypatch.setattr(settling, "is_at_work", is_at_work)
+    monkeypatch.setattr(settling, "is_at_work", lambda _: True)  # and at its end it has started this one
     with pytest.raises(TwoCopies):
         heal._complete_restored(args, migration)
     monkeypatch.setattr(ask_source, "state_of_source", lambda *_: State.DUMPED)  # from its journal before that
@@ -147,6 +142,7 @@ def test_a_copy_gives_way_once_that_has_ended(journal: Journal, boot: Boot, monk
     assert container_config.fence_of((folder / "config").read_text()) == migration.id, "nor is its fence taken away"
     monkeypatch.setattr(ask_source, "state_of_source", lambda *_: State.ROLLED_BACK)
     monkeypatch.setattr(settling, "is_at_work", lambda _: False)
+    monkeypatch.setattr(lxc, "Container", lambda *_: argparse.Namespace(state="STOPPED"))
     heal._complete_restored(args, migration)
     assert str(migration.state) == "finished" and migration.detail["given_way"]
 

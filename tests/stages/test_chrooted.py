@@ -44,6 +44,7 @@ def guest(restoring: Migration, container: Container, acts: list[str],
         monkeypatch.setattr(Layout, "own_snapshots", lambda _: [here.snapshot(1)])
         monkeypatch.setattr(roots, "at", lambda path: roots.Root(7, INSIDE if path == root else OWN))
         monkeypatch.setattr(roots, "is_on_btrfs", lambda *_: True)
+        monkeypatch.setattr(roots, "is_top_of_own_mount", lambda _: False)
         monkeypatch.setattr(lxc, "container_processes", lambda _: found[1:])
         monkeypatch.setattr(lxc, "processes", lambda _: found[1:])
         monkeypatch.setattr(no_memory, "_starting", lambda _: [])

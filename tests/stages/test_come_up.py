@@ -22,6 +22,7 @@ from migrator import (
     lxc,
     lxc_disk,
     no_memory,
+    second_start,
     subvolume_uuids,
 )
 from migrator.errors import AlreadyRuns, CommandTimeout, CopyNotEnded
@@ -88,6 +89,7 @@ def guest(restoring: Migration, container: Container, acts: list[str],
         monkeypatch.setattr(lxc, "processes", lambda _: lxc.container_processes(""))
         monkeypatch.setattr(lxc, "runs_in", lambda name, rootfs: (
             (name, rootfs) == ("web", layout_of(restoring).rootfs) and made.poll() is None))
+        monkeypatch.setattr(second_start, "is_on", lambda pid, rootfs: rootfs == layout_of(restoring).rootfs)
         monkeypatch.setattr(Layout, "is_own", lambda here, path: (
             path == here.rootfs or (path == Path(f"/proc/{made.pid}/root") and made.poll() is None)))
         yield made

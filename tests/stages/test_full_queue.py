@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from migrator import aftermath, ending, lxc, monitor_socket, no_memory
+from migrator import aftermath, ending, lxc, monitor_socket, no_memory, second_start
 from migrator.errors import AlreadyRuns, CommandTimeout
 from migrator.identity import Whose
 from migrator.journal import Journal, Migration
@@ -73,7 +73,7 @@ def test_the_processes_tell_what_stands_fenced(owned: Migration, monkeypatch: py
     owned.move(Event.RESTORE)
     owned.move(Event.RESTORED)
     monkeypatch.setattr("migrator.identity.whose", lambda _: Whose.OURS)
-    monkeypatch.setattr(lxc, "runs_in", lambda *_: lives)
+    monkeypatch.setattr(second_start, "on_disk", lambda *_: 4711 if lives else None)
     assert settling.stands_fenced(owned) is not lives
 
 

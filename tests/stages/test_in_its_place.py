@@ -13,7 +13,7 @@ from migrator.errors import AlreadyRuns, GoneThere, NotBtrfs, TwoCopies
 from migrator.journal import Migration
 from migrator.layout import Layout
 from migrator.states import Event, State
-from stages import abandon, ask_source, finish, force, heal, settling
+from stages import abandon, ask_source, finish, force, heal, left_running, settling
 from tests.stages.test_removed_there import asked, no_lxc, there
 from tests.stages.test_settling import ID, restoring
 
@@ -93,7 +93,8 @@ def test_a_snapshot_of_it_is_still_it(replaced: Migration, monkeypatch: pytest.M
 def test_what_may_be_it_has_not_left(replaced: Migration, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     monkeypatch.setattr(ask_source, "state_of_source", lambda *_: State.ROLLED_BACK)
     if how == "runs elsewhere":  # its folder was renamed
-        monkeypatch.setattr(settling, "lives_on", lambda _: True)
+        monkeypatch.setattr(lxc, "container_processes", lambda _: [4711])
+        monkeypatch.setattr(left_running, "lives_in_own", lambda *_: True)
     elif how == "its own":
         monkeypatch.setattr(Layout, "is_own_rootfs", lambda _: True)
     elif how == "fenced":

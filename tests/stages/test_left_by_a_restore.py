@@ -10,7 +10,19 @@ from typing import Any, cast
 
 import pytest
 
-from migrator import clock, container_config, criu, identity, left_cgroups, let_run, lxc, network, no_memory, restore
+from migrator import (
+    clock,
+    container_config,
+    criu,
+    identity,
+    left_cgroups,
+    let_run,
+    lxc,
+    network,
+    no_memory,
+    restore,
+    second_start,
+)
 from migrator.errors import (
     AlreadyRuns,
     ContainerExists,
@@ -265,7 +277,8 @@ def test_what_lives_on_without_its_monitor_does_not_stand(restoring: Migration, 
     """LXC says that it is stopped: it was told to be started, beside the one that runs."""
     defined(restoring)
     monkeypatch.setattr(identity, "whose", lambda _: Whose.OURS)
-    monkeypatch.setattr(lxc, "runs_in", lambda name, rootfs: (name, rootfs) == ("web", layout_of(restoring).rootfs))
+    monkeypatch.setattr(lxc, "container_processes", lambda _: [4711])
+    monkeypatch.setattr(second_start, "is_on", lambda pid, rootfs: (pid, rootfs) == (4711, layout_of(restoring).rootfs))
     restoring.state, container.states = State.RESTORED, ["STOPPED"]
     assert not settling.stands_fenced(restoring)
 
@@ -297,7 +310,7 @@ def test_it_gives_way_only_where_nothing_of_it_runs(restoring: Migration, contai
     for name in ("config", "rootfs"):
         attribute = "config_file" if name == "config" else name
         monkeypatch.setattr(container, attribute, container.folder / name, raising=False)
-    monkeypatch.setattr(lxc, "runs_in", lambda *_: lives)
+    monkeypatch.setattr(second_start, "on_disk", lambda *_: 4711 if lives else None)
     monkeypatch.setattr(settling, "stands_fenced", lambda _: False)
     monkeypatch.setattr(ask_source, "state_of_source", lambda *_: State.ROLLED_BACK)
     monkeypatch.setattr(finish, "drop_way_back", lambda _: acts.append("gave way"))
@@ -308,6 +321,8 @@ def test_it_gives_way_only_where_nothing_of_it_runs(restoring: Migration, contai
     else:
         assert heal._complete_restored(argparse.Namespace(), restoring)
     assert ("gave way" in acts) is not two and (str(restoring.state) == "finished") is not two
+    superseded = container_config.is_superseded(restoring.lxcpath / "web")
+    assert superseded is (state == "STOPPED"), "LXC would start another beside what it has lost"
 
 
 def test_it_goes_on_in_its_time(restoring: Migration, container: Container, acts: list[str],

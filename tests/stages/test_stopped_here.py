@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from migrator import aftermath, cli, identity, lxc, lxc_disk
+from migrator import aftermath, cli, container_config, identity, lxc, lxc_disk
 from migrator.cli import Result
 from migrator.errors import (
     AlreadyRuns,
@@ -23,7 +25,8 @@ from migrator.errors import (
 from migrator.identity import Whose
 from migrator.journal import Migration
 from migrator.states import Event, State
-from stages import abandon, ask_source, finish, force, heal, restore_dump, stopped_here
+from stages import abandon, ask_source, finish, force, heal, left_running, renamed, restore_dump, settling, stopped_here
+from tests.stages.test_second_start import PIDS, SLEEP, START, lives
 from tests.stages.test_settling import ID, acts, restoring
 
 __all__ = ["acts", "restoring"]
@@ -194,3 +197,103 @@ def test_one_that_has_ended_is_let_alone(here: Migration, monkeypatch: pytest.Mo
     here.move(Event.FINISHED)
     assert not stopped_here.is_stopped(here) and not aftermath.note(here)
     assert "has ended" in heal._on_destination(ARGS, here).text
+
+
+# --- what runs beside it --------------------------------------------------------------------------------------
+
+BESIDE = ["a copy, or another container with its address", "who looks into it"]
+
+
+@pytest.fixture(params=BESIDE)
+def beside(request: pytest.FixtureRequest, here: Migration, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The root file system is this host's, for what lives in there."""
+    monkeypatch.setattr(lxc, "Container", lambda *_, **__: SimpleNamespace(state="STOPPED", rootfs=Path("/")))
+    if request.param == BESIDE[0]:
+        monkeypatch.setattr(renamed, "living", lambda *_: [4711])
+        yield request.param
+    else:
+        with looked_into(monkeypatch, *PIDS, *SLEEP):  # as arch-chroot has one do it
+            yield request.param
+
+
+@contextlib.contextmanager
+def looked_into(patch: pytest.MonkeyPatch, *command: str) -> Iterator[int]:
+    with lives(*command) as found:
+        patch.setattr(lxc, "container_processes", lambda _: found[1:])
+        patch.setattr(lxc, "runs_in", lambda *_: True)
+        patch.setattr(left_running, "lives_in_own", lambda *_: True)
+        yield found[1]
+
+
+@pytest.mark.parametrize("fenced", [True, False])
+def test_nothing_beside_it_makes_it_run(here: Migration, acts: list[str], beside: str, fenced: bool,
+                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    if fenced:
+        monkeypatch.setattr(identity, "whose", lambda _: Whose.OURS)
+        assert settling.stands_fenced(here)
+    assert stopped_here.is_stopped(here)
+    with pytest.raises(OutOfOrder, match="was stopped here, and hosta may run it again"):
+        force.finish_alone(here, ID, lambda: pytest.fail("the source is asked"))
+    with pytest.raises(OutOfOrder, match="was stopped since"):
+        typed(here, monkeypatch)
+    with pytest.raises(AlreadyRuns) as error:
+        abandon.give_up_here(here)
+    assert RESUME in error.value.hint
+    note = aftermath.note(here)
+    assert RESUME in note and "live on" not in note
+    the_source(monkeypatch, LOST)
+    monkeypatch.setattr(ask_source, "_asked", lambda *_, **__: ask_source.ask(ARGS, here))
+    with pytest.raises(SourceNeeded):
+        heal._on_destination(ARGS, here)
+    monkeypatch.setattr(force, "is_silence", lambda _: True)
+    assert "runs here" in typed(here, monkeypatch, force=ID) and acts == ["started", "unfenced"]
+
+
+def test_it_is_fenced_whatever_runs_beside_it(here: Migration, beside: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And does not give way while a copy of it runs, which is named: there is nothing to stop by its own name."""
+    the_source(monkeypatch, State.ROLLED_BACK)
+    monkeypatch.setattr(finish, "drop_way_back", lambda _: None)
+    if beside == BESIDE[0]:
+        for _ in range(2):
+            with pytest.raises(TwoCopies) as error:
+                heal._on_destination(ARGS, here)
+            assert "type there: kill -9 4711, once you have seen" in error.value.hint and RESUME in error.value.hint
+            assert here.state is State.RESTORED and fence(here) == ID
+        monkeypatch.setattr(renamed, "living", lambda *_: [])
+    heal._on_destination(ARGS, here)
+    assert str(here.state) == "finished" and here.detail["given_way"] and fence(here) == ID
+
+
+def fence(migration: Migration) -> str:
+    return container_config.fence_of((migration.lxcpath / "web" / "config").read_text())
+
+
+def test_a_start_that_lxc_has_lost_still_runs(here: Migration, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its monitor was killed. The fence keeps LXC from starting another beside it."""
+    monkeypatch.setattr(lxc, "Container", lambda *_, **__: SimpleNamespace(state="STOPPED", rootfs=Path("/"),
+                                                                          init_pid=-1))
+    the_source(monkeypatch, State.ROLLED_BACK)
+    with looked_into(monkeypatch, *START, *SLEEP) as pid:
+        assert settling.is_at_work(here) and not stopped_here.is_stopped(here)
+        with pytest.raises(TwoCopies) as error:
+            heal._on_destination(ARGS, here)
+        assert f"kill -9 {pid}" in error.value.hint and fence(here) == ID and here.state is State.RESTORED
+
+
+# --- the source has finished, and the journal here is an older one --------------------------------------------
+
+
+@pytest.mark.parametrize("state", ["STOPPED", "RUNNING"])
+def test_what_the_source_has_finished_ends_here_too(here: Migration, monkeypatch: pytest.MonkeyPatch,
+                                                    state: str) -> None:
+    lxc_says(monkeypatch, state)
+    the_source(monkeypatch, State.FINISHED)
+    monkeypatch.setattr(heal, "Journal", lambda _: contextlib.nullcontext(here.journal))
+    monkeypatch.setattr(heal, "locked_for", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(ask_source, "_run_on_source", lambda *_: pytest.fail("it is told to go on"))
+    monkeypatch.setattr(identity, "rootfs_uuid", lambda _: "")
+    monkeypatch.setattr(finish, "drop_way_back", lambda _: None)
+    text = heal.one(ARGS, "web", here.lxcpath).text
+    again = here.journal.by_id(here.id, here.role)
+    assert again and again.state is State.FINISHED and not again.detail.get("given_way")
+    assert ("Start it with: lxc-start" in text) is (state == "STOPPED")

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from migrator import aftermath, cli, clock, container_config, identity, let_run, lxc, lxc_disk
+from migrator import aftermath, cli, clock, container_config, identity, let_run, lxc, lxc_disk, second_start
 from migrator.errors import (
     BackThere,
     ContainerNotFound,
@@ -178,7 +178,7 @@ def test_what_runs_or_is_another_one_has_not_stopped(restoring: Migration, acts:
     elif what == "runs":
         monkeypatch.setattr(lxc, "Container", lambda *_: SimpleNamespace(state="RUNNING", rootfs="/nowhere"))
     else:
-        monkeypatch.setattr(lxc, "runs_in", lambda *_: True)
+        monkeypatch.setattr(second_start, "on_disk", lambda *_: 4711)
     settling.refuse_stopped(restoring)
 
 

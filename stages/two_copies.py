@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the destination says where its source runs the container again, and something of it runs here too."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+
+from migrator import advice, lxc, roots, second_start
+from migrator.advice import this_host
+from migrator.errors import MigratorError, TwoCopies
+from migrator.journal import Migration
+from migrator.layout import Layout
+from stages import renamed, settling
+
+
+def of(migration: Migration) -> TwoCopies:
+    return TwoCopies(name=migration.name, there=migration.name, destination=this_host(), source=migration.peer,
+                     lxcpath=migration.lxcpath)
+
+
+def refuse(migration: Migration) -> None:
+    """Raises TwoCopies where anything of it runs by now: started right before its fence stood, lost by LXC, a copy of
+    its disk by another name, or with its addresses. Who only looks into its root file system is none.
+
+    It names what runs: what is in its place may well be stopped, and there is nothing to be stopped by its name.
+    """
+    found = [pid for pid in renamed.living(migration, Layout(migration.lxcpath, migration.name, migration.id))
+             if not second_start.is_visitor(pid)]
+    error = of(migration)
+    if found:
+        error.instead = (f"Keep one of them. To give up what runs on {this_host()}, type there:"
+                         f" {_end(migration, found)} -- and then: {advice.command('resume', migration)}")
+    if found or settling.is_at_work(migration):
+        raise error
+
+
+def _end(migration: Migration, pids: list[int]) -> str:
+    """By its name only where LXC knows it by that."""
+    for pid in pids:
+        with contextlib.suppress(MigratorError, OSError, ValueError):
+            cgroup = lxc.payload_cgroup(os.fsdecode((roots.PROC / f"{pid}/cgroup").read_bytes()))
+            container = lxc.Container(cgroup.name.removeprefix("lxc.payload."), migration.lxcpath)
+            if container.init_pid in pids:
+                return shlex.join(["lxc-stop", "-k", "-P", str(migration.lxcpath), container.name])
+    first = next((pid for pid in pids if second_start.is_start(pid)), None)
+    which = pids if first is None else [first]
+    return f"kill -9 {' '.join(map(str, which))}, once you have seen what that is"

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How what runs on the destination comes to its end, where its source runs it again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from migrator import lxc, roots
+from migrator.errors import ContainerNotFound, TwoCopies
+from migrator.journal import Migration
+from stages import renamed, two_copies
+from tests.stages.test_second_start import SLEEP, START, lives
+from tests.stages.test_stopped_here import acts, here, restoring
+
+__all__ = ["acts", "here", "restoring"]
+
+
+@pytest.mark.parametrize(("init", "end"), [(4711, "lxc-stop -k -P {} c2 -- and then: migrator resume web"),
+                                           (1, "kill -9 4711 4712, once you have seen what that is -- and")])
+def test_it_is_stopped_by_its_own_name_where_that_is_it(here: Migration, tmp_path: Path,
+                                                        monkeypatch: pytest.MonkeyPatch, init: int, end: str) -> None:
+    """And not another one of that name."""
+    monkeypatch.setattr(roots, "PROC", tmp_path)
+    (tmp_path / "4711").mkdir()
+    (tmp_path / "4711/cgroup").write_text("0::/lxc.payload.c2/init.scope\n")
+    monkeypatch.setattr(renamed, "living", lambda *_: [4711, 4712])
+    monkeypatch.setattr(lxc, "Container", lambda name, _: SimpleNamespace(name=name, init_pid=init))
+    with pytest.raises(TwoCopies) as error:
+        two_copies.refuse(here)
+    assert f"type there: {end.format(here.lxcpath)}" in error.value.hint
+
+
+def test_else_its_first_process_is_named(here: Migration, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All others go with it."""
+    def unknown(name: str, lxcpath: Path) -> None:
+        raise ContainerNotFound(name=name, lxcpath=lxcpath)
+
+    monkeypatch.setattr(lxc, "Container", unknown)
+    with lives(*START, *SLEEP) as found:
+        monkeypatch.setattr(renamed, "living", lambda *_: [4711, found[1]])
+        with pytest.raises(TwoCopies, match="it has run on") as error:
+            two_copies.refuse(here)
+        assert f"kill -9 {found[1]}, once" in error.value.hint
