@@ -243,9 +243,10 @@ def test_what_cannot_be_told_is_not_anothers(tmp_path: Path, bind: Bind, monkeyp
 def test_nothing_of_it_stays_open(tmp_path: Path, bind: Bind) -> None:
     bind(monitor_socket.address("c2", tmp_path))
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW), socket.socket(socket.AF_UNIX):  # which others have, too
-        before = sorted(Path("/proc/self/fd").iterdir())
+        before = set(Path("/proc/self/fd").iterdir())
         assert monitor_socket.is_anothers(os.getpid(), "c1", tmp_path)
-        assert sorted(Path("/proc/self/fd").iterdir()) == before
+        # What another test has left open may be closed meanwhile, when its memory is collected.
+        assert set(Path("/proc/self/fd").iterdir()) <= before
 
 
 # --- an LXC path on a file server -----------------------------------------------------------------------------
