@@ -43,13 +43,15 @@ def text(config: Config, roots: Iterable[Path], images: Path, *, trusted: bool,
         if entry.bind and entry.source.startswith("/"):
             word = ALL if any(option.startswith("rbind") for option in entry.options) else BELOW
             lines.append(_line(word, "ro" if "ro" in entry.options else "rw", real(entry.source)))
-    for path in sorted(images.glob("mountpoints-*.img")):
-        for numbers, strings in _entries(limited.read(path, LIMIT)):
-            key, source = strings.get(_KEY, ""), strings.get(_SOURCE, "")
-            if not key and (type_ := _TYPES.get(numbers.get(_TYPE, 0))):
-                lines.append(_line(OWN, type_, strings.get(_TARGET, "").removeprefix(".")))
-            elif key == _BY_PATH and trusted and source.startswith("/"):
-                lines.append(_line(JUST, "ro" if numbers.get(_FLAGS, 0) & _READ_ONLY else "rw", source))
+    entries = [entry for path in sorted(images.glob("mountpoints-*.img"))
+               for entry in _entries(limited.read(path, LIMIT))]
+    covered = {strings.get(_TARGET, "") for _, strings in entries if strings.get(_KEY)}
+    for numbers, strings in entries:
+        key, source, target = (strings.get(number, "") for number in (_KEY, _SOURCE, _TARGET))
+        if not key and target not in covered and (type_ := _TYPES.get(numbers.get(_TYPE, 0))):
+            lines.append(_line(OWN, type_, target.removeprefix(".")))  # else what was bound there could be the host's
+        elif key == _BY_PATH and trusted and source.startswith("/"):
+            lines.append(_line(JUST, "ro" if numbers.get(_FLAGS, 0) & _READ_ONLY else "rw", source))
     return "".join(dict.fromkeys(lines))
 
 

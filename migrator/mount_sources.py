@@ -51,6 +51,7 @@ class Host:
     def __init__(self, mountinfo: str, plan: str) -> None:
         self.mounts = parsed(mountinfo)
         self.devices = {mount.device for mount in self.mounts}
+        self.procs = {mount.device for mount in self.mounts if mount.type == "proc"}  # one for each pid namespace
         self._on: dict[str, list[Mount]] = {}
         for mount in self.mounts:
             if mount.id != mount.parent:
@@ -93,7 +94,7 @@ class Host:
         """
         if mount.device not in self.devices:
             return mount.type in self.new
-        if (mount.type, mount.target) in self.own:
+        if (mount.type, mount.target) in self.own and mount.device not in self.procs:
             return True
         return any(device == mount.device and (mount.read_only or not read_only)
                    and (mount.root == root if word == JUST else is_below(mount.root, root))
@@ -139,17 +140,19 @@ def elsewhere(own: Iterable[int], proc: str = "/proc", pid: int = 0) -> set[str]
     `own` processes, nor CRIU, which has begun us, and has mounted for it what is to be its own, with what else it has
     begun. `pid` is ours.
     """
-    parents = {}
-    for name in filter(str.isdecimal, os.listdir(proc)):
+    parents, names = {}, {}
+    for word in filter(str.isdecimal, os.listdir(proc)):
         try:
-            parents[int(name)] = int(_read(f"{proc}/{name}/stat").rpartition(")")[2].split()[1])
+            name, _, rest = _read(f"{proc}/{word}/stat").partition("(")[2].rpartition(")")
         except OSError:  # it has ended
             continue
-    ours, pid = set(), pid or os.getpid()
+        parents[int(word)], names[int(word)] = int(rest.split()[1]), name
+    ours, pid = [], pid or os.getpid()
     while pid > 1 and pid not in ours:
-        ours.add(pid)
+        ours.append(pid)
         pid = parents.get(pid, 0)
-    its = [*own, *ours, *(pid for pid, parent in parents.items() if parent in ours)]
+    began = [pid for pid in ours if names.get(pid) == "criu"] or ours
+    its = [*own, *ours, *(pid for pid, parent in parents.items() if parent in began)]
     known, found = set(), set()
     for pid in [*its, *(parents.keys() - set(its))]:
         try:

@@ -64,8 +64,9 @@ def test_what_is_the_containers_own() -> None:
     assert may("new tmpfs -", "0:99", "/", type_="tmpfs"), "this host has not mounted it"
     assert not may("new tmpfs -", "0:4", "net:[4026531840]", type_="nsfs"), "a link to /proc/1/ns/net"
     assert not may("new tmpfs -\nnew proc -", "0:5", "/", type_="proc")
-    assert may("own proc /mnt", "0:5", "/sys", type_="proc")
-    assert not may("own proc /proc", "0:5", "/", type_="proc"), "the host's"
+    assert may("own devpts /mnt", "0:7", "/sys", type_="devpts")
+    assert not may("own devpts /dev/pts", "0:7", "/", type_="devpts"), "the host's"
+    assert not may("own proc /mnt", "0:5", "/", type_="proc"), "the host's, as each pid namespace has one of its own"
     assert not may("own sysfs /mnt", "0:5", "/", type_="proc"), "CRIU has made something else there"
 
 
@@ -117,7 +118,7 @@ if not (child := os.fork()):
 os.read(ready, 1)
 def look(plan):
     here = mount_sources.parsed(open("/proc/self/mountinfo").read())
-    everything = "".join(f"own {mount.type} {mount.target}\\n" for mount in here)
+    everything = "".join(f"own {mount.type} {mount.target}\\n" for mount in here) + "all rw /proc\\n"
     before = os.readlink("/proc/self/ns/mnt")
     try:
         mount_sources.require(everything + plan, [child, 2 ** 22 + 1], [])
@@ -141,16 +142,19 @@ def test_what_is_mounted_counts(tmp_path: Path, how: str) -> None:
 
 
 def test_what_other_mount_namespaces_have_is_not_its_own(tmp_path: Path) -> None:
-    """CRIU, 20, has begun us, 21, the container, 30, and a helper, 22; 31 is in the container, 40 and 41 are not."""
-    tree = {1: (0, "host"), 20: (1, "host"), 21: (20, "host"), 22: (20, "criu"), 30: (20, "its"), 31: (1, "its"),
-            40: (1, "service"), 41: (40, "service")}
+    """CRIU, 20, has begun us, 21, the container, 30, and a helper, 22; 31 is in the container, 40 and 41 are not.
+
+    Nor is 11, which the shell that all was typed in, 10, has begun in yet another namespace.
+    """
+    tree = {1: (0, "host"), 10: (1, "host"), 11: (10, "entered"), 20: (10, "host"), 21: (20, "host"), 22: (20, "criu"),
+            30: (20, "its"), 31: (1, "its"), 40: (1, "service"), 41: (40, "service")}
     for pid, (parent, namespace) in tree.items():
         (tmp_path / f"{pid}/ns").mkdir(parents=True)
-        (tmp_path / f"{pid}/stat").write_text(f"{pid} (a) b) S {parent} 7 7 0")
+        (tmp_path / f"{pid}/stat").write_text(f"{pid} ({'criu' if pid == 20 else 'a) b'}) S {parent} 7 7 0")
         (tmp_path / f"{pid}/ns/mnt").symlink_to(f"mnt:[{namespace}]")
         (tmp_path / f"{pid}/mountinfo").write_text(f"20 1 {namespace} / / rw - tmpfs tmpfs rw\n")
-    assert elsewhere([30], str(tmp_path), 21) == {"service"}
-    assert elsewhere([], str(tmp_path), 41) == {"host", "criu", "its"}, "as seen by the service"
+    assert elsewhere([30], str(tmp_path), 21) == {"service", "entered"}
+    assert elsewhere([], str(tmp_path), 41) == {"host", "criu", "its", "entered"}, "as seen by the service"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
