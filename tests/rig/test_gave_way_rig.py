@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.rig.fault_steps import PAUSES, hooked
 from tests.rig.harness import Rig, wait_for
 from tests.rig.test_failures import UNKNOWN, failed, frozen
@@ -15,6 +17,7 @@ def renamed_there(rig: Rig, name: str, new_name: str) -> None:
     rig.sh("hostb", f"lxc-copy -R -P /pool -n {name} -N {new_name}")
 
 
+@pytest.mark.nightly  # tests/stages/test_gave_way.py has it without hosts
 def test_what_is_renamed_back_is_not_given_back(rig: Rig, guest: str) -> None:
     dumped(rig)
     rig.migrator("hostb", "restore-dump", "c1").expect(0)

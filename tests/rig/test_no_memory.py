@@ -171,7 +171,7 @@ def later(rig: Rig, host: str) -> Iterator[None]:
         rig.exec(host, "umount", "/proc/uptime")
 
 
-@pytest.mark.parametrize("hook", ["pre-start", "pre-mount"])
+@pytest.mark.parametrize("hook", ["pre-start", pytest.param("pre-mount", marks=pytest.mark.nightly)])
 def test_kept_busy_by_a_hook_until_the_word_is_over(rig: Rig, clean_hosts: CleanHosts, hook: str) -> None:
     """Its migrator was killed, and nobody ends lxc-start: it does not start the container any more.
 

@@ -47,6 +47,7 @@ def test_the_source_was_forced_meanwhile(rig: Rig, guest: str, stopped: str) -> 
     rig.migrator("hostb", "cleanup", "c1").expect(0)
 
 
+@pytest.mark.nightly  # tests/stages/test_stopped_here.py has these without hosts
 def test_the_source_is_lost(rig: Rig, guest: str, stopped: str) -> None:
     with cut_off(rig):
         reboot(rig, "hostb")
@@ -59,6 +60,7 @@ def test_the_source_is_lost(rig: Rig, guest: str, stopped: str) -> None:
     assert states(rig) == ("finished", "finished")
 
 
+@pytest.mark.nightly
 def test_the_source_waits(rig: Rig, guest: str, stopped: str) -> None:
     """An ordinary reboot."""
     reboot(rig, "hostb")

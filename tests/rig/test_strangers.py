@@ -95,6 +95,7 @@ def test_a_failed_restore_leaves_the_earlier_stay_as_it_was(rig: Rig, clean_host
     assert rig.sh("hosta", look) == before
 
 
+@pytest.mark.nightly  # tests/stages/test_another_disk.py has it without hosts
 def test_another_disk_behind_the_fence_of_a_copy_stays(rig: Rig, clean_hosts: CleanHosts) -> None:
     """The copy's own was taken away: neither the end of the move back nor cleanup removes what nobody else has."""
     clean_hosts.allow("snapshot")
