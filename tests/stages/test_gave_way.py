@@ -103,6 +103,15 @@ def test_one_that_was_renamed_back_may_be_started(there: There, snapshots: bool)
     refused(there)
 
 
+def test_a_configuration_behind_a_link_that_leads_nowhere_now(there: There) -> None:
+    """As where another disk, which is not mounted at this moment, has it: it may be started when that is back."""
+    put(there, OWN_DISK)
+    config = there.layout.container / "config"
+    config.unlink()
+    config.symlink_to("/nowhere/config")
+    refused(there)
+
+
 def test_one_that_was_gone_back_to(there: There, monkeypatch: pytest.MonkeyPatch) -> None:
     """A snapshot of what has run, which somebody had put by."""
     put(there, "a snapshot of it")

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from migrator import lxc, roots
+from migrator.advice import this_host
 from migrator.errors import ContainerNotFound, TwoCopies
 from migrator.journal import Migration
 from stages import renamed, two_copies
@@ -44,3 +45,9 @@ def test_else_its_first_process_is_named(here: Migration, monkeypatch: pytest.Mo
         with pytest.raises(TwoCopies, match="it has run on") as error:
             two_copies.refuse(here)
         assert f"kill -9 {found[1]}, once" in error.value.hint
+
+
+def test_who_has_which(here: Migration) -> None:
+    error = two_copies.of(here)
+    assert f"OF web: it has run on {this_host()}" in str(error) and f"forced on {here.peer}." in str(error)
+    assert f"lxc-stop -k -P {here.lxcpath} web -- and then: migrator resume web" in error.hint
