@@ -4,10 +4,9 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shlex
 
-from migrator import advice, lxc, roots, second_start
+from migrator import advice, lxc, second_start
 from migrator.advice import this_host
 from migrator.errors import MigratorError, TwoCopies
 from migrator.journal import Migration
@@ -40,8 +39,8 @@ def _end(migration: Migration, pids: list[int]) -> str:
     """By its name only where LXC knows it by that."""
     for pid in pids:
         with contextlib.suppress(MigratorError, OSError, ValueError):
-            cgroup = lxc.payload_cgroup(os.fsdecode((roots.PROC / f"{pid}/cgroup").read_bytes()))
-            container = lxc.Container(cgroup.name.removeprefix("lxc.payload."), migration.lxcpath)
+            name = lxc.cgroup_of(pid).name.removeprefix("lxc.payload.")
+            container = lxc.Container(name, migration.lxcpath)
             if container.init_pid in pids:
                 return shlex.join(["lxc-stop", "-k", "-P", str(migration.lxcpath), container.name])
     first = next((pid for pid in pids if second_start.is_start(pid)), None)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from migrator import lxc, roots
+from migrator import lxc
 from migrator.advice import this_host
 from migrator.errors import ContainerNotFound, TwoCopies
 from migrator.journal import Migration
@@ -21,12 +21,15 @@ __all__ = ["acts", "here", "restoring"]
 
 @pytest.mark.parametrize(("init", "end"), [(4711, "lxc-stop -k -P {} c2 -- and then: migrator resume web"),
                                            (1, "kill -9 4711 4712, once you have seen what that is -- and")])
-def test_it_is_stopped_by_its_own_name_where_that_is_it(here: Migration, tmp_path: Path,
-                                                        monkeypatch: pytest.MonkeyPatch, init: int, end: str) -> None:
+def test_it_is_stopped_by_its_own_name_where_that_is_it(here: Migration, monkeypatch: pytest.MonkeyPatch, init: int,
+                                                        end: str) -> None:
     """And not another one of that name."""
-    monkeypatch.setattr(roots, "PROC", tmp_path)
-    (tmp_path / "4711").mkdir()
-    (tmp_path / "4711/cgroup").write_text("0::/lxc.payload.c2/init.scope\n")
+    def cgroup_of(pid: int) -> Path:
+        if pid != 4711:
+            raise ProcessLookupError(pid)
+        return Path("/sys/fs/cgroup/lxc.payload.c2")
+
+    monkeypatch.setattr(lxc, "cgroup_of", cgroup_of)
     monkeypatch.setattr(renamed, "living", lambda *_: [4711, 4712])
     monkeypatch.setattr(lxc, "Container", lambda name, _: SimpleNamespace(name=name, init_pid=init))
     with pytest.raises(TwoCopies) as error:
