@@ -45,8 +45,12 @@ def explore(*, deep: bool = False) -> Explored:
     waiting = collections.deque([first])
     while waiting:
         world = waiting.pop() if deep else waiting.popleft()
+        last = world
         for label, reached in model.moves(world):
             found.transitions[label] += 1
+            if reached is last or reached is world:  # by another answer, or none: most of them
+                continue
+            last = reached
             known = reached in before
             if not known:
                 before[reached] = (world, label)

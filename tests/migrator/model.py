@@ -334,9 +334,10 @@ def answers(world: World, message: Message, *, leave: bool = True) -> Iterator[t
                 changed = changed._replace(restoring=False)
             if changed.destination not in (S.OWNED, S.RESTORING, S.RESTORED):
                 changed = changed._replace(word=False)
-            yield kept(changed), answer
+            changed = kept(changed)
+            yield changed, answer
             if answer != LOST:
-                yield kept(changed), LOST
+                yield changed, LOST
     except IllegalMove:
         yield world, TROUBLE
 

@@ -90,6 +90,7 @@ def states(rig: Rig) -> tuple[str, str]:
 # --- the source -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.nightly  # typed there it is below
 def test_source_rebooted_while_it_was_dumped(rig: Rig, guest: str) -> None:
     """The token is here: it is started from its disk, at boot already; the move goes on when it is told to.
 
@@ -156,6 +157,7 @@ def test_destination_rebooted_with_the_token(rig: Rig, guest: str) -> None:
     assert rig.migrator("hostb", "resume", "c1", "--json").expect(0).json["already"] is True
 
 
+@pytest.mark.nightly  # test_word.py has one rebooted
 def test_both_rebooted_and_the_source_cannot_be_reached(rig: Rig, guest: str) -> None:
     """Each says what it knows; what the destination gave back is on record, and the source starts it from its disk."""
     dumped(rig)

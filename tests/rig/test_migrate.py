@@ -50,9 +50,9 @@ def runs_only_on(rig: Rig, host: str, start: str = "") -> None:
 # --- it works -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.nightly  # test_stock_containers.py has it with stock ones
 @pytest.mark.parametrize(("kind", "options"), [
-    pytest.param("tick", {}, marks=pytest.mark.nightly), ("memory", {"size": 64, "dirty": 4}),
-    pytest.param("userns", {"ip": "10.0.3.120"}, marks=pytest.mark.nightly)])  # test_stock_containers.py has one
+    ("tick", {}), ("memory", {"size": 64, "dirty": 4}), ("userns", {"ip": "10.0.3.120"})])
 def test_there_and_back(rig: Rig, clean_hosts: CleanHosts, kind: str, options: dict[str, str | float]) -> None:
     clean_hosts.allow("snapshot")
     rig.guest("hosta", "c1", kind, **options)
@@ -219,6 +219,7 @@ guest = pytest.fixture(guest_there)
 LIMITS = ("3", "12", "48", "192")
 
 
+@pytest.mark.nightly  # by hand in test_failures.py
 def test_frozen_for_too_long_while_it_is_dumped(rig: Rig, guest: Callable[[str], None]) -> None:
     with slow_criu(rig, "hosta", "dump", 2):
         error = failed(migrate(rig, "c1", "hosta", "--max-downtime", "1"), RUNS_AGAIN, "downtime-exceeded")

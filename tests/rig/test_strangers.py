@@ -69,7 +69,7 @@ def test_the_destination_has_never_heard_of_it(rig: Rig, ours: str) -> None:
     both_are_well(rig, his, ours)
 
 
-@pytest.mark.parametrize("way", ["images gone", "killed"])
+@pytest.mark.parametrize("way", ["images gone", pytest.param("killed", marks=pytest.mark.nightly)])
 def test_a_failed_restore_leaves_the_earlier_stay_as_it_was(rig: Rig, clean_hosts: CleanHosts, way: str) -> None:
     """A has the fenced copy of a container that is on B; on its way back to A it is not even put in place."""
     clean_hosts.allow("snapshot")

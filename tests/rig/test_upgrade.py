@@ -76,6 +76,7 @@ def test_a_container_that_it_froze_is_given_back(rig: Rig, clean_hosts: CleanHos
     given_back(rig, dumped(rig))
 
 
+@pytest.mark.nightly  # the one above has such a dump, given back by its source
 def test_what_it_received_is_not_restored(rig: Rig, clean_hosts: CleanHosts) -> None:
     begun = dumped(rig)
     error = failed(rig.migrator("hostb", "restore-dump", "c1", "--json"), STILL_FROZEN, "restore-failed")
