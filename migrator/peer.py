@@ -7,7 +7,7 @@ import argparse
 import contextlib
 from collections.abc import Iterator
 
-from migrator import destination
+from migrator import destination, holder, log
 from migrator.destination import Kind
 from migrator.protocol import Connection
 from migrator.stream import ByteStream
@@ -23,15 +23,28 @@ def connected(args: argparse.Namespace, where: str, limit: float | None = None) 
     Each step of making one over SSH may take `limit` seconds, by default --timeout.
 
     Raises the errors of `destination.parse`, `ssh.connect` and `tunnelled.open_stream`, and ProtocolError for another
-    version.
+    version. How it ends takes the place of nothing that has come of the block: a tunnel of which something is left is
+    told, and removed by the next one; a first signal by hand waits, and is not raised over an error.
     """
     target = destination.parse(where)
-    with contextlib.ExitStack() as stack:
+    stack, failed = contextlib.ExitStack(), True
+    try:
         stream = _stream(args, target, stack, limit)
         connection = Connection(stream, timeout=_patience(args, target))
         stack.callback(connection.close)
         connection.hello()
         yield connection
+        failed = False
+    finally:
+        with holder.held_back(raised=not failed):
+            _end(stack, where)
+
+
+def _end(stack: contextlib.ExitStack, where: str) -> None:
+    try:
+        stack.close()
+    except Exception as error:  # whatever it is, what was asked for over it has been answered, or has failed
+        log.warning(f"The connection to {where} did not end in order: {error}")
 
 
 def _patience(args: argparse.Namespace, target: destination.Destination) -> float:

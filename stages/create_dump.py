@@ -13,6 +13,7 @@ When anything fails it is started again.
 from __future__ import annotations
 
 import argparse
+import contextlib
 from typing import Any
 
 from migrator import (
@@ -66,7 +67,8 @@ def run(args: argparse.Namespace) -> Result:
     cli.require_root(NAME)
     name, lxcpath = cli.container_of(args)
     container = lxc.Container(name, lxcpath)
-    with Journal(DEFAULT_PATH) as journal, locked(name, lxcpath=lxcpath):
+    with contextlib.ExitStack() as told, Journal(DEFAULT_PATH) as journal, locked(name, lxcpath=lxcpath), \
+            contextlib.ExitStack() as stack:
         migration = journal.latest(name, lxcpath, Role.SOURCE)
         if migration is None:
             raise NoMigration(name=name, stage=NAME, next=f"migrator prepare-data {name} -d {args.destination}")
@@ -74,23 +76,28 @@ def run(args: argparse.Namespace) -> Result:
             heal(migration)
         if migration.state is State.PREPARED:
             _require_running(container)
-        with connected(args, args.destination) as there:
+        with offer.undecided(migration):
+            there = stack.enter_context(connected(args, args.destination))
+        try:
             return carry_out(args, migration, container, there)
+        finally:  # what has come of it is told, whatever comes while connection and journal are closed
+            told.enter_context(holder.held_back(raised=False))
 
 
 def carry_out(args: argparse.Namespace, migration: Migration, container: lxc.Container, there: Connection) -> Result:
     """The stage over a connection that is there; `heal` has been called before where it was killed."""
     name = migration.name
-    state_there = ask_state.state(there, migration)
+    with offer.undecided(migration):
+        state_there = ask_state.state(there, migration)
     decision = decide(NAME, migration.state, state_there)
     next_ = advice.command(decision.next_stage, migration) if decision.next_stage else ""
     if not args.dry_run:
-        with offer.undecided(migration, there):
+        with offer.undecided(migration):
             offer.settle(migration, state_there)
     if decision.verdict is Verdict.REFUSE:
         raise OutOfOrder(stage=NAME, missing=decision.missing, next=next_)
     if migration.state is State.OFFERED and not args.dry_run:
-        with offer.undecided(migration, there):
+        with offer.undecided(migration):
             standing.require(migration, NAME, advice.anew(migration) if prepare_data.one_shot(args) else "")
             migration.note("leave", **leave.given(migration.detail, leave.BY_HAND))
         offer.make(migration, there)

@@ -89,12 +89,13 @@ class Handover(ABC):
             with holder.held_back():
                 try:
                     if offering:
-                        offer.withdraw(self.migration, self.there)
+                        offer.withdraw(self.migration)
                     offer.give_up(self.migration, self.there, as_ours(error), self.unwatched)
                 finally:
                     self.left_alone()
         answer = offer.make(self.migration, self.there, restore_within=restore_within)
-        done = self.result(figures, time.monotonic() - self._still_since)
+        with holder.held_back(raised=self.one_shot):  # by hand it is done: there is nothing left to be undone
+            done = self.result(figures, time.monotonic() - self._still_since)
         restored = {"running_for": answer["running_for"]} if "running_for" in answer else {}
         return dataclasses.replace(done, data=done.data | restored)
 

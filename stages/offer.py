@@ -46,7 +46,7 @@ from tunnel.errors import DocumentedError
 
 ANSWER_LIMIT = 60.0  # seconds for what a destination does besides the restore itself, as to undo one that has failed
 
-_BREAKS_OFF = (MigratorError, OSError, Interrupted)  # OSError, as where the fence has no room
+_BREAKS_OFF = (DocumentedError, OSError)  # also the tunnel's, and Interrupted; OSError, as where the fence has no room
 
 
 def attempt(migration: Migration) -> int:
@@ -111,22 +111,23 @@ def make(migration: Migration, there: Connection, *, restore_within: float | Non
         with holder.held_back():
             give_up(migration, there, error)
     except _BREAKS_OFF as error:  # also Busy: an offer thought lost may be taken at this moment
-        raise _unknown(migration, there, error) from error
+        raise _unknown(migration, error) from error
     return answer
 
 
-def _unknown(migration: Migration, there: Connection, error: BaseException) -> DocumentedError:
+def _unknown(migration: Migration, error: BaseException) -> DocumentedError:
     """It is kept frozen, whether it was offered before or now: by what is on record the destination may run it."""
     return outcome(SourceStateUnknown, memory=migration.memory)(
-        as_ours(error), name=migration.name, destination=there.peer_host,
+        as_ours(error), name=migration.name,
+        destination=advice.other_host(migration.role, migration.peer, migration.detail),
         rollback=advice.command("rollback", migration))
 
 
 @contextlib.contextmanager
-def undecided(migration: Migration, there: Connection) -> Iterator[None]:
+def undecided(migration: Migration) -> Iterator[None]:
     """Before an offer is made once more: raises SourceStateUnknown where the block fails, and it stays as it is.
 
-    OutOfOrder stays that: it runs here.
+    So too where the destination cannot even be reached. OutOfOrder stays that: it runs here.
     """
     try:
         yield
@@ -135,10 +136,10 @@ def undecided(migration: Migration, there: Connection) -> Iterator[None]:
     except _BREAKS_OFF as error:
         if migration.state is not State.OFFERED:
             raise
-        raise _unknown(migration, there, error) from error
+        raise _unknown(migration, error) from error
 
 
-def withdraw(migration: Migration, there: Connection) -> None:
+def withdraw(migration: Migration) -> None:
     """An offer that was recorded but not made is none any more; before anything thaws.
 
     Ctrl-C can come between the two. Were it left recorded, a later `resume` would make it, of a container that runs.
@@ -148,7 +149,7 @@ def withdraw(migration: Migration, there: Connection) -> None:
         migration.refresh()
         _refused(migration)
     except _BREAKS_OFF as error:
-        raise _unknown(migration, there, error) from error
+        raise _unknown(migration, error) from error
 
 
 def _refused(migration: Migration) -> None:

@@ -13,7 +13,7 @@ import time
 from typing import Any, Protocol, Self
 
 from migrator import log
-from migrator.errors import Busy, ConnectionLost, HostUnreachable, Interrupted, OutcomeError
+from migrator.errors import Busy, ConnectionLost, HostUnreachable, OutcomeError
 from migrator.peer import connected
 from migrator.protocol import Connection
 from migrator.report import duration
@@ -91,12 +91,7 @@ class Link:
     def close(self) -> None:
         """End the connection; safe to repeat."""
         self.there = None
-        try:
-            self._stack.close()
-        except Interrupted:
-            raise
-        except DocumentedError as error:  # a tunnel of which something is left: the next one removes it
-            log.debug(f"The connection did not end in order: {error}")
+        self._stack.close()
 
     def progressed(self) -> None:
         """Something was completed: what is lost from now on is waited for anew."""

@@ -115,8 +115,10 @@ def run(args: argparse.Namespace) -> Result:
 
 def _tell(args: argparse.Namespace, migration: Migration, where: str = "", *, gone: bool = False) -> str:
     """At the address that was given, or else the one that it was sent to."""
-    with connected(args, where or args.destination or migration.peer) as there:
-        return tell(migration, there, gone=gone)
+    with contextlib.ExitStack() as heard, connected(args, where or args.destination or migration.peer) as there:
+        kept = tell(migration, there, gone=gone)
+        heard.enter_context(holder.held_back(raised=False))  # it is back: what stands still here does not wait for more
+        return kept
 
 
 def tell(migration: Migration, there: Connection, *, gone: bool = False) -> str:

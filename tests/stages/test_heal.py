@@ -5,14 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
 
 import pytest
 
 from migrator import aftermath, container_config, layout
 from migrator.errors import Busy, ForceRefused, HostUnreachable, MigratorError, SourceStateUnknown
 from migrator.journal import Journal, Migration
-from migrator.protocol import Connection
 from migrator.states import Event, Owner, Role, State
 from stages import force, heal, offer, rollback
 
@@ -135,7 +133,7 @@ def test_an_offer_that_was_not_made_is_withdrawn(journal: Journal) -> None:
     assert recorded
     recorded.move(Event.OFFER, figures={"memory": 1})
     assert unaware.state is State.DUMPING
-    offer.withdraw(unaware, cast("Connection", None))
+    offer.withdraw(unaware)
     assert unaware.state is State.DUMPING and unaware.detail["figures"] == {"memory": 1}
     again = journal.by_id(unaware.id, Role.SOURCE)
     assert again and again.state is State.DUMPING and again.owner is Owner.SOURCE

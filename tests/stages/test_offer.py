@@ -181,11 +181,11 @@ def test_an_offer_that_was_not_made_is_none(journal: Journal) -> None:
     stale = journal.by_id(migration.id, migration.role)
     assert stale
     stale.state = State.DUMPING  # a Ctrl-C has come between the record and this object's learning of it
-    offer.withdraw(stale, connection(There({})))
+    offer.withdraw(stale)
     assert stale.state is State.DUMPING
     migration.refresh()
     assert migration.state is State.DUMPING and migration.owner is Owner.SOURCE
-    offer.withdraw(migration, connection(There({})))
+    offer.withdraw(migration)
     assert migration.state is State.DUMPING
 
 
@@ -352,4 +352,4 @@ def test_the_journal_says_when_it_cannot_be_withdrawn(journal: Journal, monkeypa
 
     monkeypatch.setattr(Migration, "move", broken)
     with pytest.raises(SourceStateUnknown, match="disk full"):
-        offer.withdraw(migration, connection(There({})))
+        offer.withdraw(migration)

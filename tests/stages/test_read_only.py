@@ -70,7 +70,7 @@ def test_a_dump_that_fails_for_that(journal: Journal, done: list[str]) -> None:
 
 def test_an_offer_that_cannot_be_recorded_is_none(journal: Journal, done: list[str]) -> None:
     migration = frozen(journal, dumping)
-    offer.withdraw(migration, There())  # type: ignore[arg-type]
+    offer.withdraw(migration)
     with pytest.raises(SourceRunsAgain):
         offer.give_up(migration, There(), TOO_LATE)  # type: ignore[arg-type]
     assert done == ["thawed"]
@@ -80,7 +80,7 @@ def test_one_that_is_recorded_stays(journal: Journal, done: list[str]) -> None:
     """It could not be taken back on disk, and any command that comes later would make it."""
     migration = frozen(journal, offered)
     with pytest.raises(SourceStateUnknown, match="readonly"):
-        offer.withdraw(migration, There())  # type: ignore[arg-type]
+        offer.withdraw(migration)
     assert done == []
 
 

@@ -106,10 +106,10 @@ def test_a_second_signal_comes_once_it_runs(journal: Journal, acts: list[str], m
 def test_what_fails_before_an_offer_is_told_as_it_is(journal: Journal) -> None:
     """Unless one is on record already: then the container may be with the destination."""
     migration, error = dumping(journal), ConnectionLost(destination="hostb", reason="cut")
-    with pytest.raises(ConnectionLost), offer.undecided(migration, connection(There({}))):
+    with pytest.raises(ConnectionLost), offer.undecided(migration):
         raise error
     migration.move(Event.OFFER)
-    with pytest.raises(SourceStateUnknown) as unknown, offer.undecided(migration, connection(There({}))):
+    with pytest.raises(SourceStateUnknown) as unknown, offer.undecided(migration):
         raise error
     assert unknown.value.cause is error
 

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from migrator import __main__ as program
 from migrator import cli, holder
 from migrator.errors import (
     AlreadyRuns,
@@ -39,6 +41,7 @@ from tests.stages.snapshots import (  # noqa: F401 -- fixtures
     thaws,
 )
 from tests.stages.test_answers import UUID, pool, there  # noqa: F401 -- fixtures
+from tests.stages.test_given_back import press
 from tests.stages.test_heal import dumping, journal, offered, owned  # noqa: F401 -- a fixture
 
 
@@ -79,6 +82,24 @@ def test_typed_on_the_source(journal: Journal, typed: Callable[..., cli.Result],
     assert typed(destination=given).data["destination_told"] is True
     assert seen == [given or "root@hostb"] * 2 and thaws == ["rolling-back"]
     assert recorded(migration).state is State.ROLLED_BACK
+
+
+def test_ctrl_c_once_the_token_is_back_waits_for_the_thaw(
+        journal: Journal, typed: Callable[..., cli.Result], thaws: list[str],
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the connection is ended, which may take long: nothing more is asked for that it could break off."""
+    migration = offered(journal)
+
+    @contextlib.contextmanager
+    def connected(*_: object) -> Iterator[There]:
+        yield There({"known": True, "ticket": ""})
+        press()
+
+    signal.signal(signal.SIGINT, program._interrupt)
+    monkeypatch.setattr(holder, "_interrupted", [])
+    monkeypatch.setattr(rollback, "connected", connected)
+    assert typed().data["thawed"] is True
+    assert thaws == ["rolling-back"] and recorded(migration).state is State.ROLLED_BACK
 
 
 def test_typed_again(journal: Journal, typed: Callable[..., cli.Result], thaws: list[str]) -> None:

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`migrator create-dump` as it is typed: what has come of it is told, whatever comes before its end."""
+
+# ruff: noqa: F811 -- fixtures
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from migrator import advice, cli, holder, lxc, standing
+from migrator.errors import ConnectionLost, HostUnreachable, Interrupted, SourceStateUnknown
+from migrator.journal import Journal, Migration
+from migrator.layout import locked
+from migrator.states import Event, Owner, State
+from stages import create_dump
+from tests.stages.snapshots import There, recorded, refuses
+from tests.stages.test_given_back import handlers, press  # noqa: F401 -- a fixture
+from tests.stages.test_handover import Plain, migration, thawed  # noqa: F401 -- fixtures
+from tests.stages.test_heal import dumping, journal, offered  # noqa: F401 -- a fixture
+from tunnel.errors import PeerAbsent
+
+LOST = ConnectionLost(destination="hostb", reason="cut")
+
+
+@pytest.fixture
+def typed(journal: Journal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[], cli.Result]:
+    """`migrator create-dump web -d root@hostb` on this host."""
+    monkeypatch.setattr(create_dump, "DEFAULT_PATH", journal.path)
+    monkeypatch.setattr(create_dump, "locked",
+                        lambda name, **fields: locked(name, tmp_path / "run" / "lock", **fields))
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    monkeypatch.setattr(lxc.Container, "__init__", lambda *_: None)
+    monkeypatch.setattr(lxc.Container, "state", "RUNNING")
+    return lambda: create_dump.run(argparse.Namespace(
+        name="web", lxcpath=str(tmp_path), destination="root@hostb", dry_run=False, max_downtime=120.0, ignore=[]))
+
+
+def over(end: Callable[[], None], there: object = None) -> Callable[..., Any]:
+    """Connections that end so."""
+    @contextlib.contextmanager
+    def connected(*_: object) -> Iterator[object]:
+        try:
+            yield there
+        finally:
+            end()
+
+    return connected
+
+
+@pytest.mark.parametrize("when", ["while the images are removed", "while the connection is ended"])
+def test_what_was_handed_over_is_said_in_spite_of_ctrl_c(migration: Migration, typed: Callable[[], cli.Result],
+                                                         monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+    """There is nothing left to be undone: it stands frozen here, and that is what counts."""
+    def result(*_: object) -> cli.Result:
+        if "images" in when:
+            press()
+        return cli.Result({}, "frozen, and belongs to hostb")
+
+    def carry_out(_args: object, migration: Migration, *_: object) -> cli.Result:
+        made = Plain(migration)
+        monkeypatch.setattr(made, "result", result)
+        return made.run()
+
+    monkeypatch.setattr(standing, "require", lambda *_: None)
+    monkeypatch.setattr(create_dump, "carry_out", carry_out)
+    monkeypatch.setattr(create_dump, "connected", over(press if "connection" in when else lambda: None))
+    assert typed().text == "frozen, and belongs to hostb"
+    assert recorded(migration).state is State.DUMPED and recorded(migration).owner is Owner.DESTINATION
+    with pytest.raises(Interrupted):
+        holder.check_interrupted()
+
+
+def test_nor_does_ctrl_c_take_the_place_of_an_outcome(journal: Journal, typed: Callable[[], cli.Result],
+                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    migration = offered(journal)
+    monkeypatch.setattr(create_dump, "connected", over(press, There({"state": "dump-received", "ticket": ""})))
+    monkeypatch.setattr(standing, "require", refuses(LOST))
+    with pytest.raises(SourceStateUnknown, match="kept frozen here"):
+        typed()
+    assert recorded(migration).state is State.OFFERED
+
+
+@pytest.mark.parametrize("error", [HostUnreachable(destination="root@hostb", reason="no answer"),
+                                   PeerAbsent(name="hostb"), Interrupted(signal="SIGINT", number=2)])
+def test_offered_and_nobody_to_be_asked_it_says_that_it_is_frozen(
+        journal: Journal, typed: Callable[[], cli.Result], monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """As `status` names it; 42 would say that the container is where it was."""
+    migration = offered(journal)
+    assert advice.next_command(migration) == "migrator create-dump web -d root@hostb"
+    monkeypatch.setattr(create_dump, "connected", refuses(error))
+    with pytest.raises(SourceStateUnknown, match="hostb may run the container web is not known; it is kept frozen"):
+        typed()
+    assert recorded(migration).state is State.OFFERED
+
+
+def test_offered_and_lost_as_it_is_asked(journal: Journal, typed: Callable[[], cli.Result],
+                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    offered(journal)
+    there = There({})
+    monkeypatch.setattr(there, "call_within", lambda *_, **__: refuses(LOST)())
+    monkeypatch.setattr(create_dump, "connected", over(lambda: None, there))
+    with pytest.raises(SourceStateUnknown) as unknown:
+        typed()
+    assert unknown.value.cause is LOST
+
+
+def test_what_runs_is_no_outcome(journal: Journal, typed: Callable[[], cli.Result],
+                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    dumping(journal).move(Event.THAW)
+    monkeypatch.setattr(create_dump, "connected", refuses(LOST))
+    with pytest.raises(ConnectionLost):
+        typed()
