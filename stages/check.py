@@ -13,15 +13,30 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Collection, Iterable
+from pathlib import Path
 from typing import Any
 
-from migrator import bandwidth, cli, consent, identity, layout, log, lxc, names, plan
+from migrator import (
+    advice,
+    aftermath,
+    bandwidth,
+    cli,
+    consent,
+    container_config,
+    holder,
+    identity,
+    layout,
+    log,
+    lxc,
+    names,
+    plan,
+)
 from migrator.cli import Result
 from migrator.errors import EXIT_OK, EXIT_WARNINGS, Blocked
 from migrator.grant import FACTS_MAX
-from migrator.journal import DEFAULT_PATH, Journal
+from migrator.journal import DEFAULT_PATH, Journal, Migration
 from migrator.peer import connected
-from migrator.preflight import arp, checks_network, container_facts, findings, host_facts, record
+from migrator.preflight import arp, checks_network, checks_place, container_facts, findings, host_facts, record
 from migrator.preflight import checks as preflight
 from migrator.preflight.case import Case, PlanOptions
 from migrator.preflight.container_facts import ContainerFacts
@@ -29,6 +44,7 @@ from migrator.preflight.findings import Finding, Severity, Verdict
 from migrator.preflight.host_facts import HostFacts, Query
 from migrator.protocol import Connection
 from migrator.service import Service
+from migrator.states import FROZEN, Role, State
 
 PATHS_MAX = 100  # whose existence a caller who is not root learns at a time
 
@@ -72,12 +88,13 @@ def run(args: argparse.Namespace) -> Result:
     with contextlib.ExitStack() as stack:
         there = stack.enter_context(connected(args, args.destination)) if args.destination else None
         looked = look(args, container, there, full=True, memory=not args.no_memory)
-    found = findings.apply_ignored(looked.findings, ignored)
+    moves = moving(name, lxcpath)  # last: nobody is kept from freezing it meanwhile, and records that before
+    found = [moves] if moves else findings.apply_ignored(looked.findings, ignored)
     verdict = findings.verdict(found)
     status = {Verdict.READY: EXIT_OK, Verdict.WARNINGS: EXIT_WARNINGS, Verdict.BLOCKED: Blocked.status}[verdict]
     words = {Verdict.READY: f"{name} is ready to move.", Verdict.WARNINGS: f"{name} can move; read the warnings.",
              Verdict.BLOCKED: f"{name} cannot move as things are."}
-    instead = looked.instead(ignored) if verdict is Verdict.BLOCKED else None
+    instead = looked.instead(ignored) if verdict is Verdict.BLOCKED and not moves else None
     if instead:
         words[verdict] += f" {_instead(name, args)}"
     return Result(
@@ -91,6 +108,41 @@ def run(args: argparse.Namespace) -> Result:
         status,
         paint=findings.painted,
     )
+
+
+def moving(name: str, lxcpath: Path) -> Finding | None:
+    """Of a container that is past the point where it would simply run here: how it stands, and how that goes on.
+
+    Its bare state would have it thawed or started, and its name on the destination removed, where it may run by now.
+    """
+    with Journal(DEFAULT_PATH) as journal:
+        migration = journal.latest(name, lxcpath)
+        if migration is None:
+            return None
+        came = migration.role is Role.DESTINATION
+        if not migration.ended and (came or migration.state in FROZEN):
+            way = f"here from {migration.peer}" if came else f"to {advice.moved_to(migration)}"
+            said = f"{name} is being moved {way} (migration {migration.id}, {migration.state})."
+            next_ = (advice.command("wait", migration) if holder.of(name, lxcpath)
+                     else aftermath.next_command(migration))
+            return checks_place.UNDER_WAY.found(
+                f"{said} {aftermath.note(migration)}".rstrip(),
+                f"Next: {next_} -- see too: {advice.command('status', migration)}")
+        if migration.state is State.FINISHED and not came and _is_fenced(migration):
+            host = advice.other_host(migration.role, migration.peer, migration.detail)
+            gone = f"{name} has moved to {advice.moved_to(migration)} (migration {migration.id})"
+            return checks_place.MOVED_AWAY.found(
+                f"{gone}, and its copy here is fenced.",
+                f"To have it back, type on {host}: migrator migrate {migration.other_name} -d {advice.this_host()}")
+    return None
+
+
+def _is_fenced(migration: Migration) -> bool:
+    """Whether it is still that copy: who has taken its fence out has a container like any other."""
+    with contextlib.suppress(OSError):
+        text = container_config.text_of(migration.lxcpath / migration.name / "config")
+        return container_config.fence_of(text) == migration.id
+    return False
 
 
 def shown(found: Iterable[Finding], sentence: str) -> str:

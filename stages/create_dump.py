@@ -110,7 +110,8 @@ def carry_out(args: argparse.Namespace, migration: Migration, container: lxc.Con
                                 memory=migration.memory)
     bases.refuse_another_disk(migration, NAME)
     _refuse_changed(migration, container)
-    _require_running(container)
+    if migration.state is not State.DUMPING:  # --dry-run of what an earlier one has left frozen
+        _require_running(container)
     dump = handover(args, migration, container, there, looked)
     if args.dry_run:
         return dump.described()

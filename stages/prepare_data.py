@@ -48,7 +48,7 @@ from migrator.progress import Progress
 from migrator.protocol import Connection
 from migrator.report import size
 from migrator.service import Place, Service, keep_config
-from migrator.states import Event, Role, State, Verdict, decide
+from migrator.states import FROZEN, Event, Role, State, Verdict, decide
 from stages import ask_state, check, room, same_host
 from tunnel.errors import DocumentedError
 
@@ -92,6 +92,9 @@ def run(args: argparse.Namespace) -> Result:
     container = lxc.Container(name, lxcpath)
     with Journal(DEFAULT_PATH) as journal, locked(name, lxcpath=lxcpath):
         migration = unfinished(journal, name, lxcpath, args.destination)
+        if migration and migration.state in FROZEN:  # it stands still for that: it is not for anybody to let it run
+            raise OutOfOrder(stage=NAME, missing=decide(NAME, migration.state).missing,
+                             next=aftermath.next_command(migration))
         if container.state != "RUNNING":
             raise ContainerNotRunning(name=name, lxcpath=lxcpath, state=container.state)
         with connected(args, args.destination) as there:
@@ -213,7 +216,8 @@ def unfinished(journal: Journal, name: str, lxcpath: Path, where: str) -> Migrat
     if migration is None or migration.ended:
         return None
     if migration.role is Role.DESTINATION or migration.peer != where:
-        raise AlreadyMigrating(name=name, peer=migration.peer, id=migration.id, next=advice.next_command(migration))
+        raise AlreadyMigrating(name=name, peer=migration.peer, id=migration.id,
+                               next=aftermath.next_command(migration))
     return migration
 
 

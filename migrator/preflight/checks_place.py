@@ -18,6 +18,11 @@ CLOCK_TOLERANCE = 1.0  # seconds
 NOT_RUNNING = define("container-not-running", ERROR, "Only a running container has a memory to be moved.")
 FROZEN = define("container-frozen", WARNING, """Somebody froze the container; it will be frozen no longer once it
     has moved.""")
+UNDER_WAY = define("under-way", ERROR, """A move of the container is under way, and what stands still, is stopped or
+    runs, here and there, is one of its two copies: neither is thawed, started, renamed or removed by hand. So nothing
+    else is said of it. On the source this begins with the freeze, or the stop: until then it runs there as before.""")
+MOVED_AWAY = define("moved-away", ERROR, """What is left here of a container that has moved away is its stopped copy,
+    and what has its name on the other host is that container: nothing else is said of either.""")
 EPHEMERAL = define("ephemeral", WARNING, """LXC destroys a container with lxc.ephemeral, disk and all, once it stops,
     and goes by what that was when it was started: no copy is kept, and with --no-memory, where it must be stopped
     first, all would be lost. It is not stopped then, also where this is ignored.""")

@@ -474,7 +474,8 @@ def without_memory(changed: Change) -> list[Finding]:
 
 
 def test_every_code_is_tested() -> None:
-    assert {case[0] for case in FOUND} == set(codes())
+    """Those of a move that is under way, or over, are no facts: tests/stages/test_check.py."""
+    assert {case[0] for case in FOUND} | {"under-way", "moved-away"} == set(codes())
 
 
 @pytest.mark.parametrize("changed", [case[2] for case in FOUND], ids=[case[0] for case in FOUND])

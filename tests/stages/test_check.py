@@ -1,14 +1,28 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What `check` prints."""
+"""What `check` prints, and what it advises of a container that is on its way, or has moved away."""
+
+# ruff: noqa: F811 -- fixtures
 
 from __future__ import annotations
 
+import argparse
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 
-from migrator import log
+from migrator import aftermath, cli, container_config, holder, log, lxc, standing
+from migrator.holder import Holder
+from migrator.journal import Journal
 from migrator.log import Level
+from migrator.preflight import checks_network, checks_place, container_facts, host_facts, record
 from migrator.preflight.findings import Finding, Severity
+from migrator.preflight.host_facts import Other
+from migrator.states import Event
 from stages import check
+from tests.migrator.made_up import CONTAINER, DESTINATION, SOURCE, change
+from tests.stages.test_heal import dumping, journal, owned  # noqa: F401 -- a fixture
 
 FOUND = [Finding("a", Severity.ERROR, "One.", "Cure it."), Finding("b", Severity.WARNING, "Two.", ""),
          Finding("c", Severity.INFO, "Three.", "")]
@@ -26,3 +40,107 @@ def test_quiet_says_errors_and_warnings_alone(monkeypatch: pytest.MonkeyPatch, l
 def test_quiet_says_nothing_where_all_is_well(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log, "level", Level.QUIET)
     assert check.shown(FOUND[2:], "It is ready.") == ""
+
+
+class There:
+    """hostb, where web runs since it was restored there."""
+
+    peer_host = "hostb"
+
+    def request(self, *_: object) -> int:
+        return 1
+
+    def answer(self, _: int) -> dict[str, object]:
+        facts = change(DESTINATION, {"containers": (Other("web", running=True),), "time": 0.0})
+        return {"facts": record.dump(facts), "fenced_copy": False}
+
+
+@pytest.fixture
+def typed(journal: Journal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., cli.Result]:
+    """`migrator check web` on this host, where it is in that state."""
+    monkeypatch.setattr(check, "DEFAULT_PATH", journal.path)
+    monkeypatch.setattr(check, "connected", lambda *_: contextlib.nullcontext(There()))
+    monkeypatch.setattr(checks_network, "to_ask", lambda *_: {})
+    monkeypatch.setattr(host_facts, "gather", lambda _: SOURCE)
+    monkeypatch.setattr(holder, "LOCKS", tmp_path / "lock")
+    monkeypatch.setattr(standing, "started_anew", lambda _: False)
+    monkeypatch.setattr(aftermath, "memory_is_here", lambda _: True)
+    monkeypatch.setattr(lxc.Container, "__init__", lambda *_: None)
+    monkeypatch.setattr(lxc.Container, "name", "web", raising=False)
+    monkeypatch.setattr(lxc.Container, "lxcpath", tmp_path, raising=False)
+    monkeypatch.setattr(lxc.Container, "state", "STOPPED")
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+
+    def run(state: str, destination: str | None = None) -> cli.Result:
+        found = change(CONTAINER, {"state": state, "name": "web", "init_pid": 0 if state == "STOPPED" else 4711})
+        monkeypatch.setattr(container_facts, "gather", lambda *_, **__: found)
+        return check.run(argparse.Namespace(name="web", lxcpath=str(tmp_path), destination=destination, ignore=[],
+                                            no_memory=False, new_name=None, map_bridge=[]))
+
+    return run
+
+
+ON_THE_WAY = [Event.OFFER, Event.TAKEN, Event.FINISH]
+
+
+@pytest.mark.parametrize("destination", [None, "root@hostb"])
+@pytest.mark.parametrize(("reached", "next_"), [
+    (0, "Next: migrator create-dump web -d root@hostb -- see too: migrator status web"),
+    (1, "Next: migrator create-dump web -d root@hostb -- see too: migrator status web"),
+    (2, "Next: migrator restore-dump web   (on hostb) -- see too: migrator status web"),
+    (3, "Next: migrator finish web -- see too: migrator status web"),
+])
+def test_neither_copy_is_to_be_touched(journal: Journal, typed: Callable[..., cli.Result], destination: str | None,
+                                       reached: int, next_: str) -> None:
+    """Not thawed here, nor removed on hostb, where it may run."""
+    migration = dumping(journal)
+    for event in ON_THE_WAY[:reached]:
+        migration.move(event)
+    said = typed("FROZEN", destination)
+    (found,) = said.data["findings"]
+    assert (found["code"], found["cure"], said.status) == ("under-way", next_, 30)
+    assert "web is being moved to hostb (migration 0badc0de" in found["message"]
+    assert ("It is frozen here, with all its memory" in found["message"]) is (reached in (1, 2))
+
+
+def test_somebody_is_at_work(journal: Journal, typed: Callable[..., cli.Result],
+                             monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large memory is being dumped: it is frozen for that."""
+    dumping(journal)
+    monkeypatch.setattr(holder, "of", lambda *_: Holder(12, 1, "create-dump"))
+    assert typed("FROZEN").data["findings"][0]["cure"].startswith("Next: migrator wait web -- ")
+
+
+def test_nor_is_it_started_where_it_has_come_to(journal: Journal, typed: Callable[..., cli.Result],
+                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rebooted before its source had finished, which may have been forced to run it again."""
+    migration = owned(journal)
+    migration.move(Event.RESTORE)
+    migration.move(Event.RESTORED)
+    monkeypatch.setattr(aftermath, "note", lambda _: "Have that host asked: migrator resume web")
+    (found,) = typed("STOPPED").data["findings"]
+    assert found["code"] == "under-way" and "here from hosta" in found["message"]
+    assert found["message"].endswith("Have that host asked: migrator resume web")
+
+
+@pytest.mark.parametrize("fenced", [True, False])
+def test_what_is_left_of_one_that_has_moved_away(journal: Journal, typed: Callable[..., cli.Result],
+                                                 fenced: bool) -> None:
+    """What has its name on hostb is that container; not so where somebody has made one here of the copy."""
+    migration = dumping(journal)
+    folder = migration.lxcpath / "web"
+    folder.mkdir()
+    (folder / "config").write_text("lxc.uts.name = web\n")
+    if fenced:
+        container_config.fence(folder, "lxc.uts.name = web\n", migration.id, "no")
+    for event in (*ON_THE_WAY, Event.FINISHED):
+        migration.move(event)
+    codes = {found["code"] for found in typed("STOPPED", "root@hostb").data["findings"]}
+    assert (codes == {"moved-away"}) is fenced and ("name-taken" in codes) is not fenced
+
+
+def test_what_runs_here_is_looked_at(journal: Journal, typed: Callable[..., cli.Result]) -> None:
+    """Its disk is being sent; or somebody else has frozen it."""
+    dumping(journal).move(Event.THAW)
+    assert {found["code"] for found in typed("FROZEN").data["findings"]} == {"container-frozen"}
+    assert checks_place.UNDER_WAY.name not in typed("RUNNING").text

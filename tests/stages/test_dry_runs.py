@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
+from migrator import bases
 from migrator.cli import Result
 from migrator.errors import OutOfOrder
 from migrator.journal import Journal
 from migrator.states import Role, State
-from stages import create_dump, finish
-from tests.stages.test_heal import journal, offered  # noqa: F401 -- a fixture
+from stages import check, create_dump, finish
+from tests.stages.test_heal import dumping, journal, offered  # noqa: F401 -- a fixture
 
 
 class There:
@@ -48,6 +49,20 @@ def test_a_dump_that_was_taken(journal: Journal, state: State) -> None:
     found = shown(journal, create_dump, state)
     assert found.data["already"] is True
     assert found.data["next"].startswith(f"migrator {'finish' if state is State.RESTORED else 'restore-dump'} web")
+
+
+def test_a_dump_that_was_killed_is_still_frozen(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is told to thaw it: the stage itself does so first."""
+    for module, name in ((bases, "refuse_another"), (bases, "refuse_another_disk"), (check, "before_stage"),
+                         (create_dump, "_refuse_changed")):
+        monkeypatch.setattr(module, name, lambda *_, **__: None)
+    would = Result({"dry_run": []}, "")
+    monkeypatch.setattr(create_dump, "handover", lambda *_: argparse.Namespace(described=lambda: would))
+    migration = dumping(journal)
+    migration.note("bridges", bridges={})
+    container = argparse.Namespace(name="web", lxcpath=migration.lxcpath, state="FROZEN")
+    args = argparse.Namespace(dry_run=True)
+    assert create_dump.carry_out(args, migration, container, There(State.IMPORTED)) is would  # type: ignore[arg-type]
 
 
 def test_what_runs_there(journal: Journal) -> None:

@@ -1,16 +1,22 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The destination's stages, typed on a host that the container has been on before: an earlier stay is not meant."""
+"""Stages that are typed where, or when, they do not belong: by whom they go on is said, and where.
+
+The destination's, on a host that the container has been on before: an earlier stay is not meant.
+"""
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 from pathlib import Path
 
 import pytest
 
+from migrator import lxc, standing
 from migrator.errors import NoMigration, OutOfOrder
 from migrator.journal import Journal, Migration
 from migrator.states import Event, Role, State
-from stages import import_data
+from stages import import_data, prepare_data
 
 CAME = (Event.RECEIVED, Event.IMPORT, Event.IMPORTED, Event.RECEIVE_DUMP, Event.DUMP_RECEIVED, Event.OWN, Event.RESTORE,
         Event.RESTORED, Event.FINISHED)
@@ -64,3 +70,28 @@ def test_the_newest_stay_is_meant(stayed: Migration) -> None:
     again = stayed.journal.create(id="00000003", role=Role.DESTINATION, name="web", lxcpath=stayed.lxcpath,
                                   peer="hostb", event=Event.RECEIVE, rounds=[])
     assert import_data.arrived(stayed.journal, "web", stayed.lxcpath, "import-data").id == again.id
+
+
+@pytest.mark.parametrize(("reached", "next_"), [
+    ((), "migrator create-dump web -d root@hostb"),
+    ((Event.OFFER,), "migrator create-dump web -d root@hostb"),
+    ((Event.OFFER, Event.TAKEN), "migrator restore-dump web   (on hostb)"),
+    ((Event.OFFER, Event.TAKEN, Event.FINISH), "migrator finish web"),
+    ((Event.ROLL_BACK,), "migrator rollback web"),
+])
+def test_what_stands_still_is_not_to_be_thawed_for_another_round(
+        stayed: Migration, monkeypatch: pytest.MonkeyPatch, reached: tuple[Event, ...], next_: str) -> None:
+    """LXC calls it frozen, or stopped, as its move has come so far: it may run on hostb. Nobody is asked for that."""
+    leaves = goes(stayed, pid=1, cgroup="/nowhere", ports=[])
+    for event in (Event.SENT, Event.FREEZE, *reached):
+        leaves.move(event)
+    monkeypatch.setattr(prepare_data, "DEFAULT_PATH", stayed.journal.path)
+    monkeypatch.setattr(prepare_data, "locked", lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr(prepare_data, "connected", lambda *_: pytest.fail("nobody is to be asked"))
+    monkeypatch.setattr(standing, "started_anew", lambda _: False)
+    monkeypatch.setattr(lxc.Container, "__init__", lambda *_: None)
+    monkeypatch.setattr(lxc.Container, "state", "FROZEN")
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    with pytest.raises(OutOfOrder, match="is past it") as error:
+        prepare_data.run(argparse.Namespace(name="web", lxcpath=str(stayed.lxcpath), destination="root@hostb"))
+    assert error.value.hint == f"Next: {next_}"
