@@ -185,6 +185,9 @@ def _on_source(migration: Migration) -> str:
     if migration.state not in FROZEN or migration.state is State.FINISHING:
         return ""
     stands = _past_fence(migration) or _stands(migration)
+    if _is(standing.is_heard, migration):
+        stands += (" Nothing keeps it silent any more, as after `nft flush ruleset`: its kernel answers for it. Put"
+                   f" that back with: {advice.again('create-dump', migration)}.")
     if migration.state is State.OFFERED:
         return f"{stands} The token was offered to {there}: only that host knows whether it has taken it."
     if migration.state is State.DUMPED:

@@ -153,6 +153,13 @@ def silenced() -> list[str]:
     return re.findall(r"^table netdev migrator-([0-9a-f]{8})$", said, re.MULTILINE)
 
 
+def is_silent(migration: str) -> bool:
+    """Whether a migration's table is there, or nft(8) does not say. `nft flush ruleset` takes it away with all others.
+    """
+    said = run(["nft", "list", "table", "netdev", table(migration)], check=False)
+    return said.status == 0 or b"No such file or directory" not in said.stderr
+
+
 def still_silenced(migration: str) -> list[str]:
     """The interfaces that a migration's table keeps silent, and that are there."""
     said = run(["nft", "list", "table", "netdev", table(migration)], check=False).text

@@ -4,6 +4,7 @@
 From the offer on the fence keeps it from being started, and nobody thaws it. But a fence is text, which somebody may
 take away (what keeps a host's configurations in order does), and anybody may type lxc-unfreeze. So before the token is
 offered once more, and before the word is given that it may be let run there, the source looks, and puts the fence back.
+So with what keeps it silent, which goes where somebody loads the host's nftables anew.
 """
 
 from __future__ import annotations
@@ -11,7 +12,19 @@ from __future__ import annotations
 import contextlib
 import shlex
 
-from migrator import advice, autostart, clock, container_config, fences, identity, log, lxc, remains, second_start
+from migrator import (
+    advice,
+    autostart,
+    clock,
+    container_config,
+    fences,
+    identity,
+    log,
+    lxc,
+    network,
+    remains,
+    second_start,
+)
 from migrator.errors import ContainerNotFound, MigratorError, OutOfOrder
 from migrator.journal import Migration
 from migrator.states import State
@@ -101,6 +114,27 @@ def restore_fence(migration: Migration) -> None:
     if not fences.holds(folder, text, migration.id) and identity.is_source(migration):
         log.warning(f"The fence of {migration.name} was taken away or changed: it is put back")
         container_config.fence(folder, text, migration.id, put_back(message(migration)))
+
+
+def is_heard(migration: Migration) -> bool:
+    """Whether nothing keeps what stands still here silent any more, so that its kernel answers for it."""
+    return (migration.state in (State.OFFERED, State.DUMPED) and bool(migration.detail.get("ports"))
+            and remains.first_is_here(migration) and not remains.was_thawed(migration)
+            and not network.is_silent(migration.id))
+
+
+def restore_silence(migration: Migration) -> None:
+    """Silence it again then. Whoever calls has the container locked: nobody thaws it meanwhile, to be cut off by this.
+    """
+    try:
+        if is_heard(migration):
+            log.warning(f"Nothing kept {migration.name} silent any more, as after `nft flush ruleset`: it is put back."
+                        f" What its kernel has acknowledged since is read after a rollback alone: where it goes on on"
+                        f" its destination, the connections that this came by may break")
+            network.silence(migration.id, Frozen.from_detail(
+                migration.id, migration.name, migration.lxcpath, migration.detail).ports)
+    except (MigratorError, OSError) as error:
+        log.warning(f"Whether {migration.name} is silent while it stands still cannot be seen to: {error}")
 
 
 def _is_in_use(migration: Migration) -> bool:

@@ -262,6 +262,7 @@ def source_state(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
             if migration.state in healing.LETS_RUN:
                 service.refuse_more(migration)
                 standing.require(migration, "restore-dump")
+                standing.restore_silence(migration)
                 given = leave.asked_for(fields["within"])
                 migration.note("leave", anew=True, **leave.given(migration.detail, given))
             let_go()

@@ -76,6 +76,8 @@ def run(args: argparse.Namespace) -> Result:
             heal(migration)
         if migration.state is State.PREPARED:
             _require_running(container)
+        if not args.dry_run:
+            standing.restore_silence(migration)
         with offer.undecided(migration):
             there = stack.enter_context(connected(args, args.destination))
         try:

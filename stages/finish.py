@@ -84,6 +84,8 @@ def run(args: argparse.Namespace) -> Result:
         if migration.state is State.FINISHED:
             return Result({"migration": migration.id, "name": name, "stage": NAME, "already": True},
                           f"The migration of {name} has already been finished.")
+        if not args.dry_run:
+            standing.restore_silence(migration)
         with connected(args, args.destination or migration.peer) as there:
             return carry_out(args, migration, there)
 

@@ -114,6 +114,7 @@ def _on_source(args: argparse.Namespace, journal: Journal, migration: Migration,
     if at_boot and migration.state is State.DUMPING:
         create_dump.heal(migration)
         return _waits(migration)
+    standing.restore_silence(migration)
     if migration.state in (State.OFFERED, State.DUMPED) and not _can_go_on(args, migration):
         log.warning(f"{args.destination} has lost the memory of {migration.name}, as after a reboot, or its container: "
                     f"it cannot be restored there")

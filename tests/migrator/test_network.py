@@ -245,7 +245,7 @@ def test_silenced_and_heard_again(container: int, host: None) -> None:
     assert answers() and answers("10.9.0.2", *inside)
     found, before = network.ports(container), shown()
     network.silence("0badc0de", found)
-    assert network.silenced() == ["0badc0de"]
+    assert network.silenced() == ["0badc0de"] and network.is_silent("0badc0de")
     heard = packets()
     assert not answers(patience=1)
     assert packets() == heard, "nothing has come in"
@@ -254,7 +254,7 @@ def test_silenced_and_heard_again(container: int, host: None) -> None:
     assert (shown(), network.ports(container)) == (before, found)
     network.hear("0badc0de")
     network.hear("0badc0de")
-    assert network.silenced() == []
+    assert network.silenced() == [] and not network.is_silent("0badc0de")
     assert answers()
     network.plug(container, found)
     assert shown() == before
