@@ -80,6 +80,7 @@ class Drive:
         self.still_seconds: float | None = None  # frozen, or with --no-memory stopped
         self.dumped: dict[str, Any] = {}
         self.ended: Result | None = None  # by a rollback
+        self.stopped_there = ""  # what finish has said of one that does not run there
         self.plan: Plan | None = None
         self._link = args.link = Link(args)
 
@@ -218,7 +219,7 @@ class Drive:
             self.still_seconds = still if still >= 0 else None  # it came to a stand before this host was started anew
 
     def _finish(self, there: Connection) -> None:
-        finish.carry_out(self.args, self._of, there)
+        self.stopped_there = finish.carry_out(self.args, self._of, there).data["stopped_there"]
 
     def _roll_back(self, there: Connection) -> None:
         self.ended = rollback.roll_back(self._of, lambda: rollback.tell(self._of, there))
@@ -316,7 +317,7 @@ class Drive:
             f"predicted_{word}_seconds": None if predicted is None else round(predicted, 3),
             **{key: self.dumped.get(key) for key in ("increment", "memory", "send_seconds",
                                                      "dump_seconds" if migration.memory else "stop_seconds")},
-            "seconds": round(seconds, 3), "removed": removed,
+            "seconds": round(seconds, 3), "removed": removed, "stopped_there": self.stopped_there,
         }, text + kept)
 
     def _undefine(self) -> list[str]:

@@ -33,6 +33,7 @@ from migrator import (
 )
 from migrator.cli import Result
 from migrator.errors import (
+    FIELD_MAX,
     CopyNotEnded,
     ForceRefused,
     GoneThere,
@@ -117,11 +118,13 @@ def carry_out(args: argparse.Namespace, migration: Migration, there: Connection)
         migration.move(Event.TAKEN)  # the answer that would have said so was lost
     migration.move(Event.FINISH)
     stop_and_fence(migration)
-    if not forgotten:
-        there.call_within(ANSWER_LIMIT, "finish", id=migration.id)
+    answer = {} if forgotten else there.call_within(ANSWER_LIMIT, "finish", id=migration.id)
     bases.prune(migration)
     migration.move(Event.FINISHED, **_last_change(migration))
-    return Result({"migration": migration.id, "name": name, "stage": NAME, "already": False},
+    if stopped := str(answer.get("stopped") or "")[:FIELD_MAX]:  # older versions do not say
+        log.warning(f"{name} has moved to {advice.moved_to(migration)}, and does not run there."
+                    f" {there.peer_host} says: {stopped}")
+    return Result({"migration": migration.id, "name": name, "stage": NAME, "already": False, "stopped_there": stopped},
                   f"{name} has moved to {advice.moved_to(migration)}."
                   f" Its root file system is kept here until: migrator cleanup {name}")
 
@@ -247,34 +250,50 @@ def running(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
 def finish(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     """The source has stopped its copy for good: what was kept for a way back can go, once all of it is on this disk."""
     migration = service.migration(fields)
-    end_here(migration)
-    return {"state": migration.state}
+    stopped = end_here(migration)
+    return {"state": migration.state, "stopped": stopped}
 
 
-def end_here(migration: Migration, *, alone: bool = False) -> None:
+def end_here(migration: Migration, *, alone: bool = False) -> str:
     """The container is this host's for good; `alone` where the source could not be asked any more. Safe to repeat.
 
     Asked for once more when the container has begun another migration since, that is recorded, and nothing else is
     done: what lies here is of a later stay. So with one that has given way. Raises DiskAway.
+
+    Returns what there is to say where it does not run: its source is about to say that it has moved here.
     """
     newest = migration.journal.latest(migration.name, migration.lxcpath)
     later = newest is not None and (newest.id, newest.role) != (migration.id, migration.role)
     if migration.state is State.FINISHED and (later or migration.detail.get("given_way")):
         migration.move(Event.FINISHED, forced=alone)
-        return
+        return ""
     after(migration.role, migration.state, Event.FINISHED)  # raises where it has not come to that
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     with lxc_disk.held(layout) if migration.state is State.RESTORED else contextlib.nullcontext():
-        _make_ours(migration, layout)
+        failed = _make_ours(migration, layout)
     found = identity.rootfs_uuid(migration)
     migration.move(Event.FINISHED, forced=alone, **({"rootfs_uuid": found} if found else {}))
     _drop_includes(layout)
     drop_way_back(migration)
     log.debug(f"{migration.name} is ours for good")
+    return " ".join(filter(None, [failed and f"{failed.rstrip('.')}.", _stopped(migration, layout)]))
 
 
-def _make_ours(migration: Migration, layout: Layout) -> None:
-    """All of it is on this disk, and nothing keeps it from running; a fence that were not seen would stay."""
+def _stopped(migration: Migration, layout: Layout) -> str:
+    """Where it stands if it does not run; "" where it does, or that cannot be told."""
+    with contextlib.suppress(MigratorError, OSError):
+        state = lxc.Container(migration.name, migration.lxcpath).state
+        if state == "STOPPED" and not settling.lives(layout, layout.rootfs):
+            return f"It is stopped; start it with: lxc-start -n {migration.name} -P {migration.lxcpath}"
+    return ""
+
+
+def _make_ours(migration: Migration, layout: Layout) -> str:
+    """All of it is on this disk, and nothing keeps it from running; a fence that were not seen would stay.
+
+    Returns why it could not be started, where it stood fenced.
+    """
+    failed = ""
     if btrfs.is_subvolume(layout.rootfs):
         btrfs.sync(layout.rootfs)  # what programs had brought safely to the source's disk is safe here too
     if settling.stands_stopped(migration) and aftermath.has_stopped(migration):
@@ -284,9 +303,11 @@ def _make_ours(migration: Migration, layout: Layout) -> None:
         try:
             settling.go_on(migration, math.inf)
         except StartFailed as error:  # it is all here, and nothing keeps it from being started
-            log.warning(str(error))
+            failed = str(error)
+            log.warning(failed)
     # Where a killed restore-dump had not come to it. First, as it can fail: what has a fence counts as a copy.
     container_config.unfence(layout.container, migration.id)
+    return failed
 
 
 def _drop_includes(layout: Layout) -> None:
