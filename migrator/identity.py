@@ -77,6 +77,20 @@ def is_source(migration: Migration) -> bool:
     return btrfs.is_subvolume(rootfs) and btrfs.info(rootfs).uuid in source_uuids(migration)
 
 
+def has_source_disk(migration: Migration) -> bool:
+    """On the source: the same, or a snapshot of that root file system, or a snapshot of one, stands in its place.
+
+    As where somebody has gone back to what he had put by (lxc-snapshot -r): by all that its users know it is still the
+    container, and must not run while its destination may run it. But that he has made, so it is nothing that may be
+    ended or removed. Raises ContainerNotFound, OSError.
+    """
+    if is_source(migration):
+        return True
+    rootfs = lxc.Container(migration.name, migration.lxcpath).rootfs
+    its = str(migration.detail.get("rootfs_uuid", ""))  # by which alone cleanup tells it from what has left
+    return bool(its) and btrfs.is_subvolume(rootfs) and its in subvolume_uuids.ancestors(rootfs)
+
+
 def source_uuids(migration: Migration) -> set[str]:
     """On the source: which one is its root file system's; none where nothing tells that any more."""
     snapshots = Layout(migration.lxcpath, migration.name, migration.id).own_snapshots()

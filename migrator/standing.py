@@ -102,7 +102,8 @@ def refuse_autostart(migration: Migration, stage: str) -> None:
 def restore_fence(migration: Migration) -> None:
     """Put the fence back where somebody has taken it away, or part of it; another container of that name gets none.
 
-    Nor does what has moved away for good: who takes its fence away then may have no other copy any more.
+    Nor does what has moved away for good: who takes its fence away then may have no other copy any more. A snapshot of
+    it that somebody has put in its place does, as LXC makes that container without one.
     """
     if migration.ended:
         return
@@ -111,7 +112,7 @@ def restore_fence(migration: Migration) -> None:
         text = container_config.text_of(folder / "config")
     except OSError:
         return  # there is nothing that could be started
-    if not fences.holds(folder, text, migration.id) and identity.is_source(migration):
+    if not fences.holds(folder, text, migration.id) and identity.has_source_disk(migration):
         log.warning(f"The fence of {migration.name} was taken away or changed: it is put back")
         container_config.fence(folder, text, migration.id, put_back(message(migration)))
 
@@ -145,7 +146,7 @@ def _is_in_use(migration: Migration) -> bool:
     except FileNotFoundError:
         return False  # it was removed
     held = container_config.fence_of(text) == migration.id and fences.refuses(folder, text)
-    return not held and identity.is_source(migration)
+    return not held and identity.has_source_disk(migration)
 
 
 def fence_anew(migration: Migration, text: str, said: str) -> bool:
@@ -195,7 +196,7 @@ def started_anew(migration: Migration) -> bool:
     still = remains.first_is_here(migration)
     with contextlib.suppress(ContainerNotFound):  # it may have been started before its configuration was removed
         container = lxc.Container(migration.name, migration.lxcpath)
-        if not identity.is_source(migration):
+        if not identity.has_source_disk(migration):
             return False  # another one has its name
         init = remains.init_of(container)
         if init is not None:
@@ -218,7 +219,7 @@ def _is_another(migration: Migration) -> bool:
         return True
     with contextlib.suppress(ContainerNotFound):
         container = lxc.Container(migration.name, migration.lxcpath)
-        if not identity.is_source(migration):
+        if not identity.has_source_disk(migration):
             return False
         if remains.is_known(migration, container) is False:
             return True
