@@ -159,6 +159,27 @@ def note(migration: Migration) -> str:
     return " ".join(each for each in (found, bases.note(migration), aside_note(migration)) if each)
 
 
+def in_use_note(migration: Migration) -> str:
+    """On the source of one that has moved away for good: that what it has left runs here too, or can be started; or "".
+
+    Its fence is not put back then, as where its destination has burnt down this is the only copy. But somebody may have
+    written the configuration anew, and lxc.start.auto = 1 with it, who knows of no move. Not of one that has come back,
+    which has another root file system, nor once it moves again.
+    """
+    if migration.role is not Role.SOURCE or migration.state is not State.FINISHED:
+        return ""
+    newest = migration.journal.latest(migration.name, migration.lxcpath, Role.SOURCE)
+    if not newest or newest.id != migration.id or not (
+            _is(standing.is_in_use, migration) and identity.is_there(migration)):
+        return ""
+    does = "runs here" if _is(standing.started_anew, migration) else "can be started here"
+    there = advice.other_host(migration.role, migration.peer, migration.detail)
+    return (f"{migration.name} {does}, though it has moved to {advice.moved_to(migration)}: its fence was taken away,"
+            f" or keeps nobody from starting it. Two copies must not run: unless {there} is lost for good, stop the one"
+            f" here, and see that nothing starts it again. If it is lost, forget the move: migrator cleanup"
+            f" {migration.name} --forget")
+
+
 def aside_note(migration: Migration) -> str:
     """On the destination: which root file systems may have run here, or stood there before, and are kept; or ""."""
     layout = Layout(migration.lxcpath, migration.name, migration.id)
@@ -182,6 +203,8 @@ def _on_source(migration: Migration) -> str:
             return f"{there} could not be told. To have it remove what had arrived: migrator resume {migration.name}"
         return (f"Rolled back by force: {there} has never said that it does not run it. Should that host come back,"
                 f" type there, before anything else: migrator resume {migration.other_name}")
+    if migration.state is State.FINISHED:
+        return in_use_note(migration)
     if migration.state not in FROZEN or migration.state is State.FINISHING:
         return ""
     stands = _past_fence(migration) or _stands(migration)

@@ -40,7 +40,7 @@ def require(migration: Migration, stage: str, next_: str = "") -> None:
     way that may be older than the fence, where that was put back: then `stage` is tried again once it has ended.
     """
     restore_fence(migration)
-    if migration.ended and _is_in_use(migration):
+    if migration.ended and is_in_use(migration):
         raise OutOfOrder(stage=stage, next=advice.command("status", migration),
                          missing=f"that has ended on {advice.this_host()}, where somebody has taken the fence of"
                                  f" {migration.name} away since, so that it may run here again")
@@ -138,8 +138,8 @@ def restore_silence(migration: Migration) -> None:
         log.warning(f"Whether {migration.name} is silent while it stands still cannot be seen to: {error}")
 
 
-def _is_in_use(migration: Migration) -> bool:
-    """Whether it can be started here, for all that its fence does."""
+def is_in_use(migration: Migration) -> bool:
+    """On the source: whether it can be started here, for all that its fence does."""
     folder = migration.lxcpath / migration.name
     try:
         text = container_config.text_of(folder / "config")

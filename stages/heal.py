@@ -91,7 +91,7 @@ def _result(migration: Migration, text: str, *, already: bool = False) -> Result
 
 def _ended(migration: Migration) -> Result:
     return _result(migration, f"The migration of {migration.name} has ended ({migration.state}): there is nothing to "
-                              f"carry on.", already=True)
+                              f"carry on. {aftermath.in_use_note(migration)}".rstrip(), already=True)
 
 
 # --- on the source --------------------------------------------------------------------------------------------
@@ -278,6 +278,8 @@ def every(args: argparse.Namespace) -> Result:
             newest[key] = each
         found = [each for each in newest.values()
                  if not each.ended or (each.role is Role.DESTINATION and not _is_all(each, at_boot=args.at_boot))]
+        for told in filter(None, map(aftermath.in_use_note, journal.all())):
+            log.warning(told)
     found.sort(key=lambda each: (each.role is not Role.SOURCE, each.caller != ROOT_CALLER))
     outcomes: list[dict[str, Any]] = []
     lines = []

@@ -39,7 +39,8 @@ def run(args: argparse.Namespace) -> Result:
         kept = [(m, path) for m in known if m.ended for path in bases.paths(m)]
         text = _text(found, workers, events=args.events) or "No migration is under way."
         if not name:
-            notes = [note(m) for m in known if m not in found for note in (bases.note, aftermath.aside_note)]
+            told = (bases.note, aftermath.aside_note, aftermath.in_use_note)
+            notes = [note(m) for m in known if m not in found for note in told]
             text = "\n\n".join([text, *filter(None, notes)])
         return Result({"migrations": described, "kept": [
             {"name": m.name, "lxcpath": str(m.lxcpath), "migration": m.id, "path": str(path),

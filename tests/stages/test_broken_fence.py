@@ -3,22 +3,38 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from migrator import autostart, config_reader, container_config, fences, holder, identity, standing
+from migrator import (
+    aftermath,
+    autostart,
+    btrfs,
+    cli,
+    config_reader,
+    container_config,
+    fences,
+    holder,
+    identity,
+    standing,
+    subvolume_uuids,
+)
+from migrator.btrfs import Subvolume
+from migrator.cli import Result
 from migrator.errors import ContainerExists, OutOfOrder
 from migrator.identity import Whose
 from migrator.journal import Journal
 from migrator.layout import Layout
 from migrator.service import Service
-from migrator.states import Role
-from stages import ask_source
-from tests.stages.test_earlier_stays import CONFIG, ID, LATER, LEFT, begun, clean, journal, stands, state
+from migrator.states import Event, Role
+from stages import ask_source, heal, migrate, status
+from tests.stages.test_earlier_stays import ARRIVED, CONFIG, ID, LATER, LEFT, begun, clean, journal, stands, state
 
 __all__ = ["journal", "state"]  # fixtures
 
@@ -202,3 +218,71 @@ def test_a_fence_that_stands_is_looked_at_without_what_is_included(journal: Jour
     standing.restore_fence(migration)
     assert not standing.is_put_back(migration) and fences.holds(
         here.container, container_config.text_of(here.container / "config"), ID)
+
+
+# --- of what has moved away for good --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def left(journal: Journal, tmp_path: Path, state: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> Layout:
+    """As it had moved away; then what writes this host's configurations has written its own anew."""
+    for stage in (heal, status):
+        monkeypatch.setattr(stage, "DEFAULT_PATH", tmp_path / "journal.db")
+    monkeypatch.setattr(cli, "require_root", lambda _: None)
+    monkeypatch.setattr(standing, "started_anew", lambda _: False)
+    begun(journal, tmp_path, Role.SOURCE, *LEFT, destination_host="hostb", rootfs_uuid="rootfs")
+    here = stands(tmp_path)
+    (here.container / "config").write_text("lxc.start.auto = 1\n")
+    return here
+
+
+def said(journal: Journal, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> list[bool]:
+    """Whether `status`, `status web`, `resume web` and `resume --all` at boot tell of it."""
+    args = argparse.Namespace(name=None, all=False, events=False, at_boot=True, destination="root@hostb",
+                              **dict.fromkeys(migrate.OPTIONS))
+    texts = [status.run(args).text, status.run(argparse.Namespace(**{**vars(args), "name": "web"})).text]
+    newest = journal.latest("web", tmp_path)
+    texts.append(heal.one(args, "web", tmp_path).text if newest and newest.role is Role.SOURCE else "")
+    capfd.readouterr()
+    heal.every(args)
+    return ["its fence was taken away" in " ".join(text.split()) for text in (*texts, capfd.readouterr().err)]
+
+
+def test_it_had_begun_to_come_back(journal: Journal, left: Layout, tmp_path: Path,
+                                   capfd: pytest.CaptureFixture[str]) -> None:
+    """That was given up."""
+    begun(journal, tmp_path, Role.DESTINATION, Event.ABANDON, Event.ABANDONED, id=LATER, origin=ID, given_up_here=False)
+    assert said(journal, tmp_path, capfd) == [True, True, False, True]
+
+
+@pytest.mark.parametrize("runs", [True, False])
+def test_that_it_is_in_use_is_told(journal: Journal, left: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                   capfd: pytest.CaptureFixture[str], runs: bool) -> None:
+    """Its destination has it, and its host starts it."""
+    monkeypatch.setattr(standing, "started_anew", lambda _: runs)
+    assert said(journal, tmp_path, capfd) == [True] * 4
+    migration = journal.latest("web", tmp_path)
+    assert migration and ("web runs here, though" in aftermath.note(migration)) is runs
+    assert "it has moved to hostb" in aftermath.note(migration) and "cleanup web --forget" in aftermath.note(migration)
+    assert (left.container / "config").read_text() == "lxc.start.auto = 1\n", "and nothing else"
+
+
+@pytest.mark.parametrize("how", ["its fence stands", "it was removed", "another one", "it has come back",
+                                 "it moves again"])
+def test_of_what_is_not_in_use_nothing_is_said(journal: Journal, left: Layout, tmp_path: Path, how: str,
+                                               monkeypatch: pytest.MonkeyPatch,
+                                               capfd: pytest.CaptureFixture[str]) -> None:
+    config = left.container / "config"
+    if how == "its fence stands":
+        container_config.fence(left.container, config.read_text(), ID, "no")
+    elif how == "it was removed":
+        config.unlink()
+    elif how in ("another one", "it has come back"):
+        monkeypatch.setattr(btrfs, "info", lambda path: Subvolume(path, "other", "", read_only=False, generation=1))
+        monkeypatch.setattr(subvolume_uuids, "ancestors", lambda _: iter([] if how == "another one" else ["rootfs"]))
+        if how == "it has come back":  # by an increment, upon what had been kept here
+            begun(journal, tmp_path, Role.DESTINATION, *ARRIVED, Event.FINISHED, id=LATER, origin=ID)
+    else:
+        begun(journal, tmp_path, Role.SOURCE, id=LATER)
+        monkeypatch.setattr(heal, "one", lambda *_, **__: Result({}))
+    assert said(journal, tmp_path, capfd) == [False] * 4
