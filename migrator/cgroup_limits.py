@@ -28,11 +28,11 @@ PLAN = "cgroup-limits.wanted"  # made for the restore: a line `NAME VALUE` for e
 RECORD_LIMIT = 16 << 20  # bytes
 
 # The limits whose value means the same on another host, and what they are where nobody has set them (cgroup-v2.rst in
-# the kernel's documents). Not io.*, which names devices by their numbers on this host.
+# the kernel's documents). Not what of io.* names a device, by its number on this host.
 UNSET = {
     "cgroup.max.depth": "max", "cgroup.max.descendants": "max",
     "cpu.idle": "0", "cpu.max": "max 100000", "cpu.max.burst": "0", "cpu.uclamp.max": "max", "cpu.uclamp.min": "0.00",
-    "cpu.weight": "100", "cpuset.cpus": "", "cpuset.mems": "",
+    "cpu.weight": "100", "cpuset.cpus": "", "cpuset.mems": "", "io.weight": "default 100",
     "memory.high": "max", "memory.low": "0", "memory.max": "max", "memory.min": "0", "memory.oom.group": "0",
     "memory.swap.high": "max", "memory.swap.max": "max", "memory.zswap.max": "max", "memory.zswap.writeback": "1",
     "pids.max": "max",
@@ -54,11 +54,21 @@ def record(top: str) -> str:
     for folder, files in deep.walk(top):
         below = os.path.relpath(folder, top)
         for name in UNSET.keys() & set(files):
-            value = _read(f"{folder}/{name}")
+            value = _plain(name, _read(f"{folder}/{name}"))
             # With cpu.idle the weight reads 0, which cannot be written.
             if value is not None and not _unset(name, value) and (name, value) != ("cpu.weight", "0"):
                 lines.append(f"{name} {value}\t{below}\n")
     return "".join(sorted(lines))
+
+
+def _plain(name: str, value: str | None) -> str | None:
+    """What a limit is wherever it holds, without what it is for single devices; None where that cannot be told."""
+    lines = [] if value is None else value.split("\n")
+    return next((line for line in lines if not _of_device(name, line)), None)
+
+
+def _of_device(name: str, value: str) -> bool:
+    return name == "io.weight" and ":" in value
 
 
 def _unset(name: str, value: str) -> bool:
@@ -156,14 +166,17 @@ def merged(planned: str, recorded: str) -> list[tuple[str, str, str]]:
     live: dict[tuple[str, str], str] = {}
     for entry, below in _lines(recorded):
         name, _, value = entry.partition(" ")
-        if name not in UNSET:
+        if name not in UNSET or _of_device(name, value):
             raise ValueError(f"{name} is no limit of a cgroup")
         live[below, name] = value
     wanted: list[tuple[str, str, str]] = []
     for line in filter(None, planned.split("\n")):
         name, _, value = line.partition(" ")
+        if _of_device(name, value):  # beside what holds for all the others
+            wanted.append((".", name, value))
+            continue
         if name in UNSET:
-            wanted = [each for each in wanted if each[1] != name]
+            wanted = [each for each in wanted if each[1] != name or _of_device(*each[1:])]
         wanted.append((".", name, live.get((".", name), value)))
     return wanted + [(*place, value) for place, value in live.items() if (*place, value) not in wanted]
 

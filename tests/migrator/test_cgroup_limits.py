@@ -64,6 +64,27 @@ def test_limits_below_are_as_they_were(top: Path, root: Path, tmp_path_factory: 
     assert (top / "memory.max").read_text() == "max\n"
 
 
+def test_the_weight_of_its_disk_accesses(top: Path, root: Path) -> None:
+    """As IOWeight= sets it; for a single device it is by that one's number, which is another one's elsewhere."""
+    recorded = {"io.weight": "default 20\n8:0 500", f"{UNIT}/io.weight": "default 10", f"{UNIT}/io.max": "8:0 rbps=1"}
+    for name, value in {"io.weight": "default 100", "system.slice/io.weight": "default 100\n8:0 7", **recorded}.items():
+        (top / name).write_text(f"{value}\n")
+    record = cgroup_limits.record(str(top))
+    assert record == f"io.weight default 10\t{UNIT}\nio.weight default 20\t.\n"
+    for name in ("io.weight", f"{UNIT}/io.weight"):
+        (top / name).write_text("default 100\n")
+    cgroup_limits.apply(str(top), plan("lxc.cgroup2.io.weight = 8:0 30\nlxc.cgroup2.io.weight = 50\n"), record, str(root))
+    assert (top / "io.weight").read_text().startswith("default 20")
+    assert (top / UNIT / "io.weight").read_text().startswith("default 10")
+
+
+@pytest.mark.parametrize(("record", "weight"), [("", "50"), ("io.weight default 20\t.\n", "default 20")])
+def test_the_weight_for_one_disk_is_the_configurations(record: str, weight: str) -> None:
+    """Whatever comes before or behind it."""
+    planned = plan("lxc.cgroup2.io.weight = 40\nlxc.cgroup2.io.weight = 8:0 30\nlxc.cgroup2.io.weight = 50\n")
+    assert cgroup_limits.merged(planned, record) == [(".", "io.weight", "8:0 30"), (".", "io.weight", weight)]
+
+
 def test_what_nobody_has_set(top: Path) -> None:
     """In hugetlb that is a number (seen on 6.18); and no weight can be set to what it reads beside cpu.idle."""
     (top / "hugetlb.2MB.max").write_text("9223372036854771712\n")
@@ -103,7 +124,7 @@ def test_no_other_file_is_written(key: str) -> None:
 
 @pytest.mark.parametrize("line", [
     "pids.max 1\t../other", "pids.max 1\t/sys", "cgroup.kill 1\t.", "cgroup.procs 1\t.", "io.max 8:0 rbps=1\t.",
-    "pids.max 1", "../pids.max 1\t."])
+    "pids.max 1", "../pids.max 1\t.", "io.weight 8:0 50\t."])
 def test_a_record_that_is_not_to_be_trusted(top: Path, root: Path, line: str) -> None:
     with pytest.raises(ValueError):
         cgroup_limits.apply(str(top), "", f"{line}\n", str(root))
