@@ -8,7 +8,7 @@ keeps the stream all the same: when this fails, or the process is killed, it is 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from migrator import incoming, log, spool
@@ -23,6 +23,7 @@ class Behind:
 
     def __init__(self, file: Path, target: Path, leave: int = 0) -> None:
         self.target = target
+        self.taken = 0  # bytes that it has read; none where it failed, as they are imported from the spool then
         self._spool = file.parent
         self._leave = leave  # bytes that stay free
         self._follower = spool.Follower(file)
@@ -48,10 +49,16 @@ class Behind:
 
     def _receive(self) -> None:
         try:
-            incoming.receive(self._follower, self.target, self._spool, leave=self._leave, begun=self._begun)
+            incoming.receive(self._pieces(), self.target, self._spool, leave=self._leave, begun=self._begun)
             self._good = True
         except Exception as error:  # it is imported from the spool then
+            self.taken = 0
             log.debug(f"The import behind the transfer failed: {error}")
+
+    def _pieces(self) -> Iterator[memoryview]:
+        for piece in self._follower:
+            yield piece
+            self.taken += len(piece)
 
     def _begun(self, program: Program) -> None:
         self._program = program

@@ -31,17 +31,22 @@ class Bounds:
 
     leave: int = MARGIN  # bytes that stay free where they go
     most: int | None = None  # bytes of each file whose size it does not say
+    twice: bool = False  # what has arrived is imported, which takes as much there once more
 
-    def check(self, name: str, length: int, more: int, announced: int | None, folder: int) -> None:
+    def stays_free(self, length: int, imported: int) -> int:
+        """Bytes that are left to others, and to the import of `length` bytes, `imported` of which it has taken."""
+        return self.leave + (max(0, length - imported) if self.twice else 0)
+
+    def check(self, name: str, length: int, more: int, announced: int | None, folder: int, imported: int = 0) -> None:
         """A file is to have `length` bytes, `more` of them new; raises ProtocolError, UsageError, OSError (ENOSPC)."""
         if announced is not None and length > announced:
             raise ProtocolError(reason=f"it sends more of {name} than the {announced} bytes that it announced")
         if announced is None and self.most is not None and length > self.most:
             raise UsageError(reason=f"there is more of {name} than {size(self.most)}, {TIMES} times what was announced"
                                     f" for the disk and {size(SLACK)}")
-        if self.leave:
+        if leave := self.stays_free(length, imported):
             found = os.fstatvfs(folder)
-            if found.f_bavail * found.f_frsize < self.leave + more:
+            if found.f_bavail * found.f_frsize < leave + more:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
@@ -86,12 +91,14 @@ def leaving(leave: int, pieces: Iterable[Piece], path: Path) -> Iterator[Piece]:
         yield piece
 
 
-def of_disk(folder: Path, announced: int | None) -> Bounds:
-    """For the stream of a disk, or of what has changed on it, from a sender who is not root.
+# For the stream of a disk, or of what has changed on it. How much the latter will be nobody says beforehand: so it is
+# ended while there still is room for the import of what has come, which stays, and others there go on writing.
+OF_DISK = Bounds(twice=True)
 
-    How much the latter will be nobody says beforehand; more than all of the disk it is not.
-    """
-    return Bounds(reserve(folder), None if announced is None else TIMES * max(0, announced) + SLACK)
+
+def of_disk(folder: Path, announced: int | None) -> Bounds:
+    """The same from a sender who is not root: more than all of the disk it is not."""
+    return Bounds(reserve(folder), None if announced is None else TIMES * max(0, announced) + SLACK, twice=True)
 
 
 def of_images(folder: Path) -> Bounds:

@@ -427,7 +427,8 @@ class NoSpace(MigratorError):
     """{where} has {free} free, but {needed} are needed for {what}."""
 
     status = 50
-    cure = "Make room there, for example with: migrator cleanup"
+    cure = """Make room there, for example with: migrator cleanup -- what a migration has brought there that has not
+    ended goes when it is given up, with `migrator rollback NAME` on its source."""
 
 
 class SegmentDamaged(MigratorError):

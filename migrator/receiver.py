@@ -60,6 +60,8 @@ class Announced:
 class Watcher(Protocol):
     """Is told what of a file is there to be read, while the rest still arrives."""
 
+    taken: int  # bytes of it that have been read, and have taken their room
+
     def begin(self, kept: Sequence[Segment]) -> None:
         """It begins, or goes on behind segments that were there already."""
 
@@ -200,7 +202,8 @@ class Receiver:
         if frame.kind is Kind.SEGMENT:
             segment, data = self._decode(frame, file, decompressor)
             announced = self._announced[len(self._done)].size
-            self._bounds.check(file.name, file.length + segment.length, segment.length, announced, self._folder)
+            self._bounds.check(file.name, file.length + segment.length, segment.length, announced, self._folder,
+                               self._imported())
             self._append(file, data)
             file.segments.append(segment)
             self._written.put(_Written(file, segments.line(segment), segment))
@@ -360,8 +363,13 @@ class Receiver:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return WriteFailed(path=self._path, reason=error.strerror or error)
         found = os.statvfs(self._path)
+        stays = self._bounds.stays_free(self._file.length if self._file else 0, self._imported())
         return NoSpace(where=self._path, free=size(found.f_bavail * found.f_frsize),
-                       needed=size(max(SEGMENT_MAX, self._left())), what=self._file.name if self._file else "the data")
+                       needed=size(max(SEGMENT_MAX, self._left()) + stays),
+                       what=self._file.name if self._file else "the data")
+
+    def _imported(self) -> int:
+        return self._watcher.taken if self._watcher else 0
 
     def _left(self) -> int:
         """Bytes still to be written of the files whose size is known."""

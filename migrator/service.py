@@ -45,7 +45,7 @@ class Place(NamedTuple):
     """Where a transfer goes, whether it must be on disk before it is acknowledged, and who is told as it arrives.
 
     `accepts` says which names the sender may give its files: those that belong there, and none of what this host keeps
-    beside them; `bounds` how much they may be, of a caller who is not root.
+    beside them; `bounds` how much they may be.
     """
 
     folder: Path
@@ -143,7 +143,7 @@ class Service:
         self._stack.callback(self.wait_behind)  # each time: a container is locked until then that was locked last
         if not self.end_behind():
             return None
-        leave = bounds.reserve(file.parent) if self.grant.restricted else 0
+        leave = bounds.reserve(file.parent) if self.grant.restricted else bounds.MARGIN
         self.behind = Behind(file, target, leave)
         return self.behind
 
@@ -159,9 +159,11 @@ class Service:
         log.warning(f"The import of {self.behind.target} was broken off, and does not end yet")
         return False
 
-    def disk_bounds(self, migration: Migration) -> Bounds | None:
-        """What the caller's streams of that migration's disk are held to, if to anything."""
-        return bounds.of_disk(migration.lxcpath, migration.detail.get("announced")) if self.grant.restricted else None
+    def disk_bounds(self, migration: Migration) -> Bounds:
+        """What the caller's streams of that migration's disk are held to."""
+        if not self.grant.restricted:
+            return bounds.OF_DISK
+        return bounds.of_disk(migration.lxcpath, migration.detail.get("announced"))
 
     def lxcpath(self, fields: Mapping[str, Any]) -> Path:
         """The LXC path that the source asked for, or this host's own."""

@@ -65,7 +65,7 @@ def receive(
     They are written to `directory`, made if it is not there (not its parents). With `durable` each segment is on disk
     before it is acknowledged; without it, for memory images and tmpfs, all are at the end. A file whose name `accepts`
     does not allow is refused before anything is written. The `watcher` of a transfer
-    of one file is told what of it is there; `bounds` is for a sender who is not trusted. `done` is called with
+    of one file is told what of it is there; `bounds` is how much room it may take. `done` is called with
     {"files": {name: {"bytes", "digest"}}} when everything has arrived, and what it returns is the answer to the sender.
 
     Raises ProtocolError and InvalidName for a list that makes no sense, or where there would be more than FOLDER_MAX of

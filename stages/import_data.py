@@ -109,7 +109,7 @@ def import_round(migration: Migration, layout: Layout, behind: Behind | None = N
     log.info(f"Importing round {number} of {migration.name} (migration {migration.id})")
     file = layout.spool / f"disk-{number}"
     try:
-        receive(migration, layout, file, number, migration.detail["rounds"][-1]["uuid"], behind)
+        receive(migration, layout, file, number, migration.detail["rounds"][-1]["uuid"], behind, leave=bounds.MARGIN)
     except (SegmentDamaged, ReceiveFailed):
         spool.drop(file)
         migration.move(Event.RECEIVE)  # it must be sent again
@@ -126,10 +126,12 @@ def import_round(migration: Migration, layout: Layout, behind: Behind | None = N
 
 
 def receive(migration: Migration, layout: Layout, file: Path, number: int, uuid: str,
-            behind: Behind | None = None, left: Callable[[], float] = lambda: btrfs.STREAM_LIMIT) -> btrfs.Subvolume:
+            behind: Behind | None = None, left: Callable[[], float] = lambda: btrfs.STREAM_LIMIT,
+            leave: int = 0) -> btrfs.Subvolume:
     """Receive one spooled stream as the snapshot of round `number`, whose uuid on the source is `uuid`.
 
-    `left` tells how many seconds that may still take. When a stream turns out to be damaged or cannot be received, it
+    `left` tells how many seconds that may still take; `leave` bytes stay free, which is not worth a container that
+    stands still. When a stream turns out to be damaged or cannot be received, it
     must be sent again: the migration's state says so.
     """
     target = layout.snapshot(number)
@@ -139,7 +141,7 @@ def receive(migration: Migration, layout: Layout, file: Path, number: int, uuid:
                 raise ReceiveFailed(path=target, reason="an older version of migrator has received it, and kept it in"
                                     " another place")
             if not (behind and behind.brought(target, left())):
-                leave = bounds.for_caller(layout.lxcpath, migration.detail.get("caller"))
+                leave = max(leave, bounds.for_caller(layout.lxcpath, migration.detail.get("caller")))
                 incoming.receive(spool.verified(file), target, layout.spool, limit=left(), leave=leave)
             found = btrfs.info(target)
             if found.received_uuid != uuid:

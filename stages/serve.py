@@ -22,8 +22,9 @@ from functools import partial
 from typing import Any
 
 import stages
-from migrator import cli, grant, log, spool
-from migrator.errors import ProtocolError
+from migrator import btrfs, cli, grant, log, spool
+from migrator.behind import Behind
+from migrator.errors import MigratorError, NoSpace, ProtocolError
 from migrator.grant import Grant
 from migrator.journal import DEFAULT_PATH, Journal
 from migrator.protocol import Connection, Handler, Takeover, serve
@@ -112,5 +113,18 @@ def transfer(service: Service, fields: dict[str, Any]) -> Takeover:
     if kind not in receivers:
         raise ProtocolError(reason=f"it sends data of the unknown kind {kind[:40]!a}")
     place = receivers[kind](service, fields)
-    return spool.receive(place.folder, fields.get("files"), durable=place.durable, accepts=place.accepts,
-                         watcher=place.behind, bounds=place.bounds)
+    takeover = spool.receive(place.folder, fields.get("files"), durable=place.durable, accepts=place.accepts,
+                             watcher=place.behind, bounds=place.bounds)
+    return dataclasses.replace(takeover, run=partial(_whole_or_not, service, place.behind, takeover))
+
+
+def _whole_or_not(service: Service, behind: Behind | None, takeover: Takeover,
+                  connection: Connection) -> dict[str, Any]:
+    """Of a stream that there is no room for, what the import behind it has made goes at once: others need room too."""
+    try:
+        return takeover.run(connection)
+    except NoSpace:
+        if behind and service.end_behind():
+            with contextlib.suppress(MigratorError):  # or with the next import
+                btrfs.delete(behind.target)
+        raise

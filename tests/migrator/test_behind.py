@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from migrator import behind, btrfs, frames, incoming, no_devices, receiver, run, segments, source, spool, transfer
 from migrator.behind import Behind
-from migrator.errors import ConnectionLost, MigratorError, SegmentDamaged
+from migrator.errors import ConnectionLost, DiskFull, MigratorError, SegmentDamaged
 from migrator.segments import Segment
 from migrator.service import Service
 from migrator.transfer import SourceFile
@@ -97,6 +97,18 @@ def test_cut_anywhere_it_is_not_whole_and_the_next_one_begins_at_the_beginning(
         assert not received.whole and data.startswith(received.data)
     again = attempt(folder, data)
     assert again.brought(folder / "snapshots" / "target") and received.data == data
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_it_has_taken_is_not_imported_once_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                     small_segments: None, fails: bool) -> None:
+    def receive(stream: Iterable[memoryview], *_: object, **__: object) -> None:
+        assert sum(len(piece) for piece in stream) == 3 * SEGMENT
+        if fails:
+            raise DiskFull(reason="it is")
+
+    monkeypatch.setattr(incoming, "receive", receive)
+    assert attempt(tmp_path, os.urandom(3 * SEGMENT)).taken == (0 if fails else 3 * SEGMENT)
 
 
 def test_the_reader_waits_for_what_has_not_arrived(tmp_path: Path) -> None:

@@ -42,12 +42,34 @@ def test_a_twentieth_stays_free(disk: SimpleNamespace, tmp_path: Path) -> None:
 
 def test_a_stream_is_held_to_what_was_announced(disk: SimpleNamespace, tmp_path: Path) -> None:
     held = bounds.of_disk(tmp_path, 3 * GIB)
-    assert held == Bounds(50 * GIB, 6 * GIB + SLACK)
+    assert held == Bounds(50 * GIB, 6 * GIB + SLACK, twice=True)
     held.check("disk-1", 6 * GIB + SLACK, 1, None, 0)
     with pytest.raises(UsageError, match="more of disk-1 than 10"):
         held.check("disk-1", 6 * GIB + SLACK + 1, 1, None, 0)
     assert bounds.of_disk(tmp_path, -1).most == SLACK
     assert bounds.of_disk(tmp_path, None).most is None  # an older version has begun it
+
+
+@pytest.mark.parametrize(("imported", "stays"), [(0, 7 * GIB), (5 * GIB, 2 * GIB), (8 * GIB, 0)])
+@pytest.mark.parametrize("held", [bounds.OF_DISK, Bounds(50 * GIB, None, twice=True)], ids=["root", "a peer"])
+def test_a_stream_leaves_room_for_its_import(disk: SimpleNamespace, held: Bounds, imported: int, stays: int) -> None:
+    """Of whatever length it turns out to be: else it ends where nothing is left to the others there."""
+    disk.f_bavail = held.leave + stays + 1
+    held.check("disk-1", 7 * GIB, 1, None, 0, imported)
+    with pytest.raises(OSError, match="No space left"):
+        held.check("disk-1", 7 * GIB, 2, None, 0, imported)
+
+
+def test_how_much_room_it_needs_is_told(disk: SimpleNamespace, tmp_path: Path) -> None:
+    """With what is to stay free, or it would be less than there is."""
+    disk.f_bavail = MARGIN + 7
+    handlers = {"transfer": lambda fields: spool.receive(tmp_path, fields["files"], bounds=bounds.OF_DISK)}
+    with connected(handlers) as (connection, _):
+        with pytest.raises(NoSpace) as caught:
+            sent(connection, *WHOLE)
+        disk.f_bavail += 1
+        assert sent(connection, *WHOLE)["files"]["disk-1"]["bytes"] == 4
+    assert (caught.value.fields["free"], caught.value.fields["needed"]) == ("64.0 MiB", "68.0 MiB")
 
 
 @pytest.mark.parametrize("announced", [None, 1 << 50])

@@ -73,7 +73,8 @@ def test_the_weight_of_its_disk_accesses(top: Path, root: Path) -> None:
     assert record == f"io.weight default 10\t{UNIT}\nio.weight default 20\t.\n"
     for name in ("io.weight", f"{UNIT}/io.weight"):
         (top / name).write_text("default 100\n")
-    cgroup_limits.apply(str(top), plan("lxc.cgroup2.io.weight = 8:0 30\nlxc.cgroup2.io.weight = 50\n"), record, str(root))
+    planned = plan("lxc.cgroup2.io.weight = 8:0 30\nlxc.cgroup2.io.weight = 50\n")
+    cgroup_limits.apply(str(top), planned, record, str(root))
     assert (top / "io.weight").read_text().startswith("default 20")
     assert (top / UNIT / "io.weight").read_text().startswith("default 10")
 

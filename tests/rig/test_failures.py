@@ -152,7 +152,7 @@ def test_destination_disk_full_at_import(rig: Rig, guest: Callable[[], None]) ->
     rig.exec("hosta", "dd", "if=/dev/urandom", "of=/pool/c1/rootfs/blob", "bs=1M", "count=120", "status=none")
     rig.migrator("hosta", "prepare-data", "c1", *TO_B).expect(0)
     fill(rig, 60)
-    failed(rig.migrator("hostb", "import-data", "c1", "--json"), 58, "disk-full")
+    failed(rig.migrator("hostb", "import-data", "c1", "--json"), 50, "no-space")
     guest()
     empty(rig)
     imported(rig)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from migrator import spool
+from migrator import bounds, spool
 from migrator.errors import NoSpace
 from migrator.frames import SEGMENT_MAX
 from migrator.transfer import SourceFile, send_files
@@ -70,6 +70,18 @@ def test_full_in_the_middle_and_room_made(file_system: Path, durable: bool) -> N
     assert arrived(file_system / "spool/disk-1") == shorter
     assert result.resumed_bytes >= min(taken, len(shorter) // SEGMENT_MAX * SEGMENT_MAX), "of what it had acknowledged"
     assert result.resumed_bytes % SEGMENT_MAX == 0
+
+
+def test_others_go_on_writing_there(file_system: Path) -> None:
+    """How much has changed nobody knew, and it is more than fits: the stream ends while there still is some room."""
+    data, before = os.urandom(SIZE), free(file_system)
+    place = {"transfer": lambda fields: spool.receive(file_system / "spool", fields["files"], bounds=bounds.OF_DISK)}
+    with connected(place, timeout=60) as (connection, _), pytest.raises(NoSpace):
+        send_files(connection, {}, [SourceFile("disk-1", io.BytesIO(data))])
+    kept = (file_system / "spool/disk-1").stat().st_size
+    os.sync()
+    assert kept >= (before - bounds.MARGIN) // 4, "of the half that it may take"
+    assert free(file_system) >= kept, "for its import, and for others"
 
 
 def test_refused_before_it_begins(file_system: Path) -> None:

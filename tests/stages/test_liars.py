@@ -160,7 +160,7 @@ def test_no_more_of_a_disk_arrives_than_its_sender_announced(here: Here, granted
         here.begun(granted, disk_bytes=said)
         with contextlib.ExitStack() as locks:
             place = prepare_data.receive_disk(Service(here.journal, locks, granted), {"id": ID, "round": 1})
-        assert place.bounds == (bounds.of_disk(here.pool, believed) if bound else None)
+        assert place.bounds == (bounds.of_disk(here.pool, believed) if bound else bounds.OF_DISK)
 
 
 def test_what_there_is_no_room_for_is_refused(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
