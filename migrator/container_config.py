@@ -16,7 +16,7 @@ import stat
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from migrator import config_reader, include_copies, names, removal
+from migrator import config_reader, include_copies, mount_file, names, removal
 from migrator.errors import ConfigInvalid
 
 FENCE_BEGIN = "# BEGIN migrator fence"
@@ -45,9 +45,9 @@ class Carried:
 
 
 def read(config_file: Path, name: str) -> Carried:
-    """The configuration without our fence, and what it includes; raises ConfigInvalid."""
+    """The configuration without our fence, with its `mount_file`, and what it includes; raises ConfigInvalid."""
     try:
-        text = unfenced(config_reader.read_file(str(config_file)))
+        text = mount_file.inlined(unfenced(config_reader.read_file(str(config_file))), str(config_file))
     except OSError as error:
         raise ConfigInvalid(name=name, reason=f"{config_file} cannot be read: {error.strerror}") from error
     return Carried(text, whole(name, config_file, text).includes)

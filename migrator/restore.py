@@ -27,6 +27,7 @@ from migrator import (
     let_run,
     limited,
     log,
+    mount_file,
     mount_plan,
     mount_sources,
     own_keyring,
@@ -239,9 +240,9 @@ def _mapped_group(config: config_facts.Config) -> int:
 
 def _fstab(settings: Iterable[tuple[str, str]]) -> str:
     """The text of the file with mounts that a configuration names, "" where it names none or that is not there."""
-    named = [value for key, value in settings if key == "lxc.mount.fstab" and value]
+    named = mount_file.named(settings)
     try:
-        return config_reader.read_file(named[-1]) if named else ""
+        return config_reader.read_file(named) if named else ""
     except OSError:
         return ""
 

@@ -13,7 +13,7 @@ import shlex
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
-from migrator import config_reader
+from migrator import mount_file
 from migrator.preflight import mount_facts
 
 LEFT_OUT = re.compile(
@@ -63,8 +63,7 @@ def text(settings: Collection[tuple[str, str]], *, container: Path, root: Path, 
             kept.append(_line(key, _mount(value, real)))
         elif not LEFT_OUT.fullmatch(key):
             kept.append(_line(key, value))
-    kept += [_line("lxc.mount.entry", _mount(entry, real)) for entry in config_reader.lines(fstab)
-             if entry.strip() and not entry.lstrip().startswith("#")]
+    kept += [_line("lxc.mount.entry", _mount(entry, real)) for entry in mount_file.lines(fstab)]
     # LXC's own place for it lies below /usr/lib. A container with a user namespace of its own that binds that could not
     # be restored: its root may not take away what is mounted there (has_locked_children in the kernel's
     # fs/namespace.c).

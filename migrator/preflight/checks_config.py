@@ -42,6 +42,9 @@ CGROUP_PLACE = define("cgroup-place", ERROR, """All that a container runs is fro
     told by LXC's own name for it, lxc.payload. With lxc.cgroup.dir.container it has another.""")
 SECCOMP_FILE = define("seccomp-profile-missing", WARNING, """The restored container keeps its filters, but could not be
     started again.""")
+FSTAB = define("fstab-missing", WARNING, """LXC does not start a container whose lxc.mount.fstab it cannot read: the
+    restored one runs, but could not be started again. The lines of that file travel, but not where it cannot be read,
+    or an included file names one.""")
 INCLUDE = define("include-unreadable", ERROR, """LXC refuses a configuration whose included file is missing or includes
     itself; a folder written with a slash at its end may be missing. Only text in UTF-8, 1 MiB in 64 files that
     are included 1,000 times in all, is carried over, and no lxc.net.N.link, name or veth.pair that no interface can
@@ -55,10 +58,10 @@ CONSENT = define("consent-needed", ERROR, """Hooks run as root on the host, and 
 
 
 def needed_paths(container: ContainerFacts) -> tuple[str, ...]:
-    """Files that the configuration names: hooks' programs, the seccomp profile, and what it includes of the host's."""
+    """Files that the configuration names: hooks' programs, the seccomp profile, what it includes of the host's."""
     config = container.config
     commands = [*(command for _, command in config.hooks), *(net.script for net in config.nets)]
-    paths = [_program(command) for command in commands] + [config.seccomp, *container.included]
+    paths = [_program(command) for command in commands] + [config.seccomp, config.mount_file, *container.included]
     paths += [path for rule in _device_rules(config) if (path := device_filter.path(*rule))]
     paths += [include.by for include in config.includes if include.by != include.path]
     return tuple(dict.fromkeys(path for path in paths if path.startswith("/")))
@@ -97,6 +100,14 @@ def seccomp(case: Case) -> Iterator[Finding]:
     ):
         yield SECCOMP_FILE.found(f"{there.name} has no {config.seccomp} (lxc.seccomp.profile).",
                                  f"Copy it to {there.name}.", severity=case.hinders_start)
+
+
+def fstab(case: Case) -> Iterator[Finding]:
+    path, there = case.container.config.mount_file, case.destination
+    if there and path.startswith("/") and path not in there.present and answered(path, there):
+        yield FSTAB.found(f"{there.name} has no {path} (lxc.mount.fstab).",
+                          f"Write what it has as lxc.mount.entry into {case.config_file}, and take the line out.",
+                          severity=case.hinders_start)
 
 
 def hooks(case: Case) -> Iterator[Finding]:
@@ -232,4 +243,4 @@ def _covered(wanted: IdMap, ranges: list[tuple[int, int]]) -> bool:
     return position >= end
 
 
-CHECKS: tuple[Check, ...] = (selinux, seccomp, hooks, devices, cgroup_place, includes, ids, consents)
+CHECKS: tuple[Check, ...] = (selinux, seccomp, fstab, hooks, devices, cgroup_place, includes, ids, consents)

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from migrator import config_reader, container_config, names
+from migrator import config_reader, container_config, mount_file, names
 
 _NET_KEY = re.compile(r"lxc\.net\.(\d{1,4})\.([a-z0-9_.]+)")
 
@@ -76,6 +76,7 @@ class Config:
     backend: str = ""  # "dir", "btrfs", "overlay", "lvm", ...; empty when LXC finds out by itself
     nets: tuple[Net, ...] = ()
     mounts: tuple[MountEntry, ...] = ()
+    mount_file: str = ""  # lxc.mount.fstab, where its lines do not travel
     mount_auto: tuple[str, ...] = ()
     idmaps: tuple[IdMap, ...] = ()
     apparmor: str = ""
@@ -95,12 +96,12 @@ class Config:
 
 
 def read(path: Path) -> Config:
-    """The configuration in this file, its includes followed; one with a fault when it cannot be read."""
+    """The configuration in this file, as it travels, its includes followed; one with a fault when it cannot be read."""
     try:
         text = config_reader.read_file(str(path))
     except OSError as error:
         return Config(faults=((str(path), f"cannot be read: {error.strerror}"),))
-    return parse(container_config.unfenced(text), str(path))
+    return parse(mount_file.inlined(container_config.unfenced(text), str(path)), str(path))
 
 
 def parse(text: str, path: str = "config", read_file: Callable[[str], str] = config_reader.read_file,
@@ -119,11 +120,12 @@ def parse(text: str, path: str = "config", read_file: Callable[[str], str] = con
         return values.get(key, [""])[-1]
 
     backend, rootfs = _rootfs(last("lxc.rootfs.path"))
-    fstab = _fstab(last("lxc.mount.fstab"), read_file)
+    fstab = mount_file.named(items)
     return Config(
         arch=last("lxc.arch"), rootfs=rootfs, backend=backend,
         nets=_nets(items),
-        mounts=tuple(_mounts([*config_reader.lines(fstab), *values.get("lxc.mount.entry", [])])),
+        mounts=tuple(_mounts([*config_reader.lines(_fstab(fstab, read_file)), *values.get("lxc.mount.entry", [])])),
+        mount_file=fstab,
         mount_auto=tuple(word for value in values.get("lxc.mount.auto", []) for word in value.split()),
         idmaps=tuple(_idmaps(values.get("lxc.idmap", []))),
         apparmor=last("lxc.apparmor.profile"), selinux=last("lxc.selinux.context"),

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from migrator import cgroups, config_reader, consent, log, roots
+from migrator import cgroups, config_reader, consent, log, mount_file, roots
 from migrator.container_config import unfenced
 from migrator.errors import SnapshotFailed
 from migrator.preflight import apparmor_facts, config_facts, mount_facts, net_facts, task_facts
@@ -84,9 +84,10 @@ def gather(container: Container, *, full: bool = True) -> ContainerFacts:
 
 
 def _own_text(container: Container) -> str:
-    """What its configuration itself says; that it cannot be read is told as a fault of it."""
+    """What its configuration itself says, as it travels; that it cannot be read is told as a fault of it."""
     try:
-        return unfenced(config_reader.read_file(str(container.config_file)))
+        text = unfenced(config_reader.read_file(str(container.config_file)))
+        return mount_file.inlined(text, str(container.config_file))
     except OSError:
         return ""
 
