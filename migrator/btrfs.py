@@ -298,6 +298,23 @@ def _used(path: Path) -> list[int]:
     return [int(word) for word in said.splitlines()[-1].split()[:2]]
 
 
+def quota(path: Path) -> list[tuple[str, int, int]]:
+    """Each qgroup that limits a subvolume, with its bytes, and those that it shares with none; -1 for no limit.
+
+    None where quotas are off (btrfs-qgroup(8)).
+    """
+    try:
+        said = run(["btrfs", "qgroup", "show", "-reF", "--raw", str(path)], limit=DRAIN_LIMIT).text
+    except CommandFailed:
+        return []
+    found = []
+    for group, _, _, *limits in filter(lambda words: len(words) >= 5, map(str.split, said.splitlines())):
+        most, alone = (int(word) if word.isdecimal() else -1 for word in limits[:2])
+        if (most, alone) != (-1, -1):
+            found.append((group, most, alone))
+    return found
+
+
 def free_bytes(path: Path) -> int:
     """Bytes that may still be written to the file system of `path`."""
     stat = os.statvfs(path)

@@ -427,8 +427,7 @@ class NoSpace(MigratorError):
     """{where} has {free} free, but {needed} are needed for {what}."""
 
     status = 50
-    cure = """Make room there, for example with: migrator cleanup -- what a migration has brought there that has not
-    ended goes when it is given up, with `migrator rollback NAME` on its source."""
+    cure = "Make room there: migrator cleanup -- and of what has not ended, on its source: migrator rollback NAME"
 
 
 class SegmentDamaged(MigratorError):

@@ -39,6 +39,8 @@ NESTED = define("nested-subvolume", ERROR, """A snapshot leaves subvolumes insid
     would be missing on the destination (btrfs-subvolume(8)).""")
 NESTED_UNKNOWN = define("nested-unknown", ERROR, """Whether the root file system has subvolumes inside, which a snapshot
     leaves out, could not be seen.""")
+QUOTA = define("disk-quota", WARNING, """What quotas of btrfs limit the root file system to is its host's: the copy
+    has no limit, nor has it one when it has come back, until somebody sets it again (btrfs-qgroup(8)).""")
 DISK_FULL = define("disk-full", ERROR, "The destination has less room than the container's files take.")
 DISK_TIGHT = define("disk-tight", WARNING, "The container's files fit, but hardly anything would be left.")
 DISK_UNKNOWN = define("disk-size-unknown", INFO, "How much the container's files take was not counted.")
@@ -122,6 +124,24 @@ def storage(case: Case) -> Iterator[Finding]:
         )
 
 
+def quota(case: Case) -> Iterator[Finding]:
+    rootfs, there = case.container.rootfs, case.destination
+    path = there.storage.path if there else case.container.lxcpath
+    copy = shlex.quote(f"{path}/{case.options.name or case.container.name}/rootfs")
+    shown, commands = [], []
+    for group, *limits in rootfs.quota:
+        for limit, option, of_what in zip(limits, ("", "-e "), ("", " that are its own alone"), strict=True):
+            if limit >= 0:
+                shown.append(f"{size(limit)}{of_what} (qgroup {group})")
+                # Any other group may have more than this container in it.
+                commands += [f"btrfs qgroup limit {option}{limit} {copy}"] if group.startswith("0/") else []
+    if shown:
+        yield QUOTA.found(
+            f"{rootfs.path} is limited to {listed(shown)}; its copy will not be.",
+            f"When it is there, with quotas on (btrfs quota enable {shlex.quote(path)}), on "
+            f"{there.name if there else 'that host'}: {' && '.join(commands) or 'put it into such a qgroup'}")
+
+
 def disk_room(case: Case) -> Iterator[Finding]:
     there = case.destination
     if not there or case.options.disk_needed == 0:
@@ -168,4 +188,4 @@ def clock(case: Case) -> Iterator[Finding]:
                           "Set both clocks by the same time servers: timedatectl set-ntp true")
 
 
-CHECKS: tuple[Check, ...] = (state, name, storage, disk_room, memory_room, clock)
+CHECKS: tuple[Check, ...] = (state, name, storage, quota, disk_room, memory_room, clock)

@@ -39,6 +39,7 @@ class Rootfs:
     nested: tuple[str, ...] = ()  # subvolumes inside: a snapshot leaves them out
     nested_unknown: str = ""  # why these could not be told
     used: int = -1  # bytes on disk; -1 when nobody counted
+    quota: tuple[tuple[str, int, int], ...] = ()  # see `btrfs.quota`; only where somebody has counted
     replaced: bool = False  # the first process lives on another one
 
 
@@ -122,7 +123,7 @@ def memory_of(stat: str) -> int:
 
 
 def look_at_rootfs(path: Path, *, full: bool) -> Rootfs:
-    """The root file system; its size only when `full`."""
+    """The root file system; its size and what limits it only when `full`."""
     kind = filesystem(path)
     if kind != "btrfs":
         return Rootfs(str(path), kind, used=used_bytes(path) if full else -1)
@@ -134,7 +135,9 @@ def look_at_rootfs(path: Path, *, full: bool) -> Rootfs:
             nested = btrfs.nested(path)
         except SnapshotFailed as error:
             unknown = str(error)
-    return Rootfs(str(path), kind, subvolume, tuple(nested), unknown, used_bytes(path) if full else -1)
+    quota = btrfs.quota(path) if subvolume and full else []
+    return Rootfs(str(path), kind, subvolume, tuple(nested), unknown, used_bytes(path) if full else -1,
+                  quota=tuple(quota))
 
 
 def filesystem(path: Path) -> str:

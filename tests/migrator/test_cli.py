@@ -158,7 +158,7 @@ def test_an_error_and_its_cure(status_runs: Callable[..., None], capsys: pytest.
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err == ("migrator: /pool has 1 MiB free, but 2 MiB are needed for this.\n"
-                            "  Make room there, for example with: migrator cleanup\n")
+                            f"  {NoSpace.cure}\n")
     assert main(["status", "--json"]) == NoSpace.status
     captured = capsys.readouterr()
     error = json.loads(captured.out)["error"]

@@ -26,6 +26,7 @@ NAMED = "e;>p;$(>p)"  # the kernel takes that for an interface
 QUOTED = shlex.quote(EVIL)
 NEW = shlex.quote(f"{EVIL}.new")
 ROOTFS = CONTAINER.rootfs.path
+RESTORED = shlex.quote(f"{EVIL}/c1/rootfs")
 
 CASES: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("inotify-symlink", {"tasks.notes": notes(("watch-symlink", EVIL))}, {},
@@ -36,6 +37,9 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("terminal-mounted", {"mounts": (ROOT, Mount(EVIL, "devpts", "external", "/dev/pts/3"))}, {}, f"umount {QUOTED}"),
     ("interface-kind", {"interfaces": (LO, Interface(NAMED, kind="gre"))}, {}, f"ip link delete dev '{NAMED}' -- "),
     ("nested-subvolume", {"rootfs.nested": (EVIL[1:],)}, {}, f"btrfs subvolume delete {shlex.quote(ROOTFS + EVIL)}"),
+    ("disk-quota", {"rootfs.quota": (("0/256", 10 << 20, 5 << 20),)}, {"storage.path": EVIL},
+     f"btrfs qgroup limit 10485760 {RESTORED} && btrfs qgroup limit -e 5242880 {RESTORED}"),
+    ("disk-quota", {"rootfs.quota": (("1/7", 1, -1),)}, {}, "put it into such a qgroup"),
     ("rootfs-not-subvolume", {"rootfs.subvolume": False, "rootfs.path": EVIL}, {}, f"create {NEW} "),
     ("bridge-missing", {}, {"interfaces": (LO, Interface(NAMED, kind="bridge"))}, f"--map-bridge 'lxcbr0={NAMED}' "),
     ("bridge-missing", {}, {"interfaces": (LO, Interface("a b", kind="bridge"))}, "--map-bridge lxcbr0=NAME "),

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.rig.conftest import CleanHosts
 from tests.rig.harness import Rig, wait_for
 from tests.rig.held import instead_of
@@ -102,6 +104,22 @@ def test_a_link_on_the_way_to_what_is_bound(rig: Rig, clean_hosts: CleanHosts) -
     runs_only_on(rig, "hostb", begun)
     found = rig.sh("hostb", "awk '$5 == \"/mnt\" { print $4 }' /proc/$(lxc-info -n c1 -pH)/mountinfo")
     assert found.strip() == "/srv/data/a/secret"
+
+
+@pytest.mark.nightly
+def test_mounts_of_a_file_of_their_own(rig: Rig, clean_hosts: CleanHosts) -> None:
+    """They come along, and it can be started again there, where no such file is."""
+    clean_hosts.allow("snapshot")
+    rig.sh("hosta", "mkdir -p /srv/old; echo 'tmpfs srv tmpfs create=dir,size=64k 0 0' >/srv/old/fstab")
+    rig.guest("hosta", "c1", "tick", config=["lxc.mount.fstab = /srv/old/fstab"])
+    begun = rig.probe("hosta", "c1")["start"]
+    mounted = "awk '$5 == \"/srv\" { print $(NF - 2) }' /proc/$(lxc-info -n c1 -pH)/mountinfo"
+    assert rig.sh("hosta", mounted).strip() == "tmpfs"
+    migrate(rig, "c1", "hosta").expect(0)
+    runs_only_on(rig, "hostb", begun)
+    assert rig.sh("hostb", mounted).strip() == "tmpfs"
+    rig.sh("hostb", "test ! -e /srv/old && lxc-stop -k -n c1 && lxc-start -n c1")
+    assert rig.sh("hostb", mounted).strip() == "tmpfs"
 
 
 def test_confinement_that_cannot_be_had(rig: Rig, clean_hosts: CleanHosts) -> None:
