@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from migrator import bounds, spool
-from migrator.errors import NoSpace
+from migrator import bounds, btrfs, spool
+from migrator.errors import DiskFull, NoSpace
 from migrator.frames import SEGMENT_MAX
 from migrator.transfer import SourceFile, send_files
 from tests.migrator.test_transfer import arrived, handlers
@@ -82,6 +82,25 @@ def test_others_go_on_writing_there(file_system: Path) -> None:
     os.sync()
     assert kept >= (before - bounds.MARGIN) // 4, "of the half that it may take"
     assert free(file_system) >= kept, "for its import, and for others"
+
+
+@pytest.mark.parametrize("file_system", ["btrfs"], indirect=True)
+def test_what_btrfs_says_on_a_full_disk(file_system: Path, tmp_path: Path) -> None:
+    """It is known by its words. The last changes of a container that stands still may take all that there is."""
+    subprocess.run(["btrfs", "subvolume", "create", file_system / "rootfs"], check=True, capture_output=True)
+    (file_system / "rootfs/data").write_bytes(os.urandom(96 * MIB))
+    snapshot = btrfs.snapshot(file_system / "rootfs", file_system / "snapshot", read_only=True).path
+    stream = bytearray()
+    with btrfs.send(snapshot) as sent:
+        buffer = bytearray(MIB)
+        while count := sent.readinto(buffer):
+            stream += buffer[:count]
+    (file_system / "there").mkdir()
+    (file_system / "ballast").write_bytes(os.urandom(free(file_system) - 40 * MIB))
+    os.sync()
+    with pytest.raises(DiskFull, match="No space left on device"):
+        btrfs.receive([bytes(stream)], file_system / "there")
+    btrfs.delete(file_system / "there/snapshot")
 
 
 def test_refused_before_it_begins(file_system: Path) -> None:
