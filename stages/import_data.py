@@ -47,7 +47,7 @@ from migrator.identity import Whose
 from migrator.journal import DEFAULT_PATH, Journal, Migration
 from migrator.layout import Layout, locked, put
 from migrator.service import Service, kept_config
-from migrator.states import Event, Role, Verdict, decide
+from migrator.states import Event, Role, State, Verdict, decide
 from stages import arriving_config
 from tunnel.errors import DocumentedError
 
@@ -109,7 +109,7 @@ def import_round(migration: Migration, layout: Layout, behind: Behind | None = N
     log.info(f"Importing round {number} of {migration.name} (migration {migration.id})")
     file = layout.spool / f"disk-{number}"
     try:
-        receive(migration, layout, file, number, migration.detail["rounds"][-1]["uuid"], behind, leave=bounds.MARGIN)
+        receive(migration, layout, file, number, migration.detail["rounds"][-1]["uuid"], behind)
     except (SegmentDamaged, ReceiveFailed):
         spool.drop(file)
         migration.move(Event.RECEIVE)  # it must be sent again
@@ -126,12 +126,10 @@ def import_round(migration: Migration, layout: Layout, behind: Behind | None = N
 
 
 def receive(migration: Migration, layout: Layout, file: Path, number: int, uuid: str,
-            behind: Behind | None = None, left: Callable[[], float] = lambda: btrfs.STREAM_LIMIT,
-            leave: int = 0) -> btrfs.Subvolume:
+            behind: Behind | None = None, left: Callable[[], float] = lambda: btrfs.STREAM_LIMIT) -> btrfs.Subvolume:
     """Receive one spooled stream as the snapshot of round `number`, whose uuid on the source is `uuid`.
 
-    `left` tells how many seconds that may still take; `leave` bytes stay free, which is not worth a container that
-    stands still. When a stream turns out to be damaged or cannot be received, it
+    `left` tells how many seconds that may still take. When a stream turns out to be damaged or cannot be received, it
     must be sent again: the migration's state says so.
     """
     target = layout.snapshot(number)
@@ -141,7 +139,9 @@ def receive(migration: Migration, layout: Layout, file: Path, number: int, uuid:
                 raise ReceiveFailed(path=target, reason="an older version of migrator has received it, and kept it in"
                                     " another place")
             if not (behind and behind.brought(target, left())):
-                leave = max(leave, bounds.for_caller(layout.lxcpath, migration.detail.get("caller")))
+                leave = bounds.for_caller(layout.lxcpath, migration.detail.get("caller"))
+                if migration.state is State.IMPORTING:  # else a container stands still, and waits for it
+                    leave = max(leave, bounds.MARGIN)
                 incoming.receive(spool.verified(file), target, layout.spool, limit=left(), leave=leave)
             found = btrfs.info(target)
             if found.received_uuid != uuid:

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from migrator import btrfs, spool
+from migrator import bounds, btrfs, incoming, spool
 from migrator.errors import DiskFull, ReceiveFailed
 from migrator.journal import Journal, Migration
 from migrator.layout import Layout
@@ -70,6 +70,21 @@ def test_what_has_arrived_is_kept(migration: Migration, says: Callable[[str], No
     imported(migration)
     assert not stream(migration).exists()
     assert str(migration.state) == "imported"
+
+
+@pytest.mark.parametrize("stands_still", [False, True])
+def test_others_have_some_left(migration: Migration, says: Callable[[str], None], monkeypatch: pytest.MonkeyPatch,
+                               stands_still: bool) -> None:
+    """But for the last changes of a container that stands still, and waits for that."""
+    says("")
+    left: list[int] = []
+    monkeypatch.setattr(incoming, "receive", lambda *_, leave, **__: left.append(leave))
+    if stands_still:
+        layout = Layout(migration.lxcpath, migration.name, migration.id)
+        import_data.receive(migration, layout, stream(migration), 1, UUID)
+    else:
+        imported(migration)
+    assert left == [0 if stands_still else bounds.MARGIN]
 
 
 @pytest.mark.parametrize("said", ["ERROR: crc32 mismatch in command", f"ERROR: creat {FULL} failed: File exists"])
