@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 PLAN = "mount-sources"  # the file beside the images
 PLAN_LIMIT = 16 << 20  # bytes
 # The words of a plan. A line is `WORD RIGHT PATH`, with the path as in mountinfo and of this host, and `rw`, or `ro`
-# for what may only be mounted read-only; or `NEW TYPE -` or `OWN TYPE TARGET`.
-NEW = "new"  # CRIU makes file systems of this type anew: one that this host has not mounted is the container's own
-OWN = "own"  # CRIU makes a file system of this type anew there, or mounts more of one that it has made
+# for what may only be mounted read-only; or `NEW TYPE TARGET` or `OWN TYPE TARGET`, of what CRIU binds by no path of
+# this host's: it makes a file system of this type anew there, or mounts more of one that it has made.
+NEW = "new"  # it is one that this host has not mounted
+OWN = "own"  # this host may have it mounted too
 JUST = "just"  # this file or folder
 BELOW = "below"  # and what is in it
 ALL = "all"  # and what this host has mounted in it
@@ -58,15 +59,12 @@ class Host:
                 self._on.setdefault(mount.parent, []).append(mount)
         ids = {mount.id for mount in self.mounts}
         self._tops = [mount for mount in self.mounts if mount.parent not in ids or mount.parent == mount.id]
-        self.new: set[str] = set()
-        self.own: set[tuple[str, str]] = set()
+        self.made: dict[str, set[tuple[str, str]]] = {NEW: set(), OWN: set()}  # type, target
         self.allowed: list[tuple[str, str, str, bool]] = []  # device, root, word, whether read-only
         for line in filter(None, plan.split("\n")):
             word, right, path = line.split(" ")
-            if word == NEW:
-                self.new.add(right)
-            elif word == OWN:
-                self.own.add((right, path))
+            if word in self.made:
+                self.made[word].add((right, path))
             else:
                 self.allowed += [(device, root, word, right == "ro") for device, root in self._places(word, path)]
 
@@ -90,11 +88,14 @@ class Host:
     def may_have(self, mount: Mount) -> bool:
         """Whether a container may have it mounted.
 
-        A link may also lead to a namespace (/proc/PID/ns/net), which this host need not have mounted.
+        What this host has not mounted need not be the container's own: a link may lead to a namespace, or to what
+        another container, or a service, has mounted in one of its own (/proc/PID/ns/net, /proc/PID/root). Who has what
+        there is not asked: somebody with many mounts, as any user may have, would hold up each restore.
         """
+        place = mount.type, mount.target
         if mount.device not in self.devices:
-            return mount.type in self.new
-        if (mount.type, mount.target) in self.own and mount.device not in self.procs:
+            return place in self.made[NEW] or place in self.made[OWN]
+        if place in self.made[OWN] and mount.device not in self.procs:
             return True
         return any(device == mount.device and (mount.read_only or not read_only)
                    and (mount.root == root if word == JUST else is_below(mount.root, root))
@@ -104,8 +105,9 @@ class Host:
         """Where this host has what is mounted in a container."""
         for each in self.mounts:
             if each.device == mount.device and is_below(mount.root, each.root):
-                return joined(each.target, mount.root[len(each.root.rstrip("/")):])
-        return mount.root
+                return f"{joined(each.target, mount.root[len(each.root.rstrip('/')):])} of this host"
+        whose = "this host" if mount.device in self.devices else f"a {mount.type} that was not made for it"
+        return f"{mount.root} of {whose}"
 
 
 def joined(folder: str, rest: str) -> str:
@@ -123,50 +125,21 @@ def require(plan: str, pids: Iterable[int], ttys: Iterable[int]) -> None:
     """
     plan += "".join(f"{JUST} rw /dev/pts/{number}\n" for number in ttys)
     host = Host(_read("/proc/self/mountinfo"), plan)
-    own = set(pids)
-    host.devices |= elsewhere(own)
-    for text in _seen(own):
+    judged: set[str] = set()
+    for text in _seen(pids):
         for mount in parsed(text):
-            if not host.may_have(mount):
+            if mount.id not in judged and not host.may_have(mount):
                 raise PermissionError(
-                    f"{mount.target} would be {host.path(mount)} of this host"
+                    f"{mount.target} would be {host.path(mount)}"
                     f"{'' if mount.read_only else ', writable'}, which its configuration does not bind here")
+            judged.add(mount.id)
 
 
-def elsewhere(own: Iterable[int], proc: str = "/proc", pid: int = 0) -> set[str]:
-    """The devices of what is mounted in other mount namespaces: of other containers, and of services.
+def _seen(pids: Iterable[int]) -> Iterator[str]:
+    """What is mounted in each mount namespace: from the top, as the images call it, and as each process sees it.
 
-    This host's own need not have these, and a link leads there too (/proc/PID/root). Not counted are the container's
-    `own` processes, nor CRIU, which has begun us, and has mounted for it what is to be its own, with what else it has
-    begun. `pid` is ours.
+    From a root of its own a process sees less, by other names; but also what the top is mounted over.
     """
-    parents, names = {}, {}
-    for word in filter(str.isdecimal, os.listdir(proc)):
-        try:
-            name, _, rest = _read(f"{proc}/{word}/stat").partition("(")[2].rpartition(")")
-        except OSError:  # it has ended
-            continue
-        parents[int(word)], names[int(word)] = int(rest.split()[1]), name
-    ours, pid = [], pid or os.getpid()
-    while pid > 1 and pid not in ours:
-        ours.append(pid)
-        pid = parents.get(pid, 0)
-    began = [pid for pid in ours if names.get(pid) == "criu"] or ours
-    its = [*own, *ours, *(pid for pid, parent in parents.items() if parent in began)]
-    known, found = set(), set()
-    for pid in [*its, *(parents.keys() - set(its))]:
-        try:
-            namespace = os.readlink(f"{proc}/{pid}/ns/mnt")
-            if namespace not in known and pid not in its:
-                found |= {mount.device for mount in parsed(_read(f"{proc}/{pid}/mountinfo"))}
-            known.add(namespace)
-        except OSError:  # it has ended, or is a zombie
-            continue
-    return found
-
-
-def _seen(pids: Iterable[int]) -> set[str]:
-    """What is mounted in each mount namespace: as each process sees it from its root, and from the top."""
     texts: set[str] = set()
     namespaces = set()
     for pid in pids:
@@ -179,8 +152,8 @@ def _seen(pids: Iterable[int]) -> set[str]:
             raise
         if namespace not in namespaces:
             namespaces.add(namespace)
-            texts.add(_from_the_top(pid))
-    return texts
+            yield _from_the_top(pid)
+    yield from texts
 
 
 def _from_the_top(pid: int) -> str:

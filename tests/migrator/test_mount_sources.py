@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from migrator.mount_sources import Host, Mount, elsewhere, is_below, joined, terminals
+from migrator.mount_sources import Host, Mount, is_below, joined, terminals
 
 TREE = Path(__file__).parents[2]
 # Host's: its root, /data (another file system) with /data/disk on it, /proc, /dev, and a cover over what was /old/deep.
@@ -61,9 +61,12 @@ def test_what_is_to_be_read_only() -> None:
 
 
 def test_what_is_the_containers_own() -> None:
-    assert may("new tmpfs -", "0:99", "/", type_="tmpfs"), "this host has not mounted it"
-    assert not may("new tmpfs -", "0:4", "net:[4026531840]", type_="nsfs"), "a link to /proc/1/ns/net"
-    assert not may("new tmpfs -\nnew proc -", "0:5", "/", type_="proc")
+    assert may("new tmpfs /mnt", "0:99", "/", type_="tmpfs"), "this host has not mounted it"
+    assert not may("new tmpfs /tmp", "0:99", "/", type_="tmpfs"), "bound through a link to another container's"
+    assert not may("new tmpfs /mnt", "0:99", "/", type_="ext4"), "CRIU has made something else there"
+    assert not may("new tmpfs /mnt", "0:4", "net:[4026531840]", type_="nsfs"), "a link to /proc/1/ns/net"
+    assert not may("new devtmpfs /mnt\nnew devpts /mnt", "0:6", "/", type_="devtmpfs"), "the host's"
+    assert may("own sysfs /mnt", "0:99", "/", type_="sysfs") and may("own proc /mnt", "0:99", "/", type_="proc")
     assert may("own devpts /mnt", "0:7", "/sys", type_="devpts")
     assert not may("own devpts /dev/pts", "0:7", "/", type_="devpts"), "the host's"
     assert not may("own proc /mnt", "0:5", "/", type_="proc"), "the host's, as each pid namespace has one of its own"
@@ -76,9 +79,11 @@ def test_names_with_a_space() -> None:
 
 def test_what_is_said_of_it() -> None:
     host = Host(HOST, "")
-    assert host.path(mounted("8:1", "/srv/secret")) == "/srv/secret"
-    assert host.path(mounted("8:2", "/@data")) == "/data" and host.path(mounted("8:2", "/@data/x")) == "/data/x"
-    assert host.path(mounted("8:2", "/elsewhere")) == "/elsewhere"
+    assert host.path(mounted("8:1", "/srv/secret")) == "/srv/secret of this host"
+    assert host.path(mounted("8:2", "/@data")) == "/data of this host"
+    assert host.path(mounted("8:2", "/@data/x")) == "/data/x of this host"
+    assert host.path(mounted("8:2", "/elsewhere")) == "/elsewhere of this host"
+    assert host.path(mounted("9:1", "/", type_="tmpfs")) == "/ of a tmpfs that was not made for it"
     assert joined("/", "") == "/" and joined("/", "a") == "/a" and is_below("/a", "/a") and not is_below("/ab", "/a")
 
 
@@ -141,29 +146,53 @@ def test_what_is_mounted_counts(tmp_path: Path, how: str) -> None:
         " here", "fine"], done.stderr
 
 
-def test_what_other_mount_namespaces_have_is_not_its_own(tmp_path: Path) -> None:
-    """CRIU, 20, has begun us, 21, the container, 30, and a helper, 22; 31 is in the container, 40 and 41 are not.
-
-    Nor is 11, which the shell that all was typed in, 10, has begun in yet another namespace.
-    """
-    tree = {1: (0, "host"), 10: (1, "host"), 11: (10, "entered"), 20: (10, "host"), 21: (20, "host"), 22: (20, "criu"),
-            30: (20, "its"), 31: (1, "its"), 40: (1, "service"), 41: (40, "service")}
-    for pid, (parent, namespace) in tree.items():
-        (tmp_path / f"{pid}/ns").mkdir(parents=True)
-        (tmp_path / f"{pid}/stat").write_text(f"{pid} ({'criu' if pid == 20 else 'a) b'}) S {parent} 7 7 0")
-        (tmp_path / f"{pid}/ns/mnt").symlink_to(f"mnt:[{namespace}]")
-        (tmp_path / f"{pid}/mountinfo").write_text(f"20 1 {namespace} / / rw - tmpfs tmpfs rw\n")
-    assert elsewhere([30], str(tmp_path), 21) == {"service", "entered"}
-    assert elsewhere([], str(tmp_path), 41) == {"host", "criu", "its", "entered"}, "as seen by the service"
+# The container, in a mount namespace and with a root of its own, has two file systems that this host has not mounted:
+# one that CRIU has made anew, and one that it has bound through a link, say. Somebody else has a namespace too.
+ELSEWHERE = '''
+import ctypes, os, sys
+from migrator import mount_sources
+libc, top = ctypes.CDLL(None, use_errno=True), sys.argv[1]
+def must(result): assert result == 0, os.strerror(ctypes.get_errno())
+for name in ("run", "mnt"):
+    os.makedirs(f"{top}/jail/{name}")
+alive, lives = os.pipe()
+def beside(folders):
+    is_there, there = os.pipe()
+    if not (child := os.fork()):
+        try:
+            os.close(lives)
+            must(libc.unshare(0x20000))
+            for name in folders:
+                must(libc.mount(b"none", f"{top}/jail/{name}".encode(), b"tmpfs", 0, None))
+            os.chroot(f"{top}/jail")
+            os.write(there, b".")
+            os.read(alive, 1)
+        finally:
+            os._exit(0)
+    os.close(there)
+    assert os.read(is_there, 1)
+    return child
+container, other = beside(("run", "mnt")), beside(("run",))
+here = mount_sources.parsed(open("/proc/self/mountinfo").read())
+plan = "".join(f"own {mount.type} {mount.target}\\n" for mount in here) + "all rw /proc\\n"
+asked, honest = [], mount_sources._read
+mount_sources._read = lambda path: asked.append(path) or honest(path)
+for target in ("run", "mnt"):
+    plan += f"new tmpfs {top}/jail/{target}\\n"
+    try:
+        mount_sources.require(plan, [container], [])
+        print("fine")
+    except PermissionError as error:
+        print(error)
+print(*sorted(set(asked) - {"/proc/self/mountinfo", f"/proc/{container}/mountinfo"}))
+'''
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
-def test_a_link_to_what_another_namespace_has_mounted(tmp_path: Path) -> None:
-    script = 'unshare --mount sh -c "mount -t tmpfs x \\"$1\\" && stat -c %Hd:%Ld \\"$1\\" && read x"; :'
-    with subprocess.Popen(["sh", "-c", script, "sh", str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                          text=True) as there:
-        assert there.stdin and there.stdout
-        device = there.stdout.readline().strip()
-        assert device in elsewhere([]) and device not in Host(Path("/proc/self/mountinfo").read_text(), "").devices
-        there.stdin.close()
-    assert device not in elsewhere([])
+def test_what_this_host_has_not_mounted_is_not_its_own_for_that(tmp_path: Path) -> None:
+    """Nor is it looked for among what others have mounted, who would hold up each restore by that."""
+    done = subprocess.run(["unshare", "--mount", "--propagation", "private", sys.executable, "-c", ELSEWHERE,
+                           str(tmp_path)], cwd=TREE, capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout.splitlines() == [
+        f"{tmp_path}/jail/mnt would be / of a tmpfs that was not made for it, writable, which its configuration does"
+        " not bind here", "fine", ""], done.stderr

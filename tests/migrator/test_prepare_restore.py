@@ -13,6 +13,7 @@ import pytest
 from migrator import at_restore, config_reader, consent, container_config, layout, lxc, restore, veths
 from migrator.errors import RestoreFailed
 from migrator.layout import Layout
+from tests.migrator.test_mount_plan import HEAD, entry
 
 ID = "0badc0de"
 # As LXC's common.conf and userns.conf leave it: the latter takes back what the former says.
@@ -53,6 +54,15 @@ def test_what_an_earlier_attempt_has_said_goes(here: Layout) -> None:
     prepare(here)
     assert not at_restore.has_let_go(images) and at_restore.reason(images) == ""
     assert restore.Files.of(here).config.exists()
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_what_would_be_made_of_this_hosts_folders_is_not_begun(here: Layout, trusted: bool) -> None:
+    """The container's root has mounted an overlay: whoever sends it, CRIU would take the paths for this host's."""
+    (here.image_folders()[0] / "mountpoints-11.img").write_bytes(HEAD + entry(17, "./mnt"))
+    with pytest.raises(RestoreFailed, match="/mnt in it is a mount of the type overlay"):
+        prepare(here, trusted=trusted)
+    assert not restore.Files.of(here).config.exists()
 
 
 @pytest.mark.parametrize("more", ["", TAKEN_BACK, "lxc.cgroup2.devices.deny = a\n", f"{RULES}lxc.cgroup2 =\n"])
