@@ -6,7 +6,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 
-from migrator.preflight.case import Case, Check
+from migrator.preflight.case import Case, Check, holder
 from migrator.preflight.checks_config import answered
 from migrator.preflight.container_facts import ContainerFacts
 from migrator.preflight.findings import Finding, Severity, define
@@ -18,9 +18,11 @@ ERROR, WARNING, INFO = Severity.ERROR, Severity.WARNING, Severity.INFO
 SYSTEM = ("/dev/", "/sys/", "/proc/", "/var/lib/lxcfs/", "/run/lxcfs/")
 
 UNSUPPORTED = define("mount-unsupported", ERROR, """CRIU mounts only the file systems that it knows anew, and takes
-    others from the host only as bind mounts (criu/filesystems.c).""", memory_only=True)
+    others from the host only as bind mounts (criu/filesystems.c). An overlay it knows, but would make it of the folders
+    that the destination itself has under the paths in its options.""", memory_only=True)
 UNREACHABLE = define("mount-unreachable", ERROR, """A bind mount whose source is mounted neither in the container nor on
-    the host cannot be made again ("doesn't have a proper root mount" in criu/mount.c).""", memory_only=True)
+    the host cannot be made again ("doesn't have a proper root mount" in criu/mount.c). Nor can one whose source was
+    deleted: CRIU makes it again by its path, where links may lead to the host's folders.""", memory_only=True)
 MISSING = define("mount-source-missing", ERROR, "A file, folder or device that the container binds from its host.")
 BOUND = define("bind-mount", WARNING, """What lies on the host stays there: the restored container sees the files that
     the destination has under that path.""")
@@ -48,11 +50,20 @@ def _configured(container: ContainerFacts) -> list[str]:
 def supported(case: Case) -> Iterator[Finding]:
     for mount in case.container.mounts:
         if mount.kind == "unsupported":
-            yield UNSUPPORTED.found(f"{mount.target} in {case.container.name} is a {mount.type} file system.",
-                                    f"Unmount it in the container: umount {shlex.quote(mount.target)}")
+            yield UNSUPPORTED.found(
+                f"{mount.target} in {case.container.name} is a file system of the type {mount.type}.",
+                f"Unmount it in the container: umount {shlex.quote(mount.target)}")
         elif mount.kind == "unreachable":
             yield UNREACHABLE.found(f"{mount.target} in {case.container.name} is bound from nowhere within reach.",
                                     f"Unmount it in the container: umount {shlex.quote(mount.target)}")
+
+
+def nested(case: Case) -> Iterator[Finding]:
+    for note in case.notes("nested-mount"):
+        type_, _, target = note.detail.partition(" ")
+        yield UNSUPPORTED.found(
+            f"{holder(note)} has a mount namespace of its own, in which {target} is a file system of the type {type_}.",
+            f"End what runs in there: kill {note.pid}")
 
 
 def sources(case: Case) -> Iterator[Finding]:
@@ -84,4 +95,4 @@ def _terminal(path: str) -> bool:
     return path.startswith("/dev/pts/") or path == "/dev/console"
 
 
-CHECKS: tuple[Check, ...] = (supported, sources, bound)
+CHECKS: tuple[Check, ...] = (supported, nested, sources, bound)

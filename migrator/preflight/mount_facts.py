@@ -13,16 +13,19 @@ import re
 from collections.abc import Collection, Iterable
 
 # The file systems that CRIU mounts anew and fills (fstypes in criu/filesystems.c), and the two that liblxc enables.
-# `fuse` is in CRIU's table too, but only to be refused; aufs and overlay are taken as they are.
+# `fuse` is in CRIU's table too, but only to be refused. Aufs, overlay and simfs it would mount anew: their options, or
+# their source, are paths, by which it would take what the destination has there (`mount_plan.require`).
 SUPPORTED = frozenset({
-    "proc", "sysfs", "devtmpfs", "binfmt_misc", "tmpfs", "devpts", "simfs", "pstore", "mqueue", "securityfs", "fusectl",
-    "debugfs", "tracefs", "cgroup", "cgroup2", "aufs", "overlay", "autofs", "hugetlbfs",
+    "proc", "sysfs", "devtmpfs", "binfmt_misc", "tmpfs", "devpts", "pstore", "mqueue", "securityfs", "fusectl",
+    "debugfs", "tracefs", "cgroup", "cgroup2", "autofs", "hugetlbfs",
 })
 # Made anew by LXC or CRIU for each container, though the host has the same file system mounted too.
 OF_EVERY_HOST = frozenset({
     "cgroup", "cgroup2", "proc", "sysfs", "mqueue", "securityfs", "debugfs", "tracefs", "binfmt_misc", "pstore",
     "fusectl",
 })
+# What CRIU would make anew of paths of the host's.
+OF_PATHS = frozenset({"aufs", "overlay", "simfs"})
 # What answers without a server, another host or a process, that may be gone. (An overlay is taken for one of these,
 # whatever it lies over.)
 SERVERLESS = OF_EVERY_HOST | frozenset({
@@ -93,8 +96,10 @@ def classify(inside: list[MountLine], outside: list[MountLine], configured: Coll
 def _classify(line: MountLine, root: MountLine | None, outside: list[MountLine], bound: set[str],
               whole: set[str]) -> Mount:
     read_only = "ro" in line.options
-    if line.target == "/":
+    if line is root:
         return Mount("/", line.type, "root", read_only=read_only)
+    if line.root.endswith("//deleted"):
+        return Mount(line.target, line.type, "unreachable", read_only=read_only)
     if line.type in OF_EVERY_HOST and line.target not in bound:
         return Mount(line.target, line.type, "own", read_only=read_only)
     host_path = _host_path(line, outside)

@@ -19,7 +19,7 @@ from collections.abc import Collection
 
 from migrator import descent, roots, terminals
 from migrator.preflight import unix_facts, watch_facts
-from migrator.preflight.mount_facts import MountLine, parse_mountinfo
+from migrator.preflight.mount_facts import OF_PATHS, MountLine, parse_mountinfo
 from migrator.preflight.proc import Status, link, parse_status, read_text
 
 TASKS_MAX = 10_000
@@ -118,6 +118,8 @@ def _look_at_task(look: _Look, status: Status, statuses: dict[int, Status], in_c
         found = link(f"/proc/{status.pid}/ns/{kind}")
         if found and look.namespaces[kind] and found != look.namespaces[kind]:
             look.note("nested-namespace", kind, status)
+            if kind == "mnt" and status.pid in look.own:
+                look.nested_mounts(status)
 
 
 def _is_in(in_cgroup: Collection[int], pid: int) -> bool:
@@ -164,6 +166,14 @@ class _Look:
             self.mount_ids |= {line.id for line in self.mounts[namespace]}
             self.terminals |= {line.device for line in self.mounts[namespace] if line.type == "devpts"}
         return self.mounts[namespace]
+
+    def nested_mounts(self, status: Status) -> None:
+        """What is mounted in a mount namespace of its own that CRIU would make of paths of the host's."""
+        made = [line for line in self.mounts_of(status.pid) if line.type in OF_PATHS]
+        outside = {line.device for line in parse_mountinfo(read_text("/proc/self/mountinfo"))} if made else ()
+        for line in made:
+            if line.device not in outside:  # that it binds
+                self.note("nested-mount", f"{line.type} {line.target}", status)
 
     def descriptors(self, status: Status) -> None:
         folder = f"/proc/{status.pid}/fd"

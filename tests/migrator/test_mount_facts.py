@@ -23,6 +23,14 @@ INSIDE = """\
 145 128 0:302 /sub /lost rw - xfs /dev/sdb rw
 146 128 0:267 /redis/rootfs/etc /etc2 rw - btrfs /dev/loop4 rw
 147 128 0:400 / /tmp rw - tmpfs none rw
+149 128 0:500 / /var rw - overlay o rw,lowerdir=/bin,upperdir=/srv,workdir=/w
+150 149 0:500 /lib /var2 rw - overlay o rw,lowerdir=/bin,upperdir=/srv,workdir=/w
+151 128 0:501 / / rw - overlay o rw,lowerdir=/bin
+152 128 0:267 /redis/rootfs/a/b//deleted /etc3 rw - btrfs /dev/loop4 rw
+153 128 0:400 /a//deleted /tmp2 rw - tmpfs none rw
+156 128 8:1 /etc/resolv.conf//deleted /etc/resolv.conf rw - ext4 /dev/sda1 rw
+154 128 0:502 / /union rw - aufs none rw,si=1
+155 128 0:31 /usr /usr rw - overlay o rw
 148 128 0:30 /lxc.payload.redis /sys/fs/cgroup rw - cgroup2 none rw
 """
 OUTSIDE = """\
@@ -31,6 +39,7 @@ OUTSIDE = """\
 22 21 0:252 / /dev/pts rw - devpts devpts rw
 23 20 0:267 / /pool rw - btrfs /dev/loop4 rw
 24 20 0:30 / /sys/fs/cgroup rw - cgroup2 none rw
+25 20 0:31 / /live rw - overlay o rw
 """
 
 
@@ -49,6 +58,14 @@ def test_mounts() -> None:
         ("/lost", "unreachable", ""),
         ("/etc2", "own", ""),
         ("/tmp", "own", ""),
+        ("/var", "unsupported", ""),
+        ("/var2", "own", ""),
+        ("/", "unsupported", ""),
+        ("/etc3", "unreachable", ""),
+        ("/tmp2", "unreachable", ""),
+        ("/etc/resolv.conf", "unreachable", ""),
+        ("/union", "unsupported", ""),
+        ("/usr", "external", "/live/usr"),
         ("/sys/fs/cgroup", "own", ""),
     ]
     assert mounts[4].read_only and not mounts[5].read_only

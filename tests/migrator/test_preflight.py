@@ -258,6 +258,8 @@ FOUND: list[tuple[str, Severity, Change, str]] = [
     ("systemd-guest", WARNING, Change(container={"init_name": "systemd"}), "systemd"),
     # mounts
     ("mount-unsupported", ERROR, Change(container={"mounts": (ROOT, Mount("/m", "nfs4", "unsupported"))}), "nfs4"),
+    ("mount-unsupported", ERROR, task("nested-mount", "overlay /var/lib/a b"),
+     "/var/lib/a b is a file system of the type overlay"),
     ("mount-unreachable", ERROR, Change(container={"mounts": (ROOT, Mount("/m", "ext4", "unreachable"))}), "/m"),
     ("mount-source-missing", ERROR, Change(container={"mounts": BOUND}), "no /srv/data"),
     ("bind-mount", WARNING, Change(container={"mounts": BOUND}, destination={"present": {"/srv/data": "folder"}}),

@@ -289,3 +289,28 @@ def test_own_unix_sockets_are_known(watcher: subprocess.Popen[bytes]) -> None:
         return
     assert unix_facts.outside(watcher.pid, frozenset(inodes)) == frozenset()
     assert len(unix_facts.outside(watcher.pid, frozenset([max(inodes)]))) == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
+def test_an_overlay_in_a_mount_namespace_in_the_container(tmp_path: Path) -> None:
+    """As of a container engine's inside; what the host has mounted too is bound, and that it may be."""
+    for name in ("below", "under", "own", "host"):
+        (tmp_path / name).mkdir()
+    script = """
+        mount -t overlay o -o lowerdir="$1/below:$1/under" "$1/host"
+        PYTHONPATH=$3 "$2" -c "$4" "$1" "$2"
+    """
+    look = """
+import subprocess, sys
+from migrator.preflight import task_facts
+inside = 'mount -t overlay o -o lowerdir="$1/below:$1/under" "$1/own"; echo; read x'
+with subprocess.Popen(["sh", "-c", 'unshare --mount sh -c "$0" sh "$1"; :', inside, sys.argv[1]],
+                      stdin=subprocess.PIPE, stdout=subprocess.PIPE) as init:
+    init.stdout.readline()
+    print([note.detail for note in task_facts.gather(init.pid, []).notes if note.kind == "nested-mount"])
+    init.stdin.close()
+"""
+    done = subprocess.run(["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh", str(tmp_path),
+                           sys.executable, str(Path(__file__).parents[2]), look], capture_output=True, text=True,
+                          timeout=120, check=False)
+    assert done.stdout == f"['overlay {tmp_path}/own']\n", done.stderr
