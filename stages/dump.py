@@ -24,6 +24,7 @@ from migrator import (
     log,
     lxc,
     mount_flags,
+    mount_plan,
     network,
     programs,
     remains,
@@ -202,6 +203,10 @@ class Dump(Handover):
         self._note()
         criu.dump(self.container.name, self.dump_command(), self.images)
         self._refuse_strangers()  # who came while CRIU had it thawed; who comes later stands still at once
+        try:
+            mount_plan.require(self.images)  # mounts that were made since the preflight
+        except ValueError as error:
+            raise DumpFailed(name=self.container.name, reason=str(error), log="not there") from error
         tty_image.mend(self.images, tty_image.sessions(cgroups.processes(str(self.cgroup))))
         return time.monotonic() - begun
 

@@ -122,6 +122,28 @@ def test_mounts_of_a_file_of_their_own(rig: Rig, clean_hosts: CleanHosts) -> Non
     assert rig.sh("hostb", mounted).strip() == "tmpfs"
 
 
+def test_an_overlay_of_what_the_destination_has(rig: Rig, clean_hosts: CleanHosts) -> None:
+    """The container's root has mounted it, of folders of its own that are called as hostb's: it is told, and where that
+    is not heeded, or it was mounted after that, the container stays where it was."""
+    clean_hosts.allow("snapshot")
+    for folder in ("hosta:/pool/c1/rootfs", "hostb:"):
+        host, _, top = folder.partition(":")
+        if top:
+            rig.guest(host, "c1", "tick")
+        rig.sh(host, f"mkdir -p {top}/srv/secret {top}/srv/w/work {top}/mnt && touch {top}/srv/w/work/kept")
+    mount = "mount -t overlay o -o lowerdir=/bin,upperdir=/srv/secret,workdir=/srv/w /mnt"
+    rig.exec("hosta", "lxc-attach", "-n", "c1", "--", "/bin/busybox", *mount.split())
+    begun = rig.probe("hosta", "c1")["start"]
+    blocked = migrate(rig, "c1", "hosta").expect(30)
+    assert "/mnt in c1 is a file system of the type overlay" in str(blocked.json)
+    error = failed(migrate(rig, "c1", "hosta", "--ignore", "mount-unsupported"), RUNS_AGAIN, "dump-failed")
+    assert "/mnt in it is a mount of the type overlay" in str(error["message"])
+    rig.migrator("hosta", "rollback", "c1").expect(0)
+    runs_only_on(rig, "hosta", begun)
+    assert rig.sh("hostb", "ls /srv/w/work /srv/secret; rm -r /srv/w /srv/secret").split() == [
+        "/srv/secret:", "/srv/w/work:", "kept"]
+
+
 def test_confinement_that_cannot_be_had(rig: Rig, clean_hosts: CleanHosts) -> None:
     """Nothing runs without it: the restore fails, and the source goes on."""
     clean_hosts.allow("snapshot")

@@ -230,6 +230,9 @@ def test_file_system_that_cannot_be_dumped(guest: Rig) -> None:
     assert found(check(guest))["mount-unsupported"] == "error"
     assert "unsupported" in dump_says(guest)
     attach(guest, "umount", "/mnt")
+    attach(guest, "mount", "-t", "overlay", "none", "-o", "lowerdir=/bin:/srv", "/mnt")
+    assert found(check(guest))["mount-unsupported"] == "error"  # CRIU would take it, and the folders that hostb has
+    attach(guest, "umount", "/mnt")
 
 
 def test_nested_subvolume(guest: Rig) -> None:

@@ -14,12 +14,13 @@ from typing import Any, cast
 import pytest
 
 from migrator import btrfs, criu, lxc, network
-from migrator.errors import ContainerChanged
+from migrator.errors import ContainerChanged, DumpFailed
 from migrator.journal import Migration
 from migrator.protocol import Connection
 from migrator.states import Event, State
 from stages import stop
 from stages.dump import Dump
+from tests.migrator.test_mount_plan import HEAD, entry
 from tests.stages.test_dump import Guest, dump_of, guest, migration  # noqa: F401 -- fixtures
 from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
 from tests.stages.test_offer import There
@@ -118,4 +119,19 @@ def test_nor_what_is_attached_while_criu_has_it_thawed(migration: Migration, gue
     monkeypatch.setattr(made, "dump_command", list)
     monkeypatch.setattr(criu, "dump", lambda *_: (cgroup / "cgroup.procs").write_text(f"{guest.pid}\n{os.getpid()}\n"))
     with pytest.raises(ContainerChanged, match=f"process {os.getpid()} was started from outside"):
+        made._dump()
+
+
+@pytest.mark.usefixtures("frozen")
+def test_nor_what_was_mounted_since(migration: Migration, guest: Guest, tmp_path: Path,
+                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    """The container's root runs on between the preflight and the freeze."""
+    made = dump_of(migration, guest)
+    freezing(made)
+    made.images = tmp_path
+    monkeypatch.setattr(made, "_note", lambda: None)
+    monkeypatch.setattr(made, "dump_command", list)
+    image = tmp_path / "mountpoints-11.img"
+    monkeypatch.setattr(criu, "dump", lambda *_: image.write_bytes(HEAD + entry(17, "./mnt")))
+    with pytest.raises(DumpFailed, match="/mnt in it is a mount of the type overlay"):
         made._dump()
