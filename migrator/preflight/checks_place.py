@@ -87,7 +87,12 @@ def name(case: Case) -> Iterator[Finding]:
 
 def storage(case: Case) -> Iterator[Finding]:
     rootfs = case.container.rootfs
-    if not rootfs.subvolume:
+    if case.container.config.backend.startswith("overlay"):
+        yield ROOTFS.found(
+            f"The root file system of {case.container.name} is an overlay of {rootfs.path}.",
+            "Stop the container, copy all that it sees as its root into a btrfs subvolume, and name that in "
+            f"lxc.rootfs.path in {shlex.quote(case.config_file)}.")
+    elif not rootfs.subvolume:
         new = shlex.quote(f"{rootfs.path}.new")
         where = "no subvolume" if rootfs.filesystem == "btrfs" else f"on {rootfs.filesystem or 'no file system'}"
         yield ROOTFS.found(

@@ -171,6 +171,8 @@ FOUND: list[tuple[str, Severity, Change, str]] = [
      "10.0 MiB (qgroup 0/256); its copy"),
     ("disk-quota", WARNING, Change(container={"rootfs.quota": (("0/256", -1, 0), ("1/7", GIB, -1))}, alone=True),
      "0 B that are its own alone (qgroup 0/256), 1.0 GiB (qgroup 1/7)"),
+    ("rootfs-not-subvolume", ERROR, Change(container={"rootfs.subvolume": False, "config.backend": "overlayfs",
+                                                      "rootfs.path": "/a:/b"}), "is an overlay of /a:/b"),
     ("nested-subvolume", ERROR, Change(container={"rootfs.nested": ("var/lib/machines",)}), "var/lib/machines"),
     ("nested-unknown", ERROR, Change(container={"rootfs.nested_unknown": "EIO."}), "EIO"),
     ("disk-full", ERROR, Change(destination={"storage.free": GIB // 2}), "512.0 MiB free"),
