@@ -38,7 +38,7 @@ def tried(rig: Rig, host: str) -> None:
     wait_for(lambda: rig.sh(host, "ls /pool/c1/rootfs/tries 2>/dev/null", check=False), "it has tried")
 
 
-def start(rig: Rig) -> None:
+def start(rig: Rig, script: str = TRY) -> None:
     """A guest with LXC's own device rules; its disk has a node of each device."""
     rig.guest("hosta", "c1", "tick", config=["lxc.start.auto = 0"])
     rig.exec("hosta", "lxc-stop", "-k", "-n", "c1")
@@ -46,7 +46,7 @@ def start(rig: Rig) -> None:
         cd /pool/c1/rootfs && rm -f count log starts && cp /bin/busybox bin/ && ln -sf busybox bin/mknod
         mknod null c 1 3; mknod zero c 1 5; mknod full c 1 7; mknod urandom c 1 9; mknod kmsg c 1 11
         mknod disk b $(stat -c '0x%t 0x%T' "$(findmnt -no SOURCE /pool)")""")
-    rig.put("hosta", "/pool/c1/rootfs/try.sh", TRY)
+    rig.put("hosta", "/pool/c1/rootfs/try.sh", script)
     before = rig.read("hosta", "/pool/c1/config")
     kept = [line for line in before.splitlines() if not line.startswith("lxc.init.cmd")]
     rig.put("hosta", "/pool/c1/config", "\n".join([*STOCK, *kept, ""]))
@@ -120,6 +120,32 @@ def test_mounts_of_a_file_of_their_own(rig: Rig, clean_hosts: CleanHosts) -> Non
     assert rig.sh("hostb", mounted).strip() == "tmpfs"
     rig.sh("hostb", "test ! -e /srv/old && lxc-stop -k -n c1 && lxc-start -n c1")
     assert rig.sh("hostb", mounted).strip() == "tmpfs"
+
+
+# One process lives in a folder of its own, another in a mount namespace of its own; both have mounted something there.
+MOUNTS = """\
+b=/bin/busybox
+$b mkdir -p /jail/bin /jail/run /tmp /mnt; $b cp $b /jail/bin/
+for folder in /tmp /jail/run; do $b mount -t tmpfs none $folder; echo $folder >$folder/is; done
+$b mkdir -p /tmp/part; $b mount -o bind /tmp/part /mnt
+$b chroot /jail $b tail -f /run/is &
+$b unshare -m $b sh -c 'busybox mount -t tmpfs none /mnt; echo deep >/mnt/is; exec busybox tail -f /mnt/is' &
+exec /bin/sh /counter.sh /
+"""
+
+
+@pytest.mark.nightly
+def test_what_it_has_mounted_itself(rig: Rig, clean_hosts: CleanHosts) -> None:
+    clean_hosts.allow("snapshot")
+    start(rig, MOUNTS)
+    begun = rig.probe("hosta", "c1")["start"]
+    pids = "p=$(lxc-info -n c1 -pH); j=$(pgrep -f 'tail -f /run/is$'); n=$(pgrep -f 'tail -f /mnt/is$'); "
+    seen = pids + "cat /proc/$p/root/tmp/is /proc/$j/root/run/is /proc/$n/root/mnt/is"
+    wait_for(lambda: rig.exec("hosta", "sh", "-ec", seen, check=False).status == 0, "all is mounted")
+    for source in ("hosta", "hostb"):
+        migrate(rig, "c1", source).expect(0)
+        runs_only_on(rig, other(source), begun)
+        assert rig.sh(other(source), seen).split() == ["/tmp", "/jail/run", "deep"]
 
 
 def test_an_overlay_of_what_the_destination_has(rig: Rig, clean_hosts: CleanHosts) -> None:
