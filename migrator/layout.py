@@ -121,17 +121,23 @@ class Layout:
         self.folder.parent.chmod(0o700)
 
     def snapshots(self) -> list[Path]:
-        """The read-only snapshots of this container, of this migration and earlier ones, oldest first."""
+        """The read-only snapshots of this container, oldest first: of earlier migrations, and then of this one.
+
+        Its own are told by the number of the round: a balance gives any of them a new generation, on one of two hosts.
+        """
         if not self.folder.is_dir():
             return []
         found = [path for path in self.folder.iterdir()
                  if re.fullmatch(r"[0-9a-f]{8}\.\d+", path.name) and btrfs.is_subvolume(path)]
-        return sorted(found, key=lambda path: btrfs.info(path).generation)
+        return sorted(found, key=lambda path: (1, int(path.suffix[1:])) if self._made(path)
+                      else (0, btrfs.info(path).generation))
 
     def own_snapshots(self) -> list[Path]:
-        """Those that this migration made, by the number of the round: a balance gives any of them a new generation."""
-        found = [path for path in self.snapshots() if path.name.startswith(f"{self.id}.")]
-        return sorted(found, key=lambda path: int(path.suffix[1:]))
+        """Those that this migration made, oldest first."""
+        return [path for path in self.snapshots() if self._made(path)]
+
+    def _made(self, snapshot: Path) -> bool:
+        return snapshot.name.startswith(f"{self.id}.")
 
     def bases(self) -> list[btrfs.Subvolume]:
         """What increments can start from: the complete snapshots, oldest first."""

@@ -62,7 +62,7 @@ def test_the_folder_is_closed_to_others(here: Layout) -> None:
 def test_snapshots_are_told_from_the_rest(here: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     assert here.snapshots() == []
     here.make_folder()
-    ages = {"00000001.1": 7, "0badc0de.1": 9, "0badc0de.2": 8, "0badc0de.10": 10}
+    ages = {"00000001.1": 11, "00000003.1": 7, "0badc0de.1": 9, "0badc0de.2": 8, "0badc0de.10": 10}
     for name in (*ages, "0badc0de.spool", "0badc0de.old", "0badc0de.images", "notes.1", "0badc0de.1.bak", "00000002.1"):
         (here.folder / name).mkdir()
 
@@ -72,8 +72,9 @@ def test_snapshots_are_told_from_the_rest(here: Layout, monkeypatch: pytest.Monk
 
     monkeypatch.setattr("migrator.btrfs.info", Info)
     monkeypatch.setattr("migrator.btrfs.is_subvolume", lambda path: path.name in ages)
-    assert [path.name for path in here.snapshots()] == ["00000001.1", "0badc0de.2", "0badc0de.1", "0badc0de.10"]
-    assert [path.name for path in here.own_snapshots()] == ["0badc0de.1", "0badc0de.2", "0badc0de.10"]
+    own = ["0badc0de.1", "0badc0de.2", "0badc0de.10"]
+    assert [path.name for path in here.snapshots()] == ["00000003.1", "00000001.1", *own]
+    assert [path.name for path in here.own_snapshots()] == own
 
 
 @pytest.mark.parametrize(("needed", "memory", "place"), [(100, 1000, 0), (499, 1000, 0), (0, 1000, 0),

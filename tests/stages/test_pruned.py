@@ -70,7 +70,7 @@ def test_another_callers_stay(host: Host, caller: str, other: str) -> None:
     host.snapshot(ID, 2)
     host.snapshot("deadbeef")  # of which nothing is recorded
     bases.prune(came)
-    assert host.left() == [f"{FIRST}.1", f"{ID}.2", "deadbeef.1"]
+    assert host.left() == [f"{FIRST}.1", "deadbeef.1", f"{ID}.2"]
     assert first.detail["kept"] == [f"{FIRST}.1"]
 
 
@@ -93,7 +93,23 @@ def test_the_newest_of_its_own_stays(host: Host) -> None:
     host.snapshot(ID, 2)
     host.given_up(FIRST, ROOT)
     bases.prune(came)
-    assert host.left() == [f"{ID}.2", f"{FIRST}.1"]
+    assert host.left() == [f"{FIRST}.1", f"{ID}.2"]
+
+
+@pytest.mark.parametrize("balanced", [(ID, 1), (FIRST, 1)], ids=["an earlier round", "an earlier migration's"])
+def test_a_balance_makes_none_newer(host: Host, balanced: tuple[str, int]) -> None:
+    """It was on one of the two hosts, and both shall keep the same one, or the next move sends all of the disk."""
+    host.given_up(FIRST, ROOT, origin=ID)
+    came = host.came(ID, ROOT)
+    host.snapshot(ID, 2)
+    path = Layout(host.pool, "web", balanced[0]).snapshot(balanced[1])
+    (path / "generation").write_text("99 ")
+    here = Layout(host.pool, "web", ID)
+    uuids = bases.held(here)
+    found = bases.for_round(here, uuids, uuids)
+    assert uuids[-1] == f"{ID}.2" and found and found.path.name == f"{ID}.2"
+    bases.prune(came)
+    assert host.left() == [f"{ID}.2"]
 
 
 @pytest.mark.parametrize("caller", [P, KEY, ROOT])
