@@ -9,7 +9,7 @@ that succeeds drops all of them that are of the same container, and where room i
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 from migrator import advice, btrfs, identity, log, names, spool, subvolume_uuids
@@ -163,35 +163,46 @@ def prune(migration: Migration, *, keep: int = 1) -> list[Path]:
     """It has succeeded: keep only the newest snapshot, which both hosts have, and which the next move can start from.
 
     Returns what it has removed: with a `keep` of 0 that one, too. Of another container that was called so nothing goes,
-    as it may be the last copy of that; nor what is on record as a last copy, as two copies of one container may have
-    gone ways of their own, each by a host that was forced. Which is the same one its origin tells, or btrfs: what was
-    made of the same root file system, or what this one was received upon. By the latter alone who is not root has only
-    that removed which he has brought.
+    see `_its_own`; nor what is on record as a last copy, as two copies of one container may have gone ways of their
+    own, each by a host that was forced.
     """
     layout = Layout(migration.lxcpath, migration.name, migration.id)
-    others = migration.others()
-    same = {each.id for each in others if identity.are_of_one(each, migration)} | {migration.id}
-    his = {each.id for each in others if each.caller == migration.caller}
-    last = last_copies(migration.journal)
-    beside = {btrfs.info(path).parent_uuid for path in layout.own_snapshots()} | {migration.detail.get("rootfs_uuid")}
-
-    def may_go(path: Path) -> bool:
-        id_, found = path.name.partition(".")[0], btrfs.info(path)
-        near = bool({found.uuid, found.parent_uuid} & (beside - {"", None}))
-        return id_ in same or (near and (migration.caller == ROOT.caller or id_ in his))
-
+    last, may_go = last_copies(migration.journal), _its_own(migration)
     its = [path for path in layout.snapshots() if path.name not in last and may_go(path)]
     gone = its[:len(its) - keep]
     for path in gone:
         btrfs.delete(path)
-    for each in others:
+    for each in migration.others():
         drop(each, but=paths(each))  # its record names no more than is there
     layout.tidy()
     return gone
 
 
+def _its_own(migration: Migration) -> Callable[[Path], bool]:
+    """Tells of snapshots whether they are of the container that moves, and not of another one that was called so.
+
+    What is left of that may be its last copy. Which is the same one its origin tells, or btrfs: what was made of the
+    same root file system, or what this one was received upon, as long as its own snapshots are there. By the latter
+    alone who is not root has only that removed which he has brought.
+    """
+    layout, others = Layout(migration.lxcpath, migration.name, migration.id), migration.others()
+    same = {each.id for each in others if identity.are_of_one(each, migration)} | {migration.id}
+    his = {each.id for each in others if each.caller == migration.caller}
+    beside = {btrfs.info(path).parent_uuid for path in layout.own_snapshots()} | {migration.detail.get("rootfs_uuid")}
+
+    def is_its_own(path: Path) -> bool:
+        id_, found = path.name.partition(".")[0], btrfs.info(path)
+        near = bool({found.uuid, found.parent_uuid} & (beside - {"", None}))
+        return id_ in same or (near and (migration.caller == ROOT.caller or id_ in his))
+
+    return is_its_own
+
+
 def supersede(migration: Migration) -> None:
-    """Drop what earlier attempts between the same two hosts have kept: both now have a newer one."""
+    """Drop what earlier attempts between the same two hosts have kept: both now have a newer one.
+
+    To be called while this one's own snapshots are there, which tell what was of the same container.
+    """
     for earlier in _between_the_same(migration):
         drop(earlier)
 
@@ -211,10 +222,12 @@ def settle(migration: Migration, there: Collection[str]) -> None:
 
 
 def _between_the_same(migration: Migration) -> Iterable[Migration]:
-    other = advice.other_host(migration.role, migration.peer, migration.detail)
+    """Earlier attempts to move this container, and no other one of its name, that have kept something."""
+    other, is_its_own = advice.other_host(migration.role, migration.peer, migration.detail), _its_own(migration)
     for each in migration.others():
         its = advice.other_host(each.role, each.peer, each.detail)
-        if each.ended and each.detail.get("kept") and its == other and _is_proved(migration, each):
+        if each.ended and each.detail.get("kept") and its == other and _is_proved(migration, each) and all(
+                map(is_its_own, paths(each))):
             yield each
 
 

@@ -105,9 +105,9 @@ def _abandon(migration: Migration, held: list[str], *, here: bool = False, gone:
         migration.move(Event.ABANDON, given_up_here=here or bool(migration.detail.get("given_up_here")),
                        on_disk=on_disk, kept=[base.path.name] if base else [])
         try:  # the token is back already, and the source must hear it: a disk that fails here freezes nothing there
-            import_data.drop_attempt(migration, layout)
             if base:
                 bases.supersede(migration)
+            import_data.drop_attempt(migration, layout)
             migration.move(Event.ABANDONED)
         except (MigratorError, OSError) as error:
             log.warning(f"{migration.name} will not run here, but something of it is left for now: {error}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,8 @@ from migrator.journal import Journal, Migration
 from migrator.layout import Layout, locked
 from migrator.states import Event, Role
 
+ORIGIN = "0000c350"
+
 
 @dataclasses.dataclass
 class Pool:
@@ -27,10 +29,11 @@ class Pool:
     free: int = 0  # what is free beside what snapshots take: each as many bytes as its name says after '='
     incomplete: str = ""
     made: dict[str, int] = dataclasses.field(default_factory=dict)  # the generations: the order in which they were made
+    of: dict[str, str] = dataclasses.field(default_factory=dict)  # what they are snapshots of
 
     def info(self, path: Path) -> Subvolume:
         name = f"{path.parent.name}/{path.name}"
-        return Subvolume(path, name, "", name != self.incomplete, self.made.get(name, 0))
+        return Subvolume(path, name, "", name != self.incomplete, self.made.get(name, 0), self.of.get(name, ""))
 
     def snapshot(self, name: str) -> Path:
         path = self.path / layout.FOLDER / name
@@ -39,9 +42,9 @@ class Pool:
         return path
 
     def given_up(self, id: str, *rounds: int, name: str = "web", peer: str = "hostb",
-                 caller: str = "ssh") -> Migration:
+                 caller: str = "ssh", origin: str = ORIGIN) -> Migration:
         migration = self.journal.create(id=id, role=Role.DESTINATION, name=name, lxcpath=self.path, peer=peer,
-                                        event=Event.ABANDON, caller=caller,
+                                        event=Event.ABANDON, caller=caller, origin=origin,
                                         kept=[f"{id}.{number}" for number in rounds])
         for number in rounds:
             self.snapshot(f"{name}/{id}.{number}")
@@ -116,8 +119,8 @@ def test_a_round_starts_from_what_is_of_its_own_disk(pool: Pool, monkeypatch: py
 @pytest.mark.parametrize(("origin", "its"), [("0000c350", {"web/00000001.1"}), ("00000003", set())])
 def test_or_of_its_origin(pool: Pool, monkeypatch: pytest.MonkeyPatch, origin: str, its: set[str]) -> None:
     monkeypatch.setattr(subvolume_uuids, "ancestors", lambda _: iter(()))
-    pool.given_up("00000001", 1).note("origin", origin="0000c350")
-    pool.given_up("00000002", 1)
+    pool.given_up("00000001", 1)
+    pool.given_up("00000002", 1, origin="00000002")
     pool.snapshot("web/00000004.1")  # of which nothing is recorded
     here = Layout(pool.path, "web", "00000003")
     here.rootfs.mkdir(parents=True)
@@ -142,7 +145,7 @@ def test_what_the_other_host_has_not_goes(pool: Pool) -> None:
     pool.given_up("00000001", 1, 2)
     pool.given_up("00000002", 1, peer="hostc")
     begun = pool.journal.create(id="00000003", role=Role.DESTINATION, name="web", lxcpath=pool.path, peer="hostb",
-                                event=Event.RECEIVE)
+                                event=Event.RECEIVE, origin=ORIGIN)
     bases.settle(begun, ["web/00000001.2"])
     assert pool.left == {"web/00000001.2", "web/00000002.1"}
 
@@ -157,9 +160,26 @@ def test_a_limited_key_drops_only_what_it_has_brought(pool: Pool, caller: str, l
     pool.given_up("00000002", 1, caller="ssh:another")
     pool.given_up("00000003", 1, caller=caller)
     begun = pool.journal.create(id="00000004", role=Role.DESTINATION, name="web", lxcpath=pool.path, peer="hostb",
-                                event=Event.RECEIVE, caller=caller)
+                                event=Event.RECEIVE, caller=caller, origin=ORIGIN)
     bases.settle(begun, [])
     assert pool.left == left
+
+
+@pytest.mark.parametrize("end", [bases.supersede, lambda migration: bases.settle(migration, [])],
+                         ids=["it has a newer one", "the other host has it not"])
+@pytest.mark.parametrize(("first", "second", "caller", "goes"), [
+    ("its disk", "its disk", "ssh", True),  # on the source; it has never arrived, so each attempt has its own origin
+    ("", "web/00000001.1", "ssh", True),  # on the destination: received upon it
+    ("", "web/00000001.1", "peer:abcd", True),  # who has brought both
+    ("another disk", "its disk", "ssh", False), ("", "", "ssh", False),
+])
+def test_of_another_container_that_had_its_name_none_goes(pool: Pool, end: Callable[[Migration], None], first: str,
+                                                          second: str, caller: str, goes: bool) -> None:
+    """It may be the last copy of that one, which was destroyed since, between the same two hosts."""
+    pool.of = {"web/00000001.1": first, "web/00000002.1": second, "web/00000002.2": "web/00000002.1"}
+    pool.given_up("00000001", 1, origin="00000001", caller=caller)
+    end(pool.given_up("00000002", 1, 2, origin="00000002", caller=caller))
+    assert pool.left == {"web/00000002.1", "web/00000002.2"} | (set() if goes else {"web/00000001.1"})
 
 
 @pytest.mark.parametrize(("caller", "left"), [

@@ -25,11 +25,12 @@ CUT = ConnectionLost(destination="root@hostb", reason="cut")
 
 @pytest.fixture(autouse=True)
 def disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Folders in the place of subvolumes; the uuid of each is what its file `uuid` says."""
+    """Folders in the place of subvolumes; the uuid of each is what its file `uuid` says, and `of` its parent's."""
 
     def info(path: Path) -> Subvolume:
+        of = path / "of"
         return Subvolume(path, uuid=(path / "uuid").read_text(), received_uuid="", read_only=True,
-                         generation=int(path.suffix[1:] or 0))
+                         generation=int(path.suffix[1:] or 0), parent_uuid=of.read_text() if of.exists() else "")
 
     def delete(path: Path) -> None:
         if path.exists():
@@ -88,9 +89,10 @@ def recorded(migration: Migration) -> Migration:
 
 
 def earlier(journal: Journal, migration: Migration, id_: str, peer: str = "root@hostb") -> tuple[Migration, Path]:
-    """One that was given up before, with the base that it has kept."""
+    """One of the same container that was given up before, with the base that it has kept."""
     made = journal.create(id=id_, role=migration.role, name="web", lxcpath=migration.lxcpath, peer=peer,
-                          event=Event.SEND if migration.role is Role.SOURCE else Event.RECEIVE, rounds=[])
+                          event=Event.SEND if migration.role is Role.SOURCE else Event.RECEIVE, rounds=[],
+                          origin=migration.detail.get("origin") or migration.id)
     base = snapshot(made, 1, "0" * 8 + SENT[8:])
     for event in ((Event.ROLL_BACK, Event.ROLLED_BACK) if migration.role is Role.SOURCE
                   else (Event.ABANDON, Event.ABANDONED)):

@@ -99,6 +99,18 @@ def test_it_keeps_the_newest_that_both_have(there: Destination, held: list[str] 
     assert there.ask("abandon", held=held)["kept"] == kept, "safe to repeat"
 
 
+@pytest.mark.parametrize("upon", [True, False], ids=["received upon it", "another container's"])
+def test_what_tells_whose_the_earlier_one_was_goes_last(there: Destination, upon: bool) -> None:
+    """A container that has never arrived has another origin with each attempt: its first round tells, which goes."""
+    migration, (one, two) = received(there, SENT, UUID)
+    first, base = earlier(there.journal, migration, "00000001", peer="hosta")
+    first.note("origin", origin="00000001")
+    (one / "of").write_text((base / "uuid").read_text() if upon else "")
+    (two / "of").write_text(SENT)
+    there.ask("abandon", held=[UUID])
+    assert two.is_dir() and not one.exists() and base.is_dir() is not upon
+
+
 def test_it_was_typed_there_first(there: Destination) -> None:
     """What it keeps is what it had imported; the source, which comes later, says what it has itself."""
     migration, (one, two) = received(there, SENT, UUID)
