@@ -18,6 +18,7 @@ from migrator.errors import Busy, DiskAway, MigratorError, NoSpace, OutOfOrder
 from migrator.grant import ROOT
 from migrator.journal import Journal, Migration
 from migrator.layout import Layout, locked
+from migrator.states import Role, State
 
 HELD_MAX = 1000  # uuids in one request
 
@@ -34,7 +35,7 @@ def usable(journal: Journal, layout: Layout, origin: str, rootfs: Path) -> list[
     be spared, and the destination would take the two for one. Which are its own tells its origin, or btrfs: what was
     made of its root file system, or of what that is a snapshot of, or is such itself.
     """
-    found = layout.bases()
+    found = believed(journal, layout)
     its: set[str] = set()
     with contextlib.suppress(MigratorError, OSError):  # where it cannot be told more is sent
         if found:
@@ -49,17 +50,43 @@ def asked(value: object) -> list[str]:
     return [names.uuid(str(each)) for each in value[:HELD_MAX]] if isinstance(value, list) else []
 
 
-def common(layout: Layout, there: Collection[str]) -> Subvolume | None:
+def common(layout: Layout, there: Collection[str], on_disk: Collection[str] | None = None) -> Subvolume | None:
     """The newest snapshot of this migration that both hosts have; `there` are the uuids of the other one's.
 
-    None, too, where the snapshots cannot be read: a base is not worth a container that stays frozen.
+    On the destination only one that is `on_disk`. None, too, where the snapshots cannot be read: a base is not worth a
+    container that stays frozen.
     """
     try:
         own = [base for base in layout.bases() if base.path.name.startswith(f"{layout.id}.")]
     except (MigratorError, OSError) as error:
         log.warning(f"Nothing is kept of {layout.name} that the next attempt could start from: {error}")
         return None
-    return next((base for base in reversed(own) if base.stream_uuid in there), None)
+    return next((base for base in reversed(own)
+                 if base.stream_uuid in there and (on_disk is None or base.uuid in on_disk)), None)
+
+
+def on_disk(migration: Migration) -> set[str]:
+    """On the destination: the uuids, here, of what has been received and is known to be on disk with all its files.
+
+    `btrfs receive` leaves what is in the files to the next sync, but makes the snapshot whole and read-only in
+    transactions of its own: after a power cut one that looks complete may have empty files. An import syncs; and to
+    make a root file system of a snapshot writes out what that has (btrfs_mksnapshot in the kernel's fs/btrfs/ioctl.c).
+    What is received once more gets another uuid.
+    """
+    return {uuid for event in migration.events() if (uuid := event.detail.get("on_disk_uuid"))}
+
+
+def believed(journal: Journal, layout: Layout) -> list[Subvolume]:
+    """`Layout.bases` without what an attempt that was given up here has not kept.
+
+    A power cut takes the removal of that back, and what was in its files.
+    """
+    def is_left(path: Path) -> bool:
+        came = journal.by_id(path.name.partition(".")[0], Role.DESTINATION)
+        given_up = came is not None and came.state in (State.ABANDONING, State.ABANDONED)
+        return came is not None and given_up and path.name not in came.detail.get("kept", [])
+
+    return [base for base in layout.bases() if not is_left(base.path)]
 
 
 def for_round(layout: Layout, there: Collection[str], its: Collection[str]) -> Subvolume | None:

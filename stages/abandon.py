@@ -10,6 +10,7 @@ from typing import Any
 
 from migrator import advice, bases, btrfs, cli, log, names
 from migrator.advice import this_host
+from migrator.btrfs import Subvolume
 from migrator.cli import Result
 from migrator.errors import AlreadyRuns, CopyNotEnded, MigratorError
 from migrator.journal import AlreadyRecorded, Migration
@@ -23,7 +24,7 @@ STAGE = "rollback"
 def give_up_here(migration: Migration, *, dry_run: bool = False) -> Result:
     """Typed on the destination: this host never runs the attempt. The source thaws when it is told to."""
     if dry_run:
-        base = bases.common(Layout(migration.lxcpath, migration.name, migration.id), _imported(migration))
+        base = _base(migration, _imported(migration))
         return cli.dry_run(deletions(migration, [base.path.name] if base else []))
     _abandon(migration, _imported(migration), here=True)
     next_ = advice.command("rollback@source", migration)
@@ -36,6 +37,12 @@ def give_up_here(migration: Migration, *, dry_run: bool = False) -> Result:
 def _imported(migration: Migration) -> list[str]:
     """The uuids of what has arrived, which the source has as long as it has not given the migration up."""
     return [round_["uuid"] for round_ in migration.detail["rounds"]]
+
+
+def _base(migration: Migration, held: list[str]) -> Subvolume | None:
+    """What the next attempt can start from: the newest snapshot that is safe on this disk, and that the source has."""
+    layout = Layout(migration.lxcpath, migration.name, migration.id)
+    return bases.common(layout, held, bases.on_disk(migration))
 
 
 def abandon(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
@@ -55,7 +62,7 @@ def abandon(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     service.end_behind()
     held = bases.asked(fields.get("held"))
     _abandon(migration, held, gone=fields.get("gone") is True)
-    kept = bases.common(Layout(migration.lxcpath, migration.name, migration.id), held)
+    kept = _base(migration, held)
     return {"state": migration.state, "kept": kept.stream_uuid if kept else "", "known": True,
             "ticket": migration.ticket}
 
@@ -98,7 +105,7 @@ def _abandon(migration: Migration, held: list[str], *, here: bool = False, gone:
         _refuse_living(migration)
     if migration.state is not State.ABANDONED:
         layout = Layout(migration.lxcpath, migration.name, migration.id)
-        base = bases.common(layout, held)
+        base = _base(migration, held)
         on_disk = migration.detail.get("on_disk") is True
         if migration.state is not State.ABANDONING:  # until the first round has arrived there may be no spool
             on_disk = migration.state is not State.RECEIVING or bool(migration.detail["rounds"])

@@ -109,7 +109,7 @@ def import_round(migration: Migration, layout: Layout, behind: Behind | None = N
     log.info(f"Importing round {number} of {migration.name} (migration {migration.id})")
     file = layout.spool / f"disk-{number}"
     try:
-        receive(migration, layout, file, number, migration.detail["rounds"][-1]["uuid"], behind)
+        made = receive(migration, layout, file, number, migration.detail["rounds"][-1]["uuid"], behind)
     except (SegmentDamaged, ReceiveFailed):
         spool.drop(file)
         migration.move(Event.RECEIVE)  # it must be sent again
@@ -117,7 +117,7 @@ def import_round(migration: Migration, layout: Layout, behind: Behind | None = N
     with migration.step("define"):
         reaching = define(migration, layout)
     btrfs.sync(layout.folder)  # `btrfs receive` does not; the spooled copy goes, and the last snapshot shall be quick
-    migration.move(Event.IMPORTED, reaching=reaching[:REACHING_MAX])
+    migration.move(Event.IMPORTED, reaching=reaching[:REACHING_MAX], on_disk_uuid=made.uuid)
     spool.drop(file)
     next_ = advice.next_command(migration)
     return Result({"migration": migration.id, "name": migration.name, "stage": NAME, "already": False,

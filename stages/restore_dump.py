@@ -282,6 +282,7 @@ class Restore:
         with self.migration.step("rootfs") as done:
             put_rootfs_aside(self.layout)
             done["rootfs_uuid"] = btrfs.snapshot(last.path, self.layout.rootfs, read_only=False).uuid
+            done["on_disk_uuid"] = last.uuid  # see `bases.on_disk`: nobody has waited for a sync of it
         return made
 
     def _restore(self, images: Path, prepared: restore.Prepared) -> int:

@@ -53,7 +53,7 @@ def bases_for(service: Service, layout: Layout, origin: str) -> list[str]:
     Who knows a uuid can have that subvolume made part of what it sends: a caller who is not root learns only those of
     the container that it brings.
     """
-    return [base.stream_uuid for base in layout.bases()
+    return [base.stream_uuid for base in bases.believed(service.journal, layout)
             if not service.grant.restricted or identity.is_of(service.journal, base.path, origin)]
 
 

@@ -83,6 +83,42 @@ def test_the_newest_that_both_have(pool: Pool) -> None:
     assert bases.common(here, ["web/00000001.9"]) is None, "another migration's"
 
 
+def test_what_was_given_up_and_not_kept_is_back_after_a_power_cut(pool: Pool) -> None:
+    """It was never known to be on disk: no round starts from it, on either host."""
+    pool.given_up("00000001", 2)
+    pool.snapshot("web/00000001.3")
+    for id_, event in (("00000002", Event.RECEIVE), ("00000003", Event.SEND)):
+        pool.journal.create(id=id_, role=Role.SOURCE if event is Event.SEND else Role.DESTINATION, name="web",
+                            lxcpath=pool.path, peer="hostb", event=event, origin=ORIGIN)
+        pool.snapshot(f"web/{id_}.1")
+    pool.snapshot("web/00000004.1")  # of which nothing is recorded
+    here = Layout(pool.path, "web", "00000003")
+    its = ["web/00000001.2", "web/00000002.1", "web/00000003.1"]
+    assert {base.stream_uuid for base in bases.believed(pool.journal, here)} == {*its, "web/00000004.1"}
+    assert set(bases.usable(pool.journal, here, ORIGIN, pool.path / "none")) == set(its)
+
+
+def test_a_destination_keeps_what_is_on_its_disk(pool: Pool) -> None:
+    here = Layout(pool.path, "web", "0badc0de")
+    migration = pool.journal.create(id="0badc0de", role=Role.DESTINATION, name="web", lxcpath=pool.path, peer="hostb",
+                                    event=Event.RECEIVE)
+    names = [pool.snapshot(f"web/0badc0de.{number}").name for number in (1, 2, 3)]
+    everything = [f"web/{name}" for name in names]
+    assert bases.on_disk(migration) == set()
+    assert bases.common(here, everything, bases.on_disk(migration)) is None
+    migration.move(Event.RECEIVED)
+    migration.move(Event.IMPORT)
+    migration.move(Event.IMPORTED, on_disk_uuid=everything[0])
+    with migration.step("rootfs") as done:
+        done["on_disk_uuid"] = everything[1]
+    with pytest.raises(OSError), migration.step("rootfs") as done:
+        done["on_disk_uuid"] = everything[2]
+        raise OSError
+    assert bases.on_disk(migration) == set(everything[:2])
+    found = bases.common(here, everything, bases.on_disk(migration))
+    assert found and found.path.name == "0badc0de.2"
+
+
 @pytest.mark.parametrize(("rootfs", "its"), [
     (["now"], {"00000001.1", "0badc0de.1"}),  # what earlier attempts have made of it
     (["here", "web/00000002.1", "of hostb"], {"00000002.1", "0badc0de.1"}),  # it has come upon that

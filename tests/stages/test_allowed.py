@@ -280,7 +280,7 @@ def test_uuids_of_other_containers_are_not_told(here: Here, monkeypatch: pytest.
     monkeypatch.setattr(Layout, "bases", lambda _: found)
     for id_, origin in ((OTHER, OTHER), ("00000005", "00000001")):
         here.journal.create(id=id_, role=Role.DESTINATION, name="web", lxcpath=here.pool, peer="hosta",
-                            event=Event.ABANDON, origin=origin).move(Event.ABANDONED)
+                            event=Event.ABANDON, origin=origin, kept=[f"{id_}.1"]).move(Event.ABANDONED)
     ask = here.caller(peer("hosta", "receive"))
     assert ask("subvolumes") == ask("subvolumes", origin=ID) == {"subvolumes": []}
     assert ask("begin", origin="00000001")["subvolumes"] == ["uuid of 00000005"]

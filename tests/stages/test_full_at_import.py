@@ -40,7 +40,7 @@ def says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Non
     program = tmp_path / "bin" / "btrfs"
     program.parent.mkdir()
     monkeypatch.setenv("PATH", str(program.parent), prepend=":")
-    monkeypatch.setattr(btrfs, "info", lambda _: SimpleNamespace(received_uuid=UUID))
+    monkeypatch.setattr(btrfs, "info", lambda _: SimpleNamespace(received_uuid=UUID, uuid="made"))
     monkeypatch.setattr(btrfs, "sync", lambda _: None)
     monkeypatch.setattr(import_data, "define", lambda *_: "")
 

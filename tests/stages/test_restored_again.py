@@ -50,7 +50,7 @@ def stage(tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     monkeypatch.setattr(lxc, "Container", lambda name, lxcpath: SimpleNamespace(
         name=name, folder=lxcpath / name, config_file=lxcpath / name / "config", state="RUNNING", init_pid=1,
         cgroup=images))
-    monkeypatch.setattr(restore_dump, "receive", lambda *_: SimpleNamespace(path=tmp_path))
+    monkeypatch.setattr(restore_dump, "receive", lambda *_: SimpleNamespace(path=tmp_path, uuid="last"))
     monkeypatch.setattr(restore_dump, "give_back_rootfs", lambda _: None)
     monkeypatch.setattr(restore_dump, "put_rootfs_aside", lambda _: None)
     monkeypatch.setattr(btrfs, "snapshot", lambda *_, **__: SimpleNamespace(uuid="made"))

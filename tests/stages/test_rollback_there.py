@@ -74,12 +74,14 @@ def test_whose_word_is_none(journal: Journal, answer: dict[str, Any]) -> None:
 
 
 def received(there: Destination, *uuids: str) -> tuple[Migration, list[Path]]:
-    """So many rounds have arrived."""
+    """So many rounds have arrived, and are on its disk."""
     there.ask("begin")
     there.imported()
     migration = there.journal.by_id("0badc0de", Role.DESTINATION)
     assert migration
     migration.note("rounds", rounds=[{"uuid": uuid} for uuid in uuids])
+    for uuid in uuids:
+        migration.note("imported", on_disk_uuid=uuid)
     return migration, [snapshot(migration, number, uuid) for number, uuid in enumerate(uuids, 1)]
 
 
@@ -97,6 +99,30 @@ def test_it_keeps_the_newest_that_both_have(there: Destination, held: list[str] 
     assert found.detail["kept"] == {SENT: ["0badc0de.1"], UUID: ["0badc0de.2"], "": []}[kept]
     assert not there.layout.container.exists() and not there.layout.spool.exists()
     assert there.ask("abandon", held=held)["kept"] == kept, "safe to repeat"
+
+
+@pytest.mark.parametrize("typed", [True, False], ids=["typed there", "asked"])
+@pytest.mark.parametrize(("number", "on_disk"), [(2, False), (3, False), (3, True)])
+def test_what_may_not_be_on_its_disk_is_not_kept(there: Destination, number: int, on_disk: bool, typed: bool) -> None:
+    """It was received whole, and a power cut came before its import had synced it, or before anything was made of it.
+
+    Files in it may be empty then, and nothing would notice when the next attempt starts from it.
+    """
+    uuid = "3" * 8 + SENT[8:]
+    migration, [one] = received(there, SENT)
+    migration.note("rounds", rounds=[{"uuid": SENT}, {"uuid": uuid}])
+    newest = snapshot(migration, number, uuid)
+    with migration.step("rootfs") as done:
+        done |= {"on_disk_uuid": uuid} if on_disk else {}
+    if typed:
+        abandon.give_up_here(migration)
+    answer = there.ask("abandon", held=[SENT, uuid])
+    assert answer["kept"] == (uuid if on_disk else SENT)
+    assert (one.is_dir(), newest.is_dir()) == (not on_disk, on_disk)
+    newest.mkdir(exist_ok=True)  # the next power cut takes its removal back
+    (newest / "uuid").write_text(uuid)
+    assert there.ask("abandon", held=[SENT, uuid])["kept"] == (uuid if on_disk else SENT)
+    assert (uuid in there.ask("subvolumes")["subvolumes"]) is on_disk
 
 
 @pytest.mark.parametrize("upon", [True, False], ids=["received upon it", "another container's"])

@@ -53,7 +53,7 @@ def peers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Peers:
 
 @pytest.fixture(autouse=True)
 def _no_disk(monkeypatch: pytest.MonkeyPatch, peers: Peers) -> None:
-    monkeypatch.setattr(import_data, "receive", lambda *_: None)
+    monkeypatch.setattr(import_data, "receive", lambda *_: SimpleNamespace(uuid="made"))
     for name in ("sync", "delete"):
         monkeypatch.setattr(btrfs, name, lambda _: None)
 
@@ -218,7 +218,7 @@ def test_a_restore_goes_by_it_too(here: Here, peers: Peers, trusted: bool, monke
     monkeypatch.setattr(restore, "prepare", lambda *args: found.append(args[-1]))
     monkeypatch.setattr(btrfs, "snapshot", lambda *_, **__: SimpleNamespace(uuid="made"))
     for name in ("receive", "give_back_rootfs", "put_rootfs_aside"):
-        monkeypatch.setattr(restore_dump, name, lambda *_: SimpleNamespace(path=here.pool))
+        monkeypatch.setattr(restore_dump, name, lambda *_: SimpleNamespace(path=here.pool, uuid="last"))
     migration.refresh()
     migration.note("increment", increment_uuid="y")
     restore_dump.Restore(migration, 3600.0, leave=lambda: 0.0)._apply(here.layout.image_folders()[1])
