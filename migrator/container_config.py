@@ -23,6 +23,7 @@ FENCE_BEGIN = "# BEGIN migrator fence"
 FENCE_END = "# END migrator fence"
 FENCE_HOOK = "migrator-fence"  # in the container's folder
 SUPERSEDED = "To remove this copy: migrator cleanup"  # in the message of a fence: the container lives on elsewhere
+DISK = "Its root file system is the subvolume"  # in the message too, with the uuid: records are forgotten
 ROOTFS = "lxc.rootfs.path"
 FAULTS_SHOWN = 1000  # characters
 LINKS = 8  # that a configuration may be behind
@@ -242,6 +243,13 @@ def is_superseded(folder: Path) -> bool:
     """Whether the fence says of itself that the container lives on elsewhere."""
     hook = folder / FENCE_HOOK
     return hook.is_file() and SUPERSEDED in hook.read_text(errors="replace")
+
+
+def disk_of(folder: Path) -> str:
+    """The uuid of the root file system that the fence in this folder was written for; "" where it does not tell."""
+    hook = folder / FENCE_HOOK
+    found = re.search(rf"{DISK} ([0-9a-f-]{{36}})", hook.read_text(errors="replace")) if hook.is_file() else None
+    return found[1] if found else ""
 
 
 def strange_in(folder: Path, given_up: str = "") -> list[Path]:

@@ -229,11 +229,12 @@ def is_another_disk(journal: Journal, config: Path, rootfs: Path) -> bool:
     """Whether behind the fence in `config` stands another subvolume than the one that its migration has left here.
 
     Somebody has put it there, be it only a snapshot of that one: nothing tells that another host has what is in it.
-    Older versions did not record which one it was.
+    The fence tells which one it was also where the record is forgotten; older versions have told it in neither.
     """
     fence = container_config.fence_of(config.read_text(errors="replace"))
     records = [journal.by_id(fence, role) for role in Role]
-    left = {each.detail.get("rootfs_uuid") for each in records if each} - {None, ""}
+    left = {container_config.disk_of(config.parent), *(each.detail.get("rootfs_uuid") for each in records if each)}
+    left -= {None, ""}
     return bool(left) and btrfs.is_subvolume(rootfs) and btrfs.info(rootfs).uuid not in left
 
 

@@ -154,6 +154,7 @@ def fence_anew(migration: Migration, text: str, said: str) -> bool:
     folder = migration.lxcpath / migration.name
     held = container_config.fence_of(text) == migration.id and fences.refuses(folder, text)
     late = not held or is_put_back(migration)
+    said += _disk(migration)
     container_config.fence(folder, text, migration.id, put_back(said) if late else said)
     return late
 
@@ -179,9 +180,16 @@ def message(migration: Migration) -> str:
     """What the fence says to whoever tries to start it."""
     if migration.state in (State.FINISHING, State.FINISHED):
         return (f"{migration.name} was migrated to {advice.moved_to(migration)} (migration {migration.id}) and runs"
-                f" there. To get it back, migrate it from there. {container_config.SUPERSEDED} {migration.name}")
+                f" there. To get it back, migrate it from there. {container_config.SUPERSEDED} {migration.name}"
+                f"{_disk(migration)}")
     return (f"{migration.name} is being moved to {migration.detail['destination_host']} (migration {migration.id}),"
             f" which may run it by now. See: migrator status {migration.name}")
+
+
+def _disk(migration: Migration) -> str:
+    """What a copy's fence says of its disk, for who removes it when nobody remembers the migration any more."""
+    uuid = migration.detail.get("rootfs_uuid")
+    return f"\n{container_config.DISK} {uuid}." if uuid else ""
 
 
 def runs(migration: Migration) -> bool:

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from migrator import aftermath, btrfs, container_config
-from migrator.journal import Journal
+from migrator import aftermath, btrfs, container_config, fences, standing
+from migrator.journal import KEPT, Journal
+from migrator.layout import Layout
 from migrator.states import Event, Role
-from stages import cleanup, finish
+from stages import cleanup, finish, import_data
 from stages.cleaner import Cleaner
 from tests.stages.test_earlier_stays import (  # noqa: F401 -- fixtures
     ARRIVED,
@@ -29,6 +31,7 @@ from tests.stages.test_earlier_stays import (  # noqa: F401 -- fixtures
     state,
 )
 
+DISKS = ("01234567-89ab-cdef-0123-456789abcdef", "11111111-2222-3333-4444-555555555555")
 RECORDED = {"its own": "rootfs", "another disk": "other", "an older version's": ""}  # a folder's name is its uuid
 pytestmark = pytest.mark.usefixtures("state")
 
@@ -100,6 +103,53 @@ def test_so_where_it_has_given_way(journal: Journal, tmp_path: Path, stands_ther
     here = stands(tmp_path)
     clean(journal, tmp_path)
     assert here.container.exists() is (stands_there == "another disk")
+
+
+@pytest.mark.parametrize("forgotten", ["by `cleanup --forget`, or with the journal", "by a later migration"])
+@pytest.mark.parametrize("role", Role)
+@pytest.mark.parametrize("other", [True, False], ids=["another disk", "its own"])
+def test_its_fence_tells_when_the_record_is(journal: Journal, tmp_path: Path, forgotten: str, role: Role, other: bool,
+                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(btrfs, "info", lambda path: SimpleNamespace(uuid=DISKS[other]))
+    events = LEFT if role is Role.SOURCE else ARRIVED
+    went = begun(journal, tmp_path, role, *events[:-1], rootfs_uuid=DISKS[False], destination_host="hostb")
+    here = stands(tmp_path)
+    config = here.container / "config"
+    if role is Role.SOURCE:
+        went.move(Event.FINISH)
+        container_config.fence(here.container, config.read_text(), ID, standing.message(went))
+        went.move(Event.FINISHED)
+    else:
+        went.move(events[-1])
+        standing.fence_anew(went, config.read_text(), f"web runs on hosta again. {container_config.SUPERSEDED} web")
+        went.move(Event.FINISHED, given_way=True)
+    assert fences.refuses(here.container, config.read_text())
+    if forgotten == "by a later migration":
+        for number in range(KEPT + 2):
+            begun(journal, tmp_path, Role.SOURCE, *LEFT, id=f"{number:08x}")
+    else:
+        journal.forget(went)
+    assert not any(journal.by_id(ID, each) for each in Role)
+    here.folder.mkdir(parents=True, exist_ok=True)
+    clean(journal, tmp_path)
+    assert (here.rootfs / "written").exists() is other
+
+
+@pytest.mark.parametrize("other", [True, False], ids=["another disk", "its own"])
+def test_so_does_that_of_what_lies_aside(journal: Journal, tmp_path: Path, other: bool,
+                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    """A move back has taken its place; nothing that moves to and fro after that makes it go."""
+    monkeypatch.setattr(btrfs, "info", lambda path: SimpleNamespace(uuid=DISKS[other], parent_uuid=""))
+    went = begun(journal, tmp_path, Role.SOURCE, *LEFT, rootfs_uuid=DISKS[False], destination_host="hostb")
+    here = stands(tmp_path, message=standing.message(went))
+    came = begun(journal, tmp_path, Role.DESTINATION, *ARRIVED, id=LATER, origin=ID)
+    back = Layout(tmp_path, "web", LATER)
+    import_data.keep_old(back)
+    here.rootfs.rename(back.old / "rootfs")
+    journal.forget(went)
+    finish.end_here(came)
+    clean(journal, tmp_path)
+    assert (back.old / "rootfs" / "written").exists() is other
 
 
 def test_a_configuration_stays_with_what_was_put_aside(journal: Journal, tmp_path: Path,
