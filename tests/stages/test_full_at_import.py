@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from migrator import bounds, btrfs, incoming, spool
+from migrator import bases, bounds, btrfs, incoming, spool
 from migrator.errors import DiskFull, ReceiveFailed
 from migrator.journal import Journal, Migration
 from migrator.layout import Layout
@@ -66,10 +66,11 @@ def test_what_has_arrived_is_kept(migration: Migration, says: Callable[[str], No
         with pytest.raises(DiskFull, match=reason):
             imported(migration)
         assert spool.is_complete(stream(migration)) and migration.state is State.IMPORTING
+        assert bases.on_disk(migration) == set()
     says("")
     imported(migration)
     assert not stream(migration).exists()
-    assert str(migration.state) == "imported"
+    assert str(migration.state) == "imported" and bases.on_disk(migration) == {"made"}
 
 
 @pytest.mark.parametrize("stands_still", [False, True])
