@@ -12,11 +12,12 @@ from migrator import advice, bases, btrfs, cli, log, names
 from migrator.advice import this_host
 from migrator.btrfs import Subvolume
 from migrator.cli import Result
-from migrator.errors import AlreadyRuns, CopyNotEnded, MigratorError
+from migrator.errors import AlreadyRuns, MigratorError
 from migrator.journal import AlreadyRecorded, Migration
 from migrator.layout import Layout
 from migrator.service import Service, is_past
 from migrator.states import Event, State
+from stages import unrecorded
 
 STAGE = "rollback"
 
@@ -57,7 +58,7 @@ def abandon(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     if migration.never_began:
         if not migration.ended:  # it broke off between two records
             migration.move(Event.ABANDONED)
-        _refuse_living(migration)
+        unrecorded.refuse(migration)
         return {"state": migration.state, "kept": "", "known": False, "ticket": ""}
     service.end_behind()
     held = bases.asked(fields.get("held"))
@@ -102,7 +103,7 @@ def _abandon(migration: Migration, held: list[str], *, here: bool = False, gone:
             next_ = advice.command("resume", migration)  # it has run, and does not
         raise AlreadyRuns(name=migration.name, destination=this_host(), next=next_)
     if migration.state not in (State.ABANDONING, State.ABANDONED):  # else the token is back
-        _refuse_living(migration)
+        unrecorded.refuse(migration)
     if migration.state is not State.ABANDONED:
         layout = Layout(migration.lxcpath, migration.name, migration.id)
         base = _base(migration, held)
@@ -121,17 +122,6 @@ def _abandon(migration: Migration, held: list[str], *, here: bool = False, gone:
     elif not (here or is_past(migration)):  # typed here first: now the source says what it has
         with contextlib.suppress(MigratorError, OSError):  # as above; the next attempt settles what is kept
             bases.drop(migration, but=[path for path in bases.paths(migration) if btrfs.info(path).stream_uuid in held])
-
-
-def _refuse_living(migration: Migration) -> None:
-    """Of what has never run here, for all that is on record: raises CopyNotEnded where it lives all the same, as where
-    the journal is an older one, or was lost. A disk that is not there shows nothing, and keeps nobody.
-    """
-    from stages import left_running
-
-    if found := left_running.in_own(Layout(migration.lxcpath, migration.name, migration.id)):
-        raise CopyNotEnded(name=migration.name, place=f"what migration {migration.id} has brought to {this_host()}",
-                           pids=",".join(map(str, found)), next=advice.command("rollback@source", migration))
 
 
 def deletions(migration: Migration, kept: list[str]) -> list[tuple[str, list[str]]]:

@@ -17,7 +17,7 @@ from migrator.leave import Leave
 from migrator.protocol import Takeover
 from migrator.service import Service
 from migrator.states import Event, State
-from stages import consented, restore_over, room
+from stages import consented, restore_over, room, unrecorded
 from stages.handover import INCREMENT
 from stages.offer import attempt
 
@@ -79,7 +79,8 @@ def own(service: Service, fields: dict[str, Any]) -> Takeover:
     """Take the token over: from the moment this is recorded, only this host may let the container run.
 
     Only DumpRefused lets the source thaw, and it is the last word on that dump: it is recorded before it is said, so
-    that the same offer, should it arrive once more and late, is refused again.
+    that the same offer, should it arrive once more and late, is refused again. Where the container lives here, by an
+    older journal than that tells, nothing is refused, nor is the snapshot removed that tells whose it is.
 
     There are two answers. With `restore_within`, in seconds, what that allows is done at once: the second is that of
     `restore`. Its last step, and without it the record of until when restore-dump may be typed here without asking,
@@ -96,6 +97,7 @@ def own(service: Service, fields: dict[str, Any]) -> Takeover:
         try:
             _take(migration, number, fields)
         except DumpRefused:
+            unrecorded.refuse(migration)
             if number > latest:
                 _check_number(number)
                 migration.note("refused", anew=True, attempt=number)

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from migrator import btrfs, lxc, roots
-from migrator.errors import CopyNotEnded
+from migrator.errors import CopyNotEnded, DumpRefused
 from migrator.journal import Migration
 from migrator.layout import Layout
 from migrator.states import Event, Role, State
-from stages import abandon, left_running
+from stages import abandon, left_running, offer
 from tests.stages.snapshots import SENT, disk  # noqa: F401 -- a fixture
 from tests.stages.test_answers import ID, Destination, pool, there  # noqa: F401 -- fixtures
 
@@ -102,3 +102,28 @@ def test_what_runs_is_not_unknown(there: Destination, lives: list[int]) -> None:
 def test_what_runs_of_another_migration_is_nobodys_business(there: Destination, lives: list[int]) -> None:
     assert there.ask("abandon", id="feedface")["known"] is False
     assert there.journal.by_id("feedface", Role.DESTINATION)
+
+
+@pytest.mark.parametrize("attempt", [1, 2])
+def test_the_offer_of_what_runs_is_not_refused(there: Destination, lives: list[int], attempt: int) -> None:
+    """Made once more, as its answer was lost. By a refusal the source would thaw; and what tells whose that is goes."""
+    imported(there).move(Event.RECEIVE_DUMP, attempt=1)
+    increment = there.layout.snapshot(2)
+    increment.mkdir()
+    (increment / "uuid").write_text("of the dump")
+    for _ in range(2):
+        with pytest.raises(CopyNotEnded, match=str(PID)):
+            there.ask("own", attempt=attempt)
+    assert known(there).state is State.RECEIVING_DUMP and offer.attempt(known(there)) == 1 and increment.is_dir()
+    lives.clear()
+    with pytest.raises(DumpRefused):
+        there.ask("own", attempt=attempt)
+    assert known(there).state is State.IMPORTED and offer.attempt(known(there)) == attempt and not increment.exists()
+
+
+def test_the_offer_of_what_runs_is_not_refused_by_who_has_lost_its_journal(there: Destination,
+                                                                          lives: list[int]) -> None:
+    with pytest.raises(CopyNotEnded):
+        there.ask("abandon")
+    with pytest.raises(CopyNotEnded, match=str(PID)):
+        there.ask("own")

@@ -30,7 +30,7 @@ def test_a_stage_is_a_module_with_these_names() -> None:
         "__init__", "abandon", "arriving_config", "ask_source", "ask_state", "cleaner", "consented", "drive",
         "dry_run", "dump", "earlier_stay", "force", "gave_way", "handover", "heal", "left_running", "offer",
         "reconnect", "renamed", "restore_over", "room", "same_host", "settling", "stop", "stopped_here", "take",
-        "two_copies"}
+        "two_copies", "unrecorded"}
     assert names == {command.replace("-", "_") for command in stages.COMMANDS}, "a module is missing in stages.COMMANDS"
     assert [stage.NAME for stage in stages.load_all()] == list(stages.COMMANDS)
 
