@@ -294,10 +294,31 @@ class BackThere(AlreadyRuns):
     """{name} had given way on {destination}, and is back there: {how}."""
 
     status = 19
-    cure = """Two must not run, and only you can choose. Stop it on {destination}, by the name that it has there now:
-    lxc-stop -k -P {lxcpath} {there} -- then rename it, which keeps what it has written: lxc-copy -R -P {lxcpath}
-    -n {there} -N NEWNAME -- or destroy it: lxc-destroy -P {lxcpath} -n {there} -- after that {name} runs on where it
-    stands still, as it was before the move, with: {next}"""
+    cure = """Two must not run, and only you can choose. To keep what stands still, as it was before the move, stop the
+    other one on {destination}, by the name that it has there now: lxc-stop -k -P {lxcpath} {there} -- then rename it,
+    which keeps what it has written: lxc-copy -R -P {lxcpath} -n {there} -N NEWNAME -- or destroy it: lxc-destroy
+    -P {lxcpath} -n {there} -- after that: {next} -- To keep that one, and end what stands still: {keep}"""
+
+
+class MovedOn(BackThere):
+    """{name} had given way on {destination}, and has gone elsewhere from there since: the fence of that move stands
+    there."""
+
+    status = 81
+    cure = """It lives on where it went, with all that it has done: rolled back, two would run. Where that is,
+    migrator status -a {there} tells on {destination}. To end what stands still, as it was before the first move:
+    {keep}"""
+
+
+class RunsUnrecorded(AlreadyRuns):
+    """{name} runs on {destination}, though the journal there does not say so, which is an older one, or was lost:
+    {how}."""
+
+    status = 80
+    cure = """Two must not run, and only you can choose. To keep that one, with all that it has done there, and end what
+    stands still on the source: {keep} -- To keep the latter, as it was before the move, stop that one on {destination},
+    by the name that it has there now: lxc-stop -k -P {lxcpath} {there} -- then rename it, which keeps what it has
+    written: lxc-copy -R -P {lxcpath} -n {there} -N NEWNAME -- after that: {next}"""
 
 
 class DiskAway(MigratorError):

@@ -31,6 +31,7 @@ from migrator.errors import (
     OutcomeError,
     OutOfOrder,
     ProtocolError,
+    RunsUnrecorded,
     SourceRunsAgain,
     StoppedThere,
     as_ours,
@@ -253,7 +254,7 @@ class Drive:
         migration = self._of
         try:
             done = rollback.roll_back(migration, self._tell)
-        except (BackThere, GoneThere, StoppedThere):
+        except (BackThere, GoneThere, RunsUnrecorded, StoppedThere):
             raise
         except AlreadyRuns:
             log.warning(f"{migration.name} runs on {migration.detail['destination_host']} already.")

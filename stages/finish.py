@@ -35,8 +35,6 @@ from migrator.cli import Result
 from migrator.errors import (
     FIELD_MAX,
     CopyNotEnded,
-    ForceRefused,
-    GoneThere,
     MigratorError,
     NoMigration,
     OutOfOrder,
@@ -48,8 +46,8 @@ from migrator.layout import Layout, locked
 from migrator.peer import connected
 from migrator.protocol import Connection
 from migrator.service import Service
-from migrator.states import Event, Role, State, Verdict, after, decide
-from stages import ask_state, earlier_stay, gave_way, offer, settling
+from migrator.states import Decision, Event, Role, State, Verdict, after, decide
+from stages import ask_state, confirmed, earlier_stay, gave_way, offer, settling, unrecorded
 
 NAME = "finish"
 ANSWER_LIMIT = 600.0  # seconds: there it is started first, where it was stopped, and snapshots are removed
@@ -61,8 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     cli.add_destination(parser, required=False)
     parser.add_argument("--force", metavar="ID", nargs="?", const="",
                         help="without the other host: on the destination, when the source is lost for good; on the"
-                             " source, when the destination has forgotten it. See what that means by leaving the"
-                             " migration's ID out")
+                             " source, when the destination has forgotten it, or its journal does not say that it runs"
+                             " there. See what that means by leaving the migration's ID out")
     parser.add_argument("--machine-is-off", action="store_true",
                         help="with --force ID, on the destination: you have made sure that the source is off and stays"
                              " so, where another host answers by its name")
@@ -98,27 +96,25 @@ def carry_out(args: argparse.Namespace, migration: Migration, there: Connection)
     decision = decide(NAME, offer.settled(migration, state_there), state_there)
     if not args.dry_run:
         offer.settle(migration, state_there)
-    if decision.verdict is Verdict.REFUSE:
-        raise OutOfOrder(stage=NAME, missing=decision.missing, next=advice.command(decision.next_stage, migration))
+    refused = decision.verdict is Verdict.REFUSE
+    if refused and (args.dry_run or state_there not in unrecorded.OLDER):
+        raise _refused(migration, decision)
     if args.dry_run:
         return described(migration)
-    forgotten = migration.state is State.FINISHING and state_there is None
-    if forgotten:
-        _require_id(migration, getattr(args, "force", None), there.peer_host, "does not know the migration")
-    else:
-        try:
-            there.call_within(ANSWER_LIMIT, "running", id=migration.id)
-        except GoneThere:
-            if migration.state is not State.FINISHING:
-                raise
-            _require_id(migration, getattr(args, "force", None), there.peer_host, "does not have it")
+    try:
+        known = confirmed.require(migration, there.peer_host, state_there, getattr(args, "force", None),
+                                  lambda: there.call_within(ANSWER_LIMIT, "running", id=migration.id))
+    except (NoMigration, UsageError) as error:
+        if refused:
+            raise _refused(migration, decision) from error
+        raise
     standing.refuse_autostart(migration, NAME)  # first: what that has started, and has ended, is seen then
     standing.refuse_end(migration, NAME)
     if migration.state is State.OFFERED:
         migration.move(Event.TAKEN)  # the answer that would have said so was lost
     migration.move(Event.FINISH)
     stop_and_fence(migration)
-    answer = {} if forgotten else there.call_within(ANSWER_LIMIT, "finish", id=migration.id)
+    answer = there.call_within(ANSWER_LIMIT, "finish", id=migration.id) if known else {}
     bases.prune(migration)
     migration.move(Event.FINISHED, **_last_change(migration))
     if stopped := str(answer.get("stopped") or "")[:FIELD_MAX]:  # older versions do not say
@@ -129,22 +125,8 @@ def carry_out(args: argparse.Namespace, migration: Migration, there: Connection)
                   f" Its root file system is kept here until: migrator cleanup {name}")
 
 
-def _require_id(migration: Migration, given: str | None, there: str, lacks: str) -> None:
-    """For a destination that has confirmed that it runs there, and `lacks` it now: the id is to be typed.
-
-    Raises OutOfOrder where nothing was forced, and ForceRefused.
-    """
-    command = f"migrator finish {migration.name} --force"
-    unknown = f"{there} {lacks}"
-    if given is None:
-        raise OutOfOrder(stage=NAME, missing=f"{unknown} any more, or is another host than it was sent to",
-                         next=f"see what it means to end it without that host's word: {command}")
-    if given != migration.id:
-        what = f"{given} is not the id of its migration" if given else "the id of its migration is missing"
-        raise ForceRefused(name=migration.name, done="finished", reason=f"{what}, and {unknown}", risk=(
-            f"{migration.name} has run there, as is recorded here, so the frozen copy is of no use any more: it is"
-            f" ended, and fenced on disk. If {there} is not the host that it went to, give that one with -d instead."),
-            command=f"{command} {migration.id}")
+def _refused(migration: Migration, decision: Decision) -> OutOfOrder:
+    return OutOfOrder(stage=NAME, missing=decision.missing, next=advice.command(decision.next_stage, migration))
 
 
 def stop_and_fence(migration: Migration) -> None:
@@ -233,11 +215,12 @@ def _on_destination(args: argparse.Namespace, migration: Migration) -> Result:
 def running(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     """Raises unless the container was restored on this host; GoneThere where it was removed before it had finished.
 
-    StoppedThere where it has run, and does not, and the source's copy may be of more use. Once that is on record it
-    stays so, wherever the container has gone since.
+    RunsUnrecorded where it runs, and that is not on record. StoppedThere where it has run, and does not, and the
+    source's copy may be of more use. Once it is on record that it runs that stays so, wherever it has gone since.
     """
     migration = service.migration(fields)
     if migration.state not in (State.RESTORED, State.FINISHED):
+        unrecorded.refuse(migration)
         raise UsageError(reason=f"{migration.name} is {migration.state} here, it has not been restored")
     if migration.detail.get("given_way"):
         raise gave_way.never_finished(migration, NAME)
@@ -250,6 +233,7 @@ def running(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
 def finish(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     """The source has stopped its copy for good: what was kept for a way back can go, once all of it is on this disk."""
     migration = service.migration(fields)
+    unrecorded.record(migration)
     stopped = end_here(migration)
     return {"state": migration.state, "stopped": stopped}
 

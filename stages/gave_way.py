@@ -10,15 +10,17 @@ of what is there now. The migration has ended here: there is no spool any more, 
 from __future__ import annotations
 
 import os
-import shlex
 from pathlib import Path
 
 from migrator import advice, aftermath, btrfs, container_config, fences, identity, lxc, lxc_disk, subvolume_uuids
 from migrator.advice import this_host
-from migrator.errors import BackThere, CopyNotEnded, OutOfOrder
+from migrator.errors import BackThere, CopyNotEnded, MovedOn, OutOfOrder
 from migrator.journal import Migration
 from migrator.layout import Layout
 from stages import left_running, renamed, settling
+
+STARTABLE = "nothing keeps it from being started"
+MOVED_ON = "it has moved on from there"
 
 
 def refuse_back(migration: Migration) -> None:
@@ -29,23 +31,14 @@ def refuse_back(migration: Migration) -> None:
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     lxc_disk.require_ended(layout, migration.detail.get("disk"))
     living = renamed.living(migration, layout)
-    back = bool(living) or _may_run_in_place(migration, layout)
+    back = "" if living else _may_run_in_place(migration, layout)
     lxc_disk.require_ended(layout, migration.detail.get("disk"))  # behind the last look
-    if back:
-        there, how = _told(migration, living)
-        raise BackThere(name=migration.name, destination=this_host(), there=there, how=how, lxcpath=migration.lxcpath,
-                        next=advice.command("rollback@source", migration))
-
-
-def _told(migration: Migration, living: list[int]) -> tuple[str, str]:
-    """By what name what is back is stopped and renamed, and how it is back; NAME where its processes alone are told."""
-    if not living:
-        return migration.name, "it runs, or nothing keeps it from being started, or it has moved on from there"
-    there = renamed.called(migration.lxcpath, living)
-    if not there:
-        pids = ",".join(map(str, living))
-        return "NAME", f"it runs, as process {pids}; by what name, /proc/{living[0]}/cgroup tells there"
-    return shlex.quote(there), "it runs" + (f" by the name of {there}" if there != migration.name else "")
+    if living or back:
+        there, how = renamed.told(migration, living) if living else (migration.name, back)
+        raise (MovedOn if back == MOVED_ON else BackThere)(
+            name=migration.name, destination=this_host(), there=there, how=how, lxcpath=migration.lxcpath,
+            next=advice.command("rollback@source", migration),
+            keep=advice.command("finish@source", migration, "--force", migration.id))
 
 
 def never_finished(migration: Migration, stage: str) -> OutOfOrder:
@@ -74,27 +67,29 @@ def refuse_lost(migration: Migration) -> None:
                            next=aftermath.by_force(migration))
 
 
-def _may_run_in_place(migration: Migration, layout: Layout) -> bool:
-    """Whether LXC has it in its place, with its disk, where it runs, or nothing of this migration's keeps it from that.
+def _may_run_in_place(migration: Migration, layout: Layout) -> str:
+    """How LXC has it in its place, with its disk: it runs, or nothing of this migration's keeps it from that; or "".
 
-    Behind the fence of a later move it cannot be started here; but then it lives on elsewhere. Of a root file system
-    that was made of one which was removed since nothing tells whose it is: renamed by `lxc-copy -R`, and back, it is
-    so. With other addresses it is another's. Else it counts as its own unless a fence stands there, as whoever is
+    Behind the fence of a later move it cannot be started here; but then it lives on elsewhere: MOVED_ON. Of a root file
+    system that was made of one which was removed since nothing tells whose it is: renamed by `lxc-copy -R`, and back,
+    it is so. With other addresses it is another's. Else it counts as its own unless a fence stands there, as whoever is
     refused for it can rename it.
     """
     config = layout.container / "config"
     if not os.path.lexists(config):
-        return False
+        return ""
     container = lxc.Container(layout.name, layout.lxcpath) if config.is_file() else None
     disks = identity.recorded_rootfs_uuids(migration)
     rootfs = container.rootfs if container and container.rootfs != Path() else layout.rootfs  # it need not have one
     found = [path for path in (layout.rootfs, rootfs) if btrfs.is_subvolume(path)]
     its = identity.has_its_disk(migration) or any(btrfs.info(path).uuid in disks for path in found)
     if not its and (renamed.is_anothers(migration) or all(subvolume_uuids.is_told(path) for path in found)):
-        return False
+        return ""
     if container is None:  # a link that leads nowhere at this moment
-        return True
+        return STARTABLE
+    if lxc.told_state(container) != "STOPPED" or settling.lives(layout, rootfs):  # whoever holds up LXC's answer
+        return "it runs"
     text = container_config.text_of(config)
-    if not fences.refuses(layout.container, text) or (its and container_config.fence_of(text) != migration.id):
-        return True
-    return container.state != "STOPPED" or settling.lives(layout, rootfs)
+    if not fences.refuses(layout.container, text):
+        return STARTABLE
+    return MOVED_ON if its and container_config.fence_of(text) != migration.id else ""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -91,6 +92,15 @@ def called(lxcpath: Path, pids: list[int]) -> str:
                 if lxc.is_payload(folder.name, cgroup) and _has_one([pid], folder):
                     return folder.name
     return ""
+
+
+def told(migration: Migration, living: list[int]) -> tuple[str, str]:
+    """By what name what lives is stopped and renamed, and how it runs; NAME where its processes alone are told."""
+    there = called(migration.lxcpath, living)
+    if not there:
+        pids = ",".join(map(str, living))
+        return "NAME", f"it runs, as process {pids}; by what name, /proc/{living[0]}/cgroup tells there"
+    return shlex.quote(there), "it runs" + (f" by the name of {there}" if there != migration.name else "")
 
 
 def untold(migration: Migration, layout: Layout) -> list[int]:

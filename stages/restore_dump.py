@@ -26,7 +26,6 @@ from migrator import (
     criu,
     grant,
     healing,
-    identity,
     late_start,
     let_run,
     limited,
@@ -58,7 +57,7 @@ from migrator.journal import DEFAULT_PATH, Journal, Migration
 from migrator.layout import Layout, locked
 from migrator.service import Service
 from migrator.states import Event, State, Verdict, decide
-from stages import ask_source, consented, force, settling, stopped_here
+from stages import ask_source, consented, force, settling, stopped_here, unrecorded
 from stages.handover import INCREMENT
 from stages.import_data import arrived, give_back_rootfs, put_aside, put_rootfs_aside, receive
 
@@ -209,7 +208,7 @@ class Restore:
         """Do it; without `wait` the last announcements are made after the return."""
         name, begun = self.migration.name, time.time()
         with lxc_disk.held(self.layout):  # the mark that it has run is on it
-            identity.require_ours(self.layout)
+            unrecorded.require_ours(self.migration, self.layout)
             self._keep_what_ran()
         self.migration.move(Event.RESTORE)
         try:

@@ -5,19 +5,63 @@ lost. It is told by what it lives in.
 
 from __future__ import annotations
 
-from migrator import advice
+import time
+
+from migrator import advice, identity
 from migrator.advice import this_host
-from migrator.errors import CopyNotEnded
+from migrator.errors import ContainerExists, RunsUnrecorded
 from migrator.journal import Migration
 from migrator.layout import Layout
-from stages import left_running
+from migrator.states import Event, State
+from stages import left_running, renamed
+
+# On the destination: what an older journal says of what runs there, and what would have been recorded next.
+_NEXT = {
+    State.RECEIVING: Event.RECEIVED,
+    State.RECEIVED: Event.IMPORT,
+    State.IMPORTING: Event.IMPORTED,
+    State.IMPORTED: Event.RECEIVE_DUMP,
+    State.RECEIVING_DUMP: Event.DUMP_RECEIVED,
+    State.DUMP_RECEIVED: Event.OWN,
+    State.OWNED: Event.RESTORE,
+}
+OLDER = {None, *_NEXT}  # None: it was lost
 
 
 def refuse(migration: Migration) -> None:
-    """Of what has never run here, for all that is on record: raises CopyNotEnded where it lives all the same.
+    """Of what has never run here, for all that is on record: raises RunsUnrecorded where it lives all the same.
 
     To be asked before any answer by which the source thaws. A disk that is not there shows nothing, and keeps nobody.
     """
-    if found := left_running.in_own(Layout(migration.lxcpath, migration.name, migration.id)):
-        raise CopyNotEnded(name=migration.name, place=f"what migration {migration.id} has brought to {this_host()}",
-                           pids=",".join(map(str, found)), next=advice.command("rollback@source", migration))
+    if found := _living(migration):
+        there, how = renamed.told(migration, found)
+        raise RunsUnrecorded(
+            name=migration.name, destination=this_host(), there=there, how=how, lxcpath=migration.lxcpath,
+            keep=advice.command("finish@source", migration, "--force", migration.id),
+            next=advice.command("rollback@source", migration))
+
+
+def require_ours(migration: Migration, layout: Layout) -> None:
+    """As `identity.require_ours`: nobody is told to remove what runs in its place, and is it. Raises RunsUnrecorded."""
+    try:
+        identity.require_ours(layout)
+    except ContainerExists:
+        refuse(migration)
+        raise
+
+
+def record(migration: Migration) -> None:
+    """The source has ended its copy for what lives here: what the journal lacks is made up for.
+
+    Does nothing where nothing of it lives.
+    """
+    from stages import settling
+
+    if migration.state in _NEXT and _living(migration):
+        while event := _NEXT.get(migration.state):
+            migration.move(event)
+        settling.record(migration, time.time())
+
+
+def _living(migration: Migration) -> list[int]:
+    return left_running.in_own(Layout(migration.lxcpath, migration.name, migration.id))

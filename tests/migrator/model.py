@@ -12,7 +12,8 @@ written in which order around which acts and messages. Keep it in step with stag
     moment, also in the middle of that: rebooted, or as a machine that stood still as a whole and goes on, with all that
     lay in its pipes, and with a restore under way. Its clock has gone on meanwhile: what the source had said holds no
     longer there than here. Of a virtual machine whose clock stood still with it that is not so, see docs/states.md
-  - the destination is lost with its journal alone, or was installed anew, and answers that it knows of nothing
+  - the destination is lost with its journal alone, or was installed anew, and answers that it knows of nothing; while
+    the container runs there it says that, and the source's copy can be ended by force
   - a command is interrupted while it waits for an answer; the destination ends a migration by itself, whose source is
     lost for good
   - a rollback asks another host, as after a wrong -d: it has never heard of the migration, or only of an earlier round
@@ -109,6 +110,10 @@ def source_moves(world: World) -> Moves:
             yield "rollback is forced", world._replace(program="rollback forced")
     if world.source is S.FINISHING and not world.program and world.forgot:
         yield "finish is forced on the source", world._replace(program="finish forced")
+    if world.source in (S.OFFERED, S.DUMPED) and not (world.program or world.gone or world.away) and (
+            world.is_back or (world.forgot and world.there == RUNS)):
+        offered = " offered" * (world.source is S.OFFERED)
+        yield "finish is forced on the source", world._replace(program=f"finish forced{offered}")
     if world.here != STOPPED or world.program:
         yield "the source is rebooted", world._replace(here=STOPPED, program="", step=0, waiting=False)
     if world.here == STOPPED and not world.fenced_here:

@@ -28,6 +28,7 @@ PROGRAMS: dict[str, tuple[str, ...]] = {
     "restore over": ("call:restore",),
     "restore offered": ("taken", "call:restore"),
     "finish forced": ("finish", "act:fence", "act:kill", "finished"),
+    "finish forced offered": ("taken", "finish", "act:fence", "act:kill", "finished"),
     "finish": ("call:running", "finish", "act:fence", "act:kill", "call:finish", "finished"),
     "finish offered": ("call:running", "taken", "finish", "act:fence", "act:kill", "call:finish", "finished"),
 }

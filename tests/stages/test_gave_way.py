@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from migrator import btrfs, container_config, include_copies, lxc, lxc_disk, roots, second_start, subvolume_uuids
-from migrator.errors import AlreadyRuns, BackThere, CopyNotEnded, DiskAway, OutOfOrder
+from migrator.errors import AlreadyRuns, BackThere, CopyNotEnded, DiskAway, MovedOn, OutOfOrder
 from migrator.states import Event, State
 from stages import abandon, finish, left_running, settling
 from tests.stages.test_disk_away import ID, There, host, make
@@ -53,7 +54,9 @@ def refused(there: There) -> None:
             asked_once_more(there, by_force=by_force)
     with pytest.raises(BackThere) as error:
         finish.running(there.service, {"id": ID})
-    assert "lxc-copy -R" in error.value.hint and "migrator rollback web" in error.value.hint
+    assert f"migrator finish web --force {ID}" in error.value.hint
+    if not isinstance(error.value, MovedOn):
+        assert "lxc-copy -R" in error.value.hint and "migrator rollback web" in error.value.hint
     assert there.migration.state is State.FINISHED and there.migration.detail["given_way"]
     assert (config.read_text() if config.is_file() else None) == before
 
@@ -177,6 +180,9 @@ def test_one_that_has_moved_on_from_there(there: There) -> None:
     text = container_config.unfenced((there.layout.container / "config").read_text())
     container_config.fence(there.layout.container, text, "feedface", "it has moved on")
     refused(there)
+    with pytest.raises(MovedOn) as error:
+        asked_once_more(there)
+    assert not re.search("migrator rollback|lxc-destroy|lxc-copy", error.value.hint)  # two would run
 
 
 @pytest.mark.parametrize("told", ["by its snapshots", "by what is on record", "by what it is a copy of"])

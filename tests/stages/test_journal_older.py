@@ -5,17 +5,20 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from migrator import btrfs, lxc, roots
-from migrator.errors import CopyNotEnded, DumpRefused
+from migrator import bases, btrfs, lxc, roots
+from migrator.errors import ContainerExists, DumpRefused, ForceRefused, OutOfOrder, RunsUnrecorded, SourceStateUnknown
 from migrator.journal import Migration
 from migrator.layout import Layout
 from migrator.states import Event, Role, State
-from stages import abandon, left_running, offer
+from stages import abandon, finish, left_running, offer, rollback, unrecorded
 from tests.stages.snapshots import SENT, disk  # noqa: F401 -- a fixture
+from tests.stages.test_another_host import Hosts, hosts, lost, source, tell  # noqa: F401 -- fixtures
 from tests.stages.test_answers import ID, Destination, pool, there  # noqa: F401 -- fixtures
 
 PID = 4711
@@ -54,7 +57,7 @@ def imported(there: Destination) -> Migration:
 def test_what_runs_does_so_by_an_older_journal_too(there: Destination, lives: list[int], typed: bool) -> None:
     """It was put back from a backup: by that it has only been imported."""
     migration = imported(there)
-    with pytest.raises(CopyNotEnded, match=str(PID)) as error:
+    with pytest.raises(RunsUnrecorded, match=str(PID)) as error:
         if typed:
             abandon.give_up_here(migration)
         else:
@@ -93,7 +96,7 @@ def test_a_disk_that_is_away_keeps_nobody(there: Destination, lives: list[int]) 
 def test_what_runs_is_not_unknown(there: Destination, lives: list[int]) -> None:
     """The journal was lost. By "unknown" a forced rollback of the source would go on."""
     for _ in range(2):
-        with pytest.raises(CopyNotEnded, match=str(PID)):
+        with pytest.raises(RunsUnrecorded, match=str(PID)):
             there.ask("abandon")
     lives.clear()
     assert there.ask("abandon")["known"] is False
@@ -112,7 +115,7 @@ def test_the_offer_of_what_runs_is_not_refused(there: Destination, lives: list[i
     increment.mkdir()
     (increment / "uuid").write_text("of the dump")
     for _ in range(2):
-        with pytest.raises(CopyNotEnded, match=str(PID)):
+        with pytest.raises(RunsUnrecorded, match=str(PID)):
             there.ask("own", attempt=attempt)
     assert known(there).state is State.RECEIVING_DUMP and offer.attempt(known(there)) == 1 and increment.is_dir()
     lives.clear()
@@ -123,7 +126,104 @@ def test_the_offer_of_what_runs_is_not_refused(there: Destination, lives: list[i
 
 def test_the_offer_of_what_runs_is_not_refused_by_who_has_lost_its_journal(there: Destination,
                                                                           lives: list[int]) -> None:
-    with pytest.raises(CopyNotEnded):
+    with pytest.raises(RunsUnrecorded):
         there.ask("abandon")
-    with pytest.raises(CopyNotEnded, match=str(PID)):
+    with pytest.raises(RunsUnrecorded, match=str(PID)):
         there.ask("own")
+
+
+def test_nobody_is_told_to_remove_what_runs(there: Destination, lives: list[int]) -> None:
+    """As who restores it once more, by an older journal, would be: no fence tells any more that it is the same."""
+    migration = imported(there)
+    unrecorded.require_ours(migration, there.layout)
+    (there.layout.container / "config").write_text("lxc.uts.name = web\n")
+    with pytest.raises(RunsUnrecorded):
+        unrecorded.require_ours(migration, there.layout)
+    lives.clear()
+    with pytest.raises(ContainerExists):
+        unrecorded.require_ours(migration, there.layout)
+
+
+@pytest.fixture
+def runs_there(hosts: Hosts, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The processes that live on hostb in what was brought there. On the source there is nothing to be ended."""
+    found = [PID]
+    monkeypatch.setattr(left_running, "in_own", lambda _: found)
+    monkeypatch.setattr(finish, "_make_ours", lambda *_: None)
+    monkeypatch.setattr(finish, "stop_and_fence", lambda _: None)
+    monkeypatch.setattr(bases, "prune", lambda *_, **__: [])
+    return found
+
+
+def typed(source: Migration, hosts: Hosts, given: str | None = None) -> None:
+    """`migrator finish`, on the source."""
+    finish.carry_out(argparse.Namespace(force=given, dry_run=False), source, hosts["hostb"])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("older", "taken"), [
+    (State.RECEIVING, True), (State.IMPORTED, False), (State.RECEIVING_DUMP, True), (State.OWNED, False)])
+def test_what_runs_is_kept_with_the_id(source: Migration, hosts: Hosts, runs_there: list[int], older: State,
+                                       taken: bool) -> None:
+    """By the journal there nothing but the source's copy could be kept, and that is the older one."""
+    there = hosts["hostb"].destination
+    for event in (Event.RECEIVED, Event.IMPORT, Event.IMPORTED, Event.RECEIVE_DUMP, Event.DUMP_RECEIVED, Event.OWN):
+        if there.state is not older:
+            there.take(event)
+    if taken:
+        source.move(Event.TAKEN)
+    with pytest.raises(RunsUnrecorded) as refused:
+        rollback.roll_back(source, lambda: tell(source, hosts["hostb"]))
+    assert f"migrator finish web --force {ID}" in refused.value.hint and "lxc-copy -R" in refused.value.hint
+    with pytest.raises(RunsUnrecorded):
+        typed(source, hosts)
+    for given in ("", "web"):
+        with pytest.raises(ForceRefused, match="though the journal there does not say so"):
+            typed(source, hosts, given)
+    assert source.state in (State.OFFERED, State.DUMPED) and there.state is older
+    typed(source, hosts, ID)
+    assert (source.state, there.state) == (State.FINISHED, State.FINISHED)
+
+
+def test_so_where_the_journal_was_lost(source: Migration, hosts: Hosts, runs_there: list[int]) -> None:
+    source.move(Event.TAKEN)
+    lost(hosts)
+    with pytest.raises(RunsUnrecorded):
+        rollback.roll_back(source, lambda: tell(source, hosts["hostb"]))
+    with pytest.raises(RunsUnrecorded):
+        typed(source, hosts)
+    typed(source, hosts, ID)
+    assert source.state is State.FINISHED and hosts["hostb"].destination.state is State.ABANDONED
+
+
+@pytest.mark.parametrize("is_lost", [True, False])
+def test_what_does_not_run_there_is_not_ended_here(source: Migration, hosts: Hosts, runs_there: list[int],
+                                                   is_lost: bool) -> None:
+    source.move(Event.TAKEN)
+    if is_lost:
+        lost(hosts)
+    runs_there.clear()
+    with pytest.raises(OutOfOrder):
+        typed(source, hosts, ID)
+    assert source.state is State.DUMPED
+
+
+def test_what_has_stopped_once_the_end_had_begun(source: Migration, hosts: Hosts, runs_there: list[int]) -> None:
+    """That it runs there was said, and the copy here is ended: there is no way back."""
+    source.move(Event.TAKEN)
+    source.move(Event.FINISH)
+    runs_there.clear()
+    with pytest.raises(OutOfOrder):
+        typed(source, hosts)
+    typed(source, hosts, ID)
+    assert source.state is State.FINISHED and hosts["hostb"].destination.state is State.RECEIVING
+
+
+def test_the_answer_to_an_offer_is_that_nothing_is_known(source: Migration, hosts: Hosts,
+                                                         runs_there: list[int]) -> None:
+    """It stays frozen, and offered."""
+    hosts["hostb"].destination.take(Event.RECEIVED, Event.IMPORT, Event.IMPORTED, Event.RECEIVE_DUMP)
+    there = SimpleNamespace(peer_host="hostb", call_and_go=lambda op, *, first, then, within, **fields: (
+        hosts["hostb"].call(op, **fields)))
+    with pytest.raises(SourceStateUnknown, match="though the journal there does not say so"):
+        offer.make(source, there)  # type: ignore[arg-type]
+    assert source.state is State.OFFERED

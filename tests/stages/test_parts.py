@@ -27,8 +27,8 @@ def test_a_stage_is_a_module_with_these_names() -> None:
         assert callable(stage.add_arguments) and callable(stage.run)
         assert Path(str(stage.__file__)).stem == stage.NAME.replace("-", "_")
     names = {path.stem for path in Path(str(stages.__file__)).parent.glob("*.py")} - {
-        "__init__", "abandon", "arriving_config", "ask_source", "ask_state", "cleaner", "consented", "drive",
-        "dry_run", "dump", "earlier_stay", "force", "gave_way", "handover", "heal", "left_running", "offer",
+        "__init__", "abandon", "arriving_config", "ask_source", "ask_state", "cleaner", "confirmed", "consented",
+        "drive", "dry_run", "dump", "earlier_stay", "force", "gave_way", "handover", "heal", "left_running", "offer",
         "reconnect", "renamed", "restore_over", "room", "same_host", "settling", "stop", "stopped_here", "take",
         "two_copies", "unrecorded"}
     assert names == {command.replace("-", "_") for command in stages.COMMANDS}, "a module is missing in stages.COMMANDS"
