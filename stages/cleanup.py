@@ -38,6 +38,7 @@ from migrator.journal import DEFAULT_PATH, Journal, Migration
 from migrator.layout import FOLDER, RUNTIME, WORK, Layout, former_images, locked, remove_images
 from migrator.report import size
 from migrator.states import Role, State
+from stages import left_running
 from stages.cleaner import Cleaner
 
 NAME = "cleanup"
@@ -215,18 +216,32 @@ def _clean_name(cleaner: Cleaner, journal: Journal, layout: Layout) -> None:
     given_up = {path.name for each in known if each.ended for path in bases.paths(each)
                 if each.role is Role.DESTINATION or layout.container.is_dir()}
     last = {name for each in known for name in each.detail.get("last_copy", ())}
+    tell = _that_tell(layout, alive | kept)
     for path in layout.snapshots():
-        if path.name in last:
+        id_ = path.name.split(".")[0]
+        if path.name in last or id_ in tell:
             cleaner.kept.append(str(path))
-        elif path.name.split(".")[0] not in alive | kept and path.name not in given_up:
+        elif id_ not in alive | kept and path.name not in given_up:
             cleaner.remove(path, btrfs.delete)
     for folder in (layout.work, layout.folder):  # older versions had the second one for all
-        _clean_folder(cleaner, journal, folder, alive)
+        _clean_folder(cleaner, journal, folder, alive | tell)
     if not cleaner.dry_run:
         layout.tidy()
         for each in known:
             if each.ended and not bases.paths(each) and names.same_path(each.lxcpath, layout.lxcpath):
                 bases.drop(each)  # only its record still named it
+
+
+def _that_tell(layout: Layout, but: set[str]) -> set[str]:
+    """The ids by whose snapshots a container that lives is told: the journal may have been lost, and nothing else keeps
+    the source from running it too.
+    """
+    ids = {path.name.split(".")[0] for path in layout.snapshots()} - but
+    found = {id_ for id_ in ids if left_running.in_own(Layout(layout.lxcpath, layout.name, id_))}
+    for id_ in sorted(found):
+        log.warning(f"What migration {id_} has brought stays: a container lives in what was made of it, and by nothing"
+                    " else is it told whose that is")
+    return found
 
 
 def _when_ended(journal: Journal, id_: str, remove: Callable[[], None]) -> None:

@@ -42,7 +42,8 @@ written in which order around which acts and messages. Keep it in step with stag
 
 It does not have: snapshots that somebody deletes by hand, so that nothing on disk tells whose what is; that no look for
 what lives finds anything of it, as none of its processes has its root in what was brought; a container that ends by
-itself, but for who restores it.
+itself, but for who restores it; a journal that is an older one; the end by force of what stands still on the source, as
+what had given way is back.
 """
 
 from __future__ import annotations
@@ -110,8 +111,8 @@ def source_moves(world: World) -> Moves:
             yield "rollback is forced", world._replace(program="rollback forced")
     if world.source is S.FINISHING and not world.program and world.forgot:
         yield "finish is forced on the source", world._replace(program="finish forced")
-    if world.source in (S.OFFERED, S.DUMPED) and not (world.program or world.gone or world.away) and (
-            world.is_back or (world.forgot and world.there == RUNS)):
+    if world.source in (S.OFFERED, S.DUMPED) and world.forgot and world.there == RUNS and not (
+            world.program or world.gone or world.away):
         offered = " offered" * (world.source is S.OFFERED)
         yield "finish is forced on the source", world._replace(program=f"finish forced{offered}")
     if world.here != STOPPED or world.program:

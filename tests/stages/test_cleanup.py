@@ -18,7 +18,7 @@ from migrator.errors import AlreadyMigrating, Busy
 from migrator.journal import Journal, Migration
 from migrator.layout import Layout, locked
 from migrator.states import Event, Role
-from stages import cleanup
+from stages import cleanup, left_running
 from stages.cleaner import Cleaner
 
 ID, OTHER = "0badc0de", "00000001"
@@ -73,6 +73,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
             self.generation = 1
 
     monkeypatch.setattr("migrator.btrfs.info", Info)
+    monkeypatch.setattr("migrator.lxc.container_processes", lambda _: [])
     with Journal(tmp_path / "journal.db") as journal:
         made = Host(journal, tmp_path)
         for name, does in {"silenced": lambda: list(made.silent), "still_silenced": lambda id_: made.silent[id_],
@@ -120,6 +121,28 @@ def test_what_begins_meanwhile_loses_nothing(host: Host, at: int, role: Role, mo
         assert all(path.is_dir() for path in host.things())
         assert ID in host.silent
     assert begun or looks <= at or at > 4
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_what_tells_of_one_that_lives_stays(host: Host, monkeypatch: pytest.MonkeyPatch, known: bool,
+                                            capsys: pytest.CaptureFixture[str]) -> None:
+    """The journal was lost: by those snapshots alone the source is told that it runs here. Known is only that it was
+    asked, and has never heard of it.
+    """
+    lives = host.ended()
+    host.ended("other", OTHER)
+    if not known:
+        host.journal.forget(lives)
+    monkeypatch.setattr(left_running, "in_own", lambda here: [4711] if here.id == ID else [])
+    host.clean()
+    here = Layout(host.pool, "web", ID)
+    assert here.snapshot(1).is_dir() and here.spool.is_dir()
+    assert f"What migration {ID} has brought stays" in capsys.readouterr().err
+    other = Layout(host.pool, "other", OTHER)
+    assert not other.snapshot(1).exists() and not other.spool.exists()
+    monkeypatch.setattr(left_running, "in_own", lambda _: [])
+    host.clean()
+    assert not here.snapshot(1).exists() and not here.spool.exists()
 
 
 def test_a_container_that_is_worked_on_keeps_nobody_waiting(host: Host, capsys: pytest.CaptureFixture[str]) -> None:
