@@ -81,6 +81,16 @@ def is_anothers(pid: int, name: str, lxcpath: Path) -> bool:
     return bool(found) and not any(_is_of(each, name, lxcpath) for each in found)
 
 
+def is_its(pid: int, name: str, lxcpath: Path) -> bool:
+    """Whether a process answers for this container, told in the same way; also where it must not be looked into, or
+    this kernel cannot.
+    """
+    try:
+        return any(_is_of(each, name, lxcpath) for each in _answered_by(pid))
+    except OSError as error:
+        return error.errno in (errno.EPERM, errno.EACCES, errno.ENOSYS)
+
+
 def _answered_by(pid: int) -> list[bytes]:
     """The addresses, as `address` has them, at which a process answers for containers; raises OSError.
 

@@ -94,6 +94,13 @@ def is_called_so(pid: int, name: str, lxcpath: Path, cgroup: str = "") -> bool:
     return False
 
 
+def is_answered_for(pid: int, name: str, lxcpath: Path) -> bool:
+    """Whether who has started it answers as LXC's monitor for this container, be it that he takes no connection."""
+    with contextlib.suppress(OSError, ValueError):  # it has ended
+        return monitor_socket.is_its(_parent(pid), name, lxcpath)
+    return False
+
+
 def _is_called_so(pid: int, said: str, name: str, lxcpath: Path, cgroup: str = "") -> bool:
     """The same, of what /proc/PID/cgroup says."""
     with contextlib.suppress(OSError, ValueError):  # it has ended, or cannot be told

@@ -12,7 +12,7 @@ import contextlib
 import functools
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -134,17 +134,28 @@ def _at_work(lxcpath: Path) -> list[Path]:
     """The folders of what may run in an LXC path: by what LXC has called the cgroup of a process. And where a start is
     in no such cgroup (lxc.cgroup.dir in lxc.container.conf(5)), by its root, or a monitor that listens.
     """
-    named, others = set[Path](), list[int]()
-    for pid in lxc.container_processes(""):
-        with contextlib.suppress(OSError, ValueError):  # it has ended
-            cgroup = lxc.cgroup_of(pid)
-            if cgroup.name.startswith("lxc.payload."):
-                named.add(cgroup)
-            elif second_start.is_start(pid):  # no user of this host can make one, and have all these questions asked
-                others.append(pid)
+    named, others = {cgroup for _, cgroup in _cgroups() if _is_named(cgroup)}, _elsewhere()
     return [folder for folder in sorted(lxcpath.iterdir())
             if any(lxc.is_payload(folder.name, cgroup) for cgroup in named) or (others and (
                 any(_answer(folder, functools.partial(_has_one, others))) or _listens(folder)))]
+
+
+def _cgroups() -> Iterator[tuple[int, Path]]:
+    """The processes of all containers, each with its cgroup."""
+    for pid in lxc.container_processes(""):
+        with contextlib.suppress(OSError, ValueError):  # it has ended
+            yield pid, lxc.cgroup_of(pid)
+
+
+def _is_named(cgroup: Path) -> bool:
+    return cgroup.name.startswith("lxc.payload.")
+
+
+def _elsewhere() -> list[int]:
+    """The first processes of starts in other cgroups than those. No user of this host can make one, and have all these
+    questions asked.
+    """
+    return [pid for pid, cgroup in _cgroups() if not _is_named(cgroup) and second_start.is_start(pid)]
 
 
 def _listens(folder: Path) -> bool:
@@ -163,17 +174,24 @@ def _has_one(pids: list[int], folder: Path) -> bool:
 
 
 def _first(folder: Path) -> list[int]:
-    """The first process of the container in this folder; none where it does not run. Raises CommandTimeout where its
-    monitor takes no connection.
+    """The first process of the container in this folder; none where it does not run.
 
-    LXC knows nothing of one that was started under another spelling of the LXC path, or whose monitor has ended.
+    LXC knows nothing of one that was started under another spelling of the LXC path, or whose monitor has ended. Nor
+    is it known who listens and takes no connection, as any user of the host may: then the processes alone tell, with
+    their root elsewhere by whom their monitor answers for.
     """
     with contextlib.suppress(ContainerNotFound, ContainerNotRunning):
         container = lxc.Container(folder.name, folder.parent)
-        rootfs = container.rootfs if container.rootfs != Path() else folder / "rootfs"
-        start = second_start.on_disk(folder.name, folder.parent, rootfs)
-        return [container.init_pid if start is None else start]
+        start = second_start.on_disk(folder.name, folder.parent, _rootfs(container))
+        try:
+            return [container.init_pid if start is None else start]
+        except CommandTimeout:
+            return [pid for pid in _elsewhere() if second_start.is_answered_for(pid, folder.name, folder.parent)]
     return []
+
+
+def _rootfs(container: lxc.Container) -> Path:
+    return container.rootfs if container.rootfs != Path() else container.folder / "rootfs"
 
 
 def _its(migration: Migration) -> set[str]:

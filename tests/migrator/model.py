@@ -112,7 +112,7 @@ def source_moves(world: World) -> Moves:
     if world.source is S.FINISHING and not world.program and world.forgot:
         yield "finish is forced on the source", world._replace(program="finish forced")
     if world.source in (S.OFFERED, S.DUMPED) and world.forgot and world.there == RUNS and not (
-            world.program or world.gone or world.away):
+            world.program or world.gone or world.away or world.given_way):
         offered = " offered" * (world.source is S.OFFERED)
         yield "finish is forced on the source", world._replace(program=f"finish forced{offered}")
     if world.here != STOPPED or world.program:

@@ -186,6 +186,18 @@ def test_whose_monitor_it_is(tmp_path: Path, bind: Bind, listens: list[str], ano
     assert monitor_socket.is_anothers(os.getpid(), "c1", pool) is anothers
 
 
+def test_who_answers_for_it(tmp_path: Path, bind: Bind, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing tells he may."""
+    bind(b"\0not a monitor")
+    assert not monitor_socket.is_its(os.getpid(), "c1", tmp_path)
+    assert not monitor_socket.is_its(2**22 + 1, "c1", tmp_path), "it has ended"
+    bind(monitor_socket.address("c1", tmp_path))
+    assert monitor_socket.is_its(os.getpid(), "c1", tmp_path)
+    assert not monitor_socket.is_its(os.getpid(), "c2", tmp_path)
+    monkeypatch.setattr(monitor_socket, "_PIDFD_GETFD", 2**20)
+    assert monitor_socket.is_its(os.getpid(), "c2", tmp_path)
+
+
 def test_of_a_long_path_the_hash_tells(tmp_path: Path, bind: Bind) -> None:
     long = tmp_path / ("n" * 100)
     bind(monitor_socket.address("c1", long))

@@ -16,7 +16,7 @@ from migrator.identity import Whose
 from migrator.journal import Journal, Migration
 from migrator.layout import Layout
 from migrator.states import Event, State
-from stages import left_running, restore_dump, rollback, settling
+from stages import left_running, renamed, restore_dump, rollback, settling
 from tests.stages.test_heal import dumping, journal  # noqa: F401 -- a fixture
 from tests.stages.test_heal import owned as owned_by
 
@@ -99,6 +99,18 @@ def test_and_whether_what_has_run_still_does(owned: Migration, monkeypatch: pyte
     else:
         stage._keep_what_ran()
     assert done == (["settled"] if lives else ["put aside", "mark dropped"])
+
+
+@pytest.mark.parametrize("lives", [True, False])
+def test_and_whether_what_has_its_addresses_runs(owned: Migration, monkeypatch: pytest.MonkeyPatch,
+                                                 lives: bool) -> None:
+    """By another name: a source stands frozen until that is told."""
+    folder = owned.lxcpath / "shop"
+    folder.mkdir()
+    (folder / "config").touch()
+    monkeypatch.setattr(second_start, "on_disk", lambda *_: 4711 if lives else None)
+    monkeypatch.setattr(lxc, "container_processes", lambda _: [])
+    assert renamed._first(folder) == ([4711] if lives else [])
 
 
 @pytest.mark.parametrize("lives", [True, False])

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from migrator import btrfs, container_config, include_copies, lxc, lxc_disk, roots, second_start, subvolume_uuids
-from migrator.errors import AlreadyRuns, BackThere, CopyNotEnded, DiskAway, MovedOn, OutOfOrder
+from migrator.errors import AlreadyRuns, BackThere, CommandTimeout, CopyNotEnded, DiskAway, MovedOn, OutOfOrder
 from migrator.states import Event, State
 from stages import abandon, finish, left_running, settling
 from tests.stages.test_disk_away import ID, There, host, make
@@ -183,6 +183,25 @@ def test_one_that_has_moved_on_from_there(there: There) -> None:
     with pytest.raises(MovedOn) as error:
         asked_once_more(there)
     assert not re.search("migrator rollback|lxc-destroy|lxc-copy", error.value.hint)  # two would run
+
+
+@pytest.mark.parametrize("lives", [True, False])
+def test_who_listens_and_takes_no_connection_keeps_nobody_frozen(there: There, monkeypatch: pytest.MonkeyPatch,
+                                                                lives: bool) -> None:
+    """Any user of the host may, in the place of LXC's monitor of what stands fenced there: its processes tell."""
+    class Container:
+        rootfs, name = there.layout.rootfs, "web"
+
+        @property
+        def state(self) -> str:
+            raise CommandTimeout(command="A connection to LXC's monitor of web", limit="10")
+
+    monkeypatch.setattr(lxc, "Container", lambda *_: Container())
+    monkeypatch.setattr(second_start, "on_disk", lambda *_: PID if lives else None)
+    if lives:
+        refused(there)
+    else:
+        asked_once_more(there)
 
 
 @pytest.mark.parametrize("told", ["by its snapshots", "by what is on record", "by what it is a copy of"])
