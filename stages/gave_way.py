@@ -56,8 +56,10 @@ def refuse_lost(migration: Migration) -> None:
     by now: that one has such a cgroup too.
     """
     layout = Layout(migration.lxcpath, migration.name, migration.id)
-    found, place = renamed.living(migration, layout), "its root file system, or a copy of that"
-    if not found and not lxc_disk.is_removed(layout):
+    found, place = renamed.on_its_disk(migration, layout), "its root file system, or a copy of that"
+    if not found and (found := renamed.with_its_addresses(migration, layout)):
+        place = f"a container that has its hardware address ({', '.join(migration.detail['hwaddrs'])})"
+    elif not found and not lxc_disk.is_removed(layout):
         found, place = renamed.untold(migration, layout), f"{layout.rootfs}, of which nothing tells whose it is"
     elif not found:
         found = left_running.called_so(layout, lxc.END_LIMIT)

@@ -75,9 +75,14 @@ def living(migration: Migration, layout: Layout) -> list[int]:
 
     Or the first ones of those that run with its addresses.
     """
+    return on_its_disk(migration, layout) or with_its_addresses(migration, layout)
+
+
+def on_its_disk(migration: Migration, layout: Layout) -> list[int]:
+    """The former alone."""
     disks = identity.recorded_rootfs_uuids(migration)
     return [pid for pid in lxc.container_processes("")
-            if left_running.lives_in_own(layout, pid) or _lives_in(pid, disks)] or _with_its_addresses(migration)
+            if left_running.lives_in_own(layout, pid) or _lives_in(pid, disks)]
 
 
 def called(lxcpath: Path, pids: list[int]) -> str:
@@ -123,11 +128,27 @@ def _lives_in(pid: int, disks: set[str]) -> bool:
     return False
 
 
-def _with_its_addresses(migration: Migration) -> list[int]:
-    """No configuration is read of what does not run: the source may stand still until this is told."""
+def with_its_addresses(migration: Migration, layout: Layout) -> list[int]:
+    """The latter, unless their disk tells that they are other containers, as those that were made anew.
+
+    No configuration is read of what does not run: the source may stand still until this is told.
+    """
     if its := _its(migration):
-        return [pid for folder in _at_work(migration.lxcpath) if addresses(folder) & its for pid in _first(folder)]
+        found = [folder for folder in _at_work(migration.lxcpath) if addresses(folder) & its]
+        return [pid for folder in found if not _has_another_disk(migration, layout, folder) for pid in _first(folder)]
     return []
+
+
+def _has_another_disk(migration: Migration, layout: Layout, folder: Path) -> bool:
+    """Whether it is told of what the root file system of the container in this folder was made, and that was never of
+    what has run here.
+    """
+    with contextlib.suppress(MigratorError, OSError):
+        rootfs = _rootfs(lxc.Container(folder.name, folder.parent))
+        its = identity.recorded_rootfs_uuids(migration) | {btrfs.info(each).uuid for each in layout.own_snapshots()}
+        return (btrfs.is_subvolume(rootfs) and subvolume_uuids.is_told(rootfs)
+                and its.isdisjoint({btrfs.info(rootfs).uuid, *subvolume_uuids.ancestors(rootfs)}))
+    return False
 
 
 def _at_work(lxcpath: Path) -> list[Path]:

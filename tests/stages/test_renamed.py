@@ -135,6 +135,23 @@ def test_what_runs_by_another_name_is_not_given_up(there: There, monkeypatch: py
     assert there.migration.state is State.RESTORED
 
 
+@pytest.mark.parametrize("made_of", ["another", "its"])
+@pytest.mark.parametrize("name", ["web", "shop"])
+def test_with_its_address_alone_it_is_another_one(there: There, monkeypatch: pytest.MonkeyPatch, name: str,
+                                                  made_of: str) -> None:
+    """Made anew with the address that is reserved for it, say: its disk is told, and was never this one's."""
+    put(there, monkeypatch, name, ITS)
+    monkeypatch.setattr(subvolume_uuids, "_having", lambda *_: {300})
+    monkeypatch.setattr(subvolume_uuids, "ancestors", lambda _: iter(["removed", *[OWN_DISK] * (made_of == "its")]))
+    if made_of == "another":
+        asked(there, by_force=True)
+        assert there.migration.detail["given_way"]
+        asked(there, by_force=False)  # it is not said to be back either
+        return
+    with pytest.raises(AlreadyRuns) if name == "web" else pytest.raises(CopyNotEnded, match=f"address .{ITS}"):
+        asked(there, by_force=True)
+
+
 @pytest.mark.parametrize("lives", ["another spelling", "no monitor", "takes no connection"])
 def test_what_lxc_does_not_answer_for_runs_all_the_same(there: There, monkeypatch: pytest.MonkeyPatch,
                                                         lives: str) -> None:
