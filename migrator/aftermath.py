@@ -253,9 +253,13 @@ def _is(question: Callable[[Migration], bool], migration: Migration) -> bool:
 
 def _on_destination(migration: Migration) -> str:
     if migration.state in (State.OWNED, State.RESTORING, State.RESTORED):
+        here = Layout(migration.lxcpath, migration.name, migration.id)
         try:
-            lxc_disk.require(Layout(migration.lxcpath, migration.name, migration.id))
+            lxc_disk.require(here)
         except DiskAway as error:
+            if migration.state is State.RESTORED and lxc_disk.has_ended(here, migration.detail.get("disk")):
+                return (f"It has ended here, as it seems, and this journal is an older one: what was kept for it until"
+                        f" then is gone. This asks {migration.peer}: {advice.command('resume', migration)}")
             return f"{error} {error.hint}"
     if migration.state is State.OWNED and not images_are_here(migration):
         return (f"This host has the token, but the memory images are gone, as after a reboot: it can only be given back"

@@ -95,6 +95,17 @@ def require_ended(layout: Layout, disk: str | None) -> None:
         require_same(layout, disk)
 
 
+def has_ended(layout: Layout, disk: str | None) -> bool:
+    """Whether the spool has gone with the migration's end here, for one of which the journal does not say that it has
+    ended, as an older one: its LXC path lies on the same `disk` as ever.
+    """
+    if is_here(layout) or disk is None:
+        return False
+    with contextlib.suppress(OSError):
+        return of(layout.lxcpath) == disk
+    return False
+
+
 @contextlib.contextmanager
 def _opened(layout: Layout) -> Iterator[int]:
     """The LXC path; raises DiskAway unless it has the spool of the migration, or an older version's, in it."""

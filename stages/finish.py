@@ -81,8 +81,10 @@ def run(args: argparse.Namespace) -> Result:
         if migration is None:
             raise NoMigration(name=name, stage=NAME, next=f"migrator prepare-data {name} -d HOST")
         if migration.state is State.FINISHED:
+            resume = advice.command("resume@destination", migration)
             return Result({"migration": migration.id, "name": name, "stage": NAME, "already": True},
-                          f"The migration of {name} has already been finished.")
+                          f"The migration of {name} has already been finished. Should it not be so by the other host's"
+                          f" journal, which is an older one then: {resume}")
         if not args.dry_run:
             standing.restore_silence(migration)
         with connected(args, args.destination or migration.peer) as there:
@@ -253,8 +255,12 @@ def end_here(migration: Migration, *, alone: bool = False) -> str:
         return ""
     after(migration.role, migration.state, Event.FINISHED)  # raises where it has not come to that
     layout = Layout(migration.lxcpath, migration.name, migration.id)
-    with lxc_disk.held(layout) if migration.state is State.RESTORED else contextlib.nullcontext():
-        failed = _make_ours(migration, layout)
+    failed = ""
+    if migration.state is State.RESTORED and lxc_disk.has_ended(layout, migration.detail.get("disk")):
+        container_config.unfence(layout.container, migration.id)  # all else was done then
+    else:
+        with lxc_disk.held(layout) if migration.state is State.RESTORED else contextlib.nullcontext():
+            failed = _make_ours(migration, layout)
     found = identity.rootfs_uuid(migration)
     migration.move(Event.FINISHED, forced=alone, **({"rootfs_uuid": found} if found else {}))
     _drop_includes(layout)

@@ -195,9 +195,10 @@ def finish_alone(migration: Migration, given: str, ask: Callable[[], State | Non
     else:
         if known in TAKEN_BACK:
             raise TwoCopies(name=name, there=name, destination=this_host(), source=there, lxcpath=migration.lxcpath)
-        if known is not None:
+        if known is not None:  # what it has finished ends here too
+            stage = "resume" if known is State.FINISHED else "finish@source"
             raise OutOfOrder(stage="finish --force", missing=f"{there} answers, it is {known} there",
-                             next=advice.command("finish@source", migration))
+                             next=advice.command(stage, migration))
     holder.check_interrupted()
     finish.end_here(migration, alone=True)
     return Result({"migration": migration.id, "name": name, "stage": finish.NAME, "already": False, "forced": True},

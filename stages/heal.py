@@ -203,6 +203,9 @@ def _complete_restored(args: argparse.Namespace, migration: Migration) -> Result
     StoppedThere.
     """
     layout = Layout(migration.lxcpath, migration.name, migration.id)
+    if lxc_disk.has_ended(layout, migration.detail.get("disk")) and (
+            ask_source.state_of_source(args, migration) is State.FINISHED):
+        return _end_too(migration)
     left = settling.has_left(migration)
     defined = not left and not lxc_disk.is_removed(layout)  # its root file system may be left there alone
     config = _text_of(layout.container / "config") if defined else ""
@@ -239,10 +242,13 @@ def _complete_restored(args: argparse.Namespace, migration: Migration) -> Result
         if container_config.is_superseded(layout.container) and not ask_source.has_word(args, migration, found):
             raise two_copies.of(migration)  # the source has said so before
         container_config.unfence(layout.container, migration.id)
-    if found is State.FINISHED:  # which this host has confirmed, and its journal is older than that
-        finish.end_here(migration)
-        return _result(migration, f"{migration.peer} has finished. {aftermath.where(migration)}")
-    return None
+    return _end_too(migration) if found is State.FINISHED else None
+
+
+def _end_too(migration: Migration) -> Result:
+    """The source has finished, which this host has confirmed: its journal is older than that."""
+    finish.end_here(migration)
+    return _result(migration, f"{migration.peer} has finished. {aftermath.where(migration)}")
 
 
 def _text_of(config: Path) -> str:

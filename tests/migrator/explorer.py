@@ -278,7 +278,8 @@ no word is given any more then, the token is taken back. While a word that was g
 may have run on the destination, nobody can make up for that: it is left out too. What has stopped on the destination
 may lose its fence as well, but for after a rollback was forced, which is left out in the same way. What has given way
 there may be put back, or lose its fence, and be started, as long as the source has not heard of it, or has no record
-that it did and asks once more; after that it is left out too.
+that it did and asks once more; after that it is left out too. And where the container runs on a destination that has
+lost its journal, the source's copy may be ended by force.
 
 `restore-dump --force` is part of it as well: the source is lost, standing still behind its fence, and comes back at any
 moment, rebooted or as it stood still; or it answers, and is believed. Left out is what nobody can make up for: a source
@@ -290,7 +291,8 @@ A power cut may take back what was done on the destination's disk, and not what 
 once the container may have run, right after that record, so that what was put aside is in its place again. What else
 such a cut might bring back, as what an abandon had removed, the model does not have. Nor does it have snapshots that
 somebody deletes by hand, so that nothing on disk tells any more what is whose, a container that no look finds where LXC
-does not know of it, as none of its processes has its root in what was brought, or one that ends by itself.
+does not know of it, as none of its processes has its root in what was brought, or one that ends by itself. Nor a
+journal that is an older one, nor that what stands still on the source is ended by force, as what had given way is back.
 
 | what happens | transitions |
 | --- | --- |

@@ -72,6 +72,10 @@ def test_a_destination_that_has_forgotten_it_leaves_one_way(found: Explored) -> 
         elif world.source in (State.OFFERED, State.DUMPED) and world.there == "stopped" and world.fenced_there:
             here = finished(world._replace(program="rollback forced", word=False))
             assert here.source is State.ROLLED_BACK and here.may_run_here
+        elif world.source in (State.OFFERED, State.DUMPED) and world.there == "runs" and not world.given_way:
+            offered = " offered" * (world.source is State.OFFERED)
+            here = finished(world._replace(program=f"finish forced{offered}"))
+            assert here.source is State.FINISHED and not here.may_run_here
 
 
 def test_the_page_is_current(found: Explored) -> None:
