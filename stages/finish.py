@@ -81,10 +81,8 @@ def run(args: argparse.Namespace) -> Result:
         if migration is None:
             raise NoMigration(name=name, stage=NAME, next=f"migrator prepare-data {name} -d HOST")
         if migration.state is State.FINISHED:
-            resume = advice.command("resume@destination", migration)
-            return Result({"migration": migration.id, "name": name, "stage": NAME, "already": True},
-                          f"The migration of {name} has already been finished. Should it not be so by the other host's"
-                          f" journal, which is an older one then: {resume}")
+            return Result({"migration": migration.id, "name": name, "stage": NAME, "already": True, "stopped_there": ""},
+                          f"The migration of {name} has already been finished.")
         if not args.dry_run:
             standing.restore_silence(migration)
         with connected(args, args.destination or migration.peer) as there:
