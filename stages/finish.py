@@ -81,8 +81,9 @@ def run(args: argparse.Namespace) -> Result:
         if migration is None:
             raise NoMigration(name=name, stage=NAME, next=f"migrator prepare-data {name} -d HOST")
         if migration.state is State.FINISHED:
-            return Result({"migration": migration.id, "name": name, "stage": NAME, "already": True, "stopped_there": ""},
-                          f"The migration of {name} has already been finished.")
+            return Result(
+                {"migration": migration.id, "name": name, "stage": NAME, "already": True, "stopped_there": ""},
+                f"The migration of {name} has already been finished.")
         if not args.dry_run:
             standing.restore_silence(migration)
         with connected(args, args.destination or migration.peer) as there:

@@ -84,5 +84,5 @@ def test_what_has_not_its_fence_stays(host: Host, went: Migration, fence: str) -
 def test_all_of_its_own_go(host: Host, went: Migration) -> None:
     """Also what the same container has left before, where the removal of that had failed."""
     host.given_up("00000003", ROOT, of="its disk")
-    assert undefine(went) == [f".migrator/web/{ID}.2", ".migrator/web/00000003.1", "web"]
+    assert undefine(went) == [".migrator/web/00000003.1", f".migrator/web/{ID}.2", "web"]
     assert host.journal.by_id("00000003", Role.DESTINATION).detail["kept"] == []  # type: ignore[union-attr]
