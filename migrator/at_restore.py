@@ -19,7 +19,8 @@ if TYPE_CHECKING:  # not at run time: each takes longer to import than what is d
     from pathlib import Path
 
 STAGE = "post-restore"  # the last in which a failure undoes everything: all tasks are there, the network is locked
-# The first task is in its cgroup, no other is there yet and no file is open (restore_root_task in criu/cr-restore.c).
+# The first task is in its cgroup, no other is there yet and no file is open, all mounts are there, with what they hold,
+# and no deleted file has been made again (restore_root_task and restore_task_with_children in criu/cr-restore.c).
 # Earlier the task passes through the container's top cgroup, which it could not do once that has controllers for those
 # below ("No Internal Process Constraint" in cgroup-v2.rst).
 EARLY = "post-setup-namespaces"
@@ -28,6 +29,7 @@ EARLY = "post-setup-namespaces"
 LAST = "pre-resume"
 FILTER = "device-filter"  # in the images folder: the program of `device_filter`, in hexadecimal; empty for none
 EARLY_FILTER = "device-filter.early"  # the same, where not even CRIU may open another device for it; else empty
+GHOSTS, GHOSTS_LIMIT = "ghosts", 16 << 20  # in the images folder: the plan of `ghost_paths`; bytes
 REASON = "at-restore.error"  # in the images folder: why it failed
 LET_GO = "at-restore.let-go"  # in the images folder: that all has come to LAST
 
@@ -48,7 +50,7 @@ def script(images: str, mark: str, end: float, commands: Iterable[Iterable[str]]
     # CRIU starts it for every stage; a shell says that there is nothing to do sooner than Python.
     musts = "".join(f"\n    must {shlex.join(words)}" for words in commands)
     early = " || ".join(f"[ -s {shlex.quote(os.path.join(images, name))} ]"
-                        for name in (cgroup_limits.CONTROLLERS, EARLY_FILTER))
+                        for name in (cgroup_limits.CONTROLLERS, EARLY_FILTER, GHOSTS))
     return f"""#!/bin/sh
 case $CRTOOLS_SCRIPT_ACTION in
     {EARLY}) {early} || exit 0 ;;
@@ -139,6 +141,14 @@ def devices(images: str, init: int, name: str = FILTER) -> None:
         device_filter.attach(top, bytes.fromhex(program))
 
 
+def ghosts(images: str, init: int) -> None:
+    """Before CRIU makes deleted files again, see where it would; see `ghost_paths`."""
+    if plan := noted(images, GHOSTS, GHOSTS_LIMIT):
+        from migrator import ghost_paths
+
+        ghost_paths.require(plan, init)
+
+
 def early_devices(images: str, init: int) -> None:
     """Before CRIU opens files for it: a filter takes no file away that is open."""
     devices(images, init, EARLY_FILTER)
@@ -178,7 +188,11 @@ def _read(path: str) -> str:
 
 
 STEPS: dict[str, dict[str, Callable[[str, int], None]]] = {
-    EARLY: {"what its cgroups control": early_controllers, "which devices it may have open": early_devices},
+    EARLY: {
+        "what is open though deleted": ghosts,
+        "what its cgroups control": early_controllers,
+        "which devices it may have open": early_devices,
+    },
     STAGE: {
         "what its cgroups control": controllers,
         "the limits of its cgroups": limits,

@@ -24,6 +24,7 @@ from migrator import (
     container_config,
     criu,
     device_filter,
+    ghosts,
     let_run,
     limited,
     log,
@@ -122,6 +123,7 @@ def prepare(container: Container, layout: Layout, images: Path,
             recorded, dropped = cgroup_limits.taken(recorded)
         version = [value for key, value in settings if key == "lxc.hook.version"][-1:]
         leads = mount_plan.text(config, (files.root, Path(os.path.realpath(layout.rootfs))), images, trusted=trusted)
+        deleted = ghosts.plan(images)
         commands = [command for link in links for command in veths.on_its_bridge(
             link, container.name, "".join(version), veths.bridge_setting)]
         with making():
@@ -135,6 +137,7 @@ def prepare(container: Container, layout: Layout, images: Path,
             _write(images / cgroup_limits.PLAN, cgroup_limits.plan(limits), 0o600)
             _write(images / cgroup_limits.TAKEN, recorded, 0o600)
             _write(images / mount_sources.PLAN, leads, 0o600)
+            _write(images / at_restore.GHOSTS, deleted, 0o600)
             devices = device_filter.program(limits, device_filter.numbers).hex()
             _write(images / at_restore.FILTER, devices, 0o600)
             _write(images / at_restore.EARLY_FILTER, "" if trusted else devices, 0o600)

@@ -91,11 +91,16 @@ def mended(image: bytes, found: Mapping[Device, Session]) -> bytes:
 
 
 def fields(record: bytes) -> Iterator[tuple[int, int | None, bytes]]:
-    """The fields of a protocol buffer's message: number, value if it is a number, and all its bytes."""
+    """The fields of a protocol buffer's message: number, value if it is a number, and all its bytes.
+
+    Raises ValueError, and IndexError where the message ends too early.
+    """
     position = 0
     while position < len(record):
         begin = position
         key, position = _number(record, position)
+        if key & 7 not in (0, 2):  # numbers of a fixed size, which no image that is read here has
+            raise ValueError("a field is of a kind that is not known here")
         value, position = _number(record, position)
         is_number = key & 7 == 0
         if not is_number:  # it is a length, and so many bytes follow

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from migrator import at_restore, cgroup_limits, cgroups, clock, let_run
+from migrator import at_restore, cgroup_limits, cgroups, clock, ghost_paths, let_run
 
 
 def start(folder: Path, stage: str, *commands: list[str], end: float = math.inf) -> subprocess.CompletedProcess[str]:
@@ -119,6 +119,16 @@ def test_devices_are_denied_before_files_are_opened(images: Path) -> None:
     done = start(images, at_restore.EARLY)
     assert done.returncode == 1
     assert at_restore.reason(images).startswith("which devices it may have open: ")
+
+
+def test_deleted_files_are_looked_at_before_they_are_made_again(images: Path) -> None:
+    (images / at_restore.GHOSTS).write_text("")
+    assert start(images, at_restore.EARLY).returncode == 0
+    (images / at_restore.GHOSTS).write_text(ghost_paths.line(7, ghost_paths.FILE, 0, "/a b/gone"))
+    assert start(images, at_restore.EARLY).returncode == 1
+    assert at_restore.reason(images) == (
+        "what is open though deleted: the mount of /a b/gone, a deleted file that is open, is not to be found")
+    assert start(images, at_restore.STAGE).returncode == 0, "it has been looked at"
 
 
 @pytest.mark.parametrize("stage", [at_restore.EARLY, at_restore.STAGE])

@@ -4,15 +4,17 @@
 from __future__ import annotations
 
 import contextlib
+import stat
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
 import pytest
 
-from migrator import at_restore, config_reader, consent, container_config, layout, lxc, restore, veths
+from migrator import at_restore, config_reader, consent, container_config, ghost_paths, layout, lxc, restore, veths
 from migrator.errors import RestoreFailed
 from migrator.layout import Layout
+from tests.migrator.test_ghosts import made, regular, remap
 from tests.migrator.test_mount_plan import HEAD, entry
 
 ID = "0badc0de"
@@ -63,6 +65,16 @@ def test_what_would_be_made_of_this_hosts_folders_is_not_begun(here: Layout, tru
     with pytest.raises(RestoreFailed, match="/mnt in it is a mount of the type overlay"):
         prepare(here, trusted=trusted)
     assert not restore.Files.of(here).config.exists()
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_what_was_deleted_is_looked_at(here: Layout, trusted: bool) -> None:
+    images = made(here.image_folders()[0], [remap(1, 1, 1)], [regular(1, "/a/b")], {1: stat.S_IFREG})
+    prepare(here, trusted=trusted)
+    assert (images / at_restore.GHOSTS).read_text() == ghost_paths.line(7, ghost_paths.FILE, 0, "/a/b")
+    (images / "files.img").write_bytes(b"nonsense")
+    with pytest.raises(RestoreFailed, match="is no image of CRIU's"):
+        prepare(here, trusted=trusted)
 
 
 @pytest.mark.parametrize("more", ["", TAKEN_BACK, "lxc.cgroup2.devices.deny = a\n", f"{RULES}lxc.cgroup2 =\n"])

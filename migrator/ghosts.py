@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Of a dump: what was open though deleted, and where CRIU makes it again at a restore; see `ghost_paths`.
+
+What another host has sent is read the way that CRIU reads it, or refused: what could mean one thing here and another
+to CRIU would not have been looked at.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import struct
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from migrator import at_restore, ghost_paths, limited
+from migrator.ghost_paths import FILE, FOLDER
+from migrator.tty_image import content, fields
+
+REMAPS, FILES, OLD_FILES, MOUNTS = "remap-fpath.img", "files.img", "reg-files.img", "mountpoints-*.img"
+LIMITS = {REMAPS: 4 << 20, FILES: 128 << 20}  # bytes; a file takes some hundred
+MOUNTS_LIMIT = 16 << 20
+_GHOST_HEAD = 64 << 10  # bytes of a ghost's image that hold what kind of file it is; a link's target may come first
+_COMMON = 0x54564319  # IMG_COMMON_MAGIC in criu/include/magic.h
+_REMAP_MAGIC, _FILES_MAGIC, _GHOST_MAGIC, _MOUNTS_MAGIC = 0x59133954, 0x56303138, 0x52583605, 0x55563928  # ibid.
+_LINKED, _GHOST, _PROCFS = 0, 1, 2  # images/remap-file-path.proto
+_ORIGINAL, _OTHER, _TYPE = 1, 2, 3  # fields of remap_file_path_entry
+_REGULAR = 3  # of file_entry
+_ID, _NAME, _MOUNT = 1, 6, 7  # of reg_file_entry
+_MODE = 3  # of ghost_file_entry
+_MOUNT_ID, _TARGET = 2, 7  # of mnt_entry
+
+
+class Ghost(NamedTuple):
+    """A name that CRIU makes, or removes, at a restore."""
+
+    mount: int
+    name: str
+    kind: str
+
+
+def plan(images: Path) -> str:
+    """What `ghost_paths.require` looks at; raises OSError, and ValueError where the images make no sense."""
+    found = ghosts(images)
+    targets = _targets(images) if found else {}
+    text = "".join(dict.fromkeys(_line(ghost, targets) for ghost in found))
+    if len(text) > at_restore.GHOSTS_LIMIT:
+        raise ValueError("more deleted files are open than can be looked at")
+    return text
+
+
+def _line(ghost: Ghost, targets: dict[int, list[str]]) -> str:
+    target = targets.get(ghost.mount)
+    if target is None or ghost_paths.split(ghost.name)[:len(target)] != target:
+        raise ValueError(f"{ghost.name} is on none of the mounts in the images")
+    return ghost_paths.line(ghost.mount, ghost.kind, len(target), ghost.name)
+
+
+def ghosts(images: Path) -> list[Ghost]:
+    """All of a dump's; raises OSError, and ValueError where the images make no sense.
+
+    CRIU removes the other name that it has given to a file whose own is gone (LINKED) by its path too. What it makes
+    for processes that are gone (PROCFS) has none.
+    """
+    if not (images / REMAPS).exists():
+        return []
+    if (images / OLD_FILES).exists():
+        raise ValueError(f"{OLD_FILES} is of no CRIU of today")
+    remaps = []
+    for record in _records(images / REMAPS, _REMAP_MAGIC):
+        found = _once(record, (_ORIGINAL, _OTHER, _TYPE))
+        remaps.append(tuple(_number(found.get(field)) for field in (_ORIGINAL, _OTHER, _TYPE)))
+    files = _files(images, {id_ for original, other, type_ in remaps if type_ != _PROCFS for id_ in (original, other)})
+    made = []
+    for original, other, type_ in remaps:
+        if type_ == _PROCFS:
+            continue
+        if type_ not in (_LINKED, _GHOST):
+            raise ValueError(f"{REMAPS} has a remap of type {type_}")
+        name, mount = _file(files, original)
+        if type_ == _LINKED:
+            name, _ = _file(files, other)
+        made.append(Ghost(mount, name, FILE if type_ == _LINKED else _kind(images, other, name)))
+    return made
+
+
+def _files(images: Path, wanted: Collection[int]) -> dict[int, tuple[str, int]]:
+    """The names of these files, and their mounts."""
+    found: dict[int, tuple[str, int]] = {}
+    for record in _records(images / FILES, _FILES_MAGIC) if wanted else ():
+        regular = _once(record, (_REGULAR,)).get(_REGULAR)
+        if regular is None:
+            continue
+        entry = _once(_bytes(regular), (_ID, _NAME, _MOUNT))
+        id_ = _number(entry.get(_ID))
+        if id_ not in wanted:
+            continue
+        name = os.fsdecode(_bytes(entry.get(_NAME)))
+        if id_ in found or not name.startswith("/") or "\0" in name:
+            raise ValueError(f"{FILES} makes no sense")
+        zigzag = _number(entry.get(_MOUNT))
+        found[id_] = name, zigzag >> 1 ^ -(zigzag & 1)
+    return found
+
+
+def _file(files: dict[int, tuple[str, int]], id_: int) -> tuple[str, int]:
+    if id_ not in files:
+        raise ValueError(f"{FILES} lacks a file that {REMAPS} names")
+    return files[id_]
+
+
+def _kind(images: Path, id_: int, name: str) -> str:
+    path = images / f"ghost-file-{id_:x}.img"
+    with path.open("rb") as file:
+        head = file.read(_GHOST_HEAD)
+    mode = _number(_once(next(_split(head, path.name, _GHOST_MAGIC), b""), (_MODE,)).get(_MODE))
+    if stat.S_ISLNK(mode):
+        raise ValueError(f"{name}, a deleted symbolic link that is open, cannot be made again: CRIU could follow it")
+    return FOLDER if stat.S_ISDIR(mode) else FILE
+
+
+def _targets(images: Path) -> dict[int, list[str]]:
+    """Where each mount is, in words."""
+    found: dict[int, list[str]] = {}
+    for path in sorted(images.glob(MOUNTS)):
+        for record in _split(limited.read(path, MOUNTS_LIMIT), path.name, _MOUNTS_MAGIC):
+            entry = _once(record, (_MOUNT_ID, _TARGET))
+            id_ = _number(entry.get(_MOUNT_ID))
+            if id_ in found:
+                raise ValueError("a mount is in the images twice")
+            found[id_] = ghost_paths.split(os.fsdecode(_bytes(entry.get(_TARGET))))
+    return found
+
+
+def _records(path: Path, magic: int) -> Iterator[bytes]:
+    return _split(limited.read(path, LIMITS[path.name]), path.name, magic)
+
+
+def _split(image: bytes, name: str, magic: int) -> Iterator[bytes]:
+    """The messages of an image of CRIU's; raises ValueError."""
+    head = struct.pack("<II", _COMMON, magic)
+    if not image.startswith(head):
+        raise ValueError(f"{name} is no image of CRIU's")
+    position = len(head)
+    while position < len(image):
+        size = int.from_bytes(image[position : position + 4], "little")
+        record = image[position + 4 : position + 4 + size]
+        if len(record) != size or position + 4 > len(image):
+            raise ValueError(f"{name} is damaged")
+        yield record
+        position += 4 + size
+
+
+def _once(record: bytes, wanted: Collection[int]) -> dict[int, int | bytes]:
+    """These fields of a message; raises ValueError where one of them is there twice."""
+    found: dict[int, int | bytes] = {}
+    try:
+        for number, value, raw in fields(record):
+            if number in wanted:
+                if number in found:
+                    raise ValueError("a field is there twice")
+                found[number] = content(raw) if value is None else value
+    except IndexError as error:
+        raise ValueError("a record of an image is damaged") from error
+    return found
+
+
+def _number(value: int | bytes | None) -> int:
+    if isinstance(value, int):
+        return value & 0xFFFFFFFF  # as protobuf-c has it
+    raise ValueError("a number is missing in an image")
+
+
+def _bytes(value: int | bytes | None) -> bytes:
+    if isinstance(value, bytes):
+        return value
+    raise ValueError("a string is missing in an image")
