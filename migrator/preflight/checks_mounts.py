@@ -21,8 +21,10 @@ UNSUPPORTED = define("mount-unsupported", ERROR, """CRIU mounts only the file sy
     others from the host only as bind mounts (criu/filesystems.c). An overlay it knows, but would make it of the folders
     that the destination itself has under the paths in its options.""", memory_only=True)
 UNREACHABLE = define("mount-unreachable", ERROR, """A bind mount whose source is mounted neither in the container nor on
-    the host cannot be made again ("doesn't have a proper root mount" in criu/mount.c). Nor can one whose source was
-    deleted: CRIU makes it again by its path, where links may lead to the host's folders.""", memory_only=True)
+    the host cannot be made again ("doesn't have a proper root mount" in criu/mount.c).""", memory_only=True)
+DELETED = define("mount-deleted", ERROR, """What is mounted of a file or folder that has been deleted CRIU makes again
+    under its old name, with the host's root, and follows symbolic links on the way (do_bind_mount_v2 in
+    criu/mount-v2.c): it is not restored.""", memory_only=True)
 MISSING = define("mount-source-missing", ERROR, "A file, folder or device that the container binds from its host.")
 BOUND = define("bind-mount", WARNING, """What lies on the host stays there: the restored container sees the files that
     the destination has under that path.""")
@@ -56,6 +58,9 @@ def supported(case: Case) -> Iterator[Finding]:
         elif mount.kind == "unreachable":
             yield UNREACHABLE.found(f"{mount.target} in {case.container.name} is bound from nowhere within reach.",
                                     f"Unmount it in the container: umount {shlex.quote(mount.target)}")
+        elif mount.kind == "deleted":
+            yield DELETED.found(f"What is mounted at {mount.target} in {case.container.name} has been deleted.",
+                                f"Unmount it in the container: umount {shlex.quote(mount.target)}")
 
 
 def nested(case: Case) -> Iterator[Finding]:

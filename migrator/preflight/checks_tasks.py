@@ -86,6 +86,11 @@ WATCH_GONE = define("inotify-deleted", ERROR, "A watched file has been deleted, 
 WATCH_UNKNOWN = define("inotify-unknown", WARNING, "The path of a watched file could not be found.", memory_only=True)
 GHOST = define("deleted-file-large", ERROR, """Files that are open though deleted travel in the images, up to 256 MiB
     each (--ghost-limit).""", memory_only=True)
+ASTRAY = define("deleted-file-astray", ERROR, """What is open though deleted CRIU makes again under its old name, with
+    the host's root: a symbolic link on the way would lead it to files of the host, and it would take another folder of
+    that name for the deleted one, and remove it (create_ghost in criu/files-reg.c). Looked for among open files and
+    the folders and programs of processes; what else has such a file (mmap(2), a message on its way in a UNIX socket)
+    fails the restore, and the container runs on where it was.""", memory_only=True)
 INCOMPLETE = define("facts-incomplete", WARNING, "There were more processes or descriptors than are looked at.",
     memory_only=True)
 SYSTEMD = define("systemd-guest", WARNING, """systemd uses what CRIU cannot dump unless told not to: nested
@@ -152,6 +157,9 @@ def files(case: Case) -> Iterator[Finding]:
         if note.size > GHOST_LIMIT:
             yield GHOST.found(f"{holder(note)} has the deleted file {note.detail} of {size(note.size)} open.",
                               "Let the program reopen its files (often: kill -HUP), or start it anew.")
+    for note in case.notes("deleted-astray"):
+        yield ASTRAY.found(f"{holder(note)} has something open that was deleted and cannot be made again, "
+                           f"{note.detail}.", f"Start it anew, or end it: kill {note.pid}")
 
 
 def namespaces(case: Case) -> Iterator[Finding]:

@@ -55,7 +55,7 @@ class Mount:
 
     target: str
     type: str
-    kind: str  # "root", "own", "external" (bound from the host), "unsupported", "unreachable"
+    kind: str  # "root", "own", "external" (bound from the host), "unsupported", "unreachable", "deleted"
     host_path: str = ""  # of an external one: where the host has it, and where the destination must have it
     read_only: bool = False
 
@@ -99,7 +99,7 @@ def _classify(line: MountLine, root: MountLine | None, outside: list[MountLine],
     if line is root:
         return Mount("/", line.type, "root", read_only=read_only)
     if line.root.endswith("//deleted"):
-        return Mount(line.target, line.type, "unreachable", read_only=read_only)
+        return Mount(line.target, line.type, "deleted", read_only=read_only)
     if line.type in OF_EVERY_HOST and line.target not in bound:
         return Mount(line.target, line.type, "own", read_only=read_only)
     host_path = _host_path(line, outside)

@@ -17,9 +17,9 @@ import stat
 import time
 from collections.abc import Collection
 
-from migrator import descent, roots, terminals
+from migrator import descent, ghost_paths, roots, terminals
 from migrator.preflight import unix_facts, watch_facts
-from migrator.preflight.mount_facts import OF_PATHS, MountLine, parse_mountinfo
+from migrator.preflight.mount_facts import OF_PATHS, MountLine, may_wait, parse_mountinfo
 from migrator.preflight.proc import Status, link, parse_status, read_text
 
 TASKS_MAX = 10_000
@@ -189,6 +189,12 @@ class _Look:
             with contextlib.suppress(OSError):  # closed meanwhile
                 self.descriptor(status, f"{folder}/{name}", os.readlink(f"{folder}/{name}"))
 
+        for name in ("cwd", "exe", "root"):
+            with contextlib.suppress(OSError):
+                path = f"/proc/{status.pid}/{name}"
+                if (target := os.readlink(path)).endswith(" (deleted)"):
+                    self.deleted(status, target, roots.opened(path))
+
     def descriptor(self, status: Status, path: str, target: str) -> None:
         if target.startswith("socket:"):
             protocol = _protocol(path)
@@ -226,11 +232,26 @@ class _Look:
             return
         if stat.S_ISCHR(found.mode) or stat.S_ISBLK(found.mode):
             self.device(status, path, target, found)
-        elif deleted and found.links == 0:
-            self.note("deleted-file", target.removesuffix(" (deleted)"), status, found.size)
+        elif deleted:
+            self.deleted(status, target, found)
         mount = watch_facts.fdinfo(path, "mnt_id")
         if mount and int(mount) not in self.mount_ids and not self.is_lxcs(_pts(found)):
             self.note("outside-file", target, status)
+
+    def deleted(self, status: Status, target: str, found: roots.Opened) -> None:
+        if found.links:
+            return
+        name = target.removesuffix(" (deleted)")
+        self.note("deleted-file", name, status, found.size)
+        if may_wait(name, self.mounts.get(self.namespaces["mnt"], [])):
+            return
+        with contextlib.suppress(OSError):
+            root = os.open(f"/proc/{self.init}/root", os.O_PATH | os.O_CLOEXEC)
+            try:
+                if trouble := ghost_paths.why_not(root, name, folder=stat.S_ISDIR(found.mode)):
+                    self.note("deleted-astray", f"{name}: {trouble}", status)
+            finally:
+                os.close(root)
 
     def device(self, status: Status, path: str, target: str, found: roots.Opened) -> None:
         major, minor = os.major(found.special), os.minor(found.special)

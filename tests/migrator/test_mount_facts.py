@@ -76,6 +76,11 @@ def test_a_configured_bind_mount_is_external_whatever_it_is() -> None:
     assert [mount.kind for mount in classify(inside, [], ["etc2"])] == ["root", "external"]
 
 
+def test_what_is_mounted_of_a_deleted_file_is_not_mounted_again() -> None:
+    inside = parse_mountinfo(INSIDE + "99 1 0:50 /web/rootfs/a//deleted /mnt rw - btrfs /dev/sda rw\n")
+    assert [mount.kind for mount in classify(inside, parse_mountinfo(OUTSIDE), ["mnt"])][-1] == "deleted"
+
+
 @given(st.text())
 def test_any_mountinfo(text: str) -> None:
     classify(parse_mountinfo(text), parse_mountinfo(text))

@@ -242,6 +242,8 @@ FOUND: list[tuple[str, Severity, Change, str]] = [
     ("pipe-outside", WARNING, task("pipe-outside", "pipe:[1] to cat (process 9)"), "to cat (process 9)"),
     ("unix-socket-outside", ERROR, task("unix-outside", "socket:[7]"), "nsenter -t 4711"),
     ("deleted-file-large", ERROR, task("deleted-file", "/tmp/big", size=300 << 20), "300.0 MiB"),
+    ("deleted-file-astray", ERROR, task("deleted-astray", "/a/b: /a is a symbolic link by now"), "/a/b: /a is a"),
+    ("mount-deleted", ERROR, Change(container={"mounts": (ROOT, Mount("/m n", "btrfs", "deleted"))}), "umount '/m n'"),
     ("nested-namespace", ERROR, task("nested-namespace", "uts"), "ProtectHostname=no"),
     ("nested-mount-namespace", INFO, task("nested-namespace", "mnt"), "mnt namespace"),
     ("namespace-file", ERROR, task("namespace-file", "net:[4026531840]"), "net:[4026531840]"),

@@ -177,6 +177,39 @@ def test_descriptors(watcher: subprocess.Popen[bytes], tmp_path: Path, monkeypat
     assert gone.size >= 10000 and gone.pid == watcher.pid
 
 
+HOLDER = """
+import os, sys
+os.chdir(sys.argv[1])
+os.makedirs("link/folder"), os.makedirs("again"), os.makedirs("plain/gone")
+held = [open("link/file", "w"), os.open("link/folder", os.O_RDONLY), open("plain/file", "w"), open("again/file", "w")]
+os.chdir("again")
+for name in ("link/file", "plain/file", "again/file"): os.remove(f"{sys.argv[1]}/{name}")
+for name in ("link/folder", "link", "again", "plain/gone", "plain"): os.rmdir(f"{sys.argv[1]}/{name}")
+os.symlink("/srv", f"{sys.argv[1]}/link")
+os.mkdir(f"{sys.argv[1]}/again")
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_deleted_files_that_lead_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A link is on the way to two of them, and the process is in a folder whose name another one has by now."""
+    with subprocess.Popen([sys.executable, "-c", HOLDER, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                          stderr=subprocess.DEVNULL) as process:
+        assert process.stdin and process.stdout and process.stdout.readline() == b"ready\n"
+        tasks = look_at(process, monkeypatch)
+        monkeypatch.setattr(task_facts, "may_wait", lambda *_: True)
+        waits = look_at(process, monkeypatch)
+        process.stdin.close()
+    link = f"{tmp_path}/link is a symbolic link by now"
+    assert {note.detail for note in tasks.notes if note.kind == "deleted-astray"} == {
+        f"{tmp_path}/link/file: {link}", f"{tmp_path}/link/folder: {link}",
+        f"{tmp_path}/again: another one has its name by now"}
+    assert {note.detail for note in tasks.notes if note.kind == "deleted-file"} == {
+        f"{tmp_path}/{name}" for name in ("link/file", "link/folder", "plain/file", "again/file", "again")}
+    assert "deleted-astray" not in [note.kind for note in waits.notes], "a look there could wait for its server"
+
+
 @pytest.fixture
 def looks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The paths that are looked at with stat(2), or opened."""
