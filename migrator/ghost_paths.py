@@ -47,7 +47,11 @@ def require(plan: str, init: int, proc: str = "/proc") -> None:
         finally:
             os.close(root)
         if trouble:
-            raise PermissionError(f"{name}, a deleted {kind} that is open, cannot be made again: {trouble}")
+            raise PermissionError(refused(name, kind, trouble))
+
+
+def refused(name: str, kind: str, trouble: str) -> str:
+    return f"{name}, a deleted {kind} that is open, cannot be made again: {trouble}"
 
 
 def _places(process: str) -> dict[int, str]:

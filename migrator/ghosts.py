@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from migrator import at_restore, ghost_paths, limited
 from migrator.ghost_paths import FILE, FOLDER
+from migrator.preflight.mount_facts import parse_mountinfo
 from migrator.tty_image import content, fields
 
 REMAPS, FILES, OLD_FILES, MOUNTS = "remap-fpath.img", "files.img", "reg-files.img", "mountpoints-*.img"
@@ -55,6 +56,26 @@ def _line(ghost: Ghost, targets: dict[int, list[str]]) -> str:
     if target is None or ghost_paths.split(ghost.name)[:len(target)] != target:
         raise ValueError(f"{ghost.name} is on none of the mounts in the images")
     return ghost_paths.line(ghost.mount, ghost.kind, len(target), ghost.name)
+
+
+def require_here(images: Path, init: int) -> None:
+    """Raise PermissionError where the destination would refuse it: looked at in the frozen container itself.
+
+    What is on the mounts of another mount namespace than its first process's is left to the destination. Raises
+    OSError, and ValueError where the images make no sense.
+    """
+    found = ghosts(images)
+    if not found:
+        return
+    seen = Path(f"/proc/{init}/mountinfo").read_text(errors="surrogateescape")
+    mounts = {mount.id for mount in parse_mountinfo(seen)}
+    root = os.open(f"/proc/{init}/root", os.O_PATH | os.O_CLOEXEC)
+    try:
+        for mount, name, kind in found:
+            if mount in mounts and (trouble := ghost_paths.why_not(root, name, folder=kind == FOLDER)):
+                raise PermissionError(ghost_paths.refused(name, kind, trouble))
+    finally:
+        os.close(root)
 
 
 def ghosts(images: Path) -> list[Ghost]:

@@ -20,6 +20,7 @@ from migrator import (
     cli,
     criu,
     descent,
+    ghosts,
     layout,
     log,
     lxc,
@@ -205,7 +206,8 @@ class Dump(Handover):
         self._refuse_strangers()  # who came while CRIU had it thawed; who comes later stands still at once
         try:
             mount_plan.require(self.images)  # mounts that were made since the preflight
-        except ValueError as error:
+            ghosts.require_here(self.images, self.pid)
+        except (OSError, ValueError) as error:
             raise DumpFailed(name=self.container.name, reason=str(error), log="not there") from error
         tty_image.mend(self.images, tty_image.sessions(cgroups.processes(str(self.cgroup))))
         return time.monotonic() - begun

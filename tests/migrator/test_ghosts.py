@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from migrator import at_restore, ghosts
+from migrator import at_restore, ghosts, roots
 from migrator.ghost_paths import FILE, FOLDER, line
 from migrator.tty_image import varint
 from tests.effort import tries
@@ -80,6 +80,22 @@ def test_bytes_of_any_kind_in_a_name(tmp_path: Path) -> None:
     name = b"/a\nb \xff"
     made(tmp_path, [remap(1, 1, 1)], [regular(1, name)], {1: stat.S_IFREG})
     assert ghosts.plan(tmp_path) == line(7, FILE, 0, os.fsdecode(name))
+
+
+def test_the_frozen_container_itself(tmp_path: Path) -> None:
+    """Here that is this process; a mount of another mount namespace's is not to be found in this one's."""
+    (tmp_path / "link").symlink_to("/srv")
+    (tmp_path / "again").mkdir()
+    mount = roots.mounted(os.getpid())[1]
+    assert mount is not None
+    refused = {"link/gone": "link is a symbolic link", "again": "another one has its name"}
+    for name, id_, said in [("gone", mount, ""), *((name, mount, said) for name, said in refused.items()),
+                            ("link/gone", 2**31 - 1, "")]:
+        made(tmp_path, [remap(1, 1, 1)], [regular(1, f"{tmp_path}/{name}", id_)], {1: stat.S_IFDIR})
+        with pytest.raises(PermissionError, match=said) if said else contextlib.nullcontext():
+            ghosts.require_here(tmp_path, os.getpid())
+    (tmp_path / "remap-fpath.img").unlink()
+    ghosts.require_here(tmp_path, 2**22 + 1)
 
 
 def test_a_link_is_not_made_again(tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ from __future__ import annotations
 import pytest
 
 from tests.rig.conftest import CleanHosts
-from tests.rig.harness import Rig, wait_for
+from tests.rig.harness import DESTINATION, Rig, wait_for
+from tests.rig.held import instead_of
 from tests.rig.test_failures import RUNS_AGAIN, failed
 from tests.rig.test_migrate import migrate, other, runs_only_on
 
@@ -42,6 +43,8 @@ ATTACKS = {
     "a file": LED_ASTRAY.format(name="priv", held="echo x >/tmp/his/b/file; exec 5</tmp/his/b/file"),
     "in a tmpfs": LED_ASTRAY.format(name="priv", held="exec 5</tmp/his/b/priv").replace("/tmp/his", "/run/his"),
 }
+
+LOOK = "cd /srv/victim && find . -printf '%p %m %U %G %T@ %C@\\n'"
 
 
 def start(rig: Rig, script: str, *config: str) -> str:
@@ -87,9 +90,42 @@ def test_no_name_of_what_was_deleted_leads_to_the_host(rig: Rig, clean_hosts: Cl
     begun = start(rig, attack)
     for host in ("hosta", "hostb"):
         rig.sh(host, "rm -rf /srv/victim; mkdir -p -m 0700 /srv/victim/priv; chmod 0700 /srv/victim/priv")
-    look = "cd /srv/victim && find . -printf '%p %m %U %G %T@ %C@\\n'"
-    before = rig.sh("hostb", look)
-    error = failed(migrate(rig, "c1", "hosta"), RUNS_AGAIN, "restore-failed")
-    assert rig.sh("hostb", look) == before
-    assert "symbolic link" in str(error["message"])
+    before = rig.sh("hostb", LOOK)
+    checked = rig.migrator("hosta", "check", "c1", "-d", DESTINATION, "--json")
+    assert "deleted-file-astray" in [finding["code"] for finding in checked.json["findings"]]
+    error = failed(migrate(rig, "c1", "hosta", "--ignore", "deleted-file-astray"), RUNS_AGAIN, "dump-failed")
+    assert "/his/b is a symbolic link by now" in str(error["message"])
+    rig.migrator("hosta", "rollback", "c1").expect(0)  # it keeps what it has of the disk for the next attempt
+    assert rig.sh("hostb", LOOK) == before
+    runs_only_on(rig, "hosta", begun)
+
+
+@pytest.mark.nightly
+def test_nor_by_a_sender_who_lies(rig: Rig, clean_hosts: CleanHosts) -> None:
+    """What he has sent has a link where there was none at the dump."""
+    clean_hosts.allow("snapshot")
+    begun = start(rig, ATTACKS["a folder"].replace("; bb ln -s /srv/victim /tmp/his/b", ""))
+    rig.sh("hostb", "rm -rf /srv/victim; mkdir -p -m 0700 /srv/victim/priv; chmod 0700 /srv/victim/priv")
+    before = rig.sh("hostb", LOOK)
+    script = '#!/bin/sh\nln -sfn /srv/victim /pool/c1/rootfs/tmp/his/b 2>&-\nexec REAL "$@"\n'
+    with instead_of(rig, "hostb", "criu", script):
+        error = failed(migrate(rig, "c1", "hosta"), RUNS_AGAIN, "restore-failed")
+    assert "/tmp/his/b is a symbolic link by now" in str(error["message"])
+    assert rig.sh("hostb", LOOK) == before
+    runs_only_on(rig, "hosta", begun)
+
+
+@pytest.mark.nightly
+def test_what_is_mounted_of_a_deleted_folder(rig: Rig, clean_hosts: CleanHosts) -> None:
+    """As root inside can do it: CRIU would make the folder again wherever the link leads."""
+    clean_hosts.allow("snapshot")
+    held = "bb mkdir -p /a/b/c /mnt; bb mount -o bind /a/b/c /mnt; bb rm -r /a/b; bb ln -s /srv/victim /a/b"
+    begun = start(rig, held)
+    rig.sh("hostb", "rm -rf /srv/victim; mkdir -p /srv/victim")
+    before = rig.sh("hostb", LOOK)
+    checked = rig.migrator("hosta", "check", "c1", "-d", DESTINATION, "--json")
+    assert "mount-deleted" in [finding["code"] for finding in checked.json["findings"]]
+    error = failed(migrate(rig, "c1", "hosta", "--ignore", "mount-deleted"), RUNS_AGAIN, "restore-failed")
+    assert "what is mounted at /mnt has been deleted" in str(error["message"])
+    assert rig.sh("hostb", LOOK) == before
     runs_only_on(rig, "hosta", begun)
