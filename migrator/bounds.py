@@ -72,7 +72,7 @@ def check_journal(folder: Path) -> None:
     found = os.statvfs(folder)
     free, needed = found.f_bavail * found.f_frsize, min(reserve(folder), JOURNAL_RESERVE)
     if free < needed:
-        raise NoSpace(where=folder, free=size(free), needed=size(needed), what="what its sender must leave free")
+        raise NoSpace(where=folder, free=size(free), needed=size(needed), what="what must stay free")
 
 
 def for_caller(folder: Path, caller: object) -> int:
@@ -86,7 +86,7 @@ def leaving(leave: int, pieces: Iterable[Piece], path: Path) -> Iterator[Piece]:
         found = os.statvfs(path.parent)
         free = found.f_bavail * found.f_frsize
         if free < leave:
-            what = "what its sender must leave free"
+            what = "what must stay free"
             raise NoSpace(where=path.parent, free=size(free), needed=size(leave), what=what)
         yield piece
 

@@ -139,6 +139,6 @@ def test_what_is_received_leaves_room_too(disk: SimpleNamespace, tmp_path: Path,
 
     monkeypatch.setattr(btrfs, "receive", receive)
     (tmp_path / "spool").mkdir()
-    with pytest.raises(NoSpace, match="must leave free"):
+    with pytest.raises(NoSpace, match="must stay free"):
         incoming.receive(pieces(), tmp_path / "web" / "1", tmp_path / "spool", leave=50 * GIB)
     assert taken == [b"one"]

@@ -52,7 +52,7 @@ def made(folder: Path, remaps: list[bytes], files: list[bytes], kinds: dict[int,
     (folder / "remap-fpath.img").write_bytes(image("remap-fpath.img", *remaps))
     (folder / "files.img").write_bytes(image("files.img", message((1, 4), (2, 99), (6, b"x")), *files))
     (folder / "mountpoints-12.img").write_bytes(image(
-        "mounts", message((1, 16), (2, 7), (7, "./")), message((1, 5), (2, 12), (7, "./tmp"))))
+        "mounts", message((1, 16), (2, 7), (7, "./"), (18, "/")), message((1, 5), (2, 12), (7, "./tmp"))))
     for number, kind in (kinds or {}).items():
         (folder / f"ghost-file-{number:x}.img").write_bytes(
             image("ghost", message((1, 33), (2, 33), (3, kind | 0o644), (5, 1))) + b"contents")

@@ -25,7 +25,7 @@ from stages import abandon, import_data, restore_dump
 from stages.handover import INCREMENT
 
 ID = "0badc0de"
-SIZE = 128 << 20  # bytes of each file system
+SIZE = 256 << 20  # bytes of each file system
 FILES = 60  # so few are still in memory alone when all have been received
 instead = pytest.MonkeyPatch()
 

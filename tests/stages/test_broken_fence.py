@@ -228,6 +228,7 @@ def left(journal: Journal, tmp_path: Path, state: SimpleNamespace, monkeypatch: 
     """As it had moved away; then what writes this host's configurations has written its own anew."""
     for stage in (heal, status):
         monkeypatch.setattr(stage, "DEFAULT_PATH", tmp_path / "journal.db")
+    monkeypatch.setattr(holder, "LOCKS", tmp_path / "lock")
     monkeypatch.setattr(cli, "require_root", lambda _: None)
     monkeypatch.setattr(standing, "started_anew", lambda _: False)
     begun(journal, tmp_path, Role.SOURCE, *LEFT, destination_host="hostb", rootfs_uuid="rootfs")

@@ -203,7 +203,7 @@ def test_the_journals_disk_is_not_filled(here: Here, monkeypatch: pytest.MonkeyP
         migration.move(event)
     full = True
     for op, fields in (("begin", {"id": "00000003", "name": "shop"}), ("transfer", {}), ("dump-begin", {"id": OTHER})):
-        with pytest.raises(NoSpace, match=r"1\.0 GiB are needed for what its sender must leave free"):
+        with pytest.raises(NoSpace, match=r"1\.0 GiB are needed for what must stay free"):
             ask(op, **fields)
     assert root("begin", id="00000003", name="shop")["state"] == State.RECEIVING
     for id_ in (ID, OTHER):
