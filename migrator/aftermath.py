@@ -164,9 +164,11 @@ def in_use_note(migration: Migration) -> str:
 
     Its fence is not put back then, as where its destination has burnt down this is the only copy. But somebody may have
     written the configuration anew, and lxc.start.auto = 1 with it, who knows of no move. Not of one that has come back,
-    which has another root file system, nor once it moves again.
+    which has another root file system, nor once it moves again, to here as well: then it has the fence of that move.
     """
     if migration.role is not Role.SOURCE or migration.state is not State.FINISHED:
+        return ""
+    if not all(each.ended for each in migration.others()):
         return ""
     newest = migration.journal.latest(migration.name, migration.lxcpath, Role.SOURCE)
     if not newest or newest.id != migration.id or not (

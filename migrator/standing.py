@@ -145,7 +145,8 @@ def is_in_use(migration: Migration) -> bool:
         text = container_config.text_of(folder / "config")
     except FileNotFoundError:
         return False  # it was removed
-    held = container_config.fence_of(text) == migration.id and fences.refuses(folder, text)
+    held = fences.holds(folder, text, migration.id) or (  # first: it reads nothing that is included
+        container_config.fence_of(text) == migration.id and fences.refuses(folder, text))
     return not held and identity.has_source_disk(migration)
 
 

@@ -114,7 +114,8 @@ def _abandon(migration: Migration, held: list[str], *, here: bool = False, gone:
                        on_disk=on_disk, kept=[base.path.name] if base else [])
         try:  # the token is back already, and the source must hear it: a disk that fails here freezes nothing there
             if base:
-                bases.supersede(migration)
+                with contextlib.suppress(MigratorError, OSError):  # in use, say: that is no reason to keep more
+                    bases.supersede(migration)
             import_data.drop_attempt(migration, layout)
             migration.move(Event.ABANDONED)
         except (MigratorError, OSError) as error:

@@ -101,8 +101,7 @@ def _on_source(args: argparse.Namespace, journal: Journal, migration: Migration,
     complete(args, migration)
 
     def tell() -> str:
-        with connected(args, args.destination) as there:
-            return rollback.tell(migration, there)
+        return rollback.tell_over(args, migration)
 
     if migration.ended:
         elsewhere = args.destination != migration.peer
@@ -284,8 +283,6 @@ def every(args: argparse.Namespace) -> Result:
             newest[key] = each
         found = [each for each in newest.values()
                  if not each.ended or (each.role is Role.DESTINATION and not _is_all(each, at_boot=args.at_boot))]
-        for told in filter(None, map(aftermath.in_use_note, journal.all())):
-            log.warning(told)
     found.sort(key=lambda each: (each.role is not Role.SOURCE, each.caller != ROOT_CALLER))
     outcomes: list[dict[str, Any]] = []
     lines = []
@@ -306,6 +303,9 @@ def every(args: argparse.Namespace) -> Result:
             lines.append(f"{migration.name}: not done (exit status {ours.exit_status}).")
         outcomes.append(outcome)
         holder.check_interrupted()  # a signal may have come while that one was given back
+    with Journal(DEFAULT_PATH) as journal:  # last: it reads configurations, which can lie on a file server that is gone
+        for told in filter(None, map(aftermath.in_use_note, journal.all())):
+            log.warning(told)
     return Result({"stage": NAME, "migrations": outcomes}, "\n".join(lines) or "No migration is unfinished.",
                   status=worst([outcome["status"] for outcome in outcomes]))
 

@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> Result:
             elsewhere = args.destination not in (None, migration.peer)
             if not args.dry_run:  # it may have been renamed meanwhile
                 container_config.unfence(migration.lxcpath / name, migration.id)
-            if told := force.tell_late(migration, lambda: _tell(args, source), elsewhere=elsewhere):
+            if told := force.tell_late(migration, lambda: tell_over(args, source), elsewhere=elsewhere):
                 return told
             return Result({"migration": migration.id, "name": name, "stage": NAME, "already": True},
                           f"{name} has already been rolled back.")
@@ -107,13 +107,13 @@ def run(args: argparse.Namespace) -> Result:
         given = getattr(args, "force", None)
         if given is not None:
             elsewhere, gone = args.destination not in (None, migration.peer), given == source.id
-            sent_to = (lambda: _tell(args, source, source.peer, gone=gone)) if elsewhere else None
-            return force.roll_back(migration, given, lambda: _tell(args, source, gone=gone), recorded=sent_to,
+            sent_to = (lambda: tell_over(args, source, source.peer, gone=gone)) if elsewhere else None
+            return force.roll_back(migration, given, lambda: tell_over(args, source, gone=gone), recorded=sent_to,
                                    off=getattr(args, "machine_is_off", False))
-        return roll_back(migration, lambda: _tell(args, source))
+        return roll_back(migration, lambda: tell_over(args, source))
 
 
-def _tell(args: argparse.Namespace, migration: Migration, where: str = "", *, gone: bool = False) -> str:
+def tell_over(args: argparse.Namespace, migration: Migration, where: str = "", *, gone: bool = False) -> str:
     """At the address that was given, or else the one that it was sent to."""
     with contextlib.ExitStack() as heard, connected(args, where or args.destination or migration.peer) as there:
         kept = tell(migration, there, gone=gone)

@@ -269,7 +269,7 @@ def test_that_it_is_in_use_is_told(journal: Journal, left: Layout, tmp_path: Pat
 
 
 @pytest.mark.parametrize("how", ["its fence stands", "it was removed", "another one", "it has come back",
-                                 "it moves again"])
+                                 "it moves again", "it is on its way back"])
 def test_of_what_is_not_in_use_nothing_is_said(journal: Journal, left: Layout, tmp_path: Path, how: str,
                                                monkeypatch: pytest.MonkeyPatch,
                                                capfd: pytest.CaptureFixture[str]) -> None:
@@ -283,7 +283,29 @@ def test_of_what_is_not_in_use_nothing_is_said(journal: Journal, left: Layout, t
         monkeypatch.setattr(subvolume_uuids, "ancestors", lambda _: iter([] if how == "another one" else ["rootfs"]))
         if how == "it has come back":  # by an increment, upon what had been kept here
             begun(journal, tmp_path, Role.DESTINATION, *ARRIVED, Event.FINISHED, id=LATER, origin=ID)
-    else:
-        begun(journal, tmp_path, Role.SOURCE, id=LATER)
+    else:  # to here: then it has that one's fence
+        begun(journal, tmp_path, Role.SOURCE if how == "it moves again" else Role.DESTINATION, id=LATER, origin=ID)
         monkeypatch.setattr(heal, "one", lambda *_, **__: Result({}))
     assert said(journal, tmp_path, capfd) == [False] * 4
+
+
+def test_no_share_that_is_gone_keeps_others_waiting(journal: Journal, left: Layout, tmp_path: Path,
+                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind a whole fence nothing that a configuration includes is read; and others have had their turn before."""
+    done: list[str] = []
+    monkeypatch.setattr(config_reader, "read", lambda *_: done.append("read"))
+    config = left.container / "config"
+    container_config.fence(left.container, config.read_text(), ID, "no")
+    assert not standing.is_in_use(journal.by_id(ID, Role.SOURCE))  # type: ignore[arg-type]
+    assert done == []
+    journal.create(id="00000009", role=Role.DESTINATION, name="other", lxcpath=tmp_path, peer="hostb",
+                   event=Event.RECEIVE, rounds=[])
+
+    def noted(what: str) -> str:
+        done.append(what)
+        return ""
+
+    monkeypatch.setattr(heal, "one", lambda *_, **__: Result({}, noted("healed")))
+    monkeypatch.setattr(aftermath, "in_use_note", lambda _: noted("asked"))
+    heal.every(argparse.Namespace(at_boot=False))
+    assert done[0] == "healed" and "asked" in done

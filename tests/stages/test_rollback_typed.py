@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from migrator import __main__ as program
-from migrator import cli, holder
+from migrator import cli, holder, standing
 from migrator.errors import (
     AlreadyRuns,
     Busy,
@@ -29,7 +29,7 @@ from migrator.errors import (
 from migrator.journal import Journal, Migration
 from migrator.layout import locked
 from migrator.states import Event, Role, State
-from stages import force, import_data, rollback
+from stages import force, heal, import_data, rollback
 from tests.stages.snapshots import (  # noqa: F401 -- fixtures
     CUT,
     SENT,
@@ -84,8 +84,9 @@ def test_typed_on_the_source(journal: Journal, typed: Callable[..., cli.Result],
     assert recorded(migration).state is State.ROLLED_BACK
 
 
+@pytest.mark.parametrize("command", ["rollback", "resume"])
 def test_ctrl_c_once_the_token_is_back_waits_for_the_thaw(
-        journal: Journal, typed: Callable[..., cli.Result], thaws: list[str],
+        journal: Journal, typed: Callable[..., cli.Result], thaws: list[str], command: str,
         monkeypatch: pytest.MonkeyPatch) -> None:
     """While the connection is ended, which may take long: nothing more is asked for that it could break off."""
     migration = offered(journal)
@@ -98,7 +99,13 @@ def test_ctrl_c_once_the_token_is_back_waits_for_the_thaw(
     signal.signal(signal.SIGINT, program._interrupt)
     monkeypatch.setattr(holder, "_interrupted", [])
     monkeypatch.setattr(rollback, "connected", connected)
-    assert typed().data["thawed"] is True
+    for name, does in (("complete", None), ("_can_go_on", False)):  # it has lost what it would be restored from
+        monkeypatch.setattr(heal, name, lambda *_, does=does: does)
+    monkeypatch.setattr(standing, "restore_silence", lambda _: None)
+    if command == "rollback":
+        assert typed().data["thawed"] is True
+    else:
+        heal._on_source(argparse.Namespace(destination="root@hostb"), journal, migration, at_boot=False)
     assert thaws == ["rolling-back"] and recorded(migration).state is State.ROLLED_BACK
 
 
