@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.rig.conftest import CleanHosts
 from tests.rig.harness import Rig
 from tests.rig.held import instead_of
@@ -62,6 +64,7 @@ def test_the_next_attempt_sends_only_what_has_changed(rig: Rig, clean_hosts: Cle
     clean_hosts.allow("snapshot")
 
 
+@pytest.mark.nightly  # test_power_cut.py has what is kept
 def test_a_rollback_between_the_stages_keeps_what_was_imported(rig: Rig, clean_hosts: CleanHosts) -> None:
     rig.guest("hosta", "c1", "tick")
     blob(rig, "c1", 16)
@@ -100,6 +103,7 @@ def test_cleanup_frees_it_on_either_host_also_without_the_container(rig: Rig, cl
         rig.migrator(host, "cleanup", "c1").expect(0)
 
 
+@pytest.mark.nightly  # tests/migrator/test_bases.py has it without hosts
 def test_it_goes_before_there_is_no_space(rig: Rig, clean_hosts: CleanHosts) -> None:
     rig.guest("hosta", "c1", "tick")
     blob(rig, "c1", 128)
