@@ -23,7 +23,7 @@ class Behind:
 
     def __init__(self, file: Path, target: Path, leave: int = 0) -> None:
         self.target = target
-        self.taken = 0  # bytes that it has read; none where it failed, as they are imported from the spool then
+        self.taken = 0  # bytes that it has read, also where it failed: what it has made of them lies there still
         self._spool = file.parent
         self._leave = leave  # bytes that stay free
         self._follower = spool.Follower(file)
@@ -52,7 +52,6 @@ class Behind:
             incoming.receive(self._pieces(), self.target, self._spool, leave=self._leave, begun=self._begun)
             self._good = True
         except Exception as error:  # it is imported from the spool then
-            self.taken = 0
             log.debug(f"The import behind the transfer failed: {error}")
 
     def _pieces(self) -> Iterator[memoryview]:

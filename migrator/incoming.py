@@ -50,11 +50,7 @@ def receive(stream: Iterable[bytes | memoryview], target: Path, spool: Path, *,
     not whole.
     """
     end = time.monotonic() + limit
-    if left := _end_left(target.parent, spool, min(limit, END_LIMIT)):
-        raise ReceiveFailed(path=target, reason=f"an earlier `btrfs receive` does not end (process {left[0]})")
-    _take_away(target.parent, spool)
-    if os.path.lexists(target):
-        remove(target)  # what a receive that was killed has left
+    make_way(target, spool, min(limit, END_LIMIT))
     before = {name: _mark(target.parent / name, target.parent) for name in _names(target.parent)}
     # Synced: btrfs commits what is received by itself, and of a file that was written before perhaps the name alone.
     noted = {"before": before, "target": target.name, "folder": _own(target.parent) if target.parent.is_dir() else None}
@@ -68,6 +64,19 @@ def receive(stream: Iterable[bytes | memoryview], target: Path, spool: Path, *,
     if brought:
         shown = ", ".join(map(repr, sorted(brought)[:_SHOWN]))
         raise ReceiveFailed(path=target, reason=f"its stream brings more than that: {shown}")
+
+
+def make_way(target: Path, spool: Path, limit: float = END_LIMIT) -> None:
+    """What a receive that was killed has left goes, and all that lies in the place of its snapshot.
+
+    Ask with the container locked. Raises ReceiveFailed where that one does not end in `limit` seconds, OSError and
+    SnapshotFailed.
+    """
+    if left := _end_left(target.parent, spool, limit):
+        raise ReceiveFailed(path=target, reason=f"an earlier `btrfs receive` does not end (process {left[0]})")
+    _take_away(target.parent, spool)
+    if os.path.lexists(target):
+        remove(target)
 
 
 def clear(folder: Path, spool: Path, *, but: Callable[[str], bool] = lambda _: False) -> list[str]:

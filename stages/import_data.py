@@ -48,7 +48,7 @@ from migrator.journal import DEFAULT_PATH, Journal, Migration
 from migrator.layout import Layout, locked, put
 from migrator.service import Service, kept_config
 from migrator.states import Event, Role, State, Verdict, decide
-from stages import arriving_config
+from stages import arriving_config, room
 from tunnel.errors import DocumentedError
 
 NAME = "import-data"
@@ -142,6 +142,7 @@ def receive(migration: Migration, layout: Layout, file: Path, number: int, uuid:
                 leave = bounds.for_caller(layout.lxcpath, migration.detail.get("caller"))
                 if migration.state is State.IMPORTING:  # else a container stands still, and waits for it
                     leave = max(leave, bounds.MARGIN)
+                    room.regain(layout, number, leave)
                 incoming.receive(spool.verified(file), target, layout.spool, limit=left(), leave=leave)
             found = btrfs.info(target)
             if found.received_uuid != uuid:

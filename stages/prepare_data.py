@@ -381,8 +381,11 @@ def receive_disk(service: Service, fields: dict[str, Any]) -> Place:
     room.require(migration, here)
     migration.move(Event.RECEIVE)
     file = here.spool / f"disk-{number}"
+    held = service.disk_bounds(migration)
+    if service.end_behind():
+        room.regain(here, number, held.leave)
     behind = service.import_behind(file, here.snapshot(number)) if fields.get("behind") else None
-    return Place(here.spool, True, {file.name}.__contains__, behind, service.disk_bounds(migration))
+    return Place(here.spool, True, {file.name}.__contains__, behind, held)
 
 
 def received(service: Service, fields: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from migrator import advice, bases, bounds, identity, lxc_disk, spool
+from migrator import advice, bases, bounds, btrfs, identity, incoming, log, lxc_disk, spool
 from migrator.errors import DiskAway
 from migrator.journal import Migration
 from migrator.layout import Layout
@@ -74,3 +74,19 @@ def check(service: Service, layout: Layout, fields: dict[str, Any], held: list[s
     imported_too = missing if fields.get("one_shot") else disk  # it is imported while it arrives, or later
     needed = free + missing + imported_too
     bases.check_space(service.journal, layout, needed, usable, what=what, caller=service.grant.caller)
+
+
+def regain(layout: Layout, number: int, leave: int) -> None:
+    """What an import of a round that did not come to its end has made goes, before more of the round arrives, or it is
+    imported anew: both are held to what is free, `leave` bytes of which stay so.
+
+    Ask with the container locked, and no import behind under way; not while a container stands still, as btrfs frees
+    behind what was deleted. That is waited for, unless there is room until the stream has doubled, which takes longer.
+    Raises as `incoming.make_way`.
+    """
+    target = layout.snapshot(number)
+    if not (btrfs.is_subvolume(target) and btrfs.info(target).received_uuid):  # else it is whole
+        incoming.make_way(target, layout.spool)
+    if btrfs.free_bytes(layout.folder) < leave + 3 * spool.size_of(layout.spool):
+        log.verbose(f"Room is short in {layout.folder}: what was deleted there is waited for")
+        btrfs.wait_deleted(layout.folder)

@@ -14,7 +14,9 @@ import pytest
 from migrator import bounds, btrfs, spool
 from migrator.errors import DiskFull, NoSpace
 from migrator.frames import SEGMENT_MAX
+from migrator.layout import Layout
 from migrator.transfer import SourceFile, send_files
+from stages import room
 from tests.migrator.test_transfer import arrived, handlers
 from tests.migrator.wire import connected
 
@@ -101,6 +103,21 @@ def test_what_btrfs_says_on_a_full_disk(file_system: Path, tmp_path: Path) -> No
     with pytest.raises(DiskFull, match="No space left on device"):
         btrfs.receive([bytes(stream)], file_system / "there")
     btrfs.delete(file_system / "there/snapshot")
+
+
+@pytest.mark.parametrize("file_system", ["btrfs"], indirect=True)
+def test_what_a_broken_off_import_has_taken_is_free_again(file_system: Path) -> None:
+    """Before more arrives, for which there may be no other room."""
+    here = Layout(file_system, "web", "0badc0de")
+    here.make_folder()
+    here.spool.mkdir()
+    (here.spool / "disk-1").write_bytes(os.urandom(60 * MIB))
+    subprocess.run(["btrfs", "subvolume", "create", here.snapshot(1)], check=True, capture_output=True)
+    (here.snapshot(1) / "data").write_bytes(os.urandom(60 * MIB))
+    os.sync()
+    before = free(file_system)
+    room.regain(here, 1, bounds.MARGIN)
+    assert not here.snapshot(1).exists() and free(file_system) >= before + 56 * MIB
 
 
 def test_refused_before_it_begins(file_system: Path) -> None:
