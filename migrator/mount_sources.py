@@ -88,9 +88,11 @@ class Host:
     def may_have(self, mount: Mount) -> bool:
         """Whether a container may have it mounted.
 
-        What this host has not mounted need not be the container's own: a link may lead to a namespace, or to what
-        another container, or a service, has mounted in one of its own (/proc/PID/ns/net, /proc/PID/root). Who has what
-        there is not asked: somebody with many mounts, as any user may have, would hold up each restore.
+        What this host has not mounted need not be the container's own: a link may lead to a namespace
+        (/proc/PID/ns/net). What another container, or a service, has mounted in a namespace of its own (/proc/PID/root)
+        the kernel does not bind in CRIU's (`check_mnt` in fs/namespace.c), unless it is mounted nowhere yet and a
+        process holds it open (`fsmount`). Who has what there is not asked: somebody with many mounts, as any user may
+        have, would hold up each restore.
         """
         place = mount.type, mount.target
         if mount.device not in self.devices:
