@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
 from tests.rig.conftest import CleanHosts
@@ -38,9 +40,9 @@ def tried(rig: Rig, host: str) -> None:
     wait_for(lambda: rig.sh(host, "ls /pool/c1/rootfs/tries 2>/dev/null", check=False), "it has tried")
 
 
-def start(rig: Rig, script: str = TRY) -> None:
+def start(rig: Rig, script: str = TRY, config: Sequence[str] = ()) -> None:
     """A guest with LXC's own device rules; its disk has a node of each device."""
-    rig.guest("hosta", "c1", "tick", config=["lxc.start.auto = 0"])
+    rig.guest("hosta", "c1", "tick", config=["lxc.start.auto = 0", *config])
     rig.exec("hosta", "lxc-stop", "-k", "-n", "c1")
     rig.sh("hosta", """
         cd /pool/c1/rootfs && rm -f count log starts && cp /bin/busybox bin/ && ln -sf busybox bin/mknod
@@ -146,6 +148,40 @@ def test_what_it_has_mounted_itself(rig: Rig, clean_hosts: CleanHosts) -> None:
         migrate(rig, "c1", source).expect(0)
         runs_only_on(rig, other(source), begun)
         assert rig.sh(other(source), seen).split() == ["/tmp", "/jail/run", "deep"]
+
+
+# Its mounts are shared, as systemd makes them; one process lives in a mount namespace that is their slave, as that of a
+# service in a sandbox, another has a tmpfs of its own where the configuration binds.
+SLAVE = """\
+b=/bin/busybox
+$b mount --make-rshared /
+$b unshare -m --propagation slave $b tail -f /srv/is &
+$b unshare -m $b sh -c 'busybox mount -t tmpfs none /srv; echo own >/srv/own; exec busybox tail -f /srv/own' &
+exec /bin/sh /counter.sh /
+"""
+
+
+@pytest.mark.nightly
+def test_what_is_bound_in_a_mount_namespace_that_is_a_slave(rig: Rig, clean_hosts: CleanHosts) -> None:
+    """An overlay of the host's, to which CRIU gives no key there."""
+    clean_hosts.allow("snapshot")
+    for host in ("hosta", "hostb"):
+        rig.sh(host, """
+            mkdir -p /srv/live && mount -t tmpfs none /srv/live && cd /srv/live && mkdir below above work all
+            mount -t overlay o -o lowerdir=below,upperdir=above,workdir=work all && echo live >all/is""")
+    try:
+        start(rig, SLAVE, ["lxc.mount.entry = /srv/live/all srv none bind,create=dir"])
+        begun = rig.probe("hosta", "c1")["start"]
+        pids = "s=$(pgrep -f 'tail -f /srv/is$'); o=$(pgrep -f 'tail -f /srv/own$'); "
+        seen = pids + "cat /proc/$s/root/srv/is /proc/$o/root/srv/own; findmnt -n -N $s -o FSTYPE /srv"
+        wait_for(lambda: rig.exec("hosta", "sh", "-ec", seen, check=False).status == 0, "all is mounted")
+        for source in ("hosta", "hostb"):
+            migrate(rig, "c1", source).expect(0)
+            runs_only_on(rig, other(source), begun)
+            assert rig.sh(other(source), seen).split() == ["live", "own", "overlay"]
+    finally:
+        for host in ("hosta", "hostb"):
+            rig.sh(host, "lxc-stop -k -n c1; umount /srv/live/all /srv/live; rmdir /srv/live", check=False)
 
 
 def test_an_overlay_of_what_the_destination_has(rig: Rig, clean_hosts: CleanHosts) -> None:
