@@ -125,7 +125,8 @@ def test_what_is_mounted_of_a_deleted_folder(rig: Rig, clean_hosts: CleanHosts) 
     before = rig.sh("hostb", LOOK)
     checked = rig.migrator("hosta", "check", "c1", "-d", DESTINATION, "--json")
     assert "mount-deleted" in [finding["code"] for finding in checked.json["findings"]]
-    error = failed(migrate(rig, "c1", "hosta", "--ignore", "mount-deleted"), RUNS_AGAIN, "restore-failed")
-    assert "what is mounted at /mnt has been deleted" in str(error["message"])
+    error = failed(migrate(rig, "c1", "hosta", "--ignore", "mount-deleted"), RUNS_AGAIN, "dump-failed")
+    assert "/mnt in it is bound from what has been deleted" in str(error["message"])
     assert rig.sh("hostb", LOOK) == before
+    rig.migrator("hosta", "rollback", "c1").expect(0)
     runs_only_on(rig, "hosta", begun)
