@@ -46,7 +46,7 @@ from migrator.layout import Layout, locked
 from migrator.peer import connected
 from migrator.protocol import Connection
 from migrator.service import Service
-from migrator.states import Decision, Event, Role, State, Verdict, after, decide
+from migrator.states import Decision, Event, Owner, Role, State, Verdict, after, decide
 from stages import ask_state, confirmed, earlier_stay, gave_way, offer, settling, unrecorded
 
 NAME = "finish"
@@ -98,7 +98,8 @@ def carry_out(args: argparse.Namespace, migration: Migration, there: Connection)
     if not args.dry_run:
         offer.settle(migration, state_there)
     refused = decision.verdict is Verdict.REFUSE
-    if refused and (args.dry_run or state_there not in unrecorded.OLDER):
+    older = state_there in unrecorded.OLDER and migration.owner is not Owner.SOURCE  # else nothing was handed over
+    if refused and (args.dry_run or not older):
         raise _refused(migration, decision)
     if args.dry_run:
         return described(migration)

@@ -23,6 +23,7 @@ from migrator.errors import (
     Interrupted,
     NotKnownThere,
     OutOfOrder,
+    RunsUnrecorded,
     SourceStateUnknown,
     TwoCopies,
 )
@@ -264,6 +265,10 @@ def tell_late(migration: Migration, tell: Callable[[], str], *, elsewhere: bool 
     except BackThere:
         raise
     except AlreadyRuns as error:
+        if isinstance(error, RunsUnrecorded) and not migration.detail.get("forced"):  # it was never offered
+            raise OutOfOrder(stage=rollback.NAME, next=advice.command("resume", migration), missing=(
+                f"on {there} something lives in what has arrived, which is not {migration.name} itself:"
+                f" {error.fields.get('how')}. Until that has ended nothing is removed there")) from error
         raise TwoCopies(name=migration.name, there=migration.other_name, destination=there, source=this_host(),
                         lxcpath=shlex.quote(migration.detail["destination_lxcpath"])) from error
     except NotKnownThere as error:

@@ -41,6 +41,7 @@ from migrator.errors import (
     MigratorError,
     NoMigration,
     NotKnownThere,
+    RunsUnrecorded,
     SourceStateUnknown,
     SourceStillStopped,
     StartFailed,
@@ -165,9 +166,10 @@ def roll_back(migration: Migration, tell: Callable[[], str] | None) -> Result:
     if tell and not forced and not migration.detail.get("abandoned"):
         try:
             uuid = tell()
-        except AlreadyRuns:
-            raise
         except DocumentedError as error:  # the tunnel's too
+            lives_in_it = isinstance(error, RunsUnrecorded) and not offered(migration)
+            if isinstance(error, AlreadyRuns) and not lives_in_it:
+                raise
             if offered(migration):
                 raise outcome(SourceStateUnknown, memory=migration.memory)(
                     error, name=name, destination=migration.peer, rollback=advice.command(NAME, migration),
@@ -176,7 +178,9 @@ def roll_back(migration: Migration, tell: Callable[[], str] | None) -> Result:
                 if not aftermath.held(migration):
                     raise  # it runs, and nothing has been done
                 interrupted = error
-            left_there = (f" {migration.peer} could not be told ({error}); clean up there with: migrator rollback "
+            why = (f"keeps what has arrived, as something lives in it, which is not {name} itself:"
+                   f" {error.fields.get('how')}" if lives_in_it else f"could not be told ({error})")
+            left_there = (f" {migration.peer} {why}; clean up there with: migrator rollback "
                           f"{migration.other_name}")
             kept = bases.acknowledged(migration)
         else:

@@ -11,15 +11,24 @@ from types import SimpleNamespace
 
 import pytest
 
-from migrator import bases, btrfs, lxc, roots
-from migrator.errors import ContainerExists, DumpRefused, ForceRefused, OutOfOrder, RunsUnrecorded, SourceStateUnknown
+from migrator import bases, btrfs, lxc, roots, standing
+from migrator.errors import (
+    ContainerExists,
+    DumpRefused,
+    ForceRefused,
+    OutOfOrder,
+    RunsUnrecorded,
+    SourceStateUnknown,
+    TwoCopies,
+)
 from migrator.journal import Migration
 from migrator.layout import Layout
 from migrator.states import Event, Role, State
-from stages import abandon, finish, left_running, offer, rollback, unrecorded
+from stages import abandon, finish, force, left_running, offer, rollback, unrecorded
 from tests.stages.snapshots import SENT, disk  # noqa: F401 -- a fixture
 from tests.stages.test_another_host import Hosts, hosts, lost, source, tell  # noqa: F401 -- fixtures
 from tests.stages.test_answers import ID, Destination, pool, there  # noqa: F401 -- fixtures
+from tests.stages.test_force import nothing_real  # noqa: F401 -- a fixture
 
 PID = 4711
 
@@ -227,3 +236,55 @@ def test_the_answer_to_an_offer_is_that_nothing_is_known(source: Migration, host
     with pytest.raises(SourceStateUnknown, match="though the journal there does not say so"):
         offer.make(source, there)  # type: ignore[arg-type]
     assert source.state is State.OFFERED
+
+
+# What leads from an offer to where nobody has the token but the source.
+NOT_OFFERED = {
+    State.DUMPING: [Event.REFUSED],
+    State.PREPARED: [Event.REFUSED, Event.THAW],
+    State.PREPARING: [Event.REFUSED, Event.THAW, Event.SEND],
+    State.ROLLING_BACK: [Event.ROLL_BACK],
+    State.ROLLED_BACK: [Event.ROLL_BACK, Event.ROLLED_BACK],
+}
+
+
+@pytest.mark.parametrize("state", NOT_OFFERED)
+@pytest.mark.parametrize("is_lost", [True, False])
+def test_what_was_not_handed_over_is_not_ended_for_it(source: Migration, hosts: Hosts, runs_there: list[int],
+                                                      monkeypatch: pytest.MonkeyPatch, state: State,
+                                                      is_lost: bool) -> None:
+    """It runs here. Who lives there has made a container of what has arrived."""
+    monkeypatch.setattr(standing, "restore_fence", lambda _: pytest.fail("what runs here gets a fence"))
+    for event in NOT_OFFERED[state]:
+        source.move(event)
+    if is_lost:
+        lost(hosts)
+    with pytest.raises(OutOfOrder, match="nothing has been migrated|has not been handed over"):
+        typed(source, hosts, ID)
+    assert source.state is state
+
+
+@pytest.mark.parametrize("state", [State.DUMPING, State.PREPARED, State.PREPARING])
+def test_what_was_not_offered_is_given_up_all_the_same(source: Migration, hosts: Hosts, runs_there: list[int],
+                                                       nothing_real: list[str], state: State) -> None:
+    """As where somebody tries what has arrived: what he has made of it stays, and is no second copy."""
+    for event in NOT_OFFERED[state]:
+        source.move(event)
+    there = hosts["hostb"].destination
+    done = rollback.roll_back(source, lambda: tell(source, hosts["hostb"]))
+    assert source.state is State.ROLLED_BACK and source.owes and not done.data["destination_told"]
+    assert "something lives in it, which is not web itself: it runs, as process 4711" in done.text
+    assert there.state is State.RECEIVING and runs_there == [PID]
+    with pytest.raises(OutOfOrder, match="something lives in what has arrived") as late:
+        force.tell_late(source, lambda: tell(source, hosts["hostb"]))
+    assert "migrator resume web" in late.value.hint
+    runs_there.clear()
+    assert force.tell_late(source, lambda: tell(source, hosts["hostb"]))
+    assert not source.owes and there.state is State.ABANDONED
+
+
+def test_what_was_rolled_back_by_force_has_a_second_copy_then(source: Migration, hosts: Hosts, runs_there: list[int],
+                                                              nothing_real: list[str]) -> None:
+    rollback.roll_back(source, None)
+    with pytest.raises(TwoCopies):
+        force.tell_late(source, lambda: tell(source, hosts["hostb"]))
