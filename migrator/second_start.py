@@ -31,17 +31,20 @@ POLL = 0.02  # seconds between two looks at all processes
 _NS_GET_USERNS, _NS_GET_PARENT, _NS_GET_OWNER_UID = 0xB701, 0xB702, 0xB704  # <linux/nsfs.h>
 
 
-def refuse(frozen: Frozen, *, ask_lxc: bool = True) -> None:
+def refuse(frozen: Frozen, *, ask_lxc: bool = True, known: int | None = None) -> None:
     """Before what stands still is thawed: raises StartFailed while another start of it lives.
 
-    LXC may be asked how that one is ended.
+    Or one of what was made of it, which is `known` to LXC by its name. LXC may be asked how that one is ended.
     """
     second = of(frozen)
+    doubted = "" if second is None else doubt(second, frozen.name, _root_of(frozen.pid))
+    if second is None:
+        second = known
     if second is not None:
         raise StartFailed(name=frozen.name, log="not there", reason=(
-            f"it was started here once more, beside what is frozen (process {second}). Two must not run on one"
-            f" disk: end that one with {_end(frozen, second, ask_lxc)}, or end the frozen one"
-            f" with: echo 1 >{frozen.cgroup}/cgroup.kill{doubt(second, frozen.name, _root_of(frozen.pid))}"))
+            f"it was started here once more, beside what is frozen (process {second}). Two copies must not run: end"
+            f" that one with {_end(frozen, second, ask_lxc)}, or end the frozen one"
+            f" with: echo 1 >{frozen.cgroup}/cgroup.kill{doubted}"))
 
 
 def of(frozen: Frozen) -> int | None:

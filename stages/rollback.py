@@ -29,6 +29,7 @@ from migrator import (
     no_memory,
     remains,
     second_start,
+    standing,
     thawing,
 )
 from migrator.advice import this_host
@@ -291,7 +292,8 @@ def thaw_source(migration: Migration) -> bool:
     frozen = Frozen.from_detail(migration.id, migration.name, migration.lxcpath, migration.detail)
     criu.wait_for_dump(migration.name, Layout(migration.lxcpath, migration.name, migration.id).dumped_into())
     with migration.step("thaw", must_be_recorded=False):
-        second_start.refuse(frozen)  # last: nothing but a look keeps another one from being started meanwhile
+        # Last: nothing but a look keeps another one from being started meanwhile.
+        second_start.refuse(frozen, known=standing.known_beside(migration))
         thawing.thaw(frozen)
     return True
 

@@ -9,6 +9,7 @@ LXC destroys the container with its fence for that, and makes one of a snapshot,
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,23 +23,26 @@ from migrator import (
     bases,
     btrfs,
     container_config,
+    criu,
     ending,
     holder,
     identity,
+    lxc,
     network,
     no_memory,
     standing,
     subvolume_uuids,
 )
 from migrator.btrfs import Subvolume
-from migrator.errors import OutOfOrder
+from migrator.errors import OutOfOrder, StartFailed
 from migrator.journal import Journal, Migration
+from migrator.layout import Layout
 from migrator.protocol import Connection
 from migrator.service import Service
 from migrator.states import Event, State
 from stages import ask_source, finish, rollback
 from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
-from tests.stages.test_remains import cgroup, init  # noqa: F401 -- fixtures
+from tests.stages.test_remains import cgroup, frozen, init  # noqa: F401 -- fixtures
 from tests.stages.test_standing import OTHER_BOOT, Known, There, args, config, handed_over, known  # noqa: F401
 
 is_source = identity.is_source
@@ -145,6 +149,39 @@ def test_a_rollback_leaves_what_runs_alone(migration: Migration, init: subproces
         standing.require(migration, "restore-dump")
     rollback.roll_back(migration, lambda: "")
     assert str(migration.state) == "rolled-back" and fence(migration) == "" and init.poll() is None
+
+
+@pytest.mark.parametrize("dumping", [True, False])
+@pytest.mark.parametrize("stands", STANDS)
+def test_what_is_frozen_is_not_thawed_beside_it(journal: Journal, cgroup: Path, init: subprocess.Popen[bytes],
+                                                known: type[Known], disk: list[str], monkeypatch: pytest.MonkeyPatch,
+                                                stands: str, dumping: bool) -> None:
+    """LXC had lost it with its monitor, and knows what was made of the snapshot: by neither root nor cgroup is that it.
+
+    Another container that has its name keeps nothing frozen.
+    """
+    monkeypatch.setattr(lxc, "container_processes", lambda _: [])
+    monkeypatch.setattr(criu, "wait_for_dump", lambda *_: None)
+    monkeypatch.setattr(bases, "last_copy", lambda *_, **__: [])
+    disk[:] = STANDS[stands]
+    if dumping:
+        migration = frozen(journal, cgroup, init.pid, rootfs_uuid=OWN)
+        config(migration).parent.mkdir()
+        config(migration).write_text("lxc.start.auto = 1\n")
+    else:
+        migration = handed_over(journal, cgroup, init.pid, fence=False, rootfs_uuid=OWN)
+    Layout(migration.lxcpath, "web", migration.id).folder.mkdir(parents=True)
+    known.pid = os.getpid()  # which nothing here ends
+    if stands in OURS:
+        for _ in range(2):  # however often
+            with pytest.raises(StartFailed, match=rf"beside what is frozen \(process {known.pid}\)") as raised:
+                rollback.roll_back(migration, lambda: "")
+            assert f"lxc-stop -P {migration.lxcpath} -n web" in str(raised.value)
+            assert f"echo 1 >{cgroup}/cgroup.kill" in str(raised.value)
+            assert (cgroup / "cgroup.freeze").read_text() == "1"
+        known.pid = 0
+    rollback.roll_back(migration, lambda: "")
+    assert (cgroup / "cgroup.freeze").read_text() == "0" and str(migration.state) == "rolled-back"
 
 
 def test_what_has_moved_away_for_good_and_is_in_use(migration: Migration, init: subprocess.Popen[bytes],
