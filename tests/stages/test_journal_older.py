@@ -259,7 +259,7 @@ def test_what_was_not_handed_over_is_not_ended_for_it(source: Migration, hosts: 
         source.move(event)
     if is_lost:
         lost(hosts)
-    with pytest.raises(OutOfOrder, match="nothing has been migrated|has not been handed over"):
+    with pytest.raises(OutOfOrder, match=r"nothing has been migrated|has not been handed over"):
         typed(source, hosts, ID)
     assert source.state is state
 
