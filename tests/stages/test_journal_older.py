@@ -280,7 +280,8 @@ def test_what_was_not_offered_is_given_up_all_the_same(source: Migration, hosts:
     assert "migrator resume web" in late.value.hint
     runs_there.clear()
     assert force.tell_late(source, lambda: tell(source, hosts["hostb"]))
-    assert not source.owes and there.state is State.ABANDONED
+    found = source.journal.by_id(ID, Role.SOURCE)
+    assert found and not found.owes and known(there).state is State.ABANDONED
 
 
 def test_what_was_rolled_back_by_force_has_a_second_copy_then(source: Migration, hosts: Hosts, runs_there: list[int],

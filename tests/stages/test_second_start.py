@@ -205,6 +205,8 @@ def test_how_it_is_ended(journal: Journal, cgroup: Path, started: list[str], mon
     """By name only if LXC knows that one by it: lxc-stop would thaw the frozen one, and then end it."""
     with lives(*START, *SLEEP) as ours, lives(*START, *SLEEP) as beside:
         class Known:
+            rootfs = Path("/nowhere/rootfs")
+
             def __init__(self, name: str, lxcpath: Path) -> None:
                 self.name, self.lxcpath = name, lxcpath
 
