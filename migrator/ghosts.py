@@ -120,7 +120,7 @@ def _files(images: Path, wanted: Collection[int]) -> dict[int, tuple[str, int]]:
         name = os.fsdecode(_bytes(entry.get(_NAME)))
         if id_ in found or not name.startswith("/") or "\0" in name:
             raise ValueError(f"{FILES} makes no sense")
-        zigzag = _number(entry.get(_MOUNT))
+        zigzag = _number(entry.get(_MOUNT, 1))  # left out it is -1, as where CRIU has given a name
         found[id_] = name, zigzag >> 1 ^ -(zigzag & 1)
     return found
 

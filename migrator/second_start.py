@@ -22,7 +22,7 @@ import struct
 import time
 from pathlib import Path
 
-from migrator import cgroups, lxc, monitor_socket, roots
+from migrator import cgroups, lxc, monitor_socket, roots, subvolume_uuids
 from migrator.errors import MigratorError, StartFailed
 from migrator.processes import status
 from migrator.thawing import Frozen
@@ -31,15 +31,15 @@ POLL = 0.02  # seconds between two looks at all processes
 _NS_GET_USERNS, _NS_GET_PARENT, _NS_GET_OWNER_UID = 0xB701, 0xB702, 0xB704  # <linux/nsfs.h>
 
 
-def refuse(frozen: Frozen, *, ask_lxc: bool = True, known: int | None = None) -> None:
+def refuse(frozen: Frozen, *, ask_lxc: bool = True, its: str = "") -> None:
     """Before what stands still is thawed: raises StartFailed while another start of it lives.
 
-    Or one of what was made of it, which is `known` to LXC by its name. LXC may be asked how that one is ended.
+    Or one of what was made of its root file system, which has the uuid `its`. LXC may be asked how that one is ended.
     """
     second = of(frozen)
     doubted = "" if second is None else doubt(second, frozen.name, _root_of(frozen.pid))
-    if second is None:
-        second = known
+    if second is None and its:
+        second = _made_of(frozen, its)
     if second is not None:
         raise StartFailed(name=frozen.name, log="not there", reason=(
             f"it was started here once more, beside what is frozen (process {second}). Two copies must not run: end"
@@ -56,6 +56,20 @@ def of(frozen: Frozen) -> int | None:
         root, inside = roots.of(frozen.pid), _id(f"/proc/{frozen.pid}/ns/pid")
         return next((pid for pid in lxc.container_processes(frozen.name)
                      if _is_beside(pid, root, inside, frozen)), None)
+    return None
+
+
+def _made_of(frozen: Frozen, its: str) -> int | None:
+    """The first process of what was made of a snapshot of it, and was started by its name, as after lxc-snapshot -r: it
+    has neither that root nor that cgroup. As above nobody is asked; only its own disk is, which is that of the frozen
+    one's too.
+    """
+    for pid in lxc.container_processes(frozen.name):
+        with contextlib.suppress(MigratorError, OSError, ValueError):  # it has ended, or cannot be told
+            if (lxc.is_payload(frozen.name, lxc.cgroup_of(pid)) and is_start(pid) and roots.is_subvolume(pid)
+                    and its in subvolume_uuids.ancestors(_root_of(pid))
+                    and not monitor_socket.is_anothers(_parent(pid), frozen.name, frozen.lxcpath)):
+                return pid
     return None
 
 

@@ -215,19 +215,6 @@ def started_anew(migration: Migration) -> bool:
     return remains.on_disk(migration) is not None
 
 
-def known_beside(migration: Migration) -> int | None:
-    """The first process of what LXC knows by its name beside what is frozen, and what has its disk: as what was made by
-    lxc-snapshot -r, which has neither the root nor the cgroup that `second_start.of` tells a start by.
-
-    A disk is asked only where LXC knows another start; what cannot be told keeps nothing frozen.
-    """
-    with contextlib.suppress(MigratorError, OSError):
-        init = remains.init_of(lxc.Container(migration.name, migration.lxcpath))
-        if init and init[0] != remains.recorded_init(migration)[0] and identity.has_source_disk(migration):
-            return int(init[0])
-    return None
-
-
 def _beside(migration: Migration) -> int | None:
     """The first process of another start that lives beside what is frozen, be it that LXC does not know it."""
     if not migration.memory or not remains.first_is_here(migration):

@@ -29,7 +29,6 @@ from migrator import (
     no_memory,
     remains,
     second_start,
-    standing,
     thawing,
 )
 from migrator.advice import this_host
@@ -293,7 +292,7 @@ def thaw_source(migration: Migration) -> bool:
     criu.wait_for_dump(migration.name, Layout(migration.lxcpath, migration.name, migration.id).dumped_into())
     with migration.step("thaw", must_be_recorded=False):
         # Last: nothing but a look keeps another one from being started meanwhile.
-        second_start.refuse(frozen, known=standing.known_beside(migration))
+        second_start.refuse(frozen, its=str(migration.detail.get("rootfs_uuid", "")))
         thawing.thaw(frozen)
     return True
 

@@ -43,7 +43,9 @@ def remap(original: int, other: int, type_: int) -> bytes:
 
 
 def regular(id_: int, name: str | bytes, mount: int = 7) -> bytes:
-    entry = message((1, id_), (2, 0), (3, 0), (5, message((1, 0))), (6, name), (7, mount << 1 if mount >= 0 else 1))
+    """Without a mount if that is -1, as CRIU leaves it out of the name that it has given itself."""
+    on = [] if mount < 0 else [(7, mount << 1)]
+    entry = message((1, id_), (2, 0), (3, 0), (5, message((1, 0))), (6, name), *on)
     return message((1, 1), (2, id_), (3, entry))
 
 

@@ -28,8 +28,11 @@ from migrator import (
     holder,
     identity,
     lxc,
+    monitor_socket,
     network,
     no_memory,
+    roots,
+    second_start,
     standing,
     subvolume_uuids,
 )
@@ -156,11 +159,15 @@ def test_a_rollback_leaves_what_runs_alone(migration: Migration, init: subproces
 def test_what_is_frozen_is_not_thawed_beside_it(journal: Journal, cgroup: Path, init: subprocess.Popen[bytes],
                                                 known: type[Known], disk: list[str], monkeypatch: pytest.MonkeyPatch,
                                                 stands: str, dumping: bool) -> None:
-    """LXC had lost it with its monitor, and knows what was made of the snapshot: by neither root nor cgroup is that it.
-
-    Another container that has its name keeps nothing frozen.
+    """LXC had lost it with its monitor, and what was made of the snapshot was started: that has neither its root nor
+    its cgroup. Nobody is asked, as LXC's monitor may never answer. Another one of its name keeps nothing frozen.
     """
-    monkeypatch.setattr(lxc, "container_processes", lambda _: [])
+    beside = [os.getpid()]  # which nothing here ends
+    monkeypatch.setattr(lxc, "container_processes", lambda _: beside)
+    monkeypatch.setattr(lxc, "cgroup_of", lambda _: Path("/sys/fs/cgroup/lxc.payload.web-1"))
+    monkeypatch.setattr(second_start, "is_start", lambda _: True)
+    monkeypatch.setattr(roots, "is_subvolume", lambda _: True)
+    monkeypatch.setattr(monitor_socket, "is_anothers", lambda *_: False)
     monkeypatch.setattr(criu, "wait_for_dump", lambda *_: None)
     monkeypatch.setattr(bases, "last_copy", lambda *_, **__: [])
     disk[:] = STANDS[stands]
@@ -171,7 +178,7 @@ def test_what_is_frozen_is_not_thawed_beside_it(journal: Journal, cgroup: Path, 
     else:
         migration = handed_over(journal, cgroup, init.pid, fence=False, rootfs_uuid=OWN)
     Layout(migration.lxcpath, "web", migration.id).folder.mkdir(parents=True)
-    known.pid = os.getpid()  # which nothing here ends
+    known.pid = beside[0]
     if stands in OURS:
         for _ in range(2):  # however often
             with pytest.raises(StartFailed, match=rf"beside what is frozen \(process {known.pid}\)") as raised:
@@ -180,6 +187,8 @@ def test_what_is_frozen_is_not_thawed_beside_it(journal: Journal, cgroup: Path, 
             assert f"echo 1 >{cgroup}/cgroup.kill" in str(raised.value)
             assert (cgroup / "cgroup.freeze").read_text() == "1"
         known.pid = 0
+        beside.clear()
+    monkeypatch.setattr(known, "init_pid", property(lambda _: pytest.fail("LXC is asked before the thaw")))
     rollback.roll_back(migration, lambda: "")
     assert (cgroup / "cgroup.freeze").read_text() == "0" and str(migration.state) == "rolled-back"
 
