@@ -94,6 +94,10 @@ def test_another_process_of_that_id_is_left_alone(worker: subprocess.Popen[str],
     holder.ask_to_stop("web", earlier)
     assert holder.has_ended(earlier, 0), "the one that was meant has ended"
     assert not holder.has_ended(found, 0.05)
+    with subprocess.Popen(["sleep", "600"], stdin=subprocess.DEVNULL) as strange:  # which would die of it
+        holder.ask_to_stop("web", dataclasses.replace(found, pid=strange.pid))
+        assert strange.poll() is None
+        strange.kill()
 
 
 @pytest.mark.parametrize("worker", ["is deaf"], indirect=True)

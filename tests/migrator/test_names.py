@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -106,3 +107,9 @@ def test_one_folder_by_two_names(tmp_path: Path) -> None:
         each.mkdir()
     assert names.same_path(here, alias) and names.same_path(alias / "..", tmp_path)
     assert not names.same_path(here, other) and not names.same_path(here, here / "nowhere")
+
+
+def test_an_interface_is_cut_in_the_middle_of_a_letter() -> None:
+    """As the kernel's limit is one of bytes."""
+    assert names.cut_interface("br0") == "br0"
+    assert os.fsencode(names.cut_interface("é" * 8)) == ("é" * 8).encode()[:15]
