@@ -133,7 +133,9 @@ class _Agent:
             if known.peer.public == peer.public:
                 known.take(sealed, over, message.line)
         elif kind == "offer":
-            channel = Called(self._identity, peer, sealed.session, self._tell, over, message.line, self.renew)
+            assert self._waiting  # noqa: S101 - where this came from
+            channel = Called(self._identity, peer, sealed.session, self._tell, over, message.line, self.renew,
+                             self._waiting.newest)
             self._begin(channel, sealed.body)
 
     def _tell_of_strangers(self, over: Signalling, as_: str, text: str) -> None:

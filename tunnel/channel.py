@@ -12,8 +12,8 @@ import collections
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, TypeVar
 
 from tunnel import offers, seal
 from tunnel.config import Server
@@ -29,6 +29,8 @@ from tunnel.wire import Malformed
 
 LIFE = 120.0  # seconds that a message is good for: what hosts' clocks may differ by
 QUEUE_MAX = 16
+
+T = TypeVar("T")
 
 # Told in words what has happened.
 Tell = Callable[[str], None]
@@ -87,6 +89,9 @@ class Channel:
     async def close(self) -> None:
         """End it; safe to repeat."""
 
+    async def _ask_for_token(self, over: Signalling) -> RelayToken | None:
+        return await over.relay_token(self.peer.public, self.session) if over.info.relay else None
+
     async def receive(self, *kinds: Type, timeout: float | None = None, attempt: int | None = None) -> dict[str, Any]:
         """The next message of one of these kinds (and about that punch); raises PeerSilent after `timeout` seconds."""
         waiting = _Waiting(kinds, attempt, asyncio.get_running_loop().create_future())
@@ -118,11 +123,9 @@ class _Waiting:
         return body["type"] in self.kinds and (self.attempt is None or body.get("attempt") == self.attempt)
 
 
-async def _token(signalling: Signalling, channel: Channel) -> RelayToken | None:
-    if not signalling.info.relay:
-        return None
+async def _granted(channel: Channel, asking: Awaitable[RelayToken | None]) -> RelayToken | None:
     try:
-        return await signalling.relay_token(channel.peer.public, channel.session)
+        return await asking
     except RendezvousUnavailable as error:  # a relay that is full: try without
         channel.tell(str(error))
         return None
@@ -179,7 +182,7 @@ class Calling(Channel):
         await signalling.ring(self.peer.public, data, self.peer.name)
 
     async def relay_token(self) -> RelayToken | None:
-        return await _token(await self._connected(), self)
+        return await _granted(self, self._ask_for_token(await self._connected()))
 
     async def reflectors(self) -> Sequence[tuple[str, int]]:
         return (await self._connected()).info.reflectors
@@ -200,14 +203,18 @@ class Calling(Channel):
 
 
 class Called(Channel):
-    """The responder's end: answers over the connection on which the initiator was heard last."""
+    """The responder's end: answers by the server and the `line` of the initiator's that it was heard on last.
+
+    The connection to that server may have been renewed meanwhile: `newest` tells which one stands there now.
+    """
 
     def __init__(self, identity: Identity, peer: Peer, session: bytes, tell: Tell, over: Signalling, line: str,
-                 renew: Callable[[], None] = lambda: None) -> None:
+                 renew: Callable[[], None], newest: Callable[[Server], Awaitable[Signalling]]) -> None:
         super().__init__(identity, peer, session, "responder", tell)
         self._over = over
-        self._renew = renew
         self._line = line
+        self._renew = renew
+        self._newest = newest
 
     def take(self, sealed: Sealed, over: Signalling, line: str) -> None:
         """A message of this session has come, over this connection."""
@@ -218,10 +225,21 @@ class Called(Channel):
         self._renew()
 
     async def send(self, kind: Type, body: dict[str, Any] | None = None) -> None:
-        await self._over.send(self.peer.public, self._seal(kind, body or {}), self._line)
+        data = self._seal(kind, body or {})
+        await self._ask(lambda over: over.send(self.peer.public, data, self._line))
 
     async def relay_token(self) -> RelayToken | None:
-        return await _token(self._over, self)
+        return await _granted(self, self._ask(self._ask_for_token))
 
     async def reflectors(self) -> Sequence[tuple[str, int]]:
         return self._over.info.reflectors
+
+    async def _ask(self, ask: Callable[[Signalling], Awaitable[T]]) -> T:
+        over = self._over = await self._newest(self._over.server)
+        try:
+            return await ask(over)
+        except RendezvousUnavailable:
+            self._over = await self._newest(over.server)
+            if self._over is over:
+                raise
+            return await ask(self._over)  # it was renewed before the answer came

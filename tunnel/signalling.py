@@ -57,6 +57,11 @@ class Signalling:
         return self._link.server
 
     @property
+    def ended(self) -> bool:
+        """Whether nothing goes over it any more."""
+        return self._ended is not None
+
+    @property
     def info(self) -> ServerInfo:
         """What the server has said of itself."""
         return self._link.info
@@ -157,11 +162,11 @@ class Signalling:
 
     async def close(self) -> None:
         """End the connection; safe to repeat."""
+        self._end(unavailable(self.server, "the connection was closed"))  # at once: closing may take its time
         if self._reader:
             self._reader.cancel()
             await asyncio.gather(self._reader, return_exceptions=True)
         await self._link.close()
-        self._end(unavailable(self.server, "the connection was closed"))
 
     async def __aenter__(self) -> Signalling:
         return self

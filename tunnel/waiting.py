@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
 
@@ -11,8 +12,8 @@ from tunnel.clock import now
 from tunnel.config import Server
 from tunnel.errors import RendezvousUnavailable
 from tunnel.identity import Identity
-from tunnel.link import REPLACED
-from tunnel.signalling import QUEUE_MAX, Message, Signalling
+from tunnel.link import REPLACED, unavailable
+from tunnel.signalling import QUEUE_MAX, TIMEOUT, Message, Signalling
 
 BACKOFF = (1.0, 60.0)  # seconds between tries: the first, the longest
 STABLE = 30.0  # seconds after which a connection counts as good, and the next try comes soon again
@@ -23,7 +24,7 @@ class _Place:
 
     def __init__(self) -> None:
         self.task: asyncio.Task[None] | None = None
-        self.stands = False  # it has such a connection now
+        self.over: Signalling | None = None  # the connection that it has now
         self.taken = False  # its last one was ended, as the same identity waits over a newer one
         self.at_once = asyncio.Event()  # not to pause before the next try
 
@@ -43,6 +44,7 @@ class Waiting:
         self._inbox: asyncio.Queue[tuple[Signalling, Message]] = asyncio.Queue(QUEUE_MAX)
         self._places: dict[Server, list[_Place]] = {}  # one, or while it is renewed two: the newer is last
         self._leaving: set[asyncio.Task[None]] = set()
+        self._stood = asyncio.Event()  # set, and replaced, whenever a connection stands
         self.go_to(servers)
 
     def go_to(self, servers: Sequence[Server]) -> None:
@@ -61,10 +63,21 @@ class Waiting:
         Where none stands, or the last renewal is under way, nothing is added: it is tried again without a pause.
         """
         for server, places in self._places.items():
-            if places[-1].stands:
+            if places[-1].over:
                 places.append(self._begin(server))
             else:
                 places[-1].at_once.set()
+
+    async def newest(self, server: Server) -> Signalling:
+        """The connection over which this host waits there now; raises RendezvousUnavailable where none comes about."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(TIMEOUT):
+                while places := self._places.get(server):
+                    for place in reversed(places):
+                        if place.over and not place.over.ended:
+                            return place.over
+                    await self._stood.wait()
+        raise unavailable(server, "this host does not wait there any more")
 
     def _begin(self, server: Server) -> _Place:
         place = _Place()
@@ -77,9 +90,17 @@ class Waiting:
         self._leaving.add(place.task)
         place.task.add_done_callback(self._leaving.discard)
 
+    def _let_end(self, place: _Place) -> None:
+        """What was sent to it before its successor stood may be on its way still, before the server's last word."""
+        assert place.task  # noqa: S101
+        self._leaving.add(place.task)
+        place.task.add_done_callback(self._leaving.discard)
+        place.at_once.set()
+        asyncio.get_running_loop().call_later(TIMEOUT, place.task.cancel)  # where the path is dead it never comes
+
     async def _keep_waiting(self, server: Server, place: _Place) -> None:
         pause, longest = BACKOFF
-        while True:
+        while place in self._places.get(server, []):
             begun = now()
             place.at_once.clear()
             failed = ""
@@ -106,7 +127,7 @@ class Waiting:
     async def _wait(self, server: Server, place: _Place) -> None:
         """Wait there over a connection, until the same identity has taken its place; raises RendezvousUnavailable."""
         async with await Signalling.connect([server], self._identity, waits=True) as over:
-            self._stands(server, place)
+            self._stands(server, place, over)
             self._tell(f"waiting at {server}")
             try:
                 async for message in over:
@@ -116,7 +137,7 @@ class Waiting:
                 if not place.taken:
                     raise
             finally:
-                place.stands = False
+                place.over = None
         if self._is_newest(server, place):
             self._tell(f"{server}: {REPLACED}: another agent of this host, one with a copy of its identity, or this "
                        "rendezvous under another name; this one waits there again once that has gone")
@@ -126,13 +147,15 @@ class Waiting:
         async with await Signalling.connect([server], self._identity) as asking:
             return await asking.finds(self._identity.public)
 
-    def _stands(self, server: Server, place: _Place) -> None:
+    def _stands(self, server: Server, place: _Place, over: Signalling) -> None:
         """It waits there now: those before it are not needed any more."""
-        place.stands, place.taken = True, False
+        place.over, place.taken = over, False
         place.at_once.clear()  # what was asked for meanwhile has been done
         places = self._places.get(server, [])
         while place in places and places[0] is not place:
-            self._leave(places.pop(0))
+            self._let_end(places.pop(0))
+        self._stood.set()
+        self._stood = asyncio.Event()
 
     def _is_newest(self, server: Server, place: _Place) -> bool:
         return place in self._places.get(server, [])[-1:]
@@ -146,4 +169,7 @@ class Waiting:
         for place in [place for places in self._places.values() for place in places]:
             self._leave(place)
         self._places.clear()
+        for task in self._leaving:
+            task.cancel()
+        self._stood.set()  # there is nothing to wait for any more
         await asyncio.gather(*self._leaving, return_exceptions=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -12,9 +13,12 @@ import pytest
 
 from tests.tunnel.clock import eventually, look, pass_time, standing
 from tests.tunnel.serving import serving
+from tunnel.channel import Called
 from tunnel.config import Server
+from tunnel.errors import RendezvousUnavailable
 from tunnel.identity import Identity
-from tunnel.link import unavailable
+from tunnel.link import Link, unavailable
+from tunnel.peers import Peer
 from tunnel.rendezvous.limits import Limits, Rate
 from tunnel.signalling import Signalling
 from tunnel.waiting import BACKOFF, Waiting
@@ -140,6 +144,83 @@ async def test_a_renewal_is_no_other_that_has_taken_the_place(monkeypatch: pytes
         assert old not in waiting._places[there.server]
         await waiting.close()
     assert set(said) == {f"waiting at {there.server}"}
+
+
+async def called(waiting: Waiting, host: Identity, caller: Signalling, guest: Identity) -> Called:
+    """The channel to a caller whose ring has just come."""
+    await caller.ring(host.public, b"a ring")
+    over, message = await anext(aiter(waiting))
+    return Called(host, Peer("caller", guest.public, (), 0.0), os.urandom(16), lambda _: None, over, message.line,
+                  waiting.renew, waiting.newest)
+
+
+@standing
+async def test_a_ring_that_came_before_a_renewal_is_answered_after_it() -> None:
+    host, guest = Identity.generate(), Identity.generate()
+    async with serving(PLENTY) as there, await Signalling.connect([there.server], guest) as caller:
+        waiting = Waiting([there.server], host)
+        await eventually(lambda: waiting._places[there.server][0].over)
+        channel = await called(waiting, host, caller, guest)
+        first = channel._over
+        waiting.renew()
+        await eventually(lambda: first.ended)  # the new one may not have been welcomed yet
+        await channel.send("refusal")
+        assert (await caller.receive()).sender == host.public.id
+        assert channel._over is not first
+        await waiting.close()
+        with pytest.raises(RendezvousUnavailable):
+            await channel.send("refusal")
+
+
+@standing
+async def test_what_is_replaced_while_it_answers_answers_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    host, guest = Identity.generate(), Identity.generate()
+    async with serving(PLENTY) as there, await Signalling.connect([there.server], guest) as caller:
+        waiting = Waiting([there.server], host)
+        await eventually(lambda: waiting._places[there.server][0].over)
+        channel = await called(waiting, host, caller, guest)
+        first, send = channel._over, Link.send
+
+        async def lost(link: Link, message: dict[str, Any]) -> None:
+            if link is not first._link:
+                await send(link, message)
+
+        monkeypatch.setattr(Link, "send", lost)
+        sending = asyncio.create_task(channel.send("refusal"))
+        await eventually(lambda: first._answers)
+        waiting.renew()
+        await sending
+        assert (await caller.receive()).sender == host.public.id
+        await waiting.close()
+
+
+@standing
+async def test_a_ring_that_is_on_its_way_at_a_renewal_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rendezvous has sent it to the old connection, and its host reads of the new one first."""
+    host, guest = Identity.generate(), Identity.generate()
+    async with serving(PLENTY) as there, await Signalling.connect([there.server], guest) as caller:
+        waiting = Waiting([there.server], host)
+        await eventually(lambda: waiting._places[there.server][0].over)
+        (old,) = waiting._places[there.server]
+        first, receive, gate = old.over, Link.receive, asyncio.Event()
+        assert first
+
+        async def slowly(link: Link, timeout: float | None = None) -> dict[str, Any]:
+            found = await receive(link, timeout)
+            if link is first._link:
+                await gate.wait()
+            return found
+
+        monkeypatch.setattr(Link, "receive", slowly)
+        await called(waiting, host, caller, guest)  # what it was reading already
+        await caller.ring(host.public, b"on its way")
+        waiting.renew()
+        await eventually(lambda: (new := waiting._places[there.server][0]) is not old and new.over)
+        gate.set()
+        assert (await anext(aiter(waiting)))[1].data == b"on its way"
+        assert old.task
+        await old.task
+        await waiting.close()
 
 
 @pytest.fixture
