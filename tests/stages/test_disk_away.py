@@ -31,6 +31,8 @@ from stages import (
     prepare_data,
     restore_dump,
     restore_over,
+    rollback,
+    settling,
     stopped_here,
     take,
 )
@@ -334,3 +336,26 @@ def test_a_migration_that_an_older_version_began(make: Callable[..., There]) -> 
     assert lxc_disk.is_here(there.layout)
     there.layout.drop_spool()
     assert not lxc_disk.is_here(there.layout)
+
+
+def test_the_disk_is_held_while_what_a_restore_has_left_is_taken_away(make: Callable[..., There],
+                                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    there = make(Event.RESTORE)
+    held: list[bool] = []
+    monkeypatch.setattr(settling, "_clear", lambda *_: held.append(there.is_open()))
+    settling.clear(there.migration)
+    assert held == [True] and not there.is_open()
+
+
+@pytest.mark.parametrize("recorded", ["boot", "init", "pid", ""])
+def test_a_fence_that_may_be_on_the_disk_is_to_be_seen(make: Callable[..., There], monkeypatch: pytest.MonkeyPatch,
+                                                       recorded: str) -> None:
+    """An older version has recorded fewer of these, when it brought the container to a stand."""
+    there = make()
+    (there.layout.container / "config").unlink()
+    there.migration.detail |= {recorded: "of then"} if recorded else {}
+    monkeypatch.setattr(aftermath, "memory_is_here", lambda _: False)
+    asked: list[str] = []
+    monkeypatch.setattr(bases, "require_seen", lambda migration: asked.append(migration.id))
+    rollback._require_fence_seen(there.migration)
+    assert asked == ([ID] if recorded else [])

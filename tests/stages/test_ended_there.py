@@ -70,7 +70,8 @@ def test_only_what_belongs_to_it_is_ended(restoring: Migration, container: Conta
     assert (half_restored.wait(60) == -signal.SIGKILL) if own else half_restored.poll() is None
     while not has_ended(child):
         time.sleep(0.01)
-    assert (container.folder / "cgroup.kill").exists() is own
+    killed = container.folder / "cgroup.kill"
+    assert killed.exists() is own and (not own or killed.read_text() == "1")
     assert acts == ["cgroups dropped web guests", "restore cleared"]
     assert container.states == (["STOPPED"] if own else ["RUNNING", "STOPPED"]), "another's end is not waited for"
     assert fence(restoring) == ID
@@ -186,3 +187,32 @@ def test_the_wait_for_its_end_has_one(container: Container) -> None:
         container.states = ["RUNNING", "STOPPING", ended, "not looked at", "any more"]
         left_running.wait_stopped(cast("lxc.Container", container))
         assert container.states == ["not looked at", "any more"]
+
+
+def test_what_lxc_does_not_have_any_more_is_nobody_elses(restoring: Migration, container: Container, acts: list[str],
+                                                         capfd: pytest.CaptureFixture[str]) -> None:
+    """Nothing is in its cgroup, and LXC is waited for until it says so."""
+    container.states = ["STOPPING", "STOPPED"]
+    assert settling.end(restoring, cast("lxc.Container", container), layout_of(restoring)) is True
+    assert container.states == ["STOPPED"] and "left alone" not in capfd.readouterr().err
+
+
+def test_what_does_not_end_is_not_forgotten_for_what_a_start_has_left(
+        restoring: Migration, container: Container, acts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    restoring.note("memory", memory=False)
+    monkeypatch.setattr(left_running, "kill", lambda _: [4711])
+    monkeypatch.setattr(left_running, "live_below", lambda _: [])
+    with pytest.raises(CopyNotEnded, match="4711"):
+        settling.end(restoring, cast("lxc.Container", container), layout_of(restoring))
+
+
+@pytest.mark.parametrize(("own", "let", "told"), [
+    (True, True, True), (True, False, True), (False, False, True), (False, True, False),
+])
+def test_where_nothing_tells_whose_it_is_nothing_is_concluded(
+        restoring: Migration, monkeypatch: pytest.MonkeyPatch, own: bool, let: bool, told: bool) -> None:
+    monkeypatch.setattr(Layout, "is_own_rootfs", lambda _: own)
+    monkeypatch.setattr(left_running, "live_in", lambda *_: [4711])
+    if let:
+        let_run.record(str(let_run.mark(layout_of(restoring).spool)))
+    assert settling._live_untold(layout_of(restoring)) == ([] if told else [4711])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from migrator import aftermath, cli, clock, healing, holder, leave
+from migrator import advice, aftermath, cli, clock, healing, holder, leave
 from migrator.errors import (
     AlreadyRuns,
     Busy,
@@ -448,6 +448,18 @@ def test_a_source_that_lives_is_believed(journal: Journal, answer: State | Docum
 
     with pytest.raises(error):
         force.finish_alone(migration, migration.id, ask)
+    assert migration.state is State.RESTORED
+
+
+def test_the_machine_is_taken_for_off_on_somebodys_word_alone(journal: Journal) -> None:
+    migration = restored(journal)
+
+    def ask() -> State | None:
+        raise not_known(another=True)
+
+    with pytest.raises(NotKnownThere) as refused:
+        force.finish_alone(migration, migration.id, ask)
+    assert f"can be reached again: {advice.command('finish@source', migration)} -- where" in refused.value.hint
     assert migration.state is State.RESTORED
 
 
