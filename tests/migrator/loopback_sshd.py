@@ -78,6 +78,7 @@ class Sshd:
             f"Port {self.port}", "ListenAddress 127.0.0.1", "UsePAM no", "StrictModes no", "PidFile none",
             "PasswordAuthentication no", "KbdInteractiveAuthentication no", "PermitRootLogin prohibit-password",
             f"AuthorizedKeysFile {self.folder / 'authorized_keys'}", "PrintMotd no",
+            f"SetEnv HOME={self.home}",  # the shell is not to start what the machine's own profile does
             *(f"HostKey {self.folder / f'host_{kind}'}" for kind in self.host_keys), "",
         ]))  # fmt: skip
         settings = subprocess.run([SSHD, "-T", "-f", config], stdin=subprocess.DEVNULL, capture_output=True, text=True,

@@ -587,7 +587,7 @@ def test_program_that_is_killed(server: Sshd) -> None:
 def test_login_that_is_not_root_uses_sudo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tools = tmp_path / "bin"
     tools.mkdir()
-    with Sshd(tmp_path / "sshd", f"SetEnv PATH={tools}:/usr/bin:/bin") as server:
+    with Sshd(tmp_path / "sshd", f"SetEnv PATH={tools}:/usr/bin:/bin HOME={tmp_path}") as server:
         at_home(server.home, monkeypatch)
         server.know()
         with connect(server) as session:
