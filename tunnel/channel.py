@@ -226,20 +226,29 @@ class Called(Channel):
 
     async def send(self, kind: Type, body: dict[str, Any] | None = None) -> None:
         data = self._seal(kind, body or {})
-        await self._ask(lambda over: over.send(self.peer.public, data, self._line))
+        await self._ask(lambda over, line: over.send(self.peer.public, data, line))
 
     async def relay_token(self) -> RelayToken | None:
-        return await _granted(self, self._ask(self._ask_for_token))
+        return await _granted(self, self._ask(lambda over, _: self._ask_for_token(over)))
 
     async def reflectors(self) -> Sequence[tuple[str, int]]:
         return self._over.info.reflectors
 
-    async def _ask(self, ask: Callable[[Signalling], Awaitable[T]]) -> T:
-        over = self._over = await self._newest(self._over.server)
+    async def _ask(self, ask: Callable[[Signalling, str], Awaitable[T]]) -> T:
+        over, line = await self._standing()
         try:
-            return await ask(over)
+            return await ask(over, line)
         except RendezvousUnavailable:
-            self._over = await self._newest(over.server)
-            if self._over is over:
+            again = await self._standing()
+            if again == (over, line):
                 raise
-            return await ask(self._over)  # it was renewed before the answer came
+            return await ask(*again)  # it was renewed before the answer came
+
+    async def _standing(self) -> tuple[Signalling, str]:
+        """What to answer over, and by which line. The initiator may be heard over another server meanwhile."""
+        while True:
+            heard, line = self._over, self._line
+            newest = await self._newest(heard.server)
+            if (self._over, self._line) == (heard, line):
+                self._over = newest
+                return newest, line

@@ -91,7 +91,13 @@ class Waiting:
         place.task.add_done_callback(self._leaving.discard)
 
     def _let_end(self, place: _Place) -> None:
-        """What was sent to it before its successor stood may be on its way still, before the server's last word."""
+        """What was sent to it before its successor stood may be on its way still, before the server's last word.
+
+        One that has just lost its connection would come back, and throw its successor out.
+        """
+        if place.over is None:
+            self._leave(place)
+            return
         assert place.task  # noqa: S101
         self._leaving.add(place.task)
         place.task.add_done_callback(self._leaving.discard)

@@ -223,6 +223,67 @@ async def test_a_ring_that_is_on_its_way_at_a_renewal_is_not_missed(monkeypatch:
         await waiting.close()
 
 
+@standing
+async def test_who_comes_back_beside_his_successor_does_not_throw_it_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The old connection was lost while the new one was made: both tries are under way at once."""
+    host = Identity.generate()
+    said: list[str] = []
+    connect = Signalling.connect
+    gates: list[asyncio.Event] = []
+
+    async def slowly(*arguments: Any, **options: Any) -> Signalling:
+        gates.append(asyncio.Event())
+        await gates[-1].wait()
+        return await connect(*arguments, **options)
+
+    async with serving(PLENTY) as there:
+        waiting = Waiting([there.server], host, said.append)
+        await eventually(lambda: waiting._places[there.server][0].over)
+        (old,) = waiting._places[there.server]
+        monkeypatch.setattr(Signalling, "connect", slowly)
+        waiting.renew()
+        await eventually(lambda: len(gates) == 1)
+        assert old.over
+        await old.over._link.close()
+        old.at_once.set()
+        await eventually(lambda: len(gates) == 2)
+        gates[0].set()
+        await eventually(lambda: waiting._places[there.server][0] is not old)
+        gates[1].set()
+        assert old.task
+        await asyncio.gather(old.task, return_exceptions=True)
+        assert (await waiting.newest(there.server)) is waiting._places[there.server][0].over
+        assert not any("another agent" in line for line in said), said
+        await waiting.close()
+
+
+@standing
+async def test_who_is_heard_elsewhere_meanwhile_is_answered_there() -> None:
+    """The initiator has come by another server while the connection to the first was looked for."""
+    host, guest = Identity.generate(), Identity.generate()
+    sent: list[tuple[str, str]] = []
+
+    class Over:
+        def __init__(self, server: str) -> None:
+            self.server = server
+
+        async def send(self, _: object, __: bytes, line: str) -> None:
+            sent.append((self.server, line))
+
+    first: Any = Over("a")
+    other: Any = Over("b")
+
+    async def newest(server: Any) -> Any:
+        if server == "a":
+            channel._over, channel._line = other, "line at b"
+        return first if server == "a" else other
+
+    channel = Called(host, Peer("caller", guest.public, (), 0.0), os.urandom(16), lambda _: None, first, "line at a",
+                     lambda: None, newest)
+    await channel.send("refusal")
+    assert sent == [("b", "line at b")]
+
+
 @pytest.fixture
 def looks(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """What was found each time that a `Waiting` has looked whether its place is taken."""
