@@ -21,6 +21,10 @@ from migrator.run import started
 from migrator.terminals import Terminal
 
 DUMP_LIMIT = 900.0  # seconds; a dump itself has none
+# CRIU packs what is in a tmpfs with tar, which leaves ACLs out unless told: a file's mode alone would then let its whole
+# group in. They are taken as they are, by numbers: tar's own --acls has names in it, and looks these up on either host.
+# No attribute that means anything to the kernel is taken from a sender but these.
+TAR_OPTIONS = "--xattrs --xattrs-include=user.* --xattrs-include=system.posix_acl_*"
 GHOST_LIMIT = "256M"  # deleted files that are still open travel in the images up to this size
 
 def restore_config(lines: Iterable[str] = ()) -> str:
@@ -85,7 +89,7 @@ def dump(name: str, command: list[str], images: Path) -> None:
     Every DUMP_LIMIT seconds that is said. Whether it gets on nobody can tell from outside: tasks may wait for a disk.
     """
     try:
-        with started(command, env={"PATH": path()}) as program:
+        with started(command, env={"PATH": path(), "TAR_OPTIONS": TAR_OPTIONS}) as program:
             for trouble in apart.stand(program.pid):  # before it has a hold of anything
                 log.verbose(f"CRIU may be ended along with this program: {trouble}")
             for times in itertools.count(1):

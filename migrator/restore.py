@@ -173,8 +173,9 @@ def restore(container: Container, layout: Layout, images: Path, prepared: Prepar
             _write(files.criu, criu.restore_config([*made, *ttys.criu]), 0o600)
             # At a start LXC drops all supplementary groups. A task that has none gets none from CRIU, and would keep
             # those of root here: its disk, say (restore_creds in criu/pie/restorer.c).
-            run(command(layout, images), limit=limit, env={"CRIU_CONFIG_FILE": str(files.criu)},
-                pass_fds=ttys.descriptors, within=partial(_own_keyring, container), groups=())
+            run(command(layout, images), limit=limit, pass_fds=ttys.descriptors, groups=(),
+                within=partial(_own_keyring, container),
+                env={"CRIU_CONFIG_FILE": str(files.criu), "TAR_OPTIONS": criu.TAR_OPTIONS})
         if container.state != "RUNNING":
             raise RestoreFailed(name=container.name, reason=f"it is {container.state} after the restore",
                                 log=images / "restore.log")

@@ -108,6 +108,23 @@ def test_a_link_on_the_way_to_what_is_bound(rig: Rig, clean_hosts: CleanHosts) -
     assert found.strip() == "/srv/data/a/secret"
 
 
+# A file that one user may read and its own group may not, and a folder in which that is so by default.
+GIVEN = '''cd /proc/$(lxc-info -n c1 -pH)/root/srv && mkdir d && python3 -c "
+import os, struct
+acl = struct.pack('<I', 2) + b''.join(struct.pack('<HHI', *entry) for entry in (
+    (1, 6, 0xffffffff), (2, 4, 1), (4, 0, 0xffffffff), (16, 4, 0xffffffff), (32, 0, 0xffffffff)))
+open('f', 'w').write('secret')
+os.setxattr('f', 'system.posix_acl_access', acl)
+os.setxattr('f', 'user.a', b'1')
+os.setxattr('d', 'system.posix_acl_default', acl)
+"'''
+ATTRIBUTES = '''cd /proc/$(lxc-info -n c1 -pH)/root/srv && python3 -c "
+import os
+for path in '.', 'f', 'd':
+    print(path, oct(os.stat(path).st_mode), {name: os.getxattr(path, name).hex() for name in os.listxattr(path)})
+"'''
+
+
 @pytest.mark.nightly
 def test_mounts_of_a_file_of_their_own(rig: Rig, clean_hosts: CleanHosts) -> None:
     """They come along, and it can be started again there, where no such file is."""
@@ -117,9 +134,13 @@ def test_mounts_of_a_file_of_their_own(rig: Rig, clean_hosts: CleanHosts) -> Non
     begun = rig.probe("hosta", "c1")["start"]
     mounted = "awk '$5 == \"/srv\" { print $(NF - 2) }' /proc/$(lxc-info -n c1 -pH)/mountinfo"
     assert rig.sh("hosta", mounted).strip() == "tmpfs"
+    rig.sh("hosta", GIVEN)
+    given = rig.sh("hosta", ATTRIBUTES)
+    assert "system.posix_acl_access" in given and "system.posix_acl_default" in given and "user.a" in given
     migrate(rig, "c1", "hosta").expect(0)
     runs_only_on(rig, "hostb", begun)
     assert rig.sh("hostb", mounted).strip() == "tmpfs"
+    assert rig.sh("hostb", ATTRIBUTES) == given
     rig.sh("hostb", "test ! -e /srv/old && lxc-stop -k -n c1 && lxc-start -n c1")
     assert rig.sh("hostb", mounted).strip() == "tmpfs"
 
