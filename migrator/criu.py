@@ -21,7 +21,7 @@ from migrator.run import started
 from migrator.terminals import Terminal
 
 DUMP_LIMIT = 900.0  # seconds; a dump itself has none
-# CRIU packs what is in a tmpfs with tar, which leaves ACLs out unless told: a file's mode alone would then let its whole
+# CRIU packs what is in a tmpfs by tar, which leaves out ACLs unless told: a file's mode alone would then let its whole
 # group in. They are taken as they are, by numbers: tar's own --acls has names in it, and looks these up on either host.
 # No attribute that means anything to the kernel is taken from a sender but these.
 TAR_OPTIONS = "--xattrs --xattrs-include=user.* --xattrs-include=system.posix_acl_*"
