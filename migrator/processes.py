@@ -30,25 +30,32 @@ def running(*called: str, owner: int | None = None, root: Path | None = None) ->
             with contextlib.suppress(OSError):
                 if _uid(folder) != (os.geteuid() if owner is None else owner):
                     continue
+                executes = _executes(folder, files)
+                if not executes and not _has_our_paths(folder, root):
+                    continue  # its arguments lie in its memory, and a container's root can have us wait for them
                 words = (folder / "cmdline").read_bytes().split(b"\0")
-                if _is_one(folder, words, files, names, root):
+                if executes or _is_named(folder, words, names):
                     yield int(folder.name), words
 
 
-def _is_one(folder: Path, words: list[bytes], files: set[tuple[int, int]], names: set[bytes],
-            root: Path | None) -> bool:
-    """By the file that it executes: no other file system has that one, nor does a container.
-
-    A script, or a program whose file has been replaced by an upgrade meanwhile, goes by its path, which means the same
-    file for the two of us only in our own mount namespace, or where it has come out of that into a chroot of ours.
-    """
+def _executes(folder: Path, files: set[tuple[int, int]]) -> bool:
+    """By the file that it executes: no other file system has that one, nor does a container."""
     executed = roots.at(folder / "exe")  # which waits for no server that the file may be on
-    if (executed.device, executed.inode) in files:
-        return True
+    return (executed.device, executed.inode) in files
+
+
+def _has_our_paths(folder: Path, root: Path | None) -> bool:
+    """Whether a path means the same file for the two of us: only in our own mount namespace, or where it has come out
+    of that into a chroot of ours.
+    """
+    return ((folder / "ns/mnt").readlink() == Path("/proc/self/ns/mnt").readlink()
+            or (root is not None and roots.of(int(folder.name)) == roots.at(root)))
+
+
+def _is_named(folder: Path, words: list[bytes], names: set[bytes]) -> bool:
+    """By its path, as a script goes, or a program whose file has been replaced by an upgrade meanwhile."""
     path = os.fsencode(os.readlink(folder / "exe")).removesuffix(b" (deleted)")  # noqa: PTH115
-    named = any(word.rpartition(b"/")[2] in names for word in (path, *words[:2]))
-    return named and ((folder / "ns/mnt").readlink() == Path("/proc/self/ns/mnt").readlink()
-                      or (root is not None and roots.of(int(folder.name)) == roots.at(root)))
+    return any(word.rpartition(b"/")[2] in names for word in (path, *words[:2]))
 
 
 def _uid(folder: Path) -> int:

@@ -102,13 +102,13 @@ def with_command(argv: Sequence[str]) -> Iterator[Process]:
     for folder in PROC.iterdir():
         if folder.name.isdecimal():
             with contextlib.suppress(OSError, ValueError, IndexError):
+                if _uid(folder) != os.geteuid() or not _is_beside_us(folder, "pid"):
+                    continue  # its arguments lie in its memory, and a stranger can have who reads them wait for ever
                 words = (folder / "cmdline").read_bytes().rstrip(b"\0").split(b"\0")
                 if [Path(os.fsdecode(words[0])).name, *map(os.fsdecode, words[1:])] != list(argv):
                     continue
-                if _uid(folder) == os.geteuid() and _is_beside_us(folder, "pid") and _executes(folder, argv[0], files):
-                    process = Process.of(int(folder.name))
-                    if process:
-                        yield process
+                if _executes(folder, argv[0], files) and (process := Process.of(int(folder.name))):
+                    yield process
 
 
 def _files(program: str) -> Iterator[tuple[int, int]]:

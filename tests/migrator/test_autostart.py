@@ -98,3 +98,20 @@ def test_whose_it_is_is_told_by_who_has_started_it(program: Path, monkeypatch: p
 def test_one_inside_a_container_is_none(program: Path) -> None:
     with lives("unshare", "--user", "--map-root-user", "--pid", "--fork", program, "-c", WAIT):
         assert autostart.under_way() is None
+
+
+@pytest.mark.parametrize("stranger", ["of another user", "in a container"])
+def test_no_stranger_is_asked_for_his_arguments(program: Path, monkeypatch: pytest.MonkeyPatch, stranger: str) -> None:
+    """Who reads them waits as long as the stranger likes: he has his memory locked by a file system that he serves."""
+    honest = Path.read_bytes
+
+    def read_bytes(path: Path) -> bytes:
+        assert path.name != "cmdline"
+        return honest(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    contained = ["unshare", "--user", "--map-root-user", "--pid", "--fork"] if stranger == "in a container" else []
+    with lives(*contained, program, "-c", WAIT):
+        if not contained:
+            monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+        assert autostart.under_way() is None

@@ -74,6 +74,19 @@ def test_a_script_counts_only_in_our_own_mount_namespace(program: Path) -> None:
         assert pids(program.name, root=program.parent) == pids(program.name, root=program / "gone") == []
 
 
+def test_no_container_is_asked_for_its_arguments(program: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its root can have who reads them wait for ever, with a file system that he serves."""
+    with started("unshare", "--user", "--map-root-user", "--mount", "sh", "-c", WAIT, program) as pid:
+        honest = Path.read_bytes
+
+        def read_bytes(path: Path) -> bytes:
+            assert path != Path(f"/proc/{pid}/cmdline")
+            return honest(path)
+
+        monkeypatch.setattr(Path, "read_bytes", read_bytes)
+        assert pids(program.name) == pids(program.name, root=program.parent) == []
+
+
 def test_it_counts_where_it_has_our_folder_for_its_root(program: Path) -> None:
     """As `btrfs receive` has that was started apart, and in a chroot; by now an upgrade has replaced its file."""
     apart = "unshare", "--user", "--map-root-user", "--mount"

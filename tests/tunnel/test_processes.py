@@ -90,7 +90,16 @@ def test_only_a_real_one_of_ours_is_found_by_its_command(tmp_path: Path, monkeyp
                 path.write_bytes(content)
             else:
                 path.symlink_to(folder / content if name == "exe" else content)
+    read, honest = [], Path.read_bytes
+
+    def read_bytes(path: Path) -> bytes:
+        read.append(path.name)
+        return honest(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
     assert list(processes.with_command(["wireguard-go", "-f", "mig-00010203"])) == ([Process(17, 4)] if found else [])
+    stranger = "status" in changed or "ns/pid" in changed
+    assert ("cmdline" in read) is not stranger, "who reads a stranger's arguments waits as long as he likes"
 
 
 def test_programs() -> None:
