@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from migrator import names, processes
+from migrator import names, processes, roots
 from migrator.errors import HolderUnknown, Interrupted
 
 LOCKS = Path("/run/migrator/lock")
@@ -162,26 +162,28 @@ def of_file(path: Path) -> Holder | None:
 
     The kernel says who (/proc/locks, proc_locks(5)): to try the lock would keep others off it meanwhile. It names the
     file by its inode, which a file of another device may have too, and the device not always as stat(2) does (btrfs):
-    so it must be a process that has this file open.
+    so it must be a process that has this file open. Any user can lock a file of that number on a file system of his
+    own, which refuses, or never answers: so it must be one of our own user's, and no file system is asked.
     """
     try:
-        file = path.stat()
+        file = roots.at(path)
     except FileNotFoundError:
         return None
     for line in Path("/proc/locks").read_text().splitlines():
         words = line.split()
-        if words[1:4] == ["FLOCK", "ADVISORY", "WRITE"] and words[5].rsplit(":", 1)[1] == str(file.st_ino):
+        if words[1:4] == ["FLOCK", "ADVISORY", "WRITE"] and words[5].rsplit(":", 1)[1] == str(file.inode):
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ends at this moment
                 if _has_open(int(words[4]), file):
                     return _described(int(words[4]), path)
     return None
 
 
-def _has_open(pid: int, file: os.stat_result) -> bool:
+def _has_open(pid: int, file: roots.Root) -> bool:
+    if int(processes.status(pid, b"Uid")[0]) != os.geteuid():
+        return False
     for descriptor in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
-            found = descriptor.stat()
-            if (found.st_dev, found.st_ino) == (file.st_dev, file.st_ino):
+        with contextlib.suppress(OSError):  # closed meanwhile, or it cannot be told
+            if roots.at(descriptor) == file:
                 return True
     return False
 

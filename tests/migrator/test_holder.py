@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from migrator import holder, names, processes
+from migrator import holder, names, processes, roots
 from migrator.errors import Busy, HolderUnknown
 from migrator.layout import locked
 
@@ -136,6 +136,44 @@ def test_a_lock_on_another_device_is_somebody_elses(tmp_path: Path) -> None:
     done = subprocess.run([*apart, sys.executable, "-c", SAME_INODE, tmp_path], capture_output=True, text=True,
                           check=False, stdin=subprocess.DEVNULL)
     assert (done.stdout.splitlines(), done.stderr) == (["None", str(tmp_path)], "")
+
+
+@pytest.mark.parametrize(("real", "found"), [("our own", True), ("a stranger", False)])
+def test_no_stranger_is_looked_into(worker: subprocess.Popen[str], folder: Path, monkeypatch: pytest.MonkeyPatch,
+                                    real: str, found: bool) -> None:
+    """Whose process it is tells its real user id: to look at what he has open may be refused, or never end."""
+    ours, other = (str(number).encode() for number in (os.geteuid(), os.geteuid() + 1))
+    ids = [ours, other, other, other] if real == "our own" else [other, ours, ours, ours]
+    monkeypatch.setattr(processes, "status", lambda _, key: ids if key == b"Uid" else [])
+    honest = Path.iterdir
+
+    def iterdir(path: Path) -> Iterator[Path]:
+        assert found or path != Path(f"/proc/{worker.pid}/fd")
+        return honest(path)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    assert (holder.of("web", POOL, folder) is not None) is found
+
+
+def test_no_file_system_is_asked(worker: subprocess.Popen[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that a container's root serves, who has locked a file of that number there, may refuse or never answer."""
+    honest, stat, refused = roots.at, Path.stat, []
+
+    def at(path: Path) -> roots.Root:
+        found = honest(path)
+        if path.is_relative_to(f"/proc/{worker.pid}/fd") and found != honest(folder / names.in_path("web", POOL)):
+            refused.append(path)
+            raise PermissionError
+        return found
+
+    def plain(path: Path, **how: bool) -> os.stat_result:
+        assert not path.is_relative_to(f"/proc/{worker.pid}/fd")
+        return stat(path, **how)
+
+    monkeypatch.setattr(roots, "at", at)
+    monkeypatch.setattr(Path, "stat", plain)
+    assert (found := holder.of("web", POOL, folder)) and found.pid == worker.pid
+    assert refused, "its standard input comes first"
 
 
 def test_it_is_told_as_json() -> None:
