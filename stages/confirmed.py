@@ -36,7 +36,7 @@ def require(migration: Migration, there: str, state_there: State | None, given: 
             _require_choice(migration, given, error)
         return state_there is not None
     except UsageError:  # by an older journal, and it has stopped since
-        if not finishing or state_there not in unrecorded.OLDER:
+        if not finishing or state_there not in (*unrecorded.OLDER, State.RESTORING):
             raise
         _require_id(migration, given, there, "does not have it on record")
         return False

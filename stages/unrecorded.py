@@ -12,20 +12,13 @@ from migrator.advice import this_host
 from migrator.errors import ContainerExists, RunsUnrecorded
 from migrator.journal import Migration
 from migrator.layout import Layout
-from migrator.states import Event, State
+from migrator.states import State
 from stages import left_running, renamed
 
-# On the destination: what an older journal says of what runs there, and what would have been recorded next.
-_NEXT = {
-    State.RECEIVING: Event.RECEIVED,
-    State.RECEIVED: Event.IMPORT,
-    State.IMPORTING: Event.IMPORTED,
-    State.IMPORTED: Event.RECEIVE_DUMP,
-    State.RECEIVING_DUMP: Event.DUMP_RECEIVED,
-    State.DUMP_RECEIVED: Event.OWN,
-    State.OWNED: Event.RESTORE,
-}
-OLDER = {None, *_NEXT}  # None: it was lost
+# On the destination: what an older journal says of what runs there.
+_BEFORE = {State.RECEIVING, State.RECEIVED, State.IMPORTING, State.IMPORTED, State.RECEIVING_DUMP, State.DUMP_RECEIVED,
+           State.OWNED}
+OLDER = {None, *_BEFORE}  # None: it was lost
 
 
 def refuse(migration: Migration) -> None:
@@ -53,13 +46,13 @@ def require_ours(migration: Migration, layout: Layout) -> None:
 def record(migration: Migration) -> None:
     """The source has ended its copy for what lives here: what the journal lacks is made up for.
 
-    Does nothing where nothing of it lives.
+    Does nothing where nothing of it lives. All at once: who finds it in `restoring`, as an older version may have left
+    it, may take what lives for half restored, and end it. Raises JournalBroken, with nothing recorded.
     """
     from stages import settling
 
-    if migration.state in _NEXT and _living(migration):
-        while event := _NEXT.get(migration.state):
-            migration.move(event)
+    if migration.state in (*_BEFORE, State.RESTORING) and _living(migration):
+        migration.state = State.RESTORING  # in memory alone
         settling.record(migration, time.time())
 
 

@@ -16,6 +16,7 @@ from migrator.errors import (
     ContainerExists,
     DumpRefused,
     ForceRefused,
+    JournalBroken,
     OutOfOrder,
     RunsUnrecorded,
     SourceStateUnknown,
@@ -216,15 +217,62 @@ def test_what_does_not_run_there_is_not_ended_here(source: Migration, hosts: Hos
     assert source.state is State.DUMPED
 
 
-def test_what_has_stopped_once_the_end_had_begun(source: Migration, hosts: Hosts, runs_there: list[int]) -> None:
+@pytest.mark.parametrize("older", [State.RECEIVING, State.RESTORING])
+def test_what_has_stopped_once_the_end_had_begun(source: Migration, hosts: Hosts, runs_there: list[int],
+                                                 older: State) -> None:
     """That it runs there was said, and the copy here is ended: there is no way back."""
     source.move(Event.TAKEN)
     source.move(Event.FINISH)
+    if older is State.RESTORING:
+        until_restoring(known(hosts["hostb"].destination))
     runs_there.clear()
     with pytest.raises(OutOfOrder):
         typed(source, hosts)
     typed(source, hosts, ID)
-    assert source.state is State.FINISHED and hosts["hostb"].destination.state is State.RECEIVING
+    assert source.state is State.FINISHED and hosts["hostb"].destination.state is older
+
+
+def until_restoring(there: Migration) -> None:
+    for event in (Event.RECEIVED, Event.IMPORT, Event.IMPORTED, Event.RECEIVE_DUMP, Event.DUMP_RECEIVED, Event.OWN,
+                  Event.RESTORE):
+        there.move(event)
+
+
+def test_it_is_recorded_at_once_or_not_at_all(source: Migration, hosts: Hosts, runs_there: list[int],
+                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    """Never that a restore is at work, of which nobody could tell, without images, that it has come up long since."""
+    source.move(Event.TAKEN)
+    honest = Migration.move
+
+    def full(migration: Migration, event: Event, **detail: object) -> None:
+        if event is Event.RESTORED:
+            raise JournalBroken(path="journal.db", reason="database or disk is full")
+        honest(migration, event, **detail)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Migration, "move", full)
+        with pytest.raises(JournalBroken):
+            typed(source, hosts, ID)
+    assert (source.state, known(hosts["hostb"].destination).state) == (State.FINISHING, State.RECEIVING)
+    typed(source, hosts)
+    assert (source.state, known(hosts["hostb"].destination).state) == (State.FINISHED, State.FINISHED)
+
+
+def test_what_an_older_version_has_left_half_recorded(source: Migration, hosts: Hosts, runs_there: list[int]) -> None:
+    """By the journal there a restore is at work. This host has ended its copy for what lives there."""
+    source.move(Event.TAKEN)
+    source.move(Event.FINISH)
+    until_restoring(known(hosts["hostb"].destination))
+    typed(source, hosts)
+    assert (source.state, known(hosts["hostb"].destination).state) == (State.FINISHED, State.FINISHED)
+
+
+def test_what_may_be_half_restored_is_not_kept_for_it(source: Migration, hosts: Hosts, runs_there: list[int]) -> None:
+    source.move(Event.TAKEN)
+    until_restoring(known(hosts["hostb"].destination))
+    with pytest.raises(OutOfOrder, match="does not run on the destination yet"):
+        typed(source, hosts, ID)
+    assert (source.state, known(hosts["hostb"].destination).state) == (State.DUMPED, State.RESTORING)
 
 
 def test_the_answer_to_an_offer_is_that_nothing_is_known(source: Migration, hosts: Hosts,
