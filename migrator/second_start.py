@@ -37,10 +37,10 @@ def refuse(frozen: Frozen, *, ask_lxc: bool = True, its: str = "") -> None:
     Or one of what was made of its root file system, which has the uuid `its`. LXC may be asked how that one is ended.
     """
     second = of(frozen)
-    doubted = "" if second is None else doubt(second, frozen.name, _root_of(frozen.pid))
     if second is None and its:
         second = _made_of(frozen, its)
     if second is not None:
+        doubted = doubt(second, frozen.name, _root_of(frozen.pid))
         raise StartFailed(name=frozen.name, log="not there", reason=(
             f"it was started here once more, beside what is frozen (process {second}). Two copies must not run: end"
             f" that one with {_end(frozen, second, ask_lxc)}, or end the frozen one"
@@ -144,8 +144,8 @@ def doubt(pid: int, name: str, rootfs: Path) -> str:
         if lxc.is_payload(name, cgroup) and roots.is_in(pid, rootfs):
             return ""
     return (f" -- But see first what process {pid} is, by its cgroup, {cgroup}: if it is another container's, as one"
-            f" that has called chroot into this root file system, or has this name in another LXC path, it is that one"
-            " which is to be stopped, by its own name")
+            " that has called chroot into this root file system, or has this name in another LXC path, or a clone"
+            f" called {name}-1, it is that one which is to be stopped, by its own name")
 
 
 def is_start(pid: int) -> bool:

@@ -165,8 +165,10 @@ def test_what_is_frozen_is_not_thawed_beside_it(journal: Journal, cgroup: Path, 
     beside = [os.getpid()]  # which nothing here ends
     monkeypatch.setattr(lxc, "container_processes", lambda _: beside)
     monkeypatch.setattr(lxc, "cgroup_of", lambda _: Path("/sys/fs/cgroup/lxc.payload.web-1"))
+    monkeypatch.setattr(second_start, "_cgroup", lambda _: "0::/lxc.payload.web-1\n")
     monkeypatch.setattr(second_start, "is_start", lambda _: True)
     monkeypatch.setattr(roots, "is_subvolume", lambda _: True)
+    monkeypatch.setattr(roots, "is_in", lambda *_: False)
     monkeypatch.setattr(monitor_socket, "is_anothers", lambda *_: False)
     monkeypatch.setattr(criu, "wait_for_dump", lambda *_: None)
     monkeypatch.setattr(bases, "last_copy", lambda *_, **__: [])
@@ -185,6 +187,8 @@ def test_what_is_frozen_is_not_thawed_beside_it(journal: Journal, cgroup: Path, 
                 rollback.roll_back(migration, lambda: "")
             assert f"lxc-stop -P {migration.lxcpath} -n web" in str(raised.value)
             assert f"echo 1 >{cgroup}/cgroup.kill" in str(raised.value)
+            # It may be a clone of that name, whose monitor was killed.
+            assert "by its cgroup, /sys/fs/cgroup/lxc.payload.web-1: if it is another container's" in str(raised.value)
             assert (cgroup / "cgroup.freeze").read_text() == "1"
         known.pid = 0
         beside.clear()
