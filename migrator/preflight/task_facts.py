@@ -188,7 +188,6 @@ class _Look:
         for name in names:
             with contextlib.suppress(OSError):  # closed meanwhile
                 self.descriptor(status, f"{folder}/{name}", os.readlink(f"{folder}/{name}"))
-
         for name in ("cwd", "exe", "root"):
             with contextlib.suppress(OSError):
                 path = f"/proc/{status.pid}/{name}"
@@ -243,8 +242,9 @@ class _Look:
             return
         name = target.removesuffix(" (deleted)")
         self.note("deleted-file", name, status, found.size)
-        if may_wait(name, self.mounts.get(self.namespaces["mnt"], [])):
-            return
+        namespace = self.namespaces["mnt"]
+        if link(f"/proc/{status.pid}/ns/mnt") != namespace or may_wait(name, self.mounts.get(namespace, [])):
+            return  # where it has mounts of its own, that path tells nothing of them; as `ghosts.require_here`
         with contextlib.suppress(OSError):
             root = os.open(f"/proc/{self.init}/root", os.O_PATH | os.O_CLOEXEC)
             try:

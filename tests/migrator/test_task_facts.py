@@ -210,6 +210,20 @@ def test_deleted_files_that_lead_elsewhere(tmp_path: Path, monkeypatch: pytest.M
     assert "deleted-astray" not in [note.kind for note in waits.notes], "a look there could wait for its server"
 
 
+def test_deleted_files_of_another_mount_namespace(tmp_path: Path) -> None:
+    """Of a sandbox: its paths are none of the first process's."""
+    with subprocess.Popen(["unshare", "--mount", sys.executable, "-c", HOLDER, tmp_path], stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE) as process:
+        assert process.stdin and process.stdout and process.stdout.readline() == b"ready\n"
+        status = parse_status(read_text(f"/proc/{process.pid}/status"))
+        look = task_facts._Look(os.getpid())
+        assert status
+        look.mounts_of(process.pid)
+        look.descriptors(status)
+        process.stdin.close()
+    assert {kind for kind, detail in look.notes if str(tmp_path) in detail} == {"deleted-file"}
+
+
 @pytest.fixture
 def looks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The paths that are looked at with stat(2), or opened."""
