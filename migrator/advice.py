@@ -44,6 +44,21 @@ def anew(migration: Migration) -> str:
     return written("migrate", Role.SOURCE, migration.name, migration.peer, migration.detail)
 
 
+def back(migration: Migration) -> str:
+    """On the source of one that has moved away: what brings it back, typed on the other host, to where it was here.
+
+    The LXC path there is always named: whether it is that host's own is not known here. Nor is by which name a paired
+    host knows this one.
+    """
+    paired = migration.peer.startswith("peer:")
+    detail = {"other_name": migration.name, "source_lxcpath": migration.detail.get("destination_lxcpath"),
+              "lxcpath_given": True}
+    path = ["--destination-lxcpath", str(migration.lxcpath)] if migration.detail.get("lxcpath_given") else []
+    text = written("migrate", Role.SOURCE, migration.other_name, "peer:NAME" if paired else this_host(), detail,
+                   *path)
+    return f"{text}   (NAME is what this host is called there: migrator peer list)" if paired else text
+
+
 def written(stage: str, role: Role, name: str, peer: str, detail: dict[str, Any], *more: str) -> str:
     """As `command`, from the single facts. `detail` may have `destination`, `other_name` and both hosts' LXC paths."""
     text = shlex.join([*_words(stage, role, name, peer, detail), *more])

@@ -133,7 +133,7 @@ def moving(name: str, lxcpath: Path) -> Finding | None:
             gone = f"{name} has moved to {advice.moved_to(migration)} (migration {migration.id})"
             return checks_place.MOVED_AWAY.found(
                 f"{gone}, and its copy here is fenced.",
-                f"To have it back, type on {host}: migrator migrate {migration.other_name} -d {advice.this_host()}")
+                f"To have it back, type on {host}: {advice.back(migration)}")
     return None
 
 

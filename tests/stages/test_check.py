@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import shlex
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from migrator import aftermath, cli, container_config, holder, log, lxc, standing
+from migrator import advice, aftermath, cli, container_config, holder, log, lxc, standing
 from migrator.holder import Holder
 from migrator.journal import Journal
 from migrator.log import Level
@@ -137,6 +139,32 @@ def test_what_is_left_of_one_that_has_moved_away(journal: Journal, typed: Callab
         migration.move(event)
     codes = {found["code"] for found in typed("STOPPED", "root@hostb").data["findings"]}
     assert (codes == {"moved-away"}) is fenced and ("name-taken" in codes) is not fenced
+
+
+@pytest.mark.parametrize(("peer", "given", "detail", "cure"), [
+    ("root@hostb", False, {}, "To have it back, type on hostb: migrator migrate web -P /pool -d hosta"),
+    ("root@hostb", True, {"other_name": "shop", "destination_lxcpath": "/data/my lxc"},
+     "To have it back, type on hostb: migrator migrate shop -P '/data/my lxc' -d hosta --new-name web"
+     " --destination-lxcpath {here}"),
+    ("peer:b", False, {}, "To have it back, type on hostb: migrator migrate web -P /pool -d peer:NAME"
+     "   (NAME is what this host is called there: migrator peer list)"),
+])
+def test_how_it_comes_back(journal: Journal, monkeypatch: pytest.MonkeyPatch, peer: str, given: bool,
+                           detail: dict[str, Any], cure: str) -> None:
+    """By the name, and to the place, that it has here; the other host may call this one something else."""
+    monkeypatch.setattr(check, "DEFAULT_PATH", journal.path)
+    monkeypatch.setattr(advice, "this_host", lambda: "hosta")
+    monkeypatch.setattr(check, "_is_fenced", lambda _: True)
+    migration = dumping(journal)
+    migration.peer = peer
+    migration.note("given", lxcpath_given=given, **detail)
+    for event in (*ON_THE_WAY, Event.FINISHED):
+        migration.move(event)
+    monkeypatch.setattr(Journal, "latest", lambda *_: migration)
+    found = check.moving("web", migration.lxcpath)
+    assert found and found.cure == cure.format(here=migration.lxcpath)
+    words = shlex.split(found.cure.partition("migrator ")[2].partition("   (")[0])
+    assert cli.make_parser().parse_args(words).command == "migrate"
 
 
 def test_what_runs_here_is_looked_at(journal: Journal, typed: Callable[..., cli.Result]) -> None:
