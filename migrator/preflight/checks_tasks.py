@@ -89,8 +89,9 @@ GHOST = define("deleted-file-large", ERROR, """Files that are open though delete
 ASTRAY = define("deleted-file-astray", ERROR, """What is open though deleted CRIU makes again under its old name, with
     the host's root: a symbolic link on the way would lead it to files of the host, and it would take another folder of
     that name for the deleted one, and remove it (create_ghost in criu/files-reg.c). Looked for among open files and
-    the folders and programs of processes; what else has such a file (a mapping, a message on its way in a UNIX socket)
-    fails the restore, and the container runs on where it was.""", memory_only=True)
+    the folders and programs of processes; what else has such a file (a mapping, a message on its way in a UNIX socket,
+    a process in a mount namespace of its own) fails the restore, and the container runs on where it was.""",
+    memory_only=True)
 INCOMPLETE = define("facts-incomplete", WARNING, "There were more processes or descriptors than are looked at.",
     memory_only=True)
 SYSTEMD = define("systemd-guest", WARNING, """systemd uses what CRIU cannot dump unless told not to: nested
