@@ -218,7 +218,7 @@ def test_criu_finds_what_it_would(folders: tuple[Path, Path], monkeypatch: pytes
 
     monkeypatch.setattr(run_module, "_start", start)
     criu.dump("web", ["criu"], last)
-    assert told == [{"PATH": ":".join(here)}]
+    assert told == [{"PATH": ":".join(here), "TAR_OPTIONS": criu.TAR_OPTIONS}]
 
 
 def test_where_no_thread_can_be_made(folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
