@@ -8,9 +8,10 @@ from collections.abc import Iterator
 
 from migrator.preflight.case import Case, Check, holder
 from migrator.preflight.checks_config import answered
+from migrator.preflight.config_facts import MountEntry
 from migrator.preflight.container_facts import ContainerFacts
 from migrator.preflight.findings import Finding, Severity, define
-from migrator.preflight.mount_facts import Mount
+from migrator.preflight.mount_facts import ON_DISKS, SOURCELESS, Mount
 from migrator.terminals import is_lxcs
 
 ERROR, WARNING, INFO = Severity.ERROR, Severity.WARNING, Severity.INFO
@@ -25,7 +26,11 @@ UNREACHABLE = define("mount-unreachable", ERROR, """A bind mount whose source is
 DELETED = define("mount-deleted", ERROR, """What is mounted of a file or folder that has been deleted CRIU makes again
     under its old name, with the host's root, and follows symbolic links on the way (do_bind_mount_v2 in
     criu/mount-v2.c): it is not restored.""", memory_only=True)
-MISSING = define("mount-source-missing", ERROR, "A file, folder or device that the container binds from its host.")
+MISSING = define("mount-source-missing", ERROR, """A file, folder or device of its host that is mounted in the
+    container. Without it LXC does not start it; what is `optional` it leaves out, and an empty folder remains.""")
+DISK = define("disk-stays-behind", ERROR, """Of disks only the root file system moves. Another one stays where it is,
+    with all that is on it, and what the destination has under its name may be anybody's: the container would
+    write to that, or find an empty folder.""")
 BOUND = define("bind-mount", WARNING, """What lies on the host stays there: the restored container sees the files that
     the destination has under that path.""")
 TERMINAL = define("terminal-mounted", ERROR, """A terminal of the host is mounted in the container where LXC mounts
@@ -39,14 +44,42 @@ def externals(container: ContainerFacts) -> list[Mount]:
 
 def needed_paths(container: ContainerFacts) -> tuple[str, ...]:
     """Paths that the destination is asked about: the sources of mounts, as they are and as configured."""
-    paths = [mount.host_path for mount in externals(container) if mount.host_path]
-    return tuple(dict.fromkeys(path for path in [*paths, *_configured(container)] if path.startswith("/")))
+    return tuple(dict.fromkeys([*_restored(container), *_left_out(container)]))
+
+
+def _restored(container: ContainerFacts) -> tuple[str, ...]:
+    """What CRIU binds, and what LXC does at the next start."""
+    paths = [mount.host_path for mount in externals(container) if mount.host_path.startswith("/")]
+    return tuple(dict.fromkeys([*paths, *_configured(container)]))
 
 
 def _configured(container: ContainerFacts) -> list[str]:
-    """What LXC binds when it starts the container, and must find."""
+    """What LXC mounts when it starts the container, and must find."""
     return [entry.source for entry in container.config.mounts
-            if entry.bind and "optional" not in entry.options and entry.source.startswith("/")]
+            if "optional" not in entry.options and (_binds(entry) or _is_disk(entry))]
+
+
+def _left_out(container: ContainerFacts) -> list[str]:
+    """What LXC has bound, and leaves out without a word where it is not there."""
+    mounted = {mount.target for mount in container.mounts}
+    return [entry.source for entry in container.config.mounts
+            if "optional" in entry.options and _binds(entry) and not entry.source.startswith(SYSTEM)
+            and _target(entry) in mounted]
+
+
+def _binds(entry: MountEntry) -> bool:
+    return entry.bind and entry.source.startswith("/")
+
+
+def _is_disk(entry: MountEntry) -> bool:
+    """Whether it mounts a disk, or what may be one: a source that is a path, of no type that goes without one."""
+    path = entry.source.startswith("/") and not entry.source.startswith("//")  # that would be another host's
+    sourceless = entry.type in SOURCELESS or entry.type == "none" or entry.source == "/dev/fuse"
+    return not entry.bind and (entry.type in ON_DISKS or (path and not sourceless))
+
+
+def _target(entry: MountEntry) -> str:
+    return "/" + entry.target.strip("/")
 
 
 def supported(case: Case) -> Iterator[Finding]:
@@ -72,13 +105,36 @@ def nested(case: Case) -> Iterator[Finding]:
 
 
 def sources(case: Case) -> Iterator[Finding]:
-    there = case.destination
-    for path in needed_paths(case.container) if case.options.memory else _configured(case.container):
+    there, needed = case.destination, _restored(case.container)
+    if not case.options.memory:
+        needed = (*_configured(case.container), *_left_out(case.container))
+    for path in needed:
         if _terminal(path):
             continue
         if there and path not in there.present and answered(path, there):
-            yield MISSING.found(f"{there.name} has no {path}, which {case.container.name} binds from its host.",
-                                f"Make it on {there.name}, or remove its lxc.mount.entry and unmount it.")
+            left_out = not case.options.memory and path not in _configured(case.container)
+            yield MISSING.found(
+                f"{there.name} has no {path}, which {case.container.name} mounts from its host"
+                f"{' and would be started without' if left_out else ''}.",
+                f"Make it on {there.name}, or remove its lxc.mount.entry and unmount it.",
+                severity=WARNING if left_out else None)
+
+
+def disks(case: Case) -> Iterator[Finding]:
+    name, here = case.container.name, case.source.name
+    shared = f"-- or, if the destination has the very same disk under that name: --ignore {DISK.name}"
+    entries = {_target(entry): entry for entry in case.container.config.mounts if _is_disk(entry)}
+    for target, entry in entries.items():
+        yield DISK.found(
+            f"{entry.source} of {here}, which {name} mounts at {target}, does not move along.",
+            "Copy what is on it into the container's root file system, and take its lxc.mount.entry out of "
+            f"{case.config_file} {shared}")
+    for mount in case.container.mounts:
+        if mount.disk and mount.kind in ("unsupported", "unreachable") and mount.target not in entries:
+            yield DISK.found(
+                f"{mount.disk} of {here}, mounted in {name} at {mount.target}, does not move along.",
+                "Copy what is on it into the container's root file system, and unmount it in the container: "
+                f"umount {shlex.quote(mount.target)} {shared}")
 
 
 def bound(case: Case) -> Iterator[Finding]:
@@ -100,4 +156,4 @@ def _terminal(path: str) -> bool:
     return path.startswith("/dev/pts/") or path == "/dev/console"
 
 
-CHECKS: tuple[Check, ...] = (supported, nested, sources, bound)
+CHECKS: tuple[Check, ...] = (supported, nested, sources, disks, bound)

@@ -26,6 +26,13 @@ OF_EVERY_HOST = frozenset({
 })
 # What CRIU would make anew of paths of the host's.
 OF_PATHS = frozenset({"aufs", "overlay", "simfs"})
+# On a disk, though the kernel gives them no number of one (they may have several).
+ON_DISKS = frozenset({"bcachefs", "btrfs", "zfs"})
+# What takes the name of a source and has none, or one on another machine.
+SOURCELESS = SUPPORTED | OF_EVERY_HOST | OF_PATHS | frozenset({
+    "9p", "bpf", "ceph", "cifs", "configfs", "efivarfs", "nfs", "nfs4", "nfsd", "nsfs", "ramfs", "rpc_pipefs", "smb3",
+    "virtiofs",
+})
 # What answers without a server, another host or a process, that may be gone. (An overlay is taken for one of these,
 # whatever it lies over.)
 SERVERLESS = OF_EVERY_HOST | frozenset({
@@ -58,6 +65,7 @@ class Mount:
     kind: str  # "root", "own", "external" (bound from the host), "unsupported", "unreachable", "deleted"
     host_path: str = ""  # of an external one: where the host has it, and where the destination must have it
     read_only: bool = False
+    disk: str = ""  # the device that its file system is on, if any; as the container may have written it
 
 
 def parse_mountinfo(text: str) -> list[MountLine]:
@@ -111,7 +119,8 @@ def _classify(line: MountLine, root: MountLine | None, outside: list[MountLine],
         kind = "own" if line.type in SUPPORTED else "unsupported"
     else:
         kind = "own" if line.device in whole else "unreachable"
-    return Mount(line.target, line.type, kind, read_only=read_only)
+    on_disk = not line.device.startswith("0:") or line.type in ON_DISKS
+    return Mount(line.target, line.type, kind, read_only=read_only, disk=line.source if on_disk else "")
 
 
 def _host_path(line: MountLine, outside: Iterable[MountLine]) -> str:

@@ -71,6 +71,16 @@ def test_mounts() -> None:
     assert mounts[4].read_only and not mounts[5].read_only
 
 
+def test_on_which_disk_a_mount_is_the_kernel_says() -> None:
+    """The source of a mount is the word of who has mounted it."""
+    inside = parse_mountinfo("1 0 0:9 / / rw - btrfs x rw\n2 1 253:5 / /srv rw - ext4 /dev/mapper/a\\040b rw\n"
+                             "3 1 0:50 / /t rw - nfs4 /dev/sda rw\n4 1 0:51 / /b rw - btrfs /dev/sdb rw\n"
+                             "5 1 8:1 /sub /x rw - xfs /dev/sda1 rw")
+    assert [(mount.kind, mount.disk) for mount in classify(inside, [])] == [
+        ("root", ""), ("unsupported", "/dev/mapper/a b"), ("unsupported", ""), ("unsupported", "/dev/sdb"),
+        ("unreachable", "/dev/sda1")]
+
+
 def test_a_configured_bind_mount_is_external_whatever_it_is() -> None:
     inside = parse_mountinfo("1 0 0:9 / / rw - btrfs x rw\n2 1 0:8 /x /etc2 rw - overlay o rw")
     assert [mount.kind for mount in classify(inside, [], ["etc2"])] == ["root", "external"]

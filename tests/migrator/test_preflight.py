@@ -51,6 +51,9 @@ WEAKER = dataclasses.replace(CPU, capability=(*CPU.capability[:9], 0xFFFFFFFF & 
 BIND = (MountEntry("/srv/data", "srv/data", "none", ("bind", "create=dir")),)
 WARY = {"hooks_fix": "migrator peer allow here receive --accept-hooks"}  # takes nothing that reaches out
 BOUND = (ROOT, Mount("/srv/data", "btrfs", "external", "/srv/data"))
+OPTIONAL = (dataclasses.replace(BIND[0], options=("bind", "optional")),)
+DISK = (MountEntry("/dev/vg0/webdata", "srv/data", "ext4", ("defaults", "create=dir")),)
+ON_DISK = (ROOT, Mount("/srv/data", "ext4", "unsupported", disk="/dev/mapper/vg0-webdata"))
 
 
 NFT = {"criu.features": (NFTABLES_LOCK,)}
@@ -266,6 +269,15 @@ FOUND: list[tuple[str, Severity, Change, str]] = [
      "/var/lib/a b is a file system of the type overlay"),
     ("mount-unreachable", ERROR, Change(container={"mounts": (ROOT, Mount("/m", "ext4", "unreachable"))}), "/m"),
     ("mount-source-missing", ERROR, Change(container={"mounts": BOUND}), "no /srv/data"),
+    ("disk-stays-behind", ERROR, Change(container={"config.mounts": DISK, "mounts": ON_DISK}),
+     "/dev/vg0/webdata of here, which c1 mounts at /srv/data,"),
+    ("disk-stays-behind", ERROR, Change(container={"mounts": ON_DISK}, alone=True),
+     "/dev/mapper/vg0-webdata of here, mounted in c1 at /srv/data,"),
+    ("disk-stays-behind", ERROR, Change(container={"mounts": ON_DISK}), "umount /srv/data -- or"),
+    ("disk-stays-behind", ERROR, Change(container={"config.mounts": DISK}, destination={
+        "present": {"/dev/vg0/webdata": "device"}}), "--ignore disk-stays-behind"),
+    ("disk-stays-behind", ERROR, Change(container={"config.mounts": (
+        MountEntry("tank/web", "srv/data", "zfs", ("optional",)),)}), "tank/web of here"),
     ("bind-mount", WARNING, Change(container={"mounts": BOUND}, destination={"present": {"/srv/data": "folder"}}),
      "not moved along"),
     ("terminal-mounted", ERROR, Change(container={"mounts": (
@@ -346,6 +358,10 @@ STARTED: list[tuple[str, Severity | None, Change]] = [
     ("cgroup-controller-missing", ERROR, Change(container={"config.cgroup": (("lxc.cgroup2.io.max", "1"),)})),
     ("mount-source-missing", None, Change(container={"mounts": BOUND})),
     ("mount-source-missing", ERROR, Change(container={"mounts": BOUND, "config.mounts": BIND})),
+    ("mount-source-missing", ERROR, Change(container={"config.mounts": DISK})),
+    ("mount-source-missing", WARNING, Change(container={"mounts": BOUND, "config.mounts": OPTIONAL})),
+    ("disk-stays-behind", ERROR, Change(container={"config.mounts": DISK, "mounts": ON_DISK})),
+    ("disk-stays-behind", ERROR, Change(container={"mounts": ON_DISK})),
 ]
 
 # What is close to a finding and is none.
@@ -419,6 +435,14 @@ NOT_FOUND: list[tuple[str, Change]] = [
     ("mount-source-missing", Change(container={"mounts": BOUND}, destination={"present": {"/srv/data": "folder"}})),
     ("mount-source-missing", Change(container={"config.mounts": (
         MountEntry("/x", "x", "none", ("bind", "optional")), MountEntry("tmpfs", "y", "tmpfs"))})),
+    ("mount-source-missing", Change(options={"memory": False}, container={"config.mounts": (
+        MountEntry("/sys/firmware", "sys/firmware", "none", ("bind", "optional")),
+        MountEntry("/x", "x", "none", ("bind", "optional")), MountEntry("//nas/x", "y", "cifs")),
+        "mounts": (ROOT, Mount("/sys/firmware", "efivarfs", "external", "/sys/firmware"))})),
+    ("disk-stays-behind", Change(container={"config.mounts": (
+        MountEntry("/proc", "proc", "proc"), MountEntry("//nas/x", "y", "cifs"), MountEntry("nas:/x", "z", "nfs"),
+        MountEntry("/dev/fuse", "f", "fuse"), MountEntry("/", "/", "none", ("rslave",)), *BIND)})),
+    ("disk-stays-behind", Change(container={"mounts": (ROOT, Mount("/m", "nfs4", "unsupported"), *BOUND[1:])})),
     ("bind-mount", Change(container={"mounts": (ROOT, Mount("/dev/null", "devtmpfs", "external", "/dev/null"))})),
     # Without AppArmor on either side nothing is confined, whatever the configuration says.
     ("apparmor-missing", Change(container={"config.apparmor": "generated"})),
@@ -525,6 +549,12 @@ def test_query_asks_for_what_the_container_needs() -> None:
     query = preflight.query(container, "/pool")
     assert query.paths == ("/srv/data", "/bin/x", "/bin/up", "/etc/s", "/dev/kvm", "/etc/lxc/d/")
     assert query.includes == tuple(include.path for include in INCLUDES)
+
+
+def test_query_asks_for_disks_and_for_what_is_optional() -> None:
+    container = change(CONTAINER, {"config.mounts": (*DISK, MountEntry("/opt/x", "srv/data", "none",
+                                                                       ("rbind", "optional"))), "mounts": BOUND})
+    assert preflight.query(container, "/pool").paths == ("/srv/data", "/dev/vg0/webdata", "/opt/x")
 
 
 

@@ -18,12 +18,15 @@ from migrator import advice, aftermath, cli, container_config, holder, log, lxc,
 from migrator.holder import Holder
 from migrator.journal import Journal
 from migrator.log import Level
+from migrator.preflight import checks as preflight
 from migrator.preflight import checks_network, checks_place, container_facts, host_facts, record
-from migrator.preflight.findings import Finding, Severity
+from migrator.preflight.case import PlanOptions
+from migrator.preflight.findings import Finding, Severity, Verdict, verdict
 from migrator.preflight.host_facts import Other
+from migrator.preflight.mount_facts import Mount
 from migrator.states import Event
 from stages import check
-from tests.migrator.made_up import CONTAINER, DESTINATION, SOURCE, change
+from tests.migrator.made_up import CONTAINER, DESTINATION, ROOT, SOURCE, change
 from tests.stages.test_heal import dumping, journal, owned  # noqa: F401 -- a fixture
 
 FOUND = [Finding("a", Severity.ERROR, "One.", "Cure it."), Finding("b", Severity.WARNING, "Two.", ""),
@@ -42,6 +45,16 @@ def test_quiet_says_errors_and_warnings_alone(monkeypatch: pytest.MonkeyPatch, l
 def test_quiet_says_nothing_where_all_is_well(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log, "level", Level.QUIET)
     assert check.shown(FOUND[2:], "It is ready.") == ""
+
+
+def test_without_its_memory_is_no_way_where_a_disk_would_stay_behind() -> None:
+    options = PlanOptions()
+    for disk, advised in (("", Verdict.READY), ("/dev/vg0/webdata", None)):
+        facts = change(CONTAINER, {"mounts": (ROOT, Mount("/srv", "ext4", "unsupported", disk=disk))})
+        look = check.Look(SOURCE, DESTINATION, facts, options, preflight.find(SOURCE, DESTINATION, facts, options))
+        assert verdict(look.findings) is Verdict.BLOCKED
+        assert look.instead([]) is advised
+        assert look.instead(["disk-stays-behind"]) in (Verdict.READY, Verdict.WARNINGS)
 
 
 class There:
