@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from migrator import names
+from migrator.errors import CommandFailed
 from migrator.preflight.config_facts import Net
 from migrator.run import run
 
@@ -169,10 +170,26 @@ def _wait_gone(name: str) -> None:
 
 
 def route(veths: Sequence[Veth]) -> None:
-    """Add the host's routes to what lies behind a container that runs now; raises CommandFailed."""
+    """Add the host's routes to what lies behind a container that runs now; safe to repeat.
+
+    One that the host has already to the same place, by another way, is left as it is: it would be gone for good. Raises
+    CommandFailed, once all others are added.
+    """
+    failures = []
     for veth in veths:
         for route in veth.routes:
-            run(["ip", "route", "replace", route, "dev", veth.outside])
+            try:
+                run(["ip", "route", "add", route, "dev", veth.outside])
+            except CommandFailed as error:
+                if not _has_route(route, veth.outside):
+                    failures.append(error)
+    if failures:
+        raise failures[0]
+
+
+def _has_route(route: str, interface: str) -> bool:
+    family = "-6" if ":" in route else "-4"
+    return bool(run(["ip", family, "route", "show", "exact", route, "dev", interface], check=False).stdout)
 
 
 def remove(migration: str) -> None:

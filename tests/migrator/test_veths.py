@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from migrator import criu, veths
-from migrator.errors import InvalidName
+from migrator.errors import CommandFailed, InvalidName
 from migrator.preflight import config_facts
+from migrator.run import Completed
 from migrator.veths import Veth
 
 CONFIG = """
@@ -123,6 +124,40 @@ def test_the_command_of_a_network() -> None:
     assert commands(text, {}, "1") == [shlex.join([
         "env", "LXC_HOOK_TYPE=up", "LXC_HOOK_SECTION=net", "LXC_NET_TYPE=veth", "LXC_NET_PEER=c1-0",
         "LXC_NET_PARENT=br0", "sh", "-c", "exec /bin/up 'a b' veth br0 c1-0"])]
+
+
+HOSTS_OWN = {"192.0.2.0/24": "192.0.2.0/24 via 10.0.3.9 dev eth0 proto static", "2001:db8::/64": ""}
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_route_of_the_host_itself_stays(monkeypatch: pytest.MonkeyPatch, again: bool) -> None:
+    """The others are added all the same, and one that is the container's already is no failure."""
+    table = {**HOSTS_OWN, "2001:db8::/64": "2001:db8::/64 dev c1-0 metric 1024 pref medium" if again else ""}
+    routes = (*table, "198.51.100.0/24")
+
+    def run(argv: list[str], *, check: bool = True) -> Completed:
+        """ip(8) of iproute2 6.15: `show` leaves the device out where it was given."""
+        match argv:
+            case ["ip", "route", "add", route, "dev", device]:
+                if table.get(route):
+                    raise CommandFailed(command=shlex.join(argv), outcome="exit status 2",
+                                        output="RTNETLINK answers: File exists")
+                table[route] = f"{route} dev {device} scope link"
+                out = ""
+            case ["ip", "-4" | "-6", "route", "show", "exact", route, "dev", device]:
+                assert not check
+                told = table[route]
+                out = f"{told.replace(f' dev {device}', '')}\n" if f" dev {device} " in told else ""
+            case _:
+                pytest.fail(shlex.join(argv))
+        return Completed(tuple(argv), 0, out.encode(), b"", 0.0)
+
+    monkeypatch.setattr(veths, "run", run)
+    with pytest.raises(CommandFailed, match=r"192\.0\.2\.0/24 dev c1-0"):
+        veths.route([Veth(0, "eth0", "", "c1-0", "br0", 0, routes)])
+    assert table["192.0.2.0/24"] == HOSTS_OWN["192.0.2.0/24"]
+    assert all(" dev c1-0 " in table[route] for route in routes[1:])
+    veths.route([Veth(0, "eth0", "", "c1-0", "br0", 0, routes[1:])])
 
 
 NO_NAMES = ("/srv/x", "..", "../../x")

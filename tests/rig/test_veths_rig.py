@@ -12,6 +12,7 @@ from tests.rig.held import instead_of
 from tests.rig.test_failures import RUNS_AGAIN, failed
 
 NET = "192.0.2.0/24"
+TAKEN = "198.51.100.0/24"  # hostb has a route of its own to it
 TO_B = ("-d", DESTINATION)
 UP = '#!/bin/sh\necho "$* $(readlink /sys/class/net/$6/master)" >>/run/up.told\n'
 
@@ -24,7 +25,9 @@ def route(rig: Rig, host: str) -> list[str]:
 
 def test_routes(rig: Rig, clean_hosts: CleanHosts) -> None:
     clean_hosts.allow("snapshot")
-    rig.guest("hosta", "c1", "tick", ip="10.0.3.134", config=[f"lxc.net.0.veth.ipv4.route = {NET}"])
+    rig.sh("hostb", f"ip route add {TAKEN} dev lxcbr0 proto static")
+    rig.guest("hosta", "c1", "tick", ip="10.0.3.134",
+              config=[f"lxc.net.0.veth.ipv4.route = {net}" for net in (TAKEN, NET)])
     begun, before = rig.probe("hosta", "c1")["start"], route(rig, "hosta")
     assert before
     rig.migrator("hosta", "prepare-data", "c1", *TO_B).expect(0)
@@ -35,6 +38,8 @@ def test_routes(rig: Rig, clean_hosts: CleanHosts) -> None:
     rig.migrator("hosta", "migrate", "c1", *TO_B).expect(0)
     (there,) = route(rig, "hostb")
     assert rig.sh("hostb", f"readlink /sys/class/net/{there}/master").strip().endswith("/lxcbr0")
+    assert rig.sh("hostb", f"ip route show {TAKEN}").split()[1:3] == ["dev", "lxcbr0"]
+    rig.sh("hostb", f"ip route delete {TAKEN} dev lxcbr0")
     assert route(rig, "hosta") == []
     found = rig.probe("hostb", "c1")
     assert found["intact"] and found["start"] == begun
