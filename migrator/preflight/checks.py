@@ -18,6 +18,7 @@ from migrator.preflight import (
     checks_mounts,
     checks_network,
     checks_place,
+    checks_routing,
     checks_software,
     checks_tasks,
 )
@@ -43,8 +44,8 @@ __all__ = [
 ]
 
 CHECKS = (
-    *checks_software.CHECKS, *checks_place.CHECKS, *checks_network.CHECKS, *checks_tasks.CHECKS,
-    *checks_mounts.CHECKS, *checks_config.CHECKS, *checks_apparmor.CHECKS,
+    *checks_software.CHECKS, *checks_place.CHECKS, *checks_network.CHECKS, *checks_routing.CHECKS,
+    *checks_tasks.CHECKS, *checks_mounts.CHECKS, *checks_config.CHECKS, *checks_apparmor.CHECKS,
 )
 
 

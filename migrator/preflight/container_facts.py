@@ -2,7 +2,7 @@
 """The facts about a running container that decide whether, and how, it can be moved. Gathered on the source.
 
 `quick` facts take some hundredths of a second and are gathered again right before the freeze; `full` ones add what
-needs a walk through the root file system.
+needs a walk through the root file system, and what only warns of what a restore leaves out.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from migrator.preflight import apparmor_facts, config_facts, mount_facts, net_fa
 from migrator.preflight.apparmor_facts import AppArmor
 from migrator.preflight.config_facts import Config
 from migrator.preflight.mount_facts import Mount, parse_mountinfo
-from migrator.preflight.net_facts import Interface
+from migrator.preflight.net_facts import Interface, Unsaved
 from migrator.preflight.proc import link, read_text
 from migrator.preflight.task_facts import Tasks
 
@@ -57,6 +57,7 @@ class ContainerFacts:
     tasks: Tasks = dataclasses.field(default_factory=Tasks)
     mounts: tuple[Mount, ...] = ()
     interfaces: tuple[Interface, ...] = ()
+    unsaved: Unsaved = dataclasses.field(default_factory=Unsaved)  # of its network; only where all is looked at
     apparmor: AppArmor = dataclasses.field(default_factory=AppArmor)
     reaches: tuple[str, ...] = ()  # lines of its configuration that reach out of it, wherever it is
     included: tuple[str, ...] = ()  # what its configuration includes of the host's own files
@@ -80,6 +81,8 @@ def gather(container: Container, *, full: bool = True) -> ContainerFacts:
     if state in ("RUNNING", "FROZEN"):
         facts = dataclasses.replace(_running(facts, container.init_pid, container.cgroup),
                                     ephemeral=container.is_ephemeral)
+        if full:
+            facts = dataclasses.replace(facts, unsaved=net_facts.unsaved(facts.init_pid))
     log.debug(f"facts about {container.name}: {(time.monotonic() - begun) * 1000:.0f} ms")
     return facts
 

@@ -7,7 +7,12 @@
 from __future__ import annotations
 
 import dataclasses
+import ipaddress
 import json
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from migrator import log
@@ -16,6 +21,20 @@ from migrator.run import run
 
 LIMIT = 10.0  # seconds
 LOCAL_SCOPES = ("host", "link")  # addresses that every host may have
+ENTRIES_MAX = 100  # of each kind in `Unsaved`
+GROUPS_READ = 1 << 20  # bytes
+TABLES = ("local", "main", "default")  # that every network namespace has rules for
+IPV6_RULES = ((0, "local"), (32766, "main"))  # those
+# What the kernel joins by itself; a router the second line, too, and a bridge the third.
+GROUPS = frozenset(map(ipaddress.ip_address, (
+    "224.0.0.1", "ff01::1", "ff02::1",
+    "ff01::2", "ff02::2", "ff05::2",
+    "224.0.0.106", "ff02::6a",
+)))
+SOLICITED = ipaddress.ip_network("ff02::1:ff00:0/104")  # one for each IPv6 address
+_IGMP_DEVICE = re.compile(r"[0-9]+\t([^\t :]+) *:")
+_IGMP_GROUP = re.compile(r"\t+([0-9A-F]{8}) ")
+_IGMP6 = re.compile(r"[0-9]+ +([^ ]+) +([0-9a-f]{32}) ")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +59,16 @@ class Neighbour:
     reachable: bool = True  # it has answered lately
 
 
+@dataclasses.dataclass(frozen=True)
+class Unsaved:
+    """What CRIU does not save of a network namespace, in words."""
+
+    groups: tuple[str, ...] = ()  # multicast groups that are listened to
+    tables: tuple[str, ...] = ()  # of routes, to which rules for IPv4 lead
+    rules: tuple[str, ...] = ()  # for IPv6
+    queues: tuple[str, ...] = ()  # queueing disciplines (tc(8))
+
+
 def interfaces(pid: int | None = None) -> tuple[Interface, ...]:
     """The interfaces of this host, or of the network namespace of process `pid`."""
     return parse_interfaces(_ask(["-d", "address", "show"], pid))
@@ -50,10 +79,29 @@ def neighbours() -> tuple[Neighbour, ...]:
     return parse_neighbours(_ask(["neighbour", "show"], None))
 
 
-def _ask(words: list[str], pid: int | None) -> Any:
+def unsaved(pid: int) -> Unsaved:
+    """Of the network namespace of process `pid`."""
+    return Unsaved(
+        groups=parse_groups(_read(f"/proc/{pid}/net/igmp"), _read(f"/proc/{pid}/net/igmp6")),
+        tables=parse_tables(_ask(["-4", "rule", "show"], pid)),
+        rules=parse_ipv6_rules(_ask(["-6", "rule", "show"], pid)),
+        queues=parse_queues(_ask(["qdisc", "show"], pid, "tc")),
+    )
+
+
+def _read(path: str) -> str:
+    """What can be read of a file that may be of any length."""
+    try:
+        with Path(path).open("rb") as file:
+            return file.read(GROUPS_READ).decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def _ask(words: list[str], pid: int | None, program: str = "ip") -> Any:
     enter = ["nsenter", "--target", str(pid), "--net"] if pid else []
     try:
-        return json.loads(run([*enter, "ip", "-j", *words], limit=LIMIT).stdout or b"[]")
+        return json.loads(run([*enter, program, "-j", *words], limit=LIMIT).stdout or b"[]")
     except (CommandFailed, CommandTimeout, ProgramMissing, ValueError) as error:
         log.debug(f"no facts about interfaces: {error}")
         return []
@@ -95,6 +143,52 @@ def parse_neighbours(data: Any) -> tuple[Neighbour, ...]:
 def _reachable(entry: dict[str, Any]) -> bool:
     state = entry.get("state")
     return isinstance(state, list) and bool({"REACHABLE", "DELAY", "PROBE", "PERMANENT"} & set(map(str, state)))
+
+
+def parse_groups(igmp: str, igmp6: str) -> tuple[str, ...]:
+    """From /proc/PID/net/igmp and igmp6: the groups that somebody has joined, without those on the loopback alone.
+
+    Their lines are split as the kernel writes them: an interface's name may have what is a space to others.
+    """
+    found: list[tuple[str, str]] = []
+    device = ""
+    for line in igmp.split("\n"):
+        if named := _IGMP_DEVICE.match(line):
+            device = named[1]
+        elif group := _IGMP_GROUP.match(line):  # in the order of bytes that the address has in memory
+            found.append((device, str(ipaddress.IPv4Address(int(group[1], 16).to_bytes(4, sys.byteorder)))))
+    for line in igmp6.split("\n"):
+        if both := _IGMP6.match(line):
+            found.append((both[1], str(ipaddress.IPv6Address(int(both[2], 16)))))
+    return _some(f"{address} on {device}" for device, address in found
+                 if device != "lo" and not _of_the_kernel(ipaddress.ip_address(address)))
+
+
+def _of_the_kernel(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    return address in GROUPS or address in SOLICITED
+
+
+def parse_tables(data: Any) -> tuple[str, ...]:
+    """From `ip -j -4 rule show`."""
+    return _some(str(entry["table"]) for entry in _objects(data) if entry.get("table", "main") not in TABLES)
+
+
+def parse_ipv6_rules(data: Any) -> tuple[str, ...]:
+    """From `ip -j -6 rule show`."""
+    return _some(f"{entry.get('priority')} (table {entry.get('table')})" if "table" in entry
+                 else str(entry.get("priority")) for entry in _objects(data)
+                 if entry.get("src") != "all" or entry.keys() > {"priority", "src", "table"}
+                 or (entry.get("priority"), entry.get("table")) not in IPV6_RULES)
+
+
+def parse_queues(data: Any) -> tuple[str, ...]:
+    """From `tc -j qdisc show`; those that the kernel gives an interface by itself have no handle."""
+    return _some(f"{entry.get('kind')} of {entry.get('dev')}" for entry in _objects(data)
+                 if entry.get("handle", "0:") != "0:")
+
+
+def _some(words: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(word[:200] for word in words))[:ENTRIES_MAX]
 
 
 def _objects(data: Any) -> list[dict[str, Any]]:

@@ -3,18 +3,30 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
 from migrator.preflight import criu_facts, host_facts, record
 from migrator.preflight.config_facts import IdMap
 from migrator.preflight.criu_facts import CriuFacts
 from migrator.preflight.host_facts import HostFacts, Query, version_tuple
-from migrator.preflight.net_facts import Interface, Neighbour, parse_interfaces, parse_neighbours
+from migrator.preflight.net_facts import (
+    Interface,
+    Neighbour,
+    parse_groups,
+    parse_interfaces,
+    parse_ipv6_rules,
+    parse_neighbours,
+    parse_queues,
+    parse_tables,
+)
 from tests.migrator.made_up import JSON
 
 
@@ -42,8 +54,58 @@ def test_neighbours() -> None:
     assert parse_neighbours(data)[0].reachable
 
 
+IGMP = """Idx\tDevice    : Count Querier\tGroup    Users Timer\tReporter
+1\tlo        :     2      V3
+\t\t\t\t{own} 1 0:00000000\t\t0
+\t\t\t\t{joined} 1 0:00000000\t\t0
+3\tname-of-15-char:     2      V3
+\t\t\t\t{joined}     1 0:00000000\t\t0
+\t\t\t\t{own}     1 0:00000000\t\t0
+"""
+IGMP6 = """1    lo              ff020000000000000000000000000001     1 0000000C 0
+3    e\u2003th          ff0200000000000000000000000000fb     1 00000004 0
+3    e\u2003th          ff0200000000000000000001ffd8f72c     1 00000004 0
+3    e\u2003th          ff020000000000000000000000000002     1 00000004 0
+3    e\u2003th          ff020000000000000000000000000001     1 0000000C 0
+3    e\u2003th          ff010000000000000000000000000001     1 00000008 0
+"""
+
+
+def test_multicast_groups() -> None:
+    def shown(address: str) -> str:
+        return f"{int.from_bytes(ipaddress.IPv4Address(address).packed, sys.byteorder):08X}"
+
+    igmp = IGMP.format(own=shown("224.0.0.1"), joined=shown("239.1.2.3"))
+    assert parse_groups(igmp, IGMP6) == ("239.1.2.3 on name-of-15-char", "ff02::fb on e\u2003th")
+    many = "".join(f"3    eth0            ff02{number:028x}     1 00000004 0\n" for number in range(256, 5000))
+    assert len(parse_groups("", many)) == 100
+
+
+@given(st.text())
+def test_any_groups(text: str) -> None:
+    parse_groups(text, text)
+
+
+def test_routing_that_is_not_saved() -> None:
+    default = {"priority": 32766, "src": "all", "table": "main"}
+    ipv4 = [{"priority": 0, "src": "all", "table": "local"}, {"priority": 5, "src": "10.0.0.9", "table": "100"},
+            {"priority": 6, "src": "10.0.0.8", "table": "100"}, {"priority": 7, "src": "all", "action": "blackhole"},
+            {"priority": 8, "src": "all", "fwmark": "0x9", "table": "main"}, default]
+    assert parse_tables(ipv4) == ("100",)
+    assert parse_ipv6_rules([ipv4[0], default]) == ()
+    ipv6 = [ipv4[0], *ipv4[3:], {"priority": 9, "src": "2001:db8::", "srclen": 64, "table": "200"}]
+    assert parse_ipv6_rules(ipv6) == ("7", "8 (table main)", "9 (table 200)")
+    assert parse_queues([
+        {"kind": "noqueue", "handle": "0:", "dev": "lo", "root": True}, {"kind": "mq", "handle": "0:", "dev": "t0"},
+        {"kind": "clsact", "handle": "ffff:", "dev": "eth0", "parent": "ffff:fff1"},
+        {"kind": "tbf", "handle": "801c:", "dev": "eth0", "root": True}]) == ("clsact of eth0", "tbf of eth0")
+
+
 @given(JSON)
 def test_any_json_of_ip(data: Any) -> None:
+    for parse in (parse_tables, parse_ipv6_rules, parse_queues):
+        parse(data)
+        parse([data, {"table": data, "src": data, "priority": data, "handle": data, "kind": data, "dev": data}])
     parse_interfaces(data)
     parse_interfaces([data, {"ifname": "x", "linkinfo": data, "addr_info": data, "flags": data, "mtu": data}])
     parse_neighbours(data)

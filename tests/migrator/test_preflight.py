@@ -225,6 +225,11 @@ FOUND: list[tuple[str, Severity, Change, str]] = [
     ("veth-pair-taken", ERROR, Change(container={"config.nets": net(pair="lo")}), "interface lo"),
     ("interface-kind", ERROR, Change(container={"interfaces": (LO, ETH0, Interface("d0", "dummy"))}), "kind dummy"),
     ("address-not-configured", INFO, Change(container={"config.nets": net(addresses=())}), "10.0.3.50 on eth0"),
+    ("multicast-groups", WARNING, Change(container={"unsaved.groups": ("239.1.2.3 on eth0",)}, alone=True),
+     "listens to 239.1.2.3 on eth0, and"),
+    ("routing-not-saved", WARNING, Change(container={"unsaved.tables": ("100",), "unsaved.rules": ("5 (table 7)",),
+                                                     "unsaved.queues": ("tbf of eth0",)}, alone=True),
+     "the routes of the table 100, the IPv6 rule 5 (table 7), the qdisc tbf of eth0 after"),
     ("rootfs-replaced", ERROR, Change(container={"rootfs.replaced": True}, alone=True), "/proc/4711/mountinfo"),
     # tasks
     ("attached-task", ERROR, task("attached"), "kill 4712"),

@@ -225,6 +225,17 @@ def test_interface_that_cannot_be_dumped(guest: Rig) -> None:
     guest.sh("hosta", f"{net} delete x0")
 
 
+def test_network_state_that_criu_leaves_out(guest: Rig) -> None:
+    """A group is joined for an address, as the kernel does that with a socket of its own (`autojoin`)."""
+    assert not {"multicast-groups", "routing-not-saved"} & found(check(guest)).keys()
+    ip = f"nsenter -t $(lxc-info -P {POOL} -n {NAME} -pH) -n ip"
+    guest.sh("hosta", f"{ip} address add 239.1.2.3/32 dev eth0 autojoin; {ip} rule add iif eth0 lookup 100")
+    outcome = check(guest)
+    guest.sh("hosta", f"{ip} address delete 239.1.2.3/32 dev eth0; {ip} rule delete iif eth0 lookup 100")
+    assert found(outcome)["multicast-groups"] == found(outcome)["routing-not-saved"] == "warning"
+    assert facts(outcome)["unsaved"] == {"groups": ["239.1.2.3 on eth0"], "tables": ["100"], "rules": [], "queues": []}
+
+
 def test_file_system_that_cannot_be_dumped(guest: Rig) -> None:
     attach(guest, "mount", "-t", "ramfs", "none", "/mnt")
     assert found(check(guest))["mount-unsupported"] == "error"
