@@ -138,16 +138,18 @@ def disks(case: Case) -> Iterator[Finding]:
 
 
 def bound(case: Case) -> Iterator[Finding]:
+    configured = {_target(entry): entry.source for entry in case.container.config.mounts if _binds(entry)}
     for mount in externals(case.container):
-        if _terminal(mount.host_path):
+        path = mount.host_path or configured.get(mount.target, "")  # the host may have it no longer
+        if _terminal(path):
             if not is_lxcs(mount.target):
                 yield TERMINAL.found(
-                    f"{mount.target} in {case.container.name} is the terminal {mount.host_path} of the host.",
+                    f"{mount.target} in {case.container.name} is the terminal {path} of the host.",
                     f"Unmount it in the container: umount {shlex.quote(mount.target)}",
                 )
-        elif mount.host_path and not mount.host_path.startswith(SYSTEM):
+        elif path and not path.startswith(SYSTEM):
             yield BOUND.found(
-                f"{mount.target} in {case.container.name} is {mount.host_path} of the host and is not moved along.",
+                f"{mount.target} in {case.container.name} is {path} of the host and is not moved along.",
                 "See that the destination has the same files there, or copy them into the container.",
             )
 

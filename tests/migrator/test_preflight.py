@@ -285,6 +285,9 @@ FOUND: list[tuple[str, Severity, Change, str]] = [
         MountEntry("tank/web", "srv/data", "zfs", ("optional",)),)}), "tank/web of here"),
     ("bind-mount", WARNING, Change(container={"mounts": BOUND}, destination={"present": {"/srv/data": "folder"}}),
      "not moved along"),
+    ("bind-mount", WARNING, Change(container={
+        "mounts": (ROOT, Mount("/srv/data", "btrfs", "external")), "config.mounts": OPTIONAL}),
+     "is /srv/data of the host"),
     ("terminal-mounted", ERROR, Change(container={"mounts": (
         ROOT, Mount("/srv/line", "devpts", "external", "/dev/pts/4"))}, alone=True), "umount /srv/line"),
     # settings
