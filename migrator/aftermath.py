@@ -20,6 +20,7 @@ from migrator import (
     lxc,
     lxc_disk,
     no_memory,
+    older_journal,
     remains,
     second_start,
     standing,
@@ -27,7 +28,7 @@ from migrator import (
 from migrator.errors import ContainerNotFound, DiskAway, MigratorError, StoppedThere
 from migrator.journal import Migration
 from migrator.layout import Layout
-from migrator.states import FROZEN, Role, State
+from migrator.states import FROZEN, Role, State, next_stage
 
 
 def memory_is_here(migration: Migration) -> bool:
@@ -207,6 +208,8 @@ def _on_source(migration: Migration) -> str:
                 f" type there, before anything else: migrator resume {migration.other_name}")
     if migration.state is State.FINISHED:
         return in_use_note(migration)
+    if older := older_journal.note(migration):
+        return older
     if migration.state not in FROZEN or migration.state is State.FINISHING:
         return ""
     stands = _past_fence(migration) or _stands(migration)
@@ -295,4 +298,6 @@ def next_command(migration: Migration) -> str:
         return advice.command("resume", migration)
     if _past_fence(migration):
         return advice.command("rollback", migration)
+    if reached := older_journal.reached(migration):
+        return advice.command(next_stage(Role.SOURCE, reached), migration)
     return advice.next_command(migration)

@@ -29,6 +29,7 @@ from migrator import (
     leave,
     log,
     lxc,
+    older_journal,
     spool,
     standing,
 )
@@ -72,6 +73,8 @@ def run(args: argparse.Namespace) -> Result:
         migration = journal.latest(name, lxcpath, Role.SOURCE)
         if migration is None:
             raise NoMigration(name=name, stage=NAME, next=f"migrator prepare-data {name} -d {args.destination}")
+        if not args.dry_run:
+            older_journal.bring_up(migration)
         if migration.state is State.DUMPING and not args.dry_run:
             heal(migration)
         if migration.state is State.PREPARED:

@@ -28,6 +28,7 @@ from migrator import (
     lxc,
     lxc_disk,
     network,
+    older_journal,
     remains,
     standing,
 )
@@ -85,6 +86,7 @@ def run(args: argparse.Namespace) -> Result:
                 {"migration": migration.id, "name": name, "stage": NAME, "already": True, "stopped_there": ""},
                 f"The migration of {name} has already been finished.")
         if not args.dry_run:
+            older_journal.bring_up(migration)
             standing.restore_silence(migration)
         with connected(args, args.destination or migration.peer) as there:
             return carry_out(args, migration, there)
@@ -94,6 +96,8 @@ def carry_out(args: argparse.Namespace, migration: Migration, there: Connection)
     """The stage over a connection that is there."""
     name = migration.name
     state_there = ask_state.state(there, migration)
+    if not args.dry_run:
+        older_journal.bring_up(migration, state_there)
     decision = decide(NAME, offer.settled(migration, state_there), state_there)
     if not args.dry_run:
         offer.settle(migration, state_there)
@@ -191,7 +195,7 @@ def _last_change(migration: Migration) -> dict[str, int]:
 def described(migration: Migration) -> Result:
     """For --dry-run."""
     here = advice.this_host()
-    if not migration.memory:
+    if not migration.memory or "cgroup" not in migration.detail:  # of an older journal
         return cli.dry_run([])
     return cli.dry_run([
         *((here, ["ip", "link", "delete", port["outside"]]) for port in migration.detail["ports"]),

@@ -22,6 +22,7 @@ from migrator import (
     log,
     lxc,
     lxc_disk,
+    older_journal,
     plan,
     standing,
 )
@@ -99,6 +100,7 @@ def _ended(migration: Migration) -> Result:
 
 def _on_source(args: argparse.Namespace, journal: Journal, migration: Migration, *, at_boot: bool) -> Result:
     complete(args, migration)
+    older_journal.bring_up(migration)
 
     def tell() -> str:
         return rollback.tell_over(args, migration)

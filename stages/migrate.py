@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 
-from migrator import cli, log, lxc, standing
+from migrator import cli, log, lxc, older_journal, standing
 from migrator.cli import Result
 from migrator.journal import DEFAULT_PATH, Journal
 from stages import check, dry_run, prepare_data
@@ -84,5 +84,6 @@ def run(args: argparse.Namespace) -> Result:
             return dry_run.run(args, journal, container, migration)
         if migration:
             log.info(f"Going on with migration {migration.id}")
+            older_journal.bring_up(migration)
             standing.restore_silence(migration)
         return Drive(args, journal, container, migration).run()

@@ -27,6 +27,7 @@ from migrator import (
     log,
     network,
     no_memory,
+    older_journal,
     remains,
     second_start,
     thawing,
@@ -90,6 +91,8 @@ def run(args: argparse.Namespace) -> Result:
         if migration is None:
             raise NoMigration(name=name, stage=NAME, next=f"migrator prepare-data {name} -d HOST")
         source = migration
+        if not args.dry_run:
+            older_journal.bring_up(migration)
         decision = decide(NAME, migration.state)
         if decision.verdict is Verdict.ALREADY:
             elsewhere = args.destination not in (None, migration.peer)

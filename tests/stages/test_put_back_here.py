@@ -1,0 +1,317 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The source's root file system was put back from a backup, with its journal; the LXC disk, with the fence, was not."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from migrator import (
+    aftermath,
+    autostart,
+    btrfs,
+    container_config,
+    identity,
+    layout,
+    lxc,
+    no_memory,
+    older_journal,
+    second_start,
+    standing,
+)
+from migrator.btrfs import Subvolume
+from migrator.errors import AlreadyRuns, ForceRefused, HostUnreachable, OutOfOrder, SourceStateUnknown
+from migrator.journal import Journal, Migration
+from migrator.layout import locked
+from migrator.states import Event, Owner, Role, State
+from stages import create_dump, drive, finish, heal, migrate, rollback
+
+ID, UUID = "0badc0de", "11111111-2222-3333-4444-555555555555"
+PAST = {State.PREPARING: 0, State.PREPARED: 1, State.DUMPING: 2, State.OFFERED: 3, State.DUMPED: 4}
+EVENTS = (Event.SENT, Event.FREEZE, Event.OFFER, Event.TAKEN)
+STANDS_STILL = {"init": [4242, 1], "boot": "an earlier one", "cgroup": "/nowhere", "pid": 4242, "ports": [],
+                "rootfs_uuid": UUID}
+
+
+class Container:
+    """As LXC knows it: stopped."""
+
+    state, init_pid = "STOPPED", -1
+
+    def __init__(self, name: str, lxcpath: Path, **_: object) -> None:
+        self.name, self.lxcpath, self.folder = name, lxcpath, lxcpath / name
+        self.config_file, self.rootfs = self.folder / "config", self.folder / "rootfs"
+
+
+class There:
+    """The destination, by its own journal."""
+
+    peer_host = "hostb"
+
+    def __init__(self, state: State | None) -> None:
+        self.state = state
+        self.asked: list[str] = []
+
+    def call_within(self, _: float, op: str, **__: Any) -> dict[str, Any]:
+        self.asked.append(op)
+        if op == "abandon":
+            raise AlreadyRuns(name="web", destination="hostb", next="migrator finish web")
+        return {"state": self.state, "ticket": "t"}
+
+    call = call_within
+
+
+@pytest.fixture
+def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What was started from its disk."""
+    done: list[str] = []
+    monkeypatch.setattr(layout, "RUNTIME", tmp_path / "run")
+    monkeypatch.setattr(lxc, "Container", Container)
+    monkeypatch.setattr(lxc, "told_state", lambda container: container.state)
+    monkeypatch.setattr(second_start, "on_disk", lambda *_, **__: None)
+    monkeypatch.setattr(btrfs, "is_subvolume", Path.is_dir)
+    monkeypatch.setattr(btrfs, "info", lambda path: Subvolume(path, UUID, "", read_only=True, generation=1,
+                                                              parent_uuid=""))
+    monkeypatch.setattr(identity, "changed", lambda _: 0)
+    monkeypatch.setattr(autostart, "under_way", lambda: None)
+    monkeypatch.setattr(no_memory, "start", lambda container, *_, **__: done.append(container.name))
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    for module in (rollback, finish, heal, create_dump):
+        monkeypatch.setattr(module, "DEFAULT_PATH", tmp_path / "journal.db")
+        if hasattr(module, "locked"):
+            monkeypatch.setattr(module, "locked",
+                                lambda name, **fields: locked(name, tmp_path / "run" / "lock", **fields))
+    monkeypatch.setattr(heal, "locked_for", lambda *_: contextlib.nullcontext())
+    return done
+
+
+@pytest.fixture
+def older(tmp_path: Path, started: list[str]) -> Iterator[Callable[..., Migration]]:
+    """A journal as it was in that state, beside a fence as it was written in another."""
+    with Journal(tmp_path / "journal.db") as journal:
+
+        def make(state: State, fenced_in: State, **detail: Any) -> Migration:
+            migration = journal.create(
+                id=ID, role=Role.SOURCE, name="web", lxcpath=tmp_path, peer="root@hostb", event=Event.SEND,
+                destination_host="hostb", rounds=[{"uuid": UUID, "bytes": 1}], destination_lxcpath="/pool",
+                ticket="t", source_lxcpath=str(tmp_path), other_name="web", **detail)
+            for event in EVENTS[:PAST[state]]:
+                migration.move(event, **(STANDS_STILL if event is Event.FREEZE else {}))
+            (tmp_path / "web" / "rootfs").mkdir(parents=True)
+            as_it_was = argparse.Namespace(
+                state=fenced_in, name="web", id=ID, peer="root@hostb", role=Role.SOURCE, other_name="web",
+                detail=migration.detail | {"rootfs_uuid": UUID})
+            container_config.fence(tmp_path / "web", "lxc.uts.name = web\n", ID,
+                                   standing.message(as_it_was))  # type: ignore[arg-type]
+            return migration
+
+        yield make
+
+
+def fence(migration: Migration) -> str:
+    return container_config.fence_of((migration.lxcpath / "web" / "config").read_text())
+
+
+def recorded(migration: Migration) -> Migration:
+    found = migration.journal.by_id(ID, Role.SOURCE)
+    assert found
+    return found
+
+
+def typed(migration: Migration, **more: Any) -> argparse.Namespace:
+    return argparse.Namespace(**{"name": "web", "lxcpath": str(migration.lxcpath), "destination": None,
+                                 "dry_run": False, "force": None, "machine_is_off": False, **more})
+
+
+def silent(*_: object) -> Any:
+    error = HostUnreachable(destination="root@hostb", reason="No route to host")
+    error.silent = True
+    raise error
+
+
+def reaches(there: There) -> Callable[..., Any]:
+    return lambda *_: contextlib.nullcontext(there)
+
+
+def at_boot(migration: Migration) -> Any:
+    """migrator-resume.service."""
+    args = argparse.Namespace(all=True, at_boot=True, destination=None, source=None,
+                              **dict.fromkeys(migrate.OPTIONS))
+    return heal.one(args, "web", migration.lxcpath, at_boot=True)
+
+
+@pytest.mark.parametrize("memory", [True, False])
+@pytest.mark.parametrize("how", ["at boot", "create-dump", "rollback", "rollback --force"])
+@pytest.mark.parametrize("state", list(PAST))
+def test_what_runs_there_by_its_fence_is_not_started_here(
+        older: Callable[..., Migration], started: list[str], monkeypatch: pytest.MonkeyPatch, state: State, how: str,
+        memory: bool) -> None:
+    """Whatever the journal has: from `finishing` on nothing leads back. Whether or not its destination answers."""
+    migration = older(state, State.FINISHED, memory=memory)
+    for module in (rollback, create_dump, heal, finish):
+        if hasattr(module, "connected"):
+            monkeypatch.setattr(module, "connected", silent)
+    monkeypatch.setattr(drive.Drive, "run", lambda self: pytest.fail(str(self.migration.state))
+                        if self.migration.state is not State.FINISHING else "it asks the destination, and finishes")
+    if how == "at boot":
+        assert "finishes" in str(at_boot(migration))
+    elif how == "create-dump":
+        with pytest.raises(HostUnreachable):
+            create_dump.run(typed(migration, destination="hostb"))
+    else:
+        with pytest.raises(AlreadyRuns, match="hostb") as error:
+            rollback.run(typed(migration, force=ID if "force" in how else None))
+        assert "migrator finish web" in error.value.hint
+    assert not started and fence(migration) == ID and recorded(migration).state is State.FINISHING
+
+
+@pytest.mark.parametrize("state", [State.PREPARING, State.PREPARED])
+def test_silence_counts_where_it_may_run_there(older: Callable[..., Migration], started: list[str],
+                                               monkeypatch: pytest.MonkeyPatch, state: State) -> None:
+    """The fence that stands is written when it is dumped, and does not say what came after that."""
+    migration = older(state, State.DUMPED)
+    monkeypatch.setattr(rollback, "connected", silent)
+    with pytest.raises(SourceStateUnknown):
+        rollback.run(typed(migration))
+    with pytest.raises(ForceRefused):
+        rollback.run(typed(migration, force=""))
+    assert fence(migration) == ID and not started
+    found = recorded(migration)
+    assert found.state is State.OFFERED and found.owner is Owner.UNKNOWN
+    assert found.detail["leave"]  # what the source had given its word for is waited for by force too
+
+
+@pytest.mark.parametrize("there", [State.RESTORED, State.FINISHED])
+@pytest.mark.parametrize(("state", "fenced_in"), [
+    *((state, State.FINISHED) for state in PAST), *((state, State.DUMPED) for state in PAST)])
+def test_finish_ends_it(older: Callable[..., Migration], started: list[str], monkeypatch: pytest.MonkeyPatch,
+                        state: State, fenced_in: State, there: State) -> None:
+    """The destination confirms that it runs there. What the fence said of its disk it says still."""
+    migration, other = older(state, fenced_in), There(there)
+    monkeypatch.setattr(finish, "connected", reaches(other))
+    monkeypatch.setattr(rollback, "connected", reaches(other))
+    assert finish.run(typed(migration)).data["already"] is False
+    assert other.asked[-2:] == ["running", "finish"]
+    assert recorded(migration).state is State.FINISHED and fence(migration) == ID and not started
+    assert container_config.is_superseded(migration.lxcpath / "web")
+    told = fenced_in is State.FINISHED or PAST[state] > 1
+    assert container_config.disk_of(migration.lxcpath / "web") == (UUID if told else "")
+
+
+@pytest.mark.parametrize(("there", "ticket"), [
+    (State.IMPORTED, "t"), (State.DUMP_RECEIVED, "t"), (State.ABANDONED, "t"), (None, "t"), (State.RESTORED, "other"),
+    (State.RESTORED, "")])
+def test_nothing_is_made_up_without_its_word(older: Callable[..., Migration], started: list[str],
+                                             monkeypatch: pytest.MonkeyPatch, there: State | None, ticket: str) -> None:
+    migration = older(State.DUMPING, State.DUMPED)
+    migration.note("ticket", ticket=ticket)
+    monkeypatch.setattr(finish, "connected", reaches(There(there)))
+    with pytest.raises(OutOfOrder):
+        finish.run(typed(migration))
+    assert recorded(migration).state is State.DUMPING and fence(migration) == ID and not started
+
+
+def test_one_that_has_forgotten_it_takes_the_id(older: Callable[..., Migration], started: list[str],
+                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    migration = older(State.PREPARED, State.FINISHED)
+    monkeypatch.setattr(finish, "connected", reaches(There(None)))
+    with pytest.raises(OutOfOrder, match="does not know"):
+        finish.run(typed(migration))
+    finish.run(typed(migration, force=ID))
+    assert recorded(migration).state is State.FINISHED and not started
+
+
+def test_what_is_killed_while_it_is_recorded_goes_on(older: Callable[..., Migration], started: list[str],
+                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    """In `dumping` nobody else would have had a word."""
+    migration = older(State.PREPARED, State.DUMPED)
+    write = Migration.move
+
+    def killed(self: Migration, event: Event, **detail: Any) -> None:
+        if event is Event.OFFER:
+            raise KeyboardInterrupt
+        write(self, event, **detail)
+
+    monkeypatch.setattr(Migration, "move", killed)
+    with pytest.raises(KeyboardInterrupt):
+        older_journal.bring_up(migration)
+    monkeypatch.setattr(Migration, "move", write)
+    assert recorded(migration).state is State.DUMPING
+    monkeypatch.setattr(rollback, "connected", silent)
+    with pytest.raises(SourceStateUnknown):
+        rollback.run(typed(migration))
+    found = recorded(migration)
+    assert found.state is State.OFFERED and fence(migration) == ID and not started
+    found.move(Event.REFUSED)
+    assert older_journal.reached(found) is None  # from here on it is its own
+
+
+def test_status_says_so(older: Callable[..., Migration]) -> None:
+    migration = older(State.DUMPING, State.FINISHED)
+    assert "older one" in aftermath.note(migration) and "runs there" in aftermath.note(migration)
+    assert aftermath.next_command(migration) == "migrator finish web"
+    assert recorded(migration).state is State.DUMPING  # nothing is recorded by who looks
+
+
+# --- what is no older journal ---
+
+
+@pytest.mark.parametrize("state", [State.DUMPING, State.OFFERED, State.DUMPED])
+def test_after_a_crash_the_fence_of_that_dump_stands(older: Callable[..., Migration], state: State) -> None:
+    migration = older(state, State.DUMPING)
+    older_journal.bring_up(migration)
+    assert migration.state is state and "older" not in aftermath.note(migration)
+
+
+@pytest.mark.parametrize("how", ["rollback", "at boot"])
+def test_what_was_killed_in_dumping_is_given_back(older: Callable[..., Migration], started: list[str],
+                                                  monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    migration = older(State.DUMPING, State.DUMPING)
+    monkeypatch.setattr(rollback, "connected", silent)
+    assert rollback.run(typed(migration)) if how == "rollback" else at_boot(migration)
+    assert started == ["web"] and fence(migration) == ""
+
+
+def test_what_was_renamed_while_it_stood_still_has_its_fence(older: Callable[..., Migration]) -> None:
+    """That it was thawed was recorded when its configuration was not there."""
+    migration = older(State.PREPARED, State.DUMPING, gone=True)
+    older_journal.bring_up(migration)
+    assert migration.state is State.PREPARED
+
+
+@pytest.mark.parametrize("since", ["taken away", "another one's", "removed"])
+def test_whose_fence_it_is_the_configuration_says(older: Callable[..., Migration], since: str) -> None:
+    """Somebody uses the copy, as its destination is lost; or it has come back, and its hook has stayed."""
+    migration = older(State.DUMPING, State.FINISHED)
+    config = migration.lxcpath / "web" / "config"
+    text = container_config.unfenced(config.read_text())
+    if since == "removed":
+        config.unlink()
+    else:
+        hook = config.with_name(container_config.FENCE_HOOK)
+        config.write_text(text if since == "taken away" else container_config.fenced(text, hook, "feedface"))
+    older_journal.bring_up(migration)
+    assert migration.state is State.DUMPING
+
+
+@pytest.mark.parametrize("name", ["config", container_config.FENCE_HOOK])
+def test_what_cannot_be_read_keeps_nothing_frozen(older: Callable[..., Migration], name: str) -> None:
+    migration = older(State.DUMPING, State.DUMPING)
+    path = migration.lxcpath / "web" / name
+    path.unlink()
+    path.symlink_to(path)
+    older_journal.bring_up(migration)
+    assert migration.state is State.DUMPING
+
+
+def test_the_configuration_of_what_is_frozen_is_not_read(older: Callable[..., Migration],
+                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may lie where nothing answers, while the container stands still."""
+    migration = older(State.DUMPING, State.DUMPING)
+    monkeypatch.setattr(container_config, "text_of", lambda path: pytest.fail(str(path)))
+    assert older_journal.reached(migration) is None
