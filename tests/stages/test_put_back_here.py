@@ -81,12 +81,13 @@ def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(autostart, "under_way", lambda: None)
     monkeypatch.setattr(no_memory, "start", lambda container, *_, **__: done.append(container.name))
     monkeypatch.setattr("os.geteuid", lambda: 0)
-    for module in (rollback, finish, heal, create_dump):
+    for module in (rollback, finish, heal, create_dump, migrate):
         monkeypatch.setattr(module, "DEFAULT_PATH", tmp_path / "journal.db")
         if hasattr(module, "locked"):
             monkeypatch.setattr(module, "locked",
                                 lambda name, **fields: locked(name, tmp_path / "run" / "lock", **fields))
-    monkeypatch.setattr(heal, "locked_for", lambda *_: contextlib.nullcontext())
+        if hasattr(module, "locked_for"):
+            monkeypatch.setattr(module, "locked_for", lambda *_: contextlib.nullcontext())
     return done
 
 
@@ -138,15 +139,15 @@ def reaches(there: There) -> Callable[..., Any]:
     return lambda *_: contextlib.nullcontext(there)
 
 
-def at_boot(migration: Migration) -> Any:
-    """migrator-resume.service."""
-    args = argparse.Namespace(all=True, at_boot=True, destination=None, source=None,
+def resumed(migration: Migration, *, at_boot: bool) -> Any:
+    """By migrator-resume.service, or as it is typed."""
+    args = argparse.Namespace(all=at_boot, at_boot=at_boot, destination=None, source=None,
                               **dict.fromkeys(migrate.OPTIONS))
-    return heal.one(args, "web", migration.lxcpath, at_boot=True)
+    return heal.one(args, "web", migration.lxcpath, at_boot=at_boot)
 
 
 @pytest.mark.parametrize("memory", [True, False])
-@pytest.mark.parametrize("how", ["at boot", "create-dump", "rollback", "rollback --force"])
+@pytest.mark.parametrize("how", ["at boot", "resume", "migrate", "create-dump", "rollback", "rollback --force"])
 @pytest.mark.parametrize("state", list(PAST))
 def test_what_runs_there_by_its_fence_is_not_started_here(
         older: Callable[..., Migration], started: list[str], monkeypatch: pytest.MonkeyPatch, state: State, how: str,
@@ -158,8 +159,11 @@ def test_what_runs_there_by_its_fence_is_not_started_here(
             monkeypatch.setattr(module, "connected", silent)
     monkeypatch.setattr(drive.Drive, "run", lambda self: pytest.fail(str(self.migration.state))
                         if self.migration.state is not State.FINISHING else "it asks the destination, and finishes")
-    if how == "at boot":
-        assert "finishes" in str(at_boot(migration))
+    if how == "migrate":
+        given = {"destination": "root@hostb", **dict.fromkeys(migrate.OPTIONS)}
+        assert "finishes" in str(migrate.run(typed(migration, **given)))
+    elif how in ("at boot", "resume"):
+        assert "finishes" in str(resumed(migration, at_boot=how == "at boot"))
     elif how == "create-dump":
         with pytest.raises(HostUnreachable):
             create_dump.run(typed(migration, destination="hostb"))
@@ -273,7 +277,7 @@ def test_what_was_killed_in_dumping_is_given_back(older: Callable[..., Migration
                                                   monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     migration = older(State.DUMPING, State.DUMPING)
     monkeypatch.setattr(rollback, "connected", silent)
-    assert rollback.run(typed(migration)) if how == "rollback" else at_boot(migration)
+    assert rollback.run(typed(migration)) if how == "rollback" else resumed(migration, at_boot=True)
     assert started == ["web"] and fence(migration) == ""
 
 
