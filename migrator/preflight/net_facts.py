@@ -35,6 +35,7 @@ SOLICITED = ipaddress.ip_network("ff02::1:ff00:0/104")  # one for each IPv6 addr
 _IGMP_DEVICE = re.compile(r"[0-9]+\t([^\t :]+) *:")
 _IGMP_GROUP = re.compile(r"\t+([0-9A-F]{8}) ")
 _IGMP6 = re.compile(r"[0-9]+ +([^ ]+) +([0-9a-f]{32}) ")
+TLS = ("TlsCurrTxSw", "TlsCurrRxSw", "TlsCurrTxDevice", "TlsCurrRxDevice")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +68,7 @@ class Unsaved:
     tables: tuple[str, ...] = ()  # of routes, to which rules for IPv4 lead
     rules: tuple[str, ...] = ()  # for IPv6
     queues: tuple[str, ...] = ()  # queueing disciplines (tc(8))
+    tls: int = 0  # sockets that the kernel encrypts for
 
 
 def interfaces(pid: int | None = None) -> tuple[Interface, ...]:
@@ -86,6 +88,7 @@ def unsaved(pid: int) -> Unsaved:
         tables=parse_tables(_ask(["-4", "rule", "show"], pid)),
         rules=parse_ipv6_rules(_ask(["-6", "rule", "show"], pid)),
         queues=parse_queues(_ask(["qdisc", "show"], pid, "tc")),
+        tls=parse_tls(_read(f"/proc/{pid}/net/tls_stat")),
     )
 
 
@@ -185,6 +188,14 @@ def parse_queues(data: Any) -> tuple[str, ...]:
     """From `tc -j qdisc show`; those that the kernel gives an interface by itself have no handle."""
     return _some(f"{entry.get('kind')} of {entry.get('dev')}" for entry in _objects(data)
                  if entry.get("handle", "0:") != "0:")
+
+
+def parse_tls(text: str) -> int:
+    """From /proc/PID/net/tls_stat (Documentation/networking/tls.rst), which is there once the kernel can do that: how
+    many connections it encrypts, or decrypts, itself or has a network card do.
+    """
+    counts = dict(words for line in text.splitlines() if len(words := line.split()) == 2)
+    return max([int(count) for name, count in counts.items() if name in TLS and count.isdecimal()], default=0)
 
 
 def _some(words: Iterable[str]) -> tuple[str, ...]:

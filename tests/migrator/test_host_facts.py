@@ -26,6 +26,7 @@ from migrator.preflight.net_facts import (
     parse_neighbours,
     parse_queues,
     parse_tables,
+    parse_tls,
 )
 from tests.migrator.made_up import JSON
 
@@ -84,6 +85,13 @@ def test_multicast_groups() -> None:
 @given(st.text())
 def test_any_groups(text: str) -> None:
     parse_groups(text, text)
+    assert parse_tls(text) >= 0
+
+
+def test_connections_that_the_kernel_encrypts() -> None:
+    text = "TlsCurrTxSw                     \t{}\nTlsCurrRxSw     \t{}\nTlsTxSw      \t70\nTlsDecryptError \t3\n"
+    assert [parse_tls(text.format(*counts)) for counts in ((0, 0), (2, 0), (2, 5))] == [0, 2, 5]
+    assert parse_tls("") == 0, "it cannot do that"
 
 
 def test_routing_that_is_not_saved() -> None:

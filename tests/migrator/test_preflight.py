@@ -230,6 +230,7 @@ FOUND: list[tuple[str, Severity, Change, str]] = [
     ("routing-not-saved", WARNING, Change(container={"unsaved.tables": ("100",), "unsaved.rules": ("5 (table 7)",),
                                                      "unsaved.queues": ("tbf of eth0",)}, alone=True),
      "the routes of the table 100, the IPv6 rule 5 (table 7), the qdisc tbf of eth0 after"),
+    ("kernel-tls", ERROR, Change(container={"unsaved.tls": 2}, alone=True), "encrypts 2 connections of"),
     ("rootfs-replaced", ERROR, Change(container={"rootfs.replaced": True}, alone=True), "/proc/4711/mountinfo"),
     # tasks
     ("attached-task", ERROR, task("attached"), "kill 4712"),
