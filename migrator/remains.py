@@ -114,8 +114,8 @@ def _is_anothers(migration: Migration, cgroup: str) -> bool:
 
 def _disk_of(pid: int) -> str | None:
     """The uuid of the subvolume that a process has its root in; "" where that is none, None where it has ended."""
-    with contextlib.suppress(MigratorError, OSError):
-        return btrfs.uuid_around(Path(f"/proc/{pid}/root")) if roots.is_on_btrfs(pid) else ""
+    with contextlib.suppress(MigratorError, OSError), roots.on_btrfs(pid) as root:
+        return btrfs.uuid_around(root) if root else ""
     return None
 
 

@@ -10,6 +10,10 @@ server alone then (nfs_getattr in fs/nfs/inode.c, fuse_update_get_attr in fs/fus
 host has none. 9p, which virtual machines use, does not know the flag. name_to_handle_at(2) puts together what the inode
 in memory has (encode_fh in the kernel's filesystems/nfs/exporting.rst). The way there does not ask either: it ends at
 /proc/PID/root or /proc/PID/fd/N, and looks nothing up in there, as a trailing /. would, and ask for the permission to.
+open(2) with O_PATH goes that way alone, and opens nothing at its end (do_dentry_open in fs/open.c).
+
+A process may change its root between two looks, as any user can in namespaces of his own: from a folder on btrfs to one
+that never answers. What was told of the first does not hold for the second, so btrfs is asked of what `on_btrfs` holds.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ import errno
 import functools
 import os
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -134,7 +139,24 @@ def _root(found: ctypes.Array[ctypes.c_char]) -> Root:
 
 def is_on_btrfs(pid: int, proc: Path = PROC) -> bool:
     """Whether the root of a process lies on btrfs, so that to ask there waits for no server; raises OSError."""
-    path = proc / str(pid) / "root"
+    return _lies_on_btrfs(proc / str(pid) / "root")
+
+
+@contextlib.contextmanager
+def on_btrfs(pid: int) -> Iterator[Path | None]:
+    """The root of a process, held as it is now whatever the process does, to be asked for what btrfs tells.
+
+    None where it does not lie on btrfs. Raises OSError.
+    """
+    fd = os.open(PROC / str(pid) / "root", os.O_PATH | os.O_CLOEXEC)
+    try:
+        held = Path(f"/proc/self/fd/{fd}")
+        yield held if _lies_on_btrfs(held) else None
+    finally:
+        os.close(fd)
+
+
+def _lies_on_btrfs(path: Path) -> bool:
     handle = ctypes.create_string_buffer(struct.pack("=Ii", _HANDLE_MAX, 0), 8 + _HANDLE_MAX)
     mount = ctypes.c_int()
     try:

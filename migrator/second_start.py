@@ -40,7 +40,7 @@ def refuse(frozen: Frozen, *, ask_lxc: bool = True, its: str = "") -> None:
     if second is None and its:
         second = _made_of(frozen, its)
     if second is not None:
-        doubted = doubt(second, frozen.name, _root_of(frozen.pid))
+        doubted = doubt(second, frozen.name, Path(f"/proc/{frozen.pid}/root"))
         raise StartFailed(name=frozen.name, log="not there", reason=(
             f"it was started here once more, beside what is frozen (process {second}). Two copies must not run: end"
             f" that one with {_end(frozen, second, ask_lxc)}, or end the frozen one"
@@ -65,9 +65,10 @@ def _made_of(frozen: Frozen, its: str) -> int | None:
     one's too.
     """
     for pid in lxc.container_processes(frozen.name):
-        with contextlib.suppress(MigratorError, OSError, ValueError):  # it has ended, or cannot be told
-            if (lxc.is_payload(frozen.name, lxc.cgroup_of(pid)) and is_start(pid) and roots.is_subvolume(pid)
-                    and its in subvolume_uuids.ancestors(_root_of(pid))
+        # It has ended, or cannot be told; or its root is no subvolume.
+        with contextlib.suppress(MigratorError, OSError, ValueError), roots.on_btrfs(pid) as root:
+            if (root and lxc.is_payload(frozen.name, lxc.cgroup_of(pid)) and is_start(pid)
+                    and its in subvolume_uuids.ancestors(root)
                     and not monitor_socket.is_anothers(_parent(pid), frozen.name, frozen.lxcpath)):
                 return pid
     return None
@@ -181,10 +182,6 @@ def _is_beside(pid: int, root: roots.Root, inside: tuple[int, int], frozen: Froz
             roots.is_top_of_own_mount(pid) or not roots.is_top_of_own_mount(frozen.pid))
         return (its or _is_called_so(pid, said, frozen.name, frozen.lxcpath)) and not _descends(pid, inside)
     return False
-
-
-def _root_of(pid: int) -> Path:
-    return Path(f"/proc/{pid}/root")
 
 
 def _cgroup(pid: int) -> str:

@@ -21,10 +21,9 @@ def lives_in_own(layout: Layout, pid: int) -> bool:
     """
     if _has_own(layout, pid):
         return True
-    root = Path(f"/proc/{pid}/root")
-    with contextlib.suppress(MigratorError, OSError):
-        made_of = btrfs.parent_of(btrfs.id_of(root), root) if roots.is_on_btrfs(pid) else ""
-        return made_of in {btrfs.info(each).uuid for each in layout.own_snapshots()}
+    with contextlib.suppress(MigratorError, OSError), roots.on_btrfs(pid) as root:
+        return root is not None and (
+            btrfs.parent_of(btrfs.id_of(root), root) in {btrfs.info(each).uuid for each in layout.own_snapshots()})
     return False
 
 
@@ -36,8 +35,8 @@ def in_own(layout: Layout) -> list[int]:
 
 def _has_own(layout: Layout, pid: int) -> bool:
     """Whether a process has such a subvolume as its root."""
-    with contextlib.suppress(MigratorError, OSError):
-        return roots.is_on_btrfs(pid) and layout.is_own(Path(f"/proc/{pid}/root"))
+    with contextlib.suppress(MigratorError, OSError), roots.on_btrfs(pid) as root:
+        return root is not None and layout.is_own(root)
     return False
 
 

@@ -121,9 +121,8 @@ def untold(migration: Migration, layout: Layout) -> list[int]:
 
 def _lives_in(pid: int, disks: set[str]) -> bool:
     """Or in a snapshot of one of these."""
-    root = roots.PROC / f"{pid}/root"
-    with contextlib.suppress(MigratorError, OSError):  # it has ended
-        return bool(disks) and roots.is_on_btrfs(pid) and (
+    with contextlib.suppress(MigratorError, OSError), roots.on_btrfs(pid) as root:  # it has ended
+        return bool(disks) and root is not None and (
             btrfs.uuid_around(root) in disks or btrfs.parent_of(btrfs.id_of(root), root) in disks)
     return False
 

@@ -15,6 +15,7 @@ import pytest
 from migrator import btrfs, lxc, roots
 from migrator.layout import Layout
 from stages import left_running
+from tests import btrfs_roots
 
 
 @pytest.mark.parametrize("path", ["/", "/proc", "/dev", "/dev/null", "/sys", "/proc/self/root", "/proc/self/cwd"])
@@ -77,7 +78,7 @@ def test_whether_its_root_is_the_top_of_a_mount_of_its_own(monkeypatch: pytest.M
 def test_whether_its_root_is_a_subvolume(monkeypatch: pytest.MonkeyPatch, inode: int, btrfs_: bool,
                                          is_one: bool) -> None:
     monkeypatch.setattr(roots, "of", lambda *_: roots.Root(1, inode))
-    monkeypatch.setattr(roots, "is_on_btrfs", lambda *_: btrfs_)
+    btrfs_roots.are(monkeypatch, lambda _: btrfs_)
     assert roots.is_subvolume(os.getpid()) is is_one
 
 
@@ -126,7 +127,7 @@ def test_nothing_but_btrfs_is_asked_for_a_subvolume(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(btrfs, "id_of", lambda path: pytest.fail(f"{path} is asked"))
     here = Layout(Path("/pool"), "web", "0badc0de")
     for answer in (False, True):
-        monkeypatch.setattr(roots, "is_on_btrfs", lambda _, answer=answer: answer)
+        btrfs_roots.are(monkeypatch, {7: answer}.__getitem__)
         assert left_running.lives_in_own(here, 7) is answer
     assert asked == [Path("/proc/7/root")]
 
@@ -141,7 +142,7 @@ def test_who_lives_in_a_subvolume(monkeypatch: pytest.MonkeyPatch, root: tuple[i
     """By its device number; a folder on another file system is told by its own alone."""
     told = {Path("/proc/7/root"): root, Path("/pool/web/rootfs"): top}
     monkeypatch.setattr(roots, "at", lambda path: roots.Root(*told[path]))
-    monkeypatch.setattr(roots, "is_on_btrfs", lambda pid, _: btrfs and pid == 7)
+    btrfs_roots.are(monkeypatch, lambda pid: btrfs and pid == 7)
     assert roots.is_in(7, Path("/pool/web/rootfs")) is within
     assert roots.is_elsewhere(7, Path("/pool/web/rootfs")) is not within
     monkeypatch.setattr(lxc, "container_processes", lambda _: [7])
@@ -158,7 +159,7 @@ def test_what_is_gone_lives_nowhere_else(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("made_of", "own"), [("arrived", True), ("another", False), ("", False)])
 def test_who_lives_in_a_folder_of_its_own_subvolume(monkeypatch: pytest.MonkeyPatch, made_of: str, own: bool) -> None:
     snapshot = Path("/pool/.migrator/web/0badc0de.1")
-    monkeypatch.setattr(roots, "is_on_btrfs", lambda _: True)
+    btrfs_roots.are(monkeypatch, lambda _: True)
     monkeypatch.setattr(btrfs, "is_subvolume", lambda path: path == snapshot)
     monkeypatch.setattr(btrfs, "id_of", lambda path: 300 if path == Path("/proc/7/root") else 0)
     monkeypatch.setattr(btrfs, "parent_of", lambda number, path: made_of if (

@@ -18,7 +18,7 @@ LIMIT = 120.0  # seconds
 SCRIPT = '''
 import contextlib, ctypes, errno, os, struct, sys, threading
 from pathlib import Path
-from migrator import lxc
+from migrator import lxc, roots
 from migrator.layout import Layout
 from stages import settling
 INIT, ACCESS, WITHOUT_ANSWER = 26, 34, (2, 36, 42)
@@ -58,6 +58,8 @@ else:
     assert child in lxc.payload_processes("none")
     assert not lxc.lives_in("none", Path("/tmp")) and not lxc.runs_in("none", Path("/tmp"))
     assert not settling.lives_on(Layout(Path("/tmp"), "none", "0badc0de"))
+    with roots.on_btrfs(child) as root:
+        assert root is None
 print("done", flush=True)
 os._exit(0)
 '''

@@ -18,6 +18,7 @@ from migrator.journal import Migration
 from migrator.layout import Layout
 from migrator.states import Event, State
 from stages import settling
+from tests import btrfs_roots
 from tests.stages.test_left_by_a_restore import Container, acts, container, fence, layout_of
 from tests.stages.test_second_start import SLEEP, START, lives
 from tests.stages.test_settling import ID, mark, restoring
@@ -43,7 +44,7 @@ def guest(restoring: Migration, container: Container, acts: list[str],
         monkeypatch.setattr(btrfs, "parent_of", lambda number, _: "arrived" if number == 5 else "")
         monkeypatch.setattr(Layout, "own_snapshots", lambda _: [here.snapshot(1)])
         monkeypatch.setattr(roots, "at", lambda path: roots.Root(7, INSIDE if path == root else OWN))
-        monkeypatch.setattr(roots, "is_on_btrfs", lambda *_: True)
+        btrfs_roots.are(monkeypatch, lambda _: True)
         monkeypatch.setattr(roots, "is_top_of_own_mount", lambda _: False)
         monkeypatch.setattr(lxc, "container_processes", lambda _: found[1:])
         monkeypatch.setattr(lxc, "processes", lambda _: found[1:])
@@ -119,7 +120,7 @@ def test_it_keeps_its_disk_from_being_removed(restoring: Migration, container: C
 def elsewhere(guest: int, monkeypatch: pytest.MonkeyPatch) -> int:
     """It has called pivot_root(2) to a tmpfs, so that nothing of it has a root in there; LXC's monitor was killed."""
     monkeypatch.setattr(roots, "at", lambda path: roots.Root(7, 1) if path.name == "root" else roots.Root(8, OWN))
-    monkeypatch.setattr(roots, "is_on_btrfs", lambda *_: False)
+    btrfs_roots.are(monkeypatch, lambda _: False)
     monkeypatch.setattr(btrfs, "parent_of", lambda *_: "")
     monkeypatch.setattr(second_start, "_cgroup", lambda _: "0::/lxc.payload.web\n")
     monkeypatch.setattr(lxc, "END_LIMIT", 0.05)

@@ -16,6 +16,7 @@ from migrator import btrfs, container_config, include_copies, lxc, lxc_disk, roo
 from migrator.errors import AlreadyRuns, BackThere, CommandTimeout, CopyNotEnded, DiskAway, MovedOn, OutOfOrder
 from migrator.states import Event, State
 from stages import abandon, finish, left_running, settling
+from tests import btrfs_roots
 from tests.stages.test_disk_away import ID, There, host, make
 
 __all__ = ["host", "make"]
@@ -209,7 +210,7 @@ def test_one_that_runs_elsewhere(there: There, monkeypatch: pytest.MonkeyPatch, 
     """By another name, say. Its root may be a folder in there."""
     shutil.rmtree(there.layout.container)
     monkeypatch.setattr(lxc, "container_processes", lambda _: [PID])
-    monkeypatch.setattr(roots, "is_on_btrfs", lambda _: True)
+    btrfs_roots.are(monkeypatch, lambda _: True)
     monkeypatch.setattr(left_running, "lives_in_own", lambda *_: told == "by its snapshots")
     if told == "by what is on record":
         monkeypatch.setattr(btrfs, "uuid_around", lambda path: (
@@ -253,7 +254,7 @@ def test_what_runs_in_a_copy_of_it_is_not_given_up(make: Callable[..., There], m
     shutil.rmtree(there.layout.container)
     monkeypatch.setattr(lxc, "container_processes", lambda _: [PID])
     monkeypatch.setattr(left_running, "lives_in_own", lambda *_: False)
-    monkeypatch.setattr(roots, "is_on_btrfs", lambda _: True)
+    btrfs_roots.are(monkeypatch, lambda _: True)
     monkeypatch.setattr(btrfs, "uuid_around", lambda _: "a snapshot of it")
     monkeypatch.setattr(btrfs, "id_of", lambda _: 300)
     monkeypatch.setattr(btrfs, "parent_of", lambda *_: OWN_DISK)
@@ -264,7 +265,7 @@ def test_what_runs_in_a_copy_of_it_is_not_given_up(make: Callable[..., There], m
 
 def test_what_else_runs_is_none_of_it(there: There, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lxc, "container_processes", lambda _: [PID, os.getpid()])
-    monkeypatch.setattr(roots, "is_on_btrfs", lambda pid: pid == PID)
+    btrfs_roots.are(monkeypatch, lambda pid: pid == PID)
     monkeypatch.setattr(btrfs, "uuid_around", lambda _: ANOTHERS)
     goes_on(there)
 
@@ -327,7 +328,7 @@ def test_what_is_called_so_and_has_its_root_elsewhere_is_not_given_up(
         (there.layout.container / "config").write_text("lxc.uts.name = web\n")
     monkeypatch.setattr(lxc, "END_LIMIT", 0.05)
     monkeypatch.setattr(lxc, "container_processes", lambda _: [PID])
-    monkeypatch.setattr(roots, "is_on_btrfs", lambda _: False)
+    btrfs_roots.are(monkeypatch, lambda _: False)
     monkeypatch.setattr(second_start, "is_called_so", is_called_so)
     with pytest.raises(AlreadyRuns):  # without force, as ever
         asked_once_more(there)

@@ -44,6 +44,7 @@ from migrator.protocol import Connection
 from migrator.service import Service
 from migrator.states import Event, State
 from stages import ask_source, finish, rollback
+from tests import btrfs_roots
 from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
 from tests.stages.test_remains import cgroup, frozen, init  # noqa: F401 -- fixtures
 from tests.stages.test_standing import OTHER_BOOT, Known, There, args, config, handed_over, known  # noqa: F401
@@ -168,6 +169,7 @@ def test_what_is_frozen_is_not_thawed_beside_it(journal: Journal, cgroup: Path, 
     monkeypatch.setattr(second_start, "_cgroup", lambda _: "0::/lxc.payload.web-1\n")
     monkeypatch.setattr(second_start, "is_start", lambda _: True)
     monkeypatch.setattr(roots, "is_subvolume", lambda _: True)
+    btrfs_roots.are(monkeypatch, lambda _: True)
     monkeypatch.setattr(roots, "is_in", lambda *_: False)
     monkeypatch.setattr(monitor_socket, "is_anothers", lambda *_: False)
     monkeypatch.setattr(criu, "wait_for_dump", lambda *_: None)

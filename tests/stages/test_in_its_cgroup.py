@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from migrator import btrfs, container_config, no_memory, remains, roots
+from migrator import btrfs, container_config, no_memory, remains
 from migrator.journal import Journal, Migration
 from migrator.states import Event
 from stages import finish, rollback
+from tests import btrfs_roots
 from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
 from tests.stages.test_remains import cgroup, configured, frozen, init, started  # noqa: F401 -- fixtures
 
@@ -27,7 +28,7 @@ def disks(monkeypatch: pytest.MonkeyPatch, found: dict[int, str | None]) -> None
             raise FileNotFoundError
         return bool(found[pid])
 
-    monkeypatch.setattr(roots, "is_on_btrfs", is_on_btrfs)
+    btrfs_roots.are(monkeypatch, is_on_btrfs)
     monkeypatch.setattr(btrfs, "uuid_around", lambda path: found[int(path.parts[2])])
 
 
@@ -86,6 +87,6 @@ def test_one_that_ends_while_its_disk_is_asked_for_is_told_by_nothing(
         subvolume_info = subvolume_id
 
     monkeypatch.setattr(btrfs, "_pybtrfs", Pybtrfs)
-    monkeypatch.setattr(roots, "is_on_btrfs", lambda _: True)
+    btrfs_roots.are(monkeypatch, lambda _: True)
     (cgroup / "cgroup.procs").write_text("7\n")
     assert remains.are_here(gone(journal, cgroup))

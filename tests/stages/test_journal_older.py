@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from migrator import bases, btrfs, lxc, roots, standing
+from migrator import bases, btrfs, lxc, standing
 from migrator.errors import (
     ContainerExists,
     DumpRefused,
@@ -26,6 +26,7 @@ from migrator.journal import Migration
 from migrator.layout import Layout
 from migrator.states import Event, Role, State
 from stages import abandon, finish, force, left_running, offer, rollback, unrecorded
+from tests import btrfs_roots
 from tests.stages.snapshots import SENT, disk  # noqa: F401 -- a fixture
 from tests.stages.test_another_host import Hosts, hosts, lost, source, tell  # noqa: F401 -- fixtures
 from tests.stages.test_answers import ID, Destination, pool, there  # noqa: F401 -- fixtures
@@ -42,7 +43,7 @@ def lives(there: Destination, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     (path / "uuid").write_text(SENT)
     found = [PID]
     monkeypatch.setattr(lxc, "container_processes", lambda _: [1, *found])
-    monkeypatch.setattr(roots, "is_on_btrfs", lambda _: True)
+    btrfs_roots.are(monkeypatch, lambda _: True)
     monkeypatch.setattr(Layout, "is_own", lambda here, root: (
         bool(here.own_snapshots()) and root in [Path(f"/proc/{pid}/root") for pid in found]))
     monkeypatch.setattr(btrfs, "id_of", lambda _: 300)

@@ -29,7 +29,6 @@ from migrator import (
     lxc_disk,
     no_memory,
     restore,
-    roots,
 )
 from migrator.advice import this_host
 from migrator.errors import AlreadyRuns, CopyNotEnded, GoneThere, OutOfOrder, SourceStillStopped
@@ -37,6 +36,7 @@ from migrator.journal import Migration
 from migrator.layout import Layout
 from migrator.states import Event, State
 from stages import abandon, ask_source, finish, force, heal, restore_dump, settling
+from tests import btrfs_roots
 from tests.stages.test_settling import ID, mark, restoring
 
 __all__ = ["restoring"]
@@ -244,7 +244,7 @@ def test_a_process_that_ends_while_it_is_looked_at_does_not_live(restoring: Migr
 
     restoring.move(Event.RESTORED)
     monkeypatch.setattr(lxc, "container_processes", lambda _: [4711])
-    monkeypatch.setattr(roots, "is_on_btrfs", lambda _: True)
+    btrfs_roots.are(monkeypatch, lambda _: True)
     monkeypatch.setattr(Layout, "is_own", ended)
     assert settling.is_gone(restoring) and asked
 

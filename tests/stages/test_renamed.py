@@ -36,6 +36,7 @@ from migrator.errors import (
 from migrator.preflight import config_facts
 from migrator.states import Event, State
 from stages import abandon, ask_source, finish, heal, left_running, renamed, settling
+from tests import btrfs_roots
 from tests.stages.test_disk_away import ID, There, host, make
 
 __all__ = ["host", "make"]
@@ -82,7 +83,7 @@ def put(there: There, monkeypatch: pytest.MonkeyPatch, name: str, hwaddr: str, s
     monkeypatch.setattr(lxc, "Container", Container)
     if state != "STOPPED":
         monkeypatch.setattr(lxc, "container_processes", lambda _: [PID])
-        monkeypatch.setattr(roots, "is_on_btrfs", lambda _: True)
+        btrfs_roots.are(monkeypatch, lambda _: True)
         monkeypatch.setattr(lxc, "cgroup_of", lambda _: Path(f"/sys/fs/cgroup/lxc.payload.{name}"))
         monkeypatch.setattr(left_running, "lives_in_own", lambda *_: False)
         monkeypatch.setattr(left_running, "_is_in", lambda folders, _: rootfs in folders)
@@ -181,7 +182,7 @@ def test_what_may_run_is_not_given_up(there: There, monkeypatch: pytest.MonkeyPa
     put(there, monkeypatch, "shop", ITS)
     monkeypatch.setattr(lxc.Container, "init_pid", property(lambda _: holder("shop", there.pool)))
     monkeypatch.setattr(monitor_socket, "holder", holder)
-    monkeypatch.setattr(roots, "is_on_btrfs", lambda _: False)
+    btrfs_roots.are(monkeypatch, lambda _: False)
     runs_on(monkeypatch, there.pool / "elsewhere")
     monkeypatch.setattr(second_start, "is_answered_for", lambda pid, name, _: its and (pid, name) == (PID, "shop"))
     with pytest.raises(CopyNotEnded, match=str(PID)) if its else contextlib.nullcontext():
@@ -219,7 +220,7 @@ def test_of_what_is_stopped_no_configuration_is_read(there: There, monkeypatch: 
     """Nor is its monitor asked, whose place any user may take, for what a user has started."""
     if who != "nobody":
         monkeypatch.setattr(lxc, "container_processes", lambda _: [PID])
-        monkeypatch.setattr(roots, "is_on_btrfs", lambda _: False)
+        btrfs_roots.are(monkeypatch, lambda _: False)
         runs_on(monkeypatch, there.pool / "another/rootfs")
     if who == "any user":
         monkeypatch.setattr(second_start, "is_start", lambda _: False)
@@ -233,7 +234,7 @@ def test_no_server_of_a_strangers_is_waited_for(there: There, monkeypatch: pytes
                                                 told: str) -> None:
     """It runs, so its configuration is read; and what does not answer, in time, is nothing of ours."""
     monkeypatch.setattr(lxc, "container_processes", lambda _: [PID])
-    monkeypatch.setattr(roots, "is_on_btrfs", lambda _: False)
+    btrfs_roots.are(monkeypatch, lambda _: False)
     runs_on(monkeypatch, there.pool / ("db/rootfs" if told == "by its root" else "elsewhere"))
     if told == "by its monitor":
         monkeypatch.setattr(monitor_socket, "holder", lambda name, _: (PID, 0) if name == "db" else None)
@@ -281,7 +282,7 @@ def test_another_container_in_a_plain_folder_keeps_nothing_frozen(there: There,
     put(there, monkeypatch, "web", ITS)
     (there.layout.container / "config").write_text("lxc.uts.name = web\n")
     (there.layout.rootfs / "uuid").unlink()
-    monkeypatch.setattr(roots, "is_on_btrfs", lambda _: False)
+    btrfs_roots.are(monkeypatch, lambda _: False)
     monkeypatch.setattr(subvolume_uuids, "ancestors", ancestors)
     asked(there, by_force=True)
     assert str(there.migration.state) == "finished" and there.migration.detail["given_way"]

@@ -24,7 +24,6 @@ from migrator import (
     lxc_disk,
     no_memory,
     restore,
-    roots,
     standing,
 )
 from migrator.errors import AlreadyRuns, ConnectionLost, JournalBroken, WordOver
@@ -34,6 +33,7 @@ from migrator.layout import Layout
 from migrator.states import Event, Role, State
 from stages import abandon, cleanup, restore_over, settling
 from stages.cleaner import Cleaner
+from tests import btrfs_roots
 
 ID = "0badc0de"
 
@@ -41,7 +41,7 @@ ID = "0badc0de"
 @pytest.fixture
 def restoring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Migration]:
     """A restore was under way when its program ended. Any process may live in a subvolume."""
-    monkeypatch.setattr(roots, "is_on_btrfs", lambda _: True)
+    btrfs_roots.are(monkeypatch, lambda _: True)
     with Journal(tmp_path / "journal.db") as journal:
         migration = journal.create(id=ID, role=Role.DESTINATION, name="web", lxcpath=tmp_path, peer="hosta",
                                    event=Event.RECEIVE)
