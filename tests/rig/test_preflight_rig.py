@@ -233,7 +233,8 @@ def test_network_state_that_criu_leaves_out(guest: Rig) -> None:
     outcome = check(guest)
     guest.sh("hosta", f"{ip} address delete 239.1.2.3/32 dev eth0; {ip} rule delete iif eth0 lookup 100")
     assert found(outcome)["multicast-groups"] == found(outcome)["routing-not-saved"] == "warning"
-    assert facts(outcome)["unsaved"] == {"groups": ["239.1.2.3 on eth0"], "tables": ["100"], "rules": [], "queues": []}
+    assert facts(outcome)["unsaved"] == {"groups": ["239.1.2.3 on eth0"], "tables": ["100"], "rules": [], "queues": [],
+                                         "tls": 0}
 
 
 def test_file_system_that_cannot_be_dumped(guest: Rig) -> None:
