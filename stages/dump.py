@@ -40,6 +40,7 @@ from migrator.cli import Result
 from migrator.errors import ContainerChanged, DowntimeExceeded, DumpFailed
 from migrator.growing import POLL, Growing
 from migrator.journal import Migration
+from migrator.preflight import net_facts
 from migrator.progress import Progress
 from migrator.protocol import Connection
 from migrator.report import size
@@ -167,6 +168,7 @@ class Dump(Handover):
                 raise ContainerChanged(name=self.container.name, next=advice.again("create-dump", self.migration),
                                        reason=cgroups.not_dumped(besides[0]))
             self._refuse_strangers()
+            self._refuse_encrypted()
             network.silence(self.migration.id, self.ports)
             if self.ports:
                 dad = network.dad_settings(self.pid)
@@ -183,6 +185,13 @@ class Dump(Handover):
             raise ContainerChanged(name=self.container.name, next=advice.again("create-dump", self.migration),
                                    reason=f"process {stranger} was started from outside, as by lxc-attach, and would "
                                           f"be lost; --ignore attached-task has it lost")
+
+    def _refuse_encrypted(self) -> None:
+        """What the kernel has begun to encrypt since the preflight would go on in clear; raises ContainerChanged."""
+        if "kernel-encryption" not in self.ignore and (count := net_facts.tls(self.pid)):
+            raise ContainerChanged(name=self.container.name, next=advice.again("create-dump", self.migration),
+                                   reason=f"the kernel encrypts {count} of its connections by now, which CRIU does not"
+                                          f" know of; --ignore kernel-encryption has them go on in clear")
 
     def _dump_and_send(self, pool: concurrent.futures.Executor) -> dict[str, Any]:
         """The dump runs beside the snapshot and the sending of its increment; both see the frozen container."""

@@ -33,7 +33,7 @@ MAN_PAGES = {
     "write(2)",
     # others'
     "bash(1)", "btrfs-filesystem(8)", "btrfs-qgroup(8)", "btrfs-subvolume(8)", "criu(8)", "ip-neighbour(8)",
-    "logind.conf(5)",
+    "ip-xfrm(8)", "logind.conf(5)",
     "lxc-cgroup(1)", "lxc-stop(1)", "lxc.container.conf(5)", "lxc.system.conf(5)", "nft(8)", "nohup(1)", "nsenter(1)",
     "sd_notify(3)", "sshd(8)", "subuid(5)", "systemd.kill(5)", "timeout(1)", "wg(8)",
 }

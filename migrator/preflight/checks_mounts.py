@@ -56,7 +56,7 @@ def _restored(container: ContainerFacts) -> tuple[str, ...]:
 def _configured(container: ContainerFacts) -> list[str]:
     """What LXC mounts when it starts the container, and must find."""
     return [entry.source for entry in container.config.mounts
-            if "optional" not in entry.options and (_binds(entry) or _is_disk(entry))]
+            if "optional" not in entry.options and (_binds(entry) or (_is_disk(entry) and _is_path(entry.source)))]
 
 
 def _left_out(container: ContainerFacts) -> list[str]:
@@ -76,6 +76,11 @@ def _is_disk(entry: MountEntry) -> bool:
     path = entry.source.startswith("/") and not entry.source.startswith("//")  # that would be another host's
     sourceless = entry.type in SOURCELESS or entry.type == "none" or entry.source == "/dev/fuse"
     return not entry.bind and (entry.type in ON_DISKS or (path and not sourceless))
+
+
+def _is_path(source: str) -> bool:
+    """Which the destination can be asked about: no data set of ZFS, and no list of several."""
+    return source.startswith("/") and ":" not in source
 
 
 def _target(entry: MountEntry) -> str:
@@ -130,7 +135,14 @@ def disks(case: Case) -> Iterator[Finding]:
             "Copy what is on it into the container's root file system, and take its lxc.mount.entry out of "
             f"{case.config_file} {shared}")
     for mount in case.container.mounts:
-        if mount.disk and mount.kind in ("unsupported", "unreachable") and mount.target not in entries:
+        if not mount.disk or mount.kind not in ("unsupported", "unreachable") or mount.target in entries:
+            continue
+        if mount.loop:
+            yield DISK.found(
+                f"{mount.disk} of {here}, mounted in {name} at {mount.target}, is made of a file, and moves along only "
+                "where that lies in the container's own root file system.",
+                f"See with losetup {shlex.quote(mount.disk)} which file that is, and copy it there.", severity=WARNING)
+        else:
             yield DISK.found(
                 f"{mount.disk} of {here}, mounted in {name} at {mount.target}, does not move along.",
                 "Copy what is on it into the container's root file system, and unmount it in the container: "

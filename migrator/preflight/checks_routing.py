@@ -12,8 +12,9 @@ MULTICAST = define("multicast-groups", Severity.WARNING, """CRIU does not save w
     process have joined: after the restore it hears nothing of them, until it joins them anew.""", memory_only=True)
 ROUTING = define("routing-not-saved", Severity.WARNING, """CRIU saves the routes of the main table alone, the rules for
     IPv4 alone, and no queueing disciplines (criu/net.c).""", memory_only=True)
-TLS = define("kernel-tls", Severity.ERROR, """CRIU does not know of TLS in the kernel (TCP_ULP): a restored socket would
-    send in clear what its process means to be encrypted.""", memory_only=True)
+ENCRYPTED = define("kernel-encryption", Severity.ERROR, """CRIU does not know of TLS in the kernel (TCP_ULP), nor of
+    IPsec (ip-xfrm(8)): what is to be encrypted would be sent in clear. TLS is looked for once more when all stands
+    still.""", memory_only=True)
 
 
 def multicast(case: Case) -> Iterator[Finding]:
@@ -32,11 +33,11 @@ def routing(case: Case) -> Iterator[Finding]:
                             "Set it again in the container then, or move it with --no-memory.")
 
 
-def tls(case: Case) -> Iterator[Finding]:
-    count = case.container.unsaved.tls
-    if count:
-        yield TLS.found(f"The kernel encrypts {count} connections of {case.container.name}.",
-                        "Have what serves them do that itself (OpenSSL: no Options KTLS), or move it with --no-memory.")
+def encrypted(case: Case) -> Iterator[Finding]:
+    if case.container.encrypted:
+        yield ENCRYPTED.found(
+            f"{listed(list(case.container.encrypted))} of {case.container.name} is the kernel's own work.",
+            "Have programs encrypt themselves (OpenSSL: no Options KTLS), or move it with --no-memory.")
 
 
-CHECKS: tuple[Check, ...] = (multicast, routing, tls)
+CHECKS: tuple[Check, ...] = (multicast, routing, encrypted)

@@ -58,6 +58,7 @@ class ContainerFacts:
     mounts: tuple[Mount, ...] = ()
     interfaces: tuple[Interface, ...] = ()
     unsaved: Unsaved = dataclasses.field(default_factory=Unsaved)  # of its network; only where all is looked at
+    encrypted: tuple[str, ...] = ()  # what the kernel encrypts for it
     apparmor: AppArmor = dataclasses.field(default_factory=AppArmor)
     reaches: tuple[str, ...] = ()  # lines of its configuration that reach out of it, wherever it is
     included: tuple[str, ...] = ()  # what its configuration includes of the host's own files
@@ -107,7 +108,7 @@ def _running(facts: ContainerFacts, init: int, cgroup: Path) -> ContainerFacts:
             parse_mountinfo(read_text(f"/proc/{init}/mountinfo")), parse_mountinfo(read_text("/proc/self/mountinfo")),
             [entry.target for entry in facts.config.mounts if entry.bind],
         ),
-        interfaces=net_facts.interfaces(init),
+        interfaces=net_facts.interfaces(init), encrypted=net_facts.encrypted(init),
         frozen=tuple(os.fsencode(path).decode(errors="replace")
                      for path in cgroups.frozen_besides(str(cgroup))[:FROZEN_MAX]),
         controllers=tuple(read_text(str(cgroup / "cgroup.subtree_control")).split()),

@@ -30,8 +30,8 @@ OF_PATHS = frozenset({"aufs", "overlay", "simfs"})
 ON_DISKS = frozenset({"bcachefs", "btrfs", "zfs"})
 # What takes the name of a source and has none, or one on another machine.
 SOURCELESS = SUPPORTED | OF_EVERY_HOST | OF_PATHS | frozenset({
-    "9p", "bpf", "ceph", "cifs", "configfs", "efivarfs", "nfs", "nfs4", "nfsd", "nsfs", "ramfs", "rpc_pipefs", "smb3",
-    "virtiofs",
+    "9p", "bpf", "ceph", "cifs", "configfs", "efivarfs", "nfs", "nfs4", "nfsd", "nsfs", "ramfs", "rootfs", "rpc_pipefs",
+    "selinuxfs", "smackfs", "smb3", "virtiofs",
 })
 # What answers without a server, another host or a process, that may be gone. (An overlay is taken for one of these,
 # whatever it lies over.)
@@ -66,6 +66,7 @@ class Mount:
     host_path: str = ""  # of an external one: where the host has it, and where the destination must have it
     read_only: bool = False
     disk: str = ""  # the device that its file system is on, if any; as the container may have written it
+    loop: bool = False  # that is one of files (loop(4); major number 7 in devices.txt)
 
 
 def parse_mountinfo(text: str) -> list[MountLine]:
@@ -120,7 +121,8 @@ def _classify(line: MountLine, root: MountLine | None, outside: list[MountLine],
     else:
         kind = "own" if line.device in whole else "unreachable"
     on_disk = not line.device.startswith("0:") or line.type in ON_DISKS
-    return Mount(line.target, line.type, kind, read_only=read_only, disk=line.source if on_disk else "")
+    return Mount(line.target, line.type, kind, read_only=read_only, disk=line.source if on_disk else "",
+                 loop=line.device.startswith("7:"))
 
 
 def _host_path(line: MountLine, outside: Iterable[MountLine]) -> str:

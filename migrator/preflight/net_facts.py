@@ -68,7 +68,6 @@ class Unsaved:
     tables: tuple[str, ...] = ()  # of routes, to which rules for IPv4 lead
     rules: tuple[str, ...] = ()  # for IPv6
     queues: tuple[str, ...] = ()  # queueing disciplines (tc(8))
-    tls: int = 0  # sockets that the kernel encrypts for
 
 
 def interfaces(pid: int | None = None) -> tuple[Interface, ...]:
@@ -88,8 +87,27 @@ def unsaved(pid: int) -> Unsaved:
         tables=parse_tables(_ask(["-4", "rule", "show"], pid)),
         rules=parse_ipv6_rules(_ask(["-6", "rule", "show"], pid)),
         queues=parse_queues(_ask(["qdisc", "show"], pid, "tc")),
-        tls=parse_tls(_read(f"/proc/{pid}/net/tls_stat")),
     )
+
+
+def encrypted(pid: int) -> tuple[str, ...]:
+    """What the kernel encrypts in the network namespace of process `pid`, in words."""
+    count = tls(pid)
+    return ((f"TLS of {count} connections",) if count else ()) + (("IPsec",) if _has_ipsec(pid) else ())
+
+
+def tls(pid: int) -> int:
+    """How many connections the kernel encrypts there; 0 where it cannot."""
+    return parse_tls(_read(f"/proc/{pid}/net/tls_stat"))
+
+
+def _has_ipsec(pid: int) -> bool:
+    """Whether there are policies; without any, keys do nothing."""
+    try:
+        return bool(run(["nsenter", "--target", str(pid), "--net", "ip", "xfrm", "policy"], limit=LIMIT).stdout.strip())
+    except (CommandFailed, CommandTimeout, ProgramMissing) as error:
+        log.debug(f"no facts about IPsec: {error}")
+        return False
 
 
 def _read(path: str) -> str:

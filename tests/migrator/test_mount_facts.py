@@ -75,10 +75,11 @@ def test_on_which_disk_a_mount_is_the_kernel_says() -> None:
     """The source of a mount is the word of who has mounted it."""
     inside = parse_mountinfo("1 0 0:9 / / rw - btrfs x rw\n2 1 253:5 / /srv rw - ext4 /dev/mapper/a\\040b rw\n"
                              "3 1 0:50 / /t rw - nfs4 /dev/sda rw\n4 1 0:51 / /b rw - btrfs /dev/sdb rw\n"
-                             "5 1 8:1 /sub /x rw - xfs /dev/sda1 rw")
+                             "5 1 8:1 /sub /x rw - xfs /dev/sda1 rw\n6 1 7:3 / /snap/a ro - squashfs /dev/sdc ro")
     assert [(mount.kind, mount.disk) for mount in classify(inside, [])] == [
         ("root", ""), ("unsupported", "/dev/mapper/a b"), ("unsupported", ""), ("unsupported", "/dev/sdb"),
-        ("unreachable", "/dev/sda1")]
+        ("unreachable", "/dev/sda1"), ("unsupported", "/dev/sdc")]
+    assert [mount.loop for mount in classify(inside, [])] == [False] * 5 + [True]
 
 
 def test_a_configured_bind_mount_is_external_whatever_it_is() -> None:

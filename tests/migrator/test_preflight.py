@@ -230,7 +230,8 @@ FOUND: list[tuple[str, Severity, Change, str]] = [
     ("routing-not-saved", WARNING, Change(container={"unsaved.tables": ("100",), "unsaved.rules": ("5 (table 7)",),
                                                      "unsaved.queues": ("tbf of eth0",)}, alone=True),
      "the routes of the table 100, the IPv6 rule 5 (table 7), the qdisc tbf of eth0 after"),
-    ("kernel-tls", ERROR, Change(container={"unsaved.tls": 2}, alone=True), "encrypts 2 connections of"),
+    ("kernel-encryption", ERROR, Change(container={"encrypted": ("TLS of 2 connections", "IPsec")}, alone=True),
+     "TLS of 2 connections, IPsec of"),
     ("rootfs-replaced", ERROR, Change(container={"rootfs.replaced": True}, alone=True), "/proc/4711/mountinfo"),
     # tasks
     ("attached-task", ERROR, task("attached"), "kill 4712"),
@@ -284,6 +285,8 @@ FOUND: list[tuple[str, Severity, Change, str]] = [
         "present": {"/dev/vg0/webdata": "device"}}), "--ignore disk-stays-behind"),
     ("disk-stays-behind", ERROR, Change(container={"config.mounts": (
         MountEntry("tank/web", "srv/data", "zfs", ("optional",)),)}), "tank/web of here"),
+    ("disk-stays-behind", WARNING, Change(container={"mounts": (
+        ROOT, Mount("/snap/a", "squashfs", "unsupported", disk="/dev/loop3", loop=True))}), "losetup /dev/loop3 which"),
     ("bind-mount", WARNING, Change(container={"mounts": BOUND}, destination={"present": {"/srv/data": "folder"}}),
      "not moved along"),
     ("bind-mount", WARNING, Change(container={
@@ -452,6 +455,10 @@ NOT_FOUND: list[tuple[str, Change]] = [
         MountEntry("/proc", "proc", "proc"), MountEntry("//nas/x", "y", "cifs"), MountEntry("nas:/x", "z", "nfs"),
         MountEntry("/dev/fuse", "f", "fuse"), MountEntry("/", "/", "none", ("rslave",)), *BIND)})),
     ("disk-stays-behind", Change(container={"mounts": (ROOT, Mount("/m", "nfs4", "unsupported"), *BOUND[1:])})),
+    ("disk-stays-behind", Change(container={"config.mounts": (
+        MountEntry("/sys/fs/selinux", "sys/fs/selinux", "selinuxfs", ("optional",)),)})),
+    ("mount-source-missing", Change(options={"memory": False}, container={"config.mounts": (
+        MountEntry("tank/web", "a", "zfs"), MountEntry("/a:/b", "b", "fuse.mergerfs"))})),  # no paths
     ("bind-mount", Change(container={"mounts": (ROOT, Mount("/dev/null", "devtmpfs", "external", "/dev/null"))})),
     # Without AppArmor on either side nothing is confined, whatever the configuration says.
     ("apparmor-missing", Change(container={"config.apparmor": "generated"})),
@@ -537,7 +544,7 @@ def test_severity_is_the_codes_own_or_milder() -> None:
     """Only a code that says so in its test data departs from its usual severity."""
     departing = {code for code, severity, _, _ in FOUND if severity is not codes()[code].severity}
     assert departing == {"criu-versions-differ", "lxc-versions-differ", "address-taken", "mac-taken", "selinux-differs",
-                         "include-differs", "apparmor-profile-missing"}
+                         "include-differs", "apparmor-profile-missing", "disk-stays-behind"}
 
 
 def test_errors_come_first() -> None:

@@ -227,14 +227,16 @@ def test_interface_that_cannot_be_dumped(guest: Rig) -> None:
 
 def test_network_state_that_criu_leaves_out(guest: Rig) -> None:
     """A group is joined for an address, as the kernel does that with a socket of its own (`autojoin`)."""
-    assert not {"multicast-groups", "routing-not-saved"} & found(check(guest)).keys()
+    assert not {"multicast-groups", "routing-not-saved", "kernel-encryption"} & found(check(guest)).keys()
     ip = f"nsenter -t $(lxc-info -P {POOL} -n {NAME} -pH) -n ip"
-    guest.sh("hosta", f"{ip} address add 239.1.2.3/32 dev eth0 autojoin; {ip} rule add iif eth0 lookup 100")
+    guest.sh("hosta", f"{ip} address add 239.1.2.3/32 dev eth0 autojoin; {ip} rule add iif eth0 lookup 100;"
+                      f" {ip} xfrm policy add dir out dst 192.0.2.1/32 tmpl proto esp mode transport")
     outcome = check(guest)
-    guest.sh("hosta", f"{ip} address delete 239.1.2.3/32 dev eth0; {ip} rule delete iif eth0 lookup 100")
+    guest.sh("hosta", f"{ip} address delete 239.1.2.3/32 dev eth0; {ip} rule delete iif eth0 lookup 100;"
+                      f" {ip} xfrm policy flush")
     assert found(outcome)["multicast-groups"] == found(outcome)["routing-not-saved"] == "warning"
-    assert facts(outcome)["unsaved"] == {"groups": ["239.1.2.3 on eth0"], "tables": ["100"], "rules": [], "queues": [],
-                                         "tls": 0}
+    assert found(outcome)["kernel-encryption"] == "error" and facts(outcome)["encrypted"] == ["IPsec"]
+    assert facts(outcome)["unsaved"] == {"groups": ["239.1.2.3 on eth0"], "tables": ["100"], "rules": [], "queues": []}
 
 
 def test_file_system_that_cannot_be_dumped(guest: Rig) -> None:

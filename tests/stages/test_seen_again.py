@@ -16,6 +16,7 @@ import pytest
 from migrator import btrfs, criu, lxc, network
 from migrator.errors import ContainerChanged, DumpFailed
 from migrator.journal import Migration
+from migrator.preflight import net_facts
 from migrator.protocol import Connection
 from migrator.states import Event, State
 from stages import stop
@@ -107,6 +108,18 @@ def test_what_was_attached_since_is_not_left_behind(migration: Migration, guest:
     with pytest.raises(ContainerChanged, match=f"process {attached} was started from outside"):
         freezing(made)
     made.ignore = ["attached-task"]
+    made._freeze()
+
+
+@pytest.mark.usefixtures("frozen")
+def test_what_the_kernel_encrypts_since_is_not_sent_on_in_clear(migration: Migration, guest: Guest,
+                                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection has come between the last look and the freeze."""
+    made = dump_of(migration, guest)
+    monkeypatch.setattr(net_facts, "_read", lambda path: {f"/proc/{guest.pid}/net/tls_stat": "TlsCurrTxSw 3\n"}[path])
+    with pytest.raises(ContainerChanged, match="encrypts 3 of its connections"):
+        freezing(made)
+    made.ignore = ["kernel-encryption"]
     made._freeze()
 
 
