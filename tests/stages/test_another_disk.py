@@ -59,6 +59,7 @@ def test_its_containers_name_does_not_remove_it_either(journal: Journal, tmp_pat
     here = put_aside(tmp_path, came)
     finish.end_here(came)
     rootfs = here.old / "rootfs"
+    assert f"btrfs subvolume delete {rootfs}" in " ".join(capfd.readouterr().err.split())
     for dry_run in (True, False):
         cleaner = Cleaner(dry_run=dry_run)
         cleanup.clean_container(cleaner, journal, "web", tmp_path, keep_copy=False)
