@@ -23,8 +23,6 @@ _NEXT = {
     State.OFFERED: Event.TAKEN,
     State.DUMPED: Event.FINISH,
 }
-
-
 _NOT_OFFERED = {State.PREPARING, State.PREPARED, State.DUMPING}
 _HAS_TOKEN = {State.OWNED, State.RESTORING, State.RESTORED, State.FINISHED}  # on the destination
 

@@ -84,25 +84,23 @@ class Waiting:
         place.task = asyncio.create_task(self._keep_waiting(server, place))
         return place
 
-    def _leave(self, place: _Place) -> None:
+    def _leave(self, place: _Place, limit: float = 0.0) -> None:
+        """It ends at once, or by itself within `limit` seconds."""
         assert place.task  # noqa: S101
-        place.task.cancel()
         self._leaving.add(place.task)
         place.task.add_done_callback(self._leaving.discard)
+        if limit:
+            asyncio.get_running_loop().call_later(limit, place.task.cancel)
+        else:
+            place.task.cancel()
 
     def _let_end(self, place: _Place) -> None:
         """What was sent to it before its successor stood may be on its way still, before the server's last word.
 
         One that has just lost its connection would come back, and throw its successor out.
         """
-        if place.over is None:
-            self._leave(place)
-            return
-        assert place.task  # noqa: S101
-        self._leaving.add(place.task)
-        place.task.add_done_callback(self._leaving.discard)
         place.at_once.set()
-        asyncio.get_running_loop().call_later(TIMEOUT, place.task.cancel)  # where the path is dead it never comes
+        self._leave(place, TIMEOUT if place.over else 0.0)  # where the path is dead that word never comes
 
     async def _keep_waiting(self, server: Server, place: _Place) -> None:
         pause, longest = BACKOFF

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.tunnel.clock import eventually, look, pass_time, standing
-from tests.tunnel.serving import serving
+from tests.tunnel.serving import Serving, serving
 from tunnel.channel import Called
 from tunnel.config import Server
 from tunnel.errors import RendezvousUnavailable
@@ -146,6 +146,13 @@ async def test_a_renewal_is_no_other_that_has_taken_the_place(monkeypatch: pytes
     assert set(said) == {f"waiting at {there.server}"}
 
 
+async def waits(there: Serving, host: Identity, on_state: Callable[[str], None] | None = None) -> Waiting:
+    """Over a connection that stands."""
+    waiting = Waiting([there.server], host, on_state)
+    await eventually(lambda: waiting._places[there.server][0].over)
+    return waiting
+
+
 async def called(waiting: Waiting, host: Identity, caller: Signalling, guest: Identity) -> Called:
     """The channel to a caller whose ring has just come."""
     await caller.ring(host.public, b"a ring")
@@ -158,8 +165,7 @@ async def called(waiting: Waiting, host: Identity, caller: Signalling, guest: Id
 async def test_a_ring_that_came_before_a_renewal_is_answered_after_it() -> None:
     host, guest = Identity.generate(), Identity.generate()
     async with serving(PLENTY) as there, await Signalling.connect([there.server], guest) as caller:
-        waiting = Waiting([there.server], host)
-        await eventually(lambda: waiting._places[there.server][0].over)
+        waiting = await waits(there, host)
         channel = await called(waiting, host, caller, guest)
         first = channel._over
         waiting.renew()
@@ -176,8 +182,7 @@ async def test_a_ring_that_came_before_a_renewal_is_answered_after_it() -> None:
 async def test_what_is_replaced_while_it_answers_answers_again(monkeypatch: pytest.MonkeyPatch) -> None:
     host, guest = Identity.generate(), Identity.generate()
     async with serving(PLENTY) as there, await Signalling.connect([there.server], guest) as caller:
-        waiting = Waiting([there.server], host)
-        await eventually(lambda: waiting._places[there.server][0].over)
+        waiting = await waits(there, host)
         channel = await called(waiting, host, caller, guest)
         first, send = channel._over, Link.send
 
@@ -199,8 +204,7 @@ async def test_a_ring_that_is_on_its_way_at_a_renewal_is_not_missed(monkeypatch:
     """The rendezvous has sent it to the old connection, and its host reads of the new one first."""
     host, guest = Identity.generate(), Identity.generate()
     async with serving(PLENTY) as there, await Signalling.connect([there.server], guest) as caller:
-        waiting = Waiting([there.server], host)
-        await eventually(lambda: waiting._places[there.server][0].over)
+        waiting = await waits(there, host)
         (old,) = waiting._places[there.server]
         first, receive, gate = old.over, Link.receive, asyncio.Event()
         assert first
@@ -237,8 +241,7 @@ async def test_who_comes_back_beside_his_successor_does_not_throw_it_out(monkeyp
         return await connect(*arguments, **options)
 
     async with serving(PLENTY) as there:
-        waiting = Waiting([there.server], host, said.append)
-        await eventually(lambda: waiting._places[there.server][0].over)
+        waiting = await waits(there, host, said.append)
         (old,) = waiting._places[there.server]
         monkeypatch.setattr(Signalling, "connect", slowly)
         waiting.renew()
