@@ -25,7 +25,7 @@ _INSIDE = re.compile(
     r"|signal\.(halt|reboot|stop)|init\.(cmd|cwd|uid|gid|groups)|execute\.cmd|autodev\.tmpfs\.size"
     r"|start\.auto|sysctl\.net\.[a-z0-9_.]+|time\.offset\.(boot|monotonic)"
     r"|prlimit\.(as|core|cpu|data|fsize|locks|memlock|msgqueue|nofile|nproc|rss|rttime|sigpending|stack)"
-    r"|net\.\d+\.(flags|hwaddr|mtu|ipv[46]\.(address|gateway))"
+    r"|net\.\d+\.(flags|hwaddr|ipv[46]\.(address|gateway))"
     r"|net\.\d+\.veth\.(n_rxqueues|n_txqueues)"  # not its routes and VLANs, which are the host's
     r"|cgroup2?\.devices\.deny)"
 )
@@ -56,6 +56,9 @@ _ENVIRONMENT = re.compile(r"(container|container_[a-z]+)=.*|(TERM|LANG|LC_[A-Z]+
                           r"|TZ=((?!.*\.\.)[A-Za-z][A-Za-z0-9_+,./-]*)?")
 _ID = re.compile(r"0|[1-9][0-9]{0,9}")  # to LXC 010 is 8, and 0x10 is 16, as to strtoul(3) with base 0
 _PATH_MAX = 4096
+# Bytes. A bridge takes the least MTU of its ports, and below this one the kernel takes IPv6 away from it, with the
+# host's own addresses (IPV6_MIN_MTU; addrconf_notify in net/ipv6/addrconf.c).
+_MTU_MIN = 1280
 
 
 def reaching(text: str, here: Callable[[str], bool]) -> list[str]:
@@ -135,6 +138,8 @@ def _inside(key: str, value: str, here: Callable[[str], bool]) -> bool:
         return value in ("veth", "empty")
     if re.fullmatch(r"lxc\.net\.\d+\.(link|name)", key):
         return config_reader.is_interface(value)
+    if re.fullmatch(r"lxc\.net\.\d+\.mtu", key):
+        return bool(re.fullmatch(r"[1-9][0-9]{3,4}", value)) and int(value) >= _MTU_MIN
     if re.fullmatch(r"lxc\.net\.\d+\.veth\.mode", key):
         return value == "bridge"
     if re.fullmatch(r"lxc\.net\.\d+\.veth\.pair", key):

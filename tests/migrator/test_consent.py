@@ -29,6 +29,7 @@ lxc.net.0.flags = up
 lxc.net.0.hwaddr = 00:16:3e:01:02:03
 lxc.net.0.veth.pair = veth-web.0
 lxc.net.0.veth.mode = bridge
+lxc.net.0.mtu = 1280
 lxc.net.0.ipv4.address = 10.0.3.5/24
 lxc.net.1.type = empty
 lxc.apparmor.profile = generated
@@ -103,6 +104,7 @@ REACHING = [
     "lxc.log.file = /etc/cron.d/x", "lxc.console.logfile = /etc/cron.d/x", "lxc.console.path = /dev/tty1",
     "lxc.net.0.type = phys", "lxc.net.0.type = none", "lxc.net.0.type = macvlan", "lxc.net.0.link.x = y",
     "lxc.net.0.veth.mode = router", "lxc.net.0.veth.ipv4.route = 192.0.2.1/32", "lxc.net.0.veth.vlan.id = 7",
+    *(f"lxc.net.0.mtu = {size}" for size in ("1279", "68", "1", "0", "01500", "0x5dc", "-1", "150\u0660", "150000")),
     "lxc.net.0.l2proxy = 1", "lxc.tty.dir = ../../etc", "lxc.mount.entry = tmpfs ../../etc tmpfs create=dir",
     "lxc.namespace.share.pid = 1", "lxc.namespace.keep = user net", "lxc.namespace.clone = net",
     *(f"lxc.cgroup2.cgroup.{file} = 1" for file in ("procs", "threads", "kill", "freeze", "type", "subtree_control")),
