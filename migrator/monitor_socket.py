@@ -18,6 +18,7 @@ from pathlib import Path
 
 from migrator import asking, log, names, roots
 from migrator.errors import CommandTimeout
+from migrator.processes import status
 
 ROOT = 0
 LIMIT = 10  # whole seconds; a monitor takes connections as long as its queue has room, be it stopped
@@ -89,6 +90,26 @@ def is_its(pid: int, name: str, lxcpath: Path) -> bool:
         return any(_is_of(each, name, lxcpath) for each in _answered_by(pid))
     except OSError as error:
         return error.errno in (errno.EPERM, errno.EACCES, errno.ENOSYS)
+
+
+def may_be_its(pid: int, name: str, lxcpath: Path) -> bool:
+    """Whether this container may be what a process has started: it answers for it, or nothing tells, or it only waits
+    for what has lost its monitor: then it has ended, or is a user's, or executes what process 1 does.
+
+    Not what runs containers without LXC, as systemd-nspawn and conmon do: who is root in one of theirs has a cgroup of
+    his own, and makes others of any name in there.
+    """
+    try:
+        if found := _answered_by(pid):
+            return any(_is_of(each, name, lxcpath) for each in found)
+        return status(pid, b"Uid")[0] != b"0" or _program(pid) == _program(1)
+    except OSError:
+        return True
+
+
+def _program(pid: int) -> str:
+    """Its name alone: after an upgrade a service manager that runs on is another file than a new one."""
+    return os.readlink(f"/proc/{pid}/exe").removesuffix(" (deleted)").rpartition("/")[2]  # noqa: PTH115 -- may be gone
 
 
 def _answered_by(pid: int) -> list[bytes]:

@@ -65,13 +65,20 @@ def _made_of(frozen: Frozen, its: str) -> int | None:
     one's too.
     """
     for pid in lxc.container_processes(frozen.name):
-        # It has ended, or cannot be told; or its root is no subvolume.
-        with contextlib.suppress(MigratorError, OSError, ValueError), roots.on_btrfs(pid) as root:
-            if (root and lxc.is_payload(frozen.name, lxc.cgroup_of(pid)) and is_start(pid)
-                    and its in subvolume_uuids.ancestors(root)
-                    and not monitor_socket.is_anothers(_parent(pid), frozen.name, frozen.lxcpath)):
+        # It has ended, or cannot be told; or its root is no subvolume. What has another name is not asked for its root,
+        # which somebody in there may have chosen.
+        with contextlib.suppress(MigratorError, OSError, ValueError):
+            if (lxc.is_payload(frozen.name, lxc.cgroup_of(pid)) and is_start(pid)
+                    and not monitor_socket.is_anothers(_parent(pid), frozen.name, frozen.lxcpath)
+                    and _descends_from(pid, its)):
                 return pid
     return None
+
+
+def _descends_from(pid: int, its: str) -> bool:
+    """Whether its root is a subvolume that has been made of that one; raises MigratorError and OSError."""
+    with roots.on_btrfs(pid) as root:
+        return root is not None and its in subvolume_uuids.ancestors(root)
 
 
 def on_disk(name: str, lxcpath: Path, rootfs: Path, cgroup: str = "", limit: float = 0.0) -> int | None:
@@ -104,7 +111,8 @@ def is_called_so(pid: int, name: str, lxcpath: Path, cgroup: str = "") -> bool:
     """Whether it is the first process of a start that LXC has put into a cgroup with this container's name, or into
     `cgroup`, wherever it has its root by now, as after a chroot(2) or pivot_root(2) of its own to a tmpfs.
 
-    Not where LXC's monitor, which has started it, answers for another one, as of that name in another LXC path. Nor
+    Not where LXC's monitor, which has started it, answers for another one, as of that name in another LXC path, nor
+    where no LXC has started it, as a guest of systemd-nspawn, whose root can make such a cgroup in his own. Nor
     with a subvolume as its root, as such a one may have whose monitor has ended: of this container's own that tells.
     """
     with contextlib.suppress(OSError):  # it has ended
@@ -126,7 +134,7 @@ def _is_called_so(pid: int, said: str, name: str, lxcpath: Path, cgroup: str = "
         return (((_may_be_called_so(said, name) and lxc.is_payload(name, lxc.payload_cgroup(said)))
                  or (bool(cgroup) and cgroups.holds(cgroup, said)))
                 and is_start(pid) and not roots.is_subvolume(pid)
-                and not monitor_socket.is_anothers(_parent(pid), name, lxcpath))
+                and monitor_socket.may_be_its(_parent(pid), name, lxcpath))
     return False
 
 

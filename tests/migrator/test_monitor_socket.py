@@ -198,6 +198,36 @@ def test_who_answers_for_it(tmp_path: Path, bind: Bind, monkeypatch: pytest.Monk
     assert monitor_socket.is_its(os.getpid(), "c2", tmp_path)
 
 
+def test_what_may_be_its_monitor(tmp_path: Path, bind: Bind, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who listens for it; else who only waits for what has lost its monitor."""
+    programs, uid = {1: "systemd", os.getpid(): "conmon"}, {os.getpid(): 0}
+    monkeypatch.setattr(monitor_socket, "_program", programs.__getitem__)
+    monkeypatch.setattr(monitor_socket, "status", lambda pid, _: [str(uid[pid]).encode()])
+
+    def may() -> bool:
+        return monitor_socket.may_be_its(os.getpid(), "c1", tmp_path)
+
+    assert not may()
+    assert monitor_socket.may_be_its(2**22 + 1, "c1", tmp_path), "it has ended"
+    uid[os.getpid()] = 1000
+    assert may()
+    uid[os.getpid()], programs[os.getpid()] = 0, "systemd"
+    assert may(), "it is process 1, or a user's service manager that runs as root"
+    bind(monitor_socket.address("c2", tmp_path))
+    assert not may()
+    bind(monitor_socket.address("c1", tmp_path))
+    programs[os.getpid()] = "lxc-start"
+    assert may()
+    monkeypatch.setattr(monitor_socket, "_PIDFD_GETFD", 2**20)
+    assert monitor_socket.may_be_its(os.getpid(), "c3", tmp_path), "nothing tells"
+
+
+def test_of_what_program_a_process_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert monitor_socket._program(os.getpid()) == Path("/proc/self/exe").resolve().name
+    monkeypatch.setattr(os, "readlink", lambda _: "/usr/lib/systemd/systemd (deleted)")
+    assert monitor_socket._program(1) == "systemd"
+
+
 def test_of_a_long_path_the_hash_tells(tmp_path: Path, bind: Bind) -> None:
     long = tmp_path / ("n" * 100)
     bind(monitor_socket.address("c1", long))

@@ -49,6 +49,7 @@ def beside(monkeypatch: pytest.MonkeyPatch, started: list[str]) -> Iterator[Star
         monkeypatch.setattr(roots, "of", lambda pid, *more: made.root if pid == made.pid else honest(pid, *more))
         monkeypatch.setattr(roots, "is_subvolume", lambda pid: pid == made.pid and made.subvolume)
         monkeypatch.setattr(lxc, "container_processes", lambda _: [made.pid])
+        monkeypatch.setattr(monitor_socket, "_program", lambda _: "init")  # as if its monitor had ended
         monkeypatch.setattr(Monitorless, "rootfs", Path("/"))
         monkeypatch.setattr(identity, "is_source", lambda _: True)
         monkeypatch.setattr(no_memory, "stay", lambda *_: None)
@@ -71,15 +72,25 @@ def test_by_what_lxc_calls_it(beside: Start, cgroup: str, found: bool) -> None:
     assert pid == (beside.pid if found else None)
 
 
+def test_what_lxc_has_not_started_is_none(beside: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a guest of systemd-nspawn, whose root has made such a cgroup in the one that he has been given."""
+    beside.cgroup = "0::/machine.slice/systemd-nspawn@guest.service/payload/lxc.payload.web\n"
+    assert second_start.is_called_so(beside.pid, "web", Path("/pool"))
+    monkeypatch.setattr(monitor_socket, "_program", lambda pid: "init" if pid == 1 else "systemd-nspawn")
+    assert not second_start.is_called_so(beside.pid, "web", Path("/pool"))
+    detail = {"cgroup": "/sys/fs/cgroup/frozen", "pid": os.getpid(), "ports": []}
+    assert second_start.of(Frozen.from_detail("0badc0de", "web", Path("/pool"), detail)) is None
+
+
 @pytest.mark.parametrize("what", ["a subvolume", "another's monitor", "a user's", "a visitor"])
 def test_what_is_none(beside: Start, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     asked: list[tuple[object, ...]] = []
 
-    def is_anothers(*of: object) -> bool:
+    def may_be_its(*of: object) -> bool:
         asked.append(of)
-        return what == "another's monitor"
+        return what != "another's monitor"
 
-    monkeypatch.setattr(monitor_socket, "is_anothers", is_anothers)
+    monkeypatch.setattr(monitor_socket, "may_be_its", may_be_its)
     assert second_start.is_called_so(beside.pid, "web", Path("/pool")) is (what != "another's monitor")
     if what == "a subvolume":  # which another container of that name has, in another LXC path
         beside.subvolume = True
