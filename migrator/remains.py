@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from migrator import btrfs, cgroups, clock, holder, lxc, roots, second_start
+from migrator import btrfs, cgroups, clock, forked, holder, lxc, roots, second_start
 from migrator.errors import ContainerNotFound, MigratorError, StartFailed
 from migrator.journal import Migration
 from migrator.layout import Layout
@@ -108,7 +108,7 @@ def _is_anothers(migration: Migration, cgroup: str) -> bool:
     uuid = migration.detail.get("rootfs_uuid")
     if not uuid:
         return False
-    found = {_disk_of(pid) for pid in cgroups.processes(cgroup)} - {None}
+    found = set(forked.answers(cgroups.processes(cgroup), _disk_of).values()) - {None}
     return bool(found) and uuid not in found
 
 

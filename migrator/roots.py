@@ -8,9 +8,10 @@ is enough.
 statx(2) with AT_STATX_DONT_SYNC takes "whatever the system has cached": NFS, FUSE, SMB, Ceph and AFS leave their
 server alone then (nfs_getattr in fs/nfs/inode.c, fuse_update_get_attr in fs/fuse/dir.c); what lies on a disk of this
 host has none. 9p, which virtual machines use, does not know the flag. name_to_handle_at(2) puts together what the inode
-in memory has (encode_fh in the kernel's filesystems/nfs/exporting.rst). The way there does not ask either: it ends at
-/proc/PID/root or /proc/PID/fd/N, and looks nothing up in there, as a trailing /. would, and ask for the permission to.
-open(2) with O_PATH goes that way alone, and opens nothing at its end (do_dentry_open in fs/open.c).
+in memory has (encode_fh in the kernel's filesystems/nfs/exporting.rst), but for an overlay with nfs_export=on, as root
+in a privileged container can make one: so that is asked of many processes by `forked`. The way there does not ask
+either: it ends at /proc/PID/root or /proc/PID/fd/N, and looks nothing up in there, as a trailing /. would, and ask for
+the permission to. open(2) with O_PATH goes that way alone, and opens nothing at its end (do_dentry_open in fs/open.c).
 
 A process may change its root between two looks, as any user can in namespaces of his own: from a folder on btrfs to one
 that never answers. What was told of the first does not hold for the second, so btrfs is asked of what `on_btrfs` holds.

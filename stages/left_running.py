@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import time
 from pathlib import Path
 
-from migrator import btrfs, criu, lxc, roots, second_start
+from migrator import btrfs, criu, forked, lxc, roots, second_start
 from migrator.errors import MigratorError
 from migrator.layout import Layout
 
@@ -29,8 +30,12 @@ def lives_in_own(layout: Layout, pid: int) -> bool:
 
 def in_own(layout: Layout) -> list[int]:
     """The processes of any containers that live in such a subvolume, unless that was put aside."""
-    return [pid for pid in lxc.container_processes("")
-            if lives_in_own(layout, pid) and not _is_in(layout.set_aside(), pid)]
+    return [pid for pid in all_in_own(layout, lxc.container_processes("")) if not _is_in(layout.set_aside(), pid)]
+
+
+def all_in_own(layout: Layout, pids: list[int]) -> list[int]:
+    """Those of these processes of which `lives_in_own` is true; one of a user's that keeps this back is none."""
+    return forked.those(pids, functools.partial(lives_in_own, layout))
 
 
 def _has_own(layout: Layout, pid: int) -> bool:
@@ -47,8 +52,9 @@ def kill(layout: Layout) -> list[int]:
     who has a reason: what runs in there is another container.
     """
     until = time.monotonic() + lxc.STOP_LIMIT
-    while left := [pid for pid in lxc.container_processes(layout.name)
-                   if _has_own(layout, pid) and not _is_in(layout.set_aside(), pid)]:
+    has_own = functools.partial(_has_own, layout)
+    while left := [pid for pid in forked.those(lxc.container_processes(layout.name), has_own)
+                   if not _is_in(layout.set_aside(), pid)]:
         if time.monotonic() > until:
             return left
         for pid in left:
@@ -64,9 +70,10 @@ def live_below(layout: Layout) -> list[int]:
     As what was started without its memory may have; or with its root elsewhere, in a cgroup of its name. Or it is a
     container that somebody has made in that folder, or another one of that name: so nothing of this is ended here.
     """
-    below = [pid for pid in lxc.container_processes(layout.name)
-             if second_start.is_start(pid) and lives_in_own(layout, pid)
-             and not _has_own(layout, pid) and not _is_in(layout.set_aside(), pid)]
+    has_own = functools.partial(_has_own, layout)
+    starts = [pid for pid in lxc.container_processes(layout.name) if second_start.is_start(pid)]
+    below = [pid for pid in forked.those(starts, lambda pid: lives_in_own(layout, pid) and not has_own(pid))
+             if not _is_in(layout.set_aside(), pid)]
     return sorted({*below, *called_so(layout, lxc.END_LIMIT)})
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from migrator import asking, btrfs, identity, lxc, monitor_socket, roots, second_start, subvolume_uuids
+from migrator import asking, btrfs, forked, identity, lxc, monitor_socket, roots, second_start, subvolume_uuids
 from migrator.errors import CommandTimeout, ContainerNotFound, ContainerNotRunning, MigratorError
 from migrator.journal import Migration
 from migrator.layout import Layout
@@ -81,8 +81,8 @@ def living(migration: Migration, layout: Layout) -> list[int]:
 def on_its_disk(migration: Migration, layout: Layout) -> list[int]:
     """The former alone."""
     disks = identity.recorded_rootfs_uuids(migration)
-    return [pid for pid in lxc.container_processes("")
-            if left_running.lives_in_own(layout, pid) or _lives_in(pid, disks)]
+    return forked.those(lxc.container_processes(""),
+                        lambda pid: left_running.lives_in_own(layout, pid) or _lives_in(pid, disks))
 
 
 def called(lxcpath: Path, pids: list[int]) -> str:

@@ -112,7 +112,7 @@ def is_replaced(layout: Layout) -> bool:
 
 def lives_on(layout: Layout) -> bool:
     """Whether a process of any container's, of any name and in any cgroup, lives in a subvolume of this migration's."""
-    return any(left_running.lives_in_own(layout, pid) for pid in lxc.container_processes(""))
+    return bool(left_running.all_in_own(layout, lxc.container_processes("")))
 
 
 def is_at_work(migration: Migration) -> bool:
@@ -250,7 +250,7 @@ def _is_of(layout: Layout, cgroup: Path) -> bool:
     """
     if not layout.own_snapshots():
         return let_run.was(let_run.mark(layout.spool))
-    return any(left_running.lives_in_own(layout, pid) for pid in lxc.processes(cgroup))
+    return bool(left_running.all_in_own(layout, lxc.processes(cgroup)))
 
 
 def clear(migration: Migration) -> None:
