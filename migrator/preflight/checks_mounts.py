@@ -79,8 +79,8 @@ def _is_disk(entry: MountEntry) -> bool:
 
 
 def _is_path(source: str) -> bool:
-    """Which the destination can be asked about: no data set of ZFS, and no list of several."""
-    return source.startswith("/") and ":" not in source
+    """Which the destination can be asked about: no data set of ZFS, and no list of several (`/a:/b`)."""
+    return source.startswith("/") and ":/" not in source
 
 
 def _target(entry: MountEntry) -> str:

@@ -276,6 +276,9 @@ FOUND: list[tuple[str, Severity, Change, str]] = [
      "/var/lib/a b is a file system of the type overlay"),
     ("mount-unreachable", ERROR, Change(container={"mounts": (ROOT, Mount("/m", "ext4", "unreachable"))}), "/m"),
     ("mount-source-missing", ERROR, Change(container={"mounts": BOUND}), "no /srv/data"),
+    *(("mount-source-missing", ERROR, Change(container={"config.mounts": (MountEntry(path, "srv/data", "ext4"),)}),
+       f"no {path}") for path in ("/dev/disk/by-path/pci-0000:00:1f.2-ata-1",
+                                  "/dev/disk/by-path/ip-192.0.2.9:3260-iscsi-iqn.2026-01.nas:web-lun-0")),
     ("disk-stays-behind", ERROR, Change(container={"config.mounts": DISK, "mounts": ON_DISK}),
      "/dev/vg0/webdata of here, which c1 mounts at /srv/data,"),
     ("disk-stays-behind", ERROR, Change(container={"mounts": ON_DISK}, alone=True),
@@ -458,7 +461,8 @@ NOT_FOUND: list[tuple[str, Change]] = [
     ("disk-stays-behind", Change(container={"config.mounts": (
         MountEntry("/sys/fs/selinux", "sys/fs/selinux", "selinuxfs", ("optional",)),)})),
     ("mount-source-missing", Change(options={"memory": False}, container={"config.mounts": (
-        MountEntry("tank/web", "a", "zfs"), MountEntry("/a:/b", "b", "fuse.mergerfs"))})),  # no paths
+        MountEntry("tank/web", "a", "zfs"), MountEntry("/a:/b", "b", "fuse.mergerfs"),
+        MountEntry("/dev/sda:/dev/sdb", "c", "bcachefs"))})),  # no paths
     ("bind-mount", Change(container={"mounts": (ROOT, Mount("/dev/null", "devtmpfs", "external", "/dev/null"))})),
     # Without AppArmor on either side nothing is confined, whatever the configuration says.
     ("apparmor-missing", Change(container={"config.apparmor": "generated"})),
