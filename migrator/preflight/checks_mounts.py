@@ -17,6 +17,10 @@ from migrator.terminals import is_lxcs
 ERROR, WARNING, INFO = Severity.ERROR, Severity.WARNING, Severity.INFO
 # Bound from the host by LXC and lxcfs themselves: every host has its own.
 SYSTEM = ("/dev/", "/sys/", "/proc/", "/var/lib/lxcfs/", "/run/lxcfs/")
+# File systems that the kernel itself never writes to.
+UNWRITTEN = frozenset({"squashfs", "erofs", "iso9660"})
+# By their numbers, as the kernel tells them; the source of a mount may be another device, or an option.
+LOSETUP = "losetup --list --output MAJ:MIN,BACK-FILE"
 
 UNSUPPORTED = define("mount-unsupported", ERROR, """CRIU mounts only the file systems that it knows anew, and takes
     others from the host only as bind mounts (criu/filesystems.c). An overlay it knows, but would make it of the folders
@@ -30,7 +34,9 @@ MISSING = define("mount-source-missing", ERROR, """A file, folder or device of i
     container. Without it LXC does not start it; what is `optional` it leaves out, and an empty folder remains.""")
 DISK = define("disk-stays-behind", ERROR, """Of disks only the root file system moves. Another one stays where it is,
     with all that is on it, and what the destination has under its name may be anybody's: the container would
-    write to that, or find an empty folder.""")
+    write to that, or find an empty folder. Nor does all of a file move that is mounted by a loop device: the kernel
+    lets go of that after the container has ended, and what is written then comes after the last snapshot. Only a
+    warning where nothing is ever written (squashfs, erofs, iso9660).""")
 BOUND = define("bind-mount", WARNING, """What lies on the host stays there: the restored container sees the files that
     the destination has under that path.""")
 TERMINAL = define("terminal-mounted", ERROR, """A terminal of the host is mounted in the container where LXC mounts
@@ -137,11 +143,17 @@ def disks(case: Case) -> Iterator[Finding]:
     for mount in case.container.mounts:
         if not mount.disk or mount.kind not in ("unsupported", "unreachable") or mount.target in entries:
             continue
-        if mount.loop:
+        if mount.loop and mount.type in UNWRITTEN:
             yield DISK.found(
-                f"{mount.disk} of {here}, mounted in {name} at {mount.target}, is made of a file, and moves along only "
-                "where that lies in the container's own root file system.",
-                f"See with losetup {shlex.quote(mount.disk)} which file that is, and copy it there.", severity=WARNING)
+                f"The loop device {mount.loop} of {here}, mounted in {name} at {mount.target}, is made of a file, and "
+                "moves along only where that lies in the container's own root file system.",
+                f"See which file stands beside {mount.loop}: {LOSETUP} -- and copy it there.", severity=WARNING)
+        elif mount.loop:
+            yield DISK.found(
+                f"The loop device {mount.loop} of {here}, mounted in {name} at {mount.target}, is made of a file: what "
+                f"its file system still writes as {name} ends comes too late for the last snapshot.",
+                f"See that the file lies in the container's own root file system that stands beside {mount.loop}: "
+                f"{LOSETUP} -- and unmount it in the container: umount {shlex.quote(mount.target)}")
         else:
             yield DISK.found(
                 f"{mount.disk} of {here}, mounted in {name} at {mount.target}, does not move along.",

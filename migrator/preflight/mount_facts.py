@@ -66,7 +66,7 @@ class Mount:
     host_path: str = ""  # of an external one: where the host has it, and where the destination must have it
     read_only: bool = False
     disk: str = ""  # the device that its file system is on, if any; as the container may have written it
-    loop: bool = False  # that is one of files (loop(4); major number 7 in devices.txt)
+    loop: str = ""  # its number, if that is a loop device, made of a file (loop(4); major number 7 in devices.txt)
 
 
 def parse_mountinfo(text: str) -> list[MountLine]:
@@ -122,7 +122,7 @@ def _classify(line: MountLine, root: MountLine | None, outside: list[MountLine],
         kind = "own" if line.device in whole else "unreachable"
     on_disk = not line.device.startswith("0:") or line.type in ON_DISKS
     return Mount(line.target, line.type, kind, read_only=read_only, disk=line.source if on_disk else "",
-                 loop=line.device.startswith("7:"))
+                 loop=line.device if line.device.startswith("7:") else "")
 
 
 def _host_path(line: MountLine, outside: Iterable[MountLine]) -> str:

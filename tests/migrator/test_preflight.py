@@ -288,8 +288,12 @@ FOUND: list[tuple[str, Severity, Change, str]] = [
         "present": {"/dev/vg0/webdata": "device"}}), "--ignore disk-stays-behind"),
     ("disk-stays-behind", ERROR, Change(container={"config.mounts": (
         MountEntry("tank/web", "srv/data", "zfs", ("optional",)),)}), "tank/web of here"),
-    ("disk-stays-behind", WARNING, Change(container={"mounts": (
-        ROOT, Mount("/snap/a", "squashfs", "unsupported", disk="/dev/loop3", loop=True))}), "losetup /dev/loop3 which"),
+    *(("disk-stays-behind", WARNING, Change(container={"mounts": (
+        ROOT, Mount("/snap/a", type_, "unsupported", disk="-D", loop="7:3"))}),
+       "beside 7:3: losetup --list --output MAJ:MIN,BACK-FILE -- and") for type_ in ("squashfs", "erofs", "iso9660")),
+    ("disk-stays-behind", ERROR, Change(options={"memory": False}, container={"mounts": (
+        ROOT, Mount("/srv/data", "ext4", "unsupported", read_only=True, disk="-D", loop="7:3"))}),
+     "too late for the last snapshot"),
     ("bind-mount", WARNING, Change(container={"mounts": BOUND}, destination={"present": {"/srv/data": "folder"}}),
      "not moved along"),
     ("bind-mount", WARNING, Change(container={
