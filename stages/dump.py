@@ -188,10 +188,19 @@ class Dump(Handover):
 
     def _refuse_encrypted(self) -> None:
         """What the kernel has begun to encrypt since the preflight would go on in clear; raises ContainerChanged."""
-        if "kernel-encryption" not in self.ignore and (count := net_facts.tls(self.pid)):
+        if "kernel-encryption" in self.ignore:
+            return
+        networks = net_facts.namespaces(self.pid, cgroups.processes(str(self.cgroup)))
+        reason = ""
+        if len(networks) > net_facts.NAMESPACES_MAX:
+            reason = (f"it has more than {net_facts.NAMESPACES_MAX} network namespaces by now; --ignore"
+                      f" kernel-encryption has whatever the kernel encrypts in them go on in clear")
+        elif count := net_facts.tls(networks):
+            reason = (f"the kernel encrypts {count} of its connections by now, which CRIU does not know of; --ignore"
+                      f" kernel-encryption has them go on in clear")
+        if reason:
             raise ContainerChanged(name=self.container.name, next=advice.again("create-dump", self.migration),
-                                   reason=f"the kernel encrypts {count} of its connections by now, which CRIU does not"
-                                          f" know of; --ignore kernel-encryption has them go on in clear")
+                                   reason=reason)
 
     def _dump_and_send(self, pool: concurrent.futures.Executor) -> dict[str, Any]:
         """The dump runs beside the snapshot and the sending of its increment; both see the frozen container."""

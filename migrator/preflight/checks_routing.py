@@ -7,14 +7,15 @@ from collections.abc import Iterator
 
 from migrator.preflight.case import Case, Check, listed
 from migrator.preflight.findings import Finding, Severity, define
+from migrator.preflight.net_facts import NAMESPACES_MAX
 
 MULTICAST = define("multicast-groups", Severity.WARNING, """CRIU does not save which multicast groups the sockets of a
     process have joined: after the restore it hears nothing of them, until it joins them anew.""", memory_only=True)
 ROUTING = define("routing-not-saved", Severity.WARNING, """CRIU saves the routes of the main table alone, the rules for
     IPv4 alone, and no queueing disciplines (criu/net.c).""", memory_only=True)
 ENCRYPTED = define("kernel-encryption", Severity.ERROR, """CRIU does not know of TLS in the kernel (TCP_ULP), nor of
-    IPsec (ip-xfrm(8)): what is to be encrypted would be sent in clear. TLS is looked for once more when all stands
-    still.""", memory_only=True)
+    IPsec (ip-xfrm(8)): what is to be encrypted would be sent in clear. Looked for in each network namespace that has a
+    process, up to 64 of them; TLS once more when all stands still.""", memory_only=True)
 
 
 def multicast(case: Case) -> Iterator[Finding]:
@@ -38,6 +39,11 @@ def encrypted(case: Case) -> Iterator[Finding]:
         yield ENCRYPTED.found(
             f"{listed(list(case.container.encrypted))} of {case.container.name} is the kernel's own work.",
             "Have programs encrypt themselves (OpenSSL: no Options KTLS), or move it with --no-memory.")
+    if case.container.networks > NAMESPACES_MAX:
+        yield ENCRYPTED.found(
+            f"{case.container.name} has {case.container.networks} network namespaces, more than are looked into for "
+            f"what the kernel encrypts ({NAMESPACES_MAX}).",
+            f"End what has made them, or move it with --no-memory. If nothing is encrypted: --ignore {ENCRYPTED.name}")
 
 
 CHECKS: tuple[Check, ...] = (multicast, routing, encrypted)

@@ -58,7 +58,8 @@ class ContainerFacts:
     mounts: tuple[Mount, ...] = ()
     interfaces: tuple[Interface, ...] = ()
     unsaved: Unsaved = dataclasses.field(default_factory=Unsaved)  # of its network; only where all is looked at
-    encrypted: tuple[str, ...] = ()  # what the kernel encrypts for it
+    networks: int = 1  # the network namespaces that its processes are in
+    encrypted: tuple[str, ...] = ()  # what the kernel encrypts for it in these, or in the first `NAMESPACES_MAX`
     apparmor: AppArmor = dataclasses.field(default_factory=AppArmor)
     reaches: tuple[str, ...] = ()  # lines of its configuration that reach out of it, wherever it is
     included: tuple[str, ...] = ()  # what its configuration includes of the host's own files
@@ -98,7 +99,8 @@ def _own_text(container: Container) -> str:
 
 
 def _running(facts: ContainerFacts, init: int, cgroup: Path) -> ContainerFacts:
-    tasks = task_facts.gather(init, [pid for pid in cgroups.processes(str(cgroup)) if pid > 0])
+    pids = [pid for pid in cgroups.processes(str(cgroup)) if pid > 0]
+    tasks, networks = task_facts.gather(init, pids), net_facts.namespaces(init, pids)
     return dataclasses.replace(
         facts, init_pid=init, init_name=read_text(f"/proc/{init}/comm").strip(),
         init_root=link(f"/proc/{init}/root") or "/", tasks=tasks,
@@ -108,7 +110,8 @@ def _running(facts: ContainerFacts, init: int, cgroup: Path) -> ContainerFacts:
             parse_mountinfo(read_text(f"/proc/{init}/mountinfo")), parse_mountinfo(read_text("/proc/self/mountinfo")),
             [entry.target for entry in facts.config.mounts if entry.bind],
         ),
-        interfaces=net_facts.interfaces(init), encrypted=net_facts.encrypted(init),
+        interfaces=net_facts.interfaces(init), networks=len(networks),
+        encrypted=net_facts.encrypted(networks[:net_facts.NAMESPACES_MAX]),
         frozen=tuple(os.fsencode(path).decode(errors="replace")
                      for path in cgroups.frozen_besides(str(cgroup))[:FROZEN_MAX]),
         controllers=tuple(read_text(str(cgroup / "cgroup.subtree_control")).split()),

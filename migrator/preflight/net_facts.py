@@ -11,17 +11,19 @@ import ipaddress
 import json
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
 from migrator import log
 from migrator.errors import CommandFailed, CommandTimeout, ProgramMissing
+from migrator.preflight.proc import link
 from migrator.run import run
 
 LIMIT = 10.0  # seconds
 LOCAL_SCOPES = ("host", "link")  # addresses that every host may have
 ENTRIES_MAX = 100  # of each kind in `Unsaved`
+NAMESPACES_MAX = 64  # of a container's that are looked into; who is in there may make as many as he likes
 GROUPS_READ = 1 << 20  # bytes
 TABLES = ("local", "main", "default")  # that every network namespace has rules for
 IPV6_RULES = ((0, "local"), (32766, "main"))  # those
@@ -90,21 +92,38 @@ def unsaved(pid: int) -> Unsaved:
     )
 
 
-def encrypted(pid: int) -> tuple[str, ...]:
-    """What the kernel encrypts in the network namespace of process `pid`, in words."""
-    count = tls(pid)
-    return ((f"TLS of {count} connections",) if count else ()) + (("IPsec",) if _has_ipsec(pid) else ())
+def namespaces(init: int, pids: Iterable[int]) -> list[int]:
+    """One process in each network namespace that a container's processes are in, its first process ahead of all.
+
+    Besides that one's, none of the host's own: what is in there was started from outside. What has ended is in none.
+    """
+    host, found = link("/proc/self/ns/net"), {link(f"/proc/{init}/ns/net"): init}
+    for pid in sorted(pids):
+        namespace = link(f"/proc/{pid}/ns/net")
+        if namespace and namespace != host:
+            found.setdefault(namespace, pid)
+    return list(found.values())
 
 
-def tls(pid: int) -> int:
+def encrypted(pids: Collection[int]) -> tuple[str, ...]:
+    """What the kernel encrypts in the network namespaces of these processes, in words."""
+    count = tls(pids)
+    return ((f"TLS of {count} connections",) if count else ()) + (("IPsec",) if any(map(_has_ipsec, pids)) else ())
+
+
+def tls(pids: Iterable[int]) -> int:
     """How many connections the kernel encrypts there; 0 where it cannot."""
-    return parse_tls(_read(f"/proc/{pid}/net/tls_stat"))
+    return sum(parse_tls(_read(f"/proc/{pid}/net/tls_stat")) for pid in pids)
 
 
 def _has_ipsec(pid: int) -> bool:
-    """Whether there are policies; without any, keys do nothing."""
+    """Whether there are policies, be it of single sockets (`-s`); without any, keys do nothing.
+
+    They are counted by the kernel: who is in there may make as many as he likes.
+    """
+    count = ["nsenter", "--target", str(pid), "--net", "ip", "-s", "xfrm", "policy", "count"]
     try:
-        return bool(run(["nsenter", "--target", str(pid), "--net", "ip", "xfrm", "policy"], limit=LIMIT).stdout.strip())
+        return re.search(rb"[1-9]", run(count, limit=LIMIT).stdout) is not None
     except (CommandFailed, CommandTimeout, ProgramMissing) as error:
         log.debug(f"no facts about IPsec: {error}")
         return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -50,6 +51,46 @@ def test_a_program_that_fails_is_no_fact(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("migrator.preflight.host_facts.run", fails)
     assert host_facts._version(["lxc-start", "--version"]) == ""
     assert net_facts.interfaces() == ()
+
+
+@pytest.mark.parametrize(("count", "seen"), [(3, 3), (100, 63)])
+def test_what_the_kernel_encrypts_in_nested_network_namespaces(tmp_path: Path, count: int, seen: int,
+                                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    """CRIU dumps them. Two processes are in each, which have no more to say than one; others have ended."""
+    class Running:
+        name, lxcpath, state, init_pid, is_ephemeral = "c1", tmp_path, "RUNNING", 5_000_000, False
+        config_file, cgroup = tmp_path / "config", tmp_path
+
+    host, first, *nested = (f"net:[{number}]" for number in range(count + 2))
+    links = {"self": host, "5000000": first, "5000001": first, "5000002": host}
+    links |= {str(5_000_010 + number): name for number, name in enumerate([*nested, *nested])}
+    entered: list[int] = []
+
+    def program(argv: list[str], **_: Any) -> SimpleNamespace:
+        assert argv[0:2] == ["nsenter", "--target"] and argv[3:] == ["--net", "ip", "-s", "xfrm", "policy", "count"]
+        entered.append(int(argv[2]))
+        return SimpleNamespace(stdout=b"\t SPD IN  0 OUT 0 FWD 0 (Sock: IN 0 OUT 0 FWD 0)\n")
+
+    monkeypatch.setattr(net_facts, "interfaces", lambda *_: ())
+    monkeypatch.setattr(net_facts, "link", lambda path: links.get(path.split("/")[2], ""))
+    stat = {"/proc/5000012/net/tls_stat": "TlsCurrTxSw 7\n"}
+    monkeypatch.setattr(net_facts, "_read", lambda path: stat.get(path, ""))
+    monkeypatch.setattr(net_facts, "run", program)
+    (tmp_path / "config").write_text("lxc.rootfs.path = dir:/\n")
+    (tmp_path / "cgroup.procs").write_text("\n".join([*(pid for pid in links if pid != "self"), "5000009"]))
+    facts = container_facts.gather(Running(), full=False)  # type: ignore[arg-type]
+    assert facts.encrypted == ("TLS of 7 connections",) and facts.networks == count + 1
+    assert entered == [5_000_000, *range(5_000_010, 5_000_010 + seen)], "not the host's"
+
+
+@pytest.mark.parametrize(("said", "ipsec"), [
+    ("\t SPD IN  0 OUT 0 FWD 0 (Sock: IN 0 OUT 0 FWD 0)\n", False), ("\t SPD IN  0 OUT 20 FWD 0 (Sock: IN 0", True),
+    ("\t SPD IN  0 OUT 0 FWD 0 (Sock: IN 1 OUT 0 FWD 0)\n", True)])
+def test_policies_of_ipsec_are_counted(said: str, ipsec: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of single sockets too. There may be as many as who is in the container likes to make."""
+    monkeypatch.setattr(net_facts, "_read", lambda _: "")
+    monkeypatch.setattr(net_facts, "run", lambda *_, **__: SimpleNamespace(stdout=said.encode()))
+    assert net_facts.encrypted([1, 2]) == (("IPsec",) if ipsec else ())
 
 
 @pytest.mark.parametrize("replaced", [False, True])

@@ -232,6 +232,7 @@ FOUND: list[tuple[str, Severity, Change, str]] = [
      "the routes of the table 100, the IPv6 rule 5 (table 7), the qdisc tbf of eth0 after"),
     ("kernel-encryption", ERROR, Change(container={"encrypted": ("TLS of 2 connections", "IPsec")}, alone=True),
      "TLS of 2 connections, IPsec of"),
+    ("kernel-encryption", ERROR, Change(container={"networks": 65}, alone=True), "65 network namespaces, more than"),
     ("rootfs-replaced", ERROR, Change(container={"rootfs.replaced": True}, alone=True), "/proc/4711/mountinfo"),
     # tasks
     ("attached-task", ERROR, task("attached"), "kill 4712"),

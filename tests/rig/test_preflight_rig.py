@@ -239,6 +239,15 @@ def test_network_state_that_criu_leaves_out(guest: Rig) -> None:
     assert facts(outcome)["unsaved"] == {"groups": ["239.1.2.3 on eth0"], "tables": ["100"], "rules": [], "queues": []}
 
 
+def test_what_is_encrypted_in_a_network_namespace_of_its_own(guest: Rig) -> None:
+    with daemon(guest, SITUATIONS["net namespace"].perl):
+        guest.sh("hosta", "nsenter -t $(pgrep -x -r D,R,S worker) -n"
+                          " ip xfrm policy add dir out dst 192.0.2.1/32 tmpl proto esp mode transport")
+        outcome = check(guest)
+        assert found(outcome)["kernel-encryption"] == "error"
+        assert (facts(outcome)["networks"], facts(outcome)["encrypted"]) == (2, ["IPsec"])
+
+
 def test_file_system_that_cannot_be_dumped(guest: Rig) -> None:
     attach(guest, "mount", "-t", "ramfs", "none", "/mnt")
     assert found(check(guest))["mount-unsupported"] == "error"

@@ -124,6 +124,33 @@ def test_what_the_kernel_encrypts_since_is_not_sent_on_in_clear(migration: Migra
 
 
 @pytest.mark.usefixtures("frozen")
+def test_nor_in_a_network_namespace_of_its_own(migration: Migration, guest: Guest, init: subprocess.Popen[bytes],
+                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    """CRIU dumps these too. Each is looked into once, and what has ended is in none."""
+    made, read = dump_of(migration, guest), list[str]()
+    made.ignore = ["attached-task"]
+
+    def stat(path: str) -> str:
+        read.append(path)
+        return "TlsCurrRxSw 2\n"
+
+    (guest.cgroup / "cgroup.procs").write_text("\n".join(map(str, [guest.pid, *range(5_000_000, 5_003_000)])))
+    links = {f"/proc/{pid}/ns/net": f"net:[{pid % 3}]" for pid in range(5_000_000, 5_002_000)}
+    monkeypatch.setattr(net_facts, "link", lambda path: links.get(path, ""))
+    monkeypatch.setattr(net_facts, "_read", stat)
+    monkeypatch.setattr(net_facts, "run", lambda *_, **__: pytest.fail("a program was started"))
+    with pytest.raises(ContainerChanged, match="encrypts 8 of its connections"):
+        freezing(made)
+    assert len(read) == 4, "three, and the first process's"
+    links.update({f"/proc/{pid}/ns/net": f"net:[{pid}]" for pid in range(5_000_000, 5_001_000)})
+    with pytest.raises(ContainerChanged, match="more than 64 network namespaces"):
+        made._freeze()
+    assert len(read) <= 4 + 64
+    made.ignore.append("kernel-encryption")
+    made._freeze()
+
+
+@pytest.mark.usefixtures("frozen")
 def test_nor_what_is_attached_while_criu_has_it_thawed(migration: Migration, guest: Guest, cgroup: Path,
                                                        monkeypatch: pytest.MonkeyPatch) -> None:
     made = dump_of(migration, guest)
