@@ -151,11 +151,20 @@ def name_there(args: argparse.Namespace, migration: Migration | None, name: str)
 def origin(journal: Journal, name: str, lxcpath: Path) -> str:
     """The origin of a container on this host; "" when it has never moved, as one that was made since under that name.
 
-    What gives way to an origin may be the only copy of a container, so it is nobody's for a name alone.
+    What gives way to an origin may be the only copy of a container, so it is nobody's for a name alone. Nor is it that
+    of a copy which is used again though its container has left it, or ran elsewhere when this host was forced to take
+    it back: what another host has may be newer.
     """
-    came = journal.latest(name, lxcpath, Role.DESTINATION)
-    arrived = came is not None and came.state in (State.RESTORED, State.FINISHED)
-    return _origin(came) if came and arrived and has_its_own(came) else ""
+    for each in reversed(journal.all(name)):
+        if not names.same_path(each.lxcpath, lxcpath):
+            continue
+        if each.role is Role.DESTINATION:
+            arrived = each.state in (State.RESTORED, State.FINISHED) and not each.detail.get("given_way")
+            told = arrived and not each.detail.get("forgotten")  # else nobody knows whether it has left since
+            return _origin(each) if told and has_its_own(each) else ""
+        if each.state is State.FINISHED or each.detail.get("forced"):
+            return ""
+    return ""
 
 
 def rootfs_uuid(migration: Migration) -> str:

@@ -87,6 +87,8 @@ def forget(journal: Journal, name: str | None) -> None:
         keeps = bases.paths(migration) or migration.detail.get("last_copy")  # its disk may be away
         if migration.ended and not keeps and not migration.may_be_asked_for:
             journal.forget(migration)
+        elif migration.ended and migration.role is Role.DESTINATION and not migration.detail.get("forgotten"):
+            migration.note("forgotten", forgotten=True)  # nothing tells any more whether it has left since
 
 
 def clean_container(cleaner: Cleaner, journal: Journal, name: str, lxcpath: Path, *, keep_copy: bool) -> None:

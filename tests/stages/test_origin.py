@@ -12,7 +12,7 @@ import pytest
 from migrator import btrfs, container_config, identity
 from migrator.journal import Journal, Migration
 from migrator.states import Event, Role
-from stages import finish
+from stages import cleanup, finish
 from tests.stages.test_put_aside import (
     EARLIER,
     Disk,
@@ -28,11 +28,33 @@ def origin(migration: Migration) -> str:
     return identity.origin(migration.journal, "web", migration.lxcpath)
 
 
+@pytest.fixture(autouse=True)
+def none_inside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No subvolumes are inside a root file system, which alone would have it kept."""
+    monkeypatch.setattr(btrfs, "nested", lambda _: [])
+
+
 def made_anew(migration: Migration, disk: Disk) -> None:
     """lxc-destroy and lxc-create: another container under the same name."""
     rootfs = layout_of(migration).rootfs
     btrfs.delete(rootfs)
     disk.make(rootfs, "another")
+
+
+LEFT = (Event.SENT, Event.FREEZE, Event.OFFER, Event.TAKEN, Event.FINISH, Event.FINISHED)
+CAME = (Event.RECEIVED, Event.IMPORT, Event.IMPORTED, Event.RECEIVE_DUMP, Event.DUMP_RECEIVED, Event.OWN, Event.RESTORE,
+        Event.RESTORED)
+
+
+def leaves(migration: Migration, id: str, *events: Event, **detail: object) -> Migration:
+    """It begins to move on; `detail` goes with the last of what has become of that."""
+    went = migration.journal.create(id=id, role=Role.SOURCE, name="web", lxcpath=migration.lxcpath, peer="hosta",
+                                    event=Event.SEND, rounds=[])
+    for event in events[:-1]:
+        went.move(event)
+    for event in events[-1:]:
+        went.move(event, **detail)
+    return went
 
 
 @pytest.mark.parametrize("finished", [False, True])
@@ -72,12 +94,11 @@ def test_another_container_of_that_name_takes_no_copys_place(owned: Migration, d
     with Journal(tmp_path / "first.db") as journal:
         went = journal.create(id=EARLIER, role=Role.SOURCE, name="web", lxcpath=tmp_path / "first", peer="hostb",
                               event=Event.SEND, rounds=[])
-        for event in (Event.SENT, Event.FREEZE, Event.OFFER, Event.TAKEN, Event.FINISH, Event.FINISHED):
+        for event in LEFT:
             went.move(event)
         comes = journal.create(id="00000003", role=Role.DESTINATION, name="web", lxcpath=tmp_path / "first",
                                peer="hostb", event=Event.RECEIVE, rounds=[], origin=origin(owned) or "00000003")
-        for event in (Event.RECEIVED, Event.IMPORT, Event.IMPORTED, Event.RECEIVE_DUMP, Event.DUMP_RECEIVED, Event.OWN,
-                      Event.RESTORE, Event.RESTORED):
+        for event in CAME:
             comes.move(event)
         layout = layout_of(comes)
         layout.make_folder()
@@ -88,3 +109,93 @@ def test_another_container_of_that_name_takes_no_copys_place(owned: Migration, d
         container_config.fence(layout.old, "lxc.uts.name = web\n", EARLIER, "it has left")
         finish.end_here(comes)
         assert found(comes, "of only-copy") == [".migrator/web+/00000003.ran.1"]
+
+
+@pytest.mark.parametrize(("events", "detail", "goes_on"), [
+    ((), {}, True),
+    (LEFT[:4], {}, True),  # nobody may use it then, but by force
+    ((Event.ROLL_BACK, Event.ROLLED_BACK), {"abandoned": False, "forced": False}, True),
+    ((*LEFT[:4], Event.ROLL_BACK, Event.ROLLED_BACK), {"abandoned": True, "forced": False}, True),
+    ((*LEFT[:4], Event.ROLL_BACK, Event.ROLLED_BACK), {"abandoned": False, "forced": True}, False),
+    (LEFT, {}, False),
+])
+def test_it_ends_where_the_container_has_left(owned: Migration, disk: Disk, events: tuple[Event, ...],
+                                              detail: dict[str, object], goes_on: bool) -> None:
+    """Its copy here is used again: other hosts may have a newer one of that origin."""
+    owned.note("origin", origin=EARLIER)
+    attempt(owned)
+    finish.end_here(owned)
+    went = leaves(owned, "00000003", *events, **detail)
+    assert origin(owned) == (EARLIER if goes_on else "")
+    if went.ended:
+        leaves(owned, "00000004", Event.ROLL_BACK, Event.ROLLED_BACK, abandoned=True, forced=False)
+        assert origin(owned) == (EARLIER if goes_on else "")
+
+
+def test_it_ends_where_it_has_given_way(owned: Migration, disk: Disk) -> None:
+    owned.note("origin", origin=EARLIER)
+    attempt(owned)
+    finish.give_way(owned)
+    assert origin(owned) == ""
+
+
+def test_it_outlives_what_had_left_before(owned: Migration, disk: Disk) -> None:
+    """There and back, and there and back."""
+    with Journal(owned.lxcpath.with_name("order.db")) as journal:
+        for number in (1, 3):
+            went = journal.create(id=f"{number:08x}", role=Role.SOURCE, name="web", lxcpath=owned.lxcpath, peer="hosta",
+                                  event=Event.SEND, rounds=[], origin=EARLIER)
+            for event in LEFT:
+                went.move(event)
+            comes = journal.create(id=f"{number + 1:08x}", role=Role.DESTINATION, name="web", lxcpath=owned.lxcpath,
+                                   peer="hosta", event=Event.RECEIVE, rounds=[], origin=EARLIER, rootfs_uuid="its")
+            for event in CAME:
+                comes.move(event)
+            comes.move(Event.FINISHED)
+        disk.make(layout_of(owned).rootfs, "its")
+        assert identity.origin(journal, "web", owned.lxcpath) == EARLIER
+
+
+@pytest.mark.parametrize("forced", [False, True])
+def test_what_is_forgotten_tells_none(owned: Migration, disk: Disk, forced: bool) -> None:
+    """How the container came stays on record where its source may ask for that, and that it has left does not."""
+    owned.note("origin", origin=EARLIER)
+    attempt(owned)
+    finish.end_here(owned, alone=forced)
+    leaves(owned, "00000003", *LEFT)
+    for _ in range(2):
+        cleanup.forget(owned.journal, "web")
+        assert [each.id for each in owned.journal.all()] == [owned.id] * forced
+        assert origin(owned) == ""
+    assert len([event for event in owned.events() if event.step == "forgotten"]) == forced
+
+
+def test_a_newer_copy_elsewhere_is_put_aside(owned: Migration, disk: Disk, tmp_path: Path) -> None:
+    """It has moved on from the second host to a third one, which is lost: its copy on the first is used again, and
+    moves to the second, where its last days are.
+    """
+    owned.note("origin", origin=EARLIER)
+    attempt(owned)
+    finish.end_here(owned)
+    leaves(owned, "00000003", *LEFT)
+    second = tmp_path / "second"
+    with Journal(tmp_path / "second.db") as journal:
+        went = journal.create(id="00000004", role=Role.SOURCE, name="web", lxcpath=second, peer="hostc",
+                              event=Event.SEND, rounds=[], origin=EARLIER, rootfs_uuid="newest")
+        for event in LEFT:
+            went.move(event)
+        comes = journal.create(id="00000005", role=Role.DESTINATION, name="web", lxcpath=second, peer="hosta",
+                               event=Event.RECEIVE, rounds=[], origin=origin(owned) or "00000005")
+        for event in CAME:
+            comes.move(event)
+        layout = layout_of(comes)
+        layout.make_folder()
+        layout.spool.mkdir()
+        layout.container.mkdir()
+        (layout.container / "config").write_text("lxc.uts.name = web\n")
+        disk.make(layout.old / "rootfs", "newest")
+        disk.make(layout.folder / "00000004.2", "base", "newest")
+        container_config.fence(layout.old, "lxc.uts.name = web\n", went.id, "it has left")
+        finish.end_here(comes)
+        assert found(comes, "of newest") == [".migrator/web+/00000005.ran.1"]
+        assert found(comes, "of base") == [".migrator/web/00000004.2"]
