@@ -155,16 +155,22 @@ def origin(journal: Journal, name: str, lxcpath: Path) -> str:
     of a copy which is used again though its container has left it, or ran elsewhere when this host was forced to take
     it back: what another host has may be newer.
     """
+    found = brought(journal, name, lxcpath)
+    return _origin(found) if found else ""
+
+
+def brought(journal: Journal, name: str, lxcpath: Path) -> Migration | None:
+    """By which migration the container on this host has come, and has not left since; None as for `origin`."""
     for each in reversed(journal.all(name)):
         if not names.same_path(each.lxcpath, lxcpath):
             continue
         if each.role is Role.DESTINATION:
             arrived = each.state in (State.RESTORED, State.FINISHED) and not each.detail.get("given_way")
             told = arrived and not each.detail.get("forgotten")  # else nobody knows whether it has left since
-            return _origin(each) if told and has_its_own(each) else ""
+            return each if told and has_its_own(each) else None
         if each.state is State.FINISHED or each.detail.get("forced"):
-            return ""
-    return ""
+            return None
+    return None
 
 
 def rootfs_uuid(migration: Migration) -> str:
@@ -227,11 +233,14 @@ def is_own_copy(journal: Journal, layout: Layout, origin: str, *, renamed: bool)
 def is_superseded(migration: Migration, config: Path) -> bool:
     """Whether the fenced copy with this configuration is of the container that `migration` brings, on its way back.
 
-    By the record of how it left, which an origin makes its own: a name alone, or a fence, proves that to nobody.
+    By the record of how it left, which an origin makes its own: a name alone, or a fence, proves that to nobody. Nor
+    where it has come to its source from here by another migration than that: the source was put back as it had been
+    then (a snapshot of a virtual machine, say), and this copy is newer.
     """
-    went = _went(migration.journal, config)
+    went, before = _went(migration.journal, config), str(migration.detail.get("came_by", ""))
     return (went is not None and went.state is State.FINISHED and went.name == migration.name
-            and are_of_one(went, migration))
+            and are_of_one(went, migration)
+            and (before == went.id or migration.journal.by_id(before, Role.SOURCE) is None))
 
 
 def is_another_disk(journal: Journal, config: Path, rootfs: Path) -> bool:

@@ -152,6 +152,15 @@ def test_whose_fenced_copy_gives_way(there: Destination, source_name: str, origi
             there.ask("begin", **asked)
 
 
+def test_by_what_it_has_come_there_is_recorded(there: Destination) -> None:
+    with pytest.raises(InvalidName):
+        there.ask("begin", came_by="../x")
+    assert there.state is None
+    there.ask("begin", came_by="00000002")
+    migration = there.journal.by_id(ID, Role.DESTINATION)
+    assert migration and migration.detail["came_by"] == "00000002"
+
+
 def test_space_is_looked_at_first(there: Destination) -> None:
     with pytest.raises(NoSpace):
         there.ask("begin", disk_bytes=1 << 60)

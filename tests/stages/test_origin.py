@@ -5,14 +5,19 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from migrator import btrfs, container_config, identity
+from migrator import btrfs, container_config, identity, subvolume_uuids
+from migrator.errors import NotAllowed
 from migrator.journal import Journal, Migration
+from migrator.layout import Layout
 from migrator.states import Event, Role
-from stages import cleanup, finish
+from stages import cleanup, finish, prepare_data
 from tests.stages.test_put_aside import (
     EARLIER,
     Disk,
@@ -32,6 +37,18 @@ def origin(migration: Migration) -> str:
 def none_inside(monkeypatch: pytest.MonkeyPatch) -> None:
     """No subvolumes are inside a root file system, which alone would have it kept."""
     monkeypatch.setattr(btrfs, "nested", lambda _: [])
+
+
+def in_its_place(comes: Migration, disk: Disk, uuid: str, fence: str) -> Layout:
+    """It has arrived where a copy with that fence was."""
+    layout = layout_of(comes)
+    layout.make_folder()
+    layout.spool.mkdir()
+    layout.container.mkdir()
+    (layout.container / "config").write_text("lxc.uts.name = web\n")
+    disk.make(layout.old / "rootfs", uuid)
+    container_config.fence(layout.old, "lxc.uts.name = web\n", fence, "it has left")
+    return layout
 
 
 def made_anew(migration: Migration, disk: Disk) -> None:
@@ -100,13 +117,7 @@ def test_another_container_of_that_name_takes_no_copys_place(owned: Migration, d
                                peer="hostb", event=Event.RECEIVE, rounds=[], origin=origin(owned) or "00000003")
         for event in CAME:
             comes.move(event)
-        layout = layout_of(comes)
-        layout.make_folder()
-        layout.spool.mkdir()
-        layout.container.mkdir()
-        (layout.container / "config").write_text("lxc.uts.name = web\n")
-        disk.make(layout.old / "rootfs", "only-copy")
-        container_config.fence(layout.old, "lxc.uts.name = web\n", EARLIER, "it has left")
+        in_its_place(comes, disk, "only-copy", EARLIER)
         finish.end_here(comes)
         assert found(comes, "of only-copy") == [".migrator/web+/00000003.ran.1"]
 
@@ -188,14 +199,61 @@ def test_a_newer_copy_elsewhere_is_put_aside(owned: Migration, disk: Disk, tmp_p
                                event=Event.RECEIVE, rounds=[], origin=origin(owned) or "00000005")
         for event in CAME:
             comes.move(event)
-        layout = layout_of(comes)
-        layout.make_folder()
-        layout.spool.mkdir()
-        layout.container.mkdir()
-        (layout.container / "config").write_text("lxc.uts.name = web\n")
-        disk.make(layout.old / "rootfs", "newest")
+        layout = in_its_place(comes, disk, "newest", went.id)
         disk.make(layout.folder / "00000004.2", "base", "newest")
-        container_config.fence(layout.old, "lxc.uts.name = web\n", went.id, "it has left")
         finish.end_here(comes)
         assert found(comes, "of newest") == [".migrator/web+/00000005.ran.1"]
         assert found(comes, "of base") == [".migrator/web/00000004.2"]
+
+
+@pytest.mark.parametrize(("came_by", "goes"), [
+    ("00000002", False),  # it has been here again since: its host was put back as it had been before
+    ("00000004", True),
+    ("00000009", True),  # by way of another host
+    ("", True),  # an older version does not say
+])
+def test_so_is_one_that_was_left_later_than_what_comes(owned: Migration, disk: Disk, tmp_path: Path, came_by: str,
+                                                       goes: bool) -> None:
+    second = tmp_path / "second"
+    with Journal(tmp_path / "second.db") as journal:
+        for id_, its in (("00000002", "older"), ("00000004", "newest")):
+            went = journal.create(id=id_, role=Role.SOURCE, name="web", lxcpath=second, peer="hosta", event=Event.SEND,
+                                  rounds=[], origin=EARLIER, rootfs_uuid=its)
+            for event in LEFT:
+                went.move(event)
+        comes = journal.create(id="00000005", role=Role.DESTINATION, name="web", lxcpath=second, peer="hosta",
+                               event=Event.RECEIVE, rounds=[], origin=EARLIER, came_by=came_by)
+        for event in CAME:
+            comes.move(event)
+        in_its_place(comes, disk, "newest", "00000004")
+        finish.end_here(comes)
+        assert found(comes, "of newest") == ([] if goes else [".migrator/web+/00000005.ran.1"])
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_the_source_says_by_what_it_has_come(owned: Migration, disk: Disk, monkeypatch: pytest.MonkeyPatch,
+                                             moved: bool) -> None:
+    monkeypatch.setattr(subvolume_uuids, "ancestors", lambda _: [])
+    owned.note("origin", origin=EARLIER)
+    layout = layout_of(owned)
+    if moved:
+        attempt(owned)
+        finish.end_here(owned)
+    told: dict[str, Any] = {}
+
+    class There:
+        peer_host = "hostb"
+
+        def call(self, op: str, **fields: Any) -> dict[str, Any]:
+            if op == "lxcpath":
+                return {"lxcpath": "/pool"}
+            told.update(fields)
+            raise NotAllowed(host_name="hostb", peer="hosta", reason="it is only asked")
+
+    args = argparse.Namespace(dry_run=False, no_memory=False, destination="root@hostb", destination_lxcpath=None,
+                              lxcpath=None, map_bridge=[])
+    container: Any = SimpleNamespace(name="web", lxcpath=layout.lxcpath, config_file=layout.container / "config",
+                                     rootfs=layout.rootfs, mapped_root=0)
+    with pytest.raises(NotAllowed):
+        prepare_data.carry_out(args, owned.journal, None, container, There(), 0)  # type: ignore[arg-type]
+    assert (told["origin"], told["came_by"]) == ((EARLIER, owned.id) if moved else (told["id"], ""))
