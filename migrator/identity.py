@@ -152,8 +152,8 @@ def origin(journal: Journal, name: str, lxcpath: Path) -> str:
     """The origin of a container on this host; "" when it has never moved, as one that was made since under that name.
 
     What gives way to an origin may be the only copy of a container, so it is nobody's for a name alone. Nor is it that
-    of a copy which is used again though its container has left it, or ran elsewhere when this host was forced to take
-    it back: what another host has may be newer.
+    of a copy which is used again though its container has left it, or may run elsewhere since this host was forced to
+    take it back: what another host has may be newer.
     """
     found = brought(journal, name, lxcpath)
     return _origin(found) if found else ""
@@ -168,7 +168,8 @@ def brought(journal: Journal, name: str, lxcpath: Path) -> Migration | None:
             arrived = each.state in (State.RESTORED, State.FINISHED) and not each.detail.get("given_way")
             told = arrived and not each.detail.get("forgotten")  # else nobody knows whether it has left since
             return each if told and has_its_own(each) else None
-        if each.state is State.FINISHED or each.detail.get("forced"):
+        unheard = each.owes or each.detail.get("forgotten_there")  # else what ran elsewhere has given way
+        if each.state is State.FINISHED or (each.detail.get("forced") and unheard):
             return None
     return None
 

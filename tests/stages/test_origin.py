@@ -128,6 +128,9 @@ def test_another_container_of_that_name_takes_no_copys_place(owned: Migration, d
     ((Event.ROLL_BACK, Event.ROLLED_BACK), {"abandoned": False, "forced": False}, True),
     ((*LEFT[:4], Event.ROLL_BACK, Event.ROLLED_BACK), {"abandoned": True, "forced": False}, True),
     ((*LEFT[:4], Event.ROLL_BACK, Event.ROLLED_BACK), {"abandoned": False, "forced": True}, False),
+    ((*LEFT[:4], Event.ROLL_BACK, Event.ROLLED_BACK), {"abandoned": True, "forced": True}, True),  # told since
+    ((*LEFT[:4], Event.ROLL_BACK, Event.ROLLED_BACK), {"abandoned": True, "forced": True, "forgotten_there": True},
+     False),
     (LEFT, {}, False),
 ])
 def test_it_ends_where_the_container_has_left(owned: Migration, disk: Disk, events: tuple[Event, ...],
