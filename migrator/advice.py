@@ -74,10 +74,10 @@ def _on_source(stage: str, role: Role) -> bool:
 
 def _words(stage: str, role: Role, name: str, peer: str, detail: dict[str, Any]) -> list[str]:
     verb, on_source = stage.partition("@")[0], _on_source(stage, role)
-    other_name = str(detail.get("other_name") or name)
-    words = ["migrator", verb, name if on_source == (role is Role.SOURCE) else other_name]
+    other_name, here = str(detail.get("other_name") or name), on_source == (role is Role.SOURCE)
+    words = ["migrator", verb, name if here else other_name]
     path = detail.get("source_lxcpath" if on_source else "destination_lxcpath")
-    if path and detail.get("lxcpath_given"):
+    if path and (not here or detail.get("lxcpath_given")):  # whether it is the other host's usual one is not known here
         words += ["-P", str(path)]
     if verb in NEEDS_DESTINATION:
         words += ["-d", str(peer if role is Role.SOURCE else detail.get("destination", "HOST"))]

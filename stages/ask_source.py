@@ -36,6 +36,7 @@ from stages import abandon, ask_state, force
 from tunnel.errors import DocumentedError
 
 RESUME = "resume"
+ONLY = "--migration"  # an option of it
 OUTCOMES = (3, 4, 5)  # exit statuses
 ASK_LIMIT = 10.0  # seconds for that
 SOURCE_LIMIT = 86400.0  # seconds: `resume` there has limits of its own, and prints at its end
@@ -177,7 +178,7 @@ def act(args: argparse.Namespace, migration: Migration, done: Result) -> Result:
         there = ask(args, migration)
         if there is not None and there not in ENDED:  # else its newest migration of that name is another one
             log.info(f"{known} {migration.peer} is told to go on.")
-            answer = _run_on_source(args, migration, [*advice.words(f"{RESUME}@source", migration), "--json"])
+            answer = _resume_there(args, migration)
     except DocumentedError as error:
         if isinstance(error, Interrupted | SourceFailed) or error.host:
             raise
@@ -186,6 +187,22 @@ def act(args: argparse.Namespace, migration: Migration, done: Result) -> Result:
     if migration.state is State.ABANDONED:
         migration.note("source-knows", source_knows=True)
     return Result(done.data | {"next": "", "source": answer}, f"{known} {migration.peer} has done what was left.")
+
+
+def _resume_there(args: argparse.Namespace, migration: Migration) -> dict[str, Any]:
+    """Whatever has begun there meanwhile: of this migration alone.
+
+    A source of before 2026-11-30 does not know the option for that. Its container shall not stay frozen for it: the
+    name and the LXC path tell which one it is, and that the migration has not ended there was asked a moment ago.
+    """
+    words, this = advice.words(f"{RESUME}@source", migration), [ONLY, migration.id]
+    try:
+        return _run_on_source(args, migration, [*words, *this, "--json"])
+    except InternalError as error:  # which is what a usage error there becomes here
+        if " ".join(this) not in str(error):
+            raise
+        log.verbose(f"{migration.peer} has an older version of migrator: {error}")
+    return _run_on_source(args, migration, [*words, "--json"])
 
 
 def _run_on_source(args: argparse.Namespace, migration: Migration, argv: list[str]) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from migrator.errors import (
     MigratorError,
     NoMigration,
     NotKnownThere,
+    OutOfOrder,
     SourceStateUnknown,
     as_ours,
     outcome,
@@ -72,6 +73,9 @@ def one(args: argparse.Namespace, name: str, lxcpath: Path, *, at_boot: bool = F
             migration = journal.latest(name, lxcpath)
             if migration is None:
                 raise NoMigration(name=name, stage=NAME, next=f"migrator migrate {name} -d HOST")
+            if getattr(args, "migration", None) not in (None, migration.id):
+                raise OutOfOrder(stage=NAME, missing=f"the newest migration of {name} here is {migration.id}",
+                                 next=advice.command("status", migration))
             if migration.role is Role.SOURCE:
                 return _on_source(args, journal, migration, at_boot=at_boot)
             done = _on_destination(args, migration)

@@ -15,7 +15,7 @@ import argparse
 
 from migrator import cli, no_core_dump
 from migrator.cli import Result
-from stages import heal, migrate
+from stages import ask_source, heal, migrate
 
 NAME = "resume"
 HELP = "carry on a migration that was broken off"
@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     cli.add_destination(parser, required=False)
     parser.add_argument("-s", "--source", metavar="[USER@]HOST[:PORT]",
                         help="typed on the destination: how to reach the source (default: by its host name)")
+    parser.add_argument(ask_source.ONLY, metavar="ID", help="only if NAME's newest migration is that one")
     parser.add_argument("--all", action="store_true", help="every unfinished migration of this host")
     parser.add_argument("--at-boot", action="store_true",
                         help="with --all: only bring each container to where it may run")
@@ -36,8 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> Result:
     cli.require_root(NAME)
     if args.all:
-        if args.name:
-            args.usage_error("--all does not go with a name")
+        if args.name or args.migration:
+            args.usage_error("--all does not go with a name" if args.name else f"{ask_source.ONLY} goes with a name")
         if args.at_boot:  # a service
             no_core_dump.of_this()
         return heal.every(args)

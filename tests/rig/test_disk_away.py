@@ -50,7 +50,7 @@ def test_what_has_stopped_goes_back_once_it_is_destroyed(rig: Rig, guest: str) -
     rig.sh("hostb", "lxc-stop -k -n c1")
     cure = str(failed(rig.migrator("hosta", "resume", "c1", "--json"), 38, "stopped-there")["cure"])
     assert frozen(rig)
-    destroy, back = "lxc-destroy -P /pool -n c1", f"migrator rollback c1 --force {id_}"
+    destroy, back = "lxc-destroy -P /pool -n c1", f"migrator rollback c1 -P /pool --force {id_}"
     assert destroy in cure and back in cure
     rig.sh("hostb", destroy)
     rig.exec("hosta", *back.split()).expect(0)

@@ -224,7 +224,7 @@ def test_image_damaged(rig: Rig, guest: Callable[[], None]) -> None:
     dumped(rig)
     _flip(rig, "/run/migrator/*/pages-1.img", 5000)
     error = failed(rig.migrator("hostb", "restore-dump", "c1", "--json"), STILL_FROZEN, "segment-damaged")
-    assert "migrator rollback c1   (on hosta)" in str(error["cure"])
+    assert "migrator rollback c1 -P /pool   (on hosta)" in str(error["cure"])
     assert rig.sh("hostb", "lxc-info -n c1 -sH").strip() == "STOPPED"
     roll_back(rig, guest)
 

@@ -165,7 +165,7 @@ def test_both_rebooted_and_the_source_cannot_be_reached(rig: Rig, guest: str) ->
     reboot(rig, "hostb")
     error = failed(rig.migrator("hostb", "resume", "c1", "-s", "root@10.0.3.250", "--timeout", "1", "--json"),
                    66, "source-needed")
-    assert "migrator resume c1   (on hosta)" in str(error["cure"])
+    assert "migrator resume c1 -P /pool   (on hosta)" in str(error["cure"])
     assert states(rig) == ("dumped", "abandoned")
     refuses_to_start(rig, "hosta")
     rig.migrator("hosta", "resume", "--all", "--at-boot").expect(0)

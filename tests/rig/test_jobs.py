@@ -48,7 +48,7 @@ def test_abort_while_the_disk_is_sent(rig: Rig, guest: Callable[[str], None]) ->
         there = rig.status("hostb", "c1")
         assert there["working"]["command"] == "serve" and there["bytes"]["spool"] >= 12 << 20
         failed(rig.migrator("hosta", "wait", "c1", "--timeout", "0.3", "--json"), 17, "still-under-way")
-        assert "migrator abort c1   (on hosta)" in str(
+        assert "migrator abort c1 -P /pool   (on hosta)" in str(
             failed(rig.migrator("hostb", "abort", "c1", "--json"), 34, "abort-elsewhere")["cure"])
         with waiting(rig, "hosta", "hostb") as waits:
             done = rig.migrator("hosta", "abort", "c1", "--json").expect(0).json

@@ -90,9 +90,9 @@ def test_by_hand_and_given_up(rig: Rig, clean_hosts: CleanHosts) -> None:
     next_ = type_(rig, begin, "hosta")
     while "restore-dump" not in next_:
         next_ = type_(rig, next_, "hosta")
-    assert next_ == "migrator restore-dump c2   (on hostb)"
+    assert next_ == "migrator restore-dump c2 -P /pool   (on hostb)"
     assert rig.status("hosta", "c1")["next"] == next_
-    assert type_(rig, "migrator rollback c2", "hostb") == "migrator rollback c1   (on hosta)"
+    assert type_(rig, "migrator rollback c2", "hostb") == "migrator rollback c1 -P /pool   (on hosta)"
     type_(rig, "migrator rollback c1", "hosta")
     lives(rig, "hosta", "c1", start)
     assert rig.leftovers() == [] and rig.sh("hostb", "ls /pool").strip() == ""

@@ -166,10 +166,10 @@ def test_host_restarted(rig: Rig, guest: Callable[[str], None], host: str) -> No
     serve_ends(rig)
     assert rig.probe("hosta", "c1")["intact"]
     assert rig.status("hosta", "c1")["next"] == "migrator resume c1"
-    assert rig.status("hostb", "c1")["next"] == "migrator resume c1   (on hosta)"
+    assert rig.status("hostb", "c1")["next"] == "migrator resume c1 -P /pool   (on hosta)"
     nowhere = rig.migrator("hostb", "resume", "c1", "-s", "root@10.0.3.250", "--timeout", "1", "--json")
     error = failed(nowhere, 66, "source-needed")
-    assert "migrator resume c1   (on hosta)" in str(error["cure"])
+    assert "migrator resume c1 -P /pool   (on hosta)" in str(error["cure"])
     resumed = rig.migrator("hosta", "resume", "c1", "--json").expect(0)
     assert int(str(events(resumed, "round")[0]["resumed_bytes"])) >= 8 * MIB, "it began anew"
     guest("hostb")

@@ -163,7 +163,7 @@ def test_stages_out_of_order_say_what_comes_next(rig: Rig, clean_hosts: CleanHos
     rig.migrator("hosta", "prepare-data", "c1", "-d", "root@hostb").expect(0)
     error = rig.migrator("hosta", "create-dump", "c1", "-d", "root@hostb", "--json").expect(27).error
     assert "not been imported" in error["message"]
-    assert "migrator import-data c1   (on hostb)" in error["cure"]
+    assert "migrator import-data c1 -P /pool   (on hostb)" in error["cure"]
     error = rig.migrator("hostb", "restore-dump", "c1", "--json").expect(27).error
     assert "migrator import-data" in error["cure"] or "migrator create-dump" in error["cure"], error
     rig.migrator("hostb", "import-data", "c1").expect(0)
@@ -272,7 +272,7 @@ def test_status_tells_where_it_stands(rig: Rig, clean_hosts: CleanHosts) -> None
     here, there = rig.status("hosta", "c1"), rig.status("hostb", "c1")
     assert (here["state"], there["state"]) == ("prepared", "received")
     assert here["owner"] == there["owner"] == "source"
-    assert here["next"] == "migrator import-data c1   (on hostb)"
+    assert here["next"] == "migrator import-data c1 -P /pool   (on hostb)"
     assert there["next"] == "migrator import-data c1"
     assert there["bytes"]["spool"] >= here["bytes"]["full"] > 0
     rig.migrator("hostb", "import-data", "c1").expect(0)
@@ -281,7 +281,7 @@ def test_status_tells_where_it_stands(rig: Rig, clean_hosts: CleanHosts) -> None
     assert here["owner"] == there["owner"] == "destination"
     assert there["next"] == "migrator restore-dump c1"
     rig.migrator("hostb", "restore-dump", "c1").expect(0)
-    assert rig.status("hostb", "c1")["next"] == "migrator finish c1   (on hosta)"
+    assert rig.status("hostb", "c1")["next"] == "migrator finish c1 -P /pool   (on hosta)"
     rig.migrator("hosta", "finish", "c1").expect(0)
     assert rig.status("hosta", "c1")["state"] == rig.status("hostb", "c1")["state"] == "finished"
 
@@ -349,7 +349,7 @@ def test_rollback_on_the_destination(rig: Rig, clean_hosts: CleanHosts) -> None:
     prepare(rig, "c1", "hosta")
     rig.migrator("hosta", "create-dump", "c1", "-d", "root@hostb").expect(0)
     said = rig.migrator("hostb", "rollback", "c1", "--json").expect(0).json
-    assert said["next"] == "migrator rollback c1   (on hosta)"
+    assert said["next"] == "migrator rollback c1 -P /pool   (on hosta)"
     rig.migrator("hostb", "restore-dump", "c1").expect(27)
     assert rig.sh("hostb", "ls /pool").strip() == ""
     rig.migrator("hosta", "rollback", "c1").expect(0)

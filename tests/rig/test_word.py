@@ -17,7 +17,7 @@ def test_let_run_without_a_source_that_is_lost(rig: Rig, guest: str) -> None:
     id_ = rig.status("hostb", "c1")["id"]
     words = ("resume", "c1", "-s", "root@10.0.3.250", "--timeout", "1", "--json")
     error = failed(rig.migrator("hostb", *words), 66, "source-needed")
-    assert "migrator resume c1   (on hosta)" in str(error["cure"])
+    assert "migrator resume c1 -P /pool   (on hosta)" in str(error["cure"])
     assert "migrator restore-dump c1 --force" in str(error["cure"])
     failed(rig.migrator("hostb", "restore-dump", "c1", "--force", "--json"), 67, "force-refused")
     failed(rig.migrator("hostb", "restore-dump", "c1", "--force", id_, "--json"), 27, "out-of-order")  # it answers

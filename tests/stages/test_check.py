@@ -102,7 +102,7 @@ ON_THE_WAY = [Event.OFFER, Event.TAKEN, Event.FINISH]
 @pytest.mark.parametrize(("reached", "next_"), [
     (0, "Next: migrator create-dump web -d root@hostb -- see too: migrator status web"),
     (1, "Next: migrator create-dump web -d root@hostb -- see too: migrator status web"),
-    (2, "Next: migrator restore-dump web   (on hostb) -- see too: migrator status web"),
+    (2, "Next: migrator restore-dump web -P /pool   (on hostb) -- see too: migrator status web"),
     (3, "Next: migrator finish web -- see too: migrator status web"),
 ])
 def test_neither_copy_is_to_be_touched(journal: Journal, typed: Callable[..., cli.Result], destination: str | None,

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,12 +13,13 @@ from typing import Any
 
 import pytest
 
-from migrator.cli import Result
-from migrator.errors import ConnectionLost, InternalError, MigratorError, ProtocolError
+from migrator.cli import Result, parse
+from migrator.errors import ConnectionLost, InternalError, MigratorError, OutOfOrder, ProtocolError
 from migrator.grant import ROOT
-from migrator.journal import Journal
+from migrator.journal import Journal, Migration
 from migrator.states import Event, Role, State
-from stages import ask_source, ask_state, heal, restore_dump, settling
+from stages import ask_source, ask_state, heal, restore_dump, resume, settling
+from stages.ask_source import quickly
 from tests.stages.test_heal import journal, owned  # noqa: F401 -- a fixture
 
 # ruff: noqa: F811 -- fixtures
@@ -156,8 +158,91 @@ def test_a_command_is_never_read_out_of_an_advice(journal: Journal, monkeypatch:
     monkeypatch.setattr(ask_source, "ask", lambda *_: State.DUMPED)
     monkeypatch.setattr(ask_source, "_run_on_source", run)
     ask_source.act(ask_source.quickly(), migration, Result({}, "Known."))
-    assert ran == [["migrator", "resume", "db", "-P", path, "--json"]]
+    assert ran == [["migrator", "resume", "db", "-P", path, "--migration", "0badc0de", "--json"]]
     assert settling.gone(migration).hint.count("--force 0badc0de   (on hosta)") == 1
+
+
+@pytest.fixture
+def on_source(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[list[str]], dict[str, Any]]], list[list[str]]]:
+    """Has what is run there answered so, as --json; returns the commands."""
+    ran: list[list[str]] = []
+
+    def serve(argv: list[str]) -> list[str]:
+        ran.append(argv)
+        return argv
+
+    @contextmanager
+    def connect(*_: object, **__: object) -> Iterator[Any]:
+        yield SimpleNamespace(serve=serve)
+
+    def answered(answer: Callable[[list[str]], dict[str, Any]]) -> list[list[str]]:
+        monkeypatch.setattr(ask_source, "_said", lambda argv, *_: json.dumps(answer(argv)).encode())
+        return ran
+
+    monkeypatch.setattr("migrator.ssh.connect", connect)
+    monkeypatch.setattr(ask_source, "ask", lambda *_: State.DUMPED)
+    return answered
+
+
+def test_a_source_goes_on_with_this_migration_alone(
+        journal: Journal, monkeypatch: pytest.MonkeyPatch, on_source: Callable[..., list[list[str]]]) -> None:
+    """Where that is in an LXC path that was given there alone, another container may have its name in the usual one."""
+    given, usual = journal.path.parent / "given", journal.path.parent / "usual"
+    for path in (given, usual):
+        path.mkdir()
+    here = owned(journal, source_lxcpath=str(given), lxcpath_given=False)
+    with Journal(journal.path.parent / "source.db") as there:
+        for id_, path in ((here.id, given), ("dddddddd", usual)):
+            there.create(id=id_, role=Role.SOURCE, name="web", lxcpath=path, peer="root@hostb", event=Event.SEND,
+                         rounds=[])
+        taken_up: list[str] = []
+
+        def on_source_(_: object, __: object, migration: Migration, **___: object) -> Result:
+            taken_up.append(migration.id)
+            return Result({}, "")
+
+        monkeypatch.setattr(heal, "DEFAULT_PATH", there.path)
+        monkeypatch.setattr(heal, "_on_source", on_source_)
+        monkeypatch.setattr("migrator.lxc.default_lxcpath", lambda: usual)
+        monkeypatch.setattr("migrator.cli.require_root", lambda _: None)
+
+        def answer(argv: list[str]) -> dict[str, Any]:
+            try:
+                return resume.run(parse(argv[1:])).data
+            except MigratorError as error:
+                return {"error": error.to_json()}
+
+        on_source(answer)
+        ask_source.act(quickly(), here, Result({}, "Known."))
+        assert taken_up == [here.id]
+        there.forget(there.all()[0])  # it has ended, and another one has begun in its place
+        there.create(id="eeeeeeee", role=Role.SOURCE, name="web", lxcpath=given, peer="root@hostc", event=Event.SEND,
+                     rounds=[])
+        with pytest.raises(OutOfOrder, match="the newest migration of web here is eeeeeeee"):
+            ask_source.act(quickly(), here, Result({}, "Known."))
+        assert taken_up == [here.id]
+
+
+def test_an_older_source_goes_on_by_name_and_path(journal: Journal, on_source: Callable[..., list[list[str]]]) -> None:
+    """It must not be left with a frozen container for the sake of an option that it does not know."""
+    here = owned(journal, source_lxcpath="/given", lxcpath_given=False)
+
+    def answer(argv: list[str]) -> dict[str, Any]:
+        if "--migration" not in argv:
+            return {"state": "rolled-back"}
+        return {"error": {"code": "usage-error", "message": f"unrecognized arguments: --migration {here.id}",
+                          "status": 2}}
+
+    ran = on_source(answer)
+    assert ask_source.act(quickly(), here, Result({}, "Known.")).data["source"] == {"state": "rolled-back"}
+    assert ran[1:] == [["migrator", "resume", "web", "-P", "/given", "--json"]]
+
+
+def test_what_a_source_says_otherwise_is_told(journal: Journal, on_source: Callable[..., list[list[str]]]) -> None:
+    ran = on_source(lambda _: {"error": {"code": "internal-error", "fields": {"reason": "out of luck"}, "status": 2}})
+    with pytest.raises(InternalError, match="out of luck"):
+        ask_source.act(quickly(), owned(journal, source_lxcpath="/given"), Result({}, "Known."))
+    assert len(ran) == 1
 
 
 class Said:

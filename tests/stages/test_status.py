@@ -126,4 +126,6 @@ def test_advice_can_be_pasted(role: Role, state: State, other_name: str) -> None
 def test_the_path_is_left_out_where_it_is_the_usual_one() -> None:
     detail = {"source_lxcpath": "/var/lib/lxc", "lxcpath_given": False}
     assert advice.written("finish", Role.SOURCE, "web", "hostb", detail) == "migrator finish web"
+    there = advice.written("finish@source", Role.DESTINATION, "web", "hosta", detail)
+    assert there == "migrator finish web -P /var/lib/lxc   (on hosta)", "which is the usual one there nobody knows here"
     assert advice.this_host() == socket.gethostname()

@@ -28,7 +28,7 @@ def test_it_stands(journal: Journal, cgroup: Path, init: subprocess.Popen[bytes]
         migration.move(Event.TAKEN)
     assert aftermath.note(migration).startswith("It is frozen here, with all its memory. ")
     assert aftermath.next_command(migration) == (
-        "migrator restore-dump web   (on hostb)" if taken else "migrator create-dump web -d root@hostb")
+        "migrator restore-dump web -P /pool   (on hostb)" if taken else "migrator create-dump web -d root@hostb")
 
 
 @pytest.mark.parametrize("taken", [False, True])
