@@ -20,9 +20,19 @@ def command(stage: str, migration: Migration, *more: str) -> str:
     return written(stage, migration.role, migration.name, migration.peer, migration.detail, *more)
 
 
+def typed(stage: str, migration: Migration, *more: str) -> str:
+    """The same where the sentence says on which host."""
+    return shlex.join([*words(stage, migration), *more])
+
+
 def words(stage: str, migration: Migration) -> list[str]:
     """The same, to be run on that host."""
     return _words(stage, migration.role, migration.name, migration.peer, migration.detail)
+
+
+def path(migration: Migration) -> str:
+    """` -P PATH` where it was given here, else "": for the commands of `errors`, behind the name."""
+    return "".join(f" {shlex.quote(word)}" for word in words("status", migration)[3:])
 
 
 def next_command(migration: Migration) -> str:

@@ -179,8 +179,8 @@ def in_use_note(migration: Migration) -> str:
     there = advice.other_host(migration.role, migration.peer, migration.detail)
     return (f"{migration.name} {does}, though it has moved to {advice.moved_to(migration)}: its fence was taken away,"
             f" or keeps nobody from starting it. Two copies must not run: unless {there} is lost for good, stop the one"
-            f" here, and see that nothing starts it again. If it is lost, forget the move: migrator cleanup"
-            f" {migration.name} --forget")
+            f" here, and see that nothing starts it again. If it is lost, forget the move:"
+            f" {advice.command('cleanup', migration, '--forget')}")
 
 
 def aside_note(migration: Migration) -> str:
@@ -191,11 +191,11 @@ def aside_note(migration: Migration) -> str:
     told = []
     if kept := layout.set_aside():
         told.append(f"What {migration.name} had written here, before a restore failed or in an earlier stay, is kept in"
-                    f" {', '.join(map(str, kept))}, as perhaps nothing else has it, until: migrator cleanup"
-                    f" {migration.name}")
+                    f" {', '.join(map(str, kept))}, as perhaps nothing else has it, until:"
+                    f" {advice.command('cleanup', migration)}")
     if migration.ended and (layout.old / "rootfs").exists():
         told.append(f"What stood in the place of {migration.name} is kept in {layout.old}, and may be the only copy of"
-                    f" what it has; this removes it, or says why it stays: migrator cleanup {migration.name}")
+                    f" what it has; this removes it, or says why it stays: {advice.command('cleanup', migration)}")
     return " ".join(told)
 
 
@@ -203,9 +203,10 @@ def _on_source(migration: Migration) -> str:
     there = advice.other_host(migration.role, migration.peer, migration.detail)
     if migration.state is State.ROLLED_BACK and migration.owes:
         if not migration.detail.get("forced"):
-            return f"{there} could not be told. To have it remove what had arrived: migrator resume {migration.name}"
+            return (f"{there} could not be told. To have it remove what had arrived:"
+                    f" {advice.command('resume', migration)}")
         return (f"Rolled back by force: {there} has never said that it does not run it. Should that host come back,"
-                f" type there, before anything else: migrator resume {migration.other_name}")
+                f" type there, before anything else: {advice.typed('resume@destination', migration)}")
     if migration.state is State.FINISHED:
         return in_use_note(migration)
     if older := older_journal.note(migration):

@@ -123,7 +123,8 @@ def last_copy(migration: Migration, *, runs: bool = False) -> list[str]:
     name = migration.name
     found = Layout(migration.lxcpath, name, migration.id).own_snapshots()[-1:]
     for path in found:
-        log.warning(f"{path} is kept, as it may be the last copy of {name}, until: migrator cleanup {name}")
+        log.warning(f"{path} is kept, as it may be the last copy of {name}, until:"
+                    f" {advice.command('cleanup', migration)}")
     if runs and migration.memory:
         log.warning(f"Its root file system is not in its place any more: what {name} writes from now on may be lost"
                     " when it ends")
@@ -337,5 +338,5 @@ def note(migration: Migration) -> str:
         return ""
     other = advice.other_host(migration.role, migration.peer, migration.detail)
     return (f"Kept, so that the next move between here and {other} sends only what has changed:"
-            f" {', '.join(map(str, found))}. See how large it is, and free it, with: migrator cleanup {migration.name}"
-            " [--dry-run]")
+            f" {', '.join(map(str, found))}. See how large it is, and free it, with:"
+            f" {advice.command('cleanup', migration)} [--dry-run]")

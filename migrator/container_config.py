@@ -22,7 +22,7 @@ from migrator.errors import ConfigInvalid
 FENCE_BEGIN = "# BEGIN migrator fence"
 FENCE_END = "# END migrator fence"
 FENCE_HOOK = "migrator-fence"  # in the container's folder
-SUPERSEDED = "To remove this copy: migrator cleanup"  # in the message of a fence: the container lives on elsewhere
+SUPERSEDED = "To remove this copy:"  # in the message of a fence: the container lives on elsewhere
 DISK = "Its root file system is the subvolume"  # in the message too, with the uuid: records are forgotten
 ROOTFS = "lxc.rootfs.path"
 FAULTS_SHOWN = 1000  # characters

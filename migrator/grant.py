@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from migrator import consent, log, lxc, names
+from migrator import advice, consent, log, lxc, names
 from migrator.advice import this_host
 from migrator.errors import ConsentNeeded, InvalidName, NotAllowed, UsageError
 from migrator.journal import ROOT_CALLER, Migration
@@ -219,7 +219,7 @@ def recorded(migration: Migration) -> Grant:
 
 
 def _anew(migration: Migration) -> str:
-    return f"migrator rollback {migration.name}, and begin anew"
+    return f"{advice.command('rollback', migration)}, and begin anew"
 
 
 def of_peer_id(id: bytes) -> Grant:

@@ -181,10 +181,10 @@ def message(migration: Migration) -> str:
     """What the fence says to whoever tries to start it."""
     if migration.state in (State.FINISHING, State.FINISHED):
         return (f"{migration.name} was migrated to {advice.moved_to(migration)} (migration {migration.id}) and runs"
-                f" there. To get it back, migrate it from there. {container_config.SUPERSEDED} {migration.name}"
-                f"{_disk(migration)}")
+                f" there. To get it back, migrate it from there. {container_config.SUPERSEDED}"
+                f" {advice.command('cleanup', migration)}{_disk(migration)}")
     return (f"{migration.name} is being moved to {migration.detail['destination_host']} (migration {migration.id}),"
-            f" which may run it by now. See: migrator status {migration.name}")
+            f" which may run it by now. See: {advice.command('status', migration)}")
 
 
 def _disk(migration: Migration) -> str:

@@ -98,7 +98,7 @@ def _abandon(migration: Migration, held: list[str], *, here: bool = False, gone:
         return
     if migration.state in (State.RESTORED, State.FINISHED):
         settling.refuse_stopped(migration)
-        next_ = f"migrator finish {migration.other_name}"
+        next_ = advice.command("finish@source", migration)
         if here and (settling.stands_fenced(migration) or stopped_here.is_stopped(migration)):
             next_ = advice.command("resume", migration)  # it has run, and does not
         raise AlreadyRuns(name=migration.name, destination=this_host(), next=next_)

@@ -113,7 +113,7 @@ def _ended(name: str, migration: Migration | None, before: Migration | None, sto
         return Result(data, f"{stopped.command} was stopped before it had begun a migration of {name}.")
     if new.state is State.FINISHED:
         raise AlreadyRuns(name=name, destination=advice.other_host(new.role, new.peer, new.detail),
-                          next=f"migrator status {name}")
+                          next=advice.command("status", new))
     there = "" if new.detail.get("abandoned") else (
-        f" {new.peer} could not be told; clean up there with: migrator rollback {new.other_name}")
+        f" {new.peer} could not be told; clean up there with: {advice.typed('rollback@destination', new)}")
     return Result(data, f"{stopped.command} was stopped, and has rolled back. {aftermath.where(new)}{there}")

@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> Result:
             cleaner.measure(journal, lxcpath)
             free = btrfs.free_bytes(lxcpath)
         if args.forget and not args.dry_run:
-            forget(journal, args.name)
+            forget(journal, name, lxcpath if name or args.lxcpath else None)
     verb = "Would remove" if args.dry_run else "Removed"
     sizes = {path: f" ({size(bytes_)})" for path, bytes_ in cleaner.sizes.items()}
     text = "\n".join(f"{verb} {path}{sizes.get(path, '')}" for path in cleaner.removed) or "There is nothing to remove."
@@ -81,9 +81,11 @@ def run(args: argparse.Namespace) -> Result:
                    "free_bytes": free, "sizes": cleaner.sizes}, f"{text}{kept}\n{size(free)} are free in {lxcpath}.")
 
 
-def forget(journal: Journal, name: str | None) -> None:
-    """All that has ended, of one container or of all, but what somebody may still ask for."""
-    for migration in journal.all(name):
+def forget(journal: Journal, name: str = "", lxcpath: Path | None = None) -> None:
+    """All that has ended, but what somebody may still ask for; of one container or all, in one LXC path or any."""
+    for migration in journal.all(name or None):
+        if lxcpath and not names.same_path(migration.lxcpath, lxcpath):
+            continue
         keeps = bases.paths(migration) or migration.detail.get("last_copy")  # its disk may be away
         if migration.ended and not keeps and not migration.may_be_asked_for:
             journal.forget(migration)
@@ -98,7 +100,8 @@ def clean_container(cleaner: Cleaner, journal: Journal, name: str, lxcpath: Path
         raise ContainerNotFound(name=name, lxcpath=lxcpath)
     for each in found:
         if not each.ended:
-            raise AlreadyMigrating(name=name, peer=each.peer, id=each.id, next=advice.next_command(each))
+            raise AlreadyMigrating(name=name, peer=each.peer, id=each.id, next=advice.next_command(each),
+                                   path=advice.path(each))
     _give_names_back(cleaner, journal, layout)
     removed = layout.snapshots()
     for path in removed:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from migrator import advice
 from migrator.errors import BackThere, ForceRefused, GoneThere, MigratorError, OutOfOrder, RunsUnrecorded, UsageError
 from migrator.journal import Migration
 from migrator.states import State
@@ -48,7 +49,7 @@ def _require_id(migration: Migration, given: str | None, there: str, lacks: str)
 
     Raises OutOfOrder where nothing was forced, and ForceRefused.
     """
-    command = f"migrator finish {migration.name} --force"
+    command = advice.command("finish", migration, "--force")
     unknown = f"{there} {lacks}"
     if given is None:
         raise OutOfOrder(stage="finish", missing=f"{unknown} any more, or is another host than it was sent to",
@@ -70,4 +71,4 @@ def _require_given(migration: Migration, given: str, why: str, risk: str) -> Non
     if given != migration.id:
         what = f"{given} is not the id of its migration" if given else "the id of its migration is missing"
         raise ForceRefused(name=migration.name, done="finished", reason=f"{what}, and {why}", risk=risk,
-                           command=f"migrator finish {migration.name} --force {migration.id}")
+                           command=advice.command("finish", migration, "--force", migration.id))

@@ -63,7 +63,8 @@ def locked_for(journal: Journal, name: str, lxcpath: Path) -> Iterator[None]:
             if found is None or found.ended:
                 raise
             raise AlreadyMigrating(name=name, peer=advice.other_host(found.role, found.peer, found.detail),
-                                   id=found.id, next=f"migrator status {name}") from error
+                                   id=found.id, next=advice.command("status", found),
+                                   path=advice.path(found)) from error
         yield
 
 
@@ -309,7 +310,7 @@ class Drive:
         if self.still_seconds is not None:
             text += f" {plan.compared(predicted, self.still_seconds, self.dumped.get('stop_seconds'))}"
         gone = not self.container.config_file.is_file()
-        kept = "" if gone else f" The stopped copy is kept here until: migrator cleanup {migration.name}"
+        kept = "" if gone else f" The stopped copy is kept here until: {advice.command('cleanup', migration)}"
         return Result({
             "migration": migration.id, "name": migration.name, "stage": self.args.command, "already": False,
             "destination": host, "new_name": migration.other_name,

@@ -7,7 +7,7 @@ import contextlib
 import shlex
 from pathlib import Path
 
-from migrator import btrfs, clones, container_config, identity, log, lxc, removal
+from migrator import advice, btrfs, clones, container_config, identity, log, lxc, removal
 from migrator.errors import SnapshotFailed
 from migrator.journal import Migration
 from migrator.layout import Layout
@@ -24,7 +24,8 @@ def drop(migration: Migration, layout: Layout, old: Path) -> None:
     rootfs, config = old / "rootfs", old / "config"
     told = config.is_file()
     elsewhere = container_config.rootfs_elsewhere(config, layout.rootfs) if told else ""
-    stood, until = f"What stood in the place of {migration.name}", f"until: migrator cleanup {migration.name}"
+    removes = advice.command("cleanup", migration)
+    stood, until = f"What stood in the place of {migration.name}", f"until: {removes}"
     lived_in = rootfs.exists() and lxc.lives_in(layout.name, rootfs)  # first: what ends now may have written last
     mounted = removal.mounts_in(rootfs)
     why = _why_not(migration, layout, old, elsewhere)
@@ -34,7 +35,7 @@ def drop(migration: Migration, layout: Layout, old: Path) -> None:
         return
     if mounted:
         log.warning(f"{it} stays in {old}, as something is mounted in it: {', '.join(mounted[:5])}. When that is"
-                    f" unmounted, this removes it: migrator cleanup {migration.name}")
+                    f" unmounted, this removes it: {removes}")
         return
     if told and rootfs.exists() and (held := _stays(migration, layout, config, rootfs)):
         log.warning(f"{it} stays in {old}, with its configuration, as {held}")
@@ -79,7 +80,7 @@ def _stays(migration: Migration, layout: Layout, config: Path, rootfs: Path) -> 
     """Why it is not to be touched at all, whatever its fence says, and what can be done about that; "" if it may go."""
     if clones.lie_on(layout.container):
         return (f"clones may lie on it, see {layout.container / clones.LIST}. When they are destroyed, this removes it:"
-                f" migrator cleanup {migration.name}")
+                f" {advice.command('cleanup', migration)}")
     if identity.is_another_disk(migration.journal, config, rootfs):
         return (f"{rootfs} is not the root file system that {migration.name} had left here. If it is of no use any"
                 f" more: btrfs subvolume delete {shlex.quote(str(rootfs))}")

@@ -128,7 +128,7 @@ def carry_out(args: argparse.Namespace, migration: Migration, there: Connection)
                     f" {there.peer_host} says: {stopped}")
     return Result({"migration": migration.id, "name": name, "stage": NAME, "already": False, "stopped_there": stopped},
                   f"{name} has moved to {advice.moved_to(migration)}."
-                  f" Its root file system is kept here until: migrator cleanup {name}")
+                  f" Its root file system is kept here until: {advice.command('cleanup', migration)}")
 
 
 def _refused(migration: Migration, decision: Decision) -> OutOfOrder:
@@ -167,7 +167,7 @@ def _end_copy(migration: Migration) -> None:
             log.warning(f"Nothing tells that what lives in {cgroup} is the copy of {migration.name} that stood still:"
                         f" it is left alone. If it is that, end it with: echo 1 >{cgroup}/cgroup.kill")
     if remains.are_here(migration):
-        raise CopyNotEnded(name=migration.name, place=cgroup, next=f"migrator finish {migration.name}",
+        raise CopyNotEnded(name=migration.name, place=cgroup, next=advice.command(NAME, migration),
                            pids=",".join(map(str, lxc.processes(cgroup))))
 
 

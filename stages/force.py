@@ -30,7 +30,7 @@ from migrator.errors import (
 from migrator.healing import MAY_RESTORE, TAKEN_BACK
 from migrator.journal import Migration
 from migrator.states import Owner, State
-from stages import consented, finish, rollback, settling, stopped_here
+from stages import consented, finish, rollback, settling, stopped_here, two_copies
 from tunnel.errors import DocumentedError, PeerAbsent, PeerSilent
 
 POLL = 0.2  # seconds
@@ -82,7 +82,8 @@ def roll_back(migration: Migration, given: str, tell: Callable[[], str], *,
     migration.note("forced", forced_at=time.time())
     return Result(done.data | {"forced": True},
                   f"{done.text} {there} was not asked: it must never run migration {migration.id} of {migration.name}."
-                  f" Should it come back, type there, before anything else: migrator resume {migration.other_name}")
+                  f" Should it come back, type there, before anything else:"
+                  f" {advice.typed('resume@destination', migration)}")
 
 
 def _must_be_lost(migration: Migration, error: SourceStateUnknown, there: str, *, elsewhere: bool, off: bool) -> None:
@@ -127,7 +128,7 @@ def let_run(migration: Migration, given: str, ask: Callable[[], State | None], *
     command = advice.command("restore-dump", migration)
     if not (migration.state in MAY_RESTORE or settling.stands_stopped(migration) or stopped_here.is_stopped(migration)):
         raise OutOfOrder(stage="restore-dump --force", missing=f"{name} is {migration.state} here",
-                         next=advice.next_command(migration) or f"migrator status {name}")
+                         next=advice.next_command(migration) or advice.command("status", migration))
     if given != migration.id:
         what = f"{given} is not the id of its migration" if given else "the id of its migration is missing"
         raise ForceRefused(name=name, done="let run here", reason=what, command=f"{command} --force {migration.id}",
@@ -182,20 +183,21 @@ def finish_alone(migration: Migration, given: str, ask: Callable[[], State | Non
     if given != migration.id:
         what = f"{given} is not the id of its migration" if given else "the id of its migration is missing"
         raise ForceRefused(name=name, done="finished", reason=what, risk=LEFT_BEHIND.format(there=there, name=name),
-                           command=f"migrator finish {name} --force {migration.id}")
+                           command=advice.command("finish", migration, "--force", migration.id))
     try:
         known = ask()
     except DocumentedError as error:
         unreached = isinstance(error, HostUnreachable | PeerAbsent | PeerSilent)
         if error.host or not (unreached or (off and is_unknown(error))):
             if is_unknown(error):
-                _tell_why_not(error, error, "Not finished by force", there, f"migrator finish {name}", migration.id,
+                _tell_why_not(error, error, "Not finished by force", there, advice.command("finish", migration),
+                              migration.id,
                               then=advice.command("finish@source", migration))
             raise
         log.warning(f"{there} cannot be asked: {error}")
     else:
         if known in TAKEN_BACK:
-            raise TwoCopies(name=name, there=name, destination=this_host(), source=there, lxcpath=migration.lxcpath)
+            raise two_copies.of(migration)
         if known is not None:  # what it has finished ends here too
             stage = "resume" if known is State.FINISHED else "finish@source"
             raise OutOfOrder(stage="finish --force", missing=f"{there} answers, it is {known} there",
@@ -205,7 +207,7 @@ def finish_alone(migration: Migration, given: str, ask: Callable[[], State | Non
     return Result({"migration": migration.id, "name": name, "stage": finish.NAME, "already": False, "forced": True},
                   f"{name} runs here for good. Should {there} come back, its copy does not start, unless that host was"
                   f" forced to run it again, which migrator status -a says there: then two copies run. Else end it"
-                  f" there with: migrator finish {migration.other_name}")
+                  f" there with: {advice.typed('finish@source', migration)}")
 
 
 def _tell_why_not(raised: DocumentedError, cause: DocumentedError, what: str, there: str, command: str,
@@ -269,8 +271,9 @@ def tell_late(migration: Migration, tell: Callable[[], str], *, elsewhere: bool 
             raise OutOfOrder(stage=rollback.NAME, next=advice.command("resume", migration), missing=(
                 f"on {there} something lives in what has arrived, which is not {migration.name} itself:"
                 f" {error.fields.get('how')}. Until that has ended nothing is removed there")) from error
+        path = shlex.quote(migration.detail["destination_lxcpath"])
         raise TwoCopies(name=migration.name, there=migration.other_name, destination=there, source=this_host(),
-                        lxcpath=shlex.quote(migration.detail["destination_lxcpath"])) from error
+                        lxcpath=path, path=f" -P {path}") from error
     except NotKnownThere as error:
         if elsewhere or not error.forgotten:
             raise

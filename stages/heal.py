@@ -156,6 +156,7 @@ def _can_go_on(args: argparse.Namespace, migration: Migration) -> bool:
         log.warning(aftermath.note(migration))
         raise outcome(SourceStateUnknown, memory=migration.memory)(
             error, name=migration.name, destination=args.destination, rollback=advice.command(NAME, migration),
+            path=advice.path(migration),
         ) from error
     stage = healing.on_source(migration.state, there_state, images=bool(answer.get("images", True)))
     return stage != "rollback" or there_state is not State.OWNED
@@ -225,8 +226,8 @@ def _complete_restored(args: argparse.Namespace, migration: Migration) -> Result
     if taken_back:
         if defined and lxc.Container(migration.name, migration.lxcpath).state != "STOPPED":
             raise two_copies.of(migration)  # by LXC's word: beside what it has lost it would start another
-        message = (f"{migration.name} runs on {migration.peer} again. {container_config.SUPERSEDED} "
-                   f"{migration.name}")
+        message = (f"{migration.name} runs on {migration.peer} again. {container_config.SUPERSEDED}"
+                   f" {advice.command('cleanup', migration)}")
         if defined and layout.is_own_rootfs():  # else it has been destroyed here, or none can be started
             if standing.fence_anew(migration, config, message):  # and gives way once nobody can start it
                 autostart.refuse(migration, "resume", advice.command("resume", migration))

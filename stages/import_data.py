@@ -190,7 +190,7 @@ def define(migration: Migration, layout: Layout) -> str:
 
 def arriving_message(migration: Migration) -> str:
     return (f"{migration.name} is being moved here from {migration.peer} (migration {migration.id}) and must not be"
-            f" started by hand. See: migrator status {migration.name}")
+            f" started by hand. See: {advice.command('status', migration)}")
 
 
 def keep_old(layout: Layout) -> None:

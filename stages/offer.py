@@ -120,7 +120,7 @@ def _unknown(migration: Migration, error: BaseException) -> DocumentedError:
     return outcome(SourceStateUnknown, memory=migration.memory)(
         as_ours(error), name=migration.name,
         destination=advice.other_host(migration.role, migration.peer, migration.detail),
-        rollback=advice.command("rollback", migration))
+        rollback=advice.command("rollback", migration), path=advice.path(migration))
 
 
 @contextlib.contextmanager

@@ -219,7 +219,7 @@ def unfinished(journal: Journal, name: str, lxcpath: Path, where: str) -> Migrat
         return None
     if migration.role is Role.DESTINATION or migration.peer != where:
         raise AlreadyMigrating(name=name, peer=migration.peer, id=migration.id,
-                               next=aftermath.next_command(migration))
+                               next=aftermath.next_command(migration), path=advice.path(migration))
     return migration
 
 
@@ -369,7 +369,8 @@ def _refuse_others(service: Service, layout: Layout, migration: Migration | None
     if not migration and current and not current.ended:
         if not service.grant.owns(current) and service.grant.restricted:
             raise service.grant.refusal(f"{layout.name} is on its way here from elsewhere")
-        raise AlreadyMigrating(name=layout.name, peer=current.peer, id=current.id, next=advice.next_command(current))
+        raise AlreadyMigrating(name=layout.name, peer=current.peer, id=current.id, next=advice.next_command(current),
+                               path=advice.path(current))
 
 
 def receive_disk(service: Service, fields: dict[str, Any]) -> Place:

@@ -251,7 +251,7 @@ class Restore:
                 settling.settle(self.migration)
                 if self.migration.state is State.RESTORED:
                     raise AlreadyRuns(name=name, destination=this_host(),
-                                      next=f"migrator finish {self.migration.other_name}")
+                                      next=advice.command("finish@source", self.migration))
             put_aside(self.layout)
             let_run.drop(mark)
 

@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> Result:
         if decision.verdict is Verdict.REFUSE:
             host = advice.other_host(migration.role, migration.peer, migration.detail)
             raise AlreadyRuns(name=name, destination=host,
-                              next=advice.next_command(migration) or f"migrator status {name}")
+                              next=advice.next_command(migration) or advice.command("status", migration))
         if args.dry_run:
             return described(migration)
         given = getattr(args, "force", None)
@@ -176,6 +176,7 @@ def roll_back(migration: Migration, tell: Callable[[], str] | None) -> Result:
             if offered(migration):
                 raise outcome(SourceStateUnknown, memory=migration.memory)(
                     error, name=name, destination=migration.peer, rollback=advice.command(NAME, migration),
+                    path=advice.path(migration),
                 ) from error
             if isinstance(error, Interrupted):
                 if not aftermath.held(migration):
@@ -183,8 +184,8 @@ def roll_back(migration: Migration, tell: Callable[[], str] | None) -> Result:
                 interrupted = error
             why = (f"keeps what has arrived, as something lives in it, which is not {name} itself:"
                    f" {error.fields.get('how')}" if lives_in_it else f"could not be told ({error})")
-            left_there = (f" {migration.peer} {why}; clean up there with: migrator rollback "
-                          f"{migration.other_name}")
+            left_there = (f" {migration.peer} {why}; clean up there with:"
+                          f" {advice.typed(f'{NAME}@destination', migration)}")
             kept = bases.acknowledged(migration)
         else:
             kept = bases.named(migration, uuid)

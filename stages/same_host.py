@@ -30,4 +30,4 @@ def require(args: argparse.Namespace, migration: Migration, there: Connection, a
         if same_address:
             raise NotKnownThere(destination=there.peer_host, id=migration.id, name=migration.name, peer=migration.peer)
         raise AlreadyMigrating(name=migration.name, peer=migration.peer, id=migration.id,
-                               next=advice.next_command(migration))
+                               next=advice.next_command(migration), path=advice.path(migration))

@@ -226,7 +226,7 @@ def record(migration: Migration, restored_at: float, **more: str) -> None:
         migration.move(Event.RESTORED, restored_at=restored_at, **known, **more)
     except JournalBroken:
         log.warning(f"{migration.name} was let run here, and that stays so, but it could not be recorded. The next "
-                    f"command records it: migrator resume {migration.name}")
+                    f"command records it: {advice.command('resume', migration)}")
         raise
 
 
@@ -311,7 +311,7 @@ def end(migration: Migration, container: lxc.Container, layout: Layout) -> bool:
     text = container_config.text_of(layout.container / "config")
     try:
         standing.fence_anew(migration, text,
-                            f"{migration.name} is being moved here; see: migrator status {migration.name}")
+                            f"{migration.name} is being moved here; see: {advice.command('status', migration)}")
     except OSError as error:  # a disk that cannot be written keeps nothing from its end, where the fence stands already
         if container_config.fence_of(text) != migration.id or not fences.refuses(layout.container, text):
             raise

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import stages
 from migrator import manual
 from tests.migrator.test_preflight import FOUND
 
@@ -74,3 +76,39 @@ def test_headlines_that_findings_name_exist() -> None:
     assert named
     for headline, page in named:
         assert re.search(rf"^#+ {re.escape(headline)}$", (TREE / page).read_text(), re.MULTILINE), f"{page}: {headline}"
+
+
+NO_MIGRATION = {
+    "check.py: check", "check.py: migrate", "cleanup.py: status", "create_dump.py: prepare-data",
+    "finish.py: prepare-data", "heal.py: migrate", "import_data.py: prepare-data", "rollback.py: prepare-data",
+    "status.py: prepare-data", "wait.py: migrate",
+}
+"""Where a command is written out that no migration stands behind: it begins one, or looks."""
+
+
+def written_by_hand(source: str) -> list[str]:
+    """The verbs of `migrator VERB` in front of a value that is filled in."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        parts = node.values if isinstance(node, ast.JoinedStr) else []
+        for text, value in itertools.pairwise(parts):
+            if isinstance(text, ast.Constant) and isinstance(value, ast.FormattedValue):
+                found += re.findall(r"migrator ([a-z-]+) $", str(text.value))
+    return [verb for verb in found if verb in stages.COMMANDS]
+
+
+def test_the_commands_of_a_migration_are_advised_in_one_place() -> None:
+    """`advice` knows the container's name on each host, and its LXC path: without -P it can be another container's."""
+    found = {f"{path.name}: {verb}" for path in SOURCES for verb in written_by_hand(path.read_text())}
+    assert found == NO_MIGRATION
+
+
+@pytest.mark.parametrize(("source", "verbs"), [
+    ('f"until: migrator cleanup {migration.name}"', ["cleanup"]),
+    ('f"{it} goes with: migrator"\n', []),
+    ('(f"{it} goes with: migrator cleanup"\n f" {name}")', ["cleanup"]),
+    ('f"{advice.command(\'cleanup\', migration)}"', []),
+    ('f"migrator table {table}"', []),
+])
+def test_a_command_that_is_written_by_hand_is_seen(source: str, verbs: list[str]) -> None:
+    assert written_by_hand(source) == verbs

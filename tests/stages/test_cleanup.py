@@ -188,11 +188,11 @@ def test_a_last_copy_goes_with_its_containers_name_alone(host: Host, linked: str
     cleaner = Cleaner(dry_run=False)
     pool.rename(pool.with_name("unmounted"))
     pool.mkdir()
-    cleanup.forget(host.journal, None)  # its disk is away
+    cleanup.forget(host.journal)  # its disk is away
     pool.rmdir()
     pool.with_name("unmounted").rename(pool)
     cleanup._clean_leftovers(cleaner, host.journal, host.pool)
-    cleanup.forget(host.journal, None)
+    cleanup.forget(host.journal)
     assert copy.is_dir() and cleaner.kept == [str(copy)] and str(copy) not in cleaner.removed
     pool.rename(pool.with_name("unmounted"))
     pool.mkdir()
@@ -201,8 +201,27 @@ def test_a_last_copy_goes_with_its_containers_name_alone(host: Host, linked: str
     shutil.rmtree(pool)
     pool.with_name("unmounted").rename(pool)
     cleanup.clean_container(cleaner, host.journal, "web", host.pool, keep_copy=True)
-    cleanup.forget(host.journal, None)
+    cleanup.forget(host.journal)
     assert not copy.exists()
+    assert host.journal.all() == []
+
+
+@pytest.mark.parametrize("words", [("web",), ()])
+def test_another_container_of_that_name_is_not_forgotten(host: Host, monkeypatch: pytest.MonkeyPatch,
+                                                         words: tuple[str, ...]) -> None:
+    """In another LXC path, that is; without one all are meant."""
+    monkeypatch.setattr(cleanup, "DEFAULT_PATH", host.journal.path)
+    monkeypatch.setattr("migrator.cli.require_root", lambda _: None)
+    usual, given = host.pool, host.pool.with_name("given")
+    for path in (usual, given):
+        path.mkdir(exist_ok=True)
+    monkeypatch.setattr("migrator.lxc.default_lxcpath", lambda: usual)
+    host.ended()
+    host.pool = given
+    host.ended(id=OTHER)
+    cleanup.run(cli.parse(["cleanup", *words, "--forget", "-P", f"{usual}/"]))
+    assert [each.id for each in host.journal.all()] == [OTHER]
+    cleanup.run(cli.parse(["cleanup", "--forget"]))
     assert host.journal.all() == []
 
 

@@ -494,7 +494,7 @@ def test_what_ended_without_its_source_is_remembered_until_that_has_ended_its_co
 
     def forget() -> None:
         if how == "cleanup --forget":
-            cleanup.forget(journal, None)
+            cleanup.forget(journal)
         else:
             moved_25_times(journal, migration)
 

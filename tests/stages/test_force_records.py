@@ -62,7 +62,7 @@ def test_when_it_was_forced_is_on_record(journal: Journal, monkeypatch: pytest.M
     assert found and found.detail["forced_at"] == 1234.5 and found.owes
     steps = [each.step for each in found.events()]
     assert steps[-4:] == ["forcing", "roll-back", "rolled-back", "forced"]
-    assert "hostb was not asked" in done.text and done.text.endswith("migrator resume shop")
+    assert "hostb was not asked" in done.text and done.text.endswith("migrator resume shop -P /pool")
 
 
 FORGOTTEN = NotKnownThere(destination="hostb", id="0badc0de", name="web", peer="root@hostb")

@@ -180,7 +180,7 @@ def test_all_of_a_callers_migrations_together_tell_only_so_much(here: Here, ende
         assert "migrator cleanup --forget" in refused.value.hint
     here.begun(peer("hostc", "receive"), OTHER, name="shop")  # others are not hit
     if ended:
-        cleanup.forget(here.journal, None)
+        cleanup.forget(here.journal)
         assert ask("transfer", files=[{"name": "disk-1", "size": None}])
     assert ask("abandon")["state"] == State.ABANDONED
 

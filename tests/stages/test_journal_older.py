@@ -184,7 +184,7 @@ def test_what_runs_is_kept_with_the_id(source: Migration, hosts: Hosts, runs_the
         source.move(Event.TAKEN)
     with pytest.raises(RunsUnrecorded) as refused:
         rollback.roll_back(source, lambda: tell(source, hosts["hostb"]))
-    assert f"migrator finish web --force {ID}" in refused.value.hint and "lxc-copy -R" in refused.value.hint
+    assert f"migrator finish web -P /pool --force {ID}" in refused.value.hint and "lxc-copy -R" in refused.value.hint
     with pytest.raises(RunsUnrecorded):
         typed(source, hosts)
     for given in ("", "web"):

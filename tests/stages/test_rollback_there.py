@@ -178,7 +178,7 @@ def test_what_runs_here_is_not_given_up(there: Destination, state: State) -> Non
     migration.note("names", other_name="shop")
     with pytest.raises(AlreadyRuns) as refused:
         there.ask("abandon")
-    assert refused.value.fields["next"] == "migrator finish shop"
+    assert refused.value.fields["next"] == "migrator finish shop -P /pool   (on hosta)"
     assert recorded(migration).state is state and there.layout.container.is_dir()
 
 
@@ -199,8 +199,8 @@ def test_what_has_run_here_and_stands_fenced_is_resumed(there: Destination, monk
             abandon.give_up_here(migration)
         else:
             there.ask("abandon")
-    verb = "resume" if here and (fenced or stopped) else "finish"
-    assert refused.value.fields["next"] == f"migrator {verb} web"
+    assert refused.value.fields["next"] == (
+        "migrator resume web" if here and (fenced or stopped) else "migrator finish web -P /pool   (on hosta)")
 
 
 def test_an_import_that_is_under_way_ends_first(there: Destination, monkeypatch: pytest.MonkeyPatch) -> None:
