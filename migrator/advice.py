@@ -31,8 +31,8 @@ def words(stage: str, migration: Migration) -> list[str]:
 
 
 def path(migration: Migration) -> str:
-    """` -P PATH` where it was given here, else "": for the commands of `errors`, behind the name."""
-    return "".join(f" {shlex.quote(word)}" for word in words("status", migration)[3:])
+    """`-P PATH` where it was given here, else "": for the ends of the commands in `errors`."""
+    return shlex.join(words("status", migration)[3:])
 
 
 def next_command(migration: Migration) -> str:

@@ -77,7 +77,7 @@ class SourceStateUnknown(OutcomeError):
 
     status = 5
     cure = """When {destination} can be reached again: {rollback} -- if it is lost for good, see what that would risk:
-    migrator rollback {name}{path} --force"""
+    migrator rollback {name} --force {path}"""
 
 
 # The same with --no-memory.
@@ -231,7 +231,7 @@ class AlreadyMigrating(MigratorError):
     """{name} is already being migrated to {peer} (migration {id})."""
 
     status = 25
-    cure = "Go on with: {next} -- or give that migration up with: migrator rollback {name}{path}"
+    cure = "Go on with: {next} -- or give that migration up with: migrator rollback {name} {path}"
 
 
 class NoMigration(MigratorError):
@@ -600,7 +600,7 @@ class TwoCopies(MigratorError):
 
     status = 69
     cure = """Keep one of them. To give up the one on {destination}, type there: lxc-stop -k -P {lxcpath} {there} -- and
-    then: migrator resume {there}{path}"""
+    then: migrator resume {there} {path}"""
 
 
 class ForceRefused(MigratorError):

@@ -273,7 +273,7 @@ def tell_late(migration: Migration, tell: Callable[[], str], *, elsewhere: bool 
                 f" {error.fields.get('how')}. Until that has ended nothing is removed there")) from error
         path = shlex.quote(migration.detail["destination_lxcpath"])
         raise TwoCopies(name=migration.name, there=migration.other_name, destination=there, source=this_host(),
-                        lxcpath=path, path=f" -P {path}") from error
+                        lxcpath=path, path=f"-P {path}") from error
     except NotKnownThere as error:
         if elsewhere or not error.forgotten:
             raise

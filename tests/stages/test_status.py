@@ -15,7 +15,7 @@ import pytest
 
 from migrator import advice, layout
 from migrator.cli import parse
-from migrator.errors import NoMigration
+from migrator.errors import AlreadyMigrating, NoMigration
 from migrator.journal import Journal, Migration
 from migrator.states import NEXT, Event, Role, State
 from stages import status
@@ -129,3 +129,11 @@ def test_the_path_is_left_out_where_it_is_the_usual_one() -> None:
     there = advice.written("finish@source", Role.DESTINATION, "web", "hosta", detail)
     assert there == "migrator finish web -P /var/lib/lxc   (on hosta)", "which is the usual one there nobody knows here"
     assert advice.this_host() == socket.gethostname()
+
+
+@pytest.mark.parametrize(("given", "end"), [(True, "-P '/a b'"), (False, "")])
+def test_the_path_in_the_words_of_an_error(journal: Journal, given: bool, end: str) -> None:
+    migration = journal.create(id="00000001", role=Role.SOURCE, name="web", lxcpath=Path("/a b"), peer="root@hostb",
+                               event=Event.SEND, rounds=[], source_lxcpath="/a b", lxcpath_given=given)
+    error = AlreadyMigrating(name="web", peer="hostb", id=migration.id, next="x", path=advice.path(migration))
+    assert error.hint == f"Go on with: x -- or give that migration up with: migrator rollback web {end}".rstrip()
