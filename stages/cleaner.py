@@ -4,12 +4,16 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from migrator import btrfs, clones, container_config, identity, log, lxc, removal
-from migrator.journal import Journal
+from migrator import btrfs, clones, container_config, identity, incoming, log, lxc, removal
+from migrator.journal import Journal, Migration
+from migrator.layout import Layout
+from migrator.states import Role
 
 
 class Cleaner:
@@ -75,6 +79,21 @@ class Cleaner:
         if not strange:
             self.removed.append(str(path))
 
+    def give_names_back(self, journal: Journal, layout: Layout) -> None:
+        """Undo what streams have done among the snapshots when their receives were broken off.
+
+        Before that no name counts. The last one's first: it has found things as those before had left them. Whom no
+        record is about came before all.
+        """
+        begun = {each.id: number for number, each in enumerate(journal.all(layout.name))}
+        notes = layout.work.glob(f"????????.spool/{incoming.NOTE}")
+        for spool in sorted((note.parent for note in notes), key=lambda spool: begun.get(spool.stem, -1), reverse=True):
+            if self.dry_run:
+                log.warning(f"A receive into {layout.folder} was broken off: what it has renamed there gets its name"
+                            " back")
+            else:
+                incoming.clear(layout.folder, spool, but=partial(_is_not_of, journal, spool.stem))
+
     def measure(self, journal: Journal, lxcpath: Path) -> None:
         """In a dry run: fill `sizes` in. All of a copy is read for that, which is no write to it."""
         if not (self.dry_run and self.removed):
@@ -83,3 +102,17 @@ class Cleaner:
         for path in filter(btrfs.is_subvolume, map(Path, self.removed)):
             with identity.only_read(journal, path.parent / "config", path):
                 self.sizes[str(path)] = btrfs.exclusive_bytes(path)
+
+
+def records(journal: Journal, id_: str) -> list[Migration]:
+    return [found for role in Role if (found := journal.by_id(id_, role))]
+
+
+def _is_not_of(journal: Journal, id_: str, name: str) -> bool:
+    """Whether what is called so among the snapshots may not go as brought by a stream of that migration.
+
+    It is another one's; or nothing tells how long ago that migration was under way, and what has come there since.
+    """
+    other = name.partition(".")[0]
+    known = re.fullmatch(r"[0-9a-f]{8}\.[0-9]+", name) and other != id_ and records(journal, other)
+    return bool(known) or not records(journal, id_)

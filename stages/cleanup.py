@@ -4,7 +4,8 @@
 Without a name: the remains of attempts that were rolled back or abandoned, and of commands that were killed. With a
 name: also the fenced copy that the container left behind here, and the snapshots that its next move could start from
 (which then is a full one); the container itself need not be there any more. A container that runs, or that a migration
-still needs, is never touched.
+still needs, is never touched. With --forget nothing is removed that was not without a name: what somebody may still
+want does not go with the record of it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import os
 import re
 import shlex
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 from migrator import (
@@ -39,7 +39,7 @@ from migrator.layout import FOLDER, RUNTIME, WORK, Layout, former_images, locked
 from migrator.report import size
 from migrator.states import Role, State
 from stages import left_running
-from stages.cleaner import Cleaner
+from stages.cleaner import Cleaner, records
 
 NAME = "cleanup"
 HELP = "remove what migrations have left on this host"
@@ -49,21 +49,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     cli.add_container(parser, required=False)
     parser.add_argument("--keep-copy", action="store_true",
                         help="with a name: remove only the snapshots, keep the fenced copy and what was put aside")
-    parser.add_argument("--forget", action="store_true", help="remove ended migrations from the journal too")
+    parser.add_argument("--forget", action="store_true",
+                        help="remove ended migrations from the journal too; with a name, what is kept of it stays then")
     parser.add_argument("--dry-run", action="store_true", help="print what would be removed, and remove nothing")
 
 
 def run(args: argparse.Namespace) -> Result:
     cli.require_root(NAME)
     cleaner = Cleaner(dry_run=args.dry_run)
+    until = "cleanup is given its container's name"
     if args.name:
         name, lxcpath = cli.container_of(args)
+        if args.forget and args.keep_copy:
+            args.usage_error("--keep-copy does not go with --forget, which keeps the snapshots too")
+        until = shlex.join(["migrator", NAME, name, *(["-P", args.lxcpath] if args.lxcpath else [])])
     else:
         name, lxcpath = "", Path(args.lxcpath) if args.lxcpath else lxc.default_lxcpath()
     with Journal(DEFAULT_PATH) as journal:
         if name:
             with locked(name, lxcpath=lxcpath):
-                clean_container(cleaner, journal, name, lxcpath, keep_copy=args.keep_copy)
+                if args.forget:
+                    clean_forgotten(cleaner, journal, name, lxcpath)
+                else:
+                    clean_container(cleaner, journal, name, lxcpath, keep_copy=args.keep_copy)
                 cleaner.measure(journal, lxcpath)
                 free = btrfs.free_bytes(lxcpath)
         else:
@@ -75,7 +83,7 @@ def run(args: argparse.Namespace) -> Result:
     verb = "Would remove" if args.dry_run else "Removed"
     sizes = {path: f" ({size(bytes_)})" for path, bytes_ in cleaner.sizes.items()}
     text = "\n".join(f"{verb} {path}{sizes.get(path, '')}" for path in cleaner.removed) or "There is nothing to remove."
-    kept = "".join(f"\nKept until cleanup is given its container's name: {path}" for path in cleaner.kept)
+    kept = "".join(f"\nKept until {until}: {path}" for path in cleaner.kept)
     kept += "".join(f"\nLeft, as it is not migrator's, or is in use: {path}" for path in cleaner.left)
     return Result({"removed": cleaner.removed, "kept": cleaner.kept, "left": cleaner.left, "dry_run": args.dry_run,
                    "free_bytes": free, "sizes": cleaner.sizes}, f"{text}{kept}\n{size(free)} are free in {lxcpath}.")
@@ -93,16 +101,34 @@ def forget(journal: Journal, name: str = "", lxcpath: Path | None = None) -> Non
             migration.note("forgotten", forgotten=True)  # nothing tells any more whether it has left since
 
 
-def clean_container(cleaner: Cleaner, journal: Journal, name: str, lxcpath: Path, *, keep_copy: bool) -> None:
-    found = [each for each in journal.all(name) if names.same_path(each.lxcpath, lxcpath)]
-    layout = Layout(lxcpath, name, "00000000")
-    if not found and not layout.folder.is_dir():  # a journal can be lost
-        raise ContainerNotFound(name=name, lxcpath=lxcpath)
+def _ended(journal: Journal, layout: Layout) -> list[Migration]:
+    """All of this container's migrations; raises AlreadyMigrating, and ContainerNotFound where it has left nothing."""
+    found = [each for each in journal.all(layout.name) if names.same_path(each.lxcpath, layout.lxcpath)]
+    if not found and not layout.folder.is_dir() and not layout.work.is_dir() and not (
+            container_config.fence_of(_config(layout))):  # a record can be forgotten, and a journal be lost
+        raise ContainerNotFound(name=layout.name, lxcpath=layout.lxcpath)
     for each in found:
         if not each.ended:
-            raise AlreadyMigrating(name=name, peer=each.peer, id=each.id, next=advice.next_command(each),
+            raise AlreadyMigrating(name=layout.name, peer=each.peer, id=each.id, next=advice.next_command(each),
                                    path=advice.path(each))
-    _give_names_back(cleaner, journal, layout)
+    return found
+
+
+def clean_forgotten(cleaner: Cleaner, journal: Journal, name: str, lxcpath: Path) -> None:
+    """Before its migrations are forgotten: what goes without its name. What stays, as its only copy may, is told."""
+    layout = Layout(lxcpath, name, "00000000")
+    found = _ended(journal, layout)
+    _clean_name(cleaner, journal, layout)
+    for id_ in set(network.silenced()) & {each.id for each in found}:
+        _remove_table(cleaner, journal, id_)
+    if _is_copy(cleaner, journal, layout):
+        cleaner.kept.append(str(layout.container))
+
+
+def clean_container(cleaner: Cleaner, journal: Journal, name: str, lxcpath: Path, *, keep_copy: bool) -> None:
+    layout = Layout(lxcpath, name, "00000000")
+    found = _ended(journal, layout)
+    cleaner.give_names_back(journal, layout)
     removed = layout.snapshots()
     for path in removed:
         cleaner.remove(path, btrfs.delete)
@@ -155,21 +181,20 @@ def _is_copy(cleaner: Cleaner, journal: Journal, layout: Layout) -> bool:
     Or is back of an attempt that was given up. Where nobody knows that any more, the fence itself must say so. One that
     stayed on what moved here is taken away.
     """
-    config = layout.container / "config"
-    text = config.read_text(errors="replace") if config.is_file() else ""
+    config, text = layout.container / "config", _config(layout)
     fence = container_config.fence_of(text)
     if not fence:
         return False
-    if not (records := _records(journal, fence)):
+    if not (recorded := records(journal, fence)):
         copy = container_config.is_superseded(layout.container)
     else:
-        named = {each.role: each for each in records if each.name == layout.name and each.state is State.FINISHED}
+        named = {each.role: each for each in recorded if each.name == layout.name and each.state is State.FINISHED}
         came = named.get(Role.DESTINATION)
         if came and not came.detail.get("given_way") and Role.SOURCE not in named:
             if not cleaner.dry_run:
                 container_config.unfence(layout.container, fence)
             return False
-        copy = bool(named) or any(_was_put_back(each, layout) for each in records)
+        copy = bool(named) or any(_was_put_back(each, layout) for each in recorded)
     if copy and not fences.refuses(layout.container, text):
         log.warning(f"{layout.container} stays: what is left of its fence keeps nobody from starting it, so it may be"
                     f" in use. If it is, take the rest of the fence out of {config}, too; if it is of no use any more:"
@@ -179,6 +204,11 @@ def _is_copy(cleaner: Cleaner, journal: Journal, layout: Layout) -> bool:
         log.warning(f"{layout.container} stays: nothing tells that its container lives on elsewhere. See: migrator"
                     f" status {layout.name}")
     return copy
+
+
+def _config(layout: Layout) -> str:
+    config = layout.container / "config"
+    return config.read_text(errors="replace") if config.is_file() else ""
 
 
 def _was_put_back(migration: Migration, layout: Layout) -> bool:
@@ -213,7 +243,7 @@ def _clean_leftovers(cleaner: Cleaner, journal: Journal, lxcpath: Path) -> None:
 
 def _clean_name(cleaner: Cleaner, journal: Journal, layout: Layout) -> None:
     """What is left of one container's migrations, with the container locked."""
-    _give_names_back(cleaner, journal, layout)
+    cleaner.give_names_back(journal, layout)
     known = journal.all(layout.name)
     alive = {each.id for each in known if not each.ended}
     kept = {each.id for each in known if _keeps_base(each)}
@@ -256,22 +286,18 @@ def _when_ended(journal: Journal, id_: str, remove: Callable[[], None]) -> None:
     """
     try:
         with contextlib.ExitStack() as stack:
-            found = {(each.name, os.path.realpath(each.lxcpath)) for each in _records(journal, id_)}
+            found = {(each.name, os.path.realpath(each.lxcpath)) for each in records(journal, id_)}
             for name, lxcpath in sorted(found):
                 stack.enter_context(locked(name, lxcpath=Path(lxcpath)))
-            if all(each.ended for each in _records(journal, id_)):
+            if all(each.ended for each in records(journal, id_)):
                 remove()
     except Busy as error:
         log.warning(f"What is left of migration {id_} stays: {error}")
 
 
-def _records(journal: Journal, id_: str) -> list[Migration]:
-    return [found for role in Role if (found := journal.by_id(id_, role))]
-
-
 def _remove_table(cleaner: Cleaner, journal: Journal, id_: str) -> None:
     """What kept a frozen container silent; of a migration that nobody knows only where that container is gone."""
-    if not _records(journal, id_) and (interfaces := network.still_silenced(id_)):
+    if not records(journal, id_) and (interfaces := network.still_silenced(id_)):
         log.warning(f"{', '.join(interfaces)} neither hears nor says anything, for migration {id_}, which this host"
                     f" does not know. To end that: {shlex.join(network.hear_command(id_))}")
         return
@@ -308,27 +334,3 @@ def _is_left(cleaner: Cleaner, journal: Journal, path: Path, rootfs: Path) -> bo
     name, config = path.parent.name.removesuffix(WORK), path / "config"
     return cleaner.leaves(name, rootfs) or (rootfs != path and config.is_file() and cleaner.leaves_copy(
         journal, path.parents[2] / name, config, rootfs, ["btrfs", "subvolume", "delete", str(rootfs)]))
-
-
-def _give_names_back(cleaner: Cleaner, journal: Journal, layout: Layout) -> None:
-    """Undo what streams have done among the snapshots when their receives were broken off: before that no name counts.
-
-    The last one's first: it has found things as those before had left them. Whom no record is about came before all.
-    """
-    begun = {each.id: number for number, each in enumerate(journal.all(layout.name))}
-    notes = layout.work.glob(f"????????.spool/{incoming.NOTE}")
-    for spool in sorted((note.parent for note in notes), key=lambda spool: begun.get(spool.stem, -1), reverse=True):
-        if cleaner.dry_run:
-            log.warning(f"A receive into {layout.folder} was broken off: what it has renamed there gets its name back")
-        else:
-            incoming.clear(layout.folder, spool, but=partial(_is_not_of, journal, spool.stem))
-
-
-def _is_not_of(journal: Journal, id_: str, name: str) -> bool:
-    """Whether what is called so among the snapshots may not go as brought by a stream of that migration.
-
-    It is another one's; or nothing tells how long ago that migration was under way, and what has come there since.
-    """
-    other = name.partition(".")[0]
-    known = re.fullmatch(r"[0-9a-f]{8}\.[0-9]+", name) and other != id_ and _records(journal, other)
-    return bool(known) or not _records(journal, id_)

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`cleanup NAME --forget`: what may be somebody's only copy does not go with the record of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from migrator import btrfs, cli, container_config, fences, holder, removal
+from migrator.journal import Journal
+from migrator.layout import Layout
+from migrator.states import Event, Role
+from stages import cleanup
+from tests.stages.test_earlier_stays import (  # noqa: F401 -- fixtures
+    ARRIVED,
+    CONFIG,
+    ID,
+    LATER,
+    LEFT,
+    begun,
+    journal,
+    state,
+)
+
+# ruff: noqa: F811 -- fixtures
+
+OTHER = "00000003"
+
+
+@pytest.fixture
+def pool(journal: Journal, tmp_path: Path, state: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(cleanup, "DEFAULT_PATH", journal.path)
+    monkeypatch.setattr(holder, "LOCKS", tmp_path / "lock")
+    monkeypatch.setattr(cli, "require_root", lambda _: None)
+    monkeypatch.setattr(btrfs, "free_bytes", lambda _: 1)
+    for asked in ("wait_deleted", "exclusive_bytes"):
+        monkeypatch.setattr(btrfs, asked, lambda _: 0)
+    monkeypatch.setattr(removal, "mounts_in", lambda _: [])
+    monkeypatch.setattr(fences, "refuses", lambda *_: True)
+    (made := tmp_path / "pool").mkdir()
+    return made
+
+
+def typed(pool: Path, *words: str) -> dict[str, Any]:
+    return cleanup.run(cli.parse(["cleanup", "web", "-P", str(pool), *words])).data
+
+
+def fenced(pool: Path) -> Path:
+    """The copy that the last move has left."""
+    here = Layout(pool, "web", LATER)
+    here.rootfs.mkdir(parents=True)
+    container_config.fence(here.container, CONFIG, LATER,
+                           f"web was migrated to hostb. {container_config.SUPERSEDED} migrator cleanup web")
+    return here.container
+
+
+@pytest.mark.parametrize("in_use", [True, False])
+def test_what_may_be_an_only_copy_stays_and_is_told(journal: Journal, pool: Path, in_use: bool) -> None:
+    """In use is the copy that a move has left where its destination is lost: `status` names --forget for that move."""
+    begun(journal, pool, Role.DESTINATION, *ARRIVED, Event.FINISHED)
+    begun(journal, pool, Role.SOURCE, Event.ROLL_BACK, id=OTHER).move(Event.ROLLED_BACK, last_copy=[f"{OTHER}.1"])
+    begun(journal, pool, Role.SOURCE, *LEFT, id=LATER)
+    copy, aside = fenced(pool), Layout(pool, "web", ID).aside()
+    kept = [Layout(pool, "web", OTHER).snapshot(1), aside, copy]
+    for path in kept:
+        path.mkdir(parents=True, exist_ok=True)
+    spool = Layout(pool, "web", ID).spool
+    spool.mkdir()
+    if in_use:
+        container_config.unfence(copy, LATER)
+    wanted = [str(path) for path in kept if path != copy or not in_use]
+    dry = typed(pool, "--forget", "--dry-run")
+    assert (dry["kept"], dry["removed"], len(journal.all())) == (wanted, [str(spool)], 3)
+    done = cleanup.run(cli.parse(["cleanup", "web", "-P", str(pool), "--forget"]))
+    assert (done.data["kept"], done.data["removed"]) == (wanted, [str(spool)])
+    assert [line for line in done.text.splitlines() if line.startswith("Kept")] == [
+        f"Kept until migrator cleanup web -P {pool}: {path}" for path in wanted]
+    assert all(path.is_dir() for path in kept)
+    assert [each.id for each in journal.all()] == [OTHER], "which tells of the last copy"
+    assert set(typed(pool)["removed"]) >= set(wanted)
+    assert [path for path in kept if path.exists()] == ([copy] if in_use else [])
+    typed(pool, "--forget")
+    assert journal.all() == []
+
+
+def test_what_is_forgotten_can_be_removed(journal: Journal, pool: Path) -> None:
+    """Be it that the fenced copy is all there is of it."""
+    begun(journal, pool, Role.SOURCE, *LEFT, id=LATER)
+    copy = fenced(pool)
+    assert typed(pool, "--forget")["kept"] == [str(copy)] and journal.all() == []
+    assert str(copy) in typed(pool)["removed"] and not copy.exists()
+
+
+def test_it_does_not_go_with_what_removes_the_snapshots(pool: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        typed(pool, "--forget", "--keep-copy")
+    assert "--keep-copy does not go with --forget" in capsys.readouterr().err
