@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import shlex
 import time
 from collections.abc import Collection, Iterable
 from pathlib import Path
@@ -181,7 +182,13 @@ def _instead(name: str, args: argparse.Namespace) -> str:
 
 
 def _command(name: str, args: argparse.Namespace) -> str:
-    return f"migrator migrate {name} -d {args.destination or 'HOST'} --no-memory"
+    return _typed("migrate", name, args, "--no-memory")
+
+
+def _typed(verb: str, name: str, args: argparse.Namespace, *more: str) -> str:
+    """A command for this container, and no other of that name."""
+    path = ["-P", args.lxcpath] if getattr(args, "lxcpath", None) else []
+    return shlex.join(["migrator", verb, name, *path, "-d", args.destination or "HOST", *more])
 
 
 def look(args: argparse.Namespace, container: lxc.Container, there: Connection | None, *, full: bool,
@@ -259,7 +266,7 @@ def before_stage(args: argparse.Namespace, container: lxc.Container, there: Conn
         text = "; ".join(f"{finding.code}: {finding.message}" for finding in errors)
         instead = looked.instead(ignored)
         raise Blocked(name=container.name, destination=there.peer_host, findings=text,
-                      check=f"migrator check {container.name} -d {args.destination}",
+                      check=_typed(NAME, container.name, args),
                       instead=_instead(container.name, args) if instead else "")
     return looked
 

@@ -185,3 +185,13 @@ def test_what_runs_here_is_looked_at(journal: Journal, typed: Callable[..., cli.
     dumping(journal).move(Event.THAW)
     assert {found["code"] for found in typed("FROZEN").data["findings"]} == {"container-frozen"}
     assert checks_place.UNDER_WAY.name not in typed("RUNNING").text
+
+
+@pytest.mark.parametrize(("given", "command"), [
+    (None, "migrator migrate web -d root@hostb --no-memory"),
+    ("/a b", "migrator migrate web -P '/a b' -d root@hostb --no-memory"),
+])
+def test_the_other_way_is_this_containers(given: str | None, command: str) -> None:
+    """And no other one's that is called so in the usual LXC path: it would be stopped, and moved."""
+    args = argparse.Namespace(lxcpath=given, destination="root@hostb")
+    assert f": {command} -- " in check._instead("web", args)
