@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from migrator import holder
 from migrator.cli import Result, parse
 from migrator.errors import ConnectionLost, InternalError, MigratorError, OutOfOrder, ProtocolError
 from migrator.grant import ROOT
@@ -202,6 +203,7 @@ def test_a_source_goes_on_with_this_migration_alone(
             return Result({}, "")
 
         monkeypatch.setattr(heal, "DEFAULT_PATH", there.path)
+        monkeypatch.setattr(holder, "LOCKS", journal.path.parent / "lock")
         monkeypatch.setattr(heal, "_on_source", on_source_)
         monkeypatch.setattr("migrator.lxc.default_lxcpath", lambda: usual)
         monkeypatch.setattr("migrator.cli.require_root", lambda _: None)
