@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What is asked of the roots of processes, and may never be answered, is asked by a child that can be left behind.
+"""Where the roots of processes lie is asked by a child that can be left behind, as somebody may keep that back.
 
-Somebody may have made the root of his process so that to ask for it, or to let go of it at last, waits for a server of
-his: of an overlay on a FUSE of his the kernel may copy a folder up before it makes a handle (ovl_encode_fh in
-fs/overlayfs/export.c), and who closes the last reference to such a mount unmounts it, which writes all of it out
-(sync_filesystem). Once that server has the request, not even SIGKILL ends the wait (request_wait_answer in
-fs/fuse/dev.c). A thread, as in `asking`, would keep all of this program from ending, and its locks held.
+A root can be made so that to ask for it, or to let go of it at last, waits for a server of somebody's: of an overlay on
+a FUSE of his the kernel may copy a folder up before it makes a handle (ovl_encode_fh in fs/overlayfs/export.c), and who
+closes the last reference to such a mount unmounts it, which writes all of it out (sync_filesystem). Once that server
+has the request, not even SIGKILL ends the wait (request_wait_answer in fs/fuse/dev.c). A thread, as in `asking`, would
+keep all of this program from ending, and its locks held.
+
+What lies on btrfs is on a disk of this host: what is asked of that is waited for, however long it takes.
 """
 
 from __future__ import annotations
@@ -16,35 +18,44 @@ import os
 import select
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from pathlib import Path
+from typing import NoReturn
 
-from migrator import holder, log
+from migrator import holder, log, roots
 
-Told = TypeVar("Told", bool, str, str | None)
+Question = Callable[[Path], str | bool | None]
+Told = tuple[int, str | bool | None]
 
-LIMIT = 5.0  # seconds that an answer may take
-LIMIT_NEXT = 0.5  # and once one has not come: who keeps that one back may have made many such
-_PAUSE = 0.1  # seconds between two looks whether it has come
-_silent: set[tuple[int, int]] = set()  # the processes, with when they began, whose answer has not come
+LIMIT = 5.0  # seconds within which it must be told that a root lies on btrfs, or that it does not
+_PAUSE = 0.1  # seconds between two looks whether that has come
+_silent: set[tuple[int, int]] = set()  # the processes, with when they began, that have kept it back
 
 
-def those(pids: Sequence[int], question: Callable[[int], bool]) -> list[int]:
-    """The processes of which it is so. One that keeps the answer back is none: it has its root on nothing of ours."""
+def those(pids: Sequence[int], question: Question) -> list[int]:
+    """The processes whose root lies on btrfs, and of it that is true. One that keeps back where it lies has it on none:
+    who has can keep nothing back.
+    """
     return [pid for pid, told in answers(pids, question).items() if told]
 
 
-def answers(pids: Sequence[int], question: Callable[[int], Told]) -> dict[int, Told]:
-    """The answers for those processes of which there is one in time, in that order. The question raises nothing."""
-    found: dict[int, Told] = {}
-    left = [pid for pid in pids if _known(pid) not in _silent]
+def answers(pids: Sequence[int], question: Question) -> dict[int, str | bool | None]:
+    """What is answered for each root, and None for one that is not on btrfs; nothing for a process that has ended, or
+    keeps it back. The question raises nothing.
+    """
+    found: dict[int, str | bool | None] = {}
+    left = [pid for pid in dict.fromkeys(pids) if _known(pid) not in _silent]  # a list of a cgroup may have one twice
     while left:
-        for pid, told in _asked(left, question):
-            found[pid] = told
-        left = left[len([pid for pid in left if pid in found]):]
-        if left:
-            silent = left.pop(0)
+        asked = 0
+        try:
+            for told in _asked(left, question):
+                asked += 1
+                found.update([told] if told else [])
+            return found
+        except TimeoutError:
+            silent = left[asked]
             _silent.add(_known(silent))
-            log.warning(f"process {silent} keeps it back where its root lies: it is taken for none that was moved")
+            log.warning(f"Process {silent} keeps back where its root lies: it is taken for none of what was moved")
+            left = left[asked + 1:]
     return found
 
 
@@ -54,37 +65,66 @@ def _known(pid: int) -> tuple[int, int]:
     return pid, 0  # it has ended
 
 
-def _asked(pids: Sequence[int], question: Callable[[int], Told]) -> Iterator[tuple[int, Told]]:
-    """The answers for one after the other, up to the first that does not come. Without a limit where nothing can be
-    forked, and for what a child that was killed has left.
+def _asked(pids: Sequence[int], question: Question) -> Iterator[Told | None]:
+    """For one after the other, None for one that has ended; raises TimeoutError at the first that keeps it back.
+
+    What the child has left unanswered, as it was killed where there is no memory, or there can be none, is asked here.
     """
-    read, write = os.pipe()
-    with open(read, "rb", buffering=0) as answered:  # noqa: PTH123 -- a descriptor
+    come = 0
+    with _child(pids, question) as lines:
+        for line in lines:
+            yield (pids[come], json.loads(line)) if line else None
+            come += 1
+    for pid in pids[come:]:
+        yield _one(pid, question)
+
+
+def _one(pid: int, question: Question, is_held: Callable[[], object] = lambda: None) -> Told | None:
+    """`is_held` is called once it is told that its root lies on btrfs."""
+    with contextlib.suppress(OSError):
+        with roots.on_btrfs(pid) as root:
+            if root is not None:
+                is_held()
+                return pid, question(root)
+        return pid, None
+    return None
+
+
+@contextlib.contextmanager
+def _child(pids: Sequence[int], question: Question) -> Iterator[Iterator[bytes]]:
+    """Lines, as `_answer` writes them, of a child that is ended then; none where none can be forked.
+
+    No signal reaches it, as Ctrl-C does each process of a terminal: who is interrupted is this program, which ends it.
+    """
+    ended = list[bool]()
+    with contextlib.ExitStack() as stack:
+        read, write = os.pipe()
+        stack.callback(os.close, read)
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
-            child = os.fork()
-        except OSError:
-            os.close(write)
-            yield from ((pid, question(pid)) for pid in pids)
-            return
-        if not child:
-            _answer(write, pids, question)
-        os.close(write)
-        told, ended = 0, False
-        try:
-            for line in _lines(answered.fileno()):
-                yield pids[told], json.loads(line)
-                told += 1
-            ended = True
-        except TimeoutError:
-            return
+            if not (child := os.fork()):
+                _answer(write, pids, question)
+            stack.callback(_end, child, ended)
+        except OSError as error:
+            log.verbose(f"no process can be made to ask for roots: {error.strerror}")
         finally:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0 if ended else os.WNOHANG)
-        yield from ((pid, question(pid)) for pid in pids[told:])
+            os.close(write)
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        yield _lines(read, ended)
 
 
-def _answer(write: int, pids: Sequence[int], question: Callable[[int], Told]) -> None:
-    """In the child: nothing is held open by it, neither a lock nor what another program waits for the end of."""
+def _end(child: int, ended: list[bool]) -> None:
+    with contextlib.suppress(ProcessLookupError, ChildProcessError):  # where SIGCHLD is ignored, as a daemon leaves it
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0 if ended else os.WNOHANG)
+
+
+def _answer(write: int, pids: Sequence[int], question: Question) -> NoReturn:
+    """In the child: for each process "+" and the answer where its root lies on btrfs, as soon as either is known; else
+    "null", or nothing where it has ended, and the end of a line.
+
+    It holds nothing open: neither a lock, nor what another program waits for the end of.
+    """
     try:
         null = os.open(os.devnull, os.O_RDWR)
         for fd in range(3):
@@ -92,23 +132,26 @@ def _answer(write: int, pids: Sequence[int], question: Callable[[int], Told]) ->
         os.closerange(3, write)
         os.closerange(write + 1, 1 << 20)
         for pid in pids:
-            os.write(write, json.dumps(question(pid)).encode() + b"\n")
+            told = _one(pid, question, lambda: os.write(write, b"+"))
+            os.write(write, (json.dumps(told[1]) if told else "").encode() + b"\n")
     finally:
         os._exit(0)
 
 
-def _lines(fd: int) -> Iterator[bytes]:
-    """What the child writes, line by line, to its end; raises TimeoutError where one is waited for in vain."""
-    rest, pauses = b"", 0
+def _lines(fd: int, ended: list[bool]) -> Iterator[bytes]:
+    """What the child says of each process, to its end; raises TimeoutError where it does not come to where a root lies.
+    """
+    poll, rest, pauses = select.poll(), b"", 0
+    poll.register(fd, select.POLLIN)
     while True:
-        if not select.select([fd], [], [], _PAUSE)[0]:
-            pauses += 1  # counted: who was stopped (Ctrl-Z) has not waited
-            if pauses >= round((LIMIT_NEXT if _silent else LIMIT) / _PAUSE):
+        if not poll.poll(_PAUSE * 1000):
+            pauses += not rest  # counted: who was stopped (Ctrl-Z) has not waited
+            if pauses >= round(LIMIT / _PAUSE):
                 raise TimeoutError
             continue
-        some = os.read(fd, 65536)
-        if not some:
+        if not (some := os.read(fd, 65536)):
+            ended.append(True)
             return
         *lines, rest = (rest + some).split(b"\n")
-        yield from lines
+        yield from (line.removeprefix(b"+") for line in lines)
         pauses = 0

@@ -68,23 +68,9 @@ def holder(name: str, lxcpath: Path) -> tuple[int, int] | None:
         return pid, uid
 
 
-def is_anothers(pid: int, name: str, lxcpath: Path) -> bool:
-    """Whether a process answers for other containers than this one alone, as the monitor of one does.
-
-    By what root has it listen on, however its LXC path is spelled: it is not asked anything, and no other process has
-    a say in it. One that has ended answers for none. Where it cannot be told it is not another's, since who asks this
-    refuses then; else two would run on one disk.
-    """
-    try:
-        found = _answered_by(pid)
-    except OSError:
-        return False
-    return bool(found) and not any(_is_of(each, name, lxcpath) for each in found)
-
-
 def is_its(pid: int, name: str, lxcpath: Path) -> bool:
-    """Whether a process answers for this container, told in the same way; also where it must not be looked into, or
-    this kernel cannot.
+    """Whether a process answers for this container, as its monitor does; also where it must not be looked into, or this
+    kernel cannot.
     """
     try:
         return any(_is_of(each, name, lxcpath) for each in _answered_by(pid))
@@ -96,6 +82,8 @@ def may_be_its(pid: int, name: str, lxcpath: Path) -> bool:
     """Whether this container may be what a process has started: it answers for it, or nothing tells, or it only waits
     for what has lost its monitor: then it has ended, or is a user's, or executes what process 1 does.
 
+    By what root has it listen on, however its LXC path is spelled: it is not asked anything, and no other process has
+    a say in it. Where it cannot be told it may be, since who asks this refuses then; else two would run on one disk.
     Not what runs containers without LXC, as systemd-nspawn and conmon do: who is root in one of theirs has a cgroup of
     his own, and makes others of any name in there.
     """

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from migrator import btrfs, cgroups, clock, forked, holder, lxc, roots, second_start
+from migrator import btrfs, cgroups, clock, forked, holder, lxc, second_start
 from migrator.errors import ContainerNotFound, MigratorError, StartFailed
 from migrator.journal import Migration
 from migrator.layout import Layout
@@ -108,15 +108,24 @@ def _is_anothers(migration: Migration, cgroup: str) -> bool:
     uuid = migration.detail.get("rootfs_uuid")
     if not uuid:
         return False
-    found = set(forked.answers(cgroups.processes(cgroup), _disk_of).values()) - {None}
+    found = _disks_of(cgroups.processes(cgroup)).values()
     return bool(found) and uuid not in found
 
 
 def _disk_of(pid: int) -> str | None:
     """The uuid of the subvolume that a process has its root in; "" where that is none, None where it has ended."""
-    with contextlib.suppress(MigratorError, OSError), roots.on_btrfs(pid) as root:
-        return btrfs.uuid_around(root) if root else ""
-    return None
+    return _disks_of([pid]).get(pid)
+
+
+def _disks_of(pids: list[int]) -> dict[int, str]:
+    found = forked.answers(pids, _uuid_of)
+    return {pid: str(uuid or "") for pid, uuid in found.items() if uuid is not False}
+
+
+def _uuid_of(root: Path) -> str | bool:
+    with contextlib.suppress(MigratorError, OSError):
+        return btrfs.uuid_around(root)
+    return False  # it has been removed
 
 
 def recorded_init(migration: Migration) -> list[Any]:

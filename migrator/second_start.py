@@ -65,11 +65,11 @@ def _made_of(frozen: Frozen, its: str) -> int | None:
     one's too.
     """
     for pid in lxc.container_processes(frozen.name):
-        # It has ended, or cannot be told; or its root is no subvolume. What has another name is not asked for its root,
-        # which somebody in there may have chosen.
+        # It has ended, or cannot be told; or its root is no subvolume. What has another name, or another's monitor, is
+        # not asked for its root, which somebody in there may have chosen.
         with contextlib.suppress(MigratorError, OSError, ValueError):
             if (lxc.is_payload(frozen.name, lxc.cgroup_of(pid)) and is_start(pid)
-                    and not monitor_socket.is_anothers(_parent(pid), frozen.name, frozen.lxcpath)
+                    and monitor_socket.may_be_its(_parent(pid), frozen.name, frozen.lxcpath)
                     and _descends_from(pid, its)):
                 return pid
     return None
@@ -133,8 +133,8 @@ def _is_called_so(pid: int, said: str, name: str, lxcpath: Path, cgroup: str = "
         # The cheapest first: of all that live in containers.
         return (((_may_be_called_so(said, name) and lxc.is_payload(name, lxc.payload_cgroup(said)))
                  or (bool(cgroup) and cgroups.holds(cgroup, said)))
-                and is_start(pid) and not roots.is_subvolume(pid)
-                and monitor_socket.may_be_its(_parent(pid), name, lxcpath))
+                and is_start(pid) and monitor_socket.may_be_its(_parent(pid), name, lxcpath)
+                and not roots.is_subvolume(pid))
     return False
 
 

@@ -10,38 +10,38 @@ import signal
 import time
 from pathlib import Path
 
-from migrator import btrfs, criu, forked, lxc, roots, second_start
+from migrator import btrfs, criu, forked, holder, lxc, roots, second_start
 from migrator.errors import MigratorError
 from migrator.layout import Layout
 
 
-def lives_in_own(layout: Layout, pid: int) -> bool:
-    """Whether a process lives in a subvolume that this migration has made, wherever that is by now.
-
-    Be its root only a folder in there, as after a chroot(2) of its own.
-    """
-    if _has_own(layout, pid):
-        return True
-    with contextlib.suppress(MigratorError, OSError), roots.on_btrfs(pid) as root:
-        return root is not None and (
-            btrfs.parent_of(btrfs.id_of(root), root) in {btrfs.info(each).uuid for each in layout.own_snapshots()})
-    return False
-
-
 def in_own(layout: Layout) -> list[int]:
-    """The processes of any containers that live in such a subvolume, unless that was put aside."""
+    """The processes of any containers that live in a subvolume that this migration has made, unless that was put aside.
+    """
     return [pid for pid in all_in_own(layout, lxc.container_processes("")) if not _is_in(layout.set_aside(), pid)]
 
 
 def all_in_own(layout: Layout, pids: list[int]) -> list[int]:
-    """Those of these processes of which `lives_in_own` is true; one of a user's that keeps this back is none."""
-    return forked.those(pids, functools.partial(lives_in_own, layout))
+    """Those of these processes that live in such a subvolume, wherever that is by now.
+
+    Be their root only a folder in there, as after a chroot(2) of their own.
+    """
+    return forked.those(pids, functools.partial(is_in_own, layout))
 
 
-def _has_own(layout: Layout, pid: int) -> bool:
-    """Whether a process has such a subvolume as its root."""
-    with contextlib.suppress(MigratorError, OSError), roots.on_btrfs(pid) as root:
-        return root is not None and layout.is_own(root)
+def is_in_own(layout: Layout, root: Path) -> bool:
+    """Whether the root of a process lies there."""
+    if _is_own(layout, root):
+        return True
+    with contextlib.suppress(MigratorError, OSError):
+        return btrfs.parent_of(btrfs.id_of(root), root) in {btrfs.info(each).uuid for each in layout.own_snapshots()}
+    return False
+
+
+def _is_own(layout: Layout, root: Path) -> bool:
+    """Whether the root of a process is such a subvolume."""
+    with contextlib.suppress(MigratorError, OSError):
+        return layout.is_own(root)
     return False
 
 
@@ -52,16 +52,23 @@ def kill(layout: Layout) -> list[int]:
     who has a reason: what runs in there is another container.
     """
     until = time.monotonic() + lxc.STOP_LIMIT
-    has_own = functools.partial(_has_own, layout)
-    while left := [pid for pid in forked.those(lxc.container_processes(layout.name), has_own)
-                   if not _is_in(layout.set_aside(), pid)]:
-        if time.monotonic() > until:
+    while True:
+        pids = {pid: _began(pid) for pid in lxc.container_processes(layout.name)}
+        left = [pid for pid in forked.those(list(pids), functools.partial(_is_own, layout))
+                if not _is_in(layout.set_aside(), pid)]
+        if not left or time.monotonic() > until:
             return left
         for pid in left:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+                if _began(pid) == pids[pid]:  # to ask may have taken long, and another process have its id by now
+                    os.kill(pid, signal.SIGKILL)
         time.sleep(0.02)
-    return []
+
+
+def _began(pid: int) -> int | None:
+    with contextlib.suppress(OSError):
+        return holder.start_time(pid)
+    return None
 
 
 def live_below(layout: Layout) -> list[int]:
@@ -70,9 +77,8 @@ def live_below(layout: Layout) -> list[int]:
     As what was started without its memory may have; or with its root elsewhere, in a cgroup of its name. Or it is a
     container that somebody has made in that folder, or another one of that name: so nothing of this is ended here.
     """
-    has_own = functools.partial(_has_own, layout)
     starts = [pid for pid in lxc.container_processes(layout.name) if second_start.is_start(pid)]
-    below = [pid for pid in forked.those(starts, lambda pid: lives_in_own(layout, pid) and not has_own(pid))
+    below = [pid for pid in forked.those(starts, lambda root: is_in_own(layout, root) and not _is_own(layout, root))
              if not _is_in(layout.set_aside(), pid)]
     return sorted({*below, *called_so(layout, lxc.END_LIMIT)})
 

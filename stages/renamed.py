@@ -82,7 +82,7 @@ def on_its_disk(migration: Migration, layout: Layout) -> list[int]:
     """The former alone."""
     disks = identity.recorded_rootfs_uuids(migration)
     return forked.those(lxc.container_processes(""),
-                        lambda pid: left_running.lives_in_own(layout, pid) or _lives_in(pid, disks))
+                        lambda root: left_running.is_in_own(layout, root) or _lies_in(root, disks))
 
 
 def called(lxcpath: Path, pids: list[int]) -> str:
@@ -119,10 +119,10 @@ def untold(migration: Migration, layout: Layout) -> list[int]:
     return [] if not found or subvolume_uuids.is_told(layout.rootfs) else found
 
 
-def _lives_in(pid: int, disks: set[str]) -> bool:
+def _lies_in(root: Path, disks: set[str]) -> bool:
     """Or in a snapshot of one of these."""
-    with contextlib.suppress(MigratorError, OSError), roots.on_btrfs(pid) as root:  # it has ended
-        return bool(disks) and root is not None and (
+    with contextlib.suppress(MigratorError, OSError):
+        return bool(disks) and (
             btrfs.uuid_around(root) in disks or btrfs.parent_of(btrfs.id_of(root), root) in disks)
     return False
 

@@ -22,5 +22,5 @@ def are(monkeypatch: pytest.MonkeyPatch, told: Callable[[int], bool]) -> None:
         yield Path(f"/proc/{pid}/root") if told(pid) else None
 
     monkeypatch.setattr(roots, "on_btrfs", on_btrfs)
-    monkeypatch.setattr(forked, "_asked", lambda pids, question: ((pid, question(pid)) for pid in pids))
+    monkeypatch.setattr(forked, "_asked", lambda pids, question: (forked._one(pid, question) for pid in pids))
     monkeypatch.setattr(roots, "is_on_btrfs", lambda pid, *_: told(pid))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What may never be answered is asked by a child, and those that keep it back hold nobody up."""
+"""Where roots lie is asked by a child, and those that keep it back hold nobody up."""
 
 from __future__ import annotations
 
@@ -16,14 +16,26 @@ from pathlib import Path
 
 import pytest
 
-from migrator import forked, log
+from migrator import forked, log, roots
 
-HELD = 300.0  # seconds for which a child keeps an answer back; it is ended long before
+HELD = 300.0  # seconds for which a child keeps something back; it is ended long before
 
 
 @pytest.fixture(autouse=True)
-def nobody_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+def on_btrfs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The processes whose root is said to lie on btrfs; of no process is it known that it keeps that back."""
+    found: list[int] = []
     monkeypatch.setattr(forked, "_silent", set())
+    monkeypatch.setattr(roots, "_lies_on_btrfs", lambda _: True)
+    honest = roots.on_btrfs
+
+    @contextlib.contextmanager
+    def held(pid: int) -> Iterator[Path | None]:
+        with honest(pid) as root:
+            yield root if pid in found else None
+
+    monkeypatch.setattr(roots, "on_btrfs", held)
+    return found
 
 
 @pytest.fixture
@@ -34,37 +46,49 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.fixture
-def processes() -> Iterator[list[int]]:
-    """Some that are there, in the order of their ids."""
+def processes(on_btrfs: list[int]) -> Iterator[list[int]]:
+    """Some that are there, in the order of their ids, with their roots on btrfs."""
     started = [subprocess.Popen(["sleep", "1000"]) for _ in range(4)]
-    yield sorted(each.pid for each in started)
+    on_btrfs += [each.pid for each in started]
+    yield sorted(on_btrfs)
     for each in started:
         each.kill()
         each.wait()
 
 
 class HoldingBack:
-    """A question that some do not answer; and time passes only while one does not."""
+    """Some keep back where their root lies; and time passes only while one does, or an answer is `awaited`."""
 
     def __init__(self, folder: Path, pids: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
         self._folder, self._pids = folder, pids
         self.looks: list[int] = []  # in vain; the processes that were waited for
-        self._select = select.select
-        monkeypatch.setattr(select, "select", self._look)
+        self.awaited = False
+        self._on_btrfs, self._poll = roots.on_btrfs, select.poll
+        monkeypatch.setattr(roots, "on_btrfs", self._held)
+        monkeypatch.setattr(select, "poll", lambda: self)
 
-    def __call__(self, pid: int) -> bool:
+    @contextlib.contextmanager
+    def _held(self, pid: int) -> Iterator[Path | None]:
         if pid in self._pids:
             (self._folder / str(pid)).touch()
             threading.Event().wait(HELD)
-        return True
+        with self._on_btrfs(pid) as root:
+            yield root
 
-    def _look(self, fds: list[int], *_: object) -> tuple[list[int], list[int], list[int]]:
-        while not self._select(fds, [], [], 0.01)[0]:
+    def register(self, fd: int, events: int) -> None:
+        self._real = self._poll()
+        self._real.register(fd, events)
+
+    def poll(self, limit: float) -> list[tuple[int, int]]:
+        assert limit == 100  # ms
+        while not (found := self._real.poll(10)):
             asked = {int(path.name) for path in self._folder.iterdir()}
             if waited_for := asked - {pid for pid, _ in forked._silent}:
                 self.looks += waited_for
-                return [], [], []
-        return fds, [], []
+                return []
+            if self.awaited:
+                return []
+        return found
 
 
 def children() -> set[str]:
@@ -80,30 +104,61 @@ def opened() -> list[str]:
     return sorted(found)
 
 
-def test_it_is_another_process_that_asks(processes: list[int], said: list[str]) -> None:
-    before = children()
-    assert set(forked.answers(processes, lambda _: str(os.getpid())).values()).isdisjoint({str(os.getpid())})
-    assert forked.answers(processes, lambda pid: str(pid)) == {pid: str(pid) for pid in processes}
-    assert forked.answers(processes[:2], lambda pid: None if pid == processes[0] else "") == {
-        processes[0]: None, processes[1]: ""}
-    assert forked.those(processes, lambda pid: pid != processes[1]) == [processes[0], *processes[2:]]
-    assert forked.those([], lambda _: True) == [] and forked.those([2**22 + 1], lambda _: True) == [2**22 + 1]
-    assert children() == before and said == []
+def us(_: Path) -> str:
+    return str(os.getpid())
+
+
+def test_it_is_another_process_that_asks(processes: list[int], on_btrfs: list[int], said: list[str]) -> None:
+    before = children(), opened()
+    assert set(forked.answers(processes, us).values()).isdisjoint({str(os.getpid())})
+    assert forked.answers(processes, lambda root: root.is_dir()) == dict.fromkeys(processes, True)
+    on_btrfs.remove(processes[1])
+    ended = 2**22 + 1
+    assert forked.answers([*processes, ended], lambda _: False) == {
+        pid: None if pid == processes[1] else False for pid in processes}
+    assert forked.those([*processes, ended], lambda _: True) == [processes[0], *processes[2:]]
+    assert forked.those([], lambda _: True) == []
+    assert (children(), opened()) == before and said == []
 
 
 def test_one_that_keeps_it_back_holds_nobody_up(processes: list[int], tmp_path: Path, said: list[str],
                                                 monkeypatch: pytest.MonkeyPatch) -> None:
     before = children()
-    second, third = processes[1], processes[2]
-    question = HoldingBack(tmp_path, [second, third], monkeypatch)
-    assert forked.those(processes, question) == [processes[0], processes[3]]
+    first, second, third, last = processes
+    back = HoldingBack(tmp_path, [second, third], monkeypatch)
+    twice = [first, first, second, third, first, last, last]  # as a cgroup may name them
+    assert forked.those(twice, lambda _: True) == [first, last]
     assert [text.split()[1] for text in said] == [str(second), str(third)]
-    assert question.looks == [second] * 50 + [third] * 5, "5 s, and 0.5 s where somebody does that"
-    assert forked.those(processes, question) == [processes[0], processes[3]]
-    assert len(said) == 2, "it is not asked again"
-    assert forked.those([third, processes[3]], lambda _: True) == [processes[3]], "by nobody"
+    assert back.looks == [second] * 50 + [third] * 50, "5 s for each"
+    assert forked.those(processes, lambda _: True) == [first, last]
+    assert len(said) == 2 and len(back.looks) == 100, "they are not asked again"
     for pid in children() - before:  # what was killed is there until it is waited for
         os.waitpid(int(pid), 0)
+
+
+def test_what_lies_on_btrfs_is_waited_for(processes: list[int], tmp_path: Path, said: list[str],
+                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long its disk, or who watches what is opened on it, takes for an answer: it is no other's for that."""
+    back = HoldingBack(tmp_path, [], monkeypatch)
+    back.awaited = True
+    go_on = tmp_path.parent / "go on"
+    polls: list[int] = []
+    honest = back.poll
+
+    def poll(limit: float) -> list[tuple[int, int]]:
+        polls.append(1)
+        if len(polls) == 200:
+            go_on.touch()
+        return honest(limit)
+
+    def question(_: Path) -> bool:
+        while not go_on.exists():
+            threading.Event().wait(0.01)
+        return True
+
+    monkeypatch.setattr(back, "poll", poll)
+    assert forked.those(processes, question) == processes
+    assert len(polls) > 200 and said == []
 
 
 def test_the_child_holds_nothing_open(processes: list[int], tmp_path: Path) -> None:
@@ -111,33 +166,84 @@ def test_the_child_holds_nothing_open(processes: list[int], tmp_path: Path) -> N
     with (tmp_path / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         (told,) = forked.answers(processes[:1], lambda _: " ".join(opened())).values()
-    assert told is not None and set(told.split()) == {"/dev/null", "pipe"}
+    root = str(Path(f"/proc/{processes[0]}/root").readlink())
+    assert isinstance(told, str) and set(told.split()) == {"/dev/null", "pipe", root}
 
 
-def test_nothing_can_be_forked(processes: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP])
+def test_no_signal_reaches_the_child(processes: list[int], number: signal.Signals) -> None:
+    """As Ctrl-C does, which would have it go the way of this program beside it, with its locks and its journal."""
+    ours, before = os.getpid(), signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+    def question(_: Path) -> bool:
+        os.kill(os.getpid(), number)
+        return os.getpid() != ours
+
+    assert forked.those(processes, question) == processes
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
+
+
+def test_nor_at_its_very_beginning(processes: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes to us, who end the child."""
+    honest, ours = os.fork, os.getpid()
+
+    class ComesNowError(Exception):
+        pass
+
+    def comes(*_: object) -> None:
+        raise ComesNowError
+
     def fork() -> int:
-        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        child = honest()
+        os.kill(os.getpid(), signal.SIGUSR2)  # to both
+        return child
+
+    before, handler = children(), signal.signal(signal.SIGUSR2, comes)
+    try:
+        monkeypatch.setattr(os, "fork", fork)
+        with pytest.raises(ComesNowError):
+            forked.those(processes, lambda _: True)
+        assert os.getpid() == ours
+    finally:
+        signal.signal(signal.SIGUSR2, handler)
+    for pid in children() - before:
+        os.waitpid(int(pid), 0)
+
+
+@pytest.mark.parametrize("number", [errno.EAGAIN, errno.ENOMEM])
+def test_nothing_can_be_forked(processes: list[int], monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def fork() -> int:
+        raise OSError(number, os.strerror(number))
 
     before = opened()
     monkeypatch.setattr(os, "fork", fork)
-    assert set(forked.answers(processes, lambda _: str(os.getpid())).values()) == {str(os.getpid())}
+    assert set(forked.answers(processes, us).values()) == {str(os.getpid())}
     assert opened() == before
 
 
-def test_a_child_that_is_killed_answers_for_none(processes: list[int], said: list[str]) -> None:
-    """As where there is no memory: what it has left unanswered we ask ourselves."""
-    ours = os.getpid()
+@pytest.mark.parametrize("handled", [signal.SIG_DFL, signal.SIG_IGN])
+def test_a_child_that_is_killed_answers_for_none(processes: list[int], said: list[str],
+                                                 handled: signal.Handlers) -> None:
+    """As where there is no memory: what it has left unanswered we ask ourselves. The kernel may wait for it then, as
+    a daemon that has started us has told it to.
+    """
+    ours, asked = os.getpid(), list[int]()
 
-    def question(pid: int) -> str:
-        if os.getpid() != ours and pid == processes[2]:
+    def question(_: Path) -> str:
+        asked.append(1)
+        if os.getpid() != ours and len(asked) == 3:
             os.kill(os.getpid(), signal.SIGKILL)
         return str(os.getpid() == ours)
 
-    before = children()
-    assert forked.answers(processes, question) == dict(zip(processes, ["False", "False", "True", "True"], strict=True))
-    assert said == [] and children() == before
+    before, handler = children(), signal.signal(signal.SIGCHLD, handled)
+    try:
+        assert forked.answers(processes, question) == dict(
+            zip(processes, ["False", "False", "True", "True"], strict=True))
+    finally:
+        signal.signal(signal.SIGCHLD, handler)
+    assert said == [] and children() == before and len(asked) == 2
 
 
-def test_a_later_process_of_that_id_is_asked(processes: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_later_process_of_that_id_is_asked(processes: list[int]) -> None:
     forked._silent.add((processes[0], 1))
     assert forked.those(processes, lambda _: True) == processes

@@ -169,6 +169,13 @@ def bind(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[bytes], socket.s
 Bind = Callable[[bytes], socket.socket]
 
 
+def is_anothers(pid: int, name: str, lxcpath: Path) -> bool:
+    """By what it listens on: that it listens on nothing tells nothing here, be it what process 1 executes or not."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(monitor_socket, "_program", lambda _: "init")
+        return not monitor_socket.may_be_its(pid, name, lxcpath)
+
+
 @pytest.mark.parametrize(("listens", "anothers"), [
     ([], False), (["c1"], False), (["c2"], True), (["o/c1"], True), (["also/c1"], False),
     (["also/c2"], True), (["c2", "c1"], False), (["not a monitor"], False), (["a b /c1"], True),
@@ -183,7 +190,7 @@ def test_whose_monitor_it_is(tmp_path: Path, bind: Bind, listens: list[str], ano
         bind(b"\0not a monitor" if each == "not a monitor"
              else monitor_socket.address(name, tmp_path / folder if folder else pool))
     assert len(monitor_socket.address("c1", tmp_path / "also")) < monitor_socket._ROOM, "no hash"
-    assert monitor_socket.is_anothers(os.getpid(), "c1", pool) is anothers
+    assert is_anothers(os.getpid(), "c1", pool) is anothers
 
 
 def test_who_answers_for_it(tmp_path: Path, bind: Bind, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,13 +238,13 @@ def test_of_what_program_a_process_is(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_of_a_long_path_the_hash_tells(tmp_path: Path, bind: Bind) -> None:
     long = tmp_path / ("n" * 100)
     bind(monitor_socket.address("c1", long))
-    assert not monitor_socket.is_anothers(os.getpid(), "c1", long)
-    assert monitor_socket.is_anothers(os.getpid(), "c2", long)
+    assert not is_anothers(os.getpid(), "c1", long)
+    assert is_anothers(os.getpid(), "c2", long)
 
 
 def test_who_has_ended_answers_for_none() -> None:
-    assert not monitor_socket.is_anothers(2**22 + 1, "c1", Path("/pool"))
-    assert not monitor_socket.is_anothers(0, "c1", Path("/pool")), "nor who lives outside of this host's namespace"
+    assert not is_anothers(2**22 + 1, "c1", Path("/pool"))
+    assert not is_anothers(0, "c1", Path("/pool")), "nor who lives outside of this host's namespace"
 
 
 # With what is bound first as standard input.
@@ -252,9 +259,9 @@ def test_no_other_process_has_a_say_in_it(tmp_path: Path, bind: Bind, line: str)
     with subprocess.Popen([sys.executable, "-c", USER, repr(address[:108].encode())], stdin=subprocess.PIPE,
                           stdout=subprocess.PIPE) as user:
         assert user.stdout is not None and user.stdout.readline() == b"\n"
-        assert monitor_socket.is_anothers(os.getpid(), "c1", tmp_path)
+        assert is_anothers(os.getpid(), "c1", tmp_path)
         held.close()
-        assert not monitor_socket.is_anothers(os.getpid(), "c1", tmp_path)
+        assert not is_anothers(os.getpid(), "c1", tmp_path)
         user.communicate(b"\n")
 
 
@@ -266,27 +273,27 @@ def test_nor_has_a_user_whose_process_waits_for_it(tmp_path: Path, bind: Bind,
         roots.connect(held.getsockname())
         accepted, _ = held.accept()
         with accepted:
-            assert monitor_socket.is_anothers(os.getpid(), "c1", tmp_path)
+            assert is_anothers(os.getpid(), "c1", tmp_path)
             held.close()
-            assert not monitor_socket.is_anothers(os.getpid(), "c1", tmp_path), "it listens no more"
+            assert not is_anothers(os.getpid(), "c1", tmp_path), "it listens no more"
     bind(monitor_socket.address("c2", tmp_path))
     monkeypatch.setattr(monitor_socket, "ROOT", os.geteuid() + 1)
-    assert not monitor_socket.is_anothers(os.getpid(), "c1", tmp_path)
+    assert not is_anothers(os.getpid(), "c1", tmp_path)
 
 
 def test_what_cannot_be_told_is_not_anothers(tmp_path: Path, bind: Bind, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that it passes for a start, which is a refusal."""
     bind(monitor_socket.address("c2", tmp_path))
-    assert monitor_socket.is_anothers(os.getpid(), "c1", tmp_path)
+    assert is_anothers(os.getpid(), "c1", tmp_path)
     monkeypatch.setattr(monitor_socket, "_PIDFD_GETFD", 2**20)  # a kernel without it; or who may not trace it
-    assert not monitor_socket.is_anothers(os.getpid(), "c1", tmp_path)
+    assert not is_anothers(os.getpid(), "c1", tmp_path)
 
 
 def test_nothing_of_it_stays_open(tmp_path: Path, bind: Bind) -> None:
     bind(monitor_socket.address("c2", tmp_path))
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW), socket.socket(socket.AF_UNIX):  # which others have, too
         before = set(Path("/proc/self/fd").iterdir())
-        assert monitor_socket.is_anothers(os.getpid(), "c1", tmp_path)
+        assert is_anothers(os.getpid(), "c1", tmp_path)
         # What another test has left open may be closed meanwhile, when its memory is collected.
         assert set(Path("/proc/self/fd").iterdir()) <= before
 
@@ -311,11 +318,11 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_only_what_is_spelled_otherwise_is_asked(tmp_path: Path, bind: Bind, asked: list[str]) -> None:
     bind(b"\0" + os.fsencode(f"{tmp_path}//./c1/command"))
-    assert not monitor_socket.is_anothers(os.getpid(), "c1", tmp_path) and asked == []
+    assert not is_anothers(os.getpid(), "c1", tmp_path) and asked == []
     bind(monitor_socket.address("c2", tmp_path / "other"))
-    assert monitor_socket.is_anothers(os.getpid(), "c3", tmp_path) and asked == []
+    assert is_anothers(os.getpid(), "c3", tmp_path) and asked == []
     bind(monitor_socket.address("c3", tmp_path / "other"))
-    assert monitor_socket.is_anothers(os.getpid(), "c3", tmp_path) and asked == [str(tmp_path / "other")]
+    assert is_anothers(os.getpid(), "c3", tmp_path) and asked == [str(tmp_path / "other")]
 
 
 def test_one_that_does_not_answer_may_be_this_one(tmp_path: Path, bind: Bind, asked: list[str],
@@ -336,7 +343,7 @@ def test_one_that_does_not_answer_may_be_this_one(tmp_path: Path, bind: Bind, as
         before = set(threading.enumerate())
         try:
             for _ in range(3):
-                assert not monitor_socket.is_anothers(os.getpid(), "c1", tmp_path)
+                assert not is_anothers(os.getpid(), "c1", tmp_path)
             waiting = [*set(threading.enumerate()) - before]
             said = " ".join(capfd.readouterr().err.split())
             assert len(waiting) == 1 and said.count(f"{tmp_path}/other does not answer") == 1
@@ -344,9 +351,9 @@ def test_one_that_does_not_answer_may_be_this_one(tmp_path: Path, bind: Bind, as
             back.set()
         waiting[0].join()
         monkeypatch.setattr(asking, "LIMIT", 600.0)
-        assert monitor_socket.is_anothers(os.getpid(), "c1", tmp_path)
+        assert is_anothers(os.getpid(), "c1", tmp_path)
 
 
 def test_a_name_that_is_no_path(tmp_path: Path, bind: Bind) -> None:
     bind(b"\0/a\0b/c1/command")
-    assert monitor_socket.is_anothers(os.getpid(), "c1", tmp_path)
+    assert is_anothers(os.getpid(), "c1", tmp_path)

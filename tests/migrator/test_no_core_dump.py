@@ -50,7 +50,8 @@ def begin(*_: object, **__: object) -> Any:
 
 
 @pytest.mark.parametrize(("run", "args"), [
-    (agent.run, argparse.Namespace()), (resume.run, argparse.Namespace(all=True, at_boot=True, name=None)),
+    (agent.run, argparse.Namespace()),
+    (resume.run, argparse.Namespace(all=True, at_boot=True, name=None, migration=None)),
 ], ids=["agent", "resume"])  # fmt: skip
 def test_a_service_that_has_keys_begins_with_it(run: Callable[[argparse.Namespace], object], args: argparse.Namespace,
                                                 monkeypatch: pytest.MonkeyPatch) -> None:

@@ -128,7 +128,7 @@ def test_nothing_but_btrfs_is_asked_for_a_subvolume(monkeypatch: pytest.MonkeyPa
     here = Layout(Path("/pool"), "web", "0badc0de")
     for answer in (False, True):
         btrfs_roots.are(monkeypatch, {7: answer}.__getitem__)
-        assert left_running.lives_in_own(here, 7) is answer
+        assert left_running.all_in_own(here, [7]) == [7] * answer
     assert asked == [Path("/proc/7/root")]
 
 
@@ -166,7 +166,7 @@ def test_who_lives_in_a_folder_of_its_own_subvolume(monkeypatch: pytest.MonkeyPa
         number, path) == (300, Path("/proc/7/root")) else "")
     monkeypatch.setattr(btrfs, "info", lambda path: btrfs.Subvolume(path, "arrived", "", True, 1))
     monkeypatch.setattr(Layout, "own_snapshots", lambda _: [snapshot])
-    assert left_running.lives_in_own(Layout(Path("/pool"), "web", "0badc0de"), 7) is own
+    assert left_running.all_in_own(Layout(Path("/pool"), "web", "0badc0de"), [7]) == [7] * own
 
 
 def test_no_root_is_looked_at_in_another_way(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

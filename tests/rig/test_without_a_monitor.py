@@ -109,14 +109,14 @@ def test_what_was_restored_is_known_by_its_root(rig: Rig, guest: str) -> None:
     script = ("import sys\nfrom pathlib import Path\nfrom migrator.layout import Layout\n"
               "from stages import left_running, settling\n"
               "here = Layout(Path('/pool'), 'c1', sys.argv[1])\n"
-              "print(*(left_running.lives_in_own(here, int(pid)) for pid in sys.argv[2:]), settling.lives_on(here))\n")
+              "print(left_running.all_in_own(here, [int(pid) for pid in sys.argv[2:]]), settling.lives_on(here))\n")
     init = rig.sh("hostb", INIT).strip()
     id_ = rig.status("hostb", "c1")["id"]
     told = rig.exec("hostb", "/opt/migrator/venv/bin/python", "-c", script, id_, init, "1").stdout
-    assert told == "True False True\n"
+    assert told == f"[{init}] True\n"
     script = ("import sys\nfrom pathlib import Path\nfrom migrator import monitor_socket, second_start\n"
               "parent = second_start._parent(int(sys.argv[1]))\n"
-              "print(*(monitor_socket.is_anothers(parent, name, Path('/pool')) for name in ('c1', 'c2')))\n")
+              "print(*(not monitor_socket.may_be_its(parent, name, Path('/pool')) for name in ('c1', 'c2')))\n")
     for host in ("hosta", "hostb"):  # LXC has started the one, and CRIU has made the other one
         first = rig.sh(host, INIT).strip()
         assert rig.exec(host, "/opt/migrator/venv/bin/python", "-c", script, first).stdout == "False True\n"
@@ -137,7 +137,7 @@ def test_so_is_one_that_has_called_chroot_in_there(rig: Rig, guest: str) -> None
               "                            '-c', code], stdout=subprocess.PIPE)\n"
               "    new.stdout.readline()\n"
               "    pid = int(Path(f'/proc/{new.pid}/task/{new.pid}/children').read_text())\n"
-              "    print(roots.is_in(pid, here.rootfs), left_running.lives_in_own(here, pid),\n"
+              "    print(roots.is_in(pid, here.rootfs), left_running.all_in_own(here, [pid]) == [pid],\n"
               "          second_start.is_start(pid), left_running.live_below(here) == [pid])\n"
               "    new.kill()\n"
               "    new.wait()\n")

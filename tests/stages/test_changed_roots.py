@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import subprocess
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from migrator import btrfs, lxc, monitor_socket, remains, roots, second_start, subvolume_uuids
+from migrator import btrfs, forked, lxc, monitor_socket, remains, roots, second_start, subvolume_uuids
 from migrator.layout import Layout
 from migrator.thawing import Frozen
 from stages import left_running, renamed
@@ -34,9 +35,9 @@ while True:
             sys.exit()
 """
 LOOKS: dict[str, Callable[[int], object]] = {
-    "_has_own": lambda pid: left_running._has_own(LAYOUT, pid),
-    "lives_in_own": lambda pid: left_running.lives_in_own(LAYOUT, pid),
-    "_lives_in": lambda pid: renamed._lives_in(pid, {"none"}),
+    "_is_own": lambda _: left_running.kill(LAYOUT),
+    "is_in_own": lambda pid: left_running.all_in_own(LAYOUT, [pid]),
+    "_lies_in": lambda pid: forked.those([pid], lambda root: renamed._lies_in(root, {"none"})),
     "_disk_of": remains._disk_of,
     "_made_of": lambda _: second_start._made_of(FROZEN, "none"),
 }
@@ -51,6 +52,10 @@ def changing(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
                           bufsize=0) as program:
         assert program.stdout and program.stdout.read(1) == b"."
         yield program
+
+
+def no_fork() -> int:
+    raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
 
 def opened() -> list[Path]:
@@ -82,6 +87,7 @@ def test_what_was_looked_at_is_asked(changing: subprocess.Popen[bytes], monkeypa
     before = opened()
     with monkeypatch.context() as patch:
         patch.setattr(roots, "libc", Libc)
+        patch.setattr(os, "fork", no_fork)  # so that it is asked by this process
         patch.setattr(btrfs, "is_subvolume", lambda path: answer(path, True))
         patch.setattr(btrfs, "info", lambda path: answer(path, btrfs.Subvolume(path, "its", "", True, 1)))
         patch.setattr(btrfs, "uuid_around", lambda path: answer(path, "its"))
@@ -92,7 +98,7 @@ def test_what_was_looked_at_is_asked(changing: subprocess.Popen[bytes], monkeypa
         patch.setattr(lxc, "container_processes", lambda _: [changing.pid])
         patch.setattr(lxc, "cgroup_of", lambda _: Path("/sys/fs/cgroup/lxc.payload.web"))
         patch.setattr(second_start, "is_start", lambda _: True)
-        patch.setattr(monitor_socket, "is_anothers", lambda *_: False)
+        patch.setattr(monitor_socket, "may_be_its", lambda *_: True)
         LOOKS[look](changing.pid)
     assert asked and all(asked), look
     assert opened() == before

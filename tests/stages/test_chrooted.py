@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from migrator import btrfs, identity, let_run, lxc, lxc_disk, no_memory, roots, second_start
+from migrator import btrfs, identity, let_run, lxc, lxc_disk, monitor_socket, no_memory, roots, second_start
 from migrator.errors import CopyNotEnded
 from migrator.journal import Migration
 from migrator.layout import Layout
@@ -123,6 +123,7 @@ def elsewhere(guest: int, monkeypatch: pytest.MonkeyPatch) -> int:
     btrfs_roots.are(monkeypatch, lambda _: False)
     monkeypatch.setattr(btrfs, "parent_of", lambda *_: "")
     monkeypatch.setattr(second_start, "_cgroup", lambda _: "0::/lxc.payload.web\n")
+    monkeypatch.setattr(monitor_socket, "_program", lambda _: "init")  # which waits for it now
     monkeypatch.setattr(lxc, "END_LIMIT", 0.05)
     return guest
 

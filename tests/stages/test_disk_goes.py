@@ -16,6 +16,7 @@ from migrator.errors import DiskAway
 from migrator.layout import Layout
 from migrator.states import Event, State
 from stages import abandon, finish, left_running, settling, take
+from tests import btrfs_roots
 from tests.stages.test_disk_away import ID, There, host, make  # noqa: F401 -- fixtures
 
 SETTLING = [(lxc_disk, "is_removed", True), (settling, "_is_ours", True), (let_run, "was", True),
@@ -59,7 +60,8 @@ def test_or_at_what_has_run(make: Callable[..., There], monkeypatch: pytest.Monk
     container_config.unfence(there.layout.container, ID)
     there.layout.rootfs.rename(there.layout.container / "put by")
     monkeypatch.setattr(lxc, "container_processes", lambda _: [4711])
-    monkeypatch.setattr(left_running, "lives_in_own", lambda layout, _: bool(layout.own_snapshots()))
+    btrfs_roots.are(monkeypatch, lambda _: True)
+    monkeypatch.setattr(left_running, "is_in_own", lambda layout, _: bool(layout.own_snapshots()))
     goes_before(monkeypatch, there, place, look)
     with pytest.raises(DiskAway):
         settling.is_gone(there.migration)

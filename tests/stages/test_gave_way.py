@@ -211,7 +211,8 @@ def test_one_that_runs_elsewhere(there: There, monkeypatch: pytest.MonkeyPatch, 
     shutil.rmtree(there.layout.container)
     monkeypatch.setattr(lxc, "container_processes", lambda _: [PID])
     btrfs_roots.are(monkeypatch, lambda _: True)
-    monkeypatch.setattr(left_running, "lives_in_own", lambda *_: told == "by its snapshots")
+    btrfs_roots.are(monkeypatch, lambda _: True)
+    monkeypatch.setattr(left_running, "is_in_own", lambda *_: told == "by its snapshots")
     if told == "by what is on record":
         monkeypatch.setattr(btrfs, "uuid_around", lambda path: (
             OWN_DISK if path == Path(f"/proc/{PID}/root") else ANOTHERS))
@@ -236,7 +237,8 @@ def test_what_runs_is_named(there: There, monkeypatch: pytest.MonkeyPatch, cgrou
         shutil.rmtree(there.layout.container)
         (there.pool / (root or "c9")).mkdir()
     monkeypatch.setattr(lxc, "container_processes", lambda _: [PID])
-    monkeypatch.setattr(left_running, "lives_in_own", lambda *_: True)
+    btrfs_roots.are(monkeypatch, lambda _: True)
+    monkeypatch.setattr(left_running, "is_in_own", lambda *_: True)
     monkeypatch.setattr(lxc, "cgroup_of", lambda _: Path("/sys/fs/cgroup", cgroup))
     monkeypatch.setattr(roots, "is_in", lambda _, folder, *__: folder == there.pool / (root or "none") / "rootfs")
     with pytest.raises(BackThere) as error:
@@ -253,7 +255,8 @@ def test_what_runs_in_a_copy_of_it_is_not_given_up(make: Callable[..., There], m
     there.migration.move(Event.RESTORED, rootfs_uuid=OWN_DISK)
     shutil.rmtree(there.layout.container)
     monkeypatch.setattr(lxc, "container_processes", lambda _: [PID])
-    monkeypatch.setattr(left_running, "lives_in_own", lambda *_: False)
+    btrfs_roots.are(monkeypatch, lambda _: True)
+    monkeypatch.setattr(left_running, "is_in_own", lambda *_: False)
     btrfs_roots.are(monkeypatch, lambda _: True)
     monkeypatch.setattr(btrfs, "uuid_around", lambda _: "a snapshot of it")
     monkeypatch.setattr(btrfs, "id_of", lambda _: 300)

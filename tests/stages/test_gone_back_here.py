@@ -171,7 +171,7 @@ def test_what_is_frozen_is_not_thawed_beside_it(journal: Journal, cgroup: Path, 
     monkeypatch.setattr(roots, "is_subvolume", lambda _: True)
     btrfs_roots.are(monkeypatch, lambda _: True)
     monkeypatch.setattr(roots, "is_in", lambda *_: False)
-    monkeypatch.setattr(monitor_socket, "is_anothers", lambda *_: False)
+    monkeypatch.setattr(monitor_socket, "may_be_its", lambda *_: True)
     monkeypatch.setattr(criu, "wait_for_dump", lambda *_: None)
     monkeypatch.setattr(bases, "last_copy", lambda *_, **__: [])
     disk[:] = STANDS[stands]

@@ -14,6 +14,7 @@ from migrator.journal import Migration
 from migrator.layout import Layout
 from migrator.states import Event, State
 from stages import abandon, ask_source, finish, force, heal, left_running, settling
+from tests import btrfs_roots
 from tests.stages.test_removed_there import asked, no_lxc, there
 from tests.stages.test_settling import ID, restoring
 
@@ -94,7 +95,8 @@ def test_what_may_be_it_has_not_left(replaced: Migration, monkeypatch: pytest.Mo
     monkeypatch.setattr(ask_source, "state_of_source", lambda *_: State.ROLLED_BACK)
     if how == "runs elsewhere":  # its folder was renamed
         monkeypatch.setattr(lxc, "container_processes", lambda _: [4711])
-        monkeypatch.setattr(left_running, "lives_in_own", lambda *_: True)
+        btrfs_roots.are(monkeypatch, lambda _: True)
+        monkeypatch.setattr(left_running, "is_in_own", lambda *_: True)
     elif how == "its own":
         monkeypatch.setattr(Layout, "is_own_rootfs", lambda _: True)
     elif how == "fenced":

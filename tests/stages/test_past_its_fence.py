@@ -16,6 +16,7 @@ from migrator.errors import ContainerExists
 from migrator.journal import Migration
 from migrator.states import State
 from stages import import_data, left_running, restore_dump, settling
+from tests import btrfs_roots
 from tests.stages.test_left_by_a_restore import Container, acts, container, fence, layout_of
 from tests.stages.test_settling import ID, mark, restoring
 
@@ -43,7 +44,8 @@ def place(restoring: Migration, container: Container, acts: list[str], monkeypat
     monkeypatch.setattr(lxc, "processes", lambda _: [PID])
     monkeypatch.setattr(lxc, "container_processes", lambda _: [])
     monkeypatch.setattr(no_memory, "runs", lambda *_: True)
-    monkeypatch.setattr(left_running, "lives_in_own", lambda *_: False)
+    btrfs_roots.are(monkeypatch, lambda _: True)
+    monkeypatch.setattr(left_running, "is_in_own", lambda *_: False)
     monkeypatch.setattr(left_running, "wait_stopped", lambda _: acts.append("waited"))
     return here.rootfs
 
@@ -56,7 +58,8 @@ def make(path: Path, uuid: str) -> None:
 def lives(monkeypatch: pytest.MonkeyPatch, place: Path, *, own: bool) -> None:
     """That which runs has the root file system in its place; `own`: which this migration has made."""
     monkeypatch.setattr(lxc, "runs_in", lambda name, rootfs: rootfs == place)
-    monkeypatch.setattr(left_running, "lives_in_own", lambda _, pid: own and pid == PID)
+    btrfs_roots.are(monkeypatch, lambda _: True)
+    monkeypatch.setattr(left_running, "is_in_own", lambda _, root: own and root == Path(f"/proc/{PID}/root"))
 
 
 @pytest.mark.parametrize("marked", [True, False])

@@ -26,6 +26,7 @@ from migrator.identity import Whose
 from migrator.journal import Migration
 from migrator.states import Event, State
 from stages import abandon, ask_source, finish, force, heal, left_running, renamed, restore_dump, settling, stopped_here
+from tests import btrfs_roots
 from tests.stages.test_second_start import PIDS, SLEEP, START, lives
 from tests.stages.test_settling import ID, acts, restoring
 
@@ -221,7 +222,8 @@ def looked_into(patch: pytest.MonkeyPatch, *command: str) -> Iterator[int]:
     with lives(*command) as found:
         patch.setattr(lxc, "container_processes", lambda _: found[1:])
         patch.setattr(lxc, "runs_in", lambda *_: True)
-        patch.setattr(left_running, "lives_in_own", lambda *_: True)
+        btrfs_roots.are(patch, lambda _: True)
+        patch.setattr(left_running, "is_in_own", lambda *_: True)
         yield found[1]
 
 
