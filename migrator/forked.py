@@ -92,24 +92,22 @@ def _one(pid: int, question: Question, is_held: Callable[[], object] = lambda: N
 
 @contextlib.contextmanager
 def _child(pids: Sequence[int], question: Question) -> Iterator[Iterator[bytes]]:
-    """Lines, as `_answer` writes them, of a child that is ended then; none where none can be forked.
-
-    No signal reaches it, as Ctrl-C does each process of a terminal: who is interrupted is this program, which ends it.
-    """
-    ended = list[bool]()
+    """Lines, as `_answer` writes them, of a child that is ended then; none where none can be forked."""
+    ended, ours = list[bool](), os.getpid()
     with contextlib.ExitStack() as stack:
         read, write = os.pipe()
         stack.callback(os.close, read)
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        try:
-            if not (child := os.fork()):
-                _answer(write, pids, question)
-            stack.callback(_end, child, ended)
-        except OSError as error:
-            log.verbose(f"no process can be made to ask for roots: {error.strerror}")
-        finally:
-            os.close(write)
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        with contextlib.ExitStack() as written:
+            written.callback(os.close, write)
+            try:
+                if not (child := os.fork()):
+                    _answer(write, pids, question)
+                stack.callback(_end, child, ended)
+            except OSError as error:
+                log.verbose(f"no process can be made to ask for roots: {error.strerror}")
+            finally:
+                if os.getpid() != ours:  # Ctrl-C at its very beginning: it goes no way of this program's beside it
+                    os._exit(0)
         yield _lines(read, ended)
 
 
@@ -123,9 +121,11 @@ def _answer(write: int, pids: Sequence[int], question: Question) -> NoReturn:
     """In the child: for each process "+" and the answer where its root lies on btrfs, as soon as either is known; else
     "null", or nothing where it has ended, and the end of a line.
 
-    It holds nothing open: neither a lock, nor what another program waits for the end of.
+    It holds nothing open: neither a lock, nor what another program waits for the end of. No signal reaches it, as
+    Ctrl-C does each process of a terminal: who is interrupted is this program, which ends it.
     """
     try:
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         null = os.open(os.devnull, os.O_RDWR)
         for fd in range(3):
             os.dup2(null, fd)

@@ -173,41 +173,36 @@ def test_the_child_holds_nothing_open(processes: list[int], tmp_path: Path) -> N
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP])
 def test_no_signal_reaches_the_child(processes: list[int], number: signal.Signals) -> None:
     """As Ctrl-C does, which would have it go the way of this program beside it, with its locks and its journal."""
-    ours, before = os.getpid(), signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    ours = os.getpid()
 
     def question(_: Path) -> bool:
         os.kill(os.getpid(), number)
         return os.getpid() != ours
 
     assert forked.those(processes, question) == processes
-    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
 
 
-def test_nor_at_its_very_beginning(processes: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """It comes to us, who end the child."""
+def test_nor_at_its_very_beginning(processes: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It goes the way of this program no further than to its own end."""
     honest, ours = os.fork, os.getpid()
 
     class ComesNowError(Exception):
         pass
 
-    def comes(*_: object) -> None:
+    def fork() -> int:
+        if honest():
+            return os.getppid()  # which is not to be ended
         raise ComesNowError
 
-    def fork() -> int:
-        child = honest()
-        os.kill(os.getpid(), signal.SIGUSR2)  # to both
-        return child
-
-    before, handler = children(), signal.signal(signal.SIGUSR2, comes)
+    monkeypatch.setattr(os, "fork", fork)
+    monkeypatch.setattr(forked, "_end", lambda *_: os.wait())
     try:
-        monkeypatch.setattr(os, "fork", fork)
-        with pytest.raises(ComesNowError):
-            forked.those(processes, lambda _: True)
-        assert os.getpid() == ours
-    finally:
-        signal.signal(signal.SIGUSR2, handler)
-    for pid in children() - before:
-        os.waitpid(int(pid), 0)
+        told = forked.answers(processes, us)
+    except ComesNowError:
+        (tmp_path / "came").touch()
+    if os.getpid() != ours:
+        os._exit(1)
+    assert set(told.values()) == {str(ours)} and not (tmp_path / "came").exists()
 
 
 @pytest.mark.parametrize("number", [errno.EAGAIN, errno.ENOMEM])
