@@ -62,14 +62,14 @@ def of(frozen: Frozen) -> int | None:
 def _made_of(frozen: Frozen, its: str) -> int | None:
     """The first process of what was made of a snapshot of it, and was started by its name, as after lxc-snapshot -r: it
     has neither that root nor that cgroup. As above nobody is asked; only its own disk is, which is that of the frozen
-    one's too.
+    one's too. The frozen one itself is not: what it watches of its own root (fanotify(7)) would wait for its answer.
     """
     for pid in lxc.container_processes(frozen.name):
         # It has ended, or cannot be told; or its root is no subvolume. What has another name, or another's monitor, is
         # not asked for its root, which somebody in there may have chosen.
         with contextlib.suppress(MigratorError, OSError, ValueError):
-            if (lxc.is_payload(frozen.name, lxc.cgroup_of(pid)) and is_start(pid)
-                    and monitor_socket.may_be_its(_parent(pid), frozen.name, frozen.lxcpath)
+            if (lxc.is_payload(frozen.name, lxc.cgroup_of(pid)) and not cgroups.holds(str(frozen.cgroup), _cgroup(pid))
+                    and is_start(pid) and monitor_socket.may_be_its(_parent(pid), frozen.name, frozen.lxcpath)
                     and _descends_from(pid, its)):
                 return pid
     return None

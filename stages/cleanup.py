@@ -94,18 +94,25 @@ def forget(journal: Journal, name: str = "", lxcpath: Path | None = None) -> Non
     for migration in journal.all(name or None):
         if lxcpath and not names.same_path(migration.lxcpath, lxcpath):
             continue
-        keeps = bases.paths(migration) or migration.detail.get("last_copy")  # its disk may be away
+        keeps = bases.paths(migration) or migration.detail.get("last_copy") or _tells(migration)  # its disk may be away
         if migration.ended and not keeps and not migration.may_be_asked_for:
             journal.forget(migration)
         elif migration.ended and migration.role is Role.DESTINATION and not migration.detail.get("forgotten"):
             migration.note("forgotten", forgotten=True)  # nothing tells any more whether it has left since
 
 
+def _tells(migration: Migration) -> bool:
+    """Whether it is this record alone that tells whose the fenced copy in its place is, so that it can be removed."""
+    container = migration.lxcpath / migration.name
+    return (container_config.fence_of(_config(container)) == migration.id
+            and not container_config.is_superseded(container))
+
+
 def _ended(journal: Journal, layout: Layout) -> list[Migration]:
     """All of this container's migrations; raises AlreadyMigrating, and ContainerNotFound where it has left nothing."""
     found = [each for each in journal.all(layout.name) if names.same_path(each.lxcpath, layout.lxcpath)]
     if not found and not layout.folder.is_dir() and not layout.work.is_dir() and not (
-            container_config.fence_of(_config(layout))):  # a record can be forgotten, and a journal be lost
+            container_config.fence_of(_config(layout.container))):  # a record can be forgotten, and a journal be lost
         raise ContainerNotFound(name=layout.name, lxcpath=layout.lxcpath)
     for each in found:
         if not each.ended:
@@ -181,7 +188,7 @@ def _is_copy(cleaner: Cleaner, journal: Journal, layout: Layout) -> bool:
     Or is back of an attempt that was given up. Where nobody knows that any more, the fence itself must say so. One that
     stayed on what moved here is taken away.
     """
-    config, text = layout.container / "config", _config(layout)
+    config, text = layout.container / "config", _config(layout.container)
     fence = container_config.fence_of(text)
     if not fence:
         return False
@@ -206,8 +213,8 @@ def _is_copy(cleaner: Cleaner, journal: Journal, layout: Layout) -> bool:
     return copy
 
 
-def _config(layout: Layout) -> str:
-    config = layout.container / "config"
+def _config(container: Path) -> str:
+    config = container / "config"
     return config.read_text(errors="replace") if config.is_file() else ""
 
 

@@ -317,6 +317,13 @@ def begin(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _is_named(service: Service, fields: dict[str, Any]) -> bool:
+    """Whether commands for this host are to name the LXC path: also where one was chosen for a caller who may use but
+    that, which need not be this host's own.
+    """
+    return bool(fields["lxcpath_given"]) or bool(service.grant.lxcpaths)
+
+
 def _recorded(service: Service, layout: Layout, fields: dict[str, Any], source_name: str, origin: str) -> Migration:
     """The migration's record, made if it begins; with the container locked. Raises DiskAway."""
     held, migration = bases.asked(fields.get("held")), service.known(fields)
@@ -337,7 +344,7 @@ def _recorded(service: Service, layout: Layout, fields: dict[str, Any], source_n
             destination=str(fields["destination"])[:300], other_name=source_name, origin=origin,
             came_by=names.migration_id(came_by) if (came_by := str(fields.get("came_by", ""))) else "",
             source_lxcpath=str(names.lxcpath(str(fields["source_lxcpath"]))), destination_lxcpath=str(layout.lxcpath),
-            lxcpath_given=bool(fields["lxcpath_given"]), rounds=[], mapped_root=int(fields["mapped_root"]),
+            lxcpath_given=_is_named(service, fields), rounds=[], mapped_root=int(fields["mapped_root"]),
             one_shot=bool(fields.get("one_shot")), memory=bool(fields.get("memory", True)),
             caller=service.grant.caller, hooks=service.grant.hooks, hooks_fix=service.grant.hooks_fix,
             ticket=secrets.token_hex(16), announced=bounds.announced(fields), disk=lxc_disk.of(layout.lxcpath),

@@ -16,7 +16,7 @@ from stages import renamed, settling
 
 def of(migration: Migration) -> TwoCopies:
     return TwoCopies(name=migration.name, there=migration.name, destination=this_host(), source=migration.peer,
-                     lxcpath=migration.lxcpath, path=advice.path(migration))
+                     lxcpath=shlex.quote(str(migration.lxcpath)), path=advice.path(migration))
 
 
 def refuse(migration: Migration) -> None:

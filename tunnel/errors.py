@@ -59,10 +59,13 @@ class DocumentedError(Exception):
 
 
 class _Blank(dict[str, Any]):
-    """A field that the other host's older version did not send shows as its name, not as a KeyError."""
+    """A field that the other host's older version did not send shows as its name, not as a KeyError.
+
+    But for `path`, which is an option at the end of a command, and can be left out of it.
+    """
 
     def __missing__(self, key: str) -> str:
-        return f"<{key}>"
+        return "" if key == "path" else f"<{key}>"
 
 
 def _fill(template: str, fields: dict[str, Any]) -> str:

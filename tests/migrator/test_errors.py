@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from migrator import errors
 from migrator.errors import (
+    AlreadyMigrating,
     HostUnreachable,
     InternalError,
     Interrupted,
@@ -116,6 +117,17 @@ def test_whatever_the_other_host_sends_is_an_error(data: dict[str, object]) -> N
     assert error.host == "hostb"
     json.dumps(error.to_json())
     assert isinstance(str(error) + error.hint, str)
+
+
+def test_the_end_of_a_command_that_an_older_host_does_not_send_is_left_out() -> None:
+    """So that it can be typed: a shell takes <path> for a file."""
+    sent = AlreadyMigrating(name="web", peer="hosta", id="0badc0de", next="migrator rollback web", path="-P /pool")
+    data = sent.to_json()
+    del data["fields"]["path"]
+    for each, ends in ((sent.to_json(), " -P /pool"), (data, "web")):
+        hint = from_json(each, "hostb").hint
+        assert hint.endswith(ends) and "<" not in hint
+
 
 
 def test_what_comes_from_outside_is_not_formatted_again() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import stages
-from migrator import container_config, grant, holder, identity, layout, lxc
+from migrator import advice, container_config, grant, holder, identity, layout, lxc
 from migrator.errors import (
     AlreadyMigrating,
     ConsentNeeded,
@@ -185,6 +185,14 @@ def test_only_into_the_lxc_paths_that_were_allowed(here: Here) -> None:
     here.begun(both, OTHER, name="shop", lxcpath=str(here.second))
     # Root goes anywhere.
     assert here.caller(grant.ROOT)("lxcpath", lxcpath="/srv")["lxcpath"] == "/srv"
+
+
+def test_commands_for_here_name_the_lxc_path_of_who_may_use_but_that(here: Here) -> None:
+    """Though he does not say so, as he did not name it: this host's own may have a container of that name, too."""
+    here.begun(peer("hosta", "receive", f"lxcpath={here.second}"), lxcpath=str(here.second))
+    here.begun(peer("hostc", "receive"), OTHER, name="shop")
+    found = [here.journal.by_id(id_, Role.DESTINATION) for id_ in (ID, OTHER)]
+    assert [advice.words("cleanup", each)[3:] for each in found if each] == [["-P", str(here.second)], []]
 
 
 # --- with what ---

@@ -94,6 +94,18 @@ def test_what_is_forgotten_can_be_removed(journal: Journal, pool: Path) -> None:
     assert str(copy) in typed(pool)["removed"] and not copy.exists()
 
 
+def test_a_fence_that_does_not_tell_keeps_its_record(journal: Journal, pool: Path) -> None:
+    """As create-dump's own, where the copy was called otherwise while `finish` ran: else nothing could remove it."""
+    begun(journal, pool, Role.SOURCE, *LEFT, id=LATER)
+    copy = fenced(pool)
+    container_config.unfence(copy, LATER)
+    container_config.fence(copy, CONFIG, LATER, "web may not be started here: it is on its way to hostb")
+    assert typed(pool, "--forget")["kept"] == [str(copy)] and [each.id for each in journal.all()] == [LATER]
+    assert str(copy) in typed(pool)["removed"] and not copy.exists()
+    typed(pool, "--forget")
+    assert journal.all() == []
+
+
 def test_it_does_not_go_with_what_removes_the_snapshots(pool: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         typed(pool, "--forget", "--keep-copy")
