@@ -2,7 +2,8 @@
 """Which container a copy is of: it may have had another name on each host that it has been on.
 
 A container's *origin* is the id of its first migration. It travels along with each later one, so that a host which a
-container comes back to knows the fenced copy of its earlier stay by it.
+container comes back to knows the fenced copy of its earlier stay by it. So do the ids of its *moves* since then, which
+tell whether what comes back has come of that copy.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from migrator.errors import ContainerExists, ContainerNotFound, MigratorError, U
 from migrator.journal import Journal, Migration
 from migrator.layout import Layout
 from migrator.states import Role, State
+
+MOVES_MAX = 100  # ids that travel along, of the latest moves: a copy that was left before these is put aside
 
 
 class Whose(enum.StrEnum):
@@ -174,6 +177,19 @@ def brought(journal: Journal, name: str, lxcpath: Path) -> Migration | None:
     return None
 
 
+def moves(came: Migration | None) -> list[str]:
+    """By which migrations a container has come to where it is, for its next host; `came` is the last, see `brought`.
+
+    Where an older version has not said what was before that, they begin with it.
+    """
+    return [*(came.detail.get("moves") or []), came.id][-MOVES_MAX:] if came else []
+
+
+def moves_told(value: object) -> list[str] | None:
+    """`moves` as they came over the wire; None from an older version. Raises InvalidName."""
+    return [names.migration_id(str(each)) for each in value[-MOVES_MAX:]] if isinstance(value, list) else None
+
+
 def rootfs_uuid(migration: Migration) -> str:
     """That of the root file system which this migration has brought here; "" where it is not in its place any more."""
     layout = Layout(migration.lxcpath, migration.name, migration.id)
@@ -234,14 +250,13 @@ def is_own_copy(journal: Journal, layout: Layout, origin: str, *, renamed: bool)
 def is_superseded(migration: Migration, config: Path) -> bool:
     """Whether the fenced copy with this configuration is of the container that `migration` brings, on its way back.
 
-    By the record of how it left, which an origin makes its own: a name alone, or a fence, proves that to nobody. Nor
-    where it has come to its source from here by another migration than that: the source was put back as it had been
-    then (a snapshot of a virtual machine, say), and this copy is newer.
+    By the record of how it left, which an origin makes its own: a name alone, or a fence, proves that to nobody. And
+    only if it has come back by way of that. Else a host was put back as it had been before (a snapshot of a virtual
+    machine, say), and this copy may be the newer one. Older versions do not say by which way it has come.
     """
-    went, before = _went(migration.journal, config), str(migration.detail.get("came_by", ""))
+    went, told = _went(migration.journal, config), migration.detail.get("moves")
     return (went is not None and went.state is State.FINISHED and went.name == migration.name
-            and are_of_one(went, migration)
-            and (before == went.id or migration.journal.by_id(before, Role.SOURCE) is None))
+            and are_of_one(went, migration) and (told is None or went.id in told))
 
 
 def is_another_disk(journal: Journal, config: Path, rootfs: Path) -> bool:

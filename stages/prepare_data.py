@@ -121,7 +121,6 @@ def carry_out(args: argparse.Namespace, journal: Journal, migration: Migration |
     config = container_config.read(container.config_file, container.name)
     wanted = migration.detail["destination_lxcpath"] if migration else args.destination_lxcpath
     id_ = migration.id if migration else journal.unused_id()
-    came = identity.brought(journal, container.name, container.lxcpath)
     origin = identity.origin(journal, container.name, container.lxcpath) or id_
     layout = Layout(container.lxcpath, container.name, id_)
     fields = {
@@ -129,7 +128,7 @@ def carry_out(args: argparse.Namespace, journal: Journal, migration: Migration |
         "name": identity.name_there(args, migration, container.name),
         "source_name": container.name,
         "origin": origin,
-        "came_by": came.id if came else "",
+        "moves": identity.moves(identity.brought(journal, container.name, container.lxcpath)),
         "lxcpath": there.call("lxcpath", lxcpath=wanted)["lxcpath"],
         "lxcpath_given": args.destination_lxcpath is not None,
         "source_host": this_host(),
@@ -342,7 +341,7 @@ def _recorded(service: Service, layout: Layout, fields: dict[str, Any], source_n
             id=layout.id, role=Role.DESTINATION, name=layout.name, lxcpath=layout.lxcpath,
             peer=service.grant.source(str(fields["source_host"])), event=Event.RECEIVE,
             destination=str(fields["destination"])[:300], other_name=source_name, origin=origin,
-            came_by=names.migration_id(came_by) if (came_by := str(fields.get("came_by", ""))) else "",
+            moves=identity.moves_told(fields.get("moves")),
             source_lxcpath=str(names.lxcpath(str(fields["source_lxcpath"]))), destination_lxcpath=str(layout.lxcpath),
             lxcpath_given=_is_named(service, fields), rounds=[], mapped_root=int(fields["mapped_root"]),
             one_shot=bool(fields.get("one_shot")), memory=bool(fields.get("memory", True)),

@@ -152,13 +152,20 @@ def test_whose_fenced_copy_gives_way(there: Destination, source_name: str, origi
             there.ask("begin", **asked)
 
 
-def test_by_what_it_has_come_there_is_recorded(there: Destination) -> None:
+@pytest.mark.parametrize(("moves", "recorded"), [
+    (["00000002", "00000003"], ["00000002", "00000003"]),
+    ([], []),
+    ([f"{number:08x}" for number in range(1000)], [f"{number:08x}" for number in range(900, 1000)]),
+    (None, None),  # nor does an older version say it
+    ("00000002", None),
+])
+def test_by_which_moves_it_has_come_is_recorded(there: Destination, moves: object, recorded: list[str] | None) -> None:
     with pytest.raises(InvalidName):
-        there.ask("begin", came_by="../x")
+        there.ask("begin", moves=["00000002", "../x"])
     assert there.state is None
-    there.ask("begin", came_by="00000002")
+    there.ask("begin", moves=moves)
     migration = there.journal.by_id(ID, Role.DESTINATION)
-    assert migration and migration.detail["came_by"] == "00000002"
+    assert migration and migration.detail["moves"] == recorded
 
 
 def test_space_is_looked_at_first(there: Destination) -> None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,10 +15,10 @@ import pytest
 
 from migrator import btrfs, container_config, identity, subvolume_uuids
 from migrator.errors import NotAllowed
-from migrator.journal import Journal, Migration
+from migrator.journal import KEPT, Journal, Migration
 from migrator.layout import Layout
 from migrator.states import Event, Role
-from stages import cleanup, finish, prepare_data
+from stages import cleanup, finish, import_data, prepare_data
 from tests.stages.test_put_aside import (
     EARLIER,
     Disk,
@@ -209,35 +210,155 @@ def test_a_newer_copy_elsewhere_is_put_aside(owned: Migration, disk: Disk, tmp_p
         assert found(comes, "of base") == [".migrator/web/00000004.2"]
 
 
-@pytest.mark.parametrize(("came_by", "goes"), [
-    ("00000002", False),  # it has been here again since: its host was put back as it had been before
-    ("00000004", True),
-    ("00000009", True),  # by way of another host
-    ("", True),  # an older version does not say
-])
-def test_so_is_one_that_was_left_later_than_what_comes(owned: Migration, disk: Disk, tmp_path: Path, came_by: str,
-                                                       goes: bool) -> None:
-    second = tmp_path / "second"
-    with Journal(tmp_path / "second.db") as journal:
-        for id_, its in (("00000002", "older"), ("00000004", "newest")):
-            went = journal.create(id=id_, role=Role.SOURCE, name="web", lxcpath=second, peer="hosta", event=Event.SEND,
-                                  rounds=[], origin=EARLIER, rootfs_uuid=its)
+class Hosts:
+    """Each is a folder with its journal and its LXC paths, so that one can be put back as it had been."""
+
+    def __init__(self, folder: Path, disk: Disk) -> None:
+        self.folder, self.disk, self.number = folder, disk, 0
+
+    def move(self, source: str, target: str, *, pool: str = "pool", to: str = "pool", older: bool = False) -> None:
+        """The container moves, to its end; its root file system has the number of the move by which it has come."""
+        self.number += 1
+        id_, there = f"{self.number:08x}", Layout(self.folder / target / to, "web", f"{self.number:08x}")
+        here = Layout(self.folder / source / pool, "web", id_)
+        if not here.container.exists():
+            here.container.mkdir(parents=True)
+            self.disk.make(here.rootfs, "0")
+        there.make_folder()
+        there.spool.mkdir()
+        with Journal(self.folder / source / "journal.db") as journal:
+            origin = identity.origin(journal, "web", here.lxcpath) or id_
+            moves = identity.moves(identity.brought(journal, "web", here.lxcpath))
+            went = journal.create(id=id_, role=Role.SOURCE, name="web", lxcpath=here.lxcpath, peer=target,
+                                  event=Event.SEND, rounds=[], origin=origin,
+                                  rootfs_uuid=btrfs.info(here.rootfs).uuid)
             for event in LEFT:
                 went.move(event)
-        comes = journal.create(id="00000005", role=Role.DESTINATION, name="web", lxcpath=second, peer="hosta",
-                               event=Event.RECEIVE, rounds=[], origin=EARLIER, came_by=came_by)
-        for event in CAME:
-            comes.move(event)
-        in_its_place(comes, disk, "newest", "00000004")
-        finish.end_here(comes)
-        assert found(comes, "of newest") == ([] if goes else [".migrator/web+/00000005.ran.1"])
+        container_config.fence(here.container, "lxc.uts.name = web\n", id_, "it has left")
+        with Journal(self.folder / target / "journal.db") as journal:
+            came = journal.create(id=id_, role=Role.DESTINATION, name="web", lxcpath=there.lxcpath, peer=source,
+                                  event=Event.RECEIVE, rounds=[], origin=origin, rootfs_uuid=str(self.number),
+                                  **({} if older else {"moves": moves}))
+            for event in CAME:
+                came.move(event)
+            if there.container.exists():
+                import_data.keep_old(there)
+                there.rootfs.rename(there.old / "rootfs")
+            there.container.mkdir(exist_ok=True)
+            (there.container / "config").write_text("lxc.uts.name = web\n")
+            self.disk.make(there.rootfs, str(self.number))
+            finish.end_here(came)
+
+    def save(self, host: str) -> None:
+        shutil.copytree(self.folder / host, self.folder / f"{host} as it was")
+
+    def put_back(self, host: str) -> None:
+        shutil.rmtree(self.folder / host)
+        shutil.copytree(self.folder / f"{host} as it was", self.folder / host)
+
+    def copies(self, host: str) -> dict[str, str]:
+        """By which move each has come, and where it lies."""
+        return {path.name.removeprefix("of "): str(path.parent.relative_to(self.folder / host))
+                for path in (self.folder / host).rglob("of *")}
+
+
+@pytest.fixture
+def hosts(tmp_path: Path, disk: Disk) -> Hosts:
+    return Hosts(tmp_path, disk)
+
+
+def test_there_and_back_leaves_nothing_aside(hosts: Hosts) -> None:
+    for _ in range(3):
+        hosts.move("a", "b")
+        hosts.move("b", "a")
+        hosts.move("a", "b")
+        hosts.move("b", "c")
+        hosts.move("c", "a")
+    assert hosts.copies("a") == {"15": "pool/web/rootfs"}
+    assert hosts.copies("b") == {"13": "pool/web/rootfs"}
+    assert hosts.copies("c") == {"14": "pool/web/rootfs"}
+
+
+def test_so_it_does_by_turns_in_two_lxc_paths(hosts: Hosts) -> None:
+    for pool in ("one", "two") * 3:
+        hosts.move("b", "a", to=pool)
+        hosts.move("a", "b", pool=pool)
+    assert hosts.copies("a") == {"9": "one/web/rootfs", "11": "two/web/rootfs"}
+    assert hosts.copies("b") == {"12": "pool/web/rootfs"}
+
+
+@pytest.mark.parametrize("forgotten", [False, True])
+def test_a_newer_one_than_what_comes_is_put_aside(hosts: Hosts, forgotten: bool) -> None:
+    """The host that it comes from was put back as it had been, with its journal, when it had come there from a third
+    one. It has had it once more since, from where it moves now.
+    """
+    hosts.move("c", "b")
+    hosts.save("b")
+    hosts.move("b", "a")
+    hosts.move("a", "b")
+    hosts.put_back("b")
+    if forgotten:
+        with Journal(hosts.folder / "a" / "journal.db") as journal:
+            came = journal.by_id("00000002", Role.DESTINATION)
+            assert came
+            journal.forget(came)
+    hosts.move("b", "a")
+    assert hosts.copies("a") == {"2": "pool/.migrator/web+/00000004.ran.1", "4": "pool/web/rootfs"}
+
+
+def test_also_where_what_comes_has_moved_on_as_often(hosts: Hosts) -> None:
+    hosts.move("c", "b")
+    hosts.save("b")
+    hosts.move("b", "a")
+    hosts.move("a", "b")
+    hosts.put_back("b")
+    for _ in range(2):
+        hosts.move("b", "d")
+        hosts.move("d", "b")
+    hosts.move("b", "a")
+    assert hosts.copies("a") == {"2": "pool/.migrator/web+/00000008.ran.1", "8": "pool/web/rootfs"}
+
+
+@pytest.mark.parametrize("trips", [2, 12])
+def test_also_where_its_first_move_is_not_on_record_any_more(hosts: Hosts, trips: int) -> None:
+    hosts.move("a", "b")
+    hosts.save("b")
+    for _ in range(trips):
+        hosts.move("b", "a")
+        hosts.move("a", "b")
+    hosts.put_back("b")
+    with Journal(hosts.folder / "a" / "journal.db") as journal:
+        assert (journal.by_id("00000001", Role.SOURCE) is None) is (trips > KEPT // 2)
+    newest = str(2 * trips)
+    assert hosts.copies("a") == {newest: "pool/web/rootfs"}
+    hosts.move("b", "a")
+    assert hosts.copies("a").pop(newest) == f"pool/.migrator/web+/{hosts.number:08x}.ran.1"
+
+
+def test_what_an_older_version_brings_is_believed(hosts: Hosts) -> None:
+    """It does not say by which way it comes; and what comes of that later is told from there on."""
+    hosts.move("a", "b", older=True)
+    hosts.move("b", "a", older=True)
+    assert hosts.copies("a") == {"2": "pool/web/rootfs"}
+    hosts.save("a")
+    hosts.move("a", "b")
+    hosts.move("b", "c")
+    hosts.put_back("a")
+    hosts.move("a", "b")
+    assert hosts.copies("b") == {"3": "pool/.migrator/web+/00000005.ran.1", "5": "pool/web/rootfs"}
+
+
+def test_the_latest_moves_travel_along(owned: Migration) -> None:
+    assert identity.moves(None) == []
+    owned.note("told", moves=[f"{number:08x}" for number in range(100)])
+    assert identity.moves(owned) == [*(f"{number:08x}" for number in range(1, 100)), owned.id]
 
 
 @pytest.mark.parametrize("moved", [False, True])
-def test_the_source_says_by_what_it_has_come(owned: Migration, disk: Disk, monkeypatch: pytest.MonkeyPatch,
-                                             moved: bool) -> None:
+def test_the_source_says_by_which_way_it_has_come(owned: Migration, disk: Disk, monkeypatch: pytest.MonkeyPatch,
+                                                  moved: bool) -> None:
     monkeypatch.setattr(subvolume_uuids, "ancestors", lambda _: [])
-    owned.note("origin", origin=EARLIER)
+    owned.note("origin", origin=EARLIER, moves=[EARLIER])
     layout = layout_of(owned)
     if moved:
         attempt(owned)
@@ -259,4 +380,4 @@ def test_the_source_says_by_what_it_has_come(owned: Migration, disk: Disk, monke
                                      rootfs=layout.rootfs, mapped_root=0)
     with pytest.raises(NotAllowed):
         prepare_data.carry_out(args, owned.journal, None, container, There(), 0)  # type: ignore[arg-type]
-    assert (told["origin"], told["came_by"]) == ((EARLIER, owned.id) if moved else (told["id"], ""))
+    assert (told["origin"], told["moves"]) == ((EARLIER, [EARLIER, owned.id]) if moved else (told["id"], []))
