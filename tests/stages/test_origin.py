@@ -249,6 +249,18 @@ class Hosts:
             self.disk.make(there.rootfs, str(self.number))
             finish.end_here(came)
 
+    def attempt(self, source: str, target: str) -> None:
+        """It begins to move, and that is given up."""
+        self.number += 1
+        id_ = f"{self.number:08x}"
+        for host, role, events in ((source, Role.SOURCE, (Event.SEND, Event.ROLL_BACK, Event.ROLLED_BACK)),
+                                   (target, Role.DESTINATION, (Event.RECEIVE, Event.ABANDON, Event.ABANDONED))):
+            with Journal(self.folder / host / "journal.db") as journal:
+                tried = journal.create(id=id_, role=role, name="web", lxcpath=self.folder / host / "pool", peer="",
+                                       event=events[0], rounds=[])
+                for event in events[1:]:
+                    tried.move(event)
+
     def save(self, host: str) -> None:
         shutil.copytree(self.folder / host, self.folder / f"{host} as it was")
 
@@ -277,6 +289,18 @@ def test_there_and_back_leaves_nothing_aside(hosts: Hosts) -> None:
     assert hosts.copies("a") == {"15": "pool/web/rootfs"}
     assert hosts.copies("b") == {"13": "pool/web/rootfs"}
     assert hosts.copies("c") == {"14": "pool/web/rootfs"}
+
+
+def test_an_attempt_is_no_move(hosts: Hosts) -> None:
+    hosts.move("a", "b")
+    hosts.attempt("b", "a")
+    hosts.move("b", "a")
+    hosts.attempt("a", "b")
+    hosts.move("a", "b")
+    assert hosts.copies("a") == {"3": "pool/web/rootfs"} and hosts.copies("b") == {"5": "pool/web/rootfs"}
+    with Journal(hosts.folder / "b" / "journal.db") as journal:
+        came = journal.by_id("00000005", Role.DESTINATION)
+        assert came and came.detail["moves"] == ["00000001", "00000003"]
 
 
 def test_so_it_does_by_turns_in_two_lxc_paths(hosts: Hosts) -> None:
