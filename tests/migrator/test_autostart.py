@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from migrator import autostart
+from migrator.processes import status
 
 WAIT = "echo up; read x"
 
@@ -66,6 +67,13 @@ def test_what_it_has_started_is_none(program: Path) -> None:
     """LXC's monitor of each container, for as long as that runs."""
     with lives("[lxc monitor] /pool web", "-c", WAIT, executable=program):
         assert autostart.under_way() is None
+
+
+def test_behind_a_strangers_it_is_seen(program: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with lives(program, "-c", WAIT) as strangers, lives(program, "-c", WAIT) as pid:
+        monkeypatch.setattr(autostart, "_named", lambda: iter([strangers, pid]))
+        monkeypatch.setattr(autostart, "status", lambda of, key: [b"4242"] * 4 if of == strangers else status(of, key))
+        assert autostart.under_way() == pid
 
 
 def test_one_that_has_ended_is_none(program: Path) -> None:

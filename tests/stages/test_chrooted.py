@@ -17,7 +17,7 @@ from migrator.errors import CopyNotEnded
 from migrator.journal import Migration
 from migrator.layout import Layout
 from migrator.states import Event, State
-from stages import settling
+from stages import left_running, settling
 from tests import btrfs_roots
 from tests.stages.test_left_by_a_restore import Container, acts, container, fence, layout_of
 from tests.stages.test_second_start import SLEEP, START, lives
@@ -114,6 +114,16 @@ def test_it_keeps_its_disk_from_being_removed(restoring: Migration, container: C
     monkeypatch.setattr(lxc, "payload_processes", lambda _: [guest])
     assert lxc.lives_in("web", layout_of(restoring).rootfs)
     assert identity.whose(layout_of(restoring)).may_go
+
+
+@pytest.mark.parametrize(("within", "top", "below"), [(True, False, True), (True, True, False), (False, False, False)])
+def test_what_lives_below_has_but_a_folder_for_its_root(restoring: Migration, container: Container, acts: list[str],
+                                                        guest: int, monkeypatch: pytest.MonkeyPatch, within: bool,
+                                                        top: bool, below: bool) -> None:
+    """What has the top of such a subvolume is ended, and not only told."""
+    monkeypatch.setattr(left_running, "is_in_own", lambda *_: within)
+    monkeypatch.setattr(left_running, "_is_own", lambda *_: top)
+    assert left_running.live_below(layout_of(restoring)) == [guest] * below
 
 
 @pytest.fixture

@@ -451,6 +451,16 @@ def test_a_source_that_lives_is_believed(journal: Journal, answer: State | Docum
     assert migration.state is State.RESTORED
 
 
+@pytest.mark.parametrize(("answer", "stage"), [
+    (State.FINISHED, "resume"), (State.FINISHING, "finish@source"), (State.DUMPED, "finish@source"),
+])
+def test_what_a_source_that_lives_has_left_to_do_is_said(journal: Journal, answer: State, stage: str) -> None:
+    migration = restored(journal)
+    with pytest.raises(OutOfOrder) as refused:
+        force.finish_alone(migration, migration.id, lambda: answer)
+    assert refused.value.hint == f"Next: {advice.command(stage, migration)}"
+
+
 def test_the_machine_is_taken_for_off_on_somebodys_word_alone(journal: Journal) -> None:
     migration = restored(journal)
 

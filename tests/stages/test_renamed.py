@@ -9,6 +9,8 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
@@ -152,6 +154,45 @@ def test_with_its_address_alone_it_is_another_one(there: There, monkeypatch: pyt
         return
     with pytest.raises(AlreadyRuns) if name == "web" else pytest.raises(CopyNotEnded, match=f"address .{ITS}"):
         asked(there, by_force=True)
+
+
+@pytest.mark.parametrize(("here", "recorded", "anothers"), [
+    ({ITS}, {ITS}, False), ({ITS}, {"00:16:3e:00:00:02"}, True), ({ITS}, set(), False), (set(), {ITS}, False),
+])
+def test_addresses_tell_of_another_where_both_are_known(there: There, monkeypatch: pytest.MonkeyPatch, here: set[str],
+                                                        recorded: set[str], anothers: bool) -> None:
+    monkeypatch.setattr(renamed, "addresses", lambda _: here)
+    monkeypatch.setattr(renamed, "_its", lambda _: recorded)
+    assert renamed.is_anothers(there.migration) is anothers
+
+
+@pytest.mark.parametrize(("called", "told"), [
+    ("web", ("web", "it runs")), ("a b", ("'a b'", "it runs by the name of a b")),
+    ("", ("NAME", "it runs, as process 4711,4712; by what name, /proc/4711/cgroup tells there")),
+])
+def test_how_what_runs_is_told(there: There, monkeypatch: pytest.MonkeyPatch, called: str,
+                               told: tuple[str, str]) -> None:
+    monkeypatch.setattr(renamed, "called", lambda *_: called)
+    assert renamed.told(there.migration, [PID, PID + 1]) == told
+
+
+def test_a_disk_that_cannot_be_asked_is_not_told_to_be_its_nor_anothers(there: There,
+                                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(path: Path) -> str:
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(btrfs, "uuid_around", gone)
+    assert not renamed._lies_in(there.pool, {OWN_DISK})
+    monkeypatch.setattr(btrfs, "is_subvolume", gone)
+    assert not renamed._has_another_disk(there.migration, there.layout, there.layout.container)
+
+
+@pytest.mark.parametrize(("configured", "found"), [("", "web/rootfs"), ("elsewhere", "elsewhere")])
+def test_where_a_root_file_system_is(there: There, configured: str, found: str) -> None:
+    """Its configuration need not say it."""
+    rootfs = there.pool / configured if configured else Path()
+    container = cast("lxc.Container", SimpleNamespace(rootfs=rootfs, folder=there.layout.container))
+    assert renamed._rootfs(container) == there.pool / found
 
 
 @pytest.mark.parametrize("lives", ["another spelling", "no monitor", "takes no connection"])

@@ -54,3 +54,5 @@ def test_who_has_which(here: Migration) -> None:
     error = two_copies.of(here)
     assert f"OF web: it has run on {this_host()}" in str(error) and f"forced on {here.peer}." in str(error)
     assert f"lxc-stop -k -P {here.lxcpath} web -- and then: migrator resume web" in error.hint
+    here.note("given", destination_lxcpath="/a b", lxcpath_given=True)
+    assert two_copies.of(here).hint.endswith("migrator resume web -P '/a b'")
