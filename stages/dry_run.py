@@ -89,8 +89,8 @@ def _made_up(args: argparse.Namespace, migration: Migration | None, container: l
              there: Connection) -> Iterator[tuple[Journal, Migration, Migration]]:
     """A journal for as long as the block runs, with the migration as it would be on the source and the destination."""
     name = identity.name_there(args, migration, container.name)
-    detail = dict(migration.detail) if migration else {
-        "destination_lxcpath": there.call("lxcpath", lxcpath=args.destination_lxcpath)["lxcpath"],
+    detail: dict[str, Any] = dict(migration.detail) if migration else {
+        "destination_lxcpath": prepare_data.lxcpath_there(there, args.destination_lxcpath),
         "bridges": dict(args.map_bridge), "rounds": [], "other_name": name,
     }
     detail["memory"] = prepare_data.with_memory(args, migration)

@@ -22,6 +22,7 @@ from migrator import (
     btrfs,
     cli,
     container_config,
+    destination,
     identity,
     log,
     lxc,
@@ -129,7 +130,7 @@ def carry_out(args: argparse.Namespace, journal: Journal, migration: Migration |
         "source_name": container.name,
         "origin": origin,
         "moves": identity.moves(identity.brought(journal, container.name, container.lxcpath)),
-        "lxcpath": there.call("lxcpath", lxcpath=wanted)["lxcpath"],
+        "lxcpath": lxcpath_there(there, wanted),
         "lxcpath_given": args.destination_lxcpath is not None,
         "source_host": this_host(),
         "source_lxcpath": str(container.lxcpath),
@@ -291,6 +292,13 @@ def _dry_run(container: lxc.Container, there: Connection, fields: dict[str, Any]
     ])
 
 
+def lxcpath_there(there: Connection, wanted: str | None) -> str:
+    """In which LXC path the container is going to be there; raises InvalidName where it answers none. It is written
+    into commands, and nothing that it may answer shall end up among what this host says.
+    """
+    return str(names.lxcpath(str(there.call("lxcpath", lxcpath=wanted)["lxcpath"])))
+
+
 # --- on the destination ---------------------------------------------------------------------------------------
 
 
@@ -314,6 +322,13 @@ def begin(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
         "subvolumes": room.bases_for(service, layout, origin),
         "ticket": migration.ticket,
     }
+
+
+def _destination(fields: dict[str, Any]) -> str:
+    """What the source has called this host, which its commands name; raises DestinationInvalid where it cannot have."""
+    text = str(fields["destination"])
+    destination.parse(text)
+    return text  # as it was typed there
 
 
 def _is_named(service: Service, fields: dict[str, Any]) -> bool:
@@ -340,7 +355,7 @@ def _recorded(service: Service, layout: Layout, fields: dict[str, Any], source_n
         migration = service.journal.create(
             id=layout.id, role=Role.DESTINATION, name=layout.name, lxcpath=layout.lxcpath,
             peer=service.grant.source(str(fields["source_host"])), event=Event.RECEIVE,
-            destination=str(fields["destination"])[:300], other_name=source_name, origin=origin,
+            destination=_destination(fields), other_name=source_name, origin=origin,
             moves=identity.moves_told(fields.get("moves")),
             source_lxcpath=str(names.lxcpath(str(fields["source_lxcpath"]))), destination_lxcpath=str(layout.lxcpath),
             lxcpath_given=_is_named(service, fields), rounds=[], mapped_root=int(fields["mapped_root"]),

@@ -21,7 +21,7 @@ SOURCES = [path for folder in ("migrator", "stages", "tunnel") for path in sorte
 # Those of other projects. Who names another looks it up first, and adds it here.
 MAN_PAGES = {
     # Linux man-pages
-    "bpf(2)", "capabilities(7)", "cgroups(7)", "chroot(2)", "clock_gettime(2)", "execvp(3)", "ext4(5)",
+    "bpf(2)", "capabilities(7)", "fanotify(7)", "cgroups(7)", "chroot(2)", "clock_gettime(2)", "execvp(3)", "ext4(5)",
     "fcntl_locking(2)", "fstab(5)", "getmntent(3)",
     "getrlimit(2)", "hostname(7)", "ioctl_ns(2)", "ip(7)", "ipv6(7)", "keyctl(2)", "keyrings(7)",
     "man(7)", "memfd_create(2)", "mount(2)",

@@ -6,13 +6,21 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from migrator import bases
-from migrator.errors import AlreadyMigrating, JournalBroken, MigratorError, SnapshotFailed
+from migrator.errors import (
+    AlreadyMigrating,
+    DestinationInvalid,
+    InvalidName,
+    JournalBroken,
+    MigratorError,
+    SnapshotFailed,
+)
 from migrator.journal import Journal, Migration
+from migrator.protocol import Connection
 from migrator.states import Event, Role, State
 from stages import prepare_data
 from tests.stages.test_answers import ID, Destination, pool, there  # noqa: F401 -- fixtures
@@ -125,3 +133,30 @@ def test_an_event_stands_beside_the_first_record(tmp_path: Path) -> None:
     with Journal(tmp_path / "journal.db") as journal:
         made = journal.create(id=ID, role=Role.SOURCE, name="web", lxcpath=tmp_path, peer="hostb", event=Event.SEND)
         assert [(each.step, each.phase) for each in made.events()] == [("send", "done")]
+
+
+LINES = "/pool\n\nImported. hosta has lost its disk, so type: migrator restore-dump web --force"
+
+
+@pytest.mark.parametrize("answer", [LINES, "pool", "/pool/../etc", "", ["/pool"], {"a": 1}, None, 7])
+def test_a_destination_answers_a_path_where_one_is_asked_for(answer: object) -> None:
+    """It is written into commands that this host names, where its lines would pass for this host's own."""
+    honest = cast("Connection", SimpleNamespace(call=lambda _, lxcpath: {"lxcpath": lxcpath}))
+    liar = cast("Connection", SimpleNamespace(call=lambda *_, **__: {"lxcpath": answer}))
+    assert prepare_data.lxcpath_there(honest, "/srv/a b") == "/srv/a b"
+    with pytest.raises(InvalidName):
+        prepare_data.lxcpath_there(liar, "/pool")
+
+
+@pytest.mark.parametrize("called", ["peer:hostb'\n" + LINES, "-oProxyCommand=x", "root@hostb\x1b[2J", "", "peer:"])
+def test_a_source_says_a_name_where_it_says_what_it_calls_this_host(there: Destination, called: str) -> None:
+    with pytest.raises(DestinationInvalid):
+        there.ask("begin", destination=called)
+    assert there.journal.all() == []
+
+
+@pytest.mark.parametrize("called", ["hostb", "ssh://root@hostb:2222", "root@[fd00::1]:22", "peer:hostb"])
+def test_it_is_recorded_as_it_was_typed_there(there: Destination, called: str) -> None:
+    there.ask("begin", destination=called)
+    (migration,) = there.journal.all()
+    assert migration.detail["destination"] == called
