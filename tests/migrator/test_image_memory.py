@@ -49,6 +49,20 @@ def test_what_is_promised_to_others_is_not_shared_out_again(here: Layout, monkey
         here.drop_images()
 
 
+@pytest.mark.parametrize(("room", "size"), [(None, 200), (300, 150), (600, 200)])
+def test_no_more_than_the_room_that_is_left_is_counted_on(here: Layout, monkeypatch: pytest.MonkeyPatch,
+                                                          room: int | None, size: int) -> None:
+    """A limit of our own cgroups, which what is written there counts for."""
+    made: list[int] = []
+    monkeypatch.setattr(layout, "memory_available", lambda: 400 << 20)
+    monkeypatch.setattr(layout, "memory_promised", lambda: 0)
+    monkeypatch.setattr(layout, "_mount", lambda _, size: made.append(size))
+    path = here.image_folders()[0]
+    layout.make_images(path, 1 << 40, None if room is None else room << 20)
+    path.rmdir()
+    assert made == [size << 20]
+
+
 def test_why_there_is_no_tmpfs_is_said(here: Layout, monkeypatch: pytest.MonkeyPatch,
                                        capfd: pytest.CaptureFixture[str]) -> None:
     """A plain folder does then."""

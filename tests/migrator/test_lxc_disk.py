@@ -73,3 +73,14 @@ def test_it_can_be_unmounted_after_each_look(here: Layout, look: Callable[[Layou
     with contextlib.suppress(DiskAway):
         look(here)
     assert str(here.lxcpath) not in {os.path.realpath(each) for each in Path("/proc/self/fd").iterdir()}
+
+
+def test_when_a_spool_has_gone_with_the_end(here: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the disk that it was on; where that is another one, or cannot be asked, or is not on record, nothing tells."""
+    disk = lxc_disk.of(here.lxcpath)
+    assert not lxc_disk.has_ended(here, disk)
+    here.spool.rmdir()
+    assert lxc_disk.has_ended(here, disk)
+    assert not lxc_disk.has_ended(here, None) and not lxc_disk.has_ended(here, "another")
+    umount(here)
+    assert not lxc_disk.has_ended(here, disk)

@@ -15,7 +15,7 @@ import pytest
 from migrator import btrfs, container_config, include_copies, lxc, lxc_disk, roots, second_start, subvolume_uuids
 from migrator.errors import AlreadyRuns, BackThere, CommandTimeout, CopyNotEnded, DiskAway, MovedOn, OutOfOrder
 from migrator.states import Event, State
-from stages import abandon, finish, left_running, settling
+from stages import abandon, finish, left_running, renamed, settling
 from tests import btrfs_roots
 from tests.stages.test_disk_away import ID, There, host, make
 
@@ -87,6 +87,34 @@ def test_what_stays_fenced_stays_given_way(there: There) -> None:
 def test_what_is_not_there_any_more_may_be_gone_for_good(there: There) -> None:
     shutil.rmtree(there.layout.container)
     goes_on(there)
+
+
+def test_of_a_disk_that_is_away_nothing_is_looked_at(there: There, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its mount point may have gone with it."""
+    monkeypatch.setattr(renamed, "living", lambda *_: pytest.fail("it is looked for"))
+    there.pool.rename(there.pool.with_name("away"))
+    with pytest.raises(DiskAway):
+        asked_once_more(there)
+
+
+def test_where_it_lives_does_not_hang_on_what_is_in_its_place(there: There, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(renamed, "living", lambda *_: [PID])
+    monkeypatch.setattr(renamed, "told", lambda *_: ("c9", "it runs by the name of c9"))
+    monkeypatch.setattr("stages.gave_way._may_run_in_place", lambda *_: pytest.fail("that is looked at"))
+    with pytest.raises(BackThere, match="runs by the name of c9") as error:
+        asked_once_more(there)
+    assert not isinstance(error.value, MovedOn)
+
+
+def test_its_configuration_may_name_another_root_file_system(there: There, monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere = there.pool / "elsewhere"
+    put(there, ANOTHERS)
+    elsewhere.mkdir()
+    (elsewhere / "uuid").write_text(OWN_DISK)
+    monkeypatch.setattr(btrfs, "info", lambda path: btrfs.Subvolume(
+        path, (path / "uuid").read_text(), "", read_only=True, generation=1, parent_uuid=""))
+    monkeypatch.setattr(lxc, "Container", lambda *_: SimpleNamespace(state="STOPPED", rootfs=elsewhere))
+    refused(there)
 
 
 def test_another_container_of_its_name_may_run(there: There, monkeypatch: pytest.MonkeyPatch) -> None:

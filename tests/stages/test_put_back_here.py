@@ -18,6 +18,7 @@ from migrator import (
     container_config,
     identity,
     layout,
+    leave,
     lxc,
     no_memory,
     older_journal,
@@ -253,6 +254,35 @@ def test_what_is_killed_while_it_is_recorded_goes_on(older: Callable[..., Migrat
     assert found.state is State.OFFERED and fence(migration) == ID and not started
     found.move(Event.REFUSED)
     assert older_journal.reached(found) is None  # from here on it is its own
+
+
+@pytest.mark.parametrize(("recorded", "told", "known"), [
+    ("of the record", "of the fence", "of the record"), (None, "of the fence", "of the fence"), (None, "", None),
+])
+def test_the_fence_tells_the_disk_where_the_journal_does_not(
+        older: Callable[..., Migration], monkeypatch: pytest.MonkeyPatch, recorded: str | None, told: str,
+        known: str | None) -> None:
+    migration = older(State.PREPARED, State.FINISHED)
+    migration.note("disk", rootfs_uuid=recorded)
+    monkeypatch.setattr(container_config, "disk_of", lambda _: told)
+    older_journal.bring_up(migration)
+    assert migration.state is State.FINISHING and migration.detail["rootfs_uuid"] == known
+
+
+def test_only_with_the_offer_a_word_was_given(older: Callable[..., Migration],
+                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    migration = older(State.PREPARED, State.FINISHED)
+    moved: dict[Event, dict[str, Any]] = {}
+    write = Migration.move
+
+    def move(self: Migration, event: Event, **detail: Any) -> None:
+        moved[event] = detail
+        write(self, event, **detail)
+
+    monkeypatch.setattr(Migration, "move", move)
+    monkeypatch.setattr(leave, "given", lambda *_: {"a_word": "by hand"})
+    older_journal.bring_up(migration)
+    assert len(moved) > 2 and [event for event, detail in moved.items() if "a_word" in detail] == [Event.OFFER]
 
 
 def test_status_says_so(older: Callable[..., Migration]) -> None:

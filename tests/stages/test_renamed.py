@@ -84,8 +84,8 @@ def put(there: There, monkeypatch: pytest.MonkeyPatch, name: str, hwaddr: str, s
 
     monkeypatch.setattr(lxc, "Container", Container)
     if state != "STOPPED":
-        monkeypatch.setattr(lxc, "container_processes", lambda _: [PID])
-        btrfs_roots.are(monkeypatch, lambda _: True)
+        monkeypatch.setattr(lxc, "container_processes",  # "": of any
+                            lambda of: [PID] if not of or (there.pool / of).is_dir() else [])
         monkeypatch.setattr(lxc, "cgroup_of", lambda _: Path(f"/sys/fs/cgroup/lxc.payload.{name}"))
         btrfs_roots.are(monkeypatch, lambda _: True)
         monkeypatch.setattr(left_running, "is_in_own", lambda *_: False)
