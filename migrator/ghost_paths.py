@@ -41,7 +41,7 @@ def require(plan: str, init: int, proc: str = "/proc") -> None:
         place = places.get(int(mount))
         if place is None:
             raise PermissionError(f"the mount of {name}, a deleted {kind} that is open, is not to be found")
-        root = os.open(place, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        root = os.open(place, os.O_PATH | os.O_CLOEXEC)
         try:
             trouble = why_not(root, name, folder=kind == FOLDER, skip=int(depth))
         finally:
@@ -59,7 +59,7 @@ def _places(process: str) -> dict[int, str]:
     found = {}
     with open(f"{process}/mountinfo", errors="surrogateescape", newline="\n") as file:
         for each in file:
-            target = each.split(" ", 5)[4]
+            target = each.split(" ")[4]
             folder, _, name = target.rpartition("/")
             number = name.removeprefix(_PLACE[1])
             if folder.startswith(_PLACE[0]) and folder.count("/") == 2 and name != number and number.isdecimal():

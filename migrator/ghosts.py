@@ -58,7 +58,7 @@ def _line(ghost: Ghost, targets: dict[int, list[str]]) -> str:
     return ghost_paths.line(ghost.mount, ghost.kind, len(target), ghost.name)
 
 
-def require_here(images: Path, init: int) -> None:
+def require_here(images: Path, init: int, proc: str = "/proc") -> None:
     """Raise PermissionError where the destination would refuse it: looked at in the frozen container itself.
 
     What is on the mounts of another mount namespace than its first process's is left to the destination. Raises
@@ -67,9 +67,9 @@ def require_here(images: Path, init: int) -> None:
     found = ghosts(images)
     if not found:
         return
-    seen = Path(f"/proc/{init}/mountinfo").read_text(errors="surrogateescape")
+    seen = os.fsdecode(Path(f"{proc}/{init}/mountinfo").read_bytes())
     mounts = {mount.id for mount in parse_mountinfo(seen)}
-    root = os.open(f"/proc/{init}/root", os.O_PATH | os.O_CLOEXEC)
+    root = os.open(f"{proc}/{init}/root", os.O_PATH | os.O_CLOEXEC)
     try:
         for mount, name, kind in found:
             if mount in mounts and (trouble := ghost_paths.why_not(root, name, folder=kind == FOLDER)):
@@ -165,12 +165,11 @@ def _split(image: bytes, name: str, magic: int) -> Iterator[bytes]:
         raise ValueError(f"{name} is no image of CRIU's")
     position = len(head)
     while position < len(image):
-        size = int.from_bytes(image[position : position + 4], "little")
-        record = image[position + 4 : position + 4 + size]
-        if len(record) != size or position + 4 > len(image):
+        begin = position + 4
+        position = begin + int.from_bytes(image[position:begin], "little")
+        if position > len(image):
             raise ValueError(f"{name} is damaged")
-        yield record
-        position += 4 + size
+        yield image[begin:position]
 
 
 def _once(record: bytes, wanted: Collection[int]) -> dict[int, int | bytes]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -60,13 +61,15 @@ def test_descriptors_are_closed(top: int) -> None:
 
 @pytest.fixture
 def proc(tmp_path: Path) -> str:
-    """The first process, in CRIU's mount namespace: what the mounts 7 and 12 hold."""
+    """The first process, in CRIU's mount namespace: what the mounts 7 and 12 hold, and 10, which is a socket."""
     plain = tmp_path / "proc/4/root/tmp/.criu.mntns.aBc123"
     for name in ("mnt-0000000007/tmp", "mnt-0000000012/his"):
         (plain / name).mkdir(parents=True)
     (plain / "mnt-0000000012/link").symlink_to("/srv")
+    os.mknod(plain / "mnt-0000000010", stat.S_IFSOCK)
     targets = ["/", "/tmp/.criu.mntns.aBc123", "/tmp/.criu.mntns.aBc123/mnt-0000000007", "/mnt-0000000008",
-               "/tmp/.criu.mntns.aBc123/mnt-0000000012", "/tmp/.criu.mntns.aBc123/9/mnt-0000000009"]
+               "/tmp/.criu.mntns.aBc123/mnt-0000000012", "/tmp/.criu.mntns.aBc123/9/mnt-0000000009",
+               "/tmp/.criu.mntns.aBc123/mnt-0000000010"]
     (tmp_path / "proc/4/mountinfo").write_text("".join(
         f"{number} 1 0:{number} / {target} rw - tmpfs none rw\n" for number, target in enumerate(targets)))
     return str(tmp_path / "proc")
@@ -79,6 +82,31 @@ def test_it_is_looked_at_in_the_very_mount(proc: str) -> None:
         ghost_paths.require(line(7, FILE, 0, "/gone") + line(12, FOLDER, 1, "/tmp/link/gone"), 4, proc)
     with pytest.raises(PermissionError, match="another one has its name"):
         ghost_paths.require(line(12, FOLDER, 1, "/tmp/his"), 4, proc)
+
+
+def test_a_mount_need_not_be_what_can_be_read(proc: str) -> None:
+    ghost_paths.require(line(10, FILE, 1, "/log/gone"), 4, proc)
+
+
+def test_bytes_of_any_kind_in_what_is_mounted(proc: str) -> None:
+    """A container may have bound a folder with such a name."""
+    mountinfo = Path(proc, "4/mountinfo")
+    mountinfo.write_bytes(mountinfo.read_bytes().replace(b" / ", b" /\xff\r\v\xc2\xa0x "))
+    ghost_paths.require(line(12, FOLDER, 1, "/tmp/his/gone"), 4, proc)
+
+
+def test_no_descriptor_of_a_mount_is_left(proc: str) -> None:
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    ghost_paths.require(line(7, FILE, 0, "/gone") + line(12, FILE, 1, "/tmp/gone"), 4, proc)
+    with pytest.raises(PermissionError):
+        ghost_paths.require(line(12, FILE, 1, "/tmp/link/gone"), 4, proc)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_it_is_looked_at_in_this_hosts_proc() -> None:
+    """Here that is this process, which has no mounts of CRIU's."""
+    with pytest.raises(PermissionError, match="not to be found"):
+        ghost_paths.require(line(7, FILE, 0, "/gone"), os.getpid())
 
 
 @pytest.mark.parametrize("mount", [8, 9, 1, -1])

@@ -54,7 +54,8 @@ def made(folder: Path, remaps: list[bytes], files: list[bytes], kinds: dict[int,
     (folder / "remap-fpath.img").write_bytes(image("remap-fpath.img", *remaps))
     (folder / "files.img").write_bytes(image("files.img", message((1, 4), (2, 99), (6, b"x")), *files))
     (folder / "mountpoints-12.img").write_bytes(image(
-        "mounts", message((1, 16), (2, 7), (7, "./"), (18, "/")), message((1, 5), (2, 12), (7, "./tmp"))))
+        "mounts", message((1, 16), (2, 7), (7, "./"), (18, "/")), message((1, 5), (2, 12), (7, "./tmp")),
+        message((1, 5), (2, 1), (7, "./"))))
     for number, kind in (kinds or {}).items():
         (folder / f"ghost-file-{number:x}.img").write_bytes(
             image("ghost", message((1, 33), (2, 33), (3, kind | 0o644), (5, 1))) + b"contents")
@@ -63,9 +64,9 @@ def made(folder: Path, remaps: list[bytes], files: list[bytes], kinds: dict[int,
 
 def test_what_was_deleted(tmp_path: Path) -> None:
     """A file, a folder in a tmpfs, another name of a file, which CRIU has given it, and a process that is gone."""
-    made(tmp_path, [remap(1, 26, 1), remap(2, 2, 1), remap(3, 4, 0), remap(5, 77, 2)],
-         [regular(1, "/a/b"), regular(2, "/tmp/his/b", 12), regular(3, "/a/c"), regular(4, "/a/link_remap.4", -1),
-          regular(5, "/proc/77/status"), regular(6, "/other")],
+    made(tmp_path, [remap(1, 26, 1), remap(5, 77, 2), remap(2, 2, 1), remap(3, 4, 0)],
+         [regular(1, "/a/b"), regular(5, "/proc/77/status"), regular(6, "/other"), regular(2, "/tmp/his/b", 12),
+          regular(3, "/a/c"), regular(4, "/a/link_remap.4", -1)],
          {26: stat.S_IFREG, 2: stat.S_IFDIR})
     assert ghosts.plan(tmp_path) == (
         line(7, FILE, 0, "/a/b") + line(12, FOLDER, 1, "/tmp/his/b") + line(7, FILE, 0, "/a/link_remap.4"))
@@ -75,7 +76,11 @@ def test_nothing_was_deleted(tmp_path: Path) -> None:
     assert ghosts.plan(tmp_path) == ""
     (tmp_path / "files.img").write_bytes(b"not looked at")
     assert ghosts.plan(tmp_path) == ""
-    assert ghosts.plan(made(tmp_path, [], [])) == ""
+    for remaps in ([], [remap(5, 77, 2)]):
+        made(tmp_path, remaps, [])
+        for name in ("files.img", "mountpoints-12.img"):
+            (tmp_path / name).write_bytes(b"not looked at")
+        assert ghosts.plan(tmp_path) == ""
 
 
 def test_bytes_of_any_kind_in_a_name(tmp_path: Path) -> None:
@@ -90,20 +95,49 @@ def test_the_frozen_container_itself(tmp_path: Path) -> None:
     (tmp_path / "again").mkdir()
     mount = roots.mounted(os.getpid())[1]
     assert mount is not None
+    before = len(list(Path("/proc/self/fd").iterdir()))
     refused = {"link/gone": "link is a symbolic link", "again": "another one has its name"}
     for name, id_, said in [("gone", mount, ""), *((name, mount, said) for name, said in refused.items()),
                             ("link/gone", 2**31 - 1, "")]:
         made(tmp_path, [remap(1, 1, 1)], [regular(1, f"{tmp_path}/{name}", id_)], {1: stat.S_IFDIR})
         with pytest.raises(PermissionError, match=said) if said else contextlib.nullcontext():
             ghosts.require_here(tmp_path, os.getpid())
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
     (tmp_path / "remap-fpath.img").unlink()
     ghosts.require_here(tmp_path, 2**22 + 1)
+
+
+def test_a_mount_with_bytes_of_any_kind_in_its_name(tmp_path: Path) -> None:
+    """What is on it is looked at, too."""
+    name = b"/a\xff\rb"
+    (tmp_path / "4/root").mkdir(parents=True)
+    (tmp_path / "4/root" / os.fsdecode(name[1:])).symlink_to("/srv")
+    (tmp_path / "4/mountinfo").write_bytes(b"7 1 0:7 / " + name + b" rw - tmpfs none rw\n")
+    made(tmp_path, [remap(1, 1, 1)], [regular(1, name + b"/gone")], {1: stat.S_IFREG})
+    with pytest.raises(PermissionError, match="is a symbolic link"):
+        ghosts.require_here(tmp_path, 4, str(tmp_path))
 
 
 def test_a_link_is_not_made_again(tmp_path: Path) -> None:
     """It could lie on the way of another one."""
     made(tmp_path, [remap(1, 1, 1)], [regular(1, "/a/link")], {1: stat.S_IFLNK})
     with pytest.raises(ValueError, match="/a/link, a deleted symbolic link"):
+        ghosts.plan(tmp_path)
+
+
+def test_what_kind_it_was_is_said_at_the_beginning(tmp_path: Path) -> None:
+    """The rest of a ghost's image is what the file held, of any size."""
+    made(tmp_path, [remap(1, 1, 1)], [regular(1, "/a")])
+    record = message((9, b"\0" * (64 << 10)), (3, stat.S_IFREG))
+    (tmp_path / "ghost-file-1.img").write_bytes(image("ghost", record))
+    with pytest.raises(ValueError, match=r"ghost-file-1\.img is damaged"):
+        ghosts.plan(tmp_path)
+
+
+def test_a_mount_twice(tmp_path: Path) -> None:
+    made(tmp_path, [remap(1, 1, 1)], [regular(1, "/a")], {1: stat.S_IFREG})
+    (tmp_path / "mountpoints-13.img").write_bytes(image("mounts", message((2, 7), (7, "./a"))))
+    with pytest.raises(ValueError, match="a mount is in the images twice"):
         ghosts.plan(tmp_path)
 
 
@@ -121,6 +155,7 @@ NONSENSE = {
     "an unknown mount": ([remap(1, 1, 1)], [regular(1, "/a", 8)]),
     "no mount at all": ([remap(1, 1, 1)], [regular(1, "/a", -1)]),
     "beside its mount": ([remap(1, 1, 1)], [regular(1, "/tmpx/a", 12)]),
+    "a record that ends too early": ([remap(1, 1, 1)], [message((1, 1), (3, REGULAR + varint(99 << 3)))]),
     # What follows would be taken for its length, and the name that CRIU reads for its contents.
     "a number of a fixed size": ([remap(1, 1, 1)],
                                  [message((1, 1), (3, varint(99 << 3 | 5) + struct.pack("<I", 4) + REGULAR))]),
@@ -149,6 +184,17 @@ def test_images_that_are_damaged(tmp_path: Path, name: str) -> None:
             ghosts.plan(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["remap-fpath.img", "files.img", "mountpoints-12.img"])
+def test_an_image_that_ends_within_a_length(tmp_path: Path, name: str) -> None:
+    """Also where what is there of it is 0, and what would follow nothing."""
+    path = made(tmp_path, [remap(1, 1, 1)], [regular(1, "/a")], {1: stat.S_IFREG}) / name
+    whole = path.read_bytes()
+    for count in (1, 2, 3):
+        path.write_bytes(whole + b"\0" * count)
+        with pytest.raises(ValueError, match="is damaged"):
+            ghosts.plan(tmp_path)
+
+
 def test_images_of_an_old_kind(tmp_path: Path) -> None:
     made(tmp_path, [remap(1, 1, 1)], [regular(1, "/a")], {1: stat.S_IFREG})
     (tmp_path / "reg-files.img").touch()
@@ -161,6 +207,8 @@ def test_more_than_can_be_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(at_restore, "GHOSTS_LIMIT", len(line(7, FILE, 0, "/a")) - 1)
     with pytest.raises(ValueError, match="more deleted files"):
         ghosts.plan(tmp_path)
+    monkeypatch.setattr(at_restore, "GHOSTS_LIMIT", len(line(7, FILE, 0, "/a")))
+    assert ghosts.plan(tmp_path)
     os.truncate(tmp_path / "files.img", ghosts.LIMITS["files.img"] + 1)
     with pytest.raises(ValueError, match="larger than"):
         ghosts.plan(tmp_path)
