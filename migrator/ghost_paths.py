@@ -41,7 +41,7 @@ def require(plan: str, init: int, proc: str = "/proc") -> None:
         place = places.get(int(mount))
         if place is None:
             raise PermissionError(f"the mount of {name}, a deleted {kind} that is open, is not to be found")
-        root = os.open(place, os.O_PATH | os.O_CLOEXEC)
+        root = os.open(place, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             trouble = why_not(root, name, folder=kind == FOLDER, skip=int(depth))
         finally:
