@@ -49,13 +49,18 @@ def regular(id_: int, name: str | bytes, mount: int = 7) -> bytes:
     return message((1, 1), (2, id_), (3, entry))
 
 
+def mount(type_: int, id_: int, target: str, key: str = "") -> bytes:
+    """With all that is required of one."""
+    return message((1, type_), (2, id_), (3, 40), (4, 1), (5, 0), (6, "/"), (7, target), (8, "none"), (9, "rw"),
+                   (18, key))
+
+
 def made(folder: Path, remaps: list[bytes], files: list[bytes], kinds: dict[int, int] | None = None) -> Path:
     """A dump with these images, and those of ghosts, by their numbers and kinds."""
     (folder / "remap-fpath.img").write_bytes(image("remap-fpath.img", *remaps))
     (folder / "files.img").write_bytes(image("files.img", message((1, 4), (2, 99), (6, b"x")), *files))
     (folder / "mountpoints-12.img").write_bytes(image(
-        "mounts", message((1, 16), (2, 7), (7, "./"), (18, "/")), message((1, 5), (2, 12), (7, "./tmp")),
-        message((1, 5), (2, 1), (7, "./"))))
+        "mounts", mount(16, 7, "./", "/"), mount(5, 12, "./tmp"), mount(5, 1, "./")))
     for number, kind in (kinds or {}).items():
         (folder / f"ghost-file-{number:x}.img").write_bytes(
             image("ghost", message((1, 33), (2, 33), (3, kind | 0o644), (5, 1))) + b"contents")
