@@ -163,14 +163,13 @@ def _from_the_top(pid: int) -> str:
     import ctypes
 
     libc = ctypes.CDLL(None, use_errno=True)
-    here, there = (os.open(f"/proc/{each}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC) for each in ("self", pid))
-    proc = os.open("/proc/self", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    here, there = (os.open(f"/proc/{each}/ns/mnt", os.O_RDONLY) for each in ("self", pid))
+    proc = os.open("/proc/self", os.O_RDONLY)
     try:
         if libc.setns(there, _CLONE_NEWNS):
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), f"mount namespace of process {pid}")
         try:
-            with open(os.open("mountinfo", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc), errors="surrogateescape",
-                      newline="\n") as file:
+            with open(os.open("mountinfo", os.O_RDONLY, dir_fd=proc), errors="surrogateescape", newline="\n") as file:
                 return file.read()
         finally:
             if libc.setns(here, _CLONE_NEWNS):  # and its root
