@@ -40,6 +40,7 @@ from migrator.report import size
 from migrator.states import Role, State
 from stages import left_running
 from stages.cleaner import Cleaner, records
+from tunnel import printable
 
 NAME = "cleanup"
 HELP = "remove what migrations have left on this host"
@@ -82,11 +83,13 @@ def run(args: argparse.Namespace) -> Result:
             forget(journal, name, lxcpath if name or args.lxcpath else None)
     verb = "Would remove" if args.dry_run else "Removed"
     sizes = {path: f" ({size(bytes_)})" for path, bytes_ in cleaner.sizes.items()}
-    text = "\n".join(f"{verb} {path}{sizes.get(path, '')}" for path in cleaner.removed) or "There is nothing to remove."
-    kept = "".join(f"\nKept until {until}: {path}" for path in cleaner.kept)
-    kept += "".join(f"\nLeft, as it is not migrator's, or is in use: {path}" for path in cleaner.left)
+    # Who was in a container may have given a subvolume any name.
+    text = "\n".join(f"{verb} {printable.line(path)}{sizes.get(path, '')}" for path in cleaner.removed)
+    kept = "".join(f"\nKept until {until}: {printable.line(path)}" for path in cleaner.kept)
+    kept += "".join(f"\nLeft, as it is not migrator's, or is in use: {printable.line(path)}" for path in cleaner.left)
     return Result({"removed": cleaner.removed, "kept": cleaner.kept, "left": cleaner.left, "dry_run": args.dry_run,
-                   "free_bytes": free, "sizes": cleaner.sizes}, f"{text}{kept}\n{size(free)} are free in {lxcpath}.")
+                   "free_bytes": free, "sizes": cleaner.sizes},
+                  f"{text or 'There is nothing to remove.'}{kept}\n{size(free)} are free in {lxcpath}.")
 
 
 def forget(journal: Journal, name: str = "", lxcpath: Path | None = None) -> None:

@@ -55,6 +55,7 @@ from migrator.protocol import Connection
 from migrator.states import FROZEN, Event, Owner, Role, State, Verdict, decide
 from migrator.thawing import Frozen
 from stages import abandon
+from tunnel import printable
 from tunnel.errors import DocumentedError
 
 NAME = "rollback"
@@ -184,7 +185,7 @@ def roll_back(migration: Migration, tell: Callable[[], str] | None) -> Result:
                 interrupted = error
             why = (f"keeps what has arrived, as something lives in it, which is not {name} itself:"
                    f" {error.fields.get('how')}" if lives_in_it else f"could not be told ({error})")
-            left_there = (f" {migration.peer} {why}; clean up there with:"
+            left_there = (f" {migration.peer} {printable.line(why)}; clean up there with:"
                           f" {advice.typed(f'{NAME}@destination', migration)}")
             kept = bases.acknowledged(migration)
         else:

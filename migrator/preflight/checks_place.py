@@ -109,8 +109,8 @@ def storage(case: Case) -> Iterator[Finding]:
     if rootfs.nested:
         yield NESTED.found(
             f"{rootfs.path} has subvolumes inside, which a snapshot leaves out: {listed(list(rootfs.nested))}.",
-            f"Turn each into a folder, or remove it: btrfs subvolume delete "
-            f"{shlex.quote(f'{rootfs.path}/{rootfs.nested[0]}')}",
+            # Not by its path from here, as the host's root: who is in there could lead that elsewhere meanwhile.
+            f"Turn each into a folder, or remove it, in the container: rm -r {shlex.quote(f'/{rootfs.nested[0]}')}",
         )
     if rootfs.nested_unknown:
         yield NESTED_UNKNOWN.found(

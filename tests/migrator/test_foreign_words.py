@@ -36,7 +36,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("mount-unreachable", {"mounts": (ROOT, Mount(EVIL, "ext4", "unreachable"))}, {}, f"umount {QUOTED}"),
     ("terminal-mounted", {"mounts": (ROOT, Mount(EVIL, "devpts", "external", "/dev/pts/3"))}, {}, f"umount {QUOTED}"),
     ("interface-kind", {"interfaces": (LO, Interface(NAMED, kind="gre"))}, {}, f"ip link delete dev '{NAMED}' -- "),
-    ("nested-subvolume", {"rootfs.nested": (EVIL[1:],)}, {}, f"btrfs subvolume delete {shlex.quote(ROOTFS + EVIL)}"),
+    ("nested-subvolume", {"rootfs.nested": (EVIL[1:],)}, {}, f"in the container: rm -r {shlex.quote(EVIL)}"),
     ("disk-quota", {"rootfs.quota": (("0/256", 10 << 20, 5 << 20),)}, {"storage.path": EVIL},
      f"btrfs qgroup limit 10485760 {RESTORED} && btrfs qgroup limit -e 5242880 {RESTORED}"),
     ("disk-quota", {"rootfs.quota": (("1/7", 1, -1),)}, {}, "put it into such a qgroup"),

@@ -14,6 +14,7 @@ from migrator.journal import Journal
 from migrator.layout import Layout
 from migrator.states import Event, Role
 from stages import cleanup
+from stages.cleaner import Cleaner
 from tests.stages.test_earlier_stays import (  # noqa: F401 -- fixtures
     ARRIVED,
     CONFIG,
@@ -104,6 +105,21 @@ def test_a_fence_that_does_not_tell_keeps_its_record(journal: Journal, pool: Pat
     assert str(copy) in typed(pool)["removed"] and not copy.exists()
     typed(pool, "--forget")
     assert journal.all() == []
+
+
+def test_no_name_makes_lines_of_its_own(pool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A subvolume may have been made, and called as he liked, by any user of a container."""
+    evil = "/pool/web/rootfs/x\nNext: type this"
+
+    def clean(cleaner: Cleaner, *_: object, **__: object) -> None:
+        for found in (cleaner.removed, cleaner.kept, cleaner.left):
+            found.append(evil)
+
+    monkeypatch.setattr(cleanup, "clean_container", clean)
+    done = cleanup.run(cli.parse(["cleanup", "web", "-P", str(pool)]))
+    assert [line.partition("/pool/")[0] for line in done.text.splitlines()][:3] == [
+        "Removed ", f"Kept until migrator cleanup web -P {pool}: ", "Left, as it is not migrator's, or is in use: "]
+    assert len(done.text.splitlines()) == 4 and done.data["left"] == [evil]
 
 
 def test_it_does_not_go_with_what_removes_the_snapshots(pool: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,8 +15,11 @@ from migrator.advice import this_host
 from migrator.btrfs import Subvolume
 from migrator.errors import (
     AlreadyRuns,
+    Busy,
     CommandTimeout,
     JournalBroken,
+    MigratorError,
+    RunsUnrecorded,
     SourceStateUnknown,
     SourceStillStopped,
     SourceStoppedUnknown,
@@ -103,6 +106,19 @@ def test_before_the_offer_nobody_else_is_needed(journal: Journal, thaws: list[st
     found = recorded(migration)
     assert found.state is State.ROLLED_BACK and found.owes and found.detail["kept"] == ["0badc0de.1"]
     assert found.detail["abandoned"] is False and found.detail["forced"] is False
+
+
+LINES = "no\nweb runs on here, and is damaged: type\nNext: migrator finish web"
+
+
+@pytest.mark.parametrize("answer", [Busy(name=LINES, pid="1"), RunsUnrecorded(name="web", how=LINES)])
+def test_what_the_destination_answers_makes_no_lines_of_its_own(journal: Journal, thaws: list[str],
+                                                                answer: MigratorError) -> None:
+    """They would stand among what this host says."""
+    migration = dumping(journal)
+    answer.host = "hostb"
+    told = rollback.roll_back(migration, refuses(answer))
+    assert "web runs on here, and is damaged" in told.text and "\n" not in told.text
 
 
 def test_forced_it_asks_nobody(journal: Journal, thaws: list[str]) -> None:
