@@ -28,7 +28,7 @@ Told = tuple[int, str | bool | None]
 
 LIMIT = 5.0  # seconds within which it must be told that a root lies on btrfs, or that it does not
 _PAUSE = 0.1  # seconds between two looks whether that has come
-_silent: set[tuple[int, int]] = set()  # the processes, with when they began, that have kept it back
+_silent: set[tuple[int, int | None]] = set()  # the processes, with when they began, that have kept it back
 
 
 def those(pids: Sequence[int], question: Question) -> list[int]:
@@ -43,7 +43,8 @@ def answers(pids: Sequence[int], question: Question) -> dict[int, str | bool | N
     keeps it back. The question raises nothing.
     """
     found: dict[int, str | bool | None] = {}
-    left = [pid for pid in dict.fromkeys(pids) if _known(pid) not in _silent]  # a list of a cgroup may have one twice
+    # Each once: the kernel's list of a cgroup may have one twice.
+    left = [pid for pid in dict.fromkeys(pids) if (pid, holder.began(pid)) not in _silent]
     while left:
         asked = 0
         try:
@@ -53,16 +54,11 @@ def answers(pids: Sequence[int], question: Question) -> dict[int, str | bool | N
             return found
         except TimeoutError:
             silent = left[asked]
-            _silent.add(_known(silent))
-            log.warning(f"Process {silent} keeps back where its root lies: it is taken for none of what was moved")
+            _silent.add((silent, holder.began(silent)))
+            log.warning(f"Process {silent} does not let anybody see where its root directory is: it is not counted as"
+                        " part of this migration")
             left = left[asked + 1:]
     return found
-
-
-def _known(pid: int) -> tuple[int, int]:
-    with contextlib.suppress(OSError):
-        return pid, holder.start_time(pid)
-    return pid, 0  # it has ended
 
 
 def _asked(pids: Sequence[int], question: Question) -> Iterator[Told | None]:
@@ -104,7 +100,7 @@ def _child(pids: Sequence[int], question: Question) -> Iterator[Iterator[bytes]]
                     _answer(write, pids, question)
                 stack.callback(_end, child, ended)
             except OSError as error:
-                log.verbose(f"no process can be made to ask for roots: {error.strerror}")
+                log.verbose(f"could not fork to look at the roots of processes: {error.strerror}")
             finally:
                 if os.getpid() != ours:  # Ctrl-C at its very beginning: it goes no way of this program's beside it
                     os._exit(0)

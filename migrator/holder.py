@@ -260,6 +260,13 @@ def start_time(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19])
 
 
+def began(pid: int) -> int | None:
+    """The same; None where it has ended."""
+    with contextlib.suppress(OSError):
+        return start_time(pid)
+    return None
+
+
 def _catches(pid: int, number: signal.Signals) -> bool:
     """Whether a process has a handler for a signal (SigCgt in proc_pid_status(5))."""
     (mask,) = processes.status(pid, b"SigCgt")

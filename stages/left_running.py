@@ -53,22 +53,16 @@ def kill(layout: Layout) -> list[int]:
     """
     until = time.monotonic() + lxc.STOP_LIMIT
     while True:
-        pids = {pid: _began(pid) for pid in lxc.container_processes(layout.name)}
+        pids = {pid: holder.began(pid) for pid in lxc.container_processes(layout.name)}
         left = [pid for pid in forked.those(list(pids), functools.partial(_is_own, layout))
                 if not _is_in(layout.set_aside(), pid)]
         if not left or time.monotonic() > until:
             return left
         for pid in left:
             with contextlib.suppress(ProcessLookupError):
-                if _began(pid) == pids[pid]:  # to ask may have taken long, and another process have its id by now
+                if holder.began(pid) == pids[pid]:  # to ask may have taken long, and another process have its id by now
                     os.kill(pid, signal.SIGKILL)
         time.sleep(0.02)
-
-
-def _began(pid: int) -> int | None:
-    with contextlib.suppress(OSError):
-        return holder.start_time(pid)
-    return None
 
 
 def live_below(layout: Layout) -> list[int]:

@@ -18,6 +18,7 @@ import pytest
 
 from migrator import forked, log, roots
 
+LIMIT = forked.LIMIT
 HELD = 300.0  # seconds for which a child keeps something back; it is ended long before
 
 
@@ -26,6 +27,7 @@ def on_btrfs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The processes whose root is said to lie on btrfs; of no process is it known that it keeps that back."""
     found: list[int] = []
     monkeypatch.setattr(forked, "_silent", set())
+    monkeypatch.setattr(forked, "LIMIT", HELD)  # a child that gets no processor for a while keeps nothing back
     monkeypatch.setattr(roots, "_lies_on_btrfs", lambda _: True)
     honest = roots.on_btrfs
 
@@ -64,6 +66,8 @@ class HoldingBack:
         self.looks: list[int] = []  # in vain; the processes that were waited for
         self.awaited = False
         self._on_btrfs, self._poll = roots.on_btrfs, select.poll
+        if pids:
+            monkeypatch.setattr(forked, "LIMIT", LIMIT)
         monkeypatch.setattr(roots, "on_btrfs", self._held)
         monkeypatch.setattr(select, "poll", lambda: self)
 
