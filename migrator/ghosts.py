@@ -1,30 +1,23 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Of a dump: what was open though deleted, and where CRIU makes it again at a restore; see `ghost_paths`.
-
-What another host has sent is read the way that CRIU reads it, or refused: what could mean one thing here and another
-to CRIU would not have been looked at.
-"""
+"""Of a dump: what was open though deleted, and where CRIU makes it again at a restore; see `ghost_paths`."""
 
 from __future__ import annotations
 
 import os
 import stat
-import struct
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
 from migrator import at_restore, ghost_paths, limited
+from migrator.criu_image import FILES, FILES_LIMIT, FILES_MAGIC, number, once, records, signed, split, string
 from migrator.ghost_paths import FILE, FOLDER
 from migrator.preflight.mount_facts import parse_mountinfo
-from migrator.tty_image import content, fields
 
-REMAPS, FILES, OLD_FILES, MOUNTS = "remap-fpath.img", "files.img", "reg-files.img", "mountpoints-*.img"
-LIMITS = {REMAPS: 4 << 20, FILES: 128 << 20}  # bytes; a file takes some hundred
-MOUNTS_LIMIT = 16 << 20
+REMAPS, OLD_FILES, MOUNTS = "remap-fpath.img", "reg-files.img", "mountpoints-*.img"
+REMAPS_LIMIT, MOUNTS_LIMIT = 4 << 20, 16 << 20  # bytes
 _GHOST_HEAD = 64 << 10  # bytes of a ghost's image that hold what kind of file it is; a link's target may come first
-_COMMON = 0x54564319  # IMG_COMMON_MAGIC in criu/include/magic.h
-_REMAP_MAGIC, _FILES_MAGIC, _GHOST_MAGIC, _MOUNTS_MAGIC = 0x59133954, 0x56303138, 0x52583605, 0x55563928  # ibid.
+_REMAP_MAGIC, _GHOST_MAGIC, _MOUNTS_MAGIC = 0x59133954, 0x52583605, 0x55563928  # criu/include/magic.h
 _LINKED, _GHOST, _PROCFS = 0, 1, 2  # images/remap-file-path.proto
 _ORIGINAL, _OTHER, _TYPE = 1, 2, 3  # fields of remap_file_path_entry
 _REGULAR = 3  # of file_entry
@@ -89,9 +82,9 @@ def ghosts(images: Path) -> list[Ghost]:
     if (images / OLD_FILES).exists():
         raise ValueError(f"{OLD_FILES} is of no CRIU of today")
     remaps = []
-    for record in _records(images / REMAPS, _REMAP_MAGIC):
-        found = _once(record, (_ORIGINAL, _OTHER, _TYPE))
-        remaps.append(tuple(_number(found.get(field)) for field in (_ORIGINAL, _OTHER, _TYPE)))
+    for record in records(images / REMAPS, _REMAP_MAGIC, REMAPS_LIMIT):
+        found = once(record, (_ORIGINAL, _OTHER, _TYPE))
+        remaps.append(tuple(number(found.get(field)) for field in (_ORIGINAL, _OTHER, _TYPE)))
     files = _files(images, {id_ for original, other, type_ in remaps if type_ != _PROCFS for id_ in (original, other)})
     made = []
     for original, other, type_ in remaps:
@@ -109,19 +102,18 @@ def ghosts(images: Path) -> list[Ghost]:
 def _files(images: Path, wanted: Collection[int]) -> dict[int, tuple[str, int]]:
     """The names of these files, and their mounts."""
     found: dict[int, tuple[str, int]] = {}
-    for record in _records(images / FILES, _FILES_MAGIC) if wanted else ():
-        regular = _once(record, (_REGULAR,)).get(_REGULAR)
+    for record in records(images / FILES, FILES_MAGIC, FILES_LIMIT) if wanted else ():
+        regular = once(record, (_REGULAR,)).get(_REGULAR)
         if regular is None:
             continue
-        entry = _once(_bytes(regular), (_ID, _NAME, _MOUNT))
-        id_ = _number(entry.get(_ID))
+        entry = once(string(regular), (_ID, _NAME, _MOUNT))
+        id_ = number(entry.get(_ID))
         if id_ not in wanted:
             continue
-        name = os.fsdecode(_bytes(entry.get(_NAME)))
+        name = os.fsdecode(string(entry.get(_NAME)))
         if id_ in found or not name.startswith("/") or "\0" in name:
             raise ValueError(f"{FILES} makes no sense")
-        zigzag = _number(entry.get(_MOUNT, 1))  # left out it is -1, as where CRIU has given a name
-        found[id_] = name, zigzag >> 1 ^ -(zigzag & 1)
+        found[id_] = name, signed(entry.get(_MOUNT))  # left out where CRIU has given a name
     return found
 
 
@@ -135,7 +127,7 @@ def _kind(images: Path, id_: int, name: str) -> str:
     path = images / f"ghost-file-{id_:x}.img"
     with path.open("rb") as file:
         head = file.read(_GHOST_HEAD)
-    mode = _number(_once(next(_split(head, path.name, _GHOST_MAGIC), b""), (_MODE,)).get(_MODE))
+    mode = number(once(next(split(head, path.name, _GHOST_MAGIC), b""), (_MODE,)).get(_MODE))
     if stat.S_ISLNK(mode):
         raise ValueError(f"{name}, a deleted symbolic link that is open, cannot be made again: CRIU could follow it")
     return FOLDER if stat.S_ISDIR(mode) else FILE
@@ -145,54 +137,10 @@ def _targets(images: Path) -> dict[int, list[str]]:
     """Where each mount is, in words."""
     found: dict[int, list[str]] = {}
     for path in sorted(images.glob(MOUNTS)):
-        for record in _split(limited.read(path, MOUNTS_LIMIT), path.name, _MOUNTS_MAGIC):
-            entry = _once(record, (_MOUNT_ID, _TARGET))
-            id_ = _number(entry.get(_MOUNT_ID))
+        for record in split(limited.read(path, MOUNTS_LIMIT), path.name, _MOUNTS_MAGIC):
+            entry = once(record, (_MOUNT_ID, _TARGET))
+            id_ = number(entry.get(_MOUNT_ID))
             if id_ in found:
                 raise ValueError("a mount is in the images twice")
-            found[id_] = ghost_paths.split(os.fsdecode(_bytes(entry.get(_TARGET))))
+            found[id_] = ghost_paths.split(os.fsdecode(string(entry.get(_TARGET))))
     return found
-
-
-def _records(path: Path, magic: int) -> Iterator[bytes]:
-    return _split(limited.read(path, LIMITS[path.name]), path.name, magic)
-
-
-def _split(image: bytes, name: str, magic: int) -> Iterator[bytes]:
-    """The messages of an image of CRIU's; raises ValueError."""
-    head = struct.pack("<II", _COMMON, magic)
-    if not image.startswith(head):
-        raise ValueError(f"{name} is no image of CRIU's")
-    position = len(head)
-    while position < len(image):
-        begin = position + 4
-        position = begin + int.from_bytes(image[position:begin], "little")
-        if position > len(image):
-            raise ValueError(f"{name} is damaged")
-        yield image[begin:position]
-
-
-def _once(record: bytes, wanted: Collection[int]) -> dict[int, int | bytes]:
-    """These fields of a message; raises ValueError where one of them is there twice."""
-    found: dict[int, int | bytes] = {}
-    try:
-        for number, value, raw in fields(record):
-            if number in wanted:
-                if number in found:
-                    raise ValueError("a field is there twice")
-                found[number] = content(raw) if value is None else value
-    except IndexError as error:
-        raise ValueError("a record of an image is damaged") from error
-    return found
-
-
-def _number(value: int | bytes | None) -> int:
-    if isinstance(value, int):
-        return value & 0xFFFFFFFF  # as protobuf-c has it
-    raise ValueError("a number is missing in an image")
-
-
-def _bytes(value: int | bytes | None) -> bytes:
-    if isinstance(value, bytes):
-        return value
-    raise ValueError("a string is missing in an image")

@@ -108,7 +108,12 @@ def is_elsewhere(pid: int, folder: Path) -> bool:
 
 def mounted(pid: int) -> tuple[Root, int | None]:
     """The root of a process and the id of the mount that it is in, None from a kernel before 5.8; raises OSError."""
-    found = _statx(PROC / str(pid) / "root", _STATX_INO | _STATX_MNT_ID)
+    return placed(PROC / str(pid) / "root")
+
+
+def placed(path: Path) -> tuple[Root, int | None]:
+    """The same of what a path leads to."""
+    found = _statx(path, _STATX_INO | _STATX_MNT_ID)
     (said,) = struct.unpack_from("=I", found)  # stx_mask
     return _root(found), struct.unpack_from("=Q", found, 144)[0] if said & _STATX_MNT_ID else None  # stx_mnt_id
 

@@ -15,6 +15,7 @@ from typing import Any
 from migrator import (
     advice,
     apart,
+    bound_sockets,
     cgroup_limits,
     cgroups,
     cli,
@@ -225,6 +226,7 @@ class Dump(Handover):
         try:
             mount_plan.require(self.images)  # mounts that were made since the preflight
             ghosts.require_here(self.images, self.pid)
+            bound_sockets.require_here(self.images, self.pid, cgroups.processes(str(self.cgroup)))
         except (OSError, ValueError) as error:
             raise DumpFailed(name=self.container.name, reason=str(error), log="not there") from error
         tty_image.mend(self.images, tty_image.sessions(cgroups.processes(str(self.cgroup))))

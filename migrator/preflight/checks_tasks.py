@@ -92,6 +92,12 @@ ASTRAY = define("deleted-file-astray", ERROR, """What is open though deleted CRI
     the folders and programs of processes; what else has such a file (a mapping, a message on its way in a UNIX socket,
     a process in a mount namespace of its own) fails the restore, and the container runs on where it was.""",
     memory_only=True)
+SOCKET_ASTRAY = define("socket-astray", ERROR, """CRIU binds a UNIX socket once more by the name that was given to
+    bind(2), and connects others to it by that, with root's rights: symbolic links that have come on the way since would
+    lead it to other sockets, and those of /proc to what it has open itself, out of the container (criu/sk-unix.c).
+    Looked for is what leads through /proc among the sockets that processes have open in the container's first mount and
+    network namespace; the dump finds all others, and what leads to another socket, and the container runs on here.""",
+    memory_only=True)
 INCOMPLETE = define("facts-incomplete", WARNING, "There were more processes or descriptors than are looked at.",
     memory_only=True)
 SYSTEMD = define("systemd-guest", WARNING, """systemd uses what CRIU cannot dump unless told not to: nested
@@ -161,6 +167,9 @@ def files(case: Case) -> Iterator[Finding]:
     for note in case.notes("deleted-astray"):
         yield ASTRAY.found(f"{holder(note)} has something open that was deleted and cannot be made again, "
                            f"{note.detail}.", f"Start it anew, or end it: kill {note.pid}")
+    for note in case.notes("socket-astray"):
+        yield SOCKET_ASTRAY.found(f"{holder(note)} has a UNIX socket that cannot be bound once more: {note.detail}.",
+                                  f"Start it anew, or end it: kill {note.pid}")
 
 
 def namespaces(case: Case) -> Iterator[Finding]:

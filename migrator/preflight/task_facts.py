@@ -17,7 +17,7 @@ import stat
 import time
 from collections.abc import Collection
 
-from migrator import descent, ghost_paths, roots, terminals
+from migrator import descent, ghost_paths, roots, socket_names, terminals
 from migrator.preflight import unix_facts, watch_facts
 from migrator.preflight.mount_facts import OF_PATHS, MountLine, may_wait, parse_mountinfo
 from migrator.preflight.proc import Status, link, parse_status, read_text
@@ -253,6 +253,27 @@ class _Look:
             finally:
                 os.close(root)
 
+    def bound_sockets(self) -> None:
+        """Those whose names lead where CRIU must not follow; what they lead to besides `bound_sockets` looks at.
+
+        Of those in other mount and network namespaces it alone does.
+        """
+        mounts = {line.id: line.type for line in self.mounts_of(self.init)}
+        for inode, its in unix_facts.bound(self.init).items() if self.unix_sockets else ():
+            status = self.unix_sockets.get(inode)
+            if not status or not its.name.startswith("/"):
+                continue
+            if link(f"/proc/{status.pid}/ns/mnt") != self.namespaces["mnt"]:
+                continue
+            with contextlib.suppress(OSError):
+                root = os.open(f"/proc/{self.init}/root", os.O_PATH | os.O_CLOEXEC)
+                try:
+                    socket_names.follow(root, its.name, mounts)
+                except socket_names.Astray as error:
+                    self.note("socket-astray", f"{its.name} {error}", status)
+                finally:
+                    os.close(root)
+
     def device(self, status: Status, path: str, target: str, found: roots.Opened) -> None:
         major, minor = os.major(found.special), os.minor(found.special)
         if place := _pts(found):
@@ -294,6 +315,7 @@ class _Look:
         for place, (target, status) in self.slaves.items():
             if not self.masters & {place, (0, place[1])} and not self.is_lxcs(place):
                 self.note("terminal-outside", target, status)
+        self.bound_sockets()
         for inode in sorted(unix_facts.outside(self.init, frozenset(self.unix_sockets)) if self.unix_sockets else ()):
             self.note("unix-outside", f"socket:[{inode}]", self.unix_sockets[inode])
         half = {target: status for target, (ends, status) in self.pipes.items() if ends != 3}

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which UNIX sockets of a network namespace are connected with which: asked of the kernel by netlink (sock_diag(7)).
+"""Which UNIX sockets of a network namespace are connected with which, and to what they are bound.
+
+Asked of the kernel by netlink (sock_diag(7)).
 
 /proc/net/unix does not tell a socket's peer, and a socket whose peer is a process of the host (through a folder bound
 from there, such as /run/dbus) cannot be dumped.
@@ -14,6 +16,7 @@ import socket
 import struct
 import threading
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from migrator import log
 
@@ -21,11 +24,18 @@ NETLINK_SOCK_DIAG = 4
 SOCK_DIAG_BY_FAMILY = 20
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 NLM_F_REQUEST, NLM_F_DUMP = 0x1, 0x300
-SHOW_PEER, SHOW_ICONS = 0x4, 0x8
-ATTRIBUTE_PEER, ATTRIBUTE_ICONS = 2, 3
+SHOW_NAME, SHOW_VFS, SHOW_PEER, SHOW_ICONS = 0x1, 0x2, 0x4, 0x8
+ATTRIBUTE_NAME, ATTRIBUTE_VFS, ATTRIBUTE_PEER, ATTRIBUTE_ICONS = 0, 1, 2, 3
 CLONE_NEWNET = 0x40000000
 LIMIT = 5.0  # seconds
 ALL_STATES = 0xFFFFFFFF
+
+
+class Bound(NamedTuple):
+    """To what a socket is bound."""
+
+    name: str  # as it was given to bind(2), perhaps relative to a folder that nobody knows
+    file: int  # the inode number of what was made there, of which the kernel tells the lowest 32 bits
 
 
 def outside(pid: int, owned: frozenset[int]) -> frozenset[int]:
@@ -36,6 +46,14 @@ def outside(pid: int, owned: frozenset[int]) -> frozenset[int]:
     peers, waiting = parse(_ask(pid))
     inside = owned | {inode for listener in owned for inode in waiting.get(listener, ())}
     return frozenset(inode for inode in owned if peers.get(inode, 0) not in inside | {0})
+
+
+def bound(pid: int) -> dict[int, Bound]:
+    """The sockets (inodes) in the network namespace of `pid` that are bound to a path, or have come of one that is.
+
+    Empty when the kernel cannot be asked.
+    """
+    return parse_bound(_ask(pid))
 
 
 def _ask(pid: int) -> bytes:
@@ -62,7 +80,8 @@ def _ask(pid: int) -> bytes:
 
 
 def _dump() -> bytes:
-    body = struct.pack("=BBHIIIII", socket.AF_UNIX, 0, 0, ALL_STATES, 0, SHOW_PEER | SHOW_ICONS, 0, 0)
+    body = struct.pack("=BBHIIIII", socket.AF_UNIX, 0, 0, ALL_STATES, 0,
+                       SHOW_NAME | SHOW_VFS | SHOW_PEER | SHOW_ICONS, 0, 0)
     header = struct.pack("=IHHII", 16 + len(body), SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST | NLM_F_DUMP, 1, 0)
     found = b""
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_SOCK_DIAG) as channel:
@@ -112,3 +131,17 @@ def parse(answer: bytes) -> tuple[dict[int, int], dict[int, tuple[int, ...]]]:
             elif attribute == ATTRIBUTE_ICONS:
                 waiting[inode] = struct.unpack(f"={len(value) // 4}I", value[: len(value) // 4 * 4])
     return peers, waiting
+
+
+def parse_bound(answer: bytes) -> dict[int, Bound]:
+    """The sockets, by their inodes, that have a path; those with an abstract name have no file."""
+    found: dict[int, Bound] = {}
+    for kind, body in messages(answer):
+        if kind != SOCK_DIAG_BY_FAMILY or len(body) < 16:
+            continue
+        (inode,) = struct.unpack_from("=I", body, 4)
+        values = dict(attributes(body[16:]))
+        name, file = values.get(ATTRIBUTE_NAME, b"").partition(b"\0")[0], values.get(ATTRIBUTE_VFS, b"")
+        if name and len(file) == 8:
+            found[inode] = Bound(os.fsdecode(name), *struct.unpack_from("=I", file))
+    return found

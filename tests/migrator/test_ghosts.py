@@ -13,29 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from migrator import at_restore, ghosts, roots
+from migrator import at_restore, criu_image, ghosts, roots
 from migrator.ghost_paths import FILE, FOLDER, line
 from migrator.tty_image import varint
 from tests.effort import tries
-
-HEADS = {name: struct.pack("<II", 0x54564319, magic) for name, magic in {
-    "remap-fpath.img": 0x59133954, "files.img": 0x56303138, "ghost": 0x52583605, "mounts": 0x55563928}.items()}
-
-
-def message(*parts: tuple[int, int | bytes | str]) -> bytes:
-    """A protocol buffer's message."""
-    out = b""
-    for number, value in parts:
-        if isinstance(value, int):
-            out += varint(number << 3) + varint(value)
-        else:
-            data = value.encode() if isinstance(value, str) else value
-            out += varint(number << 3 | 2) + varint(len(data)) + data
-    return out
-
-
-def image(name: str, *records: bytes) -> bytes:
-    return HEADS[name] + b"".join(struct.pack("<I", len(record)) + record for record in records)
+from tests.migrator.criu_images import image, message
 
 
 def remap(original: int, other: int, type_: int) -> bytes:
@@ -214,7 +196,7 @@ def test_more_than_can_be_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ghosts.plan(tmp_path)
     monkeypatch.setattr(at_restore, "GHOSTS_LIMIT", len(line(7, FILE, 0, "/a")))
     assert ghosts.plan(tmp_path)
-    os.truncate(tmp_path / "files.img", ghosts.LIMITS["files.img"] + 1)
+    os.truncate(tmp_path / "files.img", criu_image.FILES_LIMIT + 1)
     with pytest.raises(ValueError, match="larger than"):
         ghosts.plan(tmp_path)
 

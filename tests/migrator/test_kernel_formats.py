@@ -35,7 +35,7 @@ def unix_message(inode: int, *attributes: tuple[int, bytes]) -> bytes:
 
 
 ANSWER = (
-    unix_message(10, (0, b"/run/s"), (3, struct.pack("=I", 12)))  # listens, 12 waits
+    unix_message(10, (0, b"/run/s\0"), (1, struct.pack("=II", 7, 40)), (3, struct.pack("=I", 12)))  # listens, 12 waits
     + unix_message(11, (2, struct.pack("=I", 12)))
     + unix_message(13, (2, struct.pack("=I", 99)))
     + unix_message(14)
@@ -49,7 +49,16 @@ def test_unix_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     assert unix_facts.outside(1, frozenset([11])) == {11}
 
 
+def test_unix_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An abstract name is not that of a file; nor has one without a file any."""
+    more = (unix_message(15, (0, b"\0abstract"), (1, struct.pack("=II", 8, 40))) + unix_message(16, (0, b"/run/t\0"))
+            + unix_message(17, (0, b"a/\xff"), (1, struct.pack("=II", 2**32 - 1, 40))))
+    monkeypatch.setattr(unix_facts, "_ask", lambda _: ANSWER + more)
+    assert unix_facts.bound(1) == {10: ("/run/s", 7), 17: ("a/\udcff", 2**32 - 1)}
+
+
 @given(st.binary() | st.tuples(st.just(ANSWER), st.integers(0, 150), st.binary(max_size=3)).map(
     lambda parts: parts[0][: parts[1]] + parts[2] + parts[0][parts[1] :]))
 def test_any_unix_answer(data: bytes) -> None:
     unix_facts.parse(data)
+    unix_facts.parse_bound(data)

@@ -266,6 +266,7 @@ FOUND: list[tuple[str, Severity, Change, str]] = [
     ("socket-unknown", WARNING, task("socket", ""), "unknown protocol"),
     ("device-open", ERROR, task("device", "char 10:229 /dev/fuse"), "/dev/fuse"),
     ("device-open", ERROR, task("device", "block 7:0 /dev/loop0"), "/dev/loop0"),
+    ("socket-astray", ERROR, task("socket-astray", "/h/s leads through /proc"), "bound once more: /h/s leads through"),
     ("inotify-symlink", ERROR, task("watch-symlink", "/etc/localtime"), "--remove-destination"),
     ("inotify-deleted", ERROR, task("watch-deleted", "/tmp/x"), "has been deleted"),
     ("inotify-deleted", ERROR, task("watch-hidden", "/tmp/x"), "hidden"),

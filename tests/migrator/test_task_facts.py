@@ -327,6 +327,33 @@ def test_limits(watcher: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatc
     assert not tasks.complete and len(tasks.notes) == 2
 
 
+BINDER = """
+import os, socket, sys
+os.chdir(sys.argv[1])
+os.makedirs("his/a")
+os.symlink("his", "link")
+held = [socket.socket(socket.AF_UNIX) for _ in range(4)]
+for its, name in zip(held, ("his/s", "link/t", "his/a/u", "his/a/v")):
+    its.bind(name if name == "his/s" else f"{sys.argv[1]}/{name}")
+os.rename("his/a", "was")
+os.symlink("/proc/self/fd/121/1/root", "his/a")
+os.unlink("was/v")
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_sockets_whose_names_lead_through_proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Deleted or not; what else leads elsewhere the dump looks at."""
+    with subprocess.Popen([sys.executable, "-c", BINDER, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                          stderr=subprocess.DEVNULL) as process:
+        assert process.stdin and process.stdout and process.stdout.readline() == b"ready\n"
+        notes = look_at(process, monkeypatch).notes
+        process.stdin.close()
+    assert sorted(note.detail.partition(",")[0] for note in notes if note.kind == "socket-astray") == [
+        f"{tmp_path}/his/a/{name} leads through /proc" for name in "uv"]
+
+
 def test_own_unix_sockets_are_known(watcher: subprocess.Popen[bytes]) -> None:
     """Asked of the kernel: the two ends of its socket pair, and one that has its peer elsewhere."""
     links = [os.readlink(f"/proc/{watcher.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{watcher.pid}/fd")]  # noqa: PTH115, PTH208

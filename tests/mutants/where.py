@@ -15,6 +15,9 @@ WHERE: dict[str, tuple[str, ...]] = {
     "migrator/autostart.py": ("*",),
     "migrator/states.py": ("*",),
     "migrator/forked.py": ("*",),
+    "migrator/bound_sockets.py": ("*",),
+    "migrator/criu_image.py": ("*",),
+    "migrator/socket_names.py": ("*",),
     "migrator/ghost_paths.py": ("*",),
     "migrator/ghosts.py": ("*",),
     "migrator/healing.py": ("*",),
@@ -56,12 +59,13 @@ WHERE: dict[str, tuple[str, ...]] = {
 # its test in test_decisions.py too.
 TESTS = (
     *(f"tests/migrator/test_{name}.py" for name in (
-        "autostart", "bases", "behind", "bounds", "config_added", "container_config", "decisions", "durability",
+        "autostart", "bases", "behind", "bound_sockets", "bounds", "config_added", "container_config", "decisions",
+        "durability",
         "follower", "forked", "ghost_paths", "ghosts", "holder", "image_memory", "journal", "journal_alone",
         "journal_full", "journal_read_only", "journal_steps", "known_hosts", "late_start", "layout", "leave",
         "linked_config", "lock_files", "lxc_disk", "mount_plan", "mount_sources", "names", "own_keyring",
-        "prepare_restore", "removal", "restore_config", "roots", "spool", "spool_reads", "spool_receive", "states",
-        "thawing", "transfer", "watchdog", "watchdog_beside", "whose_cgroup")),
+        "prepare_restore", "removal", "restore_config", "roots", "socket_names", "spool", "spool_reads",
+        "spool_receive", "states", "thawing", "transfer", "watchdog", "watchdog_beside", "whose_cgroup")),
     *(f"tests/stages/{path.name}" for path in sorted((Path(__file__).parents[1] / "stages").glob("test_*.py"))
       if path.name not in ("test_journal_filled.py", "test_peer.py")),  # which take seconds
     *(f"tests/tunnel/test_{name}.py" for name in (

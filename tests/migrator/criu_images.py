@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""CRIU's images, made up."""
+
+from __future__ import annotations
+
+import struct
+
+from migrator.tty_image import varint
+
+HEADS = {name: struct.pack("<II", 0x54564319, magic) for name, magic in {
+    "remap-fpath.img": 0x59133954, "files.img": 0x56303138, "ghost": 0x52583605, "mounts": 0x55563928}.items()}
+
+
+def message(*parts: tuple[int, int | bytes | str]) -> bytes:
+    """A protocol buffer's message."""
+    out = b""
+    for number, value in parts:
+        if isinstance(value, int):
+            out += varint(number << 3) + varint(value)
+        else:
+            data = value.encode() if isinstance(value, str) else value
+            out += varint(number << 3 | 2) + varint(len(data)) + data
+    return out
+
+
+def image(name: str, *records: bytes) -> bytes:
+    return HEADS[name] + b"".join(struct.pack("<I", len(record)) + record for record in records)

@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The UNIX sockets of a dump: CRIU binds and connects them by name, so each name must still lead to its socket."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from migrator import bound_sockets, criu_image, roots
+from migrator.bound_sockets import Bound
+from tests.migrator.criu_images import image, message
+
+
+def unix(inode: int, name: str | bytes, mount: int = -1, *, folder: str = "", deleted: bool = False) -> bytes:
+    """A record of files.img, with all that is required of one, as CRIU writes it."""
+    more = [(14, folder)] if folder else []
+    on = [] if mount == -1 else [(17, mount << 1)]
+    gone = [(15, 1)] if deleted else []
+    entry = message((1, 7), (2, inode), (3, 1), (4, 10), (5, 2), (6, 0), (7, 0), (8, 0), (9, b""), (10, b""),
+                    (11, name), (13, message((1, 0o140755), (2, 0), (3, 0))), *more, *gone, (16, 9), *on)
+    return message((1, 5), (2, 7), (16, entry))
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+OTHER = message((1, 1), (2, 99), (3, message((1, 99), (6, "/a"))))
+
+
+def made(folder: Path, *records: bytes) -> Path:
+    (folder / "files.img").write_bytes(image("files.img", OTHER, *records))
+    return folder
+
+
+def test_the_names(tmp_path: Path) -> None:
+    """Some are of no path, one is relative, one deleted, and of one CRIU could not tell the mount."""
+    made(tmp_path, unix(1, ""), unix(2, b"\0abstract"), unix(3, b"/run/a\0", 12), unix(4, b"b/c\0", 12, folder="/srv"),
+         unix(5, b"/d \xff\0x", 0, deleted=True), unix(6, "/e"))
+    assert bound_sockets.bound(tmp_path) == [
+        Bound(3, "/run/a", 12, False), Bound(4, "/srv/b/c", 12, False), Bound(5, "/d \udcff", 0, True),
+        Bound(6, "/e", -1, False)]
+
+
+NONSENSE = {
+    "a name twice": message((1, 5), (2, 7), (16, message((2, 1), (11, "/a"), (11, "/b")))),
+    "a socket twice": message((1, 5), (2, 7), (16, message((2, 1), (11, "/a"))), (16, message((2, 1), (11, "/b")))),
+    "no name": message((1, 5), (2, 7), (16, message((2, 1)))),
+    "no number": message((1, 5), (2, 7), (16, message((11, "/a")))),
+    "no folder": unix(1, "a"),
+    "a number for a socket": message((1, 5), (2, 7), (16, 3)),
+    "a number for a name": message((1, 5), (2, 7), (16, message((2, 1), (11, 3)))),
+}
+
+
+@pytest.mark.parametrize("record", NONSENSE.values(), ids=NONSENSE)
+def test_what_could_mean_something_else_to_criu(tmp_path: Path, record: bytes) -> None:
+    with pytest.raises(ValueError, match=r"twice|missing"):
+        bound_sockets.bound(made(tmp_path, record))
+
+
+def test_images_of_an_older_criu(tmp_path: Path) -> None:
+    (made(tmp_path) / "unixsk.img").write_bytes(b"")
+    with pytest.raises(ValueError, match="of no CRIU of today"):
+        bound_sockets.bound(tmp_path)
+    (tmp_path / "unixsk.img").unlink()
+    os.truncate(tmp_path / "files.img", criu_image.FILES_LIMIT + 1)
+    with pytest.raises(ValueError, match=r"files\.img"):
+        bound_sockets.bound(tmp_path)
+
+
+# --- in the frozen container itself; here that is this process ---------------------------------------------------
+
+
+@contextlib.contextmanager
+def listening(path: Path) -> Iterator[tuple[int, int]]:
+    """A socket that is bound there; its inode and its mount."""
+    with socket.socket(socket.AF_UNIX) as its:
+        its.bind(str(path))
+        mount = roots.placed(path)[1]
+        assert mount is not None
+        yield os.fstat(its.fileno()).st_ino, mount
+
+
+def look(folder: Path, *records: bytes) -> str:
+    """Why CRIU must not go by these; "" where it may."""
+    (folder / "images").mkdir(exist_ok=True)
+    before = open_files()
+    try:
+        bound_sockets.require_here(made(folder / "images", *records), os.getpid(), [os.getpid()])
+    except PermissionError as error:
+        return str(error)
+    finally:
+        assert open_files() == before
+    return ""
+
+
+def test_a_name_leads_to_its_socket(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").symlink_to("a")
+    with listening(tmp_path / "b/s") as (inode, mount):
+        for name in ("a/s", "b/s", "b/../a/s"):
+            assert look(tmp_path, unix(inode, f"{tmp_path}/{name}\0", mount)) == ""
+        assert look(tmp_path, unix(inode, "b/s\0", mount, folder=str(tmp_path))) == ""
+        assert look(tmp_path, unix(inode, f"{tmp_path}/a/s\0")) == ""
+        assert look(tmp_path, unix(inode, b"\0s"), unix(inode, "")) == ""
+
+
+@pytest.mark.parametrize("deleted", [False, True])
+def test_a_name_that_leads_to_another_socket(tmp_path: Path, deleted: bool) -> None:
+    """As one that only root may connect to. A deleted one is made beside it, by a name of its own, and taken away."""
+    (tmp_path / "his").mkdir()
+    with listening(tmp_path / "his/s") as (inode, mount), listening(tmp_path / "s"):
+        (tmp_path / "his").rename(tmp_path / "was")
+        (tmp_path / "his").symlink_to(".")
+        said = look(tmp_path, unix(inode, f"{tmp_path}/his/s\0", mount, deleted=deleted))
+        assert said == ("" if deleted else
+                        f"{tmp_path}/his/s, to which a UNIX socket is bound, leads to something else by now")
+
+
+def test_what_is_no_socket(tmp_path: Path) -> None:
+    with listening(tmp_path / "s") as (inode, mount):
+        (tmp_path / "s").rename(tmp_path / "t")
+        assert look(tmp_path, unix(inode, f"{tmp_path}/s\0", mount)) == ""  # CRIU binds it there: nobody is in its way
+        (tmp_path / "s").write_text("")
+        assert "leads to something else" in look(tmp_path, unix(inode, f"{tmp_path}/s\0", mount))
+
+
+@pytest.mark.parametrize("deleted", [False, True])
+def test_a_name_that_leads_out_of_the_container(tmp_path: Path, deleted: bool) -> None:
+    (tmp_path / "his").mkdir()
+    with listening(tmp_path / "his/s") as (inode, mount):
+        (tmp_path / "his").rename(tmp_path / "was")
+        (tmp_path / "his").symlink_to(f"/proc/self/fd/121/1/root{tmp_path}/was")
+        said = look(tmp_path, unix(inode, f"{tmp_path}/his/s\0", mount, deleted=deleted))
+    assert f"{tmp_path}/his/s, to which a UNIX socket is bound, leads through /proc, " in said
+
+
+def test_whose_socket_it_is_must_be_known(tmp_path: Path) -> None:
+    """On its mount, and by its number; the kernel says by which file it is bound."""
+    with listening(tmp_path / "s") as (inode, mount), listening(tmp_path / "t") as (other, _):
+        name = f"{tmp_path}/s\0"
+        assert "is of no socket that is known" in look(tmp_path, unix(2**32 - 1, name, mount))
+        assert "leads to something else by now" in look(tmp_path, unix(other, name, mount))
+        elsewhere = roots.placed(Path("/proc"))[1]
+        assert elsewhere not in (None, mount)
+        assert "leads to something else by now" in look(tmp_path, unix(inode, name, elsewhere or 0))
+        assert "is in a mount namespace that is not to be found" in look(tmp_path, unix(inode, name, 2**31 - 1))
+
+
+def test_one_socket_of_several(tmp_path: Path) -> None:
+    with listening(tmp_path / "s") as (inode, mount), listening(tmp_path / "t") as (other, _):
+        right, wrong = unix(inode, f"{tmp_path}/s\0", mount), unix(inode, f"{tmp_path}/t\0", mount)
+        assert look(tmp_path, right, unix(other, f"{tmp_path}/t\0", mount)) == ""
+        assert f"{tmp_path}/t, " in look(tmp_path, right, wrong, right)
+
+
+ELSEWHERE = """
+import os, socket, sys
+os.makedirs(sys.argv[1] + "/run")
+here = socket.socket(socket.AF_UNIX)
+here.bind(sys.argv[1] + "/run/s")
+os.symlink(sys.argv[2], sys.argv[1] + "/astray")
+if sys.argv[3]: os.chroot(sys.argv[1])
+print(os.fstat(here.fileno()).st_ino, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("chroot", ["", "chrooted"])
+def test_in_a_mount_namespace_of_its_own(tmp_path: Path, chroot: str) -> None:
+    """As a service has it that is given a /tmp of its own. CRIU goes by the root of that namespace, whatever the
+    process has made its own.
+    """
+    away = tmp_path / "away"
+    away.mkdir()
+    script = 'mount -t tmpfs none "$1" && exec "$0" -c "$2" "$1" /proc/self/root "$3"'
+    with subprocess.Popen(["unshare", "--mount", "--propagation", "private", "sh", "-c", script, sys.executable, away,
+                           ELSEWHERE, chroot], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout and process.stdin
+        inode = int(process.stdout.readline())
+        try:
+            # What the process sees of its mounts begins at its root; so the numbers are asked in the namespace.
+            seen = bound_sockets._from_the_top(process.pid)
+            os.close(seen[0])
+            (mount,) = (int(line.split()[0]) for line in seen[1].splitlines() if f" {away} " in line)
+            (tmp_path / "images").mkdir()
+            said = []
+            for name in (f"{away}/run/s", f"{away}/astray/s", "/run/s", str(away)):
+                made(tmp_path / "images", unix(inode, f"{name}\0", mount))
+                before = open_files()
+                try:
+                    bound_sockets.require_here(tmp_path / "images", os.getpid(), [os.getpid(), process.pid])
+                    said.append("")
+                except PermissionError as error:
+                    said.append(str(error).partition("is bound, ")[2])
+                assert open_files() == before
+        finally:
+            process.stdin.close()
+    assert said[0] == "" and "leads through /proc" in said[1] and "leads to something else" in said[3]
+    assert said[2] == ""  # nothing is there, in the namespace's root
+    assert not list(away.iterdir())  # this program has stayed where it was
+
+
+def test_a_mount_namespace_that_cannot_be_entered() -> None:
+    with pytest.raises(PermissionError, match="the mount namespace of process 4194305 cannot be looked into"):
+        bound_sockets._from_the_top(2**22 + 1)
