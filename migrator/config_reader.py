@@ -44,8 +44,11 @@ def setting(line: str) -> tuple[str, str] | None:
 
 
 def settings(text: str) -> list[tuple[str, str]]:
-    """All of a text, `lxc.include` as any other."""
-    return [found for found in map(setting, lines(text)) if found]
+    """All of a text that LXC reads, `lxc.include` as any other: to LXC it ends at its first zero byte.
+
+    It is a string of C there, which strtok_r(3) takes apart.
+    """
+    return [found for found in map(setting, lines(text.partition("\0")[0])) if found]
 
 
 def included(text: str) -> list[str]:
@@ -144,6 +147,8 @@ class _Walk:
         self._size += len(data)
         if self._size > SIZE_LIMIT:
             self._fault(path, f"makes it larger than {SIZE_LIMIT} bytes")
+        if b"\0" in data:
+            self._fault(path, "has a zero byte, behind which LXC reads nothing of it")
         if not _is_utf8(data):
             self._fault(path, "is not text in UTF-8")
 

@@ -165,7 +165,7 @@ def unfenced(text: str) -> str:
 
     def instead(fence: re.Match[str]) -> str:
         begin, end = fence.span()
-        between = begin > 0 and end < len(text) and text[begin - 1] != "\n"
+        between = begin > 0 and end < len(text) and text[begin - 1] != "\n" and text[end] != "\0"
         return "\n" if between else ""  # somebody has added lines behind it
 
     return _FENCE.sub(instead, text)
@@ -176,13 +176,14 @@ def fenced(text: str, hook: Path, migration: str) -> str:
 
     Nothing of the container's own happens at a start that is refused. LXC runs hooks in the order of the configuration,
     and an empty value takes back those before it; after one of pre-start has failed it still runs those of the end, and
-    destroys what is ephemeral (__lxc_start and lxc_end in liblxc's start.c). So the fence stands behind everything, and
-    takes all of that back.
+    destroys what is ephemeral (__lxc_start and lxc_end in liblxc's start.c). So the fence stands behind everything that
+    LXC reads (`config_reader.settings`), and takes all of that back.
     """
     lines = [f"{FENCE_BEGIN} ({migration})", "lxc.start.auto = 0", "lxc.ephemeral = 0",
              *(f"{key} =" for key in ("lxc.hook.pre-start", "lxc.hook.stop", "lxc.hook.post-stop")),
              f"lxc.hook.pre-start = {hook}", FENCE_END]
-    return "\n".join([unfenced(text), *lines, ""])
+    read, zero, rest = unfenced(text).partition("\0")
+    return "\n".join([read, *lines, ""]) + zero + rest
 
 
 def fence_of(text: str) -> str:

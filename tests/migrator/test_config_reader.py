@@ -20,6 +20,7 @@ from tests.migrator.made_up import CONTAINER, DESTINATION, SOURCE, change
 OURS = {
     "not UTF-8": (b"# gr\xfc\xdfe\nlxc.tty.max = 1\n", "UTF-8"),
     "too large": (b"#" * (config_reader.SIZE_LIMIT + 1), "larger"),
+    "a zero byte": (b"lxc.tty.max = 1\n\0\nlxc.tty.max = 2\n", "has a zero byte, behind which LXC reads nothing"),
     "no end": (b"lxc.include = /dev/zero\n", "larger"),
     **{f"{key} = {value}": (f"lxc.net.0.{key} = {value}\n".encode(), "no interface's name")
        for key in ("link", "name", "veth.pair")
@@ -67,6 +68,15 @@ def test_check_and_migrate_agree_on_what_only_we_refuse(tmp_path: Path, name: st
     (tmp_path / "config").write_bytes(content)
     assert words in carried(tmp_path / "config")
     assert words in blocked(tmp_path / "config")
+
+
+def test_nothing_is_read_behind_a_zero_byte(tmp_path: Path) -> None:
+    """Nor of a file that is included, and then it goes on behind that."""
+    (tmp_path / "other").write_text("lxc.tty.max = 3\n\0lxc.tty.max = 4\n")
+    text = f"lxc.tty.max = 1\nlxc.include = {tmp_path}/other\nlxc.tty.dir = a\0\nlxc.tty.max = 2\n"
+    read = config_reader.read("config", text)
+    assert read.settings == (("lxc.tty.max", "1"), ("lxc.tty.max", "3"), ("lxc.tty.dir", "a"))
+    assert [path for path, what in read.faults if "zero byte" in what] == ["config", f"{tmp_path}/other"]
 
 
 @pytest.mark.parametrize("levels", [10, 60])

@@ -331,7 +331,8 @@ def test_a_start_that_is_refused_does_nothing_else(own: str) -> None:
     assert dict(settings(text))["lxc.ephemeral"] == dict(settings(text))["lxc.start.auto"] == "0"
 
 
-@pytest.mark.parametrize("text", ["", "a", "a\n", "a\r\n", "a\r\nb", "\n\na\n\n\n", "ä\n\x0c", "a\udcff\n"])
+@pytest.mark.parametrize("text", ["", "a", "a\n", "a\r\n", "a\r\nb", "\n\na\n\n\n", "ä\n\x0c", "a\udcff\n",
+                                  "\0", "a\0b", "a\n\0\nb\n", "a\n\0"])
 def test_fencing_a_file_and_back_changes_no_byte(tmp_path: Path, text: str) -> None:
     before = text.encode(errors="surrogateescape")
     (tmp_path / "config").write_bytes(before)
@@ -343,7 +344,11 @@ def test_fencing_a_file_and_back_changes_no_byte(tmp_path: Path, text: str) -> N
 
 @given(st.text(st.characters(exclude_categories=["Cs"])))
 def test_fencing_loses_nothing(text: str) -> None:
-    assert config.unfenced(config.fenced(text, Path("/pool/web/hook"), "0badc0de")) == text
+    """And it stands where LXC reads it, whatever is there besides."""
+    fenced = config.fenced(text, Path("/pool/web/hook"), "0badc0de")
+    assert config.unfenced(fenced) == text
+    assert in_effect(fenced, "lxc.hook.pre-start") == ["/pool/web/hook"]
+    assert dict(settings(fenced))["lxc.start.auto"] == "0"
 
 
 OLD_FENCE = ("\n# BEGIN migrator fence (0badc0de)\nlxc.start.auto = 0\n"

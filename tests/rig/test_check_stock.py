@@ -35,13 +35,16 @@ print(json.dumps(found))
 """
 
 
+ZERO_BYTE = "lxc.tty.max = 1\n\0\nlxc.tty.max = 2\n"  # it reads the rest no more, and so no fence there
+
+
 def test_lxc_takes_and_refuses_the_configurations_that_we_say(rig: Rig) -> None:
     try:
-        told = rig.exec("hosta", "python3", "-c", _ASK_LXC,
-                        input=json.dumps({name: case.files for name, case in CASES.items()})).json
+        files = {name: case.files for name, case in CASES.items()} | {"a zero byte": {"config": ZERO_BYTE}}
+        told = rig.exec("hosta", "python3", "-c", _ASK_LXC, input=json.dumps(files)).json
     finally:
         rig.exec("hosta", "rm", "-rf", "/tmp/lxc-configs")
-    assert told == {name: case.terminals for name, case in CASES.items()}
+    assert told == {name: case.terminals for name, case in CASES.items()} | {"a zero byte": 1}
 
 
 def check(rig: Rig, name: str, *arguments: str) -> dict[str, list[dict[str, Any]]]:

@@ -66,6 +66,7 @@ LETS: dict[str, Callable[[str], str]] = {
     "it was made a comment": lambda text: text.replace("lxc.hook.pre-start = /", "#lxc.hook.pre-start = /"),
     "taken back behind it": lambda text: f"{text}lxc.hook.pre-start =\n",
     "with all hooks": lambda text: f"{text}lxc.hook =\n",
+    "a zero byte ahead of it": lambda text: f"lxc.tty.max = 1\0\n{text}",
     "its end alone is left": without(r"BEGIN|hook\.pre-start = "),
 }
 # And after which it does not.
