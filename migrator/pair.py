@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
+import secrets
 import select
 import shlex
 import socket
 import sys
+import termios
 import time
 from typing import Any
 
@@ -131,13 +134,19 @@ def offline_join(args: argparse.Namespace) -> Result:
 
 
 def _compare(pairing: _Pairing, partner: Partner) -> None:
-    """Have the fingerprints compared where somebody is there to do it; raises PairingFailed."""
+    """Have the fingerprints compared where somebody is there to do it; raises PairingFailed.
+
+    The answer is a number of this moment: what was pasted may have had a line behind it, of whoever could change it,
+    and that must be no answer.
+    """
+    number = f"{secrets.randbelow(10_000):04}"
+    _drop_what_waits()
     log.info(f"this host   {pairing.identity.public.fingerprint}")
     log.info(f"{pairing.name:10}  {partner.public.fingerprint}")
     if not sys.stdin.isatty():
         log.warning("The fingerprints were not compared. Do it on both hosts before you rely on them: "
                     f"migrator peer show, migrator peer show {pairing.name}")
-    elif _asked("Does the other host show the same two fingerprints? (yes or no) ").lower() not in ("yes", "y"):
+    elif _asked(f"Does the other host show the same two fingerprints? If it does, type {number}: ") != number:
         raise PairingFailed(reason="the fingerprints differ or were not compared")
 
 
@@ -153,7 +162,15 @@ def _pasted() -> str:
         if not more:
             break
         data += more
+    _drop_what_waits()
     return data.decode(errors="replace")
+
+
+def _drop_what_waits() -> None:
+    """What the terminal has behind a pasted text is no answer, nor a command for the shell when this has ended."""
+    if sys.stdin.isatty():
+        with contextlib.suppress(termios.error):
+            termios.tcflush(0, termios.TCIFLUSH)
 
 
 # --- Over SSH -------------------------------------------------------------------------------------------------

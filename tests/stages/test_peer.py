@@ -149,17 +149,21 @@ def test_by_copy_and_paste(hosts: tuple[Path, Path]) -> None:
     assert "not given as an argument" in refused.err
 
 
-@pytest.mark.parametrize(("answer", "status"), [("yes", 0), ("no", 74), ("", 74)])
-def test_at_a_terminal_the_fingerprints_are_asked_about(hosts: tuple[Path, Path], answer: str, status: int) -> None:
+@pytest.mark.parametrize(("answer", "status"), [("{number}", 0), ("yes", 74), ("no", 74), ("", 74)])
+@pytest.mark.parametrize("behind", ["", "yes\nyes\n", "\n\n"])
+def test_at_a_terminal_the_fingerprints_are_asked_about(hosts: tuple[Path, Path], behind: str, answer: str,
+                                                        status: int) -> None:
+    """Who could change what is pasted answers nothing by what he puts behind it."""
     one, two = hosts
     invite = Program(one, "peer", "invite", "--offline", "--name", "hostb")
     invitation = invite.line()
     ours, theirs = pty.openpty()
     join = Program(two, "peer", "join", "--offline", "--name", "hosta", terminal=theirs)
-    os.write(ours, invitation.encode() + b"\n")
-    while "other host show" not in join.err and join.process.is_alive():
+    os.write(ours, f"{invitation}\n{behind}".encode())
+    while not (asked := re.search(r"other host show .* type ([0-9]{4}): ", join.err)) and join.process.is_alive():
         time.sleep(0.01)
-    os.write(ours, answer.encode() + b"\n")
+    assert asked
+    os.write(ours, answer.format(number=asked[1]).encode() + b"\n")
     assert join.end() == status
     os.close(theirs)
     os.close(ours)
