@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 
 from migrator.preflight.container_facts import ContainerFacts
@@ -56,6 +57,10 @@ class Case:
     @property
     def config_file(self) -> str:
         return f"{self.container.lxcpath}/{self.container.name}/config"
+
+    def inside(self, *command: str) -> str:
+        """A command for in the container, so that it does nothing to the host where it is typed, or to another one."""
+        return shlex.join(["lxc-attach", "-P", str(self.container.lxcpath), "-n", self.container.name, "--", *command])
 
     def notes(self, kind: str) -> list[Note]:
         return [note for note in self.container.tasks.notes if note.kind == kind]

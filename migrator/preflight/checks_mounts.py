@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator
 
 from migrator.preflight.case import Case, Check, holder
@@ -98,13 +97,13 @@ def supported(case: Case) -> Iterator[Finding]:
         if mount.kind == "unsupported":
             yield UNSUPPORTED.found(
                 f"{mount.target} in {case.container.name} is a file system of the type {mount.type}.",
-                f"Unmount it in the container: umount {shlex.quote(mount.target)}")
+                f"Unmount it in the container: {case.inside('umount', mount.target)}")
         elif mount.kind == "unreachable":
             yield UNREACHABLE.found(f"{mount.target} in {case.container.name} is bound from nowhere within reach.",
-                                    f"Unmount it in the container: umount {shlex.quote(mount.target)}")
+                                    f"Unmount it in the container: {case.inside('umount', mount.target)}")
         elif mount.kind == "deleted":
             yield DELETED.found(f"What is mounted at {mount.target} in {case.container.name} has been deleted.",
-                                f"Unmount it in the container: umount {shlex.quote(mount.target)}")
+                                f"Unmount it in the container: {case.inside('umount', mount.target)}")
 
 
 def nested(case: Case) -> Iterator[Finding]:
@@ -153,12 +152,12 @@ def disks(case: Case) -> Iterator[Finding]:
                 f"The loop device {mount.loop} of {here}, mounted in {name} at {mount.target}, is made of a file: what "
                 f"its file system still writes as {name} ends comes too late for the last snapshot.",
                 f"See that the file lies in the container's own root file system that stands beside {mount.loop}: "
-                f"{LOSETUP} -- and unmount it in the container: umount {shlex.quote(mount.target)}")
+                f"{LOSETUP} -- and unmount it in the container: {case.inside('umount', mount.target)}")
         else:
             yield DISK.found(
                 f"{mount.disk} of {here}, mounted in {name} at {mount.target}, does not move along.",
                 "Copy what is on it into the container's root file system, and unmount it in the container: "
-                f"umount {shlex.quote(mount.target)} {shared}")
+                f"{case.inside('umount', mount.target)} {shared}")
 
 
 def bound(case: Case) -> Iterator[Finding]:
@@ -169,7 +168,7 @@ def bound(case: Case) -> Iterator[Finding]:
             if not is_lxcs(mount.target):
                 yield TERMINAL.found(
                     f"{mount.target} in {case.container.name} is the terminal {path} of the host.",
-                    f"Unmount it in the container: umount {shlex.quote(mount.target)}",
+                    f"Unmount it in the container: {case.inside('umount', mount.target)}",
                 )
         elif path and not path.startswith(SYSTEM):
             yield BOUND.found(

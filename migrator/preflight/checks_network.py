@@ -151,8 +151,9 @@ def inside(case: Case) -> Iterator[Finding]:
         if interface.kind not in DUMPABLE and interface.name not in IGNORED_NAMES:
             yield KIND.found(
                 f"{case.container.name} has the interface {interface.name} of kind {interface.kind or 'physical'}.",
-                f"Remove it in the container: ip link delete dev {shlex.quote(interface.name)} -- if it comes with "
-                "every network namespace: sysctl net.core.fb_tunnels_only_for_init_net=1, and start it anew.",
+                f"Remove it in the container: {case.inside('ip', 'link', 'delete', 'dev', interface.name)} -- if it "
+                "comes with every network namespace: sysctl net.core.fb_tunnels_only_for_init_net=1, and start it "
+                "anew.",
             )
 
 

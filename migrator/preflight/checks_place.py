@@ -109,8 +109,7 @@ def storage(case: Case) -> Iterator[Finding]:
     if rootfs.nested:
         yield NESTED.found(
             f"{rootfs.path} has subvolumes inside, which a snapshot leaves out: {listed(list(rootfs.nested))}.",
-            # Not by its path from here, as the host's root: who is in there could lead that elsewhere meanwhile.
-            f"Turn each into a folder, or remove it, in the container: rm -r {shlex.quote(f'/{rootfs.nested[0]}')}",
+            _into_a_folder(case, f"/{rootfs.nested[0]}"),
         )
     if rootfs.nested_unknown:
         yield NESTED_UNKNOWN.found(
@@ -127,6 +126,18 @@ def storage(case: Case) -> Iterator[Finding]:
             f"{there.storage.path} on {there.name} is on {there.storage.filesystem or 'an unknown file system'}.",
             f"Mount a btrfs file system on {there.storage.path}, or choose another path with --destination-lxcpath.",
         )
+
+
+def _into_a_folder(case: Case, path: str) -> str:
+    """How the subvolume at a path in the container becomes a folder, with what it holds.
+
+    Inside, not by its path from here, as the host's root: who is in there could lead that elsewhere meanwhile. What is
+    mounted there refuses to be moved (EBUSY); what is mounted in it, find leaves (-xdev), as rm -r would not.
+    """
+    away = f"{path}.subvolume"
+    words = f"mv {shlex.quote(path)} {shlex.quote(away)} && cp -a {shlex.quote(away)} {shlex.quote(path)}"
+    return (f"Make each a folder, with nothing at work in it: {case.inside('sh', '-c', words)} -- and once all is "
+            f"there: {case.inside('find', away, '-xdev', '-delete')}")
 
 
 def quota(case: Case) -> Iterator[Finding]:

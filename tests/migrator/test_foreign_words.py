@@ -24,19 +24,28 @@ from tests.migrator.made_up import BRIDGE, CONTAINER, DESTINATION, ETH0, LO, ROO
 EVIL = "/e;>pwned;$(>pwned)`>pwned`&>pwned #"
 NAMED = "e;>p;$(>p)"  # the kernel takes that for an interface
 QUOTED = shlex.quote(EVIL)
+INSIDE = f"in the container: lxc-attach -P {CONTAINER.lxcpath} -n c1 --"
+COPIED = f'cp --remove-destination "$(readlink -f {QUOTED})" {QUOTED}'
+AWAY = shlex.quote(f"{EVIL}.subvolume")
 NEW = shlex.quote(f"{EVIL}.new")
 ROOTFS = CONTAINER.rootfs.path
 RESTORED = shlex.quote(f"{EVIL}/c1/rootfs")
 
 CASES: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("inotify-symlink", {"tasks.notes": notes(("watch-symlink", EVIL))}, {},
-     f'cp --remove-destination "$(readlink -f {QUOTED})" {QUOTED} -- '),
+     f"{INSIDE} sh -c {shlex.quote(COPIED)} -- "),
     ("cgroup-frozen", {"frozen": (EVIL,)}, {}, f"echo 0 >{shlex.quote(EVIL + '/cgroup.freeze')}"),
-    ("mount-unsupported", {"mounts": (ROOT, Mount(EVIL, "fuse.x", "unsupported"))}, {}, f"umount {QUOTED}"),
-    ("mount-unreachable", {"mounts": (ROOT, Mount(EVIL, "ext4", "unreachable"))}, {}, f"umount {QUOTED}"),
-    ("terminal-mounted", {"mounts": (ROOT, Mount(EVIL, "devpts", "external", "/dev/pts/3"))}, {}, f"umount {QUOTED}"),
-    ("interface-kind", {"interfaces": (LO, Interface(NAMED, kind="gre"))}, {}, f"ip link delete dev '{NAMED}' -- "),
-    ("nested-subvolume", {"rootfs.nested": (EVIL[1:],)}, {}, f"in the container: rm -r {shlex.quote(EVIL)}"),
+    ("mount-unsupported", {"mounts": (ROOT, Mount(EVIL, "fuse.x", "unsupported"))}, {},
+     f"{INSIDE} umount {QUOTED}"),
+    ("mount-unreachable", {"mounts": (ROOT, Mount(EVIL, "ext4", "unreachable"))}, {},
+     f"{INSIDE} umount {QUOTED}"),
+    ("terminal-mounted", {"mounts": (ROOT, Mount(EVIL, "devpts", "external", "/dev/pts/3"))}, {},
+     f"{INSIDE} umount {QUOTED}"),
+    ("interface-kind", {"interfaces": (LO, Interface(NAMED, kind="gre"))}, {},
+     f"{INSIDE} ip link delete dev '{NAMED}' -- "),
+    ("nested-subvolume", {"rootfs.nested": (EVIL[1:],)}, {},
+     f"sh -c {shlex.quote(f'mv {QUOTED} {AWAY} && cp -a {AWAY} {QUOTED}')} -- and"),
+    ("nested-subvolume", {"rootfs.nested": (EVIL[1:],)}, {}, f" -n c1 -- find {AWAY} -xdev -delete"),
     ("disk-quota", {"rootfs.quota": (("0/256", 10 << 20, 5 << 20),)}, {"storage.path": EVIL},
      f"btrfs qgroup limit 10485760 {RESTORED} && btrfs qgroup limit -e 5242880 {RESTORED}"),
     ("disk-quota", {"rootfs.quota": (("1/7", 1, -1),)}, {}, "put it into such a qgroup"),

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -259,9 +260,22 @@ def test_file_system_that_cannot_be_dumped(guest: Rig) -> None:
 
 
 def test_nested_subvolume(guest: Rig) -> None:
+    """What is advised, typed to the letter, makes it a folder with the same files; what is mounted in it is kept."""
     guest.sh("hosta", f"btrfs -q subvolume create {POOL}/{NAME}/rootfs/inner")
-    assert found(check(guest))["nested-subvolume"] == "error"
-    guest.sh("hosta", f"btrfs -q subvolume delete {POOL}/{NAME}/rootfs/inner")
+    attach(guest, "sh", "-c", "echo 2 >/inner/file; mkdir /inner/mnt")
+    (finding,) = (each for each in check(guest).json["findings"] if each["code"] == "nested-subvolume")
+    assert finding["severity"] == "error"
+    first, second = re.findall(r": (lxc-attach .*?)(?: -- and once|$)", finding["cure"])
+    guest.sh("hosta", first)
+    attach(guest, "mount", "-t", "tmpfs", "none", "/inner.subvolume/mnt")
+    attach(guest, "sh", "-c", "echo 3 >/inner.subvolume/mnt/file")
+    assert guest.exec("hosta", "sh", "-c", second, check=False).status  # what is mounted in it
+    assert attach(guest, "cat", "/inner/file", "/inner.subvolume/mnt/file").split() == ["2", "3"]
+    attach(guest, "umount", "/inner.subvolume/mnt")
+    guest.sh("hosta", second)
+    assert "nested-subvolume" not in found(check(guest))
+    assert attach(guest, "cat", "/inner/file").split() == ["2"]
+    attach(guest, "rm", "-r", "/inner")
 
 
 # --- the destination ------------------------------------------------------------------------------------------
