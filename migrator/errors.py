@@ -296,7 +296,8 @@ class BackThere(AlreadyRuns):
     status = 19
     cure = """Two must not run, and only you can choose. To keep what stands still, as it was before the move, stop the
     other one on {destination}, by the name that it has there now: lxc-stop -k -P {lxcpath} {there} -- then rename it,
-    which keeps what it has written: lxc-copy -R -P {lxcpath} -n {there} -N NEWNAME -- or destroy it: lxc-destroy
+    which keeps what it has written: lxc-copy -R -P {lxcpath} -n {there} -N NEWNAME -- and see that NEWNAME does not
+    start at boot, beside the other one and with its addresses: lxc.start.auto = 0 -- or destroy it: lxc-destroy
     -P {lxcpath} -n {there} -- after that: {next} -- To keep that one, and end what stands still: {keep}"""
 
 
@@ -318,7 +319,8 @@ class RunsUnrecorded(AlreadyRuns):
     cure = """Two must not run, and only you can choose. To keep that one, with all that it has done there, and end what
     stands still on the source: {keep} -- To keep the latter, as it was before the move, stop that one on {destination},
     by the name that it has there now: lxc-stop -k -P {lxcpath} {there} -- then rename it, which keeps what it has
-    written: lxc-copy -R -P {lxcpath} -n {there} -N NEWNAME -- after that: {next}"""
+    written: lxc-copy -R -P {lxcpath} -n {there} -N NEWNAME -- see that NEWNAME does not start at boot, beside the
+    other one and with its addresses: lxc.start.auto = 0 -- after that: {next}"""
 
 
 class DiskAway(MigratorError):
