@@ -21,10 +21,11 @@ SOURCES = [path for folder in ("migrator", "stages", "tunnel") for path in sorte
 # Those of other projects. Who names another looks it up first, and adds it here.
 MAN_PAGES = {
     # Linux man-pages
-    "bpf(2)", "capabilities(7)", "fanotify(7)", "cgroups(7)", "chroot(2)", "clock_gettime(2)", "execvp(3)", "ext4(5)",
+    "bind(2)", "bpf(2)", "capabilities(7)", "fanotify(7)", "cgroups(7)", "chroot(2)", "clock_gettime(2)", "execvp(3)",
+    "ext4(5)",
     "fcntl_locking(2)", "fstab(5)", "getmntent(3)",
     "getrlimit(2)", "hostname(7)", "ioctl_ns(2)", "ip(7)", "ipv6(7)", "keyctl(2)", "keyrings(7)",
-    "man(7)", "memfd_create(2)", "mount(2)",
+    "man(7)", "memfd_create(2)", "mount(2)", "path_resolution(7)", "strtok_r(3)",
     "mount_setattr(2)", "proc_pid_comm(5)",
     "name_to_handle_at(2)", "netdevice(7)", "netlink(7)", "open(2)", "open_by_handle_at(2)",
     "pidfd_getfd(2)", "pidfd_open(2)", "pivot_root(2)", "poll(2)",
