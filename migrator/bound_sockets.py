@@ -12,7 +12,7 @@ import contextlib
 import ctypes
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,12 +21,14 @@ from migrator.criu_image import FILES, FILES_LIMIT, FILES_MAGIC, number, once, r
 from migrator.preflight import net_facts, unix_facts
 from migrator.preflight.mount_facts import parse_mountinfo
 from migrator.preflight.proc import link
-from migrator.socket_names import AsksServer, Astray, Place, follow
+from migrator.socket_names import AsksServer, Astray, Place, View, Way, follow, superuser
 
 OLD_SOCKETS = "unixsk.img"
 LIMIT = 5.0  # seconds for a look into another mount namespace, which waits for nobody
 _UNIX = 16  # of file_entry in images/fdinfo.proto
-_INODE, _NAME, _FOLDER, _DELETED, _MOUNT = 2, 11, 14, 15, 17  # of unix_sk_entry in images/sk-unix.proto
+_KIND, _A_UNIX_SOCKET = b"\x08", 5  # the field `type`, which protobuf-c writes first, and UNIXSK for it
+_INODE, _TYPE, _STATE, _NAME, _FOLDER, _DELETED, _MOUNT = 2, 3, 4, 11, 14, 15, 17  # of unix_sk_entry in sk-unix.proto
+_DATAGRAMS, _ESTABLISHED = 2, 1  # SOCK_DGRAM, TCP_ESTABLISHED
 _CLONE_FS, _CLONE_NEWNS = 0x200, 0x20000
 
 
@@ -37,13 +39,7 @@ class Bound(NamedTuple):
     name: str
     mount: int  # that its file is on, -1 where CRIU could not tell
     deleted: bool
-
-
-class View(NamedTuple):
-    """A mount namespace: its root, as a descriptor, and the type of each mount in it."""
-
-    root: int
-    mounts: dict[int, str]
+    connected: bool  # it may have its name of the one that it was accepted by; CRIU does not bind it anew
 
 
 def require_here(images: Path, init: int, pids: Iterable[int]) -> None:
@@ -57,33 +53,61 @@ def require_here(images: Path, init: int, pids: Iterable[int]) -> None:
     pids = list(pids)
     networks = net_facts.namespaces(init, pids)
     files = {inode: its.file for pid in networks for inode, its in unix_facts.bound(pid).items()}
+    root = superuser(Path(f"/proc/{init}/uid_map").read_text())
     with contextlib.ExitStack() as stack:
         views = [_view(stack, os.open(f"/proc/{init}/root", os.O_PATH | os.O_CLOEXEC),
-                       os.fsdecode(Path(f"/proc/{init}/mountinfo").read_bytes()))]
-        others = _others(stack, init, pids)
+                       os.fsdecode(Path(f"/proc/{init}/mountinfo").read_bytes()), root)]
+        others = _others(stack, init, pids, root)
+        seen = {mount: _of(mount, views, others) for mount in {each.mount for each in sockets}}
+        again = {its for each in sockets if not (each.deleted or each.connected)
+                 if (its := _file(each, seen[each.mount], files))}
+        ways: dict[tuple[int, str], Way | str] = {}  # of many sockets that were accepted by one
         for each in sockets:
-            if trouble := why_not(each, _of(each.mount, views, others), files.get(each.inode)):
-                raise PermissionError(f"{each.name}, to which a UNIX socket is bound, {trouble}")
+            view, key = seen[each.mount], (each.mount, each.name)
+            if view is None:
+                if each.connected:  # CRIU, too, finds no such mount, and need not go by the name
+                    continue
+                raise PermissionError(refused(each, "is in a mount namespace that is not to be found"))
+            if key not in ways:
+                ways[key] = _way(view, each)
+            if trouble := why_not(each, ways[key], _file(each, view, files), again):
+                raise PermissionError(refused(each, trouble))
 
 
-def why_not(socket: Bound, view: View | None, file: int | None) -> str:
-    """Why CRIU must not go by a socket's name; "" where it may.
+def refused(socket: Bound, trouble: str) -> str:
+    return f"{socket.name}, to which a UNIX socket is bound, {trouble}"
 
-    `file` is the inode number of what was made when it was bound, None where that is not known. Raises OSError.
-    """
-    if view is None:
-        return "is in a mount namespace that is not to be found"
+
+def _way(view: View, socket: Bound) -> Way | str:
+    """Where its name leads, or why it must not be followed; raises OSError."""
     try:
-        place = follow(view.root, socket.name, view.mounts, socket.mount)
+        return follow(view, socket.name, socket.mount)
     except (Astray, AsksServer) as error:
         return str(error)
-    if place is None or socket.deleted or _is_it(place, socket, file):
+
+
+def why_not(socket: Bound, way: Way | str, file: Place | None, again: Collection[Place]) -> str:
+    """Why CRIU must not go by a socket's name, which leads that `way`; "" where it may.
+
+    `file` is what was made when it was bound, and `again` has all that are made anew. What is deleted CRIU makes beside
+    what is there, and takes away again; but, as for what is connected, it has removed the socket that was there before.
+    """
+    if isinstance(way, str):
+        return way
+    if way.place is None:
+        return "leads over a symbolic link of a user's to where nothing is" if way.by_users else ""
+    if socket.deleted or socket.connected:
+        stays = way.place in again or (way.place == file and socket.connected)
+        return "" if stays or not way.is_socket else "leads to another socket by now"
+    if way.is_socket and way.place == file:
         return ""
-    return "leads to something else by now" if file is not None else "is of no socket that is known"
+    return "leads to something else by now" if file else "is of no socket that is known"
 
 
-def _is_it(place: Place, socket: Bound, file: int | None) -> bool:
-    return place.is_socket and socket.mount in (-1, place.mount) and place.inode & 0xFFFFFFFF == file
+def _file(socket: Bound, view: View | None, files: Mapping[int, int]) -> Place | None:
+    """What was made when a socket was bound, if that is known."""
+    line = view.mounts.get(socket.mount) if view else None
+    return Place(line.device, files[socket.inode]) if line and socket.inode in files else None
 
 
 def bound(images: Path) -> list[Bound]:
@@ -92,16 +116,20 @@ def bound(images: Path) -> list[Bound]:
         raise ValueError(f"{OLD_SOCKETS} is of no CRIU of today")
     found = []
     for record in records(images / FILES, FILES_MAGIC, FILES_LIMIT):
+        if record.startswith(_KIND) and record[1:2] != bytes([_A_UNIX_SOCKET]):
+            continue  # most are something else, and a container stands still
         its = once(record, (_UNIX,)).get(_UNIX)
         if its is None:
             continue
-        entry = once(string(its), (_INODE, _NAME, _FOLDER, _DELETED, _MOUNT))
+        entry = once(string(its), (_INODE, _TYPE, _STATE, _NAME, _FOLDER, _DELETED, _MOUNT))
         name = os.fsdecode(string(entry.get(_NAME)).partition(b"\0")[0])
         if not name:  # it has none, or one that is no path (unix(7), "abstract")
             continue
         if not name.startswith("/"):
             name = f"{os.fsdecode(string(entry.get(_FOLDER)))}/{name}"
-        found.append(Bound(number(entry.get(_INODE)), name, signed(entry.get(_MOUNT)), bool(entry.get(_DELETED))))
+        connected = number(entry.get(_STATE)) == _ESTABLISHED and number(entry.get(_TYPE)) != _DATAGRAMS
+        found.append(Bound(number(entry.get(_INODE)), name, signed(entry.get(_MOUNT)), bool(entry.get(_DELETED)),
+                           connected))
     return found
 
 
@@ -119,19 +147,19 @@ def _of(mount: int, views: list[View], others: Iterator[View]) -> View | None:
     return None
 
 
-def _others(stack: contextlib.ExitStack, init: int, pids: Iterable[int]) -> Iterator[View]:
+def _others(stack: contextlib.ExitStack, init: int, pids: Iterable[int], root: int) -> Iterator[View]:
     """The other mount namespaces of these processes; what has ended has none."""
     seen = {"", link(f"/proc/{init}/ns/mnt")}
     for pid in pids:
         namespace = link(f"/proc/{pid}/ns/mnt")
         if namespace not in seen:
             seen.add(namespace)
-            yield _view(stack, *_from_the_top(pid))
+            yield _view(stack, *_from_the_top(pid), root)
 
 
-def _view(stack: contextlib.ExitStack, root: int, mountinfo: str) -> View:
-    stack.callback(os.close, root)
-    return View(root, {line.id: line.type for line in parse_mountinfo(mountinfo)})
+def _view(stack: contextlib.ExitStack, folder: int, mountinfo: str, root: int) -> View:
+    stack.callback(os.close, folder)
+    return View.of(folder, parse_mountinfo(mountinfo), root)
 
 
 def _from_the_top(pid: int) -> tuple[int, str]:

@@ -21,7 +21,7 @@ _REMAP_MAGIC, _GHOST_MAGIC, _MOUNTS_MAGIC = 0x59133954, 0x52583605, 0x55563928  
 _LINKED, _GHOST, _PROCFS = 0, 1, 2  # images/remap-file-path.proto
 _ORIGINAL, _OTHER, _TYPE = 1, 2, 3  # fields of remap_file_path_entry
 _REGULAR = 3  # of file_entry
-_ID, _NAME, _MOUNT = 1, 6, 7  # of reg_file_entry
+_ID, _NAME, _MOUNT, _FILE_MODE = 1, 6, 7, 10  # of reg_file_entry
 _MODE = 3  # of ghost_file_entry
 _MOUNT_ID, _TARGET = 2, 7  # of mnt_entry
 
@@ -92,32 +92,36 @@ def ghosts(images: Path) -> list[Ghost]:
             continue
         if type_ not in (_LINKED, _GHOST):
             raise ValueError(f"{REMAPS} has a remap of type {type_}")
-        name, mount = _file(files, original)
+        name, mount, mode = _file(files, original)
         if type_ == _LINKED:
-            name, _ = _file(files, other)
+            name, _, _ = _file(files, other)
+            if stat.S_ISLNK(mode):
+                raise ValueError(f"a symbolic link is open by a name that is gone: CRIU makes it again as {name}, and"
+                                 " could follow it")
         made.append(Ghost(mount, name, FILE if type_ == _LINKED else _kind(images, other, name)))
     return made
 
 
-def _files(images: Path, wanted: Collection[int]) -> dict[int, tuple[str, int]]:
-    """The names of these files, and their mounts."""
-    found: dict[int, tuple[str, int]] = {}
+def _files(images: Path, wanted: Collection[int]) -> dict[int, tuple[str, int, int]]:
+    """The names of these files, their mounts and their modes, 0 from a CRIU that does not tell."""
+    found: dict[int, tuple[str, int, int]] = {}
     for record in records(images / FILES, FILES_MAGIC, FILES_LIMIT) if wanted else ():
         regular = once(record, (_REGULAR,)).get(_REGULAR)
         if regular is None:
             continue
-        entry = once(string(regular), (_ID, _NAME, _MOUNT))
+        entry = once(string(regular), (_ID, _NAME, _MOUNT, _FILE_MODE))
         id_ = number(entry.get(_ID))
         if id_ not in wanted:
             continue
         name = os.fsdecode(string(entry.get(_NAME)))
         if id_ in found or not name.startswith("/") or "\0" in name:
             raise ValueError(f"{FILES} makes no sense")
-        found[id_] = name, signed(entry.get(_MOUNT))  # left out where CRIU has given a name
+        # Without a mount where CRIU has given the name.
+        found[id_] = name, signed(entry.get(_MOUNT)), number(entry.get(_FILE_MODE, 0))
     return found
 
 
-def _file(files: dict[int, tuple[str, int]], id_: int) -> tuple[str, int]:
+def _file(files: dict[int, tuple[str, int, int]], id_: int) -> tuple[str, int, int]:
     if id_ not in files:
         raise ValueError(f"{FILES} lacks a file that {REMAPS} names")
     return files[id_]

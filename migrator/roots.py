@@ -97,12 +97,13 @@ def is_subvolume(pid: int, proc: Path = PROC) -> bool:
 
 
 def is_elsewhere(pid: int, folder: Path) -> bool:
-    """Whether a process lives somewhere else than in this folder, as `is_in`: where something has taken its place.
+    """Whether a container's first process has another root than this folder: one that something has taken the place of,
+    or a folder in it, as after a pivot_root(2) of its own, while CRIU restores it with the whole as its root.
 
     Not of a process that has ended, nor where there is no such folder.
     """
     with contextlib.suppress(OSError):
-        return not is_in(pid, folder)
+        return of(pid) != at(folder)
     return False
 
 

@@ -15,22 +15,41 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from migrator import roots
-from migrator.preflight.mount_facts import SERVERLESS
+from migrator.preflight.mount_facts import SERVERLESS, MountLine
 
 LINKS_MAX = 40  # on one way; path_resolution(7)
 
 
-class Place(NamedTuple):
-    """What a name leads to."""
+class View(NamedTuple):
+    """What a process sees in a mount namespace."""
 
+    root: int  # a descriptor
+    mounts: dict[int, MountLine]
+    superuser: int  # root's user id in there, as it is here
+
+    @classmethod
+    def of(cls, root: int, mounts: Iterable[MountLine], superuser: int) -> View:
+        return cls(root, {line.id: line for line in mounts}, superuser)
+
+
+class Place(NamedTuple):
+    """A file, told from all others."""
+
+    device: str  # that its mount is of, as in mountinfo
+    inode: int  # its number there, of which sock_diag(7) tells the lowest 32 bits
+
+
+class Way(NamedTuple):
+    """Where a name leads to."""
+
+    place: Place | None  # None where nothing is there
     is_socket: bool
-    inode: int
-    mount: int
+    by_users: bool  # over a link that is not root's
 
 
 class Astray(PermissionError):
@@ -41,14 +60,13 @@ class AsksServer(PermissionError):
     """A name leads to a mount that asks a server, which may never answer; how is its text."""
 
 
-def follow(root: int, name: str, mounts: Mapping[int, str], own: int = -1) -> Place | None:
-    """What a name leads to for a process that has the folder `root` as its root; None where nothing is there.
+def follow(view: View, name: str, own: int = -1) -> Way:
+    """Where a name leads to; on the mount of the number `own` a server may be asked.
 
-    `mounts` has the type of each mount there, by its number; on that of the number `own` a server may be asked.
     Raises Astray, AsksServer, and OSError.
     """
-    here = [os.dup(root)]  # each folder on the way, for ".."
-    words, links, gone = _words(name), 0, False
+    here = [os.dup(view.root)]  # each folder on the way, for ".."
+    words, links, gone, by_users = _words(name), 0, False, False
     try:
         while words:
             word = words.pop()
@@ -65,22 +83,36 @@ def follow(root: int, name: str, mounts: Mapping[int, str], own: int = -1) -> Pl
             except (FileNotFoundError, NotADirectoryError):
                 gone = True
                 continue
-            _require_harmless(here[-1], mounts, own)
-            mode = os.fstat(here[-1]).st_mode
-            if stat.S_ISLNK(mode):
+            _mount(here[-1], view, own)
+            found = os.fstat(here[-1])
+            if stat.S_ISLNK(found.st_mode):
                 links += 1
                 if links > LINKS_MAX:
                     raise Astray("leads over too many symbolic links")
+                by_users |= found.st_uid != view.superuser
                 target = os.readlink("", dir_fd=here[-1])
                 for _ in range(len(here) - 1 if target.startswith("/") else 1):
                     os.close(here.pop())
                 words += _words(target)
-            elif words and not stat.S_ISDIR(mode):
+            elif words and not stat.S_ISDIR(found.st_mode):
                 gone = True
-        return None if gone else _place(here[-1])
+        if gone:
+            return Way(None, False, by_users)
+        found = os.fstat(here[-1])
+        return Way(Place(_mount(here[-1], view, own).device, found.st_ino & 0xFFFFFFFF),
+                   stat.S_ISSOCK(found.st_mode), by_users)
     finally:
         for fd in here:
             os.close(fd)
+
+
+def superuser(uid_map: str) -> int:
+    """Root's user id in a user namespace, as its map has it (user_namespaces(7)); this host's where it has none."""
+    for line in uid_map.splitlines():
+        inside, outside, _count = map(int, line.split())
+        if inside == 0:
+            return outside
+    return 0
 
 
 def _words(name: str) -> list[str]:
@@ -88,22 +120,14 @@ def _words(name: str) -> list[str]:
     return [word for word in reversed(name.split("/")) if word not in ("", ".")]
 
 
-def _require_harmless(fd: int, mounts: Mapping[int, str], own: int) -> None:
-    """By the mount alone, which the kernel tells without asking there."""
-    _, mount = roots.placed(_held(fd))
-    kind = mounts.get(-1 if mount is None else mount)
-    if kind is None:
+def _mount(fd: int, view: View, own: int) -> MountLine:
+    """What a file is on, which the kernel tells without asking there; raises Astray and AsksServer."""
+    _, number = roots.placed(Path(f"/proc/self/fd/{fd}"))
+    mount = view.mounts.get(-1 if number is None else number)
+    if mount is None:
         raise Astray("leads to a mount that is not known")
-    if kind == "proc":
+    if mount.type == "proc":
         raise Astray("leads through /proc, where CRIU would find what it has open itself")
-    if kind not in SERVERLESS and mount != own:
-        raise AsksServer(f"leads over a mount of the type {kind}, which may never answer")
-
-
-def _place(fd: int) -> Place:
-    root, mount = roots.placed(_held(fd))
-    return Place(stat.S_ISSOCK(os.fstat(fd).st_mode), root.inode, -1 if mount is None else mount)
-
-
-def _held(fd: int) -> Path:
-    return Path(f"/proc/self/fd/{fd}")
+    if mount.type not in SERVERLESS and number != own:
+        raise AsksServer(f"leads over a mount of the type {mount.type}, which may never answer")
+    return mount

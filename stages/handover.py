@@ -155,7 +155,8 @@ class Handover(ABC):
         """
         if init and "rootfs-replaced" not in self.ignore and roots.is_elsewhere(init[0], self.container.rootfs):
             raise ContainerChanged(name=self.container.name, next=advice.again("create-dump", self.migration),
-                                   reason=f"it lives on another disk than {self.container.rootfs}")
+                                   reason=f"it lives on another disk, or in another folder, than "
+                                          f"{self.container.rootfs}")
 
     def _refuse_nested(self) -> None:
         """A snapshot leaves subvolumes out, and any user may have made one since the preflight has looked for them.

@@ -34,7 +34,8 @@ ROOTFS = define("rootfs-not-subvolume", ERROR, "Only a btrfs subvolume can be sn
 REPLACED = define("rootfs-replaced", ERROR, """The disk that moves is the one that the configuration names. Where a
     snapshot was put in its place, the path was edited or another disk was mounted there, the running container still
     lives on the earlier one: what it has written since would be lost. So it looks, too, where its first process has
-    changed its root into another file system.""")
+    changed its root into another file system, or into a folder of the same: CRIU would restore it with all of that as
+    its root.""")
 NESTED = define("nested-subvolume", ERROR, """A snapshot leaves subvolumes inside the root file system out: their files
     would be missing on the destination (btrfs-subvolume(8)).""")
 NESTED_UNKNOWN = define("nested-unknown", ERROR, """Whether the root file system has subvolumes inside, which a snapshot
@@ -102,7 +103,8 @@ def storage(case: Case) -> Iterator[Finding]:
         )
     if rootfs.replaced:
         yield REPLACED.found(
-            f"{case.container.name} lives on another disk than {rootfs.path}, which would be moved.",
+            f"{case.container.name} lives on another disk, or in another folder, than {rootfs.path}, which would be "
+            "moved.",
             f"See on which: awk '$5 == \"/\"' /proc/{case.container.init_pid}/mountinfo -- and put that back in its "
             "place, or name it in lxc.rootfs.path.",
         )
@@ -132,10 +134,11 @@ def _into_a_folder(case: Case, path: str) -> str:
     """How the subvolume at a path in the container becomes a folder, with what it holds.
 
     Inside, not by its path from here, as the host's root: who is in there could lead that elsewhere meanwhile. What is
-    mounted there refuses to be moved (EBUSY); what is mounted in it, find leaves (-xdev), as rm -r would not.
+    mounted there refuses to be moved (EBUSY); what is mounted in it, find leaves (-xdev), as rm -r would not. With -T
+    nothing goes into a folder that somebody has put there by the new name, or that a link of his leads to.
     """
     away = f"{path}.subvolume"
-    words = f"mv {shlex.quote(path)} {shlex.quote(away)} && cp -a {shlex.quote(away)} {shlex.quote(path)}"
+    words = f"mv -T {shlex.quote(path)} {shlex.quote(away)} && cp -aT {shlex.quote(away)} {shlex.quote(path)}"
     return (f"Make each a folder, with nothing at work in it: {case.inside('sh', '-c', words)} -- and once all is "
             f"there: {case.inside('find', away, '-xdev', '-delete')}")
 

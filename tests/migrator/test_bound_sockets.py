@@ -18,13 +18,15 @@ from migrator.bound_sockets import Bound
 from tests.migrator.criu_images import image, message
 
 
-def unix(inode: int, name: str | bytes, mount: int = -1, *, folder: str = "", deleted: bool = False) -> bytes:
+def unix(inode: int, name: str | bytes, mount: int = -1, *, folder: str = "", deleted: bool = False,
+         connected: bool = False, type_: int = 1) -> bytes:
     """A record of files.img, with all that is required of one, as CRIU writes it."""
     more = [(14, folder)] if folder else []
     on = [] if mount == -1 else [(17, mount << 1)]
     gone = [(15, 1)] if deleted else []
-    entry = message((1, 7), (2, inode), (3, 1), (4, 10), (5, 2), (6, 0), (7, 0), (8, 0), (9, b""), (10, b""),
-                    (11, name), (13, message((1, 0o140755), (2, 0), (3, 0))), *more, *gone, (16, 9), *on)
+    entry = message((1, 7), (2, inode), (3, type_), (4, 1 if connected else 10), (5, 2), (6, 0), (7, 0), (8, 0),
+                    (9, b""), (10, b""), (11, name), (13, message((1, 0o140755), (2, 0), (3, 0))), *more, *gone,
+                    (16, 9), *on)
     return message((1, 5), (2, 7), (16, entry))
 
 
@@ -41,22 +43,29 @@ def made(folder: Path, *records: bytes) -> Path:
 
 
 def test_the_names(tmp_path: Path) -> None:
-    """Some are of no path, one is relative, one deleted, and of one CRIU could not tell the mount."""
+    """Some are of no path, one is relative, one deleted, of one CRIU could not tell the mount, and one is connected, as
+    one for datagrams is not for CRIU.
+    """
     made(tmp_path, unix(1, ""), unix(2, b"\0abstract"), unix(3, b"/run/a\0", 12), unix(4, b"b/c\0", 12, folder="/srv"),
-         unix(5, b"/d \xff\0x", 0, deleted=True), unix(6, "/e"))
+         unix(5, b"/d \xff\0x", 0, deleted=True), unix(6, "/e"), unix(7, "/f", 9, connected=True),
+         unix(8, "/g", 9, connected=True, type_=2))
     assert bound_sockets.bound(tmp_path) == [
-        Bound(3, "/run/a", 12, False), Bound(4, "/srv/b/c", 12, False), Bound(5, "/d \udcff", 0, True),
-        Bound(6, "/e", -1, False)]
+        Bound(3, "/run/a", 12, False, False), Bound(4, "/srv/b/c", 12, False, False),
+        Bound(5, "/d \udcff", 0, True, False), Bound(6, "/e", -1, False, False), Bound(7, "/f", 9, False, True),
+        Bound(8, "/g", 9, False, False)]
 
 
 NONSENSE = {
-    "a name twice": message((1, 5), (2, 7), (16, message((2, 1), (11, "/a"), (11, "/b")))),
-    "a socket twice": message((1, 5), (2, 7), (16, message((2, 1), (11, "/a"))), (16, message((2, 1), (11, "/b")))),
+    "a name twice": message((1, 5), (2, 7), (16, message((2, 1), (3, 1), (4, 1), (11, "/a"), (11, "/b")))),
+    "a socket twice": message((1, 5), (2, 7), (16, message((2, 1), (3, 1), (4, 1), (11, "/a"))), (16, message((2, 1)))),
     "no name": message((1, 5), (2, 7), (16, message((2, 1)))),
-    "no number": message((1, 5), (2, 7), (16, message((11, "/a")))),
+    "no number": message((1, 5), (2, 7), (16, message((3, 1), (4, 1), (11, "/a")))),
+    "no type": message((1, 5), (2, 7), (16, message((2, 1), (4, 1), (11, "/a")))),
+    "no state": message((1, 5), (2, 7), (16, message((2, 1), (3, 1), (11, "/a")))),
     "no folder": unix(1, "a"),
     "a number for a socket": message((1, 5), (2, 7), (16, 3)),
-    "a number for a name": message((1, 5), (2, 7), (16, message((2, 1), (11, 3)))),
+    "a number for a name": message((1, 5), (2, 7), (16, message((2, 1), (3, 1), (4, 1), (11, 3)))),
+    "a type further behind": message((2, 7), (1, 5), (16, message((2, 1), (3, 1), (4, 1)))),
 }
 
 
@@ -109,20 +118,81 @@ def test_a_name_leads_to_its_socket(tmp_path: Path) -> None:
         for name in ("a/s", "b/s", "b/../a/s"):
             assert look(tmp_path, unix(inode, f"{tmp_path}/{name}\0", mount)) == ""
         assert look(tmp_path, unix(inode, "b/s\0", mount, folder=str(tmp_path))) == ""
-        assert look(tmp_path, unix(inode, f"{tmp_path}/a/s\0")) == ""
+        assert "is of no socket that is known" in look(tmp_path, unix(inode, f"{tmp_path}/a/s\0"))  # on which mount?
         assert look(tmp_path, unix(inode, b"\0s"), unix(inode, "")) == ""
 
 
-@pytest.mark.parametrize("deleted", [False, True])
-def test_a_name_that_leads_to_another_socket(tmp_path: Path, deleted: bool) -> None:
-    """As one that only root may connect to. A deleted one is made beside it, by a name of its own, and taken away."""
+KINDS = {"listens": {}, "deleted": {"deleted": True}, "connected": {"connected": True}}
+ELSE = {"listens": "leads to something else by now", "deleted": "leads to another socket by now",
+        "connected": "leads to another socket by now"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_name_that_leads_to_another_socket(tmp_path: Path, kind: str) -> None:
+    """As one that only root may connect to, or another container's: CRIU removes it, and makes this one's own anew."""
     (tmp_path / "his").mkdir()
-    with listening(tmp_path / "his/s") as (inode, mount), listening(tmp_path / "s"):
+    with listening(tmp_path / "his/s") as (inode, mount), listening(tmp_path / "s") as (other, _):
         (tmp_path / "his").rename(tmp_path / "was")
         (tmp_path / "his").symlink_to(".")
-        said = look(tmp_path, unix(inode, f"{tmp_path}/his/s\0", mount, deleted=deleted))
-        assert said == ("" if deleted else
-                        f"{tmp_path}/his/s, to which a UNIX socket is bound, leads to something else by now")
+        his, its = unix(inode, f"{tmp_path}/his/s\0", mount, **KINDS[kind]), f"{tmp_path}/s\0"
+        said = f"{tmp_path}/his/s, to which a UNIX socket is bound, {ELSE[kind]}"
+        assert look(tmp_path, his) == said
+        assert look(tmp_path, his, unix(other, its, mount)) == (said if kind == "listens" else "")
+        for not_anew in ({"deleted": True}, {"connected": True}):
+            assert look(tmp_path, his, unix(other, its, mount, **not_anew)) == said
+
+
+def test_what_is_connected_has_the_name_of_what_has_accepted_it(tmp_path: Path) -> None:
+    """Be that gone: nobody listens there, and what is left of it goes."""
+    with listening(tmp_path / "s") as (inode, mount):
+        name = f"{tmp_path}/s\0"
+        assert look(tmp_path, unix(inode, name, mount, connected=True)) == ""
+        assert look(tmp_path, *[unix(inode, name, mount, connected=True)] * 9, unix(inode, name, mount)) == ""
+        assert "leads to another socket" in look(tmp_path, unix(2**32 - 1, name, mount, connected=True))
+        (tmp_path / "s").rename(tmp_path / "t")
+        (tmp_path / "s").write_text("")
+        for kind in ("deleted", "connected"):  # what is no socket CRIU leaves
+            assert look(tmp_path, unix(inode, name, mount, **KINDS[kind])) == ""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_users_link_leads_to_where_nothing_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """He would have a socket in whichever folder of root's."""
+    (tmp_path / "his").mkdir()
+    with listening(tmp_path / "his/s") as (inode, mount):
+        (tmp_path / "his").rename(tmp_path / "was")
+        (tmp_path / "dev").mkdir()
+        (tmp_path / "his").symlink_to("dev")
+        record = unix(inode, f"{tmp_path}/his/s\0", mount, **KINDS[kind])
+        assert look(tmp_path, record) == ""
+        monkeypatch.setattr(bound_sockets, "superuser", lambda _: os.getuid() + 1)
+        assert "leads over a symbolic link of a user's to where nothing is" in look(tmp_path, record)
+        (tmp_path / "was").rename(tmp_path / "dev/his")
+        assert look(tmp_path, unix(inode, f"{tmp_path}/dev/gone/s\0", mount, **KINDS[kind])) == ""
+
+
+def test_where_another_folder_of_the_same_mount_is_bound(tmp_path: Path) -> None:
+    """A folder that was bound onto itself since is another mount, and the same files."""
+    program = """
+import os, socket, sys
+from migrator import roots
+its = socket.socket(socket.AF_UNIX)
+its.bind("s")
+print(os.fstat(its.fileno()).st_ino, roots.placed("s")[1], flush=True)
+os.execvp("mount", ["mount", "-o", "bind", ".", "."]) if not os.fork() else os.wait()
+print("bound", flush=True)
+sys.stdin.read()
+"""
+    (tmp_path / "images").mkdir()
+    with subprocess.Popen(["unshare", "--mount", "--propagation", "private", sys.executable, "-c", program], text=True,
+                          cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+                          stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout and process.stdin
+        inode, mount = map(int, process.stdout.readline().split())
+        assert process.stdout.readline() == "bound\n"
+        made(tmp_path / "images", unix(inode, f"{tmp_path}/s\0", mount))
+        bound_sockets.require_here(tmp_path / "images", process.pid, [process.pid])
+        process.stdin.close()
 
 
 def test_what_is_no_socket(tmp_path: Path) -> None:
@@ -152,6 +222,9 @@ def test_whose_socket_it_is_must_be_known(tmp_path: Path) -> None:
         elsewhere = roots.placed(Path("/proc"))[1]
         assert elsewhere not in (None, mount)
         assert "leads to something else by now" in look(tmp_path, unix(inode, name, elsewhere or 0))
+        gone = unix(inode, name, 2**31 - 1, connected=True)
+        assert look(tmp_path, gone) == "", "its mount was taken away"
+        assert "is in a mount namespace that is not" in look(tmp_path, gone, unix(inode, name, 2**31 - 1))
         assert "is in a mount namespace that is not to be found" in look(tmp_path, unix(inode, name, 2**31 - 1))
 
 

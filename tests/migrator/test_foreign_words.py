@@ -44,7 +44,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("interface-kind", {"interfaces": (LO, Interface(NAMED, kind="gre"))}, {},
      f"{INSIDE} ip link delete dev '{NAMED}' -- "),
     ("nested-subvolume", {"rootfs.nested": (EVIL[1:],)}, {},
-     f"sh -c {shlex.quote(f'mv {QUOTED} {AWAY} && cp -a {AWAY} {QUOTED}')} -- and"),
+     f"sh -c {shlex.quote(f'mv -T {QUOTED} {AWAY} && cp -aT {AWAY} {QUOTED}')} -- and"),
     ("nested-subvolume", {"rootfs.nested": (EVIL[1:],)}, {}, f" -n c1 -- find {AWAY} -xdev -delete"),
     ("disk-quota", {"rootfs.quota": (("0/256", 10 << 20, 5 << 20),)}, {"storage.path": EVIL},
      f"btrfs qgroup limit 10485760 {RESTORED} && btrfs qgroup limit -e 5242880 {RESTORED}"),

@@ -24,9 +24,9 @@ def remap(original: int, other: int, type_: int) -> bytes:
     return message((1, original), (2, other), (3, type_))
 
 
-def regular(id_: int, name: str | bytes, mount: int = 7) -> bytes:
+def regular(id_: int, name: str | bytes, mount: int = 7, mode: int = 0) -> bytes:
     """Without a mount if that is -1, as CRIU leaves it out of the name that it has given itself."""
-    on = [] if mount < 0 else [(7, mount << 1)]
+    on = ([] if mount < 0 else [(7, mount << 1)]) + ([(10, mode)] if mode else [])
     entry = message((1, id_), (2, 0), (3, 0), (5, message((1, 0))), (6, name), *on)
     return message((1, 1), (2, id_), (3, entry))
 
@@ -109,6 +109,17 @@ def test_a_link_is_not_made_again(tmp_path: Path) -> None:
     """It could lie on the way of another one."""
     made(tmp_path, [remap(1, 1, 1)], [regular(1, "/a/link")], {1: stat.S_IFLNK})
     with pytest.raises(ValueError, match="/a/link, a deleted symbolic link"):
+        ghosts.plan(tmp_path)
+
+
+def test_nor_is_a_link_given_another_name(tmp_path: Path) -> None:
+    """One that has another name still. CRIU takes what it has made of it away before anybody can look."""
+    files = [regular(4, "/tmp/link_remap.4", -1), regular(3, "/tmp/h", mode=stat.S_IFREG | 0o644)]
+    made(tmp_path, [remap(3, 4, 0)], files)
+    assert ghosts.plan(tmp_path) == line(7, FILE, 0, "/tmp/link_remap.4")
+    files[1] = regular(3, "/tmp/h", mode=stat.S_IFLNK | 0o777)
+    made(tmp_path, [remap(3, 4, 0)], files)
+    with pytest.raises(ValueError, match=r"a symbolic link is open by a name that is gone: .* /tmp/link_remap\.4"):
         ghosts.plan(tmp_path)
 
 

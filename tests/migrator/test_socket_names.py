@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import socket
 from collections.abc import Iterator
@@ -13,27 +14,42 @@ import pytest
 
 from migrator import roots, socket_names
 from migrator.preflight.mount_facts import parse_mountinfo
-from migrator.socket_names import LINKS_MAX, AsksServer, Astray, Place
+from migrator.socket_names import LINKS_MAX, AsksServer, Astray, Place, View, Way
 
-MOUNTS = {line.id: line.type for line in parse_mountinfo(Path("/proc/self/mountinfo").read_text())}
+MOUNTS = parse_mountinfo(Path("/proc/self/mountinfo").read_text())
+
+
+def look(root: Path, name: str, own: int = -1, kinds: dict[int, str] | None = None,
+         superuser: int | None = None) -> Way:
+    """`kinds` has other types of mounts than they are of. Whoever runs this is root in there unless it is another."""
+    mounts = [dataclasses.replace(line, type=(kinds or {}).get(line.id, line.type)) for line in MOUNTS]
+    fd = os.open(root, os.O_PATH)
+    try:
+        return socket_names.follow(View.of(fd, mounts, os.getuid() if superuser is None else superuser), name, own)
+    finally:
+        os.close(fd)
 
 
 def follow(root: Path, name: str, own: int = -1, kinds: dict[int, str] | None = None) -> Place | None:
-    """`kinds` has other types of mounts than they are of."""
-    fd = os.open(root, os.O_PATH)
-    try:
-        return socket_names.follow(fd, name, MOUNTS | (kinds or {}), own)
-    finally:
-        os.close(fd)
+    way = look(root, name, own, kinds)
+    assert not way.by_users
+    assert way.is_socket or not way.place or way.place.inode == (root / name.strip("/")).stat().st_ino
+    return way.place
+
+
+def number(path: Path) -> int:
+    """Of the mount that it is on."""
+    found = roots.placed(path)[1]
+    assert found is not None
+    return found
 
 
 @contextlib.contextmanager
 def bound(path: Path) -> Iterator[Place]:
     with socket.socket(socket.AF_UNIX) as its:
         its.bind(str(path))
-        found, mount = roots.placed(path)
-        assert mount is not None
-        yield Place(True, found.inode, mount)
+        (device,) = (line.device for line in MOUNTS if line.id == number(path))
+        yield Place(device, path.stat().st_ino)
 
 
 @pytest.fixture(autouse=True)
@@ -49,8 +65,7 @@ def test_a_name(tmp_path: Path) -> None:
         for name in ("/run/app/s", "run//app/./s", "/run/../run/app/s", "/../../run/app/../app/s"):
             assert follow(tmp_path, name) == its
         assert follow(tmp_path / "run", "/app/s") == its
-    found = follow(tmp_path, "/run/app")
-    assert found and not found.is_socket and found.inode == (tmp_path / "run/app").stat().st_ino
+    assert follow(tmp_path, "/run/app") and not look(tmp_path, "/run/app").is_socket
 
 
 def test_its_links_are_the_containers(tmp_path: Path) -> None:
@@ -104,14 +119,15 @@ def test_links_come_to_an_end(tmp_path: Path) -> None:
 
 def test_what_asks_a_server(tmp_path: Path) -> None:
     """By the mount alone; on its own a socket's name is followed all the same."""
+    mount = number(tmp_path)
     with bound(tmp_path / "s") as its:
         for kind in ("nfs4", "fuse.sshfs", "cifs"):
             with pytest.raises(AsksServer, match=f"over a mount of the type {kind}, which may never answer"):
-                follow(tmp_path, "/s", kinds={its.mount: kind})
-            assert follow(tmp_path, "/s", its.mount, {its.mount: kind}) == its
-        assert follow(tmp_path, "/s", kinds={its.mount: "btrfs"}) == its
+                follow(tmp_path, "/s", kinds={mount: kind})
+            assert follow(tmp_path, "/s", mount, {mount: kind}) == its
+        assert follow(tmp_path, "/s", kinds={mount: "btrfs"}) == its
         with pytest.raises(Astray, match="through /proc"):
-            follow(tmp_path, "/s", its.mount, {its.mount: "proc"})
+            follow(tmp_path, "/s", mount, {mount: "proc"})
 
 
 def test_a_mount_that_is_not_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,9 +136,28 @@ def test_a_mount_that_is_not_known(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     try:
         with bound(tmp_path / "s"):
             with pytest.raises(Astray, match="a mount that is not known"):
-                socket_names.follow(fd, "/s", {})
+                socket_names.follow(View.of(fd, [], 0), "/s")
             monkeypatch.setattr(roots, "placed", lambda _: (roots.Root(1, 1), None))
             with pytest.raises(Astray, match="a mount that is not known"):
-                socket_names.follow(fd, "/s", MOUNTS)
+                socket_names.follow(View.of(fd, MOUNTS, 0), "/s")
     finally:
         os.close(fd)
+
+
+@pytest.mark.parametrize("name", ["/h/s", "/h/gone", "/l/s", "/l/gone", "/h/../h/s"])
+def test_a_link_that_is_not_roots(tmp_path: Path, name: str) -> None:
+    """Whose the folder is that it leads to does not matter."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "h").symlink_to("/run")
+    (tmp_path / "l").symlink_to("h")
+    with bound(tmp_path / "run/s"):
+        assert look(tmp_path, name, superuser=os.getuid() + 1).by_users
+        assert not look(tmp_path, name).by_users
+        assert not look(tmp_path, f"/run/{name[-1]}", superuser=os.getuid() + 1).by_users
+
+
+@pytest.mark.parametrize(("uid_map", "root"), [
+    ("         0          0 4294967295\n", 0), ("0 100000 65536\n", 100000), ("1000 7 1\n0 100000 1000\n", 100000),
+    ("1000 7 1\n", 0), ("", 0)])
+def test_whose_links_are_roots(uid_map: str, root: int) -> None:
+    assert socket_names.superuser(uid_map) == root
