@@ -32,6 +32,8 @@ from tunnel.wire import Malformed
 # What the other host runs when this one pairs with it over SSH.
 EXCHANGE = ["migrator", "peer", "exchange"]
 SILENCE_LIMIT = 60.0  # seconds
+QUIET = 0.3  # seconds without a line after which a terminal has brought all that was pasted
+PASTED_PIECES = 200  # of a terminal that never is: each holds some thousand characters
 
 
 class _Pairing:
@@ -147,6 +149,7 @@ def _compare(pairing: _Pairing, partner: Partner) -> None:
         log.warning("The fingerprints were not compared. Do it on both hosts before you rely on them: "
                     f"migrator peer show, migrator peer show {pairing.name}")
     elif _asked(f"Does the other host show the same two fingerprints? If it does, type {number}: ") != number:
+        _drop_what_waits()
         raise PairingFailed(reason="the fingerprints differ or were not compared")
 
 
@@ -167,10 +170,16 @@ def _pasted() -> str:
 
 
 def _drop_what_waits() -> None:
-    """What the terminal has behind a pasted text is no answer, nor a command for the shell when this has ended."""
+    """What a terminal has behind a pasted text is no answer, nor a command for the shell when this has ended.
+
+    Of a long one it brings the rest once there is room; so that is waited for.
+    """
     if sys.stdin.isatty():
         with contextlib.suppress(termios.error):
-            termios.tcflush(0, termios.TCIFLUSH)
+            for _ in range(PASTED_PIECES):
+                termios.tcflush(0, termios.TCIFLUSH)
+                if not select.select([0], [], [], QUIET)[0]:
+                    return
 
 
 # --- Over SSH -------------------------------------------------------------------------------------------------
