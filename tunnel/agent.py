@@ -72,6 +72,7 @@ class _Agent:
         self._tasks: set[asyncio.Task[None]] = set()
         self._waiting: Waiting | None = None
         self._saying: asyncio.Task[None] | None = None
+        self._refusing: dict[bytes, asyncio.Task[None]] = {}  # by the id of the peer
         self._renewed = 0.0
         self._told: dict[tuple[Server, str], float] = {}  # when of what comes from nobody known
 
@@ -165,7 +166,11 @@ class _Agent:
     def _begin(self, channel: Called, offer: dict[str, Any]) -> None:
         of_peer = sum(each.peer.public == channel.peer.public for each in self._sessions.values())
         if len(self._sessions) >= SESSIONS_MAX or of_peer >= SESSIONS_EACH:
-            self._spawn(self._refuse(channel, "it serves too many sessions already"))
+            # One at a time for each peer: he may send offers without end, over a server that lets nothing back.
+            before = self._refusing.get(channel.peer.public.id)
+            if before is None or before.done():
+                refusal = self._refuse(channel, "it serves too many sessions already")
+                self._refusing[channel.peer.public.id] = self._spawn(refusal)
         else:
             self._sessions[channel.session] = channel
             self._spawn(self._serve(channel, offer))

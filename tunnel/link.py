@@ -14,6 +14,7 @@ import ssl
 from typing import Any
 
 from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.connection import Connection
 from websockets.exceptions import InvalidStatus, WebSocketException
 
 from tunnel import config, dial, printable, wire
@@ -26,6 +27,9 @@ DATA_MAX = 16 * 1024  # bytes that one peer may send another in a message
 MESSAGE_MAX = 24 * 1024  # bytes of a message with such data in base64
 CHALLENGE_SIZE = 32  # bytes
 REFLECTORS_MAX = 8
+UNREAD_MAX = 256 * 1024  # bytes that wait for a server; what is sent in order are a few messages
+SEND_LIMIT = 5.0  # seconds until a server has taken enough of a message
+CLOSE_LIMIT = 2.0  # seconds for its goodbye
 KEEPALIVE = 20.0  # seconds between pings: below the half minute after which small routers forget
 REPLACED = "the same identity waits over a newer connection"  # the reason of a refusal
 NOT_PINNED = "its certificate is not the pinned one: it was replaced, or it is another server"
@@ -43,6 +47,22 @@ class ServerInfo:
 
     reflectors: tuple[tuple[str, int], ...]
     relay: bool
+
+
+def end_unread(connection: Connection, limit: int) -> None:
+    """End a connection for whose other end more than `limit` bytes wait.
+
+    The library answers each ping, however many of its answers wait already. Who sends pings and reads nothing would
+    fill the memory, and its keepalive, which has to send a ping as well, waits for him, too.
+    """
+    if connection.transport.get_write_buffer_size() > limit:
+        connection.transport.abort()
+
+
+class _Connection(ClientConnection):
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        end_unread(self, UNREAD_MAX)
 
 
 class _Connect(connect):
@@ -80,14 +100,15 @@ class Link:
         socket = await _Connect(
             f"wss://{_bracketed(server.host)}:{server.port}/", ssl=_context(server), sock=await dial.connected(server),
             compression=None, proxy=None, max_size=MESSAGE_MAX, max_queue=16, user_agent_header=None,
-            ping_interval=KEEPALIVE, ping_timeout=KEEPALIVE, close_timeout=2, open_timeout=None,
+            ping_interval=KEEPALIVE, ping_timeout=KEEPALIVE, close_timeout=CLOSE_LIMIT, open_timeout=None,
+            create_connection=_Connection,
         )
         try:
             # Nothing has been said yet but the WebSocket's own opening.
             link = cls(server, socket, _certificate(socket, server), str(socket.remote_address[0]))
             link._greet(await link.receive())
         except BaseException:
-            await socket.close()
+            await _end(socket)
             raise
         return link
 
@@ -104,7 +125,11 @@ class Link:
     async def send(self, message: dict[str, Any]) -> None:
         """Send a message; raises RendezvousUnavailable."""
         try:
-            await self._socket.send(wire.dump(message).decode())
+            async with asyncio.timeout(SEND_LIMIT):
+                await self._socket.send(wire.dump(message).decode())
+        except TimeoutError as error:
+            self._socket.transport.abort()
+            raise unavailable(self.server, f"it has taken nothing for {SEND_LIMIT:g} seconds") from error
         except (OSError, WebSocketException) as error:
             raise unavailable(self.server, _reason(error)) from error
 
@@ -120,7 +145,18 @@ class Link:
 
     async def close(self) -> None:
         """End the connection; safe to repeat."""
-        await self._socket.close()
+        await _end(self._socket)
+
+
+async def _end(socket: ClientConnection) -> None:
+    """In order, if the other end lets it: who reads nothing may not even take the packet that says so."""
+    try:
+        async with asyncio.timeout(CLOSE_LIMIT):
+            await socket.close()
+    except BaseException as error:
+        socket.transport.abort()
+        if not isinstance(error, TimeoutError):
+            raise
 
 
 def unavailable(server: Server | str, reason: str) -> RendezvousUnavailable:

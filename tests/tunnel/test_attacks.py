@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.tunnel.clock import as_time_goes_by, eventually, look, pass_time, standing
+from tests.tunnel.clock import as_time_goes_by, eventually, look, pass_time, simulated, standing
 from tests.tunnel.serving import LOOPBACK, Serving, serving
 from tunnel import agent as agents
 from tunnel import dial, wire
@@ -223,6 +223,44 @@ async def rings(there: Serving, frm: Identity, data: bytes) -> list[bytes]:
         while caller._inbox.qsize():
             answers.append((await caller.receive()).data)
         return answers
+
+
+@simulated
+async def test_refusals_do_not_heap_up(tmp_path: Path) -> None:
+    """To a peer who sends offers without end, over a server that lets nothing back: one at a time."""
+    class Channel:
+        sent = 0
+
+        def __init__(self, peer: Peer) -> None:
+            self.peer, self.session = peer, os.urandom(16)
+
+        async def send(self, _kind: str, _body: dict[str, Any]) -> None:
+            Channel.sent += 1
+            await lets_through.wait()
+
+    async def handler(_: Any) -> None:
+        raise AssertionError
+
+    lets_through = asyncio.Event()
+    peers = Peers(tmp_path / "peers")
+    for name, identity in (("alice", ALICE), ("eve", EVE)):
+        peers.pin(name, identity.public)
+    agent = agents._Agent(BOB, peers, [], handler, "prefer-direct", "", lambda _: None)
+    served: Any = {os.urandom(16): Channel(peer) for peer in peers.all() for _ in range(agents.SESSIONS_EACH)}
+    agent._sessions = served
+    for _ in range(5):
+        for peer in peers.all():
+            channel: Any = Channel(peer)
+            agent._begin(channel, {})
+        await asyncio.sleep(0.1)
+    assert Channel.sent == len(agent._tasks) == 2
+    lets_through.set()
+    await asyncio.sleep(0.1)
+    for peer in peers.all():
+        channel = Channel(peer)
+        agent._begin(channel, {})
+        await asyncio.sleep(0.1)
+    assert (Channel.sent, len(agent._tasks)) == (4, 0)
 
 
 def test_an_unpaired_or_removed_peer_gets_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

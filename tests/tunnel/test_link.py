@@ -5,14 +5,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import ssl
 from collections.abc import AsyncIterator
 
 import pytest
+from websockets.asyncio.server import ServerConnection, serve
 
-from tests.tunnel.clock import eventually, standing
+from tests.tunnel.clock import eventually, simulated, standing
 from tests.tunnel.serving import LOOPBACK, serving
-from tunnel import link
+from tunnel import link, wire
 from tunnel.config import Server
 from tunnel.errors import RendezvousUnavailable
 from tunnel.link import Link
@@ -112,3 +114,78 @@ async def test_a_pin_is_looked_at_again_once_the_connection_stands(monkeypatch: 
         wrong = Server.parse(f"wss://{LOOPBACK}:{there.running.ports[0]}#sha256:{'0' * 64}")
         with pytest.raises(RendezvousUnavailable, match="not the pinned one"):
             await Link.open(wrong, 5)
+
+
+# --- a server that lets nothing through -------------------------------------------------------------------------
+
+FLOOD = 64 << 20  # bytes, more than the kernel takes for both ends
+
+
+@standing
+async def test_a_server_that_sends_pings_and_reads_no_answers_is_left() -> None:
+    """The library answers each, and keeps what does not get away."""
+    sent = 0
+    certificate = Certificate.load(None, None)
+
+    async def floods(socket: ServerConnection) -> None:
+        nonlocal sent
+        await socket.send(json.dumps({"type": "hello", "version": link.VERSION, "reflectors": [], "relay": False,
+                                      "challenge": wire.encode(bytes(link.CHALLENGE_SIZE))}))
+        transport, pings = socket.transport, (bytes([0x89, 125]) + bytes(125)) * 200
+        transport.pause_reading()
+        while not transport.is_closing() and sent < FLOOD:
+            transport.write(pings)
+            sent += len(pings)
+            await eventually(lambda: transport.is_closing() or transport.get_write_buffer_size() < len(pings))
+        transport.abort()
+
+    async with serve(floods, LOOPBACK, 0, ssl=certificate.context, ping_interval=None, compression=None) as there:
+        port = next(iter(there.sockets)).getsockname()[1]
+        found = await Link.open(Server.parse(f"wss://{LOOPBACK}:{port}#sha256:{certificate.sha256.hex()}"), 5)
+        with pytest.raises(RendezvousUnavailable):
+            await found.receive()
+        await found.close()
+    assert sent < FLOOD
+
+
+class Stuck:
+    """A connection that takes nothing, not even a goodbye."""
+
+    def __init__(self) -> None:
+        self.aborted = 0
+        self.transport = self
+
+    async def send(self, _text: str) -> None:
+        await asyncio.Event().wait()
+
+    async def close(self) -> None:
+        await asyncio.Event().wait()
+
+    def abort(self) -> None:
+        self.aborted += 1
+
+
+def stuck() -> tuple[Link, Stuck]:
+    socket = Stuck()
+    return Link(Server.parse(f"wss://rv.example#sha256:{'0' * 64}"), socket, b"", LOOPBACK), socket  # type: ignore[arg-type]
+
+
+@simulated
+async def test_nobody_waits_for_a_server_that_takes_nothing() -> None:
+    there, socket = stuck()
+    with pytest.raises(RendezvousUnavailable, match="it has taken nothing for 5 seconds"):
+        await there.send({"type": "find"})
+    assert socket.aborted == 1, "else all that comes after it would wait, too"
+    await there.close()
+    assert socket.aborted == 2
+
+
+@simulated
+async def test_a_goodbye_that_is_given_up_ends_the_connection() -> None:
+    there, socket = stuck()
+    closing = asyncio.create_task(there.close())
+    await asyncio.sleep(1.0)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    assert socket.aborted == 1

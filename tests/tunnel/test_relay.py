@@ -21,6 +21,7 @@ from tunnel import gso, relay_wire
 from tunnel.nat import Endpoint
 from tunnel.relay import Joining, RelayToken
 from tunnel.relay_proxy import TcpPath
+from tunnel.rendezvous import tcp_relay
 from tunnel.rendezvous.certificate import Certificate
 from tunnel.rendezvous.pairs import Limits
 from tunnel.rendezvous.relay import Relay
@@ -411,6 +412,38 @@ async def test_tcp_leaves() -> None:
         assert len(relay.pairs) == 1
         path.close()
         await eventually(lambda: not relay.pairs)
+
+
+@pytest.mark.parametrize(("waits", "written"), [(0, 1), (tcp_relay.QUEUE, 1), (tcp_relay.QUEUE + 1, 0)])
+def test_tcp_answers_do_not_heap_up(waits: int, written: int) -> None:
+    """Of who asks to join again and again, and reads nothing."""
+    class Transport(asyncio.Transport):
+        def __init__(self) -> None:
+            super().__init__()
+            self.written: list[bytes] = []
+
+        def get_write_buffer_size(self) -> int:
+            return waits
+
+        def write(self, data: object) -> None:
+            self.written.append(bytes(data))  # type: ignore[call-overload]
+
+    class Asked:
+        limits = Limits()
+        dropped = 0
+
+        def answer(self, *_: object) -> tuple[bytes, None]:
+            return b"JOINED", None
+
+    @standing
+    async def test() -> None:
+        relay = Asked()
+        connection = tcp_relay._Connection(relay, relay)  # type: ignore[arg-type]
+        connection._transport = transport = Transport()
+        connection.data_received(relay_wire.framed(b"JOIN"))
+        assert (len(transport.written), relay.dropped) == (written, 1 - written)
+
+    test()
 
 
 @settings(max_examples=tries(8, 100), deadline=None)

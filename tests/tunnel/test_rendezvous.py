@@ -36,6 +36,7 @@ from tunnel.signalling import Signalling
 from tunnel.wire import Malformed
 
 FAST = Rate(1000, 1000)
+FLOOD = 64 << 20  # bytes, more than the kernel takes for both ends
 
 
 class Clock:
@@ -253,6 +254,23 @@ async def test_who_does_not_read_costs_little_and_holds_nobody_up() -> None:
             assert not await caller.finds(slow.public)
         link._socket.transport.abort()
         await link.close()
+
+
+@standing
+async def test_who_sends_pings_and_reads_no_answers_is_cut_off() -> None:
+    """They are no messages, which are counted, and the library answers each."""
+    async with serving() as there:
+        link = await presented(there, Identity.generate())
+        transport = link._socket.transport
+        transport.pause_reading()
+        pings, sent = (bytes([0x89, 0x80 | 125]) + bytes(4 + 125)) * 200, 0
+        while not transport.is_closing() and sent < FLOOD:
+            transport.write(pings)
+            sent += len(pings)
+            await eventually(lambda: transport.is_closing() or transport.get_write_buffer_size() < len(pings))
+        assert sent < FLOOD
+        await link.close()
+        await eventually(lambda: there.running.open_connections() == 0)
 
 
 @pytest.mark.parametrize("data", [

@@ -15,7 +15,7 @@ from websockets.exceptions import ConnectionClosed
 
 from tunnel import wire
 from tunnel.identity import KEY_SIZE, SIGNATURE_SIZE, TEXT_SIZE, PublicIdentity
-from tunnel.link import CHALLENGE_SIZE, DATA_MAX, ID_HEX, KEEPALIVE, MESSAGE_MAX, VERSION, statement
+from tunnel.link import CHALLENGE_SIZE, DATA_MAX, ID_HEX, KEEPALIVE, MESSAGE_MAX, VERSION, end_unread, statement
 from tunnel.rendezvous.certificate import Certificate
 from tunnel.rendezvous.limits import Buckets, Door, GuardedListener, Limits, group
 from tunnel.rendezvous.lines import Budget, Line, Switchboard
@@ -27,7 +27,14 @@ if TYPE_CHECKING:
     from tunnel.rendezvous.relay import Relay
 
 RELAY_SESSION_SIZE = 16  # bytes
+UNREAD_MAX = 64 * 1024  # bytes that wait for one connection below its queue: two messages, with what TLS adds
 GOODBYE = 2.0  # seconds for each of WebSocket's and TLS' last words
+
+
+class _Connection(ServerConnection):
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        end_unread(self, UNREAD_MAX)
 
 
 class SignallingServer:
@@ -57,7 +64,7 @@ class SignallingServer:
             max_size=MESSAGE_MAX,
             # What is read but not yet handled, per connection; and what TCP has not yet taken.
             max_queue=4, write_limit=MESSAGE_MAX, ping_interval=KEEPALIVE, ping_timeout=KEEPALIVE,
-            close_timeout=GOODBYE, logger=_silent(),
+            close_timeout=GOODBYE, logger=_silent(), create_connection=_Connection,
         ))
         return int(listener.getsockname()[1])
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tunnel.rendezvous.pairs import End
     from tunnel.rendezvous.relay import Relay
 
-QUEUE = 1024 * 1024  # bytes that wait for one slow end; beyond that datagrams are dropped, as on any full link
+QUEUE = 256 * 1024  # bytes that wait for one slow end; beyond that datagrams are dropped, as on any full link
 
 
 class TcpRelay:
@@ -120,8 +120,7 @@ class _Connection(asyncio.Protocol):
             self.abort()
             return
         answer, end = said
-        if self._transport:
-            self._transport.write(wire.framed(answer))
+        self._write(wire.framed(answer))
         if end:
             self.end = end
             if self._timer:
