@@ -215,8 +215,7 @@ async def _answer(channel: Called, offer: dict[str, Any], policy: Policy, progra
     ours = Ours(channel.session, "responder", channel.identity.public.id)
     keys, theirs, agreed = read(channel, ours, offer, policy)
     local, token = await gathered(channel, agreed)
-    try:
-        attempt = Attempt(local, theirs.remote(), keys.probe(0), "responder", agreed, token)
+    with contextlib.closing(Attempt(local, theirs.remote(), keys.probe(0), "responder", agreed, token)) as attempt:
         # Its NAT is opened before the initiator learns where to send to: see tunnel.punch.
         attempt.start()
         said = {"program": program, **offers.keys(ours.public), **offers.side(local, agreed)}
@@ -228,9 +227,6 @@ async def _answer(channel: Called, offer: dict[str, Any], policy: Policy, progra
         async with ended_with_block(asyncio.create_task(go())):
             await _send_answer(channel, said)
             path = await attempt.result()
-    except BaseException:
-        local.sender.close()
-        raise
     return await up(channel, keys, path, agreed, backend, begun)
 
 

@@ -9,6 +9,7 @@ import random
 import socket
 import struct
 from collections.abc import Callable
+from typing import ClassVar
 
 from tunnel.nat import Endpoint
 
@@ -25,6 +26,8 @@ Receiver = Callable[[int, Endpoint, bytes], None]
 
 class Ports:
     """Socket 0 is a pair (IPv4, IPv6) on one port, which WireGuard takes over; 1, 2, ... are for birthday probing."""
+
+    _wide: ClassVar[Ports | None] = None  # whose sockets for birthday probing are open
 
     def __init__(self) -> None:
         self.receiver: Receiver | None = None
@@ -71,7 +74,14 @@ class Ports:
         return found
 
     def more(self, count: int) -> int:
-        """Open more sockets, on ports of their own; returns how many there are now beside socket 0."""
+        """Open more sockets, on ports of their own; returns how many there are now beside socket 0.
+
+        None while others of this process have some: they are a quarter of the descriptors that a process usually may
+        have, and peers decide how many sessions begin at a time.
+        """
+        if Ports._wide not in (None, self):
+            return 0
+        Ports._wide = self
         for _ in range(count):
             try:
                 sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -110,6 +120,8 @@ class Ports:
 
     def close(self) -> None:
         """Close all; safe to repeat."""
+        if Ports._wide is self:
+            Ports._wide = None
         sockets = [*self._sockets, *([self._ipv6] if self._ipv6 else [])]
         for sock in sockets:
             if sock.fileno() >= 0:

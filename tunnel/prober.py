@@ -77,6 +77,7 @@ class Attempt:
         self._ended: asyncio.Future[Done | Failed] = self._loop.create_future()
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        self._stopped = False
 
     def start(self) -> None:
         """Send the first packets."""
@@ -101,6 +102,11 @@ class Attempt:
         finally:
             self._stop(path, keep=keep)
 
+    def close(self) -> None:
+        """End it, and close its sender, where `result` was not come to; else there is nothing left to do."""
+        if not self._stopped:
+            self._stop(None, keep=False)
+
     def _path(self, done: Done, connect_ms: float) -> Path:
         port = self._sender.port(max(done.via, 0))
         endpoint, via, proxy = done.endpoint, "udp", None
@@ -113,6 +119,7 @@ class Attempt:
                     round(done.rtt * 1000, 2), proxy)
 
     def _stop(self, path: Path | None, *, keep: bool) -> None:
+        self._stopped = True
         for task in self._tasks:
             task.cancel()
         if self._timer:

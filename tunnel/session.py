@@ -66,8 +66,9 @@ async def open_tunnel(peer: Peer, identity: Identity, servers: Sequence[Server],
             body = await channel.receive("answer", "refusal", timeout=ANSWER_LIMIT)
             keys, theirs, agreed = read(channel, ours, body, policy)
             attempt = Attempt(local, theirs.remote(), keys.probe(0), "initiator", agreed, token)
-            attempt.start()
-            path = await _unless_refused(channel, attempt.result(), channel.send("go", {"attempt": 0}))
+            with contextlib.closing(attempt):
+                attempt.start()
+                path = await _unless_refused(channel, attempt.result(), channel.send("go", {"attempt": 0}))
         except BaseException:
             local.sender.close()
             raise

@@ -198,9 +198,10 @@ class Tunnel:
                 theirs = offers.read_side(body, _own())
                 attempt = Attempt(local, theirs.remote(), self._keys.probe(number), "initiator", policy, token,
                                   limit=HEAL_PUNCH, patience=HEAL_PATIENCE, wide=False)
-                attempt.start()
-                await self._channel.send("go", {"attempt": number})
-                await self._move(await attempt.result(keep=True))
+                with contextlib.closing(attempt):
+                    attempt.start()
+                    await self._channel.send("go", {"attempt": number})
+                    await self._move(await attempt.result(keep=True))
             except Malformed as error:
                 raise TunnelBroken(name=self.peer.name, reason=f"its answer makes no sense: {error}") from None
             finally:
@@ -250,6 +251,7 @@ class Tunnel:
                 await self._channel.send("ready", {"attempt": number, **offers.side(local, policy)})
                 await self._move(await attempt.result(keep=True))
             finally:
+                attempt.close()
                 going.cancel()
                 await asyncio.gather(going, return_exceptions=True)
         finally:

@@ -66,6 +66,9 @@ def test_the_stricter_of_both_holds(ours: Policy, theirs: Policy, monkeypatch: p
         def start(self) -> None:
             pass
 
+        def close(self) -> None:
+            pass
+
         async def result(self, *, keep: bool) -> Any:
             return SimpleNamespace(endpoint=("192.0.2.1", 5), close=lambda: None)
 
