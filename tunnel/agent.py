@@ -190,6 +190,9 @@ class _Agent:
             await self._refuse(channel, str(error.fields.get("reason", error.message)), error.code())
         except Malformed as error:
             self._tell(f"{name} sends an offer that makes no sense: {error}")
+        except OSError as error:  # out of descriptors, say
+            self._tell(f"{name}: {type(error).__name__}: {error}")
+            await self._refuse(channel, f"it cannot serve a session now: {error.strerror or type(error).__name__}")
         except Exception as error:  # one session shall not end the others
             self._tell(f"{name}: {type(error).__name__}: {error}")
         finally:

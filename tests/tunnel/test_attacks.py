@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import time
@@ -299,6 +300,29 @@ def test_an_unpaired_or_removed_peer_gets_nothing(tmp_path: Path, monkeypatch: p
             assert "192.0.2.1" not in said
             assert "alice's key" not in said
             assert LOOPBACK in said
+
+    test()
+
+
+def test_a_peer_is_told_that_this_host_is_short_of_something(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = Agent(tmp_path, monkeypatch)
+    agent.peers.pin("alice", ALICE.public)
+
+    async def answer(*_: Any) -> Any:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), "/a/path/of/this/host")
+
+    monkeypatch.setattr(agents, "_answer", answer)
+
+    @standing
+    async def test() -> None:
+        async with serving() as there:
+            task = await agent.wait(there)
+            (said,) = await rings(there, ALICE, offer(ALICE, BOB.public, body={"type": "offer", **OFFER}))
+            body = Opener(ALICE, BOB.public).open(said, SESSION, role="responder").body
+            reason = "it cannot serve a session now: Too many open files"
+            assert body == {"type": "refusal", "reason": reason, "code": ""}
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
     test()
 
