@@ -117,7 +117,7 @@ async def _serve(places: Places, tunnel: Tunnel) -> None:
         finally:
             keep.close()
 
-    await until(_withdrawn(peer), service.listen(tunnel, connected))
+    await until(_withdrawn(peer), service.listen(tunnel, connected, log.debug))
     log.warning(f"{tunnel.peer.name} may not do here any more what it might: its session is ended")
 
 

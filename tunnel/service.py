@@ -23,12 +23,16 @@ import hmac
 import secrets
 import socket
 from collections.abc import Awaitable, Callable
+from typing import Any
 
+from tunnel.channel import Tell
 from tunnel.errors import TunnelBroken
+from tunnel.session import quiet
 from tunnel.tunnel import Tunnel
 
 TIMEOUT = 10.0  # seconds to connect, and for each side's proof
 UNPROVED_MAX = 8  # connections that have not proved anything yet
+ACCEPT_PAUSE = 1.0  # seconds until it is tried again where this process can have no more descriptors
 
 _TCP_RTO_MAX_MS = 44  # linux/tcp.h, since Linux 6.15
 _GIVE_UP = 600  # seconds
@@ -52,19 +56,18 @@ def _proof(secret: bytes, side: bytes, purpose: int, ours: bytes, theirs: bytes)
     return hmac.digest(secret, side + bytes([purpose]) + ours + theirs, hashlib.sha256)
 
 
-async def listen(tunnel: Tunnel, serve: Serve) -> None:
-    """Accept connections on the tunnel address, until cancelled; raises OSError."""
+async def listen(tunnel: Tunnel, serve: Serve, debug: Tell = quiet) -> None:
+    """Accept connections on the tunnel address, until cancelled; raises OSError where it cannot listen."""
     sock = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
     tasks: set[asyncio.Task[None]] = set()
     unproved = asyncio.Semaphore(UNPROVED_MAX)
-    loop = asyncio.get_running_loop()
     try:
         sock.setblocking(False)
         sock.bind((tunnel.local_address, tunnel.port))
         sock.listen(UNPROVED_MAX)
         while True:
             await unproved.acquire()
-            connection, peer = await loop.sock_accept(sock)
+            connection, peer = await _accept(sock, debug)
             if peer[0] != tunnel.remote_address:
                 # The firewall lets nobody else in but local users, who have no business here.
                 connection.close()
@@ -78,6 +81,19 @@ async def listen(tunnel: Tunnel, serve: Serve) -> None:
         for task in list(tasks):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _accept(sock: socket.socket, debug: Tell) -> tuple[socket.socket, Any]:
+    """The next connection. Where none can be taken now, it waits in the kernel and the session stands."""
+    told = False
+    while True:
+        try:
+            return await asyncio.get_running_loop().sock_accept(sock)
+        except OSError as error:
+            if not told:
+                debug(f"a connection through the tunnel has to wait: {error}")
+                told = True
+            await asyncio.sleep(ACCEPT_PAUSE)
 
 
 async def _accepted(connection: socket.socket, secret: bytes, serve: Serve, unproved: asyncio.Semaphore) -> None:

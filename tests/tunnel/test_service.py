@@ -6,10 +6,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import errno
 import os
 import random
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from tests.tunnel.clock import as_time_goes_by, eventually, pass_time, standing
 from tunnel import service
 from tunnel.errors import TunnelBroken
 from tunnel.service import Purpose
+from tunnel.session import quiet
 
 SECRET = b"s" * 32
 
@@ -51,7 +53,7 @@ def free_port() -> int:
 
 
 @contextlib.asynccontextmanager
-async def listening(**fields: Any) -> AsyncIterator[tuple[Any, list[Purpose]]]:
+async def listening(debug: Callable[[str], None] = quiet, **fields: Any) -> AsyncIterator[tuple[Any, list[Purpose]]]:
     """A service that answers `hello` to whoever gets in; with what those were for."""
     served = []
 
@@ -62,7 +64,7 @@ async def listening(**fields: Any) -> AsyncIterator[tuple[Any, list[Purpose]]]:
 
     while True:
         tunnel: Any = FakeTunnel(free_port(), **fields)
-        task = asyncio.create_task(service.listen(tunnel, serve))
+        task = asyncio.create_task(service.listen(tunnel, serve, debug))
         await asyncio.sleep(0)  # now it listens, unless somebody else has got the port meanwhile
         if not task.done():
             break
@@ -140,6 +142,27 @@ async def test_a_listener_that_does_not_know_the_secret() -> None:
     assert len(heard[0]) == 1 + 32 + 32
     assert heard[1] == b""
     server.close()
+
+
+@standing
+async def test_a_process_that_is_out_of_descriptors_goes_on_listening(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The session that it listens for may have a move under way."""
+    told: list[str] = []
+    loop = asyncio.get_running_loop()
+    honest, refused = loop.sock_accept, [True] * 3
+
+    async def accept(sock: socket.socket) -> Any:
+        if refused:
+            refused.pop()
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return await honest(sock)
+
+    monkeypatch.setattr(loop, "sock_accept", accept)
+    async with listening(debug=told.append) as (tunnel, served):
+        connecting = asyncio.create_task(service.connect(tunnel, Purpose.MIGRATE))
+        (await as_time_goes_by(connecting, service.ACCEPT_PAUSE / 10)).close()
+        assert served == [Purpose.MIGRATE]
+    assert told == ["a connection through the tunnel has to wait: [Errno 24] Too many open files"]
 
 
 @standing
