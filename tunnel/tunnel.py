@@ -23,6 +23,7 @@ from tunnel.keys import SessionKeys
 from tunnel.outlook import Policy
 from tunnel.prober import Attempt, Path
 from tunnel.raw import RawPort
+from tunnel.rendezvous.limits import Bucket, Rate
 from tunnel.wire import Malformed
 
 HEAL_LIMIT = 60.0  # seconds after which a path that stays dead is given up
@@ -33,6 +34,8 @@ BACK_LIMIT = 2.0  # seconds for an echo over the healed path
 TELL_INTERVAL = 2.0
 ASK_AGAIN = (0.5, 0.7, 1.0, 2.0, 4.0)  # seconds to wait for an answer, each time
 UPGRADE_AFTER = (15.0, 60.0, 300.0)  # seconds on the relay until a direct path is looked for again
+# Of the punches that a peer asks for: each sends to wherever it says. The burst is what a heal takes in HEAL_LIMIT.
+AGAIN_PACE = Rate(per_second=1 / 15, burst=12)
 
 
 class Tunnel:
@@ -53,6 +56,7 @@ class Tunnel:
         self._channel = channel
         self._keys = keys
         self._attempts = 0
+        self._pace = Bucket(AGAIN_PACE, now)
         self._punching = asyncio.Lock()
         self._watch = Watch(echo, self._dead)
         self._tasks: list[asyncio.Task[None]] = []
@@ -233,6 +237,8 @@ class Tunnel:
         if number <= self._attempts:
             return
         policy = offers.agreed(self.policy, theirs.policy)
+        if not self._pace.take():
+            return  # an honest peer asks for the same one a few times more
         self._attempts = number
         raw = RawPort(self.path.local_port)
         try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which paths a heal may take: what the session agreed on holds, whatever the peer asks for later."""
+"""What a peer may ask for in a heal: the paths that the session agreed on, and not without end."""
 
 from __future__ import annotations
 
@@ -54,46 +54,89 @@ def test_every_pair_of_policies_is_looked_at() -> None:
     assert set(STRICTER) == {(ours, theirs) for ours in POLICIES for theirs in POLICIES}
 
 
-@pytest.mark.parametrize(("ours", "theirs"), sorted(STRICTER))
-def test_the_stricter_of_both_holds(ours: Policy, theirs: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
-    tried: list[tuple[str, object]] = []
+class Scene:
+    """A responder's tunnel that stands, and what it has tried: by which policy, with which right to use the relay."""
 
-    class Attempt:
-        def __init__(self, _local: Any, _remote: Any, _key: bytes, _role: str, policy: str, token: object,
-                     **_: Any) -> None:
-            tried.append((policy, token))
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.tried: list[tuple[str, object]] = []
+        tried = self.tried
 
-        def start(self) -> None:
+        class Attempt:
+            def __init__(self, _local: Any, _remote: Any, _key: bytes, _role: str, policy: str, token: object,
+                         **_: Any) -> None:
+                tried.append((policy, token))
+
+            def start(self) -> None:
+                pass
+
+            def close(self) -> None:
+                pass
+
+            async def result(self, *, keep: bool) -> Any:
+                return SimpleNamespace(endpoint=("192.0.2.1", 5), local_port=5, close=lambda: None)
+
+        async def gather(*_: Any) -> Any:
+            return SimpleNamespace(nat=SimpleNamespace(kind="cone"), candidates=[])
+
+        patch.setattr(tunnel, "RawPort", lambda _: SimpleNamespace(close=lambda: None))
+        patch.setattr(gathering, "gather", gather)
+        patch.setattr(tunnel, "Attempt", Attempt)
+
+    def tunnel(self, told: Told, policy: Policy) -> Tunnel:
+        async def set_endpoint(_: Any) -> None:
             pass
 
-        def close(self) -> None:
-            pass
-
-        async def result(self, *, keep: bool) -> Any:
-            return SimpleNamespace(endpoint=("192.0.2.1", 5), close=lambda: None)
-
-    async def gather(*_: Any) -> Any:
-        return SimpleNamespace(nat=SimpleNamespace(kind="cone"), candidates=[])
-
-    monkeypatch.setattr(tunnel, "RawPort", lambda _: SimpleNamespace(close=lambda: None))
-    monkeypatch.setattr(gathering, "gather", gather)
-    monkeypatch.setattr(tunnel, "Attempt", Attempt)
-
-    async def set_endpoint(_: Any) -> None:
-        pass
-
-    @simulated
-    async def test() -> None:
-        again = {"type": "again", "attempt": 1, "nat": "cone", "candidates": [], "policy": theirs}
-        channel: Any = Told(again, {"type": "close"})
+        channel: Any = told
         keys: Any = SimpleNamespace(probe=lambda _: b"")
         interface: Any = SimpleNamespace(set_endpoint=set_endpoint)
         path: Any = SimpleNamespace(local_port=5, close=lambda: None)
         echo: Any = SimpleNamespace()
-        await Tunnel(channel, keys, interface, echo, path, ours, 0.0)._listen()
+        return Tunnel(channel, keys, interface, echo, path, policy, 0.0)
+
+
+def again(attempt: int, policy: str = "prefer-direct") -> dict[str, Any]:
+    return {"type": "again", "attempt": attempt, "nat": "cone", "candidates": [], "policy": policy}
+
+
+@pytest.mark.parametrize(("ours", "theirs"), sorted(STRICTER))
+def test_the_stricter_of_both_holds(ours: Policy, theirs: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(monkeypatch)
+
+    @simulated
+    async def test() -> None:
+        channel = Told(again(1, theirs), {"type": "close"})
+        await scene.tunnel(channel, ours)._listen()
         policy = STRICTER[ours, theirs]
         token = None if policy == "direct-only" else "token"
-        assert tried == ([(policy, token)] if policy else [])
+        assert scene.tried == ([(policy, token)] if policy else [])
         assert [each["policy"] for each in channel.sent] == ([policy] if policy else [])
+
+    test()
+
+
+def test_a_peer_has_not_punches_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each sends to other addresses, if it says so: enough for an honest one to heal, and then one in 15 s."""
+    scene = Scene(monkeypatch)
+
+    @simulated
+    async def test() -> None:
+        channel = Told()
+        stands = scene.tunnel(channel, "prefer-direct")
+
+        async def asks(*attempts: int) -> list[int]:
+            channel.sent.clear()
+            for attempt in attempts:
+                await stands._answer_again(again(attempt))
+            return [each["attempt"] for each in channel.sent]
+
+        assert await asks(*range(1, 13)) == list(range(1, 13))
+        assert await asks(*range(13, 1000)) == []
+        await asyncio.sleep(14.9)
+        assert await asks(13) == []
+        await asyncio.sleep(0.2)
+        assert await asks(1, 13, 13, 14) == [13], "asked for again, and what is old costs nothing"
+        await asyncio.sleep(3600)
+        assert await asks(*range(14, 40)) == list(range(14, 26))
+        assert len(scene.tried) == 12 + 1 + 12
 
     test()
