@@ -34,7 +34,7 @@ class Config:
     opener_ttl: int = 2
     limit: float = 10.0  # seconds until it is given up
     patience: float = 60.0  # seconds for a direct path, at most, before the relay is taken
-    wide: bool = True  # whether sockets can be opened here
+    wide: bool = True  # whether both sides can open sockets; else a guess hits with a chance of 1 in 64,512
     seed: int | None = None
 
 

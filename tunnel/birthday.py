@@ -36,7 +36,7 @@ class Search:
         self.guessed = 0
         self._opener_ttl = config.opener_ttl
         self._target = _target(config)
-        self._part = outlook.search if self._target and (config.wide or outlook.search != "wide") else None
+        self._part = outlook.search if self._target and config.wide else None
         self._begun = begun + (WIDE_AFTER if self._part == "wide" else NARROW_AFTER)
         self._sockets = 0
         self._opened = 0

@@ -191,6 +191,15 @@ def test_no_guessing_in_private_networks() -> None:
     assert {send.to for send in sent} == {each.endpoint for each in remote}
 
 
+@pytest.mark.parametrize(("here", "there"), [("cone", "symmetric"), ("symmetric", "cone")])
+def test_no_guessing_under_a_live_interface(here: str, there: str) -> None:
+    """There the symmetric side has one socket, and what is guessed in vain goes to somebody's router."""
+    remote = [Candidate("reflexive", "198.51.100.1", 2000)]
+    for wide in (True, False):
+        config = Config("initiator", KEY, remote, here, there, wide=wide)  # type: ignore[arg-type]
+        assert (len(all_sends(config)) > punch.TARGET_PINGS) is wide
+
+
 def test_learned_candidates_are_capped() -> None:
     """The peer itself may be the one who sends from everywhere."""
     machine = Punch(Config("initiator", KEY, []), 0.0)
