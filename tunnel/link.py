@@ -175,7 +175,7 @@ def _reflector(item: Any, address: str) -> tuple[str, int]:
         raise Malformed("a reflector's host is not an address") from None
     # A server elsewhere has no business with what only this host and its neighbours can reach.
     near = found.is_link_local or (found.is_loopback and not ipaddress.ip_address(address).is_loopback)
-    if host != address and (near or found.is_multicast or found.is_unspecified):
+    if host != address and ("%" in host or near or found.is_multicast or found.is_unspecified):
         raise Malformed("a reflector's address is not one of a host")
     return host, port
 

@@ -274,11 +274,13 @@ async def test_an_inbox_that_nobody_empties_is_bounded() -> None:
 def test_what_a_server_may_announce() -> None:
     for host, port in (("224.0.0.1", 3478), ("::", 3478), ("0.0.0.0", 3478),  # noqa: S104
                        ("127.0.0.1", 3478), ("169.254.1.1", 1), ("fe80::1", 1),
+                       ("192.0.2.1%x.example.org", 3478), ("2001:db8::1%x.example.org", 3478), ("fe80::2%eth0", 3478),
                        ("example.org", 3478), ("192.0.2.1", 0), ("192.0.2.1", 65536), ("192.0.2.1", True)):
         with pytest.raises(wire.Malformed):
             link._reflector({"host": host, "port": port}, "192.0.2.9")
     assert link._reflector({"host": "", "port": 5}, "192.0.2.9") == ("192.0.2.9", 5)
     assert link._reflector({"host": "192.0.2.1", "port": 5}, "192.0.2.9") == ("192.0.2.1", 5)
+    assert link._reflector({"host": "fe80::1%eth0", "port": 5}, "fe80::1%eth0") == ("fe80::1%eth0", 5)
 
 
 @standing
