@@ -84,8 +84,7 @@ class Punch:
                           else config.limit)
         if config.policy != "relay-only":
             for each in config.remote:
-                left = HOST_PINGS if private(each.address) else TARGET_PINGS
-                self._pairs[0, each.endpoint] = Pair(each.kind, left, now)
+                self._pairs[0, each.endpoint] = Pair(each.kind, _pings_to(each.address), now)
 
     # --- Inputs ---
 
@@ -211,7 +210,8 @@ class Punch:
         if pair is None:
             if sum(each.learned for each in self._pairs.values()) >= LEARNED_MAX:
                 return actions
-            pair = self._pairs[where] = Pair("learned", TARGET_PINGS, now + INTERVAL, learned=True)
+            left = TARGET_PINGS if where[0] == RELAY else _pings_to(where[1][0])
+            pair = self._pairs[where] = Pair("learned", left, now + INTERVAL, learned=True)
         elif pair.rtt is not None:
             return actions
         pair.due = now + INTERVAL
@@ -300,6 +300,11 @@ class Punch:
 
     def _wake(self, when: float) -> None:
         self.wake = min(self.wake, when)
+
+
+def _pings_to(address: str) -> int:
+    return HOST_PINGS if private(address) else TARGET_PINGS
+
 
 # | state      | input                               | next       | output                                             |
 # | ---------- | ----------------------------------- | ---------- | -------------------------------------------------- |

@@ -212,6 +212,20 @@ def test_learned_candidates_are_capped() -> None:
     assert len(targets) == punch.LEARNED_MAX
 
 
+@pytest.mark.parametrize(("address", "most"), [("192.0.2.9", punch.TARGET_PINGS), ("192.168.1.9", punch.HOST_PINGS)])
+def test_where_the_peer_is_heard_from_counts_as_what_it_offers(address: str, most: int) -> None:
+    """Who may be heard from is the NATs' affair, below port 1024 too."""
+    now, machine, sent = 0.0, Punch(Config("initiator", KEY, []), 0.0), 0
+    ping = probes.make(KEY, Probe(Type.PING, "responder", 1, 0))
+    actions = machine.received(0, (address, 53), ping, now)
+    while machine.state is not State.FAILED:
+        sent += sum(probes.parse(KEY, each.data).type is Type.PING  # type: ignore[union-attr]
+                    for each in actions if isinstance(each, Send))
+        now = max(machine.wake, now + 0.001)
+        actions = machine.tick(now)
+    assert 1 < sent <= most + 1, "one at once, to check the way back"
+
+
 # --- Probes ---
 
 
