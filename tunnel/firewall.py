@@ -26,13 +26,15 @@ def ruleset(name: str, *, local: str, remote: str, tcp_port: int, echo_port: int
     _check(name)
     local, remote = (str(ipaddress.IPv6Address(address)) for address in (local, remote))
     # An answer is what has ACK or lacks SYN: the peer may not use its port to connect to any of ours.
+    # What is left by then comes from this host's own users, who could fill the listener's queue. Nothing of ours does.
+    own = f"\n        ip6 daddr {local} tcp dport {tcp_port:d} drop" if listens else ""
     tcp = f"tcp dport {tcp_port:d}" if listens else f"tcp sport {tcp_port:d} tcp flags & (syn | ack) != syn"
     return f"""\
 table inet {name} {{
     chain input {{
         type filter hook input priority filter - 10; policy accept;
         iifname "{name}" goto from_tunnel
-        ip6 daddr {local} iifname != "lo" drop
+        ip6 daddr {local} iifname != "lo" drop{own}
     }}
     chain from_tunnel {{
         ip6 saddr != {remote} drop

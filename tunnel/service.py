@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A TCP connection inside the tunnel to what the responder serves, for who knows the session's secret.
 
-Any local user of either host can reach a tunnel address. So both sides prove, each with a MAC over both sides' random
-bytes, that they know the secret, before a byte of anything else is read:
+Any user of the initiator's host can connect there, and one of the responder's may listen there sooner. So both sides
+prove, each with a MAC over both sides' random bytes, that they know the secret, before a byte of anything else is read:
 
 | step | from      | bytes                                                         |
 | ---- | --------- | ------------------------------------------------------------- |
@@ -69,7 +69,7 @@ async def listen(tunnel: Tunnel, serve: Serve, debug: Tell = quiet) -> None:
             await unproved.acquire()
             connection, peer = await _accept(sock, debug)
             if peer[0] != tunnel.remote_address:
-                # The firewall lets nobody else in but local users, who have no business here.
+                # The firewall lets nobody else in.
                 connection.close()
                 unproved.release()
                 continue

@@ -81,7 +81,7 @@ class Tunnel:
 
     @property
     def secret(self) -> bytes:
-        """What the listener asks for: any local user can reach a tunnel address."""
+        """What the listener asks for: any user of the initiator's host can reach a tunnel address."""
         return self._keys.secret
 
     @property

@@ -71,6 +71,7 @@ table inet mig-00010203 {
         type filter hook input priority filter - 10; policy accept;
         iifname "mig-00010203" goto from_tunnel
         ip6 daddr fd00::1 iifname != "lo" drop
+        %s
     }
     chain from_tunnel {
         ip6 saddr != fd00::2 drop
@@ -89,14 +90,15 @@ table inet mig-00010203 {
 """  # noqa: E501
 
 
-@pytest.mark.parametrize(("listens", "tcp"), [
-    (True, "tcp dport 20000"), (False, "tcp sport 20000 tcp flags & (syn | ack) != syn"),
+@pytest.mark.parametrize(("listens", "own", "tcp"), [
+    (True, "ip6 daddr fd00::1 tcp dport 20000 drop", "tcp dport 20000"),
+    (False, "", "tcp sport 20000 tcp flags & (syn | ack) != syn"),
 ])  # fmt: skip
-def test_the_ruleset(listens: bool, tcp: str) -> None:
+def test_the_ruleset(listens: bool, own: str, tcp: str) -> None:
     found = firewall.ruleset(
         "mig-00010203", local="fd00::1", remote="fd00::2", tcp_port=20000, echo_port=20001, listens=listens
     )
-    assert found == RULES % tcp
+    assert found == (RULES % (own, tcp)).replace("        \n", "")
 
 
 def test_what_could_change_other_tables_never_becomes_a_ruleset() -> None:
