@@ -18,6 +18,7 @@ from tunnel.keys import Ours
 from tunnel.outlook import Policy
 from tunnel.peers import Peer, Peers
 from tunnel.prober import Attempt
+from tunnel.rendezvous.limits import Buckets, Rate
 from tunnel.seal import Opener
 from tunnel.session import ended_with_block, gathered, quiet, read, sweep, until, up
 from tunnel.signalling import Signalling
@@ -29,8 +30,11 @@ GO_LIMIT = 10.0  # seconds that an initiator may take to begin once it has the a
 RENEW_INTERVAL = 3.0  # seconds
 LOOK_INTERVAL = 2.0  # seconds between two looks whether other servers are to be waited at
 STRANGERS_INTERVAL = 10.0  # seconds between two lines about what comes from nobody known, by one server
+PEERS_PACED = 1000
 SESSIONS_MAX = 16  # that are served at a time
 SESSIONS_EACH = 4  # of one peer
+# Of those that one peer begins, as each sends to wherever he says. The burst is a script's that goes over containers.
+SESSIONS_PACE = Rate(per_second=1 / 15, burst=30)
 
 # Called with each tunnel that is up; the tunnel is closed when it returns.
 Handler = Callable[[Tunnel], Coroutine[Any, Any, None]]
@@ -72,6 +76,7 @@ class _Agent:
         self._tasks: set[asyncio.Task[None]] = set()
         self._waiting: Waiting | None = None
         self._saying: asyncio.Task[None] | None = None
+        self._paces = Buckets(SESSIONS_PACE, PEERS_PACED, now)
         self._refusing: dict[bytes, asyncio.Task[None]] = {}  # by the id of the peer
         self._renewed = 0.0
         self._told: dict[tuple[Server, str], float] = {}  # when of what comes from nobody known
@@ -164,13 +169,17 @@ class _Agent:
             self._saying = self._spawn(say())
 
     def _begin(self, channel: Called, offer: dict[str, Any]) -> None:
+        reason = ""
         of_peer = sum(each.peer.public == channel.peer.public for each in self._sessions.values())
         if len(self._sessions) >= SESSIONS_MAX or of_peer >= SESSIONS_EACH:
+            reason = "it serves too many sessions already"
+        elif not self._paces.take(channel.peer.public.id):
+            reason = "too many sessions were begun one after the other; try again in a minute"
+        if reason:
             # One at a time for each peer: he may send offers without end, over a server that lets nothing back.
             before = self._refusing.get(channel.peer.public.id)
             if before is None or before.done():
-                refusal = self._refuse(channel, "it serves too many sessions already")
-                self._refusing[channel.peer.public.id] = self._spawn(refusal)
+                self._refusing[channel.peer.public.id] = self._spawn(self._refuse(channel, reason))
         else:
             self._sessions[channel.session] = channel
             self._spawn(self._serve(channel, offer))

@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
+import errno
 import hashlib
 import hmac
 import secrets
@@ -34,6 +35,7 @@ TIMEOUT = 10.0  # seconds to connect, and for each side's proof
 UNPROVED_MAX = 8  # connections that have not proved anything yet
 ACCEPT_PAUSE = 1.0  # seconds until it is tried again where this process can have no more descriptors
 
+_LISTENS_NO_MORE = (errno.EBADF, errno.EINVAL, errno.ENOTSOCK)  # all others of accept(2) pass
 _TCP_RTO_MAX_MS = 44  # linux/tcp.h, since Linux 6.15
 _GIVE_UP = 600  # seconds
 _MAGIC = b"MGT1"
@@ -90,6 +92,8 @@ async def _accept(sock: socket.socket, debug: Tell) -> tuple[socket.socket, Any]
         try:
             return await asyncio.get_running_loop().sock_accept(sock)
         except OSError as error:
+            if error.errno in _LISTENS_NO_MORE:
+                raise
             if not told:
                 debug(f"a connection through the tunnel has to wait: {error}")
                 told = True

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -122,7 +123,7 @@ def test_a_name_leads_to_its_socket(tmp_path: Path) -> None:
         assert look(tmp_path, unix(inode, b"\0s"), unix(inode, "")) == ""
 
 
-KINDS = {"listens": {}, "deleted": {"deleted": True}, "connected": {"connected": True}}
+KINDS: dict[str, dict[str, Any]] = {"listens": {}, "deleted": {"deleted": True}, "connected": {"connected": True}}
 ELSE = {"listens": "leads to something else by now", "deleted": "leads to another socket by now",
         "connected": "leads to another socket by now"}
 
@@ -138,8 +139,8 @@ def test_a_name_that_leads_to_another_socket(tmp_path: Path, kind: str) -> None:
         said = f"{tmp_path}/his/s, to which a UNIX socket is bound, {ELSE[kind]}"
         assert look(tmp_path, his) == said
         assert look(tmp_path, his, unix(other, its, mount)) == (said if kind == "listens" else "")
-        for not_anew in ({"deleted": True}, {"connected": True}):
-            assert look(tmp_path, his, unix(other, its, mount, **not_anew)) == said
+        for not_anew in ("deleted", "connected"):
+            assert look(tmp_path, his, unix(other, its, mount, **KINDS[not_anew])) == said
 
 
 def test_what_is_connected_has_the_name_of_what_has_accepted_it(tmp_path: Path) -> None:

@@ -248,7 +248,7 @@ async def test_refusals_do_not_heap_up(tmp_path: Path) -> None:
         peers.pin(name, identity.public)
     agent = agents._Agent(BOB, peers, [], handler, "prefer-direct", "", lambda _: None)
     served: Any = {os.urandom(16): Channel(peer) for peer in peers.all() for _ in range(agents.SESSIONS_EACH)}
-    agent._sessions = served
+    agent._sessions = served  # of each as many as may be
     for _ in range(5):
         for peer in peers.all():
             channel: Any = Channel(peer)
@@ -262,6 +262,48 @@ async def test_refusals_do_not_heap_up(tmp_path: Path) -> None:
         agent._begin(channel, {})
         await asyncio.sleep(0.1)
     assert (Channel.sent, len(agent._tasks)) == (4, 0)
+
+
+@simulated
+async def test_a_peer_begins_no_sessions_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has this host send to addresses that the peer has named."""
+    refused: list[str] = []
+    time = [1000.0]
+    monkeypatch.setattr(agents, "now", lambda: time[0])
+
+    class Channel:
+        def __init__(self, peer: Peer) -> None:
+            self.peer, self.session = peer, os.urandom(16)
+
+        async def send(self, _kind: str, body: dict[str, Any]) -> None:
+            refused.append(f"{self.peer.name}: {body['reason']}")
+
+    async def answer(*_: Any) -> Any:
+        raise TunnelError(reason="enough of it")
+
+    async def handler(_: Any) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(agents, "_answer", answer)
+    peers = Peers(tmp_path / "peers")
+    for name, identity in (("alice", ALICE), ("eve", EVE)):
+        peers.pin(name, identity.public)
+    agent = agents._Agent(BOB, peers, [], handler, "prefer-direct", "", lambda _: None)
+
+    async def begin(name: str, times: int) -> int:
+        refused.clear()
+        for _ in range(times):
+            channel: Any = Channel(peers.get(name))
+            agent._begin(channel, {})
+            await asyncio.sleep(0.1)
+        return sum("one after the other" in each and each.startswith(name) for each in refused)
+
+    burst = int(agents.SESSIONS_PACE.burst)
+    assert await begin("eve", burst) == 0
+    assert await begin("eve", 5) == 5
+    assert await begin("alice", 5) == 0
+    time[0] += 31.0
+    assert await begin("eve", 5) == 3
 
 
 def test_an_unpaired_or_removed_peer_gets_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
