@@ -45,7 +45,7 @@ def test_what_lives_on_another_disk_is_not_frozen(migration: Migration, guest: G
                                                   monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lxc, "freeze", lambda *_: pytest.fail("frozen"))
     made = dump_of(migration, guest)
-    with pytest.raises(ContainerChanged, match=f"lives on another disk than {replaced}"):
+    with pytest.raises(ContainerChanged, match=f"lives on another disk, or in another folder, than {replaced}"):
         made.run()
     assert migration.state is State.PREPARED and cast("Any", made).watchdog.told == ["dismissed"]
     made.ignore = ["rootfs-replaced"]
@@ -56,7 +56,7 @@ def test_nor_is_it_stopped(migration: Migration, guest: Guest, replaced: Path,
                            monkeypatch: pytest.MonkeyPatch) -> None:
     made = stop_of(migration, guest)
     monkeypatch.setattr(made, "take", lambda: pytest.fail("stopped"))
-    with pytest.raises(ContainerChanged, match=f"lives on another disk than {replaced}"):
+    with pytest.raises(ContainerChanged, match=f"lives on another disk, or in another folder, than {replaced}"):
         made.run()
     assert migration.state is State.PREPARED
     made.ignore = ["rootfs-replaced"]
