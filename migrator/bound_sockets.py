@@ -10,18 +10,19 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import os
 import threading
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from migrator import roots
 from migrator.criu_image import FILES, FILES_LIMIT, FILES_MAGIC, number, once, records, signed, string
-from migrator.preflight import net_facts, unix_facts
 from migrator.preflight.mount_facts import parse_mountinfo
 from migrator.preflight.proc import link
-from migrator.socket_names import AsksServer, Astray, Place, View, Way, follow, superuser
+from migrator.roots import Root
+from migrator.socket_names import AsksServer, Astray, Patience, View, Way, follow, superuser
 
 OLD_SOCKETS = "unixsk.img"
 LIMIT = 5.0  # seconds for a look into another mount namespace, which waits for nobody
@@ -30,6 +31,8 @@ _KIND, _A_UNIX_SOCKET = b"\x08", 5  # the field `type`, which protobuf-c writes 
 _INODE, _TYPE, _STATE, _NAME, _FOLDER, _DELETED, _MOUNT = 2, 3, 4, 11, 14, 15, 17  # of unix_sk_entry in sk-unix.proto
 _DATAGRAMS, _ESTABLISHED = 2, 1  # SOCK_DGRAM, TCP_ESTABLISHED
 _CLONE_FS, _CLONE_NEWNS = 0x200, 0x20000
+_PIDFD_GETFD = 438  # pidfd_getfd(2), kernel 5.6: the same number on all machines but Alpha
+_SIOCUNIXFILE = 0x89E0  # linux/un.h, kernel 4.10
 
 
 class Bound(NamedTuple):
@@ -51,26 +54,24 @@ def require_here(images: Path, init: int, pids: Iterable[int]) -> None:
     if not sockets:
         return
     pids = list(pids)
-    networks = net_facts.namespaces(init, pids)
-    files = {inode: its.file for pid in networks for inode, its in unix_facts.bound(pid).items()}
+    files = bound_to({each.inode for each in sockets}, pids)
+    again = {files[each.inode] for each in sockets if each.inode in files and not (each.deleted or each.connected)}
     root = superuser(Path(f"/proc/{init}/uid_map").read_text())
     with contextlib.ExitStack() as stack:
         views = [_view(stack, os.open(f"/proc/{init}/root", os.O_PATH | os.O_CLOEXEC),
                        os.fsdecode(Path(f"/proc/{init}/mountinfo").read_bytes()), root)]
         others = _others(stack, init, pids, root)
-        seen = {mount: _of(mount, views, others) for mount in {each.mount for each in sockets}}
-        again = {its for each in sockets if not (each.deleted or each.connected)
-                 if (its := _file(each, seen[each.mount], files))}
+        patience = Patience()
         ways: dict[tuple[int, str], Way | str] = {}  # of many sockets that were accepted by one
         for each in sockets:
-            view, key = seen[each.mount], (each.mount, each.name)
+            view, key = _of(each.mount, views, others), (each.mount, each.name)
             if view is None:
                 if each.connected:  # CRIU, too, finds no such mount, and need not go by the name
                     continue
                 raise PermissionError(refused(each, "is in a mount namespace that is not to be found"))
             if key not in ways:
-                ways[key] = _way(view, each)
-            if trouble := why_not(each, ways[key], _file(each, view, files), again):
+                ways[key] = _way(view, each, patience)
+            if trouble := why_not(each, ways[key], files.get(each.inode), again):
                 raise PermissionError(refused(each, trouble))
 
 
@@ -78,36 +79,70 @@ def refused(socket: Bound, trouble: str) -> str:
     return f"{socket.name}, to which a UNIX socket is bound, {trouble}"
 
 
-def _way(view: View, socket: Bound) -> Way | str:
+def _way(view: View, socket: Bound, patience: Patience) -> Way | str:
     """Where its name leads, or why it must not be followed; raises OSError."""
     try:
-        return follow(view, socket.name, socket.mount)
+        return follow(view, socket.name, patience, socket.mount)
     except (Astray, AsksServer) as error:
         return str(error)
 
 
-def why_not(socket: Bound, way: Way | str, file: Place | None, again: Collection[Place]) -> str:
+def why_not(socket: Bound, way: Way | str, file: Root | None, again: Collection[Root]) -> str:
     """Why CRIU must not go by a socket's name, which leads that `way`; "" where it may.
 
     `file` is what was made when it was bound, and `again` has all that are made anew. What is deleted CRIU makes beside
-    what is there, and takes away again; but, as for what is connected, it has removed the socket that was there before.
+    what is there, and takes away again; but, as for what is connected, it has removed the socket that was there before,
+    or the link to it.
     """
     if isinstance(way, str):
         return way
-    if way.place is None:
-        return "leads over a symbolic link of a user's to where nothing is" if way.by_users else ""
-    if socket.deleted or socket.connected:
-        stays = way.place in again or (way.place == file and socket.connected)
-        return "" if stays or not way.is_socket else "leads to another socket by now"
-    if way.is_socket and way.place == file:
+    is_it = way.is_socket and way.place == file
+    if way.by_users:
+        return "" if is_it and not way.by_link else "leads over a symbolic link of a user's to something else by now"
+    if way.place is None or is_it:
         return ""
-    return "leads to something else by now" if file else "is of no socket that is known"
+    if socket.deleted or socket.connected:
+        return "" if way.place in again or not way.is_socket else "leads to another socket by now"
+    return "leads to something else by now" if file else "is of no socket that a process has open"
 
 
-def _file(socket: Bound, view: View | None, files: Mapping[int, int]) -> Place | None:
-    """What was made when a socket was bound, if that is known."""
-    line = view.mounts.get(socket.mount) if view else None
-    return Place(line.device, files[socket.inode]) if line and socket.inode in files else None
+def bound_to(sockets: Collection[int], pids: Iterable[int]) -> dict[int, Root]:
+    """What was made when these sockets (inodes) were bound, of those that these processes have open."""
+    found: dict[int, Root] = {}
+    for pid in pids:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+            process = os.pidfd_open(pid)
+            try:
+                for name in os.listdir(f"/proc/{pid}/fd"):  # noqa: PTH208 -- many
+                    target = os.readlink(f"/proc/{pid}/fd/{name}")  # noqa: PTH115 -- it is no path
+                    if not target.startswith("socket:["):
+                        continue
+                    inode = int(target[len("socket:["):-1])
+                    if inode in sockets and inode not in found and (file := _bound_to(process, int(name))):
+                        found[inode] = file
+            finally:
+                os.close(process)
+    return found
+
+
+def _bound_to(process: int, number: int) -> Root | None:
+    """The same of a socket in another process; None where it is bound to no path. Raises OSError.
+
+    By itself, as many files can have one number: each subvolume of btrfs counts for itself.
+    """
+    its = roots.libc().syscall(ctypes.c_long(_PIDFD_GETFD), process, number, 0)
+    if its < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), "pidfd_getfd")
+    try:
+        file = fcntl.ioctl(its, _SIOCUNIXFILE)
+    except FileNotFoundError:
+        return None
+    finally:
+        os.close(its)
+    try:
+        return roots.at(Path(f"/proc/self/fd/{file}"))
+    finally:
+        os.close(file)
 
 
 def bound(images: Path) -> list[Bound]:

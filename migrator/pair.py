@@ -15,6 +15,7 @@ import socket
 import sys
 import termios
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from migrator import cli, grant, log
@@ -32,8 +33,8 @@ from tunnel.wire import Malformed
 # What the other host runs when this one pairs with it over SSH.
 EXCHANGE = ["migrator", "peer", "exchange"]
 SILENCE_LIMIT = 60.0  # seconds
-QUIET = 0.3  # seconds without a line after which a terminal has brought all that was pasted
-PASTED_PIECES = 200  # of a terminal that never is: each holds some thousand characters
+SHORT, QUIET = 0.3, 1.0  # seconds without a line after which a terminal has brought what was pasted, all of it surely
+QUIET_LIMIT = 60.0  # seconds that it may take: a serial console brings some thousand characters in each
 
 
 class _Pairing:
@@ -113,10 +114,11 @@ def offline_invite(args: argparse.Namespace) -> Result:
     _print({"invitation": invitation.text}, invitation.text)
     log.info("On the other host: migrator peer join --offline "
              f"--name {_host_name() or 'NAME'} -- and paste the text above there. Then paste its answer here:")
-    partner = invitation.accept(_pasted())
-    pairing.check(partner.public)
-    _compare(pairing, partner)
-    pairing.pin(partner)
+    with _nothing_pasted_left():
+        partner = invitation.accept(_pasted())
+        pairing.check(partner.public)
+        _compare(pairing, partner)
+        pairing.pin(partner)
     return _paired(pairing)
 
 
@@ -126,10 +128,11 @@ def offline_join(args: argparse.Namespace) -> Result:
         raise UsageError(reason="With --offline there is no code; the invitation is pasted, not given as an argument.")
     pairing = _Pairing(args)
     log.info("Paste the invitation:")
-    partner, answer = offline.answer(_pasted(), pairing.identity, pairing.urls)
-    pairing.check(partner.public)
-    _compare(pairing, partner)
-    pairing.pin(partner)
+    with _nothing_pasted_left():
+        partner, answer = offline.answer(_pasted(), pairing.identity, pairing.urls)
+        pairing.check(partner.public)
+        _compare(pairing, partner)
+        pairing.pin(partner)
     _print({"answer": answer}, answer)
     log.info("Paste the text above on the host that has invited.")
     return _paired(pairing)
@@ -142,14 +145,13 @@ def _compare(pairing: _Pairing, partner: Partner) -> None:
     and that must be no answer.
     """
     number = f"{secrets.randbelow(10_000):04}"
-    _drop_what_waits()
+    _drop_what_waits(SHORT)
     log.info(f"this host   {pairing.identity.public.fingerprint}")
     log.info(f"{pairing.name:10}  {partner.public.fingerprint}")
     if not sys.stdin.isatty():
         log.warning("The fingerprints were not compared. Do it on both hosts before you rely on them: "
                     f"migrator peer show, migrator peer show {pairing.name}")
     elif _asked(f"Does the other host show the same two fingerprints? If it does, type {number}: ") != number:
-        _drop_what_waits()
         raise PairingFailed(reason="the fingerprints differ or were not compared")
 
 
@@ -165,20 +167,26 @@ def _pasted() -> str:
         if not more:
             break
         data += more
-    _drop_what_waits()
     return data.decode(errors="replace")
 
 
-def _drop_what_waits() -> None:
-    """What a terminal has behind a pasted text is no answer, nor a command for the shell when this has ended.
+@contextlib.contextmanager
+def _nothing_pasted_left() -> Iterator[None]:
+    """What a terminal has behind a pasted text must not come to the shell, which would execute it, after this."""
+    try:
+        yield
+    finally:
+        _drop_what_waits(QUIET)
 
-    Of a long one it brings the rest once there is room; so that is waited for.
-    """
+
+def _drop_what_waits(quiet: float) -> None:
+    """Until a terminal has brought nothing for so many seconds: of a long text the rest comes once there is room."""
     if sys.stdin.isatty():
         with contextlib.suppress(termios.error):
-            for _ in range(PASTED_PIECES):
+            until = time.monotonic() + QUIET_LIMIT
+            while time.monotonic() < until:
                 termios.tcflush(0, termios.TCIFLUSH)
-                if not select.select([0], [], [], QUIET)[0]:
+                if not select.select([0], [], [], quiet)[0]:
                     return
 
 

@@ -21,8 +21,10 @@ from typing import NamedTuple
 
 from migrator import roots
 from migrator.preflight.mount_facts import SERVERLESS, MountLine
+from migrator.roots import Root
 
 LINKS_MAX = 40  # on one way; path_resolution(7)
+WORDS_MAX = 300_000  # of all names together, while a container stands still: some seconds
 
 
 class View(NamedTuple):
@@ -30,26 +32,21 @@ class View(NamedTuple):
 
     root: int  # a descriptor
     mounts: dict[int, MountLine]
-    superuser: int  # root's user id in there, as it is here
+    roots: frozenset[int]  # the user ids, as they are here, whose links may lead anywhere
 
     @classmethod
     def of(cls, root: int, mounts: Iterable[MountLine], superuser: int) -> View:
-        return cls(root, {line.id: line for line in mounts}, superuser)
-
-
-class Place(NamedTuple):
-    """A file, told from all others."""
-
-    device: str  # that its mount is of, as in mountinfo
-    inode: int  # its number there, of which sock_diag(7) tells the lowest 32 bits
+        """`superuser` is root's user id in there; this host's root can be nobody in there."""
+        return cls(root, {line.id: line for line in mounts}, frozenset([superuser, 0]))
 
 
 class Way(NamedTuple):
     """Where a name leads to."""
 
-    place: Place | None  # None where nothing is there
-    is_socket: bool
-    by_users: bool  # over a link that is not root's
+    place: Root | None  # None where nothing is there
+    is_socket: bool = False
+    by_users: bool = False  # over a link that is not root's, or lies in a folder that is not
+    by_link: bool = False  # the last word is a link
 
 
 class Astray(PermissionError):
@@ -60,15 +57,28 @@ class AsksServer(PermissionError):
     """A name leads to a mount that asks a server, which may never answer; how is its text."""
 
 
-def follow(view: View, name: str, own: int = -1) -> Way:
+class Patience:
+    """How many words are gone along for all names together: each can have many, by its links."""
+
+    def __init__(self, words: int = WORDS_MAX) -> None:
+        self._left = words
+
+    def take(self) -> None:
+        self._left -= 1
+        if self._left < 0:
+            raise Astray("is one of too many, or leads over too many folders")
+
+
+def follow(view: View, name: str, patience: Patience, own: int = -1) -> Way:
     """Where a name leads to; on the mount of the number `own` a server may be asked.
 
     Raises Astray, AsksServer, and OSError.
     """
     here = [os.dup(view.root)]  # each folder on the way, for ".."
-    words, links, gone, by_users = _words(name), 0, False, False
+    words, links, gone, by_users, by_link = _words(name), 0, False, False, False
     try:
         while words:
+            patience.take()
             word = words.pop()
             if gone:  # CRIU makes these folders, if it makes any, and goes on from them
                 if word == "..":
@@ -83,13 +93,14 @@ def follow(view: View, name: str, own: int = -1) -> Way:
             except (FileNotFoundError, NotADirectoryError):
                 gone = True
                 continue
-            _mount(here[-1], view, own)
+            _place(here[-1], view, own)
             found = os.fstat(here[-1])
             if stat.S_ISLNK(found.st_mode):
                 links += 1
                 if links > LINKS_MAX:
                     raise Astray("leads over too many symbolic links")
-                by_users |= found.st_uid != view.superuser
+                by_users |= not {found.st_uid, os.fstat(here[-2]).st_uid} <= view.roots
+                by_link |= not words
                 target = os.readlink("", dir_fd=here[-1])
                 for _ in range(len(here) - 1 if target.startswith("/") else 1):
                     os.close(here.pop())
@@ -97,10 +108,8 @@ def follow(view: View, name: str, own: int = -1) -> Way:
             elif words and not stat.S_ISDIR(found.st_mode):
                 gone = True
         if gone:
-            return Way(None, False, by_users)
-        found = os.fstat(here[-1])
-        return Way(Place(_mount(here[-1], view, own).device, found.st_ino & 0xFFFFFFFF),
-                   stat.S_ISSOCK(found.st_mode), by_users)
+            return Way(None, by_users=by_users, by_link=by_link)
+        return Way(_place(here[-1], view, own), stat.S_ISSOCK(os.fstat(here[-1]).st_mode), by_users, by_link)
     finally:
         for fd in here:
             os.close(fd)
@@ -120,9 +129,9 @@ def _words(name: str) -> list[str]:
     return [word for word in reversed(name.split("/")) if word not in ("", ".")]
 
 
-def _mount(fd: int, view: View, own: int) -> MountLine:
-    """What a file is on, which the kernel tells without asking there; raises Astray and AsksServer."""
-    _, number = roots.placed(Path(f"/proc/self/fd/{fd}"))
+def _place(fd: int, view: View, own: int) -> Root:
+    """What a file is, which the kernel tells without asking there; raises Astray and AsksServer by its mount."""
+    found, number = roots.placed(Path(f"/proc/self/fd/{fd}"))
     mount = view.mounts.get(-1 if number is None else number)
     if mount is None:
         raise Astray("leads to a mount that is not known")
@@ -130,4 +139,4 @@ def _mount(fd: int, view: View, own: int) -> MountLine:
         raise Astray("leads through /proc, where CRIU would find what it has open itself")
     if mount.type not in SERVERLESS and number != own:
         raise AsksServer(f"leads over a mount of the type {mount.type}, which may never answer")
-    return mount
+    return found

@@ -223,6 +223,7 @@ class Dump(Handover):
         self._note()
         criu.dump(self.container.name, self.dump_command(), self.images)
         self._refuse_strangers()  # who came while CRIU had it thawed; who comes later stands still at once
+        self.refuse_another_disk([self.pid])  # what has another root since is not what CRIU is given as one
         try:
             mount_plan.require(self.images)  # mounts that were made since the preflight
             ghosts.require_here(self.images, self.pid)

@@ -16,6 +16,8 @@ from typing import Any
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.asyncio.connection import Connection
 from websockets.exceptions import InvalidStatus, WebSocketException
+from websockets.frames import Frame
+from websockets.protocol import Event
 
 from tunnel import config, dial, printable, wire
 from tunnel.config import Server
@@ -59,10 +61,21 @@ def end_unread(connection: Connection, limit: int) -> None:
         connection.transport.abort()
 
 
+def is_piece(event: Event) -> bool:
+    """Whether that is a message in pieces, which none of ours are, and which may have pieces without end."""
+    return isinstance(event, Frame) and not event.fin
+
+
 class _Connection(ClientConnection):
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         end_unread(self, UNREAD_MAX)
+
+    def process_event(self, event: Event) -> None:
+        if is_piece(event):
+            self.transport.abort()
+        else:
+            super().process_event(event)
 
 
 class _Connect(connect):

@@ -35,7 +35,8 @@ REPLACED = define("rootfs-replaced", ERROR, """The disk that moves is the one th
     snapshot was put in its place, the path was edited or another disk was mounted there, the running container still
     lives on the earlier one: what it has written since would be lost. So it looks, too, where its first process has
     changed its root into another file system, or into a folder of the same: CRIU would restore it with all of that as
-    its root.""")
+    its root, where the names of its sockets may lead elsewhere (`socket-astray`). Where this is ignored, trust its
+    root.""")
 NESTED = define("nested-subvolume", ERROR, """A snapshot leaves subvolumes inside the root file system out: their files
     would be missing on the destination (btrfs-subvolume(8)).""")
 NESTED_UNKNOWN = define("nested-unknown", ERROR, """Whether the root file system has subvolumes inside, which a snapshot

@@ -258,6 +258,7 @@ class _Look:
 
         Of those in other mount and network namespaces it alone does.
         """
+        patience = socket_names.Patience()
         for inode, its in unix_facts.bound(self.init).items() if self.unix_sockets else ():
             status = self.unix_sockets.get(inode)
             if not status or not its.name.startswith("/"):
@@ -267,7 +268,7 @@ class _Look:
             with contextlib.suppress(OSError):
                 root = os.open(f"/proc/{self.init}/root", os.O_PATH | os.O_CLOEXEC)
                 try:
-                    socket_names.follow(socket_names.View.of(root, self.mounts_of(self.init), 0), its.name)
+                    socket_names.follow(socket_names.View.of(root, self.mounts_of(self.init), 0), its.name, patience)
                 except socket_names.Astray as error:
                     self.note("socket-astray", f"{its.name} {error}", status)
                 finally:

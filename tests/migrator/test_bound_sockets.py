@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from migrator import bound_sockets, criu_image, roots
+from migrator import bound_sockets, criu_image, roots, socket_names
 from migrator.bound_sockets import Bound
 from tests.migrator.criu_images import image, message
 
@@ -119,7 +119,7 @@ def test_a_name_leads_to_its_socket(tmp_path: Path) -> None:
         for name in ("a/s", "b/s", "b/../a/s"):
             assert look(tmp_path, unix(inode, f"{tmp_path}/{name}\0", mount)) == ""
         assert look(tmp_path, unix(inode, "b/s\0", mount, folder=str(tmp_path))) == ""
-        assert "is of no socket that is known" in look(tmp_path, unix(inode, f"{tmp_path}/a/s\0"))  # on which mount?
+        assert look(tmp_path, unix(inode, f"{tmp_path}/a/s\0")) == ""
         assert look(tmp_path, unix(inode, b"\0s"), unix(inode, "")) == ""
 
 
@@ -129,7 +129,7 @@ ELSE = {"listens": "leads to something else by now", "deleted": "leads to anothe
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_name_that_leads_to_another_socket(tmp_path: Path, kind: str) -> None:
+def test_a_name_that_leads_to_another_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """As one that only root may connect to, or another container's: CRIU removes it, and makes this one's own anew."""
     (tmp_path / "his").mkdir()
     with listening(tmp_path / "his/s") as (inode, mount), listening(tmp_path / "s") as (other, _):
@@ -141,6 +141,32 @@ def test_a_name_that_leads_to_another_socket(tmp_path: Path, kind: str) -> None:
         assert look(tmp_path, his, unix(other, its, mount)) == (said if kind == "listens" else "")
         for not_anew in ("deleted", "connected"):
             assert look(tmp_path, his, unix(other, its, mount, **KINDS[not_anew])) == said
+        users(monkeypatch)
+        assert "over a symbolic link of a user's to something" in look(tmp_path, his, unix(other, its, mount))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_over_a_users_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """To the very socket, as where a release is called `current`, and nowhere else; nor to a link that leads there."""
+    (tmp_path / "releases").mkdir()
+    (tmp_path / "current").symlink_to("releases")
+    users(monkeypatch)
+    with listening(tmp_path / "current/s") as (inode, mount):
+        record = unix(inode, f"{tmp_path}/current/s\0", mount, **KINDS[kind])
+        assert look(tmp_path, record) == ""
+        (tmp_path / "releases/s").rename(tmp_path / "releases/t")
+        (tmp_path / "releases/s").symlink_to("t")
+        assert "leads over a symbolic link of a user's to something else" in look(tmp_path, record)
+        (tmp_path / "releases/s").unlink()
+        assert "leads over a symbolic link of a user's to something else" in look(tmp_path, record)
+        (tmp_path / "releases/s").write_text("")
+        assert "leads over a symbolic link of a user's to something else" in look(tmp_path, record)
+
+
+def users(patch: pytest.MonkeyPatch) -> None:
+    """Whoever runs this is no root in the container, nor are links root's."""
+    patch.setattr(socket_names.View, "of", lambda root, mounts, _: socket_names.View(
+        root, {line.id: line for line in mounts}, frozenset([2**31])))
 
 
 def test_what_is_connected_has_the_name_of_what_has_accepted_it(tmp_path: Path) -> None:
@@ -154,22 +180,6 @@ def test_what_is_connected_has_the_name_of_what_has_accepted_it(tmp_path: Path) 
         (tmp_path / "s").write_text("")
         for kind in ("deleted", "connected"):  # what is no socket CRIU leaves
             assert look(tmp_path, unix(inode, name, mount, **KINDS[kind])) == ""
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_users_link_leads_to_where_nothing_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    """He would have a socket in whichever folder of root's."""
-    (tmp_path / "his").mkdir()
-    with listening(tmp_path / "his/s") as (inode, mount):
-        (tmp_path / "his").rename(tmp_path / "was")
-        (tmp_path / "dev").mkdir()
-        (tmp_path / "his").symlink_to("dev")
-        record = unix(inode, f"{tmp_path}/his/s\0", mount, **KINDS[kind])
-        assert look(tmp_path, record) == ""
-        monkeypatch.setattr(bound_sockets, "superuser", lambda _: os.getuid() + 1)
-        assert "leads over a symbolic link of a user's to where nothing is" in look(tmp_path, record)
-        (tmp_path / "was").rename(tmp_path / "dev/his")
-        assert look(tmp_path, unix(inode, f"{tmp_path}/dev/gone/s\0", mount, **KINDS[kind])) == ""
 
 
 def test_where_another_folder_of_the_same_mount_is_bound(tmp_path: Path) -> None:
@@ -215,18 +225,41 @@ def test_a_name_that_leads_out_of_the_container(tmp_path: Path, deleted: bool) -
 
 
 def test_whose_socket_it_is_must_be_known(tmp_path: Path) -> None:
-    """On its mount, and by its number; the kernel says by which file it is bound."""
+    """By the very file that was made when it was bound; one that is just being sent to another process is not known."""
     with listening(tmp_path / "s") as (inode, mount), listening(tmp_path / "t") as (other, _):
         name = f"{tmp_path}/s\0"
-        assert "is of no socket that is known" in look(tmp_path, unix(2**32 - 1, name, mount))
+        assert "is of no socket that a process has open" in look(tmp_path, unix(2**32 - 1, name, mount))
         assert "leads to something else by now" in look(tmp_path, unix(other, name, mount))
-        elsewhere = roots.placed(Path("/proc"))[1]
-        assert elsewhere not in (None, mount)
-        assert "leads to something else by now" in look(tmp_path, unix(inode, name, elsewhere or 0))
+        assert "is in a mount namespace that is not to be found" in look(tmp_path, unix(inode, name, 2**31 - 1))
         gone = unix(inode, name, 2**31 - 1, connected=True)
         assert look(tmp_path, gone) == "", "its mount was taken away"
         assert "is in a mount namespace that is not" in look(tmp_path, gone, unix(inode, name, 2**31 - 1))
-        assert "is in a mount namespace that is not to be found" in look(tmp_path, unix(inode, name, 2**31 - 1))
+
+
+def test_another_file_system_has_a_file_of_that_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As each subvolume of one btrfs can, which mountinfo has by the same device."""
+    with listening(tmp_path / "s") as (inode, mount):
+        its = roots.at(tmp_path / "s")
+        monkeypatch.setattr(bound_sockets, "_bound_to", lambda *_: roots.Root(its.device + 1, its.inode))
+        assert "leads to something else by now" in look(tmp_path, unix(inode, f"{tmp_path}/s\0", mount))
+
+
+def test_what_sockets_are_bound_to(tmp_path: Path) -> None:
+    """Renamed, deleted or accepted; not those without a path, nor those of who has ended."""
+    with contextlib.ExitStack() as stack:
+        path, abstract, unnamed = (stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(3))
+        path.bind(str(tmp_path / "s"))
+        path.listen()
+        abstract.bind(f"\0{tmp_path}")
+        unnamed.connect(str(tmp_path / "s"))
+        accepted = stack.enter_context(path.accept()[0])
+        (tmp_path / "s").rename(tmp_path / "t")
+        file = roots.at(tmp_path / "t")
+        (tmp_path / "t").unlink()
+        numbers = [os.fstat(each.fileno()).st_ino for each in (path, accepted, abstract, unnamed)]
+        assert bound_sockets.bound_to(set(numbers), [2**22 + 1, os.getpid()]) == dict.fromkeys(numbers[:2], file)
+        assert bound_sockets.bound_to({numbers[1]}, [os.getpid()]) == {numbers[1]: file}
+        assert bound_sockets.bound_to(set(numbers), []) == {}
 
 
 def test_one_socket_of_several(tmp_path: Path) -> None:

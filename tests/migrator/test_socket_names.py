@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import os
 import socket
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,8 @@ import pytest
 
 from migrator import roots, socket_names
 from migrator.preflight.mount_facts import parse_mountinfo
-from migrator.socket_names import LINKS_MAX, AsksServer, Astray, Place, View, Way
+from migrator.roots import Root
+from migrator.socket_names import LINKS_MAX, AsksServer, Astray, Patience, View, Way
 
 MOUNTS = parse_mountinfo(Path("/proc/self/mountinfo").read_text())
 
@@ -25,12 +27,13 @@ def look(root: Path, name: str, own: int = -1, kinds: dict[int, str] | None = No
     mounts = [dataclasses.replace(line, type=(kinds or {}).get(line.id, line.type)) for line in MOUNTS]
     fd = os.open(root, os.O_PATH)
     try:
-        return socket_names.follow(View.of(fd, mounts, os.getuid() if superuser is None else superuser), name, own)
+        return socket_names.follow(View.of(fd, mounts, os.getuid() if superuser is None else superuser), name,
+                                   Patience(), own)
     finally:
         os.close(fd)
 
 
-def follow(root: Path, name: str, own: int = -1, kinds: dict[int, str] | None = None) -> Place | None:
+def follow(root: Path, name: str, own: int = -1, kinds: dict[int, str] | None = None) -> Root | None:
     way = look(root, name, own, kinds)
     assert not way.by_users
     assert way.is_socket or not way.place or way.place.inode == (root / name.strip("/")).stat().st_ino
@@ -45,11 +48,11 @@ def number(path: Path) -> int:
 
 
 @contextlib.contextmanager
-def bound(path: Path) -> Iterator[Place]:
+def bound(path: Path) -> Iterator[Root]:
     with socket.socket(socket.AF_UNIX) as its:
         its.bind(str(path))
-        (device,) = (line.device for line in MOUNTS if line.id == number(path))
-        yield Place(device, path.stat().st_ino)
+        found = path.stat()
+        yield Root(found.st_dev, found.st_ino)
 
 
 @pytest.fixture(autouse=True)
@@ -136,24 +139,66 @@ def test_a_mount_that_is_not_known(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     try:
         with bound(tmp_path / "s"):
             with pytest.raises(Astray, match="a mount that is not known"):
-                socket_names.follow(View.of(fd, [], 0), "/s")
+                socket_names.follow(View.of(fd, [], 0), "/s", Patience())
             monkeypatch.setattr(roots, "placed", lambda _: (roots.Root(1, 1), None))
             with pytest.raises(Astray, match="a mount that is not known"):
-                socket_names.follow(View.of(fd, MOUNTS, 0), "/s")
+                socket_names.follow(View.of(fd, MOUNTS, 0), "/s", Patience())
     finally:
         os.close(fd)
 
 
 @pytest.mark.parametrize("name", ["/h/s", "/h/gone", "/l/s", "/l/gone", "/h/../h/s"])
-def test_a_link_that_is_not_roots(tmp_path: Path, name: str) -> None:
-    """Whose the folder is that it leads to does not matter."""
+def test_a_link_that_is_not_roots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Whose the folder is that it leads to does not matter; but the one that it lies in: who has that can rename it."""
     (tmp_path / "run").mkdir()
     (tmp_path / "h").symlink_to("/run")
     (tmp_path / "l").symlink_to("h")
+    owners = {(tmp_path / each).lstat().st_ino: 0 for each in ("", "run", "h", "l")}
+    real = os.fstat
+
+    def owned(fd: int) -> os.stat_result:
+        found = list(real(fd))
+        found[stat.ST_UID] = owners.get(found[stat.ST_INO], found[stat.ST_UID])
+        return os.stat_result(found)
+
     with bound(tmp_path / "run/s"):
-        assert look(tmp_path, name, superuser=os.getuid() + 1).by_users
-        assert not look(tmp_path, name).by_users
-        assert not look(tmp_path, f"/run/{name[-1]}", superuser=os.getuid() + 1).by_users
+        monkeypatch.setattr(os, "fstat", owned)
+        for owner, by_users in ((0, False), (100000, False), (1000, True)):
+            owners[(tmp_path / "h").lstat().st_ino] = owner
+            assert look(tmp_path, name, superuser=100000).by_users is by_users
+            assert not look(tmp_path, f"/run/{name[-1]}", superuser=100000).by_users
+        owners |= {(tmp_path / "h").lstat().st_ino: 0, tmp_path.lstat().st_ino: 1000}
+        assert look(tmp_path, name, superuser=100000).by_users, "the link's folder is his"
+
+
+def test_whether_the_last_word_is_a_link(tmp_path: Path) -> None:
+    """CRIU takes away what is there by that name itself."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "h").symlink_to("run")
+    (tmp_path / "run/l").symlink_to("s")
+    (tmp_path / "l").symlink_to("h/l")
+    with bound(tmp_path / "run/s"):
+        for name, by_link in (("/run/s", False), ("/h/s", False), ("/h/l", True), ("/l", True), ("/run/l", True)):
+            assert look(tmp_path, name).by_link is by_link
+
+
+def test_names_that_are_dear_to_follow(tmp_path: Path) -> None:
+    """All of them together come to an end, while a container stands still."""
+    (tmp_path / "l").symlink_to("/".join([".", "..", "a"] * 30))
+    (tmp_path / "a").mkdir()
+    patience = Patience(200)
+    fd = os.open(tmp_path, os.O_PATH)
+    try:
+        view = View.of(fd, MOUNTS, os.getuid())
+        for _ in range(3):
+            assert socket_names.follow(view, "/l", patience).place
+        with pytest.raises(Astray, match="is one of too many, or leads over too many folders"):
+            socket_names.follow(view, "/l", patience)
+        for words, enough in ((3, True), (2, False)):
+            with contextlib.nullcontext() if enough else pytest.raises(Astray):
+                socket_names.follow(view, "/a/b/c", Patience(words))
+    finally:
+        os.close(fd)
 
 
 @pytest.mark.parametrize(("uid_map", "root"), [

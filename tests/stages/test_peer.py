@@ -149,8 +149,8 @@ def test_by_copy_and_paste(hosts: tuple[Path, Path]) -> None:
     assert "not given as an argument" in refused.err
 
 
-@pytest.mark.parametrize(("answer", "status"), [("{number}", 0), ("yes", 74), ("no", 74), ("", 74)])
-@pytest.mark.parametrize("behind", ["", "yes\nyes\n", "\n\n"])
+@pytest.mark.parametrize(("behind", "answer", "status"), [
+    ("", "{number}", 0), ("\n\n", "{number}", 0), ("yes\nyes\n", "yes", 74), ("", "no", 74), ("", "", 74)])
 def test_at_a_terminal_the_fingerprints_are_asked_about(hosts: tuple[Path, Path], behind: str, answer: str,
                                                         status: int) -> None:
     """Who could change what is pasted answers nothing by what he puts behind it."""

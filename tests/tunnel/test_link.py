@@ -148,6 +148,29 @@ async def test_a_server_that_sends_pings_and_reads_no_answers_is_left() -> None:
     assert sent < FLOOD
 
 
+@standing
+async def test_a_server_that_sends_pieces_of_messages_is_left() -> None:
+    """Empty ones, without end, are no message and have no size."""
+    ended = 0
+    certificate = Certificate.load(None, None)
+
+    async def pieces(socket: ServerConnection) -> None:
+        nonlocal ended
+        await socket.send(json.dumps({"type": "hello", "version": link.VERSION, "reflectors": [], "relay": False,
+                                      "challenge": wire.encode(bytes(link.CHALLENGE_SIZE))}))
+        socket.transport.write(bytes([0x01, 0, 0x00, 0]))
+        await socket.wait_closed()
+        ended += 1
+
+    async with serve(pieces, LOOPBACK, 0, ssl=certificate.context, ping_interval=None, compression=None) as there:
+        port = next(iter(there.sockets)).getsockname()[1]
+        found = await Link.open(Server.parse(f"wss://{LOOPBACK}:{port}#sha256:{certificate.sha256.hex()}"), 5)
+        with pytest.raises(RendezvousUnavailable):
+            await found.receive()
+        await eventually(lambda: ended)
+        await found.close()
+
+
 class Stuck:
     """A connection that takes nothing, not even a goodbye."""
 

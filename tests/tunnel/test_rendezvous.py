@@ -273,6 +273,18 @@ async def test_who_sends_pings_and_reads_no_answers_is_cut_off() -> None:
         await eventually(lambda: there.running.open_connections() == 0)
 
 
+@standing
+async def test_who_sends_pieces_of_messages_is_cut_off() -> None:
+    """Empty ones, without end, are no message and have no size."""
+    async with serving() as there:
+        link = await presented(there, Identity.generate())
+        link._socket.transport.write(bytes([0x01, 0x80, *bytes(4), 0x00, 0x80, *bytes(4)]))
+        with pytest.raises(RendezvousUnavailable):
+            await link.receive()
+        await link.close()
+        await eventually(lambda: there.running.open_connections() == 0)
+
+
 @pytest.mark.parametrize("data", [
     b"\0" * 10, "", "[]", "{}", '{"type":"present"}', '{"type":"pair"}', '{"type":"pair","nameplate":7}',
     '{"type":"pair","nameplate":"' + "9" * 100 + '"}', '{"type":"send","ref":1}', "[" * 20000, '{"a":NaN}',

@@ -12,10 +12,21 @@ from typing import TYPE_CHECKING, Any
 from websockets.asyncio.server import Server as WebSocketServer
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
+from websockets.protocol import Event
 
 from tunnel import wire
 from tunnel.identity import KEY_SIZE, SIGNATURE_SIZE, TEXT_SIZE, PublicIdentity
-from tunnel.link import CHALLENGE_SIZE, DATA_MAX, ID_HEX, KEEPALIVE, MESSAGE_MAX, VERSION, end_unread, statement
+from tunnel.link import (
+    CHALLENGE_SIZE,
+    DATA_MAX,
+    ID_HEX,
+    KEEPALIVE,
+    MESSAGE_MAX,
+    VERSION,
+    end_unread,
+    is_piece,
+    statement,
+)
 from tunnel.rendezvous.certificate import Certificate
 from tunnel.rendezvous.limits import Buckets, Door, GuardedListener, Limits, group
 from tunnel.rendezvous.lines import Budget, Line, Switchboard
@@ -35,6 +46,12 @@ class _Connection(ServerConnection):
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         end_unread(self, UNREAD_MAX)
+
+    def process_event(self, event: Event) -> None:
+        if is_piece(event):
+            self.transport.abort()
+        else:
+            super().process_event(event)
 
 
 class SignallingServer:
