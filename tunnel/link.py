@@ -110,15 +110,21 @@ class Link:
 
     @classmethod
     async def _open(cls, server: Server) -> Link:
+        dialled = await dial.connected(server)
+        try:
+            address = str(dialled.getpeername()[0])  # a connection that has ended since tells it no more
+        except OSError:
+            dialled.close()
+            raise
         socket = await _Connect(
-            f"wss://{_bracketed(server.host)}:{server.port}/", ssl=_context(server), sock=await dial.connected(server),
+            f"wss://{_bracketed(server.host)}:{server.port}/", ssl=_context(server), sock=dialled,
             compression=None, proxy=None, max_size=MESSAGE_MAX, max_queue=16, user_agent_header=None,
             ping_interval=KEEPALIVE, ping_timeout=KEEPALIVE, close_timeout=CLOSE_LIMIT, open_timeout=None,
             create_connection=_Connection,
         )
         try:
             # Nothing has been said yet but the WebSocket's own opening.
-            link = cls(server, socket, _certificate(socket, server), str(socket.remote_address[0]))
+            link = cls(server, socket, _certificate(socket, server), address)
             link._greet(await link.receive())
         except BaseException:
             await _end(socket)

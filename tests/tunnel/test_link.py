@@ -164,11 +164,10 @@ async def test_a_server_that_sends_pieces_of_messages_is_left() -> None:
 
     async with serve(pieces, LOOPBACK, 0, ssl=certificate.context, ping_interval=None, compression=None) as there:
         port = next(iter(there.sockets)).getsockname()[1]
-        found = await Link.open(Server.parse(f"wss://{LOOPBACK}:{port}#sha256:{certificate.sha256.hex()}"), 5)
+        server = Server.parse(f"wss://{LOOPBACK}:{port}#sha256:{certificate.sha256.hex()}")
         with pytest.raises(RendezvousUnavailable):
-            await found.receive()
+            await (await Link.open(server, 5)).receive()
         await eventually(lambda: ended)
-        await found.close()
 
 
 class Stuck:
