@@ -136,6 +136,7 @@ async def test_a_server_that_sends_pings_and_reads_no_answers_is_left() -> None:
         while not transport.is_closing() and sent < FLOOD:
             transport.write(pings)
             sent += len(pings)
+            await asyncio.sleep(0)  # for the loop to notice an end
             await eventually(lambda: transport.is_closing() or transport.get_write_buffer_size() < len(pings))
         transport.abort()
 

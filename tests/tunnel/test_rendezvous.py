@@ -267,6 +267,7 @@ async def test_who_sends_pings_and_reads_no_answers_is_cut_off() -> None:
         while not transport.is_closing() and sent < FLOOD:
             transport.write(pings)
             sent += len(pings)
+            await asyncio.sleep(0)  # for the loop to notice an end
             await eventually(lambda: transport.is_closing() or transport.get_write_buffer_size() < len(pings))
         assert sent < FLOOD
         await link.close()
