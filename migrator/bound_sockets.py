@@ -45,6 +45,13 @@ class Bound(NamedTuple):
     connected: bool  # it may have its name of the one that it was accepted by; CRIU does not bind it anew
 
 
+class File(NamedTuple):
+    """What was made when a socket was bound."""
+
+    itself: Root
+    folder: str  # that it is in, or was when it was deleted, from the root of its mount namespace
+
+
 def require_here(images: Path, init: int, pids: Iterable[int]) -> None:
     """Raise PermissionError where CRIU would be led astray. `init` is the container's first process, `pids` are all.
 
@@ -55,7 +62,8 @@ def require_here(images: Path, init: int, pids: Iterable[int]) -> None:
         return
     pids = list(pids)
     files = bound_to({each.inode for each in sockets}, pids)
-    again = {files[each.inode] for each in sockets if each.inode in files and not (each.deleted or each.connected)}
+    again = {files[each.inode].itself for each in sockets
+             if each.inode in files and not (each.deleted or each.connected)}
     root = superuser(Path(f"/proc/{init}/uid_map").read_text())
     with contextlib.ExitStack() as stack:
         views = [_view(stack, os.open(f"/proc/{init}/root", os.O_PATH | os.O_CLOEXEC),
@@ -87,28 +95,38 @@ def _way(view: View, socket: Bound, patience: Patience) -> Way | str:
         return str(error)
 
 
-def why_not(socket: Bound, way: Way | str, file: Root | None, again: Collection[Root]) -> str:
+def why_not(socket: Bound, way: Way | str, file: File | None, again: Collection[Root]) -> str:
     """Why CRIU must not go by a socket's name, which leads that `way`; "" where it may.
 
-    `file` is what was made when it was bound, and `again` has all that are made anew. What is deleted CRIU makes beside
-    what is there, and takes away again; but, as for what is connected, it has removed the socket that was there before,
-    or the link to it.
+    `again` has the files of all that are made anew. What is deleted CRIU makes beside what is there, and takes away
+    again; but, as for what is connected, it has removed the socket that was there before, or the link to it.
+
+    The text is that of who has bound it, who may have had another root (chroot(2)), and have been a user in a user
+    namespace of his own. Where it does not lead to the very socket it must at least lead to the folder of that, where
+    somebody could make it: a socket that was renamed there CRIU makes by its old name.
     """
     if isinstance(way, str):
         return way
-    is_it = way.is_socket and way.place == file
-    if way.by_users:
-        return "" if is_it and not way.by_link else "leads over a symbolic link of a user's to something else by now"
-    if way.place is None or is_it:
+    if file is None:
+        return "is of no socket that a process has open"
+    is_it = way.is_socket and way.place == file.itself
+    if is_it and not (way.by_users and way.by_link):
+        return ""
+    if way.by_users or way.by_link:
+        whose = " of a user's" if way.by_users else ""
+        return f"leads over a symbolic link{whose} to something else by now"
+    if way.folder != file.folder:
+        return f"leads to {way.folder}, and is in {file.folder}"
+    if way.place is None:
         return ""
     if socket.deleted or socket.connected:
         return "" if way.place in again or not way.is_socket else "leads to another socket by now"
-    return "leads to something else by now" if file else "is of no socket that a process has open"
+    return "leads to something else by now"
 
 
-def bound_to(sockets: Collection[int], pids: Iterable[int]) -> dict[int, Root]:
+def bound_to(sockets: Collection[int], pids: Iterable[int]) -> dict[int, File]:
     """What was made when these sockets (inodes) were bound, of those that these processes have open."""
-    found: dict[int, Root] = {}
+    found: dict[int, File] = {}
     for pid in pids:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
             process = os.pidfd_open(pid)
@@ -125,7 +143,7 @@ def bound_to(sockets: Collection[int], pids: Iterable[int]) -> dict[int, Root]:
     return found
 
 
-def _bound_to(process: int, number: int) -> Root | None:
+def _bound_to(process: int, number: int) -> File | None:
     """The same of a socket in another process; None where it is bound to no path. Raises OSError.
 
     By itself, as many files can have one number: each subvolume of btrfs counts for itself.
@@ -140,7 +158,8 @@ def _bound_to(process: int, number: int) -> Root | None:
     finally:
         os.close(its)
     try:
-        return roots.at(Path(f"/proc/self/fd/{file}"))
+        path = f"/proc/self/fd/{file}"
+        return File(roots.at(Path(path)), os.readlink(path).rpartition("/")[0] or "/")  # noqa: PTH115 -- it may be gone
     finally:
         os.close(file)
 

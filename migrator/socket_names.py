@@ -43,6 +43,7 @@ class View(NamedTuple):
 class Way(NamedTuple):
     """Where a name leads to."""
 
+    folder: str  # in which the last word is, without a link on the way
     place: Root | None  # None where nothing is there
     is_socket: bool = False
     by_users: bool = False  # over a link that is not root's, or lies in a folder that is not
@@ -75,6 +76,7 @@ def follow(view: View, name: str, patience: Patience, own: int = -1) -> Way:
     Raises Astray, AsksServer, and OSError.
     """
     here = [os.dup(view.root)]  # each folder on the way, for ".."
+    path: list[str] = []  # and its name
     words, links, gone, by_users, by_link = _words(name), 0, False, False, False
     try:
         while words:
@@ -83,11 +85,14 @@ def follow(view: View, name: str, patience: Patience, own: int = -1) -> Way:
             if gone:  # CRIU makes these folders, if it makes any, and goes on from them
                 if word == "..":
                     raise Astray("leads upwards from a folder that is gone")
+                path.append(word)
                 continue
             if word == "..":
-                if len(here) > 1:
+                if path:
                     os.close(here.pop())
+                    path.pop()
                 continue
+            path.append(word)
             try:
                 here.append(os.open(word, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=here[-1]))
             except (FileNotFoundError, NotADirectoryError):
@@ -102,14 +107,16 @@ def follow(view: View, name: str, patience: Patience, own: int = -1) -> Way:
                 by_users |= not {found.st_uid, os.fstat(here[-2]).st_uid} <= view.roots
                 by_link |= not words
                 target = os.readlink("", dir_fd=here[-1])
-                for _ in range(len(here) - 1 if target.startswith("/") else 1):
+                for _ in range(len(path) if target.startswith("/") else 1):
                     os.close(here.pop())
+                    path.pop()
                 words += _words(target)
             elif words and not stat.S_ISDIR(found.st_mode):
                 gone = True
+        folder = f"/{'/'.join(path[:-1])}"
         if gone:
-            return Way(None, by_users=by_users, by_link=by_link)
-        return Way(_place(here[-1], view, own), stat.S_ISSOCK(os.fstat(here[-1]).st_mode), by_users, by_link)
+            return Way(folder, None, by_users=by_users, by_link=by_link)
+        return Way(folder, _place(here[-1], view, own), stat.S_ISSOCK(os.fstat(here[-1]).st_mode), by_users, by_link)
     finally:
         for fd in here:
             os.close(fd)

@@ -136,13 +136,77 @@ def test_a_name_that_leads_to_another_socket(tmp_path: Path, monkeypatch: pytest
         (tmp_path / "his").rename(tmp_path / "was")
         (tmp_path / "his").symlink_to(".")
         his, its = unix(inode, f"{tmp_path}/his/s\0", mount, **KINDS[kind]), f"{tmp_path}/s\0"
-        said = f"{tmp_path}/his/s, to which a UNIX socket is bound, {ELSE[kind]}"
-        assert look(tmp_path, his) == said
-        assert look(tmp_path, his, unix(other, its, mount)) == (said if kind == "listens" else "")
-        for not_anew in ("deleted", "connected"):
-            assert look(tmp_path, his, unix(other, its, mount, **KINDS[not_anew])) == said
+        said = f"{tmp_path}/his/s, to which a UNIX socket is bound, leads to {tmp_path}, and is in {tmp_path}/was"
+        assert look(tmp_path, his) == look(tmp_path, his, unix(other, its, mount)) == said
         users(monkeypatch)
         assert "over a symbolic link of a user's to something" in look(tmp_path, his, unix(other, its, mount))
+
+
+JAILED = """
+import os, socket, sys
+os.makedirs(sys.argv[1] + "/jail/run")
+os.chroot(sys.argv[1] + "/jail")
+its = socket.socket(socket.AF_UNIX)
+its.bind("/run/s")
+print(os.fstat(its.fileno()).st_ino, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("there", ["nothing", "a file", "one that is made anew"])
+def test_who_has_bound_it_had_another_root(tmp_path: Path, kind: str, there: str) -> None:
+    """As any user can have one, in a user namespace of his own: CRIU would make or remove one in a folder of root's.
+
+    The test's folder stands for the root of the container.
+    """
+    (tmp_path / "run").mkdir()
+    (tmp_path / "images").mkdir()
+    with contextlib.ExitStack() as stack:
+        process = stack.enter_context(subprocess.Popen([sys.executable, "-c", JAILED, tmp_path], text=True,
+                                                       stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+        assert process.stdout and process.stdin
+        stack.callback(process.stdin.close)
+        inode, mount = int(process.stdout.readline()), roots.placed(tmp_path)[1]
+        assert mount is not None
+        more = []
+        if there == "one that is made anew":
+            other, _ = stack.enter_context(listening(tmp_path / "run/s"))
+            more = [unix(other, f"{tmp_path}/run/s\0", mount)]
+        elif there == "a file":
+            (tmp_path / "run/s").write_text("")
+        jailed = unix(inode, f"{tmp_path}/run/s\0", mount, **KINDS[kind])
+        with pytest.raises(PermissionError, match=f"leads to {tmp_path}/run, and is in {tmp_path}/jail/run"):
+            bound_sockets.require_here(made(tmp_path / "images", *more, jailed), os.getpid(),
+                                       [os.getpid(), process.pid])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_roots_link_in_its_place(tmp_path: Path, kind: str) -> None:
+    """To the very socket, or CRIU would take the link away for nothing."""
+    with listening(tmp_path / "s") as (inode, mount), listening(tmp_path / "t") as (other, _):
+        (tmp_path / "s").rename(tmp_path / "was")
+        (tmp_path / "s").symlink_to("was")
+        record, its = unix(inode, f"{tmp_path}/s\0", mount, **KINDS[kind]), unix(other, f"{tmp_path}/t\0", mount)
+        assert look(tmp_path, record) == ""
+        (tmp_path / "s").unlink()
+        (tmp_path / "s").symlink_to("t")
+        assert "leads over a symbolic link to something else" in look(tmp_path, record, its)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_another_socket_in_its_place(tmp_path: Path, kind: str) -> None:
+    """As that of a service which was started anew. A socket that nobody of this container has is somebody else's."""
+    with listening(tmp_path / "s") as (inode, mount):
+        (tmp_path / "s").rename(tmp_path / "was")
+        name = f"{tmp_path}/s\0"
+        with listening(tmp_path / "s") as (other, _):
+            before, said = unix(inode, name, mount, **KINDS[kind]), f"is bound, {ELSE[kind]}"
+            assert said in look(tmp_path, before)
+            together = look(tmp_path, before, unix(other, name, mount))
+            assert said in together if kind == "listens" else together == ""
+            for not_anew in ("deleted", "connected"):
+                assert said in look(tmp_path, before, unix(other, name, mount, **KINDS[not_anew]))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -175,7 +239,7 @@ def test_what_is_connected_has_the_name_of_what_has_accepted_it(tmp_path: Path) 
         name = f"{tmp_path}/s\0"
         assert look(tmp_path, unix(inode, name, mount, connected=True)) == ""
         assert look(tmp_path, *[unix(inode, name, mount, connected=True)] * 9, unix(inode, name, mount)) == ""
-        assert "leads to another socket" in look(tmp_path, unix(2**32 - 1, name, mount, connected=True))
+        assert "that a process has open" in look(tmp_path, unix(2**32 - 1, name, mount, connected=True))
         (tmp_path / "s").rename(tmp_path / "t")
         (tmp_path / "s").write_text("")
         for kind in ("deleted", "connected"):  # what is no socket CRIU leaves
@@ -240,7 +304,8 @@ def test_another_file_system_has_a_file_of_that_number(tmp_path: Path, monkeypat
     """As each subvolume of one btrfs can, which mountinfo has by the same device."""
     with listening(tmp_path / "s") as (inode, mount):
         its = roots.at(tmp_path / "s")
-        monkeypatch.setattr(bound_sockets, "_bound_to", lambda *_: roots.Root(its.device + 1, its.inode))
+        monkeypatch.setattr(bound_sockets, "_bound_to", lambda *_: bound_sockets.File(
+            roots.Root(its.device + 1, its.inode), str(tmp_path)))
         assert "leads to something else by now" in look(tmp_path, unix(inode, f"{tmp_path}/s\0", mount))
 
 
@@ -254,7 +319,7 @@ def test_what_sockets_are_bound_to(tmp_path: Path) -> None:
         unnamed.connect(str(tmp_path / "s"))
         accepted = stack.enter_context(path.accept()[0])
         (tmp_path / "s").rename(tmp_path / "t")
-        file = roots.at(tmp_path / "t")
+        file = bound_sockets.File(roots.at(tmp_path / "t"), str(tmp_path))
         (tmp_path / "t").unlink()
         numbers = [os.fstat(each.fileno()).st_ino for each in (path, accepted, abstract, unnamed)]
         assert bound_sockets.bound_to(set(numbers), [2**22 + 1, os.getpid()]) == dict.fromkeys(numbers[:2], file)
@@ -311,8 +376,9 @@ def test_in_a_mount_namespace_of_its_own(tmp_path: Path, chroot: str) -> None:
                 assert open_files() == before
         finally:
             process.stdin.close()
-    assert said[0] == "" and "leads through /proc" in said[1] and "leads to something else" in said[3]
-    assert said[2] == ""  # nothing is there, in the namespace's root
+    assert said[0] == "" and "leads through /proc" in said[1]
+    assert said[2] == f"leads to /run, and is in {away}/run"  # where nothing is, in the namespace's root
+    assert said[3] == f"leads to {tmp_path}, and is in {away}/run"
     assert not list(away.iterdir())  # this program has stayed where it was
 
 

@@ -157,9 +157,10 @@ def test_a_link_that_is_not_roots(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     real = os.fstat
 
     def owned(fd: int) -> os.stat_result:
-        found = list(real(fd))
-        found[stat.ST_UID] = owners.get(found[stat.ST_INO], found[stat.ST_UID])
-        return os.stat_result(found)
+        found = real(fd)
+        values = [int(value) for value in found[:10]]
+        values[stat.ST_UID] = owners.get(found.st_ino, found.st_uid)
+        return os.stat_result(values)
 
     with bound(tmp_path / "run/s"):
         monkeypatch.setattr(os, "fstat", owned)
@@ -180,6 +181,18 @@ def test_whether_the_last_word_is_a_link(tmp_path: Path) -> None:
     with bound(tmp_path / "run/s"):
         for name, by_link in (("/run/s", False), ("/h/s", False), ("/h/l", True), ("/l", True), ("/run/l", True)):
             assert look(tmp_path, name).by_link is by_link
+
+
+def test_in_which_folder_it_is(tmp_path: Path) -> None:
+    """Also where that is gone: CRIU would make it."""
+    (tmp_path / "run/app").mkdir(parents=True)
+    (tmp_path / "var").mkdir()
+    (tmp_path / "var/run").symlink_to("/run")
+    (tmp_path / "s").symlink_to("var/run/app/../app/t")
+    (tmp_path / "file").write_text("")
+    folders = {"/run/app": "/run", "/var/run/app/s": "/run/app", "/s": "/run/app", "/var/run/gone/a/s": "/run/gone/a",
+               "/gone": "/", "/run": "/", "/": "/", "/file/s": "/file", "/../var/./run//s": "/run"}
+    assert {name: look(tmp_path, name).folder for name in folders} == folders
 
 
 def test_names_that_are_dear_to_follow(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ open("/ready", "w").close()
 while True: time.sleep(1)
 """
 TARGETS = {"the host's": ("/proc/self/fd/121/1/root/run/victim", "leads through /proc"),
-           "root's in the container": ("/run/other", "leads to something else by now")}
+           "root's in the container": ("/run/other", "leads to /run/other, and is in /home/u/was")}
 
 
 def start(rig: Rig, script: str) -> None:
