@@ -98,8 +98,9 @@ def _way(view: View, socket: Bound, patience: Patience) -> Way | str:
 def why_not(socket: Bound, way: Way | str, file: File | None, again: Collection[Root]) -> str:
     """Why CRIU must not go by a socket's name, which leads that `way`; "" where it may.
 
-    `again` has the files of all that are made anew. What is deleted CRIU makes beside what is there, and takes away
-    again; but, as for what is connected, it has removed the socket that was there before, or the link to it.
+    `again` has the files of all that are made anew. For what is deleted, or connected, CRIU removes the socket that is
+    there, or the link to it. What is deleted it then makes, and takes away again, and calls what is there otherwise
+    meanwhile: of a folder there another name could lead into another one for so long.
 
     The text is that of who has bound it, who may have had another root (chroot(2)), and have been a user in a user
     namespace of his own. Where it does not lead to the very socket it must at least lead to the folder of that, where
@@ -119,9 +120,9 @@ def why_not(socket: Bound, way: Way | str, file: File | None, again: Collection[
         return f"leads to {way.folder}, and is in {file.folder}"
     if way.place is None:
         return ""
-    if socket.deleted or socket.connected:
+    if socket.connected:
         return "" if way.place in again or not way.is_socket else "leads to another socket by now"
-    return "leads to something else by now"
+    return "" if socket.deleted and way.place in again else "leads to something else by now"
 
 
 def bound_to(sockets: Collection[int], pids: Iterable[int]) -> dict[int, File]:
