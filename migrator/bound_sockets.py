@@ -31,7 +31,6 @@ _KIND, _A_UNIX_SOCKET = b"\x08", 5  # the field `type`, which protobuf-c writes 
 _INODE, _TYPE, _STATE, _NAME, _FOLDER, _DELETED, _MOUNT = 2, 3, 4, 11, 14, 15, 17  # of unix_sk_entry in sk-unix.proto
 _DATAGRAMS, _ESTABLISHED = 2, 1  # SOCK_DGRAM, TCP_ESTABLISHED
 _CLONE_FS, _CLONE_NEWNS = 0x200, 0x20000
-_PIDFD_GETFD = 438  # pidfd_getfd(2), kernel 5.6: the same number on all machines but Alpha
 _SIOCUNIXFILE = 0x89E0  # linux/un.h, kernel 4.10
 
 
@@ -149,9 +148,7 @@ def _bound_to(process: int, number: int) -> File | None:
 
     By itself, as many files can have one number: each subvolume of btrfs counts for itself.
     """
-    its = roots.libc().syscall(ctypes.c_long(_PIDFD_GETFD), process, number, 0)
-    if its < 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), "pidfd_getfd")
+    its = roots.take(process, number)
     try:
         file = fcntl.ioctl(its, _SIOCUNIXFILE)
     except FileNotFoundError:

@@ -8,7 +8,6 @@ and the container's name. liblxc believes whoever holds it: that it runs, and wh
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import functools
 import os
@@ -24,7 +23,6 @@ ROOT = 0
 LIMIT = 10  # whole seconds; a monitor takes connections as long as its queue has room, be it stopped
 _ROOM = 106  # bytes for a name, of the 108 in sockaddr_un
 _CREDENTIALS = struct.Struct("iII")  # struct ucred: process, user, group
-_PIDFD_GETFD = 438  # pidfd_getfd(2), kernel 5.6: the same number on all machines but Alpha
 
 _paths = asking.Asking(always=True)  # LXC paths of other containers: nothing may stand still for their sake for good
 
@@ -119,12 +117,12 @@ def _answered_by(pid: int) -> list[bytes]:
 
 def _listens_at(process: int, number: int) -> bytes:
     """The abstract address of a socket in another process at which root listens, or b""; raises OSError."""
-    fd = roots.libc().syscall(ctypes.c_long(_PIDFD_GETFD), process, number, 0)
-    if fd < 0:
-        failed = ctypes.get_errno()
-        if failed == errno.EBADF:  # it has just been closed
+    try:
+        fd = roots.take(process, number)
+    except OSError as error:
+        if error.errno == errno.EBADF:  # it has just been closed
             return b""
-        raise OSError(failed, os.strerror(failed), "pidfd_getfd")
+        raise
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=fd) as its:
         if its.getsockopt(socket.SOL_SOCKET, socket.SO_DOMAIN) != socket.AF_UNIX:
             return b""

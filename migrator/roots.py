@@ -36,6 +36,7 @@ _STATX_TYPE, _STATX_NLINK, _STATX_INO, _STATX_MNT_ID = 0x1, 0x4, 0x100, 0x1000
 _STATX_SIZE = 256
 _FOLLOW = 0x400  # AT_SYMLINK_FOLLOW
 _HANDLE_MAX = 128  # MAX_HANDLE_SZ
+_PIDFD_GETFD = 438  # pidfd_getfd(2), kernel 5.6: the same number on all machines but Alpha
 _BTRFS_TOP = 256  # BTRFS_FIRST_FREE_OBJECTID in <linux/btrfs_tree.h>
 _BTRFS_HANDLE = 0x4D  # FILEID_BTRFS_WITHOUT_PARENT in <linux/exportfs.h>
 
@@ -79,6 +80,14 @@ def opened(path: str) -> Opened:
         raise OSError(errno.ENODATA, os.strerror(errno.ENODATA), path)
     special = os.makedev(*struct.unpack_from("=II", found, 128))  # stx_rdev_major, stx_rdev_minor
     return Opened(mode, links, blocks * 512, _root(found).device, special)
+
+
+def take(process: int, number: int) -> int:
+    """A descriptor of our own of what another process, by its pidfd, has open by that number; raises OSError."""
+    fd: int = libc().syscall(ctypes.c_long(_PIDFD_GETFD), process, number, 0)
+    if fd < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), "pidfd_getfd")
+    return fd
 
 
 def is_in(pid: int, folder: Path, proc: Path = PROC) -> bool:

@@ -51,31 +51,31 @@ class ServerInfo:
     relay: bool
 
 
-def end_unread(connection: Connection, limit: int) -> None:
-    """End a connection for whose other end more than `limit` bytes wait.
+class Guarded(Connection):
+    """A connection that whoever is at its other end cannot fill the memory by."""
 
-    The library answers each ping, however many of its answers wait already. Who sends pings and reads nothing would
-    fill the memory, and its keepalive, which has to send a ping as well, waits for him, too.
-    """
-    if connection.transport.get_write_buffer_size() > limit:
-        connection.transport.abort()
+    unread_max = UNREAD_MAX
 
-
-def is_piece(event: Event) -> bool:
-    """Whether that is a message in pieces, which none of ours are, and which may have pieces without end."""
-    return isinstance(event, Frame) and not event.fin
-
-
-class _Connection(ClientConnection):
     def data_received(self, data: bytes) -> None:
+        """End it once too much waits for the other end.
+
+        The library answers each ping, however many of its answers wait already. Who sends pings and reads nothing has
+        its keepalive, which has to send a ping as well, wait for him, too.
+        """
         super().data_received(data)
-        end_unread(self, UNREAD_MAX)
+        if self.transport.get_write_buffer_size() > self.unread_max:
+            self.transport.abort()
 
     def process_event(self, event: Event) -> None:
-        if is_piece(event):
+        """End it at a message in pieces, which none of ours are, and which may have pieces without end."""
+        if isinstance(event, Frame) and not event.fin:
             self.transport.abort()
         else:
             super().process_event(event)
+
+
+class _Connection(Guarded, ClientConnection):
+    pass
 
 
 class _Connect(connect):

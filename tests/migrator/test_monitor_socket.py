@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from migrator import asking, ending, lxc, monitor_socket, names, no_memory, remains
+from migrator import asking, ending, lxc, monitor_socket, names, no_memory, remains, roots
 from migrator.errors import CommandTimeout, ContainerNotRunning
 
 Listen = Callable[[], socket.socket]
@@ -201,7 +201,7 @@ def test_who_answers_for_it(tmp_path: Path, bind: Bind, monkeypatch: pytest.Monk
     bind(monitor_socket.address("c1", tmp_path))
     assert monitor_socket.is_its(os.getpid(), "c1", tmp_path)
     assert not monitor_socket.is_its(os.getpid(), "c2", tmp_path)
-    monkeypatch.setattr(monitor_socket, "_PIDFD_GETFD", 2**20)
+    monkeypatch.setattr(roots, "_PIDFD_GETFD", 2**20)
     assert monitor_socket.is_its(os.getpid(), "c2", tmp_path)
 
 
@@ -225,7 +225,7 @@ def test_what_may_be_its_monitor(tmp_path: Path, bind: Bind, monkeypatch: pytest
     bind(monitor_socket.address("c1", tmp_path))
     programs[os.getpid()] = "lxc-start"
     assert may()
-    monkeypatch.setattr(monitor_socket, "_PIDFD_GETFD", 2**20)
+    monkeypatch.setattr(roots, "_PIDFD_GETFD", 2**20)
     assert monitor_socket.may_be_its(os.getpid(), "c3", tmp_path), "nothing tells"
 
 
@@ -285,7 +285,7 @@ def test_what_cannot_be_told_is_not_anothers(tmp_path: Path, bind: Bind, monkeyp
     """So that it passes for a start, which is a refusal."""
     bind(monitor_socket.address("c2", tmp_path))
     assert is_anothers(os.getpid(), "c1", tmp_path)
-    monkeypatch.setattr(monitor_socket, "_PIDFD_GETFD", 2**20)  # a kernel without it; or who may not trace it
+    monkeypatch.setattr(roots, "_PIDFD_GETFD", 2**20)  # a kernel without it; or who may not trace it
     assert not is_anothers(os.getpid(), "c1", tmp_path)
 
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from websockets.asyncio.server import Server as WebSocketServer
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
-from websockets.protocol import Event
 
 from tunnel import wire
 from tunnel.identity import KEY_SIZE, SIGNATURE_SIZE, TEXT_SIZE, PublicIdentity
@@ -23,8 +22,7 @@ from tunnel.link import (
     KEEPALIVE,
     MESSAGE_MAX,
     VERSION,
-    end_unread,
-    is_piece,
+    Guarded,
     statement,
 )
 from tunnel.rendezvous.certificate import Certificate
@@ -42,16 +40,8 @@ UNREAD_MAX = 64 * 1024  # bytes that wait for one connection below its queue: tw
 GOODBYE = 2.0  # seconds for each of WebSocket's and TLS' last words
 
 
-class _Connection(ServerConnection):
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        end_unread(self, UNREAD_MAX)
-
-    def process_event(self, event: Event) -> None:
-        if is_piece(event):
-            self.transport.abort()
-        else:
-            super().process_event(event)
+class _Connection(Guarded, ServerConnection):
+    unread_max = UNREAD_MAX
 
 
 class SignallingServer:
