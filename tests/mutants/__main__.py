@@ -65,7 +65,7 @@ def main() -> int:
 def run(files: list[str], jobs: int) -> list[dict[str, Any]]:
     """What became of the mutants of these files; raises CalledProcessError where mutmut could not begin."""
     shutil.rmtree(WORK, ignore_errors=True)
-    (WORK / "tmp").mkdir(parents=True)
+    WORK.mkdir(parents=True)
     git = ["git", "-c", "safe.directory=*", "-C", str(TREE), "ls-files", "--cached", "--others", "--exclude-standard"]
     for name in subprocess.run(git, stdin=subprocess.DEVNULL, capture_output=True, text=True,
                                check=True).stdout.splitlines():

@@ -24,8 +24,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-WRITABLE = Path.cwd().parent  # the folder of the copy, of the tests' temporary files and of the output
+WRITABLE = Path.cwd().parent  # the folder of the copy and of the output
 SAID = WRITABLE / "tests.log"  # by the tests of the code as it is, which are to pass
+TEMPORARY = Path("/run/tests")  # a tmpfs of our own, and short: the name of a socket has no more than 107 characters (unix(7))
 
 
 def confine() -> None:
@@ -41,6 +42,7 @@ def confine() -> None:
             subprocess.run([*run, "-o", "remount,bind,ro", target], check=True)
     for target in ("/run", "/dev/shm"):
         subprocess.run([*run, "-t", "tmpfs", "-o", "mode=0755", "tmpfs", target], check=True)
+    TEMPORARY.mkdir()
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     os.chdir(Path.cwd())  # what lies there now
     if main := os.fork():
@@ -63,7 +65,7 @@ def _mounts() -> list[str]:
 
 def main(jobs: str, output: str) -> None:
     confine()
-    os.environ["TMPDIR"] = str(WRITABLE / "tmp")
+    os.environ["TMPDIR"] = str(TEMPORARY)
     os.environ["PYTHONPATH"] = str(Path.cwd() / "mutants")  # for the programs that tests start
     ours = Path(__file__).parent
     sys.path[:] = [str(ours), *(each for each in sys.path if each != str(ours))]
