@@ -66,7 +66,7 @@ lint: packages .venv/ready
 docs: .venv/ready
 	$(BIN)/python -m migrator.manual build/share
 	$(BIN)/python -m migrator.manual --errors >docs/errors.md
-	$(BIN)/python -m migrator.preflight.checks >docs/findings.md
+	$(BIN)/python -m migrator.preflight.survey >docs/findings.md
 	$(BIN)/python -m tests.migrator.explorer >docs/model.md
 
 rig-packages:

@@ -22,10 +22,11 @@ import textwrap
 import time
 from pathlib import Path
 
-from migrator import criu, left_cgroups, lxc
+from migrator.base.run import run, shown
+from migrator.criu import criu_dump
+from migrator.criu.restore import plain_command
 from migrator.errors import CommandFailed, MigratorError
-from migrator.restore import plain_command
-from migrator.run import run, shown
+from migrator.host import empty_cgroups, lxc
 
 LIMIT = 600.0  # seconds; for one program
 
@@ -39,7 +40,7 @@ def main(arguments: list[str]) -> int:
             dump, restore = once(lxc.Container(name, lxcpath), images, show=number == 1 and "--show" in arguments)
         except MigratorError as error:
             for log in ("restore.log", "dump.log"):
-                if reason := criu.reason(images / log):
+                if reason := criu_dump.reason(images / log):
                     print(f"{images / log}: {reason}", file=sys.stderr)
             print(error, file=sys.stderr)
             return 1
@@ -55,14 +56,14 @@ def main(arguments: list[str]) -> int:
 def once(container: lxc.Container, images: Path, *, show: bool) -> tuple[float, float]:
     """Dump the container, end it, and restore it; returns the seconds of CRIU's dump and of LXC's restore."""
     pid, cgroup = container.init_pid, container.cgroup
-    lock = run(["criu", "check", "--feature", criu.NFTABLES_LOCK], check=False, limit=LIMIT).status == 0
-    dump = criu.dump_command(pid, cgroup, images, [], nftables_lock=lock)
+    lock = run(["criu", "check", "--feature", criu_dump.NFTABLES_LOCK], check=False, limit=LIMIT).status == 0
+    dump = criu_dump.dump_command(pid, cgroup, images, [], nftables_lock=lock)
     restore = plain_command(container.name, container.lxcpath, images)
     lxc.freeze(container, cgroup, limit=LIMIT)
     dump_seconds = timed(dump, show=show)
     (cgroup / "cgroup.kill").write_text("1")
     lxc.wait(lambda: not lxc.processes(cgroup) and container.state == "STOPPED", LIMIT)
-    left_cgroups.drop(container.name)
+    empty_cgroups.drop(container.name)
     restore_seconds = timed(restore, show=show)
     lxc.thaw(container, container.cgroup)
     if container.state != "RUNNING" or not lxc.processes(container.cgroup):

@@ -24,10 +24,10 @@ from bench.hosts import NAME, on, rig, two_hosts
 
 WAYS = {
     "zstd": "",
-    "never": "migrator.source._Compressor.try_on = lambda *_: None",
+    "never": "migrator.transfer.stream_reader._Compressor.try_on = lambda *_: None",
 }
 PROGRAM = """\
-import resource, sys, migrator.source, migrator.__main__
+import resource, sys, migrator.transfer.stream_reader, migrator.__main__
 {}
 status = migrator.__main__.main()
 used = resource.getrusage(resource.RUSAGE_SELF)

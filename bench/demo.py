@@ -45,7 +45,7 @@ from bench.hosts import (
     typed,
     wait_for,
 )
-from migrator.report import size
+from migrator.base.figures import size
 
 REPORT = TREE / "build" / "demo.json"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from migrator.journal import KEPT
+from migrator.record.journal import KEPT
 
 Counts = dict[str, dict[str, int]]  # by host
 
@@ -19,7 +19,7 @@ SLACK = {
     "cgroups that do not end": 10,  # the kernel takes its time
 }
 
-# What grows up to a bound: the journal keeps so many ended migrations of a container (migrator/journal.py).
+# What grows up to a bound: the journal keeps so many ended migrations of a container (migrator/record/journal.py).
 BOUND = {
     "addresses that bridges have learnt": 100,  # each is forgotten after 5 minutes
     "migrations in the journal": KEPT + 1,

@@ -37,8 +37,8 @@ for _ in range(30):
 
 FACTS = f"""
 import pathlib, time
-from migrator import lxc
-from migrator.preflight import container_facts
+from migrator.host import lxc
+from migrator.preflight.facts import container_facts
 container = lxc.Container("{NAME}", pathlib.Path("/pool"))
 for _ in range(30):
     begun = time.perf_counter()

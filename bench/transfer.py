@@ -24,8 +24,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from migrator import destination, protocol, spool, ssh, transfer
-from migrator.stream import FileStream
+from migrator.remote import destination, ssh
+from migrator.transfer import rpc, sender, spool
+from migrator.transfer.stream import FileStream
 from tests.migrator.loopback_sshd import Sshd
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,33 +50,33 @@ KINDS: dict[str, Callable[[int], bytes]] = {"random": random_data, "memory": mem
 
 def serve(folder: str) -> None:
     """The other side: `migrator serve` with nothing but the transfer."""
-    connection = protocol.Connection(FileStream.from_stdio(), timeout=30)
+    connection = rpc.Connection(FileStream.from_stdio(), timeout=30)
     connection.hello()
 
-    def receive(fields: dict[str, Any]) -> protocol.Takeover:
+    def receive(fields: dict[str, Any]) -> rpc.Takeover:
         return spool.receive(Path(folder), fields["files"], durable=False)
 
-    protocol.serve(connection, {"transfer": receive})
+    rpc.serve(connection, {"transfer": receive})
 
 
 @contextlib.contextmanager
-def over_pipe(folder: Path) -> Iterator[protocol.Connection]:
+def over_pipe(folder: Path) -> Iterator[rpc.Connection]:
     """A connection to a process of its own over a socket pair: what the protocol itself costs."""
     ours, theirs = socket.socketpair()
     with theirs:
         process = subprocess.Popen(command(folder), stdin=theirs.fileno(), stdout=theirs.fileno())
     fd = ours.detach()
-    with protocol.Connection(FileStream(fd, fd), timeout=30) as connection:
+    with rpc.Connection(FileStream(fd, fd), timeout=30) as connection:
         connection.hello()
         yield connection
     process.wait()
 
 
 @contextlib.contextmanager
-def over_ssh(server: Sshd, folder: Path) -> Iterator[protocol.Connection]:
+def over_ssh(server: Sshd, folder: Path) -> Iterator[rpc.Connection]:
     where = destination.parse(server.destination)
     with ssh.connect(where, accept_new_host_key=False, timeout=30) as session:
-        connection = protocol.Connection(session.serve(command(folder)), timeout=30)
+        connection = rpc.Connection(session.serve(command(folder)), timeout=30)
         connection.hello()
         yield connection
 
@@ -84,10 +85,10 @@ def command(folder: Path) -> list[str]:
     return ["env", f"PYTHONPATH={ROOT}", sys.executable, "-m", "bench.transfer", "--serve", str(folder)]
 
 
-def send(connection: protocol.Connection, source: Path, folder: Path) -> dict[str, float]:
+def send(connection: rpc.Connection, source: Path, folder: Path) -> dict[str, float]:
     for name in ("pages", "pages.index"):
         (folder / name).unlink(missing_ok=True)
-    result = transfer.send_files(connection, {}, [transfer.SourceFile("pages", source, source.stat().st_size)])
+    result = sender.send_files(connection, {}, [sender.SourceFile("pages", source, source.stat().st_size)])
     return {"seconds": result.seconds, "wire": result.wire_bytes}
 
 

@@ -59,9 +59,9 @@ class Keys:
 
     @property
     def peer_public(self) -> bytes:
-        from tunnel.wireguard import keys
+        from tunnel.wireguard import wireguard_keys
 
-        return keys.public_key(dataclasses.replace(self, role=other(self.role)).private_key)
+        return wireguard_keys.public_key(dataclasses.replace(self, role=other(self.role)).private_key)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,16 +78,17 @@ def other(role: str) -> str:
 
 async def hold(role: str, session: str) -> None:
     """Have the tunnel until stdin ends; tells its addresses once it is up."""
-    from tunnel import health, interface, leftovers
-    from tunnel.echo import Echo
+    from tunnel.health import path_health
+    from tunnel.health.echo import Echo
+    from tunnel.interface import device, leftovers
 
     leftovers.sweep()
     endpoint = ADDRESSES[HOSTS[other(role)]], WIREGUARD_PORT
-    made = await interface.up(Keys(role, bytes.fromhex(session)), Straight(endpoint), role)  # type: ignore[arg-type]
+    made = await device.up(Keys(role, bytes.fromhex(session)), Straight(endpoint), role)  # type: ignore[arg-type]
     echo = Echo.open(made.local_address, made.remote_address, made.echo_port)
     try:
-        await health.first_answer(made, echo)
-        size = await health.tune(made, echo, endpoint)
+        await path_health.first_answer(made, echo)
+        size = await path_health.tune(made, echo, endpoint)
         print(json.dumps({"local": made.local_address, "remote": made.remote_address, "port": made.port, "mtu": size}),
               flush=True)  # fmt: skip
         await asyncio.to_thread(sys.stdin.read)
@@ -98,37 +99,37 @@ async def hold(role: str, session: str) -> None:
 
 def serve(address: str, port: int, folder: str) -> None:
     """Receive one transfer, as `migrator serve` would."""
-    from migrator import protocol, spool
-    from migrator.stream import FileStream
+    from migrator.transfer import rpc, spool
+    from migrator.transfer.stream import FileStream
 
     with socket.create_server((address, port), family=socket.AF_INET6, reuse_port=False) as server:
         print("ready", flush=True)
         accepted, _ = server.accept()
     tuned(accepted)
     fd = accepted.detach()
-    with protocol.Connection(FileStream(fd, fd)) as connection:
+    with rpc.Connection(FileStream(fd, fd)) as connection:
         connection.hello()
 
-        def receive(fields: dict[str, Any]) -> protocol.Takeover:
+        def receive(fields: dict[str, Any]) -> rpc.Takeover:
             return spool.receive(Path(folder), fields["files"], durable=not folder.startswith("/dev/shm"))  # noqa: S108
 
-        protocol.serve(connection, {"transfer": receive})
+        rpc.serve(connection, {"transfer": receive})
 
 
 def send(address: str, port: int) -> None:
     """Send the source file and print how long it took."""
-    from migrator import protocol, transfer
-    from migrator.stream import FileStream
+    from migrator.transfer import rpc, sender
+    from migrator.transfer.stream import FileStream
 
     connected = socket.create_connection((address, port))
     tuned(connected)
     fd = connected.detach()
-    with protocol.Connection(FileStream(fd, fd)) as connection:
+    with rpc.Connection(FileStream(fd, fd)) as connection:
         connection.hello()
         source = Path(SOURCE)
-        files = [transfer.SourceFile("disk", source, source.stat().st_size)]
+        files = [sender.SourceFile("disk", source, source.stat().st_size)]
         used = os.times()
-        result = transfer.send_files(connection, {}, files)
+        result = sender.send_files(connection, {}, files)
         spent = os.times()
     print(json.dumps({"seconds": result.seconds, "wire_bytes": result.wire_bytes,
                       "cpu_seconds": spent.user + spent.system - used.user - used.system}))  # fmt: skip

@@ -14,9 +14,10 @@ from functools import partial
 from types import FrameType
 from typing import TextIO
 
-from migrator import holder, log, standard_files
+from migrator.base import log, standard_files
 from migrator.errors import EXIT_OK, Interrupted, as_ours
-from tunnel.errors import DocumentedError
+from migrator.record import container_lock
+from tunnel.tunnel_errors import DocumentedError
 
 _BY_HAND = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 TOGETHER = 0.5  # seconds: a SIGTERM this soon after a first signal was sent along with it
@@ -27,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     standard_files.open_missing()
     from migrator import cli
 
-    for number in (*_BY_HAND, holder.ABORT):
+    for number in (*_BY_HAND, container_lock.ABORT):
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup(1), or a job in a script's background
             signal.signal(number, _interrupt)
     try:
@@ -82,20 +83,20 @@ def _drop_unwritten(stream: TextIO) -> None:
 def _interrupt(number: int, _frame: FrameType | None) -> None:
     """The first signal stops the work in an orderly way, undoing what is half done; a second Ctrl-C ends it.
 
-    What gives a container back is not stopped by the first: see `holder.held_back`.
+    What gives a container back is not stopped by the first: see `container_lock.held_back`.
     `migrator abort` asks once or several times: only the first counts, and none after a signal by hand.
     """
     again = partial(_once_more, time.monotonic())
     for each in _BY_HAND:
         if signal.getsignal(each) is not signal.SIG_IGN:
             signal.signal(each, signal.SIG_DFL if each == signal.SIGINT else again)
-    signal.signal(holder.ABORT, lambda *_: None)
-    by = "migrator abort" if number == holder.ABORT else signal.Signals(number).name
-    if holder.holds():
+    signal.signal(container_lock.ABORT, lambda *_: None)
+    by = "migrator abort" if number == container_lock.ABORT else signal.Signals(number).name
+    if container_lock.holds():
         log.at_signal(f"Interrupted by {by}: {_what_follows(sys.argv[1:2])}")
-    error = Interrupted(signal=by, number=signal.SIGINT if number == holder.ABORT else number)
-    holder.interrupted(error)
-    if not holder.is_held_back():
+    error = Interrupted(signal=by, number=signal.SIGINT if number == container_lock.ABORT else number)
+    container_lock.interrupted(error)
+    if not container_lock.is_held_back():
         raise error
 
 

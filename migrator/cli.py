@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from migrator import __version__, log
+from migrator import __version__
+from migrator.base import log
+from migrator.base.run import shown
 from migrator.errors import InvalidName, NotRoot
-from migrator.run import shown
 
 DESCRIPTION = "Move a running LXC container from one host to another, its open connections included."
 STATUSES = """\
@@ -116,7 +117,7 @@ def add_map_bridge(parser: argparse.ArgumentParser) -> None:
 
 def bridge_pair(text: str) -> tuple[str, str]:
     """`here=there`, for argparse."""
-    from migrator import names
+    from migrator.base import names
 
     here, equals, there = text.partition("=")
     if not equals:
@@ -153,7 +154,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def container_of(args: argparse.Namespace) -> tuple[str, Path]:
     """The checked name and LXC path of a command line; raises InvalidName."""
-    from migrator import lxc, names
+    from migrator.base import names
+    from migrator.host import lxc
 
     name = names.container_name(args.name)
     return name, names.lxcpath(args.lxcpath) if args.lxcpath else lxc.default_lxcpath()

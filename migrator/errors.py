@@ -20,7 +20,7 @@ import itertools
 import socket
 from typing import Any
 
-from tunnel.errors import DocumentedError
+from tunnel.tunnel_errors import DocumentedError
 
 EXIT_OK = 0
 EXIT_WARNINGS = 1

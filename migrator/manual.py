@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from migrator import __version__, cli, errors
-from tunnel.errors import DocumentedError, TunnelError
+from tunnel.tunnel_errors import DocumentedError, TunnelError
 
 DEFAULT_FOLDER = Path("/usr/local/share")
 PAGE = Path("man/man1/migrator.1")
@@ -65,7 +65,7 @@ def documented() -> list[type[DocumentedError]]:
     while waiting:
         cls = waiting.pop()
         waiting += cls.__subclasses__()
-        if cls not in bases and cls.__module__ in ("migrator.errors", "tunnel.errors"):
+        if cls not in bases and cls.__module__ in ("migrator.errors", "tunnel.tunnel_errors"):
             found[cls.code()] = cls
     return sorted(found.values(), key=lambda cls: (cls.status, cls.code()))
 

@@ -13,19 +13,23 @@ import time
 from pathlib import Path
 from typing import Any
 
-from migrator import advice, aftermath, cli, criu, holder, log
+from migrator import cli
+from migrator.base import log
 from migrator.cli import Result
+from migrator.copies import after_crash
+from migrator.criu import criu_dump
 from migrator.errors import AbortElsewhere, AlreadyRuns, Busy, JournalBroken, StillUnderWay
-from migrator.holder import Holder
-from migrator.journal import DEFAULT_PATH, HURRY, Journal, Migration, is_busy
-from migrator.states import Owner, Role, State
+from migrator.record import container_lock, next_commands
+from migrator.record.container_lock import Holder
+from migrator.record.journal import DEFAULT_PATH, HURRY, Journal, Migration, is_busy
+from migrator.record.states import Owner, Role, State
 from stages import rollback
 
 NAME = "abort"
 HELP = "stop a migration that is under way (on the source)"
 
 ASKED = {"migrate", "resume", "prepare-data", "create-dump"}  # these are asked to stop; others end soon
-LIMIT = criu.DUMP_LIMIT + 60.0  # seconds: nobody stops CRIU while it dumps
+LIMIT = criu_dump.DUMP_LIMIT + 60.0  # seconds: nobody stops CRIU while it dumps
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,15 +73,15 @@ def _let_go_of_journal(name: str, lxcpath: Path) -> None:
     try:
         Journal(DEFAULT_PATH, HURRY).close()
     except JournalBroken as error:
-        worker = holder.of(name, lxcpath) if is_busy(error) else None
+        worker = container_lock.of(name, lxcpath) if is_busy(error) else None
         if worker and worker.command in ASKED:  # and is continued by `_stop` anyway
             log.verbose(f"The journal is in use: {worker.command} (process {worker.pid}) goes on if it was stopped")
-            holder.go_on(worker)
+            container_lock.go_on(worker)
 
 
 def _worker(journal: Journal, name: str, lxcpath: Path) -> Holder | None:
     """Who works on this container here; raises AbortElsewhere where that is done for a source."""
-    worker = holder.of(name, lxcpath)
+    worker = container_lock.of(name, lxcpath)
     if worker is None:
         return None
     migration = journal.latest(name, lxcpath)
@@ -85,18 +89,19 @@ def _worker(journal: Journal, name: str, lxcpath: Path) -> Holder | None:
         raise _elsewhere(migration)
     # Who answers another host does nothing that could be given up: what it does has just ended, begins at this moment,
     # or is to answer a question about a container that goes out. It may stay for long, but lets go of the lock.
-    return None if worker.command == holder.SERVE else worker
+    return None if worker.command == container_lock.SERVE else worker
 
 
 def _elsewhere(migration: Migration) -> AbortElsewhere:
-    return AbortElsewhere(name=migration.name, source=migration.peer, next=advice.command(f"{NAME}@source", migration))
+    return AbortElsewhere(name=migration.name, source=migration.peer,
+                          next=next_commands.command(f"{NAME}@source", migration))
 
 
 def _stop(name: str, worker: Holder, end: float) -> None:
     if worker.command in ASKED:
         log.info(f"Stopping {worker.command} (process {worker.pid}), which works on {name}")
-        holder.ask_to_stop(name, worker)
-    if not holder.has_ended(worker, max(0.0, end - time.monotonic())):
+        container_lock.ask_to_stop(name, worker)
+    if not container_lock.has_ended(worker, max(0.0, end - time.monotonic())):
         raise StillUnderWay(name=name, pid=worker.pid, command=worker.command, seconds=f"{LIMIT:g}")
 
 
@@ -112,8 +117,8 @@ def _ended(name: str, migration: Migration | None, before: Migration | None, sto
     if new is None:
         return Result(data, f"{stopped.command} was stopped before it had begun a migration of {name}.")
     if new.state is State.FINISHED:
-        raise AlreadyRuns(name=name, destination=advice.other_host(new.role, new.peer, new.detail),
-                          next=advice.command("status", new))
+        raise AlreadyRuns(name=name, destination=next_commands.other_host(new.role, new.peer, new.detail),
+                          next=next_commands.command("status", new))
     there = "" if new.detail.get("abandoned") else (
-        f" {new.peer} could not be told; clean up there with: {advice.typed('rollback@destination', new)}")
-    return Result(data, f"{stopped.command} was stopped, and has rolled back. {aftermath.where(new)}{there}")
+        f" {new.peer} could not be told; clean up there with: {next_commands.typed('rollback@destination', new)}")
+    return Result(data, f"{stopped.command} was stopped, and has rolled back. {after_crash.where(new)}{there}")

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import argparse
 
-from migrator import cli, no_core_dump
+from migrator import cli
+from migrator.base import no_core_dump
 from migrator.errors import UsageError
 
 NAME = "agent"
@@ -24,14 +25,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     cli.require_root(NAME)
     no_core_dump.of_this()
-    from migrator import waiting
-    from tunnel.config import Config
-    from tunnel.identity import Identity
-    from tunnel.peers import Peers
+    from migrator.remote import agent_service
+    from tunnel.identity.own_identity import Identity
+    from tunnel.identity.peers import Peers
+    from tunnel.identity.tunnel_config import Config
 
     identity, peers = Identity.load(), Peers()
     servers = Config.load().servers
     if not servers and not any(peer.servers for peer in peers.all()):
         raise UsageError(reason="No rendezvous is known: pair with a host first (migrator peer), or name one in "
                                 "/etc/migrator/tunnel.conf")
-    waiting.wait(identity, peers, servers, policy=args.path, once=args.once)
+    agent_service.wait(identity, peers, servers, policy=args.path, once=args.once)

@@ -17,35 +17,29 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
-from migrator import (
-    advice,
-    aftermath,
-    bandwidth,
-    cli,
-    consent,
-    container_config,
-    holder,
-    identity,
-    layout,
-    log,
-    lxc,
-    names,
-    plan,
-)
+from migrator import cli
+from migrator.base import log, names
 from migrator.cli import Result
+from migrator.config import consent, container_config
+from migrator.copies import after_crash, origins
 from migrator.errors import EXIT_OK, EXIT_WARNINGS, Blocked
-from migrator.grant import FACTS_MAX
-from migrator.journal import DEFAULT_PATH, Journal, Migration
-from migrator.peer import connected
-from migrator.preflight import arp, checks_network, checks_place, container_facts, findings, host_facts, record
-from migrator.preflight import checks as preflight
-from migrator.preflight.case import Case, PlanOptions
-from migrator.preflight.container_facts import ContainerFacts
+from migrator.host import lxc
+from migrator.preflight import findings
+from migrator.preflight import survey as preflight
+from migrator.preflight.checks import network_checks, place_checks
+from migrator.preflight.checks.case import Case, PlanOptions
+from migrator.preflight.facts import arp, container_facts, host_facts, wire_form
+from migrator.preflight.facts.container_facts import ContainerFacts
+from migrator.preflight.facts.host_facts import HostFacts, Query
 from migrator.preflight.findings import Finding, Severity, Verdict
-from migrator.preflight.host_facts import HostFacts, Query
-from migrator.protocol import Connection
-from migrator.service import Service
-from migrator.states import FROZEN, Role, State
+from migrator.record import container_lock, migration_paths, next_commands
+from migrator.record.grant import FACTS_MAX
+from migrator.record.journal import DEFAULT_PATH, Journal, Migration
+from migrator.record.states import FROZEN, Role, State
+from migrator.remote.answering import Service
+from migrator.remote.other_host import connected
+from migrator.transfer import bandwidth, plan
+from migrator.transfer.rpc import Connection
 
 PATHS_MAX = 100  # whose existence a caller who is not root learns at a time
 
@@ -103,8 +97,8 @@ def run(args: argparse.Namespace) -> Result:
          "without_memory": {"verdict": instead, "command": _command(name, args), "price": plan.price(name)}
          if instead else None,
          "findings": findings.to_json(found),
-         "facts": {"source": record.dump(looked.source), "container": record.dump(looked.container),
-                   "destination": record.dump(looked.destination) if looked.destination else None}},
+         "facts": {"source": wire_form.dump(looked.source), "container": wire_form.dump(looked.container),
+                   "destination": wire_form.dump(looked.destination) if looked.destination else None}},
         shown(found, words[verdict]),
         status,
         paint=findings.painted,
@@ -122,19 +116,19 @@ def moving(name: str, lxcpath: Path) -> Finding | None:
             return None
         came = migration.role is Role.DESTINATION
         if not migration.ended and (came or migration.state in FROZEN):
-            way = f"here from {migration.peer}" if came else f"to {advice.moved_to(migration)}"
+            way = f"here from {migration.peer}" if came else f"to {next_commands.moved_to(migration)}"
             said = f"{name} is being moved {way} (migration {migration.id}, {migration.state})."
-            next_ = (advice.command("wait", migration) if holder.of(name, lxcpath)
-                     else aftermath.next_command(migration))
-            return checks_place.UNDER_WAY.found(
-                f"{said} {aftermath.note(migration)}".rstrip(),
-                f"Next: {next_} -- see too: {advice.command('status', migration)}")
+            next_ = (next_commands.command("wait", migration) if container_lock.of(name, lxcpath)
+                     else after_crash.next_command(migration))
+            return place_checks.UNDER_WAY.found(
+                f"{said} {after_crash.note(migration)}".rstrip(),
+                f"Next: {next_} -- see too: {next_commands.command('status', migration)}")
         if migration.state is State.FINISHED and not came and _is_fenced(migration):
-            host = advice.other_host(migration.role, migration.peer, migration.detail)
-            gone = f"{name} has moved to {advice.moved_to(migration)} (migration {migration.id})"
-            return checks_place.MOVED_AWAY.found(
+            host = next_commands.other_host(migration.role, migration.peer, migration.detail)
+            gone = f"{name} has moved to {next_commands.moved_to(migration)} (migration {migration.id})"
+            return place_checks.MOVED_AWAY.found(
                 f"{gone}, and its copy here is fenced.",
-                f"To have it back, type on {host}: {advice.back(migration)}")
+                f"To have it back, type on {host}: {next_commands.back(migration)}")
     return None
 
 
@@ -204,24 +198,24 @@ def look(args: argparse.Namespace, container: lxc.Container, there: Connection |
         lxcpath = getattr(args, "destination_lxcpath", None)
         query = preflight.query(facts, lxcpath or "")
         begun = time.time()
-        asked = there.request("facts", {"query": record.dump(query), "lxcpath": lxcpath, **_named(args, container)})
+        asked = there.request("facts", {"query": wire_form.dump(query), "lxcpath": lxcpath, **_named(args, container)})
     here = host_facts.gather(Query(str(container.lxcpath)))
     destination, offset = None, None
     options = PlanOptions(
         tunnel=_tunnel_warnings(args),
         disk_needed=0 if known_copy else None,  # part of it is there: prepare_data.begin counts what is not
         bridges=bridges if bridges is not None else dict(getattr(args, "map_bridge", [])), memory=memory,
-        name=identity.new_name(args),
+        name=origins.new_name(args),
     )
     if there:
         reply = there.answer(asked)
         # By the name that it has greeted with, which was looked at.
-        destination = dataclasses.replace(record.load(HostFacts, reply["facts"]), name=there.peer_host)
+        destination = dataclasses.replace(wire_form.load(HostFacts, reply["facts"]), name=there.peer_host)
         # The other clock was read somewhere between `begun` and now.
         offset = _offset(begun, destination.time, time.time())
         options = dataclasses.replace(options, clock_offset=offset, known_copy=known_copy or bool(reply["fenced_copy"]))
         if full:
-            questions = checks_network.to_ask(Case(here, destination, facts, options))
+            questions = network_checks.to_ask(Case(here, destination, facts, options))
             answers = {key: who for key, each in questions.items() if (who := arp.who_has(*each)) is not None}
             options = dataclasses.replace(options, answers=answers)
     found = preflight.find(here, destination, facts, options)
@@ -230,10 +224,10 @@ def look(args: argparse.Namespace, container: lxc.Container, there: Connection |
 
 def _named(args: argparse.Namespace, container: lxc.Container) -> dict[str, str]:
     """What the destination must know to tell an earlier copy of this container from another container."""
-    wanted = identity.new_name(args) or container.name
+    wanted = origins.new_name(args) or container.name
     with Journal(DEFAULT_PATH) as journal:
         return {"name": wanted, "source_name": container.name,
-                "origin": identity.origin(journal, container.name, container.lxcpath)}
+                "origin": origins.origin(journal, container.name, container.lxcpath)}
 
 
 def _tunnel_warnings(args: argparse.Namespace) -> tuple[str, ...]:
@@ -276,16 +270,16 @@ def before_stage(args: argparse.Namespace, container: lxc.Container, there: Conn
 
 def facts(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     """What this host is, for the source's preflight."""
-    query = record.load(Query, fields["query"])
+    query = wire_form.load(Query, fields["query"])
     lxcpath = service.lxcpath(fields)
     if service.grant.restricted:
         query = _narrowed(service, query)
-    here = layout.Layout(lxcpath, names.container_name(str(fields["name"])), "")
+    here = migration_paths.Layout(lxcpath, names.container_name(str(fields["name"])), "")
     renamed = fields.get("source_name", here.name) != here.name or service.grant.restricted
-    fenced = identity.is_own_copy(service.journal, here, service.origin(fields), renamed=renamed)
+    fenced = origins.is_own_copy(service.journal, here, service.origin(fields), renamed=renamed)
     found = host_facts.gather(dataclasses.replace(query, lxcpath=str(lxcpath)))
     found = dataclasses.replace(found, hooks_fix=service.grant.hooks_fix)
-    return {"facts": record.dump(found), "fenced_copy": fenced}
+    return {"facts": wire_form.dump(found), "fenced_copy": fenced}
 
 
 def _narrowed(service: Service, query: Query) -> Query:

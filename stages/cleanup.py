@@ -18,29 +18,21 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
-from migrator import (
-    advice,
-    bases,
-    btrfs,
-    cli,
-    container_config,
-    fences,
-    identity,
-    incoming,
-    log,
-    lxc,
-    names,
-    network,
-)
+from migrator import cli
+from migrator.base import log, names, printable
+from migrator.base.figures import size
 from migrator.cli import Result
+from migrator.config import container_config, fences
+from migrator.copies import bases, origins
 from migrator.errors import AlreadyMigrating, Busy, ContainerNotFound
-from migrator.journal import DEFAULT_PATH, Journal, Migration
-from migrator.layout import FOLDER, RUNTIME, WORK, Layout, former_images, locked, remove_images
-from migrator.report import size
-from migrator.states import Role, State
-from stages import left_running
-from stages.cleaner import Cleaner, records
-from tunnel import printable
+from migrator.host import btrfs, lxc, network
+from migrator.record import next_commands
+from migrator.record.journal import DEFAULT_PATH, Journal, Migration
+from migrator.record.migration_paths import FOLDER, RUNTIME, WORK, Layout, former_images, locked, remove_images
+from migrator.record.states import Role, State
+from migrator.transfer import received_snapshot
+from stages.steps import left_running
+from stages.steps.cleaner import Cleaner, records
 
 NAME = "cleanup"
 HELP = "remove what migrations have left on this host"
@@ -119,8 +111,8 @@ def _ended(journal: Journal, layout: Layout) -> list[Migration]:
         raise ContainerNotFound(name=layout.name, lxcpath=layout.lxcpath)
     for each in found:
         if not each.ended:
-            raise AlreadyMigrating(name=layout.name, peer=each.peer, id=each.id, next=advice.next_command(each),
-                                   path=advice.path(each))
+            raise AlreadyMigrating(name=layout.name, peer=each.peer, id=each.id, next=next_commands.next_command(each),
+                                   path=next_commands.path(each))
     return found
 
 
@@ -166,7 +158,7 @@ def clean_moved(cleaner: Cleaner, migration: Migration) -> None:
     """
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     cleaner.removed += map(str, bases.prune(migration, keep=0))
-    if identity.whose(layout).may_go:
+    if origins.whose(layout).may_go:
         _remove_copy(cleaner, migration.journal, layout)
     if migration.id in network.silenced():
         _remove_table(cleaner, migration.journal, migration.id)
@@ -227,7 +219,7 @@ def _was_put_back(migration: Migration, layout: Layout) -> bool:
     if not given_up or migration.name != layout.name or not names.same_path(migration.lxcpath, layout.lxcpath):
         return False
     return not container_config.rootfs_elsewhere(layout.container / "config", layout.rootfs) and (
-        identity.has_its_own(migration) or not os.path.lexists(layout.rootfs))
+        origins.has_its_own(migration) or not os.path.lexists(layout.rootfs))
 
 
 def _clean_leftovers(cleaner: Cleaner, journal: Journal, lxcpath: Path) -> None:
@@ -333,7 +325,7 @@ def _clean_folder(cleaner: Cleaner, journal: Journal, folder: Path, alive: set[s
         if match and match[1] not in alive and is_copy and not copies:
             cleaner.kept.append(str(path))
         elif match and match[1] not in alive and not (is_copy and _is_left(cleaner, journal, path, rootfs)):
-            cleaner.remove(path, btrfs.delete if match[2] == "ran" else incoming.remove)
+            cleaner.remove(path, btrfs.delete if match[2] == "ran" else received_snapshot.remove)
 
 
 def _is_left(cleaner: Cleaner, journal: Journal, path: Path, rootfs: Path) -> bool:

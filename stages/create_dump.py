@@ -16,36 +16,28 @@ import argparse
 import contextlib
 from typing import Any
 
-from migrator import (
-    advice,
-    bases,
-    bounds,
-    btrfs,
-    cli,
-    container_config,
-    criu,
-    holder,
-    layout,
-    leave,
-    log,
-    lxc,
-    older_journal,
-    spool,
-    standing,
-)
+from migrator import cli
+from migrator.base import log
 from migrator.cli import Result
+from migrator.config import container_config
+from migrator.copies import bases, leave, older_journal, standing
+from migrator.criu import criu_dump
 from migrator.errors import ContainerChanged, ContainerNotRunning, NoMigration, NoSpace, OutOfOrder, UsageError
-from migrator.journal import DEFAULT_PATH, Journal, Migration
-from migrator.layout import Layout, locked
-from migrator.peer import connected, require_stable_path
-from migrator.protocol import Connection
-from migrator.service import Place, Service
-from migrator.states import Event, Role, State, Verdict, decide
-from stages import ask_state, check, offer, prepare_data, restore_over, room, take
-from stages.dump import Dump
-from stages.handover import INCREMENT
+from migrator.host import btrfs, lxc
+from migrator.record import container_lock, migration_paths, next_commands
+from migrator.record.journal import DEFAULT_PATH, Journal, Migration
+from migrator.record.migration_paths import Layout, locked
+from migrator.record.states import Event, Role, State, Verdict, decide
+from migrator.remote.answering import Place, Service
+from migrator.remote.other_host import connected, require_stable_path
+from migrator.transfer import room_bounds, spool
+from migrator.transfer.rpc import Connection
+from stages import check, prepare_data
 from stages.rollback import thaw_source
-from stages.stop import Stop
+from stages.steps import ask_state, offer, restore_over, room, take
+from stages.steps.dump import Dump
+from stages.steps.handover import INCREMENT
+from stages.steps.stop import Stop
 
 NAME = "create-dump"
 HELP = "freeze the container and send its memory (on the source)"
@@ -86,7 +78,7 @@ def run(args: argparse.Namespace) -> Result:
         try:
             return carry_out(args, migration, container, there)
         finally:  # what has come of it is told, whatever comes while connection and journal are closed
-            told.enter_context(holder.held_back(raised=False))
+            told.enter_context(container_lock.held_back(raised=False))
 
 
 def carry_out(args: argparse.Namespace, migration: Migration, container: lxc.Container, there: Connection) -> Result:
@@ -95,7 +87,7 @@ def carry_out(args: argparse.Namespace, migration: Migration, container: lxc.Con
     with offer.undecided(migration):
         state_there = ask_state.state(there, migration)
     decision = decide(NAME, migration.state, state_there)
-    next_ = advice.command(decision.next_stage, migration) if decision.next_stage else ""
+    next_ = next_commands.command(decision.next_stage, migration) if decision.next_stage else ""
     if not args.dry_run:
         with offer.undecided(migration):
             offer.settle(migration, state_there)
@@ -103,10 +95,10 @@ def carry_out(args: argparse.Namespace, migration: Migration, container: lxc.Con
         raise OutOfOrder(stage=NAME, missing=decision.missing, next=next_)
     if migration.state is State.OFFERED and not args.dry_run:
         with offer.undecided(migration):
-            standing.require(migration, NAME, advice.anew(migration) if prepare_data.one_shot(args) else "")
+            standing.require(migration, NAME, next_commands.anew(migration) if prepare_data.one_shot(args) else "")
             migration.note("leave", **leave.given(migration.detail, leave.BY_HAND))
         offer.make(migration, there)
-        next_ = advice.next_command(migration)
+        next_ = next_commands.next_command(migration)
     if offer.settled(migration, state_there) is State.DUMPED:
         return Result({"migration": migration.id, "name": name, "stage": NAME, "already": True, "next": next_},
                       f"{name} has already been dumped and handed over. Next: {next_}")
@@ -137,7 +129,7 @@ def heal(migration: Migration) -> None:
     A first Ctrl-C waits until it runs: one that is told to end, to be started again, would stay stopped.
     """
     log.warning(f"An earlier create-dump of {migration.name} was killed; the container runs on first")
-    with holder.held_back():
+    with container_lock.held_back():
         left = offer.drop_here(migration, runs=thaw_source(migration))  # nobody may take it up for days
         container_config.unfence(migration.lxcpath / migration.name, migration.id)
         migration.move(Event.THAW, **left)
@@ -152,11 +144,11 @@ def _require_running(container: lxc.Container) -> None:
 def _refuse_changed(migration: Migration, container: lxc.Container) -> None:
     config = container_config.read(container.config_file, container.name)
     if config.digest != migration.detail["config_digest"]:
-        next_ = advice.command("prepare-data", migration)
+        next_ = next_commands.command("prepare-data", migration)
         raise ContainerChanged(name=container.name, reason="its configuration is another", next=next_)
     base = Layout(container.lxcpath, container.name, migration.id).snapshot(len(migration.detail["rounds"]))
     if not btrfs.is_subvolume(base):
-        next_ = advice.command("rollback", migration)
+        next_ = next_commands.command("rollback", migration)
         raise ContainerChanged(name=container.name, reason=f"the snapshot {base} is gone", next=next_)
 
 
@@ -185,16 +177,17 @@ def receive_images(service: Service, fields: dict[str, Any]) -> Place:
     if folder is None:
         service.refuse_more(migration)
         needed = int(fields["bytes"])
-        folder, why = layout.place_images(here, needed)
-        layout.make_images(folder, needed)
+        folder, why = migration_paths.place_images(here, needed)
+        migration_paths.make_images(folder, needed)
         try:
             spool.check_space(folder, needed, what=f"the memory of {migration.name}")
         except NoSpace:
-            layout.remove_images(folder)
+            migration_paths.remove_images(folder)
             raise
         migration.note("images", images=str(folder), why=why)
         service.images_of = migration.id
-    return Place(folder, False, criu.is_image, None, bounds.of_images(folder) if service.grant.restricted else None)
+    return Place(folder, False, criu_dump.is_image, None,
+                 room_bounds.of_images(folder) if service.grant.restricted else None)
 
 
 def _must_receive_dump(migration: Migration, fields: dict[str, Any]) -> None:

@@ -13,26 +13,11 @@ import math
 from pathlib import Path
 from typing import Any
 
-from migrator import (
-    advice,
-    aftermath,
-    bases,
-    btrfs,
-    cli,
-    container_config,
-    ending,
-    identity,
-    include_copies,
-    incoming,
-    log,
-    lxc,
-    lxc_disk,
-    network,
-    older_journal,
-    remains,
-    standing,
-)
+from migrator import cli
+from migrator.base import log
 from migrator.cli import Result
+from migrator.config import container_config, include_copies
+from migrator.copies import after_crash, bases, ending, older_journal, origins, remains, standing
 from migrator.errors import (
     FIELD_MAX,
     CopyNotEnded,
@@ -42,13 +27,16 @@ from migrator.errors import (
     StartFailed,
     UsageError,
 )
-from migrator.journal import DEFAULT_PATH, Journal, Migration
-from migrator.layout import Layout, locked
-from migrator.peer import connected
-from migrator.protocol import Connection
-from migrator.service import Service
-from migrator.states import Decision, Event, Owner, Role, State, Verdict, after, decide
-from stages import ask_state, confirmed, earlier_stay, gave_way, offer, settling, unrecorded
+from migrator.host import btrfs, lxc, network
+from migrator.record import lxc_disk, next_commands
+from migrator.record.journal import DEFAULT_PATH, Journal, Migration
+from migrator.record.migration_paths import Layout, locked
+from migrator.record.states import Decision, Event, Owner, Role, State, Verdict, after, decide
+from migrator.remote.answering import Service
+from migrator.remote.other_host import connected
+from migrator.transfer import received_snapshot
+from migrator.transfer.rpc import Connection
+from stages.steps import ask_state, confirmed, earlier_stay, gave_way, offer, settling, unrecorded
 
 NAME = "finish"
 ANSWER_LIMIT = 600.0  # seconds: there it is started first, where it was stopped, and snapshots are removed
@@ -124,15 +112,15 @@ def carry_out(args: argparse.Namespace, migration: Migration, there: Connection)
     bases.prune(migration)
     migration.move(Event.FINISHED, **_last_change(migration))
     if stopped := str(answer.get("stopped") or "")[:FIELD_MAX]:  # older versions do not say
-        log.warning(f"{name} has moved to {advice.moved_to(migration)}, and does not run there."
+        log.warning(f"{name} has moved to {next_commands.moved_to(migration)}, and does not run there."
                     f" {there.peer_host} says: {stopped}")
     return Result({"migration": migration.id, "name": name, "stage": NAME, "already": False, "stopped_there": stopped},
-                  f"{name} has moved to {advice.moved_to(migration)}."
-                  f" Its root file system is kept here until: {advice.command('cleanup', migration)}")
+                  f"{name} has moved to {next_commands.moved_to(migration)}."
+                  f" Its root file system is kept here until: {next_commands.command('cleanup', migration)}")
 
 
 def _refused(migration: Migration, decision: Decision) -> OutOfOrder:
-    return OutOfOrder(stage=NAME, missing=decision.missing, next=advice.command(decision.next_stage, migration))
+    return OutOfOrder(stage=NAME, missing=decision.missing, next=next_commands.command(decision.next_stage, migration))
 
 
 def stop_and_fence(migration: Migration) -> None:
@@ -144,7 +132,7 @@ def stop_and_fence(migration: Migration) -> None:
     with migration.step("fence"):
         if not (folder / "config").is_file():
             log.warning(f"{folder} has no configuration any more: there is nothing to fence")
-        elif identity.is_source(migration):
+        elif origins.is_source(migration):
             container_config.fence(folder, container_config.text_of(folder / "config"), migration.id,
                                    standing.message(migration))
         else:
@@ -159,15 +147,15 @@ def stop_and_fence(migration: Migration) -> None:
 def _end_copy(migration: Migration) -> None:
     """End what was frozen, told by its cgroup: LXC calls it stopped where only its monitor has ended. CopyNotEnded."""
     cgroup = Path(migration.detail.get("cgroup", ""))
-    if aftermath.memory_is_here(migration):  # without its memory it has been stopped before
-        if remains.is_shown(migration, identity.source_uuids(migration)):
+    if after_crash.memory_is_here(migration):  # without its memory it has been stopped before
+        if remains.is_shown(migration, origins.source_uuids(migration)):
             _unplug(migration)
             ending.kill(migration)
         else:
             log.warning(f"Nothing tells that what lives in {cgroup} is the copy of {migration.name} that stood still:"
                         f" it is left alone. If it is that, end it with: echo 1 >{cgroup}/cgroup.kill")
     if remains.are_here(migration):
-        raise CopyNotEnded(name=migration.name, place=cgroup, next=advice.command(NAME, migration),
+        raise CopyNotEnded(name=migration.name, place=cgroup, next=next_commands.command(NAME, migration),
                            pids=",".join(map(str, lxc.processes(cgroup))))
 
 
@@ -177,7 +165,7 @@ def _unplug(migration: Migration) -> None:
         return
     try:
         found = network.ports(remains.recorded_init(migration)[0])
-        if aftermath.memory_is_here(migration):  # else its process may be another one by now
+        if after_crash.memory_is_here(migration):  # else its process may be another one by now
             network.remove(found)
     except (MigratorError, OSError) as error:  # nothing gets through them, and they go with its processes
         log.verbose(f"The network of {migration.name} is left to its end: {error}")
@@ -186,15 +174,15 @@ def _unplug(migration: Migration) -> None:
 def _last_change(migration: Migration) -> dict[str, int]:
     """What tells later whether anybody has written to the copy since. LXC's hooks at its end may have, until now."""
     with contextlib.suppress(MigratorError, OSError):  # it may be removed at any moment, and then tells nothing
-        if identity.is_there(migration) and (
-                found := identity.changed(lxc.Container(migration.name, migration.lxcpath).rootfs)):
+        if origins.is_there(migration) and (
+                found := origins.changed(lxc.Container(migration.name, migration.lxcpath).rootfs)):
             return {"changed": found}
     return {}
 
 
 def described(migration: Migration) -> Result:
     """For --dry-run."""
-    here = advice.this_host()
+    here = next_commands.this_host()
     if not migration.memory or "cgroup" not in migration.detail:  # of an older journal
         return cli.dry_run([])
     return cli.dry_run([
@@ -209,11 +197,11 @@ def described(migration: Migration) -> Result:
 
 def _on_destination(args: argparse.Namespace, migration: Migration) -> Result:
     """Typed on the destination: the source ends its own copy, unless it is lost for good."""
-    from stages import ask_source, force  # which need this module
+    from stages.steps import ask_source, force  # which need this module
 
     if args.force is None or args.dry_run:
         raise OutOfOrder(stage=NAME, missing="the copy that was left behind is on the source",
-                         next=advice.command("finish@source", migration))
+                         next=next_commands.command("finish@source", migration))
     args.source = args.destination
     return force.finish_alone(migration, args.force, lambda: ask_source.ask(args, migration), off=args.machine_is_off)
 
@@ -265,7 +253,7 @@ def end_here(migration: Migration, *, alone: bool = False) -> str:
     else:
         with lxc_disk.held(layout) if migration.state is State.RESTORED else contextlib.nullcontext():
             failed = _make_ours(migration, layout)
-    found = identity.rootfs_uuid(migration)
+    found = origins.rootfs_uuid(migration)
     migration.move(Event.FINISHED, forced=alone, **({"rootfs_uuid": found} if found else {}))
     _drop_includes(layout)
     drop_way_back(migration)
@@ -290,7 +278,7 @@ def _make_ours(migration: Migration, layout: Layout) -> str:
     failed = ""
     if btrfs.is_subvolume(layout.rootfs):
         btrfs.sync(layout.rootfs)  # what programs had brought safely to the source's disk is safe here too
-    if settling.stands_stopped(migration) and aftermath.has_stopped(migration):
+    if settling.stands_stopped(migration) and after_crash.has_stopped(migration):
         log.warning(f"{migration.name} has run here, and has stopped since. All of its disk is here; start it with: "
                     f"lxc-start -n {migration.name} -P {migration.lxcpath}")
     elif settling.stands_fenced(migration):  # and the source's copy has ended: nobody else runs it any more
@@ -325,7 +313,7 @@ def drop_way_back(migration: Migration) -> None:
     for old in (layout.old, layout.former_old):
         earlier_stay.drop(migration, layout, old)
     layout.drop_images()
-    incoming.clear(layout.folder, layout.spool)
+    received_snapshot.clear(layout.folder, layout.spool)
     layout.drop_spool()
     bases.prune(migration)
 

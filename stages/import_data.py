@@ -15,27 +15,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from migrator import (
-    advice,
-    bounds,
-    btrfs,
-    cli,
-    clones,
-    container_config,
-    grant,
-    identity,
-    include_copies,
-    incoming,
-    let_run,
-    log,
-    lxc,
-    lxc_disk,
-    removal,
-    spool,
-)
-from migrator.advice import this_host
-from migrator.behind import Behind
+from migrator import cli
+from migrator.base import log, removal
 from migrator.cli import Result
+from migrator.config import container_config, include_copies
+from migrator.copies import origins
+from migrator.copies.origins import Whose
+from migrator.criu import ran_mark
 from migrator.errors import (
     ContainerExists,
     NoMigration,
@@ -43,13 +29,17 @@ from migrator.errors import (
     ReceiveFailed,
     SegmentDamaged,
 )
-from migrator.identity import Whose
-from migrator.journal import DEFAULT_PATH, Journal, Migration
-from migrator.layout import Layout, locked, put
-from migrator.service import Service, kept_config
-from migrator.states import Event, Role, State, Verdict, decide
-from stages import arriving_config, room
-from tunnel.errors import DocumentedError
+from migrator.host import btrfs, lxc
+from migrator.record import clones, grant, lxc_disk, next_commands
+from migrator.record.journal import DEFAULT_PATH, Journal, Migration
+from migrator.record.migration_paths import Layout, locked, put
+from migrator.record.next_commands import this_host
+from migrator.record.states import Event, Role, State, Verdict, decide
+from migrator.remote.answering import Service, kept_config
+from migrator.transfer import received_snapshot, room_bounds, spool
+from migrator.transfer.live_import import Behind
+from stages.steps import arriving_config, room
+from tunnel.tunnel_errors import DocumentedError
 
 NAME = "import-data"
 HELP = "receive the disk that has arrived (on the destination)"
@@ -68,7 +58,7 @@ def run(args: argparse.Namespace) -> Result:
         migration = arrived(journal, name, lxcpath, NAME)
         decision = decide(NAME, migration.state)
         layout = Layout(migration.lxcpath, name, migration.id)
-        next_ = advice.command(decision.next_stage, migration) if decision.next_stage else ""
+        next_ = next_commands.command(decision.next_stage, migration) if decision.next_stage else ""
         if decision.verdict is Verdict.ALREADY:
             return Result({"migration": migration.id, "name": name, "stage": NAME, "already": True, "next": next_},
                           f"{name} has already been imported. Next: {next_}")
@@ -93,7 +83,7 @@ def arrived(journal: Journal, name: str, lxcpath: Path, stage: str) -> Migration
     migration = journal.latest(name, lxcpath)
     if migration and migration.role is Role.SOURCE and not migration.ended:
         raise OutOfOrder(stage=stage, missing=f"this host is the source of {name}",
-                         next=advice.again(f"{stage}@destination", migration))
+                         next=next_commands.again(f"{stage}@destination", migration))
     if migration is None or migration.role is Role.SOURCE:
         raise NoMigration(name=name, stage=stage, next=f"migrator prepare-data {name} -d {this_host()}   (on its host)")
     return migration
@@ -119,7 +109,7 @@ def import_round(migration: Migration, layout: Layout, behind: Behind | None = N
     btrfs.sync(layout.folder)  # `btrfs receive` does not; the spooled copy goes, and the last snapshot shall be quick
     migration.move(Event.IMPORTED, reaching=reaching[:REACHING_MAX], on_disk_uuid=made.uuid)
     spool.drop(file)
-    next_ = advice.next_command(migration)
+    next_ = next_commands.next_command(migration)
     return Result({"migration": migration.id, "name": migration.name, "stage": NAME, "already": False,
                    "round": number, "next": next_},
                   f"{migration.name} is defined here and stopped. Next: {next_}")
@@ -139,11 +129,11 @@ def receive(migration: Migration, layout: Layout, file: Path, number: int, uuid:
                 raise ReceiveFailed(path=target, reason="an older version of migrator has received it, and kept it in"
                                     " another place")
             if not (behind and behind.brought(target, left())):
-                leave = bounds.for_caller(layout.lxcpath, migration.detail.get("caller"))
+                leave = room_bounds.for_caller(layout.lxcpath, migration.detail.get("caller"))
                 if migration.state is State.IMPORTING:  # else a container stands still, and waits for it
-                    leave = max(leave, bounds.MARGIN)
+                    leave = max(leave, room_bounds.MARGIN)
                     room.regain(layout, number, leave)
-                incoming.receive(spool.verified(file), target, layout.spool, limit=left(), leave=leave)
+                received_snapshot.receive(spool.verified(file), target, layout.spool, limit=left(), leave=leave)
             found = btrfs.info(target)
             if found.received_uuid != uuid:
                 raise ReceiveFailed(path=target, reason=f"it came as {found.received_uuid or 'incomplete'}")
@@ -168,9 +158,9 @@ def define(migration: Migration, layout: Layout) -> str:
         allowed.check_config(migration.name, text, mapped_root)
     text, copies = arriving_config.adopted(migration, layout, carried, bridges, trusted=allowed.hooks)
     renamed = migration.other_name != migration.name
-    identity.refuse_foreign(migration.journal, layout, str(migration.detail.get("origin", "")), renamed=renamed)
+    origins.refuse_foreign(migration.journal, layout, str(migration.detail.get("origin", "")), renamed=renamed)
     folder = layout.container
-    if identity.whose(layout) is Whose.NOBODYS:
+    if origins.whose(layout) is Whose.NOBODYS:
         folder = layout.beside
         layout.drop_beside()
         folder.mkdir(mode=0o770)  # as lxc-create makes it: a mapped root must get through to its root file system
@@ -190,12 +180,12 @@ def define(migration: Migration, layout: Layout) -> str:
 
 def arriving_message(migration: Migration) -> str:
     return (f"{migration.name} is being moved here from {migration.peer} (migration {migration.id}) and must not be"
-            f" started by hand. See: {advice.command('status', migration)}")
+            f" started by hand. See: {next_commands.command('status', migration)}")
 
 
 def keep_old(layout: Layout) -> None:
     """Put the configuration of an earlier stay aside, once; `give_back_old` is the way back."""
-    if identity.whose(layout) is not Whose.COPY or (layout.old / "config").exists():
+    if origins.whose(layout) is not Whose.COPY or (layout.old / "config").exists():
         return
     layout.old.mkdir(mode=0o700, exist_ok=True)
     for name in (container_config.FENCE_HOOK, "config"):  # the last one tells that both are there
@@ -214,7 +204,7 @@ def give_back_old(layout: Layout) -> None:
     Nothing is touched that does not carry this migration's own fence; safe to repeat after a crash anywhere.
     """
     layout.drop_beside()
-    found, kept = identity.whose(layout), layout.old / "config"
+    found, kept = origins.whose(layout), layout.old / "config"
     if found is not Whose.FOREIGN:
         put_aside(layout)  # it has been: but a power cut can have undone that, and not the record that came after
     if found.may_go and not kept.is_file():
@@ -260,7 +250,7 @@ def _remove(layout: Layout) -> None:
 
 def put_aside(layout: Layout) -> None:
     """Its root file system, if it may have run, and does not: what is in its place must be ours."""
-    if let_run.was(let_run.mark(layout.spool)) and layout.is_own_rootfs():
+    if ran_mark.was(ran_mark.mark(layout.spool)) and layout.is_own_rootfs():
         kept = layout.aside()
         layout.rootfs.rename(kept)
         log.warning(f"{layout.name} may have run here for a moment; what it has written is kept in {kept}")
@@ -280,7 +270,7 @@ def put_rootfs_aside(layout: Layout) -> None:
 
     Raises ContainerExists where anything else is there, or the container's place is not ours any more.
     """
-    identity.require_ours(layout)
+    origins.require_ours(layout)
     if btrfs.is_subvolume(layout.rootfs):
         _require_room(layout)
         layout.rootfs.rename(layout.old / "rootfs")
@@ -307,7 +297,7 @@ def drop_attempt(migration: Migration, layout: Layout) -> None:
     on_disk = bool(migration.detail.get("on_disk"))
     with lxc_disk.held(layout) if on_disk else contextlib.nullcontext():
         layout.drop_images()
-        incoming.clear(layout.folder, layout.spool)
+        received_snapshot.clear(layout.folder, layout.spool)
         give_back_old(layout)
         if layout.former_old.is_dir():
             log.warning("An older version of migrator began this: what it has put aside of an earlier stay of"
@@ -329,7 +319,8 @@ def import_(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     migration = service.migration(fields)
     decision = decide(NAME, migration.state)
     if decision.verdict is Verdict.REFUSE:
-        raise OutOfOrder(stage=NAME, missing=decision.missing, next=advice.command(decision.next_stage, migration))
+        raise OutOfOrder(stage=NAME, missing=decision.missing,
+                         next=next_commands.command(decision.next_stage, migration))
     if decision.verdict is Verdict.GO:
         service.refuse_more(migration)
         import_round(migration, Layout(migration.lxcpath, migration.name, migration.id), service.behind)

@@ -14,11 +14,15 @@ from __future__ import annotations
 
 import argparse
 
-from migrator import cli, log, lxc, older_journal, standing
+from migrator import cli
+from migrator.base import log
 from migrator.cli import Result
-from migrator.journal import DEFAULT_PATH, Journal
-from stages import check, dry_run, prepare_data
-from stages.drive import Drive, locked_for
+from migrator.copies import older_journal, standing
+from migrator.host import lxc
+from migrator.record.journal import DEFAULT_PATH, Journal
+from stages import check, prepare_data
+from stages.steps import dry_run
+from stages.steps.drive import Drive, locked_for
 
 NAME = "migrate"
 HELP = "move a running container in one go (on the source)"

@@ -19,13 +19,14 @@ import argparse
 import time
 from typing import TYPE_CHECKING, Any
 
-from migrator import cli, grant
+from migrator import cli
+from migrator.base.figures import table
 from migrator.cli import Result
 from migrator.errors import UsageError
-from migrator.report import table
+from migrator.record import grant
 
 if TYPE_CHECKING:
-    from tunnel.peers import Peer, Peers
+    from tunnel.identity.peers import Peer, Peers
 
 NAME = "peer"
 HELP = "pair with hosts behind NAT; show, rename and remove them"
@@ -118,16 +119,16 @@ def run(args: argparse.Namespace) -> Result | None:
         case "remove":
             peer = _peers().remove(args.name)
             return Result({"removed": describe(peer)}, f"{peer.name} is a peer no more.")
-    from migrator import pair
+    from stages.steps import pair_hosts
 
-    return pair.run(args)
+    return pair_hosts.run(args)
 
 
 def _peers() -> Peers:
-    from tunnel import files
-    from tunnel.peers import Peers
+    from migrator.base import private_files
+    from tunnel.identity.peers import Peers
 
-    return Peers(files.STATE / "peers")
+    return Peers(private_files.STATE / "peers")
 
 
 def _allow(args: argparse.Namespace) -> Result:
@@ -148,10 +149,10 @@ def _list() -> Result:
 
 def _show(name: str | None) -> Result:
     if name is None:
-        from tunnel import files
-        from tunnel.identity import Identity
+        from migrator.base import private_files
+        from tunnel.identity.own_identity import Identity
 
-        own = Identity.load(files.STATE / "identity").public
+        own = Identity.load(private_files.STATE / "identity").public
         data = {"fingerprint": own.fingerprint, "identity": own.to_text()}
         return Result({"own": data}, f"this host\n  fingerprint  {own.fingerprint}")
     peer = _peers().get(name)

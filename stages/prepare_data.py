@@ -14,25 +14,12 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-from migrator import (
-    advice,
-    aftermath,
-    bases,
-    bounds,
-    btrfs,
-    cli,
-    container_config,
-    destination,
-    identity,
-    log,
-    lxc,
-    lxc_disk,
-    names,
-    spool,
-    transfer,
-)
-from migrator.advice import this_host
+from migrator import cli
+from migrator.base import log, names
+from migrator.base.figures import size
 from migrator.cli import Result
+from migrator.config import container_config
+from migrator.copies import after_crash, bases, origins
 from migrator.errors import (
     AlreadyMigrating,
     ContainerNotRunning,
@@ -42,16 +29,21 @@ from migrator.errors import (
     OutOfOrder,
     UsageError,
 )
-from migrator.journal import DEFAULT_PATH, AlreadyRecorded, Journal, Migration
-from migrator.layout import Layout, locked
-from migrator.peer import connected, fingerprint
-from migrator.progress import Progress
-from migrator.protocol import Connection
-from migrator.report import size
-from migrator.service import Place, Service, keep_config
-from migrator.states import FROZEN, Event, Role, State, Verdict, decide
-from stages import ask_state, check, room, same_host
-from tunnel.errors import DocumentedError
+from migrator.host import btrfs, lxc
+from migrator.record import lxc_disk, next_commands
+from migrator.record.journal import DEFAULT_PATH, AlreadyRecorded, Journal, Migration
+from migrator.record.migration_paths import Layout, locked
+from migrator.record.next_commands import this_host
+from migrator.record.states import FROZEN, Event, Role, State, Verdict, decide
+from migrator.remote import destination
+from migrator.remote.answering import Place, Service, keep_config
+from migrator.remote.other_host import connected, fingerprint
+from migrator.transfer import room_bounds, sender, spool
+from migrator.transfer.progress import Progress
+from migrator.transfer.rpc import Connection
+from stages import check
+from stages.steps import ask_state, room, same_host
+from tunnel.tunnel_errors import DocumentedError
 
 NAME = "prepare-data"
 HELP = "send the disk of a running container (on the source)"
@@ -95,7 +87,7 @@ def run(args: argparse.Namespace) -> Result:
         migration = unfinished(journal, name, lxcpath, args.destination)
         if migration and migration.state in FROZEN:  # it stands still for that: it is not for anybody to let it run
             raise OutOfOrder(stage=NAME, missing=decide(NAME, migration.state).missing,
-                             next=aftermath.next_command(migration))
+                             next=after_crash.next_command(migration))
         if container.state != "RUNNING":
             raise ContainerNotRunning(name=name, lxcpath=lxcpath, state=container.state)
         with connected(args, args.destination) as there:
@@ -104,7 +96,7 @@ def run(args: argparse.Namespace) -> Result:
                 if decision.verdict is Verdict.ALREADY:
                     return _already(migration, decision.next_stage)
                 if decision.verdict is Verdict.REFUSE:
-                    next_ = advice.command(decision.next_stage, migration)
+                    next_ = next_commands.command(decision.next_stage, migration)
                     raise OutOfOrder(stage=NAME, missing=decision.missing, next=next_)
             checked = check.before_stage(args, container, there, full=True, known_copy=migration is not None,
                                          memory=with_memory(args, migration))
@@ -122,14 +114,14 @@ def carry_out(args: argparse.Namespace, journal: Journal, migration: Migration |
     config = container_config.read(container.config_file, container.name)
     wanted = migration.detail["destination_lxcpath"] if migration else args.destination_lxcpath
     id_ = migration.id if migration else journal.unused_id()
-    origin = identity.origin(journal, container.name, container.lxcpath) or id_
+    origin = origins.origin(journal, container.name, container.lxcpath) or id_
     layout = Layout(container.lxcpath, container.name, id_)
     fields = {
         "id": id_,
-        "name": identity.name_there(args, migration, container.name),
+        "name": origins.name_there(args, migration, container.name),
         "source_name": container.name,
         "origin": origin,
-        "moves": identity.moves(identity.brought(journal, container.name, container.lxcpath)),
+        "moves": origins.moves(origins.brought(journal, container.name, container.lxcpath)),
         "lxcpath": lxcpath_there(there, wanted),
         "lxcpath_given": args.destination_lxcpath is not None,
         "source_host": this_host(),
@@ -219,7 +211,7 @@ def unfinished(journal: Journal, name: str, lxcpath: Path, where: str) -> Migrat
         return None
     if migration.role is Role.DESTINATION or migration.peer != where:
         raise AlreadyMigrating(name=name, peer=migration.peer, id=migration.id,
-                               next=aftermath.next_command(migration), path=advice.path(migration))
+                               next=after_crash.next_command(migration), path=next_commands.path(migration))
     return migration
 
 
@@ -251,9 +243,9 @@ def _send_round(
              f" (migration {migration.id}, round {number})")
     with migration.step("send") as outcome, btrfs.send(snapshot, parent_path) as stream, \
             Progress("disk", 0 if parent_path else int(reply["disk_bytes"])) as progress:
-        sent = transfer.send_files(
+        sent = sender.send_files(
             there, {"kind": "disk", "id": migration.id, "round": number, "behind": one_shot(args)},
-            [transfer.SourceFile(f"disk-{number}", stream, None)],
+            [sender.SourceFile(f"disk-{number}", stream, None)],
             progress=progress.update, bytes_per_second=args.bwlimit,
         )
         outcome.update(bytes=sent.raw_bytes, wire=sent.wire_bytes, resumed=sent.resumed_bytes,
@@ -262,7 +254,7 @@ def _send_round(
     rounds[-1] = round_ | {"bytes": sent.raw_bytes, "full": parent_path is None, "seconds": round(sent.seconds, 3),
                            "wire_bytes": sent.wire_bytes}
     migration.move(Event.SENT, rounds=rounds)
-    next_ = advice.next_command(migration)
+    next_ = next_commands.next_command(migration)
     return Result(
         {"migration": migration.id, "name": migration.name, "stage": NAME, "already": False, "round": number,
          "full": parent_path is None, "bytes": sent.raw_bytes, "wire_bytes": sent.wire_bytes,
@@ -273,7 +265,7 @@ def _send_round(
 
 
 def _already(migration: Migration, next_stage: str) -> Result:
-    next_ = advice.command(next_stage, migration)
+    next_ = next_commands.command(next_stage, migration)
     return Result(
         {"migration": migration.id, "name": migration.name, "stage": NAME, "already": True, "next": next_},
         f"The data of {migration.name} has already been sent and waits to be imported. Next: {next_}",
@@ -306,7 +298,7 @@ def begin(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     """A migration begins, or its next round does: check that there is a place for it and say what is here already."""
     name, id_ = names.container_name(str(fields["name"])), names.migration_id(str(fields["id"]))
     layout = Layout(service.lxcpath(fields), name, id_)
-    disk_bytes = bounds.announced(fields)
+    disk_bytes = room_bounds.announced(fields)
     source_name = names.container_name(str(fields.get("source_name", name)))
     origin = service.origin(fields, service.known(fields))
     service.grant.check_config(name, str(fields["config"]), int(fields["mapped_root"]))
@@ -346,8 +338,8 @@ def _recorded(service: Service, layout: Layout, fields: dict[str, Any], source_n
         room.require_disk(migration, layout)
         room.check(service, layout, fields, held, origin)
         service.note_consent(migration)
-        if bounds.announced(fields) > bounds.TIMES * migration.detail.get("announced", math.inf):  # it grows and grows
-            migration.note("announced", announced=bounds.announced(fields))
+        if room_bounds.announced(fields) > room_bounds.TIMES * migration.detail.get("announced", math.inf):
+            migration.note("announced", announced=room_bounds.announced(fields))  # it grows and grows
         return migration
     service.refuse_new()
     room.check(service, layout, fields, held, origin)
@@ -356,12 +348,12 @@ def _recorded(service: Service, layout: Layout, fields: dict[str, Any], source_n
             id=layout.id, role=Role.DESTINATION, name=layout.name, lxcpath=layout.lxcpath,
             peer=service.grant.source(str(fields["source_host"])), event=Event.RECEIVE,
             destination=_destination(fields), other_name=source_name, origin=origin,
-            moves=identity.moves_told(fields.get("moves")),
+            moves=origins.moves_told(fields.get("moves")),
             source_lxcpath=str(names.lxcpath(str(fields["source_lxcpath"]))), destination_lxcpath=str(layout.lxcpath),
             lxcpath_given=_is_named(service, fields), rounds=[], mapped_root=int(fields["mapped_root"]),
             one_shot=bool(fields.get("one_shot")), memory=bool(fields.get("memory", True)),
             caller=service.grant.caller, hooks=service.grant.hooks, hooks_fix=service.grant.hooks_fix,
-            ticket=secrets.token_hex(16), announced=bounds.announced(fields), disk=lxc_disk.of(layout.lxcpath),
+            ticket=secrets.token_hex(16), announced=room_bounds.announced(fields), disk=lxc_disk.of(layout.lxcpath),
         )
     except AlreadyRecorded:  # given up before it had begun, at this very moment
         raise _has_ended(layout.id) from None
@@ -383,15 +375,15 @@ def _refuse_others(service: Service, layout: Layout, migration: Migration | None
     if migration and (migration.name, migration.lxcpath) != (layout.name, layout.lxcpath):
         raise UsageError(reason=f"migration {layout.id} brings {migration.name} to {migration.lxcpath}, nothing else")
     renamed = source_name != layout.name or service.grant.restricted
-    identity.refuse_foreign(service.journal, layout, origin, renamed=renamed)
+    origins.refuse_foreign(service.journal, layout, origin, renamed=renamed)
     if migration and (migration.ended or migration.state is State.ABANDONING):
         raise _has_ended(layout.id)
     current = service.journal.latest(layout.name, layout.lxcpath)
     if not migration and current and not current.ended:
         if not service.grant.owns(current) and service.grant.restricted:
             raise service.grant.refusal(f"{layout.name} is on its way here from elsewhere")
-        raise AlreadyMigrating(name=layout.name, peer=current.peer, id=current.id, next=advice.next_command(current),
-                               path=advice.path(current))
+        raise AlreadyMigrating(name=layout.name, peer=current.peer, id=current.id,
+                               next=next_commands.next_command(current), path=next_commands.path(current))
 
 
 def receive_disk(service: Service, fields: dict[str, Any]) -> Place:
@@ -430,7 +422,7 @@ def state(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     migration = service.known(fields)
     return {"state": migration.state if migration else None, "owner": migration.owner if migration else None,
             "ticket": migration.ticket if migration else "",
-            "images": aftermath.can_be_restored(migration) if migration else False}
+            "images": after_crash.can_be_restored(migration) if migration else False}
 
 
 def subvolumes(service: Service, fields: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from migrator import log
+from migrator.base import log
 from migrator.errors import MigratorError, UsageError
 
 if TYPE_CHECKING:

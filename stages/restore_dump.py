@@ -16,30 +16,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from migrator import (
-    advice,
-    aftermath,
-    btrfs,
-    cli,
-    clock,
-    container_config,
-    criu,
-    grant,
-    healing,
-    late_start,
-    let_run,
-    limited,
-    log,
-    lxc,
-    lxc_disk,
-    network,
-    no_memory,
-    restore,
-    spool,
-)
-from migrator.advice import this_host
-from migrator.beside import Beside
+from migrator import cli
+from migrator.base import boot_clock, bounded_read, log
+from migrator.base.bounded_thread import Beside
 from migrator.cli import Result
+from migrator.config import container_config
+from migrator.copies import after_crash, late_start, no_memory, resume_rules
+from migrator.criu import criu_dump, ran_mark, restore
 from migrator.errors import (
     AlreadyRuns,
     ConsentNeeded,
@@ -53,13 +36,17 @@ from migrator.errors import (
     as_ours,
     outcome,
 )
-from migrator.journal import DEFAULT_PATH, Journal, Migration
-from migrator.layout import Layout, locked
-from migrator.service import Service
-from migrator.states import Event, State, Verdict, decide
-from stages import ask_source, consented, force, settling, stopped_here, unrecorded
-from stages.handover import INCREMENT
+from migrator.host import btrfs, lxc, network
+from migrator.record import grant, lxc_disk, next_commands
+from migrator.record.journal import DEFAULT_PATH, Journal, Migration
+from migrator.record.migration_paths import Layout, locked
+from migrator.record.next_commands import this_host
+from migrator.record.states import Event, State, Verdict, decide
+from migrator.remote.answering import Service
+from migrator.transfer import spool
 from stages.import_data import arrived, give_back_rootfs, put_aside, put_rootfs_aside, receive
+from stages.steps import ask_source, consented, force, settling, stopped_here, unrecorded
+from stages.steps.handover import INCREMENT
 
 NAME = "restore-dump"
 HELP = "let the container run on here (on the destination)"
@@ -90,17 +77,17 @@ def run(args: argparse.Namespace) -> Result:
         here = lxc_disk.held(Layout(migration.lxcpath, name, migration.id))  # what is not to be seen does not run
         with here if migration.state is State.RESTORED else contextlib.nullcontext():
             stands = settling.stands_stopped(migration)
-            chosen = stands and aftermath.has_stopped(migration)
+            chosen = stands and after_crash.has_stopped(migration)
             stopped = stands or stopped_here.is_stopped(migration)
         if stopped and not chosen:
             raise OutOfOrder(stage=NAME, missing=f"{name} has run here, and was stopped since",
-                             next=advice.command("resume", migration))
-        if args.dry_run or not (chosen or migration.state in healing.MAY_RESTORE):
+                             next=next_commands.command("resume", migration))
+        if args.dry_run or not (chosen or migration.state in resume_rules.MAY_RESTORE):
             return carry_out(migration, args.max_downtime, 0.0, dry_run=args.dry_run)
         end = ask_source.leave_for(ask_source.quickly(), migration, args.max_downtime, by_hand=not chosen)
         if not end and chosen:
             raise OutOfOrder(stage=NAME, missing=f"{name} runs on {migration.peer} again",
-                             next=advice.command("resume", migration))
+                             next=next_commands.command("resume", migration))
         if not end:
             return ask_source.give_up(migration)
         if chosen:
@@ -113,21 +100,21 @@ def _forced(args: argparse.Namespace, migration: Migration) -> Result:
     if not force.let_run(migration, args.force, lambda: ask_source.ask(ask_source.quickly(), migration),
                          off=args.machine_is_off):
         return ask_source.give_up(migration)
-    end = clock.now() + args.max_downtime
+    end = boot_clock.now() + args.max_downtime
     if settling.stands_stopped(migration) or stopped_here.is_stopped(migration):
         settling.go_on(migration, end)
     return carry_out(migration, args.max_downtime, end, forced=True)
 
 
 def carry_out(migration: Migration, limit: float, end: float, *, dry_run: bool = False, forced: bool = False) -> Result:
-    """The stage, with the container locked, in `limit` seconds; it is let run until `end`, by `clock.now`, or not.
+    """The stage, with the container locked, in `limit` seconds; it is let run until `end`, by `boot_clock.now`, or not.
 
     `forced`: the source, which could run it on, is lost for good.
 
     Raises DiskAway, with nothing recorded.
     """
     decision = decide(NAME, migration.state)
-    next_ = advice.again(decision.next_stage, migration) if decision.next_stage else ""
+    next_ = next_commands.again(decision.next_stage, migration) if decision.next_stage else ""
     if decision.verdict is Verdict.ALREADY:
         return Result(
             {"migration": migration.id, "name": migration.name, "stage": NAME, "already": True, "next": next_},
@@ -165,8 +152,8 @@ def take_offered(migration: Migration, *, forced: bool = False) -> None:
 def still_frozen(migration: Migration, error: BaseException) -> MigratorError:
     """For what keeps it from being let run here, while its source holds it."""
     return outcome(SourceStillFrozen, memory=migration.memory)(
-        as_ours(error), name=migration.name, source=migration.peer, next=advice.next_command(migration),
-        rollback=advice.command("rollback@source", migration))
+        as_ours(error), name=migration.name, source=migration.peer, next=next_commands.next_command(migration),
+        rollback=next_commands.command("rollback@source", migration))
 
 
 class Restore:
@@ -175,8 +162,8 @@ class Restore:
     def __init__(self, migration: Migration, limit: float, service: Service | None = None, *,
                  leave: Callable[[], float]) -> None:
         self.migration = migration
-        self.leave = leave  # returns until when the container may be let run, by `clock.now`, or raises
-        self.end = clock.now() + limit
+        self.leave = leave  # returns until when the container may be let run, by `boot_clock.now`, or raises
+        self.end = boot_clock.now() + limit
         self.limit = limit
         # What one and the same process has received and checked is not received and checked again.
         self.behind = service.behind if service else None
@@ -229,7 +216,7 @@ class Restore:
         self._tidy()
         if wait:
             announcing.join()
-        next_ = advice.next_command(self.migration)
+        next_ = next_commands.next_command(self.migration)
         return Result(
             {"migration": self.migration.id, "name": name, "stage": NAME, "already": False, "pid": pid,
              "restored_at": restored_at, "seconds": round(restored_at - begun, 3), "next": next_},
@@ -243,17 +230,17 @@ class Restore:
 
         That is recorded then: a refusal alone would have the source take the token back.
         """
-        mark = let_run.mark(self.layout.spool)
-        if let_run.was(mark):
+        mark = ran_mark.mark(self.layout.spool)
+        if ran_mark.was(mark):
             name = self.migration.name
             if lxc.told_state(self.container) != "STOPPED" or lxc.runs_in(name, self.layout.rootfs):
                 self.migration.move(Event.RESTORE)
                 settling.settle(self.migration)
                 if self.migration.state is State.RESTORED:
                     raise AlreadyRuns(name=name, destination=this_host(),
-                                      next=advice.command("finish@source", self.migration))
+                                      next=next_commands.command("finish@source", self.migration))
             put_aside(self.layout)
-            let_run.drop(mark)
+            ran_mark.drop(mark)
 
     def _refuse_former(self) -> None:
         if self.layout.began_formerly():
@@ -307,15 +294,15 @@ class Restore:
             container_config.write_file(self.plain_config, late_start.refused(text, own, self.end), mode=0o600)
             log_file = no_memory.log_of(container, anew=True)  # now: the source's word is looked at last
             try:
-                let_run.record_in_time(str(let_run.mark(self.layout.spool)), self.end)
+                ran_mark.record_in_time(str(ran_mark.mark(self.layout.spool)), self.end)
             except TimeoutError as error:
-                raise WordOver(name=container.name, next=advice.again("restore-dump", self.migration)) from error
+                raise WordOver(name=container.name, next=next_commands.again("restore-dump", self.migration)) from error
             try:
                 pid = no_memory.start(container, self.migration.id, config=self.plain_config, limit=self._left(),
                                       log_file=log_file)
             except StartFailed as error:
                 if no_memory.never_ran(error):  # what may have run, if only for a moment, is put aside
-                    let_run.drop(let_run.mark(self.layout.spool))
+                    ran_mark.drop(ran_mark.mark(self.layout.spool))
                 raise
             self.runs_since = time.time()
             network.announce(pid, (0.0,)).join()
@@ -324,7 +311,7 @@ class Restore:
 
     def _left(self) -> float:
         """Seconds that this may still take; raises DowntimeExceeded when there are none."""
-        left = self.end - clock.now()
+        left = self.end - boot_clock.now()
         if left <= 0:
             raise DowntimeExceeded(name=self.migration.name, seconds=f"{self.limit:g}")
         return left
@@ -346,7 +333,7 @@ class Restore:
         """The end of CRIU's log outlives the attempt, where the error says it is."""
         source = (self.images or Path("/nonexistent")) / "restore.log"
         if source.is_file():
-            kept = criu.log_path(self.migration.name, "restore")
-            container_config.write_file(kept, limited.tail(source), mode=0o600)
+            kept = criu_dump.log_path(self.migration.name, "restore")
+            container_config.write_file(kept, bounded_read.tail(source), mode=0o600)
             if isinstance(error, RestoreFailed):
                 error.fields["log"] = kept

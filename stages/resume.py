@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import argparse
 
-from migrator import cli, no_core_dump
+from migrator import cli
+from migrator.base import no_core_dump
 from migrator.cli import Result
-from stages import ask_source, heal, migrate
+from stages import migrate
+from stages.steps import ask_source, heal
 
 NAME = "resume"
 HELP = "carry on a migration that was broken off"

@@ -13,27 +13,23 @@ import contextlib
 import os
 from collections.abc import Callable
 
-from migrator import (
-    advice,
-    aftermath,
+from migrator import cli
+from migrator.base import log, printable
+from migrator.cli import Result
+from migrator.config import container_config
+from migrator.copies import (
+    after_crash,
     bases,
-    btrfs,
-    cli,
-    container_config,
-    criu,
-    healing,
-    holder,
-    identity,
-    log,
-    network,
     no_memory,
     older_journal,
+    origins,
     remains,
+    resume_rules,
     second_start,
     thawing,
 )
-from migrator.advice import this_host
-from migrator.cli import Result
+from migrator.copies.thawing import Frozen
+from migrator.criu import criu_dump
 from migrator.errors import (
     AlreadyRuns,
     CommandTimeout,
@@ -48,15 +44,16 @@ from migrator.errors import (
     StartFailed,
     outcome,
 )
-from migrator.journal import DEFAULT_PATH, Journal, Migration, is_busy
-from migrator.layout import Layout, locked
-from migrator.peer import connected
-from migrator.protocol import Connection
-from migrator.states import FROZEN, Event, Owner, Role, State, Verdict, decide
-from migrator.thawing import Frozen
-from stages import abandon
-from tunnel import printable
-from tunnel.errors import DocumentedError
+from migrator.host import btrfs, network
+from migrator.record import container_lock, next_commands
+from migrator.record.journal import DEFAULT_PATH, Journal, Migration, is_busy
+from migrator.record.migration_paths import Layout, locked
+from migrator.record.next_commands import this_host
+from migrator.record.states import FROZEN, Event, Owner, Role, State, Verdict, decide
+from migrator.remote.other_host import connected
+from migrator.transfer.rpc import Connection
+from stages.steps import abandon
+from tunnel.tunnel_errors import DocumentedError
 
 NAME = "rollback"
 ABANDON_LIMIT = 600.0  # seconds: a restore that was killed is settled first, and snapshots are removed
@@ -81,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Result:
     cli.require_root(NAME)
-    from stages import force  # which needs this module
+    from stages.steps import force  # which needs this module
 
     name, lxcpath = cli.container_of(args)
     with Journal(DEFAULT_PATH) as journal, locked(name, lxcpath=lxcpath):
@@ -104,9 +101,9 @@ def run(args: argparse.Namespace) -> Result:
             return Result({"migration": migration.id, "name": name, "stage": NAME, "already": True},
                           f"{name} has already been rolled back.")
         if decision.verdict is Verdict.REFUSE:
-            host = advice.other_host(migration.role, migration.peer, migration.detail)
+            host = next_commands.other_host(migration.role, migration.peer, migration.detail)
             raise AlreadyRuns(name=name, destination=host,
-                              next=advice.next_command(migration) or advice.command("status", migration))
+                              next=next_commands.next_command(migration) or next_commands.command("status", migration))
         if args.dry_run:
             return described(migration)
         given = getattr(args, "force", None)
@@ -122,7 +119,8 @@ def tell_over(args: argparse.Namespace, migration: Migration, where: str = "", *
     """At the address that was given, or else the one that it was sent to."""
     with contextlib.ExitStack() as heard, connected(args, where or args.destination or migration.peer) as there:
         kept = tell(migration, there, gone=gone)
-        heard.enter_context(holder.held_back(raised=False))  # it is back: what stands still here does not wait for more
+        # It is back: what stands still here does not wait for more.
+        heard.enter_context(container_lock.held_back(raised=False))
         return kept
 
 
@@ -140,7 +138,7 @@ def tell(migration: Migration, there: Connection, *, gone: bool = False) -> str:
         ABANDON_LIMIT, "abandon", id=migration.id, name=migration.other_name, source_name=migration.name,
         lxcpath=migration.detail["destination_lxcpath"], source_host=this_host(), held=held,
         gone=gone or migration.state is State.ROLLED_BACK)
-    if not healing.gives_back(migration.ticket, known=answer.get("known") is True, offered=offered(migration),
+    if not resume_rules.gives_back(migration.ticket, known=answer.get("known") is True, offered=offered(migration),
                               answered=str(answer.get("ticket", ""))):
         error = NotKnownThere(destination=there.peer_host, id=migration.id, name=migration.name, peer=migration.peer)
         # The host that it was sent to, by the name that it gave itself then, and none that knows an earlier one.
@@ -176,25 +174,25 @@ def roll_back(migration: Migration, tell: Callable[[], str] | None) -> Result:
                 raise
             if offered(migration):
                 raise outcome(SourceStateUnknown, memory=migration.memory)(
-                    error, name=name, destination=migration.peer, rollback=advice.command(NAME, migration),
-                    path=advice.path(migration),
+                    error, name=name, destination=migration.peer, rollback=next_commands.command(NAME, migration),
+                    path=next_commands.path(migration),
                 ) from error
             if isinstance(error, Interrupted):
-                if not aftermath.held(migration):
+                if not after_crash.held(migration):
                     raise  # it runs, and nothing has been done
                 interrupted = error
             why = (f"keeps what has arrived, as something lives in it, which is not {name} itself:"
                    f" {error.fields.get('how')}" if lives_in_it else f"could not be told ({error})")
             left_there = (f" {migration.peer} {printable.line(why)}; clean up there with:"
-                          f" {advice.typed(f'{NAME}@destination', migration)}")
+                          f" {next_commands.typed(f'{NAME}@destination', migration)}")
             kept = bases.acknowledged(migration)
         else:
             kept = bases.named(migration, uuid)
     told = not left_there and not forced
-    record = {"abandoned": told, "forced": forced, "held": not given_back and aftermath.held(migration), "kept": kept,
-              **({"gone": True} if thawed and not identity.is_there(migration) else {})}
+    record = {"abandoned": told, "forced": forced, "held": not given_back and after_crash.held(migration), "kept": kept,
+              **({"gone": True} if thawed and not origins.is_there(migration) else {})}
     busy = full = False  # where it could not be recorded
-    with holder.held_back():
+    with container_lock.held_back():
         try:
             with contextlib.nullcontext() if forced else migration.journal.hurried():
                 migration.move(Event.ROLL_BACK, **record)
@@ -204,9 +202,9 @@ def roll_back(migration: Migration, tell: Callable[[], str] | None) -> Result:
             full = not (busy := is_busy(error))
             log.warning(f"{name} is given back before that is recorded: {error}")
         # For its start; where it is gone there may be no other copy.
-        makes_room = not (given_back or busy or aftermath.memory_is_here(migration)) and identity.is_there(migration)
+        makes_room = not (given_back or busy or after_crash.memory_is_here(migration)) and origins.is_there(migration)
         if makes_room:
-            identity.remember(migration)
+            origins.remember(migration)
             with contextlib.suppress(MigratorError, OSError):
                 drop_attempt(migration, [] if full else kept)
         try:
@@ -224,7 +222,7 @@ def roll_back(migration: Migration, tell: Callable[[], str] | None) -> Result:
         migration.move(Event.ROLL_BACK, **record)
     if full:
         kept = record["kept"] = []  # room is what is missing
-    gone = (thawed or record["held"] or migration.detail.get("gone")) and not identity.is_there(migration)
+    gone = (thawed or record["held"] or migration.detail.get("gone")) and not origins.is_there(migration)
     last = bases.last_copy(migration, runs=thawed) if gone else []
     bases.require_last_copy(migration)  # once more, as it can have gone while the other host was asked
     if not thawed:
@@ -242,7 +240,7 @@ def roll_back(migration: Migration, tell: Callable[[], str] | None) -> Result:
     text = f" {bases.note(migration)}" if kept_here else ""
     return Result({"migration": migration.id, "name": name, "stage": NAME, "already": False, "thawed": thawed,
                    "destination_told": told, "forced": forced, "kept": kept_here},
-                  f"{aftermath.where(migration)}{left_there}{text}")
+                  f"{after_crash.where(migration)}{left_there}{text}")
 
 
 def _give_back_first(migration: Migration) -> tuple[bool, bool]:
@@ -253,12 +251,12 @@ def _give_back_first(migration: Migration) -> tuple[bool, bool]:
     """
     if migration.state is not State.DUMPING:
         return False, False
-    with holder.held_back():
-        if migration.memory and aftermath.memory_is_here(migration):
+    with container_lock.held_back():
+        if migration.memory and after_crash.memory_is_here(migration):
             thawed = given_back = thaw_source(migration)
         else:
             try:
-                thawed, given_back = thaw_source(migration), identity.is_there(migration)
+                thawed, given_back = thaw_source(migration), origins.is_there(migration)
             except (MigratorError, OSError) as error:
                 log.warning(f"{migration.peer} is told first: {error}")
                 return False, False
@@ -272,7 +270,7 @@ def _require_fence_seen(migration: Migration) -> None:
     """Raises DiskAway where its fence may stand on a disk that is not there: nobody would take it away any more."""
     stood_still = {"boot", "init", "pid"} & set(migration.detail)  # of which older versions recorded the last alone
     config = Layout(migration.lxcpath, migration.name, migration.id).container / "config"
-    if stood_still and not aftermath.memory_is_here(migration) and not os.path.lexists(config):
+    if stood_still and not after_crash.memory_is_here(migration) and not os.path.lexists(config):
         bases.require_seen(migration)
 
 
@@ -287,14 +285,14 @@ def thaw_source(migration: Migration) -> bool:
         return _start_again(migration)
     if "cgroup" not in migration.detail or not _may_be_frozen(migration):
         return False
-    if not aftermath.memory_is_here(migration):
+    if not after_crash.memory_is_here(migration):
         remains.require_none(migration)
         if migration.detail["ports"]:
             thawing.attempt(f"What kept {migration.name} silent stays", lambda: network.hear(migration.id))
-        aftermath.start_from_disk(migration)
+        after_crash.start_from_disk(migration)
         return False
     frozen = Frozen.from_detail(migration.id, migration.name, migration.lxcpath, migration.detail)
-    criu.wait_for_dump(migration.name, Layout(migration.lxcpath, migration.name, migration.id).dumped_into())
+    criu_dump.wait_for_dump(migration.name, Layout(migration.lxcpath, migration.name, migration.id).dumped_into())
     with migration.step("thaw", must_be_recorded=False):
         # Last: nothing but a look keeps another one from being started meanwhile.
         second_start.refuse(frozen, its=str(migration.detail.get("rootfs_uuid", "")))
@@ -308,7 +306,7 @@ def _may_be_frozen(migration: Migration) -> bool:
 
 
 def _start_again(migration: Migration) -> bool:
-    if migration.state is State.DUMPING and identity.is_there(migration):  # else that may be the last copy
+    if migration.state is State.DUMPING and origins.is_there(migration):  # else that may be the last copy
         here = Layout(migration.lxcpath, migration.name, migration.id)
         with contextlib.suppress(MigratorError, OSError):  # its disk may be full; other rounds may be needed
             btrfs.delete(here.snapshot(len(migration.detail["rounds"]) + 1))
@@ -316,8 +314,8 @@ def _start_again(migration: Migration) -> bool:
         return no_memory.start_again(migration)
     except (StartFailed, CommandTimeout) as error:
         raise SourceStillStopped(error, name=migration.name, source=this_host(),
-                                 next=advice.command("resume", migration), rollback=advice.command(NAME, migration),
-                                 ) from error
+                                 next=next_commands.command("resume", migration),
+                                 rollback=next_commands.command(NAME, migration)) from error
 
 
 def drop_attempt(migration: Migration, kept: list[str]) -> None:

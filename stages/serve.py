@@ -22,14 +22,18 @@ from functools import partial
 from typing import Any
 
 import stages
-from migrator import btrfs, cli, grant, log, spool
-from migrator.behind import Behind
+from migrator import cli
+from migrator.base import log
 from migrator.errors import MigratorError, NoSpace, ProtocolError
-from migrator.grant import Grant
-from migrator.journal import DEFAULT_PATH, Journal
-from migrator.protocol import Connection, Handler, Takeover, serve
-from migrator.service import Place, Service
-from migrator.stream import FileStream
+from migrator.host import btrfs
+from migrator.record import grant
+from migrator.record.grant import Grant
+from migrator.record.journal import DEFAULT_PATH, Journal
+from migrator.remote.answering import Place, Service
+from migrator.transfer import spool
+from migrator.transfer.live_import import Behind
+from migrator.transfer.rpc import Connection, Handler, Takeover, serve
+from migrator.transfer.stream import FileStream
 
 NAME = "serve"
 HELP = "answer the other host (started by it through ssh)"
@@ -37,7 +41,7 @@ HELP = "answer the other host (started by it through ssh)"
 # source itself waits for us (--timeout), within these limits.
 SILENCE_LEAST, SILENCE_MOST = 5.0, 300.0
 
-COMMANDS = ("migrator serve", "sudo -n -- migrator serve")  # as `migrator.ssh` asks for it
+COMMANDS = ("migrator serve", "sudo -n -- migrator serve")  # as `migrator.remote.ssh` asks for it
 
 Receiver = Callable[[Service, dict[str, Any]], Place]
 

@@ -7,14 +7,16 @@ import argparse
 import time
 from typing import Any
 
-from migrator import advice, aftermath, bases, cli, holder, names
+from migrator import cli
+from migrator.base import names, printable
+from migrator.base.figures import duration, size, table
 from migrator.cli import Result
+from migrator.copies import after_crash, bases
 from migrator.errors import NoMigration
-from migrator.holder import Holder
-from migrator.journal import DEFAULT_PATH, Journal, Migration
-from migrator.layout import Layout
-from migrator.report import duration, size, table
-from tunnel import printable
+from migrator.record import container_lock, next_commands
+from migrator.record.container_lock import Holder
+from migrator.record.journal import DEFAULT_PATH, Journal, Migration
+from migrator.record.migration_paths import Layout
 
 NAME = "status"
 HELP = "show the migrations of this host"
@@ -34,27 +36,27 @@ def run(args: argparse.Namespace) -> Result:
         found = [m for m in known if args.all or name or not m.ended]
         if name and not found:
             raise NoMigration(name=name, stage=NAME, next=f"migrator prepare-data {name} -d HOST")
-        workers = {m.id: None if m.ended else holder.of(m.name, m.lxcpath) for m in found}
+        workers = {m.id: None if m.ended else container_lock.of(m.name, m.lxcpath) for m in found}
         described = [describe(m, events=args.events, worker=workers[m.id]) for m in found]
         kept = [(m, path) for m in known if m.ended for path in bases.paths(m)]
         text = _text(found, workers, events=args.events) or "No migration is under way."
         if not name:
-            told = (bases.note, aftermath.aside_note, aftermath.in_use_note)
+            told = (bases.note, after_crash.aside_note, after_crash.in_use_note)
             notes = [note(m) for m in known if m not in found for note in told]
             text = "\n\n".join([text, *filter(None, notes)])
         return Result({"migrations": described, "kept": [
             {"name": m.name, "lxcpath": str(m.lxcpath), "migration": m.id, "path": str(path),
-             "peer": advice.other_host(m.role, m.peer, m.detail)} for m, path in kept]}, text)
+             "peer": next_commands.other_host(m.role, m.peer, m.detail)} for m, path in kept]}, text)
 
 
 def describe(migration: Migration, *, events: bool, worker: Holder | None) -> dict[str, Any]:
     """One migration as `--json` shows it; times in seconds since 1970, sizes in bytes. `worker` works on it now."""
     data: dict[str, Any] = {
         "id": migration.id, "name": migration.name, "lxcpath": str(migration.lxcpath), "role": migration.role,
-        "peer": advice.other_host(migration.role, migration.peer, migration.detail), "state": migration.state,
+        "peer": next_commands.other_host(migration.role, migration.peer, migration.detail), "state": migration.state,
         "peer_name": migration.other_name, "owner": migration.owner, "memory": migration.memory,
         "created": migration.created, "updated": migration.updated,
-        "bytes": sizes(migration), "next": aftermath.next_command(migration), "note": aftermath.note(migration),
+        "bytes": sizes(migration), "next": after_crash.next_command(migration), "note": after_crash.note(migration),
         "working": worker.to_json() | {"step": step_under_way(migration)} if worker else None,
     }
     times = ("frozen_at", "stopped_at", "restored_at")
@@ -124,13 +126,13 @@ def _text(found: list[Migration], workers: dict[str, Holder | None], *, events: 
         data = describe(migration, events=False, worker=worker)
         arrow = "to" if migration.role == "source" else "from"
         rows.append([
-            migration.name, migration.id, f"{arrow} {advice.moved_to(migration)}", migration.state, migration.owner,
-            duration(time.time() - migration.created), size(sum(data["bytes"].values())),
+            migration.name, migration.id, f"{arrow} {next_commands.moved_to(migration)}", migration.state,
+            migration.owner, duration(time.time() - migration.created), size(sum(data["bytes"].values())),
             now(migration, worker) if worker else "-", data["next"] or "-",
         ])
     text = table(["NAME", "ID", "MOVES", "STATE", "OWNER", "AGE", "SIZE", "NOW", "NEXT"], rows)
     for migration in found:
-        if told := aftermath.note(migration):
+        if told := after_crash.note(migration):
             text += f"\n\n{migration.name} {migration.id}: {told}"
     if events:
         for migration in found:

@@ -18,7 +18,7 @@ from migrator import cli
 from migrator.cli import Result
 
 if TYPE_CHECKING:
-    from migrator.tunnelled import Opened
+    from migrator.remote.tunnelled import Opened
 
 NAME = "tunnel"
 HELP = "measure the way to a paired peer; show the tunnels that stand"
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> Result:
     cli.require_root(NAME)
     if args.action == "status":
         return _status(args.peer)
-    from migrator.tunnelled import opened
+    from migrator.remote.tunnelled import opened
 
     with opened(args.peer, args.path) as found:
         quality = found.measure(throughput=False)
@@ -66,8 +66,8 @@ def _bench(found: Opened, seconds: float) -> float:
     """Mbit/s of one TCP stream through the tunnel, counted by who receives it."""
     import socket
 
-    from tunnel.errors import TunnelBroken
-    from tunnel.service import Purpose
+    from tunnel.session.inner_service import Purpose
+    from tunnel.tunnel_errors import TunnelBroken
 
     block, begun = bytes(BLOCK), time.monotonic()
     try:
@@ -83,11 +83,11 @@ def _bench(found: Opened, seconds: float) -> float:
 
 
 def _status(name: str | None) -> Result:
-    from tunnel import status
-    from tunnel.peers import Peers
+    from tunnel.identity.peers import Peers
+    from tunnel.session import live_status
 
     peers = [Peers().get(name)] if name else Peers().all()
-    standing = [told for told in status.all_() if name in (None, told.get("peer"))]
+    standing = [told for told in live_status.all_() if name in (None, told.get("peer"))]
     waits = {peer.name: _waits(peer) for peer in peers}
     lines = [_text(told) for told in standing] or ["No tunnel stands."]
     lines += [f"{peer}: {'waits' if there else 'does not wait' if there is False else 'cannot be looked up'} "
@@ -100,10 +100,10 @@ def _waits(peer: Any) -> bool | None:
     """Whether the peer waits to be rung; None where no rendezvous answers."""
     import asyncio
 
-    from tunnel.config import Config, together
-    from tunnel.errors import RendezvousUnavailable
-    from tunnel.identity import Identity
-    from tunnel.signalling import Signalling
+    from tunnel.identity.own_identity import Identity
+    from tunnel.identity.tunnel_config import Config, together
+    from tunnel.signalling.client import Signalling
+    from tunnel.tunnel_errors import RendezvousUnavailable
 
     async def ask() -> bool:
         servers = together(peer.servers, Config.load().servers)

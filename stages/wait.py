@@ -11,12 +11,14 @@ import argparse
 import math
 import time
 
-from migrator import advice, cli, holder, log
+from migrator import cli
+from migrator.base import log
 from migrator.cli import Result
 from migrator.errors import BrokenOff, NoMigration, RolledBack, StillUnderWay
-from migrator.holder import Holder
-from migrator.journal import DEFAULT_PATH, Journal, Migration
-from migrator.states import Role, State
+from migrator.record import container_lock, next_commands
+from migrator.record.container_lock import Holder
+from migrator.record.journal import DEFAULT_PATH, Journal, Migration
+from migrator.record.states import Role, State
 from stages import status
 
 NAME = "wait"
@@ -45,7 +47,7 @@ def run(args: argparse.Namespace) -> Result:
     with Journal(DEFAULT_PATH) as journal:
         while True:
             now = time.monotonic()
-            worker = holder.of(name, lxcpath)  # before the journal: what it wrote last is there then
+            worker = container_lock.of(name, lxcpath)  # before the journal: what it wrote last is there then
             migration = journal.latest(name, lxcpath)
             if migration and migration.ended:
                 if worker and worker.command in BEGINS and _comes_after(worker, migration):
@@ -74,7 +76,7 @@ def _comes_after(worker: Holder, migration: Migration) -> bool:
     """
     if migration.was_ended_by(worker.pid, worker.started):
         return False
-    still = holder.of(migration.name, migration.lxcpath)
+    still = container_lock.of(migration.name, migration.lxcpath)
     return still is not None and (still.pid, still.started) == (worker.pid, worker.started)
 
 
@@ -85,12 +87,12 @@ def _tell(migration: Migration, worker: Holder | None, line: str) -> None:
 
 def _outcome(migration: Migration) -> Result:
     """Of a migration that has ended."""
-    host = advice.other_host(migration.role, migration.peer, migration.detail)
+    host = next_commands.other_host(migration.role, migration.peer, migration.detail)
     if migration.state is not State.FINISHED:
         raise RolledBack(name=migration.name, id=migration.id,
-                         source=advice.this_host() if migration.role is Role.SOURCE else host,
-                         next=advice.command("migrate@source", migration))
-    where = f"to {advice.moved_to(migration)}" if migration.role is Role.SOURCE else f"here from {host}"
+                         source=next_commands.this_host() if migration.role is Role.SOURCE else host,
+                         next=next_commands.command("migrate@source", migration))
+    where = f"to {next_commands.moved_to(migration)}" if migration.role is Role.SOURCE else f"here from {host}"
     return Result({"migration": migration.id, "name": migration.name, "state": migration.state},
                   f"{migration.name} has moved {where}.")
 
@@ -98,5 +100,5 @@ def _outcome(migration: Migration) -> Result:
 def _nobody(name: str, migration: Migration | None) -> NoMigration | BrokenOff:
     if migration is None:
         return NoMigration(name=name, stage=NAME, next=f"migrator migrate {name} -d HOST")
-    return BrokenOff(name=name, id=migration.id, state=migration.state, next=advice.next_command(migration),
-                     rollback=advice.command("rollback@source", migration))
+    return BrokenOff(name=name, id=migration.id, state=migration.state, next=next_commands.next_command(migration),
+                     rollback=next_commands.command("rollback@source", migration))

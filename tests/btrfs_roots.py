@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from migrator import forked, roots
+from migrator.copies import forked
+from migrator.host import roots
 
 
 def are(monkeypatch: pytest.MonkeyPatch, told: Callable[[int], bool]) -> None:

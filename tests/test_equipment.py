@@ -53,7 +53,7 @@ def test_no_change(tree: Path) -> None:
     (tree / "vagrant/riglib/__pycache__/state.pyc").touch()
     (tree / "tests/rig/test_migrate.py").touch()
     (tree / "migrator").mkdir()
-    (tree / "migrator/lxc.py").touch()
+    (tree / "migrator/host/lxc.py").touch()
     assert equipment.is_recorded(tree)
 
 
@@ -79,7 +79,7 @@ def imports(text: str) -> set[str]:
 
 @pytest.mark.parametrize(("path", "is_one"), [
     ("tests/rig/test_rig.py", True), ("tests/vagrant/test_nat.py", True), ("tests/rig/test_migrate.py", False),
-    ("tests/tunnel/test_nat.py", False), ("tests/test_equipment.py", False),
+    ("tests/tunnel/candidates/test_nat.py", False), ("tests/test_equipment.py", False),
 ])
 def test_which_tests_are_its_own(path: str, is_one: bool) -> None:
     assert (equipment.TREE / path).exists()

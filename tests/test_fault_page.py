@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from migrator.states import Event
+from migrator.record.states import Event
 from tests.rig.fault_kinds import FAULTS
 from tests.rig.fault_table import GOOD, PAGE, cells_of
 

@@ -13,7 +13,7 @@ import pytest
 
 import stages
 from migrator import manual
-from tests.migrator.test_preflight import FOUND
+from tests.migrator.preflight.test_preflight import FOUND
 
 TREE = Path(__file__).parents[1]
 SOURCES = [path for folder in ("migrator", "stages", "tunnel") for path in sorted((TREE / folder).rglob("*.py"))]
@@ -98,7 +98,7 @@ def written_by_hand(source: str) -> list[str]:
 
 
 def test_the_commands_of_a_migration_are_advised_in_one_place() -> None:
-    """`advice` knows the container's name on each host, and its LXC path: without -P it can be another container's."""
+    """`next_commands` knows the container's name on each host, and its LXC path: without -P it can be another's."""
     found = {f"{path.name}: {verb}" for path in SOURCES for verb in written_by_hand(path.read_text())}
     assert found == NO_MIGRATION
 

@@ -13,8 +13,8 @@ import re
 from collections.abc import Collection, Iterable
 from typing import Any
 
+from migrator.base import printable
 from migrator.errors import UsageError
-from tunnel import printable
 
 
 class Severity(enum.StrEnum):
@@ -70,7 +70,7 @@ def define(name: str, severity: Severity, explanation: str, *, memory_only: bool
 
 
 def codes() -> dict[str, Code]:
-    """Every kind of finding, of the modules that were imported (`migrator.preflight.checks` imports all), by name."""
+    """Every kind of finding, of the modules that were imported (`migrator.preflight.survey` imports all), by name."""
     return dict(sorted(_codes.items()))
 
 
@@ -144,7 +144,7 @@ def catalogue() -> str:
     lines = [
         "# Findings of the preflight",
         "",
-        "Made from the code with `python3 -m migrator.preflight.checks > docs/findings.md`; a test compares them.",
+        "Made from the code with `python3 -m migrator.preflight.survey > docs/findings.md`; a test compares them.",
         "",
         "An *error* blocks a migration unless its very code is named with `--ignore CODE`. A *warning* does not, but",
         "changes the exit status of `migrator check`. Some codes are found with a milder or a harder severity than the",

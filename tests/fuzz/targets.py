@@ -12,20 +12,26 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tunnel import link, offers, offline, pairing, probes, reflection, relay_wire, wire
-from tunnel.codes import Code
-from tunnel.config import InvalidServer, Server
-from tunnel.errors import OfferRejected, PairingFailed, TunnelError
-from tunnel.exchange import identify
-from tunnel.exchange import pin as exchange_pin
-from tunnel.identity import Identity, PublicIdentity
-from tunnel.pairing import Pairing, Side
-from tunnel.peers import Peers
+from migrator.base import strict_json
+from migrator.base.strict_json import Malformed
+from tunnel.candidates import reflection
+from tunnel.identity.own_identity import Identity, PublicIdentity
+from tunnel.identity.peers import Peers
+from tunnel.identity.seal import Opener
+from tunnel.identity.tunnel_config import InvalidServer, Server
+from tunnel.pairing import by_text, state_machine
+from tunnel.pairing.by_channel import identify
+from tunnel.pairing.by_channel import pin as exchange_pin
+from tunnel.pairing.codes import Code
+from tunnel.pairing.state_machine import Pairing, Side
+from tunnel.punching import probes
+from tunnel.relay import relay_messages
 from tunnel.rendezvous.limits import Limits
 from tunnel.rendezvous.server import SignallingServer
-from tunnel.seal import Opener
-from tunnel.signalling import Signalling
-from tunnel.wire import Malformed
+from tunnel.session import offers
+from tunnel.signalling import link
+from tunnel.signalling.client import Signalling
+from tunnel.tunnel_errors import OfferRejected, PairingFailed, TunnelError
 
 Target = Callable[[bytes], None]
 SMALL = 64 * 1024
@@ -49,7 +55,7 @@ class _Line:
 
 def _json(data: bytes) -> dict[str, Any] | None:
     with contextlib.suppress(Malformed):
-        return wire.load(data, SMALL)
+        return strict_json.load(data, SMALL)
     return None
 
 
@@ -57,9 +63,9 @@ def json_object(data: bytes) -> None:
     found = _json(data)
     if found is not None:
         for key in found:
-            for read in (lambda k: wire.text(found, k, 99), lambda k: wire.data(found, k, 99),
-                         lambda k: wire.number(found, k, 0, 1), lambda k: wire.integer(found, k, 0, 9),
-                         lambda k: wire.items(found, k, 9), lambda k: wire.exactly(found, k, 32)):
+            for read in (lambda k: strict_json.text(found, k, 99), lambda k: strict_json.data(found, k, 99),
+                         lambda k: strict_json.number(found, k, 0, 1), lambda k: strict_json.integer(found, k, 0, 9),
+                         lambda k: strict_json.items(found, k, 9), lambda k: strict_json.exactly(found, k, 32)):
                 with contextlib.suppress(Malformed):
                     read(key)
 
@@ -107,16 +113,16 @@ def rendezvous_list(data: bytes) -> None:
     body = _json(data)
     if body is not None:
         with contextlib.suppress(Malformed):
-            pairing.checked_rendezvous(body)
+            state_machine.checked_rendezvous(body)
 
 
 def offline_text(data: bytes) -> None:
     text = data.decode("utf-8", "replace")
-    offline.complete(text)
+    by_text.complete(text)
     with contextlib.suppress(PairingFailed):
-        offline.answer(text, _identities()[0], ())
+        by_text.answer(text, _identities()[0], ())
     with contextlib.suppress(PairingFailed):
-        offline.Invitation(_identities()[0], ()).accept(text)
+        by_text.Invitation(_identities()[0], ()).accept(text)
 
 
 def exchange_fields(data: bytes) -> None:
@@ -168,11 +174,11 @@ def reflection_datagram(data: bytes) -> None:
 
 
 def relay_datagram(data: bytes) -> None:
-    relay_wire.parse_join(data)
-    relay_wire.parse_answer(data, bytes(32))
+    relay_messages.parse_join(data)
+    relay_messages.parse_answer(data, bytes(32))
     # With a good MAC, as from a relay that is broken.
-    relay_wire.parse_answer(relay_wire._sealed(bytes(32), data), bytes(32))
-    relay_wire.frames(data)
+    relay_messages.parse_answer(relay_messages._sealed(bytes(32), data), bytes(32))
+    relay_messages.frames(data)
 
 
 def probe_datagram(data: bytes) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.effort import tries
 from tests.fuzz.targets import TARGETS, Target
-from tunnel.identity import Identity
+from tunnel.identity.own_identity import Identity
 
 PUBLIC = Identity.generate().public.to_text()
 WORDS = st.sampled_from([

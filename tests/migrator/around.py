@@ -6,13 +6,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from migrator.identity import Whose
-from migrator.states import State
+from migrator.copies.origins import Whose
+from migrator.record.states import State
 from tests.migrator.programs import PROGRAMS
 from tests.migrator.world import FROZEN, RAN_THERE, RUNS, STOPPED, STRANGER, World
 
 S = State
-# What is not done before the disk with the LXC path is to be seen there, see `migrator.lxc_disk`.
+# What is not done before the disk with the LXC path is to be seen there, see `migrator.record.lxc_disk`.
 NEEDS_THE_DISK = {
     S.OWNED: {"restore", "resume"},
     S.RESTORING: {"restore", "resume", "abandon"},

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import struct
 
-from migrator.tty_image import varint
+from migrator.criu.tty_image import varint
 
 HEADS = {name: struct.pack("<II", 0x54564319, magic) for name, magic in {
     "remap-fpath.img": 0x59133954, "files.img": 0x56303138, "ghost": 0x52583605, "mounts": 0x55563928}.items()}

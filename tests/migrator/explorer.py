@@ -11,9 +11,9 @@ import collections
 import dataclasses
 from collections.abc import Iterable
 
-from migrator.healing import on_destination, on_source
-from migrator.identity import Whose
-from migrator.states import ENDED, Role, State, Verdict, decide, next_stage
+from migrator.copies.origins import Whose
+from migrator.copies.resume_rules import on_destination, on_source
+from migrator.record.states import ENDED, Role, State, Verdict, decide, next_stage
 from tests.migrator import model
 from tests.migrator.model import OK
 from tests.migrator.world import FROZEN, RUNS, STOPPED, Message, World, check, check_move
@@ -231,10 +231,11 @@ PAGE = """\
 # What the model has seen
 
 `tests/migrator/model.py` is a model of both hosts together. It moves by the functions that the program moves by
-(`after`, `decide` and `step` of `migrator/states.py`, and `migrator/healing.py`), and `tests/migrator/explorer.py`
-goes through everything that can happen, breadth first, until there is nothing new: with up to {dumps} attempts at a
-dump (or a stop, with --no-memory), each broken off at any point, by a failure, a signal or a crash, and any number of
-rounds, reboots and commands. This page is made by `make docs`; a test compares it with what a new search finds.
+(`after`, `decide` and `step` of `migrator/record/states.py`, and `migrator/copies/resume_rules.py`), and
+`tests/migrator/explorer.py` goes through everything that can happen, breadth first, until there is nothing new: with up
+to {dumps} attempts at a dump (or a stop, with --no-memory), each broken off at any point, by a failure, a signal or a
+crash, and any number of rounds, reboots and commands. This page is made by `make docs`; a test compares it with what a
+new search finds.
 
 | | |
 | --- | --- |
@@ -298,11 +299,11 @@ journal that is an older one, nor that what stands still on the source is ended 
 | --- | --- |
 {rows}
 
-How it is known that the search finds errors: `tests/migrator/test_broken_rules.py` breaks one rule after the other (the
-source thaws while its offer is open, the offer goes out before the fence stands, a refusal is not recorded, an offer
-does not say for which dump it is, the source does not wait for the destination's word, nor for the end of its own,
-whether that still holds is not looked at last, nor whether the source's copy still stands still, what stands in the
-container's place is taken for ours, what has run is not looked for before the source's copy is ended, what stands
+How it is known that the search finds errors: `tests/migrator/config/test_broken_rules.py` breaks one rule after the
+other (the source thaws while its offer is open, the offer goes out before the fence stands, a refusal is not recorded,
+an offer does not say for which dump it is, the source does not wait for the destination's word, nor for the end of its
+own, whether that still holds is not looked at last, nor whether the source's copy still stands still, what stands in
+the container's place is taken for ours, what has run is not looked for before the source's copy is ended, what stands
 stopped is finished as soon as it has lost its fence, what has given way is believed to have done so for ever, who
 forces asks nobody, what a power cut has brought back is removed, ...) and expects two copies, a stranger's container
 that is lost, the last copy, or the memory that is.

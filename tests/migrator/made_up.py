@@ -12,14 +12,14 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from migrator.preflight.config_facts import Config, Net
-from migrator.preflight.container_facts import ContainerFacts, Rootfs
-from migrator.preflight.cpu import MAGICS, Cpu
-from migrator.preflight.criu_facts import CriuFacts
-from migrator.preflight.host_facts import PROGRAMS, HostFacts, Storage
-from migrator.preflight.mount_facts import Mount
-from migrator.preflight.net_facts import Interface
-from migrator.preflight.task_facts import Note, Tasks
+from migrator.config.lxc_settings import Config, Net
+from migrator.host.mountinfo import Mount
+from migrator.host.net_state import Interface
+from migrator.preflight.facts.container_facts import ContainerFacts, Rootfs
+from migrator.preflight.facts.cpu import MAGICS, Cpu
+from migrator.preflight.facts.criu_facts import CriuFacts
+from migrator.preflight.facts.host_facts import PROGRAMS, HostFacts, Storage
+from migrator.preflight.facts.task_facts import Note, Tasks
 
 GIB = 1 << 30
 CPU = Cpu(vendor=2, family=25, model=1, name="AMD EPYC", capability=(0xFFFFFFFF,) * 19, xfeatures=231,

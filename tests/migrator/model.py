@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Both hosts together, as a model that `tests.migrator.explorer` searches completely.
 
-It moves by the very functions of `migrator.states` that the program moves by, and knows beside them which records are
-written in which order around which acts and messages. Keep it in step with stages/*.py. What can happen at any moment:
+It moves by the very functions of `migrator.record.states` that the program moves by, and knows beside them which
+records are written in which order around which acts and messages. Keep it in step with stages/*.py. What can happen at
+any moment:
 
   - a message arrives late, from a connection that is long gone, and more than once; an answer is lost
   - the program on either host is killed between any two steps, each durable write being one
@@ -51,10 +52,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 
-from migrator.healing import LETS_RUN, MAY_RESTORE, TAKEN_BACK, gives_back, must_ask
-from migrator.identity import Whose
-from migrator.leave import BY_HAND
-from migrator.states import ENDED, Event, IllegalMove, Owner, Role, State, Verdict, after, decide, owner, step
+from migrator.copies.leave import BY_HAND
+from migrator.copies.origins import Whose
+from migrator.copies.resume_rules import LETS_RUN, MAY_RESTORE, TAKEN_BACK, gives_back, must_ask
+from migrator.record.states import ENDED, Event, IllegalMove, Owner, Role, State, Verdict, after, decide, owner, step
 from tests.migrator.around import disk, rebooted_there, strangers, strangers_on_the_source, unseen
 from tests.migrator.programs import ARRIVING, BY_FORCE, DUMPING_PROGRAMS, GOES_ON, NUMBERED, PROGRAMS, TAKEN, inert
 from tests.migrator.world import FROZEN, POWER_CUT, RAN_THERE, REBOOTED, RUNS, STOPPED, STRANGER, Message, World
@@ -613,12 +614,12 @@ def typed_there(world: World, command: str) -> Answers:
 
 
 def may_finish_alone(world: World) -> bool:
-    """Whether `finish --force` there ends it; as in `stages.force.finish_alone`."""
+    """Whether `finish --force` there ends it; as in `stages.steps.force.finish_alone`."""
     return world.destination is S.RESTORED and not (world.stands_stopped or world.is_stopped or world.has_left)
 
 
 def forced_there(world: World) -> Answers:
-    """What `restore-dump --force` does there, see `stages.force.let_run`: the source answers, or is lost."""
+    """What `restore-dump --force` does there, see `stages.steps.force.let_run`: the source answers, or is lost."""
     yield world, TROUBLE  # also where it answers that it does not run it
     if not (world.stands_stopped or world.is_stopped or world.destination in MAY_RESTORE):
         return

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from migrator.states import State
+from migrator.record.states import State
 from tests.migrator.world import RAN_THERE, Message, World
 
 S = State

@@ -17,8 +17,9 @@ import pytest
 
 import migrator
 import stages
-from migrator import cli, log, manual
+from migrator import cli, manual
 from migrator.__main__ import main
+from migrator.base import log
 from migrator.cli import Result
 from migrator.errors import InvalidName, NoSpace, NotRoot
 

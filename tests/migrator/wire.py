@@ -12,10 +12,10 @@ import threading
 import zlib
 from collections.abc import Iterator, Mapping
 
-from migrator import frames
 from migrator.errors import MigratorError
-from migrator.protocol import Connection, Handler, serve
-from migrator.stream import Bytes, FileStream
+from migrator.transfer import frames
+from migrator.transfer.rpc import Connection, Handler, serve
+from migrator.transfer.stream import Bytes, FileStream
 
 HEADER = struct.Struct("!BBHI")
 TIMEOUT = 300.0  # seconds; nothing here should ever take that long, also where the machine stands still for a while

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from migrator.identity import Whose
-from migrator.states import Owner, State, owner
+from migrator.copies.origins import Whose
+from migrator.record.states import Owner, State, owner
 
 S = State
 RUNS, FROZEN, STOPPED = "runs", "frozen", "stopped"
@@ -32,13 +32,13 @@ class World(NamedTuple):
     waiting: bool = False  # for the answer to the call at `step`
     destination: State | None = None
     attempt_there: int = 0
-    word: bool = False  # of the source, that it may be let run there, still holds (`migrator.leave`)
+    word: bool = False  # of the source, that it may be let run there, still holds (`migrator.copies.leave`)
     images: int = 0  # of which attempt all of them lie there
     restoring: bool = False  # a restore or start is under way on the destination, and has the container locked
-    mark: bool = False  # that it may have run there; see `migrator.let_run`
+    mark: bool = False  # that it may have run there; see `migrator.criu.ran_mark`
     there: str = STOPPED
     monitor: bool = True  # LXC's, of what runs there: without it LXC says that it is stopped
-    had_stopped: bool = False  # in the boot in which it was let run there; see `migrator.aftermath.has_stopped`
+    had_stopped: bool = False  # in the boot in which it was let run there; see `after_crash.has_stopped`
     fenced_there: bool = True  # or not there at all
     place: Whose = Whose.NOBODYS  # what is where the container is put there
     given_way: bool = False  # it had run there, and the destination knows that the source goes on with its own
@@ -66,32 +66,32 @@ class World(NamedTuple):
 
     @property
     def stands_fenced(self) -> bool:
-        """It has run there, or may have, and does not: see `stages.settling.stands_fenced`."""
+        """It has run there, or may have, and does not: see `stages.steps.settling.stands_fenced`."""
         return self.destination is S.RESTORED and self.there == STOPPED and self.fenced_there and self.place.may_go
 
     @property
     def stands_stopped(self) -> bool:
-        """The same, or it has lost its fence: see `stages.settling.stands_stopped`."""
+        """The same, or it has lost its fence: see `stages.steps.settling.stands_stopped`."""
         return self.stands_fenced or (self.must_choose and self.there == STOPPED)
 
     @property
     def is_stopped(self) -> bool:
-        """It has run there and does not now, fenced or not: see `stages.stopped_here`."""
+        """It has run there and does not now, fenced or not: see `stages.steps.stopped_here`."""
         return self.destination is S.RESTORED and self.there == STOPPED and not self.has_left
 
     @property
     def must_choose(self) -> bool:
-        """It may never have run there, and the source's memory may be worth more: see `stages.settling`."""
+        """It may never have run there, and the source's memory may be worth more: see `stages.steps.settling`."""
         return self.had_stopped and self.destination is S.RESTORED
 
     @property
     def has_left(self) -> bool:
-        """It has run there, and is not in its place any more: see `stages.settling.has_left`."""
+        """It has run there, and is not in its place any more: see `stages.steps.settling.has_left`."""
         return self.destination is S.RESTORED and not self.place.may_go
 
     @property
     def is_back(self) -> bool:
-        """What has given way is in use again: see `stages.gave_way`."""
+        """What has given way is in use again: see `stages.steps.gave_way`."""
         return self.given_way and self.place.may_go and (self.there == RUNS or not self.fenced_there)
 
     @property

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The mutants that may survive, each with the reason: explained.txt.
 
-    migrator/journal.py
+    migrator/record/journal.py
     - the line as it is
     + the line as the mutant has it
     because it makes no difference that ...

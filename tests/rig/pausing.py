@@ -37,7 +37,7 @@ def _wait(migration: Any, moment: str, step: str, phase: str) -> None:
 
 
 def _install() -> None:
-    from migrator import journal
+    from migrator.record import journal
 
     write, event = journal.Migration._write, journal.Migration._event
 

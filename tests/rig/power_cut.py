@@ -16,13 +16,16 @@ from pathlib import Path
 
 import pytest
 
-from migrator import btrfs, holder, incoming, lxc, lxc_disk, spool
-from migrator.btrfs import Subvolume
-from migrator.journal import Journal, Migration
-from migrator.layout import Layout
-from migrator.states import Event, Role
-from stages import abandon, import_data, restore_dump
-from stages.handover import INCREMENT
+from migrator.host import btrfs, lxc
+from migrator.host.btrfs import Subvolume
+from migrator.record import container_lock, lxc_disk
+from migrator.record.journal import Journal, Migration
+from migrator.record.migration_paths import Layout
+from migrator.record.states import Event, Role
+from migrator.transfer import received_snapshot, spool
+from stages import import_data, restore_dump
+from stages.steps import abandon
+from stages.steps.handover import INCREMENT
 
 ID = "0badc0de"
 SIZE = 256 << 20  # bytes of each file system
@@ -126,7 +129,7 @@ def at_handover(hosts: Hosts) -> None:
     """The increment was received while the images arrived, and the restore has not come to its disk."""
     hosts.round()
     hosts.handed_over()
-    incoming.receive(hosts.verified(Path(INCREMENT)), hosts.here.snapshot(2), hosts.here.spool)
+    received_snapshot.receive(hosts.verified(Path(INCREMENT)), hosts.here.snapshot(2), hosts.here.spool)
     raise PowerCut
 
 
@@ -155,7 +158,7 @@ CASES: dict[str, Callable[[Hosts], None]] = {
 
 
 def main(folder: Path, case: str) -> None:
-    holder.LOCKS = folder / "locks"
+    container_lock.LOCKS = folder / "locks"
     for module, name in ((import_data, "define"), (restore_dump, "put_rootfs_aside"), (lxc, "Container")):
         instead.setattr(module, name, lambda *_: "")  # nothing here has to do with LXC
     hosts = Hosts(folder)

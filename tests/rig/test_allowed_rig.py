@@ -42,7 +42,7 @@ def test_a_key_that_may_bring_containers(rig: Rig, clean_hosts: CleanHosts, limi
     assert rig.probe("hostb", "c1")["intact"]
 
 
-@pytest.mark.nightly  # tests/migrator/test_cgroup_limits.py has it without hosts
+@pytest.mark.nightly  # tests/migrator/host/test_cgroup_limits.py has it without hosts
 def test_a_container_is_not_favoured_without_consent(rig: Rig, clean_hosts: CleanHosts,
                                                      limited: Callable[[str], None]) -> None:
     """Its source says what its cgroup had: limits are set, but no memory of the host's is kept for it."""

@@ -103,7 +103,7 @@ def test_cleanup_frees_it_on_either_host_also_without_the_container(rig: Rig, cl
         rig.migrator(host, "cleanup", "c1").expect(0)
 
 
-@pytest.mark.nightly  # tests/migrator/test_bases.py has it without hosts
+@pytest.mark.nightly  # tests/migrator/copies/test_bases.py has it without hosts
 def test_it_goes_before_there_is_no_space(rig: Rig, clean_hosts: CleanHosts) -> None:
     rig.guest("hosta", "c1", "tick")
     blob(rig, "c1", 128)

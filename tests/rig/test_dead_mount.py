@@ -18,9 +18,9 @@ LIMIT = 120.0  # seconds
 SCRIPT = '''
 import contextlib, ctypes, errno, os, struct, sys, threading
 from pathlib import Path
-from migrator import lxc, roots
-from migrator.layout import Layout
-from stages import settling
+from migrator.host import lxc, roots
+from migrator.record.migration_paths import Layout
+from stages.steps import settling
 INIT, ACCESS, WITHOUT_ANSWER = 26, 34, (2, 36, 42)
 target, libc = sys.argv[1], ctypes.CDLL(None, use_errno=True)
 fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)

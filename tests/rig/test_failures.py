@@ -234,7 +234,7 @@ def test_restore_fails(rig: Rig, guest: Callable[[], None]) -> None:
     dumped(rig)
     rig.exec("hostb", "/opt/migrator/venv/bin/python", "-c", """
 import glob, pathlib
-from migrator import segments
+from migrator.transfer import segments
 path = pathlib.Path(glob.glob("/run/migrator/*/core-1.img")[0])
 data = bytearray(path.read_bytes())
 data[40:60] = bytes(20)

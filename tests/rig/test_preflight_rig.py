@@ -33,8 +33,9 @@ WORKERS = "pgrep -x -r D,R,S 'perl|worker' >/dev/null"
 # Freeze, dump as migrator does, thaw; prints what CRIU said, or nothing when it was content.
 DUMP = """
 import pathlib, shutil, sys
-from migrator import criu, lxc
-from migrator.preflight import container_facts
+from migrator.criu import criu_dump
+from migrator.host import lxc
+from migrator.preflight.facts import container_facts
 container = lxc.Container(sys.argv[1], pathlib.Path("/pool"))
 folder = pathlib.Path("/run/dump-test")
 shutil.rmtree(folder, ignore_errors=True)
@@ -43,7 +44,7 @@ cgroup = container.cgroup
 mounts = [entry.target for entry in container_facts.gather(container, full=False).config.mounts if entry.bind]
 lxc.freeze(container, cgroup)
 try:
-    criu.dump(container.name, criu.dump_command(container.init_pid, cgroup, folder, mounts), folder)
+    criu_dump.dump(container.name, criu_dump.dump_command(container.init_pid, cgroup, folder, mounts), folder)
 except Exception as error:
     print(error)
 finally:
@@ -341,7 +342,7 @@ def test_processors_are_compared_as_criu_does(guest: Rig) -> None:
     """Images of processors that have more or less than this one: our verdict and that of `criu cpuinfo check`."""
     script = """
 import dataclasses, json, pathlib, subprocess, tempfile
-from migrator.preflight import cpu
+from migrator.preflight.facts import cpu
 def varint(number):
     out = b""
     while number > 127:

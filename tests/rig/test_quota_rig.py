@@ -6,8 +6,8 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from migrator import btrfs
-from migrator.preflight import container_facts
+from migrator.host import btrfs
+from migrator.preflight.facts import container_facts
 
 MIB = 1 << 20
 

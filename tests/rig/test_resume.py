@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from stages import reconnect
+from stages.steps import reconnect
 from tests.rig.conftest import CleanHosts
 from tests.rig.harness import Rig, Running, wait_for
 from tests.rig.held import DUMP, RESTORE, held, held_stream
@@ -205,7 +205,7 @@ def test_a_stream_that_differs_is_sent_anew(rig: Rig, guest: Callable[[str], Non
     serve_ends(rig)
     rig.exec("hostb", "/opt/migrator/venv/bin/python", "-c", """
 import glob, pathlib
-from migrator import segments
+from migrator.transfer import segments
 path = pathlib.Path(glob.glob("/pool/.migrator/c1+/*.spool/disk-1")[0])
 index = path.with_name(path.name + segments.INDEX_SUFFIX)
 held = segments.parse(index.read_bytes()).segments

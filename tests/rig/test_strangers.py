@@ -61,7 +61,7 @@ def test_the_destination_has_never_heard_of_it(rig: Rig, ours: str) -> None:
     """The first message was lost; the advised rollback must not be about his."""
     his = makes_his(rig)
     rig.migrator("hosta", "migrate", "c1", *TO_B).expect(30)
-    begun = ("from migrator.journal import *; from migrator.states import *; from pathlib import Path;"
+    begun = ("from migrator.record.journal import *; from migrator.record.states import *; from pathlib import Path;"
              "Journal(DEFAULT_PATH).create(id='0badc0de', role=Role.SOURCE, name='c1', lxcpath=Path('/pool'),"
              " peer='root@hostb', event=Event.SEND, destination_host='hostb', rounds=[], destination_lxcpath='/pool')")
     rig.sh("hosta", f"$(head -1 /usr/local/bin/migrator | cut -c3-) -c \"{begun}\"")

@@ -66,9 +66,9 @@ def test_a_stream_leaves_nothing_but_its_snapshot(rig: Rig) -> None:
     rig.sh("hostb", "mkdir -p -m 700 /pool/inside /pool/spool")
     python = "/opt/migrator/venv/bin/python"
     try:
-        script = ("import base64, sys\nfrom pathlib import Path\nfrom migrator import incoming\n"
+        script = ("import base64, sys\nfrom pathlib import Path\nfrom migrator.transfer import received_snapshot\n"
                   "target, spool = Path('/pool/inside/0badc0de.1'), Path('/pool/spool')\n"
-                  "incoming.receive([base64.b64decode(sys.argv[1])], target, spool)\n")
+                  "received_snapshot.receive([base64.b64decode(sys.argv[1])], target, spool)\n")
         refused = rig.exec("hostb", python, "-c", script, made, check=False)
         assert "brings more than that: '.', '0badc0de.spool', 'deadbeef.1'" in refused.stderr, refused
         assert rig.sh("hostb", "stat -c %a /pool/inside").strip() == "700"
@@ -98,9 +98,9 @@ def test_a_stream_renames_nothing_that_was_there(rig: Rig) -> None:
     rig.sh("hostb", "mkdir -p /pool/inside /pool/spool && cd /pool/inside && btrfs -q subvolume create 00000001.1 &&"
                     " touch 00000001.1/ours && btrfs property set 00000001.1 ro true &&"
                     " btrfs -q subvolume create partial && touch partial/too")
-    script = ("import base64, sys\nfrom pathlib import Path\nfrom migrator import incoming\n"
+    script = ("import base64, sys\nfrom pathlib import Path\nfrom migrator.transfer import received_snapshot\n"
               "target, spool = Path('/pool/inside/0badc0de.1'), Path('/pool/spool')\n"
-              "incoming.receive([base64.b64decode(sys.argv[1])], target, spool)\n")
+              "received_snapshot.receive([base64.b64decode(sys.argv[1])], target, spool)\n")
     try:
         refused = rig.exec("hostb", "/opt/migrator/venv/bin/python", "-c", script, made, check=False)
         assert "brings more than that" in refused.stderr, refused
@@ -116,7 +116,7 @@ def test_a_stream_reaches_nothing_but_its_folder(rig: Rig) -> None:
     made = base64.b64encode(stream("/root/outside")).decode()
     rig.sh("hostb", "mkdir -p /root/outside /pool/inside")
     try:
-        script = ("import base64, sys\nfrom pathlib import Path\nfrom migrator import btrfs\n"
+        script = ("import base64, sys\nfrom pathlib import Path\nfrom migrator.host import btrfs\n"
                   "btrfs.receive([base64.b64decode(sys.argv[1])], Path('/pool/inside'))\n")
         python = "/opt/migrator/venv/bin/python"
         rig.exec("hostb", python, "-c", script, made, check=False)  # it may well fail
@@ -126,9 +126,10 @@ def test_a_stream_reaches_nothing_but_its_folder(rig: Rig) -> None:
         rig.sh("hostb", "btrfs -q subvolume delete /pool/inside/evil; rmdir /pool/inside; rm -r /root/outside")
 
 
-RECEIVE = ("import base64, sys\nfrom pathlib import Path\nfrom migrator import btrfs, incoming\n"
+RECEIVE = ("import base64, sys\nfrom pathlib import Path\nfrom migrator.host import btrfs\n"
+           "from migrator.transfer import received_snapshot\n"
            "stream, target, spool = sys.stdin.buffer.read(), Path('/pool/inside', sys.argv[1]), Path('/pool/spool')\n")
-CHECKED, UNCHECKED = "incoming.receive([stream], target, spool)\n", "btrfs.receive([stream], target.parent)\n"
+CHECKED, UNCHECKED = "received_snapshot.receive([stream], target, spool)\n", "btrfs.receive([stream], target.parent)\n"
 
 
 def received(rig: Rig, how: str, file: str, target: str) -> str:

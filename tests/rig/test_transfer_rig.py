@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from migrator import bounds, btrfs, spool
 from migrator.errors import DiskFull, NoSpace
-from migrator.frames import SEGMENT_MAX
-from migrator.layout import Layout
-from migrator.transfer import SourceFile, send_files
-from stages import room
-from tests.migrator.test_transfer import arrived, handlers
+from migrator.host import btrfs
+from migrator.record.migration_paths import Layout
+from migrator.transfer import room_bounds, spool
+from migrator.transfer.frames import SEGMENT_MAX
+from migrator.transfer.sender import SourceFile, send_files
+from stages.steps import room
+from tests.migrator.transfer.test_sender import arrived, handlers
 from tests.migrator.wire import connected
 
 MIB = 1 << 20
@@ -77,12 +78,13 @@ def test_full_in_the_middle_and_room_made(file_system: Path, durable: bool) -> N
 def test_others_go_on_writing_there(file_system: Path) -> None:
     """How much has changed nobody knew, and it is more than fits: the stream ends while there still is some room."""
     data, before = os.urandom(SIZE), free(file_system)
-    place = {"transfer": lambda fields: spool.receive(file_system / "spool", fields["files"], bounds=bounds.OF_DISK)}
+    place = {"transfer": lambda fields: spool.receive(file_system / "spool", fields["files"],
+                                                      bounds=room_bounds.OF_DISK)}
     with connected(place, timeout=60) as (connection, _), pytest.raises(NoSpace):
         send_files(connection, {}, [SourceFile("disk-1", io.BytesIO(data))])
     kept = (file_system / "spool/disk-1").stat().st_size
     os.sync()
-    assert kept >= (before - bounds.MARGIN) // 4, "of the half that it may take"
+    assert kept >= (before - room_bounds.MARGIN) // 4, "of the half that it may take"
     assert free(file_system) >= kept, "for its import, and for others"
 
 
@@ -116,7 +118,7 @@ def test_what_a_broken_off_import_has_taken_is_free_again(file_system: Path) -> 
     (here.snapshot(1) / "data").write_bytes(os.urandom(60 * MIB))
     os.sync()
     before = free(file_system)
-    room.regain(here, 1, bounds.MARGIN)
+    room.regain(here, 1, room_bounds.MARGIN)
     assert not here.snapshot(1).exists() and free(file_system) >= before + 56 * MIB
 
 

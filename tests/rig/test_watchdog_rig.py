@@ -36,7 +36,7 @@ def runs_on(rig: Rig, start: str) -> None:
 
 def watched(rig: Rig) -> bool:
     """Whether a watchdog is there; none is, once all is over."""
-    return bool(rig.sh("hosta", "pgrep -f migrator.watchdo[g]", check=False))
+    return bool(rig.sh("hosta", "pgrep -f migrator.copies.watchdo[g]", check=False))
 
 
 def thawed(rig: Rig) -> bool:
@@ -102,7 +102,7 @@ def test_all_of_its_cgroup_is_killed(rig: Rig, guest: str) -> None:
         criu.wait("CRIU has begun")
         criu.spare()
         hold_frozen(rig, running)
-        pids = rig.sh("hosta", "pgrep -f migrator.watchdo[g]; ls /opt/held/criu.waiting").split()
+        pids = rig.sh("hosta", "pgrep -f migrator.copies.watchdo[g]; ls /opt/held/criu.waiting").split()
         assert len(pids) == 2
         # As far as this host's root may: in a container without CAP_SYS_RESOURCE it may not.
         may = rig.sh("hosta", "echo -1000 2>/dev/null >/proc/self/oom_score_adj; cat /proc/self/oom_score_adj")

@@ -73,7 +73,7 @@ def test_no_watchdog_thaws_it_beside_another_start_of_it(rig: Rig, guest: str) -
         kill_monitor(rig)
         init = rig.sh("hosta", INIT)
         rig.sh("hosta", "lxc-start -n c1 && lxc-wait -n c1 -s RUNNING")
-        watchdog = rig.sh("hosta", "pgrep -f migrator.watchdo[g]").strip()
+        watchdog = rig.sh("hosta", "pgrep -f migrator.copies.watchdo[g]").strip()
         dumping.signal(9)
         dumping.wait()
         hold.release()
@@ -106,15 +106,16 @@ def test_what_was_restored_is_known_by_its_root(rig: Rig, guest: str) -> None:
     """And this host's own processes are not of it. LXC's monitor is its parent, and listens for it alone."""
     rig.migrator("hosta", "create-dump", "c1", *TO_B).expect(0)
     rig.migrator("hostb", "restore-dump", "c1").expect(0)
-    script = ("import sys\nfrom pathlib import Path\nfrom migrator.layout import Layout\n"
-              "from stages import left_running, settling\n"
+    script = ("import sys\nfrom pathlib import Path\nfrom migrator.record.migration_paths import Layout\n"
+              "from stages.steps import left_running, settling\n"
               "here = Layout(Path('/pool'), 'c1', sys.argv[1])\n"
               "print(left_running.all_in_own(here, [int(pid) for pid in sys.argv[2:]]), settling.lives_on(here))\n")
     init = rig.sh("hostb", INIT).strip()
     id_ = rig.status("hostb", "c1")["id"]
     told = rig.exec("hostb", "/opt/migrator/venv/bin/python", "-c", script, id_, init, "1").stdout
     assert told == f"[{init}] True\n"
-    script = ("import sys\nfrom pathlib import Path\nfrom migrator import monitor_socket, second_start\n"
+    script = ("import sys\nfrom pathlib import Path\nfrom migrator.copies import second_start\n"
+              "from migrator.host import monitor_socket\n"
               "parent = second_start._parent(int(sys.argv[1]))\n"
               "print(*(not monitor_socket.may_be_its(parent, name, Path('/pool')) for name in ('c1', 'c2')))\n")
     for host in ("hosta", "hostb"):  # LXC has started the one, and CRIU has made the other one
@@ -128,8 +129,9 @@ def test_so_is_one_that_has_called_chroot_in_there(rig: Rig, guest: str) -> None
     rig.migrator("hosta", "create-dump", "c1", *TO_B).expect(0)
     rig.migrator("hostb", "restore-dump", "c1").expect(0)
     rig.sh("hostb", "mkdir -p /pool/c1/rootfs/inner /pool/outer")
-    script = ("import subprocess, sys\nfrom pathlib import Path\nfrom migrator import roots, second_start\n"
-              "from migrator.layout import Layout\nfrom stages import left_running\n"
+    script = ("import subprocess, sys\nfrom pathlib import Path\nfrom migrator.copies import second_start\n"
+              "from migrator.host import roots\nfrom migrator.record.migration_paths import Layout\n"
+              "from stages.steps import left_running\n"
               "here = Layout(Path('/pool'), 'c1', sys.argv[1])\n"
               "for folder in '/pool/c1/rootfs/inner', '/pool/outer':\n"
               "    code = f'import os, time; os.chroot({folder!r}); print(flush=True); time.sleep(600)'\n"

@@ -19,11 +19,13 @@ import time
 from pathlib import Path
 from typing import Any, cast
 
-from tunnel import health, interface, leftovers, wireguard
-from tunnel.addresses import Role
-from tunnel.echo import Echo
-from tunnel.errors import TunnelError
-from tunnel.wireguard import keys
+from tunnel import wireguard
+from tunnel.health import path_health
+from tunnel.health.echo import Echo
+from tunnel.interface import device, leftovers
+from tunnel.interface.addresses import Role
+from tunnel.tunnel_errors import TunnelError
+from tunnel.wireguard import wireguard_keys
 
 COMMANDS = Path("/tmp/holder.commands")
 
@@ -42,7 +44,7 @@ class Keys:
     @property
     def peer_public(self) -> bytes:
         peer = "responder" if self.role == "initiator" else "initiator"
-        return keys.public_key(dataclasses.replace(self, role=peer).private_key)
+        return wireguard_keys.public_key(dataclasses.replace(self, role=peer).private_key)
 
     @property
     def preshared(self) -> bytes:
@@ -80,16 +82,16 @@ async def hold(role: Role, session: bytes, path: Straight) -> None:
 
 async def holds(role: Role, session: bytes, path: Straight) -> None:
     begun = time.monotonic()
-    made = await interface.up(Keys(role, session), path, role)
+    made = await device.up(Keys(role, session), path, role)
     try:
         echo = Echo.open(made.local_address, made.remote_address, made.echo_port)
         try:
             tell(event="up", seconds=time.monotonic() - begun, name=made.name, local=made.local_address,
                  remote=made.remote_address, port=made.port, echo=made.echo_port, mtu=made.mtu)  # fmt: skip
-            took = await health.first_answer(made, echo, limit=600)
+            took = await path_health.first_answer(made, echo, limit=600)
             tell(event="answer", seconds=took, after=time.monotonic() - begun)
-            tell(event="tuned", mtu=await health.tune(made, echo, path.endpoint))
-            watch = health.Watch(echo, dead)
+            tell(event="tuned", mtu=await path_health.tune(made, echo, path.endpoint))
+            watch = path_health.Watch(echo, dead)
             watching = asyncio.ensure_future(watch.run())
             try:
                 while True:
@@ -112,14 +114,14 @@ async def dead(reason: str) -> None:
     await asyncio.sleep(0.3)
 
 
-async def obey(line: str, made: interface.Interface, echo: Echo, path: Straight) -> None:
+async def obey(line: str, made: device.Interface, echo: Echo, path: Straight) -> None:
     match line.split():
         case ["measure"]:
-            tell(event="measured", **(await health.measure(echo, size=made.mtu - 48)).to_json())
+            tell(event="measured", **(await path_health.measure(echo, size=made.mtu - 48)).to_json())
         case ["stats"]:
             tell(event="stats", **dataclasses.asdict(await made.stats()))
         case ["tune"]:
-            tell(event="tuned", mtu=await health.tune(made, echo, path.endpoint))
+            tell(event="tuned", mtu=await path_health.tune(made, echo, path.endpoint))
         case ["endpoint", address, port]:
             await made.set_endpoint((address, int(port)))
             tell(event="moved")

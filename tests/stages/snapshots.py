@@ -10,13 +10,15 @@ from typing import Any, cast
 
 import pytest
 
-from migrator import aftermath, btrfs, container_config, identity
-from migrator.btrfs import Subvolume
+from migrator.config import container_config
+from migrator.copies import after_crash, origins
 from migrator.errors import ConnectionLost
-from migrator.journal import Journal, Migration
-from migrator.layout import Layout
-from migrator.protocol import Connection
-from migrator.states import Event, Role
+from migrator.host import btrfs
+from migrator.host.btrfs import Subvolume
+from migrator.record.journal import Journal, Migration
+from migrator.record.migration_paths import Layout
+from migrator.record.states import Event, Role
+from migrator.transfer.rpc import Connection
 from stages import rollback
 
 SENT = "11111111-2222-3333-4444-555555555555"
@@ -71,8 +73,8 @@ def thaws(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return True
 
     monkeypatch.setattr(rollback, "thaw_source", thaw)
-    monkeypatch.setattr(identity, "is_there", lambda _: True)
-    monkeypatch.setattr(aftermath, "where", lambda _: "It runs on here.")
+    monkeypatch.setattr(origins, "is_there", lambda _: True)
+    monkeypatch.setattr(after_crash, "where", lambda _: "It runs on here.")
     return done
 
 

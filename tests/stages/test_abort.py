@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from migrator import cli, holder
+from migrator import cli
 from migrator.cli import Result
 from migrator.errors import JournalBroken
-from migrator.journal import Journal, is_busy
-from migrator.states import Event, Role
+from migrator.record import container_lock
+from migrator.record.journal import Journal, is_busy
+from migrator.record.states import Event, Role
 from stages import abort, rollback
 
 # On a full disk the journal is had alone for the time of an access, in which it is stopped here. Called as a command
@@ -23,9 +24,9 @@ from stages import abort, rollback
 WORKER = """
 import os, signal, sqlite3, sys, time
 from pathlib import Path
-from migrator import holder
-from migrator.layout import locked
-signal.signal(holder.ABORT, lambda *_: sys.exit(7))
+from migrator.record import container_lock
+from migrator.record.migration_paths import locked
+signal.signal(container_lock.ABORT, lambda *_: sys.exit(7))
 with locked("web", Path(sys.argv[2]), lxcpath=Path(sys.argv[3])):
     alone = sqlite3.connect(sys.argv[4], isolation_level=None)
     alone.execute("PRAGMA locking_mode = EXCLUSIVE")
@@ -37,7 +38,7 @@ with locked("web", Path(sys.argv[2]), lxcpath=Path(sys.argv[3])):
 """
 
 
-@pytest.mark.parametrize("command", ["migrate", holder.SERVE])
+@pytest.mark.parametrize("command", ["migrate", container_lock.SERVE])
 def test_one_that_was_stopped_in_the_journal_goes_on_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                                            command: str) -> None:
     """What answers another host is nothing that could be given up, and whoever has stopped it continues it."""
@@ -51,19 +52,19 @@ def test_one_that_was_stopped_in_the_journal_goes_on_first(tmp_path: Path, monke
         rolled_back.append(migration.id)
         return Result({}, "")
 
-    monkeypatch.setattr(holder, "LOCKS", locks)
+    monkeypatch.setattr(container_lock, "LOCKS", locks)
     monkeypatch.setattr(cli, "require_root", lambda _: None)
     monkeypatch.setattr(cli, "container_of", lambda _: ("web", tmp_path))
     monkeypatch.setattr(rollback, "run", roll_back)
     monkeypatch.setattr(abort, "DEFAULT_PATH", path)
-    patience = 0.05 if command == holder.SERVE else 600.0
+    patience = 0.05 if command == container_lock.SERVE else 600.0
     monkeypatch.setattr(abort, "Journal", lambda path, seconds=patience: Journal(path, seconds))
     words = [sys.executable, "-c", WORKER, command, str(locks), str(tmp_path), str(path)]
     with subprocess.Popen(words) as worker:
         try:
             seen = os.waitid(os.P_PID, worker.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
             assert seen and seen.si_code == os.CLD_STOPPED
-            if command == holder.SERVE:
+            if command == container_lock.SERVE:
                 with pytest.raises(JournalBroken) as broken:
                     abort.run(argparse.Namespace())
                 assert is_busy(broken.value) and os.waitpid(worker.pid, os.WNOHANG | os.WCONTINUED) == (0, 0)

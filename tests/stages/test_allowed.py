@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 import stages
-from migrator import advice, container_config, grant, holder, identity, layout, lxc
+from migrator.config import container_config
+from migrator.copies import origins
 from migrator.errors import (
     AlreadyMigrating,
     ConsentNeeded,
@@ -21,16 +22,18 @@ from migrator.errors import (
     MigratorError,
     NotAllowed,
 )
-from migrator.grant import Grant
-from migrator.journal import Journal
-from migrator.layout import Layout
-from migrator.preflight import host_facts, record
-from migrator.preflight.host_facts import Query
-from migrator.service import Service, kept_config
-from migrator.states import Event, Role, State
+from migrator.host import lxc
+from migrator.preflight.facts import host_facts, wire_form
+from migrator.preflight.facts.host_facts import Query
+from migrator.record import container_lock, grant, migration_paths, next_commands
+from migrator.record.grant import Grant
+from migrator.record.journal import Journal
+from migrator.record.migration_paths import Layout
+from migrator.record.states import Event, Role, State
+from migrator.remote.answering import Service, kept_config
 from stages import check, serve
-from tunnel.identity import Identity
-from tunnel.peers import Peer
+from tunnel.identity.own_identity import Identity
+from tunnel.identity.peers import Peer
 
 ID, OTHER = "0badc0de", "00000002"
 UUID = "01234567-89ab-cdef-0123-456789abcdef"
@@ -64,7 +67,7 @@ class Here:
                 "source_lxcpath": "/pool", "destination": "peer:hostb", "config": "lxc.uts.name = web\n",
                 "includes": {}, "bridges": {}, "disk_bytes": 1000, "mapped_root": 0, "round": 1, "uuid": UUID,
                 "bytes": 1000, "attempt": 1, "dad": {}, "limit": 1.0, "kind": "disk", "files": [],
-                "query": record.dump(Query("/")),
+                "query": wire_form.dump(Query("/")),
             }
             with contextlib.ExitStack() as locks:
                 service._stack, service._locked = (self.stack, kept) if stays else (locks, {})
@@ -80,10 +83,10 @@ class Here:
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Here]:
-    monkeypatch.setattr(layout, "RUNTIME", tmp_path / "run")
-    monkeypatch.setattr(holder, "LOCKS", tmp_path / "run" / "lock")
+    monkeypatch.setattr(migration_paths, "RUNTIME", tmp_path / "run")
+    monkeypatch.setattr(container_lock, "LOCKS", tmp_path / "run" / "lock")
     monkeypatch.setattr(lxc, "default_lxcpath", lambda: tmp_path / "pool")
-    monkeypatch.setattr("migrator.service.REST", 0.0)
+    monkeypatch.setattr("migrator.remote.answering.REST", 0.0)
     with contextlib.ExitStack() as stack:
         yield Here(tmp_path, stack)
 
@@ -192,7 +195,7 @@ def test_commands_for_here_name_the_lxc_path_of_who_may_use_but_that(here: Here)
     here.begun(peer("hosta", "receive", f"lxcpath={here.second}"), lxcpath=str(here.second))
     here.begun(peer("hostc", "receive"), OTHER, name="shop")
     found = [here.journal.by_id(id_, Role.DESTINATION) for id_ in (ID, OTHER)]
-    assert [advice.words("cleanup", each)[3:] for each in found if each] == [["-P", str(here.second)], []]
+    assert [next_commands.words("cleanup", each)[3:] for each in found if each] == [["-P", str(here.second)], []]
 
 
 # --- with what ---
@@ -244,7 +247,7 @@ def test_a_containers_folder_belongs_to_nobody_who_logs_in_here(here: Here) -> N
 
 def test_a_fenced_copy_gives_way_to_its_own_container_alone(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
     """The name says nothing: a peer could send another `web` to have the copy of the true one deleted."""
-    monkeypatch.setattr(identity, "_lives", lambda _: False)
+    monkeypatch.setattr(origins, "_lives", lambda _: False)
     here.layout.container.mkdir()
     container_config.fence(here.layout.container, "lxc.uts.name = web\n", "00000003", "it has moved")
     here.journal.create(id="00000003", role=Role.SOURCE, name="web", lxcpath=here.pool, peer="peer:hosta",
@@ -263,8 +266,8 @@ def test_what_has_no_fence_is_nobodys_copy(here: Here) -> None:
     here.layout.container.mkdir()
     (here.layout.container / "config").write_text("lxc.uts.name = web\n")
     for id_ in ("", ID):
-        assert identity.whose(Layout(here.pool, "web", id_)) is identity.Whose.FOREIGN
-    assert not identity.is_own_copy(here.journal, Layout(here.pool, "web", ""), ID, renamed=False)
+        assert origins.whose(Layout(here.pool, "web", id_)) is origins.Whose.FOREIGN
+    assert not origins.is_own_copy(here.journal, Layout(here.pool, "web", ""), ID, renamed=False)
 
 
 def test_another_callers_migration_is_in_the_way_without_a_word_about_it(here: Here) -> None:
@@ -297,8 +300,8 @@ def test_uuids_of_other_containers_are_not_told(here: Here, monkeypatch: pytest.
 
 
 def test_a_caller_has_only_so_many_migrations(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("migrator.service.UNFINISHED_MAX", 2)
-    monkeypatch.setattr("migrator.service.KNOWN_MAX", 4)
+    monkeypatch.setattr("migrator.remote.answering.UNFINISHED_MAX", 2)
+    monkeypatch.setattr("migrator.remote.answering.KNOWN_MAX", 4)
     granted = peer("hosta", "receive")
     for number in range(2):
         here.begun(granted, f"0000001{number}", name=f"web{number}")
@@ -331,8 +334,8 @@ def test_nor_may_it_give_up_any_number_that_never_began(here: Here) -> None:
 
 
 def test_who_has_too_many_keeps_nobody_off(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("migrator.service.KNOWN_MAX", 0)
-    with layout.locked("web", lxcpath=here.pool), pytest.raises(NotAllowed, match="too many"):
+    monkeypatch.setattr("migrator.remote.answering.KNOWN_MAX", 0)
+    with migration_paths.locked("web", lxcpath=here.pool), pytest.raises(NotAllowed, match="too many"):
         here.caller(peer("hosta", "receive"))("abandon")
 
 
@@ -371,7 +374,7 @@ SECRETS = ("/root/.ssh/id_ed25519", "/etc/shadow", "/home/user/secret", "/proc/1
 
 def test_facts_are_no_oracle_for_files(here: Here, looked: list[Query]) -> None:
     own = ("/usr/share/lxc/config/common.conf", "/dev/null")
-    query = record.dump(Query("/etc", (*SECRETS, *own), (*SECRETS, own[0])))
+    query = wire_form.dump(Query("/etc", (*SECRETS, *own), (*SECRETS, own[0])))
     told = here.caller(peer("hosta", "receive"))("facts", query=query)
     assert looked == [Query(str(here.pool), own, own[:1])]
     assert told["facts"]["hooks_fix"] == "migrator peer allow hosta receive --accept-hooks"
@@ -379,7 +382,7 @@ def test_facts_are_no_oracle_for_files(here: Here, looked: list[Query]) -> None:
     told = here.caller(peer("hosta", "receive", "hooks"))("facts", query=query)
     assert (looked[-1].paths, looked[-1].includes) == ((*SECRETS, *own), (*SECRETS, own[0]))
     assert told["facts"]["hooks_fix"] == ""
-    many = record.dump(Query("/", tuple(f"/dev/{n}" for n in range(9000)) + ("/dev/null",) * 500))
+    many = wire_form.dump(Query("/", tuple(f"/dev/{n}" for n in range(9000)) + ("/dev/null",) * 500))
     here.caller(peer("hosta", "receive"))("facts", query=many)
     assert len(looked[-1].paths) == check.PATHS_MAX
 

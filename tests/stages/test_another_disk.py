@@ -12,12 +12,14 @@ from typing import Any
 
 import pytest
 
-from migrator import aftermath, btrfs, container_config, fences, standing
-from migrator.journal import KEPT, Journal
-from migrator.layout import Layout
-from migrator.states import Event, Role
+from migrator.config import container_config, fences
+from migrator.copies import after_crash, standing
+from migrator.host import btrfs
+from migrator.record.journal import KEPT, Journal
+from migrator.record.migration_paths import Layout
+from migrator.record.states import Event, Role
 from stages import cleanup, finish, import_data
-from stages.cleaner import Cleaner
+from stages.steps.cleaner import Cleaner
 from tests.stages.test_earlier_stays import (  # noqa: F401 -- fixtures
     ARRIVED,
     ID,
@@ -48,7 +50,7 @@ def test_the_end_of_a_move_back_keeps_it(journal: Journal, tmp_path: Path, stand
         assert (here.old / "rootfs" / "written").exists() is stays
         assert (here.old / "config").is_file() is stays
         assert here.set_aside() == []
-        assert (str(here.old) in aftermath.aside_note(came)) is stays
+        assert (str(here.old) in after_crash.aside_note(came)) is stays
     assert (str(here.old / "rootfs") in capfd.readouterr().err.replace("\n", "")) is stays
 
 

@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 
-from migrator import bases, healing
-from migrator.advice import this_host
+from migrator.copies import bases, resume_rules
 from migrator.errors import (
     AlreadyMigrating,
     AlreadyRuns,
@@ -23,13 +22,15 @@ from migrator.errors import (
     SourceNeeded,
     SourceStateUnknown,
 )
-from migrator.journal import Journal, Migration
-from migrator.service import Service
-from migrator.states import Event, Owner, Role, State
-from stages import ask_source, ask_state, drive, finish, force, heal, migrate, prepare_data, rollback
+from migrator.record.journal import Journal, Migration
+from migrator.record.next_commands import this_host
+from migrator.record.states import Event, Owner, Role, State
+from migrator.remote.answering import Service
+from stages import finish, migrate, prepare_data, rollback
+from stages.steps import ask_source, ask_state, drive, force, heal
 from tests.stages.test_answers import ID, Destination, pool  # noqa: F401 -- a fixture
 from tests.stages.test_force import ALIVE, SILENT, UNKNOWN, nothing_real  # noqa: F401 -- a fixture
-from tunnel.errors import DocumentedError
+from tunnel.tunnel_errors import DocumentedError
 
 # ruff: noqa: F811 -- fixtures
 
@@ -122,7 +123,7 @@ def test_the_host_that_it_went_to_is_believed(source: Migration, hosts: Hosts, n
 
 def test_resume_does_not_go_on_with_it(source: Migration, hosts: Hosts, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heal, "connected", lambda *_: contextlib.nullcontext(hosts["hostc"]))
-    monkeypatch.setattr("migrator.aftermath.note", lambda _: "")
+    monkeypatch.setattr("migrator.copies.after_crash.note", lambda _: "")
     with pytest.raises(SourceStateUnknown, match="does not know migration"):
         heal._can_go_on(argparse.Namespace(destination="root@hostc"), source)
 
@@ -326,8 +327,8 @@ MINE, OTHERS = "1" * 32, "2" * 32
 @pytest.mark.parametrize(("state", "ticket", "counts"), [
     *((state, MINE, True) for state in (State.DUMPED, State.ROLLED_BACK, State.PREPARED)),
     *((state, OTHERS, False) for state in (State.DUMPED, State.ROLLED_BACK, State.PREPARED, State.FINISHED)),
-    *((state, None, False) for state in sorted(healing.LETS_RUN)),
-    *((state, "", True) for state in sorted(healing.TAKEN_BACK)),  # by a key that does not say whose it is
+    *((state, None, False) for state in sorted(resume_rules.LETS_RUN)),
+    *((state, "", True) for state in sorted(resume_rules.TAKEN_BACK)),  # by a key that does not say whose it is
     (State.PREPARING, "", True),  # it has not recorded the first answer yet
 ])
 def test_who_says_that_it_may_run_has_the_ticket(pool: Path, monkeypatch: pytest.MonkeyPatch, state: State,
@@ -426,4 +427,4 @@ def test_who_is_the_host_that_it_began_with(pool: Path, hosts: Hosts, where: str
 ])
 def test_what_proves_which_host_it_is(ticket: str, answered: str, recorded: str, found: str, same_place: bool,
                                       is_it: bool) -> None:
-    assert healing.is_recorded_host(ticket, answered, recorded, found, same_place=same_place) is is_it
+    assert resume_rules.is_recorded_host(ticket, answered, recorded, found, same_place=same_place) is is_it

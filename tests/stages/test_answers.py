@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import stages
-from migrator import btrfs, container_config, holder, identity, layout, segments
+from migrator.config import container_config
+from migrator.copies import origins
 from migrator.errors import (
     AlreadyMigrating,
     AlreadyRuns,
@@ -27,13 +28,16 @@ from migrator.errors import (
     ProtocolError,
     UsageError,
 )
-from migrator.journal import Journal
-from migrator.layout import Layout
-from migrator.protocol import Takeover
-from migrator.service import Service, kept_config
-from migrator.states import Event, Owner, Role, State
+from migrator.host import btrfs
+from migrator.record import container_lock, migration_paths
+from migrator.record.journal import Journal
+from migrator.record.migration_paths import Layout
+from migrator.record.states import Event, Owner, Role, State
+from migrator.remote.answering import Service, kept_config
+from migrator.transfer import segments
+from migrator.transfer.rpc import Takeover
 from stages import serve
-from stages.handover import INCREMENT
+from stages.steps.handover import INCREMENT
 from tests.effort import tries
 
 ID = "0badc0de"
@@ -81,10 +85,10 @@ class Destination:
 
 @pytest.fixture
 def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(layout, "RUNTIME", tmp_path / "run")
+    monkeypatch.setattr(migration_paths, "RUNTIME", tmp_path / "run")
     # Locks go beside them.
-    monkeypatch.setattr(holder, "LOCKS", tmp_path / "run" / "lock")
-    monkeypatch.setattr(identity, "_lives", lambda _: False)  # LXC is not asked: no copy here is at work
+    monkeypatch.setattr(container_lock, "LOCKS", tmp_path / "run" / "lock")
+    monkeypatch.setattr(origins, "_lives", lambda _: False)  # LXC is not asked: no copy here is at work
     (tmp_path / "pool").mkdir()
     return tmp_path / "pool"
 
@@ -229,7 +233,7 @@ def at_the_dump(there: Destination, attempt: int = 1) -> None:
 def arrives(there: Destination) -> None:
     """A dump, as small as one can be."""
     images = there.layout.image_folders()[0]
-    layout.make_images(images, 0)
+    migration_paths.make_images(images, 0)
     for path in (there.layout.spool / INCREMENT, images / "core-1.img"):
         path.write_bytes(b"")
         path.with_name(path.name + segments.INDEX_SUFFIX).write_bytes(segments.last_line(segments.whole([])))

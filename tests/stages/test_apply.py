@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 
-from migrator import btrfs, incoming, lxc, restore, spool
+from migrator.criu import restore
 from migrator.errors import DowntimeExceeded
-from migrator.journal import Journal, Migration
-from migrator.layout import Layout
-from migrator.states import Event, Role
+from migrator.host import btrfs, lxc
+from migrator.record.journal import Journal, Migration
+from migrator.record.migration_paths import Layout
+from migrator.record.states import Event, Role
+from migrator.transfer import received_snapshot, spool
 from stages import import_data, restore_dump
 
 ID = "0badc0de"
@@ -85,7 +87,7 @@ def test_the_limit_reaches_btrfs_and_the_import_behind(migration: Migration, mon
         told.append(limit)
         raise EOFError
 
-    monkeypatch.setattr(incoming, "receive", receive)
+    monkeypatch.setattr(received_snapshot, "receive", receive)
     monkeypatch.setattr(btrfs, "delete", lambda _: None)
     with pytest.raises(EOFError):
         import_data.receive(migration, Layout(tmp_path, "web", ID), tmp_path / "increment", 1, "x",

@@ -12,14 +12,18 @@ from typing import Any, cast
 
 import pytest
 
-from migrator import autostart, container_config, ending, lxc, lxc_disk, standing
+from migrator.config import container_config
+from migrator.copies import autostart, ending, standing
 from migrator.errors import OutOfOrder, SourceRunsAgain, TwoCopies
-from migrator.journal import Journal, Migration
-from migrator.layout import Layout
-from migrator.protocol import Connection
-from migrator.states import Event, Role, State
-from stages import ask_source, ask_state, finish, heal, settling
-from stages.stop import Stop
+from migrator.host import lxc
+from migrator.record import lxc_disk
+from migrator.record.journal import Journal, Migration
+from migrator.record.migration_paths import Layout
+from migrator.record.states import Event, Role, State
+from migrator.transfer.rpc import Connection
+from stages import finish
+from stages.steps import ask_source, ask_state, heal, settling
+from stages.steps.stop import Stop
 from tests.stages.test_handover import Plain, migration, thawed  # noqa: F401 -- fixtures
 from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
 from tests.stages.test_offer import There

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from migrator import bases
+from migrator.copies import bases
 from migrator.errors import (
     AlreadyMigrating,
     DestinationInvalid,
@@ -19,13 +19,13 @@ from migrator.errors import (
     MigratorError,
     SnapshotFailed,
 )
-from migrator.journal import Journal, Migration
-from migrator.protocol import Connection
-from migrator.states import Event, Role, State
+from migrator.record.journal import Journal, Migration
+from migrator.record.states import Event, Role, State
+from migrator.transfer.rpc import Connection
 from stages import prepare_data
 from tests.stages.test_answers import ID, Destination, pool, there  # noqa: F401 -- fixtures
-from tunnel.identity import Identity
-from tunnel.peers import Peer
+from tunnel.identity.own_identity import Identity
+from tunnel.identity.peers import Peer
 
 # ruff: noqa: F811 -- fixtures
 

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from migrator import lxc_disk
 from migrator.errors import DiskAway
-from migrator.journal import Migration
-from migrator.layout import Layout
-from migrator.states import Event, Role, State
-from stages import create_dump, prepare_data, take
+from migrator.record import lxc_disk
+from migrator.record.journal import Migration
+from migrator.record.migration_paths import Layout
+from migrator.record.states import Event, Role, State
+from stages import create_dump, prepare_data
+from stages.steps import take
 from tests.stages.test_answers import ID, Destination, pool, there  # noqa: F401 -- fixtures
 
 # ruff: noqa: F811 -- fixtures

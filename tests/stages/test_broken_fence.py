@@ -12,28 +12,21 @@ from types import SimpleNamespace
 
 import pytest
 
-from migrator import (
-    aftermath,
-    autostart,
-    btrfs,
-    cli,
-    config_reader,
-    container_config,
-    fences,
-    holder,
-    identity,
-    standing,
-    subvolume_uuids,
-)
-from migrator.btrfs import Subvolume
+from migrator import cli
 from migrator.cli import Result
+from migrator.config import config_reader, container_config, fences
+from migrator.copies import after_crash, autostart, origins, standing
+from migrator.copies.origins import Whose
 from migrator.errors import ContainerExists, OutOfOrder
-from migrator.identity import Whose
-from migrator.journal import Journal
-from migrator.layout import Layout
-from migrator.service import Service
-from migrator.states import Event, Role
-from stages import ask_source, heal, migrate, status
+from migrator.host import btrfs, subvolume_uuids
+from migrator.host.btrfs import Subvolume
+from migrator.record import container_lock
+from migrator.record.journal import Journal
+from migrator.record.migration_paths import Layout
+from migrator.record.states import Event, Role
+from migrator.remote.answering import Service
+from stages import migrate, status
+from stages.steps import ask_source, heal
 from tests.stages.test_earlier_stays import ARRIVED, CONFIG, ID, LATER, LEFT, begun, clean, journal, stands, state
 
 __all__ = ["journal", "state"]  # fixtures
@@ -145,11 +138,11 @@ def test_nothing_takes_its_place(journal: Journal, tmp_path: Path, edit: str) ->
     config.write_text({**LETS, **REFUSES}[edit](config.read_text()))
     comes = Layout(tmp_path, "web", LATER)
     if edit in REFUSES:
-        identity.refuse_foreign(journal, comes, ID, renamed=False)
+        origins.refuse_foreign(journal, comes, ID, renamed=False)
         return
-    assert identity.whose(comes) is Whose.FOREIGN
+    assert origins.whose(comes) is Whose.FOREIGN
     with pytest.raises(ContainerExists):
-        identity.refuse_foreign(journal, comes, ID, renamed=False)
+        origins.refuse_foreign(journal, comes, ID, renamed=False)
 
 
 @pytest.mark.usefixtures("state")
@@ -158,7 +151,7 @@ def test_while_it_must_hold_it_is_made_whole_again(journal: Journal, tmp_path: P
                                                    monkeypatch: pytest.MonkeyPatch) -> None:
     """Also what keeps it refusing, and has a start that is refused do something: run hooks, or destroy it."""
     migration = begun(journal, tmp_path, Role.SOURCE, *LEFT[:3], destination_host="hostb")
-    monkeypatch.setattr(identity, "is_source", lambda _: True)
+    monkeypatch.setattr(origins, "is_source", lambda _: True)
     here = stands(tmp_path)
     config = here.container / "config"
     before = {**LETS, **REFUSES}[edit](config.read_text())
@@ -184,9 +177,9 @@ def test_so_is_a_hook_that_refuses_no_more(journal: Journal, tmp_path: Path) -> 
 def test_nobody_fences_what_is_used_again_after_it_had_moved_away(journal: Journal, tmp_path: Path,
                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
     """Its destination, which may have been set back to an earlier state, asks whether it may let it run once more."""
-    monkeypatch.setattr(holder, "LOCKS", tmp_path / "lock")
+    monkeypatch.setattr(container_lock, "LOCKS", tmp_path / "lock")
     monkeypatch.setattr(standing, "runs", lambda _: False)
-    monkeypatch.setattr(identity, "is_source", lambda _: True)
+    monkeypatch.setattr(origins, "is_source", lambda _: True)
     monkeypatch.setattr(autostart, "under_way", lambda: None)
     migration = begun(journal, tmp_path, Role.SOURCE, *LEFT, destination_host="hostb")
     here = stands(tmp_path)
@@ -212,7 +205,7 @@ def test_nobody_fences_what_is_used_again_after_it_had_moved_away(journal: Journ
 def test_a_fence_that_stands_is_looked_at_without_what_is_included(journal: Journal, tmp_path: Path,
                                                                    monkeypatch: pytest.MonkeyPatch) -> None:
     """While it is frozen nobody waits for the file server of an include."""
-    monkeypatch.setattr(identity, "is_source", lambda _: True)
+    monkeypatch.setattr(origins, "is_source", lambda _: True)
     migration = begun(journal, tmp_path, Role.SOURCE, *LEFT[:3], destination_host="hostb")
     here = stands(tmp_path)
     monkeypatch.setattr(config_reader, "read", lambda *_: pytest.fail("it is read"))
@@ -229,7 +222,7 @@ def left(journal: Journal, tmp_path: Path, state: SimpleNamespace, monkeypatch: 
     """As it had moved away; then what writes this host's configurations has written its own anew."""
     for stage in (heal, status):
         monkeypatch.setattr(stage, "DEFAULT_PATH", tmp_path / "journal.db")
-    monkeypatch.setattr(holder, "LOCKS", tmp_path / "lock")
+    monkeypatch.setattr(container_lock, "LOCKS", tmp_path / "lock")
     monkeypatch.setattr(cli, "require_root", lambda _: None)
     monkeypatch.setattr(standing, "started_anew", lambda _: False)
     begun(journal, tmp_path, Role.SOURCE, *LEFT, destination_host="hostb", rootfs_uuid="rootfs")
@@ -264,8 +257,9 @@ def test_that_it_is_in_use_is_told(journal: Journal, left: Layout, tmp_path: Pat
     monkeypatch.setattr(standing, "started_anew", lambda _: runs)
     assert said(journal, tmp_path, capfd) == [True] * 4
     migration = journal.latest("web", tmp_path)
-    assert migration and ("web runs here, though" in aftermath.note(migration)) is runs
-    assert "it has moved to hostb" in aftermath.note(migration) and "cleanup web --forget" in aftermath.note(migration)
+    assert migration and ("web runs here, though" in after_crash.note(migration)) is runs
+    assert "it has moved to hostb" in after_crash.note(migration)
+    assert "cleanup web --forget" in after_crash.note(migration)
     assert (left.container / "config").read_text() == "lxc.start.auto = 1\n", "and nothing else"
 
 
@@ -307,6 +301,6 @@ def test_no_share_that_is_gone_keeps_others_waiting(journal: Journal, left: Layo
         return ""
 
     monkeypatch.setattr(heal, "one", lambda *_, **__: Result({}, noted("healed")))
-    monkeypatch.setattr(aftermath, "in_use_note", lambda _: noted("asked"))
+    monkeypatch.setattr(after_crash, "in_use_note", lambda _: noted("asked"))
     heal.every(argparse.Namespace(at_boot=False))
     assert done[0] == "healed" and "asked" in done

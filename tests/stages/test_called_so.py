@@ -15,11 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from migrator import aftermath, ending, identity, lxc, monitor_socket, no_memory, remains, roots, second_start, standing
+from migrator.copies import after_crash, ending, no_memory, origins, remains, second_start, standing
+from migrator.copies.thawing import Frozen
 from migrator.errors import OutOfOrder, StartFailed
-from migrator.journal import Journal
-from migrator.states import Event
-from migrator.thawing import Frozen
+from migrator.host import lxc, monitor_socket, roots
+from migrator.record.journal import Journal
+from migrator.record.states import Event
 from stages import rollback
 from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
 from tests.stages.test_remains import Monitorless, cgroup, configured, frozen, init, started  # noqa: F401 -- fixtures
@@ -51,7 +52,7 @@ def beside(monkeypatch: pytest.MonkeyPatch, started: list[str]) -> Iterator[Star
         monkeypatch.setattr(lxc, "container_processes", lambda _: [made.pid])
         monkeypatch.setattr(monitor_socket, "_program", lambda _: "init")  # as if its monitor had ended
         monkeypatch.setattr(Monitorless, "rootfs", Path("/"))
-        monkeypatch.setattr(identity, "is_source", lambda _: True)
+        monkeypatch.setattr(origins, "is_source", lambda _: True)
         monkeypatch.setattr(no_memory, "stay", lambda *_: None)
         monkeypatch.setattr(no_memory, "end", lambda *_: None)
         yield made
@@ -114,7 +115,7 @@ def test_none_is_started_beside_it(journal: Journal, cgroup: Path, beside: Start
     rollback.thaw_source(migration)
     said = capsys.readouterr().err
     assert started == (["web"] if called == OTHER else [])
-    for told in (said, aftermath.where(migration)):
+    for told in (said, after_crash.where(migration)):
         assert (f"see first what process {beside.pid} is, by its cgroup, /sys/fs/cgroup/lxc.payload.web" in told) is (
             called == WEB)
 
@@ -130,7 +131,7 @@ def test_beside_the_frozen_one(journal: Journal, cgroup: Path, beside: Start, st
             rollback.thaw_source(migration)
         assert f"see first what process {beside.pid} is" in str(raised.value)
         assert standing.runs(migration)
-        assert f"see first what process {beside.pid} is" in aftermath.note(migration)
+        assert f"see first what process {beside.pid} is" in after_crash.note(migration)
         with monkeypatch.context() as inside:
             inside.setattr(second_start, "_descends", lambda *_: True)
             assert not standing.runs(migration), "a user in there has made it"

@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 
-from migrator import btrfs, forked, lxc, monitor_socket, remains, roots, second_start, subvolume_uuids
-from migrator.layout import Layout
-from migrator.thawing import Frozen
-from stages import left_running, renamed
+from migrator.copies import forked, remains, second_start
+from migrator.copies.thawing import Frozen
+from migrator.host import btrfs, lxc, monitor_socket, roots, subvolume_uuids
+from migrator.record.migration_paths import Layout
+from stages.steps import left_running, renamed
 
 LAYOUT = Layout(Path("/pool"), "web", "0badc0de")
 FROZEN = Frozen("0badc0de", "web", Path("/pool"), 1, Path("/cgroup"), ())

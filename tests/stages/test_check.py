@@ -14,17 +14,23 @@ from typing import Any
 
 import pytest
 
-from migrator import advice, aftermath, cli, container_config, holder, log, lxc, standing
-from migrator.holder import Holder
-from migrator.journal import Journal
-from migrator.log import Level
-from migrator.preflight import checks as preflight
-from migrator.preflight import checks_network, checks_place, container_facts, host_facts, record
-from migrator.preflight.case import PlanOptions
+from migrator import cli
+from migrator.base import log
+from migrator.base.log import Level
+from migrator.config import container_config
+from migrator.copies import after_crash, standing
+from migrator.host import lxc
+from migrator.host.mountinfo import Mount
+from migrator.preflight import survey as preflight
+from migrator.preflight.checks import network_checks, place_checks
+from migrator.preflight.checks.case import PlanOptions
+from migrator.preflight.facts import container_facts, host_facts, wire_form
+from migrator.preflight.facts.host_facts import Other
 from migrator.preflight.findings import Finding, Severity, Verdict, verdict
-from migrator.preflight.host_facts import Other
-from migrator.preflight.mount_facts import Mount
-from migrator.states import Event
+from migrator.record import container_lock, next_commands
+from migrator.record.container_lock import Holder
+from migrator.record.journal import Journal
+from migrator.record.states import Event
 from stages import check
 from tests.migrator.made_up import CONTAINER, DESTINATION, ROOT, SOURCE, change
 from tests.stages.test_heal import dumping, journal, owned  # noqa: F401 -- a fixture
@@ -67,7 +73,7 @@ class There:
 
     def answer(self, _: int) -> dict[str, object]:
         facts = change(DESTINATION, {"containers": (Other("web", running=True),), "time": 0.0})
-        return {"facts": record.dump(facts), "fenced_copy": False}
+        return {"facts": wire_form.dump(facts), "fenced_copy": False}
 
 
 @pytest.fixture
@@ -75,11 +81,11 @@ def typed(journal: Journal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     """`migrator check web` on this host, where it is in that state."""
     monkeypatch.setattr(check, "DEFAULT_PATH", journal.path)
     monkeypatch.setattr(check, "connected", lambda *_: contextlib.nullcontext(There()))
-    monkeypatch.setattr(checks_network, "to_ask", lambda *_: {})
+    monkeypatch.setattr(network_checks, "to_ask", lambda *_: {})
     monkeypatch.setattr(host_facts, "gather", lambda _: SOURCE)
-    monkeypatch.setattr(holder, "LOCKS", tmp_path / "lock")
+    monkeypatch.setattr(container_lock, "LOCKS", tmp_path / "lock")
     monkeypatch.setattr(standing, "started_anew", lambda _: False)
-    monkeypatch.setattr(aftermath, "memory_is_here", lambda _: True)
+    monkeypatch.setattr(after_crash, "memory_is_here", lambda _: True)
     monkeypatch.setattr(lxc.Container, "__init__", lambda *_: None)
     monkeypatch.setattr(lxc.Container, "name", "web", raising=False)
     monkeypatch.setattr(lxc.Container, "lxcpath", tmp_path, raising=False)
@@ -122,7 +128,7 @@ def test_somebody_is_at_work(journal: Journal, typed: Callable[..., cli.Result],
                              monkeypatch: pytest.MonkeyPatch) -> None:
     """A large memory is being dumped: it is frozen for that."""
     dumping(journal)
-    monkeypatch.setattr(holder, "of", lambda *_: Holder(12, 1, "create-dump"))
+    monkeypatch.setattr(container_lock, "of", lambda *_: Holder(12, 1, "create-dump"))
     assert typed("FROZEN").data["findings"][0]["cure"].startswith("Next: migrator wait web -- ")
 
 
@@ -132,7 +138,7 @@ def test_nor_is_it_started_where_it_has_come_to(journal: Journal, typed: Callabl
     migration = owned(journal)
     migration.move(Event.RESTORE)
     migration.move(Event.RESTORED)
-    monkeypatch.setattr(aftermath, "note", lambda _: "Have that host asked: migrator resume web")
+    monkeypatch.setattr(after_crash, "note", lambda _: "Have that host asked: migrator resume web")
     (found,) = typed("STOPPED").data["findings"]
     assert found["code"] == "under-way" and "here from hosta" in found["message"]
     assert found["message"].endswith("Have that host asked: migrator resume web")
@@ -166,7 +172,7 @@ def test_how_it_comes_back(journal: Journal, monkeypatch: pytest.MonkeyPatch, pe
                            detail: dict[str, Any], cure: str) -> None:
     """By the name, and to the place, that it has here; the other host may call this one something else."""
     monkeypatch.setattr(check, "DEFAULT_PATH", journal.path)
-    monkeypatch.setattr(advice, "this_host", lambda: "hosta")
+    monkeypatch.setattr(next_commands, "this_host", lambda: "hosta")
     monkeypatch.setattr(check, "_is_fenced", lambda _: True)
     migration = dumping(journal)
     migration.peer = peer
@@ -184,7 +190,7 @@ def test_what_runs_here_is_looked_at(journal: Journal, typed: Callable[..., cli.
     """Its disk is being sent; or somebody else has frozen it."""
     dumping(journal).move(Event.THAW)
     assert {found["code"] for found in typed("FROZEN").data["findings"]} == {"container-frozen"}
-    assert checks_place.UNDER_WAY.name not in typed("RUNNING").text
+    assert place_checks.UNDER_WAY.name not in typed("RUNNING").text
 
 
 @pytest.mark.parametrize(("given", "command"), [

@@ -12,12 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from migrator import btrfs, identity, let_run, lxc, lxc_disk, monitor_socket, no_memory, roots, second_start
+from migrator.copies import no_memory, origins, second_start
+from migrator.criu import ran_mark
 from migrator.errors import CopyNotEnded
-from migrator.journal import Migration
-from migrator.layout import Layout
-from migrator.states import Event, State
-from stages import left_running, settling
+from migrator.host import btrfs, lxc, monitor_socket, roots
+from migrator.record import lxc_disk
+from migrator.record.journal import Migration
+from migrator.record.migration_paths import Layout
+from migrator.record.states import Event, State
+from stages.steps import left_running, settling
 from tests import btrfs_roots
 from tests.stages.test_left_by_a_restore import Container, acts, container, fence, layout_of
 from tests.stages.test_second_start import SLEEP, START, lives
@@ -102,18 +105,18 @@ def test_what_is_none_keeps_nothing_from_being_given_back(
     if what == "with its memory":
         restoring.note("with its memory", memory=True)
     elif what == "a visitor":
-        monkeypatch.setattr("migrator.second_start._id", lambda _: (1, 1))
+        monkeypatch.setattr("migrator.copies.second_start._id", lambda _: (1, 1))
     else:
         monkeypatch.setattr(Layout, "set_aside", lambda here: [here.rootfs])
     settling.clear(restoring)
-    assert is_alive(guest) and not let_run.was(let_run.mark(layout_of(restoring).spool)) and "deleted" in acts
+    assert is_alive(guest) and not ran_mark.was(ran_mark.mark(layout_of(restoring).spool)) and "deleted" in acts
 
 
 def test_it_keeps_its_disk_from_being_removed(restoring: Migration, container: Container, acts: list[str], guest: int,
                                               monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lxc, "payload_processes", lambda _: [guest])
     assert lxc.lives_in("web", layout_of(restoring).rootfs)
-    assert identity.whose(layout_of(restoring)).may_go
+    assert origins.whose(layout_of(restoring)).may_go
 
 
 @pytest.mark.parametrize(("within", "top", "below"), [(True, False, True), (True, True, False), (False, False, False)])

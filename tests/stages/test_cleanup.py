@@ -13,13 +13,17 @@ from typing import Any
 
 import pytest
 
-from migrator import cli, holder, incoming, layout, network
+from migrator import cli
 from migrator.errors import AlreadyMigrating, Busy
-from migrator.journal import Journal, Migration
-from migrator.layout import Layout, locked
-from migrator.states import Event, Role
-from stages import cleanup, left_running
-from stages.cleaner import Cleaner
+from migrator.host import network
+from migrator.record import container_lock, migration_paths
+from migrator.record.journal import Journal, Migration
+from migrator.record.migration_paths import Layout, locked
+from migrator.record.states import Event, Role
+from migrator.transfer import received_snapshot
+from stages import cleanup
+from stages.steps import left_running
+from stages.steps.cleaner import Cleaner
 
 ID, OTHER = "0badc0de", "00000001"
 
@@ -61,19 +65,19 @@ class Host:
 
 @pytest.fixture
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
-    for module in (layout, cleanup):
+    for module in (migration_paths, cleanup):
         monkeypatch.setattr(module, "RUNTIME", tmp_path / "run")
-    monkeypatch.setattr(layout, "FORMER_MEMORY", tmp_path / "shm")
-    monkeypatch.setattr(holder, "LOCKS", tmp_path / "run" / "lock")
-    monkeypatch.setattr("migrator.btrfs.is_subvolume", lambda path: path.name.endswith(".1") and path.is_dir())
-    monkeypatch.setattr("migrator.btrfs.delete", lambda path, **_: path.is_dir() and path.rmdir())
+    monkeypatch.setattr(migration_paths, "FORMER_MEMORY", tmp_path / "shm")
+    monkeypatch.setattr(container_lock, "LOCKS", tmp_path / "run" / "lock")
+    monkeypatch.setattr("migrator.host.btrfs.is_subvolume", lambda path: path.name.endswith(".1") and path.is_dir())
+    monkeypatch.setattr("migrator.host.btrfs.delete", lambda path, **_: path.is_dir() and path.rmdir())
 
     class Info:
         def __init__(self, _path: Path) -> None:
             self.generation = 1
 
-    monkeypatch.setattr("migrator.btrfs.info", Info)
-    monkeypatch.setattr("migrator.lxc.container_processes", lambda _: [])
+    monkeypatch.setattr("migrator.host.btrfs.info", Info)
+    monkeypatch.setattr("migrator.host.lxc.container_processes", lambda _: [])
     with Journal(tmp_path / "journal.db") as journal:
         made = Host(journal, tmp_path)
         for name, does in {"silenced": lambda: list(made.silent), "still_silenced": lambda id_: made.silent[id_],
@@ -215,7 +219,7 @@ def test_another_container_of_that_name_is_not_forgotten(host: Host, monkeypatch
     usual, given = host.pool, host.pool.with_name("given")
     for path in (usual, given):
         path.mkdir(exist_ok=True)
-    monkeypatch.setattr("migrator.lxc.default_lxcpath", lambda: usual)
+    monkeypatch.setattr("migrator.host.lxc.default_lxcpath", lambda: usual)
     host.ended()
     host.pool = given
     host.ended(id=OTHER)
@@ -315,11 +319,11 @@ def test_it_says_which_container_it_works_on(host: Host, monkeypatch: pytest.Mon
     held: list[str] = []
 
     def delete(*_: object) -> None:
-        found = holder.of("web", host.pool, host.run / "lock")
+        found = container_lock.of("web", host.pool, host.run / "lock")
         assert found
         held.append(found.lxcpath)
 
-    monkeypatch.setattr("migrator.btrfs.delete", delete)
+    monkeypatch.setattr("migrator.host.btrfs.delete", delete)
     monkeypatch.setattr(cleanup, "remove_images", delete)
     host.clean()
     monkeypatch.setattr(cleanup, "DEFAULT_PATH", host.journal.path)
@@ -396,7 +400,7 @@ def test_a_record_of_another_lxc_path_is_left_to_who_has_that_container(host: Ho
 @pytest.fixture
 def marks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Subvolumes have uuids, by which they are known under any name."""
-    monkeypatch.setattr("migrator.btrfs.info", lambda path: types.SimpleNamespace(
+    monkeypatch.setattr("migrator.host.btrfs.info", lambda path: types.SimpleNamespace(
         generation=1, uuid=f"uuid-{path.stat().st_ino}"))
 
 
@@ -406,8 +410,8 @@ def renamed(host: Host, id: str, *names: tuple[str, str]) -> None:
     here.make_folder()
     here.spool.mkdir(exist_ok=True)
     before = {path.name: f"uuid-{path.stat().st_ino}" for path in here.folder.iterdir()}
-    (here.spool / incoming.NOTE).unlink(missing_ok=True)
-    (here.spool / incoming.NOTE).write_text(json.dumps({"before": before, "target": f"{id}.2"}))
+    (here.spool / received_snapshot.NOTE).unlink(missing_ok=True)
+    (here.spool / received_snapshot.NOTE).write_text(json.dumps({"before": before, "target": f"{id}.2"}))
     for old, new in names:
         (here.folder / old).rename(here.folder / new)
 

@@ -10,13 +10,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from migrator import container_config, identity
+from migrator.config import container_config
+from migrator.copies import origins
 from migrator.errors import MigratorError
-from migrator.journal import Journal
-from migrator.layout import Layout
-from migrator.states import Role
+from migrator.record.journal import Journal
+from migrator.record.migration_paths import Layout
+from migrator.record.states import Role
 from stages import cleanup, finish, import_data
-from stages.cleaner import Cleaner
+from stages.steps.cleaner import Cleaner
 from tests.stages.test_earlier_stays import (  # noqa: F401 -- fixtures
     ARRIVED,
     CONFIG,
@@ -72,10 +73,10 @@ def test_nothing_takes_the_place_of_what_they_lie_on(journal: Journal, tmp_path:
     counted(stands(tmp_path), text)
     comes = Layout(tmp_path, "web", LATER)
     if not some:
-        identity.refuse_foreign(journal, comes, ID, renamed=False)
+        origins.refuse_foreign(journal, comes, ID, renamed=False)
         return
     with pytest.raises(MigratorError) as raised:
-        identity.refuse_foreign(journal, comes, ID, renamed=False)
+        origins.refuse_foreign(journal, comes, ID, renamed=False)
     assert raised.value.code() == "has-clones" and "--new-name" in raised.value.hint
 
 

@@ -11,25 +11,16 @@ from typing import cast
 
 import pytest
 
-from migrator import (
-    aftermath,
-    at_restore,
-    btrfs,
-    criu,
-    identity,
-    layout,
-    let_run,
-    lxc,
-    lxc_disk,
-    no_memory,
-    second_start,
-    subvolume_uuids,
-)
+from migrator.copies import after_crash, no_memory, origins, second_start
+from migrator.criu import at_restore, criu_dump, ran_mark
 from migrator.errors import AlreadyRuns, CommandTimeout, CopyNotEnded
-from migrator.journal import Migration
-from migrator.layout import Layout
-from migrator.states import State
-from stages import abandon, finish, left_running, settling
+from migrator.host import btrfs, lxc, subvolume_uuids
+from migrator.record import lxc_disk, migration_paths
+from migrator.record.journal import Migration
+from migrator.record.migration_paths import Layout
+from migrator.record.states import State
+from stages import finish
+from stages.steps import abandon, left_running, settling
 from tests.stages.test_left_by_a_restore import Container, acts, container, fence, layout_of
 from tests.stages.test_settling import ID, mark, restoring
 
@@ -55,7 +46,7 @@ def test_whether_it_has_come_up_by_lxcs_word(restoring: Migration, container: Co
         waited.append((limit, folders))
         return left
 
-    monkeypatch.setattr(criu, "left_after", left_after)
+    monkeypatch.setattr(criu_dump, "left_after", left_after)
     here = layout_of(restoring)
     assert settling._has_come_up(restoring, cast("lxc.Container", container), here) is up
     assert waited == [(settling.SETTLE_LIMIT, here.dumped_into())]
@@ -78,7 +69,7 @@ def test_a_start_from_its_disk_is_none_that_only_lxc_tells_of(restoring: Migrati
 def guest(restoring: Migration, container: Container, acts: list[str],
           monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[bytes]]:
     """A process of the container's; it was let run, and CRIU has let go of it."""
-    monkeypatch.setattr(layout, "RUNTIME", restoring.lxcpath / "run")
+    monkeypatch.setattr(migration_paths, "RUNTIME", restoring.lxcpath / "run")
     restoring.note("memory", memory=True, dad={})
     let_go(restoring)
     mark(restoring)
@@ -139,9 +130,9 @@ def test_what_lives_without_a_monitor_is_this_hosts_in_the_end(
     restoring: Migration, acts: list[str], guest: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(finish, "drop_way_back", lambda _: None)
-    monkeypatch.setattr(identity, "rootfs_uuid", lambda _: "")
+    monkeypatch.setattr(origins, "rootfs_uuid", lambda _: "")
     settling.settle(restoring)
-    assert "Start no second one" in aftermath.note(restoring)
+    assert "Start no second one" in after_crash.note(restoring)
     finish.end_here(restoring)
     assert guest.poll() is None and str(restoring.state) == "finished" and fence(restoring) == ""
 
@@ -153,7 +144,7 @@ def test_what_criu_has_left_half_restored_is_ended(restoring: Migration, contain
     if marked:
         (layout_of(restoring).image_folders()[0] / at_restore.LET_GO).unlink()
     else:
-        let_run.drop(let_run.mark(layout_of(restoring).spool))
+        ran_mark.drop(ran_mark.mark(layout_of(restoring).spool))
     settling.settle(restoring)
     assert guest.poll() is not None and fence(restoring) == ID
     assert restoring.state is (State.RESTORED if marked else State.OWNED)
@@ -171,17 +162,17 @@ def test_nothing_is_concluded_of_what_lives_and_is_not_told_from_another(
     monkeypatch.setattr(lxc_disk, "is_removed", lambda _: said == "no such container")  # its configuration, by hand too
     monkeypatch.setattr(Layout, "is_own", lambda *_: False)
     monkeypatch.setattr(Layout, "own_snapshots", lambda _: [Path("/pool/.migrator/web/0badc0de.1")])
-    monkeypatch.setattr(identity, "has_its_disk", lambda _: False)
+    monkeypatch.setattr(origins, "has_its_disk", lambda _: False)
     monkeypatch.setattr(left_running, "_is_in", lambda folders, pid: folders == [layout_of(restoring).rootfs])
     with pytest.raises(CopyNotEnded, match=str(guest.pid)):
         settling.settle(restoring)
     assert guest.poll() is None and restoring.state is State.RESTORING
-    assert let_run.was(let_run.mark(layout_of(restoring).spool))
+    assert ran_mark.was(ran_mark.mark(layout_of(restoring).spool))
 
 
 def test_what_hangs_in_criu_is_ended(restoring: Migration, acts: list[str], guest: subprocess.Popen[bytes],
                                      monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(criu, "left_after", lambda limit, folders: [99])
+    monkeypatch.setattr(criu_dump, "left_after", lambda limit, folders: [99])
     settling.settle(restoring)
     assert guest.poll() is not None and fence(restoring) == ID
 
@@ -234,6 +225,6 @@ def test_its_disk_is_known_by_itself_where_its_snapshots_were_deleted(restoring:
     monkeypatch.setattr(btrfs, "is_subvolume", lambda _: True)
     monkeypatch.setattr(btrfs, "info", lambda path: btrfs.Subvolume(path, "itself", "", False, 1, "deleted"))
     monkeypatch.setattr(subvolume_uuids, "ancestors", lambda _: iter(["deleted"]))
-    assert not identity.has_its_disk(restoring)
+    assert not origins.has_its_disk(restoring)
     restoring.note("on record", rootfs_uuid="itself")
-    assert identity.has_its_disk(restoring)
+    assert origins.has_its_disk(restoring)

@@ -11,7 +11,8 @@ from collections.abc import Callable
 
 import pytest
 
-from migrator import clock, container_config, lxc, lxc_disk
+from migrator.base import boot_clock
+from migrator.config import container_config
 from migrator.errors import (
     ConsentNeeded,
     ContainerExists,
@@ -20,11 +21,14 @@ from migrator.errors import (
     ForceRefused,
     SourceStillFrozen,
 )
-from migrator.grant import Grant
-from migrator.journal import Migration
-from migrator.service import Service
-from migrator.states import Event, State
-from stages import consented, force, import_data, restore_dump, restore_over
+from migrator.host import lxc
+from migrator.record import lxc_disk
+from migrator.record.grant import Grant
+from migrator.record.journal import Migration
+from migrator.record.states import Event, State
+from migrator.remote.answering import Service
+from stages import import_data, restore_dump
+from stages.steps import consented, force, restore_over
 from tests.stages.test_allowed import HOOK, ID, Here, here, peer  # noqa: F401 -- a fixture
 from tests.stages.test_withdrawn import (  # noqa: F401 -- fixtures
     CALLERS,
@@ -37,7 +41,7 @@ from tests.stages.test_withdrawn import (  # noqa: F401 -- fixtures
     key,
     peers,
 )
-from tunnel.peers import Peers
+from tunnel.identity.peers import Peers
 
 
 def of_before(migration: Migration) -> Migration:
@@ -97,9 +101,10 @@ def taken_here(here: Here, granted: Grant, over: bool) -> None:
     if over:
         fields = {"id": ID, "limit": 1.0}
         with contextlib.ExitStack() as stack:
-            restore_over.restore_for_source(Service(here.journal, stack, granted), fields, lambda: clock.now() + 100)
+            restore_over.restore_for_source(Service(here.journal, stack, granted), fields,
+                                            lambda: boot_clock.now() + 100)
     else:
-        restore_dump.carry_out(arriving(here), 1.0, clock.now() + 100)
+        restore_dump.carry_out(arriving(here), 1.0, boot_clock.now() + 100)
 
 
 @pytest.mark.parametrize(("caller", "over"), [

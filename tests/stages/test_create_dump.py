@@ -13,17 +13,20 @@ from typing import Any
 
 import pytest
 
-from migrator import advice, cli, holder, lxc, standing
+from migrator import cli
+from migrator.copies import standing
 from migrator.errors import ConnectionLost, HostUnreachable, Interrupted, SourceStateUnknown
-from migrator.journal import Journal, Migration
-from migrator.layout import locked
-from migrator.states import Event, Owner, State
+from migrator.host import lxc
+from migrator.record import container_lock, next_commands
+from migrator.record.journal import Journal, Migration
+from migrator.record.migration_paths import locked
+from migrator.record.states import Event, Owner, State
 from stages import create_dump
 from tests.stages.snapshots import There, recorded, refuses
 from tests.stages.test_given_back import handlers, press  # noqa: F401 -- a fixture
 from tests.stages.test_handover import Plain, migration, thawed  # noqa: F401 -- fixtures
 from tests.stages.test_heal import dumping, journal, offered  # noqa: F401 -- a fixture
-from tunnel.errors import PeerAbsent
+from tunnel.tunnel_errors import PeerAbsent
 
 LOST = ConnectionLost(destination="hostb", reason="cut")
 
@@ -73,7 +76,7 @@ def test_what_was_handed_over_is_said_in_spite_of_ctrl_c(migration: Migration, t
     assert typed().text == "frozen, and belongs to hostb"
     assert recorded(migration).state is State.DUMPED and recorded(migration).owner is Owner.DESTINATION
     with pytest.raises(Interrupted):
-        holder.check_interrupted()
+        container_lock.check_interrupted()
 
 
 def test_nor_does_ctrl_c_take_the_place_of_an_outcome(journal: Journal, typed: Callable[[], cli.Result],
@@ -92,7 +95,7 @@ def test_offered_and_nobody_to_be_asked_it_says_that_it_is_frozen(
         journal: Journal, typed: Callable[[], cli.Result], monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     """As `status` names it; 42 would say that the container is where it was."""
     migration = offered(journal)
-    assert advice.next_command(migration) == "migrator create-dump web -d root@hostb"
+    assert next_commands.next_command(migration) == "migrator create-dump web -d root@hostb"
     monkeypatch.setattr(create_dump, "connected", refuses(error))
     with pytest.raises(SourceStateUnknown, match="hostb may run the container web is not known; it is kept frozen"):
         typed()

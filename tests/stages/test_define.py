@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from migrator import config_reader, consent, container_config, identity, include_copies, removal
+from migrator.base import removal
+from migrator.config import config_reader, consent, container_config, include_copies, lxc_settings
+from migrator.copies import origins
 from migrator.errors import ConfigInvalid, ConsentNeeded
-from migrator.journal import Journal, Migration
-from migrator.layout import Layout
-from migrator.preflight import config_facts
-from migrator.service import keep_config
-from migrator.states import Event, Role
+from migrator.record.journal import Journal, Migration
+from migrator.record.migration_paths import Layout
+from migrator.record.states import Event, Role
+from migrator.remote.answering import keep_config
 from stages import finish, import_data
 
 ID = "0badc0de"
@@ -23,21 +24,21 @@ ID = "0badc0de"
 @pytest.fixture
 def arriving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Migration]:
     """A migration to this host of a container that lies at /far/web on its own."""
-    monkeypatch.setattr(identity, "_lives", lambda _: False)  # LXC is not asked: no copy here is at work
+    monkeypatch.setattr(origins, "_lives", lambda _: False)  # LXC is not asked: no copy here is at work
     (tmp_path / "pool").mkdir()
     with Journal(tmp_path / "journal.db") as journal:
         yield journal.create(id=ID, role=Role.DESTINATION, name="web", lxcpath=tmp_path / "pool", peer="hosta",
                              event=Event.RECEIVE, other_name="web", source_lxcpath=str(tmp_path / "far"), mapped_root=0)
 
 
-def define(migration: Migration, text: str, includes: dict[str, str]) -> config_facts.Config:
+def define(migration: Migration, text: str, includes: dict[str, str]) -> lxc_settings.Config:
     """The container's configuration after this text and these files have come; it must be one that LXC accepts."""
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     layout.make_folder()
     layout.spool.mkdir(exist_ok=True)
     keep_config(layout, {"config": text, "includes": includes, "bridges": {}})
     import_data.define(migration, layout)
-    found = config_facts.read(layout.container / "config")
+    found = lxc_settings.read(layout.container / "config")
     assert not found.faults
     return found
 
@@ -78,7 +79,7 @@ def test_an_earlier_stay_keeps_its_copies(arriving: Migration) -> None:
     assert define(arriving, "lxc.include = /nowhere/x.conf\n", {"/nowhere/x.conf": "lxc.tty.max = 2\n"}).ttys == 2
     assert copies(arriving) == ["00000001/00-x.conf", f"{ID}/00-x.conf"]
     import_data.give_back_old(layout)
-    assert config_facts.read(layout.container / "config").ttys == 7
+    assert lxc_settings.read(layout.container / "config").ttys == 7
     assert copies(arriving) == ["00000001/00-x.conf"]
 
     define(arriving, "lxc.include = /nowhere/x.conf\n", {"/nowhere/x.conf": "lxc.tty.max = 2\n"})

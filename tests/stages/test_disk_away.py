@@ -15,27 +15,19 @@ from typing import Any
 
 import pytest
 
-from migrator import aftermath, bases, btrfs, cli, container_config, criu, layout, let_run, lxc, lxc_disk, restore
-from migrator.btrfs import Subvolume
+from migrator import cli
+from migrator.config import container_config
+from migrator.copies import after_crash, bases
+from migrator.criu import criu_dump, ran_mark, restore
 from migrator.errors import DiskAway, GoneThere
-from migrator.journal import Journal
-from migrator.layout import Layout
-from migrator.states import Event, Role, State
-from stages import (
-    abandon,
-    ask_source,
-    finish,
-    force,
-    heal,
-    import_data,
-    prepare_data,
-    restore_dump,
-    restore_over,
-    rollback,
-    settling,
-    stopped_here,
-    take,
-)
+from migrator.host import btrfs, lxc
+from migrator.host.btrfs import Subvolume
+from migrator.record import lxc_disk, migration_paths
+from migrator.record.journal import Journal
+from migrator.record.migration_paths import Layout
+from migrator.record.states import Event, Role, State
+from stages import finish, import_data, prepare_data, restore_dump, rollback
+from stages.steps import abandon, ask_source, force, heal, restore_over, settling, stopped_here, take
 
 ID = "0badc0de"
 BOOT = argparse.Namespace(max_downtime=None)
@@ -45,8 +37,8 @@ OWN = (Event.RECEIVED, Event.IMPORT, Event.IMPORTED, Event.RECEIVE_DUMP, Event.D
 @pytest.fixture(autouse=True)
 def host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Nothing runs, and the source cannot be asked; a subvolume is a folder with the file `uuid`."""
-    monkeypatch.setattr(layout, "RUNTIME", tmp_path / "run")
-    monkeypatch.setattr(criu, "processes", lambda _: [])
+    monkeypatch.setattr(migration_paths, "RUNTIME", tmp_path / "run")
+    monkeypatch.setattr(criu_dump, "processes", lambda _: [])
     monkeypatch.setattr(restore, "clear", lambda _: None)
     monkeypatch.setattr(btrfs, "sync", lambda _: None)
     monkeypatch.setattr(btrfs, "is_subvolume", lambda path: (path / "uuid").is_file())
@@ -132,14 +124,14 @@ def test_what_a_killed_restore_has_left_is_not_settled(make: Callable[..., There
     """The mark that it has run may be on that disk."""
     there = make(Event.RESTORE)
     if marked:
-        let_run.record(str(let_run.mark(there.layout.spool)))
+        ran_mark.record(str(ran_mark.mark(there.layout.spool)))
     there.umount()
     with pytest.raises(DiskAway, match=str(there.pool)):
         (ASKED | {"restore": restore_asked})[asked](there)
     assert there.migration.state is State.RESTORING
-    assert str(there.pool) in aftermath.note(there.migration)
+    assert str(there.pool) in after_crash.note(there.migration)
     there.mount()
-    assert let_run.was(let_run.mark(there.layout.spool)) is marked
+    assert ran_mark.was(ran_mark.mark(there.layout.spool)) is marked
     assert there.layout.rootfs.is_dir()
 
 
@@ -235,7 +227,7 @@ def test_what_has_arrived_is_not_given_up_for_it(make: Callable[..., There], mon
         with pytest.raises(DiskAway):
             asked(there)
     assert there.migration.state is State.OWNED
-    assert str(there.pool) in aftermath.note(there.migration)
+    assert str(there.pool) in after_crash.note(there.migration)
     for _ in range(2):
         assert abandon.abandon(there.service, {"id": ID})["state"] == "abandoning"
     there.mount()
@@ -354,7 +346,7 @@ def test_a_fence_that_may_be_on_the_disk_is_to_be_seen(make: Callable[..., There
     there = make()
     (there.layout.container / "config").unlink()
     there.migration.detail |= {recorded: "of then"} if recorded else {}
-    monkeypatch.setattr(aftermath, "memory_is_here", lambda _: False)
+    monkeypatch.setattr(after_crash, "memory_is_here", lambda _: False)
     asked: list[str] = []
     monkeypatch.setattr(bases, "require_seen", lambda migration: asked.append(migration.id))
     rollback._require_fence_seen(there.migration)

@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from migrator import btrfs, container_config, identity, lxc
-from migrator.btrfs import Subvolume
+from migrator.config import container_config
+from migrator.copies import origins
 from migrator.errors import ContainerExists
-from migrator.journal import Migration
-from migrator.layout import Layout
-from stages import earlier_stay, import_data
+from migrator.host import btrfs, lxc
+from migrator.host.btrfs import Subvolume
+from migrator.record.journal import Migration
+from migrator.record.migration_paths import Layout
+from stages import import_data
+from stages.steps import earlier_stay
 from tests.stages.test_define import ID, arriving, define
 
 __all__ = ["arriving"]
@@ -29,7 +32,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(btrfs, "nested", lambda _: [])
     monkeypatch.setattr(btrfs, "delete", lambda path: shutil.rmtree(path, ignore_errors=True))
     monkeypatch.setattr(lxc, "payload_processes", lambda _: [])
-    monkeypatch.setattr(identity, "is_superseded", lambda *_: True)
+    monkeypatch.setattr(origins, "is_superseded", lambda *_: True)
 
 
 def subvolume(path: Path) -> Path:
@@ -50,13 +53,13 @@ def copy(migration: Migration, *, elsewhere: bool) -> Layout:
 @pytest.mark.parametrize("elsewhere", [True, False])
 def test_it_is_refused_before_anything_is_sent(arriving: Migration, elsewhere: bool) -> None:
     here = copy(arriving, elsewhere=elsewhere)
-    identity.refuse_foreign(arriving.journal, here, "", renamed=False)
+    origins.refuse_foreign(arriving.journal, here, "", renamed=False)
     subvolume(here.rootfs)
     if not elsewhere:
-        identity.refuse_foreign(arriving.journal, here, "", renamed=False)
+        origins.refuse_foreign(arriving.journal, here, "", renamed=False)
         return
     with pytest.raises(ContainerExists):
-        identity.refuse_foreign(arriving.journal, here, "", renamed=False)
+        origins.refuse_foreign(arriving.journal, here, "", renamed=False)
     assert btrfs.is_subvolume(here.rootfs)
 
 

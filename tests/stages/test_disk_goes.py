@@ -11,18 +11,23 @@ from typing import Any
 
 import pytest
 
-from migrator import aftermath, btrfs, container_config, identity, let_run, lxc, lxc_disk
+from migrator.config import container_config
+from migrator.copies import after_crash, origins
+from migrator.criu import ran_mark
 from migrator.errors import DiskAway
-from migrator.layout import Layout
-from migrator.states import Event, State
-from stages import abandon, finish, left_running, settling, take
+from migrator.host import btrfs, lxc
+from migrator.record import lxc_disk
+from migrator.record.migration_paths import Layout
+from migrator.record.states import Event, State
+from stages import finish
+from stages.steps import abandon, left_running, settling, take
 from tests import btrfs_roots
 from tests.stages.test_disk_away import ID, There, host, make  # noqa: F401 -- fixtures
 
-SETTLING = [(lxc_disk, "is_removed", True), (settling, "_is_ours", True), (let_run, "was", True),
-            (Layout, "is_own", True), (settling, "_is_ours", False), (let_run, "was", False),
+SETTLING = [(lxc_disk, "is_removed", True), (settling, "_is_ours", True), (ran_mark, "was", True),
+            (Layout, "is_own", True), (settling, "_is_ours", False), (ran_mark, "was", False),
             (settling, "clear", False), (settling, "give_back_rootfs", False)]
-AT_THE_END = [(lxc_disk, "is_removed"), (Layout, "own_snapshots"), (identity, "has_its_disk"), (settling, "lives_on")]
+AT_THE_END = [(lxc_disk, "is_removed"), (Layout, "own_snapshots"), (origins, "has_its_disk"), (settling, "lives_on")]
 
 
 def goes_before(monkeypatch: pytest.MonkeyPatch, there: There, place: Any, look: str) -> None:
@@ -43,14 +48,14 @@ def test_it_may_go_between_two_looks_at_what_a_restore_has_left(
         make: Callable[..., There], monkeypatch: pytest.MonkeyPatch, place: Any, look: str, marked: bool) -> None:
     there = make(Event.RESTORE)
     if marked:
-        let_run.record(str(let_run.mark(there.layout.spool)))
+        ran_mark.record(str(ran_mark.mark(there.layout.spool)))
     goes_before(monkeypatch, there, place, look)
     with pytest.raises(DiskAway):
         settling.settle(there.migration)
     assert there.migration.state is State.RESTORING
     monkeypatch.undo()
     there.mount()
-    assert there.layout.rootfs.is_dir() and let_run.was(let_run.mark(there.layout.spool)) is marked
+    assert there.layout.rootfs.is_dir() and ran_mark.was(ran_mark.mark(there.layout.spool)) is marked
 
 
 @pytest.mark.parametrize(("place", "look"), AT_THE_END, ids=[look for _, look in AT_THE_END])
@@ -71,8 +76,8 @@ def test_or_at_what_has_run(make: Callable[..., There], monkeypatch: pytest.Monk
 def test_or_at_the_mark_that_it_has_stopped(make: Callable[..., There], monkeypatch: pytest.MonkeyPatch) -> None:
     """So it is not said to run, and the source's memory is not ended for that."""
     there = make(Event.RESTORE, Event.RESTORED)
-    let_run.record(str(let_run.mark(there.layout.spool)))
-    goes_before(monkeypatch, there, let_run, "was")
+    ran_mark.record(str(ran_mark.mark(there.layout.spool)))
+    goes_before(monkeypatch, there, ran_mark, "was")
     with pytest.raises(DiskAway):
         finish.running(there.service, {"id": ID})
 
@@ -80,7 +85,7 @@ def test_or_at_the_mark_that_it_has_stopped(make: Callable[..., There], monkeypa
 def test_or_at_what_was_defined(make: Callable[..., There], monkeypatch: pytest.MonkeyPatch) -> None:
     there = make()
     there.migration.state = State.IMPORTED
-    goes_before(monkeypatch, there, identity, "whose")
+    goes_before(monkeypatch, there, origins, "whose")
     with pytest.raises(DiskAway):
         take.dump_begin(there.service, {"id": ID, "attempt": 2})
     assert there.migration.state is State.IMPORTED
@@ -88,12 +93,12 @@ def test_or_at_what_was_defined(make: Callable[..., There], monkeypatch: pytest.
 
 def test_or_at_its_images(make: Callable[..., There], monkeypatch: pytest.MonkeyPatch) -> None:
     there = make()
-    goes_before(monkeypatch, there, identity, "whose")
-    assert aftermath.can_be_restored(there.migration)
+    goes_before(monkeypatch, there, origins, "whose")
+    assert after_crash.can_be_restored(there.migration)
     assert there.disk.exists()
 
 
-@pytest.mark.parametrize("look", [(aftermath, "images_are_here"), (lxc_disk, "_opened"), (identity, "whose")],
+@pytest.mark.parametrize("look", [(after_crash, "images_are_here"), (lxc_disk, "_opened"), (origins, "whose")],
                          ids=lambda look: look[1])
 def test_or_come_between_two_of_them(make: Callable[..., There], monkeypatch: pytest.MonkeyPatch,
                                      look: tuple[Any, str]) -> None:
@@ -109,7 +114,7 @@ def test_or_come_between_two_of_them(make: Callable[..., There], monkeypatch: py
         return found
 
     monkeypatch.setattr(*look, comes_behind)
-    assert aftermath.can_be_restored(there.migration)
+    assert after_crash.can_be_restored(there.migration)
 
 
 def test_or_before_its_end_is_recorded(make: Callable[..., There], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from migrator import bases
 from migrator.cli import Result
+from migrator.copies import bases
 from migrator.errors import OutOfOrder
-from migrator.journal import Journal
-from migrator.states import Role, State
+from migrator.record.journal import Journal
+from migrator.record.states import Role, State
 from stages import check, create_dump, finish
 from tests.stages.test_heal import dumping, journal, offered  # noqa: F401 -- a fixture
 

@@ -21,12 +21,18 @@ from typing import Any, cast
 
 import pytest
 
-from migrator import btrfs, clock, holder, layout, lxc, network, spool, terminals, thawing
+from migrator.base import boot_clock
+from migrator.copies import thawing
+from migrator.criu import terminals
 from migrator.errors import ContainerChanged, Interrupted, MigratorError, SourceRunsAgain
-from migrator.journal import Journal, Migration
-from migrator.protocol import Connection
-from migrator.states import Event, State
-from stages import check, dump, offer
+from migrator.host import btrfs, lxc, network
+from migrator.record import container_lock, migration_paths
+from migrator.record.journal import Journal, Migration
+from migrator.record.states import Event, State
+from migrator.transfer import spool
+from migrator.transfer.rpc import Connection
+from stages import check
+from stages.steps import dump, offer
 from tests.stages.test_heal import dumping, journal  # noqa: F401 -- a fixture
 from tests.stages.test_offer import There
 from tests.stages.test_remains import Monitorless, cgroup, init  # noqa: F401 -- fixtures
@@ -84,7 +90,7 @@ def guest(migration: Migration, cgroup: Path, init: subprocess.Popen[bytes], mon
     monkeypatch.setattr(btrfs, "delete", lambda _: None)
     monkeypatch.setattr(network, "ports", lambda _: [])
     monkeypatch.setattr(terminals, "found", lambda _: [])
-    monkeypatch.setattr(layout, "make_images", lambda *_: None)
+    monkeypatch.setattr(migration_paths, "make_images", lambda *_: None)
     monkeypatch.setattr(spool, "check_space", lambda *_, **__: None)
     monkeypatch.setattr(dump, "Watchdog", Watchdog)
     monkeypatch.setattr(dump.Dump, "_dump_and_send", lambda *_: pytest.fail("it was dumped"))
@@ -153,8 +159,8 @@ def test_one_that_has_not_is_frozen(migration: Migration, guest: Guest, monkeypa
     monkeypatch.setattr(offer, "thaw_source", lambda _: True)
     with pytest.raises(SourceRunsAgain, match="it was dumped"):
         made.run()
-    assert migration.detail["init"] == [guest.pid, holder.start_time(guest.pid)]
-    assert migration.detail["boot"] == clock.BOOT_ID.read_text().strip()
+    assert migration.detail["init"] == [guest.pid, container_lock.start_time(guest.pid)]
+    assert migration.detail["boot"] == boot_clock.BOOT_ID.read_text().strip()
 
 
 @pytest.mark.parametrize("where", ["inner", "system.slice/redis.service"])

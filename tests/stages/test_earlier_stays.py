@@ -12,15 +12,18 @@ from types import SimpleNamespace
 
 import pytest
 
-from migrator import btrfs, container_config, identity, include_copies, lxc, network
-from migrator.btrfs import Subvolume
+from migrator.config import container_config, include_copies
+from migrator.copies import origins
+from migrator.copies.origins import Whose
 from migrator.errors import ContainerExists
-from migrator.identity import Whose
-from migrator.journal import Journal, Migration
-from migrator.layout import Layout
-from migrator.states import Event, Role, State
-from stages import cleanup, finish, settling
-from stages.cleaner import Cleaner
+from migrator.host import btrfs, lxc, network
+from migrator.host.btrfs import Subvolume
+from migrator.record.journal import Journal, Migration
+from migrator.record.migration_paths import Layout
+from migrator.record.states import Event, Role, State
+from stages import cleanup, finish
+from stages.steps import settling
+from stages.steps.cleaner import Cleaner
 
 ID, LATER = "0badc0de", "00000002"
 CONFIG = "lxc.uts.name = web\n"
@@ -103,7 +106,7 @@ def test_what_a_clone_held_up_goes_with_the_next_cleanup(journal: Journal, tmp_p
     clone.parent.mkdir()
     clone.write_text(f"lxc.include = {here.container / include_copies.FOLDER / LATER}/00-x.conf\n")
     assert clean(journal, tmp_path) == [str(here.rootfs)] and clean(journal, tmp_path) == []
-    assert identity.whose(Layout(tmp_path, "web", LATER)) is Whose.COPY
+    assert origins.whose(Layout(tmp_path, "web", LATER)) is Whose.COPY
     clone.unlink()
     assert clean(journal, tmp_path) == [str(here.container)] and not here.container.exists()
 
@@ -181,9 +184,9 @@ def test_what_is_at_work_stays(journal: Journal, tmp_path: Path, state: SimpleNa
     clean(journal, tmp_path)
     assert (here.rootfs / "written").exists()
     with pytest.raises(ContainerExists):
-        identity.refuse_foreign(journal, Layout(tmp_path, "web", LATER), ID, renamed=False)
+        origins.refuse_foreign(journal, Layout(tmp_path, "web", LATER), ID, renamed=False)
     state.state, state.lives = "STOPPED", False
-    identity.refuse_foreign(journal, Layout(tmp_path, "web", LATER), ID, renamed=False)
+    origins.refuse_foreign(journal, Layout(tmp_path, "web", LATER), ID, renamed=False)
 
 
 @pytest.mark.usefixtures("state")
@@ -197,7 +200,7 @@ def test_what_is_not_migrators_is_told(journal: Journal, tmp_path: Path) -> None
         cleanup.clean_container(cleaner, journal, "web", tmp_path, keep_copy=False)
         assert cleaner.removed == [str(here.rootfs)] and cleaner.left == [str(here.container / "data")]
     assert (here.container / "data" / "live").exists()
-    assert identity.whose(Layout(tmp_path, "web", LATER)) is Whose.COPY, "so the container may come back"
+    assert origins.whose(Layout(tmp_path, "web", LATER)) is Whose.COPY, "so the container may come back"
 
 
 # --- finish, on the destination -------------------------------------------------------------------------------
@@ -252,7 +255,7 @@ def test_what_has_given_way_keeps_its_fence(journal: Journal, tmp_path: Path) ->
     came.move(Event.FINISHED, given_way=True)
     stands(tmp_path)
     finish.end_here(came)
-    assert identity.whose(Layout(tmp_path, "web", ID)) is Whose.OURS
+    assert origins.whose(Layout(tmp_path, "web", ID)) is Whose.OURS
 
 
 # --- what stood in the place of what has arrived --------------------------------------------------------------

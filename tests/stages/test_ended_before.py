@@ -11,11 +11,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from migrator import aftermath, btrfs, container_config, lxc, lxc_disk
+from migrator.config import container_config
+from migrator.copies import after_crash
 from migrator.errors import DiskAway, OutOfOrder
-from migrator.journal import Journal, Migration
-from migrator.states import Event, Role, State
-from stages import ask_source, finish, force, heal
+from migrator.host import btrfs, lxc
+from migrator.record import lxc_disk
+from migrator.record.journal import Journal, Migration
+from migrator.record.states import Event, Role, State
+from stages import finish
+from stages.steps import ask_source, force, heal
 from tests.stages.test_disk_away import ID, OWN, There, host, make
 
 __all__ = ["host", "make"]
@@ -64,7 +68,7 @@ def test_what_the_source_has_finished_ends_here_too(older: Migration, asked: lis
         shutil.rmtree(older.lxcpath / ".migrator")
     elif since == "moved on":
         container_config.fence(folder, "lxc.uts.name = web\n", "feedface", "it has moved on")
-    assert "This asks hosta: migrator resume web" in aftermath.note(older)
+    assert "This asks hosta: migrator resume web" in after_crash.note(older)
     before = (folder / "config").read_text() if folder.is_dir() else None
     done = heal._on_destination(BOOT, older)
     assert older.state is State.FINISHED and not older.detail.get("given_way") and "hosta has finished" in done.text
@@ -99,7 +103,7 @@ def test_nor_on_another_disk(older: Migration, asked: list[State | None], monkey
         older.note("disk", disk=None)
     with pytest.raises(DiskAway):
         heal._on_destination(BOOT, older)
-    assert "is not to be seen there" in aftermath.note(older)
+    assert "is not to be seen there" in after_crash.note(older)
 
 
 def test_who_would_force_its_end_is_told_to_resume(older: Migration) -> None:

@@ -14,13 +14,16 @@ from typing import cast
 
 import pytest
 
-from migrator import container_config, criu, identity, let_run, lxc
+from migrator.config import container_config
+from migrator.copies import origins
+from migrator.copies.origins import Whose
+from migrator.criu import criu_dump, ran_mark
 from migrator.errors import CopyNotEnded
-from migrator.identity import Whose
-from migrator.journal import Migration
-from migrator.layout import Layout
-from migrator.states import State
-from stages import abandon, left_running, settling
+from migrator.host import lxc
+from migrator.record.journal import Migration
+from migrator.record.migration_paths import Layout
+from migrator.record.states import State
+from stages.steps import abandon, left_running, settling
 from tests.stages.test_left_by_a_restore import Container, acts, container, fence, layout_of
 from tests.stages.test_settling import ID, restoring
 
@@ -59,7 +62,7 @@ def test_only_what_belongs_to_it_is_ended(restoring: Migration, container: Conta
     monkeypatch.setattr(Layout, "is_own_rootfs", lambda _: False)
     (child,) = (int(each) for each in Path(f"/proc/{leader.pid}/task/{leader.pid}/children").read_text().split())
     layout = layout_of(restoring)
-    monkeypatch.setattr(criu, "processes", lambda folders: [leader.pid] if folders == layout.dumped_into() else [])
+    monkeypatch.setattr(criu_dump, "processes", lambda folders: [leader.pid] if folders == layout.dumped_into() else [])
     live_in(monkeypatch, own=[half_restored] if own else [], others=[stranger] if own else [half_restored, stranger])
     monkeypatch.setattr(Layout, "own_snapshots", lambda here: [here.snapshot(1)])
     monkeypatch.setattr(lxc, "processes", lambda cgroup: [half_restored.pid] if cgroup == container.folder else [])
@@ -104,7 +107,7 @@ def test_nothing_is_recorded_as_long_as_it_lives_in_a_root_file_system_that_was_
     else:
         container_config.unfence(layout_of(restoring).container, ID)
     with monkeypatch.context() as uninterruptible, pytest.raises(CopyNotEnded) as error:
-        uninterruptible.setattr("stages.left_running.os.kill", lambda *args: killed.append(args))
+        uninterruptible.setattr("stages.steps.left_running.os.kill", lambda *args: killed.append(args))
         abandon._abandon(restoring, [])
     assert f"migration {ID}: {processes[1].pid}." in str(error.value) and "migrator resume web" in error.value.hint
     assert set(killed) == {(processes[1].pid, signal.SIGKILL)}
@@ -128,7 +131,7 @@ def test_who_leads_no_group_is_ended_alone(restoring: Migration, container: Cont
                                            processes: list[subprocess.Popen[bytes]],
                                            monkeypatch: pytest.MonkeyPatch) -> None:
     _, member, other = processes
-    monkeypatch.setattr(criu, "processes", lambda _: [member.pid])
+    monkeypatch.setattr(criu_dump, "processes", lambda _: [member.pid])
     settling.end(restoring, cast("lxc.Container", container), layout_of(restoring))
     assert member.wait(60) == -signal.SIGKILL and other.poll() is None
 
@@ -137,7 +140,7 @@ def test_one_that_has_ended_meanwhile_is_ended(restoring: Migration, container: 
                                                monkeypatch: pytest.MonkeyPatch) -> None:
     gone = subprocess.Popen(["true"])
     gone.wait()
-    monkeypatch.setattr(criu, "processes", lambda _: [gone.pid])
+    monkeypatch.setattr(criu_dump, "processes", lambda _: [gone.pid])
     monkeypatch.setattr(Layout, "is_own_rootfs", lambda _: True)
     monkeypatch.setattr(Layout, "is_own", lambda *_: True)
     looks = [[gone.pid]]
@@ -152,8 +155,8 @@ def test_another_container_in_its_place_is_left_alone(restoring: Migration, cont
                                                       monkeypatch: pytest.MonkeyPatch) -> None:
     """CRIU, which is known by the images folder, is ended all the same."""
     leader, stranger, _ = processes
-    monkeypatch.setattr(identity, "whose", lambda *_: Whose.FOREIGN)
-    monkeypatch.setattr(criu, "processes", lambda _: [leader.pid])
+    monkeypatch.setattr(origins, "whose", lambda *_: Whose.FOREIGN)
+    monkeypatch.setattr(criu_dump, "processes", lambda _: [leader.pid])
     live_in(monkeypatch, own=[], others=[stranger])
     container.states = ["RUNNING"]
     container.folder.mkdir()
@@ -166,11 +169,11 @@ def test_another_container_in_its_place_is_left_alone(restoring: Migration, cont
 def test_without_memory_its_start_is_ended(restoring: Migration, container: Container, acts: list[str],
                                            memory: bool) -> None:
     restoring.note("memory", memory=memory)
-    let_run.record(str(let_run.mark(layout_of(restoring).spool)))
+    ran_mark.record(str(ran_mark.mark(layout_of(restoring).spool)))
     settling.clear(restoring)
     assert acts == [*([] if memory else [f"start ended {ID}"]), "cgroups dropped web guests", "restore cleared",
                     "deleted"]
-    assert not let_run.was(let_run.mark(layout_of(restoring).spool))
+    assert not ran_mark.was(ran_mark.mark(layout_of(restoring).spool))
 
 
 def test_what_ends_while_it_is_looked_at_does_not_live_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,5 +217,5 @@ def test_where_nothing_tells_whose_it_is_nothing_is_concluded(
     monkeypatch.setattr(Layout, "is_own_rootfs", lambda _: own)
     monkeypatch.setattr(left_running, "live_in", lambda *_: [4711])
     if let:
-        let_run.record(str(let_run.mark(layout_of(restoring).spool)))
+        ran_mark.record(str(ran_mark.mark(layout_of(restoring).spool)))
     assert settling._live_untold(layout_of(restoring)) == ([] if told else [4711])

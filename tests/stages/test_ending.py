@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from migrator import ending, holder, identity, lxc, network, remains
+from migrator.copies import ending, origins, remains
 from migrator.errors import CopyNotEnded
-from migrator.journal import Journal
-from migrator.states import Event
+from migrator.host import lxc, network
+from migrator.record import container_lock
+from migrator.record.journal import Journal
+from migrator.record.states import Event
 from stages import finish
 from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
 from tests.stages.test_remains import Monitorless, cgroup, configured, frozen, init  # noqa: F401 -- fixtures
@@ -30,7 +32,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     for module in (ending, lxc):
         monkeypatch.setattr(module, "run", lambda argv, **_: programs.append([str(word) for word in argv]))
     monkeypatch.setattr(lxc, "STOP_LIMIT", 0.05)
-    monkeypatch.setattr(identity, "is_source", lambda _: False)
+    monkeypatch.setattr(origins, "is_source", lambda _: False)
     monkeypatch.setattr(network, "remove", lambda _: None)
     monkeypatch.setattr(network, "hear", lambda _: None)
     return programs
@@ -79,7 +81,7 @@ def test_finish_leaves_a_strangers_container_alone(journal: Journal, cgroup: Pat
 
 def test_one_that_was_started_since_with_the_same_id_is_another(journal: Journal, cgroup: Path, ran: list[list[str]],
                                                                 init: subprocess.Popen[bytes], known: Known) -> None:
-    began = holder.start_time(init.pid)
+    began = container_lock.start_time(init.pid)
     migration = frozen(journal, cgroup, init.pid, memory=False, init=[init.pid, began - 1])
     known("RUNNING", init.pid)
     assert not ending.stop(migration, lxc.Container("web", journal.path.parent), 600)
@@ -100,7 +102,7 @@ def test_what_an_older_version_has_recorded_by_its_id_alone(
         journal: Journal, cgroup: Path, init: subprocess.Popen[bytes], ran: list[list[str]],
         monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], disk: str | None, ends_it: bool) -> None:
     """After a reboot another container may have that cgroup, and its first process that id: then its disk must tell."""
-    monkeypatch.setattr(identity, "source_uuids", lambda _: {"its own"})
+    monkeypatch.setattr(origins, "source_uuids", lambda _: {"its own"})
     monkeypatch.setattr(remains, "_disk_of", lambda pid: disk if pid == init.pid else pytest.fail("another process"))
     migration = frozen(journal, cgroup, init.pid, Event.OFFER, Event.TAKEN, Event.FINISH, init=None, boot=None)
     ends(cgroup, monkeypatch)

@@ -13,14 +13,15 @@ from typing import Any
 
 import pytest
 
-from migrator import holder
 from migrator.cli import Result, parse
 from migrator.errors import ConnectionLost, InternalError, MigratorError, OutOfOrder, ProtocolError
-from migrator.grant import ROOT
-from migrator.journal import Journal, Migration
-from migrator.states import Event, Role, State
-from stages import ask_source, ask_state, heal, restore_dump, resume, settling
-from stages.ask_source import quickly
+from migrator.record import container_lock
+from migrator.record.grant import ROOT
+from migrator.record.journal import Journal, Migration
+from migrator.record.states import Event, Role, State
+from stages import restore_dump, resume
+from stages.steps import ask_source, ask_state, heal, settling
+from stages.steps.ask_source import quickly
 from tests.stages.test_heal import journal, owned  # noqa: F401 -- a fixture
 
 # ruff: noqa: F811 -- fixtures
@@ -180,7 +181,7 @@ def on_source(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[list[str]]
         monkeypatch.setattr(ask_source, "_said", lambda argv, *_: json.dumps(answer(argv)).encode())
         return ran
 
-    monkeypatch.setattr("migrator.ssh.connect", connect)
+    monkeypatch.setattr("migrator.remote.ssh.connect", connect)
     monkeypatch.setattr(ask_source, "ask", lambda *_: State.DUMPED)
     return answered
 
@@ -203,9 +204,9 @@ def test_a_source_goes_on_with_this_migration_alone(
             return Result({}, "")
 
         monkeypatch.setattr(heal, "DEFAULT_PATH", there.path)
-        monkeypatch.setattr(holder, "LOCKS", journal.path.parent / "lock")
+        monkeypatch.setattr(container_lock, "LOCKS", journal.path.parent / "lock")
         monkeypatch.setattr(heal, "_on_source", on_source_)
-        monkeypatch.setattr("migrator.lxc.default_lxcpath", lambda: usual)
+        monkeypatch.setattr("migrator.host.lxc.default_lxcpath", lambda: usual)
         monkeypatch.setattr("migrator.cli.require_root", lambda _: None)
 
         def answer(argv: list[str]) -> dict[str, Any]:
@@ -277,7 +278,7 @@ def test_only_the_end_of_it_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_who_goes_on_for_ever_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each look at the clock is a second later."""
     seconds = iter(range(1000))
-    monkeypatch.setattr("stages.ask_source.time.monotonic", lambda: float(next(seconds)))
+    monkeypatch.setattr("stages.steps.ask_source.time.monotonic", lambda: float(next(seconds)))
     stream = Said(endless=b".")
     with pytest.raises(ConnectionLost, match="within 5 seconds"):
         said(stream, 5.0)
@@ -308,7 +309,7 @@ def test_what_is_no_result(journal: Journal, monkeypatch: pytest.MonkeyPatch, te
         limits.append(limit)
         return text
 
-    monkeypatch.setattr("migrator.ssh.connect", connect)
+    monkeypatch.setattr("migrator.remote.ssh.connect", connect)
     monkeypatch.setattr(ask_source, "_said", _said)
     asking = argparse.Namespace(**vars(ask_source.quickly()) | vars(args))
     with pytest.raises(InternalError, match="answered"):

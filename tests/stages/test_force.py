@@ -9,7 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from migrator import advice, aftermath, cli, clock, healing, holder, leave
+from migrator import cli
+from migrator.base import boot_clock
+from migrator.copies import after_crash, leave, resume_rules
+from migrator.copies.leave import BY_HAND, LEAST
+from migrator.copies.resume_rules import must_ask
 from migrator.errors import (
     AlreadyRuns,
     Busy,
@@ -29,15 +33,15 @@ from migrator.errors import (
     SshRefused,
     TwoCopies,
 )
-from migrator.healing import must_ask
-from migrator.journal import Journal, Migration
-from migrator.layout import locked
-from migrator.leave import BY_HAND, LEAST
-from migrator.service import Service
-from migrator.states import Event, Owner, Role, State
-from stages import ask_source, cleanup, finish, force, rollback, settling, stopped_here
+from migrator.record import container_lock, next_commands
+from migrator.record.journal import Journal, Migration
+from migrator.record.migration_paths import locked
+from migrator.record.states import Event, Owner, Role, State
+from migrator.remote.answering import Service
+from stages import cleanup, finish, rollback
+from stages.steps import ask_source, force, settling, stopped_here
 from tests.stages.test_heal import journal, offered, owned  # noqa: F401 -- a fixture
-from tunnel.errors import DocumentedError, NoPath, PeerAbsent, PeerRefuses, PeerSilent, RendezvousUnavailable
+from tunnel.tunnel_errors import DocumentedError, NoPath, PeerAbsent, PeerRefuses, PeerSilent, RendezvousUnavailable
 
 # ruff: noqa: F811 -- fixtures
 
@@ -79,13 +83,13 @@ def nothing_real(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[li
     """There is no container here; what would be done to it."""
     done: list[str] = []
     monkeypatch.setattr(rollback, "thaw_source", lambda _: done.append("thawed"))
-    monkeypatch.setattr("migrator.identity.is_there", lambda _: True)
-    monkeypatch.setattr(aftermath, "where", lambda _: "It runs on here.")
+    monkeypatch.setattr("migrator.copies.origins.is_there", lambda _: True)
+    monkeypatch.setattr(after_crash, "where", lambda _: "It runs on here.")
     monkeypatch.setattr(settling, "stands_fenced", lambda _: False)
     monkeypatch.setattr(settling, "seems_fenced", lambda _: False)
     monkeypatch.setattr(stopped_here, "is_stopped", lambda _: False)
-    monkeypatch.setattr(holder, "_interrupted", [])
-    monkeypatch.setattr(holder, "LOCKS", tmp_path / "lock")
+    monkeypatch.setattr(container_lock, "_interrupted", [])
+    monkeypatch.setattr(container_lock, "LOCKS", tmp_path / "lock")
     yield done
 
 
@@ -93,7 +97,7 @@ def nothing_real(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[li
 def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """This host's clock, which goes on only where somebody sleeps."""
     found = [1000.0]
-    monkeypatch.setattr(clock, "now", lambda: found[0])
+    monkeypatch.setattr(boot_clock, "now", lambda: found[0])
 
     def sleep(seconds: float) -> None:
         found[0] += seconds
@@ -162,7 +166,7 @@ def test_ctrl_c_forces_nothing(journal: Journal, nothing_real: list[str], silent
     signal = Interrupted(signal="SIGINT", number=2)
 
     def tell() -> str:
-        holder.interrupted(signal)
+        container_lock.interrupted(signal)
         raise signal if silent is None else unreachable(silent=silent)
 
     with pytest.raises(Interrupted):
@@ -198,7 +202,7 @@ def test_when_it_must_ask(left: float | None, asks: bool) -> None:
     assert must_ask(left) is asks
 
 
-@pytest.mark.parametrize("source", sorted(healing.TAKEN_BACK))
+@pytest.mark.parametrize("source", sorted(resume_rules.TAKEN_BACK))
 @pytest.mark.parametrize("here", [State.DUMP_RECEIVED, State.OWNED])
 def test_a_source_that_takes_it_back_is_believed(journal: Journal, monkeypatch: pytest.MonkeyPatch, source: State,
                                                  here: State) -> None:
@@ -208,12 +212,12 @@ def test_a_source_that_takes_it_back_is_believed(journal: Journal, monkeypatch: 
     monkeypatch.setattr("time.time", lambda: 0.0)
     monkeypatch.setattr(ask_source, "_asked", lambda *_, **__: (source, 0.0))
     assert ask_source.leave_for(ask_source.quickly(), migration, 120.0) == 0.0
-    assert healing.on_destination(here, source, images=True) == "rollback"
+    assert resume_rules.on_destination(here, source, images=True) == "rollback"
 
 
 def test_as_long_as_its_word_holds_the_source_is_not_asked(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ask_source, "_asked", lambda *_, **__: pytest.fail("it is asked"))
-    now = clock.now()
+    now = boot_clock.now()
     migration = owned(journal, **leave.kept(now + BY_HAND, BY_HAND))
     end = ask_source.leave_for(ask_source.quickly(), migration, 3600.0, by_hand=True)
     assert end == pytest.approx(now + BY_HAND, abs=1.0), "and not for longer"
@@ -242,7 +246,7 @@ def test_without_its_word_nothing_is_let_run(journal: Journal, monkeypatch: pyte
     assert "resume web   (on hosta)" in refused.value.hint
     assert "migrator restore-dump web --force" in refused.value.hint
     if not isinstance(said, DocumentedError):
-        assert healing.on_destination(State.OWNED, None if said is State.DUMPED else said, images=True) == ""
+        assert resume_rules.on_destination(State.OWNED, None if said is State.DUMPED else said, images=True) == ""
 
 
 def test_ctrl_c_is_no_answer(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,7 +272,7 @@ def test_the_source_records_its_word_before_it_gives_it(journal: Journal) -> Non
     with locked("web", lxcpath=migration.lxcpath):
         with pytest.raises(Busy):
             ask()
-        migration.note("forcing", forcing=holder.this_process())
+        migration.note("forcing", forcing=container_lock.this_process())
         assert ask()["state"] is State.ROLLING_BACK
     migration.move(Event.ROLL_BACK)
     assert ask() == {"state": State.ROLLING_BACK, "owner": Owner.SOURCE, "leave": 0.0, "ticket": ""}
@@ -317,7 +321,7 @@ def test_ctrl_c_ends_the_wait(journal: Journal, nothing_real: list[str], now: li
     def tell() -> str:
         raise SILENT[0]
 
-    monkeypatch.setattr("time.sleep", lambda _: holder.interrupted(Interrupted(signal="SIGINT", number=2)))
+    monkeypatch.setattr("time.sleep", lambda _: container_lock.interrupted(Interrupted(signal="SIGINT", number=2)))
     with pytest.raises(Interrupted):
         force.roll_back(migration, migration.id, tell)
     assert migration.state is State.OFFERED and nothing_real == []
@@ -350,9 +354,9 @@ def test_let_run_without_a_source_that_is_lost(journal: Journal) -> None:
         assert refused.value.hint.endswith(f"migrator restore-dump web --force {migration.id}")
     assert force.let_run(migration, migration.id, ask)
     assert force.let_run(migration, migration.id, lambda: None), "it has lost its journal"
-    for state in healing.TAKEN_BACK:
+    for state in resume_rules.TAKEN_BACK:
         assert not force.let_run(migration, migration.id, lambda: state)  # noqa: B023  # called at once
-    for state in healing.LETS_RUN:
+    for state in resume_rules.LETS_RUN:
         with pytest.raises(OutOfOrder):
             force.let_run(migration, migration.id, lambda: state)  # noqa: B023  # called at once
 
@@ -458,7 +462,7 @@ def test_what_a_source_that_lives_has_left_to_do_is_said(journal: Journal, answe
     migration = restored(journal)
     with pytest.raises(OutOfOrder) as refused:
         force.finish_alone(migration, migration.id, lambda: answer)
-    assert refused.value.hint == f"Next: {advice.command(stage, migration)}"
+    assert refused.value.hint == f"Next: {next_commands.command(stage, migration)}"
 
 
 def test_the_machine_is_taken_for_off_on_somebodys_word_alone(journal: Journal) -> None:
@@ -469,7 +473,7 @@ def test_the_machine_is_taken_for_off_on_somebodys_word_alone(journal: Journal) 
 
     with pytest.raises(NotKnownThere) as refused:
         force.finish_alone(migration, migration.id, ask)
-    assert f"can be reached again: {advice.command('finish@source', migration)} -- where" in refused.value.hint
+    assert f"can be reached again: {next_commands.command('finish@source', migration)} -- where" in refused.value.hint
     assert migration.state is State.RESTORED
 
 

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import pytest
 
-from migrator import holder, leave, log
+from migrator.base import log
+from migrator.copies import leave
 from migrator.errors import AlreadyRuns, BackThere, ForceRefused, Interrupted, NotKnownThere, OutOfOrder, TwoCopies
-from migrator.journal import Journal
-from migrator.layout import locked
-from migrator.states import Event, Owner, Role, State
-from stages import force, settling
+from migrator.record import container_lock
+from migrator.record.journal import Journal
+from migrator.record.migration_paths import locked
+from migrator.record.states import Event, Owner, Role, State
+from stages.steps import force, settling
 from tests.stages.test_force import SILENT, nothing_real, now, restored  # noqa: F401 -- fixtures
 from tests.stages.test_heal import dumping, journal, offered, owned  # noqa: F401 -- a fixture
-from tunnel.errors import DocumentedError
+from tunnel.tunnel_errors import DocumentedError
 
 
 def test_before_the_offer_it_is_a_rollback_like_any_other(journal: Journal, nothing_real: list[str]) -> None:
@@ -125,7 +127,8 @@ def test_ctrl_c_while_a_host_is_given_up_forces_nothing(journal: Journal, nothin
     def tell() -> str:
         raise FORGOTTEN
 
-    monkeypatch.setattr(log, "warning", lambda *_, **__: holder.interrupted(Interrupted(signal="SIGINT", number=2)))
+    monkeypatch.setattr(log, "warning",
+                        lambda *_, **__: container_lock.interrupted(Interrupted(signal="SIGINT", number=2)))
     with pytest.raises(Interrupted):
         force.roll_back(migration, migration.id, tell, off=True)
     assert migration.state is State.OFFERED and nothing_real == []
@@ -136,7 +139,7 @@ def test_ctrl_c_ends_nothing_by_force(journal: Journal) -> None:
     migration = restored(journal)
 
     def ask() -> State | None:
-        holder.interrupted(Interrupted(signal="SIGINT", number=2))
+        container_lock.interrupted(Interrupted(signal="SIGINT", number=2))
         raise SILENT[0]
 
     with pytest.raises(Interrupted):
@@ -219,7 +222,7 @@ def test_ctrl_c_lets_nothing_run(journal: Journal, swallowed: bool) -> None:
     signal = Interrupted(signal="SIGINT", number=2)
 
     def ask() -> State | None:
-        holder.interrupted(signal)
+        container_lock.interrupted(signal)
         raise SILENT[0] if swallowed else signal
 
     with pytest.raises(Interrupted):
@@ -248,7 +251,7 @@ def test_it_is_under_way_while_that_process_has_the_lock(journal: Journal) -> No
     assert not force.is_under_way(migration)
     with locked("web", lxcpath=migration.lxcpath):
         assert not force.is_under_way(migration), "it does something else"
-        pid, started = holder.this_process()
+        pid, started = container_lock.this_process()
         for process in ([pid + 1, started], [pid, started + 1]):
             migration.note("forcing", forcing=process)
             assert not force.is_under_way(migration)
@@ -262,5 +265,5 @@ def test_it_is_under_way_while_that_process_has_the_lock(journal: Journal) -> No
 
 def test_it_is_not_when_that_process_has_ended(journal: Journal) -> None:
     migration = offered(journal)
-    migration.note("forcing", forcing=holder.this_process())
+    migration.note("forcing", forcing=container_lock.this_process())
     assert not force.is_under_way(migration)

@@ -9,12 +9,16 @@ from typing import Any
 
 import pytest
 
-from migrator import btrfs, cli, container_config, fences, holder, removal
-from migrator.journal import Journal
-from migrator.layout import Layout
-from migrator.states import Event, Role
+from migrator import cli
+from migrator.base import removal
+from migrator.config import container_config, fences
+from migrator.host import btrfs
+from migrator.record import container_lock
+from migrator.record.journal import Journal
+from migrator.record.migration_paths import Layout
+from migrator.record.states import Event, Role
 from stages import cleanup
-from stages.cleaner import Cleaner
+from stages.steps.cleaner import Cleaner
 from tests.stages.test_earlier_stays import (  # noqa: F401 -- fixtures
     ARRIVED,
     CONFIG,
@@ -34,7 +38,7 @@ OTHER = "00000003"
 @pytest.fixture
 def pool(journal: Journal, tmp_path: Path, state: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(cleanup, "DEFAULT_PATH", journal.path)
-    monkeypatch.setattr(holder, "LOCKS", tmp_path / "lock")
+    monkeypatch.setattr(container_lock, "LOCKS", tmp_path / "lock")
     monkeypatch.setattr(cli, "require_root", lambda _: None)
     monkeypatch.setattr(btrfs, "free_bytes", lambda _: 1)
     for asked in ("wait_deleted", "exclusive_bytes"):

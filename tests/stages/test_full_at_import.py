@@ -9,11 +9,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from migrator import bases, bounds, btrfs, incoming, spool
+from migrator.copies import bases
 from migrator.errors import DiskFull, ReceiveFailed
-from migrator.journal import Journal, Migration
-from migrator.layout import Layout
-from migrator.states import Event, Role, State
+from migrator.host import btrfs
+from migrator.record.journal import Journal, Migration
+from migrator.record.migration_paths import Layout
+from migrator.record.states import Event, Role, State
+from migrator.transfer import received_snapshot, room_bounds, spool
 from stages import import_data
 from tests.stages.test_restored_again import arrives
 
@@ -79,13 +81,13 @@ def test_others_have_some_left(migration: Migration, says: Callable[[str], None]
     """But for the last changes of a container that stands still, and waits for that."""
     says("")
     left: list[int] = []
-    monkeypatch.setattr(incoming, "receive", lambda *_, leave, **__: left.append(leave))
+    monkeypatch.setattr(received_snapshot, "receive", lambda *_, leave, **__: left.append(leave))
     if stands_still:
         layout = Layout(migration.lxcpath, migration.name, migration.id)
         import_data.receive(migration, layout, stream(migration), 1, UUID)
     else:
         imported(migration)
-    assert left == [0 if stands_still else bounds.MARGIN]
+    assert left == [0 if stands_still else room_bounds.MARGIN]
 
 
 @pytest.mark.parametrize("said", ["ERROR: crc32 mismatch in command", f"ERROR: creat {FULL} failed: File exists"])

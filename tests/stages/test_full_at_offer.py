@@ -13,17 +13,17 @@ from typing import Any, cast
 
 import pytest
 
-from migrator import container_config
+from migrator.config import container_config
 from migrator.errors import DiskFull, Interrupted, JournalBroken, SourceStateUnknown, SourceStoppedUnknown
-from migrator.journal import Journal, Migration
-from migrator.protocol import Connection
-from migrator.states import Event, State
-from stages import offer
+from migrator.record.journal import Journal, Migration
+from migrator.record.states import Event, State
+from migrator.transfer.rpc import Connection
+from stages.steps import offer
 from tests.stages.test_handover import Plain, migration, thawed  # noqa: F401 -- fixtures
 from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
 from tests.stages.test_remains import cgroup, init  # noqa: F401 -- fixtures
 from tests.stages.test_standing import Known, There, config, handed_over, known, offers_again  # noqa: F401 -- a fixture
-from tunnel.errors import DocumentedError
+from tunnel.tunnel_errors import DocumentedError
 
 UNKNOWN = {True: SourceStateUnknown, False: SourceStoppedUnknown}
 

@@ -10,13 +10,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from migrator import aftermath, ending, lxc, monitor_socket, no_memory, second_start
+from migrator.copies import after_crash, ending, no_memory, second_start
+from migrator.copies.origins import Whose
 from migrator.errors import AlreadyRuns, CommandTimeout
-from migrator.identity import Whose
-from migrator.journal import Journal, Migration
-from migrator.layout import Layout
-from migrator.states import Event, State
-from stages import left_running, renamed, restore_dump, rollback, settling
+from migrator.host import lxc, monitor_socket
+from migrator.record.journal import Journal, Migration
+from migrator.record.migration_paths import Layout
+from migrator.record.states import Event, State
+from stages import restore_dump, rollback
+from stages.steps import left_running, renamed, settling
 from tests.stages.test_heal import dumping, journal  # noqa: F401 -- a fixture
 from tests.stages.test_heal import owned as owned_by
 
@@ -72,7 +74,7 @@ def test_a_start_that_was_killed_has_not_come_up(owned: Migration) -> None:
 def test_the_processes_tell_what_stands_fenced(owned: Migration, monkeypatch: pytest.MonkeyPatch, lives: bool) -> None:
     owned.move(Event.RESTORE)
     owned.move(Event.RESTORED)
-    monkeypatch.setattr("migrator.identity.whose", lambda _: Whose.OURS)
+    monkeypatch.setattr("migrator.copies.origins.whose", lambda _: Whose.OURS)
     monkeypatch.setattr(second_start, "on_disk", lambda *_: 4711 if lives else None)
     assert settling.stands_fenced(owned) is not lives
 
@@ -81,8 +83,8 @@ def test_the_processes_tell_what_stands_fenced(owned: Migration, monkeypatch: py
 def test_and_whether_what_has_run_still_does(owned: Migration, monkeypatch: pytest.MonkeyPatch, lives: bool) -> None:
     done: list[str] = []
     monkeypatch.setattr(lxc, "runs_in", lambda *_: lives)
-    monkeypatch.setattr("migrator.let_run.was", lambda _: True)
-    monkeypatch.setattr("migrator.let_run.drop", lambda _: done.append("mark dropped"))
+    monkeypatch.setattr("migrator.criu.ran_mark.was", lambda _: True)
+    monkeypatch.setattr("migrator.criu.ran_mark.drop", lambda _: done.append("mark dropped"))
     monkeypatch.setattr(restore_dump, "put_aside", lambda *_: done.append("put aside"))
 
     def settle(migration: Migration) -> None:
@@ -119,8 +121,8 @@ def test_a_rollback_says_where_it_is(journal: Journal, monkeypatch: pytest.Monke
     (migration.lxcpath / "web").mkdir()
     (migration.lxcpath / "web" / "config").touch()
     migration.note("record", cgroup="/sys/fs/cgroup/lxc.payload.web")
-    monkeypatch.setattr("migrator.remains.are_here", lambda _: lives)
-    assert ("runs on here" if lives else "is STOPPED here") in aftermath.where(migration)
+    monkeypatch.setattr("migrator.copies.remains.are_here", lambda _: lives)
+    assert ("runs on here" if lives else "is STOPPED here") in after_crash.where(migration)
 
 
 def test_the_whole_rollback(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,7 +131,7 @@ def test_the_whole_rollback(journal: Journal, monkeypatch: pytest.MonkeyPatch) -
     folder.mkdir()
     (folder / "config").touch()
     monkeypatch.setattr(rollback, "thaw_source", lambda _: True)
-    monkeypatch.setattr("migrator.identity.is_there", lambda _: True)
+    monkeypatch.setattr("migrator.copies.origins.is_there", lambda _: True)
     monkeypatch.setattr(rollback, "drop_attempt", lambda *_: None)
     rollback.roll_back(migration, lambda: "")
     assert migration.state is State.ROLLED_BACK

@@ -12,10 +12,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from migrator import btrfs, container_config, include_copies, lxc, lxc_disk, roots, second_start, subvolume_uuids
+from migrator.config import container_config, include_copies
+from migrator.copies import second_start
 from migrator.errors import AlreadyRuns, BackThere, CommandTimeout, CopyNotEnded, DiskAway, MovedOn, OutOfOrder
-from migrator.states import Event, State
-from stages import abandon, finish, left_running, renamed, settling
+from migrator.host import btrfs, lxc, roots, subvolume_uuids
+from migrator.record import lxc_disk
+from migrator.record.states import Event, State
+from stages import finish
+from stages.steps import abandon, left_running, renamed, settling
 from tests import btrfs_roots
 from tests.stages.test_disk_away import ID, There, host, make
 
@@ -100,7 +104,7 @@ def test_of_a_disk_that_is_away_nothing_is_looked_at(there: There, monkeypatch: 
 def test_where_it_lives_does_not_hang_on_what_is_in_its_place(there: There, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(renamed, "living", lambda *_: [PID])
     monkeypatch.setattr(renamed, "told", lambda *_: ("c9", "it runs by the name of c9"))
-    monkeypatch.setattr("stages.gave_way._may_run_in_place", lambda *_: pytest.fail("that is looked at"))
+    monkeypatch.setattr("stages.steps.gave_way._may_run_in_place", lambda *_: pytest.fail("that is looked at"))
     with pytest.raises(BackThere, match="runs by the name of c9") as error:
         asked_once_more(there)
     assert not isinstance(error.value, MovedOn)

@@ -14,18 +14,21 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from migrator import __main__ as program
-from migrator import aftermath, holder, lxc
+from migrator.copies import after_crash
 from migrator.errors import ConnectionLost, Interrupted, MigratorError, SourceRunsAgain
-from migrator.journal import Journal, Migration
-from migrator.states import Event, Role, State
-from stages import create_dump, heal, rollback
-from stages.drive import Drive
+from migrator.host import lxc
+from migrator.record import container_lock
+from migrator.record.journal import Journal, Migration
+from migrator.record.states import Event, Role, State
+from stages import create_dump, rollback
+from stages.steps import heal
+from stages.steps.drive import Drive
 from tests.stages.test_heal import dumping, journal, offered  # noqa: F401 -- a fixture
 
 
 def press() -> None:
     """Ctrl-C; Python's handler has run when this returns. A second one would end this process."""
-    if holder._interrupted:
+    if container_lock._interrupted:
         pytest.fail("the first one has ended nothing")
     os.kill(os.getpid(), signal.SIGINT)
 
@@ -33,9 +36,9 @@ def press() -> None:
 @pytest.fixture(autouse=True)
 def handlers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Those of the program, and no signal so far."""
-    numbers = (*program._BY_HAND, holder.ABORT)
+    numbers = (*program._BY_HAND, container_lock.ABORT)
     before = {number: signal.getsignal(number) for number in numbers}
-    monkeypatch.setattr(holder, "_interrupted", [])
+    monkeypatch.setattr(container_lock, "_interrupted", [])
     for number in numbers:
         signal.signal(number, program._interrupt)
     yield
@@ -56,8 +59,8 @@ def acts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(rollback, "thaw_source", thaw)
     monkeypatch.setattr(rollback, "drop_attempt", lambda *_: done.append("dropped"))
-    monkeypatch.setattr(aftermath, "where", lambda _: "")
-    monkeypatch.setattr(aftermath, "memory_is_here", lambda _: True)
+    monkeypatch.setattr(after_crash, "where", lambda _: "")
+    monkeypatch.setattr(after_crash, "memory_is_here", lambda _: True)
     return done
 
 
@@ -75,22 +78,22 @@ def ended_by(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return fatal
 
 
-@pytest.mark.parametrize("first", [signal.SIGHUP, signal.SIGTERM, holder.ABORT])
+@pytest.mark.parametrize("first", [signal.SIGHUP, signal.SIGTERM, container_lock.ABORT])
 @pytest.mark.parametrize("then", [signal.SIGHUP, signal.SIGTERM])
 def test_what_comes_along_with_the_first_ends_nothing(first: signal.Signals, then: signal.Signals,
                                                       monkeypatch: pytest.MonkeyPatch) -> None:
     """A terminal that closes hangs up twice; the end of a session, and timeout(1), send as much."""
     fatal = ended_by([1000.0, 1000.4], monkeypatch)
-    with pytest.raises(Interrupted), holder.held_back():
+    with pytest.raises(Interrupted), container_lock.held_back():
         os.kill(os.getpid(), first)
         for _ in range(2):
             os.kill(os.getpid(), then)
-    assert not fatal and len(holder._interrupted) == 1
+    assert not fatal and len(container_lock._interrupted) == 1
 
 
 def test_later_it_is_a_second_sigterm_that_ends_it_and_never_a_hang_up(monkeypatch: pytest.MonkeyPatch) -> None:
     fatal = ended_by([1000.0, 1000.6], monkeypatch)
-    with pytest.raises(Interrupted), holder.held_back():
+    with pytest.raises(Interrupted), container_lock.held_back():
         for number in (signal.SIGHUP, signal.SIGHUP, signal.SIGTERM):
             os.kill(os.getpid(), number)
     assert fatal == [signal.SIGTERM]
@@ -99,27 +102,27 @@ def test_later_it_is_a_second_sigterm_that_ends_it_and_never_a_hang_up(monkeypat
 
 def test_it_waits_until_the_outermost_block_has_ended() -> None:
     done = []
-    with pytest.raises(Interrupted), holder.held_back():
-        with holder.held_back():
+    with pytest.raises(Interrupted), container_lock.held_back():
+        with container_lock.held_back():
             press()
             done.append("inner")
         done.append("outer")
         assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL, "a second one ends it, here too"
-    assert done == ["inner", "outer"] and not holder.is_held_back()
+    assert done == ["inner", "outer"] and not container_lock.is_held_back()
 
 
 def test_what_comes_out_of_the_block_counts_more() -> None:
-    with pytest.raises(ZeroDivisionError), holder.held_back():
+    with pytest.raises(ZeroDivisionError), container_lock.held_back():
         press()
         raise ZeroDivisionError
     with pytest.raises(Interrupted):
-        holder.check_interrupted()
+        container_lock.check_interrupted()
 
 
 def test_a_signal_of_before_is_not_raised_once_more() -> None:
     with pytest.raises(Interrupted):
         press()
-    with holder.held_back():
+    with container_lock.held_back():
         pass
 
 
@@ -138,7 +141,7 @@ def test_what_a_killed_dump_has_left_runs_first(journal: Journal, acts: list[str
     migration = dumping(journal)
     monkeypatch.setattr(create_dump, "thaw_source", rollback.thaw_source)
     if broken:
-        monkeypatch.setattr("migrator.container_config.unfence", lambda *_: 1 / 0)
+        monkeypatch.setattr("migrator.config.container_config.unfence", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError if broken else Interrupted):
         create_dump.heal(migration)
     assert acts[:2] == ["begins to thaw, dumping", "thawed"]
@@ -189,7 +192,7 @@ def test_nothing_is_tried_again_after_it(journal: Journal, acts: list[str], monk
 
     def fails() -> None:
         tries.append("tried")
-        with holder.held_back():
+        with container_lock.held_back():
             press()
             migration.move(Event.THAW)
             raise ConnectionLost(reason="gone")
@@ -211,7 +214,7 @@ def test_no_other_migration_is_begun_after_it(journal: Journal, monkeypatch: pyt
 
     def one(_args: argparse.Namespace, name: str, *_: object, **__: object) -> None:
         begun.append(name)
-        with holder.held_back():
+        with container_lock.held_back():
             if name == "web":
                 press()
             raise ConnectionLost(reason="gone")

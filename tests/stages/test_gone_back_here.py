@@ -17,40 +17,26 @@ from typing import Any, cast
 
 import pytest
 
-from migrator import (
-    aftermath,
-    autostart,
-    bases,
-    btrfs,
-    cgroups,
-    container_config,
-    criu,
-    ending,
-    holder,
-    identity,
-    lxc,
-    monitor_socket,
-    network,
-    no_memory,
-    roots,
-    second_start,
-    standing,
-    subvolume_uuids,
-)
-from migrator.btrfs import Subvolume
+from migrator.config import container_config
+from migrator.copies import after_crash, autostart, bases, ending, no_memory, origins, second_start, standing
+from migrator.criu import criu_dump
 from migrator.errors import OutOfOrder, StartFailed
-from migrator.journal import Journal, Migration
-from migrator.layout import Layout
-from migrator.protocol import Connection
-from migrator.service import Service
-from migrator.states import Event, State
-from stages import ask_source, finish, rollback
+from migrator.host import btrfs, cgroups, lxc, monitor_socket, network, roots, subvolume_uuids
+from migrator.host.btrfs import Subvolume
+from migrator.record import container_lock
+from migrator.record.journal import Journal, Migration
+from migrator.record.migration_paths import Layout
+from migrator.record.states import Event, State
+from migrator.remote.answering import Service
+from migrator.transfer.rpc import Connection
+from stages import finish, rollback
+from stages.steps import ask_source
 from tests import btrfs_roots
 from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
 from tests.stages.test_remains import cgroup, frozen, init  # noqa: F401 -- fixtures
 from tests.stages.test_standing import OTHER_BOOT, Known, There, args, config, handed_over, known  # noqa: F401
 
-is_source = identity.is_source
+is_source = origins.is_source
 OWN, PUT_BY, MADE, TEMPLATE = "own", "put by", "made", "template"
 STANDS = {"a snapshot of what was put by": [PUT_BY, OWN], "a snapshot of it": [OWN], "another one": [TEMPLATE],
           "one that is no snapshot": []}
@@ -61,7 +47,7 @@ OURS = ["a snapshot of what was put by", "a snapshot of it"]
 def disk(monkeypatch: pytest.MonkeyPatch, known: type[Known]) -> list[str]:
     """What the root file system in its place is a snapshot of; that is none of the migration's own."""
     of = [PUT_BY, OWN]
-    monkeypatch.setattr(identity, "is_source", is_source)
+    monkeypatch.setattr(origins, "is_source", is_source)
     monkeypatch.setattr(btrfs, "is_subvolume", lambda _: True)
     monkeypatch.setattr(btrfs, "info", lambda path: Subvolume(path, MADE, "", read_only=False, generation=1))
     monkeypatch.setattr(subvolume_uuids, "ancestors", lambda _: iter(of))
@@ -96,12 +82,12 @@ def test_what_is_made_of_it_counts_as_it(migration: Migration, init: subprocess.
     else:
         standing.require(migration, "restore-dump")
     assert fence(migration) == (migration.id if stands in OURS else "")
-    assert ("It runs here: " in aftermath.note(migration)) is refused
+    assert ("It runs here: " in after_crash.note(migration)) is refused
 
 
 def test_who_asks_hears_that_it_runs(migration: Migration, init: subprocess.Popen[bytes], known: type[Known],
                                      monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(holder, "LOCKS", tmp_path / "lock")
+    monkeypatch.setattr(container_lock, "LOCKS", tmp_path / "lock")
     monkeypatch.setattr(autostart, "under_way", lambda: None)
     known.pid = init.pid
     with contextlib.ExitStack() as stack:
@@ -137,7 +123,7 @@ def test_it_is_not_ended(migration: Migration, init: subprocess.Popen[bytes], kn
     finish.carry_out(args(force=None), migration, cast("Connection", there))
     assert str(migration.state) == "finished" and fence(migration) == migration.id
     went = migration.journal.by_id(migration.id, migration.role)
-    assert went and identity.is_another_disk(went.journal, config(migration), migration.lxcpath / "web" / "rootfs")
+    assert went and origins.is_another_disk(went.journal, config(migration), migration.lxcpath / "web" / "rootfs")
 
 
 def test_a_rollback_leaves_what_runs_alone(migration: Migration, init: subprocess.Popen[bytes], known: type[Known],
@@ -173,7 +159,7 @@ def test_what_is_frozen_is_not_thawed_beside_it(journal: Journal, cgroup: Path, 
     btrfs_roots.are(monkeypatch, lambda _: True)
     monkeypatch.setattr(roots, "is_in", lambda *_: False)
     monkeypatch.setattr(monitor_socket, "may_be_its", lambda *_: True)
-    monkeypatch.setattr(criu, "wait_for_dump", lambda *_: None)
+    monkeypatch.setattr(criu_dump, "wait_for_dump", lambda *_: None)
     monkeypatch.setattr(bases, "last_copy", lambda *_, **__: [])
     disk[:] = STANDS[stands]
     if dumping:

@@ -14,12 +14,17 @@ from typing import Any
 
 import pytest
 
-from migrator import btrfs, cli, container_config, criu, lxc, no_memory, remains
-from migrator.btrfs import Subvolume
+from migrator import cli
+from migrator.config import container_config
+from migrator.copies import no_memory, remains
+from migrator.criu import criu_dump
 from migrator.errors import ContainerNotFound, ContainerNotRunning, JournalBroken, SourceStillStopped, StartFailed
-from migrator.journal import Journal, Migration
-from migrator.states import Event, Role, State
-from stages import heal, rollback
+from migrator.host import btrfs, lxc
+from migrator.host.btrfs import Subvolume
+from migrator.record.journal import Journal, Migration
+from migrator.record.states import Event, Role, State
+from stages import rollback
+from stages.steps import heal
 from tests.stages.snapshots import fence, layout_of, thaws  # noqa: F401 -- a fixture
 from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
 from tests.stages.test_rollback_typed import typed  # noqa: F401 -- a fixture
@@ -58,7 +63,7 @@ def host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(btrfs, "info", info)
     monkeypatch.setattr(btrfs, "delete", lambda path: shutil.rmtree(path, ignore_errors=True))
     monkeypatch.setattr(lxc, "Container", Stopped)
-    monkeypatch.setattr(criu, "LOG_FOLDER", tmp_path / "log")
+    monkeypatch.setattr(criu_dump, "LOG_FOLDER", tmp_path / "log")
 
 
 @pytest.fixture

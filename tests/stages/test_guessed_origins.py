@@ -12,12 +12,14 @@ from typing import Any
 
 import pytest
 
-from migrator import btrfs, grant, identity
+from migrator.copies import origins
+from migrator.copies.origins import Whose
 from migrator.errors import InvalidName, NotAllowed
-from migrator.identity import Whose
-from migrator.layout import Layout
-from migrator.preflight import host_facts
-from migrator.states import Event, Role
+from migrator.host import btrfs
+from migrator.preflight.facts import host_facts
+from migrator.record import grant
+from migrator.record.migration_paths import Layout
+from migrator.record.states import Event, Role
 from tests.stages.test_allowed import ID, OTHER, Here, here, peer  # noqa: F401 -- a fixture
 
 ORIGIN, UUID = "0000c350", "uuid of a snapshot"
@@ -31,7 +33,7 @@ def secret(here: Here, monkeypatch: pytest.MonkeyPatch) -> Here:
     folder = here.layout.folder
     monkeypatch.setattr(Layout, "bases", lambda _: [SimpleNamespace(path=Path(folder, f"{OTHER}.1"), stream_uuid=UUID)])
     gathered = host_facts.gather(host_facts.Query("/"))
-    monkeypatch.setattr(identity, "whose", lambda _: Whose.NOBODYS)
+    monkeypatch.setattr(origins, "whose", lambda _: Whose.NOBODYS)
     monkeypatch.setattr(btrfs, "is_subvolume", lambda _: False)
     monkeypatch.setattr(host_facts, "gather", lambda _: gathered)
     return here

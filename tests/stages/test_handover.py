@@ -10,7 +10,6 @@ from typing import Any, cast
 
 import pytest
 
-from migrator import btrfs, lxc
 from migrator.cli import Result
 from migrator.errors import (
     ContainerNotRunning,
@@ -21,11 +20,13 @@ from migrator.errors import (
     SourceStateUnknown,
     SourceStillFrozen,
 )
-from migrator.journal import Journal, Migration
-from migrator.protocol import Connection
-from migrator.states import Event, State
-from stages import check, create_dump, offer
-from stages.handover import Handover
+from migrator.host import btrfs, lxc
+from migrator.record.journal import Journal, Migration
+from migrator.record.states import Event, State
+from migrator.transfer.rpc import Connection
+from stages import check, create_dump
+from stages.steps import offer
+from stages.steps.handover import Handover
 from tests.stages.test_heal import dumping, journal  # noqa: F401 -- a fixture
 from tests.stages.test_offer import There
 

@@ -8,16 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from migrator import aftermath, container_config, layout
+from migrator.config import container_config
+from migrator.copies import after_crash
 from migrator.errors import Busy, ForceRefused, HostUnreachable, MigratorError, SourceStateUnknown
-from migrator.journal import Journal, Migration
-from migrator.states import Event, Owner, Role, State
-from stages import force, heal, offer, rollback
+from migrator.record import migration_paths
+from migrator.record.journal import Journal, Migration
+from migrator.record.states import Event, Owner, Role, State
+from stages import rollback
+from stages.steps import force, heal, offer
 
 
 @pytest.fixture
 def journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Journal]:
-    monkeypatch.setattr(layout, "RUNTIME", tmp_path / "run")
+    monkeypatch.setattr(migration_paths, "RUNTIME", tmp_path / "run")
     with Journal(tmp_path / "journal.db") as opened:
         yield opened
 
@@ -45,38 +48,38 @@ def owned(journal: Journal, **detail: object) -> Migration:
     folder = migration.lxcpath / "web"
     folder.mkdir()
     container_config.fence(folder, "lxc.uts.name = web\n", migration.id, "it is being moved here")
-    layout.Layout(migration.lxcpath, "web", migration.id).spool.mkdir(parents=True)
+    migration_paths.Layout(migration.lxcpath, "web", migration.id).spool.mkdir(parents=True)
     return migration
 
 
 def test_images_are_there_when_all_of_them_are(journal: Journal) -> None:
     migration = owned(journal, image_files=["core-1.img", "pages-1.img"])
-    assert not aftermath.images_are_here(migration)
-    assert "images are gone" in aftermath.note(migration)
-    assert aftermath.next_command(migration) == "migrator resume web"
-    folder = layout.Layout(migration.lxcpath, "web", migration.id).image_folders()[1]
+    assert not after_crash.images_are_here(migration)
+    assert "images are gone" in after_crash.note(migration)
+    assert after_crash.next_command(migration) == "migrator resume web"
+    folder = migration_paths.Layout(migration.lxcpath, "web", migration.id).image_folders()[1]
     folder.mkdir(parents=True)
     (folder / "core-1.img").touch()
-    assert not aftermath.images_are_here(migration)
+    assert not after_crash.images_are_here(migration)
     (folder / "pages-1.img").touch()
-    assert aftermath.images_are_here(migration)
-    assert aftermath.note(migration) == ""
-    assert aftermath.next_command(migration) == "migrator restore-dump web"
+    assert after_crash.images_are_here(migration)
+    assert after_crash.note(migration) == ""
+    assert after_crash.next_command(migration) == "migrator restore-dump web"
     (migration.lxcpath / "web" / "config").write_text("lxc.uts.name = another\n")
-    assert "another container" in aftermath.note(migration)
-    assert aftermath.next_command(migration) == "migrator resume web"
+    assert "another container" in after_crash.note(migration)
+    assert after_crash.next_command(migration) == "migrator resume web"
 
 
 def test_without_memory_there_is_none_to_lose(journal: Journal) -> None:
-    assert aftermath.images_are_here(owned(journal, memory=False))
+    assert after_crash.images_are_here(owned(journal, memory=False))
 
 
 def test_what_a_source_knows(journal: Journal) -> None:
     migration = offered(journal)
-    assert "gone, as after a reboot" in aftermath.note(migration)
-    assert "only that host knows" in aftermath.note(migration)
+    assert "gone, as after a reboot" in after_crash.note(migration)
+    assert "only that host knows" in after_crash.note(migration)
     migration.move(Event.TAKEN)
-    assert "hostb has the token" in aftermath.note(migration)
+    assert "hostb has the token" in after_crash.note(migration)
 
 
 @pytest.mark.parametrize("given", ["", "0badc0d", "0BADC0DE", "web"])
@@ -106,7 +109,7 @@ def test_a_forced_rollback_is_remembered_until_the_destination_knows(journal: Jo
     migration = offered(journal)
     migration.move(Event.ROLL_BACK, forced=True, abandoned=False)
     migration.move(Event.ROLLED_BACK)
-    assert migration.owes and "by force" in aftermath.note(migration)
+    assert migration.owes and "by force" in after_crash.note(migration)
     for number in range(25):  # however often it moves meanwhile
         later = journal.create(id=f"{number:08x}", role=Role.SOURCE, name="web", lxcpath=migration.lxcpath,
                                peer="root@hostc", event=Event.SEND, rounds=[])
@@ -143,10 +146,10 @@ def test_a_rollback_before_the_offer_is_told_late_too(journal: Journal) -> None:
     migration = dumping(journal)
     migration.move(Event.ROLL_BACK, forced=False, abandoned=False)
     migration.move(Event.ROLLED_BACK)
-    assert migration.owes and "migrator resume web" in aftermath.note(migration)
+    assert migration.owes and "migrator resume web" in after_crash.note(migration)
     assert force.tell_late(migration, lambda: "")
     found = journal.by_id(migration.id, Role.SOURCE)
-    assert found and not found.owes and aftermath.note(found) == ""
+    assert found and not found.owes and after_crash.note(found) == ""
 
 
 def test_a_rollback_that_is_recorded_asks_nobody_again(journal: Journal) -> None:

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from migrator import btrfs, container_config, no_memory, remains
-from migrator.journal import Journal, Migration
-from migrator.states import Event
+from migrator.config import container_config
+from migrator.copies import no_memory, remains
+from migrator.host import btrfs
+from migrator.record.journal import Journal, Migration
+from migrator.record.states import Event
 from stages import finish, rollback
 from tests import btrfs_roots
 from tests.stages.test_heal import journal  # noqa: F401 -- a fixture

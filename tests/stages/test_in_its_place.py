@@ -8,12 +8,16 @@ from types import SimpleNamespace
 
 import pytest
 
-from migrator import btrfs, container_config, identity, include_copies, log, lxc, subvolume_uuids
+from migrator.base import log
+from migrator.config import container_config, include_copies
+from migrator.copies import origins
 from migrator.errors import AlreadyRuns, GoneThere, NotBtrfs, TwoCopies
-from migrator.journal import Migration
-from migrator.layout import Layout
-from migrator.states import Event, State
-from stages import abandon, ask_source, finish, force, heal, left_running, settling
+from migrator.host import btrfs, lxc, subvolume_uuids
+from migrator.record.journal import Migration
+from migrator.record.migration_paths import Layout
+from migrator.record.states import Event, State
+from stages import finish
+from stages.steps import abandon, ask_source, force, heal, left_running, settling
 from tests import btrfs_roots
 from tests.stages.test_removed_there import asked, no_lxc, there
 from tests.stages.test_settling import ID, restoring
@@ -117,6 +121,6 @@ def test_which_disk_has_run_is_on_record(restoring: Migration, monkeypatch: pyte
             raise NotBtrfs(path=there(migration).rootfs)
         return uuid
 
-    monkeypatch.setattr(identity, "rootfs_uuid", rootfs_uuid)
+    monkeypatch.setattr(origins, "rootfs_uuid", rootfs_uuid)
     settling.record(restoring, 1.0)
     assert restoring.state is State.RESTORED and restoring.detail.get("rootfs_uuid", "") == (uuid or "")

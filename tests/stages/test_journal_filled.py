@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 
-from migrator import grant
 from migrator.errors import DumpRefused, NoSpace, NotAllowed, UsageError
-from migrator.journal import Migration
-from migrator.states import Event, Role, State
-from stages import cleanup, take
+from migrator.record import grant
+from migrator.record.journal import Migration
+from migrator.record.states import Event, Role, State
+from stages import cleanup
+from stages.steps import take
 from tests.stages.test_allowed import HOSTA, ID, OTHER, Here, here, peer  # noqa: F401 -- a fixture
 from tests.stages.test_answers import Destination, arrives, at_the_dump, pool, there
 from tests.stages.test_outgoing import dumped, goes_out

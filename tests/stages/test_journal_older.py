@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from migrator import bases, btrfs, lxc, standing
+from migrator.copies import bases, standing
 from migrator.errors import (
     ContainerExists,
     DumpRefused,
@@ -22,10 +22,12 @@ from migrator.errors import (
     SourceStateUnknown,
     TwoCopies,
 )
-from migrator.journal import Migration
-from migrator.layout import Layout
-from migrator.states import Event, Role, State
-from stages import abandon, finish, force, left_running, offer, rollback, unrecorded
+from migrator.host import btrfs, lxc
+from migrator.record.journal import Migration
+from migrator.record.migration_paths import Layout
+from migrator.record.states import Event, Role, State
+from stages import finish, rollback
+from stages.steps import abandon, force, left_running, offer, unrecorded
 from tests import btrfs_roots
 from tests.stages.snapshots import SENT, disk  # noqa: F401 -- a fixture
 from tests.stages.test_another_host import Hosts, hosts, lost, source, tell  # noqa: F401 -- fixtures

@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
-from migrator import bases, grant, healing, layout
+from migrator.copies import bases, resume_rules
 from migrator.errors import Busy, ConnectionLost, ContainerExists, InvalidName, MigratorError, NoSpace, NotAllowed
-from migrator.journal import Journal, Migration
-from migrator.protocol import Takeover
-from migrator.service import REST, Service
-from migrator.states import Event, IllegalMove, Role, State
+from migrator.record import grant, migration_paths
+from migrator.record.journal import Journal, Migration
+from migrator.record.states import Event, IllegalMove, Role, State
+from migrator.remote.answering import REST, Service
+from migrator.transfer.rpc import Takeover
 from tests.stages.test_allowed import ID, OTHER, Here, here, peer  # noqa: F401 -- a fixture
 
 EARLIER = "0000000e"
@@ -27,7 +28,7 @@ def kept_off(here: Here, lxcpath: Path | None = None) -> bool:
     """Whether root, typing a command here, has to wait."""
     with Journal(here.journal.path), contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(layout.locked("web", lxcpath=lxcpath or here.pool))
+            stack.enter_context(migration_paths.locked("web", lxcpath=lxcpath or here.pool))
         except Busy:
             return True
         return False
@@ -36,7 +37,7 @@ def kept_off(here: Here, lxcpath: Path | None = None) -> bool:
 @pytest.fixture
 def moment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody is waited for."""
-    monkeypatch.setattr(layout, "MOMENT_LIMIT", 0.0)
+    monkeypatch.setattr(migration_paths, "MOMENT_LIMIT", 0.0)
 
 
 @pytest.fixture
@@ -132,7 +133,7 @@ def test_what_may_stand_frozen_is_never_locked(here: Here, ask: Callable[..., An
                       Event.RESTORE, Event.RESTORED, Event.FINISHED):
             came.move(event, rounds=[{"uuid": "x"}], attempt=1, restored_at=1.0)
     goes_out(here)
-    with layout.locked("web", lxcpath=here.pool):  # by who has frozen it
+    with migration_paths.locked("web", lxcpath=here.pool):  # by who has frozen it
         try:
             answer = ask("begin", id=EARLIER) if op == "begin another" else ask(op, held=[])
             if isinstance(answer, Takeover):
@@ -164,7 +165,7 @@ def test_the_hosts_own_containers_are_not_kept_locked(here: Here) -> None:
     ask = here.caller(peer("hosta", "receive"))
     with pytest.raises(ContainerExists):
         ask("begin", stays=True)
-    with layout.locked("web", lxcpath=here.pool):  # its connection still stands
+    with migration_paths.locked("web", lxcpath=here.pool):  # its connection still stands
         pass
 
 
@@ -178,11 +179,11 @@ def test_a_refusal_leaves_no_lock(here: Here) -> None:
         ask("begin", id=OTHER, name="large", disk_bytes=1 << 60, stays=True)
     assert ask("abandon", id=OTHER, name="own", stays=True)["state"] == State.ABANDONED  # it has never heard of that
     for name in ("web", "large", "own"):
-        with layout.locked(name, lxcpath=here.pool):
+        with migration_paths.locked(name, lxcpath=here.pool):
             pass
     # What it has begun is its own.
     ask("begin", id="00000007", name="shop", stays=True)
-    with pytest.raises(Busy), layout.locked("shop", lxcpath=here.pool):
+    with pytest.raises(Busy), migration_paths.locked("shop", lxcpath=here.pool):
         pass
 
 
@@ -203,7 +204,7 @@ def test_the_source_is_not_kept_locked_by_whom_it_answers(here: Here, moment: No
         answer = here.caller(asking)("source-state", stays=True, id=OTHER, **fields)
         assert answer["leave"] == fields.get("within", 0.0) and not kept_off(here)
     made.refresh()
-    assert made.owes is False and (made.state in healing.LETS_RUN) is ("within" in fields)
+    assert made.owes is False and (made.state in resume_rules.LETS_RUN) is ("within" in fields)
 
 
 # --- who asks again and again ---------------------------------------------------------------------------------
@@ -225,14 +226,14 @@ def test_who_asks_again_and_again_rests(here: Here, moment: None, restricted: bo
                                         monkeypatch: pytest.MonkeyPatch) -> None:
     """Else who has to lock it, as a watchdog does, would hardly ever find it free."""
     rest = Rest()
-    monkeypatch.setattr("migrator.service.REST", REST)
+    monkeypatch.setattr("migrator.remote.answering.REST", REST)
     granted = peer("hosta", "receive") if restricted else grant.ROOT
     with contextlib.ExitStack() as stack:
         service = Service(here.journal, stack, granted, lambda: rest.now, rest.sleep)
         for _ in range(5):
             with service.locking("web", here.pool) as let_go:
                 let_go()
-        with layout.locked("web", lxcpath=here.pool):
+        with migration_paths.locked("web", lxcpath=here.pool):
             for _ in range(5):
                 with pytest.raises(Busy):
                     service.lock("web", here.pool)
@@ -252,7 +253,7 @@ def test_an_import_ends_before_its_container_is_let_go(here: Here, moment: None,
         locked.append(kept_off(here))
         return True
 
-    monkeypatch.setattr("migrator.behind.Behind.wait", wait)
+    monkeypatch.setattr("migrator.transfer.live_import.Behind.wait", wait)
     with contextlib.ExitStack() as stack:
         service = Service(here.journal, stack)
         for _ in range(2):

@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 
-from migrator import aftermath, bases, lxc
+from migrator.copies import after_crash, bases
 from migrator.errors import DiskAway, DowntimeExceeded, JournalBroken, OutOfOrder, SourceRunsAgain, SourceStartedAgain
-from migrator.journal import Journal, Migration
-from migrator.layout import Layout
-from migrator.states import Event, State
-from stages import ask_state, check, create_dump, drive, offer, prepare_data, rollback
+from migrator.host import lxc
+from migrator.record.journal import Journal, Migration
+from migrator.record.migration_paths import Layout
+from migrator.record.states import Event, State
+from stages import check, create_dump, prepare_data, rollback
+from stages.steps import ask_state, drive, offer
 from tests.stages.snapshots import fence, layout_of
 from tests.stages.test_gone_here import ANOTHER, DUMPED, ID, ITS_OWN, WAYS, begun, host, put, started, subvolume
 from tests.stages.test_heal import journal
@@ -141,7 +143,7 @@ def lives(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     for module in (rollback, offer, create_dump):
         monkeypatch.setattr(module, "thaw_source", thaw)
-    monkeypatch.setattr(aftermath, "memory_is_here", lambda _: True)
+    monkeypatch.setattr(after_crash, "memory_is_here", lambda _: True)
     return found
 
 

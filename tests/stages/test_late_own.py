@@ -10,14 +10,16 @@ from typing import Any, cast
 
 import pytest
 
-from migrator import clock, healing, leave
+from migrator.base import boot_clock
+from migrator.copies import leave, resume_rules
+from migrator.copies.leave import Leave
 from migrator.errors import ConnectionLost, DowntimeExceeded, MigratorError, ProtocolError, RestoreFailed
-from migrator.frames import Frame, Kind
-from migrator.journal import Migration
-from migrator.leave import Leave
-from migrator.protocol import Connection, Handler, Takeover
-from migrator.states import Role, State
-from stages import ask_source, restore_over, serve
+from migrator.record.journal import Migration
+from migrator.record.states import Role, State
+from migrator.transfer.frames import Frame, Kind
+from migrator.transfer.rpc import Connection, Handler, Takeover
+from stages import serve
+from stages.steps import ask_source, restore_over
 from tests.migrator.wire import connected
 from tests.stages.test_answers import ID, Destination, arrives, at_the_dump, pool, there
 
@@ -34,7 +36,7 @@ class Restore:
 
     def run(self, *, wait: bool) -> None:
         self.did.append("prepared")
-        if self.leave() > clock.now():
+        if self.leave() > boot_clock.now():
             self.did.append("let run")
         self.migration.note("restored", restored_at=0.0)
 
@@ -82,8 +84,8 @@ def test_a_word_that_was_heard_too_late_lets_nothing_run(there: Destination, did
                                                          monkeypatch: pytest.MonkeyPatch) -> None:
     """It had lain in the pipe, as did the offer: this program stood still after its first answer."""
     taken = serve.handlers(there.service)["own"](offer(there))
-    now = clock.now()
-    monkeypatch.setattr(clock, "now", lambda: now + 61)
+    now = boot_clock.now()
+    monkeypatch.setattr(boot_clock, "now", lambda: now + 61)
     assert isinstance(taken, Takeover)
     taken.run(Silent([Kind.GO]))
     assert did == ["prepared"]
@@ -99,23 +101,23 @@ def test_by_hand_only_a_source_that_waits_is_not_asked_again(there: Destination,
         taken.run(Silent([Kind.GO] if waits else []))
     migration = there.journal.by_id(ID, Role.DESTINATION)
     assert migration
-    left = clock.left(migration.detail.get("leave"))
+    left = boot_clock.left(migration.detail.get("leave"))
     assert (left is not None and left > 0) is waits
-    assert healing.must_ask(left) is True, "60 seconds are no more than a restore may take"
+    assert resume_rules.must_ask(left) is True, "60 seconds are no more than a restore may take"
 
 
 def test_a_pause_does_not_prolong_what_is_on_record(monkeypatch: pytest.MonkeyPatch) -> None:
     """This program is stopped, or the host sleeps, right behind the look at it."""
     now = [1000.0]
-    monkeypatch.setattr(clock, "now", lambda: now[0])
-    honest = clock.left
+    monkeypatch.setattr(boot_clock, "now", lambda: now[0])
+    honest = boot_clock.left
 
     def left(stamped: object) -> float | None:
         found = honest(stamped)
         now[0] += 3600.0
         return found
 
-    monkeypatch.setattr(clock, "left", left)
+    monkeypatch.setattr(boot_clock, "left", left)
     migration = SimpleNamespace(detail=leave.kept(1400.0, 600.0))
     assert ask_source.leave_for(ask_source.quickly(), cast("Migration", migration), 120.0, by_hand=True) == 1400.0
 
@@ -161,7 +163,7 @@ def test_both_ends(did: list[str]) -> None:
         def run(connection: Connection) -> dict[str, Any]:
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(restore_over, "restore_for_source", fails)
-                return restore_over.with_leave(None, {}, Leave(connection, clock.now()))  # type: ignore[arg-type]
+                return restore_over.with_leave(None, {}, Leave(connection, boot_clock.now()))  # type: ignore[arg-type]
 
         return Takeover({"state": "owned"}, run)
 
@@ -178,7 +180,7 @@ def test_whose_time_is_over_says_nothing() -> None:
     def own(_: dict[str, Any]) -> Takeover:
         def run(connection: Connection) -> dict[str, Any]:
             with contextlib.suppress(MigratorError):
-                Leave(connection, clock.now()).wait()
+                Leave(connection, boot_clock.now()).wait()
                 said.append("go")
             raise ConnectionLost(destination="hosta", reason="gone")
 
@@ -200,7 +202,7 @@ def test_who_has_given_up_says_nothing() -> None:
     def own(_: dict[str, Any]) -> Takeover:
         def run(connection: Connection) -> dict[str, Any]:
             with contextlib.suppress(MigratorError):
-                Leave(connection, clock.now()).wait()
+                Leave(connection, boot_clock.now()).wait()
                 said.append("go")
             raise ConnectionLost(destination="hosta", reason="gone")
 

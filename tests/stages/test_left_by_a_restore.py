@@ -10,19 +10,11 @@ from typing import Any, cast
 
 import pytest
 
-from migrator import (
-    clock,
-    container_config,
-    criu,
-    identity,
-    left_cgroups,
-    let_run,
-    lxc,
-    network,
-    no_memory,
-    restore,
-    second_start,
-)
+from migrator.base import boot_clock
+from migrator.config import container_config
+from migrator.copies import no_memory, origins, second_start
+from migrator.copies.origins import Whose
+from migrator.criu import criu_dump, ran_mark, restore
 from migrator.errors import (
     AlreadyRuns,
     ContainerExists,
@@ -32,15 +24,16 @@ from migrator.errors import (
     TwoCopies,
     WordOver,
 )
-from migrator.identity import Whose
-from migrator.journal import Migration
-from migrator.layout import Layout
-from migrator.states import Event, State
-from stages import abandon, ask_source, consented, finish, force, heal, restore_dump, settling
+from migrator.host import empty_cgroups, lxc, network
+from migrator.record.journal import Migration
+from migrator.record.migration_paths import Layout
+from migrator.record.states import Event, State
+from stages import finish, restore_dump
+from stages.steps import abandon, ask_source, consented, force, heal, settling
 from tests.stages.test_settling import ID, restoring
 
 __all__ = ["restoring"]
-WHOSE = identity.whose  # before a test replaces it
+WHOSE = origins.whose  # before a test replaces it
 
 
 class Container:
@@ -88,12 +81,12 @@ def acts(restoring: Migration, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     class Announced:
         join = staticmethod(act("announced to its end"))
 
-    monkeypatch.setattr(identity, "whose", lambda *_: Whose.OURS)
-    monkeypatch.setattr(criu, "processes", lambda folders: [])
-    monkeypatch.setattr(criu, "left_after", lambda limit, folders: [])
+    monkeypatch.setattr(origins, "whose", lambda *_: Whose.OURS)
+    monkeypatch.setattr(criu_dump, "processes", lambda folders: [])
+    monkeypatch.setattr(criu_dump, "left_after", lambda limit, folders: [])
     monkeypatch.setattr(lxc, "processes", lambda cgroup: [])
     monkeypatch.setattr(lxc, "container_processes", lambda name: [])
-    monkeypatch.setattr(left_cgroups, "drop", act("cgroups dropped"))
+    monkeypatch.setattr(empty_cgroups, "drop", act("cgroups dropped"))
     monkeypatch.setattr(restore, "cgroup_folder", lambda layout: "guests" if layout == layout_of(restoring) else "")
     monkeypatch.setattr(no_memory, "end", act("start ended"))
     monkeypatch.setattr(no_memory, "log_of", lambda *_, **__: Path("/log"))
@@ -123,7 +116,7 @@ def test_what_runs_is_recorded_and_completed(restoring: Migration, container: Co
     monkeypatch.setattr(no_memory, "runs", lambda of, id_: (of, id_) == (container, ID))
     dad: list[object] = []
     monkeypatch.setattr(network, "bring_back_dad", lambda *args: dad.append(args))
-    let_run.record(str(let_run.mark(layout_of(restoring).spool)))
+    ran_mark.record(str(ran_mark.mark(layout_of(restoring).spool)))
     container.states = ["RUNNING"]
     container.folder.mkdir()
     monkeypatch.setattr(lxc, "processes", lambda cgroup: [4711] if cgroup == container.folder else [])
@@ -135,20 +128,20 @@ def test_what_runs_is_recorded_and_completed(restoring: Migration, container: Co
 
 def test_one_that_is_not_ours_is_not_taken_for_it(restoring: Migration, container: Container, acts: list[str],
                                                   monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(identity, "whose", lambda *_: Whose.FOREIGN)
+    monkeypatch.setattr(origins, "whose", lambda *_: Whose.FOREIGN)
     monkeypatch.setattr(settling, "_has_come_up", lambda *_: True)
     monkeypatch.setattr(Layout, "is_own_rootfs", lambda _: False)
-    let_run.record(str(let_run.mark(layout_of(restoring).spool)))
+    ran_mark.record(str(ran_mark.mark(layout_of(restoring).spool)))
     settling.settle(restoring)
     assert restoring.state is State.OWNED and acts == [], "nothing of it is touched"
 
 
 def unfenced_by_hand(migration: Migration, monkeypatch: pytest.MonkeyPatch) -> None:
     """As by what writes an administrator's configurations; the root file system is the restore's all the same."""
-    monkeypatch.setattr(identity, "whose", WHOSE)
+    monkeypatch.setattr(origins, "whose", WHOSE)
     monkeypatch.setattr(Layout, "is_own_rootfs", lambda _: True)
     (migration.lxcpath / "web" / "config").write_text("lxc.uts.name = web\n")
-    let_run.record(str(let_run.mark(layout_of(migration).spool)))
+    ran_mark.record(str(ran_mark.mark(layout_of(migration).spool)))
 
 
 def test_a_fence_taken_away_while_it_runs_makes_it_nobody_elses(
@@ -177,10 +170,10 @@ def test_what_runs_beside_another_container_in_its_place_keeps_the_token(
     restoring: Migration, container: Container, acts: list[str], monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Its folder was renamed while it ran, and another one made."""
-    monkeypatch.setattr(identity, "whose", lambda *_: Whose.FOREIGN)
+    monkeypatch.setattr(origins, "whose", lambda *_: Whose.FOREIGN)
     monkeypatch.setattr(lxc, "container_processes", lambda name: [1, 4711] if name == "" else [])
     monkeypatch.setattr(Layout, "is_own", lambda _, path: path == Path("/proc/4711/root"))
-    let_run.record(str(let_run.mark(layout_of(restoring).spool)))
+    ran_mark.record(str(ran_mark.mark(layout_of(restoring).spool)))
     with pytest.raises(ContainerExists):
         abandon._abandon(restoring, [])
     assert restoring.state is State.RESTORING and acts == []
@@ -197,23 +190,23 @@ def test_a_new_restore_takes_what_has_run_for_none_of_its_own(
     monkeypatch.setattr(Layout, "is_own_rootfs", lambda layout: layout.rootfs.is_dir())
     monkeypatch.setattr(settling, "_has_come_up", lambda *_: False)
     monkeypatch.setattr(lxc, "runs_in", lambda name, rootfs: runs and rootfs == layout.rootfs)
-    mark = let_run.mark(layout.spool)
-    let_run.record(str(mark))
+    mark = ran_mark.mark(layout.spool)
+    ran_mark.record(str(mark))
     stage = restore_dump.Restore.__new__(restore_dump.Restore)
     stage.migration, stage.layout, stage.container = restoring, layout, cast("lxc.Container", container)
     if runs:
         with pytest.raises(AlreadyRuns):
             stage._keep_what_ran()
-        assert restoring.state is State.RESTORED and let_run.was(mark) and layout.rootfs.is_dir()
+        assert restoring.state is State.RESTORED and ran_mark.was(mark) and layout.rootfs.is_dir()
     else:
         stage._keep_what_ran()
-        assert (layout.set_aside()[0] / "written").exists() and not let_run.was(mark)
+        assert (layout.set_aside()[0] / "written").exists() and not ran_mark.was(mark)
 
 
 def test_what_has_run_needs_its_own_disk(restoring: Migration, container: Container, acts: list[str],
                                          monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Layout, "is_own_rootfs", lambda _: False)
-    let_run.record(str(let_run.mark(layout_of(restoring).spool)))
+    ran_mark.record(str(ran_mark.mark(layout_of(restoring).spool)))
     settling.settle(restoring)
     assert restoring.state is State.OWNED and acts[-1] == "deleted"
 
@@ -243,11 +236,11 @@ def test_after_a_reboot_it_is_started(restoring: Migration, container: Container
 
     monkeypatch.setattr(no_memory, "start", start)
     monkeypatch.setattr(no_memory, "unfenced", lambda *_: contextlib.nullcontext(Path("/run/config")))
-    mark = let_run.mark(layout_of(restoring).spool)
+    mark = ran_mark.mark(layout_of(restoring).spool)
     mark.write_text("an earlier boot")
     settling.settle(restoring)
     assert started == [] and fence(restoring) == ID and "deleted" not in acts
-    settling.go_on(restoring, clock.now() + 3600)
+    settling.go_on(restoring, boot_clock.now() + 3600)
     assert started == [(restoring, container)] and fence(restoring) == "" and "deleted" not in acts
     assert restoring.detail["restored_at"] > 0
 
@@ -266,7 +259,7 @@ def defined(migration: Migration) -> None:
 ])
 def test_what_stands_fenced(restoring: Migration, container: Container, monkeypatch: pytest.MonkeyPatch, state: State,
                             whose: Whose, lxc_has_it: str, fenced: bool) -> None:
-    monkeypatch.setattr(identity, "whose", lambda of: whose if of == layout_of(restoring) else Whose.FOREIGN)
+    monkeypatch.setattr(origins, "whose", lambda of: whose if of == layout_of(restoring) else Whose.FOREIGN)
     defined(restoring)
     restoring.state, container.states = state, [lxc_has_it]
     assert settling.stands_fenced(restoring) is fenced
@@ -276,7 +269,7 @@ def test_what_lives_on_without_its_monitor_does_not_stand(restoring: Migration, 
                                                           monkeypatch: pytest.MonkeyPatch) -> None:
     """LXC says that it is stopped: it was told to be started, beside the one that runs."""
     defined(restoring)
-    monkeypatch.setattr(identity, "whose", lambda _: Whose.OURS)
+    monkeypatch.setattr(origins, "whose", lambda _: Whose.OURS)
     monkeypatch.setattr(lxc, "container_processes", lambda _: [4711])
     monkeypatch.setattr(second_start, "is_on", lambda pid, rootfs: (pid, rootfs) == (4711, layout_of(restoring).rootfs))
     restoring.state, container.states = State.RESTORED, ["STOPPED"]
@@ -328,7 +321,7 @@ def test_it_gives_way_only_where_nothing_of_it_runs(restoring: Migration, contai
 def test_it_goes_on_in_its_time(restoring: Migration, container: Container, acts: list[str],
                                 monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[object] = []
-    monkeypatch.setattr("migrator.layout.RUNTIME", restoring.lxcpath / "run")
+    monkeypatch.setattr("migrator.record.migration_paths.RUNTIME", restoring.lxcpath / "run")
     monkeypatch.setattr(container, "config_file", restoring.lxcpath / "web" / "config", raising=False)
     given: list[str] = []
 
@@ -337,7 +330,7 @@ def test_it_goes_on_in_its_time(restoring: Migration, container: Container, acts
         given.append(config.read_text())
 
     monkeypatch.setattr(no_memory, "start", start)
-    monkeypatch.setattr(clock, "now", lambda: 1000.0)
+    monkeypatch.setattr(boot_clock, "now", lambda: 1000.0)
     restoring.note("settled", had_stopped="boot")
     with monkeypatch.context() as none, pytest.raises(WordOver) as over:
         none.setattr(consented, "confine", lambda _: pytest.fail("it is changed, and not started"))

@@ -10,17 +10,19 @@ from pathlib import Path
 
 import pytest
 
-from migrator import bounds, config_reader, grant
+from migrator.base import private_files
+from migrator.config import config_reader
 from migrator.errors import ConsentNeeded, NoSpace, ProtocolError, UsageError
-from migrator.frames import CONTROL_MAX
-from migrator.layout import Layout
-from migrator.protocol import Takeover
-from migrator.service import CONFIG_FILE, Service, kept_config
-from migrator.states import Event, Role
+from migrator.record import grant
+from migrator.record.migration_paths import Layout
+from migrator.record.states import Event, Role
+from migrator.remote.answering import CONFIG_FILE, Service, kept_config
+from migrator.transfer import room_bounds
+from migrator.transfer.frames import CONTROL_MAX
+from migrator.transfer.rpc import Takeover
 from stages import import_data, prepare_data
 from tests.stages.test_allowed import HOOK, HOSTA, ID, Here, here, peer
-from tunnel import files
-from tunnel.peers import Peers
+from tunnel.identity.peers import Peers
 
 __all__ = ["here"]
 
@@ -29,8 +31,8 @@ PLAIN = "lxc.uts.name = web\n"
 
 @pytest.fixture(autouse=True)
 def _paired(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "STATE", tmp_path / "state")
-    peers = Peers(files.STATE / "peers")
+    monkeypatch.setattr(private_files, "STATE", tmp_path / "state")
+    peers = Peers(private_files.STATE / "peers")
     peers.pin("hosta", HOSTA)
     peers.allow("hosta", ["receive"])
 
@@ -160,12 +162,12 @@ def test_no_more_of_a_disk_arrives_than_its_sender_announced(here: Here, granted
         here.begun(granted, disk_bytes=said)
         with contextlib.ExitStack() as locks:
             place = prepare_data.receive_disk(Service(here.journal, locks, granted), {"id": ID, "round": 1})
-        assert place.bounds == (bounds.of_disk(here.pool, believed) if bound else bounds.OF_DISK)
+        assert place.bounds == (room_bounds.of_disk(here.pool, believed) if bound else room_bounds.OF_DISK)
 
 
 def test_what_there_is_no_room_for_is_refused(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a twentieth of the file system left, which is the host's own."""
-    monkeypatch.setattr(bounds, "SHARE", 1)
+    monkeypatch.setattr(room_bounds, "SHARE", 1)
     with pytest.raises(NoSpace):
         here.begun(peer("hosta", "receive"))
     assert here.journal.all() == []

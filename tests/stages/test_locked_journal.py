@@ -12,12 +12,14 @@ from typing import Any
 
 import pytest
 
-from migrator import aftermath, bases, criu, thawing
-from migrator import journal as journals
+from migrator.copies import after_crash, bases, thawing
+from migrator.criu import criu_dump
 from migrator.errors import JournalBroken, SourceRunsAgain
-from migrator.journal import Journal, Migration
-from migrator.states import Event, State
-from stages import offer, rollback
+from migrator.record import journal as journals
+from migrator.record.journal import Journal, Migration
+from migrator.record.states import Event, State
+from stages import rollback
+from stages.steps import offer
 from tests.stages.test_heal import dumping, journal, offered  # noqa: F401 -- a fixture
 from tests.stages.test_started_again import TOO_LATE, There
 
@@ -49,9 +51,9 @@ def done(journal: Journal, writer: sqlite3.Connection, monkeypatch: pytest.Monke
     monkeypatch.setattr(journals, "HURRY", 0.001)
     monkeypatch.setattr(Journal, "transaction", transaction)
     monkeypatch.setattr(thawing, "thaw", thaw)
-    monkeypatch.setattr(aftermath, "memory_is_here", lambda _: True)
-    monkeypatch.setattr(criu, "wait_for_dump", lambda *_: None)
-    monkeypatch.setattr(aftermath, "where", lambda _: "")
+    monkeypatch.setattr(after_crash, "memory_is_here", lambda _: True)
+    monkeypatch.setattr(criu_dump, "wait_for_dump", lambda *_: None)
+    monkeypatch.setattr(after_crash, "where", lambda _: "")
     return found
 
 
@@ -79,7 +81,7 @@ def test_a_rollback_thaws(journal: Journal, writer: sqlite3.Connection, done: li
     migration = frozen(journal, offered)
     monkeypatch.setattr(bases, "named", lambda *_: ["0badc0de.1"])
     monkeypatch.setattr(rollback, "drop_attempt", lambda each, kept: done.append(f"{each.state}, but {kept}"))
-    monkeypatch.setattr("migrator.bases.supersede", lambda _: None)
+    monkeypatch.setattr("migrator.copies.bases.supersede", lambda _: None)
     del done[:]
     if locked:
         writer.execute("BEGIN IMMEDIATE")

@@ -12,23 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from migrator import (
-    aftermath,
-    container_config,
-    ending,
-    identity,
-    leave,
-    lxc,
-    no_memory,
-    remains,
-    second_start,
-    standing,
-)
+from migrator.config import container_config
+from migrator.copies import after_crash, ending, leave, no_memory, origins, remains, second_start, standing
 from migrator.errors import ContainerNotFound, MigratorError, OutOfOrder, SourceStillStopped
-from migrator.journal import Journal, Migration
-from migrator.layout import Layout
-from migrator.states import Event
-from stages import offer, rollback
+from migrator.host import lxc
+from migrator.record.journal import Journal, Migration
+from migrator.record.migration_paths import Layout
+from migrator.record.states import Event
+from stages import rollback
+from stages.steps import offer
 from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
 from tests.stages.test_remains import Monitorless, cgroup, configured, frozen, init, started  # noqa: F401 -- fixtures
 from tests.stages.test_second_start import BESIDE, NESTED, SLEEP, START, lives
@@ -39,7 +31,7 @@ from tests.stages.test_standing import OTHER_BOOT
 def lost(monkeypatch: pytest.MonkeyPatch, started: list[str]) -> None:
     """Its root file system is where these processes live; LXC knows nothing of it."""
     monkeypatch.setattr(Monitorless, "rootfs", Path("/"))
-    monkeypatch.setattr(identity, "is_source", lambda _: True)
+    monkeypatch.setattr(origins, "is_source", lambda _: True)
     monkeypatch.setattr(no_memory, "stay", lambda *_: None)
     monkeypatch.setattr(no_memory, "end", lambda *_: None)
 
@@ -66,10 +58,10 @@ def test_none_is_started_beside_it(journal: Journal, cgroup: Path, started: list
     with another(monkeypatch) as pid:
         assert not rollback.thaw_source(migration)
         assert started == [] and f"lives (process {pid})" in capsys.readouterr().err
-        told = aftermath.where(migration)
+        told = after_crash.where(migration)
         assert "web runs on here, but LXC does not know of it" in told and f"to end it: kill -9 {pid}" in told
     monkeypatch.setattr(lxc, "container_processes", lambda _: [])
-    assert "Start it with: lxc-start" in aftermath.where(migration)
+    assert "Start it with: lxc-start" in after_crash.where(migration)
 
 
 def test_it_is_told_of_where_lxc_has_lost_its_configuration_too(
@@ -78,7 +70,7 @@ def test_it_is_told_of_where_lxc_has_lost_its_configuration_too(
     with another(monkeypatch) as pid:
         monkeypatch.setattr(lxc, "Container", known_to_nobody)
         monkeypatch.setattr(Layout, "rootfs", Path("/"))  # where that lives
-        assert f"kill -9 {pid}" in aftermath.where(migration)
+        assert f"kill -9 {pid}" in after_crash.where(migration)
 
 
 def known_to_nobody(name: str, lxcpath: Path) -> lxc.Container:
@@ -98,7 +90,7 @@ def test_nor_is_it_ended_in_the_cgroup_that_is_on_record(
         assert not rollback.thaw_source(migration)
         ending.kill(migration)
         assert not (cgroup / "cgroup.kill").exists() and started == []
-        assert f"to end it: echo 1 >{cgroup}/cgroup.kill" in aftermath.where(migration)
+        assert f"to end it: echo 1 >{cgroup}/cgroup.kill" in after_crash.where(migration)
 
 
 def test_what_was_told_to_end_itself_is_no_lost_start(journal: Journal, cgroup: Path, started: list[str],
@@ -182,7 +174,7 @@ def test_beside_the_frozen_one_it_is_seen_by_whoever_gives_a_word(
             with pytest.raises(OutOfOrder, match="runs on") as raised:
                 offer.word(migration)
             assert raised.value.hint == "Next: migrator rollback web"
-            told = aftermath.note(migration)
+            told = after_crash.note(migration)
             assert "It is frozen here" in told and f"comes to its end with kill -9 {pid}:" in told
         for event in (None, Event.FINISH):
             if event:
@@ -207,7 +199,7 @@ def test_what_has_gone_on_the_disk_since_is_ended_by_its_process(
         with pytest.raises(OutOfOrder, match="started it here too") as raised:
             standing.refuse_end(migration, "finish")
         assert raised.value.hint == f"Next: kill -9 {pid} -- and then: migrator finish web"
-        monkeypatch.setattr(identity, "is_source", lambda _: False)
+        monkeypatch.setattr(origins, "is_source", lambda _: False)
         standing.refuse_end(migration, "finish")  # what runs is another one that has its name
 
 

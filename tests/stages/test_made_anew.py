@@ -13,11 +13,14 @@ from typing import Any
 
 import pytest
 
-from migrator import container_config, identity, lxc
+from migrator.config import container_config
+from migrator.copies import origins
 from migrator.errors import ContainerChanged, OutOfOrder
-from migrator.journal import Journal, Migration
-from migrator.states import Event, State
-from stages import ask_state, check, create_dump, drive, prepare_data, same_host
+from migrator.host import lxc
+from migrator.record.journal import Journal, Migration
+from migrator.record.states import Event, State
+from stages import check, create_dump, prepare_data
+from stages.steps import ask_state, drive, same_host
 from tests.stages.snapshots import layout_of
 from tests.stages.test_gone_here import ANOTHER, ID, ITS_OWN, begun, host, put, subvolume
 from tests.stages.test_heal import journal
@@ -110,14 +113,14 @@ def test_only_its_own_snapshots_tell(journal: Journal) -> None:
     migration = prepared(journal)
     subvolume(layout_of(migration).snapshot(1).with_name("00000001.1"), "kept", ANOTHER)
     put(migration, ITS_OWN)
-    assert not identity.is_another(migration)
+    assert not origins.is_another(migration)
     shutil.rmtree(layout_of(migration).container)
-    assert not identity.is_another(migration), "there is none"
+    assert not origins.is_another(migration), "there is none"
     put(migration)
-    assert not identity.is_another(migration), "its disk is not there"
+    assert not origins.is_another(migration), "its disk is not there"
     shutil.rmtree(layout_of(migration).container)
     put(migration, ANOTHER)
-    assert identity.is_another(migration)
+    assert origins.is_another(migration)
 
 
 def test_where_all_snapshots_were_dropped_an_earlier_dump_tells(journal: Journal) -> None:
@@ -125,10 +128,10 @@ def test_where_all_snapshots_were_dropped_an_earlier_dump_tells(journal: Journal
     for path in layout_of(migration).own_snapshots():
         shutil.rmtree(path)
     config = put(migration, ITS_OWN)
-    assert not identity.is_another(migration)
+    assert not origins.is_another(migration)
     shutil.rmtree(config.parent)
     put(migration, ANOTHER)
-    assert identity.is_another(migration)
+    assert origins.is_another(migration)
 
 
 def test_the_preflight_speaks_first(journal: Journal, monkeypatch: pytest.MonkeyPatch, looks: list[str]) -> None:

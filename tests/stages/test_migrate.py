@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from migrator import plan
-from migrator.plan import Plan, Round
-from stages import heal, migrate, resume
+from migrator.transfer import plan
+from migrator.transfer.plan import Plan, Round
+from stages import migrate, resume
+from stages.steps import heal
 
 MIB = 1 << 20
 GIB = 1 << 30

@@ -13,13 +13,15 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from migrator import clock, holder, layout, lxc, lxc_disk
+from migrator.base import boot_clock
+from migrator.copies.origins import Whose, whose
 from migrator.errors import AlreadyRuns, DumpRefused
-from migrator.identity import Whose, whose
-from migrator.journal import Journal, Migration
-from migrator.layout import Layout
-from migrator.states import Event, Role, State
-from stages import settling
+from migrator.host import lxc
+from migrator.record import container_lock, lxc_disk, migration_paths
+from migrator.record.journal import Journal, Migration
+from migrator.record.migration_paths import Layout
+from migrator.record.states import Event, Role, State
+from stages.steps import settling
 from tests.effort import tries
 from tests.migrator import around, model
 from tests.migrator.world import RAN_THERE, Message, World
@@ -55,11 +57,11 @@ def no_container(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_model_and_handlers_agree(requests: list[tuple[str, int]]) -> None:
     with contextlib.ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
         top = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        patch.setattr(layout, "RUNTIME", top / "run")
-        patch.setattr(holder, "LOCKS", top / "run" / "lock")
+        patch.setattr(migration_paths, "RUNTIME", top / "run")
+        patch.setattr(container_lock, "LOCKS", top / "run" / "lock")
         (top / "pool").mkdir()
         there = Destination(stack.enter_context(Journal(top / "journal.db")), stack, top / "pool")
-        stack.callback(layout.remove_images, there.layout.image_folders()[0])
+        stack.callback(migration_paths.remove_images, there.layout.image_folders()[0])
         there.ask("begin")
         there.imported()
         world = World(destination=State.IMPORTED, place=Whose.OURS)
@@ -116,7 +118,7 @@ def real(there: Destination, request: str, attempt: int) -> str:
         if there.state is State.OWNED and whose(there.layout).may_go:
             there.take(Event.RESTORE, *([Event.RESTORED] if request == "restored" else []))
             if request == "stopped":
-                settling.record(migration_of(there), 1.0, had_stopped=clock.BOOT_ID.read_text().strip())
+                settling.record(migration_of(there), 1.0, had_stopped=boot_clock.BOOT_ID.read_text().strip())
             if request == "restored":
                 there.layout.drop_images()
         return ""

@@ -9,12 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from migrator import container_config, identity, removal
+from migrator.base import removal
+from migrator.config import container_config
+from migrator.copies import origins
 from migrator.errors import SnapshotFailed
-from migrator.journal import Journal
-from migrator.layout import Layout
-from stages import cleanup, earlier_stay, import_data
-from stages.cleaner import Cleaner
+from migrator.record.journal import Journal
+from migrator.record.migration_paths import Layout
+from stages import cleanup, import_data
+from stages.steps import earlier_stay
+from stages.steps.cleaner import Cleaner
 from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
 from tests.stages.test_nested import Util, moved, subvolume, util  # noqa: F401 -- fixtures
 
@@ -68,7 +71,7 @@ def test_what_a_rollback_removes_stays_in_its_place(moved: Layout, mounted: list
     """Whole, with its fence: the next one removes it."""
     monkeypatch.setattr(Layout, "is_own_rootfs", lambda _: True)
     here = Layout(moved.lxcpath, "web", container_config.fence_of((moved.container / "config").read_text()))
-    assert identity.whose(here) is identity.Whose.OURS
+    assert origins.whose(here) is origins.Whose.OURS
     mounted.append(here.rootfs / "mnt")
     with pytest.raises(SnapshotFailed):
         import_data._remove(here)

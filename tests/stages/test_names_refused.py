@@ -10,8 +10,9 @@ import signal
 import pytest
 
 import stages
-from migrator import cli, log
+from migrator import cli
 from migrator.__main__ import main
+from migrator.base import log
 from migrator.errors import InvalidName
 
 NAMES = ["../x", "x" * 300, "a\nb", "-rf", "a/b", "\u00e9", "."]

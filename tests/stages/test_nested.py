@@ -13,15 +13,18 @@ from typing import Any, cast
 
 import pytest
 
-from migrator import btrfs, container_config, identity, lxc, network
+from migrator.config import container_config
+from migrator.copies import origins
 from migrator.errors import ContainerChanged, SnapshotFailed, SourceStartedAgain
-from migrator.journal import Journal, Migration
-from migrator.layout import Layout
-from migrator.preflight import container_facts
-from migrator.protocol import Connection
-from migrator.states import Event, Role, State
-from stages import cleanup, drive, earlier_stay, handover, offer
-from stages.cleaner import Cleaner
+from migrator.host import btrfs, lxc, network
+from migrator.preflight.facts import container_facts
+from migrator.record.journal import Journal, Migration
+from migrator.record.migration_paths import Layout
+from migrator.record.states import Event, Role, State
+from migrator.transfer.rpc import Connection
+from stages import cleanup
+from stages.steps import drive, earlier_stay, handover, offer
+from stages.steps.cleaner import Cleaner
 from tests.stages.test_handover import Plain
 from tests.stages.test_heal import dumping, journal  # noqa: F401 -- a fixture
 from tests.stages.test_offer import There
@@ -118,7 +121,7 @@ def migration(journal: Journal, util: Util, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(btrfs, "sync", lambda _: None)
     monkeypatch.setattr(lxc.Container, "rootfs", subvolume(journal.path.parent / "web" / "rootfs"))
     monkeypatch.setattr(offer, "thaw_source", lambda _: False)
-    monkeypatch.setattr(identity, "is_there", lambda _: True)
+    monkeypatch.setattr(origins, "is_there", lambda _: True)
     made = dumping(journal)
     made.move(Event.THAW)
     return made
@@ -246,7 +249,7 @@ def test_cleanup_leaves_what_something_lives_in(journal: Journal, moved: Layout,
 
 def test_finish_leaves_what_something_lives_in(journal: Journal, moved: Layout, util: Util,
                                                monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(identity, "is_superseded", lambda *_: True)
+    monkeypatch.setattr(origins, "is_superseded", lambda *_: True)
     came = journal.create(id="00000002", role=Role.DESTINATION, name="web", lxcpath=moved.lxcpath, peer="hosta",
                           event=Event.RECEIVE, rounds=[])
     here = Layout(moved.lxcpath, "web", came.id)
@@ -264,7 +267,7 @@ def test_finish_leaves_what_something_lives_in(journal: Journal, moved: Layout, 
 def test_finish_keeps_the_copy_of_an_earlier_stay_that_has_some(
         journal: Journal, moved: Layout, util: Util, monkeypatch: pytest.MonkeyPatch, told: bool) -> None:
     """Also where it cannot be told whether it has."""
-    monkeypatch.setattr(identity, "is_superseded", lambda *_: True)
+    monkeypatch.setattr(origins, "is_superseded", lambda *_: True)
     came = journal.create(id="00000002", role=Role.DESTINATION, name="web", lxcpath=moved.lxcpath, peer="hosta",
                           event=Event.RECEIVE, rounds=[])
     here = Layout(moved.lxcpath, "web", came.id)

@@ -14,13 +14,18 @@ from typing import Any, cast
 
 import pytest
 
-from migrator import bases, errors, holder, lxc, remains, ssh, ssh_config
-from migrator.destination import parse
+from migrator import errors
+from migrator.copies import bases, remains
 from migrator.errors import DumpRefused, Interrupted, MigratorError, SourceRunsAgain
-from migrator.journal import Journal, Migration
-from migrator.states import Event, State
-from stages import drive, offer, prepare_data, rollback
-from stages.reconnect import Link
+from migrator.host import lxc
+from migrator.record import container_lock
+from migrator.record.journal import Journal, Migration
+from migrator.record.states import Event, State
+from migrator.remote import ssh, ssh_config
+from migrator.remote.destination import parse
+from stages import prepare_data, rollback
+from stages.steps import drive, offer
+from stages.steps.reconnect import Link
 from tests.stages.test_given_back import acts, driven, handlers, press  # noqa: F401 -- fixtures
 from tests.stages.test_handover import Plain, migration, thawed  # noqa: F401 -- fixtures
 from tests.stages.test_heal import dumping, journal, offered  # noqa: F401 -- a fixture
@@ -124,7 +129,7 @@ def test_after_a_refused_offer_it_waits_for_the_thaw(journal: Journal, monkeypat
         offer.make(migration, connection(There(DumpRefused(name="web", reason="it is incomplete"))))
     assert done == ["thawed"] and migration.state is State.PREPARED
     with pytest.raises(Interrupted):
-        holder.check_interrupted()
+        container_lock.check_interrupted()
 
 
 @pytest.mark.parametrize("frozen", [False, True])

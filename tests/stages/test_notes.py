@@ -9,9 +9,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from migrator import at_restore, cgroup_limits, cgroups, criu, layout, mount_flags, network, restore
+from migrator.criu import at_restore, criu_dump, mount_flags, restore
 from migrator.errors import DumpFailed
-from stages import dump
+from migrator.host import cgroup_limits, cgroups, network
+from migrator.record import migration_paths
+from stages.steps import dump
 
 LIMIT = 1000
 
@@ -22,9 +24,9 @@ def dumping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dump.Dump:
     found.container = SimpleNamespace(name="web", lxcpath=tmp_path)  # type: ignore[assignment]
     found.cgroup, found.pid, found.terminals, found.ports, found.images = tmp_path / "cgroup", 1, [], [], tmp_path
     found.migration = SimpleNamespace(id="0badc0de")  # type: ignore[assignment]
-    found.layout = layout.Layout(tmp_path, "web", "0badc0de")
+    found.layout = migration_paths.Layout(tmp_path, "web", "0badc0de")
     found.facts = SimpleNamespace(memory=1 << 20)  # type: ignore[assignment]
-    monkeypatch.setattr(criu, "NOTE_LIMIT", LIMIT)
+    monkeypatch.setattr(criu_dump, "NOTE_LIMIT", LIMIT)
     monkeypatch.setattr(mount_flags, "record", lambda _: "1 ro /lib\n")
     monkeypatch.setattr(network, "silence_command", lambda *_: [])
     return found
@@ -36,12 +38,12 @@ def made(*_: object) -> None:
 
 def test_the_destination_takes_as_much() -> None:
     assert min(restore.NOTE_LIMIT, cgroups.RECORD_LIMIT, cgroup_limits.RECORD_LIMIT,
-                                  mount_flags.RECORD_LIMIT) >= criu.NOTE_LIMIT
+                                  mount_flags.RECORD_LIMIT) >= criu_dump.NOTE_LIMIT
 
 
 def test_too_large_a_record_is_found_before_it_stands_still(dumping: dump.Dump,
                                                             monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layout, "place_images", made)
+    monkeypatch.setattr(migration_paths, "place_images", made)
     monkeypatch.setattr(mount_flags, "record", lambda _: "x" * (LIMIT + 1))
     with pytest.raises(DumpFailed, match=mount_flags.RECORD):
         dumping.prepare()
@@ -55,7 +57,7 @@ def test_a_process_that_ends_meanwhile_is_no_reason(dumping: dump.Dump, monkeypa
     def ends(_: object) -> str:
         raise OSError(errno.EINVAL, "it ends")
 
-    monkeypatch.setattr(layout, "place_images", made)
+    monkeypatch.setattr(migration_paths, "place_images", made)
     monkeypatch.setattr(mount_flags, "record", ends)
     with pytest.raises(EOFError):
         dumping.prepare()

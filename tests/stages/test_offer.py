@@ -11,7 +11,10 @@ from typing import Any, cast
 
 import pytest
 
-from migrator import btrfs, clock, container_config, criu, identity, leave, limited
+from migrator.base import boot_clock, bounded_read
+from migrator.config import container_config
+from migrator.copies import leave, origins
+from migrator.criu import criu_dump
 from migrator.errors import (
     Busy,
     ConnectionLost,
@@ -28,13 +31,14 @@ from migrator.errors import (
     SourceStillStopped,
     SourceStoppedUnknown,
 )
-from migrator.journal import Journal, Migration
-from migrator.layout import Layout
-from migrator.protocol import Connection
-from migrator.states import Event, Owner, State
-from stages import offer
+from migrator.host import btrfs
+from migrator.record.journal import Journal, Migration
+from migrator.record.migration_paths import Layout
+from migrator.record.states import Event, Owner, State
+from migrator.transfer.rpc import Connection
+from stages.steps import offer
 from tests.stages.test_heal import dumping, journal, offered  # noqa: F401 -- a fixture
-from tunnel.errors import DocumentedError
+from tunnel.tunnel_errors import DocumentedError
 
 
 class There:
@@ -81,7 +85,7 @@ def acts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return True
 
     monkeypatch.setattr(offer, "thaw_source", thaw)
-    monkeypatch.setattr(identity, "is_there", lambda _: True)
+    monkeypatch.setattr(origins, "is_there", lambda _: True)
     monkeypatch.setattr(btrfs, "delete", lambda path: done.append(f"deleted {path.name}"))
     monkeypatch.setattr(Layout, "drop_images", lambda _: done.append("images dropped"))
     unfence = container_config.unfence
@@ -146,7 +150,7 @@ def test_without_addresses_there_is_nothing_to_bring_back(journal: Journal) -> N
 
 @pytest.mark.parametrize("seconds", [0.5, 60.0])
 def test_for_how_long_it_may_go_on(journal: Journal, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    monkeypatch.setattr(clock, "now", lambda: 1000.0)
+    monkeypatch.setattr(boot_clock, "now", lambda: 1000.0)
     migration = offered(journal)
     migration.note("attempt", **leave.given({}, seconds))
     assert offer.word(migration) == seconds
@@ -299,7 +303,7 @@ def test_what_has_become_of_it_is_told(journal: Journal, acts: list[str], monkey
     migration.note("memory", memory=memory)
     fence(migration)
     monkeypatch.setattr(offer, "thaw_source", lambda _: thawed)
-    monkeypatch.setattr(identity, "is_there", lambda _: there)
+    monkeypatch.setattr(origins, "is_there", lambda _: there)
     error = ConnectionLost(destination="hostb", reason="cut")
     raised = given_up(migration, There({}), error)
     assert (type(raised) is kind) if kind else (raised is error)
@@ -319,10 +323,10 @@ def test_crius_log_outlives_its_images(journal: Journal, acts: list[str], monkey
                                        tmp_path: Path, error: MigratorError) -> None:
     migration = dumping(journal)
     fence(migration)
-    monkeypatch.setattr(criu, "LOG_FOLDER", tmp_path / "log")
+    monkeypatch.setattr(criu_dump, "LOG_FOLDER", tmp_path / "log")
     images = Layout(migration.lxcpath, "web", migration.id).image_folders()[1]
     images.mkdir(parents=True)
-    (images / "dump.log").write_bytes(bytes(limited.LOG_LIMIT) + b"\nError: \xff\n")
+    (images / "dump.log").write_bytes(bytes(bounded_read.LOG_LIMIT) + b"\nError: \xff\n")
     given_up(migration, There({}), error)
     kept = tmp_path / "log" / "web-dump.log"
     assert kept.exists() is isinstance(error, DumpFailed)
@@ -335,7 +339,7 @@ def test_without_a_log_there_is_none_to_keep(journal: Journal, acts: list[str], 
                                              tmp_path: Path) -> None:
     migration = dumping(journal)
     fence(migration)
-    monkeypatch.setattr(criu, "LOG_FOLDER", tmp_path / "log")
+    monkeypatch.setattr(criu_dump, "LOG_FOLDER", tmp_path / "log")
     error = DumpFailed(name="web", reason="?", log="gone", host="hosta")
     given_up(migration, There({}), error)
     Layout(migration.lxcpath, "web", migration.id).image_folders()[1].mkdir(parents=True)

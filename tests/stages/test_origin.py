@@ -13,11 +13,13 @@ from typing import Any
 
 import pytest
 
-from migrator import btrfs, container_config, identity, subvolume_uuids
+from migrator.config import container_config
+from migrator.copies import origins
 from migrator.errors import NotAllowed
-from migrator.journal import KEPT, Journal, Migration
-from migrator.layout import Layout
-from migrator.states import Event, Role
+from migrator.host import btrfs, subvolume_uuids
+from migrator.record.journal import KEPT, Journal, Migration
+from migrator.record.migration_paths import Layout
+from migrator.record.states import Event, Role
 from stages import cleanup, finish, import_data, prepare_data
 from tests.stages.test_put_aside import (
     EARLIER,
@@ -31,7 +33,7 @@ from tests.stages.test_put_aside import (
 
 
 def origin(migration: Migration) -> str:
-    return identity.origin(migration.journal, "web", migration.lxcpath)
+    return origins.origin(migration.journal, "web", migration.lxcpath)
 
 
 @pytest.fixture(autouse=True)
@@ -168,7 +170,7 @@ def test_it_outlives_what_had_left_before(owned: Migration, disk: Disk) -> None:
                 comes.move(event)
             comes.move(Event.FINISHED)
         disk.make(layout_of(owned).rootfs, "its")
-        assert identity.origin(journal, "web", owned.lxcpath) == EARLIER
+        assert origins.origin(journal, "web", owned.lxcpath) == EARLIER
 
 
 @pytest.mark.parametrize("forced", [False, True])
@@ -227,8 +229,8 @@ class Hosts:
         there.make_folder()
         there.spool.mkdir()
         with Journal(self.folder / source / "journal.db") as journal:
-            origin = identity.origin(journal, "web", here.lxcpath) or id_
-            moves = identity.moves(identity.brought(journal, "web", here.lxcpath))
+            origin = origins.origin(journal, "web", here.lxcpath) or id_
+            moves = origins.moves(origins.brought(journal, "web", here.lxcpath))
             went = journal.create(id=id_, role=Role.SOURCE, name="web", lxcpath=here.lxcpath, peer=target,
                                   event=Event.SEND, rounds=[], origin=origin,
                                   rootfs_uuid=btrfs.info(here.rootfs).uuid)
@@ -373,9 +375,9 @@ def test_what_an_older_version_brings_is_believed(hosts: Hosts) -> None:
 
 
 def test_the_latest_moves_travel_along(owned: Migration) -> None:
-    assert identity.moves(None) == []
+    assert origins.moves(None) == []
     owned.note("told", moves=[f"{number:08x}" for number in range(100)])
-    assert identity.moves(owned) == [*(f"{number:08x}" for number in range(1, 100)), owned.id]
+    assert origins.moves(owned) == [*(f"{number:08x}" for number in range(1, 100)), owned.id]
 
 
 @pytest.mark.parametrize("moved", [False, True])

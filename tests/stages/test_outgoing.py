@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import pytest
 
-from migrator import grant, layout
 from migrator.errors import NotAllowed
-from migrator.grant import Grant
-from migrator.journal import Migration
-from migrator.states import Event, Role, State
+from migrator.record import grant, migration_paths
+from migrator.record.grant import Grant
+from migrator.record.journal import Migration
+from migrator.record.states import Event, Role, State
 from tests.stages.test_allowed import HOSTA, HOSTC, ID, OF_A_MIGRATION, Here, here, peer  # noqa: F401 -- a fixture
-from tunnel.identity import Identity
-from tunnel.peers import Peer
+from tunnel.identity.own_identity import Identity
+from tunnel.identity.peers import Peer
 
 TICKET = "0123456789abcdef" * 2
 
@@ -30,7 +30,7 @@ def goes_out(here: Here, peer_: str = "peer:hosta", **detail: object) -> Migrati
 def test_its_id_is_taken(here: Here, op: str, granted: Grant) -> None:
     """Images, ports and the firewall's table hang on the id alone."""
     goes_out(here)
-    images = layout.RUNTIME / ID
+    images = migration_paths.RUNTIME / ID
     images.mkdir(parents=True)
     (images / "pages-1.img").write_text("what is being dumped")
     with pytest.raises(NotAllowed, match=f"migration {ID} was begun by somebody else"):
@@ -43,7 +43,7 @@ def test_its_id_is_taken(here: Here, op: str, granted: Grant) -> None:
 def test_a_new_one_gets_no_id_that_is_taken(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
     here.begun(peer("hosta", "receive"))
     drawn = iter((ID, ID, "00000004"))
-    monkeypatch.setattr("migrator.names.new_migration_id", lambda: next(drawn))
+    monkeypatch.setattr("migrator.base.names.new_migration_id", lambda: next(drawn))
     assert here.journal.unused_id() == "00000004"
 
 

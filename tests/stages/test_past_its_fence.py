@@ -10,12 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from migrator import at_restore, btrfs, layout, let_run, lxc, no_memory, subvolume_uuids
-from migrator.btrfs import Subvolume
+from migrator.copies import no_memory
+from migrator.criu import at_restore, ran_mark
 from migrator.errors import ContainerExists
-from migrator.journal import Migration
-from migrator.states import State
-from stages import import_data, left_running, restore_dump, settling
+from migrator.host import btrfs, lxc, subvolume_uuids
+from migrator.host.btrfs import Subvolume
+from migrator.record import migration_paths
+from migrator.record.journal import Migration
+from migrator.record.states import State
+from stages import import_data, restore_dump
+from stages.steps import left_running, settling
 from tests import btrfs_roots
 from tests.stages.test_left_by_a_restore import Container, acts, container, fence, layout_of
 from tests.stages.test_settling import ID, mark, restoring
@@ -31,7 +35,7 @@ def place(restoring: Migration, container: Container, acts: list[str], monkeypat
     """
     here = layout_of(restoring)
     restoring.note("begun", memory=True, dad={}, rounds=[])
-    monkeypatch.setattr(layout, "RUNTIME", restoring.lxcpath / "run")
+    monkeypatch.setattr(migration_paths, "RUNTIME", restoring.lxcpath / "run")
     monkeypatch.setattr(btrfs, "is_subvolume", lambda path: (path / "uuid").is_file())
     monkeypatch.setattr(btrfs, "info", lambda path: Subvolume(
         path, (path / "uuid").read_text(), "", read_only=True, generation=1,
@@ -80,7 +84,7 @@ def test_it_is_not_taken_for_what_was_restored_nor_ended(
     settling.settle(restoring)
     assert restoring.state is State.OWNED and not (container.folder / "cgroup.kill").exists()
     assert "waited" not in acts and fence(restoring) == ID
-    assert not let_run.was(let_run.mark(layout_of(restoring).spool)) and layout_of(restoring).set_aside() == []
+    assert not ran_mark.was(ran_mark.mark(layout_of(restoring).spool)) and layout_of(restoring).set_aside() == []
 
 
 def test_who_tries_once_more_is_not_told_that_it_runs(restoring: Migration, container: Container, place: Path,
@@ -92,7 +96,7 @@ def test_who_tries_once_more_is_not_told_that_it_runs(restoring: Migration, cont
     settling.settle(restoring)
     mark(restoring)
     restore_dump.Restore(restoring, 60.0, leave=lambda: 0.0)._keep_what_ran()
-    assert str(restoring.state) == "owned" and not let_run.was(let_run.mark(layout_of(restoring).spool))
+    assert str(restoring.state) == "owned" and not ran_mark.was(ran_mark.mark(layout_of(restoring).spool))
     monkeypatch.setattr(lxc, "lives_in", lambda name, rootfs: rootfs == place)
     layout_of(restoring).old.mkdir()
     (layout_of(restoring).old / "config").write_text("lxc.uts.name = web\n")

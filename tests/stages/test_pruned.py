@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from migrator import bases, btrfs
-from migrator.journal import Journal, Migration
-from migrator.layout import Layout
-from migrator.states import Event, Role
+from migrator.copies import bases
+from migrator.host import btrfs
+from migrator.record.journal import Journal, Migration
+from migrator.record.migration_paths import Layout
+from migrator.record.states import Event, Role
 
 ID, FIRST, SECOND = "0badc0de", "00000001", "00000002"
 ROOT, P, KEY = "ssh", "peer:0123", "ssh:hosta"

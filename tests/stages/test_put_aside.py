@@ -11,14 +11,19 @@ from typing import cast
 
 import pytest
 
-from migrator import btrfs, clock, container_config, left_cgroups, let_run, lxc, network, no_memory, restore
-from migrator.btrfs import Subvolume
+from migrator.base import boot_clock
+from migrator.config import container_config
+from migrator.copies import no_memory
+from migrator.criu import ran_mark, restore
 from migrator.errors import ContainerExists, SnapshotFailed, SourceStillStopped
-from migrator.journal import Journal, Migration
-from migrator.layout import Layout
-from migrator.states import Event, Role, State
-from stages import abandon, cleanup, finish, import_data, restore_dump
-from stages.cleaner import Cleaner
+from migrator.host import btrfs, empty_cgroups, lxc, network
+from migrator.host.btrfs import Subvolume
+from migrator.record.journal import Journal, Migration
+from migrator.record.migration_paths import Layout
+from migrator.record.states import Event, Role, State
+from stages import cleanup, finish, import_data, restore_dump
+from stages.steps import abandon
+from stages.steps.cleaner import Cleaner
 
 ID, EARLIER = "0badc0de", "aaaaaaaa"
 CONFIG = "lxc.uts.name = web\n"
@@ -64,7 +69,7 @@ class Disk:
 @pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
     monkeypatch.setattr(lxc, "Container", lambda name, lxcpath: SimpleNamespace(name=name, state="STOPPED"))
-    monkeypatch.setattr(left_cgroups, "drop", lambda *_: None)
+    monkeypatch.setattr(empty_cgroups, "drop", lambda *_: None)
     monkeypatch.setattr(no_memory, "end", lambda *_: None)
     monkeypatch.setattr(restore, "clear", lambda _: None)
     monkeypatch.setattr(network, "announce", lambda _: SimpleNamespace(join=lambda: None))
@@ -102,7 +107,7 @@ def layout_of(migration: Migration) -> Layout:
 
 
 def attempt(migration: Migration) -> None:
-    restore_dump.Restore(migration, 1000.0, leave=lambda: clock.now() + 1000).run()
+    restore_dump.Restore(migration, 1000.0, leave=lambda: boot_clock.now() + 1000).run()
 
 
 def found(migration: Migration, name: str) -> list[str]:
@@ -213,7 +218,7 @@ def test_what_a_power_cut_has_put_back_is_put_aside_again(owned: Migration, disk
         stayed(owned, disk)
         layout.rootfs.rename(layout.old / "rootfs")
     disk.make(layout.rootfs, "it", disk.make(layout.snapshot(1), "increment").uuid)
-    let_run.record(str(let_run.mark(layout.spool)))
+    ran_mark.record(str(ran_mark.mark(layout.spool)))
     if end != "that was recorded":
         owned.move(Event.ABANDON, on_disk=True, kept=[])
     abandon._abandon(owned, [])

@@ -13,13 +13,17 @@ from typing import cast
 
 import pytest
 
-from migrator import bases, clock, container_config, holder, standing
+from migrator.base import boot_clock
+from migrator.config import container_config
+from migrator.copies import bases, standing
 from migrator.errors import OutOfOrder
-from migrator.journal import Journal, Migration
-from migrator.protocol import Connection
-from migrator.service import Service
-from migrator.states import Event, State
-from stages import ask_source, finish
+from migrator.record import container_lock
+from migrator.record.journal import Journal, Migration
+from migrator.record.states import Event, State
+from migrator.remote.answering import Service
+from migrator.transfer.rpc import Connection
+from stages import finish
+from stages.steps import ask_source
 from tests.stages.test_autostart import AGAIN, Boot, boot  # noqa: F401 -- a fixture
 from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
 from tests.stages.test_remains import cgroup, init  # noqa: F401 -- fixtures
@@ -42,7 +46,7 @@ def rebooted(journal: Journal, cgroup: Path, init: subprocess.Popen[bytes], *, f
 def test_no_word_before_it_has_ended(journal: Journal, cgroup: Path, init: subprocess.Popen[bytes], boot: Boot,
                                      monkeypatch: pytest.MonkeyPatch, known: type[Known], tmp_path: Path) -> None:
     """However often the destination asks: that the fence stands by then tells nothing."""
-    monkeypatch.setattr(holder, "LOCKS", tmp_path / "lock")
+    monkeypatch.setattr(container_lock, "LOCKS", tmp_path / "lock")
     migration = rebooted(journal, cgroup, init, fence=False)
     migration.move(Event.TAKEN)
     before, boot.under_way = migration.detail["leave"], True
@@ -108,8 +112,8 @@ def test_past_a_fence_that_has_stood_all_the_time_it_starts_nothing(
     migration = rebooted(journal, cgroup, init, fence=put_back == "never")
     if put_back != "never":
         standing.restore_fence(migration)
-        monkeypatch.setattr(clock, "BOOT_ID", tmp_path / "boot")
-        clock.BOOT_ID.write_text("11111111-0000-4000-8000-000000000000\n")
+        monkeypatch.setattr(boot_clock, "BOOT_ID", tmp_path / "boot")
+        boot_clock.BOOT_ID.write_text("11111111-0000-4000-8000-000000000000\n")
     boot.under_way = True
     standing.require(migration, "restore-dump")
     assert boot.fences == []

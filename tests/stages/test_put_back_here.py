@@ -11,26 +11,17 @@ from typing import Any
 
 import pytest
 
-from migrator import (
-    aftermath,
-    autostart,
-    btrfs,
-    container_config,
-    identity,
-    layout,
-    leave,
-    lxc,
-    no_memory,
-    older_journal,
-    second_start,
-    standing,
-)
-from migrator.btrfs import Subvolume
+from migrator.config import container_config
+from migrator.copies import after_crash, autostart, leave, no_memory, older_journal, origins, second_start, standing
 from migrator.errors import AlreadyRuns, ForceRefused, HostUnreachable, OutOfOrder, SourceStateUnknown
-from migrator.journal import Journal, Migration
-from migrator.layout import locked
-from migrator.states import Event, Owner, Role, State
-from stages import create_dump, drive, finish, heal, migrate, rollback
+from migrator.host import btrfs, lxc
+from migrator.host.btrfs import Subvolume
+from migrator.record import migration_paths
+from migrator.record.journal import Journal, Migration
+from migrator.record.migration_paths import locked
+from migrator.record.states import Event, Owner, Role, State
+from stages import create_dump, finish, migrate, rollback
+from stages.steps import drive, heal
 
 ID, UUID = "0badc0de", "11111111-2222-3333-4444-555555555555"
 PAST = {State.PREPARING: 0, State.PREPARED: 1, State.DUMPING: 2, State.OFFERED: 3, State.DUMPED: 4}
@@ -71,14 +62,14 @@ class There:
 def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What was started from its disk."""
     done: list[str] = []
-    monkeypatch.setattr(layout, "RUNTIME", tmp_path / "run")
+    monkeypatch.setattr(migration_paths, "RUNTIME", tmp_path / "run")
     monkeypatch.setattr(lxc, "Container", Container)
     monkeypatch.setattr(lxc, "told_state", lambda container: container.state)
     monkeypatch.setattr(second_start, "on_disk", lambda *_, **__: None)
     monkeypatch.setattr(btrfs, "is_subvolume", Path.is_dir)
     monkeypatch.setattr(btrfs, "info", lambda path: Subvolume(path, UUID, "", read_only=True, generation=1,
                                                               parent_uuid=""))
-    monkeypatch.setattr(identity, "changed", lambda _: 0)
+    monkeypatch.setattr(origins, "changed", lambda _: 0)
     monkeypatch.setattr(autostart, "under_way", lambda: None)
     monkeypatch.setattr(no_memory, "start", lambda container, *_, **__: done.append(container.name))
     monkeypatch.setattr("os.geteuid", lambda: 0)
@@ -287,8 +278,8 @@ def test_only_with_the_offer_a_word_was_given(older: Callable[..., Migration],
 
 def test_status_says_so(older: Callable[..., Migration]) -> None:
     migration = older(State.DUMPING, State.FINISHED)
-    assert "older one" in aftermath.note(migration) and "runs there" in aftermath.note(migration)
-    assert aftermath.next_command(migration) == "migrator finish web"
+    assert "older one" in after_crash.note(migration) and "runs there" in after_crash.note(migration)
+    assert after_crash.next_command(migration) == "migrator finish web"
     assert recorded(migration).state is State.DUMPING  # nothing is recorded by who looks
 
 
@@ -299,7 +290,7 @@ def test_status_says_so(older: Callable[..., Migration]) -> None:
 def test_after_a_crash_the_fence_of_that_dump_stands(older: Callable[..., Migration], state: State) -> None:
     migration = older(state, State.DUMPING)
     older_journal.bring_up(migration)
-    assert migration.state is state and "older" not in aftermath.note(migration)
+    assert migration.state is state and "older" not in after_crash.note(migration)
 
 
 @pytest.mark.parametrize("how", ["rollback", "at boot"])

@@ -15,14 +15,18 @@ from pathlib import Path
 
 import pytest
 
-from migrator import aftermath, bases, cli, criu, holder, identity, thawing
-from migrator import journal as journals
+from migrator import cli
+from migrator.copies import after_crash, bases, origins, thawing
+from migrator.copies.thawing import Frozen
+from migrator.copies.watchdog import Task, Watch
+from migrator.criu import criu_dump
 from migrator.errors import JournalBroken, SourceRunsAgain, SourceStateUnknown
-from migrator.journal import Journal, Migration
-from migrator.states import State
-from migrator.thawing import Frozen
-from migrator.watchdog import Task, Watch
-from stages import abort, create_dump, offer, rollback
+from migrator.record import container_lock
+from migrator.record import journal as journals
+from migrator.record.journal import Journal, Migration
+from migrator.record.states import State
+from stages import abort, create_dump, rollback
+from stages.steps import offer
 from tests.stages.test_heal import dumping, journal, offered  # noqa: F401 -- a fixture
 from tests.stages.test_started_again import TOO_LATE, There
 
@@ -32,10 +36,10 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The thaw, and what is asked of the other host."""
     found: list[str] = []
     monkeypatch.setattr(thawing, "thaw", lambda _: found.append("thawed"))
-    monkeypatch.setattr(aftermath, "memory_is_here", lambda _: True)
-    monkeypatch.setattr(criu, "wait_for_dump", lambda *_: None)
-    monkeypatch.setattr(identity, "is_there", lambda _: True)
-    monkeypatch.setattr(aftermath, "where", lambda _: "")
+    monkeypatch.setattr(after_crash, "memory_is_here", lambda _: True)
+    monkeypatch.setattr(criu_dump, "wait_for_dump", lambda *_: None)
+    monkeypatch.setattr(origins, "is_there", lambda _: True)
+    monkeypatch.setattr(after_crash, "where", lambda _: "")
     monkeypatch.setattr(bases, "named", lambda *_: ["0badc0de.1"])
     monkeypatch.setattr(rollback, "drop_attempt", lambda *_: found.append("dropped"))
     return found
@@ -124,7 +128,7 @@ def test_abort_thaws_what_nobody_works_on(journal: Journal, done: list[str], tmp
 
     for module in (abort, rollback):
         monkeypatch.setattr(module, "Journal", opened)
-    monkeypatch.setattr(holder, "LOCKS", locks)
+    monkeypatch.setattr(container_lock, "LOCKS", locks)
     monkeypatch.setattr(cli, "require_root", lambda _: None)
     monkeypatch.setattr(cli, "container_of", lambda _: (migration.name, migration.lxcpath))
     monkeypatch.setattr(rollback, "tell", lambda *_, **__: "uuid")
@@ -142,10 +146,10 @@ def test_the_watchdog_thaws(journal: Journal, done: list[str], monkeypatch: pyte
     task = Task(Frozen.from_detail(migration.id, "web", migration.lxcpath, detail), 1, (), 60.0, str(journal.path),
                 str(tmp_path / "lock"))
     watch = Watch(task, lambda _: "", lambda: 0.0, lambda _: None)
-    monkeypatch.setattr("migrator.watchdog.Journal", lambda path, patience: journal)
+    monkeypatch.setattr("migrator.copies.watchdog.Journal", lambda path, patience: journal)
     monkeypatch.setattr(Watch, "_criu_is_at_work", lambda _: False)
     monkeypatch.setattr(Frozen, "is_here", lambda _: True)
-    monkeypatch.setattr("migrator.second_start.refuse", lambda *_, **__: None)
+    monkeypatch.setattr("migrator.copies.second_start.refuse", lambda *_, **__: None)
     monkeypatch.setattr(Journal, "close", lambda _: None)
     assert watch.run() and done == ["thawed"]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from migrator import log
+from migrator.base import log
 from migrator.errors import (
     AlreadyRuns,
     Busy,
@@ -23,9 +23,9 @@ from migrator.errors import (
     SourceRunsAgain,
     SourceStateUnknown,
 )
-from stages import reconnect
-from stages.reconnect import Link, is_lost
-from tunnel.errors import DocumentedError, PeerAbsent, PeerUnknown, TunnelBroken
+from stages.steps import reconnect
+from stages.steps.reconnect import Link, is_lost
+from tunnel.tunnel_errors import DocumentedError, PeerAbsent, PeerUnknown, TunnelBroken
 
 LOST = ConnectionLost(destination="beta", reason="it was cut")
 BUSY = Busy(name="web", pid=7)

@@ -9,8 +9,8 @@ import signal
 
 import pytest
 
-from migrator import container_config, identity
-from migrator import journal as journals
+from migrator.config import container_config
+from migrator.copies import origins
 from migrator.errors import (
     ConnectionLost,
     DumpRefused,
@@ -20,9 +20,10 @@ from migrator.errors import (
     SourceStartedAgain,
     SourceStateUnknown,
 )
-from migrator.journal import Journal, Migration
-from migrator.states import Event, Owner, State
-from stages import offer
+from migrator.record import journal as journals
+from migrator.record.journal import Journal, Migration
+from migrator.record.states import Event, Owner, State
+from stages.steps import offer
 from tests.stages.test_heal import dumping, journal, offered  # noqa: F401 -- a fixture
 from tests.stages.test_offer import TAKEN_BACK, There, acts, connection, fence  # noqa: F401 -- a fixture
 
@@ -62,7 +63,7 @@ def test_a_refusal_that_cannot_be_recorded_thaws_all_the_same(journal: Journal, 
         honest(self, event, **detail)
 
     monkeypatch.setattr(Migration, "move", move)
-    monkeypatch.setattr(identity, "is_there", lambda _: True)
+    monkeypatch.setattr(origins, "is_there", lambda _: True)
     with pytest.raises(SourceRunsAgain if memory else SourceStartedAgain):
         offer.make(migration, connection(There(REFUSAL)))
     made_room = [] if memory else TAKEN_BACK[1:3]
@@ -121,7 +122,7 @@ def test_a_ctrl_c_says_what_has_become_of_it(journal: Journal, acts: list[str], 
     migration = dumping(journal)
     fence(migration)
     monkeypatch.setattr(offer, "thaw_source", lambda _: thawed)
-    monkeypatch.setattr(identity, "is_there", lambda _: there)
+    monkeypatch.setattr(origins, "is_there", lambda _: there)
     with pytest.raises(Interrupted):
         offer.give_up(migration, connection(There({})), Interrupted(signal="SIGINT", number=2))
     said = " ".join(capfd.readouterr().err.split())

@@ -15,24 +15,15 @@ from pathlib import Path
 
 import pytest
 
-from migrator import (
-    aftermath,
-    cgroups,
-    clock,
-    container_config,
-    criu,
-    deep,
-    ending,
-    holder,
-    identity,
-    lxc,
-    network,
-    no_memory,
-    remains,
-)
+from migrator.base import boot_clock, deep_folders
+from migrator.config import container_config
+from migrator.copies import after_crash, ending, no_memory, origins, remains
+from migrator.criu import criu_dump
 from migrator.errors import CommandFailed, ContainerNotRunning, CopyNotEnded, StartFailed
-from migrator.journal import Journal, Migration
-from migrator.states import Event, Role, State
+from migrator.host import cgroups, lxc, network
+from migrator.record import container_lock
+from migrator.record.journal import Journal, Migration
+from migrator.record.states import Event, Role, State
 from stages import finish, rollback
 from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
 
@@ -80,8 +71,8 @@ def cgroup(tmp_path: Path, init: subprocess.Popen[bytes]) -> Path:
 
 def frozen(journal: Journal, folder: Path, pid: int, *events: Event, **detail: object) -> Migration:
     """One whose first process this is; the folder of its container is made by the test."""
-    record = {"pid": pid, "cgroup": str(folder), "init": [pid, holder.start_time(pid)],
-              "boot": clock.BOOT_ID.read_text().strip(), "ports": []} | detail
+    record = {"pid": pid, "cgroup": str(folder), "init": [pid, container_lock.start_time(pid)],
+              "boot": boot_clock.BOOT_ID.read_text().strip(), "ports": []} | detail
     migration = journal.create(id="0badc0de", role=Role.SOURCE, name="web", lxcpath=journal.path.parent,
                                peer="root@hostb", event=Event.SEND, destination_host="hostb", rounds=[],
                                destination_lxcpath="/pool", **record)
@@ -103,7 +94,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return 77
 
     monkeypatch.setattr(no_memory, "start", start)
-    monkeypatch.setattr(criu, "wait_for_dump", lambda *_: None)
+    monkeypatch.setattr(criu_dump, "wait_for_dump", lambda *_: None)
     monkeypatch.setattr(ending, "run", lambda *_, **__: pytest.fail("LXC knows nothing of it"))
     return names
 
@@ -120,11 +111,11 @@ def test_it_is_thawed_and_no_second_one_is_started(journal: Journal, cgroup: Pat
     if there:
         configured(journal)
     migration = frozen(journal, cgroup, init.pid)
-    assert aftermath.memory_is_here(migration)
+    assert after_crash.memory_is_here(migration)
     assert rollback.thaw_source(migration)
     assert (cgroup / "cgroup.freeze").read_text() == "0" and started == []
-    assert "Start no second one" in aftermath.where(migration)
-    assert f"echo 1 >{cgroup}/cgroup.kill" in aftermath.where(migration)
+    assert "Start no second one" in after_crash.where(migration)
+    assert f"echo 1 >{cgroup}/cgroup.kill" in after_crash.where(migration)
 
 
 def test_nothing_is_started_beside_what_is_left(journal: Journal, cgroup: Path, init: subprocess.Popen[bytes],
@@ -137,7 +128,7 @@ def test_nothing_is_started_beside_what_is_left(journal: Journal, cgroup: Path, 
     folder = journal.path.parent / "web"
     container_config.fence(folder, "lxc.uts.name = web\n", migration.id, "no")
     (cgroup / "cgroup.procs").write_text("4242\n")
-    assert not aftermath.memory_is_here(migration)
+    assert not after_crash.memory_is_here(migration)
     with pytest.raises(StartFailed, match="4242"):
         rollback.thaw_source(migration)
     assert started == heard == [], "nor may anybody else start it"
@@ -172,7 +163,7 @@ def test_it_is_found_without_a_look_at_all_cgroups_in_there(
     (cgroup.parent / f"proc/{init.pid}/cgroup").write_text(f"0::/{cgroup.name}\n")
     monkeypatch.setattr(cgroups, "TOP", str(cgroup.parent))
     monkeypatch.setattr(cgroups, "PROC", str(cgroup.parent / "proc"))
-    monkeypatch.setattr(deep, "descend", lambda *_: pytest.fail("they are looked at"))
+    monkeypatch.setattr(deep_folders, "descend", lambda *_: pytest.fail("they are looked at"))
     assert remains.first_is_here(frozen(journal, cgroup, init.pid))
 
 
@@ -194,7 +185,7 @@ def test_finish_ends_what_is_left(journal: Journal, cgroup: Path, init: subproce
     monkeypatch.setattr(network, "hear", heard.append)
     monkeypatch.setattr(network, "ports", lambda _: [])
     monkeypatch.setattr(network, "remove", lambda _: None)
-    monkeypatch.setattr(identity, "is_source", lambda _: True)
+    monkeypatch.setattr(origins, "is_source", lambda _: True)
     port = {"inside": "eth0", "outside": "v", "bridge": "br"}
     migration = frozen(journal, cgroup, init.pid, Event.OFFER, Event.TAKEN, Event.FINISH, ports=[port])
     with pytest.raises(CopyNotEnded, match=str(init.pid)):  # these files end nothing

@@ -17,25 +17,19 @@ from typing import Any
 
 import pytest
 
-from migrator import (
-    btrfs,
-    clock,
-    container_config,
-    criu,
-    identity,
-    left_cgroups,
-    let_run,
-    lxc,
-    lxc_disk,
-    no_memory,
-    restore,
-)
-from migrator.advice import this_host
+from migrator.base import boot_clock
+from migrator.config import container_config
+from migrator.copies import no_memory, origins
+from migrator.criu import criu_dump, ran_mark, restore
 from migrator.errors import AlreadyRuns, CopyNotEnded, GoneThere, OutOfOrder, SourceStillStopped
-from migrator.journal import Migration
-from migrator.layout import Layout
-from migrator.states import Event, State
-from stages import abandon, ask_source, finish, force, heal, restore_dump, settling
+from migrator.host import btrfs, empty_cgroups, lxc
+from migrator.record import lxc_disk
+from migrator.record.journal import Migration
+from migrator.record.migration_paths import Layout
+from migrator.record.next_commands import this_host
+from migrator.record.states import Event, State
+from stages import finish, restore_dump
+from stages.steps import abandon, ask_source, force, heal, settling
 from tests import btrfs_roots
 from tests.stages.test_settling import ID, mark, restoring
 
@@ -54,8 +48,8 @@ def no_lxc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(lxc, "END_LIMIT", 0.05)
     monkeypatch.setattr(lxc, "STOP_LIMIT", 0.05)
     monkeypatch.setattr(btrfs, "is_subvolume", lambda _: False)
-    monkeypatch.setattr(criu, "processes", lambda _: [])
-    monkeypatch.setattr(criu, "LOG_FOLDER", tmp_path / "log")
+    monkeypatch.setattr(criu_dump, "processes", lambda _: [])
+    monkeypatch.setattr(criu_dump, "LOG_FOLDER", tmp_path / "log")
     monkeypatch.setattr(restore, "clear", lambda _: None)
 
 
@@ -90,8 +84,8 @@ def test_what_is_left_of_it_is_ended(restoring: Migration, monkeypatch: pytest.M
     left: list[object] = []
     monkeypatch.setattr(restore, "clear", left.append)
     with process() as own, process() as other, process() as of_criu:
-        monkeypatch.setattr(left_cgroups, "drop", lambda *given: left.append((given[0], own.poll() is not None)))
-        monkeypatch.setattr(criu, "processes", lambda _: [of_criu.pid])
+        monkeypatch.setattr(empty_cgroups, "drop", lambda *given: left.append((given[0], own.poll() is not None)))
+        monkeypatch.setattr(criu_dump, "processes", lambda _: [of_criu.pid])
         monkeypatch.setattr(lxc, "container_processes",
                             lambda name: [pid for pid in (own.pid, other.pid) if Path(f"/proc/{pid}/root/.").exists()])
         monkeypatch.setattr(Layout, "is_own",
@@ -126,7 +120,7 @@ def test_what_may_have_run_is_not_taken_away_with_its_configuration(restoring: M
         settling.settle(restoring)
         assert made.wait(10) == -signal.SIGKILL
     assert restoring.state is State.RESTORED
-    assert there(restoring).rootfs.is_dir() and let_run.was(let_run.mark(there(restoring).spool))
+    assert there(restoring).rootfs.is_dir() and ran_mark.was(ran_mark.mark(there(restoring).spool))
 
 
 @pytest.mark.parametrize("gone", ["its mark", "its root file system"])
@@ -142,7 +136,7 @@ def test_what_never_ran_or_is_gone_altogether_has_not_been_restored(restoring: M
         mark(restoring)
     settling.settle(restoring)
     assert restoring.state is State.OWNED and deleted == [there(restoring)]
-    assert not let_run.was(let_run.mark(there(restoring).spool))
+    assert not ran_mark.was(ran_mark.mark(there(restoring).spool))
 
 
 def test_it_is_removed_while_the_increment_is_received(restoring: Migration, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +145,7 @@ def test_it_is_removed_while_the_increment_is_received(restoring: Migration, mon
     folder = there(restoring).container
     folder.mkdir()
     container_config.fence(folder, "lxc.uts.name = web\n", ID, "no")
-    assert identity.whose(there(restoring)).may_go
+    assert origins.whose(there(restoring)).may_go
     monkeypatch.setattr(lxc, "_lxc", lambda: SimpleNamespace(Container=lambda *_: SimpleNamespace(state="STOPPED")))
 
     def receive(*_: object) -> Any:
@@ -164,7 +158,7 @@ def test_it_is_removed_while_the_increment_is_received(restoring: Migration, mon
     monkeypatch.setattr(restore_dump, "receive", receive)
     monkeypatch.setattr(btrfs, "snapshot", snapshot)
     with pytest.raises(SourceStillStopped):
-        restore_dump.Restore(restoring, 100.0, leave=lambda: clock.now() + 100).run()
+        restore_dump.Restore(restoring, 100.0, leave=lambda: boot_clock.now() + 100).run()
     assert str(restoring.state) == "owned"
     abandon._abandon(restoring, [])
     assert str(restoring.state) == "abandoned"

@@ -14,17 +14,9 @@ from typing import cast
 
 import pytest
 
-from migrator import (
-    asking,
-    btrfs,
-    identity,
-    lxc,
-    lxc_disk,
-    monitor_socket,
-    roots,
-    second_start,
-    subvolume_uuids,
-)
+from migrator.base import bounded_ask
+from migrator.config import lxc_settings
+from migrator.copies import origins, second_start
 from migrator.errors import (
     AlreadyRuns,
     BackThere,
@@ -35,9 +27,11 @@ from migrator.errors import (
     NotBtrfs,
     TwoCopies,
 )
-from migrator.preflight import config_facts
-from migrator.states import Event, State
-from stages import abandon, ask_source, finish, heal, left_running, renamed, settling
+from migrator.host import btrfs, lxc, monitor_socket, roots, subvolume_uuids
+from migrator.record import lxc_disk
+from migrator.record.states import Event, State
+from stages import finish
+from stages.steps import abandon, ask_source, heal, left_running, renamed, settling
 from tests import btrfs_roots
 from tests.stages.test_disk_away import ID, There, host, make
 
@@ -53,7 +47,7 @@ def there(make: Callable[..., There], monkeypatch: pytest.MonkeyPatch) -> There:
     """It has run, and is not in its place any more. What is made of `removed` was made of what is not there now."""
     found = make(Event.RESTORE)
     (found.layout.container / "config").write_text(CONFIG.format(ITS))
-    monkeypatch.setattr(identity, "rootfs_uuid", lambda _: OWN_DISK)
+    monkeypatch.setattr(origins, "rootfs_uuid", lambda _: OWN_DISK)
     settling.record(found.migration, 0.0)
     shutil.rmtree(found.layout.container)
     monkeypatch.setattr(subvolume_uuids, "ancestors", lambda _: iter(["removed"]))
@@ -237,9 +231,9 @@ def dead(there: There, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """Whose configurations were asked for; that of `db` is never answered, as it includes one from a server that is
     gone.
     """
-    honest, back, reads = config_facts.read, threading.Event(), list[str]()
+    honest, back, reads = lxc_settings.read, threading.Event(), list[str]()
 
-    def read(path: Path) -> config_facts.Config:
+    def read(path: Path) -> lxc_settings.Config:
         reads.append(path.parent.name)
         if path.parent.name == "db":
             assert back.wait(60)
@@ -247,8 +241,8 @@ def dead(there: There, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
     (there.pool / "db").mkdir()
     (there.pool / "db/config").write_text(CONFIG.format(ITS))
-    monkeypatch.setattr(config_facts, "read", read)
-    monkeypatch.setattr(asking, "LIMIT", 0.3)
+    monkeypatch.setattr(lxc_settings, "read", read)
+    monkeypatch.setattr(bounded_ask, "LIMIT", 0.3)
     before = {*threading.enumerate()}
     yield reads
     back.set()

@@ -10,14 +10,16 @@ from types import SimpleNamespace
 
 import pytest
 
-from migrator import btrfs, cgroup_image, cgroup_limits, criu, lxc, restore, segments, spool
+from migrator.criu import cgroup_image, criu_dump, restore
 from migrator.errors import CommandFailed, RestoreFailed, SegmentDamaged
-from migrator.journal import Journal
-from migrator.layout import Layout
-from migrator.segments import Segment
-from migrator.states import Event, Role
+from migrator.host import btrfs, cgroup_limits, lxc
+from migrator.record.journal import Journal
+from migrator.record.migration_paths import Layout
+from migrator.record.states import Event, Role
+from migrator.transfer import segments, spool
+from migrator.transfer.segments import Segment
 from stages import restore_dump
-from tests.migrator.test_cgroup_image import image, prop
+from tests.migrator.criu.test_cgroup_image import image, prop
 
 ID = "0badc0de"
 CONTROLLERS = prop("cgroup.subtree_control", "memory pids\n")
@@ -59,7 +61,7 @@ def stage(tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     with Journal(tmp_path / "journal.db") as journal:
         migration = journal.create(
             id=ID, role=Role.DESTINATION, name="web", lxcpath=tmp_path, peer="hosta", event=Event.RECEIVE, rounds=[],
-            memory=True, increment_uuid="x", image_files=[path.name for path in criu.image_files(images)])
+            memory=True, increment_uuid="x", image_files=[path.name for path in criu_dump.image_files(images)])
         yield restore_dump.Restore(migration, 3600.0, leave=lambda: math.inf)
 
 

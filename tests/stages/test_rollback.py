@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from migrator import aftermath, btrfs, criu, lxc, network, no_memory, thawing
-from migrator.advice import this_host
-from migrator.btrfs import Subvolume
+from migrator.copies import after_crash, no_memory, thawing
+from migrator.criu import criu_dump
 from migrator.errors import (
     AlreadyRuns,
     Busy,
@@ -25,9 +24,13 @@ from migrator.errors import (
     SourceStoppedUnknown,
     StartFailed,
 )
-from migrator.journal import Journal, Migration
-from migrator.states import Event, Owner, Role, State
-from stages import force, rollback
+from migrator.host import btrfs, lxc, network
+from migrator.host.btrfs import Subvolume
+from migrator.record.journal import Journal, Migration
+from migrator.record.next_commands import this_host
+from migrator.record.states import Event, Owner, Role, State
+from stages import rollback
+from stages.steps import force
 from tests.stages.snapshots import (  # noqa: F401 -- fixtures
     CUT,
     SENT,
@@ -222,11 +225,11 @@ def acts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def act(word: str) -> Any:
         return lambda *args, **_: done.append(" ".join([word, *(str(each) for each in args if isinstance(each, str))]))
 
-    monkeypatch.setattr(criu, "wait_for_dump", act("dump has ended:"))
+    monkeypatch.setattr(criu_dump, "wait_for_dump", act("dump has ended:"))
     monkeypatch.setattr(thawing, "thaw", act("thawed"))
     monkeypatch.setattr(network, "hear", act("heard"))
-    monkeypatch.setattr(aftermath, "start_from_disk", act("started from disk"))
-    monkeypatch.setattr(aftermath, "memory_is_here", lambda _: True)
+    monkeypatch.setattr(after_crash, "start_from_disk", act("started from disk"))
+    monkeypatch.setattr(after_crash, "memory_is_here", lambda _: True)
     return done
 
 
@@ -235,7 +238,7 @@ def test_it_thaws_what_it_has_frozen(journal: Journal, acts: list[str], monkeypa
     thawed: list[thawing.Frozen] = []
     monkeypatch.setattr(thawing, "thaw", thawed.append)
     waited: list[tuple[str, list[Path]]] = []
-    monkeypatch.setattr(criu, "wait_for_dump", lambda name, folders: waited.append((name, folders)))
+    monkeypatch.setattr(criu_dump, "wait_for_dump", lambda name, folders: waited.append((name, folders)))
     assert rollback.thaw_source(migration) is True
     assert thawed == [thawing.Frozen("0badc0de", "web", migration.lxcpath, 1, Path("/nowhere"), ())]
     assert waited == [("web", layout_of(migration).dumped_into())] and acts == []
@@ -263,7 +266,7 @@ def test_after_a_reboot_it_starts_from_its_disk(journal: Journal, acts: list[str
                                                 ports: list[object]) -> None:
     migration = dumping(journal)
     migration.note("ports", ports=ports)
-    monkeypatch.setattr(aftermath, "memory_is_here", lambda _: False)
+    monkeypatch.setattr(after_crash, "memory_is_here", lambda _: False)
     assert rollback.thaw_source(migration) is False
     assert acts == [*(["heard 0badc0de"] if ports else []), "started from disk"]
 
@@ -305,13 +308,13 @@ def test_where_it_is(journal: Journal, monkeypatch: pytest.MonkeyPatch, state: s
             self.state, self.rootfs = state, Path("/nowhere")
 
     monkeypatch.setattr(lxc, "Container", Container)
-    assert aftermath.where(migration) == text.format(migration.lxcpath)
+    assert after_crash.where(migration) == text.format(migration.lxcpath)
 
 
 def test_where_it_is_when_lxc_does_not_know_of_it(journal: Journal) -> None:
     migration = dumping(journal)
     migration.lxcpath = Path("/nowhere/BOX")
-    assert aftermath.where(migration) == (
+    assert after_crash.where(migration) == (
         "LXC does not know of web in /nowhere/BOX any more: it was removed meanwhile, or renamed. See what there is"
         " with: lxc-ls -f -P /nowhere/BOX")
 
@@ -326,7 +329,7 @@ def test_who_has_frozen_it(journal: Journal, monkeypatch: pytest.MonkeyPatch, st
     """An earlier dump has failed, and it was thawed: whoever has frozen it since meant that."""
     thawed: list[str] = []
     monkeypatch.setattr(thawing, "thaw", lambda frozen: thawed.append(frozen.name))
-    monkeypatch.setattr("migrator.aftermath.memory_is_here", lambda _: True)
+    monkeypatch.setattr("migrator.copies.after_crash.memory_is_here", lambda _: True)
     migration = dumping(journal)
     migration.state = state
     migration.detail |= detail

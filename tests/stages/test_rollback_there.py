@@ -13,14 +13,15 @@ from typing import Any
 
 import pytest
 
-from migrator import btrfs, callers, lxc
-from migrator.advice import this_host
-from migrator.btrfs import Subvolume
 from migrator.errors import AlreadyRuns, NotKnownThere, UsageError
-from migrator.journal import Journal, Migration
-from migrator.layout import locked
-from migrator.states import Event, Role, State
-from stages import abandon
+from migrator.host import btrfs, lxc
+from migrator.host.btrfs import Subvolume
+from migrator.record import callers
+from migrator.record.journal import Journal, Migration
+from migrator.record.migration_paths import locked
+from migrator.record.next_commands import this_host
+from migrator.record.states import Event, Role, State
+from stages.steps import abandon
 from tests.stages.snapshots import (  # noqa: F401 -- fixtures
     SENT,
     There,
@@ -187,7 +188,7 @@ def test_what_runs_here_is_not_given_up(there: Destination, state: State) -> Non
 def test_what_has_run_here_and_stands_fenced_is_resumed(there: Destination, monkeypatch: pytest.MonkeyPatch,
                                                         fenced: bool, stopped: bool, here: bool) -> None:
     """By who types it here, and what has no fence too; from the source it would only be asked for again."""
-    from stages import settling, stopped_here
+    from stages.steps import settling, stopped_here
 
     migration, _ = received(there, SENT)
     there.take(Event.RECEIVE_DUMP, Event.DUMP_RECEIVED, Event.OWN, Event.RESTORE, Event.RESTORED)
@@ -226,7 +227,7 @@ def test_what_has_given_way_keeps_what_it_has(there: Destination, monkeypatch: p
 @pytest.mark.parametrize("here", [False, True])
 def test_a_restore_that_was_killed_is_settled_first(there: Destination, monkeypatch: pytest.MonkeyPatch,
                                                     here: bool) -> None:
-    from stages import settling
+    from stages.steps import settling
 
     migration, _ = received(there, SENT)
     there.take(Event.RECEIVE_DUMP, Event.DUMP_RECEIVED, Event.OWN, Event.RESTORE)

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from migrator import __main__ as program
-from migrator import cli, holder, standing
+from migrator import cli
+from migrator.copies import standing
 from migrator.errors import (
     AlreadyRuns,
     Busy,
@@ -26,10 +27,12 @@ from migrator.errors import (
     NotRoot,
     SourceStateUnknown,
 )
-from migrator.journal import Journal, Migration
-from migrator.layout import locked
-from migrator.states import Event, Role, State
-from stages import force, heal, import_data, rollback
+from migrator.record import container_lock
+from migrator.record.journal import Journal, Migration
+from migrator.record.migration_paths import locked
+from migrator.record.states import Event, Role, State
+from stages import import_data, rollback
+from stages.steps import force, heal
 from tests.stages.snapshots import (  # noqa: F401 -- fixtures
     CUT,
     SENT,
@@ -97,7 +100,7 @@ def test_ctrl_c_once_the_token_is_back_waits_for_the_thaw(
         press()
 
     signal.signal(signal.SIGINT, program._interrupt)
-    monkeypatch.setattr(holder, "_interrupted", [])
+    monkeypatch.setattr(container_lock, "_interrupted", [])
     monkeypatch.setattr(rollback, "connected", connected)
     for name, does in (("complete", None), ("_can_go_on", False)):  # it has lost what it would be restored from
         monkeypatch.setattr(heal, name, lambda *_, does=does: does)
@@ -276,10 +279,10 @@ def test_who_works_on_it_is_not_disturbed(journal: Journal, typed: Callable[...,
 def test_who_is_kept_off_hears_which_one_it_is(journal: Journal, typed: Callable[..., cli.Result],
                                                monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     dumping(journal)
-    found: list[holder.Holder | None] = []
+    found: list[container_lock.Holder | None] = []
 
     def connected(_: object, where: str) -> contextlib.AbstractContextManager[Any]:
-        found.append(holder.of("web", tmp_path, tmp_path / "run" / "lock"))
+        found.append(container_lock.of("web", tmp_path, tmp_path / "run" / "lock"))
         raise CUT
 
     monkeypatch.setattr(rollback, "connected", connected)

@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 
-from migrator import bases, bounds, grant
+from migrator.copies import bases
 from migrator.errors import InvalidName
-from migrator.journal import Journal
-from migrator.layout import Layout
-from migrator.states import Event, Role
-from stages import room
+from migrator.record import grant
+from migrator.record.journal import Journal
+from migrator.record.migration_paths import Layout
+from migrator.record.states import Event, Role
+from migrator.transfer import room_bounds
+from stages.steps import room
 
 ID, FIRST = "0badc0de", "00000001"
 ITS, FOREIGN = "11111111-2222-3333-4444-555555555555", "66666666-7777-8888-9999-000000000000"
@@ -29,7 +31,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any,
     """
     asked: list[Any] = []
     monkeypatch.setattr(bases, "check_space", lambda _, __, needed, there, **___: asked.append((needed, there)))
-    monkeypatch.setattr(bounds, "reserve", lambda _: 0)
+    monkeypatch.setattr(room_bounds, "reserve", lambda _: 0)
     folder = Layout(tmp_path, "web", ID).folder
     monkeypatch.setattr(Layout, "bases", lambda _: [
         SimpleNamespace(path=folder / f"{FIRST}.1", stream_uuid=ITS),

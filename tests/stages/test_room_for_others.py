@@ -11,14 +11,17 @@ from types import SimpleNamespace
 
 import pytest
 
-from migrator import bounds, btrfs, grant, incoming
 from migrator.errors import NoSpace
-from migrator.frames import SEGMENT_MAX
-from migrator.segments import INDEX_SUFFIX, Segment, digest_of, line
-from migrator.service import Service
-from migrator.states import Event
-from migrator.transfer import SourceFile, send_files
-from stages import import_data, room, serve
+from migrator.host import btrfs
+from migrator.record import grant
+from migrator.record.states import Event
+from migrator.remote.answering import Service
+from migrator.transfer import received_snapshot, room_bounds
+from migrator.transfer.frames import SEGMENT_MAX
+from migrator.transfer.segments import INDEX_SUFFIX, Segment, digest_of, line
+from migrator.transfer.sender import SourceFile, send_files
+from stages import import_data, serve
+from stages.steps import room
 from tests.migrator.wire import connected
 from tests.stages.test_allowed import ID, UUID, Here, here
 
@@ -37,12 +40,12 @@ class Disk:
     f_blocks, f_frsize = 1 << 40, 1
 
     def __init__(self, spool: Path) -> None:
-        self.spool, self.imported, self.part, self.least = spool, 0, 0, bounds.MARGIN + ROOM
+        self.spool, self.imported, self.part, self.least = spool, 0, 0, room_bounds.MARGIN + ROOM
 
     @property
     def f_bavail(self) -> int:
         stream = self.spool / "disk-1"
-        left = bounds.MARGIN + ROOM - self.imported - self.part - (stream.stat().st_size if stream.exists() else 0)
+        left = room_bounds.MARGIN + ROOM - self.imported - self.part - (stream.stat().st_size if stream.exists() else 0)
         self.least = min(self.least, left)
         return left
 
@@ -72,7 +75,7 @@ def test_the_others_have_room_left(here: Here, monkeypatch: pytest.MonkeyPatch, 
     kept = (here.layout.spool / "disk-1").stat().st_size
     assert ROOM // 2 - behind * SEGMENT_MAX <= kept <= ROOM // 2, "all that could be imported, too, or about that"
     assert deleted == ([here.layout.snapshot(1)] if behind else []), "half a snapshot is of no use to anybody"
-    assert disk.f_bavail == bounds.MARGIN + kept and disk.least >= bounds.MARGIN
+    assert disk.f_bavail == room_bounds.MARGIN + kept and disk.least >= room_bounds.MARGIN
 
 
 class Cut:
@@ -121,7 +124,7 @@ def test_what_a_broken_off_import_has_taken_is_free_again(cut: Cut, behind: bool
     """It is of no use to anybody, and may have more than what is free: what goes on is held to that."""
     cut.goes_on(behind=behind)
     assert (cut.here.layout.spool / "disk-1").read_bytes() == cut.data
-    assert cut.waited == 1 and cut.disk.imported == behind * len(cut.data) and cut.disk.least >= bounds.MARGIN
+    assert cut.waited == 1 and cut.disk.imported == behind * len(cut.data) and cut.disk.least >= room_bounds.MARGIN
 
 
 def test_with_room_enough_it_is_not_waited_for(cut: Cut) -> None:
@@ -134,7 +137,7 @@ def test_what_an_import_has_brought_to_its_end_stays(cut: Cut, monkeypatch: pyte
     """Until it is imported anew: the next attempt can start from it."""
     monkeypatch.setattr(btrfs, "is_subvolume", Path.is_dir)
     monkeypatch.setattr(btrfs, "info", lambda _: SimpleNamespace(received_uuid="whole", uuid="its own"))
-    room.regain(cut.here.layout, 1, bounds.MARGIN)
+    room.regain(cut.here.layout, 1, room_bounds.MARGIN)
     assert cut.target.is_dir() and cut.waited == 1
 
 
@@ -152,7 +155,7 @@ def test_before_it_is_imported_from_the_spool(cut: Cut, monkeypatch: pytest.Monk
     migration.move(Event.RECEIVED, rounds=[{"uuid": UUID}])
     if not stands_still:
         migration.move(Event.IMPORT)
-    monkeypatch.setattr(incoming, "receive", receive)
+    monkeypatch.setattr(received_snapshot, "receive", receive)
     with pytest.raises(EOFError):
         import_data.receive(migration, cut.here.layout, cut.here.layout.spool / "disk-1", 1, UUID)
     assert told == [stands_still] and cut.waited == (not stands_still)

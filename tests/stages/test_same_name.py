@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from migrator import cli, holder
+from migrator import cli
 from migrator.errors import AbortElsewhere, BrokenOff, StillUnderWay
-from migrator.journal import Journal
-from migrator.layout import locked
-from migrator.states import Event, Role
+from migrator.record import container_lock
+from migrator.record.journal import Journal
+from migrator.record.migration_paths import locked
+from migrator.record.states import Event, Role
 from stages import abort, status, wait
 
 
@@ -22,7 +23,7 @@ from stages import abort, status, wait
 def at_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Journal]:
     """Both are under way; somebody works on the one in `pool`."""
     locks = tmp_path / "run" / "lock"
-    monkeypatch.setattr(holder, "LOCKS", locks)
+    monkeypatch.setattr(container_lock, "LOCKS", locks)
     with Journal(tmp_path / "journal.db") as journal:
         for number, folder in enumerate(("pool", "second")):
             (tmp_path / folder).mkdir()
@@ -34,15 +35,15 @@ def at_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Journal
 
 def test_abort_stops_nobody_elses(at_work: Journal, tmp_path: Path) -> None:
     worker = abort._worker(at_work, "web", tmp_path / "pool")
-    assert worker and (worker.pid, worker.started) == holder.this_process()
+    assert worker and (worker.pid, worker.started) == container_lock.this_process()
     assert abort._worker(at_work, "web", tmp_path / "second") is None
 
 
 def test_abort_does_not_wait_for_who_answers_another_host(at_work: Journal, tmp_path: Path,
                                                           monkeypatch: pytest.MonkeyPatch) -> None:
     """A destination has but asked what has become of it: that process may stay for as long as its connection."""
-    answers = holder.Holder(1, 1, holder.SERVE)
-    monkeypatch.setattr(holder, "of", lambda *_: answers)
+    answers = container_lock.Holder(1, 1, container_lock.SERVE)
+    monkeypatch.setattr(container_lock, "of", lambda *_: answers)
     assert abort._worker(at_work, "web", tmp_path / "pool") is None
     at_work.create(id="0000000d", role=Role.DESTINATION, name="web", lxcpath=tmp_path / "third", peer="hosta",
                    event=Event.RECEIVE, rounds=[])

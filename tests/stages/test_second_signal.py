@@ -16,12 +16,16 @@ from typing import Any
 import pytest
 
 from migrator import __main__ as program
-from migrator import aftermath, bases, btrfs, container_config, holder, identity
+from migrator.config import container_config
+from migrator.copies import after_crash, bases, origins
 from migrator.errors import ConnectionLost, DumpRefused, SourceRunsAgain
-from migrator.journal import Journal, Migration
-from migrator.layout import Layout
-from migrator.states import Event, Role, State
-from stages import create_dump, offer, rollback
+from migrator.host import btrfs
+from migrator.record import container_lock
+from migrator.record.journal import Journal, Migration
+from migrator.record.migration_paths import Layout
+from migrator.record.states import Event, Role, State
+from stages import create_dump, rollback
+from stages.steps import offer
 from tests.stages.test_heal import dumping, journal  # noqa: F401 -- a fixture
 
 CUT = ConnectionLost(destination="hostb", reason="cut")
@@ -47,8 +51,8 @@ def left(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> Layout:
     monkeypatch.setattr(Layout, "own_snapshots", lambda self: [self.snapshot(1)] if self.snapshot(1).is_dir() else [])
     for module in (offer, rollback, create_dump):
         monkeypatch.setattr(module, "thaw_source", lambda _: True)
-    monkeypatch.setattr(identity, "is_there", lambda _: True)
-    monkeypatch.setattr(aftermath, "where", lambda _: "")
+    monkeypatch.setattr(origins, "is_there", lambda _: True)
+    monkeypatch.setattr(after_crash, "where", lambda _: "")
     monkeypatch.setattr(bases, "held", lambda *_, **__: [])
     return here
 
@@ -77,7 +81,7 @@ def ends_at(path: Path, work: Callable[[Migration], object], place: tuple[Any, s
         with Journal(path) as journal:
             found = journal.by_id("0badc0de", Role.SOURCE)
             assert found
-            with holder.held_back():
+            with container_lock.held_back():
                 work(found)
     except SourceRunsAgain:
         pass

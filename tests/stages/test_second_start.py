@@ -17,11 +17,13 @@ from pathlib import Path
 
 import pytest
 
-from migrator import cgroups, criu, lxc, roots, second_start
+from migrator.copies import second_start
+from migrator.copies.thawing import Frozen
+from migrator.criu import criu_dump
 from migrator.errors import ContainerNotRunning, StartFailed
-from migrator.journal import Journal
-from migrator.states import Event
-from migrator.thawing import Frozen
+from migrator.host import cgroups, lxc, roots
+from migrator.record.journal import Journal
+from migrator.record.states import Event
 from stages import rollback
 from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
 from tests.stages.test_remains import cgroup, frozen, init, started  # noqa: F401 -- fixtures
@@ -145,7 +147,7 @@ def test_one_that_comes_while_criu_is_waited_for(journal: Journal, cgroup: Path,
     with lives(*START, *SLEEP) as ours, lives(*START, *SLEEP) as beside:
         found = [ours[1]]
         monkeypatch.setattr(lxc, "container_processes", lambda _: found)
-        monkeypatch.setattr(criu, "wait_for_dump", lambda *_: found.append(beside[1]))
+        monkeypatch.setattr(criu_dump, "wait_for_dump", lambda *_: found.append(beside[1]))
         (cgroup / "cgroup.procs").write_text(f"{ours[1]}\n")
         with pytest.raises(StartFailed, match=rf"\(process {beside[1]}\)"):
             rollback.thaw_source(frozen(journal, cgroup, ours[1]))

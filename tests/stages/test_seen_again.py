@@ -13,15 +13,15 @@ from typing import Any, cast
 
 import pytest
 
-from migrator import btrfs, criu, lxc, network
+from migrator.criu import criu_dump
 from migrator.errors import ContainerChanged, DumpFailed
-from migrator.journal import Migration
-from migrator.preflight import net_facts
-from migrator.protocol import Connection
-from migrator.states import Event, State
-from stages import stop
-from stages.dump import Dump
-from tests.migrator.test_mount_plan import HEAD, entry
+from migrator.host import btrfs, lxc, net_state, network
+from migrator.record.journal import Migration
+from migrator.record.states import Event, State
+from migrator.transfer.rpc import Connection
+from stages.steps import stop
+from stages.steps.dump import Dump
+from tests.migrator.criu.test_mount_plan import HEAD, entry
 from tests.stages.test_dump import Guest, dump_of, guest, migration  # noqa: F401 -- fixtures
 from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
 from tests.stages.test_offer import There
@@ -116,7 +116,7 @@ def test_what_the_kernel_encrypts_since_is_not_sent_on_in_clear(migration: Migra
                                                                 monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection has come between the last look and the freeze."""
     made = dump_of(migration, guest)
-    monkeypatch.setattr(net_facts, "_read", lambda path: {f"/proc/{guest.pid}/net/tls_stat": "TlsCurrTxSw 3\n"}[path])
+    monkeypatch.setattr(net_state, "_read", lambda path: {f"/proc/{guest.pid}/net/tls_stat": "TlsCurrTxSw 3\n"}[path])
     with pytest.raises(ContainerChanged, match="encrypts 3 of its connections"):
         freezing(made)
     made.ignore = ["kernel-encryption"]
@@ -136,9 +136,9 @@ def test_nor_in_a_network_namespace_of_its_own(migration: Migration, guest: Gues
 
     (guest.cgroup / "cgroup.procs").write_text("\n".join(map(str, [guest.pid, *range(5_000_000, 5_003_000)])))
     links = {f"/proc/{pid}/ns/net": f"net:[{pid % 3}]" for pid in range(5_000_000, 5_002_000)}
-    monkeypatch.setattr(net_facts, "link", lambda path: links.get(path, ""))
-    monkeypatch.setattr(net_facts, "_read", stat)
-    monkeypatch.setattr(net_facts, "run", lambda *_, **__: pytest.fail("a program was started"))
+    monkeypatch.setattr(net_state, "link", lambda path: links.get(path, ""))
+    monkeypatch.setattr(net_state, "_read", stat)
+    monkeypatch.setattr(net_state, "run", lambda *_, **__: pytest.fail("a program was started"))
     with pytest.raises(ContainerChanged, match="encrypts 8 of its connections"):
         freezing(made)
     assert len(read) == 4, "three, and the first process's"
@@ -157,7 +157,8 @@ def test_nor_what_is_attached_while_criu_has_it_thawed(migration: Migration, gue
     freezing(made)
     monkeypatch.setattr(made, "_note", lambda: None)
     monkeypatch.setattr(made, "dump_command", list)
-    monkeypatch.setattr(criu, "dump", lambda *_: (cgroup / "cgroup.procs").write_text(f"{guest.pid}\n{os.getpid()}\n"))
+    monkeypatch.setattr(criu_dump, "dump",
+                        lambda *_: (cgroup / "cgroup.procs").write_text(f"{guest.pid}\n{os.getpid()}\n"))
     with pytest.raises(ContainerChanged, match=f"process {os.getpid()} was started from outside"):
         made._dump()
 
@@ -172,6 +173,6 @@ def test_nor_what_was_mounted_since(migration: Migration, guest: Guest, tmp_path
     monkeypatch.setattr(made, "_note", lambda: None)
     monkeypatch.setattr(made, "dump_command", list)
     image = tmp_path / "mountpoints-11.img"
-    monkeypatch.setattr(criu, "dump", lambda *_: image.write_bytes(HEAD + entry(17, "./mnt")))
+    monkeypatch.setattr(criu_dump, "dump", lambda *_: image.write_bytes(HEAD + entry(17, "./mnt")))
     with pytest.raises(DumpFailed, match="/mnt in it is a mount of the type overlay"):
         made._dump()

@@ -12,27 +12,20 @@ from typing import Any
 
 import pytest
 
-from migrator import (
-    aftermath,
-    btrfs,
-    clock,
-    container_config,
-    identity,
-    left_cgroups,
-    let_run,
-    lxc,
-    lxc_disk,
-    no_memory,
-    restore,
-    standing,
-)
+from migrator.base import boot_clock
+from migrator.config import container_config
+from migrator.copies import after_crash, no_memory, origins, standing
+from migrator.copies.origins import Whose
+from migrator.criu import ran_mark, restore
 from migrator.errors import AlreadyRuns, ConnectionLost, JournalBroken, WordOver
-from migrator.identity import Whose
-from migrator.journal import Journal, Migration
-from migrator.layout import Layout
-from migrator.states import Event, Role, State
-from stages import abandon, cleanup, restore_over, settling
-from stages.cleaner import Cleaner
+from migrator.host import btrfs, empty_cgroups, lxc
+from migrator.record import lxc_disk
+from migrator.record.journal import Journal, Migration
+from migrator.record.migration_paths import Layout
+from migrator.record.states import Event, Role, State
+from stages import cleanup
+from stages.steps import abandon, restore_over, settling
+from stages.steps.cleaner import Cleaner
 from tests import btrfs_roots
 
 ID = "0badc0de"
@@ -63,7 +56,7 @@ def acts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             return answer
         return note
 
-    monkeypatch.setattr(identity, "whose", lambda *_: Whose.OURS)
+    monkeypatch.setattr(origins, "whose", lambda *_: Whose.OURS)
     monkeypatch.setattr(lxc_disk, "is_removed", lambda *_: False)
     monkeypatch.setattr(settling, "_has_come_up", lambda *_: False)
     monkeypatch.setattr(Layout, "is_own_rootfs", lambda *_: "deleted" not in done)
@@ -78,8 +71,8 @@ def acts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def mark(migration: Migration, boot: str = "") -> Path:
-    path = let_run.mark(Layout(migration.lxcpath, migration.name, migration.id).spool)
-    let_run.record(str(path))
+    path = ran_mark.mark(Layout(migration.lxcpath, migration.name, migration.id).spool)
+    ran_mark.record(str(path))
     if boot:
         path.write_text(boot)
     return path
@@ -92,9 +85,9 @@ def test_what_has_run_keeps_its_disk_and_its_fence(restoring: Migration, acts: l
     assert restoring.state is State.RESTORED
     assert acts == ["ended"]
     with pytest.raises(WordOver):
-        settling.go_on(restoring, clock.now() - 1)
+        settling.go_on(restoring, boot_clock.now() - 1)
     assert acts == ["ended"]
-    settling.go_on(restoring, clock.now() + 3600)
+    settling.go_on(restoring, boot_clock.now() + 3600)
     assert acts == ["ended", "started", "unfenced"]
 
 
@@ -104,7 +97,7 @@ def test_the_clock_is_looked_at_last_before_a_start(restoring: Migration, acts: 
     mark(restoring, "an earlier one")
     settling.settle(restoring)
     now = [0.0]
-    monkeypatch.setattr(clock, "now", lambda: now[0])
+    monkeypatch.setattr(boot_clock, "now", lambda: now[0])
     event = Migration._event
 
     def slow(migration: Migration, *said: Any) -> None:
@@ -158,7 +151,7 @@ def test_a_request_over_the_connection_lets_it_go_on_when_the_source_still_waits
     def leave() -> float:
         if not running:
             raise ConnectionLost(destination="hosta", reason="it is silent")
-        return clock.now() + 60
+        return boot_clock.now() + 60
 
     with contextlib.nullcontext() if running else pytest.raises(ConnectionLost):
         restore_over.restore_for_source(service, {"limit": 60}, leave)  # type: ignore[arg-type]
@@ -184,11 +177,11 @@ def test_what_has_run_for_a_moment_is_put_aside(restoring: Migration, monkeypatc
         (here.rootfs / "written").write_text(f"attempt {number}")
         mark(restoring)
         settling.clear(restoring)
-        assert not here.rootfs.exists() and not let_run.was(let_run.mark(here.spool))
+        assert not here.rootfs.exists() and not ran_mark.was(ran_mark.mark(here.spool))
         kept = here.work / f"{ID}.ran.{number}"
         assert (kept / "written").read_text() == f"attempt {number}"
         assert str(kept) in capfd.readouterr().err.replace("\n", "")
-    note = aftermath.aside_note(restoring)
+    note = after_crash.aside_note(restoring)
     assert all(str(kept) in note for kept in here.set_aside()) and len(here.set_aside()) == 2
     cleaner = Cleaner(dry_run=True)
     cleanup._clean_folder(cleaner, restoring.journal, here.work, set())
@@ -211,7 +204,7 @@ def test_who_is_killed_while_it_is_removed_does_not_take_it_for_one_that_has_run
     path = mark(restoring)
     Layout(restoring.lxcpath, "web", ID).rootfs.mkdir(parents=True)
     settling.clear(restoring)
-    assert not let_run.was(path)
+    assert not ran_mark.was(path)
     settling.settle(restoring)
     assert restoring.state is State.OWNED
 
@@ -255,9 +248,9 @@ def test_a_fence_that_stands_need_not_be_written(restoring: Migration, monkeypat
     if not hook:  # but the marks are there
         text = (here.container / "config").read_text()
         (here.container / "config").write_text(text.replace("lxc.hook.pre-start = /", "# "))
-    monkeypatch.setattr(identity, "whose", lambda *_: Whose.OURS)
+    monkeypatch.setattr(origins, "whose", lambda *_: Whose.OURS)
     monkeypatch.setattr(container_config, "write_file", read_only)
-    monkeypatch.setattr(left_cgroups, "drop", lambda *_: None)
+    monkeypatch.setattr(empty_cgroups, "drop", lambda *_: None)
     monkeypatch.setattr(restore, "clear", lambda _: None)
     container: Any = SimpleNamespace(state="STOPPED")
     with contextlib.nullcontext() if stands else pytest.raises(OSError, match="Read-only"):
@@ -274,8 +267,8 @@ def test_a_fence_that_was_taken_away_is_put_back_as_such(restoring: Migration, m
     config.write_text("lxc.uts.name = web\nlxc.start.auto = 1\n")
     if fenced_before:
         container_config.fence(here.container, config.read_text(), ID, "no")
-    monkeypatch.setattr(identity, "whose", lambda *_: Whose.OURS)
-    monkeypatch.setattr(left_cgroups, "drop", lambda *_: None)
+    monkeypatch.setattr(origins, "whose", lambda *_: Whose.OURS)
+    monkeypatch.setattr(empty_cgroups, "drop", lambda *_: None)
     monkeypatch.setattr(restore, "clear", lambda _: None)
     container: Any = SimpleNamespace(state="STOPPED")
     for _ in range(2):  # and stays so when it is written anew in the same boot

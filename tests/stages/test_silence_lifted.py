@@ -15,13 +15,16 @@ from typing import Any
 
 import pytest
 
-from migrator import aftermath, holder, network, standing
+from migrator.copies import after_crash, standing
 from migrator.errors import CommandTimeout, HostUnreachable, MigratorError
-from migrator.journal import Journal, Migration
-from migrator.network import Port
-from migrator.service import Service
-from migrator.states import Event, State
-from stages import ask_source, create_dump, finish, heal, migrate
+from migrator.host import network
+from migrator.host.network import Port
+from migrator.record import container_lock
+from migrator.record.journal import Journal, Migration
+from migrator.record.states import Event, State
+from migrator.remote.answering import Service
+from stages import create_dump, finish, migrate
+from stages.steps import ask_source, heal
 from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
 from tests.stages.test_remains import cgroup, init  # noqa: F401 -- fixtures
 from tests.stages.test_standing import Known, handed_over, known  # noqa: F401 -- a fixture
@@ -50,13 +53,13 @@ def test_it_is_told_and_put_back(migration: Migration, silenced: list[Any], capf
                                  taken: bool) -> None:
     if taken:
         migration.move(Event.TAKEN)
-    told = aftermath.note(migration)
+    told = after_crash.note(migration)
     assert "Put that back with: migrator create-dump web -d root@hostb. " in told
     standing.restore_silence(migration)
     assert silenced == [(Port(**VETH),)]
     assert "web silent any more" in capfd.readouterr().err
     standing.restore_silence(migration)
-    assert len(silenced) == 1 and "silent" not in aftermath.note(migration)
+    assert len(silenced) == 1 and "silent" not in after_crash.note(migration)
     assert capfd.readouterr().err == ""
 
 
@@ -95,12 +98,12 @@ def test_where_nft_does_not_answer(migration: Migration, monkeypatch: pytest.Mon
     monkeypatch.setattr(network, "is_silent", hangs)
     standing.restore_silence(migration)
     assert "cannot be seen to" in capfd.readouterr().err
-    assert aftermath.note(migration).startswith("It is frozen here, with all its memory. The token was offered")
+    assert after_crash.note(migration).startswith("It is frozen here, with all its memory. The token was offered")
 
 
 def test_the_destination_that_asks_has_it_put_back(migration: Migration, silenced: list[Any], tmp_path: Path,
                                                    monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(holder, "LOCKS", tmp_path / "lock")
+    monkeypatch.setattr(container_lock, "LOCKS", tmp_path / "lock")
     with contextlib.ExitStack() as stack:
         service = Service(migration.journal, stack)
         ask_source.source_state(service, {"id": migration.id})

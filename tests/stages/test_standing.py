@@ -15,7 +15,8 @@ from typing import Any, cast
 
 import pytest
 
-from migrator import bases, container_config, holder, identity, leave, lxc, remains, second_start, standing
+from migrator.config import container_config
+from migrator.copies import bases, leave, origins, remains, second_start, standing
 from migrator.errors import (
     ContainerChanged,
     ContainerNotFound,
@@ -24,12 +25,15 @@ from migrator.errors import (
     SourceStateUnknown,
     SourceStoppedUnknown,
 )
-from migrator.journal import Journal, Migration
-from migrator.protocol import Connection
-from migrator.service import Service
-from migrator.states import Event, State
-from stages import ask_source, create_dump, drive, finish, offer
-from stages.dump import Dump
+from migrator.host import lxc
+from migrator.record import container_lock
+from migrator.record.journal import Journal, Migration
+from migrator.record.states import Event, State
+from migrator.remote.answering import Service
+from migrator.transfer.rpc import Connection
+from stages import create_dump, finish
+from stages.steps import ask_source, drive, offer
+from stages.steps.dump import Dump
 from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
 from tests.stages.test_remains import Monitorless, cgroup, frozen, init  # noqa: F401 -- fixtures
 
@@ -81,7 +85,7 @@ def known(monkeypatch: pytest.MonkeyPatch) -> type[Known]:
         pass
 
     monkeypatch.setattr(lxc, "Container", Here)
-    monkeypatch.setattr(identity, "is_source", lambda _: True)
+    monkeypatch.setattr(origins, "is_source", lambda _: True)
     return Here
 
 
@@ -170,7 +174,7 @@ def test_nor_is_it_let_run_there_by_the_driver(journal: Journal, cgroup: Path, i
 def test_who_asks_whether_he_may_let_it_run_hears_that_it_runs(
         journal: Journal, cgroup: Path, init: subprocess.Popen[bytes], known: type[Known],
         monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(holder, "LOCKS", tmp_path / "lock")
+    monkeypatch.setattr(container_lock, "LOCKS", tmp_path / "lock")
     migration = handed_over(journal, cgroup, init.pid, boot=OTHER_BOOT)
     migration.move(Event.TAKEN)
     before = migration.detail["leave"]
@@ -250,7 +254,7 @@ def test_another_container_of_its_name_is_nothing_to_it(
         journal: Journal, cgroup: Path, init: subprocess.Popen[bytes], known: type[Known],
         monkeypatch: pytest.MonkeyPatch) -> None:
     migration = handed_over(journal, cgroup, init.pid, fence=False, boot=OTHER_BOOT)
-    monkeypatch.setattr(identity, "is_source", lambda _: False)
+    monkeypatch.setattr(origins, "is_source", lambda _: False)
     known.pid = init.pid
     standing.require(migration, "restore-dump")
     assert config(migration).read_text() == "lxc.start.auto = 1\n"

@@ -11,7 +11,10 @@ from typing import Any
 
 import pytest
 
-from migrator import clock, container_config, criu, let_run, limited, lxc, no_memory
+from migrator.base import boot_clock, bounded_read
+from migrator.config import container_config
+from migrator.copies import no_memory
+from migrator.criu import criu_dump, ran_mark
 from migrator.errors import (
     CommandFailed,
     ConfigInvalid,
@@ -22,9 +25,10 @@ from migrator.errors import (
     StartFailed,
     WordOver,
 )
-from migrator.journal import Journal, Migration
-from migrator.layout import Layout
-from migrator.states import Event, Role, State
+from migrator.host import lxc
+from migrator.record.journal import Journal, Migration
+from migrator.record.migration_paths import Layout
+from migrator.record.states import Event, Role, State
 from stages import restore_dump
 
 ID = "0badc0de"
@@ -44,7 +48,7 @@ def migration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Migra
             name = "web"
             lxcpath = tmp_path
 
-        monkeypatch.setattr(criu, "LOG_FOLDER", tmp_path / "log")
+        monkeypatch.setattr(criu_dump, "LOG_FOLDER", tmp_path / "log")
         monkeypatch.setattr(lxc, "Container", lambda *_: Container())
         monkeypatch.setattr(container_config, "unfenced", str)
         yield found
@@ -60,7 +64,7 @@ def started(cause: MigratorError, log: Path) -> Callable[..., int]:
 HOOK = "lxc-start web 20261129 ERROR    utils - utils.c:run_buffer:1 - Script exited with status 1\n"
 EXECUTED = "lxc-start web 20261129 NOTICE   start - start.c:start:2375 - Exec'ing \"/sbin/init\"\n"
 NO_INIT = f"{EXECUTED}lxc-start web 20261129 ERROR    start - start.c:start:2378 - Failed to exec \"/sbin/init\"\n"
-LONG = f"{HOOK}{'x' * limited.LOG_LIMIT}\n{HOOK}"
+LONG = f"{HOOK}{'x' * bounded_read.LOG_LIMIT}\n{HOOK}"
 ABORTED = f"{EXECUTED}lxc-start web 20261129 ERROR    lxccontainer - Received container state \"ABORTING\"\n"
 
 
@@ -82,7 +86,7 @@ def test_what_lxc_did_not_start_has_not_run(migration: Migration, monkeypatch: p
     stage = restore_dump.Restore(migration, 60.0, leave=lambda: math.inf)
     with pytest.raises(StartFailed):
         stage._start()
-    assert let_run.was(let_run.mark(stage.layout.spool)) is may_have_run
+    assert ran_mark.was(ran_mark.mark(stage.layout.spool)) is may_have_run
 
 
 def test_what_comes_too_late_is_not_started(migration: Migration, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,7 +95,7 @@ def test_what_comes_too_late_is_not_started(migration: Migration, monkeypatch: p
     stage.end = 0.0
     with pytest.raises(WordOver):
         stage._start()
-    assert not let_run.was(let_run.mark(stage.layout.spool))
+    assert not ran_mark.was(ran_mark.mark(stage.layout.spool))
 
 
 def test_what_is_kept_busy_until_the_word_is_over_refuses_itself(migration: Migration,
@@ -115,7 +119,7 @@ def test_nothing_is_made_between_the_look_at_the_clock_and_the_start(migration: 
                                                                      monkeypatch: pytest.MonkeyPatch) -> None:
     """The disk that has the logs may stand still for a while, and the word be over behind that."""
     now = [1000.0]
-    monkeypatch.setattr(clock, "now", lambda: now[0])
+    monkeypatch.setattr(boot_clock, "now", lambda: now[0])
     monkeypatch.setattr(time, "clock_gettime", lambda _: now[0])
     honest = no_memory.log_of
 
@@ -129,8 +133,8 @@ def test_nothing_is_made_between_the_look_at_the_clock_and_the_start(migration: 
     stage = restore_dump.Restore(migration, 60.0, leave=lambda: math.inf)
     with pytest.raises(WordOver):
         stage._start()
-    assert not let_run.was(let_run.mark(stage.layout.spool))
-    assert list(criu.LOG_FOLDER.iterdir()), "it was made before"
+    assert not ran_mark.was(ran_mark.mark(stage.layout.spool))
+    assert list(criu_dump.LOG_FOLDER.iterdir()), "it was made before"
 
 
 def test_nothing_is_started_on_the_hosts_own_root_file_system(migration: Migration,
@@ -142,7 +146,7 @@ def test_nothing_is_started_on_the_hosts_own_root_file_system(migration: Migrati
     with pytest.raises(ConfigInvalid, match="that of the host"):
         stage._start()
     assert not stage.plain_config.exists()
-    assert not let_run.was(let_run.mark(stage.layout.spool))
+    assert not ran_mark.was(ran_mark.mark(stage.layout.spool))
 
 
 def test_what_fails_is_undone_where_no_log_can_be_kept(migration: Migration, monkeypatch: pytest.MonkeyPatch,
@@ -152,8 +156,8 @@ def test_what_fails_is_undone_where_no_log_can_be_kept(migration: Migration, mon
                   Event.RESTORE):
         migration.move(event)
     cleared: list[str] = []
-    monkeypatch.setattr("stages.settling.clear", lambda each: cleared.append(each.id))
-    monkeypatch.setattr(criu, "LOG_FOLDER", tmp_path / "no" / "folder")
+    monkeypatch.setattr("stages.steps.settling.clear", lambda each: cleared.append(each.id))
+    monkeypatch.setattr(criu_dump, "LOG_FOLDER", tmp_path / "no" / "folder")
     stage = restore_dump.Restore(migration, 60.0, leave=lambda: math.inf)
     stage.images = tmp_path
     (tmp_path / "restore.log").write_text("Error\n")

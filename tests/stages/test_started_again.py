@@ -18,7 +18,10 @@ from typing import Any
 
 import pytest
 
-from migrator import aftermath, container_config, criu, layout, log, lxc, names, network, no_memory, remains
+from migrator.base import log, names
+from migrator.config import container_config
+from migrator.copies import after_crash, no_memory, remains
+from migrator.criu import criu_dump
 from migrator.errors import (
     CommandFailed,
     ContainerNotFound,
@@ -31,10 +34,13 @@ from migrator.errors import (
     SourceStillStopped,
     StartFailed,
 )
-from migrator.journal import Journal, Migration
-from migrator.layout import Layout
-from migrator.states import Event, Role, State
-from stages import offer, rollback
+from migrator.host import lxc, network
+from migrator.record import migration_paths
+from migrator.record.journal import Journal, Migration
+from migrator.record.migration_paths import Layout
+from migrator.record.states import Event, Role, State
+from stages import rollback
+from stages.steps import offer
 from tests.stages.snapshots import SENT, disk, snapshot  # noqa: F401 -- a fixture
 from tests.stages.test_answers import UUID
 from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
@@ -72,7 +78,7 @@ def stopped(journal: Journal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     (migration.lxcpath / "web" / "rootfs").mkdir(parents=True)
     (migration.lxcpath / "web" / "rootfs" / "uuid").write_text(ROOTFS)
     container_config.fence(migration.lxcpath / "web", "lxc.uts.name = web\n", ID, "no")
-    monkeypatch.setattr(layout, "RUNTIME", tmp_path / "run")
+    monkeypatch.setattr(migration_paths, "RUNTIME", tmp_path / "run")
     monkeypatch.setattr(lxc, "Container", Stopped)
     monkeypatch.setattr(no_memory, "runs", lambda *_: False)
     monkeypatch.setattr(no_memory, "end", lambda *_: None)
@@ -89,7 +95,7 @@ def started(stopped: Migration, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def start(container: Stopped, id_: str, *, config: Path | None = None) -> int:
         config = config or container.config_file
-        rounds = ",".join(path.name for path in layout.Layout(container.lxcpath, "web", id_).own_snapshots())
+        rounds = ",".join(path.name for path in migration_paths.Layout(container.lxcpath, "web", id_).own_snapshots())
         found.append(f"{config.read_text().strip()}; {rounds}")
         return 77
 
@@ -228,7 +234,7 @@ def test_what_a_reboot_has_ended_is_given_room_too(stopped: Migration, monkeypat
     first = snapshot(stopped, 1, UUID)
     stopped.note("record", memory=True)
     there: list[bool] = []
-    monkeypatch.setattr("migrator.aftermath.memory_is_here", lambda _: not gone)
+    monkeypatch.setattr("migrator.copies.after_crash.memory_is_here", lambda _: not gone)
 
     def thaw(_: Migration) -> bool:
         there.append(first.exists())
@@ -246,7 +252,7 @@ def test_what_is_frozen_is_thawed_before_the_other_host_is_asked(stopped: Migrat
     """Which may be ten minutes over its answer, and has no word in it before the offer. A reboot then starts it."""
     acts: list[str] = []
     stopped.note("record", memory=True)
-    monkeypatch.setattr("migrator.aftermath.memory_is_here", lambda _: True)
+    monkeypatch.setattr("migrator.copies.after_crash.memory_is_here", lambda _: True)
 
     def thaw(_: Migration) -> bool:
         acts.append("thaw")
@@ -319,7 +325,7 @@ def test_a_network_that_cannot_be_heard_keeps_nothing_from_its_start(stopped: Mi
         raise CommandFailed(command="nft", outcome="exit status 1", output="Operation not supported")
 
     monkeypatch.setattr(remains, "require_none", lambda _: None)
-    monkeypatch.setattr("migrator.network.hear", hear)
+    monkeypatch.setattr("migrator.host.network.hear", hear)
     stopped.note("record", memory=True, ports=[{"inside": "eth0", "outside": "veth1", "bridge": "br0"}])
     assert rollback.thaw_source(stopped) is False
     assert len(started) == 1 and "What kept web silent stays" in capfd.readouterr().err
@@ -330,7 +336,7 @@ def test_what_its_owner_has_stopped_meanwhile_is_not_started(stopped: Migration,
     """It was given back before the other host was asked; who stops it then means that."""
     stopped.note("record", memory=True)
     here = [True]
-    monkeypatch.setattr("migrator.aftermath.memory_is_here", lambda _: here[0])
+    monkeypatch.setattr("migrator.copies.after_crash.memory_is_here", lambda _: here[0])
     monkeypatch.setattr(rollback, "thaw_source", lambda _: here[0] or pytest.fail("it is started"))
 
     def tell() -> str:
@@ -362,12 +368,12 @@ def test_the_last_copy_makes_no_room(stopped: Migration, started: list[str], mon
 def test_a_full_disk_keeps_no_container_stopped_whose_memory_is_gone(
         stopped: Migration, monkeypatch: pytest.MonkeyPatch, full: str, started: list[str]) -> None:
     stopped.note("record", memory=True, held=True)
-    monkeypatch.setattr("migrator.remains.require_none", lambda _: None)
+    monkeypatch.setattr("migrator.copies.remains.require_none", lambda _: None)
     if full == "the journal's disk":
         full_journal(monkeypatch)
     elif full == "the container's disk":
         full_pool(monkeypatch, stopped.lxcpath)
-    aftermath.start_from_disk(stopped)
+    after_crash.start_from_disk(stopped)
     assert started == ["lxc.uts.name = web; "]
     assert (fence_of(stopped) == stopped.id) == (full == "the container's disk")
 
@@ -392,7 +398,7 @@ def test_it_is_started_where_no_log_can_be_written(stopped: Migration, monkeypat
     file = f"{names.in_path('web', stopped.lxcpath)}-start.log"
     if full == "its own log there":
         (logs / file).mkdir(parents=True)  # which cannot be opened
-    monkeypatch.setattr(criu, "LOG_FOLDER", logs)
+    monkeypatch.setattr(criu_dump, "LOG_FOLDER", logs)
     if full == "/run, too":
         (tmp_path / "run" / file).mkdir(parents=True)
     ran: list[list[str]] = []
@@ -408,7 +414,7 @@ def test_it_is_started_where_no_log_can_be_written(stopped: Migration, monkeypat
 
 
 def test_the_log_of_a_start_begins_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(criu, "LOG_FOLDER", tmp_path / "log")
+    monkeypatch.setattr(criu_dump, "LOG_FOLDER", tmp_path / "log")
     web, another = (Layout(tmp_path / path, "web", "00000001") for path in ("pool", "second"))
     log_file = no_memory.log_of(web)
     log_file.write_text("of an earlier one")
@@ -417,7 +423,7 @@ def test_the_log_of_a_start_begins_anew(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert no_memory.log_of(web, anew=True).read_text() == ""
     log_file.unlink()
     log_file.symlink_to(tmp_path / "another")
-    monkeypatch.setattr(layout, "RUNTIME", tmp_path / "run")
+    monkeypatch.setattr(migration_paths, "RUNTIME", tmp_path / "run")
     assert no_memory.log_of(web) == tmp_path / "run" / log_file.name and not (tmp_path / "another").exists()
 
 

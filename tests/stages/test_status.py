@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from migrator import advice, layout
 from migrator.cli import parse
 from migrator.errors import AlreadyMigrating, NoMigration
-from migrator.journal import Journal, Migration
-from migrator.states import NEXT, Event, Role, State
+from migrator.record import migration_paths, next_commands
+from migrator.record.journal import Journal, Migration
+from migrator.record.states import NEXT, Event, Role, State
 from stages import status
 
 POOL = Path("/pool")
@@ -25,7 +25,7 @@ POOL = Path("/pool")
 
 @pytest.fixture
 def journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Journal]:
-    monkeypatch.setattr(layout, "RUNTIME", tmp_path / "run")
+    monkeypatch.setattr(migration_paths, "RUNTIME", tmp_path / "run")
     monkeypatch.setattr(status, "DEFAULT_PATH", tmp_path / "journal.db")
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     with Journal(tmp_path / "journal.db") as opened:
@@ -89,7 +89,7 @@ def test_the_table(journal: Journal) -> None:
 def test_what_lies_in_the_spool_counts(journal: Journal, tmp_path: Path) -> None:
     migration = journal.create(id="00000001", role=Role.DESTINATION, name="db", lxcpath=tmp_path, peer="hosta",
                                event=Event.RECEIVE, rounds=[])
-    spool = layout.Layout(tmp_path, "db", "00000001").spool
+    spool = migration_paths.Layout(tmp_path, "db", "00000001").spool
     spool.mkdir(parents=True)
     (spool / "disk-1").write_bytes(bytes(3000))
     assert status.sizes(migration)["spool"] == 3000
@@ -105,7 +105,7 @@ def test_advice_can_be_pasted(role: Role, state: State, other_name: str) -> None
     detail = {"destination": "root@hostb", "destination_host": "hostb", "source_lxcpath": "/a b",
               "destination_lxcpath": "/pool", "lxcpath_given": True, "other_name": other_name}
     peer = "root@hostb" if role is Role.SOURCE else "hosta"
-    text = advice.written(NEXT[role, state], role, "web", peer, detail)
+    text = next_commands.written(NEXT[role, state], role, "web", peer, detail)
     command, _, place = text.partition("   (on ")
     argv = shlex.split(command)
     assert argv[0] == "migrator"
@@ -116,7 +116,7 @@ def test_advice_can_be_pasted(role: Role, state: State, other_name: str) -> None
     assert place == ("" if not wanted else f"{'hostb' if wanted == 'destination' else 'hosta'})")
     runs_on_source = wanted == "source" if wanted else role is Role.SOURCE
     assert args.lxcpath == ("/a b" if runs_on_source else "/pool")
-    if "destination" in args and verb in advice.NEEDS_DESTINATION:
+    if "destination" in args and verb in next_commands.NEEDS_DESTINATION:
         assert args.destination == "root@hostb"
     if "new_name" in args:
         there = other_name if role is Role.SOURCE else "web"
@@ -125,15 +125,15 @@ def test_advice_can_be_pasted(role: Role, state: State, other_name: str) -> None
 
 def test_the_path_is_left_out_where_it_is_the_usual_one() -> None:
     detail = {"source_lxcpath": "/var/lib/lxc", "lxcpath_given": False}
-    assert advice.written("finish", Role.SOURCE, "web", "hostb", detail) == "migrator finish web"
-    there = advice.written("finish@source", Role.DESTINATION, "web", "hosta", detail)
+    assert next_commands.written("finish", Role.SOURCE, "web", "hostb", detail) == "migrator finish web"
+    there = next_commands.written("finish@source", Role.DESTINATION, "web", "hosta", detail)
     assert there == "migrator finish web -P /var/lib/lxc   (on hosta)", "which is the usual one there nobody knows here"
-    assert advice.this_host() == socket.gethostname()
+    assert next_commands.this_host() == socket.gethostname()
 
 
 @pytest.mark.parametrize(("given", "end"), [(True, "-P '/a b'"), (False, "")])
 def test_the_path_in_the_words_of_an_error(journal: Journal, given: bool, end: str) -> None:
     migration = journal.create(id="00000001", role=Role.SOURCE, name="web", lxcpath=Path("/a b"), peer="root@hostb",
                                event=Event.SEND, rounds=[], source_lxcpath="/a b", lxcpath_given=given)
-    error = AlreadyMigrating(name="web", peer="hostb", id=migration.id, next="x", path=advice.path(migration))
+    error = AlreadyMigrating(name="web", peer="hostb", id=migration.id, next="x", path=next_commands.path(migration))
     assert error.hint == f"Go on with: x -- or give that migration up with: migrator rollback web {end}".rstrip()

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from migrator import aftermath, identity
+from migrator.copies import after_crash, origins
 from migrator.errors import SnapshotFailed
-from migrator.journal import Journal
-from migrator.states import Event
+from migrator.record.journal import Journal
+from migrator.record.states import Event
 from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
 from tests.stages.test_remains import cgroup, frozen, init  # noqa: F401 -- fixtures
 from tests.stages.test_standing import OTHER_BOOT, Known, handed_over, known  # noqa: F401 -- a fixture
@@ -26,8 +26,8 @@ def test_it_stands(journal: Journal, cgroup: Path, init: subprocess.Popen[bytes]
     known.pid = init.pid
     if taken:
         migration.move(Event.TAKEN)
-    assert aftermath.note(migration).startswith("It is frozen here, with all its memory. ")
-    assert aftermath.next_command(migration) == (
+    assert after_crash.note(migration).startswith("It is frozen here, with all its memory. ")
+    assert after_crash.next_command(migration) == (
         "migrator restore-dump web -P /pool   (on hostb)" if taken else "migrator create-dump web -d root@hostb")
 
 
@@ -39,10 +39,10 @@ def test_somebody_has_thawed_it(journal: Journal, cgroup: Path, init: subprocess
     (cgroup / "cgroup.freeze").write_text("0\n")
     if taken:
         migration.move(Event.TAKEN)
-    told = aftermath.note(migration)
+    told = after_crash.note(migration)
     assert told.startswith("It runs here: somebody has thawed it. ") and "frozen" not in told
     assert ("hostb has the token" if taken else "offered to hostb") in told
-    assert aftermath.next_command(migration) == "migrator rollback web"
+    assert after_crash.next_command(migration) == "migrator rollback web"
 
 
 @pytest.mark.parametrize("memory", [True, False])
@@ -50,13 +50,13 @@ def test_somebody_has_started_it(journal: Journal, cgroup: Path, init: subproces
                                  memory: bool) -> None:
     migration = handed_over(journal, cgroup, init.pid, boot=OTHER_BOOT, memory=memory)
     known.pid = init.pid
-    told = aftermath.note(migration)
+    told = after_crash.note(migration)
     assert told.startswith("It runs here: somebody has started it past its fence. ") and "stopped here" not in told
-    assert aftermath.next_command(migration) == "migrator rollback web"
+    assert after_crash.next_command(migration) == "migrator rollback web"
     known.pid = 0
     gone = "The memory that was frozen here is gone" if memory else "It is stopped here, with all of its disk."
-    assert aftermath.note(migration).startswith(gone)
-    assert aftermath.next_command(migration) == "migrator create-dump web -d root@hostb"
+    assert after_crash.note(migration).startswith(gone)
+    assert after_crash.next_command(migration) == "migrator create-dump web -d root@hostb"
 
 
 def test_beside_what_is_frozen_another_one_runs(journal: Journal, cgroup: Path, init: subprocess.Popen[bytes],
@@ -64,7 +64,7 @@ def test_beside_what_is_frozen_another_one_runs(journal: Journal, cgroup: Path, 
     migration = handed_over(journal, cgroup, init.pid)
     with subprocess.Popen(["sleep", "1000"]) as second:
         known.pid = second.pid
-        told = aftermath.note(migration)
+        told = after_crash.note(migration)
         second.kill()
     assert told.startswith("It is frozen here, with all its memory, and was started once more beside that, past its ")
     assert f"lxc-stop -P {migration.lxcpath} -n web: two must not run on one disk. The token was offered" in told
@@ -76,15 +76,15 @@ def test_where_that_cannot_be_told(journal: Journal, cgroup: Path, init: subproc
     def broken(_: object) -> bool:
         raise SnapshotFailed(path="/pool", action="looked at", reason="no answer")
 
-    monkeypatch.setattr(identity, "is_source", broken)
-    assert "offered to hostb" in aftermath.note(handed_over(journal, cgroup, init.pid))
+    monkeypatch.setattr(origins, "is_source", broken)
+    assert "offered to hostb" in after_crash.note(handed_over(journal, cgroup, init.pid))
 
 
 def test_what_a_reboot_has_taken_and_somebody_has_started(journal: Journal, cgroup: Path,
                                                           init: subprocess.Popen[bytes], known: type[Known]) -> None:
     """Before the offer: it is not said that it can be started."""
     migration = frozen(journal, cgroup, init.pid, boot=OTHER_BOOT)
-    assert "can be started from its disk" in aftermath.note(migration)
+    assert "can be started from its disk" in after_crash.note(migration)
     known.pid = init.pid
-    assert aftermath.note(migration) == ("The memory that was frozen here is gone, as after a reboot. This host has the"
-                                         " token: it runs here.")
+    assert after_crash.note(migration) == ("The memory that was frozen here is gone, as after a reboot. This host has"
+                                           " the token: it runs here.")

@@ -11,8 +11,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from migrator import aftermath, cli, container_config, identity, lxc, lxc_disk
+from migrator import cli
 from migrator.cli import Result
+from migrator.config import container_config
+from migrator.copies import after_crash, origins
+from migrator.copies.origins import Whose
 from migrator.errors import (
     AlreadyRuns,
     ConnectionLost,
@@ -22,10 +25,12 @@ from migrator.errors import (
     SourceNeeded,
     TwoCopies,
 )
-from migrator.identity import Whose
-from migrator.journal import Migration
-from migrator.states import Event, State
-from stages import abandon, ask_source, finish, force, heal, left_running, renamed, restore_dump, settling, stopped_here
+from migrator.host import lxc
+from migrator.record import lxc_disk
+from migrator.record.journal import Migration
+from migrator.record.states import Event, State
+from stages import finish, restore_dump
+from stages.steps import abandon, ask_source, force, heal, left_running, renamed, settling, stopped_here
 from tests import btrfs_roots
 from tests.stages.test_second_start import PIDS, SLEEP, START, lives
 from tests.stages.test_settling import ID, acts, restoring
@@ -43,7 +48,7 @@ def here(restoring: Migration, acts: list[str], monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(lxc, "runs_in", lambda *_: False)
     monkeypatch.setattr(lxc, "container_processes", lambda _: [])
     monkeypatch.setattr(lxc_disk, "is_removed", lambda _: False)
-    monkeypatch.setattr(identity, "whose", lambda _: Whose.FOREIGN)
+    monkeypatch.setattr(origins, "whose", lambda _: Whose.FOREIGN)
     folder = restoring.lxcpath / "web"
     folder.mkdir()
     (folder / "config").write_text("lxc.uts.name = web\n")
@@ -78,7 +83,7 @@ def typed(migration: Migration, patch: pytest.MonkeyPatch, **given: object) -> s
 
 
 def test_status_has_the_source_asked_first(here: Migration) -> None:
-    note = aftermath.note(here)
+    note = after_crash.note(here)
     assert RESUME in note and "lxc-start" not in note and "hosta may have been forced" in note
 
 
@@ -196,7 +201,7 @@ def test_one_that_has_ended_is_let_alone(here: Migration, monkeypatch: pytest.Mo
     """By a `finish`: any later reboot is an ordinary one."""
     the_source(monkeypatch, LOST)
     here.move(Event.FINISHED)
-    assert not stopped_here.is_stopped(here) and not aftermath.note(here)
+    assert not stopped_here.is_stopped(here) and not after_crash.note(here)
     assert "has ended" in heal._on_destination(ARGS, here).text
 
 
@@ -231,7 +236,7 @@ def looked_into(patch: pytest.MonkeyPatch, *command: str) -> Iterator[int]:
 def test_nothing_beside_it_makes_it_run(here: Migration, acts: list[str], beside: str, fenced: bool,
                                         monkeypatch: pytest.MonkeyPatch) -> None:
     if fenced:
-        monkeypatch.setattr(identity, "whose", lambda _: Whose.OURS)
+        monkeypatch.setattr(origins, "whose", lambda _: Whose.OURS)
         assert settling.stands_fenced(here)
     assert stopped_here.is_stopped(here)
     with pytest.raises(OutOfOrder, match="was stopped here, and hosta may run it again"):
@@ -241,7 +246,7 @@ def test_nothing_beside_it_makes_it_run(here: Migration, acts: list[str], beside
     with pytest.raises(AlreadyRuns) as error:
         abandon.give_up_here(here)
     assert RESUME in error.value.hint
-    note = aftermath.note(here)
+    note = after_crash.note(here)
     assert RESUME in note and "live on" not in note
     the_source(monkeypatch, LOST)
     monkeypatch.setattr(ask_source, "_asked", lambda *_, **__: ask_source.ask(ARGS, here))
@@ -293,7 +298,7 @@ def test_what_the_source_has_finished_ends_here_too(here: Migration, monkeypatch
     monkeypatch.setattr(heal, "Journal", lambda _: contextlib.nullcontext(here.journal))
     monkeypatch.setattr(heal, "locked_for", lambda *_: contextlib.nullcontext())
     monkeypatch.setattr(ask_source, "_run_on_source", lambda *_: pytest.fail("it is told to go on"))
-    monkeypatch.setattr(identity, "rootfs_uuid", lambda _: "")
+    monkeypatch.setattr(origins, "rootfs_uuid", lambda _: "")
     monkeypatch.setattr(finish, "drop_way_back", lambda _: None)
     text = heal.one(ARGS, "web", here.lxcpath).text
     again = here.journal.by_id(here.id, here.role)

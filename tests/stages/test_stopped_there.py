@@ -13,7 +13,12 @@ from typing import Any
 
 import pytest
 
-from migrator import aftermath, cli, clock, container_config, identity, let_run, lxc, lxc_disk, second_start
+from migrator import cli
+from migrator.base import boot_clock
+from migrator.config import container_config
+from migrator.copies import after_crash, origins, second_start
+from migrator.copies.origins import Whose
+from migrator.criu import ran_mark
 from migrator.errors import (
     BackThere,
     ContainerNotFound,
@@ -23,11 +28,13 @@ from migrator.errors import (
     OutOfOrder,
     StoppedThere,
 )
-from migrator.identity import Whose
-from migrator.journal import Migration
-from migrator.layout import Layout
-from migrator.states import Event, State
-from stages import abandon, ask_source, drive, finish, force, heal, restore_dump, restore_over, rollback, settling
+from migrator.host import lxc
+from migrator.record import lxc_disk
+from migrator.record.journal import Migration
+from migrator.record.migration_paths import Layout
+from migrator.record.states import Event, State
+from stages import finish, restore_dump, rollback
+from stages.steps import abandon, ask_source, drive, force, heal, restore_over, settling
 from tests.stages.test_settling import ID, acts, mark, restoring
 
 __all__ = ["acts", "restoring"]
@@ -77,7 +84,7 @@ def test_nothing_says_that_it_runs(restoring: Migration, acts: list[str], monkey
             REQUESTS[request_](restoring)
         assert "migrator restore-dump web" in error.value.hint and f"--force {ID}" in error.value.hint
     assert restoring.state is State.RESTORED and acts == ["ended"]
-    assert "migrator restore-dump web" in aftermath.note(restoring)
+    assert "migrator restore-dump web" in after_crash.note(restoring)
 
 
 @pytest.mark.parametrize(("memory", "boot"), [(False, ""), (False, OTHER_BOOT), (True, OTHER_BOOT)])
@@ -96,7 +103,7 @@ def test_who_chooses_its_disk(restoring: Migration, acts: list[str], monkeypatch
 
     def leave_for(_args: object, of: Migration, limit: float, *, by_hand: bool = False) -> float:
         given.append((of, by_hand))
-        return 0.0 if taken_back else clock.now() + limit
+        return 0.0 if taken_back else boot_clock.now() + limit
 
     monkeypatch.setattr(ask_source, "leave_for", leave_for)
     monkeypatch.setattr(cli, "require_root", lambda _: None)
@@ -136,7 +143,7 @@ def test_it_is_not_finished_without_its_source_either(restoring: Migration, acts
     left(restoring)
     settling.settle(restoring)
     if not fenced:
-        monkeypatch.setattr(identity, "whose", lambda *_: Whose.FOREIGN)
+        monkeypatch.setattr(origins, "whose", lambda *_: Whose.FOREIGN)
     with pytest.raises(OutOfOrder, match="was stopped here") as error:
         force.finish_alone(restoring, ID, lambda: pytest.fail("the source is asked"))
     assert "migrator resume web" in error.value.hint and restoring.state is State.RESTORED
@@ -147,8 +154,8 @@ def test_one_whose_end_was_asked_for_is_left_to_its_administrator(restoring: Mig
                                                                   capfd: pytest.CaptureFixture[str]) -> None:
     """The source's copy is gone by then."""
     monkeypatch.setattr(finish, "drop_way_back", lambda _: None)
-    monkeypatch.setattr(identity, "rootfs_uuid", lambda _: "")
-    monkeypatch.setattr("migrator.btrfs.is_subvolume", lambda _: False)
+    monkeypatch.setattr(origins, "rootfs_uuid", lambda _: "")
+    monkeypatch.setattr("migrator.host.btrfs.is_subvolume", lambda _: False)
     left(restoring)
     settling.settle(restoring)
     finish.end_here(restoring)
@@ -158,10 +165,10 @@ def test_one_whose_end_was_asked_for_is_left_to_its_administrator(restoring: Mig
 
 def another_one(patch: pytest.MonkeyPatch) -> None:
     """In its place, told by its root file system."""
-    patch.setattr(identity, "whose", lambda _: Whose.FOREIGN)
+    patch.setattr(origins, "whose", lambda _: Whose.FOREIGN)
     patch.setattr(Layout, "is_own_rootfs", lambda _: False)
     patch.setattr(Layout, "own_snapshots", lambda _: ["1"])
-    patch.setattr(identity, "has_its_disk", lambda _: False)
+    patch.setattr(origins, "has_its_disk", lambda _: False)
 
 
 @pytest.mark.parametrize(("unfenced", "what"), [(False, "runs"), (True, "runs"), (True, "lives on"),
@@ -172,7 +179,7 @@ def test_what_runs_or_is_another_one_has_not_stopped(restoring: Migration, acts:
     left(restoring)
     settling.settle(restoring)
     if unfenced:
-        monkeypatch.setattr(identity, "whose", lambda _: Whose.FOREIGN)
+        monkeypatch.setattr(origins, "whose", lambda _: Whose.FOREIGN)
     if what == "another one":
         another_one(monkeypatch)
     elif what == "runs":
@@ -194,7 +201,7 @@ def test_it_is_on_record(restoring: Migration, acts: list[str], monkeypatch: pyt
     monkeypatch.setattr(ask_source, "state_of_source", lambda *_: State.DUMPED)
     left(restoring)
     settling.settle(restoring)
-    monkeypatch.setattr(identity, "whose", lambda _: Whose.FOREIGN)
+    monkeypatch.setattr(origins, "whose", lambda _: Whose.FOREIGN)
     file = restoring.lxcpath / "web" / "config"
     if config:
         file.write_text("lxc.uts.name = web\n")
@@ -209,7 +216,7 @@ def test_it_is_on_record(restoring: Migration, acts: list[str], monkeypatch: pyt
         REQUESTS[request_](restoring)
     assert restoring.state is State.RESTORED and acts == ["ended"]
     if config:
-        assert "migrator restore-dump web" in aftermath.note(restoring)
+        assert "migrator restore-dump web" in after_crash.note(restoring)
 
 
 @pytest.mark.parametrize("fenced", [True, False])
@@ -219,7 +226,7 @@ def test_by_force_it_goes_on_all_the_same(restoring: Migration, acts: list[str],
     left(restoring)
     settling.settle(restoring)
     if not fenced:
-        monkeypatch.setattr(identity, "whose", lambda _: Whose.FOREIGN)
+        monkeypatch.setattr(origins, "whose", lambda _: Whose.FOREIGN)
         (restoring.lxcpath / "web" / "config").write_text("lxc.uts.name = web\n")
     assert force.let_run(restoring, ID, lambda: None)
     assert "forced_at" in restoring.detail
@@ -228,7 +235,7 @@ def test_by_force_it_goes_on_all_the_same(restoring: Migration, acts: list[str],
 def test_nor_does_it_hang_on_the_mark(restoring: Migration, acts: list[str]) -> None:
     left(restoring)
     settling.settle(restoring)
-    let_run.drop(let_run.mark(Layout(restoring.lxcpath, "web", ID).spool))
+    ran_mark.drop(ran_mark.mark(Layout(restoring.lxcpath, "web", ID).spool))
     with pytest.raises(StoppedThere):
         REQUESTS["running"](restoring)
 
@@ -240,7 +247,7 @@ def test_once_it_was_started_that_is_over(restoring: Migration, acts: list[str],
     settling.settle(restoring)
     settling.go_on(restoring, math.inf)
     settling.refuse_stopped(restoring)
-    monkeypatch.setattr(identity, "whose", lambda _: Whose.FOREIGN)
+    monkeypatch.setattr(origins, "whose", lambda _: Whose.FOREIGN)
     settling.refuse_stopped(restoring)
     assert acts == ["ended", "started", "unfenced"]
 
@@ -267,7 +274,7 @@ def test_what_an_older_version_has_recorded(restoring: Migration, acts: list[str
     """The mark and the fence tell it."""
     left(restoring)
     restoring.move(Event.RESTORED, restored_at=1.0)
-    monkeypatch.setattr(identity, "whose", lambda _: Whose.OURS if fence else Whose.FOREIGN)
+    monkeypatch.setattr(origins, "whose", lambda _: Whose.OURS if fence else Whose.FOREIGN)
     with pytest.raises(StoppedThere) if fence else contextlib.nullcontext():
         settling.refuse_stopped(restoring)
 
@@ -290,7 +297,7 @@ def test_the_driver_does_not_finish_it(monkeypatch: pytest.MonkeyPatch,
 
 
 def test_the_mark_names_the_boot(restoring: Migration) -> None:
-    assert not aftermath.has_stopped(restoring), "it was never let run"
+    assert not after_crash.has_stopped(restoring), "it was never let run"
     left(restoring)
-    assert aftermath.has_stopped(restoring)
+    assert after_crash.has_stopped(restoring)
     assert Layout(restoring.lxcpath, "web", ID).spool.is_dir()

@@ -13,14 +13,16 @@ from typing import Any
 
 import pytest
 
-from migrator import bases, container_config
+from migrator.config import container_config
+from migrator.copies import bases
+from migrator.copies.origins import Whose, whose
 from migrator.errors import Busy, ContainerExists, DumpRefused, OutOfOrder, UsageError
-from migrator.identity import Whose, whose
-from migrator.journal import Journal, Migration
-from migrator.layout import Layout, locked
-from migrator.service import Service
-from migrator.states import Event, Role, State
-from stages import abandon, import_data
+from migrator.record.journal import Journal, Migration
+from migrator.record.migration_paths import Layout, locked
+from migrator.record.states import Event, Role, State
+from migrator.remote.answering import Service
+from stages import import_data
+from stages.steps import abandon
 from tests.stages.test_answers import ID, Destination, arrives, at_the_dump, pool, there  # noqa: F401 -- fixtures
 
 CONFIG = "lxc.uts.name = web\nlxc.rootfs.path = btrfs:/pool/web/rootfs\n"

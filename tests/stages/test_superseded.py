@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from migrator import container_config, lxc, lxc_disk
+from migrator.config import container_config
 from migrator.errors import ConnectionLost, TwoCopies
-from migrator.journal import Journal, Migration
-from migrator.states import Event, Role, State
-from stages import ask_source, heal, settling
+from migrator.host import lxc
+from migrator.record import lxc_disk
+from migrator.record.journal import Journal, Migration
+from migrator.record.states import Event, Role, State
+from stages.steps import ask_source, heal, settling
 from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
 
 LOST = ConnectionLost(destination="hosta", reason="cut")

@@ -9,13 +9,14 @@ from typing import Any, cast
 
 import pytest
 
-from migrator import bases, identity
+from migrator.copies import bases, origins
+from migrator.copies.origins import Whose
 from migrator.errors import StartFailed
-from migrator.identity import Whose
-from migrator.journal import Journal, Migration
-from migrator.protocol import Connection
-from migrator.states import Event, State
-from stages import drive, finish, settling
+from migrator.record.journal import Journal, Migration
+from migrator.record.states import Event, State
+from migrator.transfer.rpc import Connection
+from stages import finish
+from stages.steps import drive, settling
 from tests.stages.test_heal import journal, offered
 from tests.stages.test_settling import ID, acts, restoring
 from tests.stages.test_stopped_here import here, lxc_says
@@ -33,7 +34,7 @@ def asked(migration: Migration) -> Any:
 @pytest.fixture(autouse=True)
 def no_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(finish, "drop_way_back", lambda _: None)
-    monkeypatch.setattr(identity, "rootfs_uuid", lambda _: "")
+    monkeypatch.setattr(origins, "rootfs_uuid", lambda _: "")
 
 
 def test_the_destination_says_so(here: Migration) -> None:
@@ -48,7 +49,7 @@ def test_why_it_could_not_be_started_there(here: Migration, monkeypatch: pytest.
     def start(*_: object) -> None:
         raise StartFailed(name="web", reason="br0 does not exist", log="/var/log/web.log")
 
-    monkeypatch.setattr(identity, "whose", lambda _: Whose.OURS)
+    monkeypatch.setattr(origins, "whose", lambda _: Whose.OURS)
     monkeypatch.setattr(settling, "go_on", start)
     assert asked(here)["stopped"] == f"web could not be started: br0 does not exist. {START} {here.lxcpath}"
 

@@ -8,11 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from migrator import lxc
-from migrator.advice import this_host
 from migrator.errors import ContainerNotFound, TwoCopies
-from migrator.journal import Migration
-from stages import renamed, two_copies
+from migrator.host import lxc
+from migrator.record.journal import Migration
+from migrator.record.next_commands import this_host
+from stages.steps import renamed, two_copies
 from tests.stages.test_second_start import SLEEP, START, lives
 from tests.stages.test_stopped_here import acts, here, restoring
 

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from migrator import lxc, standing
+from migrator.copies import standing
 from migrator.errors import NoMigration, OutOfOrder
-from migrator.journal import Journal, Migration
-from migrator.states import Event, Role, State
+from migrator.host import lxc
+from migrator.record.journal import Journal, Migration
+from migrator.record.states import Event, Role, State
 from stages import import_data, prepare_data
 
 CAME = (Event.RECEIVED, Event.IMPORT, Event.IMPORTED, Event.RECEIVE_DUMP, Event.DUMP_RECEIVED, Event.OWN, Event.RESTORE,

@@ -12,12 +12,15 @@ from typing import cast
 
 import pytest
 
-from migrator import bases, container_config, lxc, network
-from migrator.journal import Migration
-from migrator.layout import Layout
-from migrator.states import Event, Role
-from stages import cleanup, drive
-from stages.cleaner import Cleaner
+from migrator.config import container_config
+from migrator.copies import bases
+from migrator.host import lxc, network
+from migrator.record.journal import Migration
+from migrator.record.migration_paths import Layout
+from migrator.record.states import Event, Role
+from stages import cleanup
+from stages.steps import drive
+from stages.steps.cleaner import Cleaner
 from tests.stages.test_pruned import FIRST, ID, ROOT, SECOND, Host, host  # noqa: F401 -- a fixture
 
 RAN = "another web, in an earlier stay"

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from migrator import cli, clock, holder
+from migrator import cli
+from migrator.base import boot_clock
 from migrator.errors import NoMigration, RolledBack
-from migrator.holder import Holder
-from migrator.journal import Journal, Migration
-from migrator.states import Event, Role
+from migrator.record import container_lock
+from migrator.record.container_lock import Holder
+from migrator.record.journal import Journal, Migration
+from migrator.record.states import Event, Role
 from stages import wait
 
 CLOCKS = [0.0, 1e9, 1e12]  # what the time of day may be when it is waited: before, or long after, what is recorded
@@ -47,12 +49,12 @@ def waits() -> object:
 def at_work(monkeypatch: pytest.MonkeyPatch, *seen: Holder | None) -> list[Holder | None]:
     """Who has the lock, each time that it is asked; the last one from then on."""
     left = list(seen)
-    monkeypatch.setattr(holder, "of", lambda *_: left.pop(0) if len(left) > 1 else left[0])
+    monkeypatch.setattr(container_lock, "of", lambda *_: left.pop(0) if len(left) > 1 else left[0])
     monkeypatch.setattr(time, "sleep", lambda _: None)
     return left
 
 
-ME = Holder(*holder.this_process(), "migrate")
+ME = Holder(*container_lock.this_process(), "migrate")
 ANOTHER = Holder(1, 1, "migrate")
 
 
@@ -93,8 +95,8 @@ def test_a_process_of_an_earlier_boot_is_another_one(journal: Journal, monkeypat
                                                      tmp_path: Path) -> None:
     """Process ids and ticks come again after a reboot, and may be the same at each."""
     rolled_back(journal)
-    monkeypatch.setattr(clock, "BOOT_ID", tmp_path / "boot_id")
-    clock.BOOT_ID.write_text("another\n")
+    monkeypatch.setattr(boot_clock, "BOOT_ID", tmp_path / "boot_id")
+    boot_clock.BOOT_ID.write_text("another\n")
     at_work(monkeypatch, ME, ME, None)
     with pytest.raises(NoMigration):
         waits()

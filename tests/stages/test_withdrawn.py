@@ -13,39 +13,32 @@ from types import SimpleNamespace
 
 import pytest
 
-from migrator import (
-    btrfs,
-    cgroup_limits,
-    config_reader,
-    consent,
-    container_config,
-    device_filter,
-    grant,
-    lxc,
-    network,
-    no_memory,
-    restore,
-)
+from migrator.base import private_files
+from migrator.config import config_reader, consent, container_config
+from migrator.copies import no_memory
+from migrator.criu import restore
 from migrator.errors import ConfigInvalid, ConsentNeeded, DumpRefused
-from migrator.grant import Grant
-from migrator.journal import Migration
-from migrator.service import Service
-from migrator.states import Event, Role, State
-from stages import consented, import_data, restore_dump, serve, settling
-from stages.handover import INCREMENT
-from tests.migrator.test_prepare_restore import RULES, TAKEN_BACK
+from migrator.host import btrfs, cgroup_limits, device_filter, lxc, network
+from migrator.record import grant
+from migrator.record.grant import Grant
+from migrator.record.journal import Migration
+from migrator.record.states import Event, Role, State
+from migrator.remote.answering import Service
+from stages import import_data, restore_dump, serve
+from stages.steps import consented, settling
+from stages.steps.handover import INCREMENT
+from tests.migrator.criu.test_prepare_restore import RULES, TAKEN_BACK
 from tests.stages.test_allowed import HOOK, HOSTA, HOSTC, ID, Here, here, peer  # noqa: F401 -- a fixture
 from tests.stages.test_restored_again import arrives
-from tunnel import files
-from tunnel.peers import Peers
+from tunnel.identity.peers import Peers
 
 WITH, WITHOUT = ("receive", "hooks"), ("receive",)
 
 
 @pytest.fixture
 def peers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Peers:
-    monkeypatch.setattr(files, "STATE", tmp_path / "state")
-    found = Peers(files.STATE / "peers")
+    monkeypatch.setattr(private_files, "STATE", tmp_path / "state")
+    found = Peers(private_files.STATE / "peers")
     found.pin("hosta", HOSTA)
     found.allow("hosta", WITH)
     return found
@@ -261,7 +254,7 @@ def test_a_container_that_reaches_out_nowhere_is_confined_now(here: Here, caller
 def test_what_had_stopped_is_confined_before_it_goes_on(here: Here, peers: Peers, monkeypatch: pytest.MonkeyPatch,
                                                         ours: bool) -> None:
     """It was let run with consent; whoever has taken its fence away has its configuration in hand."""
-    monkeypatch.setattr("migrator.layout.RUNTIME", here.pool / "run")
+    monkeypatch.setattr("migrator.record.migration_paths.RUNTIME", here.pool / "run")
     here.begun(peer("hosta", *WITH), config=f"lxc.uts.name = web\n{TAKEN_BACK}")
     arriving(here).move(Event.RECEIVED, rounds=[{"uuid": "x"}])
     here.caller(peer("hosta", *WITH))("import")

@@ -13,11 +13,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from migrator import aftermath, btrfs, cli, identity, lxc, removal
-from migrator.btrfs import Subvolume
+from migrator import cli
+from migrator.base import removal
+from migrator.copies import after_crash, origins
 from migrator.errors import CommandFailed, JournalBroken, SnapshotFailed
-from migrator.journal import Journal, Migration
-from migrator.states import Event, Role, State
+from migrator.host import btrfs, lxc
+from migrator.host.btrfs import Subvolume
+from migrator.record.journal import Journal, Migration
+from migrator.record.states import Event, Role, State
 from stages import cleanup, finish
 from tests.stages.test_earlier_stays import (  # noqa: F401 -- fixtures
     ARRIVED,
@@ -72,7 +75,7 @@ def test_the_end_of_a_move_back_keeps_it(journal: Journal, tmp_path: Path, disk:
     assert ("was written to after it had been left here" in " ".join(capfd.readouterr().err.split())) is stays
     if stays:
         (kept,) = here.set_aside()
-        assert (kept / "written").exists() and str(kept) in aftermath.aside_note(came)
+        assert (kept / "written").exists() and str(kept) in after_crash.aside_note(came)
         assert str(kept) in clean(journal, tmp_path)
     assert here.set_aside() == []
 
@@ -84,7 +87,7 @@ def test_what_cannot_be_told_is_kept(journal: Journal, tmp_path: Path, monkeypat
     begun(journal, tmp_path, Role.SOURCE, *LEFT, changed=7)
     here = stands(tmp_path)
     monkeypatch.setattr(btrfs, "sync", fails)
-    assert identity.was_written_to(journal, here.container / "config", here.rootfs)
+    assert origins.was_written_to(journal, here.container / "config", here.rootfs)
 
 
 @pytest.mark.parametrize("there", [True, False])
@@ -94,7 +97,7 @@ def test_it_is_recorded_when_all_has_ended(journal: Journal, tmp_path: Path, mon
     went = begun(journal, tmp_path, Role.SOURCE, *LEFT[:-1])
     if there:
         stands(tmp_path)
-    monkeypatch.setattr(identity, "source_uuids", lambda _: {"rootfs"})
+    monkeypatch.setattr(origins, "source_uuids", lambda _: {"rootfs"})
     disk.written = 9
     went.move(Event.FINISHED, **finish._last_change(went))
     recorded: Migration | None = journal.by_id(ID, Role.SOURCE)
@@ -130,7 +133,7 @@ def test_who_is_told_how_it_goes_is_told_what_that_costs(journal: Journal, tmp_p
         said = "may be the only copy of what it has"
     assert f"What stood in the place of web {said}: it stays in" in told or (
         not said and "What stood in the place of web stays in" in told)
-    assert "may be the only copy" in aftermath.aside_note(came)
+    assert "may be the only copy" in after_crash.aside_note(came)
 
 
 @pytest.mark.parametrize(("recorded", "meanwhile", "stays"), [
@@ -171,4 +174,4 @@ def test_what_a_dry_run_reads_of_it_is_no_write(journal: Journal, tmp_path: Path
     args = cli.parse(["cleanup", "web", "-P", str(tmp_path), "--dry-run"])
     with contextlib.suppress(CommandFailed):
         assert cleanup.run(args).data["sizes"] == {str(here.rootfs): 5}
-    assert identity.was_written_to(journal, here.container / "config", here.rootfs) is stays
+    assert origins.was_written_to(journal, here.container / "config", here.rootfs) is stays

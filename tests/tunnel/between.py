@@ -6,8 +6,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from tunnel.clock import now
-from tunnel.echo import Echo
+from migrator.base.clock import now
+from tunnel.health.echo import Echo
 
 
 class Between:

@@ -12,12 +12,12 @@ import random
 from collections.abc import Callable
 from typing import Literal
 
-from tunnel import nat
-from tunnel.actions import RELAY, RELAY_ENDPOINT, Action, Config, Done, Failed, OpenSockets, Send
-from tunnel.candidates import Candidate
-from tunnel.nat import Endpoint
-from tunnel.outlook import Policy
-from tunnel.punch import Punch
+from tunnel.candidates import nat
+from tunnel.candidates.candidate import Candidate
+from tunnel.candidates.nat import Endpoint
+from tunnel.candidates.outlook import Policy
+from tunnel.punching.actions import RELAY, RELAY_ENDPOINT, Action, Config, Done, Failed, OpenSockets, Send
+from tunnel.punching.punch import Punch
 
 Kind = Literal["none", "full-cone", "address-restricted", "port-restricted", "symmetric", "blocked"]
 KINDS: tuple[Kind, ...] = ("none", "full-cone", "address-restricted", "port-restricted", "symmetric", "blocked")

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import AsyncIterator
 
 from tunnel import rendezvous
-from tunnel.config import Server
+from tunnel.identity.tunnel_config import Server
 from tunnel.rendezvous import Options, Running
 from tunnel.rendezvous.limits import Limits
 

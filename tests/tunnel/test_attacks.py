@@ -15,17 +15,18 @@ from typing import Any
 
 import pytest
 
+from migrator.base import strict_json
 from tests.tunnel.clock import as_time_goes_by, eventually, look, pass_time, simulated, standing
 from tests.tunnel.serving import LOOPBACK, Serving, serving
-from tunnel import agent as agents
-from tunnel import dial, wire
-from tunnel.channel import Calling
-from tunnel.errors import OfferRejected, PeerSilent, TunnelError
-from tunnel.identity import Identity, PublicIdentity
-from tunnel.peers import Peer, Peers
+from tunnel.identity.own_identity import Identity, PublicIdentity
+from tunnel.identity.peers import Peer, Peers
+from tunnel.identity.seal import VERSION, Opener, Role, seal
 from tunnel.rendezvous.server import SignallingServer
-from tunnel.seal import VERSION, Opener, Role, seal
-from tunnel.signalling import Signalling
+from tunnel.session import responder as agents
+from tunnel.session.channel import Calling
+from tunnel.signalling import dial
+from tunnel.signalling.client import Signalling
+from tunnel.tunnel_errors import OfferRejected, PeerSilent, TunnelError
 
 ALICE, BOB, EVE, WITNESS = (Identity.generate() for _ in range(4))
 SESSION = bytes(range(16))
@@ -44,11 +45,11 @@ class LyingServer:
         honest = SignallingServer._pass_on
 
         def pass_on(server: SignallingServer, line: Any, to: bytes, message: dict[str, Any]) -> dict[str, Any]:
-            data = wire.decode(message["data"])
+            data = strict_json.decode(message["data"])
             self.seen.append(data)
             sender, changed = self.lie(line.id.hex(), data)
             liar = _Named(line, bytes.fromhex(sender))
-            return honest(server, liar, to, message | {"data": wire.encode(changed)})  # type: ignore[arg-type]
+            return honest(server, liar, to, message | {"data": strict_json.encode(changed)})  # type: ignore[arg-type]
 
         patch.setattr(SignallingServer, "_pass_on", pass_on)
 
@@ -181,7 +182,7 @@ async def test_an_answer_of_another_session() -> None:
 
 
 class Agent:
-    """The agent as `tunnel.session` has it, but for what comes after an offer was let in."""
+    """The agent as `tunnel.session.setup` has it, but for what comes after an offer was let in."""
 
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
         self.peers = Peers(folder / "peers")
@@ -195,7 +196,7 @@ class Agent:
             raise TunnelError(reason="enough of it")
 
         patch.setattr(agents, "_answer", answer)
-        patch.setattr("tunnel.leftovers.sweep", list)
+        patch.setattr("tunnel.interface.leftovers.sweep", list)
         patch.setattr("tunnel.wireguard.backend", lambda: None)
 
     async def wait(self, there: Serving) -> asyncio.Task[None]:

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.tunnel.test_interface import ALL, DEAD, SESSION, FakeBackend, Keys, Links, Path_, links, removed  # noqa: F401
-from tunnel import files, interface, leftovers
-from tunnel.errors import InterfaceFailed, LeftoversRemain, TunnelFileUnusable, WireGuardFailed
-from tunnel.leftovers import Record
-from tunnel.processes import Process
+from migrator.base import private_files
+from migrator.base.process_id import Process
+from tests.tunnel.interface.test_device import ALL, DEAD, SESSION, FakeBackend, Keys, Links, Path_, links, removed  # noqa: F401
+from tunnel.interface import device, leftovers
+from tunnel.interface.leftovers import Record
+from tunnel.tunnel_errors import InterfaceFailed, LeftoversRemain, TunnelFileUnusable, WireGuardFailed
 
 LIKE = SESSION[:4] + bytes(12)  # another session, whose interface would have the same name
 
@@ -25,10 +26,10 @@ def test_two_sessions_at_once_do_not_undo_each_other(links: Links, removed: list
     async def run() -> None:
         backends = FakeBackend(), FakeBackend()
         found = await asyncio.gather(
-            *(interface.up(Keys(session), Path_(), "responder", backend=backend)
+            *(device.up(Keys(session), Path_(), "responder", backend=backend)
               for session, backend in zip((SESSION, LIKE), backends, strict=True)), return_exceptions=True,
         )
-        (made,) = (each for each in found if isinstance(each, interface.Interface))
+        (made,) = (each for each in found if isinstance(each, device.Interface))
         (refused,) = (each for each in found if isinstance(each, BaseException))
         assert isinstance(refused, InterfaceFailed) and "has a tunnel already" in str(refused)
         assert removed == ALL, "once, by the one that has it, before it began"
@@ -47,21 +48,21 @@ def test_who_is_refused_touches_nothing(fails: bool, links: Links, removed: list
     backend = FakeBackend(fail=WireGuardFailed(name="mig-00010203", reason="no tun") if fails else None, hold=hold)
 
     async def run() -> None:
-        making = asyncio.ensure_future(interface.up(Keys(), Path_(), "responder", backend=backend))
+        making = asyncio.ensure_future(device.up(Keys(), Path_(), "responder", backend=backend))
         while not backend.told:
             await asyncio.sleep(0.002)
         removed.clear()
         with pytest.raises(InterfaceFailed, match="has a tunnel already"):
-            await interface.up(Keys(LIKE), Path_(), "responder", backend=FakeBackend())
+            await device.up(Keys(LIKE), Path_(), "responder", backend=FakeBackend())
         assert removed == []
         assert [each.session for each in leftovers.records()] == [SESSION]
         hold.set()
         (made,) = await asyncio.gather(making, return_exceptions=True)
-        if isinstance(made, interface.Interface):
+        if isinstance(made, device.Interface):
             await made.close()
-        later = await interface.up(Keys(LIKE), Path_(), "responder", backend=FakeBackend())
+        later = await device.up(Keys(LIKE), Path_(), "responder", backend=FakeBackend())
         removed.clear()
-        if isinstance(made, interface.Interface):
+        if isinstance(made, device.Interface):
             await made.close()  # once more: there is nothing of its own left
         assert removed == []
         await later.close()
@@ -75,7 +76,7 @@ def test_remains_of_a_dead_session_of_that_name_are_not_swept_later(links: Links
     Record(LIKE, "userspace", DEAD).write()
 
     async def run() -> None:
-        made = await interface.up(Keys(), Path_(), "responder", backend=FakeBackend())
+        made = await device.up(Keys(), Path_(), "responder", backend=FakeBackend())
         assert removed == ALL
         assert [each.session for each in leftovers.records()] == [SESSION]
         assert leftovers.sweep() == [] and removed == ALL
@@ -100,7 +101,7 @@ def test_what_cannot_be_swept_is_left_to_the_next_sweep(removed: list[str],  # n
     Record(LIKE, "userspace", DEAD).write()
     (left,) = leftovers.records()
     with monkeypatch.context() as patch:
-        patch.setattr("tunnel.firewall.remove", refuse)
+        patch.setattr("tunnel.interface.firewall.remove", refuse)
         with pytest.raises(LeftoversRemain, match="no nft today"):
             leftovers.sweep()
     assert leftovers.records() == [left]
@@ -122,7 +123,7 @@ def test_what_who_has_the_lock_does_is_waited_for(what: str, removed: list[str])
     mine, theirs = (Record(each, "userspace", Process.current()) for each in (SESSION, LIKE))
     claimed: list[bool] = []
     asking = threading.Thread(target=lambda: claimed.append(leftovers.claim(theirs)))
-    with files.folder_locked(leftovers.RUN):
+    with private_files.folder_locked(leftovers.RUN):
         asking.start()
         waiter = f":{leftovers.RUN.stat().st_ino} "
         while not any("->" in line and waiter in line for line in Path("/proc/locks").read_text().splitlines()):

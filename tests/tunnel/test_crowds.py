@@ -17,14 +17,14 @@ import pytest
 
 from tests.tunnel.clock import as_time_goes_by, eventually, standing
 from tests.tunnel.serving import LOOPBACK, serving
-from tunnel import relay_wire
-from tunnel.identity import Identity
-from tunnel.relay import Joining, RelayToken
+from tunnel.identity.own_identity import Identity
+from tunnel.relay import relay_messages
+from tunnel.relay.relay_client import Joining, RelayToken
 from tunnel.rendezvous import pairs
 from tunnel.rendezvous.certificate import Certificate
 from tunnel.rendezvous.limits import Limits, Rate
-from tunnel.rendezvous.relay import Relay
-from tunnel.signalling import Signalling
+from tunnel.rendezvous.udp_relay import Relay
+from tunnel.signalling.client import Signalling
 
 ELSEWHERE = "127.0.0.2"  # another address of the loopback's
 FAST = Rate(1000, 1000)
@@ -66,7 +66,8 @@ def ended(socks: list[socket.socket]) -> int:
     return count
 
 
-async def joins(relay: Relay, frm: str, own: bytes, peer: bytes, session: bytes) -> socket.socket | relay_wire.Refusal:
+async def joins(relay: Relay, frm: str, own: bytes, peer: bytes,
+                session: bytes) -> socket.socket | relay_messages.Refusal:
     """Join by UDP from that address: the socket that is an end now, or the relay's no."""
     token = RelayToken(LOOPBACK, relay.udp_port, relay.tcp_port, *relay.token(session, own, peer))
     joining, now = Joining(token), 0.0
@@ -76,7 +77,7 @@ async def joins(relay: Relay, frm: str, own: bytes, peer: bytes, session: bytes)
     while not joining.joined:
         sock.sendto(joining.datagram(now), token.udp)
         data = await asyncio.get_running_loop().sock_recv(sock, 2000)
-        answer = relay_wire.parse_answer(data, token.key)
+        answer = relay_messages.parse_answer(data, token.key)
         if answer and answer.refusal:
             sock.close()
             return answer.refusal
@@ -188,7 +189,7 @@ async def test_pairs_of_one_address_are_limited_whatever_it_calls_itself() -> No
                 found = await joins(relay, LOOPBACK, next(fresh), next(fresh), bytes([number]) * 16)
                 assert isinstance(found, socket.socket)
                 stack.enter_context(found)
-            assert await joins(relay, LOOPBACK, next(fresh), next(fresh), b"n" * 16) is relay_wire.Refusal.FULL
+            assert await joins(relay, LOOPBACK, next(fresh), next(fresh), b"n" * 16) is relay_messages.Refusal.FULL
             other = await joins(relay, ELSEWHERE, next(fresh), next(fresh), b"o" * 16)
             assert isinstance(other, socket.socket)
             stack.enter_context(other)
@@ -205,7 +206,7 @@ async def test_the_second_end_of_a_pair_counts_for_its_address_too() -> None:
                 found = await joins(relay, frm, own, peer, session * 16)
                 assert isinstance(found, socket.socket)
                 stack.enter_context(found)
-            assert await joins(relay, ELSEWHERE, b, a, b"1" * 16) is relay_wire.Refusal.FULL
+            assert await joins(relay, ELSEWHERE, b, a, b"1" * 16) is relay_messages.Refusal.FULL
             # Both ends of a pair may well be behind one address.
             found = await joins(relay, LOOPBACK, b, a, b"1" * 16)
             assert isinstance(found, socket.socket)
@@ -227,7 +228,7 @@ async def test_who_is_named_as_the_other_end_loses_no_place() -> None:
                 found = await joins(relay, LOOPBACK, victim, peer, b"v%d" % number * 8)
                 assert isinstance(found, socket.socket)
                 stack.enter_context(found)
-            assert await joins(relay, LOOPBACK, victim, peer, b"v9" * 8) is relay_wire.Refusal.FULL
+            assert await joins(relay, LOOPBACK, victim, peer, b"v9" * 8) is relay_messages.Refusal.FULL
 
 
 @pytest.mark.parametrize(("address", "counts_as"), [

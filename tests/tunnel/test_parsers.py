@@ -9,13 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from migrator.base.strict_json import Malformed, encode
 from tests.effort import tries
-from tests.tunnel.test_candidates import json_values
-from tunnel import gso, hops, offers, raw, reflection, relay_wire
-from tunnel.keys import Ours, Public
-from tunnel.relay import Joining, RelayToken
-from tunnel.relay_wire import Answer, Claim, Refusal, Type
-from tunnel.wire import Malformed, encode
+from tests.tunnel.candidates.test_candidate import json_values
+from tunnel.candidates import hops, reflection
+from tunnel.punching import raw
+from tunnel.relay import gso, relay_messages
+from tunnel.relay.relay_client import Joining, RelayToken
+from tunnel.relay.relay_messages import Answer, Claim, Refusal, Type
+from tunnel.session import offers
+from tunnel.session.session_keys import Ours, Public
 
 KEY = b"k" * 32
 CLAIM = Claim(b"s" * 16, b"a" * 16, b"b" * 16, 2_000_000_000)
@@ -47,43 +50,43 @@ def test_reflection(nonce: bytes, endpoint: tuple[str, int]) -> None:
 
 @given(st.binary(max_size=150))
 def test_relay_garbage(data: bytes) -> None:
-    relay_wire.parse_join(data)
-    relay_wire.parse_join(relay_wire.MAGIC + data)
-    assert relay_wire.parse_answer(data, KEY) is None
-    assert relay_wire.parse_answer(relay_wire.MAGIC + data, KEY) is None
+    relay_messages.parse_join(data)
+    relay_messages.parse_join(relay_messages.MAGIC + data)
+    assert relay_messages.parse_answer(data, KEY) is None
+    assert relay_messages.parse_answer(relay_messages.MAGIC + data, KEY) is None
 
 
 @given(st.binary(min_size=16, max_size=16), st.integers(0, 2**64 - 1))
 def test_relay_messages(cookie: bytes, number: int) -> None:
-    data = relay_wire.join(CLAIM.pack(), KEY, number, cookie)
-    assert relay_wire.parse_join(data) == (CLAIM, CLAIM.pack(), cookie, number, False)
-    leave = relay_wire.join(CLAIM.pack(), KEY, number, cookie, leave=True)
-    assert relay_wire.parse_join(leave) == (CLAIM, CLAIM.pack(), cookie, number, True)
-    assert relay_wire.proved(data, KEY)
-    assert not relay_wire.proved(data, b"x" * 32)
+    data = relay_messages.join(CLAIM.pack(), KEY, number, cookie)
+    assert relay_messages.parse_join(data) == (CLAIM, CLAIM.pack(), cookie, number, False)
+    leave = relay_messages.join(CLAIM.pack(), KEY, number, cookie, leave=True)
+    assert relay_messages.parse_join(leave) == (CLAIM, CLAIM.pack(), cookie, number, True)
+    assert relay_messages.proved(data, KEY)
+    assert not relay_messages.proved(data, b"x" * 32)
     for answer in (
-        (relay_wire.challenge(KEY, number, cookie), Answer(Type.CHALLENGE, number, cookie=cookie)),
-        (relay_wire.joined(KEY, number, present=True), Answer(Type.JOINED, number, present=True)),
-        (relay_wire.refused(KEY, number, Refusal.FULL), Answer(Type.REFUSED, number, refusal=Refusal.FULL)),
+        (relay_messages.challenge(KEY, number, cookie), Answer(Type.CHALLENGE, number, cookie=cookie)),
+        (relay_messages.joined(KEY, number, present=True), Answer(Type.JOINED, number, present=True)),
+        (relay_messages.refused(KEY, number, Refusal.FULL), Answer(Type.REFUSED, number, refusal=Refusal.FULL)),
     ):
-        assert relay_wire.parse_answer(answer[0], KEY) == answer[1]
-        assert relay_wire.parse_answer(answer[0], b"x" * 32) is None
-        assert len(answer[0]) <= relay_wire.JOIN_SIZE, "it would amplify"
+        assert relay_messages.parse_answer(answer[0], KEY) == answer[1]
+        assert relay_messages.parse_answer(answer[0], b"x" * 32) is None
+        assert len(answer[0]) <= relay_messages.JOIN_SIZE, "it would amplify"
 
 
 @given(st.lists(st.binary(max_size=2000), max_size=20), st.integers(0, 3000))
 def test_frames(datagrams: list[bytes], cut: int) -> None:
     """What TCP brings in pieces is put together again, whatever the pieces."""
-    stream = b"".join(relay_wire.framed(each) for each in datagrams)
-    first, used = relay_wire.frames(stream[:cut])
-    rest, used_too = relay_wire.frames(stream[used:])
+    stream = b"".join(relay_messages.framed(each) for each in datagrams)
+    first, used = relay_messages.frames(stream[:cut])
+    rest, used_too = relay_messages.frames(stream[used:])
     assert [bytes(each) for each in [*first, *rest]] == datagrams
     assert used + used_too == len(stream)
 
 
 @given(st.binary(min_size=1, max_size=5000), st.integers(1, 1500))
 def test_frames_of_a_batch(data: bytes, size: int) -> None:
-    found, used = relay_wire.frames(framed := relay_wire.framed(memoryview(data), size))
+    found, used = relay_messages.frames(framed := relay_messages.framed(memoryview(data), size))
     assert used == len(framed)
     assert found == gso.split(memoryview(data), size)
 

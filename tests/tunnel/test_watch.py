@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
+from migrator.base.clock import now
 from tests.tunnel.between import Between
 from tests.tunnel.clock import pass_time, simulated
-from tunnel import health
-from tunnel.clock import now
-from tunnel.errors import TunnelSilent
-from tunnel.health import Watch
+from tunnel.health import path_health
+from tunnel.health.path_health import Watch
+from tunnel.tunnel_errors import TunnelSilent
 
 
 class Healer:
@@ -46,7 +46,8 @@ async def test_a_dead_path_is_noticed_after_a_second_from_both_sides() -> None:
     for healer in healers:
         (died,) = healer.at[:1]
         # An echo was due at most an interval before the cut; then a second, and the echo after that.
-        assert health.DEAD_AFTER - health.INTERVAL <= died - cut <= health.DEAD_AFTER + health.INTERVAL
+        assert (path_health.DEAD_AFTER - path_health.INTERVAL <= died - cut
+                <= path_health.DEAD_AFTER + path_health.INTERVAL)
         assert healer.reasons[0].startswith("no echo for 1.")
     for task in tasks:
         task.cancel()

@@ -15,11 +15,11 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunnel.config import PORT
+from tunnel.identity.tunnel_config import PORT
 
 if TYPE_CHECKING:
     from tunnel.rendezvous.limits import Limits
-    from tunnel.rendezvous.relay import Relay
+    from tunnel.rendezvous.udp_relay import Relay
 
 UDP_PORTS = (3478, 3479)  # STUN's, which firewalls know
 RELAY_PORT = 3480  # UDP and TCP
@@ -84,7 +84,7 @@ async def running(options: Options, tell: Callable[[str], None] = lambda _: None
 
 
 async def _relay(options: Options, tls: Any, stack: contextlib.AsyncExitStack) -> Relay:
-    from tunnel.rendezvous.relay import Relay
+    from tunnel.rendezvous.udp_relay import Relay
 
     udp_port, tcp_port = options.relay_ports
     addresses = list(dict.fromkeys(address for address, _ in options.listen))
@@ -110,7 +110,7 @@ def main(options: Options, started: Callable[[Running], None], tell: Callable[[s
 
 
 async def _main(options: Options, started: Callable[[Running], None], tell: Callable[[str], None]) -> None:
-    from tunnel.notify import notify
+    from migrator.base.sd_notify import notify
 
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()

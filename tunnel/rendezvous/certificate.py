@@ -19,8 +19,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-from tunnel import files
-from tunnel.errors import TunnelFileUnusable
+from migrator.base import private_files
+from tunnel.tunnel_errors import TunnelFileUnusable
 
 LIFE = datetime.timedelta(days=365 * 20)  # the pin decides, so a date would only break things
 
@@ -44,8 +44,8 @@ class Certificate:
                 return cls._read(both, both)
         if not certificate.exists() and not key.exists():
             made, secret = _make()
-            files.write_private(key, secret.decode(), replace=False)
-            files.write_private(certificate, made.decode(), replace=False)
+            private_files.write_private(key, secret.decode(), replace=False)
+            private_files.write_private(certificate, made.decode(), replace=False)
         return cls._read(certificate, key)
 
     @classmethod

@@ -10,7 +10,7 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable
 
-from tunnel.clock import Clock
+from migrator.base.clock import Clock
 
 
 @dataclasses.dataclass(frozen=True)

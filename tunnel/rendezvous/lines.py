@@ -11,9 +11,9 @@ from typing import Any
 from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
 
-from tunnel import wire
-from tunnel.link import REPLACED
+from migrator.base import strict_json
 from tunnel.rendezvous.limits import Bucket, Limits
+from tunnel.signalling.link import REPLACED
 
 
 class Budget:
@@ -49,7 +49,7 @@ class Line:
 
     def put(self, message: dict[str, Any]) -> bool:
         """Queue a message; False if too much waits already."""
-        data = wire.dump(message)
+        data = strict_json.dump(message)
         if self._queue.full() or not self._budget.take(len(data)):
             return False
         self._queue.put_nowait(data)
@@ -87,7 +87,7 @@ class Line:
     async def _refuse(self, reason: str) -> None:
         with contextlib.suppress(ConnectionClosed, TimeoutError):
             async with asyncio.timeout(2.0):
-                await self.socket.send(wire.dump({"type": "refused", "reason": reason}).decode())
+                await self.socket.send(strict_json.dump({"type": "refused", "reason": reason}).decode())
                 await self.socket.close(1008)
             return
         self.socket.transport.abort()

@@ -6,11 +6,11 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from tunnel import wire
-from tunnel.link import MESSAGE_MAX
+from migrator.base import strict_json
 from tunnel.rendezvous.limits import Buckets, Limits
 from tunnel.rendezvous.lines import Line
 from tunnel.rendezvous.nameplates import Nameplates
+from tunnel.signalling.link import MESSAGE_MAX
 
 NOTES_MAX = 6  # from each side; the protocol needs three
 NOTE_MAX = 4096  # bytes
@@ -28,7 +28,7 @@ class Meetings:
 
     async def attend(self, line: Line, first: dict[str, Any]) -> None:
         """Serve one side until it goes or its time is up: without a nameplate it gets one, with one it visits."""
-        wanted = wire.text(first, "nameplate", NAMEPLATE_MAX)
+        wanted = strict_json.text(first, "nameplate", NAMEPLATE_MAX)
         if not self._rate.take(line.address):
             line.end("too many pairings from this address")
             return
@@ -66,11 +66,11 @@ class Meetings:
     async def _pass_notes(self, line: Line) -> None:
         notes = 0
         async for data in line.socket:
-            message = wire.load(data, MESSAGE_MAX)
-            note = wire.data(message, "data", NOTE_MAX)
+            message = strict_json.load(data, MESSAGE_MAX)
+            note = strict_json.data(message, "data", NOTE_MAX)
             notes += 1
             partner = self._partners.get(line)
             if message.get("type") != "note" or notes > NOTES_MAX or not partner:
                 line.end("no note was expected")
                 return
-            partner.put({"type": "note", "data": wire.encode(note)})
+            partner.put({"type": "note", "data": strict_json.encode(note)})

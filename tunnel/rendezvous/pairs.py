@@ -8,8 +8,8 @@ import threading
 import time
 from collections.abc import Callable, Hashable
 
-from tunnel import relay_wire as wire
-from tunnel.clock import Clock
+from migrator.base.clock import Clock
+from tunnel.relay import relay_messages as wire
 from tunnel.rendezvous.limits import Rate
 
 # Sends datagrams of `segment` bytes each (the last may be shorter; 0: one datagram) to an end.

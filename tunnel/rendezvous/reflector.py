@@ -7,7 +7,7 @@ import asyncio
 import socket
 from typing import Any
 
-from tunnel import reflection
+from tunnel.candidates import reflection
 from tunnel.rendezvous.limits import Buckets, Limits, bind, family_of, group
 
 

@@ -13,27 +13,18 @@ from websockets.asyncio.server import Server as WebSocketServer
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
-from tunnel import wire
-from tunnel.identity import KEY_SIZE, SIGNATURE_SIZE, TEXT_SIZE, PublicIdentity
-from tunnel.link import (
-    CHALLENGE_SIZE,
-    DATA_MAX,
-    ID_HEX,
-    KEEPALIVE,
-    MESSAGE_MAX,
-    VERSION,
-    Guarded,
-    statement,
-)
+from migrator.base import strict_json
+from migrator.base.strict_json import Malformed
+from tunnel.identity.own_identity import KEY_SIZE, SIGNATURE_SIZE, TEXT_SIZE, PublicIdentity
 from tunnel.rendezvous.certificate import Certificate
 from tunnel.rendezvous.limits import Buckets, Door, GuardedListener, Limits, group
 from tunnel.rendezvous.lines import Budget, Line, Switchboard
 from tunnel.rendezvous.meeting import Meetings
-from tunnel.signalling import LINE_HEX
-from tunnel.wire import Malformed
+from tunnel.signalling.client import LINE_HEX
+from tunnel.signalling.link import CHALLENGE_SIZE, DATA_MAX, ID_HEX, KEEPALIVE, MESSAGE_MAX, VERSION, Guarded, statement
 
 if TYPE_CHECKING:
-    from tunnel.rendezvous.relay import Relay
+    from tunnel.rendezvous.udp_relay import Relay
 
 RELAY_SESSION_SIZE = 16  # bytes
 UNREAD_MAX = 64 * 1024  # bytes that wait for one connection below its queue: two messages, with what TLS adds
@@ -84,11 +75,11 @@ class SignallingServer:
     async def _handle(self, socket: ServerConnection) -> None:
         line = Line(socket, group(str(socket.remote_address[0])), self._limits, self._budget)
         challenge = secrets.token_bytes(CHALLENGE_SIZE)
-        line.put({"type": "hello", "version": VERSION, "challenge": wire.encode(challenge),
+        line.put({"type": "hello", "version": VERSION, "challenge": strict_json.encode(challenge),
                   "reflectors": self._reflectors, "relay": self._relay is not None})
         try:
             async with asyncio.timeout(self._limits.greeting):
-                first = wire.load(await socket.recv(), MESSAGE_MAX)
+                first = strict_json.load(await socket.recv(), MESSAGE_MAX)
             if first.get("type") == "pair":
                 await self._meetings.attend(line, first)
             else:
@@ -117,15 +108,15 @@ class SignallingServer:
             if not line.bucket.take():
                 line.end("too many messages")
                 return
-            message = wire.load(data, MESSAGE_MAX)
-            ref = wire.integer(message, "ref", 1, 2**53)
+            message = strict_json.load(data, MESSAGE_MAX)
+            ref = strict_json.integer(message, "ref", 1, 2**53)
             line.put({"type": "answer", "ref": ref} | self._answer(line, message))
 
     def _presented(self, message: dict[str, Any], challenge: bytes) -> PublicIdentity:
         if message.get("type") != "present":
             raise Malformed("expected: present")
-        public = PublicIdentity.from_text(wire.text(message, "identity", TEXT_SIZE))
-        signature = wire.exactly(message, "signature", SIGNATURE_SIZE)
+        public = PublicIdentity.from_text(strict_json.text(message, "identity", TEXT_SIZE))
+        signature = strict_json.exactly(message, "signature", SIGNATURE_SIZE)
         if not public.verify(signature, statement(challenge, self._certificate.sha256)):
             raise Malformed("the identity is not proved")
         return public
@@ -142,25 +133,25 @@ class SignallingServer:
         return {"ok": False, "reason": "unknown request"}
 
     def _pass_on(self, line: Line, to: bytes, message: dict[str, Any]) -> dict[str, Any]:
-        data = wire.data(message, "data", DATA_MAX)
+        data = strict_json.data(message, "data", DATA_MAX)
         if "line" in message:
-            target = self._switchboard.line(to, wire.text(message, "line", LINE_HEX))
+            target = self._switchboard.line(to, strict_json.text(message, "line", LINE_HEX))
         elif not self._rings.take(line.address):
             return {"ok": False, "reason": "too many calls from this address"}
         else:
             target = self._switchboard.waiting(to)
         if not target:
             return {"ok": False, "reason": "absent"}
-        sent = {"type": "message", "from": line.id.hex(), "line": line.name, "data": wire.encode(data)}
+        sent = {"type": "message", "from": line.id.hex(), "line": line.name, "data": strict_json.encode(data)}
         return {"ok": True} if target.put(sent) else {"ok": False, "reason": "the peer takes no more"}
 
     def _token(self, line: Line, to: bytes, message: dict[str, Any]) -> dict[str, Any]:
-        session = wire.exactly(message, "session", RELAY_SESSION_SIZE)
+        session = strict_json.exactly(message, "session", RELAY_SESSION_SIZE)
         if not self._relay:
             return {"ok": False, "reason": "no relay here"}
         claim, key = self._relay.token(session, line.id, to)
         return {"ok": True, "host": self._relay_host, "udp_port": self._relay.udp_port,
-                "tcp_port": self._relay.tcp_port, "claim": wire.encode(claim), "key": wire.encode(key)}
+                "tcp_port": self._relay.tcp_port, "claim": strict_json.encode(claim), "key": strict_json.encode(key)}
 
 
 def _silent() -> logging.Logger:
@@ -172,7 +163,7 @@ def _silent() -> logging.Logger:
 
 def _id(message: dict[str, Any]) -> bytes:
     try:
-        found = bytes.fromhex(wire.text(message, "to", ID_HEX))
+        found = bytes.fromhex(strict_json.text(message, "to", ID_HEX))
     except ValueError:
         raise Malformed("to is not an id") from None
     if len(found) != KEY_SIZE:

@@ -14,13 +14,13 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from tunnel import gso
-from tunnel import relay_wire as wire
+from tunnel.relay import gso
+from tunnel.relay import relay_messages as wire
 from tunnel.rendezvous.limits import Buckets, Door, GuardedListener
 
 if TYPE_CHECKING:
     from tunnel.rendezvous.pairs import End
-    from tunnel.rendezvous.relay import Relay
+    from tunnel.rendezvous.udp_relay import Relay
 
 QUEUE = 256 * 1024  # bytes that wait for one slow end; beyond that datagrams are dropped, as on any full link
 

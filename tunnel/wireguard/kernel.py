@@ -13,10 +13,10 @@ import ipaddress
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
-from tunnel.errors import WireGuardFailed
-from tunnel.netlink import apart, said
-from tunnel.wireguard.base import Endpoint, Stats, ignore
-from tunnel.wireguard.keys import to_base64
+from tunnel.tunnel_errors import WireGuardFailed
+from tunnel.wireguard.common import Endpoint, Stats, ignore
+from tunnel.wireguard.netlink import apart, said
+from tunnel.wireguard.wireguard_keys import to_base64
 
 _NO_INTERFACE = "mig-none"  # a name that no session's interface has
 

@@ -7,9 +7,9 @@ import dataclasses
 import re
 from collections.abc import Sequence
 
-from tunnel import processes
-from tunnel.errors import WireGuardMissing
-from tunnel.wireguard.base import Backend
+from migrator.base import process_id
+from tunnel.tunnel_errors import WireGuardMissing
+from tunnel.wireguard.common import Backend
 from tunnel.wireguard.kernel import Kernel
 from tunnel.wireguard.userspace import PROGRAM, Userspace
 
@@ -72,8 +72,8 @@ def package_version() -> str:
     The program's own --version is no help: it has told the same number for years.
     """
     try:
-        return processes.run(["dpkg-query", "-W", "-f", "${Version}", PROGRAM]).strip()
-    except processes.ProgramFailed:
+        return process_id.run(["dpkg-query", "-W", "-f", "${Version}", PROGRAM]).strip()
+    except process_id.ProgramFailed:
         return ""
 
 

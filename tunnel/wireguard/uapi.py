@@ -12,8 +12,8 @@ import ipaddress
 import os
 from collections.abc import Iterator
 
-from tunnel.wireguard.base import KEY_SIZE, Endpoint, Stats
-from tunnel.wireguard.keys import to_hex
+from tunnel.wireguard.common import KEY_SIZE, Endpoint, Stats
+from tunnel.wireguard.wireguard_keys import to_hex
 
 GET = b"get=1\n\n"
 ANSWER_MAX = 64 * 1024  # bytes; one peer with one address takes less than one thousand

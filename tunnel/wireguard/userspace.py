@@ -17,11 +17,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import ClassVar
 
-from tunnel import processes
-from tunnel.errors import WireGuardFailed
-from tunnel.processes import ENVIRONMENT
+from migrator.base import process_id
+from migrator.base.process_id import ENVIRONMENT
+from tunnel.tunnel_errors import WireGuardFailed
 from tunnel.wireguard import uapi
-from tunnel.wireguard.base import Endpoint, Stats, ignore
+from tunnel.wireguard.common import Endpoint, Stats, ignore
 
 PROGRAM = "wireguard-go"
 SOCKETS = Path("/var/run/wireguard")  # compiled into wireguard-go
@@ -52,7 +52,7 @@ class Userspace:
         self._answer_limit = answer_limit
 
     def why_not(self) -> str:
-        if processes.which(PROGRAM) is None:
+        if process_id.which(PROGRAM) is None:
             return f"the program {PROGRAM} is not installed"
         try:
             # Opened without naming an interface, the device makes none: this only asks whether it could.
@@ -104,7 +104,7 @@ class Userspace:
         return found
 
     def remove(self, name: str) -> None:
-        for process in list(processes.with_command(command(name))):
+        for process in list(process_id.with_command(command(name))):
             process.end()
         for pid, child in list(_CHILDREN.items()):
             if child.poll() is not None:  # which also takes the zombie away

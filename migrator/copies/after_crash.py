@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a crash or a reboot has left of a migration on this host: the frozen memory, the images, the container.
+
+A reboot ends what was frozen, and empties /run, where images usually lie. The journal knows nothing of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+from migrator.base import boot_clock, log
+from migrator.config import container_config
+from migrator.copies import bases, no_memory, older_journal, origins, remains, second_start, standing
+from migrator.criu import ran_mark
+from migrator.errors import ContainerNotFound, DiskAway, MigratorError, StoppedThere
+from migrator.host import lxc
+from migrator.record import lxc_disk, next_commands
+from migrator.record.journal import Migration
+from migrator.record.migration_paths import Layout
+from migrator.record.states import FROZEN, Role, State, next_stage
+
+
+def memory_is_here(migration: Migration) -> bool:
+    """On the source: whether the process that this migration has frozen is still there, whatever LXC says."""
+    return remains.first_is_here(migration)
+
+
+def images_are_here(migration: Migration) -> bool:
+    """On the destination: whether all that a restore needs of the memory, if anything, is still there."""
+    if not migration.memory:
+        return True
+    folder = Layout(migration.lxcpath, migration.name, migration.id).images()
+    wanted = migration.detail.get("image_files", [])
+    return folder is not None and bool(wanted) and all((folder / name).is_file() for name in wanted)
+
+
+def can_be_restored(migration: Migration) -> bool:
+    """On the destination: whether its images are here, and its place has not been taken by another container.
+
+    Or whether that may be so, as its disk is not there: who tries is told, and nothing is given up for it.
+    """
+    layout = Layout(migration.lxcpath, migration.name, migration.id)
+    try:
+        with lxc_disk.held(layout):
+            return images_are_here(migration) and origins.whose(layout).may_go
+    except DiskAway:
+        return True
+
+
+def has_stopped(migration: Migration) -> bool:
+    """On the destination: of one that has run here and is stopped, whether it was let run in this very boot.
+
+    By itself, or with who had it restored: it may not have come to run at all, and the source has its memory. Without
+    memory there is none to lose, and one that ran before a reboot goes on from its disk. That it had stopped is on
+    record, with the boot; of an older version's migration, or one that stopped right after the record, the mark tells.
+    """
+    boot = migration.detail.get("had_stopped")
+    if boot is None:
+        mark = ran_mark.mark(Layout(migration.lxcpath, migration.name, migration.id).spool)
+        boot = ran_mark.boot(mark) if ran_mark.was(mark) else ""
+    return migration.memory and boot == boot_clock.BOOT_ID.read_text().strip()
+
+
+def stopped(migration: Migration) -> StoppedThere:
+    """What is said of one that `has_stopped`."""
+    return StoppedThere(
+        name=migration.name, destination=next_commands.this_host(), source=migration.peer, there=migration.name,
+        rootfs=Layout(migration.lxcpath, migration.name, migration.id).rootfs, lxcpath=migration.lxcpath,
+        start=next_commands.command("restore-dump", migration), back=by_force(migration))
+
+
+def by_force(migration: Migration) -> str:
+    """On the destination: how the source takes it back, once nothing of it is here."""
+    return next_commands.command("rollback@source", migration, "--force", migration.id)
+
+
+def held(migration: Migration) -> bool:
+    """On the source: whether it is this migration that keeps the container from running, and must let it run again."""
+    if migration.state is State.ROLLING_BACK:
+        return bool(migration.detail.get("held"))
+    return migration.state in FROZEN
+
+
+def start_from_disk(migration: Migration) -> None:
+    """The frozen memory is gone: start the container as after any reboot, unless somebody has done so, or it is gone.
+
+    Be it that LXC knows nothing any more of what somebody has started: two must not run on one disk.
+
+    First its fence is taken away; where its disk is too full for that, it is started without looking at it. Raises
+    StartFailed, also where processes of it are left.
+    """
+    remains.require_none(migration)
+    gone = no_memory.is_gone(migration)
+    stands = _unfence(migration)
+    if gone:
+        return
+    container = lxc.Container(migration.name, migration.lxcpath)
+    if not held(migration) or container.state != "STOPPED":
+        log.warning(f"{migration.name} is not the process that was frozen any more; there is nothing to thaw")
+        return
+    if no_memory.is_lost(migration, container):
+        return
+    log.warning(f"The memory of {migration.name} is gone, as after a reboot: it is started from its disk")
+    with migration.step("start", must_be_recorded=False):
+        if stands:
+            with no_memory.unfenced(container, migration.id) as config:
+                no_memory.start(container, migration.id, config=config)
+            _unfence(migration)
+        else:
+            no_memory.start(container, migration.id)
+
+
+def _unfence(migration: Migration) -> bool:
+    """Take the fence away; whether it still stands, as on a full disk."""
+    try:
+        container_config.unfence(migration.lxcpath / migration.name, migration.id)
+    except OSError as error:
+        log.warning(f"The fence of {migration.name} stands: {error}")
+        return True
+    return False
+
+
+def where(migration: Migration) -> str:
+    """What has become of a container that was given back to its own host, in a sentence or two."""
+    name, lxcpath = migration.name, migration.lxcpath
+    try:
+        state = lxc.told_state(lxc.Container(name, lxcpath))
+    except ContainerNotFound:
+        state = ""
+    if state == "RUNNING":
+        return f"{name} runs on here."
+    end = ""
+    if remains.are_here(migration):
+        end = f"echo 1 >{migration.detail['cgroup']}/cgroup.kill"
+    elif state in ("", "STOPPED") and (lost := remains.on_disk(migration)) is not None:
+        end = f"kill -9 {lost}{remains.doubt(migration, lost)}"
+    if end:
+        return (f"{name} runs on here, but LXC does not know of it any more: its monitor has ended, or its"
+                f" configuration is gone. Start no second one; to end it: {end}")
+    if not state:
+        return (f"LXC does not know of {name} in {lxcpath} any more: it was removed meanwhile, or renamed. See what"
+                f" there is with: lxc-ls -f -P {lxcpath}")
+    return f"{name} is {state} here. Start it with: lxc-start -P {lxcpath} {name}"
+
+
+def note(migration: Migration) -> str:
+    """What this host knows beyond its journal's state, in a sentence or two for `migrator status`; "" where nothing."""
+    found = _on_source(migration) if migration.role is Role.SOURCE else _on_destination(migration)
+    return " ".join(each for each in (found, bases.note(migration), aside_note(migration)) if each)
+
+
+def in_use_note(migration: Migration) -> str:
+    """On the source of one that has moved away for good: that what it has left runs here too, or can be started; or "".
+
+    Its fence is not put back then, as where its destination has burnt down this is the only copy. But somebody may have
+    written the configuration anew, and lxc.start.auto = 1 with it, who knows of no move. Not of one that has come back,
+    which has another root file system, nor once it moves again, to here as well: then it has the fence of that move.
+    """
+    if migration.role is not Role.SOURCE or migration.state is not State.FINISHED:
+        return ""
+    if not all(each.ended for each in migration.others()):
+        return ""
+    newest = migration.journal.latest(migration.name, migration.lxcpath, Role.SOURCE)
+    if not newest or newest.id != migration.id or not (
+            _is(standing.is_in_use, migration) and origins.is_there(migration)):
+        return ""
+    does = "runs here" if _is(standing.started_anew, migration) else "can be started here"
+    there = next_commands.other_host(migration.role, migration.peer, migration.detail)
+    return (f"{migration.name} {does}, though it has moved to {next_commands.moved_to(migration)}: its fence was taken"
+            f" away, or keeps nobody from starting it. Two copies must not run: unless {there} is lost for good, stop"
+            f" the one here, and see that nothing starts it again. If it is lost, forget the move:"
+            f" {next_commands.command('cleanup', migration, '--forget')}")
+
+
+def aside_note(migration: Migration) -> str:
+    """On the destination: which root file systems may have run here, or stood there before, and are kept; or ""."""
+    layout = Layout(migration.lxcpath, migration.name, migration.id)
+    if migration.role is Role.SOURCE:
+        return ""
+    told = []
+    if kept := layout.set_aside():
+        told.append(f"What {migration.name} had written here, before a restore failed or in an earlier stay, is kept in"
+                    f" {', '.join(map(str, kept))}, as perhaps nothing else has it, until:"
+                    f" {next_commands.command('cleanup', migration)}")
+    if migration.ended and (layout.old / "rootfs").exists():
+        told.append(f"What stood in the place of {migration.name} is kept in {layout.old}, and may be the only copy of"
+                    f" what it has; this removes it, or says why it stays:"
+                    f" {next_commands.command('cleanup', migration)}")
+    return " ".join(told)
+
+
+def _on_source(migration: Migration) -> str:
+    there = next_commands.other_host(migration.role, migration.peer, migration.detail)
+    if migration.state is State.ROLLED_BACK and migration.owes:
+        if not migration.detail.get("forced"):
+            return (f"{there} could not be told. To have it remove what had arrived:"
+                    f" {next_commands.command('resume', migration)}")
+        return (f"Rolled back by force: {there} has never said that it does not run it. Should that host come back,"
+                f" type there, before anything else: {next_commands.typed('resume@destination', migration)}")
+    if migration.state is State.FINISHED:
+        return in_use_note(migration)
+    if older := older_journal.note(migration):
+        return older
+    if migration.state not in FROZEN or migration.state is State.FINISHING:
+        return ""
+    stands = _past_fence(migration) or _stands(migration)
+    if _is(standing.is_heard, migration):
+        stands += (" Nothing keeps it silent any more, as after `nft flush ruleset`: its kernel answers for it. Put"
+                   f" that back with: {next_commands.again('create-dump', migration)}.")
+    if migration.state is State.OFFERED:
+        return f"{stands} The token was offered to {there}: only that host knows whether it has taken it."
+    if migration.state is State.DUMPED:
+        return f"{stands} {there} has the token: it runs there, or may be restored there at any time."
+    if migration.memory and not memory_is_here(migration) and held(migration):
+        can = "it runs here" if _is(standing.started_anew, migration) else "it can be started from its disk"
+        return f"{stands} This host has the token: {can}."
+    return ""
+
+
+def _stands(migration: Migration) -> str:
+    """How what was brought to a stand here stands, and whether beside it another start runs."""
+    if not migration.memory:
+        return "It is stopped here, with all of its disk."
+    if not memory_is_here(migration):
+        return "The memory that was frozen here is gone, as after a reboot."
+    if not _is(standing.started_anew, migration):
+        return "It is frozen here, with all its memory."
+    return ("It is frozen here, with all its memory, and was started once more beside that, past its fence. That one"
+            f" comes to its end with {standing.end_of(migration)}: two must not run on one disk"
+            f"{standing.doubt(migration)}.")
+
+
+def _past_fence(migration: Migration) -> str:
+    """How it has come to run here, while its destination may run it; "" where it does not, as far as can be told."""
+    if migration.role is not Role.SOURCE or migration.state not in (State.OFFERED, State.DUMPED):
+        return ""
+    if _is(remains.was_thawed, migration):
+        return "It runs here: somebody has thawed it."
+    if not memory_is_here(migration) and _is(standing.started_anew, migration):
+        return "It runs here: somebody has started it past its fence."
+    return ""
+
+
+def _is(question: Callable[[Migration], bool], migration: Migration) -> bool:
+    with contextlib.suppress(MigratorError, OSError):  # what is on record is told all the same
+        return question(migration)
+    return False
+
+
+def _on_destination(migration: Migration) -> str:
+    if migration.state in (State.OWNED, State.RESTORING, State.RESTORED):
+        here = Layout(migration.lxcpath, migration.name, migration.id)
+        try:
+            lxc_disk.require(here)
+        except DiskAway as error:
+            if migration.state is State.RESTORED and lxc_disk.has_ended(here, migration.detail.get("disk")):
+                return (f"It has ended here, as it seems, and this journal is an older one: what was kept for it until"
+                        f" then is gone. This asks {migration.peer}: {next_commands.command('resume', migration)}")
+            return f"{error} {error.hint}"
+    if migration.state is State.OWNED and not images_are_here(migration):
+        return (f"This host has the token, but the memory images are gone, as after a reboot: it can only be given back"
+                f" to {migration.peer}.")
+    if migration.state is State.OWNED and not can_be_restored(migration):
+        return (f"This host has the token, but what had arrived was removed, or another container has taken its place:"
+                f" it can only be given back to {migration.peer}.")
+    if migration.state is State.RESTORED:
+        with contextlib.suppress(MigratorError):
+            if lxc.Container(migration.name, migration.lxcpath).state == "STOPPED":
+                layout = Layout(migration.lxcpath, migration.name, migration.id)
+                if second_start.on_disk(migration.name, migration.lxcpath, layout.rootfs) is not None:
+                    return ("It has run here, and processes of it live on, though LXC does not know of it any more: its"
+                            " monitor has ended. Start no second one.")
+                fenced = origins.whose(layout).may_go
+                if has_stopped(migration) and (fenced or migration.detail.get("had_stopped")):
+                    found = stopped(migration)
+                    return f"{found} {found.hint}"
+                if fenced:
+                    return (f"It has run here, and was stopped before {migration.peer} had heard of it. Once that host"
+                            f" has been asked, it goes on with: {next_commands.command('resume', migration)}")
+                return (f"It has run here and is stopped now, as after a reboot, and {migration.peer} may have been"
+                        f" forced to run it again. Before it is started, have that host asked:"
+                        f" {next_commands.command('resume', migration)}")
+    return ""
+
+
+def next_command(migration: Migration) -> str:
+    """As `next_commands.next_command`, with what is left here in mind."""
+    if migration.role is Role.DESTINATION and migration.state is State.OWNED and not can_be_restored(migration):
+        return next_commands.command("resume", migration)
+    if _past_fence(migration):
+        return next_commands.command("rollback", migration)
+    if reached := older_journal.reached(migration):
+        return next_commands.command(next_stage(Role.SOURCE, reached), migration)
+    return next_commands.next_command(migration)

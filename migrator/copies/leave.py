@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""For how long a destination may let the container run on its source's word.
+
+The source records until when its word holds before it gives it, and a forced rollback waits until that is over. The
+destination has the moment in which the container is let run no later than that, by its own clock, which began to count
+before the word was given. So a program, or a whole host that sleeps, and goes on after the container was forced back,
+finds its time over. A virtual machine whose own clock stood still with it does not: docs/states.md says what that
+means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from migrator.base import boot_clock
+from migrator.errors import ProtocolError
+from migrator.transfer.frames import Kind
+
+if TYPE_CHECKING:
+    from migrator.transfer.rpc import Connection
+
+BY_HAND = 600.0  # seconds from create-dump on, for who types restore-dump: he need not ask the source first
+LEAST = 60.0  # seconds that must be left of these, or it is asked all the same: a restore takes its time
+# By what part of it a time may last longer on the other host. NTP has CLOCK_BOOTTIME run faster or slower, too: the
+# kernel takes a tenth either way (ADJ_TICK in adjtimex(2)), and chronyd 8.3 % (maxslewrate).
+SLACK = 0.25
+MOST = 3600.0  # seconds that are given to whoever asks
+
+
+def given(detail: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+    """What the source records before it gives its word for so many seconds; an earlier word still holds."""
+    lasts = max(seconds, outstanding(detail))
+    # Of all that an earlier one lasts the other clock may be a part behind.
+    all_of_it = max(lasts, float(detail["leave"]["lasts"])) if outstanding(detail, SLACK) else lasts
+    return {"leave": boot_clock.until(boot_clock.now() + lasts, all_of_it)}
+
+
+def outstanding(detail: Mapping[str, Any], slack: float = 0.0) -> float:
+    """On the source: seconds for which its word still holds; all of them, where it was rebooted since.
+
+    With `slack`, a part of all of them, also where the other host's clock is so much slower.
+    """
+    stamped = detail.get("leave")
+    if not isinstance(stamped, dict):
+        return 0.0
+    lasts = float(stamped["lasts"]) * (1 + slack)
+    left = boot_clock.left(stamped | {"until": float(stamped["until"]) + float(stamped["lasts"]) * slack})
+    return lasts if left is None else left
+
+
+def kept(end: float, seconds: float) -> dict[str, Any]:
+    """What the destination records of a word that holds until `end`, by `boot_clock.now`."""
+    return {"leave": boot_clock.until(end, seconds)}
+
+
+def asked_for(value: object) -> float:
+    """How many seconds a destination is given that asks for so many, as it came over the wire."""
+    return float(value) if isinstance(value, int | float) and 0 <= value <= MOST else MOST
+
+
+class Leave:
+    """The caller's word that it has read the first reply of a Takeover, and waits for the second.
+
+    A request may lie in a pipe for hours, as where a machine stands still, and its sender may have given up since. No
+    clock of this machine shows that, as it stood still too. That the caller has answered what was sent to it does.
+
+    It holds for as long as the caller says. `since` is a moment before the first reply was sent, by `boot_clock.now`:
+    so it is over here before it is over for the caller, however long this host, or this program, stood still in
+    between.
+    """
+
+    def __init__(self, connection: Connection, since: float) -> None:
+        self._connection = connection
+        self._since = since
+        self._awaited = False
+        self.seconds = 0.0  # for which it holds
+
+    def wait(self) -> float:
+        """Until when it holds, by `boot_clock.now`, once it has come; safe to repeat.
+
+        Raises ConnectionLost or ProtocolError where it does not come.
+        """
+        if not self._awaited:
+            self._awaited = True
+            frame = self._connection.receive(within=self._connection.timeout)
+            if frame.kind is not Kind.GO:
+                raise ProtocolError(reason=f"it sent {frame.kind.name} where it should have said to go on")
+            within = frame.json().get("within")
+            if not isinstance(within, int | float) or not 0 <= within < 1e6:
+                raise ProtocolError(reason="its word to go on does not say for how long")
+            self.seconds = float(within)
+        return self._since + self.seconds

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""On the source: whether its journal is an older one, put back from a backup, as the container's own fence tells.
+
+The journal lies on the host's root file system, the fence beside the container: one can be put back without the other.
+By an older journal this host may have the token, and would take that very fence away and start the container, which may
+run on its destination. So before anything is given back the fence is looked at, and what the journal lacks is made up
+for. From there on all goes as after any crash in that state.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+from migrator.base import log
+from migrator.config import container_config
+from migrator.copies import leave
+from migrator.record import next_commands
+from migrator.record.journal import Migration
+from migrator.record.states import Event, Role, State, after
+
+# What would have been recorded next.
+_NEXT = {
+    State.PREPARING: Event.SENT,
+    State.PREPARED: Event.FREEZE,
+    State.DUMPING: Event.OFFER,
+    State.OFFERED: Event.TAKEN,
+    State.DUMPED: Event.FINISH,
+}
+_NOT_OFFERED = {State.PREPARING, State.PREPARED, State.DUMPING}
+_HAS_TOKEN = {State.OWNED, State.RESTORING, State.RESTORED, State.FINISHED}  # on the destination
+
+
+def reached(migration: Migration) -> State | None:
+    """The state that it has come to at least, as its fence tells; None where that tells no more than the journal.
+
+    That it runs on its destination the fence says from `finishing` on, from which nothing leads back. And none at all
+    stands in `preparing` and `prepared`: it is written later, and taken away before a thaw is recorded, unless the
+    container was not there. What cannot be read tells nothing: what is frozen is thawed all the same.
+    """
+    if migration.role is not Role.SOURCE or migration.state not in _NEXT:
+        return None
+    folder = migration.lxcpath / migration.name
+    runs = migration.state in (State.PREPARING, State.PREPARED) and not migration.detail.get("gone")
+    found = State.OFFERED if migration.detail.get("behind") and migration.state in _NOT_OFFERED else None
+    with contextlib.suppress(OSError):
+        # The hook first: a configuration may be a link to where nothing answers, while the container stands still.
+        superseded = container_config.is_superseded(folder)
+        if (superseded or runs) and (
+                container_config.fence_of(container_config.text_of(folder / "config")) == migration.id):
+            found = State.FINISHING if superseded else State.OFFERED
+    return found
+
+
+def bring_up(migration: Migration, there: State | None = None) -> None:
+    """Record what the journal lacks; with the container locked. Killed in between, the next call goes on with it.
+
+    With the state `there`, on its destination: one that has the token was offered it.
+    """
+    wanted, why = reached(migration), note(migration)
+    if wanted is None and migration.ticket and there in _HAS_TOKEN and migration.state in _NOT_OFFERED:
+        wanted, why = State.OFFERED, f"{_older(migration)}, and on {next_commands.moved_to(migration)} it is {there}."
+    if wanted is None:
+        return
+    log.warning(why)
+    disk = container_config.disk_of(migration.lxcpath / migration.name)
+    known = {"rootfs_uuid": disk} if disk and not migration.detail.get("rootfs_uuid") else {}
+    while migration.state is not wanted:
+        event = _NEXT[migration.state]
+        word = leave.given(migration.detail, leave.BY_HAND) if event is Event.OFFER else {}
+        done = after(migration.role, migration.state, event) is wanted
+        migration.move(event, behind=not done, **known, **word)
+
+
+def note(migration: Migration) -> str:
+    """What the fence tells beyond the journal, in a sentence; "" where nothing."""
+    wanted, there = reached(migration), next_commands.moved_to(migration)
+    if wanted is None:
+        return ""
+    if wanted is State.FINISHING:
+        return f"{_older(migration)}, and its fence says that it has moved to {there}, and runs there."
+    return f"{_older(migration)}, and its fence was written after that: it may run on {there}."
+
+
+def _older(migration: Migration) -> str:
+    return (f"The journal here is an older one, as where it was put back from a backup: it has {migration.name} as"
+            f" {migration.state}")

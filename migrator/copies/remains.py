@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Whether what a migration has brought to a stand on its source is still there: told by its cgroup.
+
+Not by LXC: that says STOPPED as soon as the container's monitor has ended, killed when memory was short for example,
+while all tasks live on (the monitor answers for the container on a socket, see lxc_getstate in liblxc's state.c). Nor
+is a configuration needed, which may have been renamed or removed meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from pathlib import Path
+from typing import Any
+
+from migrator.base import boot_clock
+from migrator.copies import forked, second_start
+from migrator.errors import ContainerNotFound, MigratorError, StartFailed
+from migrator.host import btrfs, cgroups, lxc
+from migrator.record import container_lock
+from migrator.record.journal import Migration
+from migrator.record.migration_paths import Layout
+
+
+def record(container: lxc.Container) -> dict[str, Any]:
+    """What the journal must know of a container that runs, before it is brought to a stand."""
+    found: dict[str, Any] = {"init": init_of(container), "boot": boot_clock.BOOT_ID.read_text().strip(), "cgroup": ""}
+    with contextlib.suppress(MigratorError, OSError):
+        found["cgroup"] = str(container.cgroup)
+    with contextlib.suppress(MigratorError, OSError):
+        found["rootfs_uuid"] = btrfs.info(container.rootfs).uuid
+    return found
+
+
+def init_of(container: lxc.Container) -> list[int] | None:
+    """Which start of a container this is: its first process, and when that began, in ticks since the host's boot.
+
+    None where LXC knows of none.
+    """
+    with contextlib.suppress(MigratorError, OSError):
+        pid = container.init_pid
+        return [pid, container_lock.start_time(pid)]
+    return None
+
+
+def is_known(migration: Migration, container: lxc.Container) -> bool | None:
+    """Whether the start that LXC knows of is the one on record, and no other; None where it knows of none."""
+    found = init_of(container)
+    return None if found is None else _is_on_record(migration, found)
+
+
+def _is_on_record(migration: Migration, found: list[int]) -> bool:
+    """Older versions did not record when it began, nor in which boot."""
+    pid, began = recorded_init(migration)
+    return _in_this_boot(migration) and found[0] == pid and began in (None, found[1])
+
+
+def _in_this_boot(migration: Migration) -> bool:
+    return migration.detail.get("boot") in (None, boot_clock.BOOT_ID.read_text().strip())
+
+
+def are_here(migration: Migration) -> bool:
+    """Whether any process lives in the cgroup that was brought to a stand, but one that was started there since."""
+    cgroup = migration.detail.get("cgroup", "")
+    if not cgroup or not _in_this_boot(migration) or not cgroups.populated(cgroup):
+        return False
+    if first_is_here(migration):
+        return True
+    return (migration.detail.get("boot") is not None and not _was_started_anew(migration)
+            and not _is_anothers(migration, cgroup))
+
+
+def are_left(migration: Migration) -> bool:
+    """The same, of that very start and no other: one that LXC has lost counts neither, and is left alone."""
+    return are_here(migration) and (first_is_here(migration) or not _is_lost_there(migration))
+
+
+def _is_lost_there(migration: Migration) -> bool:
+    rootfs, cgroup = _rootfs(migration), migration.detail["cgroup"]
+    return any(second_start.is_on(pid, rootfs)
+               or second_start.is_called_so(pid, migration.name, migration.lxcpath, cgroup)
+               for pid in cgroups.processes(cgroup))
+
+
+def _rootfs(migration: Migration) -> Path:
+    with contextlib.suppress(ContainerNotFound):
+        return lxc.Container(migration.name, migration.lxcpath).rootfs
+    return Layout(migration.lxcpath, migration.name, migration.id).rootfs
+
+
+def on_disk(migration: Migration, limit: float = 0.0) -> int | None:
+    """The first process of a start that lives on its disk, though LXC may have lost it; None beside what is frozen.
+
+    What ends within `limit` seconds does not count.
+    """
+    return None if first_is_here(migration) else second_start.on_disk(
+        migration.name, migration.lxcpath, _rootfs(migration), migration.detail.get("cgroup", ""), limit)
+
+
+def doubt(migration: Migration, pid: int) -> str:
+    """Of what `on_disk` has found, see `second_start.doubt`."""
+    return second_start.doubt(pid, migration.name, _rootfs(migration))
+
+
+def _is_anothers(migration: Migration, cgroup: str) -> bool:
+    """Whether that cgroup is by now one of a container of that name in another LXC path: its disk tells.
+
+    LXC gives it to each in turn. A process of which nothing can be told, as it is just ending, decides nothing; where
+    there is no other, they are ours.
+    """
+    uuid = migration.detail.get("rootfs_uuid")
+    if not uuid:
+        return False
+    found = _disks_of(cgroups.processes(cgroup)).values()
+    return bool(found) and uuid not in found
+
+
+def _disk_of(pid: int) -> str | None:
+    """The uuid of the subvolume that a process has its root in; "" where that is none, None where it has ended."""
+    return _disks_of([pid]).get(pid)
+
+
+def _disks_of(pids: list[int]) -> dict[int, str]:
+    found = forked.answers(pids, _uuid_of)
+    return {pid: str(uuid or "") for pid, uuid in found.items() if uuid is not False}
+
+
+def _uuid_of(root: Path) -> str | bool:
+    with contextlib.suppress(MigratorError, OSError):
+        return btrfs.uuid_around(root)
+    return False  # it has been removed
+
+
+def recorded_init(migration: Migration) -> list[Any]:
+    """As `init_of` has found it before it was brought to a stand; older versions recorded its id alone."""
+    return migration.detail.get("init") or [migration.detail.get("pid"), None]
+
+
+def is_shown(migration: Migration, disks: set[str]) -> bool:
+    """Of what `first_is_here`: whether it is certainly that start of it, so that it may be ended.
+
+    By what is on record; where an older version has recorded its id alone, its root must lie on one of these `disks`,
+    by the uuids of their subvolumes.
+    """
+    pid, began = recorded_init(migration)
+    return (began is not None and migration.detail.get("boot") is not None) or _disk_of(pid) in disks
+
+
+def was_thawed(migration: Migration) -> bool:
+    """Whether what was brought to a stand goes on, as after an lxc-unfreeze that somebody has typed."""
+    if not first_is_here(migration):
+        return False
+    with contextlib.suppress(FileNotFoundError):  # it has ended
+        return not (migration.memory and lxc.is_held(Path(migration.detail["cgroup"])))
+    return False
+
+
+def first_is_here(migration: Migration) -> bool:
+    """Whether the first process of that start lives in that cgroup, and with it all the container's memory."""
+    cgroup = migration.detail.get("cgroup", "")
+    pid = recorded_init(migration)[0]
+    if not cgroup or not _in_this_boot(migration) or not cgroups.has_process(cgroup, pid):
+        return False
+    try:
+        return _is_on_record(migration, [pid, container_lock.start_time(pid)])
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def require_none(migration: Migration) -> None:
+    """Raises StartFailed while a process lives where the container was frozen: what LXC does not know of any more.
+
+    But for those of another start.
+    """
+    until = time.monotonic() + lxc.END_LIMIT  # its first process has ended: the others do, too
+    while are_left(migration):
+        if time.monotonic() > until:
+            cgroup = migration.detail["cgroup"]
+            found = ", ".join(map(str, lxc.processes(Path(cgroup))[:5]))
+            raise StartFailed(name=migration.name, log="not there", reason=(
+                f"LXC does not know of it any more, but processes of it live in {cgroup}: {found}"))
+        time.sleep(lxc.POLL)
+
+
+def _was_started_anew(migration: Migration) -> bool:
+    """LXC knows another start of it."""
+    with contextlib.suppress(MigratorError):
+        return is_known(migration, lxc.Container(migration.name, migration.lxcpath)) is False
+    return False

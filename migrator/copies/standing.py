@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Whether what was brought to a stand on the source still stands still: looked at before its destination is told so.
+
+From the offer on the fence keeps it from being started, and nobody thaws it. But a fence is text, which somebody may
+take away (what keeps a host's configurations in order does), and anybody may type lxc-unfreeze. So before the token is
+offered once more, and before the word is given that it may be let run there, the source looks, and puts the fence back.
+So with what keeps it silent, which goes where somebody loads the host's nftables anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+
+from migrator.base import boot_clock, log
+from migrator.config import container_config, fences
+from migrator.copies import autostart, origins, remains, second_start
+from migrator.copies.thawing import Frozen
+from migrator.errors import ContainerNotFound, MigratorError, OutOfOrder
+from migrator.host import lxc, network
+from migrator.record import next_commands
+from migrator.record.journal import Migration
+from migrator.record.states import State
+
+_PUT_BACK = "The fence was put back in boot"  # in its message
+
+
+def require(migration: Migration, stage: str, next_: str = "") -> None:
+    """See to it that it cannot be started here; raises OutOfOrder where it runs, so that `stage` must not go on.
+
+    What comes then, `next_`, is a rollback unless the caller does that. OutOfOrder too while an lxc-autostart is under
+    way that may be older than the fence, where that was put back: then `stage` is tried again once it has ended.
+    """
+    restore_fence(migration)
+    if migration.ended and is_in_use(migration):
+        raise OutOfOrder(stage=stage, next=next_commands.command("status", migration),
+                         missing=f"that has ended on {next_commands.this_host()}, where somebody has taken the fence of"
+                                 f" {migration.name} away since, so that it may run here again")
+    late = autostart.under_way() if is_put_back(migration) else None  # what has ended by now has started all it does
+    if runs(migration):
+        raise OutOfOrder(
+            stage=stage, next=next_ or next_commands.command("rollback", migration),
+            missing=f"{migration.name} runs on {next_commands.this_host()}, where it was to stand still: somebody has"
+                    f" thawed it, or started it past its fence")
+    if late is not None:
+        raise autostart.out_of_order(migration, stage, next_ or next_commands.next_command(migration), late)
+
+
+def refuse_end(migration: Migration, stage: str) -> None:
+    """Raises OutOfOrder where it has run on with this disk: nobody but its administrator ends that.
+
+    Once its end has begun, what is thawed or on its way to it is ending; another start is none of that. Who only
+    looks into its root file system is no start either: a finish ends nothing of his.
+    """
+    ending = migration.state is State.FINISHING
+    thawed = not ending and remains.was_thawed(migration)
+    if thawed or (_is_another(migration) if ending else started_anew(migration)):
+        restore_fence(migration)
+        done = "thawed it here" if thawed else "started it here too, past its fence"
+        raise OutOfOrder(
+            stage=stage,
+            next=f"{end_of(migration, thawed=thawed)} -- and then: {next_commands.again(stage, migration)}",
+            missing=f"{migration.name} has run on {next_commands.moved_to(migration)}, and somebody has {done}."
+                    f" What it has written here since is not there{'' if thawed else doubt(migration)}")
+
+
+def end_of(migration: Migration, *, thawed: bool = False) -> str:
+    """How its administrator ends what was `thawed`, or else what was started: by its name only where LXC knows that
+    very start by it.
+    """
+    pid = remains.recorded_init(migration)[0] if thawed else _beside(migration) or remains.on_disk(migration)
+    by_name = pid is None
+    with contextlib.suppress(MigratorError, OSError):
+        by_name = by_name or lxc.Container(migration.name, migration.lxcpath).init_pid == pid
+    if by_name:
+        return shlex.join(["lxc-stop", "-P", str(migration.lxcpath), "-n", migration.name])
+    return f"kill -9 {pid}"  # the first of its pid namespace: all others go with it
+
+
+def doubt(migration: Migration) -> str:
+    """Of what was started beside it, or on its disk: see `second_start.doubt`."""
+    found = _beside(migration)
+    if found is None:
+        found = remains.on_disk(migration)
+    return "" if found is None else remains.doubt(migration, found)
+
+
+def refuse_autostart(migration: Migration, stage: str) -> None:
+    """Before what is frozen here is ended: raises OutOfOrder where an lxc-autostart, as in `require`, may start it."""
+    restore_fence(migration)
+    if is_put_back(migration):
+        autostart.refuse(migration, stage, next_commands.again(stage, migration))
+
+
+def restore_fence(migration: Migration) -> None:
+    """Put the fence back where somebody has taken it away, or part of it; another container of that name gets none.
+
+    Nor does what has moved away for good: who takes its fence away then may have no other copy any more. A snapshot of
+    it that somebody has put in its place does, as LXC makes that container without one.
+    """
+    if migration.ended:
+        return
+    folder = migration.lxcpath / migration.name
+    try:
+        text = container_config.text_of(folder / "config")
+    except OSError:
+        return  # there is nothing that could be started
+    if not fences.holds(folder, text, migration.id) and origins.has_source_disk(migration):
+        log.warning(f"The fence of {migration.name} was taken away or changed: it is put back")
+        container_config.fence(folder, text, migration.id, put_back(message(migration)))
+
+
+def is_heard(migration: Migration) -> bool:
+    """Whether nothing keeps what stands still here silent any more, so that its kernel answers for it."""
+    return (migration.state in (State.OFFERED, State.DUMPED) and bool(migration.detail.get("ports"))
+            and remains.first_is_here(migration) and not remains.was_thawed(migration)
+            and not network.is_silent(migration.id))
+
+
+def restore_silence(migration: Migration) -> None:
+    """Silence it again then. Whoever calls has the container locked: nobody thaws it meanwhile, to be cut off by this.
+    """
+    try:
+        if is_heard(migration):
+            log.warning(f"Nothing kept {migration.name} silent any more, as after `nft flush ruleset`: it is put back."
+                        f" What its kernel has acknowledged since is read after a rollback alone: where it goes on on"
+                        f" its destination, the connections that this came by may break")
+            network.silence(migration.id, Frozen.from_detail(
+                migration.id, migration.name, migration.lxcpath, migration.detail).ports)
+    except (MigratorError, OSError) as error:
+        log.warning(f"Whether {migration.name} is silent while it stands still cannot be seen to: {error}")
+
+
+def is_in_use(migration: Migration) -> bool:
+    """On the source: whether it can be started here, for all that its fence does."""
+    folder = migration.lxcpath / migration.name
+    try:
+        text = container_config.text_of(folder / "config")
+    except FileNotFoundError:
+        return False  # it was removed
+    held = fences.holds(folder, text, migration.id) or (  # first: it reads nothing that is included
+        container_config.fence_of(text) == migration.id and fences.refuses(folder, text))
+    return not held and origins.has_source_disk(migration)
+
+
+def fence_anew(migration: Migration, text: str, said: str) -> bool:
+    """On a destination: fence what has that configuration; whether that puts the fence back, now or in this boot."""
+    folder = migration.lxcpath / migration.name
+    held = container_config.fence_of(text) == migration.id and fences.refuses(folder, text)
+    late = not held or is_put_back(migration)
+    said += _disk(migration)
+    container_config.fence(folder, text, migration.id, put_back(said) if late else said)
+    return late
+
+
+def put_back(said: str) -> str:
+    """The message of a fence that an lxc-autostart which began before in this boot has not read."""
+    return f"{said}\n{_PUT_BACK} {_boot()}."
+
+
+def is_put_back(migration: Migration) -> bool:
+    """Whether that was in this boot: what has begun before in it has not read the fence."""
+    with contextlib.suppress(OSError):
+        hook = migration.lxcpath / migration.name / container_config.FENCE_HOOK
+        return f"{_PUT_BACK} {_boot()}" in hook.read_text(errors="replace")
+    return False
+
+
+def _boot() -> str:
+    return boot_clock.BOOT_ID.read_text().strip()
+
+
+def message(migration: Migration) -> str:
+    """What the fence says to whoever tries to start it."""
+    if migration.state in (State.FINISHING, State.FINISHED):
+        return (f"{migration.name} was migrated to {next_commands.moved_to(migration)} (migration {migration.id}) and"
+                f" runs there. To get it back, migrate it from there. {container_config.SUPERSEDED}"
+                f" {next_commands.command('cleanup', migration)}{_disk(migration)}")
+    return (f"{migration.name} is being moved to {migration.detail['destination_host']} (migration {migration.id}),"
+            f" which may run it by now. See: {next_commands.command('status', migration)}")
+
+
+def _disk(migration: Migration) -> str:
+    """What a copy's fence says of its disk, for who removes it when nobody remembers the migration any more."""
+    uuid = migration.detail.get("rootfs_uuid")
+    return f"\n{container_config.DISK} {uuid}." if uuid else ""
+
+
+def runs(migration: Migration) -> bool:
+    """Whether it runs here: what was brought to a stand, thawed by somebody, or another start of it."""
+    return remains.was_thawed(migration) or started_anew(migration)
+
+
+def started_anew(migration: Migration) -> bool:
+    """Whether another start of it than the one that was brought to a stand lives here, be it that LXC has lost it."""
+    if _beside(migration) is not None:
+        return True
+    still = remains.first_is_here(migration)
+    with contextlib.suppress(ContainerNotFound):  # it may have been started before its configuration was removed
+        container = lxc.Container(migration.name, migration.lxcpath)
+        if not origins.has_source_disk(migration):
+            return False  # another one has its name
+        init = remains.init_of(container)
+        if init is not None:
+            return not still or init[0] != remains.recorded_init(migration)[0]
+        if not still and lxc.told_state(container) != "STOPPED":
+            return True  # on its way to that, or from it
+    return remains.on_disk(migration) is not None
+
+
+def _beside(migration: Migration) -> int | None:
+    """The first process of another start that lives beside what is frozen, be it that LXC does not know it."""
+    if not migration.memory or not remains.first_is_here(migration):
+        return None
+    return second_start.of(Frozen.from_detail(migration.id, migration.name, migration.lxcpath, migration.detail))
+
+
+def _is_another(migration: Migration) -> bool:
+    """The same while it is being ended: LXC's monitor may be on its way out, which counts for nothing then."""
+    if _beside(migration) is not None:
+        return True
+    with contextlib.suppress(ContainerNotFound):
+        container = lxc.Container(migration.name, migration.lxcpath)
+        if not origins.has_source_disk(migration):
+            return False
+        if remains.is_known(migration, container) is False:
+            return True
+    return remains.on_disk(migration) is not None

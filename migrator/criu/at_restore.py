@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What CRIU has done when all of a restored container is there and none of it runs yet (criu(8), --action-script).
+
+CRIU starts the script of `script` at each of its stages and gives the restore up when it fails. It does not need the
+program that began the restore: when that one is killed, what it has left under way still ends with a container that
+is whole. A container stands still meanwhile, so it is started without site-packages and imports little.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from migrator.criu import mount_flags, mount_sources, ran_mark
+from migrator.host import cgroup_limits, cgroups
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # not at run time: each takes longer to import than what is done here takes to do
+    from collections.abc import Callable, Iterable
+    from pathlib import Path
+
+STAGE = "post-restore"  # the last in which a failure undoes everything: all tasks are there, the network is locked
+# The first task is in its cgroup, no other is there yet and no file is open, all mounts are there, with what they hold,
+# and no deleted file has been made again (restore_root_task and restore_task_with_children in criu/cr-restore.c).
+# Earlier the task passes through the container's top cgroup, which it could not do once that has controllers for those
+# below ("No Internal Process Constraint" in cgroup-v2.rst).
+EARLY = "post-setup-namespaces"
+# All are whole, and only held by ptrace(2), which ends with CRIU if that is killed. Between STAGE and this they may be
+# left waiting for each other for ever (ibid.).
+LAST = "pre-resume"
+FILTER = "device-filter"  # in the images folder: the program of `device_filter`, in hexadecimal; empty for none
+EARLY_FILTER = "device-filter.early"  # the same, where not even CRIU may open another device for it; else empty
+GHOSTS, GHOSTS_LIMIT = "ghosts", 16 << 20  # in the images folder: the plan of `ghost_paths`; bytes
+REASON = "at-restore.error"  # in the images folder: why it failed
+LET_GO = "at-restore.let-go"  # in the images folder: that all has come to LAST
+
+_START = ("import sys; sys.path.insert(0, sys.argv[1]); from migrator.criu import at_restore;"
+          " at_restore.main(*sys.argv[2:])")
+
+
+def script(images: str, mark: str, end: float, commands: Iterable[Iterable[str]] = ()) -> str:
+    """The script that CRIU is given for a restore from the folder `images`; `mark` is a path, see `ran_mark`.
+
+    The container is let run until `end`, by CLOCK_BOOTTIME, and not after it.
+
+    `commands` are the host's, for which the container has to be on its bridges, with its network still locked.
+    """
+    import shlex
+
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    command = shlex.join([sys.executable, "-I", "-S", "-c", _START, root, images, mark, str(end)])
+    # CRIU starts it for every stage; a shell says that there is nothing to do sooner than Python.
+    musts = "".join(f"\n    must {shlex.join(words)}" for words in commands)
+    early = " || ".join(f"[ -s {shlex.quote(os.path.join(images, name))} ]"
+                        for name in (cgroup_limits.CONTROLLERS, EARLY_FILTER, GHOSTS))
+    return f"""#!/bin/sh
+case $CRTOOLS_SCRIPT_ACTION in
+    {EARLY}) {early} || exit 0 ;;
+    {STAGE}) ;;
+    {LAST}) {{ true >{shlex.quote(os.path.join(images, LET_GO))}; }} 2>/dev/null; exit 0 ;;
+    *) exit 0 ;;
+esac
+must() {{
+    said=$("$@" 2>&1 </dev/null) && return
+    echo "$*: $said" >{shlex.quote(os.path.join(images, REASON))}
+    exit 1
+}}
+if [ "$CRTOOLS_SCRIPT_ACTION" = {STAGE} ]; then
+    :{musts}
+fi
+exec {command} "$CRTOOLS_SCRIPT_ACTION"
+"""
+
+
+def main(images: str, mark: str, end: str, stage: str) -> None:
+    """Take all steps of a stage, and last, before the container is let run, make the mark that it is, if it still may.
+
+    The first that fails ends the program, with its reason in a file beside the images.
+    """
+    init = int(os.environ["CRTOOLS_INIT_PID"])
+    steps = dict(STEPS[stage])
+    if stage == STAGE:
+        steps["the mark that it is let run"] = lambda *_: ran_mark.record_in_time(mark, float(end))
+    for what, step in steps.items():
+        try:
+            step(images, init)
+        except Exception as error:
+            with open(os.path.join(images, REASON), "w") as file:
+                file.write(f"{what}: {error}")
+            sys.exit(f"{what}: {error}")
+
+
+def reason(folder: Path) -> str:
+    """Why a restore was given up here, "" when it was not."""
+    try:
+        with (folder / REASON).open(errors="replace") as file:
+            return file.read(2000)
+    except OSError:
+        return ""
+
+
+def has_let_go(folder: Path) -> bool:
+    """Whether CRIU had restored all of it, and let go of it: it runs, unless it has ended since."""
+    return (folder / LET_GO).exists()
+
+
+def cgroup_owners(images: str, init: int) -> None:
+    """Give the container's own users their cgroup files back; see `cgroups`."""
+    if record := noted(images, cgroups.RECORD, cgroups.RECORD_LIMIT):
+        uids, gids = (cgroups.mapped(_read(f"/proc/{init}/{kind}_map")) for kind in ("uid", "gid"))
+        cgroups.give_back(_cgroup(init), record, uids, gids, cgroups.delegated())
+
+
+def controllers(images: str, init: int) -> None:
+    """Enable what its cgroups control; see `cgroup_limits`."""
+    cgroup_limits.enable(_cgroup(init), noted(images, cgroup_limits.CONTROLLERS, cgroup_limits.RECORD_LIMIT))
+
+
+def early_controllers(images: str, init: int) -> None:
+    """Before CRIU opens their files, as far as it can be done then."""
+    try:  # noqa: SIM105  # contextlib is one more import
+        controllers(images, init)
+    except BlockingIOError:
+        pass  # a task is in the way
+
+
+def limits(images: str, init: int) -> None:
+    """Set its limits; see `cgroup_limits`."""
+    planned, record = (noted(images, name, cgroup_limits.RECORD_LIMIT)
+                       for name in (cgroup_limits.PLAN, cgroup_limits.TAKEN))
+    if planned or record:
+        cgroup_limits.apply(_cgroup(init), planned, record)
+
+
+def devices(images: str, init: int, name: str = FILTER) -> None:
+    """Let it open the devices that it may, and no other; see `device_filter`."""
+    if program := noted(images, name, cgroup_limits.RECORD_LIMIT):
+        from migrator.host import device_filter  # and what that imports, where there is a filter
+
+        top = _cgroup(init)
+        if cgroups.holds(top, _read("/proc/self/cgroup")):  # by images that somebody has made up
+            raise ValueError(f"{top} is no cgroup of a container's: CRIU is in there")
+        device_filter.attach(top, bytes.fromhex(program))
+
+
+def ghosts(images: str, init: int) -> None:
+    """Before CRIU makes deleted files again, see where it would; see `ghost_paths`."""
+    if plan := noted(images, GHOSTS, GHOSTS_LIMIT):
+        from migrator.criu import ghost_paths
+
+        ghost_paths.require(plan, init)
+
+
+def early_devices(images: str, init: int) -> None:
+    """Before CRIU opens files for it: a filter takes no file away that is open."""
+    devices(images, init, EARLY_FILTER)
+
+
+def mounts(images: str, init: int) -> None:
+    """Forbid on the container's mounts what was forbidden; see `mount_flags`."""
+    if record := noted(images, mount_flags.RECORD, mount_flags.RECORD_LIMIT):
+        mount_flags.tighten(record, [init, *cgroups.processes(_cgroup(init))])
+
+
+def sources(images: str, init: int) -> None:
+    """See where its mounts lead, once these are as they will be; see `mount_sources`."""
+    if plan := noted(images, mount_sources.PLAN, mount_sources.PLAN_LIMIT):
+        mount_sources.require(plan, [init, *cgroups.processes(_cgroup(init))], mount_sources.terminals(init))
+
+
+def _cgroup(init: int) -> str:
+    return cgroups.payload(_read(f"/proc/{init}/cgroup"))
+
+
+def noted(images: str, name: str, limit: int) -> str:
+    """A record beside the images; "" from a version that did not make it. Raises ValueError where it is too large."""
+    try:
+        with open(os.path.join(images, name), errors="surrogateescape", newline="\n") as file:
+            text = file.read(limit + 1)
+    except FileNotFoundError:
+        return ""
+    if len(text) > limit:
+        raise ValueError(f"{name} is larger than {limit} bytes")
+    return text
+
+
+def _read(path: str) -> str:
+    with open(path, errors="surrogateescape", newline="\n") as file:
+        return file.read()
+
+
+STEPS: dict[str, dict[str, Callable[[str, int], None]]] = {
+    EARLY: {
+        "what is open though deleted": ghosts,
+        "what its cgroups control": early_controllers,
+        "which devices it may have open": early_devices,
+    },
+    STAGE: {
+        "what its cgroups control": controllers,
+        "the limits of its cgroups": limits,
+        "which devices it may use": devices,
+        "the owners of its cgroup's files": cgroup_owners,
+        "what may not be done on its mounts": mounts,
+        "where its mounts lead": sources,
+    },
+}

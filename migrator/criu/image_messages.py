@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""CRIU's images, read the way that CRIU reads them, or refused.
+
+What could mean one thing here and another to CRIU would not have been looked at. Each is a head of two numbers and then
+messages of protocol buffers, each behind its length in 4 bytes (https://criu.org/Images).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from migrator.base import bounded_read
+from migrator.criu.tty_image import content, fields
+
+FILES = "files.img"
+FILES_MAGIC = 0x56303138  # criu/include/magic.h
+FILES_LIMIT = 128 << 20  # bytes; a file takes some hundred
+_COMMON = 0x54564319  # IMG_COMMON_MAGIC, ibid.
+
+
+def records(path: Path, magic: int, limit: int) -> Iterator[bytes]:
+    """The messages of an image; raises OSError, and ValueError where it has more than `limit` bytes or is damaged."""
+    return split(bounded_read.read(path, limit), path.name, magic)
+
+
+def split(image: bytes, name: str, magic: int) -> Iterator[bytes]:
+    """The messages of an image; raises ValueError."""
+    head = struct.pack("<II", _COMMON, magic)
+    if not image.startswith(head):
+        raise ValueError(f"{name} is no image of CRIU's")
+    position = len(head)
+    while position < len(image):
+        begin = position + 4
+        position = begin + int.from_bytes(image[position:begin], "little")
+        if position > len(image):
+            raise ValueError(f"{name} is damaged")
+        yield image[begin:position]
+
+
+def once(record: bytes, wanted: Collection[int]) -> dict[int, int | bytes]:
+    """These fields of a message; raises ValueError where one of them is there twice."""
+    found: dict[int, int | bytes] = {}
+    try:
+        for number_, value, raw in fields(record):
+            if number_ in wanted:
+                if number_ in found:
+                    raise ValueError("a field is there twice")
+                found[number_] = content(raw) if value is None else value
+    except IndexError as error:
+        raise ValueError("a record of an image is damaged") from error
+    return found
+
+
+def number(value: int | bytes | None) -> int:
+    """A field that must be there, and be a number; raises ValueError."""
+    if isinstance(value, int):
+        return value & 0xFFFFFFFF  # as protobuf-c has it
+    raise ValueError("a number is missing in an image")
+
+
+def signed(value: int | bytes | None) -> int:
+    """The same of a sint32; one that is left out is -1, as CRIU has its mounts."""
+    zigzag = number(1 if value is None else value)
+    return zigzag >> 1 ^ -(zigzag & 1)
+
+
+def string(value: int | bytes | None) -> bytes:
+    """A field that must be there, and be a string; raises ValueError."""
+    if isinstance(value, bytes):
+        return value
+    raise ValueError("a string is missing in an image")

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What may not be done on a container's mounts: looked at when it is dumped, seen to again when it is restored.
+
+CRIU takes what is bound from the host from the host anew, and does not always give it the flags that it had: where the
+container has two such mounts of one file system, it takes the second for a copy of the first, whose flags it would
+have already (do_bind_mount_v2 in criu/mount-v2.c). So /lib of lxc-create's busybox container, read-only before, came
+back writable: to the container's root the host's own /lib.
+
+`at_restore` imports it while a container stands still.
+"""
+
+from __future__ import annotations
+
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+RECORD = "mount-flags"  # the file that travels beside the images
+RECORD_LIMIT = 16 << 20  # bytes
+# Words of /proc/PID/mountinfo, flags of mount(2) (linux/mount.h).
+FORBID = {"ro": 1, "nosuid": 2, "nodev": 4, "noexec": 8, "nosymfollow": 256}
+KEEP = {"noatime": 1024, "nodiratime": 2048, "relatime": 1 << 21}
+REMOUNT = 32 | 4096  # MS_REMOUNT | MS_BIND: of this mount, not of its file system
+NOTHING = "-"  # for the words of a mount that forbids nothing
+_CLONE_NEWNS = 0x20000
+
+
+def record(pids: Iterable[int]) -> str:
+    """What is forbidden on the mounts of the container's processes, as each of them sees these.
+
+    A line `PID FLAGS TARGET` for each mount of each target where any forbids anything, from the lowest up: a process by
+    its id in the container, the words (NOTHING for none) and the target as in its mountinfo (proc_pid_mountinfo(5)).
+
+    That has no mount but those below the process's root (show_mountinfo in the kernel's fs/proc_namespace.c). CRIU
+    takes the mounts of a namespace from one process in it (collect_mntinfo in criu/mount.c), which one a container can
+    arrange. So a process stands for those alone that are in its namespace and have its very root.
+    """
+    text = ""
+    seen = set()
+    for pid in pids:
+        try:
+            sees = _sees(pid)
+            if sees in seen:
+                continue
+            inside = _inside(pid)
+            text += "".join(f"{inside} {','.join(sorted(each.forbidden)) or NOTHING} {target}\n"
+                            for target, found in mounts(_read(f"/proc/{pid}/mountinfo")).items()
+                            if any(each.forbidden for each in found) for each in found)
+            seen.add(sees)
+        except (FileNotFoundError, ProcessLookupError):  # a zombie, which has none
+            continue
+        if len(text) > RECORD_LIMIT:  # no destination takes it
+            break
+    return text
+
+
+def _sees(pid: int) -> tuple[object, ...]:
+    """What decides which mounts a process sees; raises OSError. To tell that takes a tenth of reading its mountinfo."""
+    from migrator.host import roots
+
+    root, mount = roots.mounted(pid)
+    return os.readlink(f"/proc/{pid}/ns/mnt"), root, mount if mount is not None else ("of its own", pid)
+
+
+class Mount:
+    """What one mount forbids, which of KEEP it has, and whether the path of its target leads to it."""
+
+    def __init__(self, words: set[str], *, visible: bool) -> None:
+        self.forbidden, self.kept, self.visible = words & FORBID.keys(), words & KEEP.keys(), visible
+
+
+def mounts(mountinfo: str) -> dict[str, list[Mount]]:
+    """Of each target what is mounted there, from the lowest up: what lies below the top may be laid bare again.
+
+    In the order of what each is mounted on, which a restore keeps, and not that of the lines, which it need not.
+    """
+    lines = {}
+    for line in filter(None, mountinfo.split("\n")):  # a container may put any other line's end into a target
+        id_, parent, _device, _root, target, words = line.split(" ")[:6]
+        lines[id_] = parent, target, set(words.split(","))
+    on: dict[str, dict[str, str]] = {}  # of each mount what is mounted on it, by target
+    for id_, (parent, target, _) in lines.items():
+        if id_ != parent:
+            on.setdefault(parent, {})[target] = id_
+    level = sorted((target, id_) for id_, (parent, target, _) in lines.items() if id_ == parent or parent not in lines)
+    reached = {id_ for _, id_ in level}  # those that nothing on the way to them covers
+    found: dict[str, list[Mount]] = {}
+    while level:
+        beyond = []
+        for target, id_ in level:
+            here = on.get(id_, {})
+            visible = id_ in reached and target not in here
+            found.setdefault(target, []).append(Mount(lines[id_][2], visible=visible))
+            beyond += sorted(here.items())
+            if id_ in reached:
+                reached |= {child for place, child in here.items() if not any(map(here.__contains__, _above(place)))}
+        level = beyond
+    return found
+
+
+def _above(target: str) -> list[str]:
+    """The folders that a path leads through: of /a/b the root and /a."""
+    parts = target.rstrip("/").split("/")
+    return ["/".join(parts[:count]) or "/" for count in range(1, len(parts))]
+
+
+def missing(recorded: dict[str, list[set[str]]], mountinfo: str) -> dict[str, int | None]:
+    """The flags for a remount of each target that allows what it did not allow before.
+
+    None where that is a mount below another one, which no remount reaches. Counted from the top: an older version has
+    recorded the uppermost alone.
+    """
+    found: dict[str, int | None] = {}
+    for target, there in mounts(mountinfo).items():
+        for before, now in zip(reversed(recorded.get(target, [])), reversed(there), strict=False):
+            if wanted := before - now.forbidden:
+                flags = [FORBID[word] for word in wanted | now.forbidden] + [KEEP[word] for word in now.kept]
+                found[target] = sum(flags) if now.visible and found.get(target, 0) is not None else None
+    return found
+
+
+def tighten(text: str, pids: Iterable[int]) -> None:
+    """Forbid on the mounts of a container, whose processes are `pids`, what a record says; raises OSError."""
+    recorded: dict[int, dict[str, list[set[str]]]] = {}
+    for line in filter(None, text.split("\n")):
+        inside, words, target = line.split(" ")
+        recorded.setdefault(int(inside), {}).setdefault(target, []).append(set(words.split(",")) & FORBID.keys())
+    for pid in pids:
+        if recorded and (wanted := recorded.pop(_inside(pid), None)) is not None:
+            found = missing(wanted, _read(f"/proc/{pid}/mountinfo"))
+            if reached := {target: flags for target, flags in found.items() if flags is not None}:
+                _remount(pid, reached)
+            if left := missing(wanted, _read(f"/proc/{pid}/mountinfo")):
+                raise OSError(f"{', '.join(left)} could not be mounted as before"
+                              + (", below what is mounted over it" if None in left.values() else ""))
+
+
+def _remount(pid: int, found: dict[str, int]) -> None:
+    """In the mount namespace of a process, by paths from its root; ours is left for it and entered again."""
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def must(status: int, what: str) -> None:
+        if status != 0:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), what)
+
+    here, there = (os.open(f"/proc/{each}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC) for each in ("self", pid))
+    root = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_CLOEXEC)
+    try:
+        must(libc.setns(there, _CLONE_NEWNS), f"the mount namespace of process {pid}")
+        os.fchdir(root)
+        os.chroot(".")
+        os.chroot("/..")  # into what is mounted over it, as setns(2) does
+        for target, flags in found.items():
+            must(libc.mount(None, _unescape(target), None, ctypes.c_ulong(REMOUNT | flags), None), target)
+    finally:
+        must(libc.setns(here, _CLONE_NEWNS), "our own mount namespace")  # and its root
+        for each in (here, there, root):
+            os.close(each)
+
+
+def _unescape(target: str) -> bytes:
+    """A target of mountinfo, where space, tab, newline and backslash are written in octal."""
+    first, *rest = os.fsencode(target).split(b"\\")
+    return first + b"".join(bytes([int(part[:3], 8)]) + part[3:] for part in rest)
+
+
+def _inside(pid: int) -> int:
+    """A process's id in its own PID namespace."""
+    return int(_read(f"/proc/{pid}/status").rpartition("\nNSpid:")[2].partition("\n")[0].split()[-1])
+
+
+def _read(path: str) -> str:
+    with open(path, errors="surrogateescape", newline="\n") as file:
+        return file.read()

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Where the name of a UNIX socket leads in a container.
+
+CRIU keeps the text that was given to bind(2). At a restore it removes the socket that it finds by that name, binds the
+new one there, sets its owner and mode, and connects others to it (unlink_sk, bind_unix_sk and post_open_standalone in
+criu/sk-unix.c), always with root's rights, and with the container's root as its own. So it follows symbolic links to
+wherever they lead by then, and any user of the container can have put one in the place of a folder of his: to a socket
+that only root of the container may connect to, or, by the links of /proc, out of the container. There
+`/proc/self/fd/N` leads to what CRIU itself has open, this host's own /proc for one.
+
+For a deleted socket it also makes the folders that are missing (bind_on_deleted).
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from migrator.host import roots
+from migrator.host.mountinfo import SERVERLESS, MountLine
+from migrator.host.roots import Root
+
+LINKS_MAX = 40  # on one way; path_resolution(7)
+WORDS_MAX = 300_000  # of all names together, while a container stands still: some seconds
+
+
+class View(NamedTuple):
+    """What a process sees in a mount namespace."""
+
+    root: int  # a descriptor
+    mounts: dict[int, MountLine]
+    roots: frozenset[int]  # the user ids, as they are here, whose links may lead anywhere
+
+    @classmethod
+    def of(cls, root: int, mounts: Iterable[MountLine], superuser: int) -> View:
+        """`superuser` is root's user id in there; this host's root can be nobody in there."""
+        return cls(root, {line.id: line for line in mounts}, frozenset([superuser, 0]))
+
+
+class Way(NamedTuple):
+    """Where a name leads to."""
+
+    folder: str  # in which the last word is, without a link on the way
+    place: Root | None  # None where nothing is there
+    is_socket: bool = False
+    by_users: bool = False  # over a link that is not root's, or lies in a folder that is not
+    by_link: bool = False  # the last word is a link
+
+
+class Astray(PermissionError):
+    """A name leads to where CRIU must not follow it; how is its text."""
+
+
+class AsksServer(PermissionError):
+    """A name leads to a mount that asks a server, which may never answer; how is its text."""
+
+
+class Patience:
+    """How many words are gone along for all names together: each can have many, by its links."""
+
+    def __init__(self, words: int = WORDS_MAX) -> None:
+        self._left = words
+
+    def take(self) -> None:
+        self._left -= 1
+        if self._left < 0:
+            raise Astray("is one of too many, or leads over too many folders")
+
+
+def follow(view: View, name: str, patience: Patience, own: int = -1) -> Way:
+    """Where a name leads to; on the mount of the number `own` a server may be asked.
+
+    Raises Astray, AsksServer, and OSError.
+    """
+    here = [os.dup(view.root)]  # each folder on the way, for ".."
+    path: list[str] = []  # and its name
+    words, links, gone, by_users, by_link = _words(name), 0, False, False, False
+    try:
+        while words:
+            patience.take()
+            word = words.pop()
+            if gone:  # CRIU makes these folders, if it makes any, and goes on from them
+                if word == "..":
+                    raise Astray("leads upwards from a folder that is gone")
+                path.append(word)
+                continue
+            if word == "..":
+                if path:
+                    os.close(here.pop())
+                    path.pop()
+                continue
+            path.append(word)
+            try:
+                here.append(os.open(word, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=here[-1]))
+            except (FileNotFoundError, NotADirectoryError):
+                gone = True
+                continue
+            _place(here[-1], view, own)
+            found = os.fstat(here[-1])
+            if stat.S_ISLNK(found.st_mode):
+                links += 1
+                if links > LINKS_MAX:
+                    raise Astray("leads over too many symbolic links")
+                by_users |= not {found.st_uid, os.fstat(here[-2]).st_uid} <= view.roots
+                by_link |= not words
+                target = os.readlink("", dir_fd=here[-1])
+                for _ in range(len(path) if target.startswith("/") else 1):
+                    os.close(here.pop())
+                    path.pop()
+                words += _words(target)
+            elif words and not stat.S_ISDIR(found.st_mode):
+                gone = True
+        folder = f"/{'/'.join(path[:-1])}"
+        if gone:
+            return Way(folder, None, by_users=by_users, by_link=by_link)
+        return Way(folder, _place(here[-1], view, own), stat.S_ISSOCK(os.fstat(here[-1]).st_mode), by_users, by_link)
+    finally:
+        for fd in here:
+            os.close(fd)
+
+
+def superuser(uid_map: str) -> int:
+    """Root's user id in a user namespace, as its map has it (user_namespaces(7)); this host's where it has none."""
+    for line in uid_map.splitlines():
+        inside, outside, _count = map(int, line.split())
+        if inside == 0:
+            return outside
+    return 0
+
+
+def _words(name: str) -> list[str]:
+    """The words of a path, the last one ahead."""
+    return [word for word in reversed(name.split("/")) if word not in ("", ".")]
+
+
+def _place(fd: int, view: View, own: int) -> Root:
+    """What a file is, which the kernel tells without asking there; raises Astray and AsksServer by its mount."""
+    found, number = roots.placed(Path(f"/proc/self/fd/{fd}"))
+    mount = view.mounts.get(-1 if number is None else number)
+    if mount is None:
+        raise Astray("leads to a mount that is not known")
+    if mount.type == "proc":
+        raise Astray("leads through /proc, where CRIU would find what it has open itself")
+    if mount.type not in SERVERLESS and number != own:
+        raise AsksServer(f"leads over a mount of the type {mount.type}, which may never answer")
+    return found

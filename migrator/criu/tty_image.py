@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Whose controlling terminal a terminal of LXC's is: what CRIU may miss, and is told then.
+
+CRIU asks the first task that has a terminal open whether it is its controlling one, as that is what the kernel answers
+(parasite_dump_tty in criu/pie/parasite.c). Restored tasks that have LXC's console open all share one open file, as
+CRIU was given one. So from the second move on an init that has its output there answers for the login program beside
+it, which would lose its job control, and its hangup.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from migrator.host import processes, roots
+
+IMAGE = "tty-info.img"
+_HEAD = struct.pack("<II", 0x54564319, 0x59453036)  # IMG_COMMON_MAGIC, TTY_INFO_MAGIC in criu/include/magic.h
+_TYPE, _SID, _PGRP, _RDEV, _DEV = 2, 6, 7, 8, 13  # tty_info_entry in images/tty.proto
+_VARINT_MAX = 10  # bytes of a number (protobuf.dev, Encoding)
+_EXTERNAL = 5  # EXT_TTY
+
+Device = tuple[int, int]  # of a terminal, and of the file system that it is on, as stat(2) has them
+Session = tuple[int, int]  # its leader and its foreground process group, by their ids in the container
+
+
+def sessions(pids: Iterable[int]) -> dict[Device, Session]:
+    """The sessions whose leaders are among these processes and have their controlling terminals open."""
+    found = {}
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            _state, _parent, _group, session, terminal, foreground = _stat(pid)
+            if int(session) != pid or not int(terminal):
+                continue
+            # By its numbers alone it may be that of another devpts.
+            for fd in Path(f"/proc/{pid}/fd").iterdir():
+                with contextlib.suppress(OSError):  # what is no terminal need not tell
+                    seen = roots.opened(str(fd))
+                    if stat.S_ISCHR(seen.mode) and seen.special == _device(int(terminal)):
+                        found[seen.special, seen.device] = _inside(pid), _inside(int(foreground))
+    return found
+
+
+def _stat(pid: int) -> list[bytes]:
+    """Fields 3 to 8 of /proc/PID/stat (proc_pid_stat(5))."""
+    return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2].split()[:6]
+
+
+def _device(number: int) -> int:
+    """A device number as stat(2) has it, from how /proc/PID/stat shows it (new_encode_dev in linux/kdev_t.h)."""
+    return os.makedev((number >> 8) & 0xFFF, (number & 0xFF) | ((number >> 12) & 0xFFF00))
+
+
+def _inside(pid: int) -> int:
+    """A process's id in its own PID namespace; 0 when it has gone."""
+    with contextlib.suppress(OSError):
+        return int(processes.status(pid, b"NSpid")[-1])
+    return 0
+
+
+def mend(images: Path, found: Mapping[Device, Session]) -> None:
+    """Write `found` into the image of a dump, where CRIU has missed it."""
+    path = images / IMAGE
+    if found and path.exists():
+        path.write_bytes(mended(path.read_bytes(), found))
+
+
+def mended(image: bytes, found: Mapping[Device, Session]) -> bytes:
+    """An image in which each external terminal without a session has the one that is found; others are as they were."""
+    if not image.startswith(_HEAD):
+        return image
+    out = bytearray(_HEAD)
+    position = len(_HEAD)
+    while position < len(image):
+        (size,) = struct.unpack_from("<I", image, position)
+        record = image[position + 4 : position + 4 + size]
+        position += 4 + size
+        found_fields = list(fields(record))
+        values = {number: value for number, value, _ in found_fields if value is not None}
+        session = found.get((values.get(_RDEV, 0), values.get(_DEV, 0)))
+        if values.get(_TYPE) == _EXTERNAL and values.get(_SID) == 0 and session and all(session):
+            new = dict(zip((_SID, _PGRP), session, strict=True))
+            record = b"".join(varint(number << 3) + varint(new[number]) if number in new else raw
+                              for number, _, raw in found_fields)
+        out += struct.pack("<I", len(record)) + record
+    return bytes(out)
+
+
+def fields(record: bytes) -> Iterator[tuple[int, int | None, bytes]]:
+    """The fields of a protocol buffer's message: number, value if it is a number, and all its bytes.
+
+    Raises ValueError, and IndexError where the message ends too early.
+    """
+    position = 0
+    while position < len(record):
+        begin = position
+        key, position = _number(record, position)
+        if key & 7 not in (0, 2):  # numbers of a fixed size, which no image that is read here has
+            raise ValueError("a field is of a kind that is not known here")
+        value, position = _number(record, position)
+        is_number = key & 7 == 0
+        if not is_number:  # it is a length, and so many bytes follow
+            position += value
+        yield key >> 3, value if is_number else None, record[begin:position]
+
+
+def content(raw: bytes) -> bytes:
+    """What a field of bytes holds, behind its key and its length."""
+    _key, position = _number(raw, 0)
+    _length, position = _number(raw, position)
+    return raw[position:]
+
+
+def _number(data: bytes, position: int) -> tuple[int, int]:
+    """The number at a position, and where the next thing stands; raises ValueError, and IndexError at the end."""
+    value = 0
+    for shift in range(0, 7 * _VARINT_MAX, 7):
+        byte = data[position]
+        position, value = position + 1, value | (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+    raise ValueError("a number is longer than any of a protocol buffer's")
+
+
+def varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*out, value])

@@ -1,0 +1,322 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Subvolumes and their streams: pybtrfs for the first, `btrfs send | btrfs receive` for the second.
+
+pybtrfs is imported only when a subvolume is looked at. Its errors carry no path, so ours do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import itertools
+import os
+import select
+import subprocess
+import uuid as uuid_module
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from migrator.base import removal
+from migrator.base.run import Program, run, shown, started
+from migrator.errors import (
+    CommandFailed,
+    CommandTimeout,
+    DiskFull,
+    MigratorError,
+    NotBtrfs,
+    PackageMissing,
+    ReceiveFailed,
+    SendFailed,
+    SnapshotFailed,
+)
+from migrator.host import no_devices
+
+STREAM_LIMIT = 24 * 3600.0  # seconds; the transfer has a shorter limit of its own on silence
+NESTED_MAX = 100  # subvolumes inside another one that are told
+NESTED_TRIES = 3
+CLEAN_LIMIT = 600.0  # seconds that it may take to free what was deleted
+DRAIN_LIMIT = 600.0  # seconds that `btrfs receive` may work on after its last byte, or before it takes a next one
+_LOOKS = 60  # in which they are counted: who was held up himself has not waited
+
+
+def _pybtrfs() -> Any:
+    try:
+        import pybtrfs
+    except ImportError as error:
+        raise PackageMissing(module="pybtrfs", package="python3-pip, then pip install pybtrfs", reason=error) from error
+    return pybtrfs
+
+
+@dataclasses.dataclass(frozen=True)
+class Subvolume:
+    """A subvolume's identity (btrfs-subvolume(8))."""
+
+    path: Path
+    uuid: str
+    received_uuid: str  # the uuid that it had on the host it was sent from, or ""
+    read_only: bool
+    generation: int
+    parent_uuid: str = ""  # of the subvolume that this is a snapshot of, or ""
+    changed: int = 0  # by which transaction its files were last, a snapshot of it or its new name left out; see `sync`
+
+    @property
+    def stream_uuid(self) -> str:
+        """What `btrfs send -p` calls this subvolume to the receiver: the uuid where it was first made."""
+        return self.received_uuid or self.uuid
+
+
+def is_subvolume(path: Path) -> bool:
+    """Whether `path` is the top of a subvolume; False for what does not exist."""
+    return path.is_dir() and bool(_pybtrfs().is_subvolume(str(path)))
+
+
+def info(path: Path) -> Subvolume:
+    """A subvolume's identity; raises NotBtrfs."""
+    if not is_subvolume(path):
+        raise NotBtrfs(path=path)
+    found = _pybtrfs().subvolume_info(str(path))
+    return Subvolume(
+        path=path,
+        uuid=_uuid(found.uuid),
+        received_uuid=_uuid(found.received_uuid),
+        read_only=bool(_pybtrfs().get_subvolume_read_only(str(path))),
+        generation=int(found.generation),
+        parent_uuid=_uuid(found.parent_uuid),
+        changed=int(found.ctransid),
+    )
+
+
+def parent_of(number: int, path: Path) -> str:
+    """The uuid of what the subvolume `number`, anywhere on the file system of `path`, is a snapshot of, or ""."""
+    return _uuid(_pybtrfs().subvolume_info(str(path), number).parent_uuid)
+
+
+def uuid_around(path: Path) -> str:
+    """The uuid of the subvolume that `path` lies in; raises SnapshotFailed."""
+    with _failing_as("looked at", path):
+        return _uuid(_pybtrfs().subvolume_info(str(path), id_of(path)).uuid)
+
+
+def id_of(path: Path) -> int:
+    """The number of the subvolume that `path` lies in, which no other one of its file system has."""
+    return int(_pybtrfs().subvolume_id(str(path)))
+
+
+def _uuid(value: Any) -> str:
+    raw = value if isinstance(value, bytes) else uuid_module.UUID(str(value)).bytes if value else bytes(16)
+    return "" if not any(raw) else str(uuid_module.UUID(bytes=raw))
+
+
+def snapshot_command(source: Path, target: Path, *, read_only: bool) -> list[str]:
+    return ["btrfs", "subvolume", "snapshot", *(["-r"] if read_only else []), str(source), str(target)]
+
+
+def snapshot(source: Path, target: Path, *, read_only: bool) -> Subvolume:
+    """A snapshot of `source` at `target`, which must not exist; raises SnapshotFailed."""
+    with _failing_as("snapshotted", source):
+        _pybtrfs().create_snapshot(str(source), str(target), read_only=read_only)
+    return info(target)
+
+
+def nested(path: Path) -> list[str]:
+    """Subvolumes inside a subvolume, relative to it, up to NESTED_MAX; raises SnapshotFailed where that cannot be told.
+
+    A snapshot leaves them out (btrfs-subvolume(8)).
+    """
+    for left in reversed(range(NESTED_TRIES)):
+        try:
+            with _failing_as("searched for others", path), _pybtrfs().SubvolumeIterator(
+                    str(path), top=id_of(path)) as found:
+                return [os.fsdecode(name) for name, _ in itertools.islice(found, NESTED_MAX)]
+        except SnapshotFailed:  # as where one was deleted meanwhile
+            if not left:
+                raise
+    return []
+
+
+def delete(path: Path, *, inner: bool = False) -> None:
+    """Remove a subvolume; nothing happens when it is not there. Raises SnapshotFailed.
+
+    Also where it has others inside, which are somebody's: with `inner` they go too. What is mounted in it always is.
+    """
+    if is_subvolume(path):
+        if mounted := removal.mounts_in(path):
+            raise SnapshotFailed(path=path, action="deleted",
+                                 reason=f"it stays, as something is mounted in it: {', '.join(mounted[:5])}")
+        try:
+            with _failing_as("deleted", path):
+                _pybtrfs().delete_subvolume(str(path), recursive=inner)
+        except SnapshotFailed as error:
+            with contextlib.suppress(SnapshotFailed):
+                if found := nested(path):
+                    error.fields["reason"] = f"it has subvolumes inside: {', '.join(found[:5])}"
+            raise
+
+
+def make_writable(path: Path) -> None:
+    """Let a subvolume be changed; one that was received counts as that no more. Raises SnapshotFailed."""
+    with _failing_as("made writable", path):
+        _pybtrfs().set_subvolume_read_only(str(path), False)
+
+
+def sync(path: Path) -> None:
+    """Commit what was done on this file system to its disk."""
+    with _failing_as("synced", path):
+        _pybtrfs().sync(str(path))
+
+
+@contextlib.contextmanager
+def _failing_as(action: str, path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, _pybtrfs().BtrfsUtilError) as error:
+        raise SnapshotFailed(path=path, action=action, reason=error) from error
+
+
+def send_command(snapshot: Path, parent: Path | None) -> list[str]:
+    return ["btrfs", "send", "-q", *(["-p", str(parent)] if parent else []), str(snapshot)]
+
+
+def receive_command(folder: Path) -> list[str]:
+    # -e ends at the end mark of one stream, so that a stream cut short is an error and not an early success.
+    # -C lets it make and write nothing but in the folder, whatever paths and links the stream has. What it clones from,
+    # or makes a snapshot of, it looks for on the whole file system: see `send_stream`; of devices see `no_devices`.
+    return ["btrfs", "receive", "-q", "-e", "-C", str(folder)]
+
+
+class SendStream:
+    """The stream of `btrfs send`, to be read; a send that fails raises SendFailed at its end."""
+
+    def __init__(self, program: Program, snapshot: Path) -> None:
+        self._program = program
+        self._snapshot = snapshot
+
+    def readinto(self, buffer: memoryview | bytearray) -> int:
+        """Like a raw file's: fills some of `buffer`, 0 at the end; raises SendFailed where the send failed."""
+        count = self._program.stdout.readinto(buffer)  # type: ignore[attr-defined]
+        if not count:
+            status = self._program.wait(DRAIN_LIMIT)
+            if status != 0:
+                failure = self._program.failure(status)
+                raise SendFailed(snapshot=self._snapshot, reason=failure.fields["output"])
+        return int(count or 0)
+
+
+@contextlib.contextmanager
+def send(snapshot: Path, parent: Path | None = None, *, limit: float = STREAM_LIMIT) -> Iterator[SendStream]:
+    """The send stream of a read-only snapshot, in full or as increment on `parent`.
+
+    Raises CommandTimeout when the block takes longer than `limit` seconds.
+    """
+    with started(send_command(snapshot, parent), stdout=subprocess.PIPE, limit=limit) as program:
+        _widen(program.stdout.fileno())
+        yield SendStream(program, snapshot)
+
+
+def receive(stream: Iterable[bytes | memoryview], folder: Path, *, limit: float = STREAM_LIMIT,
+            begun: Callable[[Program], None] = lambda _: None) -> None:
+    """Feed a send stream to `btrfs receive` in `folder`, in `limit` seconds.
+
+    Raises DiskFull where it had no room, and could be received once there is some, else ReceiveFailed; CommandTimeout,
+    also where it takes nothing for DRAIN_LIMIT seconds, as one that its stream has open a FIFO.
+
+    A receive that broke off leaves a subvolume without received_uuid: the caller knows its name and removes it. `begun`
+    is told which program it is. It opens no device, whatever the stream says.
+    """
+    def within() -> None:
+        try:
+            no_devices.enter()
+        except OSError as error:
+            raise ReceiveFailed(path=folder, reason=f"devices could not be kept from it: {error}") from error
+
+    with started(receive_command(folder), stdin=subprocess.PIPE, limit=limit, within=within) as program:
+        begun(program)
+        _widen(program.stdin.fileno())
+        try:
+            with program.stdin:
+                for chunk in stream:
+                    _feed(program, chunk)
+        except BrokenPipeError:
+            pass  # it has failed; its own message says why
+        try:
+            program.finish(DRAIN_LIMIT)
+        except CommandFailed as error:
+            said = str(error.fields["output"])
+            for number in (errno.ENOSPC, errno.EDQUOT):
+                if any(line.endswith(f": {os.strerror(number)}") for line in said.splitlines()):
+                    raise DiskFull(reason=f"{folder}: {os.strerror(number)}") from error
+            raise ReceiveFailed(path=folder, reason=said) from error
+
+
+def _feed(program: Program, chunk: bytes | memoryview) -> None:
+    """Write all of it; raises BrokenPipeError where the program has ended, and CommandTimeout."""
+    fd, rest = program.stdin.fileno(), memoryview(chunk).cast("B")
+    os.set_blocking(fd, False)
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
+    while rest:
+        if not any(poll.poll(DRAIN_LIMIT * 1000 / _LOOKS) for _ in range(_LOOKS)):
+            program.kill()
+            raise CommandTimeout(command=shown(program.argv), limit=f"{DRAIN_LIMIT:g}")
+        rest = rest[os.write(fd, rest):]
+
+
+def _widen(fd: int) -> None:
+    """A pipe of 1 MiB instead of 64 KiB: fewer switches between the programs at its two ends."""
+    import fcntl
+
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, 1 << 20)
+
+
+def describe(snapshot: Path, parent: Path | None) -> str:
+    """The send as it could be pasted, for `--dry-run`."""
+    return shown(send_command(snapshot, parent))
+
+
+def wait_deleted(path: Path) -> None:
+    """Until the room of deleted subvolumes is free, which btrfs sees to behind (btrfs-subvolume(8), sync)."""
+    sync(path)
+    with contextlib.suppress(MigratorError):
+        run(["btrfs", "subvolume", "sync", str(path)], limit=CLEAN_LIMIT)
+    sync(path)  # what was freed can be used again after the next commit
+
+
+def exclusive_bytes(path: Path) -> int:
+    """Bytes that no other subvolume shares with this one: what its removal would free (btrfs-filesystem(8), du)."""
+    return _used(path)[1]
+
+
+def total_bytes(path: Path) -> int:
+    """Bytes of all that is in a subvolume, shared or not: its removal frees at most so much."""
+    return _used(path)[0]
+
+
+def _used(path: Path) -> list[int]:
+    said = run(["btrfs", "filesystem", "du", "-s", "--raw", str(path)], limit=DRAIN_LIMIT).text
+    return [int(word) for word in said.splitlines()[-1].split()[:2]]
+
+
+def quota(path: Path) -> list[tuple[str, int, int]]:
+    """Each qgroup that limits a subvolume, with its bytes, and those that it shares with none; -1 for no limit.
+
+    None where quotas are off (btrfs-qgroup(8)).
+    """
+    try:
+        said = run(["btrfs", "qgroup", "show", "-reF", "--raw", str(path)], limit=DRAIN_LIMIT).text
+    except CommandFailed:
+        return []
+    found = []
+    for group, _, _, *limits in filter(lambda words: len(words) >= 5, map(str.split, said.splitlines())):
+        most, alone = (int(word) if word.isdecimal() else -1 for word in limits[:2])
+        if (most, alone) != (-1, -1):
+            found.append((group, most, alone))
+    return found
+
+
+def free_bytes(path: Path) -> int:
+    """Bytes that may still be written to the file system of `path`."""
+    stat = os.statvfs(path)
+    return stat.f_bavail * stat.f_frsize

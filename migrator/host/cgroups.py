@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Who owns what below a container's cgroup: looked at when it is dumped, given back when it is restored.
+
+LXC hands an unprivileged container's own root what it needs to manage its cgroup (chown_cgroup_wrapper in liblxc's
+cgfsng.c), and what is made in there belongs to whoever makes it. CRIU makes the cgroups anew as root and leaves their
+files to root, and LXC up to 7.0 does not hand anything over at a restore (lxc#4695 does). Until it has its files back,
+nothing can be moved into such a cgroup: `lxc-attach` and logins fail, and so does each new unit of a systemd inside.
+
+`at_restore` imports it while a container stands still.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from migrator.base import deep_folders
+
+TOP = "/sys/fs/cgroup"
+PROC = "/proc"
+RECORD = "cgroup-owners"  # the file that travels beside the images
+RECORD_LIMIT = 16 << 20  # bytes
+ROOT = 0
+PATH_LIMIT = 4096 - len("/cgroup.subtree_control") - 1  # bytes, so that its files can be opened (PATH_MAX)
+PATH_SHOWN = 100  # characters
+# What in a container's own cgroup is handed to its root: what the kernel says is safe to delegate, or where it says
+# nothing, what liblxc takes then (cgroup-v2.rst, "Delegation"; unified_hierarchy_delegated in liblxc's cgfsng.c).
+DELEGATE = "/sys/kernel/cgroup/delegate"
+_DELEGATED = ("cgroup.procs", "cgroup.threads", "cgroup.subtree_control", "memory.oom.group")
+
+
+def payload(proc_cgroup: str) -> str:
+    """The payload's cgroup folder from the text of /proc/PID/cgroup (cgroups(7)): the part up to LXC's own name.
+
+    Raises ValueError where there is no cgroup v2.
+    """
+    for line in filter(None, proc_cgroup.split("\n")):
+        hierarchy, _controllers, path = line.split(":", 2)
+        if hierarchy == "0":
+            parts = path.strip("/").split("/")
+            depth = next((number for number, part in enumerate(parts, 1) if part.startswith("lxc.payload")), None)
+            return "/".join([TOP, *parts[:depth]]).rstrip("/")
+    raise ValueError("no cgroup v2 line")
+
+
+def holds(top: str, proc_cgroup: str) -> bool:
+    """Whether a process is in the cgroup `top`, or below, by the text of its /proc/PID/cgroup."""
+    paths = [line[3:] for line in proc_cgroup.split("\n") if line.startswith("0::")]
+    return any(f"{TOP}{path}/".startswith(f"{top}/") for path in paths)
+
+
+def processes(top: str) -> list[int]:
+    """The ids of all processes in the cgroup `top` and below; none when it is gone."""
+    return ids(top, "cgroup.procs")
+
+
+def has_process(top: str, pid: int) -> bool:
+    """Whether a process is among those.
+
+    The cgroup that is its own is looked at first: there may be as many others in `top` as who is in there likes to
+    make, and a thaw waits for this.
+    """
+    return _is_listed(top, pid) or pid in processes(top)
+
+
+def _is_listed(top: str, pid: int) -> bool:
+    """The same, of one whose own cgroup can be told and read: one that has ended is in none, but still says it is."""
+    try:
+        with open(f"{PROC}/{pid}/cgroup", "rb") as file:
+            said = os.fsdecode(file.read())
+        own = next((line[3:] for line in said.split("\n") if line.startswith("0::")), "")
+        if not holds(top, said):
+            return False
+        with open(f"{TOP}{own}/cgroup.procs", opener=deep_folders.opener) as file:
+            return str(pid) in file.read().split()
+    except OSError:
+        return False
+
+
+def populated(top: str) -> bool:
+    """Whether any process lives in the cgroup `top` or below, be it frozen; False when it is gone. Raises OSError.
+
+    One that has ended and is only waited for does not (cgroup.events in cgroup-v2.rst).
+    """
+    try:
+        with open(f"{top}/cgroup.events") as file:
+            return "populated 1" in file.read().split("\n")
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENODEV):  # the second where it goes between the two
+            return False
+        raise
+
+
+def frozen_besides(top: str) -> list[str]:
+    """The cgroups in `top`, and above it, with processes that stay frozen when `top` is thawed: by their own setting.
+
+    One that cannot be looked at counts too, such as one whose path is too long: CRIU cannot, either.
+    """
+    parts, unseen = top.split("/"), list[str]()
+    folders = ["/".join(parts[:depth]) for depth in range(2, len(parts))]
+    for folder, _ in deep_folders.walk(top, unseen.append):
+        folders.append(folder)
+        if len(os.fsencode(f"{folder}/cgroup.freeze")) > 4096:
+            break  # one that is too long is enough, and who makes such may make thousands
+    return [folder for folder in dict.fromkeys([*folders, *unseen]) if folder != top and _is_held(folder)]
+
+
+def not_dumped(folder: str) -> str:
+    """Why CRIU does not dump one of `frozen_besides`."""
+    if len(os.fsencode(folder)) > PATH_LIMIT:
+        return f"the path of a cgroup in it is too long for CRIU: {folder[:PATH_SHOWN]}..."
+    return f"the cgroup {folder} is frozen, and CRIU would wait for it for ever"
+
+
+def _is_held(folder: str) -> bool:
+    try:
+        with open(f"{folder}/cgroup.freeze") as file:
+            return file.read().strip() == "1" and populated(folder)
+    except OSError as error:
+        return error.errno not in (errno.ENOENT, errno.ENODEV)  # it is just being removed
+
+
+def ids(top: str, name: str) -> list[int]:
+    """What all files `name` in the cgroup `top` and below hold, numbers."""
+    found: list[int] = []
+    for _, files, folder in deep_folders.descend(top):
+        if name in files:
+            try:
+                fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder)
+                with open(fd) as file:
+                    found += [int(word) for word in file.read().split()]
+            except OSError:  # a cgroup that is just being removed
+                continue
+    return found
+
+
+def owners(top: str) -> str:
+    """What in the cgroup `top` and below isn't wholly root's: a line `UID GID MODE PATH` for each file and folder.
+
+    The mode is octal, the path starts at `top`, which itself is `.`.
+    """
+    lines = []
+    for folder, files in deep_folders.walk(top):
+        for path in (folder, *(f"{folder}/{name}" for name in files)):
+            try:
+                found = os.lstat(path)
+            except OSError:  # a cgroup that is just being removed, or with a path that is too long for CRIU, too
+                continue
+            if found.st_uid != ROOT or found.st_gid != ROOT:
+                below = os.path.relpath(path, top)
+                lines.append(f"{found.st_uid} {found.st_gid} {found.st_mode & 0o777:o} {below}\n")
+    return "".join(lines)
+
+
+def mapped(id_map: str) -> list[tuple[int, int]]:
+    """The ranges of host ids (first, behind the last) in a uid_map or gid_map as the host sees it, and its root's."""
+    ranges = [(ROOT, ROOT + 1)]
+    for line in filter(None, id_map.split("\n")):
+        _inside, outside, count = (int(word) for word in line.split())
+        ranges.append((outside, outside + count))
+    return ranges
+
+
+def delegated(path: str = DELEGATE) -> set[str]:
+    """The names of the files in a container's own cgroup that may be its root's."""
+    try:
+        with open(path) as file:
+            return set(file.read().split())
+    except OSError:
+        return set(_DELEGATED)
+
+
+def give_back(
+    top: str, record: str, uids: list[tuple[int, int]], gids: list[tuple[int, int]], may_have: set[str]
+) -> None:
+    """Make everything in the cgroup `top` belong to whom `record` (of `owners`) says; what isn't there is passed over.
+
+    The record comes from another host, and its paths from the container: of the files in `top` itself only those that
+    it `may_have` are given to it, as the others are the limits that the host sets. Raises ValueError where the record
+    names ids that are neither root's nor the container's (`uids`, `gids`), or a path that leads out.
+    """
+    for line in filter(None, record.split("\n")):  # a container may put any other line's end into a cgroup's name
+        uid, gid, mode, below = line.split(" ", 3)
+        parts = [] if below == "." else below.split("/")
+        if any(part in ("", ".", "..") for part in parts):
+            raise ValueError(f"{below!r} is no path in a cgroup")
+        for id_, ranges in ((int(uid), uids), (int(gid), gids)):
+            if not any(first <= id_ < end for first, end in ranges):
+                raise ValueError(f"{below!r} would belong to {id_}, which is none of the container's ids")
+        _give(top, parts, (int(uid), int(gid), int(mode, 8) & 0o777), may_have)
+
+
+def _give(top: str, parts: list[str], owner: tuple[int, int, int], may_have: set[str]) -> None:
+    """Set owner, group and mode of what is at `parts` below `top`; no link on the way is followed."""
+    uid, gid, mode = owner
+    fd = os.open(top, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for part in parts:
+            parent, fd = fd, -1
+            try:
+                fd = os.open(part, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+            finally:
+                os.close(parent)
+        kind = os.fstat(fd).st_mode
+        if stat.S_ISDIR(kind) or (stat.S_ISREG(kind) and (len(parts) > 1 or parts[0] in may_have)):
+            os.chown(f"/proc/self/fd/{fd}", uid, gid)
+            os.chmod(f"/proc/self/fd/{fd}", mode)
+    except (FileNotFoundError, NotADirectoryError):  # CRIU leaves empty cgroups away, and controllers differ by host
+        return
+    finally:
+        if fd >= 0:
+            os.close(fd)

@@ -1,0 +1,350 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A container on this host, through python3-lxc, and the cgroup that its processes live in.
+
+python3-lxc comes with the distribution and is imported only when a container is looked at.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from migrator.base import log
+from migrator.base.run import run
+from migrator.errors import (
+    CommandTimeout,
+    ContainerNotFound,
+    ContainerNotRunning,
+    FreezeFailed,
+    MigratorError,
+    PackageMissing,
+)
+from migrator.host import cgroups, monitor_socket, roots
+
+CGROUP = Path(cgroups.TOP)
+PROC = Path("/proc")
+POLL = 0.002  # seconds between two looks at a cgroup file
+FREEZE_LIMIT = 10.0  # seconds
+TELL_LIMIT = 10.0  # seconds that a container's monitor may take to hear of it
+STOP_LIMIT = 30.0  # seconds
+END_LIMIT = 10.0  # seconds that a killed process may take to leave its cgroup: it gives its memory back first
+
+
+def _lxc() -> Any:
+    try:
+        import lxc
+    except ImportError as error:
+        raise PackageMissing(module="lxc", package="python3-lxc", reason=error) from error
+    return lxc
+
+
+def default_lxcpath() -> Path:
+    """Where LXC keeps containers unless told otherwise (`lxc.lxcpath` in lxc.conf, see lxc.system.conf(5))."""
+    return Path(str(_lxc().default_config_path))
+
+
+class Container:
+    """One container. Raises ContainerNotFound when it has no configuration, unless it need not have one."""
+
+    def __init__(self, name: str, lxcpath: Path, *, defined: bool = True) -> None:
+        self.name = name
+        self.lxcpath = lxcpath
+        if defined and not self.config_file.is_file():
+            raise ContainerNotFound(name=name, lxcpath=lxcpath)
+        self._container = _lxc().Container(name, str(lxcpath))
+        self._told_of_stranger = False
+
+    @property
+    def folder(self) -> Path:
+        return self.lxcpath / self.name
+
+    @property
+    def config_file(self) -> Path:
+        return self.folder / "config"
+
+    @property
+    def state(self) -> str:
+        """LXC's word for it: STOPPED, RUNNING, FROZEN, ... STOPPED too where a stranger would answer.
+
+        Raises CommandTimeout.
+        """
+        return str(self._asked(lambda: self._container.state) or "STOPPED")
+
+    @property
+    def init_pid(self) -> int:
+        """The container's first process as this host sees it; raises ContainerNotRunning.
+
+        What doesn't live in a cgroup of that name, nor in its root file system, is none of the container's.
+        """
+        pid = int(self._asked(lambda: self._container.init_pid) or 0)
+        if pid <= 0 or not self._is_its_own(pid):
+            raise ContainerNotRunning(name=self.name, lxcpath=self.lxcpath, state=self.state)
+        return pid
+
+    def _is_its_own(self, pid: int) -> bool:
+        with contextlib.suppress(OSError, ValueError):
+            if is_payload(self.name, cgroup_of(pid)):
+                return True
+        with contextlib.suppress(OSError):
+            return roots.is_in(pid, self.rootfs)
+        return False
+
+    def _asked(self, question: Callable[[], Any]) -> Any:
+        """LXC's answer, or None where its monitor is not there. Looked at before and after, as it may go meanwhile, and
+        a stranger take its place.
+        """
+        if self._has_monitor():
+            answer = question()
+            if self._has_monitor():
+                return answer
+        return None
+
+    def _has_monitor(self) -> bool:
+        return self._answering() == monitor_socket.ROOT
+
+    def is_impersonated(self) -> bool:
+        """Whether another user than root would answer for LXC's monitor."""
+        return self._answering() not in (None, monitor_socket.ROOT)
+
+    def _answering(self) -> int | None:
+        """The user who answers for the monitor; one that isn't root is told of, once."""
+        held = monitor_socket.holder(self.name, self.lxcpath)
+        if held is None:
+            return None
+        pid, user = held
+        if user != monitor_socket.ROOT and not self._told_of_stranger:
+            self._told_of_stranger = True
+            log.warning(f"Process {pid} of user {user} answers in place of LXC's monitor of {self.name}, and is not "
+                        f"believed; as long as it lives, {self.name} cannot be started")
+        return user
+
+    def config_item(self, key: str) -> str:
+        """A configuration item's value; several values are joined by newlines, an unset one is ""."""
+        try:
+            value = self._container.get_config_item(key)
+        except KeyError:
+            return ""
+        return "\n".join(value) if isinstance(value, list) else str(value or "")
+
+    @property
+    def is_ephemeral(self) -> bool:
+        """Whether LXC destroys it, its disk too, once it stops. Raises CommandTimeout.
+
+        Its monitor does that, and goes by what it has read at the start (lxc_end in liblxc's start.c).
+        """
+        running = self._asked(lambda: self._container.get_running_config_item("lxc.ephemeral"))
+        return str(running or self.config_item("lxc.ephemeral")) == "1"
+
+    @property
+    def rootfs(self) -> Path:
+        """The root file system's folder, without LXC's storage prefix (`btrfs:`, `dir:`)."""
+        return rootfs_path(self.config_item("lxc.rootfs.path"))
+
+    @property
+    def cgroup(self) -> Path:
+        """The cgroup v2 folder that holds all of the container's processes.
+
+        Read from the process itself: it isn't always `lxc.payload.NAME` (a stale one makes it `lxc.payload.NAME-1`,
+        and a systemd inside moves itself on into `init.scope`).
+        """
+        return cgroup_of(self.init_pid)
+
+    def tell_frozen(self) -> None:
+        """Let LXC know that the container, already frozen, is frozen."""
+        self._tell("lxc-freeze", "for running")
+
+    def tell_thawed(self) -> None:
+        """Let LXC know that the container runs again."""
+        self._tell("lxc-unfreeze", "for frozen")
+
+    def _tell(self, program: str, otherwise: str) -> None:
+        """By a program, which can be given up: liblxc waits for the container's monitor without a limit.
+
+        Nothing but what lxc-ls shows hangs on it, so a failure is only told. A stranger is told nothing: these programs
+        write where he says.
+        """
+        try:
+            if self.is_impersonated():
+                return
+            run([program, "-n", self.name, "-P", self.lxcpath], limit=TELL_LIMIT)
+        except (MigratorError, OSError) as error:
+            log.warning(f"LXC still takes {self.name} {otherwise}: {error}")
+
+    @property
+    def mapped_root(self) -> int:
+        """User id on this host of the container's root: 0 without a user namespace."""
+        for line in self.config_item("lxc.idmap").splitlines():
+            kind, inside, outside, _count = line.split()
+            if (kind, inside) == ("u", "0"):
+                return int(outside)
+        return 0
+
+
+def told_state(container: Container) -> str:
+    """Its state, and STOPPED where who listens takes no connection, as a stranger may: its processes tell more."""
+    try:
+        return container.state
+    except CommandTimeout:
+        log.warning(f"LXC's monitor of {container.name} takes no connection, or somebody in its place: what LXC has to"
+                    " say of it is not known")
+        return "STOPPED"
+
+
+def rootfs_path(value: str) -> Path:
+    """The folder in a value of `lxc.rootfs.path` such as `btrfs:/pool/c1/rootfs`."""
+    head, colon, rest = value.partition(":")
+    return Path(rest if colon and not head.startswith("/") else value)
+
+
+def payload_cgroup(proc_cgroup: str) -> Path:
+    """The payload's cgroup folder from the text of /proc/PID/cgroup (cgroups(7)): the part up to LXC's own name."""
+    return Path(cgroups.payload(proc_cgroup))
+
+
+def cgroup_of(pid: int) -> Path:
+    """A process's `payload_cgroup`; raises OSError, ValueError."""
+    return payload_cgroup(os.fsdecode(Path(f"/proc/{pid}/cgroup").read_bytes()))
+
+
+def is_payload(name: str, cgroup: Path) -> bool:
+    """Whether LXC calls the payload's cgroup of container `name` so; with a number where the name was taken."""
+    return re.fullmatch(rf"lxc\.payload\.{re.escape(name)}(-[0-9]+)?", cgroup.name) is not None
+
+
+def is_frozen(cgroup: Path) -> bool:
+    """Whether every process below `cgroup` has stopped (cgroup.events, cgroup-v2.rst in the kernel's documents)."""
+    return "frozen 1" in (cgroup / "cgroup.events").read_text()
+
+
+def is_held(cgroup: Path) -> bool:
+    """Whether that was asked for, and not taken back since, be some process still on its way to where it stops.
+
+    As after CRIU has let go of them: each counts as stopped only when it has been scheduled (cgroup.freeze, ibid.).
+    """
+    return (cgroup / "cgroup.freeze").read_text().strip() == "1"
+
+
+def freeze(container: Container, cgroup: Path, limit: float = FREEZE_LIMIT) -> None:
+    """Stop every process below `cgroup` where CRIU can dump it; raises FreezeFailed (and thaws) after `limit` seconds.
+
+    Directly, because LXC's own freeze waits without a limit; then LXC is told, so that lxc-ls shows FROZEN.
+
+    A task that has just called vfork(2), as posix_spawn(3) does, cannot be interrupted until its child has executed its
+    program. The kernel counts it as frozen (wait_for_vfork_done in kernel/fork.c), but CRIU waits 10 seconds for it and
+    then fails. So the container gets a moment to come through that, and is frozen again.
+    """
+    end = time.monotonic() + limit
+    while True:
+        (cgroup / "cgroup.freeze").write_text("1")
+        # "Frozen" comes a little early: some may still be on their way to where they stop.
+        still = wait(lambda: is_frozen(cgroup) and "R" not in states(cgroup), end - time.monotonic())
+        if still and "D" not in states(cgroup):
+            break
+        (cgroup / "cgroup.freeze").write_text("0")
+        if time.monotonic() > end:
+            container.tell_thawed()
+            raise FreezeFailed(name=container.name, limit=f"{limit:g}")
+        time.sleep(POLL)
+    container.tell_frozen()
+
+
+def thaw(container: Container, cgroup: Path) -> None:
+    """Let the processes below `cgroup` run again, and tell LXC."""
+    thaw_cgroup(cgroup)
+    container.tell_thawed()
+
+
+def thaw_cgroup(cgroup: Path) -> None:
+    """Let the processes below `cgroup` run again; raises OSError."""
+    (cgroup / "cgroup.freeze").write_text("0")
+
+
+def processes(cgroup: Path) -> list[int]:
+    """The ids of all processes below `cgroup`; empty when it is gone."""
+    return cgroups.processes(str(cgroup))
+
+
+def states(cgroup: Path) -> set[str]:
+    """The states that threads below `cgroup` are in, as proc_pid_stat(5) has them: R runs, D cannot be interrupted."""
+    found = set()
+    for thread in cgroups.ids(str(cgroup), "cgroup.threads"):
+        with contextlib.suppress(OSError):
+            found.add(chr(Path(f"/proc/{thread}/stat").read_bytes().rpartition(b") ")[2][0]))
+    return found
+
+
+def payload_processes(name: str) -> list[int]:
+    """The processes that container `name` may have; whose they are, their root tells.
+
+    Those in all payload cgroups of that name, and of names that begin so. And wherever they are all that have another
+    root than this host's: lxc.cgroup.dir, lxc.cgroup.relative (lxc.container.conf(5)) and lxc.cgroup.pattern
+    (lxc.system.conf(5)) have LXC make a container's cgroup somewhere else.
+    """
+    return sorted({*_named(name), *_rooted_elsewhere()})
+
+
+def container_processes(name: str) -> list[int]:
+    """Those of `payload_processes` that are a container's, and no visitor's.
+
+    Who has a root elsewhere and this host's pid namespace, and is in no cgroup of such a name, has but called
+    chroot: an administrator who looks around. A container that shares that namespace does not move (`check`).
+    """
+    named, ours = _named(name), pid_namespace("self")  # once: a thaw waits for it
+    return sorted({*named, *(pid for pid in _rooted_elsewhere() if pid_namespace(pid) not in (None, ours))})
+
+
+def _named(name: str) -> list[int]:
+    return [pid for cgroup in CGROUP.glob(f"lxc.payload.{name}*") for pid in processes(cgroup)]
+
+
+def pid_namespace(pid: int | str) -> str | None:
+    """None where it has ended."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return os.readlink(PROC / f"{pid}/ns/pid")  # noqa: PTH115 -- it is no path
+    return None
+
+
+def _rooted_elsewhere() -> Iterator[int]:
+    """Of all processes. Where one lives on a mount whose server is gone, that is not waited for: see `roots`."""
+    here = roots.at(Path("/"))
+    for folder in PROC.iterdir():
+        if folder.name.isdigit():
+            with contextlib.suppress(OSError):  # it has ended
+                if roots.of(int(folder.name), PROC) != here:
+                    yield int(folder.name)
+
+
+def lives_in(name: str, rootfs: Path) -> bool:
+    """Whether a process has its root in `rootfs`, under any spelling of the LXC path, and if its monitor is gone.
+
+    Be it a visitor's: so ask before it is removed.
+    """
+    return _has_root(rootfs, payload_processes(name))
+
+
+def runs_in(name: str, rootfs: Path) -> bool:
+    """The same, of a container's processes."""
+    return _has_root(rootfs, container_processes(name))
+
+
+def _has_root(rootfs: Path, pids: list[int]) -> bool:
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            if roots.is_in(pid, rootfs, PROC):
+                return True
+    return False
+
+
+def wait(condition: Callable[[], bool], limit: float) -> bool:
+    """Whether it comes true within `limit` seconds."""
+    end = time.monotonic() + limit
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(POLL)
+    return True

@@ -1,0 +1,328 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A container's network on its host: silenced while frozen, heard again at a rollback, announced after a restore.
+
+A frozen container's kernel still answers: it acknowledges data that then lies in the receive queue of a socket whose
+owner lives on elsewhere. So before the dump a table of nftables drops what comes and goes at the host's end of each
+veth, and nothing that the source says afterwards (not even the resets when its processes are ended) gets out. The port
+stays where it is, with its VLANs and flags, on a bridge of whatever kind or none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import dataclasses
+import ipaddress
+import json
+import os
+import re
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from migrator.base import log, names, programs
+from migrator.base.run import run
+from migrator.errors import InvalidName, ProgramMissing
+
+KERNEL = (5, 16)  # from here on nftables has a hook for what leaves by an interface
+CLASS_NET = Path("/sys/class/net")
+ANNOUNCEMENTS = (0.0, 0.05, 0.15, 0.4, 1.0)  # seconds after the restore; a switch may miss one
+_ETH_ARP, _ETH_IPV6 = 0x0806, 0x86DD
+_CLONE_NEWNET = 0x40000000
+_NETLINK_ROUTE, _RTM_GETNSID, _NETNSA_PID, _NLM_F_REQUEST, _NLMSG_ERROR = 0, 90, 2, 1, 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Port:
+    """One veth of a container: its two ends, and the bridge that the host's end is plugged into ("" for none)."""
+
+    inside: str
+    outside: str
+    bridge: str
+
+    def to_json(self) -> dict[str, str]:
+        return dataclasses.asdict(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Address:
+    """What is to be announced: an address and the hardware address that it lives at."""
+
+    interface: str
+    mac: str
+    address: ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+def _inside(pid: int) -> list[str]:
+    """To list in its namespace what `ip` does; its file, as nsenter(1) would look for the name in all of $PATH."""
+    return ["nsenter", f"--net=/proc/{pid}/ns/net", "--", programs.find("ip") or "ip", "-j"]
+
+
+def ports(pid: int) -> list[Port]:
+    """The veths between this host and the container whose first process is `pid`."""
+    inside = _links([*_inside(pid), "link", "show", "type", "veth"])
+    outside = _links(["ip", "-j", "link", "show", "type", "veth"])
+    return between(inside, outside, _namespace_id(pid))  # the id last: where it has none yet, the links give it one
+
+
+def between(inside: Sequence[Mapping[str, Any]], outside: Sequence[Mapping[str, Any]], namespace: int) -> list[Port]:
+    """The pairs among a container's veths and the host's, where the host calls the container's namespace so.
+
+    By what the kernel says of the host's end: the namespace and the index of its peer. What it says inside is no help,
+    as there a peer may lie in a namespace further in, and have the index of anybody's veth on the host.
+    """
+    # Without a link_netnsid the peer is on the host itself.
+    ends = {link.get("link_index"): link for link in outside if link.get("link_netnsid", -1) == namespace >= 0}
+    return [Port(link["ifname"], end["ifname"], end.get("master", ""))
+            for link in inside if (end := ends.get(link["ifindex"]))]
+
+
+def _namespace_id(pid: int) -> int:
+    """What this network namespace calls that of process `pid` (RTM_GETNSID, linux/net_namespace.h); -1 for nothing.
+
+    The id stays as long as the namespace does.
+    """
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_ROUTE) as kernel:
+        attribute = struct.pack("HHI", 8, _NETNSA_PID, pid)
+        kernel.send(struct.pack("IHHII", 16 + 4 + len(attribute), _RTM_GETNSID, _NLM_F_REQUEST, 1, 0) + bytes(4)
+                    + attribute)
+        answer = kernel.recv(4096)
+    kind = struct.unpack_from("IHHII", answer)[1]
+    if kind == _NLMSG_ERROR:
+        error = -struct.unpack_from("i", answer, 16)[0]
+        raise OSError(error, os.strerror(error), f"the network namespace of process {pid}")
+    _length, _attribute, found = struct.unpack_from("HHi", answer, 16 + 4)  # NETNSA_NSID, the only one
+    return int(found)
+
+
+def _links(argv: list[str]) -> list[dict[str, Any]]:
+    # With nothing to show, ip prints an empty list, or nothing.
+    return [link for link in json.loads(run(argv).text or "[]") if link]
+
+
+def table(migration: str) -> str:
+    """The name of a migration's table."""
+    return f"migrator-{migration}"
+
+
+def silence_command(migration: str, found: Sequence[Port]) -> list[str]:
+    """Put the table in place, or anew: all of it at once (nft(8), family netdev; egress since KERNEL).
+
+    Raises InvalidName for an interface that nft could not be told of, or would take for several.
+    """
+    name = table(migration)
+    devices = ", ".join(f'"{_quotable(port.outside)}"' for port in found)
+    where = f"devices = {{ {devices} }} priority -500"
+    chains = " ".join(f"chain {hook} {{ type filter hook {hook} {where}; policy drop; }};"
+                      for hook in ("ingress", "egress"))
+    return ["nft", f"add table netdev {name}; delete table netdev {name}; table netdev {name} {{ {chains} }}"]
+
+
+def _quotable(name: str) -> str:
+    if set(name) & set("*\\"):
+        raise InvalidName(what="The interface name", name=repr(name), reason="nft(8) takes it for a pattern")
+    return names.interface_name(name)
+
+
+def hear_command(migration: str) -> list[str]:
+    """Remove the table, if it is there."""
+    return ["nft", f"add table netdev {table(migration)}; delete table netdev {table(migration)}"]
+
+
+def silence(migration: str, found: Sequence[Port]) -> None:
+    """Let nothing reach the container, nor anything of it get out; inside not even the link's state changes."""
+    if found:
+        run(silence_command(migration, found))
+
+
+def hear(migration: str) -> None:
+    """Undo `silence`; safe to repeat."""
+    run(hear_command(migration))
+
+
+def silenced() -> list[str]:
+    """The ids of the migrations whose tables are there; none where there is no nft(8)."""
+    try:
+        said = run(["nft", "list", "tables", "netdev"], check=False).text
+    except ProgramMissing:
+        return []
+    return re.findall(r"^table netdev migrator-([0-9a-f]{8})$", said, re.MULTILINE)
+
+
+def is_silent(migration: str) -> bool:
+    """Whether a migration's table is there, or nft(8) does not say. `nft flush ruleset` takes it away with all others.
+    """
+    said = run(["nft", "list", "table", "netdev", table(migration)], check=False)
+    return said.status == 0 or b"No such file or directory" not in said.stderr
+
+
+def still_silenced(migration: str) -> list[str]:
+    """The interfaces that a migration's table keeps silent, and that are there."""
+    said = run(["nft", "list", "table", "netdev", table(migration)], check=False).text
+    named = re.findall(r'device "?([^ "]+)"? priority|devices = \{ (.*?) \} priority', said)
+    found = {name.strip('"') for one, several in named for name in [one, *several.split(", ")] if name}
+    return sorted(name for name in found if (CLASS_NET / name).exists())
+
+
+def plug(pid: int, recorded: Sequence[Port]) -> None:
+    """Put ports of the container whose first process is `pid` on their bridges again that are on none, as `recorded`.
+
+    Ours leaves them where they are; an older version, which may have begun this, took them off.
+    """
+    away = [port for port in recorded if port.bridge and not (CLASS_NET / port.outside / "master").exists()]
+    if away:
+        own = {port.outside for port in ports(pid) if not port.bridge}
+        for port in away:
+            if port.outside in own:
+                run(["ip", "link", "set", "dev", port.outside, "master", port.bridge])
+
+
+def remove(found: Sequence[Port]) -> None:
+    """Delete the veths: what the container's kernel still has to send goes nowhere."""
+    for port in found:
+        run(["ip", "link", "delete", "dev", port.outside], check=False)
+
+
+def addresses(pid: int) -> list[Address]:
+    """The container's own addresses that others may know: of global and link scope, not of the loopback."""
+    found = []
+    for link in _links([*_inside(pid), "address"]):
+        if link.get("link_type") != "ether":
+            continue
+        for entry in link.get("addr_info", ()):
+            if entry.get("local"):
+                found.append(Address(link["ifname"], link["address"], ipaddress.ip_address(entry["local"])))
+    return found
+
+
+def gratuitous_arp(mac: bytes, address: ipaddress.IPv4Address) -> bytes:
+    """An ARP request for one's own address, to everybody (RFC 5227, section 3)."""
+    frame = b"\xff" * 6 + mac + struct.pack("!H", _ETH_ARP)
+    return frame + struct.pack("!HHBBH", 1, 0x0800, 6, 4, 1) + mac + address.packed + bytes(6) + address.packed
+
+
+def unsolicited_advertisement(mac: bytes, address: ipaddress.IPv6Address) -> bytes:
+    """A neighbour advertisement that nobody asked for, to all nodes, override set (RFC 4861, section 7.2.6)."""
+    target = ipaddress.IPv6Address("ff02::1").packed
+    body = struct.pack("!BBHI", 136, 0, 0, 0x20000000) + address.packed + b"\x02\x01" + mac
+    pseudo = address.packed + target + struct.pack("!II", len(body), 58)
+    checksum = _checksum(pseudo + body)
+    body = body[:2] + struct.pack("!H", checksum) + body[4:]
+    header = struct.pack("!IHBB", 0x60000000, len(body), 58, 255) + address.packed + target
+    return b"\x33\x33\x00\x00\x00\x01" + mac + struct.pack("!H", _ETH_IPV6) + header + body
+
+
+def _checksum(data: bytes) -> int:
+    """The Internet checksum (RFC 1071) of an even number of bytes."""
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF
+
+
+def frames(found: Sequence[Address]) -> list[tuple[str, bytes]]:
+    """The announcements of `found`, each with the interface that it leaves by."""
+    result = []
+    for entry in found:
+        mac = bytes.fromhex(entry.mac.replace(":", ""))
+        if isinstance(entry.address, ipaddress.IPv4Address):
+            result.append((entry.interface, gratuitous_arp(mac, entry.address)))
+        else:
+            result.append((entry.interface, unsolicited_advertisement(mac, entry.address)))
+    return result
+
+
+def dad_settings(pid: int) -> dict[str, str]:
+    """How IPv6's duplicate address detection is set for each interface of a container, where it is not off."""
+    found: dict[str, str] = {}
+
+    def look() -> None:
+        for setting in Path("/proc/sys/net/ipv6/conf").glob("*/accept_dad"):
+            value = setting.read_text().strip()
+            if value != "0":
+                found[setting.parent.name] = value
+
+    _in_namespace(pid, look)
+    return found
+
+
+def hush_dad(pid: int, settings: Mapping[str, str]) -> None:
+    """Switch IPv6's duplicate address detection off in a frozen container, where `dad_settings` found it on.
+
+    CRIU restores that setting before the addresses. With it on, the kernel probes for a second or two whether anybody
+    else has them, and answers nobody meanwhile (accept_dad in the kernel's ip-sysctl.rst). `bring_back_dad` undoes it.
+    """
+    bring_back_dad(pid, dict.fromkeys(settings, "0"))
+
+
+def bring_back_dad(pid: int, before: Mapping[str, str]) -> None:
+    """Set it as it was, on either host."""
+
+    def write() -> None:
+        for interface, value in before.items():
+            with contextlib.suppress(OSError):  # an interface that has gone
+                Path("/proc/sys/net/ipv6/conf", interface, "accept_dad").write_text(value)
+
+    if before:
+        _in_namespace(pid, write)
+
+
+def _in_namespace(pid: int, work: Callable[[], None]) -> None:
+    """Do something in a container's network namespace: in a thread that moves there and ends there."""
+    failures: list[OSError] = []
+
+    def go() -> None:
+        try:
+            with Path(f"/proc/{pid}/ns/net").open() as namespace:
+                _setns(namespace.fileno())
+            work()
+        except OSError as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=go, name="netns")
+    thread.start()
+    thread.join()
+    if failures:
+        raise failures[0]
+
+
+def announce(pid: int, times: Sequence[float] = ANNOUNCEMENTS) -> threading.Thread:
+    """Tell the neighbourhood where the container is now, `times` seconds from now; LXC and CRIU don't.
+
+    Sent from inside its network namespace, so that the bridge learns the port too. Returns the thread that does it.
+    """
+    thread = threading.Thread(target=_announce, args=(pid, times), name="announce")
+    thread.start()
+    return thread
+
+
+def _announce(pid: int, times: Sequence[float]) -> None:
+    try:
+        begun = time.monotonic()
+        to_send = frames(addresses(pid))
+        if not to_send:
+            return
+        with contextlib.ExitStack() as stack:
+            # Only this thread moves into the namespace, and it ends there.
+            with Path(f"/proc/{pid}/ns/net").open() as namespace:
+                _setns(namespace.fileno())
+            sockets = {}
+            for name in {interface for interface, _ in to_send}:
+                sockets[name] = stack.enter_context(socket.socket(socket.AF_PACKET, socket.SOCK_RAW))
+                sockets[name].bind((name, 0))
+            for at in times:
+                time.sleep(max(0.0, begun + at - time.monotonic()))
+                for name, frame in to_send:
+                    sockets[name].send(frame)
+    except Exception as error:  # the container runs; neighbours learn from its traffic
+        log.warning(f"The new place of the container could not be announced: {error}")
+
+
+def _setns(fd: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)  # os.setns is there only from Python 3.12 on
+    if libc.setns(fd, _CLONE_NEWNET) != 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What every check of the preflight is given, and words that several of them need."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Callable, Iterator, Mapping
+
+from migrator.preflight.facts.container_facts import ContainerFacts
+from migrator.preflight.facts.host_facts import HostFacts
+from migrator.preflight.facts.task_facts import Note
+from migrator.preflight.findings import Finding, Severity
+
+NAMES_SHOWN = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanOptions:
+    """What the user, or what is known of earlier migrations, adds to the facts."""
+
+    bridges: Mapping[str, str] = dataclasses.field(default_factory=dict)  # --map-bridge: here -> there
+    name: str = ""  # the container's name on the destination; "" for the same
+    known_copy: bool = False  # the destination's container of that name is an earlier stage of this one
+    disk_needed: int | None = None  # bytes to be sent to the destination's disk; None: all of it; 0: not known
+    tunnel: tuple[str, ...] = ()  # what is not good about this host's WireGuard, where a tunnel is used
+    answers: Mapping[str, str] = dataclasses.field(default_factory=dict)  # who answers, see `network_checks.to_ask`
+    clock_offset: float | None = None  # seconds that the destination's clock is ahead; None: from the facts' times
+    memory: bool = True  # False with --no-memory: it is stopped here and started there
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    source: HostFacts
+    destination: HostFacts | None
+    container: ContainerFacts
+    options: PlanOptions
+
+    @property
+    def hosts(self) -> list[HostFacts]:
+        return [self.source, self.destination] if self.destination else [self.source]
+
+    @property
+    def running(self) -> bool:
+        return self.container.init_pid > 0
+
+    @property
+    def hinders_start(self) -> Severity:
+        """How bad it is that the container cannot be started on the destination."""
+        return Severity.WARNING if self.options.memory else Severity.ERROR
+
+    @property
+    def hinders_restore(self) -> Severity:
+        """How bad it is that it cannot be restored as it was; started anew it only differs."""
+        return Severity.ERROR if self.options.memory else Severity.WARNING
+
+    @property
+    def config_file(self) -> str:
+        return f"{self.container.lxcpath}/{self.container.name}/config"
+
+    def inside(self, *command: str) -> str:
+        """A command for in the container, so that it does nothing to the host where it is typed, or to another one."""
+        return shlex.join(["lxc-attach", "-P", str(self.container.lxcpath), "-n", self.container.name, "--", *command])
+
+    def notes(self, kind: str) -> list[Note]:
+        return [note for note in self.container.tasks.notes if note.kind == kind]
+
+
+Check = Callable[[Case], Iterator[Finding]]
+
+
+def size(count: float) -> str:
+    """Bytes for people: 1.5 GiB."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(count) < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def holder(note: Note) -> str:
+    """The process that a note is about, and how often else the same thing was seen."""
+    more = f", and {note.count - 1} more" if note.count > 1 else ""
+    return f"{note.task} (process {note.pid}{more})"
+
+
+def listed(words: list[str]) -> str:
+    """Some of the words, and how many were left out."""
+    shown = ", ".join(words[:NAMES_SHOWN])
+    return f"{shown} and {len(words) - NAMES_SHOWN} more" if len(words) > NAMES_SHOWN else shown

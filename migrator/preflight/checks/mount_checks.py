@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The container's mounts: what CRIU refuses, and what must exist on the destination."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from migrator.config.lxc_settings import MountEntry
+from migrator.criu.terminals import is_lxcs
+from migrator.host.mountinfo import ON_DISKS, SOURCELESS, Mount
+from migrator.preflight.checks.case import Case, Check, holder
+from migrator.preflight.checks.config_checks import answered
+from migrator.preflight.facts.container_facts import ContainerFacts
+from migrator.preflight.findings import Finding, Severity, define
+
+ERROR, WARNING, INFO = Severity.ERROR, Severity.WARNING, Severity.INFO
+# Bound from the host by LXC and lxcfs themselves: every host has its own.
+SYSTEM = ("/dev/", "/sys/", "/proc/", "/var/lib/lxcfs/", "/run/lxcfs/")
+# File systems that the kernel itself never writes to.
+UNWRITTEN = frozenset({"squashfs", "erofs", "iso9660"})
+# By their numbers, as the kernel tells them; the source of a mount may be another device, or an option.
+LOSETUP = "losetup --list --output MAJ:MIN,BACK-FILE"
+
+UNSUPPORTED = define("mount-unsupported", ERROR, """CRIU mounts only the file systems that it knows anew, and takes
+    others from the host only as bind mounts (criu/filesystems.c). An overlay it knows, but would make it of the folders
+    that the destination itself has under the paths in its options.""", memory_only=True)
+UNREACHABLE = define("mount-unreachable", ERROR, """A bind mount whose source is mounted neither in the container nor on
+    the host cannot be made again ("doesn't have a proper root mount" in criu/mount.c).""", memory_only=True)
+DELETED = define("mount-deleted", ERROR, """What is mounted of a file or folder that has been deleted CRIU makes again
+    under its old name, with the host's root, and follows symbolic links on the way (do_bind_mount_v2 in
+    criu/mount-v2.c): it is not restored.""", memory_only=True)
+MISSING = define("mount-source-missing", ERROR, """A file, folder or device of its host that is mounted in the
+    container. Without it LXC does not start it; what is `optional` it leaves out, and an empty folder remains.""")
+DISK = define("disk-stays-behind", ERROR, """Of disks only the root file system moves. Another one stays where it is,
+    with all that is on it, and what the destination has under its name may be anybody's: the container would
+    write to that, or find an empty folder. Nor does all of a file move that is mounted by a loop device: the kernel
+    lets go of that after the container has ended, and what is written then comes after the last snapshot. Only a
+    warning where nothing is ever written (squashfs, erofs, iso9660).""")
+BOUND = define("bind-mount", WARNING, """What lies on the host stays there: the restored container sees the files that
+    the destination has under that path.""")
+TERMINAL = define("terminal-mounted", ERROR, """A terminal of the host is mounted in the container where LXC mounts
+    none. (LXC's own console and ttys are no hindrance: there will be others in their place.)""", memory_only=True)
+
+
+def externals(container: ContainerFacts) -> list[Mount]:
+    """The mounts whose source the destination must have. The root file system's own snapshot does not count."""
+    return [mount for mount in container.mounts if mount.kind == "external"]
+
+
+def needed_paths(container: ContainerFacts) -> tuple[str, ...]:
+    """Paths that the destination is asked about: the sources of mounts, as they are and as configured."""
+    return tuple(dict.fromkeys([*_restored(container), *_left_out(container)]))
+
+
+def _restored(container: ContainerFacts) -> tuple[str, ...]:
+    """What CRIU binds, and what LXC does at the next start."""
+    paths = [mount.host_path for mount in externals(container) if mount.host_path.startswith("/")]
+    return tuple(dict.fromkeys([*paths, *_configured(container)]))
+
+
+def _configured(container: ContainerFacts) -> list[str]:
+    """What LXC mounts when it starts the container, and must find."""
+    return [entry.source for entry in container.config.mounts
+            if "optional" not in entry.options and (_binds(entry) or (_is_disk(entry) and _is_path(entry.source)))]
+
+
+def _left_out(container: ContainerFacts) -> list[str]:
+    """What LXC has bound, and leaves out without a word where it is not there."""
+    mounted = {mount.target for mount in container.mounts}
+    return [entry.source for entry in container.config.mounts
+            if "optional" in entry.options and _binds(entry) and not entry.source.startswith(SYSTEM)
+            and _target(entry) in mounted]
+
+
+def _binds(entry: MountEntry) -> bool:
+    return entry.bind and entry.source.startswith("/")
+
+
+def _is_disk(entry: MountEntry) -> bool:
+    """Whether it mounts a disk, or what may be one: a source that is a path, of no type that goes without one."""
+    path = entry.source.startswith("/") and not entry.source.startswith("//")  # that would be another host's
+    sourceless = entry.type in SOURCELESS or entry.type == "none" or entry.source == "/dev/fuse"
+    return not entry.bind and (entry.type in ON_DISKS or (path and not sourceless))
+
+
+def _is_path(source: str) -> bool:
+    """Which the destination can be asked about: no data set of ZFS, and no list of several (`/a:/b`)."""
+    return source.startswith("/") and ":/" not in source
+
+
+def _target(entry: MountEntry) -> str:
+    return "/" + entry.target.strip("/")
+
+
+def supported(case: Case) -> Iterator[Finding]:
+    for mount in case.container.mounts:
+        if mount.kind == "unsupported":
+            yield UNSUPPORTED.found(
+                f"{mount.target} in {case.container.name} is a file system of the type {mount.type}.",
+                f"Unmount it in the container: {case.inside('umount', mount.target)}")
+        elif mount.kind == "unreachable":
+            yield UNREACHABLE.found(f"{mount.target} in {case.container.name} is bound from nowhere within reach.",
+                                    f"Unmount it in the container: {case.inside('umount', mount.target)}")
+        elif mount.kind == "deleted":
+            yield DELETED.found(f"What is mounted at {mount.target} in {case.container.name} has been deleted.",
+                                f"Unmount it in the container: {case.inside('umount', mount.target)}")
+
+
+def nested(case: Case) -> Iterator[Finding]:
+    for note in case.notes("nested-mount"):
+        type_, _, target = note.detail.partition(" ")
+        yield UNSUPPORTED.found(
+            f"{holder(note)} has a mount namespace of its own, in which {target} is a file system of the type {type_}.",
+            f"End what runs in there: kill {note.pid}")
+
+
+def sources(case: Case) -> Iterator[Finding]:
+    there, needed = case.destination, _restored(case.container)
+    if not case.options.memory:
+        needed = (*_configured(case.container), *_left_out(case.container))
+    for path in needed:
+        if _terminal(path):
+            continue
+        if there and path not in there.present and answered(path, there):
+            left_out = not case.options.memory and path not in _configured(case.container)
+            yield MISSING.found(
+                f"{there.name} has no {path}, which {case.container.name} mounts from its host"
+                f"{' and would be started without' if left_out else ''}.",
+                f"Make it on {there.name}, or remove its lxc.mount.entry and unmount it.",
+                severity=WARNING if left_out else None)
+
+
+def disks(case: Case) -> Iterator[Finding]:
+    name, here = case.container.name, case.source.name
+    shared = f"-- or, if the destination has the very same disk under that name: --ignore {DISK.name}"
+    entries = {_target(entry): entry for entry in case.container.config.mounts if _is_disk(entry)}
+    for target, entry in entries.items():
+        yield DISK.found(
+            f"{entry.source} of {here}, which {name} mounts at {target}, does not move along.",
+            "Copy what is on it into the container's root file system, and take its lxc.mount.entry out of "
+            f"{case.config_file} {shared}")
+    for mount in case.container.mounts:
+        if not mount.disk or mount.kind not in ("unsupported", "unreachable") or mount.target in entries:
+            continue
+        if mount.loop and mount.type in UNWRITTEN:
+            yield DISK.found(
+                f"The loop device {mount.loop} of {here}, mounted in {name} at {mount.target}, is made of a file, and "
+                "moves along only where that lies in the container's own root file system.",
+                f"See which file stands beside {mount.loop}: {LOSETUP} -- and copy it there.", severity=WARNING)
+        elif mount.loop:
+            yield DISK.found(
+                f"The loop device {mount.loop} of {here}, mounted in {name} at {mount.target}, is made of a file: what "
+                f"its file system still writes as {name} ends comes too late for the last snapshot.",
+                f"See that the file lies in the container's own root file system that stands beside {mount.loop}: "
+                f"{LOSETUP} -- and unmount it in the container: {case.inside('umount', mount.target)}")
+        else:
+            yield DISK.found(
+                f"{mount.disk} of {here}, mounted in {name} at {mount.target}, does not move along.",
+                "Copy what is on it into the container's root file system, and unmount it in the container: "
+                f"{case.inside('umount', mount.target)} {shared}")
+
+
+def bound(case: Case) -> Iterator[Finding]:
+    configured = {_target(entry): entry.source for entry in case.container.config.mounts if _binds(entry)}
+    for mount in externals(case.container):
+        path = mount.host_path or configured.get(mount.target, "")  # the host may have it no longer
+        if _terminal(path):
+            if not is_lxcs(mount.target):
+                yield TERMINAL.found(
+                    f"{mount.target} in {case.container.name} is the terminal {path} of the host.",
+                    f"Unmount it in the container: {case.inside('umount', mount.target)}",
+                )
+        elif path and not path.startswith(SYSTEM):
+            yield BOUND.found(
+                f"{mount.target} in {case.container.name} is {path} of the host and is not moved along.",
+                "See that the destination has the same files there, or copy them into the container.",
+            )
+
+
+def _terminal(path: str) -> bool:
+    return path.startswith("/dev/pts/") or path == "/dev/console"
+
+
+CHECKS: tuple[Check, ...] = (supported, nested, sources, disks, bound)

@@ -1,0 +1,353 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The container's network: what CRIU can carry over, and whether the destination has the place free for it."""
+
+from __future__ import annotations
+
+import ipaddress
+import shlex
+from collections.abc import Iterable, Iterator
+
+from migrator.base import names
+from migrator.config.lxc_settings import Net
+from migrator.criu import veths
+from migrator.errors import InvalidName
+from migrator.host import network
+from migrator.host.net_state import Interface
+from migrator.preflight.checks.case import Case, Check, listed
+from migrator.preflight.facts.host_facts import HostFacts
+from migrator.preflight.findings import Finding, Severity, define
+
+ERROR, WARNING, INFO = Severity.ERROR, Severity.WARNING, Severity.INFO
+BRIDGES = ("bridge",)  # what LXC and CRIU put a restored veth on; neither knows Open vSwitch then
+SHARED = "A bridge that both hosts share"  # a headline of README.md
+# What lxc-net gives every lxcbr0 on every host (LXC_BRIDGE_MAC in its script): LXC 6.0.4 and 7.0, and older ones.
+LXC_NET_MACS = ("10:66:6a:00:00:00", "00:16:3e:00:00:00")
+# What liblxc restores (criu_ok in src/lxc/criu.c).
+RESTORABLE = ("veth", "none", "empty", "phys", "macvlan")
+# What CRIU dumps inside a network namespace (dump_one_link in criu/net.c). The kernel itself makes the last three.
+DUMPABLE = ("loopback", "veth", "tun", "bridge", "macvlan", "venet", "sit")
+IGNORED_NAMES = ("sit0", "gre0", "gretap0")
+
+NET_TYPE = define("network-type", ERROR, """liblxc cannot restore this type of network; it can veth, macvlan, phys,
+    empty and none.""", memory_only=True)
+HOST_NETWORK = define("host-network", ERROR, """With lxc.net.0.type = none the container uses the host's own addresses
+    and ports: its connections cannot move without the host. Started anew there it has that host's.""")
+NET_UNTRIED = define("network-not-bridged", WARNING, """macvlan and phys interfaces are restored on the destination's
+    device of that name, but only a veth on a bridge keeps its connections for certain.""", memory_only=True)
+ROUTER = define("veth-router", ERROR, """LXC sets a routed veth up at a start alone: its gateway and the routes to the
+    container's addresses would be missing on the destination, and nobody would reach it.""", memory_only=True)
+UNMADE = define("veth-not-made", ERROR, """CRIU cannot be relied on to make the veth of a container with ids of its own,
+    and it can be made beforehand only from Linux 5.13 on, under a name that CRIU's configuration file takes.""",
+    memory_only=True)
+SILENCE = define("network-not-silenced", ERROR, """While it is frozen the container must neither hear nor say anything:
+    what it says can be dropped at its veth's end on the host from Linux 5.16 on.""", memory_only=True)
+VLAN = define("bridge-without-vlans", ERROR, """lxc.net.N.veth.vlan.* sets the VLANs of the veth's port on its bridge,
+    which must tell them apart.""")
+BRIDGE = define("bridge-missing", ERROR, "The container's veth is put on a bridge, which the destination must have.")
+NOT_BRIDGE = define("not-a-bridge", ERROR, """A restored veth is put on a bridge of the kernel's own. LXC adds it to an
+    Open vSwitch bridge only when it starts the container.""")
+LINK = define("link-missing", ERROR, "An interface that is no veth needs its parent device on the destination.")
+MTU = define("mtu-smaller", WARNING, """The bridge would drop the container's larger packets; open connections stall
+    as soon as they send much.""")
+SUBNET = define("foreign-subnet", WARNING, """The container keeps its address; where the bridge has addresses of other
+    networks only, nobody may route to it.""")
+NOT_SHARED = define("bridge-not-shared", WARNING, """The container keeps its address, and its connections live on only
+    where both bridges are one segment. lxc-net gives each host a bridge of its own, all of the same address.""")
+ADDRESS_TAKEN = define("address-taken", ERROR, "The container keeps its addresses: nobody else may have one of them.")
+MAC_TAKEN = define("mac-taken", ERROR, "The container keeps its hardware address; no other may have it on the link.")
+PAIR_TAKEN = define("veth-pair-taken", ERROR, """lxc.net.N.veth.pair names the veth's end on the host, and an interface
+    of that name exists on the destination.""")
+KIND = define("interface-kind", ERROR, "CRIU cannot dump this kind of interface (dump_one_link in criu/net.c).",
+    memory_only=True)
+LEASE = define("address-not-configured", INFO, """The address is not in the configuration, perhaps a DHCP lease: it is
+    good as long as the lease, and the server on the destination's network must know it.""")
+SHARED_NS = define("shared-namespace", ERROR, "A namespace that belongs to the host or another container cannot move.")
+
+
+def types(case: Case) -> Iterator[Finding]:
+    name = case.container.name
+    for net in case.container.config.nets:
+        if net.type == "none":
+            yield HOST_NETWORK.found(f"{name} shares the network of its host (lxc.net.{net.index}.type = none).",
+                                     f"Give it an interface of its own: lxc.net.{net.index}.type = veth",
+                                     severity=case.hinders_restore)
+        elif net.type not in RESTORABLE:
+            yield NET_TYPE.found(f"lxc.net.{net.index}.type = {net.type or '(empty)'} of {name} cannot be restored.",
+                                 f"Use lxc.net.{net.index}.type = veth with a bridge.")
+        elif net.type == "veth" and net.mode == "router":
+            yield ROUTER.found(f"lxc.net.{net.index} of {name} is routed (veth.mode = router).",
+                               "Move it with --no-memory, or use a bridge.")
+        elif net.type in ("macvlan", "phys"):
+            yield NET_UNTRIED.found(f"lxc.net.{net.index} of {name} is {net.type} on {net.link or 'no device'}.",
+                                    f"Use lxc.net.{net.index}.type = veth with a bridge.")
+    for entry in case.container.config.shared_namespaces:
+        yield SHARED_NS.found(f"{name} does not have all namespaces to itself: lxc.namespace.{entry}.",
+                              "Remove the line and start the container anew.")
+
+
+def silence(case: Case) -> Iterator[Finding]:
+    if case.source.kernel_version < network.KERNEL and any(net.type == "veth" for net in case.container.config.nets):
+        yield SILENCE.found(f"{case.source.name} has the kernel {case.source.kernel}.",
+                            f"Boot {case.source.name} with a newer one, or move it with --no-memory.")
+
+
+def made(case: Case) -> Iterator[Finding]:
+    """Those of a container with root's own ids CRIU makes itself."""
+    there, config = case.destination, case.container.config
+    if not there or not config.idmaps:
+        return
+    possible = veths.possible(there.kernel_version)
+    for veth in veths.planned(config.nets, "", beforehand=possible):
+        if not veth.made:
+            why = f"with the name {veth.inside!r}" if possible else f"with the kernel {there.kernel}"
+            yield UNMADE.found(
+                f"lxc.net.{veth.number} of {case.container.name} cannot be made on {there.name} {why}.",
+                f"Set lxc.net.{veth.number}.name to letters and digits and start the container anew, or move it with"
+                " --no-memory." if possible else f"Boot {there.name} with Linux 5.13 or newer.")
+
+
+def links(case: Case) -> Iterator[Finding]:
+    there = case.destination
+    for net in case.container.config.nets if there else ():
+        if there and net.link and net.type in ("veth", "macvlan", "phys", "ipvlan", "vlan"):
+            yield from _link(there, net, case.options.bridges.get(net.link, net.link))
+
+
+def _link(there: HostFacts, net: Net, wanted: str) -> Iterator[Finding]:
+    found, bridge = _interface(there, wanted), shlex.quote(wanted)
+    if net.type != "veth":
+        if found is None:
+            yield LINK.found(f"{there.name} has no interface {wanted} for lxc.net.{net.index} ({net.type}).",
+                             f"Make it there, or map it to another: --map-bridge {_mapped(net)}")
+    elif found is None:
+        have = [each.name for each in there.interfaces if each.kind in BRIDGES and _can_be_named(each.name)]
+        choice = have[0] if len(have) == 1 else "NAME"
+        known = f" (it has {listed(have)})" if have else " and no other"
+        yield BRIDGE.found(
+            f"{there.name} has no bridge {wanted}{known}.",
+            f"Map it: --map-bridge {_mapped(net, choice)} -- or make it there: ip link add {bridge} type bridge && "
+            f"ip link set {bridge} up",
+        )
+    elif found.kind not in BRIDGES:
+        yield NOT_BRIDGE.found(f"{wanted} on {there.name} is {found.kind or 'a physical interface'}, not a bridge.",
+                               f"Map it to a bridge: --map-bridge {_mapped(net)}")
+    elif (net.vlan or net.tagged) and not found.vlans:
+        yield VLAN.found(f"{wanted} on {there.name} does not tell VLANs apart, which lxc.net.{net.index} needs.",
+                         f"On {there.name}: ip link set {bridge} type bridge vlan_filtering 1")
+
+
+def _mapped(net: Net, bridge: str = "NAME") -> str:
+    return shlex.quote(f"{net.link}={bridge}")
+
+
+def _can_be_named(name: str) -> bool:
+    """Whether --map-bridge takes that name, which the destination has told."""
+    try:
+        return bool(names.interface_name(name))
+    except InvalidName:
+        return False
+
+
+def inside(case: Case) -> Iterator[Finding]:
+    for interface in case.container.interfaces:
+        if interface.kind not in DUMPABLE and interface.name not in IGNORED_NAMES:
+            yield KIND.found(
+                f"{case.container.name} has the interface {interface.name} of kind {interface.kind or 'physical'}.",
+                f"Remove it in the container: {case.inside('ip', 'link', 'delete', 'dev', interface.name)} -- if it "
+                "comes with every network namespace: sysctl net.core.fb_tunnels_only_for_init_net=1, and start it "
+                "anew.",
+            )
+
+
+def mtu(case: Case) -> Iterator[Finding]:
+    there = case.destination
+    if not there:
+        return
+    for net in case.container.config.nets:
+        bridge = _interface(there, case.options.bridges.get(net.link, net.link)) if net.type == "veth" else None
+        own = next((entry for entry in case.container.interfaces if entry.name == _name_inside(net)), None)
+        if bridge and own and 0 < bridge.mtu < own.mtu:
+            yield MTU.found(
+                f"{bridge.name} on {there.name} has an MTU of {bridge.mtu}, {own.name} in the container of {own.mtu}.",
+                f"On {there.name}: ip link set {shlex.quote(bridge.name)} mtu {own.mtu}",
+            )
+
+
+def subnet(case: Case) -> Iterator[Finding]:
+    there = case.destination
+    if not there:
+        return
+    for net in case.container.config.nets:
+        bridge = _interface(there, case.options.bridges.get(net.link, net.link)) if net.type == "veth" else None
+        if bridge is None:
+            continue
+        for address in _plain(_own(case, net)):
+            networks = [ip.network for ip in _parsed(bridge.addresses) if ip.version == address.version]
+            if networks and not any(address in network for network in networks):
+                yield SUBNET.found(
+                    f"{address} is in none of the networks of {bridge.name} on {there.name} "
+                    f"({listed([str(network) for network in networks])}).",
+                    "See that the address is routed there, or map to another bridge with --map-bridge.",
+                )
+
+
+def to_ask(case: Case) -> dict[str, tuple[str, str, str]]:
+    """The questions whose answers tell whether two bridges are one segment: an IPv4 address that the destination has on
+    its bridge, the bridge here on which it must answer for it, and with which hardware address. Each under a name, as
+    `ADDRESS%BRIDGE`."""
+    found = {}
+    for here, there in _bridges(case):
+        mine = [ip for ip in _parsed(here.addresses) if ip.version == 4]
+        for ip in _parsed(there.addresses):
+            if any(ip.network == own.network for own in mine) and all(ip.ip != own.ip for own in mine):
+                found[f"{ip.ip}%{here.name}"] = (str(ip.ip), here.name, there.mac)
+    return found
+
+
+def segments(case: Case) -> Iterator[Finding]:
+    source, destination = case.source, case.destination
+    for here, there in _bridges(case) if destination else ():
+        if destination is None:
+            return
+        cure = f'Connect {source.name} and {destination.name} by one bridge: see "{SHARED}" in README.md.'
+        if same := _same(here, there):
+            yield NOT_SHARED.found(
+                f"{here.name} on {source.name} and {there.name} on {destination.name} both have the address "
+                f"{' and '.join(same)}: they are two networks that look like one, and open connections of "
+                f"{case.container.name} will break.", cure)
+        for address in _plain(there.addresses):
+            answered = case.options.answers.get(f"{address}%{here.name}")
+            if answered is not None and answered != there.mac:
+                whose = f"by {answered}, not by {there.mac}" if answered else "by nobody"
+                yield NOT_SHARED.found(
+                    f"On {here.name} of {source.name} {address}, which {destination.name} has on {there.name}, is "
+                    f"answered for {whose}: these are two networks, and open connections of {case.container.name} "
+                    "will break.", cure)
+
+
+def _bridges(case: Case) -> list[tuple[Interface, Interface]]:
+    """The pairs of bridges, here and there, that the container's veths leave and come to."""
+    found = []
+    for net in case.container.config.nets if case.destination else ():
+        if case.destination and net.type == "veth" and net.link:
+            here = _interface(case.source, net.link)
+            there = _interface(case.destination, case.options.bridges.get(net.link, net.link))
+            if here and there and here.kind in BRIDGES and there.kind in BRIDGES:
+                found.append((here, there))
+    return list(dict.fromkeys(found))
+
+
+def _same(here: Interface, there: Interface) -> list[str]:
+    """The addresses that both bridges have; none where both have the same hardware address too, unless it is lxc-net's:
+    a gateway that is meant to be everywhere on one segment (anycast)."""
+    if here.mac == there.mac and here.mac not in LXC_NET_MACS:
+        return []
+    theirs = {str(ip) for ip in _plain(there.addresses)}
+    return [str(ip) for ip in _plain(here.addresses) if str(ip) in theirs]
+
+
+def addresses(case: Case) -> Iterator[Finding]:
+    there = case.destination
+    if not there:
+        return
+    mine = {str(ip) for ip in _plain(_all_own(case))}
+    macs = {mac.lower() for mac in _macs(case)}
+    for interface in there.interfaces:
+        for taken in sorted(mine & {str(ip) for ip in _plain(interface.addresses)}):
+            yield _taken(taken, f"{there.name} itself, on {interface.name}")
+    for other in there.containers:
+        if other.name == (case.options.name or case.container.name):
+            continue
+        for taken in sorted(mine & {str(ip) for ip in _plain(other.addresses)}):
+            state = "" if other.running else ", which is stopped"
+            yield _taken(taken, f"the container {other.name} on {there.name}{state}",
+                         ERROR if other.running else WARNING)
+    for neighbour in there.neighbours:
+        if neighbour.address in mine and neighbour.mac and macs and neighbour.mac.lower() not in macs:
+            whose = f"{neighbour.mac}, which {there.name} has seen on {neighbour.interface}"
+            yield _taken(neighbour.address, whose if neighbour.reachable else f"{whose} some time ago",
+                         ERROR if neighbour.reachable else WARNING)
+
+
+def _taken(address: str, whose: str, severity: Severity = ERROR) -> Finding:
+    return ADDRESS_TAKEN.found(f"The address {address} belongs to {whose}.",
+                               "Take it away there, or change the container's before the move.", severity=severity)
+
+
+def hardware_addresses(case: Case) -> Iterator[Finding]:
+    there = case.destination
+    for mac in sorted(_macs(case)) if there else ():
+        if there is None:
+            return
+        for interface in there.interfaces:
+            # an end of a veth shows the same address as the other one only when somebody set it so
+            if interface.mac.lower() == mac:
+                yield MAC_TAKEN.found(f"{interface.name} on {there.name} has the MAC {mac} as well.",
+                                      f"Change it there: ip link set {shlex.quote(interface.name)} address ...")
+        for other in there.containers:
+            if mac in other.macs and other.name != (case.options.name or case.container.name):
+                state = "" if other.running else ", which is stopped"
+                yield MAC_TAKEN.found(f"The container {other.name} on {there.name}{state} has the MAC {mac} as well.",
+                                      "Change lxc.net.0.hwaddr of one of them.",
+                                      severity=ERROR if other.running else WARNING)
+
+
+def pairs(case: Case) -> Iterator[Finding]:
+    there = case.destination
+    for net in case.container.config.nets if there else ():
+        if there and net.pair and _interface(there, net.pair):
+            yield PAIR_TAKEN.found(f"{there.name} already has an interface {net.pair}.",
+                                   f"Remove lxc.net.{net.index}.veth.pair from the configuration; LXC finds a name.")
+
+
+def leases(case: Case) -> Iterator[Finding]:
+    configured = {str(ip) for net in case.container.config.nets for ip in _plain(net.addresses)}
+    for interface in case.container.interfaces:
+        for address in _plain(interface.addresses):
+            if interface.kind == "veth" and str(address) not in configured:
+                yield LEASE.found(f"{address} on {interface.name} is not in {case.container.name}'s configuration.",
+                                  "If it is a DHCP lease, see that the destination's network gives the same one.")
+
+
+def _interface(host: HostFacts, name: str) -> Interface | None:
+    return next((interface for interface in host.interfaces if interface.name == name), None)
+
+
+def _name_inside(net: Net) -> str:
+    return net.name or f"eth{net.index}"
+
+
+def _own(case: Case, net: Net) -> list[str]:
+    inner = [entry for entry in case.container.interfaces if entry.name == _name_inside(net)]
+    return [*net.addresses, *(address for entry in inner for address in entry.addresses)]
+
+
+def _all_own(case: Case) -> list[str]:
+    configured = [address for net in case.container.config.nets for address in net.addresses]
+    return configured + [
+        address for entry in case.container.interfaces if entry.kind != "loopback" for address in entry.addresses
+    ]
+
+
+def _macs(case: Case) -> set[str]:
+    inner = {entry.mac.lower() for entry in case.container.interfaces if entry.kind not in ("loopback", "bridge")}
+    return (inner | {net.hwaddr for net in case.container.config.nets}) - {"", "00:00:00:00:00:00"}
+
+
+def _parsed(texts: Iterable[str]) -> list[ipaddress.IPv4Interface | ipaddress.IPv6Interface]:
+    found = []
+    for text in texts:
+        try:
+            found.append(ipaddress.ip_interface(text))
+        except ValueError:
+            continue
+    return found
+
+
+def _plain(texts: Iterable[str]) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
+    return list(dict.fromkeys(interface.ip for interface in _parsed(texts)))
+
+
+CHECKS: tuple[Check, ...] = (
+    types, silence, made, links, inside, mtu, subnet, segments, addresses, hardware_addresses, pairs, leases,
+)

@@ -1,0 +1,377 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the processes of a container hold, as far as it decides whether CRIU can dump them: read from /proc.
+
+Processes come and go while we read; what has vanished is left out. Each thing that was seen is a `Note`, and things
+of one kind are counted under the first process that had it, so that a thousand workers make one note.
+"""
+
+# Plain strings: a Path for each of ten thousand looks into /proc would double their cost.
+# ruff: noqa: PTH115, PTH208
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import stat
+import time
+from collections.abc import Collection
+
+from migrator.criu import ghost_paths, socket_names, terminals
+from migrator.host import descent, roots
+from migrator.host.mountinfo import OF_PATHS, MountLine, may_wait, parse_mountinfo
+from migrator.host.proc import Status, link, parse_status, read_text
+from migrator.preflight.facts import unix_facts, watch_facts
+
+TASKS_MAX = 10_000
+DESCRIPTORS_MAX = 100_000
+NOTES_MAX = 2_000
+NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
+WAIT, WAITS = 0.05, 10  # seconds, and how often
+PTS = range(136, 144)  # major numbers of UNIX 98 pseudo-terminals (devices.txt)
+PTMX = (5, 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Note:
+    """One thing that a process of the container was seen to have."""
+
+    kind: str
+    detail: str
+    count: int = 1
+    pid: int = 0  # on the host; of the first process that had it
+    task: str = ""  # that process's name
+    size: int = 0  # bytes, of the largest
+
+
+@dataclasses.dataclass(frozen=True)
+class Tasks:
+    """All the processes together."""
+
+    count: int = 0
+    threads: int = 0
+    uids: tuple[int, ...] = ()  # as the host sees them
+    names: tuple[str, ...] = ()
+    memory: int = 0  # bytes, anonymous and shared, summed over the processes
+    notes: tuple[Note, ...] = ()
+    complete: bool = True  # False when a limit of this module cut the look short
+
+
+def gather(init: int, in_cgroup: Collection[int]) -> Tasks:
+    """Look at every process of the container whose first process is `init`.
+
+    `in_cgroup` are the processes in its cgroup, the ones that freezing stops; those that are only in its PID
+    namespace (nsenter(1)) are found besides.
+    """
+    look = _Look(init)
+    pids = _members(init, in_cgroup)
+    statuses = {}
+    for pid in pids[:TASKS_MAX]:
+        if status := _status(pid):
+            statuses[pid] = status
+    look.complete = len(pids) <= TASKS_MAX
+    look.own = descent.of(init, statuses, lambda pid: statuses[pid].parent if pid in statuses else 0)
+    for status in statuses.values():
+        if status.pid in look.own:
+            look.mounts_of(status.pid)
+    for status in statuses.values():
+        _look_at_task(look, status, statuses, in_cgroup)
+        look.descriptors(status)
+    look.half_pairs(statuses.keys())
+    look.still_waiting()
+    return Tasks(
+        count=len(statuses), threads=sum(status.threads for status in statuses.values()),
+        uids=tuple(sorted({uid for status in statuses.values() for uid in status.uids}))[:1000],
+        names=tuple(sorted({status.name for status in statuses.values()}))[:1000],
+        memory=sum(status.memory for status in statuses.values()),
+        notes=tuple(look.notes.values()), complete=look.complete,
+    )
+
+
+def _members(init: int, in_cgroup: Collection[int]) -> list[int]:
+    namespace = link(f"/proc/{init}/ns/pid")
+    found = set(in_cgroup) | {init}
+    with contextlib.suppress(OSError):
+        for entry in os.listdir("/proc"):
+            if entry.isdecimal() and int(entry) not in found and link(f"/proc/{entry}/ns/pid") == namespace != "":
+                found.add(int(entry))
+    return sorted(found)
+
+
+def _look_at_task(look: _Look, status: Status, statuses: dict[int, Status], in_cgroup: Collection[int]) -> None:
+    if status.pid not in look.own:
+        look.note("attached", status.name, status)
+    elif status.session_inside == 0:
+        look.note("zombie-session-outside" if status.state == "Z" else "session-outside", status.name, status)
+    elif status.state == "Z" and status.parent == look.init and any(
+            other.state == "Z" and other.inside == status.session_inside and other is not status
+            for other in statuses.values()):
+        look.note("zombie-session", status.name, status)
+    if status.tracer:
+        look.note("traced", f"{status.name} by process {status.tracer}", status)
+    if status.state == "D":
+        look.waiting.append(status)
+    if status.state == "Z":  # cgroup.procs and its namespaces no longer name it
+        return
+    if in_cgroup and not _is_in(in_cgroup, status.pid):
+        look.note("outside-cgroup", status.name, status)
+    for kind in NAMESPACES:
+        found = link(f"/proc/{status.pid}/ns/{kind}")
+        if found and look.namespaces[kind] and found != look.namespaces[kind]:
+            look.note("nested-namespace", kind, status)
+            if kind == "mnt" and status.pid in look.own:
+                look.nested_mounts(status)
+
+
+def _is_in(in_cgroup: Collection[int], pid: int) -> bool:
+    """Whether a process is in the container's cgroup; where it was born after that was read, its own file tells."""
+    if pid in in_cgroup:
+        return True
+    own = read_text(f"/proc/{pid}/cgroup")
+    return not own or any(own == read_text(f"/proc/{other}/cgroup") for other in in_cgroup)
+
+
+class _Look:
+    """The notes so far, and what is asked again and again while they are made."""
+
+    def __init__(self, init: int) -> None:
+        self.init = init
+        self.notes: dict[tuple[str, str], Note] = {}
+        self.complete = True
+        self.own = {init}  # the processes that descend from it
+        self.namespaces = {kind: link(f"/proc/{init}/ns/{kind}") for kind in NAMESPACES}
+        self.left = DESCRIPTORS_MAX
+        self.mounts: dict[str, list[MountLine]] = {}  # of each mount namespace
+        self.mount_ids: set[int] = set()  # of all mount namespaces that belong to the container
+        self.terminals: set[str] = set()  # the devices of its devpts file systems
+        self.slaves: dict[tuple[int, int], tuple[str, Status]] = {}  # (devpts, index) of pseudo-terminals
+        self.masters: set[tuple[int, int]] = set()  # likewise; a devpts of 0 stands for any
+        self.pipes: dict[str, tuple[int, Status]] = {}  # which ends of each pipe are open: 1 read, 2 write
+        self.unix_sockets: dict[int, Status] = {}  # by inode
+        self.waiting: list[Status] = []  # those in uninterruptible sleep
+
+    def note(self, kind: str, detail: str, status: Status, size: int = 0) -> None:
+        before = self.notes.get((kind, detail))
+        if before:
+            self.notes[kind, detail] = dataclasses.replace(before, count=before.count + 1, size=max(size, before.size))
+        elif len(self.notes) < NOTES_MAX:
+            self.notes[kind, detail] = Note(kind, detail[:4096], 1, status.pid, status.name, size)
+        else:
+            self.complete = False
+
+    def mounts_of(self, pid: int) -> list[MountLine]:
+        """The mounts that a process of the container's own has."""
+        namespace = link(f"/proc/{pid}/ns/mnt")
+        if namespace not in self.mounts:
+            self.mounts[namespace] = parse_mountinfo(read_text(f"/proc/{pid}/mountinfo"))
+            self.mount_ids |= {line.id for line in self.mounts[namespace]}
+            self.terminals |= {line.device for line in self.mounts[namespace] if line.type == "devpts"}
+        return self.mounts[namespace]
+
+    def nested_mounts(self, status: Status) -> None:
+        """What is mounted in a mount namespace of its own that CRIU would make of paths of the host's."""
+        made = [line for line in self.mounts_of(status.pid) if line.type in OF_PATHS]
+        outside = {line.device for line in parse_mountinfo(read_text("/proc/self/mountinfo"))} if made else ()
+        for line in made:
+            if line.device not in outside:  # that it binds
+                self.note("nested-mount", f"{line.type} {line.target}", status)
+
+    def descriptors(self, status: Status) -> None:
+        folder = f"/proc/{status.pid}/fd"
+        try:
+            names = os.listdir(folder)
+        except OSError:
+            return
+        self.left -= len(names)
+        if self.left < 0:
+            self.complete = False
+            return
+        for name in names:
+            with contextlib.suppress(OSError):  # closed meanwhile
+                self.descriptor(status, f"{folder}/{name}", os.readlink(f"{folder}/{name}"))
+        for name in ("cwd", "exe", "root"):
+            with contextlib.suppress(OSError):
+                path = f"/proc/{status.pid}/{name}"
+                if (target := os.readlink(path)).endswith(" (deleted)"):
+                    self.deleted(status, target, roots.opened(path))
+
+    def descriptor(self, status: Status, path: str, target: str) -> None:
+        if target.startswith("socket:"):
+            protocol = _protocol(path)
+            self.note("socket", protocol, status)
+            if protocol.startswith("UNIX") and target[8:-1].isdecimal():
+                self.unix_sockets.setdefault(int(target[8:-1]), status)
+        elif target.startswith("pipe:"):
+            mode = os.lstat(path).st_mode
+            ends = (1 if mode & stat.S_IRUSR else 0) | (2 if mode & stat.S_IWUSR else 0)
+            self.pipes[target] = (self.pipes.get(target, (0, status))[0] | ends, status)
+        elif target.startswith("anon_inode:"):
+            kind = target.removeprefix("anon_inode:").strip("[]")
+            self.note("anon-inode", kind, status)
+            if kind in ("inotify", "fanotify"):
+                self.watches(status, path)
+        elif target.startswith("/"):
+            self.file(status, path, target)
+        elif ":[" in target and target.partition(":[")[0] in NAMESPACES:
+            if target not in self.namespaces.values():
+                self.note("namespace-file", target, status)
+        elif target.startswith("dmabuf:") or target.startswith("mnt:"):
+            self.note("anon-inode", target.partition(":")[0], status)
+
+    def file(self, status: Status, path: str, target: str) -> None:
+        deleted = target.endswith(" (deleted)")
+        if target.startswith("/memfd:"):
+            return
+        try:
+            found = roots.opened(path)
+        except FileNotFoundError:  # closed meanwhile
+            raise
+        except OSError:
+            os.readlink(path)  # nor is it closed now
+            self.note("file-unknown", target, status)
+            return
+        if stat.S_ISCHR(found.mode) or stat.S_ISBLK(found.mode):
+            self.device(status, path, target, found)
+        elif deleted:
+            self.deleted(status, target, found)
+        mount = watch_facts.fdinfo(path, "mnt_id")
+        if mount and int(mount) not in self.mount_ids and not self.is_lxcs(_pts(found)):
+            self.note("outside-file", target, status)
+
+    def deleted(self, status: Status, target: str, found: roots.Opened) -> None:
+        if found.links:
+            return
+        name = target.removesuffix(" (deleted)")
+        self.note("deleted-file", name, status, found.size)
+        namespace = self.namespaces["mnt"]
+        if link(f"/proc/{status.pid}/ns/mnt") != namespace or may_wait(name, self.mounts.get(namespace, [])):
+            return  # where it has mounts of its own, that path tells nothing of them; as `ghosts.require_here`
+        with contextlib.suppress(OSError):
+            root = os.open(f"/proc/{self.init}/root", os.O_PATH | os.O_CLOEXEC)
+            try:
+                if trouble := ghost_paths.why_not(root, name, folder=stat.S_ISDIR(found.mode)):
+                    self.note("deleted-astray", f"{name}: {trouble}", status)
+            finally:
+                os.close(root)
+
+    def bound_sockets(self) -> None:
+        """Those whose names lead where CRIU must not follow; what they lead to besides `bound_sockets` looks at.
+
+        Of those in other mount and network namespaces it alone does.
+        """
+        patience = socket_names.Patience()
+        for inode, its in unix_facts.bound(self.init).items() if self.unix_sockets else ():
+            status = self.unix_sockets.get(inode)
+            if not status or not its.name.startswith("/"):
+                continue
+            if link(f"/proc/{status.pid}/ns/mnt") != self.namespaces["mnt"]:
+                continue
+            with contextlib.suppress(OSError):
+                root = os.open(f"/proc/{self.init}/root", os.O_PATH | os.O_CLOEXEC)
+                try:
+                    socket_names.follow(socket_names.View.of(root, self.mounts_of(self.init), 0), its.name, patience)
+                except socket_names.Astray as error:
+                    self.note("socket-astray", f"{its.name} {error}", status)
+                finally:
+                    os.close(root)
+
+    def device(self, status: Status, path: str, target: str, found: roots.Opened) -> None:
+        major, minor = os.major(found.special), os.minor(found.special)
+        if place := _pts(found):
+            self.slaves.setdefault(place, (target, status))
+        elif stat.S_ISCHR(found.mode) and (major, minor) == PTMX:
+            index = watch_facts.fdinfo(path, "tty-index")
+            if index:  # /dev/ptmx may be a device node of its own, outside every devpts
+                self.masters.add((found.device if _shown(found.device) in self.terminals else 0, int(index)))
+        else:
+            kind = "char" if stat.S_ISCHR(found.mode) else "block"
+            self.note("device", f"{kind} {major}:{minor} {target}", status)
+
+    def is_lxcs(self, place: tuple[int, int] | None) -> bool:
+        """Whether a pseudo-terminal is the console, or one of the ttys, that LXC gives a container: they move along,
+        though its monitor has their other ends (`terminals`), and a restored one comes from the host's devpts."""
+        return place is not None and any((line.device, terminals.index(line)) == (_shown(place[0]), place[1])
+                                         for line in self.mounts.get(self.namespaces["mnt"], ()))
+
+    def watches(self, status: Status, path: str) -> None:
+        for kind, shown in watch_facts.watches(path, status.pid, self.mounts.get(self.namespaces["mnt"], [])):
+            self.note(f"watch-{kind}", shown, status)
+
+    def still_waiting(self) -> None:
+        """Who waits for a disk, even a busy one, does so for moments only: it counts if it does whenever we look."""
+        waiting = self.waiting
+        for _ in range(WAITS):
+            if not waiting:
+                return
+            time.sleep(WAIT)
+            waiting = [status for status in waiting if _state(status.pid) == "D"]
+        for status in waiting:
+            self.note("uninterruptible", status.name, status)
+
+    def half_pairs(self, members: Collection[int]) -> None:
+        """Terminals, UNIX sockets and pipes whose other end no process of the container has.
+
+        A pipe with one end only is nothing special, its other end may have been closed: so we look who has it.
+        """
+        for place, (target, status) in self.slaves.items():
+            if not self.masters & {place, (0, place[1])} and not self.is_lxcs(place):
+                self.note("terminal-outside", target, status)
+        self.bound_sockets()
+        for inode in sorted(unix_facts.outside(self.init, frozenset(self.unix_sockets)) if self.unix_sockets else ()):
+            self.note("unix-outside", f"socket:[{inode}]", self.unix_sockets[inode])
+        half = {target: status for target, (ends, status) in self.pipes.items() if ends != 3}
+        for target, holder in _holders(half, members).items():
+            self.note("pipe-outside", f"{target} to {holder}", half[target])
+
+
+def _pts(found: roots.Opened) -> tuple[int, int] | None:
+    """The devpts and the number of a pseudo-terminal's slave; None for another file."""
+    major, minor = os.major(found.special), os.minor(found.special)
+    return (found.device, (major - PTS[0]) * 256 + minor) if stat.S_ISCHR(found.mode) and major in PTS else None
+
+
+def _shown(device: int) -> str:
+    """A file system's device as mountinfo has it."""
+    return f"{os.major(device)}:{os.minor(device)}"
+
+
+def _holders(pipes: Collection[str], members: Collection[int]) -> dict[str, str]:
+    """Which of the pipes a process outside the container has open, and that process."""
+    found: dict[str, str] = {}
+    for pid in os.listdir("/proc") if pipes else ():
+        if not pid.isdecimal() or int(pid) in members:
+            continue
+        with contextlib.suppress(OSError):
+            for name in os.listdir(f"/proc/{pid}/fd"):
+                target = link(f"/proc/{pid}/fd/{name}")
+                if target in pipes and target not in found:
+                    found[target] = f"{read_text(f'/proc/{pid}/comm').strip()} (process {pid})"
+    return found
+
+
+def _status(pid: int) -> Status | None:
+    """A process's status now; None when it has ended.
+
+    Of one that is waited for at this very moment the kernel tells some of it, and 0 for its session, its parent and its
+    own ids (__unhash_process in kernel/exit.c takes them away): nobody finds it any more who asks again.
+    """
+    status = parse_status(read_text(f"/proc/{pid}/status"))
+    if status and not (status.session_inside and status.parent and status.inside):
+        status = parse_status(read_text(f"/proc/{pid}/status"))
+    return status if status and status.state != "X" else None
+
+
+def _state(pid: int) -> str:
+    """A process's state now, one letter; "" when it has ended."""
+    status = _status(pid)
+    return status.state if status else ""
+
+
+def _protocol(path: str) -> str:
+    """A socket's protocol by the name that /proc/net/protocols has for it, "" when it cannot be asked."""
+    try:
+        return os.getxattr(path, "system.sockprotoname").rstrip(b"\0").decode(errors="replace")
+    except FileNotFoundError:  # closed meanwhile
+        raise
+    except OSError:
+        return ""

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which files a process watches with inotify or fanotify, found as CRIU finds them.
+
+/proc/PID/fdinfo/FD has a watch's inode as a file handle (proc_pid_fdinfo(5)). CRIU opens the handle on a mount of the
+same file system, reads the path back and opens that path: this fails for a symbolic link (it opens what the link
+points to, another inode), and for a file that has been deleted (check_open_handle in criu/fsnotify.c).
+
+No file server is asked, as it may never answer: what it has stays unknown, and what the way leads to through its mount.
+"""
+
+# Plain strings: a Path for each of ten thousand looks into /proc would double their cost.
+# ruff: noqa: PTH115, PTH116, PTH123
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import stat
+from collections.abc import Iterator
+
+from migrator.host.mountinfo import MountLine, may_wait
+
+O_PATH = os.O_PATH
+HANDLE_MAX = 128  # bytes, MAX_HANDLE_SZ
+
+
+def fdinfo(fd_path: str, key: str) -> str:
+    """A value from the descriptor's fdinfo; "" when it is not there."""
+    for line in fdinfo_lines(fd_path):
+        name, _, value = line.partition(":")
+        if name == key:
+            return value.strip()
+    return ""
+
+
+def fdinfo_lines(fd_path: str) -> list[str]:
+    """The lines of fdinfo for a path such as /proc/1/fd/3."""
+    try:
+        with open(fd_path.replace("/fd/", "/fdinfo/"), "rb") as file:
+            return file.read().decode(errors="replace").split("\n")
+    except OSError:
+        return []
+
+
+def parse_watch(line: str) -> tuple[str, int, int, bytes] | None:
+    """(device, inode, handle type, handle) of an `inotify wd:...` or `fanotify ino:...` line, else None."""
+    words = line.split()
+    if not words or words[0] not in ("inotify", "fanotify"):
+        return None
+    fields = dict(word.split(":", 1) for word in words[1:] if ":" in word)
+    try:
+        device = int(fields["sdev"], 16)
+        # the kernel's own encoding of a device number: 20 bits of minor (MKDEV in linux/kdev_t.h)
+        shown = f"{device >> 20}:{device & 0xFFFFF}"
+        return shown, int(fields["ino"], 16), int(fields["fhandle-type"], 16), bytes.fromhex(fields["f_handle"])
+    except (KeyError, ValueError):
+        return None
+
+
+def watches(fd_path: str, pid: int, mounts: list[MountLine]) -> Iterator[tuple[str, str]]:
+    """(kind, path) of each watch; kind is "file", "symlink", "deleted", "hidden" (by a mount over it) or "unknown"."""
+    for line in fdinfo_lines(fd_path):
+        watch = parse_watch(line)
+        if watch:
+            device, inode, handle_type, handle = watch
+            found = None
+            for mount in mounts:
+                if mount.device == device and not may_wait(mount.target, mounts):
+                    found = _resolve(pid, mount.target, mounts, inode, handle_type, handle)
+                    if found and found[0] == "file":
+                        break
+            yield found or ("unknown", f"inode {inode} of device {device}")
+
+
+class _Handle(ctypes.Structure):
+    _fields_ = (("size", ctypes.c_uint), ("type", ctypes.c_int), ("bytes", ctypes.c_ubyte * HANDLE_MAX))
+
+
+def _open_by_handle(mount: int, handle_type: int, handle: bytes) -> int:
+    """open_by_handle_at(2), which Python's os does not have; raises OSError."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    structure = _Handle(len(handle), handle_type, (ctypes.c_ubyte * HANDLE_MAX)(*handle[:HANDLE_MAX]))
+    fd = int(libc.open_by_handle_at(mount, ctypes.byref(structure), O_PATH | os.O_CLOEXEC))
+    if fd < 0:
+        raise OSError(ctypes.get_errno(), "open_by_handle_at")
+    return fd
+
+
+def _resolve(pid: int, target: str, mounts: list[MountLine], inode: int, handle_type: int,
+             handle: bytes) -> tuple[str, str] | None:
+    root = f"/proc/{pid}/root"
+    with contextlib.ExitStack() as stack:
+        try:
+            mount_fd = os.open(f"{root}{target}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            stack.callback(os.close, mount_fd)
+            fd = _open_by_handle(mount_fd, handle_type, handle)
+            stack.callback(os.close, fd)
+            path = os.readlink(f"/proc/self/fd/{fd}")
+            found = os.fstat(fd)
+        except OSError:
+            return None
+        if stat.S_ISLNK(found.st_mode):
+            return "symlink", path
+        if found.st_nlink == 0 or path.endswith(" (deleted)"):
+            return "deleted", path.removesuffix(" (deleted)")
+        if may_wait(path, mounts):
+            return None
+        try:
+            visible = os.stat(f"{root}{path}").st_ino == inode
+        except OSError:
+            visible = False
+        return ("file" if visible else "hidden"), path

@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a caller of `migrator serve` may do here.
+
+Who logs in as root over SSH may do everything: that is root. A paired peer may do what `migrator peer allow` says, by
+default nothing but ask about what was sent to it; a line of authorized_keys may say the same with `serve --only`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shlex
+import urllib.parse
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from migrator.base import log, names
+from migrator.config import consent
+from migrator.errors import ConsentNeeded, InvalidName, NotAllowed, UsageError
+from migrator.host import lxc
+from migrator.record import next_commands
+from migrator.record.journal import ROOT_CALLER, Migration
+from migrator.record.next_commands import this_host
+
+if TYPE_CHECKING:
+    from tunnel.identity.peers import Peer
+
+ASKING = frozenset({"source-state"})  # operations of a host that containers have gone to; all others are a source's
+FACTS_MAX = 32  # times that a connection may have this host looked at
+UNFINISHED_MAX = 64  # migrations of one caller
+KNOWN_MAX = 5000  # that the journal keeps of one caller
+EVENTS_MAX = 10_000  # of a migration, with which a caller may have this host begin more of it
+EVENTS_SIZE = 8 << 20  # bytes of what these tell
+TOLD_MAX = 128 << 20  # bytes of what is recorded of all of a caller's migrations, with which it may begin more
+UNKNOWN_MAX = 128  # ids that a connection may name of which nothing is recorded, or nothing of its caller's
+ORIGINS_MAX = 16  # containers that a connection may ask about, by their origins; it brings one
+ABANDONS_MAX = 64  # of a connection, of migrations that this host has never heard of
+PEER = "peer:"  # begins both the caller and the destination of a paired host
+_AS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Grant:
+    """`caller` is whom migrations are bound to; `name` is what people call it, and `fix` how it could get more."""
+
+    caller: str = ROOT_CALLER
+    name: str = "root over SSH"
+    receive: bool = True
+    ask: bool = True
+    lxcpaths: tuple[Path, ...] | None = None  # it may bring containers to; (): this host's own; None: any
+    hooks: bool = True  # what reaches out of the container comes along
+    fix: str = ""
+    hooks_fix: str = ""  # what has to be done here for it to bring along what reaches out; "" where it may
+
+    @property
+    def restricted(self) -> bool:
+        return self.lxcpaths is not None
+
+    def check(self, op: str) -> None:
+        """Raises NotAllowed where the caller may not ask for that at all."""
+        if not (self.ask if op in ASKING else self.receive):
+            what = "ask about what it was sent" if op in ASKING else "bring containers here"
+            raise self.refusal(f"it may not {what}")
+
+    def lxcpath(self, wanted: str) -> Path:
+        """The LXC path that was asked for, or by default this host's own; raises InvalidName and NotAllowed."""
+        allowed = self.lxcpaths if self.lxcpaths != () else (lxc.default_lxcpath(),)
+        if allowed is None:
+            return names.lxcpath(wanted) if wanted else lxc.default_lxcpath()
+        path = names.lxcpath(wanted) if wanted else allowed[0]
+        if path not in allowed:
+            raise self.refusal(f"it may bring containers to {', '.join(map(str, allowed))} only, not to {path}")
+        return path
+
+    def owns(self, migration: Migration) -> bool:
+        """Whether this caller has begun it; what was begun before callers were recorded is root's."""
+        return migration.caller == self.caller
+
+    def check_owner(self, migration: Migration) -> None:
+        """Raises NotAllowed for a migration that another caller has begun."""
+        if not self.owns(migration):
+            raise self.not_its_own(migration)
+
+    def not_its_own(self, migration: Migration) -> NotAllowed:
+        """Which is said in the same words of what another caller has begun, and of what goes out from here.
+
+        Who has guessed the id learns no more by it: not which container that is.
+        """
+        return NotAllowed(host_name=this_host(), caller=self.name,
+                          reason=f"migration {migration.id} was begun by somebody else",
+                          fix=f"Who has begun it can go on; on {this_host()}: migrator status")
+
+    def source(self, said: str) -> str:
+        """Where migrations of this caller come from, as `-d` would have it; `said` is the name that it gives itself."""
+        if self.caller.startswith(PEER):
+            return f"{PEER}{self.name}"
+        return names.host_name(said) if self.restricted else said[:253]
+
+    def check_destination(self, migration: Migration) -> None:
+        """Raises NotAllowed for a migration from here that does not go to this peer."""
+        if self.caller.startswith(PEER) and not self.is_destination(migration):
+            raise self.refusal(f"migration {migration.id} does not go to it")
+
+    def check_leave(self, migration: Migration) -> None:
+        """Raises NotAllowed for who is not known to be the host that a migration from here goes to.
+
+        A word that was given to another host would keep a forced rollback waiting.
+        """
+        self.check_destination(migration)
+        if not self.is_destination(migration):
+            there = migration.detail.get("destination_host")
+            raise self.refusal(f"its key is not said to be that of {there}, where migration {migration.id} goes"
+                               f" (as={there})")
+
+    def is_destination(self, migration: Migration) -> bool:
+        """Whether this is the host that a migration from here goes to; of a limited key only `as=NAME` tells.
+
+        A peer is known by its fingerprint: under its name another host may be paired by now. What an older version has
+        begun says only the name.
+        """
+        if not self.restricted:
+            return True
+        if self.caller.startswith(PEER):
+            if fingerprint := migration.detail.get("destination_fingerprint"):
+                return self.caller == f"{PEER}{fingerprint}"
+            return migration.peer == f"{PEER}{self.name}"
+        return self.caller == f"{ROOT_CALLER}:{migration.detail.get('destination_host')}"
+
+    def check_config(self, name: str, text: str, mapped_root: int) -> None:
+        """Raises ConsentNeeded for a configuration that reaches out, where this caller's must not; see `reaching`."""
+        if not self.hooks:
+            self.check_reaching(name, reaching(text, mapped_root))
+
+    def check_reaching(self, name: str, lines: str) -> None:
+        """The same of what `reaching` has found."""
+        if lines and not self.hooks:
+            raise ConsentNeeded(host_name=this_host(), caller=self.name, name=name, lines=lines,
+                                fix=f"on {this_host()}: {self.hooks_fix}")
+
+    def refusal(self, reason: str) -> NotAllowed:
+        return NotAllowed(host_name=this_host(), caller=self.name, reason=reason, fix=f"On {this_host()}: {self.fix}")
+
+    @property
+    def text(self) -> str:
+        """What it may do, for people: `move containers to /pool, with hooks`."""
+        if not self.receive:
+            return "do nothing"
+        where = ", ".join(map(str, self.lxcpaths or ())) or "this host's LXC path"
+        return f"move containers to {where}{', with hooks' if self.hooks else ''}"
+
+
+    def to_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {"receive": self.receive, "lxcpaths": [str(path) for path in self.lxcpaths or ()], "hooks": self.hooks}
+
+
+ROOT = Grant()
+
+
+def reaching(text: str, mapped_root: int) -> str:
+    """What in a configuration reaches out here, for people; "" for nothing.
+
+    `mapped_root` is the user that its folder will belong to.
+    """
+    lines = consent.reaching(text, lambda path: Path(path).exists())
+    if mapped_root and mapped_root < consent.IDS_FROM:
+        lines.append(f"a root that is user {mapped_root} here")
+    return consent.shown(lines)
+
+
+def words_of(*, receive: bool, lxcpaths: Iterable[str] = (), hooks: bool = False) -> tuple[str, ...]:
+    """A permission as the store of peers and `serve --only` have it; raises InvalidName for a path that is none."""
+    if not receive:
+        return ()
+    paths = [f"lxcpath={urllib.parse.quote(str(names.lxcpath(path)))}" for path in dict.fromkeys(lxcpaths)]
+    return ("receive", *paths, *(["hooks"] if hooks else []))
+
+
+def of_peer(peer: Peer) -> Grant:
+    """What a paired host may do. A word that is not known here allows nothing."""
+    paths, plain = _read(peer.allowed)
+    hooks = "hooks" in plain
+    fix = shlex.join(["migrator", "peer", "allow", peer.name, "receive",
+                      *(word for path in paths for word in ("--lxcpath", str(path)))])
+    return Grant(
+        caller=f"{PEER}{peer.public.fingerprint}", name=peer.name, receive="receive" in plain, ask=True,
+        lxcpaths=paths, hooks=hooks, fix=fix, hooks_fix="" if hooks else f"{fix} --accept-hooks",
+    )
+
+
+def of_migration(migration: Migration) -> Grant:
+    """What who has begun a migration to this host may bring along, as it stands now, for that alone.
+
+    Of a paired host that is what `peer allow` has said last, and nothing once it was removed. What a key's line says is
+    not known here: there, and where the store of peers cannot be read, it is what its last request has found.
+    """
+    found = recorded(migration)
+    if not found.caller.startswith(PEER):
+        return found
+    from migrator.base import private_files
+    from tunnel.identity.peers import Peers
+    from tunnel.tunnel_errors import TunnelFileUnusable
+
+    try:
+        for peer in Peers(private_files.STATE / "peers").all():
+            if found.caller == f"{PEER}{peer.public.fingerprint}":
+                return of_peer(peer)
+    except (TunnelFileUnusable, InvalidName) as error:
+        log.verbose(f"What {found.name} may bring along now is not known: {error}")
+        return found
+    return dataclasses.replace(found, hooks=False, hooks_fix=_anew(migration))
+
+
+def recorded(migration: Migration) -> Grant:
+    """The same as the journal has it: what the last request that brings something has found."""
+    detail = migration.detail
+    caller = str(detail.get("caller", ROOT_CALLER))
+    return Grant(caller=caller, name=migration.peer.removeprefix(PEER),
+                 hooks=bool(detail.get("hooks", caller == ROOT_CALLER)),
+                 hooks_fix=str(detail.get("hooks_fix") or _anew(migration)))
+
+
+def _anew(migration: Migration) -> str:
+    return f"{next_commands.command('rollback', migration)}, and begin anew"
+
+
+def of_peer_id(id: bytes) -> Grant:
+    """What the paired host with that id may do, at this moment; raises TunnelFileUnusable."""
+    from migrator.base import private_files
+    from tunnel.identity.peers import Peers
+
+    peer = Peers(private_files.STATE / "peers").by_id(id)
+    return of_peer(peer) if peer else nobody(id.hex()[:16])
+
+
+def nobody(name: str) -> Grant:
+    """For a peer that was removed while its tunnel stood."""
+    return Grant(caller="", name=name, receive=False, ask=False, lxcpaths=(), hooks=False,
+                 fix="migrator peer invite")
+
+
+def of_only(text: str) -> Grant:
+    """What `serve --only` allows: `receive`, `ask`, `hooks`, `lxcpath=PATH`, `as=NAME`; raises UsageError."""
+    words = tuple(text.split(","))
+    named = [word.partition("=")[2] for word in words if word.startswith("as=")]
+    try:
+        paths, plain = _read(word for word in words if not word.startswith("as="))
+    except InvalidName as error:
+        raise UsageError(reason=f"--only {error}") from None
+    unknown = plain - {"receive", "ask", "hooks"}
+    if unknown or len(named) > 1 or not plain & {"receive", "ask"} or not all(map(_AS.fullmatch, named)):
+        raise UsageError(reason=f"--only takes receive or ask, and hooks, lxcpath=PATH, as=NAME; not {text[:100]!r}")
+    name, hooks = named[0] if named else "this key", "hooks" in plain
+    return Grant(
+        caller=f"{ROOT_CALLER}:{named[0] if named else 'only'}", name=name, receive="receive" in plain,
+        ask="ask" in plain, lxcpaths=paths, hooks=hooks, fix="see `serve --only` in this key's line of authorized_keys",
+        hooks_fix="" if hooks else "add hooks to `serve --only` in this key's line of authorized_keys",
+    )
+
+
+def _read(words: Iterable[str]) -> tuple[tuple[Path, ...], set[str]]:
+    """The LXC paths among the words, and the words without a value; raises InvalidName."""
+    paths, plain = [], set()
+    for word in words:
+        key, equals, value = word.partition("=")
+        if key == "lxcpath" and equals:
+            paths.append(names.lxcpath(urllib.parse.unquote(value)))
+        else:
+            plain.add(word)
+    return tuple(paths), plain

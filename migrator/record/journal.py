@@ -1,0 +1,402 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The journal: what this host knows of each migration, written before a step is taken and after its outcome.
+
+One SQLite file a host with full synchronisation: when a state or a note is recorded, it has survived a power cut
+(sqlite.org/pragma.html#pragma_synchronous). Steps within a state are only told; they survive a crash of the program,
+and a power cut from the next state on. `docs/states.md` says what the states mean.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from migrator.base import boot_clock, log, names
+from migrator.errors import JournalBroken
+from migrator.record import container_lock, states
+from migrator.record.journal_file import PRIMARY, JournalFile
+from migrator.record.states import Event, Owner, Role, State
+from tunnel.tunnel_errors import DocumentedError
+
+DEFAULT_PATH = Path("/var/lib/migrator/journal.db")
+WAIT_FOR_LOCK = 10.0  # seconds
+HURRY = 0.2  # seconds, while what is to be recorded keeps a container from running
+KEPT = 20  # migrations of a container that have ended; older ones are forgotten when the next one begins
+ROOT_CALLER = "ssh"  # who has begun what is not recorded with another caller: root, here or over SSH
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One event: `step` with `phase` begin, done or failed; `time` in seconds since 1970."""
+
+    time: float
+    step: str
+    phase: str
+    detail: dict[str, Any]
+
+
+class AlreadyRecorded(Exception):
+    """A migration of that id and role is recorded: another process has been faster."""
+
+
+def is_busy(error: JournalBroken) -> bool:
+    """Whether nothing is wrong with the journal, but others have not let go of it in time."""
+    cause = error.__cause__
+    return isinstance(cause, sqlite3.Error) and cause.sqlite_errorcode & PRIMARY == sqlite3.SQLITE_BUSY
+
+
+class Migration:
+    """One migration as this host sees it. Reads are of the last write through this object."""
+
+    def __init__(self, journal: Journal, row: sqlite3.Row) -> None:
+        self.journal = journal
+        self.id: str = row["id"]
+        self.role = Role(row["role"])
+        self.name: str = row["name"]
+        self.lxcpath = Path(row["lxcpath"])
+        self.peer: str = row["peer"]  # as given with -d on the source; the source's host name on the destination
+        self.state = State(row["state"])
+        self.owner = Owner(row["owner"])
+        self.detail: dict[str, Any] = json.loads(row["detail"])
+        self.created: float = row["created"]
+        self.updated: float = row["updated"]
+
+    @property
+    def journal_path(self) -> Path:
+        return self.journal.path
+
+    @property
+    def other_name(self) -> str:
+        """What the container is called on the other host."""
+        return str(self.detail.get("other_name") or self.name)
+
+    @property
+    def caller(self) -> str:
+        """Who has begun it, as `grant.Grant.caller` has it."""
+        return str(self.detail.get("caller", ROOT_CALLER))
+
+    @property
+    def ended(self) -> bool:
+        return self.state in states.ENDED
+
+    def was_ended_by(self, pid: int, started: int) -> bool:
+        """Whether it was this process of this boot that has ended it."""
+        return self.detail.get("ended_by") == [boot_clock.BOOT_ID.read_text().strip(), pid, started]
+
+    @property
+    def never_began(self) -> bool:
+        """A source has given it up before this host had heard of it: recorded so that nothing begins it any more."""
+        return bool(self.detail.get("never_began"))
+
+    @property
+    def owes(self) -> bool:
+        """It was rolled back, by force or before the token was offered, and the destination has not heard of it yet."""
+        return self.detail.get("abandoned") is False
+
+    @property
+    def may_be_asked_for(self) -> bool:
+        """It has ended without the other host's word, which may come back: it must not hear that nobody knows of it.
+
+        So too where it was finished by force, until the source has ended its copy, and said so.
+        """
+        return self.owes or (self.state is State.FINISHED and bool(self.detail.get("forced")))
+
+    @property
+    def ticket(self) -> str:
+        """What the destination made up when it recorded this, for the source to learn; see `resume_rules.is_known`."""
+        return str(self.detail.get("ticket", ""))
+
+    @property
+    def memory(self) -> bool:
+        """Whether its memory moves along; False with --no-memory."""
+        return bool(self.detail.get("memory", True))
+
+    @property
+    def still_at(self) -> float:
+        """On the source: when it was frozen, or with --no-memory stopped; seconds since 1970, 0 for never."""
+        return float(self.detail.get("frozen_at" if self.memory else "stopped_at", 0.0))
+
+    @property
+    def still_since(self) -> float:
+        """On the source: the same by time.monotonic(), which counts anew with each boot; 0 for never."""
+        return float(self.detail.get("still_monotonic", 0.0))
+
+    def move(self, event: Event, **detail: Any) -> None:
+        """Take the step that `event` names in the state machine, durably; `detail` is merged into the record.
+
+        An end that is asked for once more is recorded `anew`: see `note`.
+        """
+        new = states.after(self.role, self.state, event)
+        again = new is self.state and event in (Event.FINISHED, Event.ABANDON)
+        self._write(new, states.owner(new), str(event), "done", detail, anew=again)
+
+    def refresh(self) -> None:
+        """Take over what is recorded: an exception may have come between a write and this object's learning of it."""
+        self.journal.end_unfinished()
+        (row,) = self.journal.rows(
+            "SELECT state, owner, detail FROM migrations WHERE id = ? AND role = ?", self.id, self.role)
+        self.state, self.owner, self.detail = State(row["state"]), Owner(row["owner"]), json.loads(row["detail"])
+
+    def note(self, step: str, *, anew: bool = False, **detail: Any) -> None:
+        """Record something without a change of state; `detail` is merged into the record.
+
+        With `anew` in the place of the last event, if that is the same step: for what the other host may have recorded
+        again and again.
+        """
+        self._write(self.state, self.owner, step, "done", detail, anew=anew)
+
+    @contextlib.contextmanager
+    def step(self, step: str, *, must_be_recorded: bool = True,
+             end_must_be: bool = True) -> Iterator[dict[str, Any]]:
+        """Record that `step` begins, and how it ended; what the block puts into the dict goes with the record.
+
+        Where the record cannot be made the step is not taken, unless it need not be recorded: it gives something back.
+        Then nobody who has the journal locked is waited for, either.
+        Of one that lets something run only the begin must be: what runs is not ended for want of a record.
+        """
+        record = self._event if must_be_recorded else self._event_at_once
+        record(step, "begin", {})
+        detail: dict[str, Any] = {}
+        try:
+            yield detail
+        except BaseException as error:
+            text = str(error) if isinstance(error, DocumentedError) else repr(error)
+            self._event_if_possible(step, "failed", {"reason": text[:2000]})
+            raise
+        (record if end_must_be else self._event_if_possible)(step, "done", detail)
+
+    def _event_at_once(self, step: str, phase: str, detail: dict[str, Any]) -> None:
+        with self.journal.hurried():
+            self._event_if_possible(step, phase, detail)
+
+    def others(self) -> list[Migration]:
+        """The other migrations of this container on this host, oldest first."""
+        found = [each for each in self.journal.all(self.name) if names.same_path(each.lxcpath, self.lxcpath)]
+        return [each for each in found if (each.id, each.role) != (self.id, self.role)]
+
+    def events(self) -> list[Record]:
+        """What happened, oldest first."""
+        rows = self.journal.rows(
+            "SELECT time, step, phase, detail FROM events WHERE id = ? AND role = ? ORDER BY number", self.id, self.role
+        )
+        return [Record(row["time"], row["step"], row["phase"], json.loads(row["detail"])) for row in rows]
+
+    def length(self) -> tuple[int, int]:
+        """How many events are recorded, and the bytes of what they tell."""
+        ((count, size),) = self.journal.rows(
+            "SELECT count(*), total(length(detail)) FROM events WHERE id = ? AND role = ?", self.id, self.role)
+        return count, int(size)
+
+    def _event(self, step: str, phase: str, detail: dict[str, Any]) -> None:
+        with self.journal.transaction(synced=False) as db:  # a sync takes long, and a container may be frozen
+            self._insert_event(db, time.time(), step, phase, detail)
+
+    def _event_if_possible(self, step: str, phase: str, detail: dict[str, Any]) -> None:
+        try:
+            self._event(step, phase, detail)
+        except JournalBroken as error:
+            log.warning(f"The journal could not record that {step} is {phase}: {error}")
+
+    def _write(self, state: State, owner: Owner, step: str, phase: str, detail: dict[str, Any], *,
+               anew: bool = False) -> None:
+        now = time.time()
+        merged = self.detail | detail
+        if state in states.ENDED and not self.ended:
+            merged["ended_by"] = _this_process()
+        with self.journal.transaction() as db:
+            db.execute(
+                "UPDATE migrations SET state = ?, owner = ?, detail = ?, updated = ? WHERE id = ? AND role = ?",
+                (state, owner, json.dumps(merged), now, self.id, self.role),
+            )
+            if anew:
+                db.execute("DELETE FROM events WHERE step = ? AND number = "
+                           "(SELECT max(number) FROM events WHERE id = ? AND role = ?)", (step, self.id, self.role))
+            self._insert_event(db, now, step, phase, {"state": state} | detail)
+        self.state, self.owner, self.detail, self.updated = state, owner, merged, now
+
+    def _insert_event(
+        self, db: sqlite3.Connection, now: float, step: str, phase: str, detail: dict[str, Any]
+    ) -> None:
+        db.execute(
+            "INSERT INTO events (id, role, time, step, phase, detail) VALUES (?, ?, ?, ?, ?, ?)",
+            (self.id, self.role, now, step, phase, json.dumps(detail)),
+        )
+
+
+def _this_process() -> list[Any]:
+    """Boot, process and its start: no other one is ever called so."""
+    return [boot_clock.BOOT_ID.read_text().strip(), *container_lock.this_process()]
+
+
+class Journal:
+    """An open journal. Use it as a context manager, or call `close`.
+
+    Each access waits for others' for up to `patience` seconds.
+    """
+
+    def __init__(self, path: Path, patience: float = WAIT_FOR_LOCK) -> None:
+        self.path = path
+        self._patience = patience
+        self._latest: object = None  # the transaction that began last
+        try:
+            self._file = JournalFile(path, patience)
+        except (OSError, sqlite3.Error) as error:
+            raise JournalBroken(path=path, reason=error) from error
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def rows(self, query: str, *values: Any) -> list[sqlite3.Row]:
+        try:
+            try:
+                return self._file.connection().execute(query, values).fetchall()
+            finally:
+                self._file.release_unless_writing()
+        except sqlite3.Error as error:
+            raise JournalBroken(path=self.path, reason=error) from error
+
+    @contextlib.contextmanager
+    def transaction(self, *, synced: bool = True) -> Iterator[sqlite3.Connection]:
+        """All or nothing, and on disk when the block has been left, unless `synced` is off.
+
+        A Ctrl-C may come between any two steps, also of this; what it leaves open the next use of the journal ends.
+        """
+        mine = self._latest = object()
+        try:
+            self.end_unfinished()
+            try:
+                db = self._file.connection()
+                # With a write-ahead log, NORMAL leaves the sync to the next transaction that is FULL.
+                db.execute(f"PRAGMA synchronous = {'FULL' if synced else 'NORMAL'}")
+                db.execute("BEGIN IMMEDIATE")
+                yield db
+                db.execute("COMMIT")
+            finally:
+                if self._latest is mine:  # else it was left behind open, and this is its end, late
+                    self.end_unfinished()
+        except sqlite3.Error as error:
+            raise JournalBroken(path=self.path, reason=error) from error
+
+    @contextlib.contextmanager
+    def hurried(self) -> Iterator[None]:
+        """Who writes in the block waits no longer than HURRY for others, who may have been stopped in the middle."""
+        self._wait_for(HURRY)
+        try:
+            yield
+        finally:
+            self._wait_for(self._patience)
+
+    def _wait_for(self, seconds: float) -> None:
+        with contextlib.suppress(sqlite3.Error):  # whoever writes next is told
+            self._file.wait_for(seconds)
+
+    def end_unfinished(self) -> None:
+        """Take back what was written in a transaction that an exception has left open; raises JournalBroken."""
+        try:
+            self._file.release()
+        except sqlite3.Error as error:
+            raise JournalBroken(path=self.path, reason=error) from error
+
+    def create(
+        self, *, id: str, role: Role, name: str, lxcpath: Path, peer: str, event: Event, **detail: Any
+    ) -> Migration:
+        """A new migration, in the state that `event` leads to from nothing; recorded with its event, or not at all.
+
+        Raises AlreadyRecorded.
+        """
+        migration = self._record(id=id, role=role, name=name, lxcpath=lxcpath, peer=peer, event=event, detail=detail)
+        try:
+            self._forget_old(migration)
+        except JournalBroken as error:  # the next one does it
+            log.warning(f"What has ended long ago could not be forgotten: {error}")
+        return migration
+
+    def _record(self, *, id: str, role: Role, name: str, lxcpath: Path, peer: str, event: Event,
+                detail: dict[str, Any]) -> Migration:
+        now = time.time()
+        state = states.after(role, None, event)
+        with self.transaction() as db:
+            if db.execute("SELECT 1 FROM migrations WHERE id = ? AND role = ?", (id, role)).fetchone():
+                raise AlreadyRecorded(id)
+            db.execute(
+                "INSERT INTO migrations VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (id, role, name, str(lxcpath), peer, state, states.owner(state), json.dumps(detail), now, now),
+            )
+            (row,) = db.execute("SELECT * FROM migrations WHERE id = ? AND role = ?", (id, role)).fetchall()
+            migration = Migration(self, row)
+            migration._insert_event(db, now, str(event), "done", {"state": state})
+        return migration
+
+    def never_begin(self, *, id: str, name: str, lxcpath: Path, peer: str, caller: str) -> Migration:
+        """Record that an attempt which this host has never heard of must not begin; see `Migration.never_began`.
+
+        That takes no lock on the container: it says nothing about it, and a `begin` of the same id that is under way
+        finds the place in the journal taken. Raises AlreadyRecorded where it was the faster one.
+        """
+        migration = self._record(id=id, role=Role.DESTINATION, name=name, lxcpath=lxcpath, peer=peer,
+                                 event=Event.ABANDON, detail={"never_began": True, "caller": caller})
+        migration.move(Event.ABANDONED)
+        for each in [each for each in self._like(migration, self._recorded(name)) if each.never_began][KEPT:]:
+            self.forget(each)
+        return migration
+
+    @staticmethod
+    def _like(migration: Migration, recorded: list[Migration]) -> list[Migration]:
+        """Those of the same place that the same caller has begun, newest first: no other caller's make way for it."""
+        return [each for each in reversed(recorded)
+                if names.same_path(each.lxcpath, migration.lxcpath) and each.caller == migration.caller]
+
+    def _forget_old(self, begun: Migration) -> None:
+        """Forget what has ended long ago, but nothing whose snapshot is the next one's base.
+
+        These are the newest that succeeded, and attempts that have kept one. Nor one that has left the last copy.
+        """
+        ended = [each for each in self._like(begun, self.all(begun.name)) if each.ended]
+        succeeded = next((each.id for each in ended if each.state is State.FINISHED), "")
+        for migration in ended[KEPT:]:
+            keeps = migration.detail.get("kept") or migration.detail.get("last_copy")
+            if migration.id != succeeded and not migration.may_be_asked_for and not keeps:
+                self.forget(migration)
+
+    def by_id(self, id: str, role: Role) -> Migration | None:
+        rows = self.rows("SELECT * FROM migrations WHERE id = ? AND role = ?", id, role)
+        return Migration(self, rows[0]) if rows else None
+
+    def unused_id(self) -> str:
+        """For a migration that begins here: what hangs on an id is not told apart by its direction."""
+        while True:
+            id = names.new_migration_id()
+            if not any(self.by_id(id, role) for role in Role):
+                return id
+
+    def latest(self, name: str, lxcpath: Path, role: Role | None = None) -> Migration | None:
+        """The newest migration of a container on this host, in one role or in either."""
+        found = [each for each in self.all(name)
+                 if role in (None, each.role) and names.same_path(each.lxcpath, lxcpath)]
+        return found[-1] if found else None
+
+    def all(self, name: str | None = None) -> list[Migration]:
+        """Every migration that has begun here, oldest first: in the order in which they were recorded."""
+        return [each for each in self._recorded(name) if not each.never_began]
+
+    def _recorded(self, name: str | None = None) -> list[Migration]:
+        rows = self.rows("SELECT * FROM migrations WHERE ? IS NULL OR name = ? ORDER BY rowid", name, name)
+        return [Migration(self, row) for row in rows]
+
+    def forget(self, migration: Migration) -> None:
+        """Remove a migration that has ended, with its events."""
+        with self.transaction() as db:
+            for table in ("migrations", "events"):
+                db.execute(f"DELETE FROM {table} WHERE id = ? AND role = ?", (migration.id, migration.role))  # noqa: S608

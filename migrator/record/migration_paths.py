@@ -1,0 +1,360 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Where a migration's things lie on a host. Every name carries the migration's id, so that several run side by side.
+
+    LXCPATH/.migrator/NAME/ID.N          read-only snapshot of round N, or what was received of it
+    LXCPATH/.migrator/NAME+/ID.spool/    what has arrived and is not used yet
+    LXCPATH/.migrator/NAME+/ID.old/      what the arriving container takes the place of
+    LXCPATH/.migrator/NAME+/ID.ran.N     one that ran here before its restore failed, or in an earlier stay
+    LXCPATH/.migrator/NAME+/ID.root/     where LXC mounts its root file system for CRIU; always empty as seen by us
+    LXCPATH/.migrator/NAME+/ID.folder/   the container's folder before it is put in its place, and when it goes
+    LXCPATH/.migrator/NAME+/ID.images/   memory images, where memory has no room for them
+    /run/migrator/ID/                    memory images, on a tmpfs of their own
+
+Older versions kept ID.spool, ID.old and ID.images among the snapshots, and memory images in /dev/shm/migrator/ID. What
+is left there of a migration that one of them began is removed with the migration, and never read: whoever sends streams
+can make such things in the first place, and in the second anybody could.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import dataclasses
+import fcntl
+import os
+import re
+import stat
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from migrator.base import log, removal
+from migrator.errors import Busy, JournalBroken
+from migrator.host import btrfs
+from migrator.record import container_lock
+
+RUNTIME = Path("/run/migrator")
+FORMER_MEMORY = Path("/dev/shm/migrator")  # noqa: S108 -- looked at before it is believed
+FOLDER = ".migrator"
+WORK = "+"
+WATCHDOG_LIMIT = 60.0  # seconds that a watchdog may take to thaw a container and end
+MOMENT_LIMIT = 1.0  # seconds that a process may take to write into its lock who it is, or to answer a question
+_MS_NOSUID, _MS_NODEV = 2, 4  # mount(2), linux/mount.h
+_MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8  # umount2(2)
+_GROWTH = 256 << 20  # bytes that a container's memory may always grow by between its check and its dump
+_LEAST = 1 << 20  # bytes of a tmpfs: 0 would mean without a limit
+INODES = 50_000  # of a tmpfs, whose size does not count them: for `spool.FOLDER_MAX` streams, with an index each
+_AT_FDCWD, _RENAME_NOREPLACE = -100, 1  # linux/fcntl.h, linux/fs.h
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    lxcpath: Path
+    name: str
+    id: str
+
+    @property
+    def container(self) -> Path:
+        """The container's own folder."""
+        return self.lxcpath / self.name
+
+    @property
+    def rootfs(self) -> Path:
+        """Its root file system, on a host that it arrives at."""
+        return self.container / "rootfs"
+
+    @property
+    def folder(self) -> Path:
+        """The snapshots that migrations of this container keep, and nothing else.
+
+        `btrfs receive` is confined to it, and what it reads may lead it to anything that lies there.
+        """
+        return self.lxcpath / FOLDER / self.name
+
+    @property
+    def work(self) -> Path:
+        """Everything else that they keep on disk. No container has such a name."""
+        return self.lxcpath / FOLDER / f"{self.name}{WORK}"
+
+    def snapshot(self, round: int) -> Path:
+        return self.folder / f"{self.id}.{round}"
+
+    @property
+    def spool(self) -> Path:
+        return self.work / f"{self.id}.spool"
+
+    @property
+    def former_spool(self) -> Path:
+        """Where older versions had it."""
+        return self.folder / self.spool.name
+
+    @property
+    def old(self) -> Path:
+        return self.work / f"{self.id}.old"
+
+    @property
+    def beside(self) -> Path:
+        """The container's folder while it is made or removed: what stands in its place always has its fence."""
+        return self.work / f"{self.id}.folder"
+
+    def set_aside(self) -> list[Path]:
+        """The root file systems of this migration that may have run here before their restore failed."""
+        return sorted(self.work.glob(f"{self.id}.ran.[0-9]*")) if self.work.is_dir() else []
+
+    def aside(self) -> Path:
+        """Where the next one of these goes."""
+        numbers = [int(path.name.rpartition(".")[2]) for path in self.set_aside()]
+        return self.work / f"{self.id}.ran.{max(numbers, default=0) + 1}"
+
+    def is_own_rootfs(self) -> bool:
+        """Whether what is in the root file system's place was made by this migration: from one of its snapshots."""
+        return self.is_own(self.rootfs)
+
+    def is_own(self, path: Path) -> bool:
+        """Whether `path` is the top of a subvolume that this migration has made of one of its snapshots."""
+        if not btrfs.is_subvolume(path):
+            return False
+        return btrfs.info(path).parent_uuid in {btrfs.info(each).uuid for each in self.own_snapshots()}
+
+    def make_folder(self) -> None:
+        """Create `folder` and `work`, only for root."""
+        for path in (self.folder, self.work):
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.folder.parent.chmod(0o700)
+
+    def snapshots(self) -> list[Path]:
+        """The read-only snapshots of this container, oldest first: of earlier migrations, and then of this one.
+
+        Its own are told by the number of the round: a balance gives any of them a new generation, on one of two hosts.
+        """
+        if not self.folder.is_dir():
+            return []
+        found = [path for path in self.folder.iterdir()
+                 if re.fullmatch(r"[0-9a-f]{8}\.\d+", path.name) and btrfs.is_subvolume(path)]
+        return sorted(found, key=lambda path: (1, int(path.suffix[1:])) if self._made(path)
+                      else (0, btrfs.info(path).generation))
+
+    def own_snapshots(self) -> list[Path]:
+        """Those that this migration made, oldest first."""
+        return [path for path in self.snapshots() if self._made(path)]
+
+    def _made(self, snapshot: Path) -> bool:
+        return snapshot.name.startswith(f"{self.id}.")
+
+    def bases(self) -> list[btrfs.Subvolume]:
+        """What increments can start from: the complete snapshots, oldest first."""
+        found = [btrfs.info(path) for path in self.snapshots()]
+        return [subvolume for subvolume in found if subvolume.read_only]
+
+    def images(self) -> Path | None:
+        """The folder that holds this migration's memory images, if there is one."""
+        return next((path for path in self.image_folders() if path.is_dir()), None)
+
+    def image_folders(self) -> list[Path]:
+        return [RUNTIME / self.id, self.work / f"{self.id}.images"]
+
+    def dumped_into(self) -> list[Path]:
+        """Where CRIU may be at work for this migration: `image_folders`, and where older versions had them."""
+        return [*self.image_folders(), FORMER_MEMORY / self.id, self.folder / f"{self.id}.images"]
+
+    def drop_images(self) -> None:
+        for path in [*self.image_folders(), self.folder / f"{self.id}.images"]:
+            remove_images(path)
+        for path in former_images():
+            if path.name == self.id:
+                remove_images(path)
+
+    def began_formerly(self) -> bool:
+        """Whether an older version has received what this migration has brought: it is not read any more."""
+        return not self.spool.is_dir() and self.former_spool.is_dir()
+
+    @property
+    def former_old(self) -> Path:
+        """What a migration that an older version began has put aside."""
+        return self.folder / f"{self.id}.old"
+
+    def drop_beside(self) -> None:
+        btrfs.delete(self.beside / "rootfs")
+        removal.tree(self.beside)
+
+    def drop_spool(self) -> None:
+        for path in (self.spool, self.former_spool):
+            removal.tree(path)
+
+    def tidy(self) -> None:
+        """Remove the folders that are empty now."""
+        for path in (self.work, self.folder, self.folder.parent):
+            with contextlib.suppress(OSError):
+                path.rmdir()
+
+
+def place_images(layout: Layout, needed: int, room: int | None = None) -> tuple[Path, str]:
+    """Where `needed` bytes of memory images should go, and why, in words.
+
+    Memory is the faster place, as long as what is then left of it is as much again: a restore needs the pages twice.
+    What other migrations were promised is not there for this one, nor what is beyond the `room` that it has (bytes).
+    """
+    memory, disk = layout.image_folders()
+    available = _bytes_available(room)
+    if 2 * needed < available:
+        return memory, f"{available >> 20} MiB of memory are available"
+    return disk, f"only {max(0, available) >> 20} MiB of memory are available"
+
+
+def _bytes_available(room: int | None) -> int:
+    available = memory_available() - memory_promised()
+    return available if room is None else min(available, room)
+
+
+def make_images(path: Path, needed: int, room: int | None = None) -> None:
+    """An empty images folder for `needed` bytes, only for root: whoever could write there could have root write
+    elsewhere, through a link, or restore something else than what was checked.
+
+    Below RUNTIME it is a tmpfs that has just been mounted: /run itself is small by default, and in /dev/shm anybody
+    could have made a folder before us. Where it cannot be mounted (in a container, for example) it is a plain folder.
+    It holds more than was announced, as a container's memory grows until it is frozen, but no more than half of what
+    is available, as in `place_images`.
+    """
+    path.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
+    remove_images(path)
+    path.mkdir(mode=0o700)
+    if path.parent == RUNTIME:
+        try:
+            needed = max(0, needed)  # as another host has it
+            _mount(path, max(_LEAST, min(needed + max(needed // 2, _GROWTH), _bytes_available(room) // 2)))
+        except OSError as error:
+            log.verbose(f"No tmpfs could be mounted at {path}: {error}")
+
+
+def memory_promised() -> int:
+    """Bytes that the images of all migrations may still take of memory, and the containers restored from them."""
+    promised = 0
+    with contextlib.suppress(FileNotFoundError):
+        for path in RUNTIME.iterdir():
+            with contextlib.suppress(OSError):  # it goes at this moment
+                if path.is_mount():
+                    found = os.statvfs(path)
+                    promised += (found.f_bfree + found.f_blocks) * found.f_frsize
+    return promised
+
+
+def former_images() -> list[Path]:
+    """Folders of memory images that older versions have left in memory; none where somebody else has made their place.
+
+    Anybody may make things in /dev/shm, but rename only what is their own (its sticky bit).
+    """
+    try:
+        found = FORMER_MEMORY.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+            return []
+        return [path for path in FORMER_MEMORY.iterdir() if re.fullmatch(r"[0-9a-f]{8}", path.name)]
+    except OSError:
+        return []
+
+
+def remove_images(path: Path) -> None:
+    """Remove an images folder with all that is in it, mounted or not; safe to repeat.
+
+    A monitor of LXC's keeps its log there open, so the mount goes at once and its memory with the last who uses it.
+    """
+    removal.tree(path, mounted=True)
+    if path.is_mount():
+        if _libc().umount2(os.fsencode(path), _MNT_DETACH | _UMOUNT_NOFOLLOW) != 0:
+            log.verbose(f"{path} could not be unmounted: {os.strerror(ctypes.get_errno())}")
+        with contextlib.suppress(OSError):
+            path.rmdir()
+
+
+def _mount(path: Path, size: int) -> None:
+    """mount(2) of a tmpfs that holds `size` bytes at most (tmpfs(5))."""
+    options = f"size={size},nr_inodes={INODES},mode=0700".encode()
+    if _libc().mount(b"migrator", os.fsencode(path), b"tmpfs", _MS_NOSUID | _MS_NODEV, options) != 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def give_images(folder: Path, files: Iterable[Path], group: int) -> None:
+    """Let the container's root, group id `group` on this host, read these images in their folder.
+
+    A restored task opens images after it has become that user, but the one of the time namespace before (prepare_timens
+    in criu/timens.c): then it is still root, without any privilege outside its new user namespace. So they stay root's,
+    and the container's root reads them as their group.
+    """
+    for path, mode in ((folder, 0o750), *((path, 0o640) for path in files)):
+        if group:
+            os.chown(path, -1, group, follow_symlinks=False)
+        path.chmod(mode)
+
+
+def memory_available() -> int:
+    """Bytes that programs can still use without swapping (MemAvailable in proc_meminfo(5))."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def put(source: Path, target: Path) -> None:
+    """Rename, and never over anything, not even an empty folder; raises FileExistsError (renameat2(2))."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.renameat2(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), _RENAME_NOREPLACE):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(source), None, str(target))
+
+
+@contextlib.contextmanager
+def locked(name: str, folder: Path | None = None, *, lxcpath: Path,
+           needless: Callable[[], bool] = lambda: False) -> Iterator[set[tuple[int, int] | None]]:
+    """Keep other migrator commands off a container for a while; raises Busy. The lock ends with this process.
+
+    Another container of that name, in another LXC path, is nobody's business here: see `container_lock.files`.
+
+    A watchdog, which gives a container back, is waited for: it ends at once. So is, for a moment, who has not yet said
+    what it is, has the lock no more, or answers another host: that may be but one question. Yields who had it last, see
+    `container_lock.recorded`: more than one, where they have spelled the LXC path differently. The
+    files stay, unless they are `needless` when the lock ends.
+    """
+    folder = folder or container_lock.LOCKS
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.parent.chmod(0o711)
+    with contextlib.ExitStack() as stack:
+        older = folder / name  # which older versions lock, for all containers of that name
+        _take(stack, name, older, needless, shared=True)
+        taken = [_take(stack, name, folder / file, needless) for file in container_lock.files(name, lxcpath)]
+        yield {stack.enter_context(container_lock.recorded(fd, lxcpath)) for fd in taken}
+
+
+def _take(stack: contextlib.ExitStack, name: str, file: Path, needless: Callable[[], bool], *,
+          shared: bool = False) -> int:
+    """Lock a file until the end of `stack`; raises Busy. Returns its descriptor."""
+    until = time.monotonic() + MOMENT_LIMIT
+    while True:
+        with contextlib.ExitStack() as opened:
+            fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            opened.callback(os.close, fd)
+            try:
+                fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            except BlockingIOError:
+                found = container_lock.of_file(file)
+                if (found is None or found.command in ("?", container_lock.SERVE)) and time.monotonic() < until:
+                    time.sleep(0.01)
+                elif not (found and found.command == container_lock.WATCHDOG
+                          and container_lock.has_ended(found, WATCHDOG_LIMIT)):
+                    raise Busy(name=name, pid=found.pid if found else "?") from None
+                continue
+            if os.fstat(fd).st_nlink:  # else who had it has removed it: who comes next will lock another one
+                opened.callback(_remove, fd, file, needless)
+                stack.enter_context(opened.pop_all())
+                return fd
+
+
+def _remove(fd: int, file: Path, needless: Callable[[], bool]) -> None:
+    """Remove a lock file that `fd` has locked, if it is needless, and nobody else's: several may share it."""
+    with contextlib.suppress(OSError, JournalBroken):
+        if needless():
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(fd).st_nlink:  # so it stands there until it is removed here
+                file.unlink()

@@ -1,0 +1,316 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The destination's end of a connection: what `migrator serve` keeps while it answers one source.
+
+The answers themselves stand in `stages/`, beside the stage that asks for them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from migrator.base import bounded_read, log, names
+from migrator.config import config_reader, container_config
+from migrator.config.container_config import Carried
+from migrator.errors import JournalBroken, NoMigration, NotAllowed, ProtocolError
+from migrator.record import callers, grant
+from migrator.record.grant import (
+    ABANDONS_MAX,
+    EVENTS_MAX,
+    EVENTS_SIZE,
+    KNOWN_MAX,
+    ORIGINS_MAX,
+    ROOT,
+    TOLD_MAX,
+    UNFINISHED_MAX,
+    UNKNOWN_MAX,
+    Grant,
+)
+from migrator.record.journal import Journal, Migration
+from migrator.record.migration_paths import Layout, locked
+from migrator.record.next_commands import this_host
+from migrator.record.states import Role, State
+from migrator.transfer import room_bounds
+from migrator.transfer.frames import CONTROL_MAX
+from migrator.transfer.live_import import Behind
+from migrator.transfer.room_bounds import Bounds
+
+CONFIG_FILE = "config.json"  # in the spool
+REST = 0.5  # seconds between two times that who is not root has a container locked, or tries to
+_KEPT_LIMIT = 8 * CONTROL_MAX  # bytes: JSON makes up to six of one
+
+
+class Place(NamedTuple):
+    """Where a transfer goes, whether it must be on disk before it is acknowledged, and who is told as it arrives.
+
+    `accepts` says which names the sender may give its files: those that belong there, and none of what this host keeps
+    beside them; `bounds` how much they may be.
+    """
+
+    folder: Path
+    durable: bool
+    accepts: Callable[[str], bool]
+    behind: Behind | None = None
+    bounds: Bounds | None = None
+
+
+class Service:
+    """One connection's journal and locks.
+
+    A container stays locked from one request to the next while its migration to here is under way, as long as the
+    connection stands. Any other request has it for itself at most: see `end_request`.
+    """
+
+    def __init__(self, journal: Journal, stack: contextlib.ExitStack, grant: Grant = ROOT,
+                 clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep) -> None:
+        self.journal = journal
+        self.grant = grant  # what the other side may do here
+        self.looks = 0  # how often it has had this host looked at
+        self.unknown: set[str] = set()  # ids that it has named, and that are none of its own
+        self.origins: set[str] = set()  # of the containers that it has asked about
+        self.abandons = 0  # how many migrations it has given up that this host had never heard of
+        self._stack = stack
+        self._locked: dict[tuple[str, Path], contextlib.ExitStack] = {}
+        self._clock, self._sleep = clock, sleep
+        self._rests_until = 0.0  # by the clock: before that no lock is taken for who is not root
+        self.behind: Behind | None = None  # the import of what this connection has brought last
+        self.images_of = ""  # the migration all of whose images this process has checked as they arrived
+
+    def lock(self, name: str, lxcpath: Path) -> tuple[str, Path] | None:
+        """Keep other commands off a container; raises Busy. Returns what `_let_go` takes; None where it was locked.
+
+        Who asks again and again, and is not root, has it for a small part of the time only. Nothing of it is left on a
+        host that knows of no migration of such a container, however many names are tried.
+        """
+        def nothing_known() -> bool:
+            return self.journal.latest(name, lxcpath) is None
+
+        if any(name == held and names.same_path(lxcpath, path) for held, path in self._locked):
+            return None
+        if self.grant.restricted and (rest := self._rests_until - self._clock()) > 0:
+            self._sleep(rest)
+        with contextlib.ExitStack() as lock:
+            self._rests_until = self._clock() + REST
+            lock.enter_context(locked(name, lxcpath=lxcpath, needless=nothing_known))
+            self._locked[name, lxcpath] = self._stack.enter_context(lock.pop_all())
+        return name, lxcpath
+
+    def _let_go(self, container: tuple[str, Path]) -> None:
+        self._rests_until = self._clock() + REST
+        self._locked.pop(container).close()
+
+    def end_request(self) -> None:
+        """Let go of every container but those whose migration to here goes on: nobody waits for this connection's end.
+
+        Once it has ended, or was given up, what lies here is its host's, as is what goes out from here.
+        """
+        for container in list(self._locked):
+            with contextlib.suppress(JournalBroken):
+                newest = self.journal.latest(*container)
+                if not (newest and self._goes_on(newest)):
+                    self._let_go(container)
+
+    def _goes_on(self, migration: Migration) -> bool:
+        """Whether it is one to here of this caller's, and not over for this host."""
+        over = migration.ended or migration.state is State.ABANDONING
+        return migration.role is Role.DESTINATION and self.grant.owns(migration) and not over
+
+    @contextlib.contextmanager
+    def locking(self, name: str, lxcpath: Path) -> Iterator[Callable[[], None]]:
+        """As `lock`, but the lock goes again where the block is left by an error, or calls what it is given.
+
+        Until then nothing says that the caller has anything to do with a container of that name. A lock that was held
+        before stays.
+        """
+        fresh = self.lock(name, lxcpath)
+
+        def let_go() -> None:
+            if fresh:
+                self._let_go(fresh)
+
+        try:
+            yield let_go
+        except BaseException:
+            let_go()
+            raise
+
+    def import_behind(self, file: Path, target: Path) -> Behind | None:
+        """The watcher for the transfer of `file`, which becomes the subvolume `target` while it arrives.
+
+        None where an earlier one does not end: it is imported from the spool then.
+        """
+        self._stack.callback(self.wait_behind)  # each time: a container is locked until then that was locked last
+        if not self.end_behind():
+            return None
+        leave = room_bounds.reserve(file.parent) if self.grant.restricted else room_bounds.MARGIN
+        self.behind = Behind(file, target, leave)
+        return self.behind
+
+    def wait_behind(self) -> None:
+        """Break the import behind the last transfer off, and wait for its end: nobody else knows what came of it."""
+        if self.behind and not self.end_behind():
+            self.behind.wait()
+
+    def end_behind(self) -> bool:
+        """Break it off: nobody needs what it makes, and somebody may wait with a frozen container. Whether it ends."""
+        if self.behind is None or self.behind.wait(0.0):
+            return True
+        log.warning(f"The import of {self.behind.target} was broken off, and does not end yet")
+        return False
+
+    def disk_bounds(self, migration: Migration) -> Bounds:
+        """What the caller's streams of that migration's disk are held to."""
+        if not self.grant.restricted:
+            return room_bounds.OF_DISK
+        return room_bounds.of_disk(migration.lxcpath, migration.detail.get("announced"))
+
+    def lxcpath(self, fields: Mapping[str, Any]) -> Path:
+        """The LXC path that the source asked for, or this host's own."""
+        return self.grant.lxcpath(str(fields.get("lxcpath") or ""))
+
+    def known(self, fields: Mapping[str, Any]) -> Migration | None:
+        """The migration to this host that the source speaks of, which must be its own; None where there is none.
+
+        An id names a folder of memory images, ports and a table of the firewall, whichever way the migration goes: one
+        that goes out from here is nobody's who connects to here. Raises NotAllowed.
+        """
+        id_ = names.migration_id(str(fields["id"]))
+        outgoing, migration = (self.journal.by_id(id_, role) for role in (Role.SOURCE, Role.DESTINATION))
+        if outgoing or not migration or not self.grant.owns(migration):
+            self.refuse_guesses(id_)
+        if outgoing:
+            raise self.grant.not_its_own(outgoing)
+        if migration:
+            self.grant.check_owner(migration)
+        return migration
+
+    def refuse_guesses(self, id_: str) -> None:
+        """Count an id that is none of the caller's; raises NotAllowed, whatever it is, where there are too many."""
+        self.unknown.add(id_)
+        if self.grant.restricted and len(self.unknown) > UNKNOWN_MAX:
+            self.unknown.discard(id_)
+            raise self.grant.refusal("it has asked for too many migrations that it has not begun over one connection")
+
+    def origin(self, fields: Mapping[str, Any], migration: Migration | None = None) -> str:
+        """The origin of the container that the source speaks of, "" for none; it stays that of its `migration`.
+
+        Who has it counts as who brings that container, so each that is asked about is counted; raises NotAllowed where
+        a caller who is not root tries too many.
+        """
+        if migration:
+            return str(migration.detail.get("origin") or migration.id)
+        found = str(fields.get("origin", fields.get("id", "")))
+        if found:
+            self.origins.add(names.migration_id(found))
+        if self.grant.restricted and len(self.origins) > ORIGINS_MAX:
+            self.origins.discard(found)
+            raise self.grant.refusal("it has asked about too many containers over one connection")
+        return found
+
+    def refuse_crowds(self) -> None:
+        """Raises NotAllowed where a caller who is not root has begun too much."""
+        if self.grant.restricted:
+            known, unfinished = callers.count(self.journal, self.grant.caller)
+            if known >= KNOWN_MAX or unfinished >= UNFINISHED_MAX:
+                raise self.grant.refusal("it has too many migrations here")
+
+    def refuse_new(self) -> None:
+        """Raises NotAllowed and NoSpace where no migration of the caller may begin."""
+        self.refuse_crowds()
+        self._refuse_filling()
+
+    def refuse_data(self, migration: Migration) -> None:
+        """Raises NotAllowed and NoSpace where no data of that migration may be brought."""
+        self.refuse_more(migration)
+        self._refuse_filling()
+
+    def _refuse_filling(self) -> None:
+        """For who is not root: raises NotAllowed where too much is recorded of it all, NoSpace without room for more.
+
+        What is recorded stays when a migration has ended, and lies where the host may keep much else.
+        """
+        if self.grant.restricted:
+            if callers.told(self.journal, self.grant.caller) >= TOLD_MAX:
+                raise NotAllowed(host_name=this_host(), caller=self.grant.name,
+                                 reason="too much is recorded of its migrations for more to begin",
+                                 fix=f"On {this_host()}: migrator cleanup --forget (removes what has ended)")
+            room_bounds.check_journal(self.journal.path.parent)
+
+    def refuse_abandons(self) -> None:
+        """Count one more migration that never began; raises NotAllowed where a caller who is not root has too many."""
+        self.abandons += 1
+        if self.grant.restricted and self.abandons > ABANDONS_MAX:
+            raise self.grant.refusal("it gives up too many migrations that never began")
+
+    def refuse_more(self, migration: Migration) -> None:
+        """Raises NotAllowed where a caller who is not root has had too much of a migration recorded.
+
+        To be asked before something begins: what gives a container back, or says where it is, is recorded always.
+        """
+        count, size = migration.length()
+        if self.grant.restricted and (count >= EVENTS_MAX or size >= EVENTS_SIZE):
+            raise NotAllowed(host_name=this_host(), caller=self.grant.name,
+                             reason=f"too much has happened in migration {migration.id} for more of it to begin",
+                             fix="Give it up on its source, with `migrator rollback`, and begin anew.")
+
+    def find(self, fields: Mapping[str, Any]) -> Migration | None:
+        """The migration that the source speaks of, locked; None when this host does not know it.
+
+        One that never began has nothing to do with a container of that name, and locks none; nor does one `is_past`.
+        """
+        migration = self.known(fields)
+        if migration and not migration.never_began and not is_past(migration):
+            self.lock(migration.name, migration.lxcpath)
+            migration = self.known(fields)  # it may have moved on before we had the lock
+        return migration
+
+    def migration(self, fields: Mapping[str, Any]) -> Migration:
+        """As `find`, with what its caller may bring along by now on record; raises NoMigration."""
+        migration = self.find(fields)
+        if migration is None:
+            raise NoMigration(name=fields["id"], stage="the source", next="migrator prepare-data")
+        if self._goes_on(migration) and migration.state is not State.RESTORED:  # else nothing more comes along
+            self.note_consent(migration)
+        return migration
+
+    def note_consent(self, migration: Migration) -> None:
+        """Record whether what reaches out may come along, where that was allowed since or is not any more."""
+        if grant.recorded(migration).hooks is not self.grant.hooks:
+            migration.note("consent", hooks=self.grant.hooks, hooks_fix=self.grant.hooks_fix)
+
+
+def is_past(migration: Migration) -> bool:
+    """Whether it has ended, and another migration of that container is under way by now, from here perhaps.
+
+    Nothing of it is to be done any more, and so it must keep nobody off a container that may stand frozen.
+    """
+    newest = migration.journal.latest(migration.name, migration.lxcpath)
+    return migration.ended and newest is not None and newest.id != migration.id and not newest.ended
+
+
+def keep_config(layout: Layout, fields: Mapping[str, Any], *, includes: bool = True) -> None:
+    """Store the container's configuration as it came from the source, until the container is defined here.
+
+    Without `includes` nothing that it includes comes along: this host's own files of that name serve.
+    """
+    text, included, bridges = str(fields["config"]), fields["includes"], fields["bridges"]
+    if not isinstance(included, dict) or not isinstance(bridges, dict):
+        raise ProtocolError(reason="includes and bridges must be objects")
+    if len(included) > config_reader.INCLUDE_LIMIT or len(text) > config_reader.SIZE_LIMIT:
+        raise ProtocolError(reason="the configuration is too large")
+    data = {
+        "text": text,
+        "includes": {str(path): str(value) for path, value in included.items()} if includes else {},
+        "bridges": {names.interface_name(str(a)): names.interface_name(str(b)) for a, b in bridges.items()},
+    }
+    container_config.write_file(layout.spool / CONFIG_FILE, json.dumps(data), mode=0o600)
+
+
+def kept_config(layout: Layout) -> tuple[Carried, dict[str, str]]:
+    """The configuration that `keep_config` stored, and the bridge map."""
+    data = json.loads(bounded_read.read(layout.spool / CONFIG_FILE, _KEPT_LIMIT))
+    return Carried(data["text"], data["includes"]), data["bridges"]

@@ -1,0 +1,340 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What two migrators say to each other, over any byte stream. `migrator.transfer.frames` has the format.
+
+One side calls, the other serves. A request has an id and is answered by exactly one reply or error with the same id. A
+handler may return a Takeover: then its reply is followed by bulk frames in both directions, and these by a second
+reply or error with that id. While nothing else is sent, each side says every few seconds that it is still there; so
+silence means that the other side or the network is dead, however long a handler works.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from migrator.base import log
+from migrator.errors import ConnectionLost, InternalError, MigratorError, ProtocolError, as_ours, from_json
+from migrator.transfer import frames
+from migrator.transfer.frames import Frame, Kind
+from migrator.transfer.stream import Bytes, ByteStream
+
+TIMEOUT = 15.0  # seconds without a sign of life after which the other side is taken for dead
+_SIGN_OF_LIFE = 15.0  # seconds; more often where a timeout is short
+_SLOWEST = 32 * 1024  # bytes a second: a frame for whose beginning there is a limit must come as fast as that
+
+
+def sign_of_life(ours: float, theirs: float) -> float:
+    """Seconds between two signs of life, where the two sides wait so many seconds for one."""
+    return min(_SIGN_OF_LIFE, ours / 4, theirs / 4)
+
+
+@dataclasses.dataclass(frozen=True)
+class Takeover:
+    """What a handler returns when bulk frames are to follow its reply.
+
+    `reply` is sent at once; then `run` has the connection to itself, and what it returns (or raises) is sent as the
+    second answer to the same request. When it returns or raises anything but ConnectionLost and ProtocolError, all
+    bulk frames must have been read: the next frame is a request.
+
+    Where no bulk frames follow, the caller may have to say that it has read the reply before the last step is taken
+    (`Connection.call_and_go`, `migrator.copies.leave`).
+    """
+
+    reply: dict[str, Any]
+    run: Callable[[Connection], dict[str, Any]]
+
+
+Handler = Callable[[dict[str, Any]], "dict[str, Any] | Takeover"]
+
+
+class Connection:
+    """One end of a stream. One thread reads at a time; any may send. `hello` comes first.
+
+    `name` is what errors call the other side: the destination as the user wrote it, or else the host's own name. Every
+    method that reads or sends raises ConnectionLost when the other side was silent for `timeout` seconds or the stream
+    broke, and ProtocolError when what came makes no sense; the connection is of no use after either.
+    """
+
+    def __init__(self, stream: ByteStream, *, name: str = "", timeout: float = TIMEOUT,
+                 clock: Callable[[], float] = time.monotonic) -> None:
+        self.name = name or "the other host"
+        self.timeout = timeout
+        self.peer_host = ""  # both as the other side's greeting has them
+        self.peer_program = ""
+        self.peer_timeout = timeout  # seconds of silence after which the other side takes this one for dead
+        self.acknowledged = 0  # bytes of bulk data that the other side has taken over this connection
+        self._named = bool(name)
+        self._stream = stream
+        self._clock = clock
+        self._sending = threading.Lock()
+        self._in_frame = False  # a frame has been sent in part
+        self._broken: str | None = None  # why nothing can be sent or received any more
+        self._last_sent = self._clock()
+        self._last_id = 0
+        self._closed = threading.Event()
+        stream.settimeout(timeout)
+
+    def __enter__(self) -> Connection:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the connection; safe to repeat."""
+        if not self._closed.is_set():
+            self._closed.set()
+            self._broken = self._broken or "it was closed on this side"
+            with contextlib.suppress(OSError):
+                self._stream.close()
+
+    # --- Greeting ---
+
+    def hello(self) -> None:
+        """Exchange greetings, and from then on tell the other side now and then that this one is there.
+
+        Raises ProtocolError where the other side is no migrator, or one that speaks another version.
+        """
+        try:
+            self._stream.write(frames.greeting(self.timeout))
+        except OSError as error:
+            raise self._lost(self._why(error)) from error
+        header = bytearray(frames.GREETING.size)
+        if not self._fill(memoryview(header), may_end=True):
+            raise self._lost("it ended before the other side had said anything")
+        body = memoryview(bytearray(frames.greeting_length(bytes(header))))
+        late = f"the greeting was not complete within {self.timeout:g} seconds"
+        self._fill(body, deadline=self._clock() + self.timeout, late=late)
+        self.peer_program, self.peer_host, self.peer_timeout = frames.parse_greeting(bytes(header), body)
+        if not self._named:
+            self.name = self.peer_host
+        interval = sign_of_life(self.timeout, self.peer_timeout)
+        threading.Thread(target=self._keep_alive, args=(interval,), name="migrator-keepalive", daemon=True).start()
+
+    def adopt_timeout(self, least: float, most: float) -> None:
+        """Be as patient as the other side, within these limits in seconds: then both notice at about the same time."""
+        self.timeout = min(max(self.peer_timeout, least), most)
+        self._stream.settimeout(self.timeout)
+
+    # --- Calls ---
+
+    def call(self, op: str, **fields: Any) -> dict[str, Any]:
+        """Ask the other side to do `op` and wait for its answer; raises its error as one of this side."""
+        return self.answer(self.request(op, fields))
+
+    def call_within(self, seconds: float, op: str, **fields: Any) -> dict[str, Any]:
+        """As `call`; raises ConnectionLost where the other side says that it is still at work after so many seconds."""
+        return self.answer(self.request(op, fields), within=seconds)
+
+    def call_and_go(self, op: str, *, first: float, then: float, within: Callable[[], float],
+                    **fields: Any) -> dict[str, Any]:
+        """As `call_within`, of what answers twice and waits between them for the word that it may go on.
+
+        `first` and `then` are the limits of the two answers, in seconds from the request on; `within` tells, when the
+        first one is there, for how many seconds that word holds. An error as the first answer is raised, as is what
+        `within` raises, and nothing is said then; as the second one it is raised as any other.
+        """
+        end = self._clock() + then
+        request = self.request(op, fields)
+        self.answer(request, within=first)
+        self.send_json(Kind.GO, {"within": round(within(), 3)})
+        return self.answer(request, within=end - self._clock())
+
+    def request(self, op: str, fields: Mapping[str, Any]) -> int:
+        """Send a request and return its id, without waiting."""
+        self._last_id += 1
+        log.debug(f"{self.name} is asked: {op}")
+        self.send_json(Kind.REQUEST, {"id": self._last_id, "op": op, "fields": fields})
+        return self._last_id
+
+    def answer(self, request: int, *, within: float | None = None) -> dict[str, Any]:
+        """Wait for the answer to a request; raises the other side's error.
+
+        Answers to earlier requests, for which nobody has waited to the end (Ctrl-C), are passed over.
+        """
+        end = math.inf if within is None else self._clock() + within
+        while True:
+            frame = self.receive(within=None if within is None else end - self._clock())
+            if not self._is_stale(frame, request):
+                return self.answer_in(frame, request)
+            if within is not None and self._clock() > end:
+                raise self._lost(_late(within))
+
+    def _is_stale(self, frame: Frame, request: int) -> bool:
+        if frame.kind not in (Kind.REPLY, Kind.ERROR):
+            return False
+        answered = frame.json().get("id")
+        return isinstance(answered, int) and 0 < answered < request
+
+    def answer_in(self, frame: Frame, request: int) -> dict[str, Any]:
+        """The answer to `request` that is in a frame; raises the other side's error that is in it."""
+        if frame.kind not in (Kind.REPLY, Kind.ERROR):
+            raise ProtocolError(reason=f"it sent {frame.kind.name} where an answer was due")
+        data = frame.json()
+        found = data.get("error" if frame.kind is Kind.ERROR else "fields")
+        if data.get("id") != request or not isinstance(found, dict):
+            raise ProtocolError(reason=f"its answer does not belong to request {request}")
+        if frame.kind is Kind.ERROR:
+            raise from_json(found, self.peer_host)
+        return found
+
+    # --- Frames ---
+
+    def send_json(self, kind: Kind, data: Mapping[str, Any]) -> None:
+        body = json.dumps(data, separators=(",", ":")).encode()
+        if len(body) > frames.LIMITS[kind]:
+            raise InternalError(reason=f"a {kind.name} of {len(body)} bytes is longer than the protocol allows")
+        self.send(kind, body)
+
+    def send(self, kind: Kind, *body: Bytes, flags: int = 0) -> None:
+        """Send one frame whose body is made of the buffers in `body`."""
+        self.send_packed([frames.header(kind, flags, body), *body])
+
+    def send_packed(self, packed: Sequence[Bytes]) -> None:
+        """Send whole frames, each its header (`frames.header`) and its body's buffers."""
+        with self._sending:
+            if self._in_frame:  # whatever ended that write, Ctrl-C too
+                raise self._lost(self._broken or "it was interrupted in the middle of a frame")
+            if self._broken:
+                raise ConnectionLost(destination=self.name, reason=self._broken)
+            self._in_frame = True
+            try:
+                self._stream.write(*packed)
+            except OSError as error:
+                raise self._lost(self._why(error)) from error
+            self._in_frame = False
+            self._last_sent = self._clock()
+
+    def receive(self, room: Callable[[int], memoryview] | None = None, *, within: float | None = None) -> Frame:
+        """The next frame that is not just a sign of life.
+
+        `room` gives memory for the body of a SEGMENT of that many bytes; all other bodies get their own. With `within`
+        it must begin in so many seconds, zero or less for one that is there, and then come at a slow line's speed: so
+        neither signs of life nor single bytes prolong the wait.
+        """
+        frame = self.receive_or_end(room, within=within)
+        if frame is None:
+            raise self._lost("the other side ended it")
+        return frame
+
+    def receive_or_end(self, room: Callable[[int], memoryview] | None = None, *,
+                       within: float | None = None) -> Frame | None:
+        """As `receive`, but None where the stream ends between two frames."""
+        end = math.inf if within is None else self._clock() + within
+        late = "" if within is None else _late(within)
+        while True:
+            header = bytearray(frames.HEADER.size)
+            if not self._fill(memoryview(header), may_end=True, deadline=end, late=late):
+                return None
+            kind, flags, length = frames.parse_header(header)
+            body = room(length) if room and kind is Kind.SEGMENT else memoryview(bytearray(length))
+            self._fill(body, deadline=max(end, self._clock()) + length / _SLOWEST, late=late)
+            if kind is not Kind.WORKING:
+                return Frame(kind, flags, body)
+            if self._clock() > end:
+                raise self._lost(late)
+
+    def _fill(self, view: memoryview, *, may_end: bool = False, deadline: float = math.inf, late: str = "") -> bool:
+        """Read exactly as much as `view` holds; False if the stream ended before it and it may.
+
+        It may take as long as it will while bytes come at all, until the deadline: then it is lost, for being `late`.
+        """
+        done = 0
+        while done < len(view):
+            try:
+                count = self._stream.readinto(view[done:])
+            except OSError as error:
+                if may_end and not done and isinstance(error, ConnectionResetError):
+                    return False  # it went without having read our last sign of life
+                raise self._lost(self._why(error)) from error
+            except BaseException:
+                if done or not may_end:  # Ctrl-C in the middle of a frame: its beginning is lost
+                    self._broken = "it was interrupted in the middle of a frame"
+                raise
+            if count == 0:
+                if may_end and done == 0:
+                    return False
+                raise self._lost("it ended in the middle of a message")
+            done += count
+            if done < len(view) and self._clock() > deadline:
+                raise self._lost(late)
+        return True
+
+    def _why(self, error: OSError) -> str:
+        if isinstance(error, TimeoutError) and not str(error):  # paramiko's says nothing
+            return f"there was no sign of life for {self.timeout:g} seconds"
+        return error.strerror or str(error) or type(error).__name__
+
+    def _lost(self, reason: str) -> ConnectionLost:
+        self._broken = reason
+        return ConnectionLost(destination=self.name, reason=reason)
+
+    def _keep_alive(self, interval: float) -> None:
+        while not self._closed.wait(interval):
+            if self._clock() - self._last_sent < interval or self._sending.locked():
+                continue
+            try:
+                self.send(Kind.WORKING)
+            except MigratorError:
+                return  # whoever uses the connection next will be told
+
+
+def serve(connection: Connection, handlers: Mapping[str, Handler]) -> None:
+    """Answer requests until the other side ends the connection.
+
+    A MigratorError from a handler becomes an error reply, any other exception what `as_ours` makes of it. Raises
+    ConnectionLost and ProtocolError when the connection is of no use any more.
+    """
+    while (frame := connection.receive_or_end()) is not None:
+        if frame.kind is not Kind.REQUEST:
+            raise ProtocolError(reason=f"it sent {frame.kind.name} where a request was due")
+        data = frame.json()
+        request, op, fields = data.get("id"), data.get("op"), data.get("fields")
+        if not isinstance(request, int) or not isinstance(op, str) or not isinstance(fields, dict):
+            raise ProtocolError(reason="its request lacks id, op or fields")
+        try:
+            handler = handlers.get(op)
+            if handler is None:
+                raise ProtocolError(reason=f"it asks for {op[:100]!a}, which is not known here")  # noqa: TRY301
+            result = handler(fields)
+            if isinstance(result, Takeover):
+                connection.send_json(Kind.REPLY, {"id": request, "fields": result.reply})
+                result = _in_takeover(result, connection)
+            connection.send_json(Kind.REPLY, {"id": request, "fields": result})
+        except _Fatal as fatal:
+            raise fatal.error from None
+        except MigratorError as error:
+            connection.send_json(Kind.ERROR, {"id": request, "error": error.to_json()})
+        except Exception as error:
+            log.debug(_traceback(error))
+            connection.send_json(Kind.ERROR, {"id": request, "error": as_ours(error, op[:100]).to_json()})
+
+
+class _Fatal(Exception):
+    """An error after which the connection is of no use, on its way past the code that would answer with it."""
+
+    def __init__(self, error: MigratorError) -> None:
+        self.error = error
+
+
+def _in_takeover(takeover: Takeover, connection: Connection) -> dict[str, Any]:
+    try:
+        return takeover.run(connection)
+    except (ConnectionLost, ProtocolError) as error:
+        raise _Fatal(error) from error
+
+
+def _late(within: float) -> str:
+    return f"the other side did not go on within {within:g} seconds"
+
+
+def _traceback(error: BaseException) -> str:
+    import traceback
+
+    return "".join(traceback.format_exception(error))

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The destination's half of a rollback: that it never runs this attempt is recorded, for good, and what it has brought
+is removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+from migrator import cli
+from migrator.base import log, names
+from migrator.cli import Result
+from migrator.copies import bases
+from migrator.errors import AlreadyRuns, MigratorError
+from migrator.host import btrfs
+from migrator.host.btrfs import Subvolume
+from migrator.record import next_commands
+from migrator.record.journal import AlreadyRecorded, Migration
+from migrator.record.migration_paths import Layout
+from migrator.record.next_commands import this_host
+from migrator.record.states import Event, State
+from migrator.remote.answering import Service, is_past
+from stages.steps import unrecorded
+
+STAGE = "rollback"
+
+
+def give_up_here(migration: Migration, *, dry_run: bool = False) -> Result:
+    """Typed on the destination: this host never runs the attempt. The source thaws when it is told to."""
+    if dry_run:
+        base = _base(migration, _imported(migration))
+        return cli.dry_run(deletions(migration, [base.path.name] if base else []))
+    _abandon(migration, _imported(migration), here=True)
+    next_ = next_commands.command("rollback@source", migration)
+    left = ("nothing of it is left but what the next attempt can start from" if migration.ended
+            else "what is left of it goes with the next rollback")
+    return Result({"migration": migration.id, "name": migration.name, "stage": STAGE, "already": False, "next": next_},
+                  f"{migration.name} will not run here, and {left}. Next: {next_}")
+
+
+def _imported(migration: Migration) -> list[str]:
+    """The uuids of what has arrived, which the source has as long as it has not given the migration up."""
+    return [round_["uuid"] for round_ in migration.detail["rounds"]]
+
+
+def _base(migration: Migration, held: list[str]) -> Subvolume | None:
+    """What the next attempt can start from: the newest snapshot that is safe on this disk, and that the source has."""
+    layout = Layout(migration.lxcpath, migration.name, migration.id)
+    return bases.common(layout, held, bases.on_disk(migration))
+
+
+def abandon(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
+    """Record that this host will never let this attempt run, then remove what it has brought; safe to repeat.
+
+    An attempt that this host has never heard of is recorded too: a message that was under way must not begin it. It has
+    brought nothing, so nothing is removed, and nobody kept off: a container of that name is somebody else's. Unless one
+    lives in what that very attempt has made: then its record was lost, and CopyNotEnded says so. That it is not `known`
+    is said: the host that the token was offered to may be another one, or this one before it lost its journal.
+    """
+    migration = service.find(fields) or _never_begin(service, fields)
+    if migration.never_began:
+        if not migration.ended:  # it broke off between two records
+            migration.move(Event.ABANDONED)
+        unrecorded.refuse(migration)
+        return {"state": migration.state, "kept": "", "known": False, "ticket": ""}
+    service.end_behind()
+    held = bases.asked(fields.get("held"))
+    _abandon(migration, held, gone=fields.get("gone") is True)
+    kept = _base(migration, held)
+    return {"state": migration.state, "kept": kept.stream_uuid if kept else "", "known": True,
+            "ticket": migration.ticket}
+
+
+def _never_begin(service: Service, fields: dict[str, Any]) -> Migration:
+    """The record of an attempt that was not known here a moment ago; raises Busy where it is just beginning."""
+    name, lxcpath = names.container_name(str(fields["name"])), service.lxcpath(fields)
+    service.refuse_crowds()
+    service.refuse_abandons()
+    try:
+        return service.journal.never_begin(
+            id=names.migration_id(str(fields["id"])), name=name, lxcpath=lxcpath,
+            peer=service.grant.source(str(fields["source_host"])), caller=service.grant.caller)
+    except AlreadyRecorded:
+        return service.migration(fields)
+
+
+def _abandon(migration: Migration, held: list[str], *, here: bool = False, gone: bool = False) -> None:
+    """`held` are the snapshots that the source has; `here` where it does not know of it yet; `gone` as in `tell`."""
+    from stages import finish, import_data
+    from stages.steps import gave_way, settling, stopped_here
+
+    if migration.detail.get("given_way"):  # it had run here, and the source was to go on without it
+        gave_way.refuse_back(migration)
+        return
+    if migration.state is State.RESTORING:
+        settling.settle(migration)
+    if settling.is_gone(migration):
+        if not gone:
+            raise settling.gone(migration)
+        gave_way.refuse_lost(migration)
+        finish.give_way(migration)
+        return
+    if migration.state in (State.RESTORED, State.FINISHED):
+        settling.refuse_stopped(migration)
+        next_ = next_commands.command("finish@source", migration)
+        if here and (settling.stands_fenced(migration) or stopped_here.is_stopped(migration)):
+            next_ = next_commands.command("resume", migration)  # it has run, and does not
+        raise AlreadyRuns(name=migration.name, destination=this_host(), next=next_)
+    if migration.state not in (State.ABANDONING, State.ABANDONED):  # else the token is back
+        unrecorded.refuse(migration)
+    if migration.state is not State.ABANDONED:
+        layout = Layout(migration.lxcpath, migration.name, migration.id)
+        base = _base(migration, held)
+        on_disk = migration.detail.get("on_disk") is True
+        if migration.state is not State.ABANDONING:  # until the first round has arrived there may be no spool
+            on_disk = migration.state is not State.RECEIVING or bool(migration.detail["rounds"])
+        migration.move(Event.ABANDON, given_up_here=here or bool(migration.detail.get("given_up_here")),
+                       on_disk=on_disk, kept=[base.path.name] if base else [])
+        try:  # the token is back already, and the source must hear it: a disk that fails here freezes nothing there
+            if base:
+                with contextlib.suppress(MigratorError, OSError):  # in use, say: that is no reason to keep more
+                    bases.supersede(migration)
+            import_data.drop_attempt(migration, layout)
+            migration.move(Event.ABANDONED)
+        except (MigratorError, OSError) as error:
+            log.warning(f"{migration.name} will not run here, but something of it is left for now: {error}")
+    elif not (here or is_past(migration)):  # typed here first: now the source says what it has
+        with contextlib.suppress(MigratorError, OSError):  # as above; the next attempt settles what is kept
+            bases.drop(migration, but=[path for path in bases.paths(migration) if btrfs.info(path).stream_uuid in held])
+
+
+def deletions(migration: Migration, kept: list[str]) -> list[tuple[str, list[str]]]:
+    """For --dry-run: what removes this migration's snapshots, except what it keeps."""
+    layout = Layout(migration.lxcpath, migration.name, migration.id)
+    return [(this_host(), ["btrfs", "subvolume", "delete", str(path)])
+            for path in layout.own_snapshots() if path.name not in kept]
+
+
+HANDLERS = {"abandon": abandon}

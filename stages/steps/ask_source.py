@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How a destination asks its source, and has it act: the one way round in which a destination connects.
+
+A source whose administrator has given this host up for lost runs the container again, and says so to whoever asks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import time
+from typing import Any
+
+from migrator.base import boot_clock, log, names
+from migrator.cli import Result
+from migrator.copies import leave, resume_rules, standing
+from migrator.errors import (
+    Busy,
+    ConnectionLost,
+    InternalError,
+    Interrupted,
+    NotKnownThere,
+    ProtocolError,
+    SourceFailed,
+    SourceNeeded,
+    from_json,
+)
+from migrator.record import next_commands
+from migrator.record.grant import PEER
+from migrator.record.journal import Migration
+from migrator.record.next_commands import this_host
+from migrator.record.states import ENDED, Owner, Role, State
+from migrator.remote import destination
+from migrator.remote.answering import Service
+from migrator.remote.other_host import connected, fingerprint
+from migrator.transfer.stream import ByteStream
+from stages.steps import abandon, ask_state, force
+from tunnel.tunnel_errors import DocumentedError
+
+RESUME = "resume"
+ONLY = "--migration"  # an option of it
+OUTCOMES = (3, 4, 5)  # exit statuses
+ASK_LIMIT = 10.0  # seconds for that
+SOURCE_LIMIT = 86400.0  # seconds: `resume` there has limits of its own, and prints at its end
+AMONG_OTHERS = 600.0  # seconds for the same, where others wait: what is left at boot is but to finish, or to roll back
+SAID_MAX = 1 << 20  # bytes that are kept of what it prints: the last line counts
+
+
+def state_of_source(args: argparse.Namespace, migration: Migration, needed: bool = False) -> State | None:
+    """The source's state of this migration; None where it does not know it, or cannot be asked, which is warned of.
+
+    Where it is `needed`, as the container must not be started before that: raises SourceNeeded then.
+    """
+    try:
+        found = ask(args, migration)
+    except Interrupted:
+        raise
+    except DocumentedError as error:
+        if needed:
+            raise _needed(migration, str(error)) from error
+        log.warning(f"{migration.peer} cannot be asked whether it runs {migration.name} again: {error}")
+        return None
+    if needed and found not in resume_rules.TAKEN_BACK | resume_rules.LETS_RUN:
+        raise _needed(migration, _no_word(found))
+    return found
+
+
+def _needed(migration: Migration, reason: str) -> SourceNeeded:
+    return SourceNeeded(
+        known=f"{migration.name} is not let run here before {migration.peer} has said that it does not run it again.",
+        source=migration.peer, reason=reason.rstrip("."),
+        next=f"{next_commands.command(f'{RESUME}@source', migration)} -- if that host is lost for good, see here what"
+             f" that would risk: {next_commands.command('restore-dump', migration)} --force")
+
+
+def _no_word(found: State | None) -> str:
+    return f"it is {found} there" if found else "it does not know that migration"
+
+
+def ask(args: argparse.Namespace, migration: Migration) -> State | None:
+    """The source's state of this migration; None where it does not know it. Raises as `connected`.
+
+    NotKnownThere where another host than the source says so.
+    """
+    return _asked(args, migration)[0]
+
+
+def _asked(args: argparse.Namespace, migration: Migration, **fields: Any) -> tuple[State | None, float]:
+    """And for how many seconds the container may be let run here."""
+    with connected(args, source_of(args, migration)) as there:
+        never = migration.state is State.ABANDONED or bool(migration.detail.get("given_way"))
+        answer = there.call_within(ask_state.LIMIT, "source-state", id=migration.id, never=never, **fields)
+        found, given = ask_state.read(answer), answer.get("leave", 0.0)
+        if not isinstance(given, int | float):
+            raise ProtocolError(reason="it answers with a leave that is no number")
+        if not _is_source(there.peer_host, fingerprint(args), answer, migration):
+            error = NotKnownThere(destination=there.peer_host, id=migration.id, name=migration.name,
+                                  peer=migration.peer)
+            error.another = found is None
+            raise error
+    return found, float(given)
+
+
+def _is_source(host: str, paired: str, answer: dict[str, Any], migration: Migration) -> bool:
+    """Whether who has answered may be the source: of a host that was `paired` its fingerprint, else the `host` name.
+
+    One that knows the migration also has this host's ticket, as no other has. That it has not before its own record, or
+    where it cannot tell that it is asked by the destination; that takes it back it may say then, but not that the
+    container may run here.
+    """
+    caller = str(migration.detail.get("caller", ""))
+    if paired and caller.startswith(PEER) and caller != f"{PEER}{paired}":
+        return False  # another one is paired under its name by now
+    if answer["state"]:
+        ticket = str(answer.get("ticket") or "")
+        return not (ticket or answer["state"] in resume_rules.LETS_RUN) or resume_rules.is_known(
+            migration.ticket, known=True, answered=ticket)
+    if migration.peer.startswith(PEER):
+        return True
+    return host != this_host() and host == migration.peer.rpartition("@")[2]
+
+
+def leave_for(args: argparse.Namespace, migration: Migration, limit: float, *, by_hand: bool = False) -> float:
+    """Until when, by `boot_clock.now`, the container may be let run here: 0 where the source runs it again.
+
+    Asks for `limit` seconds; but not where the step is taken `by_hand`, soon after create-dump. Raises SourceNeeded
+    where the source says nothing.
+    """
+    since = boot_clock.now()  # before anything else: whatever stands still from here on takes off from the word
+    left = boot_clock.left(migration.detail.get("leave")) if by_hand else None
+    if left is not None and not resume_rules.must_ask(left):
+        return since + left
+    try:
+        found, given = _asked(args, migration, within=limit)
+    except Interrupted:
+        raise
+    except DocumentedError as error:
+        raise _needed(migration, str(error)) from error
+    if found in resume_rules.TAKEN_BACK:
+        return 0.0
+    if found not in resume_rules.LETS_RUN or not 0 < given <= leave.MOST:
+        raise _needed(migration, _no_word(found))
+    return since + min(given, limit)
+
+
+def has_word(args: argparse.Namespace, migration: Migration, found: State | None) -> bool:
+    """Whether the source, which has answered `found`, gives its word too: before that it looks that it stands still.
+
+    So an earlier answer, that it takes the container back, has come to nothing: a rollback by force was broken off.
+    """
+    if found not in resume_rules.LETS_RUN:
+        return False
+    try:
+        return bool(leave_for(args, migration, args.max_downtime or 120.0))
+    except SourceNeeded as error:
+        log.warning(str(error))
+        return False
+
+
+def give_up(migration: Migration) -> Result:
+    """The source runs it again."""
+    log.warning(f"{migration.name} runs on its source again: this host gives it up")
+    return abandon.give_up_here(migration)
+
+
+def quickly() -> argparse.Namespace:
+    """How the source is asked by a command that has no options for that."""
+    return argparse.Namespace(timeout=ASK_LIMIT, accept_new_host_key=False, path="prefer-direct")
+
+
+def source_of(args: argparse.Namespace, migration: Migration) -> str:
+    return str(getattr(args, "source", None) or migration.peer)
+
+
+def act(args: argparse.Namespace, migration: Migration, done: Result) -> Result:
+    """Have the source carry it on: `migrator resume` there, over SSH; raises its error, or SourceNeeded."""
+    known = done.text.partition(" Next: ")[0]
+    try:
+        answer: dict[str, Any] | None = None
+        there = ask(args, migration)
+        if there is not None and there not in ENDED:  # else its newest migration of that name is another one
+            log.info(f"{known} {migration.peer} is told to go on.")
+            answer = _resume_there(args, migration)
+    except DocumentedError as error:
+        if isinstance(error, Interrupted | SourceFailed) or error.host:
+            raise
+        raise SourceNeeded(known=known, source=migration.peer, reason=str(error).rstrip("."),
+                           next=next_commands.command(f"{RESUME}@source", migration)) from error
+    if migration.state is State.ABANDONED:
+        migration.note("source-knows", source_knows=True)
+    return Result(done.data | {"next": "", "source": answer}, f"{known} {migration.peer} has done what was left.")
+
+
+def _resume_there(args: argparse.Namespace, migration: Migration) -> dict[str, Any]:
+    """Whatever has begun there meanwhile: of this migration alone.
+
+    A source of before 2026-11-30 does not know the option for that. Its container shall not stay frozen for it: the
+    name and the LXC path tell which one it is, and that the migration has not ended there was asked a moment ago.
+    """
+    words, this = next_commands.words(f"{RESUME}@source", migration), [ONLY, migration.id]
+    try:
+        return _run_on_source(args, migration, [*words, *this, "--json"])
+    except InternalError as error:  # which is what a usage error there becomes here
+        if " ".join(this) not in str(error):
+            raise
+        log.verbose(f"{migration.peer} has an older version of migrator: {error}")
+    return _run_on_source(args, migration, [*words, "--json"])
+
+
+def _run_on_source(args: argparse.Namespace, migration: Migration, argv: list[str]) -> dict[str, Any]:
+    """What a command prints there with --json; raises the error that it prints."""
+    from migrator.remote import ssh
+
+    target = destination.parse(source_of(args, migration))
+    with ssh.connect(target, accept_new_host_key=args.accept_new_host_key, timeout=args.timeout) as session:
+        stream = session.serve(argv)
+        said = _said(stream, AMONG_OTHERS if getattr(args, "all", False) else SOURCE_LIMIT, str(target))
+    try:
+        answer = json.loads(said.splitlines()[-1])
+    except (ValueError, IndexError, RecursionError):
+        answer = None
+    if not isinstance(answer, dict):
+        raise InternalError(reason=f"{target} answered {said[-200:]!r}")
+    if isinstance(answer.get("error"), dict):
+        if answer["error"].get("status") in OUTCOMES:  # these say where a container is as seen from there
+            raise SourceFailed(source=migration.peer, name=migration.other_name, reason=answer["error"].get("message"),
+                               next=next_commands.command("status@source", migration))
+        raise from_json(answer["error"], migration.peer)
+    return answer
+
+
+def _said(stream: ByteStream, limit: float, where: str) -> bytes:
+    """The end of what is printed there, in `limit` seconds; raises ConnectionLost where that is nothing."""
+    end = time.monotonic() + limit
+    said, buffer = b"", bytearray(65536)
+    try:
+        while (left := end - time.monotonic()) > 0:
+            stream.settimeout(left)
+            if not (count := stream.readinto(memoryview(buffer))):
+                return said
+            said = (said + buffer[:count])[-SAID_MAX:]
+    except TimeoutError:
+        pass
+    except (ConnectionLost, OSError) as error:
+        if said.strip():
+            return said
+        raise error if isinstance(error, ConnectionLost) else ConnectionLost(destination=where, reason=error) from error
+    raise ConnectionLost(destination=where, reason=f"it has not ended within {limit:g} seconds")
+
+
+def source_state(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
+    """What this host, the source, knows of a migration.
+
+    After a forced rollback it learns by `never` that the destination knows, and will never let the container run; from
+    nobody else, as the reminder that another host may come back with the container would end with it. While
+    one is being forced, the destination, which has come back in the middle of it, hears the end of it already.
+
+    With `within` it asks for how many seconds it may let the container run. That is recorded before it is said: a
+    rollback that is forced meanwhile waits for it. Raises Busy where somebody works on it, who may have it decided
+    otherwise, and OutOfOrder where it runs here, past its fence.
+    """
+    id_ = names.migration_id(str(fields["id"]))
+    migration = service.journal.by_id(id_, Role.SOURCE)
+    if not migration or not service.grant.is_destination(migration):
+        service.refuse_guesses(id_)
+    if migration:
+        service.grant.check_destination(migration)
+    never = fields.get("never") is True
+    if migration and migration.owes and never and service.grant.is_destination(migration):
+        with contextlib.suppress(Busy), service.locking(migration.name, migration.lxcpath) as let_go:
+            migration = service.journal.by_id(id_, Role.SOURCE) or migration
+            migration.note("abandoned", abandoned=True)
+            let_go()
+    if migration and force.is_under_way(migration):
+        return {"state": State.ROLLING_BACK, "owner": Owner.SOURCE}
+    given = 0.0
+    if migration and "within" in fields and migration.state in resume_rules.LETS_RUN:
+        service.grant.check_leave(migration)
+        with service.locking(migration.name, migration.lxcpath) as let_go:
+            migration.refresh()
+            if migration.state in resume_rules.LETS_RUN:
+                service.refuse_more(migration)
+                standing.require(migration, "restore-dump")
+                standing.restore_silence(migration)
+                given = leave.asked_for(fields["within"])
+                migration.note("leave", anew=True, **leave.given(migration.detail, given))
+            let_go()
+    # By the ticket it knows this host, under whatever name, for the one that it has the migration from.
+    ticket = migration.ticket if migration and service.grant.is_destination(migration) else ""
+    return {"state": migration.state if migration else None, "owner": migration.owner if migration else None,
+            "leave": given, "ticket": ticket}
+
+
+HANDLERS = {"source-state": source_state}

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Before the source ends its copy: the destination's word that the container runs there.
+
+Where that host can say so only against what is on record there, or not any more, it takes the migration's id, typed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from migrator.errors import BackThere, ForceRefused, GoneThere, MigratorError, OutOfOrder, RunsUnrecorded, UsageError
+from migrator.record import next_commands
+from migrator.record.journal import Migration
+from migrator.record.states import State
+from stages.steps import unrecorded
+
+
+def require(migration: Migration, there: str, state_there: State | None, given: str | None,
+            running: Callable[[], object]) -> bool:
+    """Whether the destination, `there`, has on record what ends there, and is to be told of the end.
+
+    `running` asks it, which is in `state_there`; `given` is the id, None where nothing was forced. Raises what it says,
+    OutOfOrder, and ForceRefused.
+    """
+    finishing = migration.state is State.FINISHING
+    if finishing and state_there is None:
+        _require_id(migration, given, there, "does not know the migration")
+        return False
+    try:
+        running()
+    except GoneThere:
+        if not finishing:
+            raise
+        _require_id(migration, given, there, "does not have it")
+    except (BackThere, RunsUnrecorded) as error:
+        if not finishing:
+            _require_choice(migration, given, error)
+        return state_there is not None
+    except UsageError:  # by an older journal, and it has stopped since
+        if not finishing or state_there not in (*unrecorded.OLDER, State.RESTORING):
+            raise
+        _require_id(migration, given, there, "does not have it on record")
+        return False
+    return True
+
+
+def _require_id(migration: Migration, given: str | None, there: str, lacks: str) -> None:
+    """For a destination that has confirmed that it runs there, and `lacks` it now.
+
+    Raises OutOfOrder where nothing was forced, and ForceRefused.
+    """
+    command = next_commands.command("finish", migration, "--force")
+    unknown = f"{there} {lacks}"
+    if given is None:
+        raise OutOfOrder(stage="finish", missing=f"{unknown} any more, or is another host than it was sent to",
+                         next=f"see what it means to end it without that host's word: {command}")
+    _require_given(migration, given, unknown, (
+        f"{migration.name} has run there, as is recorded here, so the frozen copy is of no use any more: it is"
+        f" ended, and fenced on disk. If {there} is not the host that it went to, give that one with -d instead."))
+
+
+def _require_choice(migration: Migration, given: str | None, error: MigratorError) -> None:
+    """For a destination where it runs against what is on record there; raises that `error` where nothing was forced."""
+    if given is None:
+        raise error
+    _require_given(migration, given, str(error).rstrip("."),
+                   "What stands still here, as it was before the move, is ended, and fenced on disk.")
+
+
+def _require_given(migration: Migration, given: str, why: str, risk: str) -> None:
+    if given != migration.id:
+        what = f"{given} is not the id of its migration" if given else "the id of its migration is missing"
+        raise ForceRefused(name=migration.name, done="finished", reason=f"{what}, and {why}", risk=risk,
+                           command=next_commands.command("finish", migration, "--force", migration.id))

@@ -1,0 +1,333 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The driver of `migrator migrate` and `migrator resume`: step by step, as the states of both hosts have it.
+
+Each step is a stage's own function, called over one connection. When one fails, the container shall run where it may:
+see `_back`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from migrator.base import log
+from migrator.base.figures import duration, size
+from migrator.cli import Result
+from migrator.copies import leave, origins, standing
+from migrator.errors import (
+    AlreadyMigrating,
+    AlreadyRuns,
+    BackThere,
+    Busy,
+    ConnectionLost,
+    ContainerNotRunning,
+    DowntimeExceeded,
+    GoneThere,
+    InternalError,
+    Interrupted,
+    OutcomeError,
+    OutOfOrder,
+    ProtocolError,
+    RunsUnrecorded,
+    SourceRunsAgain,
+    StoppedThere,
+    as_ours,
+    outcome,
+)
+from migrator.host import lxc
+from migrator.record import container_lock, next_commands
+from migrator.record.journal import Journal, Migration
+from migrator.record.migration_paths import locked
+from migrator.record.states import Role, State, step
+from migrator.transfer import bandwidth, plan
+from migrator.transfer.plan import Plan, Round
+from migrator.transfer.rpc import Connection
+from stages import check, cleanup, create_dump, finish, prepare_data, rollback
+from stages.steps import ask_state, offer, same_host
+from stages.steps.cleaner import Cleaner
+from stages.steps.reconnect import Link, cause_of, say
+from tunnel.tunnel_errors import DocumentedError
+
+T = TypeVar("T")
+BUSY_LIMIT = 60.0  # seconds that the destination may take to end what an earlier connection has begun
+
+
+@contextlib.contextmanager
+def locked_for(journal: Journal, name: str, lxcpath: Path) -> Iterator[None]:
+    """As `locked`; a second request learns which migration is under way."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(name, lxcpath=lxcpath))
+        except Busy as error:
+            found = journal.latest(name, lxcpath)
+            if found is None or found.ended:
+                raise
+            raise AlreadyMigrating(name=name, peer=next_commands.other_host(found.role, found.peer, found.detail),
+                                   id=found.id, next=next_commands.command("status", found),
+                                   path=next_commands.path(found)) from error
+        yield
+
+
+class Drive:
+    """Takes one step after the other, each chosen by the states of both hosts, until the migration has ended."""
+
+    def __init__(self, args: argparse.Namespace, journal: Journal, container: lxc.Container,
+                 migration: Migration | None) -> None:
+        args.one_shot = True
+        self.args = args
+        self.journal = journal
+        self.container = container
+        self.migration = migration
+        self.begun = time.monotonic()
+        self.still_seconds: float | None = None  # frozen, or with --no-memory stopped
+        self.dumped: dict[str, Any] = {}
+        self.ended: Result | None = None  # by a rollback
+        self.stopped_there = ""  # what finish has said of one that does not run there
+        self.plan: Plan | None = None
+        self._link = args.link = Link(args)
+
+    def run(self) -> Result:
+        with self._link:
+            try:
+                while not self._came_through():
+                    pass
+            except BaseException as error:
+                with container_lock.held_back(raised=False):  # it ends either way, and its outcome tells more
+                    self._back(as_ours(error))
+        return self.ended or self._result()
+
+    def _came_through(self) -> bool:
+        """Go to the end; False where the connection was lost on the way and another try makes sense."""
+        try:
+            self._ahead()
+            return True
+        except DocumentedError as error:
+            container_lock.check_interrupted()  # it came while the container was thawed: nothing is tried again
+            found = self._recorded()
+            if found and (self.migration or not found.ended):  # else it is an earlier one
+                self.migration = found
+            self._link.wait_after(error, self._frozen_left())
+            return False
+
+    def _frozen_left(self) -> float | None:
+        """Seconds that the container, which may be the destination's by now, may stay frozen; None where it is not.
+
+        They count from the freeze; after a break, `migrator resume` has all of them anew.
+        """
+        if self.migration is None or self.migration.state not in (State.OFFERED, State.DUMPED):
+            return None
+        now, still = time.monotonic(), self.migration.still_since
+        since = still if self.begun <= still <= now else self.begun
+        return since + float(self.args.max_downtime) - now
+
+    # --- forward ---
+
+    def _ahead(self) -> None:
+        if self.migration and self.migration.state is State.DUMPING:
+            create_dump.heal(self.migration)
+        if self.migration:
+            prepare_data.choose(self.args, self.migration)
+        while stage := self._next(there := self._link.connect()):  # a stage may have made another
+            container_lock.check_interrupted()  # should the exception have been lost in somebody else's code
+            # An offer that was lost is made again as it was: the container is frozen.
+            offered = self.migration is not None and self.migration.state is State.OFFERED
+            if stage in ("prepare-data", "create-dump") and self.plan is None and not offered:
+                self.plan = self._look(there)
+            {"prepare-data": self._prepare, "import-data": self._import, "create-dump": self._dump,
+             "restore-dump": self._restore, "finish": self._finish, "rollback": self._roll_back}[stage](there)
+            self._link.progressed()
+
+    def _next(self, there: Connection) -> str:
+        if self.migration is None:
+            return "prepare-data"
+        answer = ask_state.ask(there, self.migration.id)
+        stage = step(self.migration.state, ask_state.told(answer, self.migration))
+        if stage == "prepare-data":  # before anything is looked at there
+            same_host.require(self.args, self.migration, there, answer)
+        if stage == "create-dump" and self.migration.state is State.PREPARED and self._more_rounds():
+            return "prepare-data"
+        return stage
+
+    def _more_rounds(self) -> bool:
+        rule, why = plan.stop(self._rounds(), self.args.max_rounds)
+        if rule:
+            say("rounds", f"No more rounds: {why}.", rule=rule, rounds=len(self._rounds()))
+        return not rule
+
+    def _rounds(self) -> tuple[Round, ...]:
+        found = self.migration.detail["rounds"] if self.migration else []
+        return tuple(Round.from_detail(each) for each in found if "bytes" in each)
+
+    def _look(self, there: Connection) -> Plan:
+        """The preflight, and what comes of it."""
+        if self.container.state != "RUNNING":
+            raise ContainerNotRunning(name=self.container.name, lxcpath=self.container.lxcpath,
+                                      state=self.container.state)
+        bridges = self.migration.detail["bridges"] if self.migration else None
+        memory = prepare_data.with_memory(self.args, self.migration)
+        looked = check.before_stage(self.args, self.container, there, full=True, bridges=bridges, memory=memory,
+                                    known_copy=self.migration is not None)
+        found = Plan(self.container.name, there.peer_host, looked.disk_bytes,
+                     looked.container.memory if memory else None, self.args.max_rounds,
+                     self.args.max_downtime, self._rounds(), self.args.stop_timeout, bandwidth.measure(there))
+        say("plan", found.text, **found.to_json())
+        return found
+
+    def _prepare(self, there: Connection) -> None:
+        disk_bytes = self.plan.disk_bytes if self.plan else 0
+        done = prepare_data.carry_out(self.args, self.journal, self.migration, self.container, there, disk_bytes)
+        self.migration = self._recorded()
+        if self.plan:
+            self.plan = dataclasses.replace(self.plan, rounds=self._rounds())
+        say("round", f"Round {done.data['round']}: {size(done.data['bytes'])} in {duration(done.data['seconds'])}.",
+            **{key: done.data[key] for key in ("round", "full", "bytes", "wire_bytes", "resumed_bytes", "seconds")})
+
+    def _recorded(self) -> Migration | None:
+        return self.journal.latest(self.container.name, self.container.lxcpath, Role.SOURCE)
+
+    def _import(self, there: Connection) -> None:
+        there.call("import", id=self._of.id)
+
+    @property
+    def _of(self) -> Migration:
+        """The migration, from the first round on."""
+        if self.migration is None:
+            raise InternalError(reason="no migration has begun")
+        return self.migration
+
+    def _dump(self, there: Connection) -> None:
+        if self.plan and self._of.state is State.PREPARED:
+            say("freeze" if self._of.memory else "stop", self.plan.prediction, **self.plan.to_json())
+        done = create_dump.carry_out(self.args, self._of, self.container, there)
+        self.dumped = done.data
+        self._runs_there(done.data.get("running_for"))
+
+    def _restore(self, there: Connection) -> None:
+        """What is left of the time frozen is the restore's."""
+        offer.settle(self._of, State.OWNED)
+        left = self._frozen_left()
+        if left is None or left <= 0:
+            raise DowntimeExceeded(name=self._of.name, seconds=f"{self.args.max_downtime:g}")
+        standing.require(self._of, "restore-dump", next_commands.anew(self._of))
+        self._of.note("leave", **leave.given(self._of.detail, left))
+        done = there.call_and_go("restore", **offer.limits(left), id=self._of.id, limit=left,
+                                 within=lambda: offer.word(self._of))
+        self._runs_there(done["running_for"])
+
+    def _runs_there(self, seconds: object) -> None:
+        """It has run there for so many seconds; None where it does not yet."""
+        if isinstance(seconds, int | float):
+            still = time.monotonic() - seconds - self._of.still_since
+            self.still_seconds = still if still >= 0 else None  # it came to a stand before this host was started anew
+
+    def _finish(self, there: Connection) -> None:
+        self.stopped_there = finish.carry_out(self.args, self._of, there).data["stopped_there"]
+
+    def _roll_back(self, there: Connection) -> None:
+        self.ended = rollback.roll_back(self._of, lambda: rollback.tell(self._of, there))
+
+    # --- back ---
+
+    def _back(self, error: DocumentedError) -> None:
+        """After a failure: the container shall run, here if possible. Returns only where it runs there after all."""
+        self.migration = self._recorded()
+        if self.migration is None or self.migration.ended:
+            raise error
+        interrupted = isinstance(error, Interrupted)
+        state = self.migration.state
+        if state is State.FINISHING:
+            self._try_finish(error)
+        elif state in (State.OFFERED, State.DUMPED) or interrupted:
+            self._give_up(error)
+        else:
+            advised = isinstance(error, OutcomeError) or self.migration.detail.get("gone") or (
+                isinstance(error, OutOfOrder) and origins.is_another(self.migration))
+            if not advised:  # that one says how to go on
+                does = "stays as it is" if isinstance(error, ContainerNotRunning) else "runs on"
+                log.info(f"{self.migration.name} {does} here, and what has been sent is kept. Go on with: "
+                         f"{next_commands.again('create-dump', self.migration)}")
+            raise error
+
+    def _give_up(self, error: DocumentedError) -> None:
+        """Take the token back and thaw; SourceStateUnknown where the destination does not answer."""
+        cause = cause_of(error)
+        log.warning(f"{cause} The attempt is rolled back.")
+        migration = self._of
+        try:
+            done = rollback.roll_back(migration, self._tell)
+        except (BackThere, GoneThere, RunsUnrecorded, StoppedThere):
+            raise
+        except AlreadyRuns:
+            log.warning(f"{migration.name} runs on {migration.detail['destination_host']} already.")
+            self._try_finish(error)
+            return
+        if isinstance(cause, Interrupted) or not (done.data["thawed"] or origins.is_there(migration)):
+            log.info(done.text)  # where it is now: what was destroyed meanwhile does not run again
+            raise cause
+        runs_again = outcome(SourceRunsAgain, memory=migration.memory and bool(done.data["thawed"]))
+        raise runs_again(cause, name=migration.name, next=next_commands.anew(migration)) from error
+
+    def _tell(self) -> str:
+        """Have the destination give the token back."""
+        return self._over_any_connection(lambda there: rollback.tell(self._of, there))
+
+    def _try_finish(self, error: DocumentedError) -> None:
+        """It runs there: what is left to do needs a connection that works."""
+        try:
+            self._over_any_connection(self._finish)
+        except DocumentedError as trouble:
+            log.warning(f"{trouble} {self._of.name} runs on {self._of.detail['destination_host']}; the rest is done "
+                        f"by: {next_commands.next_command(self._of)}")
+            raise error from trouble
+
+    def _over_any_connection(self, call: Callable[[Connection], T]) -> T:
+        """Over the connection that is there, or a new one; while the container is frozen, for as long as that may last.
+
+        What an earlier connection has begun, and has the container locked for, gets its time to end.
+        """
+        begun, old = time.monotonic(), self._link.there
+        while True:
+            try:
+                return call(self._link.connect())
+            except DocumentedError as error:
+                if old and isinstance(error, ConnectionLost | ProtocolError):
+                    old = None
+                    self._link.close()
+                    continue
+                busy = begun + BUSY_LIMIT - time.monotonic() if isinstance(error, Busy) else 0.0
+                self._link.wait_after(error, max(self._frozen_left() or 0.0, busy))
+
+    # --- what is said ---
+
+    def _result(self) -> Result:
+        migration = self._of
+        removed = self._undefine() if self.args.undefine_source else []
+        predicted = self.plan.still_seconds if self.plan else None
+        word = "frozen" if migration.memory else "stopped"
+        seconds = time.monotonic() - self.begun
+        host = migration.detail["destination_host"]
+        text = f"{migration.name} has moved to {next_commands.moved_to(migration)} in {duration(seconds)}."
+        if self.still_seconds is not None:
+            text += f" {plan.compared(predicted, self.still_seconds, self.dumped.get('stop_seconds'))}"
+        gone = not self.container.config_file.is_file()
+        kept = "" if gone else f" The stopped copy is kept here until: {next_commands.command('cleanup', migration)}"
+        return Result({
+            "migration": migration.id, "name": migration.name, "stage": self.args.command, "already": False,
+            "destination": host, "new_name": migration.other_name,
+            "rounds": [dataclasses.asdict(each) for each in self._rounds()],
+            f"{word}_seconds": None if self.still_seconds is None else round(self.still_seconds, 3),
+            f"predicted_{word}_seconds": None if predicted is None else round(predicted, 3),
+            **{key: self.dumped.get(key) for key in ("increment", "memory", "send_seconds",
+                                                     "dump_seconds" if migration.memory else "stop_seconds")},
+            "seconds": round(seconds, 3), "removed": removed, "stopped_there": self.stopped_there,
+        }, text + kept)
+
+    def _undefine(self) -> list[str]:
+        cleaner = Cleaner(dry_run=False)
+        cleanup.clean_moved(cleaner, self._of)
+        return cleaner.removed

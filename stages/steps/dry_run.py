@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`migrator migrate --dry-run`: the commands of all stages that are left, in their order, each with its host.
+
+They come from the functions that the stages' own --dry-run uses. A stage describes itself by its migration's record. As
+there is none yet, or not as it will be by then, one is made up for each host, in a journal that is thrown away.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from migrator.base import names
+from migrator.base.run import shown
+from migrator.cli import Result
+from migrator.copies import origins
+from migrator.errors import ContainerNotRunning
+from migrator.host import lxc
+from migrator.record.journal import Journal, Migration
+from migrator.record.states import FROZEN, Event, Role, step
+from migrator.remote.other_host import connected
+from migrator.transfer import bandwidth
+from migrator.transfer.plan import Plan
+from migrator.transfer.rpc import Connection
+from stages import check, create_dump, finish, import_data, prepare_data, restore_dump, rollback
+from stages.steps import ask_state
+
+
+def run(args: argparse.Namespace, journal: Journal, container: lxc.Container, migration: Migration | None) -> Result:
+    """The plan, and every command from the stage on that comes next."""
+    with connected(args, args.destination) as there:
+        first = step(migration.state, ask_state.state(there, migration)) if migration else prepare_data.NAME
+        if migration and first == rollback.NAME:
+            return rollback.described(migration)
+        if first not in (prepare_data.NAME, import_data.NAME, create_dump.NAME):
+            return _described(args, migration, container, there, None, first)
+        if container.state != "RUNNING" and not (migration and migration.state in FROZEN):
+            raise ContainerNotRunning(name=container.name, lxcpath=container.lxcpath, state=container.state)
+        memory = prepare_data.with_memory(args, migration)
+        looked = check.before_stage(args, container, there, full=True, known_copy=migration is not None,
+                                    bridges=migration.detail["bridges"] if migration else None, memory=memory)
+        plan = Plan(container.name, there.peer_host, looked.disk_bytes, looked.container.memory if memory else None,
+                    args.max_rounds, args.max_downtime, stop_timeout=args.stop_timeout,
+                    measured=bandwidth.measure(there))
+        found = _described(args, migration, container, there, looked, first)
+        return Result({**found.data, "plan": plan.to_json()}, f"{plan.text}\n{found.text}", paint=found.paint)
+
+
+def _described(args: argparse.Namespace, migration: Migration | None, container: lxc.Container, there: Connection,
+               looked: check.Look | None, first: str) -> Result:
+    """`looked` is what the preflight saw, where the dump is still to come."""
+    with _made_up(args, migration, container, there) as (journal, source, destination):
+
+        def prepare() -> Result:
+            said = prepare_data.carry_out(args, journal, source, container, there, 0)
+            for each in (source, destination):
+                each.note("round", rounds=[*each.detail["rounds"], {}])
+            return said
+
+        def dump() -> Result:
+            if looked is None:
+                return Result({"dry_run": []})
+            handover = create_dump.handover(args, source, container, there, looked)
+            source.note("frozen", **handover.record())
+            return handover.described()
+
+        stages: dict[str, Callable[[], Result]] = {
+            prepare_data.NAME: prepare,
+            import_data.NAME: lambda: import_data.described(destination),
+            create_dump.NAME: dump,
+            restore_dump.NAME: lambda: restore_dump.described(destination),
+            finish.NAME: lambda: finish.described(source),
+        }
+        left = list(stages)[list(stages).index(first):]
+        found: list[dict[str, Any]] = []
+        text = []
+        for stage in left:
+            text.append(f"# {stage}")
+            on_destination = stage in (import_data.NAME, restore_dump.NAME)
+            for command in stages[stage]().data["dry_run"]:
+                host = there.peer_host if on_destination else command["host"]
+                found.append({"stage": stage, "host": host, "argv": command["argv"]})
+                text.append(f"{host}# {shown(command['argv'])}")
+    return Result({"dry_run": found}, "\n".join(text))
+
+
+@contextlib.contextmanager
+def _made_up(args: argparse.Namespace, migration: Migration | None, container: lxc.Container,
+             there: Connection) -> Iterator[tuple[Journal, Migration, Migration]]:
+    """A journal for as long as the block runs, with the migration as it would be on the source and the destination."""
+    name = origins.name_there(args, migration, container.name)
+    detail: dict[str, Any] = dict(migration.detail) if migration else {
+        "destination_lxcpath": prepare_data.lxcpath_there(there, args.destination_lxcpath),
+        "bridges": dict(args.map_bridge), "rounds": [], "other_name": name,
+    }
+    detail["memory"] = prepare_data.with_memory(args, migration)
+    detail["rounds"] = [round_ for round_ in detail["rounds"] if "bytes" in round_]
+    id_ = migration.id if migration else names.new_migration_id()
+    with tempfile.TemporaryDirectory(prefix="migrator-") as folder, Journal(Path(folder, "journal.db")) as journal:
+        source = journal.create(id=id_, role=Role.SOURCE, name=container.name, lxcpath=container.lxcpath,
+                                peer=args.destination, event=Event.SEND, **detail)
+        destination = journal.create(
+            id=id_, role=Role.DESTINATION, name=name, lxcpath=Path(detail["destination_lxcpath"]), peer=there.peer_host,
+            event=Event.RECEIVE, **detail | {"other_name": container.name})
+        yield journal, source, destination

@@ -1,0 +1,284 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The memory of a container, dumped while it is frozen and off its network, and sent with the last disk changes."""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import contextlib
+import os
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from migrator import cli
+from migrator.base import log, programs
+from migrator.base.figures import size
+from migrator.cli import Result
+from migrator.copies import remains, thawing
+from migrator.copies.thawing import Frozen
+from migrator.copies.watchdog import Task, Watchdog
+from migrator.criu import apart, bound_sockets, criu_dump, ghosts, mount_flags, mount_plan, terminals, tty_image
+from migrator.errors import ContainerChanged, DowntimeExceeded, DumpFailed
+from migrator.host import cgroup_limits, cgroups, descent, lxc, net_state, network
+from migrator.record import migration_paths, next_commands
+from migrator.record.journal import Migration
+from migrator.record.next_commands import this_host
+from migrator.transfer import sender, spool
+from migrator.transfer.live_file import POLL, Growing
+from migrator.transfer.progress import Progress
+from migrator.transfer.rpc import Connection
+from stages import check
+from stages.steps import offer
+from stages.steps.handover import Handover
+
+
+class Dump(Handover):
+    """Freeze, dump, send; the source is thawed when anything fails before the token was offered."""
+
+    def __init__(self, args: argparse.Namespace, migration: Migration, container: lxc.Container,
+                 there: Connection, looked: check.Look) -> None:
+        super().__init__(args, migration, container, there)
+        self.facts = looked.container
+        self.nftables_lock = all(host and criu_dump.NFTABLES_LOCK in host.criu.features
+                                 for host in (looked.source, looked.destination))
+        self.pid = container.init_pid
+        self.init = remains.init_of(container)
+        self.cgroup = container.cgroup
+        self.ports = network.ports(self.pid)
+        self.terminals = terminals.found(self.pid)
+        self.images = self.layout.image_folders()[0]
+
+    def described(self) -> Result:
+        """For --dry-run: the commands of both hosts."""
+        here, there = this_host(), self.there.peer_host
+        snapshot, *send = self.increment_commands()
+        return cli.dry_run([
+            (here, ["tee", f"{self.cgroup}/cgroup.freeze"]),
+            *([(here, network.silence_command(self.migration.id, self.ports))] if self.ports else []),
+            snapshot,
+            (here, self.dump_command()),
+            *send,
+            (there, ["tee", f"{self.target.image_folders()[0]}/*.img"]),
+        ])
+
+    def dump_command(self) -> list[str]:
+        mounts = [entry.target for entry in self.facts.config.mounts if entry.bind]
+        return criu_dump.dump_command(self.pid, self.cgroup, self.images, mounts, self.terminals,
+                                 nftables_lock=self.nftables_lock)
+
+    def prepare(self) -> None:
+        network.silence_command(self.migration.id, self.ports)  # a name that this cannot do is found out now
+        programs.find("criu", criu_dump.path())  # before the freeze
+        with contextlib.suppress(OSError):  # a process ends just now: it is looked at again when it stands still
+            self._notes()
+        room = apart.room()
+        self.images, why = migration_paths.place_images(self.layout, self.facts.memory, room)
+        log.verbose(f"Images go to {self.images}: {why}")
+        migration_paths.make_images(self.images, self.facts.memory, room)
+        spool.check_space(self.images, self.facts.memory, what=f"the memory of {self.container.name}")
+        frozen = Frozen(self.migration.id, self.container.name, self.container.lxcpath, self.pid, self.cgroup,
+                        tuple(self.ports), started=self.init[1] if self.init and self.init[0] == self.pid else None)
+        self.watchdog = Watchdog(Task(
+            frozen, offer.attempt(self.migration), tuple(map(str, self.layout.dumped_into())),
+            self.max_downtime, str(self.migration.journal_path)))
+        self.watchdog.start()
+
+    def record(self) -> dict[str, Any]:
+        found = remains.record(self.container)
+        try:
+            if self.init is None or found["init"] != self.init or self.init[0] != self.pid:
+                raise self._rebooted()
+            self.refuse_another_disk(self.init)
+        except ContainerChanged:
+            self.unwatched()
+            raise
+        return {**found, "frozen_at": self.still_since, "pid": self.pid, "cgroup": str(self.cgroup),
+                "ports": [port.to_json() for port in self.ports]}
+
+    def _rebooted(self) -> ContainerChanged:
+        """The watchdog knows one start of it, and thaws no other."""
+        return ContainerChanged(name=self.container.name, reason="it was rebooted or stopped just now",
+                                next=next_commands.again("create-dump", self.migration))
+
+    def take(self) -> dict[str, Any]:
+        with concurrent.futures.ThreadPoolExecutor(1, "dump") as pool:  # whose end waits for the dump
+            # For a thread that is just being started, as Ctrl-C comes, it would not: so that is there before.
+            pool.submit(lambda: None).result()
+            self._freeze()
+            return self._dump_and_send(pool)
+
+    def stop_clock(self) -> None:
+        if self.watchdog.stop_clock():
+            raise DowntimeExceeded(name=self.container.name, seconds=f"{self.max_downtime:g}")
+        if remains.was_thawed(self.migration):
+            raise ContainerChanged(name=self.container.name, reason="somebody has thawed it while it was dumped",
+                                   next=next_commands.again("create-dump", self.migration))
+
+    def unwatched(self) -> None:
+        self.watchdog.dismiss()
+
+    def left_alone(self) -> None:
+        self.watchdog.leave()
+
+    def result(self, figures: dict[str, Any], still: float) -> Result:
+        if not self.one_shot:  # there it still holds the container up; finish does it
+            self.layout.drop_images()
+        next_ = next_commands.next_command(self.migration)
+        return Result(
+            {"migration": self.migration.id, "name": self.container.name, "stage": "create-dump", "already": False,
+             "frozen_at": self.still_since, "frozen_seconds": round(still, 3), **figures, "next": next_},
+            f"Dumped {size(figures['memory'])} of memory and {size(figures['increment'])} of disk changes. "
+            f"{self.container.name} is frozen since {still:.2f} s and belongs to {self.there.peer_host} now. "
+            f"Next: {next_}",
+        )
+
+    # --- the steps ---
+
+    def _freeze(self) -> None:
+        with self.migration.step("freeze"):
+            self.watchdog.begins()
+            try:
+                lxc.freeze(self.container, self.cgroup)
+            finally:
+                rebooted = not remains.first_is_here(self.migration)  # at this very moment
+                if rebooted:  # nobody else would thaw that start
+                    with thawing.undisturbed(), contextlib.suppress(OSError):  # it has only ended
+                        lxc.thaw(self.container, self.cgroup)
+            if rebooted:
+                raise self._rebooted()
+            if besides := cgroups.frozen_besides(str(self.cgroup)):
+                raise ContainerChanged(name=self.container.name,
+                                       next=next_commands.again("create-dump", self.migration),
+                                       reason=cgroups.not_dumped(besides[0]))
+            self._refuse_strangers()
+            self._refuse_encrypted()
+            network.silence(self.migration.id, self.ports)
+            if self.ports:
+                dad = network.dad_settings(self.pid)
+                self.watchdog.note_dad(dad)
+                self.migration.note("hush-dad", dad=dad)
+                network.hush_dad(self.pid, dad)
+
+    def _refuse_strangers(self) -> None:
+        """What was started from outside since the preflight is not dumped; raises ContainerChanged."""
+        if "attached-task" in self.ignore:
+            return
+        stranger = descent.stranger(self.pid, cgroups.processes(str(self.cgroup)))
+        if stranger is not None:
+            raise ContainerChanged(name=self.container.name, next=next_commands.again("create-dump", self.migration),
+                                   reason=f"process {stranger} was started from outside, as by lxc-attach, and would "
+                                          f"be lost; --ignore attached-task has it lost")
+
+    def _refuse_encrypted(self) -> None:
+        """What the kernel has begun to encrypt since the preflight would go on in clear; raises ContainerChanged."""
+        if "kernel-encryption" in self.ignore:
+            return
+        networks = net_state.namespaces(self.pid, cgroups.processes(str(self.cgroup)))
+        reason = ""
+        if len(networks) > net_state.NAMESPACES_MAX:
+            reason = (f"it has more than {net_state.NAMESPACES_MAX} network namespaces by now; --ignore"
+                      f" kernel-encryption has whatever the kernel encrypts in them go on in clear")
+        elif count := net_state.tls(networks):
+            reason = (f"the kernel encrypts {count} of its connections by now, which CRIU does not know of; --ignore"
+                      f" kernel-encryption has them go on in clear")
+        if reason:
+            raise ContainerChanged(name=self.container.name, next=next_commands.again("create-dump", self.migration),
+                                   reason=reason)
+
+    def _dump_and_send(self, pool: concurrent.futures.Executor) -> dict[str, Any]:
+        """The dump runs beside the snapshot and the sending of its increment; both see the frozen container."""
+        dumping = pool.submit(self._dump)
+        try:
+            increment = self.send_increment()
+            early = self._send_pages(dumping.done)
+        finally:
+            dump_seconds = dumping.result()  # CRIU must have let go before anybody thaws
+        self.left()
+        rest = self._send_images(early)
+        sent = [*early.values(), rest]
+        return {"increment": increment.raw_bytes, "memory": sum(each.raw_bytes for each in sent),
+                "wire_bytes": increment.wire_bytes + sum(each.wire_bytes for each in sent),
+                "dump_seconds": round(dump_seconds, 3), "send_seconds": round(rest.seconds, 3)}
+
+    def _dump(self) -> float:
+        begun = time.monotonic()
+        self._note()
+        criu_dump.dump(self.container.name, self.dump_command(), self.images)
+        self._refuse_strangers()  # who came while CRIU had it thawed; who comes later stands still at once
+        self.refuse_another_disk([self.pid])  # what has another root since is not what CRIU is given as one
+        try:
+            mount_plan.require(self.images)  # mounts that were made since the preflight
+            ghosts.require_here(self.images, self.pid)
+            bound_sockets.require_here(self.images, self.pid, cgroups.processes(str(self.cgroup)))
+        except (OSError, ValueError) as error:
+            raise DumpFailed(name=self.container.name, reason=str(error), log="not there") from error
+        tty_image.mend(self.images, tty_image.sessions(cgroups.processes(str(self.cgroup))))
+        return time.monotonic() - begun
+
+    def _notes(self) -> dict[str, bytes]:
+        """What CRIU does not dump, by its file's name; raises DumpFailed where the destination would not take it."""
+        notes = {
+            terminals.RECORD: "".join(terminal.line() for terminal in self.terminals),
+            cgroups.RECORD: cgroups.owners(str(self.cgroup)),
+            cgroup_limits.RECORD: cgroup_limits.record(str(self.cgroup)),
+            cgroup_limits.CONTROLLERS: cgroup_limits.controllers(str(self.cgroup)),
+            mount_flags.RECORD: mount_flags.record([self.pid, *cgroups.processes(str(self.cgroup))]),
+        }
+        for terminal in self.terminals:
+            if terminal.console:
+                notes[criu_dump.CONSOLE_FILE] = terminal.id
+        found = {name: os.fsencode(text) for name, text in notes.items()}
+        for name, data in found.items():
+            if len(data) > criu_dump.NOTE_LIMIT:
+                raise DumpFailed(name=self.container.name, log="not there",
+                                 reason=f"{name} would be larger than {size(criu_dump.NOTE_LIMIT)}")
+        return found
+
+    def _note(self) -> None:
+        """In files that go along with CRIU's images."""
+        for name, data in self._notes().items():
+            with (self.images / name).open("xb") as file:
+                file.write(data)
+
+    def _send_pages(self, has_ended: Callable[[], bool]) -> dict[str, sender.TransferResult]:
+        """Send memory while CRIU still dumps it: it writes one file of pages after the other, each to its end."""
+        sent: dict[str, sender.TransferResult] = {}
+        with self.migration.step("pages") as outcome:
+            while not has_ended():
+                path, next_ = (self.images / f"pages-{len(sent) + ahead}.img" for ahead in (1, 2))
+                if not path.exists():
+                    self.left()
+                    time.sleep(POLL)
+                    continue
+                growing = partial(Growing, path, partial(_either, has_ended, next_.exists))
+                sent[path.name] = self.send(
+                    {"kind": "images", "bytes": self.facts.memory},
+                    lambda stack: [sender.SourceFile(path.name, stack.enter_context(growing()))])  # noqa: B023
+            outcome.update(bytes=sum(each.raw_bytes for each in sent.values()), files=len(sent),
+                           wire=sum(each.wire_bytes for each in sent.values()),
+                           resumed=sum(each.resumed_bytes for each in sent.values()))
+        return sent
+
+    def _send_images(self, early: dict[str, sender.TransferResult]) -> sender.TransferResult:
+        """All images but those that were sent early to their end."""
+        paths = [path for path in criu_dump.image_files(self.images)
+                 if path.name not in early or path.stat().st_size != early[path.name].raw_bytes]
+        total = sum(path.stat().st_size for path in paths)
+        with self.migration.step("images") as outcome, contextlib.ExitStack() as stack:
+            progress = stack.enter_context(Progress("memory", total))
+            files = [sender.SourceFile(path.name, path, path.stat().st_size) for path in paths]
+
+            def watch(done: int, resumed: int) -> None:
+                self.watch(done, resumed)
+                progress.update(done, resumed)
+
+            sent = self.send({"kind": "images", "bytes": total}, lambda _stack: files, watch)
+            outcome.update(bytes=sent.raw_bytes, wire=sent.wire_bytes, resumed=sent.resumed_bytes,
+                           seconds=round(sent.seconds, 3))
+        return sent
+
+
+def _either(one: Callable[[], bool], other: Callable[[], bool]) -> bool:
+    return one() or other()

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What stood in the place of what has arrived, once that is this host's for good: what goes, and what stays."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+from pathlib import Path
+
+from migrator.base import log, removal
+from migrator.config import container_config
+from migrator.copies import origins
+from migrator.errors import SnapshotFailed
+from migrator.host import btrfs, lxc
+from migrator.record import clones, next_commands
+from migrator.record.journal import Migration
+from migrator.record.migration_paths import Layout
+
+
+def drop(migration: Migration, layout: Layout, old: Path) -> None:
+    """The copy of an earlier stay, if this is the container that it went away as.
+
+    Any other has perhaps no second one: of another container that was called so, or of what had run here and gave way.
+    Without its configuration nothing tells. That may name a root file system in another place, which nothing else does.
+    Nor does another disk go that somebody has put behind its fence, or what clones lie on; and what somebody has
+    written to it since is nowhere else. Safe to repeat.
+    """
+    rootfs, config = old / "rootfs", old / "config"
+    told = config.is_file()
+    elsewhere = container_config.rootfs_elsewhere(config, layout.rootfs) if told else ""
+    removes = next_commands.command("cleanup", migration)
+    stood, until = f"What stood in the place of {migration.name}", f"until: {removes}"
+    lived_in = rootfs.exists() and lxc.lives_in(layout.name, rootfs)  # first: what ends now may have written last
+    mounted = removal.mounts_in(rootfs)
+    why = _why_not(migration, layout, old, elsewhere)
+    it = f"{stood} {why}: it" if why else stood
+    if lived_in:
+        log.warning(f"{it} stays in {old}, as something lives in it, {until}")
+        return
+    if mounted:
+        log.warning(f"{it} stays in {old}, as something is mounted in it: {', '.join(mounted[:5])}. When that is"
+                    f" unmounted, this removes it: {removes}")
+        return
+    if told and rootfs.exists() and (held := _stays(migration, layout, config, rootfs)):
+        log.warning(f"{it} stays in {old}, with its configuration, as {held}")
+        return
+    if why:
+        configuration = f", its configuration in {old}," if told else ""
+        if rootfs.exists():
+            log.warning(f"{stood} {why}: it is kept in {_put_aside(layout, rootfs)}{configuration} {until}")
+        elif elsewhere:
+            log.warning(f"{stood} {why}: it lies in {elsewhere}, and stays there; its configuration is kept in {old}"
+                        f" {until}")
+        if told:  # also by an earlier finish that was killed
+            return
+    elif elsewhere:
+        log.warning(f"The copy that {migration.name} had left here goes; but its root file system, {elsewhere}, is left"
+                    " alone. Remove it when you have seen that nothing else uses it")
+        if rootfs.exists():  # an older version has made room so
+            log.warning(f"{stood} was none of that copy's: it is kept in {_put_aside(layout, rootfs)} {until}")
+    btrfs.delete(rootfs)
+    for name in ("config", container_config.FENCE_HOOK):
+        (old / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        old.rmdir()
+
+
+def _why_not(migration: Migration, layout: Layout, old: Path, elsewhere: str) -> str:
+    """Why it does not go by itself, for what it has: told whatever else keeps it, as it goes by name; "" if it may."""
+    rootfs, config = old / "rootfs", old / "config"
+    told = config.is_file()
+    another = told and origins.is_another_disk(migration.journal, config, rootfs)  # and no write to it is told
+    was_kept = not elsewhere and not rootfs.exists() and bool(layout.set_aside())  # by a finish that was killed then
+    if _nested(rootfs):
+        return "has subvolumes inside, which no move takes along"
+    if told and not another and origins.was_written_to(migration.journal, config, rootfs):
+        return "was written to after it had been left here"
+    if another or was_kept or not told or not origins.is_superseded(migration, config):
+        return "may be the only copy of what it has"
+    return ""
+
+
+def _stays(migration: Migration, layout: Layout, config: Path, rootfs: Path) -> str:
+    """Why it is not to be touched at all, whatever its fence says, and what can be done about that; "" if it may go."""
+    if clones.lie_on(layout.container):
+        return (f"clones may lie on it, see {layout.container / clones.LIST}. When they are destroyed, this removes it:"
+                f" {next_commands.command('cleanup', migration)}")
+    if origins.is_another_disk(migration.journal, config, rootfs):
+        return (f"{rootfs} is not the root file system that {migration.name} had left here. If it is of no use any"
+                f" more: btrfs subvolume delete {shlex.quote(str(rootfs))}")
+    return ""
+
+
+def _put_aside(layout: Layout, rootfs: Path) -> Path:
+    layout.make_folder()  # an older version made only one of the two
+    return rootfs.rename(layout.aside())
+
+
+def _nested(rootfs: Path) -> bool:
+    """Whether subvolumes are, or may be, inside what stood in the container's place: no snapshot has taken them."""
+    try:
+        return btrfs.is_subvolume(rootfs) and bool(btrfs.nested(rootfs))
+    except SnapshotFailed as error:
+        log.verbose(str(error))
+        return True

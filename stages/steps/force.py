@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What is done without the other host's word, where that host is lost for good: a rollback, or the end of a migration.
+
+Lost is only who gives no sign of life. Who answers is believed, and an error that comes from there, or from the way to
+it, is none: another host key, a refused login, or another migrator there are signs of life.
+"""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Callable
+
+from migrator.base import boot_clock, log
+from migrator.cli import Result
+from migrator.copies import after_crash, bases, leave
+from migrator.copies.resume_rules import MAY_RESTORE, TAKEN_BACK
+from migrator.errors import (
+    AlreadyRuns,
+    BackThere,
+    ConsentNeeded,
+    ForceRefused,
+    HostUnreachable,
+    Interrupted,
+    NotKnownThere,
+    OutOfOrder,
+    RunsUnrecorded,
+    SourceStateUnknown,
+    TwoCopies,
+)
+from migrator.record import container_lock, next_commands
+from migrator.record.journal import Migration
+from migrator.record.next_commands import this_host
+from migrator.record.states import Owner, State
+from stages import finish, rollback
+from stages.steps import consented, settling, stopped_here, two_copies
+from tunnel.tunnel_errors import DocumentedError, PeerAbsent, PeerSilent
+
+POLL = 0.2  # seconds
+KNOWN = {
+    State.OFFERED: "{there} was offered the token and has not answered: it may have taken it, and may run {name}.",
+    State.DUMPED: "{there} has taken the token: it runs {name}, or may at any time.",
+}
+RISK = (" If that host lives, or ever comes back with this container, two copies write to what they share and answer"
+        " under one address, and what either has done since is lost to the other. So first make sure that it stays"
+        " off: without power, or with its disk destroyed.")
+
+
+LEFT_BEHIND = ("{there} holds a frozen copy of {name} as long as it is up, with all its memory, and a fence around it;"
+               " or it may have been forced to run {name} again, without a word from here: then two copies run."
+               " What was kept here for the way back goes, and with it any use of that copy. If it can be reached, or"
+               " is only off for a while, nothing needs to be forced: finish it from there.")
+
+
+def roll_back(migration: Migration, given: str, tell: Callable[[], str], *,
+              recorded: Callable[[], str] | None = None, off: bool = False) -> Result:
+    """Thaw, or start from the disk, without an answer; `given` must be the migration's id.
+
+    A destination that does answer is believed, as in any rollback. One that has lost its journal knows nothing to tell:
+    it counts as lost, unless it is provably another host. Where `tell` asks elsewhere than the container was sent,
+    `recorded` asks there: any other address may be silent, and only a host that is silent at both is lost. `off` is
+    the administrator's word that the machine is off, where the network cannot tell: behind a jump host, for a peer, or
+    where a firewall answers for it, or another host by its name. Raises ForceRefused.
+    """
+    if migration.owner is Owner.SOURCE:
+        return rollback.roll_back(migration, tell)  # nobody else's word is needed
+    there = next_commands.other_host(migration.role, migration.peer, migration.detail)
+    if given != migration.id:
+        what = f"{given} is not the id of its migration" if given else "the id of its migration is missing"
+        known = KNOWN[migration.state].format(there=there, name=migration.name)
+        raise ForceRefused(name=migration.name, done="rolled back", reason=what, risk=known + RISK,
+                           command=f"{next_commands.command('rollback', migration)} --force {migration.id}")
+    migration.note("forcing", forcing=container_lock.this_process())
+    for last in (False, True):
+        for ask in (tell, recorded) if recorded else (tell,):
+            try:
+                return rollback.roll_back(migration, ask)
+            except SourceStateUnknown as error:
+                container_lock.check_interrupted()
+                _must_be_lost(migration, error, there, elsewhere=ask is not (recorded or tell), off=off)
+            container_lock.check_interrupted()  # whatever has become of the exception on its way
+        if last or off or not wait_out(migration, there):
+            break
+    done = rollback.roll_back(migration, None)
+    migration.note("forced", forced_at=time.time())
+    return Result(done.data | {"forced": True},
+                  f"{done.text} {there} was not asked: it must never run migration {migration.id} of {migration.name}."
+                  f" Should it come back, type there, before anything else:"
+                  f" {next_commands.typed('resume@destination', migration)}")
+
+
+def _must_be_lost(migration: Migration, error: SourceStateUnknown, there: str, *, elsewhere: bool, off: bool) -> None:
+    """Raises what has come of asking a destination, unless that counts as lost; see `roll_back`."""
+    if isinstance(error.cause, Interrupted):
+        raise error.cause from error
+    forgotten = isinstance(error.cause, NotKnownThere) and error.cause.forgotten and not elsewhere
+    if not (forgotten or is_silence(error.cause) or (off and is_unknown(error.cause))):
+        _tell_why_not(error, error.cause, "Not rolled back by force", there,
+                      next_commands.command("rollback", migration), migration.id)
+        raise error
+    if forgotten:
+        log.warning(str(error.cause))
+
+
+def wait_out(migration: Migration, there: str) -> bool:
+    """Until the destination may not let the container run any more on what it was told; False where that is over.
+
+    It may be cut off, or stand still, and not be off. Raises Interrupted.
+    """
+    left = leave.outstanding(migration.detail, leave.SLACK)
+    if left <= 0:
+        return False
+    log.warning(f"For {left:.0f} more seconds {there} may let {migration.name} run, should it be cut off and not off:"
+                f" they are waited for. If you have made sure that it is off, they need not be: --machine-is-off")
+    end = boot_clock.now() + left
+    while (now := boot_clock.now()) < end:
+        container_lock.check_interrupted()
+        time.sleep(min(POLL, end - now))
+    return True
+
+
+def let_run(migration: Migration, given: str, ask: Callable[[], State | None], *, off: bool = False) -> bool:
+    """Whether the container may run here, on the destination, whose source is lost for good; `given` must be the
+    migration's id.
+
+    `ask` gets the source's state. A source that answers is believed: False where it runs the container again. One that
+    has lost its journal counts as lost. `off` is the administrator's word that the machine is off. Raises ForceRefused,
+    OutOfOrder, and what `ask` raises where that is no silence.
+    """
+    there, name = migration.peer, migration.name
+    command = next_commands.command("restore-dump", migration)
+    if not (migration.state in MAY_RESTORE or settling.stands_stopped(migration) or stopped_here.is_stopped(migration)):
+        raise OutOfOrder(stage="restore-dump --force", missing=f"{name} is {migration.state} here",
+                         next=next_commands.next_command(migration) or next_commands.command("status", migration))
+    if given != migration.id:
+        what = f"{given} is not the id of its migration" if given else "the id of its migration is missing"
+        raise ForceRefused(name=name, done="let run here", reason=what, command=f"{command} --force {migration.id}",
+                           risk=f"{there} may have been forced to run {name} again, without a word from here." + RISK
+                           + _unasked(migration))
+    try:
+        known = ask()
+    except DocumentedError as error:
+        if isinstance(error, Interrupted) or not (is_silence(error) or (off and is_unknown(error))):
+            _tell_why_not(error, error, "Not let run by force", there, command, migration.id)
+            raise
+        log.warning(f"{there} cannot be asked: {error}")
+    else:
+        if known in TAKEN_BACK:
+            return False
+        if known is not None:
+            raise OutOfOrder(stage="restore-dump --force", missing=f"{there} answers, it is {known} there",
+                             next=command)
+        log.warning(f"{there} answers, and does not know the migration")
+    container_lock.check_interrupted()
+    migration.note("forced", forced_at=time.time())
+    return True
+
+
+def _unasked(migration: Migration) -> str:
+    """What it brings along, where its sender may not any more (`restore_dump.take_offered`)."""
+    try:
+        if migration.state is State.DUMP_RECEIVED:
+            consented.require(migration)
+    except ConsentNeeded as error:
+        return f" It is also let do then what takes consent: {error}"
+    return ""
+
+
+def finish_alone(migration: Migration, given: str, ask: Callable[[], State | None], *, off: bool = False) -> Result:
+    """End a migration here, on the destination, whose source is lost for good; `given` must be the migration's id.
+
+    `ask` gets the source's state. A source that answers is believed. `off` is the administrator's word that the machine
+    is off, where another host answers by its name. Raises ForceRefused, TwoCopies, OutOfOrder, and
+    GoneThere where it was removed since.
+    """
+    there, name = migration.peer, migration.name
+    if migration.state is not State.RESTORED:
+        raise OutOfOrder(stage="finish --force", missing=f"{name} does not run here, it is {migration.state}",
+                         next=next_commands.next_command(migration))
+    # By LXC's word alone where it is fenced: who only looks into its root file system would pass for it.
+    if settling.seems_fenced(migration) or settling.stands_stopped(migration) or stopped_here.is_stopped(migration):
+        raise OutOfOrder(stage="finish --force", missing=f"{name} was stopped here, and {there} may run it again",
+                         next=next_commands.command("resume", migration))
+    if settling.is_gone(migration):
+        raise settling.gone(migration)  # the source's copy is the last one
+    if given != migration.id:
+        what = f"{given} is not the id of its migration" if given else "the id of its migration is missing"
+        raise ForceRefused(name=name, done="finished", reason=what, risk=LEFT_BEHIND.format(there=there, name=name),
+                           command=next_commands.command("finish", migration, "--force", migration.id))
+    try:
+        known = ask()
+    except DocumentedError as error:
+        unreached = isinstance(error, HostUnreachable | PeerAbsent | PeerSilent)
+        if error.host or not (unreached or (off and is_unknown(error))):
+            if is_unknown(error):
+                _tell_why_not(error, error, "Not finished by force", there, next_commands.command("finish", migration),
+                              migration.id,
+                              then=next_commands.command("finish@source", migration))
+            raise
+        log.warning(f"{there} cannot be asked: {error}")
+    else:
+        if known in TAKEN_BACK:
+            raise two_copies.of(migration)
+        if known is not None:  # what it has finished ends here too
+            stage = "resume" if known is State.FINISHED else "finish@source"
+            raise OutOfOrder(stage="finish --force", missing=f"{there} answers, it is {known} there",
+                             next=next_commands.command(stage, migration))
+    container_lock.check_interrupted()
+    finish.end_here(migration, alone=True)
+    return Result({"migration": migration.id, "name": name, "stage": finish.NAME, "already": False, "forced": True},
+                  f"{name} runs here for good. Should {there} come back, its copy does not start, unless that host was"
+                  f" forced to run it again, which migrator status -a says there: then two copies run. Else end it"
+                  f" there with: {next_commands.typed('finish@source', migration)}")
+
+
+def _tell_why_not(raised: DocumentedError, cause: DocumentedError, what: str, there: str, command: str,
+                  id_: str, *, then: str = "") -> None:
+    """Say why nothing was forced, and have the error that is raised for it name what can be; `then`, where that is
+    another command, when the other host can be reached.
+    """
+    if is_unknown(cause):
+        log.warning(f"{what}: from here it cannot be told whether {there} is off")
+        raised.instead = (f"When {there} can be reached again: {then or command} -- where you have made sure that it is"
+                          f" off, and stays so: {command} --force {id_} --machine-is-off")
+    else:
+        log.warning(f"{what}: {there} is not silent, and only a host that gives no sign of life counts as lost")
+
+
+def is_silence(error: DocumentedError) -> bool:
+    """Whether the other host gives no sign of life, as far as the network can tell."""
+    return not error.host and isinstance(error, HostUnreachable) and error.silent
+
+
+def is_unknown(error: DocumentedError) -> bool:
+    """Whether the network tells neither that the other host lives nor that it is silent.
+
+    A firewall may have answered for it, a jump host be down, a name be unknown. Of a peer one hears only that no agent
+    of migrator's waits there, or answers: the machine may live, and run the container. So it may where another host
+    answers by its name, and does not know the migration, as one that was set up anew in its place. Who knows it is
+    believed or, with another ticket, may have it from an earlier round: that is no host set up anew.
+    """
+    if error.host or is_silence(error):
+        return False
+    if isinstance(error, NotKnownThere):
+        return error.another
+    return isinstance(error, PeerAbsent | PeerSilent) or (isinstance(error, HostUnreachable) and not error.answered)
+
+
+def is_under_way(migration: Migration) -> bool:
+    """Whether at this moment a process forces the rollback of a migration: what it decides is not to be overtaken."""
+    process = migration.detail.get("forcing")
+    if migration.state not in KNOWN or not process:
+        return False
+    found = container_lock.of(migration.name, migration.lxcpath)
+    return found is not None and [found.pid, found.started] == list(process)
+
+
+def tell_late(migration: Migration, tell: Callable[[], str], *, elsewhere: bool = False) -> Result | None:
+    """After a rollback without the destination's word: tell it, now that it can be reached; None where it knows.
+
+    A destination that has forgotten the migration, as where it was installed anew, will never hear of it: that is on
+    record then, and nobody is reminded any more; unless who was asked is `elsewhere` than the container was sent.
+    Raises what `tell` raises, TwoCopies where it has run there, and has not given way.
+    """
+    if not migration.owes:
+        return None
+    there = next_commands.other_host(migration.role, migration.peer, migration.detail)
+    try:
+        kept = tell()
+    except BackThere:
+        raise
+    except AlreadyRuns as error:
+        if isinstance(error, RunsUnrecorded) and not migration.detail.get("forced"):  # it was never offered
+            raise OutOfOrder(stage=rollback.NAME, next=next_commands.command("resume", migration), missing=(
+                f"on {there} something lives in what has arrived, which is not {migration.name} itself:"
+                f" {error.fields.get('how')}. Until that has ended nothing is removed there")) from error
+        path = shlex.quote(migration.detail["destination_lxcpath"])
+        raise TwoCopies(name=migration.name, there=migration.other_name, destination=there, source=this_host(),
+                        lxcpath=path, path=f"-P {path}") from error
+    except NotKnownThere as error:
+        if elsewhere or not error.forgotten:
+            raise
+        migration.note("forgotten", abandoned=True, forgotten_there=True)
+        return Result({"migration": migration.id, "name": migration.name, "stage": rollback.NAME, "already": False,
+                       "destination_told": False},
+                      f"{there} answers, and does not know migration {migration.id} of {migration.name} any more, as"
+                      f" where it was installed anew. If only its journal was lost, see there that it does not run:"
+                      f" lxc-ls -f")
+    bases.settle_late(migration, kept)
+    migration.note("abandoned", abandoned=True)
+    return Result({"migration": migration.id, "name": migration.name, "stage": rollback.NAME, "already": False,
+                   "destination_told": True},
+                  f"{there} knows now that migration {migration.id} of {migration.name} was given up. "
+                  f"{after_crash.note(migration)}".rstrip())

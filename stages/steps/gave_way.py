@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What had run on the destination, and has given way there, as the source goes on with its own copy: whether it still
+does.
+
+The source may have been killed before it could record that, and asks once more, much later. Meanwhile what was renamed
+may have its name again, which is what `gone-there` advises, a disk may be back, and a fence is text. So the answer is
+of what is there now. The migration has ended here: there is no spool any more, and its snapshots may be gone.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from migrator.config import container_config, fences
+from migrator.copies import after_crash, origins
+from migrator.errors import BackThere, CopyNotEnded, MovedOn, OutOfOrder
+from migrator.host import btrfs, lxc, subvolume_uuids
+from migrator.record import lxc_disk, next_commands
+from migrator.record.journal import Migration
+from migrator.record.migration_paths import Layout
+from migrator.record.next_commands import this_host
+from stages.steps import left_running, renamed, settling
+
+STARTABLE = "nothing keeps it from being started"
+MOVED_ON = "it has moved on from there"
+
+
+def refuse_back(migration: Migration) -> None:
+    """Before the source is told once more that it may go on: raises BackThere, and DiskAway where that cannot be seen.
+
+    Another container in its place, and nothing, keep nobody from that; nor does its own behind a fence that stands.
+    """
+    layout = Layout(migration.lxcpath, migration.name, migration.id)
+    lxc_disk.require_ended(layout, migration.detail.get("disk"))
+    living = renamed.living(migration, layout)
+    back = "" if living else _may_run_in_place(migration, layout)
+    lxc_disk.require_ended(layout, migration.detail.get("disk"))  # behind the last look
+    if living or back:
+        there, how = renamed.told(migration, living) if living else (migration.name, back)
+        raise (MovedOn if back == MOVED_ON else BackThere)(
+            name=migration.name, destination=this_host(), there=there, how=how, lxcpath=migration.lxcpath,
+            next=next_commands.command("rollback@source", migration),
+            keep=next_commands.command("finish@source", migration, "--force", migration.id))
+
+
+def never_finished(migration: Migration, stage: str) -> OutOfOrder:
+    """For who asks whether it runs here, to end the source's copy; raises as `refuse_back`."""
+    refuse_back(migration)
+    return OutOfOrder(stage=stage, next=next_commands.command("rollback@source", migration), missing=(
+        f"{migration.name} had run here, and has given way: what is left of it here, if anything is, is fenced"))
+
+
+def refuse_lost(migration: Migration) -> None:
+    """Of what is to give way as it is not there any more: raises CopyNotEnded where a start of it may live here all the
+    same, by another name in a copy of its disk, or with its root outside of what this migration has made.
+
+    The latter is told by the cgroup that has its name. So nothing is said of that where another container has its place
+    by now: that one has such a cgroup too.
+    """
+    layout = Layout(migration.lxcpath, migration.name, migration.id)
+    found, place = renamed.on_its_disk(migration, layout), "its root file system, or a copy of that"
+    if not found and (found := renamed.with_its_addresses(migration, layout)):
+        place = f"a container that has its hardware address ({', '.join(migration.detail['hwaddrs'])})"
+    elif not found and not lxc_disk.is_removed(layout):
+        found, place = renamed.untold(migration, layout), f"{layout.rootfs}, of which nothing tells whose it is"
+    elif not found:
+        found = left_running.called_so(layout, lxc.END_LIMIT)
+        place = f"a cgroup that LXC has called lxc.payload.{migration.name}"
+    if found:
+        raise CopyNotEnded(name=migration.name, place=place, pids=",".join(map(str, found)),
+                           next=after_crash.by_force(migration))
+
+
+def _may_run_in_place(migration: Migration, layout: Layout) -> str:
+    """How LXC has it in its place, with its disk: it runs, or nothing of this migration's keeps it from that; or "".
+
+    Behind the fence of a later move it cannot be started here; but then it lives on elsewhere: MOVED_ON. Of a root file
+    system that was made of one which was removed since nothing tells whose it is: renamed by `lxc-copy -R`, and back,
+    it is so. With other addresses it is another's. Else it counts as its own unless a fence stands there, as whoever is
+    refused for it can rename it.
+    """
+    config = layout.container / "config"
+    if not os.path.lexists(config):
+        return ""
+    container = lxc.Container(layout.name, layout.lxcpath) if config.is_file() else None
+    disks = origins.recorded_rootfs_uuids(migration)
+    rootfs = container.rootfs if container and container.rootfs != Path() else layout.rootfs  # it need not have one
+    found = [path for path in (layout.rootfs, rootfs) if btrfs.is_subvolume(path)]
+    its = origins.has_its_disk(migration) or any(btrfs.info(path).uuid in disks for path in found)
+    if not its and (renamed.is_anothers(migration) or all(subvolume_uuids.is_told(path) for path in found)):
+        return ""
+    if container is None:  # a link that leads nowhere at this moment
+        return STARTABLE
+    if lxc.told_state(container) != "STOPPED" or settling.lives(layout, rootfs):  # whoever holds up LXC's answer
+        return "it runs"
+    text = container_config.text_of(config)
+    if not fences.refuses(layout.container, text):
+        return STARTABLE
+    return MOVED_ON if its and container_config.fence_of(text) != migration.id else ""

@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The offer of the ownership token to the destination, and the way back where it was not made or not taken."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
+
+from migrator.base import bounded_read, log
+from migrator.config import container_config
+from migrator.copies import bases, leave, origins, standing, thawing
+from migrator.criu import criu_dump
+from migrator.errors import (
+    DowntimeExceeded,
+    DumpFailed,
+    DumpRefused,
+    Interrupted,
+    JournalBroken,
+    MigratorError,
+    OutOfOrder,
+    SourceRunsAgain,
+    SourceStateUnknown,
+    SourceStillFrozen,
+    SourceStillStopped,
+    as_ours,
+    outcome,
+)
+from migrator.host import btrfs
+from migrator.record import container_lock, next_commands
+from migrator.record.journal import Migration
+from migrator.record.migration_paths import Layout
+from migrator.record.next_commands import this_host
+from migrator.record.states import Event, State
+from migrator.transfer.rpc import Connection
+from stages.rollback import thaw_source
+from tunnel.tunnel_errors import DocumentedError
+
+ANSWER_LIMIT = 60.0  # seconds for what a destination does besides the restore itself, as to undo one that has failed
+
+_BREAKS_OFF = (DocumentedError, OSError)  # also the tunnel's, and Interrupted; OSError, as where the fence has no room
+
+
+def attempt(migration: Migration) -> int:
+    """The number of the latest dump, on either host; 0 before the first."""
+    return int(migration.detail.get("attempt", 0))
+
+
+def named(migration: Migration) -> dict[str, Any]:
+    """What a request about the latest dump carries, so that one which arrives late does nothing to a newer dump."""
+    return {"id": migration.id, "attempt": attempt(migration)}
+
+
+def settled(migration: Migration, state_there: State | None) -> State:
+    """The state here, also where the answer to an offer was lost: the destination's state tells it."""
+    taken = state_there in (State.OWNED, State.RESTORING, State.RESTORED)
+    return State.DUMPED if migration.state is State.OFFERED and taken else migration.state
+
+
+def settle(migration: Migration, state_there: State | None) -> None:
+    """Record what `settled` tells."""
+    if settled(migration, state_there) is not migration.state:
+        migration.move(Event.TAKEN)
+
+
+def limits(left: float | None) -> dict[str, float]:
+    """How long the destination may take to say that it has the token, and what comes of that, as `call_and_go` has it.
+
+    `left` is what remains of the time that the container may stand still; None where nothing is to be restored yet.
+    """
+    if left is None:
+        return {"first": ANSWER_LIMIT, "then": 2 * ANSWER_LIMIT}
+    return {"first": min(ANSWER_LIMIT, left), "then": left + ANSWER_LIMIT}
+
+
+def word(migration: Migration) -> float:
+    """For how many seconds the destination may let it run, as is recorded here; raises DowntimeExceeded.
+
+    OutOfOrder where it runs here, past all that was to keep it from that.
+    """
+    standing.require(migration, "restore-dump")
+    left = leave.outstanding(migration.detail)
+    if left <= 0:
+        raise DowntimeExceeded(name=migration.name, seconds=f"{migration.detail['leave']['lasts']:g}")
+    return left
+
+
+def make(migration: Migration, there: Connection, *, restore_within: float | None = None) -> dict[str, Any]:
+    """Ask the destination to take the token; safe to repeat. When it says no, the container is thawed.
+
+    With `restore_within` it also lets the container run, in so many seconds, before it answers: one message instead of
+    two, and of a question for its state between them, while the container stands still. It prepares that while it hears
+    that this host still waits for it, and never does it unheard. That `leave.given` it so much time, or else
+    `leave.BY_HAND` for a restore-dump that is typed there, has been recorded before. Returns what it says.
+    """
+    asked = {**named(migration), "dad": migration.detail.get("dad", {})}
+    if restore_within is not None:
+        asked["restore_within"] = restore_within
+    try:
+        answer = there.call_and_go("own", **limits(restore_within), within=lambda: word(migration), **asked)
+        migration.move(Event.TAKEN)
+    except DumpRefused as error:
+        with container_lock.held_back():
+            give_up(migration, there, error)
+    except _BREAKS_OFF as error:  # also Busy: an offer thought lost may be taken at this moment
+        raise _unknown(migration, error) from error
+    return answer
+
+
+def _unknown(migration: Migration, error: BaseException) -> DocumentedError:
+    """It is kept frozen, whether it was offered before or now: by what is on record the destination may run it."""
+    return outcome(SourceStateUnknown, memory=migration.memory)(
+        as_ours(error), name=migration.name,
+        destination=next_commands.other_host(migration.role, migration.peer, migration.detail),
+        rollback=next_commands.command("rollback", migration), path=next_commands.path(migration))
+
+
+@contextlib.contextmanager
+def undecided(migration: Migration) -> Iterator[None]:
+    """Before an offer is made once more: raises SourceStateUnknown where the block fails, and it stays as it is.
+
+    So too where the destination cannot even be reached. OutOfOrder stays that: it runs here.
+    """
+    try:
+        yield
+    except OutOfOrder:
+        raise
+    except _BREAKS_OFF as error:
+        if migration.state is not State.OFFERED:
+            raise
+        raise _unknown(migration, error) from error
+
+
+def withdraw(migration: Migration) -> None:
+    """An offer that was recorded but not made is none any more; before anything thaws.
+
+    Ctrl-C can come between the two. Were it left recorded, a later `resume` would make it, of a container that runs.
+    Raises SourceStateUnknown where it may be recorded and this cannot be: then the container must stay frozen.
+    """
+    try:
+        migration.refresh()
+        _refused(migration)
+    except _BREAKS_OFF as error:
+        raise _unknown(migration, error) from error
+
+
+def _refused(migration: Migration) -> None:
+    if migration.state is State.OFFERED:
+        migration.move(Event.REFUSED)
+
+
+def give_up(migration: Migration, there: Connection, error: DocumentedError,
+            thawed_again: Callable[[], None] = lambda: None) -> NoReturn:
+    """Nobody else has the token: thaw, remove what this attempt has made on both hosts, and say so.
+
+    The container runs before anything is recorded, as what has failed may be the disk that records go to; the attempt's
+    images make room for them then. `thawed_again` is called once it runs. Only that an offer was refused is recorded
+    before, if that can be at once. The other host is told last, and for ANSWER_LIMIT at most. What resists, here or
+    there, is removed by the next attempt, or its rollback.
+    """
+    try:
+        thawed = _thaw(migration)
+    except SourceStillStopped:
+        log.error(str(error))
+        raise
+    except (MigratorError, OSError) as trouble:
+        log.error(str(error))
+        raise outcome(SourceStillFrozen, memory=migration.memory)(
+            as_ours(trouble), name=migration.name, source=this_host(),
+            next=next_commands.command("create-dump", migration), rollback=next_commands.command("rollback", migration),
+        ) from error
+    thawed_again()
+    here = Layout(migration.lxcpath, migration.name, migration.id)
+    _try(lambda: _keep_log(here, error))
+    left = drop_here(migration, runs=thawed)
+    try:
+        container_config.unfence(migration.lxcpath / migration.name, migration.id)
+        _refused(migration)
+        migration.move(Event.THAW, failed=str(error)[:2000], **left)
+    except (MigratorError, OSError) as trouble:  # the next command begins with the thaw, or rolls an offer back
+        log.warning(f"{migration.name} runs on here, but that could not be recorded: {trouble}")
+    _try(lambda: there.call_within(ANSWER_LIMIT, "dump-drop", **named(migration)))
+    if isinstance(error, Interrupted):
+        if thawed or not left:
+            log.info(f"{migration.name} runs on here.")
+        raise error
+    if not thawed and (left or not migration.memory):
+        raise error  # it is not there any more, or had not been stopped yet
+    again = outcome(SourceRunsAgain, memory=migration.memory and thawed)  # a reboot has taken the memory
+    next_ = next_commands.command("rollback", migration) if left else next_commands.again("create-dump", migration)
+    raise again(error, name=migration.name, next=next_) from error
+
+
+def _thaw(migration: Migration) -> bool:
+    """As `thaw_source`. Of an offer that was refused that is recorded first; where it cannot be it runs all the same.
+
+    For the refusal is on the destination's disk: whoever finds the offer on record here, and asks, is to roll back. No
+    second signal comes between the two, unless the thaw is a start, which takes long.
+    """
+    if migration.state is not State.OFFERED:
+        return thaw_source(migration)
+    with thawing.undisturbed() if migration.memory else contextlib.nullcontext():
+        try:
+            with migration.journal.hurried():
+                _refused(migration)
+        except JournalBroken as error:
+            log.warning(f"{migration.name} is given back before it is recorded that the offer was refused: {error}")
+            if not migration.memory:
+                drop_here(migration)  # its start may need that room too
+        return thaw_source(migration)
+
+
+def drop_here(migration: Migration, *, runs: bool = False) -> dict[str, bool]:
+    """Remove what a dump that was given up has made on this host: its memory images may take memory.
+
+    But where the container is not there any more, be it that it `runs`, its snapshot stays, which may be the last copy.
+    Returns what to record of that, for a rollback.
+    """
+    here = Layout(migration.lxcpath, migration.name, migration.id)
+    _try(here.drop_images)
+    if not origins.is_there(migration):
+        if runs:
+            _try(lambda: bases.last_copy(migration, runs=True))
+        return {"gone": True}
+    _try(lambda: btrfs.delete(here.snapshot(len(migration.detail["rounds"]) + 1)))
+    return {}
+
+
+def _try(step: Callable[[], object]) -> None:
+    try:
+        step()
+    except (MigratorError, OSError) as trouble:
+        log.verbose(f"Of the broken dump something is left for now: {trouble}")
+
+
+def _keep_log(here: Layout, error: DocumentedError) -> None:
+    """CRIU's log outlives the images, where the error says it is."""
+    images = here.images()
+    if isinstance(error, DumpFailed) and images and (images / "dump.log").is_file():
+        kept = criu_dump.log_path(here.name, "dump")
+        container_config.write_file(kept, bounded_read.tail(images / "dump.log"), mode=0o600)
+        error.fields["log"] = kept

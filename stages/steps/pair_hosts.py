@@ -1,0 +1,291 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The work behind `migrator peer invite`, `join` and `add`: what `tunnel` offers, brought to a command line."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import secrets
+import select
+import shlex
+import socket
+import sys
+import termios
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from migrator import cli
+from migrator.base import log, private_files
+from migrator.base.strict_json import Malformed
+from migrator.cli import Result
+from migrator.errors import UsageError
+from migrator.record import grant
+from tunnel.identity import peers, tunnel_config
+from tunnel.identity.own_identity import Identity, PublicIdentity
+from tunnel.identity.peers import Peers
+from tunnel.identity.tunnel_config import Config, InvalidServer, Server
+from tunnel.pairing import by_channel, by_code, by_text
+from tunnel.pairing.codes import Code
+from tunnel.pairing.state_machine import Partner
+from tunnel.tunnel_errors import PairingFailed, TunnelError
+
+# What the other host runs when this one pairs with it over SSH.
+EXCHANGE = ["migrator", "peer", "exchange"]
+SILENCE_LIMIT = 60.0  # seconds
+SHORT, QUIET = 0.3, 1.0  # seconds without a line after which a terminal has brought what was pasted, all of it surely
+QUIET_LIMIT = 60.0  # seconds that it may take: a serial console brings some thousand characters in each
+
+
+class _Pairing:
+    """This host's identity and peers, and the name for the one to come."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.name = peers.checked_name(args.name)
+        self.identity = Identity.load(private_files.STATE / "identity")
+        self.peers = Peers(private_files.STATE / "peers")
+        self.servers = _servers(args)
+        self.words = grant.words_of(receive="receive" in args.allow, lxcpaths=args.lxcpath, hooks=args.accept_hooks)
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        return tuple(server.url for server in self.servers)
+
+    def check(self, public: PublicIdentity) -> None:
+        self.peers.check(self.name, public)
+
+    def pin(self, partner: Partner) -> None:
+        self.peers.pin(self.name, partner.public, partner.rendezvous)
+        self.allow()
+
+    def allow(self) -> None:
+        """Let it do what this command line says; one that says nothing leaves that as it was."""
+        if self.words:
+            self.peers.allow(self.name, self.words)
+
+
+def run(args: argparse.Namespace) -> Result | None:
+    """One of the actions that pair."""
+    if args.action == "exchange":
+        answer_exchange()
+        return None
+    if args.action == "add":
+        return add(args)
+    if args.offline:
+        return offline_invite(args) if args.action == "invite" else offline_join(args)
+    return invite(args) if args.action == "invite" else join(args)
+
+
+# --- With a code, over a rendezvous ---------------------------------------------------------------------------
+
+
+def invite(args: argparse.Namespace) -> Result:
+    """Raises the errors of `by_code.invite`."""
+    pairing = _Pairing(args)
+
+    def show(code: Code, server: Server) -> None:
+        # What is configured first is where the other host looks first, too; else it has to be told.
+        configured = not args.rendezvous and server == pairing.servers[0]
+        where = "" if configured else f" --rendezvous {shlex.quote(server.url)}"
+        command = f"migrator peer join {code} --name {_host_name() or 'NAME'}{where}"
+        _print({"code": str(code), "command": command}, str(code))
+        log.info(f"On the other host, within ten minutes: {command}")
+        log.info("If containers shall be moved there from here, with --allow receive behind it.")
+
+    asyncio.run(by_code.invite(pairing.servers, pairing.identity, show=show, check=pairing.check, pin=pairing.pin))
+    return _paired(pairing)
+
+
+def join(args: argparse.Namespace) -> Result:
+    """Raises the errors of `by_code.join`."""
+    code = Code.parse(getattr(args, "code", "") or _asked("Code: "))
+    pairing = _Pairing(args)
+    asyncio.run(by_code.join(pairing.servers, code, pairing.identity, check=pairing.check, pin=pairing.pin))
+    return _paired(pairing)
+
+
+# --- By copy and paste ----------------------------------------------------------------------------------------
+
+
+def offline_invite(args: argparse.Namespace) -> Result:
+    """Raises PairingFailed and what `Peers.pin` raises."""
+    pairing = _Pairing(args)
+    invitation = by_text.Invitation(pairing.identity, pairing.urls)
+    _print({"invitation": invitation.text}, invitation.text)
+    log.info("On the other host: migrator peer join --offline "
+             f"--name {_host_name() or 'NAME'} -- and paste the text above there. Then paste its answer here:")
+    with _nothing_pasted_left():
+        partner = invitation.accept(_pasted())
+        pairing.check(partner.public)
+        _compare(pairing, partner)
+        pairing.pin(partner)
+    return _paired(pairing)
+
+
+def offline_join(args: argparse.Namespace) -> Result:
+    """Raises PairingFailed and what `Peers.pin` raises."""
+    if getattr(args, "code", None):
+        raise UsageError(reason="With --offline there is no code; the invitation is pasted, not given as an argument.")
+    pairing = _Pairing(args)
+    log.info("Paste the invitation:")
+    with _nothing_pasted_left():
+        partner, answer = by_text.answer(_pasted(), pairing.identity, pairing.urls)
+        pairing.check(partner.public)
+        _compare(pairing, partner)
+        pairing.pin(partner)
+    _print({"answer": answer}, answer)
+    log.info("Paste the text above on the host that has invited.")
+    return _paired(pairing)
+
+
+def _compare(pairing: _Pairing, partner: Partner) -> None:
+    """Have the fingerprints compared where somebody is there to do it; raises PairingFailed.
+
+    The answer is a number of this moment: what was pasted may have had a line behind it, of whoever could change it,
+    and that must be no answer.
+    """
+    number = f"{secrets.randbelow(10_000):04}"
+    _drop_what_waits(SHORT)
+    log.info(f"this host   {pairing.identity.public.fingerprint}")
+    log.info(f"{pairing.name:10}  {partner.public.fingerprint}")
+    if not sys.stdin.isatty():
+        log.warning("The fingerprints were not compared. Do it on both hosts before you rely on them: "
+                    f"migrator peer show, migrator peer show {pairing.name}")
+    elif _asked(f"Does the other host show the same two fingerprints? If it does, type {number}: ") != number:
+        raise PairingFailed(reason="the fingerprints differ or were not compared")
+
+
+def _pasted() -> str:
+    """A text from stdin, whatever line breaks it got on its way; raises PairingFailed."""
+    data = b""
+    until = time.monotonic() + by_text.LIFE
+    while not by_text.complete(data.decode(errors="replace")):
+        # Not through sys.stdin: what it reads ahead select() cannot see.
+        if not select.select([0], [], [], max(0.0, until - time.monotonic()))[0]:
+            raise PairingFailed(reason="nothing was pasted within an hour")
+        more = os.read(0, 4096)
+        if not more:
+            break
+        data += more
+    return data.decode(errors="replace")
+
+
+@contextlib.contextmanager
+def _nothing_pasted_left() -> Iterator[None]:
+    """What a terminal has behind a pasted text must not come to the shell, which would execute it, after this."""
+    try:
+        yield
+    finally:
+        _drop_what_waits(QUIET)
+
+
+def _drop_what_waits(quiet: float) -> None:
+    """Until a terminal has brought nothing for so many seconds: of a long text the rest comes once there is room."""
+    if sys.stdin.isatty():
+        with contextlib.suppress(termios.error):
+            until = time.monotonic() + QUIET_LIMIT
+            while time.monotonic() < until:
+                termios.tcflush(0, termios.TCIFLUSH)
+                if not select.select([0], [], [], quiet)[0]:
+                    return
+
+
+# --- Over SSH -------------------------------------------------------------------------------------------------
+
+
+def add(args: argparse.Namespace) -> Result:
+    """Raises the errors of `ssh.connect` and of `by_channel.pair`."""
+    from migrator.remote import destination, ssh
+    from migrator.transfer.rpc import Connection
+
+    target = destination.parse(args.host)
+    if target.kind is destination.Kind.PEER:
+        raise UsageError(reason=f"{target} goes through the tunnel; pairing over SSH needs a host that SSH reaches.")
+    args.name = getattr(args, "name", None) or target.host
+    args.rendezvous = []
+    pairing = _Pairing(args)
+    own_name = peers.checked_name(getattr(args, "own_name", None) or _host_name())
+    with ssh.connect(target, accept_new_host_key=args.accept_new_host_key, timeout=args.timeout) as session:
+        connection = Connection(session.serve(EXCHANGE), timeout=args.timeout)
+        connection.hello()
+
+        def call(op: str, fields: dict[str, Any]) -> dict[str, Any]:
+            answer = connection.call(op, **fields)
+            if "refused" in answer:
+                raise PairingFailed(reason=f"{target} refused: {str(answer['refused'])[:500]}")
+            return answer
+
+        by_channel.pair(call, pairing.identity, pairing.peers, name=pairing.name, own_name=own_name,
+                      rendezvous=pairing.urls)
+        pairing.allow()
+        connection.close()
+    log.info(f"On {target}, for containers to be moved there from here: migrator peer allow {own_name} receive")
+    return _paired(pairing)
+
+
+def answer_exchange() -> None:
+    """The other end of `add`, on stdin and stdout. Whoever may log in as root here may pair this host."""
+    from migrator.transfer.rpc import Connection, Handler, serve
+    from migrator.transfer.stream import FileStream
+
+    cli.require_root("peer exchange")
+    log.level = min(log.level, log.Level.QUIET)
+    identity, store = Identity.load(private_files.STATE / "identity"), Peers(private_files.STATE / "peers")
+    urls = tuple(server.url for server in Config.load(tunnel_config.PATH).servers)
+
+    def answering(handler: Handler) -> Handler:
+        def answer(fields: dict[str, Any]) -> Any:
+            try:
+                return handler(fields)
+            except (TunnelError, Malformed) as error:
+                return {"refused": str(error)}
+        return answer
+
+    with Connection(FileStream.from_stdio(), timeout=SILENCE_LIMIT) as connection:
+        connection.hello()
+        serve(connection, {
+            "identify": answering(lambda fields: by_channel.identify(identity, urls, fields)),
+            "pin": answering(lambda fields: by_channel.pin(identity, store, fields)),
+        })
+
+
+# --- What they share ------------------------------------------------------------------------------------------
+
+
+def _servers(args: argparse.Namespace) -> tuple[Server, ...]:
+    if not args.rendezvous:
+        return Config.load(tunnel_config.PATH).servers
+    try:
+        return tunnel_config.parse_servers(args.rendezvous)
+    except InvalidServer as error:
+        raise UsageError(reason=f"--rendezvous {error}") from None
+
+
+def _paired(pairing: _Pairing) -> Result:
+    from stages.peer import describe
+
+    peer = pairing.peers.get(pairing.name)
+    text = f"Paired with {peer.name}, whose fingerprint is {peer.public.fingerprint}."
+    return Result({"peer": describe(peer)}, text)
+
+
+def _print(data: dict[str, Any], text: str) -> None:
+    """Part of the result, which somebody waits for before there is a whole."""
+    if log.as_json:
+        print(json.dumps(data), flush=True)
+    else:
+        log.show(text)
+
+
+def _asked(question: str) -> str:
+    if sys.stdin.isatty():
+        print(question, end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip()
+
+
+def _host_name() -> str:
+    """This host's name without its domain, as a proposal for the other side."""
+    return socket.gethostname().partition(".")[0]

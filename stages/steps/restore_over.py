@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""restore-dump over the source's own connection, for one that does all at once.
+
+The destination's part: the source, which still has the container frozen, is asked last whether it waits for it.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+from migrator.base import boot_clock
+from migrator.copies.leave import Leave
+from migrator.errors import ConnectionLost, OutOfOrder, ProtocolError, SourceStillFrozen
+from migrator.record import lxc_disk, next_commands
+from migrator.record.migration_paths import Layout
+from migrator.record.states import State, Verdict, decide
+from migrator.remote.answering import Service
+from migrator.transfer.rpc import Takeover
+from stages.restore_dump import NAME, Restore, take_offered
+from stages.steps import settling
+
+
+def restore_for_source(service: Service, fields: dict[str, Any],
+                       leave: Callable[[], float]) -> dict[str, Any]:
+    """restore-dump over the source's own connection; `running_for` are the seconds since the container runs here.
+
+    `leave` is called when all is ready, returns until when the container may be let run, by `boot_clock.now`, and
+    raises where it must not be.
+    """
+    migration = service.migration(fields)
+    if migration.state is State.RESTORING:
+        settling.settle(migration)
+    settling.refuse_stopped(migration)
+    if settling.stands_fenced(migration):
+        settling.go_on(migration, leave())
+    decision = decide(NAME, migration.state)
+    if decision.verdict is Verdict.REFUSE:
+        raise OutOfOrder(stage=NAME, missing=decision.missing,
+                         next=next_commands.command(decision.next_stage, migration))
+    if decision.verdict is Verdict.GO:
+        service.refuse_more(migration)
+        lxc_disk.require(Layout(migration.lxcpath, migration.name, migration.id))
+        limit = fields["limit"]
+        if not isinstance(limit, int | float) or not -math.inf < limit < math.inf:
+            raise ProtocolError(reason="its limit for the restore is no number of seconds")
+        limit = float(min(max(limit, 0), 1e6))
+        try:
+            take_offered(migration)
+            Restore(migration, limit, service, leave=leave).run(wait=False)
+        except SourceStillFrozen as error:  # what that means the source says itself
+            raise error.cause from error
+    restored_at = float(migration.detail["restored_at"])
+    return {"state": migration.state, "restored_at": restored_at, "running_for": time.time() - restored_at}
+
+
+def with_leave(service: Service, fields: dict[str, Any], leave: Leave) -> dict[str, Any]:
+    """As `restore_for_source`, for a source that must say that it still waits for it."""
+    try:
+        done = restore_for_source(service, fields, leave.wait)
+    except (ConnectionLost, ProtocolError):
+        raise
+    except Exception:
+        leave.wait()  # it is read before the next request
+        raise
+    leave.wait()
+    return done
+
+
+def restore_over(service: Service, fields: dict[str, Any]) -> Takeover:
+    """restore-dump over the source's own connection; the first answer is only there to be answered."""
+    since, state = boot_clock.now(), service.migration(fields).state
+    return Takeover({"state": state}, lambda connection: with_leave(service, fields, Leave(connection, since)))
+
+
+HANDLERS = {"restore": restore_over}

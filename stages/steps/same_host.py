@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A migration that has begun goes on with the host that it began with, and no other: every record names that one.
+
+Were another one let in, a rollback by force would ask the first whether it is silent, while the other runs it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from migrator.copies import resume_rules
+from migrator.errors import AlreadyMigrating, NotKnownThere
+from migrator.record import next_commands
+from migrator.record.journal import Migration
+from migrator.remote.other_host import fingerprint
+from migrator.transfer.rpc import Connection
+
+
+def require(args: argparse.Namespace, migration: Migration, there: Connection, answer: dict[str, Any]) -> None:
+    """Before a round is sent; `answer` is that host's to `state`.
+
+    Raises AlreadyMigrating where another host than the recorded one was given, NotKnownThere where another one answers
+    for it.
+    """
+    same_address = args.destination == migration.peer
+    if not resume_rules.is_recorded_host(
+        migration.ticket, str(answer.get("ticket", "")), str(migration.detail.get("destination_fingerprint", "")),
+        fingerprint(args), same_place=same_address and there.peer_host == migration.detail.get("destination_host"),
+    ):
+        if same_address:
+            raise NotKnownThere(destination=there.peer_host, id=migration.id, name=migration.name, peer=migration.peer)
+        raise AlreadyMigrating(name=migration.name, peer=migration.peer, id=migration.id,
+                               next=next_commands.next_command(migration), path=next_commands.path(migration))

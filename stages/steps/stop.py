@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A container that moves without its memory: stopped in order, and what has changed on its disk sent."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+from migrator import cli
+from migrator.base.figures import size
+from migrator.cli import Result
+from migrator.copies import ending, remains
+from migrator.errors import ContainerChanged
+from migrator.host import lxc
+from migrator.record import next_commands
+from migrator.record.journal import Migration
+from migrator.record.next_commands import this_host
+from migrator.transfer.rpc import Connection
+from stages.steps.handover import Handover
+
+
+class Stop(Handover):
+    """Fence, stop, send; the source starts the container again when anything fails before the token was offered."""
+
+    def __init__(self, args: argparse.Namespace, migration: Migration, container: lxc.Container,
+                 there: Connection) -> None:
+        super().__init__(args, migration, container, there)
+        self.stop_timeout: float = args.stop_timeout
+
+    def described(self) -> Result:
+        """For --dry-run: the commands of both hosts."""
+        return cli.dry_run([(this_host(), ending.stop_command(self.container)), *self.increment_commands()])
+
+    def prepare(self) -> None:
+        """There is nothing to prepare."""
+
+    def record(self) -> dict[str, Any]:
+        found = remains.record(self.container)
+        self.refuse_another_disk(found["init"])
+        if self.container.is_ephemeral:
+            raise ContainerChanged(
+                name=self.container.name, next=next_commands.again("create-dump", self.migration),
+                reason="it is ephemeral, and LXC would destroy it, disk and all, as soon as it is stopped")
+        return {"stopped_at": self.still_since, "stop_timeout": self.stop_timeout, "stopping": False, **found}
+
+    def take(self) -> dict[str, Any]:
+        """The fence comes first: between the stop and the offer nobody may start the container, not even at boot."""
+        self.fence()
+        self.migration.note("stopping", stopping=True)
+        begun = time.monotonic()
+        with self.migration.step("stop") as outcome:
+            killed = ending.stop(self.migration, self.container, self.stop_timeout)
+            outcome["killed"] = killed
+        stop_seconds = time.monotonic() - begun
+        self._must_be_stopped()
+        self.left()
+        increment = self.send_increment()
+        self._must_be_stopped()
+        return {"increment": increment.raw_bytes, "memory": 0, "wire_bytes": increment.wire_bytes,
+                "stop_seconds": round(stop_seconds, 3), "killed": killed, "send_seconds": round(increment.seconds, 3)}
+
+    def _must_be_stopped(self) -> None:
+        """Raises ContainerChanged after a reboot in spite of all that, and where processes live without LXC."""
+        if self.container.state != "STOPPED" or remains.are_here(self.migration):
+            raise ContainerChanged(name=self.container.name, reason="it runs again, though it was stopped",
+                                   next=next_commands.command("create-dump", self.migration))
+
+    def stop_clock(self) -> None:
+        """What is stopped cannot be thawed: nobody watches over it."""
+
+    def unwatched(self) -> None:
+        """Nobody did."""
+
+    def left_alone(self) -> None:
+        """Nor does anybody then: the next command starts it."""
+
+    def result(self, figures: dict[str, Any], still: float) -> Result:
+        next_ = next_commands.next_command(self.migration)
+        ended = "killed" if figures["killed"] else "stopped"
+        return Result(
+            {"migration": self.migration.id, "name": self.container.name, "stage": "create-dump", "already": False,
+             "stopped_at": self.still_since, "stopped_seconds": round(still, 3), **figures, "next": next_},
+            f"Sent {size(figures['increment'])} of disk changes. {self.container.name} was {ended} within "
+            f"{figures['stop_seconds']:.2f} s, {still:.2f} s ago, and belongs to {self.there.peer_host} now. "
+            f"Next: {next_}",
+        )

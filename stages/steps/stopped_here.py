@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What has run on the destination and is stopped there, before the source has finished: it may run on the source again.
+
+As after a reboot, in which the source may have been forced to take it back. Nothing keeps LXC from starting it where it
+has lost its fence, as what was restored has; so nobody is told to, before the source was asked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+from migrator.errors import ContainerNotFound
+from migrator.record import lxc_disk
+from migrator.record.journal import Migration
+from migrator.record.migration_paths import Layout
+from migrator.record.states import State
+from stages.steps import settling
+
+
+def is_stopped(migration: Migration) -> bool:
+    """Whether it has run here and does not now, fenced or not.
+
+    One that LXC does not know any more cannot be started by hand, and does not count. Raises DiskAway.
+    """
+    if migration.state is not State.RESTORED:
+        return False
+    layout = Layout(migration.lxcpath, migration.name, migration.id)
+    with contextlib.suppress(ContainerNotFound):
+        return not (settling.has_left(migration) or lxc_disk.is_removed(layout) or settling.is_at_work(migration))
+    return False

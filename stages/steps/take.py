@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The destination's part in handing the ownership token over: a dump begins, is dropped, and the token is taken.
+
+The requests carry the number of the dump that they are about, so that one which arrives late, from a connection that
+is long gone, does nothing to a newer dump. docs/states.md has the protocol.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from migrator.base import boot_clock, names
+from migrator.config import container_config
+from migrator.copies import leave, origins
+from migrator.copies.leave import Leave
+from migrator.criu import criu_dump
+from migrator.errors import ConsentNeeded, DumpRefused, OutOfOrder, UsageError
+from migrator.host import btrfs
+from migrator.record import lxc_disk, next_commands
+from migrator.record.journal import Migration
+from migrator.record.migration_paths import Layout
+from migrator.record.states import Event, State
+from migrator.remote.answering import Service
+from migrator.transfer import spool
+from migrator.transfer.rpc import Takeover
+from stages.steps import consented, restore_over, room, unrecorded
+from stages.steps.handover import INCREMENT
+from stages.steps.offer import attempt
+
+TAKEN = {State.OWNED, State.RESTORING, State.RESTORED, State.FINISHED}
+ARRIVING = {State.RECEIVING_DUMP, State.DUMP_RECEIVED}
+DUMPS_MAX = 10**9  # the highest number of a dump
+INTERFACES_MAX = 512  # whose setting is remembered
+
+
+def dump_begin(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
+    """A dump is about to come; what is left of an earlier one goes."""
+    migration, number = service.migration(fields), int(fields["attempt"])
+    if number <= attempt(migration):
+        raise UsageError(reason=f"dump {number} of migration {migration.id} is not newer than the last one here")
+    _check_number(number)
+    service.refuse_data(migration)
+    if migration.state in (State.IMPORTED, *ARRIVING):
+        _require_defined(migration)
+        consented.require(migration)
+        _require_whole(migration)
+    migration.move(Event.RECEIVE_DUMP, attempt=number, memory=bool(fields.get("memory", True)))
+    here = Layout(migration.lxcpath, migration.name, migration.id)
+    here.make_folder()  # where an older version has begun it they are not there yet
+    here.spool.mkdir(mode=0o700, exist_ok=True)
+    _drop_dump(service, migration)
+    return {"state": migration.state}
+
+
+def _require_defined(migration: Migration) -> None:
+    """What has been defined here is still there: nothing is frozen in vain.
+
+    Raises OutOfOrder where it was removed, and has it sent and defined again; ContainerExists, DiskAway.
+    """
+    layout = Layout(migration.lxcpath, migration.name, migration.id)
+    with room.required(migration), lxc_disk.held(layout):
+        found = origins.whose(layout)
+    if found is origins.Whose.NOBODYS:
+        migration.move(Event.RECEIVE)
+        raise OutOfOrder(stage="create-dump", missing=f"{layout.container} was removed",
+                         next=next_commands.again("prepare-data@source", migration))
+    origins.require_ours(layout)
+
+
+def _require_whole(migration: Migration) -> None:
+    """What it includes, and what was written into it here, may have changed since: raises ConfigInvalid."""
+    config = Layout(migration.lxcpath, migration.name, migration.id).container / "config"
+    container_config.whole(migration.name, config, container_config.unfenced(container_config.text_of(config)))
+
+
+def dump_drop(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
+    """The source has thawed: this dump will never be restored."""
+    migration = service.migration(fields)
+    if int(fields["attempt"]) == attempt(migration):
+        _close(service, migration)
+    return {"state": migration.state}
+
+
+def own(service: Service, fields: dict[str, Any]) -> Takeover:
+    """Take the token over: from the moment this is recorded, only this host may let the container run.
+
+    Only DumpRefused lets the source thaw, and it is the last word on that dump: it is recorded before it is said, so
+    that the same offer, should it arrive once more and late, is refused again. Where the container lives here, by an
+    older journal than that tells, nothing is refused, nor is the snapshot removed that tells whose it is.
+
+    There are two answers. With `restore_within`, in seconds, what that allows is done at once: the second is that of
+    `restore`. Its last step, and without it the record of until when restore-dump may be typed here without asking,
+    waits until the source has said, after the first answer, that it still waits for this very request: one that has
+    lain in a pipe, as where this host stood still as a whole, finds a source that may run the container again.
+    """
+    since = boot_clock.now()
+    migration, number = service.migration(fields), int(fields["attempt"])
+    latest = attempt(migration)
+    if migration.state in TAKEN:
+        if number != latest:
+            raise UsageError(reason=f"the token of migration {migration.id} was taken with dump {latest}")
+    else:
+        try:
+            _take(migration, number, fields)
+        except DumpRefused:
+            unrecorded.refuse(migration)
+            if number > latest:
+                _check_number(number)
+                migration.note("refused", anew=True, attempt=number)
+            if number >= latest:
+                _close(service, migration)
+            raise
+    if "restore_within" in fields:
+        asked = {"id": migration.id, "limit": fields["restore_within"]}
+        return Takeover({"state": migration.state},
+                        lambda connection: restore_over.with_leave(service, asked, Leave(connection, since)))
+    return Takeover({"state": migration.state}, lambda connection: _by_hand(migration, Leave(connection, since)))
+
+
+def _by_hand(migration: Migration, word: Leave) -> dict[str, Any]:
+    """Somebody is about to type restore-dump here."""
+    end = word.wait()
+    if migration.state is State.OWNED:
+        migration.note("leave", anew=True, **leave.kept(end, word.seconds))
+    return {"state": migration.state}
+
+
+def _take(migration: Migration, number: int, fields: dict[str, Any]) -> None:
+    """Raises DumpRefused unless it is the latest dump, every file of it is here as it was sent, and all may come."""
+    if number != attempt(migration) or migration.state not in ARRIVING:
+        raise DumpRefused(name=migration.name, reason=f"it does not expect dump {number}, it is {migration.state}")
+    here = Layout(migration.lxcpath, migration.name, migration.id)
+    if not origins.whose(here).may_go:
+        raise DumpRefused(name=migration.name, reason=f"{here.container} was removed, or is another container's now")
+    try:
+        consented.require(migration)
+    except ConsentNeeded as error:
+        raise DumpRefused(name=migration.name, reason=f"{error}".rstrip(".")) from error
+    images = here.images()
+    if (images is None) is migration.memory or not spool.is_complete(here.spool / INCREMENT):
+        raise DumpRefused(name=migration.name, reason="not all of its dump has arrived")
+    files = criu_dump.image_files(images) if images else []
+    for path in files:
+        if not spool.is_complete(path):
+            raise DumpRefused(name=migration.name, reason=f"the image {path.name} is not complete")
+    dad = _dad(migration, fields["dad"])
+    if migration.state is State.RECEIVING_DUMP:
+        migration.move(Event.DUMP_RECEIVED, image_files=[path.name for path in files], dad=dad)
+    migration.move(Event.OWN)
+
+
+def _dad(migration: Migration, said: dict[str, Any]) -> dict[str, str]:
+    """What `network.bring_back_dad` is to bring back: a C int for each interface; raises DumpRefused."""
+    found = {names.inside_interface(str(name)): int(value) for name, value in said.items()}
+    if len(found) > INTERFACES_MAX:
+        raise DumpRefused(name=migration.name, reason=f"it has more than {INTERFACES_MAX} interfaces")
+    if any(abs(value) >= 1 << 31 for value in found.values()):
+        raise DumpRefused(name=migration.name, reason="its accept_dad is no setting of the kernel's")
+    return {name: str(value) for name, value in found.items()}
+
+
+def _check_number(number: int) -> None:
+    if number > DUMPS_MAX:
+        raise UsageError(reason=f"no migration comes to a dump with a number above {DUMPS_MAX}")
+
+
+def _close(service: Service, migration: Migration) -> None:
+    """Record that the token of the latest dump will never be taken, and remove that dump."""
+    if migration.state in ARRIVING:
+        migration.move(Event.DROP_DUMP)
+        _drop_dump(service, migration)
+
+
+def _drop_dump(service: Service, migration: Migration) -> None:
+    here = Layout(migration.lxcpath, migration.name, migration.id)
+    here.drop_images()
+    spool.drop(here.spool / INCREMENT)
+    service.end_behind()
+    btrfs.delete(here.snapshot(len(migration.detail["rounds"]) + 1))  # received behind the transfer
+
+
+HANDLERS = {"dump-begin": dump_begin, "dump-drop": dump_drop, "own": own}

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the destination says where its source runs the container again, and something of it runs here too."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+
+from migrator.copies import second_start
+from migrator.errors import MigratorError, TwoCopies
+from migrator.host import lxc
+from migrator.record import next_commands
+from migrator.record.journal import Migration
+from migrator.record.migration_paths import Layout
+from migrator.record.next_commands import this_host
+from stages.steps import renamed, settling
+
+
+def of(migration: Migration) -> TwoCopies:
+    return TwoCopies(name=migration.name, there=migration.name, destination=this_host(), source=migration.peer,
+                     lxcpath=shlex.quote(str(migration.lxcpath)), path=next_commands.path(migration))
+
+
+def refuse(migration: Migration) -> None:
+    """Raises TwoCopies where anything of it runs by now: started right before its fence stood, lost by LXC, a copy of
+    its disk by another name, or with its addresses. Who only looks into its root file system is none.
+
+    It names what runs: what is in its place may well be stopped, and there is nothing to be stopped by its name.
+    """
+    found = [pid for pid in renamed.living(migration, Layout(migration.lxcpath, migration.name, migration.id))
+             if not second_start.is_visitor(pid)]
+    error = of(migration)
+    if found:
+        error.instead = (f"Keep one of them. To give up what runs on {this_host()}, type there:"
+                         f" {_end(migration, found)} -- and then: {next_commands.command('resume', migration)}")
+    if found or settling.is_at_work(migration):
+        raise error
+
+
+def _end(migration: Migration, pids: list[int]) -> str:
+    """By its name only where LXC knows it by that."""
+    for pid in pids:
+        with contextlib.suppress(MigratorError, OSError, ValueError):
+            name = lxc.cgroup_of(pid).name.removeprefix("lxc.payload.")
+            container = lxc.Container(name, migration.lxcpath)
+            if container.init_pid in pids:
+                return shlex.join(["lxc-stop", "-k", "-P", str(migration.lxcpath), container.name])
+    first = next((pid for pid in pids if second_start.is_start(pid)), None)
+    which = pids if first is None else [first]
+    return f"kill -9 {' '.join(map(str, which))}, once you have seen what that is"

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How a connection ends takes the place of nothing that has come of what was asked over it."""
+
+
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from migrator.errors import Interrupted, OutOfOrder
+from migrator.record import container_lock
+from migrator.remote import other_host
+from tests.stages.test_given_back import handlers, press  # noqa: F401 -- a fixture
+from tunnel.tunnel_errors import LeftoversRemain
+
+ERROR = OutOfOrder(stage="finish", missing="it is not there", next="migrator status web")
+
+
+class Greeted:
+    """A connection of which nothing is wrong but its end."""
+
+    def __init__(self, *_: object, **__: object) -> None: ...
+
+    def hello(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+@pytest.fixture
+def ends(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], None]], Any]:
+    """A connection whose end does this."""
+    monkeypatch.setattr(other_host, "Connection", Greeted)
+
+    def connected(end: Callable[[], None]) -> Any:
+        monkeypatch.setattr(other_host, "_stream", lambda _args, _target, stack, _limit: stack.callback(end))
+        return other_host.connected(argparse.Namespace(timeout=15), "root@hostb")
+
+    return connected
+
+
+def remain() -> None:
+    raise LeftoversRemain(what="firewall table mig-00010203 (nft: Device or resource busy)")
+
+
+@pytest.mark.parametrize("error", [None, ERROR])
+def test_what_is_left_of_a_tunnel_is_told(ends: Callable[..., Any], capfd: pytest.CaptureFixture[str],
+                                          error: Exception | None) -> None:
+    with contextlib.nullcontext() if error is None else pytest.raises(OutOfOrder), ends(remain):
+        if error:
+            raise error
+    assert "did not end in order: Remains of an earlier tunnel" in capfd.readouterr().err
+
+
+def test_ctrl_c_takes_the_place_of_no_error(ends: Callable[..., Any]) -> None:
+    with pytest.raises(OutOfOrder), ends(press):
+        raise ERROR
+    with pytest.raises(Interrupted):
+        container_lock.check_interrupted()
+
+
+def test_ctrl_c_waits_until_all_of_it_has_ended(ends: Callable[..., Any]) -> None:
+    done = []
+
+    def end() -> None:
+        press()
+        done.append("the tunnel is away")
+
+    with pytest.raises(Interrupted), ends(end):
+        done.append("answered")
+    assert done == ["answered", "the tunnel is away"]

@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The relay: forwards datagrams between the two ends of a session that found no direct path. It reads none of them.
+
+An end is known by the address it joined from (`tunnel.relay.relay_messages`), so that afterwards WireGuard speaks to
+the relay as if that were its peer. UDP is forwarded by a thread of its own, many datagrams a call (udp(7): UDP_GRO,
+UDP_SEGMENT); an end whose network lets no UDP out comes by TCP instead (`tcp_relay`). State lives in memory alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import select
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Hashable, Sequence
+from functools import partial
+
+from migrator.base.clock import Clock
+from tunnel.candidates.nat import Endpoint
+from tunnel.relay import gso
+from tunnel.relay import relay_messages as wire
+from tunnel.rendezvous.limits import bind, family_of, group
+from tunnel.rendezvous.pairs import End, Limits, Pairs, Send
+from tunnel.rendezvous.tcp_relay import TcpRelay
+
+COOKIE_WINDOW = 30  # seconds; a cookie is good for this one and the next
+SWEEP = 5.0  # seconds between two looks for ends that are gone
+
+
+class Relay:
+    """A running relay. `serve` makes it; `token` and `close` may be called from the event loop's thread."""
+
+    def __init__(self, limits: Limits | None = None, clock: Clock = time.monotonic, wall: Clock = time.time) -> None:
+        self.limits = limits or Limits()
+        self.pairs = Pairs(self.limits, clock, wall)
+        self._clock = clock
+        self._wall = wall
+        self.udp_port = 0
+        self.tcp_port = 0
+        self.forwarded = 0  # bytes
+        self.dropped = 0  # datagrams for which there was no end, allowance or room
+        self._secret = secrets.token_bytes(32)
+        self._cookies = secrets.token_bytes(32)
+        self._udp: list[socket.socket] = []
+        self._tcp: TcpRelay | None = None
+        self._stop = os.eventfd(0, os.EFD_CLOEXEC)
+        self._thread: threading.Thread | None = None
+
+    @classmethod
+    async def serve(cls, hosts: str | Sequence[str], udp_port: int = 0, tcp_port: int = 0, *,
+                    tls: ssl.SSLContext | None = None, limits: Limits | None = None,
+                    clock: Clock = time.monotonic, wall: Clock = time.time) -> Relay:
+        """Listen on these addresses; port 0 takes any free one. Raises OSError.
+
+        An address should be one that clients name: what a socket bound to 0.0.0.0 answers may come from another.
+        """
+        relay = cls(limits, clock, wall)
+        try:
+            for host in [hosts] if isinstance(hosts, str) else hosts:
+                relay.udp_port = relay._open(host, relay.udp_port or udp_port)
+            relay._tcp = await TcpRelay.serve(relay, [hosts] if isinstance(hosts, str) else hosts, tcp_port, tls)
+            relay.tcp_port = relay._tcp.port
+            relay._thread = threading.Thread(target=relay._forward_udp, name="migrator-relay", daemon=True)
+            relay._thread.start()
+        except BaseException:
+            await relay.close()
+            raise
+        return relay
+
+    def token(self, session: bytes, own: bytes, peer: bytes) -> tuple[bytes, bytes]:
+        """The claim and the key with which `own` may join the session with `peer`; both are public identities."""
+        expires = int(self._wall() + self.limits.token_life)
+        claim = wire.Claim(session, wire.identity_hash(own), wire.identity_hash(peer), expires).pack()
+        return claim, wire.token_key(self._secret, claim)
+
+    def open_connections(self) -> int:
+        """How many there are by TCP, joined or not."""
+        return self._tcp.door.open if self._tcp else 0
+
+    async def close(self) -> None:
+        """Stop; safe to repeat."""
+        if self._tcp:
+            await self._tcp.close()
+            self._tcp = None
+        if self._thread:
+            os.eventfd_write(self._stop, 1)
+            self._thread.join()
+            self._thread = None
+        for sock in self._udp:
+            sock.close()
+        if self._stop >= 0:
+            os.close(self._stop)
+            self._stop = -1
+        self._udp.clear()
+
+    # --- Joining ---
+
+    def answer(self, data: bytes, address: Endpoint, via: Hashable, send: Send) -> tuple[bytes, End | None] | None:
+        """What to answer to a JOIN from `address`, and the end if it is now one; None where nothing is to be said."""
+        asked = wire.parse_join(data)
+        if asked is None:
+            return None
+        key = wire.token_key(self._secret, asked.packed)
+        if not wire.proved(data, key) or asked.claim.own == asked.claim.peer:
+            return None
+        window = int(self._clock() // COOKIE_WINDOW)
+        good = [wire.cookie(self._cookies, address, each) for each in (window, window - 1)]
+        if asked.cookie not in good:
+            return None if asked.leaves else (wire.challenge(key, asked.number, good[0]), None)
+        if asked.leaves:
+            self.pairs.leave(asked.claim, via)
+            return None
+        end = self.pairs.join(asked.claim, group(address[0]), via, send)
+        if isinstance(end, wire.Refusal):
+            return wire.refused(key, asked.number, end), None
+        return wire.joined(key, asked.number, present=end.other is not None), end
+
+    # --- Forwarding ---
+
+    def forward(self, end: End, data: memoryview, segment: int) -> None:
+        """Hand what an end sent to the other one, if that is there and the pair may."""
+        end.seen = self._clock()
+        other = end.other
+        if other is None or not self.pairs.may(end.pair, len(data), end.seen):
+            self.dropped += 1
+            return
+        self.forwarded += len(data)
+        other.send(data, segment)
+
+    # --- UDP ---
+
+    def _open(self, host: str, port: int) -> int:
+        sock = socket.socket(family_of(host), socket.SOCK_DGRAM)
+        self._udp.append(sock)
+        bind(sock, host, port)
+        sock.setblocking(False)
+        gso.enlarge(sock)
+        found: int = sock.getsockname()[1]
+        return found
+
+    def _forward_udp(self) -> None:
+        poll = select.poll()
+        poll.register(self._stop, select.POLLIN)
+        by_fd = {sock.fileno(): sock for sock in self._udp}
+        for fd in by_fd:
+            poll.register(fd, select.POLLIN)
+        buffer = bytearray(gso.BATCH)
+        swept = self._clock()
+        while True:
+            for fd, _ in poll.poll(SWEEP * 1000):
+                if fd == self._stop:
+                    return
+                self._drain(by_fd[fd], buffer)
+            if self._clock() - swept > SWEEP:
+                swept = self._clock()
+                self.pairs.sweep()
+
+    def _drain(self, sock: socket.socket, buffer: bytearray) -> None:
+        """Take what one socket has, but let the others have their turn."""
+        view = memoryview(buffer)
+        for _ in range(64):
+            try:
+                size, segment, address = gso.receive(sock, buffer)
+            except BlockingIOError:
+                return
+            except OSError:  # an ICMP error for something sent before
+                continue
+            data = view[:size]
+            # WireGuard's datagrams begin with 1 to 4; what is sealed by chance may look like ours, so this only asks.
+            if buffer.find(wire.MAGIC, 0, size) >= 0:
+                for each in gso.split(data, segment):
+                    self._one(sock, address, each)
+                continue
+            end = self.pairs.by_via.get((sock.fileno(), address))
+            if end is None:
+                self.dropped += 1
+            else:
+                self.forward(end, data, segment)
+
+    def _one(self, sock: socket.socket, address: tuple[str, int], data: memoryview) -> None:
+        """A datagram that may be a JOIN."""
+        if len(data) == wire.JOIN_SIZE and data[:4] == wire.MAGIC and data[4] in (wire.Type.JOIN, wire.Type.LEAVE):
+            said = self.answer(bytes(data), address, (sock.fileno(), address), partial(_send, sock, address))
+            if said:
+                with contextlib.suppress(OSError):
+                    sock.sendto(said[0], address)
+        elif end := self.pairs.by_via.get((sock.fileno(), address)):
+            self.forward(end, data, 0)
+        else:
+            self.dropped += 1
+
+
+
+def _send(sock: socket.socket, address: tuple[str, int], data: memoryview, segment: int) -> None:
+    """Reaches a UDP end; called from the UDP thread and from the event loop."""
+    gso.send(sock, data, segment, address)
