@@ -25,7 +25,8 @@ from pathlib import Path
 from migrator.base.run import run, shown
 from migrator.criu import criu_dump
 from migrator.criu.restore import plain_command
-from migrator.errors import CommandFailed, MigratorError
+from migrator.errors import MigratorError
+from migrator.errors.this_host import CommandFailed
 from migrator.host import empty_cgroups, lxc
 
 LIMIT = 600.0  # seconds; for one program

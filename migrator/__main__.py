@@ -15,9 +15,10 @@ from types import FrameType
 from typing import TextIO
 
 from migrator.base import log, standard_files
-from migrator.errors import EXIT_OK, Interrupted, as_ours
+from migrator.base.documented_error import DocumentedError
+from migrator.errors import EXIT_OK, Interrupted
+from migrator.errors.convert import as_ours
 from migrator.record import container_lock
-from tunnel.tunnel_errors import DocumentedError
 
 _BY_HAND = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 TOGETHER = 0.5  # seconds: a SIGTERM this soon after a first signal was sent along with it

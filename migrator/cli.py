@@ -14,7 +14,8 @@ from typing import Any, NoReturn
 from migrator import __version__
 from migrator.base import log
 from migrator.base.run import shown
-from migrator.errors import InvalidName, NotRoot
+from migrator.errors.containers import InvalidName
+from migrator.errors.this_host import NotRoot
 
 DESCRIPTION = "Move a running LXC container from one host to another, its open connections included."
 STATUSES = """\

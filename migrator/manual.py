@@ -15,7 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from migrator import __version__, cli, errors
-from tunnel.tunnel_errors import DocumentedError, TunnelError
+from migrator.base.documented_error import DocumentedError
+from migrator.errors import convert
+from migrator.errors.outcomes import OutcomeError
+from tunnel.tunnel_errors import TunnelError
 
 DEFAULT_FOLDER = Path("/usr/local/share")
 PAGE = Path("man/man1/migrator.1")
@@ -59,13 +62,13 @@ def options(parser: argparse.ArgumentParser) -> list[argparse.Action]:
 
 def documented() -> list[type[DocumentedError]]:
     """Every error that a user can meet, by exit status."""
-    bases = {errors.MigratorError, errors.OutcomeError, TunnelError}
+    bases = {errors.MigratorError, OutcomeError, TunnelError}
     found: dict[str, type[DocumentedError]] = {}
-    waiting: list[type[DocumentedError]] = [*DocumentedError.__subclasses__()]
+    waiting: list[type[DocumentedError]] = [*convert.by_code().values(), *DocumentedError.__subclasses__()]
     while waiting:
         cls = waiting.pop()
         waiting += cls.__subclasses__()
-        if cls not in bases and cls.__module__ in ("migrator.errors", "tunnel.tunnel_errors"):
+        if cls not in bases and cls.__module__.startswith(("migrator.errors", "tunnel.")):
             found[cls.code()] = cls
     return sorted(found.values(), key=lambda cls: (cls.status, cls.code()))
 

@@ -18,7 +18,9 @@ from migrator.base import log
 from migrator.cli import Result
 from migrator.copies import after_crash
 from migrator.criu import criu_dump
-from migrator.errors import AbortElsewhere, AlreadyRuns, Busy, JournalBroken, StillUnderWay
+from migrator.errors.containers import AlreadyRuns
+from migrator.errors.jobs import AbortElsewhere
+from migrator.errors.this_host import Busy, JournalBroken, StillUnderWay
 from migrator.record import container_lock, next_commands
 from migrator.record.container_lock import Holder
 from migrator.record.journal import DEFAULT_PATH, HURRY, Journal, Migration, is_busy

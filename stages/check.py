@@ -22,7 +22,8 @@ from migrator.base import log, names
 from migrator.cli import Result
 from migrator.config import consent, container_config
 from migrator.copies import after_crash, origins
-from migrator.errors import EXIT_OK, EXIT_WARNINGS, Blocked
+from migrator.errors import EXIT_OK, EXIT_WARNINGS
+from migrator.errors.jobs import Blocked
 from migrator.host import lxc
 from migrator.preflight import findings
 from migrator.preflight import survey as preflight

@@ -24,7 +24,8 @@ from migrator.base.figures import size
 from migrator.cli import Result
 from migrator.config import container_config, fences
 from migrator.copies import bases, origins
-from migrator.errors import AlreadyMigrating, Busy, ContainerNotFound
+from migrator.errors.containers import AlreadyMigrating, ContainerNotFound
+from migrator.errors.this_host import Busy
 from migrator.host import btrfs, lxc, network
 from migrator.record import next_commands
 from migrator.record.journal import DEFAULT_PATH, Journal, Migration

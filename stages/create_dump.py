@@ -22,7 +22,9 @@ from migrator.cli import Result
 from migrator.config import container_config
 from migrator.copies import bases, leave, older_journal, standing
 from migrator.criu import criu_dump
-from migrator.errors import ContainerChanged, ContainerNotRunning, NoMigration, NoSpace, OutOfOrder, UsageError
+from migrator.errors import UsageError
+from migrator.errors.containers import ContainerChanged, ContainerNotRunning, NoMigration, OutOfOrder
+from migrator.errors.data import NoSpace
 from migrator.host import btrfs, lxc
 from migrator.record import container_lock, migration_paths, next_commands
 from migrator.record.journal import DEFAULT_PATH, Journal, Migration

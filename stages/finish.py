@@ -18,15 +18,10 @@ from migrator.base import log
 from migrator.cli import Result
 from migrator.config import container_config, include_copies
 from migrator.copies import after_crash, bases, ending, older_journal, origins, remains, standing
-from migrator.errors import (
-    FIELD_MAX,
-    CopyNotEnded,
-    MigratorError,
-    NoMigration,
-    OutOfOrder,
-    StartFailed,
-    UsageError,
-)
+from migrator.errors import MigratorError, UsageError
+from migrator.errors.containers import NoMigration, OutOfOrder
+from migrator.errors.convert import FIELD_MAX
+from migrator.errors.memory import CopyNotEnded, StartFailed
 from migrator.host import btrfs, lxc, network
 from migrator.record import lxc_disk, next_commands
 from migrator.record.journal import DEFAULT_PATH, Journal, Migration

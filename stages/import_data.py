@@ -17,18 +17,14 @@ from typing import Any
 
 from migrator import cli
 from migrator.base import log, removal
+from migrator.base.documented_error import DocumentedError
 from migrator.cli import Result
 from migrator.config import container_config, include_copies
 from migrator.copies import origins
 from migrator.copies.origins import Whose
 from migrator.criu import ran_mark
-from migrator.errors import (
-    ContainerExists,
-    NoMigration,
-    OutOfOrder,
-    ReceiveFailed,
-    SegmentDamaged,
-)
+from migrator.errors.containers import ContainerExists, NoMigration, OutOfOrder
+from migrator.errors.data import ReceiveFailed, SegmentDamaged
 from migrator.host import btrfs, lxc
 from migrator.record import clones, grant, lxc_disk, next_commands
 from migrator.record.journal import DEFAULT_PATH, Journal, Migration
@@ -39,7 +35,6 @@ from migrator.remote.answering import Service, kept_config
 from migrator.transfer import received_snapshot, room_bounds, spool
 from migrator.transfer.live_import import Behind
 from stages.steps import arriving_config, room
-from tunnel.tunnel_errors import DocumentedError
 
 NAME = "import-data"
 HELP = "receive the disk that has arrived (on the destination)"

@@ -16,19 +16,14 @@ from typing import Any
 
 from migrator import cli
 from migrator.base import log, names
+from migrator.base.documented_error import DocumentedError
 from migrator.base.figures import size
 from migrator.cli import Result
 from migrator.config import container_config
 from migrator.copies import after_crash, bases, origins
-from migrator.errors import (
-    AlreadyMigrating,
-    ContainerNotRunning,
-    Interrupted,
-    MigratorError,
-    NotAllowed,
-    OutOfOrder,
-    UsageError,
-)
+from migrator.errors import Interrupted, MigratorError, UsageError
+from migrator.errors.containers import AlreadyMigrating, ContainerNotRunning, OutOfOrder
+from migrator.errors.other_host import NotAllowed
 from migrator.host import btrfs, lxc
 from migrator.record import lxc_disk, next_commands
 from migrator.record.journal import DEFAULT_PATH, AlreadyRecorded, Journal, Migration
@@ -43,7 +38,6 @@ from migrator.transfer.progress import Progress
 from migrator.transfer.rpc import Connection
 from stages import check
 from stages.steps import ask_state, room, same_host
-from tunnel.tunnel_errors import DocumentedError
 
 NAME = "prepare-data"
 HELP = "send the disk of a running container (on the source)"

@@ -23,19 +23,13 @@ from migrator.cli import Result
 from migrator.config import container_config
 from migrator.copies import after_crash, late_start, no_memory, resume_rules
 from migrator.criu import criu_dump, ran_mark, restore
-from migrator.errors import (
-    AlreadyRuns,
-    ConsentNeeded,
-    DowntimeExceeded,
-    MigratorError,
-    OutOfOrder,
-    RestoreFailed,
-    SourceStillFrozen,
-    StartFailed,
-    WordOver,
-    as_ours,
-    outcome,
-)
+from migrator.errors import MigratorError
+from migrator.errors.containers import AlreadyRuns, OutOfOrder
+from migrator.errors.convert import as_ours
+from migrator.errors.memory import DowntimeExceeded, RestoreFailed, StartFailed
+from migrator.errors.other_host import ConsentNeeded
+from migrator.errors.outcomes import SourceStillFrozen, outcome
+from migrator.errors.ownership import WordOver
 from migrator.host import btrfs, lxc, network
 from migrator.record import grant, lxc_disk, next_commands
 from migrator.record.journal import DEFAULT_PATH, Journal, Migration

@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 from migrator import cli
 from migrator.base import log, printable
+from migrator.base.documented_error import DocumentedError
 from migrator.cli import Result
 from migrator.config import container_config
 from migrator.copies import (
@@ -30,20 +31,11 @@ from migrator.copies import (
 )
 from migrator.copies.thawing import Frozen
 from migrator.criu import criu_dump
-from migrator.errors import (
-    AlreadyRuns,
-    CommandTimeout,
-    Interrupted,
-    JournalBroken,
-    MigratorError,
-    NoMigration,
-    NotKnownThere,
-    RunsUnrecorded,
-    SourceStateUnknown,
-    SourceStillStopped,
-    StartFailed,
-    outcome,
-)
+from migrator.errors import Interrupted, MigratorError
+from migrator.errors.containers import AlreadyRuns, NoMigration, NotKnownThere, RunsUnrecorded
+from migrator.errors.memory import StartFailed
+from migrator.errors.outcomes import SourceStateUnknown, SourceStillStopped, outcome
+from migrator.errors.this_host import CommandTimeout, JournalBroken
 from migrator.host import btrfs, network
 from migrator.record import container_lock, next_commands
 from migrator.record.journal import DEFAULT_PATH, Journal, Migration, is_busy
@@ -53,7 +45,6 @@ from migrator.record.states import FROZEN, Event, Owner, Role, State, Verdict, d
 from migrator.remote.other_host import connected
 from migrator.transfer.rpc import Connection
 from stages.steps import abandon
-from tunnel.tunnel_errors import DocumentedError
 
 NAME = "rollback"
 ABANDON_LIMIT = 600.0  # seconds: a restore that was killed is settled first, and snapshots are removed

@@ -24,7 +24,9 @@ from typing import Any
 import stages
 from migrator import cli
 from migrator.base import log
-from migrator.errors import MigratorError, NoSpace, ProtocolError
+from migrator.errors import MigratorError
+from migrator.errors.data import NoSpace
+from migrator.errors.other_host import ProtocolError
 from migrator.host import btrfs
 from migrator.record import grant
 from migrator.record.grant import Grant

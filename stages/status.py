@@ -12,7 +12,7 @@ from migrator.base import names, printable
 from migrator.base.figures import duration, size, table
 from migrator.cli import Result
 from migrator.copies import after_crash, bases
-from migrator.errors import NoMigration
+from migrator.errors.containers import NoMigration
 from migrator.record import container_lock, next_commands
 from migrator.record.container_lock import Holder
 from migrator.record.journal import DEFAULT_PATH, Journal, Migration

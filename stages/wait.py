@@ -14,7 +14,9 @@ import time
 from migrator import cli
 from migrator.base import log
 from migrator.cli import Result
-from migrator.errors import BrokenOff, NoMigration, RolledBack, StillUnderWay
+from migrator.errors.containers import NoMigration
+from migrator.errors.jobs import BrokenOff, RolledBack
+from migrator.errors.this_host import StillUnderWay
 from migrator.record import container_lock, next_commands
 from migrator.record.container_lock import Holder
 from migrator.record.journal import DEFAULT_PATH, Journal, Migration

@@ -9,7 +9,7 @@ import re
 import secrets
 from pathlib import Path, PurePosixPath
 
-from migrator.errors import InvalidName
+from migrator.errors.containers import InvalidName
 
 # LXC puts the name into a cgroup's, an abstract socket's and a host's name; 63 is the limit of the last (RFC 1123).
 _CONTAINER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")

@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import IO
 
 from migrator.base import log, programs
-from migrator.errors import CommandFailed, CommandTimeout, Interrupted, ProgramMissing
+from migrator.errors import Interrupted
+from migrator.errors.this_host import CommandFailed, CommandTimeout, ProgramMissing
 
 DEFAULT_LIMIT = 60.0  # seconds
 # What is said of a file, where another one of that name in $PATH is tried, as by execvp(3).

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from migrator.base import names
-from migrator.errors import InvalidName
+from migrator.errors.containers import InvalidName
 
 SIZE_LIMIT = 1 << 20  # bytes, of a configuration and all that it includes
 INCLUDE_LIMIT = 64  # files

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from migrator.base import names, removal
 from migrator.config import config_reader, include_copies, mount_file
-from migrator.errors import ConfigInvalid
+from migrator.errors.containers import ConfigInvalid
 
 FENCE_BEGIN = "# BEGIN migrator fence"
 FENCE_END = "# END migrator fence"

@@ -13,7 +13,8 @@ from migrator.base import boot_clock, log
 from migrator.config import container_config
 from migrator.copies import bases, no_memory, older_journal, origins, remains, second_start, standing
 from migrator.criu import ran_mark
-from migrator.errors import ContainerNotFound, DiskAway, MigratorError, StoppedThere
+from migrator.errors import MigratorError
+from migrator.errors.containers import ContainerNotFound, DiskAway, StoppedThere
 from migrator.host import lxc
 from migrator.record import lxc_disk, next_commands
 from migrator.record.journal import Migration

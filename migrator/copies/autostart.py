@@ -17,7 +17,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from migrator.errors import OutOfOrder
+from migrator.errors.containers import OutOfOrder
 from migrator.host import lxc
 from migrator.host.processes import status
 from migrator.record import next_commands

@@ -14,7 +14,10 @@ from pathlib import Path
 
 from migrator.base import log, names
 from migrator.copies import origins
-from migrator.errors import Busy, DiskAway, MigratorError, NoSpace, OutOfOrder
+from migrator.errors import MigratorError
+from migrator.errors.containers import DiskAway, OutOfOrder
+from migrator.errors.data import NoSpace
+from migrator.errors.this_host import Busy
 from migrator.host import btrfs, subvolume_uuids
 from migrator.host.btrfs import Subvolume
 from migrator.record import next_commands

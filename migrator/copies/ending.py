@@ -15,7 +15,7 @@ from pathlib import Path
 from migrator.base import log
 from migrator.base.run import run
 from migrator.copies import remains
-from migrator.errors import ContainerNotFound
+from migrator.errors.containers import ContainerNotFound
 from migrator.host import lxc
 from migrator.record.journal import Migration
 

@@ -19,14 +19,10 @@ from migrator.base.run import run
 from migrator.config import container_config
 from migrator.copies import ending, late_start, origins, remains
 from migrator.criu import criu_dump
-from migrator.errors import (
-    CommandFailed,
-    CommandTimeout,
-    ContainerNotFound,
-    ContainerNotRunning,
-    MigratorError,
-    StartFailed,
-)
+from migrator.errors import MigratorError
+from migrator.errors.containers import ContainerNotFound, ContainerNotRunning
+from migrator.errors.memory import StartFailed
+from migrator.errors.this_host import CommandFailed, CommandTimeout
 from migrator.host import lxc, network
 from migrator.host.processes import running
 from migrator.record import migration_paths, next_commands

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from migrator.base import names
 from migrator.config import container_config, fences
-from migrator.errors import ContainerExists, ContainerNotFound, MigratorError, UsageError
+from migrator.errors import MigratorError, UsageError
+from migrator.errors.containers import ContainerExists, ContainerNotFound
 from migrator.host import btrfs, lxc, subvolume_uuids
 from migrator.record import clones
 from migrator.record.journal import Journal, Migration

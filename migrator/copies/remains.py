@@ -15,7 +15,9 @@ from typing import Any
 
 from migrator.base import boot_clock
 from migrator.copies import forked, second_start
-from migrator.errors import ContainerNotFound, MigratorError, StartFailed
+from migrator.errors import MigratorError
+from migrator.errors.containers import ContainerNotFound
+from migrator.errors.memory import StartFailed
 from migrator.host import btrfs, cgroups, lxc
 from migrator.record import container_lock
 from migrator.record.journal import Migration

@@ -23,7 +23,8 @@ import time
 from pathlib import Path
 
 from migrator.copies.thawing import Frozen
-from migrator.errors import MigratorError, StartFailed
+from migrator.errors import MigratorError
+from migrator.errors.memory import StartFailed
 from migrator.host import cgroups, lxc, monitor_socket, roots, subvolume_uuids
 from migrator.host.processes import status
 

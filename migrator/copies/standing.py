@@ -16,7 +16,8 @@ from migrator.base import boot_clock, log
 from migrator.config import container_config, fences
 from migrator.copies import autostart, origins, remains, second_start
 from migrator.copies.thawing import Frozen
-from migrator.errors import ContainerNotFound, MigratorError, OutOfOrder
+from migrator.errors import MigratorError
+from migrator.errors.containers import ContainerNotFound, OutOfOrder
 from migrator.host import lxc, network
 from migrator.record import next_commands
 from migrator.record.journal import Migration

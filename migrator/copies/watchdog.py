@@ -37,7 +37,9 @@ from migrator.base.run import Program, detached
 from migrator.copies import second_start, thawing
 from migrator.copies.thawing import Frozen
 from migrator.criu import apart, criu_dump
-from migrator.errors import JournalBroken, MigratorError, WatchdogFailed
+from migrator.errors import MigratorError
+from migrator.errors.memory import WatchdogFailed
+from migrator.errors.this_host import JournalBroken
 from migrator.host import lxc, network
 from migrator.record import container_lock
 from migrator.record.journal import HURRY, Journal

@@ -17,7 +17,8 @@ from migrator.base import bounded_read, log, programs
 from migrator.base.run import started
 from migrator.criu import apart, mount_flags, terminals
 from migrator.criu.terminals import Terminal
-from migrator.errors import CommandFailed, DumpFailed
+from migrator.errors.memory import DumpFailed
+from migrator.errors.this_host import CommandFailed
 from migrator.host import cgroup_limits, cgroups
 from migrator.host.lxc import CGROUP
 from migrator.host.processes import running

@@ -31,7 +31,9 @@ from migrator.criu import (
     terminals,
     veths,
 )
-from migrator.errors import CommandFailed, ConfigInvalid, InvalidName, RestoreFailed
+from migrator.errors.containers import ConfigInvalid, InvalidName
+from migrator.errors.memory import RestoreFailed
+from migrator.errors.this_host import CommandFailed
 from migrator.host import cgroup_limits, device_filter
 from migrator.host.lxc import Container
 from migrator.record.migration_paths import Layout, give_images

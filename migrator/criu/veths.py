@@ -25,7 +25,7 @@ from pathlib import Path
 from migrator.base import names
 from migrator.base.run import run
 from migrator.config.lxc_settings import Net
-from migrator.errors import CommandFailed
+from migrator.errors.this_host import CommandFailed
 
 CLASS_NET = Path("/sys/class/net")
 KERNEL = (5, 13)  # from here on an interface can have a given number in the namespace that it is moved to

@@ -20,17 +20,9 @@ from typing import Any
 
 from migrator.base import removal
 from migrator.base.run import Program, run, shown, started
-from migrator.errors import (
-    CommandFailed,
-    CommandTimeout,
-    DiskFull,
-    MigratorError,
-    NotBtrfs,
-    PackageMissing,
-    ReceiveFailed,
-    SendFailed,
-    SnapshotFailed,
-)
+from migrator.errors import MigratorError
+from migrator.errors.data import DiskFull, NotBtrfs, ReceiveFailed, SendFailed, SnapshotFailed
+from migrator.errors.this_host import CommandFailed, CommandTimeout, PackageMissing
 from migrator.host import no_devices
 
 STREAM_LIMIT = 24 * 3600.0  # seconds; the transfer has a shorter limit of its own on silence

@@ -16,14 +16,10 @@ from typing import Any
 
 from migrator.base import log
 from migrator.base.run import run
-from migrator.errors import (
-    CommandTimeout,
-    ContainerNotFound,
-    ContainerNotRunning,
-    FreezeFailed,
-    MigratorError,
-    PackageMissing,
-)
+from migrator.errors import MigratorError
+from migrator.errors.containers import ContainerNotFound, ContainerNotRunning
+from migrator.errors.memory import FreezeFailed
+from migrator.errors.this_host import CommandTimeout, PackageMissing
 from migrator.host import cgroups, monitor_socket, roots
 
 CGROUP = Path(cgroups.TOP)

@@ -16,7 +16,7 @@ import struct
 from pathlib import Path
 
 from migrator.base import bounded_ask, log, names
-from migrator.errors import CommandTimeout
+from migrator.errors.this_host import CommandTimeout
 from migrator.host import roots
 from migrator.host.processes import status
 

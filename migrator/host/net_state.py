@@ -17,7 +17,7 @@ from typing import Any
 
 from migrator.base import log
 from migrator.base.run import run
-from migrator.errors import CommandFailed, CommandTimeout, ProgramMissing
+from migrator.errors.this_host import CommandFailed, CommandTimeout, ProgramMissing
 from migrator.host.proc import link
 
 LIMIT = 10.0  # seconds

@@ -26,7 +26,8 @@ from typing import Any
 
 from migrator.base import log, names, programs
 from migrator.base.run import run
-from migrator.errors import InvalidName, ProgramMissing
+from migrator.errors.containers import InvalidName
+from migrator.errors.this_host import ProgramMissing
 
 KERNEL = (5, 16)  # from here on nftables has a hook for what leaves by an interface
 CLASS_NET = Path("/sys/class/net")

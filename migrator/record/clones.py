@@ -12,7 +12,7 @@ import stat
 from pathlib import Path
 
 from migrator.config import config_reader
-from migrator.errors import HasClones
+from migrator.errors.containers import HasClones
 from migrator.record.migration_paths import Layout
 from migrator.record.next_commands import this_host
 

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from migrator.base import names
-from migrator.errors import HolderUnknown, Interrupted
+from migrator.errors import Interrupted
+from migrator.errors.this_host import HolderUnknown
 from migrator.host import processes, roots
 
 LOCKS = Path("/run/migrator/lock")

@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from migrator.base import log, names
 from migrator.config import consent
-from migrator.errors import ConsentNeeded, InvalidName, NotAllowed, UsageError
+from migrator.errors import UsageError
+from migrator.errors.containers import InvalidName
+from migrator.errors.other_host import ConsentNeeded, NotAllowed
 from migrator.host import lxc
 from migrator.record import next_commands
 from migrator.record.journal import ROOT_CALLER, Migration

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from migrator.base import boot_clock, log, names
-from migrator.errors import JournalBroken
+from migrator.base.documented_error import DocumentedError
+from migrator.errors.this_host import JournalBroken
 from migrator.record import container_lock, states
 from migrator.record.journal_file import PRIMARY, JournalFile
 from migrator.record.states import Event, Owner, Role, State
-from tunnel.tunnel_errors import DocumentedError
 
 DEFAULT_PATH = Path("/var/lib/migrator/journal.db")
 WAIT_FOR_LOCK = 10.0  # seconds

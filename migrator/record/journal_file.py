@@ -20,7 +20,7 @@ import sqlite3
 import time
 from pathlib import Path
 
-from migrator.errors import JournalBroken
+from migrator.errors.this_host import JournalBroken
 
 SCHEMA_VERSION = 1
 _PAUSE = 0.01  # seconds between two tries for a lock that SQLite does not wait for by itself

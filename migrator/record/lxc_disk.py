@@ -16,7 +16,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from migrator.errors import DiskAway
+from migrator.errors.containers import DiskAway
 from migrator.record.migration_paths import Layout
 from migrator.record.next_commands import this_host
 

@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from migrator.base import log, removal
-from migrator.errors import Busy, JournalBroken
+from migrator.errors.this_host import Busy, JournalBroken
 from migrator.host import btrfs
 from migrator.record import container_lock
 

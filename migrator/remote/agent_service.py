@@ -17,6 +17,7 @@ from functools import partial
 import migrator
 from migrator.base import log
 from migrator.base.clock import Clock, now
+from migrator.base.documented_error import DocumentedError
 from migrator.base.run import started
 from migrator.base.sd_notify import notify, status
 from migrator.record import grant
@@ -30,7 +31,6 @@ from tunnel.session.inner_service import Purpose
 from tunnel.session.live_tunnel import Tunnel
 from tunnel.session.responder import accept
 from tunnel.session.setup import until
-from tunnel.tunnel_errors import DocumentedError
 
 STOP_LIMIT = 20.0  # seconds that a session may take to end in an orderly way
 BENCH_LIMIT = 60.0  # seconds that one measurement may take

@@ -17,20 +17,15 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from migrator.base import log
+from migrator.base.documented_error import DocumentedError
 from migrator.base.run import started
-from migrator.errors import (
-    ConnectionLost,
-    DestinationInvalid,
-    HostUnreachable,
-    RemoteMissing,
-)
+from migrator.errors.other_host import ConnectionLost, DestinationInvalid, HostUnreachable, RemoteMissing
 from migrator.remote import destination as destinations
 from migrator.remote import ssh_config, tcp
 from migrator.remote.destination import Destination, Kind
 from migrator.remote.ssh_config import HostConfig
 from migrator.remote.ssh_login import check_host_key, key_types, log_in, reason_of
 from migrator.transfer.stream import Bytes
-from tunnel.tunnel_errors import DocumentedError
 
 if TYPE_CHECKING:
     import paramiko

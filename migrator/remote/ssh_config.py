@@ -16,7 +16,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from migrator.errors import HostUnreachable, Interrupted, PackageMissing
+from migrator.errors import Interrupted
+from migrator.errors.other_host import HostUnreachable
+from migrator.errors.this_host import PackageMissing
 from migrator.remote import known_hosts
 from migrator.remote.destination import Destination
 

@@ -30,7 +30,8 @@ from typing import Any
 from migrator.base import log, removal
 from migrator.base.run import Program
 from migrator.config import container_config
-from migrator.errors import Interrupted, MigratorError, ReceiveFailed
+from migrator.errors import Interrupted, MigratorError
+from migrator.errors.data import ReceiveFailed
 from migrator.host import btrfs, subvolume_uuids
 from migrator.host.processes import running
 from migrator.transfer import room_bounds, send_stream

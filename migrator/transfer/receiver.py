@@ -21,23 +21,17 @@ from typing import Any, Protocol
 
 import zstandard
 
+from migrator.base.documented_error import DocumentedError
 from migrator.base.figures import size
-from migrator.errors import (
-    ConnectionLost,
-    InternalError,
-    MigratorError,
-    NoSpace,
-    ProtocolError,
-    SegmentDamaged,
-    WriteFailed,
-)
+from migrator.errors import InternalError, MigratorError
+from migrator.errors.data import NoSpace, SegmentDamaged, WriteFailed
+from migrator.errors.other_host import ConnectionLost, ProtocolError
 from migrator.transfer import segments
 from migrator.transfer.frames import DIGEST_SIZE, HELD_MAX, SEGMENT_MAX, Frame, Kind
 from migrator.transfer.room_bounds import MARGIN, Bounds
 from migrator.transfer.rpc import Connection
 from migrator.transfer.segments import INDEX_SUFFIX, End, Index, Segment
 from migrator.transfer.stream import Bytes
-from tunnel.tunnel_errors import DocumentedError
 
 SEGMENT_HEAD = struct.Struct(f"!I{DIGEST_SIZE}s")  # raw length, digest
 FILE_END = struct.Struct(f"!Q{DIGEST_SIZE}s")  # raw length, digest over the segments' digests

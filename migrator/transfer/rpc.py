@@ -19,7 +19,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from migrator.base import log
-from migrator.errors import ConnectionLost, InternalError, MigratorError, ProtocolError, as_ours, from_json
+from migrator.errors import InternalError, MigratorError
+from migrator.errors.convert import as_ours, from_json
+from migrator.errors.other_host import ConnectionLost, ProtocolError
 from migrator.transfer import frames
 from migrator.transfer.frames import Frame, Kind
 from migrator.transfer.stream import Bytes, ByteStream

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from blake3 import blake3
 
-from migrator.errors import InvalidName
+from migrator.errors.containers import InvalidName
 from migrator.transfer.frames import SEGMENT_MAX
 from migrator.transfer.stream import Bytes
 

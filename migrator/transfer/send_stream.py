@@ -23,7 +23,7 @@ import struct
 import uuid as uuid_module
 from collections.abc import Callable, Generator, Iterable, Iterator
 
-from migrator.errors import ReceiveFailed
+from migrator.errors.data import ReceiveFailed
 
 MAGIC = b"btrfs-stream\0"
 VERSION = 1

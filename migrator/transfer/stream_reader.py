@@ -14,7 +14,8 @@ import zstandard
 
 from migrator.base import log
 from migrator.base.figures import size
-from migrator.errors import MigratorError, ReadFailed
+from migrator.errors import MigratorError
+from migrator.errors.data import ReadFailed
 from migrator.transfer import segments
 from migrator.transfer.frames import DIGEST_SIZE, SEGMENT_MAX, Kind
 from migrator.transfer.receiver import COMPRESSED, FILE_END, SEGMENT_HEAD

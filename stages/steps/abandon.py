@@ -12,7 +12,8 @@ from migrator import cli
 from migrator.base import log, names
 from migrator.cli import Result
 from migrator.copies import bases
-from migrator.errors import AlreadyRuns, MigratorError
+from migrator.errors import MigratorError
+from migrator.errors.containers import AlreadyRuns
 from migrator.host import btrfs
 from migrator.host.btrfs import Subvolume
 from migrator.record import next_commands

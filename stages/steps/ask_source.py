@@ -13,19 +13,15 @@ import time
 from typing import Any
 
 from migrator.base import boot_clock, log, names
+from migrator.base.documented_error import DocumentedError
 from migrator.cli import Result
 from migrator.copies import leave, resume_rules, standing
-from migrator.errors import (
-    Busy,
-    ConnectionLost,
-    InternalError,
-    Interrupted,
-    NotKnownThere,
-    ProtocolError,
-    SourceFailed,
-    SourceNeeded,
-    from_json,
-)
+from migrator.errors import InternalError, Interrupted
+from migrator.errors.containers import NotKnownThere
+from migrator.errors.convert import from_json
+from migrator.errors.other_host import ConnectionLost, ProtocolError
+from migrator.errors.ownership import SourceFailed, SourceNeeded
+from migrator.errors.this_host import Busy
 from migrator.record import next_commands
 from migrator.record.grant import PEER
 from migrator.record.journal import Migration
@@ -36,7 +32,6 @@ from migrator.remote.answering import Service
 from migrator.remote.other_host import connected, fingerprint
 from migrator.transfer.stream import ByteStream
 from stages.steps import abandon, ask_state, force
-from tunnel.tunnel_errors import DocumentedError
 
 RESUME = "resume"
 ONLY = "--migration"  # an option of it

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from migrator.errors import BackThere, ForceRefused, GoneThere, MigratorError, OutOfOrder, RunsUnrecorded, UsageError
+from migrator.errors import MigratorError, UsageError
+from migrator.errors.containers import BackThere, GoneThere, OutOfOrder, RunsUnrecorded
+from migrator.errors.ownership import ForceRefused
 from migrator.record import next_commands
 from migrator.record.journal import Migration
 from migrator.record.states import State

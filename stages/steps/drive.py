@@ -16,29 +16,26 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from migrator.base import log
+from migrator.base.documented_error import DocumentedError
 from migrator.base.figures import duration, size
 from migrator.cli import Result
 from migrator.copies import leave, origins, standing
-from migrator.errors import (
+from migrator.errors import InternalError, Interrupted
+from migrator.errors.containers import (
     AlreadyMigrating,
     AlreadyRuns,
     BackThere,
-    Busy,
-    ConnectionLost,
     ContainerNotRunning,
-    DowntimeExceeded,
     GoneThere,
-    InternalError,
-    Interrupted,
-    OutcomeError,
     OutOfOrder,
-    ProtocolError,
     RunsUnrecorded,
-    SourceRunsAgain,
     StoppedThere,
-    as_ours,
-    outcome,
 )
+from migrator.errors.convert import as_ours
+from migrator.errors.memory import DowntimeExceeded
+from migrator.errors.other_host import ConnectionLost, ProtocolError
+from migrator.errors.outcomes import OutcomeError, SourceRunsAgain, outcome
+from migrator.errors.this_host import Busy
 from migrator.host import lxc
 from migrator.record import container_lock, next_commands
 from migrator.record.journal import Journal, Migration
@@ -51,7 +48,6 @@ from stages import check, cleanup, create_dump, finish, prepare_data, rollback
 from stages.steps import ask_state, offer, same_host
 from stages.steps.cleaner import Cleaner
 from stages.steps.reconnect import Link, cause_of, say
-from tunnel.tunnel_errors import DocumentedError
 
 T = TypeVar("T")
 BUSY_LIMIT = 60.0  # seconds that the destination may take to end what an earlier connection has begun

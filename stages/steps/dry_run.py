@@ -18,7 +18,7 @@ from migrator.base import names
 from migrator.base.run import shown
 from migrator.cli import Result
 from migrator.copies import origins
-from migrator.errors import ContainerNotRunning
+from migrator.errors.containers import ContainerNotRunning
 from migrator.host import lxc
 from migrator.record.journal import Journal, Migration
 from migrator.record.states import FROZEN, Event, Role, step

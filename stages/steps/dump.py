@@ -20,7 +20,8 @@ from migrator.copies import remains, thawing
 from migrator.copies.thawing import Frozen
 from migrator.copies.watchdog import Task, Watchdog
 from migrator.criu import apart, bound_sockets, criu_dump, ghosts, mount_flags, mount_plan, terminals, tty_image
-from migrator.errors import ContainerChanged, DowntimeExceeded, DumpFailed
+from migrator.errors.containers import ContainerChanged
+from migrator.errors.memory import DowntimeExceeded, DumpFailed
 from migrator.host import cgroup_limits, cgroups, descent, lxc, net_state, network
 from migrator.record import migration_paths, next_commands
 from migrator.record.journal import Migration

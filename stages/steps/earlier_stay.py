@@ -10,7 +10,7 @@ from pathlib import Path
 from migrator.base import log, removal
 from migrator.config import container_config
 from migrator.copies import origins
-from migrator.errors import SnapshotFailed
+from migrator.errors.data import SnapshotFailed
 from migrator.host import btrfs, lxc
 from migrator.record import clones, next_commands
 from migrator.record.journal import Migration

@@ -12,29 +12,22 @@ import time
 from collections.abc import Callable
 
 from migrator.base import boot_clock, log
+from migrator.base.documented_error import DocumentedError
 from migrator.cli import Result
 from migrator.copies import after_crash, bases, leave
 from migrator.copies.resume_rules import MAY_RESTORE, TAKEN_BACK
-from migrator.errors import (
-    AlreadyRuns,
-    BackThere,
-    ConsentNeeded,
-    ForceRefused,
-    HostUnreachable,
-    Interrupted,
-    NotKnownThere,
-    OutOfOrder,
-    RunsUnrecorded,
-    SourceStateUnknown,
-    TwoCopies,
-)
+from migrator.errors import Interrupted
+from migrator.errors.containers import AlreadyRuns, BackThere, NotKnownThere, OutOfOrder, RunsUnrecorded
+from migrator.errors.other_host import ConsentNeeded, HostUnreachable
+from migrator.errors.outcomes import SourceStateUnknown
+from migrator.errors.ownership import ForceRefused, TwoCopies
 from migrator.record import container_lock, next_commands
 from migrator.record.journal import Migration
 from migrator.record.next_commands import this_host
 from migrator.record.states import Owner, State
 from stages import finish, rollback
 from stages.steps import consented, settling, stopped_here, two_copies
-from tunnel.tunnel_errors import DocumentedError, PeerAbsent, PeerSilent
+from tunnel.tunnel_errors import PeerAbsent, PeerSilent
 
 POLL = 0.2  # seconds
 KNOWN = {

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from migrator.config import container_config, fences
 from migrator.copies import after_crash, origins
-from migrator.errors import BackThere, CopyNotEnded, MovedOn, OutOfOrder
+from migrator.errors.containers import BackThere, MovedOn, OutOfOrder
+from migrator.errors.memory import CopyNotEnded
 from migrator.host import btrfs, lxc, subvolume_uuids
 from migrator.record import lxc_disk, next_commands
 from migrator.record.journal import Migration

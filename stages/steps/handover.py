@@ -16,10 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from migrator.base import programs
+from migrator.base.documented_error import DocumentedError
 from migrator.cli import Result
 from migrator.config import container_config
 from migrator.copies import autostart, leave, standing
-from migrator.errors import ContainerChanged, DowntimeExceeded, as_ours
+from migrator.errors.containers import ContainerChanged
+from migrator.errors.convert import as_ours
+from migrator.errors.memory import DowntimeExceeded
 from migrator.host import btrfs, lxc, roots
 from migrator.record import container_lock, next_commands
 from migrator.record.journal import Migration
@@ -31,7 +34,6 @@ from migrator.transfer.rpc import Connection
 from stages import prepare_data
 from stages.steps import offer
 from stages.steps.reconnect import Link
-from tunnel.tunnel_errors import DocumentedError
 
 INCREMENT = "increment"  # the spooled file with the last disk changes
 

@@ -13,20 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from migrator.base import log
+from migrator.base.documented_error import DocumentedError
 from migrator.cli import Result
 from migrator.config import container_config
 from migrator.copies import after_crash, autostart, older_journal, resume_rules, standing
-from migrator.errors import (
-    ContainerNotFound,
-    Interrupted,
-    MigratorError,
-    NoMigration,
-    NotKnownThere,
-    OutOfOrder,
-    SourceStateUnknown,
-    as_ours,
-    outcome,
-)
+from migrator.errors import Interrupted, MigratorError
+from migrator.errors.containers import ContainerNotFound, NoMigration, NotKnownThere, OutOfOrder
+from migrator.errors.convert import as_ours
+from migrator.errors.outcomes import SourceStateUnknown, outcome
 from migrator.host import lxc
 from migrator.record import container_lock, lxc_disk, next_commands
 from migrator.record.journal import DEFAULT_PATH, ROOT_CALLER, Journal, Migration
@@ -37,7 +31,6 @@ from migrator.transfer import plan
 from stages import create_dump, finish, migrate, restore_dump, rollback
 from stages.steps import abandon, ask_source, ask_state, force, settling, stopped_here, two_copies
 from stages.steps.drive import Drive, locked_for
-from tunnel.tunnel_errors import DocumentedError
 
 NAME = "resume"
 DATA_FLOWS = {State.PREPARING, State.PREPARED}

@@ -8,24 +8,16 @@ from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 from migrator.base import bounded_read, log
+from migrator.base.documented_error import DocumentedError
 from migrator.config import container_config
 from migrator.copies import bases, leave, origins, standing, thawing
 from migrator.criu import criu_dump
-from migrator.errors import (
-    DowntimeExceeded,
-    DumpFailed,
-    DumpRefused,
-    Interrupted,
-    JournalBroken,
-    MigratorError,
-    OutOfOrder,
-    SourceRunsAgain,
-    SourceStateUnknown,
-    SourceStillFrozen,
-    SourceStillStopped,
-    as_ours,
-    outcome,
-)
+from migrator.errors import Interrupted, MigratorError
+from migrator.errors.containers import OutOfOrder
+from migrator.errors.convert import as_ours
+from migrator.errors.memory import DowntimeExceeded, DumpFailed, DumpRefused
+from migrator.errors.outcomes import SourceRunsAgain, SourceStateUnknown, SourceStillFrozen, SourceStillStopped, outcome
+from migrator.errors.this_host import JournalBroken
 from migrator.host import btrfs
 from migrator.record import container_lock, next_commands
 from migrator.record.journal import Migration
@@ -34,7 +26,6 @@ from migrator.record.next_commands import this_host
 from migrator.record.states import Event, State
 from migrator.transfer.rpc import Connection
 from stages.rollback import thaw_source
-from tunnel.tunnel_errors import DocumentedError
 
 ANSWER_LIMIT = 60.0  # seconds for what a destination does besides the restore itself, as to undo one that has failed
 

@@ -13,19 +13,14 @@ import time
 from typing import Any, Protocol, Self
 
 from migrator.base import log
+from migrator.base.documented_error import DocumentedError
 from migrator.base.figures import duration
-from migrator.errors import Busy, ConnectionLost, HostUnreachable, OutcomeError
+from migrator.errors.other_host import ConnectionLost, HostUnreachable
+from migrator.errors.outcomes import OutcomeError
+from migrator.errors.this_host import Busy
 from migrator.remote.other_host import connected
 from migrator.transfer.rpc import Connection
-from tunnel.tunnel_errors import (
-    DocumentedError,
-    NoPath,
-    PeerAbsent,
-    PeerSilent,
-    RendezvousUnavailable,
-    TunnelBroken,
-    TunnelSilent,
-)
+from tunnel.tunnel_errors import NoPath, PeerAbsent, PeerSilent, RendezvousUnavailable, TunnelBroken, TunnelSilent
 
 LOST = (ConnectionLost, HostUnreachable, NoPath, PeerAbsent, PeerSilent, RendezvousUnavailable, TunnelBroken,
         TunnelSilent)

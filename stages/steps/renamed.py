@@ -19,7 +19,9 @@ from typing import TypeVar
 from migrator.base import bounded_ask
 from migrator.config import lxc_settings
 from migrator.copies import forked, origins, second_start
-from migrator.errors import CommandTimeout, ContainerNotFound, ContainerNotRunning, MigratorError
+from migrator.errors import MigratorError
+from migrator.errors.containers import ContainerNotFound, ContainerNotRunning
+from migrator.errors.this_host import CommandTimeout
 from migrator.host import btrfs, lxc, monitor_socket, roots, subvolume_uuids
 from migrator.record.journal import Migration
 from migrator.record.migration_paths import Layout

@@ -9,7 +9,7 @@ from typing import Any
 
 from migrator.base import log
 from migrator.copies import bases, origins
-from migrator.errors import DiskAway
+from migrator.errors.containers import DiskAway
 from migrator.host import btrfs
 from migrator.record import lxc_disk, next_commands
 from migrator.record.journal import Migration

@@ -10,7 +10,7 @@ import argparse
 from typing import Any
 
 from migrator.copies import resume_rules
-from migrator.errors import AlreadyMigrating, NotKnownThere
+from migrator.errors.containers import AlreadyMigrating, NotKnownThere
 from migrator.record import next_commands
 from migrator.record.journal import Migration
 from migrator.remote.other_host import fingerprint

@@ -15,7 +15,11 @@ from migrator.base import boot_clock, log
 from migrator.config import container_config, fences
 from migrator.copies import after_crash, come_up, no_memory, origins, second_start, standing
 from migrator.criu import criu_dump, ran_mark, restore
-from migrator.errors import ContainerNotFound, CopyNotEnded, GoneThere, JournalBroken, MigratorError, WordOver
+from migrator.errors import MigratorError
+from migrator.errors.containers import ContainerNotFound, GoneThere
+from migrator.errors.memory import CopyNotEnded
+from migrator.errors.ownership import WordOver
+from migrator.errors.this_host import JournalBroken
 from migrator.host import empty_cgroups, lxc
 from migrator.record import lxc_disk, next_commands
 from migrator.record.journal import Migration

@@ -11,7 +11,7 @@ from migrator import cli
 from migrator.base.figures import size
 from migrator.cli import Result
 from migrator.copies import ending, remains
-from migrator.errors import ContainerChanged
+from migrator.errors.containers import ContainerChanged
 from migrator.host import lxc
 from migrator.record import next_commands
 from migrator.record.journal import Migration

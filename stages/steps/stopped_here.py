@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 
-from migrator.errors import ContainerNotFound
+from migrator.errors.containers import ContainerNotFound
 from migrator.record import lxc_disk
 from migrator.record.journal import Migration
 from migrator.record.migration_paths import Layout

@@ -7,7 +7,8 @@ import contextlib
 import shlex
 
 from migrator.copies import second_start
-from migrator.errors import MigratorError, TwoCopies
+from migrator.errors import MigratorError
+from migrator.errors.ownership import TwoCopies
 from migrator.host import lxc
 from migrator.record import next_commands
 from migrator.record.journal import Migration

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 
 from migrator.copies import origins
-from migrator.errors import ContainerExists, RunsUnrecorded
+from migrator.errors.containers import ContainerExists, RunsUnrecorded
 from migrator.record import next_commands
 from migrator.record.journal import Migration
 from migrator.record.migration_paths import Layout

@@ -21,7 +21,9 @@ from migrator import cli, manual
 from migrator.__main__ import main
 from migrator.base import log
 from migrator.cli import Result
-from migrator.errors import InvalidName, NoSpace, NotRoot
+from migrator.errors.containers import InvalidName
+from migrator.errors.data import NoSpace
+from migrator.errors.this_host import NotRoot
 
 COMMANDS = [stage.NAME for stage in stages.load_all()]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from migrator.errors import DiskFull, NoSpace
+from migrator.errors.data import DiskFull, NoSpace
 from migrator.host import btrfs
 from migrator.record.migration_paths import Layout
 from migrator.transfer import room_bounds, spool

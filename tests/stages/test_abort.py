@@ -13,7 +13,7 @@ import pytest
 
 from migrator import cli
 from migrator.cli import Result
-from migrator.errors import JournalBroken
+from migrator.errors.this_host import JournalBroken
 from migrator.record import container_lock
 from migrator.record.journal import Journal, is_busy
 from migrator.record.states import Event, Role

@@ -12,16 +12,11 @@ from typing import Any
 
 import pytest
 
+from migrator.base.documented_error import DocumentedError
 from migrator.copies import bases, resume_rules
-from migrator.errors import (
-    AlreadyMigrating,
-    AlreadyRuns,
-    ForceRefused,
-    NotKnownThere,
-    OutOfOrder,
-    SourceNeeded,
-    SourceStateUnknown,
-)
+from migrator.errors.containers import AlreadyMigrating, AlreadyRuns, NotKnownThere, OutOfOrder
+from migrator.errors.outcomes import SourceStateUnknown
+from migrator.errors.ownership import ForceRefused, SourceNeeded
 from migrator.record.journal import Journal, Migration
 from migrator.record.next_commands import this_host
 from migrator.record.states import Event, Owner, Role, State
@@ -30,7 +25,6 @@ from stages import finish, migrate, prepare_data, rollback
 from stages.steps import ask_source, ask_state, drive, force, heal
 from tests.stages.test_answers import ID, Destination, pool  # noqa: F401 -- a fixture
 from tests.stages.test_force import ALIVE, SILENT, UNKNOWN, nothing_real  # noqa: F401 -- a fixture
-from tunnel.tunnel_errors import DocumentedError
 
 # ruff: noqa: F811 -- fixtures
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from migrator.criu import restore
-from migrator.errors import DowntimeExceeded
+from migrator.errors.memory import DowntimeExceeded
 from migrator.host import btrfs, lxc
 from migrator.record.journal import Journal, Migration
 from migrator.record.migration_paths import Layout

@@ -14,7 +14,9 @@ import pytest
 
 from migrator.config import container_config
 from migrator.copies import autostart, ending, standing
-from migrator.errors import OutOfOrder, SourceRunsAgain, TwoCopies
+from migrator.errors.containers import OutOfOrder
+from migrator.errors.outcomes import SourceRunsAgain
+from migrator.errors.ownership import TwoCopies
 from migrator.host import lxc
 from migrator.record import lxc_disk
 from migrator.record.journal import Journal, Migration

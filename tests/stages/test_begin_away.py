@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from migrator.errors import DiskAway
+from migrator.errors.containers import DiskAway
 from migrator.record import lxc_disk
 from migrator.record.journal import Migration
 from migrator.record.migration_paths import Layout

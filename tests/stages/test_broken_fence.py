@@ -17,7 +17,7 @@ from migrator.cli import Result
 from migrator.config import config_reader, container_config, fences
 from migrator.copies import after_crash, autostart, origins, standing
 from migrator.copies.origins import Whose
-from migrator.errors import ContainerExists, OutOfOrder
+from migrator.errors.containers import ContainerExists, OutOfOrder
 from migrator.host import btrfs, subvolume_uuids
 from migrator.host.btrfs import Subvolume
 from migrator.record import container_lock

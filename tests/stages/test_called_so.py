@@ -17,7 +17,8 @@ import pytest
 
 from migrator.copies import after_crash, ending, no_memory, origins, remains, second_start, standing
 from migrator.copies.thawing import Frozen
-from migrator.errors import OutOfOrder, StartFailed
+from migrator.errors.containers import OutOfOrder
+from migrator.errors.memory import StartFailed
 from migrator.host import lxc, monitor_socket, roots
 from migrator.record.journal import Journal
 from migrator.record.states import Event

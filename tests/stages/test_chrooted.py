@@ -14,7 +14,7 @@ import pytest
 
 from migrator.copies import no_memory, origins, second_start
 from migrator.criu import ran_mark
-from migrator.errors import CopyNotEnded
+from migrator.errors.memory import CopyNotEnded
 from migrator.host import btrfs, lxc, monitor_socket, roots
 from migrator.record import lxc_disk
 from migrator.record.journal import Migration

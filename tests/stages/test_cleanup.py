@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from migrator import cli
-from migrator.errors import AlreadyMigrating, Busy
+from migrator.errors.containers import AlreadyMigrating
+from migrator.errors.this_host import Busy
 from migrator.host import network
 from migrator.record import container_lock, migration_paths
 from migrator.record.journal import Journal, Migration

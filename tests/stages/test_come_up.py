@@ -13,7 +13,9 @@ import pytest
 
 from migrator.copies import after_crash, no_memory, origins, second_start
 from migrator.criu import at_restore, criu_dump, ran_mark
-from migrator.errors import AlreadyRuns, CommandTimeout, CopyNotEnded
+from migrator.errors.containers import AlreadyRuns
+from migrator.errors.memory import CopyNotEnded
+from migrator.errors.this_host import CommandTimeout
 from migrator.host import btrfs, lxc, subvolume_uuids
 from migrator.record import lxc_disk, migration_paths
 from migrator.record.journal import Migration

@@ -13,14 +13,11 @@ import pytest
 
 from migrator.base import boot_clock
 from migrator.config import container_config
-from migrator.errors import (
-    ConsentNeeded,
-    ContainerExists,
-    ContainerNotFound,
-    DumpRefused,
-    ForceRefused,
-    SourceStillFrozen,
-)
+from migrator.errors.containers import ContainerExists, ContainerNotFound
+from migrator.errors.memory import DumpRefused
+from migrator.errors.other_host import ConsentNeeded
+from migrator.errors.outcomes import SourceStillFrozen
+from migrator.errors.ownership import ForceRefused
 from migrator.host import lxc
 from migrator.record import lxc_disk
 from migrator.record.grant import Grant

@@ -15,7 +15,9 @@ import pytest
 
 from migrator import cli
 from migrator.copies import standing
-from migrator.errors import ConnectionLost, HostUnreachable, Interrupted, SourceStateUnknown
+from migrator.errors import Interrupted
+from migrator.errors.other_host import ConnectionLost, HostUnreachable
+from migrator.errors.outcomes import SourceStateUnknown
 from migrator.host import lxc
 from migrator.record import container_lock, next_commands
 from migrator.record.journal import Journal, Migration

@@ -19,7 +19,7 @@ from migrator import cli
 from migrator.config import container_config
 from migrator.copies import after_crash, bases
 from migrator.criu import criu_dump, ran_mark, restore
-from migrator.errors import DiskAway, GoneThere
+from migrator.errors.containers import DiskAway, GoneThere
 from migrator.host import btrfs, lxc
 from migrator.host.btrfs import Subvolume
 from migrator.record import lxc_disk, migration_paths

@@ -10,7 +10,7 @@ import pytest
 
 from migrator.config import container_config
 from migrator.copies import origins
-from migrator.errors import ContainerExists
+from migrator.errors.containers import ContainerExists
 from migrator.host import btrfs, lxc
 from migrator.host.btrfs import Subvolume
 from migrator.record.journal import Migration

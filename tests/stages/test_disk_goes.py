@@ -14,7 +14,7 @@ import pytest
 from migrator.config import container_config
 from migrator.copies import after_crash, origins
 from migrator.criu import ran_mark
-from migrator.errors import DiskAway
+from migrator.errors.containers import DiskAway
 from migrator.host import btrfs, lxc
 from migrator.record import lxc_disk
 from migrator.record.migration_paths import Layout

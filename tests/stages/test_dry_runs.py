@@ -12,7 +12,7 @@ import pytest
 
 from migrator.cli import Result
 from migrator.copies import bases
-from migrator.errors import OutOfOrder
+from migrator.errors.containers import OutOfOrder
 from migrator.record.journal import Journal
 from migrator.record.states import Role, State
 from stages import check, create_dump, finish

@@ -24,7 +24,9 @@ import pytest
 from migrator.base import boot_clock
 from migrator.copies import thawing
 from migrator.criu import terminals
-from migrator.errors import ContainerChanged, Interrupted, MigratorError, SourceRunsAgain
+from migrator.errors import Interrupted, MigratorError
+from migrator.errors.containers import ContainerChanged
+from migrator.errors.outcomes import SourceRunsAgain
 from migrator.host import btrfs, lxc, network
 from migrator.record import container_lock, migration_paths
 from migrator.record.journal import Journal, Migration

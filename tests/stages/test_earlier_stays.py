@@ -15,7 +15,7 @@ import pytest
 from migrator.config import container_config, include_copies
 from migrator.copies import origins
 from migrator.copies.origins import Whose
-from migrator.errors import ContainerExists
+from migrator.errors.containers import ContainerExists
 from migrator.host import btrfs, lxc, network
 from migrator.host.btrfs import Subvolume
 from migrator.record.journal import Journal, Migration

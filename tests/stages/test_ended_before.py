@@ -13,7 +13,7 @@ import pytest
 
 from migrator.config import container_config
 from migrator.copies import after_crash
-from migrator.errors import DiskAway, OutOfOrder
+from migrator.errors.containers import DiskAway, OutOfOrder
 from migrator.host import btrfs, lxc
 from migrator.record import lxc_disk
 from migrator.record.journal import Journal, Migration

@@ -18,7 +18,7 @@ from migrator.config import container_config
 from migrator.copies import origins
 from migrator.copies.origins import Whose
 from migrator.criu import criu_dump, ran_mark
-from migrator.errors import CopyNotEnded
+from migrator.errors.memory import CopyNotEnded
 from migrator.host import lxc
 from migrator.record.journal import Migration
 from migrator.record.migration_paths import Layout

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from migrator.copies import ending, origins, remains
-from migrator.errors import CopyNotEnded
+from migrator.errors.memory import CopyNotEnded
 from migrator.host import lxc, network
 from migrator.record import container_lock
 from migrator.record.journal import Journal

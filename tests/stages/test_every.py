@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 
 from migrator.cli import Result, parse
-from migrator.errors import ConnectionLost, InternalError, MigratorError, OutOfOrder, ProtocolError
+from migrator.errors import InternalError, MigratorError
+from migrator.errors.containers import OutOfOrder
+from migrator.errors.other_host import ConnectionLost, ProtocolError
 from migrator.record import container_lock
 from migrator.record.grant import ROOT
 from migrator.record.journal import Journal, Migration

@@ -11,28 +11,24 @@ import pytest
 
 from migrator import cli
 from migrator.base import boot_clock
+from migrator.base.documented_error import DocumentedError
 from migrator.copies import after_crash, leave, resume_rules
 from migrator.copies.leave import BY_HAND, LEAST
 from migrator.copies.resume_rules import must_ask
-from migrator.errors import (
-    AlreadyRuns,
-    Busy,
+from migrator.errors import Interrupted, MigratorError
+from migrator.errors.containers import AlreadyRuns, NotKnownThere, OutOfOrder
+from migrator.errors.other_host import (
     ConnectionLost,
-    ForceRefused,
     HostKeyChanged,
     HostKeyUnknown,
     HostUnreachable,
-    Interrupted,
-    MigratorError,
-    NotKnownThere,
-    OutOfOrder,
     ProtocolError,
     RemoteMissing,
-    SourceNeeded,
-    SourceStateUnknown,
     SshRefused,
-    TwoCopies,
 )
+from migrator.errors.outcomes import SourceStateUnknown
+from migrator.errors.ownership import ForceRefused, SourceNeeded, TwoCopies
+from migrator.errors.this_host import Busy
 from migrator.record import container_lock, next_commands
 from migrator.record.journal import Journal, Migration
 from migrator.record.migration_paths import locked
@@ -41,7 +37,7 @@ from migrator.remote.answering import Service
 from stages import cleanup, finish, rollback
 from stages.steps import ask_source, force, settling, stopped_here
 from tests.stages.test_heal import journal, offered, owned  # noqa: F401 -- a fixture
-from tunnel.tunnel_errors import DocumentedError, NoPath, PeerAbsent, PeerRefuses, PeerSilent, RendezvousUnavailable
+from tunnel.tunnel_errors import NoPath, PeerAbsent, PeerRefuses, PeerSilent, RendezvousUnavailable
 
 # ruff: noqa: F811 -- fixtures
 

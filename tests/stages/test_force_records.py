@@ -8,8 +8,11 @@ from __future__ import annotations
 import pytest
 
 from migrator.base import log
+from migrator.base.documented_error import DocumentedError
 from migrator.copies import leave
-from migrator.errors import AlreadyRuns, BackThere, ForceRefused, Interrupted, NotKnownThere, OutOfOrder, TwoCopies
+from migrator.errors import Interrupted
+from migrator.errors.containers import AlreadyRuns, BackThere, NotKnownThere, OutOfOrder
+from migrator.errors.ownership import ForceRefused, TwoCopies
 from migrator.record import container_lock
 from migrator.record.journal import Journal
 from migrator.record.migration_paths import locked
@@ -17,7 +20,6 @@ from migrator.record.states import Event, Owner, Role, State
 from stages.steps import force, settling
 from tests.stages.test_force import SILENT, nothing_real, now, restored  # noqa: F401 -- fixtures
 from tests.stages.test_heal import dumping, journal, offered, owned  # noqa: F401 -- a fixture
-from tunnel.tunnel_errors import DocumentedError
 
 
 def test_before_the_offer_it_is_a_rollback_like_any_other(journal: Journal, nothing_real: list[str]) -> None:

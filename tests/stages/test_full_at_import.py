@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from migrator.copies import bases
-from migrator.errors import DiskFull, ReceiveFailed
+from migrator.errors.data import DiskFull, ReceiveFailed
 from migrator.host import btrfs
 from migrator.record.journal import Journal, Migration
 from migrator.record.migration_paths import Layout

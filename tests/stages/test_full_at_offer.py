@@ -13,8 +13,12 @@ from typing import Any, cast
 
 import pytest
 
+from migrator.base.documented_error import DocumentedError
 from migrator.config import container_config
-from migrator.errors import DiskFull, Interrupted, JournalBroken, SourceStateUnknown, SourceStoppedUnknown
+from migrator.errors import Interrupted
+from migrator.errors.data import DiskFull
+from migrator.errors.outcomes import SourceStateUnknown, SourceStoppedUnknown
+from migrator.errors.this_host import JournalBroken
 from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event, State
 from migrator.transfer.rpc import Connection
@@ -23,7 +27,6 @@ from tests.stages.test_handover import Plain, migration, thawed  # noqa: F401 --
 from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
 from tests.stages.test_remains import cgroup, init  # noqa: F401 -- fixtures
 from tests.stages.test_standing import Known, There, config, handed_over, known, offers_again  # noqa: F401 -- a fixture
-from tunnel.tunnel_errors import DocumentedError
 
 UNKNOWN = {True: SourceStateUnknown, False: SourceStoppedUnknown}
 

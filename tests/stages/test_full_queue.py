@@ -12,7 +12,8 @@ import pytest
 
 from migrator.copies import after_crash, ending, no_memory, second_start
 from migrator.copies.origins import Whose
-from migrator.errors import AlreadyRuns, CommandTimeout
+from migrator.errors.containers import AlreadyRuns
+from migrator.errors.this_host import CommandTimeout
 from migrator.host import lxc, monitor_socket
 from migrator.record.journal import Journal, Migration
 from migrator.record.migration_paths import Layout

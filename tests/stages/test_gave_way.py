@@ -14,7 +14,9 @@ import pytest
 
 from migrator.config import container_config, include_copies
 from migrator.copies import second_start
-from migrator.errors import AlreadyRuns, BackThere, CommandTimeout, CopyNotEnded, DiskAway, MovedOn, OutOfOrder
+from migrator.errors.containers import AlreadyRuns, BackThere, DiskAway, MovedOn, OutOfOrder
+from migrator.errors.memory import CopyNotEnded
+from migrator.errors.this_host import CommandTimeout
 from migrator.host import btrfs, lxc, roots, subvolume_uuids
 from migrator.record import lxc_disk
 from migrator.record.states import Event, State

@@ -15,7 +15,9 @@ import pytest
 
 from migrator import __main__ as program
 from migrator.copies import after_crash
-from migrator.errors import ConnectionLost, Interrupted, MigratorError, SourceRunsAgain
+from migrator.errors import Interrupted, MigratorError
+from migrator.errors.other_host import ConnectionLost
+from migrator.errors.outcomes import SourceRunsAgain
 from migrator.host import lxc
 from migrator.record import container_lock
 from migrator.record.journal import Journal, Migration

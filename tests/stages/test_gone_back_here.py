@@ -20,7 +20,8 @@ import pytest
 from migrator.config import container_config
 from migrator.copies import after_crash, autostart, bases, ending, no_memory, origins, second_start, standing
 from migrator.criu import criu_dump
-from migrator.errors import OutOfOrder, StartFailed
+from migrator.errors.containers import OutOfOrder
+from migrator.errors.memory import StartFailed
 from migrator.host import btrfs, cgroups, lxc, monitor_socket, network, roots, subvolume_uuids
 from migrator.host.btrfs import Subvolume
 from migrator.record import container_lock

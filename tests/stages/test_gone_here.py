@@ -18,7 +18,10 @@ from migrator import cli
 from migrator.config import container_config
 from migrator.copies import no_memory, remains
 from migrator.criu import criu_dump
-from migrator.errors import ContainerNotFound, ContainerNotRunning, JournalBroken, SourceStillStopped, StartFailed
+from migrator.errors.containers import ContainerNotFound, ContainerNotRunning
+from migrator.errors.memory import StartFailed
+from migrator.errors.outcomes import SourceStillStopped
+from migrator.errors.this_host import JournalBroken
 from migrator.host import btrfs, lxc
 from migrator.host.btrfs import Subvolume
 from migrator.record.journal import Journal, Migration

@@ -11,15 +11,11 @@ from typing import Any, cast
 import pytest
 
 from migrator.cli import Result
-from migrator.errors import (
-    ContainerNotRunning,
-    DowntimeExceeded,
-    JournalBroken,
-    MigratorError,
-    SourceRunsAgain,
-    SourceStateUnknown,
-    SourceStillFrozen,
-)
+from migrator.errors import MigratorError
+from migrator.errors.containers import ContainerNotRunning
+from migrator.errors.memory import DowntimeExceeded
+from migrator.errors.outcomes import SourceRunsAgain, SourceStateUnknown, SourceStillFrozen
+from migrator.errors.this_host import JournalBroken
 from migrator.host import btrfs, lxc
 from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event, State

@@ -10,7 +10,11 @@ import pytest
 
 from migrator.config import container_config
 from migrator.copies import after_crash
-from migrator.errors import Busy, ForceRefused, HostUnreachable, MigratorError, SourceStateUnknown
+from migrator.errors import MigratorError
+from migrator.errors.other_host import HostUnreachable
+from migrator.errors.outcomes import SourceStateUnknown
+from migrator.errors.ownership import ForceRefused
+from migrator.errors.this_host import Busy
 from migrator.record import migration_paths
 from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event, Owner, Role, State

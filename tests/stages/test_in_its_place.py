@@ -11,7 +11,9 @@ import pytest
 from migrator.base import log
 from migrator.config import container_config, include_copies
 from migrator.copies import origins
-from migrator.errors import AlreadyRuns, GoneThere, NotBtrfs, TwoCopies
+from migrator.errors.containers import AlreadyRuns, GoneThere
+from migrator.errors.data import NotBtrfs
+from migrator.errors.ownership import TwoCopies
 from migrator.host import btrfs, lxc, subvolume_uuids
 from migrator.record.journal import Migration
 from migrator.record.migration_paths import Layout

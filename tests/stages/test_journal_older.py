@@ -12,16 +12,11 @@ from types import SimpleNamespace
 import pytest
 
 from migrator.copies import bases, standing
-from migrator.errors import (
-    ContainerExists,
-    DumpRefused,
-    ForceRefused,
-    JournalBroken,
-    OutOfOrder,
-    RunsUnrecorded,
-    SourceStateUnknown,
-    TwoCopies,
-)
+from migrator.errors.containers import ContainerExists, OutOfOrder, RunsUnrecorded
+from migrator.errors.memory import DumpRefused
+from migrator.errors.outcomes import SourceStateUnknown
+from migrator.errors.ownership import ForceRefused, TwoCopies
+from migrator.errors.this_host import JournalBroken
 from migrator.host import btrfs, lxc
 from migrator.record.journal import Migration
 from migrator.record.migration_paths import Layout

@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 
 from migrator.copies import after_crash, bases
-from migrator.errors import DiskAway, DowntimeExceeded, JournalBroken, OutOfOrder, SourceRunsAgain, SourceStartedAgain
+from migrator.errors.containers import DiskAway, OutOfOrder
+from migrator.errors.memory import DowntimeExceeded
+from migrator.errors.outcomes import SourceRunsAgain, SourceStartedAgain
+from migrator.errors.this_host import JournalBroken
 from migrator.host import lxc
 from migrator.record.journal import Journal, Migration
 from migrator.record.migration_paths import Layout

@@ -15,15 +15,9 @@ from migrator.config import container_config
 from migrator.copies import no_memory, origins, second_start
 from migrator.copies.origins import Whose
 from migrator.criu import criu_dump, ran_mark, restore
-from migrator.errors import (
-    AlreadyRuns,
-    ContainerExists,
-    ContainerNotRunning,
-    JournalBroken,
-    OutOfOrder,
-    TwoCopies,
-    WordOver,
-)
+from migrator.errors.containers import AlreadyRuns, ContainerExists, ContainerNotRunning, OutOfOrder
+from migrator.errors.ownership import TwoCopies, WordOver
+from migrator.errors.this_host import JournalBroken
 from migrator.host import empty_cgroups, lxc, network
 from migrator.record.journal import Migration
 from migrator.record.migration_paths import Layout

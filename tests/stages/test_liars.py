@@ -12,7 +12,9 @@ import pytest
 
 from migrator.base import private_files
 from migrator.config import config_reader
-from migrator.errors import ConsentNeeded, NoSpace, ProtocolError, UsageError
+from migrator.errors import UsageError
+from migrator.errors.data import NoSpace
+from migrator.errors.other_host import ConsentNeeded, ProtocolError
 from migrator.record import grant
 from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, Role

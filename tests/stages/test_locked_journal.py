@@ -14,7 +14,8 @@ import pytest
 
 from migrator.copies import after_crash, bases, thawing
 from migrator.criu import criu_dump
-from migrator.errors import JournalBroken, SourceRunsAgain
+from migrator.errors.outcomes import SourceRunsAgain
+from migrator.errors.this_host import JournalBroken
 from migrator.record import journal as journals
 from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event, State

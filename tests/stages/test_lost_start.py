@@ -14,7 +14,9 @@ import pytest
 
 from migrator.config import container_config
 from migrator.copies import after_crash, ending, leave, no_memory, origins, remains, second_start, standing
-from migrator.errors import ContainerNotFound, MigratorError, OutOfOrder, SourceStillStopped
+from migrator.errors import MigratorError
+from migrator.errors.containers import ContainerNotFound, OutOfOrder
+from migrator.errors.outcomes import SourceStillStopped
 from migrator.host import lxc
 from migrator.record.journal import Journal, Migration
 from migrator.record.migration_paths import Layout

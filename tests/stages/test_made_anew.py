@@ -15,7 +15,7 @@ import pytest
 
 from migrator.config import container_config
 from migrator.copies import origins
-from migrator.errors import ContainerChanged, OutOfOrder
+from migrator.errors.containers import ContainerChanged, OutOfOrder
 from migrator.host import lxc
 from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event, State

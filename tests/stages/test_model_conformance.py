@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from migrator.base import boot_clock
 from migrator.copies.origins import Whose, whose
-from migrator.errors import AlreadyRuns, DumpRefused
+from migrator.errors.containers import AlreadyRuns
+from migrator.errors.memory import DumpRefused
 from migrator.host import lxc
 from migrator.record import container_lock, lxc_disk, migration_paths
 from migrator.record.journal import Journal, Migration

@@ -12,7 +12,7 @@ import pytest
 from migrator.base import removal
 from migrator.config import container_config
 from migrator.copies import origins
-from migrator.errors import SnapshotFailed
+from migrator.errors.data import SnapshotFailed
 from migrator.record.journal import Journal
 from migrator.record.migration_paths import Layout
 from stages import cleanup, import_data

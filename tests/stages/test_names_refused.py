@@ -13,7 +13,7 @@ import stages
 from migrator import cli
 from migrator.__main__ import main
 from migrator.base import log
-from migrator.errors import InvalidName
+from migrator.errors.containers import InvalidName
 
 NAMES = ["../x", "x" * 300, "a\nb", "-rf", "a/b", "\u00e9", "."]
 WITH_DESTINATION = ("check", "prepare-data", "create-dump", "migrate")

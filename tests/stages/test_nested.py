@@ -15,7 +15,9 @@ import pytest
 
 from migrator.config import container_config
 from migrator.copies import origins
-from migrator.errors import ContainerChanged, SnapshotFailed, SourceStartedAgain
+from migrator.errors.containers import ContainerChanged
+from migrator.errors.data import SnapshotFailed
+from migrator.errors.outcomes import SourceStartedAgain
 from migrator.host import btrfs, lxc, network
 from migrator.preflight.facts import container_facts
 from migrator.record.journal import Journal, Migration

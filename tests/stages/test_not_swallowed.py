@@ -14,9 +14,10 @@ from typing import Any, cast
 
 import pytest
 
-from migrator import errors
 from migrator.copies import bases, remains
-from migrator.errors import DumpRefused, Interrupted, MigratorError, SourceRunsAgain
+from migrator.errors import Interrupted, MigratorError, convert
+from migrator.errors.memory import DumpRefused
+from migrator.errors.outcomes import SourceRunsAgain
 from migrator.host import lxc
 from migrator.record import container_lock
 from migrator.record.journal import Journal, Migration
@@ -153,5 +154,5 @@ def test_a_rollback_that_is_asking(journal: Journal, acts: list[str], frozen: bo
 
 def test_nobody_has_pressed_it_here() -> None:
     """The other host's `serve` was told to end."""
-    error = errors.from_json(Interrupted(signal="SIGTERM", number=15).to_json(), "hostb")
+    error = convert.from_json(Interrupted(signal="SIGTERM", number=15).to_json(), "hostb")
     assert isinstance(error, MigratorError) and str(error) == "hostb: Interrupted by SIGTERM."

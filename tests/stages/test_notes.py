@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from migrator.criu import at_restore, criu_dump, mount_flags, restore
-from migrator.errors import DumpFailed
+from migrator.errors.memory import DumpFailed
 from migrator.host import cgroup_limits, cgroups, network
 from migrator.record import migration_paths
 from stages.steps import dump

@@ -12,18 +12,14 @@ from typing import Any, cast
 import pytest
 
 from migrator.base import boot_clock, bounded_read
+from migrator.base.documented_error import DocumentedError
 from migrator.config import container_config
 from migrator.copies import leave, origins
 from migrator.criu import criu_dump
-from migrator.errors import (
-    Busy,
-    ConnectionLost,
-    DowntimeExceeded,
-    DumpFailed,
-    DumpRefused,
-    Interrupted,
-    JournalBroken,
-    MigratorError,
+from migrator.errors import Interrupted, MigratorError
+from migrator.errors.memory import DowntimeExceeded, DumpFailed, DumpRefused
+from migrator.errors.other_host import ConnectionLost
+from migrator.errors.outcomes import (
     SourceRunsAgain,
     SourceStartedAgain,
     SourceStateUnknown,
@@ -31,6 +27,7 @@ from migrator.errors import (
     SourceStillStopped,
     SourceStoppedUnknown,
 )
+from migrator.errors.this_host import Busy, JournalBroken
 from migrator.host import btrfs
 from migrator.record.journal import Journal, Migration
 from migrator.record.migration_paths import Layout
@@ -38,7 +35,6 @@ from migrator.record.states import Event, Owner, State
 from migrator.transfer.rpc import Connection
 from stages.steps import offer
 from tests.stages.test_heal import dumping, journal, offered  # noqa: F401 -- a fixture
-from tunnel.tunnel_errors import DocumentedError
 
 
 class There:

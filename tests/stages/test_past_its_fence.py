@@ -12,7 +12,7 @@ import pytest
 
 from migrator.copies import no_memory
 from migrator.criu import at_restore, ran_mark
-from migrator.errors import ContainerExists
+from migrator.errors.containers import ContainerExists
 from migrator.host import btrfs, lxc, subvolume_uuids
 from migrator.host.btrfs import Subvolume
 from migrator.record import migration_paths

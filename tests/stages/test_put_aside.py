@@ -15,7 +15,9 @@ from migrator.base import boot_clock
 from migrator.config import container_config
 from migrator.copies import no_memory
 from migrator.criu import ran_mark, restore
-from migrator.errors import ContainerExists, SnapshotFailed, SourceStillStopped
+from migrator.errors.containers import ContainerExists
+from migrator.errors.data import SnapshotFailed
+from migrator.errors.outcomes import SourceStillStopped
 from migrator.host import btrfs, empty_cgroups, lxc, network
 from migrator.host.btrfs import Subvolume
 from migrator.record.journal import Journal, Migration

@@ -16,7 +16,7 @@ import pytest
 from migrator.base import boot_clock
 from migrator.config import container_config
 from migrator.copies import bases, standing
-from migrator.errors import OutOfOrder
+from migrator.errors.containers import OutOfOrder
 from migrator.record import container_lock
 from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event, State

@@ -13,7 +13,10 @@ import pytest
 
 from migrator.config import container_config
 from migrator.copies import after_crash, autostart, leave, no_memory, older_journal, origins, second_start, standing
-from migrator.errors import AlreadyRuns, ForceRefused, HostUnreachable, OutOfOrder, SourceStateUnknown
+from migrator.errors.containers import AlreadyRuns, OutOfOrder
+from migrator.errors.other_host import HostUnreachable
+from migrator.errors.outcomes import SourceStateUnknown
+from migrator.errors.ownership import ForceRefused
 from migrator.host import btrfs, lxc
 from migrator.host.btrfs import Subvolume
 from migrator.record import migration_paths

@@ -20,7 +20,8 @@ from migrator.copies import after_crash, bases, origins, thawing
 from migrator.copies.thawing import Frozen
 from migrator.copies.watchdog import Task, Watch
 from migrator.criu import criu_dump
-from migrator.errors import JournalBroken, SourceRunsAgain, SourceStateUnknown
+from migrator.errors.outcomes import SourceRunsAgain, SourceStateUnknown
+from migrator.errors.this_host import JournalBroken
 from migrator.record import container_lock
 from migrator.record import journal as journals
 from migrator.record.journal import Journal, Migration

@@ -11,21 +11,16 @@ from typing import Any
 import pytest
 
 from migrator.base import log
-from migrator.errors import (
-    AlreadyRuns,
-    Busy,
-    ConnectionLost,
-    HostUnreachable,
-    Interrupted,
-    NoSpace,
-    ProtocolError,
-    RemoteMissing,
-    SourceRunsAgain,
-    SourceStateUnknown,
-)
+from migrator.base.documented_error import DocumentedError
+from migrator.errors import Interrupted
+from migrator.errors.containers import AlreadyRuns
+from migrator.errors.data import NoSpace
+from migrator.errors.other_host import ConnectionLost, HostUnreachable, ProtocolError, RemoteMissing
+from migrator.errors.outcomes import SourceRunsAgain, SourceStateUnknown
+from migrator.errors.this_host import Busy
 from stages.steps import reconnect
 from stages.steps.reconnect import Link, is_lost
-from tunnel.tunnel_errors import DocumentedError, PeerAbsent, PeerUnknown, TunnelBroken
+from tunnel.tunnel_errors import PeerAbsent, PeerUnknown, TunnelBroken
 
 LOST = ConnectionLost(destination="beta", reason="it was cut")
 BUSY = Busy(name="web", pid=7)

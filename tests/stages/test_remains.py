@@ -19,7 +19,9 @@ from migrator.base import boot_clock, deep_folders
 from migrator.config import container_config
 from migrator.copies import after_crash, ending, no_memory, origins, remains
 from migrator.criu import criu_dump
-from migrator.errors import CommandFailed, ContainerNotRunning, CopyNotEnded, StartFailed
+from migrator.errors.containers import ContainerNotRunning
+from migrator.errors.memory import CopyNotEnded, StartFailed
+from migrator.errors.this_host import CommandFailed
 from migrator.host import cgroups, lxc, network
 from migrator.record import container_lock
 from migrator.record.journal import Journal, Migration

@@ -21,7 +21,9 @@ from migrator.base import boot_clock
 from migrator.config import container_config
 from migrator.copies import no_memory, origins
 from migrator.criu import criu_dump, ran_mark, restore
-from migrator.errors import AlreadyRuns, CopyNotEnded, GoneThere, OutOfOrder, SourceStillStopped
+from migrator.errors.containers import AlreadyRuns, GoneThere, OutOfOrder
+from migrator.errors.memory import CopyNotEnded
+from migrator.errors.outcomes import SourceStillStopped
 from migrator.host import btrfs, empty_cgroups, lxc
 from migrator.record import lxc_disk
 from migrator.record.journal import Migration

@@ -17,16 +17,11 @@ import pytest
 from migrator.base import bounded_ask
 from migrator.config import lxc_settings
 from migrator.copies import origins, second_start
-from migrator.errors import (
-    AlreadyRuns,
-    BackThere,
-    CommandTimeout,
-    ContainerNotRunning,
-    CopyNotEnded,
-    GoneThere,
-    NotBtrfs,
-    TwoCopies,
-)
+from migrator.errors.containers import AlreadyRuns, BackThere, ContainerNotRunning, GoneThere
+from migrator.errors.data import NotBtrfs
+from migrator.errors.memory import CopyNotEnded
+from migrator.errors.ownership import TwoCopies
+from migrator.errors.this_host import CommandTimeout
 from migrator.host import btrfs, lxc, monitor_socket, roots, subvolume_uuids
 from migrator.record import lxc_disk
 from migrator.record.states import Event, State

@@ -11,7 +11,9 @@ from types import SimpleNamespace
 import pytest
 
 from migrator.criu import cgroup_image, criu_dump, restore
-from migrator.errors import CommandFailed, RestoreFailed, SegmentDamaged
+from migrator.errors.data import SegmentDamaged
+from migrator.errors.memory import RestoreFailed
+from migrator.errors.this_host import CommandFailed
 from migrator.host import btrfs, cgroup_limits, lxc
 from migrator.record.journal import Journal
 from migrator.record.migration_paths import Layout

@@ -12,18 +12,11 @@ import pytest
 
 from migrator.copies import after_crash, no_memory, thawing
 from migrator.criu import criu_dump
-from migrator.errors import (
-    AlreadyRuns,
-    Busy,
-    CommandTimeout,
-    JournalBroken,
-    MigratorError,
-    RunsUnrecorded,
-    SourceStateUnknown,
-    SourceStillStopped,
-    SourceStoppedUnknown,
-    StartFailed,
-)
+from migrator.errors import MigratorError
+from migrator.errors.containers import AlreadyRuns, RunsUnrecorded
+from migrator.errors.memory import StartFailed
+from migrator.errors.outcomes import SourceStateUnknown, SourceStillStopped, SourceStoppedUnknown
+from migrator.errors.this_host import Busy, CommandTimeout, JournalBroken
 from migrator.host import btrfs, lxc, network
 from migrator.host.btrfs import Subvolume
 from migrator.record.journal import Journal, Migration

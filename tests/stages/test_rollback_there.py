@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from migrator.errors import AlreadyRuns, NotKnownThere, UsageError
+from migrator.errors import UsageError
+from migrator.errors.containers import AlreadyRuns, NotKnownThere
 from migrator.host import btrfs, lxc
 from migrator.host.btrfs import Subvolume
 from migrator.record import callers

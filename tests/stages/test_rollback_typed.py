@@ -17,16 +17,10 @@ import pytest
 from migrator import __main__ as program
 from migrator import cli
 from migrator.copies import standing
-from migrator.errors import (
-    AlreadyRuns,
-    Busy,
-    ConnectionLost,
-    HostUnreachable,
-    NoMigration,
-    NotKnownThere,
-    NotRoot,
-    SourceStateUnknown,
-)
+from migrator.errors.containers import AlreadyRuns, NoMigration, NotKnownThere
+from migrator.errors.other_host import ConnectionLost, HostUnreachable
+from migrator.errors.outcomes import SourceStateUnknown
+from migrator.errors.this_host import Busy, NotRoot
 from migrator.record import container_lock
 from migrator.record.journal import Journal, Migration
 from migrator.record.migration_paths import locked

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from migrator.copies import bases
-from migrator.errors import InvalidName
+from migrator.errors.containers import InvalidName
 from migrator.record import grant
 from migrator.record.journal import Journal
 from migrator.record.migration_paths import Layout

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from migrator.errors import NoSpace
+from migrator.errors.data import NoSpace
 from migrator.host import btrfs
 from migrator.record import grant
 from migrator.record.states import Event

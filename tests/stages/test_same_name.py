@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from migrator import cli
-from migrator.errors import AbortElsewhere, BrokenOff, StillUnderWay
+from migrator.errors.jobs import AbortElsewhere, BrokenOff
+from migrator.errors.this_host import StillUnderWay
 from migrator.record import container_lock
 from migrator.record.journal import Journal
 from migrator.record.migration_paths import locked

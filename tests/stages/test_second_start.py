@@ -20,7 +20,8 @@ import pytest
 from migrator.copies import second_start
 from migrator.copies.thawing import Frozen
 from migrator.criu import criu_dump
-from migrator.errors import ContainerNotRunning, StartFailed
+from migrator.errors.containers import ContainerNotRunning
+from migrator.errors.memory import StartFailed
 from migrator.host import cgroups, lxc, roots
 from migrator.record.journal import Journal
 from migrator.record.states import Event

@@ -14,7 +14,8 @@ from typing import Any, cast
 import pytest
 
 from migrator.criu import criu_dump
-from migrator.errors import ContainerChanged, DumpFailed
+from migrator.errors.containers import ContainerChanged
+from migrator.errors.memory import DumpFailed
 from migrator.host import btrfs, lxc, net_state, network
 from migrator.record.journal import Migration
 from migrator.record.states import Event, State

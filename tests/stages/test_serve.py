@@ -12,7 +12,8 @@ import pytest
 
 from migrator import cli
 from migrator.base import log
-from migrator.errors import NotAllowed, UsageError
+from migrator.errors import UsageError
+from migrator.errors.other_host import NotAllowed
 from migrator.record import grant
 from migrator.transfer.rpc import Connection
 from migrator.transfer.stream import FileStream

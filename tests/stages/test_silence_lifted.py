@@ -16,7 +16,9 @@ from typing import Any
 import pytest
 
 from migrator.copies import after_crash, standing
-from migrator.errors import CommandTimeout, HostUnreachable, MigratorError
+from migrator.errors import MigratorError
+from migrator.errors.other_host import HostUnreachable
+from migrator.errors.this_host import CommandTimeout
 from migrator.host import network
 from migrator.host.network import Port
 from migrator.record import container_lock

@@ -17,14 +17,8 @@ import pytest
 
 from migrator.config import container_config
 from migrator.copies import bases, leave, origins, remains, second_start, standing
-from migrator.errors import (
-    ContainerChanged,
-    ContainerNotFound,
-    ContainerNotRunning,
-    OutOfOrder,
-    SourceStateUnknown,
-    SourceStoppedUnknown,
-)
+from migrator.errors.containers import ContainerChanged, ContainerNotFound, ContainerNotRunning, OutOfOrder
+from migrator.errors.outcomes import SourceStateUnknown, SourceStoppedUnknown
 from migrator.host import lxc
 from migrator.record import container_lock
 from migrator.record.journal import Journal, Migration

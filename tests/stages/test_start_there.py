@@ -15,16 +15,12 @@ from migrator.base import boot_clock, bounded_read
 from migrator.config import container_config
 from migrator.copies import no_memory
 from migrator.criu import criu_dump, ran_mark
-from migrator.errors import (
-    CommandFailed,
-    ConfigInvalid,
-    ContainerNotRunning,
-    MigratorError,
-    RestoreFailed,
-    SourceStillFrozen,
-    StartFailed,
-    WordOver,
-)
+from migrator.errors import MigratorError
+from migrator.errors.containers import ConfigInvalid, ContainerNotRunning
+from migrator.errors.memory import RestoreFailed, StartFailed
+from migrator.errors.outcomes import SourceStillFrozen
+from migrator.errors.ownership import WordOver
+from migrator.errors.this_host import CommandFailed
 from migrator.host import lxc
 from migrator.record.journal import Journal, Migration
 from migrator.record.migration_paths import Layout

@@ -22,18 +22,11 @@ from migrator.base import log, names
 from migrator.config import container_config
 from migrator.copies import after_crash, no_memory, remains
 from migrator.criu import criu_dump
-from migrator.errors import (
-    CommandFailed,
-    ContainerNotFound,
-    ContainerNotRunning,
-    DiskAway,
-    DowntimeExceeded,
-    InternalError,
-    JournalBroken,
-    SourceStartedAgain,
-    SourceStillStopped,
-    StartFailed,
-)
+from migrator.errors import InternalError
+from migrator.errors.containers import ContainerNotFound, ContainerNotRunning, DiskAway
+from migrator.errors.memory import DowntimeExceeded, StartFailed
+from migrator.errors.outcomes import SourceStartedAgain, SourceStillStopped
+from migrator.errors.this_host import CommandFailed, JournalBroken
 from migrator.host import lxc, network
 from migrator.record import migration_paths
 from migrator.record.journal import Journal, Migration

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from migrator.cli import parse
-from migrator.errors import AlreadyMigrating, NoMigration
+from migrator.errors.containers import AlreadyMigrating, NoMigration
 from migrator.record import migration_paths, next_commands
 from migrator.record.journal import Journal, Migration
 from migrator.record.states import NEXT, Event, Role, State

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from migrator.copies import after_crash, origins
-from migrator.errors import SnapshotFailed
+from migrator.errors.data import SnapshotFailed
 from migrator.record.journal import Journal
 from migrator.record.states import Event
 from tests.stages.test_heal import journal  # noqa: F401 -- a fixture

@@ -16,15 +16,9 @@ from migrator.cli import Result
 from migrator.config import container_config
 from migrator.copies import after_crash, origins
 from migrator.copies.origins import Whose
-from migrator.errors import (
-    AlreadyRuns,
-    ConnectionLost,
-    ContainerNotFound,
-    ForceRefused,
-    OutOfOrder,
-    SourceNeeded,
-    TwoCopies,
-)
+from migrator.errors.containers import AlreadyRuns, ContainerNotFound, OutOfOrder
+from migrator.errors.other_host import ConnectionLost
+from migrator.errors.ownership import ForceRefused, SourceNeeded, TwoCopies
 from migrator.host import lxc
 from migrator.record import lxc_disk
 from migrator.record.journal import Migration

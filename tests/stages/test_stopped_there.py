@@ -19,15 +19,9 @@ from migrator.config import container_config
 from migrator.copies import after_crash, origins, second_start
 from migrator.copies.origins import Whose
 from migrator.criu import ran_mark
-from migrator.errors import (
-    BackThere,
-    ContainerNotFound,
-    GoneThere,
-    JournalBroken,
-    MigratorError,
-    OutOfOrder,
-    StoppedThere,
-)
+from migrator.errors import MigratorError
+from migrator.errors.containers import BackThere, ContainerNotFound, GoneThere, OutOfOrder, StoppedThere
+from migrator.errors.this_host import JournalBroken
 from migrator.host import lxc
 from migrator.record import lxc_disk
 from migrator.record.journal import Migration

@@ -16,7 +16,10 @@ import pytest
 from migrator.config import container_config
 from migrator.copies import bases
 from migrator.copies.origins import Whose, whose
-from migrator.errors import Busy, ContainerExists, DumpRefused, OutOfOrder, UsageError
+from migrator.errors import UsageError
+from migrator.errors.containers import ContainerExists, OutOfOrder
+from migrator.errors.memory import DumpRefused
+from migrator.errors.this_host import Busy
 from migrator.record.journal import Journal, Migration
 from migrator.record.migration_paths import Layout, locked
 from migrator.record.states import Event, Role, State

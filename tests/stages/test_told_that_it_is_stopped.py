@@ -11,7 +11,7 @@ import pytest
 
 from migrator.copies import bases, origins
 from migrator.copies.origins import Whose
-from migrator.errors import StartFailed
+from migrator.errors.memory import StartFailed
 from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event, State
 from migrator.transfer.rpc import Connection

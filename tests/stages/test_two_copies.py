@@ -8,7 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from migrator.errors import ContainerNotFound, TwoCopies
+from migrator.errors.containers import ContainerNotFound
+from migrator.errors.ownership import TwoCopies
 from migrator.host import lxc
 from migrator.record.journal import Migration
 from migrator.record.next_commands import this_host

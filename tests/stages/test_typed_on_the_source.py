@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from migrator.copies import standing
-from migrator.errors import NoMigration, OutOfOrder
+from migrator.errors.containers import NoMigration, OutOfOrder
 from migrator.host import lxc
 from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event, Role, State

@@ -13,7 +13,8 @@ import pytest
 
 from migrator import cli
 from migrator.base import boot_clock
-from migrator.errors import NoMigration, RolledBack
+from migrator.errors.containers import NoMigration
+from migrator.errors.jobs import RolledBack
 from migrator.record import container_lock
 from migrator.record.container_lock import Holder
 from migrator.record.journal import Journal, Migration

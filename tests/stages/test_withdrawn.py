@@ -17,7 +17,9 @@ from migrator.base import private_files
 from migrator.config import config_reader, consent, container_config
 from migrator.copies import no_memory
 from migrator.criu import restore
-from migrator.errors import ConfigInvalid, ConsentNeeded, DumpRefused
+from migrator.errors.containers import ConfigInvalid
+from migrator.errors.memory import DumpRefused
+from migrator.errors.other_host import ConsentNeeded
 from migrator.host import btrfs, cgroup_limits, device_filter, lxc, network
 from migrator.record import grant
 from migrator.record.grant import Grant

@@ -16,7 +16,8 @@ import pytest
 from migrator import cli
 from migrator.base import removal
 from migrator.copies import after_crash, origins
-from migrator.errors import CommandFailed, JournalBroken, SnapshotFailed
+from migrator.errors.data import SnapshotFailed
+from migrator.errors.this_host import CommandFailed, JournalBroken
 from migrator.host import btrfs, lxc
 from migrator.host.btrfs import Subvolume
 from migrator.record.journal import Journal, Migration

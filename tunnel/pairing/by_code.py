@@ -10,6 +10,7 @@ from typing import Any
 
 from migrator.base import strict_json
 from migrator.base.clock import now
+from migrator.base.documented_error import DocumentedError
 from migrator.base.strict_json import Malformed
 from tunnel.identity import tunnel_config
 from tunnel.identity.own_identity import Identity, PublicIdentity
@@ -17,7 +18,7 @@ from tunnel.identity.tunnel_config import SERVERS_MAX, Server
 from tunnel.pairing.codes import Code
 from tunnel.pairing.state_machine import LIFE, NOTE_MAX, Pairing, Partner, Side, State
 from tunnel.signalling.link import Link, unavailable
-from tunnel.tunnel_errors import DocumentedError, PairingFailed, RendezvousUnavailable
+from tunnel.tunnel_errors import PairingFailed, RendezvousUnavailable
 
 CONNECT = 5.0  # seconds for each server
 STEP = 30.0  # seconds for each answer of the other side, which is a program's, not a person's

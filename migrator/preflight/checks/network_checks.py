@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from migrator.base import names
 from migrator.config.lxc_settings import Net
 from migrator.criu import veths
-from migrator.errors import InvalidName
+from migrator.errors.containers import InvalidName
 from migrator.host import network
 from migrator.host.net_state import Interface
 from migrator.preflight.checks.case import Case, Check, listed

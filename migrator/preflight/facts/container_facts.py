@@ -17,7 +17,7 @@ from migrator.base import log
 from migrator.config import config_reader, consent, lxc_settings, mount_file
 from migrator.config.container_config import unfenced
 from migrator.config.lxc_settings import Config
-from migrator.errors import SnapshotFailed
+from migrator.errors.data import SnapshotFailed
 from migrator.host import cgroups, mountinfo, net_state, roots
 from migrator.host.mountinfo import Mount, parse_mountinfo
 from migrator.host.net_state import Interface, Unsaved

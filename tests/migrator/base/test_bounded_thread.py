@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from migrator.base.bounded_thread import Beside
-from migrator.errors import DowntimeExceeded
+from migrator.errors.memory import DowntimeExceeded
 
 LIMIT = 60.0  # seconds: ends what hangs, and promises nothing
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from migrator.base import names
-from migrator.errors import InvalidName
+from migrator.errors.containers import InvalidName
 
 
 @pytest.mark.parametrize("name", ["c1", "web-1.example_org", "0", "A", "x" * 63, "rootfs", "config"])

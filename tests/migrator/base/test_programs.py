@@ -17,7 +17,7 @@ from migrator.base import bounded_ask, programs
 from migrator.base import run as run_module
 from migrator.base.run import environment, run
 from migrator.criu import criu_dump
-from migrator.errors import ProgramMissing
+from migrator.errors.this_host import ProgramMissing
 from migrator.host import network, processes
 
 

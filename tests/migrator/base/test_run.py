@@ -19,7 +19,8 @@ import pytest
 from migrator.base import log
 from migrator.base import run as run_module
 from migrator.base.run import environment, outcome, run, shown, started
-from migrator.errors import CommandFailed, CommandTimeout, Interrupted, ProgramMissing
+from migrator.errors import Interrupted
+from migrator.errors.this_host import CommandFailed, CommandTimeout, ProgramMissing
 
 
 def test_output_and_status() -> None:

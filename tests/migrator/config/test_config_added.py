@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from migrator.config import container_config as config
-from migrator.errors import ConfigInvalid
+from migrator.errors.containers import ConfigInvalid
 
 
 @pytest.mark.parametrize("end", ["", "\n"])

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from migrator.config import config_reader, container_config, lxc_settings
-from migrator.errors import ConfigInvalid
+from migrator.errors.containers import ConfigInvalid
 from migrator.preflight import survey
 from migrator.preflight.findings import Severity
 from tests.migrator.lxc_configs import CASES, Case

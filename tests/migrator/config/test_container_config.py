@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from migrator.config import container_config as config
 from migrator.config import include_copies
 from migrator.config.config_reader import settings
-from migrator.errors import ConfigInvalid
+from migrator.errors.containers import ConfigInvalid
 
 COPIES = Path("/pool/web/migrator-include/0badc0de")
 TEXT = """\

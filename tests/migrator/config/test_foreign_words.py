@@ -13,7 +13,11 @@ from typing import Any
 import pytest
 
 from migrator.config.lxc_settings import Include
-from migrator.errors import NoSpace, OutOfOrder, ProtocolError, SourceRunsAgain, from_json
+from migrator.errors.containers import OutOfOrder
+from migrator.errors.convert import from_json
+from migrator.errors.data import NoSpace
+from migrator.errors.other_host import ProtocolError
+from migrator.errors.outcomes import SourceRunsAgain
 from migrator.host.mountinfo import Mount
 from migrator.host.net_state import Interface
 from migrator.preflight import survey

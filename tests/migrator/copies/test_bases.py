@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from migrator.copies import bases
-from migrator.errors import InvalidName, NoSpace, NotBtrfs
+from migrator.errors.containers import InvalidName
+from migrator.errors.data import NoSpace, NotBtrfs
 from migrator.host import btrfs, subvolume_uuids
 from migrator.host.btrfs import Subvolume
 from migrator.record import container_lock, migration_paths

@@ -15,7 +15,7 @@ import pytest
 
 from migrator.base.run import environment
 from migrator.copies import no_memory
-from migrator.errors import StartFailed
+from migrator.errors.memory import StartFailed
 from migrator.host import lxc
 
 ID = "0badc0de"

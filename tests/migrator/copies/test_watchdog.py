@@ -20,7 +20,7 @@ from migrator.base import names
 from migrator.copies import thawing, watchdog
 from migrator.copies.thawing import Frozen
 from migrator.copies.watchdog import POLL, Task, Watch
-from migrator.errors import Busy, JournalBroken
+from migrator.errors.this_host import Busy, JournalBroken
 from migrator.host import network
 from migrator.host.network import Port
 from migrator.record import migration_paths

@@ -16,7 +16,8 @@ import pytest
 
 from migrator.base import log
 from migrator.criu import apart, criu_dump
-from migrator.errors import DumpFailed, RestoreFailed, from_json
+from migrator.errors.convert import from_json
+from migrator.errors.memory import DumpFailed, RestoreFailed
 
 RLIMIT = "Error (criu/util.c:1534): rlimit: Can't setup RLIMIT_NOFILE for self: Operation not permitted\n"
 DUMP_FAILED = "Error (criu/cr-dump.c:1975): Dumping FAILED.\n"

@@ -13,7 +13,7 @@ import pytest
 
 from migrator.config import config_reader, consent, container_config
 from migrator.criu import at_restore, ghost_paths, restore, veths
-from migrator.errors import RestoreFailed
+from migrator.errors.memory import RestoreFailed
 from migrator.host import lxc
 from migrator.record import migration_paths
 from migrator.record.migration_paths import Layout

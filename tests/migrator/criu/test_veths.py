@@ -13,7 +13,8 @@ from migrator.base.run import Completed
 from migrator.config import lxc_settings
 from migrator.criu import criu_dump, veths
 from migrator.criu.veths import Veth
-from migrator.errors import CommandFailed, InvalidName
+from migrator.errors.containers import InvalidName
+from migrator.errors.this_host import CommandFailed
 
 CONFIG = """
 lxc.net.0.type = veth

@@ -12,20 +12,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from migrator import errors
-from migrator.errors import (
-    AlreadyMigrating,
-    HostUnreachable,
-    InternalError,
-    Interrupted,
-    MigratorError,
-    NoSpace,
-    OutcomeError,
-    SourceRunsAgain,
-    SourceStateUnknown,
-    SourceStillFrozen,
-    by_code,
-    from_json,
-)
+from migrator.errors import InternalError, Interrupted, MigratorError, convert
+from migrator.errors.containers import AlreadyMigrating
+from migrator.errors.convert import by_code, from_json
+from migrator.errors.data import NoSpace
+from migrator.errors.other_host import HostUnreachable
+from migrator.errors.outcomes import OutcomeError, SourceRunsAgain, SourceStateUnknown, SourceStillFrozen
 from tests.effort import tries
 
 CLASSES = [cls for cls in by_code().values() if cls not in (MigratorError, OutcomeError)]
@@ -151,10 +143,10 @@ def test_an_interruption_ends_like_its_signal() -> None:
 
 
 def test_what_others_raise_becomes_an_error_of_ours() -> None:
-    full = errors.as_ours(OSError(errno.ENOSPC, "No space left on device", "/pool/x"), "import")
+    full = convert.as_ours(OSError(errno.ENOSPC, "No space left on device", "/pool/x"), "import")
     assert (full.code(), full.status) == ("disk-full", 58)
     assert "/pool/x" in full.message
-    assert errors.as_ours(full) is full
-    other = errors.as_ours(PermissionError(errno.EACCES, "Permission denied"), "import")
+    assert convert.as_ours(full) is full
+    other = convert.as_ours(PermissionError(errno.EACCES, "Permission denied"), "import")
     assert isinstance(other, InternalError)
     assert "PermissionError in import" in other.message

@@ -9,7 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from migrator.errors import ContainerNotFound, FreezeFailed
+from migrator.errors.containers import ContainerNotFound
+from migrator.errors.memory import FreezeFailed
 from migrator.host import empty_cgroups, lxc, monitor_socket
 
 

@@ -17,7 +17,8 @@ import pytest
 
 from migrator.base import bounded_ask, names
 from migrator.copies import ending, no_memory, remains
-from migrator.errors import CommandTimeout, ContainerNotRunning
+from migrator.errors.containers import ContainerNotRunning
+from migrator.errors.this_host import CommandTimeout
 from migrator.host import lxc, monitor_socket, roots
 
 Listen = Callable[[], socket.socket]

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from migrator.base import names
 from migrator.base.run import run
-from migrator.errors import InvalidName
+from migrator.errors.containers import InvalidName
 from migrator.host import network
 from migrator.host.network import Address, Port
 

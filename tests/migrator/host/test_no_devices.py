@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from migrator.errors import ReceiveFailed
+from migrator.errors.data import ReceiveFailed
 from migrator.host import btrfs, no_devices
 
 TREE = Path(__file__).parents[3]

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from migrator.base import names
-from migrator.errors import Busy, HolderUnknown
+from migrator.errors.this_host import Busy, HolderUnknown
 from migrator.host import processes, roots
 from migrator.record import container_lock
 from migrator.record.migration_paths import locked

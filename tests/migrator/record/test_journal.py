@@ -21,7 +21,8 @@ from types import FrameType
 import pytest
 
 from migrator.base import names
-from migrator.errors import JournalBroken, NoSpace
+from migrator.errors.data import NoSpace
+from migrator.errors.this_host import JournalBroken
 from migrator.record import journal as journal_module
 from migrator.record import journal_file
 from migrator.record.journal import KEPT, AlreadyRecorded, Journal, Migration

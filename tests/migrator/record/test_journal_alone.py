@@ -18,7 +18,7 @@ import pytest
 
 from migrator.copies.thawing import Frozen
 from migrator.copies.watchdog import Task, Watch
-from migrator.errors import JournalBroken
+from migrator.errors.this_host import JournalBroken
 from migrator.record import journal_file
 from migrator.record.journal import HURRY, Journal, is_busy
 

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from migrator.base import boot_clock
-from migrator.errors import JournalBroken, NoSpace
+from migrator.errors.data import NoSpace
+from migrator.errors.this_host import JournalBroken
 from migrator.record import container_lock
 from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event, Role, State

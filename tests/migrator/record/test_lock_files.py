@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from migrator.errors import Busy, JournalBroken
+from migrator.errors.this_host import Busy, JournalBroken
 from migrator.record import container_lock, migration_paths
 from migrator.record.migration_paths import locked
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from migrator.errors import DiskAway
+from migrator.errors.containers import DiskAway
 from migrator.record import lxc_disk, next_commands
 from migrator.record.migration_paths import Layout
 

@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from migrator.base import names
-from migrator.errors import Busy, InvalidName
+from migrator.errors.containers import InvalidName
+from migrator.errors.this_host import Busy
 from migrator.record import container_lock, migration_paths
 from migrator.record.container_lock import Holder
 from migrator.record.migration_paths import Layout, locked

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from migrator.errors import Interrupted, OutOfOrder
+from migrator.errors import Interrupted
+from migrator.errors.containers import OutOfOrder
 from migrator.record import container_lock
 from migrator.remote import other_host
 from tests.stages.test_given_back import handlers, press  # noqa: F401 -- a fixture

@@ -23,13 +23,13 @@ from typing import Any
 import pytest
 
 from migrator.base.run import Completed
-from migrator.errors import (
+from migrator.errors import Interrupted
+from migrator.errors.other_host import (
     ConnectionLost,
     DestinationInvalid,
     HostKeyChanged,
     HostKeyUnknown,
     HostUnreachable,
-    Interrupted,
     RemoteMissing,
     SshRefused,
 )

@@ -15,7 +15,7 @@ from typing import Any, cast
 import pytest
 
 from migrator.base.run import Program
-from migrator.errors import CommandTimeout
+from migrator.errors.this_host import CommandTimeout
 from migrator.host import btrfs, no_devices
 from migrator.remote.answering import Service
 from migrator.transfer.live_import import Behind

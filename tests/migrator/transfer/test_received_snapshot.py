@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from migrator.errors import Interrupted, ReceiveFailed, SnapshotFailed
+from migrator.errors import Interrupted
+from migrator.errors.data import ReceiveFailed, SnapshotFailed
 from migrator.host import btrfs
 from migrator.transfer import received_snapshot
 

@@ -10,7 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from migrator.errors import NoSpace, UsageError
+from migrator.errors import UsageError
+from migrator.errors.data import NoSpace
 from migrator.host import btrfs
 from migrator.record.journal import ROOT_CALLER
 from migrator.transfer import received_snapshot, room_bounds, spool

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from migrator.errors import ReceiveFailed
+from migrator.errors.data import ReceiveFailed
 from migrator.host import btrfs, subvolume_uuids
 from migrator.transfer import send_stream
 from migrator.transfer.send_stream import (

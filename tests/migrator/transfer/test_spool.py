@@ -16,7 +16,11 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from migrator.errors import Busy, InvalidName, MigratorError, NoSpace, ProtocolError, SegmentDamaged
+from migrator.errors import MigratorError
+from migrator.errors.containers import InvalidName
+from migrator.errors.data import NoSpace, SegmentDamaged
+from migrator.errors.other_host import ProtocolError
+from migrator.errors.this_host import Busy
 from migrator.transfer import segments, spool
 from migrator.transfer.frames import SEGMENT_MAX, Kind
 from migrator.transfer.rpc import Connection

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from migrator.errors import Busy, SegmentDamaged
+from migrator.errors.data import SegmentDamaged
+from migrator.errors.this_host import Busy
 from migrator.transfer import spool
 from migrator.transfer.frames import SEGMENT_MAX
 from tests.migrator.transfer.test_spool import cut, store

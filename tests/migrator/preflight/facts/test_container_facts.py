@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from migrator.errors import CommandFailed
+from migrator.errors.this_host import CommandFailed
 from migrator.host import btrfs, net_state
 from migrator.preflight.facts import container_facts, host_facts
 from migrator.preflight.facts.task_facts import Tasks

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Errors made of others: of an exception of ours or of a library, of what the other host has sent."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+from typing import Any
+
+from migrator.base.documented_error import DocumentedError
+from migrator.errors import (
+    InternalError,
+    Interrupted,
+    MigratorError,
+    containers,
+    data,
+    jobs,
+    memory,
+    other_host,
+    outcomes,
+    ownership,
+    this_host,
+)
+
+SUBJECTS = (containers, data, jobs, memory, other_host, outcomes, ownership, this_host)  # read: their classes are known
+
+
+FIELDS_MAX = 32  # that the other host's error may have
+FIELD_MAX = 4000  # characters of each
+
+
+def as_ours(error: BaseException, doing: str = "") -> DocumentedError:
+    """The error itself, if it is one that users know; else what it looks like to them. `doing` says when it came."""
+    if isinstance(error, DocumentedError):
+        return error
+    ours: MigratorError
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        ours = data.DiskFull(reason=f"{error.filename}: {error.strerror}" if error.filename else error.strerror)
+    else:
+        kind = f"{type(error).__name__} in {doing}" if doing else type(error).__name__
+        ours = InternalError(reason=f"{kind}: {str(error)[:1000]}")
+    ours.__cause__ = error  # for the traceback of --debug
+    return ours
+
+
+def by_code() -> dict[str, type[MigratorError]]:
+    """Every error class under its code: how an error from the other host finds its class again."""
+    found: dict[str, type[MigratorError]] = {}
+    waiting: list[type[MigratorError]] = [MigratorError]
+    while waiting:
+        cls = waiting.pop()
+        waiting += cls.__subclasses__()
+        found[cls.code()] = cls
+    return found
+
+
+def from_json(sent: dict[str, Any], host: str) -> MigratorError:
+    """The error that the other host sent, as an exception that names that host."""
+    cls = by_code().get(str(sent.get("code")), InternalError)
+    fields = sent.get("fields")
+    if sent.get("code") == Interrupted.code():  # there; nobody has interrupted what is done here
+        cls, fields = MigratorError, {"reason": str(sent.get("message"))[:1000]}
+    if issubclass(cls, outcomes.OutcomeError) or not isinstance(fields, dict):
+        cls, fields = InternalError, {"reason": str(sent.get("message"))[:1000]}
+    named = {"host": host[:255]} if issubclass(cls, memory.NamesLog) else {}  # an older version does not say
+    some = itertools.islice(fields.items(), FIELDS_MAX)
+    error = cls(**named | {str(key)[:100]: str(value)[:FIELD_MAX] for key, value in some})
+    error.host = host[:255]
+    return error
