@@ -15,9 +15,9 @@ from types import FrameType
 from typing import TextIO
 
 from migrator.base import log, standard_files
-from migrator.base.documented_error import DocumentedError
 from migrator.errors import EXIT_OK, Interrupted
 from migrator.errors.convert import as_ours
+from migrator.errors.documented import DocumentedError
 from migrator.record import container_lock
 
 _BY_HAND = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -15,9 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from migrator import __version__, cli, errors
-from migrator.base.documented_error import DocumentedError
 from migrator.errors import convert
+from migrator.errors.documented import DocumentedError
 from migrator.errors.outcomes import OutcomeError
+from stages.steps import arguments
 from tunnel.tunnel_errors import TunnelError
 
 DEFAULT_FOLDER = Path("/usr/local/share")
@@ -192,7 +193,7 @@ def _paragraphs(text: str) -> Iterator[str]:
 
 
 def _bands() -> Iterator[str]:
-    for line in cli.STATUSES.splitlines()[1:]:
+    for line in arguments.STATUSES.splitlines()[1:]:
         number, text = line.split(maxsplit=1)
         yield from (".TP", bold(number), roff(text))
 

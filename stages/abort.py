@@ -13,9 +13,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from migrator import cli
 from migrator.base import log
-from migrator.cli import Result
+from migrator.base.result import Result
 from migrator.copies import after_crash
 from migrator.criu import criu_dump
 from migrator.errors.containers import AlreadyRuns
@@ -26,6 +25,7 @@ from migrator.record.container_lock import Holder
 from migrator.record.journal import DEFAULT_PATH, HURRY, Journal, Migration, is_busy
 from migrator.record.states import Owner, Role, State
 from stages import rollback
+from stages.steps import arguments
 
 NAME = "abort"
 HELP = "stop a migration that is under way (on the source)"
@@ -35,13 +35,13 @@ LIMIT = criu_dump.DUMP_LIMIT + 60.0  # seconds: nobody stops CRIU while it dumps
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    cli.add_container(parser)
-    cli.add_destination(parser, required=False)
+    arguments.add_container(parser)
+    arguments.add_destination(parser, required=False)
 
 
 def run(args: argparse.Namespace) -> Result:
-    cli.require_root(NAME)
-    name, lxcpath = cli.container_of(args)
+    arguments.require_root(NAME)
+    name, lxcpath = arguments.container_of(args)
     args.dry_run = False
     end = time.monotonic() + LIMIT
     _let_go_of_journal(name, lxcpath)

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import argparse
 
-from migrator import cli
 from migrator.base import no_core_dump
 from migrator.errors import UsageError
+from stages.steps import arguments
 
 NAME = "agent"
 HELP = "wait on a host behind NAT for paired peers"
@@ -19,11 +19,11 @@ HELP = "wait on a host behind NAT for paired peers"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--once", action="store_true", help="end after one session")
-    cli.add_path(parser)
+    arguments.add_path(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    cli.require_root(NAME)
+    arguments.require_root(NAME)
     no_core_dump.of_this()
     from migrator.remote import agent_service
     from tunnel.identity.own_identity import Identity

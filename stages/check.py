@@ -17,9 +17,8 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
-from migrator import cli
 from migrator.base import log, names
-from migrator.cli import Result
+from migrator.base.result import Result
 from migrator.config import consent, container_config
 from migrator.copies import after_crash, origins
 from migrator.errors import EXIT_OK, EXIT_WARNINGS
@@ -41,6 +40,7 @@ from migrator.remote.answering import Service
 from migrator.remote.other_host import connected
 from migrator.transfer import bandwidth, plan
 from migrator.transfer.rpc import Connection
+from stages.steps import arguments
 
 PATHS_MAX = 100  # whose existence a caller who is not root learns at a time
 
@@ -49,11 +49,11 @@ HELP = "will this container survive the move? (on the source)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    cli.add_container(parser)
-    cli.add_destination(parser, required=False)
+    arguments.add_container(parser)
+    arguments.add_destination(parser, required=False)
     parser.add_argument("--destination-lxcpath", metavar="PATH", help="where the destination keeps its containers")
     parser.add_argument("--new-name", metavar="NEW", help="what the container shall be called on the destination")
-    cli.add_map_bridge(parser)
+    arguments.add_map_bridge(parser)
     add_no_memory(parser)
     add_ignore(parser)
 
@@ -64,7 +64,7 @@ def add_no_memory(parser: argparse.ArgumentParser) -> None:
 
 
 def add_stop_timeout(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--stop-timeout", metavar="SECONDS", type=cli.positive, default=plan.STOP_TIMEOUT,
+    parser.add_argument("--stop-timeout", metavar="SECONDS", type=arguments.positive, default=plan.STOP_TIMEOUT,
                         help="with --no-memory: kill what has not ended after this long (default: 60)")
 
 
@@ -77,8 +77,8 @@ def add_ignore(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Result:
-    cli.require_root(NAME)
-    name, lxcpath = cli.container_of(args)
+    arguments.require_root(NAME)
+    name, lxcpath = arguments.container_of(args)
     ignored = findings.check_ignored(args.ignore)
     container = lxc.Container(name, lxcpath)
     with contextlib.ExitStack() as stack:

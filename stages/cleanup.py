@@ -18,10 +18,9 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
-from migrator import cli
 from migrator.base import log, names, printable
 from migrator.base.figures import size
-from migrator.cli import Result
+from migrator.base.result import Result
 from migrator.config import container_config, fences
 from migrator.copies import bases, origins
 from migrator.errors.containers import AlreadyMigrating, ContainerNotFound
@@ -32,7 +31,7 @@ from migrator.record.journal import DEFAULT_PATH, Journal, Migration
 from migrator.record.migration_paths import FOLDER, RUNTIME, WORK, Layout, former_images, locked, remove_images
 from migrator.record.states import Role, State
 from migrator.transfer import received_snapshot
-from stages.steps import left_running
+from stages.steps import arguments, left_running
 from stages.steps.cleaner import Cleaner, records
 
 NAME = "cleanup"
@@ -40,7 +39,7 @@ HELP = "remove what migrations have left on this host"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    cli.add_container(parser, required=False)
+    arguments.add_container(parser, required=False)
     parser.add_argument("--keep-copy", action="store_true",
                         help="with a name: remove only the snapshots, keep the fenced copy and what was put aside")
     parser.add_argument("--forget", action="store_true",
@@ -49,11 +48,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Result:
-    cli.require_root(NAME)
+    arguments.require_root(NAME)
     cleaner = Cleaner(dry_run=args.dry_run)
     until = "cleanup is given its container's name"
     if args.name:
-        name, lxcpath = cli.container_of(args)
+        name, lxcpath = arguments.container_of(args)
         if args.forget and args.keep_copy:
             args.usage_error("--keep-copy does not go with --forget, which keeps the snapshots too")
         until = shlex.join(["migrator", NAME, name, *(["-P", args.lxcpath] if args.lxcpath else [])])

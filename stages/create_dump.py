@@ -16,9 +16,8 @@ import argparse
 import contextlib
 from typing import Any
 
-from migrator import cli
 from migrator.base import log
-from migrator.cli import Result
+from migrator.base.result import Result
 from migrator.config import container_config
 from migrator.copies import bases, leave, older_journal, standing
 from migrator.criu import criu_dump
@@ -36,7 +35,7 @@ from migrator.transfer import room_bounds, spool
 from migrator.transfer.rpc import Connection
 from stages import check, prepare_data
 from stages.rollback import thaw_source
-from stages.steps import ask_state, offer, restore_over, room, take
+from stages.steps import arguments, ask_state, offer, restore_over, room, take
 from stages.steps.dump import Dump
 from stages.steps.handover import INCREMENT
 from stages.steps.stop import Stop
@@ -46,21 +45,21 @@ HELP = "freeze the container and send its memory (on the source)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    cli.add_container(parser)
-    cli.add_destination(parser)
-    parser.add_argument("--max-downtime", metavar="SECONDS", type=cli.positive, default=120.0,
+    arguments.add_container(parser)
+    arguments.add_destination(parser)
+    parser.add_argument("--max-downtime", metavar="SECONDS", type=arguments.positive, default=120.0,
                         help="thaw and give up when dump and transfer take longer (default: %(default)g)")
     check.add_stop_timeout(parser)
     check.add_ignore(parser)
-    cli.add_dry_run(parser)
+    arguments.add_dry_run(parser)
 
 
 # --- on the source --------------------------------------------------------------------------------------------
 
 
 def run(args: argparse.Namespace) -> Result:
-    cli.require_root(NAME)
-    name, lxcpath = cli.container_of(args)
+    arguments.require_root(NAME)
+    name, lxcpath = arguments.container_of(args)
     container = lxc.Container(name, lxcpath)
     with contextlib.ExitStack() as told, Journal(DEFAULT_PATH) as journal, locked(name, lxcpath=lxcpath), \
             contextlib.ExitStack() as stack:

@@ -13,9 +13,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from migrator import cli
 from migrator.base import log
-from migrator.cli import Result
+from migrator.base.result import Result, of_dry_run
 from migrator.config import container_config, include_copies
 from migrator.copies import after_crash, bases, ending, older_journal, origins, remains, standing
 from migrator.errors import MigratorError, UsageError
@@ -31,7 +30,7 @@ from migrator.remote.answering import Service
 from migrator.remote.other_host import connected
 from migrator.transfer import received_snapshot
 from migrator.transfer.rpc import Connection
-from stages.steps import ask_state, confirmed, earlier_stay, gave_way, offer, settling, unrecorded
+from stages.steps import arguments, ask_state, confirmed, earlier_stay, gave_way, offer, settling, unrecorded
 
 NAME = "finish"
 ANSWER_LIMIT = 600.0  # seconds: there it is started first, where it was stopped, and snapshots are removed
@@ -39,8 +38,8 @@ HELP = "stop and fence the copy that was left behind (on the source)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    cli.add_container(parser)
-    cli.add_destination(parser, required=False)
+    arguments.add_container(parser)
+    arguments.add_destination(parser, required=False)
     parser.add_argument("--force", metavar="ID", nargs="?", const="",
                         help="without the other host: on the destination, when the source is lost for good; on the"
                              " source, when the destination has forgotten it, or its journal does not say that it runs"
@@ -48,15 +47,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--machine-is-off", action="store_true",
                         help="with --force ID, on the destination: you have made sure that the source is off and stays"
                              " so, where another host answers by its name")
-    cli.add_dry_run(parser)
+    arguments.add_dry_run(parser)
 
 
 # --- on the source --------------------------------------------------------------------------------------------
 
 
 def run(args: argparse.Namespace) -> Result:
-    cli.require_root(NAME)
-    name, lxcpath = cli.container_of(args)
+    arguments.require_root(NAME)
+    name, lxcpath = arguments.container_of(args)
     with Journal(DEFAULT_PATH) as journal, locked(name, lxcpath=lxcpath):
         came = journal.latest(name, lxcpath)
         if came and came.role is Role.DESTINATION and not came.ended:
@@ -179,8 +178,8 @@ def described(migration: Migration) -> Result:
     """For --dry-run."""
     here = next_commands.this_host()
     if not migration.memory or "cgroup" not in migration.detail:  # of an older journal
-        return cli.dry_run([])
-    return cli.dry_run([
+        return of_dry_run([])
+    return of_dry_run([
         *((here, ["ip", "link", "delete", port["outside"]]) for port in migration.detail["ports"]),
         (here, ["tee", f"{migration.detail['cgroup']}/cgroup.kill"]),
         *([(here, network.hear_command(migration.id))] if migration.detail["ports"] else []),

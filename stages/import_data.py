@@ -15,16 +15,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from migrator import cli
 from migrator.base import log, removal
-from migrator.base.documented_error import DocumentedError
-from migrator.cli import Result
+from migrator.base.result import Result, of_dry_run
 from migrator.config import container_config, include_copies
 from migrator.copies import origins
 from migrator.copies.origins import Whose
 from migrator.criu import ran_mark
 from migrator.errors.containers import ContainerExists, NoMigration, OutOfOrder
 from migrator.errors.data import ReceiveFailed, SegmentDamaged
+from migrator.errors.documented import DocumentedError
 from migrator.host import btrfs, lxc
 from migrator.record import clones, grant, lxc_disk, next_commands
 from migrator.record.journal import DEFAULT_PATH, Journal, Migration
@@ -34,7 +33,7 @@ from migrator.record.states import Event, Role, State, Verdict, decide
 from migrator.remote.answering import Service, kept_config
 from migrator.transfer import received_snapshot, room_bounds, spool
 from migrator.transfer.live_import import Behind
-from stages.steps import arriving_config, room
+from stages.steps import arguments, arriving_config, room
 
 NAME = "import-data"
 HELP = "receive the disk that has arrived (on the destination)"
@@ -42,13 +41,13 @@ REACHING_MAX = 2000  # characters that are kept of what reaches out of the conta
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    cli.add_container(parser)
-    cli.add_dry_run(parser)
+    arguments.add_container(parser)
+    arguments.add_dry_run(parser)
 
 
 def run(args: argparse.Namespace) -> Result:
-    cli.require_root(NAME)
-    name, lxcpath = cli.container_of(args)
+    arguments.require_root(NAME)
+    name, lxcpath = arguments.container_of(args)
     with Journal(DEFAULT_PATH) as journal, locked(name, lxcpath=lxcpath):
         migration = arrived(journal, name, lxcpath, NAME)
         decision = decide(NAME, migration.state)
@@ -67,7 +66,7 @@ def run(args: argparse.Namespace) -> Result:
 def described(migration: Migration) -> Result:
     """For --dry-run."""
     layout = Layout(migration.lxcpath, migration.name, migration.id)
-    return cli.dry_run([(this_host(), btrfs.receive_command(layout.folder))])
+    return of_dry_run([(this_host(), btrfs.receive_command(layout.folder))])
 
 
 def arrived(journal: Journal, name: str, lxcpath: Path, stage: str) -> Migration:

@@ -14,14 +14,13 @@ from __future__ import annotations
 
 import argparse
 
-from migrator import cli
 from migrator.base import log
-from migrator.cli import Result
+from migrator.base.result import Result
 from migrator.copies import older_journal, standing
 from migrator.host import lxc
 from migrator.record.journal import DEFAULT_PATH, Journal
 from stages import check, prepare_data
-from stages.steps import dry_run
+from stages.steps import arguments, dry_run
 from stages.steps.drive import Drive, locked_for
 
 NAME = "migrate"
@@ -32,19 +31,19 @@ OPTIONS = ("max_downtime", "max_rounds", "bwlimit", "reconnect", "stop_timeout",
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    cli.add_container(parser)
-    cli.add_destination(parser)
+    arguments.add_container(parser)
+    arguments.add_destination(parser)
     prepare_data.add_place(parser)
-    cli.add_map_bridge(parser)
+    arguments.add_map_bridge(parser)
     add_options(parser)
-    cli.add_dry_run(parser)
+    arguments.add_dry_run(parser)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Those in OPTIONS, and --no-memory, which is recorded on both hosts."""
     check.add_no_memory(parser)
     check.add_stop_timeout(parser)
-    parser.add_argument("--max-downtime", metavar="SECONDS", type=cli.positive, default=120.0,
+    parser.add_argument("--max-downtime", metavar="SECONDS", type=arguments.positive, default=120.0,
                         help="thaw here and give up when the container is frozen for longer (default: 120)")
     parser.add_argument("--max-rounds", metavar="N", type=rounds, default=5,
                         help="send the disk at most this many times before the freeze (default: 5)")
@@ -78,8 +77,8 @@ def rounds(text: str) -> int:
 
 
 def run(args: argparse.Namespace) -> Result:
-    cli.require_root(NAME)
-    name, lxcpath = cli.container_of(args)
+    arguments.require_root(NAME)
+    name, lxcpath = arguments.container_of(args)
     container = lxc.Container(name, lxcpath)
     with Journal(DEFAULT_PATH) as journal, locked_for(journal, name, lxcpath):
         migration = prepare_data.unfinished(journal, name, lxcpath, args.destination)

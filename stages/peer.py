@@ -19,11 +19,11 @@ import argparse
 import time
 from typing import TYPE_CHECKING, Any
 
-from migrator import cli
 from migrator.base.figures import table
-from migrator.cli import Result
+from migrator.base.result import Result
 from migrator.errors import UsageError
 from migrator.record import grant
+from stages.steps import arguments
 
 if TYPE_CHECKING:
     from tunnel.identity.peers import Peer, Peers
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                      "host name)")
     add.add_argument("--accept-new-host-key", action="store_true", default=False,
                      help="trust the SSH key of a host that is not in known_hosts yet, and add it")
-    add.add_argument("--timeout", metavar="SECONDS", type=cli.positive, default=30.0,
+    add.add_argument("--timeout", metavar="SECONDS", type=arguments.positive, default=30.0,
                      help="give the connection up after this long without a word (default: %(default)g)")
     _add_allow(add)
     allow = _action(actions, "allow", "say what a peer may do here")
@@ -72,10 +72,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _action(actions: Any, name: str, help_: str) -> argparse.ArgumentParser:
     # SUPPRESS: --json and its like may stand before the action, too.
     parser: argparse.ArgumentParser = actions.add_parser(
-        name, help=help_, description=f"{help_[0].upper()}{help_[1:]}.", epilog=cli.STATUSES, allow_abbrev=False,
+        name, help=help_, description=f"{help_[0].upper()}{help_[1:]}.", epilog=arguments.STATUSES, allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter, argument_default=argparse.SUPPRESS,
     )
-    cli.add_common(parser)
+    arguments.add_common(parser)
     return parser
 
 
@@ -125,7 +125,7 @@ def run(args: argparse.Namespace) -> Result | None:
 
 
 def _peers() -> Peers:
-    from migrator.base import private_files
+    from tunnel.identity import private_files
     from tunnel.identity.peers import Peers
 
     return Peers(private_files.STATE / "peers")
@@ -149,7 +149,7 @@ def _list() -> Result:
 
 def _show(name: str | None) -> Result:
     if name is None:
-        from migrator.base import private_files
+        from tunnel.identity import private_files
         from tunnel.identity.own_identity import Identity
 
         own = Identity.load(private_files.STATE / "identity").public

@@ -14,16 +14,15 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-from migrator import cli
 from migrator.base import log, names
-from migrator.base.documented_error import DocumentedError
 from migrator.base.figures import size
-from migrator.cli import Result
+from migrator.base.result import Result, of_dry_run
 from migrator.config import container_config
 from migrator.copies import after_crash, bases, origins
 from migrator.errors import Interrupted, MigratorError, UsageError
+from migrator.errors.connection import NotAllowed
 from migrator.errors.containers import AlreadyMigrating, ContainerNotRunning, OutOfOrder
-from migrator.errors.other_host import NotAllowed
+from migrator.errors.documented import DocumentedError
 from migrator.host import btrfs, lxc
 from migrator.record import lxc_disk, next_commands
 from migrator.record.journal import DEFAULT_PATH, AlreadyRecorded, Journal, Migration
@@ -37,21 +36,21 @@ from migrator.transfer import room_bounds, sender, spool
 from migrator.transfer.progress import Progress
 from migrator.transfer.rpc import Connection
 from stages import check
-from stages.steps import ask_state, room, same_host
+from stages.steps import arguments, ask_state, room, same_host
 
 NAME = "prepare-data"
 HELP = "send the disk of a running container (on the source)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    cli.add_container(parser)
-    cli.add_destination(parser)
+    arguments.add_container(parser)
+    arguments.add_destination(parser)
     add_place(parser)
-    cli.add_map_bridge(parser)
+    arguments.add_map_bridge(parser)
     parser.add_argument("--bwlimit", metavar="RATE", type=rate, help="send at most RATE bytes a second (k, M, G)")
     check.add_no_memory(parser)
     check.add_ignore(parser)
-    cli.add_dry_run(parser)
+    arguments.add_dry_run(parser)
 
 
 def add_place(parser: argparse.ArgumentParser) -> None:
@@ -74,8 +73,8 @@ def rate(text: str) -> int:
 
 
 def run(args: argparse.Namespace) -> Result:
-    cli.require_root(NAME)
-    name, lxcpath = cli.container_of(args)
+    arguments.require_root(NAME)
+    name, lxcpath = arguments.container_of(args)
     container = lxc.Container(name, lxcpath)
     with Journal(DEFAULT_PATH) as journal, locked(name, lxcpath=lxcpath):
         migration = unfinished(journal, name, lxcpath, args.destination)
@@ -271,7 +270,7 @@ def _dry_run(container: lxc.Container, there: Connection, fields: dict[str, Any]
     reply = there.call("subvolumes", name=fields["name"], lxcpath=lxcpath, origin=fields["origin"])
     parent = bases.for_round(layout, reply["subvolumes"], fields["usable"])
     target = Layout(Path(lxcpath), fields["name"], fields["id"])
-    return cli.dry_run([
+    return of_dry_run([
         (this_host(), btrfs.snapshot_command(container.rootfs, layout.snapshot(number), read_only=True)),
         (this_host(), btrfs.send_command(layout.snapshot(number), parent.path if parent else None)),
         (there.peer_host, ["tee", str(target.spool / f"disk-{number}")]),

@@ -16,18 +16,17 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from migrator import cli
 from migrator.base import boot_clock, bounded_read, log
 from migrator.base.bounded_thread import Beside
-from migrator.cli import Result
+from migrator.base.result import Result, of_dry_run
 from migrator.config import container_config
 from migrator.copies import after_crash, late_start, no_memory, resume_rules
 from migrator.criu import criu_dump, ran_mark, restore
 from migrator.errors import MigratorError
+from migrator.errors.connection import ConsentNeeded
 from migrator.errors.containers import AlreadyRuns, OutOfOrder
 from migrator.errors.convert import as_ours
 from migrator.errors.memory import DowntimeExceeded, RestoreFailed, StartFailed
-from migrator.errors.other_host import ConsentNeeded
 from migrator.errors.outcomes import SourceStillFrozen, outcome
 from migrator.errors.ownership import WordOver
 from migrator.host import btrfs, lxc, network
@@ -39,7 +38,7 @@ from migrator.record.states import Event, State, Verdict, decide
 from migrator.remote.answering import Service
 from migrator.transfer import spool
 from stages.import_data import arrived, give_back_rootfs, put_aside, put_rootfs_aside, receive
-from stages.steps import ask_source, consented, force, settling, stopped_here, unrecorded
+from stages.steps import arguments, ask_source, consented, force, settling, stopped_here, unrecorded
 from stages.steps.handover import INCREMENT
 
 NAME = "restore-dump"
@@ -47,8 +46,8 @@ HELP = "let the container run on here (on the destination)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    cli.add_container(parser)
-    parser.add_argument("--max-downtime", metavar="SECONDS", type=cli.positive, default=120.0,
+    arguments.add_container(parser)
+    parser.add_argument("--max-downtime", metavar="SECONDS", type=arguments.positive, default=120.0,
                         help="give the restore up after this long (default: %(default)g)")
     parser.add_argument("--force", metavar="ID", nargs="?", const="",
                         help="without the source's word, when that host is lost for good: see what that risks by"
@@ -56,12 +55,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--machine-is-off", action="store_true",
                         help="with --force ID: you have made sure that the source is off and stays so, where it cannot"
                              " be told from here, as where another host answers by its name")
-    cli.add_dry_run(parser)
+    arguments.add_dry_run(parser)
 
 
 def run(args: argparse.Namespace) -> Result:
-    cli.require_root(NAME)
-    name, lxcpath = cli.container_of(args)
+    arguments.require_root(NAME)
+    name, lxcpath = arguments.container_of(args)
     with Journal(DEFAULT_PATH) as journal, locked(name, lxcpath=lxcpath):
         migration = arrived(journal, name, lxcpath, NAME)
         if migration.state is State.RESTORING and not args.dry_run:
@@ -173,7 +172,7 @@ class Restore:
         here = this_host()
         images = self.images or self.layout.image_folders()[0]
         name, lxcpath = self.migration.name, self.migration.lxcpath
-        return cli.dry_run([
+        return of_dry_run([
             (here, btrfs.receive_command(self.layout.folder)),
             (here, btrfs.snapshot_command(self.layout.snapshot(self.number), self.layout.rootfs, read_only=False)),
             (here, restore.command(self.layout, images) if self.migration.memory

@@ -13,19 +13,18 @@ from __future__ import annotations
 
 import argparse
 
-from migrator import cli
 from migrator.base import no_core_dump
-from migrator.cli import Result
+from migrator.base.result import Result
 from stages import migrate
-from stages.steps import ask_source, heal
+from stages.steps import arguments, ask_source, heal
 
 NAME = "resume"
 HELP = "carry on a migration that was broken off"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    cli.add_container(parser, required=False)
-    cli.add_destination(parser, required=False)
+    arguments.add_container(parser, required=False)
+    arguments.add_destination(parser, required=False)
     parser.add_argument("-s", "--source", metavar="[USER@]HOST[:PORT]",
                         help="typed on the destination: how to reach the source (default: by its host name)")
     parser.add_argument(ask_source.ONLY, metavar="ID", help="only if NAME's newest migration is that one")
@@ -37,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Result:
-    cli.require_root(NAME)
+    arguments.require_root(NAME)
     if args.all:
         if args.name or args.migration:
             args.usage_error("--all does not go with a name" if args.name else f"{ask_source.ONLY} goes with a name")
@@ -48,7 +47,7 @@ def run(args: argparse.Namespace) -> Result:
         args.usage_error("the name of a container is missing")
     if args.at_boot:
         args.usage_error("--at-boot goes with --all")
-    return heal.one(args, *cli.container_of(args))
+    return heal.one(args, *arguments.container_of(args))
 
 
 HANDLERS = heal.HANDLERS

@@ -13,10 +13,8 @@ import contextlib
 import os
 from collections.abc import Callable
 
-from migrator import cli
 from migrator.base import log, printable
-from migrator.base.documented_error import DocumentedError
-from migrator.cli import Result
+from migrator.base.result import Result, of_dry_run
 from migrator.config import container_config
 from migrator.copies import (
     after_crash,
@@ -33,6 +31,7 @@ from migrator.copies.thawing import Frozen
 from migrator.criu import criu_dump
 from migrator.errors import Interrupted, MigratorError
 from migrator.errors.containers import AlreadyRuns, NoMigration, NotKnownThere, RunsUnrecorded
+from migrator.errors.documented import DocumentedError
 from migrator.errors.memory import StartFailed
 from migrator.errors.outcomes import SourceStateUnknown, SourceStillStopped, outcome
 from migrator.errors.this_host import CommandTimeout, JournalBroken
@@ -44,7 +43,7 @@ from migrator.record.next_commands import this_host
 from migrator.record.states import FROZEN, Event, Owner, Role, State, Verdict, decide
 from migrator.remote.other_host import connected
 from migrator.transfer.rpc import Connection
-from stages.steps import abandon
+from stages.steps import abandon, arguments
 
 NAME = "rollback"
 ABANDON_LIMIT = 600.0  # seconds: a restore that was killed is settled first, and snapshots are removed
@@ -52,8 +51,8 @@ HELP = "give a migration up and let the container run on"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    cli.add_container(parser)
-    cli.add_destination(parser, required=False)
+    arguments.add_container(parser)
+    arguments.add_destination(parser, required=False)
     parser.add_argument("--force", metavar="ID", nargs="?", const="",
                         help="without the destination's word, when that host is lost for good: see what that risks by"
                              " leaving the migration's ID out")
@@ -61,17 +60,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="with --force ID: you have made sure that the destination is off and stays so, where it"
                              " cannot be told from here, as behind a jump host, for a peer, or where another host"
                              " answers by its name")
-    cli.add_dry_run(parser)
+    arguments.add_dry_run(parser)
 
 
 # --- on the source --------------------------------------------------------------------------------------------
 
 
 def run(args: argparse.Namespace) -> Result:
-    cli.require_root(NAME)
+    arguments.require_root(NAME)
     from stages.steps import force  # which needs this module
 
-    name, lxcpath = cli.container_of(args)
+    name, lxcpath = arguments.container_of(args)
     with Journal(DEFAULT_PATH) as journal, locked(name, lxcpath=lxcpath):
         migration = journal.latest(name, lxcpath)
         if migration and migration.role is Role.DESTINATION and not migration.ended:
@@ -329,7 +328,7 @@ def described(migration: Migration) -> Result:
         if migration.detail["ports"]:
             commands.append((this_host(), network.hear_command(migration.id)))
         commands.append((this_host(), ["tee", f"{migration.detail['cgroup']}/cgroup.freeze"]))
-    return cli.dry_run([*commands, *abandon.deletions(migration, bases.acknowledged(migration)[-1:])])
+    return of_dry_run([*commands, *abandon.deletions(migration, bases.acknowledged(migration)[-1:])])
 
 
 HANDLERS = abandon.HANDLERS

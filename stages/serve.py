@@ -22,11 +22,10 @@ from functools import partial
 from typing import Any
 
 import stages
-from migrator import cli
 from migrator.base import log
 from migrator.errors import MigratorError
+from migrator.errors.connection import ProtocolError
 from migrator.errors.data import NoSpace
-from migrator.errors.other_host import ProtocolError
 from migrator.host import btrfs
 from migrator.record import grant
 from migrator.record.grant import Grant
@@ -36,6 +35,7 @@ from migrator.transfer import spool
 from migrator.transfer.live_import import Behind
 from migrator.transfer.rpc import Connection, Handler, Takeover, serve
 from migrator.transfer.stream import FileStream
+from stages.steps import arguments
 
 NAME = "serve"
 HELP = "answer the other host (started by it through ssh)"
@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    cli.require_root(NAME)
+    arguments.require_root(NAME)
     log.level = min(log.level, log.Level.QUIET)
     granted = partial(grant_of, args)
     with contextlib.ExitStack() as stack:

@@ -7,29 +7,29 @@ import argparse
 import time
 from typing import Any
 
-from migrator import cli
 from migrator.base import names, printable
 from migrator.base.figures import duration, size, table
-from migrator.cli import Result
+from migrator.base.result import Result
 from migrator.copies import after_crash, bases
 from migrator.errors.containers import NoMigration
 from migrator.record import container_lock, next_commands
 from migrator.record.container_lock import Holder
 from migrator.record.journal import DEFAULT_PATH, Journal, Migration
 from migrator.record.migration_paths import Layout
+from stages.steps import arguments
 
 NAME = "status"
 HELP = "show the migrations of this host"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    cli.add_container(parser, required=False)
+    arguments.add_container(parser, required=False)
     parser.add_argument("-a", "--all", action="store_true", help="also those that have ended")
     parser.add_argument("--events", action="store_true", help="with every step that was taken, and when")
 
 
 def run(args: argparse.Namespace) -> Result:
-    cli.require_root(NAME)
+    arguments.require_root(NAME)
     name = names.container_name(args.name) if args.name else None
     with Journal(DEFAULT_PATH) as journal:
         known = journal.all(name)

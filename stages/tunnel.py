@@ -14,8 +14,8 @@ import contextlib
 import time
 from typing import TYPE_CHECKING, Any
 
-from migrator import cli
-from migrator.cli import Result
+from migrator.base.result import Result
+from stages.steps import arguments
 
 if TYPE_CHECKING:
     from migrator.remote.tunnelled import Opened
@@ -30,25 +30,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(metavar="ACTION", required=True, dest="action", help="ping, status, bench")
     ping = _action(actions, "ping", "make a tunnel and measure round trips, losses and the MTU")
     bench = _action(actions, "bench", "the same, and send data through it")
-    bench.add_argument("--seconds", metavar="N", type=cli.positive, default=3.0, help="for how long (default: 3)")
+    bench.add_argument("--seconds", metavar="N", type=arguments.positive, default=3.0, help="for how long (default: 3)")
     for each in (ping, bench):
-        cli.add_path(each)
+        arguments.add_path(each)
     _action(actions, "status", "show the tunnels to a peer, or all of them", required=False)
 
 
 def _action(actions: Any, name: str, help_: str, *, required: bool = True) -> argparse.ArgumentParser:
     # SUPPRESS: --json and its like may stand before the action, too.
     parser: argparse.ArgumentParser = actions.add_parser(
-        name, description=help_, help=help_, epilog=cli.STATUSES, allow_abbrev=False,
+        name, description=help_, help=help_, epilog=arguments.STATUSES, allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter, argument_default=argparse.SUPPRESS,
     )
     parser.add_argument("peer", metavar="PEER", nargs=None if required else "?", default=None, help="the peer's name")
-    cli.add_common(parser)
+    arguments.add_common(parser)
     return parser
 
 
 def run(args: argparse.Namespace) -> Result:
-    cli.require_root(NAME)
+    arguments.require_root(NAME)
     if args.action == "status":
         return _status(args.peer)
     from migrator.remote.tunnelled import opened

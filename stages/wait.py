@@ -11,9 +11,8 @@ import argparse
 import math
 import time
 
-from migrator import cli
 from migrator.base import log
-from migrator.cli import Result
+from migrator.base.result import Result
 from migrator.errors.containers import NoMigration
 from migrator.errors.jobs import BrokenOff, RolledBack
 from migrator.errors.this_host import StillUnderWay
@@ -22,6 +21,7 @@ from migrator.record.container_lock import Holder
 from migrator.record.journal import DEFAULT_PATH, Journal, Migration
 from migrator.record.states import Role, State
 from stages import status
+from stages.steps import arguments
 
 NAME = "wait"
 HELP = "wait until a migration has ended"
@@ -34,14 +34,14 @@ BEGINS = {"migrate", "prepare-data", "serve", "?"}  # commands that hold a conta
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    cli.add_container(parser)
-    parser.add_argument("--timeout", metavar="SECONDS", type=cli.positive, default=math.inf,
+    arguments.add_container(parser)
+    parser.add_argument("--timeout", metavar="SECONDS", type=arguments.positive, default=math.inf,
                         help="wait no longer than this (default: for ever)")
 
 
 def run(args: argparse.Namespace) -> Result:
-    cli.require_root(NAME)
-    name, lxcpath = cli.container_of(args)
+    arguments.require_root(NAME)
+    name, lxcpath = arguments.container_of(args)
     end = time.monotonic() + args.timeout
     earlier = ""  # a migration that had ended before the one that is waited for began
     seen = time.monotonic()  # when somebody was last seen at work, or this began

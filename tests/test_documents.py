@@ -18,6 +18,7 @@ import pytest
 import stages
 from migrator import cli, manual
 from migrator.record.states import TABLES, Event, Role, State, next_stage, owner
+from stages.steps import arguments
 from tests.migrator import model
 
 TREE = Path(__file__).parents[1]
@@ -208,7 +209,7 @@ def test_commands_that_are_shown_exist(page: Path) -> None:
 
 def test_the_table_of_statuses() -> None:
     listed = [row[0] for row in rows((TREE / "README.md").read_text(), "| status | meaning |")]
-    assert listed == [line.split()[0] for line in cli.STATUSES.splitlines()[1:]]
+    assert listed == [line.split()[0] for line in arguments.STATUSES.splitlines()[1:]]
 
 
 def test_every_command_has_its_json_described() -> None:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The errors of the tunnel: a class each, as `migrator.base.documented_error` has it."""
+"""The errors of the tunnel: a class each, as `migrator.errors.documented` has it."""
 
 from __future__ import annotations
 
-from migrator.base.documented_error import DocumentedError
+from migrator.errors.documented import DocumentedError
 
 
 class TunnelError(DocumentedError):

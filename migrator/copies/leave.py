@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from migrator.base import boot_clock
-from migrator.errors.other_host import ProtocolError
+from migrator.errors.connection import ProtocolError
 from migrator.transfer.frames import Kind
 
 if TYPE_CHECKING:

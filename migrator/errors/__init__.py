@@ -16,7 +16,7 @@ Exit statuses
 
 from __future__ import annotations
 
-from migrator.base.documented_error import DocumentedError
+from migrator.errors.documented import DocumentedError
 
 EXIT_OK = 0
 EXIT_WARNINGS = 1

@@ -7,22 +7,22 @@ import errno
 import itertools
 from typing import Any
 
-from migrator.base.documented_error import DocumentedError
 from migrator.errors import (
     InternalError,
     Interrupted,
     MigratorError,
+    connection,
     containers,
     data,
     jobs,
     memory,
-    other_host,
     outcomes,
     ownership,
     this_host,
 )
+from migrator.errors.documented import DocumentedError
 
-SUBJECTS = (containers, data, jobs, memory, other_host, outcomes, ownership, this_host)  # read: their classes are known
+SUBJECTS = (containers, data, jobs, memory, connection, outcomes, ownership, this_host)  # read: their classes are known
 
 
 FIELDS_MAX = 32  # that the other host's error may have

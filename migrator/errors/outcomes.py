@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from migrator.base.documented_error import DocumentedError
 from migrator.errors import MigratorError
+from migrator.errors.documented import DocumentedError
 
 
 class OutcomeError(MigratorError):

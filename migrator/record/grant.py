@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 from migrator.base import log, names
 from migrator.config import consent
 from migrator.errors import UsageError
+from migrator.errors.connection import ConsentNeeded, NotAllowed
 from migrator.errors.containers import InvalidName
-from migrator.errors.other_host import ConsentNeeded, NotAllowed
 from migrator.host import lxc
 from migrator.record import next_commands
 from migrator.record.journal import ROOT_CALLER, Migration
@@ -200,7 +200,7 @@ def of_migration(migration: Migration) -> Grant:
     found = recorded(migration)
     if not found.caller.startswith(PEER):
         return found
-    from migrator.base import private_files
+    from tunnel.identity import private_files
     from tunnel.identity.peers import Peers
     from tunnel.tunnel_errors import TunnelFileUnusable
 
@@ -229,7 +229,7 @@ def _anew(migration: Migration) -> str:
 
 def of_peer_id(id: bytes) -> Grant:
     """What the paired host with that id may do, at this moment; raises TunnelFileUnusable."""
-    from migrator.base import private_files
+    from tunnel.identity import private_files
     from tunnel.identity.peers import Peers
 
     peer = Peers(private_files.STATE / "peers").by_id(id)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from migrator.base import boot_clock, log, names
-from migrator.base.documented_error import DocumentedError
+from migrator.errors.documented import DocumentedError
 from migrator.errors.this_host import JournalBroken
 from migrator.record import container_lock, states
 from migrator.record.journal_file import PRIMARY, JournalFile

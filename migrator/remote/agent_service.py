@@ -17,9 +17,9 @@ from functools import partial
 import migrator
 from migrator.base import log
 from migrator.base.clock import Clock, now
-from migrator.base.documented_error import DocumentedError
 from migrator.base.run import started
 from migrator.base.sd_notify import notify, status
+from migrator.errors.documented import DocumentedError
 from migrator.record import grant
 from tunnel.candidates.outlook import Policy
 from tunnel.identity.own_identity import Identity

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 from migrator.base import bounded_read, log, names
 from migrator.config import config_reader, container_config
 from migrator.config.container_config import Carried
+from migrator.errors.connection import NotAllowed, ProtocolError
 from migrator.errors.containers import NoMigration
-from migrator.errors.other_host import NotAllowed, ProtocolError
 from migrator.errors.this_host import JournalBroken
 from migrator.record import callers, grant
 from migrator.record.grant import (

@@ -15,7 +15,7 @@ import enum
 import ipaddress
 import re
 
-from migrator.errors.other_host import DestinationInvalid
+from migrator.errors.connection import DestinationInvalid
 
 _LONGEST = 512  # characters; a host name has at most 253, a login 256
 _HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,252})", re.ASCII)

@@ -17,9 +17,9 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from migrator.base import log
-from migrator.base.documented_error import DocumentedError
 from migrator.base.run import started
-from migrator.errors.other_host import ConnectionLost, DestinationInvalid, HostUnreachable, RemoteMissing
+from migrator.errors.connection import ConnectionLost, DestinationInvalid, HostUnreachable, RemoteMissing
+from migrator.errors.documented import DocumentedError
 from migrator.remote import destination as destinations
 from migrator.remote import ssh_config, tcp
 from migrator.remote.destination import Destination, Kind

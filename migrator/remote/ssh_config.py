@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from migrator.errors import Interrupted
-from migrator.errors.other_host import HostUnreachable
+from migrator.errors.connection import HostUnreachable
 from migrator.errors.this_host import PackageMissing
 from migrator.remote import known_hosts
 from migrator.remote.destination import Destination

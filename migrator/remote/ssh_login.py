@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from migrator.base import log
-from migrator.errors.other_host import HostKeyChanged, HostKeyUnknown, SshRefused
+from migrator.errors.connection import HostKeyChanged, HostKeyUnknown, SshRefused
 from migrator.remote import known_hosts
 from migrator.remote.destination import Destination
 from migrator.remote.known_hosts import Verdict

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import migrator
 from migrator.base import log
-from migrator.errors.other_host import ConnectionLost
+from migrator.errors.connection import ConnectionLost
 from migrator.transfer.stream import Bytes, FileStream
 
 if TYPE_CHECKING:

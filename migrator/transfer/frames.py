@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import migrator
-from migrator.errors.other_host import ProtocolError
+from migrator.errors.connection import ProtocolError
 from migrator.transfer.stream import Bytes
 
 MAGIC = b"migrator"

@@ -21,11 +21,11 @@ from typing import Any, Protocol
 
 import zstandard
 
-from migrator.base.documented_error import DocumentedError
 from migrator.base.figures import size
 from migrator.errors import InternalError, MigratorError
+from migrator.errors.connection import ConnectionLost, ProtocolError
 from migrator.errors.data import NoSpace, SegmentDamaged, WriteFailed
-from migrator.errors.other_host import ConnectionLost, ProtocolError
+from migrator.errors.documented import DocumentedError
 from migrator.transfer import segments
 from migrator.transfer.frames import DIGEST_SIZE, HELD_MAX, SEGMENT_MAX, Frame, Kind
 from migrator.transfer.room_bounds import MARGIN, Bounds

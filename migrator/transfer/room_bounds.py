@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 
 from migrator.base.figures import size
 from migrator.errors import UsageError
+from migrator.errors.connection import ProtocolError
 from migrator.errors.data import NoSpace
-from migrator.errors.other_host import ProtocolError
 from migrator.record.journal import ROOT_CALLER
 
 MARGIN = 64 * 1024 * 1024  # bytes that stay free on a disk

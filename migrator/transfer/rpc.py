@@ -20,8 +20,8 @@ from typing import Any
 
 from migrator.base import log
 from migrator.errors import InternalError, MigratorError
+from migrator.errors.connection import ConnectionLost, ProtocolError
 from migrator.errors.convert import as_ours, from_json
-from migrator.errors.other_host import ConnectionLost, ProtocolError
 from migrator.transfer import frames
 from migrator.transfer.frames import Frame, Kind
 from migrator.transfer.stream import Bytes, ByteStream

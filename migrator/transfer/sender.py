@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from migrator.errors.other_host import ConnectionLost, ProtocolError
+from migrator.errors.connection import ConnectionLost, ProtocolError
 from migrator.transfer.frames import DIGEST_SIZE, SEGMENT_MAX, Kind, header
 from migrator.transfer.receiver import ACK
 from migrator.transfer.rpc import Connection

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from migrator.base.figures import size
+from migrator.errors.connection import ConnectionLost, ProtocolError
 from migrator.errors.data import NoSpace, SegmentDamaged
-from migrator.errors.other_host import ConnectionLost, ProtocolError
 from migrator.errors.this_host import Busy
 from migrator.transfer import segments
 from migrator.transfer.frames import SEGMENT_MAX

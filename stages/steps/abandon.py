@@ -8,9 +8,8 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
-from migrator import cli
 from migrator.base import log, names
-from migrator.cli import Result
+from migrator.base.result import Result, of_dry_run
 from migrator.copies import bases
 from migrator.errors import MigratorError
 from migrator.errors.containers import AlreadyRuns
@@ -31,7 +30,7 @@ def give_up_here(migration: Migration, *, dry_run: bool = False) -> Result:
     """Typed on the destination: this host never runs the attempt. The source thaws when it is told to."""
     if dry_run:
         base = _base(migration, _imported(migration))
-        return cli.dry_run(deletions(migration, [base.path.name] if base else []))
+        return of_dry_run(deletions(migration, [base.path.name] if base else []))
     _abandon(migration, _imported(migration), here=True)
     next_ = next_commands.command("rollback@source", migration)
     left = ("nothing of it is left but what the next attempt can start from" if migration.ended

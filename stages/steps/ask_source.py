@@ -13,13 +13,13 @@ import time
 from typing import Any
 
 from migrator.base import boot_clock, log, names
-from migrator.base.documented_error import DocumentedError
-from migrator.cli import Result
+from migrator.base.result import Result
 from migrator.copies import leave, resume_rules, standing
 from migrator.errors import InternalError, Interrupted
+from migrator.errors.connection import ConnectionLost, ProtocolError
 from migrator.errors.containers import NotKnownThere
 from migrator.errors.convert import from_json
-from migrator.errors.other_host import ConnectionLost, ProtocolError
+from migrator.errors.documented import DocumentedError
 from migrator.errors.ownership import SourceFailed, SourceNeeded
 from migrator.errors.this_host import Busy
 from migrator.record import next_commands

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from migrator.copies import resume_rules
-from migrator.errors.other_host import ProtocolError
+from migrator.errors.connection import ProtocolError
 from migrator.record.journal import Migration
 from migrator.record.states import State
 from migrator.transfer.rpc import Connection

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from migrator.base import log
-from migrator.base.documented_error import DocumentedError
 from migrator.base.figures import duration, size
-from migrator.cli import Result
+from migrator.base.result import Result
 from migrator.copies import leave, origins, standing
 from migrator.errors import InternalError, Interrupted
+from migrator.errors.connection import ConnectionLost, ProtocolError
 from migrator.errors.containers import (
     AlreadyMigrating,
     AlreadyRuns,
@@ -32,8 +32,8 @@ from migrator.errors.containers import (
     StoppedThere,
 )
 from migrator.errors.convert import as_ours
+from migrator.errors.documented import DocumentedError
 from migrator.errors.memory import DowntimeExceeded
-from migrator.errors.other_host import ConnectionLost, ProtocolError
 from migrator.errors.outcomes import OutcomeError, SourceRunsAgain, outcome
 from migrator.errors.this_host import Busy
 from migrator.host import lxc

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from migrator.base import names
+from migrator.base.result import Result
 from migrator.base.run import shown
-from migrator.cli import Result
 from migrator.copies import origins
 from migrator.errors.containers import ContainerNotRunning
 from migrator.host import lxc

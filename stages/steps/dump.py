@@ -12,10 +12,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from migrator import cli
 from migrator.base import log, programs
 from migrator.base.figures import size
-from migrator.cli import Result
+from migrator.base.result import Result, of_dry_run
 from migrator.copies import remains, thawing
 from migrator.copies.thawing import Frozen
 from migrator.copies.watchdog import Task, Watchdog
@@ -55,7 +54,7 @@ class Dump(Handover):
         """For --dry-run: the commands of both hosts."""
         here, there = this_host(), self.there.peer_host
         snapshot, *send = self.increment_commands()
-        return cli.dry_run([
+        return of_dry_run([
             (here, ["tee", f"{self.cgroup}/cgroup.freeze"]),
             *([(here, network.silence_command(self.migration.id, self.ports))] if self.ports else []),
             snapshot,

@@ -12,13 +12,13 @@ import time
 from collections.abc import Callable
 
 from migrator.base import boot_clock, log
-from migrator.base.documented_error import DocumentedError
-from migrator.cli import Result
+from migrator.base.result import Result
 from migrator.copies import after_crash, bases, leave
 from migrator.copies.resume_rules import MAY_RESTORE, TAKEN_BACK
 from migrator.errors import Interrupted
+from migrator.errors.connection import ConsentNeeded, HostUnreachable
 from migrator.errors.containers import AlreadyRuns, BackThere, NotKnownThere, OutOfOrder, RunsUnrecorded
-from migrator.errors.other_host import ConsentNeeded, HostUnreachable
+from migrator.errors.documented import DocumentedError
 from migrator.errors.outcomes import SourceStateUnknown
 from migrator.errors.ownership import ForceRefused, TwoCopies
 from migrator.record import container_lock, next_commands

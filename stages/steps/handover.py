@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from migrator.base import programs
-from migrator.base.documented_error import DocumentedError
-from migrator.cli import Result
+from migrator.base.result import Result
 from migrator.config import container_config
 from migrator.copies import autostart, leave, standing
 from migrator.errors.containers import ContainerChanged
 from migrator.errors.convert import as_ours
+from migrator.errors.documented import DocumentedError
 from migrator.errors.memory import DowntimeExceeded
 from migrator.host import btrfs, lxc, roots
 from migrator.record import container_lock, next_commands

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from migrator.base import log
-from migrator.base.documented_error import DocumentedError
-from migrator.cli import Result
+from migrator.base.result import Result
 from migrator.config import container_config
 from migrator.copies import after_crash, autostart, older_journal, resume_rules, standing
 from migrator.errors import Interrupted, MigratorError
 from migrator.errors.containers import ContainerNotFound, NoMigration, NotKnownThere, OutOfOrder
 from migrator.errors.convert import as_ours
+from migrator.errors.documented import DocumentedError
 from migrator.errors.outcomes import SourceStateUnknown, outcome
 from migrator.host import lxc
 from migrator.record import container_lock, lxc_disk, next_commands

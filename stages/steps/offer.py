@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 from migrator.base import bounded_read, log
-from migrator.base.documented_error import DocumentedError
 from migrator.config import container_config
 from migrator.copies import bases, leave, origins, standing, thawing
 from migrator.criu import criu_dump
 from migrator.errors import Interrupted, MigratorError
 from migrator.errors.containers import OutOfOrder
 from migrator.errors.convert import as_ours
+from migrator.errors.documented import DocumentedError
 from migrator.errors.memory import DowntimeExceeded, DumpFailed, DumpRefused
 from migrator.errors.outcomes import SourceRunsAgain, SourceStateUnknown, SourceStillFrozen, SourceStillStopped, outcome
 from migrator.errors.this_host import JournalBroken

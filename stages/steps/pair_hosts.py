@@ -18,13 +18,13 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from migrator import cli
-from migrator.base import log, private_files
+from migrator.base import log
+from migrator.base.result import Result
 from migrator.base.strict_json import Malformed
-from migrator.cli import Result
 from migrator.errors import UsageError
 from migrator.record import grant
-from tunnel.identity import peers, tunnel_config
+from stages.steps import arguments
+from tunnel.identity import peers, private_files, tunnel_config
 from tunnel.identity.own_identity import Identity, PublicIdentity
 from tunnel.identity.peers import Peers
 from tunnel.identity.tunnel_config import Config, InvalidServer, Server
@@ -231,7 +231,7 @@ def answer_exchange() -> None:
     from migrator.transfer.rpc import Connection, Handler, serve
     from migrator.transfer.stream import FileStream
 
-    cli.require_root("peer exchange")
+    arguments.require_root("peer exchange")
     log.level = min(log.level, log.Level.QUIET)
     identity, store = Identity.load(private_files.STATE / "identity"), Peers(private_files.STATE / "peers")
     urls = tuple(server.url for server in Config.load(tunnel_config.PATH).servers)

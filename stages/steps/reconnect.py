@@ -13,9 +13,9 @@ import time
 from typing import Any, Protocol, Self
 
 from migrator.base import log
-from migrator.base.documented_error import DocumentedError
 from migrator.base.figures import duration
-from migrator.errors.other_host import ConnectionLost, HostUnreachable
+from migrator.errors.connection import ConnectionLost, HostUnreachable
+from migrator.errors.documented import DocumentedError
 from migrator.errors.outcomes import OutcomeError
 from migrator.errors.this_host import Busy
 from migrator.remote.other_host import connected

@@ -13,8 +13,8 @@ from typing import Any
 
 from migrator.base import boot_clock
 from migrator.copies.leave import Leave
+from migrator.errors.connection import ConnectionLost, ProtocolError
 from migrator.errors.containers import OutOfOrder
-from migrator.errors.other_host import ConnectionLost, ProtocolError
 from migrator.errors.outcomes import SourceStillFrozen
 from migrator.record import lxc_disk, next_commands
 from migrator.record.migration_paths import Layout

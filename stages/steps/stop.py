@@ -7,9 +7,8 @@ import argparse
 import time
 from typing import Any
 
-from migrator import cli
 from migrator.base.figures import size
-from migrator.cli import Result
+from migrator.base.result import Result, of_dry_run
 from migrator.copies import ending, remains
 from migrator.errors.containers import ContainerChanged
 from migrator.host import lxc
@@ -30,7 +29,7 @@ class Stop(Handover):
 
     def described(self) -> Result:
         """For --dry-run: the commands of both hosts."""
-        return cli.dry_run([(this_host(), ending.stop_command(self.container)), *self.increment_commands()])
+        return of_dry_run([(this_host(), ending.stop_command(self.container)), *self.increment_commands()])
 
     def prepare(self) -> None:
         """There is nothing to prepare."""

@@ -15,9 +15,9 @@ from migrator.copies import leave, origins
 from migrator.copies.leave import Leave
 from migrator.criu import criu_dump
 from migrator.errors import UsageError
+from migrator.errors.connection import ConsentNeeded
 from migrator.errors.containers import OutOfOrder
 from migrator.errors.memory import DumpRefused
-from migrator.errors.other_host import ConsentNeeded
 from migrator.host import btrfs
 from migrator.record import lxc_disk, next_commands
 from migrator.record.journal import Migration

@@ -20,7 +20,7 @@ import stages
 from migrator import cli, manual
 from migrator.__main__ import main
 from migrator.base import log
-from migrator.cli import Result
+from migrator.base.result import Result, of_dry_run
 from migrator.errors.containers import InvalidName
 from migrator.errors.data import NoSpace
 from migrator.errors.this_host import NotRoot
@@ -205,7 +205,7 @@ def test_root_is_needed_for_everything(monkeypatch: pytest.MonkeyPatch, capsys: 
 
 
 def test_dry_run_can_be_pasted() -> None:
-    result = cli.dry_run([("hosta", ["btrfs", "send", "/pool/a b"]), ("hostb", ["btrfs", "receive", "/pool"])])
+    result = of_dry_run([("hosta", ["btrfs", "send", "/pool/a b"]), ("hostb", ["btrfs", "receive", "/pool"])])
     assert result.text == "hosta# btrfs send '/pool/a b'\nhostb# btrfs receive /pool"
     assert result.data["dry_run"][1] == {"host": "hostb", "argv": ["btrfs", "receive", "/pool"]}
 
@@ -272,7 +272,7 @@ def test_nohup_is_respected() -> None:
 DONE = """
 import sys
 from migrator.__main__ import main
-from migrator.cli import Result
+from migrator.base.result import Result
 import stages.status
 
 stages.status.run = lambda args: Result({"stage": "status"}, "done", status=1)

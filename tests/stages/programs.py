@@ -29,8 +29,7 @@ def _main(folder: str, argv: list[str], streams: list[Any]) -> None:
     sys.stderr = open(2, "w", buffering=1)  # noqa: SIM115
     os.environ["NO_COLOR"] = "1"
     from migrator.__main__ import main
-    from migrator.base import private_files
-    from tunnel.identity import tunnel_config
+    from tunnel.identity import private_files, tunnel_config
 
     private_files.STATE = Path(folder)
     tunnel_config.PATH = private_files.STATE / "tunnel.conf"

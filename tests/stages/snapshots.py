@@ -12,7 +12,7 @@ import pytest
 
 from migrator.config import container_config
 from migrator.copies import after_crash, origins
-from migrator.errors.other_host import ConnectionLost
+from migrator.errors.connection import ConnectionLost
 from migrator.host import btrfs
 from migrator.host.btrfs import Subvolume
 from migrator.record.journal import Journal, Migration

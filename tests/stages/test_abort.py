@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from migrator import cli
-from migrator.cli import Result
+from migrator.base.result import Result
 from migrator.errors.this_host import JournalBroken
 from migrator.record import container_lock
 from migrator.record.journal import Journal, is_busy

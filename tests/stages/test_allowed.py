@@ -15,8 +15,8 @@ import stages
 from migrator.config import container_config
 from migrator.copies import origins
 from migrator.errors import MigratorError
+from migrator.errors.connection import ConsentNeeded, NotAllowed
 from migrator.errors.containers import AlreadyMigrating, ContainerExists, InvalidName
-from migrator.errors.other_host import ConsentNeeded, NotAllowed
 from migrator.host import lxc
 from migrator.preflight.facts import host_facts, wire_form
 from migrator.preflight.facts.host_facts import Query

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from migrator.base.documented_error import DocumentedError
 from migrator.copies import bases, resume_rules
 from migrator.errors.containers import AlreadyMigrating, AlreadyRuns, NotKnownThere, OutOfOrder
+from migrator.errors.documented import DocumentedError
 from migrator.errors.outcomes import SourceStateUnknown
 from migrator.errors.ownership import ForceRefused, SourceNeeded
 from migrator.record.journal import Journal, Migration

@@ -17,10 +17,10 @@ import stages
 from migrator.config import container_config
 from migrator.copies import origins
 from migrator.errors import MigratorError, UsageError
+from migrator.errors.connection import ProtocolError
 from migrator.errors.containers import AlreadyMigrating, AlreadyRuns, ContainerExists, InvalidName, NoMigration
 from migrator.errors.data import NoSpace
 from migrator.errors.memory import DumpRefused
-from migrator.errors.other_host import ProtocolError
 from migrator.host import btrfs
 from migrator.record import container_lock, migration_paths
 from migrator.record.journal import Journal

@@ -12,9 +12,9 @@ import pytest
 
 from migrator.copies import bases
 from migrator.errors import MigratorError
+from migrator.errors.connection import DestinationInvalid
 from migrator.errors.containers import AlreadyMigrating, InvalidName
 from migrator.errors.data import SnapshotFailed
-from migrator.errors.other_host import DestinationInvalid
 from migrator.errors.this_host import JournalBroken
 from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event, Role, State

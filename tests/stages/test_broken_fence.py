@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from migrator import cli
-from migrator.cli import Result
+from migrator.base.result import Result
 from migrator.config import config_reader, container_config, fences
 from migrator.copies import after_crash, autostart, origins, standing
 from migrator.copies.origins import Whose

@@ -17,6 +17,7 @@ import pytest
 from migrator import cli
 from migrator.base import log
 from migrator.base.log import Level
+from migrator.base.result import Result
 from migrator.config import container_config
 from migrator.copies import after_crash, standing
 from migrator.host import lxc
@@ -77,7 +78,7 @@ class There:
 
 
 @pytest.fixture
-def typed(journal: Journal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., cli.Result]:
+def typed(journal: Journal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Result]:
     """`migrator check web` on this host, where it is in that state."""
     monkeypatch.setattr(check, "DEFAULT_PATH", journal.path)
     monkeypatch.setattr(check, "connected", lambda *_: contextlib.nullcontext(There()))
@@ -92,7 +93,7 @@ def typed(journal: Journal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     monkeypatch.setattr(lxc.Container, "state", "STOPPED")
     monkeypatch.setattr("os.geteuid", lambda: 0)
 
-    def run(state: str, destination: str | None = None) -> cli.Result:
+    def run(state: str, destination: str | None = None) -> Result:
         found = change(CONTAINER, {"state": state, "name": "web", "init_pid": 0 if state == "STOPPED" else 4711})
         monkeypatch.setattr(container_facts, "gather", lambda *_, **__: found)
         return check.run(argparse.Namespace(name="web", lxcpath=str(tmp_path), destination=destination, ignore=[],
@@ -111,7 +112,7 @@ ON_THE_WAY = [Event.OFFER, Event.TAKEN, Event.FINISH]
     (2, "Next: migrator restore-dump web -P /pool   (on hostb) -- see too: migrator status web"),
     (3, "Next: migrator finish web -- see too: migrator status web"),
 ])
-def test_neither_copy_is_to_be_touched(journal: Journal, typed: Callable[..., cli.Result], destination: str | None,
+def test_neither_copy_is_to_be_touched(journal: Journal, typed: Callable[..., Result], destination: str | None,
                                        reached: int, next_: str) -> None:
     """Not thawed here, nor removed on hostb, where it may run."""
     migration = dumping(journal)
@@ -124,7 +125,7 @@ def test_neither_copy_is_to_be_touched(journal: Journal, typed: Callable[..., cl
     assert ("It is frozen here, with all its memory" in found["message"]) is (reached in (1, 2))
 
 
-def test_somebody_is_at_work(journal: Journal, typed: Callable[..., cli.Result],
+def test_somebody_is_at_work(journal: Journal, typed: Callable[..., Result],
                              monkeypatch: pytest.MonkeyPatch) -> None:
     """A large memory is being dumped: it is frozen for that."""
     dumping(journal)
@@ -132,7 +133,7 @@ def test_somebody_is_at_work(journal: Journal, typed: Callable[..., cli.Result],
     assert typed("FROZEN").data["findings"][0]["cure"].startswith("Next: migrator wait web -- ")
 
 
-def test_nor_is_it_started_where_it_has_come_to(journal: Journal, typed: Callable[..., cli.Result],
+def test_nor_is_it_started_where_it_has_come_to(journal: Journal, typed: Callable[..., Result],
                                                 monkeypatch: pytest.MonkeyPatch) -> None:
     """Rebooted before its source had finished, which may have been forced to run it again."""
     migration = owned(journal)
@@ -145,7 +146,7 @@ def test_nor_is_it_started_where_it_has_come_to(journal: Journal, typed: Callabl
 
 
 @pytest.mark.parametrize("fenced", [True, False])
-def test_what_is_left_of_one_that_has_moved_away(journal: Journal, typed: Callable[..., cli.Result],
+def test_what_is_left_of_one_that_has_moved_away(journal: Journal, typed: Callable[..., Result],
                                                  fenced: bool) -> None:
     """What has its name on hostb is that container; not so where somebody has made one here of the copy."""
     migration = dumping(journal)
@@ -186,7 +187,7 @@ def test_how_it_comes_back(journal: Journal, monkeypatch: pytest.MonkeyPatch, pe
     assert cli.make_parser().parse_args(words).command == "migrate"
 
 
-def test_what_runs_here_is_looked_at(journal: Journal, typed: Callable[..., cli.Result]) -> None:
+def test_what_runs_here_is_looked_at(journal: Journal, typed: Callable[..., Result]) -> None:
     """Its disk is being sent; or somebody else has frozen it."""
     dumping(journal).move(Event.THAW)
     assert {found["code"] for found in typed("FROZEN").data["findings"]} == {"container-frozen"}

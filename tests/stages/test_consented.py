@@ -13,9 +13,9 @@ import pytest
 
 from migrator.base import boot_clock
 from migrator.config import container_config
+from migrator.errors.connection import ConsentNeeded
 from migrator.errors.containers import ContainerExists, ContainerNotFound
 from migrator.errors.memory import DumpRefused
-from migrator.errors.other_host import ConsentNeeded
 from migrator.errors.outcomes import SourceStillFrozen
 from migrator.errors.ownership import ForceRefused
 from migrator.host import lxc

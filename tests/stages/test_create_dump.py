@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from migrator import cli
+from migrator.base.result import Result
 from migrator.copies import standing
 from migrator.errors import Interrupted
-from migrator.errors.other_host import ConnectionLost, HostUnreachable
+from migrator.errors.connection import ConnectionLost, HostUnreachable
 from migrator.errors.outcomes import SourceStateUnknown
 from migrator.host import lxc
 from migrator.record import container_lock, next_commands
@@ -34,7 +34,7 @@ LOST = ConnectionLost(destination="hostb", reason="cut")
 
 
 @pytest.fixture
-def typed(journal: Journal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[], cli.Result]:
+def typed(journal: Journal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[], Result]:
     """`migrator create-dump web -d root@hostb` on this host."""
     monkeypatch.setattr(create_dump, "DEFAULT_PATH", journal.path)
     monkeypatch.setattr(create_dump, "locked",
@@ -59,15 +59,15 @@ def over(end: Callable[[], None], there: object = None) -> Callable[..., Any]:
 
 
 @pytest.mark.parametrize("when", ["while the images are removed", "while the connection is ended"])
-def test_what_was_handed_over_is_said_in_spite_of_ctrl_c(migration: Migration, typed: Callable[[], cli.Result],
+def test_what_was_handed_over_is_said_in_spite_of_ctrl_c(migration: Migration, typed: Callable[[], Result],
                                                          monkeypatch: pytest.MonkeyPatch, when: str) -> None:
     """There is nothing left to be undone: it stands frozen here, and that is what counts."""
-    def result(*_: object) -> cli.Result:
+    def result(*_: object) -> Result:
         if "images" in when:
             press()
-        return cli.Result({}, "frozen, and belongs to hostb")
+        return Result({}, "frozen, and belongs to hostb")
 
-    def carry_out(_args: object, migration: Migration, *_: object) -> cli.Result:
+    def carry_out(_args: object, migration: Migration, *_: object) -> Result:
         made = Plain(migration)
         monkeypatch.setattr(made, "result", result)
         return made.run()
@@ -81,7 +81,7 @@ def test_what_was_handed_over_is_said_in_spite_of_ctrl_c(migration: Migration, t
         container_lock.check_interrupted()
 
 
-def test_nor_does_ctrl_c_take_the_place_of_an_outcome(journal: Journal, typed: Callable[[], cli.Result],
+def test_nor_does_ctrl_c_take_the_place_of_an_outcome(journal: Journal, typed: Callable[[], Result],
                                                       monkeypatch: pytest.MonkeyPatch) -> None:
     migration = offered(journal)
     monkeypatch.setattr(create_dump, "connected", over(press, There({"state": "dump-received", "ticket": ""})))
@@ -94,7 +94,7 @@ def test_nor_does_ctrl_c_take_the_place_of_an_outcome(journal: Journal, typed: C
 @pytest.mark.parametrize("error", [HostUnreachable(destination="root@hostb", reason="no answer"),
                                    PeerAbsent(name="hostb"), Interrupted(signal="SIGINT", number=2)])
 def test_offered_and_nobody_to_be_asked_it_says_that_it_is_frozen(
-        journal: Journal, typed: Callable[[], cli.Result], monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+        journal: Journal, typed: Callable[[], Result], monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     """As `status` names it; 42 would say that the container is where it was."""
     migration = offered(journal)
     assert next_commands.next_command(migration) == "migrator create-dump web -d root@hostb"
@@ -104,7 +104,7 @@ def test_offered_and_nobody_to_be_asked_it_says_that_it_is_frozen(
     assert recorded(migration).state is State.OFFERED
 
 
-def test_offered_and_lost_as_it_is_asked(journal: Journal, typed: Callable[[], cli.Result],
+def test_offered_and_lost_as_it_is_asked(journal: Journal, typed: Callable[[], Result],
                                          monkeypatch: pytest.MonkeyPatch) -> None:
     offered(journal)
     there = There({})
@@ -115,7 +115,7 @@ def test_offered_and_lost_as_it_is_asked(journal: Journal, typed: Callable[[], c
     assert unknown.value.cause is LOST
 
 
-def test_what_runs_is_no_outcome(journal: Journal, typed: Callable[[], cli.Result],
+def test_what_runs_is_no_outcome(journal: Journal, typed: Callable[[], Result],
                                  monkeypatch: pytest.MonkeyPatch) -> None:
     dumping(journal).move(Event.THAW)
     monkeypatch.setattr(create_dump, "connected", refuses(LOST))

@@ -11,8 +11,8 @@ import pytest
 from migrator.base import removal
 from migrator.config import config_reader, consent, container_config, include_copies, lxc_settings
 from migrator.copies import origins
+from migrator.errors.connection import ConsentNeeded
 from migrator.errors.containers import ConfigInvalid
-from migrator.errors.other_host import ConsentNeeded
 from migrator.record.journal import Journal, Migration
 from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, Role

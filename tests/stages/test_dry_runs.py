@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from migrator.cli import Result
+from migrator.base.result import Result
 from migrator.copies import bases
 from migrator.errors.containers import OutOfOrder
 from migrator.record.journal import Journal

@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from migrator.cli import Result, parse
+from migrator.base.result import Result
+from migrator.cli import parse
 from migrator.errors import InternalError, MigratorError
+from migrator.errors.connection import ConnectionLost, ProtocolError
 from migrator.errors.containers import OutOfOrder
-from migrator.errors.other_host import ConnectionLost, ProtocolError
 from migrator.record import container_lock
 from migrator.record.grant import ROOT
 from migrator.record.journal import Journal, Migration
@@ -209,7 +210,7 @@ def test_a_source_goes_on_with_this_migration_alone(
         monkeypatch.setattr(container_lock, "LOCKS", journal.path.parent / "lock")
         monkeypatch.setattr(heal, "_on_source", on_source_)
         monkeypatch.setattr("migrator.host.lxc.default_lxcpath", lambda: usual)
-        monkeypatch.setattr("migrator.cli.require_root", lambda _: None)
+        monkeypatch.setattr("migrator.arguments.require_root", lambda _: None)
 
         def answer(argv: list[str]) -> dict[str, Any]:
             try:

@@ -11,13 +11,12 @@ import pytest
 
 from migrator import cli
 from migrator.base import boot_clock
-from migrator.base.documented_error import DocumentedError
+from migrator.base.result import Result
 from migrator.copies import after_crash, leave, resume_rules
 from migrator.copies.leave import BY_HAND, LEAST
 from migrator.copies.resume_rules import must_ask
 from migrator.errors import Interrupted, MigratorError
-from migrator.errors.containers import AlreadyRuns, NotKnownThere, OutOfOrder
-from migrator.errors.other_host import (
+from migrator.errors.connection import (
     ConnectionLost,
     HostKeyChanged,
     HostKeyUnknown,
@@ -26,6 +25,8 @@ from migrator.errors.other_host import (
     RemoteMissing,
     SshRefused,
 )
+from migrator.errors.containers import AlreadyRuns, NotKnownThere, OutOfOrder
+from migrator.errors.documented import DocumentedError
 from migrator.errors.outcomes import SourceStateUnknown
 from migrator.errors.ownership import ForceRefused, SourceNeeded, TwoCopies
 from migrator.errors.this_host import Busy
@@ -419,7 +420,7 @@ def test_where_the_source_is_off_another_host_by_its_name_says_nothing(journal: 
     def ask(*_: object) -> State | None:
         raise not_known(another=another)
 
-    def forced(*, off: bool) -> cli.Result:
+    def forced(*, off: bool) -> Result:
         given = ["finish", "web", "--force", migration.id] + ["--machine-is-off"] * off
         return finish._on_destination(cli.make_parser().parse_args(given), migration)
 

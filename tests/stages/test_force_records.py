@@ -8,10 +8,10 @@ from __future__ import annotations
 import pytest
 
 from migrator.base import log
-from migrator.base.documented_error import DocumentedError
 from migrator.copies import leave
 from migrator.errors import Interrupted
 from migrator.errors.containers import AlreadyRuns, BackThere, NotKnownThere, OutOfOrder
+from migrator.errors.documented import DocumentedError
 from migrator.errors.ownership import ForceRefused, TwoCopies
 from migrator.record import container_lock
 from migrator.record.journal import Journal

@@ -13,10 +13,10 @@ from typing import Any, cast
 
 import pytest
 
-from migrator.base.documented_error import DocumentedError
 from migrator.config import container_config
 from migrator.errors import Interrupted
 from migrator.errors.data import DiskFull
+from migrator.errors.documented import DocumentedError
 from migrator.errors.outcomes import SourceStateUnknown, SourceStoppedUnknown
 from migrator.errors.this_host import JournalBroken
 from migrator.record.journal import Journal, Migration

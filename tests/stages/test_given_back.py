@@ -16,7 +16,7 @@ import pytest
 from migrator import __main__ as program
 from migrator.copies import after_crash
 from migrator.errors import Interrupted, MigratorError
-from migrator.errors.other_host import ConnectionLost
+from migrator.errors.connection import ConnectionLost
 from migrator.errors.outcomes import SourceRunsAgain
 from migrator.host import lxc
 from migrator.record import container_lock

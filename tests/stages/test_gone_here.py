@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from migrator import cli
+from migrator.base.result import Result
 from migrator.config import container_config
 from migrator.copies import no_memory, remains
 from migrator.criu import criu_dump
@@ -297,7 +297,7 @@ def test_once_it_was_found_gone_no_later_rollback_starts_it(journal: Journal, st
 
 
 def test_one_that_is_renamed_back_loses_its_fence(journal: Journal, started: list[str], thaws: list[str],
-                                                  typed: Callable[..., cli.Result]) -> None:
+                                                  typed: Callable[..., Result]) -> None:
     migration = begun(journal, *DUMPED)
     rollback.roll_back(migration, lambda: "")
     fenced = fence(migration)

@@ -14,8 +14,8 @@ import pytest
 
 from migrator.copies import origins
 from migrator.copies.origins import Whose
+from migrator.errors.connection import NotAllowed
 from migrator.errors.containers import InvalidName
-from migrator.errors.other_host import NotAllowed
 from migrator.host import btrfs
 from migrator.preflight.facts import host_facts
 from migrator.record import grant

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from migrator.cli import Result
+from migrator.base.result import Result
 from migrator.errors import MigratorError
 from migrator.errors.containers import ContainerNotRunning
 from migrator.errors.memory import DowntimeExceeded

@@ -11,7 +11,7 @@ import pytest
 from migrator.config import container_config
 from migrator.copies import after_crash
 from migrator.errors import MigratorError
-from migrator.errors.other_host import HostUnreachable
+from migrator.errors.connection import HostUnreachable
 from migrator.errors.outcomes import SourceStateUnknown
 from migrator.errors.ownership import ForceRefused
 from migrator.errors.this_host import Busy

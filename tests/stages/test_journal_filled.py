@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from migrator.errors import UsageError
+from migrator.errors.connection import NotAllowed
 from migrator.errors.data import NoSpace
 from migrator.errors.memory import DumpRefused
-from migrator.errors.other_host import NotAllowed
 from migrator.record import grant
 from migrator.record.journal import Migration
 from migrator.record.states import Event, Role, State

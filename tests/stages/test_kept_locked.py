@@ -14,9 +14,9 @@ import pytest
 
 from migrator.copies import bases, resume_rules
 from migrator.errors import MigratorError
+from migrator.errors.connection import ConnectionLost, NotAllowed
 from migrator.errors.containers import ContainerExists, InvalidName
 from migrator.errors.data import NoSpace
-from migrator.errors.other_host import ConnectionLost, NotAllowed
 from migrator.errors.this_host import Busy
 from migrator.record import grant, migration_paths
 from migrator.record.journal import Journal, Migration

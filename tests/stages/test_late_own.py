@@ -14,8 +14,8 @@ from migrator.base import boot_clock
 from migrator.copies import leave, resume_rules
 from migrator.copies.leave import Leave
 from migrator.errors import MigratorError
+from migrator.errors.connection import ConnectionLost, ProtocolError
 from migrator.errors.memory import DowntimeExceeded, RestoreFailed
-from migrator.errors.other_host import ConnectionLost, ProtocolError
 from migrator.record.journal import Migration
 from migrator.record.states import Role, State
 from migrator.transfer.frames import Frame, Kind

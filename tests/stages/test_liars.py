@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from migrator.base import private_files
 from migrator.config import config_reader
 from migrator.errors import UsageError
+from migrator.errors.connection import ConsentNeeded, ProtocolError
 from migrator.errors.data import NoSpace
-from migrator.errors.other_host import ConsentNeeded, ProtocolError
 from migrator.record import grant
 from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, Role
@@ -24,6 +23,7 @@ from migrator.transfer.frames import CONTROL_MAX
 from migrator.transfer.rpc import Takeover
 from stages import import_data, prepare_data
 from tests.stages.test_allowed import HOOK, HOSTA, ID, Here, here, peer
+from tunnel.identity import private_files
 from tunnel.identity.peers import Peers
 
 __all__ = ["here"]

@@ -12,13 +12,13 @@ from typing import Any, cast
 import pytest
 
 from migrator.base import boot_clock, bounded_read
-from migrator.base.documented_error import DocumentedError
 from migrator.config import container_config
 from migrator.copies import leave, origins
 from migrator.criu import criu_dump
 from migrator.errors import Interrupted, MigratorError
+from migrator.errors.connection import ConnectionLost
+from migrator.errors.documented import DocumentedError
 from migrator.errors.memory import DowntimeExceeded, DumpFailed, DumpRefused
-from migrator.errors.other_host import ConnectionLost
 from migrator.errors.outcomes import (
     SourceRunsAgain,
     SourceStartedAgain,

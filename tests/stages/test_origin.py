@@ -15,7 +15,7 @@ import pytest
 
 from migrator.config import container_config
 from migrator.copies import origins
-from migrator.errors.other_host import NotAllowed
+from migrator.errors.connection import NotAllowed
 from migrator.host import btrfs, subvolume_uuids
 from migrator.record.journal import KEPT, Journal, Migration
 from migrator.record.migration_paths import Layout

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from migrator.errors.other_host import NotAllowed
+from migrator.errors.connection import NotAllowed
 from migrator.record import grant, migration_paths
 from migrator.record.grant import Grant
 from migrator.record.journal import Migration

@@ -13,8 +13,8 @@ import pytest
 
 from migrator.config import container_config
 from migrator.copies import after_crash, autostart, leave, no_memory, older_journal, origins, second_start, standing
+from migrator.errors.connection import HostUnreachable
 from migrator.errors.containers import AlreadyRuns, OutOfOrder
-from migrator.errors.other_host import HostUnreachable
 from migrator.errors.outcomes import SourceStateUnknown
 from migrator.errors.ownership import ForceRefused
 from migrator.host import btrfs, lxc

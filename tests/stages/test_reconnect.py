@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from migrator.base import log
-from migrator.base.documented_error import DocumentedError
 from migrator.errors import Interrupted
+from migrator.errors.connection import ConnectionLost, HostUnreachable, ProtocolError, RemoteMissing
 from migrator.errors.containers import AlreadyRuns
 from migrator.errors.data import NoSpace
-from migrator.errors.other_host import ConnectionLost, HostUnreachable, ProtocolError, RemoteMissing
+from migrator.errors.documented import DocumentedError
 from migrator.errors.outcomes import SourceRunsAgain, SourceStateUnknown
 from migrator.errors.this_host import Busy
 from stages.steps import reconnect

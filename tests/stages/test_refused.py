@@ -12,8 +12,8 @@ import pytest
 from migrator.config import container_config
 from migrator.copies import origins
 from migrator.errors import Interrupted
+from migrator.errors.connection import ConnectionLost
 from migrator.errors.memory import DumpRefused
-from migrator.errors.other_host import ConnectionLost
 from migrator.errors.outcomes import SourceRunsAgain, SourceStartedAgain, SourceStateUnknown
 from migrator.errors.this_host import JournalBroken
 from migrator.record import journal as journals

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from migrator import __main__ as program
-from migrator import cli
+from migrator.base.result import Result
 from migrator.copies import standing
+from migrator.errors.connection import ConnectionLost, HostUnreachable
 from migrator.errors.containers import AlreadyRuns, NoMigration, NotKnownThere
-from migrator.errors.other_host import ConnectionLost, HostUnreachable
 from migrator.errors.outcomes import SourceStateUnknown
 from migrator.errors.this_host import Busy, NotRoot
 from migrator.record import container_lock
@@ -44,14 +44,14 @@ from tests.stages.test_heal import dumping, journal, offered, owned  # noqa: F40
 
 @pytest.fixture
 def typed(journal: Journal, monkeypatch: pytest.MonkeyPatch, thaws: list[str],
-          tmp_path: Path) -> Callable[..., cli.Result]:
+          tmp_path: Path) -> Callable[..., Result]:
     """`migrator rollback web` on this host; nobody can be reached."""
     monkeypatch.setattr(rollback, "DEFAULT_PATH", journal.path)
     monkeypatch.setattr(rollback, "connected", refuses(CUT))
     monkeypatch.setattr(rollback, "locked", lambda name, **fields: locked(name, tmp_path / "run" / "lock", **fields))
     monkeypatch.setattr("os.geteuid", lambda: 0)
 
-    def run(**more: Any) -> cli.Result:
+    def run(**more: Any) -> Result:
         honest = {"name": "web", "lxcpath": str(tmp_path), "destination": None, "dry_run": False, "force": None,
                   "machine_is_off": False}
         return rollback.run(argparse.Namespace(**honest | more))
@@ -67,7 +67,7 @@ def connected_to(there: There, seen: list[str]) -> Any:
 
 
 @pytest.mark.parametrize("given", [None, "10.0.0.2"])
-def test_typed_on_the_source(journal: Journal, typed: Callable[..., cli.Result], thaws: list[str],
+def test_typed_on_the_source(journal: Journal, typed: Callable[..., Result], thaws: list[str],
                              monkeypatch: pytest.MonkeyPatch, given: str | None) -> None:
     migration = offered(journal)
     seen: list[str] = []
@@ -83,7 +83,7 @@ def test_typed_on_the_source(journal: Journal, typed: Callable[..., cli.Result],
 
 @pytest.mark.parametrize("command", ["rollback", "resume"])
 def test_ctrl_c_once_the_token_is_back_waits_for_the_thaw(
-        journal: Journal, typed: Callable[..., cli.Result], thaws: list[str], command: str,
+        journal: Journal, typed: Callable[..., Result], thaws: list[str], command: str,
         monkeypatch: pytest.MonkeyPatch) -> None:
     """While the connection is ended, which may take long: nothing more is asked for that it could break off."""
     migration = offered(journal)
@@ -106,7 +106,7 @@ def test_ctrl_c_once_the_token_is_back_waits_for_the_thaw(
     assert thaws == ["rolling-back"] and recorded(migration).state is State.ROLLED_BACK
 
 
-def test_typed_again(journal: Journal, typed: Callable[..., cli.Result], thaws: list[str]) -> None:
+def test_typed_again(journal: Journal, typed: Callable[..., Result], thaws: list[str]) -> None:
     migration = offered(journal)
     migration.move(Event.ROLL_BACK, abandoned=True)
     migration.move(Event.ROLLED_BACK)
@@ -114,7 +114,7 @@ def test_typed_again(journal: Journal, typed: Callable[..., cli.Result], thaws: 
     assert thaws == []
 
 
-def test_typed_again_where_the_destination_does_not_know(journal: Journal, typed: Callable[..., cli.Result],
+def test_typed_again_where_the_destination_does_not_know(journal: Journal, typed: Callable[..., Result],
                                                          monkeypatch: pytest.MonkeyPatch) -> None:
     migration = dumping(journal)
     typed()
@@ -126,7 +126,7 @@ def test_typed_again_where_the_destination_does_not_know(journal: Journal, typed
 
 
 @pytest.mark.parametrize(("given", "counts"), [(None, True), ("root@hostb", True), ("10.0.0.2", False)])
-def test_typed_again_where_the_destination_has_forgotten_it(journal: Journal, typed: Callable[..., cli.Result],
+def test_typed_again_where_the_destination_has_forgotten_it(journal: Journal, typed: Callable[..., Result],
                                                             monkeypatch: pytest.MonkeyPatch, given: str | None,
                                                             counts: bool) -> None:
     """At the address that it was sent to nobody else answers."""
@@ -142,7 +142,7 @@ def test_typed_again_where_the_destination_has_forgotten_it(journal: Journal, ty
 
 
 @pytest.mark.parametrize(("id_", "given"), [(None, None), ("0badc0de", None), ("0badc0de", "10.0.0.2")])
-def test_what_was_removed_there_is_given_back_by_force(journal: Journal, typed: Callable[..., cli.Result],
+def test_what_was_removed_there_is_given_back_by_force(journal: Journal, typed: Callable[..., Result],
                                                        monkeypatch: pytest.MonkeyPatch, id_: str | None,
                                                        given: str | None) -> None:
     """Without, the destination keeps its word on record, and its way back; it is told that the source runs it again."""
@@ -156,7 +156,7 @@ def test_what_was_removed_there_is_given_back_by_force(journal: Journal, typed: 
     assert there.asked[-1][1]["gone"] is True, "it runs here"
 
 
-def test_forced_at_another_address_it_is_given_back_at_its_own_too(journal: Journal, typed: Callable[..., cli.Result],
+def test_forced_at_another_address_it_is_given_back_at_its_own_too(journal: Journal, typed: Callable[..., Result],
                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
     offered(journal)
     there = There({"known": True})
@@ -174,7 +174,7 @@ def test_forced_at_another_address_it_is_given_back_at_its_own_too(journal: Jour
 
 
 @pytest.mark.parametrize("state", [State.FINISHING, State.FINISHED])
-def test_typed_too_late(journal: Journal, typed: Callable[..., cli.Result], thaws: list[str], state: State) -> None:
+def test_typed_too_late(journal: Journal, typed: Callable[..., Result], thaws: list[str], state: State) -> None:
     migration = offered(journal)
     migration.move(Event.TAKEN)
     migration.move(Event.FINISH)
@@ -187,13 +187,13 @@ def test_typed_too_late(journal: Journal, typed: Callable[..., cli.Result], thaw
     assert thaws == []
 
 
-def test_typed_where_nothing_was_moved(typed: Callable[..., cli.Result]) -> None:
+def test_typed_where_nothing_was_moved(typed: Callable[..., Result]) -> None:
     with pytest.raises(NoMigration) as refused:
         typed()
     assert refused.value.fields["next"] == "migrator prepare-data web -d HOST"
 
 
-def test_tried_out(journal: Journal, typed: Callable[..., cli.Result], thaws: list[str]) -> None:
+def test_tried_out(journal: Journal, typed: Callable[..., Result], thaws: list[str]) -> None:
     migration = offered(journal)
     kept, gone = snapshot(migration, 1, SENT), snapshot(migration, 2, UUID)
     migration.note("rounds", rounds=[{"bytes": 1}])
@@ -205,7 +205,7 @@ def test_tried_out(journal: Journal, typed: Callable[..., cli.Result], thaws: li
 
 @pytest.mark.parametrize(("given", "elsewhere"), [(None, False), ("root@hostb", False), ("root@hostc", True)])
 @pytest.mark.parametrize("off", [False, True])
-def test_forced_it_is_passed_on(journal: Journal, typed: Callable[..., cli.Result], monkeypatch: pytest.MonkeyPatch,
+def test_forced_it_is_passed_on(journal: Journal, typed: Callable[..., Result], monkeypatch: pytest.MonkeyPatch,
                                 given: str | None, elsewhere: bool, off: bool) -> None:
     migration = offered(journal)
     seen: list[Any] = []
@@ -216,12 +216,12 @@ def test_forced_it_is_passed_on(journal: Journal, typed: Callable[..., cli.Resul
         raise ConnectionLost(destination=where, reason="x")
 
     def forced(of: Migration, id_: str, ask: Callable[[], str], *, recorded: Callable[[], str] | None,
-               off: bool) -> cli.Result:
+               off: bool) -> Result:
         for each in (ask, recorded):
             with pytest.raises(ConnectionLost) if each else contextlib.nullcontext():
                 assert each is None or each()
         seen.append((of.id, id_, off))
-        return cli.Result({}, "")
+        return Result({}, "")
 
     monkeypatch.setattr(rollback, "connected", connected)
     monkeypatch.setattr(force, "roll_back", forced)
@@ -231,7 +231,7 @@ def test_forced_it_is_passed_on(journal: Journal, typed: Callable[..., cli.Resul
     assert asked == [given or "root@hostb", *(["root@hostb"] if elsewhere else [])] * 2
 
 
-def test_typed_on_the_destination(journal: Journal, typed: Callable[..., cli.Result],
+def test_typed_on_the_destination(journal: Journal, typed: Callable[..., Result],
                                   monkeypatch: pytest.MonkeyPatch) -> None:
     migration = owned(journal)
     monkeypatch.setattr(import_data, "drop_attempt", lambda *_: None)
@@ -245,7 +245,7 @@ def test_typed_on_the_destination(journal: Journal, typed: Callable[..., cli.Res
         typed()  # it has ended here, and this host was no source
 
 
-def test_what_has_come_here_and_gone_on_is_rolled_back_as_a_source(journal: Journal, typed: Callable[..., cli.Result],
+def test_what_has_come_here_and_gone_on_is_rolled_back_as_a_source(journal: Journal, typed: Callable[..., Result],
                                                                    thaws: list[str]) -> None:
     came = owned(journal)
     came.move(Event.ABANDON)
@@ -255,14 +255,14 @@ def test_what_has_come_here_and_gone_on_is_rolled_back_as_a_source(journal: Jour
     assert typed().data["migration"] == "00000002" and thaws == ["rolling-back"]
 
 
-def test_only_root_may(journal: Journal, typed: Callable[..., cli.Result], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_root_may(journal: Journal, typed: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
     offered(journal)
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     with pytest.raises(NotRoot, match="migrator rollback"):
         typed()
 
 
-def test_who_works_on_it_is_not_disturbed(journal: Journal, typed: Callable[..., cli.Result], thaws: list[str],
+def test_who_works_on_it_is_not_disturbed(journal: Journal, typed: Callable[..., Result], thaws: list[str],
                                           tmp_path: Path) -> None:
     migration = dumping(journal)
     with locked("web", tmp_path / "run" / "lock", lxcpath=migration.lxcpath), pytest.raises(Busy):
@@ -270,7 +270,7 @@ def test_who_works_on_it_is_not_disturbed(journal: Journal, typed: Callable[...,
     assert thaws == [] and recorded(migration).state is State.DUMPING
 
 
-def test_who_is_kept_off_hears_which_one_it_is(journal: Journal, typed: Callable[..., cli.Result],
+def test_who_is_kept_off_hears_which_one_it_is(journal: Journal, typed: Callable[..., Result],
                                                monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     dumping(journal)
     found: list[container_lock.Holder | None] = []
@@ -284,7 +284,7 @@ def test_who_is_kept_off_hears_which_one_it_is(journal: Journal, typed: Callable
     assert [each.lxcpath if each else None for each in found] == [str(tmp_path)]
 
 
-def test_nobody_has_said_that_the_machine_is_off(journal: Journal, typed: Callable[..., cli.Result],
+def test_nobody_has_said_that_the_machine_is_off(journal: Journal, typed: Callable[..., Result],
                                                  thaws: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """A command line that has no word for it does not say it."""
     migration = offered(journal)
@@ -298,7 +298,7 @@ def test_nobody_has_said_that_the_machine_is_off(journal: Journal, typed: Callab
 
 
 def test_a_command_line_of_another_kind_forces_nothing(journal: Journal, monkeypatch: pytest.MonkeyPatch,
-                                                       typed: Callable[..., cli.Result]) -> None:
+                                                       typed: Callable[..., Result]) -> None:
     """`resume` calls it with its own arguments, which have none for that."""
     offered(journal)
     with pytest.raises(SourceStateUnknown):

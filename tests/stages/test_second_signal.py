@@ -18,8 +18,8 @@ import pytest
 from migrator import __main__ as program
 from migrator.config import container_config
 from migrator.copies import after_crash, bases, origins
+from migrator.errors.connection import ConnectionLost
 from migrator.errors.memory import DumpRefused
-from migrator.errors.other_host import ConnectionLost
 from migrator.errors.outcomes import SourceRunsAgain
 from migrator.host import btrfs
 from migrator.record import container_lock

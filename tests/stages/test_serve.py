@@ -13,7 +13,7 @@ import pytest
 from migrator import cli
 from migrator.base import log
 from migrator.errors import UsageError
-from migrator.errors.other_host import NotAllowed
+from migrator.errors.connection import NotAllowed
 from migrator.record import grant
 from migrator.transfer.rpc import Connection
 from migrator.transfer.stream import FileStream
@@ -64,7 +64,7 @@ def test_a_forced_command_serves_and_does_nothing_else(
 
 
 def test_a_peer_is_looked_up_at_each_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("migrator.base.private_files.STATE", tmp_path)
+    monkeypatch.setattr("tunnel.identity.private_files.STATE", tmp_path)
     peers = Peers(tmp_path / "peers")
     args = argparse.Namespace(only=None, peer=HOSTA.id.hex())
     assert not serve.grant_of(args).ask
@@ -80,7 +80,7 @@ def test_a_peer_is_looked_up_at_each_connection(tmp_path: Path, monkeypatch: pyt
 
 def test_a_peer_is_looked_up_at_each_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Over a connection that stood when it was allowed less, or removed."""
-    monkeypatch.setattr("migrator.base.private_files.STATE", tmp_path)
+    monkeypatch.setattr("tunnel.identity.private_files.STATE", tmp_path)
     monkeypatch.setattr(cli, "require_root", lambda _: None)
     monkeypatch.setattr(log, "level", log.level)  # which is another one afterwards
     monkeypatch.setattr(serve, "DEFAULT_PATH", tmp_path / "journal.db")

@@ -17,8 +17,8 @@ from migrator.config import container_config
 from migrator.copies import after_crash, no_memory, origins, standing
 from migrator.copies.origins import Whose
 from migrator.criu import ran_mark, restore
+from migrator.errors.connection import ConnectionLost
 from migrator.errors.containers import AlreadyRuns
-from migrator.errors.other_host import ConnectionLost
 from migrator.errors.ownership import WordOver
 from migrator.errors.this_host import JournalBroken
 from migrator.host import btrfs, empty_cgroups, lxc

@@ -17,7 +17,7 @@ import pytest
 
 from migrator.copies import after_crash, standing
 from migrator.errors import MigratorError
-from migrator.errors.other_host import HostUnreachable
+from migrator.errors.connection import HostUnreachable
 from migrator.errors.this_host import CommandTimeout
 from migrator.host import network
 from migrator.host.network import Port

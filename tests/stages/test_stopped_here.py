@@ -12,12 +12,12 @@ from types import SimpleNamespace
 import pytest
 
 from migrator import cli
-from migrator.cli import Result
+from migrator.base.result import Result
 from migrator.config import container_config
 from migrator.copies import after_crash, origins
 from migrator.copies.origins import Whose
+from migrator.errors.connection import ConnectionLost
 from migrator.errors.containers import AlreadyRuns, ContainerNotFound, OutOfOrder
-from migrator.errors.other_host import ConnectionLost
 from migrator.errors.ownership import ForceRefused, SourceNeeded, TwoCopies
 from migrator.host import lxc
 from migrator.record import lxc_disk

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from migrator.config import container_config
-from migrator.errors.other_host import ConnectionLost
+from migrator.errors.connection import ConnectionLost
 from migrator.errors.ownership import TwoCopies
 from migrator.host import lxc
 from migrator.record import lxc_disk

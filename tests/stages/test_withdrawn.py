@@ -13,13 +13,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from migrator.base import private_files
 from migrator.config import config_reader, consent, container_config
 from migrator.copies import no_memory
 from migrator.criu import restore
+from migrator.errors.connection import ConsentNeeded
 from migrator.errors.containers import ConfigInvalid
 from migrator.errors.memory import DumpRefused
-from migrator.errors.other_host import ConsentNeeded
 from migrator.host import btrfs, cgroup_limits, device_filter, lxc, network
 from migrator.record import grant
 from migrator.record.grant import Grant
@@ -32,6 +31,7 @@ from stages.steps.handover import INCREMENT
 from tests.migrator.criu.test_prepare_restore import RULES, TAKEN_BACK
 from tests.stages.test_allowed import HOOK, HOSTA, HOSTC, ID, Here, here, peer  # noqa: F401 -- a fixture
 from tests.stages.test_restored_again import arrives
+from tunnel.identity import private_files
 from tunnel.identity.peers import Peers
 
 WITH, WITHOUT = ("receive", "hooks"), ("receive",)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from migrator.base import private_files
 from migrator.base.process_id import Process
 from tests.tunnel.interface.test_device import ALL, DEAD, SESSION, FakeBackend, Keys, Links, Path_, links, removed  # noqa: F401
+from tunnel.identity import private_files
 from tunnel.interface import device, leftovers
 from tunnel.interface.leftovers import Record
 from tunnel.tunnel_errors import InterfaceFailed, LeftoversRemain, TunnelFileUnusable, WireGuardFailed

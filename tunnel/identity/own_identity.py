@@ -18,9 +18,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
 
-from migrator.base import private_files, strict_json
-from migrator.base.private_files import STATE
+from migrator.base import strict_json
 from migrator.base.strict_json import Malformed
+from tunnel.identity import private_files
+from tunnel.identity.private_files import STATE
 from tunnel.tunnel_errors import TunnelFileUnusable
 
 KEY_SIZE = 32  # bytes, of each of the four keys

@@ -14,11 +14,10 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from migrator.base import private_files
-from migrator.base.private_files import STATE
 from migrator.base.strict_json import Malformed
-from tunnel.identity import tunnel_config
+from tunnel.identity import private_files, tunnel_config
 from tunnel.identity.own_identity import PublicIdentity
+from tunnel.identity.private_files import STATE
 from tunnel.identity.tunnel_config import InvalidServer, Server
 from tunnel.tunnel_errors import IdentityChanged, PeerNameRefused, PeerUnknown, TunnelFileUnusable
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from migrator.base import process_id
-from migrator.base.private_files import folder_locked, read_private, write_private
 from migrator.base.process_id import Process
+from tunnel.identity.private_files import folder_locked, read_private, write_private
 from tunnel.interface import addresses, firewall
 from tunnel.tunnel_errors import LeftoversRemain, TunnelError, TunnelFileUnusable
 from tunnel.wireguard import kernel, userspace

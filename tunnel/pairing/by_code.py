@@ -10,8 +10,8 @@ from typing import Any
 
 from migrator.base import strict_json
 from migrator.base.clock import now
-from migrator.base.documented_error import DocumentedError
 from migrator.base.strict_json import Malformed
+from migrator.errors.documented import DocumentedError
 from tunnel.identity import tunnel_config
 from tunnel.identity.own_identity import Identity, PublicIdentity
 from tunnel.identity.tunnel_config import SERVERS_MAX, Server

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-from migrator.base import private_files
+from tunnel.identity import private_files
 from tunnel.tunnel_errors import TunnelFileUnusable
 
 LIFE = datetime.timedelta(days=365 * 20)  # the pin decides, so a date would only break things

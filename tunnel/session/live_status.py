@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from migrator.base.private_files import read_private, write_private
+from tunnel.identity.private_files import read_private, write_private
 from tunnel.interface import leftovers
 from tunnel.tunnel_errors import TunnelFileUnusable
 

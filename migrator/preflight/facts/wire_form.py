@@ -16,7 +16,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from migrator.errors.other_host import ProtocolError
+from migrator.errors.connection import ProtocolError
 
 TEXT_MAX = 8192  # characters in one text
 LIST_MAX = 20_000  # items in one list or mapping

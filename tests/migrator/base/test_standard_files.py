@@ -19,7 +19,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from migrator import __main__, cli
 from migrator.base import log
-from migrator.cli import Result
+from migrator.base.result import Result
 from migrator.copies import thawing
 from migrator.host import lxc, network
 

@@ -21,10 +21,10 @@ from migrator import cli
 from migrator.__main__ import main
 from migrator.base import log, sd_notify
 from migrator.base.log import Level
-from migrator.cli import Result
+from migrator.base.result import Result
 from migrator.errors import MigratorError
+from migrator.errors.connection import ProtocolError
 from migrator.errors.convert import from_json
-from migrator.errors.other_host import ProtocolError
 from migrator.errors.this_host import CommandFailed
 from migrator.preflight.findings import Code, Severity, painted, render, to_json
 from migrator.transfer import frames, progress

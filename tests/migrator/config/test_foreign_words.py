@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from migrator.config.lxc_settings import Include
+from migrator.errors.connection import ProtocolError
 from migrator.errors.containers import OutOfOrder
 from migrator.errors.convert import from_json
 from migrator.errors.data import NoSpace
-from migrator.errors.other_host import ProtocolError
 from migrator.errors.outcomes import SourceRunsAgain
 from migrator.host.mountinfo import Mount
 from migrator.host.net_state import Interface

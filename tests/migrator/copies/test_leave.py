@@ -12,7 +12,7 @@ import pytest
 from migrator.base import boot_clock
 from migrator.copies import leave
 from migrator.copies.leave import Leave
-from migrator.errors.other_host import ProtocolError
+from migrator.errors.connection import ProtocolError
 from migrator.transfer.frames import Frame, Kind
 
 

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from migrator import errors
 from migrator.errors import InternalError, Interrupted, MigratorError, convert
+from migrator.errors.connection import HostUnreachable
 from migrator.errors.containers import AlreadyMigrating
 from migrator.errors.convert import by_code, from_json
 from migrator.errors.data import NoSpace
-from migrator.errors.other_host import HostUnreachable
 from migrator.errors.outcomes import OutcomeError, SourceRunsAgain, SourceStateUnknown, SourceStillFrozen
 from tests.effort import tries
 

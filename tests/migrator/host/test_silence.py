@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from migrator.errors.other_host import ConnectionLost
+from migrator.errors.connection import ConnectionLost
 from migrator.transfer import frames
 from migrator.transfer.frames import Kind
 from migrator.transfer.rpc import Connection, serve, sign_of_life

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 
 from migrator.config.lxc_settings import Config
-from migrator.errors.other_host import ProtocolError
+from migrator.errors.connection import ProtocolError
 from migrator.preflight.facts import wire_form
 from migrator.preflight.facts.container_facts import ContainerFacts
 from migrator.preflight.facts.host_facts import HostFacts, Query

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import pytest
 
-from migrator.errors.other_host import ProtocolError
+from migrator.errors.connection import ProtocolError
 from migrator.transfer import sender, spool
 from migrator.transfer.frames import DIGEST_SIZE, HELD_MAX, SEGMENT_MAX, Frame, Kind
 from migrator.transfer.rpc import Connection

@@ -65,7 +65,7 @@ def is_taken(port: int) -> bool:
 @pytest.fixture(autouse=True)
 def peers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Peers:
     """Whom this host is paired with."""
-    monkeypatch.setattr("migrator.base.private_files.STATE", tmp_path / "state")
+    monkeypatch.setattr("tunnel.identity.private_files.STATE", tmp_path / "state")
     found = Peers(tmp_path / "state" / "peers")
     found.pin("hosta", HOSTA)
     found.pin("hostc", HOSTC)

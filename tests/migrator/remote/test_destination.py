@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from migrator.errors.other_host import DestinationInvalid
+from migrator.errors.connection import DestinationInvalid
 from migrator.remote.destination import Destination, Kind, parse
 
 GOOD = {

@@ -24,7 +24,7 @@ import pytest
 
 from migrator.base.run import Completed
 from migrator.errors import Interrupted
-from migrator.errors.other_host import (
+from migrator.errors.connection import (
     ConnectionLost,
     DestinationInvalid,
     HostKeyChanged,

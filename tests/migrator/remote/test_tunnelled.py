@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from migrator.errors.other_host import ConnectionLost
+from migrator.errors.connection import ConnectionLost
 from migrator.remote import destination, other_host, tunnelled
 from migrator.remote.tunnelled import Loop, Opened, TunnelStream
 from tests.migrator.threads import until_waits

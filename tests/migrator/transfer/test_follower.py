@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from migrator.errors.connection import ConnectionLost
 from migrator.errors.data import SegmentDamaged
-from migrator.errors.other_host import ConnectionLost
 from migrator.transfer import spool
 from migrator.transfer.frames import SEGMENT_MAX
 from tests.migrator.transfer.test_spool import cut, store

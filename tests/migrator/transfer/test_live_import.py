@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from migrator.base import run
 from migrator.errors import MigratorError
+from migrator.errors.connection import ConnectionLost
 from migrator.errors.data import DiskFull, SegmentDamaged
-from migrator.errors.other_host import ConnectionLost
 from migrator.host import btrfs, no_devices
 from migrator.remote.answering import Service
 from migrator.transfer import frames, live_import, received_snapshot, receiver, segments, sender, spool, stream_reader

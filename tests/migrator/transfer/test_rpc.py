@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 import migrator
 from migrator.errors import InternalError, MigratorError
+from migrator.errors.connection import ConnectionLost, ProtocolError
 from migrator.errors.data import NoSpace
-from migrator.errors.other_host import ConnectionLost, ProtocolError
 from migrator.transfer import frames
 from migrator.transfer.frames import Kind
 from migrator.transfer.rpc import Connection, Takeover

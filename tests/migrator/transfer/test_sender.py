@@ -23,9 +23,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from migrator.errors import MigratorError
+from migrator.errors.connection import ConnectionLost
 from migrator.errors.containers import InvalidName
 from migrator.errors.data import NoSpace, ReadFailed, SegmentDamaged, WriteFailed
-from migrator.errors.other_host import ConnectionLost
 from migrator.errors.this_host import CommandFailed
 from migrator.transfer import frames, receiver, segments, sender, spool, stream_reader
 from migrator.transfer.frames import Kind

@@ -17,9 +17,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from migrator.errors import MigratorError
+from migrator.errors.connection import ProtocolError
 from migrator.errors.containers import InvalidName
 from migrator.errors.data import NoSpace, SegmentDamaged
-from migrator.errors.other_host import ProtocolError
 from migrator.errors.this_host import Busy
 from migrator.transfer import segments, spool
 from migrator.transfer.frames import SEGMENT_MAX, Kind

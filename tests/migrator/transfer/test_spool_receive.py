@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from migrator.errors.connection import ProtocolError
 from migrator.errors.data import NoSpace
-from migrator.errors.other_host import ProtocolError
 from migrator.errors.this_host import Busy
 from migrator.transfer import room_bounds, spool
 from migrator.transfer.frames import SEGMENT_MAX, Kind

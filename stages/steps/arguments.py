@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Arguments that several commands take, and what is made of them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from migrator.errors.containers import InvalidName
+from migrator.errors.this_host import NotRoot
+
+STATUSES = """\
+exit status:
+  0      done
+  1      done, with warnings (check)
+  2      wrong usage, or an error without a number of its own
+  3      failed after the freeze; the container was thawed (--no-memory: started again) and runs on on the source
+  4      failed after the freeze; the container is still frozen (--no-memory: stopped) on the source
+  5      failed after the freeze; whether the destination may run it is not known, so it stays frozen
+  10-99  one cause each, the container is where it was: see migrator(1) or docs/errors.md
+  128+N  ended by signal N
+"""
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """What every command takes."""
+    group = parser.add_argument_group("output")
+    group.add_argument("--json", action="store_true", help="results, progress and errors as JSON (docs/json.md)")
+    group.add_argument("-v", "--verbose", action="store_true", help="say what is done and how long it takes")
+    group.add_argument("-q", "--quiet", action="store_true", help="say only what went wrong")
+    group.add_argument("--debug", action="store_true", help="show every program that is started, and tracebacks")
+
+
+def add_container(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """The container's name, as a word or with -n, and -P, as the lxc-* tools have them."""
+    parser.add_argument("name_word", metavar="NAME", nargs="?", help="the container's name")
+    parser.add_argument("-n", "--name", metavar="NAME", help="the same, as the lxc-* tools have it")
+    parser.add_argument("-P", "--lxcpath", metavar="PATH", help="where this host keeps its containers")
+    parser.set_defaults(name_required=required)
+
+
+def add_destination(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """-d and how to reach it."""
+    parser.add_argument(
+        "-d", "--destination", metavar="[USER@]HOST[:PORT]|peer:NAME", required=required,
+        help="the host to move to" + ("" if required else "; by default the one that the migration began with"),
+    )
+    parser.add_argument("--accept-new-host-key", action="store_true",
+                        help="trust the SSH key of a host that is not in known_hosts yet, and add it")
+    parser.add_argument("--timeout", metavar="SECONDS", type=positive, default=15.0,
+                        help="give the connection up after this long without a word (default: %(default)g)")
+    add_path(parser)
+
+
+def add_path(parser: argparse.ArgumentParser) -> None:
+    """--path, for whoever opens tunnels."""
+    parser.add_argument("--path", choices=("prefer-direct", "direct-only", "relay-only"), default="prefer-direct",
+                        help="how to reach a paired peer (default: %(default)s)")
+
+
+def add_dry_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dry-run", action="store_true", help="print what both hosts would run, and run nothing")
+
+
+def add_map_bridge(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--map-bridge", metavar="HERE=THERE", action="append", default=[], type=bridge_pair,
+                        help="the container's bridge HERE is called THERE on the destination (can be repeated)")
+
+
+def bridge_pair(text: str) -> tuple[str, str]:
+    """`here=there`, for argparse."""
+    from migrator.base import names
+
+    here, equals, there = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError("must be HERE=THERE")
+    try:
+        return names.interface_name(here), names.interface_name(there)
+    except InvalidName as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def positive(text: str) -> float:
+    """A number of seconds above zero, for argparse."""
+    value = float(text)
+    if not 0 < value < 1e9:
+        raise argparse.ArgumentTypeError("must be above zero")
+    return value
+
+
+def container_of(args: argparse.Namespace) -> tuple[str, Path]:
+    """The checked name and LXC path of a command line; raises InvalidName."""
+    from migrator.base import names
+    from migrator.host import lxc
+
+    name = names.container_name(args.name)
+    return name, names.lxcpath(args.lxcpath) if args.lxcpath else lxc.default_lxcpath()
+
+
+def require_root(command: str) -> None:
+    """Raises NotRoot unless this process may freeze, dump and snapshot."""
+    if os.geteuid() != 0:
+        raise NotRoot(command=f"migrator {command}")

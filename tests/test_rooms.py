@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What may import what, as docs/architecture.md has it, and no name twice."""
+
+from __future__ import annotations
+
+import ast
+import collections
+import re
+from pathlib import Path
+
+import pytest
+
+TREE = Path(__file__).parents[1]
+MODULES = {".".join(path.relative_to(TREE).with_suffix("").parts).removesuffix(".__init__"): path
+           for top in ("migrator", "stages", "tunnel") for path in sorted((TREE / top).rglob("*.py"))}
+
+
+def imports(module: str) -> set[str]:
+    """The modules of ours that one imports, be it late, in a function, or for types alone."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names} & MODULES.keys()
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                found |= {full if full in MODULES else node.module} & MODULES.keys()
+    return found - {module}
+
+
+IMPORTS = {module: imports(module) for module in MODULES}
+
+
+def rooms() -> dict[str, set[str]]:
+    """Each room of the table in docs/architecture.md, with those whose modules it may import."""
+    text = (TREE / "docs" / "architecture.md").read_text()
+    table = text.partition("| folder | holds | may import |\n| --- | --- | --- |\n")[2].partition("\n\n")[0]
+    found: dict[str, set[str]] = {}
+    for row in table.splitlines():
+        folder, _, may = (cell.strip() for cell in row.strip("|").split("|"))
+        room = folder.strip("`").rstrip("/")
+        if room in ("vagrant", "bench", "tests"):
+            continue
+        named = {f"migrator/{each}" if each != "tunnel" else each for each in re.findall(r"`(\w+)`", may)}
+        if may.startswith("the above"):
+            named = set(found) - named
+        assert named or may == "-", f"{room} may import what? {may}"
+        found[room] = named
+    return found
+
+
+ROOMS = rooms()
+
+
+def room_of(module: str) -> str:
+    folders = [room for room in ROOMS if f"{module.replace('.', '/')}/".startswith(f"{room}/")]
+    return max(folders, key=len)
+
+
+def test_each_folder_is_a_room() -> None:
+    folders = {path.parent.relative_to(TREE) for path in MODULES.values()}
+    assert {"/".join(folder.parts[:2]) for folder in folders if folder.parts[0] == "migrator"} <= ROOMS.keys()
+    assert {"migrator", "stages", "tunnel"} <= ROOMS.keys()
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_what_its_room_may(module: str) -> None:
+    room = room_of(module)
+    beyond = {each for each in IMPORTS[module] if room_of(each) not in {room, *ROOMS[room]}}
+    if each := {each for each in beyond if each == "migrator"}:
+        beyond -= each  # its version alone
+    assert not beyond
+
+
+def test_no_name_twice() -> None:
+    """A command's module is called as the command; no other is called as another one, or as a folder."""
+    names = collections.Counter(module.rpartition(".")[2] for module in MODULES
+                                if not re.match(r"stages\.\w+$", module))
+    assert [name for name, count in names.items() if count > 1 and name != "__main__"] == []
