@@ -52,7 +52,7 @@ def test_no_change(tree: Path) -> None:
     (tree / "vagrant/riglib/__pycache__").mkdir()
     (tree / "vagrant/riglib/__pycache__/state.pyc").touch()
     (tree / "tests/rig/test_migrate.py").touch()
-    (tree / "migrator").mkdir()
+    (tree / "migrator/host").mkdir(parents=True)
     (tree / "migrator/host/lxc.py").touch()
     assert equipment.is_recorded(tree)
 

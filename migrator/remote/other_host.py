@@ -81,7 +81,7 @@ def _stream(args: argparse.Namespace, target: destination.Destination, stack: co
 def fingerprint(args: argparse.Namespace) -> str:
     """Of the peer that `connected` has connected to; "" where that was not through a tunnel."""
     tunnel = getattr(args, "tunnel", None)
-    return str(tunnel.session.live_tunnel.peer.public.fingerprint) if tunnel else ""
+    return str(tunnel.tunnel.peer.public.fingerprint) if tunnel else ""
 
 
 def require_stable_path(args: argparse.Namespace) -> None:

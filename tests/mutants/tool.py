@@ -26,7 +26,7 @@ from typing import Any, NoReturn
 
 WRITABLE = Path.cwd().parent  # the folder of the copy and of the output
 SAID = WRITABLE / "tests.log"  # by the tests of the code as it is, which are to pass
-TEMPORARY = Path("/run/tests")  # a tmpfs of our own, and short: the name of a socket has no more than 107 characters (unix(7))
+TEMPORARY = Path("/run/tests")  # a tmpfs of our own; and short, as names of sockets are (107 characters, unix(7))
 
 
 def confine() -> None:

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from migrator import cli
 from migrator.base.result import Result
 from migrator.errors.this_host import JournalBroken
 from migrator.record import container_lock
 from migrator.record.journal import Journal, is_busy
 from migrator.record.states import Event, Role
 from stages import abort, rollback
+from stages.steps import arguments
 
 # On a full disk the journal is had alone for the time of an access, in which it is stopped here. Called as a command
 # that is asked to stop, or as another one.
@@ -53,8 +53,8 @@ def test_one_that_was_stopped_in_the_journal_goes_on_first(tmp_path: Path, monke
         return Result({}, "")
 
     monkeypatch.setattr(container_lock, "LOCKS", locks)
-    monkeypatch.setattr(cli, "require_root", lambda _: None)
-    monkeypatch.setattr(cli, "container_of", lambda _: ("web", tmp_path))
+    monkeypatch.setattr(arguments, "require_root", lambda _: None)
+    monkeypatch.setattr(arguments, "container_of", lambda _: ("web", tmp_path))
     monkeypatch.setattr(rollback, "run", roll_back)
     monkeypatch.setattr(abort, "DEFAULT_PATH", path)
     patience = 0.05 if command == container_lock.SERVE else 600.0

@@ -12,7 +12,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from migrator import cli
 from migrator.base.result import Result
 from migrator.config import config_reader, container_config, fences
 from migrator.copies import after_crash, autostart, origins, standing
@@ -26,7 +25,7 @@ from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, Role
 from migrator.remote.answering import Service
 from stages import migrate, status
-from stages.steps import ask_source, heal
+from stages.steps import arguments, ask_source, heal
 from tests.stages.test_earlier_stays import ARRIVED, CONFIG, ID, LATER, LEFT, begun, clean, journal, stands, state
 
 __all__ = ["journal", "state"]  # fixtures
@@ -223,7 +222,7 @@ def left(journal: Journal, tmp_path: Path, state: SimpleNamespace, monkeypatch: 
     for stage in (heal, status):
         monkeypatch.setattr(stage, "DEFAULT_PATH", tmp_path / "journal.db")
     monkeypatch.setattr(container_lock, "LOCKS", tmp_path / "lock")
-    monkeypatch.setattr(cli, "require_root", lambda _: None)
+    monkeypatch.setattr(arguments, "require_root", lambda _: None)
     monkeypatch.setattr(standing, "started_anew", lambda _: False)
     begun(journal, tmp_path, Role.SOURCE, *LEFT, destination_host="hostb", rootfs_uuid="rootfs")
     here = stands(tmp_path)

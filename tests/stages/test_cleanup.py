@@ -216,7 +216,7 @@ def test_another_container_of_that_name_is_not_forgotten(host: Host, monkeypatch
                                                          words: tuple[str, ...]) -> None:
     """In another LXC path, that is; without one all are meant."""
     monkeypatch.setattr(cleanup, "DEFAULT_PATH", host.journal.path)
-    monkeypatch.setattr("migrator.arguments.require_root", lambda _: None)
+    monkeypatch.setattr("stages.steps.arguments.require_root", lambda _: None)
     usual, given = host.pool, host.pool.with_name("given")
     for path in (usual, given):
         path.mkdir(exist_ok=True)
@@ -328,7 +328,7 @@ def test_it_says_which_container_it_works_on(host: Host, monkeypatch: pytest.Mon
     monkeypatch.setattr(cleanup, "remove_images", delete)
     host.clean()
     monkeypatch.setattr(cleanup, "DEFAULT_PATH", host.journal.path)
-    monkeypatch.setattr("migrator.arguments.require_root", lambda _: None)
+    monkeypatch.setattr("stages.steps.arguments.require_root", lambda _: None)
     cleanup.run(cli.parse(["cleanup", "web", "-P", str(host.pool)]))
     assert held == [str(host.pool)] * 3
 

@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 
-from migrator import cli
 from migrator.config import container_config
 from migrator.copies import after_crash, bases
 from migrator.criu import criu_dump, ran_mark, restore
@@ -27,7 +26,7 @@ from migrator.record.journal import Journal
 from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, Role, State
 from stages import finish, import_data, prepare_data, restore_dump, rollback
-from stages.steps import abandon, ask_source, force, heal, restore_over, settling, stopped_here, take
+from stages.steps import abandon, arguments, ask_source, force, heal, restore_over, settling, stopped_here, take
 
 ID = "0badc0de"
 BOOT = argparse.Namespace(max_downtime=None)
@@ -154,8 +153,8 @@ def test_what_is_not_to_be_seen_is_not_said_to_run(make: Callable[..., There], m
     """By who types restore-dump once more."""
     there = make(Event.RESTORE, Event.RESTORED)
     container_config.unfence(there.layout.container, ID)
-    monkeypatch.setattr(cli, "require_root", lambda _: None)
-    monkeypatch.setattr(cli, "container_of", lambda _: ("web", there.pool))
+    monkeypatch.setattr(arguments, "require_root", lambda _: None)
+    monkeypatch.setattr(arguments, "container_of", lambda _: ("web", there.pool))
     monkeypatch.setattr(restore_dump, "Journal", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(restore_dump, "locked", lambda *_, **__: contextlib.nullcontext())
     monkeypatch.setattr(restore_dump, "arrived", lambda *_: there.migration)

@@ -210,7 +210,7 @@ def test_a_source_goes_on_with_this_migration_alone(
         monkeypatch.setattr(container_lock, "LOCKS", journal.path.parent / "lock")
         monkeypatch.setattr(heal, "_on_source", on_source_)
         monkeypatch.setattr("migrator.host.lxc.default_lxcpath", lambda: usual)
-        monkeypatch.setattr("migrator.arguments.require_root", lambda _: None)
+        monkeypatch.setattr("stages.steps.arguments.require_root", lambda _: None)
 
         def answer(argv: list[str]) -> dict[str, Any]:
             try:

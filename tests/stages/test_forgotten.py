@@ -18,6 +18,7 @@ from migrator.record.journal import Journal
 from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, Role
 from stages import cleanup
+from stages.steps import arguments
 from stages.steps.cleaner import Cleaner
 from tests.stages.test_earlier_stays import (  # noqa: F401 -- fixtures
     ARRIVED,
@@ -39,7 +40,7 @@ OTHER = "00000003"
 def pool(journal: Journal, tmp_path: Path, state: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(cleanup, "DEFAULT_PATH", journal.path)
     monkeypatch.setattr(container_lock, "LOCKS", tmp_path / "lock")
-    monkeypatch.setattr(cli, "require_root", lambda _: None)
+    monkeypatch.setattr(arguments, "require_root", lambda _: None)
     monkeypatch.setattr(btrfs, "free_bytes", lambda _: 1)
     for asked in ("wait_deleted", "exclusive_bytes"):
         monkeypatch.setattr(btrfs, asked, lambda _: 0)

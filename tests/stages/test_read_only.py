@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 
-from migrator import cli
 from migrator.copies import after_crash, bases, origins, thawing
 from migrator.copies.thawing import Frozen
 from migrator.copies.watchdog import Task, Watch
@@ -27,7 +26,7 @@ from migrator.record import journal as journals
 from migrator.record.journal import Journal, Migration
 from migrator.record.states import State
 from stages import abort, create_dump, rollback
-from stages.steps import offer
+from stages.steps import arguments, offer
 from tests.stages.test_heal import dumping, journal, offered  # noqa: F401 -- a fixture
 from tests.stages.test_started_again import TOO_LATE, There
 
@@ -130,8 +129,8 @@ def test_abort_thaws_what_nobody_works_on(journal: Journal, done: list[str], tmp
     for module in (abort, rollback):
         monkeypatch.setattr(module, "Journal", opened)
     monkeypatch.setattr(container_lock, "LOCKS", locks)
-    monkeypatch.setattr(cli, "require_root", lambda _: None)
-    monkeypatch.setattr(cli, "container_of", lambda _: (migration.name, migration.lxcpath))
+    monkeypatch.setattr(arguments, "require_root", lambda _: None)
+    monkeypatch.setattr(arguments, "container_of", lambda _: (migration.name, migration.lxcpath))
     monkeypatch.setattr(rollback, "tell", lambda *_, **__: "uuid")
     monkeypatch.setattr(rollback, "connected", lambda *_: contextlib.nullcontext())
     with pytest.raises(JournalBroken, match="readonly"):

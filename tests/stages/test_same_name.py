@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from migrator import cli
 from migrator.errors.jobs import AbortElsewhere, BrokenOff
 from migrator.errors.this_host import StillUnderWay
 from migrator.record import container_lock
@@ -18,6 +17,7 @@ from migrator.record.journal import Journal
 from migrator.record.migration_paths import locked
 from migrator.record.states import Event, Role
 from stages import abort, status, wait
+from stages.steps import arguments
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_abort_does_not_wait_for_who_answers_another_host(at_work: Journal, tmp_
 
 def test_status_names_who_works_on_it(at_work: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(status, "DEFAULT_PATH", at_work.path)
-    monkeypatch.setattr(cli, "require_root", lambda _: None)
+    monkeypatch.setattr(arguments, "require_root", lambda _: None)
     args = argparse.Namespace(name="web", all=False, events=False)
     told = {Path(each["lxcpath"]).name: each["working"] for each in status.run(args).data["migrations"]}
     assert told["pool"]["pid"] == os.getpid() and told["second"] is None
@@ -63,8 +63,8 @@ def test_status_names_who_works_on_it(at_work: Journal, tmp_path: Path, monkeypa
 def test_wait_sees_that_nobody_works_on_it(at_work: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wait, "DEFAULT_PATH", at_work.path)
     monkeypatch.setattr(wait, "GRACE", dict.fromkeys(Role, 0.0))
-    monkeypatch.setattr(cli, "require_root", lambda _: None)
-    monkeypatch.setattr(cli, "container_of", lambda args: ("web", args.lxcpath))
+    monkeypatch.setattr(arguments, "require_root", lambda _: None)
+    monkeypatch.setattr(arguments, "container_of", lambda args: ("web", args.lxcpath))
     for folder, timeout, error in (("pool", 0.05, StillUnderWay), ("second", 60.0, BrokenOff)):
         with pytest.raises(error):
             wait.run(argparse.Namespace(name="web", timeout=timeout, lxcpath=tmp_path / folder))

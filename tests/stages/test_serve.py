@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from migrator import cli
 from migrator.base import log
 from migrator.errors import UsageError
 from migrator.errors.connection import NotAllowed
@@ -18,6 +17,7 @@ from migrator.record import grant
 from migrator.transfer.rpc import Connection
 from migrator.transfer.stream import FileStream
 from stages import serve
+from stages.steps import arguments
 from tunnel.identity.own_identity import Identity
 from tunnel.identity.peers import Peers
 
@@ -81,7 +81,7 @@ def test_a_peer_is_looked_up_at_each_connection(tmp_path: Path, monkeypatch: pyt
 def test_a_peer_is_looked_up_at_each_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Over a connection that stood when it was allowed less, or removed."""
     monkeypatch.setattr("tunnel.identity.private_files.STATE", tmp_path)
-    monkeypatch.setattr(cli, "require_root", lambda _: None)
+    monkeypatch.setattr(arguments, "require_root", lambda _: None)
     monkeypatch.setattr(log, "level", log.level)  # which is another one afterwards
     monkeypatch.setattr(serve, "DEFAULT_PATH", tmp_path / "journal.db")
     peers, pool = Peers(tmp_path / "peers"), tmp_path / "pool"

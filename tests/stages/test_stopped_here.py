@@ -11,7 +11,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from migrator import cli
 from migrator.base.result import Result
 from migrator.config import container_config
 from migrator.copies import after_crash, origins
@@ -24,7 +23,7 @@ from migrator.record import lxc_disk
 from migrator.record.journal import Migration
 from migrator.record.states import Event, State
 from stages import finish, restore_dump
-from stages.steps import abandon, ask_source, force, heal, left_running, renamed, settling, stopped_here
+from stages.steps import abandon, arguments, ask_source, force, heal, left_running, renamed, settling, stopped_here
 from tests import btrfs_roots
 from tests.stages.test_second_start import PIDS, SLEEP, START, lives
 from tests.stages.test_settling import ID, acts, restoring
@@ -66,8 +65,8 @@ def the_source(patch: pytest.MonkeyPatch, says: State | ConnectionLost | None) -
 
 def typed(migration: Migration, patch: pytest.MonkeyPatch, **given: object) -> str:
     """restore-dump."""
-    patch.setattr(cli, "require_root", lambda _: None)
-    patch.setattr(cli, "container_of", lambda _: ("web", migration.lxcpath))
+    patch.setattr(arguments, "require_root", lambda _: None)
+    patch.setattr(arguments, "container_of", lambda _: ("web", migration.lxcpath))
     patch.setattr(restore_dump, "Journal", lambda _: contextlib.nullcontext(migration.journal))
     patch.setattr(restore_dump, "locked", lambda *_, **__: contextlib.nullcontext())
     patch.setattr(restore_dump, "arrived", lambda *_: migration)

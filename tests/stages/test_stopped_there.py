@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from migrator import cli
 from migrator.base import boot_clock
 from migrator.config import container_config
 from migrator.copies import after_crash, origins, second_start
@@ -28,7 +27,7 @@ from migrator.record.journal import Migration
 from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, State
 from stages import finish, restore_dump, rollback
-from stages.steps import abandon, ask_source, drive, force, heal, restore_over, settling
+from stages.steps import abandon, arguments, ask_source, drive, force, heal, restore_over, settling
 from tests.stages.test_settling import ID, acts, mark, restoring
 
 __all__ = ["acts", "restoring"]
@@ -100,8 +99,8 @@ def test_who_chooses_its_disk(restoring: Migration, acts: list[str], monkeypatch
         return 0.0 if taken_back else boot_clock.now() + limit
 
     monkeypatch.setattr(ask_source, "leave_for", leave_for)
-    monkeypatch.setattr(cli, "require_root", lambda _: None)
-    monkeypatch.setattr(cli, "container_of", lambda _: ("web", restoring.lxcpath))
+    monkeypatch.setattr(arguments, "require_root", lambda _: None)
+    monkeypatch.setattr(arguments, "container_of", lambda _: ("web", restoring.lxcpath))
     monkeypatch.setattr(restore_dump, "DEFAULT_PATH", restoring.journal_path)
     monkeypatch.setattr(restore_dump, "Journal", lambda _: contextlib.nullcontext(restoring.journal))
     monkeypatch.setattr(restore_dump, "locked", lambda *_, **__: contextlib.nullcontext())

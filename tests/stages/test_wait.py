@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from migrator import cli
 from migrator.base import boot_clock
 from migrator.errors.containers import NoMigration
 from migrator.errors.jobs import RolledBack
@@ -20,6 +19,7 @@ from migrator.record.container_lock import Holder
 from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event, Role
 from stages import wait
+from stages.steps import arguments
 
 CLOCKS = [0.0, 1e9, 1e12]  # what the time of day may be when it is waited: before, or long after, what is recorded
 
@@ -28,8 +28,8 @@ CLOCKS = [0.0, 1e9, 1e12]  # what the time of day may be when it is waited: befo
 def journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Journal]:
     path = tmp_path / "journal.db"
     monkeypatch.setattr(wait, "DEFAULT_PATH", path)
-    monkeypatch.setattr(cli, "require_root", lambda _: None)
-    monkeypatch.setattr(cli, "container_of", lambda _: ("web", tmp_path))
+    monkeypatch.setattr(arguments, "require_root", lambda _: None)
+    monkeypatch.setattr(arguments, "container_of", lambda _: ("web", tmp_path))
     with Journal(path) as opened:
         yield opened
 

@@ -23,6 +23,7 @@ from migrator.host.btrfs import Subvolume
 from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event, Role, State
 from stages import cleanup, finish
+from stages.steps import arguments
 from tests.stages.test_earlier_stays import (  # noqa: F401 -- fixtures
     ARRIVED,
     ID,
@@ -167,7 +168,7 @@ def test_what_a_dry_run_reads_of_it_is_no_write(journal: Journal, tmp_path: Path
 
     monkeypatch.setattr(btrfs, "exclusive_bytes", du)
     for module, what, how in ((btrfs, "wait_deleted", lambda _: None), (btrfs, "free_bytes", lambda _: 0),
-                              (cli, "require_root", lambda _: None), (cleanup, "locked", locked),
+                              (arguments, "require_root", lambda _: None), (cleanup, "locked", locked),
                               (cleanup, "DEFAULT_PATH", tmp_path / "journal.db")):
         monkeypatch.setattr(module, what, how)
     if meanwhile == "the journal is full":

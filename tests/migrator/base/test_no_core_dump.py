@@ -12,10 +12,9 @@ from typing import Any
 
 import pytest
 
-from migrator import cli
 from migrator.base import no_core_dump
 from stages import agent, resume
-from stages.steps import heal
+from stages.steps import arguments, heal
 
 # What a program has that a container which it starts would have too; 3 is PR_GET_DUMPABLE (prctl(2)).
 SAYS = """
@@ -59,7 +58,7 @@ def test_a_service_that_has_keys_begins_with_it(run: Callable[[argparse.Namespac
                                                 monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[bool] = []
     monkeypatch.setattr(no_core_dump, "of_this", lambda: called.append(True))
-    monkeypatch.setattr(cli, "require_root", lambda _name: None)
+    monkeypatch.setattr(arguments, "require_root", lambda _name: None)
     monkeypatch.setattr("tunnel.identity.own_identity.Identity.load", begin)
     monkeypatch.setattr(heal, "every", begin)
     with pytest.raises(Begun):

@@ -135,7 +135,7 @@ def test_a_containers_folder_goes_where_all_is_ours(tmp_path: Path) -> None:
 
 DELETES = """
     from migrator.host import btrfs
-    from migrator.errors import SnapshotFailed
+    from migrator.errors.data import SnapshotFailed
     class Util:
         class BtrfsUtilError(Exception): ...
         def is_subvolume(self, path): return path == str(asked)

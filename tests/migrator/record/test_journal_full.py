@@ -19,7 +19,7 @@ BEGIN = """
 import os, signal, subprocess, sys, textwrap
 from pathlib import Path
 from migrator.base import log
-from migrator.errors import JournalBroken
+from migrator.errors.this_host import JournalBroken
 from migrator.record.journal import Journal
 from migrator.record.states import Event, Role
 folder = Path(sys.argv[1])
