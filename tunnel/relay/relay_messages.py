@@ -28,11 +28,14 @@ import hmac
 import struct
 from typing import NamedTuple
 
+from migrator.base.strict_json import Malformed
+
 MAGIC = b"MRL1"
 KEY_SIZE = 32
 COOKIE_SIZE = 16
 NO_COOKIE = bytes(COOKIE_SIZE)
 MAC_SIZE = 16
+SHORTEST = 16  # bytes of a datagram: WireGuard's have 32 and more, a probe 38, what is said here 30 and more
 
 _CLAIM = struct.Struct("!16s16s16sQ")
 _JOIN = struct.Struct(f"!4sB{_CLAIM.size}s16sQ")
@@ -172,13 +175,18 @@ def framed(datagram: bytes | memoryview, segment: int = 0) -> bytes:
     return b"".join(parts)
 
 
-def frames(data: bytes | bytearray | memoryview) -> tuple[list[memoryview], int]:
-    """The complete datagrams at the start of what TCP brought, and how many bytes they took."""
+def frames(data: bytes | bytearray | memoryview, shortest: int = 0) -> tuple[list[memoryview], int]:
+    """The complete datagrams at the start of what TCP brought, and how many bytes they took.
+
+    Raises Malformed at one of fewer bytes than `shortest`, of which there would be very many.
+    """
     view, found, at = memoryview(data), [], 0
     while at + FRAME.size <= len(view):
         end = at + FRAME.size + (view[at] << 8 | view[at + 1])
         if end > len(view):
             break
+        if end - at - FRAME.size < shortest:
+            raise Malformed("a datagram is too short")
         found.append(view[at + FRAME.size : end])
         at = end
     return found, at

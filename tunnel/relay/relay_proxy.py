@@ -92,6 +92,8 @@ class TcpPath(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         found, used = relay_messages.frames(self._rest + data if self._rest else data)
         self._rest = (self._rest + data)[used:]
+        # What is too short to be anything costs a call each, and 100,000 of it may come at once.
+        found = [each for each in found if len(each) >= relay_messages.SHORTEST]
         if self._wireguard and self._local:
             for batch, size in gso.runs(found):
                 gso.send(self._local, batch, size, self._wireguard)

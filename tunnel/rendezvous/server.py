@@ -17,7 +17,7 @@ from migrator.base import strict_json
 from migrator.base.strict_json import Malformed
 from tunnel.identity.own_identity import KEY_SIZE, SIGNATURE_SIZE, TEXT_SIZE, PublicIdentity
 from tunnel.rendezvous.certificate import Certificate
-from tunnel.rendezvous.limits import Buckets, Door, GuardedListener, Limits, group
+from tunnel.rendezvous.limits import Buckets, Door, GuardedListener, Limits, Rate, group
 from tunnel.rendezvous.lines import Budget, Line, Switchboard
 from tunnel.rendezvous.meeting import Meetings
 from tunnel.signalling.client import LINE_HEX
@@ -28,11 +28,15 @@ if TYPE_CHECKING:
 
 RELAY_SESSION_SIZE = 16  # bytes
 UNREAD_MAX = 64 * 1024  # bytes that wait for one connection below its queue: two messages, with what TLS adds
+OPENING_MAX = 16 * 1024  # bytes of a request, with all its headers
+FRAMES = Rate(20, 200)  # on one connection: twice the messages that a peer may send, so that it is told of too many
 GOODBYE = 2.0  # seconds for each of WebSocket's and TLS' last words
 
 
 class _Connection(Guarded, ServerConnection):
     unread_max = UNREAD_MAX
+    opening_max = OPENING_MAX
+    frames = FRAMES
 
 
 class SignallingServer:
@@ -73,6 +77,8 @@ class SignallingServer:
         await asyncio.gather(*(server.wait_closed() for server in self._servers))
 
     async def _handle(self, socket: ServerConnection) -> None:
+        if socket.request:
+            socket.request.headers.clear()  # else the library keeps them for as long as the connection stands
         line = Line(socket, group(str(socket.remote_address[0])), self._limits, self._budget)
         challenge = secrets.token_bytes(CHALLENGE_SIZE)
         line.put({"type": "hello", "version": VERSION, "challenge": strict_json.encode(challenge),

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from migrator.base.strict_json import Malformed
 from tunnel.relay import gso
 from tunnel.relay import relay_messages as wire
 from tunnel.rendezvous.limits import Buckets, Door, GuardedListener
@@ -101,7 +102,11 @@ class _Connection(asyncio.Protocol):
         if self._rest:
             self._rest += data
             data = bytes(self._rest)
-        found, used = wire.frames(data)
+        try:
+            found, used = wire.frames(data, wire.SHORTEST)
+        except Malformed:
+            self.abort()
+            return
         self._rest = bytearray(data[used:])
         if self.end is None:
             for each in found:

@@ -17,12 +17,14 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.asyncio.connection import Connection
 from websockets.exceptions import InvalidStatus, WebSocketException
 from websockets.frames import Frame
-from websockets.protocol import Event
+from websockets.protocol import Event, State
 
 from migrator.base import printable, strict_json
+from migrator.base.clock import now
 from migrator.base.strict_json import Malformed
 from tunnel.identity import tunnel_config
 from tunnel.identity.tunnel_config import Server
+from tunnel.rendezvous.limits import Bucket, Rate
 from tunnel.signalling import dial
 from tunnel.tunnel_errors import RendezvousUnavailable
 
@@ -32,6 +34,9 @@ MESSAGE_MAX = 24 * 1024  # bytes of a message with such data in base64
 CHALLENGE_SIZE = 32  # bytes
 REFLECTORS_MAX = 8
 UNREAD_MAX = 256 * 1024  # bytes that wait for a server; what is sent in order are a few messages
+OPENING_MAX = 64 * 1024  # bytes of a server's HTTP answer: a page that says what is wrong, where it is no rendezvous
+SLICE = 4096  # bytes that are taken apart before it is looked at what they were
+FRAMES = Rate(100, 400)  # from a server: many may ring at once, each address twice a second
 SEND_LIMIT = 5.0  # seconds until a server has taken enough of a message
 CLOSE_LIMIT = 2.0  # seconds for its goodbye
 KEEPALIVE = 20.0  # seconds between pings: below the half minute after which small routers forget
@@ -54,26 +59,52 @@ class ServerInfo:
 
 
 class Guarded(Connection):
-    """A connection that whoever is at its other end cannot fill the memory by."""
+    """A connection that whoever is at its other end can neither fill the memory by nor keep everybody else waiting."""
 
     unread_max = UNREAD_MAX
+    opening_max = OPENING_MAX
+    frames = FRAMES
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._bucket = Bucket(self.frames, now)
+        self._opening = self.opening_max
+        self._ended = False
+        super().connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
-        """End it once too much waits for the other end.
+        """End it once too much waits for the other end, or has come from there.
 
         The library answers each ping, however many of its answers wait already. Who sends pings and reads nothing has
-        its keepalive, which has to send a ping as well, wait for him, too.
+        its keepalive, which has to send a ping as well, wait for him, too. It takes all apart that it is given, and
+        what TLS has read at once may be 100,000 frames. And it keeps the headers, which may be a megabyte.
         """
-        super().data_received(data)
-        if self.transport.get_write_buffer_size() > self.unread_max:
-            self.transport.abort()
+        for start in range(0, len(data), SLICE):
+            part = data[start : start + SLICE]
+            if self.protocol.state is State.CONNECTING:
+                self._opening -= len(part)
+            if self._opening < 0:
+                self._end()
+            if self._ended:
+                return
+            super().data_received(part)
+            if self.transport.get_write_buffer_size() > self.unread_max:
+                self._end()
 
     def process_event(self, event: Event) -> None:
-        """End it at a message in pieces, which none of ours are, and which may have pieces without end."""
-        if isinstance(event, Frame) and not event.fin:
-            self.transport.abort()
-        else:
+        """End it when frames come too fast, be they pings or pongs, which are no messages and so counted nowhere else.
+
+        And at a message in pieces, which none of ours are, and which may have pieces without end.
+        """
+        if isinstance(event, Frame) and not self._ended and not (event.fin and self._bucket.take()):
+            self._end()
+        if not self._ended:
             super().process_event(event)
+
+    def _end(self) -> None:
+        # Nothing is read from then on. What the transport says of itself will not do: it is closing as well where the
+        # other end's goodbye has been answered, and what came before that still counts.
+        self._ended = True
+        self.transport.abort()
 
 
 class _Connection(Guarded, ClientConnection):

@@ -347,7 +347,7 @@ def test_tcp(other: str) -> None:
         async with relaying() as relay:
             got_a: asyncio.Queue[bytes] = asyncio.Queue()
             a = await TcpPath.open(token(relay, A, B), got_a.put_nowait, 5.0)
-            datagrams = [os.urandom(size) for size in (1, 100, 1400, 1400, 1400, 9000, 0, 5)]
+            datagrams = [os.urandom(size) for size in (32, 100, 1400, 1400, 1400, 9000, 16, 38)]
             try:
                 if other == "udp":
                     with ends(1) as (b,):
@@ -382,15 +382,15 @@ async def test_proxy() -> None:
                 await b.join(token(relay, B, A))
                 endpoint = path.proxy(wireguard.socket.getsockname()[1])
                 assert endpoint[0] == "127.0.0.1"
-                batch = [bytes([4]) + os.urandom(1399) for _ in range(30)] + [b"\4end"]
+                batch = [bytes([4]) + os.urandom(1399) for _ in range(30)] + [b"\4 that is the end of it"]
                 gso.send(wireguard.socket, memoryview(b"".join(batch)), 1400, endpoint)
                 assert [await b.receive() for _ in batch] == batch
                 for each in batch:
                     b.send(each, ("127.0.0.1", relay.udp_port))
                     assert await wireguard.receive() == each
-                local_user.send(b"\4forged", endpoint)
-                wireguard.send(b"\4true", endpoint)
-                assert await b.receive() == b"\4true"
+                local_user.send(b"\4 that is not of WireGuard", endpoint)
+                wireguard.send(b"\4 that is of WireGuard", endpoint)
+                assert await b.receive() == b"\4 that is of WireGuard"
             finally:
                 path.close()
 
@@ -440,7 +440,7 @@ def test_tcp_answers_do_not_heap_up(waits: int, written: int) -> None:
         relay = Asked()
         connection = tcp_relay._Connection(relay, relay)  # type: ignore[arg-type]
         connection._transport = transport = Transport()
-        connection.data_received(relay_messages.framed(b"JOIN"))
+        connection.data_received(relay_messages.framed(bytes(relay_messages.JOIN_SIZE)))
         assert (len(transport.written), relay.dropped) == (written, 1 - written)
 
     test()

@@ -32,9 +32,9 @@ from tunnel.rendezvous.certificate import Certificate
 from tunnel.rendezvous.limits import Bucket, Buckets, Door, Limits, Rate, group
 from tunnel.rendezvous.lines import Budget
 from tunnel.rendezvous.nameplates import Nameplates
-from tunnel.rendezvous.server import SignallingServer
+from tunnel.rendezvous.server import SignallingServer, _Connection
 from tunnel.signalling.client import Signalling
-from tunnel.signalling.link import DATA_MAX, MESSAGE_MAX, Link, statement
+from tunnel.signalling.link import DATA_MAX, MESSAGE_MAX, Guarded, Link, statement
 from tunnel.tunnel_errors import PeerAbsent, RendezvousUnavailable, TunnelFileUnusable
 
 FAST = Rate(1000, 1000)
@@ -227,8 +227,10 @@ async def test_too_many_connections_of_one_identity() -> None:
 
 
 @standing
-async def test_who_does_not_read_costs_little_and_holds_nobody_up() -> None:
+async def test_who_does_not_read_costs_little_and_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """A slow peer's queue fills up; who sends is told, others go on, and the slow one is cut off."""
+    for end in (Guarded, _Connection):  # their clock stands still here, and so nothing is allowed again
+        monkeypatch.setattr(end, "frames", Rate(0, 5000))
     slow, fast = Identity.generate(), Identity.generate()
     limits = Limits(messages=FAST, rings=FAST, slow=1.0, queue=4)
     async with serving(limits) as there:
