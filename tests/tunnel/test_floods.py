@@ -354,6 +354,23 @@ def test_the_shortest_that_there_are_are_forwarded(size: int) -> None:
 
 
 @standing
+async def test_what_comes_together_goes_on_together() -> None:
+    """In one call of TLS', whatever the sizes, up to what may wait for a slow end."""
+    connection, transport, _ = joined()
+    data = bytes(16)
+    for size in (16, 17) * 1000:
+        connection.send(memoryview(bytes(size)), 0)
+    await asyncio.sleep(0)
+    assert [len(each) for each in transport.written] == [1000 * (18 + 19)]
+    for _ in range(3 * tcp_relay.QUEUE // len(data)):
+        connection.send(memoryview(data), 0)
+    await asyncio.sleep(0)
+    assert len(transport.written) == 2
+    assert tcp_relay.QUEUE < len(transport.written[1]) <= tcp_relay.QUEUE + 18
+    assert connection._relay.dropped
+
+
+@standing
 async def test_a_relays_datagrams_that_are_too_short_are_not_handed_to_wireguard(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -441,6 +441,7 @@ def test_tcp_answers_do_not_heap_up(waits: int, written: int) -> None:
         connection = tcp_relay._Connection(relay, relay)  # type: ignore[arg-type]
         connection._transport = transport = Transport()
         connection.data_received(relay_messages.framed(bytes(relay_messages.JOIN_SIZE)))
+        await asyncio.sleep(0)
         assert (len(transport.written), relay.dropped) == (written, 1 - written)
 
     test()
