@@ -33,8 +33,7 @@ def main(argv: list[str] | None = None) -> int:
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup(1), or a job in a script's background
             signal.signal(number, _interrupt)
     try:
-        args = cli.parse(sys.argv[1:] if argv is None else argv)
-        result = args.run(args)
+        result = cli.parse(sys.argv[1:] if argv is None else argv).run()
         if result is not None:
             _print(lambda: cli.show(result))
         return result.status if result is not None else EXIT_OK

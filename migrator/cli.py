@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
+from types import ModuleType
 from typing import NoReturn
 
 from migrator import __version__
@@ -13,6 +15,8 @@ from migrator.base.result import Result
 from stages.steps import arguments
 
 DESCRIPTION = "Move a running LXC container from one host to another, its open connections included."
+
+
 class Parser(argparse.ArgumentParser):
     """argparse whose errors are JSON too when `--json` was asked for."""
 
@@ -20,6 +24,18 @@ class Parser(argparse.ArgumentParser):
         if log.as_json:
             print(json.dumps({"error": {"code": "usage-error", "message": message, "status": 2}}))
         super().error(message)
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """What was typed: a command, and its module's record of what was asked of it."""
+
+    stage: ModuleType
+    options: object
+
+    def run(self) -> Result | None:
+        done: Result | None = self.stage.run(self.options)
+        return done
 
 
 def make_parser(command: str | None = None) -> argparse.ArgumentParser:
@@ -39,24 +55,21 @@ def make_parser(command: str | None = None) -> argparse.ArgumentParser:
         )
         stage.add_arguments(sub)
         arguments.add_common(sub)
-        sub.set_defaults(run=stage.run, usage_error=sub.error)
+        sub.set_defaults(stage=stage, usage_error=sub.error)
     return parser
 
 
-def parse(argv: list[str]) -> argparse.Namespace:
-    """The command line as a namespace, with the log set up; ends the program on wrong usage, as argparse does."""
+def parse(argv: list[str]) -> Command:
+    """What a command line asks for, with the log set up.
+
+    Ends the program on wrong usage, as argparse does; raises UsageError, and InvalidName.
+    """
     log.as_json = "--json" in argv
     parser = make_parser(argv[0] if argv else None)
     args = parser.parse_args(argv)
     log.level = (log.Level.DEBUG if args.debug else log.Level.QUIET if args.quiet
                  else log.Level.VERBOSE if args.verbose else log.Level.NORMAL)
-    if hasattr(args, "name_word"):
-        if args.name and args.name_word and args.name != args.name_word:
-            args.usage_error("two different names were given")
-        args.name = args.name or args.name_word
-        if args.name_required and not args.name:
-            args.usage_error("the name of a container is missing")
-    return args
+    return Command(args.stage, args.stage.options(args))
 
 
 def show(result: Result) -> None:

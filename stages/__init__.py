@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """One module a command: its arguments, its work on this host, its answers on the other host, and its undo.
 
-A module has NAME, HELP, a docstring that is its description, `add_arguments(parser)` and `run(args)`; the stages that
-the other host takes part in also have HANDLERS (operation -> answer) and RECEIVERS (kind of data -> where it goes).
+A module has NAME, HELP, a docstring that is its description, `add_arguments(parser)`, `options(args)`, which makes a
+frozen record of what was asked for, and `run(options)`, which takes it; the stages that the other host takes part in
+also have HANDLERS (operation -> answer) and RECEIVERS (kind of data -> where it goes).
 """
 
 from __future__ import annotations

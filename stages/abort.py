@@ -9,6 +9,7 @@ it again, also while it waits. What runs on the destination already is not calle
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import time
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,10 @@ from migrator.record import container_lock, next_commands
 from migrator.record.container_lock import Holder
 from migrator.record.journal import DEFAULT_PATH, HURRY, Journal, Migration, is_busy
 from migrator.record.states import Owner, Role, State
+from migrator.remote.destination import ConnectOptions
 from stages import rollback
 from stages.steps import arguments
+from stages.steps.options import NamedContainer
 
 NAME = "abort"
 HELP = "stop a migration that is under way (on the source)"
@@ -34,15 +37,25 @@ ASKED = {"migrate", "resume", "prepare-data", "create-dump"}  # these are asked 
 LIMIT = criu_dump.DUMP_LIMIT + 60.0  # seconds: nobody stops CRIU while it dumps
 
 
+@dataclasses.dataclass(frozen=True)
+class AbortOptions:
+    container: NamedContainer
+    destination: str | None = None
+    connect: ConnectOptions = dataclasses.field(default_factory=ConnectOptions)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_container(parser)
     arguments.add_destination(parser, required=False)
 
 
-def run(args: argparse.Namespace) -> Result:
+def options(args: argparse.Namespace) -> AbortOptions:
+    return AbortOptions(arguments.container(args), args.destination, arguments.connect(args))
+
+
+def run(options: AbortOptions) -> Result:
     arguments.require_root(NAME)
-    name, lxcpath = arguments.container_of(args)
-    args.dry_run = False
+    name, lxcpath = options.container.name, options.container.lxcpath
     end = time.monotonic() + LIMIT
     _let_go_of_journal(name, lxcpath)
     with Journal(DEFAULT_PATH) as journal:
@@ -59,7 +72,7 @@ def run(args: argparse.Namespace) -> Result:
             if migration.role is Role.DESTINATION and migration.owner is Owner.DESTINATION:
                 raise _elsewhere(migration)
             try:
-                done = rollback.run(args)
+                done = rollback.run(rollback.RollbackOptions(options.container, options.destination, options.connect))
             except Busy:  # somebody was quicker; perhaps another abort
                 if time.monotonic() > end:
                     raise

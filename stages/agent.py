@@ -8,13 +8,24 @@ migrator-agent), or for a single session with --once. Only paired peers are answ
 from __future__ import annotations
 
 import argparse
+import dataclasses
+from typing import TYPE_CHECKING
 
 from migrator.base import no_core_dump
 from migrator.errors import UsageError
 from stages.steps import arguments
 
+if TYPE_CHECKING:
+    from tunnel.candidates.outlook import Policy
+
 NAME = "agent"
 HELP = "wait on a host behind NAT for paired peers"
+
+
+@dataclasses.dataclass(frozen=True)
+class AgentOptions:
+    path: Policy = "prefer-direct"
+    once: bool = False
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_path(parser)
 
 
-def run(args: argparse.Namespace) -> None:
+def options(args: argparse.Namespace) -> AgentOptions:
+    return AgentOptions(args.path, args.once)
+
+
+def run(options: AgentOptions) -> None:
     arguments.require_root(NAME)
     no_core_dump.of_this()
     from migrator.remote import agent_service
@@ -35,4 +50,4 @@ def run(args: argparse.Namespace) -> None:
     if not servers and not any(peer.servers for peer in peers.all()):
         raise UsageError(reason="No rendezvous is known: pair with a host first (migrator peer), or name one in "
                                 "/etc/migrator/tunnel.conf")
-    agent_service.wait(identity, peers, servers, policy=args.path, once=args.once)
+    agent_service.wait(identity, peers, servers, policy=options.path, once=options.once)

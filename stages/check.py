@@ -41,11 +41,18 @@ from migrator.remote.other_host import connected
 from migrator.transfer import bandwidth, plan
 from migrator.transfer.rpc import Connection
 from stages.steps import arguments
+from stages.steps.options import MoveRequest, TargetOptions
 
 PATHS_MAX = 100  # whose existence a caller who is not root learns at a time
 
 NAME = "check"
 HELP = "will this container survive the move? (on the source)"
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckOptions:
+    request: MoveRequest
+    ignore: tuple[str, ...] = ()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,17 +80,22 @@ def add_ignore(parser: argparse.ArgumentParser) -> None:
                         help="go on in spite of the finding CODE of `migrator check` (can be repeated)")
 
 
+def options(args: argparse.Namespace) -> CheckOptions:
+    return CheckOptions(arguments.request(args), tuple(args.ignore))
+
+
 # --- on the source --------------------------------------------------------------------------------------------
 
 
-def run(args: argparse.Namespace) -> Result:
+def run(options: CheckOptions) -> Result:
     arguments.require_root(NAME)
-    name, lxcpath = arguments.container_of(args)
-    ignored = findings.check_ignored(args.ignore)
+    request = options.request
+    name, lxcpath, memory = request.container.name, request.container.lxcpath, not request.no_memory
+    ignored = findings.check_ignored(options.ignore)
     container = lxc.Container(name, lxcpath)
     with contextlib.ExitStack() as stack:
-        there = stack.enter_context(connected(args, args.destination)) if args.destination else None
-        looked = look(args, container, there, full=True, memory=not args.no_memory)
+        there = stack.enter_context(connected(request.connect, request.destination)) if request.destination else None
+        looked = look(request.target, container, there, full=True, memory=memory)
     moves = moving(name, lxcpath)  # last: nobody is kept from freezing it meanwhile, and records that before
     found = [moves] if moves else findings.apply_ignored(looked.findings, ignored)
     verdict = findings.verdict(found)
@@ -92,10 +104,10 @@ def run(args: argparse.Namespace) -> Result:
              Verdict.BLOCKED: f"{name} cannot move as things are."}
     instead = looked.instead(ignored) if verdict is Verdict.BLOCKED and not moves else None
     if instead:
-        words[verdict] += f" {_instead(name, args)}"
+        words[verdict] += f" {_instead(request)}"
     return Result(
-        {"name": name, "destination": args.destination, "verdict": verdict, "memory": not args.no_memory,
-         "without_memory": {"verdict": instead, "command": _command(name, args), "price": plan.price(name)}
+        {"name": name, "destination": request.destination or None, "verdict": verdict, "memory": memory,
+         "without_memory": {"verdict": instead, "command": _command(request), "price": plan.price(name)}
          if instead else None,
          "findings": findings.to_json(found),
          "facts": {"source": wire_form.dump(looked.source), "container": wire_form.dump(looked.container),
@@ -172,21 +184,22 @@ class Look:
         return None if verdict is Verdict.BLOCKED else verdict
 
 
-def _instead(name: str, args: argparse.Namespace) -> str:
-    return f"It can without its memory: {_command(name, args)} -- {plan.price(name)}"
+def _instead(request: MoveRequest) -> str:
+    return f"It can without its memory: {_command(request)} -- {plan.price(request.container.name)}"
 
 
-def _command(name: str, args: argparse.Namespace) -> str:
-    return _typed("migrate", name, args, "--no-memory")
+def _command(request: MoveRequest) -> str:
+    return _typed("migrate", request, "--no-memory")
 
 
-def _typed(verb: str, name: str, args: argparse.Namespace, *more: str) -> str:
+def _typed(verb: str, request: MoveRequest, *more: str) -> str:
     """A command for this container, and no other of that name."""
-    path = ["-P", args.lxcpath] if getattr(args, "lxcpath", None) else []
-    return shlex.join(["migrator", verb, name, *path, "-d", args.destination or "HOST", *more])
+    container = request.container
+    path = ["-P", container.given_lxcpath] if container.given_lxcpath else []
+    return shlex.join(["migrator", verb, container.name, *path, "-d", request.destination or "HOST", *more])
 
 
-def look(args: argparse.Namespace, container: lxc.Container, there: Connection | None, *, full: bool,
+def look(target: TargetOptions, container: lxc.Container, there: Connection | None, *, full: bool,
          known_copy: bool = False, bridges: dict[str, str] | None = None, memory: bool = True) -> Look:
     """Gather the facts on both hosts, at the same time, and draw the findings from them.
 
@@ -196,17 +209,17 @@ def look(args: argparse.Namespace, container: lxc.Container, there: Connection |
     facts = container_facts.gather(container, full=full)
     asked = 0
     if there:
-        lxcpath = getattr(args, "destination_lxcpath", None)
-        query = preflight.query(facts, lxcpath or "")
+        query = preflight.query(facts, target.lxcpath or "")
         begun = time.time()
-        asked = there.request("facts", {"query": wire_form.dump(query), "lxcpath": lxcpath, **_named(args, container)})
+        asked = there.request("facts", {"query": wire_form.dump(query), "lxcpath": target.lxcpath,
+                                        **_named(target, container)})
     here = host_facts.gather(Query(str(container.lxcpath)))
     destination, offset = None, None
     options = PlanOptions(
-        tunnel=_tunnel_warnings(args),
+        tunnel=_tunnel_warnings(there),
         disk_needed=0 if known_copy else None,  # part of it is there: prepare_data.begin counts what is not
-        bridges=bridges if bridges is not None else dict(getattr(args, "map_bridge", [])), memory=memory,
-        name=origins.new_name(args),
+        bridges=bridges if bridges is not None else dict(target.bridges), memory=memory,
+        name=target.new_name,
     )
     if there:
         reply = there.answer(asked)
@@ -223,17 +236,17 @@ def look(args: argparse.Namespace, container: lxc.Container, there: Connection |
     return Look(here, destination, facts, options, found)
 
 
-def _named(args: argparse.Namespace, container: lxc.Container) -> dict[str, str]:
+def _named(target: TargetOptions, container: lxc.Container) -> dict[str, str]:
     """What the destination must know to tell an earlier copy of this container from another container."""
-    wanted = origins.new_name(args) or container.name
+    wanted = target.new_name or container.name
     with Journal(DEFAULT_PATH) as journal:
         return {"name": wanted, "source_name": container.name,
                 "origin": origins.origin(journal, container.name, container.lxcpath)}
 
 
-def _tunnel_warnings(args: argparse.Namespace) -> tuple[str, ...]:
+def _tunnel_warnings(there: Connection | None) -> tuple[str, ...]:
     """What this host's WireGuard should better be, where the destination is a paired peer."""
-    if getattr(args, "tunnel", None) is None:
+    if there is None or there.tunnel is None:
         return ()
     from tunnel import wireguard
 
@@ -247,11 +260,12 @@ def _offset(begun: float, there: float, ended: float) -> float:
     return there - ended if there > ended else there - begun
 
 
-def before_stage(args: argparse.Namespace, container: lxc.Container, there: Connection, *, full: bool = False,
-                 known_copy: bool = False, bridges: dict[str, str] | None = None, memory: bool = True) -> Look:
-    """The preflight of a stage: say the warnings, and raise Blocked for what is not named in --ignore."""
-    ignored = findings.check_ignored(args.ignore)
-    looked = look(args, container, there, full=full, known_copy=known_copy, bridges=bridges, memory=memory)
+def before_stage(request: MoveRequest, ignore: Collection[str], container: lxc.Container, there: Connection, *,
+                 full: bool = False, known_copy: bool = False, bridges: dict[str, str] | None = None,
+                 memory: bool = True) -> Look:
+    """The preflight of a stage: say the warnings, and raise Blocked for what --ignore does not name."""
+    ignored = findings.check_ignored(ignore)
+    looked = look(request.target, container, there, full=full, known_copy=known_copy, bridges=bridges, memory=memory)
     found = findings.apply_ignored(looked.findings, ignored)
     for finding in found:
         if finding.severity is Severity.WARNING:
@@ -261,8 +275,8 @@ def before_stage(args: argparse.Namespace, container: lxc.Container, there: Conn
         text = "; ".join(f"{finding.code}: {finding.message}" for finding in errors)
         instead = looked.instead(ignored)
         raise Blocked(name=container.name, destination=there.peer_host, findings=text,
-                      check=_typed(NAME, container.name, args),
-                      instead=_instead(container.name, args) if instead else "")
+                      check=_typed(NAME, request),
+                      instead=_instead(request) if instead else "")
     return looked
 
 

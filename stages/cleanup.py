@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import os
 import re
 import shlex
@@ -38,6 +39,15 @@ NAME = "cleanup"
 HELP = "remove what migrations have left on this host"
 
 
+@dataclasses.dataclass(frozen=True)
+class CleanupOptions:
+    name: str = ""  # "" for what no migration needs any more, of whichever container
+    lxcpath: str | None = None
+    keep_copy: bool = False
+    forget: bool = False
+    dry_run: bool = False
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_container(parser, required=False)
     parser.add_argument("--keep-copy", action="store_true",
@@ -47,39 +57,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="print what would be removed, and remove nothing")
 
 
-def run(args: argparse.Namespace) -> Result:
+def options(args: argparse.Namespace) -> CleanupOptions:
+    name = arguments.container(args).name if arguments.name_of(args) else ""
+    if name and args.forget and args.keep_copy:
+        args.usage_error("--keep-copy does not go with --forget, which keeps the snapshots too")
+    return CleanupOptions(name, args.lxcpath, args.keep_copy, args.forget, args.dry_run)
+
+
+def run(options: CleanupOptions) -> Result:
     arguments.require_root(NAME)
-    cleaner = Cleaner(dry_run=args.dry_run)
+    cleaner = Cleaner(dry_run=options.dry_run)
     until = "cleanup is given its container's name"
-    if args.name:
-        name, lxcpath = arguments.container_of(args)
-        if args.forget and args.keep_copy:
-            args.usage_error("--keep-copy does not go with --forget, which keeps the snapshots too")
-        until = shlex.join(["migrator", NAME, name, *(["-P", args.lxcpath] if args.lxcpath else [])])
-    else:
-        name, lxcpath = "", Path(args.lxcpath) if args.lxcpath else lxc.default_lxcpath()
+    name, lxcpath = options.name, Path(options.lxcpath) if options.lxcpath else lxc.default_lxcpath()
+    if name:
+        until = shlex.join(["migrator", NAME, name, *(["-P", options.lxcpath] if options.lxcpath else [])])
     with Journal(DEFAULT_PATH) as journal:
         if name:
             with locked(name, lxcpath=lxcpath):
-                if args.forget:
+                if options.forget:
                     clean_forgotten(cleaner, journal, name, lxcpath)
                 else:
-                    clean_container(cleaner, journal, name, lxcpath, keep_copy=args.keep_copy)
+                    clean_container(cleaner, journal, name, lxcpath, keep_copy=options.keep_copy)
                 cleaner.measure(journal, lxcpath)
                 free = btrfs.free_bytes(lxcpath)
         else:
             _clean_leftovers(cleaner, journal, lxcpath)
             cleaner.measure(journal, lxcpath)
             free = btrfs.free_bytes(lxcpath)
-        if args.forget and not args.dry_run:
-            forget(journal, name, lxcpath if name or args.lxcpath else None)
-    verb = "Would remove" if args.dry_run else "Removed"
+        if options.forget and not options.dry_run:
+            forget(journal, name, lxcpath if name or options.lxcpath else None)
+    verb = "Would remove" if options.dry_run else "Removed"
     sizes = {path: f" ({size(bytes_)})" for path, bytes_ in cleaner.sizes.items()}
     # Who was in a container may have given a subvolume any name.
     text = "\n".join(f"{verb} {printable.line(path)}{sizes.get(path, '')}" for path in cleaner.removed)
     kept = "".join(f"\nKept until {until}: {printable.line(path)}" for path in cleaner.kept)
     kept += "".join(f"\nLeft, as it is not migrator's, or is in use: {printable.line(path)}" for path in cleaner.left)
-    return Result({"removed": cleaner.removed, "kept": cleaner.kept, "left": cleaner.left, "dry_run": args.dry_run,
+    return Result({"removed": cleaner.removed, "kept": cleaner.kept, "left": cleaner.left, "dry_run": options.dry_run,
                    "free_bytes": free, "sizes": cleaner.sizes},
                   f"{text or 'There is nothing to remove.'}{kept}\n{size(free)} are free in {lxcpath}.")
 

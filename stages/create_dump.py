@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 from typing import Any
 
 from migrator.base import log
@@ -33,70 +34,90 @@ from migrator.remote.answering import Place, Service
 from migrator.remote.other_host import connected, require_stable_path
 from migrator.transfer import room_bounds, spool
 from migrator.transfer.rpc import Connection
-from stages import check, prepare_data
+from stages import check
 from stages.rollback import thaw_source
 from stages.steps import arguments, ask_state, offer, restore_over, room, take
 from stages.steps.dump import Dump
 from stages.steps.handover import INCREMENT
+from stages.steps.options import MAX_DOWNTIME, MoveRequest, StandstillOptions
+from stages.steps.reconnect import Link
 from stages.steps.stop import Stop
 
 NAME = "create-dump"
 HELP = "freeze the container and send its memory (on the source)"
 
 
+@dataclasses.dataclass(frozen=True)
+class CreateDumpOptions:
+    request: MoveRequest
+    standstill: StandstillOptions = dataclasses.field(default_factory=StandstillOptions)
+    dry_run: bool = False
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_container(parser)
     arguments.add_destination(parser)
-    parser.add_argument("--max-downtime", metavar="SECONDS", type=arguments.positive, default=120.0,
+    parser.add_argument("--max-downtime", metavar="SECONDS", type=arguments.positive, default=MAX_DOWNTIME,
                         help="thaw and give up when dump and transfer take longer (default: %(default)g)")
     check.add_stop_timeout(parser)
     check.add_ignore(parser)
     arguments.add_dry_run(parser)
 
 
+def options(args: argparse.Namespace) -> CreateDumpOptions:
+    return CreateDumpOptions(
+        MoveRequest(arguments.container(args), args.destination, arguments.connect(args)),
+        StandstillOptions(args.max_downtime, args.stop_timeout, tuple(args.ignore)), args.dry_run)
+
+
 # --- on the source --------------------------------------------------------------------------------------------
 
 
-def run(args: argparse.Namespace) -> Result:
+def run(options: CreateDumpOptions) -> Result:
     arguments.require_root(NAME)
-    name, lxcpath = arguments.container_of(args)
+    request, dry_run = options.request, options.dry_run
+    name, lxcpath = request.container.name, request.container.lxcpath
     container = lxc.Container(name, lxcpath)
     with contextlib.ExitStack() as told, Journal(DEFAULT_PATH) as journal, locked(name, lxcpath=lxcpath), \
             contextlib.ExitStack() as stack:
         migration = journal.latest(name, lxcpath, Role.SOURCE)
         if migration is None:
-            raise NoMigration(name=name, stage=NAME, next=f"migrator prepare-data {name} -d {args.destination}")
-        if not args.dry_run:
+            raise NoMigration(name=name, stage=NAME, next=f"migrator prepare-data {name} -d {request.destination}")
+        if not dry_run:
             older_journal.bring_up(migration)
-        if migration.state is State.DUMPING and not args.dry_run:
+        if migration.state is State.DUMPING and not dry_run:
             heal(migration)
         if migration.state is State.PREPARED:
             _require_running(container)
-        if not args.dry_run:
+        if not dry_run:
             standing.restore_silence(migration)
         with offer.undecided(migration):
-            there = stack.enter_context(connected(args, args.destination))
+            there = stack.enter_context(connected(request.connect, request.destination))
         try:
-            return carry_out(args, migration, container, there)
+            return carry_out(request, options.standstill, migration, container, there, dry_run=dry_run)
         finally:  # what has come of it is told, whatever comes while connection and journal are closed
             told.enter_context(container_lock.held_back(raised=False))
 
 
-def carry_out(args: argparse.Namespace, migration: Migration, container: lxc.Container, there: Connection) -> Result:
-    """The stage over a connection that is there; `heal` has been called before where it was killed."""
+def carry_out(request: MoveRequest, standstill: StandstillOptions, migration: Migration, container: lxc.Container,
+              there: Connection, *, link: Link | None = None, dry_run: bool = False) -> Result:
+    """The stage over a connection that is there; `heal` has been called before where it was killed.
+
+    In a move in one go `link` can make new connections.
+    """
     name = migration.name
     with offer.undecided(migration):
         state_there = ask_state.state(there, migration)
     decision = decide(NAME, migration.state, state_there)
     next_ = next_commands.command(decision.next_stage, migration) if decision.next_stage else ""
-    if not args.dry_run:
+    if not dry_run:
         with offer.undecided(migration):
             offer.settle(migration, state_there)
     if decision.verdict is Verdict.REFUSE:
         raise OutOfOrder(stage=NAME, missing=decision.missing, next=next_)
-    if migration.state is State.OFFERED and not args.dry_run:
+    if migration.state is State.OFFERED and not dry_run:
         with offer.undecided(migration):
-            standing.require(migration, NAME, next_commands.anew(migration) if prepare_data.one_shot(args) else "")
+            standing.require(migration, NAME, next_commands.anew(migration) if link else "")
             migration.note("leave", **leave.given(migration.detail, leave.BY_HAND))
         offer.make(migration, there)
         next_ = next_commands.next_command(migration)
@@ -104,24 +125,24 @@ def carry_out(args: argparse.Namespace, migration: Migration, container: lxc.Con
         return Result({"migration": migration.id, "name": name, "stage": NAME, "already": True, "next": next_},
                       f"{name} has already been dumped and handed over. Next: {next_}")
     bases.refuse_another(migration, NAME)
-    looked = check.before_stage(args, container, there, known_copy=True, bridges=migration.detail["bridges"],
-                                memory=migration.memory)
+    looked = check.before_stage(request, standstill.ignore, container, there, known_copy=True,
+                                bridges=migration.detail["bridges"], memory=migration.memory)
     bases.refuse_another_disk(migration, NAME)
     _refuse_changed(migration, container)
     if migration.state is not State.DUMPING:  # --dry-run of what an earlier one has left frozen
         _require_running(container)
-    dump = handover(args, migration, container, there, looked)
-    if args.dry_run:
+    dump = handover(standstill, migration, container, there, looked, link)
+    if dry_run:
         return dump.described()
-    require_stable_path(args)
+    require_stable_path(there)
     return dump.run()
 
 
-def handover(args: argparse.Namespace, migration: Migration, container: lxc.Container, there: Connection,
-             looked: check.Look) -> Dump | Stop:
+def handover(standstill: StandstillOptions, migration: Migration, container: lxc.Container, there: Connection,
+             looked: check.Look, link: Link | None = None) -> Dump | Stop:
     """The way in which this container is handed over: with its memory or without."""
-    return (Dump(args, migration, container, there, looked) if migration.memory
-            else Stop(args, migration, container, there))
+    return (Dump(standstill, migration, container, there, looked, link) if migration.memory
+            else Stop(standstill, migration, container, there, link))
 
 
 def heal(migration: Migration) -> None:

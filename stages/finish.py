@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -27,14 +28,26 @@ from migrator.record.journal import DEFAULT_PATH, Journal, Migration
 from migrator.record.migration_paths import Layout, locked
 from migrator.record.states import Decision, Event, Owner, Role, State, Verdict, after, decide
 from migrator.remote.answering import Service
+from migrator.remote.destination import ConnectOptions
 from migrator.remote.other_host import connected
 from migrator.transfer import received_snapshot
 from migrator.transfer.rpc import Connection
 from stages.steps import arguments, ask_state, confirmed, earlier_stay, gave_way, offer, settling, unrecorded
+from stages.steps.options import NamedContainer
 
 NAME = "finish"
 ANSWER_LIMIT = 600.0  # seconds: there it is started first, where it was stopped, and snapshots are removed
 HELP = "stop and fence the copy that was left behind (on the source)"
+
+
+@dataclasses.dataclass(frozen=True)
+class FinishOptions:
+    container: NamedContainer
+    destination: str | None = None  # typed on the destination, the source
+    connect: ConnectOptions = dataclasses.field(default_factory=ConnectOptions)
+    force: str | None = None  # a migration's id; "" has it told what that means
+    machine_is_off: bool = False
+    dry_run: bool = False
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,16 +63,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_dry_run(parser)
 
 
+def options(args: argparse.Namespace) -> FinishOptions:
+    return FinishOptions(arguments.container(args), args.destination, arguments.connect(args), args.force,
+                         args.machine_is_off, args.dry_run)
+
+
 # --- on the source --------------------------------------------------------------------------------------------
 
 
-def run(args: argparse.Namespace) -> Result:
+def run(options: FinishOptions) -> Result:
     arguments.require_root(NAME)
-    name, lxcpath = arguments.container_of(args)
+    name, lxcpath = options.container.name, options.container.lxcpath
     with Journal(DEFAULT_PATH) as journal, locked(name, lxcpath=lxcpath):
         came = journal.latest(name, lxcpath)
         if came and came.role is Role.DESTINATION and not came.ended:
-            return _on_destination(args, came)
+            return _on_destination(options, came)
         migration = journal.latest(name, lxcpath, Role.SOURCE)
         if migration is None:
             raise NoMigration(name=name, stage=NAME, next=f"migrator prepare-data {name} -d HOST")
@@ -67,30 +85,30 @@ def run(args: argparse.Namespace) -> Result:
             return Result(
                 {"migration": migration.id, "name": name, "stage": NAME, "already": True, "stopped_there": ""},
                 f"The migration of {name} has already been finished.")
-        if not args.dry_run:
+        if not options.dry_run:
             older_journal.bring_up(migration)
             standing.restore_silence(migration)
-        with connected(args, args.destination or migration.peer) as there:
-            return carry_out(args, migration, there)
+        with connected(options.connect, options.destination or migration.peer) as there:
+            return carry_out(migration, there, force=options.force, dry_run=options.dry_run)
 
 
-def carry_out(args: argparse.Namespace, migration: Migration, there: Connection) -> Result:
+def carry_out(migration: Migration, there: Connection, *, force: str | None = None, dry_run: bool = False) -> Result:
     """The stage over a connection that is there."""
     name = migration.name
     state_there = ask_state.state(there, migration)
-    if not args.dry_run:
+    if not dry_run:
         older_journal.bring_up(migration, state_there)
     decision = decide(NAME, offer.settled(migration, state_there), state_there)
-    if not args.dry_run:
+    if not dry_run:
         offer.settle(migration, state_there)
     refused = decision.verdict is Verdict.REFUSE
     older = state_there in unrecorded.OLDER and migration.owner is not Owner.SOURCE  # else nothing was handed over
-    if refused and (args.dry_run or not older):
+    if refused and (dry_run or not older):
         raise _refused(migration, decision)
-    if args.dry_run:
+    if dry_run:
         return described(migration)
     try:
-        known = confirmed.require(migration, there.peer_host, state_there, getattr(args, "force", None),
+        known = confirmed.require(migration, there.peer_host, state_there, force,
                                   lambda: there.call_within(ANSWER_LIMIT, "running", id=migration.id))
     except (NoMigration, UsageError) as error:
         if refused:
@@ -189,15 +207,16 @@ def described(migration: Migration) -> Result:
 # --- on the destination ---------------------------------------------------------------------------------------
 
 
-def _on_destination(args: argparse.Namespace, migration: Migration) -> Result:
+def _on_destination(options: FinishOptions, migration: Migration) -> Result:
     """Typed on the destination: the source ends its own copy, unless it is lost for good."""
     from stages.steps import ask_source, force  # which need this module
 
-    if args.force is None or args.dry_run:
+    if options.force is None or options.dry_run:
         raise OutOfOrder(stage=NAME, missing="the copy that was left behind is on the source",
                          next=next_commands.command("finish@source", migration))
-    args.source = args.destination
-    return force.finish_alone(migration, args.force, lambda: ask_source.ask(args, migration), off=args.machine_is_off)
+    asking = ask_source.Asking(options.connect, options.destination)
+    return force.finish_alone(migration, options.force, lambda: ask_source.ask(asking, migration),
+                              off=options.machine_is_off)
 
 
 def running(service: Service, fields: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -34,10 +35,17 @@ from migrator.remote.answering import Service, kept_config
 from migrator.transfer import received_snapshot, room_bounds, spool
 from migrator.transfer.live_import import Behind
 from stages.steps import arguments, arriving_config, room
+from stages.steps.options import NamedContainer
 
 NAME = "import-data"
 HELP = "receive the disk that has arrived (on the destination)"
 REACHING_MAX = 2000  # characters that are kept of what reaches out of the container
+
+
+@dataclasses.dataclass(frozen=True)
+class ImportDataOptions:
+    container: NamedContainer
+    dry_run: bool = False
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,9 +53,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_dry_run(parser)
 
 
-def run(args: argparse.Namespace) -> Result:
+def options(args: argparse.Namespace) -> ImportDataOptions:
+    return ImportDataOptions(arguments.container(args), args.dry_run)
+
+
+def run(options: ImportDataOptions) -> Result:
     arguments.require_root(NAME)
-    name, lxcpath = arguments.container_of(args)
+    name, lxcpath = options.container.name, options.container.lxcpath
     with Journal(DEFAULT_PATH) as journal, locked(name, lxcpath=lxcpath):
         migration = arrived(journal, name, lxcpath, NAME)
         decision = decide(NAME, migration.state)
@@ -58,7 +70,7 @@ def run(args: argparse.Namespace) -> Result:
                           f"{name} has already been imported. Next: {next_}")
         if decision.verdict is Verdict.REFUSE:
             raise OutOfOrder(stage=NAME, missing=decision.missing, next=next_)
-        if args.dry_run:
+        if options.dry_run:
             return described(migration)
         return import_round(migration, layout)
 

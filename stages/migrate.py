@@ -13,6 +13,7 @@ With --no-memory the container is stopped instead, and started anew on the desti
 from __future__ import annotations
 
 import argparse
+import dataclasses
 
 from migrator.base import log
 from migrator.base.result import Result
@@ -22,12 +23,17 @@ from migrator.record.journal import DEFAULT_PATH, Journal
 from stages import check, prepare_data
 from stages.steps import arguments, dry_run
 from stages.steps.drive import Drive, locked_for
+from stages.steps.options import MAX_DOWNTIME, MoveOptions, MoveRequest
 
 NAME = "migrate"
 HELP = "move a running container in one go (on the source)"
 
-# What `migrator resume` goes on with unless it is told otherwise.
-OPTIONS = ("max_downtime", "max_rounds", "bwlimit", "reconnect", "stop_timeout", "ignore", "undefine_source")
+
+@dataclasses.dataclass(frozen=True)
+class MigrateOptions:
+    request: MoveRequest
+    move: MoveOptions = dataclasses.field(default_factory=MoveOptions)
+    dry_run: bool = False
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,10 +46,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Those in OPTIONS, and --no-memory, which is recorded on both hosts."""
+    """Those of MoveOptions, and --no-memory, which is recorded on both hosts."""
     check.add_no_memory(parser)
     check.add_stop_timeout(parser)
-    parser.add_argument("--max-downtime", metavar="SECONDS", type=arguments.positive, default=120.0,
+    parser.add_argument("--max-downtime", metavar="SECONDS", type=arguments.positive, default=MAX_DOWNTIME,
                         help="thaw here and give up when the container is frozen for longer (default: 120)")
     parser.add_argument("--max-rounds", metavar="N", type=rounds, default=5,
                         help="send the disk at most this many times before the freeze (default: 5)")
@@ -76,17 +82,23 @@ def rounds(text: str) -> int:
     return value
 
 
-def run(args: argparse.Namespace) -> Result:
+def options(args: argparse.Namespace) -> MigrateOptions:
+    return MigrateOptions(arguments.request(args), MoveOptions(
+        args.max_downtime, args.stop_timeout, tuple(args.ignore), args.max_rounds, args.bwlimit, args.reconnect,
+        args.undefine_source), args.dry_run)
+
+
+def run(options: MigrateOptions) -> Result:
     arguments.require_root(NAME)
-    name, lxcpath = arguments.container_of(args)
+    request = options.request
+    name, lxcpath = request.container.name, request.container.lxcpath
     container = lxc.Container(name, lxcpath)
     with Journal(DEFAULT_PATH) as journal, locked_for(journal, name, lxcpath):
-        migration = prepare_data.unfinished(journal, name, lxcpath, args.destination)
-        args.options = {key: getattr(args, key) for key in OPTIONS}
-        if args.dry_run:
-            return dry_run.run(args, journal, container, migration)
+        migration = prepare_data.unfinished(journal, name, lxcpath, request.destination)
+        if options.dry_run:
+            return dry_run.run(request, options.move, journal, container, migration)
         if migration:
             log.info(f"Going on with migration {migration.id}")
             older_journal.bring_up(migration)
             standing.restore_silence(migration)
-        return Drive(args, journal, container, migration).run()
+        return Drive(NAME, request, options.move, journal, container, migration).run()

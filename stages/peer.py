@@ -16,6 +16,7 @@ A code can be tried once, within ten minutes. Without any server, `--offline` pa
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,21 @@ from migrator.base.figures import table
 from migrator.base.result import Result
 from migrator.errors import UsageError
 from migrator.record import grant
+from migrator.remote.destination import ConnectOptions
 from stages.steps import arguments
+from stages.steps.peer_options import (
+    Add,
+    Allow,
+    Allowance,
+    Exchange,
+    Invite,
+    Join,
+    List,
+    PeerOptions,
+    Remove,
+    Rename,
+    Show,
+)
 
 if TYPE_CHECKING:
     from tunnel.identity.peers import Peer, Peers
@@ -36,17 +51,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(metavar="ACTION", required=True, dest="action",
                                     help="invite, join, add, allow, list, show, rename, remove")
 
+    parser.set_defaults(allow=[], lxcpath=[], accept_hooks=False)  # of those that have none of these
+
     invite = _action(actions, "invite", "print a one-time code for the other host, and wait for it")
     _add_pairing(invite, required=True)
     join = _action(actions, "join", "pair with the host that has shown a code")
-    join.add_argument("code", metavar="CODE", nargs="?",
+    join.add_argument("code", metavar="CODE", nargs="?", default=None,
                       help="the code, such as 7-velvet-harbor; read from standard input if left out")
     _add_pairing(join, required=True)
     add = _action(actions, "add", "pair over SSH")
     add.add_argument("host", metavar="[USER@]HOST[:PORT]", help="the other host, as ssh takes it")
-    add.add_argument("--name", metavar="NAME", help="what this host will call the other (default: HOST)")
-    add.add_argument("--as", metavar="NAME", dest="own_name", help="what the other will call this host (default: its "
-                     "host name)")
+    add.add_argument("--name", metavar="NAME", default=None, help="what this host will call the other (default: HOST)")
+    add.add_argument("--as", metavar="NAME", dest="own_name", default=None,
+                     help="what the other will call this host (default: its host name)")
     add.add_argument("--accept-new-host-key", action="store_true", default=False,
                      help="trust the SSH key of a host that is not in known_hosts yet, and add it")
     add.add_argument("--timeout", metavar="SECONDS", type=arguments.positive, default=30.0,
@@ -60,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     _action(actions, "list", "show the hosts that this one is paired with")
     show = _action(actions, "show", "show a peer's identity, or this host's own")
-    show.add_argument("name", metavar="NAME", nargs="?", help="the peer; this host itself if left out")
+    show.add_argument("name", metavar="NAME", nargs="?", default=None, help="the peer; this host itself if left out")
     rename = _action(actions, "rename", "call a peer something else")
     rename.add_argument("name", metavar="NAME", help="the peer")
     rename.add_argument("new_name", metavar="NEW", help="its new name")
@@ -104,24 +121,64 @@ def _add_where(parser: argparse.ArgumentParser) -> None:
                         help="with what in their configuration reaches out of them: hooks, mounts, devices, includes")
 
 
-def run(args: argparse.Namespace) -> Result | None:
-    # The modules behind these load libraries that no other command needs.
+def options(args: argparse.Namespace) -> PeerOptions:
+    """Raises UsageError."""
+    may = Allowance("receive" in args.allow, tuple(args.lxcpath), args.accept_hooks)
     match args.action:
-        case "list":
-            return _list()
-        case "show":
-            return _show(getattr(args, "name", None))
+        case "invite":
+            return Invite(args.name, tuple(args.rendezvous), args.offline, may)
+        case "join":
+            if args.offline and args.code:
+                raise UsageError(reason="With --offline there is no code; the invitation is pasted, not given as an"
+                                        " argument.")
+            return Join(args.name, tuple(args.rendezvous), args.offline, may, args.code or "")
+        case "add":
+            connect = ConnectOptions(timeout=args.timeout, accept_new_host_key=args.accept_new_host_key)
+            return Add(args.host, args.name or "", args.own_name or "", connect, may)
         case "allow":
-            return _allow(args)
+            may = dataclasses.replace(may, receive=args.what == "receive")
+            if not may.receive and (may.lxcpaths or may.hooks):
+                raise UsageError(reason="--lxcpath and --accept-hooks belong to receive")
+            return Allow(args.name, may)
+        case "list":
+            return List()
+        case "show":
+            return Show(args.name or "")
         case "rename":
-            peer = _peers().rename(args.name, args.new_name)
-            return Result({"peer": describe(peer)}, f"{args.name} is now called {peer.name}.")
+            return Rename(args.name, args.new_name)
         case "remove":
-            peer = _peers().remove(args.name)
+            return Remove(args.name)
+    return Exchange()
+
+
+def run(options: PeerOptions) -> Result | None:
+    # The modules behind these load libraries that no other command needs.
+    match options:
+        case List():
+            return _list()
+        case Show(name):
+            return _show(name)
+        case Allow(name, may):
+            peer = _peers().allow(name, may.words)
+            return Result({"peer": describe(peer)}, f"{peer.name} may {grant.of_peer(peer).text}.")
+        case Rename(name, new_name):
+            peer = _peers().rename(name, new_name)
+            return Result({"peer": describe(peer)}, f"{name} is now called {peer.name}.")
+        case Remove(name):
+            peer = _peers().remove(name)
             return Result({"removed": describe(peer)}, f"{peer.name} is a peer no more.")
     from stages.steps import pair_hosts
 
-    return pair_hosts.run(args)
+    match options:
+        case Add():
+            return pair_hosts.add(options)
+        case Join():
+            return pair_hosts.offline_join(options) if options.offline else pair_hosts.join(options)
+        case Invite():
+            return pair_hosts.offline_invite(options) if options.offline else pair_hosts.invite(options)
+        case Exchange():
+            pair_hosts.answer_exchange()
+    return None
 
 
 def _peers() -> Peers:
@@ -129,14 +186,6 @@ def _peers() -> Peers:
     from tunnel.identity.peers import Peers
 
     return Peers(private_files.STATE / "peers")
-
-
-def _allow(args: argparse.Namespace) -> Result:
-    receive = args.what == "receive"
-    if not receive and (args.lxcpath or args.accept_hooks):
-        raise UsageError(reason="--lxcpath and --accept-hooks belong to receive")
-    peer = _peers().allow(args.name, grant.words_of(receive=receive, lxcpaths=args.lxcpath, hooks=args.accept_hooks))
-    return Result({"peer": describe(peer)}, f"{peer.name} may {grant.of_peer(peer).text}.")
 
 
 def _list() -> Result:
@@ -147,8 +196,8 @@ def _list() -> Result:
     return Result({"peers": [describe(peer) for peer in peers]}, text)
 
 
-def _show(name: str | None) -> Result:
-    if name is None:
+def _show(name: str) -> Result:
+    if not name:
         from tunnel.identity import private_files
         from tunnel.identity.own_identity import Identity
 

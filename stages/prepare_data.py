@@ -9,6 +9,7 @@ to it is sent. Next comes `migrator import-data` on the destination.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 import secrets
 from pathlib import Path
@@ -37,9 +38,18 @@ from migrator.transfer.progress import Progress
 from migrator.transfer.rpc import Connection
 from stages import check
 from stages.steps import arguments, ask_state, room, same_host
+from stages.steps.options import MoveOptions, MoveRequest
 
 NAME = "prepare-data"
 HELP = "send the disk of a running container (on the source)"
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareDataOptions:
+    request: MoveRequest
+    bwlimit: int | None = None  # bytes a second
+    ignore: tuple[str, ...] = ()
+    dry_run: bool = False
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,21 +79,26 @@ def rate(text: str) -> int:
     return int(value)
 
 
+def options(args: argparse.Namespace) -> PrepareDataOptions:
+    return PrepareDataOptions(arguments.request(args), args.bwlimit, tuple(args.ignore), args.dry_run)
+
+
 # --- on the source --------------------------------------------------------------------------------------------
 
 
-def run(args: argparse.Namespace) -> Result:
+def run(options: PrepareDataOptions) -> Result:
     arguments.require_root(NAME)
-    name, lxcpath = arguments.container_of(args)
+    request = options.request
+    name, lxcpath = request.container.name, request.container.lxcpath
     container = lxc.Container(name, lxcpath)
     with Journal(DEFAULT_PATH) as journal, locked(name, lxcpath=lxcpath):
-        migration = unfinished(journal, name, lxcpath, args.destination)
+        migration = unfinished(journal, name, lxcpath, request.destination)
         if migration and migration.state in FROZEN:  # it stands still for that: it is not for anybody to let it run
             raise OutOfOrder(stage=NAME, missing=decide(NAME, migration.state).missing,
                              next=after_crash.next_command(migration))
         if container.state != "RUNNING":
             raise ContainerNotRunning(name=name, lxcpath=lxcpath, state=container.state)
-        with connected(args, args.destination) as there:
+        with connected(request.connect, request.destination) as there:
             if migration:
                 decision = decide(NAME, migration.state, ask_state.state(there, migration))
                 if decision.verdict is Verdict.ALREADY:
@@ -91,64 +106,65 @@ def run(args: argparse.Namespace) -> Result:
                 if decision.verdict is Verdict.REFUSE:
                     next_ = next_commands.command(decision.next_stage, migration)
                     raise OutOfOrder(stage=NAME, missing=decision.missing, next=next_)
-            checked = check.before_stage(args, container, there, full=True, known_copy=migration is not None,
-                                         memory=with_memory(args, migration))
-            return carry_out(args, journal, migration, container, there, checked.disk_bytes)
+            checked = check.before_stage(request, options.ignore, container, there, full=True,
+                                         known_copy=migration is not None, memory=with_memory(request, migration))
+            return carry_out(request, journal, migration, container, there, checked.disk_bytes,
+                             bwlimit=options.bwlimit, dry_run=options.dry_run)
 
 
-def carry_out(args: argparse.Namespace, journal: Journal, migration: Migration | None, container: lxc.Container,
-              there: Connection, disk_bytes: int) -> Result:
-    """A round, after the preflight; it begins the migration where there is none."""
-    if migration and not args.dry_run:
+def carry_out(request: MoveRequest, journal: Journal, migration: Migration | None, container: lxc.Container,
+              there: Connection, disk_bytes: int, *, bwlimit: int | None = None, move: MoveOptions | None = None,
+              dry_run: bool = False) -> Result:
+    """A round, after the preflight; it begins the migration where there is none.
+
+    In a `move` in one go, the destination imports and restores over the same connection.
+    """
+    if migration and not dry_run:
         bases.refuse_another(migration, NAME)
         bases.refuse_another_disk(migration, NAME)
-        same_host.require(args, migration, there, ask_state.ask(there, migration.id))
-        choose(args, migration)
+        same_host.require(request.destination, migration, there, ask_state.ask(there, migration.id))
+        choose(request, migration)
     config = container_config.read(container.config_file, container.name)
-    wanted = migration.detail["destination_lxcpath"] if migration else args.destination_lxcpath
+    wanted = migration.detail["destination_lxcpath"] if migration else request.target.lxcpath
     id_ = migration.id if migration else journal.unused_id()
     origin = origins.origin(journal, container.name, container.lxcpath) or id_
     layout = Layout(container.lxcpath, container.name, id_)
-    fields = {
+    fields: dict[str, Any] = {
         "id": id_,
-        "name": origins.name_there(args, migration, container.name),
+        "name": origins.name_there(request.target.new_name, migration, container.name),
         "source_name": container.name,
         "origin": origin,
         "moves": origins.moves(origins.brought(journal, container.name, container.lxcpath)),
         "lxcpath": lxcpath_there(there, wanted),
-        "lxcpath_given": args.destination_lxcpath is not None,
+        "lxcpath_given": request.target.lxcpath is not None,
         "source_host": this_host(),
         "source_lxcpath": str(container.lxcpath),
-        "destination": args.destination,
+        "destination": request.destination,
         "config": config.text,
         "includes": config.includes,
-        "bridges": migration.detail["bridges"] if migration else dict(args.map_bridge),
+        "bridges": migration.detail["bridges"] if migration else dict(request.target.bridges),
         "disk_bytes": disk_bytes,
         "mapped_root": container.mapped_root,
-        "one_shot": one_shot(args), "memory": with_memory(args, migration),
+        "one_shot": move is not None, "memory": with_memory(request, migration),
         "held": bases.held(layout),
         "usable": bases.usable(journal, layout, origin, container.rootfs),
     }
-    if args.dry_run:
+    if dry_run:
         done = sum("bytes" in round_ for round_ in migration.detail["rounds"]) if migration else 0
         return _dry_run(container, there, fields, done + 1)
-    migration, reply = _begin(args, journal, migration, there, fields)
-    return _send_round(args, migration, container, there, reply, fields["usable"], config.digest)
+    migration, reply = _begin(request, move, journal, migration, there, fields)
+    return _send_round(migration, container, there, reply, fields["usable"], config.digest, one_shot=move is not None,
+                       bwlimit=bwlimit)
 
 
-def one_shot(args: argparse.Namespace) -> bool:
-    """Whether `migrator migrate` calls, which has the destination import and restore over the same connection."""
-    return bool(getattr(args, "one_shot", False))
-
-
-def with_memory(args: argparse.Namespace, migration: Migration | None) -> bool:
+def with_memory(request: MoveRequest, migration: Migration | None) -> bool:
     """Whether the memory moves along: --no-memory is given now, or was before."""
-    return not args.no_memory and (migration is None or migration.memory)
+    return not request.no_memory and (migration is None or migration.memory)
 
 
-def choose(args: argparse.Namespace, migration: Migration) -> None:
+def choose(request: MoveRequest, migration: Migration) -> None:
     """Record --no-memory in a migration that has begun without; the destination learns it with the next request."""
-    if args.no_memory and migration.memory:
+    if request.no_memory and migration.memory:
         if migration.state in (State.PREPARING, State.PREPARED):
             migration.note("no-memory", memory=False)
         else:
@@ -156,18 +172,19 @@ def choose(args: argparse.Namespace, migration: Migration) -> None:
 
 
 def _begin(
-    args: argparse.Namespace, journal: Journal, migration: Migration | None, there: Connection, fields: dict[str, Any]
+    request: MoveRequest, move: MoveOptions | None, journal: Journal, migration: Migration | None, there: Connection,
+    fields: dict[str, Any],
 ) -> tuple[Migration, dict[str, Any]]:
     """Record the migration here, then there. One that the destination refuses at once has never been."""
     if migration:
         return migration, there.call("begin", **fields)
     migration = journal.create(
         id=fields["id"], role=Role.SOURCE, name=fields["source_name"], lxcpath=Path(fields["source_lxcpath"]),
-        peer=args.destination, event=Event.SEND, destination_host=there.peer_host, other_name=fields["name"],
-        destination_fingerprint=fingerprint(args), origin=fields["origin"],
+        peer=request.destination, event=Event.SEND, destination_host=there.peer_host, other_name=fields["name"],
+        destination_fingerprint=fingerprint(there), origin=fields["origin"],
         source_lxcpath=fields["source_lxcpath"], destination_lxcpath=fields["lxcpath"],
-        lxcpath_given=args.lxcpath is not None, bridges=fields["bridges"], rounds=[], one_shot=fields["one_shot"],
-        memory=fields["memory"], options=getattr(args, "options", {}),
+        lxcpath_given=request.container.given_lxcpath is not None, bridges=fields["bridges"], rounds=[],
+        one_shot=fields["one_shot"], memory=fields["memory"], options=move.to_json() if move else {},
     )
     try:
         reply = there.call("begin", **fields)
@@ -209,8 +226,8 @@ def unfinished(journal: Journal, name: str, lxcpath: Path, where: str) -> Migrat
 
 
 def _send_round(
-    args: argparse.Namespace, migration: Migration, container: lxc.Container, there: Connection,
-    reply: dict[str, Any], usable: list[str], config_digest: str,
+    migration: Migration, container: lxc.Container, there: Connection, reply: dict[str, Any], usable: list[str],
+    config_digest: str, *, one_shot: bool, bwlimit: int | None,
 ) -> Result:
     layout = Layout(container.lxcpath, container.name, migration.id)
     layout.make_folder()
@@ -237,9 +254,9 @@ def _send_round(
     with migration.step("send") as outcome, btrfs.send(snapshot, parent_path) as stream, \
             Progress("disk", 0 if parent_path else int(reply["disk_bytes"])) as progress:
         sent = sender.send_files(
-            there, {"kind": "disk", "id": migration.id, "round": number, "behind": one_shot(args)},
+            there, {"kind": "disk", "id": migration.id, "round": number, "behind": one_shot},
             [sender.SourceFile(f"disk-{number}", stream, None)],
-            progress=progress.update, bytes_per_second=args.bwlimit,
+            progress=progress.update, bytes_per_second=bwlimit,
         )
         outcome.update(bytes=sent.raw_bytes, wire=sent.wire_bytes, resumed=sent.resumed_bytes,
                        seconds=round(sent.seconds, 3))

@@ -15,13 +15,13 @@ import ipaddress
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from migrator.base import log
 from migrator.errors import MigratorError, UsageError
 
 if TYPE_CHECKING:
-    from tunnel.rendezvous import Running
+    from tunnel.rendezvous import Options, Running
 
 NAME = "rendezvous"
 HELP = "run the public service through which hosts behind NAT find each other"
@@ -46,35 +46,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="ports of the relay (default: %(default)s)")
 
 
-def run(args: argparse.Namespace) -> None:
+def options(args: argparse.Namespace) -> Options:
     if (args.certificate is None) != (args.key is None):
         raise UsageError(reason="--certificate and --key go together")
-    from tunnel import rendezvous
+    from tunnel.rendezvous import Options
 
-    options = rendezvous.Options(
+    return Options(
         listen=tuple(args.listen) or ((_any_address(), PORT),), certificate=args.certificate, key=args.key,
         udp_ports=args.udp_ports, public=tuple(args.public), relay=args.relay, relay_ports=args.relay_ports,
     )
+
+
+def run(options: Options) -> None:
+    from tunnel import rendezvous
+
     try:
-        rendezvous.main(options, lambda running: _started(args, options, running), log.verbose)
+        rendezvous.main(options, lambda running: _started(options, running), log.verbose)
     except OSError as error:
         raise MigratorError(reason=f"The rendezvous cannot listen: {error.strerror or error}") from None
 
 
-def _started(args: argparse.Namespace, options: Any, running: Running) -> None:
+def _started(options: Options, running: Running) -> None:
     """Say where it is and what peers have to configure."""
     listening = [f"[{a}]:{p}" if ":" in a else f"{a}:{p}"
                  for (a, _), p in zip(options.listen, running.ports, strict=True)]
-    host = next((a for a in (*args.public, *(a for a, _ in options.listen)) if not _wildcard(a)), "HOST")
+    host = next((a for a in (*options.public, *(a for a, _ in options.listen)) if not _wildcard(a)), "HOST")
     fingerprint = f"sha256:{running.sha256.hex()}"
-    data = {"listening": listening, "udp_ports": list(running.udp_ports), "relay": args.relay,
+    data = {"listening": listening, "udp_ports": list(running.udp_ports), "relay": options.relay,
             "fingerprint": fingerprint, "url": running.url(host), "time": round(time.time(), 3)}
     if log.as_json:
         print(json.dumps(data), flush=True)
         return
     print(f"listening on {', '.join(listening)}; UDP {', '.join(map(str, running.udp_ports))}"
-          + ("; relay" if args.relay else ""))
-    print(f"certificate {fingerprint}" + ("" if args.certificate else " (until the next start)"))
+          + ("; relay" if options.relay else ""))
+    print(f"certificate {fingerprint}" + ("" if options.certificate else " (until the next start)"))
     print(f"in /etc/migrator/tunnel.conf of each peer:\n\n[rendezvous]\nservers = {running.url(host)}", flush=True)
 
 

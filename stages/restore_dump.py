@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -40,14 +41,24 @@ from migrator.transfer import spool
 from stages.import_data import arrived, give_back_rootfs, put_aside, put_rootfs_aside, receive
 from stages.steps import arguments, ask_source, consented, force, settling, stopped_here, unrecorded
 from stages.steps.handover import INCREMENT
+from stages.steps.options import MAX_DOWNTIME, NamedContainer
 
 NAME = "restore-dump"
 HELP = "let the container run on here (on the destination)"
 
 
+@dataclasses.dataclass(frozen=True)
+class RestoreDumpOptions:
+    container: NamedContainer
+    max_downtime: float = MAX_DOWNTIME  # seconds
+    force: str | None = None  # a migration's id; "" has it told what that risks
+    machine_is_off: bool = False
+    dry_run: bool = False
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_container(parser)
-    parser.add_argument("--max-downtime", metavar="SECONDS", type=arguments.positive, default=120.0,
+    parser.add_argument("--max-downtime", metavar="SECONDS", type=arguments.positive, default=MAX_DOWNTIME,
                         help="give the restore up after this long (default: %(default)g)")
     parser.add_argument("--force", metavar="ID", nargs="?", const="",
                         help="without the source's word, when that host is lost for good: see what that risks by"
@@ -58,15 +69,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_dry_run(parser)
 
 
-def run(args: argparse.Namespace) -> Result:
+def options(args: argparse.Namespace) -> RestoreDumpOptions:
+    return RestoreDumpOptions(arguments.container(args), args.max_downtime, args.force, args.machine_is_off,
+                              args.dry_run)
+
+
+def run(options: RestoreDumpOptions) -> Result:
     arguments.require_root(NAME)
-    name, lxcpath = arguments.container_of(args)
+    name, lxcpath = options.container.name, options.container.lxcpath
     with Journal(DEFAULT_PATH) as journal, locked(name, lxcpath=lxcpath):
         migration = arrived(journal, name, lxcpath, NAME)
-        if migration.state is State.RESTORING and not args.dry_run:
+        if migration.state is State.RESTORING and not options.dry_run:
             settling.settle(migration)
-        if args.force is not None and not args.dry_run:
-            return _forced(args, migration)
+        if options.force is not None and not options.dry_run:
+            return _forced(migration, options.force, options.max_downtime, off=options.machine_is_off)
         here = lxc_disk.held(Layout(migration.lxcpath, name, migration.id))  # what is not to be seen does not run
         with here if migration.state is State.RESTORED else contextlib.nullcontext():
             stands = settling.stands_stopped(migration)
@@ -75,9 +91,9 @@ def run(args: argparse.Namespace) -> Result:
         if stopped and not chosen:
             raise OutOfOrder(stage=NAME, missing=f"{name} has run here, and was stopped since",
                              next=next_commands.command("resume", migration))
-        if args.dry_run or not (chosen or migration.state in resume_rules.MAY_RESTORE):
-            return carry_out(migration, args.max_downtime, 0.0, dry_run=args.dry_run)
-        end = ask_source.leave_for(ask_source.quickly(), migration, args.max_downtime, by_hand=not chosen)
+        if options.dry_run or not (chosen or migration.state in resume_rules.MAY_RESTORE):
+            return carry_out(migration, options.max_downtime, 0.0, dry_run=options.dry_run)
+        end = ask_source.leave_for(ask_source.QUICKLY, migration, options.max_downtime, by_hand=not chosen)
         if not end and chosen:
             raise OutOfOrder(stage=NAME, missing=f"{name} runs on {migration.peer} again",
                              next=next_commands.command("resume", migration))
@@ -85,18 +101,17 @@ def run(args: argparse.Namespace) -> Result:
             return ask_source.give_up(migration)
         if chosen:
             settling.go_on(migration, end)
-        return carry_out(migration, args.max_downtime, end)
+        return carry_out(migration, options.max_downtime, end)
 
 
-def _forced(args: argparse.Namespace, migration: Migration) -> Result:
+def _forced(migration: Migration, given: str, limit: float, *, off: bool) -> Result:
     """Let it run here without the source's word, which is lost for good; raises as `force.let_run`."""
-    if not force.let_run(migration, args.force, lambda: ask_source.ask(ask_source.quickly(), migration),
-                         off=args.machine_is_off):
+    if not force.let_run(migration, given, lambda: ask_source.ask(ask_source.QUICKLY, migration), off=off):
         return ask_source.give_up(migration)
-    end = boot_clock.now() + args.max_downtime
+    end = boot_clock.now() + limit
     if settling.stands_stopped(migration) or stopped_here.is_stopped(migration):
         settling.go_on(migration, end)
-    return carry_out(migration, args.max_downtime, end, forced=True)
+    return carry_out(migration, limit, end, forced=True)
 
 
 def carry_out(migration: Migration, limit: float, end: float, *, dry_run: bool = False, forced: bool = False) -> Result:

@@ -12,11 +12,13 @@ it, it only brings each container to where it may run, and leaves data that were
 from __future__ import annotations
 
 import argparse
+from types import MappingProxyType
 
 from migrator.base import no_core_dump
 from migrator.base.result import Result
 from stages import migrate
 from stages.steps import arguments, ask_source, heal
+from stages.steps.options import MOVE_OPTIONS
 
 NAME = "resume"
 HELP = "carry on a migration that was broken off"
@@ -32,22 +34,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--at-boot", action="store_true",
                         help="with --all: only bring each container to where it may run")
     migrate.add_options(parser)
-    parser.set_defaults(**dict.fromkeys(migrate.OPTIONS))
+    parser.set_defaults(**dict.fromkeys(MOVE_OPTIONS))
 
 
-def run(args: argparse.Namespace) -> Result:
-    arguments.require_root(NAME)
-    if args.all:
-        if args.name or args.migration:
-            args.usage_error("--all does not go with a name" if args.name else f"{ask_source.ONLY} goes with a name")
-        if args.at_boot:  # a service
-            no_core_dump.of_this()
-        return heal.every(args)
-    if not args.name:
-        args.usage_error("the name of a container is missing")
-    if args.at_boot:
+def options(args: argparse.Namespace) -> heal.ResumeOptions:
+    name = arguments.name_of(args)
+    if args.all and (name or args.migration):
+        args.usage_error("--all does not go with a name" if name else f"{ask_source.ONLY} goes with a name")
+    container = None if args.all else arguments.container(args)
+    if args.at_boot and container:
         args.usage_error("--at-boot goes with --all")
-    return heal.one(args, *arguments.container_of(args))
+    given = {key: value for key, value in vars(args).items() if key in MOVE_OPTIONS and value is not None}
+    if args.ignore is not None:
+        given["ignore"] = tuple(args.ignore)
+    return heal.ResumeOptions(container, args.destination, args.source, arguments.connect(args), args.migration,
+                              args.at_boot, args.no_memory, MappingProxyType(given))
+
+
+def run(options: heal.ResumeOptions) -> Result:
+    arguments.require_root(NAME)
+    if options.container:
+        return heal.one(options, options.container.name, options.container.lxcpath)
+    if options.at_boot:  # a service
+        no_core_dump.of_this()
+    return heal.every(options)
 
 
 HANDLERS = heal.HANDLERS

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import os
 from collections.abc import Callable
 
@@ -41,13 +42,25 @@ from migrator.record.journal import DEFAULT_PATH, Journal, Migration, is_busy
 from migrator.record.migration_paths import Layout, locked
 from migrator.record.next_commands import this_host
 from migrator.record.states import FROZEN, Event, Owner, Role, State, Verdict, decide
+from migrator.remote.destination import ConnectOptions
 from migrator.remote.other_host import connected
 from migrator.transfer.rpc import Connection
 from stages.steps import abandon, arguments
+from stages.steps.options import NamedContainer
 
 NAME = "rollback"
 ABANDON_LIMIT = 600.0  # seconds: a restore that was killed is settled first, and snapshots are removed
 HELP = "give a migration up and let the container run on"
+
+
+@dataclasses.dataclass(frozen=True)
+class RollbackOptions:
+    container: NamedContainer
+    destination: str | None = None
+    connect: ConnectOptions = dataclasses.field(default_factory=ConnectOptions)
+    force: str | None = None  # a migration's id; "" has it told what that risks
+    machine_is_off: bool = False
+    dry_run: bool = False
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,30 +76,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_dry_run(parser)
 
 
+def options(args: argparse.Namespace) -> RollbackOptions:
+    return RollbackOptions(arguments.container(args), args.destination, arguments.connect(args), args.force,
+                           args.machine_is_off, args.dry_run)
+
+
 # --- on the source --------------------------------------------------------------------------------------------
 
 
-def run(args: argparse.Namespace) -> Result:
+def run(options: RollbackOptions) -> Result:
     arguments.require_root(NAME)
     from stages.steps import force  # which needs this module
 
-    name, lxcpath = arguments.container_of(args)
+    name, lxcpath, connect = options.container.name, options.container.lxcpath, options.connect
     with Journal(DEFAULT_PATH) as journal, locked(name, lxcpath=lxcpath):
         migration = journal.latest(name, lxcpath)
         if migration and migration.role is Role.DESTINATION and not migration.ended:
-            return abandon.give_up_here(migration, dry_run=args.dry_run)
+            return abandon.give_up_here(migration, dry_run=options.dry_run)
         migration = journal.latest(name, lxcpath, Role.SOURCE)
         if migration is None:
             raise NoMigration(name=name, stage=NAME, next=f"migrator prepare-data {name} -d HOST")
-        source = migration
-        if not args.dry_run:
+        source, where = migration, options.destination or migration.peer
+        elsewhere = where != migration.peer
+        if not options.dry_run:
             older_journal.bring_up(migration)
         decision = decide(NAME, migration.state)
         if decision.verdict is Verdict.ALREADY:
-            elsewhere = args.destination not in (None, migration.peer)
-            if not args.dry_run:  # it may have been renamed meanwhile
+            if not options.dry_run:  # it may have been renamed meanwhile
                 container_config.unfence(migration.lxcpath / name, migration.id)
-            if told := force.tell_late(migration, lambda: tell_over(args, source), elsewhere=elsewhere):
+            if told := force.tell_late(migration, lambda: tell_over(connect, where, source), elsewhere=elsewhere):
                 return told
             return Result({"migration": migration.id, "name": name, "stage": NAME, "already": True},
                           f"{name} has already been rolled back.")
@@ -94,20 +112,19 @@ def run(args: argparse.Namespace) -> Result:
             host = next_commands.other_host(migration.role, migration.peer, migration.detail)
             raise AlreadyRuns(name=name, destination=host,
                               next=next_commands.next_command(migration) or next_commands.command("status", migration))
-        if args.dry_run:
+        if options.dry_run:
             return described(migration)
-        given = getattr(args, "force", None)
-        if given is not None:
-            elsewhere, gone = args.destination not in (None, migration.peer), given == source.id
-            sent_to = (lambda: tell_over(args, source, source.peer, gone=gone)) if elsewhere else None
-            return force.roll_back(migration, given, lambda: tell_over(args, source, gone=gone), recorded=sent_to,
-                                   off=getattr(args, "machine_is_off", False))
-        return roll_back(migration, lambda: tell_over(args, source))
+        if options.force is not None:
+            gone = options.force == source.id
+            sent_to = (lambda: tell_over(connect, source.peer, source, gone=gone)) if elsewhere else None
+            return force.roll_back(migration, options.force, lambda: tell_over(connect, where, source, gone=gone),
+                                   recorded=sent_to, off=options.machine_is_off)
+        return roll_back(migration, lambda: tell_over(connect, where, source))
 
 
-def tell_over(args: argparse.Namespace, migration: Migration, where: str = "", *, gone: bool = False) -> str:
-    """At the address that was given, or else the one that it was sent to."""
-    with contextlib.ExitStack() as heard, connected(args, where or args.destination or migration.peer) as there:
+def tell_over(connect: ConnectOptions, where: str, migration: Migration, *, gone: bool = False) -> str:
+    """`tell`, over a connection of its own."""
+    with contextlib.ExitStack() as heard, connected(connect, where) as there:
         kept = tell(migration, there, gone=gone)
         # It is back: what stands still here does not wait for more.
         heard.enter_context(container_lock.held_back(raised=False))

@@ -48,16 +48,26 @@ COMMANDS = ("migrator serve", "sudo -n -- migrator serve")  # as `migrator.remot
 Receiver = Callable[[Service, dict[str, Any]], Place]
 
 
+@dataclasses.dataclass(frozen=True)
+class ServeOptions:
+    only: str | None = None
+    peer: str | None = None
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     limited = parser.add_mutually_exclusive_group()
     limited.add_argument("--only", metavar="WORDS", help="allow just that: for a line of authorized_keys")
     limited.add_argument("--peer", metavar="ID", help="allow what this paired peer may (used by the agent)")
 
 
-def run(args: argparse.Namespace) -> None:
+def options(args: argparse.Namespace) -> ServeOptions:
+    return ServeOptions(args.only, args.peer)
+
+
+def run(options: ServeOptions) -> None:
     arguments.require_root(NAME)
     log.level = min(log.level, log.Level.QUIET)
-    granted = partial(grant_of, args)
+    granted = partial(grant_of, options)
     with contextlib.ExitStack() as stack:
         service = Service(stack.enter_context(Journal(DEFAULT_PATH)), stack, granted())
         connection = stack.enter_context(Connection(FileStream.from_stdio()))
@@ -66,16 +76,16 @@ def run(args: argparse.Namespace) -> None:
         serve(connection, handlers(service, granted))
 
 
-def grant_of(args: argparse.Namespace) -> Grant:
+def grant_of(options: ServeOptions) -> Grant:
     """What the other side may do; raises UsageError, NotAllowed and TunnelFileUnusable."""
-    if args.only is not None:
-        granted = grant.of_only(args.only)
+    if options.only is not None:
+        granted = grant.of_only(options.only)
         asked = os.environ.get("SSH_ORIGINAL_COMMAND", "")
         if "SSH_CONNECTION" in os.environ and asked not in COMMANDS:
             raise granted.refusal(f"its key is for `migrator serve` alone, it asked for {asked[:100]!a}")
         return granted
-    if args.peer is not None:
-        return grant.of_peer_id(bytes.fromhex(args.peer))
+    if options.peer is not None:
+        return grant.of_peer_id(bytes.fromhex(options.peer))
     return grant.ROOT
 
 

@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import time
 from typing import Any
 
-from migrator.base import names, printable
+from migrator.base import printable
 from migrator.base.figures import duration, size, table
 from migrator.base.result import Result
 from migrator.copies import after_crash, bases
@@ -22,24 +23,35 @@ NAME = "status"
 HELP = "show the migrations of this host"
 
 
+@dataclasses.dataclass(frozen=True)
+class StatusOptions:
+    name: str = ""  # "" for every container
+    all: bool = False
+    events: bool = False
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_container(parser, required=False)
     parser.add_argument("-a", "--all", action="store_true", help="also those that have ended")
     parser.add_argument("--events", action="store_true", help="with every step that was taken, and when")
 
 
-def run(args: argparse.Namespace) -> Result:
+def options(args: argparse.Namespace) -> StatusOptions:
+    return StatusOptions(arguments.name_of(args), args.all, args.events)
+
+
+def run(options: StatusOptions) -> Result:
     arguments.require_root(NAME)
-    name = names.container_name(args.name) if args.name else None
+    name = options.name or None
     with Journal(DEFAULT_PATH) as journal:
         known = journal.all(name)
-        found = [m for m in known if args.all or name or not m.ended]
+        found = [m for m in known if options.all or name or not m.ended]
         if name and not found:
             raise NoMigration(name=name, stage=NAME, next=f"migrator prepare-data {name} -d HOST")
         workers = {m.id: None if m.ended else container_lock.of(m.name, m.lxcpath) for m in found}
-        described = [describe(m, events=args.events, worker=workers[m.id]) for m in found]
+        described = [describe(m, events=options.events, worker=workers[m.id]) for m in found]
         kept = [(m, path) for m in known if m.ended for path in bases.paths(m)]
-        text = _text(found, workers, events=args.events) or "No migration is under way."
+        text = _text(found, workers, events=options.events) or "No migration is under way."
         if not name:
             told = (bases.note, after_crash.aside_note, after_crash.in_use_note)
             notes = [note(m) for m in known if m not in found for note in told]

@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from migrator.base.result import Result
 from stages.steps import arguments
 
 if TYPE_CHECKING:
     from migrator.remote.tunnelled import Opened
+    from tunnel.candidates.outlook import Policy
 
 NAME = "tunnel"
 HELP = "measure the way to a paired peer; show the tunnels that stand"
@@ -26,11 +28,21 @@ HELP = "measure the way to a paired peer; show the tunnels that stand"
 BLOCK = 1 << 20  # bytes
 
 
+@dataclasses.dataclass(frozen=True)
+class TunnelOptions:
+    action: Literal["ping", "bench", "status"]
+    peer: str = ""  # its name; "" for all of them, of which there is but the status
+    path: Policy = "prefer-direct"
+    seconds: float = 3.0  # for which `bench` sends
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(metavar="ACTION", required=True, dest="action", help="ping, status, bench")
+    parser.set_defaults(path=TunnelOptions.path, seconds=TunnelOptions.seconds)
     ping = _action(actions, "ping", "make a tunnel and measure round trips, losses and the MTU")
     bench = _action(actions, "bench", "the same, and send data through it")
-    bench.add_argument("--seconds", metavar="N", type=arguments.positive, default=3.0, help="for how long (default: 3)")
+    bench.add_argument("--seconds", metavar="N", type=arguments.positive, default=TunnelOptions.seconds,
+                       help="for how long (default: 3)")
     for each in (ping, bench):
         arguments.add_path(each)
     _action(actions, "status", "show the tunnels to a peer, or all of them", required=False)
@@ -47,15 +59,19 @@ def _action(actions: Any, name: str, help_: str, *, required: bool = True) -> ar
     return parser
 
 
-def run(args: argparse.Namespace) -> Result:
+def options(args: argparse.Namespace) -> TunnelOptions:
+    return TunnelOptions(args.action, args.peer or "", args.path, args.seconds)
+
+
+def run(options: TunnelOptions) -> Result:
     arguments.require_root(NAME)
-    if args.action == "status":
-        return _status(args.peer)
+    if options.action == "status":
+        return _status(options.peer)
     from migrator.remote.tunnelled import opened
 
-    with opened(args.peer, args.path) as found:
+    with opened(options.peer, options.path) as found:
         quality = found.measure(throughput=False)
-        mbit_s = _bench(found, args.seconds) if args.action == "bench" else None
+        mbit_s = _bench(found, options.seconds) if options.action == "bench" else None
         told = found.tunnel.to_json()
     told |= {"rtt_ms": _rounded(quality.rtt_ms), "loss": quality.loss, "jitter_ms": round(quality.jitter, 3),
              "mbit_s": _rounded(mbit_s)}
@@ -82,12 +98,12 @@ def _bench(found: Opened, seconds: float) -> float:
     return int.from_bytes(count) * 8 / (time.monotonic() - begun) / 1e6
 
 
-def _status(name: str | None) -> Result:
+def _status(name: str) -> Result:
     from tunnel.identity.peers import Peers
     from tunnel.session import live_status
 
     peers = [Peers().get(name)] if name else Peers().all()
-    standing = [told for told in live_status.all_() if name in (None, told.get("peer"))]
+    standing = [told for told in live_status.all_() if name in ("", told.get("peer"))]
     waits = {peer.name: _waits(peer) for peer in peers}
     lines = [_text(told) for told in standing] or ["No tunnel stands."]
     lines += [f"{peer}: {'waits' if there else 'does not wait' if there is False else 'cannot be looked up'} "

@@ -8,6 +8,7 @@ rolled back, 32 when it has been broken off, and 17 when --timeout was over firs
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 import time
 
@@ -22,6 +23,7 @@ from migrator.record.journal import DEFAULT_PATH, Journal, Migration
 from migrator.record.states import Role, State
 from stages import status
 from stages.steps import arguments
+from stages.steps.options import NamedContainer
 
 NAME = "wait"
 HELP = "wait until a migration has ended"
@@ -33,16 +35,26 @@ GRACE = {Role.SOURCE: 1.0, Role.DESTINATION: 10.0}
 BEGINS = {"migrate", "prepare-data", "serve", "?"}  # commands that hold a container before a migration is recorded
 
 
+@dataclasses.dataclass(frozen=True)
+class WaitOptions:
+    container: NamedContainer
+    timeout: float = math.inf  # seconds
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_container(parser)
     parser.add_argument("--timeout", metavar="SECONDS", type=arguments.positive, default=math.inf,
                         help="wait no longer than this (default: for ever)")
 
 
-def run(args: argparse.Namespace) -> Result:
+def options(args: argparse.Namespace) -> WaitOptions:
+    return WaitOptions(arguments.container(args), args.timeout)
+
+
+def run(options: WaitOptions) -> Result:
     arguments.require_root(NAME)
-    name, lxcpath = arguments.container_of(args)
-    end = time.monotonic() + args.timeout
+    name, lxcpath = options.container.name, options.container.lxcpath
+    end = time.monotonic() + options.timeout
     earlier = ""  # a migration that had ended before the one that is waited for began
     seen = time.monotonic()  # when somebody was last seen at work, or this began
     told = ""
@@ -66,7 +78,7 @@ def run(args: argparse.Namespace) -> Result:
                 _tell(current, worker, line)
             if now > end:
                 raise StillUnderWay(name=name, pid=worker.pid if worker else "?",
-                                    command=worker.command if worker else "?", seconds=f"{args.timeout:g}")
+                                    command=worker.command if worker else "?", seconds=f"{options.timeout:g}")
             time.sleep(min(POLL, max(0.0, end - now)))
 
 

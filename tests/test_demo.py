@@ -282,4 +282,4 @@ def test_its_commands_are_those_of_the_command_line() -> None:
     from migrator.cli import parse
 
     for stage, _, arguments, _ in demo.STAGES:
-        assert parse([stage, "web", *arguments]).command == stage
+        assert stage == parse([stage, "web", *arguments]).stage.NAME

@@ -8,7 +8,6 @@ tell whether what comes back has come of that copy.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import enum
 import os
@@ -138,15 +137,11 @@ def is_there(migration: Migration) -> bool:
         return False
 
 
-def new_name(args: argparse.Namespace) -> str:
-    """What --new-name says, checked; "" where the container keeps its name. Raises InvalidName."""
-    wanted = getattr(args, "new_name", None)
-    return names.container_name(wanted) if wanted else ""
+def name_there(wanted: str, migration: Migration | None, name: str) -> str:
+    """What the container `name` is called on the destination: `wanted`, or "" for its own.
 
-
-def name_there(args: argparse.Namespace, migration: Migration | None, name: str) -> str:
-    """What the container `name` is called on the destination; raises UsageError where that is settled otherwise."""
-    wanted = new_name(args)
+    Raises UsageError where that is settled otherwise.
+    """
     if migration is None:
         return wanted or name
     known = migration.other_name

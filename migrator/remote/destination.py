@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What `-d` takes: where a container is to go.
+"""What `-d` takes: where a container is to go; and how it is reached.
 
     [user@]host[:port]          a host that SSH reaches; an IPv6 address stands in brackets
     ssh://[user@]host[:port]    the same
@@ -14,8 +14,12 @@ import dataclasses
 import enum
 import ipaddress
 import re
+from typing import TYPE_CHECKING
 
 from migrator.errors.connection import DestinationInvalid
+
+if TYPE_CHECKING:
+    from tunnel.candidates.outlook import Policy
 
 _LONGEST = 512  # characters; a host name has at most 253, a login 256
 _HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,252})", re.ASCII)
@@ -48,6 +52,15 @@ class Destination:
             return f"{user}{self.host}"
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"ssh://{user}{host}" + (f":{self.port}" if self.port else "")
+
+
+@dataclasses.dataclass(frozen=True)
+class ConnectOptions:
+    """How a host is reached, whichever it is."""
+
+    timeout: float = 15.0  # seconds of silence after which the connection is given up
+    accept_new_host_key: bool = False
+    path: Policy = "prefer-direct"  # to a paired peer
 
 
 def parse(text: str) -> Destination:

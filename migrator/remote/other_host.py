@@ -3,15 +3,14 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 from collections.abc import Iterator
 
 from migrator.base import log
 from migrator.record import container_lock
 from migrator.remote import destination
-from migrator.remote.destination import Kind
-from migrator.transfer.rpc import Connection
+from migrator.remote.destination import ConnectOptions, Kind
+from migrator.transfer.rpc import Connection, Tunnel
 from migrator.transfer.stream import ByteStream
 
 # What `migrator serve` is called there; ssh gives a minimal PATH, in which /usr/local/bin is.
@@ -19,10 +18,10 @@ SERVE = ["migrator", "serve"]
 
 
 @contextlib.contextmanager
-def connected(args: argparse.Namespace, where: str, limit: float | None = None) -> Iterator[Connection]:
-    """A connection to the destination `where`, with the command line's options on how to reach it.
+def connected(options: ConnectOptions, where: str, limit: float | None = None) -> Iterator[Connection]:
+    """A connection to the destination `where`.
 
-    Each step of making one over SSH may take `limit` seconds, by default --timeout.
+    Each step of making one over SSH may take `limit` seconds, by default the options' timeout.
 
     Raises the errors of `destination.parse`, `ssh.connect` and `tunnelled.open_stream`, and ProtocolError for another
     version. How it ends takes the place of nothing that has come of the block: a tunnel of which something is left is
@@ -31,8 +30,8 @@ def connected(args: argparse.Namespace, where: str, limit: float | None = None) 
     target = destination.parse(where)
     stack, failed = contextlib.ExitStack(), True
     try:
-        stream = _stream(args, target, stack, limit)
-        connection = Connection(stream, timeout=_patience(args, target))
+        stream, tunnel = _stream(options, target, stack, limit)
+        connection = Connection(stream, timeout=_patience(options, target), tunnel=tunnel)
         stack.callback(connection.close)
         connection.hello()
         yield connection
@@ -49,42 +48,41 @@ def _end(stack: contextlib.ExitStack, where: str) -> None:
         log.warning(f"The connection to {where} did not end in order: {error}")
 
 
-def _patience(args: argparse.Namespace, target: destination.Destination) -> float:
+def _patience(options: ConnectOptions, target: destination.Destination) -> float:
     """Seconds of silence after which the other host is taken for dead.
 
     A tunnel notices by itself when its path dies, and heals it or breaks: the protocol must not give up before that.
     """
     if target.kind is Kind.SSH:
-        return float(args.timeout)
+        return options.timeout
     from migrator.remote.tunnelled import PATIENCE
 
-    return max(float(args.timeout), PATIENCE)
+    return max(options.timeout, PATIENCE)
 
 
-def _stream(args: argparse.Namespace, target: destination.Destination, stack: contextlib.ExitStack,
-            limit: float | None) -> ByteStream:
-    """To `migrator serve` there; the stack closes what the stream needs."""
+def _stream(options: ConnectOptions, target: destination.Destination, stack: contextlib.ExitStack,
+            limit: float | None) -> tuple[ByteStream, Tunnel | None]:
+    """To `migrator serve` there, and the tunnel that it goes through; the stack closes what the stream needs."""
     if target.kind is Kind.PEER:
         from migrator.remote import tunnelled
 
-        through_tunnel = tunnelled.open_stream(target.host, args.path)
+        through_tunnel = tunnelled.open_stream(target.host, options.path)
         stack.callback(through_tunnel.close)
-        args.tunnel = through_tunnel.opened
-        return through_tunnel
+        return through_tunnel, through_tunnel.opened
     from migrator.remote import ssh
 
-    session = ssh.connect(target, accept_new_host_key=args.accept_new_host_key, timeout=args.timeout, limit=limit)
+    session = ssh.connect(target, accept_new_host_key=options.accept_new_host_key, timeout=options.timeout,
+                          limit=limit)
     stack.callback(session.close)
-    return session.serve(SERVE)
+    return session.serve(SERVE), None
 
 
-def fingerprint(args: argparse.Namespace) -> str:
-    """Of the peer that `connected` has connected to; "" where that was not through a tunnel."""
-    tunnel = getattr(args, "tunnel", None)
-    return str(tunnel.tunnel.peer.public.fingerprint) if tunnel else ""
+def fingerprint(there: Connection) -> str:
+    """Of the peer that this connection leads to; "" where it goes through no tunnel."""
+    return there.tunnel.fingerprint if there.tunnel else ""
 
 
-def require_stable_path(args: argparse.Namespace) -> None:
+def require_stable_path(there: Connection) -> None:
     """Before a container is frozen: raises PathUnstable where the way to a peer is not good enough for that."""
-    if tunnel := getattr(args, "tunnel", None):
-        tunnel.require_stable()
+    if there.tunnel:
+        there.tunnel.require_stable()

@@ -87,6 +87,11 @@ class Opened:
         self.loop = loop
         self._closed = False
 
+    @property
+    def fingerprint(self) -> str:
+        """The peer's."""
+        return self.tunnel.peer.public.fingerprint
+
     def measure(self, *, throughput: bool = True) -> Quality:
         """What the path is like now."""
         return self.loop.call(self.tunnel.measure(throughput=throughput))

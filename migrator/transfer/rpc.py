@@ -16,7 +16,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from migrator.base import log
 from migrator.errors import InternalError, MigratorError
@@ -55,6 +55,17 @@ class Takeover:
 Handler = Callable[[dict[str, Any]], "dict[str, Any] | Takeover"]
 
 
+class Tunnel(Protocol):
+    """What a connection to a paired peer goes through."""
+
+    @property
+    def fingerprint(self) -> str:
+        """The peer's."""
+
+    def require_stable(self) -> None:
+        """Raises PathUnstable where nothing should be frozen over it."""
+
+
 class Connection:
     """One end of a stream. One thread reads at a time; any may send. `hello` comes first.
 
@@ -64,9 +75,10 @@ class Connection:
     """
 
     def __init__(self, stream: ByteStream, *, name: str = "", timeout: float = TIMEOUT,
-                 clock: Callable[[], float] = time.monotonic) -> None:
+                 tunnel: Tunnel | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self.name = name or "the other host"
         self.timeout = timeout
+        self.tunnel = tunnel
         self.peer_host = ""  # both as the other side's greeting has them
         self.peer_program = ""
         self.peer_timeout = timeout  # seconds of silence after which the other side takes this one for dead

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Arguments that several commands take, and what is made of them."""
+"""Arguments that several commands take, and the records that are made of them (`stages.steps.options`)."""
 
 from __future__ import annotations
 
 import argparse
 import os
-from pathlib import Path
 
+from migrator.base import names
 from migrator.errors.containers import InvalidName
 from migrator.errors.this_host import NotRoot
+from migrator.remote.destination import ConnectOptions
+from stages.steps.options import MoveRequest, NamedContainer, TargetOptions
 
 STATUSES = """\
 exit status:
@@ -70,8 +72,6 @@ def add_map_bridge(parser: argparse.ArgumentParser) -> None:
 
 def bridge_pair(text: str) -> tuple[str, str]:
     """`here=there`, for argparse."""
-    from migrator.base import names
-
     here, equals, there = text.partition("=")
     if not equals:
         raise argparse.ArgumentTypeError("must be HERE=THERE")
@@ -89,13 +89,41 @@ def positive(text: str) -> float:
     return value
 
 
-def container_of(args: argparse.Namespace) -> tuple[str, Path]:
-    """The checked name and LXC path of a command line; raises InvalidName."""
-    from migrator.base import names
-    from migrator.host import lxc
+# --- what is made of them -------------------------------------------------------------------------------------
 
-    name = names.container_name(args.name)
-    return name, names.lxcpath(args.lxcpath) if args.lxcpath else lxc.default_lxcpath()
+
+def container(args: argparse.Namespace) -> NamedContainer:
+    """Which one is meant; raises InvalidName, and ends the program where none was named."""
+    name = name_of(args)
+    if not name:
+        args.usage_error("the name of a container is missing")
+    if args.lxcpath:
+        names.lxcpath(args.lxcpath)
+    return NamedContainer(name, args.lxcpath)
+
+
+def name_of(args: argparse.Namespace) -> str:
+    """A container's name; "" where none was given. Raises InvalidName."""
+    if args.name and args.name_word and args.name != args.name_word:
+        args.usage_error("two different names were given")
+    name = args.name or args.name_word
+    return names.container_name(name) if name else ""
+
+
+def connect(args: argparse.Namespace) -> ConnectOptions:
+    """How the other host is reached, of `add_destination`."""
+    return ConnectOptions(timeout=args.timeout, accept_new_host_key=args.accept_new_host_key, path=args.path)
+
+
+def target(args: argparse.Namespace) -> TargetOptions:
+    """What the container becomes there; raises InvalidName."""
+    new_name = names.container_name(args.new_name) if args.new_name else ""
+    return TargetOptions(args.destination_lxcpath, new_name, tuple(args.map_bridge))
+
+
+def request(args: argparse.Namespace) -> MoveRequest:
+    """What is to go where; raises InvalidName."""
+    return MoveRequest(container(args), args.destination or "", connect(args), target(args), args.no_memory)
 
 
 def require_root(command: str) -> None:

@@ -6,8 +6,8 @@ A source whose administrator has given this host up for lost runs the container 
 
 from __future__ import annotations
 
-import argparse
 import contextlib
+import dataclasses
 import json
 import time
 from typing import Any
@@ -29,9 +29,11 @@ from migrator.record.next_commands import this_host
 from migrator.record.states import ENDED, Owner, Role, State
 from migrator.remote import destination
 from migrator.remote.answering import Service
+from migrator.remote.destination import ConnectOptions
 from migrator.remote.other_host import connected, fingerprint
 from migrator.transfer.stream import ByteStream
 from stages.steps import abandon, ask_state, force
+from stages.steps.options import MAX_DOWNTIME
 
 RESUME = "resume"
 ONLY = "--migration"  # an option of it
@@ -42,13 +44,30 @@ AMONG_OTHERS = 600.0  # seconds for the same, where others wait: what is left at
 SAID_MAX = 1 << 20  # bytes that are kept of what it prints: the last line counts
 
 
-def state_of_source(args: argparse.Namespace, migration: Migration, needed: bool = False) -> State | None:
+@dataclasses.dataclass(frozen=True)
+class Asking:
+    """How the source is reached by the destination, and how long what is asked of it may take."""
+
+    connect: ConnectOptions = dataclasses.field(default_factory=ConnectOptions)
+    source: str | None = None  # its address, where that is not the host name that it came with
+    max_downtime: float = MAX_DOWNTIME  # seconds for which the container may be let run by its word
+    among_others: bool = False  # others wait until it is done
+
+    def where(self, migration: Migration) -> str:
+        return self.source or migration.peer
+
+
+# By a command that has no options for that.
+QUICKLY = Asking(ConnectOptions(timeout=ASK_LIMIT))
+
+
+def state_of_source(asking: Asking, migration: Migration, needed: bool = False) -> State | None:
     """The source's state of this migration; None where it does not know it, or cannot be asked, which is warned of.
 
     Where it is `needed`, as the container must not be started before that: raises SourceNeeded then.
     """
     try:
-        found = ask(args, migration)
+        found = ask(asking, migration)
     except Interrupted:
         raise
     except DocumentedError as error:
@@ -73,23 +92,23 @@ def _no_word(found: State | None) -> str:
     return f"it is {found} there" if found else "it does not know that migration"
 
 
-def ask(args: argparse.Namespace, migration: Migration) -> State | None:
+def ask(asking: Asking, migration: Migration) -> State | None:
     """The source's state of this migration; None where it does not know it. Raises as `connected`.
 
     NotKnownThere where another host than the source says so.
     """
-    return _asked(args, migration)[0]
+    return _asked(asking, migration)[0]
 
 
-def _asked(args: argparse.Namespace, migration: Migration, **fields: Any) -> tuple[State | None, float]:
+def _asked(asking: Asking, migration: Migration, **fields: Any) -> tuple[State | None, float]:
     """And for how many seconds the container may be let run here."""
-    with connected(args, source_of(args, migration)) as there:
+    with connected(asking.connect, asking.where(migration)) as there:
         never = migration.state is State.ABANDONED or bool(migration.detail.get("given_way"))
         answer = there.call_within(ask_state.LIMIT, "source-state", id=migration.id, never=never, **fields)
         found, given = ask_state.read(answer), answer.get("leave", 0.0)
         if not isinstance(given, int | float):
             raise ProtocolError(reason="it answers with a leave that is no number")
-        if not _is_source(there.peer_host, fingerprint(args), answer, migration):
+        if not _is_source(there.peer_host, fingerprint(there), answer, migration):
             error = NotKnownThere(destination=there.peer_host, id=migration.id, name=migration.name,
                                   peer=migration.peer)
             error.another = found is None
@@ -116,7 +135,7 @@ def _is_source(host: str, paired: str, answer: dict[str, Any], migration: Migrat
     return host != this_host() and host == migration.peer.rpartition("@")[2]
 
 
-def leave_for(args: argparse.Namespace, migration: Migration, limit: float, *, by_hand: bool = False) -> float:
+def leave_for(asking: Asking, migration: Migration, limit: float, *, by_hand: bool = False) -> float:
     """Until when, by `boot_clock.now`, the container may be let run here: 0 where the source runs it again.
 
     Asks for `limit` seconds; but not where the step is taken `by_hand`, soon after create-dump. Raises SourceNeeded
@@ -127,7 +146,7 @@ def leave_for(args: argparse.Namespace, migration: Migration, limit: float, *, b
     if left is not None and not resume_rules.must_ask(left):
         return since + left
     try:
-        found, given = _asked(args, migration, within=limit)
+        found, given = _asked(asking, migration, within=limit)
     except Interrupted:
         raise
     except DocumentedError as error:
@@ -139,7 +158,7 @@ def leave_for(args: argparse.Namespace, migration: Migration, limit: float, *, b
     return since + min(given, limit)
 
 
-def has_word(args: argparse.Namespace, migration: Migration, found: State | None) -> bool:
+def has_word(asking: Asking, migration: Migration, found: State | None) -> bool:
     """Whether the source, which has answered `found`, gives its word too: before that it looks that it stands still.
 
     So an earlier answer, that it takes the container back, has come to nothing: a rollback by force was broken off.
@@ -147,7 +166,7 @@ def has_word(args: argparse.Namespace, migration: Migration, found: State | None
     if found not in resume_rules.LETS_RUN:
         return False
     try:
-        return bool(leave_for(args, migration, args.max_downtime or 120.0))
+        return bool(leave_for(asking, migration, asking.max_downtime))
     except SourceNeeded as error:
         log.warning(str(error))
         return False
@@ -159,24 +178,15 @@ def give_up(migration: Migration) -> Result:
     return abandon.give_up_here(migration)
 
 
-def quickly() -> argparse.Namespace:
-    """How the source is asked by a command that has no options for that."""
-    return argparse.Namespace(timeout=ASK_LIMIT, accept_new_host_key=False, path="prefer-direct")
-
-
-def source_of(args: argparse.Namespace, migration: Migration) -> str:
-    return str(getattr(args, "source", None) or migration.peer)
-
-
-def act(args: argparse.Namespace, migration: Migration, done: Result) -> Result:
+def act(asking: Asking, migration: Migration, done: Result) -> Result:
     """Have the source carry it on: `migrator resume` there, over SSH; raises its error, or SourceNeeded."""
     known = done.text.partition(" Next: ")[0]
     try:
         answer: dict[str, Any] | None = None
-        there = ask(args, migration)
+        there = ask(asking, migration)
         if there is not None and there not in ENDED:  # else its newest migration of that name is another one
             log.info(f"{known} {migration.peer} is told to go on.")
-            answer = _resume_there(args, migration)
+            answer = _resume_there(asking, migration)
     except DocumentedError as error:
         if isinstance(error, Interrupted | SourceFailed) or error.host:
             raise
@@ -187,7 +197,7 @@ def act(args: argparse.Namespace, migration: Migration, done: Result) -> Result:
     return Result(done.data | {"next": "", "source": answer}, f"{known} {migration.peer} has done what was left.")
 
 
-def _resume_there(args: argparse.Namespace, migration: Migration) -> dict[str, Any]:
+def _resume_there(asking: Asking, migration: Migration) -> dict[str, Any]:
     """Whatever has begun there meanwhile: of this migration alone.
 
     A source of before 2026-11-30 does not know the option for that. Its container shall not stay frozen for it: the
@@ -195,22 +205,22 @@ def _resume_there(args: argparse.Namespace, migration: Migration) -> dict[str, A
     """
     words, this = next_commands.words(f"{RESUME}@source", migration), [ONLY, migration.id]
     try:
-        return _run_on_source(args, migration, [*words, *this, "--json"])
+        return _run_on_source(asking, migration, [*words, *this, "--json"])
     except InternalError as error:  # which is what a usage error there becomes here
         if " ".join(this) not in str(error):
             raise
         log.verbose(f"{migration.peer} has an older version of migrator: {error}")
-    return _run_on_source(args, migration, [*words, "--json"])
+    return _run_on_source(asking, migration, [*words, "--json"])
 
 
-def _run_on_source(args: argparse.Namespace, migration: Migration, argv: list[str]) -> dict[str, Any]:
+def _run_on_source(asking: Asking, migration: Migration, argv: list[str]) -> dict[str, Any]:
     """What a command prints there with --json; raises the error that it prints."""
     from migrator.remote import ssh
 
-    target = destination.parse(source_of(args, migration))
-    with ssh.connect(target, accept_new_host_key=args.accept_new_host_key, timeout=args.timeout) as session:
+    target, connect = destination.parse(asking.where(migration)), asking.connect
+    with ssh.connect(target, accept_new_host_key=connect.accept_new_host_key, timeout=connect.timeout) as session:
         stream = session.serve(argv)
-        said = _said(stream, AMONG_OTHERS if getattr(args, "all", False) else SOURCE_LIMIT, str(target))
+        said = _said(stream, AMONG_OTHERS if asking.among_others else SOURCE_LIMIT, str(target))
     try:
         answer = json.loads(said.splitlines()[-1])
     except (ValueError, IndexError, RecursionError):

@@ -7,7 +7,6 @@ see `_back`.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import time
@@ -47,6 +46,7 @@ from migrator.transfer.rpc import Connection
 from stages import check, cleanup, create_dump, finish, prepare_data, rollback
 from stages.steps import ask_state, offer, same_host
 from stages.steps.cleaner import Cleaner
+from stages.steps.options import MoveOptions, MoveRequest
 from stages.steps.reconnect import Link, cause_of, say
 
 T = TypeVar("T")
@@ -72,10 +72,11 @@ def locked_for(journal: Journal, name: str, lxcpath: Path) -> Iterator[None]:
 class Drive:
     """Takes one step after the other, each chosen by the states of both hosts, until the migration has ended."""
 
-    def __init__(self, args: argparse.Namespace, journal: Journal, container: lxc.Container,
-                 migration: Migration | None) -> None:
-        args.one_shot = True
-        self.args = args
+    def __init__(self, command: str, request: MoveRequest, move: MoveOptions, journal: Journal,
+                 container: lxc.Container, migration: Migration | None) -> None:
+        self.command = command  # that drives
+        self.request = request
+        self.move = move
         self.journal = journal
         self.container = container
         self.migration = migration
@@ -85,7 +86,7 @@ class Drive:
         self.ended: Result | None = None  # by a rollback
         self.stopped_there = ""  # what finish has said of one that does not run there
         self.plan: Plan | None = None
-        self._link = args.link = Link(args)
+        self._link = Link(request.connect, request.destination, move.reconnect)
 
     def run(self) -> Result:
         with self._link:
@@ -119,7 +120,7 @@ class Drive:
             return None
         now, still = time.monotonic(), self.migration.still_since
         since = still if self.begun <= still <= now else self.begun
-        return since + float(self.args.max_downtime) - now
+        return since + self.move.max_downtime - now
 
     # --- forward ---
 
@@ -127,7 +128,7 @@ class Drive:
         if self.migration and self.migration.state is State.DUMPING:
             create_dump.heal(self.migration)
         if self.migration:
-            prepare_data.choose(self.args, self.migration)
+            prepare_data.choose(self.request, self.migration)
         while stage := self._next(there := self._link.connect()):  # a stage may have made another
             container_lock.check_interrupted()  # should the exception have been lost in somebody else's code
             # An offer that was lost is made again as it was: the container is frozen.
@@ -144,13 +145,13 @@ class Drive:
         answer = ask_state.ask(there, self.migration.id)
         stage = step(self.migration.state, ask_state.told(answer, self.migration))
         if stage == "prepare-data":  # before anything is looked at there
-            same_host.require(self.args, self.migration, there, answer)
+            same_host.require(self.request.destination, self.migration, there, answer)
         if stage == "create-dump" and self.migration.state is State.PREPARED and self._more_rounds():
             return "prepare-data"
         return stage
 
     def _more_rounds(self) -> bool:
-        rule, why = plan.stop(self._rounds(), self.args.max_rounds)
+        rule, why = plan.stop(self._rounds(), self.move.max_rounds)
         if rule:
             say("rounds", f"No more rounds: {why}.", rule=rule, rounds=len(self._rounds()))
         return not rule
@@ -165,18 +166,19 @@ class Drive:
             raise ContainerNotRunning(name=self.container.name, lxcpath=self.container.lxcpath,
                                       state=self.container.state)
         bridges = self.migration.detail["bridges"] if self.migration else None
-        memory = prepare_data.with_memory(self.args, self.migration)
-        looked = check.before_stage(self.args, self.container, there, full=True, bridges=bridges, memory=memory,
-                                    known_copy=self.migration is not None)
+        memory = prepare_data.with_memory(self.request, self.migration)
+        looked = check.before_stage(self.request, self.move.ignore, self.container, there, full=True,
+                                    bridges=bridges, memory=memory, known_copy=self.migration is not None)
         found = Plan(self.container.name, there.peer_host, looked.disk_bytes,
-                     looked.container.memory if memory else None, self.args.max_rounds,
-                     self.args.max_downtime, self._rounds(), self.args.stop_timeout, bandwidth.measure(there))
+                     looked.container.memory if memory else None, self.move.max_rounds,
+                     self.move.max_downtime, self._rounds(), self.move.stop_timeout, bandwidth.measure(there))
         say("plan", found.text, **found.to_json())
         return found
 
     def _prepare(self, there: Connection) -> None:
         disk_bytes = self.plan.disk_bytes if self.plan else 0
-        done = prepare_data.carry_out(self.args, self.journal, self.migration, self.container, there, disk_bytes)
+        done = prepare_data.carry_out(self.request, self.journal, self.migration, self.container, there, disk_bytes,
+                                      bwlimit=self.move.bwlimit, move=self.move)
         self.migration = self._recorded()
         if self.plan:
             self.plan = dataclasses.replace(self.plan, rounds=self._rounds())
@@ -199,7 +201,7 @@ class Drive:
     def _dump(self, there: Connection) -> None:
         if self.plan and self._of.state is State.PREPARED:
             say("freeze" if self._of.memory else "stop", self.plan.prediction, **self.plan.to_json())
-        done = create_dump.carry_out(self.args, self._of, self.container, there)
+        done = create_dump.carry_out(self.request, self.move, self._of, self.container, there, link=self._link)
         self.dumped = done.data
         self._runs_there(done.data.get("running_for"))
 
@@ -208,7 +210,7 @@ class Drive:
         offer.settle(self._of, State.OWNED)
         left = self._frozen_left()
         if left is None or left <= 0:
-            raise DowntimeExceeded(name=self._of.name, seconds=f"{self.args.max_downtime:g}")
+            raise DowntimeExceeded(name=self._of.name, seconds=f"{self.move.max_downtime:g}")
         standing.require(self._of, "restore-dump", next_commands.anew(self._of))
         self._of.note("leave", **leave.given(self._of.detail, left))
         done = there.call_and_go("restore", **offer.limits(left), id=self._of.id, limit=left,
@@ -222,7 +224,7 @@ class Drive:
             self.still_seconds = still if still >= 0 else None  # it came to a stand before this host was started anew
 
     def _finish(self, there: Connection) -> None:
-        self.stopped_there = finish.carry_out(self.args, self._of, there).data["stopped_there"]
+        self.stopped_there = finish.carry_out(self._of, there).data["stopped_there"]
 
     def _roll_back(self, there: Connection) -> None:
         self.ended = rollback.roll_back(self._of, lambda: rollback.tell(self._of, there))
@@ -302,7 +304,7 @@ class Drive:
 
     def _result(self) -> Result:
         migration = self._of
-        removed = self._undefine() if self.args.undefine_source else []
+        removed = self._undefine() if self.move.undefine_source else []
         predicted = self.plan.still_seconds if self.plan else None
         word = "frozen" if migration.memory else "stopped"
         seconds = time.monotonic() - self.begun
@@ -313,7 +315,7 @@ class Drive:
         gone = not self.container.config_file.is_file()
         kept = "" if gone else f" The stopped copy is kept here until: {next_commands.command('cleanup', migration)}"
         return Result({
-            "migration": migration.id, "name": migration.name, "stage": self.args.command, "already": False,
+            "migration": migration.id, "name": migration.name, "stage": self.command, "already": False,
             "destination": host, "new_name": migration.other_name,
             "rounds": [dataclasses.asdict(each) for each in self._rounds()],
             f"{word}_seconds": None if self.still_seconds is None else round(self.still_seconds, 3),

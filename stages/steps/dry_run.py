@@ -7,7 +7,6 @@ there is none yet, or not as it will be by then, one is made up for each host, i
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import tempfile
 from collections.abc import Callable, Iterator
@@ -28,35 +27,38 @@ from migrator.transfer.plan import Plan
 from migrator.transfer.rpc import Connection
 from stages import check, create_dump, finish, import_data, prepare_data, restore_dump, rollback
 from stages.steps import ask_state
+from stages.steps.options import MoveOptions, MoveRequest
 
 
-def run(args: argparse.Namespace, journal: Journal, container: lxc.Container, migration: Migration | None) -> Result:
+def run(request: MoveRequest, move: MoveOptions, journal: Journal, container: lxc.Container,
+        migration: Migration | None) -> Result:
     """The plan, and every command from the stage on that comes next."""
-    with connected(args, args.destination) as there:
+    with connected(request.connect, request.destination) as there:
         first = step(migration.state, ask_state.state(there, migration)) if migration else prepare_data.NAME
         if migration and first == rollback.NAME:
             return rollback.described(migration)
         if first not in (prepare_data.NAME, import_data.NAME, create_dump.NAME):
-            return _described(args, migration, container, there, None, first)
+            return _described(request, move, migration, container, there, None, first)
         if container.state != "RUNNING" and not (migration and migration.state in FROZEN):
             raise ContainerNotRunning(name=container.name, lxcpath=container.lxcpath, state=container.state)
-        memory = prepare_data.with_memory(args, migration)
-        looked = check.before_stage(args, container, there, full=True, known_copy=migration is not None,
+        memory = prepare_data.with_memory(request, migration)
+        looked = check.before_stage(request, move.ignore, container, there, full=True,
+                                    known_copy=migration is not None,
                                     bridges=migration.detail["bridges"] if migration else None, memory=memory)
         plan = Plan(container.name, there.peer_host, looked.disk_bytes, looked.container.memory if memory else None,
-                    args.max_rounds, args.max_downtime, stop_timeout=args.stop_timeout,
+                    move.max_rounds, move.max_downtime, stop_timeout=move.stop_timeout,
                     measured=bandwidth.measure(there))
-        found = _described(args, migration, container, there, looked, first)
+        found = _described(request, move, migration, container, there, looked, first)
         return Result({**found.data, "plan": plan.to_json()}, f"{plan.text}\n{found.text}", paint=found.paint)
 
 
-def _described(args: argparse.Namespace, migration: Migration | None, container: lxc.Container, there: Connection,
-               looked: check.Look | None, first: str) -> Result:
+def _described(request: MoveRequest, move: MoveOptions, migration: Migration | None, container: lxc.Container,
+               there: Connection, looked: check.Look | None, first: str) -> Result:
     """`looked` is what the preflight saw, where the dump is still to come."""
-    with _made_up(args, migration, container, there) as (journal, source, destination):
+    with _made_up(request, migration, container, there) as (journal, source, destination):
 
         def prepare() -> Result:
-            said = prepare_data.carry_out(args, journal, source, container, there, 0)
+            said = prepare_data.carry_out(request, journal, source, container, there, 0, dry_run=True)
             for each in (source, destination):
                 each.note("round", rounds=[*each.detail["rounds"], {}])
             return said
@@ -64,7 +66,7 @@ def _described(args: argparse.Namespace, migration: Migration | None, container:
         def dump() -> Result:
             if looked is None:
                 return Result({"dry_run": []})
-            handover = create_dump.handover(args, source, container, there, looked)
+            handover = create_dump.handover(move, source, container, there, looked)
             source.note("frozen", **handover.record())
             return handover.described()
 
@@ -89,20 +91,20 @@ def _described(args: argparse.Namespace, migration: Migration | None, container:
 
 
 @contextlib.contextmanager
-def _made_up(args: argparse.Namespace, migration: Migration | None, container: lxc.Container,
+def _made_up(request: MoveRequest, migration: Migration | None, container: lxc.Container,
              there: Connection) -> Iterator[tuple[Journal, Migration, Migration]]:
     """A journal for as long as the block runs, with the migration as it would be on the source and the destination."""
-    name = origins.name_there(args, migration, container.name)
+    name = origins.name_there(request.target.new_name, migration, container.name)
     detail: dict[str, Any] = dict(migration.detail) if migration else {
-        "destination_lxcpath": prepare_data.lxcpath_there(there, args.destination_lxcpath),
-        "bridges": dict(args.map_bridge), "rounds": [], "other_name": name,
+        "destination_lxcpath": prepare_data.lxcpath_there(there, request.target.lxcpath),
+        "bridges": dict(request.target.bridges), "rounds": [], "other_name": name,
     }
-    detail["memory"] = prepare_data.with_memory(args, migration)
+    detail["memory"] = prepare_data.with_memory(request, migration)
     detail["rounds"] = [round_ for round_ in detail["rounds"] if "bytes" in round_]
     id_ = migration.id if migration else names.new_migration_id()
     with tempfile.TemporaryDirectory(prefix="migrator-") as folder, Journal(Path(folder, "journal.db")) as journal:
         source = journal.create(id=id_, role=Role.SOURCE, name=container.name, lxcpath=container.lxcpath,
-                                peer=args.destination, event=Event.SEND, **detail)
+                                peer=request.destination, event=Event.SEND, **detail)
         destination = journal.create(
             id=id_, role=Role.DESTINATION, name=name, lxcpath=Path(detail["destination_lxcpath"]), peer=there.peer_host,
             event=Event.RECEIVE, **detail | {"other_name": container.name})

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
 import concurrent.futures
 import contextlib
 import os
@@ -32,14 +31,16 @@ from migrator.transfer.rpc import Connection
 from stages import check
 from stages.steps import offer
 from stages.steps.handover import Handover
+from stages.steps.options import StandstillOptions
+from stages.steps.reconnect import Link
 
 
 class Dump(Handover):
     """Freeze, dump, send; the source is thawed when anything fails before the token was offered."""
 
-    def __init__(self, args: argparse.Namespace, migration: Migration, container: lxc.Container,
-                 there: Connection, looked: check.Look) -> None:
-        super().__init__(args, migration, container, there)
+    def __init__(self, standstill: StandstillOptions, migration: Migration, container: lxc.Container,
+                 there: Connection, looked: check.Look, link: Link | None = None) -> None:
+        super().__init__(standstill, migration, container, there, link)
         self.facts = looked.container
         self.nftables_lock = all(host and criu_dump.NFTABLES_LOCK in host.criu.features
                                  for host in (looked.source, looked.destination))

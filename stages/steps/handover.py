@@ -6,7 +6,6 @@ Disk, and memory where it comes along, are taken of one instant and sent, the co
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import time
@@ -31,8 +30,8 @@ from migrator.record.next_commands import this_host
 from migrator.record.states import Event
 from migrator.transfer import sender
 from migrator.transfer.rpc import Connection
-from stages import prepare_data
 from stages.steps import offer
+from stages.steps.options import StandstillOptions
 from stages.steps.reconnect import Link
 
 INCREMENT = "increment"  # the spooled file with the last disk changes
@@ -41,15 +40,15 @@ INCREMENT = "increment"  # the spooled file with the last disk changes
 class Handover(ABC):
     """One create-dump: its steps in their order, and the way back from each."""
 
-    def __init__(self, args: argparse.Namespace, migration: Migration, container: lxc.Container,
-                 there: Connection) -> None:
+    def __init__(self, standstill: StandstillOptions, migration: Migration, container: lxc.Container,
+                 there: Connection, link: Link | None = None) -> None:
         self.migration = migration
         self.container = container
         self.there = there
-        self.max_downtime: float = args.max_downtime
-        self.ignore: list[str] = getattr(args, "ignore", [])
-        self.one_shot = prepare_data.one_shot(args)
-        self.link: Link | None = getattr(args, "link", None)  # of the driver, that can make new connections
+        self.max_downtime = standstill.max_downtime
+        self.ignore = standstill.ignore
+        self.link = link  # of the driver, that can make new connections
+        self.one_shot = link is not None
         self.layout = Layout(container.lxcpath, container.name, migration.id)
         self.base = self.layout.snapshot(len(migration.detail["rounds"]))
         self.last = self.layout.snapshot(len(migration.detail["rounds"]) + 1)

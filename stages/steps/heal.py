@@ -6,10 +6,11 @@
 
 from __future__ import annotations
 
-import argparse
-import copy
+import dataclasses
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from migrator.base import log
@@ -26,36 +27,66 @@ from migrator.record import container_lock, lxc_disk, next_commands
 from migrator.record.journal import DEFAULT_PATH, ROOT_CALLER, Journal, Migration
 from migrator.record.migration_paths import Layout
 from migrator.record.states import Owner, Role, State
+from migrator.remote.destination import ConnectOptions
 from migrator.remote.other_host import connected
-from migrator.transfer import plan
-from stages import create_dump, finish, migrate, restore_dump, rollback
+from stages import create_dump, finish, restore_dump, rollback
 from stages.steps import abandon, ask_source, ask_state, force, settling, stopped_here, two_copies
+from stages.steps.ask_source import Asking
 from stages.steps.drive import Drive, locked_for
+from stages.steps.options import MAX_DOWNTIME, MoveOptions, MoveRequest, NamedContainer
 
 NAME = "resume"
 DATA_FLOWS = {State.PREPARING, State.PREPARED}
 
 
+@dataclasses.dataclass(frozen=True)
+class ResumeOptions:
+    container: NamedContainer | None = None  # None for every unfinished migration of this host
+    destination: str | None = None  # None for the one that the migration began with
+    source: str | None = None  # typed on the destination; None for its host name
+    connect: ConnectOptions = dataclasses.field(default_factory=ConnectOptions)
+    migration: str | None = None  # its id
+    at_boot: bool = False
+    no_memory: bool = False
+    # Those of MoveOptions that were given.
+    given: Mapping[str, Any] = dataclasses.field(default_factory=lambda: MappingProxyType({}))
+
+    def request(self, migration: Migration) -> MoveRequest:
+        """What is to go where, of a migration from here."""
+        container = NamedContainer(migration.name, self.container.given_lxcpath if self.container else None)
+        return MoveRequest(container, self.destination or migration.peer, self.connect, no_memory=self.no_memory)
+
+    def move(self, migration: Migration) -> MoveOptions:
+        """Those that the migration began with, but for what was given now."""
+        return dataclasses.replace(MoveOptions.recorded(migration), **self.given)
+
+    @property
+    def asking(self) -> Asking:
+        """How the source is asked, of a migration to here."""
+        return Asking(self.connect, self.source, self.given.get("max_downtime", MAX_DOWNTIME),
+                      among_others=self.container is None)
+
+
 # --- one migration --------------------------------------------------------------------------------------------
 
 
-def one(args: argparse.Namespace, name: str, lxcpath: Path, *, at_boot: bool = False) -> Result:
+def one(options: ResumeOptions, name: str, lxcpath: Path, *, at_boot: bool = False) -> Result:
     """Carry the newest migration of a container on, or bring the container to where it may run."""
     with Journal(DEFAULT_PATH) as journal:
         with locked_for(journal, name, lxcpath):
             migration = journal.latest(name, lxcpath)
             if migration is None:
                 raise NoMigration(name=name, stage=NAME, next=f"migrator migrate {name} -d HOST")
-            if getattr(args, "migration", None) not in (None, migration.id):
+            if options.migration not in (None, migration.id):
                 raise OutOfOrder(stage=NAME, missing=f"the newest migration of {name} here is {migration.id}",
                                  next=next_commands.command("status", migration))
             if migration.role is Role.SOURCE:
-                return _on_source(args, journal, migration, at_boot=at_boot)
-            done = _on_destination(args, migration)
+                return _on_source(options, journal, migration, at_boot=at_boot)
+            done = _on_destination(options.asking, migration)
             stopped = stopped_here.is_stopped(migration)
         if _is_all(migration, at_boot=at_boot):
             return done
-        done = ask_source.act(args, migration, done)  # which needs the lock on this host
+        done = ask_source.act(options.asking, migration, done)  # which needs the lock on this host
         migration.refresh()
         if stopped and migration.state is State.FINISHED and not migration.detail.get("given_way"):
             return Result(done.data, f"{done.text} {after_crash.where(migration)}")
@@ -75,15 +106,15 @@ def _ended(migration: Migration) -> Result:
 # --- on the source --------------------------------------------------------------------------------------------
 
 
-def _on_source(args: argparse.Namespace, journal: Journal, migration: Migration, *, at_boot: bool) -> Result:
-    complete(args, migration)
+def _on_source(options: ResumeOptions, journal: Journal, migration: Migration, *, at_boot: bool) -> Result:
+    request = options.request(migration)
     older_journal.bring_up(migration)
 
     def tell() -> str:
-        return rollback.tell_over(args, migration)
+        return rollback.tell_over(request.connect, request.destination, migration)
 
     if migration.ended:
-        elsewhere = args.destination != migration.peer
+        elsewhere = request.destination != migration.peer
         return force.tell_late(migration, tell, elsewhere=elsewhere) or _ended(migration)
     if migration.state is State.ROLLING_BACK:
         return rollback.roll_back(migration, tell)
@@ -93,13 +124,13 @@ def _on_source(args: argparse.Namespace, journal: Journal, migration: Migration,
         create_dump.heal(migration)
         return _waits(migration)
     standing.restore_silence(migration)
-    if migration.state in (State.OFFERED, State.DUMPED) and not _can_go_on(args, migration):
-        log.warning(f"{args.destination} has lost the memory of {migration.name}, as after a reboot, or its container: "
-                    f"it cannot be restored there")
+    if migration.state in (State.OFFERED, State.DUMPED) and not _can_go_on(request, migration):
+        log.warning(f"{request.destination} has lost the memory of {migration.name}, as after a reboot, or its"
+                    f" container: it cannot be restored there")
         return rollback.roll_back(migration, tell)
     # Once it was handed over nothing of it is needed here any more: what is left there may have been removed.
     container = lxc.Container(migration.name, migration.lxcpath, defined=migration.owner is Owner.SOURCE)
-    return Drive(args, journal, container, migration).run()
+    return Drive(NAME, request, options.move(migration), journal, container, migration).run()
 
 
 def _waits(migration: Migration, kept: str = "") -> Result:
@@ -114,10 +145,10 @@ def _waits(migration: Migration, kept: str = "") -> Result:
                               f"{resume}")
 
 
-def _can_go_on(args: argparse.Namespace, migration: Migration) -> bool:
+def _can_go_on(request: MoveRequest, migration: Migration) -> bool:
     """Ask the destination, the only one who knows; raises SourceStateUnknown where it does not answer."""
     try:
-        with connected(args, args.destination) as there:
+        with connected(request.connect, request.destination) as there:
             answer = ask_state.ask(there, migration.id)
             there_state = ask_state.told(answer, migration)
             if there_state is None:
@@ -128,40 +159,28 @@ def _can_go_on(args: argparse.Namespace, migration: Migration) -> bool:
     except DocumentedError as error:
         log.warning(after_crash.note(migration))
         raise outcome(SourceStateUnknown, memory=migration.memory)(
-            error, name=migration.name, destination=args.destination, rollback=next_commands.command(NAME, migration),
-            path=next_commands.path(migration),
+            error, name=migration.name, destination=request.destination,
+            rollback=next_commands.command(NAME, migration), path=next_commands.path(migration),
         ) from error
     stage = resume_rules.on_source(migration.state, there_state, images=bool(answer.get("images", True)))
     return stage != "rollback" or there_state is not State.OWNED
 
 
-def complete(args: argparse.Namespace, migration: Migration) -> None:
-    """Fill in what was not given: from the migration's beginning, or else the defaults of `migrator migrate`."""
-    stored = {"max_downtime": 120.0, "max_rounds": 5, "reconnect": 300.0, "ignore": [],
-              "stop_timeout": plan.STOP_TIMEOUT, **(migration.detail.get("options") or {})}
-    for key in migrate.OPTIONS:
-        if getattr(args, key) is None:
-            setattr(args, key, stored.get(key))
-    args.destination = args.destination or migration.peer
-    args.dry_run, args.map_bridge, args.destination_lxcpath = False, [], None
-
-
 # --- on the destination ---------------------------------------------------------------------------------------
 
 
-def _on_destination(args: argparse.Namespace, migration: Migration) -> Result:
+def _on_destination(asking: Asking, migration: Migration) -> Result:
     """What this host can do by itself, at boot too; raises SourceNeeded where that hangs on the source's word."""
     if migration.state is State.RESTORING:
         settling.settle(migration)
-    if migration.state is State.RESTORED and (given_way := _complete_restored(args, migration)):
+    if migration.state is State.RESTORED and (given_way := _complete_restored(asking, migration)):
         return given_way
     if migration.ended:
         return _ended(migration)
     images = after_crash.can_be_restored(migration)
     if migration.state in resume_rules.MAY_RESTORE and images:
-        limit = args.max_downtime or 120.0
-        end = ask_source.leave_for(args, migration, limit)
-        return restore_dump.carry_out(migration, limit, end) if end else ask_source.give_up(migration)
+        end = ask_source.leave_for(asking, migration, asking.max_downtime)
+        return restore_dump.carry_out(migration, asking.max_downtime, end) if end else ask_source.give_up(migration)
     if resume_rules.on_destination(migration.state, None, images=images) == "rollback":
         log.warning(f"{migration.name} cannot be restored here (what had arrived is not there any more): this host"
                     f" gives it up")
@@ -171,7 +190,7 @@ def _on_destination(args: argparse.Namespace, migration: Migration) -> Result:
     return _result(migration, f"{migration.name} is {migration.state} here. {after_crash.note(migration)}".rstrip())
 
 
-def _complete_restored(args: argparse.Namespace, migration: Migration) -> Result | None:
+def _complete_restored(asking: Asking, migration: Migration) -> Result | None:
     """It has run here. Where the source, which had given this host up for lost, runs it again, this copy gives way.
 
     A crash between the record and the end of the fence is made good: nobody could start it since, if it was a reboot.
@@ -183,7 +202,7 @@ def _complete_restored(args: argparse.Namespace, migration: Migration) -> Result
     """
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     if lxc_disk.has_ended(layout, migration.detail.get("disk")) and (
-            ask_source.state_of_source(args, migration) is State.FINISHED):
+            ask_source.state_of_source(asking, migration) is State.FINISHED):
         return _end_too(migration)
     left = settling.has_left(migration)
     defined = not left and not lxc_disk.is_removed(layout)  # its root file system may be left there alone
@@ -191,10 +210,10 @@ def _complete_restored(args: argparse.Namespace, migration: Migration) -> Result
     fenced = container_config.fence_of(config) == migration.id
     end, found = -1.0, None
     if stands := not left and settling.stands_stopped(migration):
-        end = ask_source.leave_for(args, migration, args.max_downtime or 120.0)
+        end = ask_source.leave_for(asking, migration, asking.max_downtime)
         taken_back = not end
     else:
-        found = ask_source.state_of_source(args, migration, stopped_here.is_stopped(migration))
+        found = ask_source.state_of_source(asking, migration, stopped_here.is_stopped(migration))
         taken_back = found in resume_rules.TAKEN_BACK
     if taken_back:
         if defined and lxc.Container(migration.name, migration.lxcpath).state != "STOPPED":
@@ -209,7 +228,7 @@ def _complete_restored(args: argparse.Namespace, migration: Migration) -> Result
                         f" it is not fenced. Do not start it: {migration.name} runs on {migration.peer}")
         two_copies.refuse(migration)  # last: a copy by another name keeps nothing from being fenced
         finish.give_way(migration)
-        ask_source.state_of_source(args, migration)  # which tells it
+        ask_source.state_of_source(asking, migration)  # which tells it
         return _result(migration, f"{message}.")
     if settling.is_gone(migration):
         raise settling.gone(migration)
@@ -218,7 +237,7 @@ def _complete_restored(args: argparse.Namespace, migration: Migration) -> Result
         settling.go_on(migration, end)
     elif fenced and lxc.Container(migration.name, migration.lxcpath).state != "STOPPED":
         # By LXC's word: who looks into its root file system (chroot) would pass for it.
-        if container_config.is_superseded(layout.container) and not ask_source.has_word(args, migration, found):
+        if container_config.is_superseded(layout.container) and not ask_source.has_word(asking, migration, found):
             raise two_copies.of(migration)  # the source has said so before
         container_config.unfence(layout.container, migration.id)
     return _end_too(migration) if found is State.FINISHED else None
@@ -249,7 +268,7 @@ def _is_all(migration: Migration, *, at_boot: bool) -> bool:
 # --- all of them ----------------------------------------------------------------------------------------------
 
 
-def every(args: argparse.Namespace) -> Result:
+def every(options: ResumeOptions) -> Result:
     """Each unfinished migration of this host, one after the other; one that fails stops none of the others.
 
     Those from here come first, as their containers may stand still here, and of those to here root's own: who is not
@@ -262,14 +281,14 @@ def every(args: argparse.Namespace) -> Result:
             newest.pop(key, None)  # so that they come in the order in which they began
             newest[key] = each
         found = [each for each in newest.values()
-                 if not each.ended or (each.role is Role.DESTINATION and not _is_all(each, at_boot=args.at_boot))]
+                 if not each.ended or (each.role is Role.DESTINATION and not _is_all(each, at_boot=options.at_boot))]
     found.sort(key=lambda each: (each.role is not Role.SOURCE, each.caller != ROOT_CALLER))
     outcomes: list[dict[str, Any]] = []
     lines = []
     for migration in found:
         outcome: dict[str, Any] = {"migration": migration.id, "name": migration.name, "lxcpath": str(migration.lxcpath)}
         try:
-            done = one(copy.copy(args), migration.name, migration.lxcpath, at_boot=args.at_boot)
+            done = one(options, migration.name, migration.lxcpath, at_boot=options.at_boot)
             outcome |= {"status": done.status, "result": done.data}
             lines.append(done.text)
         except Interrupted:

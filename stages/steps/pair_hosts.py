@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import json
@@ -22,8 +21,8 @@ from migrator.base import log
 from migrator.base.result import Result
 from migrator.base.strict_json import Malformed
 from migrator.errors import UsageError
-from migrator.record import grant
 from stages.steps import arguments
+from stages.steps.peer_options import Add, Allowance, Invite, Join
 from tunnel.identity import peers, private_files, tunnel_config
 from tunnel.identity.own_identity import Identity, PublicIdentity
 from tunnel.identity.peers import Peers
@@ -43,12 +42,12 @@ QUIET_LIMIT = 60.0  # seconds that it may take: a serial console brings some tho
 class _Pairing:
     """This host's identity and peers, and the name for the one to come."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
-        self.name = peers.checked_name(args.name)
+    def __init__(self, name: str, may: Allowance, rendezvous: tuple[str, ...] = ()) -> None:
+        self.name = peers.checked_name(name)
         self.identity = Identity.load(private_files.STATE / "identity")
         self.peers = Peers(private_files.STATE / "peers")
-        self.servers = _servers(args)
-        self.words = grant.words_of(receive="receive" in args.allow, lxcpaths=args.lxcpath, hooks=args.accept_hooks)
+        self.servers = _servers(rendezvous)
+        self.words = may.words
 
     @property
     def urls(self) -> tuple[str, ...]:
@@ -67,28 +66,16 @@ class _Pairing:
             self.peers.allow(self.name, self.words)
 
 
-def run(args: argparse.Namespace) -> Result | None:
-    """One of the actions that pair."""
-    if args.action == "exchange":
-        answer_exchange()
-        return None
-    if args.action == "add":
-        return add(args)
-    if args.offline:
-        return offline_invite(args) if args.action == "invite" else offline_join(args)
-    return invite(args) if args.action == "invite" else join(args)
-
-
 # --- With a code, over a rendezvous ---------------------------------------------------------------------------
 
 
-def invite(args: argparse.Namespace) -> Result:
+def invite(options: Invite) -> Result:
     """Raises the errors of `by_code.invite`."""
-    pairing = _Pairing(args)
+    pairing = _Pairing(options.name, options.may, options.rendezvous)
 
     def show(code: Code, server: Server) -> None:
         # What is configured first is where the other host looks first, too; else it has to be told.
-        configured = not args.rendezvous and server == pairing.servers[0]
+        configured = not options.rendezvous and server == pairing.servers[0]
         where = "" if configured else f" --rendezvous {shlex.quote(server.url)}"
         command = f"migrator peer join {code} --name {_host_name() or 'NAME'}{where}"
         _print({"code": str(code), "command": command}, str(code))
@@ -99,10 +86,10 @@ def invite(args: argparse.Namespace) -> Result:
     return _paired(pairing)
 
 
-def join(args: argparse.Namespace) -> Result:
+def join(options: Join) -> Result:
     """Raises the errors of `by_code.join`."""
-    code = Code.parse(getattr(args, "code", "") or _asked("Code: "))
-    pairing = _Pairing(args)
+    code = Code.parse(options.code or _asked("Code: "))
+    pairing = _Pairing(options.name, options.may, options.rendezvous)
     asyncio.run(by_code.join(pairing.servers, code, pairing.identity, check=pairing.check, pin=pairing.pin))
     return _paired(pairing)
 
@@ -110,9 +97,9 @@ def join(args: argparse.Namespace) -> Result:
 # --- By copy and paste ----------------------------------------------------------------------------------------
 
 
-def offline_invite(args: argparse.Namespace) -> Result:
+def offline_invite(options: Invite) -> Result:
     """Raises PairingFailed and what `Peers.pin` raises."""
-    pairing = _Pairing(args)
+    pairing = _Pairing(options.name, options.may, options.rendezvous)
     invitation = by_text.Invitation(pairing.identity, pairing.urls)
     _print({"invitation": invitation.text}, invitation.text)
     log.info("On the other host: migrator peer join --offline "
@@ -125,11 +112,9 @@ def offline_invite(args: argparse.Namespace) -> Result:
     return _paired(pairing)
 
 
-def offline_join(args: argparse.Namespace) -> Result:
+def offline_join(options: Join) -> Result:
     """Raises PairingFailed and what `Peers.pin` raises."""
-    if getattr(args, "code", None):
-        raise UsageError(reason="With --offline there is no code; the invitation is pasted, not given as an argument.")
-    pairing = _Pairing(args)
+    pairing = _Pairing(options.name, options.may, options.rendezvous)
     log.info("Paste the invitation:")
     with _nothing_pasted_left():
         partner, answer = by_text.answer(_pasted(), pairing.identity, pairing.urls)
@@ -196,20 +181,18 @@ def _drop_what_waits(quiet: float) -> None:
 # --- Over SSH -------------------------------------------------------------------------------------------------
 
 
-def add(args: argparse.Namespace) -> Result:
+def add(options: Add) -> Result:
     """Raises the errors of `ssh.connect` and of `by_channel.pair`."""
     from migrator.remote import destination, ssh
     from migrator.transfer.rpc import Connection
 
-    target = destination.parse(args.host)
+    target = destination.parse(options.host)
     if target.kind is destination.Kind.PEER:
         raise UsageError(reason=f"{target} goes through the tunnel; pairing over SSH needs a host that SSH reaches.")
-    args.name = getattr(args, "name", None) or target.host
-    args.rendezvous = []
-    pairing = _Pairing(args)
-    own_name = peers.checked_name(getattr(args, "own_name", None) or _host_name())
-    with ssh.connect(target, accept_new_host_key=args.accept_new_host_key, timeout=args.timeout) as session:
-        connection = Connection(session.serve(EXCHANGE), timeout=args.timeout)
+    pairing, connect = _Pairing(options.name or target.host, options.may), options.connect
+    own_name = peers.checked_name(options.own_name or _host_name())
+    with ssh.connect(target, accept_new_host_key=connect.accept_new_host_key, timeout=connect.timeout) as session:
+        connection = Connection(session.serve(EXCHANGE), timeout=connect.timeout)
         connection.hello()
 
         def call(op: str, fields: dict[str, Any]) -> dict[str, Any]:
@@ -255,11 +238,11 @@ def answer_exchange() -> None:
 # --- What they share ------------------------------------------------------------------------------------------
 
 
-def _servers(args: argparse.Namespace) -> tuple[Server, ...]:
-    if not args.rendezvous:
+def _servers(rendezvous: tuple[str, ...]) -> tuple[Server, ...]:
+    if not rendezvous:
         return Config.load(tunnel_config.PATH).servers
     try:
-        return tunnel_config.parse_servers(args.rendezvous)
+        return tunnel_config.parse_servers(rendezvous)
     except InvalidServer as error:
         raise UsageError(reason=f"--rendezvous {error}") from None
 

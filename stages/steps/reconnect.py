@@ -7,7 +7,6 @@ and takes it from there. Whoever calls says until when that may take: see `Link.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import time
 from typing import Any, Protocol, Self
@@ -18,6 +17,7 @@ from migrator.errors.connection import ConnectionLost, HostUnreachable
 from migrator.errors.documented import DocumentedError
 from migrator.errors.outcomes import OutcomeError
 from migrator.errors.this_host import Busy
+from migrator.remote.destination import ConnectOptions
 from migrator.remote.other_host import connected
 from migrator.transfer.rpc import Connection
 from tunnel.tunnel_errors import NoPath, PeerAbsent, PeerSilent, RendezvousUnavailable, TunnelBroken, TunnelSilent
@@ -55,9 +55,12 @@ class Clock(Protocol):
 class Link:
     """One connection after the other to the same destination."""
 
-    def __init__(self, args: argparse.Namespace, clock: Clock = time) -> None:
+    def __init__(self, connect: ConnectOptions, destination: str, reconnect: float, clock: Clock = time) -> None:
+        """What is lost is waited for `reconnect` seconds, 0 for not at all."""
         self.there: Connection | None = None
-        self._args = args
+        self._options = connect
+        self._destination = destination
+        self._reconnect = reconnect
         self._clock = clock
         self._stack = contextlib.ExitStack()
         self._was_there = False
@@ -74,7 +77,7 @@ class Link:
     def connect(self, limit: float | None = None) -> Connection:
         """The connection that is there, or a new one; raises as `other_host.connected`; `limit` is in seconds."""
         if self.there is None:
-            self.there = self._stack.enter_context(connected(self._args, self._args.destination, limit))
+            self.there = self._stack.enter_context(connected(self._options, self._destination, limit))
             self._was_there = True
             if self._told:
                 self._told = False
@@ -106,7 +109,7 @@ class Link:
         now = self._clock.monotonic()
         self._lost_at = self._lost_at or now
         if left is None:
-            left = self._lost_at + self._args.reconnect - now
+            left = self._lost_at + self._reconnect - now
         if left <= 0:
             raise error
         cause = cause_of(error)
@@ -124,8 +127,8 @@ class Link:
         """
         end = self._clock.monotonic() + min(BRIDGE, left)
         trouble = error
-        heals = self._args.destination.startswith("peer:")
-        while self._args.reconnect and not heals and not isinstance(error.__cause__, TimeoutError):
+        heals = self._destination.startswith("peer:")
+        while self._reconnect and not heals and not isinstance(error.__cause__, TimeoutError):
             try:
                 self.wait_after(trouble, end - self._clock.monotonic())
                 return self.connect(end - self._clock.monotonic())

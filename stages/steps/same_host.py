@@ -6,7 +6,6 @@ Were another one let in, a rollback by force would ask the first whether it is s
 
 from __future__ import annotations
 
-import argparse
 from typing import Any
 
 from migrator.copies import resume_rules
@@ -17,16 +16,16 @@ from migrator.remote.other_host import fingerprint
 from migrator.transfer.rpc import Connection
 
 
-def require(args: argparse.Namespace, migration: Migration, there: Connection, answer: dict[str, Any]) -> None:
-    """Before a round is sent; `answer` is that host's to `state`.
+def require(destination: str, migration: Migration, there: Connection, answer: dict[str, Any]) -> None:
+    """Before a round is sent to this destination; `answer` is that host's to `state`.
 
     Raises AlreadyMigrating where another host than the recorded one was given, NotKnownThere where another one answers
     for it.
     """
-    same_address = args.destination == migration.peer
+    same_address = destination == migration.peer
     if not resume_rules.is_recorded_host(
         migration.ticket, str(answer.get("ticket", "")), str(migration.detail.get("destination_fingerprint", "")),
-        fingerprint(args), same_place=same_address and there.peer_host == migration.detail.get("destination_host"),
+        fingerprint(there), same_place=same_address and there.peer_host == migration.detail.get("destination_host"),
     ):
         if same_address:
             raise NotKnownThere(destination=there.peer_host, id=migration.id, name=migration.name, peer=migration.peer)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
 import time
 from typing import Any
 
@@ -17,15 +16,17 @@ from migrator.record.journal import Migration
 from migrator.record.next_commands import this_host
 from migrator.transfer.rpc import Connection
 from stages.steps.handover import Handover
+from stages.steps.options import StandstillOptions
+from stages.steps.reconnect import Link
 
 
 class Stop(Handover):
     """Fence, stop, send; the source starts the container again when anything fails before the token was offered."""
 
-    def __init__(self, args: argparse.Namespace, migration: Migration, container: lxc.Container,
-                 there: Connection) -> None:
-        super().__init__(args, migration, container, there)
-        self.stop_timeout: float = args.stop_timeout
+    def __init__(self, standstill: StandstillOptions, migration: Migration, container: lxc.Container,
+                 there: Connection, link: Link | None = None) -> None:
+        super().__init__(standstill, migration, container, there, link)
+        self.stop_timeout = standstill.stop_timeout
 
     def described(self) -> Result:
         """For --dry-run: the commands of both hosts."""

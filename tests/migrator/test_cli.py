@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
@@ -24,6 +23,9 @@ from migrator.base.result import Result, of_dry_run
 from migrator.errors.containers import InvalidName
 from migrator.errors.data import NoSpace
 from migrator.errors.this_host import NotRoot
+from migrator.remote.destination import ConnectOptions
+from stages import cleanup, import_data, prepare_data, status
+from stages.steps.options import MoveRequest, NamedContainer, TargetOptions
 
 COMMANDS = [stage.NAME for stage in stages.load_all()]
 
@@ -39,7 +41,7 @@ def untouched(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def status_runs(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[argparse.Namespace], Result | None]], None]:
+def status_runs(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[status.StatusOptions], Result | None]], None]:
     """Put something else in the place of what `migrator status` does."""
     return lambda function: monkeypatch.setattr("stages.status.run", function)
 
@@ -89,12 +91,12 @@ def test_every_option_has_a_help_text() -> None:
     ["import-data", "web", "-n", "web"],
 ])
 def test_a_name_as_word_or_option(argv: list[str]) -> None:
-    assert cli.parse(argv).name == "web"
+    assert cli.parse(argv).options == import_data.ImportDataOptions(NamedContainer("web"))
 
 
 def test_the_name_is_optional_where_all_are_meant() -> None:
-    assert cli.parse(["status"]).name is None
-    assert cli.parse(["cleanup", "web"]).name == "web"
+    assert cli.parse(["status"]).options == status.StatusOptions("")
+    assert cli.parse(["cleanup", "web"]).options == cleanup.CleanupOptions("web")
 
 
 @pytest.mark.parametrize(("argv", "word"), [
@@ -122,11 +124,13 @@ def test_wrong_usage(argv: list[str], word: str, capsys: pytest.CaptureFixture[s
 
 
 def test_values() -> None:
-    args = cli.parse(["prepare-data", "web", "-d", "hostb", "--map-bridge", "a=b", "--map-bridge", "c=d", "--bwlimit",
-                      "1.5M", "--timeout", "5"])
-    assert args.map_bridge == [("a", "b"), ("c", "d")]
-    assert (args.bwlimit, args.timeout) == (1572864, 5.0)
-    assert cli.parse(["prepare-data", "web", "-d", "hostb", "--bwlimit", "100"]).bwlimit == 100
+    found = cli.parse(["prepare-data", "web", "-d", "hostb", "--map-bridge", "a=b", "--map-bridge", "c=d", "--bwlimit",
+                       "1.5M", "--timeout", "5"]).options
+    assert found == prepare_data.PrepareDataOptions(
+        MoveRequest(NamedContainer("web"), "hostb", ConnectOptions(timeout=5.0),
+                    TargetOptions(bridges=(("a", "b"), ("c", "d")))), bwlimit=1572864)
+    found = cli.parse(["prepare-data", "web", "-d", "hostb", "--bwlimit", "100"]).options
+    assert isinstance(found, prepare_data.PrepareDataOptions) and found.bwlimit == 100
 
 
 @pytest.mark.parametrize(("options", "level"), [
@@ -153,7 +157,7 @@ def test_a_result_for_people_and_for_programs(status_runs: Callable[..., None],
 
 
 def test_an_error_and_its_cure(status_runs: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
-    def fail(_: argparse.Namespace) -> None:
+    def fail(_: status.StatusOptions) -> None:
         raise NoSpace(where="/pool", free="1 MiB", needed="2 MiB", what="this")
 
     status_runs(fail)
@@ -170,7 +174,7 @@ def test_an_error_and_its_cure(status_runs: Callable[..., None], capsys: pytest.
 
 
 def test_our_own_mistakes(status_runs: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
-    def fail(_: argparse.Namespace) -> None:
+    def fail(_: status.StatusOptions) -> None:
         raise KeyError("oops")
 
     status_runs(fail)
@@ -185,7 +189,7 @@ def test_our_own_mistakes(status_runs: Callable[..., None], capsys: pytest.Captu
 
 def test_debug_shows_where_an_error_came_from(status_runs: Callable[..., None],
                                               capsys: pytest.CaptureFixture[str]) -> None:
-    def fail(_: argparse.Namespace) -> None:
+    def fail(_: status.StatusOptions) -> None:
         raise NotRoot(command="migrator status")
 
     status_runs(fail)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from migrator.record.journal import Journal, is_busy
 from migrator.record.states import Event, Role
 from stages import abort, rollback
 from stages.steps import arguments
+from stages.steps.options import NamedContainer
 
 # On a full disk the journal is had alone for the time of an access, in which it is stopped here. Called as a command
 # that is asked to stop, or as another one.
@@ -48,28 +48,28 @@ def test_one_that_was_stopped_in_the_journal_goes_on_first(tmp_path: Path, monke
                                    event=Event.SEND, rounds=[])
     rolled_back: list[str] = []
 
-    def roll_back(_: argparse.Namespace) -> Result:
+    def roll_back(_: rollback.RollbackOptions) -> Result:
         rolled_back.append(migration.id)
         return Result({}, "")
 
     monkeypatch.setattr(container_lock, "LOCKS", locks)
     monkeypatch.setattr(arguments, "require_root", lambda _: None)
-    monkeypatch.setattr(arguments, "container_of", lambda _: ("web", tmp_path))
     monkeypatch.setattr(rollback, "run", roll_back)
     monkeypatch.setattr(abort, "DEFAULT_PATH", path)
     patience = 0.05 if command == container_lock.SERVE else 600.0
     monkeypatch.setattr(abort, "Journal", lambda path, seconds=patience: Journal(path, seconds))
     words = [sys.executable, "-c", WORKER, command, str(locks), str(tmp_path), str(path)]
+    options = abort.AbortOptions(NamedContainer("web", str(tmp_path)))
     with subprocess.Popen(words) as worker:
         try:
             seen = os.waitid(os.P_PID, worker.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
             assert seen and seen.si_code == os.CLD_STOPPED
             if command == container_lock.SERVE:
                 with pytest.raises(JournalBroken) as broken:
-                    abort.run(argparse.Namespace())
+                    abort.run(options)
                 assert is_busy(broken.value) and os.waitpid(worker.pid, os.WNOHANG | os.WCONTINUED) == (0, 0)
             else:
-                done = abort.run(argparse.Namespace())
+                done = abort.run(options)
                 assert done.data["stopped"]["pid"] == worker.pid and worker.wait() == 7 and rolled_back == ["0badc0de"]
         finally:
             worker.kill()

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,8 +20,10 @@ from migrator.record.journal import Journal, Migration
 from migrator.record.next_commands import this_host
 from migrator.record.states import Event, Owner, Role, State
 from migrator.remote.answering import Service
-from stages import finish, migrate, prepare_data, rollback
+from stages import finish, prepare_data, rollback
 from stages.steps import ask_source, ask_state, drive, force, heal
+from stages.steps.ask_source import Asking
+from stages.steps.options import MoveRequest, NamedContainer
 from tests.stages.test_answers import ID, Destination, pool  # noqa: F401 -- a fixture
 from tests.stages.test_force import ALIVE, SILENT, UNKNOWN, nothing_real  # noqa: F401 -- a fixture
 
@@ -34,6 +35,7 @@ class Host:
 
     def __init__(self, name: str, destination: Destination) -> None:
         self.peer_host = name
+        self.tunnel = None
         self.destination = destination
 
     def call_within(self, _: float, op: str, **fields: Any) -> Any:
@@ -119,7 +121,7 @@ def test_resume_does_not_go_on_with_it(source: Migration, hosts: Hosts, monkeypa
     monkeypatch.setattr(heal, "connected", lambda *_: contextlib.nullcontext(hosts["hostc"]))
     monkeypatch.setattr("migrator.copies.after_crash.note", lambda _: "")
     with pytest.raises(SourceStateUnknown, match="does not know migration"):
-        heal._can_go_on(argparse.Namespace(destination="root@hostc"), source)
+        heal._can_go_on(MoveRequest(NamedContainer("web"), "root@hostc"), source)
 
 
 def test_what_has_lost_its_journal_is_forced_with_the_id(source: Migration, hosts: Hosts,
@@ -202,8 +204,7 @@ def test_a_copy_that_nobody_asks_for_any_more_is_ended_with_the_id(
     monkeypatch.setattr(bases, "prune", lambda _: None)
 
     def typed(given: str | None) -> object:
-        args = argparse.Namespace(force=given, dry_run=False)
-        return finish.carry_out(args, source, hosts["hostb"]).data  # type: ignore[arg-type]
+        return finish.carry_out(source, hosts["hostb"], force=given).data  # type: ignore[arg-type]
 
     with pytest.raises(OutOfOrder):
         typed(None)
@@ -279,7 +280,8 @@ def test_who_knows_it_is_believed(source: Migration, hosts: Hosts, nothing_real:
 def test_where_the_source_is_off_another_host_says_nothing_of_it(
         pool: Path, monkeypatch: pytest.MonkeyPatch, answers: str, state: State | None, ticket: str, off: bool,
         runs: bool) -> None:
-    there = SimpleNamespace(peer_host=answers, call_within=lambda *_, **__: {"state": state, "ticket": ticket})
+    there = SimpleNamespace(peer_host=answers, tunnel=None,
+                            call_within=lambda *_, **__: {"state": state, "ticket": ticket})
     monkeypatch.setattr(ask_source, "connected", lambda *_: contextlib.nullcontext(there))
     with Journal(pool / "destination.db") as journal:
         migration = journal.create(id=ID, role=Role.DESTINATION, name="web", lxcpath=pool, peer="root@hosta",
@@ -288,7 +290,7 @@ def test_where_the_source_is_off_another_host_says_nothing_of_it(
             migration.move(event)
 
         def let_run() -> bool:
-            return force.let_run(migration, ID, lambda: ask_source.ask(argparse.Namespace(), migration), off=off)
+            return force.let_run(migration, ID, lambda: ask_source.ask(Asking(), migration), off=off)
 
         if runs:
             assert let_run()
@@ -306,13 +308,13 @@ def test_where_the_source_is_off_another_host_says_nothing_of_it(
 def test_who_does_not_know_it_must_be_the_source(pool: Path, monkeypatch: pytest.MonkeyPatch, answers: str, peer: str,
                                                  counts: bool) -> None:
     answers, peer = (each.replace("HERE", this_host()) for each in (answers, peer))
-    there = SimpleNamespace(peer_host=answers, call_within=lambda *_, **__: {"state": None})
+    there = SimpleNamespace(peer_host=answers, tunnel=None, call_within=lambda *_, **__: {"state": None})
     monkeypatch.setattr(ask_source, "connected", lambda *_: contextlib.nullcontext(there))
     with Journal(pool / "destination.db") as journal:
         migration = journal.create(id=ID, role=Role.DESTINATION, name="web", lxcpath=pool, peer=peer,
                                    event=Event.RECEIVE)
         with contextlib.nullcontext() if counts else pytest.raises(NotKnownThere):
-            assert ask_source.ask(argparse.Namespace(), migration) is None
+            assert ask_source.ask(Asking(), migration) is None
 
 
 MINE, OTHERS = "1" * 32, "2" * 32
@@ -329,18 +331,18 @@ def test_who_says_that_it_may_run_has_the_ticket(pool: Path, monkeypatch: pytest
                                                  ticket: str | None, counts: bool) -> None:
     """Another host may be reached by the source's name, and answer what it likes."""
     answer = {"state": state, "leave": 60.0} | ({} if ticket is None else {"ticket": ticket})
-    there = SimpleNamespace(peer_host="hosta", call_within=lambda *_, **__: answer)
+    there = SimpleNamespace(peer_host="hosta", tunnel=None, call_within=lambda *_, **__: answer)
     monkeypatch.setattr(ask_source, "connected", lambda *_: contextlib.nullcontext(there))
     with Journal(pool / "destination.db") as journal:
         migration = journal.create(id=ID, role=Role.DESTINATION, name="web", lxcpath=pool, peer="root@hosta",
                                    event=Event.RECEIVE, ticket=MINE)
         with contextlib.nullcontext() if counts else pytest.raises(NotKnownThere):
-            assert ask_source.ask(argparse.Namespace(), migration) is state
+            assert ask_source.ask(Asking(), migration) is state
         if not counts:
             with pytest.raises(SourceNeeded):
-                ask_source.leave_for(argparse.Namespace(), migration, 60.0)
+                ask_source.leave_for(Asking(), migration, 60.0)
         migration.detail.pop("ticket")  # an older version has begun it
-        assert ask_source.ask(argparse.Namespace(), migration) is state
+        assert ask_source.ask(Asking(), migration) is state
 
 
 @pytest.mark.parametrize("state", [None, State.DUMPED, State.ROLLED_BACK])
@@ -349,26 +351,25 @@ def test_a_source_that_is_a_peer_is_known_by_its_fingerprint(pool: Path, monkeyp
                                                              state: State | None, fingerprint: str,
                                                              counts: bool) -> None:
     """Its name may be that of another one by now; over SSH (--source) there is none."""
-    there = SimpleNamespace(peer_host="hosta", call_within=lambda *_, **__: {"state": state, "ticket": MINE})
+    there = SimpleNamespace(peer_host="hosta", tunnel=None,
+                            call_within=lambda *_, **__: {"state": state, "ticket": MINE})
     monkeypatch.setattr(ask_source, "connected", lambda *_: contextlib.nullcontext(there))
     monkeypatch.setattr(ask_source, "fingerprint", lambda _: fingerprint)
     with Journal(pool / "destination.db") as journal:
         migration = journal.create(id=ID, role=Role.DESTINATION, name="web", lxcpath=pool, peer="peer:hosta",
                                    event=Event.RECEIVE, ticket=MINE, caller="peer:THEIRS")
         with contextlib.nullcontext() if counts else pytest.raises(NotKnownThere):
-            assert ask_source.ask(argparse.Namespace(), migration) is state
+            assert ask_source.ask(Asking(), migration) is state
 # --- a migration goes on with the host that it has begun with -------------------------------------------------
 
 
 def resumed(pool: Path, journal: Journal, migration: Migration, where: str) -> drive.Drive:
     """`migrator resume web -d WHERE`, up to the first connection."""
-    args = argparse.Namespace(
-        destination=where, command="resume", no_memory=False, dry_run=False, new_name=None, lxcpath=None, map_bridge=[],
-        destination_lxcpath=None, **dict.fromkeys(migrate.OPTIONS))
-    heal.complete(args, migration)
+    options = heal.ResumeOptions(NamedContainer("web"), where)
     (pool / "config").write_text("lxc.uts.name = web\n")
     container = SimpleNamespace(name="web", lxcpath=pool, config_file=pool / "config", mapped_root=0)
-    return drive.Drive(args, journal, container, migration)  # type: ignore[arg-type]
+    return drive.Drive("resume", options.request(migration), options.move(migration), journal,
+                       container, migration)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("answered", [False, True])
@@ -383,7 +384,7 @@ def test_another_host_takes_up_nothing(pool: Path, hosts: Hosts, answered: bool)
         ticket, driver = migration.ticket, resumed(pool, journal, migration, "root@hostb")
         there: Any = hosts["hostb"]
         for step in (lambda: driver._next(there),
-                     lambda: prepare_data.carry_out(driver.args, journal, migration, driver.container, there, 1)):
+                     lambda: prepare_data.carry_out(driver.request, journal, migration, driver.container, there, 1)):
             with pytest.raises(AlreadyMigrating, match="to root@hostc") as refused:
                 step()
             assert "migrator resume web" in refused.value.hint

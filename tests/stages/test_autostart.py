@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -25,6 +25,8 @@ from migrator.record.states import Event, Role, State
 from migrator.transfer.rpc import Connection
 from stages import finish
 from stages.steps import ask_source, ask_state, heal, settling
+from stages.steps.ask_source import Asking
+from stages.steps.options import StandstillOptions
 from stages.steps.stop import Stop
 from tests.stages.test_handover import Plain, migration, thawed  # noqa: F401 -- fixtures
 from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
@@ -97,12 +99,11 @@ def test_one_that_has_begun_before_the_fence_stood_is_seen(here: Migration, boot
 
 def test_what_is_not_stopped_yet_runs_on(here: Migration, boot: Boot, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ending, "stop", lambda *_: pytest.fail("it is stopped"))
-    args = argparse.Namespace(max_downtime=120.0, one_shot=False, stop_timeout=1.0)
     container = lxc.Container.__new__(lxc.Container)
     container.name, container.lxcpath = here.name, here.lxcpath
     boot.under_way = True
     with pytest.raises(OutOfOrder):
-        Stop(args, here, container, cast("Connection", There({}))).take()
+        Stop(StandstillOptions(), here, container, cast("Connection", There({}))).take()
     assert boot.fences == [here.id] and "stopping" not in here.detail
 
 
@@ -118,11 +119,11 @@ def test_a_copy_gives_way_once_that_has_ended(journal: Journal, boot: Boot, monk
     (folder / "config").write_text("lxc.start.auto = 1\n")
     for module, name, said in ((ask_source, "state_of_source", State.ROLLED_BACK), (settling, "has_left", False),
                                (settling, "stands_stopped", False), (settling, "is_at_work", False),
-                               (lxc, "Container", argparse.Namespace(state="STOPPED")),
+                               (lxc, "Container", SimpleNamespace(state="STOPPED")),
                                (lxc_disk, "is_removed", False), (Layout, "is_own_rootfs", True),
                                (finish, "drop_way_back", None)):
         monkeypatch.setattr(module, name, lambda *_, said=said: said)
-    args = argparse.Namespace(max_downtime=None)
+    args = Asking()
     boot.under_way = True
     for _ in range(2):  # the fence stands at the second time, and was put there while that was under way
         with pytest.raises(OutOfOrder, match=f"process {PID}") as refused:
@@ -142,13 +143,13 @@ def test_a_copy_gives_way_once_that_has_ended(journal: Journal, boot: Boot, monk
     monkeypatch.setattr(ask_source, "state_of_source", lambda *_: State.DUMPED)  # from its journal before that
     monkeypatch.setattr(ask_source, "_asked", lambda *_, **__: (State.DUMPED, 0.0))  # and it runs there: no word
     monkeypatch.setattr(settling, "is_gone", lambda _: False)
-    monkeypatch.setattr(lxc, "Container", lambda *_: argparse.Namespace(state="RUNNING"))
+    monkeypatch.setattr(lxc, "Container", lambda *_: SimpleNamespace(state="RUNNING"))
     with pytest.raises(TwoCopies):
         heal._complete_restored(args, migration)
     assert container_config.fence_of((folder / "config").read_text()) == migration.id, "nor is its fence taken away"
     monkeypatch.setattr(ask_source, "state_of_source", lambda *_: State.ROLLED_BACK)
     monkeypatch.setattr(settling, "is_at_work", lambda _: False)
-    monkeypatch.setattr(lxc, "Container", lambda *_: argparse.Namespace(state="STOPPED"))
+    monkeypatch.setattr(lxc, "Container", lambda *_: SimpleNamespace(state="STOPPED"))
     heal._complete_restored(args, migration)
     assert str(migration.state) == "finished" and migration.detail["given_way"]
 
@@ -166,7 +167,7 @@ def test_a_finish_looks_last_for_what_was_started(here: Migration, monkeypatch: 
     monkeypatch.setattr(standing, "refuse_autostart", lambda *_: looks.append("for an autostart"))
     monkeypatch.setattr(standing, "refuse_end", started)
     monkeypatch.setattr(ask_state, "state", lambda *_: State.RESTORED)
-    there = argparse.Namespace(call_within=lambda *_, **__: {}, peer_host="hostb")
+    there = SimpleNamespace(call_within=lambda *_, **__: {}, peer_host="hostb")
     with pytest.raises(OutOfOrder):
-        finish.carry_out(argparse.Namespace(dry_run=False), here, cast("Connection", there))
+        finish.carry_out(here, cast("Connection", there))
     assert looks == ["for an autostart", "for what was started"] and here.state is State.DUMPED

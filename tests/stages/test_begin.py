@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -18,13 +17,17 @@ from migrator.errors.data import SnapshotFailed
 from migrator.errors.this_host import JournalBroken
 from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event, Role, State
+from migrator.remote.tunnelled import Opened
 from migrator.transfer.rpc import Connection
 from stages import prepare_data
+from stages.steps.options import MoveRequest, NamedContainer
 from tests.stages.test_answers import ID, Destination, pool, there  # noqa: F401 -- fixtures
 from tunnel.identity.own_identity import Identity
 from tunnel.identity.peers import Peer
 
 # ruff: noqa: F811 -- fixtures
+
+REQUEST = MoveRequest(NamedContainer("web"), "root@hostb")
 
 
 class There:
@@ -42,11 +45,12 @@ class There:
         return self.call(op, **fields)
 
 
-def begin(journal: Journal, there: Destination, pool: Path, **how: Any) -> tuple[Migration, dict[str, Any]]:
-    args = argparse.Namespace(destination="root@hostb", lxcpath=None, **how)
+def begin(journal: Journal, there: Destination, pool: Path, tunnel: Any = None) -> tuple[Migration, dict[str, Any]]:
     fields = {"id": ID, "source_name": "web", "name": "web", "source_lxcpath": str(pool), "origin": ID,
               "lxcpath": str(pool), "bridges": {}, "one_shot": False, "memory": True}
-    return prepare_data._begin(args, journal, None, There(there), fields)  # type: ignore[arg-type]
+    reached: Any = There(there)
+    reached.tunnel = tunnel
+    return prepare_data._begin(REQUEST, None, journal, None, reached, fields)
 
 
 def broken_settle(*_: object) -> None:
@@ -118,10 +122,9 @@ def test_what_a_destination_does_not_tell_is_remembered(there: Destination, pool
 def test_a_peer_is_recorded_by_its_fingerprint(there: Destination, pool: Path, through: str) -> None:
     """Its name may be another host's by the time that somebody asks under it."""
     public = Identity.generate().public
-    tunnel = SimpleNamespace(tunnel=SimpleNamespace(peer=Peer("hostb", public, (), 0.0)))
-    args = {"tunnel": tunnel} if through == "a tunnel" else {}
+    tunnel = Opened(Any, SimpleNamespace(peer=Peer("hostb", public, (), 0.0)))  # type: ignore[arg-type]
     with Journal(pool / "source.db") as journal:
-        migration, _ = begin(journal, there, pool, **args)
+        migration, _ = begin(journal, there, pool, tunnel if through == "a tunnel" else None)
         recorded = migration.detail["destination_fingerprint"]
         assert recorded == (public.fingerprint if through == "a tunnel" else "")
 

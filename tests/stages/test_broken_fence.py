@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import re
 from collections.abc import Callable
@@ -24,7 +23,7 @@ from migrator.record.journal import Journal
 from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, Role
 from migrator.remote.answering import Service
-from stages import migrate, status
+from stages import status
 from stages.steps import arguments, ask_source, heal
 from tests.stages.test_earlier_stays import ARRIVED, CONFIG, ID, LATER, LEFT, begun, clean, journal, stands, state
 
@@ -232,13 +231,12 @@ def left(journal: Journal, tmp_path: Path, state: SimpleNamespace, monkeypatch: 
 
 def said(journal: Journal, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> list[bool]:
     """Whether `status`, `status web`, `resume web` and `resume --all` at boot tell of it."""
-    args = argparse.Namespace(name=None, all=False, events=False, at_boot=True, destination="root@hostb",
-                              **dict.fromkeys(migrate.OPTIONS))
-    texts = [status.run(args).text, status.run(argparse.Namespace(**{**vars(args), "name": "web"})).text]
+    options = heal.ResumeOptions(destination="root@hostb", at_boot=True)
+    texts = [status.run(status.StatusOptions(each)).text for each in ("", "web")]
     newest = journal.latest("web", tmp_path)
-    texts.append(heal.one(args, "web", tmp_path).text if newest and newest.role is Role.SOURCE else "")
+    texts.append(heal.one(options, "web", tmp_path).text if newest and newest.role is Role.SOURCE else "")
     capfd.readouterr()
-    heal.every(args)
+    heal.every(options)
     return ["its fence was taken away" in " ".join(text.split()) for text in (*texts, capfd.readouterr().err)]
 
 
@@ -301,5 +299,5 @@ def test_no_share_that_is_gone_keeps_others_waiting(journal: Journal, left: Layo
 
     monkeypatch.setattr(heal, "one", lambda *_, **__: Result({}, noted("healed")))
     monkeypatch.setattr(after_crash, "in_use_note", lambda _: noted("asked"))
-    heal.every(argparse.Namespace(at_boot=False))
+    heal.every(heal.ResumeOptions())
     assert done[0] == "healed" and "asked" in done

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import shlex
 from collections.abc import Callable
@@ -33,6 +32,7 @@ from migrator.record.container_lock import Holder
 from migrator.record.journal import Journal
 from migrator.record.states import Event
 from stages import check
+from stages.steps.options import MoveRequest, NamedContainer
 from tests.migrator.made_up import CONTAINER, DESTINATION, ROOT, SOURCE, change
 from tests.stages.test_heal import dumping, journal, owned  # noqa: F401 -- a fixture
 
@@ -68,6 +68,7 @@ class There:
     """hostb, where web runs since it was restored there."""
 
     peer_host = "hostb"
+    tunnel = None
 
     def request(self, *_: object) -> int:
         return 1
@@ -96,8 +97,8 @@ def typed(journal: Journal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     def run(state: str, destination: str | None = None) -> Result:
         found = change(CONTAINER, {"state": state, "name": "web", "init_pid": 0 if state == "STOPPED" else 4711})
         monkeypatch.setattr(container_facts, "gather", lambda *_, **__: found)
-        return check.run(argparse.Namespace(name="web", lxcpath=str(tmp_path), destination=destination, ignore=[],
-                                            no_memory=False, new_name=None, map_bridge=[]))
+        container = NamedContainer("web", str(tmp_path))
+        return check.run(check.CheckOptions(MoveRequest(container, destination or "")))
 
     return run
 
@@ -200,5 +201,4 @@ def test_what_runs_here_is_looked_at(journal: Journal, typed: Callable[..., Resu
 ])
 def test_the_other_way_is_this_containers(given: str | None, command: str) -> None:
     """And no other one's that is called so in the usual LXC path: it would be stopped, and moved."""
-    args = argparse.Namespace(lxcpath=given, destination="root@hostb")
-    assert f": {command} -- " in check._instead("web", args)
+    assert f": {command} -- " in check._instead(MoveRequest(NamedContainer("web", given), "root@hostb"))

@@ -224,9 +224,9 @@ def test_another_container_of_that_name_is_not_forgotten(host: Host, monkeypatch
     host.ended()
     host.pool = given
     host.ended(id=OTHER)
-    cleanup.run(cli.parse(["cleanup", *words, "--forget", "-P", f"{usual}/"]))
+    cli.parse(["cleanup", *words, "--forget", "-P", f"{usual}/"]).run()
     assert [each.id for each in host.journal.all()] == [OTHER]
-    cleanup.run(cli.parse(["cleanup", "--forget"]))
+    cli.parse(["cleanup", "--forget"]).run()
     assert host.journal.all() == []
 
 
@@ -329,7 +329,7 @@ def test_it_says_which_container_it_works_on(host: Host, monkeypatch: pytest.Mon
     host.clean()
     monkeypatch.setattr(cleanup, "DEFAULT_PATH", host.journal.path)
     monkeypatch.setattr("stages.steps.arguments.require_root", lambda _: None)
-    cleanup.run(cli.parse(["cleanup", "web", "-P", str(host.pool)]))
+    cli.parse(["cleanup", "web", "-P", str(host.pool)]).run()
     assert held == [str(host.pool)] * 3
 
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +23,7 @@ from migrator.record.journal import Journal, Migration
 from migrator.record.migration_paths import locked
 from migrator.record.states import Event, Owner, State
 from stages import create_dump
+from stages.steps.options import MoveRequest, NamedContainer
 from tests.stages.snapshots import There, recorded, refuses
 from tests.stages.test_given_back import handlers, press  # noqa: F401 -- a fixture
 from tests.stages.test_handover import Plain, migration, thawed  # noqa: F401 -- fixtures
@@ -42,8 +42,8 @@ def typed(journal: Journal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     monkeypatch.setattr("os.geteuid", lambda: 0)
     monkeypatch.setattr(lxc.Container, "__init__", lambda *_: None)
     monkeypatch.setattr(lxc.Container, "state", "RUNNING")
-    return lambda: create_dump.run(argparse.Namespace(
-        name="web", lxcpath=str(tmp_path), destination="root@hostb", dry_run=False, max_downtime=120.0, ignore=[]))
+    return lambda: create_dump.run(create_dump.CreateDumpOptions(
+        MoveRequest(NamedContainer("web", str(tmp_path)), "root@hostb")))
 
 
 def over(end: Callable[[], None], there: object = None) -> Callable[..., Any]:
@@ -67,7 +67,7 @@ def test_what_was_handed_over_is_said_in_spite_of_ctrl_c(migration: Migration, t
             press()
         return Result({}, "frozen, and belongs to hostb")
 
-    def carry_out(_args: object, migration: Migration, *_: object) -> Result:
+    def carry_out(_: object, __: object, migration: Migration, *___: object, **____: object) -> Result:
         made = Plain(migration)
         monkeypatch.setattr(made, "result", result)
         return made.run()

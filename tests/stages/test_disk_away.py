@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import errno
 import os
@@ -27,9 +26,11 @@ from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, Role, State
 from stages import finish, import_data, prepare_data, restore_dump, rollback
 from stages.steps import abandon, arguments, ask_source, force, heal, restore_over, settling, stopped_here, take
+from stages.steps.ask_source import Asking
+from stages.steps.options import NamedContainer
 
 ID = "0badc0de"
-BOOT = argparse.Namespace(max_downtime=None)
+BOOT = Asking()
 OWN = (Event.RECEIVED, Event.IMPORT, Event.IMPORTED, Event.RECEIVE_DUMP, Event.DUMP_RECEIVED, Event.OWN)
 
 
@@ -154,16 +155,15 @@ def test_what_is_not_to_be_seen_is_not_said_to_run(make: Callable[..., There], m
     there = make(Event.RESTORE, Event.RESTORED)
     container_config.unfence(there.layout.container, ID)
     monkeypatch.setattr(arguments, "require_root", lambda _: None)
-    monkeypatch.setattr(arguments, "container_of", lambda _: ("web", there.pool))
     monkeypatch.setattr(restore_dump, "Journal", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(restore_dump, "locked", lambda *_, **__: contextlib.nullcontext())
     monkeypatch.setattr(restore_dump, "arrived", lambda *_: there.migration)
     monkeypatch.setattr(stopped_here, "is_stopped", lambda _: False)
-    args = argparse.Namespace(max_downtime=60.0, force=None, dry_run=dry_run)
-    assert "already runs here" in restore_dump.run(args).text
+    options = restore_dump.RestoreDumpOptions(NamedContainer("web", str(there.pool)), dry_run=dry_run)
+    assert "already runs here" in restore_dump.run(options).text
     there.umount()
     with pytest.raises(DiskAway):
-        restore_dump.run(args)
+        restore_dump.run(options)
 
 
 @pytest.mark.parametrize("what", ["nothing", "another container"])

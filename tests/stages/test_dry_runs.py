@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-import argparse
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +16,7 @@ from migrator.errors.containers import OutOfOrder
 from migrator.record.journal import Journal
 from migrator.record.states import Role, State
 from stages import check, create_dump, finish
+from stages.steps.options import MoveRequest, NamedContainer, StandstillOptions
 from tests.stages.test_heal import dumping, journal, offered  # noqa: F401 -- a fixture
 
 
@@ -31,13 +32,17 @@ class There:
         return {"state": self.state, "ticket": "", "images": True} if op == "state" else {}
 
 
+REQUEST = MoveRequest(NamedContainer("web"), "root@hostb")
+
+
 def shown(journal: Journal, stage: Any, state: State) -> Result:
     migration = offered(journal)
     before = len(migration.events())
-    args = argparse.Namespace(dry_run=True, force=None)
-    rest = (None, There(state)) if stage is create_dump else (There(state),)
+    there: Any = There(state)
+    container: Any = None
     try:
-        found: Result = stage.carry_out(args, migration, *rest)
+        found = (create_dump.carry_out(REQUEST, StandstillOptions(), migration, container, there, dry_run=True)
+                 if stage is create_dump else finish.carry_out(migration, there, dry_run=True))
     finally:
         now = journal.by_id(migration.id, Role.SOURCE)
         assert now and now.state is State.OFFERED and len(now.events()) == before
@@ -57,12 +62,12 @@ def test_a_dump_that_was_killed_is_still_frozen(journal: Journal, monkeypatch: p
                          (create_dump, "_refuse_changed")):
         monkeypatch.setattr(module, name, lambda *_, **__: None)
     would = Result({"dry_run": []}, "")
-    monkeypatch.setattr(create_dump, "handover", lambda *_: argparse.Namespace(described=lambda: would))
+    monkeypatch.setattr(create_dump, "handover", lambda *_: SimpleNamespace(described=lambda: would))
     migration = dumping(journal)
     migration.note("bridges", bridges={})
-    container = argparse.Namespace(name="web", lxcpath=migration.lxcpath, state="FROZEN")
-    args = argparse.Namespace(dry_run=True)
-    assert create_dump.carry_out(args, migration, container, There(State.IMPORTED)) is would  # type: ignore[arg-type]
+    container: Any = SimpleNamespace(name="web", lxcpath=migration.lxcpath, state="FROZEN")
+    there: Any = There(State.IMPORTED)
+    assert create_dump.carry_out(REQUEST, StandstillOptions(), migration, container, there, dry_run=True) is would
 
 
 def test_what_runs_there(journal: Journal) -> None:

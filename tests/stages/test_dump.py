@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import concurrent.futures.thread
 import contextlib
 import itertools
@@ -35,6 +34,7 @@ from migrator.transfer import spool
 from migrator.transfer.rpc import Connection
 from stages import check
 from stages.steps import dump, offer
+from stages.steps.options import StandstillOptions
 from tests.stages.test_heal import dumping, journal  # noqa: F401 -- a fixture
 from tests.stages.test_offer import There
 from tests.stages.test_remains import Monitorless, cgroup, init  # noqa: F401 -- fixtures
@@ -109,11 +109,11 @@ def another_start() -> Iterator[subprocess.Popen[bytes]]:
 
 
 def dump_of(migration: Migration, guest: Guest) -> dump.Dump:
-    args = argparse.Namespace(max_downtime=120.0, one_shot=False)
     facts = SimpleNamespace(memory=0)
     host = SimpleNamespace(criu=SimpleNamespace(features=()))
     looked = cast("check.Look", SimpleNamespace(container=facts, source=host, destination=host))
-    return dump.Dump(args, migration, cast("lxc.Container", guest), cast("Connection", There({})), looked)
+    there = cast("Connection", There({}))
+    return dump.Dump(StandstillOptions(), migration, cast("lxc.Container", guest), there, looked)
 
 
 def test_one_that_has_rebooted_since_it_was_prepared_is_not_frozen(

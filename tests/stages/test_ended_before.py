@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,11 +19,12 @@ from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event, Role, State
 from stages import finish
 from stages.steps import ask_source, force, heal
+from stages.steps.ask_source import Asking
 from tests.stages.test_disk_away import ID, OWN, There, host, make
 
 __all__ = ["host", "make"]
 
-BOOT = argparse.Namespace(max_downtime=None)
+BOOT = Asking()
 
 
 @pytest.fixture

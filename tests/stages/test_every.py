@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,14 +22,14 @@ from migrator.record import container_lock
 from migrator.record.grant import ROOT
 from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event, Role, State
-from stages import restore_dump, resume
+from stages import restore_dump
 from stages.steps import ask_source, ask_state, heal, settling
-from stages.steps.ask_source import quickly
+from stages.steps.ask_source import QUICKLY
 from tests.stages.test_heal import journal, owned  # noqa: F401 -- a fixture
 
 # ruff: noqa: F811 -- fixtures
 
-ALL = argparse.Namespace(all=True, at_boot=True)
+ALL = heal.ResumeOptions(at_boot=True)
 LIES: list[Any] = [{}, {"state": "thawing"}, {"state": 7}, {"state": ["owned"]}, {"state": ""}, {"state": {}}]
 
 
@@ -46,7 +46,7 @@ def one(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
     turns: list[str] = []
     errors: dict[str, Exception] = {}
 
-    def done(_: argparse.Namespace, name: str, *__: object, **___: object) -> Result:
+    def done(_: object, name: str, *__: object, **___: object) -> Result:
         turns.append(name)
         if name in errors:
             raise errors[name]
@@ -141,10 +141,10 @@ def test_a_source_that_lies_lets_nothing_run(journal: Journal, source: dict[str,
     source |= answer
     migration = owned(journal, ticket="ab" * 16)
     with pytest.raises(ProtocolError):
-        ask_source.ask(ask_source.quickly(), migration)
-    assert ask_source.state_of_source(ask_source.quickly(), migration) is None
+        ask_source.ask(QUICKLY, migration)
+    assert ask_source.state_of_source(QUICKLY, migration) is None
     with pytest.raises(MigratorError, match="does not follow the protocol"):
-        ask_source.leave_for(ask_source.quickly(), migration, 60.0)
+        ask_source.leave_for(QUICKLY, migration, 60.0)
 
 
 # --- what is run on it ----------------------------------------------------------------------------------------
@@ -162,7 +162,7 @@ def test_a_command_is_never_read_out_of_an_advice(journal: Journal, monkeypatch:
 
     monkeypatch.setattr(ask_source, "ask", lambda *_: State.DUMPED)
     monkeypatch.setattr(ask_source, "_run_on_source", run)
-    ask_source.act(ask_source.quickly(), migration, Result({}, "Known."))
+    ask_source.act(QUICKLY, migration, Result({}, "Known."))
     assert ran == [["migrator", "resume", "db", "-P", path, "--migration", "0badc0de", "--json"]]
     assert settling.gone(migration).hint.count("--force 0badc0de   (on hosta)") == 1
 
@@ -214,18 +214,20 @@ def test_a_source_goes_on_with_this_migration_alone(
 
         def answer(argv: list[str]) -> dict[str, Any]:
             try:
-                return resume.run(parse(argv[1:])).data
+                done = parse(argv[1:]).run()
+                assert done
+                return done.data
             except MigratorError as error:
                 return {"error": error.to_json()}
 
         on_source(answer)
-        ask_source.act(quickly(), here, Result({}, "Known."))
+        ask_source.act(QUICKLY, here, Result({}, "Known."))
         assert taken_up == [here.id]
         there.forget(there.all()[0])  # it has ended, and another one has begun in its place
         there.create(id="eeeeeeee", role=Role.SOURCE, name="web", lxcpath=given, peer="root@hostc", event=Event.SEND,
                      rounds=[])
         with pytest.raises(OutOfOrder, match="the newest migration of web here is eeeeeeee"):
-            ask_source.act(quickly(), here, Result({}, "Known."))
+            ask_source.act(QUICKLY, here, Result({}, "Known."))
         assert taken_up == [here.id]
 
 
@@ -240,14 +242,14 @@ def test_an_older_source_goes_on_by_name_and_path(journal: Journal, on_source: C
                           "status": 2}}
 
     ran = on_source(answer)
-    assert ask_source.act(quickly(), here, Result({}, "Known.")).data["source"] == {"state": "rolled-back"}
+    assert ask_source.act(QUICKLY, here, Result({}, "Known.")).data["source"] == {"state": "rolled-back"}
     assert ran[1:] == [["migrator", "resume", "web", "-P", "/given", "--json"]]
 
 
 def test_what_a_source_says_otherwise_is_told(journal: Journal, on_source: Callable[..., list[list[str]]]) -> None:
     ran = on_source(lambda _: {"error": {"code": "internal-error", "fields": {"reason": "out of luck"}, "status": 2}})
     with pytest.raises(InternalError, match="out of luck"):
-        ask_source.act(quickly(), owned(journal, source_lxcpath="/given"), Result({}, "Known."))
+        ask_source.act(QUICKLY, owned(journal, source_lxcpath="/given"), Result({}, "Known."))
     assert len(ran) == 1
 
 
@@ -299,9 +301,9 @@ def test_what_ends_it() -> None:
 
 
 @pytest.mark.parametrize("text", [b"", b"[]", b"7", b"null", b'"x"', b"{", b"[" * 100_000])
-@pytest.mark.parametrize("args", [argparse.Namespace(), ALL])
+@pytest.mark.parametrize("among_others", [False, True])
 def test_what_is_no_result(journal: Journal, monkeypatch: pytest.MonkeyPatch, text: bytes,
-                           args: argparse.Namespace) -> None:
+                           among_others: bool) -> None:
     limits: list[float] = []
 
     @contextmanager
@@ -314,10 +316,10 @@ def test_what_is_no_result(journal: Journal, monkeypatch: pytest.MonkeyPatch, te
 
     monkeypatch.setattr("migrator.remote.ssh.connect", connect)
     monkeypatch.setattr(ask_source, "_said", _said)
-    asking = argparse.Namespace(**vars(ask_source.quickly()) | vars(args))
+    asking = dataclasses.replace(QUICKLY, among_others=among_others)
     with pytest.raises(InternalError, match="answered"):
         ask_source._run_on_source(asking, owned(journal), ["migrator", "resume", "web", "--json"])
-    assert limits == [ask_source.AMONG_OTHERS if args is ALL else ask_source.SOURCE_LIMIT]
+    assert limits == [ask_source.AMONG_OTHERS if among_others else ask_source.SOURCE_LIMIT]
 
 
 # --- what is here ---------------------------------------------------------------------------------------------
@@ -332,6 +334,6 @@ def test_a_configuration_on_a_disk_that_is_not_mounted_yet(journal: Journal, mon
     config.symlink_to("/nonexistent/web.config")
     monkeypatch.setattr(restore_dump, "carry_out", lambda *_, **__: pytest.fail("it runs"))
     with pytest.raises(MigratorError, match=r"web/config cannot be read: No such file"):
-        heal._on_destination(ask_source.quickly(), migration)
+        heal._on_destination(QUICKLY, migration)
 
 

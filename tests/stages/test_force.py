@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from migrator import cli
 from migrator.base import boot_clock
 from migrator.base.result import Result
 from migrator.copies import after_crash, leave, resume_rules
@@ -37,6 +36,7 @@ from migrator.record.states import Event, Owner, Role, State
 from migrator.remote.answering import Service
 from stages import cleanup, finish, rollback
 from stages.steps import ask_source, force, settling, stopped_here
+from stages.steps.options import NamedContainer
 from tests.stages.test_heal import journal, offered, owned  # noqa: F401 -- a fixture
 from tunnel.tunnel_errors import NoPath, PeerAbsent, PeerRefuses, PeerSilent, RendezvousUnavailable
 
@@ -208,7 +208,7 @@ def test_a_source_that_takes_it_back_is_believed(journal: Journal, monkeypatch: 
     migration.state = here
     monkeypatch.setattr("time.time", lambda: 0.0)
     monkeypatch.setattr(ask_source, "_asked", lambda *_, **__: (source, 0.0))
-    assert ask_source.leave_for(ask_source.quickly(), migration, 120.0) == 0.0
+    assert ask_source.leave_for(ask_source.QUICKLY, migration, 120.0) == 0.0
     assert resume_rules.on_destination(here, source, images=True) == "rollback"
 
 
@@ -216,10 +216,10 @@ def test_as_long_as_its_word_holds_the_source_is_not_asked(journal: Journal, mon
     monkeypatch.setattr(ask_source, "_asked", lambda *_, **__: pytest.fail("it is asked"))
     now = boot_clock.now()
     migration = owned(journal, **leave.kept(now + BY_HAND, BY_HAND))
-    end = ask_source.leave_for(ask_source.quickly(), migration, 3600.0, by_hand=True)
+    end = ask_source.leave_for(ask_source.QUICKLY, migration, 3600.0, by_hand=True)
     assert end == pytest.approx(now + BY_HAND, abs=1.0), "and not for longer"
     monkeypatch.setattr(ask_source, "_asked", lambda *_, **__: (State.DUMPED, 600.0))
-    end = ask_source.leave_for(ask_source.quickly(), migration, 300.0)
+    end = ask_source.leave_for(ask_source.QUICKLY, migration, 300.0)
     assert end == pytest.approx(now + 300.0, abs=1.0), "nobody who types each step by hand waits for that"
 
 
@@ -239,7 +239,7 @@ def test_without_its_word_nothing_is_let_run(journal: Journal, monkeypatch: pyte
 
     monkeypatch.setattr(ask_source, "_asked", asked)
     with pytest.raises(SourceNeeded) as refused:
-        ask_source.leave_for(ask_source.quickly(), migration, 120.0)
+        ask_source.leave_for(ask_source.QUICKLY, migration, 120.0)
     assert "resume web   (on hosta)" in refused.value.hint
     assert "migrator restore-dump web --force" in refused.value.hint
     if not isinstance(said, DocumentedError):
@@ -252,7 +252,7 @@ def test_ctrl_c_is_no_answer(journal: Journal, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(ask_source, "_asked", asked)
     with pytest.raises(Interrupted):
-        ask_source.leave_for(ask_source.quickly(), owned(journal), 120.0)
+        ask_source.leave_for(ask_source.QUICKLY, owned(journal), 120.0)
 
 
 def test_the_source_records_its_word_before_it_gives_it(journal: Journal) -> None:
@@ -421,8 +421,8 @@ def test_where_the_source_is_off_another_host_by_its_name_says_nothing(journal: 
         raise not_known(another=another)
 
     def forced(*, off: bool) -> Result:
-        given = ["finish", "web", "--force", migration.id] + ["--machine-is-off"] * off
-        return finish._on_destination(cli.make_parser().parse_args(given), migration)
+        options = finish.FinishOptions(NamedContainer("web"), force=migration.id, machine_is_off=off)
+        return finish._on_destination(options, migration)
 
     monkeypatch.setattr(ask_source, "ask", ask)
     with pytest.raises(NotKnownThere) as refused:

@@ -11,6 +11,7 @@ import pytest
 
 from migrator import cli
 from migrator.base import removal
+from migrator.base.result import Result
 from migrator.config import container_config, fences
 from migrator.host import btrfs
 from migrator.record import container_lock
@@ -51,7 +52,13 @@ def pool(journal: Journal, tmp_path: Path, state: SimpleNamespace, monkeypatch: 
 
 
 def typed(pool: Path, *words: str) -> dict[str, Any]:
-    return cleanup.run(cli.parse(["cleanup", "web", "-P", str(pool), *words])).data
+    return cleaned(pool, *words).data
+
+
+def cleaned(pool: Path, *words: str) -> Result:
+    done = cli.parse(["cleanup", "web", "-P", str(pool), *words]).run()
+    assert done
+    return done
 
 
 def fenced(pool: Path) -> Path:
@@ -80,7 +87,7 @@ def test_what_may_be_an_only_copy_stays_and_is_told(journal: Journal, pool: Path
     wanted = [str(path) for path in kept if path != copy or not in_use]
     dry = typed(pool, "--forget", "--dry-run")
     assert (dry["kept"], dry["removed"], len(journal.all())) == (wanted, [str(spool)], 3)
-    done = cleanup.run(cli.parse(["cleanup", "web", "-P", str(pool), "--forget"]))
+    done = cleaned(pool, "--forget")
     assert (done.data["kept"], done.data["removed"]) == (wanted, [str(spool)])
     assert [line for line in done.text.splitlines() if line.startswith("Kept")] == [
         f"Kept until migrator cleanup web -P {pool}: {path}" for path in wanted]
@@ -121,7 +128,7 @@ def test_no_name_makes_lines_of_its_own(pool: Path, monkeypatch: pytest.MonkeyPa
             found.append(evil)
 
     monkeypatch.setattr(cleanup, "clean_container", clean)
-    done = cleanup.run(cli.parse(["cleanup", "web", "-P", str(pool)]))
+    done = cleaned(pool)
     assert [line.partition("/pool/")[0] for line in done.text.splitlines()][:3] == [
         "Removed ", f"Kept until migrator cleanup web -P {pool}: ", "Left, as it is not migrator's, or is in use: "]
     assert len(done.text.splitlines()) == 4 and done.data["left"] == [evil]

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import time
@@ -25,6 +24,7 @@ from migrator.record.states import Event, Role, State
 from stages import create_dump, rollback
 from stages.steps import heal
 from stages.steps.drive import Drive
+from stages.steps.options import MoveOptions, MoveRequest, NamedContainer
 from tests.stages.test_heal import dumping, journal, offered  # noqa: F401 -- a fixture
 
 
@@ -154,9 +154,8 @@ def driven(journal: Journal, migration: Migration, monkeypatch: pytest.MonkeyPat
            fails: Callable[[], None]) -> Drive:
     container = lxc.Container.__new__(lxc.Container)
     container.name, container.lxcpath = migration.name, migration.lxcpath
-    args = argparse.Namespace(command="migrate", destination="root@hostb", reconnect=300.0, timeout=15.0,
-                              max_downtime=120.0)
-    drive = Drive(args, journal, container, migration)
+    request = MoveRequest(NamedContainer("web"), "root@hostb")
+    drive = Drive("migrate", request, MoveOptions(), journal, container, migration)
     monkeypatch.setattr(drive, "_ahead", fails)
     monkeypatch.setattr(drive, "_tell", press_and_tell)
     return drive
@@ -214,7 +213,7 @@ def test_no_other_migration_is_begun_after_it(journal: Journal, monkeypatch: pyt
                    peer="root@hostb", event=Event.SEND)
     begun = []
 
-    def one(_args: argparse.Namespace, name: str, *_: object, **__: object) -> None:
+    def one(_options: object, name: str, *_: object, **__: object) -> None:
         begun.append(name)
         with container_lock.held_back():
             if name == "web":
@@ -224,5 +223,5 @@ def test_no_other_migration_is_begun_after_it(journal: Journal, monkeypatch: pyt
     monkeypatch.setattr(heal, "DEFAULT_PATH", journal.path)
     monkeypatch.setattr(heal, "one", one)
     with pytest.raises(Interrupted):
-        heal.every(argparse.Namespace(at_boot=False))
+        heal.every(heal.ResumeOptions())
     assert begun == ["web"]

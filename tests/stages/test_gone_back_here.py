@@ -35,7 +35,7 @@ from stages.steps import ask_source
 from tests import btrfs_roots
 from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
 from tests.stages.test_remains import cgroup, frozen, init  # noqa: F401 -- fixtures
-from tests.stages.test_standing import OTHER_BOOT, Known, There, args, config, handed_over, known  # noqa: F401
+from tests.stages.test_standing import OTHER_BOOT, Known, There, config, handed_over, known  # noqa: F401
 
 is_source = origins.is_source
 OWN, PUT_BY, MADE, TEMPLATE = "own", "put by", "made", "template"
@@ -117,11 +117,11 @@ def test_it_is_not_ended(migration: Migration, init: subprocess.Popen[bytes], kn
     known.pid = init.pid
     there = There(State.RESTORED)
     with pytest.raises(OutOfOrder, match="started it here too") as raised:
-        finish.carry_out(args(force=None), migration, cast("Connection", there))
+        finish.carry_out(migration, cast("Connection", there))
     assert raised.value.hint.startswith(f"Next: lxc-stop -P {migration.lxcpath} -n web -- and then: migrator finish")
     assert "finish" not in there.asked and init.poll() is None
     known.pid = 0
-    finish.carry_out(args(force=None), migration, cast("Connection", there))
+    finish.carry_out(migration, cast("Connection", there))
     assert str(migration.state) == "finished" and fence(migration) == migration.id
     went = migration.journal.by_id(migration.id, migration.role)
     assert went and origins.is_another_disk(went.journal, config(migration), migration.lxcpath / "web" / "rootfs")

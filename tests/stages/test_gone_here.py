@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -312,29 +311,26 @@ def test_what_was_handed_over_goes_on_without_it(journal: Journal, monkeypatch: 
     monkeypatch.setattr(lxc, "Container", HONEST)
     monkeypatch.setattr(lxc, "_lxc", lambda: SimpleNamespace(Container=lambda *_: None))
     monkeypatch.setattr(heal, "_can_go_on", lambda *_: True)
-    monkeypatch.setattr(heal, "complete", lambda *_: None)
-    monkeypatch.setattr(heal, "Drive", lambda _args, _journal, container, found: SimpleNamespace(
-        run=lambda: driven.append((container.state, found.id))))
+    monkeypatch.setattr(heal, "Drive", lambda *given: SimpleNamespace(
+        run=lambda: driven.append((given[-2].state, given[-1].id))))
     migration = begun(journal, *events)
-    heal._on_source(argparse.Namespace(destination="root@hostb"), journal, migration, at_boot=False)
+    heal._on_source(heal.ResumeOptions(), journal, migration, at_boot=False)
     assert driven == [("STOPPED", ID)]
 
 
 def test_before_that_it_must_be_there(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lxc, "Container", HONEST)
-    monkeypatch.setattr(heal, "complete", lambda *_: None)
     migration = begun(journal, Event.SENT)
     with pytest.raises(ContainerNotFound):
-        heal._on_source(argparse.Namespace(destination="root@hostb"), journal, migration, at_boot=False)
+        heal._on_source(heal.ResumeOptions(), journal, migration, at_boot=False)
 
 
 @pytest.mark.parametrize("events", [(), (Event.SENT,), (Event.SENT, Event.FREEZE)], ids=lambda events: str(len(events)))
 def test_at_boot_that_is_told_and_not_tried_again(journal: Journal, monkeypatch: pytest.MonkeyPatch,
                                                   events: tuple[Event, ...]) -> None:
     """It may have been removed for good, or its disk come late: nothing is lost by waiting for somebody's word."""
-    monkeypatch.setattr(heal, "complete", lambda *_: None)
     migration = begun(journal, *events)
-    done = heal._on_source(argparse.Namespace(destination="root@hostb"), journal, migration, at_boot=True)
+    done = heal._on_source(heal.ResumeOptions(), journal, migration, at_boot=True)
     assert done.status == 0 and not migration.ended
     assert f"LXC does not know of web in {migration.lxcpath} any more" in done.text
     assert "go on with: migrator resume web" in done.text and "give it up: migrator rollback web" in done.text
@@ -343,9 +339,8 @@ def test_at_boot_that_is_told_and_not_tried_again(journal: Journal, monkeypatch:
 
 
 def test_at_boot_what_is_there_waits(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(heal, "complete", lambda *_: None)
     migration = begun(journal, Event.SENT)
     put(migration, ITS_OWN)
-    done = heal._on_source(argparse.Namespace(destination="root@hostb"), journal, migration, at_boot=True)
+    done = heal._on_source(heal.ResumeOptions(), journal, migration, at_boot=True)
     assert done.text == ("web is STOPPED on this host, which has the token. What has been sent is kept. Go on with: "
                          "migrator resume web")

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 from typing import Any, cast
 
 import pytest
@@ -23,6 +22,8 @@ from migrator.transfer.rpc import Connection
 from stages import check, create_dump
 from stages.steps import offer
 from stages.steps.handover import Handover
+from stages.steps.options import MoveRequest, NamedContainer, StandstillOptions
+from stages.steps.reconnect import Link
 from tests.stages.test_heal import dumping, journal  # noqa: F401 -- a fixture
 from tests.stages.test_offer import There
 
@@ -35,8 +36,7 @@ class Plain(Handover):
     def __init__(self, migration: Migration, fails: str = "", error: MigratorError = FAILS) -> None:
         container = lxc.Container.__new__(lxc.Container)
         container.name, container.lxcpath = migration.name, migration.lxcpath
-        args = argparse.Namespace(max_downtime=120.0, one_shot=False)
-        super().__init__(args, migration, container, cast("Connection", There({})))
+        super().__init__(StandstillOptions(), migration, container, cast("Connection", There({})))
         self.fenced = True
         self.fails, self.error = fails, error
         self.done: list[str] = []
@@ -170,10 +170,11 @@ def test_what_somebody_has_brought_to_a_stand_since_the_preflight_is_not_handed_
     monkeypatch.setattr(check, "before_stage", lambda *_, **__: done.append("preflight"))
     migration.note("begun", bridges={})
     there = There({"state": State.IMPORTED, "ticket": ""})
-    args = argparse.Namespace(dry_run=False, one_shot=driver)
+    request = MoveRequest(NamedContainer("web"), "root@hostb")
+    link = Link(request.connect, request.destination, 0.0) if driver else None
 
     def carry_out() -> None:
-        create_dump.carry_out(args, migration, container, cast("Connection", there))
+        create_dump.carry_out(request, StandstillOptions(), migration, container, cast("Connection", there), link=link)
 
     if state == "RUNNING":
         carry_out()

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
 from types import SimpleNamespace
 
 import pytest
@@ -20,6 +19,7 @@ from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, State
 from stages import finish
 from stages.steps import abandon, ask_source, force, heal, left_running, settling
+from stages.steps.ask_source import Asking
 from tests import btrfs_roots
 from tests.stages.test_removed_there import asked, no_lxc, there
 from tests.stages.test_settling import ID, restoring
@@ -58,7 +58,7 @@ def test_another_one_is_no_second_copy(replaced: Migration, monkeypatch: pytest.
     monkeypatch.setattr(ask_source, "state_of_source", lambda *_: State.ROLLED_BACK)
     copies = there(replaced).container / include_copies.FOLDER / "feedface"
     copies.mkdir(parents=True)
-    assert heal._on_destination(argparse.Namespace(max_downtime=None), replaced).data["state"] is State.FINISHED
+    assert heal._on_destination(Asking(), replaced).data["state"] is State.FINISHED
     assert copies.is_dir() and (there(replaced).container / "config").read_text() == "lxc.uts.name = web\n"
 
 
@@ -86,12 +86,12 @@ def test_a_snapshot_of_it_is_still_it(replaced: Migration, monkeypatch: pytest.M
     with pytest.raises(AlreadyRuns):
         abandon.abandon(asked(replaced), {"id": ID, "gone": True})
     with pytest.raises(TwoCopies):
-        heal._on_destination(argparse.Namespace(max_downtime=None), replaced)
+        heal._on_destination(Asking(), replaced)
     monkeypatch.setattr(lxc, "Container", lambda *_: SimpleNamespace(state="STOPPED", rootfs=here.rootfs))
     monkeypatch.setattr(lxc, "runs_in", lambda *_: False)
     warned: list[str] = []
     monkeypatch.setattr(log, "warning", warned.append)
-    assert heal._on_destination(argparse.Namespace(max_downtime=None), replaced).data["state"] is State.FINISHED
+    assert heal._on_destination(Asking(), replaced).data["state"] is State.FINISHED
     assert copies.is_dir() and (here.container / "config").read_text() == "lxc.uts.name = web\n", "it is left alone"
     assert any("Do not start it" in line for line in warned)
 
@@ -111,7 +111,7 @@ def test_what_may_be_it_has_not_left(replaced: Migration, monkeypatch: pytest.Mo
         monkeypatch.setattr(Layout, "own_snapshots", lambda _: [])
     assert finish.running(asked(replaced), {"id": ID}) == {"state": State.RESTORED}
     with pytest.raises(TwoCopies):
-        heal._on_destination(argparse.Namespace(max_downtime=None), replaced)
+        heal._on_destination(Asking(), replaced)
 
 
 @pytest.mark.parametrize("uuid", ["of its disk", "", None])

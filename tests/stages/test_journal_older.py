@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -165,7 +164,7 @@ def runs_there(hosts: Hosts, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def typed(source: Migration, hosts: Hosts, given: str | None = None) -> None:
     """`migrator finish`, on the source."""
-    finish.carry_out(argparse.Namespace(force=given, dry_run=False), source, hosts["hostb"])  # type: ignore[arg-type]
+    finish.carry_out(source, hosts["hostb"], force=given)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("older", "taken"), [

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, State
 from stages import check, create_dump, prepare_data, rollback
 from stages.steps import ask_state, drive, offer
+from stages.steps.options import MoveRequest, NamedContainer, StandstillOptions
 from tests.stages.snapshots import fence, layout_of
 from tests.stages.test_gone_here import ANOTHER, DUMPED, ID, ITS_OWN, WAYS, begun, host, put, started, subvolume
 from tests.stages.test_heal import journal
@@ -77,12 +77,12 @@ def test_another_one_of_that_name_is_not_gone_on_with(journal: Journal, started:
     container = lxc.Container("web", migration.lxcpath)
     monkeypatch.setattr(ask_state, "state", lambda *_: State.IMPORTED)
     monkeypatch.setattr(check, "before_stage", lambda *_, **__: pytest.fail("it goes on"))
-    args = argparse.Namespace(dry_run=False)
+    request = MoveRequest(NamedContainer("web"), "root@hostb")
     with pytest.raises(OutOfOrder, match="is another one") as refused:
-        prepare_data.carry_out(args, journal, migration, container, There(), 0)  # type: ignore[arg-type]
+        prepare_data.carry_out(request, journal, migration, container, There(), 0)  # type: ignore[arg-type]
     assert "migrator rollback web" in refused.value.hint
     with pytest.raises(OutOfOrder, match="is another one"):
-        create_dump.carry_out(args, migration, container, There())  # type: ignore[arg-type]
+        create_dump.carry_out(request, StandstillOptions(), migration, container, There())  # type: ignore[arg-type]
     assert [path.name for path in layout_of(migration).own_snapshots()] == [f"{ID}.1", f"{ID}.2"]
 
 

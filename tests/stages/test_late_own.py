@@ -121,7 +121,7 @@ def test_a_pause_does_not_prolong_what_is_on_record(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(boot_clock, "left", left)
     migration = SimpleNamespace(detail=leave.kept(1400.0, 600.0))
-    assert ask_source.leave_for(ask_source.quickly(), cast("Migration", migration), 120.0, by_hand=True) == 1400.0
+    assert ask_source.leave_for(ask_source.QUICKLY, cast("Migration", migration), 120.0, by_hand=True) == 1400.0
 
 
 def test_a_late_offer_lets_nothing_run(there: Destination, did: list[str]) -> None:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 from pathlib import Path
 from typing import Any, cast
@@ -24,6 +23,7 @@ from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, State
 from stages import finish, restore_dump
 from stages.steps import abandon, ask_source, consented, force, heal, settling
+from stages.steps.ask_source import Asking
 from tests.stages.test_settling import ID, restoring
 
 __all__ = ["restoring"]
@@ -304,9 +304,9 @@ def test_it_gives_way_only_where_nothing_of_it_runs(restoring: Migration, contai
     monkeypatch.setattr(Layout, "is_own_rootfs", lambda _: True)
     if two:
         with pytest.raises(TwoCopies):
-            heal._complete_restored(argparse.Namespace(), restoring)
+            heal._complete_restored(Asking(), restoring)
     else:
-        assert heal._complete_restored(argparse.Namespace(), restoring)
+        assert heal._complete_restored(Asking(), restoring)
     assert ("gave way" in acts) is not two and (str(restoring.state) == "finished") is not two
     superseded = container_config.is_superseded(restoring.lxcpath / "web")
     assert superseded is (state == "STOPPED"), "LXC would start another beside what it has lost"

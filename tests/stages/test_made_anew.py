@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import shutil
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -21,6 +20,7 @@ from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event, State
 from stages import check, create_dump, prepare_data
 from stages.steps import ask_state, drive, same_host
+from stages.steps.options import MoveOptions, MoveRequest, NamedContainer, StandstillOptions
 from tests.stages.snapshots import layout_of
 from tests.stages.test_gone_here import ANOTHER, ID, ITS_OWN, begun, host, put, subvolume
 from tests.stages.test_heal import journal
@@ -29,7 +29,7 @@ from tests.stages.test_started_again import There
 __all__ = ["host", "journal"]
 
 ROUNDS = [{"bytes": 1}, {"bytes": 1}]
-ARGS = argparse.Namespace(dry_run=False, no_memory=False, destination="root@hostb")
+REQUEST = MoveRequest(NamedContainer("web"), "root@hostb")
 
 
 class GoesOn(Exception):
@@ -58,12 +58,12 @@ def prepared(journal: Journal, **detail: object) -> Migration:
 
 def another_round(journal: Journal, migration: Migration) -> None:
     container: Any = lxc.Container("web", migration.lxcpath)
-    prepare_data.carry_out(ARGS, journal, migration, container, There(), 0)  # type: ignore[arg-type]
+    prepare_data.carry_out(REQUEST, journal, migration, container, There(), 0)  # type: ignore[arg-type]
 
 
 def dump(migration: Migration) -> None:
     container: Any = lxc.Container("web", migration.lxcpath)
-    create_dump.carry_out(ARGS, migration, container, There())  # type: ignore[arg-type]
+    create_dump.carry_out(REQUEST, StandstillOptions(), migration, container, There())  # type: ignore[arg-type]
 
 
 def as_it_was(monkeypatch: pytest.MonkeyPatch, digest: str = "as it was") -> None:
@@ -149,7 +149,7 @@ def test_the_driver_advises_one_thing(journal: Journal, uuid: str, capsys: pytes
     put(migration, uuid)
     container: Any = lxc.Container("web", migration.lxcpath)
     with pytest.raises(OutOfOrder):
-        drive.Drive(argparse.Namespace(), journal, container, migration)._back(
+        drive.Drive("migrate", REQUEST, MoveOptions(), journal, container, migration)._back(
             OutOfOrder(stage="create-dump", missing="x", next="migrator rollback web"))
     said = capsys.readouterr()
     assert ("Go on with" in said.out + said.err) is (uuid == ITS_OWN)

@@ -3,18 +3,20 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from migrator import cli
+from migrator.record.journal import Migration
 from migrator.transfer import plan
 from migrator.transfer.plan import Plan, Round
-from stages import migrate, resume
+from stages import migrate
 from stages.steps import heal
+from stages.steps.options import MoveOptions, MoveRequest
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -119,36 +121,34 @@ def test_a_round_of_an_earlier_version_has_no_seconds() -> None:
 
 
 class Recorded:
-    """What `heal.complete` looks at of a migration."""
+    """What `resume` looks at of a migration for its options."""
+
+    name = "web"
 
     def __init__(self, **options: Any) -> None:
         self.peer = "root@beta"
         self.detail = {"options": options} if options else {}
 
 
-def resumed(*argv: str, **options: Any) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    resume.add_arguments(parser)
-    args = parser.parse_args(["web", *argv])
-    heal.complete(args, Recorded(**options))  # type: ignore[arg-type]
-    return args
+def resumed(*argv: str, **options: Any) -> tuple[MoveRequest, MoveOptions]:
+    asked = cli.parse(["resume", "web", *argv]).options
+    assert isinstance(asked, heal.ResumeOptions)
+    migration = cast("Migration", Recorded(**options))
+    return asked.request(migration), asked.move(migration)
 
 
 def test_a_resume_goes_on_with_the_options_of_the_beginning() -> None:
-    begun = {"max_downtime": 5.0, "max_rounds": 2, "bwlimit": 1000, "reconnect": 7.0, "stop_timeout": 9.0,
-             "ignore": ["x"], "undefine_source": True}
-    again = resumed(**begun)
-    assert {key: getattr(again, key) for key in migrate.OPTIONS} == begun
-    assert again.destination == "root@beta"
-    other = resumed("--max-downtime", "9", "--keep-source", "--ignore", "y", "-d", "beta", **begun)
-    assert (other.max_downtime, other.undefine_source, other.ignore) == (9.0, False, ["y"])
-    assert (other.bwlimit, other.destination) == (1000, "beta")
+    begun: dict[str, Any] = {"max_downtime": 5.0, "max_rounds": 2, "bwlimit": 1000, "reconnect": 7.0,
+                             "stop_timeout": 9.0, "ignore": ["x"], "undefine_source": True}
+    request, again = resumed(**begun)
+    assert again == MoveOptions(**begun | {"ignore": ("x",)}) and again.to_json() == begun | {"ignore": ("x",)}
+    assert request.destination == "root@beta"
+    request, other = resumed("--max-downtime", "9", "--keep-source", "--ignore", "y", "-d", "beta", **begun)
+    assert (other.max_downtime, other.undefine_source, other.ignore) == (9.0, False, ("y",))
+    assert (other.bwlimit, request.destination) == (1000, "beta")
 
 
 def test_a_resume_of_stages_by_hand_has_the_defaults_of_migrate() -> None:
-    parser = argparse.ArgumentParser()
-    migrate.add_arguments(parser)
-    fresh = parser.parse_args(["web", "-d", "beta"])
-    bare = resumed()
-    assert {key: getattr(bare, key) or None for key in migrate.OPTIONS} == {
-        key: getattr(fresh, key) or None for key in migrate.OPTIONS}
+    fresh = cli.parse(["migrate", "web", "-d", "beta"]).options
+    assert isinstance(fresh, migrate.MigrateOptions)
+    assert resumed()[1] == fresh.move == MoveOptions()

@@ -10,7 +10,7 @@ import signal
 import pytest
 
 import stages
-from migrator import cli
+from migrator import manual
 from migrator.__main__ import main
 from migrator.base import log
 from migrator.errors.containers import InvalidName
@@ -38,14 +38,8 @@ def nothing_is_touched(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_these_are_all_commands_that_take_a_name() -> None:
-    takes = {stage.NAME for stage in stages.load_all() if hasattr(cli.parse([stage.NAME, *needed(stage.NAME)]), "name")}
+    takes = {name for name, parser in manual.commands().items() if parser.get_default("name_required") is not None}
     assert takes - {"status"} == set(COMMANDS)
-
-
-def needed(command: str) -> list[str]:
-    """What a command line of it must have beside a name."""
-    return {"peer": ["list"], "tunnel": ["ping", "p"], "rendezvous": [], "agent": [], "serve": [], "status": []}.get(
-        command, ["c1", *(["-d", "root@hostb"] if command in WITH_DESTINATION else [])])
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +26,7 @@ from migrator.transfer.rpc import Connection
 from stages import cleanup
 from stages.steps import drive, earlier_stay, handover, offer
 from stages.steps.cleaner import Cleaner
+from stages.steps.options import MoveOptions, MoveRequest, NamedContainer, StandstillOptions
 from tests.stages.test_handover import Plain
 from tests.stages.test_heal import dumping, journal  # noqa: F401 -- a fixture
 from tests.stages.test_offer import There
@@ -156,7 +156,7 @@ def test_who_has_said_that_they_may_stay_behind_is_not_asked_again(
 
     monkeypatch.setattr(btrfs, "nested", nested)
     made = Stopped(migration)
-    made.ignore = [code]
+    made.ignore = (code,)
     made._refuse_nested()
     assert bool(asked) is (code == "clock-difference")
 
@@ -167,10 +167,10 @@ def test_what_is_ignored_comes_with_the_command(migration: Migration) -> None:
 
     class Bare(Plain):
         def __init__(self) -> None:
-            handover.Handover.__init__(self, argparse.Namespace(max_downtime=1.0, ignore=["nested-subvolume"]),
+            handover.Handover.__init__(self, StandstillOptions(ignore=("nested-subvolume",)),
                                        migration, container, cast("Connection", There({})))
 
-    assert Bare().ignore == ["nested-subvolume"]
+    assert Bare().ignore == ("nested-subvolume",)
 
 
 # --- and stay -------------------------------------------------------------------------------------------------
@@ -295,7 +295,7 @@ def test_a_move_says_whether_its_source_was_undefined(journal: Journal, moved: L
     container = lxc.Container.__new__(lxc.Container)
     container.name, container.lxcpath = "web", moved.lxcpath
     container.config_file = moved.container / "config"  # type: ignore[misc]
-    args = argparse.Namespace(command="migrate", undefine_source=True, reconnect=0.0, timeout=15.0)
-    done = drive.Drive(args, journal, container, migration)._result()
+    request = MoveRequest(NamedContainer("web"), "root@hostb")
+    done = drive.Drive("migrate", request, MoveOptions(undefine_source=True), journal, container, migration)._result()
     assert ("The stopped copy is kept here until: migrator cleanup web" in done.text) is stays
     assert (str(moved.container) in done.data["removed"]) is not stays

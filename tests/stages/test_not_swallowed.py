@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +22,7 @@ from migrator.record import container_lock
 from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event, State
 from migrator.remote import ssh, ssh_config
-from migrator.remote.destination import parse
+from migrator.remote.destination import ConnectOptions, parse
 from stages import prepare_data, rollback
 from stages.steps import drive, offer
 from stages.steps.reconnect import Link
@@ -69,7 +68,7 @@ def test_on_the_way_to_the_offer(journal: Journal, tmp_path: Path, monkeypatch: 
 
 
 def test_while_a_connection_is_ended() -> None:
-    link = Link(argparse.Namespace(destination="hostb"))
+    link = Link(ConnectOptions(), "hostb", 0.0)
     link._stack.callback(pressed)
     with pytest.raises(Interrupted):
         link.close()

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +20,7 @@ from migrator.record.journal import KEPT, Journal, Migration
 from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, Role
 from stages import cleanup, finish, import_data, prepare_data
+from stages.steps.options import MoveRequest, NamedContainer
 from tests.stages.test_put_aside import (
     EARLIER,
     Disk,
@@ -393,6 +393,7 @@ def test_the_source_says_by_which_way_it_has_come(owned: Migration, disk: Disk, 
 
     class There:
         peer_host = "hostb"
+        tunnel = None
 
         def call(self, op: str, **fields: Any) -> dict[str, Any]:
             if op == "lxcpath":
@@ -400,10 +401,9 @@ def test_the_source_says_by_which_way_it_has_come(owned: Migration, disk: Disk, 
             told.update(fields)
             raise NotAllowed(host_name="hostb", peer="hosta", reason="it is only asked")
 
-    args = argparse.Namespace(dry_run=False, no_memory=False, destination="root@hostb", destination_lxcpath=None,
-                              lxcpath=None, map_bridge=[])
+    request = MoveRequest(NamedContainer("web"), "root@hostb")
     container: Any = SimpleNamespace(name="web", lxcpath=layout.lxcpath, config_file=layout.container / "config",
                                      rootfs=layout.rootfs, mapped_root=0)
     with pytest.raises(NotAllowed):
-        prepare_data.carry_out(args, owned.journal, None, container, There(), 0)  # type: ignore[arg-type]
+        prepare_data.carry_out(request, owned.journal, None, container, There(), 0)  # type: ignore[arg-type]
     assert (told["origin"], told["moves"]) == ((EARLIER, [EARLIER, owned.id]) if moved else (told["id"], []))

@@ -31,7 +31,6 @@ from tests.stages.test_standing import (
     OTHER_BOOT,
     Known,
     There,
-    args,
     config,
     handed_over,
     known,  # noqa: F401 -- a fixture
@@ -96,11 +95,11 @@ def test_what_it_passes_over_as_it_is_frozen_is_not_ended(
     migration.move(Event.TAKEN)
     for _ in range(2):
         with pytest.raises(OutOfOrder, match="lxc-autostart") as raised:
-            finish.carry_out(args(), migration, cast("Connection", there))
+            finish.carry_out(migration, cast("Connection", there))
     assert raised.value.hint == f"Next: once that has ended: migrator {'resume' if one_shot else 'finish'} web"
     assert ended == [] and str(migration.state) == "dumped" and "finish" not in there.asked
     boot.under_way = False
-    finish.carry_out(args(), migration, cast("Connection", there))
+    finish.carry_out(migration, cast("Connection", there))
     assert ended == ["web"] and migration.state is State.FINISHED
 
 

@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,6 +25,7 @@ from migrator.record.migration_paths import locked
 from migrator.record.states import Event, Owner, Role, State
 from stages import create_dump, finish, migrate, rollback
 from stages.steps import drive, heal
+from stages.steps.options import MoveRequest, NamedContainer
 
 ID, UUID = "0badc0de", "11111111-2222-3333-4444-555555555555"
 PAST = {State.PREPARING: 0, State.PREPARED: 1, State.DUMPING: 2, State.OFFERED: 3, State.DUMPED: 4}
@@ -99,7 +100,7 @@ def older(tmp_path: Path, started: list[str]) -> Iterator[Callable[..., Migratio
             for event in EVENTS[:PAST[state]]:
                 migration.move(event, **(STANDS_STILL if event is Event.FREEZE else {}))
             (tmp_path / "web" / "rootfs").mkdir(parents=True)
-            as_it_was = argparse.Namespace(
+            as_it_was = SimpleNamespace(
                 state=fenced_in, name="web", id=ID, peer="root@hostb", role=Role.SOURCE, other_name="web",
                 detail=migration.detail | {"rootfs_uuid": UUID})
             container_config.fence(tmp_path / "web", "lxc.uts.name = web\n", ID,
@@ -119,9 +120,8 @@ def recorded(migration: Migration) -> Migration:
     return found
 
 
-def typed(migration: Migration, **more: Any) -> argparse.Namespace:
-    return argparse.Namespace(**{"name": "web", "lxcpath": str(migration.lxcpath), "destination": None,
-                                 "dry_run": False, "force": None, "machine_is_off": False, **more})
+def named(migration: Migration) -> NamedContainer:
+    return NamedContainer("web", str(migration.lxcpath))
 
 
 def silent(*_: object) -> Any:
@@ -136,9 +136,8 @@ def reaches(there: There) -> Callable[..., Any]:
 
 def resumed(migration: Migration, *, at_boot: bool) -> Any:
     """By migrator-resume.service, or as it is typed."""
-    args = argparse.Namespace(all=at_boot, at_boot=at_boot, destination=None, source=None,
-                              **dict.fromkeys(migrate.OPTIONS))
-    return heal.one(args, "web", migration.lxcpath, at_boot=at_boot)
+    options = heal.ResumeOptions(None if at_boot else named(migration), at_boot=at_boot)
+    return heal.one(options, "web", migration.lxcpath, at_boot=at_boot)
 
 
 @pytest.mark.parametrize("memory", [True, False])
@@ -155,16 +154,16 @@ def test_what_runs_there_by_its_fence_is_not_started_here(
     monkeypatch.setattr(drive.Drive, "run", lambda self: pytest.fail(str(self.migration.state))
                         if self.migration.state is not State.FINISHING else "it asks the destination, and finishes")
     if how == "migrate":
-        given = {"destination": "root@hostb", **dict.fromkeys(migrate.OPTIONS)}
-        assert "finishes" in str(migrate.run(typed(migration, **given)))
+        options = migrate.MigrateOptions(MoveRequest(named(migration), "root@hostb"))
+        assert "finishes" in str(migrate.run(options))
     elif how in ("at boot", "resume"):
         assert "finishes" in str(resumed(migration, at_boot=how == "at boot"))
     elif how == "create-dump":
         with pytest.raises(HostUnreachable):
-            create_dump.run(typed(migration, destination="hostb"))
+            create_dump.run(create_dump.CreateDumpOptions(MoveRequest(named(migration), "hostb")))
     else:
         with pytest.raises(AlreadyRuns, match="hostb") as error:
-            rollback.run(typed(migration, force=ID if "force" in how else None))
+            rollback.run(rollback.RollbackOptions(named(migration), force=ID if "force" in how else None))
         assert "migrator finish web" in error.value.hint
     assert not started and fence(migration) == ID and recorded(migration).state is State.FINISHING
 
@@ -176,9 +175,9 @@ def test_silence_counts_where_it_may_run_there(older: Callable[..., Migration], 
     migration = older(state, State.DUMPED)
     monkeypatch.setattr(rollback, "connected", silent)
     with pytest.raises(SourceStateUnknown):
-        rollback.run(typed(migration))
+        rollback.run(rollback.RollbackOptions(named(migration)))
     with pytest.raises(ForceRefused):
-        rollback.run(typed(migration, force=""))
+        rollback.run(rollback.RollbackOptions(named(migration), force=""))
     assert fence(migration) == ID and not started
     found = recorded(migration)
     assert found.state is State.OFFERED and found.owner is Owner.UNKNOWN
@@ -194,7 +193,7 @@ def test_finish_ends_it(older: Callable[..., Migration], started: list[str], mon
     migration, other = older(state, fenced_in), There(there)
     monkeypatch.setattr(finish, "connected", reaches(other))
     monkeypatch.setattr(rollback, "connected", reaches(other))
-    assert finish.run(typed(migration)).data["already"] is False
+    assert finish.run(finish.FinishOptions(named(migration))).data["already"] is False
     assert other.asked[-2:] == ["running", "finish"]
     assert recorded(migration).state is State.FINISHED and fence(migration) == ID and not started
     assert container_config.is_superseded(migration.lxcpath / "web")
@@ -211,7 +210,7 @@ def test_nothing_is_made_up_without_its_word(older: Callable[..., Migration], st
     migration.note("ticket", ticket=ticket)
     monkeypatch.setattr(finish, "connected", reaches(There(there)))
     with pytest.raises(OutOfOrder):
-        finish.run(typed(migration))
+        finish.run(finish.FinishOptions(named(migration)))
     assert recorded(migration).state is State.DUMPING and fence(migration) == ID and not started
 
 
@@ -220,8 +219,8 @@ def test_one_that_has_forgotten_it_takes_the_id(older: Callable[..., Migration],
     migration = older(State.PREPARED, State.FINISHED)
     monkeypatch.setattr(finish, "connected", reaches(There(None)))
     with pytest.raises(OutOfOrder, match="does not know"):
-        finish.run(typed(migration))
-    finish.run(typed(migration, force=ID))
+        finish.run(finish.FinishOptions(named(migration)))
+    finish.run(finish.FinishOptions(named(migration), force=ID))
     assert recorded(migration).state is State.FINISHED and not started
 
 
@@ -243,7 +242,7 @@ def test_what_is_killed_while_it_is_recorded_goes_on(older: Callable[..., Migrat
     assert recorded(migration).state is State.DUMPING
     monkeypatch.setattr(rollback, "connected", silent)
     with pytest.raises(SourceStateUnknown):
-        rollback.run(typed(migration))
+        rollback.run(rollback.RollbackOptions(named(migration)))
     found = recorded(migration)
     assert found.state is State.OFFERED and fence(migration) == ID and not started
     found.move(Event.REFUSED)
@@ -301,7 +300,10 @@ def test_what_was_killed_in_dumping_is_given_back(older: Callable[..., Migration
                                                   monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     migration = older(State.DUMPING, State.DUMPING)
     monkeypatch.setattr(rollback, "connected", silent)
-    assert rollback.run(typed(migration)) if how == "rollback" else resumed(migration, at_boot=True)
+    if how == "rollback":
+        rollback.run(rollback.RollbackOptions(named(migration)))
+    else:
+        resumed(migration, at_boot=True)
     assert started == ["web"] and fence(migration) == ""
 
 

@@ -8,7 +8,6 @@ What a command has open can be read then and not be written any more, which `PRA
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +26,7 @@ from migrator.record.journal import Journal, Migration
 from migrator.record.states import State
 from stages import abort, create_dump, rollback
 from stages.steps import arguments, offer
+from stages.steps.options import NamedContainer
 from tests.stages.test_heal import dumping, journal, offered  # noqa: F401 -- a fixture
 from tests.stages.test_started_again import TOO_LATE, There
 
@@ -130,11 +130,10 @@ def test_abort_thaws_what_nobody_works_on(journal: Journal, done: list[str], tmp
         monkeypatch.setattr(module, "Journal", opened)
     monkeypatch.setattr(container_lock, "LOCKS", locks)
     monkeypatch.setattr(arguments, "require_root", lambda _: None)
-    monkeypatch.setattr(arguments, "container_of", lambda _: (migration.name, migration.lxcpath))
     monkeypatch.setattr(rollback, "tell", lambda *_, **__: "uuid")
     monkeypatch.setattr(rollback, "connected", lambda *_: contextlib.nullcontext())
     with pytest.raises(JournalBroken, match="readonly"):
-        abort.run(argparse.Namespace(destination=None))
+        abort.run(abort.AbortOptions(NamedContainer(migration.name, str(migration.lxcpath))))
     assert done[0] == "thawed"
 
 

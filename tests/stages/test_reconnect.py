@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 from collections.abc import Iterator
 from typing import Any
@@ -18,6 +17,7 @@ from migrator.errors.data import NoSpace
 from migrator.errors.documented import DocumentedError
 from migrator.errors.outcomes import SourceRunsAgain, SourceStateUnknown
 from migrator.errors.this_host import Busy
+from migrator.remote.destination import ConnectOptions
 from stages.steps import reconnect
 from stages.steps.reconnect import Link, is_lost
 from tunnel.tunnel_errors import PeerAbsent, PeerUnknown, TunnelBroken
@@ -82,14 +82,14 @@ def answers() -> list[DocumentedError]:
 @pytest.fixture
 def link(monkeypatch: pytest.MonkeyPatch, clock: Clock, answers: list[DocumentedError]) -> Link:
     @contextlib.contextmanager
-    def connected(_args: argparse.Namespace, _where: str, limit: float | None = None) -> Iterator[There]:
+    def connected(_options: ConnectOptions, _where: str, limit: float | None = None) -> Iterator[There]:
         if answers:
             clock.now += min(3.0, limit or 3.0)
             raise answers.pop(0)
         yield There()
 
     monkeypatch.setattr(reconnect, "connected", connected)
-    return Link(argparse.Namespace(destination="beta", reconnect=60.0), clock)
+    return Link(ConnectOptions(), "beta", 60.0, clock)
 
 
 def waits(link: Link, clock: Clock, error: DocumentedError, left: float | None = None, work: float = 0.0) -> float:
@@ -115,7 +115,7 @@ def test_another_error_is_not_waited_for(link: Link, clock: Clock) -> None:
 
 
 def test_never(link: Link, clock: Clock) -> None:
-    link._args.reconnect = 0.0
+    link._reconnect = 0.0
     link.connect()
     assert waits(link, clock, LOST) == 0
 
@@ -208,7 +208,7 @@ def test_one_that_cannot(link: Link, clock: Clock, answers: list[DocumentedError
 
 @pytest.mark.parametrize("case", ["silence", "tunnel", "another error", "never"])
 def test_when_it_is_not_tried(link: Link, clock: Clock, case: str) -> None:
-    link._args.destination = "peer:beta" if case == "tunnel" else "beta"
+    link._destination = "peer:beta" if case == "tunnel" else "beta"
     link.connect()
     error: DocumentedError = ConnectionLost(destination="beta", reason="x")
     if case == "silence":
@@ -216,7 +216,7 @@ def test_when_it_is_not_tried(link: Link, clock: Clock, case: str) -> None:
     elif case == "another error":
         error = NoSpace(where="/pool", free="1", needed="2", what="it")
     elif case == "never":
-        link._args.reconnect = 0.0
+        link._reconnect = 0.0
     begun = clock.now
     with pytest.raises(type(error)) as caught:
         link.at_once(error, 60)

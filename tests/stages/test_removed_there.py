@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import errno
 import os
@@ -32,6 +31,7 @@ from migrator.record.next_commands import this_host
 from migrator.record.states import Event, State
 from stages import finish, restore_dump
 from stages.steps import abandon, ask_source, force, heal, settling
+from stages.steps.ask_source import Asking
 from tests import btrfs_roots
 from tests.stages.test_settling import ID, mark, restoring
 
@@ -271,7 +271,7 @@ def test_one_that_is_not_there_does_not_stand_fenced(restoring: Migration) -> No
 def test_resume_there(restoring: Migration, monkeypatch: pytest.MonkeyPatch, taken_back: bool) -> None:
     restoring.move(Event.RESTORED)
     monkeypatch.setattr(ask_source, "state_of_source", lambda *_: State.ROLLED_BACK if taken_back else State.DUMPED)
-    args = argparse.Namespace(max_downtime=None)
+    args = Asking()
     if taken_back:
         assert heal._on_destination(args, restoring).data["state"] is State.FINISHED
     else:
@@ -291,6 +291,6 @@ def test_resume_there_where_its_configuration_alone_was_removed(restoring: Migra
     monkeypatch.setattr(settling, "lives_on", lambda _: now == "lives")
     back = now == "ended, and taken back"
     monkeypatch.setattr(ask_source, "state_of_source", lambda *_: State.ROLLED_BACK if back else State.DUMPED)
-    done = heal._on_destination(argparse.Namespace(max_downtime=None), restoring)
+    done = heal._on_destination(Asking(), restoring)
     assert done.data["state"] is (State.FINISHED if back else State.RESTORED)
     assert here.rootfs.is_dir() and not (here.container / "config").exists()

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import shutil
 import threading
@@ -27,6 +26,7 @@ from migrator.record import lxc_disk
 from migrator.record.states import Event, State
 from stages import finish
 from stages.steps import abandon, ask_source, heal, left_running, renamed, settling
+from stages.steps.ask_source import Asking
 from tests import btrfs_roots
 from tests.stages.test_disk_away import ID, There, host, make
 
@@ -34,7 +34,7 @@ __all__ = ["host", "make"]
 
 OWN_DISK, ITS, PID = "own", "00:16:3e:00:00:01", 4711
 CONFIG = "lxc.uts.name = web\nlxc.net.0.type = veth\nlxc.net.0.hwaddr = {}\n"
-BOOT = argparse.Namespace(max_downtime=None)
+BOOT = Asking()
 
 
 @pytest.fixture

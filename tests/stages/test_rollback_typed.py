@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import signal
 from collections.abc import Callable, Iterator
@@ -25,8 +24,10 @@ from migrator.record import container_lock
 from migrator.record.journal import Journal, Migration
 from migrator.record.migration_paths import locked
 from migrator.record.states import Event, Role, State
+from migrator.remote.destination import ConnectOptions
 from stages import import_data, rollback
 from stages.steps import force, heal
+from stages.steps.options import NamedContainer
 from tests.stages.snapshots import (  # noqa: F401 -- fixtures
     CUT,
     SENT,
@@ -52,15 +53,13 @@ def typed(journal: Journal, monkeypatch: pytest.MonkeyPatch, thaws: list[str],
     monkeypatch.setattr("os.geteuid", lambda: 0)
 
     def run(**more: Any) -> Result:
-        honest = {"name": "web", "lxcpath": str(tmp_path), "destination": None, "dry_run": False, "force": None,
-                  "machine_is_off": False}
-        return rollback.run(argparse.Namespace(**honest | more))
+        return rollback.run(rollback.RollbackOptions(NamedContainer("web", str(tmp_path)), **more))
 
     return run
 
 
 def connected_to(there: There, seen: list[str]) -> Any:
-    def connect(_: argparse.Namespace, destination: str) -> Any:
+    def connect(_: ConnectOptions, destination: str) -> Any:
         seen.append(destination)
         return contextlib.nullcontext(there)
     return connect
@@ -96,13 +95,12 @@ def test_ctrl_c_once_the_token_is_back_waits_for_the_thaw(
     signal.signal(signal.SIGINT, program._interrupt)
     monkeypatch.setattr(container_lock, "_interrupted", [])
     monkeypatch.setattr(rollback, "connected", connected)
-    for name, does in (("complete", None), ("_can_go_on", False)):  # it has lost what it would be restored from
-        monkeypatch.setattr(heal, name, lambda *_, does=does: does)
+    monkeypatch.setattr(heal, "_can_go_on", lambda *_: False)  # it has lost what it would be restored from
     monkeypatch.setattr(standing, "restore_silence", lambda _: None)
     if command == "rollback":
         assert typed().data["thawed"] is True
     else:
-        heal._on_source(argparse.Namespace(destination="root@hostb"), journal, migration, at_boot=False)
+        heal._on_source(heal.ResumeOptions(), journal, migration, at_boot=False)
     assert thaws == ["rolling-back"] and recorded(migration).state is State.ROLLED_BACK
 
 
@@ -290,16 +288,14 @@ def test_nobody_has_said_that_the_machine_is_off(journal: Journal, typed: Callab
     migration = offered(journal)
     unknown = HostUnreachable(destination="root@hostb", reason="a jump host is down")
     monkeypatch.setattr(rollback, "connected", refuses(unknown))
-    args = argparse.Namespace(name="web", lxcpath=str(journal.path.parent), destination=None, dry_run=False,
-                              force="0badc0de")
     with pytest.raises(SourceStateUnknown):
-        rollback.run(args)
+        typed(force="0badc0de")
     assert thaws == [] and recorded(migration).state is State.OFFERED
 
 
 def test_a_command_line_of_another_kind_forces_nothing(journal: Journal, monkeypatch: pytest.MonkeyPatch,
                                                        typed: Callable[..., Result]) -> None:
-    """`resume` calls it with its own arguments, which have none for that."""
+    """`abort` calls it, and has no option for that."""
     offered(journal)
     with pytest.raises(SourceStateUnknown):
-        rollback.run(argparse.Namespace(name="web", lxcpath=str(journal.path.parent), destination=None, dry_run=False))
+        typed()

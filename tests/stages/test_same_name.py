@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from migrator.record.migration_paths import locked
 from migrator.record.states import Event, Role
 from stages import abort, status, wait
 from stages.steps import arguments
+from stages.steps.options import NamedContainer
 
 
 @pytest.fixture
@@ -55,8 +55,8 @@ def test_abort_does_not_wait_for_who_answers_another_host(at_work: Journal, tmp_
 def test_status_names_who_works_on_it(at_work: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(status, "DEFAULT_PATH", at_work.path)
     monkeypatch.setattr(arguments, "require_root", lambda _: None)
-    args = argparse.Namespace(name="web", all=False, events=False)
-    told = {Path(each["lxcpath"]).name: each["working"] for each in status.run(args).data["migrations"]}
+    found = status.run(status.StatusOptions("web")).data["migrations"]
+    told = {Path(each["lxcpath"]).name: each["working"] for each in found}
     assert told["pool"]["pid"] == os.getpid() and told["second"] is None
 
 
@@ -64,7 +64,6 @@ def test_wait_sees_that_nobody_works_on_it(at_work: Journal, tmp_path: Path, mon
     monkeypatch.setattr(wait, "DEFAULT_PATH", at_work.path)
     monkeypatch.setattr(wait, "GRACE", dict.fromkeys(Role, 0.0))
     monkeypatch.setattr(arguments, "require_root", lambda _: None)
-    monkeypatch.setattr(arguments, "container_of", lambda args: ("web", args.lxcpath))
     for folder, timeout, error in (("pool", 0.05, StillUnderWay), ("second", 60.0, BrokenOff)):
         with pytest.raises(error):
-            wait.run(argparse.Namespace(name="web", timeout=timeout, lxcpath=tmp_path / folder))
+            wait.run(wait.WaitOptions(NamedContainer("web", str(tmp_path / folder)), timeout))

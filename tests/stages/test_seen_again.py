@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 from pathlib import Path
@@ -22,6 +21,7 @@ from migrator.record.states import Event, State
 from migrator.transfer.rpc import Connection
 from stages.steps import stop
 from stages.steps.dump import Dump
+from stages.steps.options import StandstillOptions
 from tests.migrator.criu.test_mount_plan import HEAD, entry
 from tests.stages.test_dump import Guest, dump_of, guest, migration  # noqa: F401 -- fixtures
 from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
@@ -38,8 +38,7 @@ def replaced(guest: Guest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
 
 
 def stop_of(migration: Migration, guest: Guest) -> stop.Stop:
-    args = argparse.Namespace(max_downtime=120.0, one_shot=False, stop_timeout=1.0)
-    return stop.Stop(args, migration, cast("lxc.Container", guest), cast("Connection", There({})))
+    return stop.Stop(StandstillOptions(), migration, cast("lxc.Container", guest), cast("Connection", There({})))
 
 
 def test_what_lives_on_another_disk_is_not_frozen(migration: Migration, guest: Guest, replaced: Path,
@@ -49,7 +48,7 @@ def test_what_lives_on_another_disk_is_not_frozen(migration: Migration, guest: G
     with pytest.raises(ContainerChanged, match=f"lives on another disk, or in another folder, than {replaced}"):
         made.run()
     assert migration.state is State.PREPARED and cast("Any", made).watchdog.told == ["dismissed"]
-    made.ignore = ["rootfs-replaced"]
+    made.ignore = ("rootfs-replaced",)
     assert made.record()["pid"] == guest.pid
 
 
@@ -60,7 +59,7 @@ def test_nor_is_it_stopped(migration: Migration, guest: Guest, replaced: Path,
     with pytest.raises(ContainerChanged, match=f"lives on another disk, or in another folder, than {replaced}"):
         made.run()
     assert migration.state is State.PREPARED
-    made.ignore = ["rootfs-replaced"]
+    made.ignore = ("rootfs-replaced",)
     assert made.record()["stopping"] is False
 
 
@@ -70,7 +69,7 @@ def test_what_lxc_would_destroy_is_not_stopped(migration: Migration, guest: Gues
     monkeypatch.setattr(btrfs, "sync", lambda _: None)
     monkeypatch.setattr(guest, "is_ephemeral", True)
     made = stop_of(migration, guest)
-    made.ignore = ["ephemeral"]
+    made.ignore = ("ephemeral",)
     monkeypatch.setattr(made, "take", lambda: pytest.fail("stopped"))
     with pytest.raises(ContainerChanged, match="LXC would destroy it"):
         made.run()
@@ -108,7 +107,7 @@ def test_what_was_attached_since_is_not_left_behind(migration: Migration, guest:
     made = dump_of(migration, guest)
     with pytest.raises(ContainerChanged, match=f"process {attached} was started from outside"):
         freezing(made)
-    made.ignore = ["attached-task"]
+    made.ignore = ("attached-task",)
     made._freeze()
 
 
@@ -120,7 +119,7 @@ def test_what_the_kernel_encrypts_since_is_not_sent_on_in_clear(migration: Migra
     monkeypatch.setattr(net_state, "_read", lambda path: {f"/proc/{guest.pid}/net/tls_stat": "TlsCurrTxSw 3\n"}[path])
     with pytest.raises(ContainerChanged, match="encrypts 3 of its connections"):
         freezing(made)
-    made.ignore = ["kernel-encryption"]
+    made.ignore = ("kernel-encryption",)
     made._freeze()
 
 
@@ -129,7 +128,7 @@ def test_nor_in_a_network_namespace_of_its_own(migration: Migration, guest: Gues
                                                monkeypatch: pytest.MonkeyPatch) -> None:
     """CRIU dumps these too. Each is looked into once, and what has ended is in none."""
     made, read = dump_of(migration, guest), list[str]()
-    made.ignore = ["attached-task"]
+    made.ignore = ("attached-task",)
 
     def stat(path: str) -> str:
         read.append(path)
@@ -147,7 +146,7 @@ def test_nor_in_a_network_namespace_of_its_own(migration: Migration, guest: Gues
     with pytest.raises(ContainerChanged, match="more than 64 network namespaces"):
         made._freeze()
     assert len(read) <= 4 + 64
-    made.ignore.append("kernel-encryption")
+    made.ignore += ("kernel-encryption",)
     made._freeze()
 
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
 import socket
 import threading
 from pathlib import Path
@@ -55,27 +54,27 @@ def test_a_forced_command_serves_and_does_nothing_else(
 ) -> None:
     monkeypatch.setenv("SSH_CONNECTION", "192.0.2.1 5 192.0.2.2 22")
     monkeypatch.setenv("SSH_ORIGINAL_COMMAND", asked)
-    args = argparse.Namespace(only="receive", peer=None)
+    options = serve.ServeOptions(only="receive")
     if granted:
-        assert serve.grant_of(args).receive
+        assert serve.grant_of(options).receive
     else:
         with pytest.raises(NotAllowed, match="`migrator serve` alone"):
-            serve.grant_of(args)
+            serve.grant_of(options)
 
 
 def test_a_peer_is_looked_up_at_each_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tunnel.identity.private_files.STATE", tmp_path)
     peers = Peers(tmp_path / "peers")
-    args = argparse.Namespace(only=None, peer=HOSTA.id.hex())
-    assert not serve.grant_of(args).ask
+    options = serve.ServeOptions(peer=HOSTA.id.hex())
+    assert not serve.grant_of(options).ask
     peers.pin("hosta", HOSTA)
-    assert not serve.grant_of(args).receive
+    assert not serve.grant_of(options).receive
     peers.allow("hosta", grant.words_of(receive=True, lxcpaths=["/pool"], hooks=True))
-    found = serve.grant_of(args)
+    found = serve.grant_of(options)
     assert (found.receive, found.lxcpaths, found.hooks) == (True, (Path("/pool"),), True)
     peers.remove("hosta")
-    assert not serve.grant_of(args).ask
-    assert serve.grant_of(argparse.Namespace(only=None, peer=None)) is grant.ROOT
+    assert not serve.grant_of(options).ask
+    assert serve.grant_of(serve.ServeOptions()) is grant.ROOT
 
 
 def test_a_peer_is_looked_up_at_each_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,7 +89,7 @@ def test_a_peer_is_looked_up_at_each_request(tmp_path: Path, monkeypatch: pytest
     peers.allow("hosta", receive)
     ours, theirs = socket.socketpair()
     monkeypatch.setattr(FileStream, "from_stdio", lambda: FileStream(theirs.fileno(), theirs.detach()))
-    answering = threading.Thread(target=serve.run, args=[argparse.Namespace(only=None, peer=HOSTA.id.hex())])
+    answering = threading.Thread(target=serve.run, args=[serve.ServeOptions(peer=HOSTA.id.hex())])
     answering.start()
     try:
         with Connection(FileStream(ours.fileno(), ours.detach())) as connection:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import subprocess
 from collections.abc import Callable
@@ -27,6 +26,7 @@ from migrator.record.states import Event, State
 from migrator.remote.answering import Service
 from stages import create_dump, finish, migrate
 from stages.steps import ask_source, heal
+from stages.steps.options import MoveRequest, NamedContainer
 from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
 from tests.stages.test_remains import cgroup, init  # noqa: F401 -- fixtures
 from tests.stages.test_standing import Known, handed_over, known  # noqa: F401 -- a fixture
@@ -128,9 +128,13 @@ def test_whatever_takes_it_up_here_puts_it_back_first(migration: Migration, sile
     monkeypatch.setattr(stage, "connected", away, raising=False)
     monkeypatch.setattr(migrate, "Drive", lambda *_: SimpleNamespace(run=away))
     monkeypatch.setattr("os.geteuid", lambda: 0)
-    args = argparse.Namespace(name="web", lxcpath=str(migration.lxcpath), destination="root@hostb", dry_run=False,
-                              max_downtime=120.0, **dict.fromkeys(set(migrate.OPTIONS) - {"max_downtime"}))
-    run = (lambda: heal.one(args, "web", migration.lxcpath)) if stage is heal else (lambda: stage.run(args))
+    container = NamedContainer("web", str(migration.lxcpath))
+    request = MoveRequest(container, "root@hostb")
+    options: Any = {create_dump: create_dump.CreateDumpOptions(request), finish: finish.FinishOptions(container),
+                    migrate: migrate.MigrateOptions(request)}.get(stage)
     with pytest.raises(MigratorError, match="cannot be reached"):
-        run()
+        if stage is heal:
+            heal.one(heal.ResumeOptions(container), "web", migration.lxcpath)
+        else:
+            stage.run(options)
     assert migration.state is State.OFFERED

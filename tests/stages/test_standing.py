@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import subprocess
@@ -28,6 +27,8 @@ from migrator.transfer.rpc import Connection
 from stages import create_dump, finish
 from stages.steps import ask_source, drive, offer
 from stages.steps.dump import Dump
+from stages.steps.options import MoveOptions, MoveRequest, NamedContainer, StandstillOptions
+from stages.steps.reconnect import Link
 from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
 from tests.stages.test_remains import Monitorless, cgroup, frozen, init  # noqa: F401 -- fixtures
 
@@ -98,13 +99,13 @@ def handed_over(journal: Journal, folder: Path, pid: int, *, fence: bool = True,
     return migration
 
 
-def args(**fields: object) -> argparse.Namespace:
-    return argparse.Namespace(dry_run=False, ignore=[], max_downtime=120.0, **fields)
+REQUEST = MoveRequest(NamedContainer("web"), "root@hostb")
 
 
-def offers_again(migration: Migration, there: There, **fields: object) -> None:
-    create_dump.carry_out(args(**fields), migration, lxc.Container(migration.name, migration.lxcpath),
-                          cast("Connection", there))
+def offers_again(migration: Migration, there: There, *, one_shot: bool = False) -> None:
+    link = Link(REQUEST.connect, REQUEST.destination, 0.0) if one_shot else None
+    create_dump.carry_out(REQUEST, StandstillOptions(), migration, lxc.Container(migration.name, migration.lxcpath),
+                          cast("Connection", there), link=link)
 
 
 @pytest.mark.parametrize("memory", [True, False])
@@ -158,7 +159,7 @@ def test_nor_is_it_let_run_there_by_the_driver(journal: Journal, cgroup: Path, i
     migration = handed_over(journal, cgroup, init.pid, boot=OTHER_BOOT)
     migration.move(Event.TAKEN)
     known.pid = init.pid
-    driver = drive.Drive(args(reconnect=0.0, timeout=15.0), journal, lxc.Container("web", migration.lxcpath), migration)
+    driver = drive.Drive("migrate", REQUEST, MoveOptions(), journal, lxc.Container("web", migration.lxcpath), migration)
     there = There(State.OWNED)
     with pytest.raises(OutOfOrder):
         driver._restore(cast("Connection", there))
@@ -286,7 +287,7 @@ def test_no_end_is_recorded_where_a_second_one_runs(
     known.pid = init.pid
     there = There(State.RESTORED)
     with pytest.raises(OutOfOrder, match="started it here too") as raised:
-        finish.carry_out(args(), migration, cast("Connection", there))
+        finish.carry_out(migration, cast("Connection", there))
     assert there.asked == ["state", "running"] and migration.state is state
     assert raised.value.hint == f"Next: lxc-stop -P {migration.lxcpath} -n web -- and then: migrator finish web"
     hook = (config(migration).parent / container_config.FENCE_HOOK).read_text()
@@ -310,11 +311,11 @@ def test_what_somebody_has_thawed_is_not_ended(journal: Journal, cgroup: Path, i
     monkeypatch.setattr(bases, "prune", lambda _: None)
     there = There(State.RESTORED)
     if not thawed:
-        finish.carry_out(args(), migration, cast("Connection", there))
+        finish.carry_out(migration, cast("Connection", there))
         assert ended == ["web"]
         return
     with pytest.raises(OutOfOrder, match="somebody has thawed it here") as raised:
-        finish.carry_out(args(), migration, cast("Connection", there))
+        finish.carry_out(migration, cast("Connection", there))
     assert ended == [] and migration.state is State.DUMPED
     end = f"lxc-stop -P {migration.lxcpath} -n web" if lxc_knows == "it" else f"kill -9 {init.pid}"
     assert raised.value.hint == f"Next: {end} -- and then: migrator finish web"

@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -24,12 +24,14 @@ from migrator.record.journal import Migration
 from migrator.record.states import Event, State
 from stages import finish, restore_dump
 from stages.steps import abandon, arguments, ask_source, force, heal, left_running, renamed, settling, stopped_here
+from stages.steps.ask_source import Asking
+from stages.steps.options import NamedContainer
 from tests import btrfs_roots
 from tests.stages.test_second_start import PIDS, SLEEP, START, lives
 from tests.stages.test_settling import ID, acts, restoring
 
 __all__ = ["acts", "restoring"]
-ARGS = argparse.Namespace(max_downtime=None, source=None)
+ASKING = Asking()
 RESUME = "migrator resume web"
 LOST = ConnectionLost(destination="hosta", reason="cut")
 
@@ -63,16 +65,14 @@ def the_source(patch: pytest.MonkeyPatch, says: State | ConnectionLost | None) -
     patch.setattr(ask_source, "ask", ask)
 
 
-def typed(migration: Migration, patch: pytest.MonkeyPatch, **given: object) -> str:
+def typed(migration: Migration, patch: pytest.MonkeyPatch, **given: Any) -> str:
     """restore-dump."""
     patch.setattr(arguments, "require_root", lambda _: None)
-    patch.setattr(arguments, "container_of", lambda _: ("web", migration.lxcpath))
     patch.setattr(restore_dump, "Journal", lambda _: contextlib.nullcontext(migration.journal))
     patch.setattr(restore_dump, "locked", lambda *_, **__: contextlib.nullcontext())
     patch.setattr(restore_dump, "arrived", lambda *_: migration)
-    args = argparse.Namespace(**{"max_downtime": 60.0, "force": None, "dry_run": False, "machine_is_off": False,
-                                 **given})
-    return restore_dump.run(args).text
+    container = NamedContainer("web", str(migration.lxcpath))
+    return restore_dump.run(restore_dump.RestoreDumpOptions(container, **given)).text
 
 
 def test_status_has_the_source_asked_first(here: Migration) -> None:
@@ -86,7 +86,7 @@ def test_resume_says_nothing_of_a_start_before_it_has_answered(here: Migration, 
     """And what to do where it is lost for good."""
     the_source(monkeypatch, says)
     with pytest.raises(SourceNeeded) as error:
-        heal._on_destination(ARGS, here)
+        heal._on_destination(ASKING, here)
     assert "lxc-start" not in f"{error.value} {error.value.hint}"
     assert "migrator restore-dump web --force" in error.value.hint
     assert here.state is State.RESTORED
@@ -95,7 +95,7 @@ def test_resume_says_nothing_of_a_start_before_it_has_answered(here: Migration, 
 @pytest.mark.parametrize("says", [State.OFFERED, State.DUMPED, State.FINISHING])
 def test_a_source_that_waits_goes_on(here: Migration, monkeypatch: pytest.MonkeyPatch, says: State) -> None:
     the_source(monkeypatch, says)
-    done = heal._on_destination(ARGS, here)
+    done = heal._on_destination(ASKING, here)
     assert done.text == "web has run here, and is stopped now." and not heal._is_all(here, at_boot=True)
 
 
@@ -116,7 +116,7 @@ def test_its_start_is_advised_once_the_source_has_finished(here: Migration, monk
         return Result(done.data, f"{done.text} hosta has done what was left.")
 
     monkeypatch.setattr(ask_source, "act", act)
-    text = heal.one(ARGS, "web", here.lxcpath).text
+    text = heal.one(heal.ResumeOptions(NamedContainer("web")), "web", here.lxcpath).text
     assert ("Start it with: lxc-start" in text) is (finished and state == "STOPPED")
 
 
@@ -125,7 +125,7 @@ def test_what_runs_is_not_in_need_of_its_source(here: Migration, monkeypatch: py
     lxc_says(monkeypatch, state)
     the_source(monkeypatch, LOST)
     with pytest.raises(SourceNeeded) if state == "STOPPED" else contextlib.nullcontext():
-        heal._on_destination(ARGS, here)
+        heal._on_destination(ASKING, here)
 
 
 def test_what_lxc_does_not_know_cannot_be_started(here: Migration, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,7 +195,7 @@ def test_one_that_has_ended_is_let_alone(here: Migration, monkeypatch: pytest.Mo
     the_source(monkeypatch, LOST)
     here.move(Event.FINISHED)
     assert not stopped_here.is_stopped(here) and not after_crash.note(here)
-    assert "has ended" in heal._on_destination(ARGS, here).text
+    assert "has ended" in heal._on_destination(ASKING, here).text
 
 
 # --- what runs beside it --------------------------------------------------------------------------------------
@@ -242,9 +242,9 @@ def test_nothing_beside_it_makes_it_run(here: Migration, acts: list[str], beside
     note = after_crash.note(here)
     assert RESUME in note and "live on" not in note
     the_source(monkeypatch, LOST)
-    monkeypatch.setattr(ask_source, "_asked", lambda *_, **__: ask_source.ask(ARGS, here))
+    monkeypatch.setattr(ask_source, "_asked", lambda *_, **__: ask_source.ask(ASKING, here))
     with pytest.raises(SourceNeeded):
-        heal._on_destination(ARGS, here)
+        heal._on_destination(ASKING, here)
     monkeypatch.setattr(force, "is_silence", lambda _: True)
     assert "runs here" in typed(here, monkeypatch, force=ID) and acts == ["started", "unfenced"]
 
@@ -256,11 +256,11 @@ def test_it_is_fenced_whatever_runs_beside_it(here: Migration, beside: str, monk
     if beside == BESIDE[0]:
         for _ in range(2):
             with pytest.raises(TwoCopies) as error:
-                heal._on_destination(ARGS, here)
+                heal._on_destination(ASKING, here)
             assert "type there: kill -9 4711, once you have seen" in error.value.hint and RESUME in error.value.hint
             assert here.state is State.RESTORED and fence(here) == ID
         monkeypatch.setattr(renamed, "living", lambda *_: [])
-    heal._on_destination(ARGS, here)
+    heal._on_destination(ASKING, here)
     assert str(here.state) == "finished" and here.detail["given_way"] and fence(here) == ID
 
 
@@ -276,7 +276,7 @@ def test_a_start_that_lxc_has_lost_still_runs(here: Migration, monkeypatch: pyte
     with looked_into(monkeypatch, *START, *SLEEP) as pid:
         assert settling.is_at_work(here) and not stopped_here.is_stopped(here)
         with pytest.raises(TwoCopies) as error:
-            heal._on_destination(ARGS, here)
+            heal._on_destination(ASKING, here)
         assert f"kill -9 {pid}" in error.value.hint and fence(here) == ID and here.state is State.RESTORED
 
 
@@ -293,7 +293,7 @@ def test_what_the_source_has_finished_ends_here_too(here: Migration, monkeypatch
     monkeypatch.setattr(ask_source, "_run_on_source", lambda *_: pytest.fail("it is told to go on"))
     monkeypatch.setattr(origins, "rootfs_uuid", lambda _: "")
     monkeypatch.setattr(finish, "drop_way_back", lambda _: None)
-    text = heal.one(ARGS, "web", here.lxcpath).text
+    text = heal.one(heal.ResumeOptions(NamedContainer("web")), "web", here.lxcpath).text
     again = here.journal.by_id(here.id, here.role)
     assert again and again.state is State.FINISHED and not again.detail.get("given_way")
     assert ("Start it with: lxc-start" in text) is (state == "STOPPED")

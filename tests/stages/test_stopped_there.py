@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import math
 import shutil
@@ -28,6 +27,8 @@ from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, State
 from stages import finish, restore_dump, rollback
 from stages.steps import abandon, arguments, ask_source, drive, force, heal, restore_over, settling
+from stages.steps.ask_source import Asking
+from stages.steps.options import NamedContainer
 from tests.stages.test_settling import ID, acts, mark, restoring
 
 __all__ = ["acts", "restoring"]
@@ -61,7 +62,7 @@ REQUESTS: dict[str, Callable[[Migration], object]] = {
     "running": lambda of: finish.running(asked(of), {"id": ID}),
     "rollback": lambda of: abandon.abandon(asked(of), {"id": ID}),
     "rollback there": abandon.give_up_here,
-    "resume there": lambda of: heal._on_destination(argparse.Namespace(max_downtime=None), of),
+    "resume there": lambda of: heal._on_destination(Asking(), of),
 }
 
 
@@ -94,24 +95,23 @@ def test_who_chooses_its_disk(restoring: Migration, acts: list[str], monkeypatch
     left(restoring)
     given: list[object] = []
 
-    def leave_for(_args: object, of: Migration, limit: float, *, by_hand: bool = False) -> float:
+    def leave_for(_: object, of: Migration, limit: float, *, by_hand: bool = False) -> float:
         given.append((of, by_hand))
         return 0.0 if taken_back else boot_clock.now() + limit
 
     monkeypatch.setattr(ask_source, "leave_for", leave_for)
     monkeypatch.setattr(arguments, "require_root", lambda _: None)
-    monkeypatch.setattr(arguments, "container_of", lambda _: ("web", restoring.lxcpath))
     monkeypatch.setattr(restore_dump, "DEFAULT_PATH", restoring.journal_path)
     monkeypatch.setattr(restore_dump, "Journal", lambda _: contextlib.nullcontext(restoring.journal))
     monkeypatch.setattr(restore_dump, "locked", lambda *_, **__: contextlib.nullcontext())
     monkeypatch.setattr(restore_dump, "arrived", lambda *_: restoring)
-    args = argparse.Namespace(max_downtime=60.0, force=None, dry_run=False)
+    options = restore_dump.RestoreDumpOptions(NamedContainer("web", str(restoring.lxcpath)))
     if taken_back:
         with pytest.raises(OutOfOrder, match="runs on hosta again") as error:
-            restore_dump.run(args)
+            restore_dump.run(options)
         assert "migrator resume web" in error.value.hint
     else:
-        assert "runs here" in restore_dump.run(args).text
+        assert "runs here" in restore_dump.run(options).text
     assert acts == (["ended"] if taken_back else ["ended", "started", "unfenced"])
     assert given == [(restoring, False)]
 

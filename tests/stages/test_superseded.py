@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -18,6 +18,7 @@ from migrator.record import lxc_disk
 from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event, Role, State
 from stages.steps import ask_source, heal, settling
+from stages.steps.ask_source import Asking
 from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
 
 LOST = ConnectionLost(destination="hosta", reason="cut")
@@ -37,7 +38,7 @@ def here(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> Migration:
     for module, name, said in ((settling, "has_left", False), (settling, "stands_stopped", False),
                                (settling, "is_gone", False), (lxc_disk, "is_removed", False)):
         monkeypatch.setattr(module, name, lambda *_, said=said: said)
-    monkeypatch.setattr(lxc, "Container", lambda *_: argparse.Namespace(state="RUNNING"))
+    monkeypatch.setattr(lxc, "Container", lambda *_: SimpleNamespace(state="RUNNING"))
     return migration
 
 
@@ -63,9 +64,9 @@ def test_the_sources_word_counts_for_more(here: Migration, monkeypatch: pytest.M
 
     monkeypatch.setattr(ask_source, "_asked", asked)
     if runs_on:
-        assert heal._complete_restored(argparse.Namespace(max_downtime=None), here) is None
+        assert heal._complete_restored(Asking(), here) is None
     else:
         with pytest.raises(TwoCopies):
-            heal._complete_restored(argparse.Namespace(max_downtime=None), here)
+            heal._complete_restored(Asking(), here)
     fence = container_config.fence_of((folder(here) / "config").read_text())
     assert fence == ("" if runs_on else here.id) and here.state is State.RESTORED

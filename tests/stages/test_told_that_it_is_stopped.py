@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -17,6 +16,7 @@ from migrator.record.states import Event, State
 from migrator.transfer.rpc import Connection
 from stages import finish
 from stages.steps import drive, settling
+from stages.steps.options import MoveOptions, MoveRequest, NamedContainer
 from tests.stages.test_heal import journal, offered
 from tests.stages.test_settling import ID, acts, restoring
 from tests.stages.test_stopped_here import here, lxc_says
@@ -80,13 +80,12 @@ def test_the_source_passes_it_on(journal: Journal, monkeypatch: pytest.MonkeyPat
     there = cast("Connection", SimpleNamespace(
         peer_host="hostb", call=lambda *_, **__: {"state": State.RESTORED, "ticket": ""},
         call_within=lambda _, op, **__: answer if op == "finish" else {"state": State.RESTORED, "ticket": ""}))
-    args = argparse.Namespace(command=stage, dry_run=False, force=None, undefine_source=False, reconnect=0.0,
-                              timeout=15.0)
     if stage == "finish":
-        done = finish.carry_out(args, migration, there)
+        done = finish.carry_out(migration, there)
     else:
         container: Any = SimpleNamespace(config_file=migration.lxcpath / "config")
-        driver = drive.Drive(args, journal, container, migration)
+        request = MoveRequest(NamedContainer("web"), "root@hostb")
+        driver = drive.Drive(stage, request, MoveOptions(), journal, container, migration)
         driver._finish(there)
         done = driver._result()
     assert str(migration.state) == "finished" and done.text.startswith("web has moved to hostb")

@@ -6,7 +6,6 @@ The destination's, on a host that the container has been on before: an earlier s
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from migrator.host import lxc
 from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event, Role, State
 from stages import import_data, prepare_data
+from stages.steps.options import MoveRequest, NamedContainer
 
 CAME = (Event.RECEIVED, Event.IMPORT, Event.IMPORTED, Event.RECEIVE_DUMP, Event.DUMP_RECEIVED, Event.OWN, Event.RESTORE,
         Event.RESTORED, Event.FINISHED)
@@ -94,5 +94,6 @@ def test_what_stands_still_is_not_to_be_thawed_for_another_round(
     monkeypatch.setattr(lxc.Container, "state", "FROZEN")
     monkeypatch.setattr("os.geteuid", lambda: 0)
     with pytest.raises(OutOfOrder, match="is past it") as error:
-        prepare_data.run(argparse.Namespace(name="web", lxcpath=str(stayed.lxcpath), destination="root@hostb"))
+        request = MoveRequest(NamedContainer("web", str(stayed.lxcpath)), "root@hostb")
+        prepare_data.run(prepare_data.PrepareDataOptions(request))
     assert error.value.hint == f"Next: {next_}"

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -57,7 +56,7 @@ def went(host: Host, monkeypatch: pytest.MonkeyPatch) -> Migration:
 
 def undefine(migration: Migration) -> list[str]:
     made = drive.Drive.__new__(drive.Drive)
-    made.args, made.journal, made.migration = argparse.Namespace(), migration.journal, migration
+    made.journal, made.migration = migration.journal, migration
     made.container = cast("lxc.Container", SimpleNamespace(name=migration.name, lxcpath=migration.lxcpath))
     return [str(Path(path).relative_to(migration.lxcpath)) for path in made._undefine()]
 

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
-import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +18,7 @@ from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event, Role
 from stages import wait
 from stages.steps import arguments
+from stages.steps.options import NamedContainer
 
 CLOCKS = [0.0, 1e9, 1e12]  # what the time of day may be when it is waited: before, or long after, what is recorded
 
@@ -29,7 +28,7 @@ def journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Journal
     path = tmp_path / "journal.db"
     monkeypatch.setattr(wait, "DEFAULT_PATH", path)
     monkeypatch.setattr(arguments, "require_root", lambda _: None)
-    monkeypatch.setattr(arguments, "container_of", lambda _: ("web", tmp_path))
+    monkeypatch.setattr("migrator.host.lxc.default_lxcpath", lambda: tmp_path)
     with Journal(path) as opened:
         yield opened
 
@@ -44,7 +43,7 @@ def rolled_back(journal: Journal, id_: str = "0badc0de") -> Migration:
 
 
 def waits() -> object:
-    return wait.run(argparse.Namespace(name="web", timeout=math.inf))
+    return wait.run(wait.WaitOptions(NamedContainer("web")))
 
 
 def at_work(monkeypatch: pytest.MonkeyPatch, *seen: Holder | None) -> list[Holder | None]:

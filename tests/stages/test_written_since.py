@@ -13,7 +13,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from migrator import cli
 from migrator.base import removal
 from migrator.copies import after_crash, origins
 from migrator.errors.data import SnapshotFailed
@@ -173,7 +172,7 @@ def test_what_a_dry_run_reads_of_it_is_no_write(journal: Journal, tmp_path: Path
         monkeypatch.setattr(module, what, how)
     if meanwhile == "the journal is full":
         monkeypatch.setattr(Migration, "note", full)
-    args = cli.parse(["cleanup", "web", "-P", str(tmp_path), "--dry-run"])
+    options = cleanup.CleanupOptions("web", str(tmp_path), dry_run=True)
     with contextlib.suppress(CommandFailed):
-        assert cleanup.run(args).data["sizes"] == {str(here.rootfs): 5}
+        assert cleanup.run(options).data["sizes"] == {str(here.rootfs): 5}
     assert origins.was_written_to(journal, here.container / "config", here.rootfs) is stays

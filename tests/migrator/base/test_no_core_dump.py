@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -50,11 +49,11 @@ def begin(*_: object, **__: object) -> Any:
     raise Begun
 
 
-@pytest.mark.parametrize(("run", "args"), [
-    (agent.run, argparse.Namespace()),
-    (resume.run, argparse.Namespace(all=True, at_boot=True, name=None, migration=None)),
+@pytest.mark.parametrize(("run", "options"), [
+    (agent.run, agent.AgentOptions()),
+    (resume.run, heal.ResumeOptions(at_boot=True)),
 ], ids=["agent", "resume"])  # fmt: skip
-def test_a_service_that_has_keys_begins_with_it(run: Callable[[argparse.Namespace], object], args: argparse.Namespace,
+def test_a_service_that_has_keys_begins_with_it(run: Callable[[Any], object], options: object,
                                                 monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[bool] = []
     monkeypatch.setattr(no_core_dump, "of_this", lambda: called.append(True))
@@ -62,5 +61,5 @@ def test_a_service_that_has_keys_begins_with_it(run: Callable[[argparse.Namespac
     monkeypatch.setattr("tunnel.identity.own_identity.Identity.load", begin)
     monkeypatch.setattr(heal, "every", begin)
     with pytest.raises(Begun):
-        run(args)
+        run(options)
     assert called

@@ -26,7 +26,7 @@ from migrator.host import lxc, network
 def fails(*_):
     raise OSError("nft has failed")
 
-def run(_):
+def run():
     network.bring_back_dad = network.plug = fails
     lxc.Container = fails
     lxc.thaw_cgroup = lambda _: Path(sys.argv[1]).write_text("thawed")

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import json
@@ -171,7 +170,7 @@ def test_an_error_of_whatever_kind(options: list[str], monkeypatch: pytest.Monke
     """The traceback that --debug shows has the same text in it."""
     monkeypatch.setattr(log, "as_json", False)
     for error in (raised(EVIL), ValueError(EVIL), CommandFailed(command="criu", outcome="failed", output=EVIL)):
-        def fail(_: argparse.Namespace, error: Exception = error) -> None:
+        def fail(_: object, error: Exception = error) -> None:
             raise error
 
         monkeypatch.setattr("stages.status.run", fail)

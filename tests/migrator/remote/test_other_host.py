@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +15,7 @@ from migrator.errors import Interrupted
 from migrator.errors.containers import OutOfOrder
 from migrator.record import container_lock
 from migrator.remote import other_host
+from migrator.remote.destination import ConnectOptions
 from tests.stages.test_given_back import handlers, press  # noqa: F401 -- a fixture
 from tunnel.tunnel_errors import LeftoversRemain
 
@@ -38,8 +38,8 @@ def ends(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], None]], Any]
     monkeypatch.setattr(other_host, "Connection", Greeted)
 
     def connected(end: Callable[[], None]) -> Any:
-        monkeypatch.setattr(other_host, "_stream", lambda _args, _target, stack, _limit: stack.callback(end))
-        return other_host.connected(argparse.Namespace(timeout=15), "root@hostb")
+        monkeypatch.setattr(other_host, "_stream", lambda _options, _target, stack, _limit: (stack.callback(end), None))
+        return other_host.connected(ConnectOptions(), "root@hostb")
 
     return connected
 

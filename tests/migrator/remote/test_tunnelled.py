@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import dataclasses
 import signal
@@ -155,4 +154,4 @@ def test_a_broken_tunnel_ends_the_stream_and_says_why() -> None:
 ])
 def test_the_protocol_is_more_patient_than_a_tunnel_that_heals(where: str, timeout: float, patience: float) -> None:
     assert tunnelled.PATIENCE > path_health.DEAD_AFTER + tunnels.HEAL_LIMIT + 5
-    assert other_host._patience(argparse.Namespace(timeout=timeout), destination.parse(where)) == patience
+    assert other_host._patience(destination.ConnectOptions(timeout=timeout), destination.parse(where)) == patience
