@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The man page, the shell completion and docs/errors.md, made from the parsers and the errors.
+"""The man pages, the shell completions and docs/errors.md, made from the parsers and the errors.
 
-    python3 -I -m migrator.manual [FOLDER]    man page and bash completion below FOLDER (default: /usr/local/share)
+    python3 -I -m migrator.manual [FOLDER]    man pages and completions below FOLDER (default: /usr/local/share)
     python3 -m migrator.manual --errors       docs/errors.md, to stdout
+
+argparse-manpage sets the options in roff, and shtab writes the completions: both come with `migrator[manual]`, and
+nothing else needs them.
 """
 
 from __future__ import annotations
@@ -22,16 +25,24 @@ from stages.steps import arguments
 from tunnel.tunnel_errors import TunnelError
 
 DEFAULT_FOLDER = Path("/usr/local/share")
-PAGE = Path("man/man1/migrator.1")
-COMPLETION = Path("bash-completion/completions/migrator")
+PAGES = Path("man/man1")
+COMPLETIONS = {
+    "bash": Path("bash-completion/completions/migrator"),
+    "zsh": Path("zsh/site-functions/_migrator"),
+    "fish": Path("fish/vendor_completions.d/migrator.fish"),
+}
 
 FILES = (
+    ("/etc/migrator/tunnel.conf", "which rendezvous this host uses"),
     ("/var/lib/migrator/journal.db", "the journal: what this host knows of each migration (SQLite)"),
     ("/var/log/migrator/", "CRIU's logs of dumps and restores that failed"),
     ("/run/migrator/", "locks, and memory images while a migration is under way"),
     ("LXCPATH/.migrator/NAME/", "snapshots that the next move can start from"),
     ("LXCPATH/.migrator/NAME+/", "what has arrived and is not used yet"),
 )
+OVERVIEW = """\
+A move consists of stages. `migrator migrate` runs them all in one go; each is also a command of its own, to be run on
+the host it belongs to:"""
 EXAMPLE = """\
 on the source        migrator check web -d root@hostb
 on the source        migrator prepare-data web -d root@hostb
@@ -40,6 +51,12 @@ on the source        migrator create-dump web -d root@hostb
 on the destination   migrator restore-dump web
 on the source        migrator finish web
 """
+GIVEN_BACK = """\
+The disk travels by btrfs send and receive, the memory by CRIU: over SSH, or through a tunnel between two hosts behind
+NAT.
+
+Until `restore-dump` has succeeded, `migrator rollback` on the source gives the container back to it. At any time,
+`migrator status` tells where a migration stands, which host owns the container, and which command comes next."""
 
 
 # --- what there is --------------------------------------------------------------------------------------------
@@ -104,7 +121,7 @@ def errors_page() -> str:
     return "\n".join([*lines, ""])
 
 
-# --- the man page ---------------------------------------------------------------------------------------------
+# --- the man pages --------------------------------------------------------------------------------------------
 
 
 def roff(text: str) -> str:
@@ -117,79 +134,90 @@ def bold(text: str) -> str:
     return f"\\fB{roff(text)}\\fR"
 
 
-def italic(text: str) -> str:
-    return f"\\fI{roff(text)}\\fR"
+def page_of(command: str) -> str:
+    """What the page about a command is called: `migrator-peer-invite`."""
+    return "-".join(["migrator", *command.split()])
 
 
-def man_page() -> str:
-    """migrator(1) in roff (man(7))."""
-    parts: list[str] = [
-        f'.TH MIGRATOR 1 "" "migrator {__version__}" "User Commands"',
-        ".SH NAME", f"migrator \\- {roff(cli.DESCRIPTION.rstrip('.')[0].lower() + cli.DESCRIPTION.rstrip('.')[1:])}",
-        ".SH SYNOPSIS", f".B migrator\n{italic('COMMAND')} [{italic('OPTION')}]... [{italic('NAME')}]",
-        ".br", ".B migrator \\-\\-version",
-        ".SH DESCRIPTION",
-        "The disk travels by btrfs send and receive, the memory by CRIU, both over SSH. The move is made of stages,",
-        "each a command that is run on the host where it belongs:",
-        ".PP", ".nf", ".RS", roff(EXAMPLE.rstrip()), ".RE", ".fi",
-        ".PP", "Until the last stage the container can be given back to the source with "
-        f"{bold('migrator rollback')} there. At any time {bold('migrator status')} says where a migration stands, who",
-        "owns the container, and which command comes next.",
-        ".SH COMMANDS",
-    ]
-    everywhere = set.intersection(*({action.dest for action in options(parser)} for parser in commands().values()))
-    for name, parser in commands().items():
-        parts += [f'.SS "migrator {roff(name)}"', _usage(parser), ".PP",
-                  *_paragraphs(parser.description or "")]
+def man_pages() -> dict[str, str]:
+    """Each page in roff (man(7)), by its name: migrator(1), and one for each command."""
+    found = commands()
+    return {"migrator": overview(found)} | {page_of(name): command_page(name, found) for name in found}
+
+
+def overview(found: dict[str, argparse.ArgumentParser]) -> str:
+    """migrator(1)."""
+    top = [name for name in found if " " not in name]
+    return _page(
+        argparse.ArgumentParser("migrator", add_help=False), "migrator", cli.DESCRIPTION,
+        synopsis=".B migrator\n\\fICOMMAND\\fR [\\fIOPTION\\fR]... [\\fINAME\\fR]\n.br\n.B migrator \\-\\-version",
+        description=[*_paragraphs(GIVEN_BACK), ".PP", *_paragraphs(OVERVIEW), ".PP", ".nf", ".RS",
+                     roff(EXAMPLE.rstrip()), ".RE", ".fi"],
+        commands=_listed(top),
+        exit_status=[*_bands(), ".SS Causes", "Each error with its exit status, its code, and its cure.", *_causes()],
+        files=[line for path, text in FILES for line in (".TP", f"\\fI{roff(path)}\\fR", roff(text))],
+        environment=[".TP", bold("NO_COLOR"), "No colour, whatever the terminal can do."],
+        see_also=[_references([page_of(name) for name in top]) + ",",
+                  ".BR lxc (7),", ".BR lxc\\-checkpoint (1),", ".BR criu (8),", ".BR btrfs\\-send (8)"],
+    )
+
+
+def command_page(name: str, found: dict[str, argparse.ArgumentParser]) -> str:
+    """The page of one command. One that has actions lists them, and each has a page of its own."""
+    parser = found[name]
+    actions = [below for below in found if below.startswith(f"{name} ")]
+    usage = roff(" ".join(parser.format_usage().split()[1:]).removeprefix(f"{parser.prog} "))
+    text = [*_paragraphs(parser.description or "")]
+    parser.epilog = parser.description = None  # set in roff by us
+    parser._positionals.title = "ARGUMENTS"
+    for group in parser._action_groups:
+        group._group_actions = [one for one in group._group_actions if not isinstance(one, argparse._SubParsersAction)]
+    above = [page_of(name.rpartition(" ")[0])] if " " in name else []
+    return _page(
+        parser, page_of(name), _summaries()[name],
+        synopsis=f".nh\n.ad l\n.B {roff(f'migrator {name}')}\n{usage}", description=text,
+        commands=_listed(actions), exit_status=[*_bands(), ".PP", "The causes are listed in", ".BR migrator (1)."],
+        see_also=[_references(["migrator", *above, *(page_of(action) for action in actions)])],
+    )
+
+
+def _page(parser: argparse.ArgumentParser, page: str, summary: str, **sections: str | list[str]) -> str:
+    from argparse_manpage.manpage import Manpage
+
+    made = Manpage(parser)
+    made.prog, made.description = page, summary[0].lower() + summary[1:].rstrip(".")
+    made.date, made.source, made.manual = "", f"migrator {__version__}", "User Commands"
+    for heading, content in sections.items():
+        text = content if isinstance(content, str) else "\n".join(content)
+        if text:
+            made.add_section(heading.replace("_", " "), "=", text)
+    return str(made)
+
+
+def _summaries() -> dict[str, str]:
+    """Each command's line in the help text of what it belongs to."""
+    found: dict[str, str] = {}
+    for above, parser in {"": cli.make_parser(), **commands()}.items():
         for action in parser._actions:
-            if action.dest not in everywhere and not isinstance(action, argparse._SubParsersAction):
-                parts += _described(action)
-    parts += [".SH OPTIONS OF EVERY COMMAND"]
-    for action in options(parser):
-        if action.dest in everywhere:
-            parts += _described(action)
-    parts += [".SH EXIT STATUS", *_bands(), ".SS Causes", "Each error with its exit status, its code, and its cure."]
-    for cls in documented():
-        parts += [".TP", f"{bold(shown_status(cls))}  {cls.code()}", _field_text(cls.__doc__ or "")]
-        if cls.cure:
-            parts += [".br", _field_text(cls.cure)]
-    parts.append(".SH FILES")
-    for path, text in FILES:
-        parts += [".TP", italic(path), roff(text)]
-    parts += [
-        ".SH ENVIRONMENT", ".TP", bold("NO_COLOR"), "No colour, whatever the terminal can do.",
-        ".SH SEE ALSO", ".BR lxc (7),", ".BR lxc\\-checkpoint (1),", ".BR criu (8),", ".BR btrfs\\-send (8)",
-    ]
-    return "\n".join(parts) + "\n"
+            if isinstance(action, argparse._SubParsersAction):
+                found |= {f"{above} {choice.dest}".strip(): choice.help or "" for choice in action._choices_actions}
+    return found
 
 
-def _usage(parser: argparse.ArgumentParser) -> str:
-    words = [bold(parser.prog), f"[{italic('OPTION')}]..."]
-    words += [f"{bold(action.option_strings[0])} {italic(str(action.metavar))}" for action in options(parser)
-              if action.required]
-    for action in parser._actions:
-        if not action.option_strings:
-            word = italic(str(action.metavar))
-            words.append(word if parser.get_default("name_required") else f"[{word}]")
-    return " ".join(words)
+def _listed(names: list[str]) -> list[str]:
+    told = _summaries()
+    return [line for name in names for line in (".TP", f".BR {roff(page_of(name))} (1)", roff(told[name]))]
 
 
-def _described(action: argparse.Action) -> list[str]:
-    return [".TP", _flags(action), roff((action.help or "") % vars(action))]
-
-
-def _flags(action: argparse.Action) -> str:
-    value = "" if action.nargs == 0 else f" {italic(str(action.metavar or action.dest.upper()))}"
-    if not action.option_strings:
-        return value.strip()
-    return ", ".join(f"{bold(flag)}{value}" for flag in action.option_strings)
+def _references(pages: list[str]) -> str:
+    return ",\n".join(f".BR {roff(page)} (1)" for page in pages)
 
 
 def _paragraphs(text: str) -> Iterator[str]:
     for number, paragraph in enumerate(re.split(r"\n\s*\n", text.strip())):
         if number:
             yield ".PP"
-        yield re.sub(r"\\\(ga(.*?)\\\(ga", r"\\fB\1\\fR", roff(paragraph))
+        yield re.sub(r"\\\(ga(.*?)\\\(ga", r"\\fB\1\\fR", roff(paragraph), flags=re.DOTALL)
 
 
 def _bands() -> Iterator[str]:
@@ -198,69 +226,50 @@ def _bands() -> Iterator[str]:
         yield from (".TP", bold(number), roff(text))
 
 
+def _causes() -> Iterator[str]:
+    for cls in documented():
+        yield from (".TP", f"{bold(shown_status(cls))}  {cls.code()}", _field_text(cls.__doc__ or ""))
+        if cls.cure:
+            yield from (".br", _field_text(cls.cure))
+
+
 def _field_text(template: str) -> str:
     return re.sub(r"\x01(.*?)\x02", r"\\fI\1\\fR", roff(with_fields(template, "\x01", "\x02")))
 
 
-# --- the shell completion -------------------------------------------------------------------------------------
+# --- the shell completions ------------------------------------------------------------------------------------
 
-_COMPLETION = r"""# bash completion for migrator(1), made by migrator.manual
-
-_migrator() {
-    local current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD-1]}
-    local command="" path="" options="" containers="" word number
-    COMPREPLY=()
+CONTAINERS = {"bash": "_migrator_containers", "zsh": "($(lxc-ls -1 2>/dev/null))", "fish": "(lxc-ls -1 2>/dev/null)"}
+HOSTS = {"bash": "_migrator_hosts", "zsh": "_user_at_host", "fish": "(__fish_complete_user_at_hosts)"}
+FOR_BASH = """\
+_migrator_containers() {
+    local number path=""
     for ((number = 1; number < COMP_CWORD; number++)); do
-        word=${COMP_WORDS[number]}
-        case ${COMP_WORDS[number-1]} in -P | --lxcpath) path=$word ;; esac
-        case $command in
-        "") [[ $word == -* ]] || command=$word ;;
-        @GROUPS@) [[ $word == -* ]] || command+=" $word" ;;
-        esac
+        case ${COMP_WORDS[number - 1]} in -P | --lxcpath) path=${COMP_WORDS[number]} ;; esac
     done
-    case $command in
-    "") options="@TOP@" ;;
-@CASES@
-    esac
-    case $previous in
-    -P | --lxcpath | --destination-lxcpath)
-        mapfile -t COMPREPLY < <(compgen -d -- "$current")
-        return ;;
-    -d | --destination)
-        mapfile -t COMPREPLY < <(compgen -A hostname -- "${current#*@}")
-        [[ $current == *@* ]] && COMPREPLY=("${COMPREPLY[@]/#/${current%%@*}@}")
-        return ;;
-    @VALUES@)
-        return ;;
-    esac
-    if [[ -n $containers && ( $current != -* || $previous == -n || $previous == --name ) ]]; then
-        options=$(lxc-ls -1 ${path:+-P "$path"} 2>/dev/null)
-    fi
-    mapfile -t COMPREPLY < <(compgen -W "$options" -- "$current")
+    compgen -W "$(lxc-ls -1 ${path:+-P "$path"} 2>/dev/null)" -- "$1"
 }
-complete -F _migrator migrator
+_migrator_hosts() {
+    local user=""
+    case $1 in *@*) user=${1%%@*}@ ;; esac
+    compgen -P "$user" -A hostname -- "${1#*@}"
+}
 """
 
 
-def completion() -> str:
-    """A script for bash that completes commands, options, containers and hosts."""
-    known = {"-P", "--lxcpath", "--destination-lxcpath", "-d", "--destination", "-n", "--name"}
-    values: dict[str, None] = {}
-    cases, groups = [], ["-"]
-    for name, parser in commands().items():
-        flags = [flag for action in options(parser) for flag in action.option_strings]
-        actions = [below.removeprefix(f"{name} ") for below in commands() if below.startswith(f"{name} ")]
-        if actions:
-            groups.append(name)
-        takes = " containers=yes" if parser.get_default("name_required") is not None else ""
-        cases.append(f'    "{name}") options="{" ".join([*actions, *flags])}"{takes} ;;')
-        for action in options(parser):
-            if action.nargs != 0:
-                values |= dict.fromkeys(flag for flag in action.option_strings if flag not in known)
-    top = [name for name in commands() if " " not in name]
-    top += [flag for action in options(cli.make_parser()) for flag in action.option_strings]
-    text = _COMPLETION.replace("@TOP@", " ".join(top)).replace("@CASES@", "\n".join(cases))
-    return text.replace("@GROUPS@", " | ".join(groups)).replace("@VALUES@", " | ".join(values))
+def completion(shell: str) -> str:
+    """What makes a shell complete commands, options, containers, folders and hosts."""
+    import shtab
+
+    parser = cli.make_parser()
+    for action in [action for below in commands(parser).values() for action in below._actions]:
+        if action.dest == "name_word" or "-n" in action.option_strings:
+            vars(action)["complete"] = CONTAINERS
+        elif action.dest == "destination":
+            vars(action)["complete"] = HOSTS
+        elif action.metavar == "PATH":
+            vars(action)["complete"] = shtab.DIRECTORY
+    return shtab.complete(parser, shell, preamble=FOR_BASH if shell == "bash" else "")
 
 
 # --- as a program ---------------------------------------------------------------------------------------------
@@ -274,10 +283,12 @@ def main(argv: list[str]) -> int:
         print(__doc__, file=sys.stderr)
         return 2
     folder = Path(argv[0]) if argv else DEFAULT_FOLDER
-    for name, text in ((PAGE, man_page()), (COMPLETION, completion())):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text)
-        print(folder / name)
+    made = {PAGES / f"{name}.1": text for name, text in man_pages().items()}
+    made |= {path: completion(shell) for shell, path in COMPLETIONS.items()}
+    for path, text in made.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(text)
+    print(f"{len(made)} files in {folder}")
     return 0
 
 

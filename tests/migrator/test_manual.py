@@ -36,17 +36,42 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_man_page_is_good_roff(made: Path) -> None:
-    done = subprocess.run(["groff", "-man", "-ww", "-Tascii", made / manual.PAGE], capture_output=True, text=True,
-                          check=True, stdin=subprocess.DEVNULL)
+def shown(page: Path) -> str:
+    """A page as man(1) shows it, in one line; what groff complains of fails the test."""
+    done = subprocess.run(["groff", "-man", "-ww", "-Tascii", page], capture_output=True, text=True, check=True,
+                          stdin=subprocess.DEVNULL)
     assert done.stderr == ""
-    text = " ".join(re.sub(r"\x1b\[[0-9;]*m|.\x08", "", done.stdout).split())
-    for name, parser in manual.commands().items():
-        assert f"migrator {name}" in text
-        for action in manual.options(parser):
-            assert action.option_strings[-1] in text
+    return " ".join(re.sub(r"\x1b\[[0-9;]*m|.\x08", "", done.stdout).split())
+
+
+@pytest.mark.parametrize("name", manual.commands())
+def test_each_command_has_a_page(made: Path, name: str) -> None:
+    text = shown(made / manual.PAGES / f"{manual.page_of(name)}.1")
+    assert f"migrator {name}" in text
+    actions = [other for other in manual.commands() if other.startswith(f"{name} ")]
+    for action in manual.options(manual.commands()[name]):
+        assert action.dest == "help" or action.option_strings[-1] in text
+    for page in [f"migrator-{name}-{action.rpartition(' ')[2]}(1)" for action in actions]:
+        assert page in text
+
+
+def test_the_overview_has_every_command_and_every_error(made: Path) -> None:
+    text = shown(made / manual.PAGES / "migrator.1")
+    for name in manual.commands():
+        assert " " in name or f"migrator-{name}(1)" in text
     for cls in manual.documented():
         assert f"{manual.shown_status(cls)} {cls.code()}" in text
+
+
+@pytest.mark.parametrize("file", [*sorted((DOCS.parent / "systemd").iterdir()), DOCS.parent / "README.md",
+                                  *sorted(DOCS.glob("*.md"))], ids=lambda file: file.name)
+def test_pages_that_are_referred_to_exist(made: Path, file: Path) -> None:
+    """As `man migrator-peer`, `man:migrator-agent(1)` or `migrator-migrate(1)`."""
+    text = file.read_text()
+    for page in re.findall(r"\bman[ :](migrator[a-z-]*)|\b(migrator[a-z-]*)\(1\)", text):
+        assert (made / manual.PAGES / f"{''.join(page)}.1").exists(), page
+    if file.suffix == ".service":
+        assert re.search(r"^Documentation=man:migrator-", text, re.MULTILINE)
 
 
 def test_roff_takes_nothing_for_a_request() -> None:
@@ -67,11 +92,11 @@ def complete(made: Path, *words: str, containers: str = "") -> list[str]:
         lxc-ls() { echo "$@" >&2; printf '%s\\n' $CONTAINERS; }
         . "$1"; shift
         COMP_WORDS=(migrator "$@"); COMP_CWORD=$#
-        _migrator
+        _shtab_migrator
         printf '%s\\n' "${COMPREPLY[@]}"
     """
-    done = subprocess.run(["bash", "-euc", script, "bash", made / manual.COMPLETION, *words], capture_output=True,
-                          text=True, check=True, stdin=subprocess.DEVNULL,
+    done = subprocess.run(["bash", "-c", script, "bash", made / manual.COMPLETIONS["bash"], *words],
+                          capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL,
                           env={"PATH": "/usr/bin:/bin", "CONTAINERS": containers, "HOSTFILE": "/dev/null"})
     return done.stdout.split()
 
@@ -80,12 +105,14 @@ def complete(made: Path, *words: str, containers: str = "") -> list[str]:
     (["rest"], ["restore-dump"]),
     (["--v"], ["--version"]),
     (["create-dump", "--max"], ["--max-downtime"]),
-    (["--debug", "status", "--ev"], ["--events"]),
+    (["status", "--debug", "--ev"], ["--events"]),
+    (["status", "web", "--ev"], ["--events"]),
+    (["peer", "inv"], ["invite"]),
+    (["peer", "invite", "--off"], ["--offline"]),
     (["status", "w"], ["web", "web2"]),
     (["status", "-n", "d"], ["db"]),
     (["create-dump", "web", "--max-downtime", ""], []),
     (["check", "--ignore", "w"], []),
-    (["nonsense", "--"], []),
 ])
 def test_completion(made: Path, words: list[str], offered: list[str]) -> None:
     assert complete(made, *words, containers="web web2 db") == offered
@@ -113,7 +140,7 @@ def test_completion_keeps_the_user_of_a_destination(made: Path) -> None:
         assert name.startswith("root@")
 
 
-def test_the_completion_passes_shellcheck(made: Path) -> None:
-    done = subprocess.run(["shellcheck", "--shell=bash", made / manual.COMPLETION], capture_output=True, text=True,
-                          check=False, stdin=subprocess.DEVNULL)
+def test_our_part_of_the_completion_passes_shellcheck() -> None:
+    done = subprocess.run(["shellcheck", "--shell=bash", "-"], input=manual.FOR_BASH, capture_output=True,
+                          text=True, check=False)
     assert done.returncode == 0, done.stdout

@@ -37,6 +37,9 @@ DEBIAN_HAS = ("ifupdown", "systemd")
 """What is on every installed Debian but not in mmdebstrap's `minbase`, and is needed here. Nothing else is added to
 what README.md names, recommended packages neither: or the README would pass although something is missing in it."""
 
+MANUAL = "manual"
+"""The extra of setup.cfg that the page installs along."""
+
 WHEELS = "/opt/rig/wheels"
 """What pip finds on hosts by the README, which have no network: migrator's dependencies, and what it is built with."""
 
@@ -49,12 +52,15 @@ FOR_ALL_HOSTS = (
 )
 
 
-def requirements() -> list[str]:
-    """Return migrator's run-time dependencies, as setup.cfg lists them."""
+def requirements(*extras: str) -> list[str]:
+    """Return migrator's run-time dependencies, as setup.cfg lists them, and those of its extras that are named."""
     config = configparser.ConfigParser()
     config.read(Path(paths.TREE, "setup.cfg"), encoding="utf-8")
-    listed = config.get("options", "install_requires", fallback="")
-    return [line.strip() for line in listed.splitlines() if line.strip()] or list(REQUIREMENTS)
+    listed = config.get("options", "install_requires", fallback="").split("\n")
+    found = [line.strip() for line in listed if line.strip()] or list(REQUIREMENTS)
+    for extra in extras:
+        found += [line.strip() for line in config["options.extras_require"][extra].splitlines() if line.strip()]
+    return found
 
 
 def key(*parts: str) -> str:
@@ -76,7 +82,7 @@ def guest_root() -> Path:
 def readme_root() -> Path:
     """Return where the root file system of hosts by the README is, or is to be."""
     named = readme_packages()
-    parts = (SUITE, STABLE, *DEBIAN_HAS, *named, INITTAB.read_text(encoding="utf-8"), *LEFT_OUT, *requirements())
+    parts = (SUITE, STABLE, *DEBIAN_HAS, *named, INITTAB.read_text(encoding="utf-8"), *LEFT_OUT, *requirements(MANUAL))
     return CACHE / f"readme-{key(*parts)}"
 
 
@@ -157,7 +163,7 @@ def readme_hooks(host: Path) -> list[str]:
     Those are typed at each start: see by_readme.py. Its init is taken from the other hosts' root: busybox is a package
     that the README may have to name.
     """
-    download = f"/root/pip/bin/pip download -q -d {WHEELS} setuptools wheel {shlex.join(requirements())}"
+    download = f"/root/pip/bin/pip download -q -d {WHEELS} setuptools wheel {shlex.join(requirements(MANUAL))}"
     steps = [
         f'mkdir -p "$1/opt/rig" && cp {host}/bin/busybox "$1/opt/rig/"',
         pip_certificates(),
