@@ -135,5 +135,5 @@ def _ended(name: str, migration: Migration | None, before: Migration | None, sto
         raise AlreadyRuns(name=name, destination=next_commands.other_host(new.role, new.peer, new.detail),
                           next=next_commands.command("status", new))
     there = "" if new.detail.get("abandoned") else (
-        f" {new.peer} could not be told; clean up there with: {next_commands.typed('rollback@destination', new)}")
+        f" {new.peer} could not be told. {after_crash.tell_later(new)}")
     return Result(data, f"{stopped.command} was stopped, and has rolled back. {after_crash.where(new)}{there}")

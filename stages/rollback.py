@@ -190,8 +190,7 @@ def roll_back(migration: Migration, tell: Callable[[], str] | None) -> Result:
                 interrupted = error
             why = (f"keeps what has arrived, as something lives in it, which is not {name} itself:"
                    f" {error.fields.get('how')}" if lives_in_it else f"could not be told ({error})")
-            left_there = (f" {migration.peer} {printable.line(why)}; clean up there with:"
-                          f" {next_commands.typed(f'{NAME}@destination', migration)}")
+            left_there = f" {migration.peer} {printable.line(why)}. {after_crash.tell_later(migration)}"
             kept = bases.acknowledged(migration)
         else:
             kept = bases.named(migration, uuid)

@@ -191,12 +191,18 @@ def aside_note(migration: Migration) -> str:
     return " ".join(told)
 
 
+def tell_later(migration: Migration) -> str:
+    """On the source: what to do about a destination that could not be told of a rollback."""
+    there = next_commands.other_host(migration.role, migration.peer, migration.detail)
+    return (f"Once {there} can be reached again, have it remove what it has received:"
+            f" {next_commands.command('rollback', migration)}")
+
+
 def _on_source(migration: Migration) -> str:
     there = next_commands.other_host(migration.role, migration.peer, migration.detail)
     if migration.state is State.ROLLED_BACK and migration.owes:
         if not migration.detail.get("forced"):
-            return (f"{there} could not be told. To have it remove what had arrived:"
-                    f" {next_commands.command('resume', migration)}")
+            return f"{there} could not be told. {tell_later(migration)}"
         return (f"Rolled back by force: {there} has never said that it does not run it. Should that host come back,"
                 f" type there, before anything else: {next_commands.typed('resume@destination', migration)}")
     if migration.state is State.FINISHED:

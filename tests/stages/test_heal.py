@@ -150,7 +150,7 @@ def test_a_rollback_before_the_offer_is_told_late_too(journal: Journal) -> None:
     migration = dumping(journal)
     migration.move(Event.ROLL_BACK, forced=False, abandoned=False)
     migration.move(Event.ROLLED_BACK)
-    assert migration.owes and "migrator resume web" in after_crash.note(migration)
+    assert migration.owes and "migrator rollback web" in after_crash.note(migration)
     assert force.tell_late(migration, lambda: "")
     found = journal.by_id(migration.id, Role.SOURCE)
     assert found and not found.owes and after_crash.note(found) == ""

@@ -97,7 +97,7 @@ def test_before_the_offer_nobody_else_is_needed(journal: Journal, thaws: list[st
     told = rollback.roll_back(migration, refuses(CUT))
     assert thaws == ["dumping"] and told.data["destination_told"] is False and told.data["forced"] is False
     assert told.text.startswith("It runs on here. root@hostb could not be told (")
-    assert "clean up there with: migrator rollback web" in told.text
+    assert "have it remove what it has received: migrator rollback web" in told.text
     assert kept.is_dir() and not gone.exists()
     found = recorded(migration)
     assert found.state is State.ROLLED_BACK and found.owes and found.detail["kept"] == ["0badc0de.1"]

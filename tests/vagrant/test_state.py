@@ -59,7 +59,7 @@ def test_requirements_come_from_setup_cfg() -> None:
 def test_root_file_systems_are_named_after_what_they_are_made_from(monkeypatch: pytest.MonkeyPatch) -> None:
     before = rootfs.host_root(), rootfs.guest_root()
     assert before == (rootfs.host_root(), rootfs.guest_root())
-    monkeypatch.setattr(rootfs, "requirements", lambda: ["something-else"])
+    monkeypatch.setattr(rootfs, "requirements", lambda *extras: ["something-else"])
     assert rootfs.host_root() != before[0]
     assert rootfs.guest_root() == before[1]
 
