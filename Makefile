@@ -7,7 +7,7 @@
 # All do all of their set-up themselves, on a Debian machine (12 or newer), as root. They also work offline once that is done.
 #
 #   make test-mutants  is there a line that could be wrong and no test would notice? (an hour, or more)
-#   make lint     the linters alone          make docs     man page, shell completion, tables in docs/
+#   make lint     the linters alone          make docs     man pages, shell completions, tables in docs/
 #   make fast     tests without two hosts    make clean    remove what was made here and end the rigs
 #   make bench    how fast it is, as a table (bench/ has more); no test looks at a clock
 #
@@ -68,6 +68,7 @@ docs: .venv/ready
 	$(BIN)/python -m migrator.manual --errors >docs/errors.md
 	$(BIN)/python -m migrator.preflight.survey >docs/findings.md
 	$(BIN)/python -m tests.migrator.explorer >docs/model.md
+	$(BIN)/python docs/picture.py >docs/picture.svg
 
 rig-packages:
 	@.ci/packages $(RIG_PACKAGES)

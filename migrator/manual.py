@@ -166,6 +166,7 @@ def command_page(name: str, found: dict[str, argparse.ArgumentParser]) -> str:
     """The page of one command. One that has actions lists them, and each has a page of its own."""
     parser = found[name]
     actions = [below for below in found if below.startswith(f"{name} ")]
+    vars(parser)["color"] = False  # from Python 3.14 on argparse paints what goes to a terminal
     usage = roff(" ".join(parser.format_usage().split()[1:]).removeprefix(f"{parser.prog} "))
     text = [*_paragraphs(parser.description or "")]
     parser.epilog = parser.description = None  # set in roff by us

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import stages
+from docs import picture
 from migrator import cli, manual
 from migrator.record.states import TABLES, Event, Role, State, next_stage, owner
 from stages.steps import arguments
@@ -179,10 +180,38 @@ def test_containers_inherit_nothing_of_a_unit(unit: Path) -> None:
 # --- all of them ----------------------------------------------------------------------------------------------
 
 
+def anchors(page: Path) -> set[str]:
+    """What one can link to on a page: its headlines, as GitHub calls them."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    heads = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(TREE)))
 def test_links_lead_somewhere(page: Path) -> None:
-    for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
-        assert link.startswith("https://") or (page.parent / link).exists(), f"{page.name}: {link}"
+    for link, anchor in re.findall(r"\]\(([^)#]*)(?:#([^)]*))?\)", page.read_text()):
+        if not link.startswith("https://"):
+            there = page.parent / link if link else page
+            assert there.exists(), f"{page.name}: {link}"
+            assert not anchor or anchor in anchors(there), f"{page.name}: {link}#{anchor}"
+
+
+def test_the_picture_is_what_its_code_draws() -> None:
+    assert (DOCS / "picture.svg").read_text() == picture.picture(), "make docs"
+    assert "prefers-color-scheme: dark" in picture.STYLE
+    assert "docs/picture.svg" in (TREE / "README.md").read_text()
+
+
+def test_the_readme_is_short() -> None:
+    assert len((TREE / "README.md").read_text().splitlines()) < 200
+
+
+def test_what_takes_a_dry_run() -> None:
+    """README.md says that the stages, migrate, rollback and cleanup do, and which commands do not."""
+    takes = {name for name, parser in manual.commands().items()
+             if any("--dry-run" in action.option_strings for action in manual.options(parser))}
+    by_hand = {"prepare-data", "import-data", "create-dump", "restore-dump", "finish"}
+    assert takes == by_hand | {"migrate", "rollback", "cleanup"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(TREE)))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""README.md, typed: every command of it that stands in a code block, on hosts that were set up by its own lines alone.
+"""README.md and docs/guide.md, typed: every command in their indented blocks, on hosts set up by their own lines alone.
 
-The rig installs with the page's lines, on a Debian that has the page's packages (`vagrant/rig up --hosts readme`). What
-follows on the page is typed here, in its order and as it stands there, but for the SUBSTITUTES.
+The rig installs with the pages' lines, on a Debian that has the pages' packages (`vagrant/rig up --hosts readme`). What
+follows is typed here as it stands there, but for the SUBSTITUTES. Both are one page to `riglib.page`.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class Reader:
     def section(self, name: str) -> None:
         """Do all that a section says."""
         found = [block for block in PAGE if block.section == name]
-        assert found, f"README.md has no commands under '{name}'"
+        assert found, f"{' and '.join(page.FILES)} have no commands under '{name}'"
         for block in found:
             self.block(block)
 

@@ -29,6 +29,11 @@ Text, and `code`:
 
 More, `apt-get install four` where needed.
 
+```
+    apt-get install five     # only shown
+# no headline
+```
+
     # /etc/some/file
     # a comment
 

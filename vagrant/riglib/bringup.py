@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from riglib import by_readme, hosts, install, network, paths, rendezvous, rootfs, state
+from riglib import by_readme, hosts, install, network, page, paths, rendezvous, rootfs, state
 from riglib.errors import RigError
 from riglib.nat import Nat
 from riglib.run import say
@@ -80,7 +80,7 @@ def update(current: dict[str, Any]) -> None:
     if options.get("hosts") == README:
         lan = options["nat_a"] == options["nat_b"] == "none"
         steps.append(("booted", [], lambda: by_readme.boot(current["addresses"], lan=lan)))
-        files = [*by_readme.package_files(), "README.md"]
+        files = [*by_readme.package_files(), *page.FILES]
         steps.append(("migrator", files, lambda: by_readme.install_migrator(lan=lan)))
     else:
         steps.append(("migrator", install.package_files(), install.install_migrator))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Hosts by the README: Debian as it comes, then what README.md has its reader type to install migrator, and no more.
+"""Hosts by the README: Debian as it comes, then what README.md has one type to install migrator, and no more.
 
 `rig up --hosts readme` leaves hosta, hostb and rendezvous as a reader has them after those lines; they also answer to
-the names that the page calls them. What comes after the installation, tests/rig/test_readme.py types.
+the names that the page calls them. What comes after that, there and in docs/guide.md, tests/rig/test_readme.py types.
 """
 
 import concurrent.futures

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What README.md tells its reader to type, taken from the page: its code blocks, with the host that each line is for.
+"""What README.md and docs/guide.md tell their reader to type: their code blocks, with the host that each line is for.
 
-A code block is indented by four spaces. In it
+A code block is indented by four spaces (what stands between ``` is only shown). In it
 
     alpha# migrator status              is typed on the host of that name; what has no prompt below it is output;
     apt-get install lxc                 in a block without any prompt: on every host that the text before it names;
@@ -14,10 +14,13 @@ from pathlib import Path
 
 from riglib import paths
 
-README = Path(paths.TREE, "README.md")
+FILES = ("README.md", "docs/guide.md")
+"""Both are one page to whoever reads them here: a headline stands in one of them alone."""
+
 INDENT = "    "
 PROMPT = re.compile(r"([a-z]+)#\s+(\S.*)")
 FILE = re.compile(r"# (/\S+)")
+FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 APT = "apt-get install "
 
 
@@ -55,7 +58,7 @@ def blocks(text: str) -> list[Block]:
     """Return all code blocks of a page, in its order."""
     found: list[Block] = []
     section, block = "", list[str]()
-    for line in [*text.splitlines(), "end"]:
+    for line in [*FENCED.sub("", text).splitlines(), "end"]:
         if line.startswith(INDENT):
             block.append(line.removeprefix(INDENT))
             continue
@@ -84,5 +87,5 @@ def packages(text: str) -> list[str]:
 
 
 def read() -> str:
-    """Return the page."""
-    return README.read_text(encoding="utf-8")
+    """Return the page, the README first."""
+    return "\n".join(Path(paths.TREE, name).read_text(encoding="utf-8") for name in FILES)

@@ -23,7 +23,7 @@ SUITE = "forky"
 """Debian testing: kernels from 6.16 need CRIU 4.2 as soon as a task holds an INET socket."""
 
 STABLE = "trixie"
-"""Debian 13, which README.md speaks of: it has to have every package that is named there."""
+"""Debian 13, which the page speaks of: it has to have every package that is named there."""
 
 REQUIREMENTS = ("paramiko", "cryptography", "pyroute2", "blake3", "zstandard", "pybtrfs")
 """Taken only where setup.cfg does not (yet) list the run-time dependencies."""
@@ -35,7 +35,7 @@ GUEST_PACKAGES = ("redis-server", "python3")
 
 DEBIAN_HAS = ("ifupdown", "systemd")
 """What is on every installed Debian but not in mmdebstrap's `minbase`, and is needed here. Nothing else is added to
-what README.md names, recommended packages neither: or the README would pass although something is missing in it."""
+what the page names, recommended packages neither: or it would pass although something is missing in it."""
 
 MANUAL = "manual"
 """The extra of setup.cfg that the page installs along."""
@@ -87,7 +87,7 @@ def readme_root() -> Path:
 
 
 def readme_packages() -> list[str]:
-    """Return the Debian packages that README.md has its reader install."""
+    """Return the Debian packages that the page has its reader install."""
     lines = page.packages(page.read())
     return sorted({word for line in lines for word in line.split()[2:] if not word.startswith("-")})
 
@@ -177,7 +177,7 @@ def readme_hooks(host: Path) -> list[str]:
 
 
 def check_stable(locks: tuple[int, int]) -> None:
-    """Raise CommandFailed if Debian 13 lacks a package that README.md names."""
+    """Raise CommandFailed if Debian 13 lacks a package that the page names."""
     with tempfile.TemporaryDirectory(dir=CACHE, prefix=".building-") as folder:
         mmdebstrap("--simulate", f"--include={','.join(readme_packages())}", STABLE, folder, locks=locks)
 

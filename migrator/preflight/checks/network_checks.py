@@ -19,7 +19,7 @@ from migrator.preflight.findings import Finding, Severity, define
 
 ERROR, WARNING, INFO = Severity.ERROR, Severity.WARNING, Severity.INFO
 BRIDGES = ("bridge",)  # what LXC and CRIU put a restored veth on; neither knows Open vSwitch then
-SHARED = "A bridge that both hosts share"  # a headline of README.md
+SHARED = "A bridge that both hosts share"  # a headline of docs/guide.md
 # What lxc-net gives every lxcbr0 on every host (LXC_BRIDGE_MAC in its script): LXC 6.0.4 and 7.0, and older ones.
 LXC_NET_MACS = ("10:66:6a:00:00:00", "00:16:3e:00:00:00")
 # What liblxc restores (criu_ok in src/lxc/criu.c).
@@ -209,7 +209,7 @@ def segments(case: Case) -> Iterator[Finding]:
     for here, there in _bridges(case) if destination else ():
         if destination is None:
             return
-        cure = f'Connect {source.name} and {destination.name} by one bridge: see "{SHARED}" in README.md.'
+        cure = f'Connect {source.name} and {destination.name} by one bridge: see "{SHARED}" in docs/guide.md.'
         if same := _same(here, there):
             yield NOT_SHARED.found(
                 f"{here.name} on {source.name} and {there.name} on {destination.name} both have the address "
